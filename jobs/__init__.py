@@ -1,0 +1,1 @@
+"""Cluster job system: stages, runs, arrays, failures, statistics. Knows nothing of audio."""

@@ -1,0 +1,223 @@
+"""Typed experiment configuration: schema, files in `configs/`, dot-list overrides; unknown keys name the nearest known one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.errors import UsageError
+from jobs.layout import valid_experiment_name
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+class Cluster(Enum):
+    """Where stages are executed."""
+
+    local = "local"
+    slurm = "slurm"
+
+
+class OutlierRule(Enum):
+    """Which runs are dropped and rerun."""
+
+    pooled = "pooled"
+    cell = "cell"
+    none = "none"
+
+
+@dataclass
+class Resources:
+    """What one attempt of a stage is given."""
+
+    cpus: int = 4
+    gpus: int = 1  # per node
+    nodes: int = 1
+    memory_gb: float = 16.0
+    minutes: int = 60
+    runs_per_task: int = 1  # stages computed one after another in one array task
+    throttle: int = 0  # array tasks running at once; 0: no limit of ours
+
+
+@dataclass
+class SlurmSite:
+    """A site profile: how jobs are asked for on one cluster."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    gpu_type: str | None = None  # `--gpus-per-node=TYPE:N`
+    exclude: str | None = None
+    template: str = "stage.sh.j2"  # in slurm_templates/
+    modules: list[str] = field(default_factory=list)
+    container: str | None = None  # image for `apptainer exec --nv`
+    container_arguments: list[str] = field(default_factory=list)
+    python: str | None = None  # interpreter on the compute nodes; default: the one that launches
+    environment: dict[str, str] = field(default_factory=dict)
+    prologue: list[str] = field(default_factory=list)  # shell lines of the site's administrator, run before the worker
+    extra: dict[str, str] = field(default_factory=dict)  # further sbatch options, e.g. {"reservation": "speech"}
+    memory_requests: bool = True  # some sites refuse --mem
+    signal_seconds: int = 120  # warning before the time limit
+    max_submit: int = 0  # jobs we may have in the queue; 0: as the site says
+    max_array_size: int = 0  # 0: as the site says
+
+
+@dataclass
+class Policy:
+    """How failures and outliers are met."""
+
+    max_attempts: int = 3
+    outliers: OutlierRule = OutlierRule.none  # judged in rounds; see jobs.statistics
+    poll_seconds: float = 20.0  # between passes of `grid --wait`
+
+
+@dataclass
+class Experiment:
+    """One experiment: a corpus, its folds, a few methods, N seeds."""
+
+    name: str = "???"
+    corpus: str = "???"  # folder below `data_root`
+    data_root: str = "data"
+    methods: list[str] = field(default_factory=lambda: ["vft", "tapt", "ptapt"])
+    folds: list[str] = field(default_factory=list)  # empty: all of the corpus
+    seeds: int = 5  # slots per cell
+    first_seed: int = 0
+    table: str | None = None  # key of configs/published.yaml printed beside
+    cluster: Cluster = Cluster.local
+    site: str = "default"  # configs/site/NAME.yaml
+    resources: dict[str, Resources] = field(default_factory=dict)  # stage -> what it gets; `default` for the rest
+    policy: Policy = field(default_factory=Policy)
+    slurm: SlurmSite = field(default_factory=SlurmSite)
+    recipe: Any = None  # schema of the package that owns the stages
+
+
+def resources_of(experiment: Experiment, stage: str) -> Resources:
+    """What a stage is given: its own entry, else `default`, else the schema's defaults."""
+    return experiment.resources.get(stage) or experiment.resources.get("default") or Resources()
+
+
+def load_experiment(name: str, overrides: Sequence[str], *, configs: Path, recipe_schema: type[Any]) -> Experiment:
+    """Schema, then the site profile, then `configs/experiment/NAME.yaml`, then `KEY=VALUE` overrides.
+
+    Raises UsageError in one line for an unknown experiment, site or key, and for a value of the wrong type.
+    """
+    from omegaconf import OmegaConf
+
+    file = configs / "experiment" / f"{name}.yaml"
+    if not file.is_file():
+        raise UsageError(
+            f"no experiment {name!r}: known are {_names(configs / 'experiment')}{_nearest(name, _stems(configs / 'experiment'))}"
+        )
+    schema = OmegaConf.structured(Experiment(recipe=None))
+    schema.recipe = OmegaConf.structured(recipe_schema)
+    layers = [_read_yaml(file), _read_overrides(overrides)]
+    site = next((str(layer["site"]) for layer in reversed(layers) if "site" in layer), schema.site)
+    site_file = configs / "site" / f"{site}.yaml"
+    if not site_file.is_file():
+        raise UsageError(
+            f"no site profile {site!r}: known are {', '.join(_stems(configs / 'site')) or 'none'} (configs/site/NAME.yaml, key `site`)"
+        )
+    merged = schema
+    sources = [(str(site_file), OmegaConf.create({"slurm": _read_yaml(site_file)})), (str(file), layers[0]), ("KEY=VALUE", layers[1])]
+    for source, layer in sources:
+        merged = _merge(merged, layer, source)
+    if OmegaConf.is_missing(merged, "name"):
+        merged.name = name
+    return _checked(merged, file)
+
+
+def _merge(base: DictConfig, layer: Any, source: str) -> DictConfig:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+    try:
+        return OmegaConf.merge(base, layer)  # type: ignore[return-value]
+    except ConfigKeyError as error:
+        key = str(error.full_key or error.key)
+        known = _known_keys(base)
+        raise UsageError(f"unknown key {key!r} in {source}{_nearest(key, known)}") from error
+    except OmegaConfBaseException as error:
+        raise UsageError(f"{error.full_key or 'configuration'} in {source}: {str(error).splitlines()[0]}") from error
+
+
+def _checked(merged: DictConfig, file: Path) -> Experiment:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        experiment = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise UsageError(f"{error.full_key} in {file}: {str(error).splitlines()[0]}") from error
+    if not isinstance(experiment, Experiment):
+        raise UsageError(f"{file}: not an experiment")
+    if not valid_experiment_name(experiment.name):
+        raise UsageError(f"name {experiment.name!r}: use letters, digits, '_', '.', '-' (at most 64), and not 'store'")
+    bounds = {
+        "seeds": experiment.seeds >= 1,
+        "first_seed": experiment.first_seed >= 0,
+        "policy.max_attempts": experiment.policy.max_attempts >= 1,
+    }
+    bounds["policy.poll_seconds"] = 0 < experiment.policy.poll_seconds <= 3600
+    for stage, resources in experiment.resources.items():
+        for key, least in (("cpus", 1), ("gpus", 0), ("nodes", 1), ("minutes", 1), ("runs_per_task", 1), ("throttle", 0)):
+            bounds[f"resources.{stage}.{key}"] = getattr(resources, key) >= least
+        bounds[f"resources.{stage}.memory_gb"] = resources.memory_gb > 0
+    wrong = [key for key, fine in bounds.items() if not fine]
+    if wrong:
+        raise UsageError(f"{', '.join(wrong)} out of range (in {file} or an override)")
+    if len(set(experiment.methods)) != len(experiment.methods) or not experiment.methods:
+        raise UsageError(f"methods: name each method once, at least one (got {experiment.methods})")
+    return experiment
+
+
+def _read_yaml(file: Path) -> DictConfig:
+    from omegaconf import DictConfig, OmegaConf
+    from yaml import YAMLError
+
+    try:
+        loaded = OmegaConf.load(file)
+    except (YAMLError, OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: {' '.join(str(error).split())}") from error
+    if not isinstance(loaded, DictConfig):
+        raise UsageError(f"{file}: expected keys and values at the top")
+    return loaded
+
+
+def _read_overrides(overrides: Sequence[str]) -> DictConfig:
+    from omegaconf import OmegaConf
+    from yaml import YAMLError
+
+    for text in overrides:
+        if "=" not in text or text.startswith("="):
+            raise UsageError(f"override {text!r}: write KEY=VALUE, for example seeds=20 or recipe.finetune.epochs=30")
+    try:
+        return OmegaConf.from_dotlist(list(overrides))
+    except (YAMLError, ValueError) as error:
+        raise UsageError(f"overrides {list(overrides)}: {' '.join(str(error).split())}") from error
+
+
+def _known_keys(config: DictConfig, prefix: str = "") -> list[str]:
+    from omegaconf import DictConfig, OmegaConf
+
+    found: list[str] = []
+    for key in map(str, config):
+        name = f"{prefix}{key}"
+        found.append(name)
+        if not OmegaConf.is_missing(config, key) and isinstance(config[key], DictConfig):
+            found.extend(_known_keys(config[key], f"{name}."))
+    return found
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    return f": did you mean {found[0]!r}?" if found else ""
+
+
+def _stems(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.yaml"))

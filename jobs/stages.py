@@ -1,0 +1,83 @@
+"""What the job system needs to know of a training stage: the shape of a registry, and nothing of what a stage computes.
+
+`launch.py` hands a registry of this shape to the planner and to the worker; the package that owns the stages satisfies
+it without importing this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class StageCall(Protocol):
+    """One stage with everything that determines its output, apart from the corpus."""
+
+    @property
+    def stage(self) -> str:
+        """`states`, `cluster`, `tapt`, `ptapt` or `finetune`."""
+
+    @property
+    def version(self) -> int:
+        """Raised by an author when the meaning of the stage changes."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Resolved settings, JSON values only; part of the identity."""
+
+    @property
+    def runtime(self) -> Mapping[str, Any]:
+        """Paths and ways of computing, JSON values only; no part of the identity."""
+
+    @property
+    def upstream(self) -> Mapping[str, StageCall]:
+        """Role -> the stage whose artifact is read under that role."""
+
+    @property
+    def fold(self) -> str:
+        """The held-out fold."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of everything random in the stage."""
+
+
+class StopSignal(Protocol):
+    """Tells a running stage to write a checkpoint and leave."""
+
+    def __call__(self) -> bool:
+        """True from the moment the stage should stop."""
+
+
+class Registry(Protocol):
+    """The methods and stages of one field of work."""
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names of the methods that `call` knows, in the order of the tables."""
+
+    def call(self, method: str, recipe: Any, *, fold: str, seed: int) -> StageCall:
+        """The last stage of a run, holding its upstream stages."""
+
+    def run(
+        self,
+        stage: str,
+        *,
+        settings: Mapping[str, Any],
+        runtime: Mapping[str, Any],
+        corpus: Path,
+        fold: str,
+        seed: int,
+        upstream: Mapping[str, Path],
+        output: Path,
+        checkpoint: Path,
+        should_stop: StopSignal,
+        report: Callable[[str], None],
+    ) -> Mapping[str, Any]:
+        """Compute one stage: artifacts go to `output`, resumable state to `checkpoint`.
+
+        Returns JSON values: `metrics` (numbers), and for a run `confusion` (rows: true class) and `classes`.
+        Raises `Interrupted` of its own package after a checkpoint when `should_stop` turned true: the worker knows it
+        by its attribute `interrupted = True`.
+        """

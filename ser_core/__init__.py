@@ -1,0 +1,1 @@
+"""Speech emotion recognition: corpora, models, training, metrics. Knows nothing of clusters."""

@@ -1,0 +1,134 @@
+"""Recorded speech in, 16 kHz mono 16-bit samples out, whatever the file was; and the samples of a prepared utterance.
+
+What arrives at 16 kHz, mono, 16 bit is kept bit for bit. Everything else is averaged over its channels and resampled in double
+precision (soxr, its highest quality), then rounded to 16 bit: the rounding noise lies 98 dB below full scale, under that of any recording.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from ser_core.corpora.manifest import SAMPLE_RATE, Manifest, Utterance
+from ser_core.errors import InputError
+
+LOWEST_RATE = 8_000  # Hz: telephone speech; a lower declared rate is a broken header
+HIGHEST_RATE = 192_000  # Hz
+FULL_SCALE = 1 << 15
+# One frame of the slowest network that reads an utterance: wav2vec v1 sees 465 samples a frame, its frames are 160 samples
+# apart, and the emotion-state network reads 4 of them at once (section 3.3 of the paper).
+SHORTEST = 465 + 3 * 160
+STREAMED = 0x7FFF_0000  # bytes
+OVERSHOOT = 1.1  # peak of a float file that is clipped in silence, as resampling overshoots are; more is wrongly scaled
+
+Samples = NDArray[np.int16]
+
+
+@dataclass(frozen=True)
+class Converted:
+    """One utterance as it is stored."""
+
+    samples: Samples  # (samples,), 16 kHz mono
+    digest: str  # sha256 of the samples, little endian
+
+
+class BadAudio(Exception):
+    """Why a file cannot be used; the file's name is added by whoever knows it."""
+
+
+def convert(path: Path) -> Converted:
+    """Decode `path` to 16 kHz mono 16 bit.
+
+    Raises BadAudio (one line, without the file's name) for what cannot be decoded, is empty or too short, holds NaN or infinite samples,
+    declares a rate outside 8 to 192 kHz, or is a float file scaled beyond full scale.
+    """
+    try:
+        missing = _bytes_cut_off(path)
+        if missing:
+            raise BadAudio(f"unreadable: cut off, {missing} bytes of samples are missing")
+        with soundfile.SoundFile(path) as stream:
+            rate, subtype, declared = stream.samplerate, stream.subtype, stream.frames
+            if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+                raise BadAudio(f"wrong rate: the header says {rate} Hz; {LOWEST_RATE} to {HIGHEST_RATE} Hz can be read")
+            if declared == 0:
+                raise BadAudio("empty: it holds no samples")
+            exact = rate == SAMPLE_RATE and stream.channels == 1 and subtype in ("PCM_16", "PCM_U8", "PCM_S8", "ULAW", "ALAW")
+            decoded: NDArray[Any] = stream.read(dtype="int16" if exact else "float64", always_2d=True)
+    except (soundfile.SoundFileError, OSError, RuntimeError) as error:
+        raise BadAudio(f"unreadable: {_first_line(error)}") from error
+    if len(decoded) < declared:
+        raise BadAudio(f"unreadable: cut off after {len(decoded)} of {declared} samples")
+    samples = decoded[:, 0] if exact else to_16_kHz(decoded, rate)
+    if len(samples) < SHORTEST:
+        raise BadAudio(f"too short: {len(samples) / SAMPLE_RATE * 1000:.0f} ms; one frame of every model needs {SHORTEST / SAMPLE_RATE * 1000:.0f} ms")
+    samples = np.ascontiguousarray(samples, dtype=np.int16)
+    return Converted(samples, samples_digest(samples))
+
+
+def to_16_kHz(decoded: NDArray[np.float64], rate: int) -> Samples:
+    """Average the channels of (frames, channels) in ±1, resample from `rate` Hz and round to 16 bit: (samples,)."""
+    if not np.isfinite(decoded).all():
+        raise BadAudio(f"holds {int((~np.isfinite(decoded)).sum())} NaN or infinite samples")
+    peak = float(np.abs(decoded).max())
+    if peak > OVERSHOOT:
+        raise BadAudio(f"its samples reach {peak:.4g}; float samples must lie within ±1")
+    mono = decoded.mean(axis=1)
+    if rate != SAMPLE_RATE:
+        mono = soxr.resample(mono, rate, SAMPLE_RATE, quality="VHQ")
+    return np.clip(np.rint(mono * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+
+
+def samples_digest(samples: Samples) -> str:
+    return hashlib.sha256(samples.astype("<i2", copy=False).tobytes()).hexdigest()
+
+
+def encode(samples: Samples) -> bytes:
+    """FLAC, 16 kHz mono 16 bit, lossless."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+def load_audio(manifest: Manifest, utterance: Utterance) -> NDArray[np.float32]:
+    """Samples of a prepared utterance: (samples,), float32 in ±1, 16 kHz. Raises InputError where the file is gone or not as prepared."""
+    path = manifest.audio_path(utterance)
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=False)
+    except (soundfile.SoundFileError, OSError, RuntimeError) as error:
+        raise InputError(f"{path}: {_first_line(error)}; run `python launch.py prepare` again") from error
+    if rate != SAMPLE_RATE or samples.shape != (utterance.samples,):
+        raise InputError(
+            f"{path}: {samples.shape} samples at {rate} Hz instead of ({utterance.samples},) at {SAMPLE_RATE} Hz; run `python launch.py prepare` again"
+        )
+    result: NDArray[np.float32] = samples
+    return result
+
+
+def _bytes_cut_off(path: Path) -> int:
+    """How many bytes of samples a wav header promises that the file does not hold: soundfile reads what is there and says nothing."""
+    with path.open("rb") as stream:
+        if stream.read(12)[:4] != b"RIFF":
+            return 0
+        end = path.stat().st_size
+        while len(header := stream.read(8)) == 8:
+            name, size = struct.unpack("<4sI", header)
+            if name == b"data":
+                # Programs that write to a pipe do not know the size and leave one near 2 or 4 GiB.
+                return 0 if size >= STREAMED else max(0, size - (end - stream.tell()))
+            stream.seek(size + size % 2, io.SEEK_CUR)
+    return 0
+
+
+def _first_line(error: Exception) -> str:
+    """What libsndfile or the system says, without the path, which is named already."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return (text.strip() or type(error).__name__).splitlines()[0].rpartition("': ")[2].removeprefix("Error : ")

@@ -1,0 +1,196 @@
+"""Typed settings of the recipe: every number of the paper stands here once, with its section.
+
+The classes are OmegaConf schemas: an unknown key or a value of the wrong type is refused when a configuration is read.
+Section numbers are those of Chen & Rudnicky, arXiv 2110.06309; "code" is the authors' public implementation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+
+class Pooling(Enum):
+    """How the classification head averages frames."""
+
+    paper = "paper"  # masked mean over valid frames, then ReLU (section 3.1)
+    reference = "reference"  # code: ReLU on the frames first, and the last valid frame is left out
+
+
+class Padding(Enum):
+    """What an utterance's features may depend on."""
+
+    independent = "independent"  # only on the utterance
+    reference = "reference"  # code: zero-padded batches through the group norm of the front end
+
+
+class Precision(Enum):
+    """Arithmetic of the gradient stages."""
+
+    auto = "auto"  # bfloat16 autocast on a GPU that has it, float16 on an older one, float32 on a CPU
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class FeatureCache(Enum):
+    """Where the outputs of a frozen front end are kept during a stage."""
+
+    memory = "memory"
+    none = "none"  # recomputed at every step, as the authors' loop does
+
+
+class Attention(Enum):
+    """Attention kernel of the encoder."""
+
+    sdpa = "sdpa"
+    eager = "eager"
+
+
+@dataclass
+class BackboneSettings:
+    """wav2vec 2.0: a checkpoint (Hugging Face name or folder), or a random model built from `config` under `init_seed`."""
+
+    checkpoint: str | None = "facebook/wav2vec2-base"
+    revision: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)  # keys of transformers.Wav2Vec2Config, used when checkpoint is null
+    init_seed: int = 0
+
+
+@dataclass
+class Wav2vecSettings:
+    """wav2vec v1: a fairseq checkpoint (`wav2vec_large.pt`), or a random model built from `config` under `init_seed`."""
+
+    checkpoint: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)  # fields of ser_core.models.wav2vec.Wav2vecConfig
+    init_seed: int = 0
+
+
+@dataclass
+class FeatureSettings:
+    """What features may depend on (the paper is silent; the code pads)."""
+
+    padding: Padding = Padding.independent
+
+
+@dataclass
+class SpecAugmentSettings:
+    """Spans masked during training (section 3.1; lengths and probabilities from the code)."""
+
+    time_length: int = 15
+    time_probability: float = 0.08
+    time_minimum: int = 2
+    feature_length: int = 64
+    feature_probability: float = 0.05
+    feature_minimum: int = 1
+
+
+@dataclass
+class HeadSettings:
+    """The classification head."""
+
+    pooling: Pooling = Pooling.paper
+
+
+@dataclass
+class FinetuneSettings:
+    """Fine-tuning (section 4.2): IEMOCAP 15 epochs of batch 64, SAVEE 30 epochs of batch 32."""
+
+    epochs: int = 15
+    batch_size: int = 64
+    learning_rate: float = 1e-4
+    max_seconds: float = 10.0  # training crop, from the start
+    head: HeadSettings = field(default_factory=HeadSettings)
+    spec_augment: SpecAugmentSettings = field(default_factory=SpecAugmentSettings)
+    precision: Precision = Precision.auto
+
+
+@dataclass
+class TaptSettings:
+    """Continued wav2vec 2.0 pretraining (section 3.2)."""
+
+    steps: int = 20_000
+    learning_rate: float = 1e-4
+    warmup_steps: int = 100
+    flat_fraction: float = 0.05
+    batch_seconds: float = 250.0
+    max_seconds: float = 10.0  # random crop
+    buckets: int = 50
+    negatives: int = 100
+    temperature: float = 0.1
+    diversity_weight: float = 0.1
+    mask_minimum: int = 2  # length and probability are the backbone's own
+    precision: Precision = Precision.auto
+
+
+@dataclass
+class StatesSettings:
+    """P-TAPT stage 1, emotion states from wav2vec v1 (section 3.3)."""
+
+    wav2vec: Wav2vecSettings = field(default_factory=Wav2vecSettings)
+    steps: int = 10_000
+    learning_rate: float = 1e-4
+    warmup_fraction: float = 0.05
+    flat_fraction: float = 0.05
+    batch_size: int = 64
+    validation_fraction: float = 0.1
+    validate_every: int = 0  # steps; 0: once an epoch
+    rnn_units: int = 256  # per direction
+    head_units: int = 128
+    spec_augment: SpecAugmentSettings = field(default_factory=SpecAugmentSettings)
+    precision: Precision = Precision.auto
+
+
+@dataclass
+class ClusterSettings:
+    """P-TAPT stage 2, k-means on frames of the training folds (section 3.3)."""
+
+    counts: list[int] = field(default_factory=lambda: [64, 512, 4096])
+    iterations: int = 20
+
+
+@dataclass
+class PtaptSettings:
+    """P-TAPT stage 3, pretraining on pseudo-labels (section 3.3)."""
+
+    steps: int = 20_000
+    learning_rate: float = 1e-4
+    warmup_steps: int = 100
+    flat_fraction: float = 0.05
+    batch_seconds: float = 250.0
+    max_seconds: float = 10.0
+    buckets: int = 50
+    mask_length: int = 15
+    mask_probability: float = 0.06
+    mask_minimum: int = 2
+    head_units: int = 256
+    precision: Precision = Precision.auto
+
+
+@dataclass
+class ExecutionSettings:
+    """How a stage is computed; none of it is part of a stage's identity."""
+
+    device: str = "auto"  # auto | cpu | cuda
+    attention: Attention = Attention.sdpa
+    feature_cache: FeatureCache = FeatureCache.memory
+    micro_batch: int = 0  # utterances per forward pass of a fine-tuning step; 0: the whole batch
+    evaluation_batch: int = 8  # utterances of similar length per forward pass
+    checkpoint_minutes: float = 10.0
+    log_every: int = 10  # steps
+
+
+@dataclass
+class Recipe:
+    """Everything the stages of all methods are told."""
+
+    backbone: BackboneSettings = field(default_factory=BackboneSettings)
+    features: FeatureSettings = field(default_factory=FeatureSettings)
+    finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
+    tapt: TaptSettings = field(default_factory=TaptSettings)
+    states: StatesSettings = field(default_factory=StatesSettings)
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
+    ptapt: PtaptSettings = field(default_factory=PtaptSettings)
+    execution: ExecutionSettings = field(default_factory=ExecutionSettings)
+    upstream_seed: int = 0  # of states, cluster, tapt and ptapt, which are never repeated per seed
