@@ -111,9 +111,8 @@ def load_experiment(name: str, overrides: Sequence[str], *, configs: Path, recip
 
     file = configs / "experiment" / f"{name}.yaml"
     if not file.is_file():
-        raise UsageError(
-            f"no experiment {name!r}: known are {_names(configs / 'experiment')}{_nearest(name, _stems(configs / 'experiment'))}"
-        )
+        known = _stems(configs / "experiment")
+        raise UsageError(f"no experiment {name!r}: known are {', '.join(known) or 'none'}{_nearest(name, known)}")
     schema = OmegaConf.structured(Experiment(recipe=None))
     schema.recipe = OmegaConf.structured(recipe_schema)
     layers = [_read_yaml(file), _read_overrides(overrides)]
