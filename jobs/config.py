@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from jobs.errors import UsageError
 from jobs.layout import valid_experiment_name
@@ -82,8 +82,7 @@ class Experiment:
     """One experiment: a corpus, its folds, a few methods, N seeds."""
 
     name: str = "???"
-    corpus: str = "???"  # folder below `data_root`
-    data_root: str = "data"
+    corpus: str = "???"  # a prepared corpus
     methods: list[str] = field(default_factory=lambda: ["vft", "tapt", "ptapt"])
     folds: list[str] = field(default_factory=list)  # empty: all of the corpus
     seeds: int = 5  # slots per cell
@@ -129,6 +128,26 @@ def load_experiment(name: str, overrides: Sequence[str], *, configs: Path, recip
     if OmegaConf.is_missing(merged, "name"):
         merged.name = name
     return _checked(merged, file)
+
+
+def restore_experiment(values: Mapping[str, Any], *, recipe_schema: type[Any]) -> Experiment:
+    """An experiment from the plain values that `resolved_values` gave; UsageError if the schema has moved on since."""
+    from omegaconf import OmegaConf
+
+    schema = OmegaConf.structured(Experiment(recipe=None))
+    schema.recipe = OmegaConf.structured(recipe_schema)
+    source = "the experiment's stored configuration (launch `grid` again to renew it)"
+    return _checked(_merge(schema, OmegaConf.create(dict(values)), source), Path("experiment.json"))
+
+
+def resolved_values(experiment: Experiment) -> dict[str, Any]:
+    """Plain JSON values of an experiment, every default filled in, enums by name."""
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.structured(replace(experiment, recipe=None))
+    config.recipe = OmegaConf.structured(experiment.recipe)
+    values = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    return cast(dict[str, Any], values)
 
 
 def _merge(base: DictConfig, layer: Any, source: str) -> DictConfig:

@@ -81,7 +81,17 @@ class Result:
 
 def write_json(path: Path, value: object) -> None:
     """Write one JSON file atomically and durably; raises OSError when the disk is full, leaving what was there."""
-    temporary = _write_temporary(path, value)
+    write_bytes(path, _encoded(value))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write one UTF-8 file atomically and durably, newlines as they are."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write one file atomically and durably; raises OSError when the disk is full, leaving what was there."""
+    temporary = _write_temporary(path, data)
     try:
         temporary.replace(path)
     finally:
@@ -91,7 +101,7 @@ def write_json(path: Path, value: object) -> None:
 
 def create_json(path: Path, value: object) -> bool:
     """Write one JSON file only if none of that name exists; False if one does. `link` decides the winner, on NFS too."""
-    temporary = _write_temporary(path, value)
+    temporary = _write_temporary(path, _encoded(value))
     try:
         path.hardlink_to(temporary)
     except FileExistsError:
@@ -194,14 +204,17 @@ def _read_record(path: Path, kind: type[RecordT]) -> RecordT | None:
         return None
 
 
-def _write_temporary(path: Path, value: object) -> Path:
-    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
+def _encoded(value: object) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def _write_temporary(path: Path, data: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     temporary = Path(name)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_UMASK)

@@ -41,53 +41,59 @@ class Converted:
     digest: str  # sha256 of the samples, little endian
 
 
-class BadAudio(Exception):
+class AudioError(Exception):
     """Why a file cannot be used; the file's name is added by whoever knows it."""
 
 
 def convert(path: Path) -> Converted:
     """Decode `path` to 16 kHz mono 16 bit.
 
-    Raises BadAudio (one line, without the file's name) for what cannot be decoded, is empty or too short, holds NaN or infinite samples,
+    Raises AudioError (one line, without the file's name) for what cannot be decoded, is empty or too short, holds NaN or infinite samples,
     declares a rate outside 8 to 192 kHz, or is a float file scaled beyond full scale.
     """
     try:
+        if path.stat().st_size == 0:
+            raise AudioError("empty: the file has no bytes")
         missing = _bytes_cut_off(path)
         if missing:
-            raise BadAudio(f"unreadable: cut off, {missing} bytes of samples are missing")
+            raise AudioError(f"unreadable: cut off, {missing} bytes of samples are missing")
         with soundfile.SoundFile(path) as stream:
             rate, subtype, declared = stream.samplerate, stream.subtype, stream.frames
             if not LOWEST_RATE <= rate <= HIGHEST_RATE:
-                raise BadAudio(f"wrong rate: the header says {rate} Hz; {LOWEST_RATE} to {HIGHEST_RATE} Hz can be read")
+                raise AudioError(f"wrong rate: the header says {rate} Hz; {LOWEST_RATE} to {HIGHEST_RATE} Hz can be read")
             if declared == 0:
-                raise BadAudio("empty: it holds no samples")
+                raise AudioError("empty: it holds no samples")
             exact = rate == SAMPLE_RATE and stream.channels == 1 and subtype in ("PCM_16", "PCM_U8", "PCM_S8", "ULAW", "ALAW")
             decoded: NDArray[Any] = stream.read(dtype="int16" if exact else "float64", always_2d=True)
     except (soundfile.SoundFileError, OSError, RuntimeError) as error:
-        raise BadAudio(f"unreadable: {_first_line(error)}") from error
+        raise AudioError(f"unreadable: {_first_line(error)}") from error
     if len(decoded) < declared:
-        raise BadAudio(f"unreadable: cut off after {len(decoded)} of {declared} samples")
-    samples = decoded[:, 0] if exact else to_16_kHz(decoded, rate)
+        raise AudioError(f"unreadable: cut off after {len(decoded)} of {declared} samples")
+    samples = decoded[:, 0] if exact else to_target_rate(decoded, rate)
     if len(samples) < SHORTEST:
-        raise BadAudio(f"too short: {len(samples) / SAMPLE_RATE * 1000:.0f} ms; one frame of every model needs {SHORTEST / SAMPLE_RATE * 1000:.0f} ms")
+        raise AudioError(
+            f"too short: {len(samples) / SAMPLE_RATE * 1000:.0f} ms; one frame of every model needs {SHORTEST / SAMPLE_RATE * 1000:.0f} ms"
+        )
     samples = np.ascontiguousarray(samples, dtype=np.int16)
     return Converted(samples, samples_digest(samples))
 
 
-def to_16_kHz(decoded: NDArray[np.float64], rate: int) -> Samples:
+def to_target_rate(decoded: NDArray[np.float64], rate: int) -> Samples:
     """Average the channels of (frames, channels) in ±1, resample from `rate` Hz and round to 16 bit: (samples,)."""
     if not np.isfinite(decoded).all():
-        raise BadAudio(f"holds {int((~np.isfinite(decoded)).sum())} NaN or infinite samples")
+        raise AudioError(f"holds {int((~np.isfinite(decoded)).sum())} NaN or infinite samples")
     peak = float(np.abs(decoded).max())
     if peak > OVERSHOOT:
-        raise BadAudio(f"its samples reach {peak:.4g}; float samples must lie within ±1")
+        raise AudioError(f"its samples reach {peak:.4g}; float samples must lie within ±1")
     mono = decoded.mean(axis=1)
     if rate != SAMPLE_RATE:
         mono = soxr.resample(mono, rate, SAMPLE_RATE, quality="VHQ")
-    return np.clip(np.rint(mono * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+    rounded: Samples = np.clip(np.rint(mono * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+    return rounded
 
 
 def samples_digest(samples: Samples) -> str:
+    """sha256 (hex) of the samples, 16 bit little endian: the same whatever container holds them."""
     return hashlib.sha256(samples.astype("<i2", copy=False).tobytes()).hexdigest()
 
 
@@ -107,7 +113,8 @@ def load_audio(manifest: Manifest, utterance: Utterance) -> NDArray[np.float32]:
         raise InputError(f"{path}: {_first_line(error)}; run `python launch.py prepare` again") from error
     if rate != SAMPLE_RATE or samples.shape != (utterance.samples,):
         raise InputError(
-            f"{path}: {samples.shape} samples at {rate} Hz instead of ({utterance.samples},) at {SAMPLE_RATE} Hz; run `python launch.py prepare` again"
+            f"{path}: {samples.shape} samples at {rate} Hz instead of ({utterance.samples},) at {SAMPLE_RATE} Hz; "
+            "run `python launch.py prepare` again"
         )
     result: NDArray[np.float32] = samples
     return result

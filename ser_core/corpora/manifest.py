@@ -78,7 +78,10 @@ class Manifest:
 
 
 def content_digest(classes: Iterable[str], folds: Iterable[str], utterances: Iterable[Utterance]) -> str:
-    """sha256 (hex) of what determines results: ids, labels, speakers, folds, dimensions and audio content; no path and no name of the corpus."""
+    """sha256 (hex) of what determines results: ids, labels, speakers, folds, dimensions and audio content.
+
+    No path has a part in it, nor the corpus' name.
+    """
     lines = [
         json.dumps([u.id, u.samples, u.label, u.speaker, u.fold, list(u.dimensions) if u.dimensions else None, u.audio_digest])
         for u in sorted(utterances, key=lambda utterance: utterance.id)
@@ -164,7 +167,9 @@ def load_manifest(folder: Path) -> Manifest:
         raise InputError(f"{path}: an entry is missing or of the wrong kind ({error!r}); run `python launch.py prepare` again") from error
     # Digests of samples may be left out by a manifest written elsewhere; with them, an edited manifest is found out.
     if all(u.audio_digest for u in utterances) and content_digest(manifest.classes, manifest.folds, utterances) != manifest.digest:
-        raise InputError(f"{path}: its content does not fit its digest, so it was changed after it was written; run `python launch.py prepare` again")
+        raise InputError(
+            f"{path}: its content does not fit its digest, so it was changed after it was written; run `python launch.py prepare` again"
+        )
     return manifest
 
 

@@ -1,0 +1,101 @@
+"""Whether the process that claimed an attempt still works on it: by its pid where that can be seen, else by its heartbeat.
+
+A worker touches its claim file every `HEARTBEAT_SECONDS`. A pid says nothing on another machine, nor in another pid namespace
+(containers), nor after a reboot; so a claim carries the kernel's boot id, the namespace and the start time of the process, and
+the pid is only believed where all of them can be compared.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Collection
+from pathlib import Path
+
+from jobs.records import Claim
+
+HEARTBEAT_SECONDS = 10.0
+QUIET_SECONDS = 300.0  # without a heartbeat a claim is given up after this: several times what attribute caches of NFS may hide (60 s)
+GONE_SECONDS = 45.0  # the same where the queue says that the job is gone: the queue may have been read just before the job began
+
+
+def new_claim(number: int) -> Claim:
+    """A claim of attempt `number` by this process."""
+    return Claim(
+        attempt=number,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        process_start=process_start(os.getpid()),
+        started=time.time(),
+        slurm_job=own_slurm_job(),
+    )
+
+
+def own_slurm_job() -> str:
+    """`ARRAY_INDEX` or `JOB` of the Slurm job this process runs in; "" outside of Slurm."""
+    array, index = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{index}" if array and index else os.environ.get("SLURM_JOB_ID", "")
+
+
+def process_start(pid: int) -> str:
+    """`BOOT/NAMESPACE/TICKS` of a process that lives; "" if there is none, or the kernel does not say."""
+    try:
+        # The name in the second field may hold blanks and brackets: count from the last bracket. Field 22 is the start time.
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return ""
+    if fields[0] in "ZX":  # a zombie works on nothing
+        return ""
+    return f"{_kernel()}/{fields[19]}"
+
+
+def claim_alive(claim: Claim, heartbeat: float, *, live_jobs: Collection[str] | None, now: float) -> bool:
+    """Whether the holder of a claim still works on it.
+
+    `heartbeat` is the claim file's modification time and `now` the time to compare it with, both in seconds since the epoch. `live_jobs` are all
+    jobs in Slurm's queue (`JOB` or `ARRAY_INDEX`), or None where nobody has asked.
+    """
+    kernel, _, _ = claim.process_start.rpartition("/")
+    if kernel and kernel == _kernel():
+        return process_start(claim.pid) == claim.process_start
+    quiet = now - heartbeat
+    if claim.slurm_job and live_jobs is not None:
+        return claim.slurm_job in live_jobs or quiet < GONE_SECONDS
+    if claim.slurm_job and claim.slurm_job == own_slurm_job() and claim.pid != os.getpid():
+        return False  # we are the same job, requeued: Slurm ended the former execution before it began this one
+    return quiet < QUIET_SECONDS
+
+
+class Heartbeat:
+    """Touches a file at intervals while the `with` block lasts."""
+
+    def __init__(self, path: Path, seconds: float = HEARTBEAT_SECONDS) -> None:
+        self._path = path
+        self._seconds = seconds
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Heartbeat:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        while not self._end.wait(self._seconds):
+            try:
+                os.utime(self._path)
+            except OSError:  # a shared folder that is away for a while; a beat that is missed is made good by the next
+                continue
+
+
+def _kernel() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""

@@ -1,0 +1,82 @@
+"""Published figures from `configs/published.yaml`: what a table prints beside ours."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import UsageError
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """One row of a published table, percent."""
+
+    method: str | None  # None: no method of ours, for example human listeners
+    label: str
+    ua: Mapping[str, float]  # fold -> UA
+    sd: Mapping[str, float]  # fold -> sd over seeds; empty where the paper gives none
+    mean: float  # as published, rounded by its authors
+
+
+@dataclass(frozen=True)
+class Published:
+    """The published side of one table; without rows where an experiment has no counterpart."""
+
+    source: str = ""
+    title: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)  # method -> how it is printed
+    columns: Mapping[str, str] = field(default_factory=dict)  # fold -> heading
+    rows: tuple[PublishedRow, ...] = ()
+
+
+def load_published(file: Path, table: str | None) -> Published:
+    """The entry `table`, or only the methods' labels if it is None.
+
+    Raises UsageError in one line for an unknown entry and for an entry of another shape.
+    """
+    import yaml
+
+    try:
+        loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{file}: {' '.join(str(error).split())}") from error
+    try:
+        labels = {str(method): str(label) for method, label in loaded["methods"].items()}
+        source = str(loaded["source"])
+        tables = dict(loaded["tables"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"{file}: expected the keys source, methods and tables") from error
+    if table is None:
+        return Published(labels=labels)
+    if table not in tables:
+        near = difflib.get_close_matches(table, tables, n=1, cutoff=0.4)
+        raise UsageError(f"table {table!r} is not in {file} (known: {', '.join(tables)}){f': did you mean {near[0]!r}?' if near else ''}")
+    try:
+        entry = tables[table]
+        folds = [str(fold) for fold in entry["folds"]]
+        columns = dict(zip(folds, map(str, entry["columns"]), strict=True))
+        rows = tuple(_row(folds, row) for row in entry["rows"])
+        return Published(source, str(entry["title"]), labels, columns, rows)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{file}: tables.{table}: {error} (expected title, folds, columns, rows with method, label, ua, mean)") from error
+
+
+def to_json(published: Published) -> dict[str, Any] | None:
+    """JSON values of the published side, None where there is none."""
+    if not published.rows:
+        return None
+    rows = [
+        {"method": row.method, "label": row.label, "ua": dict(row.ua), "sd": dict(row.sd), "mean_ua": row.mean} for row in published.rows
+    ]
+    return {"source": published.source, "title": published.title, "rows": rows}
+
+
+def _row(folds: list[str], row: Any) -> PublishedRow:
+    ua = dict(zip(folds, map(float, row["ua"]), strict=True))
+    sd = dict(zip(folds, map(float, row["sd"]), strict=True)) if "sd" in row else {}
+    method = row["method"]
+    return PublishedRow(None if method is None else str(method), str(row["label"]), ua, sd, float(row["mean"]))

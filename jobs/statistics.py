@@ -1,0 +1,130 @@
+"""Statistics of tables: means, spreads, intervals and paired tests, exact in decimal where a table prints them. Pure.
+
+Every number is taken at its shortest decimal form (its `repr`): 62.25 is exactly 62.25, so that it prints as 62.3, and
+differences that are equal on paper are equal here. Nothing is estimated from data that cannot carry it: such a value is
+None, never NaN or infinity.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Context, Decimal
+from fractions import Fraction
+
+LEVEL = 0.95
+_WIDE = Context(prec=700, rounding=ROUND_HALF_UP)  # a float has at most 309 digits before the point and 324 + 17 after it
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A two-sided confidence interval, in the units of the data."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """Tests of paired differences against zero; None where the data cannot carry a test. p-values are two-sided and uncorrected."""
+
+    pairs: int
+    mean: float | None
+    interval: Interval | None  # Student's t, 95 %
+    t_p: float | None  # paired t-test; None below 2 pairs or when all differences are equal
+    wilcoxon_p: float | None  # signed-rank test, zero differences dropped; None when none is left
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """Arithmetic mean, None of no values; raises ValueError for NaN and infinity."""
+    return float(_mean(_exact(values))) if values else None
+
+
+def sd(values: Sequence[float]) -> float | None:
+    """Sample standard deviation (n - 1), None below 2 values; exactly 0 for equal values."""
+    if len(values) < 2:
+        return None
+    return math.sqrt(_variance(_exact(values)))
+
+
+def t_interval(values: Sequence[float]) -> Interval | None:
+    """95 % interval of the mean by Student's t with n - 1 degrees of freedom, None below 2 values."""
+    spread = sd(values)
+    centre = mean(values)
+    if spread is None or centre is None:
+        return None
+    from scipy.special import stdtrit
+
+    reach = float(stdtrit(len(values) - 1, 0.5 + LEVEL / 2)) * spread / math.sqrt(len(values))
+    return Interval(centre - reach, centre + reach)
+
+
+def paired_test(first: Sequence[float], second: Sequence[float]) -> PairedTest:
+    """Tests of `second - first`, pair by pair.
+
+    Raises ValueError when the lengths differ.
+    """
+    differences = [right - left for left, right in zip(_exact(first), _exact(second), strict=True)]
+    values = [float(difference) for difference in differences]
+    return PairedTest(
+        pairs=len(values),
+        mean=float(_mean(differences)) if differences else None,
+        interval=t_interval(values),
+        t_p=_t_p(differences),
+        wilcoxon_p=_wilcoxon_p(differences),
+    )
+
+
+def percent(share: float) -> float:
+    """A fraction in percent, by its shortest decimal form: 0.57 -> 57.0."""
+    return float(100 * Fraction(repr(float(share))))
+
+
+def round_half_up(value: float, digits: int = 1) -> str:
+    """A number with `digits` decimals, halves away from zero: 62.25 -> `62.3`, -0.04 -> `0.0`; ValueError for NaN and infinity."""
+    if not math.isfinite(value):
+        raise ValueError(f"{value} cannot be rounded")
+    rounded = Decimal(repr(float(value))).quantize(Decimal(1).scaleb(-digits), context=_WIDE)
+    return f"{abs(rounded) if rounded.is_zero() else rounded:f}"
+
+
+def p_text(value: float | None) -> str:
+    """A p-value for a table: three decimals, `<0.001`, or a dash where there is none."""
+    if value is None:
+        return "–"
+    return "<0.001" if value < 0.001 else round_half_up(value, 3)
+
+
+def _exact(values: Sequence[float]) -> list[Fraction]:
+    return [Fraction(repr(float(value))) for value in values]
+
+
+def _mean(values: Sequence[Fraction]) -> Fraction:
+    return sum(values, Fraction(0)) / len(values)
+
+
+def _variance(values: Sequence[Fraction]) -> Fraction:
+    centre = _mean(values)
+    return sum(((value - centre) ** 2 for value in values), Fraction(0)) / (len(values) - 1)
+
+
+def _t_p(differences: Sequence[Fraction]) -> float | None:
+    if len(differences) < 2:
+        return None
+    variance = _variance(differences)
+    if variance == 0:
+        return None
+    from scipy.special import stdtr
+
+    statistic = float(_mean(differences)) / math.sqrt(variance / len(differences))
+    return float(2 * stdtr(len(differences) - 1, -abs(statistic)))
+
+
+def _wilcoxon_p(differences: Sequence[Fraction]) -> float | None:
+    moved = [float(difference) for difference in differences if difference]
+    if not moved:
+        return None
+    from scipy.stats import wilcoxon
+
+    return float(wilcoxon(moved).pvalue)

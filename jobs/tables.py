@@ -1,0 +1,337 @@
+"""Tables in the paper's shape: one display model, rendered as LaTeX, Markdown, CSV and for a terminal. Pure.
+
+Rows are methods, columns held-out folds; a measured block stands above the published one. Within a block the best mean of
+a column is bold (every tie on the printed digits); a column with an incomplete cell has no best.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from jobs.markup import latex, markdown
+from jobs.published import Published
+from jobs.statistics import Interval, p_text, round_half_up
+from jobs.summary import Comparison, Entry, MethodSummary, Summary
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+TEMPLATES = Path(__file__).parent / "table_templates"
+CSV_COLUMNS = ("corpus", "method", "fold", "slot", "seed", "ua", "wa", "macro_f1", "status")
+CAPTION_PACKAGES = ("python", "torch", "transformers", "fairseq", "scikit-learn", "numpy")
+DASH = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one place of a table prints."""
+
+    mean: str  # rounded, or a dash
+    sd: str = ""  # rounded, or nothing
+    note: str = ""  # `3/5` where runs are missing
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method (or other row) of a table."""
+
+    label: str
+    cells: tuple[Cell, ...]
+    mean: Cell
+    interval: str = ""
+    n: str = ""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows from one source."""
+
+    title: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One line of the comparisons."""
+
+    label: str
+    mean: str
+    interval: str
+    pairs: str
+    t_p: str
+    wilcoxon_p: str
+    folds: str
+    folds_p: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """One corpus: everything printed, as plain text that every format escapes for itself."""
+
+    title: str
+    columns: tuple[str, ...]
+    blocks: tuple[Block, ...]
+    differences: tuple[Difference, ...]
+    caption: tuple[str, ...]  # sentences
+    differences_caption: tuple[str, ...]
+
+
+def tables_of(summary: Summary, published: Published) -> tuple[Table, ...]:
+    """One table per corpus of a summary, in its order."""
+    corpora = dict.fromkeys(method.corpus for method in summary.methods)
+    return tuple(_table(summary, published, corpus) for corpus in corpora)
+
+
+def render_latex(summary: Summary, published: Published) -> str:
+    """A LaTeX document (booktabs) that pdflatex compiles as it stands."""
+    return _render("table.tex.j2", latex, summary, published)
+
+
+def render_markdown(summary: Summary, published: Published) -> str:
+    """The same tables as Markdown."""
+    return _render("table.md.j2", markdown, summary, published)
+
+
+def render_csv(summary: Summary) -> str:
+    """All runs in long form, one row each, columns `CSV_COLUMNS`; numbers not rounded, empty where a run has none."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for entry in (entry for method in summary.methods for cell in method.cells for entry in cell.runs):
+        writer.writerow(_csv_row(entry))
+    return text.getvalue()
+
+
+def terminal_tables(summary: Summary, published: Published) -> tuple[RichTable, ...]:
+    """The same tables for rich: methods x folds, mean ± sd, and n."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    found = []
+    for table in tables_of(summary, published):
+        shown = RichTable(title=Text(f"{summary.experiment}: {table.title}"), box=SIMPLE_HEAD, pad_edge=False, title_justify="left")
+        shown.caption = Text(table.blocks[1].title) if len(table.blocks) > 1 else None
+        rows = [
+            (index, (f"{row.label}, published" if index else row.label, *map(_plain_cell, (*row.cells, row.mean)), row.n), row)
+            for index, block in enumerate(table.blocks)
+            for row in block.rows
+        ]
+        headings = ("", *table.columns, "Mean", "n")
+        for place, heading in enumerate(headings):
+            # A narrow terminal breaks cells between words; a number is never cut.
+            words = [word for text in (heading, *(texts[place] for _, texts, _ in rows)) for word in text.split()]
+            shown.add_column(Text(heading), justify="right" if place else "left", min_width=max(map(len, words), default=1))
+        for index, (label, *texts, n), row in rows:
+            if index and len(shown.rows) == len(table.blocks[0].rows):
+                shown.add_section()
+            cells = (*row.cells, row.mean)
+            bold = [Text(text, style="bold" if cell.best else "") for text, cell in zip(texts, cells, strict=True)]
+            shown.add_row(Text(label), *bold, Text(n), style="dim" if index else "")
+        found.append(shown)
+    return tuple(found)
+
+
+def print_tables(summary: Summary, published: Published, file: TextIO | None = None) -> None:
+    """Print the tables on a terminal, or as plain lines of whatever width they need into anything else (default: stdout)."""
+    from rich.console import Console
+
+    console = Console(file=file, highlight=False)
+    for table in terminal_tables(summary, published):
+        _print_whole(console, table)
+    for method in (method for method in summary.methods if not method.complete):
+        wanted = sum(cell.slots for cell in method.cells)
+        label = published.labels.get(method.method, method.method)
+        console.print(f"incomplete: {label} has {method.n} of {wanted} runs", markup=False, soft_wrap=True)
+
+
+def _print_whole(console: Console, table: RichTable) -> None:
+    """A pipe has no width: there a line is as long as the table needs."""
+    if not console.is_terminal:
+        wanted = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+        console.width = max(console.width, wanted, len(str(table.title)))
+    console.print(table)
+
+
+def _render(template: str, escape: Any, summary: Summary, published: Published) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    # Delimiters that neither LaTeX nor Markdown uses; autoescape is for HTML, here every value passes through `escape`.
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        autoescape=False,  # noqa: S701
+        block_start_string="<%",
+        block_end_string="%>",
+        variable_start_string="<<",
+        variable_end_string=">>",
+        comment_start_string="<#",
+        comment_end_string="#>",
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["e"] = escape
+    return environment.get_template(template).render(experiment=summary.experiment, tables=tables_of(summary, published))
+
+
+def _table(summary: Summary, published: Published, corpus: str) -> Table:
+    methods = [method for method in summary.methods if method.corpus == corpus]
+    folds = [cell.fold for cell in methods[0].cells]
+    blocks = [Block("This experiment", _best([_measured(method, published) for method in methods], len(methods)))]
+    if published.rows:
+        rows = [_published(row.label, row.ua, row.sd, row.mean, folds) for row in published.rows]
+        blocks.append(Block(f"Published: {published.source}", _best(rows, sum(row.method is not None for row in published.rows))))
+    differences = tuple(_difference(found, published) for found in summary.comparisons if found.corpus == corpus)
+    title = published.title or f"Unweighted accuracy (UA, %) on {corpus}, one column per held-out fold"
+    return Table(
+        title=title,
+        columns=tuple(published.columns.get(fold, f"Fold {fold}") for fold in folds),
+        blocks=tuple(blocks),
+        differences=differences,
+        caption=(f"{title}.", *_caption(summary, methods, published, folds)),
+        differences_caption=_differences_caption(),
+    )
+
+
+def _measured(method: MethodSummary, published: Published) -> Row:
+    cells = [_cell(cell.mean_ua, cell.sd_ua, "" if cell.complete else f"{cell.n}/{cell.slots}") for cell in method.cells]
+    wanted = sum(cell.slots for cell in method.cells)
+    mean = _cell(method.mean_ua, method.sd_ua, "" if method.complete else f"{method.n}/{wanted}")
+    counts = {cell.n for cell in method.cells}
+    n = str(min(counts)) if len(counts) == 1 else f"{min(counts)}–{max(counts)}"
+    return Row(published.labels.get(method.method, method.method), tuple(cells), mean, _interval(method.interval), n)
+
+
+def _published(label: str, ua: Mapping[str, float], sd: Mapping[str, float], mean: float, folds: Sequence[str]) -> Row:
+    return Row(label, tuple(_cell(ua.get(fold), sd.get(fold)) for fold in folds), _cell(mean, None))
+
+
+def _cell(mean: float | None, sd: float | None, note: str = "") -> Cell:
+    return Cell(DASH if mean is None else round_half_up(mean), "" if sd is None else round_half_up(sd), note)
+
+
+def _best(rows: Sequence[Row], competing: int) -> tuple[Row, ...]:
+    """Rows with the best of every column marked among the first `competing`; nothing is marked where one row stands alone."""
+    contenders = rows[:competing]
+    columns = [*zip(*(row.cells for row in contenders), strict=True), tuple(row.mean for row in contenders)]
+    tops = [_top(column) for column in columns]
+    marked = [
+        Row(
+            row.label,
+            tuple(_mark(cell, top) for cell, top in zip(row.cells, tops, strict=False)),
+            _mark(row.mean, tops[-1]),
+            row.interval,
+            row.n,
+        )
+        for row in contenders
+    ]
+    return (*marked, *rows[competing:])
+
+
+def _top(column: Sequence[Cell]) -> str | None:
+    if len(column) < 2 or any(cell.note or cell.mean == DASH for cell in column):
+        return None
+    return max((cell.mean for cell in column), key=Decimal)
+
+
+def _mark(cell: Cell, top: str | None) -> Cell:
+    return Cell(cell.mean, cell.sd, cell.note, best=cell.mean == top)
+
+
+def _difference(found: Comparison, published: Published) -> Difference:
+    first, second = (published.labels.get(name, name) for name in (found.first, found.second))
+    pairs, folds = found.over_pairs, found.over_folds
+    return Difference(
+        label=f"{second} − {first}",
+        mean=DASH if pairs.mean is None else _signed(pairs.mean),
+        interval=_interval(pairs.interval),
+        pairs=str(pairs.pairs),
+        t_p=p_text(pairs.t_p),
+        wilcoxon_p=p_text(pairs.wilcoxon_p),
+        folds=str(folds.pairs),
+        folds_p=p_text(folds.t_p),
+    )
+
+
+def _signed(value: float) -> str:
+    text = round_half_up(value)
+    return text.replace("-", "−") if text.startswith("-") else f"+{text}" if Decimal(text) else text
+
+
+def _interval(interval: Interval | None) -> str:
+    if interval is None:
+        return DASH
+    return f"{round_half_up(interval.low)} to {round_half_up(interval.high)}".replace("-", "−")
+
+
+def _plain_cell(cell: Cell) -> str:
+    spread = f" ± {cell.sd}" if cell.sd else ""
+    return f"{cell.mean}{spread}{f' ({cell.note})†' if cell.note else ''}"
+
+
+def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Published, folds: Sequence[str]) -> tuple[str, ...]:
+    counts = sorted({cell.n for method in methods for cell in method.cells})
+    n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
+    sentences = [
+        f"Cells: mean ± sample standard deviation over seeds, {n} runs a cell.",
+        "The seeds vary fine-tuning only: what comes before it is computed once per fold.",
+        "Mean: mean of the cell means; its ± and 95 % interval (Student's t) are over slots, of the mean over folds: "
+        "they speak of seeds, not of new speakers.",
+    ]
+    if any(not method.complete for method in methods):
+        sentences.append("† Incomplete: runs that are in / runs wanted; such a column has no best.")
+    sentences.append("Bold: best mean of a column, ties included.")
+    sentences.append(_outlier_sentence(summary, methods, published))
+    if published.rows:
+        sentences.append(f"Published figures: {published.source}.")
+        if set(published.columns) != set(folds):
+            sentences.append(f"The published means are over all {len(published.columns)} folds of the paper, ours over {len(folds)}.")
+    sentences.append(_code_sentence(summary))
+    return tuple(sentences)
+
+
+def _outlier_sentence(summary: Summary, methods: Sequence[MethodSummary], published: Published) -> str:
+    dropped, rerun, unresolved = (sum(getattr(method, name) for method in methods) for name in ("dropped", "rerun", "unresolved"))
+    rule = "none in force" if summary.outlier_rule == "none" else summary.outlier_rule
+    sentence = f"Outlier rule: {rule}; {dropped} runs dropped, {rerun} rerun, {unresolved} unresolved"
+    if not dropped:
+        return f"{sentence}."
+    every = [
+        f"{published.labels.get(method.method, method.method)} {round_half_up(method.mean_ua_all_runs)}"
+        for method in methods
+        if method.mean_ua_all_runs is not None
+    ]
+    return f"{sentence}; mean over all runs: {', '.join(every)}."
+
+
+def _code_sentence(summary: Summary) -> str:
+    code = summary.code
+    commits = ", ".join(commit[:10] for commit in code.commits) or "unknown"
+    versions = [f"{name} {'/'.join(code.packages[name])}" for name in CAPTION_PACKAGES if name in code.packages]
+    changed = " with uncommitted changes" if code.modified else ""
+    return f"Experiment {summary.experiment}; {'; '.join([f'code at commit {commits}{changed}', *versions])}."
+
+
+def _differences_caption() -> tuple[str, ...]:
+    return (
+        "Differences of UA between methods in points, over (fold, slot) pairs: mean, 95 % interval, paired t-test, "
+        "Wilcoxon signed-rank test.",
+        "Pairs of one fold share speakers and what comes before fine-tuning, so these p-values speak of seeds on these folds; "
+        "the last column is the paired t-test over fold means.",
+        "p-values are two-sided and not corrected for the number of comparisons; – where the data carry no test.",
+    )
+
+
+def _csv_row(entry: Entry) -> list[str | int]:
+    scores = entry.scores
+    numbers = ["", "", ""] if scores is None else [repr(value) for value in (scores.ua, scores.wa, scores.macro_f1)]
+    return [entry.corpus, entry.method, entry.fold, entry.slot, entry.seed, *numbers, entry.status.value]

@@ -1,0 +1,113 @@
+"""What a worker is told: one JSON description that holds everything a task needs, so that a worker plans nothing.
+
+A description serves one batch. Its `nodes` are the stages to compute and those directly upstream of them; its `tasks` are the array
+elements, each a list of keys. Names of Python objects are given as `module:attribute`, because this package imports no other.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from jobs.errors import UsageError
+from jobs.graph import Graph, Node
+from jobs.plan import Batch
+from jobs.records import read_json, write_json
+from jobs.stages import Registry
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What all stages of an experiment have in common where they are executed; folders are absolute."""
+
+    registry: str  # `module:attribute` that satisfies jobs.stages.Registry
+    results: str
+    experiment: str
+    corpus: str
+    corpus_folder: str
+    corpus_digest: str
+    digest_of: str = ""  # `module:function`: corpus folder -> digest, or an object with a `digest`; "": not verified
+    code: Mapping[str, Any] = field(default_factory=dict)  # commit, dirty diff, snapshot: provenance that only the launcher knows
+    packages: tuple[str, ...] = ()  # distributions whose versions are recorded
+
+
+@dataclass(frozen=True)
+class Description:
+    """One batch as its workers see it."""
+
+    place: Workplace
+    nodes: Mapping[str, Node]
+    tasks: tuple[tuple[str, ...], ...]
+
+
+def describe(place: Workplace, graph: Graph, tasks: Iterable[Iterable[str]]) -> Description:
+    """The description of tasks, each an iterable of keys of the graph."""
+    listed = tuple(tuple(keys) for keys in tasks)
+    wanted = {key: None for keys in listed for key in keys}
+    for key in tuple(wanted):
+        wanted.update(dict.fromkeys(graph.nodes[key].upstream.values()))
+    return Description(place, {key: graph.nodes[key] for key in wanted}, listed)
+
+
+def describe_batch(place: Workplace, graph: Graph, batch: Batch) -> Description:
+    """The description of a batch; array element i computes its i-th task."""
+    return describe(place, graph, (task.keys for task in batch.tasks))
+
+
+def description_to_json(description: Description) -> dict[str, Any]:
+    """JSON value of a description."""
+    nodes = {key: asdict(node) for key, node in description.nodes.items()}
+    return {"schema": SCHEMA, "place": asdict(description.place), "nodes": nodes, "tasks": [list(keys) for keys in description.tasks]}
+
+
+def description_from_json(value: Mapping[str, Any]) -> Description:
+    """Raises UsageError if the value is not a description of this schema."""
+    if value.get("schema") != SCHEMA:
+        raise UsageError(f"task description of schema {value.get('schema')}, expected {SCHEMA}: written by another version of the program")
+    try:
+        place = Workplace(**{**value["place"], "packages": tuple(value["place"]["packages"])})
+        nodes = {key: Node(**node) for key, node in value["nodes"].items()}
+        return Description(place, nodes, tuple(tuple(keys) for keys in value["tasks"]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"task description lacks or does not know {error}: written by another version of the program") from error
+
+
+def write_description(path: Path, description: Description) -> None:
+    """Write a description for workers to read, atomically."""
+    write_json(path, description_to_json(description))
+
+
+def read_description(path: Path) -> Description:
+    """Raises UsageError if there is no complete description."""
+    value = read_json(path)
+    if value is None:
+        raise UsageError(f"{path}: no complete task description there")
+    return description_from_json(value)
+
+
+def load_object(name: str) -> Any:
+    """The object named `module:attribute` (or the module, where no attribute is named)."""
+    module, _, attribute = name.partition(":")
+    found: Any = importlib.import_module(module)
+    for part in filter(None, attribute.split(".")):
+        found = getattr(found, part)
+    return found
+
+
+def load_registry(place: Workplace) -> Registry:
+    """The registry that computes this workplace's stages."""
+    return cast(Registry, load_object(place.registry))
+
+
+def read_corpus_digest(place: Workplace) -> str:
+    """Digest of the corpus as it lies there now; the stated one where nothing is named that could read it."""
+    if not place.digest_of:
+        return place.corpus_digest
+    reader = cast("Callable[[Path], Any]", load_object(place.digest_of))
+    found = reader(Path(place.corpus_folder))
+    return str(getattr(found, "digest", found))

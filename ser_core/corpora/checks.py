@@ -1,0 +1,101 @@
+"""What must hold of a corpus before anything is computed from it: pure functions from utterances to lines of problems."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from ser_core.corpora.manifest import VALIDATION, natural_order
+from ser_core.corpora.source import EXPECTED_COUNTS, Counts, Found, relative
+
+
+def structure_problems(found: Sequence[Found], folds: Sequence[str], source: Path) -> list[str]:
+    """Duplicate turns, speakers on both sides of a fold, folds that cannot be trained on."""
+    return [*_duplicates(found, source), *_speakers_in_two_folds(found, source), *_untrainable(found, folds, source)]
+
+
+def count_problems(found: Sequence[Found], counts: Counts, source: Path) -> list[str]:
+    """One line where classes or folds do not hold as many utterances as they should, otherwise nothing."""
+    differences = []
+    if counts.utterances is not None and counts.utterances != len(found):
+        differences.append(f"utterances {len(found)} not {counts.utterances}")
+    differences += _differences("class", Counter(utterance.label for utterance in found), counts.classes)
+    differences += _differences("fold", Counter(utterance.fold for utterance in found), counts.folds)
+    if not differences:
+        return []
+    return [
+        f"{source}: does not hold what it should: {', '.join(differences)}; unpack all of it, or say what a deliberate subset holds in "
+        f"{source / EXPECTED_COUNTS}"
+    ]
+
+
+def speakers_in_two_folds(found: Iterable[Found]) -> dict[str, dict[str, list[Found]]]:
+    """Speakers whose utterances lie in more than one fold, and which.
+
+    The validation part of a fixed split is never trained on, so it may share speakers with either side.
+    """
+    folds_of: dict[str, dict[str, list[Found]]] = {}
+    for utterance in found:
+        if utterance.speaker and utterance.fold != VALIDATION:
+            folds_of.setdefault(utterance.speaker, {}).setdefault(utterance.fold, []).append(utterance)
+    return {speaker: folds for speaker, folds in folds_of.items() if len(folds) > 1}
+
+
+def _speakers_in_two_folds(found: Sequence[Found], source: Path) -> list[str]:
+    lines = []
+    for speaker, folds in sorted(speakers_in_two_folds(found).items()):
+        # The fold with the fewest first: it is likely to be the mistaken one.
+        ordered = sorted(folds.items(), key=lambda item: (len(item[1]), natural_order(item[0])))
+        places = [
+            f"fold {fold} ({relative(members[0].path, source)}{f' and {len(members) - 1} more' if len(members) > 1 else ''})"
+            for fold, members in ordered
+        ]
+        lines.append(
+            f"{relative(ordered[0][1][0].path, source)}: speaker {speaker} is in two folds: {', '.join(places)}; a speaker belongs to one"
+        )
+    return lines
+
+
+def _duplicates(found: Sequence[Found], source: Path) -> list[str]:
+    first: dict[str, Found] = {}
+    lines = []
+    for utterance in found:
+        known = first.setdefault(utterance.id, utterance)
+        if known is not utterance:
+            lines.append(
+                f"{relative(utterance.path, source)}: duplicate turn {utterance.id}, also in {relative(known.path, source)}; keep one"
+            )
+    return lines
+
+
+def _untrainable(found: Sequence[Found], folds: Sequence[str], source: Path) -> list[str]:
+    held = Counter(utterance.fold for utterance in found)
+    present = [fold for fold in folds if held[fold]]
+    if not found:
+        return []  # the reader has said why
+    lines = []
+    if len({utterance.fold for utterance in found} - {VALIDATION} if VALIDATION not in folds else set(present)) < 2:
+        lines.append(f"{source}: fewer than two folds ({', '.join(sorted(held))}): one is held out and the others are trained on")
+        return lines
+    classes = sorted({utterance.label for utterance in found})
+    if len(classes) < 2:
+        lines.append(f"{source}: every utterance is labelled {classes[0]!r}; there is nothing to tell apart")
+    kept_out = set() if VALIDATION in folds else {VALIDATION}
+    for fold in present:
+        trained = {utterance.label for utterance in found if utterance.fold not in {fold, *kept_out}}
+        for label in classes:
+            if label not in trained:
+                example = next(utterance for utterance in found if utterance.label == label)
+                lines.append(
+                    f"{relative(example.path, source)}: class {label!r} is missing in the training part of fold {fold}; "
+                    "no other fold has an utterance of it"
+                )
+    return lines
+
+
+def _differences(what: str, held: Counter[str], expected: Mapping[str, int] | None) -> list[str]:
+    if expected is None:
+        return []
+    names = sorted({*held, *expected}, key=natural_order)
+    return [f"{what} {name} {held[name]} not {expected.get(name, 0)}" for name in names if held[name] != expected.get(name, 0)]

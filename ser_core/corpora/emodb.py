@@ -1,0 +1,59 @@
+"""EmoDB, the Berlin Database of Emotional Speech: ten speakers, seven emotions (Burkhardt et al. 2005); everything is in the file name."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ser_core.corpora.source import Counts, Found, Reading, audio_files, relative, require_folder
+
+# One man and one woman a fold.
+FOLDS = {"03-08": ("03", "08"), "10-09": ("10", "09"), "11-13": ("11", "13"), "12-14": ("12", "14"), "15-16": ("15", "16")}
+FOLD_OF = {speaker: fold for fold, pair in FOLDS.items() for speaker in pair}
+# German initials: Wut, Langeweile, Ekel, Angst, Freude, Trauer.
+LABELS = {"W": "angry", "L": "boredom", "E": "disgust", "A": "fear", "F": "happy", "T": "sad", "N": "neutral"}
+FOUR_CLASSES = ("angry", "happy", "neutral", "sad")  # those of IEMOCAP
+CLASS_COUNTS = {"angry": 127, "boredom": 81, "disgust": 46, "fear": 69, "happy": 71, "neutral": 79, "sad": 62}
+FOLD_COUNTS = {"03-08": 107, "10-09": 81, "11-13": 116, "12-14": 104, "15-16": 127}
+NAME = re.compile(r"(\d\d)([a-z]\d\d)([A-Z])([a-z]?)")
+
+
+def read(source: Path, *, whole: bool = True, four_classes: bool = False) -> Reading:
+    """Recordings below `source`; `four_classes` keeps only angry, happy, neutral and sad.
+
+    `whole`: all ten speakers must be there; otherwise those that are make the corpus. Raises InputError where `source` is no folder.
+    """
+    require_folder(source)
+    files = list(audio_files(source))
+    if not files:
+        return Reading((), (f"{source}: holds no wav or FLAC file; --source must name the folder EmoDB was unpacked to",), ())
+    found: list[Found] = []
+    problems: list[str] = []
+    present: set[str] = set()
+    for path in files:
+        where = relative(path, source)
+        name = NAME.fullmatch(path.stem)
+        if name is None:
+            problems.append(f"{where}: not a name of EmoDB, such as 03a01Fa.wav; move it away")
+        elif name[1] not in FOLD_OF:
+            problems.append(f"{where}: unknown speaker {name[1]!r}; EmoDB has {' '.join(sorted(FOLD_OF))}")
+        elif name[3] not in LABELS:
+            problems.append(f"{where}: unknown label {name[3]!r}; EmoDB has {' '.join(LABELS)}")
+        else:
+            present.add(name[1])
+            if not four_classes or LABELS[name[3]] in FOUR_CLASSES:
+                found.append(Found(path.stem, path, LABELS[name[3]], name[1], FOLD_OF[name[1]]))
+    if whole:
+        problems += [
+            f"{source}: speaker {speaker} is missing; unpack the whole corpus" for speaker in sorted(FOLD_OF) if speaker not in present
+        ]
+    folds = tuple(name for name, pair in FOLDS.items() if whole or present.intersection(pair))
+    return Reading(tuple(found), tuple(problems), folds, counts(four_classes))
+
+
+def counts(four_classes: bool) -> Counts:
+    """The published counts: 535 recordings, 339 of them in IEMOCAP's four classes."""
+    if not four_classes:
+        return Counts(535, CLASS_COUNTS, FOLD_COUNTS)
+    kept = {label: CLASS_COUNTS[label] for label in FOUR_CLASSES}
+    return Counts(sum(kept.values()), kept, None)

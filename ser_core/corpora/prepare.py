@@ -1,0 +1,364 @@
+"""From a corpus as it is handed out to `data/<corpus>`: checked, converted to 16 kHz mono FLAC, described by a manifest.
+
+Nothing appears at the target before all of it is right. Utterances are converted into a hidden folder beside the target, which takes the
+target's place as the last act. A prepare that was killed leaves that folder, and the next one goes on from it; one that finds a problem
+removes it. A source that was prepared before is compared by size and time of its files: only what changed is converted again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ser_core.corpora import csv_corpus, emodb, iemocap, labels, savee
+from ser_core.corpora.audio import AudioError, convert, encode
+from ser_core.corpora.checks import count_problems, structure_problems
+from ser_core.corpora.manifest import MANIFEST_NAME, Manifest, Utterance, load_manifest, write_manifest
+from ser_core.corpora.source import Found, Reading, read_expected_counts, relative
+from ser_core.errors import InputError
+
+KINDS = ("iemocap", "savee", "emodb", "csv", "labels")
+CONVERSION = 1  # raised when `audio.convert` means something else: then everything is converted again
+JOURNAL = "conversions.jsonl"
+MOST_WORKERS = 8  # threads; beyond that a disk is what they wait for
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """One line of the journal: from which file a stored one was made, and what is in it."""
+
+    id: str
+    source: str  # relative to the source folder
+    size: int  # bytes of the source file
+    time: int  # ns, its time of modification
+    samples: int
+    audio_digest: str  # of the samples
+    stored: str  # sha256 of the stored file
+    version: int = CONVERSION
+
+
+def prepare(
+    kind: str,
+    source: Path,
+    target: Path,
+    *,
+    name: str | None = None,
+    check_counts: bool = True,
+    four_classes: bool = False,
+    audio: Path | None = None,
+    facts: Mapping[str, Any] | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Prepare the corpus at `source` into the folder `target`.
+
+    `kind`: one of KINDS; for csv and labels `source` is the file or the folder that holds it.
+    `name`: what the corpus is called; by default its kind, or the target's name for csv and labels.
+    `check_counts`: compare classes and folds with the published counts, or with those that `source/expected_counts.json` states; without
+    the check, and with such a file, the sessions or speakers that are there make the corpus.
+    `four_classes` (emodb): only those of IEMOCAP. `audio` (labels): the folder of the recordings.
+    `facts`: kept in the manifest's `source`, no part of the digest. `progress`: called with (utterances done, utterances in all).
+
+    Stored are FLAC files of 16 bit: what came as 16 kHz mono 16 bit is kept bit for bit, the rest is resampled and rounded.
+    Raises InputError with one line per problem, all of them at once, leaving the target as it was.
+    """
+    if kind not in KINDS:
+        raise InputError(f"no kind of corpus is called {kind!r}; there are {', '.join(KINDS)}")
+    home = target.resolve()
+    _check_target(home)
+    base = source if source.is_dir() else source.parent
+    reading = _read(kind, source, base, check_counts, four_classes, audio)
+    problems = [*reading.problems, *structure_problems(reading.found, reading.folds, base)]
+    if not problems and check_counts and reading.counts is not None:
+        problems += count_problems(reading.found, reading.counts, base)
+    corpus = name or (kind if kind not in ("csv", "labels") else home.name)
+    recorded: dict[str, Any] = json.loads(json.dumps({"kind": kind, **reading.facts, **(facts or {})}))
+    threads = workers or min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+
+    staging = home.with_name(f".{home.name}.preparing")
+    if problems:
+        problems += _audio_problems(reading.found, base, threads, progress)
+        if staging.exists():
+            with _locked(staging):
+                shutil.rmtree(staging)
+        raise InputError(problems)
+
+    known = _intact(home, reading.found, base, threads)
+    if len(known) == len(reading.found) and (manifest := _unchanged(home, corpus, reading, known, recorded)):
+        if progress:
+            progress(len(known), len(known))
+        return replace(manifest, folder=target)
+    with _locked(staging):
+        conversions, audio_problems = _convert_all(reading.found, base, staging, home, known, threads, progress)
+        if audio_problems:
+            shutil.rmtree(staging)
+            raise InputError(audio_problems)
+        _write_journal(staging, conversions)
+        manifest = write_manifest(staging, corpus, reading.folds, _utterances(reading.found, conversions), recorded)
+        _put_in_place(staging, home)
+    return replace(manifest, folder=target)
+
+
+def prepared_already(target: Path, facts: Mapping[str, Any]) -> Manifest | None:
+    """The corpus at `target`, where it was prepared with these facts and every stored file is whole; otherwise None."""
+    try:
+        manifest = load_manifest(target)
+    except InputError:
+        return None
+    journal = _read_journal(target)
+    if any(manifest.source.get(key) != value for key, value in facts.items()):
+        return None
+    for utterance in manifest.utterances:
+        conversion = journal.get(utterance.id)
+        if conversion is None or conversion.version != CONVERSION or _stored_digest(manifest.audio_path(utterance)) != conversion.stored:
+            return None
+    return manifest
+
+
+def _read(kind: str, source: Path, base: Path, check_counts: bool, four_classes: bool, audio: Path | None) -> Reading:
+    if four_classes and kind != "emodb":
+        raise InputError(f"four classes can be chosen for emodb only, not for {kind}")
+    if audio is not None and kind != "labels":
+        raise InputError(f"a folder of recordings is named for labels only, not for {kind}")
+    stated = read_expected_counts(base)
+    whole = check_counts and stated is None
+    if kind == "iemocap":
+        reading = iemocap.read(source, whole=whole)
+    elif kind == "savee":
+        reading = savee.read(source, whole=whole)
+    elif kind == "emodb":
+        reading = emodb.read(source, whole=whole, four_classes=four_classes)
+    elif kind == "csv":
+        reading = csv_corpus.read(source)
+    else:
+        reading = labels.read(source, audio=audio)
+    return reading if stated is None else replace(reading, counts=stated)
+
+
+def _check_target(home: Path) -> None:
+    if home.exists() and not home.is_dir():
+        raise InputError(f"{home}: is a file; the target must be a folder of its own")
+    if home.is_dir() and any(home.iterdir()) and not (home / MANIFEST_NAME).exists():
+        raise InputError(f"{home}: holds other things and no {MANIFEST_NAME}; the target must be a folder of its own")
+
+
+def _stored_name(identifier: str) -> str:
+    return f"audio/{identifier}.flac"
+
+
+def _audio_problems(found: Sequence[Found], base: Path, threads: int, progress: Progress | None) -> list[str]:
+    """Lines for every recording that cannot be used, in the order of `found`; nothing is written."""
+
+    def problem(utterance: Found) -> str | None:
+        try:
+            convert(utterance.path)
+        except AudioError as error:
+            return f"{relative(utterance.path, base)}: {error}"
+        return None
+
+    lines = []
+    with ThreadPoolExecutor(threads) as pool:
+        for done, line in enumerate(pool.map(problem, found), start=1):
+            lines += [line] if line else []
+            if progress:
+                progress(done, len(found))
+    return lines
+
+
+def _intact(folder: Path, found: Sequence[Found], base: Path, threads: int) -> dict[str, Conversion]:
+    """Conversions in `folder` whose source has not changed and whose stored file is whole, by id."""
+    journal = _read_journal(folder)
+
+    def usable(utterance: Found) -> Conversion | None:
+        conversion = journal.get(utterance.id)
+        if conversion is None or conversion.version != CONVERSION or conversion.source != relative(utterance.path, base):
+            return None
+        try:
+            status = utterance.path.stat()
+        except OSError:
+            return None
+        same = (conversion.size, conversion.time) == (status.st_size, status.st_mtime_ns)
+        return conversion if same and _stored_digest(folder / _stored_name(utterance.id)) == conversion.stored else None
+
+    if not journal:
+        return {}
+    with ThreadPoolExecutor(threads) as pool:
+        return {conversion.id: conversion for conversion in pool.map(usable, found) if conversion}
+
+
+def _stored_digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+def _convert_all(
+    found: Sequence[Found], base: Path, staging: Path, home: Path, known: Mapping[str, Conversion], threads: int, progress: Progress | None
+) -> tuple[dict[str, Conversion], list[str]]:
+    """Bring every utterance into `staging`: from an earlier try, from the corpus that `home` holds, or from the source.
+
+    Returns the conversions by id and one line per recording that cannot be used.
+    """
+    (staging / "audio").mkdir(exist_ok=True)
+    conversions = _intact(staging, found, base, threads)
+    for identifier, conversion in known.items():
+        if identifier not in conversions:
+            _link(home / _stored_name(identifier), staging / _stored_name(identifier))
+            conversions[identifier] = conversion
+    todo = [utterance for utterance in found if utterance.id not in conversions]
+    done = len(conversions)
+    if progress:
+        progress(done, len(found))
+    failed: dict[str, str] = {}
+    with (staging / JOURNAL).open("a", encoding="utf-8") as journal, ThreadPoolExecutor(threads) as pool:
+        futures = {pool.submit(_convert, utterance, base, staging): utterance for utterance in todo}
+        try:
+            for future in as_completed(futures):
+                utterance = futures[future]
+                try:
+                    conversion = future.result()
+                except AudioError as error:
+                    failed[utterance.id] = f"{relative(utterance.path, base)}: {error}"
+                else:
+                    conversions[utterance.id] = conversion
+                    journal.write(json.dumps(asdict(conversion)) + "\n")
+                    journal.flush()
+                done += 1
+                if progress:
+                    progress(done, len(found))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return conversions, [failed[utterance.id] for utterance in found if utterance.id in failed]
+
+
+def _convert(utterance: Found, base: Path, staging: Path) -> Conversion:
+    try:
+        status = utterance.path.stat()  # before it is read: a file that changes meanwhile does not match the next time
+    except OSError as error:
+        raise AudioError(f"unreadable: {error.strerror}") from error
+    converted = convert(utterance.path)
+    encoded = encode(converted.samples)
+    path = staging / _stored_name(utterance.id)
+    path.unlink(missing_ok=True)  # it may be a second name of a file of the corpus in use
+    with path.open("wb") as stream:
+        stream.write(encoded)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return Conversion(
+        id=utterance.id,
+        source=relative(utterance.path, base),
+        size=status.st_size,
+        time=status.st_mtime_ns,
+        samples=len(converted.samples),
+        audio_digest=converted.digest,
+        stored=hashlib.sha256(encoded).hexdigest(),
+    )
+
+
+def _utterances(found: Sequence[Found], conversions: Mapping[str, Conversion]) -> list[Utterance]:
+    return [
+        Utterance(
+            id=utterance.id,
+            audio=_stored_name(utterance.id),
+            samples=conversions[utterance.id].samples,
+            label=utterance.label,
+            speaker=utterance.speaker,
+            fold=utterance.fold,
+            dimensions=utterance.dimensions,
+            audio_digest=conversions[utterance.id].audio_digest,
+        )
+        for utterance in found
+    ]
+
+
+def _unchanged(home: Path, corpus: str, reading: Reading, known: Mapping[str, Conversion], recorded: Mapping[str, Any]) -> Manifest | None:
+    """The manifest that `home` holds, where preparing again would write the same."""
+    try:
+        manifest = load_manifest(home)
+    except InputError:
+        return None
+    wanted = (corpus, reading.folds, tuple(sorted(_utterances(reading.found, known), key=lambda utterance: utterance.id)), dict(recorded))
+    return manifest if (manifest.corpus, manifest.folds, manifest.utterances, dict(manifest.source)) == wanted else None
+
+
+def _read_journal(folder: Path) -> dict[str, Conversion]:
+    """Conversions by id; what cannot be understood (a torn last line after a kill) counts as not converted."""
+    try:
+        lines = (folder / JOURNAL).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    conversions = {}
+    for line in lines:
+        try:
+            conversion = Conversion(**json.loads(line))
+        except (ValueError, TypeError):
+            continue
+        conversions[conversion.id] = conversion
+    return conversions
+
+
+def _write_journal(folder: Path, conversions: Mapping[str, Conversion]) -> None:
+    """Replace the journal by one without repeats and without utterances that are gone; drop their files too."""
+    lines = [json.dumps(asdict(conversions[identifier])) for identifier in sorted(conversions)]
+    (folder / JOURNAL).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    wanted = {_stored_name(identifier) for identifier in conversions}
+    for path in (folder / "audio").iterdir():
+        if path.relative_to(folder).as_posix() not in wanted:
+            path.unlink()
+
+
+def _link(existing: Path, new: Path) -> None:
+    new.unlink(missing_ok=True)
+    try:
+        new.hardlink_to(existing)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(existing, new)
+
+
+@contextmanager
+def _locked(staging: Path) -> Iterator[None]:
+    """The staging folder, for one process at a time; the kernel lets go of the lock when the process dies."""
+    try:
+        staging.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{staging.parent}: cannot be written ({error.strerror}); name another target") from error
+    descriptor = os.open(staging, os.O_RDONLY)
+    try:
+        # Whoever held the lock before may have finished and renamed the folder.
+        if not _lock(descriptor) or not staging.is_dir() or not os.path.samestat(os.fstat(descriptor), staging.stat()):
+            raise InputError(f"{staging}: another prepare is at work on the same target; wait for it")
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Whether the lock is ours, or there is none to be had: NFS may refuse to lock folders, and two at once only repeat their work."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return not isinstance(error, BlockingIOError)
+    return True
+
+
+def _put_in_place(staging: Path, home: Path) -> None:
+    """Let the finished folder take the target's place. Between the two renames there is no corpus at all, never half a one."""
+    old = home.with_name(f".{home.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if home.exists():
+        home.rename(old)
+    staging.rename(home)
+    shutil.rmtree(old, ignore_errors=True)

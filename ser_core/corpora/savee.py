@@ -1,0 +1,50 @@
+"""SAVEE: four men, seven emotions, 120 sentences each (Haq & Jackson 2009); everything is in the file name."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ser_core.corpora.source import Counts, Found, Reading, audio_files, relative, require_folder
+
+SPEAKERS = ("DC", "JE", "JK", "KL")
+LABELS = {"a": "angry", "d": "disgust", "f": "fear", "h": "happy", "n": "neutral", "sa": "sad", "su": "surprise"}
+COUNTS = Counts(
+    utterances=480,
+    classes={"angry": 60, "disgust": 60, "fear": 60, "happy": 60, "neutral": 120, "sad": 60, "surprise": 60},
+    folds=dict.fromkeys(SPEAKERS, 120),
+)
+NAME = re.compile(r"(?:([A-Z]{2})_)?([a-z]+)(\d+)")
+
+
+def read(source: Path, *, whole: bool = True) -> Reading:
+    """Recordings below `source`, flat (`DC_a01.wav`) or in a folder per speaker (`AudioData/DC/a01.wav`); the fold is the speaker.
+
+    `whole`: all four speakers must be there; otherwise those that are make the corpus. Raises InputError where `source` is no folder.
+    """
+    require_folder(source)
+    files = list(audio_files(source))
+    if not files:
+        return Reading((), (f"{source}: holds no wav or FLAC file; --source must name the folder SAVEE was unpacked to",), ())
+    found: list[Found] = []
+    problems: list[str] = []
+    for path in files:
+        where = relative(path, source)
+        name = NAME.fullmatch(path.stem)
+        if name is None:
+            problems.append(f"{where}: not a name of SAVEE, such as DC_sa04.wav or DC/sa04.wav; move it away")
+            continue
+        speaker = name[1] or path.parent.name
+        if speaker not in SPEAKERS:
+            problems.append(
+                f"{where}: unknown speaker {speaker!r}; SAVEE has {' '.join(SPEAKERS)}, as a prefix (DC_a01.wav) or a folder (DC/a01.wav)"
+            )
+        elif name[2] not in LABELS:
+            problems.append(f"{where}: unknown label {name[2]!r}; SAVEE has {' '.join(LABELS)}")
+        else:
+            found.append(Found(f"{speaker}_{name[2]}{name[3]}", path, LABELS[name[2]], speaker, speaker))
+    present = {utterance.speaker for utterance in found}
+    if whole:
+        problems += [f"{source}: speaker {speaker} is missing; unpack the whole corpus" for speaker in SPEAKERS if speaker not in present]
+    folds = SPEAKERS if whole else tuple(speaker for speaker in SPEAKERS if speaker in present)
+    return Reading(tuple(found), tuple(problems), folds, COUNTS)

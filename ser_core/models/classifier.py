@@ -1,0 +1,114 @@
+"""Fine-tuning network: the transformer encoder on frozen features, a masked mean over frames, one linear layer; and its weighted loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ser_core.errors import InputError
+from ser_core.models.front_end import valid_frames
+from ser_core.settings import Pooling
+
+if TYPE_CHECKING:
+    from transformers import Wav2Vec2Model
+
+
+class EmotionClassifier(nn.Module):
+    """Emotion logits from projected features.
+
+    The encoder's convolutions, projection and mask embedding are frozen; its transformer (positional convolution and norms included) and
+    the head are trained. Dropout and layer drop are those of the encoder's configuration.
+    """
+
+    def __init__(self, encoder: Wav2Vec2Model, classes: int, pooling: Pooling = Pooling.paper) -> None:
+        super().__init__()
+        self.wav2vec2: Any = encoder
+        self.pooling = pooling
+        self.head = nn.Linear(encoder.config.hidden_size, classes)
+        freeze_front_end(encoder)
+
+    def forward(self, features: Tensor, frames: Tensor, time_mask: Tensor | None = None, feature_mask: Tensor | None = None) -> Tensor:
+        """Return logits (B, classes).
+
+        `features` (B, T, hidden) come from the front end without dropout, `frames` (B,) are the valid ones. `time_mask` (B, T) bool puts
+        the learned mask embedding in, `feature_mask` (B, hidden) bool then zeroes channels.
+        """
+        logits: Tensor = self.head(self.pooled(features, frames, time_mask, feature_mask))
+        return logits
+
+    def pooled(self, features: Tensor, frames: Tensor, time_mask: Tensor | None = None, feature_mask: Tensor | None = None) -> Tensor:
+        """Return what the linear layer sees, (B, hidden)."""
+        hidden = encode(self.wav2vec2, features, frames, time_mask, feature_mask)
+        return pool(hidden, frames, self.pooling)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters an optimiser is given: transformer encoder and head."""
+        return [*self.wav2vec2.encoder.parameters(), *self.head.parameters()]
+
+
+def freeze_front_end(encoder: Any) -> None:
+    """Take the gradient from everything but the transformer."""
+    for parameter in encoder.parameters():
+        parameter.requires_grad_(False)
+    for parameter in encoder.encoder.parameters():
+        parameter.requires_grad_(True)
+
+
+def encode(encoder: Any, features: Tensor, frames: Tensor, time_mask: Tensor | None = None, feature_mask: Tensor | None = None) -> Tensor:
+    """Run the transformer over projected features: (B, T, hidden) -> (B, T, hidden).
+
+    Padding is never attended to. `features` are left as they are, so that they may come from a cache.
+    """
+    dropout = encoder.feature_projection.dropout
+    hidden: Tensor = dropout(features)
+    if time_mask is not None:
+        hidden = torch.where(time_mask[..., None], encoder.masked_spec_embed.to(hidden.dtype), hidden)
+    if feature_mask is not None:
+        hidden = hidden.masked_fill(feature_mask[:, None, :], 0)
+    valid = valid_frames(frames, features.shape[1])
+    # Zeroed here and out of place: transformers zeroes the padding of what it is given in place, which would reach into the caller's.
+    hidden = hidden.masked_fill(~valid[..., None], 0)
+    output: Tensor = encoder.encoder(hidden, attention_mask=valid).last_hidden_state
+    return output
+
+
+def pool(hidden: Tensor, frames: Tensor, pooling: Pooling) -> Tensor:
+    """Average frames: (B, T, hidden) with (B,) valid frames -> (B, hidden).
+
+    `paper`: mean over the valid frames, then ReLU. `reference`, as the authors' code: ReLU first, and the mean leaves the last valid frame
+    out (an utterance of one frame keeps it, where the authors' divides by zero).
+    """
+    counted = frames
+    if pooling is Pooling.reference:
+        hidden = F.relu(hidden)
+        counted = (frames - 1).clamp(min=1)
+    weights = valid_frames(counted, hidden.shape[1]).to(hidden.dtype)
+    mean = (hidden * weights[..., None]).sum(1) / counted[:, None].to(hidden.dtype)
+    return F.relu(mean)
+
+
+def class_weights(counts: Sequence[int]) -> Tensor:
+    """Return (classes,) weights: inverse class frequency, normalised to sum 1. Raises InputError for a class without an utterance."""
+    if not counts or min(counts) <= 0:
+        raise InputError(f"class counts {list(counts)}: every class needs at least one utterance in the training split")
+    inverse = torch.tensor(list(counts), dtype=torch.float64).reciprocal()
+    return (inverse / inverse.sum()).float()
+
+
+def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, total_weight: Tensor | float | None = None) -> Tensor:
+    """Return the weighted mean cross-entropy, sum(w * ce) / sum(w), of (N, classes) logits and (N,) int64 labels.
+
+    A batch in parts: pass `label_weight` of the whole batch's labels as `total_weight` with every part, and the parts' losses (and
+    gradients) add up to those of the whole.
+    """
+    total = label_weight(labels, weights) if total_weight is None else total_weight
+    return F.cross_entropy(logits.float(), labels, weight=weights, reduction="sum") / total
+
+
+def label_weight(labels: Tensor, weights: Tensor) -> Tensor:
+    """Return the scalar sum of the weights of (N,) labels."""
+    return weights[labels].sum()

@@ -1,0 +1,119 @@
+"""Waves to projected features: convolutions and feature projection, for one utterance at a time or for a padded batch.
+
+wav2vec2-base has a group norm over time in its first convolution, so zeros appended to an utterance change every one of its features. The
+`independent` functions run each utterance alone: its features are the same whatever else is in the batch. The `padded` ones do what the
+authors' code does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from ser_core.models.backbone import NORMALISE_KEY, frame_count, minimum_samples
+from ser_core.settings import Padding
+
+if TYPE_CHECKING:
+    from transformers import Wav2Vec2ForPreTraining, Wav2Vec2Model
+
+NORMALISE_EPSILON = 1e-7  # of the variance; transformers.Wav2Vec2FeatureExtractor
+
+
+@dataclass(frozen=True)
+class FrontEnd:
+    """What the convolutions give for a batch.
+
+    `projected` (B, T, hidden) goes into the transformer, `normalised` (B, T, channels) into the quantizer, `frames` (B,) int64 are the
+    valid frames. Rows of `independent` features are zero behind their valid frames; rows of `padded` ones are not.
+    """
+
+    projected: Tensor
+    normalised: Tensor
+    frames: Tensor
+
+
+def project_independent(model: Wav2Vec2Model | Wav2Vec2ForPreTraining, waves: Sequence[Tensor]) -> list[Tensor]:
+    """Return the features of each utterance, (frames, hidden), without gradient and without dropout.
+
+    `waves` are float tensors (samples,); a clip shorter than one frame is padded with zeros to one frame. The features of an utterance do
+    not depend on the others, to the bit.
+    """
+    encoder = encoder_of(model)
+    with torch.no_grad():
+        return [_project(encoder, _convolve(encoder, wave[None]))[0] for wave in _prepared(encoder, waves)]
+
+
+def project_padded(model: Wav2Vec2Model | Wav2Vec2ForPreTraining, waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the features of zero-padded utterances as the authors compute them, without gradient and without dropout.
+
+    The features (B, T, hidden) of an utterance depend on the longest in the batch; with them come the valid frames (B,) int64.
+    """
+    encoder = encoder_of(model)
+    prepared = _prepared(encoder, waves)
+    with torch.no_grad():
+        features = _project(encoder, _convolve(encoder, pad_sequence(prepared, batch_first=True)))
+    return features, _frames(encoder, prepared)
+
+
+def run_front_end(model: Wav2Vec2Model | Wav2Vec2ForPreTraining, waves: Sequence[Tensor], padding: Padding) -> FrontEnd:
+    """Run convolutions and projection with gradient and with the model's own dropout, for stages that train them too."""
+    encoder = encoder_of(model)
+    prepared = _prepared(encoder, waves)
+    frames = _frames(encoder, prepared)
+    if padding is Padding.reference:
+        projected, normalised = encoder.feature_projection(_convolve(encoder, pad_sequence(prepared, batch_first=True)))
+        return FrontEnd(projected, normalised, frames)
+    parts = [encoder.feature_projection(_convolve(encoder, wave[None])) for wave in prepared]
+    return FrontEnd(
+        pad_sequence([projected[0] for projected, _ in parts], batch_first=True),
+        pad_sequence([normalised[0] for _, normalised in parts], batch_first=True),
+        frames,
+    )
+
+
+def valid_frames(frames: Tensor, length: int) -> Tensor:
+    """Return (B, length) bool, True where row b has a frame."""
+    return torch.arange(length, device=frames.device)[None] < frames[:, None]
+
+
+def encoder_of(model: Any) -> Any:
+    """Return the Wav2Vec2Model inside a model with heads, or the model itself."""
+    return getattr(model, "wav2vec2", model)
+
+
+def _prepared(encoder: Any, waves: Sequence[Tensor]) -> list[Tensor]:
+    """Return the waves on the model's device, normalised if the model wants it, none shorter than one frame."""
+    weight = encoder.feature_projection.projection.weight
+    shortest = minimum_samples(encoder.config)
+    normalise = bool(getattr(encoder.config, NORMALISE_KEY, False))
+    prepared = []
+    for wave in waves:
+        samples = wave.to(device=weight.device, dtype=weight.dtype)
+        if normalise:
+            samples = (samples - samples.mean()) / torch.sqrt(samples.var(unbiased=False) + NORMALISE_EPSILON)
+        prepared.append(F.pad(samples, (0, max(shortest - len(samples), 0))))
+    return prepared
+
+
+def _frames(encoder: Any, waves: Sequence[Tensor]) -> Tensor:
+    device = encoder.feature_projection.projection.weight.device
+    return torch.tensor([frame_count(encoder.config, len(wave)) for wave in waves], dtype=torch.int64, device=device)
+
+
+def _convolve(encoder: Any, waves: Tensor) -> Tensor:
+    """(B, samples) -> (B, T, channels)."""
+    features: Tensor = encoder.feature_extractor(waves)
+    return features.transpose(1, 2)
+
+
+def _project(encoder: Any, features: Tensor) -> Tensor:
+    """(B, T, channels) -> (B, T, hidden), without the dropout that stands behind it: it belongs to the step, not to the utterance."""
+    projection = encoder.feature_projection
+    projected: Tensor = projection.projection(projection.layer_norm(features))
+    return projected

@@ -1,0 +1,98 @@
+"""What determines the weights a stage starts from: said without opening a model, so that planning stays quick."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ser_core.errors import InputError
+from ser_core.settings import BackboneSettings, Wav2vecSettings
+
+CONFIG_FILE = "config.json"
+WEIGHT_FILES = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
+
+# Facts of the writer, not of the network.
+VOLATILE_CONFIG_KEYS = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"})
+
+
+def backbone_identity(settings: BackboneSettings) -> dict[str, Any]:
+    """Return what determines the weights: name and revision, digests of a folder, or the configuration and its seed.
+
+    Raises InputError for a path that does not exist or a folder without weights.
+    """
+    if settings.checkpoint is None:
+        if not settings.config:
+            raise InputError(
+                "backbone: neither checkpoint nor config is set; name a wav2vec 2.0 checkpoint or give the keys of a small model"
+            )
+        return {"config": dict(settings.config), "init_seed": settings.init_seed}
+    folder = checkpoint_folder(settings.checkpoint)
+    if folder is None:
+        return {"checkpoint": settings.checkpoint, "revision": settings.revision}
+    return folder_identity(folder)
+
+
+def wav2vec_identity(settings: Wav2vecSettings) -> dict[str, Any]:
+    """Return what determines the wav2vec v1 weights: the digest of a checkpoint, or the configuration and its seed."""
+    if settings.checkpoint is None:
+        if not settings.config:
+            raise InputError(
+                "states.wav2vec: neither checkpoint nor config is set; give the path of wav2vec_large.pt, or the keys of a small model"
+            )
+        return {"config": dict(settings.config), "init_seed": settings.init_seed}
+    path = Path(settings.checkpoint)
+    if path.is_dir():
+        return folder_identity(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such wav2vec checkpoint; set states.wav2vec.checkpoint to the path of wav2vec_large.pt")
+    return {"weights": file_digest(path)}
+
+
+def checkpoint_folder(checkpoint: str) -> Path | None:
+    """Return the folder that `checkpoint` names, or None where it is a Hugging Face name. Raises InputError for a missing path."""
+    path = Path(checkpoint).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") > 1 or path.exists():
+        raise InputError(
+            f"{checkpoint}: no such backbone folder; backbone.checkpoint is a Hugging Face name or a folder with {CONFIG_FILE}"
+        )
+    return None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files of `folder` that hold weights: safetensors where there are any, otherwise torch's."""
+    for pattern in WEIGHT_FILES:
+        found = sorted(folder.glob(pattern))
+        if found:
+            return found
+    return []
+
+
+def folder_identity(folder: Path) -> dict[str, Any]:
+    """Return the digest of a checkpoint folder's weights and its configuration without the facts of the writer."""
+    files = weight_files(folder)
+    config = folder / CONFIG_FILE
+    if not files or not config.is_file():
+        raise InputError(f"{folder}: not a checkpoint: needs {CONFIG_FILE} and model.safetensors (or pytorch_model.bin)")
+    try:
+        settings = json.loads(config.read_text())
+    except (ValueError, OSError) as error:
+        raise InputError(f"{config}: cannot be read: {error}") from error
+    kept = {key: value for key, value in settings.items() if key not in VOLATILE_CONFIG_KEYS}
+    return {"weights": [file_digest(path) for path in files], "config": kept}
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file, hexadecimal; remembered within the process while size and time of change stay."""
+    facts = path.stat()
+    return _digest(path.resolve(), facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _digest(path: Path, _size: int, _changed: int) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

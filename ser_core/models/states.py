@@ -1,0 +1,141 @@
+"""P-TAPT stage 1: emotion states, frames of wav2vec v1 trained to tell the utterance's emotion alone and together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ser_core.errors import InputError
+from ser_core.models.classifier import weighted_cross_entropy
+from ser_core.models.wav2vec import Wav2vec, Wav2vecConfig, convolved_length
+
+# The convolution that brings wav2vec's 10 ms frames to wav2vec 2.0's 20 ms (section 3.3).
+MATCH_KERNEL = 4
+MATCH_STRIDE = 2
+
+
+@dataclass(frozen=True)
+class StatesLoss:
+    """`loss` = `utterance` + `frame`, each a weighted mean cross-entropy; `correct` utterances of the batch."""
+
+    loss: Tensor
+    utterance: Tensor
+    frame: Tensor
+    correct: Tensor
+
+
+class EmotionStates(nn.Module):
+    """wav2vec v1 -> Conv1d(4, 2) -> ReLU, read by a BiLSTM for the utterance and by an MLP for each frame.
+
+    The extractor is frozen; aggregator, convolution, BiLSTM and both heads are trained. `rnn_units` are per direction. Sections 3.3 and 4.1
+    give 256 and 128.
+    """
+
+    def __init__(self, wav2vec: Wav2vec, classes: int, rnn_units: int = 256, head_units: int = 128) -> None:
+        super().__init__()
+        self.wav2vec = wav2vec
+        channels = wav2vec.outputs
+        self.match = nn.Conv1d(channels, channels, MATCH_KERNEL, MATCH_STRIDE)
+        self.rnn = nn.LSTM(channels, rnn_units, bidirectional=True, batch_first=True)
+        self.utterance_head = nn.Sequential(nn.Linear(2 * rnn_units, head_units), nn.Tanh(), nn.Linear(head_units, classes))
+        self.frame_head = nn.Sequential(nn.Linear(channels, head_units), nn.Tanh(), nn.Linear(head_units, classes))
+        for parameter in wav2vec.extractor.parameters():
+            parameter.requires_grad_(False)
+
+    def forward(self, waves: Tensor, time_mask: Tensor | None = None, feature_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return utterance logits (B, classes) and frame logits (B, T, classes) of equally long waves (B, samples).
+
+        `time_mask` (B, extractor frames) and `feature_mask` (B, channels), bool, zero the extractor's output: see `extractor_frames`.
+        """
+        frames = self.states(waves, time_mask, feature_mask)
+        outputs, _ = self.rnn(frames)
+        return self.utterance_head(F.relu(outputs.mean(1))), self.frame_head(frames)
+
+    def states(self, waves: Tensor, time_mask: Tensor | None = None, feature_mask: Tensor | None = None) -> Tensor:
+        """Return emotion states (B, T, channels) of equally long waves (B, samples)."""
+        with torch.no_grad():
+            extracted = self.wav2vec.extractor(waves)
+            if time_mask is not None:
+                extracted = extracted.masked_fill(time_mask[:, None, :], 0)
+            if feature_mask is not None:
+                extracted = extracted.masked_fill(feature_mask[:, :, None], 0)
+        return F.relu(self.match(self.wav2vec.aggregator(extracted))).transpose(1, 2)
+
+    @torch.no_grad()
+    def frames(self, wave: Tensor) -> Tensor:
+        """Return the emotion states (T, channels) of one whole utterance (samples,), for clustering; no padding, no augmentation.
+
+        An utterance too short for one state is padded with zeros to one.
+        """
+        wave = wave.to(self.match.weight)
+        missing = minimum_samples(self.wav2vec.config) - len(wave)
+        states: Tensor = self.states(F.pad(wave, (0, max(missing, 0)))[None])[0]
+        return states
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters an optimiser is given: everything but the extractor."""
+        modules = (self.wav2vec.aggregator, self.match, self.rnn, self.utterance_head, self.frame_head)
+        return [parameter for module in modules for parameter in module.parameters()]
+
+
+def states_loss(
+    utterance_logits: Tensor,
+    frame_logits: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    total_weight: Tensor | float | None = None,
+) -> StatesLoss:
+    """Return the sum of both losses for labels (B,) with class weights (classes,); every frame has its utterance's label.
+
+    A batch in parts of equal length: pass `label_weight` of the whole batch's labels as `total_weight` and the parts add up.
+    """
+    length = frame_logits.shape[1]
+    utterance = weighted_cross_entropy(utterance_logits, labels, weights, total_weight)
+    frame_total = None if total_weight is None else total_weight * length
+    frame = weighted_cross_entropy(frame_logits.flatten(0, 1), labels.repeat_interleave(length), weights, frame_total)
+    correct = (utterance_logits.argmax(-1) == labels).sum()
+    return StatesLoss(utterance + frame, utterance, frame, correct)
+
+
+def extractor_frames(config: Wav2vecConfig, samples: int) -> int:
+    """Return the frames of the extractor for so many samples: what a time mask is drawn over."""
+    return convolved_length(config.conv_feature_layers, samples)
+
+
+def state_count(config: Wav2vecConfig, samples: int) -> int:
+    """Return the emotion states for so many samples (0 where there are too few), strided aggregators included."""
+    frames = extractor_frames(config, samples)
+    for _, _, stride in config.conv_aggregator_layers:
+        frames = (frames - 1) // stride + 1 if frames else 0  # padded by its kernel less one
+    return max((frames - MATCH_KERNEL) // MATCH_STRIDE + 1, 0)
+
+
+def minimum_samples(config: Wav2vecConfig) -> int:
+    """Return how many samples give one emotion state."""
+    length = MATCH_KERNEL
+    for _, _, stride in reversed(config.conv_aggregator_layers):
+        length = (length - 1) * stride + 1
+    for _, kernel, stride in reversed(config.conv_feature_layers):
+        length = (length - 1) * stride + kernel
+    return length
+
+
+def hop_samples(config: Wav2vecConfig) -> int:
+    """Return the samples from one emotion state to the next (320 for wav2vec large: 20 ms)."""
+    hop = MATCH_STRIDE
+    for _, _, stride in (*config.conv_feature_layers, *config.conv_aggregator_layers):
+        hop *= stride
+    return hop
+
+
+def check_grid(config: Wav2vecConfig, backbone_hop: int) -> None:
+    """Raise InputError unless states and the backbone's frames (`backbone_hop` samples apart) have the same step."""
+    hop = hop_samples(config)
+    if hop != backbone_hop:
+        raise InputError(
+            f"states.wav2vec: one emotion state every {hop} samples, but the backbone has one frame every {backbone_hop}: "
+            "choose strides with equal products (the state grid's is twice wav2vec's)"
+        )

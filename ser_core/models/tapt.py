@@ -1,0 +1,200 @@
+"""TAPT: the wav2vec 2.0 pretraining loss on in-domain speech, contrastive plus codebook diversity.
+
+Negatives are other masked frames of the same utterance (wav2vec 2.0, section 3.2 of arXiv 2006.11477, and today's transformers). With
+`reference` they are any other frame of the padded row, as in transformers 4.10.0, the version of the authors' image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from ser_core.models.front_end import encoder_of, run_front_end, valid_frames
+from ser_core.models.masking import BoolArray, time_mask
+from ser_core.settings import Padding
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import Wav2Vec2Config, Wav2Vec2ForPreTraining
+
+GUMBEL_TEMPERATURE = 1.0  # of the quantizer in transformers 4.10.0, never annealed by the authors; transformers 5 starts at 2
+
+
+@dataclass(frozen=True)
+class TaptDraw:
+    """What is random in the loss of a batch: `mask` (B, T) bool and, for each masked frame in row order, `negatives` (M, N) flat frames."""
+
+    mask: BoolArray
+    negatives: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TaptLoss:
+    """The loss of a batch and its parts.
+
+    `loss` is what is differentiated: summed over masked frames, as transformers sums it. `contrastive` is the summed cross-entropy,
+    `diversity` the unused share of the codebook (0 to 1), `correct` how many masked frames were told from their negatives, `masked` how
+    many there were, `code_sums` (groups, entries) the codes' probabilities summed over masked frames, from which `codebook_diversity`
+    gives the diversity of several batches together.
+    """
+
+    loss: Tensor
+    contrastive: Tensor
+    diversity: Tensor
+    correct: Tensor
+    masked: int
+    code_sums: Tensor
+
+    @property
+    def per_frame(self) -> Tensor:
+        """The loss for one masked frame, to be compared between batches."""
+        return self.loss / max(self.masked, 1)
+
+
+def draw_tapt(
+    config: Wav2Vec2Config,
+    frames: NDArray[np.integer],
+    *,
+    minimum: int,
+    negatives: int,
+    padding: Padding,
+    rng: np.random.Generator,
+) -> TaptDraw:
+    """Draw masks and negatives for rows of so many valid frames (B,); T is the longest. Span and probability are the configuration's."""
+    length = int(np.max(frames))
+    reference = padding is Padding.reference
+    mask = time_mask(
+        frames,
+        length,
+        probability=config.mask_time_prob,
+        span=config.mask_time_length,
+        minimum=minimum,
+        rng=rng,
+        shared_count=reference,
+    )
+    candidates = np.ones_like(mask) if reference else mask
+    return TaptDraw(mask, sample_negatives(mask, negatives, rng, candidates))
+
+
+def sample_negatives(mask: BoolArray, count: int, rng: np.random.Generator, candidates: BoolArray | None = None) -> NDArray[np.int64]:
+    """Draw `count` distractors for each masked frame: (M, count) int64, each `row * T + frame`, never the frame itself.
+
+    `candidates` (B, T) bool says which frames may be drawn, by default the masked ones; masked frames must be among them. Where a row has
+    no other candidate the frame itself stands in, and the loss leaves it out.
+    """
+    allowed = mask if candidates is None else candidates
+    if bool((mask & ~allowed).any()):
+        raise ValueError("a masked frame must be among the candidates for negatives")
+    length = mask.shape[1]
+    drawn = []
+    for row in range(mask.shape[0]):
+        pool = np.flatnonzero(allowed[row])
+        own = np.searchsorted(pool, np.flatnonzero(mask[row]))
+        if len(own) == 0:
+            continue
+        if len(pool) == 1:
+            chosen = np.zeros((1, count), dtype=np.int64)
+        else:
+            chosen = rng.integers(0, len(pool) - 1, size=(len(own), count))
+            chosen += chosen >= own[:, None]
+        drawn.append(pool[chosen] + row * length)
+    return np.concatenate(drawn).astype(np.int64) if drawn else np.zeros((0, count), dtype=np.int64)
+
+
+def tapt_loss(
+    model: Wav2Vec2ForPreTraining,
+    waves: Sequence[Tensor],
+    draw: TaptDraw,
+    *,
+    temperature: float = 0.1,
+    diversity_weight: float = 0.1,
+    padding: Padding = Padding.independent,
+    gumbel_temperature: float = GUMBEL_TEMPERATURE,
+) -> TaptLoss:
+    """Return the loss of a batch of waves (samples,), with gradient for every parameter that asks for it.
+
+    `independent`: each utterance through the front end alone, padding not attended to, the diversity term counted once for every masked
+    frame (fairseq and transformers from 4.12 on). `reference`: zero-padded batch without attention mask, the diversity term counted once a
+    batch, as the authors' transformers does. In training mode the model's dropout is active and codes are drawn with Gumbel noise
+    from torch's generator; in evaluation mode the likeliest codes are taken.
+    """
+    encoder = encoder_of(model)
+    features = run_front_end(model, waves, padding)
+    device = features.projected.device
+    mask = torch.from_numpy(draw.mask).to(device)
+    if mask.shape != features.projected.shape[:2]:
+        raise ValueError(f"mask of shape {tuple(mask.shape)} for features of {tuple(features.projected.shape[:2])} frames")
+    reference = padding is Padding.reference
+    hidden = torch.where(mask[..., None], encoder.masked_spec_embed.to(features.projected.dtype), features.projected)
+    attention = None if reference else valid_frames(features.frames, mask.shape[1])
+    encoded = encoder.encoder(hidden, attention_mask=attention).last_hidden_state
+    predicted = model.project_hid(encoded[mask])
+
+    # Only frames that can be a target or a negative are quantized.
+    candidates = torch.ones_like(mask) if reference else mask
+    quantized = _quantize(model, model.dropout_features(features.normalised[candidates]), mask[candidates], gumbel_temperature)
+    position = candidates.flatten().long().cumsum(0) - 1
+    positives = position[mask.flatten()]
+    negatives = position[torch.from_numpy(draw.negatives).to(device)]
+    logits = _contrastive_logits(predicted, model.project_q(quantized.vectors), quantized.codes, positives, negatives) / temperature
+
+    masked = int(draw.negatives.shape[0])
+    target = torch.zeros(masked, dtype=torch.int64, device=device)
+    contrastive = F.cross_entropy(logits, target, reduction="sum")
+    diversity = codebook_diversity(quantized.sums, masked)
+    weight = diversity_weight * (1 if reference else masked)
+    correct = (logits.argmax(-1) == 0).sum()
+    return TaptLoss(contrastive + weight * diversity, contrastive, diversity, correct, masked, quantized.sums)
+
+
+def codebook_diversity(code_sums: Tensor, masked: int) -> Tensor:
+    """Return the unused share of the codebook, 1 - perplexity / entries, from (groups, entries) sums over `masked` frames."""
+    mean = code_sums / max(masked, 1)
+    perplexity = torch.exp(-torch.xlogy(mean, mean).sum(-1)).sum()
+    return 1 - perplexity / mean.numel()
+
+
+@dataclass(frozen=True)
+class _Quantized:
+    vectors: Tensor  # (K, codevector_dim)
+    codes: Tensor  # (K, groups) int64
+    sums: Tensor  # (groups, entries), over the counted frames
+
+
+def _quantize(model: Any, features: Tensor, counted: Tensor, temperature: float) -> _Quantized:
+    """Quantize (K, channels) features with the model's codebooks; `counted` (K,) bool frames enter the codes' sums.
+
+    The choice is multiplied into the codebook group by group: transformers multiplies out (K, groups * entries, size), gigabytes for a
+    batch of the paper's length.
+    """
+    quantizer = model.quantizer
+    groups, entries = quantizer.num_groups, quantizer.num_vars
+    logits = quantizer.weight_proj(features).float().reshape(-1, entries)
+    if model.training:
+        chosen = F.gumbel_softmax(logits, tau=temperature, hard=True)
+        probabilities = torch.softmax(logits, dim=-1)
+    else:
+        chosen = F.one_hot(logits.argmax(-1), entries).to(logits.dtype)
+        probabilities = chosen
+    chosen = chosen.view(-1, groups, entries)
+    books = quantizer.codevectors.view(groups, entries, -1)
+    vectors = torch.einsum("kge,ged->kgd", chosen.to(books.dtype), books).flatten(1)
+    return _Quantized(vectors, chosen.argmax(-1), probabilities.view(-1, groups, entries)[counted].sum(0))
+
+
+def _contrastive_logits(predicted: Tensor, quantized: Tensor, codes: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+    """Return (M, 1 + N) cosine similarities, the positive first; a negative with the positive's codes is left out (-inf)."""
+    with torch.autocast(predicted.device.type, enabled=False):
+        # One product over all quantized frames is smaller than the (M, N, size) gathering of negatives it replaces.
+        similarity = F.normalize(predicted.float(), dim=-1, eps=1e-8) @ F.normalize(quantized.float(), dim=-1, eps=1e-8).T
+    positive = similarity.gather(1, positives[:, None])
+    negative = similarity.gather(1, negatives)
+    same = (codes[positives][:, None] == codes[negatives]).all(-1)
+    return torch.cat([positive, negative.masked_fill(same, float("-inf"))], dim=1)

@@ -1,0 +1,176 @@
+"""wav2vec v1 (arXiv 1904.05862): convolutional feature extractor and causal aggregator, equal to fairseq's on the same weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ser_core.errors import InputError
+
+Layers = tuple[tuple[int, int, int], ...]  # (channels, kernel, stride) of each convolution
+
+
+@dataclass(frozen=True)
+class Wav2vecConfig:
+    """Shape of the network; the defaults are fairseq's, the values of `wav2vec_large.pt` are read from it."""
+
+    conv_feature_layers: Layers = ((512, 10, 5), (512, 8, 4), (512, 4, 2), (512, 4, 2), (512, 4, 2), (512, 1, 1), (512, 1, 1), (512, 1, 1))
+    conv_aggregator_layers: Layers = tuple((512, kernel, 1) for kernel in range(2, 14))
+    log_compression: bool = True
+    skip_connections_feat: bool = False
+    skip_connections_agg: bool = True
+    residual_scale: float = 0.5
+    conv_bias: bool = True  # of the aggregator; the extractor has none
+    zero_pad: bool = False  # pad the aggregator's left with zeros instead of its first frame
+    affine: bool = True  # group norms with scale and offset
+    activation: str = "relu"
+    dropout: float = 0.0  # of the aggregator
+
+
+def parse_config(values: Mapping[str, Any]) -> Wav2vecConfig:
+    """Check plain values (of YAML or JSON). Raises InputError naming each unknown key and each value of the wrong kind."""
+    fields = {field.name: field for field in dataclasses.fields(Wav2vecConfig)}
+    problems: list[str] = []
+    parsed: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            problems.append(
+                f"wav2vec.config.{key}: no such key" + (f"; did you mean {near[0]}?" if near else f"; known: {', '.join(fields)}")
+            )
+        elif key.endswith("_layers"):
+            try:
+                layers = tuple((int(channels), int(kernel), int(stride)) for channels, kernel, stride in value)
+            except (TypeError, ValueError):
+                layers = ()
+            if not layers or min(min(layer) for layer in layers) < 1:
+                problems.append(f"wav2vec.config.{key}: {value!r} is not a list of [channels, kernel, stride]")
+            parsed[key] = layers
+        else:
+            kind = type(fields[key].default)
+            if kind is float and isinstance(value, int) and not isinstance(value, bool):
+                value = float(value)
+            if not isinstance(value, kind):
+                problems.append(f"wav2vec.config.{key}: {value!r} is not a {kind.__name__}")
+            parsed[key] = value
+    if parsed.get("activation", "relu") not in ("relu", "gelu"):
+        problems.append(f"wav2vec.config.activation: {parsed['activation']!r} is neither relu nor gelu")
+    if problems:
+        raise InputError(problems)
+    return Wav2vecConfig(**parsed)
+
+
+class Wav2vec(nn.Module):
+    """Extractor and aggregator; what fairseq's model has beside them serves its own pretraining only."""
+
+    def __init__(self, config: Wav2vecConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.extractor = Extractor(config)
+        self.aggregator = Aggregator(config)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the extractor's frames."""
+        return self.config.conv_feature_layers[-1][0]
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the aggregator's frames."""
+        return self.config.conv_aggregator_layers[-1][0]
+
+    def forward(self, waves: Tensor) -> Tensor:
+        """(B, samples) -> aggregated frames (B, outputs, frames)."""
+        frames: Tensor = self.aggregator(self.extractor(waves))
+        return frames
+
+
+class _Norm(nn.GroupNorm):
+    """Group norm with one group, over channels and time together, in float32 under autocast too."""
+
+    def __init__(self, channels: int, affine: bool) -> None:
+        super().__init__(1, channels, affine=affine)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        weight = None if self.weight is None else self.weight.float()
+        bias = None if self.bias is None else self.bias.float()
+        return F.group_norm(frames.float(), self.num_groups, weight, bias, self.eps).type_as(frames)
+
+
+class _Layer(nn.Module):
+    """Convolution, norm, activation; with `causal` padded on the left by its kernel less one."""
+
+    def __init__(self, inputs: int, layer: tuple[int, int, int], config: Wav2vecConfig, *, causal: bool) -> None:
+        super().__init__()
+        channels, kernel, stride = layer
+        self.pad = kernel - 1 if causal else 0
+        self.zero_pad = config.zero_pad
+        self.conv = nn.Conv1d(inputs, channels, kernel, stride=stride, bias=causal and config.conv_bias)
+        self.dropout = nn.Dropout(config.dropout if causal else 0.0)
+        self.norm = _Norm(channels, config.affine)
+        self.activate = F.relu if config.activation == "relu" else F.gelu
+
+    def forward(self, frames: Tensor) -> Tensor:
+        if self.pad:
+            frames = F.pad(frames, (self.pad, 0)) if self.zero_pad else F.pad(frames, (self.pad, 0), mode="replicate")
+        return self.activate(self.norm(self.dropout(self.conv(frames))))
+
+
+class Extractor(nn.Module):
+    """(B, samples) -> (B, channels, frames). The norms run over the whole utterance: a crop's frames are not the crop of its frames."""
+
+    def __init__(self, config: Wav2vecConfig) -> None:
+        super().__init__()
+        widths = [1, *(channels for channels, _, _ in config.conv_feature_layers)]
+        self.layers = nn.ModuleList(
+            _Layer(inputs, layer, config, causal=False) for inputs, layer in zip(widths, config.conv_feature_layers, strict=False)
+        )
+        self.skip = config.skip_connections_feat
+        self.scale = math.sqrt(config.residual_scale)
+        self.log_compression = config.log_compression
+
+    def forward(self, waves: Tensor) -> Tensor:
+        frames = waves[:, None]
+        for layer in self.layers:
+            before = frames
+            frames = layer(before)
+            if self.skip and frames.shape[1] == before.shape[1]:
+                length = frames.shape[2]
+                frames = (frames + before[..., :: before.shape[2] // length][..., :length]) * self.scale
+        return torch.log1p(frames.abs()) if self.log_compression else frames
+
+
+class Aggregator(nn.Module):
+    """(B, channels, frames) -> (B, outputs, frames), each frame from itself and those before it, but for the norms."""
+
+    def __init__(self, config: Wav2vecConfig) -> None:
+        super().__init__()
+        widths = [config.conv_feature_layers[-1][0], *(channels for channels, _, _ in config.conv_aggregator_layers)]
+        pairs = list(zip(widths, config.conv_aggregator_layers, strict=False))
+        self.layers = nn.ModuleList(_Layer(inputs, layer, config, causal=True) for inputs, layer in pairs)
+        self.skip = config.skip_connections_agg
+        self.residuals = nn.ModuleList(
+            nn.Conv1d(inputs, layer[0], 1, bias=False) if self.skip and inputs != layer[0] else nn.Identity() for inputs, layer in pairs
+        )
+        self.scale = math.sqrt(config.residual_scale)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        for layer, residual in zip(self.layers, self.residuals, strict=True):
+            after: Tensor = layer(frames)
+            frames = (after + residual(frames)) * self.scale if self.skip else after
+        return frames
+
+
+def convolved_length(layers: Layers, samples: int) -> int:
+    """Return the length after unpadded convolutions; 0 where there is not one frame."""
+    for _, kernel, stride in layers:
+        samples = max((samples - kernel) // stride + 1, 0)
+    return samples

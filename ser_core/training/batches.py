@@ -1,0 +1,88 @@
+"""Which utterances each step sees: fine-tuning epochs, dynamic batches by length, micro-batches. Pure, and the same after a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ser_core.training.randomness import generator
+
+Batch = list[int]  # positions in the training split
+
+
+def shuffled_epoch(count: int, batch_size: int, seed: int, epoch: int) -> list[Batch]:
+    """Every utterance at most once in an order of this epoch, in whole batches: the last short batch is dropped (section 4.2).
+
+    A training set smaller than one batch is one batch of everything, or it would train on nothing.
+    """
+    order = generator(seed, "order", epoch).permutation(count).tolist()
+    if count < batch_size:
+        return [order]
+    return [order[start : start + batch_size] for start in range(0, count - batch_size + 1, batch_size)]
+
+
+def bucket_count(lengths: Sequence[int], budget: int, buckets: int) -> int:
+    """How many buckets a corpus bears: as asked, but each with about one batch in it, or its utterances would meet no others."""
+    return max(1, min(buckets, len(lengths), sum(lengths) // max(1, budget)))
+
+
+def bucketed_epoch(lengths: Sequence[int], budget: int, buckets: int, seed: int, epoch: int) -> list[Batch]:
+    """Every utterance once, in batches of similar length whose padded size stays within `budget` samples (section 3.2: about 250 s).
+
+    `lengths` are what a step reads of each utterance (cropped), in samples. Utterances are shuffled inside buckets of equal count; what a
+    bucket leaves over shares a batch with the next one; batches come in random order. An utterance longer than the budget is a batch alone.
+    """
+    by_length = np.argsort(np.asarray(lengths), kind="stable")
+    order: list[int] = []
+    for number, bucket in enumerate(np.array_split(by_length, bucket_count(lengths, budget, buckets))):
+        order.extend(generator(seed, "bucket", epoch, number).permutation(bucket).tolist())
+    batches: list[Batch] = []
+    longest = 0
+    for index in order:
+        longest = max(longest, lengths[index]) if batches else lengths[index]
+        if not batches or longest * (len(batches[-1]) + 1) > budget:
+            batches.append([])
+            longest = lengths[index]
+        batches[-1].append(index)
+    return [batches[position] for position in generator(seed, "batch order", epoch).permutation(len(batches))]
+
+
+def micro_batches(batch: Batch, lengths: Sequence[int], size: int) -> list[Batch]:
+    """A batch cut into parts of `size` (0: one part) of neighbouring lengths, longest first, so that memory runs out at once or never."""
+    ordered = sorted(batch, key=lambda index: (-lengths[index], index))
+    step = size if size > 0 else len(ordered)
+    return [ordered[start : start + step] for start in range(0, len(ordered), step)]
+
+
+class StepPlan:
+    """The batch of every step of a stage, from a pure function of the epoch; epochs may differ in their number of batches."""
+
+    def __init__(self, epoch_batches: Callable[[int], list[Batch]]) -> None:
+        self._epoch_batches = epoch_batches
+        self._epoch = 0
+        self._first = 0  # step at which the epoch begins
+        self._batches = epoch_batches(0)
+
+    def epoch_of(self, step: int) -> int:
+        """Epoch of a step, from 0."""
+        self._seek(step)
+        return self._epoch
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether `step` is the last of its epoch."""
+        self._seek(step)
+        return step + 1 == self._first + len(self._batches)
+
+    def batch(self, step: int) -> Batch:
+        """Positions in the training split that `step` sees."""
+        self._seek(step)
+        return self._batches[step - self._first]
+
+    def _seek(self, step: int) -> None:
+        if step < self._first:
+            self._epoch, self._first, self._batches = 0, 0, self._epoch_batches(0)
+        while step >= self._first + len(self._batches):
+            self._first += len(self._batches)
+            self._epoch += 1
+            self._batches = self._epoch_batches(self._epoch)

@@ -1,0 +1,25 @@
+"""Learning rate of a step, as a factor of the configured rate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Schedule = Callable[[int], float]  # step, from 0 -> factor
+
+
+def constant() -> Schedule:
+    """Fine-tuning (section 4.2): the configured rate throughout."""
+    return lambda step: 1.0
+
+
+def warmup_flat_linear(total: int, warmup: int, flat: int) -> Schedule:
+    """Pretraining stages: linear from 0 over `warmup` steps, full for `flat` steps, then linear to 0 at `total` (code)."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return step / max(1, warmup)
+        if step < warmup + flat:
+            return 1.0
+        return max(0.0, (total - step) / max(1, total - (warmup + flat)))
+
+    return factor

@@ -1,0 +1,238 @@
+"""Brings a multi-node Slurm up on this machine and takes it down: every process, folder and port is of one cluster alone."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import getpass
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from tests.slurm_cluster.configuration import ClusterSettings, gres_conf, hosts, slurm_conf, slurmdbd_conf
+from tests.slurm_cluster.processes import ProcessBook, wait_until
+
+ALWAYS = ("munged", "munge", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel", "sinfo")
+ACCOUNTING = ("slurmdbd", "mariadbd", "mariadb-install-db", "mariadb", "sacct")
+FOLDERS = ("log", "run", "state", "spool", "device", "munge", "database", "processes")
+
+
+class ClusterError(Exception):
+    """The cluster cannot be brought up: one line that says what is missing or which log to read."""
+
+
+class Cluster:
+    """One Slurm in one folder."""
+
+    def __init__(self, folder: Path, settings: ClusterSettings | None = None) -> None:
+        self.folder = folder.resolve()
+        self.settings = settings or self._saved_settings() or ClusterSettings()
+        self.processes = ProcessBook(self.folder)
+
+    @property
+    def slurm_conf(self) -> Path:
+        return self.folder / "slurm.conf"
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What a client command needs."""
+        path = os.environ.get("PATH", "/usr/bin:/bin")
+        extended = path if "/usr/sbin" in path.split(":") else f"{path}:/usr/sbin:/sbin"
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_", "SQUEUE_", "SACCT_"))}
+        return {**clean, "PATH": extended, "SLURM_CONF": str(self.slurm_conf), "MYSQL_UNIX_PORT": str(self.folder / "database" / "socket")}
+
+    def run(self, *command: str, check: bool = True, timeout: float = 20.0) -> str:
+        """Standard output of a client command of this cluster."""
+        return subprocess.run(
+            list(command), env=dict(self.environment), check=check, timeout=timeout, capture_output=True, text=True
+        ).stdout.strip()
+
+    def up(self) -> None:
+        """Start everything and wait until all nodes are idle; ClusterError when something is missing or does not start."""
+        missing = missing_programs(self.environment["PATH"], accounting=self.settings.accounting)
+        if missing:
+            raise ClusterError(f"Slurm is not installed here ({', '.join(missing)} not found): run tests/install_packages.sh as root")
+        if self.processes.get("slurmctld") is not None:
+            raise ClusterError(f"a cluster is already up in {self.folder}")
+        self.down()
+        self._write_files()
+        try:
+            self._start()
+        except BaseException:
+            self.down()
+            raise
+
+    def down(self) -> None:
+        """Stop everything that was ever started here; the folder stays."""
+        nodes = [f"{kind}-{node}" for node in self.settings.node_names for kind in ("init", "unshare")]
+        if not self.settings.namespaces and self.processes.get("slurmctld") is not None:  # slurmd would leave its jobs running
+            with contextlib.suppress(subprocess.SubprocessError):
+                self.run("scancel", f"--user={getpass.getuser()}", check=False, timeout=5)
+                wait_until(lambda: not self.run("squeue", "-h", check=False, timeout=5), 5)
+        self.processes.stop(nodes, signal.SIGKILL)  # a power cut: the kernel ends every process of the namespace
+        self.processes.stop([f"slurmd-{node}" for node in self.settings.node_names])
+        for name in ("slurmctld", "slurmdbd", "mariadbd", "munged"):
+            self.processes.stop([name], patience=10)
+
+    def kill_node(self, node: str) -> None:
+        """Power a node off: daemon, steps and job processes (without namespaces: only the daemon)."""
+        self.processes.stop([f"init-{node}", f"unshare-{node}", f"slurmd-{node}"], signal.SIGKILL)
+
+    def start_node(self, node: str) -> None:
+        """Start a node (again)."""
+        if not self.settings.namespaces:
+            self.processes.start(f"slurmd-{node}", ["slurmd", "-D", "-N", node], self.environment)
+            return
+        program = Path(__file__).with_name("node.py")
+        command = [*_unshare(), sys.executable, "-I", str(program), str(self.folder), node]
+        outer = self.processes.start(f"unshare-{node}", command, self.environment)
+        children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
+        if not wait_until(lambda: children.exists() and bool(children.read_text().split()), 10):
+            raise ClusterError(f"node {node} did not start: {self.folder}/log/unshare-{node}.out")
+        self.processes.record(f"init-{node}", int(children.read_text().split()[0]))
+
+    def stop_controller(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Stop slurmctld (SIGSTOP leaves it there but deaf)."""
+        if number == signal.SIGSTOP:
+            self.pause_controller()
+        else:
+            self.processes.stop(["slurmctld"], number)
+
+    def pause_controller(self) -> None:
+        """Make slurmctld deaf until `resume_controller`."""
+        process = self.processes.get("slurmctld")
+        if process is not None:
+            process.send(signal.SIGSTOP)
+
+    def resume_controller(self) -> None:
+        process = self.processes.get("slurmctld")
+        if process is not None:
+            process.send(signal.SIGCONT)
+
+    def start_controller(self) -> None:
+        """Start slurmctld and wait until it answers."""
+        self.processes.start("slurmctld", ["slurmctld", "-D"], self.environment)
+        self._wait("slurmctld", 20, "scontrol", "ping", expect="UP")
+
+    def _start(self) -> None:
+        environment, folder = self.environment, self.folder
+        munge = folder / "munge"
+        self.processes.start(
+            "munged",
+            ["munged", "--foreground", "--force", f"--key-file={munge}/key", f"--socket={munge}/socket", f"--pid-file={folder}/run/munged.pid"]
+            + [f"--log-file={folder}/log/munged.log", f"--seed-file={munge}/seed", "--num-threads=10"],
+            environment,
+        )
+        self._wait("munged", 10, "munge", "-S", f"{munge}/socket", "-n", expect="MUNGE")
+        if self.settings.accounting:
+            self._start_accounting()
+        self.start_controller()
+        for node in self.settings.node_names:
+            self.start_node(node)
+        if not wait_until(lambda: self.run("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N").count("n") == self.settings.nodes, 40, 0.1):
+            raise ClusterError(f"not all nodes came up: {folder}/log/slurmd-*.log, {folder}/log/unshare-*.out")
+
+    def _start_accounting(self) -> None:
+        environment, database, user = self.environment, self.folder / "database", getpass.getuser()
+        arguments = ["--no-defaults", f"--datadir={database}/files", f"--user={user}"]
+        authentication = ["--auth-root-authentication-method=socket", f"--auth-root-socket-user={user}", "--skip-test-db"]
+        with (self.folder / "log" / "database-install.log").open("wb") as log:
+            made = subprocess.run(["mariadb-install-db", *arguments, *authentication], stdout=log, stderr=log, env=dict(environment), timeout=120)
+        if made.returncode != 0:
+            raise ClusterError(f"the accounting database cannot be made: {self.folder}/log/database-install.log")
+        small = ["--innodb-flush-log-at-trx-commit=0", "--innodb-buffer-pool-size=128M", "--innodb-log-file-size=16M"]
+        waits = ["--innodb-lock-wait-timeout=900", "--performance-schema=off", "--skip-networking"]
+        files = [f"--socket={database}/socket", f"--pid-file={self.folder}/run/mariadbd.pid"]
+        self.processes.start("mariadbd", ["mariadbd", *arguments, *files, *small, *waits], environment)
+        self._wait("mariadbd", 60, "mariadb", "--no-defaults", f"--socket={database}/socket", f"--user={user}", "-e", "select 1", expect="1")
+        self.processes.start("slurmdbd", ["slurmdbd", "-D"], environment)
+        self._wait("slurmdbd", 60, "sacctmgr", "-n", "-P", "show", "stats", expect="")
+
+    def _wait(self, name: str, seconds: float, *command: str, expect: str) -> None:
+        def answers() -> bool:
+            with contextlib.suppress(subprocess.SubprocessError):
+                return expect in self.run(*command, timeout=3)
+            return False
+
+        if not wait_until(answers, seconds):
+            raise ClusterError(f"{name} does not answer: {self.folder}/log/{name}.log, {self.folder}/log/{name}.out")
+
+    def _write_files(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in FOLDERS:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+            (self.folder / name).mkdir()
+        for folder in (self.folder, self.folder / "munge"):
+            folder.chmod(0o755)  # munge wants the way to its socket open
+        self.settings = dataclasses.replace(
+            self.settings,
+            port=self.settings.port or free_ports(self.settings.nodes + 2),
+            namespaces=self.settings.namespaces and namespaces_work(),
+        )
+        for node in self.settings.node_names:
+            (self.folder / "spool" / node).mkdir()
+        for number in range(self.settings.gpus):
+            (self.folder / "device" / f"gpu{number}").symlink_to("/dev/null")
+        _write_private(self.folder / "munge" / "key", os.urandom(1024))
+        _write_private(self.folder / "slurmdbd.conf", slurmdbd_conf(self.folder, self.settings).encode())
+        self.slurm_conf.write_text(slurm_conf(self.folder, self.settings))
+        (self.folder / "gres.conf").write_text(gres_conf(self.folder, self.settings))
+        (self.folder / "hosts").write_text(hosts(self.settings, socket.gethostname()))
+        (self.folder / "settings.json").write_text(json.dumps(asdict(self.settings)))
+
+    def _saved_settings(self) -> ClusterSettings | None:
+        try:
+            return ClusterSettings(**json.loads((self.folder / "settings.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+
+def missing_programs(path: str, *, accounting: bool = True) -> list[str]:
+    """Programs that a cluster needs and that are not in `path`."""
+    return [name for name in (*ALWAYS, *(ACCOUNTING if accounting else ())) if shutil.which(name, path=path) is None]
+
+
+def namespaces_work() -> bool:
+    """Whether this user may give a process its own host name and mounts."""
+    probe = ["sh", "-c", "hostname n1 && mount --bind /etc/hosts /etc/hosts"]
+    try:
+        return subprocess.run([*_unshare(), *probe], capture_output=True, timeout=10, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def free_ports(count: int) -> int:
+    """First of `count` consecutive free ports below the range that the kernel hands out."""
+    for _ in range(200):
+        first = random.randrange(16000, 30000, 10)
+        if all(_free(first + offset) for offset in range(count)):
+            return first
+    raise ClusterError("no free ports")
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _unshare() -> Sequence[str]:
+    namespaces = ["--uts", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc"]
+    return ["unshare", *([] if os.getuid() == 0 else ["--user", "--map-current-user", "--keep-caps"]), *namespaces]
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
