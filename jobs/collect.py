@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jobs import published as published_figures
 from jobs.confusion import write_confusions
+from jobs.errors import UsageError
 from jobs.graph import Graph
 from jobs.layout import Layout
 from jobs.published import Published
@@ -56,8 +57,11 @@ def collect(
 
     `results` and `states` are as for `jobs.summary.entries_of`; `formats` are keys of `FORMATS`; `outlier_rule` is the one
     that was applied, not the one that was asked for. An incomplete experiment is written too, marked as such: refusing it
-    is the caller's. Raises UsageError for results without usable scores, KeyError for an unknown format.
+    is the caller's. Raises UsageError for results without usable scores and for an unknown format.
     """
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown:
+        raise UsageError(f"format {unknown[0]!r}: known are {', '.join(FORMATS)}")
     summary = summary_of(layout.experiment, graph, results, states, outlier_rule)
     tables = layout.tables if out is None else out
     confusion = (layout.folder if out is None else out) / "confusion"

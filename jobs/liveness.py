@@ -54,8 +54,8 @@ def process_start(pid: int) -> str:
 def claim_alive(claim: Claim, heartbeat: float, *, live_jobs: Collection[str] | None, now: float) -> bool:
     """Whether the holder of a claim still works on it.
 
-    `heartbeat` is the claim file's modification time and `now` the time to compare it with, both in seconds since the epoch. `live_jobs` are all
-    jobs in Slurm's queue (`JOB` or `ARRAY_INDEX`), or None where nobody has asked.
+    `heartbeat` is the claim file's modification time and `now` the time to compare it with, both in seconds since the epoch.
+    `live_jobs` are all jobs in Slurm's queue (`JOB` or `ARRAY_INDEX`), or None where nobody has asked.
     """
     kernel, _, _ = claim.process_start.rpartition("/")
     if kernel and kernel == _kernel():

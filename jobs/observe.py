@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.graph import Graph, Node
@@ -40,9 +40,10 @@ def read_facts(
 ) -> dict[str, NodeFacts]:
     """Facts of every stage of the graph.
 
-    `since` (seconds since the epoch): failures of attempts begun before are forgiven, because launching again is how a user says "try again".
-    `live_jobs`: all jobs in Slurm's queue, None where it was not asked. With `keys`, only those are read again and the rest is taken from `known`.
-    Artifacts are looked for where a stage still to be computed reads them: a finished run counts even if its weights were removed.
+    `since` (seconds since the epoch): failures of attempts begun before are forgiven: launching again is how a user says "try again".
+    `live_jobs`: all jobs in Slurm's queue, None where it was not asked. With `keys`, only those are read again and the rest is taken
+    from `known`. Artifacts are looked for where a stage still to be computed reads them: a finished run counts even if its weights
+    were removed.
     """
     facts = dict(known or {})
     begun = {stage: _names(layout.stage(stage, "_").path.parent) for stage in {node.stage for node in graph.nodes.values()}}
@@ -59,8 +60,8 @@ def read_facts(
 def judge_attempts(attempts: Sequence[AttemptFacts], *, checkpoint: float, since: float) -> NodeFacts:
     """Facts of a stage without a result from its attempts, oldest first. Pure.
 
-    `checkpoint` is when resumable state was last written (seconds since the epoch, 0: never): attempts that were lost or interrupted are free while
-    they bring the stage forward, and beyond `MAX_LOST` without progress they count as failures.
+    `checkpoint` is when resumable state was last written (seconds since the epoch, 0: never): attempts that were lost or interrupted are
+    free while they bring the stage forward, and beyond `MAX_LOST` without progress they count as failures.
     """
     failures = stalled = 0
     refused = False
@@ -89,6 +90,11 @@ def judge_attempts(attempts: Sequence[AttemptFacts], *, checkpoint: float, since
     return NodeFacts(failures=failures, refused=refused, error=error if failures else "", held=held, attempts=len(attempts))
 
 
+def holder(claim: Claim) -> str:
+    """Who executes an attempt, in words."""
+    return f"Slurm job {claim.slurm_job}" if claim.slurm_job else f"process {claim.pid} on {claim.host}"
+
+
 def _read_node(folder: StageFolder, node: Node, *, live_jobs: Collection[str] | None, since: float, now: float) -> NodeFacts:
     result = read_result(folder, node.key)
     if result is not None:
@@ -96,8 +102,9 @@ def _read_node(folder: StageFolder, node: Node, *, live_jobs: Collection[str] | 
     return _read_attempts(folder, live_jobs=live_jobs, since=since, now=now)
 
 
-def _read_attempts(folder: StageFolder, *, live_jobs: Collection[str] | None, since: float, now: float) -> NodeFacts:
-    attempts = [_read_attempt(folder.attempt(number), live_jobs, now) for number in attempt_numbers(folder)]
+def _read_attempts(folder: StageFolder, *, live_jobs: Collection[str] | None, since: float, now: float, finished: int = 0) -> NodeFacts:
+    numbers = [number for number in attempt_numbers(folder) if number != finished]
+    attempts = [_read_attempt(folder.attempt(number), live_jobs, now) for number in numbers]
     unexplained = any(attempt.outcome is None or attempt.outcome.ending is Ending.interrupted for attempt in attempts)
     return judge_attempts(attempts, checkpoint=_newest(folder.checkpoint) if unexplained else 0.0, since=since)
 
@@ -123,8 +130,8 @@ def _without_missing_artifacts(
             folder = layout.stage(graph.nodes[key].stage, key)
             result = read_result(folder, key)
             if result is None or not artifacts_present(folder, result):
-                attempts = _read_attempts(folder, live_jobs=live_jobs, since=since, now=now)
-                facts[key] = replace(attempts, held=attempts.held if result is None or attempts.attempts > result.attempt else "")
+                finished = result.attempt if result else 0
+                facts[key] = _read_attempts(folder, live_jobs=live_jobs, since=since, now=now, finished=finished)
 
 
 def _names(folder: Path) -> set[str]:

@@ -152,7 +152,7 @@ def entries_of(graph: Graph, results: Mapping[str, Result], states: Mapping[str,
 
 
 def code_facts(results: Iterable[Result]) -> CodeFacts:
-    """Commits and package versions in the provenance of results (keys `commit`, `dirty`, `packages`; unknown shapes are left out)."""
+    """Commits and versions in the provenance of results (keys `commit`, `dirty`, `python`, `packages`; the unknown is left out)."""
     commits: set[str] = set()
     modified = False
     packages: dict[str, set[str]] = {}
@@ -161,10 +161,11 @@ def code_facts(results: Iterable[Result]) -> CodeFacts:
         if isinstance(commit, str) and commit:
             commits.add(commit)
         modified = modified or bool(result.provenance.get("dirty"))
-        versions = result.provenance.get("packages")
-        if isinstance(versions, Mapping):
-            for name, version in versions.items():
-                packages.setdefault(str(name), set()).add(str(version))
+        stated = result.provenance.get("packages")
+        versions = {"python": result.provenance.get("python"), **(stated if isinstance(stated, Mapping) else {})}
+        for name, version in versions.items():
+            if isinstance(version, str) and version:
+                packages.setdefault(str(name), set()).add(version)
     return CodeFacts(tuple(sorted(commits)), modified, {name: tuple(sorted(found)) for name, found in sorted(packages.items())})
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from jobs.markup import latex, markdown
 from jobs.published import Published
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "table_templates"
 CSV_COLUMNS = ("corpus", "method", "fold", "slot", "seed", "ua", "wa", "macro_f1", "status")
-CAPTION_PACKAGES = ("python", "torch", "transformers", "fairseq", "scikit-learn", "numpy")
+CAPTION_PACKAGES = ("python", "torch", "transformers", "fairseq-fixed", "scikit-learn", "numpy")
 DASH = "–"
 
 
@@ -140,11 +140,12 @@ def terminal_tables(summary: Summary, published: Published) -> tuple[RichTable, 
     return tuple(found)
 
 
-def print_tables(summary: Summary, published: Published, file: TextIO | None = None) -> None:
-    """Print the tables on a terminal, or as plain lines of whatever width they need into anything else (default: stdout)."""
-    from rich.console import Console
+def print_tables(summary: Summary, published: Published, console: Console | None = None) -> None:
+    """Print the tables (default: on stdout); into a pipe as plain lines of whatever width they need."""
+    if console is None:
+        from rich.console import Console
 
-    console = Console(file=file, highlight=False)
+        console = Console(highlight=False)
     for table in terminal_tables(summary, published):
         _print_whole(console, table)
     for method in (method for method in summary.methods if not method.complete):
@@ -154,11 +155,14 @@ def print_tables(summary: Summary, published: Published, file: TextIO | None = N
 
 
 def _print_whole(console: Console, table: RichTable) -> None:
-    """A pipe has no width: there a line is as long as the table needs."""
-    if not console.is_terminal:
-        wanted = console.measure(table, options=console.options.update(max_width=10_000)).maximum
-        console.width = max(console.width, wanted, len(str(table.title)))
-    console.print(table)
+    """A pipe has no width: there a line is as long as the table needs. A terminal that is too narrow wraps lines, and no number is cut."""
+    needed = console.measure(table, options=console.options.update(max_width=10_000))
+    before = console.width
+    console.width = max(before, needed.minimum if console.is_terminal else max(needed.maximum, len(str(table.title))))
+    try:
+        console.print(table)
+    finally:
+        console.width = before
 
 
 def _render(template: str, escape: Any, summary: Summary, published: Published) -> str:
@@ -288,7 +292,9 @@ def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Publ
         "they speak of seeds, not of new speakers.",
     ]
     if any(not method.complete for method in methods):
-        sentences.append("† Incomplete: runs that are in / runs wanted; such a column has no best.")
+        sentences.append(
+            "† Incomplete: runs that are in / runs wanted; such a column has no best, and a mean is over the folds that have runs."
+        )
     sentences.append("Bold: best mean of a column, ties included.")
     sentences.append(_outlier_sentence(summary, methods, published))
     if published.rows:

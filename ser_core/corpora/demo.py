@@ -1,8 +1,8 @@
 """A corpus out of nothing: espeak-ng speaks short sentences in four moods, written in IEMOCAP's own layout.
 
-`prepare iemocap` reads it as it reads the real one: sessions of two speakers, dialogs, label files with dimensions and annotators' lines, and some
-turns with labels that are dropped. The moods differ in pitch, range, rate, loudness, spectral tilt and breath, speakers in how much of it they show,
-utterances in strength: learnable across speakers, and not trivial.
+`prepare iemocap` reads it as it reads the real one: sessions of two speakers, dialogs, label files with dimensions and annotators' lines,
+and some turns with labels that are dropped. The moods differ in pitch, range, rate, loudness, spectral tilt and breath, speakers in how
+much of it they show, utterances in strength: learnable across speakers, and not trivial.
 
 espeak carries state from one utterance to the next, so bytes repeat only for a fixed order in a fresh process: every session has its own.
 """
@@ -69,9 +69,9 @@ class Mood:
 
 MOODS = {
     "neu": Mood(0, 0, 0, 0, 0, 0, (2.7, 2.4, 2.6)),
-    "ang": Mood(8, 14, 22, 5, 2.4, 0, (1.8, 3.8, 3.9)),
-    "hap": Mood(18, 32, 8, 2, 0.8, 0, (4.0, 3.4, 3.0)),
-    "sad": Mood(-8, -26, -28, -5, -2.4, 8, (2.0, 1.8, 2.1)),
+    "ang": Mood(8, 14, 18, 5, 2.0, 0, (1.8, 3.8, 3.9)),
+    "hap": Mood(15, 28, 8, 2, 0.8, 0, (4.0, 3.4, 3.0)),
+    "sad": Mood(-7, -22, -22, -5, -2.0, 6, (2.0, 1.8, 2.1)),
     "fru": Mood(4, 7, 10, 3, 1.2, 0, (2.3, 3.0, 3.3)),  # dropped by the recipe, as is xxx
     "xxx": Mood(3, 4, 3, 0, 0, 0, (2.7, 2.8, 2.8)),
 }
@@ -301,7 +301,9 @@ def _spoken(espeak: Espeak, text: str, speaker: Speaker, mood: Mood, strength: f
     samples = samples + _decibels(breath) * (envelope + 0.01) * _tilted(draw.normal(size=len(samples)), 2)
     samples = samples * (0.06 / np.sqrt(np.mean(samples**2)))
     samples = samples * _decibels(speaker.gain + strength * mood.gain + draw.normal(0, 1.5))
-    return samples / max(1.0, float(np.abs(samples).max()) / 0.99)
+    peak = float(np.abs(samples).max())
+    limited: NDArray[np.float64] = samples * min(1.0, 0.99 / peak)
+    return limited
 
 
 def _tilted(samples: NDArray[np.float64], slope: float) -> NDArray[np.float64]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
+from ser_core.corpora.manifest import natural_order
 from ser_core.corpora.source import Counts, Found, Reading, audio_files, by_stem, relative, require_folder
 
 SESSIONS = ("1", "2", "3", "4", "5")
@@ -25,10 +27,10 @@ LINE = re.compile(rf"\[\s*{NUMBER}\s*-\s*{NUMBER}\s*\]\s+(\S+)\s+(\S+)\s+\[\s*{N
 TURN = re.compile(r"Ses(\d\d)[FM]_\w+_([FM])\w*")
 
 
-def read(source: Path, *, whole: bool = True) -> Reading:
+def read(source: Path, *, required: Collection[str] | None = SESSIONS) -> Reading:
     """Turns of the four classes below `source`, which holds Session1 to Session5 (or IEMOCAP_full_release that does).
 
-    `whole`: all five sessions must be there; otherwise those that are make the corpus. Raises InputError where `source` is no folder.
+    `required`: the sessions that must be there; None takes whichever are. Raises InputError where `source` is no folder.
     """
     require_folder(source)
     root = source / "IEMOCAP_full_release"
@@ -36,7 +38,7 @@ def read(source: Path, *, whole: bool = True) -> Reading:
     present = sorted(match[1] for entry in root.iterdir() if entry.is_dir() and (match := re.fullmatch(r"Session(\d+)", entry.name)))
     if not present:
         return Reading((), (f"{source}: holds no folder Session1 to Session5; --source must name the folder that does",), ())
-    folds = tuple(sorted({*present, *SESSIONS} if whole else present, key=int))
+    folds = tuple(sorted({*present, *(required or ())}, key=natural_order))
     found: list[Found] = []
     problems: list[str] = []
     dropped = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from ser_core.corpora.source import Counts, Found, Reading, audio_files, relative, require_folder
@@ -17,10 +18,10 @@ COUNTS = Counts(
 NAME = re.compile(r"(?:([A-Z]{2})_)?([a-z]+)(\d+)")
 
 
-def read(source: Path, *, whole: bool = True) -> Reading:
+def read(source: Path, *, required: Collection[str] | None = SPEAKERS) -> Reading:
     """Recordings below `source`, flat (`DC_a01.wav`) or in a folder per speaker (`AudioData/DC/a01.wav`); the fold is the speaker.
 
-    `whole`: all four speakers must be there; otherwise those that are make the corpus. Raises InputError where `source` is no folder.
+    `required`: the speakers that must be there; None takes whichever are. Raises InputError where `source` is no folder.
     """
     require_folder(source)
     files = list(audio_files(source))
@@ -44,7 +45,6 @@ def read(source: Path, *, whole: bool = True) -> Reading:
         else:
             found.append(Found(f"{speaker}_{name[2]}{name[3]}", path, LABELS[name[2]], speaker, speaker))
     present = {utterance.speaker for utterance in found}
-    if whole:
-        problems += [f"{source}: speaker {speaker} is missing; unpack the whole corpus" for speaker in SPEAKERS if speaker not in present]
-    folds = SPEAKERS if whole else tuple(speaker for speaker in SPEAKERS if speaker in present)
-    return Reading(tuple(found), tuple(problems), folds, COUNTS)
+    missing = [speaker for speaker in required or () if speaker not in present]
+    problems += [f"{source}: speaker {speaker} is missing; unpack the whole corpus" for speaker in missing]
+    return Reading(tuple(found), tuple(problems), tuple(sorted({*present, *missing})), COUNTS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -119,6 +120,7 @@ def _as_settings(settings: BackboneSettings | Path) -> BackboneSettings:
 
 def _from_config(settings: BackboneSettings, attention: Attention) -> Wav2Vec2ForPreTraining:
     import torch
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import Wav2Vec2Config, Wav2Vec2ForPreTraining
 
     if not settings.config:
@@ -140,13 +142,17 @@ def _from_config(settings: BackboneSettings, attention: Attention) -> Wav2Vec2Fo
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.init_seed)
             model = Wav2Vec2ForPreTraining(config)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise InputError(f"backbone.config: {_first_line(error)}") from error
+    except (ValueError, TypeError, RuntimeError, StrictDataclassError) as error:
+        # transformers wraps what a check of its configuration says into an error that names only the check.
+        raise InputError(f"backbone.config: {_first_line(error.__cause__ or error)}") from error
     model.set_attn_implementation(attention.value)
-    return _ready(model)
+    return _ready(model, "backbone.config")
 
 
 def _from_checkpoint(model_class: Any, settings: BackboneSettings, attention: Attention, spare: tuple[str, ...]) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
     name = settings.checkpoint
     if name is None:
         raise ValueError("a checkpoint must be named")
@@ -169,16 +175,12 @@ def _from_checkpoint(model_class: Any, settings: BackboneSettings, attention: At
             if folder is not None:
                 raise InputError(f"{folder}: cannot be loaded: {_first_line(error)}") from error
             model, report = _from_hub(model_class, source, options)
-        except (ValueError, RuntimeError, KeyError, TypeError) as error:
+        except (ValueError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError, SafetensorError, StrictDataclassError) as error:
             raise InputError(f"{source}: cannot be loaded as wav2vec 2.0: {_first_line(error)}") from error
-    if model.config.model_type != "wav2vec2":
-        raise InputError(f"{source}: is a {model.config.model_type} checkpoint, wav2vec2 is needed")
     _check_keys(source, report, spare)
-    if not hasattr(_encoder(model), "masked_spec_embed"):
-        raise InputError(f"{source}: has no mask embedding (mask_time_prob is 0 in its configuration); a pretrained checkpoint is needed")
-    if not hasattr(model.config, NORMALISE_KEY):
-        setattr(model.config, NORMALISE_KEY, _normalises(source, folder, model.config, options.get("revision")))
-    return _ready(model)
+    if not hasattr(model.config, NORMALISE_KEY) and _normalises(source, folder, model.config, options.get("revision")):
+        setattr(model.config, NORMALISE_KEY, True)
+    return _ready(model, source)
 
 
 def _from_hub(model_class: Any, name: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -245,15 +247,17 @@ def _save(model: Any, folder: Path) -> None:
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     config = model.config.to_dict()
+    config.pop("_name_or_path", None)  # a path of this machine
     config["architectures"] = [type(model).__name__]
+    config["dtype"] = "float32"  # of the weights; transformers leaves it open for a model built from a configuration
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _encoder(model: Any) -> Any:
-    return getattr(model, "wav2vec2", model)
-
-
-def _ready(model: Any) -> Any:
+def _ready(model: Any, source: str) -> Any:
+    if not hasattr(getattr(model, "wav2vec2", model), "masked_spec_embed"):
+        raise InputError(f"{source}: has no mask embedding because mask_time_prob is 0 in its configuration; every stage masks frames")
+    if model.config.add_adapter:
+        raise InputError(f"{source}: has an adapter behind the transformer (add_adapter); a checkpoint without one is needed")
     model.float()
     model.eval()
     return model

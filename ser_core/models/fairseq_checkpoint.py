@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import dataclasses
 import json
+import logging
 import pickle
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,11 +83,11 @@ def convert_checkpoint(path: Path) -> tuple[Wav2vecConfig, dict[str, Tensor]]:
 
     if not path.is_file():
         raise InputError(f"{path}: no such wav2vec checkpoint; set states.wav2vec.checkpoint to the path of wav2vec_large.pt")
-    from fairseq import checkpoint_utils
-
     try:
         # Old checkpoints keep their arguments as a Namespace; nothing else beyond tensors and plain values is let through.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with _undisturbed(), torch.serialization.safe_globals([argparse.Namespace]):
+            from fairseq import checkpoint_utils
+
             models, configuration, _task = checkpoint_utils.load_model_ensemble_and_task([str(path)])
     except (pickle.UnpicklingError, RuntimeError, KeyError, AttributeError, ValueError, TypeError, EOFError, OSError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -92,6 +95,20 @@ def convert_checkpoint(path: Path) -> tuple[Wav2vecConfig, dict[str, Tensor]]:
     values = configuration["model"]
     config = _converted_config(path, values if isinstance(values, Mapping) else vars(values))
     return config, _converted_state(path, models[0].state_dict())
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Undo what importing fairseq does to the process: the root logger at debug level with a handler of its own, hydra's warnings."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
 
 
 def _converted_config(path: Path, values: Mapping[Any, Any]) -> Wav2vecConfig:

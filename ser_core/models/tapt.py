@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 GUMBEL_TEMPERATURE = 1.0  # of the quantizer in transformers 4.10.0, never annealed by the authors; transformers 5 starts at 2
 
+PERPLEXITY_EPSILON = 1e-7  # keeps the logarithm of an unused code finite; fairseq, and transformers 4.10.0
+
 
 @dataclass(frozen=True)
 class TaptDraw:
@@ -157,7 +159,7 @@ def tapt_loss(
 def codebook_diversity(code_sums: Tensor, masked: int) -> Tensor:
     """Return the unused share of the codebook, 1 - perplexity / entries, from (groups, entries) sums over `masked` frames."""
     mean = code_sums / max(masked, 1)
-    perplexity = torch.exp(-torch.xlogy(mean, mean).sum(-1)).sum()
+    perplexity = torch.exp(-(mean * torch.log(mean + PERPLEXITY_EPSILON)).sum(-1)).sum()
     return 1 - perplexity / mean.numel()
 
 

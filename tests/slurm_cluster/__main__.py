@@ -11,7 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.slurm_cluster.cluster import Cluster, ClusterError, ClusterSettings
+from tests.slurm_cluster.cluster import Cluster, ClusterError
+from tests.slurm_cluster.configuration import ClusterSettings
 
 
 def main(arguments: list[str]) -> int:

@@ -82,6 +82,12 @@ class Cluster:
         for name in ("slurmctld", "slurmdbd", "mariadbd", "munged"):
             self.processes.stop([name], patience=10)
 
+    def clear(self) -> None:
+        """Cancel every job and wait until the queue is empty."""
+        self.run("scancel", "--quiet", f"--user={getpass.getuser()}")
+        if not wait_until(lambda: not self.run("squeue", "-h"), 30, 0.1):
+            raise ClusterError(f"jobs do not end: {self.run('squeue', '-h')}")
+
     def kill_node(self, node: str) -> None:
         """Power a node off: daemon, steps and job processes (without namespaces: only the daemon)."""
         self.processes.stop([f"init-{node}", f"unshare-{node}", f"slurmd-{node}"], signal.SIGKILL)
@@ -100,11 +106,8 @@ class Cluster:
         self.processes.record(f"init-{node}", int(children.read_text().split()[0]))
 
     def stop_controller(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """Stop slurmctld (SIGSTOP leaves it there but deaf)."""
-        if number == signal.SIGSTOP:
-            self.pause_controller()
-        else:
-            self.processes.stop(["slurmctld"], number)
+        """End slurmctld."""
+        self.processes.stop(["slurmctld"], number)
 
     def pause_controller(self) -> None:
         """Make slurmctld deaf until `resume_controller`."""
@@ -125,19 +128,18 @@ class Cluster:
     def _start(self) -> None:
         environment, folder = self.environment, self.folder
         munge = folder / "munge"
-        self.processes.start(
-            "munged",
-            ["munged", "--foreground", "--force", f"--key-file={munge}/key", f"--socket={munge}/socket", f"--pid-file={folder}/run/munged.pid"]
-            + [f"--log-file={folder}/log/munged.log", f"--seed-file={munge}/seed", "--num-threads=10"],
-            environment,
-        )
+        files = [f"--key-file={munge}/key", f"--socket={munge}/socket", f"--pid-file={folder}/run/munged.pid"]
+        files += [f"--log-file={folder}/log/munged.log", f"--seed-file={munge}/seed"]
+        self.processes.start("munged", ["munged", "--foreground", "--force", "--num-threads=10", *files], environment)
         self._wait("munged", 10, "munge", "-S", f"{munge}/socket", "-n", expect="MUNGE")
         if self.settings.accounting:
             self._start_accounting()
         self.start_controller()
         for node in self.settings.node_names:
             self.start_node(node)
-        if not wait_until(lambda: self.run("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N").count("n") == self.settings.nodes, 40, 0.1):
+        if not wait_until(
+            lambda: self.run("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N").count("n") == self.settings.nodes, 40, 0.1
+        ):
             raise ClusterError(f"not all nodes came up: {folder}/log/slurmd-*.log, {folder}/log/unshare-*.out")
 
     def _start_accounting(self) -> None:
@@ -145,14 +147,18 @@ class Cluster:
         arguments = ["--no-defaults", f"--datadir={database}/files", f"--user={user}"]
         authentication = ["--auth-root-authentication-method=socket", f"--auth-root-socket-user={user}", "--skip-test-db"]
         with (self.folder / "log" / "database-install.log").open("wb") as log:
-            made = subprocess.run(["mariadb-install-db", *arguments, *authentication], stdout=log, stderr=log, env=dict(environment), timeout=120)
+            made = subprocess.run(
+                ["mariadb-install-db", *arguments, *authentication], stdout=log, stderr=log, env=dict(environment), timeout=120
+            )
         if made.returncode != 0:
             raise ClusterError(f"the accounting database cannot be made: {self.folder}/log/database-install.log")
         small = ["--innodb-flush-log-at-trx-commit=0", "--innodb-buffer-pool-size=128M", "--innodb-log-file-size=16M"]
         waits = ["--innodb-lock-wait-timeout=900", "--performance-schema=off", "--skip-networking"]
         files = [f"--socket={database}/socket", f"--pid-file={self.folder}/run/mariadbd.pid"]
         self.processes.start("mariadbd", ["mariadbd", *arguments, *files, *small, *waits], environment)
-        self._wait("mariadbd", 60, "mariadb", "--no-defaults", f"--socket={database}/socket", f"--user={user}", "-e", "select 1", expect="1")
+        self._wait(
+            "mariadbd", 60, "mariadb", "--no-defaults", f"--socket={database}/socket", f"--user={user}", "-e", "select 1", expect="1"
+        )
         self.processes.start("slurmdbd", ["slurmdbd", "-D"], environment)
         self._wait("slurmdbd", 60, "sacctmgr", "-n", "-P", "show", "stats", expect="")
 

@@ -101,7 +101,8 @@ SlurmctldParameters=preempt_send_user_signal
 JobCompType=jobcomp/none
 {accounting}
 NodeName={nodes} NodeHostname={host} NodeAddr=127.0.0.1 Port={_span(settings.port + 1, settings.port + settings.nodes)} \
-CPUs={settings.cpus} Boards=1 SocketsPerBoard=1 CoresPerSocket={settings.cpus} ThreadsPerCore=1 RealMemory={settings.memory_mb}{gres} State=UNKNOWN
+CPUs={settings.cpus} Boards=1 SocketsPerBoard=1 CoresPerSocket={settings.cpus} ThreadsPerCore=1 \
+RealMemory={settings.memory_mb}{gres} State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES PriorityTier=1 GraceTime=10 DefaultTime=60 MaxTime=INFINITE State=UP
 PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF DefaultTime=60 MaxTime=INFINITE State=UP
 """

@@ -1,0 +1,86 @@
+"""What a plan will cost: hours per batch from finished siblings where there are any, else from the minutes asked for. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from statistics import median
+
+from jobs.config import Resources
+from jobs.graph import Graph
+from jobs.plan import NodeFacts, Plan
+
+
+class Source(Enum):
+    """Where an estimate comes from."""
+
+    siblings = "finished siblings"  # median seconds of finished stages of the same name in this experiment
+    requested = "requested time"  # an upper bound
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One line of a forecast: a batch that will be submitted."""
+
+    stage: str
+    method: str
+    tasks: int
+    stages: int  # to compute, over all tasks
+    seconds: float  # estimated for one stage
+    source: Source
+    gpu_hours: float
+    cpu_hours: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a launch will reuse, submit and cost."""
+
+    reused: int
+    waiting: int
+    deferred: int
+    blocked: int
+    given_up: int
+    costs: tuple[Cost, ...]
+
+    @property
+    def tasks(self) -> int:
+        return sum(cost.tasks for cost in self.costs)
+
+    @property
+    def gpu_hours(self) -> float:
+        return sum(cost.gpu_hours for cost in self.costs)
+
+    @property
+    def cpu_hours(self) -> float:
+        return sum(cost.cpu_hours for cost in self.costs)
+
+
+def forecast(graph: Graph, facts: Mapping[str, NodeFacts], plan: Plan, resources: Callable[[str], Resources]) -> Forecast:
+    """The forecast of a plan; `resources` says what a stage is given, by name.
+
+    Deferred stages will run too, but not in this pass: they are counted and not costed.
+    """
+    siblings = sibling_seconds(graph, facts)
+    costs = []
+    for batch in plan.batches:
+        given, count = resources(batch.stage), len(batch.keys)
+        measured = siblings.get((batch.stage, batch.method), siblings.get((batch.stage, "")))
+        source = Source.requested if measured is None else Source.siblings
+        seconds = given.minutes * 60.0 if measured is None else measured
+        hours = seconds * count * given.nodes / 3600
+        costs.append(Cost(batch.stage, batch.method, len(batch.tasks), count, seconds, source, hours * given.gpus, hours * given.cpus))
+    counts = (len(part) for part in (plan.reused, plan.waiting, plan.deferred, plan.blocked, plan.given_up))
+    return Forecast(*counts, costs=tuple(costs))
+
+
+def sibling_seconds(graph: Graph, facts: Mapping[str, NodeFacts]) -> dict[tuple[str, str], float]:
+    """(stage, method) -> median seconds of those that are done; (stage, "") over all methods."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for key, node in graph.nodes.items():
+        fact = facts.get(key)
+        if fact is not None and fact.done and fact.seconds > 0:
+            found.setdefault((node.stage, node.method), []).append(fact.seconds)
+            found.setdefault((node.stage, ""), []).append(fact.seconds)
+    return {which: median(seconds) for which, seconds in found.items()}

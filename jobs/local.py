@@ -1,0 +1,296 @@
+"""Runs tasks on this machine: as many at once as cores, GPUs and memory allow, the longest chains first, and no more.
+
+Workers are forked from a server that has imported the heavy packages already (jobs.forkserver). A task starts only when nothing upstream
+of it is held here any more; when an upstream stage ends without a result, what waited for it is handed back and planned again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from signal import Signals
+from typing import Any
+
+from jobs.capacity import Capacity, Needs, fitting, whole
+from jobs.config import Resources
+from jobs.graph import Graph, Node
+from jobs.layout import Layout
+from jobs.plan import Batch, InFlight, Limits, Phase, critical_minutes
+from jobs.records import Ending, Outcome, attempt_numbers, read_claim, read_outcome, read_result, write_outcome
+from jobs.tasks import Workplace, describe, description_to_json
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+LEAVE_SECONDS = 10.0  # for the fork server, once it has no workers
+ENDS_OF_ITS_OWN = (0, 1, 3)  # exit codes after which a worker has said itself what became of its stages
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A task that is over, however it ended."""
+
+    keys: tuple[str, ...]
+    code: int | None  # exit code
+    signal: int | None  # that killed it
+    log: Path
+
+
+@dataclass
+class _Held:
+    """A task this executor has taken."""
+
+    name: str
+    keys: tuple[str, ...]
+    node: Node  # the first: its stage says what the task needs, its key names the log
+    graph: Graph
+    upstream: frozenset[str]
+    needs: Needs
+    priority: float
+    log: Path
+    devices: tuple[str, ...] = ()
+    running: bool = False
+
+
+@dataclass
+class LocalExecutor:
+    """Holds tasks of one experiment and runs them; satisfies jobs.plan.Executor.
+
+    `resources` says what a stage is given, by name; `preload` names modules (or `module:function`) that the fork server imports before the
+    first fork; `code` is the folder that workers import from. Use it in a `with` block: no process outlives it.
+    """
+
+    place: Workplace
+    layout: Layout
+    resources: Callable[[str], Resources]
+    capacity: Capacity
+    preload: Sequence[str] = ()
+    code: Path = REPOSITORY
+    _held: dict[str, _Held] = field(default_factory=dict)
+    _of_key: dict[str, str] = field(default_factory=dict)
+    _server: subprocess.Popen[bytes] | None = None
+    _partial: bytes = b""
+    _taken: int = 0
+    _stopping: bool = False
+    _critical: tuple[Graph | None, dict[str, float]] = (None, {})
+
+    def __enter__(self) -> LocalExecutor:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def limits(self) -> Limits:
+        """None: what does not fit now waits here."""
+        return Limits()
+
+    def in_flight(self) -> Mapping[str, InFlight]:
+        """Every stage that waits or runs here."""
+        return {key: _in_flight(self._held[name]) for key, name in self._of_key.items()}
+
+    def submit(self, batch: Batch, graph: Graph, upstream: Mapping[str, InFlight]) -> Mapping[str, InFlight]:
+        """Take all tasks of a batch, each stage as a task of its own: a start costs next to nothing here."""
+        if self._critical[0] is not graph:
+            self._critical = (graph, critical_minutes(graph, lambda stage: float(self.resources(stage).minutes)))
+        taken: dict[str, InFlight] = {}
+        for key in batch.keys:
+            node = graph.nodes[key]
+            self._taken += 1
+            held = _Held(
+                name=f"local-{os.getpid()}-{self._taken}",
+                keys=(key,),
+                node=node,
+                graph=graph,
+                upstream=frozenset(node.upstream.values()),
+                needs=whole(self.resources(node.stage), self.capacity),
+                priority=self._critical[1][key],
+                log=log_of(self.layout, node),
+            )
+            self._held[held.name] = held
+            self._of_key[key] = held.name
+            taken[key] = _in_flight(held)
+        return taken
+
+    @property
+    def idle(self) -> bool:
+        """Nothing waits or runs here."""
+        return not self._held
+
+    def wait(self, seconds: float) -> tuple[Ended, ...]:
+        """Start what fits, then wait for a task to end, at most `seconds`; returns the tasks that have ended, oldest first.
+
+        Raises RuntimeError when the fork server has died.
+        """
+        self._start_what_fits()
+        if self._server is None:
+            return ()
+        return tuple(filter(None, (self._take_in(event) for event in self._events(seconds))))
+
+    def stop(self, *, grace: float, hurry: Callable[[], bool] = lambda: False) -> tuple[Ended, ...]:
+        """Ask all workers to write a checkpoint and leave; kill what is left after `grace` seconds, or as soon as `hurry` says so."""
+        self._stopping = True
+        for held in [held for held in self._held.values() if not held.running]:
+            self._forget(held)
+        ended: list[Ended] = []
+        for request, patience in (("terminate", grace), ("kill", LEAVE_SECONDS)):
+            if self._held:
+                self._ask({request: list(self._held)})
+            deadline = time.monotonic() + patience
+            while self._held and time.monotonic() < deadline and not (request == "terminate" and hurry()):
+                ended.extend(self.wait(0.1))
+        return tuple(ended)
+
+    def close(self) -> None:
+        """End the fork server, and with it whatever still runs."""
+        if self._server is None:
+            return
+        server, self._server = self._server, None
+        if self._held and server.poll() is None:
+            _send(server, {"kill": list(self._held)})
+        for pipe in (server.stdin, server.stdout):
+            if pipe is not None:
+                pipe.close()
+        try:
+            server.wait(LEAVE_SECONDS)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+    def _start_what_fits(self) -> None:
+        if self._stopping:
+            return
+        running = [held for held in self._held.values() if held.running]
+        ready = [held for held in self._held.values() if not held.running and not any(key in self._of_key for key in held.upstream)]
+        ready.sort(key=lambda held: -held.priority)
+        in_use = [(held.needs, held.devices) for held in running]
+        for index, devices in fitting([held.needs for held in ready], in_use, self.capacity):
+            self._start(ready[index], devices)
+
+    def _start(self, held: _Held, devices: tuple[str, ...]) -> None:
+        held.running, held.devices = True, devices
+        environment = {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if self.capacity.gpus else {}
+        self._ask(
+            {
+                "start": held.name,
+                "task": description_to_json(describe(self.place, held.graph, [held.keys])),
+                "index": 0,
+                "threads": held.needs.cpus,
+                "environment": environment,
+                "log": str(held.log),
+            }
+        )
+
+    def _ask(self, request: Mapping[str, Any]) -> None:
+        if self._server is None:
+            self._server = self._launch()
+        _send(self._server, request)
+
+    def _launch(self) -> subprocess.Popen[bytes]:
+        self.layout.logs.mkdir(parents=True, exist_ok=True)
+        paths = [str(self.code), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        with self._server_log.open("ab") as log:
+            return subprocess.Popen(
+                # -P: workers import from `code`, not from the folder they happen to be started in
+                [sys.executable, "-P", "-m", "jobs.forkserver", *self.preload],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+                start_new_session=True,  # Ctrl-C reaches the launcher alone, which asks for checkpoints
+            )
+
+    @property
+    def _server_log(self) -> Path:
+        return self.layout.logs / "forkserver.log"
+
+    def _events(self, seconds: float) -> list[dict[str, Any]]:
+        if self._server is None or self._server.stdout is None:
+            return []
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._server.stdout, selectors.EVENT_READ)
+            if not selector.select(seconds):
+                return []
+        received = os.read(self._server.stdout.fileno(), 1 << 16)
+        if not received:
+            raise RuntimeError(f"the process that starts workers died with status {self._server.wait()}: see {self._server_log}")
+        *lines, self._partial = (self._partial + received).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+    def _take_in(self, event: Mapping[str, Any]) -> Ended | None:
+        held = self._held.get(str(event.get("ended", "")))
+        if held is None:
+            return None
+        ended = Ended(held.keys, event["code"], event["signal"], held.log)
+        if ended.code not in ENDS_OF_ITS_OWN:
+            for key in held.keys:
+                self._record_death(held.graph.nodes[key], int(event["pid"]), ended)
+        self._forget(held)
+        for key in held.keys:
+            if read_result(self.layout.stage(held.graph.nodes[key].stage, key), key) is None:
+                self._hand_back_dependants(key)
+        return ended
+
+    def _record_death(self, node: Node, pid: int, ended: Ended) -> None:
+        """State the end of an attempt whose worker could not do so itself."""
+        folder = self.layout.stage(node.stage, node.key)
+        for number in attempt_numbers(folder)[-1:]:
+            attempt = folder.attempt(number)
+            claim = read_claim(attempt)
+            if (
+                claim is None
+                or claim.pid != pid
+                or claim.host != socket.gethostname()
+                or read_outcome(attempt)
+                or read_result(folder, node.key)
+            ):
+                continue
+            name, message = _words(ended)
+            ending = Ending.interrupted if self._stopping else Ending.failed
+            seconds = round(time.time() - claim.started, 3)
+            write_outcome(attempt, Outcome(number, ending, name, message, f"log: {ended.log}", claim.host, seconds))
+
+    def _hand_back_dependants(self, key: str) -> None:
+        for name in [name for name, held in self._held.items() if key in held.upstream and not held.running]:
+            held = self._held.get(name)
+            if held is not None:
+                self._forget(held)
+                for lost in held.keys:
+                    self._hand_back_dependants(lost)
+
+    def _forget(self, held: _Held) -> None:
+        del self._held[held.name]
+        for key in held.keys:
+            del self._of_key[key]
+
+
+def log_of(layout: Layout, node: Node) -> Path:
+    """Where a stage's output goes when it is computed on this machine; attempts follow one another."""
+    return layout.logs / f"{node.stage}-{node.key}.log"
+
+
+def _in_flight(held: _Held) -> InFlight:
+    return InFlight(Phase.running if held.running else Phase.queued, held.name)
+
+
+def _words(ended: Ended) -> tuple[str, str]:
+    if ended.signal is None:
+        return f"exit{ended.code}", f"the worker left with exit code {ended.code} and said nothing: see {ended.log}"
+    name = Signals(ended.signal).name
+    hint = ", perhaps for want of memory" if name == "SIGKILL" else ""
+    return name, f"the worker was killed by {name}{hint}: see {ended.log}"
+
+
+def _send(server: subprocess.Popen[bytes], request: Mapping[str, Any]) -> None:
+    if server.stdin is None:
+        return
+    try:
+        server.stdin.write(json.dumps(request).encode() + b"\n")
+        server.stdin.flush()
+    except BrokenPipeError:  # the server is dead: reading its events says so, with its status
+        return

@@ -1,0 +1,185 @@
+"""The text of a batch script, from a template in `slurm_templates/`. Pure.
+
+Nothing reaches a script unquoted: a template may only print numbers and values that went through one of the filters `option` (the value
+of an `#SBATCH` line), `shell` (one or several words of the shell) and `verbatim` (lines of the site's administrator); anything else is
+an error, an undefined name too.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jobs.config import Resources, SlurmSite
+from jobs.errors import UsageError
+
+# What a job takes over from the shell that launches; all else is left behind (Slurm adds SLURM_*). A site's profile may set more.
+EXPORTED = ("HOME", "USER", "LOGNAME", "SHELL", "PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE")
+# Set by the template or the program, or without sense in a script.
+_ARRAY_OPTIONS = ("array", "job-name", "dependency", "kill-on-invalid-dep", "begin", "hold", "requeue", "no-requeue")
+_SIZE_OPTIONS = ("time", "nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "gpus-per-node", "mem")
+_OUTPUT_OPTIONS = ("output", "error", "open-mode", "export", "export-file", "get-user-env", "parsable", "quiet", "verbose", "test-only")
+_OTHER_OPTIONS = ("help", "usage", "version", "uid", "gid", "signal", "wait", "wrap", "chdir")
+OWN_OPTIONS = frozenset(_ARRAY_OPTIONS + _SIZE_OPTIONS + _OUTPUT_OPTIONS + _OTHER_OPTIONS)
+_OPTION = re.compile(r"[a-z][a-z0-9-]*")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\x80-\x9f\u2028\u2029]")
+_SITE_OPTIONS = ("partition", "account", "qos", "constraint", "gpu_type", "exclude")
+
+
+@dataclass(frozen=True)
+class ArrayJob:
+    """What a script is made for: one array, and the command that each of its elements runs."""
+
+    name: str
+    size: int  # elements
+    resources: Resources
+    stages_per_element: int  # the longest element's; the time limit is for all of them
+    command: tuple[str, ...]  # of the worker
+    description: str  # file that the command reads: waited for where a shared folder lags
+    folder: str  # where the command runs: the snapshot of the code
+    output: str  # folder of the logs
+    binds: tuple[str, ...] = ()  # folders that a container must see
+    dependency: str = ""  # of `--dependency`
+
+    @property
+    def minutes(self) -> int:
+        return self.resources.minutes * max(1, self.stages_per_element)
+
+
+class Quoted(str):
+    """Text that a template may print as it is."""
+
+    __slots__ = ()
+
+
+def render_script(job: ArrayJob, site: SlurmSite, templates: Path) -> str:
+    """The script of an array. UsageError for a value that no script can hold, and for a template that is missing or wrong."""
+    import jinja2
+
+    check_site(site)
+    if "/" in site.template or site.template.startswith("."):
+        raise UsageError(f"slurm.template {site.template!r}: name a file of {templates}")
+    environment = jinja2.Environment(  # noqa: S701 - a shell script, no HTML: quoting is enforced by `finalize`
+        loader=jinja2.FileSystemLoader(str(templates)),
+        undefined=jinja2.StrictUndefined,
+        finalize=_only_quoted,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.clear()
+    environment.filters.update(option=_option, shell=_shell, verbatim=_verbatim)
+    environment.globals.clear()
+    try:
+        return environment.get_template(site.template).render(_facts(job, site))
+    except jinja2.TemplateNotFound as error:
+        raise UsageError(f"no template {error} in {templates} (slurm.template)") from error
+    except jinja2.TemplateError as error:
+        line = getattr(error, "lineno", None)
+        raise UsageError(f"{templates / site.template}{f', line {line}' if line else ''}: {error}") from error
+
+
+def check_site(site: SlurmSite) -> None:
+    """UsageError for the first key of a site profile that cannot be put into a script."""
+    for key in _SITE_OPTIONS:
+        if getattr(site, key) is not None:
+            _checked(f"slurm.{key}", getattr(site, key), option=True)
+    lists = (("modules", site.modules), ("container_arguments", site.container_arguments), ("prologue", site.prologue))
+    for key, values in (*lists, ("container", [site.container or ""]), ("python", [site.python or ""])):
+        for value in values:
+            _checked(f"slurm.{key}", value)
+    for name, value in site.environment.items():
+        if not _VARIABLE.fullmatch(name):
+            raise UsageError(f"slurm.environment.{name!r}: not the name of a variable")
+        _checked(f"slurm.environment.{name}", value)
+    for name, value in site.extra.items():
+        if not _OPTION.fullmatch(name):
+            raise UsageError(f"slurm.extra.{name!r}: not the long name of an sbatch option (without the dashes)")
+        if name in OWN_OPTIONS:
+            raise UsageError(f"slurm.extra.{name}: set by the program itself; see resources and the other keys of slurm")
+        _checked(f"slurm.extra.{name}", value, option=True)
+
+
+def array_expression(size: int, throttle: int) -> str:
+    """`0-24%5`: all elements, at most `throttle` at once (0: no limit)."""
+    return f"0-{size - 1}" + (f"%{throttle}" if 0 < throttle < size else "")
+
+
+def gpu_expression(resources: Resources, site: SlurmSite) -> str:
+    """`2` or `a100:2`, per node; "" for none."""
+    if not resources.gpus:
+        return ""
+    return f"{site.gpu_type}:{resources.gpus}" if site.gpu_type else str(resources.gpus)
+
+
+def signal_seconds(minutes: int, site: SlurmSite) -> int:
+    """When to warn before the time limit: as the site says, but not within the first three quarters of the time. 0: never."""
+    return min(site.signal_seconds, minutes * 60 // 4)
+
+
+def launcher_python(site: SlurmSite, here: str) -> str:
+    """The interpreter on the compute nodes: the site's, inside a container its `python3`, else the one that runs here."""
+    return site.python or ("python3" if site.container else here)
+
+
+def _facts(job: ArrayJob, site: SlurmSite) -> Mapping[str, Any]:
+    resources = job.resources
+    return {
+        "name": job.name,
+        "array": array_expression(job.size, resources.throttle),
+        "dependency": job.dependency,
+        "output": f"{job.output.replace('%', '%%')}/%x_%A_%a.out",
+        "minutes": job.minutes,
+        "nodes": resources.nodes,
+        "processes_per_node": 1,  # a stage is one process; one process for each GPU of each node sets this and the next
+        "step_nodes": 1,
+        "cpus": resources.cpus,
+        "gpus": gpu_expression(resources, site),
+        "memory_mb": math.ceil(resources.memory_gb * 1024) if site.memory_requests else 0,
+        "signal_seconds": signal_seconds(job.minutes, site),
+        "exported": ",".join(EXPORTED),
+        "login_shell": bool(site.modules),
+        "site": replace(site),
+        "binds": job.binds,
+        "folder": job.folder,
+        "description": job.description,
+        "command": job.command,
+    }
+
+
+def _checked(what: str, value: str, *, option: bool = False) -> str:
+    found = _CONTROL.search(value)
+    if found:
+        raise UsageError(f"{what}: control character {found[0]!r} in {value!r}")
+    if option and "\\" in value:
+        raise UsageError(f"{what}: sbatch reads a backslash as a mark of its own, so {value!r} cannot be asked for")
+    return value
+
+
+def _only_quoted(value: object) -> str:
+    if isinstance(value, Quoted) or (isinstance(value, int) and not isinstance(value, bool)):
+        return str(value)
+    import jinja2
+
+    if isinstance(value, jinja2.Undefined):
+        return str(value)  # StrictUndefined: raises with the name
+    raise jinja2.TemplateRuntimeError(f"{value!r} is printed without `| option`, `| shell` or `| verbatim`")
+
+
+def _option(value: object) -> Quoted:
+    return Quoted(shlex.quote(_checked("value of an sbatch option", str(value), option=True)))
+
+
+def _shell(value: object) -> Quoted:
+    words: Iterable[object] = value if isinstance(value, (list, tuple)) else (value,)
+    return Quoted(" ".join(shlex.quote(_checked("word of the shell", str(word))) for word in words))
+
+
+def _verbatim(value: object) -> Quoted:
+    return Quoted(_checked("line of the shell", str(value)))

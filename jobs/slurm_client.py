@@ -1,0 +1,155 @@
+"""Slurm's commands: the one module that calls sbatch (through submitit), squeue, sacct, scontrol, sacctmgr and scancel.
+
+Each call has a time limit. Look-ups are repeated a few times; sbatch never is: its reply may be lost while the job exists.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pwd
+import subprocess
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.config import SlurmSite
+from jobs.errors import UsageError
+from jobs.slurm_text import ACCOUNTING_FORMAT, QUEUE_FORMAT, QueuedElement, least_limit, parse_accounting, parse_queue, parse_site
+
+LOOK_SECONDS = 30.0  # one look-up; a busy controller answers within its MessageTimeout, 10 s unless the site changed it
+LOOKS = 3
+SUBMIT_SECONDS = 120  # sbatch itself waits and retries while the controller is full; then its outcome counts as unknown
+_FOREIGN = ("SLURM_", "SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_", "SALLOC_", "SRUN_")
+_DEFAULTS = {"SBATCH_ACCOUNT": "account", "SBATCH_PARTITION": "partition", "SBATCH_QOS": "qos"}
+_log = logging.getLogger(__name__)
+
+
+class SlurmUnavailableError(UsageError):
+    """Slurm did not answer a look-up: nothing is known of the queue, and nothing may be concluded. Later it may be."""
+
+
+class SlurmClient:
+    """Slurm's commands, each with a time limit; look-ups are repeated a few times, nothing else ever is."""
+
+    def __init__(self, *, look_seconds: float = LOOK_SECONDS, looks: int = LOOKS, pause: float = 1.0) -> None:
+        self._look_seconds = look_seconds
+        self._looks = looks
+        self._pause = pause
+        self.calls = 0
+
+    def queue(self, *, name: str | None = None) -> tuple[QueuedElement, ...]:
+        """This user's pending, running, suspended and completing elements. SlurmUnavailableError if Slurm does not say."""
+        chosen = [f"--name={name}"] if name else []
+        text = self._look(["squeue", "--noheader", f"--user={os.getuid()}", f"--format={QUEUE_FORMAT}", *chosen])
+        try:
+            return parse_queue(text)
+        except ValueError as error:
+            raise SlurmUnavailableError(str(error)) from error
+
+    def accounting(self, jobs: Iterable[str]) -> dict[str, str] | None:
+        """Element -> state of some jobs, as far as accounting knows yet; None where there is no accounting."""
+        return self._accounting([f"--jobs={','.join(jobs)}"])
+
+    def accounting_by_name(self, names: Iterable[str], since: float) -> dict[str, str] | None:
+        """Name -> job of submissions that accounting knows; None where there is no accounting."""
+        start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since - 3600))
+        found = self._sacct([f"--name={','.join(names)}", f"--starttime={start}", "--format=JobID,JobName%100"])
+        if found is None:
+            return None
+        rows = [line.split("|", 1) for line in found.splitlines() if "|" in line]
+        return {name: job.partition("_")[0] for job, name in reversed(rows)}
+
+    def site(self) -> dict[str, str]:
+        """The site's configuration."""
+        return parse_site(self._look(["scontrol", "show", "config"]))
+
+    def submit_limit(self, site: SlurmSite) -> int:
+        """Elements that account and QOS allow one user to have in the queue; 0 where they do not limit it, or nobody says."""
+        limits = []
+        asked: list[tuple[list[str], dict[int, str]]] = [
+            (["assoc", "where", f"user={_user_name()}", "format=Account,MaxSubmitJobs"], {0: site.account} if site.account else {})
+        ]
+        if site.qos:
+            asked.append((["qos", "where", f"name={site.qos}", "format=Name,MaxSubmitJobsPU"], {0: site.qos}))
+        for arguments, columns in asked:
+            done = self._run(["sacctmgr", "--noheader", "--parsable2", "show", *arguments], self._look_seconds)
+            limits.append(least_limit(done.stdout, columns, 1) if done is not None and done.returncode == 0 else 0)
+        return min((limit for limit in limits if limit), default=0)
+
+    def set_dependency(self, elements: str, dependency: str) -> bool:
+        """Let pending elements (`JOB_[0-4]`) wait for something else. False if Slurm would not."""
+        done = self._run(["scontrol", "update", f"JobId={elements}", f"Dependency={dependency}"], self._look_seconds)
+        if done is None or done.returncode != 0:
+            _log.warning(
+                "elements %s keep waiting for the whole upstream array: %s", elements, "no answer" if done is None else done.stderr.strip()
+            )
+            return False
+        return True
+
+    def cancel(self, jobs: Sequence[str]) -> None:
+        """Cancel jobs or elements; those that are gone already are no error. SlurmUnavailableError if Slurm does not answer."""
+        if jobs:
+            self._look(["scancel", "--quiet", *jobs])
+
+    def submit(self, folder: Path, script: str, parameters: Mapping[str, Any], site: SlurmSite) -> str:
+        """Number of the new job; the script is kept in `folder` under that number.
+
+        Raises SubmissionFailedError (of jobs.template_executor) if sbatch gave none: whether there is a job then, its text tells.
+        """
+        from jobs.template_executor import TemplateExecutor
+
+        self.calls += 1
+        return TemplateExecutor(folder, self.submission_command(site)).submit_script(script, parameters)
+
+    def submission_command(self, site: SlurmSite) -> list[str]:
+        """sbatch with a time limit and without what this process's own environment would add to a request."""
+        kept = {name for name, key in _DEFAULTS.items() if getattr(site, key) is None}
+        dropped = [argument for name in os.environ if name not in kept and _foreign(name) for argument in ("-u", name)]
+        return ["timeout", "--kill-after=5", str(SUBMIT_SECONDS), "env", *dropped, "LC_ALL=C", "sbatch"]
+
+    def _accounting(self, chosen: Sequence[str]) -> dict[str, str] | None:
+        found = self._sacct([*chosen, f"--format={ACCOUNTING_FORMAT}"])
+        return None if found is None else parse_accounting(found)
+
+    def _sacct(self, arguments: Sequence[str]) -> str | None:
+        done = self._run(["sacct", "--allocations", "--noheader", "--parsable2", *arguments], self._look_seconds)
+        return done.stdout if done is not None and done.returncode == 0 else None
+
+    def _look(self, command: Sequence[str]) -> str:
+        said = ""
+        for look in range(self._looks):
+            if look:
+                time.sleep(self._pause * look)
+            done = self._run(command, self._look_seconds)
+            if done is not None and done.returncode == 0:
+                return done.stdout
+            said = f"no answer within {self._look_seconds:g} s" if done is None else done.stderr.strip() or f"exit code {done.returncode}"
+        raise SlurmUnavailableError(
+            f"{command[0]} failed {self._looks} times ({' '.join(said.split())}): Slurm's queue is not known; try again later"
+        )
+
+    def _run(self, command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str] | None:
+        self.calls += 1
+        environment = {name: value for name, value in os.environ.items() if not _foreign(name)}
+        environment |= {"LC_ALL": "C", "SLURM_BITSTR_LEN": "0"}  # array expressions in full: they are cut at 64 characters otherwise
+        try:
+            return subprocess.run(
+                list(command), env=environment, timeout=seconds, check=False, capture_output=True, encoding="utf-8", errors="replace"
+            )
+        except subprocess.TimeoutExpired:
+            return None
+        except FileNotFoundError as error:
+            raise UsageError(f"{command[0]} is not in PATH: no Slurm here (--cluster local needs none)") from error
+
+
+def _foreign(name: str) -> bool:
+    return name.startswith(_FOREIGN) and name != "SLURM_CONF"
+
+
+def _user_name() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())

@@ -1,0 +1,387 @@
+"""Executes the stages of one task: claim, check what is read, compute, publish. The same on this machine and under Slurm.
+
+    python -m jobs.worker DESCRIPTION [INDEX]      INDEX: which task of the description; default: SLURM_ARRAY_TASK_ID
+
+Exit codes: 0 every stage of the task has a result · 1 a stage failed or was refused · 2 no such description or task ·
+3 not finished and nothing failed: asked to stop, taken by another worker, or an upstream stage is not there.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import math
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import UsageError
+from jobs.graph import Node, canonical_json
+from jobs.layout import AttemptFolder, Layout, StageFolder
+from jobs.liveness import Heartbeat, claim_alive, new_claim, own_slurm_job
+from jobs.observe import holder
+from jobs.provenance import Stopwatch, process_facts
+from jobs.records import (
+    Ending,
+    Outcome,
+    Result,
+    artifacts_present,
+    attempt_numbers,
+    claim_attempt,
+    file_digest,
+    read_claim,
+    read_outcome,
+    read_result,
+    result_intact,
+    write_outcome,
+    write_result,
+)
+from jobs.tasks import Description, Workplace, load_registry, read_corpus_digest, read_description
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+LAG_SECONDS = 20.0  # how long a shared file system may take to show what another node has finished
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+class Verdict(Enum):
+    """What became of one stage in this task."""
+
+    done = "done"
+    already = "had a result already"
+    failed = "failed"
+    refused = "refused"
+    interrupted = "interrupted"
+    taken = "taken by another worker"
+    unready = "upstream is not there"
+
+
+EXIT_CODES = {
+    Verdict.done: 0,
+    Verdict.already: 0,
+    Verdict.failed: 1,
+    Verdict.refused: 1,
+    Verdict.interrupted: 3,
+    Verdict.taken: 3,
+    Verdict.unready: 3,
+}
+ENDINGS = {Ending.failed: Verdict.failed, Ending.refused: Verdict.refused, Ending.interrupted: Verdict.interrupted}
+
+
+class StopRequest:
+    """Turns true when a signal asks this process to write a checkpoint and leave."""
+
+    def __init__(self) -> None:
+        self.signal: int = 0
+
+    def __call__(self) -> bool:
+        return self.signal != 0
+
+    def listen(self) -> None:
+        """From now on the stop signals only set this flag."""
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: object) -> None:
+        self.signal = number
+
+
+class NotFiniteError(Exception):
+    """A stage returned a number that is none."""
+
+
+@dataclass
+class Session:
+    """One process and what it has learnt: upstream artifacts it has verified are not read again for the next stage."""
+
+    description: Description
+    threads: int
+    tell: Callable[[str], None]
+    stop: StopRequest = field(default_factory=StopRequest)
+    lag_seconds: float = LAG_SECONDS
+    verified: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def place(self) -> Workplace:
+        return self.description.place
+
+    def folder(self, node: Node) -> StageFolder:
+        return Layout(Path(self.place.results), self.place.experiment).stage(node.stage, node.key)
+
+
+def run_task(session: Session, index: int) -> int:
+    """Compute the stages of task `index` one after another; returns the exit code. A failed stage does not keep the next from its turn."""
+    code = 0
+    for key in session.description.tasks[index]:
+        node = session.description.nodes[key]
+        verdict = Verdict.interrupted if session.stop() else execute(session, node)
+        session.tell(f"{node.name}: {verdict.value}")
+        code = code if code == 1 else EXIT_CODES[verdict] or code
+    return code
+
+
+def execute(session: Session, node: Node) -> Verdict:
+    """One stage, at most once: leave if there is a result or a live claim, else claim an attempt, compute and publish."""
+    folder = session.folder(node)
+    if _has_result(folder, node):
+        return Verdict.already
+    upstream = _wait_for_upstream(session, node)
+    if isinstance(upstream, str):
+        session.tell(f"{node.name}: {upstream}")
+        return Verdict.unready
+    attempt = _claim(folder, node)
+    if isinstance(attempt, str):
+        session.tell(f"{node.name}: {attempt}")
+        return Verdict.taken
+    watch = Stopwatch()
+    with Heartbeat(attempt.claim):
+        try:
+            if _has_result(folder, node):
+                write_outcome(attempt, _outcome(attempt, watch, Ending.interrupted, "Superseded", "another attempt had the result first"))
+                return Verdict.already
+            session.tell(f"{node.name}: attempt {attempt.number} on {socket.gethostname()}, process {os.getpid()}")
+            result = _compute(session, node, folder, attempt, upstream, watch)
+            write_result(folder, result)
+        except (Exception, SystemExit) as error:
+            outcome = outcome_of(error, attempt, watch)
+            session.tell(f"{node.name}: {outcome.ending.value}: {outcome.error}: {outcome.message}\n{outcome.detail}")
+            write_outcome(attempt, outcome)
+            return ENDINGS[outcome.ending]
+    shutil.rmtree(folder.checkpoint, ignore_errors=True)  # resumable state is large, and nothing reads it any more
+    return Verdict.done
+
+
+def outcome_of(error: BaseException, attempt: AttemptFolder, watch: Stopwatch) -> Outcome:
+    """How an attempt ended, from the exception that ended it: interrupted, refused (the user's to mend), or failed."""
+    problems = getattr(error, "problems", None)
+    detail = "".join(traceback.format_exception(error))
+    if getattr(error, "interrupted", False):
+        return _outcome(attempt, watch, Ending.interrupted, type(error).__name__, _first_line(error))
+    if problems is not None or isinstance(error, UsageError):
+        lines = [str(problem) for problem in problems] if problems else [str(error)]
+        more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
+        return _outcome(attempt, watch, Ending.refused, type(error).__name__, lines[0] + more, "\n".join(lines))
+    return _outcome(attempt, watch, Ending.failed, type(error).__name__, _first_line(error), detail)
+
+
+def limit_threads(count: int) -> None:
+    """Let this process compute with `count` threads, also where a parent has already loaded the libraries that do so."""
+    for name in THREAD_VARIABLES:
+        os.environ[name] = str(count)
+    if find_spec("threadpoolctl") is not None:
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(count)
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(count)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one task of a description file."""
+    faulthandler.enable()
+    try:
+        index = int(arguments[1] if len(arguments) > 1 else os.environ.get("SLURM_ARRAY_TASK_ID", ""))
+        description = read_description(Path(arguments[0]))
+    except (IndexError, ValueError):
+        return _usage("usage: python -m jobs.worker DESCRIPTION INDEX")
+    except UsageError as error:
+        return _usage(str(error))
+    if not 0 <= index < len(description.tasks):
+        return _usage(f"{arguments[0]}: no task {index}, there are {len(description.tasks)}")
+    threads = int(os.environ.get("SLURM_CPUS_PER_TASK") or len(os.sched_getaffinity(0)))
+    limit_threads(threads)
+    session = Session(description, threads, say)
+    session.stop.listen()
+    return run_task(session, index)
+
+
+def say(line: str) -> None:
+    """One line into this process's log."""
+    sys.stdout.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+    sys.stdout.flush()
+
+
+def _has_result(folder: StageFolder, node: Node) -> bool:
+    result = read_result(folder, node.key)
+    return result is not None and artifacts_present(folder, result)
+
+
+def _wait_for_upstream(session: Session, node: Node) -> dict[str, Path] | str:
+    """Role -> folder with the artifacts of that upstream stage, verified byte by byte; or what is wrong with one."""
+    deadline = time.monotonic() + session.lag_seconds
+    while True:
+        found = {role: _verified_output(session, key) for role, key in node.upstream.items()}
+        missing = [role for role, output in found.items() if output is None]
+        if not missing:
+            return {role: output for role, output in found.items() if output is not None}
+        if session.stop() or time.monotonic() >= deadline:
+            break
+        time.sleep(min(1.0, session.lag_seconds / 4))
+    damaged = [session.description.nodes[node.upstream[role]] for role in missing]
+    withdrawn = [parent.name for parent in damaged if not session.stop() and _withdraw(session.folder(parent), parent)]
+    if withdrawn:
+        return f"artifacts of {', '.join(withdrawn)} are not the ones its result states; it will be computed again"
+    return f"no result of {', '.join(parent.name for parent in damaged)}"
+
+
+def _verified_output(session: Session, key: str) -> Path | None:
+    if key not in session.verified:
+        parent = session.description.nodes[key]
+        folder = session.folder(parent)
+        result = read_result(folder, key)
+        if result is None or not result_intact(folder, result):
+            return None
+        session.verified[key] = folder.attempt(result.attempt).output
+    return session.verified[key]
+
+
+def _withdraw(folder: StageFolder, node: Node) -> bool:
+    """Take back a result whose artifacts are gone or changed, keeping it beside its attempt; False if there was none."""
+    result = read_result(folder, node.key)
+    if result is None or result_intact(folder, result):
+        return False
+    attempt = folder.attempt(result.attempt)
+    try:
+        folder.result.rename(attempt.path / "withdrawn.json")
+    except FileNotFoundError:  # another worker was quicker, or the whole attempt is gone and the result cannot be kept beside it
+        folder.result.unlink(missing_ok=True)
+    if attempt.path.is_dir() and read_outcome(attempt) is None:
+        write_outcome(
+            attempt,
+            _outcome(attempt, Stopwatch(), Ending.failed, "ArtifactDamaged", "an artifact is missing or is not the one that was written"),
+        )
+    return True
+
+
+def _claim(folder: StageFolder, node: Node) -> AttemptFolder | str:
+    """Take the next attempt; or say who has one that lives."""
+    result = read_result(folder, node.key)
+    numbers = attempt_numbers(folder)
+    for number in numbers:
+        attempt = folder.attempt(number)
+        claim = read_claim(attempt)
+        if claim is None or read_outcome(attempt) is not None or (result is not None and result.attempt == number):
+            continue
+        if claim_alive(claim, attempt.claim.stat().st_mtime, live_jobs=None, now=time.time()):
+            return f"{holder(claim)} works on it"
+    number = max(numbers, default=0) + 1
+    if not claim_attempt(folder, number, new_claim(number)):
+        return f"another worker took attempt {number} just now"
+    return folder.attempt(number)
+
+
+def _compute(
+    session: Session, node: Node, folder: StageFolder, attempt: AttemptFolder, upstream: Mapping[str, Path], watch: Stopwatch
+) -> Result:
+    place = session.place
+    digest = read_corpus_digest(place)
+    if digest != place.corpus_digest:
+        raise UsageError(
+            f"corpus {place.corpus} in {place.corpus_folder} is not the one this experiment was launched with "
+            f"(digest {digest[:12]}, then {place.corpus_digest[:12]}): launch again, or prepare the former one anew"
+        )
+    attempt.output.mkdir(parents=True, exist_ok=True)
+    folder.checkpoint.mkdir(parents=True, exist_ok=True)
+    returned = load_registry(place).run(
+        node.stage,
+        settings=node.settings,
+        runtime=node.runtime,
+        corpus=Path(place.corpus_folder),
+        fold=node.fold,
+        seed=node.seed,
+        upstream=upstream,
+        output=attempt.output,
+        checkpoint=folder.checkpoint,
+        should_stop=session.stop,
+        report=lambda line: session.tell(f"{node.name}: {line}"),
+    )
+    values = check_returned(returned)
+    provenance = {
+        **place.code,
+        **process_facts(place.packages, threads=session.threads),
+        **watch.facts(),
+        "seed": node.seed,
+        "runtime": dict(node.runtime),
+        "slurm_job": own_slurm_job(),
+    }
+    return Result(
+        key=node.key,
+        stage=node.stage,
+        version=node.version,
+        fold=node.fold,
+        seed=node.seed,
+        corpus=place.corpus,
+        corpus_digest=place.corpus_digest,
+        settings=node.settings,
+        upstream=node.upstream,
+        attempt=attempt.number,
+        metrics=values["metrics"],
+        provenance=provenance,
+        artifacts=_artifact_digests(attempt.output),
+        confusion=tuple(tuple(int(count) for count in row) for row in values["confusion"]),
+        classes=tuple(str(name) for name in values["classes"]),
+    )
+
+
+def check_returned(returned: Mapping[str, Any]) -> dict[str, Any]:
+    """`metrics`, `confusion` and `classes` of what a stage returned.
+
+    Raises NotFiniteError where a metric is NaN or infinite, ValueError for keys that a result does not hold, TypeError for values
+    outside JSON.
+    """
+    values = {"metrics": {}, "confusion": (), "classes": (), **returned}
+    unknown = sorted(set(values) - {"metrics", "confusion", "classes"})
+    if unknown:
+        raise ValueError(f"the stage returned {', '.join(unknown)}: a result holds metrics, confusion and classes")
+    wrong = _not_finite("metrics", values["metrics"])
+    if wrong:
+        raise NotFiniteError(f"{wrong} is not a finite number: the training diverged")
+    canonical_json(values)
+    return values
+
+
+def _not_finite(name: str, value: object) -> str:
+    if isinstance(value, Mapping):
+        return next(filter(None, (_not_finite(f"{name}.{key}", inner) for key, inner in value.items())), "")
+    if isinstance(value, list | tuple):
+        return next(filter(None, (_not_finite(f"{name}[{index}]", inner) for index, inner in enumerate(value))), "")
+    return name if isinstance(value, float) and not math.isfinite(value) else ""
+
+
+def _artifact_digests(output: Path) -> dict[str, str]:
+    """Relative name -> sha256 of every file, each flushed to the disk: a result must not outlive what it names."""
+    found: dict[str, str] = {}
+    for path in sorted(path for path in output.rglob("*") if path.is_file()):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        found[path.relative_to(output).as_posix()] = file_digest(path)
+    return found
+
+
+def _outcome(attempt: AttemptFolder, watch: Stopwatch, ending: Ending, error: str, message: str, detail: str = "") -> Outcome:
+    return Outcome(attempt.number, ending, error, message, detail, socket.gethostname(), watch.seconds, own_slurm_job())
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "") or "no message"
+
+
+def _usage(line: str) -> int:
+    sys.stderr.write(line + "\n")
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

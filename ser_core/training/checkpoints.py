@@ -1,0 +1,126 @@
+"""Resumable state on disk: safetensors and JSON in a folder of its own, complete and ours or not there at all.
+
+    FOLDER/step-000000700/
+        model.safetensors, adam.safetensors, ...   one file for each group of tensors
+        state.json                                 schema, identity, step, facts, sha256 of every file beside it
+
+A checkpoint is written to a temporary folder, flushed to the disk and renamed. A reader takes the newest one whose digests fit and whose
+identity is its own; a torn or foreign one is passed over for the one before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+SCHEMA = 1
+KEPT = 2  # the newest, and one to fall back on
+PREFIX = "step-"
+STATE = "state.json"
+SUFFIX = ".safetensors"
+
+Groups = Mapping[str, Mapping[str, Tensor]]  # group -> name -> tensor
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that was read: `step` steps were done; tensors on the CPU."""
+
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    facts: dict[str, Any]
+
+
+def identity_of(value: object) -> str:
+    """Name of what a checkpoint belongs to: sha256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
+
+
+class Checkpoints:
+    """The checkpoints of one stage in one folder. One process writes; what another stage left there is never read."""
+
+    def __init__(self, folder: Path, identity: str) -> None:
+        self.folder = folder
+        self.identity = identity
+
+    def save(self, step: int, tensors: Groups, facts: Mapping[str, Any]) -> None:
+        """Write the state after `step` steps; raises OSError where the disk is full, leaving the earlier ones as they were."""
+        final = self.folder / f"{PREFIX}{step:09d}"
+        temporary = self.folder / f".{final.name}.{os.getpid()}.tmp"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            digests = {}
+            for group, named in tensors.items():
+                path = temporary / f"{group}{SUFFIX}"
+                save_file({name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}, path)
+                digests[path.name] = _synced_digest(path)
+            state = {"schema": SCHEMA, "identity": self.identity, "step": step, "facts": dict(facts), "files": digests}
+            with (temporary / STATE).open("w", encoding="utf-8") as file:
+                json.dump(state, file, allow_nan=False)
+                file.flush()
+                os.fsync(file.fileno())
+            _sync_folder(temporary)
+            if final.exists():  # torn or foreign, or it would have been resumed from
+                shutil.rmtree(final)
+            temporary.rename(final)
+            _sync_folder(self.folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        for path in self._found()[KEPT:]:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def load(self) -> Saved | None:
+        """The newest whole checkpoint of this identity, or None."""
+        for path in self._found():
+            saved = self._read(path)
+            if saved is not None:
+                return saved
+        return None
+
+    def _found(self) -> list[Path]:
+        return sorted((path for path in self.folder.glob(f"{PREFIX}*") if path.is_dir()), reverse=True)
+
+    def _read(self, path: Path) -> Saved | None:
+        try:
+            state = json.loads((path / STATE).read_text(encoding="utf-8"))
+            if state["schema"] != SCHEMA or state["identity"] != self.identity:
+                return None
+            tensors = {}
+            for name, digest in state["files"].items():
+                if _digest(path / name) != digest:
+                    return None
+                tensors[name.removesuffix(SUFFIX)] = load_file(path / name)
+            return Saved(int(state["step"]), tensors, dict(state["facts"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
+            return None  # torn: whatever is wrong with it, the one before it is tried
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _synced_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

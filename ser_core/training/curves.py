@@ -1,0 +1,38 @@
+"""Training curves: kept with the checkpoint, written as TensorBoard event files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+FOLDER = "tensorboard"
+
+Row = list[Any]  # [step, {name: value}]
+
+
+class Curves:
+    """Scalars by step in the `tensorboard` folder of an output.
+
+    An attempt that resumes has an output folder of its own, so it first writes again what earlier attempts saw: every folder holds the
+    whole curve, whatever the number of interruptions.
+    """
+
+    def __init__(self, output: Path, rows: list[Row]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.rows = rows
+        self._writer: Any = SummaryWriter(str(output / FOLDER))
+        for step, values in rows:
+            self._write(step, values)
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """Scalars after `step` steps."""
+        self.rows.append([step, values])
+        self._write(step, values)
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)

@@ -1,0 +1,70 @@
+"""Which device and arithmetic a stage uses, and the switches of torch that make a CPU repeat itself to the bit."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ser_core.errors import InputError
+from ser_core.settings import Precision
+
+AMPERE = 8  # compute capability of the first GPUs with bfloat16 units
+
+DTYPES = {Precision.float32: torch.float32, Precision.bfloat16: torch.bfloat16, Precision.float16: torch.float16}
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """A device and the type that autocast uses on it."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Context in which matrix products are computed in `dtype`."""
+        if self.dtype is torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto`, `cpu` or `cuda`. Raises InputError where a GPU is asked for and there is none."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("execution.device=cuda: torch sees no GPU here; use auto or cpu, or ask for a GPU in the stage's resources")
+    return torch.device(name)
+
+
+def choose_arithmetic(device: torch.device, precision: Precision) -> Arithmetic:
+    """`auto`: bfloat16 on a GPU that has it, float16 on an older one, float32 on a CPU."""
+    if precision is not Precision.auto:
+        return Arithmetic(device, DTYPES[precision])
+    if device.type != "cuda":
+        return Arithmetic(device, torch.float32)
+    major, _ = torch.cuda.get_device_capability(device)
+    return Arithmetic(device, torch.bfloat16 if major >= AMPERE else torch.float16)
+
+
+@contextlib.contextmanager
+def repeatable(device: torch.device, threads: int | None) -> Iterator[None]:
+    """`threads` CPU threads (None: as they are) and, on a CPU, operations that give the same bits every time; restored on leaving."""
+    before_threads = torch.get_num_threads()
+    before_deterministic = torch.are_deterministic_algorithms_enabled()
+    switches: Any = torch.utils.deterministic
+    before_fill = switches.fill_uninitialized_memory
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+        switches.fill_uninitialized_memory = False  # a debugging aid that costs a pass over every new tensor
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before_threads)
+        torch.use_deterministic_algorithms(before_deterministic)
+        switches.fill_uninitialized_memory = before_fill

@@ -1,0 +1,184 @@
+"""From runs to numbers: which runs count, over what a mean is taken, and the JSON that programs read."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+
+import pytest
+
+from jobs.errors import UsageError
+from jobs.summary import CodeFacts, Entry, Scores, Status, code_facts, entries_of, summarise, to_json
+from tests.jobs.table_cases import entry, graph, paper_like, result, summary
+
+DESIGN_METHOD_KEYS = ["method", "corpus", "mean_ua", "sd_ua", "mean_ua_all_runs", "n", "dropped", "rerun", "unresolved", "cells"]
+
+
+def test_method_mean_weighs_folds_alike() -> None:
+    """The mean of a method is the mean of its cell means, however many runs each cell has."""
+    runs = (entry("vft", "1", 0, 60.0), entry("vft", "1", 1, 62.0), entry("vft", "2", 0, 80.0))
+    [method] = summary(runs).methods
+    assert method.mean_ua == 70.5
+    assert [cell.mean_ua for cell in method.cells] == [61.0, 80.0]
+
+
+def test_method_sd_is_over_slots_of_the_mean_over_folds() -> None:
+    """The sd of the mean column is that of one table per slot, not that of all runs together."""
+    runs = tuple(
+        entry("vft", fold, slot, ua)
+        for fold, values in (("1", (60.0, 62.0, 67.0)), ("2", (80.0, 79.0, 81.0)))
+        for slot, ua in enumerate(values)
+    )
+    [method] = summary(runs).methods
+    assert method.sd_ua == pytest.approx(statistics.stdev([70.0, 70.5, 74.0]))
+    assert [cell.sd_ua for cell in method.cells] == pytest.approx([statistics.stdev([60, 62, 67]), 1.0])
+    assert method.interval is not None
+    assert (method.interval.low + method.interval.high) / 2 == pytest.approx(method.mean_ua)
+
+
+def test_missing_runs_make_a_summary_incomplete() -> None:
+    """A run without a result leaves its cell, method and experiment incomplete, and is named."""
+    runs = tuple(
+        entry(method, fold, slot, None if (method, fold, slot) == ("tapt", "2", 1) else 70.0 + slot)
+        for method in ("vft", "tapt")
+        for fold in "12"
+        for slot in range(3)
+    )
+    found = summary(runs)
+    vft, tapt = found.methods
+    assert vft.complete
+    assert not tapt.complete
+    assert not found.complete
+    assert [missing.name for missing in found.missing] == ["tapt/2/1"]
+    assert [(cell.n, cell.slots) for cell in tapt.cells] == [(3, 3), (2, 3)]
+    assert tapt.interval is None
+    assert tapt.sd_ua == pytest.approx(statistics.stdev([70.0, 72.0]))
+
+
+def test_a_cell_without_any_run_is_incomplete() -> None:
+    """A fold that another method has belongs to every method."""
+    found = summary((entry("vft", "1", 0, 70.0), entry("vft", "2", 0, 70.0), entry("tapt", "1", 0, 71.0)))
+    assert [method.complete for method in found.methods] == [True, False]
+    assert found.methods[1].cells[1].mean_ua is None
+
+
+def test_no_runs_are_not_a_complete_experiment() -> None:
+    """Nothing is not everything."""
+    assert not summary(()).complete
+
+
+def test_dropped_runs_stay_on_record() -> None:
+    """A dropped run counts in no mean but in `mean_ua_all_runs`; its replacement completes the slot."""
+    runs = (
+        entry("vft", "1", 0, 70.0),
+        entry("vft", "1", 1, 30.0, Status.outlier),
+        entry("vft", "1", 1, 72.0, seed=100),
+        entry("vft", "1", 2, 25.0, Status.diverged),
+    )
+    [method] = summary(runs).methods
+    assert (method.mean_ua, method.mean_ua_all_runs) == (71.0, 49.25)
+    assert (method.n, method.dropped, method.rerun) == (2, 2, 1)
+    assert [missing.slot for missing in summary(runs).missing] == [2]
+
+
+def test_slot_with_two_accepted_runs_is_refused() -> None:
+    """Two answers for one slot are an error that names the run, not a choice."""
+    with pytest.raises(UsageError, match="vft/1/0 of corpus iemocap is accepted twice"):
+        summary((entry("vft", "1", 0, 70.0), entry("vft", "1", 0, 71.0)))
+
+
+def test_slots_wanted_may_be_stated() -> None:
+    """Fewer rows than the stated slots are incomplete although no row is missing a number."""
+    runs = tuple(entry("vft", "1", slot, 70.0) for slot in range(3))
+    assert summarise(runs, experiment="e", slots=3).complete
+    assert not summarise(runs, experiment="e", slots=5).complete
+
+
+def test_methods_are_compared_over_pairs_and_folds() -> None:
+    """Every pair of methods is compared on what both have; positive means that the later one is better."""
+    runs = tuple(
+        entry(method, fold, slot, base + slot * step + shift)
+        for method, shift, step in (("vft", 0.0, 1.0), ("tapt", 2.0, 1.5))
+        for fold, base in (("1", 60.0), ("2", 70.0))
+        for slot in range(3)
+    )
+    [found] = summary((*runs[:-1], entry("tapt", "2", 2, None))).comparisons
+    assert (found.first, found.second) == ("vft", "tapt")
+    assert found.over_pairs.pairs == 5
+    assert found.over_pairs.mean == pytest.approx((2 + 2.5 + 3 + 2 + 2.5) / 5)
+    assert found.over_folds.pairs == 2
+
+
+def test_corpora_are_kept_apart() -> None:
+    """Runs of two corpora make two tables' worth of methods, and no comparison across."""
+    runs = tuple(
+        Entry(corpus, method, "1", 0, 0, Scores(70.0, 70.0, 70.0), Status.accepted) for corpus in ("a", "b") for method in ("vft", "tapt")
+    )
+    found = summary(runs)
+    assert [(method.corpus, method.method) for method in found.methods] == [("a", "vft"), ("a", "tapt"), ("b", "vft"), ("b", "tapt")]
+    assert [comparison.corpus for comparison in found.comparisons] == ["a", "b"]
+
+
+def test_json_has_the_stable_keys_first() -> None:
+    """The JSON holds the keys of schema 1 with UA in percent, and survives a strict JSON writer."""
+    found = to_json(summary(paper_like("iemocap_table1")))
+    assert list(found)[:4] == ["schema", "experiment", "complete", "methods"]
+    assert (found["schema"], found["experiment"], found["complete"]) == (1, "iemocap", True)
+    for method in found["methods"]:
+        assert list(method)[: len(DESIGN_METHOD_KEYS)] == DESIGN_METHOD_KEYS
+        assert 50 < method["mean_ua"] < 100
+        for cell in method["cells"]:
+            assert list(cell)[:4] == ["fold", "mean_ua", "sd_ua", "runs"]
+            assert all(list(run) == ["slot", "seed", "ua", "wa", "macro_f1", "status"] for run in cell["runs"])
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_json_of_an_empty_cell_is_null() -> None:
+    """What is not known is null, never NaN."""
+    found = to_json(summary((entry("vft", "1", 0, None, Status.running),)))
+    [method] = found["methods"]
+    assert (method["mean_ua"], method["sd_ua"], method["mean_ua_all_runs"], method["n"]) == (None, None, None, 0)
+    assert method["cells"][0]["runs"] == [{"slot": 0, "seed": 0, "ua": None, "wa": None, "macro_f1": None, "status": "running"}]
+
+
+def test_entries_come_from_results_and_states() -> None:
+    """A result is accepted with the scores of its matrix in percent; without one the state counts, and no state is pending."""
+    made = graph(methods=("vft",), folds=("1",), slots=3)
+    done, running, unknown = made.runs
+    results = {done.key: result(done, ((3, 1), (0, 4)), ("a", "b"))}
+    found = entries_of(made, results, {running.key: "running", done.key: "failed"})
+    assert [item.status for item in found] == [Status.accepted, Status.running, Status.pending]
+    assert found[0].scores is not None
+    assert found[0].scores.ua == 87.5
+    assert (found[0].corpus, found[2].seed) == ("demo", unknown.seed)
+
+
+def test_metrics_stand_in_for_a_missing_matrix() -> None:
+    """A stage without a confusion matrix may report fractions."""
+    made = graph(methods=("vft",), folds=("1",), slots=1)
+    [run] = made.runs
+    [found] = entries_of(made, {run.key: result(run, (), (), metrics={"ua": 0.57, "wa": 0.6, "macro_f1": 1})}, {})
+    assert found.scores == Scores(57.0, 60.0, 100.0)
+
+
+@pytest.mark.parametrize(
+    "metrics", [{}, {"ua": 0.5, "wa": 0.5}, {"ua": math.nan, "wa": 0.5, "macro_f1": 0.5}, {"ua": 57.0, "wa": 0.5, "macro_f1": 0.5}]
+)
+def test_results_without_scores_are_named(metrics: dict[str, float]) -> None:
+    """A result that states no usable score is an error that names the run, not a run less."""
+    made = graph(methods=("vft",), folds=("1",), slots=1)
+    [run] = made.runs
+    with pytest.raises(UsageError, match="vft/1/0"):
+        entries_of(made, {run.key: result(run, (), (), metrics=metrics)}, {})
+
+
+def test_code_facts_gather_every_version() -> None:
+    """All commits and versions among the runs are stated, so that a mixed table shows that it is mixed."""
+    [run] = graph(methods=("vft",), folds=("1",), slots=1).runs
+    results = [
+        result(run, (), (), provenance={"commit": "b", "dirty": True, "packages": {"torch": "2.13.0"}}),
+        result(run, (), (), provenance={"commit": "a", "dirty": "", "python": "3.11.2", "packages": {"torch": "2.12.0", "numpy": None}}),
+        result(run, (), (), provenance={"commit": None, "packages": "unknown"}),
+    ]
+    assert code_facts(results) == CodeFacts(("a", "b"), True, {"python": ("3.11.2",), "torch": ("2.12.0", "2.13.0")})

@@ -1,0 +1,122 @@
+"""The demo corpus: real enough for the reader of IEMOCAP, the same every time, learnable and not trivial."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from ser_core.corpora import iemocap
+from ser_core.corpora.demo import expected_counts, is_complete, prepare_demo, synthesise, turns
+from ser_core.corpora.manifest import Manifest
+from ser_core.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Where the corpus was synthesised, and where it was prepared."""
+    pytest.importorskip("espeakng_loader", reason="the extra demo is not installed")
+    root = tmp_path_factory.mktemp("demo")
+    prepare_demo(root / "data" / "demo", root / "source")
+    return root / "source", root / "data" / "demo"
+
+
+@pytest.fixture(scope="module")
+def manifest(folders: tuple[Path, Path]) -> Manifest:
+    return prepare_demo(folders[1], folders[0])
+
+
+def test_size(manifest: Manifest) -> None:
+    """5 sessions x 2 speakers x 4 emotions x 12 sentences of about a second, so that a whole grid trains in minutes."""
+    assert manifest.corpus == "demo"
+    assert manifest.folds == ("1", "2", "3", "4", "5")
+    assert Counter(u.label for u in manifest.utterances) == dict.fromkeys(("angry", "happy", "neutral", "sad"), 120)
+    assert Counter(u.speaker for u in manifest.utterances) == {f"{n}{sex}": 48 for n in range(1, 6) for sex in "FM"}
+    assert 0.9 < manifest.seconds / 480 < 1.5
+    assert all(8_000 < u.samples < 48_000 for u in manifest.utterances)
+    assert manifest.source["dropped_turns_of_other_labels"] == 20
+    assert all(not {u.speaker for u in manifest.training(fold)} & {u.speaker for u in manifest.test(fold)} for fold in manifest.folds)
+
+
+def test_the_layout_is_that_of_iemocap(folders: tuple[Path, Path]) -> None:
+    """The reader of the real corpus finds nothing wrong with it; both names of happiness occur."""
+    reading = iemocap.read(folders[0])
+    assert reading.problems == ()
+    assert all(u.dimensions and all(1 <= value <= 5 for value in u.dimensions) for u in reading.found)
+    spoken = Counter(turn.label for turn in turns(1))
+    assert spoken == {"neu": 24, "ang": 24, "sad": 24, "hap": 12, "exc": 12, "fru": 2, "xxx": 2}
+    assert expected_counts()["utterances"] == len(reading.found)
+
+
+def test_the_same_bytes_every_time(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """Synthesis repeats bit for bit: everybody's demo is the same corpus, and a second one reuses every stage."""
+    calls: list[tuple[int, int]] = []
+    synthesise(tmp_path / "again", progress=lambda done, total: calls.append((done, total)))
+    assert calls[-1] == (500, 500)
+    names = sorted(path.relative_to(folders[0]) for path in folders[0].rglob("*") if path.is_file())
+    assert names == sorted(path.relative_to(tmp_path / "again") for path in (tmp_path / "again").rglob("*") if path.is_file())
+    assert [name for name in names if (folders[0] / name).read_bytes() != (tmp_path / "again" / name).read_bytes()] == []
+    assert [path.name for path in tmp_path.iterdir()] == ["again"]
+
+
+def test_what_is_there_is_kept(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """A prepared demo needs its source no more; a damaged one is mended from it; an incomplete source is not taken for whole."""
+    source, target = tmp_path / "source", tmp_path / "demo"
+    shutil.copytree(folders[0], source)
+    shutil.copytree(folders[1], target)
+    calls: list[int] = []
+    first = prepare_demo(target, tmp_path / "absent", progress=lambda done, _total: calls.append(done))
+    assert calls == []
+    assert not (tmp_path / "absent").exists()
+    (target / first.utterances[0].audio).unlink()
+    assert prepare_demo(target, source).digest == first.digest
+    assert (target / first.utterances[0].audio).is_file()
+    assert is_complete(source, seed=1)
+    assert not is_complete(source, seed=2)
+    next(source.rglob("*.wav")).unlink()
+    assert not is_complete(source, seed=1)
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
+    """Synthesis never replaces what it did not make."""
+    pytest.importorskip("espeakng_loader", reason="the extra demo is not installed")
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(InputError, match="holds other things"):
+        synthesise(tmp_path)
+
+
+def test_without_the_extra_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where espeak-ng is not installed one line says what to install."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"espeakng-loader is not installed: .*pip install -e '\.\[demo\]'"):
+        prepare_demo(tmp_path / "data", tmp_path / "source")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_learnable_and_not_trivial(manifest: Manifest) -> None:
+    """A classifier on spectral statistics, trained on the other speakers, is far above chance (25) and far below 100."""
+    import numpy as np
+    from sklearn.metrics import recall_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import SVC
+
+    from ser_core.corpora.audio import load_audio
+
+    def statistics(samples: np.ndarray) -> np.ndarray:
+        """Mean and deviation of log energies in 24 bands: (48,)."""
+        frames = np.lib.stride_tricks.sliding_window_view(samples, 400)[::160] * np.hanning(400)
+        edges = np.unique(np.geomspace(2, 201, 25).round().astype(int))
+        energies = np.log(np.add.reduceat(np.abs(np.fft.rfft(frames)) ** 2, edges[:-1], axis=1) + 1e-8)
+        return np.concatenate([energies.mean(axis=0), energies.std(axis=0), [len(samples) / 16_000]])
+
+    features = np.stack([statistics(load_audio(manifest, u)) for u in manifest.utterances])
+    targets = np.array([manifest.class_index(u) for u in manifest.utterances])
+    recalls = []
+    for fold in manifest.folds:
+        held = np.array([u.fold == fold for u in manifest.utterances])
+        model = make_pipeline(StandardScaler(), SVC(C=3)).fit(features[~held], targets[~held])
+        recalls.append(100 * recall_score(targets[held], model.predict(features[held]), average="macro"))
+    assert 50 < np.mean(recalls) < 85

@@ -1,0 +1,134 @@
+"""The pretraining loss: what is drawn, what it is equal to, and that padding plays no part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ser_core.models.backbone import build_backbone
+from ser_core.models.front_end import run_front_end
+from ser_core.models.tapt import TaptDraw, codebook_diversity, draw_tapt, sample_negatives, tapt_loss
+from ser_core.settings import BackboneSettings, Padding
+from tests.ser_core.models import rebuild
+
+
+def model_of(**changes: Any) -> Any:
+    model = build_backbone(BackboneSettings(checkpoint=None, config={**rebuild.BACKBONE, **changes}))
+    rebuild.fill(dict(model.named_parameters()), seed=1)
+    return model
+
+
+def waves() -> list[Tensor]:
+    return [torch.from_numpy(wave) for wave in rebuild.waves()]
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=5), span=st.integers(1, 12), seed=st.integers(0, 99))
+def test_negatives(lengths: list[int], span: int, seed: int) -> None:
+    """Distractors are masked frames of the same row, never padding, never the frame itself unless it has no other."""
+    rng = np.random.default_rng(seed)
+    config = model_config(span)
+    draw = draw_tapt(config, np.array(lengths), minimum=2, negatives=7, padding=Padding.independent, rng=rng)
+    rows, frames = np.nonzero(draw.mask)
+    assert draw.negatives.shape == (len(rows), 7)
+    for row, frame, chosen in zip(rows, frames, draw.negatives, strict=True):
+        assert (chosen // max(lengths) == row).all()
+        assert draw.mask[row, chosen % max(lengths)].all()
+        if draw.mask[row].sum() > 1:
+            assert (chosen % max(lengths) != frame).all()
+
+
+def model_config(span: int) -> Any:
+    from transformers import Wav2Vec2Config
+
+    return Wav2Vec2Config(mask_time_prob=0.3, mask_time_length=span)
+
+
+def test_reference_negatives() -> None:
+    """`reference` draws from every frame of the padded row, each but its own equally often."""
+    mask = np.zeros((2, 10), dtype=bool)
+    mask[:, 2:5] = True
+    chosen = sample_negatives(mask, 3000, np.random.default_rng(0), np.ones_like(mask))
+    counts = np.bincount(chosen[4] - 10, minlength=10)  # row 1, frame 3
+    assert counts[3] == 0
+    assert np.delete(counts, 3).min() > 250
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_equal_to_transformers(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With reference padding the contrastive loss and the unused share of the codebook are those of transformers' own forward."""
+    monkeypatch.setattr(torch.nn.functional, "gumbel_softmax", rebuild.fixed_gumbel_softmax)
+    model, mask = model_of().train(training), rebuild.time_mask()
+    model.set_gumbel_temperature(1)
+    every = rebuild.negatives(mask)
+    padded = torch.nn.utils.rnn.pad_sequence(waves(), batch_first=True)
+    theirs = model(padded, mask_time_indices=torch.from_numpy(mask), sampled_negative_indices=torch.from_numpy(every))
+    ours = tapt_loss(model, waves(), TaptDraw(mask, every[mask]), padding=Padding.reference)
+    torch.testing.assert_close(ours.contrastive, theirs.contrastive_loss, rtol=1e-4, atol=0)
+    torch.testing.assert_close(ours.diversity * ours.masked, theirs.diversity_loss, rtol=2e-4, atol=1e-5)  # no epsilon there
+
+
+def test_utterances_do_not_depend_on_their_batch() -> None:
+    """The contrastive loss of a batch is the sum of its utterances' own; with reference padding it is not."""
+    model = model_of().eval()
+    sums = {}
+    for padding in Padding:
+        mask = rebuild.time_mask()
+        negatives = sample_negatives(mask, 20, np.random.default_rng(0))
+        whole = tapt_loss(model, waves(), TaptDraw(mask, negatives), padding=padding)
+        rows = np.repeat(np.arange(4), mask.sum(1))
+        parts = 0.0
+        for row, wave in enumerate(waves()):
+            own = mask[row : row + 1, : rebuild.FRAMES[row]]
+            shifted = negatives[rows == row] - row * mask.shape[1]
+            parts += float(tapt_loss(model, [wave], TaptDraw(own, shifted), padding=padding).contrastive.detach())
+        sums[padding] = abs(parts / float(whole.contrastive.detach()) - 1)
+    assert sums[Padding.independent] < 1e-5
+    assert sums[Padding.reference] > 1e-3
+
+
+def test_everything_is_trained() -> None:
+    """Every parameter gets a gradient: convolutions, projection, mask embedding, transformer, quantizer, both projections."""
+    model = model_of().train()
+    draw = draw_tapt(
+        model.config, np.array(rebuild.FRAMES), minimum=2, negatives=20, padding=Padding.independent, rng=np.random.default_rng(0)
+    )
+    result = tapt_loss(model, waves(), draw)
+    torch.autograd.backward(result.loss)
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()] == []
+    assert float(result.per_frame.detach()) == pytest.approx(float(result.loss.detach()) / int(draw.mask.sum()))
+
+
+def test_identical_codes_are_no_negatives() -> None:
+    """With one entry in each codebook all frames share their codes: nothing is left to be told apart, the loss is 0 and not NaN."""
+    model = model_of(num_codevectors_per_group=1).eval()
+    draw = draw_tapt(
+        model.config, np.array(rebuild.FRAMES), minimum=2, negatives=9, padding=Padding.independent, rng=np.random.default_rng(0)
+    )
+    assert float(tapt_loss(model, waves(), draw).contrastive) == 0
+
+
+def test_short_clips() -> None:
+    """Clips shorter than a mask span, and below one frame, have a finite loss and gradient."""
+    model = model_of().train()
+    clips = [torch.randn(30), torch.randn(500), torch.randn(800)]
+    frames = run_front_end(model, clips, Padding.independent).frames.numpy()
+    assert frames.max() < model.config.mask_time_length
+    draw = draw_tapt(model.config, frames, minimum=2, negatives=5, padding=Padding.independent, rng=np.random.default_rng(0))
+    result = tapt_loss(model, clips, draw)
+    torch.autograd.backward(result.loss)
+    assert all(bool(torch.isfinite(parameter.grad).all()) for parameter in model.parameters() if parameter.grad is not None)
+
+
+def test_diversity() -> None:
+    """No share of the codebook is unused when all codes are equally likely; all but one of each group when one is certain."""
+    assert float(codebook_diversity(torch.full((2, 8), 5.0), 40)) == pytest.approx(0, abs=1e-5)
+    certain = torch.zeros(2, 8)
+    certain[:, 3] = 40
+    assert float(codebook_diversity(certain, 40)) == pytest.approx(1 - 2 / 16)
