@@ -21,7 +21,7 @@ from jobs.local import LocalExecutor
 from jobs.observe import read_facts
 from jobs.plan import Batch, Executor, InFlight, Limits, NodeFacts, Phase, Plan, make_plan
 
-MAX_SILENT = 4  # times a stage may leave the queue, everything upstream of it done, without its worker ever having claimed an attempt
+MAX_SILENT = 4  # times a stage may leave the queue, everything upstream of it done, without an attempt; noticed one submission later
 SLICE_SECONDS = 0.2  # how soon Ctrl-C is heard
 HELD_SECONDS = 2.0  # between looks at stages that another launcher on this machine computes
 

@@ -71,8 +71,14 @@ def forecast(graph: Graph, facts: Mapping[str, NodeFacts], plan: Plan, resources
         seconds = given.minutes * 60.0 if measured is None else measured
         hours = seconds * count * given.nodes / 3600
         costs.append(Cost(batch.stage, batch.method, len(batch.tasks), count, seconds, source, hours * given.gpus, hours * given.cpus))
-    counts = (len(part) for part in (plan.reused, plan.waiting, plan.deferred, plan.blocked, plan.given_up))
-    return Forecast(*counts, costs=tuple(costs))
+    return Forecast(
+        reused=len(plan.reused),
+        waiting=len(plan.waiting),
+        deferred=len(plan.deferred),
+        blocked=len(plan.blocked),
+        given_up=len(plan.given_up),
+        costs=tuple(costs),
+    )
 
 
 def sibling_seconds(graph: Graph, facts: Mapping[str, NodeFacts]) -> dict[tuple[str, str], float]:

@@ -7,6 +7,7 @@ accounting only explains; whether a stage is finished, the files say. The number
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -311,10 +312,10 @@ def _parameters(job: ArrayJob, site: SlurmSite) -> dict[str, Any]:
     """The request in submitit's words, for its own checks."""
     resources = job.resources
     found: dict[str, Any] = {
-        "name": job.name,
-        "timeout_min": job.minutes,
+        "job_name": job.name,
+        "time": job.minutes,
         "nodes": resources.nodes,
-        "tasks_per_node": 1,
+        "ntasks_per_node": 1,
         "cpus_per_task": resources.cpus,
         "signal_delay_s": signal_seconds(job.minutes, site),
         "dependency": job.dependency or None,
@@ -322,7 +323,7 @@ def _parameters(job: ArrayJob, site: SlurmSite) -> dict[str, Any]:
         "additional_parameters": {"array": array_expression(job.size, resources.throttle), **site.extra},
     }
     if site.memory_requests:
-        found["mem_gb"] = resources.memory_gb
+        found["mem"] = f"{math.ceil(resources.memory_gb * 1024)}MB"
     if resources.gpus:
         found["gpus_per_node"] = gpu_expression(resources, site)
     found |= {key: getattr(site, key) for key in ("partition", "account", "qos", "constraint", "exclude")}

@@ -1,4 +1,4 @@
-"""Where an experiment stands, as plain data: counts per method and stage, the state of every run, what went wrong. Pure, but for the table."""
+"""Where an experiment stands, as plain data: counts per method and stage, the state of every run, what went wrong."""
 
 from __future__ import annotations
 

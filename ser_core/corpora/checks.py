@@ -86,7 +86,7 @@ def _untrainable(found: Sequence[Found], folds: Sequence[str], source: Path) -> 
         trained = {utterance.label for utterance in found if utterance.fold not in {fold, *kept_out}}
         for label in classes:
             if label not in trained:
-                example = next(utterance for utterance in found if utterance.label == label)
+                example = min((utterance for utterance in found if utterance.label == label), key=lambda utterance: utterance.fold != fold)
                 lines.append(
                     f"{relative(example.path, source)}: class {label!r} is missing in the training part of fold {fold}; "
                     "no other fold has an utterance of it"

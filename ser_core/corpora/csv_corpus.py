@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from ser_core.corpora.manifest import DIMENSIONS, natural_order
-from ser_core.corpora.source import Found, Reading, relative, stem
+from ser_core.corpora.source import Found, Reading, relative, stem, without_ending
 from ser_core.errors import InputError
 
 COLUMNS = ("path", "label", "speaker", "fold")
@@ -72,7 +72,7 @@ def identifiers(paths: Sequence[str]) -> list[str]:
     stems = [_sanitised(stem(path)) for path in paths]
     if len(set(stems)) == len(set(paths)):
         return stems
-    return [_sanitised(str(PurePosixPath(path.replace("\\", "/")).with_name(stem(path)))) if stem(path) else "_" for path in paths]
+    return [_sanitised(without_ending(str(PurePosixPath(path.replace("\\", "/"))))) for path in paths]
 
 
 def _sanitised(name: str) -> str:

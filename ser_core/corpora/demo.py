@@ -30,11 +30,11 @@ from numpy.typing import NDArray
 from ser_core.corpora.manifest import SAMPLE_RATE, Manifest, write_atomically
 from ser_core.corpora.prepare import Progress, prepare, prepared_already
 from ser_core.corpora.source import EXPECTED_COUNTS
+from ser_core.corpora.staging import locked, put_in_place
 from ser_core.errors import InputError
 
 VERSION = 1  # raised when the corpus changes
 MARKER = "demo.json"  # written last: what was synthesised
-EXTRA = "demo"  # the optional dependencies that bring espeakng-loader
 SESSIONS = 5
 DIALOGS = 4  # a session, of three sentences each
 
@@ -150,7 +150,7 @@ def prepare_demo(target: Path, source: Path, progress: Progress | None = None) -
     """The demo corpus at `target`, synthesised into `source` where that is absent or incomplete; what is there already is kept.
 
     `progress`: called with (utterances done, in all), first for the synthesis, then for the conversion.
-    Raises InputError where the extra that brings espeak-ng is not installed.
+    Raises InputError where espeakng-loader is not installed.
     """
     facts = {"demo": {"version": VERSION, "seed": 1}}
     done = prepared_already(target, facts)
@@ -168,7 +168,9 @@ def is_complete(folder: Path, *, seed: int) -> bool:
     except (OSError, ValueError):
         return False
     return marker == _marker(seed) and all(
-        _wav(folder, session, turn).is_file() for session in range(1, SESSIONS + 1) for turn in turns(session)
+        _wav(folder, session, turn).is_file() and _label_file(folder, session, turn.dialog).is_file()
+        for session in range(1, SESSIONS + 1)
+        for turn in turns(session)
     )
 
 
@@ -178,13 +180,14 @@ def synthesise(target: Path, *, seed: int = 1, progress: Progress | None = None)
     Raises InputError where espeakng-loader is not installed, or where `target` holds something else.
     """
     if importlib.util.find_spec("espeakng_loader") is None:
-        raise InputError(f"espeakng-loader is not installed: the demo corpus needs the extra {EXTRA!r} (pip install -e '.[{EXTRA}]')")
+        raise InputError("espeakng-loader is not installed; the demo corpus alone needs it: run `pip install espeakng-loader`")
     home = target.resolve()
     if home.exists() and not (home.is_dir() and ((home / MARKER).exists() or not any(home.iterdir()))):
         raise InputError(f"{target}: holds other things; the demo corpus needs a folder of its own")
-    staging = home.with_name(f".{home.name}.{os.getpid()}.synthesising")
-    staging.mkdir(parents=True)
-    try:
+    staging = home.with_name(f".{home.name}.synthesising")
+    with locked(staging):
+        for left in staging.iterdir():  # by one that was killed
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         total = sum(1 for session in range(1, SESSIONS + 1) for _ in turns(session))
         with ThreadPoolExecutor(min(SESSIONS, len(os.sched_getaffinity(0)))) as pool:
             futures = {pool.submit(_in_fresh_process, staging, session, seed): session for session in range(1, SESSIONS + 1)}
@@ -196,11 +199,7 @@ def synthesise(target: Path, *, seed: int = 1, progress: Progress | None = None)
                     progress(done, total)
         write_atomically(staging / EXPECTED_COUNTS, json.dumps(expected_counts(), indent=1) + "\n")
         write_atomically(staging / MARKER, json.dumps(_marker(seed), indent=1) + "\n")
-        if home.exists():
-            shutil.rmtree(home)
-        staging.rename(home)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        put_in_place(staging, home)
 
 
 def _marker(seed: int) -> dict[str, int]:
@@ -275,11 +274,10 @@ def write_session(folder: Path, session: int, seed: int) -> None:
             min(5.0, max(1.0, round(2 * (2.6 + strength * (value - 2.6) + draw.normal(0, 0.3))) / 2)) for value in mood.dimensions
         ]
         lines.setdefault(turn.dialog, []).append(_label_lines(turn, start, end, dimensions))
-    labels = folder / f"Session{session}" / "dialog" / "EmoEvaluation"
-    labels.mkdir(parents=True)
     for dialog, blocks in lines.items():
-        text = "% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n" + "\n".join(blocks)
-        (labels / f"{dialog}.txt").write_text(text, encoding="utf-8")
+        path = _label_file(folder, session, dialog)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n" + "\n".join(blocks), encoding="utf-8")
 
 
 def _spoken(espeak: Espeak, text: str, speaker: Speaker, mood: Mood, strength: float, draw: np.random.Generator) -> NDArray[np.float64]:
@@ -308,9 +306,10 @@ def _spoken(espeak: Espeak, text: str, speaker: Speaker, mood: Mood, strength: f
 
 def _tilted(samples: NDArray[np.float64], slope: float) -> NDArray[np.float64]:
     """`samples` with `slope` dB an octave added around 1 kHz, from 100 Hz on."""
-    spectrum = np.fft.rfft(samples)
-    frequencies = np.maximum(np.fft.rfftfreq(len(samples), 1 / SAMPLE_RATE), 100.0)
-    tilted: NDArray[np.float64] = np.fft.irfft(spectrum * 10 ** (slope * np.log2(frequencies / 1000) / 20), len(samples))
+    size = 1 << len(samples).bit_length()  # a power of two: other lengths may take a hundred times as long
+    spectrum = np.fft.rfft(samples, size)
+    frequencies = np.maximum(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 100.0)
+    tilted: NDArray[np.float64] = np.fft.irfft(spectrum * 10 ** (slope * np.log2(frequencies / 1000) / 20), size)[: len(samples)]
     return tilted
 
 
@@ -334,6 +333,10 @@ def _label_lines(turn: Turn, start: float, end: float, dimensions: list[float]) 
 
 def _wav(folder: Path, session: int, turn: Turn) -> Path:
     return folder / f"Session{session}" / "sentences" / "wav" / turn.dialog / f"{turn.name}.wav"
+
+
+def _label_file(folder: Path, session: int, dialog: str) -> Path:
+    return folder / f"Session{session}" / "dialog" / "EmoEvaluation" / f"{dialog}.txt"
 
 
 if __name__ == "__main__":

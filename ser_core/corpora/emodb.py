@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from ser_core.corpora.source import Counts, Found, Reading, audio_files, relative, require_folder
@@ -18,10 +19,11 @@ FOLD_COUNTS = {"03-08": 107, "10-09": 81, "11-13": 116, "12-14": 104, "15-16": 1
 NAME = re.compile(r"(\d\d)([a-z]\d\d)([A-Z])([a-z]?)")
 
 
-def read(source: Path, *, whole: bool = True, four_classes: bool = False) -> Reading:
+def read(source: Path, *, required: Collection[str] | None = tuple(FOLDS), four_classes: bool = False) -> Reading:
     """Recordings below `source`; `four_classes` keeps only angry, happy, neutral and sad.
 
-    `whole`: all ten speakers must be there; otherwise those that are make the corpus. Raises InputError where `source` is no folder.
+    `required`: the folds whose two speakers must be there; None takes whichever speakers are.
+    Raises InputError where `source` is no folder.
     """
     require_folder(source)
     files = list(audio_files(source))
@@ -43,11 +45,9 @@ def read(source: Path, *, whole: bool = True, four_classes: bool = False) -> Rea
             present.add(name[1])
             if not four_classes or LABELS[name[3]] in FOUR_CLASSES:
                 found.append(Found(path.stem, path, LABELS[name[3]], name[1], FOLD_OF[name[1]]))
-    if whole:
-        problems += [
-            f"{source}: speaker {speaker} is missing; unpack the whole corpus" for speaker in sorted(FOLD_OF) if speaker not in present
-        ]
-    folds = tuple(name for name, pair in FOLDS.items() if whole or present.intersection(pair))
+    missing = [speaker for fold in required or () for speaker in FOLDS.get(fold, ()) if speaker not in present]
+    problems += [f"{source}: speaker {speaker} is missing; unpack the whole corpus" for speaker in sorted(missing)]
+    folds = tuple(fold for fold, pair in FOLDS.items() if present.union(missing).intersection(pair))
     return Reading(tuple(found), tuple(problems), folds, counts(four_classes))
 
 

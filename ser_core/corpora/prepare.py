@@ -7,14 +7,12 @@ removes it. A source that was prepared before is compared by size and time of it
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from ser_core.corpora.audio import AudioError, convert, encode
 from ser_core.corpora.checks import count_problems, structure_problems
 from ser_core.corpora.manifest import MANIFEST_NAME, Manifest, Utterance, load_manifest, write_manifest
 from ser_core.corpora.source import Found, Reading, read_expected_counts, relative
+from ser_core.corpora.staging import locked, put_in_place
 from ser_core.errors import InputError
 
 KINDS = ("iemocap", "savee", "emodb", "csv", "labels")
@@ -66,7 +65,7 @@ def prepare(
     `kind`: one of KINDS; for csv and labels `source` is the file or the folder that holds it.
     `name`: what the corpus is called; by default its kind, or the target's name for csv and labels.
     `check_counts`: compare classes and folds with the published counts, or with those that `source/expected_counts.json` states; without
-    the check, and with such a file, the sessions or speakers that are there make the corpus.
+    the check the sessions or speakers that are there make the corpus.
     `four_classes` (emodb): only those of IEMOCAP. `audio` (labels): the folder of the recordings.
     `facts`: kept in the manifest's `source`, no part of the digest. `progress`: called with (utterances done, utterances in all).
 
@@ -90,7 +89,7 @@ def prepare(
     if problems:
         problems += _audio_problems(reading.found, base, threads, progress)
         if staging.exists():
-            with _locked(staging):
+            with locked(staging):
                 shutil.rmtree(staging)
         raise InputError(problems)
 
@@ -99,14 +98,14 @@ def prepare(
         if progress:
             progress(len(known), len(known))
         return replace(manifest, folder=target)
-    with _locked(staging):
+    with locked(staging):
         conversions, audio_problems = _convert_all(reading.found, base, staging, home, known, threads, progress)
         if audio_problems:
             shutil.rmtree(staging)
             raise InputError(audio_problems)
         _write_journal(staging, conversions)
         manifest = write_manifest(staging, corpus, reading.folds, _utterances(reading.found, conversions), recorded)
-        _put_in_place(staging, home)
+        put_in_place(staging, home)
     return replace(manifest, folder=target)
 
 
@@ -132,13 +131,16 @@ def _read(kind: str, source: Path, base: Path, check_counts: bool, four_classes:
     if audio is not None and kind != "labels":
         raise InputError(f"a folder of recordings is named for labels only, not for {kind}")
     stated = read_expected_counts(base)
-    whole = check_counts and stated is None
+    published = {"iemocap": iemocap.SESSIONS, "savee": savee.SPEAKERS, "emodb": tuple(emodb.FOLDS)}.get(kind)
+    required = tuple(stated.folds or ()) if stated else published
+    if not check_counts:
+        required = None
     if kind == "iemocap":
-        reading = iemocap.read(source, whole=whole)
+        reading = iemocap.read(source, required=required)
     elif kind == "savee":
-        reading = savee.read(source, whole=whole)
+        reading = savee.read(source, required=required)
     elif kind == "emodb":
-        reading = emodb.read(source, whole=whole, four_classes=four_classes)
+        reading = emodb.read(source, required=required, four_classes=four_classes)
     elif kind == "csv":
         reading = csv_corpus.read(source)
     else:
@@ -326,39 +328,3 @@ def _link(existing: Path, new: Path) -> None:
         new.hardlink_to(existing)
     except OSError:  # a file system without hard links
         shutil.copyfile(existing, new)
-
-
-@contextmanager
-def _locked(staging: Path) -> Iterator[None]:
-    """The staging folder, for one process at a time; the kernel lets go of the lock when the process dies."""
-    try:
-        staging.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{staging.parent}: cannot be written ({error.strerror}); name another target") from error
-    descriptor = os.open(staging, os.O_RDONLY)
-    try:
-        # Whoever held the lock before may have finished and renamed the folder.
-        if not _lock(descriptor) or not staging.is_dir() or not os.path.samestat(os.fstat(descriptor), staging.stat()):
-            raise InputError(f"{staging}: another prepare is at work on the same target; wait for it")
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int) -> bool:
-    """Whether the lock is ours, or there is none to be had: NFS may refuse to lock folders, and two at once only repeat their work."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return not isinstance(error, BlockingIOError)
-    return True
-
-
-def _put_in_place(staging: Path, home: Path) -> None:
-    """Let the finished folder take the target's place. Between the two renames there is no corpus at all, never half a one."""
-    old = home.with_name(f".{home.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if home.exists():
-        home.rename(old)
-    staging.rename(home)
-    shutil.rmtree(old, ignore_errors=True)

@@ -70,8 +70,12 @@ def audio_files(folder: Path) -> Iterator[Path]:
 
 def stem(name: str) -> str:
     """File name without folders and without an audio ending; a dot inside the name is no ending."""
-    last = name.replace("\\", "/").rpartition("/")[2]
-    return next((last[: -len(suffix)] for suffix in LISTED_SUFFIXES if last.lower().endswith(suffix)), last)
+    return without_ending(name.replace("\\", "/").rpartition("/")[2])
+
+
+def without_ending(name: str) -> str:
+    """`name` without an audio ending."""
+    return next((name[: -len(suffix)] for suffix in LISTED_SUFFIXES if name.lower().endswith(suffix)), name)
 
 
 def by_stem(files: Iterable[Path]) -> dict[str, list[Path]]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from ser_core.corpora import iemocap
-from ser_core.corpora.demo import expected_counts, is_complete, prepare_demo, synthesise, turns
+from ser_core.corpora.demo import expected_counts, is_complete, prepare_demo, speakers, synthesise, turns
 from ser_core.corpora.manifest import Manifest
 from ser_core.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +23,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Where the corpus was synthesised, and where it was prepared."""
     pytest.importorskip("espeakng_loader", reason="the extra demo is not installed")
     root = tmp_path_factory.mktemp("demo")
-    prepare_demo(root / "data" / "demo", root / "source")
+    (root / ".source.synthesising" / "Session1").mkdir(parents=True)  # as one that was killed leaves it
+    (root / ".source.synthesising" / "Session1" / "half.wav").write_bytes(b"RI")
+    calls: list[tuple[int, int]] = []
+    prepare_demo(root / "data" / "demo", root / "source", progress=lambda done, total: calls.append((done, total)))
+    assert [call for call in calls if call[1] == 500] == [(100 * done, 500) for done in range(1, 6)]
+    assert calls[-1] == (480, 480)
     return root / "source", root / "data" / "demo"
 
 
@@ -52,13 +61,22 @@ def test_the_layout_is_that_of_iemocap(folders: tuple[Path, Path]) -> None:
 
 def test_the_same_bytes_every_time(folders: tuple[Path, Path], tmp_path: Path) -> None:
     """Synthesis repeats bit for bit: everybody's demo is the same corpus, and a second one reuses every stage."""
-    calls: list[tuple[int, int]] = []
-    synthesise(tmp_path / "again", progress=lambda done, total: calls.append((done, total)))
-    assert calls[-1] == (500, 500)
-    names = sorted(path.relative_to(folders[0]) for path in folders[0].rglob("*") if path.is_file())
-    assert names == sorted(path.relative_to(tmp_path / "again") for path in (tmp_path / "again").rglob("*") if path.is_file())
-    assert [name for name in names if (folders[0] / name).read_bytes() != (tmp_path / "again" / name).read_bytes()] == []
-    assert [path.name for path in tmp_path.iterdir()] == ["again"]
+    subprocess.run([sys.executable, "-m", "ser_core.corpora.demo", str(tmp_path), "3", "1"], cwd=ROOT, check=True)
+    again = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = {path.relative_to(folders[0]): path.read_bytes() for path in (folders[0] / "Session3").rglob("*") if path.is_file()}
+    assert len(again) == 104
+    assert again == before
+
+
+def test_another_seed_is_another_corpus() -> None:
+    """The seed reaches the voices, and from there every utterance."""
+    assert speakers(1, 1) == speakers(1, 1) != speakers(1, 2)
+
+
+def test_what_a_kill_left_is_cleared(folders: tuple[Path, Path]) -> None:
+    """Nothing of a synthesis that was killed is in the corpus, and nothing hidden stays beside it."""
+    assert not list(folders[0].rglob("half.wav"))
+    assert sorted(path.name for path in folders[0].parent.iterdir()) == ["data", "source"]
 
 
 def test_what_is_there_is_kept(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -90,7 +108,7 @@ def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
 def test_without_the_extra_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where espeak-ng is not installed one line says what to install."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"espeakng-loader is not installed: .*pip install -e '\.\[demo\]'"):
+    with pytest.raises(InputError, match=r"espeakng-loader is not installed; .* run `pip install espeakng-loader`"):
         prepare_demo(tmp_path / "data", tmp_path / "source")
     assert list(tmp_path.iterdir()) == []
 

@@ -194,6 +194,7 @@ def test_all_problems_at_once_and_nothing_written(tmp_path: Path) -> None:
     moved.write_text(moved.read_text() + sources.label_line("Ses01F_impro07_F000", "neu"))
     sources.write_audio(source / "Session5/sentences/wav/Ses05F_impro01/Ses01F_impro07_F000.wav")
     shutil.rmtree(source / "Session2")
+    (source / "expected_counts.json").unlink()
     with pytest.raises(InputError) as caught:
         prepare("iemocap", source, tmp_path / "data" / "iemocap")
     assert [line.split(";")[0][:110] for line in caught.value.problems] == [
@@ -225,7 +226,7 @@ def test_a_bad_recording_found_on_the_way_leaves_the_corpus_as_it_was(tmp_path: 
 
 
 def test_counts_are_checked(tmp_path: Path) -> None:
-    """Too few recordings of a published corpus are an error; a stated subset and an unchecked one are not, and a stated one is held to its word."""
+    """Too few recordings of a published corpus are an error; a stated subset is held to its word, an unchecked one to nothing."""
     source = sources.savee(tmp_path / "source")
     (source / "expected_counts.json").unlink()
     with pytest.raises(InputError, match="utterances 56 not 480, class angry 8 not 60"):
@@ -245,6 +246,10 @@ def test_a_stated_subset_of_sessions(tmp_path: Path) -> None:
     source = sources.iemocap(tmp_path / "source", sessions=(2, 4))
     manifest = prepare("iemocap", source, tmp_path / "iemocap")
     assert manifest.folds == ("2", "4")
+    (source / "expected_counts.json").write_text(json.dumps({"folds": {"2": 20, "3": 20, "4": 20}}))
+    with pytest.raises(InputError, match="Session3: missing"):
+        prepare("iemocap", source, tmp_path / "iemocap")
+    assert prepare("iemocap", source, tmp_path / "iemocap", check_counts=False).digest == manifest.digest
     assert manifest.utterances[0].dimensions == (2.5, 3.0, 3.5)
     assert manifest.source == {"kind": "iemocap", "dropped_turns_of_other_labels": 8}
 
@@ -269,7 +274,7 @@ def test_two_at_once(tmp_path: Path) -> None:
 
     def intrude(done: int, _total: int) -> None:
         if done == 5:
-            with pytest.raises(InputError, match="another prepare is at work") as caught:
+            with pytest.raises(InputError, match="another process is at work") as caught:
                 prepare("savee", source, target)
             refused.append(caught.value)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ser_core.corpora import csv_corpus, emodb, iemocap, labels, savee
 from ser_core.corpora.checks import count_problems, structure_problems
-from ser_core.corpora.source import Counts, Found
+from ser_core.corpora.source import Counts, Found, Reading
 from ser_core.errors import InputError
 from tests.ser_core.corpora import sources
 
@@ -22,7 +22,7 @@ IMPRO = "Session2/dialog/EmoEvaluation/Ses02F_impro01.txt"
 
 
 def test_iemocap(tmp_path: Path) -> None:
-    """Four classes, excited counted as happy, others dropped, speakers from turn names, dimensions kept, what macOS leaves behind ignored."""
+    """Four classes, excited is happy, others dropped, speakers from turn names, dimensions kept, files of macOS ignored."""
     reading = iemocap.read(sources.iemocap(tmp_path))
     assert reading.problems == ()
     assert reading.folds == ("1", "2", "3", "4", "5")
@@ -108,7 +108,7 @@ def test_iemocap_of_some_sessions(tmp_path: Path) -> None:
     """Two sessions are a mistake, unless they are meant."""
     source = sources.iemocap(tmp_path, sessions=(2, 4))
     assert [line.split(":")[0] for line in iemocap.read(source).problems] == ["Session1", "Session3", "Session5"]
-    assert iemocap.read(source, whole=False).folds == ("2", "4")
+    assert iemocap.read(source, required=None).folds == ("2", "4")
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_savee_in_two_layouts_at_once_is_a_duplicate(tmp_path: Path) -> None:
     sources.write_audio(source / "DC" / "a01.wav")
     reading = savee.read(source)
     lines = structure_problems(reading.found, reading.folds, source)
-    assert lines == ["DC_a01.wav: duplicate turn DC_a01, also in DC/a01.wav; keep one"]
+    assert lines == ["DC/a01.wav: duplicate turn DC_a01, also in DC_a01.wav; keep one"]
 
 
 def test_emodb(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_emodb_problems(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("read", [iemocap.read, savee.read, emodb.read])
-def test_empty_or_absent_source(tmp_path: Path, read: Callable[[Path], iemocap.Reading]) -> None:
+def test_empty_or_absent_source(tmp_path: Path, read: Callable[[Path], Reading]) -> None:
     """A folder with nothing in it, and none at all, are told apart."""
     assert len(read(tmp_path).problems) == 1
     with pytest.raises(InputError, match="no such folder"):
@@ -249,7 +249,7 @@ def test_identifiers_are_file_names(paths: list[str]) -> None:
 
 
 def test_identifiers_tell_folders_apart() -> None:
-    """Recordings of one name in two folders keep both; where names differ the folder is left out, so that moving files changes no identity."""
+    """Recordings of one name in two folders keep both; where names differ the folder is left out: moving files changes no identity."""
     assert csv_corpus.identifiers(["s1/a.wav", "s2/a.wav"]) == ["s1__a", "s2__a"]
     assert csv_corpus.identifiers(["s1/a.wav", "s2/b.wav"]) == ["a", "b"]
     assert csv_corpus.identifiers(["spk1.utt1", "spk1.utt2"]) == ["spk1.utt1", "spk1.utt2"]
@@ -264,7 +264,7 @@ def split() -> dict[str, dict[str, object]]:
 
 
 def test_labels(tmp_path: Path) -> None:
-    """One held-out fold; speakers are known where the names say them; recordings are found below the JSON file, or where they are said to be."""
+    """One held-out fold; speakers are known where the names say them; recordings lie below the JSON file, or where they are said to."""
     given_split = split()
     file = sources.labels(
         tmp_path, {part: {f"{Path(name).stem}.wav": label for name, label in given_split[part].items()} for part in given_split}

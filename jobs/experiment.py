@@ -1,0 +1,126 @@
+"""An experiment as it was launched: configuration, corpus, stage graph; stored, so that `status` and `collect` speak of the same thing."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.config import Experiment, resolved_values, resources_of, restore_experiment
+from jobs.controller import Desired
+from jobs.errors import UsageError
+from jobs.graph import Graph, build_graph
+from jobs.layout import Layout
+from jobs.plan import NodeFacts
+from jobs.records import Result, read_json, read_result, write_json
+from jobs.slots import seeds_of_slots
+from jobs.stages import Registry
+from jobs.status import State, Status
+
+SCHEMA = 1
+# What a state of a stage is called in a table (jobs.summary.Status).
+TABLE_STATES: Mapping[State, str] = {State.running: "running", State.failed: "failed", State.blocked: "failed"}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What the job system knows of a prepared corpus."""
+
+    name: str
+    digest: str
+    folds: tuple[str, ...]
+    folder: str  # absolute
+
+
+@dataclass(frozen=True)
+class Launched:
+    """One experiment, ready to be planned."""
+
+    experiment: Experiment
+    corpus: Corpus
+    graph: Graph
+    layout: Layout
+    since: float  # seconds since the epoch: time of the last launch by hand
+
+    @property
+    def desired(self) -> Desired:
+        """What the controller is to bring about."""
+        stages = {node.stage for node in self.graph.nodes.values()}
+        packing = {stage: resources_of(self.experiment, stage).runs_per_task for stage in stages}
+        return Desired(self.graph, self.layout, self.experiment.policy.max_attempts, self.since, packing)
+
+
+def launch(experiment: Experiment, corpus: Corpus, registry: Registry, layout: Layout) -> Launched:
+    """Plan an experiment anew. Raises UsageError for a method or fold there is not."""
+    _known("methods", experiment.methods, registry.methods)
+    _known("folds", experiment.folds, corpus.folds)
+    return Launched(experiment, corpus, _graph(experiment, corpus, registry), layout, time.time())
+
+
+def store(launched: Launched) -> None:
+    """Remember an experiment under its name."""
+    corpus = launched.corpus
+    value = {
+        "schema": SCHEMA,
+        "launched": launched.since,
+        "config": resolved_values(launched.experiment),
+        "corpus": {"name": corpus.name, "digest": corpus.digest, "folds": list(corpus.folds), "folder": corpus.folder},
+    }
+    write_json(launched.layout.experiment_file, value)
+
+
+def reopen(layout: Layout, registry: Registry, recipe_schema: type[Any]) -> Launched:
+    """The experiment as it was launched last. Raises UsageError if there is none of that name."""
+    value = read_json(layout.experiment_file)
+    if value is None or value.get("schema") != SCHEMA:
+        known = sorted(path.parent.name for path in layout.root.glob("*/experiment.json"))
+        near = difflib.get_close_matches(layout.experiment, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"launched are: {', '.join(known) or 'none'}"
+        raise UsageError(f"experiment {layout.experiment!r} was not launched (nothing in {layout.folder}); {hint}")
+    try:
+        stated = value["corpus"]
+        corpus = Corpus(str(stated["name"]), str(stated["digest"]), tuple(stated["folds"]), str(stated["folder"]))
+        config, since = value["config"], float(value["launched"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{layout.experiment_file}: lacks {error}; launch `grid {layout.experiment}` again") from error
+    experiment = restore_experiment(config, recipe_schema=recipe_schema)
+    return Launched(experiment, corpus, _graph(experiment, corpus, registry), layout, since)
+
+
+def read_results(launched: Launched, facts: Mapping[str, NodeFacts]) -> dict[str, Result]:
+    """Results of every finished stage, by key."""
+    found: dict[str, Result] = {}
+    for key, fact in facts.items():
+        if fact.done and (result := read_result(launched.layout.stage(launched.graph.nodes[key].stage, key), key)):
+            found[key] = result
+    return found
+
+
+def table_states(status: Status) -> dict[str, str]:
+    """Key of each run -> what a table calls its state."""
+    return {run.key: TABLE_STATES.get(run.state, "pending") for run in status.runs}
+
+
+def _graph(experiment: Experiment, corpus: Corpus, registry: Registry) -> Graph:
+    folds = experiment.folds or list(corpus.folds)
+    return build_graph(
+        registry,
+        experiment.recipe,
+        corpus=corpus.name,
+        corpus_digest=corpus.digest,
+        methods=experiment.methods,
+        folds=folds,
+        seeds=seeds_of_slots(experiment.methods, folds, seeds=experiment.seeds, first_seed=experiment.first_seed),
+    )
+
+
+def _known(key: str, asked: Sequence[str], known: Sequence[str]) -> None:
+    for name in asked:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            raise UsageError(f"{key}: {name!r} is unknown; {hint}")
+    if len(set(asked)) != len(asked):
+        raise UsageError(f"{key}: {', '.join(asked)}: name each once")

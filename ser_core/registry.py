@@ -1,0 +1,247 @@
+"""Methods and stages: which stages a run needs, what determines each of them, and how one is computed.
+
+Imports nothing heavy: the command line plans with it at every start. torch comes with the first stage that is run, or with `preload`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from ser_core.errors import InputError
+from ser_core.models.identity import backbone_identity, wav2vec_identity
+from ser_core.settings import Recipe
+
+METHODS = ("vft", "tapt", "ptapt")
+
+# Raised when the meaning of a stage changes, so that artifacts of before are not taken for ones of after.
+VERSIONS: Mapping[str, int] = {"states": 1, "cluster": 1, "tapt": 1, "ptapt": 1, "finetune": 1}
+
+
+@dataclass(frozen=True)
+class StageCall:
+    """One stage with everything that determines its output, apart from the corpus; `runtime` determines how it is computed only."""
+
+    stage: str
+    version: int
+    settings: Mapping[str, Any]
+    runtime: Mapping[str, Any]
+    fold: str
+    seed: int
+    upstream: Mapping[str, StageCall] = field(default_factory=dict)  # role -> stage
+
+
+class SpeechRegistry:
+    """V-FT, TAPT and P-TAPT: all end in `finetune`; only that takes the run's seed."""
+
+    methods = METHODS
+
+    def call(self, method: str, recipe: Recipe, *, fold: str, seed: int) -> StageCall:
+        """The fine-tuning of a run, holding its upstream stages. Raises InputError for a method or checkpoint there is not."""
+        runtime = {"execution": plain(recipe.execution), "backbone": plain(recipe.backbone)}
+        features = plain(recipe.features)
+
+        def stage(name: str, settings: dict[str, Any], upstream: Mapping[str, StageCall], number: int, **more: Any) -> StageCall:
+            return StageCall(name, VERSIONS[name], settings, {**runtime, **more}, fold, number, upstream)
+
+        def finetune(own: dict[str, Any], upstream: Mapping[str, StageCall]) -> StageCall:
+            return stage("finetune", {"finetune": plain(recipe.finetune), "features": features, **own}, upstream, seed)
+
+        if method not in METHODS:
+            raise InputError(f"method {method!r}: unknown; known are {', '.join(METHODS)}")
+        backbone = {"backbone": backbone_identity(recipe.backbone)}
+        if method == "vft":
+            return finetune(backbone, {})
+        if method == "tapt":
+            settings = {"tapt": plain(recipe.tapt), "features": features, **backbone}
+            return finetune({}, {"backbone": stage("tapt", settings, {}, recipe.upstream_seed)})
+        own = plain(recipe.states)
+        own.pop("wav2vec")
+        identity = {"wav2vec": wav2vec_identity(recipe.states.wav2vec)}
+        states = stage("states", {"states": own, **identity}, {}, recipe.upstream_seed, wav2vec=plain(recipe.states.wav2vec))
+        counts = sorted(recipe.cluster.counts)
+        clusters = {
+            f"clusters.{k}": stage("cluster", {"k": k, "iterations": recipe.cluster.iterations}, {"states": states}, recipe.upstream_seed)
+            for k in counts
+        }
+        settings = {"ptapt": plain(recipe.ptapt), "counts": counts, "features": features, **backbone}
+        return finetune({}, {"backbone": stage("ptapt", settings, clusters, recipe.upstream_seed)})
+
+    def check(self, recipe: Recipe) -> None:
+        """Raise InputError with a line for every value out of its range."""
+        problems = list(_problems(recipe))
+        if problems:
+            raise InputError(problems)
+
+    def run(
+        self,
+        stage: str,
+        *,
+        settings: Mapping[str, Any],
+        runtime: Mapping[str, Any],
+        corpus: Path,
+        fold: str,
+        seed: int,
+        upstream: Mapping[str, Path],
+        output: Path,
+        checkpoint: Path,
+        should_stop: Callable[[], bool],
+        report: Callable[[str], None],
+    ) -> Mapping[str, Any]:
+        """Compute one stage: artifacts go to `output`, resumable state to `checkpoint`.
+
+        Returns JSON values: `metrics` (numbers, the same for the same seed), `durations` (seconds), and for a run `confusion` (rows: true
+        class) and `classes`. `runtime["threads"]`, where given, is the number of CPU threads. Raises Interrupted (`.interrupted`) after a
+        checkpoint once `should_stop` turned true, Diverged (`.diverged`) for a loss that is not finite, InputError for what a user can mend.
+        """
+        from ser_core.stages.run import run_stage
+
+        return run_stage(
+            stage,
+            settings=settings,
+            runtime=runtime,
+            corpus=corpus,
+            fold=fold,
+            seed=seed,
+            upstream=upstream,
+            output=output,
+            checkpoint=checkpoint,
+            should_stop=should_stop,
+            report=report,
+        )
+
+    def preload(self) -> None:
+        """Import what stages import, without starting a thread or touching a GPU: for a process that forks workers."""
+        import omegaconf
+        import sklearn.cluster
+        import torch.utils.tensorboard
+        import transformers.models.wav2vec2.modeling_wav2vec2
+
+        from ser_core.stages import run
+
+        del omegaconf, sklearn, torch, transformers, run
+
+
+REGISTRY = SpeechRegistry()
+
+
+def plain(value: Any) -> Any:
+    """Settings as JSON values: dataclasses as objects, enums by name."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    return value
+
+
+AT_LEAST: Mapping[str, float] = {
+    "upstream_seed": 0,
+    "backbone.init_seed": 0,
+    "finetune.epochs": 1,
+    "finetune.batch_size": 1,
+    "tapt.steps": 1,
+    "tapt.warmup_steps": 0,
+    "tapt.buckets": 1,
+    "tapt.negatives": 1,
+    "tapt.diversity_weight": 0,
+    "tapt.mask_minimum": 1,
+    "states.wav2vec.init_seed": 0,
+    "states.steps": 1,
+    "states.batch_size": 1,
+    "states.validate_every": 0,
+    "states.rnn_units": 1,
+    "states.head_units": 1,
+    "cluster.iterations": 1,
+    "ptapt.steps": 1,
+    "ptapt.warmup_steps": 0,
+    "ptapt.buckets": 1,
+    "ptapt.mask_length": 1,
+    "ptapt.mask_minimum": 1,
+    "ptapt.head_units": 1,
+    "execution.micro_batch": 0,
+    "execution.evaluation_batch": 1,
+    "execution.checkpoint_minutes": 0,
+    "execution.log_every": 1,
+    **{
+        f"{stage}.spec_augment.{key}": least
+        for stage in ("finetune", "states")
+        for key, least in (("time_length", 1), ("time_minimum", 0), ("feature_length", 1), ("feature_minimum", 0))
+    },
+}
+POSITIVE = (
+    *(f"{stage}.learning_rate" for stage in ("finetune", "tapt", "states", "ptapt")),
+    *(f"{stage}.max_seconds" for stage in ("finetune", "tapt", "ptapt")),
+    *(f"{stage}.batch_seconds" for stage in ("tapt", "ptapt")),
+    "tapt.temperature",
+)
+FRACTIONS = (
+    *(f"{stage}.spec_augment.{kind}_probability" for stage in ("finetune", "states") for kind in ("time", "feature")),
+    "tapt.flat_fraction",
+    "ptapt.flat_fraction",
+    "states.warmup_fraction",
+    "states.flat_fraction",
+    "ptapt.mask_probability",
+)
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def _problems(recipe: Recipe) -> Iterator[str]:
+    def value(key: str) -> Any:
+        found: Any = recipe
+        for part in key.split("."):
+            found = getattr(found, part)
+        return found
+
+    for key, least in AT_LEAST.items():
+        if value(key) < least:
+            yield f"recipe.{key}={value(key)}: must be at least {least:g}"
+    for key in POSITIVE:
+        if not value(key) > 0:
+            yield f"recipe.{key}={value(key)}: must be above 0"
+    for key in FRACTIONS:
+        if not 0 <= value(key) <= 1:
+            yield f"recipe.{key}={value(key)}: must lie between 0 and 1"
+    if not 0 < recipe.states.validation_fraction < 1:
+        yield f"recipe.states.validation_fraction={recipe.states.validation_fraction}: must lie between 0 and 1, both excluded"
+    if recipe.ptapt.mask_probability == 0:
+        yield "recipe.ptapt.mask_probability=0: without a masked frame there is nothing to predict"
+    counts = recipe.cluster.counts
+    if not counts:
+        yield "recipe.cluster.counts=[]: name at least one number of clusters"
+    if len(set(counts)) != len(counts):
+        yield f"recipe.cluster.counts={counts}: name each number of clusters once"
+    for count in sorted(set(counts)):
+        if count < 2:
+            yield f"recipe.cluster.counts={counts}: {count} is not a number of clusters; at least 2"
+    if recipe.execution.device not in DEVICES:
+        yield f"recipe.execution.device={recipe.execution.device}: unknown; known are {', '.join(DEVICES)}"
+    yield from _grid_problems(recipe)
+
+
+def _grid_problems(recipe: Recipe) -> Iterator[str]:
+    """P-TAPT's pseudo-labels lie on wav2vec v1's grid, the frames they belong to on wav2vec 2.0's; told here where both are configurations."""
+    strides = recipe.backbone.config.get("conv_stride") if recipe.backbone.checkpoint is None else None
+    layers = recipe.states.wav2vec.config.get("conv_feature_layers") if recipe.states.wav2vec.checkpoint is None else None
+    if not strides or not layers:
+        return
+    hop, states_hop = 1, 2  # the states' own convolution has stride 2
+    try:
+        for stride in strides:
+            hop *= int(stride)
+        for _, _, stride in [*layers, *recipe.states.wav2vec.config.get("conv_aggregator_layers", [])]:
+            states_hop *= int(stride)
+    except (TypeError, ValueError):
+        yield "recipe.backbone.config.conv_stride, recipe.states.wav2vec.config: strides are whole numbers, layers [channels, kernel, stride]"
+        return
+    if hop != states_hop:
+        yield (
+            f"recipe.states.wav2vec.config: an emotion state every {states_hop} samples, but the backbone has a frame every {hop}; twice the "
+            "product of wav2vec's strides must be the product of backbone.config.conv_stride"
+        )

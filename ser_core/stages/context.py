@@ -1,0 +1,125 @@
+"""What a stage is handed: resolved settings, the training split of its fold, upstream artifacts, folders. None gets the corpus itself."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from ser_core.errors import InputError
+from ser_core.models.fairseq_checkpoint import wav2vec_identity
+from ser_core.models.identity import backbone_identity
+from ser_core.settings import BackboneSettings, ExecutionSettings, FeatureSettings, Precision, Wav2vecSettings
+from ser_core.training.checkpoints import Checkpoints, identity_of
+from ser_core.training.device import Arithmetic, choose_arithmetic, choose_device
+from ser_core.training.loop import Trained
+from ser_core.training.progress import Progress
+from ser_core.training.randomness import torch_seed
+from ser_core.training.splits import Split
+
+SettingsT = TypeVar("SettingsT")
+ENCODER = "encoder"  # folder of a pretraining stage's output
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """One stage on one fold with one seed. `training` is all of the corpus that it can reach."""
+
+    stage: str
+    settings: Mapping[str, Any]
+    runtime: Mapping[str, Any]
+    training: Split
+    corpus_digest: str
+    fold: str
+    seed: int
+    upstream: Mapping[str, Path]
+    output: Path
+    checkpoint: Path
+    should_stop: Callable[[], bool]
+    report: Callable[[str], None]
+
+    @functools.cached_property
+    def execution(self) -> ExecutionSettings:
+        return parse(ExecutionSettings, self.runtime.get("execution", {}))
+
+    @functools.cached_property
+    def features(self) -> FeatureSettings:
+        return parse(FeatureSettings, self.settings.get("features", {}))
+
+    @functools.cached_property
+    def device(self) -> torch.device:
+        return choose_device(self.execution.device)
+
+    def arithmetic(self, precision: Precision) -> Arithmetic:
+        return choose_arithmetic(self.device, precision)
+
+    def progress(self) -> Progress:
+        return Progress(self.report)
+
+    def checkpoints(self) -> Checkpoints:
+        """The checkpoints of this stage, told from those of any other by settings, fold, seed and corpus."""
+        identity = [self.stage, dict(self.settings), self.fold, self.seed, self.corpus_digest]
+        return Checkpoints(self.checkpoint, identity_of(identity))
+
+    def seed_initialisation(self) -> None:
+        """Make torch draw the same new weights whenever the stage starts."""
+        torch.manual_seed(torch_seed(self.seed, "initial weights"))
+
+    def backbone(self) -> BackboneSettings | Path:
+        """Where the wav2vec 2.0 weights come from: the stage upstream in the role `backbone`, else the recipe's.
+
+        Raises InputError where a checkpoint is no longer the one this stage was planned with.
+        """
+        if "backbone" in self.upstream:
+            return self.upstream["backbone"] / ENCODER
+        settings = parse(BackboneSettings, self.runtime["backbone"])
+        if backbone_identity(settings) != self.settings["backbone"]:
+            raise InputError(f"backbone {settings.checkpoint}: not the weights this stage was planned with; launch again")
+        return settings
+
+    def wav2vec(self) -> Wav2vecSettings:
+        """The wav2vec v1 of the recipe; InputError as for `backbone`."""
+        settings = parse(Wav2vecSettings, self.runtime["wav2vec"])
+        if wav2vec_identity(settings) != self.settings["wav2vec"]:
+            raise InputError(f"wav2vec {settings.checkpoint}: not the weights this stage was planned with; launch again")
+        return settings
+
+
+def parse(schema: type[SettingsT], values: Mapping[str, Any]) -> SettingsT:
+    """Plain JSON values (enums by name) as a settings dataclass; a missing key has its default, an unknown one is an InputError."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        merged = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(values))))
+    except OmegaConfBaseException as error:
+        raise InputError(f"{schema.__name__}.{error.full_key}: {str(error).splitlines()[0]}") from error
+    if not isinstance(merged, schema):
+        raise InputError(f"{schema.__name__}: not settings of this kind: {values!r}")
+    return merged
+
+
+def outcome(trained: Trained, metrics: Mapping[str, float], **more: Any) -> dict[str, Any]:
+    """What a gradient stage returns: `metrics` are the same for the same seed, `durations` (seconds) are not."""
+    return {
+        "metrics": {"training_loss": trained.loss, "training_accuracy": trained.accuracy, "steps": trained.steps, **metrics},
+        "durations": {
+            "training": trained.seconds,
+            "step": trained.seconds_per_step,
+            "data_wait": trained.waited_seconds,
+            "resumed_at_step": trained.resumed_at,
+        },
+        **more,
+    }
+
+
+def seed_bystanders(seed: int) -> None:
+    """Seed the global generators that nothing of ours draws from, in case a library does."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)

@@ -1,0 +1,127 @@
+"""Fine-tuning (sections 3.1 and 4.2): a classifier on a frozen front end, trained on the other folds, tested once on the held-out one.
+
+Artifacts: `predictions.csv` (every test utterance with its probabilities) and the training curves.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ser_core.corpora.manifest import SAMPLE_RATE
+from ser_core.models.backbone import load_encoder
+from ser_core.models.classifier import EmotionClassifier, class_weights, label_weight, weighted_cross_entropy
+from ser_core.settings import FinetuneSettings
+from ser_core.stages.context import StageContext, outcome, parse
+from ser_core.training.augmentation import spans
+from ser_core.training.batches import Batch, StepPlan, micro_batches, shuffled_epoch
+from ser_core.training.evaluate import PREDICTIONS, predict, score, write_predictions
+from ser_core.training.features import FrozenFeatures
+from ser_core.training.loop import Objective, PartLoss, Plan, train
+from ser_core.training.schedule import constant
+from ser_core.training.splits import Split
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some utterances of a step; `total_weight` is that of all its labels."""
+
+    step: int
+    positions: Batch
+    labels: Tensor
+    total_weight: Tensor
+
+
+class Finetuning(Objective):
+    """Weighted cross-entropy of an utterance classifier with SpecAugment."""
+
+    model: EmotionClassifier
+
+    def __init__(self, context: StageContext, settings: FinetuneSettings, model: EmotionClassifier) -> None:
+        self.model = model
+        self._context = context
+        self._settings = settings
+        split = context.training
+        limit = round(settings.max_seconds * SAMPLE_RATE)
+        self._lengths = [min(samples, limit) for samples in split.samples]
+        self._weights = class_weights(split.class_counts()).to(context.device)
+        self.epoch_steps = len(shuffled_epoch(len(split), settings.batch_size, context.seed, 0))
+        self._plan = StepPlan(lambda epoch: shuffled_epoch(len(split), settings.batch_size, context.seed, epoch))
+        arithmetic = context.arithmetic(settings.precision)
+        padding, cache = context.features.padding, context.execution.feature_cache
+        self.features = FrozenFeatures(model.wav2vec2, split, limit, padding, cache, arithmetic)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def parts(self, step: int) -> Sequence[Part]:
+        split, device = self._context.training, self._context.device
+        batch = self._plan.batch(step)
+        total = label_weight(torch.tensor([split.labels[position] for position in batch], device=device), self._weights)
+        return [
+            Part(step, part, torch.tensor([split.labels[position] for position in part]), total)
+            for part in micro_batches(batch, self._lengths, self._context.execution.micro_batch)
+        ]
+
+    def loss(self, part: Part) -> PartLoss:
+        features, frames = self.features.padded(part.positions)
+        ids = [self._context.training.utterances[position].id for position in part.positions]
+        time_mask, feature_mask = spans(
+            self._settings.spec_augment,
+            frames.tolist(),
+            features.shape[1],
+            features.shape[2],
+            ids,
+            self._context.seed,
+            part.step,
+            self._context.features.padding,
+        )
+        logits = self.model(features, frames, time_mask.to(features.device), feature_mask.to(features.device))
+        labels = part.labels.to(logits.device)
+        loss = weighted_cross_entropy(logits, labels, self._weights, part.total_weight)
+        return PartLoss(loss, loss, (logits.argmax(-1) == labels).sum(), len(labels))
+
+
+def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]:
+    """Train, then open the test split and score it."""
+    settings = parse(FinetuneSettings, context.settings["finetune"])
+    split = context.training
+    encoder = load_encoder(context.backbone(), attention=context.execution.attention)
+    context.seed_initialisation()
+    model = EmotionClassifier(encoder, len(split.classes), settings.head.pooling).to(context.device)
+    objective = Finetuning(context, settings, model)
+    if len(split) < settings.batch_size:
+        context.report(f"finetune: {len(split)} training utterances are fewer than a batch of {settings.batch_size}: one step an epoch")
+    started = time.monotonic()
+    objective.features.fill(context.should_stop, context.progress())
+    front_end = time.monotonic() - started
+    plan = Plan(
+        name="finetune",
+        steps=settings.epochs * objective.epoch_steps,
+        learning_rate=settings.learning_rate,
+        schedule=constant(),
+        seed=context.seed,
+        arithmetic=context.arithmetic(settings.precision),
+        checkpoint_seconds=context.execution.checkpoint_minutes * 60,
+        log_every=context.execution.log_every,
+        steps_per_epoch=objective.epoch_steps,
+    )
+    trained = train(objective, plan, context.checkpoints(), context.output, context.should_stop, context.report)
+    started = time.monotonic()
+    test = open_test()
+    logits = predict(model, test, context.execution.evaluation_batch)
+    found = score(logits, test)
+    write_predictions(context.output / PREDICTIONS, logits, test)
+    result = outcome(
+        trained,
+        {"ua": found.ua, "wa": found.wa, "macro_f1": found.macro_f1, "test_utterances": len(test), "training_utterances": len(split)},
+        confusion=[list(row) for row in found.confusion],
+        classes=list(split.classes),
+    )
+    result["durations"] |= {"front_end": front_end, "test": time.monotonic() - started}
+    return result

@@ -1,0 +1,166 @@
+"""P-TAPT stage 3 (section 3.3): predict the pseudo-labels of masked frames, on a frozen front end.
+
+Artifact: `encoder/`, the model without its heads, from which fine-tuning starts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ser_core.corpora.manifest import SAMPLE_RATE
+from ser_core.errors import InputError
+from ser_core.models.backbone import frame_count, hop_samples, load_encoder, save_encoder
+from ser_core.models.front_end import project_padded
+from ser_core.models.ptapt import PseudoLabelModel, align_labels, crop_labels, ptapt_loss
+from ser_core.settings import Padding, PtaptSettings
+from ser_core.stages.cluster import read_labels
+from ser_core.stages.context import ENCODER, StageContext, outcome, parse
+from ser_core.training.augmentation import time_spans
+from ser_core.training.batches import Batch, StepPlan, bucketed_epoch
+from ser_core.training.features import Crop, FrozenFeatures
+from ser_core.training.loop import Objective, PartLoss, Plan, train
+from ser_core.training.randomness import generator
+from ser_core.training.schedule import warmup_flat_linear
+from ser_core.training.splits import Split
+
+ROLE = "clusters."  # upstream role of each number of clusters: "clusters.64"
+GRID_TOLERANCE = 2  # frames by which the grids of wav2vec v1 and 2.0 may differ at an utterance's end
+
+
+@dataclass(frozen=True)
+class Part:
+    """A whole step: utterances and which frames of each."""
+
+    step: int
+    positions: Batch
+    crops: list[Crop]
+
+
+class PseudoLabelling(Objective):
+    """Cross-entropy of masked frames against the clusters of every number, on random crops, batched by length."""
+
+    model: PseudoLabelModel
+
+    def __init__(self, context: StageContext, settings: PtaptSettings, model: PseudoLabelModel, labels: list[NDArray[np.int64]]) -> None:
+        self.model = model
+        self._context = context
+        self._settings = settings
+        self._labels = labels  # (heads, frames) of each utterance
+        self._config = model.wav2vec2.config
+        split = context.training
+        limit = round(settings.max_seconds * SAMPLE_RATE)
+        self._limit = limit
+        self._frames = [max(1, frame_count(self._config, samples)) for samples in split.samples]
+        self._crop_frames = max(1, frame_count(self._config, limit))
+        lengths = [min(samples, limit) for samples in split.samples]
+        budget = round(settings.batch_seconds * SAMPLE_RATE)
+        self._plan = StepPlan(lambda epoch: bucketed_epoch(lengths, budget, settings.buckets, context.seed, epoch))
+        arithmetic = context.arithmetic(settings.precision)
+        self.features = FrozenFeatures(model.wav2vec2, split, None, context.features.padding, context.execution.feature_cache, arithmetic)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def parts(self, step: int) -> Sequence[Part]:
+        batch = self._plan.batch(step)
+        return [Part(step, batch, [self._crop(step, position) for position in batch])]
+
+    def loss(self, part: Part) -> PartLoss:
+        independent = self._context.features.padding is Padding.independent
+        features, frames, labels = self._cropped(part) if independent else self._cropped_as_waves(part)
+        mask = time_spans(
+            frames.tolist(),
+            features.shape[1],
+            [self._context.training.utterances[position].id for position in part.positions],
+            self._context.seed,
+            part.step,
+            self._context.features.padding,
+            span=self._settings.mask_length,
+            probability=self._settings.mask_probability,
+            minimum=self._settings.mask_minimum,
+        ).to(features.device)
+        targets = torch.from_numpy(np.stack([align_labels(each, features.shape[1]) for each in labels])).to(features.device)
+        found = ptapt_loss(self.model(features, frames, mask), targets, mask)
+        return PartLoss(found.loss, found.loss, found.correct.float().mean(), found.labelled)
+
+    def _crop(self, step: int, position: int) -> Crop:
+        """First frame and number of frames: all of an utterance that is short enough, else a random stretch."""
+        spare = self._frames[position] - self._crop_frames
+        if spare <= 0:
+            return 0, self._frames[position]
+        return int(generator(self._context.seed, "crop", step, position).integers(0, spare + 1)), self._crop_frames
+
+    def _cropped(self, part: Part) -> tuple[Tensor, Tensor, list[NDArray[np.int64]]]:
+        """Features of whole utterances, cut with their labels."""
+        features, frames = self.features.padded(part.positions, part.crops)
+        labels = [
+            align_labels(self._labels[position][:, first:], count)
+            for position, (first, count) in zip(part.positions, part.crops, strict=True)
+        ]
+        return features, frames, labels
+
+    def _cropped_as_waves(self, part: Part) -> tuple[Tensor, Tensor, list[NDArray[np.int64]]]:
+        """Waves cut where a frame begins, padded and put through the front end, as the authors' loop does."""
+        hop = hop_samples(self._config)
+        waves, labels = [], []
+        for position, (first, _) in zip(part.positions, part.crops, strict=True):
+            wave = self._context.training.wave(position)[first * hop : first * hop + self._limit]
+            waves.append(wave)
+            labels.append(crop_labels(self._labels[position], self._config, first * hop, len(wave)))
+        features, frames = project_padded(self.model.wav2vec2, waves)
+        return features, frames, labels
+
+
+def run(context: StageContext) -> dict[str, Any]:
+    """Train and save the encoder."""
+    settings = parse(PtaptSettings, context.settings["ptapt"])
+    counts = [int(count) for count in context.settings["counts"]]
+    encoder = load_encoder(context.backbone(), attention=context.execution.attention)
+    labels = pseudo_labels(context, counts, encoder.config)
+    context.seed_initialisation()
+    # The ReLU before the heads is in the authors' code and not in the paper; it goes with the rest of what the code does otherwise.
+    relu = context.features.padding is Padding.reference
+    model = PseudoLabelModel(encoder, counts, settings.head_units, relu=relu).to(context.device)
+    objective = PseudoLabelling(context, settings, model, labels)
+    started = time.monotonic()
+    objective.features.fill(context.should_stop, context.progress())
+    front_end = time.monotonic() - started
+    plan = Plan(
+        name="ptapt",
+        steps=settings.steps,
+        learning_rate=settings.learning_rate,
+        schedule=warmup_flat_linear(settings.steps, settings.warmup_steps, int(settings.flat_fraction * settings.steps)),
+        seed=context.seed,
+        arithmetic=context.arithmetic(settings.precision),
+        checkpoint_seconds=context.execution.checkpoint_minutes * 60,
+        log_every=context.execution.log_every,
+    )
+    trained = train(objective, plan, context.checkpoints(), context.output, context.should_stop, context.report)
+    save_encoder(model.wav2vec2, context.output / ENCODER)
+    result = outcome(trained, {})
+    result["durations"]["front_end"] = front_end
+    return result
+
+
+def pseudo_labels(context: StageContext, counts: Sequence[int], config: Any) -> list[NDArray[np.int64]]:
+    """(heads, frames) labels of every training utterance. Raises InputError where an artifact does not fit the corpus or the grid."""
+    split: Split = context.training
+    ids = [utterance.id for utterance in split.utterances]
+    by_count = [read_labels(context.upstream[f"{ROLE}{count}"], ids) for count in counts]
+    stacked = [np.stack(rows) for rows in zip(*by_count, strict=True)]
+    for identifier, samples, labels in zip(ids, split.samples, stacked, strict=True):
+        frames = max(1, frame_count(config, samples))
+        if abs(labels.shape[1] - frames) > GRID_TOLERANCE:
+            raise InputError(
+                f"{identifier}: {labels.shape[1]} pseudo-labels for {frames} frames of the backbone: the strides of states.wav2vec "
+                "multiplied by 2 must give the backbone's"
+            )
+    return stacked

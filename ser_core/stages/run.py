@@ -1,0 +1,68 @@
+"""One stage from the corpus folder to its result: builds the view of the corpus that the stage may have, and calls its function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ser_core.corpora.manifest import load_manifest
+from ser_core.errors import InputError
+from ser_core.stages import cluster, finetune, ptapt, states, tapt
+from ser_core.stages.context import StageContext, seed_bystanders
+from ser_core.training.device import repeatable
+from ser_core.training.splits import Split
+
+PRETRAINING: Mapping[str, Callable[[StageContext], dict[str, Any]]] = {
+    "states": states.run,
+    "cluster": cluster.run,
+    "tapt": tapt.run,
+    "ptapt": ptapt.run,
+}
+
+
+def run_stage(
+    stage: str,
+    *,
+    settings: Mapping[str, Any],
+    runtime: Mapping[str, Any],
+    corpus: Path,
+    fold: str,
+    seed: int,
+    upstream: Mapping[str, Path],
+    output: Path,
+    checkpoint: Path,
+    should_stop: Callable[[], bool],
+    report: Callable[[str], None],
+) -> dict[str, Any]:
+    """Compute one stage; see `ser_core.registry`.
+
+    The test split of the fold leaves this function in one direction only: to `finetune`, as a function to call when training is over.
+    """
+    manifest = load_manifest(corpus)
+    training = manifest.training(fold)
+    if not training:
+        raise InputError(f"{manifest.corpus}: no utterances to train on when fold {fold!r} is held out")
+    output.mkdir(parents=True, exist_ok=True)
+    context = StageContext(
+        stage=stage,
+        settings=settings,
+        runtime=runtime,
+        training=Split(manifest, training),
+        corpus_digest=manifest.digest,
+        fold=fold,
+        seed=seed,
+        upstream=upstream,
+        output=output,
+        checkpoint=checkpoint,
+        should_stop=should_stop,
+        report=report,
+    )
+    threads = runtime.get("threads")
+    with repeatable(context.device, int(threads) if threads else None):
+        seed_bystanders(seed)
+        if stage == "finetune":
+            return finetune.run(context, lambda: Split(manifest, manifest.test(fold)))
+        if stage not in PRETRAINING:
+            raise InputError(f"no stage {stage!r}; known are finetune, {', '.join(PRETRAINING)}")
+        return PRETRAINING[stage](context)

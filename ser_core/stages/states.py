@@ -1,0 +1,222 @@
+"""P-TAPT stage 1 (section 3.3): emotion states, wav2vec v1 trained on the utterances' labels.
+
+The frames of the training folds are computed here, once, and saved: every k of the ensemble and every sweep over k reads them, on nodes
+without a GPU, and none has to open the corpus or run the network. They are kept in float32 (1.2 million frames of 512: 2.4 GiB), written
+utterance by utterance, so that memory stays that of one utterance.
+
+Artifacts: `frames.npy` (all frames, 512), `frames.json` (utterances and frames of each), `model.safetensors` (the best network).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ser_core.errors import InputError
+from ser_core.models.classifier import class_weights, label_weight
+from ser_core.models.fairseq_checkpoint import build_wav2vec
+from ser_core.models.states import EmotionStates, extractor_frames, minimum_samples, state_count, states_loss
+from ser_core.settings import Padding, StatesSettings
+from ser_core.stages.context import StageContext, outcome, parse
+from ser_core.training.augmentation import spans
+from ser_core.training.batches import Batch, StepPlan, shuffled_epoch
+from ser_core.training.endings import Interrupted
+from ser_core.training.loop import Objective, PartLoss, Plan, train
+from ser_core.training.randomness import generator
+from ser_core.training.schedule import warmup_flat_linear
+from ser_core.training.splits import Split
+
+FRAMES = "frames.npy"
+FRAMES_INDEX = "frames.json"
+MODEL = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A whole step: its waves are cut to the shortest, and stacked."""
+
+    step: int
+    waves: Tensor  # (B, samples)
+    labels: Tensor
+    ids: list[str]
+
+
+class StateTraining(Objective):
+    """Utterance and frame classification; keeps the weights of the best validation loss."""
+
+    model: EmotionStates
+
+    def __init__(self, context: StageContext, settings: StatesSettings, model: EmotionStates) -> None:
+        self.model = model
+        self._context = context
+        self._settings = settings
+        train_positions, validation_positions = validation_split(len(context.training), settings.validation_fraction, context.seed)
+        self._split = context.training.subset(train_positions)
+        self._validation = context.training.subset(validation_positions)
+        self._weights = class_weights([max(1, count) for count in self._split.class_counts()]).to(context.device)
+        self._shortest = minimum_samples(model.wav2vec.config)
+        self._plan = StepPlan(lambda epoch: shuffled_epoch(len(self._split), settings.batch_size, context.seed, epoch))
+        epoch_steps = len(shuffled_epoch(len(self._split), settings.batch_size, context.seed, 0))
+        self._validate_every = settings.validate_every or epoch_steps
+        self._best_loss = math.inf
+        self._best_step = 0
+        self._best: dict[str, Tensor] = {}
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def parts(self, step: int) -> Sequence[Part]:
+        batch = self._plan.batch(step)
+        length = max(self._shortest, min(self._split.samples[position] for position in batch))
+        waves = []
+        for position in batch:
+            wave = self._split.wave(position)
+            spare = len(wave) - length
+            start = int(generator(self._context.seed, "crop", step, position).integers(0, spare + 1)) if spare > 0 else 0
+            waves.append(torch.nn.functional.pad(wave[start : start + length], (0, max(0, length - len(wave)))))
+        labels = torch.tensor([self._split.labels[position] for position in batch])
+        return [Part(step, torch.stack(waves), labels, [self._split.utterances[position].id for position in batch])]
+
+    def loss(self, part: Part) -> PartLoss:
+        device = self._context.device
+        frames = extractor_frames(self.model.wav2vec.config, part.waves.shape[1])
+        time_mask, feature_mask = spans(
+            self._settings.spec_augment,
+            [frames] * len(part.ids),
+            frames,
+            self.model.wav2vec.channels,
+            part.ids,
+            self._context.seed,
+            part.step,
+            Padding.independent,  # rows are equally long: nothing is padded
+        )
+        labels = part.labels.to(device)
+        utterance, frame = self.model(part.waves.to(device, non_blocking=True), time_mask.to(device), feature_mask.to(device))
+        found = states_loss(utterance, frame, labels, self._weights)
+        return PartLoss(found.loss, found.loss, found.correct, len(labels))
+
+    def after(self, step: int) -> Mapping[str, float]:
+        """Validate once in a while and at the end, and keep the best."""
+        if step % self._validate_every and step != self._settings.steps:
+            return {}
+        loss, accuracy = self.validate()
+        if loss < self._best_loss:
+            self._best_loss, self._best_step = loss, step
+            self._best = {name: parameter.detach().cpu().clone() for name, parameter in self.parameters().items()}
+        return {"loss": loss, "accuracy": accuracy}
+
+    def kept(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return self._best, {"best_loss": self._best_loss if self._best else None, "best_step": self._best_step}
+
+    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        self._best = dict(tensors)
+        self._best_loss = math.inf if facts["best_loss"] is None else float(facts["best_loss"])
+        self._best_step = int(facts["best_step"])
+
+    @torch.no_grad()
+    def validate(self) -> tuple[float, float]:
+        """Weighted mean loss and accuracy on the validation utterances, in batches by length, each from its start to the shortest's end."""
+        self.model.eval()
+        device = self._context.device
+        order = sorted(range(len(self._validation)), key=lambda position: (self._validation.samples[position], position))
+        total_loss = total_weight = correct = 0.0
+        for start in range(0, len(order), self._settings.batch_size):
+            batch: Batch = order[start : start + self._settings.batch_size]
+            length = max(self._shortest, min(self._validation.samples[position] for position in batch))
+            waves = [self._validation.wave(position)[:length] for position in batch]
+            stacked = torch.stack([torch.nn.functional.pad(wave, (0, length - len(wave))) for wave in waves]).to(device)
+            labels = torch.tensor([self._validation.labels[position] for position in batch], device=device)
+            utterance, frame = self.model(stacked)
+            found = states_loss(utterance, frame, labels, self._weights)
+            weight = float(label_weight(labels, self._weights))
+            total_loss += float(found.loss) * weight
+            total_weight += weight
+            correct += float(found.correct)
+        return total_loss / total_weight, correct / len(order)
+
+    def use_best(self) -> tuple[float, int]:
+        """Put the best weights into the model; their validation loss and step."""
+        state = self.model.state_dict()
+        self.model.load_state_dict({**state, **{name: tensor.to(self._context.device) for name, tensor in self._best.items()}})
+        return self._best_loss, self._best_step
+
+
+def run(context: StageContext) -> dict[str, Any]:
+    """Train, take the best weights, and save the frames of every training utterance."""
+    from safetensors.torch import save_file
+
+    settings = parse(StatesSettings, context.settings["states"])
+    wav2vec = build_wav2vec(context.wav2vec())
+    context.seed_initialisation()
+    model = EmotionStates(wav2vec, len(context.training.classes), settings.rnn_units, settings.head_units).to(context.device)
+    objective = StateTraining(context, settings, model)
+    warmup, flat = int(settings.warmup_fraction * settings.steps), int(settings.flat_fraction * settings.steps)
+    plan = Plan(
+        name="states",
+        steps=settings.steps,
+        learning_rate=settings.learning_rate,
+        schedule=warmup_flat_linear(settings.steps, warmup, flat),
+        seed=context.seed,
+        arithmetic=context.arithmetic(settings.precision),
+        checkpoint_seconds=context.execution.checkpoint_minutes * 60,
+        log_every=context.execution.log_every,
+        save_last=True,  # the frames take a while
+    )
+    trained = train(objective, plan, context.checkpoints(), context.output, context.should_stop, context.report)
+    best_loss, best_step = objective.use_best()
+    save_file({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, context.output / MODEL)
+    started = time.monotonic()
+    frames = write_frames(context, model)
+    result = outcome(trained, {"best_validation_loss": best_loss, "best_step": best_step, "frames": frames})
+    result["durations"]["frames"] = time.monotonic() - started
+    return result
+
+
+def validation_split(count: int, fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Positions to train on and to validate on: `fraction` of the training folds, at least one each. Raises InputError for one utterance."""
+    if count < 2:
+        raise InputError("states: one training utterance cannot be split into training and validation")
+    held = min(count - 1, max(1, round(count * fraction)))
+    order = generator(seed, "validation split").permutation(count).tolist()
+    return sorted(order[held:]), sorted(order[:held])
+
+
+def write_frames(context: StageContext, model: EmotionStates) -> int:
+    """Save the emotion states of all training utterances, each whole and alone; returns how many frames there are."""
+    model.eval()
+    split: Split = context.training
+    config = model.wav2vec.config
+    counts = [max(1, state_count(config, samples)) for samples in split.samples]
+    frames = open_memmap(context.output / FRAMES, mode="w+", dtype=np.float32, shape=(sum(counts), model.wav2vec.outputs))
+    progress = context.progress()
+    first = 0
+    for position, count in enumerate(counts):
+        if context.should_stop():
+            raise Interrupted(f"states: stopped at the frames of utterance {position} of {len(counts)}; training is in the checkpoint")
+        frames[first : first + count] = model.frames(split.wave(position)).cpu().numpy()
+        first += count
+        progress.at(position + 1, len(counts), "states: frames of utterance")
+    frames.flush()
+    index = {"utterances": [utterance.id for utterance in split.utterances], "frames": counts}
+    (context.output / FRAMES_INDEX).write_text(json.dumps(index), encoding="utf-8")
+    return first
+
+
+def read_frames(folder: Path, ids: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """All frames (N, channels) in memory, and the frames of each utterance. Raises InputError where they are of other utterances."""
+    index = json.loads((folder / FRAMES_INDEX).read_text(encoding="utf-8"))
+    if index["utterances"] != list(ids):
+        raise InputError(f"{folder}: emotion states of other utterances than the training folds")
+    frames: NDArray[np.float32] = np.load(folder / FRAMES, allow_pickle=False)
+    return frames, np.asarray(index["frames"], dtype=np.int64)

@@ -1,0 +1,52 @@
+"""A launcher in a process of its own, for tests that interrupt or kill it: FOLDER RECIPE-JSON GRACE."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from jobs.capacity import Capacity
+from jobs.config import Resources
+from jobs.controller import Desired, Report, run_local
+from jobs.layout import Layout
+from jobs.local import LocalExecutor
+from jobs.tasks import Workplace
+from tests.jobs import fake_registry
+
+RESOURCES = Resources(cpus=1, gpus=0, memory_gb=0.1, minutes=1)
+
+
+def workplace(folder: Path) -> Workplace:
+    """A corpus and a store below `folder`."""
+    corpus = fake_registry.make_corpus(folder / "corpus")
+    return Workplace(fake_registry.NAME, str(folder / "results"), "exp", "fake", str(corpus), "d1", fake_registry.DIGEST_OF)
+
+
+def desired(folder: Path, recipe: dict[str, object], max_attempts: int = 3) -> Desired:
+    """The 20 stages of three methods, two folds, two seeds."""
+    return Desired(fake_registry.make_graph(recipe), Layout(folder / "results", "exp"), max_attempts, since=time.time())
+
+
+def executor(folder: Path, cpus: int = 2) -> LocalExecutor:
+    """Two cores, one per task."""
+    capacity, preload = Capacity(cpus, (), 8.0), ["tests.jobs.fake_registry:preload"]
+    return LocalExecutor(workplace(folder), Layout(folder / "results", "exp"), lambda stage: RESOURCES, capacity, preload)
+
+
+def main(folder: Path, recipe: dict[str, object], grace: float) -> Report:
+    """Run to the end, telling every event."""
+    with executor(folder) as local:
+        return run_local(
+            desired(folder, recipe),
+            local,
+            grace_seconds=grace,
+            tell=lambda event: print(event.line, flush=True),  # noqa: T201
+            stopping=lambda running: print(f"stopping {running}", flush=True),  # noqa: T201
+        )
+
+
+if __name__ == "__main__":
+    report = main(Path(sys.argv[1]), json.loads(sys.argv[2]), float(sys.argv[3]))
+    sys.exit(0 if report.complete else 130 if report.interrupted else 3)

@@ -1,0 +1,87 @@
+"""What fits on this machine: never more than there is, the most urgent first, nobody starved."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs.capacity import Capacity, Needs, capacity_here, fitting, whole
+from jobs.config import Resources
+
+NEEDS = st.builds(Needs, cpus=st.integers(1, 4), gpus=st.integers(0, 2), memory_gb=st.sampled_from([1.0, 4.0, 8.0]))
+
+
+@given(st.lists(NEEDS, max_size=8))
+@settings(max_examples=100, deadline=None)
+def test_never_more_than_there_is(waiting: list[Needs]) -> None:
+    """Started tasks fit together, get as many GPUs as they ask for, and share none."""
+    capacity = Capacity(4, ("0", "1"), 8.0)
+    started = fitting(waiting, [], capacity)
+    assert sum(waiting[index].cpus for index, _ in started) <= 4
+    assert sum(waiting[index].memory_gb for index, _ in started) <= 8.0
+    devices = [device for _, given_ in started for device in given_]
+    assert len(devices) == len(set(devices))
+    assert all(len(given_) == waiting[index].gpus for index, given_ in started)
+    assert not waiting or started[0][0] == 0  # on an idle machine the most urgent always starts
+
+
+def test_a_large_urgent_task_is_not_passed_by_small_ones() -> None:
+    """What the first in line lacks is kept for it."""
+    large, small = Needs(4, 0, 1.0), Needs(1, 0, 1.0)
+    assert fitting([large, small, small], [(small, ())], Capacity(4, (), 8.0)) == []
+    assert [index for index, _ in fitting([small, large, small], [], Capacity(4, (), 8.0))] == [0]
+
+
+def test_tasks_without_gpu_pass_those_that_wait_for_one() -> None:
+    """Cores that nobody in line needs are used."""
+    on_gpu, on_cpu = Needs(1, 1, 1.0), Needs(1, 0, 1.0)
+    assert fitting([on_gpu, on_cpu], [(on_gpu, ("0",))], Capacity(4, ("0",), 8.0)) == [(1, ())]
+
+
+def test_devices_in_use_are_not_handed_out() -> None:
+    """A second task gets the other GPU."""
+    needs = Needs(1, 1, 1.0)
+    assert fitting([needs], [(needs, ("4",))], Capacity(8, ("4", "6"), 8.0)) == [(0, ("6",))]
+
+
+def test_what_asks_for_more_than_the_machine_gets_the_machine() -> None:
+    """A request made for a large node runs alone on a small one, on CPUs where there is no GPU."""
+    assert whole(Resources(cpus=64, gpus=8, nodes=2, memory_gb=512), Capacity(2, (), 23.5)) == Needs(2, 0, 23.5)
+    assert whole(Resources(cpus=1, gpus=1, nodes=2, memory_gb=2), Capacity(2, ("0", "1", "2"), 8)) == Needs(1, 2, 2)
+
+
+@pytest.mark.parametrize(("visible", "gpus"), [("", ()), ("-1", ()), ("0", ("0",)), ("2, GPU-abc", ("2", "GPU-abc")), ("1,-1,2", ("1",))])
+def test_visible_devices_are_heeded(monkeypatch: pytest.MonkeyPatch, visible: str, gpus: tuple[str, ...]) -> None:
+    """CUDA_VISIBLE_DEVICES says which GPUs may be used."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert capacity_here().gpus == gpus
+
+
+def test_gpus_are_counted_by_nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One GPU per line; MIG lines below them do not count; a driver that fails means none."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    command = tmp_path / "nvidia-smi"
+    command.write_text(
+        "#!/bin/sh\necho 'GPU 0: X (UUID: GPU-1)'\necho '  MIG 1g.10gb Device 0: (UUID: MIG-1)'\necho 'GPU 1: X (UUID: GPU-2)'\n"
+    )
+    command.chmod(0o755)
+    assert capacity_here().gpus == ("0", "1")
+    command.write_text("#!/bin/sh\necho 'GPU 0: stale'\nexit 9\n")
+    assert capacity_here().gpus == ()
+
+
+def test_cores_are_those_we_may_run_on() -> None:
+    """An affinity mask narrows the machine."""
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert capacity_here().cpus == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert 1 <= capacity_here().cpus <= len(allowed)
+    assert capacity_here().memory_gb > 0.1

@@ -1,0 +1,83 @@
+"""Whether the holder of a claim lives: by its process where it can be seen, else by its heartbeat or Slurm's queue."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs.liveness import GONE_SECONDS, QUIET_SECONDS, Heartbeat, claim_alive, new_claim, own_slurm_job, process_start
+from jobs.records import Claim
+
+ELSEWHERE = Claim(1, "node9", 4, "another-boot/pid:[1]/77", 100.0)
+
+
+def test_own_process_is_alive_and_a_reused_pid_is_not() -> None:
+    """The pid counts only together with the start time of its process."""
+    claim = new_claim(1)
+    assert claim_alive(claim, 0.0, live_jobs=None, now=1e12)
+    head, _, ticks = claim.process_start.rpartition("/")
+    assert not claim_alive(replace(claim, process_start=f"{head}/{int(ticks) - 1}"), time.time(), live_jobs=None, now=time.time())
+
+
+def test_an_ended_process_is_dead_also_as_a_zombie() -> None:
+    """A child that ended but was not yet waited for works on nothing."""
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    claim = replace(new_claim(1), pid=child.pid, process_start=process_start(child.pid))
+    assert claim_alive(claim, 0.0, live_jobs=None, now=time.time())
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert not claim_alive(claim, time.time(), live_jobs=None, now=time.time())
+    child.communicate()
+    assert not claim_alive(claim, time.time(), live_jobs=None, now=time.time())
+
+
+@pytest.mark.parametrize(("age", "alive"), [(0, True), (QUIET_SECONDS - 1, True), (QUIET_SECONDS + 1, False)])
+def test_on_another_machine_the_heartbeat_decides(age: float, alive: bool) -> None:
+    """Alive as long as its claim file was touched lately."""
+    assert claim_alive(ELSEWHERE, 1000.0, live_jobs=None, now=1000.0 + age) is alive
+
+
+@pytest.mark.parametrize(
+    ("jobs", "age", "alive"),
+    [
+        ({"7_3"}, 1e6, True),
+        ({"7_4"}, GONE_SECONDS - 1, True),
+        ({"7_4"}, GONE_SECONDS + 1, False),
+        (None, GONE_SECONDS + 1, True),
+        (None, QUIET_SECONDS + 1, False),
+    ],
+)
+def test_the_queue_is_believed_where_it_was_asked(jobs: set[str] | None, age: float, alive: bool) -> None:
+    """In the queue: alive. Gone from it: dead once a heartbeat that the look may have missed is ruled out. Not asked: heartbeat."""
+    claim = replace(ELSEWHERE, slurm_job="7_3")
+    assert claim_alive(claim, 1000.0, live_jobs=jobs, now=1000.0 + age) is alive
+
+
+def test_a_requeued_job_does_not_wait_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim of the same Slurm job by another process is that job's former execution."""
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    assert own_slurm_job() == "7_3"
+    assert not claim_alive(replace(ELSEWHERE, slurm_job="7_3"), 1000.0, live_jobs=None, now=1000.0)
+    assert claim_alive(replace(ELSEWHERE, slurm_job="7_4"), 1000.0, live_jobs=None, now=1000.0)
+
+
+def test_a_heartbeat_touches_the_file_and_ends(tmp_path: Path) -> None:
+    """The modification time moves on while the block lasts, and no longer; a missing file does no harm."""
+    file = tmp_path / "claim.json"
+    file.write_text("{}")
+    os.utime(file, (5, 5))
+    with Heartbeat(file, seconds=0.01), Heartbeat(tmp_path / "missing", seconds=0.01):
+        deadline = time.monotonic() + 5
+        while file.stat().st_mtime == 5 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert file.stat().st_mtime > 5
+    os.utime(file, (5, 5))
+    time.sleep(0.05)
+    assert file.stat().st_mtime == 5

@@ -1,0 +1,292 @@
+"""The local executor with its real fork server: fills the cores and no more, survives its workers, leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from jobs.controller import Desired, Report, run_local
+from jobs.layout import Layout
+from jobs.local import Ended, LocalExecutor
+from jobs.observe import read_facts
+from jobs.plan import Batch, Phase, Task
+from jobs.records import Ending, read_outcome, read_result
+from tests.jobs import fake_registry, local_launch
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+STARTED = re.compile(r"attempt \d+ on \S+, process (\d+)")
+
+
+def _run(folder: Path, recipe: dict[str, object]) -> tuple[Report, Desired, list[str]]:
+    wanted = local_launch.desired(folder, recipe)
+    lines: list[str] = []
+    with local_launch.executor(folder) as executor:
+        report = run_local(wanted, executor, tell=lambda event: lines.append(event.line))
+    return report, wanted, lines
+
+
+def _gone(pids: list[int], seconds: float = 10.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def _worker_pids(folder: Path) -> list[int]:
+    logs = (folder / "results" / "exp" / "logs").glob("*-*.log")
+    return [int(pid) for log in logs for pid in STARTED.findall(log.read_text())]
+
+
+def _children() -> list[str]:
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+
+
+def test_a_grid_with_failures_ends_complete_and_a_second_launch_runs_nothing(tmp_path: Path) -> None:
+    """20 stages on two cores: one fails twice, one is killed by SIGKILL, one leaves without a word; each succeeds in the end, once."""
+    failing = {"finetune vft 1 0": "fail:2", "finetune vft 1 1": "kill:1", "tapt tapt 1 0": "exit:2"}
+    report, wanted, lines = _run(tmp_path, {"failing": failing})
+    assert report.complete
+    assert all(fact.done for fact in report.facts.values())
+    starts, ends = (fake_registry.count(tmp_path / "corpus", what) for what in ("starts", "ends"))
+    assert len(ends) == len(wanted.graph.nodes) == 20
+    assert set(ends.values()) == {1}
+    assert sorted(starts.values()) == [1] * 17 + [2, 3, 3]
+    assert sum("done in" in line for line in lines) == 20
+    assert any("SIGKILL" in line and "tried again" in line for line in lines)
+    assert lines[-1].startswith("[20/20]")
+    assert _children() == []
+    again, _, lines = _run(tmp_path, {})
+    assert again.complete
+    assert lines == []
+    assert fake_registry.count(tmp_path / "corpus", "starts") == starts
+
+
+def test_workers_are_forked_from_a_preloaded_server(tmp_path: Path) -> None:
+    """Every worker finds loaded what the server has loaded once; its log says so, and how many threads it may use."""
+    _run(tmp_path, {})
+    logs = list((tmp_path / "results" / "exp" / "logs").glob("*-*.log"))
+    assert len(logs) == 20
+    assert all("start 1 with 1 threads, preloaded True" in log.read_text() for log in logs)
+
+
+def test_the_cores_are_filled_and_no_more(tmp_path: Path) -> None:
+    """With two cores there are two stages at work most of the time and never three."""
+    wanted = local_launch.desired(tmp_path, {"seconds": 0.1})
+    at_once: list[int] = []
+    with local_launch.executor(tmp_path) as executor:
+        original = executor.wait
+
+        def counting(seconds: float) -> tuple[Ended, ...]:
+            ended = original(0.01)
+            at_once.append(sum(flight.phase is Phase.running for flight in executor.in_flight().values()))
+            return ended
+
+        executor.wait = counting  # type: ignore[method-assign]  # the real one, watched
+        assert run_local(wanted, executor).complete
+    assert max(at_once) == 2
+    assert at_once.count(2) > len(at_once) / 2
+
+
+def test_what_lies_downstream_of_a_hopeless_stage_is_blocked_and_the_rest_finishes(tmp_path: Path) -> None:
+    """A refused stage is not tried again, a failing one three times; their dependants never start; everything else is done."""
+    report, wanted, lines = _run(tmp_path, {"failing": {"states ptapt 1 0": "fail:9", "tapt tapt 2 0": "refuse"}})
+    assert not report.complete
+    assert {wanted.graph.nodes[key].name.split(" [")[0] for key in report.plan.given_up} == {
+        "states ptapt fold 1 seed 0",
+        "tapt tapt fold 2 seed 0",
+    }
+    assert len(report.plan.blocked) == 6
+    assert len(report.plan.reused) == 12 - 4
+    assert sum("failed" in line for line in lines) == 4
+    assert sum("given up" in line for line in lines) == 2
+    starts = fake_registry.count(tmp_path / "corpus", "starts")
+    assert not any(key in starts for key in report.plan.blocked)
+
+
+def test_launching_again_tries_what_was_given_up(tmp_path: Path) -> None:
+    """After the user has mended the cause, the same command goes on."""
+    recipe: dict[str, object] = {"failing": {"tapt tapt 1 0": "fail:4"}}
+    assert not _run(tmp_path, recipe)[0].complete
+    assert _run(tmp_path, recipe)[0].complete
+
+
+def test_a_worker_killed_by_a_signal_is_on_record(tmp_path: Path) -> None:
+    """The executor states what the worker could not: signal and log."""
+    report, wanted, _ = _run(tmp_path, {"failing": {"finetune vft 1 0": "kill:9"}})
+    (key,) = report.plan.given_up
+    folder = wanted.layout.stage("finetune", key)
+    outcome = read_outcome(folder.attempt(3))
+    assert outcome is not None
+    assert (outcome.ending, outcome.error) == (Ending.failed, "SIGKILL")
+    assert f"finetune-{key}.log" in outcome.message
+
+
+def test_stages_whose_upstream_fails_are_handed_back(tmp_path: Path) -> None:
+    """A queued stage leaves the executor when what it waits for ends without a result, also over two steps."""
+    graph = fake_registry.make_graph({"failing": {"states ptapt 1 0": "fail:1"}}, methods=("ptapt",), folds=("1",), seeds=1)
+    with local_launch.executor(tmp_path) as executor:
+        for key, node in graph.nodes.items():
+            executor.submit(Batch(node.stage, node.method, (Task((key,)),)), graph, executor.in_flight())
+        assert len(executor.in_flight()) == 4
+        ended: list[Ended] = []
+        while not executor.idle:
+            ended.extend(executor.wait(5.0))
+        assert [graph.nodes[one.keys[0]].stage for one in ended] == ["states"]
+
+
+@pytest.fixture
+def launched(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    recipe = {
+        "failing": {
+            "tapt tapt 1 0": "sleep:60",
+            "tapt tapt 2 0": "sleep:60",
+            "states ptapt 1 0": "sleep:60",
+            "states ptapt 2 0": "sleep:60",
+        }
+    }
+    with _launch(tmp_path, recipe) as process:
+        _wait_for_starts(tmp_path, 2)
+        yield process
+        if process.poll() is None:
+            process.kill()
+
+
+def _launch(folder: Path, recipe: Mapping[str, object], grace: float = 20.0) -> subprocess.Popen[str]:
+    local_launch.workplace(folder)
+    command = [sys.executable, "-m", "tests.jobs.local_launch", str(folder), json.dumps(recipe), str(grace)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
+
+
+def _wait_for_starts(folder: Path, number: int) -> None:
+    deadline = time.monotonic() + 30
+    while len(fake_registry.count(folder / "corpus", "starts")) < number:
+        if time.monotonic() > deadline:
+            raise TimeoutError("the workers did not start")
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_leaves_checkpoints_and_the_next_launch_goes_on(
+    tmp_path: Path, launched: subprocess.Popen[str], number: signal.Signals
+) -> None:
+    """The workers are asked to stop and write checkpoints; nothing is left running; then the same launch finishes, each stage once."""
+    launched.send_signal(number)
+    output, error = launched.communicate(timeout=30)
+    assert launched.returncode == 130
+    assert "stopping 2" in output
+    assert error == ""
+    assert _gone(_worker_pids(tmp_path))
+    report, wanted, _ = _run(tmp_path, {})
+    assert report.complete
+    assert set(fake_registry.count(tmp_path / "corpus", "ends").values()) == {1}
+    assert sum(fake_registry.count(tmp_path / "corpus", "starts").values()) == len(wanted.graph.nodes) + 2
+    assert not any(fact.failures for fact in report.facts.values())
+
+
+def test_a_worker_that_does_not_hear_is_killed_after_the_grace(tmp_path: Path) -> None:
+    """Bounded patience: SIGKILL, recorded as an interruption, and no process left."""
+    recipe: dict[str, object] = {"failing": {"states ptapt 1 0": "deaf:60", "states ptapt 2 0": "deaf:60"}}
+    with _launch(tmp_path, recipe, grace=0.5) as process:
+        _wait_for_starts(tmp_path, 2)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+        assert process.returncode == 130
+    assert _gone(_worker_pids(tmp_path))
+    wanted = local_launch.desired(tmp_path, recipe)
+    outcomes = [
+        read_outcome(wanted.layout.stage("states", key).attempt(1)) for key, node in wanted.graph.nodes.items() if node.stage == "states"
+    ]
+    assert [outcome.ending for outcome in outcomes if outcome] == [Ending.interrupted] * 2
+
+
+def test_a_second_interrupt_ends_the_grace(tmp_path: Path) -> None:
+    """Ctrl-C twice does not wait."""
+    with _launch(tmp_path, {"failing": {"states ptapt 1 0": "deaf:60", "states ptapt 2 0": "deaf:60"}}, grace=60) as process:
+        _wait_for_starts(tmp_path, 2)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.6)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+        assert process.returncode == 130
+    assert _gone(_worker_pids(tmp_path))
+
+
+def test_when_the_launcher_is_killed_the_workers_stop_and_the_next_launch_goes_on(tmp_path: Path, launched: subprocess.Popen[str]) -> None:
+    """SIGKILL of the launcher: the fork server notices, workers write checkpoints and leave."""
+    launched.kill()
+    launched.wait(10)
+    assert _gone(_worker_pids(tmp_path))
+    report, _, _ = _run(tmp_path, {})
+    assert report.complete
+    assert set(fake_registry.count(tmp_path / "corpus", "ends").values()) == {1}
+
+
+def test_two_launchers_share_the_work(tmp_path: Path) -> None:
+    """A second launch at the same time computes nothing that the first is computing, and both end complete."""
+    with _launch(tmp_path, {"seconds": 0.1}) as process:
+        _wait_for_starts(tmp_path, 1)
+        report, wanted, _ = _run(tmp_path, {"seconds": 0.1})
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+    assert report.complete
+    assert set(fake_registry.count(tmp_path / "corpus", "starts").values()) == {1}
+    assert len(fake_registry.count(tmp_path / "corpus", "ends")) == len(wanted.graph.nodes)
+
+
+def test_a_stage_that_cannot_even_claim_is_not_tried_for_ever(tmp_path: Path) -> None:
+    """A store that cannot be written ends the launch with an error on record instead of a loop."""
+    wanted = local_launch.desired(tmp_path, {})
+    run = wanted.graph.runs[0].key
+    folder = wanted.layout.stage("finetune", run)
+    folder.path.mkdir(parents=True)
+    folder.attempts.write_text("a file where a folder belongs")
+    report, _, _ = _run(tmp_path, {})
+    assert report.plan.given_up == (run,)
+    assert "before the worker began" in report.facts[run].error
+    assert len(report.plan.reused) == 11
+
+
+def test_the_fork_server_survives_a_preload_that_fails(tmp_path: Path) -> None:
+    """A module that cannot be imported is reported in the server's log; stages that do not need it run."""
+    wanted = local_launch.desired(tmp_path, {})
+    with local_launch.executor(tmp_path) as executor:
+        executor.preload = ["no_such_module:preload"]
+        assert run_local(wanted, executor).complete
+    assert "no_such_module" in (wanted.layout.logs / "forkserver.log").read_text()
+
+
+def test_a_dead_fork_server_is_an_error_that_names_its_log(tmp_path: Path) -> None:
+    """It is not mistaken for tasks that take long."""
+    wanted = local_launch.desired(tmp_path, {"failing": {"finetune vft 1 0": "sleep:60"}})
+    with local_launch.executor(tmp_path) as executor:
+        graph = wanted.graph
+        key = graph.runs[0].key
+        executor.submit(Batch("finetune", "vft", (Task((key,)),)), graph, {})
+        _wait_in(executor, tmp_path)
+        (server,) = _children()
+        os.kill(int(server), signal.SIGKILL)
+        with pytest.raises(RuntimeError, match=r"forkserver\.log"):
+            executor.wait(10.0)
+    assert _gone(_worker_pids(tmp_path))
+    assert read_result(Layout(tmp_path / "results", "exp").stage("finetune", key), key) is None
+    assert not read_facts(graph, wanted.layout)[key].held
+
+
+def _wait_in(executor: LocalExecutor, folder: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not fake_registry.count(folder / "corpus", "starts"):
+        executor.wait(0.05)
+        if time.monotonic() > deadline:
+            raise TimeoutError("the worker did not start")

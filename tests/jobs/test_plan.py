@@ -1,0 +1,245 @@
+"""Planning: properties that hold for every graph, every state of the files and every queue."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs.graph import Graph, Node, Run
+from jobs.plan import InFlight, Limits, NodeFacts, Phase, Plan, critical_minutes, make_plan, needed_keys
+from tests.jobs.fake_registry import make_graph
+
+MAX_ATTEMPTS = 3
+IN_FLIGHT = InFlight(Phase.queued, "7_1")
+quick = settings(max_examples=50, deadline=None)
+
+
+@dataclass(frozen=True)
+class Situation:
+    """Everything a plan is made of."""
+
+    graph: Graph
+    facts: Mapping[str, NodeFacts]
+    in_flight: Mapping[str, InFlight]
+    limits: Limits
+    packing: int
+
+    def plan(self, facts: Mapping[str, NodeFacts] | None = None, in_flight: Mapping[str, InFlight] | None = None) -> Plan:
+        return make_plan(
+            self.graph,
+            self.facts if facts is None else facts,
+            self.in_flight if in_flight is None else in_flight,
+            runs_per_task={"a": self.packing, "b": self.packing},
+            limits=self.limits,
+            max_attempts=MAX_ATTEMPTS,
+        )
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> Graph:
+    """Any acyclic graph of up to 14 stages of three names, also chains of the same stage; runs are any of its nodes."""
+    size = draw(st.integers(1, 14))
+    nodes: dict[str, Node] = {}
+    for index in range(size):
+        parents = draw(st.lists(st.sampled_from(sorted(nodes)), max_size=3, unique=True)) if nodes else []
+        upstream = {f"role{number}": parent for number, parent in enumerate(parents)}
+        stage, method, fold = draw(st.sampled_from("abc")), draw(st.sampled_from(["vft", "tapt"])), draw(st.sampled_from("12"))
+        nodes[f"k{index:02}"] = Node(f"k{index:02}", stage, 1, {}, {}, upstream, fold, index, method)
+    ends = draw(st.lists(st.sampled_from(sorted(nodes)), min_size=1, unique=True))
+    runs = tuple(Run(nodes[key].method, nodes[key].fold, slot, slot, key) for slot, key in enumerate(ends))
+    children = {key: tuple(other.key for other in nodes.values() if key in other.upstream.values()) for key in nodes}
+    return Graph(nodes, runs, "fake", "d1", children)
+
+
+@st.composite
+def situations(draw: st.DrawFn) -> Situation:
+    """A graph with any state of its stages."""
+    graph = draw(graphs())
+    fact = st.builds(
+        NodeFacts,
+        done=st.booleans(),
+        failures=st.integers(0, MAX_ATTEMPTS + 1),
+        refused=st.sampled_from([False, False, False, True]),
+        held=st.sampled_from(["", "", "", "process 5 on host"]),
+    )
+    facts = {key: draw(fact) for key in graph.nodes if draw(st.booleans())}
+    in_flight = {key: IN_FLIGHT for key in graph.nodes if draw(st.integers(0, 4)) == 0}
+    limits = Limits(array_size=draw(st.integers(0, 3)), queue_room=draw(st.integers(-1, 4)))
+    return Situation(graph, facts, in_flight, limits, draw(st.integers(1, 3)))
+
+
+def _places(plan: Plan) -> Counter[str]:
+    keys = [*plan.reused, *plan.waiting, *plan.deferred, *plan.blocked, *plan.given_up]
+    return Counter(keys + [key for batch in plan.batches for key in batch.keys])
+
+
+def _submitted(plan: Plan) -> list[str]:
+    return [key for batch in plan.batches for key in batch.keys]
+
+
+@quick
+@given(situations())
+def test_every_needed_stage_is_in_exactly_one_place(situation: Situation) -> None:
+    """Nothing is forgotten, nothing is planned twice, and nothing unneeded appears."""
+    places = _places(situation.plan())
+    assert set(places) == set(needed_keys(situation.graph, situation.facts))
+    assert set(places.values()) <= {1}
+
+
+@quick
+@given(situations())
+def test_only_what_is_open_is_submitted(situation: Situation) -> None:
+    """A stage with a result, in flight, held, refused or out of attempts is not submitted."""
+    for key in _submitted(situation.plan()):
+        fact = situation.facts.get(key, NodeFacts())
+        assert not fact.done
+        assert not fact.held
+        assert not fact.refused
+        assert fact.failures < MAX_ATTEMPTS
+        assert key not in situation.in_flight
+
+
+@quick
+@given(situations())
+def test_upstream_is_done_or_in_flight_or_submitted_before(situation: Situation) -> None:
+    """Every submitted stage can depend on something, and no task depends on a task of its own batch."""
+    plan = situation.plan()
+    standing = {key for key, fact in situation.facts.items() if fact.done} | set(situation.in_flight)
+    for batch in plan.batches:
+        for key in batch.keys:
+            assert set(situation.graph.nodes[key].upstream.values()) <= standing
+        standing |= set(batch.keys)
+
+
+@quick
+@given(situations())
+def test_limits_are_kept(situation: Situation) -> None:
+    """No array is larger than allowed, no more tasks than there is room, no task packs more than asked or different upstream."""
+    plan = situation.plan()
+    sizes = [len(batch.tasks) for batch in plan.batches]
+    if situation.limits.array_size:
+        assert all(0 < size <= situation.limits.array_size for size in sizes)
+    if situation.limits.queue_room:
+        assert sum(sizes) <= max(0, situation.limits.queue_room)
+    for batch in plan.batches:
+        for task in batch.tasks:
+            nodes = [situation.graph.nodes[key] for key in task.keys]
+            assert 0 < len(nodes) <= situation.packing
+            assert {(node.stage, node.method) for node in nodes} == {(batch.stage, batch.method)}
+            assert len({(node.fold, frozenset(node.upstream.values())) for node in nodes}) == 1
+
+
+@quick
+@given(situations())
+def test_planning_again_after_submission_submits_only_what_was_deferred(situation: Situation) -> None:
+    """With everything submitted in flight, a second plan repeats nothing; without limits it submits nothing."""
+    first = situation.plan()
+    in_flight = {**situation.in_flight, **dict.fromkeys(_submitted(first), IN_FLIGHT)}
+    second = situation.plan(in_flight=in_flight)
+    assert set(_submitted(second)) <= set(first.deferred)
+    if situation.limits.queue_room == 0:
+        assert not second.batches
+
+
+@quick
+@given(situations())
+def test_planning_is_a_function(situation: Situation) -> None:
+    """The same situation gives the same plan."""
+    assert situation.plan() == situation.plan()
+
+
+@quick
+@given(situations())
+def test_a_world_without_failures_ends_complete(situation: Situation) -> None:
+    """When all that is submitted succeeds, a bounded number of passes brings every run its result."""
+    facts = {key: NodeFacts(done=fact.done) for key, fact in situation.facts.items()}
+    limits = Limits(situation.limits.array_size, max(0, situation.limits.queue_room))
+    calm = Situation(situation.graph, facts, {}, limits, situation.packing)
+    for _ in range(len(situation.graph.nodes) + 1):
+        plan = calm.plan(facts=facts, in_flight={})
+        if plan.complete:
+            break
+        facts.update({key: NodeFacts(done=True) for key in _submitted(plan)})
+    assert all(facts[run.key].done for run in situation.graph.runs)
+
+
+@quick
+@given(situations())
+def test_blocked_means_something_upstream_is_given_up(situation: Situation) -> None:
+    """A blocked stage has a given-up one above it, a submitted or deferred one has none."""
+    plan = situation.plan()
+    given_up = set(plan.given_up)
+
+    def above(key: str) -> set[str]:
+        open_ = [key]
+        found: set[str] = set()
+        while open_:
+            for parent in situation.graph.nodes[open_.pop()].upstream.values():
+                fact = situation.facts.get(parent, NodeFacts())
+                if parent not in found and not fact.done and parent not in plan.waiting:
+                    found.add(parent)
+                    open_.append(parent)
+        return found
+
+    assert all(above(key) & given_up for key in plan.blocked)
+    assert not any(above(key) & given_up for key in (*_submitted(plan), *plan.deferred))
+
+
+def test_upstream_of_finished_runs_is_not_computed_again() -> None:
+    """When all runs of a fold are done, missing pretraining is left alone; when one is open, it comes back."""
+    graph = make_graph(methods=("tapt",), folds=("1",), seeds=2)
+    runs = [run.key for run in graph.runs]
+    done = {key: NodeFacts(done=True) for key in runs}
+    assert make_plan(graph, done, {}, runs_per_task={}, limits=Limits(), max_attempts=3).complete
+    plan = make_plan(graph, {runs[0]: NodeFacts(done=True)}, {}, runs_per_task={}, limits=Limits(), max_attempts=3)
+    assert [batch.stage for batch in plan.batches] == ["tapt", "finetune"]
+    assert plan.batches[1].keys == (runs[1],)
+
+
+def test_the_longest_chain_goes_first() -> None:
+    """Where there is room for few, the stages with most to come after them get it."""
+    graph = make_graph(folds=("1",), seeds=3)
+    plan = make_plan(graph, {}, {}, runs_per_task={}, limits=Limits(queue_room=1), max_attempts=3)
+    assert [batch.stage for batch in plan.batches] == ["states"]
+    assert len(plan.deferred) == len(graph.nodes) - 1
+
+
+def test_runs_of_a_fold_are_packed_together() -> None:
+    """Three runs per task: tasks hold runs of one fold, the last one what is left."""
+    graph = make_graph(methods=("vft",), folds=("1", "2"), seeds=5)
+    plan = make_plan(graph, {}, {}, runs_per_task=lambda stage: 3, limits=Limits(), max_attempts=3)
+    (batch,) = plan.batches
+    assert [[graph.nodes[key].fold for key in task.keys] for task in batch.tasks] == [["1"] * 3, ["1"] * 2, ["2"] * 3, ["2"] * 2]
+
+
+@pytest.mark.parametrize(("room", "tasks"), [(0, 4), (-1, 0), (3, 3)])
+def test_room_in_the_queue(room: int, tasks: int) -> None:
+    """0 is no limit, a negative number is no room at all."""
+    graph = make_graph(methods=("vft",), folds=("1", "2"), seeds=2)
+    plan = make_plan(graph, {}, {}, runs_per_task={}, limits=Limits(queue_room=room), max_attempts=3)
+    assert sum(len(batch.tasks) for batch in plan.batches) == tasks
+    assert len(plan.deferred) == 4 - tasks
+    assert not plan.settled
+
+
+def test_what_waits_for_another_launcher_is_deferred() -> None:
+    """A stage held by a process we cannot depend on is waited for; its dependants are submitted once it is done."""
+    graph = make_graph(methods=("tapt",), folds=("1",), seeds=2)
+    tapt = next(key for key, node in graph.nodes.items() if node.stage == "tapt")
+    plan = make_plan(graph, {tapt: NodeFacts(held="process 3 on node1")}, {}, runs_per_task={}, limits=Limits(), max_attempts=3)
+    assert plan.waiting == (tapt,)
+    assert len(plan.deferred) == 2
+    assert not plan.batches
+
+
+def test_critical_minutes_add_up_the_longest_chain() -> None:
+    """states 10 + cluster 5 + ptapt 20 + finetune 1."""
+    graph = make_graph(methods=("ptapt",), folds=("1",), seeds=1)
+    minutes = {"states": 10.0, "cluster": 5.0, "ptapt": 20.0, "finetune": 1.0}
+    found = {graph.nodes[key].stage: value for key, value in critical_minutes(graph, minutes.__getitem__).items()}
+    assert found == {"states": 36.0, "cluster": 26.0, "ptapt": 21.0, "finetune": 1.0}

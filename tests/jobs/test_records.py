@@ -1,0 +1,161 @@
+"""Records: complete or absent, never torn into a wrong answer."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from jobs.layout import StageFolder
+from jobs.records import (
+    SCHEMA,
+    Claim,
+    Ending,
+    Outcome,
+    Result,
+    artifacts_present,
+    attempt_numbers,
+    claim_attempt,
+    create_json,
+    file_digest,
+    read_claim,
+    read_json,
+    read_outcome,
+    read_result,
+    result_intact,
+    write_json,
+    write_outcome,
+    write_result,
+)
+
+RESULT = Result(
+    key="k1",
+    stage="finetune",
+    version=1,
+    fold="1",
+    seed=0,
+    corpus="fake",
+    corpus_digest="d1",
+    settings={"lr": 1e-4},
+    upstream={},
+    attempt=1,
+    metrics={"ua": 62.25},
+    provenance={"commit": "c"},
+    confusion=((3, 1), (0, 4)),
+    classes=("angry", "sad"),
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StageFolder:
+    return StageFolder(tmp_path / "store" / "finetune" / "k1")
+
+
+def test_a_result_reads_back_as_it_was_written(folder: StageFolder) -> None:
+    """Tuples, numbers and names survive the file."""
+    write_result(folder, RESULT)
+    assert read_result(folder, "k1") == RESULT
+
+
+@pytest.mark.parametrize("length", [0, 1, 40, 200])
+def test_a_torn_result_is_none(folder: StageFolder, length: int) -> None:
+    """Any beginning of the file is neither success nor failure."""
+    write_result(folder, RESULT)
+    folder.result.write_bytes(folder.result.read_bytes()[:length])
+    assert read_result(folder, "k1") is None
+
+
+@pytest.mark.parametrize("change", [{"schema": SCHEMA + 1}, {"key": "k2"}, {"unheard": 1}])
+def test_a_result_of_another_schema_or_key_is_none(folder: StageFolder, change: dict[str, object]) -> None:
+    """What this version does not understand does not count."""
+    write_json(folder.result, {"schema": SCHEMA, **asdict(RESULT), **change})
+    assert read_result(folder, "k1") is None
+
+
+def test_a_result_that_lacks_a_field_is_none(folder: StageFolder) -> None:
+    """Incomplete is not finished."""
+    value = {"schema": SCHEMA, **asdict(RESULT)}
+    del value["metrics"]
+    write_json(folder.result, value)
+    assert read_result(folder, "k1") is None
+
+
+def test_nan_cannot_be_published(folder: StageFolder) -> None:
+    """A record that JSON readers would choke on is refused, and what was there stays."""
+    write_result(folder, RESULT)
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_result(folder, replace(RESULT, metrics={"ua": float("nan")}))
+    assert read_result(folder, "k1") == RESULT
+    assert [path.name for path in folder.path.iterdir()] == ["result.json"]
+
+
+def test_artifacts_are_checked_by_presence_and_by_content(folder: StageFolder) -> None:
+    """A missing artifact is seen without reading, a changed one by its digest."""
+    output = folder.attempt(1).output
+    output.mkdir(parents=True)
+    (output / "model.bin").write_bytes(b"weights")
+    result = replace(RESULT, artifacts={"model.bin": file_digest(output / "model.bin")})
+    assert artifacts_present(folder, result)
+    assert result_intact(folder, result)
+    (output / "model.bin").write_bytes(b"weighty")
+    assert artifacts_present(folder, result)
+    assert not result_intact(folder, result)
+    (output / "model.bin").unlink()
+    assert not artifacts_present(folder, result)
+
+
+def test_claims_and_outcomes_read_back(folder: StageFolder) -> None:
+    """An attempt is listed from its claim on; its outcome says how it ended."""
+    claim = Claim(1, "node1", 12, "boot/ns/99", 5.0, "7_3")
+    assert claim_attempt(folder, 1, claim)
+    assert not claim_attempt(folder, 1, replace(claim, pid=13))
+    assert read_claim(folder.attempt(1)) == claim
+    outcome = Outcome(1, Ending.interrupted, "Interrupted", "asked to stop", "", "node1", 3.5, "7_3")
+    write_outcome(folder.attempt(1), outcome)
+    assert read_outcome(folder.attempt(1)) == outcome
+    assert attempt_numbers(folder) == (1,)
+
+
+def _claim_in_process(path: str, pid: int, queue: multiprocessing.Queue[bool]) -> None:
+    queue.put(claim_attempt(StageFolder(Path(path)), 1, Claim(1, "host", pid, "", 0.0)))
+
+
+def test_of_many_processes_one_gets_the_claim(folder: StageFolder) -> None:
+    """An attempt has one owner, whoever else tries at the same time."""
+    context = multiprocessing.get_context("fork")
+    queue: multiprocessing.Queue[bool] = context.Queue()
+    workers = [context.Process(target=_claim_in_process, args=(str(folder.path), number, queue)) for number in range(8)]
+    for worker in workers:
+        worker.start()
+    won = [queue.get(timeout=20) for _ in workers]
+    for worker in workers:
+        worker.join()
+    assert sorted(won) == [False] * 7 + [True]
+    assert sorted(os.listdir(folder.attempt(1).path)) == ["claim.json"]
+
+
+def test_create_json_never_replaces(tmp_path: Path) -> None:
+    """The second writer is told, and the first one's text stays."""
+    assert create_json(tmp_path / "intent.json", {"a": 1})
+    assert not create_json(tmp_path / "intent.json", {"a": 2})
+    assert read_json(tmp_path / "intent.json") == {"a": 1}
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", '"x"', "\x00"])
+def test_what_is_not_an_object_reads_as_none(tmp_path: Path, text: str) -> None:
+    """Torn, empty or of another kind: None."""
+    (tmp_path / "record.json").write_text(text)
+    assert read_json(tmp_path / "record.json") is None
+
+
+def test_files_are_readable_by_the_group(tmp_path: Path) -> None:
+    """Records follow the user's umask, so that a laboratory can share a folder."""
+    write_json(tmp_path / "record.json", {})
+    mask = os.umask(0o022)
+    os.umask(mask)
+    assert (tmp_path / "record.json").stat().st_mode & 0o777 == 0o666 & ~mask
+    assert json.loads((tmp_path / "record.json").read_text()) == {}

@@ -1,0 +1,308 @@
+"""The worker: at most one effective execution, checks of what it reads, records of how it ended; real stages in real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.errors import UsageError
+from jobs.graph import Graph, Node
+from jobs.layout import Layout, StageFolder
+from jobs.liveness import new_claim
+from jobs.records import Ending, Outcome, Result, attempt_numbers, claim_attempt, read_outcome, read_result, result_intact
+from jobs.tasks import Workplace, describe, description_from_json, description_to_json, read_description, write_description
+from jobs.worker import NotFiniteError, Session, StopRequest, Verdict, check_returned, execute, run_task
+from tests.jobs import fake_registry
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+class Place:
+    """A corpus, a store and the graph of a small experiment."""
+
+    def __init__(self, folder: Path, recipe: Mapping[str, Any] | None = None) -> None:
+        self.corpus = fake_registry.make_corpus(folder / "corpus")
+        self.layout = Layout(folder / "results", "exp")
+        self.graph: Graph = fake_registry.make_graph(recipe, methods=("tapt",), folds=("1",), seeds=3)
+        self.place = Workplace(
+            registry=fake_registry.NAME,
+            results=str(self.layout.root),
+            experiment="exp",
+            corpus="fake",
+            corpus_folder=str(self.corpus),
+            corpus_digest="d1",
+            digest_of=fake_registry.DIGEST_OF,
+            code={"commit": "abc", "dirty": ""},
+            packages=("pytest", "no-such-package"),
+        )
+        self.tapt = next(node for node in self.graph.nodes.values() if node.stage == "tapt")
+        self.runs = [self.graph.nodes[run.key] for run in self.graph.runs]
+        self.said: list[str] = []
+
+    def session(self, *nodes: Node, lag_seconds: float = 0.0) -> Session:
+        description = describe(self.place, self.graph, [[node.key for node in nodes]])
+        return Session(description, 1, self.said.append, StopRequest(), lag_seconds)
+
+    def execute(self, node: Node) -> Verdict:
+        return execute(self.session(node), node)
+
+    def folder(self, node: Node) -> StageFolder:
+        return self.layout.stage(node.stage, node.key)
+
+    def result(self, node: Node) -> Result:
+        result = read_result(self.folder(node), node.key)
+        assert result is not None
+        return result
+
+    def outcome(self, node: Node, attempt: int = 1) -> Outcome:
+        outcome = read_outcome(self.folder(node).attempt(attempt))
+        assert outcome is not None
+        return outcome
+
+    def starts(self, node: Node) -> int:
+        return fake_registry.count(self.corpus, "starts").get(node.key, 0)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def failing(tmp_path: Path, behaviour: str) -> Place:
+    return Place(tmp_path, {"failing": {"tapt tapt 1 0": behaviour}})
+
+
+def test_a_stage_is_computed_once(place: Place) -> None:
+    """The first worker publishes a result with everything that identifies it, the second leaves at once."""
+    assert place.execute(place.tapt) is Verdict.done
+    assert place.execute(place.tapt) is Verdict.already
+    assert place.starts(place.tapt) == 1
+    result = place.result(place.tapt)
+    assert result_intact(place.folder(place.tapt), result)
+    assert set(result.artifacts) == {"sum.json", "parts/note.txt"}
+    assert (result.stage, result.fold, result.corpus_digest, result.attempt) == ("tapt", "1", "d1", 1)
+    assert result.confusion == ((3, 1), (0, 4))
+    assert not place.folder(place.tapt).checkpoint.exists()
+
+
+def test_provenance_is_complete(place: Place) -> None:
+    """Commit from the launcher; versions, host, device, seed, times, memory and threads from the worker."""
+    place.execute(place.tapt)
+    provenance = place.result(place.tapt).provenance
+    assert provenance["commit"] == "abc"
+    assert provenance["packages"] == {"pytest": pytest.__version__, "no-such-package": None}
+    assert provenance["threads"] == 1
+    assert provenance["seed"] == 0
+    assert provenance["device"] == "cpu"
+    assert provenance["seconds"] >= 0
+    assert provenance["peak_rss_bytes"] > 1 << 20
+    assert {"host", "python", "started", "finished", "slurm"} <= set(provenance)
+
+
+def test_artifacts_flow_downstream(place: Place) -> None:
+    """A fine-tuning reads what its pretraining wrote."""
+    assert run_task(place.session(place.tapt, place.runs[1]), 0) == 0
+    output = place.folder(place.runs[1]).attempt(1).output
+    assert json.loads((output / "sum.json").read_text())["sum"] == 45 + 45 + 1
+
+
+def test_without_upstream_nothing_is_claimed(place: Place) -> None:
+    """A task that starts too early leaves no attempt and says whose result it lacks; its exit code is neither success nor failure."""
+    assert run_task(place.session(place.runs[0]), 0) == 3
+    assert attempt_numbers(place.folder(place.runs[0])) == ()
+    assert any("no result of tapt" in line for line in place.said)
+
+
+def test_a_damaged_artifact_takes_its_result_back(place: Place) -> None:
+    """The reader finds out, the result is withdrawn and kept on record, and the stage is computed again."""
+    place.execute(place.tapt)
+    artifact = place.folder(place.tapt).attempt(1).output / "sum.json"
+    artifact.write_text('{"sum": 46}')
+    assert place.execute(place.runs[0]) is Verdict.unready
+    assert read_result(place.folder(place.tapt), place.tapt.key) is None
+    assert (place.folder(place.tapt).attempt(1).path / "withdrawn.json").is_file()
+    assert place.outcome(place.tapt).error == "ArtifactDamaged"
+    assert place.execute(place.tapt) is Verdict.done
+    assert place.result(place.tapt).attempt == 2
+    assert place.execute(place.runs[0]) is Verdict.done
+
+
+def test_a_missing_artifact_is_computed_again(place: Place) -> None:
+    """A result whose artifacts are gone does not keep a worker from its work."""
+    place.execute(place.tapt)
+    (place.folder(place.tapt).attempt(1).output / "sum.json").unlink()
+    assert place.execute(place.tapt) is Verdict.done
+    assert place.result(place.tapt).attempt == 2
+
+
+def test_upstream_that_shows_up_late_is_waited_for(place: Place) -> None:
+    """A shared folder may lag: the worker looks again for a while."""
+    place.execute(place.tapt)
+    result = place.folder(place.tapt).result
+    hidden = result.rename(result.with_name("hidden"))
+    code = f"import time, os; time.sleep(0.4); os.rename({str(hidden)!r}, {str(result)!r})"
+    with subprocess.Popen([sys.executable, "-c", code]):
+        assert execute(place.session(place.runs[0], lag_seconds=20.0), place.runs[0]) is Verdict.done
+
+
+def test_a_live_claim_is_left_alone(place: Place) -> None:
+    """Somebody works on it: no second execution, and the task is not finished."""
+    claim_attempt(place.folder(place.tapt), 1, new_claim(1))
+    assert run_task(place.session(place.tapt), 0) == 3
+    assert place.starts(place.tapt) == 0
+    assert any("works on it" in line for line in place.said)
+
+
+def test_a_dead_claim_is_followed_by_the_next_attempt(place: Place) -> None:
+    """The process that claimed is gone: attempt 2 does the work."""
+    claim_attempt(place.folder(place.tapt), 1, replace(new_claim(1), pid=2**22 - 1))
+    assert place.execute(place.tapt) is Verdict.done
+    assert place.result(place.tapt).attempt == 2
+
+
+def test_an_exception_is_recorded(tmp_path: Path) -> None:
+    """Class, first line and traceback; exit code 1; the next execution is a new attempt."""
+    place = failing(tmp_path, "fail:1")
+    assert run_task(place.session(place.tapt), 0) == 1
+    outcome = place.outcome(place.tapt)
+    assert (outcome.ending, outcome.error, outcome.message) == (Ending.failed, "ValueError", "made to fail, start 1")
+    assert "_behave" in outcome.detail
+    assert place.execute(place.tapt) is Verdict.done
+
+
+def test_wrong_input_is_refused(tmp_path: Path) -> None:
+    """Errors that carry problems are the user's to mend, all lines on record."""
+    place = failing(tmp_path, "refuse")
+    assert place.execute(place.tapt) is Verdict.refused
+    outcome = place.outcome(place.tapt)
+    assert outcome.ending is Ending.refused
+    assert outcome.message == "no such checkpoint: name another (and 1 more)"
+    assert outcome.detail.splitlines()[1] == "and a second problem"
+
+
+def test_nan_is_a_failure(tmp_path: Path) -> None:
+    """A metric that is no number is never published."""
+    place = failing(tmp_path, "nan")
+    assert place.execute(place.tapt) is Verdict.failed
+    assert place.outcome(place.tapt).message.startswith("metrics.ua is not a finite number")
+
+
+def test_another_corpus_is_refused(place: Place) -> None:
+    """The corpus that lies there now must be the one of the launch."""
+    (place.corpus / "digest").write_text("d2")
+    assert place.execute(place.tapt) is Verdict.refused
+    assert "is not the one" in place.outcome(place.tapt).message
+    assert place.starts(place.tapt) == 0
+
+
+def test_a_failed_stage_does_not_hold_up_the_rest_of_its_task(tmp_path: Path) -> None:
+    """Packed runs are independent: the one after a failure is computed, the exit code tells of the failure."""
+    place = Place(tmp_path, {"failing": {"finetune tapt 1 0": "fail:9"}})
+    place.execute(place.tapt)
+    assert run_task(place.session(*place.runs), 0) == 1
+    assert [place.starts(node) for node in place.runs] == [1, 1, 1]
+    assert place.result(place.runs[2]).metrics["ua"] == 50.0 + 92 % 50
+
+
+def test_a_registry_that_cannot_be_imported_is_a_recorded_failure(place: Place) -> None:
+    """Broken code counts as an attempt, so that it is not tried for ever."""
+    place.place = replace(place.place, registry="no_such_module:REGISTRY")
+    assert place.execute(place.tapt) is Verdict.failed
+    assert place.outcome(place.tapt).error == "ModuleNotFoundError"
+
+
+@pytest.mark.parametrize(
+    ("returned", "error"),
+    [
+        ({"metrics": {"ua": [1.0, float("inf")]}}, NotFiniteError),
+        ({"metrics": {"ua": object()}}, TypeError),
+        ({"metrics": {}, "weights": [1]}, ValueError),
+    ],
+)
+def test_what_a_result_cannot_hold_is_an_error(returned: dict[str, Any], error: type[Exception]) -> None:
+    """Not finite, not JSON, not a known key."""
+    with pytest.raises(error):
+        check_returned(returned)
+
+
+def test_a_description_survives_its_file(place: Place, tmp_path: Path) -> None:
+    """What the worker reads is what was written; another schema or a torn file is said plainly."""
+    description = place.session(*place.runs).description
+    assert set(description.nodes) == {place.tapt.key, *(node.key for node in place.runs)}
+    write_description(tmp_path / "tasks.json", description)
+    assert read_description(tmp_path / "tasks.json") == description
+    value = description_to_json(description)
+    with pytest.raises(UsageError, match="schema 2"):
+        description_from_json({**value, "schema": 2})
+    with pytest.raises(UsageError, match="another version"):
+        description_from_json({**value, "place": {**value["place"], "unheard": 1}})
+    (tmp_path / "tasks.json").write_text("{")
+    with pytest.raises(UsageError, match="no complete task description"):
+        read_description(tmp_path / "tasks.json")
+
+
+def _start(place: Place, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    file = place.layout.root / "tasks.json"
+    write_description(file, describe(place.place, place.graph, [[place.tapt.key], [node.key for node in place.runs]]))
+    values = {**os.environ, "PYTHONPATH": str(REPOSITORY), **environment}
+    command = [sys.executable, "-m", "jobs.worker", str(file), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=values, cwd=REPOSITORY)
+
+
+def test_the_command_runs_one_task_of_a_file(place: Place) -> None:
+    """Index from the argument or from Slurm's array; the claim carries the array element."""
+    with _start(place, "0") as first:
+        assert first.wait(60) == 0
+    environment = {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_JOB_ID": "77", "SLURM_JOB_ID": "78", "SLURM_CPUS_PER_TASK": "1"}
+    with _start(place, **environment) as second:
+        assert second.wait(60) == 0
+    result = place.result(place.runs[2])
+    assert result.provenance["slurm_job"] == "77_1"
+    assert result.provenance["slurm"]["job_id"] == "78"
+    assert result.provenance["threads"] == 1
+
+
+@pytest.mark.parametrize("arguments", [("2",), ("-1",), ("x",), ()])
+def test_the_command_refuses_what_is_no_task(place: Place, arguments: tuple[str, ...]) -> None:
+    """One line on stderr and exit code 2."""
+    with _start(place, *arguments) as process:
+        output, error = process.communicate(timeout=60)
+        assert process.returncode == 2
+        assert output == ""
+        assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
+def test_a_stop_signal_leaves_a_checkpoint_and_the_next_attempt_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+    """Exit code 3, an outcome that costs nothing, and a second execution that finds the checkpoint."""
+    place = failing(tmp_path, "sleep:60")
+    with _start(place, "0") as process:
+        deadline = time.monotonic() + 30
+        while not place.starts(place.tapt) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(number)
+        assert process.wait(30) == 3
+    assert place.outcome(place.tapt).ending is Ending.interrupted
+    assert (place.folder(place.tapt).checkpoint / "state.json").is_file()
+    assert place.execute(place.tapt) is Verdict.done
+    assert place.result(place.tapt).attempt == 2
+
+
+def test_two_workers_at_once_compute_once(tmp_path: Path) -> None:
+    """Started together on the same stage, one does the work and the other leaves it alone."""
+    place = Place(tmp_path, {"seconds": 1.5})
+    first, second = _start(place, "0"), _start(place, "0")
+    for process in (first, second):
+        process.communicate(timeout=60)
+    assert sorted([first.returncode, second.returncode]) in ([0, 3], [0, 0])
+    assert place.starts(place.tapt) == 1
