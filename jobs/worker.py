@@ -310,6 +310,7 @@ def _compute(
         **process_facts(place.packages, threads=session.threads),
         **watch.facts(),
         "seed": node.seed,
+        "durations": values["durations"],
         "runtime": dict(node.runtime),
         "slurm_job": own_slurm_job(),
     }
@@ -333,15 +334,16 @@ def _compute(
 
 
 def check_returned(returned: Mapping[str, Any]) -> dict[str, Any]:
-    """`metrics`, `confusion` and `classes` of what a stage returned.
+    """`metrics`, `durations`, `confusion` and `classes` of what a stage returned.
 
     Raises NotFiniteError where a metric is NaN or infinite, ValueError for keys that a result does not hold, TypeError for values
     outside JSON.
     """
-    values = {"metrics": {}, "confusion": (), "classes": (), **returned}
-    unknown = sorted(set(values) - {"metrics", "confusion", "classes"})
+    known: dict[str, Any] = {"metrics": {}, "durations": {}, "confusion": (), "classes": ()}
+    unknown = sorted(set(returned) - set(known))
     if unknown:
-        raise ValueError(f"the stage returned {', '.join(unknown)}: a result holds metrics, confusion and classes")
+        raise ValueError(f"the stage returned {', '.join(unknown)}: a result holds {', '.join(known)}")
+    values = {**known, **returned}
     wrong = _not_finite("metrics", values["metrics"])
     if wrong:
         raise NotFiniteError(f"{wrong} is not a finite number: the training diverged")
