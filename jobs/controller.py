@@ -20,8 +20,10 @@ from jobs.layout import Layout
 from jobs.local import LocalExecutor
 from jobs.observe import read_facts
 from jobs.plan import Batch, Executor, InFlight, Limits, NodeFacts, Phase, Plan, make_plan
+from jobs.slurm_client import SlurmUnavailableError
 
 MAX_SILENT = 4  # times a stage may leave the queue, everything upstream of it done, without an attempt; noticed one submission later
+MAX_UNSEEN = 30  # passes in a row that could not look at the queue
 SLICE_SECONDS = 0.2  # how soon Ctrl-C is heard
 HELD_SECONDS = 2.0  # between looks at stages that another launcher on this machine computes
 
@@ -150,12 +152,24 @@ def wait_for(
     tell: Callable[[Event], None] = lambda event: None,
     each_pass: Callable[[Report], None] = lambda report: None,
 ) -> Report:
-    """Passes with `poll_seconds` in between, until every run is done or given up, or the user interrupts; jobs go on in that case."""
+    """Passes with `poll_seconds` in between, until every run is done or given up, or the user interrupts; jobs go on in that case.
+
+    Raises SlurmUnavailableError when Slurm has not answered in `MAX_UNSEEN` passes one after another; fewer are waited out.
+    """
     silent: Counter[str] = Counter()
     former: Report | None = None
+    unseen = 0
     with Interrupts() as interrupts:
         while True:
-            report = reconcile(desired, executor, silent=silent)
+            try:
+                report = reconcile(desired, executor, silent=silent)
+            except SlurmUnavailableError:
+                unseen += 1
+                if unseen >= MAX_UNSEEN or interrupts.count:
+                    raise
+                interrupts.pause(poll_seconds)
+                continue
+            unseen = 0
             for event in changes(desired.graph, former, report):
                 tell(event)
             if former is not None:

@@ -18,8 +18,6 @@ from typing import Any
 from jobs.config import Resources, SlurmSite
 from jobs.errors import UsageError
 
-# What a job takes over from the shell that launches; all else is left behind (Slurm adds SLURM_*). A site's profile may set more.
-EXPORTED = ("HOME", "USER", "LOGNAME", "SHELL", "PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE")
 # Set by the template or the program, or without sense in a script.
 _ARRAY_OPTIONS = ("array", "job-name", "dependency", "kill-on-invalid-dep", "begin", "hold", "requeue", "no-requeue")
 _SIZE_OPTIONS = ("time", "nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "gpus-per-node", "mem")
@@ -143,7 +141,6 @@ def _facts(job: ArrayJob, site: SlurmSite) -> Mapping[str, Any]:
         "gpus": gpu_expression(resources, site),
         "memory_mb": math.ceil(resources.memory_gb * 1024) if site.memory_requests else 0,
         "signal_seconds": signal_seconds(job.minutes, site),
-        "exported": ",".join(EXPORTED),
         "login_shell": bool(site.modules),
         "site": replace(site),
         "binds": job.binds,

@@ -21,6 +21,21 @@ from jobs.slurm_text import ACCOUNTING_FORMAT, QUEUE_FORMAT, QueuedElement, leas
 LOOK_SECONDS = 30.0  # one look-up; a busy controller answers within its MessageTimeout, 10 s unless the site changed it
 LOOKS = 3
 SUBMIT_SECONDS = 120  # sbatch itself waits and retries while the controller is full; then its outcome counts as unknown
+# What sbatch, and so a job, takes over from the shell that launches; all else is left behind. A site's profile may set more.
+EXPORTED = (
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "PATH",
+    "LANG",
+    "LC_ALL",
+    "LD_LIBRARY_PATH",
+    "SLURM_CONF",
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "HF_HUB_OFFLINE",
+)
 _FOREIGN = ("SLURM_", "SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_", "SALLOC_", "SRUN_")
 _DEFAULTS = {"SBATCH_ACCOUNT": "account", "SBATCH_PARTITION": "partition", "SBATCH_QOS": "qos"}
 _log = logging.getLogger(__name__)
@@ -104,10 +119,10 @@ class SlurmClient:
         return TemplateExecutor(folder, self.submission_command(site)).submit_script(script, parameters)
 
     def submission_command(self, site: SlurmSite) -> list[str]:
-        """sbatch with a time limit and without what this process's own environment would add to a request."""
-        kept = {name for name, key in _DEFAULTS.items() if getattr(site, key) is None}
-        dropped = [argument for name in os.environ if name not in kept and _foreign(name) for argument in ("-u", name)]
-        return ["timeout", "--kill-after=5", str(SUBMIT_SECONDS), "env", *dropped, "LC_ALL=C", "sbatch"]
+        """sbatch with a time limit, and with no more of this process's environment than a job needs (it takes over what sbatch has)."""
+        names = [*EXPORTED, *(name for name, key in _DEFAULTS.items() if getattr(site, key) is None)]
+        kept = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+        return ["timeout", "--kill-after=5", str(SUBMIT_SECONDS), "env", "-i", *kept, "sbatch"]
 
     def _accounting(self, chosen: Sequence[str]) -> dict[str, str] | None:
         found = self._sacct([*chosen, f"--format={ACCOUNTING_FORMAT}"])

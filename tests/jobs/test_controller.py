@@ -13,6 +13,7 @@ import pytest
 
 from jobs.controller import (
     MAX_SILENT,
+    MAX_UNSEEN,
     Change,
     Desired,
     Event,
@@ -27,6 +28,7 @@ from jobs.controller import (
 )
 from jobs.graph import Graph
 from jobs.plan import Batch, InFlight, Limits, NodeFacts, Phase, Plan
+from jobs.slurm_client import SlurmUnavailableError
 from jobs.tasks import describe_batch
 from jobs.worker import Session, StopRequest, run_task
 from tests.jobs import fake_registry, local_launch
@@ -40,6 +42,7 @@ class QueueOfThreads:
     room: int = 0
     broken: bool = False  # jobs end before the worker begins
     refuses: int = 0  # the first so many batches are not taken
+    unseen: int = 0  # the first so many looks fail
     queue: dict[str, InFlight] = field(default_factory=dict)
     submissions: list[Batch] = field(default_factory=list)
     upstreams: list[Mapping[str, InFlight]] = field(default_factory=list)
@@ -49,6 +52,9 @@ class QueueOfThreads:
         return Limits(array_size=3, queue_room=self.room)
 
     def in_flight(self) -> Mapping[str, InFlight]:
+        if self.unseen:
+            self.unseen -= 1
+            raise SlurmUnavailableError("squeue did not answer")
         return dict(self.queue)
 
     def live_jobs(self) -> frozenset[str] | None:
@@ -156,6 +162,16 @@ def test_jobs_that_never_start_are_not_submitted_for_ever(tmp_path: Path, execut
     assert set(report.plan.given_up) == {key for key, node in local_launch.desired(tmp_path, {}).graph.nodes.items() if not node.upstream}
     assert all("before the worker began" in report.facts[key].error for key in report.plan.given_up)
     assert max(sum(key in batch.keys for batch in executor.submissions) for key in report.plan.given_up) == MAX_SILENT + 1
+
+
+def test_a_queue_that_cannot_be_seen_is_waited_for_and_not_for_ever(tmp_path: Path, executor: QueueOfThreads) -> None:
+    """Hiccups cost passes and nothing else; a Slurm that stays away ends the wait with its error."""
+    executor.unseen = MAX_UNSEEN - 1
+    report, _ = _wait(local_launch.desired(tmp_path, {}), executor)
+    assert report.complete
+    executor.unseen = MAX_UNSEEN
+    with pytest.raises(SlurmUnavailableError):
+        _wait(local_launch.desired(tmp_path, {}), executor)
 
 
 def test_a_packed_stage_that_did_not_get_its_turn_is_not_silent() -> None:

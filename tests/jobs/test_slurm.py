@@ -62,7 +62,7 @@ def five_to_fifteen(*, failing: int | None = None) -> tuple[Graph, list[Node], l
 
 
 def test_elements_start_when_their_own_upstream_element_has_ended(slurm_cluster: Cluster, tmp_path: Path) -> None:
-    """Three upstream elements, nine downstream: those of the first start while the last upstream element still runs; a failure stops only its own."""
+    """Three upstream elements, nine downstream: the first start while the last upstream element still runs; a failure stops only its own."""
     graph, upstream, runs = five_to_fifteen(failing=1)
     arrays = arrays_of(tmp_path)
     held = dict(arrays.submit(batch_of(upstream), graph, {}))
@@ -105,9 +105,13 @@ def test_thirty_elements_under_a_throttle_and_several_stages_in_one(slurm_cluste
     assert len({flight.job for flight in held.values()}) == 30
     assert held["key00"].job == held["key01"].job
     seen: set[Phase] = set()
-    while found := arrays.in_flight():
-        seen |= {flight.phase for flight in found.values()}
-        time.sleep(0.2)
+
+    def watched() -> bool:
+        found = arrays.in_flight()
+        seen.update(flight.phase for flight in found.values())
+        return not found
+
+    until(watched)
     assert seen == {Phase.queued, Phase.running}
     events = sorted((when, change) for one in nodes for when, change in ((started(tmp_path, one.key), 1), (ended(tmp_path, one.key), -1)))
     together = at_once = 0
@@ -209,9 +213,8 @@ def test_sbatch_without_a_reply_leaves_an_intent(slurm_cluster: Cluster, tmp_pat
     arrays = arrays_of(tmp_path)
     real, fake = shutil.which("sbatch"), tmp_path / "bin" / "sbatch"
     fake.parent.mkdir()
-    fake.write_text(
-        f'#!/bin/sh\n{real} "$@" >/dev/null\necho "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation" >&2\nexit 1\n'
-    )
+    reply = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
+    fake.write_text(f'#!/bin/sh\n{real} "$@" >/dev/null\necho "{reply}" >&2\nexit 1\n')
     fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
     held = arrays.submit(batch, graph, {})

@@ -1,0 +1,129 @@
+"""Configuration: layers, overrides, and one line for whatever is wrong with them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from jobs.config import Cluster, Resources, load_experiment, resolved_values, resources_of, restore_experiment
+from jobs.errors import UsageError
+
+
+@dataclass
+class Training:
+    epochs: int = 15
+    learning_rate: float = 1e-4
+
+
+@dataclass
+class FakeRecipe:
+    finetune: Training = field(default_factory=Training)
+    counts: list[int] = field(default_factory=lambda: [64, 512])
+
+
+@pytest.fixture
+def configs(tmp_path: Path) -> Path:
+    for folder in ("experiment", "site"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "site" / "default.yaml").write_text("{}\n")
+    (tmp_path / "site" / "campus.yaml").write_text("partition: gpu\naccount: speech\n")
+    (tmp_path / "experiment" / "small.yaml").write_text(
+        "corpus: demo\nseeds: 3\nresources:\n  default: {cpus: 2, minutes: 5}\n  tapt: {cpus: 8}\nrecipe:\n  finetune: {epochs: 2}\n"
+    )
+    return tmp_path
+
+
+def _error(configs: Path, *overrides: str, name: str = "small") -> str:
+    with pytest.raises(UsageError) as caught:
+        load_experiment(name, overrides, configs=configs, recipe_schema=FakeRecipe)
+    text = str(caught.value)
+    assert len(text.splitlines()) == 1
+    return text
+
+
+def test_layers_in_order(configs: Path) -> None:
+    """Schema, site profile, experiment, overrides: the later wins, what nobody says is the schema's default."""
+    experiment = load_experiment("small", ["seeds=7", "site=campus", "slurm.account=x"], configs=configs, recipe_schema=FakeRecipe)
+    assert (experiment.name, experiment.corpus, experiment.seeds) == ("small", "demo", 7)
+    assert (experiment.slurm.partition, experiment.slurm.account, experiment.slurm.qos) == ("gpu", "x", None)
+    assert (experiment.recipe.finetune.epochs, experiment.recipe.finetune.learning_rate) == (2, 1e-4)
+    assert experiment.cluster is Cluster.local
+    assert isinstance(experiment.recipe, FakeRecipe)
+
+
+def test_overrides_reach_everything(configs: Path) -> None:
+    """Lists, numbers, enums and nested keys by dot-list."""
+    overrides = ["methods=[vft,tapt]", "recipe.finetune.learning_rate=3e-5", "recipe.counts=[8]", "cluster=slurm", "resources.tapt.gpus=4"]
+    experiment = load_experiment("small", overrides, configs=configs, recipe_schema=FakeRecipe)
+    assert experiment.methods == ["vft", "tapt"]
+    assert experiment.recipe.finetune.learning_rate == 3e-5
+    assert experiment.recipe.counts == [8]
+    assert experiment.cluster is Cluster.slurm
+    assert experiment.resources["tapt"].gpus == 4
+
+
+def test_resources_by_stage(configs: Path) -> None:
+    """A stage's own entry, else `default`, else the schema's."""
+    experiment = load_experiment("small", [], configs=configs, recipe_schema=FakeRecipe)
+    assert resources_of(experiment, "tapt").cpus == 8
+    assert resources_of(experiment, "finetune").cpus == 2
+    experiment.resources.clear()
+    assert resources_of(experiment, "finetune") == Resources()
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("seds=5", "did you mean 'seeds'"),
+        ("recipe.finetune.epoch=5", "did you mean 'recipe.finetune.epochs'"),
+        ("slurm.partitoin=x", "did you mean 'slurm.partition'"),
+        ("seeds=many", "seeds"),
+        ("seeds=0", "seeds out of range"),
+        ("policy.max_attempts=0", "policy.max_attempts out of range"),
+        ("resources.tapt.cpus=0", "resources.tapt.cpus out of range"),
+        ("cluster=cloud", "cluster"),
+        ("methods=[vft,vft]", "each method once"),
+        ("methods=[]", "each method once"),
+        ("name=../x", "name"),
+        ("name=store", "name"),
+        ("seeds", "write KEY=VALUE"),
+        ("=5", "write KEY=VALUE"),
+        ("site=nowhere", "no site profile 'nowhere': known are campus, default"),
+        ("recipe.counts=[1", "overrides"),
+    ],
+)
+def test_a_wrong_override_is_one_line(configs: Path, override: str, expected: str) -> None:
+    """Which key, what is wrong with it, and the nearest known one."""
+    assert expected in _error(configs, override)
+
+
+def test_an_unknown_experiment_names_the_known_ones(configs: Path) -> None:
+    """And the nearest."""
+    text = _error(configs, name="smal")
+    assert "small" in text
+    assert "did you mean 'small'" in text
+
+
+@pytest.mark.parametrize("text", ["seeds: [1", "- a\n- b\n", "seeds: 3\n\tx: 4\n", "unheard: 1\n"])
+def test_a_broken_file_is_named(configs: Path, text: str) -> None:
+    """YAML that does not parse, a list, an unknown key: one line with the file."""
+    (configs / "experiment" / "small.yaml").write_text(text)
+    assert "small.yaml" in _error(configs)
+
+
+def test_a_corpus_must_be_named(configs: Path) -> None:
+    """What has no default is asked for."""
+    (configs / "experiment" / "small.yaml").write_text("seeds: 3\n")
+    assert "corpus" in _error(configs)
+
+
+def test_stored_values_give_the_same_experiment(configs: Path) -> None:
+    """What a launch writes down is plain JSON, and reads back as what was launched."""
+    experiment = load_experiment("small", ["cluster=slurm", "site=campus"], configs=configs, recipe_schema=FakeRecipe)
+    values = json.loads(json.dumps(resolved_values(experiment), allow_nan=False))
+    assert restore_experiment(values, recipe_schema=FakeRecipe) == experiment
+    with pytest.raises(UsageError, match="launch `grid` again"):
+        restore_experiment({**values, "outdated": 1}, recipe_schema=FakeRecipe)

@@ -1,0 +1,63 @@
+"""The command line: what a user types, what is printed, which exit code comes back."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def launch(*arguments: str, data: Path, results: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user does."""
+    command = [sys.executable, str(ROOT / "launch.py"), *arguments]
+    environment = {"SER_GRID_DATA": str(data), "SER_GRID_RESULTS": str(results), "PATH": "/usr/bin:/bin", "HOME": str(results)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, cwd=ROOT, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("grid",), ("iemocap", "prepare iemocap --source", "grid demo")),
+        (("grid", "iemocapp"), ("no experiment 'iemocapp'", "did you mean 'iemocap'?")),
+        (("grid", "demo", "seed=3"), ("unknown key 'seed'", "did you mean 'seeds'?")),
+        (("grid", "demo", "recipe.finetune.epoch=3"), ("did you mean 'recipe.finetune.epochs'?",)),
+        (("grid", "demo", "seeds=many"), ("seeds", "many")),
+        (("grid", "demo", "recipe.finetune.epochs=0"), ("recipe.finetune.epochs",)),
+        (("grid", "demo", "site=nowhere"), ("no site profile 'nowhere'",)),
+        (("grid", "demo", "savee"), ("one experiment at a time",)),
+        (("grid", "demo", "--cluster", "cloud"), ("--cluster cloud",)),
+        (("status", "demo"), ("was not launched",)),
+        (("collect", "demo", "--format", "docx"), ("docx", "latex")),
+        (("prepare", "iemocap"), ("--source",)),
+        (("prepare", "savee", "--source", "/nowhere/at/all"), ("/nowhere/at/all",)),
+        (("prepare", "timit", "--source", "."), ("timit", "iemocap")),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(arguments: tuple[str, ...], expected: tuple[str, ...], tmp_path: Path) -> None:
+    """A mistake is answered by one line that says what, where and what to do; nothing is written."""
+    done = launch(*arguments, data=tmp_path / "data", results=tmp_path / "results")
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    for text in expected:
+        assert text in done.stderr
+    assert not (tmp_path / "data").exists()
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("status", "demo"), ("grid", "demo", "seed=3"), ("grid", "--help")])
+def test_a_start_imports_nothing_heavy(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """Help, `status` and a refused `grid` answer without torch, transformers, scikit-learn, pandas, submitit or matplotlib."""
+    heavy = ("torch", "transformers", "sklearn", "pandas", "submitit", "matplotlib", "scipy", "numpy", "fairseq")
+    program = (
+        "import sys, launch\n"
+        f"sys.argv = ['launch.py', *{list(arguments)!r}]\n"
+        "try:\n    launch.main()\nexcept SystemExit:\n    pass\n"
+        f"print('imported:', [name for name in {heavy!r} if name in sys.modules])\n"
+    )
+    environment = {"SER_GRID_DATA": str(tmp_path / "d"), "SER_GRID_RESULTS": str(tmp_path / "r"), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=60, check=True)
+    assert done.stdout.strip().splitlines()[-1] == "imported: []"
