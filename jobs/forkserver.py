@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from jobs.tasks import description_from_json, load_object
-from jobs.worker import STOP_SIGNALS, Session, StopRequest, limit_threads, run_task, say
+from jobs.worker import STOP_SIGNALS, StopRequest, WorkerProcess, limit_threads, run_task, say
 
 GRACE_SECONDS = 20.0  # for checkpoints, when the launcher is gone
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -188,8 +188,8 @@ def _preload(name: str) -> None:
 
 def _work(request: Mapping[str, Any], stop: StopRequest) -> int:
     limit_threads(int(request["threads"]))
-    session = Session(description_from_json(request["task"]), int(request["threads"]), say, stop, lag_seconds=0.0)
-    return run_task(session, int(request["index"]))
+    process = WorkerProcess(description_from_json(request["task"]), int(request["threads"]), say, stop, lag_seconds=0.0)
+    return run_task(process, int(request["index"]))
 
 
 def _redirect(log: str) -> None:

@@ -29,6 +29,9 @@ from jobs.tasks import Workplace, describe, description_to_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LEAVE_SECONDS = 10.0  # for the fork server, once it has no workers
+# What the server loads must start no threads and touch no GPU, or its forks cannot use them: OpenBLAS starts its threads when it is loaded
+# (workers set their own number after the fork), and torch asks the CUDA runtime whether there are GPUs unless told to ask the driver.
+FORKABLE = {"OPENBLAS_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 ENDS_OF_ITS_OWN = (0, 1, 3)  # exit codes after which a worker has said itself what became of its stages
 
 
@@ -201,8 +204,7 @@ class LocalExecutor:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                # OpenBLAS starts its threads when it is loaded; workers set their own number after the fork
-                env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
+                env={**os.environ, **FORKABLE, "PYTHONPATH": os.pathsep.join(paths)},
                 start_new_session=True,  # Ctrl-C reaches the launcher alone, which asks for checkpoints
             )
 

@@ -22,7 +22,7 @@ from jobs.graph import Graph
 from jobs.layout import Layout
 from jobs.plan import Batch, InFlight, Limits, Phase
 from jobs.sbatch import ArrayJob, array_expression, gpu_expression, launcher_python, render_script, signal_seconds
-from jobs.slurm_client import SUBMIT_SECONDS, SlurmClient, SlurmUnavailableError
+from jobs.slurm_client import SUBMIT_SECONDS, SlurmClient
 from jobs.slurm_text import (
     QueuedElement,
     Refusal,
@@ -81,6 +81,7 @@ class SlurmArrays:
         self._snapshot: Snapshot | None = None
         self._most: Limits | None = None  # of the site, with an empty queue
         self._queue: tuple[QueuedElement, ...] | None = None
+        self._blind = False  # a dry run where Slurm cannot be asked
 
     @property
     def _site(self) -> SlurmSite:
@@ -90,6 +91,8 @@ class SlurmArrays:
 
     def limits(self) -> Limits:
         """Room under the site's limits, with what was last seen in the queue; `queue_room` -1: full."""
+        if self._blind:
+            return Limits(array_size=self._site.max_array_size, queue_room=self._site.max_submit)
         if self._most is None:
             self._most = self._read_limits()
         if not self._most.queue_room:
@@ -115,8 +118,24 @@ class SlurmArrays:
         self._close_ended(records, {element.job for element in queue})
         return found
 
-    def live_jobs(self) -> frozenset[str]:
-        """Every element of this user in the queue as last seen, `JOB` or `ARRAY_INDEX`, whatever experiment it is of."""
+    def look_only(self) -> Mapping[str, InFlight]:
+        """The same for a dry run: writes nothing, and where Slurm cannot be asked (there is none here) nothing is in flight."""
+        try:
+            queue = self._look()
+        except UsageError as error:
+            _log.warning("%s; shown as if nothing were in the queue", error)
+            self._blind = True
+            return {}
+        found: dict[str, InFlight] = {}
+        for record in self._book.open():
+            jobs = _arrays_named(record.name, queue) if record.state is State.intent else []
+            found.update(_elements(replace(record, state=State.submitted, job=jobs[0]) if jobs else record, queue))
+        return found
+
+    def live_jobs(self) -> frozenset[str] | None:
+        """Every element of this user in the queue as last seen, `JOB` or `ARRAY_INDEX`, whatever experiment it is of; None if not known."""
+        if self._blind:
+            return None
         queue = self._queue if self._queue is not None else self._look()
         return frozenset(element.job for element in queue)
 
@@ -162,7 +181,7 @@ class SlurmArrays:
             return _unresolved(record)  # another process was quicker
         try:
             found = _arrays_named(name, self._client.queue(name=name))
-        except SlurmUnavailableError:
+        except UsageError:
             self._book.withdraw(record)  # nothing was asked for
             raise
         number = found[0] if found else self._call_sbatch(record, job, script)

@@ -37,6 +37,7 @@ EXPORTED = (
     "HF_HUB_OFFLINE",
 )
 _FOREIGN = ("SLURM_", "SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_", "SALLOC_", "SRUN_")
+_OPTIONAL = ("sacct", "sacctmgr")  # sites without accounting may lack them
 _DEFAULTS = {"SBATCH_ACCOUNT": "account", "SBATCH_PARTITION": "partition", "SBATCH_QOS": "qos"}
 _log = logging.getLogger(__name__)
 
@@ -156,6 +157,8 @@ class SlurmClient:
         except subprocess.TimeoutExpired:
             return None
         except FileNotFoundError as error:
+            if command[0] in _OPTIONAL:
+                return None
             raise UsageError(f"{command[0]} is not in PATH: no Slurm here (--cluster local needs none)") from error
 
 

@@ -99,7 +99,7 @@ class NotFiniteError(Exception):
 
 
 @dataclass
-class Session:
+class WorkerProcess:
     """One process and what it has learnt: upstream artifacts it has verified are not read again for the next stage."""
 
     description: Description
@@ -117,29 +117,29 @@ class Session:
         return Layout(Path(self.place.results), self.place.experiment).stage(node.stage, node.key)
 
 
-def run_task(session: Session, index: int) -> int:
+def run_task(process: WorkerProcess, index: int) -> int:
     """Compute the stages of task `index` one after another; returns the exit code. A failed stage does not keep the next from its turn."""
     code = 0
-    for key in session.description.tasks[index]:
-        node = session.description.nodes[key]
-        verdict = Verdict.interrupted if session.stop() else execute(session, node)
-        session.tell(f"{node.name}: {verdict.value}")
+    for key in process.description.tasks[index]:
+        node = process.description.nodes[key]
+        verdict = Verdict.interrupted if process.stop() else execute(process, node)
+        process.tell(f"{node.name}: {verdict.value}")
         code = code if code == 1 else EXIT_CODES[verdict] or code
     return code
 
 
-def execute(session: Session, node: Node) -> Verdict:
+def execute(process: WorkerProcess, node: Node) -> Verdict:
     """One stage, at most once: leave if there is a result or a live claim, else claim an attempt, compute and publish."""
-    folder = session.folder(node)
+    folder = process.folder(node)
     if _has_result(folder, node):
         return Verdict.already
-    upstream = _wait_for_upstream(session, node)
+    upstream = _wait_for_upstream(process, node)
     if isinstance(upstream, str):
-        session.tell(f"{node.name}: {upstream}")
+        process.tell(f"{node.name}: {upstream}")
         return Verdict.unready
     attempt = _claim(folder, node)
     if isinstance(attempt, str):
-        session.tell(f"{node.name}: {attempt}")
+        process.tell(f"{node.name}: {attempt}")
         return Verdict.taken
     watch = Stopwatch()
     with Heartbeat(attempt.claim):
@@ -147,12 +147,12 @@ def execute(session: Session, node: Node) -> Verdict:
             if _has_result(folder, node):
                 write_outcome(attempt, _outcome(attempt, watch, Ending.interrupted, "Superseded", "another attempt had the result first"))
                 return Verdict.already
-            session.tell(f"{node.name}: attempt {attempt.number} on {socket.gethostname()}, process {os.getpid()}")
-            result = _compute(session, node, folder, attempt, upstream, watch)
+            process.tell(f"{node.name}: attempt {attempt.number} on {socket.gethostname()}, process {os.getpid()}")
+            result = _compute(process, node, folder, attempt, upstream, watch)
             write_result(folder, result)
         except (Exception, SystemExit) as error:
             outcome = outcome_of(error, attempt, watch)
-            session.tell(f"{node.name}: {outcome.ending.value}: {outcome.error}: {outcome.message}\n{outcome.detail}")
+            process.tell(f"{node.name}: {outcome.ending.value}: {outcome.error}: {outcome.message}\n{outcome.detail}")
             write_outcome(attempt, outcome)
             return ENDINGS[outcome.ending]
     shutil.rmtree(folder.checkpoint, ignore_errors=True)  # resumable state is large, and nothing reads it any more
@@ -199,9 +199,9 @@ def main(arguments: Sequence[str]) -> int:
         return _usage(f"{arguments[0]}: no task {index}, there are {len(description.tasks)}")
     threads = int(os.environ.get("SLURM_CPUS_PER_TASK") or len(os.sched_getaffinity(0)))
     limit_threads(threads)
-    session = Session(description, threads, say)
-    session.stop.listen()
-    return run_task(session, index)
+    process = WorkerProcess(description, threads, say)
+    process.stop.listen()
+    return run_task(process, index)
 
 
 def say(line: str) -> None:
@@ -215,33 +215,33 @@ def _has_result(folder: StageFolder, node: Node) -> bool:
     return result is not None and artifacts_present(folder, result)
 
 
-def _wait_for_upstream(session: Session, node: Node) -> dict[str, Path] | str:
+def _wait_for_upstream(process: WorkerProcess, node: Node) -> dict[str, Path] | str:
     """Role -> folder with the artifacts of that upstream stage, verified byte by byte; or what is wrong with one."""
-    deadline = time.monotonic() + session.lag_seconds
+    deadline = time.monotonic() + process.lag_seconds
     while True:
-        found = {role: _verified_output(session, key) for role, key in node.upstream.items()}
+        found = {role: _verified_output(process, key) for role, key in node.upstream.items()}
         missing = [role for role, output in found.items() if output is None]
         if not missing:
             return {role: output for role, output in found.items() if output is not None}
-        if session.stop() or time.monotonic() >= deadline:
+        if process.stop() or time.monotonic() >= deadline:
             break
-        time.sleep(min(1.0, session.lag_seconds / 4))
-    damaged = [session.description.nodes[node.upstream[role]] for role in missing]
-    withdrawn = [parent.name for parent in damaged if not session.stop() and _withdraw(session.folder(parent), parent)]
+        time.sleep(min(1.0, process.lag_seconds / 4))
+    damaged = [process.description.nodes[node.upstream[role]] for role in missing]
+    withdrawn = [parent.name for parent in damaged if not process.stop() and _withdraw(process.folder(parent), parent)]
     if withdrawn:
         return f"artifacts of {', '.join(withdrawn)} are not the ones its result states; it will be computed again"
     return f"no result of {', '.join(parent.name for parent in damaged)}"
 
 
-def _verified_output(session: Session, key: str) -> Path | None:
-    if key not in session.verified:
-        parent = session.description.nodes[key]
-        folder = session.folder(parent)
+def _verified_output(process: WorkerProcess, key: str) -> Path | None:
+    if key not in process.verified:
+        parent = process.description.nodes[key]
+        folder = process.folder(parent)
         result = read_result(folder, key)
         if result is None or not result_intact(folder, result):
             return None
-        session.verified[key] = folder.attempt(result.attempt).output
-    return session.verified[key]
+        process.verified[key] = folder.attempt(result.attempt).output
+    return process.verified[key]
 
 
 def _withdraw(folder: StageFolder, node: Node) -> bool:
@@ -280,9 +280,9 @@ def _claim(folder: StageFolder, node: Node) -> AttemptFolder | str:
 
 
 def _compute(
-    session: Session, node: Node, folder: StageFolder, attempt: AttemptFolder, upstream: Mapping[str, Path], watch: Stopwatch
+    process: WorkerProcess, node: Node, folder: StageFolder, attempt: AttemptFolder, upstream: Mapping[str, Path], watch: Stopwatch
 ) -> Result:
-    place = session.place
+    place = process.place
     digest = read_corpus_digest(place)
     if digest != place.corpus_digest:
         raise UsageError(
@@ -301,13 +301,13 @@ def _compute(
         upstream=upstream,
         output=attempt.output,
         checkpoint=folder.checkpoint,
-        should_stop=session.stop,
-        report=lambda line: session.tell(f"{node.name}: {line}"),
+        should_stop=process.stop,
+        report=lambda line: process.tell(f"{node.name}: {line}"),
     )
     values = check_returned(returned)
     provenance = {
         **place.code,
-        **process_facts(place.packages, threads=session.threads),
+        **process_facts(place.packages, threads=process.threads),
         **watch.facts(),
         "seed": node.seed,
         "durations": values["durations"],

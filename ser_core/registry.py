@@ -62,11 +62,9 @@ class SpeechRegistry:
         own.pop("wav2vec")
         identity = {"wav2vec": wav2vec_identity(recipe.states.wav2vec)}
         states = stage("states", {"states": own, **identity}, {}, recipe.upstream_seed, wav2vec=plain(recipe.states.wav2vec))
-        counts = sorted(recipe.cluster.counts)
-        clusters = {
-            f"clusters.{k}": stage("cluster", {"k": k, "iterations": recipe.cluster.iterations}, {"states": states}, recipe.upstream_seed)
-            for k in counts
-        }
+        counts, iterations = sorted(recipe.cluster.counts), recipe.cluster.iterations
+        number = recipe.upstream_seed
+        clusters = {f"clusters.{k}": stage("cluster", {"k": k, "iterations": iterations}, {"states": states}, number) for k in counts}
         settings = {"ptapt": plain(recipe.ptapt), "counts": counts, "features": features, **backbone}
         return finetune({}, {"backbone": stage("ptapt", settings, clusters, recipe.upstream_seed)})
 
@@ -226,7 +224,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
 
 
 def _grid_problems(recipe: Recipe) -> Iterator[str]:
-    """P-TAPT's pseudo-labels lie on wav2vec v1's grid, the frames they belong to on wav2vec 2.0's; told here where both are configurations."""
+    """P-TAPT's pseudo-labels lie on wav2vec v1's grid, their frames on wav2vec 2.0's: told here where both are configurations."""
     strides = recipe.backbone.config.get("conv_stride") if recipe.backbone.checkpoint is None else None
     layers = recipe.states.wav2vec.config.get("conv_feature_layers") if recipe.states.wav2vec.checkpoint is None else None
     if not strides or not layers:
@@ -238,10 +236,10 @@ def _grid_problems(recipe: Recipe) -> Iterator[str]:
         for _, _, stride in [*layers, *recipe.states.wav2vec.config.get("conv_aggregator_layers", [])]:
             states_hop *= int(stride)
     except (TypeError, ValueError):
-        yield "recipe.backbone.config.conv_stride, recipe.states.wav2vec.config: strides are whole numbers, layers [channels, kernel, stride]"
+        yield "recipe.backbone.config.conv_stride, recipe.states.wav2vec.config: strides are whole numbers, layers [channels, kernel, step]"
         return
     if hop != states_hop:
         yield (
-            f"recipe.states.wav2vec.config: an emotion state every {states_hop} samples, but the backbone has a frame every {hop}; twice the "
-            "product of wav2vec's strides must be the product of backbone.config.conv_stride"
+            f"recipe.states.wav2vec.config: an emotion state every {states_hop} samples, but the backbone has a frame every {hop}; "
+            "twice the product of wav2vec's strides must be the product of backbone.config.conv_stride"
         )

@@ -18,7 +18,7 @@ from ser_core.models.backbone import load_encoder
 from ser_core.models.classifier import EmotionClassifier, class_weights, label_weight, weighted_cross_entropy
 from ser_core.settings import FinetuneSettings
 from ser_core.stages.context import StageContext, outcome, parse
-from ser_core.training.augmentation import spans
+from ser_core.training.augmentation import row_generators, spans
 from ser_core.training.batches import Batch, StepPlan, micro_batches, shuffled_epoch
 from ser_core.training.evaluate import PREDICTIONS, predict, score, write_predictions
 from ser_core.training.features import FrozenFeatures
@@ -71,16 +71,8 @@ class Finetuning(Objective):
     def loss(self, part: Part) -> PartLoss:
         features, frames = self.features.padded(part.positions)
         ids = [self._context.training.utterances[position].id for position in part.positions]
-        time_mask, feature_mask = spans(
-            self._settings.spec_augment,
-            frames.tolist(),
-            features.shape[1],
-            features.shape[2],
-            ids,
-            self._context.seed,
-            part.step,
-            self._context.features.padding,
-        )
+        rngs = row_generators(self._context.seed, part.step, ids, self._context.features.padding)
+        time_mask, feature_mask = spans(self._settings.spec_augment, frames.tolist(), features.shape[1], features.shape[2], rngs)
         logits = self.model(features, frames, time_mask.to(features.device), feature_mask.to(features.device))
         labels = part.labels.to(logits.device)
         loss = weighted_cross_entropy(logits, labels, self._weights, part.total_weight)

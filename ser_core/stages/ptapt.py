@@ -23,7 +23,7 @@ from ser_core.models.ptapt import PseudoLabelModel, align_labels, crop_labels, p
 from ser_core.settings import Padding, PtaptSettings
 from ser_core.stages.cluster import read_labels
 from ser_core.stages.context import ENCODER, StageContext, outcome, parse
-from ser_core.training.augmentation import time_spans
+from ser_core.training.augmentation import row_generators, time_spans
 from ser_core.training.batches import Batch, StepPlan, bucketed_epoch
 from ser_core.training.features import Crop, FrozenFeatures
 from ser_core.training.loop import Objective, PartLoss, Plan, train
@@ -76,13 +76,11 @@ class PseudoLabelling(Objective):
     def loss(self, part: Part) -> PartLoss:
         independent = self._context.features.padding is Padding.independent
         features, frames, labels = self._cropped(part) if independent else self._cropped_as_waves(part)
+        ids = [self._context.training.utterances[position].id for position in part.positions]
         mask = time_spans(
             frames.tolist(),
             features.shape[1],
-            [self._context.training.utterances[position].id for position in part.positions],
-            self._context.seed,
-            part.step,
-            self._context.features.padding,
+            row_generators(self._context.seed, part.step, ids, self._context.features.padding),
             span=self._settings.mask_length,
             probability=self._settings.mask_probability,
             minimum=self._settings.mask_minimum,

@@ -29,7 +29,7 @@ from ser_core.models.fairseq_checkpoint import build_wav2vec
 from ser_core.models.states import EmotionStates, extractor_frames, minimum_samples, state_count, states_loss
 from ser_core.settings import Padding, StatesSettings
 from ser_core.stages.context import StageContext, outcome, parse
-from ser_core.training.augmentation import spans
+from ser_core.training.augmentation import row_generators, spans
 from ser_core.training.batches import Batch, StepPlan, shuffled_epoch
 from ser_core.training.endings import Interrupted
 from ser_core.training.loop import Objective, PartLoss, Plan, train
@@ -91,16 +91,8 @@ class StateTraining(Objective):
     def loss(self, part: Part) -> PartLoss:
         device = self._context.device
         frames = extractor_frames(self.model.wav2vec.config, part.waves.shape[1])
-        time_mask, feature_mask = spans(
-            self._settings.spec_augment,
-            [frames] * len(part.ids),
-            frames,
-            self.model.wav2vec.channels,
-            part.ids,
-            self._context.seed,
-            part.step,
-            Padding.independent,  # rows are equally long: nothing is padded
-        )
+        rngs = row_generators(self._context.seed, part.step, part.ids, Padding.independent)  # rows are equally long: nothing is padded
+        time_mask, feature_mask = spans(self._settings.spec_augment, [frames] * len(part.ids), frames, self.model.wav2vec.channels, rngs)
         labels = part.labels.to(device)
         utterance, frame = self.model(part.waves.to(device, non_blocking=True), time_mask.to(device), feature_mask.to(device))
         found = states_loss(utterance, frame, labels, self._weights)
@@ -184,7 +176,7 @@ def run(context: StageContext) -> dict[str, Any]:
 
 
 def validation_split(count: int, fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """Positions to train on and to validate on: `fraction` of the training folds, at least one each. Raises InputError for one utterance."""
+    """Positions to train on and to validate on: `fraction` of the training folds, at least one each; InputError for one utterance."""
     if count < 2:
         raise InputError("states: one training utterance cannot be split into training and validation")
     held = min(count - 1, max(1, round(count * fraction)))

@@ -16,65 +16,46 @@ from ser_core.training.randomness import generator
 def time_spans(
     frames: Sequence[int],
     length: int,
-    ids: Sequence[str],
-    seed: int,
-    step: int,
-    padding: Padding,
+    rngs: Sequence[np.random.Generator],
     *,
     span: int,
     probability: float,
     minimum: int,
 ) -> Tensor:
-    """Masked frames (B, length) bool of rows with so many valid frames.
+    """Masked frames (B, length) bool of rows with so many valid frames, from the generators that `row_generators` gave.
 
-    `reference` draws one number of spans for all rows, from the padded length, as the authors' code does.
+    One generator for all rows draws one number of spans for all, from the padded length, as the authors' code does.
     """
-    if padding is Padding.reference:
-        rng = generator(seed, "time mask", step, *ids)
-        return torch.from_numpy(
-            time_mask(np.asarray(frames), length, probability=probability, span=span, minimum=minimum, rng=rng, shared_count=True)
-        )
+    if probability <= 0:
+        return torch.zeros(len(frames), length, dtype=torch.bool)
+    lengths = np.asarray(frames)
+    shared = len(rngs) != len(frames)
+    groups = [lengths] if shared else lengths[:, None]
     rows = [
-        time_mask(
-            np.asarray([count]),
-            length,
-            probability=probability,
-            span=span,
-            minimum=minimum,
-            rng=generator(seed, "time mask", step, each),
-        )
-        for count, each in zip(frames, ids, strict=True)
+        time_mask(group, length, probability=probability, span=span, minimum=minimum, rng=rng, shared_count=shared)
+        for group, rng in zip(groups, rngs, strict=True)
     ]
     return torch.from_numpy(np.concatenate(rows))
 
 
+def row_generators(seed: int, step: int, ids: Sequence[str], padding: Padding) -> list[np.random.Generator]:
+    """A generator for each utterance of a batch; with `reference` padding, where rows depend on each other anyhow, one for all."""
+    if padding is Padding.reference and len(ids) > 1:
+        return [generator(seed, "mask", step, *ids)]
+    return [generator(seed, "mask", step, each) for each in ids]
+
+
 def spans(
-    settings: SpecAugmentSettings,
-    frames: Sequence[int],
-    length: int,
-    channels: int,
-    ids: Sequence[str],
-    seed: int,
-    step: int,
-    padding: Padding,
+    settings: SpecAugmentSettings, frames: Sequence[int], length: int, channels: int, rngs: Sequence[np.random.Generator]
 ) -> tuple[Tensor, Tensor]:
     """Masked frames (B, length) and masked channels (B, channels), bool."""
-    time = time_spans(
-        frames,
-        length,
-        ids,
-        seed,
-        step,
-        padding,
-        span=settings.time_length,
-        probability=settings.time_probability,
-        minimum=settings.time_minimum,
-    )
-    shared = padding is Padding.reference
-    rngs = [generator(seed, "feature mask", step, *ids)] if shared else [generator(seed, "feature mask", step, each) for each in ids]
+    time = time_spans(frames, length, rngs, span=settings.time_length, probability=settings.time_probability, minimum=settings.time_minimum)
+    if settings.feature_probability <= 0:
+        return time, torch.zeros(len(frames), channels, dtype=torch.bool)
+    shared = len(rngs) != len(frames)
     rows = [
         feature_mask(
-            len(ids) if shared else 1,
+            len(frames) if shared else 1,
             channels,
             probability=settings.feature_probability,
             span=settings.feature_length,

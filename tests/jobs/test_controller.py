@@ -30,7 +30,7 @@ from jobs.graph import Graph
 from jobs.plan import Batch, InFlight, Limits, NodeFacts, Phase, Plan
 from jobs.slurm_client import SlurmUnavailableError
 from jobs.tasks import describe_batch
-from jobs.worker import Session, StopRequest, run_task
+from jobs.worker import StopRequest, WorkerProcess, run_task
 from tests.jobs import fake_registry, local_launch
 
 
@@ -46,7 +46,7 @@ class QueueOfThreads:
     queue: dict[str, InFlight] = field(default_factory=dict)
     submissions: list[Batch] = field(default_factory=list)
     upstreams: list[Mapping[str, InFlight]] = field(default_factory=list)
-    sessions: list[tuple[Session, int, tuple[str, ...]]] = field(default_factory=list)
+    processes: list[tuple[WorkerProcess, int, tuple[str, ...]]] = field(default_factory=list)
 
     def limits(self) -> Limits:
         return Limits(array_size=3, queue_room=self.room)
@@ -69,19 +69,19 @@ class QueueOfThreads:
         description = describe_batch(local_launch.workplace(self.folder), graph, batch)
         taken: dict[str, InFlight] = {}
         for index, task in enumerate(batch.tasks):
-            self.sessions.append((Session(description, 1, lambda line: None, StopRequest(), lag_seconds=0.0), index, task.keys))
+            self.processes.append((WorkerProcess(description, 1, lambda line: None, StopRequest(), lag_seconds=0.0), index, task.keys))
             taken.update(dict.fromkeys(task.keys, InFlight(Phase.queued, f"{len(self.submissions)}_{index}")))
         self.queue.update(taken)
         return taken
 
     def run(self, report: Report) -> None:
         """Let everything that is queued run and leave the queue."""
-        for session, index, keys in self.sessions:
+        for process, index, keys in self.processes:
             if not self.broken:
-                run_task(session, index)
+                run_task(process, index)
             for key in keys:
                 self.queue.pop(key)
-        self.sessions.clear()
+        self.processes.clear()
 
 
 @pytest.fixture

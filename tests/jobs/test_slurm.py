@@ -62,7 +62,7 @@ def five_to_fifteen(*, failing: int | None = None) -> tuple[Graph, list[Node], l
 
 
 def test_elements_start_when_their_own_upstream_element_has_ended(slurm_cluster: Cluster, tmp_path: Path) -> None:
-    """Three upstream elements, nine downstream: the first start while the last upstream element still runs; a failure stops only its own."""
+    """Three upstream elements, nine downstream: the first start while the last upstream one still runs; a failure stops only its own."""
     graph, upstream, runs = five_to_fifteen(failing=1)
     arrays = arrays_of(tmp_path)
     held = dict(arrays.submit(batch_of(upstream), graph, {}))
@@ -158,6 +158,9 @@ def test_a_lost_reply_is_found_by_name(slurm_cluster: Cluster, tmp_path: Path) -
     book.update(new_submission(record.name, batch, time.time()))  # as it was before sbatch answered
     before = array_jobs(slurm_cluster)
     later = arrays_of(tmp_path)
+    looked = later.look_only()
+    assert looked["one"].job == held["one"].job
+    assert book.open()[0].state is State.intent, "a dry run writes nothing"
     found = later.in_flight()
     assert found["one"].job == held["one"].job
     (record,) = book.open()
@@ -359,7 +362,7 @@ def test_limits_are_read_from_the_site(slurm_cluster: Cluster, tmp_path: Path) -
     more = [node(f"more{number}", "states", sleep=20) for number in range(2)]
     own.submit(batch_of(more), graph_of(more), {})
     assert own.limits().queue_room == -1
-    assert len(own.live_jobs()) == 5
+    assert len(own.live_jobs() or ()) == 5
 
 
 def test_calls_do_not_grow_with_the_number_of_runs(slurm_cluster: Cluster, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from jobs.layout import Layout, StageFolder
 from jobs.liveness import new_claim
 from jobs.records import Ending, Outcome, Result, attempt_numbers, claim_attempt, read_outcome, read_result, result_intact
 from jobs.tasks import Workplace, describe, description_from_json, description_to_json, read_description, write_description
-from jobs.worker import NotFiniteError, Session, StopRequest, Verdict, check_returned, execute, run_task
+from jobs.worker import NotFiniteError, StopRequest, Verdict, WorkerProcess, check_returned, execute, run_task
 from tests.jobs import fake_registry
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -49,12 +49,12 @@ class Place:
         self.runs = [self.graph.nodes[run.key] for run in self.graph.runs]
         self.said: list[str] = []
 
-    def session(self, *nodes: Node, lag_seconds: float = 0.0) -> Session:
+    def process(self, *nodes: Node, lag_seconds: float = 0.0) -> WorkerProcess:
         description = describe(self.place, self.graph, [[node.key for node in nodes]])
-        return Session(description, 1, self.said.append, StopRequest(), lag_seconds)
+        return WorkerProcess(description, 1, self.said.append, StopRequest(), lag_seconds)
 
     def execute(self, node: Node) -> Verdict:
-        return execute(self.session(node), node)
+        return execute(self.process(node), node)
 
     def folder(self, node: Node) -> StageFolder:
         return self.layout.stage(node.stage, node.key)
@@ -111,14 +111,14 @@ def test_provenance_is_complete(place: Place) -> None:
 
 def test_artifacts_flow_downstream(place: Place) -> None:
     """A fine-tuning reads what its pretraining wrote."""
-    assert run_task(place.session(place.tapt, place.runs[1]), 0) == 0
+    assert run_task(place.process(place.tapt, place.runs[1]), 0) == 0
     output = place.folder(place.runs[1]).attempt(1).output
     assert json.loads((output / "sum.json").read_text())["sum"] == 45 + 45 + 1
 
 
 def test_without_upstream_nothing_is_claimed(place: Place) -> None:
     """A task that starts too early leaves no attempt and says whose result it lacks; its exit code is neither success nor failure."""
-    assert run_task(place.session(place.runs[0]), 0) == 3
+    assert run_task(place.process(place.runs[0]), 0) == 3
     assert attempt_numbers(place.folder(place.runs[0])) == ()
     assert any("no result of tapt" in line for line in place.said)
 
@@ -152,13 +152,13 @@ def test_upstream_that_shows_up_late_is_waited_for(place: Place) -> None:
     hidden = result.rename(result.with_name("hidden"))
     code = f"import time, os; time.sleep(0.4); os.rename({str(hidden)!r}, {str(result)!r})"
     with subprocess.Popen([sys.executable, "-c", code]):
-        assert execute(place.session(place.runs[0], lag_seconds=20.0), place.runs[0]) is Verdict.done
+        assert execute(place.process(place.runs[0], lag_seconds=20.0), place.runs[0]) is Verdict.done
 
 
 def test_a_live_claim_is_left_alone(place: Place) -> None:
     """Somebody works on it: no second execution, and the task is not finished."""
     claim_attempt(place.folder(place.tapt), 1, new_claim(1))
-    assert run_task(place.session(place.tapt), 0) == 3
+    assert run_task(place.process(place.tapt), 0) == 3
     assert place.starts(place.tapt) == 0
     assert any("works on it" in line for line in place.said)
 
@@ -173,7 +173,7 @@ def test_a_dead_claim_is_followed_by_the_next_attempt(place: Place) -> None:
 def test_an_exception_is_recorded(tmp_path: Path) -> None:
     """Class, first line and traceback; exit code 1; the next execution is a new attempt."""
     place = failing(tmp_path, "fail:1")
-    assert run_task(place.session(place.tapt), 0) == 1
+    assert run_task(place.process(place.tapt), 0) == 1
     outcome = place.outcome(place.tapt)
     assert (outcome.ending, outcome.error, outcome.message) == (Ending.failed, "ValueError", "made to fail, start 1")
     assert "_behave" in outcome.detail
@@ -209,7 +209,7 @@ def test_a_failed_stage_does_not_hold_up_the_rest_of_its_task(tmp_path: Path) ->
     """Packed runs are independent: the one after a failure is computed, the exit code tells of the failure."""
     place = Place(tmp_path, {"failing": {"finetune tapt 1 0": "fail:9"}})
     place.execute(place.tapt)
-    assert run_task(place.session(*place.runs), 0) == 1
+    assert run_task(place.process(*place.runs), 0) == 1
     assert [place.starts(node) for node in place.runs] == [1, 1, 1]
     assert place.result(place.runs[2]).metrics["ua"] == 50.0 + 92 % 50
 
@@ -237,7 +237,7 @@ def test_what_a_result_cannot_hold_is_an_error(returned: dict[str, Any], error: 
 
 def test_a_description_survives_its_file(place: Place, tmp_path: Path) -> None:
     """What the worker reads is what was written; another schema or a torn file is said plainly."""
-    description = place.session(*place.runs).description
+    description = place.process(*place.runs).description
     assert set(description.nodes) == {place.tapt.key, *(node.key for node in place.runs)}
     write_description(tmp_path / "tasks.json", description)
     assert read_description(tmp_path / "tasks.json") == description

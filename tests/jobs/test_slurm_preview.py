@@ -1,0 +1,75 @@
+"""A dry run shows the scripts and touches neither disk nor Slurm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.config import SlurmSite
+from jobs.errors import UsageError
+from jobs.plan import InFlight, Limits, Phase
+from jobs.snapshot import take_snapshot
+from tests.jobs.slurm_cases import arrays_of, batch_of, experiment_of, graph_of, layout_of, node
+
+
+def everything(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+def test_a_whole_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three arrays, the later ones waiting for numbers that only submission will give; no command is there to be called."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    states = [node(f"s{fold}", "states", fold=str(fold)) for fold in range(2)]
+    cluster = [node(f"c{fold}", "cluster", {"states": f"s{fold}"}, fold=str(fold)) for fold in range(2)]
+    runs = [node(f"r{fold}{seed}", "finetune", {"cluster": f"c{fold}"}, fold=str(fold)) for fold in range(2) for seed in range(3)]
+    graph = graph_of([*states, *cluster, *runs])
+    arrays = arrays_of(tmp_path, experiment_of(throttle=2))
+    before = everything(tmp_path)
+    found = arrays.previews([batch_of(states), batch_of(cluster), batch_of(runs)], graph, {})
+    assert everything(tmp_path) == before
+    assert "#SBATCH --dependency=singleton" in found[0].script
+    assert "#SBATCH --dependency=aftercorr:JOB1,singleton" in found[1].script
+    assert "#SBATCH --dependency=afterok:JOB2_0:JOB2_1,singleton" in found[2].script
+    assert "#SBATCH --array=0-5%2" in found[2].script
+    assert found[2].refinements == (
+        "scontrol update JobId=JOB_[0-2] Dependency=afterok:JOB2_0",
+        "scontrol update JobId=JOB_[3-5] Dependency=afterok:JOB2_1",
+    )
+    assert len({preview.name for preview in found}) == 3
+
+
+def test_a_preview_is_what_is_submitted(tmp_path: Path) -> None:
+    """The folder that it names is the snapshot that a launch would take."""
+    nodes = [node("a", "states"), node("b", "tapt", {"states": "a"})]
+    arrays = arrays_of(tmp_path)
+    preview = arrays.preview(batch_of(nodes[1:]), graph_of(nodes), {"a": InFlight(Phase.running, "77_3")})
+    assert "--dependency=afterok:77_3,singleton" in preview.script
+    snapshot = take_snapshot(tmp_path / "source", layout_of(tmp_path))
+    assert f"cd -- {snapshot.path} " in preview.script
+
+
+def test_what_waits_for_an_unknown_outcome_is_left_for_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is asked, nothing is written."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    nodes = [node("a", "states"), node("b", "tapt", {"states": "a"})]
+    arrays = arrays_of(tmp_path)
+    before = everything(tmp_path)
+    assert arrays.submit(batch_of(nodes[1:]), graph_of(nodes), {"a": InFlight(Phase.queued, "?trial.states")}) == {}
+    assert arrays.in_flight() == {}
+    assert everything(tmp_path) == before
+
+
+def test_a_dry_run_where_there_is_no_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing counts as in flight, the limits are the profile's, and a real pass is refused in one line."""
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    arrays = arrays_of(tmp_path, experiment_of(SlurmSite(max_array_size=7)))
+    before = everything(tmp_path)
+    assert arrays.look_only() == {}
+    assert arrays.live_jobs() is None
+    assert arrays.limits() == Limits(array_size=7)
+    assert everything(tmp_path) == before
+    nodes = [node("a", "states")]
+    with pytest.raises(UsageError, match="not in PATH"):
+        arrays_of(tmp_path).submit(batch_of(nodes), graph_of(nodes), {})
+    assert arrays_of(tmp_path).in_flight() == {}, "no intent stays of what was never asked for"

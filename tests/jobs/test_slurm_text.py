@@ -1,0 +1,117 @@
+"""What Slurm prints is understood in full or not at all."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.slurm_text import (
+    QueuedElement,
+    Refusal,
+    compress_indices,
+    expand_indices,
+    expand_job,
+    least_limit,
+    parse_accounting,
+    parse_queue,
+    parse_site,
+    read_refusal,
+    site_number,
+)
+
+
+@given(st.sets(st.integers(0, 300), min_size=1))
+def test_array_expressions_there_and_back(indices: set[int]) -> None:
+    """Whatever is compressed expands to itself, and is accepted inside a job id."""
+    text = compress_indices(indices)
+    assert expand_indices(text) == tuple(sorted(indices))
+    assert expand_job(f"7_[{text}%2]") == tuple(f"7_{index}" for index in sorted(indices))
+
+
+@pytest.mark.parametrize(
+    ("text", "jobs"),
+    [
+        ("12", ("12",)),
+        ("12_3", ("12_3",)),
+        ("12_[3-5%2]", ("12_3", "12_4", "12_5")),
+        ("12_[0,2-3]", ("12_0", "12_2", "12_3")),
+        ("12_[2-9:3]", ("12_2", "12_5", "12_8")),
+        ("12_[2-9:3%1]", ("12_2", "12_5", "12_8")),
+        ("12+1", ("12",)),
+        ("12_[3-5,...]", ()),
+        ("twelve", ()),
+    ],
+)
+def test_job_ids(text: str, jobs: tuple[str, ...]) -> None:
+    """As squeue and sacct of Slurm 22.05 print them; an expression that was cut is not guessed at."""
+    assert expand_job(text) == jobs
+
+
+def test_a_queue() -> None:
+    """One entry for each element; another job's name may hold the separator."""
+    text = "12_[1-2%5]|PENDING|JobArrayTaskLimit|a.b\n12_0|RUNNING|None|a.b\n7|PENDING|(null)|x|y z\n"
+    assert parse_queue(text) == (
+        QueuedElement("12_1", "PENDING", "JobArrayTaskLimit", "a.b"),
+        QueuedElement("12_2", "PENDING", "JobArrayTaskLimit", "a.b"),
+        QueuedElement("12_0", "RUNNING", "None", "a.b"),
+        QueuedElement("7", "PENDING", "(null)", "x|y z"),
+    )
+    assert parse_queue("") == ()
+
+
+@pytest.mark.parametrize("line", ["12_[1-4,...|PENDING|None|a", "12|RUNNING", "slurm_load_jobs error: x", "a|b|c|d"])
+def test_a_queue_that_is_none_is_an_error(line: str) -> None:
+    """A line left out would be a job taken for gone."""
+    with pytest.raises(ValueError, match="squeue printed"):
+        parse_queue(f"11|RUNNING|None|a\n{line}\n")
+
+
+def test_accounting() -> None:
+    """Ranges, and who cancelled; nonsense is left out."""
+    text = "12_0|COMPLETED\n12_[1-2]|PENDING\n12_3|CANCELLED by 1000\nnonsense\n13|OUT_OF_MEMORY\n14|\n"
+    expected = {"12_0": "COMPLETED", "12_1": "PENDING", "12_2": "PENDING", "12_3": "CANCELLED", "13": "OUT_OF_MEMORY", "14": ""}
+    assert parse_accounting(text) == expected
+
+
+def test_site() -> None:
+    """Numbers where the site gives some."""
+    site = parse_site("Configuration data as of x\nMaxArraySize            = 1001\nMaxJobCount = 10000\nMaxStepCount = n/a\nA = b = c\n")
+    assert site_number(site, "MaxArraySize") == 1001
+    assert site_number(site, "MaxStepCount") == 0
+    assert site_number(site, "Missing") == 0
+    assert site["A"] == "b = c"
+
+
+def test_least_limit() -> None:
+    """Of the account that is asked for, or of all; empty means no limit."""
+    text = "speech|500\nvision|20\nspeech|\n"
+    assert least_limit(text, {0: "speech"}, 1) == 500
+    assert least_limit(text, {}, 1) == 20
+    assert least_limit(text, {0: "other"}, 1) == 0
+    assert least_limit("", {}, 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("sbatch: error: Batch job submission failed: Invalid job array specification", Refusal.refused),
+        ("sbatch: error: invalid partition specified: x\nsbatch: error: Batch job submission failed: Invalid partition", Refusal.refused),
+        ("sbatch: error: Batch job submission failed: Requested node configuration is not available", Refusal.refused),
+        ("sbatch: unrecognized option '--x=1'", Refusal.refused),
+        ("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation", Refusal.unknown),
+        ("sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)", Refusal.unknown),
+        ("sbatch: error: Batch job submission failed: Zero Bytes were transmitted or received", Refusal.unknown),
+        ("sbatch timed out", Refusal.unknown),
+        ("Could not make sense of sbatch output", Refusal.unknown),
+        ("", Refusal.unknown),
+        ("sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, ...)", Refusal.full),
+        ("sbatch: error: AssocMaxSubmitJobLimit", Refusal.full),
+        ("sbatch: error: QOSMaxSubmitJobPerUserLimit", Refusal.full),
+        ("sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying", Refusal.full),
+        ("sbatch: error: Batch job submission failed: Resource temporarily unavailable", Refusal.full),
+    ],
+)  # fmt: skip
+def test_why_sbatch_said_no(text: str, verdict: Refusal) -> None:
+    """What may have made a job is never taken for a refusal."""
+    assert read_refusal(text) is verdict

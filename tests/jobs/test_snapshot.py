@@ -1,0 +1,153 @@
+"""Snapshots of the code: complete, once per content, with what git knows of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import jobs.snapshot
+from jobs.errors import UsageError
+from jobs.snapshot import plan_snapshot, snapshot_facts, take_snapshot
+from tests.jobs.slurm_cases import layout_of
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b"}
+    environment = {**{name: value for name, value in os.environ.items() if not name.startswith("GIT_")}, **identity}
+    return subprocess.run(
+        ["git", "-C", str(folder), *arguments], check=True, capture_output=True, text=True, env=environment
+    ).stdout.strip()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    source = tmp_path / "source"
+    for name, text in {
+        "launch.py": "print(1)\n",
+        "jobs/a.py": "A = 1\n",
+        "configs/x y.yaml": "a: 1\n",
+        "tests/test_a.py": "",
+        ".gitignore": "*.log\nresults/\n",
+    }.items():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(text)
+    git(source, "init", "--quiet")
+    git(source, "add", "--all")
+    git(source, "commit", "--quiet", "--message=one")
+    return source
+
+
+def files_of(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_tracked_changed_and_new_files_are_copied(checkout: Path, tmp_path: Path) -> None:
+    """As they lie there: edited, untracked, deleted; nothing ignored, no tests, nothing of git."""
+    (checkout / "jobs/a.py").write_text("A = 2\n")
+    (checkout / "jobs/new.py").write_text("NEW = 1\n")
+    (checkout / "run.log").write_text("x")
+    (checkout / "configs/x y.yaml").unlink()
+    (checkout / "launch.py").chmod(0o755)
+    snapshot = take_snapshot(checkout, layout_of(tmp_path))
+    assert files_of(snapshot.path) == {".gitignore", "launch.py", "jobs/a.py", "jobs/new.py", "snapshot.json", "dirty.diff"}
+    assert (snapshot.path / "jobs/a.py").read_text() == "A = 2\n"
+    assert os.access(snapshot.path / "launch.py", os.X_OK)
+    record = json.loads((snapshot.path / "snapshot.json").read_text())
+    assert record["commit"] == git(checkout, "rev-parse", "HEAD")
+    assert record["dirty"] is True
+    assert {"jobs/a.py", "jobs/new.py"} <= set(record["changed"])
+    assert "+A = 2" in (snapshot.path / "dirty.diff").read_text()
+    assert snapshot_facts(snapshot)["snapshot"] == snapshot.path.name == snapshot.digest
+
+
+def test_once_for_each_content(checkout: Path, tmp_path: Path) -> None:
+    """The same content is found again, another one lies beside it, and the first is left as it was."""
+    layout = layout_of(tmp_path)
+    first = take_snapshot(checkout, layout)
+    assert not snapshot_facts(first)["dirty"]
+    inode = (first.path / "launch.py").stat().st_ino
+    again = take_snapshot(checkout, layout)
+    assert (again.path, (again.path / "launch.py").stat().st_ino) == (first.path, inode)
+    (checkout / "launch.py").write_text("print(2)\n")
+    second = take_snapshot(checkout, layout)
+    assert second.path != first.path
+    assert (first.path / "launch.py").read_text() == "print(1)\n"
+    assert sorted(os.listdir(layout.snapshots)) == sorted([first.digest, second.digest])
+
+
+def test_a_test_that_changes_does_not_change_the_digest(checkout: Path, tmp_path: Path) -> None:
+    """Jobs read no tests: editing one makes no new snapshot; a mode that changes does."""
+    layout = layout_of(tmp_path)
+    first = plan_snapshot(checkout, layout)
+    (checkout / "tests/test_a.py").write_text("x")
+    assert plan_snapshot(checkout, layout).digest == first.digest
+    (checkout / "launch.py").chmod(0o755)
+    assert plan_snapshot(checkout, layout).digest != first.digest
+
+
+def test_without_git(tmp_path: Path) -> None:
+    """A folder that is no checkout: the parts that jobs need, by name; planning writes nothing."""
+    source = tmp_path / "source"
+    for name in ("launch.py", "jobs/a.py", "jobs/__pycache__/a.pyc", "data/huge.bin", "notes.txt"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(name)
+    layout = layout_of(tmp_path)
+    planned = plan_snapshot(source, layout)
+    assert not layout.root.exists()
+    assert set(planned.files) == {"launch.py", "jobs/a.py"}
+    taken = take_snapshot(source, layout)
+    assert taken.digest == planned.digest
+    assert (taken.commit, snapshot_facts(taken)["dirty"]) == ("", False)
+
+
+def test_an_untracked_file_too_large_to_be_code_is_named_and_left_out(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recordings that lie about are not copied with every launch."""
+    monkeypatch.setattr(jobs.snapshot, "LARGEST", 100)
+    (checkout / "speech.wav").write_bytes(bytes(101))
+    snapshot = take_snapshot(checkout, layout_of(tmp_path))
+    assert "speech.wav" not in snapshot.files
+    assert json.loads((snapshot.path / "snapshot.json").read_text())["left_out"] == ["speech.wav"]
+
+
+def test_a_copy_that_was_cut_off_is_no_snapshot(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a full disk leaves behind is removed, and the next launch makes a whole one."""
+    layout = layout_of(tmp_path)
+    copied: list[object] = []
+
+    def full(source: Path, target: Path) -> None:
+        copied.append(target)
+        if len(copied) == 2:
+            raise OSError(28, "No space left on device")
+        Path(target).write_bytes(Path(source).read_bytes())
+
+    with monkeypatch.context() as disk:
+        disk.setattr(shutil, "copy", full)
+        with pytest.raises(OSError, match="No space"):
+            take_snapshot(checkout, layout)
+    assert os.listdir(layout.snapshots) == []
+    assert take_snapshot(checkout, layout).taken
+
+
+def test_code_edited_while_it_is_copied_is_an_error(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A snapshot is what its digest says."""
+
+    def edited(source: Path, target: Path) -> None:
+        Path(target).write_text("something else")
+
+    monkeypatch.setattr(shutil, "copy", edited)
+    with pytest.raises(UsageError, match="changed while it was copied"):
+        take_snapshot(checkout, layout_of(tmp_path))
+    assert os.listdir(layout_of(tmp_path).snapshots) == []
+
+
+def test_no_code(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="no code"):
+        plan_snapshot(tmp_path / "empty", layout_of(tmp_path))
