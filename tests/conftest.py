@@ -14,3 +14,13 @@ def emodb_source() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no recorded speech at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of prepared corpora that holds the demo corpus."""
+    from ser_core.corpora.demo import prepare_demo
+
+    data = tmp_path_factory.mktemp("data")
+    prepare_demo(data / "demo", data / "demo-source")
+    return data

@@ -8,14 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def launch(*arguments: str, data: Path, results: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """Run the command line as a user does."""
-    command = [sys.executable, str(ROOT / "launch.py"), *arguments]
-    environment = {"SER_GRID_DATA": str(data), "SER_GRID_RESULTS": str(results), "PATH": "/usr/bin:/bin", "HOME": str(results)}
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, cwd=ROOT, check=False)
+from tests.command_line import ROOT, CommandLine
 
 
 @pytest.mark.parametrize(
@@ -39,7 +32,7 @@ def launch(*arguments: str, data: Path, results: Path, timeout: float = 120) -> 
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(arguments: tuple[str, ...], expected: tuple[str, ...], tmp_path: Path) -> None:
     """A mistake is answered by one line that says what, where and what to do; nothing is written."""
-    done = launch(*arguments, data=tmp_path / "data", results=tmp_path / "results")
+    done = CommandLine(tmp_path / "data", tmp_path / "results")(*arguments)
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     for text in expected:
@@ -59,5 +52,7 @@ def test_a_start_imports_nothing_heavy(arguments: tuple[str, ...], tmp_path: Pat
         f"print('imported:', [name for name in {heavy!r} if name in sys.modules])\n"
     )
     environment = {"SER_GRID_DATA": str(tmp_path / "d"), "SER_GRID_RESULTS": str(tmp_path / "r"), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=60, check=True
+    )
     assert done.stdout.strip().splitlines()[-1] == "imported: []"

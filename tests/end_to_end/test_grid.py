@@ -1,0 +1,127 @@
+"""Whole grids: corpus to compiled table, on this machine and on a real Slurm of three nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.command_line import CommandLine
+from tests.slurm_cluster.cluster import Cluster
+
+SMALL = (
+    *("folds=[1,2]", "seeds=1", "recipe.cluster.counts=[8,16]", "policy.poll_seconds=1"),
+    *("recipe.finetune.epochs=1", "recipe.tapt.steps=3", "recipe.states.steps=3", "recipe.ptapt.steps=3"),
+    *("recipe.tapt.warmup_steps=1", "recipe.ptapt.warmup_steps=1"),
+)
+STAGES = 2 * (1 + 2 + (1 + 2 + 1 + 1))  # folds x (V-FT: 1; TAPT: 2; P-TAPT: states, two clusterings, pretraining, fine-tuning)
+
+
+def attempts(results: Path) -> int:
+    """Executions ever begun."""
+    return len(list((results / "store").glob("*/*/attempts/*/claim.json")))
+
+
+def scores(summary: dict[str, Any]) -> dict[tuple[str, str, int], float]:
+    """(method, fold, seed) -> UA."""
+    return {
+        (method["method"], cell["fold"], run["seed"]): run["ua"]
+        for method in summary["methods"]
+        for cell in method["cells"]
+        for run in cell["runs"]
+    }
+
+
+def compile_table(folder: Path) -> Path:
+    """Compile table.tex as it stands."""
+    subprocess.run(["pdflatex", "-interaction=nonstopmode", "table.tex"], cwd=folder, check=True, capture_output=True, timeout=60)
+    return folder / "table.pdf"
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_three_methods_from_sbatch_to_pdf(slurm_cluster: Cluster, demo_data: Path, tmp_path: Path) -> None:
+    """All three methods run as job arrays and end in a table that compiles; again, nothing is submitted; here, the numbers are the same."""
+    run = CommandLine(demo_data, tmp_path / "slurm")
+    first = run("grid", "demo", "--cluster", "slurm", "--wait", *SMALL, timeout=600)
+    assert first.returncode == 0, first.stdout + first.stderr
+    tables = tmp_path / "slurm" / "demo" / "tables"
+    summary = json.loads((tables / "summary.json").read_text())
+    assert summary["complete"] is True
+    assert [method["method"] for method in summary["methods"]] == ["vft", "tapt", "ptapt"]
+    assert attempts(tmp_path / "slurm") == STAGES
+    assert compile_table(tables).stat().st_size > 10_000
+    submissions = sorted((tmp_path / "slurm" / "demo" / "submissions").rglob("*.sh"))
+    assert submissions
+
+    again = run("grid", "demo", "--cluster", "slurm", *SMALL)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert " 0 submitted" in again.stdout
+    assert attempts(tmp_path / "slurm") == STAGES
+    assert sorted((tmp_path / "slurm" / "demo" / "submissions").rglob("*.sh")) == submissions
+
+    here = CommandLine(demo_data, tmp_path / "local")
+    local = here("grid", "demo", *SMALL, timeout=600)
+    assert local.returncode == 0, local.stdout + local.stderr
+    ours = json.loads((tmp_path / "local" / "demo" / "tables" / "summary.json").read_text())
+    assert scores(ours) == scores(summary)
+
+
+@pytest.mark.slow
+def test_more_seeds_run_only_what_is_missing(demo_data: Path, tmp_path: Path) -> None:
+    """A second launch computes nothing; one more seed is one more fine-tuning per fold, and pretraining is shared."""
+    run = CommandLine(demo_data, tmp_path / "results")
+    settings = ("methods=[tapt]", *SMALL)
+    first = run("grid", "demo", *settings, timeout=300)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert attempts(run.results) == 4
+    again = run("grid", "demo", *settings)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert attempts(run.results) == 4
+    dry = run("grid", "demo", "--dry-run", *settings, "seeds=2")
+    assert "submit finetune tapt: 2 tasks" in dry.stdout
+    assert "submit tapt" not in dry.stdout
+    more = run("grid", "demo", *settings, "seeds=2", timeout=300)
+    assert more.returncode == 0, more.stdout + more.stderr
+    assert attempts(run.results) == 6
+    state = json.loads(run("status", "demo", "--json").stdout)
+    assert state["complete"] is True
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_cleanly_and_a_second_launch_goes_on(demo_data: Path, tmp_path: Path) -> None:
+    """After Ctrl-C no process is left, `collect` marks the table as incomplete with exit code 3, and the same command finishes the grid."""
+    run = CommandLine(demo_data, tmp_path / "results")
+    settings = ("methods=[vft]", "folds=[1]", "seeds=3", "recipe.finetune.epochs=2")
+    process = run.start("grid", "demo", *settings)
+    deadline = time.monotonic() + 120
+    while not attempts(run.results) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 3, output
+    assert "grid demo" in output
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    early = run("collect", "demo")
+    assert early.returncode == 3, early.stdout + early.stderr
+    assert run("collect", "demo", "--allow-incomplete").returncode == 0
+    rest = run("grid", "demo", *settings, timeout=300)
+    assert rest.returncode == 0, rest.stdout + rest.stderr
+
+
+def test_a_dry_run_touches_nothing(demo_data: Path, tmp_path: Path) -> None:
+    """`--dry-run` shows the scripts and the cost without writing a file or asking Slurm for a job."""
+    run = CommandLine(demo_data, tmp_path / "results")
+    done = run("grid", "demo", "--cluster", "slurm", "--dry-run", "resources.default.gpus=1", *SMALL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "#SBATCH --array=0-1" in done.stdout
+    assert "#SBATCH --gpus-per-node=1" in done.stdout
+    assert "GPU-hours (requested time)" in done.stdout
+    assert not run.results.exists()
