@@ -93,7 +93,7 @@ class SpeechRegistry:
 
         Returns JSON values: `metrics` (numbers, the same for the same seed), `durations` (seconds), and for a run `confusion` (rows: true
         class) and `classes`. `runtime["threads"]`, where given, is the number of CPU threads. Raises Interrupted (`.interrupted`) after a
-        checkpoint once `should_stop` turned true, Diverged (`.diverged`) for a loss that is not finite, InputError for what a user can mend.
+        checkpoint once `should_stop` turned true, Diverged (`.diverged`) for a loss that is not finite, InputError for what a user mends.
         """
         from ser_core.stages.run import run_stage
 

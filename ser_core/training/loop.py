@@ -164,11 +164,14 @@ def train(
     waited = 0.0
 
     def save() -> None:
-        extra, facts = objective.kept()
+        _check_finite(window, plan, state.step)
+        if state.saved == state.step:
+            return
+        extra, own = objective.kept()
         tensors = {"model": objective.model.state_dict(), "adam": _adam_tensors(optimiser, named), "extra": extra}
-        checkpoints.save(
-            state.step, tensors, {"curves": state.rows, "scaler": scaler.state_dict(), "objective": facts, "steps": plan.steps}
-        )
+        facts = {"curves": state.rows, "window": window.facts(), "scaler": scaler.state_dict(), "objective": own}
+        checkpoints.save(state.step, tensors, facts)
+        state.saved = state.step
 
     with _Ahead(objective.parts, ahead=device.type == "cuda") as batches:
         try:

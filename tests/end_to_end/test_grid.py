@@ -123,5 +123,5 @@ def test_a_dry_run_touches_nothing(demo_data: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "#SBATCH --array=0-1" in done.stdout
     assert "#SBATCH --gpus-per-node=1" in done.stdout
-    assert "GPU-hours (requested time)" in done.stdout
+    assert "states ptapt: 2 tasks, 2 stages, 0.5 GPU-hours, 0.5 CPU-hours (requested time)" in done.stdout
     assert not run.results.exists()

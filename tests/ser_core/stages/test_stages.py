@@ -87,27 +87,20 @@ def test_upstream_stages_do_not_depend_on_the_held_out_fold(
 
 
 @pytest.mark.parametrize("stage", ["finetune", "tapt", "ptapt", "states"])
-@pytest.mark.parametrize("checks", [1, 3])
+@pytest.mark.parametrize("checks", [1, 2])
 def test_an_interrupted_stage_ends_as_an_uninterrupted_one(stage: str, checks: int, recipe: Recipe, bench: Bench, tmp_path: Path) -> None:
-    """Interrupted once or twice and resumed: artifacts and metrics are equal to the bit, and no step is done twice."""
+    """Interrupted twice and resumed: artifacts and metrics are equal to the bit, and no step is done twice."""
     recipe.execution.feature_cache = FeatureCache.none  # so that the stop comes at a step
     call = stage_calls(recipe)[stage]
     upstream = {role: bench.run(parent)[1] for role, parent in call.upstream.items()}
     expected, uninterrupted = bench.run(call, upstream=upstream)
     checkpoint = tmp_path / "resumable"
-    interruptions = 0
-    while True:
-        try:
-            found, output = bench.run(call, upstream=upstream, checkpoint=checkpoint, should_stop=stop_after(checks))
-            break
-        except Interrupted as ending:
-            assert ending.interrupted
-            interruptions += 1
-            if interruptions == 2:
-                found, output = bench.run(call, upstream=upstream, checkpoint=checkpoint)
-                break
-    assert interruptions >= 1
-    assert found["durations"]["resumed_at_step"] >= checks
+    for _ in range(2):
+        with pytest.raises(Interrupted) as ending:
+            bench.run(call, upstream=upstream, checkpoint=checkpoint, should_stop=stop_after(checks))
+        assert ending.value.interrupted
+    found, output = bench.run(call, upstream=upstream, checkpoint=checkpoint)
+    assert found["durations"]["resumed_at_step"] == 2 * checks
     assert found["metrics"] == expected["metrics"]
     assert artifacts(output) == artifacts(uninterrupted)
 
@@ -197,7 +190,7 @@ def test_every_training_frame_gets_one_label(recipe: Recipe, bench: Bench, corpu
 
 def test_more_clusters_than_frames_is_refused_in_one_line(recipe: Recipe, bench: Bench) -> None:
     recipe.cluster.counts = [5000]
-    with pytest.raises(InputError, match="k = 5000 is more than the .* frames"):
+    with pytest.raises(InputError, match=r"k = 5000 is more than the .* frames"):
         bench.run(stage_calls(recipe)["cluster"])
 
 

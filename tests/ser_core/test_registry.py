@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ser_core.errors import InputError
+from ser_core.registry import REGISTRY, VERSIONS, StageCall
+from ser_core.settings import Attention, BackboneSettings, FeatureCache, Padding, Pooling, Recipe, Wav2vecSettings
+
+ROOT = Path(__file__).parents[2]
+
+
+def recipe(**changes: Any) -> Recipe:
+    wav2vec = Wav2vecSettings(config={"conv_feature_layers": [[8, 10, 5], [8, 8, 4]]})
+    chosen = Recipe(backbone=BackboneSettings(checkpoint=None, config={"hidden_size": 8}), **changes)
+    chosen.states.wav2vec = wav2vec
+    return chosen
+
+
+def stages(call: StageCall) -> dict[str, StageCall]:
+    found = {call.stage if call.stage != "cluster" else f"cluster {call.settings['k']}": call}
+    for parent in call.upstream.values():
+        found |= stages(parent)
+    return found
+
+
+def test_methods_need_the_stages_of_the_paper() -> None:
+    """V-FT is fine-tuning alone; TAPT comes before it; P-TAPT reads one cluster stage for each k, and these the emotion states."""
+    calls = {method: REGISTRY.call(method, recipe(), fold="2", seed=7) for method in REGISTRY.methods}
+    assert list(calls) == ["vft", "tapt", "ptapt"]
+    assert calls["vft"].upstream == {}
+    assert {role: parent.stage for role, parent in calls["tapt"].upstream.items()} == {"backbone": "tapt"}
+    ptapt = calls["ptapt"].upstream["backbone"]
+    assert {role: parent.settings["k"] for role, parent in ptapt.upstream.items()} == {
+        "clusters.64": 64,
+        "clusters.512": 512,
+        "clusters.4096": 4096,
+    }
+    states = [parent.upstream["states"] for parent in ptapt.upstream.values()]
+    assert states[0] == states[1] == states[2]
+    assert all(call.version == VERSIONS[call.stage] for call in stages(calls["ptapt"]).values())
+
+
+def test_only_fine_tuning_takes_the_seed_of_the_run() -> None:
+    """Upstream stages are the same for every seed, and follow `upstream_seed`."""
+    first, second = (REGISTRY.call("ptapt", recipe(), fold="1", seed=seed) for seed in (1, 2))
+    assert (first.seed, second.seed) == (1, 2)
+    assert first.upstream == second.upstream
+    other = REGISTRY.call("ptapt", recipe(upstream_seed=5), fold="1", seed=1)
+    assert {call.seed for name, call in stages(other).items() if name != "finetune"} == {5}
+
+
+def test_settings_are_json_and_hold_what_determines_the_output() -> None:
+    """Every number of a stage is there, enums by name; where the backbone comes from upstream it is not there twice."""
+    found = stages(REGISTRY.call("ptapt", recipe(), fold="1", seed=0))
+    for call in found.values():
+        assert json.loads(json.dumps(call.settings)) == call.settings
+        assert json.loads(json.dumps(call.runtime)) == call.runtime
+    assert found["finetune"].settings["finetune"]["head"]["pooling"] == "paper"
+    assert found["finetune"].settings["features"] == {"padding": "independent"}
+    assert "backbone" not in found["finetune"].settings
+    assert found["ptapt"].settings["backbone"] == {"config": {"hidden_size": 8}, "init_seed": 0}
+    assert found["ptapt"].settings["counts"] == [64, 512, 4096]
+    assert found["cluster 64"].settings == {"k": 64, "iterations": 20}
+    assert "wav2vec" not in found["states"].settings["states"]
+    assert REGISTRY.call("vft", recipe(), fold="1", seed=0).settings["backbone"] == {"config": {"hidden_size": 8}, "init_seed": 0}
+
+
+def test_how_a_stage_is_computed_is_no_part_of_its_identity() -> None:
+    """Device, cache, attention, batches of the test and the order of the counts change no settings."""
+    one, other = recipe(), recipe()
+    other.execution.device = "cuda"
+    other.execution.feature_cache = FeatureCache.none
+    other.execution.attention = Attention.eager
+    other.execution.evaluation_batch = 1
+    other.cluster.counts = [512, 4096, 64]
+    first, second = (stages(REGISTRY.call("ptapt", each, fold="1", seed=0)) for each in (one, other))
+    assert {name: call.settings for name, call in first.items()} == {name: call.settings for name, call in second.items()}
+    assert second["tapt" if "tapt" in second else "ptapt"].runtime["execution"]["device"] == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("change", "changed"),
+    [
+        (lambda r: setattr(r.finetune.head, "pooling", Pooling.reference), {"finetune"}),
+        (lambda r: setattr(r.features, "padding", Padding.reference), {"finetune", "ptapt"}),
+        (lambda r: setattr(r.ptapt, "steps", 3), {"ptapt"}),
+        (lambda r: setattr(r.cluster, "iterations", 3), {"cluster 64", "cluster 512", "cluster 4096"}),
+        (lambda r: setattr(r.states, "steps", 3), {"states"}),
+        (lambda r: setattr(r.states.wav2vec, "init_seed", 3), {"states"}),
+        (lambda r: setattr(r.tapt, "steps", 3), set()),
+    ],
+)
+def test_a_setting_changes_the_stages_it_belongs_to(change: Any, changed: set[str]) -> None:
+    other = recipe()
+    change(other)
+    before, after = (stages(REGISTRY.call("ptapt", each, fold="1", seed=0)) for each in (recipe(), other))
+    assert {name for name in before if before[name].settings != after[name].settings} == changed
+
+
+def test_a_checkpoint_folder_counts_by_its_content(tmp_path: Path) -> None:
+    """Where the folder lies is no part of the identity; what is in it is."""
+    identities = []
+    for name, content in (("a", b"weights"), ("b", b"weights"), ("c", b"others")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({"model_type": "wav2vec2", "_name_or_path": name}))
+        (folder / "model.safetensors").write_bytes(content)
+        chosen = recipe()
+        chosen.backbone = BackboneSettings(checkpoint=str(folder))
+        call = REGISTRY.call("vft", chosen, fold="1", seed=0)
+        assert call.runtime["backbone"]["checkpoint"] == str(folder)
+        identities.append(call.settings["backbone"])
+    assert identities[0] == identities[1] != identities[2]
+
+
+def test_an_unknown_method_names_the_known_ones() -> None:
+    with pytest.raises(InputError, match="'lora'.*vft, tapt, ptapt"):
+        REGISTRY.call("lora", recipe(), fold="1", seed=0)
+
+
+def test_a_checkpoint_that_is_not_there_is_told_while_planning(tmp_path: Path) -> None:
+    chosen = recipe()
+    chosen.states.wav2vec = Wav2vecSettings(checkpoint=str(tmp_path / "wav2vec_large.pt"))
+    with pytest.raises(InputError, match="wav2vec_large.pt"):
+        REGISTRY.call("ptapt", chosen, fold="1", seed=0)
+    REGISTRY.call("vft", chosen, fold="1", seed=0)  # which does not need it
+
+
+def test_the_paper_s_own_recipe_is_in_range() -> None:
+    REGISTRY.check(Recipe())
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda r: setattr(r.finetune, "epochs", 0), "recipe.finetune.epochs=0: must be at least 1"),
+        (lambda r: setattr(r.finetune, "learning_rate", 0.0), "recipe.finetune.learning_rate=0.0: must be above 0"),
+        (lambda r: setattr(r.tapt, "learning_rate", float("nan")), "recipe.tapt.learning_rate=nan: must be above 0"),
+        (lambda r: setattr(r.finetune.spec_augment, "time_probability", 1.5), "time_probability=1.5: must lie between 0 and 1"),
+        (lambda r: setattr(r.cluster, "counts", []), "name at least one"),
+        (lambda r: setattr(r.cluster, "counts", [8, 8]), "each number of clusters once"),
+        (lambda r: setattr(r.cluster, "counts", [1, 8]), "1 is not a number of clusters"),
+        (lambda r: setattr(r.states, "validation_fraction", 0.0), "both excluded"),
+        (lambda r: setattr(r.execution, "device", "tpu"), "known are auto, cpu, cuda"),
+        (lambda r: setattr(r.ptapt, "mask_probability", 0.0), "nothing to predict"),
+    ],
+)
+def test_a_value_out_of_range_is_one_line(change: Any, line: str) -> None:
+    chosen = Recipe()
+    change(chosen)
+    with pytest.raises(InputError) as refused:
+        REGISTRY.check(chosen)
+    assert len(refused.value.problems) == 1
+    assert line in refused.value.problems[0]
+
+
+def test_all_problems_are_told_at_once() -> None:
+    chosen = Recipe()
+    chosen.finetune.epochs = 0
+    chosen.tapt.steps = 0
+    with pytest.raises(InputError) as refused:
+        REGISTRY.check(chosen)
+    assert len(refused.value.problems) == 2
+
+
+def test_planning_imports_nothing_heavy() -> None:
+    """The command line imports the registry at every start; numpy, torch and their kind stay out."""
+    code = "import sys, ser_core.registry; print(sorted({name.split('.')[0] for name in sys.modules} & set(sys.argv[1:])))"
+    heavy = ["numpy", "torch", "transformers", "omegaconf", "sklearn", "soundfile", "fairseq"]
+    found = subprocess.run([sys.executable, "-c", code, *heavy], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

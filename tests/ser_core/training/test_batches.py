@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ser_core.training.batches import StepPlan, bucket_count, bucketed_epoch, micro_batches, shuffled_epoch
+
+LENGTHS = st.lists(st.integers(1, 400), min_size=1, max_size=80)
+
+
+@given(count=st.integers(1, 200), size=st.integers(1, 70), seed=st.integers(0, 5), epoch=st.integers(0, 5))
+def test_a_fine_tuning_epoch_has_whole_batches_of_different_utterances(count: int, size: int, seed: int, epoch: int) -> None:
+    """Nobody twice; only the last short batch is missing; fewer than a batch are one batch of everybody."""
+    batches = shuffled_epoch(count, size, seed, epoch)
+    seen = [index for batch in batches for index in batch]
+    assert len(set(seen)) == len(seen)
+    if count < size:
+        assert sorted(seen) == list(range(count))
+    else:
+        assert [len(batch) for batch in batches] == [size] * (count // size)
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    orders = {tuple(shuffled_epoch(50, 50, seed, epoch)[0]) for seed in range(3) for epoch in range(3)}
+    assert len(orders) == 9
+
+
+@given(lengths=LENGTHS, budget=st.integers(1, 2000), buckets=st.integers(1, 50), epoch=st.integers(0, 3))
+def test_a_bucketed_epoch_has_everybody_once_within_the_budget(lengths: list[int], budget: int, buckets: int, epoch: int) -> None:
+    """Padded batches stay within the budget, apart from an utterance that alone exceeds it."""
+    batches = bucketed_epoch(lengths, budget, buckets, 0, epoch)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    assert all(len(batch) == 1 or max(lengths[index] for index in batch) * len(batch) <= budget for batch in batches)
+
+
+def test_buckets_keep_padding_small() -> None:
+    """With 50 buckets of IEMOCAP-like lengths hardly anything is padding; one bucket pads much."""
+    import numpy as np
+
+    lengths = np.clip(np.random.default_rng(0).lognormal(1.3, 0.6, 4000) * 16_000, 9_000, 160_000).astype(int).tolist()
+
+    def padded(buckets: int) -> float:
+        batches = bucketed_epoch(lengths, 250 * 16_000, buckets, 0, 0)
+        return sum(max(lengths[index] for index in batch) * len(batch) for batch in batches) / sum(lengths)
+
+    assert padded(50) < 1.1
+    assert padded(1) > 1.5
+    sizes = [sum(lengths[index] for index in batch) / 16_000 for batch in bucketed_epoch(lengths, 250 * 16_000, 50, 0, 0)]
+    assert 200 < np.median(sizes) <= 250
+
+
+def test_a_small_corpus_has_few_buckets() -> None:
+    """A bucket holds more than a batch, so that utterances meet others in other epochs; the paper's corpus has the paper's buckets."""
+    assert bucket_count([100] * 30, 1000, 50) == 2
+    assert bucket_count([4_500] * 4_300, 250_000, 50) == 50
+    assert bucket_count([100], 1000, 50) == 1
+    assert bucket_count([100] * 10_000, 1000, 50) == 50
+    first, second = (sorted(map(sorted, bucketed_epoch([100] * 30, 1000, 50, 0, epoch))) for epoch in (0, 1))
+    assert first != second
+
+
+@given(lengths=LENGTHS, size=st.integers(0, 20))
+def test_micro_batches_are_the_batch_in_parts_of_similar_length(lengths: list[int], size: int) -> None:
+    batch = list(range(len(lengths)))
+    parts = micro_batches(batch, lengths, size)
+    assert sorted(index for part in parts for index in part) == batch
+    assert [lengths[index] for part in parts for index in part] == sorted(lengths, reverse=True)
+    assert all(len(part) <= (size or len(batch)) for part in parts)
+
+
+def test_a_plan_gives_the_same_batch_whichever_step_is_asked_first() -> None:
+    """Epochs of different lengths: random access, as after a restart, equals walking through."""
+
+    def epoch_batches(epoch: int) -> list[list[int]]:
+        return [[epoch, number] for number in range(2 + epoch % 3)]
+
+    plan = StepPlan(epoch_batches)
+    walked = [plan.batch(step) for step in range(30)]
+    assert [StepPlan(epoch_batches).batch(step) for step in range(30)] == walked
+    assert [plan.batch(step) for step in (29, 3, 17, 0)] == [walked[step] for step in (29, 3, 17, 0)]
+    assert walked[:6] == [[0, 0], [0, 1], [1, 0], [1, 1], [1, 2], [2, 0]]

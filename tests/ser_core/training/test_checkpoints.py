@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ser_core.training.checkpoints import Checkpoints, identity_of
+
+
+def tensors(value: float) -> dict[str, dict[str, torch.Tensor]]:
+    return {
+        "model": {"weight": torch.full((3, 2), value), "count": torch.tensor(7)},
+        "adam": {"step/weight": torch.tensor(value)},
+        "extra": {},
+    }
+
+
+def written(folder: Path, *steps: int) -> Checkpoints:
+    checkpoints = Checkpoints(folder, "mine")
+    for step in steps:
+        checkpoints.save(step, tensors(step), {"loss": step / 2, "rows": [[1, {"a": 0.1}]]})
+    return checkpoints
+
+
+def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+    """Tensors to the bit, facts as JSON, empty groups included."""
+    saved = written(tmp_path, 5).load()
+    assert saved is not None
+    assert saved.step == 5
+    assert saved.facts == {"loss": 2.5, "rows": [[1, {"a": 0.1}]]}
+    assert torch.equal(saved.tensors["model"]["weight"], torch.full((3, 2), 5.0))
+    assert saved.tensors["model"]["count"].dtype == torch.int64
+    assert saved.tensors["extra"] == {}
+
+
+def test_the_newest_two_are_kept(tmp_path: Path) -> None:
+    written(tmp_path, 1, 2, 30, 100)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000030", "step-000000100"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "no state", "torn state", "other schema", "not safetensors"])
+def test_a_torn_checkpoint_is_passed_over_for_the_one_before(damage: str, tmp_path: Path) -> None:
+    checkpoints = written(tmp_path, 1, 2)
+    newest = tmp_path / "step-000000002"
+    weights, state = newest / "model.safetensors", newest / "state.json"
+    match damage:
+        case "truncated":
+            weights.write_bytes(weights.read_bytes()[:-4])
+        case "flipped":
+            content = bytearray(weights.read_bytes())
+            content[-1] ^= 1
+            weights.write_bytes(content)
+        case "missing":
+            weights.unlink()
+        case "no state":
+            state.unlink()
+        case "torn state":
+            state.write_text(state.read_text()[:40])
+        case "other schema":
+            state.write_text(json.dumps({**json.loads(state.read_text()), "schema": 99}))
+        case "not safetensors":
+            import hashlib
+
+            weights.write_bytes(b"nonsense")
+            facts = json.loads(state.read_text())
+            facts["files"]["model.safetensors"] = hashlib.sha256(b"nonsense").hexdigest()
+            state.write_text(json.dumps(facts))
+    saved = checkpoints.load()
+    assert saved is not None
+    assert saved.step == 1
+    checkpoints.save(2, tensors(9), {})  # and it can be written again in its place
+    again = checkpoints.load()
+    assert again is not None
+    assert float(again.tensors["model"]["weight"][0, 0]) == 9
+
+
+def test_the_checkpoint_of_another_stage_is_never_loaded(tmp_path: Path) -> None:
+    written(tmp_path, 1, 2)
+    assert Checkpoints(tmp_path, "theirs").load() is None
+
+
+def test_a_write_that_was_killed_leaves_nothing_that_is_loaded(tmp_path: Path) -> None:
+    """What lies under a temporary name counts for nothing."""
+    checkpoints = written(tmp_path, 1)
+    (tmp_path / "step-000000001").rename(tmp_path / ".step-000000001.4242.tmp")
+    assert checkpoints.load() is None
+
+
+def test_a_failing_write_leaves_the_earlier_ones(tmp_path: Path) -> None:
+    """NaN is not JSON: the write fails before anything is renamed."""
+    checkpoints = written(tmp_path, 1)
+    with pytest.raises(ValueError, match="JSON"):
+        checkpoints.save(2, tensors(2), {"loss": float("nan")})
+    saved = checkpoints.load()
+    assert saved is not None
+    assert saved.step == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
+
+
+def test_identity_depends_on_every_value() -> None:
+    values: list[object] = [["tapt", {"steps": 5}, "1", 0], ["tapt", {"steps": 6}, "1", 0], ["tapt", {"steps": 5}, "2", 0]]
+    assert len({identity_of(value) for value in values}) == 3
+    assert identity_of({"a": 1, "b": 2}) == identity_of({"b": 2, "a": 1})
