@@ -6,10 +6,9 @@ import difflib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.config import Experiment, resolved_values, resources_of, restore_experiment
-from jobs.controller import Desired
 from jobs.errors import UsageError
 from jobs.graph import Graph, build_graph
 from jobs.layout import Layout
@@ -18,6 +17,9 @@ from jobs.records import Result, read_json, read_result, write_json
 from jobs.slots import seeds_of_slots
 from jobs.stages import Registry
 from jobs.status import State, Status
+
+if TYPE_CHECKING:
+    from jobs.controller import Desired
 
 SCHEMA = 1
 # What a state of a stage is called in a table (jobs.summary.Status).
@@ -47,6 +49,8 @@ class Launched:
     @property
     def desired(self) -> Desired:
         """What the controller is to bring about."""
+        from jobs.controller import Desired  # with the executors: what only looks does not need them
+
         stages = {node.stage for node in self.graph.nodes.values()}
         packing = {stage: resources_of(self.experiment, stage).runs_per_task for stage in stages}
         return Desired(self.graph, self.layout, self.experiment.policy.max_attempts, self.since, packing)

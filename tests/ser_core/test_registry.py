@@ -36,11 +36,8 @@ def test_methods_need_the_stages_of_the_paper() -> None:
     assert calls["vft"].upstream == {}
     assert {role: parent.stage for role, parent in calls["tapt"].upstream.items()} == {"backbone": "tapt"}
     ptapt = calls["ptapt"].upstream["backbone"]
-    assert {role: parent.settings["k"] for role, parent in ptapt.upstream.items()} == {
-        "clusters.64": 64,
-        "clusters.512": 512,
-        "clusters.4096": 4096,
-    }
+    counts = {role: parent.settings["k"] for role, parent in ptapt.upstream.items()}
+    assert counts == {"clusters.64": 64, "clusters.512": 512, "clusters.4096": 4096}
     states = [parent.upstream["states"] for parent in ptapt.upstream.values()]
     assert states[0] == states[1] == states[2]
     assert all(call.version == VERSIONS[call.stage] for call in stages(calls["ptapt"]).values())
@@ -120,14 +117,14 @@ def test_a_checkpoint_folder_counts_by_its_content(tmp_path: Path) -> None:
 
 
 def test_an_unknown_method_names_the_known_ones() -> None:
-    with pytest.raises(InputError, match="'lora'.*vft, tapt, ptapt"):
+    with pytest.raises(InputError, match=r"'lora'.*vft, tapt, ptapt"):
         REGISTRY.call("lora", recipe(), fold="1", seed=0)
 
 
 def test_a_checkpoint_that_is_not_there_is_told_while_planning(tmp_path: Path) -> None:
     chosen = recipe()
     chosen.states.wav2vec = Wav2vecSettings(checkpoint=str(tmp_path / "wav2vec_large.pt"))
-    with pytest.raises(InputError, match="wav2vec_large.pt"):
+    with pytest.raises(InputError, match=r"wav2vec_large\.pt"):
         REGISTRY.call("ptapt", chosen, fold="1", seed=0)
     REGISTRY.call("vft", chosen, fold="1", seed=0)  # which does not need it
 
@@ -175,3 +172,14 @@ def test_planning_imports_nothing_heavy() -> None:
     heavy = ["numpy", "torch", "transformers", "omegaconf", "sklearn", "soundfile", "fairseq"]
     found = subprocess.run([sys.executable, "-c", code, *heavy], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_preloading_leaves_a_process_that_can_fork() -> None:
+    """After `preload` everything a stage imports is there, and this process has one thread."""
+    code = (
+        "import sys, threading; from ser_core.registry import REGISTRY; REGISTRY.preload(); "
+        "print(threading.active_count(), all(name in sys.modules for name in "
+        "['torch', 'transformers', 'sklearn.cluster', 'tensorboard', 'ser_core.stages.finetune']))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["1", "True"]

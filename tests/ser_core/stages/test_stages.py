@@ -57,7 +57,12 @@ def test_no_audio_of_the_held_out_fold_is_opened_before_the_test(
     held_out = {str(corpus.audio_path(utterance)) for utterance in corpus.test(fold)}
     opened: list[str] = []
     read = soundfile.read
-    monkeypatch.setattr(soundfile, "read", lambda path, *args, **options: (opened.append(str(path)), read(path, *args, **options))[1])
+
+    def recorded(path: Path, *arguments: object, **options: object) -> object:
+        opened.append(str(path))
+        return read(path, *arguments, **options)
+
+    monkeypatch.setattr(soundfile, "read", recorded)
     call = stage_calls(recipe, fold)[stage]
     bench.run(call)
     tested = [path in held_out for path in opened]

@@ -41,7 +41,7 @@ def test_buckets_keep_padding_small() -> None:
 
     def padded(buckets: int) -> float:
         batches = bucketed_epoch(lengths, 250 * 16_000, buckets, 0, 0)
-        return sum(max(lengths[index] for index in batch) * len(batch) for batch in batches) / sum(lengths)
+        return float(sum(max(lengths[index] for index in batch) * len(batch) for batch in batches) / sum(lengths))
 
     assert padded(50) < 1.1
     assert padded(1) > 1.5

@@ -66,7 +66,7 @@ class Bench:
     ) -> Trained:
         """Train for 20 steps; the signal to stop comes when it was asked for the `stop_at`-th time."""
         plan = Plan(
-            **{  # type: ignore[arg-type]
+            **{
                 "name": "line",
                 "steps": 20,
                 "learning_rate": 0.05,
