@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from jobs.controller import Report
     from jobs.experiment import Corpus, Launched
     from jobs.slurm import SlurmArrays
+    from jobs.status import Status
     from jobs.tasks import Workplace
 
 ROOT = Path(__file__).resolve().parent
@@ -38,6 +39,8 @@ PACKAGES = (
     *("torch", "transformers", "fairseq-fixed", "numpy", "scipy", "scikit-learn", "safetensors"),
     *("soundfile", "omegaconf", "submitit", "tensorboard"),
 )
+
+Found = TypeVar("Found")
 
 app = typer.Typer(
     add_completion=False,
@@ -234,8 +237,7 @@ def _reopen(name: str, results: Path) -> Launched:
     return reopen(Layout(results.resolve(), name), REGISTRY, Recipe)
 
 
-def _workplace(launched: Launched) -> Workplace:
-    from jobs.provenance import code_facts
+def _workplace(launched: Launched, code: dict[str, Any]) -> Workplace:
     from jobs.tasks import Workplace
 
     return Workplace(
@@ -246,7 +248,7 @@ def _workplace(launched: Launched) -> Workplace:
         corpus_folder=launched.corpus.folder,
         corpus_digest=launched.corpus.digest,
         digest_of="ser_core.corpora.manifest:load_manifest",
-        code=code_facts(ROOT),
+        code=code,
         packages=PACKAGES,
     )
 
@@ -254,7 +256,7 @@ def _workplace(launched: Launched) -> Workplace:
 def _arrays(launched: Launched) -> SlurmArrays:
     from jobs.slurm import SlurmArrays
 
-    return SlurmArrays(launched.experiment, launched.layout, _workplace(launched), source=ROOT)
+    return SlurmArrays(launched.experiment, launched.layout, _workplace(launched, {}), source=ROOT)  # the snapshot says which code
 
 
 def _run_here(launched: Launched) -> Report:
@@ -262,12 +264,13 @@ def _run_here(launched: Launched) -> Report:
     from jobs.config import resources_of
     from jobs.controller import run_local
     from jobs.local import LocalExecutor
+    from jobs.provenance import code_facts
 
     def stopping(running: int) -> None:
         typer.echo(f"stopping: {running} running stages write a checkpoint (Ctrl-C again to stop at once)", err=True)
 
     executor = LocalExecutor(
-        place=_workplace(launched),
+        place=_workplace(launched, code_facts(ROOT)),
         layout=launched.layout,
         resources=lambda stage: resources_of(launched.experiment, stage),
         capacity=capacity_here(),
@@ -347,7 +350,7 @@ def _write_tables(launched: Launched, formats: list[str], out: Path | None) -> b
     return report.complete
 
 
-def _look(launched: Launched):  # type: ignore[no-untyped-def]  # jobs.status.Status, not imported at start
+def _look(launched: Launched) -> Status:
     from jobs.config import Cluster
     from jobs.observe import read_facts
     from jobs.status import status_of
@@ -361,7 +364,7 @@ def _look(launched: Launched):  # type: ignore[no-untyped-def]  # jobs.status.St
     return status_of(name, launched.graph, facts, in_flight, max_attempts=attempts)
 
 
-def _print_status(now, clear: bool = False) -> None:  # type: ignore[no-untyped-def]
+def _print_status(now: Status, clear: bool = False) -> None:
     from jobs.status import problem_lines, status_lines, status_table
 
     if not sys.stdout.isatty():
@@ -414,7 +417,7 @@ def _show_plan(launched: Launched) -> None:
                 typer.echo(f"# then: {call}")
 
 
-def _with_progress(what: str, work: Callable[[Callable[[int, int], None]], object]):  # type: ignore[no-untyped-def]
+def _with_progress(what: str, work: Callable[[Callable[[int, int], None]], Found]) -> Found:
     """Run `work` with a callback that shows progress: a bar on a terminal, a line every ten percent elsewhere."""
     if sys.stderr.isatty():
         from rich.console import Console
