@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that the tests need and that are missing: a whole Slurm with accounting, nothing of it as a service.
-# Idempotent; needs root only when something is missing. SER_GRID_SKIP_SLURM=1: leave Slurm out.
+# Installs the Debian packages that the tests need and that are missing: LaTeX for the tables, and a whole Slurm with accounting, nothing
+# of it as a service. Idempotent; needs root only when something is missing. SER_GRID_SKIP_SLURM=1: leave Slurm out.
 set -euo pipefail
 export PATH="$PATH:/usr/sbin:/sbin"
 
-[ "${SER_GRID_SKIP_SLURM:-0}" = 0 ] || [ -z "${SER_GRID_SKIP_SLURM}" ] || exit 0
-
 missing=()
-while read -r program package; do
-  command -v "$program" >/dev/null || missing+=("$package")
-done <<'LIST'
+command -v pdflatex >/dev/null || missing+=(texlive-latex-base)
+{ command -v kpsewhich >/dev/null && kpsewhich booktabs.sty >/dev/null; } || missing+=(texlive-latex-recommended)
+if [ "${SER_GRID_SKIP_SLURM:-0}" = 0 ]; then
+  while read -r program package; do
+    command -v "$program" >/dev/null || missing+=("$package")
+  done <<'LIST'
 munged munge
 slurmctld slurmctld
 slurmd slurmd
@@ -18,15 +19,16 @@ slurmdbd slurmdbd
 mariadbd mariadb-server-core
 mariadb mariadb-client-core
 LIST
+fi
 [ ${#missing[@]} -gt 0 ] || exit 0
 
 wish="apt-get install ${missing[*]}"
 if ! command -v apt-get >/dev/null; then
-  echo "the tests need a Slurm (${missing[*]}), and this is no Debian: install it, or leave its tests out with SER_GRID_SKIP_SLURM=1" >&2
+  echo "the tests need ${missing[*]} (Debian names), and there is no apt-get: install them, or leave Slurm out with SER_GRID_SKIP_SLURM=1" >&2
   exit 2
 fi
 if [ "$(id -u)" != 0 ]; then
-  echo "the tests need a Slurm: have root run '$wish', or leave its tests out with SER_GRID_SKIP_SLURM=1" >&2
+  echo "the tests need packages: have root run '$wish', or leave Slurm out with SER_GRID_SKIP_SLURM=1" >&2
   exit 2
 fi
 
