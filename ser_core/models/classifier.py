@@ -45,10 +45,6 @@ class EmotionClassifier(nn.Module):
         hidden = encode(self.wav2vec2, features, frames, time_mask, feature_mask)
         return pool(hidden, frames, self.pooling)
 
-    def trainable_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters an optimiser is given: transformer encoder and head."""
-        return [*self.wav2vec2.encoder.parameters(), *self.head.parameters()]
-
 
 def freeze_front_end(encoder: Any) -> None:
     """Take the gradient from everything but the transformer."""

@@ -94,7 +94,7 @@ def _prepared(encoder: Any, waves: Sequence[Tensor]) -> list[Tensor]:
     normalise = bool(getattr(encoder.config, NORMALISE_KEY, False))
     prepared = []
     for wave in waves:
-        samples = wave.to(device=weight.device, dtype=weight.dtype)
+        samples = wave.to(device=weight.device, dtype=weight.dtype, non_blocking=True)
         if normalise:
             samples = (samples - samples.mean()) / torch.sqrt(samples.var(unbiased=False) + NORMALISE_EPSILON)
         prepared.append(F.pad(samples, (0, max(shortest - len(samples), 0))))

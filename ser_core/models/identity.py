@@ -43,7 +43,7 @@ def wav2vec_identity(settings: Wav2vecSettings) -> dict[str, Any]:
                 "states.wav2vec: neither checkpoint nor config is set; give the path of wav2vec_large.pt, or the keys of a small model"
             )
         return {"config": dict(settings.config), "init_seed": settings.init_seed}
-    path = Path(settings.checkpoint)
+    path = Path(settings.checkpoint).expanduser()
     if path.is_dir():
         return folder_identity(path)
     if not path.is_file():

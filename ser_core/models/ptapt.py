@@ -54,10 +54,6 @@ class PseudoLabelModel(nn.Module):
             hidden = F.relu(hidden)
         return [head(hidden) for head in self.heads]
 
-    def trainable_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters an optimiser is given: transformer encoder and heads."""
-        return [*self.wav2vec2.encoder.parameters(), *self.heads.parameters()]
-
 
 def ptapt_loss(logits: Sequence[Tensor], labels: Tensor, mask: Tensor, total: int | None = None) -> PtaptLoss:
     """Return the loss of logits (M, k) for each k against `labels` (B, heads, T) int64 at the masked frames (B, T).

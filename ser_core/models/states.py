@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ser_core.errors import InputError
 from ser_core.models.classifier import weighted_cross_entropy
 from ser_core.models.wav2vec import Wav2vec, Wav2vecConfig, convolved_length
 
@@ -75,11 +74,6 @@ class EmotionStates(nn.Module):
         states: Tensor = self.states(F.pad(wave, (0, max(missing, 0)))[None])[0]
         return states
 
-    def trainable_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters an optimiser is given: everything but the extractor."""
-        modules = (self.wav2vec.aggregator, self.match, self.rnn, self.utterance_head, self.frame_head)
-        return [parameter for module in modules for parameter in module.parameters()]
-
 
 def states_loss(
     utterance_logits: Tensor,
@@ -121,21 +115,3 @@ def minimum_samples(config: Wav2vecConfig) -> int:
     for _, kernel, stride in reversed(config.conv_feature_layers):
         length = (length - 1) * stride + kernel
     return length
-
-
-def hop_samples(config: Wav2vecConfig) -> int:
-    """Return the samples from one emotion state to the next (320 for wav2vec large: 20 ms)."""
-    hop = MATCH_STRIDE
-    for _, _, stride in (*config.conv_feature_layers, *config.conv_aggregator_layers):
-        hop *= stride
-    return hop
-
-
-def check_grid(config: Wav2vecConfig, backbone_hop: int) -> None:
-    """Raise InputError unless states and the backbone's frames (`backbone_hop` samples apart) have the same step."""
-    hop = hop_samples(config)
-    if hop != backbone_hop:
-        raise InputError(
-            f"states.wav2vec: one emotion state every {hop} samples, but the backbone has one frame every {backbone_hop}: "
-            "choose strides with equal products (the state grid's is twice wav2vec's)"
-        )

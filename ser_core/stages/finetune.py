@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ser_core.corpora.manifest import SAMPLE_RATE
 from ser_core.models.backbone import load_encoder
 from ser_core.models.classifier import EmotionClassifier, class_weights, label_weight, weighted_cross_entropy
-from ser_core.settings import FinetuneSettings
+from ser_core.settings import FinetuneSettings, Padding
 from ser_core.stages.context import StageContext, outcome, parse
 from ser_core.training.augmentation import row_generators, spans
 from ser_core.training.batches import Batch, StepPlan, micro_batches, shuffled_epoch
@@ -62,10 +62,12 @@ class Finetuning(Objective):
     def parts(self, step: int) -> Sequence[Part]:
         split, device = self._context.training, self._context.device
         batch = self._plan.batch(step)
+        # Features that depend on what shares a forward pass need the whole batch in one.
+        size = 0 if self._context.features.padding is Padding.reference else self._context.execution.micro_batch
         total = label_weight(torch.tensor([split.labels[position] for position in batch], device=device), self._weights)
         return [
             Part(step, part, torch.tensor([split.labels[position] for position in part]), total)
-            for part in micro_batches(batch, self._lengths, self._context.execution.micro_batch)
+            for part in micro_batches(batch, self._lengths, size)
         ]
 
     def loss(self, part: Part) -> PartLoss:
@@ -73,8 +75,10 @@ class Finetuning(Objective):
         ids = [self._context.training.utterances[position].id for position in part.positions]
         rngs = row_generators(self._context.seed, part.step, ids, self._context.features.padding)
         time_mask, feature_mask = spans(self._settings.spec_augment, frames.tolist(), features.shape[1], features.shape[2], rngs)
-        logits = self.model(features, frames, time_mask.to(features.device), feature_mask.to(features.device))
-        labels = part.labels.to(logits.device)
+        frames, time_mask, feature_mask, labels = (
+            each.to(features.device, non_blocking=True) for each in (frames, time_mask, feature_mask, part.labels)
+        )
+        logits = self.model(features, frames, time_mask, feature_mask)
         loss = weighted_cross_entropy(logits, labels, self._weights, part.total_weight)
         return PartLoss(loss, loss, (logits.argmax(-1) == labels).sum(), len(labels))
 

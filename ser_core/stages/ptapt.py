@@ -84,8 +84,9 @@ class PseudoLabelling(Objective):
             span=self._settings.mask_length,
             probability=self._settings.mask_probability,
             minimum=self._settings.mask_minimum,
-        ).to(features.device)
-        targets = torch.from_numpy(np.stack([align_labels(each, features.shape[1]) for each in labels])).to(features.device)
+        )
+        targets = torch.from_numpy(np.stack([align_labels(each, features.shape[1]) for each in labels]))
+        frames, mask, targets = (each.to(features.device, non_blocking=True) for each in (frames, mask, targets))
         found = ptapt_loss(self.model(features, frames, mask), targets, mask)
         return PartLoss(found.loss, found.loss, found.correct.float().mean(), found.labelled)
 
@@ -97,7 +98,7 @@ class PseudoLabelling(Objective):
         return int(generator(self._context.seed, "crop", step, position).integers(0, spare + 1)), self._crop_frames
 
     def _cropped(self, part: Part) -> tuple[Tensor, Tensor, list[NDArray[np.int64]]]:
-        """Features of whole utterances, cut with their labels."""
+        """Features of whole utterances, valid frames (on the CPU) and labels, all cut alike."""
         features, frames = self.features.padded(part.positions, part.crops)
         labels = [
             align_labels(self._labels[position][:, first:], count)
@@ -114,7 +115,7 @@ class PseudoLabelling(Objective):
             waves.append(wave)
             labels.append(crop_labels(self._labels[position], self._config, first * hop, len(wave)))
         features, frames = project_padded(self.model.wav2vec2, waves)
-        return features, frames, labels
+        return features, frames.cpu(), labels
 
 
 def run(context: StageContext) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from ser_core.settings import Padding, StatesSettings
 from ser_core.stages.context import StageContext, outcome, parse
 from ser_core.training.augmentation import row_generators, spans
 from ser_core.training.batches import Batch, StepPlan, shuffled_epoch
-from ser_core.training.endings import Interrupted
+from ser_core.training.endings import Diverged, Interrupted
 from ser_core.training.loop import Objective, PartLoss, Plan, train
 from ser_core.training.randomness import generator
 from ser_core.training.schedule import warmup_flat_linear
@@ -93,16 +93,20 @@ class StateTraining(Objective):
         frames = extractor_frames(self.model.wav2vec.config, part.waves.shape[1])
         rngs = row_generators(self._context.seed, part.step, part.ids, Padding.independent)  # rows are equally long: nothing is padded
         time_mask, feature_mask = spans(self._settings.spec_augment, [frames] * len(part.ids), frames, self.model.wav2vec.channels, rngs)
-        labels = part.labels.to(device)
-        utterance, frame = self.model(part.waves.to(device, non_blocking=True), time_mask.to(device), feature_mask.to(device))
+        waves, labels, time_mask, feature_mask = (
+            each.to(device, non_blocking=True) for each in (part.waves, part.labels, time_mask, feature_mask)
+        )
+        utterance, frame = self.model(waves, time_mask, feature_mask)
         found = states_loss(utterance, frame, labels, self._weights)
         return PartLoss(found.loss, found.loss, found.correct, len(labels))
 
     def after(self, step: int) -> Mapping[str, float]:
-        """Validate once in a while and at the end, and keep the best."""
+        """Validate once in a while and at the end, and keep the best. Raises Diverged for a loss that is not finite."""
         if step % self._validate_every and step != self._settings.steps:
             return {}
         loss, accuracy = self.validate()
+        if not math.isfinite(loss):
+            raise Diverged(f"states: the validation loss is {loss} at step {step} (seed {self._context.seed})")
         if loss < self._best_loss:
             self._best_loss, self._best_step = loss, step
             self._best = {name: parameter.detach().cpu().clone() for name, parameter in self.parameters().items()}
@@ -196,7 +200,7 @@ def write_frames(context: StageContext, model: EmotionStates) -> int:
     for position, count in enumerate(counts):
         if context.should_stop():
             raise Interrupted(f"states: stopped at the frames of utterance {position} of {len(counts)}; training is in the checkpoint")
-        frames[first : first + count] = model.frames(split.wave(position)).cpu().numpy()
+        frames[first : first + count] = model.frames(split.wave(position, keep=False)).cpu().numpy()
         first += count
         progress.at(position + 1, len(counts), "states: frames of utterance")
     frames.flush()

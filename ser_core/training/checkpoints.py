@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-SCHEMA = 1
+SCHEMA = 2
 KEPT = 2  # the newest, and one to fall back on
 PREFIX = "step-"
 STATE = "state.json"
@@ -78,7 +78,9 @@ class Checkpoints:
             _sync_folder(self.folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        for path in self._found()[KEPT:]:
+        found = self._found()
+        later = [path for path in found if path.name > final.name]  # of no use, or this one would have begun there
+        for path in [*later, *found[len(later) + KEPT :]]:
             shutil.rmtree(path, ignore_errors=True)
 
     def load(self) -> Saved | None:

@@ -49,18 +49,22 @@ class FrozenFeatures:
             progress.at(position + 1, total, "front end: utterance")
 
     def padded(self, positions: Sequence[int], crops: Sequence[Crop] | None = None) -> tuple[Tensor, Tensor]:
-        """Features (B, T, hidden) and valid frames (B,) int64 of a batch; with `crops`, the given frames of each utterance."""
+        """Features (B, T, hidden) of a batch; with `crops`, the given frames of each utterance.
+
+        With them come the valid frames (B,) int64, on the CPU: masks are drawn from them without waiting for a GPU.
+        """
         if self.padding is Padding.reference:
             if crops is not None:
                 raise ValueError("features that depend on the batch are cropped as waves, not as frames")
             with self._arithmetic.autocast():
-                return project_padded(self._encoder, [self._wave(position, keep=True) for position in positions])
+                features, frames = project_padded(self._encoder, [self._wave(position, keep=True) for position in positions])
+            return features, frames.cpu()
         device = self._arithmetic.device
         alone = [self._kept[position] if self._keeps else self._alone(position, keep=True) for position in positions]
         if crops is not None:
             alone = [features[first : first + count] for features, (first, count) in zip(alone, crops, strict=True)]
         frames = torch.tensor([len(features) for features in alone], dtype=torch.int64)
-        return pad_sequence(alone, batch_first=True).to(device, non_blocking=True), frames.to(device, non_blocking=True)
+        return pad_sequence(alone, batch_first=True).to(device, non_blocking=True), frames
 
     def _alone(self, position: int, *, keep: bool) -> Tensor:
         with self._arithmetic.autocast():

@@ -82,8 +82,6 @@ class Plan:
     log_every: int  # steps
     steps_per_epoch: int = 0  # 0: not trained in epochs
     save_last: bool = False  # also after the last step: for stages with long work to follow
-    adam_betas: tuple[float, float] = (0.9, 0.999)
-    fused: bool = True  # one kernel for all parameters: faster on CPUs and GPUs alike
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ class Trained:
 
 @dataclass
 class _Window:
-    """Sums since the last entry of the curves; tensors on the device, read once in a while."""
+    """Sums over steps; tensors on the device, read once in a while."""
 
     shown: Tensor
     correct: Tensor
@@ -147,14 +145,16 @@ def train(
     device = plan.arithmetic.device
     objective.model.to(device)
     named = objective.parameters()
-    optimiser = torch.optim.Adam(list(named.values()), lr=plan.learning_rate, betas=plan.adam_betas, fused=plan.fused)
+    # One kernel for all parameters: faster on CPUs and GPUs alike.
+    optimiser = torch.optim.Adam(list(named.values()), lr=plan.learning_rate, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=plan.arithmetic.dtype is torch.float16)
     state = _State()
-    window = _Window.start(device)
+    window = _Window.start(device)  # since the last entry of the curves
+    tail, tail_from = _Window.start(device), plan.steps * 9 // 10  # what is told at the end, however often curves are written
     saved = checkpoints.load()
     if saved is not None and _restore(saved, objective, named, optimiser, scaler):
         state = _State(saved.step, list(saved.facts["curves"]), saved.step)
-        window = _Window.start(device, saved.facts["window"])
+        window, tail = _Window.start(device, saved.facts["window"]), _Window.start(device, saved.facts["tail"])
         report(f"{plan.name}: resumed after step {state.step} of {plan.steps}")
     resumed_at = state.step
     curves = Curves(output, state.rows)
@@ -169,7 +169,8 @@ def train(
             return
         extra, own = objective.kept()
         tensors = {"model": objective.model.state_dict(), "adam": _adam_tensors(optimiser, named), "extra": extra}
-        facts = {"curves": state.rows, "window": window.facts(), "scaler": scaler.state_dict(), "objective": own}
+        sums = {"window": window.facts(), "tail": tail.facts()}
+        facts = {"curves": state.rows, **sums, "scaler": scaler.state_dict(), "objective": own}
         checkpoints.save(state.step, tensors, facts)
         state.saved = state.step
 
@@ -193,10 +194,13 @@ def train(
                         part_loss = objective.loss(part)
                     scaler.scale(part_loss.loss).backward()  # type: ignore[no-untyped-call]
                     window.add(part_loss)
+                    if state.step >= tail_from:
+                        tail.add(part_loss)
                 scaler.step(optimiser)
                 scaler.update()
-                state.step += 1
                 window.steps += 1
+                tail.steps += state.step >= tail_from
+                state.step += 1
                 logged = state.step % plan.log_every == 0 or state.step == plan.steps
                 # Reading the loss waits for a GPU, so there it is read only where it is written down.
                 if logged or device.type == "cpu":
@@ -218,7 +222,7 @@ def train(
             curves.close()
     if plan.save_last and durations:
         save()
-    loss, accuracy = _final(state.rows, plan.steps)
+    loss, accuracy = float(tail.shown) / tail.steps, float(tail.correct) / max(1, tail.counted)
     return Trained(loss, accuracy, plan.steps, resumed_at, time.monotonic() - started, median(durations) if durations else 0.0, waited)
 
 
@@ -264,14 +268,6 @@ def _tell(progress: Progress, plan: Plan, state: _State, durations: list[float])
     progress.say(f"{plan.name}: step {state.step}/{plan.steps}{epoch}, {now}, {recent:.3g} s a step, {remaining:.0f} s to go")
 
 
-def _final(rows: list[Row], steps: int) -> tuple[float, float]:
-    """Mean loss and accuracy of the entries of the last tenth of the steps."""
-    last = [values for step, values in rows if "train/loss" in values and step > steps * 9 // 10]
-    if not last:
-        return 0.0, 0.0
-    return sum(values["train/loss"] for values in last) / len(last), sum(values["train/accuracy"] for values in last) / len(last)
-
-
 ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -296,6 +292,7 @@ def _restore(
     objective.model.load_state_dict(model)
     entries = {index: {key: adam[f"{key}/{name}"] for key in ADAM_STATE} for index, name in enumerate(named) if f"step/{name}" in adam}
     optimiser.load_state_dict({"state": entries, "param_groups": optimiser.state_dict()["param_groups"]})
-    scaler.load_state_dict(saved.facts["scaler"])
+    if saved.facts["scaler"]:  # none where the attempt before ran on a GPU that needs no scaling: then it begins anew
+        scaler.load_state_dict(saved.facts["scaler"])
     objective.restore(saved.tensors.get("extra", {}), saved.facts["objective"])
     return True

@@ -158,12 +158,14 @@ def test_configuration() -> None:
     assert "did you mean log_compression" in caught.value.problems[0]
 
 
-def test_identity(tmp_path: Path) -> None:
+def test_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Identity follows the content: of a checkpoint its digest, of a random model its configuration and seed."""
     first, second = tmp_path / "a.pt", tmp_path / "b.pt"
     first.write_bytes(b"weights")
     second.write_bytes(b"weights")
     assert wav2vec_identity(Wav2vecSettings(checkpoint=str(first))) == wav2vec_identity(Wav2vecSettings(checkpoint=str(second)))
+    monkeypatch.setenv("HOME", str(tmp_path))  # `~` is known to planning as it is to loading
+    assert wav2vec_identity(Wav2vecSettings(checkpoint="~/a.pt")) == wav2vec_identity(Wav2vecSettings(checkpoint=str(first)))
     assert wav2vec_identity(Wav2vecSettings(config=rebuild.WAV2VEC, init_seed=3)) == {"config": rebuild.WAV2VEC, "init_seed": 3}
     with pytest.raises(InputError, match="no such wav2vec checkpoint"):
         wav2vec_identity(Wav2vecSettings(checkpoint=str(tmp_path / "c.pt")))

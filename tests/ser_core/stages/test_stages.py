@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from safetensors.numpy import load_file
 
 from ser_core.corpora.manifest import Manifest, load_manifest
 from ser_core.errors import InputError
 from ser_core.models.backbone import load_encoder
 from ser_core.registry import REGISTRY
-from ser_core.settings import FeatureCache, Padding, Recipe
+from ser_core.settings import FeatureCache, Padding, Precision, Recipe
+from ser_core.stages.states import StateTraining
 from ser_core.training.endings import Diverged, Interrupted
 from tests.ser_core.stages.conftest import FOLDS, STAGES, Bench, artifacts, stage_calls
 
@@ -245,3 +247,37 @@ def test_an_unknown_stage_and_fold_name_the_known_ones(recipe: Recipe, bench: Be
         bench.run(replace(call, stage="distil"))
     with pytest.raises(InputError, match="no fold '9'"):
         bench.run(replace(call, fold="9"))
+
+
+def test_a_batch_whose_features_depend_on_each_other_is_not_cut(recipe: Recipe, bench: Bench) -> None:
+    """With reference padding the size of micro-batches, which is no part of a stage's identity, changes no number."""
+    recipe.features.padding = Padding.reference
+    call = stage_calls(recipe)["finetune"]
+    whole, _ = bench.run(call)
+    parts, _ = bench.run(call, execution={**call.runtime["execution"], "micro_batch": 1})
+    assert parts["metrics"] == whole["metrics"]
+
+
+def test_a_validation_loss_that_is_not_finite_is_divergence(recipe: Recipe, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot be compared with others, nor written as JSON."""
+    monkeypatch.setattr(StateTraining, "validate", lambda self: (float("nan"), 0.0))
+    with pytest.raises(Diverged, match="validation loss is nan"):
+        bench.run(stage_calls(recipe)["states"])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("method", ["vft", "tapt", "ptapt"])
+def test_every_method_runs_on_a_gpu(method: str, precision: str, recipe: Recipe, bench: Bench) -> None:
+    """No tensor stays on the wrong device; without dropout fine-tuning has the loss of a CPU."""
+    recipe.backbone.config |= dict.fromkeys(
+        ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "layerdrop"), 0.0
+    )
+    for settings in (recipe.finetune, recipe.tapt, recipe.states, recipe.ptapt):
+        settings.precision = Precision[precision]
+    recipe.execution.device = "cuda"
+    call = REGISTRY.call(method, recipe, fold="1", seed=0)
+    upstream = {role: bench.run(parent)[1] for role, parent in call.upstream.items()}
+    found, _ = bench.run(call, upstream=upstream)
+    expected, _ = bench.run(call, upstream=upstream, execution={**call.runtime["execution"], "device": "cpu"})
+    assert found["metrics"]["training_loss"] == pytest.approx(expected["metrics"]["training_loss"], rel=0.05)

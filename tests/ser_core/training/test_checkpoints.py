@@ -103,3 +103,15 @@ def test_identity_depends_on_every_value() -> None:
     values: list[object] = [["tapt", {"steps": 5}, "1", 0], ["tapt", {"steps": 6}, "1", 0], ["tapt", {"steps": 5}, "2", 0]]
     assert len({identity_of(value) for value in values}) == 3
     assert identity_of({"a": 1, "b": 2}) == identity_of({"b": 2, "a": 1})
+
+
+def test_later_checkpoints_that_cannot_be_resumed_make_room(tmp_path: Path) -> None:
+    """Foreign ones of later steps do not push out what is written now: the next attempt would begin at the start for ever."""
+    written(tmp_path, 800, 900)
+    mine = Checkpoints(tmp_path, "other")
+    assert mine.load() is None
+    mine.save(100, tensors(100), {})
+    saved = mine.load()
+    assert saved is not None
+    assert saved.step == 100
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000100"]

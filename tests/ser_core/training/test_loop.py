@@ -201,3 +201,21 @@ def test_batches_made_ahead_are_the_same(bench: Bench) -> None:
         found = [batches.get(step, more=step < 5) for step in range(6)]
     assert objective.asked == list(range(6))
     assert all(torch.equal(parts[0], Regression().parts(step)[0]) for step, parts in enumerate(found))
+
+
+def test_a_gpu_without_bfloat16_resumes_what_one_with_it_began(bench: Bench) -> None:
+    """`auto` may choose another arithmetic on the next node: the scaler of float16 then begins anew, and the steps go on."""
+    with pytest.raises(Interrupted):
+        bench.train(Regression(), "nodes", stop_at=9, arithmetic=choose_arithmetic(CPU, Precision.bfloat16), output="first")
+    last = Regression()
+    found = bench.train(last, "nodes", arithmetic=choose_arithmetic(CPU, Precision.float16), output="last")
+    assert (found.resumed_at, last.asked) == (9, list(range(9, 20)))
+
+
+def test_what_is_told_at_the_end_does_not_depend_on_how_often_curves_are_written(bench: Bench) -> None:
+    """`log_every` is no part of a stage's identity; the means are those of the last tenth of the steps."""
+    told = [bench.train(Regression(), f"every{every}", output=f"every{every}", log_every=every) for every in (1, 3, 7, 50)]
+    assert len({(each.loss, each.accuracy) for each in told}) == 1
+    last = [value for step, value in bench.curve("every1", "train/loss") if step > 18]
+    assert len(last) == 2
+    assert told[0].loss == pytest.approx(sum(last) / 2)
