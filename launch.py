@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from jobs.errors import UsageError
+from jobs.errors import UsageError, is_mendable
 from ser_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -180,18 +180,21 @@ def _launch(arguments: list[str], cluster: str | None, data: Path, results: Path
     from jobs.config import Cluster, load_experiment
     from jobs.experiment import launch
     from jobs.layout import Layout
-    from ser_core.registry import REGISTRY
+    from jobs.published import load_published
+    from ser_core.registry import REGISTRY, VERSIONS
     from ser_core.settings import Recipe
 
     named = [text for text in arguments if "=" not in text]
     if len(named) > 1:
         raise UsageError(f"grid: one experiment at a time (got {', '.join(named)}); settings are given as KEY=VALUE")
     overrides = [text for text in arguments if "=" in text]
-    experiment = load_experiment(named[0] if named else DEFAULT_EXPERIMENT, overrides, configs=CONFIGS, recipe_schema=Recipe)
+    name = named[0] if named else DEFAULT_EXPERIMENT
+    experiment = load_experiment(name, overrides, configs=CONFIGS, recipe_schema=Recipe, stages=tuple(VERSIONS))
     if cluster is not None:
         if cluster not in Cluster.__members__:
             raise UsageError(f"--cluster {cluster}: known are {', '.join(Cluster.__members__)}")
         experiment = replace(experiment, cluster=Cluster[cluster])
+    load_published(CONFIGS / "published.yaml", experiment.table)  # a table there is not is told now, not when all is computed
     REGISTRY.check(experiment.recipe)
     _place_checkpoints(experiment)
     layout = Layout(results.resolve(), experiment.name)
@@ -358,7 +361,7 @@ def _look(launched: Launched) -> Status:
     in_flight, live = {}, None
     if launched.experiment.cluster is Cluster.slurm:
         arrays = _arrays(launched)
-        in_flight, live = dict(arrays.in_flight()), arrays.live_jobs()
+        in_flight, live = dict(arrays.look_only()), arrays.live_jobs()
     facts = read_facts(launched.graph, launched.layout, live_jobs=live, since=launched.since)
     name, attempts = launched.layout.experiment, launched.experiment.policy.max_attempts
     return status_of(name, launched.graph, facts, in_flight, max_attempts=attempts)
@@ -383,7 +386,7 @@ def _print_status(now: Status, clear: bool = False) -> None:
 def _show_plan(launched: Launched) -> None:
     """What `grid` would do: reuse, tasks, hours, scripts."""
     from jobs.config import Cluster, resources_of
-    from jobs.forecast import forecast
+    from jobs.forecast import forecast, forecast_lines
     from jobs.observe import read_facts
     from jobs.plan import Limits, make_plan
 
@@ -401,15 +404,7 @@ def _show_plan(launched: Launched) -> None:
     )
     expected = forecast(desired.graph, facts, plan, lambda stage: resources_of(launched.experiment, stage))
     typer.echo(f"{launched.layout.experiment}: {len(desired.graph.runs)} runs, {len(desired.graph.nodes)} stages; reused {expected.reused}")
-    for cost in expected.costs:
-        typer.echo(
-            f"submit {cost.stage} {cost.method}: {cost.tasks} tasks, {cost.stages} stages, {cost.gpu_hours:.1f} GPU-hours, "
-            f"{cost.cpu_hours:.1f} CPU-hours ({cost.source.value})"
-        )
-    typer.echo(
-        f"under way {expected.waiting}, deferred {expected.deferred}, blocked {expected.blocked}, given up {expected.given_up}; "
-        f"in all {expected.tasks} tasks, at most about {expected.gpu_hours:.1f} GPU-hours and {expected.cpu_hours:.1f} CPU-hours"
-    )
+    typer.echo("\n".join(forecast_lines(expected)))
     if arrays:
         for preview in arrays.previews(plan.batches, desired.graph, in_flight):
             typer.echo(f"\n# ---- {preview.name}\n{preview.script}")
@@ -448,6 +443,11 @@ def main() -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: nothing more to say to it
         return 0
+    except OSError as error:
+        if not is_mendable(error):
+            raise
+        typer.echo(f"{error.filename or 'a file'}: {error.strerror}; mend that and run the same command again", err=True)
+        return 2
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
@@ -16,19 +17,14 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
+DEFAULT_RESOURCES = "default"  # the entry of `resources` that stages inherit from
+
+
 class Cluster(Enum):
     """Where stages are executed."""
 
     local = "local"
     slurm = "slurm"
-
-
-class OutlierRule(Enum):
-    """Which runs are dropped and rerun."""
-
-    pooled = "pooled"
-    cell = "cell"
-    none = "none"
 
 
 @dataclass
@@ -42,6 +38,19 @@ class Resources:
     minutes: int = 60
     runs_per_task: int = 1  # stages computed one after another in one array task
     throttle: int = 0  # array tasks running at once; 0: no limit of ours
+
+
+@dataclass
+class StageResources:
+    """What an experiment says of the resources of one stage; None: as `default` says, and `Resources` where that says nothing."""
+
+    cpus: int | None = None
+    gpus: int | None = None
+    nodes: int | None = None
+    memory_gb: float | None = None
+    minutes: int | None = None
+    runs_per_task: int | None = None
+    throttle: int | None = None
 
 
 @dataclass
@@ -70,10 +79,9 @@ class SlurmSite:
 
 @dataclass
 class Policy:
-    """How failures and outliers are met."""
+    """How failures are met."""
 
     max_attempts: int = 3
-    outliers: OutlierRule = OutlierRule.none  # judged in rounds; see jobs.statistics
     poll_seconds: float = 20.0  # between passes of `grid --wait`
 
 
@@ -90,21 +98,28 @@ class Experiment:
     table: str | None = None  # key of configs/published.yaml printed beside
     cluster: Cluster = Cluster.local
     site: str = "default"  # configs/site/NAME.yaml
-    resources: dict[str, Resources] = field(default_factory=dict)  # stage -> what it gets; `default` for the rest
+    resources: dict[str, StageResources] = field(default_factory=dict)  # stage -> what it gets; `default` for the rest, key by key
     policy: Policy = field(default_factory=Policy)
     slurm: SlurmSite = field(default_factory=SlurmSite)
     recipe: Any = None  # schema of the package that owns the stages
 
 
 def resources_of(experiment: Experiment, stage: str) -> Resources:
-    """What a stage is given: its own entry, else `default`, else the schema's defaults."""
-    return experiment.resources.get(stage) or experiment.resources.get("default") or Resources()
+    """What a stage is given, key by key: as its own entry says, else as `default` says, else the schema's default."""
+    found = Resources()
+    for name in (DEFAULT_RESOURCES, stage):
+        if name in experiment.resources:
+            found = replace(found, **{key: value for key, value in asdict(experiment.resources[name]).items() if value is not None})
+    return found
 
 
-def load_experiment(name: str, overrides: Sequence[str], *, configs: Path, recipe_schema: type[Any]) -> Experiment:
+def load_experiment(
+    name: str, overrides: Sequence[str], *, configs: Path, recipe_schema: type[Any], stages: Sequence[str] | None = None
+) -> Experiment:
     """Schema, then the site profile, then `configs/experiment/NAME.yaml`, then `KEY=VALUE` overrides.
 
-    Raises UsageError in one line for an unknown experiment, site or key, and for a value of the wrong type.
+    `stages` are the names that `resources` may have an entry for (None: any). Raises UsageError in one line for an unknown experiment,
+    site, stage or key, and for a value of the wrong type or out of range.
     """
     from omegaconf import OmegaConf
 
@@ -127,7 +142,7 @@ def load_experiment(name: str, overrides: Sequence[str], *, configs: Path, recip
         merged = _merge(merged, layer, source)
     if OmegaConf.is_missing(merged, "name"):
         merged.name = name
-    return _checked(merged, file)
+    return _checked(merged, file, stages)
 
 
 def restore_experiment(values: Mapping[str, Any], *, recipe_schema: type[Any]) -> Experiment:
@@ -176,7 +191,7 @@ def _merge(base: DictConfig, layer: Any, source: str) -> DictConfig:
         raise UsageError(f"{error.full_key or 'configuration'} in {source}: {str(error).splitlines()[0]}") from error
 
 
-def _checked(merged: DictConfig, file: Path) -> Experiment:
+def _checked(merged: DictConfig, file: Path, stages: Sequence[str] | None) -> Experiment:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -186,6 +201,8 @@ def _checked(merged: DictConfig, file: Path) -> Experiment:
         raise UsageError(f"{error.full_key} in {file}: {str(error).splitlines()[0]}") from error
     if not isinstance(experiment, Experiment):
         raise UsageError(f"{file}: not an experiment")
+    if experiment.recipe is None:
+        raise UsageError(f"recipe in {file} or an override: null is none; leave it out for the defaults")
     if not valid_experiment_name(experiment.name):
         raise UsageError(f"name {experiment.name!r}: use letters, digits, '_', '.', '-' (at most 64), and not 'store'")
     bounds = {
@@ -194,10 +211,14 @@ def _checked(merged: DictConfig, file: Path) -> Experiment:
         "policy.max_attempts": experiment.policy.max_attempts >= 1,
     }
     bounds["policy.poll_seconds"] = 0 < experiment.policy.poll_seconds <= 3600
-    for stage, resources in experiment.resources.items():
+    bounds |= {f"slurm.{key}": getattr(experiment.slurm, key) >= 0 for key in ("signal_seconds", "max_submit", "max_array_size")}
+    for stage in experiment.resources:
+        if stages is not None and stage not in (DEFAULT_RESOURCES, *stages):
+            raise UsageError(f"resources.{stage}: no such stage; known are {', '.join((DEFAULT_RESOURCES, *stages))}")
+        given = resources_of(experiment, stage)
         for key, least in (("cpus", 1), ("gpus", 0), ("nodes", 1), ("minutes", 1), ("runs_per_task", 1), ("throttle", 0)):
-            bounds[f"resources.{stage}.{key}"] = getattr(resources, key) >= least
-        bounds[f"resources.{stage}.memory_gb"] = resources.memory_gb > 0
+            bounds[f"resources.{stage}.{key}"] = getattr(given, key) >= least
+        bounds[f"resources.{stage}.memory_gb"] = math.isfinite(given.memory_gb) and given.memory_gb > 0
     wrong = [key for key, fine in bounds.items() if not fine]
     if wrong:
         raise UsageError(f"{', '.join(wrong)} out of range (in {file} or an override)")

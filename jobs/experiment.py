@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.config import Experiment, resolved_values, resources_of, restore_experiment
 from jobs.errors import UsageError
 from jobs.graph import Graph, build_graph
-from jobs.layout import Layout
+from jobs.layout import Layout, valid_experiment_name
 from jobs.plan import NodeFacts
 from jobs.records import Result, read_json, read_result, write_json
 from jobs.slots import seeds_of_slots
@@ -77,8 +77,12 @@ def store(launched: Launched) -> None:
 
 def reopen(layout: Layout, registry: Registry, recipe_schema: type[Any]) -> Launched:
     """The experiment as it was launched last. Raises UsageError if there is none of that name."""
+    if not valid_experiment_name(layout.experiment):
+        raise UsageError(f"experiment {layout.experiment!r}: not a name that an experiment can have")
     value = read_json(layout.experiment_file)
-    if value is None or value.get("schema") != SCHEMA:
+    if (value is None or value.get("schema") != SCHEMA) and layout.experiment_file.is_file():
+        raise UsageError(f"{layout.experiment_file}: damaged, or of another version of the program; launch `grid` again to renew it")
+    if value is None:
         known = sorted(path.parent.name for path in layout.root.glob("*/experiment.json"))
         near = difflib.get_close_matches(layout.experiment, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"launched are: {', '.join(known) or 'none'}"
@@ -87,8 +91,8 @@ def reopen(layout: Layout, registry: Registry, recipe_schema: type[Any]) -> Laun
         stated = value["corpus"]
         corpus = Corpus(str(stated["name"]), str(stated["digest"]), tuple(stated["folds"]), str(stated["folder"]))
         config, since = value["config"], float(value["launched"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{layout.experiment_file}: lacks {error}; launch `grid {layout.experiment}` again") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"{layout.experiment_file}: damaged ({error!r}); launch `grid` again to renew it") from error
     experiment = restore_experiment(config, recipe_schema=recipe_schema)
     return Launched(experiment, corpus, _graph(experiment, corpus, registry), layout, since)
 

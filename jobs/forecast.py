@@ -81,6 +81,20 @@ def forecast(graph: Graph, facts: Mapping[str, NodeFacts], plan: Plan, resources
     )
 
 
+def forecast_lines(expected: Forecast) -> list[str]:
+    """One line per batch, then the whole."""
+    lines = [
+        f"submit {cost.stage} {cost.method}: {cost.tasks} tasks, {cost.stages} stages, {cost.gpu_hours:.1f} GPU-hours, "
+        f"{cost.cpu_hours:.1f} CPU-hours ({cost.source.value})"
+        for cost in expected.costs
+    ]
+    whole = (
+        f"under way {expected.waiting}, deferred {expected.deferred}, blocked {expected.blocked}, given up {expected.given_up}; "
+        f"in all {expected.tasks} tasks, at most about {expected.gpu_hours:.1f} GPU-hours and {expected.cpu_hours:.1f} CPU-hours"
+    )
+    return [*lines, whole]
+
+
 def sibling_seconds(graph: Graph, facts: Mapping[str, NodeFacts]) -> dict[tuple[str, str], float]:
     """(stage, method) -> median seconds of those that are done; (stage, "") over all methods."""
     found: dict[tuple[str, str], list[float]] = {}

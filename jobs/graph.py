@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,17 +57,6 @@ class Graph:
     corpus: str
     corpus_digest: str
     children: Mapping[str, tuple[str, ...]] = field(repr=False)
-
-    def needed_by(self, keys: Iterable[str]) -> set[str]:
-        """`keys` and everything upstream of them."""
-        found: set[str] = set()
-        stack = list(keys)
-        while stack:
-            key = stack.pop()
-            if key not in found:
-                found.add(key)
-                stack.extend(self.nodes[key].upstream.values())
-        return found
 
 
 def canonical_json(value: object) -> str:

@@ -70,9 +70,7 @@ def judge_attempts(attempts: Sequence[AttemptFacts], *, checkpoint: float, since
         started = attempt.claim.started if attempt.claim else 0.0
         ending = attempt.outcome.ending if attempt.outcome else None
         if ending is None and attempt.alive and attempt.claim:
-            held = (
-                f"Slurm job {attempt.claim.slurm_job}" if attempt.claim.slurm_job else f"{attempt.claim.host} process {attempt.claim.pid}"
-            )
+            held = holder(attempt.claim)
             continue
         if started < since:
             continue

@@ -232,20 +232,3 @@ def _packing(runs_per_task: Callable[[str], int] | Mapping[str, int], stage: str
 def _cut(tasks: tuple[Task, ...], size: int) -> tuple[tuple[Task, ...], ...]:
     size = size or len(tasks) or 1
     return tuple(tasks[start : start + size] for start in range(0, len(tasks), size))
-
-
-__all__ = [
-    "Batch",
-    "Executor",
-    "Graph",
-    "InFlight",
-    "Limits",
-    "Node",
-    "NodeFacts",
-    "Phase",
-    "Plan",
-    "Task",
-    "critical_minutes",
-    "make_plan",
-    "needed_keys",
-]

@@ -22,7 +22,7 @@ from jobs.graph import Graph
 from jobs.layout import Layout
 from jobs.plan import Batch, InFlight, Limits, Phase
 from jobs.sbatch import ArrayJob, array_expression, gpu_expression, launcher_python, render_script, signal_seconds
-from jobs.slurm_client import SUBMIT_SECONDS, SlurmClient
+from jobs.slurm_client import UNDERWAY_SECONDS, SlurmClient
 from jobs.slurm_text import (
     QueuedElement,
     Refusal,
@@ -81,7 +81,7 @@ class SlurmArrays:
         self._snapshot: Snapshot | None = None
         self._most: Limits | None = None  # of the site, with an empty queue
         self._queue: tuple[QueuedElement, ...] | None = None
-        self._blind = False  # a dry run where Slurm cannot be asked
+        self._blind = False  # looking only, and Slurm cannot be asked
 
     @property
     def _site(self) -> SlurmSite:
@@ -119,15 +119,19 @@ class SlurmArrays:
         return found
 
     def look_only(self) -> Mapping[str, InFlight]:
-        """The same for a dry run: writes nothing, and where Slurm cannot be asked (there is none here) nothing is in flight."""
-        try:
-            queue = self._look()
-        except UsageError as error:
-            _log.warning("%s; shown as if nothing were in the queue", error)
-            self._blind = True
-            return {}
+        """The same for whoever only shows it: writes nothing, and where Slurm cannot be asked, what was submitted is taken for queued."""
+        records = self._book.open()
         found: dict[str, InFlight] = {}
-        for record in self._book.open():
+        try:
+            queue = self._queue = self._client.queue(patient=False)
+        except UsageError as error:
+            _log.warning("%s; shown is what the files say", error)
+            self._blind = True
+            for record in records:
+                known = record.state is State.submitted
+                found.update(_held(record, range(len(record.tasks)), Phase.queued) if known else _unresolved(record))
+            return found
+        for record in records:
             jobs = _arrays_named(record.name, queue) if record.state is State.intent else []
             found.update(_elements(replace(record, state=State.submitted, job=jobs[0]) if jobs else record, queue))
         return found
@@ -242,7 +246,7 @@ class SlurmArrays:
             if record.state is State.intent:
                 jobs = _arrays_named(record.name, queue)
                 number = jobs[0] if jobs else (ended or {}).get(record.name, "")
-                begun = record.created if record.replied else record.created + SUBMIT_SECONDS  # sbatch may still be under way
+                begun = record.created if record.replied else record.created + UNDERWAY_SECONDS
                 if number:
                     current = self._book.update(replace(record, state=State.submitted, job=number))
                 elif not record.looked_up:

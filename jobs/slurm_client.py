@@ -20,7 +20,10 @@ from jobs.slurm_text import ACCOUNTING_FORMAT, QUEUE_FORMAT, QueuedElement, leas
 
 LOOK_SECONDS = 30.0  # one look-up; a busy controller answers within its MessageTimeout, 10 s unless the site changed it
 LOOKS = 3
+SHORT_SECONDS = 10.0  # of a look that a person waits for
 SUBMIT_SECONDS = 120  # sbatch itself waits and retries while the controller is full; then its outcome counts as unknown
+# From an intent to the end of its sbatch at most: the look before it (LOOKS times LOOK_SECONDS, and pauses), then SUBMIT_SECONDS.
+UNDERWAY_SECONDS = 240.0
 # What sbatch, and so a job, takes over from the shell that launches; all else is left behind. A site's profile may set more.
 EXPORTED = (
     "HOME",
@@ -55,10 +58,13 @@ class SlurmClient:
         self._pause = pause
         self.calls = 0
 
-    def queue(self, *, name: str | None = None) -> tuple[QueuedElement, ...]:
-        """This user's pending, running, suspended and completing elements. SlurmUnavailableError if Slurm does not say."""
+    def queue(self, *, name: str | None = None, patient: bool = True) -> tuple[QueuedElement, ...]:
+        """This user's pending, running, suspended and completing elements. SlurmUnavailableError if Slurm does not say.
+
+        Not `patient`: one short look, for somebody who waits for the answer and can do without.
+        """
         chosen = [f"--name={name}"] if name else []
-        text = self._look(["squeue", "--noheader", f"--user={os.getuid()}", f"--format={QUEUE_FORMAT}", *chosen])
+        text = self._look(["squeue", "--noheader", f"--user={os.getuid()}", f"--format={QUEUE_FORMAT}", *chosen], patient=patient)
         try:
             return parse_queue(text)
         except ValueError as error:
@@ -133,18 +139,18 @@ class SlurmClient:
         done = self._run(["sacct", "--allocations", "--noheader", "--parsable2", *arguments], self._look_seconds)
         return done.stdout if done is not None and done.returncode == 0 else None
 
-    def _look(self, command: Sequence[str]) -> str:
+    def _look(self, command: Sequence[str], *, patient: bool = True) -> str:
         said = ""
-        for look in range(self._looks):
+        looks, seconds = (self._looks, self._look_seconds) if patient else (1, min(self._look_seconds, SHORT_SECONDS))
+        for look in range(looks):
             if look:
                 time.sleep(self._pause * look)
-            done = self._run(command, self._look_seconds)
+            done = self._run(command, seconds)
             if done is not None and done.returncode == 0:
                 return done.stdout
-            said = f"no answer within {self._look_seconds:g} s" if done is None else done.stderr.strip() or f"exit code {done.returncode}"
-        raise SlurmUnavailableError(
-            f"{command[0]} failed {self._looks} times ({' '.join(said.split())}): Slurm's queue is not known; try again later"
-        )
+            said = f"no answer within {seconds:g} s" if done is None else done.stderr.strip() or f"exit code {done.returncode}"
+        often = f"{looks} times" if looks > 1 else "once"
+        raise SlurmUnavailableError(f"{command[0]} failed {often} ({' '.join(said.split())}): Slurm's queue is not known; try again later")
 
     def _run(self, command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str] | None:
         self.calls += 1

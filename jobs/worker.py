@@ -27,7 +27,7 @@ from typing import Any
 from jobs.errors import UsageError
 from jobs.graph import Node, canonical_json
 from jobs.layout import AttemptFolder, Layout, StageFolder
-from jobs.liveness import Heartbeat, claim_alive, new_claim, own_slurm_job
+from jobs.liveness import GONE_SECONDS, QUIET_SECONDS, Heartbeat, claim_alive, new_claim, own_slurm_job
 from jobs.observe import holder
 from jobs.provenance import Stopwatch, process_facts
 from jobs.records import (
@@ -137,7 +137,7 @@ def execute(process: WorkerProcess, node: Node) -> Verdict:
     if isinstance(upstream, str):
         process.tell(f"{node.name}: {upstream}")
         return Verdict.unready
-    attempt = _claim(folder, node)
+    attempt = _wait_for_holder(process, folder, node) or _claim(folder)
     if isinstance(attempt, str):
         process.tell(f"{node.name}: {attempt}")
         return Verdict.taken
@@ -262,18 +262,40 @@ def _withdraw(folder: StageFolder, node: Node) -> bool:
     return True
 
 
-def _claim(folder: StageFolder, node: Node) -> AttemptFolder | str:
-    """Take the next attempt; or say who has one that lives."""
+def _wait_for_holder(process: WorkerProcess, folder: StageFolder, node: Node) -> str:
+    """Who else works on a stage; "" if nobody does.
+
+    A holder that has missed several heartbeats is probably dead (a worker killed for its memory says nothing), and whoever submitted us
+    may know that its job is gone. So it is waited for until it beats again or counts as dead: leaving would only bring the next job here.
+    """
+    deadline = time.monotonic() + QUIET_SECONDS
+    while True:
+        quiet, who = _live_claim(folder, node)
+        if not who or quiet < GONE_SECONDS or process.stop() or time.monotonic() >= deadline:
+            return who
+        time.sleep(1.0)
+
+
+def _live_claim(folder: StageFolder, node: Node) -> tuple[float, str]:
+    """Seconds since the last heartbeat of the claim that lives, and whose it is; "" if there is none."""
     result = read_result(folder, node.key)
-    numbers = attempt_numbers(folder)
-    for number in numbers:
+    for number in attempt_numbers(folder):
         attempt = folder.attempt(number)
         claim = read_claim(attempt)
         if claim is None or read_outcome(attempt) is not None or (result is not None and result.attempt == number):
             continue
-        if claim_alive(claim, attempt.claim.stat().st_mtime, live_jobs=None, now=time.time()):
-            return f"{holder(claim)} works on it"
-    number = max(numbers, default=0) + 1
+        heartbeat, now = attempt.claim.stat().st_mtime, time.time()
+        if claim_alive(claim, heartbeat, live_jobs=None, now=now):
+            return now - heartbeat, f"{holder(claim)} works on it"
+    return 0.0, ""
+
+
+def _claim(folder: StageFolder) -> AttemptFolder | str:
+    """Take the next attempt; or say that somebody was quicker.
+
+    A folder without a claim is about to be claimed by another worker, or was when that died: whoever writes the claim has it.
+    """
+    number = max((number for number in attempt_numbers(folder) if folder.attempt(number).claim.exists()), default=0) + 1
     if not claim_attempt(folder, number, new_claim(number)):
         return f"another worker took attempt {number} just now"
     return folder.attempt(number)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ser_core.corpora.manifest import Utterance, write_manifest
 from tests.command_line import ROOT, CommandLine
 
 
@@ -21,6 +22,13 @@ from tests.command_line import ROOT, CommandLine
         (("grid", "demo", "seeds=many"), ("seeds", "many")),
         (("grid", "demo", "recipe.finetune.epochs=0"), ("recipe.finetune.epochs",)),
         (("grid", "demo", "site=nowhere"), ("no site profile 'nowhere'",)),
+        (
+            ("grid", "demo", "resources.finetun.cpus=1"),
+            ("resources.finetun: no such stage", "default, states, cluster, tapt, ptapt, finetune"),
+        ),
+        (("grid", "demo", "recipe=null"), ("recipe",)),
+        (("grid", "demo", "table=table9"), ("table 'table9'", "iemocap_table1")),
+        (("status", "../demo"), ("'../demo'", "not a name")),
         (("grid", "demo", "savee"), ("one experiment at a time",)),
         (("grid", "demo", "--cluster", "cloud"), ("--cluster cloud",)),
         (("status", "demo"), ("was not launched",)),
@@ -39,6 +47,31 @@ def test_wrong_usage_is_one_line_and_exit_code_2(arguments: tuple[str, ...], exp
         assert text in done.stderr
     assert not (tmp_path / "data").exists()
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("command", ["status", "collect", "reconcile"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema": 1}', '{"schema": 1, "launched": 0, "config": [], "corpus": []}'])
+def test_a_damaged_experiment_is_one_line(command: str, text: str, tmp_path: Path) -> None:
+    """The file is named, and what renews it."""
+    file = tmp_path / "results" / "demo" / "experiment.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    done = CommandLine(tmp_path / "data", tmp_path / "results")(command, "demo")
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "experiment.json" in done.stderr
+    assert "grid" in done.stderr
+
+
+def test_results_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
+    """A file where the folder should be, a full disk: what and where, and exit code 2."""
+    (tmp_path / "results").write_text("")
+    (tmp_path / "data" / "demo").mkdir(parents=True)
+    write_manifest(tmp_path / "data" / "demo", "demo", ["1"], [Utterance("a", "a.wav", 16000, "happy", "1F", "1", audio_digest="0")])
+    done = CommandLine(tmp_path / "data", tmp_path / "results")("grid", "demo")
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert str(tmp_path / "results") in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("status", "demo"), ("grid", "demo", "seed=3"), ("grid", "--help")])

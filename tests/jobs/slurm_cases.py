@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.config import Cluster, Experiment, Resources, SlurmSite
+from jobs.config import Cluster, Experiment, SlurmSite, StageResources
 from jobs.graph import Graph, Node, Run
 from jobs.layout import Layout
 from jobs.plan import Batch, Task
@@ -77,7 +77,7 @@ def make_source(folder: Path, worker: str = WORKER) -> Path:
 
 def experiment_of(site: SlurmSite | None = None, **resources: Any) -> Experiment:
     small: dict[str, Any] = {"cpus": 1, "gpus": 0, "memory_gb": 0.5, "minutes": 5}
-    given = Resources(**{**small, **resources})
+    given = StageResources(**{**small, **resources})
     return Experiment(name="trial", corpus="test", cluster=Cluster.slurm, resources={"default": given}, slurm=site or SlurmSite())
 
 

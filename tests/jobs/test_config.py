@@ -66,10 +66,12 @@ def test_overrides_reach_everything(configs: Path) -> None:
 
 
 def test_resources_by_stage(configs: Path) -> None:
-    """A stage's own entry, else `default`, else the schema's."""
-    experiment = load_experiment("small", [], configs=configs, recipe_schema=FakeRecipe)
-    assert resources_of(experiment, "tapt").cpus == 8
-    assert resources_of(experiment, "finetune").cpus == 2
+    """Key by key: a stage's own entry, else `default`, else the schema's; a stored experiment says the same."""
+    experiment = load_experiment("small", ["resources.tapt.gpus=0"], configs=configs, recipe_schema=FakeRecipe)
+    assert resources_of(experiment, "tapt") == Resources(cpus=8, gpus=0, minutes=5)
+    assert resources_of(experiment, "finetune") == Resources(cpus=2, minutes=5)
+    stored = restore_experiment(json.loads(json.dumps(resolved_values(experiment))), recipe_schema=FakeRecipe)
+    assert resources_of(stored, "tapt") == Resources(cpus=8, gpus=0, minutes=5)
     experiment.resources.clear()
     assert resources_of(experiment, "finetune") == Resources()
 
@@ -84,6 +86,9 @@ def test_resources_by_stage(configs: Path) -> None:
         ("seeds=0", "seeds out of range"),
         ("policy.max_attempts=0", "policy.max_attempts out of range"),
         ("resources.tapt.cpus=0", "resources.tapt.cpus out of range"),
+        ("resources.tapt.memory_gb=inf", "resources.tapt.memory_gb out of range"),
+        ("slurm.max_submit=-1", "slurm.max_submit out of range"),
+        ("recipe=null", "recipe in"),
         ("cluster=cloud", "cluster"),
         ("methods=[vft,vft]", "each method once"),
         ("methods=[]", "each method once"),
@@ -98,6 +103,14 @@ def test_resources_by_stage(configs: Path) -> None:
 def test_a_wrong_override_is_one_line(configs: Path, override: str, expected: str) -> None:
     """Which key, what is wrong with it, and the nearest known one."""
     assert expected in _error(configs, override)
+
+
+def test_resources_of_a_stage_there_is_not_are_refused(configs: Path) -> None:
+    """The known ones are named; `default` is one of them."""
+    known = ("tapt", "finetune")
+    load_experiment("small", ["resources.default.cpus=1"], configs=configs, recipe_schema=FakeRecipe, stages=known)
+    with pytest.raises(UsageError, match=r"resources\.tatp: no such stage; known are default, tapt, finetune"):
+        load_experiment("small", ["resources.tatp.cpus=1"], configs=configs, recipe_schema=FakeRecipe, stages=known)
 
 
 def test_an_unknown_experiment_names_the_known_ones(configs: Path) -> None:

@@ -71,13 +71,6 @@ def test_methods_with_the_same_stage_share_it() -> None:
     assert [run.seed for run in graph.runs] == [7, 7]
 
 
-def test_needed_by_goes_all_the_way_up() -> None:
-    """A P-TAPT run needs its four stages."""
-    graph = make_graph(methods=("ptapt",), folds=("1",), seeds=2)
-    needed = graph.needed_by([graph.runs[0].key])
-    assert sorted(graph.nodes[key].stage for key in needed) == ["cluster", "finetune", "ptapt", "states"]
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, object()])
 def test_identity_refuses_what_json_cannot_say(value: object) -> None:
     """A setting without one canonical text cannot enter a key."""

@@ -199,9 +199,9 @@ def test_an_intent_without_a_job_is_submitted_again_after_the_settle_time(slurm_
     assert held["one"].phase is Phase.queued
     assert arrays.submit(batch, graph, {}) == held
     assert arrays.submit(batch_of(nodes[1:]), graph, held) == {}
-    clock[0] = now + 100  # sbatch might still be waiting for the controller
+    clock[0] = now + 230  # sbatch might still be waiting for the controller
     assert arrays.in_flight() == held
-    clock[0] = now + 181
+    clock[0] = now + 301
     assert arrays.in_flight() == {}
     submitted = arrays.submit(batch, graph, {})
     assert submitted["one"].job.endswith("_0")

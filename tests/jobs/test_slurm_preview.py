@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from jobs.config import SlurmSite
 from jobs.errors import UsageError
 from jobs.plan import InFlight, Limits, Phase
 from jobs.snapshot import take_snapshot
+from jobs.submissions import State, SubmissionBook, new_submission
 from tests.jobs.slurm_cases import arrays_of, batch_of, experiment_of, graph_of, layout_of, node
 
 
@@ -61,7 +63,7 @@ def test_what_waits_for_an_unknown_outcome_is_left_for_later(tmp_path: Path, mon
 
 
 def test_a_dry_run_where_there_is_no_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing counts as in flight, the limits are the profile's, and a real pass is refused in one line."""
+    """What was submitted counts as queued, the limits are the profile's, and a real pass is refused in one line."""
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     arrays = arrays_of(tmp_path, experiment_of(SlurmSite(max_array_size=7)))
     before = everything(tmp_path)
@@ -73,3 +75,6 @@ def test_a_dry_run_where_there_is_no_slurm(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(UsageError, match="not in PATH"):
         arrays_of(tmp_path).submit(batch_of(nodes), graph_of(nodes), {})
     assert arrays_of(tmp_path).in_flight() == {}, "no intent stays of what was never asked for"
+    book = SubmissionBook(layout_of(tmp_path))
+    book.begin(replace(new_submission("trial.states.vft.0.1", batch_of(nodes), 1.0), state=State.submitted, job="12"))
+    assert arrays_of(tmp_path).look_only() == {"a": InFlight(Phase.queued, "12_0")}

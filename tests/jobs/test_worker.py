@@ -18,7 +18,7 @@ import pytest
 from jobs.errors import UsageError
 from jobs.graph import Graph, Node
 from jobs.layout import Layout, StageFolder
-from jobs.liveness import new_claim
+from jobs.liveness import QUIET_SECONDS, new_claim
 from jobs.records import Ending, Outcome, Result, attempt_numbers, claim_attempt, read_outcome, read_result, result_intact
 from jobs.tasks import Workplace, describe, description_from_json, description_to_json, read_description, write_description
 from jobs.worker import NotFiniteError, StopRequest, Verdict, WorkerProcess, check_returned, execute, run_task
@@ -168,6 +168,24 @@ def test_a_dead_claim_is_followed_by_the_next_attempt(place: Place) -> None:
     claim_attempt(place.folder(place.tapt), 1, replace(new_claim(1), pid=2**22 - 1))
     assert place.execute(place.tapt) is Verdict.done
     assert place.result(place.tapt).attempt == 2
+
+
+def test_a_folder_that_nobody_has_claimed_yet_is_the_next_attempt(place: Place) -> None:
+    """Two workers that begin at once meet in one folder, where the claim decides: neither takes a number of its own beside the other."""
+    place.folder(place.tapt).attempt(1).path.mkdir(parents=True)
+    assert place.execute(place.tapt) is Verdict.done
+    assert place.result(place.tapt).attempt == 1
+
+
+def test_a_quiet_holder_elsewhere_is_waited_for(place: Place) -> None:
+    """A worker killed on another node says nothing: the next one neither leaves, nor begins before the heartbeat is old enough."""
+    claim_attempt(place.folder(place.tapt), 1, replace(new_claim(1), process_start="", host="elsewhere", slurm_job="7_0"))
+    heartbeat = time.time() - QUIET_SECONDS + 1.5
+    os.utime(place.folder(place.tapt).attempt(1).claim, (heartbeat, heartbeat))
+    assert place.execute(place.tapt) is Verdict.done
+    assert place.result(place.tapt).attempt == 2
+    begun = json.loads(place.folder(place.tapt).attempt(2).claim.read_text())["started"]
+    assert begun >= heartbeat + QUIET_SECONDS
 
 
 def test_an_exception_is_recorded(tmp_path: Path) -> None:
