@@ -48,8 +48,21 @@ def _worker_pids(folder: Path) -> list[int]:
     return [int(pid) for log in logs for pid in STARTED.findall(log.read_text())]
 
 
+@pytest.fixture(autouse=True)
+def _others() -> Iterator[None]:
+    """Children that were there before the test: the session may run a Slurm."""
+    OTHERS.update(_children())
+    yield
+    OTHERS.clear()
+
+
+OTHERS: set[str] = set()
+
+
 def _children() -> list[str]:
-    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    """Processes that this test has begun and that are left."""
+    found = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return [pid for pid in found if pid not in OTHERS]
 
 
 def test_a_grid_with_failures_ends_complete_and_a_second_launch_runs_nothing(tmp_path: Path) -> None:

@@ -84,7 +84,8 @@ def test_missing_packages_are_named_in_one_line(tmp_path: Path) -> None:
     done = subprocess.run(["/bin/bash", "-c", script], env={"PATH": str(tmp_path)}, capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
-    assert "have root run 'apt-get install munge slurmctld slurmd slurm-client slurmdbd" in done.stderr
+    assert "have root run 'apt-get install texlive-latex-base" in done.stderr
+    assert " munge slurmctld slurmd slurm-client slurmdbd mariadb-server-core mariadb-client-core'" in done.stderr
     assert "SER_GRID_SKIP_SLURM=1" in done.stderr
 
 
