@@ -46,7 +46,9 @@ def make_dependency(waits: tuple[frozenset[str], ...]) -> Dependency:
         for index, (jobs, of) in enumerate(zip(waits, arrays, strict=True))
     )
     if corresponding:
-        return Dependency(",".join(f"aftercorr:{array}" for array in _in_order(arrays[0])))
+        own = ",".join(f"aftercorr:{array}" for array in _in_order(arrays[0]))
+        # Said twice: beside `singleton`, which the first request carries, elements wait for the whole upstream array (seen on Slurm 22.05).
+        return Dependency(own, ((tuple(range(len(waits))), own),))
     groups = tuple((tuple(index for index, jobs in enumerate(waits) if jobs == chosen), _after_ok(chosen)) for chosen in sets)
     return Dependency(_after_ok(frozenset().union(*waits)), groups)
 

@@ -28,8 +28,9 @@ def test_all_wait_for_the_same() -> None:
 
 def test_one_to_one() -> None:
     """Slurm's own `aftercorr`, also of several arrays."""
-    assert make_dependency(sets(["9_0"], ["9_1"])) == Dependency("aftercorr:9")
-    assert make_dependency(sets(["9_0", "11_0"], ["9_1", "11_1"])) == Dependency("aftercorr:9,aftercorr:11")
+    assert make_dependency(sets(["9_0"], ["9_1"])) == Dependency("aftercorr:9", (((0, 1), "aftercorr:9"),))
+    both = "aftercorr:9,aftercorr:11"
+    assert make_dependency(sets(["9_0", "11_0"], ["9_1", "11_1"])) == Dependency(both, (((0, 1), both),))
 
 
 def test_shapes_that_differ() -> None:

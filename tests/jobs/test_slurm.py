@@ -78,7 +78,7 @@ def test_elements_start_when_their_own_upstream_element_has_ended(slurm_cluster:
 
 
 def test_equal_shapes_correspond_element_by_element(slurm_cluster: Cluster, tmp_path: Path) -> None:
-    """Element i waits for element i: one dependency of the whole array says so, no further call is made."""
+    """Element i waits for element i: one dependency of the whole array says so, and one call repeats it without `singleton`."""
     upstream = [node(f"up{fold}", "states", sleep=0.5 + 3 * fold, fail=fold == 2) for fold in range(3)]
     chain = [node(f"down{fold}", "cluster", {"states": f"up{fold}"}) for fold in range(3)]
     graph = graph_of([*upstream, *chain])
@@ -87,7 +87,7 @@ def test_equal_shapes_correspond_element_by_element(slurm_cluster: Cluster, tmp_
     job = held["up0"].job.partition("_")[0]
     preview = arrays.preview(batch_of(chain), graph, held)
     assert f"--dependency=aftercorr:{job},singleton" in preview.script
-    assert not preview.refinements
+    assert preview.refinements == (f"scontrol update JobId=JOB_[0-2] Dependency=aftercorr:{job}",)
     arrays.submit(batch_of(chain), graph, held)
     until(drained(arrays))
     assert started(tmp_path, "down0") < ended(tmp_path, "up1")
