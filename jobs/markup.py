@@ -28,6 +28,7 @@ _LATEX = {
     "×": r"\ensuremath{\times}",
     "−": r"\ensuremath{-}",
     "†": r"\ensuremath{\dagger}",
+    "‡": r"\ensuremath{\ddagger}",
     "–": r"\textendash{}",
     "—": r"\textemdash{}",
     "ß": r"\ss{}",

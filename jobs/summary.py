@@ -4,6 +4,9 @@ Conventions, which every caption repeats: UA in percent. A cell's mean and sd ar
 sd). A method's mean is the mean of its cell means, every fold with the same weight. A method's sd and 95 % interval are
 over slots: each slot that is accepted in every fold gives one mean over folds. They speak of fine-tuning seeds on these
 folds, not of new speakers. Methods are compared over the (fold, slot) pairs accepted in both, and over fold means.
+
+Over all runs, dropped ones included: a cell's mean and sd are over its runs; a method's mean is the mean of these, and its sd
+is over slots as above, where a slot of several runs counts by their mean.
 """
 
 from __future__ import annotations
@@ -34,13 +37,16 @@ class Status(Enum):
     running = "running"
 
 
+DROPPED = (Status.outlier, Status.diverged)
+
+
 @dataclass(frozen=True)
 class Scores:
     """What one run reports, in percent."""
 
     ua: float
-    wa: float
-    macro_f1: float
+    wa: float | None = None  # None: not told, by results from elsewhere
+    macro_f1: float | None = None
 
 
 @dataclass(frozen=True)
@@ -67,14 +73,24 @@ class CellSummary:
     fold: str
     mean_ua: float | None
     sd_ua: float | None
+    mean_ua_all_runs: float | None  # dropped runs included
+    sd_ua_all_runs: float | None
     interval: Interval | None
     n: int  # accepted runs
     slots: int  # runs the cell should have
-    runs: tuple[Entry, ...]
+    runs: tuple[Entry, ...]  # by slot; of a slot, those that were dropped first, in the order of their seeds
 
     @property
     def complete(self) -> bool:
         return self.n == self.slots > 0
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Runs that count in no mean but that over all runs."""
+
+    runs: int = 0
+    rerun: int = 0  # of them, those whose slot has another run, finished or not
 
 
 @dataclass(frozen=True)
@@ -87,11 +103,20 @@ class MethodSummary:
     sd_ua: float | None
     interval: Interval | None  # None while incomplete
     mean_ua_all_runs: float | None  # dropped runs included
+    sd_ua_all_runs: float | None
     n: int
-    dropped: int
-    rerun: int
-    unresolved: int
+    outliers: Dropped
+    diverged: Dropped
+    unresolved: int  # runs that are still out and stay in the mean
     cells: tuple[CellSummary, ...]
+
+    @property
+    def dropped(self) -> int:
+        return self.outliers.runs + self.diverged.runs
+
+    @property
+    def rerun(self) -> int:
+        return self.outliers.rerun + self.diverged.rerun
 
     @property
     def complete(self) -> bool:
@@ -125,7 +150,7 @@ class Summary:
     experiment: str
     methods: tuple[MethodSummary, ...]
     comparisons: tuple[Comparison, ...]
-    outlier_rule: str
+    outlier_rule: str  # in words; `none` where none was applied
     code: CodeFacts
 
     @property
@@ -134,21 +159,30 @@ class Summary:
 
     @property
     def missing(self) -> tuple[Entry, ...]:
-        """Runs that are neither accepted nor replaced by an accepted one."""
+        """The last run of every slot that has no accepted one."""
         found: list[Entry] = []
         for cell in (cell for method in self.methods for cell in method.cells):
             filled = _accepted(cell.runs)
-            found.extend(entry for entry in cell.runs if entry.slot not in filled)
+            found.extend({entry.slot: entry for entry in cell.runs if entry.slot not in filled}.values())
         return tuple(found)
 
 
 def entries_of(graph: Graph, results: Mapping[str, Result], states: Mapping[str, str]) -> tuple[Entry, ...]:
-    """One entry per run of a graph.
+    """One entry per run of a graph, those that were dropped ahead of the one that fills their slot now.
 
     `results` maps stage keys to results; `states` maps the keys of runs without one to a name of `Status` (absent: pending).
+    A dropped run diverged where its result says so or where it has none, else it was an outlier.
     Raises UsageError for a result without usable scores.
     """
-    return tuple(_entry(graph.corpus, run, results.get(run.key), states.get(run.key, Status.pending.value)) for run in graph.runs)
+    dropped: dict[tuple[str, str, int], list[Run]] = {}
+    for run in graph.superseded:
+        dropped.setdefault((run.method, run.fold, run.slot), []).append(run)
+    found: list[Entry] = []
+    for run in graph.runs:
+        before = sorted(dropped.get((run.method, run.fold, run.slot), ()), key=lambda each: each.generation)
+        found.extend(_dropped_entry(graph.corpus, each, results.get(each.key)) for each in before)
+        found.append(_entry(graph.corpus, run, results.get(run.key), states.get(run.key, Status.pending.value)))
+    return tuple(found)
 
 
 def code_facts(results: Iterable[Result]) -> CodeFacts:
@@ -222,7 +256,21 @@ def to_json(summary: Summary, published: object = None) -> dict[str, Any]:
 def _entry(corpus: str, run: Run, result: Result | None, state: str) -> Entry:
     if result is None:
         return Entry(corpus, run.method, run.fold, run.slot, run.seed, None, Status(state))
+    if result.diverged:
+        return _dropped_entry(corpus, run, result)  # without a seed left for another run
     return Entry(corpus, run.method, run.fold, run.slot, run.seed, _scores(run, result), Status.accepted)
+
+
+def _dropped_entry(corpus: str, run: Run, result: Result | None) -> Entry:
+    if result is None:
+        return Entry(corpus, run.method, run.fold, run.slot, run.seed, None, Status.diverged)
+    if not result.diverged:
+        return Entry(corpus, run.method, run.fold, run.slot, run.seed, _scores(run, result), Status.outlier)
+    try:
+        scores = _scores(run, result)
+    except UsageError:  # what went wrong may have left none
+        scores = None
+    return Entry(corpus, run.method, run.fold, run.slot, run.seed, scores, Status.diverged)
 
 
 def _scores(run: Run, result: Result) -> Scores:
@@ -255,23 +303,24 @@ def _accepted(entries: Iterable[Entry]) -> dict[int, float]:
 
 def _cell(fold: str, entries: Sequence[Entry], slots: int | None) -> CellSummary:
     values = list(_accepted(entries).values())
+    every = _every(entries)
     return CellSummary(
         fold=fold,
         mean_ua=mean(values),
         sd_ua=sd(values),
+        mean_ua_all_runs=mean(every),
+        sd_ua_all_runs=sd(every),
         interval=t_interval(values),
         n=len(values),
         slots=len({entry.slot for entry in entries}) if slots is None else slots,
-        runs=tuple(sorted(entries, key=lambda entry: entry.slot)),
+        runs=tuple(sorted(entries, key=lambda entry: (entry.slot, entry.status not in DROPPED))),
     )
 
 
 def _method(corpus: str, method: str, cells: Sequence[CellSummary], unresolved: int) -> MethodSummary:
     means = [cell.mean_ua for cell in cells if cell.mean_ua is not None]
-    by_slot = _slot_means(cells)
-    every = [[entry.scores.ua for entry in cell.runs if entry.scores is not None] for cell in cells]
-    all_means = [value for value in (mean(values) for values in every) if value is not None]
-    entries = [entry for cell in cells for entry in cell.runs]
+    by_slot = _slot_means([_accepted(cell.runs) for cell in cells])
+    all_means = [cell.mean_ua_all_runs for cell in cells if cell.mean_ua_all_runs is not None]
     return MethodSummary(
         method=method,
         corpus=corpus,
@@ -279,19 +328,42 @@ def _method(corpus: str, method: str, cells: Sequence[CellSummary], unresolved: 
         sd_ua=sd(by_slot),
         interval=t_interval(by_slot) if all(cell.complete for cell in cells) else None,
         mean_ua_all_runs=mean(all_means),
+        sd_ua_all_runs=sd(_slot_means([_all_by_slot(cell.runs) for cell in cells])),
         n=sum(cell.n for cell in cells),
-        dropped=sum(entry.status in (Status.outlier, Status.diverged) for entry in entries),
-        rerun=len(entries) - len({(entry.fold, entry.slot) for entry in entries}),
+        outliers=_dropped(cells, Status.outlier),
+        diverged=_dropped(cells, Status.diverged),
         unresolved=unresolved,
         cells=tuple(cells),
     )
 
 
-def _slot_means(cells: Sequence[CellSummary]) -> list[float]:
-    """One mean over folds for every slot accepted in all folds."""
-    accepted = [_accepted(cell.runs) for cell in cells]
-    shared = [slot for slot in (accepted[0] if accepted else {}) if all(slot in found for found in accepted)]
-    return [value for value in (mean([found[slot] for found in accepted]) for slot in shared) if value is not None]
+def _slot_means(by_fold: Sequence[Mapping[int, float]]) -> list[float]:
+    """One mean over folds for every slot that all folds have."""
+    shared = [slot for slot in (by_fold[0] if by_fold else {}) if all(slot in found for found in by_fold)]
+    return [value for value in (mean([found[slot] for found in by_fold]) for slot in shared) if value is not None]
+
+
+def _every(entries: Iterable[Entry]) -> list[float]:
+    return [entry.scores.ua for entry in entries if entry.scores is not None]
+
+
+def _all_by_slot(entries: Iterable[Entry]) -> dict[int, float]:
+    """Slot -> mean UA of all its runs."""
+    found: dict[int, list[Entry]] = {}
+    for entry in entries:
+        found.setdefault(entry.slot, []).append(entry)
+    return {slot: value for slot, runs in found.items() if (value := mean(_every(runs))) is not None}
+
+
+def _dropped(cells: Iterable[CellSummary], status: Status) -> Dropped:
+    """How many runs were dropped for a reason. In the order of a cell's runs another one follows those that were run again."""
+    runs, rerun = 0, 0
+    for cell in cells:
+        last = {entry.slot: place for place, entry in enumerate(cell.runs)}
+        places = [place for place, entry in enumerate(cell.runs) if entry.status is status]
+        runs += len(places)
+        rerun += sum(place < last[cell.runs[place].slot] for place in places)
+    return Dropped(runs, rerun)
 
 
 def _compare(corpus: str, first: MethodSummary, second: MethodSummary) -> Comparison:
@@ -328,6 +400,9 @@ def _method_json(method: MethodSummary) -> dict[str, Any]:
         "cells": [_cell_json(cell) for cell in method.cells],
         "complete": method.complete,
         "interval_95": _interval_json(method.interval),
+        "sd_ua_all_runs": method.sd_ua_all_runs,
+        "outliers": {"dropped": method.outliers.runs, "rerun": method.outliers.rerun},
+        "diverged": {"dropped": method.diverged.runs, "rerun": method.diverged.rerun},
     }
 
 
@@ -341,6 +416,8 @@ def _cell_json(cell: CellSummary) -> dict[str, Any]:
         "slots": cell.slots,
         "complete": cell.complete,
         "interval_95": _interval_json(cell.interval),
+        "mean_ua_all_runs": cell.mean_ua_all_runs,
+        "sd_ua_all_runs": cell.sd_ua_all_runs,
     }
 
 

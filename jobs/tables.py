@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.markup import latex, markdown
 from jobs.published import Published
 from jobs.statistics import Interval, p_text, round_half_up
-from jobs.summary import Comparison, Entry, MethodSummary, Summary
+from jobs.summary import Comparison, Dropped, Entry, MethodSummary, Summary
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "table_templates"
 CSV_COLUMNS = ("corpus", "method", "fold", "slot", "seed", "ua", "wa", "macro_f1", "status")
+METHOD_COLUMNS = (
+    *("corpus", "method", "mean_ua", "sd_ua", "mean_ua_all_runs", "sd_ua_all_runs", "n"),
+    *("outliers", "outliers_rerun", "diverged", "diverged_rerun", "unresolved", "complete", "outlier_rule"),
+)
 CAPTION_PACKAGES = ("python", "torch", "transformers", "fairseq-fixed", "scikit-learn", "numpy")
 DASH = "–"
 
@@ -37,6 +41,7 @@ class Cell:
     sd: str = ""  # rounded, or nothing
     note: str = ""  # `3/5` where runs are missing
     best: bool = False
+    unresolved: bool = False  # holds a run that is still out after the last round
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ class Table:
     blocks: tuple[Block, ...]
     differences: tuple[Difference, ...]
     caption: tuple[str, ...]  # sentences
+    outliers: tuple[str, ...]  # those of the caption that say what was dropped
     differences_caption: tuple[str, ...]
 
 
@@ -107,6 +113,20 @@ def render_csv(summary: Summary) -> str:
     writer.writerow(CSV_COLUMNS)
     for entry in (entry for method in summary.methods for cell in method.cells for entry in cell.runs):
         writer.writerow(_csv_row(entry))
+    return text.getvalue()
+
+
+def render_methods_csv(summary: Summary) -> str:
+    """What a caption says of every method, one row each: means over kept and over all runs, what was dropped, and the rule."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(METHOD_COLUMNS)
+    for method in summary.methods:
+        numbers = (method.mean_ua, method.sd_ua, method.mean_ua_all_runs, method.sd_ua_all_runs)
+        counts = (method.outliers.runs, method.outliers.rerun, method.diverged.runs, method.diverged.rerun, method.unresolved)
+        written = ["" if value is None else repr(value) for value in numbers]
+        complete = "true" if method.complete else "false"
+        writer.writerow([method.corpus, method.method, *written, method.n, *counts, complete, summary.outlier_rule])
     return text.getvalue()
 
 
@@ -146,8 +166,11 @@ def print_tables(summary: Summary, published: Published, console: Console | None
         from rich.console import Console
 
         console = Console(highlight=False)
-    for table in terminal_tables(summary, published):
-        _print_whole(console, table)
+    for table, shown in zip(tables_of(summary, published), terminal_tables(summary, published), strict=True):
+        _print_whole(console, shown)
+        if _judged(summary):
+            rule = summary.outlier_rule.partition(":")[0]
+            console.print(f"Outlier rule: {rule}. {' '.join(table.outliers)}", markup=False, soft_wrap=True)
     for method in (method for method in summary.methods if not method.complete):
         wanted = sum(cell.slots for cell in method.cells)
         label = published.labels.get(method.method, method.method)
@@ -202,6 +225,7 @@ def _table(summary: Summary, published: Published, corpus: str) -> Table:
         blocks=tuple(blocks),
         differences=differences,
         caption=(f"{title}.", *_caption(summary, methods, published, folds)),
+        outliers=_dropping_sentences(summary, methods, published),
         differences_caption=_differences_caption(),
     )
 
@@ -209,10 +233,10 @@ def _table(summary: Summary, published: Published, corpus: str) -> Table:
 def _measured(method: MethodSummary, published: Published) -> Row:
     cells = [_cell(cell.mean_ua, cell.sd_ua, "" if cell.complete else f"{cell.n}/{cell.slots}") for cell in method.cells]
     wanted = sum(cell.slots for cell in method.cells)
-    mean = _cell(method.mean_ua, method.sd_ua, "" if method.complete else f"{method.n}/{wanted}")
+    mean = replace(_cell(method.mean_ua, method.sd_ua, "" if method.complete else f"{method.n}/{wanted}"), unresolved=method.unresolved > 0)
     counts = {cell.n for cell in method.cells}
     n = str(min(counts)) if len(counts) == 1 else f"{min(counts)}–{max(counts)}"
-    return Row(published.labels.get(method.method, method.method), tuple(cells), mean, _interval(method.interval), n)
+    return Row(_label(method, published), tuple(cells), mean, _interval(method.interval), n)
 
 
 def _published(label: str, ua: Mapping[str, float], sd: Mapping[str, float], mean: float, folds: Sequence[str]) -> Row:
@@ -248,7 +272,7 @@ def _top(column: Sequence[Cell]) -> str | None:
 
 
 def _mark(cell: Cell, top: str | None) -> Cell:
-    return Cell(cell.mean, cell.sd, cell.note, best=cell.mean == top)
+    return replace(cell, best=cell.mean == top)
 
 
 def _difference(found: Comparison, published: Published) -> Difference:
@@ -279,7 +303,7 @@ def _interval(interval: Interval | None) -> str:
 
 def _plain_cell(cell: Cell) -> str:
     spread = f" ± {cell.sd}" if cell.sd else ""
-    return f"{cell.mean}{spread}{f' ({cell.note})†' if cell.note else ''}"
+    return f"{cell.mean}{spread}{f' ({cell.note})†' if cell.note else ''}{'‡' if cell.unresolved else ''}"
 
 
 def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Published, folds: Sequence[str]) -> tuple[str, ...]:
@@ -296,7 +320,8 @@ def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Publ
             "† Incomplete: runs that are in / runs wanted; such a column has no best, and a mean is over the folds that have runs."
         )
     sentences.append("Bold: best mean of a column, ties included.")
-    sentences.append(_outlier_sentence(summary, methods, published))
+    sentences.append(f"Outlier rule: {summary.outlier_rule if _judged(summary) else 'none in force'}.")
+    sentences.extend(_dropping_sentences(summary, methods, published))
     if published.rows:
         sentences.append(f"Published figures: {published.source}.")
         if set(published.columns) != set(folds):
@@ -305,18 +330,43 @@ def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Publ
     return tuple(sentences)
 
 
-def _outlier_sentence(summary: Summary, methods: Sequence[MethodSummary], published: Published) -> str:
-    dropped, rerun, unresolved = (sum(getattr(method, name) for method in methods) for name in ("dropped", "rerun", "unresolved"))
-    rule = "none in force" if summary.outlier_rule == "none" else summary.outlier_rule
-    sentence = f"Outlier rule: {rule}; {dropped} runs dropped, {rerun} rerun, {unresolved} unresolved"
-    if not dropped:
-        return f"{sentence}."
-    every = [
-        f"{published.labels.get(method.method, method.method)} {round_half_up(method.mean_ua_all_runs)}"
-        for method in methods
-        if method.mean_ua_all_runs is not None
+def _judged(summary: Summary) -> bool:
+    return summary.outlier_rule != "none"
+
+
+def _dropping_sentences(summary: Summary, methods: Sequence[MethodSummary], published: Published) -> tuple[str, ...]:
+    """What the rule and divergence dropped, what is unresolved, and what the means would be with every run."""
+    outliers, diverged = _total([method.outliers for method in methods]), _total([method.diverged for method in methods])
+    unresolved = [method for method in methods if method.unresolved]
+    sentences = [
+        f"Dropped: {_count(outliers.runs, 'outlier')} ({outliers.rerun} rerun) and {_count(diverged.runs, 'diverged run')} "
+        f"({diverged.rerun} rerun); {sum(method.unresolved for method in unresolved)} unresolved."
     ]
-    return f"{sentence}; mean over all runs: {', '.join(every)}."
+    if _judged(summary) and any(not method.complete for method in methods):
+        sentences.append("A method is judged when all its runs are in.")
+    if unresolved:
+        named = ", ".join(f"{_label(method, published)} {_count(method.unresolved, 'run')}" for method in unresolved)
+        sentences.append(f"‡ Unresolved: out by the rule, not replaced, and kept in the mean ({named}).")
+    if outliers.runs or diverged.runs:
+        every = [
+            f"{_label(method, published)} {_plain_cell(_cell(method.mean_ua_all_runs, method.sd_ua_all_runs))}"
+            for method in methods
+            if method.mean_ua_all_runs is not None
+        ]
+        sentences.append(f"Mean and standard deviation over all runs, dropped ones included: {', '.join(every)}.")
+    return tuple(sentences)
+
+
+def _total(counts: Sequence[Dropped]) -> Dropped:
+    return Dropped(sum(each.runs for each in counts), sum(each.rerun for each in counts))
+
+
+def _label(method: MethodSummary, published: Published) -> str:
+    return published.labels.get(method.method, method.method)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _code_sentence(summary: Summary) -> str:
@@ -339,5 +389,6 @@ def _differences_caption() -> tuple[str, ...]:
 
 def _csv_row(entry: Entry) -> list[str | int]:
     scores = entry.scores
-    numbers = ["", "", ""] if scores is None else [repr(value) for value in (scores.ua, scores.wa, scores.macro_f1)]
+    values = (None, None, None) if scores is None else (scores.ua, scores.wa, scores.macro_f1)
+    numbers = ["" if value is None else repr(value) for value in values]
     return [entry.corpus, entry.method, entry.fold, entry.slot, entry.seed, *numbers, entry.status.value]

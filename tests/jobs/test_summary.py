@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from dataclasses import replace
 
 import pytest
 
 from jobs.errors import UsageError
-from jobs.summary import CodeFacts, Entry, Scores, Status, code_facts, entries_of, summarise, to_json
+from jobs.summary import CodeFacts, Dropped, Entry, Scores, Status, code_facts, entries_of, summarise, to_json
 from tests.jobs.table_cases import entry, graph, paper_like, result, summary
 
 DESIGN_METHOD_KEYS = ["method", "corpus", "mean_ua", "sd_ua", "mean_ua_all_runs", "n", "dropped", "rerun", "unresolved", "cells"]
@@ -82,6 +83,50 @@ def test_dropped_runs_stay_on_record() -> None:
     assert [missing.slot for missing in summary(runs).missing] == [2]
 
 
+def test_dropped_runs_are_counted_by_reason() -> None:
+    """Outliers and diverged runs are told apart, and of each those whose slot was run again, whether that is finished or not."""
+    runs = (
+        entry("vft", "1", 0, 30.0, Status.outlier),
+        entry("vft", "1", 0, None, Status.diverged, seed=1000),
+        entry("vft", "1", 0, 70.0, seed=2000),
+        entry("vft", "1", 1, 31.0, Status.outlier),
+        entry("vft", "1", 1, None, seed=1001),
+        entry("vft", "1", 2, 25.0, Status.diverged),
+    )
+    [method] = summary(runs).methods
+    assert (method.outliers, method.diverged) == (Dropped(2, 2), Dropped(2, 1))
+    assert (method.dropped, method.rerun, method.cells[0].slots, method.n) == (4, 3, 3, 1)
+    assert [(each.slot, each.status) for each in summary(runs).missing] == [(1, Status.pending), (2, Status.diverged)]
+    found = to_json(summary(runs))["methods"][0]
+    assert (found["outliers"], found["diverged"]) == ({"dropped": 2, "rerun": 2}, {"dropped": 2, "rerun": 1})
+
+
+def test_spread_over_all_runs_stands_beside_that_over_kept_ones() -> None:
+    """Dropped runs widen the spread over all runs, of a cell and, by the mean of a slot's runs, of a method; they leave the other alone."""
+    kept = tuple(entry("vft", fold, slot, base + slot) for fold, base in (("1", 60.0), ("2", 80.0)) for slot in range(3))
+    [method] = summary((*kept, entry("vft", "1", 0, 25.0, Status.outlier, seed=9))).methods
+    assert (method.sd_ua, method.cells[0].sd_ua) == (1.0, 1.0)
+    assert method.cells[0].sd_ua_all_runs == pytest.approx(statistics.stdev([60.0, 25.0, 61.0, 62.0]))
+    assert method.cells[1].sd_ua_all_runs == 1.0
+    assert method.sd_ua_all_runs == pytest.approx(statistics.stdev([(42.5 + 80) / 2, 71.0, 72.0]))
+    assert method.mean_ua_all_runs == (52.0 + 81.0) / 2
+    [alone] = summary(kept).methods
+    assert (alone.sd_ua_all_runs, alone.mean_ua_all_runs) == (alone.sd_ua, alone.mean_ua)
+
+
+def test_methods_are_paired_over_runs_that_count() -> None:
+    """A dropped run is in no pair: its slot is paired by the run that replaced it."""
+    runs = (
+        entry("vft", "1", 0, 25.0, Status.outlier, seed=0),
+        entry("vft", "1", 0, 70.0, seed=1000),
+        entry("vft", "1", 1, 71.0),
+        entry("tapt", "1", 0, 72.0),
+        entry("tapt", "1", 1, 73.0),
+    )
+    [found] = summary(runs).comparisons
+    assert (found.over_pairs.pairs, found.over_pairs.mean) == (2, 2.0)
+
+
 def test_slot_with_two_accepted_runs_is_refused() -> None:
     """Two answers for one slot are an error that names the run, not a choice."""
     with pytest.raises(UsageError, match="vft/1/0 of corpus iemocap is accepted twice"):
@@ -152,6 +197,29 @@ def test_entries_come_from_results_and_states() -> None:
     assert found[0].scores is not None
     assert found[0].scores.ua == 87.5
     assert (found[0].corpus, found[2].seed) == ("demo", unknown.seed)
+
+
+def test_superseded_runs_come_before_the_one_that_fills_their_slot() -> None:
+    """A dropped run is an outlier where its result counted, and diverged where that says so or is not there."""
+    made = graph(methods=("vft",), folds=("1",), slots=2)
+    first, second = made.runs
+    before = [replace(first, seed=seed, key=f"{seed:020}", generation=place) for place, seed in enumerate((0, 1000, 2000))]
+    made = replace(made, runs=(replace(first, seed=3000, generation=3), second), superseded=tuple(reversed(before)))
+    matrix = ((3, 1), (0, 4)), ("a", "b")
+    results = {
+        before[0].key: result(before[0], *matrix),
+        before[1].key: result(before[1], *matrix, diverged="final loss of the prior"),
+        first.key: result(first, *matrix),
+        second.key: result(second, (), (), diverged="NaN"),
+    }
+    found = [(item.slot, item.seed, item.status, item.scores is None) for item in entries_of(made, results, {})]
+    assert found == [
+        (0, 0, Status.outlier, False),
+        (0, 1000, Status.diverged, False),
+        (0, 2000, Status.diverged, True),
+        (0, 3000, Status.accepted, False),
+        (1, second.seed, Status.diverged, True),
+    ]
 
 
 def test_metrics_stand_in_for_a_missing_matrix() -> None:

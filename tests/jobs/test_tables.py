@@ -24,10 +24,11 @@ from jobs.collect import FORMATS, collect, summary_of
 from jobs.errors import UsageError
 from jobs.layout import Layout
 from jobs.markup import latex, markdown
+from jobs.outliers import rule_in_words
 from jobs.published import Published, PublishedRow, load_published
 from jobs.statistics import mean, round_half_up
-from jobs.summary import CodeFacts, Entry, Scores, Status, Summary, to_json
-from jobs.tables import CSV_COLUMNS, print_tables, render_csv, render_latex, render_markdown, tables_of
+from jobs.summary import CodeFacts, Entry, Scores, Status, Summary, summarise, to_json
+from jobs.tables import CSV_COLUMNS, METHOD_COLUMNS, print_tables, render_csv, render_latex, render_markdown, render_methods_csv, tables_of
 from tests.jobs.table_cases import CONFIGS, entry, graph, paper_like, published, result, summary
 
 GOLDEN = Path(__file__).parent / "golden" / "tables"
@@ -41,20 +42,23 @@ def complete_case() -> tuple[Summary, Published]:
 
 
 def incomplete_case() -> tuple[Summary, Published]:
-    """SAVEE with the human row, 3 seeds; a failed run, a cell that is not in at all, a dropped and replaced run."""
+    """SAVEE with the human row, 3 seeds: a failed run, a cell that is not in, two dropped runs (one replaced), one unresolved."""
     runs = list(paper_like("savee_table2", seeds=3))
     for place, item in enumerate(runs):
         if (item.method, item.fold) == ("tapt", "JK") or item.name == "ptapt/DC/1":
             runs[place] = replace(item, scores=None, status=Status.failed if item.method == "ptapt" else Status.running)
     runs.append(replace(runs[0], seed=99, scores=Scores(14.3, 14.0, 5.0), status=Status.outlier))
-    return replace(summary(tuple(runs), "savee"), outlier_rule="pooled"), published("savee_table2")
+    runs[1] = replace(runs[1], scores=Scores(20.0), status=Status.diverged)
+    rule = rule_in_words("pooled", 2.0, 3)
+    found = summarise(tuple(runs), experiment="savee", outlier_rule=rule, unresolved={("savee", "ptapt"): 1})
+    return found, published("savee_table2")
 
 
 CASES = {"complete": complete_case, "incomplete": incomplete_case}
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", ["table.tex", "table.md", "runs.csv", "terminal.txt"])
+@pytest.mark.parametrize("name", ["table.tex", "table.md", "runs.csv", "methods.csv", "terminal.txt"])
 def test_text_formats_are_golden(case: str, name: str) -> None:
     """Every character of a table is as it was when somebody last looked at it."""
     found, beside = CASES[case]()
@@ -77,6 +81,8 @@ def rendered(found: Summary, beside: Published, name: str) -> str:
         return render_markdown(found, beside)
     if name == "runs.csv":
         return render_csv(found)
+    if name == "methods.csv":
+        return render_methods_csv(found)
     if name == "summary.json":
         return json.dumps(to_json(found, figures.to_json(beside)), indent=1, sort_keys=True, allow_nan=False) + "\n"
     text = io.StringIO()
@@ -153,14 +159,20 @@ def test_caption_states_the_conditions() -> None:
     for part in (
         "n = 5 runs a cell",
         "The seeds vary fine-tuning only",
-        "Outlier rule: none in force; 0 runs dropped, 0 rerun, 0 unresolved.",
+        "Outlier rule: none in force. Dropped: 0 outliers (0 rerun) and 0 diverged runs (0 rerun); 0 unresolved. Published",
         "code at commit 0123456789 with uncommitted changes; torch 2.13.0; transformers 5.22.0/5.23.0.",
     ):
         assert part in text
     found, beside = incomplete_case()
     text = " ".join(tables_of(found, beside)[0].caption)
     assert "n = 0 to 3 runs a cell" in text
-    assert "Outlier rule: pooled; 1 runs dropped, 1 rerun, 0 unresolved; mean over all runs: V-FT" in text
+    for part in (
+        "Outlier rule: pooled: a run further than 2 sigmas from the median of its cell",
+        "judged in at most 3 rounds. Dropped: 1 outlier (1 rerun) and 1 diverged run (0 rerun); 1 unresolved.",
+        "A method is judged when all its runs are in. ‡ Unresolved: out by the rule, not replaced, and kept in the mean (P-TAPT 1 run).",
+        "Mean and standard deviation over all runs, dropped ones included: V-FT 55.1 ± 6.8, TAPT 71.9, P-TAPT",
+    ):
+        assert part in text
 
 
 def test_published_means_over_other_folds_are_told_apart() -> None:
@@ -226,8 +238,36 @@ def test_csv_round_trip_through_pandas(tmp_path: Path) -> None:
             item.seed,
             item.status.value,
         )
-        numbers = (row.ua, row.wa, row.macro_f1)
-        assert numbers == (item.scores.ua, item.scores.wa, item.scores.macro_f1) if item.scores else all(map(pd.isna, numbers))
+        scores = item.scores
+        expected = (scores.ua, scores.wa, scores.macro_f1) if scores else (None, None, None)
+        assert [None if pd.isna(number) else number for number in (row.ua, row.wa, row.macro_f1)] == list(expected)
+
+
+def test_csv_of_methods_states_the_rule() -> None:
+    """One row per method holds the means over kept and over all runs, what was dropped, and the rule in words."""
+    found, _ = incomplete_case()
+    frame = pd.read_csv(io.StringIO(render_methods_csv(found)))
+    assert tuple(frame.columns) == METHOD_COLUMNS
+    assert set(frame.outlier_rule) == {rule_in_words("pooled", 2.0, 3)}
+    assert frame[["method", "outliers", "outliers_rerun", "diverged", "diverged_rerun", "unresolved", "complete"]].to_numpy().tolist() == [
+        ["vft", 1, 1, 1, 0, 0, False],
+        ["tapt", 0, 0, 0, 0, 0, False],
+        ["ptapt", 0, 0, 0, 0, 1, False],
+    ]
+    assert frame.mean_ua_all_runs[0] == found.methods[0].mean_ua_all_runs
+    assert frame.sd_ua_all_runs[0] == found.methods[0].sd_ua_all_runs
+
+
+def test_unresolved_runs_are_marked() -> None:
+    """A method with a run that is still out carries a mark in every format, and no other method does."""
+    found, beside = incomplete_case()
+    [table] = tables_of(found, beside)
+    assert [row.mean.unresolved for row in table.blocks[0].rows] == [False, False, True]
+    assert render_markdown(found, beside).count("‡") == 2  # the mean and its note
+    assert render_latex(found, beside).count(r"\ddagger") == 2
+    text = io.StringIO()
+    print_tables(found, beside, Console(file=text, width=200, highlight=False))
+    assert text.getvalue().count("‡") == 2
 
 
 def test_csv_keeps_awkward_names() -> None:
@@ -359,6 +399,7 @@ def test_collect_writes_every_format(tmp_path: Path) -> None:
         "tables/table.tex",
         "tables/table.md",
         "tables/runs.csv",
+        "tables/methods.csv",
         "tables/summary.json",
         *(f"confusion/{method}.{kind}" for method in ("vft", "tapt", "ptapt") for kind in ("csv", "png")),
     ]
@@ -400,7 +441,7 @@ def test_collect_without_any_result(tmp_path: Path) -> None:
     report = collect(Layout(tmp_path, "demo"), graph(), {}, {}, published("iemocap_table1"))
     assert not report.complete
     assert len(report.missing) == len(graph().runs)
-    assert len(report.paths) == len(FORMATS)
+    assert len(report.paths) == len(FORMATS) + 1  # a format of two files: runs and methods
 
 
 def test_unknown_format_is_refused_before_anything_is_written(tmp_path: Path) -> None:
@@ -422,7 +463,7 @@ def write_golden() -> None:
     """Render all golden files anew: `python -c 'from tests.jobs.test_tables import write_golden; write_golden()'`, then look at them."""
     for case, make in CASES.items():
         found, beside = make()
-        for name in ("table.tex", "table.md", "runs.csv", "terminal.txt", "summary.json"):
+        for name in ("table.tex", "table.md", "runs.csv", "methods.csv", "terminal.txt", "summary.json"):
             path = GOLDEN / case / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(rendered(found, beside, name), encoding="utf-8")
