@@ -11,12 +11,13 @@ import math
 import re
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from jobs.config import Resources, SlurmSite
 from jobs.errors import UsageError
+from jobs.plan import Request
 
 # Set by the template or the program, or without sense in a script.
 _ARRAY_OPTIONS = ("array", "job-name", "dependency", "kill-on-invalid-dep", "begin", "hold", "requeue", "no-requeue")
@@ -44,6 +45,8 @@ class ArrayJob:
     output: str  # folder of the logs
     binds: tuple[str, ...] = ()  # folders that a container must see
     dependency: str = ""  # of `--dependency`
+    request: Request = field(default_factory=Request)  # beyond `resources`
+    avoided: tuple[str, ...] = ()  # nodes on which Slurm lately could not start an element
 
     @property
     def minutes(self) -> int:
@@ -58,11 +61,16 @@ class Quoted(str):
 
 def render_script(job: ArrayJob, site: SlurmSite, templates: Path) -> str:
     """The script of an array. UsageError for a value that no script can hold, and for a template that is missing or wrong."""
-    import jinja2
-
     check_site(site)
     if "/" in site.template or site.template.startswith("."):
         raise UsageError(f"slurm.template {site.template!r}: name a file of {templates}")
+    return render_template(site.template, _facts(job, site), templates)
+
+
+def render_template(name: str, facts: Mapping[str, Any], templates: Path) -> str:
+    """A template with its facts, every value quoted. UsageError for a template that is missing or wrong."""
+    import jinja2
+
     environment = jinja2.Environment(  # noqa: S701 - a shell script, no HTML: quoting is enforced by `finalize`
         loader=jinja2.FileSystemLoader(str(templates)),
         undefined=jinja2.StrictUndefined,
@@ -75,12 +83,12 @@ def render_script(job: ArrayJob, site: SlurmSite, templates: Path) -> str:
     environment.filters.update(option=_option, shell=_shell, verbatim=_verbatim)
     environment.globals.clear()
     try:
-        return environment.get_template(site.template).render(_facts(job, site))
+        return environment.get_template(name).render(facts)
     except jinja2.TemplateNotFound as error:
         raise UsageError(f"no template {error} in {templates} (slurm.template)") from error
     except jinja2.TemplateError as error:
         line = getattr(error, "lineno", None)
-        raise UsageError(f"{templates / site.template}{f', line {line}' if line else ''}: {error}") from error
+        raise UsageError(f"{templates / name}{f', line {line}' if line else ''}: {error}") from error
 
 
 def check_site(site: SlurmSite) -> None:
@@ -107,6 +115,17 @@ def check_site(site: SlurmSite) -> None:
 def array_expression(size: int, throttle: int) -> str:
     """`0-24%5`: all elements, at most `throttle` at once (0: no limit)."""
     return f"0-{size - 1}" + (f"%{throttle}" if 0 < throttle < size else "")
+
+
+def memory_mb(job: ArrayJob) -> int:
+    """Memory per node, in MiB, rounded up."""
+    return math.ceil(round(job.resources.memory_gb * job.request.memory_factor * 1024, 6))
+
+
+def excluded_nodes(job: ArrayJob, site: SlurmSite) -> str:
+    """Nodes that the site, the request or a launch that failed rules out; "" for none."""
+    found = (site.exclude or "", *job.request.exclude, *job.avoided)
+    return ",".join(dict.fromkeys(filter(None, found)))
 
 
 def gpu_expression(resources: Resources, site: SlurmSite) -> str:
@@ -139,7 +158,8 @@ def _facts(job: ArrayJob, site: SlurmSite) -> Mapping[str, Any]:
         "step_nodes": 1,
         "cpus": resources.cpus,
         "gpus": gpu_expression(resources, site),
-        "memory_mb": math.ceil(resources.memory_gb * 1024) if site.memory_requests else 0,
+        "memory_mb": memory_mb(job) if site.memory_requests else 0,
+        "exclude": excluded_nodes(job, site),
         "signal_seconds": signal_seconds(job.minutes, site),
         "login_shell": bool(site.modules),
         "site": replace(site),

@@ -16,11 +16,21 @@ from typing import Any
 
 from jobs.config import SlurmSite
 from jobs.errors import UsageError
-from jobs.slurm_text import ACCOUNTING_FORMAT, QUEUE_FORMAT, QueuedElement, least_limit, parse_accounting, parse_queue, parse_site
+from jobs.slurm_text import (
+    ACCOUNTING_FORMAT,
+    QUEUE_FORMAT,
+    QueuedElement,
+    array_expressions,
+    least_limit,
+    parse_accounting,
+    parse_queue,
+    parse_site,
+)
 
 LOOK_SECONDS = 30.0  # one look-up; a busy controller answers within its MessageTimeout, 10 s unless the site changed it
 LOOKS = 3
 SHORT_SECONDS = 10.0  # of a look that a person waits for
+CANCELLED_AT_ONCE = 100  # array expressions in one scancel, so that its arguments stay within what the kernel takes
 SUBMIT_SECONDS = 120  # sbatch itself waits and retries while the controller is full; then its outcome counts as unknown
 # From an intent to the end of its sbatch at most: the look before it (LOOKS times LOOK_SECONDS, and pauses), then SUBMIT_SECONDS.
 UNDERWAY_SECONDS = 240.0
@@ -40,6 +50,7 @@ EXPORTED = (
     "HF_HUB_OFFLINE",
 )
 _FOREIGN = ("SLURM_", "SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_", "SALLOC_", "SRUN_")
+_MISSING = 127  # exit code of a command that is not there, as shells have it
 _OPTIONAL = ("sacct", "sacctmgr")  # sites without accounting may lack them
 _DEFAULTS = {"SBATCH_ACCOUNT": "account", "SBATCH_PARTITION": "partition", "SBATCH_QOS": "qos"}
 _log = logging.getLogger(__name__)
@@ -72,7 +83,14 @@ class SlurmClient:
 
     def accounting(self, jobs: Iterable[str]) -> dict[str, str] | None:
         """Element -> state of some jobs, as far as accounting knows yet; None where there is no accounting."""
-        return self._accounting([f"--jobs={','.join(jobs)}"])
+        found = self._sacct([f"--jobs={','.join(jobs)}", f"--format={ACCOUNTING_FORMAT}"])
+        return None if found is None else parse_accounting(found)
+
+    def launch_nodes(self, elements: Iterable[str]) -> dict[str, str]:
+        """Element -> node on which it was last begun, as far as accounting knows: of elements that were put back into the queue."""
+        found = self._sacct(["--duplicates", f"--jobs={','.join(elements)}", "--format=JobID,NodeList"]) or ""
+        rows = (line.split("|", 1) for line in found.splitlines() if "|" in line)
+        return {job: nodes for job, nodes in rows if nodes and " " not in nodes}
 
     def accounting_by_name(self, names: Iterable[str], since: float) -> dict[str, str] | None:
         """Name -> job of submissions that accounting knows; None where there is no accounting."""
@@ -102,18 +120,39 @@ class SlurmClient:
 
     def set_dependency(self, elements: str, dependency: str) -> bool:
         """Let pending elements (`JOB_[0-4]`) wait for something else. False if Slurm would not."""
-        done = self._run(["scontrol", "update", f"JobId={elements}", f"Dependency={dependency}"], self._look_seconds)
-        if done is None or done.returncode != 0:
-            _log.warning(
-                "elements %s keep waiting for the whole upstream array: %s", elements, "no answer" if done is None else done.stderr.strip()
-            )
-            return False
-        return True
+        return self._told(["scontrol", "update", f"JobId={elements}", f"Dependency={dependency}"])
 
-    def cancel(self, jobs: Sequence[str]) -> None:
-        """Cancel jobs or elements; those that are gone already are no error. SlurmUnavailableError if Slurm does not answer."""
+    def requeue(self, element: str) -> bool:
+        """Let Slurm run one element (`ARRAY_INDEX`) again under the same number, from the queue. False if Slurm would not.
+
+        The element is named by array and index: the raw number of an array's last element is the array's own, and would requeue all of it.
+        """
+        if "_" not in element:
+            raise ValueError(f"{element}: an element is ARRAY_INDEX")
+        return self._told(["scontrol", "requeue", element])
+
+    def cancel(self, elements: Iterable[str]) -> None:
+        """Cancel array elements (`ARRAY_INDEX`); those that are gone already are no error. SlurmUnavailableError if Slurm does not answer.
+
+        An element that has begun in the meantime is cancelled too, as scancel cannot be trusted to tell: `--state=PENDING` beside a range
+        of indices takes all the array's pending elements along (seen on Slurm 22.05).
+        """
+        expressions = array_expressions(elements)
+        for start in range(0, len(expressions), CANCELLED_AT_ONCE):
+            self._look(["scancel", "--quiet", *expressions[start : start + CANCELLED_AT_ONCE]])
+
+    def cancel_jobs(self, jobs: Sequence[str]) -> None:
+        """Cancel whole jobs by their numbers; those that are gone already are no error. SlurmUnavailableError if Slurm does not answer."""
         if jobs:
             self._look(["scancel", "--quiet", *jobs])
+
+    def requeue_job(self, job: str) -> bool:
+        """Let Slurm run a whole job again under the same number, also one that asked not to be. False if Slurm would not."""
+        return self._told(["scontrol", "update", f"JobId={job}", "Requeue=1"]) and self._told(["scontrol", "requeue", job])
+
+    def cancel_named(self, name: str) -> None:
+        """Cancel all this user's jobs of a name, whatever their numbers are. SlurmUnavailableError if Slurm does not answer."""
+        self._look(["scancel", "--quiet", f"--user={os.getuid()}", f"--name={name}"])
 
     def submit(self, folder: Path, script: str, parameters: Mapping[str, Any], site: SlurmSite) -> str:
         """Number of the new job; the script is kept in `folder` under that number.
@@ -131,13 +170,33 @@ class SlurmClient:
         kept = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
         return ["timeout", "--kill-after=5", str(SUBMIT_SECONDS), "env", "-i", *kept, "sbatch"]
 
-    def _accounting(self, chosen: Sequence[str]) -> dict[str, str] | None:
-        found = self._sacct([*chosen, f"--format={ACCOUNTING_FORMAT}"])
-        return None if found is None else parse_accounting(found)
+    def answer(self, *command: str) -> str | None:
+        """What one of Slurm's commands prints, asked once and shortly; None if it fails or does not answer: for whoever only reports."""
+        done = self._run(command, min(self._look_seconds, SHORT_SECONDS))
+        return done.stdout.strip() if done is not None and done.returncode == 0 else None
+
+    def would_accept(self, script: Path, site: SlurmSite) -> tuple[bool, str]:
+        """Whether Slurm would take a script, and what it says; nothing is submitted."""
+        done = self._run([*self.submission_command(site), "--test-only", str(script)], self._look_seconds)
+        if done is None:
+            return False, f"sbatch did not answer within {self._look_seconds:g} s"
+        return done.returncode == 0, " ".join(done.stderr.split())
 
     def _sacct(self, arguments: Sequence[str]) -> str | None:
+        """What accounting says: "" while it does not answer; None where there is none."""
         done = self._run(["sacct", "--allocations", "--noheader", "--parsable2", *arguments], self._look_seconds)
-        return done.stdout if done is not None and done.returncode == 0 else None
+        if done is None:
+            return ""
+        if done.returncode == 0:
+            return done.stdout
+        return None if done.returncode == _MISSING or "accounting storage is disabled" in done.stderr else ""
+
+    def _told(self, command: Sequence[str]) -> bool:
+        done = self._run(command, self._look_seconds)
+        if done is None or done.returncode != 0:
+            _log.info("%s: %s", " ".join(command), "no answer" if done is None else " ".join(done.stderr.split()))
+            return False
+        return True
 
     def _look(self, command: Sequence[str], *, patient: bool = True) -> str:
         said = ""
@@ -164,8 +223,21 @@ class SlurmClient:
             return None
         except FileNotFoundError as error:
             if command[0] in _OPTIONAL:
-                return None
+                return subprocess.CompletedProcess(list(command), _MISSING, "", "")
             raise UsageError(f"{command[0]} is not in PATH: no Slurm here (--cluster local needs none)") from error
+
+
+def sbatch_under_way(scripts: Path) -> bool:
+    """Whether an sbatch for a script of that folder runs on this machine: it goes on when whoever called it is killed."""
+    marks = (os.fsencode(scripts), b"sbatch")
+    for process in Path("/proc").iterdir():
+        try:
+            words = (process / "cmdline").read_bytes() if process.name.isdigit() else b""
+        except OSError:  # it has ended
+            continue
+        if all(mark in words for mark in marks):
+            return True
+    return False
 
 
 def _foreign(name: str) -> bool:

@@ -1,7 +1,8 @@
 """A copy of the code at launch: jobs run it, so that edits afterwards do not reach what is queued.
 
 One folder per content, `results/EXPERIMENT/snapshots/DIGEST/`, holds the code itself, `snapshot.json` (commit, changed and untracked
-files) and `dirty.diff` (what differed from the commit). It is made under a temporary name and renamed.
+files) and `dirty.diff` (what differed from the commit). It is made under a temporary name and renamed. A job that runs a snapshot and
+submits others hands on that very snapshot: what git said of it at launch stays with it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from jobs.errors import UsageError
 from jobs.layout import Layout
-from jobs.records import write_json
+from jobs.records import read_json, write_json
 
 SCHEMA = 1
 CODE = ("launch.py", "jobs", "ser_core", "configs", "slurm_templates")  # what jobs need, where git cannot be asked
@@ -47,6 +48,9 @@ class Snapshot:
 def plan_snapshot(source: Path, layout: Layout) -> Snapshot:
     """Find the code in `source` and its digest; writes nothing. UsageError if there is none."""
     source = source.resolve()
+    known = _known_snapshot(source, layout)
+    if known is not None:
+        return known
     in_git = _is_checkout(source)
     tracked, untracked = _git_files(source) if in_git else (_walk(source), [])
     fitting = [name for name in untracked if (source / name).is_file() and (source / name).stat().st_size <= LARGEST]
@@ -82,8 +86,7 @@ def take_snapshot(source: Path, layout: Layout) -> Snapshot:
             shutil.copy(snapshot.source / name, target)
         if _digest(temporary, snapshot.files) != snapshot.digest:
             raise UsageError(f"{snapshot.source}: code changed while it was copied; launch again")
-        diff = _git(snapshot.source, "diff", "--binary", "--relative", "HEAD", check=False) if snapshot.commit else ""
-        (temporary / "dirty.diff").write_text(diff, encoding="utf-8", errors="surrogateescape")
+        (temporary / "dirty.diff").write_text(_dirty_diff(snapshot), encoding="utf-8", errors="surrogateescape")
         record = {"schema": SCHEMA, **snapshot_facts(snapshot), "files": sorted(snapshot.files), "left_out": list(snapshot.left_out)}
         write_json(temporary / "snapshot.json", record)
         temporary.chmod(0o755)
@@ -102,6 +105,31 @@ def snapshot_facts(snapshot: Snapshot) -> dict[str, object]:
         "dirty": bool(snapshot.changed),
         "changed": list(snapshot.changed),
     }
+
+
+def _known_snapshot(source: Path, layout: Layout) -> Snapshot | None:
+    """`source` as the snapshot it is, if it is one and nobody has changed its code since."""
+    record = read_json(source / "snapshot.json")
+    if record is None or record.get("schema") != SCHEMA:
+        return None
+    try:
+        digest, commit, names = str(record["snapshot"]), str(record["commit"]), [str(name) for name in record["files"]]
+        changed, left_out = tuple(map(str, record["changed"])), tuple(map(str, record["left_out"]))
+    except (KeyError, TypeError):
+        return None
+    if not names or not all((source / name).is_file() for name in names):
+        return None
+    files = {name: int(os.access(source / name, os.X_OK)) for name in sorted(names)}
+    if _digest(source, files) != digest:
+        return None
+    return Snapshot(source, layout.snapshots.resolve() / digest, digest, files, commit, changed, left_out)
+
+
+def _dirty_diff(snapshot: Snapshot) -> str:
+    earlier = snapshot.source / "dirty.diff"
+    if (snapshot.source / "snapshot.json").is_file() and earlier.is_file():
+        return earlier.read_text(encoding="utf-8", errors="surrogateescape")
+    return _git(snapshot.source, "diff", "--binary", "--relative", "HEAD", check=False) if snapshot.commit else ""
 
 
 def _publish(temporary: Path, path: Path) -> None:

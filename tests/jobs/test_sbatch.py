@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 
 from jobs.config import Resources, SlurmSite
 from jobs.errors import UsageError
-from jobs.sbatch import ArrayJob, array_expression, render_script, signal_seconds
+from jobs.plan import Request
+from jobs.sbatch import ArrayJob, array_expression, excluded_nodes, memory_mb, render_script, signal_seconds
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = ROOT / "slurm_templates"
@@ -51,6 +52,7 @@ SMALL = replace(JOB, resources=Resources(cpus=2, gpus=0, memory_gb=4, minutes=10
 CASES = {
     "plain": (SMALL, SlurmSite()),
     "university": (JOB, UNIVERSITY),
+    "retry": (replace(JOB, request=Request(1, 1.5, ("node03", "node21")), avoided=("node21", "node30")), UNIVERSITY),
     "container": (replace(JOB, resources=replace(JOB.resources, nodes=2, gpus=4)), CONTAINER),
 }
 
@@ -196,6 +198,17 @@ def test_numbers() -> None:
     text = render_script(JOB, UNIVERSITY, TEMPLATES)
     assert "--mem=24064M" in text
     assert "--time=180" in text
+
+
+def test_what_a_failed_attempt_taught_is_asked_for() -> None:
+    """More memory, rounded up to whole MiB, and other nodes, beside those that the site rules out."""
+    job = replace(JOB, request=Request(memory_factor=1.1, exclude=("n1", "n3")), avoided=("n3", "n4"))
+    assert memory_mb(job) == 26471
+    assert memory_mb(replace(job, resources=replace(job.resources, memory_gb=10))) == 11264
+    assert excluded_nodes(job, UNIVERSITY) == "node[07,13],n1,n3,n4"
+    assert excluded_nodes(job, SlurmSite()) == "n1,n3,n4"
+    assert excluded_nodes(JOB, SlurmSite()) == ""
+    assert "--mem" not in render_script(job, replace(UNIVERSITY, memory_requests=False), TEMPLATES)
 
 
 def test_a_percent_sign_in_the_path_of_logs_is_no_pattern() -> None:

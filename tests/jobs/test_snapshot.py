@@ -151,3 +151,37 @@ def test_no_code(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="no code"):
         plan_snapshot(tmp_path / "empty", layout_of(tmp_path))
+
+
+def test_a_snapshot_of_a_snapshot_is_the_same(checkout: Path, tmp_path: Path) -> None:
+    """What runs in a snapshot and submits others hands on that very code with its commit and what differed from it, and writes nothing."""
+    (checkout / "jobs/a.py").write_text("A = 2\n")
+    (checkout / "jobs/new.py").write_text("NEW = 1\n")
+    layout = layout_of(tmp_path)
+    first = take_snapshot(checkout, layout)
+    before = files_of(layout.snapshots)
+    again = plan_snapshot(first.path, layout)
+    assert (again.path, again.digest, dict(again.files)) == (first.path, first.digest, dict(first.files))
+    assert snapshot_facts(again) == snapshot_facts(first)
+    assert take_snapshot(first.path, layout).taken
+    assert files_of(layout.snapshots) == before
+
+
+def test_a_snapshot_copied_to_another_experiment_keeps_its_past(checkout: Path, tmp_path: Path) -> None:
+    """Digest, commit and diff are those of the launch."""
+    (checkout / "jobs/a.py").write_text("A = 2\n")
+    first = take_snapshot(checkout, layout_of(tmp_path))
+    other = take_snapshot(first.path, layout_of(tmp_path / "other"))
+    assert other.path != first.path
+    assert {**snapshot_facts(other), "folder": ""} == {**snapshot_facts(first), "folder": ""}
+    assert (other.path / "dirty.diff").read_text() == (first.path / "dirty.diff").read_text()
+    assert (other.path / "dirty.diff").read_text()
+
+
+def test_a_snapshot_that_was_edited_is_none(checkout: Path, tmp_path: Path) -> None:
+    """Its commit is no longer claimed, and its digest is another."""
+    first = take_snapshot(checkout, layout_of(tmp_path))
+    (first.path / "jobs/a.py").write_text("A = 3\n")
+    edited = plan_snapshot(first.path, layout_of(tmp_path))
+    assert edited.digest != first.digest
+    assert edited.commit == ""

@@ -83,9 +83,13 @@ class Cluster:
             self.processes.stop([name], patience=10)
 
     def clear(self) -> None:
-        """Cancel every job and wait until the queue is empty."""
-        self.run("scancel", "--quiet", f"--user={getpass.getuser()}")
-        if not wait_until(lambda: not self.run("squeue", "-h"), 30, 0.1):
+        """Cancel every job until the queue is empty: one that is being cancelled may submit another."""
+
+        def empty() -> bool:
+            self.run("scancel", "--quiet", f"--user={getpass.getuser()}", check=False)
+            return not self.run("squeue", "-h")
+
+        if not wait_until(empty, 30, 0.2):
             raise ClusterError(f"jobs do not end: {self.run('squeue', '-h')}")
 
     def kill_node(self, node: str) -> None:

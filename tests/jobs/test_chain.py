@@ -1,0 +1,420 @@
+"""The controller chain on a real Slurm: one link runs, one waits, whatever is killed, until there is nothing left to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.chain import (
+    Chain,
+    ChainState,
+    ControllerRecord,
+    LinkJob,
+    Phase,
+    chain_state,
+    cron_line,
+    link_name,
+    read_record,
+    record_file,
+    render_link,
+    write_record,
+)
+from jobs.config import Cluster, Experiment, Policy, SlurmSite
+from jobs.errors import UsageError
+from jobs.layout import Layout
+from jobs.link import MAX_FAILING, MAX_FRUITLESS
+from jobs.records import write_json
+from jobs.slurm_client import SlurmClient
+from jobs.slurm_text import QueuedElement
+from tests.slurm_cluster import Cluster as SlurmCluster
+
+ROOT = Path(__file__).resolve().parents[2]
+TEMPLATES = ROOT / "slurm_templates"
+GOLDEN = Path(__file__).with_name("golden")
+
+# A launch.py whose passes do as `orders.json` says, in a link of the real chain.
+LINK = """\
+import json, os, sys, time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, {root!r})
+from jobs.chain import Chain
+from jobs.config import Cluster, Experiment
+from jobs.layout import Layout
+from jobs.link import run_link
+from jobs.slurm_client import SlurmClient
+
+VERSION = "first"
+results = Path(sys.argv[sys.argv.index("--results") + 1])
+folder = results.parent
+orders = lambda: json.loads((folder / "orders.json").read_text())
+begin = orders()
+
+def tell(name, text):
+    with (folder / name).open("a") as file:
+        file.write(text + "\\n")
+
+@dataclass
+class Seen:
+    settled: bool
+    complete: bool = True
+
+def one_pass():
+    tell("passes", f"{{os.environ['SLURM_JOB_ID']}} {{VERSION}} {{os.getcwd()}}")
+    if "fail" in orders():
+        raise RuntimeError(orders()["fail"])
+    return Seen(orders().get("settled", False))
+
+experiment = Experiment(name="trial", corpus="test", cluster=Cluster.slurm)
+client = SlurmClient(look_seconds=3, looks=1, pause=0.1)
+chain = Chain(experiment, Layout(results, sys.argv[2]), source=Path(__file__).parent, client=client)
+end = run_link(one_pass, chain, poll_seconds=begin.get("poll", 0.2), minutes=begin.get("minutes", 30),
+               deadline=begin.get("deadline", time.time() + 3600),
+               on_end=lambda report: tell("ends", "settled"), on_stop=lambda message: tell("ends", message))
+tell("links", f"{{os.environ['SLURM_JOB_ID']}} {{end.name}}")
+"""
+
+
+def until(true: Callable[[], Any], seconds: float = 40) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > end:
+            raise AssertionError("it did not come to pass in time")
+        time.sleep(0.1)
+
+
+def layout_of(folder: Path) -> Layout:
+    return Layout(folder / "results", "trial")
+
+
+def order(folder: Path, **orders: Any) -> None:
+    write_json(folder / "orders.json", orders)
+
+
+def launch(folder: Path, launched: float | None = None, **orders: Any) -> Layout:
+    """What `grid` leaves: the experiment's file, and here what passes are to do."""
+    order(folder, **orders)
+    layout = layout_of(folder)
+    write_json(layout.experiment_file, {"launched": time.time() if launched is None else launched})
+    return layout
+
+
+def chain_of(folder: Path, site: SlurmSite | None = None) -> Chain:
+    """The chain as a launcher has it: its code is an ordinary folder."""
+    source = folder / "source"
+    if not source.exists():
+        source.mkdir(parents=True)
+        (source / "launch.py").write_text(LINK.format(root=str(ROOT)))
+        shutil.copytree(TEMPLATES, source / "slurm_templates")
+    experiment = Experiment(name="trial", corpus="test", cluster=Cluster.slurm, slurm=site or SlurmSite())
+    return Chain(experiment, layout_of(folder), source=source)
+
+
+def lines(folder: Path, name: str) -> list[str]:
+    try:
+        return (folder / name).read_text().splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def in_queue(cluster: SlurmCluster, layout: Layout) -> list[tuple[str, str]]:
+    """(state, job) of the chain's links."""
+    text = cluster.run("squeue", "--noheader", f"--name={link_name(layout)}", "--format=%T %i", check=False)
+    return sorted((line.split()[0], line.split()[1]) for line in text.splitlines())
+
+
+def steady(cluster: SlurmCluster, folder: Path, *, after: str = "0") -> bool:
+    """One link later than job `after` passes over and over, one waits."""
+    found = in_queue(cluster, layout_of(folder))
+    passing = lines(folder, "passes")[-1:]
+    return (
+        [state for state, _ in found] == ["PENDING", "RUNNING"]
+        and int(found[1][1]) > int(after)
+        and bool(passing)
+        and passing[0].startswith(f"{found[1][1]} ")
+    )
+
+
+def runs(cluster: SlurmCluster, folder: Path) -> str:
+    return next(job for state, job in in_queue(cluster, layout_of(folder)) if state == "RUNNING")
+
+
+def look(layout: Layout) -> ChainState:
+    return chain_state(layout, SlurmClient().queue())
+
+
+@pytest.fixture
+def chains(slurm_cluster: SlurmCluster, tmp_path: Path) -> Iterator[SlurmCluster]:
+    """A Slurm whose chains end with the test: a link that is cancelled first could submit another."""
+    yield slurm_cluster
+    for orders in tmp_path.rglob("orders.json"):
+        write_json(orders, {"settled": True})
+    until(lambda: not slurm_cluster.run("squeue", "--noheader"))
+
+
+@pytest.mark.slurm
+def test_started_twice_and_at_once_it_is_one_chain_and_ends_by_itself(chains: SlurmCluster, tmp_path: Path) -> None:
+    """Four launchers at once, twice: one link runs, one waits; settled, tables are made once and nothing is left in the queue."""
+    layout = launch(tmp_path)
+    assert look(layout).phase is Phase.none
+    chain_of(tmp_path)
+    for _ in range(2):
+        launchers = [threading.Thread(target=chain_of(tmp_path).ensure) for _ in range(4)]
+        for launcher in launchers:
+            launcher.start()
+        for launcher in launchers:
+            launcher.join()
+    until(lambda: steady(chains, tmp_path))
+    assert chain_of(tmp_path).ensure().phase is Phase.running
+    state = look(layout)
+    assert (state.phase, state.problem) == (Phase.running, "")
+    assert f"job {state.running} on n" in state.sentence
+    assert f"successor {state.waiting} waits" in state.sentence
+    assert len(in_queue(chains, layout)) == 2
+    order(tmp_path, settled=True)
+    until(lambda: not in_queue(chains, layout))
+    assert lines(tmp_path, "ends") == ["settled"]
+    assert look(layout).phase is Phase.ended
+    assert "every run is in" in look(layout).sentence
+
+
+@pytest.mark.slurm
+def test_it_outlives_the_death_of_links_and_of_slurms_controller(chains: SlurmCluster, tmp_path: Path) -> None:
+    """SIGKILL to slurmctld, then to the link: the chain goes on, one running and one waiting, and an outage alone ends no link."""
+    layout = launch(tmp_path)
+    chain_of(tmp_path).ensure()
+    until(lambda: steady(chains, tmp_path))
+    chains.stop_controller(signal.SIGKILL)
+    until(lambda: "squeue" in (read_record(layout) or ControllerRecord("")).last_error, 60)
+    assert not lines(tmp_path, "links"), "an outage is waited out"
+    passes = len(lines(tmp_path, "passes"))
+    chains.start_controller()
+    until(lambda: steady(chains, tmp_path) and len(lines(tmp_path, "passes")) > passes + 2, 60)
+    assert (read_record(layout) or ControllerRecord("")).last_error == ""
+    first = runs(chains, tmp_path)
+    chains.run("scancel", "--signal=KILL", "--batch", first)
+    until(lambda: steady(chains, tmp_path, after=first))
+
+
+@pytest.mark.slurm
+def test_where_the_queue_is_full_a_link_runs_again(chains: SlurmCluster, tmp_path: Path) -> None:
+    """No place for a successor, as when arrays have taken all that the site allows: the link takes its own place once more."""
+    layout = launch(tmp_path, minutes=0.02)
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    full = "echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2; exit 1"
+    (programs / "sbatch").write_text(f'#!/bin/sh\n[ -e {tmp_path}/full ] && {{ {full}; }}\nexec {shutil.which("sbatch")} "$@"\n')
+    (programs / "sbatch").chmod(0o755)
+    site = SlurmSite(environment={"PATH": f"{programs}:{os.environ['PATH']}"})
+    (tmp_path / "full").touch()
+    first = chain_of(tmp_path, site).ensure().waiting
+    until(lambda: in_queue(chains, layout) == [("PENDING", first)] and (read_record(layout) or ControllerRecord("")).successor == first)
+    assert "QOSMaxSubmitJobPerUserLimit" in (read_record(layout) or ControllerRecord("")).problem
+    (tmp_path / "full").unlink()
+    order(tmp_path)
+    chains.run("scontrol", "update", f"JobId={first}", "StartTime=now", check=False)
+    until(lambda: steady(chains, tmp_path, after=str(int(first) - 1)))
+
+
+@pytest.mark.slurm
+def test_cancelled_by_hand_it_is_gone(chains: SlurmCluster, tmp_path: Path) -> None:
+    """`scancel` of both links means both: the one that runs submits no other on its way out, and the chain counts as broken off."""
+    layout = launch(tmp_path, poll=2)
+    chain_of(tmp_path).ensure()
+    until(lambda: steady(chains, tmp_path))
+    chains.run("scancel", f"--name={link_name(layout)}")
+    until(lambda: lines(tmp_path, "links") and not in_queue(chains, layout))
+    assert look(layout).phase is Phase.broken
+    assert "left no successor" in look(layout).sentence
+
+
+@pytest.mark.slurm
+def test_links_follow_each_other_with_their_time_and_with_new_code(chains: SlurmCluster, tmp_path: Path) -> None:
+    """A link leaves when its time is nearly up or the experiment is launched anew, then with the code of that launch."""
+    layout = launch(tmp_path, minutes=0.02)
+    chain_of(tmp_path).ensure()
+    until(lambda: len(lines(tmp_path, "links")) >= 2)
+    assert {line.split()[1] for line in lines(tmp_path, "links")} == {"handed_over"}
+    order(tmp_path)
+    until(lambda: steady(chains, tmp_path))
+    before = runs(chains, tmp_path)
+    source = tmp_path / "source" / "launch.py"
+    source.write_text(source.read_text().replace('"first"', '"second"'))
+    launch(tmp_path)
+    chain_of(tmp_path).ensure()
+    until(lambda: steady(chains, tmp_path, after=before) and " second " in lines(tmp_path, "passes")[-1])
+    job, _, cwd = lines(tmp_path, "passes")[-1].split()
+    assert Path(cwd) == (layout.snapshots / "current").resolve()
+    assert int(job) > int(before)
+    assert chain_of(tmp_path).stop()
+    until(lambda: not in_queue(chains, layout))
+    assert "stopped by its user" in look(layout).sentence
+
+
+@pytest.mark.slurm
+def test_chains_of_two_folders_do_not_touch_each_other(chains: SlurmCluster, tmp_path: Path) -> None:
+    """The same experiment below another results folder is another chain; the end of its budget ends that one alone."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    launch(one)
+    launch(other, deadline=time.time() + 4)
+    chain_of(one).ensure()
+    chain_of(other).ensure()
+    assert link_name(layout_of(one)) != link_name(layout_of(other))
+    until(lambda: lines(other, "ends") and not in_queue(chains, layout_of(other)))
+    state = look(layout_of(other))
+    assert (state.phase, "controller_days" in state.sentence) == (Phase.ended, True)
+    assert "controller_days" in lines(other, "ends")[0]
+    until(lambda: steady(chains, one))
+
+
+@pytest.mark.slurm
+def test_passes_that_never_succeed_end_the_chain(chains: SlurmCluster, tmp_path: Path) -> None:
+    """Three links of five failing passes, then it says so and leaves nothing behind; one failure among good passes is only noted."""
+    layout = launch(tmp_path, fail="no table\nof that name", poll=0.02)
+    chain_of(tmp_path).ensure()
+    until(lambda: look(layout).phase is Phase.broken and not in_queue(chains, layout), 60)
+    passes = [line.split()[0] for line in lines(tmp_path, "passes")]
+    assert [passes.count(job) for job in dict.fromkeys(passes)] == [MAX_FAILING] * MAX_FRUITLESS
+    assert "RuntimeError: no table of that name" in look(layout).sentence
+    assert "3 links in a row" in lines(tmp_path, "ends")[0]
+    assert "Traceback" in (layout.logs / f"{link_name(layout)}.out").read_text()
+    launch(tmp_path)
+    chain_of(tmp_path).ensure()
+    until(lambda: steady(chains, tmp_path))
+    order(tmp_path, fail="once")
+    until(lambda: "the last " in look(layout).sentence and "once" in look(layout).sentence)
+    order(tmp_path)
+    until(lambda: not (read_record(layout) or ControllerRecord("")).last_error)
+    assert look(layout).phase is Phase.running
+
+
+@pytest.mark.slurm
+def test_a_site_that_takes_no_link_is_told_in_words(chains: SlurmCluster, tmp_path: Path) -> None:
+    """Slurm's reason is returned and kept for whoever looks later."""
+    layout = launch(tmp_path)
+    state = chain_of(tmp_path, SlurmSite(controller_partition="nowhere")).ensure()
+    assert state.phase is Phase.broken
+    assert "invalid partition" in state.problem
+    assert state.problem in look(layout).sentence
+
+
+def test_where_sbatch_is_missing_that_is_the_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As inside a container without Slurm: no exception, a sentence."""
+    launch(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    chain = chain_of(tmp_path)
+    state = chain.ensure(queue=[])
+    assert (state.phase, state.running, state.waiting) == (Phase.broken, "", "")
+    assert "sbatch is not in PATH" in state.problem
+    assert chain.hopeless
+
+
+def element(layout: Layout, job: str, state: str, reason: str = "None") -> QueuedElement:
+    return QueuedElement(job, state, reason, link_name(layout))
+
+
+def test_what_status_says(tmp_path: Path) -> None:
+    """One sentence for every way a chain can stand; a record of an earlier launch says nothing."""
+    layout = launch(tmp_path, launched=100.0)
+    other = QueuedElement("3", "RUNNING", "None", "somebody.else")
+    assert chain_state(layout, [other]).phase is Phase.none
+    waiting = chain_state(layout, [other, element(layout, "7", "PENDING", "Priority")])
+    assert (waiting.phase, waiting.waiting) == (Phase.pending, "7")
+    assert "Priority" in waiting.sentence
+    write_record(layout, ControllerRecord("running", "6", "n2", 100.0, 150.0, 3, 200.0, problem="Access denied"))
+    found = chain_state(layout, [element(layout, "6", "RUNNING")], now=230.0)
+    assert found.sentence == "controller: job 6 on n2, last pass 30 s ago, without a successor: Access denied"
+    gone = chain_state(layout, [element(layout, "6", "COMPLETING")], now=230.0)
+    assert gone.phase is Phase.broken
+    assert "Access denied" in gone.sentence
+    assert chain_state(layout, None, now=230.0).phase is Phase.running
+    write_record(layout, ControllerRecord("broken", "6", launched=100.0, message="3 links in a row"))
+    assert chain_state(layout, [other]).sentence.endswith("any more: 3 links in a row")
+    launch(tmp_path, launched=300.0)
+    assert chain_state(layout, [other]).phase is Phase.none
+    record_file(layout).write_text("{torn")
+    assert chain_state(layout, [other]).phase is Phase.none
+
+
+JOB = LinkJob(
+    name="iemocap.control.0123456789ab",
+    minutes=60,
+    command=("/opt/venv/bin/python", "launch.py", "control", "iemocap", "--results", "/project/results"),
+    waited_for="/project/results/iemocap/experiment.json",
+    folder="/project/results/iemocap/snapshots/current",
+    output="/project/results/iemocap/logs/100%.out",
+    binds=("/project/results",),
+)
+SITES = {
+    "controller": SlurmSite(
+        partition="gpu",
+        controller_partition="cpu",
+        account="speech-lab",
+        qos="long",
+        constraint="a100",
+        gpu_type="a100",
+        modules=["python/3.11"],
+        environment={"NOTE": "it's fine"},
+        prologue=["ulimit -n 4096"],
+        extra={"reservation": "speech", "exclusive": ""},
+    ),
+    "controller-container": SlurmSite(partition="gpu", container="/images/ser grid.sif", memory_requests=False),
+}
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_the_script_of_a_link_is_the_golden_one(name: str) -> None:
+    """A small job in the controller's partition, without a GPU. SER_GRID_WRITE_GOLDEN=1 writes them anew."""
+    text = render_link(JOB, SITES[name], TEMPLATES)
+    file = GOLDEN / f"{name}.sh"
+    if os.environ.get("SER_GRID_WRITE_GOLDEN"):
+        file.write_text(text)
+    assert text == file.read_text()
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+def test_no_value_of_a_profile_is_printed_unquoted() -> None:
+    """As in the scripts of stages."""
+    with pytest.raises(UsageError, match="control character"):
+        render_link(JOB, SlurmSite(environment={"A": "x\ntouch pwned"}), TEMPLATES)
+    assert "'$(touch pwned)'" in render_link(JOB, SlurmSite(controller_partition="$(touch pwned)"), TEMPLATES)
+
+
+def test_the_line_for_cron_runs_as_it_stands(tmp_path: Path) -> None:
+    """Through a shell as cron starts it, from a folder whose name is awkward: the command gets its words."""
+    folder = tmp_path / "it's 100% $HOME"
+    folder.mkdir()
+    (folder / "launch.py").write_text("import json, os, sys\nprint(json.dumps([sys.argv[1:], os.getcwd(), os.environ['SLURM_CONF']]))\n")
+    layout = Layout(folder / "results", "trial")
+    layout.logs.mkdir(parents=True)
+    line = cron_line(layout, folder=folder, python=sys.executable, environment={"SLURM_CONF": "/etc/a b.conf"})
+    schedule, command = line[: len("*/10 * * * * ")], line[len("*/10 * * * * ") :]
+    assert schedule == "*/10 * * * * "
+    assert "%" not in command.replace("\\%", "")
+    subprocess.run(["/bin/sh", "-c", command.replace("\\%", "%")], env={"PATH": "/usr/bin:/bin"}, check=True, cwd="/")
+    said = json.loads((layout.logs / "cron.out").read_text())
+    assert said == [["reconcile", "trial", "--results", str(folder / "results")], str(folder), "/etc/a b.conf"]
+    with pytest.raises(UsageError, match="line break"):
+        cron_line(layout, folder=tmp_path / "a\nb")
+
+
+def test_the_time_limit_of_a_link_is_the_policys(tmp_path: Path) -> None:
+    """And what `grid --dry-run` shows is made without touching anything."""
+    launch(tmp_path)
+    chain_of(tmp_path)
+    experiment = Experiment(name="trial", corpus="test", policy=Policy(controller_minutes=7))
+    script = Chain(experiment, layout_of(tmp_path), source=tmp_path / "source").script()
+    assert "#SBATCH --time=7\n" in script
+    assert not layout_of(tmp_path).snapshots.exists()
