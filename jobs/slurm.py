@@ -7,10 +7,9 @@ accounting only explains; whether a stage is finished, the files say. The number
 from __future__ import annotations
 
 import logging
-import math
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,24 +19,40 @@ from jobs.dependencies import SLURM_JOB, Dependency, make_dependency, upstream_j
 from jobs.errors import UsageError
 from jobs.graph import Graph
 from jobs.layout import Layout
-from jobs.plan import Batch, InFlight, Limits, Phase
-from jobs.sbatch import ArrayJob, array_expression, gpu_expression, launcher_python, render_script, signal_seconds
-from jobs.slurm_client import UNDERWAY_SECONDS, SlurmClient
-from jobs.slurm_text import (
-    QueuedElement,
-    Refusal,
-    compress_indices,
-    read_refusal,
-    site_number,
+from jobs.plan import Batch, Departure, InFlight, Limits, Phase
+from jobs.queue_view import (
+    Holding,
+    all_queued,
+    arrays_named,
+    departures_of,
+    failed_launches,
+    find_holdings,
+    flights,
+    stuck_keys,
+    withdrawable,
 )
+from jobs.sbatch import (
+    ArrayJob,
+    array_expression,
+    excluded_nodes,
+    gpu_expression,
+    launcher_python,
+    memory_mb,
+    render_script,
+    signal_seconds,
+)
+from jobs.slurm_client import SlurmClient
+from jobs.slurm_text import QueuedElement, Refusal, compress_indices, read_refusal, site_number
 from jobs.snapshot import Snapshot, plan_snapshot, snapshot_facts, take_snapshot
 from jobs.submissions import State, Submission, SubmissionBook, new_submission
 from jobs.tasks import Workplace, describe_batch, write_description
+from jobs.upkeep import Upkeep
 
-SETTLE_SECONDS = 60.0  # how long a submission of unknown outcome stays unfound before it is made again
-_ENDINGS = frozenset(
-    ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT")
-)
+SETTLE_SECONDS = 60.0  # how long a submission of unknown outcome stays unfound before it is made again, and accounting may lag behind
+AVOIDED_SECONDS = 6 * 3600.0  # no new array is sent to a node for so long after Slurm could not start an element there
+AVOIDED_NODES = 5  # at most, the last ones: where more fail, it is not the nodes
+# Slurm knows a node that was ruled out no more; or too few are left, all the site's nodes having failed at some time.
+_FOR_WANT_OF_NODES = ("invalid node name", "node configuration is not available")
 _log = logging.getLogger(__name__)
 
 
@@ -75,12 +90,13 @@ class SlurmArrays:
         self._source = source
         self._worker = tuple(worker) if worker else (launcher_python(experiment.slurm, sys.executable), "launch.py", "worker")
         self._client = client or SlurmClient()
-        self._settle_seconds = settle_seconds
         self._clock = clock
         self._book = SubmissionBook(self._layout)
+        self._upkeep = Upkeep(self._book, self._client, settle_seconds=settle_seconds, clock=clock)
         self._snapshot: Snapshot | None = None
         self._most: Limits | None = None  # of the site, with an empty queue
         self._queue: tuple[QueuedElement, ...] | None = None
+        self._holdings: tuple[Holding, ...] | None = None  # of this experiment, when last looked at
         self._blind = False  # looking only, and Slurm cannot be asked
 
     @property
@@ -108,33 +124,57 @@ class SlurmArrays:
         """
         records = self._book.open()
         if not records:
-            self._queue = None
+            self._queue, self._holdings = None, ()
             return {}
-        queue = self._look()
-        records = self._resolve(records, queue)
-        found: dict[str, InFlight] = {}
-        for record in records:
-            found.update(_elements(record, queue))
-        self._close_ended(records, {element.job for element in queue})
-        return found
+        abandoned = self._upkeep.abandoned(records)
+        records, self._holdings = self._upkeep.catch_up(records, self._look(), abandoned)
+        return flights(records, self._holdings)
 
     def look_only(self) -> Mapping[str, InFlight]:
         """The same for whoever only shows it: writes nothing, and where Slurm cannot be asked, what was submitted is taken for queued."""
         records = self._book.open()
-        found: dict[str, InFlight] = {}
         try:
             queue = self._queue = self._client.queue(patient=False)
         except UsageError as error:
             _log.warning("%s; shown is what the files say", error)
             self._blind = True
+            found = flights(records, ())
             for record in records:
-                known = record.state is State.submitted
-                found.update(_held(record, range(len(record.tasks)), Phase.queued) if known else _unresolved(record))
+                found.update(all_queued(record) if record.state is State.submitted else {})
             return found
-        for record in records:
-            jobs = _arrays_named(record.name, queue) if record.state is State.intent else []
-            found.update(_elements(replace(record, state=State.submitted, job=jobs[0]) if jobs else record, queue))
-        return found
+        known = [
+            replace(record, state=State.submitted, job=jobs[0])
+            if record.state is State.intent and (jobs := arrays_named(record.name, queue))
+            else record
+            for record in records
+        ]
+        self._holdings = find_holdings(known, queue)
+        return flights(known, self._holdings)
+
+    def departures(self, keys: Collection[str]) -> Mapping[str, tuple[Departure, ...]]:
+        """Key -> elements of these stages that have left the queue, oldest first, from the records alone.
+
+        A state is "" while accounting lags (`settling`), and for good where it never said: there is none, or the element was cancelled
+        before it began, of which Slurm keeps no trace.
+        """
+        return departures_of((*self._book.open(), *self._book.closed()), keys)
+
+    def settling(self) -> frozenset[str]:
+        """Keys of elements that have left the queue and whose end accounting is still asked for: never longer than the settle time.
+
+        What the program withdrew itself is not waited for, except for the node on which it could not be started.
+        """
+        waiting = (
+            (record, index)
+            for record in self._book.open()
+            for index in record.unexplained
+            if index not in record.cancelled or record.unplaced(str(index))
+        )
+        return frozenset(key for record, index in waiting for key in record.tasks[index])
+
+    def stuck(self) -> Mapping[str, str]:
+        """Key -> why its element, as last seen, will never start unless somebody interferes; `held by you: ...` if that is the user."""
+        return stuck_keys(self._holdings or ())
 
     def live_jobs(self) -> frozenset[str] | None:
         """Every element of this user in the queue as last seen, `JOB` or `ARRAY_INDEX`, whatever experiment it is of; None if not known."""
@@ -143,18 +183,35 @@ class SlurmArrays:
         queue = self._queue if self._queue is not None else self._look()
         return frozenset(element.job for element in queue)
 
-    def cancel(self, keys: Collection[str] | None = None) -> tuple[str, ...]:
-        """Cancel the elements that hold some keys, or all of this experiment. Returns what was cancelled."""
-        held = self.in_flight()
-        jobs = {flight.job for key, flight in held.items() if (keys is None or key in keys) and SLURM_JOB.fullmatch(flight.job)}
-        arrays: dict[str, list[int]] = {}
-        for job in jobs:
-            array, _, index = job.partition("_")
-            arrays.setdefault(array, []).append(int(index))
-        chosen = tuple(f"{array}_[{compress_indices(indices)}]" for array, indices in sorted(arrays.items()))
-        self._client.cancel(chosen)
-        self._queue = None
-        return chosen
+    def cancel(self, keys: Collection[str]) -> tuple[str, ...]:
+        """Withdraw the elements that wait in the queue and hold none but these keys. Returns the keys that were withdrawn.
+
+        One that begins, or ends, at this moment is cancelled or not: its worker leaves a checkpoint or a result, and either is right.
+        """
+        if not keys:
+            return ()
+        if self._holdings is None:
+            self.in_flight()
+        wanted = frozenset(keys)
+        for record in self._book.open():
+            if record.state is State.intent:  # withdrawn when it turns up
+                self._book.change(record, cancelled=[index for index, task in enumerate(record.tasks) if wanted.issuperset(task)])
+        return self._cancel(withdrawable(self._holdings or (), wanted))
+
+    def cancel_all(self) -> tuple[str, ...]:
+        """Cancel everything of this experiment that waits or runs, and what may be under way. Returns the keys that Slurm held."""
+        self.in_flight()
+        for record in self._book.open():
+            if record.state is State.intent:
+                self._book.change(record, cancelled=range(len(record.tasks)))
+                self._client.cancel_named(record.name)
+        return self._cancel(self._holdings or ())
+
+    def _cancel(self, holdings: Sequence[Holding]) -> tuple[str, ...]:
+        self._upkeep.withdraw(holdings)
+        if holdings:
+            self._queue = self._holdings = None
+        return tuple(dict.fromkeys(key for holding in holdings for key in holding.keys))
 
     # ---- submission
 
@@ -180,25 +237,24 @@ class SlurmArrays:
         place = replace(self._place, code={**self._place.code, **snapshot_facts(snapshot)})
         write_description(self._book.tasks_file(name), describe_batch(place, graph, batch))
         self._layout.logs.mkdir(parents=True, exist_ok=True)  # without it Slurm fails the job and says so nowhere
-        record = new_submission(name, batch, self._clock())
+        record = new_submission(name, batch, self._clock(), dependency.refined)
         if not self._book.begin(record):
-            return _unresolved(record)  # another process was quicker
+            return flights([record], ())  # another process was quicker
         try:
-            found = _arrays_named(name, self._client.queue(name=name))
+            found = arrays_named(name, self._client.queue(name=name))
         except UsageError:
             self._book.withdraw(record)  # nothing was asked for
             raise
         number = found[0] if found else self._call_sbatch(record, job, script)
-        self._queue = None
+        self._queue = self._holdings = None
         if number is None:
             return {}
         if not number:
-            return _unresolved(record)
-        record = self._book.update(replace(record, state=State.submitted, job=number))
-        for indices, own in dependency.refined:
-            # singleton ends here: the number is known, and elements with dependencies of their own would wait for each other
-            self._client.set_dependency(f"{number}_[{compress_indices(indices)}]", own)
-        return _held(record, range(len(record.tasks)), Phase.queued)
+            return flights([record], ())
+        record = self._book.change(record, state=State.submitted, job=number)
+        if record.refine:  # singleton ends here: elements with dependencies of their own would wait for each other
+            record = self._upkeep.refine(record, range(len(record.tasks)))
+        return all_queued(record)
 
     def preview(self, batch: Batch, graph: Graph, upstream: Mapping[str, InFlight], *, name: str | None = None) -> Preview:
         """The script that `submit` would hand in; touches neither disk nor Slurm (files are read to find the snapshot's digest)."""
@@ -235,59 +291,16 @@ class SlurmArrays:
             array_size=min((size for size in array if size), default=0), queue_room=min((limit for limit in room if limit), default=0)
         )
 
-    def _resolve(self, records: Sequence[Submission], queue: Sequence[QueuedElement]) -> tuple[Submission, ...]:
-        """Find the job of every intent by its name; close the record of one that is long enough known to have none."""
-        lost = [record for record in records if record.state is State.intent and not _arrays_named(record.name, queue)]
-        ended = self._client.accounting_by_name([record.name for record in lost], min(record.created for record in lost)) if lost else None
-        now = self._clock()
-        open_records: list[Submission] = []
-        for record in records:
-            current = record
-            if record.state is State.intent:
-                jobs = _arrays_named(record.name, queue)
-                number = jobs[0] if jobs else (ended or {}).get(record.name, "")
-                begun = record.created if record.replied else record.created + UNDERWAY_SECONDS
-                if number:
-                    current = self._book.update(replace(record, state=State.submitted, job=number))
-                elif not record.looked_up:
-                    current = self._book.update(replace(record, looked_up=now))
-                elif now - max(record.looked_up, begun) >= self._settle_seconds:
-                    self._book.close(record, State.lost)
-                    continue
-            open_records.append(current)
-        return tuple(open_records)
-
-    def _close_ended(self, records: Sequence[Submission], queued: Collection[str]) -> None:
-        """Write down how elements ended that have left the queue, and put records away of which none is left."""
-        left = {record.name: _left(record, queued) for record in records if record.state is State.submitted}
-        asked = sorted({record.job for record in records if any(str(index) not in record.ended for index in left.get(record.name, ()))})
-        states = self._client.accounting(asked) if asked else {}
-        now = self._clock()
-        for record in records:
-            gone = left.get(record.name, ())
-            if not gone:
-                continue
-            known = {str(index): state for index in gone if (state := (states or {}).get(record.element(index), "")) in _ENDINGS}
-            current = replace(record, ended={**record.ended, **known})
-            if len(gone) == len(record.tasks):
-                current = replace(current, gone=record.gone or now)
-                if states is None or len(current.ended) == len(record.tasks) or now - current.gone >= self._settle_seconds:
-                    self._book.close(current, State.ended)
-                    continue
-            if current != record:
-                self._book.update(current)
-
     def _resume(self, record: Submission) -> Mapping[str, InFlight] | None:
         """What is in flight of a batch that was submitted before; None if all of it has ended, and it may be submitted anew."""
+        abandoned = self._upkeep.abandoned([record])
         queue = self._client.queue(name=record.name)
-        (current,) = self._resolve([record], queue) or (None,)
-        if current is None:
-            return None
-        held = _elements(current, queue)
-        if held or current.state is State.intent:
-            return held
-        self._book.close(current, State.ended)
-        return None
+        records = self._upkeep.resolve([record], queue, abandoned)
+        holdings = find_holdings(records, queue)
+        held = flights(records, holdings)
+        if not held:
+            self._upkeep.note_departures(records, holdings)
+        return held or None
 
     def _call_sbatch(self, record: Submission, job: ArrayJob, script: str) -> str | None:
         """The array's number; "" if the outcome is unknown; None if there is no room, and no intent any more."""
@@ -302,8 +315,13 @@ class SlurmArrays:
                 _log.warning(
                     "%s: %s; it is looked for under its name before anything is submitted again", record.name, text or "no reply of sbatch"
                 )
-                self._book.update(replace(record, replied=True))
+                self._book.change(record, replied=True)
                 return ""
+            without = any(words in text.lower() for words in _FOR_WANT_OF_NODES) and (job.request.exclude or job.avoided)
+            if verdict is Refusal.refused and without:
+                _log.warning("%s: %s; submitted without ruling out nodes that failed", record.name, text)
+                plain = replace(job, request=replace(job.request, exclude=()), avoided=())
+                return self._call_sbatch(record, plain, render_script(plain, self._site, Path(job.folder) / "slurm_templates"))
             self._book.withdraw(record)
             if verdict is Refusal.full:
                 _log.warning("%s: %s; submitted later", record.name, text)
@@ -328,7 +346,13 @@ class SlurmArrays:
             output=str(self._layout.logs),
             binds=(str(self._layout.root), str(self._place.corpus_folder)),
             dependency=with_singleton(dependency.initial),
+            request=batch.request,
+            avoided=self._avoided(),
         )
+
+    def _avoided(self) -> tuple[str, ...]:
+        failed = failed_launches((*self._book.open(), *self._book.closed()), self._clock() - AVOIDED_SECONDS)
+        return tuple(sorted(sorted(failed, key=lambda node: failed[node])[-AVOIDED_NODES:]))
 
 
 def _parameters(job: ArrayJob, site: SlurmSite) -> dict[str, Any]:
@@ -346,39 +370,9 @@ def _parameters(job: ArrayJob, site: SlurmSite) -> dict[str, Any]:
         "additional_parameters": {"array": array_expression(job.size, resources.throttle), **site.extra},
     }
     if site.memory_requests:
-        found["mem"] = f"{math.ceil(resources.memory_gb * 1024)}MB"
+        found["mem"] = f"{memory_mb(job)}MB"
     if resources.gpus:
         found["gpus_per_node"] = gpu_expression(resources, site)
-    found |= {key: getattr(site, key) for key in ("partition", "account", "qos", "constraint", "exclude")}
+    found |= {key: getattr(site, key) for key in ("partition", "account", "qos", "constraint")}
+    found["exclude"] = excluded_nodes(job, site) or None
     return {key: value for key, value in found.items() if value is not None}
-
-
-def _arrays_named(name: str, queue: Iterable[QueuedElement]) -> list[str]:
-    """Numbers of the arrays of that name, oldest first."""
-    return sorted({element.array for element in queue if element.name == name}, key=int)
-
-
-def _elements(record: Submission, queue: Iterable[QueuedElement]) -> dict[str, InFlight]:
-    """Keys of a submission that are in the queue; all of them while its outcome is unknown."""
-    if record.state is State.intent:
-        return _unresolved(record)
-    found: dict[str, InFlight] = {}
-    places = {record.element(index): index for index in range(len(record.tasks))}
-    for element in queue:
-        if element.job in places:
-            phase = Phase.queued if element.state in ("PENDING", "CONFIGURING") else Phase.running
-            found.update(_held(record, [places[element.job]], phase))
-    return found
-
-
-def _held(record: Submission, indices: Iterable[int], phase: Phase) -> dict[str, InFlight]:
-    return {key: InFlight(phase, record.element(index)) for index in indices for key in record.tasks[index]}
-
-
-def _unresolved(record: Submission) -> dict[str, InFlight]:
-    """Of an unknown outcome: taken for queued, under a name that nothing can depend on."""
-    return {key: InFlight(Phase.queued, f"?{record.name}") for keys in record.tasks for key in keys}
-
-
-def _left(record: Submission, queued: Collection[str]) -> tuple[int, ...]:
-    return tuple(index for index in range(len(record.tasks)) if record.element(index) not in queued)

@@ -9,8 +9,33 @@ from enum import Enum
 
 QUEUE_FORMAT = "%i|%T|%r|%j"  # the name last: another job's name may hold the separator
 ACCOUNTING_FORMAT = "JobID,State"
+LONGEST_EXPRESSION = 8000  # characters of one array expression in a command
 _ARRAY = re.compile(r"(\d+)_\[([0-9,:-]+)(?:%\d+)?\]")
 _SINGLE = re.compile(r"(\d+)(?:_(\d+))?(?:\+\d+)?")
+_ENDINGS = frozenset(
+    ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT")
+)
+HELD_BY_USER = "held by you: `scontrol release` lets it start"
+_LAUNCH_FAILURES = frozenset(("launch failed requeued held", "user env retrieval failed requeued held"))
+# Reasons of squeue, in lower case. What may pass by itself (Resources, Priority, ReqNodeNotAvail, AssocMaxJobsLimit, AssocGrp...,
+# QOSMaxJobs..., PartitionDown, Licenses, ...) is none of them.
+_STUCK = {
+    **dict.fromkeys(_LAUNCH_FAILURES, "Slurm could not start it on the node it chose"),
+    "jobhelduser": HELD_BY_USER,
+    "job requeued in held state": HELD_BY_USER,
+    "jobheldadmin": "held by the site's administrator",
+    "badconstraints": "no node fits its request",
+    "dependencyneversatisfied": "what it waits for has failed",
+    "partitiontimelimit": "its time limit is above the partition's",
+    "partitionnodelimit": "it asks for more nodes than the partition gives",
+    "invalidaccount": "its account is not valid",
+    "invalidqos": "its QOS is not valid",
+    "accountnotallowed": "its account may not use the partition",
+    "qosnotallowed": "its QOS may not be used there",
+    "reservationdeleted": "its reservation was deleted",
+}
+# A limit on each single job, on its own size or time (of an association or a QOS): waiting does not help.
+_ABOVE_LIMIT = re.compile(r"(?:assoc|qos)max[a-z/]+per(?:job|node)(?:limit)?|qosmin[a-z/]+|maxmemperlimit")
 
 
 @dataclass(frozen=True)
@@ -67,6 +92,24 @@ def expand_job(text: str) -> tuple[str, ...]:
     return (f"{single[1]}_{single[2]}" if single[2] is not None else single[1],)
 
 
+def array_expressions(elements: Iterable[str]) -> tuple[str, ...]:
+    """Array elements as commands take them, each expression of a bounded length: 12_0, 12_1, 13_4 -> `12_[0-1]`, `13_[4]`."""
+    arrays: dict[str, list[int]] = {}
+    for element in elements:
+        array, _, index = element.partition("_")
+        arrays.setdefault(array, []).append(int(index))
+    found: list[str] = []
+    for array in sorted(arrays, key=int):
+        part: list[str] = []
+        for span in compress_indices(arrays[array]).split(","):
+            if part and sum(map(len, part)) + len(part) + len(span) > LONGEST_EXPRESSION:
+                found.append(f"{array}_[{','.join(part)}]")
+                part = []
+            part.append(span)
+        found.append(f"{array}_[{','.join(part)}]")
+    return tuple(found)
+
+
 def parse_queue(text: str) -> tuple[QueuedElement, ...]:
     """Elements in the output of `squeue --noheader --format=QUEUE_FORMAT`; ValueError if a line cannot be understood.
 
@@ -85,14 +128,34 @@ def parse_queue(text: str) -> tuple[QueuedElement, ...]:
 def parse_accounting(text: str) -> dict[str, str]:
     """Element -> state in the output of `sacct -X --noheader --parsable2 --format=ACCOUNTING_FORMAT`.
 
-    `CANCELLED by 1000` is CANCELLED. Lines that cannot be understood are left out: accounting only explains, it decides nothing.
+    States are as printed: `CANCELLED by 1000` names who cancelled (0: root), plain `CANCELLED` is Slurm itself, for want of a dependency.
+    Lines that cannot be understood are left out: accounting only explains, it decides nothing.
     """
     found: dict[str, str] = {}
     for line in text.splitlines():
         job, _, state = line.partition("|")
         for element in expand_job(job.strip()):
-            found[element] = state.split()[0] if state.split() else ""
+            found[element] = " ".join(state.split())
     return found
+
+
+def has_ended(state: str) -> bool:
+    """Whether a state of accounting is one that a job ends in: what lags may still call it pending or running."""
+    return state.partition(" ")[0] in _ENDINGS
+
+
+def failed_to_launch(element: QueuedElement) -> bool:
+    """Whether Slurm could not start an element on the node it chose, and holds it now until somebody interferes."""
+    return element.state == "PENDING" and _words(element.reason) in _LAUNCH_FAILURES
+
+
+def why_stuck(element: QueuedElement) -> str:
+    """Why a pending element will never start unless somebody interferes; "" if it only waits. Only reasons known for it are."""
+    if element.state != "PENDING":
+        return ""
+    reason = _words(element.reason)
+    found = _STUCK.get(reason, "") or ("its request is above a limit of the site" if _ABOVE_LIMIT.fullmatch(reason) else "")
+    return f"{found} ({element.reason})" if found else ""
 
 
 def parse_site(text: str) -> dict[str, str]:
@@ -149,3 +212,8 @@ def read_refusal(text: str) -> Refusal:
     if any(mark in words for mark in _FULL):
         return Refusal.full
     return Refusal.refused if any(mark in words for mark in _LOOKED_AT) else Refusal.unknown
+
+
+def _words(reason: str) -> str:
+    """A reason as it is compared: squeue prints some with blanks that scontrol prints with underscores."""
+    return reason.replace("_", " ").lower()

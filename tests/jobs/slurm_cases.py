@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from jobs.layout import Layout
 from jobs.plan import Batch, Task
 from jobs.slurm import SlurmArrays
 from jobs.tasks import Workplace
+from tests.slurm_cluster import Cluster as TestCluster
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,6 +38,8 @@ for key in description["tasks"][index]:
     facts = {"start": time.time(), "host": os.uname().nodename, "version": VERSION, "cwd": os.getcwd(), "pid": os.getpid()}
     facts |= {"job": os.environ["SLURM_ARRAY_JOB_ID"] + f"_{index}", "environment": dict(os.environ)}
     Path(f"{file}.begun").write_text(json.dumps(facts))
+    with Path(f"{file}.runs").open("a") as runs:
+        runs.write(facts["job"] + "\\n")
     end = time.monotonic() + settings.get("sleep", 0)
     while time.monotonic() < end and not seen:
         time.sleep(0.02)
@@ -110,3 +114,38 @@ def facts_of(folder: Path, key: str, *, begun: bool = False) -> dict[str, Any] |
     except (FileNotFoundError, ValueError):
         return None
     return value
+
+
+def runs_of(folder: Path, key: str) -> list[str]:
+    """Elements in which the stand-in began a stage, one for every execution."""
+    file = folder / "results" / f"{key}.json.runs"
+    return file.read_text().split() if file.exists() else []
+
+
+def started(folder: Path, key: str) -> float:
+    facts = facts_of(folder, key)
+    assert facts is not None, key
+    return float(facts["start"])
+
+
+def ended(folder: Path, key: str) -> float:
+    facts = facts_of(folder, key)
+    assert facts is not None, key
+    return float(facts["end"])
+
+
+def until(true: Callable[[], bool], seconds: float = 40) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > end:
+            raise AssertionError("it did not come to pass in time")
+        time.sleep(0.1)
+
+
+def drained(arrays: SlurmArrays) -> Callable[[], bool]:
+    return lambda: not arrays.in_flight()
+
+
+def array_jobs(cluster: TestCluster) -> list[str]:
+    """Numbers of all arrays that the controller remembers, ended ones too."""
+    return sorted(set(cluster.run("squeue", "--noheader", "--states=all", "--format=%F").split()), key=int)

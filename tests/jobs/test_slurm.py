@@ -3,55 +3,34 @@
 from __future__ import annotations
 
 import os
-import shutil
-import stat
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from jobs.config import SlurmSite
-from jobs.errors import UsageError
 from jobs.graph import Graph, Node
 from jobs.plan import InFlight, Phase
-from jobs.slurm import SlurmArrays
-from jobs.slurm_client import SlurmClient, SlurmUnavailableError
+from jobs.slurm_client import SlurmClient
 from jobs.slurm_text import expand_indices
-from jobs.submissions import State, SubmissionBook, new_submission
-from tests.jobs.slurm_cases import arrays_of, batch_of, experiment_of, facts_of, graph_of, layout_of, node
+from jobs.submissions import SubmissionBook
+from tests.jobs.slurm_cases import (
+    array_jobs,
+    arrays_of,
+    batch_of,
+    drained,
+    ended,
+    experiment_of,
+    facts_of,
+    graph_of,
+    layout_of,
+    node,
+    runs_of,
+    started,
+    until,
+)
 from tests.slurm_cluster import Cluster
 
 pytestmark = pytest.mark.slurm
-
-
-def until(true: Callable[[], bool], seconds: float = 40) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > end:
-            raise AssertionError("it did not come to pass in time")
-        time.sleep(0.1)
-
-
-def drained(arrays: SlurmArrays) -> Callable[[], bool]:
-    return lambda: not arrays.in_flight()
-
-
-def array_jobs(cluster: Cluster) -> list[str]:
-    """Numbers of all arrays that the controller remembers, ended ones too."""
-    return sorted(set(cluster.run("squeue", "--noheader", "--states=all", "--format=%F").split()), key=int)
-
-
-def started(folder: Path, key: str) -> float:
-    facts = facts_of(folder, key)
-    assert facts is not None, key
-    return float(facts["start"])
-
-
-def ended(folder: Path, key: str) -> float:
-    facts = facts_of(folder, key)
-    assert facts is not None, key
-    return float(facts["end"])
 
 
 def five_to_fifteen(*, failing: int | None = None) -> tuple[Graph, list[Node], list[Node]]:
@@ -137,124 +116,12 @@ def test_a_second_submit_of_the_same_batch_submits_nothing(slurm_cluster: Cluste
     assert {key: flight.job for key, flight in first.items()} == {key: flight.job for key, flight in again.items()}
     assert {key: flight.job for key, flight in first.items()} == {key: flight.job for key, flight in other.items()}
     assert len(array_jobs(slurm_cluster)) == len(before) + 1
-    cancelled = arrays.cancel(["two"])
-    assert cancelled == (first["two"].job.replace("_1", "_[1]"),)
-    until(lambda: set(arrays.in_flight()) == {"one"})
-    arrays.cancel()
+    arrays.in_flight()
+    assert set(arrays.cancel_all()) == {"one", "two"}
     until(drained(arrays))
     third = arrays.submit(batch, graph, {})
     assert third["one"].job.partition("_")[0] != first["one"].job.partition("_")[0]
-    (record,) = SubmissionBook(layout_of(tmp_path)).open()
-    assert record.name.endswith(".2")
-
-
-def test_a_lost_reply_is_found_by_name(slurm_cluster: Cluster, tmp_path: Path) -> None:
-    """sbatch made the job, its reply was lost, the launcher died: the next pass finds the job and submits nothing."""
-    nodes = [node("one", "states", sleep=20), node("two", "states", sleep=0)]
-    graph, batch = graph_of(nodes), batch_of(nodes)
-    held = arrays_of(tmp_path).submit(batch, graph, {})
-    book = SubmissionBook(layout_of(tmp_path))
-    (record,) = book.open()
-    book.update(new_submission(record.name, batch, time.time()))  # as it was before sbatch answered
-    before = array_jobs(slurm_cluster)
-    later = arrays_of(tmp_path)
-    looked = later.look_only()
-    assert looked["one"].job == held["one"].job
-    assert book.open()[0].state is State.intent, "a dry run writes nothing"
-    found = later.in_flight()
-    assert found["one"].job == held["one"].job
-    (record,) = book.open()
-    assert (record.state, record.job) == (State.submitted, held["one"].job.partition("_")[0])
-    later.submit(batch, graph, {})
-    assert array_jobs(slurm_cluster) == before
-
-
-def test_an_ended_job_with_a_lost_reply_is_found_in_accounting(slurm_cluster: Cluster, tmp_path: Path) -> None:
-    """The queue does not know the job any more, accounting does: it counts as submitted and ended, not as lost."""
-    nodes = [node("one", "states")]
-    graph, batch = graph_of(nodes), batch_of(nodes)
-    arrays = arrays_of(tmp_path)
-    arrays.submit(batch, graph, {})
-    book = SubmissionBook(layout_of(tmp_path))
-    (record,) = book.open()
-    until(lambda: "COMPLETED" in slurm_cluster.run("sacct", "-X", "-n", f"--name={record.name}"))
-    until(lambda: not slurm_cluster.run("squeue", "-h"))
-    book.update(new_submission(record.name, batch, time.time() - 5))
-    assert arrays_of(tmp_path).in_flight() == {}
-    assert book.open() == ()
-    assert book.next_name(batch).endswith(".2")
-
-
-def test_an_intent_without_a_job_is_submitted_again_after_the_settle_time(slurm_cluster: Cluster, tmp_path: Path) -> None:
-    """Until then its stages count as queued and nothing downstream is submitted; then the same name is used again."""
-    nodes = [node("one", "states"), node("two", "finetune", {"states": "one"})]
-    graph, batch = graph_of(nodes), batch_of(nodes[:1])
-    now = time.time()
-    clock = [now]
-    arrays = arrays_of(tmp_path, settle_seconds=60, clock=lambda: clock[0])
-    book = SubmissionBook(layout_of(tmp_path))
-    name = book.next_name(batch)
-    assert book.begin(new_submission(name, batch, now))
-    held = arrays.in_flight()
-    assert held["one"].phase is Phase.queued
-    assert arrays.submit(batch, graph, {}) == held
-    assert arrays.submit(batch_of(nodes[1:]), graph, held) == {}
-    clock[0] = now + 230  # sbatch might still be waiting for the controller
-    assert arrays.in_flight() == held
-    clock[0] = now + 301
-    assert arrays.in_flight() == {}
-    submitted = arrays.submit(batch, graph, {})
-    assert submitted["one"].job.endswith("_0")
-    (record,) = book.open()
-    assert (record.name, record.state) == (name, State.submitted)
-
-
-def test_sbatch_without_a_reply_leaves_an_intent(slurm_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A controller that does not answer: the outcome is unknown, the job turns up later and is the only one."""
-    nodes = [node("one", "states", sleep=1)]
-    graph, batch = graph_of(nodes), batch_of(nodes)
-    arrays = arrays_of(tmp_path)
-    real, fake = shutil.which("sbatch"), tmp_path / "bin" / "sbatch"
-    fake.parent.mkdir()
-    reply = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
-    fake.write_text(f'#!/bin/sh\n{real} "$@" >/dev/null\necho "{reply}" >&2\nexit 1\n')
-    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
-    held = arrays.submit(batch, graph, {})
-    assert set(held) == {"one"}
-    assert not held["one"].job[0].isdigit()
-    assert not list((layout_of(tmp_path).submissions / "scripts").glob(".*")), "no temporary script stays"
-    found = arrays.in_flight()
-    assert found["one"].job.endswith("_0")
-    assert arrays.submit(batch, graph, {})["one"].job == found["one"].job
-    until(lambda: facts_of(tmp_path, "one") is not None)
-
-
-def test_a_queue_that_cannot_be_seen_is_an_error(slurm_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Never an empty queue: a controller that is away, or a squeue that prints nonsense, concludes nothing."""
-    nodes = [node("one", "states", sleep=30)]
-    graph = graph_of(nodes)
-    client = SlurmClient(look_seconds=1.0, looks=2, pause=0.1)
-    arrays = arrays_of(tmp_path, client=client)
-    arrays.submit(batch_of(nodes), graph, {})
-    slurm_cluster.pause_controller()
-    try:
-        with pytest.raises(SlurmUnavailableError, match="squeue failed 2 times"):
-            arrays.in_flight()
-        second = [node("two", "states")]
-        with pytest.raises(SlurmUnavailableError):
-            arrays.submit(batch_of(second), graph_of(second), {})
-    finally:
-        slurm_cluster.resume_controller()
-    until(lambda: "UP" in slurm_cluster.run("scontrol", "ping", check=False))
-    assert set(arrays.in_flight()) == {"one"}, "no intent stays of what was never asked for"
-    fake = tmp_path / "bin" / "squeue"
-    fake.parent.mkdir()
-    fake.write_text("#!/bin/sh\necho something else\n")
-    fake.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
-    with pytest.raises(SlurmUnavailableError, match="something else"):
-        arrays.in_flight()
+    assert [record.name[-2:] for record in SubmissionBook(layout_of(tmp_path)).open() if not record.all_left] == [".2"]
 
 
 @pytest.mark.parametrize(
@@ -337,17 +204,6 @@ def test_only_what_is_named_is_exported(slurm_cluster: Cluster, tmp_path: Path, 
     assert facts["environment"]["HOME"] == os.environ["HOME"]
 
 
-def test_a_request_that_slurm_declines_is_told_and_leaves_no_intent(slurm_cluster: Cluster, tmp_path: Path) -> None:
-    """One line with Slurm's reason; after the profile is mended the same batch goes through."""
-    nodes = [node("one", "states")]
-    graph, batch = graph_of(nodes), batch_of(nodes)
-    with pytest.raises(UsageError, match="Invalid partition name"):
-        arrays_of(tmp_path, experiment_of(SlurmSite(partition="no such"))).submit(batch, graph, {})
-    arrays = arrays_of(tmp_path, experiment_of(SlurmSite(partition="main")))
-    assert arrays.in_flight() == {}
-    assert arrays.submit(batch, graph, {})["one"].job.endswith("_0")
-
-
 def test_limits_are_read_from_the_site(slurm_cluster: Cluster, tmp_path: Path) -> None:
     """MaxArraySize and what is left under MaxJobCount or the profile's own limit; a full queue leaves no room."""
     arrays = arrays_of(tmp_path)
@@ -366,7 +222,7 @@ def test_limits_are_read_from_the_site(slurm_cluster: Cluster, tmp_path: Path) -
 
 
 def test_calls_do_not_grow_with_the_number_of_runs(slurm_cluster: Cluster, tmp_path: Path) -> None:
-    """A pass over two arrays costs one squeue and at most one sacct; a submission as many calls as there are folds, and two."""
+    """A pass over two arrays: one squeue, and one sacct while elements leave; a submission: as many as there are folds, and two."""
     client = SlurmClient()
     arrays = arrays_of(tmp_path, client=client)
     upstream = [node(f"up{fold}", "states", fold=str(fold), sleep=30) for fold in range(3)]
@@ -384,22 +240,90 @@ def test_calls_do_not_grow_with_the_number_of_runs(slurm_cluster: Cluster, tmp_p
         facts = dict(item.split("=", 1) for item in record.split() if "=" in item)
         waiting |= dict.fromkeys(expand_indices(facts["ArrayTaskId"]), facts["Dependency"])
     assert waiting == {number: f"afterok:{held[f'up{number % 3}'].job}(unfulfilled)" for number in range(60)}
+    assert len(arrays.cancel_all()) == 63
+    assert client.calls == 8 + 2
+    until(lambda: not slurm_cluster.run("squeue", "-h"))
+    assert arrays.in_flight() == {}
+    assert client.calls == 10 + 2
 
 
-def test_without_refinement_elements_start_later_and_never_too_early(
-    slurm_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """scontrol fails: every element waits for the whole upstream array."""
-    graph, upstream, runs = five_to_fifteen()
-    fake = tmp_path / "bin" / "scontrol"
-    fake.parent.mkdir()
-    fake.write_text("#!/bin/sh\nexit 1\n")
-    fake.chmod(0o755)
+def test_how_elements_left_the_queue(slurm_cluster: Cluster, tmp_path: Path) -> None:
+    """As accounting says it: done, failed, cancelled by a user; from the records of any process."""
+    nodes = [node("fine", "states"), node("fails", "states", fail=True), node("by hand", "states", sleep=60)]
     arrays = arrays_of(tmp_path)
-    held = dict(arrays.submit(batch_of(upstream), graph, {}))
-    with monkeypatch.context() as without:
-        without.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
-        arrays.submit(batch_of(runs), graph, held)
+    held = arrays.submit(batch_of(nodes), graph_of(nodes), {})
+    until(lambda: facts_of(tmp_path, "by hand", begun=True) is not None)
+    slurm_cluster.run("scancel", held["by hand"].job)
+    until(lambda: not arrays.in_flight() and not arrays.settling())
+    found = arrays_of(tmp_path).departures([node.key for node in nodes])
+    assert {key: [each.state for each in departures] for key, departures in found.items()} == {
+        "fine": ["COMPLETED"],
+        "fails": ["FAILED"],
+        "by hand": [f"CANCELLED by {os.getuid()}"],
+    }
+    assert {departure.job for departures in found.values() for departure in departures} == {flight.job for flight in held.values()}
+    assert not any(departure.ours for departures in found.values() for departure in departures)
+    assert SubmissionBook(layout_of(tmp_path)).open() == ()
+
+
+def test_what_waits_can_be_withdrawn(slurm_cluster: Cluster, tmp_path: Path) -> None:
+    """And what runs is left; the record says whose doing it was, also where the launcher was killed before it told Slurm."""
+    nodes = [node(f"key{number}", "states", sleep=0 if number else 3) for number in range(10)]
+    arrays = arrays_of(tmp_path, experiment_of(throttle=1))
+    held = arrays.submit(batch_of(nodes, 2), graph_of(nodes), {})
+    until(lambda: arrays.in_flight()["key0"].phase is Phase.running)
+    assert set(arrays.cancel(["key0", "key1", "key2", "key4", "key5", "key8", "key9"])) == {"key4", "key5", "key8", "key9"}
+    assert set(arrays.in_flight()) == {"key0", "key1", "key2", "key3", "key6", "key7"}
+    book = SubmissionBook(layout_of(tmp_path))
+    book.change(book.open()[0], cancelled=[3])
+    arrays_of(tmp_path).in_flight()
+    assert set(arrays.in_flight()) == {"key0", "key1", "key2", "key3"}
     until(drained(arrays))
-    last = max(ended(tmp_path, one.key) for one in upstream)
-    assert all(started(tmp_path, run.key) >= last for run in runs)
+    assert [len(runs_of(tmp_path, one.key)) for one in nodes] == [1, 1, 1, 1, 0, 0, 0, 0, 0, 0]
+    found = arrays.departures([one.key for one in nodes])
+    assert {key for key, (departure,) in found.items() if departure.ours} == {f"key{number}" for number in range(4, 10)}
+    assert held["key8"].job == found["key8"][0].job
+
+
+def test_one_element_is_requeued_alone(slurm_cluster: Cluster, tmp_path: Path) -> None:
+    """The last one, whose raw number is the array's: it runs once more under the same name, and none of the others does."""
+    nodes = [node(f"key{number}", "states", sleep=2 if number == 2 else 0) for number in range(3)]
+    client = SlurmClient()
+    arrays = arrays_of(tmp_path, client=client)
+    held = arrays.submit(batch_of(nodes), graph_of(nodes), {})
+    last = held["key2"].job
+    until(lambda: facts_of(tmp_path, "key2", begun=True) is not None)
+    assert client.requeue(last)
+    until(lambda: slurm_cluster.run("squeue", "-h", "-t", "PENDING", "-o", "%i") != "")
+    slurm_cluster.run("scontrol", "update", f"JobId={last}", "StartTime=now")
+    until(drained(arrays))
+    assert [runs_of(tmp_path, one.key) for one in nodes] == [[held["key0"].job], [held["key1"].job], [last, last]]
+    assert not client.requeue("99999_0")
+    with pytest.raises(ValueError, match="ARRAY_INDEX"):
+        client.requeue(last.partition("_")[0])
+
+
+def test_a_node_that_cannot_start_jobs_is_left_aside(slurm_cluster: Cluster, tmp_path: Path) -> None:
+    """Slurm holds the element for ever and blames nobody: it is withdrawn, told as a launch that failed, and runs elsewhere."""
+    nodes = [node("one", "states")]
+    graph, batch = graph_of(nodes), batch_of(nodes)
+    arrays = arrays_of(tmp_path, experiment_of(SlurmSite(exclude="n1,n2")))
+    spool = slurm_cluster.folder / "spool" / "n3"
+    spool.rename(spool.with_name("away"))
+    spool.write_text("no folder")
+    try:
+        held = arrays.submit(batch, graph, {})
+        until(lambda: bool(arrays.stuck()) or not arrays.in_flight())
+        until(drained(arrays))
+    finally:
+        spool.unlink()
+        spool.with_name("away").rename(spool)
+    until(lambda: not arrays.in_flight() and not arrays.settling())
+    (departure,) = arrays.departures(["one"])["one"]
+    assert (departure.job, departure.state, departure.ours) == (held["one"].job, "LAUNCH_FAILED", True)
+    assert runs_of(tmp_path, "one") == []
+    again = arrays_of(tmp_path)
+    assert "#SBATCH --exclude=n3\n" in again.preview(batch, graph, {}).script
+    again.submit(batch, graph, {})
+    until(drained(again))
+    assert len(runs_of(tmp_path, "one")) == 1

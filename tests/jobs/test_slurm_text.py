@@ -7,17 +7,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.slurm_text import (
+    LONGEST_EXPRESSION,
     QueuedElement,
     Refusal,
+    array_expressions,
     compress_indices,
     expand_indices,
     expand_job,
+    failed_to_launch,
+    has_ended,
     least_limit,
     parse_accounting,
     parse_queue,
     parse_site,
     read_refusal,
     site_number,
+    why_stuck,
 )
 
 
@@ -69,9 +74,75 @@ def test_a_queue_that_is_none_is_an_error(line: str) -> None:
 
 def test_accounting() -> None:
     """Ranges, and who cancelled; nonsense is left out."""
-    text = "12_0|COMPLETED\n12_[1-2]|PENDING\n12_3|CANCELLED by 1000\nnonsense\n13|OUT_OF_MEMORY\n14|\n"
-    expected = {"12_0": "COMPLETED", "12_1": "PENDING", "12_2": "PENDING", "12_3": "CANCELLED", "13": "OUT_OF_MEMORY", "14": ""}
-    assert parse_accounting(text) == expected
+    text = "12_0|COMPLETED\n12_[1-2]|PENDING\n12_3|CANCELLED by 1000\nnonsense\n13|OUT_OF_MEMORY\n14|\n15|CANCELLED\n"
+    expected = {"12_0": "COMPLETED", "12_1": "PENDING", "12_2": "PENDING", "12_3": "CANCELLED by 1000", "13": "OUT_OF_MEMORY", "14": ""}
+    assert parse_accounting(text) == {**expected, "15": "CANCELLED"}
+
+
+def test_what_lags_is_no_end() -> None:
+    """Accounting may call a job pending or running that has left the queue."""
+    assert all(has_ended(state) for state in ("COMPLETED", "CANCELLED by 0", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"))
+    assert not any(has_ended(state) for state in ("", "PENDING", "RUNNING", "REQUEUED", "SUSPENDED", "COMPLETING"))
+
+
+@given(st.sets(st.tuples(st.integers(1, 3), st.integers(0, 9000)), max_size=60))
+def test_expressions_name_every_element_once(elements: set[tuple[int, int]]) -> None:
+    """Whatever arrays they are of."""
+    names = {f"{array}_{index}" for array, index in elements}
+    found = [element for text in array_expressions(names) for element in expand_job(text)]
+    assert sorted(found) == sorted(names)
+
+
+def test_a_long_expression_is_cut() -> None:
+    """Elements far apart, as many as an array may have: every piece stays short enough for a command."""
+    names = {f"12345_{index}" for index in range(0, 20000, 2)}
+    pieces = array_expressions(names)
+    assert len(pieces) > 5
+    assert max(map(len, pieces)) < LONGEST_EXPRESSION + 20
+    assert {element for text in pieces for element in expand_job(text)} == names
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("launch failed requeued held", "could not start it"),
+        ("launch_failed_requeued_held", "could not start it"),
+        ("user env retrieval failed requeued held", "could not start it"),
+        ("JobHeldUser", "held by you"),
+        ("job requeued in held state", "held by you"),
+        ("JobHeldAdmin", "held by the site's administrator"),
+        ("BadConstraints", "no node fits"),
+        ("DependencyNeverSatisfied", "has failed"),
+        ("PartitionTimeLimit", "time limit"),
+        ("PartitionNodeLimit", "more nodes"),
+        ("InvalidAccount", "account"),
+        ("InvalidQOS", "QOS"),
+        ("AccountNotAllowed", "account"),
+        ("QOSNotAllowed", "QOS"),
+        ("ReservationDeleted", "reservation"),
+        *((reason, "above a limit") for reason in ("AssocMaxCpuPerJobLimit", "AssocMaxWallDurationPerJobLimit", "AssocMaxGRESPerJob")),
+        *((reason, "above a limit") for reason in ("QOSMaxMemoryPerNode", "QOSMinCpuNotSatisfied", "MaxMemPerLimit", "QOSMinGRES")),
+    ],
+)
+def test_what_never_starts_by_itself(reason: str, words: str) -> None:
+    """Reasons as Slurm 22.05 gives them; of an element that runs already none counts."""
+    assert words in why_stuck(QueuedElement("12_0", "PENDING", reason, "a"))
+    assert why_stuck(QueuedElement("12_0", "RUNNING", reason, "a")) == ""
+    assert failed_to_launch(QueuedElement("12_0", "PENDING", reason, "a")) == ("could not start" in words)
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        *("None", "(null)", "Resources", "Priority", "Dependency", "JobArrayTaskLimit", "BeginTime", "Licenses", "Reservation", "Prolog"),
+        *("ReqNodeNotAvail", "ReqNodeNotAvail, UnavailableNodes:n[1-2]", "PartitionDown", "PartitionInactive", "NodeDown", "Cleaning"),
+        *("AssocMaxJobsLimit", "AssocGrpCPUMinutesLimit", "AssocGrpGRES", "QOSMaxJobsPerUserLimit", "QOSMaxCpuPerUserLimit"),
+        *("QOSGrpNodeLimit", "MaxCpuPerAccount", "QOSUsageThreshold", "something that a later Slurm says"),
+    ],
+)
+def test_what_only_waits(reason: str) -> None:
+    """It may start when others end, when nodes come back, when a period is over."""
+    assert why_stuck(QueuedElement("12_0", "PENDING", reason, "a")) == ""
 
 
 def test_site() -> None:

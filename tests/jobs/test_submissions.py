@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jobs.layout import Layout
-from jobs.submissions import State, SubmissionBook, base_name, new_submission
+from jobs.liveness import process_start
+from jobs.plan import Request
+from jobs.records import read_json
+from jobs.submissions import State, SubmissionBook, Writer, base_name, new_submission, writer_gone
 from tests.jobs.slurm_cases import batch_of, layout_of, node
 
 BATCH = batch_of([node("aa", "finetune"), node("bb", "finetune"), node("cc", "finetune")], 2)
@@ -31,9 +38,12 @@ def test_names_tell_what_is_submitted(tmp_path: Path) -> None:
         base_name(layout, replace(BATCH, stage="tapt")),
         base_name(layout, replace(BATCH, method="tapt")),
         base_name(layout, replace(BATCH, tasks=BATCH.tasks[:1])),
+        base_name(layout, replace(BATCH, request=Request(relief=1))),
+        base_name(layout, replace(BATCH, request=Request(memory_factor=1.5))),
+        base_name(layout, replace(BATCH, request=Request(exclude=("n1",)))),
         base_name(layout, batch_of([node("aa", "finetune"), node("bb", "finetune"), node("cc", "finetune")], 3)),
     ]
-    assert len({name, *others}) == 7
+    assert len({name, *others}) == 10
     long = base_name(Layout(layout.root, "x" * 64), replace(BATCH, stage="s" * 40, method="ü b/$(x)" * 9))
     assert re.fullmatch(r"[A-Za-z0-9_.-]{1,60}", long)
 
@@ -54,7 +64,7 @@ def test_intent_submitted_ended(book: SubmissionBook) -> None:
     assert book.begin(record)
     assert book.open() == (record,)
     assert record.tasks == (("aa", "bb"), ("cc",))
-    submitted = book.update(replace(record, state=State.submitted, job="12", ended={"0": "COMPLETED"}))
+    submitted = book.change(record, state=State.submitted, job="12", ended={"0": "COMPLETED"})
     assert book.find(name) == submitted
     assert submitted.element(1) == "12_1"
     assert book.next_name(BATCH) == name, "still open"
@@ -100,3 +110,95 @@ def test_what_is_not_a_record_is_not_read(book: SubmissionBook) -> None:
     for name, text in (("torn.json", '{"schema": 1, "na'), ("other.json", '{"schema": 99}'), ("notes.txt", "x"), ("list.json", "[]")):
         (book.folder / name).write_text(text)
     assert book.open() == ()
+
+
+def test_an_older_view_is_never_written_back(book: SubmissionBook) -> None:
+    """Two processes read the same record, each learns something else; both things are on record, and what was seen first stays."""
+    record = new_submission(book.next_name(BATCH), BATCH, 100.0, (((0,), "afterok:3_0"),))
+    book.begin(record)
+    other = SubmissionBook(layout_of(book.folder.parents[2]))
+    theirs = other.open()[0]
+    book.change(record, state=State.submitted, job="12", cancelled=[1])
+    book.change(record, left={"0": 130.0})
+    seen = other.change(theirs, cancelled=[0], left={"0": 150.0, "1": 150.0}, ended={"1": "FAILED"}, refine=())
+    assert book.find(record.name) == seen == other.open()[0]
+    assert (seen.state, seen.job, seen.cancelled, seen.refine) == (State.submitted, "12", (0, 1), ())
+    assert (seen.left, seen.ended) == ({"0": 130.0, "1": 150.0}, {"1": "FAILED"})
+    assert (seen.all_left, seen.unexplained) == (True, (0,))
+    book.close(record, State.ended, ended={"0": "", "1": "COMPLETED"})
+    assert other.change(theirs, cancelled=[1]).cancelled == (1,)
+    assert other.open() == ()
+    assert other.closed()[0].ended == {"0": "", "1": "FAILED"}
+
+
+def test_a_record_made_anew_is_not_changed_by_who_knows_the_old_one(book: SubmissionBook) -> None:
+    """Lost and submitted again under its name; a slower process neither overwrites nor closes the new one."""
+    old = new_submission(book.next_name(BATCH), BATCH, 100.0)
+    book.begin(old)
+    book.close(old, State.lost)
+    new = replace(old, created=200.0)
+    book.begin(new)
+    book.change(old, looked_up=250.0)
+    book.close(old, State.lost)
+    assert book.open() == (new,)
+
+
+def test_what_has_left_the_queue_is_no_obstacle(book: SubmissionBook) -> None:
+    """Accounting may still be asked how a submission ended while its batch is submitted again under the next number."""
+    record = new_submission(book.next_name(BATCH), BATCH, 100.0)
+    book.begin(record)
+    book.change(record, state=State.submitted, job="12", left={"0": 130.0, "1": 130.0})
+    second = book.next_name(BATCH)
+    assert second == record.name.removesuffix("1") + "2"
+    book.begin(new_submission(second, BATCH, 140.0))
+    book.close(record, State.ended)
+    assert book.next_name(BATCH) == second
+
+
+def test_records_are_read_once(book: SubmissionBook, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until somebody writes them anew, whoever that is."""
+    for number in range(3):
+        batch = batch_of([node(f"k{number}", "states")])
+        book.begin(new_submission(book.next_name(batch), batch, float(number)))
+    first = book.open()
+    reads: list[Path] = []
+
+    def counted(path: Path) -> dict[str, Any] | None:
+        reads.append(path)
+        return read_json(path)
+
+    monkeypatch.setattr("jobs.submissions.read_json", counted)
+    assert book.open() == first
+    assert reads == []
+    SubmissionBook(layout_of(book.folder.parents[2])).change(first[1], job="7")
+    reads.clear()
+    assert [record.job for record in book.open()] == ["", "7", ""]
+    assert len(reads) == 1
+
+
+def test_records_of_other_versions(book: SubmissionBook) -> None:
+    """What an older program did not write is unknown, what a newer one adds is left aside."""
+    record = new_submission(book.next_name(BATCH), BATCH, 100.0)
+    book.begin(record)
+    file = book.folder / f"{record.name}.json"
+    value = json.loads(file.read_text())
+    for name in ("writer", "refine", "tries", "cancelled", "left", "nodes"):
+        del value[name]
+    file.write_text(json.dumps({**value, "gone": 0.0, "something": [1]}))
+    assert book.open() == (replace(record, writer=Writer()),)
+    assert not writer_gone(book.open()[0])
+
+
+def test_who_wrote_an_intent_and_is_gone_is_known_here_only(book: SubmissionBook) -> None:
+    """A process of this machine that has ended; not this one, and none of another machine or of which nothing is known."""
+    record = new_submission(book.next_name(BATCH), BATCH, 100.0)
+    assert record.writer.pid == os.getpid()
+    assert not writer_gone(record)
+    child = subprocess.Popen(["sleep", "60"])
+    here = replace(record, writer=replace(record.writer, pid=child.pid, start=process_start(child.pid)))
+    elsewhere = replace(record, writer=replace(record.writer, start="another boot/pid:[1]/7"))
+    assert not writer_gone(here)
+    child.kill()
+    child.wait()
+    assert writer_gone(here)
+    assert not writer_gone(elsewhere)
