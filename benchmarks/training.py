@@ -152,6 +152,7 @@ class Bench:
             checkpoint=output / "checkpoint",
             should_stop=lambda: False,
             report=lambda line: None,
+            relief=0,
         )
         return dict(outcome), output
 

@@ -1,8 +1,12 @@
-"""What a user can mend."""
+"""What a user can mend, and what must not be taken for it."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+# torch's allocators, and oneDNN, which does not say what it could not create a primitive for.
+_MEMORY = re.compile(r"out of memory|allocate memory|could not (create|execute) a primitive", re.IGNORECASE)
 
 
 class InputError(Exception):
@@ -11,3 +15,8 @@ class InputError(Exception):
     def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
         super().__init__("\n".join(self.problems))
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Whether memory ran out, which torch tells on a CPU by the message of a RuntimeError only: nothing that a user wrote is wrong."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _MEMORY.search(str(error)) is not None)

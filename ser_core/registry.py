@@ -6,8 +6,9 @@ Imports nothing heavy: the command line plans with it at every start. torch come
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ser_core.settings import Recipe
 METHODS = ("vft", "tapt", "ptapt")
 
 # Raised when the meaning of a stage changes, so that artifacts of before are not taken for ones of after.
-VERSIONS: Mapping[str, int] = {"states": 1, "cluster": 1, "tapt": 1, "ptapt": 1, "finetune": 1}
+VERSIONS: Mapping[str, int] = {"states": 1, "cluster": 1, "tapt": 1, "ptapt": 1, "finetune": 2}
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ class SpeechRegistry:
         settings = {"ptapt": plain(recipe.ptapt), "counts": counts, "features": features, **backbone}
         return finetune({}, {"backbone": stage("ptapt", settings, clusters, recipe.upstream_seed)})
 
+    def calls(self, method: str, recipe: Recipe) -> Callable[[str, int], StageCall]:
+        """What gives the same by fold and seed, made once for all seeds of a fold, which differ in nothing else."""
+        first = cache(lambda fold: self.call(method, recipe, fold=fold, seed=0))
+        return lambda fold, seed: replace(first(fold), seed=seed)
+
     def check(self, recipe: Recipe) -> None:
         """Raise InputError with a line for every value out of its range."""
         problems = list(_problems(recipe))
@@ -86,14 +92,21 @@ class SpeechRegistry:
         upstream: Mapping[str, Path],
         output: Path,
         checkpoint: Path,
+        relief: int,
         should_stop: Callable[[], bool],
         report: Callable[[str], None],
     ) -> Mapping[str, Any]:
         """Compute one stage: artifacts go to `output`, resumable state to `checkpoint`.
 
+        `relief` is how often memory ran out before: forward passes, in training and in the test, take half as many utterances for each
+        time (never less than one), and a step adds up the gradients of its parts. Loss, gradient, masks, crops and negatives of a step are
+        those of the whole batch up to the order of sums, only dropout, layer drop and Gumbel noise are drawn part by part. `cluster` holds
+        all frames in memory whatever the relief. A checkpoint is resumed under any relief.
+
         Returns JSON values: `metrics` (numbers, the same for the same seed), `durations` (seconds), and for a run `confusion` (rows: true
-        class) and `classes`. `runtime["threads"]`, where given, is the number of CPU threads. Raises Interrupted (`.interrupted`) after a
-        checkpoint once `should_stop` turned true, Diverged (`.diverged`) for a loss that is not finite, InputError for what a user mends.
+        class), `classes` and `diverged` ("" or why the training has not learnt; it is tested all the same). `runtime["threads"]`, where
+        given, is the number of CPU threads. Raises Interrupted (`.interrupted`) after a checkpoint once `should_stop` turned true, Diverged
+        (`.diverged`) for a loss that is not finite, InputError for what a user mends, OSError for a full or failing disk.
         """
         from ser_core.stages.run import run_stage
 
@@ -107,6 +120,7 @@ class SpeechRegistry:
             upstream=upstream,
             output=output,
             checkpoint=checkpoint,
+            relief=relief,
             should_stop=should_stop,
             report=report,
         )
@@ -124,10 +138,13 @@ class SpeechRegistry:
 
 
 REGISTRY = SpeechRegistry()
+JSON_SCALARS = (str, int, float, bool, type(None))
 
 
 def plain(value: Any) -> Any:
     """Settings as JSON values: dataclasses as objects, enums by name."""
+    if type(value) in JSON_SCALARS:
+        return value
     if is_dataclass(value) and not isinstance(value, type):
         return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
     if isinstance(value, Enum):

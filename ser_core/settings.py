@@ -175,7 +175,7 @@ class ExecutionSettings:
     device: str = "auto"  # auto | cpu | cuda
     attention: Attention = Attention.sdpa
     feature_cache: FeatureCache = FeatureCache.memory
-    micro_batch: int = 0  # utterances per forward pass of a fine-tuning step; 0, and with reference padding: the whole batch
+    micro_batch: int = 0  # utterances per forward pass of a fine-tuning step; 0: the whole batch
     evaluation_batch: int = 8  # utterances of similar length per forward pass
     checkpoint_minutes: float = 10.0
     log_every: int = 10  # steps

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from ser_core.errors import InputError
+from ser_core.disk import os_errors
+from ser_core.errors import InputError, is_memory_error
 from ser_core.models.identity import CONFIG_FILE, backbone_identity, checkpoint_folder
 from ser_core.settings import Attention, BackboneSettings
 
@@ -143,6 +144,8 @@ def _from_config(settings: BackboneSettings, attention: Attention) -> Wav2Vec2Fo
             torch.manual_seed(settings.init_seed)
             model = Wav2Vec2ForPreTraining(config)
     except (ValueError, TypeError, RuntimeError, StrictDataclassError) as error:
+        if is_memory_error(error):
+            raise
         # transformers wraps what a check of its configuration says into an error that names only the check.
         raise InputError(f"backbone.config: {_first_line(error.__cause__ or error)}") from error
     model.set_attn_implementation(attention.value)
@@ -176,6 +179,8 @@ def _from_checkpoint(model_class: Any, settings: BackboneSettings, attention: At
                 raise InputError(f"{folder}: cannot be loaded: {_first_line(error)}") from error
             model, report = _from_hub(model_class, source, options)
         except (ValueError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError, SafetensorError, StrictDataclassError) as error:
+            if is_memory_error(error):
+                raise
             raise InputError(f"{source}: cannot be loaded as wav2vec 2.0: {_first_line(error)}") from error
     _check_keys(source, report, spare)
     if not hasattr(model.config, NORMALISE_KEY) and _normalises(source, folder, model.config, options.get("revision")):
@@ -245,7 +250,8 @@ def _save(model: Any, folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    with os_errors(folder / WEIGHTS_FILE):
+        save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     config = model.config.to_dict()
     config.pop("_name_or_path", None)  # a path of this machine
     config["architectures"] = [type(model).__name__]

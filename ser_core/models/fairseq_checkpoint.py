@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ser_core.errors import InputError
+from ser_core.errors import InputError, is_memory_error
 from ser_core.models.identity import CONFIG_FILE, wav2vec_identity
 from ser_core.settings import Wav2vecSettings
 
@@ -90,6 +90,8 @@ def convert_checkpoint(path: Path) -> tuple[Wav2vecConfig, dict[str, Tensor]]:
 
             models, configuration, _task = checkpoint_utils.load_model_ensemble_and_task([str(path)])
     except (pickle.UnpicklingError, RuntimeError, KeyError, AttributeError, ValueError, TypeError, EOFError, OSError) as error:
+        if is_memory_error(error):
+            raise
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: fairseq cannot open it as a wav2vec checkpoint: {line}") from error
     values = configuration["model"]

@@ -49,25 +49,29 @@ def project_independent(model: Wav2Vec2Model | Wav2Vec2ForPreTraining, waves: Se
         return [_project(encoder, _convolve(encoder, wave[None]))[0] for wave in _prepared(encoder, waves)]
 
 
-def project_padded(model: Wav2Vec2Model | Wav2Vec2ForPreTraining, waves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def project_padded(model: Wav2Vec2Model | Wav2Vec2ForPreTraining, waves: Sequence[Tensor], samples: int = 0) -> tuple[Tensor, Tensor]:
     """Return the features of zero-padded utterances as the authors compute them, without gradient and without dropout.
 
-    The features (B, T, hidden) of an utterance depend on the longest in the batch; with them come the valid frames (B,) int64.
+    The features (B, T, hidden) of an utterance depend on the length of the longest in the batch and on nothing else of the others, so a
+    part of a batch has the batch's features where that length is given as `samples`. With them come the valid frames (B,) int64.
     """
     encoder = encoder_of(model)
     prepared = _prepared(encoder, waves)
     with torch.no_grad():
-        features = _project(encoder, _convolve(encoder, pad_sequence(prepared, batch_first=True)))
+        features = _project(encoder, _convolve(encoder, _stacked(prepared, samples)))
     return features, _frames(encoder, prepared)
 
 
-def run_front_end(model: Wav2Vec2Model | Wav2Vec2ForPreTraining, waves: Sequence[Tensor], padding: Padding) -> FrontEnd:
-    """Run convolutions and projection with gradient and with the model's own dropout, for stages that train them too."""
+def run_front_end(model: Wav2Vec2Model | Wav2Vec2ForPreTraining, waves: Sequence[Tensor], padding: Padding, samples: int = 0) -> FrontEnd:
+    """Run convolutions and projection with gradient and with the model's own dropout, for stages that train them too.
+
+    `samples` as for `project_padded`; `independent` features have no use for it.
+    """
     encoder = encoder_of(model)
     prepared = _prepared(encoder, waves)
     frames = _frames(encoder, prepared)
     if padding is Padding.reference:
-        projected, normalised = encoder.feature_projection(_convolve(encoder, pad_sequence(prepared, batch_first=True)))
+        projected, normalised = encoder.feature_projection(_convolve(encoder, _stacked(prepared, samples)))
         return FrontEnd(projected, normalised, frames)
     parts = [encoder.feature_projection(_convolve(encoder, wave[None])) for wave in prepared]
     return FrontEnd(
@@ -99,6 +103,12 @@ def _prepared(encoder: Any, waves: Sequence[Tensor]) -> list[Tensor]:
             samples = (samples - samples.mean()) / torch.sqrt(samples.var(unbiased=False) + NORMALISE_EPSILON)
         prepared.append(F.pad(samples, (0, max(shortest - len(samples), 0))))
     return prepared
+
+
+def _stacked(waves: Sequence[Tensor], samples: int) -> Tensor:
+    """(B, samples) with zeros behind each wave, at least `samples` long."""
+    stacked = pad_sequence(list(waves), batch_first=True)
+    return F.pad(stacked, (0, max(samples - stacked.shape[1], 0)))
 
 
 def _frames(encoder: Any, waves: Sequence[Tensor]) -> Tensor:

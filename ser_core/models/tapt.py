@@ -36,6 +36,21 @@ class TaptDraw:
     mask: BoolArray
     negatives: NDArray[np.int64]
 
+    def part(self, rows: slice, length: int) -> TaptDraw:
+        """The draw of some neighbouring rows, cut to `length` frames; no masked frame or candidate may lie behind them."""
+        counts = self.mask.sum(axis=1)
+        first, last = int(counts[: rows.start].sum()), int(counts[: rows.stop].sum())
+        row, frame = np.divmod(self.negatives[first:last], self.mask.shape[1])
+        return TaptDraw(self.mask[rows, :length], (row - rows.start) * length + frame)
+
+
+@dataclass(frozen=True)
+class WholeBatch:
+    """What the loss of a part must know of its batch: `code_sums` (groups, entries) and the number of masked frames."""
+
+    code_sums: Tensor
+    masked: int
+
 
 @dataclass(frozen=True)
 class TaptLoss:
@@ -119,6 +134,8 @@ def tapt_loss(
     diversity_weight: float = 0.1,
     padding: Padding = Padding.independent,
     gumbel_temperature: float = GUMBEL_TEMPERATURE,
+    samples: int = 0,
+    whole: WholeBatch | None = None,
 ) -> TaptLoss:
     """Return the loss of a batch of waves (samples,), with gradient for every parameter that asks for it.
 
@@ -126,9 +143,12 @@ def tapt_loss(
     frame (fairseq and transformers from 4.12 on). `reference`: zero-padded batch without attention mask, the diversity term counted once a
     batch, as the authors' transformers does. In training mode the model's dropout is active and codes are drawn with Gumbel noise
     from torch's generator; in evaluation mode the likeliest codes are taken.
+
+    A batch in parts: pass the length of its longest wave as `samples` and what `code_sums` of its parts add up to as `whole` with every
+    part, and the parts' losses (and gradients) add up to those of the whole. `diversity` is then this part's share of the batch's.
     """
     encoder = encoder_of(model)
-    features = run_front_end(model, waves, padding)
+    features = run_front_end(model, waves, padding, samples)
     device = features.projected.device
     mask = torch.from_numpy(draw.mask).to(device)
     if mask.shape != features.projected.shape[:2]:
@@ -150,10 +170,38 @@ def tapt_loss(
     masked = int(draw.negatives.shape[0])
     target = torch.zeros(masked, dtype=torch.int64, device=device)
     contrastive = F.cross_entropy(logits, target, reduction="sum")
-    diversity = codebook_diversity(quantized.sums, masked)
-    weight = diversity_weight * (1 if reference else masked)
+    diversity = codebook_diversity(quantized.sums, masked) if whole is None else _diversity_share(quantized.sums, masked, whole)
+    weight = diversity_weight * (1 if reference else masked if whole is None else whole.masked)
     correct = (logits.argmax(-1) == 0).sum()
     return TaptLoss(contrastive + weight * diversity, contrastive, diversity, correct, masked, quantized.sums)
+
+
+@torch.no_grad()
+def code_sums(
+    model: Wav2Vec2ForPreTraining, waves: Sequence[Tensor], mask: BoolArray, *, padding: Padding = Padding.independent, samples: int = 0
+) -> Tensor:
+    """Return the codes' probabilities (groups, entries) summed over the masked frames (B, T), as `tapt_loss` has them.
+
+    They do not depend on the Gumbel noise; on dropout only where the configuration drops features before the quantizer (no published model
+    does).
+    """
+    features = run_front_end(model, waves, padding, samples)
+    counted = torch.from_numpy(mask).to(features.normalised.device)
+    chosen = model.dropout_features(features.normalised[counted])
+    return _quantize(model, chosen, torch.ones(len(chosen), dtype=torch.bool, device=chosen.device), GUMBEL_TEMPERATURE).sums
+
+
+def _diversity_share(sums: Tensor, masked: int, whole: WholeBatch) -> Tensor:
+    """Return a part's share of the diversity of its batch, with the gradient that the batch's diversity has for the part.
+
+    The diversity is no sum over frames, but its gradient is one: every code sum enters with the same slope, which the sums of the whole
+    batch determine.
+    """
+    total = whole.code_sums.detach().requires_grad_()
+    with torch.enable_grad():
+        diversity = codebook_diversity(total, whole.masked)
+        (slope,) = torch.autograd.grad(diversity, total)
+    return diversity.detach() * (masked / max(whole.masked, 1)) + (slope * (sums - sums.detach())).sum()
 
 
 def codebook_diversity(code_sums: Tensor, masked: int) -> Tensor:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ser_core.disk import os_errors
 from ser_core.errors import InputError
 from ser_core.stages.context import StageContext
 from ser_core.stages.states import read_frames
@@ -45,7 +46,8 @@ def run(context: StageContext) -> dict[str, Any]:
     labels, centroids, inertia = k_means(frames, k, iterations, context.seed)
     seconds = time.monotonic() - started
     context.report(f"cluster: k {k}, {len(frames)} frames, inertia a frame {inertia / len(frames):.4g}, {seconds:.1f} s")
-    save_file({"labels": labels, "counts": counts, "centroids": centroids}, context.output / CLUSTERS)
+    with os_errors(context.output / CLUSTERS):
+        save_file({"labels": labels, "counts": counts, "centroids": centroids}, context.output / CLUSTERS)
     (context.output / UTTERANCES).write_text(json.dumps(ids), encoding="utf-8")
     share = np.bincount(labels, minlength=k) / len(labels)
     entropy = float(-np.sum(share[share > 0] * np.log(share[share > 0])))

@@ -41,6 +41,7 @@ class StageContext:
     upstream: Mapping[str, Path]
     output: Path
     checkpoint: Path
+    relief: int  # how often memory ran out: rows of a pass are halved so often, in training and in evaluation
     should_stop: Callable[[], bool]
     report: Callable[[str], None]
 
@@ -63,7 +64,10 @@ class StageContext:
         return Progress(self.report)
 
     def checkpoints(self) -> Checkpoints:
-        """The checkpoints of this stage, told from those of any other by settings, fold, seed and corpus."""
+        """The checkpoints of this stage, told from those of any other by settings, fold, seed and corpus.
+
+        Not by `relief`: what ran out of memory goes on from its checkpoint in smaller parts.
+        """
         identity = [self.stage, dict(self.settings), self.fold, self.seed, self.corpus_digest]
         return Checkpoints(self.checkpoint, identity_of(identity))
 

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from ser_core.corpora.manifest import SAMPLE_RATE
-from ser_core.models.backbone import load_encoder
+from ser_core.models.backbone import frame_count, load_encoder
 from ser_core.models.classifier import EmotionClassifier, class_weights, label_weight, weighted_cross_entropy
-from ser_core.settings import FinetuneSettings, Padding
+from ser_core.settings import FinetuneSettings
 from ser_core.stages.context import StageContext, outcome, parse
 from ser_core.training.augmentation import row_generators, spans
-from ser_core.training.batches import Batch, StepPlan, micro_batches, shuffled_epoch
+from ser_core.training.batches import Batch, StepPlan, halved, longest_first, row_parts, shuffled_epoch
+from ser_core.training.divergence import prior_loss, still_at_prior
 from ser_core.training.evaluate import PREDICTIONS, predict, score, write_predictions
 from ser_core.training.features import FrozenFeatures
 from ser_core.training.loop import Objective, PartLoss, Plan, train
@@ -29,12 +30,14 @@ from ser_core.training.splits import Split
 
 @dataclass(frozen=True)
 class Part:
-    """Some utterances of a step; `total_weight` is that of all its labels."""
+    """Some utterances of a step, with their rows of the masks; `total_weight` and `samples`, the longest, are those of the whole step."""
 
-    step: int
     positions: Batch
     labels: Tensor
+    time_mask: Tensor
+    feature_mask: Tensor
     total_weight: Tensor
+    samples: int
 
 
 class Finetuning(Objective):
@@ -60,23 +63,25 @@ class Finetuning(Objective):
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
     def parts(self, step: int) -> Sequence[Part]:
-        split, device = self._context.training, self._context.device
-        batch = self._plan.batch(step)
-        # Features that depend on what shares a forward pass need the whole batch in one.
-        size = 0 if self._context.features.padding is Padding.reference else self._context.execution.micro_batch
-        total = label_weight(torch.tensor([split.labels[position] for position in batch], device=device), self._weights)
+        context, split = self._context, self._context.training
+        batch = longest_first(self._plan.batch(step), self._lengths)
+        labels = torch.tensor([split.labels[position] for position in batch])
+        total = label_weight(labels.to(context.device), self._weights)
+        rngs = row_generators(context.seed, step, [split.utterances[position].id for position in batch], context.features.padding)
+        config = self.model.wav2vec2.config
+        frames = [max(1, frame_count(config, self._lengths[position])) for position in batch]
+        # Drawn for the step, not for the part: with reference padding one generator serves all rows.
+        time_mask, feature_mask = spans(self._settings.spec_augment, frames, max(frames), config.hidden_size, rngs)
         return [
-            Part(step, part, torch.tensor([split.labels[position] for position in part]), total)
-            for part in micro_batches(batch, self._lengths, size)
+            Part(batch[rows], labels[rows], time_mask[rows], feature_mask[rows], total, self._lengths[batch[0]])
+            for rows in row_parts(len(batch), size=context.execution.micro_batch, relief=context.relief)
         ]
 
     def loss(self, part: Part) -> PartLoss:
-        features, frames = self.features.padded(part.positions)
-        ids = [self._context.training.utterances[position].id for position in part.positions]
-        rngs = row_generators(self._context.seed, part.step, ids, self._context.features.padding)
-        time_mask, feature_mask = spans(self._settings.spec_augment, frames.tolist(), features.shape[1], features.shape[2], rngs)
+        features, frames = self.features.padded(part.positions, samples=part.samples)
+        time_mask = part.time_mask[:, : features.shape[1]]
         frames, time_mask, feature_mask, labels = (
-            each.to(features.device, non_blocking=True) for each in (frames, time_mask, feature_mask, part.labels)
+            each.to(features.device, non_blocking=True) for each in (frames, time_mask, part.feature_mask, part.labels)
         )
         logits = self.model(features, frames, time_mask, feature_mask)
         loss = weighted_cross_entropy(logits, labels, self._weights, part.total_weight)
@@ -84,7 +89,7 @@ class Finetuning(Objective):
 
 
 def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]:
-    """Train, then open the test split and score it."""
+    """Train, then open the test split and score it; a training that has not learnt is tested too, and says so (`diverged`)."""
     settings = parse(FinetuneSettings, context.settings["finetune"])
     split = context.training
     encoder = load_encoder(context.backbone(), attention=context.execution.attention)
@@ -108,14 +113,26 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
         steps_per_epoch=objective.epoch_steps,
     )
     trained = train(objective, plan, context.checkpoints(), context.output, context.should_stop, context.report)
+    prior = prior_loss(split.class_counts(), class_weights(split.class_counts()).tolist())
+    diverged = still_at_prior(trained.loss, prior)
+    if diverged:
+        context.report(f"finetune: diverged: {diverged}")
     started = time.monotonic()
     test = open_test()
-    logits = predict(model, test, context.execution.evaluation_batch)
+    logits = predict(model, test, halved(context.execution.evaluation_batch, context.relief))
     found = score(logits, test)
     write_predictions(context.output / PREDICTIONS, logits, test)
     result = outcome(
         trained,
-        {"ua": found.ua, "wa": found.wa, "macro_f1": found.macro_f1, "test_utterances": len(test), "training_utterances": len(split)},
+        {
+            "ua": found.ua,
+            "wa": found.wa,
+            "macro_f1": found.macro_f1,
+            "test_utterances": len(test),
+            "training_utterances": len(split),
+            "prior_loss": prior,
+        },
+        diverged=diverged,
         confusion=[list(row) for row in found.confusion],
         classes=list(split.classes),
     )

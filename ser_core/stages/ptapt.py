@@ -19,12 +19,12 @@ from ser_core.corpora.manifest import SAMPLE_RATE
 from ser_core.errors import InputError
 from ser_core.models.backbone import frame_count, hop_samples, load_encoder, save_encoder
 from ser_core.models.front_end import project_padded
-from ser_core.models.ptapt import PseudoLabelModel, align_labels, crop_labels, ptapt_loss
+from ser_core.models.ptapt import PseudoLabelModel, align_labels, crop_labels, labelled_frames, ptapt_loss
 from ser_core.settings import Padding, PtaptSettings
 from ser_core.stages.cluster import read_labels
 from ser_core.stages.context import ENCODER, StageContext, outcome, parse
 from ser_core.training.augmentation import row_generators, time_spans
-from ser_core.training.batches import Batch, StepPlan, bucketed_epoch
+from ser_core.training.batches import Batch, StepPlan, bucketed_epoch, row_parts
 from ser_core.training.features import Crop, FrozenFeatures
 from ser_core.training.loop import Objective, PartLoss, Plan, train
 from ser_core.training.randomness import generator
@@ -37,11 +37,17 @@ GRID_TOLERANCE = 2  # frames by which the grids of wav2vec v1 and 2.0 may differ
 
 @dataclass(frozen=True)
 class Part:
-    """A whole step: utterances and which frames of each."""
+    """Some utterances of a step, which frames of each, which of these are masked, and their pseudo-labels (B, heads, T).
 
-    step: int
+    `labelled`, masked frames with a label, and `samples`, the longest crop, are those of the whole step.
+    """
+
     positions: Batch
     crops: list[Crop]
+    mask: Tensor
+    targets: Tensor
+    labelled: int
+    samples: int
 
 
 class PseudoLabelling(Objective):
@@ -55,6 +61,8 @@ class PseudoLabelling(Objective):
         self._settings = settings
         self._labels = labels  # (heads, frames) of each utterance
         self._config = model.wav2vec2.config
+        self._hop = hop_samples(self._config)
+        self._as_waves = context.features.padding is Padding.reference
         split = context.training
         limit = round(settings.max_seconds * SAMPLE_RATE)
         self._limit = limit
@@ -70,24 +78,38 @@ class PseudoLabelling(Objective):
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
     def parts(self, step: int) -> Sequence[Part]:
+        context, split = self._context, self._context.training
         batch = self._plan.batch(step)
-        return [Part(step, batch, [self._crop(step, position) for position in batch])]
-
-    def loss(self, part: Part) -> PartLoss:
-        independent = self._context.features.padding is Padding.independent
-        features, frames, labels = self._cropped(part) if independent else self._cropped_as_waves(part)
-        ids = [self._context.training.utterances[position].id for position in part.positions]
+        crops = [self._crop(step, position) for position in batch]
+        samples = [self._crop_samples(position, first) for position, (first, _) in zip(batch, crops, strict=True)]
+        frames = [max(1, frame_count(self._config, each)) for each in samples] if self._as_waves else [count for _, count in crops]
+        length = max(frames)
+        labels = [
+            self._cropped_labels(position, first, count, wave) for position, (first, count), wave in zip(batch, crops, samples, strict=True)
+        ]
+        targets = torch.from_numpy(np.stack([align_labels(each, length) for each in labels]))
+        # Drawn for the step, not for the part: with reference padding one generator serves all rows.
         mask = time_spans(
-            frames.tolist(),
-            features.shape[1],
-            row_generators(self._context.seed, part.step, ids, self._context.features.padding),
+            frames,
+            length,
+            row_generators(context.seed, step, [split.utterances[position].id for position in batch], context.features.padding),
             span=self._settings.mask_length,
             probability=self._settings.mask_probability,
             minimum=self._settings.mask_minimum,
         )
-        targets = torch.from_numpy(np.stack([align_labels(each, features.shape[1]) for each in labels]))
-        frames, mask, targets = (each.to(features.device, non_blocking=True) for each in (frames, mask, targets))
-        found = ptapt_loss(self.model(features, frames, mask), targets, mask)
+        labelled = labelled_frames(targets, mask)
+        return [
+            Part(batch[rows], crops[rows], mask[rows], targets[rows], labelled, max(samples))
+            for rows in row_parts(len(batch), relief=context.relief)
+        ]
+
+    def loss(self, part: Part) -> PartLoss:
+        features, frames = self._cropped_waves(part) if self._as_waves else self.features.padded(part.positions, part.crops)
+        length = features.shape[1]
+        frames, mask, targets = (
+            each.to(features.device, non_blocking=True) for each in (frames, part.mask[:, :length], part.targets[:, :, :length])
+        )
+        found = ptapt_loss(self.model(features, frames, mask), targets, mask, part.labelled)
         return PartLoss(found.loss, found.loss, found.correct.float().mean(), found.labelled)
 
     def _crop(self, step: int, position: int) -> Crop:
@@ -97,25 +119,25 @@ class PseudoLabelling(Objective):
             return 0, self._frames[position]
         return int(generator(self._context.seed, "crop", step, position).integers(0, spare + 1)), self._crop_frames
 
-    def _cropped(self, part: Part) -> tuple[Tensor, Tensor, list[NDArray[np.int64]]]:
-        """Features of whole utterances, valid frames (on the CPU) and labels, all cut alike."""
-        features, frames = self.features.padded(part.positions, part.crops)
-        labels = [
-            align_labels(self._labels[position][:, first:], count)
-            for position, (first, count) in zip(part.positions, part.crops, strict=True)
-        ]
-        return features, frames, labels
+    def _crop_samples(self, position: int, first: int) -> int:
+        """Samples of an utterance from where frame `first` begins, as many as are read."""
+        return min(self._context.training.samples[position] - first * self._hop, self._limit)
 
-    def _cropped_as_waves(self, part: Part) -> tuple[Tensor, Tensor, list[NDArray[np.int64]]]:
+    def _cropped_labels(self, position: int, first: int, count: int, samples: int) -> NDArray[np.int64]:
+        """Labels (heads, frames), cut as the features are."""
+        labels = self._labels[position]
+        if self._as_waves:
+            return crop_labels(labels, self._config, first * self._hop, samples)
+        return align_labels(labels[:, first:], count)
+
+    def _cropped_waves(self, part: Part) -> tuple[Tensor, Tensor]:
         """Waves cut where a frame begins, padded and put through the front end, as the authors' loop does."""
-        hop = hop_samples(self._config)
-        waves, labels = [], []
-        for position, (first, _) in zip(part.positions, part.crops, strict=True):
-            wave = self._context.training.wave(position)[first * hop : first * hop + self._limit]
-            waves.append(wave)
-            labels.append(crop_labels(self._labels[position], self._config, first * hop, len(wave)))
-        features, frames = project_padded(self.model.wav2vec2, waves)
-        return features, frames.cpu(), labels
+        waves = [
+            self._context.training.wave(position)[first * self._hop : first * self._hop + self._limit]
+            for position, (first, _) in zip(part.positions, part.crops, strict=True)
+        ]
+        features, frames = project_padded(self.model.wav2vec2, waves, part.samples)
+        return features, frames.cpu()
 
 
 def run(context: StageContext) -> dict[str, Any]:

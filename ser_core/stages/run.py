@@ -32,6 +32,7 @@ def run_stage(
     upstream: Mapping[str, Path],
     output: Path,
     checkpoint: Path,
+    relief: int,
     should_stop: Callable[[], bool],
     report: Callable[[str], None],
 ) -> dict[str, Any]:
@@ -55,6 +56,7 @@ def run_stage(
         upstream=upstream,
         output=output,
         checkpoint=checkpoint,
+        relief=relief,
         should_stop=should_stop,
         report=report,
     )

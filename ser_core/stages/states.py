@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
+from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ser_core.disk import os_errors
 from ser_core.errors import InputError
 from ser_core.models.classifier import class_weights, label_weight
 from ser_core.models.fairseq_checkpoint import build_wav2vec
@@ -30,7 +31,7 @@ from ser_core.models.states import EmotionStates, extractor_frames, minimum_samp
 from ser_core.settings import Padding, StatesSettings
 from ser_core.stages.context import StageContext, outcome, parse
 from ser_core.training.augmentation import row_generators, spans
-from ser_core.training.batches import Batch, StepPlan, shuffled_epoch
+from ser_core.training.batches import Batch, StepPlan, row_parts, shuffled_epoch
 from ser_core.training.endings import Diverged, Interrupted
 from ser_core.training.loop import Objective, PartLoss, Plan, train
 from ser_core.training.randomness import generator
@@ -44,12 +45,13 @@ MODEL = "model.safetensors"
 
 @dataclass(frozen=True)
 class Part:
-    """A whole step: its waves are cut to the shortest, and stacked."""
+    """Some utterances of a step, whose waves are cut to its shortest, and stacked; `total_weight` is that of the whole step's labels."""
 
     step: int
     waves: Tensor  # (B, samples)
     labels: Tensor
     ids: list[str]
+    total_weight: float | None  # None: the part is the whole
 
 
 class StateTraining(Objective):
@@ -64,7 +66,8 @@ class StateTraining(Objective):
         train_positions, validation_positions = validation_split(len(context.training), settings.validation_fraction, context.seed)
         self._split = context.training.subset(train_positions)
         self._validation = context.training.subset(validation_positions)
-        self._weights = class_weights([max(1, count) for count in self._split.class_counts()]).to(context.device)
+        self._class_weights = class_weights([max(1, count) for count in self._split.class_counts()])
+        self._weights = self._class_weights.to(context.device)
         self._shortest = minimum_samples(model.wav2vec.config)
         self._plan = StepPlan(lambda epoch: shuffled_epoch(len(self._split), settings.batch_size, context.seed, epoch))
         epoch_steps = len(shuffled_epoch(len(self._split), settings.batch_size, context.seed, 0))
@@ -86,7 +89,10 @@ class StateTraining(Objective):
             start = int(generator(self._context.seed, "crop", step, position).integers(0, spare + 1)) if spare > 0 else 0
             waves.append(torch.nn.functional.pad(wave[start : start + length], (0, max(0, length - len(wave)))))
         labels = torch.tensor([self._split.labels[position] for position in batch])
-        return [Part(step, torch.stack(waves), labels, [self._split.utterances[position].id for position in batch])]
+        stacked, ids = torch.stack(waves), [self._split.utterances[position].id for position in batch]
+        parts = row_parts(len(batch), relief=self._context.relief)
+        total = float(label_weight(labels, self._class_weights)) if len(parts) > 1 else None
+        return [Part(step, stacked[rows], labels[rows], ids[rows], total) for rows in parts]
 
     def loss(self, part: Part) -> PartLoss:
         device = self._context.device
@@ -97,7 +103,7 @@ class StateTraining(Objective):
             each.to(device, non_blocking=True) for each in (part.waves, part.labels, time_mask, feature_mask)
         )
         utterance, frame = self.model(waves, time_mask, feature_mask)
-        found = states_loss(utterance, frame, labels, self._weights)
+        found = states_loss(utterance, frame, labels, self._weights, part.total_weight)
         return PartLoss(found.loss, found.loss, found.correct, len(labels))
 
     def after(self, step: int) -> Mapping[str, float]:
@@ -133,12 +139,14 @@ class StateTraining(Objective):
             waves = [self._validation.wave(position)[:length] for position in batch]
             stacked = torch.stack([torch.nn.functional.pad(wave, (0, length - len(wave))) for wave in waves]).to(device)
             labels = torch.tensor([self._validation.labels[position] for position in batch], device=device)
-            utterance, frame = self.model(stacked)
-            found = states_loss(utterance, frame, labels, self._weights)
             weight = float(label_weight(labels, self._weights))
-            total_loss += float(found.loss) * weight
+            parts = row_parts(len(batch), relief=self._context.relief)
+            for rows in parts:
+                utterance, frame = self.model(stacked[rows])
+                found = states_loss(utterance, frame, labels[rows], self._weights, weight if len(parts) > 1 else None)
+                total_loss += float(found.loss) * weight
+                correct += float(found.correct)
             total_weight += weight
-            correct += float(found.correct)
         return total_loss / total_weight, correct / len(order)
 
     def use_best(self) -> tuple[float, int]:
@@ -171,7 +179,8 @@ def run(context: StageContext) -> dict[str, Any]:
     )
     trained = train(objective, plan, context.checkpoints(), context.output, context.should_stop, context.report)
     best_loss, best_step = objective.use_best()
-    save_file({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, context.output / MODEL)
+    with os_errors(context.output / MODEL):
+        save_file({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, context.output / MODEL)
     started = time.monotonic()
     frames = write_frames(context, model)
     result = outcome(trained, {"best_validation_loss": best_loss, "best_step": best_step, "frames": frames})
@@ -189,24 +198,28 @@ def validation_split(count: int, fraction: float, seed: int) -> tuple[list[int],
 
 
 def write_frames(context: StageContext, model: EmotionStates) -> int:
-    """Save the emotion states of all training utterances, each whole and alone; returns how many frames there are."""
+    """Save the emotion states of all training utterances, each whole and alone; returns how many frames there are.
+
+    Written as a stream: a memory map would meet a full disk as SIGBUS, which kills the process without a word.
+    """
     model.eval()
     split: Split = context.training
     config = model.wav2vec.config
     counts = [max(1, state_count(config, samples)) for samples in split.samples]
-    frames = open_memmap(context.output / FRAMES, mode="w+", dtype=np.float32, shape=(sum(counts), model.wav2vec.outputs))
     progress = context.progress()
-    first = 0
-    for position, count in enumerate(counts):
-        if context.should_stop():
-            raise Interrupted(f"states: stopped at the frames of utterance {position} of {len(counts)}; training is in the checkpoint")
-        frames[first : first + count] = model.frames(split.wave(position, keep=False)).cpu().numpy()
-        first += count
-        progress.at(position + 1, len(counts), "states: frames of utterance")
-    frames.flush()
+    with (context.output / FRAMES).open("wb") as file:
+        write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (sum(counts), model.wav2vec.outputs)})
+        for position, count in enumerate(counts):
+            if context.should_stop():
+                raise Interrupted(f"states: stopped at the frames of utterance {position} of {len(counts)}; training is in the checkpoint")
+            states = model.frames(split.wave(position, keep=False)).cpu().numpy()
+            if len(states) != count:
+                raise ValueError(f"{split.utterances[position].id}: {len(states)} emotion states where its length gives {count}")
+            file.write(states.astype("<f4", copy=False).tobytes())
+            progress.at(position + 1, len(counts), "states: frames of utterance")
     index = {"utterances": [utterance.id for utterance in split.utterances], "frames": counts}
     (context.output / FRAMES_INDEX).write_text(json.dumps(index), encoding="utf-8")
-    return first
+    return sum(counts)
 
 
 def read_frames(folder: Path, ids: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

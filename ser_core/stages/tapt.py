@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ser_core.corpora.manifest import SAMPLE_RATE
 from ser_core.models.backbone import build_backbone, frame_count, save_encoder
-from ser_core.models.tapt import TaptDraw, draw_tapt, tapt_loss
-from ser_core.settings import TaptSettings
+from ser_core.models.tapt import TaptDraw, WholeBatch, code_sums, draw_tapt, tapt_loss
+from ser_core.settings import Padding, TaptSettings
 from ser_core.stages.context import ENCODER, StageContext, outcome, parse
-from ser_core.training.batches import StepPlan, bucketed_epoch
+from ser_core.training.batches import StepPlan, bucketed_epoch, row_parts
 from ser_core.training.loop import Objective, PartLoss, Plan, train
 from ser_core.training.randomness import generator
 from ser_core.training.schedule import warmup_flat_linear
@@ -27,11 +28,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Part:
-    """A whole step: the diversity of codes is a property of all its frames, so a batch is not cut."""
+class Rows:
+    """Some utterances of a step, and their share of what was drawn for it."""
 
     waves: list[Tensor]
     draw: TaptDraw
+
+
+@dataclass(frozen=True)
+class Part:
+    """The `own` of all `rows` of a step: the diversity of codes is a property of all its frames. `samples` is its longest wave."""
+
+    step: int
+    own: Rows
+    rows: tuple[Rows, ...]
+    samples: int
 
 
 class Pretraining(Objective):
@@ -44,6 +55,7 @@ class Pretraining(Objective):
         self._limit = round(settings.max_seconds * SAMPLE_RATE)
         self._lengths = [min(samples, self._limit) for samples in context.training.samples]
         budget = round(settings.batch_seconds * SAMPLE_RATE)
+        self._whole: tuple[int, WholeBatch] | None = None  # of the step that was last computed in parts
         self._plan = StepPlan(lambda epoch: bucketed_epoch(self._lengths, budget, settings.buckets, context.seed, epoch))
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -66,18 +78,36 @@ class Pretraining(Objective):
             padding=self._context.features.padding,
             rng=generator(seed, "mask and negatives", step),
         )
-        return [Part(waves, draw)]
+        length = int(frames.max())
+        cut = self._context.features.padding is Padding.independent  # else the rows of a part stay as long as those of the step
+        rows = tuple(
+            Rows(waves[each], draw.part(each, int(frames[each].max()) if cut else length))
+            for each in row_parts(len(waves), relief=self._context.relief)
+        )
+        return [Part(step, own, rows, max(len(wave) for wave in waves)) for own in rows]
 
     def loss(self, part: Part) -> PartLoss:
+        whole = self._whole_batch(part) if len(part.rows) > 1 else None
         found = tapt_loss(
             self.model,
-            part.waves,
-            part.draw,
+            part.own.waves,
+            part.own.draw,
             temperature=self._settings.temperature,
             diversity_weight=self._settings.diversity_weight,
             padding=self._context.features.padding,
+            samples=part.samples,
+            whole=whole,
         )
-        return PartLoss(found.loss, found.per_frame, found.correct, found.masked)
+        masked = found.masked if whole is None else whole.masked
+        return PartLoss(found.loss, found.loss / max(masked, 1), found.correct, found.masked)
+
+    def _whole_batch(self, part: Part) -> WholeBatch:
+        """The sums over all parts of a step, from a pass through the front end without gradient before the first of them."""
+        if self._whole is None or self._whole[0] != part.step:
+            padding = self._context.features.padding
+            sums = [code_sums(self.model, rows.waves, rows.draw.mask, padding=padding, samples=part.samples) for rows in part.rows]
+            self._whole = part.step, WholeBatch(torch.stack(sums).sum(0), sum(len(rows.draw.negatives) for rows in part.rows))
+        return self._whole[1]
 
 
 def run(context: StageContext) -> dict[str, Any]:

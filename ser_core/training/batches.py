@@ -1,4 +1,4 @@
-"""Which utterances each step sees: fine-tuning epochs, dynamic batches by length, micro-batches. Pure, and the same after a restart."""
+"""Which utterances each step sees, and in which parts: epochs, dynamic batches by length. Pure, and the same after a restart."""
 
 from __future__ import annotations
 
@@ -51,11 +51,20 @@ def bucketed_epoch(lengths: Sequence[int], budget: int, buckets: int, seed: int,
     return [batches[position] for position in generator(seed, "batch order", epoch).permutation(len(batches))]
 
 
-def micro_batches(batch: Batch, lengths: Sequence[int], size: int) -> list[Batch]:
-    """A batch cut into parts of `size` (0: one part) of neighbouring lengths, longest first, so that memory runs out at once or never."""
-    ordered = sorted(batch, key=lambda index: (-lengths[index], index))
-    step = size if size > 0 else len(ordered)
-    return [ordered[start : start + step] for start in range(0, len(ordered), step)]
+def longest_first(batch: Batch, lengths: Sequence[int]) -> Batch:
+    """A batch by length, so that its parts pad little and memory runs out at once or never."""
+    return sorted(batch, key=lambda index: (-lengths[index], index))
+
+
+def halved(size: int, relief: int) -> int:
+    """`size` rows halved `relief` times, rounded up: never less than one."""
+    return max(1, -(-size // (1 << relief)))
+
+
+def row_parts(rows: int, *, size: int = 0, relief: int = 0) -> list[slice]:
+    """The rows of a step in parts of `size` (0: one part) halved `relief` times."""
+    step = halved(size if 0 < size < rows else rows, relief)
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 class StepPlan:

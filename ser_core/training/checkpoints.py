@@ -5,7 +5,7 @@
         state.json                                 schema, identity, step, facts, sha256 of every file beside it
 
 A checkpoint is written to a temporary folder, flushed to the disk and renamed. A reader takes the newest one whose digests fit and whose
-identity is its own; a torn or foreign one is passed over for the one before it.
+identity is its own; a torn or foreign one is passed over for the one before it. What a killed save left goes with the next save.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from ser_core.disk import os_errors
 
 SCHEMA = 2
 KEPT = 2  # the newest, and one to fall back on
@@ -58,13 +60,15 @@ class Checkpoints:
         final = self.folder / f"{PREFIX}{step:09d}"
         temporary = self.folder / f".{final.name}.{os.getpid()}.tmp"
         self.folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
+        for left in self.folder.glob(f".{PREFIX}*.tmp"):  # by a save that was killed; as large as a checkpoint
+            shutil.rmtree(left, ignore_errors=True)
         temporary.mkdir()
         try:
             digests = {}
             for group, named in tensors.items():
                 path = temporary / f"{group}{SUFFIX}"
-                save_file({name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}, path)
+                with os_errors(path):
+                    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}, path)
                 digests[path.name] = _synced_digest(path)
             state = {"schema": SCHEMA, "identity": self.identity, "step": step, "facts": dict(facts), "files": digests}
             with (temporary / STATE).open("w", encoding="utf-8") as file:
@@ -103,7 +107,8 @@ class Checkpoints:
             for name, digest in state["files"].items():
                 if _digest(path / name) != digest:
                     return None
-                tensors[name.removesuffix(SUFFIX)] = load_file(path / name)
+                # Copied out of the memory map: what was checked is what is used, and nothing hangs on a file that later goes.
+                tensors[name.removesuffix(SUFFIX)] = {key: tensor.clone() for key, tensor in load_file(path / name).items()}
             return Saved(int(state["step"]), tensors, dict(state["facts"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
             return None  # torn: whatever is wrong with it, the one before it is tried

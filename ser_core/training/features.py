@@ -48,16 +48,17 @@ class FrozenFeatures:
             self._kept.append(self._alone(position, keep=False).cpu())
             progress.at(position + 1, total, "front end: utterance")
 
-    def padded(self, positions: Sequence[int], crops: Sequence[Crop] | None = None) -> tuple[Tensor, Tensor]:
+    def padded(self, positions: Sequence[int], crops: Sequence[Crop] | None = None, samples: int = 0) -> tuple[Tensor, Tensor]:
         """Features (B, T, hidden) of a batch; with `crops`, the given frames of each utterance.
 
-        With them come the valid frames (B,) int64, on the CPU: masks are drawn from them without waiting for a GPU.
+        `reference` features of a part of a batch need the length of its longest utterance as `samples`. With the features come the valid
+        frames (B,) int64, on the CPU.
         """
         if self.padding is Padding.reference:
             if crops is not None:
                 raise ValueError("features that depend on the batch are cropped as waves, not as frames")
             with self._arithmetic.autocast():
-                features, frames = project_padded(self._encoder, [self._wave(position, keep=True) for position in positions])
+                features, frames = project_padded(self._encoder, [self._wave(position, keep=True) for position in positions], samples)
             return features, frames.cpu()
         device = self._arithmetic.device
         alone = [self._kept[position] if self._keeps else self._alone(position, keep=True) for position in positions]

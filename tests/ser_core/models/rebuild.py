@@ -152,6 +152,15 @@ def fixed_gumbel_softmax(logits: torch.Tensor, tau: float = 1, hard: bool = Fals
     return chosen - soft.detach() + soft
 
 
+def likeliest_softmax(logits: torch.Tensor, tau: float = 1, hard: bool = False, eps: float = 1e-10, dim: int = -1) -> torch.Tensor:
+    """torch's gumbel_softmax without noise: to compare a batch with its parts, for which noise would be drawn in another order."""
+    del eps
+    soft = torch.softmax(logits / tau, dim)
+    if not hard:
+        return soft
+    return torch.zeros_like(soft).scatter_(dim, soft.argmax(dim, keepdim=True), 1.0) - soft.detach() + soft
+
+
 def pseudo_labels(mask: NDArray[np.bool_], seed: int = 8) -> NDArray[np.int64]:
     """(B, heads, T), with a few frames at each row's end without label."""
     batch, length = mask.shape

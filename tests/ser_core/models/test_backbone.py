@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ser_core.errors import InputError
+from ser_core.errors import InputError, is_memory_error
 from ser_core.models.backbone import (
     NORMALISE_KEY,
     backbone_identity,
@@ -146,6 +146,15 @@ def test_wrong_config() -> None:
         load_encoder(BackboneSettings(checkpoint=None, config={**rebuild.BACKBONE, "add_adapter": True}))
     with pytest.raises(InputError, match="neither checkpoint nor config"):
         build_backbone(BackboneSettings(checkpoint=None))
+
+
+def test_want_of_memory_is_no_fault_of_the_configuration() -> None:
+    """It may be there on another machine, so it comes out as torch tells it and not as something for the user to mend."""
+    with pytest.raises(RuntimeError, match="can't allocate memory") as raised:
+        build_backbone(BackboneSettings(checkpoint=None, config={**rebuild.BACKBONE, "intermediate_size": 10**13}))
+    assert is_memory_error(raised.value)
+    assert is_memory_error(MemoryError())
+    assert not is_memory_error(RuntimeError("expected a tensor"))
 
 
 def test_normalised_waves(tmp_path: Path) -> None:

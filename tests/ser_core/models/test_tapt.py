@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ser_core.models.backbone import build_backbone
 from ser_core.models.front_end import run_front_end
-from ser_core.models.tapt import TaptDraw, codebook_diversity, draw_tapt, sample_negatives, tapt_loss
+from ser_core.models.tapt import TaptDraw, WholeBatch, code_sums, codebook_diversity, draw_tapt, sample_negatives, tapt_loss
 from ser_core.settings import BackboneSettings, Padding
 from tests.ser_core.models import rebuild
 
@@ -91,6 +91,35 @@ def test_utterances_do_not_depend_on_their_batch() -> None:
         sums[padding] = abs(parts / float(whole.contrastive.detach()) - 1)
     assert sums[Padding.independent] < 1e-5
     assert sums[Padding.reference] > 1e-3
+
+
+@pytest.mark.parametrize("padding", list(Padding))
+def test_parts_add_up_to_the_batch(padding: Padding, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss and gradients of a batch in three parts are those of the batch, diversity included; without the whole's sums they are not."""
+    monkeypatch.setattr(torch.nn.functional, "gumbel_softmax", rebuild.likeliest_softmax)
+    model = model_of().train()
+    draw = draw_tapt(model.config, np.array(rebuild.FRAMES), minimum=2, negatives=9, padding=padding, rng=np.random.default_rng(0))
+    longest = max(len(wave) for wave in waves())
+
+    def trained(cuts: list[slice], *, knowing: bool = True) -> tuple[float, dict[str, Tensor]]:
+        model.zero_grad()
+        draws = [draw.part(rows, max(rebuild.FRAMES[rows]) if padding is Padding.independent else draw.mask.shape[1]) for rows in cuts]
+        sums = [code_sums(model, waves()[rows], own.mask, padding=padding, samples=longest) for rows, own in zip(cuts, draws, strict=True)]
+        whole = WholeBatch(torch.stack(sums).sum(0), int(draw.mask.sum())) if knowing else None
+        loss = 0.0
+        for rows, own in zip(cuts, draws, strict=True):
+            found = tapt_loss(model, waves()[rows], own, padding=padding, diversity_weight=5.0, samples=longest, whole=whole)
+            torch.autograd.backward(found.loss)
+            loss += float(found.loss.detach())
+        return loss, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+    expected, gradients = trained([slice(0, 4)], knowing=False)
+    three = [slice(0, 1), slice(1, 3), slice(3, 4)]
+    loss, summed = trained(three)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(summed[name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()) + 1e-5)
+    assert abs(trained(three, knowing=False)[0] / expected - 1) > 1e-4
 
 
 def test_everything_is_trained() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ser_core.corpora.manifest import Manifest, Utterance, write_manifest
 from ser_core.registry import REGISTRY, StageCall
@@ -100,6 +101,7 @@ class Bench:
         *,
         upstream: Mapping[str, Path] | None = None,
         checkpoint: Path | None = None,
+        relief: int = 0,
         should_stop: Callable[[], bool] = lambda: False,
         **runtime: Any,
     ) -> tuple[dict[str, Any], Path]:
@@ -117,6 +119,7 @@ class Bench:
             upstream=known,
             output=output,
             checkpoint=checkpoint or self.root / f"{self.runs:03d}-checkpoint",
+            relief=relief,
             should_stop=should_stop,
             report=self.lines.append,
         )
@@ -135,6 +138,13 @@ def artifacts(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and "tensorboard" not in path.parts
     }
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Name -> (step, value) of every training curve in an output folder."""
+    found = EventAccumulator(str(folder / "tensorboard"))
+    found.Reload()
+    return {name: [(event.step, event.value) for event in found.Scalars(name)] for name in found.Tags()["scalars"]}
 
 
 def stage_calls(recipe: Recipe, fold: str = "1", seed: int = 0) -> dict[str, StageCall]:

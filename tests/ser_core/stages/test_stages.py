@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +19,11 @@ from ser_core.errors import InputError
 from ser_core.models.backbone import load_encoder
 from ser_core.registry import REGISTRY
 from ser_core.settings import FeatureCache, Padding, Precision, Recipe
+from ser_core.stages import finetune, tapt
 from ser_core.stages.states import StateTraining
 from ser_core.training.endings import Diverged, Interrupted
-from tests.ser_core.stages.conftest import FOLDS, STAGES, Bench, artifacts, stage_calls
+from ser_core.training.loop import Objective, Trained, train
+from tests.ser_core.stages.conftest import FOLDS, STAGES, Bench, artifacts, curves, stage_calls
 
 
 def stop_after(checks: int) -> Callable[[], bool]:
@@ -112,6 +116,42 @@ def test_an_interrupted_stage_ends_as_an_uninterrupted_one(stage: str, checks: i
     assert artifacts(output) == artifacts(uninterrupted)
 
 
+@pytest.mark.parametrize("stage", ["finetune", "tapt"])
+def test_interruptions_at_random_steps_leave_no_trace(
+    stage: str, recipe: Recipe, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped four times, at other steps in every run of this test: weights, curves, artifacts and metrics are equal to the bit."""
+    drawn = random.SystemRandom().randrange(1000)
+    print(f"steps drawn with seed {drawn}")  # noqa: T201 - shown where the test fails
+    rng = random.Random(drawn)
+    recipe.execution.feature_cache = FeatureCache.none  # so that the stop comes at a step
+    recipe.execution.log_every = rng.choice([1, 2, 3, 5])
+    recipe.finetune.epochs, recipe.tapt.steps = 10, 20
+    trained: list[dict[str, torch.Tensor]] = []
+    module = {"finetune": finetune, "tapt": tapt}[stage]
+
+    def recorded(objective: Objective, *arguments: Any) -> Trained:
+        found = train(objective, *arguments)
+        trained.append({name: tensor.clone() for name, tensor in objective.model.state_dict().items()})
+        return found
+
+    monkeypatch.setattr(module, "train", recorded)
+    call = stage_calls(recipe)[stage]
+    expected, uninterrupted = bench.run(call)
+    checkpoint = tmp_path / "resumable"
+    steps = sorted(rng.choices(range(20), k=4))
+    for before, step in zip([0, *steps], steps, strict=False):
+        with pytest.raises(Interrupted):
+            bench.run(call, checkpoint=checkpoint, should_stop=stop_after(step - before))
+    found, output = bench.run(call, checkpoint=checkpoint)
+    assert found["durations"]["resumed_at_step"] == steps[-1]
+    assert found["metrics"] == expected["metrics"]
+    assert artifacts(output) == artifacts(uninterrupted)
+    assert curves(output) == curves(uninterrupted)
+    assert trained[0].keys() == trained[1].keys()
+    assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
+
+
 @pytest.mark.parametrize("method", ["vft", "tapt", "ptapt"])
 @pytest.mark.parametrize("padding", list(Padding))
 def test_every_method_ends_in_scores_of_the_held_out_fold(
@@ -146,8 +186,10 @@ def test_kept_and_recomputed_features_train_alike(stage: str, recipe: Recipe, be
     assert artifacts(outputs[0][1]) == artifacts(outputs[1][1])
 
 
-def test_micro_batches_train_like_whole_batches(recipe: Recipe, bench: Bench) -> None:
-    """Without dropout a step in parts is the step in one, up to the order of sums."""
+@pytest.mark.parametrize("padding", list(Padding))
+def test_micro_batches_train_like_whole_batches(padding: Padding, recipe: Recipe, bench: Bench) -> None:
+    """Without dropout a step in parts is the step in one, up to the order of sums; so it is where features depend on the whole batch."""
+    recipe.features.padding = padding
     recipe.backbone.config |= dict.fromkeys(
         ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "layerdrop"), 0.0
     )
@@ -249,13 +291,18 @@ def test_an_unknown_stage_and_fold_name_the_known_ones(recipe: Recipe, bench: Be
         bench.run(replace(call, fold="9"))
 
 
-def test_a_batch_whose_features_depend_on_each_other_is_not_cut(recipe: Recipe, bench: Bench) -> None:
-    """With reference padding the size of micro-batches, which is no part of a stage's identity, changes no number."""
-    recipe.features.padding = Padding.reference
-    call = stage_calls(recipe)["finetune"]
-    whole, _ = bench.run(call)
-    parts, _ = bench.run(call, execution={**call.runtime["execution"], "micro_batch": 1})
-    assert parts["metrics"] == whole["metrics"]
+@pytest.mark.parametrize(("rate", "collapsed"), [(1e-3, False), (10.0, True)])
+def test_a_training_that_has_not_learnt_says_so(rate: float, collapsed: bool, recipe: Recipe, bench: Bench) -> None:
+    """Thrown back to the class prior by an absurd rate: it is tested and returned all the same, with the reason."""
+    recipe.finetune.learning_rate = rate
+    recipe.finetune.epochs = 8
+    outcome, _ = bench.run(stage_calls(recipe)["finetune"])
+    assert outcome["metrics"]["prior_loss"] == pytest.approx(np.log(2))
+    assert np.sum(outcome["confusion"]) == outcome["metrics"]["test_utterances"]
+    assert bool(outcome["diverged"]) == collapsed
+    if collapsed:
+        assert outcome["diverged"].endswith("is still at that of the class prior, 0.693")
+        assert any(outcome["diverged"] in line for line in bench.lines)
 
 
 def test_a_validation_loss_that_is_not_finite_is_divergence(recipe: Recipe, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import math
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ser_core.training.batches import StepPlan, bucket_count, bucketed_epoch, micro_batches, shuffled_epoch
+from ser_core.training.batches import StepPlan, bucket_count, bucketed_epoch, longest_first, row_parts, shuffled_epoch
 
 LENGTHS = st.lists(st.integers(1, 400), min_size=1, max_size=80)
 
@@ -59,13 +61,16 @@ def test_a_small_corpus_has_few_buckets() -> None:
     assert first != second
 
 
-@given(lengths=LENGTHS, size=st.integers(0, 20))
-def test_micro_batches_are_the_batch_in_parts_of_similar_length(lengths: list[int], size: int) -> None:
+@given(lengths=LENGTHS, size=st.integers(0, 100), relief=st.integers(0, 9))
+def test_parts_are_the_batch_in_pieces_of_similar_length(lengths: list[int], size: int, relief: int) -> None:
+    """Everybody once, longest first; every time that memory ran out halves the size, down to one."""
     batch = list(range(len(lengths)))
-    parts = micro_batches(batch, lengths, size)
+    ordered = longest_first(batch, lengths)
+    parts = [ordered[rows] for rows in row_parts(len(ordered), size=size, relief=relief)]
     assert sorted(index for part in parts for index in part) == batch
     assert [lengths[index] for part in parts for index in part] == sorted(lengths, reverse=True)
-    assert all(len(part) <= (size or len(batch)) for part in parts)
+    whole = min(size or len(batch), len(batch))
+    assert max(len(part) for part in parts) == max(1, math.ceil(whole / 2**relief))
 
 
 def test_a_plan_gives_the_same_batch_whichever_step_is_asked_first() -> None:

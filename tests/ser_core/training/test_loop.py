@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,52 +8,15 @@ from typing import Any
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor, nn
+from torch import Tensor
 
 from ser_core.settings import Precision
-from ser_core.training.checkpoints import Checkpoints
+from ser_core.training.checkpoints import SCHEMA, Checkpoints
 from ser_core.training.device import choose_arithmetic
 from ser_core.training.endings import Diverged, Interrupted
-from ser_core.training.loop import Objective, PartLoss, Plan, Trained, train
-from ser_core.training.randomness import generator
+from ser_core.training.loop import Objective, PartLoss, Trained
 from ser_core.training.schedule import constant, warmup_flat_linear
-
-CPU = torch.device("cpu")
-
-
-class Regression(Objective):
-    """A line with dropout, fitted on data drawn by step."""
-
-    def __init__(self, parts: int = 1, dropout: float = 0.3) -> None:
-        torch.manual_seed(0)
-        self.model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(dropout), nn.Linear(8, 1))
-        self.number = parts
-        self.asked: list[int] = []
-        self.best = torch.zeros(1)
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        return dict(self.model.named_parameters())
-
-    def parts(self, step: int) -> Sequence[Tensor]:
-        self.asked.append(step)
-        data = torch.from_numpy(generator(0, "data", step).normal(size=(12, 5))).float()
-        return list(data.chunk(self.number))
-
-    def loss(self, part: Tensor) -> PartLoss:
-        error = (self.model(part[:, :4])[:, 0] - part[:, :4].sum(1)) ** 2
-        loss = error.sum() / 12
-        return PartLoss(loss, loss, (error < 1).sum(), len(part))
-
-    def after(self, step: int) -> Mapping[str, float]:
-        self.best = torch.maximum(self.best, torch.tensor([float(step % 7)]))
-        return {"best": float(self.best)} if step % 5 == 0 else {}
-
-    def kept(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return {"best": self.best}, {"name": "best"}
-
-    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        assert facts == {"name": "best"}
-        self.best = tensors["best"]
+from tests.ser_core.training.line import CPU, Regression, line_plan, train_line, weights
 
 
 @dataclass
@@ -65,22 +28,16 @@ class Bench:
         self, objective: Objective, name: str, *, stop_at: int = 10**9, identity: str = "mine", output: str = "out", **changes: Any
     ) -> Trained:
         """Train for 20 steps; the signal to stop comes when it was asked for the `stop_at`-th time."""
-        plan = Plan(
-            **{
-                "name": "line",
-                "steps": 20,
-                "learning_rate": 0.05,
-                "schedule": warmup_flat_linear(20, 3, 4),
-                "seed": 1,
-                "arithmetic": choose_arithmetic(CPU, Precision.auto),
-                "checkpoint_seconds": 1e9,
-                "log_every": 3,
-                **changes,
-            }
-        )
         asked = iter(range(10**9))
-        checkpoints = Checkpoints(self.root / name, identity)
-        return train(objective, plan, checkpoints, self.root / output, lambda: next(asked) >= stop_at, self.lines.append)
+        return train_line(
+            objective,
+            line_plan(**changes),
+            self.root / name,
+            self.root / output,
+            identity=identity,
+            should_stop=lambda: next(asked) >= stop_at,
+            report=self.lines.append,
+        )
 
     def curve(self, output: str, tag: str) -> list[tuple[int, float]]:
         found = EventAccumulator(str(self.root / output / "tensorboard"))
@@ -91,10 +48,6 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
-
-
-def weights(objective: Objective) -> list[Tensor]:
-    return [parameter.detach().clone() for parameter in objective.parameters().values()]
 
 
 @pytest.mark.parametrize("stops", [[1], [4, 2, 5], [0], [19], [7, 7]])
@@ -116,6 +69,36 @@ def test_interruptions_leave_no_trace(stops: list[int], bench: Bench) -> None:
     assert (found.loss, found.accuracy) == (expected.loss, expected.accuracy)
     for tag in ("train/loss", "train/accuracy", "train/learning_rate", "validation/best"):
         assert bench.curve("last", tag) == bench.curve("whole", tag)
+
+
+@pytest.mark.parametrize("torn", [1, 2])
+@pytest.mark.parametrize("damage", ["truncated tensors", "flipped byte", "truncated state", "other schema"])
+def test_a_torn_checkpoint_costs_steps_and_changes_no_number(damage: str, torn: int, bench: Bench) -> None:
+    """The newest torn: the one before is taken; both torn: the start."""
+    whole = Regression()
+    bench.train(whole, "whole", output="whole")
+    with pytest.raises(Interrupted):
+        bench.train(Regression(), "parts", stop_at=9, checkpoint_seconds=0.0, output="part")
+    folders = sorted((bench.root / "parts").iterdir(), reverse=True)
+    assert [folder.name for folder in folders] == ["step-000000009", "step-000000008"]
+    for folder in folders[:torn]:
+        tensors, state = folder / "adam.safetensors", folder / "state.json"
+        content = tensors.read_bytes()
+        match damage:
+            case "truncated tensors":
+                tensors.write_bytes(content[: len(content) // 2])
+            case "flipped byte":
+                middle = len(content) // 2
+                tensors.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+            case "truncated state":
+                state.write_bytes(state.read_bytes()[:-1])
+            case "other schema":
+                state.write_text(json.dumps({**json.loads(state.read_text()), "schema": SCHEMA + 1}))
+    last = Regression()
+    found = bench.train(last, "parts", output="last")
+    assert found.resumed_at == (8 if torn == 1 else 0)
+    assert all(torch.equal(one, other) for one, other in zip(weights(last), weights(whole), strict=True))
+    assert bench.curve("last", "train/loss") == bench.curve("whole", "train/loss")
 
 
 def test_a_finished_training_is_not_done_again(bench: Bench) -> None:

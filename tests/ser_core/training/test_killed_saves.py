@@ -1,0 +1,54 @@
+"""Real processes, killed by SIGKILL in the middle of a save."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ser_core.faults import INTERRUPTED, KILLS, PREEMPTION, SAVE
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("killed")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.ser_core.faults", "kill", folder], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("moment", KILLS)
+def test_a_save_that_is_killed_costs_one_step_at_most(moment: str, killed: dict[str, Any]) -> None:
+    """The next attempt goes on from the newest whole checkpoint, ends with the same weights and means, and cleans up."""
+    found = killed[moment]
+    assert found["signal"] == signal.SIGKILL, found
+    assert found["resumed_at"] == KILLS[moment]
+    assert found["same_weights"]
+    assert found["same_means"]
+    assert found["kept"] == [f"step-{KILLS[moment]:09d}", "step-000000020"]
+
+
+def test_every_moment_leaves_something_else(killed: dict[str, Any]) -> None:
+    """The kills came where they were meant to: a temporary folder before the rename, none after it."""
+    for moment, step in KILLS.items():
+        temporary = [name for name in killed[moment]["left"] if name.startswith(".")]
+        assert bool(temporary) == (step < SAVE), (moment, temporary)
+
+
+def test_a_signal_during_a_save_stops_after_it(killed: dict[str, Any]) -> None:
+    """The checkpoint that was being written is the one that is resumed from, and it is whole."""
+    found = killed[PREEMPTION]
+    assert (found["signal"], found["exit"]) == (0, INTERRUPTED)
+    assert found["resumed_at"] == SAVE
+    assert found["same_weights"]
+    assert found["same_means"]
