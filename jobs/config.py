@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from jobs.errors import UsageError
 from jobs.layout import valid_experiment_name
+from jobs.slots import MAX_SLOTS
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -25,6 +26,14 @@ class Cluster(Enum):
 
     local = "local"
     slurm = "slurm"
+
+
+class OutlierRule(Enum):
+    """Which runs are dropped for their result and run again with another seed (jobs.outliers)."""
+
+    pooled = "pooled"
+    cell = "cell"
+    none = "none"
 
 
 @dataclass
@@ -58,6 +67,7 @@ class SlurmSite:
     """A site profile: how jobs are asked for on one cluster."""
 
     partition: str | None = None
+    controller_partition: str | None = None  # of the small job that looks after an experiment; default: `partition`
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
@@ -79,10 +89,21 @@ class SlurmSite:
 
 @dataclass
 class Policy:
-    """How failures are met."""
+    """How failures and outliers are met, and who looks after an experiment."""
 
-    max_attempts: int = 3
-    poll_seconds: float = 20.0  # between passes of `grid --wait`
+    outliers: OutlierRule = OutlierRule.pooled
+    sigmas: float = 2.0  # a run further from its centre is out
+    rounds: int = 3  # of judgement
+    max_seeds: int = 6  # that one slot may use, the first included
+    max_attempts: int = 12  # of one stage since the last launch that left neither a result nor a newer checkpoint
+    max_failures: int = 100  # failed attempts that cost, of a whole experiment since the last launch
+    poll_seconds: float = 20.0  # between passes
+    controller: bool = True  # on Slurm a small job looks after the experiment
+    controller_minutes: int = 60  # time limit of one link of its chain
+    controller_days: float = 14.0  # since the last launch
+    mail: str | None = None  # told when the experiment ends
+    mail_server: str = "localhost"
+    webhook: str | None = None
 
 
 @dataclass
@@ -206,11 +227,16 @@ def _checked(merged: DictConfig, file: Path, stages: Sequence[str] | None) -> Ex
     if not valid_experiment_name(experiment.name):
         raise UsageError(f"name {experiment.name!r}: use letters, digits, '_', '.', '-' (at most 64), and not 'store'")
     bounds = {
-        "seeds": experiment.seeds >= 1,
+        "seeds": 1 <= experiment.seeds <= MAX_SLOTS,
         "first_seed": experiment.first_seed >= 0,
         "policy.max_attempts": experiment.policy.max_attempts >= 1,
     }
-    bounds["policy.poll_seconds"] = 0 < experiment.policy.poll_seconds <= 3600
+    policy = experiment.policy
+    bounds |= {f"policy.{key}": getattr(policy, key) >= 1 for key in ("rounds", "max_seeds", "max_failures")}
+    bounds["policy.sigmas"] = math.isfinite(policy.sigmas) and policy.sigmas > 0
+    bounds["policy.poll_seconds"] = 0 < policy.poll_seconds <= 3600
+    bounds["policy.controller_minutes"] = 2 <= policy.controller_minutes <= 7 * 24 * 60
+    bounds["policy.controller_days"] = 0 < policy.controller_days <= 366
     bounds |= {f"slurm.{key}": getattr(experiment.slurm, key) >= 0 for key in ("signal_seconds", "max_submit", "max_array_size")}
     for stage in experiment.resources:
         if stages is not None and stage not in (DEFAULT_RESOURCES, *stages):

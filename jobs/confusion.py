@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -159,7 +160,8 @@ def _write_changed(path: Path, text: str) -> bool:
 
 
 def _percent(shares: Sequence[Fraction]) -> float:
-    return float(100 * sum(shares, Fraction(0)) / len(shares))
+    whole = math.lcm(*(share.denominator for share in shares))
+    return 100 * sum(share.numerator * (whole // share.denominator) for share in shares) / (whole * len(shares))
 
 
 def _count(number: int, noun: str) -> str:

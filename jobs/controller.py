@@ -6,45 +6,73 @@ A pass that is cut off anywhere is made good by the next: what it submitted is i
 
 from __future__ import annotations
 
+import gc
 import signal
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from types import FrameType
 from typing import Any, Protocol, runtime_checkable
 
+from jobs.cancellations import Cancelled, read_cancellations
+from jobs.config import Policy
+from jobs.failures import FailureClass
 from jobs.graph import Graph, Node
+from jobs.index import index_of
 from jobs.layout import Layout
 from jobs.local import LocalExecutor
-from jobs.observe import read_facts
-from jobs.plan import Batch, Executor, InFlight, Limits, NodeFacts, Phase, Plan, make_plan
+from jobs.observe import Sight, read_facts
+from jobs.plan import Batch, Departure, Executor, InFlight, Limits, NodeFacts, Phase, Plan, make_plan
+from jobs.rounds import Judgements, replay
+from jobs.slots import Slot
 from jobs.slurm_client import SlurmUnavailableError
 
-MAX_SILENT = 4  # times a stage may leave the queue, everything upstream of it done, without an attempt; noticed one submission later
 MAX_UNSEEN = 30  # passes in a row that could not look at the queue
 SLICE_SECONDS = 0.2  # how soon Ctrl-C is heard
 HELD_SECONDS = 2.0  # between looks at stages that another launcher on this machine computes
 
 
 @runtime_checkable
-class SeesQueue(Protocol):
-    """An executor that can name every job in the queue."""
+class NotesDepartures(Protocol):
+    """An executor that knows what has left it."""
+
+    def departures(self, keys: Collection[str]) -> Mapping[str, tuple[Departure, ...]]:
+        """Key -> its elements that have left the queue, oldest first."""
+
+
+@runtime_checkable
+class SeesQueue(NotesDepartures, Protocol):
+    """An executor that can name every job in the queue, and what has left it."""
 
     def live_jobs(self) -> frozenset[str] | None:
         """`JOB` or `ARRAY_INDEX` of all jobs that run or wait, whoever submitted them; None if that is not known now."""
+
+    def settling(self) -> frozenset[str]:
+        """Keys of elements that have left the queue a short while ago, and it is not known yet how they ended."""
 
 
 @dataclass(frozen=True)
 class Desired:
     """What should be, and how hard to try."""
 
-    graph: Graph
+    graph: Graph  # its runs fill the slots, as far as is known
     layout: Layout
-    max_attempts: int
+    policy: Policy = field(default_factory=Policy)
     since: float = 0.0  # seconds since the epoch; failures of attempts begun before are forgiven: the time of the last launch by hand
     runs_per_task: Mapping[str, int] = field(default_factory=dict)  # by stage name
+    refill: Callable[[Mapping[Slot, int]], Graph] | None = None  # the graph for slots of these generations; None: no run is ever dropped
+    clock: Callable[[], float] = time.time
+
+
+@dataclass(frozen=True)
+class Look:
+    """The graph with the runs that fill the slots now, what the files say of it, and what was decided on its runs."""
+
+    graph: Graph
+    facts: Mapping[str, NodeFacts]
+    judgements: Judgements = field(default_factory=Judgements)
 
 
 class Change(Enum):
@@ -54,6 +82,8 @@ class Change(Enum):
     done = "done"
     failed = "failed"
     interrupted = "interrupted"
+    dropped = "dropped"
+    held = "held"
 
 
 @dataclass(frozen=True)
@@ -76,15 +106,22 @@ class Report:
     """Where an experiment stands after a pass."""
 
     plan: Plan
+    graph: Graph
     facts: Mapping[str, NodeFacts]
     in_flight: Mapping[str, InFlight]
+    judgements: Judgements = field(default_factory=Judgements)
     submitted: tuple[str, ...] = ()  # keys, by this pass
     interrupted: bool = False  # the user asked to stop
 
     @property
     def complete(self) -> bool:
-        """Every run has a result."""
+        """Every slot has a run that counts."""
         return self.plan.complete
+
+    @property
+    def settled(self) -> bool:
+        """Nothing to do and nothing to wait for."""
+        return self.plan.settled
 
 
 class Interrupts:
@@ -113,34 +150,58 @@ class Interrupts:
         self.count += 1
 
 
-def reconcile(desired: Desired, executor: Executor, *, silent: Mapping[str, int] | None = None) -> Report:
-    """One pass: observe, plan, submit. Running it twice submits nothing twice.
-
-    `silent` counts, by key, submissions that ended without an attempt; `MAX_SILENT` of them count as refused.
-    """
+def reconcile(desired: Desired, executor: Executor) -> Report:
+    """One pass: observe, judge, plan, submit. Running it twice submits nothing twice."""
     in_flight = dict(executor.in_flight())  # before the files: what ends in between is seen as done rather than as lost
-    facts = read_facts(desired.graph, desired.layout, live_jobs=_live_jobs(executor), since=desired.since)
-    return _plan_and_submit(desired, executor, without_silent(facts, silent or {}), in_flight)
+    return _plan_and_submit(desired, executor, look(desired, executor), in_flight)
 
 
-def without_silent(facts: Mapping[str, NodeFacts], silent: Mapping[str, int]) -> dict[str, NodeFacts]:
-    """Facts in which stages whose jobs keep ending before the worker begins are refused, so that nothing is submitted for ever. Pure."""
-    error = f"{MAX_SILENT} jobs ended before the worker began: see the log of the last one"
-    hopeless = {key for key, count in silent.items() if count >= MAX_SILENT and not facts[key].done}
-    return {key: replace(fact, refused=True, error=error) if key in hopeless else fact for key, fact in facts.items()}
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """A look at a large experiment makes a million objects and no cycle: the collector would go through all of them again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
-def count_silent(before: Report, after: Report, graph: Graph) -> tuple[str, ...]:
-    """Stages that left the queue between two passes without an attempt, although everything upstream of them was done. Pure.
+@_collector_paused()
+def look(
+    desired: Desired, executor: Executor | None = None, *, keys: Iterable[str] | None = None, known: Mapping[str, NodeFacts] | None = None
+) -> Look:
+    """What the files say, and the seeds that fill the slots by it: as long as a run is dropped, its slot's next one is read too.
 
-    A stage that waited for its turn in a task whose worker did begin is not among them.
+    `keys` and `known` are as for `read_facts`. Ends because a slot has `policy.max_seeds` seeds at the most.
     """
-    gone = [key for key in before.in_flight if key not in after.in_flight or key in after.submitted]
-    begun = {before.in_flight[key].job for key in gone if not _unchanged(before.facts[key], after.facts[key])}
-    return tuple(
-        key
-        for key in gone
-        if before.in_flight[key].job not in begun and all(before.facts[parent].done for parent in graph.nodes[key].upstream.values())
+    sight = sight_of(desired, executor)
+    graph, index = desired.graph, index_of(desired.layout)
+    if desired.refill is not None and index.generations and not graph.superseded and keys is None:
+        graph = desired.refill(index.generations)  # a guess that saves looking again and again; the results decide
+    facts: Mapping[str, NodeFacts] = read_facts(graph, desired.layout, sight, keys=keys, known=known)
+    while True:
+        judgements = replay(graph, facts, desired.policy)
+        present = {(run.method, run.fold, run.slot): run.generation for run in graph.runs if run.generation}
+        if desired.refill is None or judgements.generations == present:
+            index.remember(present)
+            return Look(graph, facts, judgements)
+        graph = desired.refill(judgements.generations)
+        facts = read_facts(graph, desired.layout, sight, keys=[key for key in graph.nodes if key not in facts], known=facts)
+
+
+def sight_of(desired: Desired, executor: Executor | None) -> Sight:
+    """What reading the files needs to know beside them."""
+    seen = executor if isinstance(executor, SeesQueue) else None
+    return Sight(
+        since=desired.since,
+        max_attempts=desired.policy.max_attempts,
+        live_jobs=seen.live_jobs() if seen else None,
+        departures=executor.departures if isinstance(executor, NotesDepartures) else lambda keys: {},
+        settling=seen.settling() if seen else frozenset(),
+        cancelled=read_cancellations(desired.layout, desired.since),
+        clock=desired.clock,
     )
 
 
@@ -156,13 +217,12 @@ def wait_for(
 
     Raises SlurmUnavailableError when Slurm has not answered in `MAX_UNSEEN` passes one after another; fewer are waited out.
     """
-    silent: Counter[str] = Counter()
     former: Report | None = None
     unseen = 0
     with Interrupts() as interrupts:
         while True:
             try:
-                report = reconcile(desired, executor, silent=silent)
+                report = reconcile(desired, executor)
             except SlurmUnavailableError:
                 unseen += 1
                 if unseen >= MAX_UNSEEN or interrupts.count:
@@ -170,10 +230,9 @@ def wait_for(
                 interrupts.pause(poll_seconds)
                 continue
             unseen = 0
-            for event in changes(desired.graph, former, report):
+            desired = replace(desired, graph=report.graph)
+            for event in changes(former, report):
                 tell(event)
-            if former is not None:
-                silent.update(count_silent(former, report, desired.graph))
             each_pass(report)
             if report.plan.settled:
                 return report
@@ -197,7 +256,6 @@ def run_local(
     Ctrl-C ends the grace. The same command goes on from there.
     """
     desired = replace(desired, runs_per_task={})  # workers are forked: nothing is gained by computing several stages in one
-    silent: Counter[str] = Counter()
     report = reconcile(desired, executor)
     with Interrupts() as interrupts:
         looked = time.monotonic()
@@ -212,38 +270,50 @@ def run_local(
                 continue
             looked = time.monotonic()
             former = report
-            report = _look_again(desired, executor, former, touched, silent)
-            silent.update(key for key in touched & set(former.in_flight) if _unchanged(former.facts[key], report.facts[key]))
-            for event in changes(desired.graph, former, report, ended=touched):
+            report = _look_again(replace(desired, graph=former.graph), executor, former, touched)
+            for event in changes(former, report, ended=touched):
                 tell(event)
         if not report.plan.settled:
             stopping(sum(flight.phase is Phase.running for flight in executor.in_flight().values()))
             executor.stop(grace=grace_seconds, hurry=lambda: interrupts.count > 1)
-            facts = read_facts(desired.graph, desired.layout, since=desired.since)
-            report = Report(_plan(desired, facts, {}, executor.limits()), facts, {}, interrupted=True)
+            now = look(replace(desired, graph=report.graph), executor)
+            report = Report(_plan(desired, now, {}, executor.limits()), now.graph, now.facts, {}, now.judgements, interrupted=True)
     return report
 
 
-def changes(graph: Graph, former: Report | None, now: Report, *, ended: Iterable[str] | None = None) -> list[Event]:
+def changes(former: Report | None, now: Report, *, ended: Iterable[str] | None = None) -> list[Event]:
     """What happened between two passes, worth a line each. Pure.
 
     `ended`: keys of tasks known to have ended; without them, those that were in flight before and are not now.
     """
     if former is None:
         return []
-    done, total = sum(fact.done for fact in now.facts.values()), len(graph.nodes)
-    over = former.in_flight if ended is None else ended
+    done, total = sum(fact.done for fact in now.facts.values()), len(now.graph.nodes)
+    over = dict.fromkeys((*former.in_flight, *former.plan.waiting) if ended is None else ended)
     found: list[Event] = []
     for key in over:
+        if key not in former.facts or key not in now.graph.nodes:  # a job of an earlier configuration
+            continue
         before, after = former.facts[key], now.facts[key]
-        node = graph.nodes[key]
+        node = now.graph.nodes[key]
         if after.done and not before.done:
             found.append(Event(Change.done, node, f"done in {duration(after.seconds)}", done, total))
-        elif after.failures > before.failures or (after.refused and not before.refused):
+        elif after.ended > before.ended and after.failure == FailureClass.interrupted.name and not after.stopped:
+            found.append(Event(Change.interrupted, node, "interrupted", done, total))
+        elif (after.ended > before.ended or (after.stopped and not before.stopped)) and after.error:
             again = " (tried again)" if key in now.in_flight else " (given up)" if key in now.plan.given_up else ""
             found.append(Event(Change.failed, node, f"failed: {after.error}{again}", done, total))
-        elif after.attempts > before.attempts and key not in now.in_flight and not after.held and not after.done:
-            found.append(Event(Change.interrupted, node, "interrupted", done, total))
+    known = set(former.judgements.dropped)
+    nodes = {(run.method, run.fold, run.slot, run.generation): now.graph.nodes[run.key] for run in now.graph.superseded}
+    for each in now.judgements.dropped:
+        if each not in known and (each.method, each.fold, each.slot, each.generation) in nodes:
+            node = nodes[each.method, each.fold, each.slot, each.generation]
+            found.append(Event(Change.dropped, node, f"dropped: {each.reason}; slot {each.slot} gets another seed", done, total))
+    if len(now.plan.stayed) > len(former.plan.stayed):
+        first = now.plan.stayed[0]
+        found.append(
+            Event(Change.held, now.graph.nodes[first], f"and {len(now.plan.stayed) - 1} more: {now.plan.reasons[first]}", done, total)
+        )
     return found
 
 
@@ -255,46 +325,56 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _look_again(desired: Desired, executor: Executor, former: Report, touched: set[str], silent: Mapping[str, int]) -> Report:
-    """A pass that reads only what can have changed: the given stages and what they read."""
+def _look_again(desired: Desired, executor: Executor, former: Report, touched: set[str]) -> Report:
+    """A pass that reads only what can have changed: the given stages, what they read, and what the user has cancelled meanwhile."""
     keys = touched | {parent for key in touched for parent in desired.graph.nodes[key].upstream.values()}
+    cancelled = read_cancellations(desired.layout, desired.since)
+    keys |= {key for key, fact in former.facts.items() if key in cancelled and not (fact.done or fact.cancelled)}
     in_flight = dict(executor.in_flight())
-    facts = read_facts(desired.graph, desired.layout, keys=keys, known=dict(former.facts), since=desired.since)
-    return _plan_and_submit(desired, executor, without_silent(facts, silent), in_flight)
+    return _plan_and_submit(desired, executor, look(desired, executor, keys=keys, known=former.facts), in_flight)
 
 
-def _plan_and_submit(desired: Desired, executor: Executor, facts: Mapping[str, NodeFacts], in_flight: dict[str, InFlight]) -> Report:
-    plan = _plan(desired, facts, in_flight, executor.limits())
+def _plan_and_submit(desired: Desired, executor: Executor, now: Look, in_flight: dict[str, InFlight]) -> Report:
+    index_of(desired.layout).store()
+    plan = _plan(desired, now, in_flight, executor.limits())
+    if plan.withdrawn:
+        for key in executor.cancel(plan.withdrawn):
+            in_flight.pop(key, None)
     submitted: list[str] = []
     for batch in plan.batches:
-        ready = _submittable(batch, desired.graph, facts, in_flight)
+        ready = _submittable(batch, now.graph, now.facts, in_flight, read_cancellations(desired.layout, desired.since))
         if not ready.tasks:
             continue
-        parents = {parent for key in ready.keys for parent in desired.graph.nodes[key].upstream.values()}
-        taken = executor.submit(ready, desired.graph, {key: in_flight[key] for key in parents if key in in_flight})
+        parents = {parent for key in ready.keys for parent in now.graph.nodes[key].upstream.values()}
+        taken = executor.submit(ready, now.graph, {key: in_flight[key] for key in parents if key in in_flight})
         in_flight.update(taken)
         submitted.extend(taken)
-    return Report(plan, facts, in_flight, tuple(submitted))
+    cancelled = read_cancellations(desired.layout, desired.since)
+    late = [key for key in submitted if key in cancelled]  # the user cancelled while they were handed in, and may have missed them
+    for key in executor.cancel(late) if late else ():
+        in_flight.pop(key, None)
+    return Report(plan, now.graph, now.facts, in_flight, now.judgements, tuple(submitted))
 
 
-def _plan(desired: Desired, facts: Mapping[str, NodeFacts], in_flight: Mapping[str, InFlight], limits: Limits) -> Plan:
-    packing, attempts = desired.runs_per_task, desired.max_attempts
-    return make_plan(desired.graph, facts, in_flight, runs_per_task=packing, limits=limits, max_attempts=attempts)
+def _plan(desired: Desired, now: Look, in_flight: Mapping[str, InFlight], limits: Limits) -> Plan:
+    return make_plan(
+        now.graph,
+        now.facts,
+        in_flight,
+        runs_per_task=desired.runs_per_task,
+        limits=limits,
+        max_failures=desired.policy.max_failures,
+        since=desired.since,
+    )
 
 
-def _submittable(batch: Batch, graph: Graph, facts: Mapping[str, NodeFacts], in_flight: Mapping[str, InFlight]) -> Batch:
-    """A batch without the tasks whose upstream stages the executor did not take."""
+def _submittable(
+    batch: Batch, graph: Graph, facts: Mapping[str, NodeFacts], in_flight: Mapping[str, InFlight], cancelled: Cancelled
+) -> Batch:
+    """A batch without the tasks whose upstream stages the executor did not take, and without those cancelled since the pass began."""
     parents = graph.nodes
 
     def standing(key: str) -> bool:
-        return all(facts[parent].done or parent in in_flight for parent in parents[key].upstream.values())
+        return key not in cancelled and all(facts[parent].done or parent in in_flight for parent in parents[key].upstream.values())
 
     return replace(batch, tasks=tuple(task for task in batch.tasks if all(standing(key) for key in task.keys)))
-
-
-def _unchanged(before: NodeFacts, after: NodeFacts) -> bool:
-    return not after.done and not after.held and after.attempts == before.attempts
-
-
-def _live_jobs(executor: Executor) -> frozenset[str] | None:
-    return executor.live_jobs() if isinstance(executor, SeesQueue) else None

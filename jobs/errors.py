@@ -1,4 +1,4 @@
-"""What a user can mend."""
+"""What a user can mend, and what the program itself broke."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ _MENDABLE = frozenset(
 
 class UsageError(Exception):
     """Wrong command, configuration or site: one line (what, where, what to do); the command line exits with 2."""
+
+
+class InternalError(RuntimeError):
+    """Something of the program's own broke: one line (what, which log, what to do); the command line exits with 1."""
 
 
 def is_mendable(error: OSError) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +16,13 @@ from jobs.graph import Graph, build_graph
 from jobs.layout import Layout, valid_experiment_name
 from jobs.plan import NodeFacts
 from jobs.records import Result, read_json, read_result, write_json
-from jobs.slots import seeds_of_slots
+from jobs.slots import Slot, seeds_of_slots
 from jobs.stages import Registry
-from jobs.status import State, Status
 
 if TYPE_CHECKING:
     from jobs.controller import Desired
 
 SCHEMA = 1
-# What a state of a stage is called in a table (jobs.summary.Status).
-TABLE_STATES: Mapping[State, str] = {State.running: "running", State.failed: "failed", State.blocked: "failed"}
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,8 @@ class Launched:
     graph: Graph
     layout: Layout
     since: float  # seconds since the epoch: time of the last launch by hand
+    refill: Callable[[Mapping[Slot, int]], Graph]  # the graph for slots of these generations
+    changed: bool = False  # the code has moved on since the launch: the same configuration means other stages now
 
     @property
     def desired(self) -> Desired:
@@ -53,14 +54,16 @@ class Launched:
 
         stages = {node.stage for node in self.graph.nodes.values()}
         packing = {stage: resources_of(self.experiment, stage).runs_per_task for stage in stages}
-        return Desired(self.graph, self.layout, self.experiment.policy.max_attempts, self.since, packing)
+        return Desired(self.graph, self.layout, self.experiment.policy, self.since, packing, self.refill)
 
 
 def launch(experiment: Experiment, corpus: Corpus, registry: Registry, layout: Layout) -> Launched:
     """Plan an experiment anew. Raises UsageError for a method or fold there is not."""
     _known("methods", experiment.methods, registry.methods)
     _known("folds", experiment.folds, corpus.folds)
-    return Launched(experiment, corpus, _graph(experiment, corpus, registry), layout, time.time())
+    graph = _graph(experiment, corpus, registry, {})
+    refill = functools.partial(_graph, experiment, corpus, registry, base=graph)
+    return Launched(experiment, corpus, graph, layout, time.time(), refill)
 
 
 def store(launched: Launched) -> None:
@@ -71,6 +74,7 @@ def store(launched: Launched) -> None:
         "launched": launched.since,
         "config": resolved_values(launched.experiment),
         "corpus": {"name": corpus.name, "digest": corpus.digest, "folds": list(corpus.folds), "folder": corpus.folder},
+        "stages": _digest(launched.graph),
     }
     write_json(launched.layout.experiment_file, value)
 
@@ -90,29 +94,27 @@ def reopen(layout: Layout, registry: Registry, recipe_schema: type[Any]) -> Laun
     try:
         stated = value["corpus"]
         corpus = Corpus(str(stated["name"]), str(stated["digest"]), tuple(stated["folds"]), str(stated["folder"]))
-        config, since = value["config"], float(value["launched"])
+        config, since, stages = value["config"], float(value["launched"]), str(value.get("stages", ""))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{layout.experiment_file}: damaged ({error!r}); launch `grid` again to renew it") from error
     experiment = restore_experiment(config, recipe_schema=recipe_schema)
-    return Launched(experiment, corpus, _graph(experiment, corpus, registry), layout, since)
+    graph = _graph(experiment, corpus, registry, {})
+    refill = functools.partial(_graph, experiment, corpus, registry, base=graph)
+    return Launched(experiment, corpus, graph, layout, since, refill, changed=bool(stages) and stages != _digest(graph))
 
 
-def read_results(launched: Launched, facts: Mapping[str, NodeFacts]) -> dict[str, Result]:
-    """Results of every finished stage, by key."""
+def read_results(graph: Graph, layout: Layout, facts: Mapping[str, NodeFacts]) -> dict[str, Result]:
+    """Results of every finished stage of a graph, by key; those of dropped runs too."""
     found: dict[str, Result] = {}
-    for key, fact in facts.items():
-        if fact.done and (result := read_result(launched.layout.stage(launched.graph.nodes[key].stage, key), key)):
+    for key, node in graph.nodes.items():
+        if key in facts and facts[key].done and (result := read_result(layout.stage(node.stage, key), key)):
             found[key] = result
     return found
 
 
-def table_states(status: Status) -> dict[str, str]:
-    """Key of each run -> what a table calls its state."""
-    return {run.key: TABLE_STATES.get(run.state, "pending") for run in status.runs}
-
-
-def _graph(experiment: Experiment, corpus: Corpus, registry: Registry) -> Graph:
+def _graph(experiment: Experiment, corpus: Corpus, registry: Registry, generations: Mapping[Slot, int], base: Graph | None = None) -> Graph:
     folds = experiment.folds or list(corpus.folds)
+    slots = seeds_of_slots(experiment.methods, folds, seeds=experiment.seeds, first_seed=experiment.first_seed, generations=generations)
     return build_graph(
         registry,
         experiment.recipe,
@@ -120,8 +122,14 @@ def _graph(experiment: Experiment, corpus: Corpus, registry: Registry) -> Graph:
         corpus_digest=corpus.digest,
         methods=experiment.methods,
         folds=folds,
-        seeds=seeds_of_slots(experiment.methods, folds, seeds=experiment.seeds, first_seed=experiment.first_seed),
+        seeds=slots,
+        base=base,
     )
+
+
+def _digest(graph: Graph) -> str:
+    """Of all stages that a launch asks for, before any run is dropped."""
+    return hashlib.sha256(" ".join(sorted(graph.nodes)).encode()).hexdigest()[:16]
 
 
 def _known(key: str, asked: Sequence[str], known: Sequence[str]) -> None:

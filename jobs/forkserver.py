@@ -188,7 +188,7 @@ def _preload(name: str) -> None:
 
 def _work(request: Mapping[str, Any], stop: StopRequest) -> int:
     limit_threads(int(request["threads"]))
-    process = WorkerProcess(description_from_json(request["task"]), int(request["threads"]), say, stop, lag_seconds=0.0)
+    process = WorkerProcess(description_from_json(request["task"]), int(request["threads"]), say, stop, request["log"], lag_seconds=0.0)
     return run_task(process, int(request["index"]))
 
 

@@ -11,9 +11,10 @@ from typing import Any
 from jobs.stages import Registry, StageCall
 
 KEY_LENGTH = 20  # hex digits, 80 bits: a collision among 10^6 stages has odds below 10^-12
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Run:
     """One entry of a table cell: the fine-tuning of a method on a fold with one seed, in a slot."""
 
@@ -22,13 +23,14 @@ class Run:
     slot: int
     seed: int
     key: str  # of its last stage
+    generation: int = 0  # 0: the slot's first seed; g: its g-th reserve seed
 
     @property
     def name(self) -> str:
         return f"{self.method}/{self.fold}/{self.slot}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Node:
     """One stage to compute once."""
 
@@ -50,32 +52,37 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes in an order where every upstream stage comes first, and the runs that need them."""
+    """Nodes in an order where every upstream stage comes first, and the runs that need them.
+
+    `runs` fill the slots now; `superseded` did before they were dropped, and are computed no more.
+    """
 
     nodes: Mapping[str, Node]
     runs: tuple[Run, ...]
     corpus: str
     corpus_digest: str
     children: Mapping[str, tuple[str, ...]] = field(repr=False)
+    superseded: tuple[Run, ...] = ()
 
 
 def canonical_json(value: object) -> str:
     """One text per value: sorted keys, no spaces; NaN and types outside JSON are refused with ValueError/TypeError."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return _CANONICAL.encode(value)
 
 
-def content_key(call: StageCall, corpus_digest: str, upstream: Mapping[str, str]) -> str:
-    """Hash of what determines a stage's output: stage, version, settings, fold, seed, corpus digest, upstream keys."""
-    identity = {
-        "stage": call.stage,
-        "version": call.version,
-        "settings": dict(call.settings),
-        "fold": call.fold,
-        "seed": call.seed,
-        "corpus": corpus_digest,
-        "upstream": dict(upstream),
-    }
-    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:KEY_LENGTH]
+def content_key(call: StageCall, corpus_digest: str, upstream: Mapping[str, str], settings: str = "") -> str:
+    """Hash of what determines a stage's output: corpus digest, fold, seed, settings, stage, upstream keys and version, as canonical JSON.
+
+    `settings` is the text of the call's settings where it was made before. The rest is put together by hand, as `canonical_json` would.
+    """
+    text = canonical_json
+    parents = ",".join(f"{text(role)}:{text(key)}" for role, key in sorted(upstream.items()))
+    identity = (
+        f'{{"corpus":{text(corpus_digest)},"fold":{text(call.fold)},"seed":{call.seed:d},'
+        f'"settings":{settings or text(dict(call.settings))},'
+        f'"stage":{text(call.stage)},"upstream":{{{parents}}},"version":{call.version:d}}}'
+    )
+    return hashlib.sha256(identity.encode()).hexdigest()[:KEY_LENGTH]
 
 
 def build_graph(
@@ -86,43 +93,59 @@ def build_graph(
     corpus_digest: str,
     methods: Sequence[str],
     folds: Sequence[str],
-    seeds: Mapping[tuple[str, str, int], int],
+    seeds: Mapping[tuple[str, str, int], Sequence[int]],
+    base: Graph | None = None,
 ) -> Graph:
     """The graph of an experiment.
 
-    `seeds` maps (method, fold, slot) to the seed that fills the slot now. Runs come out ordered by method, fold, slot.
+    `seeds` maps (method, fold, slot) to the seeds that the slot has had; the last one fills it now. Runs come out ordered by method,
+    fold, slot, generation. `base` is a graph of the same experiment with other seeds: what it holds is not hashed again.
     """
+    known = {(run.method, run.fold, run.seed): run.key for run in (*base.runs, *base.superseded)} if base else {}
     nodes: dict[str, Node] = {}
     runs: list[Run] = []
+    superseded: list[Run] = []
+    # By the identity of an object that runs have in common, and with that object, so that no other can come by its identity.
+    shared: dict[int, tuple[StageCall, str]] = {}
+    texts: dict[int, tuple[Mapping[str, Any], str]] = {}
 
     def add(call: StageCall, method: str) -> str:
-        upstream = {role: add(parent, method) for role, parent in call.upstream.items()}
-        key = content_key(call, corpus_digest, upstream)
+        upstream = {role: add_shared(parent, method) for role, parent in call.upstream.items()}
+        settings = call.settings
+        if id(settings) not in texts:
+            texts[id(settings)] = settings, canonical_json(dict(settings))
+        key = content_key(call, corpus_digest, upstream, texts[id(settings)][1])
         if key not in nodes:
-            nodes[key] = Node(
-                key=key,
-                stage=call.stage,
-                version=call.version,
-                settings=dict(call.settings),
-                runtime=dict(call.runtime),
-                upstream=upstream,
-                fold=call.fold,
-                seed=call.seed,
-                method=method,
-            )
+            nodes[key] = Node(key, call.stage, call.version, settings, call.runtime, upstream, call.fold, call.seed, method)
+        return key
+
+    def add_shared(call: StageCall, method: str) -> str:
+        if id(call) not in shared:
+            shared[id(call)] = call, add(call, method)
+        return shared[id(call)][1]
+
+    def adopt(key: str, former: Mapping[str, Node]) -> str:
+        if key not in nodes:
+            for parent in former[key].upstream.values():
+                adopt(parent, former)
+            nodes[key] = former[key]
         return key
 
     slots: dict[tuple[str, str], list[int]] = {}
     for method, fold, slot in seeds:
         slots.setdefault((method, fold), []).append(slot)
     for method in methods:
+        stage_of = registry.calls(method, recipe)
         for fold in folds:
             for slot in sorted(slots.get((method, fold), ())):
-                seed = seeds[method, fold, slot]
-                key = add(registry.call(method, recipe, fold=fold, seed=seed), method)
-                runs.append(Run(method, fold, slot, seed, key))
-    children: dict[str, list[str]] = {key: [] for key in nodes}
+                tried = seeds[method, fold, slot]
+                for generation, seed in enumerate(tried):
+                    found = known.get((method, fold, seed))
+                    key = adopt(found, base.nodes) if base and found else add(stage_of(fold, seed), method)
+                    run = Run(method, fold, slot, seed, key, generation)
+                    (runs if generation == len(tried) - 1 else superseded).append(run)
+    children: dict[str, list[str]] = {}
     for node in nodes.values():
         for parent in node.upstream.values():
-            children[parent].append(node.key)
-    return Graph(nodes, tuple(runs), corpus, corpus_digest, {key: tuple(found) for key, found in children.items()})
+            children.setdefault(parent, []).append(node.key)
+    return Graph(nodes, tuple(runs), corpus, corpus_digest, {key: tuple(children.get(key, ())) for key in nodes}, tuple(superseded))

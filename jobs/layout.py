@@ -10,6 +10,8 @@ results/
       outcome.json                  how it ended, when it did not end in a result
   EXPERIMENT/
     experiment.json                 resolved configuration of the last launch
+    cancelled.json                  what the user cancelled since
+    index.json                      what was read of finished stages: a cache, never the truth
     submissions/NAME.json           one Slurm array: intent, then job id
     snapshots/DIGEST/               code the jobs run
     logs/  tables/  confusion/
@@ -84,6 +86,14 @@ class Layout:
     @property
     def experiment_file(self) -> Path:
         return self.folder / "experiment.json"
+
+    @property
+    def cancellations(self) -> Path:
+        return self.folder / "cancelled.json"
+
+    @property
+    def index(self) -> Path:
+        return self.folder / "index.json"
 
     @property
     def submissions(self) -> Path:

@@ -21,8 +21,8 @@ QUIET_SECONDS = 300.0  # without a heartbeat a claim is given up after this: sev
 GONE_SECONDS = 45.0  # the same where the queue says that the job is gone: the queue may have been read just before the job began
 
 
-def new_claim(number: int) -> Claim:
-    """A claim of attempt `number` by this process."""
+def new_claim(number: int, *, log: str = "", relief: int = 0, checkpoint: float = 0.0) -> Claim:
+    """A claim of attempt `number` by this process; the rest is as in `Claim`."""
     return Claim(
         attempt=number,
         host=socket.gethostname(),
@@ -30,6 +30,10 @@ def new_claim(number: int) -> Claim:
         process_start=process_start(os.getpid()),
         started=time.time(),
         slurm_job=own_slurm_job(),
+        node=os.environ.get("SLURMD_NODENAME", "") or socket.gethostname(),
+        log=log,
+        relief=relief,
+        checkpoint=checkpoint,
     )
 
 

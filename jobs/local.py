@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from signal import Signals
@@ -21,10 +21,12 @@ from typing import Any
 
 from jobs.capacity import Capacity, Needs, fitting, whole
 from jobs.config import Resources
+from jobs.errors import InternalError
+from jobs.failures import FailureClass
 from jobs.graph import Graph, Node
 from jobs.layout import Layout
-from jobs.plan import Batch, InFlight, Limits, Phase, critical_minutes
-from jobs.records import Ending, Outcome, attempt_numbers, read_claim, read_outcome, read_result, write_outcome
+from jobs.plan import Batch, Departure, InFlight, Limits, Phase, critical_minutes
+from jobs.records import Claim, Ending, Outcome, attempt_numbers, read_claim, read_outcome, read_result, write_outcome
 from jobs.tasks import Workplace, describe, description_to_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -57,6 +59,8 @@ class _Held:
     needs: Needs
     priority: float
     log: Path
+    relief: int
+    submitted: float  # seconds since the epoch
     devices: tuple[str, ...] = ()
     running: bool = False
 
@@ -81,6 +85,7 @@ class LocalExecutor:
     _partial: bytes = b""
     _taken: int = 0
     _stopping: bool = False
+    _wordless: dict[str, list[Departure]] = field(default_factory=dict)
     _critical: tuple[Graph | None, dict[str, float]] = (None, {})
 
     def __enter__(self) -> LocalExecutor:
@@ -114,11 +119,25 @@ class LocalExecutor:
                 needs=whole(self.resources(node.stage), self.capacity),
                 priority=self._critical[1][key],
                 log=log_of(self.layout, node),
+                relief=batch.request.relief,
+                submitted=time.time(),
             )
             self._held[held.name] = held
             self._of_key[key] = held.name
             taken[key] = _in_flight(held)
         return taken
+
+    def cancel(self, keys: Collection[str]) -> tuple[str, ...]:
+        """Hand back what waits here of these keys."""
+        waiting = [self._held[self._of_key[key]] for key in keys if key in self._of_key]
+        for held in waiting:
+            if not held.running:
+                self._forget(held)
+        return tuple(key for held in waiting if not held.running for key in held.keys)
+
+    def departures(self, keys: Collection[str]) -> Mapping[str, tuple[Departure, ...]]:
+        """Tasks that failed before they had claimed an attempt: the only ones that left no word in the files."""
+        return {key: tuple(self._wordless[key]) for key in keys if key in self._wordless}
 
     @property
     def idle(self) -> bool:
@@ -128,7 +147,7 @@ class LocalExecutor:
     def wait(self, seconds: float) -> tuple[Ended, ...]:
         """Start what fits, then wait for a task to end, at most `seconds`; returns the tasks that have ended, oldest first.
 
-        Raises RuntimeError when the fork server has died.
+        Raises InternalError when the fork server has died.
         """
         self._start_what_fits()
         if self._server is None:
@@ -181,7 +200,7 @@ class LocalExecutor:
         self._ask(
             {
                 "start": held.name,
-                "task": description_to_json(describe(self.place, held.graph, [held.keys])),
+                "task": description_to_json(describe(self.place, held.graph, [held.keys], held.relief)),
                 "index": 0,
                 "threads": held.needs.cpus,
                 "environment": environment,
@@ -221,7 +240,10 @@ class LocalExecutor:
                 return []
         received = os.read(self._server.stdout.fileno(), 1 << 16)
         if not received:
-            raise RuntimeError(f"the process that starts workers died with status {self._server.wait()}: see {self._server_log}")
+            raise InternalError(
+                f"the process that starts workers died with status {self._server.wait()}: see {self._server_log}; "
+                "nothing that is finished is lost: run the same command again"
+            )
         *lines, self._partial = (self._partial + received).split(b"\n")
         return [json.loads(line) for line in lines]
 
@@ -233,6 +255,10 @@ class LocalExecutor:
         if ended.code not in ENDS_OF_ITS_OWN:
             for key in held.keys:
                 self._record_death(held.graph.nodes[key], int(event["pid"]), ended)
+        if ended.code not in (0, 3):
+            for key in held.keys:
+                if not self._claimed(held.graph.nodes[key], int(event["pid"])):
+                    self._wordless.setdefault(key, []).append(Departure(key, held.name, "", held.submitted, time.time()))
         self._forget(held)
         for key in held.keys:
             if read_result(self.layout.stage(held.graph.nodes[key].stage, key), key) is None:
@@ -245,18 +271,21 @@ class LocalExecutor:
         for number in attempt_numbers(folder)[-1:]:
             attempt = folder.attempt(number)
             claim = read_claim(attempt)
-            if (
-                claim is None
-                or claim.pid != pid
-                or claim.host != socket.gethostname()
-                or read_outcome(attempt)
-                or read_result(folder, node.key)
-            ):
+            if claim is None or not _is_of(claim, pid) or read_outcome(attempt) or read_result(folder, node.key):
                 continue
             name, message = _words(ended)
             ending = Ending.interrupted if self._stopping else Ending.failed
+            # On this machine nobody but the kernel, for want of memory, sends SIGKILL unasked.
+            failure = FailureClass.interrupted if self._stopping else FailureClass.memory if name == "SIGKILL" else FailureClass.code
             seconds = round(time.time() - claim.started, 3)
-            write_outcome(attempt, Outcome(number, ending, name, message, f"log: {ended.log}", claim.host, seconds))
+            outcome = Outcome(number, ending, name, message, f"log: {ended.log}", claim.host, seconds, kind=failure.name)
+            write_outcome(attempt, outcome)
+
+    def _claimed(self, node: Node, pid: int) -> bool:
+        """Whether a worker had claimed an attempt of a stage."""
+        folder = self.layout.stage(node.stage, node.key)
+        claims = (read_claim(folder.attempt(number)) for number in attempt_numbers(folder)[-1:])
+        return any(claim is not None and _is_of(claim, pid) for claim in claims)
 
     def _hand_back_dependants(self, key: str) -> None:
         for name in [name for name, held in self._held.items() if key in held.upstream and not held.running]:
@@ -275,6 +304,10 @@ class LocalExecutor:
 def log_of(layout: Layout, node: Node) -> Path:
     """Where a stage's output goes when it is computed on this machine; attempts follow one another."""
     return layout.logs / f"{node.stage}-{node.key}.log"
+
+
+def _is_of(claim: Claim, pid: int) -> bool:
+    return claim.pid == pid and claim.host == socket.gethostname()
 
 
 def _in_flight(held: _Held) -> InFlight:

@@ -7,85 +7,139 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from jobs.graph import Graph, Node
-from jobs.layout import AttemptFolder, Layout, StageFolder
+from jobs.cancellations import Cancelled
+from jobs.failures import Ended, FailureClass, blames_node, cancelled_by_hand, class_of_state, judge
+from jobs.graph import Graph
+from jobs.index import index_of
+from jobs.layout import Layout, StageFolder
 from jobs.liveness import claim_alive
-from jobs.plan import NodeFacts, needed_keys
+from jobs.plan import Departure, NodeFacts, needed_keys
 from jobs.records import Claim, Ending, Outcome, artifacts_present, attempt_numbers, read_claim, read_outcome, read_result
 
-MAX_LOST = 5  # attempts that may end by interruption or without a word, one after another and without a newer checkpoint
+UNKNOWN = NodeFacts()
+SUPERSEDED = "Superseded"  # error of an outcome that another attempt's result made pointless
+_OF_ENDING = {
+    Ending.failed: FailureClass.code,
+    Ending.interrupted: FailureClass.interrupted,
+    Ending.refused: FailureClass.refused,
+}
 
 
 @dataclass(frozen=True)
-class AttemptFacts:
-    """What the files say of one attempt that is not known to have ended well."""
+class Sight:
+    """What is known beside the files of the store, and from when on failures count."""
 
+    since: float = 0.0  # seconds since the epoch: launching again is how a user says "try again"
+    max_attempts: int = 12
+    live_jobs: Collection[str] | None = None  # all jobs in Slurm's queue; None where it was not asked
+    departures: Callable[[Collection[str]], Mapping[str, Sequence[Departure]]] = lambda keys: {}
+    settling: Collection[str] = frozenset()  # stages whose job has left the queue, and Slurm is still asked how
+    cancelled: Cancelled = field(default_factory=Cancelled)
+    clock: Callable[[], float] = time.time
+
+
+@dataclass(frozen=True)
+class AttemptFiles:
+    """What one attempt has left, as far as it has."""
+
+    number: int
     claim: Claim | None
-    alive: bool
     outcome: Outcome | None
+    alive: bool
+    published: bool = False  # the stage's result is of this attempt
+
+    @property
+    def job(self) -> str:
+        return self.claim.slurm_job if self.claim else ""
 
 
 def read_facts(
     graph: Graph,
     layout: Layout,
+    sight: Sight | None = None,
     *,
     keys: Iterable[str] | None = None,
-    known: dict[str, NodeFacts] | None = None,
-    live_jobs: Collection[str] | None = None,
-    since: float = 0.0,
+    known: Mapping[str, NodeFacts] | None = None,
 ) -> dict[str, NodeFacts]:
     """Facts of every stage of the graph.
 
-    `since` (seconds since the epoch): failures of attempts begun before are forgiven: launching again is how a user says "try again".
-    `live_jobs`: all jobs in Slurm's queue, None where it was not asked. With `keys`, only those are read again and the rest is taken
-    from `known`. Artifacts are looked for where a stage still to be computed reads them: a finished run counts even if its weights
-    were removed.
+    With `keys`, only those are read again and the rest is taken from `known`. Artifacts are looked for where a stage still to be
+    computed reads them: a finished run counts even if its weights were removed.
     """
+    sight = sight or Sight()
     facts = dict(known or {})
-    begun = {stage: _names(layout.stage(stage, "_").path.parent) for stage in {node.stage for node in graph.nodes.values()}}
-    now = time.time()
-    for key in graph.nodes if keys is None else keys:
-        node = graph.nodes[key]
-        if key in begun[node.stage]:
-            facts[key] = _read_node(layout.stage(node.stage, key), node, live_jobs=live_jobs, since=since, now=now)
-        else:
-            facts[key] = NodeFacts()
-    return _without_missing_artifacts(graph, layout, facts, live_jobs=live_jobs, since=since, now=now)
+    folders = {stage: layout.stage(stage, "_").path.parent for stage in {node.stage for node in graph.nodes.values()}}
+    begun = {stage: _names(folder) for stage, folder in folders.items()}
+    wanted = list(graph.nodes if keys is None else keys)
+    index = index_of(layout)
+    for key in wanted:
+        stage = graph.nodes[key].stage
+        facts[key] = (index.facts(key, f"{folders[stage]}/{key}") if key in begun[stage] else None) or UNKNOWN
+    damaged = _discount_missing_artifacts(graph, layout, facts)
+    undone = [key for key in dict.fromkeys([*wanted, *damaged]) if not facts[key].done]
+    retried = [key for key in wanted if facts[key].done and facts[key].attempts > 1]
+    departures = sight.departures([*undone, *retried])
+    read = [*(key for key in undone if key in begun[graph.nodes[key].stage]), *retried]
+    files = {key: _read_attempts(layout.stage(graph.nodes[key].stage, key), sight) for key in read}
+    begun_jobs = {attempt.job for attempts in files.values() for attempt in attempts if attempt.job}
+    unbegun = {key: [each for each in departures.get(key, ()) if each.job not in begun_jobs] for key in undone}
+    silent = {key: _silent(graph, key, facts, unbegun[key], sight.since) for key in undone}
+    suspects = {each.job for found in silent.values() for each in found}
+    if suspects:
+        suspects -= _begun_by_finished(graph, layout, sight, facts, suspects)
+    for key in undone:
+        folder = layout.stage(graph.nodes[key].stage, key)
+        wordless = [each for each in silent[key] if each.job in suspects]
+        facts[key] = _judged(key, folder, files.get(key, ()), departures.get(key, ()), wordless, sight)
+    for key in retried:  # a machine that failed is remembered although what it failed was done elsewhere
+        ended = ended_attempts(files[key], departures.get(key, ()), 0.0)
+        bad_nodes = tuple(each.node for each in ended if each.nodes_fault and each.node and each.started >= sight.since)
+        facts[key] = replace(facts[key], bad_nodes=bad_nodes)
+    return facts
 
 
-def judge_attempts(attempts: Sequence[AttemptFacts], *, checkpoint: float, since: float) -> NodeFacts:
-    """Facts of a stage without a result from its attempts, oldest first. Pure.
+def ended_attempts(files: Sequence[AttemptFiles], departures: Sequence[Departure], newest_checkpoint: float) -> list[Ended]:
+    """The attempts that are over, oldest first, each with its class. Pure.
 
-    `checkpoint` is when resumable state was last written (seconds since the epoch, 0: never): attempts that were lost or interrupted are
-    free while they bring the stage forward, and beyond `MAX_LOST` without progress they count as failures.
+    An attempt without a last word was killed, or its machine was; Slurm's state of its job says which, unless a later attempt ran under
+    the same job: then Slurm had it requeued. A worker that was asked to stop cannot know whether its time was up: there too Slurm's word
+    counts, as far as there is one (a preempted job gets the same warning).
     """
-    failures = stalled = 0
-    refused = False
-    error = held = ""
-    for attempt in attempts:
-        started = attempt.claim.started if attempt.claim else 0.0
-        ending = attempt.outcome.ending if attempt.outcome else None
-        if ending is None and attempt.alive and attempt.claim:
-            held = holder(attempt.claim)
+    states = {each.job: each.state for each in departures}
+    last_of_job = {attempt.job: attempt.number for attempt in files if attempt.job}
+    claims = [attempt.claim for attempt in files]
+    found: list[Ended] = []
+    for place, attempt in enumerate(files):
+        claim, outcome = attempt.claim, attempt.outcome
+        if claim is None or attempt.published or (outcome is None and attempt.alive):
             continue
-        if started < since:
+        if outcome is not None and outcome.error == SUPERSEDED:
             continue
-        refused = ending is Ending.refused
-        if ending in (Ending.failed, Ending.refused) and attempt.outcome:
-            failures += 1
-            stalled = 0
-            error = f"{attempt.outcome.error}: {attempt.outcome.message}"
-        elif started >= checkpoint:
-            stalled += 1
-            error = error or (f"interrupted on {attempt.outcome.host}" if attempt.outcome else "ended without a word")
-    if stalled > MAX_LOST:
-        failures += stalled - MAX_LOST
-        error = f"{stalled} attempts in a row were lost or interrupted without a newer checkpoint"
-    return NodeFacts(failures=failures, refused=refused, error=error if failures else "", held=held, attempts=len(attempts))
+        later = next((each.checkpoint for each in claims[place + 1 :] if each is not None), newest_checkpoint)
+        progress = later > claim.checkpoint
+        requeued = bool(attempt.job) and last_of_job[attempt.job] != attempt.number
+        state = "" if requeued else states.get(attempt.job, "")
+        if outcome is not None:
+            failure = FailureClass[outcome.kind] if outcome.kind in FailureClass.__members__ else _OF_ENDING[outcome.ending]
+            if failure in (FailureClass.interrupted, FailureClass.time_limit):
+                failure = _why_asked_to_stop(failure, state, requeued)
+            found.append(Ended(claim.started, failure, f"{outcome.error}: {outcome.message}", claim.node, progress=progress))
+            continue
+        failure = FailureClass.node if requeued else class_of_state(state)
+        said = f"Slurm says {state}" if state else "its job was requeued" if requeued else "nothing is known of its job"
+        error = f"ended without a word on {claim.node or claim.host} ({said})"
+        found.append(Ended(claim.started, failure, error, claim.node, requeued or blames_node(state), progress))
+    return found
+
+
+def _why_asked_to_stop(said: FailureClass, state: str, requeued: bool) -> FailureClass:
+    if requeued or state == "PREEMPTED":  # what ends at its limit is not begun again by Slurm
+        return FailureClass.interrupted
+    return FailureClass.time_limit if class_of_state(state) is FailureClass.time_limit else said
 
 
 def holder(claim: Claim) -> str:
@@ -93,43 +147,98 @@ def holder(claim: Claim) -> str:
     return f"Slurm job {claim.slurm_job}" if claim.slurm_job else f"process {claim.pid} on {claim.host}"
 
 
-def _read_node(folder: StageFolder, node: Node, *, live_jobs: Collection[str] | None, since: float, now: float) -> NodeFacts:
-    result = read_result(folder, node.key)
-    if result is not None:
-        return NodeFacts(done=True, attempts=result.attempt, seconds=_seconds(result.provenance.get("seconds")))
-    return _read_attempts(folder, live_jobs=live_jobs, since=since, now=now)
+def read_attempts(folder: StageFolder, sight: Sight) -> tuple[AttemptFiles, ...]:
+    """Every attempt that has a claim, oldest first."""
+    return tuple(_read_attempts(folder, sight))
 
 
-def _read_attempts(folder: StageFolder, *, live_jobs: Collection[str] | None, since: float, now: float, finished: int = 0) -> NodeFacts:
-    numbers = [number for number in attempt_numbers(folder) if number != finished]
-    attempts = [_read_attempt(folder.attempt(number), live_jobs, now) for number in numbers]
-    unexplained = any(attempt.outcome is None or attempt.outcome.ending is Ending.interrupted for attempt in attempts)
-    return judge_attempts(attempts, checkpoint=_newest(folder.checkpoint) if unexplained else 0.0, since=since)
+def newest_checkpoint(folder: StageFolder) -> float:
+    """When complete resumable state was last written, seconds since the epoch; 0 if there is none."""
+    try:
+        with os.scandir(folder.checkpoint) as entries:
+            return max((entry.stat().st_mtime for entry in entries if not entry.name.startswith(".")), default=0.0)
+    except (FileNotFoundError, NotADirectoryError):
+        return 0.0
 
 
-def _read_attempt(folder: AttemptFolder, live_jobs: Collection[str] | None, now: float) -> AttemptFacts:
-    claim, outcome = read_claim(folder), read_outcome(folder)
-    alive = claim is not None and outcome is None and claim_alive(claim, _modified(folder.claim), live_jobs=live_jobs, now=now)
-    return AttemptFacts(claim, alive, outcome)
+def _read_attempts(folder: StageFolder, sight: Sight) -> list[AttemptFiles]:
+    result = read_result_number(folder)
+    found: list[AttemptFiles] = []
+    for number in attempt_numbers(folder):
+        attempt = folder.attempt(number)
+        claim, outcome = read_claim(attempt), read_outcome(attempt)
+        if claim is None:
+            continue
+        over = outcome is not None or number == result
+        alive = not over and claim_alive(claim, _modified(attempt.claim), live_jobs=sight.live_jobs, now=sight.clock())
+        found.append(AttemptFiles(number, claim, outcome, alive, number == result))
+    last_of_job = {attempt.job: attempt.number for attempt in found if attempt.job}
+    # Slurm ends one execution of a job before it begins the next: what runs under the number of a requeued job is the last attempt.
+    return [replace(each, alive=each.alive and last_of_job.get(each.job, each.number) == each.number) for each in found]
 
 
-def _without_missing_artifacts(
-    graph: Graph, layout: Layout, facts: dict[str, NodeFacts], *, live_jobs: Collection[str] | None, since: float, now: float
-) -> dict[str, NodeFacts]:
-    """Finished stages whose artifacts are gone are not finished for those who still have to read them."""
+def read_result_number(folder: StageFolder) -> int:
+    """The attempt that a result of this folder names, even one whose artifacts are gone; 0 if there is none."""
+    result = read_result(folder, folder.path.name)
+    return result.attempt if result else 0
+
+
+def _judged(
+    key: str,
+    folder: StageFolder,
+    files: Sequence[AttemptFiles],
+    departures: Sequence[Departure],
+    silent: Sequence[Departure],
+    sight: Sight,
+) -> NodeFacts:
+    recent = [each for each in departures if each.submitted >= sight.since]
+    by_hand = bool(recent) and cancelled_by_hand(recent[-1].state) and not recent[-1].ours
+    ended = ended_attempts(files, departures, newest_checkpoint(folder) if files else 0.0)
+    facts = judge(ended, since=sight.since, max_attempts=sight.max_attempts, silent=silent, cancelled=by_hand or key in sight.cancelled)
+    held = next((holder(attempt.claim) for attempt in files if attempt.alive and attempt.claim), "")
+    told = sum(attempt.job == departures[-1].job for attempt in files) if departures and key in sight.settling else 0
+    if key in sight.settling and not held:
+        held = "Slurm, until it says how the last job ended"
+    return replace(facts, held=held, attempts=len(files), ended=max(0, len(ended) - told))
+
+
+def _begun_by_finished(graph: Graph, layout: Layout, sight: Sight, facts: Mapping[str, NodeFacts], jobs: Collection[str]) -> set[str]:
+    """Of some jobs, those in which a stage began that is finished by now: what else they held did not get its turn."""
+    found: set[str] = set()
+    for key, departures in sight.departures([key for key in graph.nodes if facts[key].done]).items():
+        if any(each.job in jobs for each in departures):
+            attempts = _read_attempts(layout.stage(graph.nodes[key].stage, key), sight)
+            found.update(attempt.job for attempt in attempts if attempt.job)
+    return found
+
+
+def _silent(graph: Graph, key: str, facts: Mapping[str, NodeFacts], unbegun: Sequence[Departure], since: float) -> list[Departure]:
+    """Jobs that left the queue before the worker began, although everything upstream was there by then."""
+    parents = [facts[parent] for parent in graph.nodes[key].upstream.values()]
+    if not all(parent.done for parent in parents):
+        return []
+    ready = max((parent.finished for parent in parents), default=0.0)
+    return [
+        each for each in unbegun if each.submitted >= since and not each.ours and not cancelled_by_hand(each.state) and each.gone > ready
+    ]
+
+
+def _discount_missing_artifacts(graph: Graph, layout: Layout, facts: dict[str, NodeFacts]) -> set[str]:
+    """Finished stages whose artifacts are gone are not finished for those who still have to read them; returns their keys."""
     checked: set[str] = set()
+    damaged: set[str] = set()
     while True:
-        undone = [key for key in needed_keys(graph, facts) if not facts[key].done]
+        undone = [key for key in needed_keys(graph, facts) if not (key in facts and facts[key].done)]
         read = {parent for key in undone for parent in graph.nodes[key].upstream.values() if facts[parent].done} - checked
         if not read:
-            return facts
+            return damaged
         checked |= read
         for key in read:
             folder = layout.stage(graph.nodes[key].stage, key)
             result = read_result(folder, key)
             if result is None or not artifacts_present(folder, result):
-                finished = result.attempt if result else 0
-                facts[key] = _read_attempts(folder, live_jobs=live_jobs, since=since, now=now, finished=finished)
+                facts[key] = NodeFacts()
+                damaged.add(key)
 
 
 def _names(folder: Path) -> set[str]:
@@ -139,22 +248,8 @@ def _names(folder: Path) -> set[str]:
         return set()
 
 
-def _newest(folder: Path) -> float:
-    """When a folder or something directly in it was last written; 0 if it is not there."""
-    newest = _modified(folder)
-    try:
-        with os.scandir(folder) as entries:
-            return max([newest, *(entry.stat().st_mtime for entry in entries)])
-    except (FileNotFoundError, NotADirectoryError):
-        return newest
-
-
 def _modified(path: Path) -> float:
     try:
         return path.stat().st_mtime
     except (FileNotFoundError, NotADirectoryError):
         return 0.0
-
-
-def _seconds(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0

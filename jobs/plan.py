@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Protocol
 
 from jobs.graph import Graph, Node
+
+ALIKE = 3  # stages of a kind that all fail in the same words before the rest of them is held
+ALIKE_CLASSES = ("code", "refused")  # names of jobs.failures.FailureClass
+NODE_FAILURES = 2  # after which a machine is excluded
+_NUMBER = re.compile(r"0x[0-9a-f]+|[0-9]+")
 
 
 class Phase(Enum):
@@ -26,19 +33,6 @@ class InFlight:
 
 
 @dataclass(frozen=True)
-class NodeFacts:
-    """What the files say of one stage."""
-
-    done: bool = False
-    failures: int = 0  # attempts that ended in a failure (interruptions do not count)
-    refused: bool = False  # the last attempt ended in an error that only the user can mend
-    error: str = ""  # first line of the last failure
-    held: str = ""  # who executes it now, known from a live claim; its holder may be another launcher
-    attempts: int = 0  # executions ever begun
-    seconds: float = 0.0  # of the attempt that ended in the result
-
-
-@dataclass(frozen=True)
 class Limits:
     """What a site allows; 0: no limit."""
 
@@ -54,12 +48,55 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Request:
+    """What the next attempt of a stage asks for beyond its resources, learnt from attempts that failed."""
+
+    relief: int = 0  # how often memory ran out: the work of one forward pass is halved that many times
+    memory_factor: float = 1.0  # on the memory asked for
+    exclude: tuple[str, ...] = ()  # nodes, sorted
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """What the files say of one stage."""
+
+    done: bool = False
+    failures: int = 0  # attempts since the last launch that cost (interruptions and lost nodes do not)
+    stopped: str = ""  # why it is not tried again by itself; "": it may be
+    error: str = ""  # what ended the last attempt, in one line
+    failure: str = ""  # its class, a name of jobs.failures.FailureClass
+    held: str = ""  # who executes it now, known from a live claim; its holder may be another launcher
+    attempts: int = 0  # executions ever begun
+    ended: int = 0  # of them, those that are over and left no result
+    seconds: float = 0.0  # of the attempt that ended in the result
+    finished: float = 0.0  # when the result was written, seconds since the epoch
+    ua: float | None = None  # percent, of a result that has one
+    diverged: str = ""  # why the run does not count, with or without a result
+    cancelled: bool = False  # by the user, and not launched again since
+    request: Request = Request()  # of the next attempt
+    bad_nodes: tuple[str, ...] = ()  # that failed under it, one entry for each time
+
+
+@dataclass(frozen=True)
+class Departure:
+    """An element that has left Slurm's queue, as the records of submissions tell it of one of its stages."""
+
+    key: str
+    job: str  # `ARRAY_INDEX`
+    state: str  # the last that accounting gave; "" where it does not say; `CANCELLED by UID` of a cancellation by hand
+    submitted: float  # seconds since the epoch
+    gone: float  # when it was first seen missing
+    ours: bool = False  # the program itself cancelled it
+
+
+@dataclass(frozen=True)
 class Batch:
     """Tasks of one stage and method that are submitted together: one job array."""
 
     stage: str
     method: str
     tasks: tuple[Task, ...]
+    request: Request = Request()
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -69,14 +106,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class Plan:
-    """The outcome of planning; every needed key is in exactly one place."""
+    """The outcome of planning; every needed key is in exactly one of the first seven."""
 
     reused: tuple[str, ...]
     waiting: tuple[str, ...]  # in flight
     batches: tuple[Batch, ...]  # in an order where upstream batches come first
     deferred: tuple[str, ...]  # no room in the queue now, or upstream of it somebody else's job cannot be depended on
-    blocked: tuple[str, ...]  # something upstream is given up
-    given_up: tuple[str, ...]  # attempts spent, or refused
+    blocked: tuple[str, ...]  # something upstream is given up, held or cancelled
+    given_up: tuple[str, ...]  # the policy of its failure says so
+    stayed: tuple[str, ...] = ()  # held, because the first of their kind all failed alike; or cancelled
+    withdrawn: tuple[str, ...] = ()  # of `stayed` and `blocked`: queued somewhere, and to be taken back
+    reasons: Mapping[str, str] = field(default_factory=dict)  # why a stage is given up or stayed
 
     @property
     def settled(self) -> bool:
@@ -86,7 +126,7 @@ class Plan:
     @property
     def complete(self) -> bool:
         """Everything needed is there."""
-        return self.settled and not (self.blocked or self.given_up)
+        return self.settled and not (self.blocked or self.given_up or self.stayed)
 
 
 class Executor(Protocol):
@@ -103,6 +143,9 @@ class Executor(Protocol):
 
         Returns the keys it took: those of a batch that was not taken, or only in part, are planned again in the next pass.
         """
+
+    def cancel(self, keys: Collection[str]) -> tuple[str, ...]:
+        """Withdraw what is queued, not running, of these keys; returns the keys that were withdrawn."""
 
 
 def needed_keys(graph: Graph, facts: Mapping[str, NodeFacts]) -> tuple[str, ...]:
@@ -129,12 +172,14 @@ def make_plan(
     *,
     runs_per_task: Callable[[str], int] | Mapping[str, int],
     limits: Limits,
-    max_attempts: int,
+    max_failures: int = 0,
+    since: float = 0.0,
 ) -> Plan:
     """Decide where every needed stage stands and which ones to submit.
 
     `runs_per_task` gives, by stage name, how many stages one task computes one after another (1 where a mapping says nothing). A stage is
-    submitted only if each of its upstream stages is done, in flight, or submitted in this same plan.
+    submitted only if each of its upstream stages is done, in flight, or submitted in this same plan. `max_failures` is the budget of the
+    whole experiment (0: none); `since`, the last launch, tells its results from older ones.
     """
     depth = _depths(graph)
     height = _heights(graph)
@@ -142,27 +187,37 @@ def make_plan(
     waiting: list[str] = []
     blocked: list[str] = []
     given_up: list[str] = []
+    stayed: list[str] = []
     deferred: list[str] = []
     batches: list[Batch] = []
-    hopeless: set[str] = set()  # given up or blocked
+    reasons: dict[str, str] = {}
+    hopeless: set[str] = set()  # given up, stayed or blocked
     later: set[str] = set()  # dependants cannot be submitted now
     candidates: dict[int, list[Node]] = {}
     needed = needed_keys(graph, facts)
+    filling = {run.key for run in graph.runs}
+    alike = _alike(graph, facts, needed, since)
+    excluded = _excluded(facts)
+    spent = max_failures > 0 and sum(fact.failures for fact in facts.values()) >= max_failures
     for key in needed:
         node, fact = graph.nodes[key], _fact(facts, key)
-        if fact.done:
+        running = key in in_flight and in_flight[key].phase is Phase.running
+        reason = _reason_not_to_try(fact, spent, alike.get((node.stage, node.method), ""), key in filling)
+        if fact.done and not reason:
             reused.append(key)
-        elif key in in_flight:
+        elif running or fact.held:
             waiting.append(key)
-        elif fact.held:
-            waiting.append(key)
-            later.add(key)
-        elif fact.refused or fact.failures >= max_attempts:
-            given_up.append(key)
+            if key not in in_flight:
+                later.add(key)
+        elif reason:
+            (stayed if fact.cancelled or not (fact.stopped or fact.diverged or fact.failures) else given_up).append(key)
+            reasons[key] = reason
             hopeless.add(key)
         elif any(parent in hopeless for parent in node.upstream.values()):
             blocked.append(key)
             hopeless.add(key)
+        elif key in in_flight:
+            waiting.append(key)
         else:
             candidates.setdefault(depth[key], []).append(node)
     room = None if limits.queue_room == 0 else max(0, limits.queue_room)
@@ -174,15 +229,25 @@ def make_plan(
                 later.add(node.key)
             else:
                 ready.append(node)
-        for (stage, method), nodes in _groups(ready, height):
+        for (stage, method, request), nodes in _groups(ready, height, facts, excluded):
             tasks = _pack(nodes, _packing(runs_per_task, stage))
             taken = tasks if room is None else tasks[:room]
             room = None if room is None else room - len(taken)
             dropped = [key for task in tasks[len(taken) :] for key in task.keys]
             deferred.extend(dropped)
             later.update(dropped)
-            batches.extend(Batch(stage, method, part) for part in _cut(taken, limits.array_size))
-    return Plan(tuple(reused), tuple(waiting), tuple(batches), tuple(deferred), tuple(blocked), tuple(given_up))
+            batches.extend(Batch(stage, method, part, request) for part in _cut(taken, limits.array_size))
+    return Plan(
+        reused=tuple(reused),
+        waiting=tuple(waiting),
+        batches=tuple(batches),
+        deferred=tuple(deferred),
+        blocked=tuple(blocked),
+        given_up=tuple(given_up),
+        stayed=tuple(stayed),
+        withdrawn=tuple(key for key in (*stayed, *given_up, *blocked) if key in in_flight),
+        reasons=reasons,
+    )
 
 
 def critical_minutes(graph: Graph, minutes: Callable[[str], float]) -> dict[str, float]:
@@ -209,11 +274,54 @@ def _heights(graph: Graph) -> dict[str, int]:
     return {key: int(value) for key, value in critical_minutes(graph, lambda stage: 1.0).items()}
 
 
-def _groups(nodes: Iterable[Node], height: Mapping[str, int]) -> list[tuple[tuple[str, str], list[Node]]]:
-    """Nodes of one depth by stage and method; those with the longest chain still to come first."""
-    found: dict[tuple[str, str], list[Node]] = {}
+def _reason_not_to_try(fact: NodeFacts, spent: bool, alike: str, fills_slot: bool) -> str:
+    """Why a stage is not attempted, or why what it has does not count; "": it may be, or it does."""
+    if fact.done:
+        return f"{fact.diverged}, and no reserve seed is left" if fact.diverged and fills_slot else ""
+    if fact.cancelled:
+        return "cancelled; launching again lifts that"
+    if fact.stopped:
+        return fact.stopped
+    if fact.diverged:
+        return f"{fact.diverged}{', and no reserve seed is left' if fills_slot else ''}"
+    if spent and fact.failures:
+        return "the experiment's budget of failed attempts is spent (policy.max_failures)"
+    return alike if not fact.attempts else ""
+
+
+def _alike(graph: Graph, facts: Mapping[str, NodeFacts], needed: Iterable[str], since: float) -> dict[tuple[str, str], str]:
+    """(stage, method) -> why the rest of them is held: the first ones all failed, in the same words."""
+    failed: dict[tuple[str, str], list[str]] = {}
+    succeeded: set[tuple[str, str]] = set()
+    for key in needed:
+        node, fact = graph.nodes[key], _fact(facts, key)
+        if fact.done and fact.finished >= since:
+            succeeded.add((node.stage, node.method))
+        elif fact.stopped and fact.failure in ALIKE_CLASSES:
+            failed.setdefault((node.stage, node.method), []).append(fact.error)
+    found: dict[tuple[str, str], str] = {}
+    for kind, errors in failed.items():
+        if kind not in succeeded and len(errors) >= ALIKE and len({_NUMBER.sub("#", error) for error in errors}) == 1:
+            found[kind] = f"held: the first {len(errors)} of {kind[0]} {kind[1]} all failed alike ({errors[0]}); mend that and launch again"
+    return found
+
+
+def _excluded(facts: Mapping[str, NodeFacts]) -> tuple[str, ...]:
+    """Machines that failed twice under this experiment."""
+    blamed = Counter(node for fact in facts.values() for node in fact.bad_nodes)
+    return tuple(sorted(node for node, times in blamed.items() if times >= NODE_FAILURES))
+
+
+def _groups(
+    nodes: Iterable[Node], height: Mapping[str, int], facts: Mapping[str, NodeFacts], excluded: tuple[str, ...]
+) -> list[tuple[tuple[str, str, Request], list[Node]]]:
+    """Nodes of one depth by stage, method and request; those with the longest chain still to come first."""
+    found: dict[tuple[str, str, Request], list[Node]] = {}
     for node in nodes:
-        found.setdefault((node.stage, node.method), []).append(node)
+        request = _fact(facts, node.key).request
+        if excluded:
+            request = replace(request, exclude=tuple(sorted({*request.exclude, *excluded})))
+        found.setdefault((node.stage, node.method, request), []).append(node)
     return sorted(found.items(), key=lambda item: -max(height[node.key] for node in item[1]))
 
 

@@ -42,6 +42,10 @@ class Claim:
     process_start: str  # of the kernel, so that a reused pid is told apart; "" where unknown
     started: float  # seconds since the epoch
     slurm_job: str = ""  # JOB or ARRAY_INDEX
+    node: str = ""  # as Slurm calls the machine
+    log: str = ""  # file that the worker's output goes to
+    relief: int = 0  # how often the work of a pass was halved for want of memory
+    checkpoint: float = 0.0  # when the newest resumable state was written that it found, seconds since the epoch
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Outcome:
     host: str
     seconds: float
     slurm_job: str = ""
+    kind: str = ""  # name of a jobs.failures.FailureClass
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ class Result:
     artifacts: Mapping[str, str] = field(default_factory=dict)  # relative name -> sha256
     confusion: tuple[tuple[int, ...], ...] = ()
     classes: tuple[str, ...] = ()
+    diverged: str = ""  # why the run does not count: its training went wrong by a test fixed in advance
 
 
 def write_json(path: Path, value: object) -> None:
@@ -115,7 +121,8 @@ def create_json(path: Path, value: object) -> bool:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file, or None if there is none: missing, torn, or not an object."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb", buffering=0) as file:  # read at every look at a large experiment
+            value = json.loads(file.read())
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return value if isinstance(value, dict) else None

@@ -55,10 +55,14 @@ class Registry(Protocol):
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Names of the methods that `call` knows, in the order of the tables."""
+        """Names of the methods that `calls` knows, in the order of the tables."""
 
-    def call(self, method: str, recipe: Any, *, fold: str, seed: int) -> StageCall:
-        """The last stage of a run, holding its upstream stages."""
+    def calls(self, method: str, recipe: Any) -> Callable[[str, int], StageCall]:
+        """What gives, by fold and seed, the last stage of a run, holding its upstream stages.
+
+        What runs have in common should be the same object in all of them: settings, and the upstream stages of a fold. A grid of many
+        thousand runs is planned at every look.
+        """
 
     def run(
         self,
@@ -74,10 +78,13 @@ class Registry(Protocol):
         checkpoint: Path,
         should_stop: StopSignal,
         report: Callable[[str], None],
+        relief: int,
     ) -> Mapping[str, Any]:
         """Compute one stage: artifacts go to `output`, resumable state to `checkpoint`.
 
-        Returns JSON values: `metrics` (numbers), and for a run `confusion` (rows: true class) and `classes`.
+        `relief`: how often memory ran out before; the work of one forward pass is halved that many times, the result stays the same.
+        Returns JSON values: `metrics` (numbers), and for a run `confusion` (rows: true class), `classes`, and `diverged`: why the
+        training does not count, or "".
         Raises `Interrupted` of its own package after a checkpoint when `should_stop` turned true: the worker knows it
         by its attribute `interrupted = True`.
         """

@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import UsageError
+from jobs.failures import FailureClass, class_of_exception
 from jobs.graph import Node, canonical_json
 from jobs.layout import AttemptFolder, Layout, StageFolder
 from jobs.liveness import GONE_SECONDS, QUIET_SECONDS, Heartbeat, claim_alive, new_claim, own_slurm_job
-from jobs.observe import holder
+from jobs.observe import SUPERSEDED, holder, newest_checkpoint
 from jobs.provenance import Stopwatch, process_facts
 from jobs.records import (
     Ending,
@@ -48,6 +49,8 @@ from jobs.records import (
 from jobs.tasks import Description, Workplace, load_registry, read_corpus_digest, read_description
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+WARNING_SIGNAL = signal.SIGUSR1  # what Slurm is told to send before the time limit (slurm_templates/stage.sh.j2)
+DAMAGED = "an artifact is missing or is not the one that was written"
 LAG_SECONDS = 20.0  # how long a shared file system may take to show what another node has finished
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -91,11 +94,13 @@ class StopRequest:
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: object) -> None:
-        self.signal = number
+        self.signal = self.signal or number  # the first says why: at its time limit a job is warned, then terminated
 
 
 class NotFiniteError(Exception):
     """A stage returned a number that is none."""
+
+    diverged = True
 
 
 @dataclass
@@ -106,6 +111,7 @@ class WorkerProcess:
     threads: int
     tell: Callable[[str], None]
     stop: StopRequest = field(default_factory=StopRequest)
+    log: str = ""  # file that `tell` writes to, where it is one
     lag_seconds: float = LAG_SECONDS
     verified: dict[str, Path] = field(default_factory=dict)
 
@@ -137,7 +143,7 @@ def execute(process: WorkerProcess, node: Node) -> Verdict:
     if isinstance(upstream, str):
         process.tell(f"{node.name}: {upstream}")
         return Verdict.unready
-    attempt = _wait_for_holder(process, folder, node) or _claim(folder)
+    attempt = _wait_for_holder(process, folder, node) or _claim(process, folder)
     if isinstance(attempt, str):
         process.tell(f"{node.name}: {attempt}")
         return Verdict.taken
@@ -145,31 +151,37 @@ def execute(process: WorkerProcess, node: Node) -> Verdict:
     with Heartbeat(attempt.claim):
         try:
             if _has_result(folder, node):
-                write_outcome(attempt, _outcome(attempt, watch, Ending.interrupted, "Superseded", "another attempt had the result first"))
+                late = "another attempt had the result first"
+                write_outcome(attempt, _outcome(attempt, watch, Ending.interrupted, SUPERSEDED, late, kind=FailureClass.interrupted))
                 return Verdict.already
             process.tell(f"{node.name}: attempt {attempt.number} on {socket.gethostname()}, process {os.getpid()}")
             result = _compute(process, node, folder, attempt, upstream, watch)
             write_result(folder, result)
         except (Exception, SystemExit) as error:
-            outcome = outcome_of(error, attempt, watch)
+            outcome = outcome_of(error, attempt, watch, at_limit=process.stop.signal == WARNING_SIGNAL)
             process.tell(f"{node.name}: {outcome.ending.value}: {outcome.error}: {outcome.message}\n{outcome.detail}")
+            if outcome.kind == FailureClass.disk.name:  # what it wrote is of no use, and its last word needs the room
+                shutil.rmtree(attempt.output, ignore_errors=True)
             write_outcome(attempt, outcome)
             return ENDINGS[outcome.ending]
     shutil.rmtree(folder.checkpoint, ignore_errors=True)  # resumable state is large, and nothing reads it any more
     return Verdict.done
 
 
-def outcome_of(error: BaseException, attempt: AttemptFolder, watch: Stopwatch) -> Outcome:
-    """How an attempt ended, from the exception that ended it: interrupted, refused (the user's to mend), or failed."""
-    problems = getattr(error, "problems", None)
-    detail = "".join(traceback.format_exception(error))
-    if getattr(error, "interrupted", False):
-        return _outcome(attempt, watch, Ending.interrupted, type(error).__name__, _first_line(error))
-    if problems is not None or isinstance(error, UsageError):
-        lines = [str(problem) for problem in problems] if problems else [str(error)]
+def outcome_of(error: BaseException, attempt: AttemptFolder, watch: Stopwatch, *, at_limit: bool = False) -> Outcome:
+    """How an attempt ended, from the exception that ended it: interrupted, refused (the user's to mend), or failed.
+
+    `at_limit`: it was asked to stop because its time is nearly up.
+    """
+    kind, name = class_of_exception(error), type(error).__name__
+    if kind is FailureClass.interrupted:
+        kind = FailureClass.time_limit if at_limit else kind
+        return _outcome(attempt, watch, Ending.interrupted, name, _first_line(error), kind=kind)
+    if kind is FailureClass.refused:
+        lines = [str(problem) for problem in getattr(error, "problems", ())] or [str(error)]
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
-        return _outcome(attempt, watch, Ending.refused, type(error).__name__, lines[0] + more, "\n".join(lines))
-    return _outcome(attempt, watch, Ending.failed, type(error).__name__, _first_line(error), detail)
+        return _outcome(attempt, watch, Ending.refused, name, lines[0] + more, "\n".join(lines), kind=kind)
+    return _outcome(attempt, watch, Ending.failed, name, _first_line(error), "".join(traceback.format_exception(error)), kind=kind)
 
 
 def limit_threads(count: int) -> None:
@@ -199,9 +211,16 @@ def main(arguments: Sequence[str]) -> int:
         return _usage(f"{arguments[0]}: no task {index}, there are {len(description.tasks)}")
     threads = int(os.environ.get("SLURM_CPUS_PER_TASK") or len(os.sched_getaffinity(0)))
     limit_threads(threads)
-    process = WorkerProcess(description, threads, say)
+    process = WorkerProcess(description, threads, say, log=_slurm_log(description))
     process.stop.listen()
     return run_task(process, index)
+
+
+def _slurm_log(description: Description) -> str:
+    """Where Slurm writes what this array element prints; "" outside of one. The scripts name it (slurm_templates/stage.sh.j2)."""
+    name, array, index = (os.environ.get(f"SLURM_{key}", "") for key in ("JOB_NAME", "ARRAY_JOB_ID", "ARRAY_TASK_ID"))
+    logs = Layout(Path(description.place.results), description.place.experiment).logs
+    return str(logs / f"{name}_{array}_{index}.out") if array else ""
 
 
 def say(line: str) -> None:
@@ -257,7 +276,7 @@ def _withdraw(folder: StageFolder, node: Node) -> bool:
     if attempt.path.is_dir() and read_outcome(attempt) is None:
         write_outcome(
             attempt,
-            _outcome(attempt, Stopwatch(), Ending.failed, "ArtifactDamaged", "an artifact is missing or is not the one that was written"),
+            _outcome(attempt, Stopwatch(), Ending.failed, "ArtifactDamaged", DAMAGED, kind=FailureClass.disk),
         )
     return True
 
@@ -290,13 +309,14 @@ def _live_claim(folder: StageFolder, node: Node) -> tuple[float, str]:
     return 0.0, ""
 
 
-def _claim(folder: StageFolder) -> AttemptFolder | str:
+def _claim(process: WorkerProcess, folder: StageFolder) -> AttemptFolder | str:
     """Take the next attempt; or say that somebody was quicker.
 
     A folder without a claim is about to be claimed by another worker, or was when that died: whoever writes the claim has it.
     """
     number = max((number for number in attempt_numbers(folder) if folder.attempt(number).claim.exists()), default=0) + 1
-    if not claim_attempt(folder, number, new_claim(number)):
+    claim = new_claim(number, log=process.log, relief=process.description.relief, checkpoint=newest_checkpoint(folder))
+    if not claim_attempt(folder, number, claim):
         return f"another worker took attempt {number} just now"
     return folder.attempt(number)
 
@@ -325,6 +345,7 @@ def _compute(
         checkpoint=folder.checkpoint,
         should_stop=process.stop,
         report=lambda line: process.tell(f"{node.name}: {line}"),
+        relief=process.description.relief,
     )
     values = check_returned(returned)
     provenance = {
@@ -334,6 +355,7 @@ def _compute(
         "seed": node.seed,
         "durations": values["durations"],
         "runtime": dict(node.runtime),
+        "relief": process.description.relief,
         "slurm_job": own_slurm_job(),
     }
     return Result(
@@ -352,16 +374,17 @@ def _compute(
         artifacts=_artifact_digests(attempt.output),
         confusion=tuple(tuple(int(count) for count in row) for row in values["confusion"]),
         classes=tuple(str(name) for name in values["classes"]),
+        diverged=str(values["diverged"]),
     )
 
 
 def check_returned(returned: Mapping[str, Any]) -> dict[str, Any]:
-    """`metrics`, `durations`, `confusion` and `classes` of what a stage returned.
+    """`metrics`, `durations`, `confusion`, `classes` and `diverged` of what a stage returned.
 
     Raises NotFiniteError where a metric is NaN or infinite, ValueError for keys that a result does not hold, TypeError for values
     outside JSON.
     """
-    known: dict[str, Any] = {"metrics": {}, "durations": {}, "confusion": (), "classes": ()}
+    known: dict[str, Any] = {"metrics": {}, "durations": {}, "confusion": (), "classes": (), "diverged": ""}
     unknown = sorted(set(returned) - set(known))
     if unknown:
         raise ValueError(f"the stage returned {', '.join(unknown)}: a result holds {', '.join(known)}")
@@ -394,8 +417,10 @@ def _artifact_digests(output: Path) -> dict[str, str]:
     return found
 
 
-def _outcome(attempt: AttemptFolder, watch: Stopwatch, ending: Ending, error: str, message: str, detail: str = "") -> Outcome:
-    return Outcome(attempt.number, ending, error, message, detail, socket.gethostname(), watch.seconds, own_slurm_job())
+def _outcome(
+    attempt: AttemptFolder, watch: Stopwatch, ending: Ending, error: str, message: str, detail: str = "", *, kind: FailureClass
+) -> Outcome:
+    return Outcome(attempt.number, ending, error, message, detail, socket.gethostname(), watch.seconds, own_slurm_job(), kind.name)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,8 +1,17 @@
 """A small registry with real work for tests of the job system: stages add up numbers and write them to files.
 
 Every start of a stage leaves a line in the corpus folder's `starts/KEY-LIKE-NAME`, every end in `ends/`, so that tests count executions
-on disk. A recipe is {"failing": {"STAGE FOLD SEED": BEHAVIOUR}, "work": COUNT, "seconds": PAUSE}; behaviours are `fail:N`, `refuse`, `nan`,
-`sleep:SECONDS` (stops when asked, after a checkpoint), `deaf:SECONDS` (does not hear), `kill:N`, `exit:N` (the first N times), `garbage`.
+on disk. A recipe is {"failing": {"STAGE METHOD FOLD SEED": BEHAVIOUR}, "work": COUNT, "seconds": PAUSE}, with "STAGE METHOD * *" for all of
+a stage that have no entry of their own. Behaviours:
+
+    fail:N, kill:N, exit:N, comm:N     an exception, SIGKILL, a silent exit, a peer that is gone: the first N times
+    hang:N, stall:N                    never ends, the first N times: does not hear, or leaves without a checkpoint when asked
+    sleep:SECONDS, deaf:SECONDS        leaves with a checkpoint when asked, or does not hear
+    oom:N, hostoom:N                   memory of GPU or host runs out while `relief` is below N
+    eat:MB, write:MB                   takes so much memory, halved by every relief; writes an artifact of that size
+    nan, diverge, collapse             a metric or a loss that is not finite; a training loss that never left that of the class prior
+    low                                the accuracy of chance
+    refuse, broken                     the user's to mend; `broken` until the corpus has a file `mended`
 """
 
 from __future__ import annotations
@@ -17,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.graph import Graph, build_graph
-from jobs.slots import seeds_of_slots
+from jobs.slots import Slot, seeds_of_slots
 
 METHODS = ("vft", "tapt", "ptapt")
 NAME = "tests.jobs.fake_registry:REGISTRY"
@@ -40,6 +49,14 @@ class FakeStopError(Exception):
     interrupted = True
 
 
+class FakeDivergedError(Exception):
+    diverged = True
+
+
+class OutOfMemoryError(RuntimeError):
+    """By the name and with the words of torch's own."""
+
+
 class FakeInputError(Exception):
     def __init__(self, problems: tuple[str, ...]) -> None:
         self.problems = problems
@@ -51,9 +68,13 @@ class FakeRegistry:
     def methods(self) -> tuple[str, ...]:
         return METHODS
 
+    def calls(self, method: str, recipe: Any) -> Callable[[str, int], FakeCall]:
+        return lambda fold, seed: self.call(method, recipe, fold=fold, seed=seed)
+
     def call(self, method: str, recipe: Any, *, fold: str, seed: int) -> FakeCall:
         def stage(name: str, seed: int, **upstream: FakeCall) -> FakeCall:
-            behaviour = recipe.get("failing", {}).get(f"{name} {method} {fold} {seed}", "")
+            failing = recipe.get("failing", {})
+            behaviour = failing.get(f"{name} {method} {fold} {seed}", failing.get(f"{name} {method} * *", ""))
             runtime = {"behaviour": behaviour, "seconds": recipe.get("seconds", 0.0)}
             return FakeCall(name, {"work": recipe.get("work", 10)}, fold, seed, runtime, upstream)
 
@@ -76,13 +97,16 @@ class FakeRegistry:
         upstream: Mapping[str, Path],
         output: Path,
         checkpoint: Path,
+        relief: int,
         should_stop: Callable[[], bool],
         report: Callable[[str], None],
     ) -> Mapping[str, Any]:
+        """Add up numbers, or behave as the recipe says; `oom:N` and `hostoom:N` need a `relief` of N to come through."""
         key = output.parents[2].name
         begun = _note(corpus / "starts" / key)
         report(f"start {begun} with {os.environ.get('OMP_NUM_THREADS')} threads, preloaded {bool(PRELOADED)}")
-        _behave(runtime["behaviour"], begun, checkpoint, should_stop)
+        _behave(runtime["behaviour"], begun, relief, checkpoint, should_stop)
+        _take(runtime["behaviour"], relief, corpus, output)
         time.sleep(runtime["seconds"])
         total = seed + sum(range(settings["work"]))
         for folder in upstream.values():
@@ -92,7 +116,11 @@ class FakeRegistry:
         (output / "parts" / "note.txt").write_text(stage)
         _note(corpus / "ends" / key)
         ua = float("nan") if runtime["behaviour"] == "nan" else 50.0 + total % 50
-        return {"metrics": {"ua": ua, "nested": {"parts": [total, 1.5]}}, "confusion": [[3, 1], [0, 4]], "classes": ["angry", "sad"]}
+        confusion = [[4, 0], [4, 0]] if runtime["behaviour"] == "low" else [[3, 1], [0, 4]]
+        returned = {"metrics": {"ua": ua, "nested": {"parts": [total, 1.5]}}, "confusion": confusion, "classes": ["angry", "sad"]}
+        if runtime["behaviour"] == "collapse":
+            return {**returned, "diverged": "training loss 0.693 is still at the class prior, 0.693"}
+        return returned
 
 
 REGISTRY = FakeRegistry()
@@ -116,10 +144,15 @@ def make_corpus(folder: Path, digest: str = "d1") -> Path:
 
 
 def make_graph(
-    recipe: Mapping[str, Any] | None = None, *, methods: tuple[str, ...] = METHODS, folds: tuple[str, ...] = ("1", "2"), seeds: int = 2
+    recipe: Mapping[str, Any] | None = None,
+    *,
+    methods: tuple[str, ...] = METHODS,
+    folds: tuple[str, ...] = ("1", "2"),
+    seeds: int = 2,
+    generations: Mapping[Slot, int] | None = None,
 ) -> Graph:
     """The graph of a small experiment."""
-    slots = seeds_of_slots(methods, folds, seeds=seeds, first_seed=0)
+    slots = seeds_of_slots(methods, folds, seeds=seeds, first_seed=0, generations=generations)
     return build_graph(REGISTRY, recipe or {}, corpus="fake", corpus_digest="d1", methods=methods, folds=folds, seeds=slots)
 
 
@@ -129,8 +162,16 @@ def count(corpus: Path, what: str) -> dict[str, int]:
     return {path.name: len(path.read_text().splitlines()) for path in folder.iterdir()} if folder.is_dir() else {}
 
 
-def _behave(behaviour: str, begun: int, checkpoint: Path, should_stop: Callable[[], bool]) -> None:
+def _behave(behaviour: str, begun: int, relief: int, checkpoint: Path, should_stop: Callable[[], bool]) -> None:
     name, _, argument = behaviour.partition(":")
+    if name == "oom" and relief < int(argument):
+        raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 139.81 GiB")
+    if name == "hostoom" and relief < int(argument):
+        raise MemoryError
+    if name == "comm" and begun <= int(argument):
+        raise RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:544] Connection closed by peer [127.0.0.1]:4242")
+    if name == "diverge":
+        raise FakeDivergedError("the loss is nan at step 7")
     if name == "fail" and begun <= int(argument):
         raise ValueError(f"made to fail, start {begun}\nwith a second line")
     if name == "refuse":
@@ -139,6 +180,10 @@ def _behave(behaviour: str, begun: int, checkpoint: Path, should_stop: Callable[
         os.kill(os.getpid(), signal.SIGKILL)
     if name == "exit" and begun <= int(argument):
         os._exit(7)
+    while name in ("hang", "stall") and begun <= int(argument):
+        time.sleep(0.02)
+        if name == "stall" and should_stop():
+            raise FakeStopError("asked to stop, with nothing to save")
     if name in ("sleep", "deaf"):
         end = time.monotonic() + float(argument)
         while time.monotonic() < end and not (checkpoint / "state.json").exists():
@@ -146,6 +191,17 @@ def _behave(behaviour: str, begun: int, checkpoint: Path, should_stop: Callable[
             if name == "sleep" and should_stop():
                 (checkpoint / "state.json").write_text("{}")
                 raise FakeStopError("asked to stop at step 3")
+
+
+def _take(behaviour: str, relief: int, corpus: Path, output: Path) -> None:
+    """Memory, disk, or offence."""
+    name, _, argument = behaviour.partition(":")
+    if name == "eat":
+        bytes((int(argument) << 20) >> relief)
+    if name == "write":
+        (output / "large.bin").write_bytes(bytes(int(argument) << 20))
+    if name == "broken" and not (corpus / "mended").exists():
+        raise ValueError(f"broken in process {os.getpid()}")
 
 
 def _note(path: Path) -> int:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from jobs.capacity import Capacity
-from jobs.config import Resources
+from jobs.config import Policy, Resources
 from jobs.controller import Desired, Report, run_local
+from jobs.graph import Graph
 from jobs.layout import Layout
 from jobs.local import LocalExecutor
+from jobs.slots import Slot
 from jobs.tasks import Workplace
 from tests.jobs import fake_registry
 
@@ -24,9 +28,14 @@ def workplace(folder: Path) -> Workplace:
     return Workplace(fake_registry.NAME, str(folder / "results"), "exp", "fake", str(corpus), "d1", fake_registry.DIGEST_OF)
 
 
-def desired(folder: Path, recipe: dict[str, object], max_attempts: int = 3) -> Desired:
-    """The 20 stages of three methods, two folds, two seeds."""
-    return Desired(fake_registry.make_graph(recipe), Layout(folder / "results", "exp"), max_attempts, since=time.time())
+def desired(folder: Path, recipe: dict[str, object], policy: Policy | None = None) -> Desired:
+    """The 20 stages of three methods, two folds, two seeds, launched now."""
+    refill = functools.partial(_refill, recipe)
+    return Desired(refill({}), Layout(folder / "results", "exp"), policy or Policy(), since=time.time(), refill=refill)
+
+
+def _refill(recipe: dict[str, object], generations: Mapping[Slot, int]) -> Graph:
+    return fake_registry.make_graph(recipe, generations=generations)
 
 
 def executor(folder: Path, cpus: int = 2) -> LocalExecutor:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import Cluster, Resources, load_experiment, resolved_values, resources_of, restore_experiment
+from jobs.config import Cluster, OutlierRule, Policy, Resources, load_experiment, resolved_values, resources_of, restore_experiment
 from jobs.errors import UsageError
 
 
@@ -85,6 +85,16 @@ def test_resources_by_stage(configs: Path) -> None:
         ("seeds=many", "seeds"),
         ("seeds=0", "seeds out of range"),
         ("policy.max_attempts=0", "policy.max_attempts out of range"),
+        ("policy.max_failures=0", "policy.max_failures out of range"),
+        ("policy.rounds=0", "policy.rounds out of range"),
+        ("policy.max_seeds=0", "policy.max_seeds out of range"),
+        ("policy.sigmas=0", "policy.sigmas out of range"),
+        ("policy.sigmas=nan", "policy.sigmas out of range"),
+        ("policy.poll_seconds=0", "policy.poll_seconds out of range"),
+        ("policy.controller_minutes=1", "policy.controller_minutes out of range"),
+        ("policy.controller_days=400", "policy.controller_days out of range"),
+        ("policy.outliers=median", "policy.outliers"),
+        ("seeds=1001", "seeds out of range"),
         ("resources.tapt.cpus=0", "resources.tapt.cpus out of range"),
         ("resources.tapt.memory_gb=inf", "resources.tapt.memory_gb out of range"),
         ("slurm.max_submit=-1", "slurm.max_submit out of range"),
@@ -131,6 +141,13 @@ def test_a_corpus_must_be_named(configs: Path) -> None:
     """What has no default is asked for."""
     (configs / "experiment" / "small.yaml").write_text("seeds: 3\n")
     assert "corpus" in _error(configs)
+
+
+def test_the_policy_is_set_key_by_key(configs: Path) -> None:
+    """What is not named keeps its default; a rule is named as in the tables."""
+    experiment = load_experiment("small", ["policy.outliers=none", "policy.rounds=1"], configs=configs, recipe_schema=FakeRecipe)
+    assert experiment.policy == Policy(outliers=OutlierRule.none, rounds=1)
+    assert load_experiment("small", [], configs=configs, recipe_schema=FakeRecipe).policy == Policy()
 
 
 def test_stored_values_give_the_same_experiment(configs: Path) -> None:

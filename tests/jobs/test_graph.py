@@ -2,14 +2,64 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from jobs.graph import build_graph, canonical_json, content_key
+from jobs.graph import Node, build_graph, canonical_json, content_key
 from jobs.slots import seeds_of_slots
+from ser_core.registry import REGISTRY as SPEECH
+from ser_core.settings import BackboneSettings, Recipe, Wav2vecSettings
 from tests.jobs.fake_registry import REGISTRY, FakeCall, make_graph
+
+SMALL = Recipe(backbone=BackboneSettings(checkpoint=None, config={"hidden_size": 8}))
+SMALL.states.wav2vec = Wav2vecSettings(config={"conv_feature_layers": [[8, 10, 5], [8, 8, 4]]})
+# Results lie on users' disks under their keys: a change here means that nothing of theirs is found again.
+KEYS = {
+    "finetune vft": "758d3ca779be62d729cb",
+    "tapt tapt": "e689de55035b9370cc37",
+    "finetune tapt": "123f3e1ecb3bd81e1c12",
+    "states ptapt": "c57519a9c0ab6e7e0f03",
+    "cluster ptapt": "91644cb8ad52fa427d4c",
+    "ptapt ptapt": "3d03ea5667dd38ded88f",
+    "finetune ptapt": "f0265a90952404a4ec61",
+}
+SPEECH_KEYS = {"tapt": "c1f3681d050967376de1", "states": "3159d29acd6bfcc478e3", "ptapt": "a36c74eeea81ee0b1cbe"}
+
+
+def _plainly(call: FakeCall | Node, corpus_digest: str, upstream: Mapping[str, str]) -> str:
+    """A key as DESIGN words it: a hash of what determines the output, in one canonical text."""
+    names = ("stage", "version", "settings", "fold", "seed")
+    identity = {**{name: getattr(call, name) for name in names}, "corpus": corpus_digest, "upstream": upstream}
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def test_keys_stay_what_they_were() -> None:
+    """The keys of a small graph, and of pretraining stages under a fixed recipe, are those under which results were stored before."""
+    graph = make_graph(folds=("1",), seeds=1)
+    assert {f"{node.stage} {node.method}": key for key, node in graph.nodes.items()} == KEYS
+    call = FakeCall("tapt", {"a": [1, 2.5, None, True, 'é"'], "b": {"z": 1, "a": {}}}, "Bärbel", 3, version=4)
+    assert content_key(call, "d1", {"z": "k2", "a": "k1"}) == "d201f8a8dbb767be11e2"
+    slots = seeds_of_slots(SPEECH.methods, ("1",), seeds=1, first_seed=7)
+    speech = build_graph(SPEECH, SMALL, corpus="c", corpus_digest="d1", methods=SPEECH.methods, folds=("1",), seeds=slots)
+    found = {node.stage: node.key for node in speech.nodes.values()}
+    assert {stage: found[stage] for stage in SPEECH_KEYS} == SPEECH_KEYS
+
+
+def test_a_key_is_the_hash_of_the_canonical_text() -> None:
+    """However a key is put together, for stages shared by many runs too, it is the hash of one JSON object of seven values."""
+    methods, folds = SPEECH.methods, ("1", 'fold "2"', "\\é\n", "")
+    slots = seeds_of_slots(methods, folds, seeds=3, first_seed=10**12)
+    graph = build_graph(SPEECH, SMALL, corpus="c", corpus_digest='d"1', methods=methods, folds=folds, seeds=slots)
+    assert Counter(node.stage for node in graph.nodes.values()) == {"finetune": 36, "tapt": 4, "states": 4, "cluster": 12, "ptapt": 4}
+    for key, node in graph.nodes.items():
+        assert key == node.key == _plainly(node, 'd"1', node.upstream)
 
 
 def test_upstream_stages_are_shared_by_all_seeds_of_a_fold() -> None:
@@ -76,3 +126,15 @@ def test_identity_refuses_what_json_cannot_say(value: object) -> None:
     """A setting without one canonical text cannot enter a key."""
     with pytest.raises((ValueError, TypeError)):
         canonical_json({"setting": value})
+
+
+def test_a_graph_grown_from_another_is_the_graph_made_anew() -> None:
+    """With reserve seeds, one more seed or one fewer, what is taken from a base makes no difference: nodes, their order, runs, children."""
+    grid: dict[str, Any] = {"corpus": "c", "corpus_digest": "d1", "methods": SPEECH.methods, "folds": ("1", "2")}
+    few = seeds_of_slots(SPEECH.methods, ("1", "2"), seeds=2, first_seed=0)
+    more = seeds_of_slots(SPEECH.methods, ("1", "2"), seeds=3, first_seed=0, generations={("tapt", "2", 1): 2, ("vft", "1", 0): 1})
+    for first, second in ((few, more), (more, few)):
+        grown = build_graph(SPEECH, SMALL, **grid, seeds=second, base=build_graph(SPEECH, SMALL, **grid, seeds=first))
+        anew = build_graph(SPEECH, SMALL, **grid, seeds=second)
+        assert grown == anew
+        assert list(grown.nodes) == list(anew.nodes)

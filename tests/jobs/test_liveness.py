@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -66,6 +67,15 @@ def test_a_requeued_job_does_not_wait_for_itself(monkeypatch: pytest.MonkeyPatch
     assert own_slurm_job() == "7_3"
     assert not claim_alive(replace(ELSEWHERE, slurm_job="7_3"), 1000.0, live_jobs=None, now=1000.0)
     assert claim_alive(replace(ELSEWHERE, slurm_job="7_4"), 1000.0, live_jobs=None, now=1000.0)
+
+
+def test_a_claim_knows_its_machine_by_slurms_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is what `--exclude` takes; outside of Slurm the host's own."""
+    monkeypatch.delenv("SLURMD_NODENAME", raising=False)
+    assert new_claim(1).node == new_claim(1).host == socket.gethostname()
+    monkeypatch.setenv("SLURMD_NODENAME", "gpu-0-17")
+    claim = new_claim(2, log="/logs/x.out", relief=1, checkpoint=5.0)
+    assert (claim.node, claim.log, claim.relief, claim.checkpoint) == ("gpu-0-17", "/logs/x.out", 1, 5.0)
 
 
 def test_a_heartbeat_touches_the_file_and_ends(tmp_path: Path) -> None:

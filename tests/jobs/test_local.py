@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from jobs.controller import Desired, Report, run_local
+from jobs.failures import MAX_SILENT, MEMORY_RETRIES, FailureClass
 from jobs.layout import Layout
 from jobs.local import Ended, LocalExecutor
 from jobs.observe import read_facts
@@ -66,8 +67,8 @@ def _children() -> list[str]:
 
 
 def test_a_grid_with_failures_ends_complete_and_a_second_launch_runs_nothing(tmp_path: Path) -> None:
-    """20 stages on two cores: one fails twice, one is killed by SIGKILL, one leaves without a word; each succeeds in the end, once."""
-    failing = {"finetune vft 1 0": "fail:2", "finetune vft 1 1": "kill:1", "tapt tapt 1 0": "exit:2"}
+    """20 stages on two cores: one loses its peer twice, one is killed by SIGKILL, one wants memory twice; each ends well, once."""
+    failing = {"finetune vft 1 0": "comm:2", "finetune vft 1 1": "kill:1", "tapt tapt 1 0": "oom:2"}
     report, wanted, lines = _run(tmp_path, {"failing": failing})
     assert report.complete
     assert all(fact.done for fact in report.facts.values())
@@ -112,7 +113,7 @@ def test_the_cores_are_filled_and_no_more(tmp_path: Path) -> None:
 
 
 def test_what_lies_downstream_of_a_hopeless_stage_is_blocked_and_the_rest_finishes(tmp_path: Path) -> None:
-    """A refused stage is not tried again, a failing one three times; their dependants never start; everything else is done."""
+    """A refused stage is not tried again, nor is one whose code fails; their dependants never start; everything else is done."""
     report, wanted, lines = _run(tmp_path, {"failing": {"states ptapt 1 0": "fail:9", "tapt tapt 2 0": "refuse"}})
     assert not report.complete
     assert {wanted.graph.nodes[key].name.split(" [")[0] for key in report.plan.given_up} == {
@@ -121,7 +122,7 @@ def test_what_lies_downstream_of_a_hopeless_stage_is_blocked_and_the_rest_finish
     }
     assert len(report.plan.blocked) == 6
     assert len(report.plan.reused) == 12 - 4
-    assert sum("failed" in line for line in lines) == 4
+    assert sum("failed" in line for line in lines) == 2
     assert sum("given up" in line for line in lines) == 2
     starts = fake_registry.count(tmp_path / "corpus", "starts")
     assert not any(key in starts for key in report.plan.blocked)
@@ -129,20 +130,52 @@ def test_what_lies_downstream_of_a_hopeless_stage_is_blocked_and_the_rest_finish
 
 def test_launching_again_tries_what_was_given_up(tmp_path: Path) -> None:
     """After the user has mended the cause, the same command goes on."""
-    recipe: dict[str, object] = {"failing": {"tapt tapt 1 0": "fail:4"}}
-    assert not _run(tmp_path, recipe)[0].complete
+    recipe: dict[str, object] = {"failing": {"tapt tapt 1 0": "fail:1", "finetune vft 1 0": "comm:4"}}
+    assert len(_run(tmp_path, recipe)[0].plan.given_up) == 2
     assert _run(tmp_path, recipe)[0].complete
 
 
 def test_a_worker_killed_by_a_signal_is_on_record(tmp_path: Path) -> None:
-    """The executor states what the worker could not: signal and log."""
+    """The executor states what the worker could not: signal, log, and that on this machine only want of memory kills unasked."""
     report, wanted, _ = _run(tmp_path, {"failing": {"finetune vft 1 0": "kill:9"}})
     (key,) = report.plan.given_up
     folder = wanted.layout.stage("finetune", key)
     outcome = read_outcome(folder.attempt(3))
     assert outcome is not None
-    assert (outcome.ending, outcome.error) == (Ending.failed, "SIGKILL")
+    assert (outcome.ending, outcome.error, outcome.kind) == (Ending.failed, "SIGKILL", FailureClass.memory.name)
+    assert "memory ran out 3 times" in report.plan.reasons[key]
+    assert report.facts[key].attempts == MEMORY_RETRIES + 1
     assert f"finetune-{key}.log" in outcome.message
+
+
+def test_a_worker_that_leaves_without_a_word_is_not_begun_again(tmp_path: Path) -> None:
+    """Who knows why it left: its exit code and its log are what there is to tell."""
+    report, wanted, _ = _run(tmp_path, {"failing": {"finetune vft 1 0": "exit:9"}})
+    (key,) = report.plan.given_up
+    outcome = read_outcome(wanted.layout.stage("finetune", key).attempt(1))
+    assert outcome is not None
+    assert (outcome.error, outcome.kind) == ("exit7", FailureClass.code.name)
+    assert report.facts[key].attempts == 1
+
+
+def test_what_waits_here_can_be_handed_back(tmp_path: Path) -> None:
+    """What runs stays; what waits for it, or for room, goes."""
+    graph = fake_registry.make_graph({"seconds": 0.5}, methods=("tapt",), folds=("1",), seeds=2)
+    with local_launch.executor(tmp_path) as executor:
+        for key, node in graph.nodes.items():
+            executor.submit(Batch(node.stage, node.method, (Task((key,)),)), graph, executor.in_flight())
+        executor.wait(0.0)
+        runs = {run.key for run in graph.runs}
+        assert set(executor.cancel(list(graph.nodes))) == runs
+        assert set(executor.in_flight()) == set(graph.nodes) - runs
+
+
+def test_a_diverged_run_is_replaced_by_its_reserve_seed(tmp_path: Path) -> None:
+    """At once, while others still run; the table's slots are filled in the end."""
+    report, _, lines = _run(tmp_path, {"failing": {"finetune vft 1 0": "diverge", "finetune tapt 2 1": "collapse"}})
+    assert report.complete
+    assert {run.seed for run in report.graph.runs if run.generation} == {1000, 1001}
+    assert sum("dropped: " in line and "gets another seed" in line for line in lines) == 2
 
 
 def test_stages_whose_upstream_fails_are_handed_back(tmp_path: Path) -> None:
@@ -267,7 +300,7 @@ def test_a_stage_that_cannot_even_claim_is_not_tried_for_ever(tmp_path: Path) ->
     folder.attempts.write_text("a file where a folder belongs")
     report, _, _ = _run(tmp_path, {})
     assert report.plan.given_up == (run,)
-    assert "before the worker began" in report.facts[run].error
+    assert f"{MAX_SILENT} jobs ended before the worker began" in report.facts[run].error
     assert len(report.plan.reused) == 11
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from jobs.cancellations import Cancelled
+from jobs.failures import MAX_LOST, MAX_SILENT, FailureClass
 from jobs.graph import Graph, Node
 from jobs.layout import Layout
 from jobs.liveness import new_claim
-from jobs.observe import MAX_LOST, AttemptFacts, judge_attempts, read_facts
-from jobs.plan import Limits, make_plan
+from jobs.observe import AttemptFiles, Sight, ended_attempts, read_facts
+from jobs.plan import Departure, Limits, NodeFacts, make_plan
 from jobs.records import Claim, Ending, Outcome, Result, claim_attempt, file_digest, write_outcome, write_result
 from tests.jobs.fake_registry import make_graph
 
@@ -27,30 +31,46 @@ def graph() -> Graph:
     return make_graph(methods=("tapt",), folds=("1",), seeds=2)
 
 
-def _finish(layout: Layout, node: Node, attempt: int = 1) -> None:
+def _finish(layout: Layout, node: Node, attempt: int = 1, job: str = "", diverged: str = "") -> None:
     folder = layout.stage(node.stage, node.key)
     output = folder.attempt(attempt).output
     output.mkdir(parents=True)
     (output / "model.bin").write_text(node.key)
     artifacts = {"model.bin": file_digest(output / "model.bin")}
-    claim_attempt(folder, attempt, _dead_claim(attempt))
+    claim_attempt(folder, attempt, replace(_dead_claim(attempt), slurm_job=job))
     os.utime(folder.attempt(attempt).claim, (1, 1))
-    write_result(
-        folder,
-        Result(node.key, node.stage, 1, node.fold, node.seed, "fake", "d1", {}, node.upstream, attempt, {}, {"seconds": 2.5}, artifacts),
+    result = Result(
+        node.key, node.stage, 1, node.fold, node.seed, "fake", "d1", {}, node.upstream, attempt, {}, {"seconds": 2.5}, artifacts
     )
+    write_result(folder, replace(result, diverged=diverged))
 
 
 def _dead_claim(number: int, started: float = 0.0) -> Claim:
     return Claim(number, "elsewhere", 1, "", started)
 
 
-def _attempt(layout: Layout, node: Node, number: int, ending: Ending | None, started: float = 0.0) -> None:
+ENDINGS = {FailureClass.interrupted: Ending.interrupted, FailureClass.time_limit: Ending.interrupted, FailureClass.refused: Ending.refused}
+
+
+def _attempt(
+    layout: Layout, node: Node, number: int, failure: FailureClass | None, started: float = 0.0, *, job: str = "", where: str = ""
+) -> None:
+    """An attempt that is over, with its last word or (None) without."""
     folder = layout.stage(node.stage, node.key)
-    claim_attempt(folder, number, _dead_claim(number, started))
+    claim_attempt(folder, number, replace(_dead_claim(number, started), slurm_job=job, node=where))
     os.utime(folder.attempt(number).claim, (1, 1))
-    if ending is not None:
-        write_outcome(folder.attempt(number), Outcome(number, ending, "ValueError", f"number {number}", "", "elsewhere", 1.0))
+    if failure is not None:
+        ending = ENDINGS.get(failure, Ending.failed)
+        outcome = Outcome(number, ending, "ValueError", f"number {number}", "", "elsewhere", 1.0, kind=failure.name)
+        write_outcome(folder.attempt(number), outcome)
+
+
+def _departed(*departures: Departure) -> Callable[[Collection[str]], Mapping[str, Sequence[Departure]]]:
+    return lambda keys: {key: found for key in keys if (found := [each for each in departures if each.key == key])}
+
+
+def _departure(node: Node, job: str, state: str = "", submitted: float = 10.0, *, ours: bool = False) -> Departure:
+    return Departure(node.key, job, state, submitted, submitted + 5, ours)
 
 
 def _node(graph: Graph, stage: str) -> Node:
@@ -61,7 +81,7 @@ def test_nothing_on_disk_is_nothing_begun(layout: Layout, graph: Graph) -> None:
     """An empty store gives facts for every stage, all of them blank."""
     facts = read_facts(graph, layout)
     assert set(facts) == set(graph.nodes)
-    assert not any(fact.done or fact.failures or fact.held for fact in facts.values())
+    assert set(facts.values()) == {NodeFacts()}
 
 
 def test_a_result_is_done_with_its_duration(layout: Layout, graph: Graph) -> None:
@@ -84,7 +104,7 @@ def test_missing_artifacts_undo_a_stage_only_for_those_who_read_them(layout: Lay
     facts = read_facts(graph, layout)
     assert not facts[tapt.key].done
     assert facts[tapt.key].failures == 0
-    plan = make_plan(graph, facts, {}, runs_per_task={}, limits=Limits(), max_attempts=3)
+    plan = make_plan(graph, facts, {}, runs_per_task={}, limits=Limits())
     assert [batch.keys for batch in plan.batches] == [(tapt.key,), (graph.runs[0].key,)]
 
 
@@ -98,38 +118,44 @@ def test_missing_artifacts_are_found_all_the_way_up(layout: Layout) -> None:
     assert not any(fact.done for fact in read_facts(graph, layout).values())
 
 
-def test_failures_count_and_interruptions_do_not(layout: Layout, graph: Graph) -> None:
-    """Failed, failed, interrupted: two failures, and the error of the last one."""
+def test_failures_cost_and_interruptions_do_not(layout: Layout, graph: Graph) -> None:
+    """Memory, communication, interrupted: two that cost, three that ended, and the error of the last one."""
     node = graph.nodes[graph.runs[0].key]
-    for number, ending in enumerate((Ending.failed, Ending.failed, Ending.interrupted), 1):
-        _attempt(layout, node, number, ending)
+    for number, failure in enumerate((FailureClass.memory, FailureClass.communication, FailureClass.interrupted), 1):
+        _attempt(layout, node, number, failure, where="n7")
     fact = read_facts(graph, layout)[node.key]
-    assert fact.failures == 2
-    assert fact.attempts == 3
-    assert not fact.refused
-    assert fact.error == "ValueError: number 2"
+    assert (fact.failures, fact.attempts, fact.ended) == (2, 3, 3)
+    assert fact.stopped == ""
+    assert (fact.error, fact.failure) == ("ValueError: number 3", FailureClass.interrupted.name)
+    assert (fact.request.relief, fact.request.exclude) == (1, ("n7",))
 
 
-def test_the_last_ending_says_whether_it_is_refused(layout: Layout, graph: Graph) -> None:
+def test_the_last_ending_says_whether_it_is_stopped(layout: Layout, graph: Graph) -> None:
     """Refused is the user's to mend; what came after it tells whether it was."""
     first, second = (graph.nodes[run.key] for run in graph.runs)
-    _attempt(layout, first, 1, Ending.refused)
-    _attempt(layout, second, 1, Ending.refused)
-    _attempt(layout, second, 2, Ending.failed)
+    _attempt(layout, first, 1, FailureClass.refused)
+    _attempt(layout, second, 1, FailureClass.refused)
+    _attempt(layout, second, 2, FailureClass.memory)
     facts = read_facts(graph, layout)
-    assert facts[first.key].refused
-    assert not facts[second.key].refused
+    assert facts[first.key].stopped == "ValueError: number 1"
+    assert not facts[second.key].stopped
+
+
+def test_an_outcome_of_an_older_version_is_told_by_its_ending(layout: Layout, graph: Graph) -> None:
+    """Without a class of its own a failure is one of code."""
+    node = graph.nodes[graph.runs[0].key]
+    claim_attempt(layout.stage(node.stage, node.key), 1, _dead_claim(1))
+    write_outcome(layout.stage(node.stage, node.key).attempt(1), Outcome(1, Ending.failed, "KeyError", "x", "", "elsewhere", 1.0))
+    assert read_facts(graph, layout)[node.key].failure == FailureClass.code.name
 
 
 def test_launching_again_forgives(layout: Layout, graph: Graph) -> None:
-    """Failures of attempts begun before `since` do not count."""
+    """Failures of attempts begun before `since` do not count; that they were is known."""
     node = graph.nodes[graph.runs[0].key]
-    _attempt(layout, node, 1, Ending.refused, started=100.0)
-    _attempt(layout, node, 2, Ending.failed, started=200.0)
-    assert read_facts(graph, layout, since=150.0)[node.key].failures == 1
-    fact = read_facts(graph, layout, since=300.0)[node.key]
-    assert fact.failures == 0
-    assert not fact.error
+    _attempt(layout, node, 1, FailureClass.code, started=100.0)
+    _attempt(layout, node, 2, FailureClass.code, started=200.0)
+    assert read_facts(graph, layout, Sight(since=150.0))[node.key].failures == 1
+    assert read_facts(graph, layout, Sight(since=300.0))[node.key] == NodeFacts(attempts=2, ended=2)
 
 
 def test_a_live_claim_is_held_and_a_dead_one_is_lost(layout: Layout, graph: Graph) -> None:
@@ -139,38 +165,210 @@ def test_a_live_claim_is_held_and_a_dead_one_is_lost(layout: Layout, graph: Grap
     _attempt(layout, second, 1, None)
     facts = read_facts(graph, layout)
     assert str(os.getpid()) in facts[first.key].held
+    assert (facts[first.key].attempts, facts[first.key].ended) == (1, 0)
     assert not facts[second.key].held
-    assert facts[second.key].failures == 0
+    assert (facts[second.key].failure, facts[second.key].failures) == (FailureClass.node.name, 0)
+
+
+def test_the_former_execution_of_a_requeued_job_is_over(layout: Layout, graph: Graph) -> None:
+    """However fresh its heartbeat is, and although the queue still names its job."""
+    node = graph.nodes[graph.runs[0].key]
+    folder = layout.stage(node.stage, node.key)
+    for number in (1, 2):
+        claim_attempt(folder, number, replace(_dead_claim(number, float(number)), slurm_job="7_1", node=f"n{number}"))
+    fact = read_facts(graph, layout, Sight(live_jobs={"7_1"}))[node.key]
+    assert fact.held == "Slurm job 7_1"
+    assert (fact.ended, fact.bad_nodes) == (1, ("n1",))
 
 
 def test_a_torn_outcome_is_an_attempt_without_a_word(layout: Layout, graph: Graph) -> None:
     """A half-written outcome is neither failure nor success."""
     node = graph.nodes[graph.runs[0].key]
-    _attempt(layout, node, 1, Ending.failed)
+    _attempt(layout, node, 1, FailureClass.code)
     outcome = layout.stage(node.stage, node.key).attempt(1).outcome
     outcome.write_text(outcome.read_text()[:30])
-    assert read_facts(graph, layout)[node.key].failures == 0
+    fact = read_facts(graph, layout)[node.key]
+    assert (fact.failures, fact.stopped, fact.failure) == (0, "", FailureClass.node.name)
 
 
 def test_lost_attempts_are_free_up_to_a_limit_and_while_they_progress(layout: Layout, graph: Graph) -> None:
-    """Without a newer checkpoint the sixth lost attempt counts as a failure, with one none does."""
+    """Without a newer checkpoint the sixth lost attempt in a row ends it; a checkpoint written since lets it go on."""
     node = graph.nodes[graph.runs[0].key]
     for number in range(1, MAX_LOST + 2):
         _attempt(layout, node, number, None, started=float(number))
-    fact = read_facts(graph, layout)[node.key]
-    assert fact.failures == 1
-    assert "without a newer checkpoint" in fact.error
+    assert "without a newer checkpoint" in read_facts(graph, layout)[node.key].stopped
     checkpoint = layout.stage(node.stage, node.key).checkpoint
     checkpoint.mkdir()
+    (checkpoint / ".half-written").write_text("{")
+    assert read_facts(graph, layout)[node.key].stopped
     (checkpoint / "state.json").write_text("{}")
-    assert read_facts(graph, layout)[node.key].failures == 0
+    assert not read_facts(graph, layout)[node.key].stopped
 
 
-@pytest.mark.parametrize(("checkpoint", "failures"), [(0.0, 3), (5.0, 0), (2.0, 2)])
-def test_progress_resets_the_count(checkpoint: float, failures: int) -> None:
-    """Only attempts begun since the last checkpoint was written count against the limit."""
-    lost = [AttemptFacts(_dead_claim(number, started=float(number)), False, None) for number in range(1, MAX_LOST + 4)]
-    assert judge_attempts(lost, checkpoint=checkpoint, since=0.0).failures == failures
+def _files(*attempts: tuple[float, str, str]) -> list[AttemptFiles]:
+    """Attempts that are over: the checkpoint that each found, its job, and the class in its last word ("": none)."""
+    found = []
+    for number, (checkpoint, job, kind) in enumerate(attempts, 1):
+        claim = replace(_dead_claim(number, float(number)), checkpoint=checkpoint, slurm_job=job, node="n1")
+        outcome = Outcome(number, Ending.interrupted, "Stopped", "at step 3", "", "n1", 1.0, kind=kind) if kind else None
+        found.append(AttemptFiles(number, claim, outcome, alive=False))
+    return found
+
+
+def test_progress_is_a_newer_checkpoint_than_the_one_it_found() -> None:
+    """The next attempt's claim tells what this one left, the folder what the last one did."""
+    files = _files((0.0, "", ""), (5.0, "", ""), (5.0, "", ""))
+    assert [each.progress for each in ended_attempts(files, [], 5.0)] == [True, False, False]
+    assert [each.progress for each in ended_attempts(files, [], 6.0)] == [True, False, True]
+
+
+def _classes(files: Sequence[AttemptFiles], *departures: tuple[str, str]) -> list[FailureClass]:
+    states = [Departure("k", job, state, 0.0, 1.0) for job, state in departures]
+    return [each.failure for each in ended_attempts(files, states, 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("state", "failure", "blamed"),
+    [
+        ("NODE_FAIL", FailureClass.node, True),
+        ("FAILED", FailureClass.node, False),
+        ("PREEMPTED", FailureClass.node, False),
+        ("", FailureClass.node, False),
+        ("TIMEOUT", FailureClass.time_limit, False),
+        ("OUT_OF_MEMORY", FailureClass.memory, False),
+        ("CANCELLED by 1000", FailureClass.cancelled, False),
+    ],
+)
+def test_slurm_explains_what_left_no_word(state: str, failure: FailureClass, blamed: bool) -> None:
+    """The state of the job it ran in, and in words."""
+    (found,) = ended_attempts(_files((0.0, "7_1", "")), [Departure("k", "7_1", state, 0.0, 1.0)], 0.0)
+    assert (found.failure, found.nodes_fault, found.node) == (failure, blamed, "n1")
+    assert (state or "nothing is known of its job") in found.error
+
+
+def test_a_job_that_runs_on_in_another_attempt_was_requeued() -> None:
+    """Its last state is that of the last attempt, and what was lost before blames the machine."""
+    first, second = ended_attempts(_files((0.0, "7_1", ""), (0.0, "7_1", "")), [Departure("k", "7_1", "TIMEOUT", 0.0, 1.0)], 0.0)
+    assert (first.failure, first.nodes_fault) == (FailureClass.node, True)
+    assert "requeued" in first.error
+    assert (second.failure, second.nodes_fault) == (FailureClass.time_limit, False)
+
+
+def test_who_was_asked_to_stop_is_told_why_by_slurm() -> None:
+    """The same signals come before a time limit and before a preemption; what was requeued had time left."""
+    limit, asked = FailureClass.time_limit, FailureClass.interrupted
+    assert _classes(_files((0.0, "7_1", "time_limit")), ("7_1", "FAILED")) == [limit]
+    assert _classes(_files((0.0, "7_1", "time_limit")), ("7_1", "PREEMPTED")) == [asked]
+    assert _classes(_files((0.0, "7_1", "time_limit"), (0.0, "7_1", "time_limit"))) == [asked, limit]
+    assert _classes(_files((0.0, "7_1", "interrupted")), ("7_1", "TIMEOUT")) == [limit]
+    assert _classes(_files((0.0, "7_1", "interrupted")), ("7_1", "CANCELLED")) == [asked]
+    assert _classes(_files((0.0, "7_1", "memory")), ("7_1", "TIMEOUT")) == [FailureClass.memory]
+
+
+def test_what_another_attempt_made_pointless_is_no_ending() -> None:
+    """Nor is the attempt that has the result."""
+    outcome = Outcome(1, Ending.interrupted, "Superseded", "too late", "", "n1", 1.0, kind="interrupted")
+    superseded = AttemptFiles(1, _dead_claim(1), outcome, alive=False)
+    published = AttemptFiles(2, _dead_claim(2), None, alive=False, published=True)
+    assert ended_attempts([superseded, published], [], 0.0) == []
+
+
+def test_a_finished_stage_still_tells_which_machine_failed_under_it(layout: Layout, graph: Graph) -> None:
+    """Requeued from a dead node and done elsewhere: the node is remembered, until the next launch."""
+    node = graph.nodes[graph.runs[0].key]
+    _attempt(layout, node, 1, None, started=50.0, job="7_1", where="n3")
+    _finish(layout, node, attempt=2, job="7_1")
+    fact = read_facts(graph, layout, Sight(since=40.0))[node.key]
+    assert fact.done
+    assert fact.bad_nodes == ("n3",)
+    assert read_facts(graph, layout, Sight(since=60.0))[node.key].bad_nodes == ()
+
+
+def test_until_slurm_says_how_a_job_ended_its_stage_is_held(layout: Layout, graph: Graph) -> None:
+    """Whether it was cancelled by hand, or ran out of time, decides what follows; the ending is told once that is known."""
+    node = graph.nodes[graph.runs[0].key]
+    _attempt(layout, node, 1, FailureClass.memory, started=1.0, job="6_1")
+    _attempt(layout, node, 2, FailureClass.interrupted, started=2.0, job="7_1")
+    departures = _departed(_departure(node, "6_1", "FAILED"), _departure(node, "7_1"))
+    waiting = read_facts(graph, layout, Sight(departures=departures, settling={node.key}))[node.key]
+    assert waiting.held
+    assert waiting.ended == 1
+    known = _departed(_departure(node, "6_1", "FAILED"), _departure(node, "7_1", "CANCELLED by 1000"))
+    told = read_facts(graph, layout, Sight(departures=known))[node.key]
+    assert (told.held, told.ended, told.cancelled) == ("", 2, True)
+
+
+@pytest.mark.parametrize(
+    ("state", "ours", "submitted", "cancelled"),
+    [
+        ("CANCELLED by 1000", False, 10.0, True),
+        ("CANCELLED by 1000", True, 10.0, False),
+        ("CANCELLED by 1000", False, 4.0, False),
+        ("CANCELLED by 0", False, 10.0, False),
+        ("CANCELLED", False, 10.0, False),
+    ],
+)
+def test_a_job_cancelled_by_its_owner_is_not_submitted_again(
+    layout: Layout, graph: Graph, state: str, ours: bool, submitted: float, cancelled: bool
+) -> None:
+    """Unless the program itself did it, Slurm did, or it was launched again since."""
+    node = _node(graph, "tapt")
+    departures = _departed(_departure(node, "7_1", state, submitted, ours=ours))
+    assert read_facts(graph, layout, Sight(since=5.0, departures=departures))[node.key].cancelled is cancelled
+
+
+def test_cancelled_stages_are_cancelled(layout: Layout, graph: Graph) -> None:
+    """Those named, or all that have no result."""
+    tapt = _node(graph, "tapt")
+    facts = read_facts(graph, layout, Sight(cancelled=Cancelled(keys=frozenset((tapt.key,)))))
+    assert [key for key, fact in facts.items() if fact.cancelled] == [tapt.key]
+    _finish(layout, tapt)
+    facts = read_facts(graph, layout, Sight(cancelled=Cancelled(everything=True)))
+    assert [fact.cancelled for fact in facts.values()] == [fact.done is False for fact in facts.values()]
+
+
+def _silent_jobs(node: Node, number: int = MAX_SILENT) -> list[Departure]:
+    return [_departure(node, f"{job}_0", "FAILED", submitted=10.0 + job) for job in range(number)]
+
+
+def test_jobs_that_end_before_the_worker_begins_stop_a_stage(layout: Layout, graph: Graph) -> None:
+    """Not one too few, not those of an earlier launch, and not while something upstream is not there."""
+    tapt, run = _node(graph, "tapt"), graph.nodes[graph.runs[0].key]
+    jobs = _silent_jobs(tapt)
+    assert "before the worker began" in read_facts(graph, layout, Sight(departures=_departed(*jobs)))[tapt.key].stopped
+    assert not read_facts(graph, layout, Sight(departures=_departed(*jobs[1:])))[tapt.key].stopped
+    assert not read_facts(graph, layout, Sight(since=11.0, departures=_departed(*jobs)))[tapt.key].stopped
+    assert not read_facts(graph, layout, Sight(departures=_departed(*_silent_jobs(run))))[run.key].stopped
+    _finish(layout, tapt)
+    os.utime(layout.stage("tapt", tapt.key).result, (16.0, 16.0))
+    late = [replace(each, gone=20.0) for each in _silent_jobs(run)]
+    assert not read_facts(graph, layout, Sight(departures=_departed(*late[:2], *_silent_jobs(run)[:1], late[2])))[run.key].stopped
+    assert read_facts(graph, layout, Sight(departures=_departed(*late)))[run.key].stopped
+
+
+def test_a_job_that_began_with_another_of_its_stages_is_not_silent(layout: Layout) -> None:
+    """Packed stages that did not get their turn before the time was up, whether the others have finished since or not."""
+    graph = make_graph(methods=("vft",), folds=("1",), seeds=3)
+    first, second, third = (graph.nodes[run.key] for run in graph.runs)
+    jobs = [f"{number}_0" for number in range(MAX_SILENT)]
+    departures = _departed(*(_departure(node, job, "TIMEOUT") for node in (first, second, third) for job in jobs))
+    for number, job in enumerate(jobs[:-1], 1):
+        _attempt(layout, first, number, FailureClass.time_limit, started=20.0 + number, job=job)
+    assert read_facts(graph, layout, Sight(departures=departures))[third.key].failure == FailureClass.node.name, "one was silent"
+    _finish(layout, first, attempt=MAX_SILENT, job=jobs[-1])
+    facts = read_facts(graph, layout, Sight(departures=departures))
+    assert facts[first.key].done
+    assert facts[second.key] == facts[third.key] == NodeFacts()
+
+
+def test_a_diverged_run_is_known_with_and_without_a_result(layout: Layout, graph: Graph) -> None:
+    """NaN leaves an outcome, the training-side test a result that says so."""
+    first, second = (graph.nodes[run.key] for run in graph.runs)
+    _attempt(layout, first, 1, FailureClass.divergence)
+    _finish(layout, second, diverged="the loss is still that of the prior")
+    facts = read_facts(graph, layout, Sight(since=1e9))
+    assert (facts[first.key].done, facts[first.key].diverged) == (False, "ValueError: number 1")
+    assert (facts[second.key].done, facts[second.key].diverged) == (True, "the loss is still that of the prior")
 
 
 def test_only_the_keys_asked_for_are_read_again(layout: Layout, graph: Graph) -> None:

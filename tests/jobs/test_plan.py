@@ -10,11 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs.failures import FailureClass
 from jobs.graph import Graph, Node, Run
-from jobs.plan import InFlight, Limits, NodeFacts, Phase, Plan, critical_minutes, make_plan, needed_keys
+from jobs.plan import ALIKE, InFlight, Limits, NodeFacts, Phase, Plan, Request, critical_minutes, make_plan, needed_keys
 from tests.jobs.fake_registry import make_graph
 
-MAX_ATTEMPTS = 3
+MAX_FAILURES = 9
+REASON = "ValueError: no such layer"
 IN_FLIGHT = InFlight(Phase.queued, "7_1")
 quick = settings(max_examples=50, deadline=None)
 
@@ -36,7 +38,7 @@ class Situation:
             self.in_flight if in_flight is None else in_flight,
             runs_per_task={"a": self.packing, "b": self.packing},
             limits=self.limits,
-            max_attempts=MAX_ATTEMPTS,
+            max_failures=MAX_FAILURES,
         )
 
 
@@ -60,21 +62,30 @@ def graphs(draw: st.DrawFn) -> Graph:
 def situations(draw: st.DrawFn) -> Situation:
     """A graph with any state of its stages."""
     graph = draw(graphs())
+    rarely = st.sampled_from([False, False, False, True])
     fact = st.builds(
         NodeFacts,
         done=st.booleans(),
-        failures=st.integers(0, MAX_ATTEMPTS + 1),
-        refused=st.sampled_from([False, False, False, True]),
+        failures=st.integers(0, 3),
+        attempts=st.integers(0, 3),
+        stopped=st.sampled_from(["", "", "", REASON]),
+        error=st.just(REASON),
+        failure=st.sampled_from(["", *(failure.name for failure in FailureClass)]),
         held=st.sampled_from(["", "", "", "process 5 on host"]),
+        diverged=st.sampled_from(["", "", "", "NaN at step 7"]),
+        cancelled=rarely,
+        request=st.builds(Request, relief=st.integers(0, 2), exclude=st.sampled_from([(), ("n1",)])),
+        bad_nodes=st.sampled_from([(), ("n2",), ("n1", "n3")]),
     )
     facts = {key: draw(fact) for key in graph.nodes if draw(st.booleans())}
-    in_flight = {key: IN_FLIGHT for key in graph.nodes if draw(st.integers(0, 4)) == 0}
+    phases = st.sampled_from([None, None, None, None, InFlight(Phase.running, "7_2"), IN_FLIGHT])
+    in_flight = {key: flight for key in graph.nodes if (flight := draw(phases))}
     limits = Limits(array_size=draw(st.integers(0, 3)), queue_room=draw(st.integers(-1, 4)))
     return Situation(graph, facts, in_flight, limits, draw(st.integers(1, 3)))
 
 
 def _places(plan: Plan) -> Counter[str]:
-    keys = [*plan.reused, *plan.waiting, *plan.deferred, *plan.blocked, *plan.given_up]
+    keys = [*plan.reused, *plan.waiting, *plan.deferred, *plan.blocked, *plan.given_up, *plan.stayed]
     return Counter(keys + [key for batch in plan.batches for key in batch.keys])
 
 
@@ -94,13 +105,12 @@ def test_every_needed_stage_is_in_exactly_one_place(situation: Situation) -> Non
 @quick
 @given(situations())
 def test_only_what_is_open_is_submitted(situation: Situation) -> None:
-    """A stage with a result, in flight, held, refused or out of attempts is not submitted."""
+    """What has a result, is held, stopped, diverged, cancelled or in flight is not submitted; nor a failed one once the budget is spent."""
+    spent = sum(fact.failures for fact in situation.facts.values()) >= MAX_FAILURES
     for key in _submitted(situation.plan()):
         fact = situation.facts.get(key, NodeFacts())
         assert not fact.done
-        assert not fact.held
-        assert not fact.refused
-        assert fact.failures < MAX_ATTEMPTS
+        assert not any((fact.held, fact.stopped, fact.diverged, fact.cancelled, spent and fact.failures))
         assert key not in situation.in_flight
 
 
@@ -109,7 +119,7 @@ def test_only_what_is_open_is_submitted(situation: Situation) -> None:
 def test_upstream_is_done_or_in_flight_or_submitted_before(situation: Situation) -> None:
     """Every submitted stage can depend on something, and no task depends on a task of its own batch."""
     plan = situation.plan()
-    standing = {key for key, fact in situation.facts.items() if fact.done} | set(situation.in_flight)
+    standing = {key for key, fact in situation.facts.items() if fact.done} | (set(situation.in_flight) - set(plan.withdrawn))
     for batch in plan.batches:
         for key in batch.keys:
             assert set(situation.graph.nodes[key].upstream.values()) <= standing
@@ -136,10 +146,36 @@ def test_limits_are_kept(situation: Situation) -> None:
 
 @quick
 @given(situations())
+def test_a_batch_asks_for_what_each_of_its_stages_needs(situation: Situation) -> None:
+    """One request a batch: the one that every stage of it has learnt, and the machines that failed twice under anything."""
+    blamed = Counter(node for fact in situation.facts.values() for node in fact.bad_nodes)
+    twice = {node for node, times in blamed.items() if times >= 2}
+    for batch in situation.plan().batches:
+        for key in batch.keys:
+            own = situation.facts.get(key, NodeFacts()).request
+            assert (batch.request.relief, batch.request.memory_factor) == (own.relief, own.memory_factor)
+            assert batch.request.exclude == tuple(sorted({*own.exclude, *twice}))
+
+
+@quick
+@given(situations())
+def test_what_is_taken_back_waits_in_vain(situation: Situation) -> None:
+    """Only what is queued and not to be tried is withdrawn, never what runs; all that is not tried has a reason."""
+    plan = situation.plan()
+    for key in plan.withdrawn:
+        assert situation.in_flight[key].phase is Phase.queued
+        assert key in {*plan.stayed, *plan.given_up, *plan.blocked}
+    assert set(plan.reasons) == {*plan.stayed, *plan.given_up}
+    assert all(plan.reasons.values())
+
+
+@quick
+@given(situations())
 def test_planning_again_after_submission_submits_only_what_was_deferred(situation: Situation) -> None:
     """With everything submitted in flight, a second plan repeats nothing; without limits it submits nothing."""
     first = situation.plan()
-    in_flight = {**situation.in_flight, **dict.fromkeys(_submitted(first), IN_FLIGHT)}
+    kept = {key: flight for key, flight in situation.in_flight.items() if key not in first.withdrawn}
+    in_flight = {**kept, **dict.fromkeys(_submitted(first), IN_FLIGHT)}
     second = situation.plan(in_flight=in_flight)
     assert set(_submitted(second)) <= set(first.deferred)
     if situation.limits.queue_room == 0:
@@ -171,9 +207,9 @@ def test_a_world_without_failures_ends_complete(situation: Situation) -> None:
 @quick
 @given(situations())
 def test_blocked_means_something_upstream_is_given_up(situation: Situation) -> None:
-    """A blocked stage has a given-up one above it, a submitted or deferred one has none."""
+    """A blocked stage has a given-up or stayed one above it, a submitted or deferred one has none."""
     plan = situation.plan()
-    given_up = set(plan.given_up)
+    given_up = {*plan.given_up, *plan.stayed}
 
     def above(key: str) -> set[str]:
         open_ = [key]
@@ -181,7 +217,7 @@ def test_blocked_means_something_upstream_is_given_up(situation: Situation) -> N
         while open_:
             for parent in situation.graph.nodes[open_.pop()].upstream.values():
                 fact = situation.facts.get(parent, NodeFacts())
-                if parent not in found and not fact.done and parent not in plan.waiting:
+                if parent not in found and parent not in plan.waiting and (parent in given_up or not fact.done):
                     found.add(parent)
                     open_.append(parent)
         return found
@@ -195,16 +231,107 @@ def test_upstream_of_finished_runs_is_not_computed_again() -> None:
     graph = make_graph(methods=("tapt",), folds=("1",), seeds=2)
     runs = [run.key for run in graph.runs]
     done = {key: NodeFacts(done=True) for key in runs}
-    assert make_plan(graph, done, {}, runs_per_task={}, limits=Limits(), max_attempts=3).complete
-    plan = make_plan(graph, {runs[0]: NodeFacts(done=True)}, {}, runs_per_task={}, limits=Limits(), max_attempts=3)
+    assert make_plan(graph, done, {}, runs_per_task={}, limits=Limits()).complete
+    plan = make_plan(graph, {runs[0]: NodeFacts(done=True)}, {}, runs_per_task={}, limits=Limits())
     assert [batch.stage for batch in plan.batches] == ["tapt", "finetune"]
     assert plan.batches[1].keys == (runs[1],)
+
+
+def _plan(graph: Graph, facts: Mapping[str, NodeFacts], in_flight: Mapping[str, InFlight] | None = None, max_failures: int = 0) -> Plan:
+    return make_plan(graph, facts, in_flight or {}, runs_per_task={}, limits=Limits(), max_failures=max_failures, since=100.0)
+
+
+def _failed(failure: FailureClass = FailureClass.code, error: str = "ValueError: no layer 7") -> NodeFacts:
+    return NodeFacts(failures=1, attempts=1, stopped=error, error=error, failure=failure.name)
+
+
+def test_when_the_first_of_a_kind_all_fail_alike_the_rest_is_held() -> None:
+    """In the same words but for numbers: what waits is taken back, what runs is left, and the reason names the error."""
+    graph = make_graph(methods=("vft", "tapt"), folds=("1",), seeds=8)
+    runs = [run.key for run in graph.runs if run.method == "vft"]
+    facts = {key: _failed(error=f"ValueError: no layer {number}") for number, key in enumerate(runs[:ALIKE])}
+    in_flight = {runs[5]: InFlight(Phase.running, "7_5"), runs[6]: IN_FLIGHT}
+    plan = _plan(graph, facts, in_flight)
+    assert set(plan.given_up) == set(runs[:3])
+    assert set(plan.stayed) == {runs[3], runs[4], runs[6], runs[7]}
+    assert plan.withdrawn == (runs[6],)
+    assert plan.waiting == (runs[5],)
+    assert "no layer 0" in plan.reasons[runs[3]]
+    assert {(batch.stage, batch.method) for batch in plan.batches} == {("tapt", "tapt"), ("finetune", "tapt")}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        _failed(error="KeyError: 'angry'"),
+        _failed(FailureClass.communication),
+        NodeFacts(done=True, finished=101.0),
+        NodeFacts(),
+    ],
+    ids=["other words", "another class", "a result", "only two"],
+)
+def test_what_does_not_look_alike_holds_nothing(other: NodeFacts) -> None:
+    """Three failures of code in the same words and no result since the launch are needed."""
+    graph = make_graph(methods=("vft",), folds=("1",), seeds=6)
+    runs = [run.key for run in graph.runs]
+    plan = _plan(graph, {runs[0]: _failed(), runs[1]: _failed(), runs[2]: other})
+    assert not plan.stayed
+    old = _plan(graph, {runs[0]: _failed(), runs[1]: _failed(), runs[2]: _failed(), runs[3]: NodeFacts(done=True, finished=99.0)})
+    assert len(old.stayed) == 2, "a result of an earlier launch says nothing of this one's code"
+
+
+def test_a_spent_budget_ends_second_tries_only() -> None:
+    """What failed is given up, with the reason; what has not failed is still tried."""
+    graph = make_graph(methods=("vft",), folds=("1",), seeds=3)
+    first, second, third = (run.key for run in graph.runs)
+    facts = {first: NodeFacts(failures=2, attempts=2), second: NodeFacts(failures=1, attempts=1)}
+    plan = _plan(graph, facts, max_failures=3)
+    assert plan.given_up == (first, second)
+    assert "policy.max_failures" in plan.reasons[first]
+    assert [batch.keys for batch in plan.batches] == [(third,)]
+    assert not _plan(graph, facts, max_failures=4).given_up
+
+
+def test_a_diverged_run_counts_as_missing_only_while_it_fills_its_slot() -> None:
+    """With or without a result: no reserve seed is left. A superseded one is not needed at all."""
+    graph = make_graph(methods=("vft",), folds=("1",), seeds=2)
+    first, second = (run.key for run in graph.runs)
+    facts = {first: NodeFacts(diverged="NaN at step 7", attempts=1), second: NodeFacts(done=True, diverged="stuck at the prior")}
+    plan = _plan(graph, facts)
+    assert plan.given_up == (first, second)
+    assert all("no reserve seed is left" in reason for reason in plan.reasons.values())
+    assert not plan.complete
+    reserve = make_graph(methods=("vft",), folds=("1",), seeds=2, generations={("vft", "1", 0): 1, ("vft", "1", 1): 1})
+    done = {run.key: NodeFacts(done=True) for run in reserve.runs}
+    assert _plan(reserve, {**facts, **done}).complete
+
+
+def test_a_machine_that_failed_twice_is_avoided_by_all() -> None:
+    """Once under each of two stages, one of them finished since; communication keeps only the stage itself away."""
+    graph = make_graph(methods=("vft",), folds=("1",), seeds=3)
+    first, second, third = (run.key for run in graph.runs)
+    facts = {first: NodeFacts(done=True, bad_nodes=("n1",)), second: NodeFacts(attempts=1, bad_nodes=("n1", "n2"))}
+    facts[third] = NodeFacts(attempts=1, request=Request(exclude=("n3",)))
+    requests = {batch.keys: batch.request for batch in _plan(graph, facts).batches}
+    assert requests == {(second,): Request(exclude=("n1",)), (third,): Request(exclude=("n1", "n3"))}
+
+
+def test_a_cancelled_stage_stays_and_blocks_what_needs_it() -> None:
+    """Its own queued job and those below it are taken back; another method goes on."""
+    graph = make_graph(methods=("vft", "tapt"), folds=("1",), seeds=1)
+    tapt = next(key for key, node in graph.nodes.items() if node.stage == "tapt")
+    run = next(run.key for run in graph.runs if run.method == "tapt")
+    plan = _plan(graph, {tapt: NodeFacts(cancelled=True)}, {tapt: IN_FLIGHT, run: IN_FLIGHT})
+    assert (plan.stayed, plan.blocked) == ((tapt,), (run,))
+    assert set(plan.withdrawn) == {tapt, run}
+    assert "launching again" in plan.reasons[tapt]
+    assert len(plan.batches) == 1
 
 
 def test_the_longest_chain_goes_first() -> None:
     """Where there is room for few, the stages with most to come after them get it."""
     graph = make_graph(folds=("1",), seeds=3)
-    plan = make_plan(graph, {}, {}, runs_per_task={}, limits=Limits(queue_room=1), max_attempts=3)
+    plan = make_plan(graph, {}, {}, runs_per_task={}, limits=Limits(queue_room=1))
     assert [batch.stage for batch in plan.batches] == ["states"]
     assert len(plan.deferred) == len(graph.nodes) - 1
 
@@ -212,7 +339,7 @@ def test_the_longest_chain_goes_first() -> None:
 def test_runs_of_a_fold_are_packed_together() -> None:
     """Three runs per task: tasks hold runs of one fold, the last one what is left."""
     graph = make_graph(methods=("vft",), folds=("1", "2"), seeds=5)
-    plan = make_plan(graph, {}, {}, runs_per_task=lambda stage: 3, limits=Limits(), max_attempts=3)
+    plan = make_plan(graph, {}, {}, runs_per_task=lambda stage: 3, limits=Limits())
     (batch,) = plan.batches
     assert [[graph.nodes[key].fold for key in task.keys] for task in batch.tasks] == [["1"] * 3, ["1"] * 2, ["2"] * 3, ["2"] * 2]
 
@@ -221,7 +348,7 @@ def test_runs_of_a_fold_are_packed_together() -> None:
 def test_room_in_the_queue(room: int, tasks: int) -> None:
     """0 is no limit, a negative number is no room at all."""
     graph = make_graph(methods=("vft",), folds=("1", "2"), seeds=2)
-    plan = make_plan(graph, {}, {}, runs_per_task={}, limits=Limits(queue_room=room), max_attempts=3)
+    plan = make_plan(graph, {}, {}, runs_per_task={}, limits=Limits(queue_room=room))
     assert sum(len(batch.tasks) for batch in plan.batches) == tasks
     assert len(plan.deferred) == 4 - tasks
     assert not plan.settled
@@ -231,7 +358,7 @@ def test_what_waits_for_another_launcher_is_deferred() -> None:
     """A stage held by a process we cannot depend on is waited for; its dependants are submitted once it is done."""
     graph = make_graph(methods=("tapt",), folds=("1",), seeds=2)
     tapt = next(key for key, node in graph.nodes.items() if node.stage == "tapt")
-    plan = make_plan(graph, {tapt: NodeFacts(held="process 3 on node1")}, {}, runs_per_task={}, limits=Limits(), max_attempts=3)
+    plan = make_plan(graph, {tapt: NodeFacts(held="process 3 on node1")}, {}, runs_per_task={}, limits=Limits())
     assert plan.waiting == (tapt,)
     assert len(plan.deferred) == 2
     assert not plan.batches

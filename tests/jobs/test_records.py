@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -61,6 +62,36 @@ def test_a_result_reads_back_as_it_was_written(folder: StageFolder) -> None:
     assert read_result(folder, "k1") == RESULT
 
 
+def test_records_of_an_older_version_are_read(folder: StageFolder) -> None:
+    """What it did not know has the value that says nothing."""
+    value = {"schema": SCHEMA, **asdict(RESULT)}
+    del value["diverged"]
+    write_json(folder.result, value)
+    assert read_result(folder, "k1") == RESULT
+    claim = {"schema": SCHEMA, "attempt": 1, "host": "h", "pid": 2, "process_start": "", "started": 3.0, "slurm_job": "7_0"}
+    write_json(folder.attempt(1).claim, claim)
+    assert read_claim(folder.attempt(1)) == Claim(1, "h", 2, "", 3.0, "7_0")
+    outcome = {"schema": SCHEMA, "attempt": 1, "ending": "failed", "error": "E", "message": "", "detail": "", "host": "h", "seconds": 1.0}
+    write_json(folder.attempt(1).outcome, outcome)
+    assert read_outcome(folder.attempt(1)) == Outcome(1, Ending.failed, "E", "", "", "h", 1.0)
+
+
+def test_a_full_disk_leaves_what_was_there(folder: StageFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No temporary file, no half of a record, and the error of the system."""
+    write_result(folder, RESULT)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_result(folder, replace(RESULT, version=2))
+    with pytest.raises(OSError, match="No space left"):
+        claim_attempt(folder, 1, Claim(1, "h", 2, "", 3.0))
+    assert read_result(folder, "k1") == RESULT
+    assert [path.name for path in folder.path.rglob("*") if path.is_file()] == ["result.json"]
+
+
 @pytest.mark.parametrize("length", [0, 1, 40, 200])
 def test_a_torn_result_is_none(folder: StageFolder, length: int) -> None:
     """Any beginning of the file is neither success nor failure."""
@@ -110,11 +141,11 @@ def test_artifacts_are_checked_by_presence_and_by_content(folder: StageFolder) -
 
 def test_claims_and_outcomes_read_back(folder: StageFolder) -> None:
     """An attempt is listed from its claim on; its outcome says how it ended."""
-    claim = Claim(1, "node1", 12, "boot/ns/99", 5.0, "7_3")
+    claim = Claim(1, "node1", 12, "boot/ns/99", 5.0, "7_3", "n1", "/logs/7_3.out", 1, 4.5)
     assert claim_attempt(folder, 1, claim)
     assert not claim_attempt(folder, 1, replace(claim, pid=13))
     assert read_claim(folder.attempt(1)) == claim
-    outcome = Outcome(1, Ending.interrupted, "Interrupted", "asked to stop", "", "node1", 3.5, "7_3")
+    outcome = Outcome(1, Ending.interrupted, "Interrupted", "asked to stop", "", "node1", 3.5, "7_3", "time_limit")
     write_outcome(folder.attempt(1), outcome)
     assert read_outcome(folder.attempt(1)) == outcome
     assert attempt_numbers(folder) == (1,)

@@ -11,18 +11,29 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from jobs.config import Resources
+from jobs.config import Policy, Resources
+from jobs.controller import Report
 from jobs.forecast import Source, forecast
-from jobs.graph import Graph
+from jobs.graph import Graph, build_graph
 from jobs.plan import InFlight, Limits, NodeFacts, Phase, make_plan
-from jobs.status import State, Status, status_lines, status_of, status_table, status_to_json
-from tests.jobs.fake_registry import make_graph
+from jobs.rounds import replay
+from jobs.slots import seeds_of_slots
+from jobs.status import State, Status, status_lines, status_of, status_table, status_to_json, table_states
+from tests.jobs.fake_registry import REGISTRY, make_graph
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def _keys(graph: Graph, stage: str) -> list[str]:
     return [key for key, node in graph.nodes.items() if node.stage == stage]
+
+
+def _report(
+    graph: Graph, facts: dict[str, NodeFacts], in_flight: dict[str, InFlight] | None = None, policy: Policy | None = None
+) -> Report:
+    held = in_flight or {}
+    plan = make_plan(graph, facts, held, runs_per_task={}, limits=Limits())
+    return Report(plan, graph, facts, held, replay(graph, facts, policy or Policy()))
 
 
 @pytest.fixture
@@ -32,11 +43,12 @@ def status() -> Status:
     vft = [run.key for run in graph.runs if run.method == "vft"]
     facts = {key: NodeFacts() for key in graph.nodes}
     facts[vft[0]] = NodeFacts(done=True, seconds=5.0)
-    facts[vft[1]] = NodeFacts(failures=1, error="ValueError: once")
-    facts[_keys(graph, "states")[0]] = NodeFacts(failures=3, error="OSError: disk full")
+    facts[vft[1]] = NodeFacts(attempts=1, failures=1, error="MemoryError: once", failure="memory")
+    given_up = "3 attempts found the disk full: make room"
+    facts[_keys(graph, "states")[0]] = NodeFacts(attempts=3, failures=3, error="OSError: disk full", stopped=given_up, failure="disk")
     facts[_keys(graph, "tapt")[0]] = NodeFacts(held="process 5 on node1")
     in_flight = {vft[1]: InFlight(Phase.queued, "7_0"), vft[2]: InFlight(Phase.running, "7_1")}
-    return status_of("exp", graph, facts, in_flight, max_attempts=3)
+    return status_of("exp", _report(graph, facts, in_flight))
 
 
 def test_counts_by_method_and_stage(status: Status) -> None:
@@ -58,11 +70,71 @@ def test_runs_have_the_state_of_their_last_stage(status: Status) -> None:
 
 
 def test_problems_say_what_comes_next(status: Status) -> None:
-    """Stages with an error, with the number of failures and whether they are tried again."""
+    """Stages with an error: which class, how often, why, and what becomes of them."""
     lines = [line for line in status_lines(status) if "attempt" in line]
     assert len(lines) == 2
-    assert any(line.endswith("1 attempt failed, will be tried again: ValueError: once") for line in lines)
-    assert any("3 attempts failed, given up" in line and line.endswith("OSError: disk full") for line in lines)
+    assert any("failed, in the queue again (memory, attempt 1): MemoryError: once" in line for line in lines)
+    assert any("given up (disk, attempt 3): 3 attempts found the disk full: make room (last: OSError: disk full)" in line for line in lines)
+
+
+def test_many_stages_with_the_same_error_are_one_line() -> None:
+    """Numbers apart, the error is the same: one line with a count and the first of them."""
+    graph = make_graph(methods=("vft",), folds=("1",), seeds=4)
+    errors = [f"ValueError: cannot read clip {number}" for number in range(3)] + ["KeyError: other"]
+    facts = {
+        run.key: NodeFacts(attempts=1, failures=1, error=error, stopped=error, failure="code")
+        for run, error in zip(graph.runs, errors, strict=True)
+    }
+    lines = [line for line in status_lines(status_of("exp", _report(graph, facts))) if "given up" in line]
+    assert len(lines) == 2
+    assert lines[0].startswith("finetune vft, 3 stages: given up (code, attempt 1): ValueError: cannot read clip 0; first fold 1 seed 0 [")
+
+
+def test_held_and_cancelled_stages_are_told_apart() -> None:
+    """What the user cancelled, and what waits because the first of its kind all failed alike, each with what lifts it."""
+    graph = make_graph(methods=("vft", "tapt"), folds=("1",), seeds=5)
+    vft, tapt = ([run.key for run in graph.runs if run.method == method] for method in ("vft", "tapt"))
+    alike = "ValueError: no such layer"
+    facts = {key: NodeFacts(attempts=1, failures=1, error=alike, stopped=alike, failure="code") for key in vft[:3]}
+    facts |= {key: NodeFacts(cancelled=True) for key in tapt}
+    facts |= {key: NodeFacts(done=True) for key in _keys(graph, "tapt")}
+    now = status_of("exp", _report(graph, facts))
+    counts = {row.method: row.counts for row in now.stages if row.stage == "finetune"}
+    assert (counts["vft"]["failed"], counts["vft"]["held"]) == (3, 2)
+    assert counts["tapt"]["cancelled"] == 5
+    text = "\n".join(status_lines(now))
+    assert "2 stages held: the first 3 of finetune vft all failed alike" in text
+    assert "cancelled: `python launch.py grid exp` with the same settings goes on" in text
+    assert "`python launch.py explain exp vft/1/0`" in text
+
+
+def test_a_dropped_run_is_superseded_and_stays_on_record() -> None:
+    """Its stage counts as superseded, its slot's new run as missing; tables call it an outlier, or diverged; the line says how many."""
+    slots = seeds_of_slots(("vft",), ("1", "2"), seeds=5, first_seed=0, generations={("vft", "1", 0): 1, ("vft", "2", 1): 1})
+    graph = build_graph(REGISTRY, {}, corpus="fake", corpus_digest="d1", methods=("vft",), folds=("1", "2"), seeds=slots)
+    facts = {run.key: NodeFacts(done=True, ua=60.0 + run.slot) for run in graph.runs}
+    first, second = graph.superseded
+    facts[first.key] = NodeFacts(done=True, ua=25.0)
+    facts[second.key] = NodeFacts(attempts=1, error="the loss is nan", failure="divergence", diverged="the loss is nan")
+    now = status_of("exp", _report(graph, facts))
+    assert now.stages[0].counts["superseded"] == 2
+    assert now.complete
+    assert not now.problems
+    assert [(row.kind, row.round, row.seed) for row in now.dropped] == [("outlier", 1, 0), ("diverged", 0, 1)]
+    assert {key: state for key, state in table_states(now).items() if state != "accepted"} == {first.key: "outlier", second.key: "diverged"}
+    assert "vft: 1 run dropped as outliers and rerun with other seeds, judged in 2 rounds; 1 run diverged" in "\n".join(status_lines(now))
+    assert len(status_to_json(now)["runs"]) == 10
+
+
+def test_a_run_that_diverged_without_a_seed_left_has_failed() -> None:
+    """It is given up and says why; a table calls it diverged."""
+    graph = make_graph(methods=("vft",), folds=("1",), seeds=1)
+    facts = {graph.runs[0].key: NodeFacts(done=True, ua=25.0, diverged="loss at the class prior")}
+    now = status_of("exp", _report(graph, facts, policy=Policy(max_seeds=1)))
+    assert now.settled
+    assert not now.complete
+    assert table_states(now) == {graph.runs[0].key: "diverged"}
+    assert "loss at the class prior, and no reserve seed is left" in "\n".join(status_lines(now))
 
 
 def test_json_is_one_versioned_value(status: Status) -> None:
@@ -88,7 +160,7 @@ def test_a_finished_experiment_whose_pretraining_is_gone_is_complete() -> None:
     """What nobody needs any more is shown as such, and nothing is missing."""
     graph = make_graph(methods=("tapt",))
     facts = {run.key: NodeFacts(done=True) for run in graph.runs}
-    status = status_of("exp", graph, facts, {}, max_attempts=3)
+    status = status_of("exp", _report(graph, facts))
     assert status.complete
     assert {row.stage: row.counts[State.unneeded.value] for row in status.stages} == {"tapt": 2, "finetune": 0}
 
@@ -99,7 +171,7 @@ def test_a_forecast_prefers_finished_siblings() -> None:
     vft = [run.key for run in graph.runs if run.method == "vft"]
     facts = {key: NodeFacts(done=True, seconds=seconds) for key, seconds in zip(vft, (60.0, 120.0, 600.0), strict=False)}
     resources = {"finetune": Resources(cpus=2, gpus=1, minutes=30), "tapt": Resources(cpus=8, gpus=4, nodes=2, minutes=90)}
-    plan = make_plan(graph, facts, {}, runs_per_task={"finetune": 2}, limits=Limits(), max_attempts=3)
+    plan = make_plan(graph, facts, {}, runs_per_task={"finetune": 2}, limits=Limits())
     found = forecast(graph, facts, plan, resources.__getitem__)
     costs = {(cost.stage, cost.method): cost for cost in found.costs}
     assert costs["finetune", "vft"].source is Source.siblings

@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 
 from jobs.errors import UsageError
+from jobs.failures import FailureClass
 from jobs.graph import Graph, Node
 from jobs.layout import Layout, StageFolder
 from jobs.liveness import QUIET_SECONDS, new_claim
-from jobs.records import Ending, Outcome, Result, attempt_numbers, claim_attempt, read_outcome, read_result, result_intact
+from jobs.records import Ending, Outcome, Result, attempt_numbers, claim_attempt, read_claim, read_outcome, read_result, result_intact
 from jobs.tasks import Workplace, describe, description_from_json, description_to_json, read_description, write_description
-from jobs.worker import NotFiniteError, StopRequest, Verdict, WorkerProcess, check_returned, execute, run_task
+from jobs.worker import STOP_SIGNALS, WARNING_SIGNAL, NotFiniteError, StopRequest, Verdict, WorkerProcess, check_returned, execute, run_task
 from tests.jobs import fake_registry
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -51,7 +52,7 @@ class Place:
 
     def process(self, *nodes: Node, lag_seconds: float = 0.0) -> WorkerProcess:
         description = describe(self.place, self.graph, [[node.key for node in nodes]])
-        return WorkerProcess(description, 1, self.said.append, StopRequest(), lag_seconds)
+        return WorkerProcess(description, 1, self.said.append, StopRequest(), lag_seconds=lag_seconds)
 
     def execute(self, node: Node) -> Verdict:
         return execute(self.process(node), node)
@@ -194,6 +195,7 @@ def test_an_exception_is_recorded(tmp_path: Path) -> None:
     assert run_task(place.process(place.tapt), 0) == 1
     outcome = place.outcome(place.tapt)
     assert (outcome.ending, outcome.error, outcome.message) == (Ending.failed, "ValueError", "made to fail, start 1")
+    assert outcome.kind == FailureClass.code.name
     assert "_behave" in outcome.detail
     assert place.execute(place.tapt) is Verdict.done
 
@@ -203,16 +205,64 @@ def test_wrong_input_is_refused(tmp_path: Path) -> None:
     place = failing(tmp_path, "refuse")
     assert place.execute(place.tapt) is Verdict.refused
     outcome = place.outcome(place.tapt)
-    assert outcome.ending is Ending.refused
+    assert (outcome.ending, outcome.kind) == (Ending.refused, FailureClass.refused.name)
     assert outcome.message == "no such checkpoint: name another (and 1 more)"
     assert outcome.detail.splitlines()[1] == "and a second problem"
 
 
-def test_nan_is_a_failure(tmp_path: Path) -> None:
-    """A metric that is no number is never published."""
-    place = failing(tmp_path, "nan")
+@pytest.mark.parametrize(("behaviour", "message"), [("nan", "metrics.ua is not a finite number"), ("diverge", "the loss is nan at step 7")])
+def test_nan_is_never_published(tmp_path: Path, behaviour: str, message: str) -> None:
+    """A metric that is no number, or a stage that says so: the training diverged, and there is no result."""
+    place = failing(tmp_path, behaviour)
     assert place.execute(place.tapt) is Verdict.failed
-    assert place.outcome(place.tapt).message.startswith("metrics.ua is not a finite number")
+    outcome = place.outcome(place.tapt)
+    assert outcome.message.startswith(message)
+    assert outcome.kind == FailureClass.divergence.name
+    assert read_result(place.folder(place.tapt), place.tapt.key) is None
+
+
+def test_a_training_that_diverged_by_its_test_is_published_as_such(tmp_path: Path) -> None:
+    """It has ended and has its numbers; that it does not count stands beside them."""
+    place = failing(tmp_path, "collapse")
+    assert place.execute(place.tapt) is Verdict.done
+    assert "class prior" in place.result(place.tapt).diverged
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "failure"),
+    [("oom:1", FailureClass.memory), ("hostoom:1", FailureClass.memory), ("comm:1", FailureClass.communication)],
+)
+def test_what_failed_is_told_by_its_class(tmp_path: Path, behaviour: str, failure: FailureClass) -> None:
+    """The policy reads it from the record, not from words."""
+    place = failing(tmp_path, behaviour)
+    assert place.execute(place.tapt) is Verdict.failed
+    assert place.outcome(place.tapt).kind == failure.name
+
+
+def test_relief_reaches_the_stage_and_the_record(tmp_path: Path) -> None:
+    """What wants half the memory comes through with it; claim and result say that it was given."""
+    place = failing(tmp_path, "oom:1")
+    process = place.process(place.tapt)
+    process.description = replace(process.description, relief=1)
+    assert execute(process, place.tapt) is Verdict.done
+    claim = read_claim(place.folder(place.tapt).attempt(1))
+    assert claim is not None
+    assert claim.relief == place.result(place.tapt).provenance["relief"] == 1
+
+
+def test_a_claim_tells_where_the_log_is_and_what_checkpoint_it_found(place: Place) -> None:
+    """So that progress can be told from none, and a person finds the output."""
+    checkpoint = place.folder(place.tapt).checkpoint
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.json").write_text("{}")
+    os.utime(checkpoint / "state.json", (77.0, 77.0))
+    process = place.process(place.tapt)
+    process.log = "/logs/one.out"
+    execute(process, place.tapt)
+    claim = read_claim(place.folder(place.tapt).attempt(1))
+    assert claim is not None
+    assert (claim.log, claim.checkpoint, claim.relief) == ("/logs/one.out", 77.0, 0)
+    assert claim.node
 
 
 def test_another_corpus_is_refused(place: Place) -> None:
@@ -302,7 +352,7 @@ def test_the_command_refuses_what_is_no_task(place: Place, arguments: tuple[str,
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
 def test_a_stop_signal_leaves_a_checkpoint_and_the_next_attempt_goes_on(tmp_path: Path, number: signal.Signals) -> None:
-    """Exit code 3, an outcome that costs nothing, and a second execution that finds the checkpoint."""
+    """Exit code 3, an outcome that says whether the time was up, and a second execution that finds the checkpoint."""
     place = failing(tmp_path, "sleep:60")
     with _start(place, "0") as process:
         deadline = time.monotonic() + 30
@@ -310,10 +360,27 @@ def test_a_stop_signal_leaves_a_checkpoint_and_the_next_attempt_goes_on(tmp_path
             time.sleep(0.02)
         process.send_signal(number)
         assert process.wait(30) == 3
-    assert place.outcome(place.tapt).ending is Ending.interrupted
+    outcome = place.outcome(place.tapt)
+    assert outcome.ending is Ending.interrupted
+    assert outcome.kind == ("time_limit" if number is WARNING_SIGNAL else "interrupted")
     assert (place.folder(place.tapt).checkpoint / "state.json").is_file()
     assert place.execute(place.tapt) is Verdict.done
     assert place.result(place.tapt).attempt == 2
+
+
+def test_the_first_signal_says_why(tmp_path: Path) -> None:
+    """At its limit a job is warned, and terminated while it saves."""
+    stop = StopRequest()
+    former = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        stop.listen()
+        assert not stop()
+        signal.raise_signal(WARNING_SIGNAL)
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+    assert stop.signal == WARNING_SIGNAL
 
 
 def test_two_workers_at_once_compute_once(tmp_path: Path) -> None:

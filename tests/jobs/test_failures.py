@@ -1,0 +1,375 @@
+"""Failures: every row of the policy's table, the class of real exceptions, and bounds that hold for any sequence of attempts."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs.errors import UsageError
+from jobs.failures import (
+    COMMUNICATION_RETRIES,
+    DISK_RETRIES,
+    MAX_LOST,
+    MAX_SILENT,
+    MEMORY_RETRIES,
+    MEMORY_STEP,
+    Ended,
+    FailureClass,
+    blames_node,
+    cancelled_by_hand,
+    class_of_exception,
+    class_of_state,
+    judge,
+)
+from jobs.plan import Departure, NodeFacts, Request
+
+LAUNCH = 1000.0
+MAX_ATTEMPTS = 12
+
+
+def ended(
+    *failures: FailureClass, progress: bool = False, node: str = "n1", nodes_fault: bool = False, first: float = LAUNCH
+) -> list[Ended]:
+    return [
+        Ended(first + number, failure, f"{failure.value} {number}", node, nodes_fault, progress) for number, failure in enumerate(failures)
+    ]
+
+
+def judged(attempts: Sequence[Ended], *, silent: Sequence[Departure] = (), cancelled: bool = False, since: float = LAUNCH) -> NodeFacts:
+    return judge(attempts, since=since, max_attempts=MAX_ATTEMPTS, silent=silent, cancelled=cancelled)
+
+
+def silent(number: int, state: str = "FAILED") -> list[Departure]:
+    return [Departure("k", f"{each}_0", state, LAUNCH + each, LAUNCH + each + 5) for each in range(number)]
+
+
+def test_nothing_ended_is_nothing_to_judge() -> None:
+    """A stage that was never begun may be tried, and asks for nothing special."""
+    assert judged([]) == NodeFacts()
+
+
+@pytest.mark.parametrize("failure", [FailureClass.node, FailureClass.interrupted])
+def test_lost_and_interrupted_attempts_are_free_while_they_progress(failure: FailureClass) -> None:
+    """They cost nothing; without a newer checkpoint a few in a row are allowed, and one that progressed begins the count anew."""
+    allowed = judged(ended(*[failure] * MAX_LOST))
+    assert (allowed.stopped, allowed.failures, allowed.request) == ("", 0, Request())
+    assert "without a newer checkpoint" in judged(ended(*[failure] * (MAX_LOST + 1))).stopped
+    between = [*ended(*[failure] * MAX_LOST), *ended(failure, progress=True), *ended(*[failure] * MAX_LOST)]
+    assert not judged(between).stopped
+    assert not judged(ended(*[failure] * 50, progress=True)).stopped
+
+
+def test_a_machine_is_blamed_only_where_slurm_says_so() -> None:
+    """Once for each time; nothing is said of attempts before the launch."""
+    attempts = [*ended(FailureClass.node, nodes_fault=True, first=1.0), *ended(*[FailureClass.node] * 2, nodes_fault=True)]
+    assert judged([*attempts, *ended(FailureClass.node, node="n2")]).bad_nodes == ("n1", "n1")
+
+
+def test_at_the_time_limit_progress_decides() -> None:
+    """Resumed for as long as it comes further; the second time that it does not, it is stopped and told what to change."""
+    limit = FailureClass.time_limit
+    assert not judged(ended(limit)).stopped
+    assert not judged(ended(*[limit] * 30, progress=True)).stopped
+    assert "`minutes`" in judged(ended(limit, limit)).stopped
+    assert not judged([*ended(limit), *ended(limit, progress=True)]).stopped
+    assert "`minutes`" in judged([*ended(limit, progress=True), *ended(limit)]).stopped
+    assert judged(ended(limit)).failures == 1
+    assert judged(ended(limit, limit, progress=True)).failures == 0, "a stage longer than its limit does not use up the budget of others"
+
+
+def test_memory_is_halved_and_raised_twice() -> None:
+    """Half the work per pass and half as much memory again, each time; the third time it is stopped."""
+    memory = FailureClass.memory
+    assert [judged(ended(*[memory] * times)).request for times in range(4)] == [
+        Request(),
+        Request(1, MEMORY_STEP),
+        Request(2, MEMORY_STEP**2),
+        Request(2, MEMORY_STEP**2),
+    ]
+    assert not judged(ended(*[memory] * MEMORY_RETRIES)).stopped
+    assert "memory ran out 3 times" in judged(ended(*[memory] * (MEMORY_RETRIES + 1))).stopped
+
+
+def test_communication_goes_to_other_machines_three_times() -> None:
+    """Each machine it failed on is avoided from then on by this stage; that is no blame."""
+    attempts = [each for node in ("n3", "n1", "n1") for each in ended(FailureClass.communication, node=node)]
+    facts = judged(attempts)
+    assert not facts.stopped
+    assert facts.request == Request(exclude=("n1", "n3"))
+    assert facts.bad_nodes == ()
+    assert "4 attempts failed in communication" in judged(ended(*[FailureClass.communication] * (COMMUNICATION_RETRIES + 1))).stopped
+
+
+def test_a_full_disk_is_met_twice() -> None:
+    """Somebody may make room in between."""
+    assert not judged(ended(*[FailureClass.disk] * DISK_RETRIES)).stopped
+    assert "make room" in judged(ended(*[FailureClass.disk] * (DISK_RETRIES + 1))).stopped
+
+
+@pytest.mark.parametrize("failure", [FailureClass.code, FailureClass.refused])
+def test_code_and_configuration_are_not_retried(failure: FailureClass) -> None:
+    """The first time ends it, with the error as the reason."""
+    facts = judged(ended(FailureClass.node, failure))
+    assert facts.stopped == facts.error == f"{failure.value} 1"
+    assert (facts.failure, facts.failures) == (failure.name, 1)
+
+
+def test_divergence_is_not_retried_and_not_forgiven() -> None:
+    """The same seed would do so again: neither later attempts nor a new launch change that."""
+    attempts = [*ended(FailureClass.divergence), *ended(FailureClass.node, first=LAUNCH + 5)]
+    for since in (LAUNCH, LAUNCH + 100):
+        facts = judged(attempts, since=since)
+        assert facts.diverged == facts.error == "divergence 0"
+        assert facts.failure == FailureClass.divergence.name
+        assert facts.failures == 0
+
+
+@pytest.mark.parametrize("failure", [each for each in FailureClass if each is not FailureClass.divergence])
+def test_a_launch_forgives(failure: FailureClass) -> None:
+    """Attempts begun before it leave no trace, however many."""
+    assert judged(ended(*[failure] * 20, first=1.0)) == NodeFacts()
+
+
+def test_a_cancellation_stops_until_the_next_launch() -> None:
+    """By the program's own record, by accounting's word on an attempt, or on a job that had not begun."""
+    by_hand = Departure("k", "8_0", "CANCELLED by 1000", LAUNCH + 9, LAUNCH + 9)
+    assert judged([], cancelled=True).cancelled
+    assert judged(ended(FailureClass.cancelled)).cancelled
+    assert judged([], silent=[by_hand]).cancelled
+    assert judged(ended(FailureClass.node), silent=[by_hand]).cancelled
+    assert not judged(ended(FailureClass.node, first=LAUNCH + 10), silent=[by_hand]).cancelled, "it was begun again since"
+    assert not judged(ended(FailureClass.cancelled, FailureClass.node)).cancelled
+
+
+def test_jobs_that_end_before_the_worker_begins_are_counted() -> None:
+    """A broken prologue leaves no attempt; after a few such jobs the stage is stopped, with the last job and what Slurm says."""
+    few = judged([], silent=silent(MAX_SILENT - 1))
+    assert (few.stopped, few.failure) == ("", FailureClass.node.name)
+    assert "before the worker began (last 2_0, Slurm says FAILED)" in few.error
+    assert judged([], silent=silent(MAX_SILENT)).stopped
+    assert not judged([], silent=[*silent(MAX_SILENT - 1), *silent(1, "CANCELLED by 1000")]).stopped
+
+
+RETRIED = [each for each in FailureClass if each not in (FailureClass.divergence, FailureClass.cancelled)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(RETRIED), min_size=MAX_ATTEMPTS))
+def test_every_sequence_without_progress_comes_to_an_end(failures: list[FailureClass]) -> None:
+    """Whatever goes wrong, and in whatever order: tried again only while the policy allows, never more than `max_attempts` times."""
+    for number in range(1, len(failures) + 1):
+        facts = judged(ended(*failures[:number]))
+        if facts.stopped:
+            break
+    assert facts.stopped
+    assert number <= MAX_ATTEMPTS
+    assert facts.failures <= number
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(RETRIED), st.booleans()), max_size=40))
+def test_with_progress_what_costs_is_bounded_all_the_same(steps: list[tuple[FailureClass, bool]]) -> None:
+    """Only losses, interruptions and time limits that come further may go on; everything else has its number of retries."""
+    attempts: list[Ended] = []
+    for failure, progress in steps:
+        attempts += ended(failure, progress=progress, first=LAUNCH + len(attempts))
+        if judged(attempts).stopped:
+            break
+    free = (FailureClass.node, FailureClass.interrupted, FailureClass.time_limit)
+    costly = sum(each.failure not in free for each in attempts)
+    assert costly <= MEMORY_RETRIES + COMMUNICATION_RETRIES + DISK_RETRIES + 1
+    assert sum(not each.progress for each in attempts) <= MAX_ATTEMPTS
+    request = judged(attempts).request
+    assert request.relief <= MEMORY_RETRIES
+    assert request.memory_factor == MEMORY_STEP**request.relief
+
+
+@pytest.mark.parametrize(
+    ("state", "failure"),
+    [
+        ("NODE_FAIL", FailureClass.node),
+        ("BOOT_FAIL", FailureClass.node),
+        ("PREEMPTED", FailureClass.node),
+        ("FAILED", FailureClass.node),
+        ("COMPLETED", FailureClass.node),
+        ("CANCELLED", FailureClass.node),
+        ("CANCELLED by 0", FailureClass.node),
+        ("", FailureClass.node),
+        ("TIMEOUT", FailureClass.time_limit),
+        ("DEADLINE", FailureClass.time_limit),
+        ("OUT_OF_MEMORY", FailureClass.memory),
+        ("CANCELLED by 1000", FailureClass.cancelled),
+    ],
+)
+def test_what_slurm_says_of_a_worker_without_a_word(state: str, failure: FailureClass) -> None:
+    """Slurm itself cancels as user 0; only NODE_FAIL and the like blame the machine."""
+    assert class_of_state(state) is failure
+    assert cancelled_by_hand(state) is (failure is FailureClass.cancelled)
+    assert blames_node(state) is (state in ("NODE_FAIL", "BOOT_FAIL"))
+
+
+class StoppedError(Exception):
+    interrupted = True
+
+
+class DivergedError(Exception):
+    diverged = True
+
+
+class RefusedError(Exception):
+    problems = ("name another",)
+
+
+class DistBackendError(RuntimeError):
+    """By the name of torch's own, which needs NCCL to be raised."""
+
+
+def _torch_out_of_memory() -> None:
+    import torch
+
+    torch.empty(1 << 60, dtype=torch.uint8)
+
+
+def _cuda_out_of_memory() -> None:
+    import torch
+
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+
+def _nobody_listens() -> None:
+    import torch.distributed as dist
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        dist.TCPStore("127.0.0.1", taken.getsockname()[1], 2, is_master=False, timeout=timedelta(seconds=0.1))  # type: ignore[attr-defined]  # it is there, and not listed
+
+
+def _nobody_writes() -> None:
+    import torch.distributed as dist
+
+    dist.HashStore().wait(["never"], timedelta(seconds=0.05))  # type: ignore[attr-defined]  # it is there, and not listed
+
+
+def _numpy_out_of_memory() -> None:
+    import numpy
+
+    numpy.empty(1 << 60, numpy.uint8)
+
+
+def _chained(first: BaseException, second: BaseException, *, cause: bool = False, hidden: bool = False) -> BaseException:
+    try:
+        try:
+            raise first
+        except BaseException as error:
+            if cause:
+                raise second from error
+            if hidden:
+                raise second from None
+            raise second  # noqa: B904 - met while the first was handled
+    except BaseException as error:
+        return error
+
+
+def _raised(call: Callable[[], None]) -> BaseException:
+    with pytest.raises(BaseException) as caught:  # noqa: PT011 - which one is what the test is about
+        call()
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("call", "failure"),
+    [
+        (_torch_out_of_memory, FailureClass.memory),
+        (_cuda_out_of_memory, FailureClass.memory),
+        (_numpy_out_of_memory, FailureClass.memory),
+        (_nobody_listens, FailureClass.communication),
+        (_nobody_writes, FailureClass.communication),
+    ],
+)
+def test_exceptions_of_the_libraries(call: Callable[[], None], failure: FailureClass) -> None:
+    """As they raise them."""
+    assert class_of_exception(_raised(call)) is failure
+
+
+@pytest.mark.parametrize(
+    ("error", "failure"),
+    [
+        (MemoryError(), FailureClass.memory),
+        (RuntimeError("CUDA error: out of memory"), FailureClass.memory),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), FailureClass.memory),
+        (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), FailureClass.memory),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), FailureClass.disk),
+        (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), FailureClass.disk),
+        (RuntimeError("[enforce fail at inline_container.cc:603] . unexpected pos; No space left on device"), FailureClass.disk),
+        (DistBackendError("NCCL error in: ProcessGroupNCCL.cpp:2251"), FailureClass.communication),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:544] Connection closed by peer [127.0.0.1]:4242"), FailureClass.communication),
+        (RuntimeError("Watchdog caught collective operation timeout"), FailureClass.communication),
+        (ConnectionResetError(104, "Connection reset by peer"), FailureClass.communication),
+        (ValueError("NCCL is a word in a message of ours"), FailureClass.code),
+        (ValueError("no such layer"), FailureClass.code),
+        (FileNotFoundError(2, "No such file"), FailureClass.code),
+        (SystemExit(3), FailureClass.code),
+        (UsageError("corpus: not the one"), FailureClass.refused),
+        (RefusedError(), FailureClass.refused),
+        (DivergedError("the loss is nan"), FailureClass.divergence),
+        (StoppedError("step 7"), FailureClass.interrupted),
+    ],
+)
+def test_classes_of_exceptions(error: BaseException, failure: FailureClass) -> None:
+    """By type, attribute, error number or words."""
+    assert class_of_exception(error) is failure
+
+
+def test_what_an_exception_was_raised_from_counts() -> None:
+    """Wrapped or met while another was handled; not what the code has put aside with `from None`, nor a stop that was handled."""
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert class_of_exception(_chained(full, ValueError("cannot save"), cause=True)) is FailureClass.disk
+    assert class_of_exception(_chained(MemoryError(), ValueError("cannot build"))) is FailureClass.memory
+    assert class_of_exception(_chained(DivergedError("nan"), RuntimeError("rank 1 failed"), cause=True)) is FailureClass.divergence
+    assert class_of_exception(_chained(MemoryError(), ValueError("no such layer"), hidden=True)) is FailureClass.code
+    assert class_of_exception(_chained(StoppedError("step 7"), ValueError("cannot save"))) is FailureClass.code
+    assert class_of_exception(_chained(ConnectionResetError(), full)) is FailureClass.disk
+
+
+def _peer(rank: int, folder: str, found: multiprocessing.Queue[str]) -> None:
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=timedelta(seconds=20))
+    if rank == 1:
+        os._exit(1)
+    try:
+        for _ in range(3):  # the first may be over before the other has gone
+            dist.barrier()
+    except RuntimeError as error:
+        found.put(class_of_exception(error).name)
+        found.close()
+        found.join_thread()
+    os._exit(0)
+
+
+def test_a_peer_that_dies_is_a_failure_of_communication(tmp_path: Path) -> None:
+    """Two processes that have met over gloo; one leaves, the other waits at a barrier."""
+    context = multiprocessing.get_context("fork")
+    found: multiprocessing.Queue[str] = context.Queue()
+    peers = [context.Process(target=_peer, args=(rank, str(tmp_path), found)) for rank in range(2)]
+    for peer in peers:
+        peer.start()
+    assert found.get(timeout=60) == FailureClass.communication.name
+    for peer in peers:
+        peer.join(20)
+
+
+def test_a_ring_of_exceptions_is_walked_once() -> None:
+    """Nothing hangs on a cause that leads back."""
+    first, second = ValueError("a"), ValueError("b")
+    first.__cause__, second.__cause__ = second, first
+    assert class_of_exception(first) is FailureClass.code

@@ -1,0 +1,136 @@
+"""Logs: which attempt's, which part of a file, and following one while it grows; with a real worker writing one."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import UsageError
+from jobs.graph import Graph
+from jobs.layout import Layout
+from jobs.logs import Log, attempt_over, choose_stage, find_log, follow_log, read_log, section
+from jobs.records import Claim, Ending, Outcome, claim_attempt, write_outcome
+from jobs.worker import WorkerProcess, run_task
+from tests.jobs.fake_registry import make_graph
+from tests.jobs.local_launch import workplace
+
+KEY = "0123456789abcdef0123"
+LINES = (
+    "module load",
+    f"finetune vft fold 1 seed 0 [{KEY[:8]}]: attempt 1 on n1, process 5",
+    "epoch 1",
+    f"finetune vft fold 1 seed 0 [{KEY[:8]}]: failed",
+    f"finetune vft fold 1 seed 0 [{KEY[:8]}]: attempt 2 on n1, process 6",
+    "epoch 2",
+)
+
+
+def claimed(tmp_path: Path, attempts: int) -> tuple[Layout, Graph]:
+    """A run whose attempts this process has claimed."""
+    graph, layout = make_graph(methods=("tapt",), folds=("1",), seeds=1), Layout(tmp_path / "results", "exp")
+    folder = layout.stage("finetune", graph.runs[0].key)
+    for number in range(1, attempts + 1):
+        assert claim_attempt(folder, number, Claim(number, "n1", os.getpid(), "", time.time(), log=str(tmp_path / f"{number}.out")))
+    return layout, graph
+
+
+def test_a_shared_file_is_cut_at_the_attempts() -> None:
+    """The first begins with the file, the next with its own line; a file that names none is given whole."""
+    assert section(LINES, KEY, 1) == LINES[:4]
+    assert section(LINES, KEY, 2) == LINES[4:]
+    assert section(LINES, KEY, 3) == LINES
+    assert section(LINES, "f" * 20, 1) == LINES
+
+
+def test_the_newest_attempt_unless_another_is_asked_for(tmp_path: Path) -> None:
+    """An attempt there is not is refused with those there are; a stage that was never begun has no log."""
+    layout, graph = claimed(tmp_path, 2)
+    last = graph.nodes[graph.runs[0].key]
+    newest, first = find_log(layout, last), find_log(layout, last, 1)
+    assert newest is not None
+    assert first is not None
+    assert (newest.attempt, newest.file) == (2, tmp_path / "2.out")
+    assert first.file == tmp_path / "1.out"
+    with pytest.raises(UsageError, match=r"--attempt 3: finetune tapt .* has had 1, 2"):
+        find_log(layout, last, 3)
+    assert find_log(layout, graph.nodes[last.upstream["backbone"]]) is None
+    with pytest.raises(UsageError, match=r"left no log at .*2\.out"):
+        read_log(newest)
+
+
+def test_the_last_stage_that_was_begun_unless_one_is_named(tmp_path: Path) -> None:
+    """A run whose fine-tuning waits shows its pretraining; one that was never begun is shown by its last stage."""
+    graph, layout = make_graph(methods=("tapt",), folds=("1",), seeds=1), Layout(tmp_path, "exp")
+    nodes = list(graph.nodes.values())
+    assert choose_stage(layout, nodes, None).stage == "finetune"
+    assert claim_attempt(layout.stage("tapt", nodes[0].key), 1, Claim(1, "n1", 1, "", 0.0))
+    assert choose_stage(layout, nodes, None).stage == "tapt"
+    assert choose_stage(layout, nodes, "finetune").stage == "finetune"
+    with pytest.raises(UsageError, match=r"--stage cluster: this run has tapt, finetune"):
+        choose_stage(layout, nodes, "cluster")
+
+
+def test_following_ends_with_the_attempt_and_loses_no_line(tmp_path: Path) -> None:
+    """A worker writes its log while it is followed from another thread: all of it comes, in order, and then it ends."""
+    recipe = {"failing": {"finetune vft 1 0": "sleep:0.5"}}
+    graph = make_graph(recipe, methods=("vft",), folds=("1",), seeds=1)
+    place, file = workplace(tmp_path), tmp_path / "run.out"
+    layout, node = Layout(tmp_path / "results", "exp"), graph.nodes[graph.runs[0].key]
+
+    def tell(line: str) -> None:
+        with file.open("a") as log:
+            log.write(line + "\n")
+
+    from jobs.tasks import describe
+
+    process = WorkerProcess(describe(place, graph, [[node.key]]), 1, tell, log=str(file))
+    worker = threading.Thread(target=run_task, args=(process, 0))
+    worker.start()
+    log = None
+    deadline = time.monotonic() + 30
+    while log is None and time.monotonic() < deadline:
+        log = find_log(layout, node)
+        time.sleep(0.01)
+    assert log is not None
+    found = list(follow_log(log, lambda: attempt_over(layout, log)))
+    worker.join(30)
+    assert attempt_over(layout, log) == "done"
+    written = file.read_text().splitlines()
+    assert len(written) == 3
+    assert found == written
+    assert list(read_log(log)) == written
+
+
+def test_a_line_that_is_being_written_comes_whole(tmp_path: Path) -> None:
+    """What has no end yet is kept back until it has one, or the attempt is over; of what is there already only so much is shown."""
+    _, graph = claimed(tmp_path, 1)
+    node = graph.nodes[graph.runs[0].key]
+    file = tmp_path / "1.out"
+    file.write_text("one\ntwo\nthr")
+    steps: Iterator[str] = iter(["ee\nfour", "", " and more", "\nfive"])
+
+    def pause(seconds: float) -> None:
+        with file.open("a") as log:
+            log.write(next(steps))
+
+    ends = iter(["", "", "", "done", "done"])
+    assert list(follow_log(Log(node, 1, file), lambda: next(ends), lines=1, pause=pause)) == ["two", "three", "four and more", "five"]
+
+
+def test_how_an_attempt_ended_is_told_in_words(tmp_path: Path) -> None:
+    """Alive while its holder beats, then what its outcome says; a holder that is gone has left no word."""
+    layout, graph = claimed(tmp_path, 1)
+    node = graph.nodes[graph.runs[0].key]
+    log = find_log(layout, node)
+    assert log is not None
+    assert attempt_over(layout, log) == ""
+    attempt = layout.stage("finetune", node.key).attempt(1)
+    os.utime(attempt.claim, (1.0, 1.0))
+    assert attempt_over(layout, log) == "ended without a word"
+    write_outcome(attempt, Outcome(1, Ending.failed, "ValueError", "bad", "", "n1", 1.0, kind="code"))
+    assert attempt_over(layout, log) == "failed: ValueError: bad"
