@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,10 +18,11 @@ class CommandLine:
 
     data: Path
     results: Path
+    variables: Mapping[str, str] = field(default_factory=dict)  # of the environment
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "SER_GRID_DATA": str(self.data), "SER_GRID_RESULTS": str(self.results), "COLUMNS": "200"}
+        return {**os.environ, "SER_GRID_DATA": str(self.data), "SER_GRID_RESULTS": str(self.results), "COLUMNS": "200", **self.variables}
 
     def __call__(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         """Run one command; its output is captured, its exit code is for the caller to look at."""

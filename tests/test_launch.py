@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +33,17 @@ from tests.command_line import ROOT, CommandLine
         (("grid", "demo", "savee"), ("one experiment at a time",)),
         (("grid", "demo", "--cluster", "cloud"), ("--cluster cloud",)),
         (("status", "demo"), ("was not launched",)),
+        (("status", "demo", "--json", "--watch"), ("--json", "--watch")),
+        (("explain", "demo", "vft/1/0"), ("was not launched",)),
+        (("explain", "demo", "vft/1/0", "vft/1/1"), ("one run at a time",)),
+        (("logs", "demo", "vft/1/0"), ("was not launched",)),
+        (("cancel", "demo"), ("was not launched",)),
+        (("grid", "demo", "policy.outliers=cell"), ("outlier rule 'cell'", "at least 6 seeds")),
+        (("grid", "demo", "policy.mail=somebody"), ("policy.mail", "name@example.org")),
         (("collect", "demo", "--format", "docx"), ("docx", "latex")),
+        (("collect", "--from", "/nowhere/runs.csv"), ("/nowhere/runs.csv",)),
+        (("collect", "demo", "--outliers", "cell"), ("--from", "policy.outliers")),
+        (("doctor", "demo", "--cluster", "cloud"), ("--cluster cloud",)),
         (("prepare", "iemocap"), ("--source",)),
         (("prepare", "savee", "--source", "/nowhere/at/all"), ("/nowhere/at/all",)),
         (("prepare", "timit", "--source", "."), ("timit", "iemocap")),
@@ -49,8 +60,12 @@ def test_wrong_usage_is_one_line_and_exit_code_2(arguments: tuple[str, ...], exp
     assert not (tmp_path / "results").exists()
 
 
-@pytest.mark.parametrize("command", ["status", "collect", "reconcile"])
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema": 1}', '{"schema": 1, "launched": 0, "config": [], "corpus": []}'])
+DAMAGED = ("", "{", "[]", "{}", '{"schema": 1}', '{"schema": 1, "launched": 0, "config": [], "corpus": []}')
+
+
+@pytest.mark.parametrize(
+    ("command", "text"), [*(("status", text) for text in DAMAGED), *((name, "{") for name in ("collect", "reconcile", "cancel", "control"))]
+)
 def test_a_damaged_experiment_is_one_line(command: str, text: str, tmp_path: Path) -> None:
     """The file is named, and what renews it."""
     file = tmp_path / "results" / "demo" / "experiment.json"
@@ -72,6 +87,20 @@ def test_results_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert str(tmp_path / "results") in done.stderr
+
+
+def test_results_from_elsewhere_become_tables(tmp_path: Path) -> None:
+    """`collect --from` judges the rows of a file: an outlier without a rerun is named on stderr, and stays in the mean as unresolved."""
+    source = tmp_path / "runs.csv"
+    rows = [f"ours,vft,{fold},{slot},{slot},{60 + slot + fold}" for fold in (1, 2) for slot in range(5)]
+    rows[3] = "ours,vft,1,3,3,20"
+    source.write_text("\n".join(["corpus,method,fold,slot,seed,ua", *rows]) + "\n")
+    done = CommandLine(tmp_path / "data", tmp_path / "results")("collect", "--from", str(source))
+    assert done.returncode == 0, done.stderr
+    assert "rerun with another seed, and add the row below: ours vft/1/3 seed 3" in done.stderr
+    summary = json.loads((tmp_path / "runs-tables" / "summary.json").read_text())
+    assert summary["methods"][0]["unresolved"] == 1
+    assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("status", "demo"), ("grid", "demo", "seed=3"), ("grid", "--help")])

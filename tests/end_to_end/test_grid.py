@@ -14,6 +14,7 @@ import pytest
 
 from tests.command_line import CommandLine
 from tests.slurm_cluster.cluster import Cluster
+from tests.slurm_cluster.processes import wait_until
 
 SMALL = (
     *("folds=[1,2]", "seeds=1", "recipe.cluster.counts=[8,16]", "policy.poll_seconds=1"),
@@ -36,6 +37,11 @@ def scores(summary: dict[str, Any]) -> dict[tuple[str, str, int], float]:
         for cell in method["cells"]
         for run in cell["runs"]
     }
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """What a file says; nothing if it is not there."""
+    return dict(json.loads(file.read_text())) if file.is_file() else {}
 
 
 def compile_table(folder: Path) -> Path:
@@ -114,6 +120,77 @@ def test_ctrl_c_stops_cleanly_and_a_second_launch_goes_on(demo_data: Path, tmp_p
     assert run("collect", "demo", "--allow-incomplete").returncode == 0
     rest = run("grid", "demo", *settings, timeout=300)
     assert rest.returncode == 0, rest.stdout + rest.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_launched_cancelled_and_left_to_itself_it_ends_in_tables(slurm_cluster: Cluster, demo_data: Path, tmp_path: Path) -> None:
+    """Cancelled, nothing is submitted by any look; launched again and left alone, the chain brings the tables, tells it, and is gone."""
+    run = CommandLine(demo_data, tmp_path / "results")
+    folder = run.results / "demo"
+    settings = ("--cluster", "slurm", "methods=[vft]", "resources.default.memory_gb=1", *SMALL)
+    first = run("grid", "demo", *settings)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "finetune vft: 2 tasks, array " in first.stdout
+    assert "controller: job " in first.stdout
+    cancelled = run("cancel", "demo")
+    assert cancelled.returncode == 0, cancelled.stdout + cancelled.stderr
+    assert "everything cancelled" in cancelled.stdout
+    assert "controller ended" in cancelled.stdout
+    assert wait_until(lambda: not slurm_cluster.run("squeue", "--noheader"), 60)
+    scripts = sorted(folder.glob("submissions/scripts/*"))
+    shown = run("status", "demo")
+    assert shown.returncode == 0, shown.stderr
+    assert "with the same settings goes on" in shown.stdout
+    refused = run("reconcile", "demo")
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
+    assert sorted(folder.glob("submissions/scripts/*")) == scripts
+    assert not slurm_cluster.run("squeue", "--noheader")
+
+    again = run("grid", "demo", *settings)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert wait_until(lambda: bool(read_json(folder / "tables" / "summary.json").get("complete")), 240)
+    assert wait_until(lambda: not slurm_cluster.run("squeue", "--noheader"), 60)
+    done = run("status", "demo", "--json")
+    assert json.loads(done.stdout)["complete"] is True
+    assert attempts(run.results) >= 2
+    assert not [path for path in folder.glob("submissions/*.json") if read_json(path).get("state") == "intent"]
+
+
+@pytest.mark.slurm
+def test_without_an_answer_from_slurm_nothing_is_stored_and_status_shows_the_files(
+    slurm_cluster: Cluster, demo_data: Path, tmp_path: Path
+) -> None:
+    """A launch is refused in one line before anything is written; of one that was stored `status` and `cancel` say what they can."""
+    (tmp_path / "slurm.conf").write_text("")  # read by no command of Slurm without an error
+    run = CommandLine(demo_data, tmp_path / "results", {"SLURM_CONF": str(tmp_path / "slurm.conf")})
+    settings = ("--cluster", "slurm", "methods=[vft]", "policy.controller=false", *SMALL, "recipe.finetune.epochs=200")
+    refused = run("grid", "demo", *settings)
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
+    assert not run.results.exists()
+    there = CommandLine(demo_data, run.results)
+    assert there("grid", "demo", *settings).returncode == 0
+    shown = run("status", "demo", "--json")
+    assert (shown.returncode, len(shown.stderr.splitlines())) == (0, 1), shown.stderr
+    assert "shown is what the files say" in shown.stderr
+    (counts,) = (row["counts"] for row in json.loads(shown.stdout)["stages"])
+    assert counts["queued"] + counts["running"] == 2
+    unheard = run("cancel", "demo", "vft/1/0")
+    assert (unheard.returncode, len(unheard.stderr.splitlines())) == (2, 1), unheard.stderr
+    assert "cancelled on record" in unheard.stderr
+    one = there("cancel", "demo", "vft/1/0")
+    assert "1 stages cancelled, 1 of them withdrawn from Slurm" in one.stdout, one.stdout + one.stderr
+    assert wait_until(lambda: len(slurm_cluster.run("squeue", "--noheader").splitlines()) == 1, 60)
+    assert "everything cancelled" in there("cancel", "demo").stdout
+    assert wait_until(lambda: not slurm_cluster.run("squeue", "--noheader"), 60)
+    (counts,) = (row["counts"] for row in json.loads(there("status", "demo", "--json").stdout)["stages"])
+    assert counts["cancelled"] >= 1
+    assert counts["cancelled"] + counts["running"] == 2, "the claim of a worker that was killed is believed for a while"
+
+    file = run.results / "demo" / "experiment.json"
+    file.write_text(json.dumps({**read_json(file), "stages": "of other code"}))
+    moved_on = there("reconcile", "demo")
+    assert (moved_on.returncode, len(moved_on.stderr.splitlines())) == (2, 1), moved_on.stderr
 
 
 def test_a_dry_run_touches_nothing(demo_data: Path, tmp_path: Path) -> None:
