@@ -1,11 +1,12 @@
 # make grid: environment, demo corpus, the whole grid on this machine, a table.   make test: everything the tests need, and the tests.
+# make chaos: a grid on a real Slurm whose nodes, steps, controllers and slurmctld are killed at random, for ten minutes.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
 
-.PHONY: setup grid test lint format clean
+.PHONY: setup grid test chaos lint format clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -25,6 +26,10 @@ grid: setup
 test: setup
 	bash tests/install_packages.sh
 	$(RUN) -m pytest
+
+chaos: setup
+	bash tests/install_packages.sh
+	$(RUN) -m tests.chaos --minutes 10
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -1,0 +1,200 @@
+"""The command line of the chaos run: what launch.py is to real experiments, with the stages of the chaos registry and shorter waits.
+
+    launch.py start | local | reconcile | control | worker | collect  ...      copied as `launch.py` into the source tree of the run
+
+Waits are shortened (a submission of unknown outcome is settled after seconds, not a minute), the logic is the product's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from jobs import liveness, slurm_client
+from jobs.config import Cluster, Experiment, OutlierRule, Policy, StageResources
+from jobs.experiment import Corpus, Launched, launch, reopen, store
+from jobs.layout import Layout
+from jobs.tasks import Workplace, load_object
+
+ROOT = Path(__file__).resolve().parent
+REGISTRY_NAME = "ser_core.registry:REGISTRY"  # the chaos registry lies there in the run's source tree
+SETTLE_SECONDS = 8.0
+NAME = "chaos"
+
+
+def shorten_waits() -> None:
+    """Seconds instead of minutes where nothing but time is waited for; before modules that take over the values are imported."""
+    liveness.GONE_SECONDS, liveness.QUIET_SECONDS = 25.0, 60.0
+    slurm_client.UNDERWAY_SECONDS = 12.0
+
+
+def experiment_of(folds: int, seeds: int, recipe: Any, cluster: Cluster) -> Experiment:
+    """Three methods, short stages, one CPU each."""
+    small = StageResources(cpus=1, gpus=0, memory_gb=0.2, minutes=10, runs_per_task=1)
+    policy = Policy(poll_seconds=2.0, controller_minutes=3, max_attempts=40, max_failures=10_000, outliers=OutlierRule.pooled)
+    return Experiment(
+        name=NAME,
+        corpus="chaos",
+        folds=[f"f{number}" for number in range(folds)],
+        seeds=seeds,
+        cluster=cluster,
+        resources={"default": small, "finetune": replace(small, runs_per_task=2)},
+        policy=policy,
+        recipe=recipe,
+    )
+
+
+def launched_of(results: Path, corpus: Path, folds: int, seeds: int, steps: int, step_seconds: float, cluster: Cluster) -> Launched:
+    """The experiment, launched now."""
+    module = load_object(REGISTRY_NAME.partition(":")[0])
+    experiment = experiment_of(folds, seeds, module.Recipe(steps=steps, step_seconds=step_seconds), cluster)
+    prepared = Corpus("chaos", "d1", tuple(experiment.folds), str(corpus))
+    return launch(experiment, prepared, module.REGISTRY, Layout(results.resolve(), NAME))
+
+
+def reopened(results: Path) -> Launched:
+    """The experiment as it was launched."""
+    module = load_object(REGISTRY_NAME.partition(":")[0])
+    return reopen(Layout(results.resolve(), NAME), module.REGISTRY, module.Recipe)
+
+
+def workplace(launched: Launched) -> Workplace:
+    corpus = launched.corpus
+    return Workplace(
+        REGISTRY_NAME, str(launched.layout.root), NAME, corpus.name, corpus.folder, corpus.digest, "ser_core.registry:read_digest"
+    )
+
+
+def arrays(launched: Launched) -> Any:
+    from jobs.slurm import SlurmArrays
+
+    return SlurmArrays(launched.experiment, launched.layout, workplace(launched), source=ROOT, settle_seconds=SETTLE_SECONDS)
+
+
+def control(results: Path) -> int:
+    """One link of the chain."""
+    from jobs.chain import Chain
+    from jobs.controller import reconcile
+    from jobs.link import LinkEnd, run_link
+
+    launched = reopened(results)
+    policy = launched.experiment.policy
+    executor = arrays(launched)
+    end = run_link(
+        lambda: reconcile(launched.desired, executor),
+        Chain(launched.experiment, launched.layout, source=ROOT),
+        poll_seconds=policy.poll_seconds,
+        minutes=policy.controller_minutes,
+        deadline=launched.since + policy.controller_days * 86400,
+    )
+    return 1 if end is LinkEnd.broken else 0
+
+
+def run_here(results: Path, corpus: Path, folds: int, seeds: int, steps: int) -> int:
+    """The undisturbed run, on this machine and without sleeping."""
+    from jobs.capacity import Capacity
+    from jobs.config import resources_of
+    from jobs.controller import run_local
+    from jobs.local import LocalExecutor
+
+    launched = launched_of(results, corpus, folds, seeds, steps, 0.0, Cluster.local)
+    store(launched)
+    capacity = Capacity(os.cpu_count() or 1, (), 8.0)
+    with LocalExecutor(
+        workplace(launched), launched.layout, lambda stage: resources_of(launched.experiment, stage), capacity, code=ROOT
+    ) as executor:
+        report = run_local(launched.desired, executor)
+    return 0 if report.complete else 3
+
+
+def one_pass(results: Path) -> int:
+    """A pass by hand; 3: not settled yet, or settled and not complete."""
+    from jobs.controller import reconcile
+
+    launched = reopened(results)
+    report = reconcile(launched.desired, arrays(launched))
+    plan = report.plan
+    counts = {"done": len(plan.reused), "waiting": len(plan.waiting), "submitted": len(report.submitted), "stayed": len(plan.stayed)}
+    counts |= {"deferred": len(plan.deferred), "given_up": len(plan.given_up), "blocked": len(plan.blocked)}
+    sys.stdout.write(f"{time.strftime('%H:%M:%S')} {counts} settled={plan.settled}\n")
+    for key, reason in list(plan.reasons.items())[:5]:
+        sys.stdout.write(f"  {report.graph.nodes[key].name}: {reason}\n")
+    return 0 if report.complete else 4 if plan.settled else 3
+
+
+def start(results: Path, corpus: Path, folds: int, seeds: int, steps: int, step_seconds: float) -> int:
+    """Launch on Slurm and leave."""
+    from jobs.chain import Chain
+    from jobs.controller import reconcile
+
+    launched = launched_of(results, corpus, folds, seeds, steps, step_seconds, Cluster.slurm)
+    store(launched)
+    reconcile(launched.desired, arrays(launched))
+    sys.stdout.write(Chain(launched.experiment, launched.layout, source=ROOT).ensure().sentence + "\n")
+    return 0
+
+
+def table(results: Path) -> int:
+    """Every run that counts or did, one line each."""
+    from jobs.controller import look
+    from jobs.records import read_result
+
+    launched = reopened(results)
+    now = look(launched.desired)
+    for run in sorted((*now.graph.runs, *now.graph.superseded), key=lambda run: (run.method, run.fold, run.slot, run.generation)):
+        node = now.graph.nodes[run.key]
+        result = read_result(launched.layout.stage(node.stage, run.key), run.key)
+        dropped = now.judgements.dropping(run)
+        digest = result.metrics["digest"] if result else None
+        line = (
+            run.method,
+            run.fold,
+            run.slot,
+            run.generation,
+            run.seed,
+            now.facts[run.key].ua,
+            digest,
+            dropped and (dropped.round, dropped.reason),
+        )
+        sys.stdout.write(f"{line}\n")
+    sys.stdout.write(f"unresolved {sorted(now.judgements.unresolved)}\n")
+    return 0
+
+
+def main(arguments: list[str]) -> int:
+    """One command."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("command", choices=("start", "local", "reconcile", "control", "worker", "table"))
+    parser.add_argument("place", help="experiment, or description of a worker's task")
+    parser.add_argument("--results", type=Path, default=Path())
+    parser.add_argument("--corpus", type=Path, default=Path())
+    parser.add_argument("--folds", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--step-seconds", type=float, default=0.5)
+    chosen = parser.parse_args(arguments)
+    shorten_waits()
+    if chosen.command == "worker":
+        from jobs.worker import main as work
+
+        return work([chosen.place])
+    if chosen.command == "control":
+        return control(chosen.results)
+    if chosen.command == "reconcile":
+        return one_pass(chosen.results)
+    if chosen.command == "table":
+        return table(chosen.results)
+    if chosen.command == "local":
+        return run_here(chosen.results, chosen.corpus, chosen.folds, chosen.seeds, chosen.steps)
+    return start(chosen.results, chosen.corpus, chosen.folds, chosen.seeds, chosen.steps, cast(float, chosen.step_seconds))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,147 @@
+"""Every point at which a pass can be cut off, or stand still while others act, one after another, in situations that matter."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jobs.failures import FailureClass
+from tests.simulation.crashes import kill
+from tests.simulation.slurm import OWNER, Reply
+from tests.simulation.world import Shape, World, world
+
+EVERYWHERE = "SER_GRID_EXAMPLES" in os.environ  # not only killed at each point
+SHAPE = Shape(methods=("tapt",), folds=2, seeds=2)
+
+
+def at_the_beginning(lab: World) -> None:
+    """Nothing was submitted yet."""
+
+
+def when_a_reply_was_lost(lab: World) -> None:
+    lab.slurm.reply = Reply.lost
+    lab.run_pass()
+
+
+def when_there_was_no_job(lab: World) -> None:
+    lab.slurm.reply = Reply.never
+    lab.run_pass()
+    lab.advance(70)
+    lab.run_pass()
+    lab.advance(70)
+
+
+def when_a_lost_job_turns_up(lab: World) -> None:
+    lab.slurm.reply = Reply.very_late
+    lab.run_pass()
+    for _ in range(3):
+        lab.advance(70)
+        lab.run_pass()
+    lab.advance(900)
+
+
+def when_refinements_were_refused(lab: World) -> None:
+    lab.slurm.updates_work = False
+    lab.run_pass()
+    lab.slurm.updates_work = True
+
+
+def when_elements_have_ended(lab: World) -> None:
+    """One each: with a result, with a failure, cancelled by hand, on a node that died."""
+    lab.run_pass()
+    well, badly = lab.start(2)
+    lab.finish(well)
+    for _ in range(3):
+        badly.step()
+    badly.fail(FailureClass.memory)
+    lab.leave(badly)
+    lab.run_pass()
+    started = lab.start(2)
+    if started:
+        lab.scancel_by_hand(lab.slurm.find(started[0].job), heard=False)
+    if started[1:]:
+        lab.slurm.fail_node(started[1].node, requeue=False)
+    lab.advance(30)
+
+
+def when_a_launch_failed(lab: World) -> None:
+    lab.run_pass()
+    lab.slurm.fail_launch(lab.slurm.eligible()[0])
+
+
+def when_some_are_cancelled(lab: World) -> None:
+    """On record, and Slurm has not been told."""
+    lab.run_pass()
+    keys = [run.key for run in lab.graph.runs][:1]
+    lab.slurm.back_at = lab.clock() + 1
+    lab.cancel(keys)
+    lab.advance(1)
+
+
+def when_runs_are_out(lab: World) -> None:
+    lab.run_pass()
+    for number, worker in enumerate(lab.start(2)):
+        lab.finish(worker)
+        lab.next_ua = (0.2, "") if number else (0.25, "the loss never moved")
+    for worker in lab.start(9):
+        lab.finish(worker)
+        lab.next_ua = (0.6, "")
+    lab.advance(30)
+
+
+SITUATIONS = (
+    at_the_beginning,
+    when_a_reply_was_lost,
+    when_there_was_no_job,
+    when_a_lost_job_turns_up,
+    when_refinements_were_refused,
+    when_elements_have_ended,
+    when_a_launch_failed,
+    when_some_are_cancelled,
+    when_runs_are_out,
+)
+
+
+def other_pass(lab: World) -> None:
+    lab.run_pass(1)
+
+
+def other_pass_and_work(lab: World) -> None:
+    lab.run_pass(1)
+    for worker in lab.start(4):
+        lab.finish(worker)
+    lab.advance(5)
+
+
+def die(lab: World) -> None:
+    kill()
+
+
+def cancel(lab: World) -> None:
+    lab.cancel()
+
+
+def scancel(lab: World) -> None:
+    lab.slurm.cancel([element.name for _, element in lab.slurm.elements()], OWNER)
+    lab.perhaps_cancelled.update(key for run in lab.graph.runs for key in (run.key, *lab.graph.nodes[run.key].upstream.values()))
+
+
+@pytest.mark.parametrize("happens", [die, other_pass, other_pass_and_work, cancel, scancel], ids=lambda each: each.__name__)
+@pytest.mark.parametrize("situation", SITUATIONS, ids=lambda each: each.__name__)
+def test_whatever_happens_at_a_point_is_made_good(
+    folder: Path, situation: Callable[[World], None], happens: Callable[[World], None]
+) -> None:
+    """All that may come in comes in, nothing twice, and nothing against the user's word."""
+    with world(folder / "undisturbed", SHAPE) as lab:
+        situation(lab)
+        points = lab.interleave(0, 0, lambda: None)
+    for at in range(1, points + 1, 1 if happens is die or EVERYWHERE else 3):
+        with world(folder / str(at), SHAPE) as lab:
+            situation(lab)
+            lab.interleave(0, at, functools.partial(happens, lab))
+            lab.check()
+            lab.finish_everything()
