@@ -60,7 +60,7 @@ def stopping(running: int) -> None:
 def show_status(launcher: Launcher, *, look_only: bool, as_json: bool = False, watch: bool = False) -> None:
     """Where an experiment stands, on Slurm after a pass if one may be made here; with `watch` again and again."""
     why = launcher.why_only_look()
-    if why and launcher.on_slurm and not look_only:
+    if why and (launcher.launched.changed or (launcher.on_slurm and not look_only)):
         note(why)
     look_only = look_only or bool(why)
     if watch:
@@ -131,6 +131,7 @@ def print_explanation(launcher: Launcher, run: str) -> None:
     """The whole story of a run or a stage."""
     from jobs.explain import explain_lines, find_target, read_stories, stages_of
 
+    _warn_of_other_code(launcher)
     report = launcher.look()
     target = find_target(report.graph, run)
     stories = read_stories(stages_of(report.graph, target.node), launcher.launched.layout, launcher.sight())
@@ -142,6 +143,7 @@ def print_log(launcher: Launcher, run: str, *, stage: str | None, attempt: int |
     from jobs.explain import find_target, next_words, stages_of
     from jobs.logs import attempt_over, choose_stage, find_log, follow_log, read_log
 
+    _warn_of_other_code(launcher)
     layout, report = launcher.launched.layout, launcher.look()
     node = choose_stage(layout, stages_of(report.graph, find_target(report.graph, run).node), stage)
     log = find_log(layout, node, attempt)
@@ -162,7 +164,8 @@ def print_log(launcher: Launcher, run: str, *, stage: str | None, attempt: int |
 
 def print_cancellation(done: Cancellation, launcher: Launcher, *, whole: bool) -> None:
     """What a `cancel` has done."""
-    what = f"everything cancelled ({done.stages} stages had no result)" if whole else f"{done.stages} stages cancelled"
+    stages = f"{done.stages} stage{'' if done.stages == 1 else 's'}"
+    what = f"everything cancelled ({stages} had no result)" if whole else f"{stages} cancelled"
     say(f"{launcher.name}: {what}{f', {done.withdrawn} of them withdrawn from Slurm' if launcher.on_slurm else ''}")
     if done.links:
         say(f"controller ended (jobs {', '.join(done.links)})")
@@ -246,6 +249,7 @@ def write_tables(
     launcher: Launcher, report: Report, formats: Sequence[str] | None = None, out: Path | None = None, *, announce: bool = False
 ) -> bool:
     """Write and print the tables; with `announce`, send the notices of an end. Returns whether every run is in."""
+    _warn_of_other_code(launcher)
     written = launcher.tables(report, formats, out)
     _print_tables(written, launcher.published)
     say(f"{(launcher.launched.layout.folder if out is None else out) / 'confusion'}: one matrix per run and method")
@@ -296,6 +300,11 @@ def _print_tables(written: CollectReport, published: Published) -> None:
 
 
 # ---- anything
+
+
+def _warn_of_other_code(launcher: Launcher) -> None:
+    if launcher.launched.changed:
+        note(launcher.why_only_look())
 
 
 def print_lines(lines: Iterable[str]) -> None:

@@ -60,12 +60,15 @@ _NODES_FAULT = frozenset(("NODE_FAIL", "BOOT_FAIL", "LAUNCH_FAILED"))
 _CANCELLED_BY = re.compile(r"CANCELLED by (\d+)")
 _MEMORY_NAMES = frozenset(("MemoryError", "OutOfMemoryError", "_ArrayMemoryError"))
 _MEMORY = re.compile(
-    r"out of (shared )?memory|can't allocate memory|cannot allocate memory|std::bad_alloc|failed to allocate|STATUS_ALLOC_FAILED",
+    r"out of (shared )?memory|can't allocate memory|cannot allocate memory|std::bad_alloc|failed to allocate|STATUS_ALLOC_FAILED"
+    r"|could not (create|execute) a primitive",  # oneDNN's words for it, seen under a real limit on memory
     re.IGNORECASE,
 )
 _COMMUNICATION_NAMES = frozenset(("DistError", "DistBackendError", "DistNetworkError", "DistStoreError", "ConnectionError"))
+# An error of the machine itself is met in the same way: the same seed on another node.
 _COMMUNICATION = re.compile(
-    r"\bNCCL\b|\bgloo\b|ProcessGroup|watchdog|connection (closed|reset) by peer|socket timeout|broken pipe|connect\(\) timed out",
+    r"\bNCCL\b|\bgloo\b|ProcessGroup|watchdog|connection (closed|reset) by peer|socket timeout|broken pipe|connect\(\) timed out"
+    r"|uncorrectable (ECC|NVLink)",
     re.IGNORECASE,
 )
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)

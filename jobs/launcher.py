@@ -123,7 +123,9 @@ class Launcher:
     def why_only_look(self) -> str:
         """Why no pass is to be made here; "" if one may be."""
         if self.launched.changed:
-            return f"the code computes other stages now than when {self.name} was launched: only shown; `{self.command}` launches it anew"
+            return (
+                f"the code computes other stages now than when {self.name} was launched: shown are these; `{self.command}` launches it anew"
+            )
         if not os.access(self.launched.layout.folder, os.W_OK):
             return f"{self.launched.layout.folder} cannot be written: only shown"
         return ""
@@ -139,7 +141,16 @@ class Launcher:
         watched = chain is not None and bool(chain.running or chain.waiting)
         told = "" if chain is None or (report.settled and not watched) else chain.sentence
         stuck = self.arrays.stuck() if self.on_slurm else {}
-        return status_of(self.name, report, command=self.command, controller=told, watched=watched, stuck=stuck, cancelled=self.cancelled)
+        return status_of(
+            self.name,
+            report,
+            command=self.command,
+            controller=told,
+            watched=watched,
+            stuck=stuck,
+            cancelled=self.cancelled,
+            notices=self._notices(),
+        )
 
     def chain_state(self) -> ChainState | None:
         """How the chain of controllers stands; None where there is none to be."""
@@ -161,10 +172,9 @@ class Launcher:
 
     def one_pass(self) -> Report:
         """One pass of the controller on Slurm."""
-        if self.launched.changed:
-            raise UsageError(f"{self.name}: {self.why_only_look()}")
+        self._refuse_other_code()
         report = reconcile(self.launched.desired, self.arrays)
-        self.blind = False
+        self.blind, self.launched = False, replace(self.launched, graph=report.graph)  # the next pass begins with what fills the slots now
         return report
 
     def ensure_chain(self) -> ChainState | None:
@@ -217,6 +227,8 @@ class Launcher:
         """
         from jobs.explain import find_target
 
+        if runs:
+            self._refuse_other_code()
         layout, moment = self.launched.layout, time.time() if now is None else now
         seen = self.look(ask_slurm=False)
         keys = _keys_to_cancel(seen, [find_target(seen.graph, run).node.key for run in runs]) if runs else None
@@ -280,6 +292,13 @@ class Launcher:
 
     # ---- inside
 
+    def _refuse_other_code(self) -> None:
+        if self.launched.changed:
+            raise UsageError(
+                f"{self.name}: the code computes other stages now than when it was launched; `{self.command}` launches it anew, "
+                f"`cancel {self.name}` ends it"
+            )
+
     def _report(self, now: Look, in_flight: Mapping[str, InFlight], limits: Limits) -> Report:
         desired = self.launched.desired
         plan = make_plan(
@@ -292,6 +311,14 @@ class Launcher:
             since=desired.since,
         )
         return Report(plan, now.graph, now.facts, in_flight, now.judgements)
+
+    def _notices(self) -> list[str]:
+        policy = self.launched.experiment.policy
+        if policy.mail is None and policy.webhook is None:
+            return []
+        from jobs.notify import notice_line, read_notices
+
+        return [notice_line(notice) for notice in read_notices(self.launched.layout, self.launched.since)]
 
     def _end(self, report: Report, message: str = "") -> None:
         from jobs.notify import notice_line

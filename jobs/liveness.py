@@ -55,11 +55,11 @@ def process_start(pid: int) -> str:
     return f"{_kernel()}/{fields[19]}"
 
 
-def claim_alive(claim: Claim, heartbeat: float, *, live_jobs: Collection[str] | None, now: float) -> bool:
+def claim_alive(claim: Claim, heartbeat: float, *, live_jobs: Collection[str] | None, now: float, gone: Collection[str] = ()) -> bool:
     """Whether the holder of a claim still works on it.
 
     `heartbeat` is the claim file's modification time and `now` the time to compare it with, both in seconds since the epoch.
-    `live_jobs` are all jobs in Slurm's queue (`JOB` or `ARRAY_INDEX`), or None where nobody has asked.
+    `live_jobs` are all jobs in Slurm's queue (`JOB` or `ARRAY_INDEX`), or None where nobody has asked; `gone` are some that have left it.
     """
     kernel, _, _ = claim.process_start.rpartition("/")
     if kernel and kernel == _kernel():
@@ -67,6 +67,8 @@ def claim_alive(claim: Claim, heartbeat: float, *, live_jobs: Collection[str] | 
     quiet = now - heartbeat
     if claim.slurm_job and live_jobs is not None:
         return claim.slurm_job in live_jobs or quiet < GONE_SECONDS
+    if claim.slurm_job and claim.slurm_job in gone:
+        return quiet < GONE_SECONDS
     if claim.slurm_job and claim.slurm_job == own_slurm_job() and claim.pid != os.getpid():
         return False  # we are the same job, requeued: Slurm ended the former execution before it began this one
     return quiet < QUIET_SECONDS

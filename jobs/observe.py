@@ -199,7 +199,9 @@ def _judged(
     told = sum(attempt.job == departures[-1].job for attempt in files) if departures and key in sight.settling else 0
     if key in sight.settling and not held:
         held = "Slurm, until it says how the last job ended"
-    return replace(facts, held=held, attempts=len(files), ended=max(0, len(ended) - told))
+    wordless = (attempt for attempt in files if not (attempt.outcome or attempt.alive or attempt.published))
+    gone = tuple(sorted({attempt.job for attempt in wordless if attempt.job}))
+    return replace(facts, held=held, attempts=len(files), ended=max(0, len(ended) - told), gone=gone)
 
 
 def _begun_by_finished(graph: Graph, layout: Layout, sight: Sight, facts: Mapping[str, NodeFacts], jobs: Collection[str]) -> set[str]:

@@ -75,6 +75,7 @@ class NodeFacts:
     cancelled: bool = False  # by the user, and not launched again since
     request: Request = Request()  # of the next attempt
     bad_nodes: tuple[str, ...] = ()  # that failed under it, one entry for each time
+    gone: tuple[str, ...] = ()  # jobs that have left the queue and whose worker said nothing
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class Batch:
     method: str
     tasks: tuple[Task, ...]
     request: Request = Request()
+    gone: tuple[str, ...] = ()  # jobs known to be gone that once held one of its stages: their workers need not be waited for
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -236,7 +238,8 @@ def make_plan(
             dropped = [key for task in tasks[len(taken) :] for key in task.keys]
             deferred.extend(dropped)
             later.update(dropped)
-            batches.extend(Batch(stage, method, part, request) for part in _cut(taken, limits.array_size))
+            gone = tuple(sorted({job for node in nodes for job in _fact(facts, node.key).gone}))
+            batches.extend(Batch(stage, method, part, request, gone) for part in _cut(taken, limits.array_size))
     return Plan(
         reused=tuple(reused),
         waiting=tuple(waiting),

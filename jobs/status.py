@@ -125,6 +125,7 @@ class Status:
     held: Mapping[str, int] = field(default_factory=dict)  # why stages are held -> how many
     stuck: Mapping[str, int] = field(default_factory=dict)  # why jobs in the queue will never start -> how many stages they hold
     controller: str = ""  # how the chain stands, in words
+    notices: tuple[str, ...] = ()  # whom an end was told to, or could not be
     steps: tuple[str, ...] = ()  # what the user can do next
 
 
@@ -137,6 +138,7 @@ def status_of(
     watched: bool = False,
     stuck: Mapping[str, str] | None = None,
     cancelled: bool = False,
+    notices: Sequence[str] = (),
 ) -> Status:
     """The status from what the planner sees and decided.
 
@@ -145,6 +147,7 @@ def status_of(
     """
     graph, facts, plan = report.graph, report.facts, report.plan
     states = node_states(graph, plan, facts, report.in_flight)
+    given_up = frozenset(plan.given_up)
     counts: dict[tuple[str, str], Counter[State]] = {}
     for node in graph.nodes.values():
         counts.setdefault((node.method, node.stage), Counter())[states[node.key]] += 1
@@ -153,7 +156,7 @@ def status_of(
     problems = tuple(
         _problem(graph, key, facts.get(key) or NodeFacts(), states[key], plan)
         for key in graph.nodes
-        if states[key] is not State.superseded and (key in plan.given_up or (key in facts and facts[key].error and not facts[key].done))
+        if states[key] is not State.superseded and (key in given_up or (key in facts and facts[key].error and not facts[key].done))
     )
     return Status(
         experiment=experiment,
@@ -167,6 +170,7 @@ def status_of(
         held=Counter(plan.reasons[key] for key in plan.stayed if states[key] is State.held),
         stuck=Counter((stuck or {}).values()),
         controller=controller,
+        notices=tuple(notices),
         steps=_steps(experiment, plan, list(states.values()), runs, command, watched, cancelled),
     )
 
@@ -200,6 +204,7 @@ def status_to_json(status: Status) -> dict[str, Any]:
         "held": [{"reason": reason, "stages": count} for reason, count in status.held.items()],
         "stuck": [{"reason": reason, "stages": count} for reason, count in status.stuck.items()],
         "controller": status.controller,
+        "notices": list(status.notices),
         "steps": list(status.steps),
     }
 
@@ -249,8 +254,8 @@ def problem_lines(status: Status) -> list[str]:
 
 
 def closing_lines(status: Status) -> list[str]:
-    """Who looks after the experiment, and what the user can do."""
-    return [*filter(None, [status.controller]), *status.steps]
+    """Who looks after the experiment, who was told of its end, and what the user can do."""
+    return [*filter(None, [status.controller]), *status.notices, *status.steps]
 
 
 def table_states(status: Status) -> dict[str, str]:

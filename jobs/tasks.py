@@ -44,27 +44,35 @@ class Description:
     nodes: Mapping[str, Node]
     tasks: tuple[tuple[str, ...], ...]
     relief: int = 0  # how often memory ran out for these stages: the work of a pass is halved that many times
+    gone: tuple[str, ...] = ()  # Slurm jobs that held one of these stages and are known to be gone
 
 
-def describe(place: Workplace, graph: Graph, tasks: Iterable[Iterable[str]], relief: int = 0) -> Description:
+def describe(place: Workplace, graph: Graph, tasks: Iterable[Iterable[str]], relief: int = 0, gone: tuple[str, ...] = ()) -> Description:
     """The description of tasks, each an iterable of keys of the graph."""
     listed = tuple(tuple(keys) for keys in tasks)
     wanted = {key: None for keys in listed for key in keys}
     for key in tuple(wanted):
         wanted.update(dict.fromkeys(graph.nodes[key].upstream.values()))
-    return Description(place, {key: graph.nodes[key] for key in wanted}, listed, relief)
+    return Description(place, {key: graph.nodes[key] for key in wanted}, listed, relief, gone)
 
 
 def describe_batch(place: Workplace, graph: Graph, batch: Batch) -> Description:
     """The description of a batch; array element i computes its i-th task."""
-    return describe(place, graph, (task.keys for task in batch.tasks), batch.request.relief)
+    return describe(place, graph, (task.keys for task in batch.tasks), batch.request.relief, batch.gone)
 
 
 def description_to_json(description: Description) -> dict[str, Any]:
     """JSON value of a description."""
     nodes = {key: asdict(node) for key, node in description.nodes.items()}
     tasks = [list(keys) for keys in description.tasks]
-    return {"schema": SCHEMA, "place": asdict(description.place), "nodes": nodes, "tasks": tasks, "relief": description.relief}
+    return {
+        "schema": SCHEMA,
+        "place": asdict(description.place),
+        "nodes": nodes,
+        "tasks": tasks,
+        "relief": description.relief,
+        "gone": list(description.gone),
+    }
 
 
 def description_from_json(value: Mapping[str, Any]) -> Description:
@@ -74,7 +82,8 @@ def description_from_json(value: Mapping[str, Any]) -> Description:
     try:
         place = Workplace(**{**value["place"], "packages": tuple(value["place"]["packages"])})
         nodes = {key: Node(**node) for key, node in value["nodes"].items()}
-        return Description(place, nodes, tuple(tuple(keys) for keys in value["tasks"]), int(value.get("relief", 0)))
+        tasks = tuple(tuple(keys) for keys in value["tasks"])
+        return Description(place, nodes, tasks, int(value.get("relief", 0)), tuple(value.get("gone", ())))
     except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"task description lacks or does not know {error}: written by another version of the program") from error
 

@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from importlib.util import find_spec
@@ -289,14 +289,14 @@ def _wait_for_holder(process: WorkerProcess, folder: StageFolder, node: Node) ->
     """
     deadline = time.monotonic() + QUIET_SECONDS
     while True:
-        quiet, who = _live_claim(folder, node)
+        quiet, who = _live_claim(folder, node, process.description.gone)
         if not who or quiet < GONE_SECONDS or process.stop() or time.monotonic() >= deadline:
             return who
         time.sleep(1.0)
 
 
-def _live_claim(folder: StageFolder, node: Node) -> tuple[float, str]:
-    """Seconds since the last heartbeat of the claim that lives, and whose it is; "" if there is none."""
+def _live_claim(folder: StageFolder, node: Node, gone: Collection[str]) -> tuple[float, str]:
+    """Seconds since the last heartbeat of the claim that lives, and whose it is; "" if there is none. `gone`: as for `claim_alive`."""
     result = read_result(folder, node.key)
     for number in attempt_numbers(folder):
         attempt = folder.attempt(number)
@@ -304,7 +304,7 @@ def _live_claim(folder: StageFolder, node: Node) -> tuple[float, str]:
         if claim is None or read_outcome(attempt) is not None or (result is not None and result.attempt == number):
             continue
         heartbeat, now = attempt.claim.stat().st_mtime, time.time()
-        if claim_alive(claim, heartbeat, live_jobs=None, now=now):
+        if claim_alive(claim, heartbeat, live_jobs=None, now=now, gone=gone):
             return now - heartbeat, f"{holder(claim)} works on it"
     return 0.0, ""
 

@@ -69,6 +69,14 @@ def test_a_requeued_job_does_not_wait_for_itself(monkeypatch: pytest.MonkeyPatch
     assert claim_alive(replace(ELSEWHERE, slurm_job="7_4"), 1000.0, live_jobs=None, now=1000.0)
 
 
+@pytest.mark.parametrize(("age", "alive"), [(GONE_SECONDS - 1, True), (GONE_SECONDS + 1, False)])
+def test_a_job_known_to_be_gone(age: float, alive: bool) -> None:
+    """Who cannot ask the queue, but was told that the job has left it, waits no longer than who can."""
+    claim = replace(ELSEWHERE, slurm_job="7_3")
+    assert claim_alive(claim, 1000.0, live_jobs=None, now=1000.0 + age, gone=("7_3",)) is alive
+    assert claim_alive(claim, 1000.0, live_jobs=None, now=1000.0 + age, gone=("7_4",))
+
+
 def test_a_claim_knows_its_machine_by_slurms_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which is what `--exclude` takes; outside of Slurm the host's own."""
     monkeypatch.delenv("SLURMD_NODENAME", raising=False)

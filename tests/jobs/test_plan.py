@@ -370,3 +370,12 @@ def test_critical_minutes_add_up_the_longest_chain() -> None:
     minutes = {"states": 10.0, "cluster": 5.0, "ptapt": 20.0, "finetune": 1.0}
     found = {graph.nodes[key].stage: value for key, value in critical_minutes(graph, minutes.__getitem__).items()}
     assert found == {"states": 36.0, "cluster": 26.0, "ptapt": 21.0, "finetune": 1.0}
+
+
+def test_jobs_that_are_gone_are_told_to_whoever_comes_next() -> None:
+    """A worker cannot ask the queue: what the controller knows of former jobs goes with the batch, and is no part of what it is."""
+    graph = make_graph(methods=("vft",), folds=("1",), seeds=2)
+    first, second = (run.key for run in graph.runs)
+    facts = {first: NodeFacts(attempts=1, gone=("7_0",)), second: NodeFacts(attempts=1, gone=("7_1",))}
+    (batch,) = make_plan(graph, facts, {}, runs_per_task={}, limits=Limits()).batches
+    assert batch.gone == ("7_0", "7_1")
