@@ -36,6 +36,8 @@ def make_source(folder: Path) -> Path:
     """A source tree with the product's jobs package and the chaos stages."""
     shutil.copytree(ROOT / "jobs", folder / "jobs", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "slurm_templates", folder / "slurm_templates")
+    (folder / "configs").mkdir()
+    shutil.copy(ROOT / "configs" / "published.yaml", folder / "configs")
     (folder / "ser_core").mkdir()
     (folder / "ser_core" / "__init__.py").write_text("")
     shutil.copy(Path(__file__).with_name("registry.py"), folder / "ser_core" / "registry.py")
@@ -96,7 +98,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--folds", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--step-seconds", type=float, default=0.5)
+    parser.add_argument("--step-seconds", type=float, default=1.2)
     parser.add_argument("--keep", action="store_true", help="leave the folder there")
     chosen = parser.parse_args(arguments)
     seed = chosen.seed if chosen.seed is not None else random.SystemRandom().randrange(10**6)

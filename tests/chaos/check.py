@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def table(results: Path, source: Path) -> str:
-    """Every run, superseded ones included, with seed, scores and the digest of what was computed."""
+    """The product's tables (CSV, LaTeX, JSON), and every run, superseded ones too, with its seed and the digest of what it computed."""
     command = [sys.executable, str(source / "launch.py"), "table", "chaos", "--results", str(results)]
     return subprocess.run(command, check=True, cwd=source, capture_output=True, text=True).stdout
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -142,29 +143,22 @@ def start(results: Path, corpus: Path, folds: int, seeds: int, steps: int, step_
 
 
 def table(results: Path) -> int:
-    """Every run that counts or did, one line each."""
-    from jobs.controller import look
+    """Write the product's tables of what is there, and print them; before them every run that counts or did, with what it computed."""
+    from jobs.launcher import Launcher
     from jobs.records import read_result
 
     launched = reopened(results)
-    now = look(launched.desired)
+    launcher = Launcher(launched, workplace(launched), ROOT, ROOT / "configs" / "published.yaml")
+    now = launcher.look(ask_slurm=False)
     for run in sorted((*now.graph.runs, *now.graph.superseded), key=lambda run: (run.method, run.fold, run.slot, run.generation)):
         node = now.graph.nodes[run.key]
         result = read_result(launched.layout.stage(node.stage, run.key), run.key)
-        dropped = now.judgements.dropping(run)
-        digest = result.metrics["digest"] if result else None
-        line = (
-            run.method,
-            run.fold,
-            run.slot,
-            run.generation,
-            run.seed,
-            now.facts[run.key].ua,
-            digest,
-            dropped and (dropped.round, dropped.reason),
-        )
-        sys.stdout.write(f"{line}\n")
-    sys.stdout.write(f"unresolved {sorted(now.judgements.unresolved)}\n")
+        digest = result.metrics["digest"] if result else "no result"
+        sys.stdout.write(f"{run.method} {run.fold} {run.slot} {run.generation} {run.seed} {digest}\n")
+    with tempfile.TemporaryDirectory() as folder:
+        for path in sorted(launcher.tables(now, ["csv", "latex", "json"], Path(folder)).paths):
+            if path.suffix in (".csv", ".tex", ".json"):
+                sys.stdout.write(f"---- {path.name}\n{path.read_text()}")
     return 0
 
 

@@ -1,8 +1,8 @@
 """Stages for the chaos run: chains of hashes that sleep between steps, so that an exact resume is seen in the last digit.
 
 The state of a stage is a digest; each step hashes it once more, every few steps it is written down as a checkpoint. What comes out
-depends on settings, fold, seed and upstream digests alone. Some seeds end as outliers, some diverge: drawn from the digest, so always the same ones.
-Every execution leaves a line per step in the corpus folder's `trace/KEY`, from which overlapping executions can be told.
+depends on settings, fold, seed and upstream digests alone. Some seeds end as outliers, some diverge: drawn from the digest, so always
+the same ones. Every execution leaves a line per step in the corpus folder's `trace/KEY`, from which overlapping executions can be told.
 This file is copied into a source tree of its own as `ser_core/registry.py`, where jobs find it.
 """
 
