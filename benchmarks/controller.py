@@ -20,7 +20,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import shutil
 import subprocess
 import sys
@@ -219,13 +218,19 @@ def make_passes(folder: Path, passes: int, *, began: float, slurm: bool, change:
             "seconds": time.time() - began,
             "processor": time.process_time() - used,
             "opening": 0.0 if number else opening,
-            "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-            "stages": len(report.graph.nodes),
+            "megabytes": peak_megabytes(),
+            "runs": len(report.graph.runs),
             "dropped": len(report.judgements.dropped),
             "missing": sum(len(batch.keys) for batch in report.plan.batches),
             "calls": dict(calls),
         }
         print(json.dumps(told), flush=True)
+
+
+def peak_megabytes() -> float:
+    """Of this process alone: what `getrusage` says begins with its parent's."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def ask(folder: Path, passes: int, *, slurm: bool = False, change: int = 0, trace: Path | None = None) -> list[dict[str, Any]]:
@@ -327,7 +332,6 @@ def measure_submission(runs: int, slots: int, folder: Path) -> Iterator[tuple[st
 class Row:
     """One measured pass."""
 
-    runs: int
     what: str
     told: Mapping[str, Any]
     system_calls: int = 0
@@ -338,7 +342,7 @@ class Row:
         growth = f"{told['processor'] / smaller.told['processor']:.1f}" if smaller and smaller is not self else ""
         calls = " ".join(f"{name} {told['calls'][name]}" for name in CALLS if name in told["calls"])
         return (
-            f"{self.runs}",
+            f"{told['runs']}",
             self.what,
             f"{told['missing']}",
             f"{told['seconds']:.2f}",
@@ -359,18 +363,18 @@ def measure_passes(runs: int, slots: int, folder: Path, sections: Collection[str
     say(f"{runs} runs: {stages} stages laid down in {time.perf_counter() - began:.0f} s")
     if "pass" in sections:
         first, warm = ask(folder, 2)
-        yield Row(runs, "first", first)
-        yield Row(runs, "cold, nothing changed", ask(folder, 1)[0], system_calls(folder))
-        yield Row(runs, "warm, nothing changed", warm)
+        yield Row("first", first)
+        yield Row("cold, nothing changed", ask(folder, 1)[0], system_calls(folder))
+        yield Row("warm, nothing changed", warm)
     change_runs(open_experiment(folder), 3)
     if "pass" in sections:
         cold, warm = ask(folder, 2, change=10)
-        yield Row(runs, "cold, changed", cold)
-        yield Row(runs, "warm, changed", warm)
+        yield Row("cold, changed", cold)
+        yield Row("warm, changed", warm)
     if "slurm" in sections:
         first, second = ask(folder, 2, slurm=True)
-        yield Row(runs, "arrays, first pass", first)
-        yield Row(runs, "arrays, second pass", second)
+        yield Row("arrays, first pass", first)
+        yield Row("arrays, second pass", second)
 
 
 def say(text: str) -> None:

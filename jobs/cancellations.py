@@ -31,7 +31,7 @@ class Cancelled:
 def record_cancellation(layout: Layout, keys: Collection[str] | None, now: float) -> None:
     """Remember that the user cancelled some stages, or everything (None); written before any job is told."""
     entries = [{"time": time, "keys": names} for time, names in _entries(layout)]
-    write_json(layout.cancellations, {"schema": SCHEMA, "cancelled": [*entries, {"time": now, "keys": keys and sorted(keys)}]})
+    write_json(layout.cancellations, {"schema": SCHEMA, "cancelled": [*entries, {"time": now, "keys": None if keys is None else sorted(keys)}]})
 
 
 def read_cancellations(layout: Layout, since: float) -> Cancelled:

@@ -40,6 +40,7 @@ from jobs.snapshot import Snapshot, take_snapshot
 
 SCHEMA = 1
 TEMPLATE = "controller.sh.j2"
+LINKS = 2  # in the queue at once: one runs, one waits
 LINK_CPUS = 1
 LINK_MEMORY_MB = 2048  # the tables at the end are the largest thing that it does
 LINK_WARNING_SECONDS = 120  # before the time limit a link stops to begin passes

@@ -164,6 +164,9 @@ def print_log(launcher: Launcher, run: str, *, stage: str | None, attempt: int |
 
 def print_cancellation(done: Cancellation, launcher: Launcher, *, whole: bool) -> None:
     """What a `cancel` has done."""
+    if not whole and not done.stages:
+        say(f"{launcher.name}: nothing to cancel, what was named has its result")
+        return
     stages = f"{done.stages} stage{'' if done.stages == 1 else 's'}"
     what = f"everything cancelled ({stages} had no result)" if whole else f"{stages} cancelled"
     say(f"{launcher.name}: {what}{f', {done.withdrawn} of them withdrawn from Slurm' if launcher.on_slurm else ''}")

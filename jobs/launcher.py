@@ -93,17 +93,18 @@ class Launcher:
     def arrays(self) -> SlurmArrays:
         from jobs.slurm import SlurmArrays
 
-        return SlurmArrays(self.launched.experiment, self.launched.layout, self.place, source=self._source, client=self.client)
+        return SlurmArrays(self.launched.experiment, self.launched.layout, self.place, source=self.source, client=self.client)
 
     @cached_property
     def chain(self) -> Chain:
         from jobs.chain import Chain
 
         binds = (self.launched.corpus.folder,)
-        return Chain(self.launched.experiment, self.launched.layout, source=self._source, binds=binds, client=self.client)
+        return Chain(self.launched.experiment, self.launched.layout, source=self.source, binds=binds, client=self.client)
 
     @property
-    def _source(self) -> Path:
+    def source(self) -> Path:
+        """Folder of the code that jobs run."""
         current = self.launched.layout.snapshots / "current"
         return current.resolve() if not self.new and current.is_dir() else self.root
 
@@ -231,7 +232,9 @@ class Launcher:
             self._refuse_other_code()
         layout, moment = self.launched.layout, time.time() if now is None else now
         seen = self.look(ask_slurm=False)
-        keys = _keys_to_cancel(seen, [find_target(seen.graph, run).node.key for run in runs]) if runs else None
+        keys = keys_to_cancel(seen, [find_target(seen.graph, run).node.key for run in runs]) if runs else None
+        if keys is not None and not keys:
+            return Cancellation(0, 0)  # all of it has its result
         record_cancellation(layout, keys, moment)
         over = [key for key in seen.graph.nodes if (keys is None or key in keys) and not seen.facts[key].done]
         held = tuple(dict.fromkeys(seen.facts[key].held for key in over if seen.facts[key].held))
@@ -242,7 +245,7 @@ class Launcher:
                 links = self.chain.stop() if self.launched.experiment.policy.controller else ()
                 return Cancellation(len(over), len(self.arrays.cancel_all()), (), links)
             withdrawn = self.arrays.cancel(keys)
-            running = _whole_jobs(self.arrays.in_flight(), keys)
+            running = whole_jobs(self.arrays.in_flight(), keys)
             self.client.cancel(tuple(running))
         except UsageError as error:
             raise UsageError(
@@ -327,7 +330,7 @@ class Launcher:
             print(notice_line(notice), flush=True)  # noqa: T201 - the log of the link
 
 
-def _keys_to_cancel(seen: Report, chosen: Collection[str]) -> frozenset[str]:
+def keys_to_cancel(seen: Report, chosen: Collection[str]) -> frozenset[str]:
     """The chosen stages and what lies upstream of them that nobody else needs."""
     others = replace(seen.graph, runs=tuple(run for run in seen.graph.runs if run.key not in chosen))
     needed = set(needed_keys(others, seen.facts))
@@ -342,7 +345,7 @@ def _keys_to_cancel(seen: Report, chosen: Collection[str]) -> frozenset[str]:
     return frozenset(found)
 
 
-def _whole_jobs(in_flight: Mapping[str, InFlight], keys: Collection[str]) -> dict[str, tuple[str, ...]]:
+def whole_jobs(in_flight: Mapping[str, InFlight], keys: Collection[str]) -> dict[str, tuple[str, ...]]:
     """Running jobs that hold none but these keys -> their keys."""
     held: dict[str, list[str]] = {}
     for key, flight in in_flight.items():

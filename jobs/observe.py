@@ -1,6 +1,7 @@
 """What the files say of every stage: the only reader of results and attempts that the planner relies on.
 
-One listing per stage name finds the stages that were ever begun; a finished one costs one further read.
+One listing per stage name finds the stages that were ever begun; a finished one costs one look at its file, and a reading of it if that is
+new (jobs.index).
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ def read_facts(
     damaged = _discount_missing_artifacts(graph, layout, facts)
     undone = [key for key in dict.fromkeys([*wanted, *damaged]) if not facts[key].done]
     retried = [key for key in wanted if facts[key].done and facts[key].attempts > 1]
-    departures = sight.departures([*undone, *retried])
+    asked = [*undone, *retried]
+    departures = sight.departures(asked) if asked else {}
     read = [*(key for key in undone if key in begun[graph.nodes[key].stage]), *retried]
     files = {key: _read_attempts(layout.stage(graph.nodes[key].stage, key), sight) for key in read}
     begun_jobs = {attempt.job for attempts in files.values() for attempt in attempts if attempt.job}

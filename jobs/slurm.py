@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from jobs.chain import LINKS, link_name
 from jobs.config import Experiment, SlurmSite, resources_of
 from jobs.dependencies import SLURM_JOB, Dependency, make_dependency, upstream_jobs, with_singleton
 from jobs.errors import UsageError
@@ -48,6 +49,7 @@ from jobs.submissions import State, Submission, SubmissionBook, new_submission
 from jobs.tasks import Workplace, describe_batch, write_description
 from jobs.upkeep import Upkeep
 
+ROOM_FOR_LINKS = 8  # where fewer may be in the queue, none is kept free for the controller
 SETTLE_SECONDS = 60.0  # how long a submission of unknown outcome stays unfound before it is made again, and accounting may lag behind
 AVOIDED_SECONDS = 6 * 3600.0  # no new array is sent to a node for so long after Slurm could not start an element there
 AVOIDED_NODES = 5  # at most, the last ones: where more fail, it is not the nodes
@@ -106,7 +108,7 @@ class SlurmArrays:
     # ---- what Slurm holds
 
     def limits(self) -> Limits:
-        """Room under the site's limits, with what was last seen in the queue; `queue_room` -1: full."""
+        """Room under the site's limits, with what was last seen in the queue and what the controller needs; `queue_room` -1: full."""
         if self._blind:
             return Limits(array_size=self._site.max_array_size, queue_room=self._site.max_submit)
         if self._most is None:
@@ -114,7 +116,9 @@ class SlurmArrays:
         if not self._most.queue_room:
             return self._most
         queue = self._queue if self._queue is not None else self._look()
-        room = self._most.queue_room - len(queue)
+        links = sum(element.name == link_name(self._layout) for element in queue)
+        kept = max(0, LINKS - links) if self._experiment.policy.controller and self._most.queue_room >= ROOM_FOR_LINKS else 0
+        room = self._most.queue_room - len(queue) - kept
         return replace(self._most, queue_room=room if room > 0 else -1)
 
     def in_flight(self) -> Mapping[str, InFlight]:

@@ -77,6 +77,8 @@ def test_cancelled_here_it_ends_and_a_launch_goes_on(demo_data: Path, tmp_path: 
     assert (without.returncode, len(without.stderr.splitlines())) == (3, 1)
     assert "no log yet" in without.stderr
 
+    assert "nothing to cancel" in run("cancel", "demo", "vft/1/0").stdout
+
     again = run("grid", "demo", *ONE, IN_TURN, "seeds=2")
     assert again.returncode == 0, again.stdout + again.stderr
     assert claims(run.results) == 2

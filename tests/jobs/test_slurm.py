@@ -209,7 +209,7 @@ def test_limits_are_read_from_the_site(slurm_cluster: Cluster, tmp_path: Path) -
     arrays = arrays_of(tmp_path)
     limits = arrays.limits()
     assert limits.array_size == slurm_cluster.settings.max_array_size
-    assert limits.queue_room == slurm_cluster.settings.max_job_count
+    assert limits.queue_room == slurm_cluster.settings.max_job_count - 2  # kept for the controller
     own = arrays_of(tmp_path, experiment_of(SlurmSite(max_submit=5, max_array_size=3)))
     nodes = [node(f"key{number}", "states", sleep=20) for number in range(3)]
     own.submit(batch_of(nodes), graph_of(nodes), {})

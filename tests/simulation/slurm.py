@@ -20,6 +20,10 @@ from jobs.template_executor import SubmissionFailedError
 from tests.simulation.crashes import Killed, reach
 
 OWNER = 1000
+LAG_SECONDS = 30.0
+LATE_SECONDS = 20.0
+SBATCH_SECONDS = 110.0  # that sbatch may take when nobody waits for it
+VERY_LATE_SECONDS = 900.0
 FORGOTTEN_SECONDS = 300.0  # MinJobAge: an ended job is known to dependencies that long
 FULL = "sbatch: error: QOSMaxSubmitJobPerUserLimit\nsbatch: error: Batch job submission failed: Job violates accounting/QOS policy"
 TOO_LARGE = "sbatch: error: Batch job submission failed: Invalid job array specification"
@@ -52,7 +56,8 @@ class Accounting(Enum):
     """How sacct does."""
 
     fine = "fine"
-    slow = "slow"  # ended elements still count as running
+    slow = "slow"  # ended elements still count as running for `LAG_SECONDS`
+    stale = "stale"  # and for ever
     silent = "silent"
     forgetful = "forgetful"  # knows nothing
     absent = "absent"  # the site has none
@@ -106,7 +111,8 @@ class UnderWay:
     lands: float
     name: str
     parameters: Mapping[str, Any]
-    sbatch_runs: bool  # the process still exists: it was called by one that was killed
+    sbatch_runs: bool = False  # the process still exists: it was called by one that was killed
+    very_late: bool = False
 
 
 class SimulatedSlurm:
@@ -125,6 +131,7 @@ class SimulatedSlurm:
         self.back_at = 0.0  # until then nobody reaches it
         self.updates_work = True
         self.under_way: list[UnderWay] = []
+        self.landing: UnderWay | None = None  # what comes in just now
         self.created: Callable[[Array], None] = lambda array: None
         self.begun: Callable[[Element, Array], None] = lambda element, array: None
         self.killed: Callable[[Element], None] = lambda element: None
@@ -227,10 +234,13 @@ class SimulatedSlurm:
         """To be called when the clock has moved: requests land, elements run out of time or stop completing."""
         for request in [each for each in self.under_way if each.lands <= self.clock()]:
             self.under_way.remove(request)
+            self.landing = request
             try:
                 self.submit(request.name, request.parameters)
             except SubmissionFailedError:
                 continue
+            finally:
+                self.landing = None
         for array, element in self.elements():
             if element.completing:
                 element.completing = False
@@ -393,7 +403,9 @@ class SimulatedSlurm:
                     continue
                 if "--duplicates" in options:
                     lines.extend(self._row(array, element, columns, node, state) for node, state in element.former)
-                state = "RUNNING" if self.accounting is Accounting.slow and not element.live else element.state
+                recent = self.clock() - element.left < LAG_SECONDS
+                lags = self.accounting is Accounting.stale or (self.accounting is Accounting.slow and recent)
+                state = "RUNNING" if lags and not element.live else element.state
                 lines.append(self._row(array, element, columns, element.node, state))
         return 0, "".join(f"{line}\n" for line in lines), ""
 
@@ -416,15 +428,16 @@ class SimulatedClient(SlurmClient):
         try:
             reach("during sbatch")
         except Killed:  # sbatch is a process of its own, and goes on
-            slurm.under_way.append(UnderWay(slurm.clock() + 100, name, dict(parameters), sbatch_runs=True))
+            slurm.under_way.append(UnderWay(slurm.clock() + SBATCH_SECONDS, name, dict(parameters), sbatch_runs=True))
             raise
         slurm.calls.append("sbatch")
         slurm.reply = Reply.given
         if not slurm.reachable or reply is Reply.never:
             raise SubmissionFailedError(LOST if slurm.reachable else UNREACHABLE)
         if reply in (Reply.late, Reply.very_late):
-            seconds = 20 if reply is Reply.late else 900
-            slurm.under_way.append(UnderWay(slurm.clock() + seconds, name, dict(parameters), sbatch_runs=False))
+            very_late = reply is Reply.very_late
+            lands = slurm.clock() + (VERY_LATE_SECONDS if very_late else LATE_SECONDS)
+            slurm.under_way.append(UnderWay(lands, name, dict(parameters), very_late=very_late))
             raise SubmissionFailedError("sbatch timed out")
         number = slurm.submit(name, parameters)
         reach("after sbatch")

@@ -11,7 +11,7 @@ import pytest
 
 from jobs.failures import FailureClass
 from tests.simulation.crashes import kill
-from tests.simulation.slurm import OWNER, Reply
+from tests.simulation.slurm import OWNER, Accounting, Reply
 from tests.simulation.world import Shape, World, world
 
 EVERYWHERE = "SER_GRID_EXAMPLES" in os.environ  # not only killed at each point
@@ -68,6 +68,16 @@ def when_elements_have_ended(lab: World) -> None:
     lab.advance(30)
 
 
+def when_the_owner_has_cancelled_an_array(lab: World) -> None:
+    """Accounting does not say so yet."""
+    lab.run_pass()
+    lab.slurm.accounting = Accounting.slow
+    for element in lab.slurm.eligible():
+        lab.scancel_by_hand(element, heard=False)
+    lab.run_pass()
+    lab.advance(30)
+
+
 def when_a_launch_failed(lab: World) -> None:
     lab.run_pass()
     lab.slurm.fail_launch(lab.slurm.eligible()[0])
@@ -100,6 +110,7 @@ SITUATIONS = (
     when_a_lost_job_turns_up,
     when_refinements_were_refused,
     when_elements_have_ended,
+    when_the_owner_has_cancelled_an_array,
     when_a_launch_failed,
     when_some_are_cancelled,
     when_runs_are_out,

@@ -124,6 +124,7 @@ def test_accounting_tells_lags_or_is_not_there(slurm: SimulatedSlurm) -> None:
     assert told == {
         Accounting.fine: {"100_0": "CANCELLED by 1000", "100_1": "PENDING"},
         Accounting.slow: {"100_0": "RUNNING", "100_1": "PENDING"},
+        Accounting.stale: {"100_0": "RUNNING", "100_1": "PENDING"},
         Accounting.silent: {},
         Accounting.forgetful: {},
         Accounting.absent: None,

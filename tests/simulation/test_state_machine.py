@@ -58,7 +58,7 @@ SHAPES = st.builds(
         outliers=st.sampled_from(OutlierRule),
         rounds=st.integers(1, 2),
         max_seeds=st.integers(1, 3),
-        max_attempts=st.integers(2, 6),
+        max_attempts=st.sampled_from((2, 6, 12)),
         max_failures=st.integers(2, 10),
     ),
 )

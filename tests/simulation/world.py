@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import tempfile
 from collections import Counter
@@ -20,7 +21,7 @@ from unittest import mock
 from jobs.cancellations import record_cancellation
 from jobs.config import Cluster, Experiment, Policy, SlurmSite, StageResources
 from jobs.controller import Desired, Report, reconcile
-from jobs.failures import COMMUNICATION_RETRIES, DISK_RETRIES, MEMORY_RETRIES, FailureClass
+from jobs.failures import COMMUNICATION_RETRIES, DISK_RETRIES, MAX_LOST, MAX_SILENT, MEMORY_RETRIES, FailureClass
 from jobs.graph import Graph, build_graph
 from jobs.layout import Layout
 from jobs.plan import needed_keys
@@ -51,6 +52,7 @@ RETRIES = {
     FailureClass.communication: COMMUNICATION_RETRIES,
     FailureClass.disk: DISK_RETRIES,
 }
+RELIABLE = (Accounting.fine, Accounting.slow)
 ROUND_SECONDS = 70.0  # between passes while everything recovers: more than the settle time
 LAST_ROUNDS = 60
 
@@ -238,7 +240,7 @@ class World:
         worker = self.workers.get(element.name)
         if heard and worker is not None:
             worker.stop()
-        self.by_hand_unsure |= self.slurm.accounting is not Accounting.fine
+        self.by_hand_unsure |= self.slurm.accounting not in RELIABLE
         self.slurm.cancel([element.name], OWNER)
         for key in self.keys_of[element.job][element.index]:
             # An element of before the last launch may have been cancelled before it too: nobody can tell.
@@ -276,7 +278,7 @@ class World:
 
     @property
     def desired(self) -> Desired:
-        packing = {stage: self.shape.runs_per_task for stage in ("finetune",)}
+        packing = dict.fromkeys(("finetune",), self.shape.runs_per_task)
         return Desired(self.graph_now, self.layout, self.shape.policy, self.since, packing, self._graph, self.clock)
 
     @property
@@ -344,13 +346,15 @@ class World:
     def set_accounting(self, accounting: Accounting) -> None:
         """How sacct does from now on."""
         self.slurm.accounting = accounting
-        self.by_hand_unsure |= accounting is not Accounting.fine and bool(self.cancelled_by_hand)
+        self.by_hand_unsure |= accounting not in RELIABLE and bool(self.cancelled_by_hand)
 
     # ---- what must hold
 
     def check(self) -> None:
         """After every step."""
         alive = Counter(execution.key for execution in self.executions if execution.alive)
+        running = {(array.name, array.number) for array, element in self.slurm.elements() if element.state == "RUNNING"}
+        assert len({name for name, _ in running}) == len(running), f"two arrays of one name run: {sorted(running)}"
         assert all(count == 1 for count in alive.values()), f"executed twice at once: {alive}"
         attempts = Counter((execution.key, execution.attempt) for execution in self.executions)
         assert all(count == 1 for count in attempts.values()), f"an attempt has two executions: {attempts}"
@@ -363,7 +367,7 @@ class World:
         for key in plan.given_up:
             assert plan.reasons.get(key), f"{self.name(key)} given up without a reason"
             blamed = [each for each in self.executions if each.key == key and not each.result]
-            alone = bool(report.facts[key].diverged) or bool(blamed) or self._silent(key)
+            alone = bool(report.facts[key].diverged) or bool(blamed) or self._silent_ends(key) > 0 or self.spoilt[key] > 0
             assert alone, f"{self.name(key)} given up ({plan.reasons[key]}) although nothing went wrong with it"
         for key in plan.stayed:
             assert plan.reasons.get(key), f"{self.name(key)} stayed without a reason"
@@ -404,6 +408,7 @@ class World:
         for key in (*plan.given_up, *plan.stayed):
             assert plan.reasons.get(key), f"{self.name(key)} has no reason"
         if calm:
+            self._check_doubles()
             for key in plan.waiting:
                 assert key in report.in_flight or report.facts[key].held
             for key, fact in report.facts.items():
@@ -420,6 +425,16 @@ class World:
                 if self._done(run.key) and not report.facts[run.key].diverged:
                     assert run.key in plan.reused, f"{self.name(run.key)} has a result and is not taken for done"
 
+    def _check_doubles(self) -> None:
+        """After a pass that nothing disturbed: what waits is held by nobody else."""
+        holding: dict[tuple[str, ...], list[Element]] = {}
+        for array, element in self.slurm.elements():
+            if element.live:
+                holding.setdefault(self.keys_of[array.number][element.index], []).append(element)
+        for elements in holding.values():
+            waiting = [element.name for element in elements if element.state == "PENDING"]
+            assert len(elements) == 1 or not waiting, f"{waiting} wait for what {len(elements)} elements hold"
+
     def _done(self, key: str) -> bool:
         node = self.graph.nodes.get(key)
         return node is not None and read_result(self.layout.stage(node.stage, key), key) is not None
@@ -429,8 +444,16 @@ class World:
         description = self._description(array.name)
         self.keys_of[array.number] = description.tasks
         TALLY["arrays"] += 1
-        if current() is None:  # the sbatch of a process that is dead, or has given it up
+        namesakes = [each for each in self.slurm.arrays.values() if each.name == array.name and each is not array]
+        double = any(element.queued for each in namesakes for element in each.elements)
+        landing = self.slurm.landing
+        if landing is not None:  # the sbatch of a process that is dead, or has given it up
+            assert landing.very_late or not double, f"{array.name} comes in late, and was submitted again"
             return
+        if not self.interleaved:
+            assert not double, f"{array.name} is submitted again while it is in the queue"
+        late = [each for each in self.slurm.under_way if each.name == array.name and not each.very_late]
+        assert not late, f"{array.name} is submitted again while its sbatch is under way"
         failures = self._failures(description.nodes)
         for element, keys in zip(array.elements, description.tasks, strict=True):
             for key in keys:
@@ -452,6 +475,10 @@ class World:
         assert not any(each.said is FailureClass.divergence for each in mine), f"{name} is tried again after it diverged"
         for failure, retries in RETRIES.items():
             assert failures[key][failure] <= retries, f"{name} is tried again after {failures[key][failure]} times {failure.value}"
+        lost = itertools.takewhile(lambda each: each.said in (None, FailureClass.interrupted) and not each.progress, reversed(recent))
+        assert len(list(lost)) <= MAX_LOST, f"{name} is tried again although it gets lost again and again"
+        silent = self._silent_ends(key, self.since)
+        assert silent < MAX_SILENT + 2, f"{name} is tried again although {silent} jobs ended without having begun"
         fruitless = [each for each in recent if not each.progress]
         assert len(fruitless) < self.shape.policy.max_attempts, f"{name}: {len(fruitless)} attempts in vain, and another"
         told = failures[key][FailureClass.memory]
@@ -470,13 +497,14 @@ class World:
                 found.setdefault(each.key, Counter())[each.said] += 1
         return found
 
-    def _silent(self, key: str) -> bool:
-        """Whether elements of a stage left the queue without it having begun."""
-        jobs = {execution.job for execution in self.executions if execution.key == key}
-        return any(
-            not element.queued and key in self.keys_of[array.number][element.index] and element.name not in jobs
+    def _silent_ends(self, key: str, since: float = 0.0) -> int:
+        """How many elements of a stage have run, since then, without any of their stages having begun."""
+        jobs = {execution.job for execution in self.executions}
+        return sum(
+            bool(element.begun) and not element.queued and element.name not in jobs and key in self.keys_of[array.number][element.index]
             for array in self.slurm.arrays.values()
             for element in array.elements
+            if array.created >= since
         )
 
     def _describe(self, report: Report) -> str:
