@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cancellations import Cancelled, read_cancellations, record_cancellation
+from jobs.cancellations import Cancelled, last_cancellation, read_cancellations, record_cancellation
 from jobs.errors import UsageError
 from jobs.layout import Layout
 
@@ -27,6 +27,7 @@ def test_cancellations_add_up(layout: Layout) -> None:
     record_cancellation(layout, ["b", "a"], 10.0)
     record_cancellation(layout, {"c"}, 11.0)
     found = read_cancellations(layout, 0.0)
+    assert last_cancellation(layout) == 11.0
     assert found.keys == {"a", "b", "c"}
     assert "a" in found
     assert "d" not in found

@@ -157,3 +157,7 @@ def test_stored_values_give_the_same_experiment(configs: Path) -> None:
     assert restore_experiment(values, recipe_schema=FakeRecipe) == experiment
     with pytest.raises(UsageError, match="launch `grid` again"):
         restore_experiment({**values, "outdated": 1}, recipe_schema=FakeRecipe)
+    damaged: object
+    for damaged in ([], "text", None):
+        with pytest.raises(UsageError, match="launch `grid` again"):
+            restore_experiment(damaged, recipe_schema=FakeRecipe)  # type: ignore[arg-type]

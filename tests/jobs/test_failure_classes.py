@@ -183,8 +183,8 @@ class Storm:
         """Whatever is due by now."""
         self.report = report
         trial, run = self.trial, self.cluster.run
-        claims = {slot: trial.claims(slot) for slot in BEHAVIOURS}
         begun = {slot: trial.starts(slot) for slot in BEHAVIOURS}
+        claims = {slot: trial.claims(slot) for slot in BEHAVIOURS}  # second: whatever has begun has claimed its attempt before
         if self._once("begun", all(begun[slot] for slot in (*ON_A_NODE_THAT_DIES, KILLED, REQUEUED, STALLED, WARNED))):
             self.dead_node = claims[0][0].node
             assert {claims[slot][0].node for slot in ON_A_NODE_THAT_DIES} == {self.dead_node}

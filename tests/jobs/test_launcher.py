@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from jobs.config import Cluster, Experiment
+from jobs.cancellations import read_cancellations, record_cancellation
+from jobs.chain import link_name
+from jobs.config import Cluster, Experiment, Policy
 from jobs.controller import Report
 from jobs.errors import UsageError
-from jobs.experiment import Corpus, Launched
+from jobs.experiment import Corpus, Launched, launch, store
 from jobs.graph import Graph
 from jobs.launcher import Launcher, keys_to_cancel, whole_jobs
 from jobs.layout import Layout
+from jobs.link import LinkEnd
 from jobs.plan import InFlight, Limits, NodeFacts, Phase, make_plan
-from tests.jobs.fake_registry import make_graph
+from jobs.slots import Slot
+from tests.jobs.fake_registry import REGISTRY, make_graph
 from tests.jobs.local_launch import workplace
 
 
@@ -66,3 +75,106 @@ def test_what_goes_on_with_a_launch_hands_on_its_code(tmp_path: Path) -> None:
     assert "computes other stages" in moved_on.why_only_look()
     with pytest.raises(UsageError, match="`cancel exp` ends it"):
         moved_on.one_pass()
+
+
+def launcher_of(folder: Path, *, since: float = 1000.0, new: bool = False, user: int | None = None, controller: bool = True) -> Launcher:
+    """A launcher on Slurm whose code is an ordinary folder."""
+    source = folder / "source"
+    source.mkdir(exist_ok=True)
+    if not (source / "launch.py").exists():
+        (source / "launch.py").write_text("first")
+    graph, layout = make_graph(methods=("vft",), folds=("1",), seeds=1), Layout(folder / "results", "exp")
+    experiment = Experiment(name="exp", corpus="fake", cluster=Cluster.slurm, policy=Policy(controller=controller))
+    corpus = Corpus("fake", "d1", ("1",), str(folder))
+    launched = Launched(experiment, corpus, graph, layout, since, lambda generations: graph, user=user)
+    return Launcher(launched, workplace(folder), source, folder / "published.yaml", new=new)
+
+
+def test_a_launch_without_a_controller_hands_on_its_code_too(tmp_path: Path) -> None:
+    """What cron or a `status` submits later is the code of the last launch: neither what was edited since, nor that of a launch before."""
+    for words in ("first", "second"):
+        launcher = launcher_of(tmp_path, new=True, controller=False)
+        (launcher.root / "launch.py").write_text(words)
+        launcher.hand_on_code()
+        (launcher.root / "launch.py").write_text("edited since")
+        assert (launcher_of(tmp_path).source / "launch.py").read_text() == words
+
+
+def test_of_an_earlier_launch_nothing_is_submitted(tmp_path: Path) -> None:
+    """A `status --watch` that began before the experiment was launched again leaves it to who knows the new settings; so does a link."""
+    earlier, last = launcher_of(tmp_path, since=1000.0), launcher_of(tmp_path, since=2000.0)
+    store(last.launched)
+    with pytest.raises(UsageError, match="launched anew, or moved, since this command began"):
+        earlier.one_pass()
+
+
+def test_a_link_looks_after_the_launch_that_it_has_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not after one that came between its reading of the settings and its first pass."""
+    seen: list[float | None] = []
+
+    def link(*arguments: object, launched: float | None = None, **named: object) -> LinkEnd:
+        seen.append(launched)
+        return LinkEnd.handed_over
+
+    monkeypatch.setattr("jobs.link.run_link", link)
+    launcher_of(tmp_path, since=1000.0).control()
+    assert seen == [1000.0]
+
+
+@pytest.mark.parametrize(("controller", "cluster"), [(False, Cluster.slurm), (True, Cluster.local)])
+def test_the_chain_of_an_earlier_launch_ends_where_the_last_one_wants_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, controller: bool, cluster: Cluster
+) -> None:
+    """Launched again on this machine, or without a controller: a link that starts then submits nothing, and none follows it."""
+    withdrawn: list[str] = []
+    monkeypatch.setattr("jobs.chain.Chain.withdraw_successors", lambda chain: withdrawn.append(chain.name))
+    launcher = launcher_of(tmp_path, controller=controller)
+    launcher.launched.experiment.cluster = cluster
+    assert launcher.control() is LinkEnd.stopped
+    assert withdrawn == [link_name(launcher.launched.layout)]
+    assert not launcher.launched.layout.submissions.exists()
+
+
+def test_of_another_users_experiment_nothing_is_submitted_or_cancelled(tmp_path: Path) -> None:
+    """Its jobs are not in the queue that we see, and would all be taken for gone. Who launched before users were noted is not known."""
+    other = launcher_of(tmp_path, user=os.getuid() + 1)
+    store(other.launched)
+    assert "another user" in other.why_only_look()
+    for act in (other.one_pass, other.control, lambda: other.cancel(())):
+        with pytest.raises(UsageError, match="launched by another user"):
+            act()
+    assert not other.launched.layout.cancellations.exists()
+    assert launcher_of(tmp_path, user=os.getuid()).why_only_look() == launcher_of(tmp_path).why_only_look() == ""
+
+
+def test_a_cancellation_comes_after_the_launch_whatever_the_clock_says(tmp_path: Path) -> None:
+    """The clock of the machine that cancels is behind that of the one that launched."""
+    launcher = launcher_of(tmp_path, since=1000.0)
+    launcher.launched.experiment.cluster = Cluster.local
+    launcher.cancel((), now=990.0)
+    assert read_cancellations(launcher.launched.layout, 1000.0).everything
+
+
+def test_a_launch_comes_after_every_cancellation_whatever_the_clock_says(tmp_path: Path) -> None:
+    """The clock of the machine that cancelled is ahead: launching again lifts it all the same."""
+    layout = Layout(tmp_path, "exp")
+    record_cancellation(layout, None, time.time() + 3600)
+    experiment = Experiment(name="exp", corpus="fake", methods=["vft"], seeds=1, recipe={})
+    since = launch(experiment, Corpus("fake", "d1", ("1",), str(tmp_path)), REGISTRY, layout).since
+    assert not read_cancellations(layout, since).everything
+
+
+def test_the_reserve_seeds_of_a_cancelled_run_are_cancelled_too(tmp_path: Path) -> None:
+    """A run that is computed to its end all the same, and diverges, is not followed by the next seed of its slot; those of others are."""
+    known = launcher_of(tmp_path).launched
+    known.experiment.cluster = Cluster.local
+    refill = functools.partial(refilled, 2)
+    launcher = Launcher(replace(known, graph=refill({}), refill=refill), workplace(tmp_path), tmp_path, tmp_path / "published.yaml")
+    assert launcher.cancel(["vft/1/0"]).stages == 1
+    cancelled = read_cancellations(known.layout, known.since)
+    later = refill({("vft", "1", 0): 1, ("vft", "1", 1): 1})
+    assert [run.key in cancelled for run in (*later.superseded, *later.runs)] == [True, False, True, False]
+
+
+def refilled(seeds: int, generations: Mapping[Slot, int]) -> Graph:
+    return make_graph(methods=("vft",), folds=("1",), seeds=seeds, generations=generations)

@@ -230,6 +230,8 @@ def test_a_failure_is_recorded_and_raises_nothing(tmp_path: Path, hook: Hook, ma
     (mail,) = notify(replace(asked, webhook=None), layout, replace(ENDING, launched=4.0), pause=waits.append)
     assert (mail.state, "3 tries" in mail.error) == ("failed", True)
     assert len(mail_server.recipients) == 4
+    (notice,) = notify(Policy(webhook=f"http://{mail_server.name}/"), layout, replace(ENDING, launched=6.0), pause=waits.append)
+    assert (notice.state, "3 tries" in notice.error) == ("failed", True), "a server that does not speak HTTP"
     away = f"http://127.0.0.1:{hook.server_port}/"
     hook.shutdown()
     hook.server_close()

@@ -346,6 +346,16 @@ def test_jobs_that_end_before_the_worker_begins_stop_a_stage(layout: Layout, gra
     assert read_facts(graph, layout, Sight(departures=_departed(*late)))[run.key].stopped
 
 
+def test_a_site_that_starts_nothing_is_not_asked_for_ever(layout: Layout, graph: Graph) -> None:
+    """An element that Slurm could not start is withdrawn by the program, and counts all the same; what else it withdraws does not."""
+    tapt = _node(graph, "tapt")
+    failed = [_departure(tapt, f"{job}_0", "LAUNCH_FAILED", submitted=10.0 + job, ours=True) for job in range(MAX_SILENT)]
+    assert "LAUNCH_FAILED" in read_facts(graph, layout, Sight(departures=_departed(*failed)))[tapt.key].stopped
+    assert not read_facts(graph, layout, Sight(departures=_departed(*failed[1:])))[tapt.key].stopped
+    withdrawn = [replace(each, state="CANCELLED by 1000") for each in failed]
+    assert not read_facts(graph, layout, Sight(departures=_departed(*withdrawn)))[tapt.key].stopped
+
+
 def test_a_job_that_began_with_another_of_its_stages_is_not_silent(layout: Layout) -> None:
     """Packed stages that did not get their turn before the time was up, whether the others have finished since or not."""
     graph = make_graph(methods=("vft",), folds=("1",), seeds=3)

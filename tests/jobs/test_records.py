@@ -107,6 +107,21 @@ def test_a_result_of_another_schema_or_key_is_none(folder: StageFolder, change: 
     assert read_result(folder, "k1") is None
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *(("confusion", text) for text in ('[["x"]]', "[[NaN]]", "[[Infinity]]", "5")),
+        *(("metrics", text) for text in ("null", "[1]")),
+        *(("provenance", "null"), ("artifacts", "null"), ("attempt", '"1"'), ("diverged", "null")),
+    ],
+)
+def test_a_result_with_a_value_of_the_wrong_kind_is_none(folder: StageFolder, name: str, text: str) -> None:
+    """A file that somebody has mended by hand is neither success nor failure, and no traceback at every look."""
+    write_json(folder.result, {"schema": SCHEMA, **asdict(RESULT), name: "HERE"})
+    folder.result.write_text(folder.result.read_text().replace('"HERE"', text))
+    assert read_result(folder, "k1") is None
+
+
 def test_a_result_that_lacks_a_field_is_none(folder: StageFolder) -> None:
     """Incomplete is not finished."""
     value = {"schema": SCHEMA, **asdict(RESULT)}

@@ -178,6 +178,18 @@ def test_a_folder_that_nobody_has_claimed_yet_is_the_next_attempt(place: Place) 
     assert place.result(place.tapt).attempt == 1
 
 
+def test_who_claims_between_a_look_and_the_claim_is_not_joined(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody held the stage when it was looked at, somebody does a moment later: the claim fails instead of taking the next number."""
+
+    def look(process: WorkerProcess, folder: StageFolder, node: Node) -> str:
+        claim_attempt(folder, 1, new_claim(1))
+        return ""
+
+    monkeypatch.setattr("jobs.worker._wait_for_holder", look)
+    assert place.execute(place.tapt) is Verdict.taken
+    assert place.starts(place.tapt) == 0
+
+
 def test_a_quiet_holder_elsewhere_is_waited_for(place: Place) -> None:
     """A worker killed on another node says nothing: the next one neither leaves, nor begins before the heartbeat is old enough."""
     claim_attempt(place.folder(place.tapt), 1, replace(new_claim(1), process_start="", host="elsewhere", slurm_job="7_0"))
