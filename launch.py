@@ -101,13 +101,16 @@ def grid(
     from jobs import console
     from jobs.experiment import store
 
-    launcher = _launch(_experiment(arguments or [], cluster, "grid"), data, results, dry_run=dry_run)
+    file = next((text for text in arguments or [] if "=" not in text), DEFAULT_EXPERIMENT)
+    launcher = _launch(_experiment(arguments or [], cluster, "grid"), file, data, results, dry_run=dry_run)
     if dry_run:
         console.print_plan(launcher)
         return
     if launcher.on_slurm:
         launcher.arrays.limits()  # that Slurm does not answer is told before anything is written
     store(launcher.launched)
+    if launcher.on_slurm:
+        launcher.hand_on_code()
     if not launcher.on_slurm:
         _exit(console.finish(launcher, launcher.run_here(tell=console.tell, stopping=console.stopping)))
     elif wait:
@@ -231,7 +234,9 @@ def doctor(
 @app.command(hidden=True)
 def control(experiment: str, results: Results = ROOT / "results") -> None:
     """One link of the chain of controllers: what the small job in Slurm runs."""
-    typer.echo(f"{experiment}: {_reopen(experiment, results).control().value}")
+    from jobs.console import serve_as_link
+
+    serve_as_link(_reopen(experiment, results))
 
 
 @app.command(hidden=True)
@@ -268,14 +273,14 @@ def _experiment(arguments: list[str], cluster: str | None, command: str) -> Expe
     return experiment
 
 
-def _launch(experiment: Experiment, data: Path, results: Path, *, dry_run: bool) -> Launcher:
+def _launch(experiment: Experiment, file: str, data: Path, results: Path, *, dry_run: bool) -> Launcher:
     from jobs.experiment import launch
     from jobs.layout import Layout
     from ser_core.registry import REGISTRY
 
     _place_checkpoints(experiment)
     layout = Layout(results.resolve(), experiment.name)
-    return _launcher(launch(experiment, _corpus(experiment, data, dry_run), REGISTRY, layout), new=True)
+    return _launcher(launch(experiment, _corpus(experiment, data, dry_run), REGISTRY, layout, file), new=True)
 
 
 def _place_checkpoints(experiment: Experiment) -> None:
@@ -337,8 +342,12 @@ def _launcher(launched: Launched, *, new: bool = False, patient: bool = True) ->
 
 def _named(words: list[str], command: str) -> tuple[str, str]:
     """The experiment and the run of `[EXPERIMENT] RUN`."""
+    from jobs.explain import names_run
+
     if len(words) > 2:
         raise UsageError(f"{command}: one run at a time: {command} [EXPERIMENT] RUN")
+    if len(words) == 1 and not names_run(words[0]):
+        raise UsageError(f"{command}: {words[0]!r} names no run: {command} [EXPERIMENT] RUN; {RUN}")
     return (words[0] if len(words) == 2 else DEFAULT_EXPERIMENT), words[-1]
 
 

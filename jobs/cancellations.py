@@ -31,13 +31,20 @@ class Cancelled:
 def record_cancellation(layout: Layout, keys: Collection[str] | None, now: float) -> None:
     """Remember that the user cancelled some stages, or everything (None); written before any job is told."""
     entries = [{"time": time, "keys": names} for time, names in _entries(layout)]
-    write_json(layout.cancellations, {"schema": SCHEMA, "cancelled": [*entries, {"time": now, "keys": None if keys is None else sorted(keys)}]})
+    write_json(
+        layout.cancellations, {"schema": SCHEMA, "cancelled": [*entries, {"time": now, "keys": None if keys is None else sorted(keys)}]}
+    )
 
 
 def read_cancellations(layout: Layout, since: float) -> Cancelled:
     """What was cancelled after `since`, the last launch (seconds since the epoch)."""
     found = [keys for time, keys in _entries(layout) if time >= since]
     return Cancelled(any(keys is None for keys in found), frozenset(key for keys in found if keys is not None for key in keys))
+
+
+def last_cancellation(layout: Layout) -> float:
+    """When something was cancelled last, seconds since the epoch by the clock of whoever did; 0 if nothing ever was."""
+    return max((time for time, _ in _entries(layout)), default=0.0)
 
 
 def _entries(layout: Layout) -> list[tuple[float, list[str] | None]]:

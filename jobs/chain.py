@@ -231,7 +231,7 @@ class Chain:
         running, waiting = self._others(queue)
         if len(waiting) > 1:
             self._client.cancel_jobs(waiting[1:])
-        self._point_to_code()
+        self.point_to_code()
         self._full = False
         if not waiting and self._successor:
             # It was cancelled, or has failed. Whoever cancels both links cannot do so in one moment, and is not to meet a third one.
@@ -303,7 +303,7 @@ class Chain:
     def _current(self) -> Path:
         return self.layout.snapshots / "current"
 
-    def _point_to_code(self) -> None:
+    def point_to_code(self) -> None:
         """Let links run this code, unless it is itself a snapshot: then a launch has said what they run."""
         snapshot = self._snapshot = self._snapshot or take_snapshot(self._source, self.layout)
         inside = snapshot.source == snapshot.path
@@ -382,7 +382,7 @@ def chain_state(layout: Layout, queue: Sequence[QueuedElement] | None, *, now: f
 
 def _running_state(job: str, waiting: Sequence[str], record: ControllerRecord | None, now: float) -> ChainState:
     own = record if record is not None and record.job == job else ControllerRecord("running")
-    text = f"controller: job {job}" + (f" on {own.host}" if own.host else "") + _last_pass(own, now)
+    text = f"controller: job {job}" + (f" on {own.host}" if own.host else "") + (_last_pass(own, now) or ", no pass yet")
     if waiting:
         text += f", its successor {waiting[0]} waits"
     elif own.problem:

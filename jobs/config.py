@@ -176,7 +176,7 @@ def restore_experiment(values: Mapping[str, Any], *, recipe_schema: type[Any]) -
     try:
         recipe = TypeAdapter(recipe_schema).validate_python(values["recipe"])
         experiment = replace(TypeAdapter(Experiment).validate_python({**values, "recipe": None}), recipe=recipe)
-    except (KeyError, ValidationError) as error:
+    except (KeyError, TypeError, ValidationError) as error:
         raise UsageError(f"stored configuration: {str(error).splitlines()[0]}; launch `grid` again to renew it") from error
     if resolved_values(experiment) != values:
         raise UsageError("stored configuration: written by another version of the program; launch `grid` again to renew it")
@@ -226,31 +226,35 @@ def _checked(merged: DictConfig, file: Path, stages: Sequence[str] | None) -> Ex
         raise UsageError(f"recipe in {file} or an override: null is none; leave it out for the defaults")
     if not valid_experiment_name(experiment.name):
         raise UsageError(f"name {experiment.name!r}: use letters, digits, '_', '.', '-' (at most 64), and not 'store'")
-    bounds = {
-        "seeds": 1 <= experiment.seeds <= MAX_SLOTS,
-        "first_seed": experiment.first_seed >= 0,
-        "policy.max_attempts": experiment.policy.max_attempts >= 1,
+    policy, tiny = experiment.policy, math.ulp(0.0)  # more than 0
+    bounds: dict[str, tuple[float, float, float]] = {  # key -> its value, the least and the most it may be
+        "seeds": (experiment.seeds, 1, MAX_SLOTS),
+        "first_seed": (experiment.first_seed, 0, math.inf),
+        "policy.sigmas": (policy.sigmas, tiny, math.inf),
+        "policy.poll_seconds": (policy.poll_seconds, tiny, 3600),
+        "policy.controller_minutes": (policy.controller_minutes, 2, 7 * 24 * 60),
+        "policy.controller_days": (policy.controller_days, tiny, 366),
     }
-    policy = experiment.policy
-    bounds |= {f"policy.{key}": getattr(policy, key) >= 1 for key in ("rounds", "max_seeds", "max_failures")}
-    bounds["policy.sigmas"] = math.isfinite(policy.sigmas) and policy.sigmas > 0
-    bounds["policy.poll_seconds"] = 0 < policy.poll_seconds <= 3600
-    bounds["policy.controller_minutes"] = 2 <= policy.controller_minutes <= 7 * 24 * 60
-    bounds["policy.controller_days"] = 0 < policy.controller_days <= 366
-    bounds |= {f"slurm.{key}": getattr(experiment.slurm, key) >= 0 for key in ("signal_seconds", "max_submit", "max_array_size")}
+    bounds |= {f"policy.{key}": (getattr(policy, key), 1, math.inf) for key in ("max_attempts", "rounds", "max_seeds", "max_failures")}
+    bounds |= {f"slurm.{key}": (getattr(experiment.slurm, key), 0, math.inf) for key in ("signal_seconds", "max_submit", "max_array_size")}
     for stage in experiment.resources:
         if stages is not None and stage not in (DEFAULT_RESOURCES, *stages):
             raise UsageError(f"resources.{stage}: no such stage; known are {', '.join((DEFAULT_RESOURCES, *stages))}")
         given = resources_of(experiment, stage)
         for key, least in (("cpus", 1), ("gpus", 0), ("nodes", 1), ("minutes", 1), ("runs_per_task", 1), ("throttle", 0)):
-            bounds[f"resources.{stage}.{key}"] = getattr(given, key) >= least
-        bounds[f"resources.{stage}.memory_gb"] = math.isfinite(given.memory_gb) and given.memory_gb > 0
-    wrong = [key for key, fine in bounds.items() if not fine]
+            bounds[f"resources.{stage}.{key}"] = (getattr(given, key), least, math.inf)
+        bounds[f"resources.{stage}.memory_gb"] = (given.memory_gb, tiny, math.inf)
+    wrong = [_range(key, *bound) for key, bound in bounds.items() if not (math.isfinite(bound[0]) and bound[1] <= bound[0] <= bound[2])]
     if wrong:
-        raise UsageError(f"{', '.join(wrong)} out of range (in {file} or an override)")
+        raise UsageError(f"{'; '.join(wrong)} (in {file} or an override)")
     if len(set(experiment.methods)) != len(experiment.methods) or not experiment.methods:
         raise UsageError(f"methods: name each method once, at least one (got {experiment.methods})")
     return experiment
+
+
+def _range(key: str, value: float, least: float, most: float) -> str:
+    allowed = "more than 0" if 0 < least < 1 else f"{least:g} or more"
+    return f"{key} out of range: {value:g}; allowed: {allowed}{'' if math.isinf(most) else f', at most {most:g}'}"
 
 
 def _read_yaml(file: Path) -> DictConfig:

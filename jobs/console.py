@@ -169,7 +169,7 @@ def print_cancellation(done: Cancellation, launcher: Launcher, *, whole: bool) -
         return
     stages = f"{done.stages} stage{'' if done.stages == 1 else 's'}"
     what = f"everything cancelled ({stages} had no result)" if whole else f"{stages} cancelled"
-    say(f"{launcher.name}: {what}{f', {done.withdrawn} of them withdrawn from Slurm' if launcher.on_slurm else ''}")
+    say(f"{launcher.name}: {what}{f'; {done.withdrawn} withdrawn from Slurm' if launcher.on_slurm else ''}")
     if done.links:
         say(f"controller ended (jobs {', '.join(done.links)})")
     if done.running:
@@ -197,7 +197,7 @@ def _print_pass(report: Report, chain: ChainState | None, name: str) -> None:
     plan = report.plan
     for batch in plan.batches:
         job = next((report.in_flight[key].job for key in batch.keys if key in report.in_flight), "not taken by Slurm now")
-        say(f"{batch.stage} {batch.method}: {len(batch.tasks)} tasks, array {job.partition('_')[0]}")
+        say(f"{batch.stage} {batch.method}: {len(batch.tasks)} task{'' if len(batch.tasks) == 1 else 's'}, array {job.partition('_')[0]}")
     counts: tuple[tuple[str, int], ...] = (
         *(("stages there", len(plan.reused)), ("submitted", len(report.submitted)), ("under way", len(plan.waiting))),
         *(("deferred", len(plan.deferred)), ("given up", len(plan.given_up)), ("blocked", len(plan.blocked))),
@@ -212,6 +212,23 @@ def _print_pass(report: Report, chain: ChainState | None, name: str) -> None:
         after = "it goes on by itself until the tables are there" if chain is not None and not chain.problem else ""
         more = after or f"`python launch.py reconcile {name}`, or any `status`, submits what failed or was deferred"
         say(f"look with `python launch.py status {name} --watch`; {more}")
+
+
+def serve_as_link(launcher: Launcher) -> None:
+    """Be one link of the chain; what it does is the log of all links, so each line has its time and its job."""
+    from jobs.liveness import own_slurm_job
+
+    who = f"{launcher.name}: controller {own_slurm_job()}".rstrip()
+
+    def log(text: str) -> None:
+        print_lines([f"{time.strftime('%Y-%m-%d %H:%M:%S')} {who} {text}"])
+
+    def told(report: Report) -> None:
+        if report.submitted:
+            log(f"submitted {len(report.submitted)} stage{'' if len(report.submitted) == 1 else 's'}")
+
+    log("begins")
+    log(f"leaves: {launcher.control(tell=told).value}")
 
 
 def print_plan(launcher: Launcher) -> None:
@@ -299,7 +316,7 @@ def _print_tables(written: CollectReport, published: Published) -> None:
     if not written.complete:
         missing = written.missing
         more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
-        note(f"incomplete: {len(missing)} runs are missing: {', '.join(missing[:SHOWN])}{more}")
+        note(f"incomplete: {len(missing)} {'run is' if len(missing) == 1 else 'runs are'} missing: {', '.join(missing[:SHOWN])}{more}")
 
 
 # ---- anything

@@ -327,7 +327,8 @@ def duration(seconds: float) -> str:
 
 def _look_again(desired: Desired, executor: Executor, former: Report, touched: set[str]) -> Report:
     """A pass that reads only what can have changed: the given stages, what they read, and what the user has cancelled meanwhile."""
-    keys = touched | {parent for key in touched for parent in desired.graph.nodes[key].upstream.values()}
+    known = touched & desired.graph.nodes.keys()  # a result that somebody took away may have taken a reserve seed's run along
+    keys = known | {parent for key in known for parent in desired.graph.nodes[key].upstream.values()}
     cancelled = read_cancellations(desired.layout, desired.since)
     keys |= {key for key, fact in former.facts.items() if key in cancelled and not (fact.done or fact.cancelled)}
     in_flight = dict(executor.in_flight())

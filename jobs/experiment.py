@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import functools
 import hashlib
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from jobs.cancellations import last_cancellation
 from jobs.config import Experiment, resolved_values, resources_of, restore_experiment
 from jobs.errors import UsageError
 from jobs.graph import Graph, build_graph
@@ -46,6 +48,8 @@ class Launched:
     since: float  # seconds since the epoch: time of the last launch by hand
     refill: Callable[[Mapping[Slot, int]], Graph]  # the graph for slots of these generations
     changed: bool = False  # the code has moved on since the launch: the same configuration means other stages now
+    user: int | None = None  # who launched it; None: not known
+    config: str = ""  # what its file in configs/experiment/ is called; "": not known
 
     @property
     def desired(self) -> Desired:
@@ -57,13 +61,14 @@ class Launched:
         return Desired(self.graph, self.layout, self.experiment.policy, self.since, packing, self.refill)
 
 
-def launch(experiment: Experiment, corpus: Corpus, registry: Registry, layout: Layout) -> Launched:
+def launch(experiment: Experiment, corpus: Corpus, registry: Registry, layout: Layout, config: str = "") -> Launched:
     """Plan an experiment anew. Raises UsageError for a method or fold there is not."""
     _known("methods", experiment.methods, registry.methods)
     _known("folds", experiment.folds, corpus.folds)
     graph = _graph(experiment, corpus, registry, {})
     refill = functools.partial(_graph, experiment, corpus, registry, base=graph)
-    return Launched(experiment, corpus, graph, layout, time.time(), refill)
+    since = max(time.time(), last_cancellation(layout) + 0.001)  # a launch lifts what was cancelled before, whatever the clocks say
+    return Launched(experiment, corpus, graph, layout, since, refill, user=os.getuid(), config=config)
 
 
 def store(launched: Launched) -> None:
@@ -72,6 +77,8 @@ def store(launched: Launched) -> None:
     value = {
         "schema": SCHEMA,
         "launched": launched.since,
+        "file": launched.config,
+        "user": launched.user,
         "config": resolved_values(launched.experiment),
         "corpus": {"name": corpus.name, "digest": corpus.digest, "folds": list(corpus.folds), "folder": corpus.folder},
         "stages": _digest(launched.graph),
@@ -95,12 +102,15 @@ def reopen(layout: Layout, registry: Registry, recipe_schema: type[Any]) -> Laun
         stated = value["corpus"]
         corpus = Corpus(str(stated["name"]), str(stated["digest"]), tuple(stated["folds"]), str(stated["folder"]))
         config, since, stages = value["config"], float(value["launched"]), str(value.get("stages", ""))
+        file = str(value.get("file", ""))
+        user = None if value.get("user") is None else int(value["user"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{layout.experiment_file}: damaged ({error!r}); launch `grid` again to renew it") from error
     experiment = restore_experiment(config, recipe_schema=recipe_schema)
     graph = _graph(experiment, corpus, registry, {})
     refill = functools.partial(_graph, experiment, corpus, registry, base=graph)
-    return Launched(experiment, corpus, graph, layout, since, refill, changed=bool(stages) and stages != _digest(graph))
+    changed = bool(stages) and stages != _digest(graph)
+    return Launched(experiment, corpus, graph, layout, since, refill, changed, user, file)
 
 
 def read_results(graph: Graph, layout: Layout, facts: Mapping[str, NodeFacts]) -> dict[str, Result]:

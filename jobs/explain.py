@@ -17,6 +17,7 @@ from jobs.errors import UsageError
 from jobs.failures import COMMUNICATION_RETRIES, DISK_RETRIES, MEMORY_RETRIES, MEMORY_STEP, Ended, FailureClass, cancelled_by_hand
 from jobs.graph import Graph, Node, Run
 from jobs.layout import Layout
+from jobs.liveness import GONE_SECONDS
 from jobs.local import log_of
 from jobs.observe import Sight, ended_attempts, newest_checkpoint, read_attempts
 from jobs.outliers import Verdict, verdict_in_words
@@ -74,6 +75,11 @@ class StageStory:
     node: Node
     attempts: tuple[AttemptStory, ...] = ()
     departures: tuple[Departure, ...] = ()  # of jobs whose worker never began
+
+
+def names_run(text: str) -> bool:
+    """Whether a word can name a run or a stage at all: an experiment's name seldom does."""
+    return "/" in text or _KEY.fullmatch(text) is not None
 
 
 def find_target(graph: Graph, text: str) -> Target:
@@ -205,6 +211,8 @@ def _stage_lines(story: StageStory, fact: NodeFacts, in_flight: Mapping[str, InF
     if asked and not fact.done:
         lines.append(f"  the next attempt asks for {asked}")
     following = next_words(node.key, fact, in_flight, plan, acts)
+    if fact.held and any(each.alive and each.state for each in story.attempts):
+        following = f"taken for ended when its worker has been silent for {GONE_SECONDS:.0f} s; the next pass then goes on with it"
     return [*lines, f"  next: {following}"] if following else lines
 
 
@@ -241,7 +249,7 @@ def _ending(each: AttemptStory) -> str:
     if each.result:
         return "its result counts"
     if each.alive:
-        return "running"
+        return "silent since" if each.state else "running"
     if each.ended is not None:
         return each.ended.error
     return f"{each.outcome.error}: {each.outcome.message}" if each.outcome else "ended"

@@ -16,7 +16,9 @@ from jobs.config import Cluster, resources_of
 from jobs.controller import Event, Look, Report, look, reconcile, sight_of
 from jobs.errors import UsageError
 from jobs.experiment import Launched, read_results
+from jobs.graph import Run
 from jobs.plan import InFlight, Limits, Phase, make_plan, needed_keys
+from jobs.records import read_json
 from jobs.status import Status, status_of, table_states
 
 if TYPE_CHECKING:
@@ -69,7 +71,9 @@ class Launcher:
     @property
     def command(self) -> str:
         """What launches it again."""
-        return f"python launch.py grid {self.name}{' --cluster slurm' if self.on_slurm else ''}"
+        file = self.launched.config or self.name
+        named = file if file == self.name else f"{file} name={self.name}"
+        return f"python launch.py grid {named}{' --cluster slurm' if self.on_slurm else ''}"
 
     @property
     def acts(self) -> str:
@@ -115,7 +119,7 @@ class Launcher:
 
         `room`: with the limits of the site, which costs further calls.
         """
-        asked = self.on_slurm and ask_slurm
+        asked = self.on_slurm and ask_slurm and not self._other_user
         in_flight: dict[str, InFlight] = dict(self.arrays.look_only()) if asked else {}
         self.blind = asked and self.arrays.live_jobs() is None
         now = look(self.launched.desired, self.arrays if asked else None)
@@ -127,6 +131,8 @@ class Launcher:
             return (
                 f"the code computes other stages now than when {self.name} was launched: shown are these; `{self.command}` launches it anew"
             )
+        if self._other_user:
+            return f"{self.name} was launched by another user ({self.launched.user}), whose jobs are theirs to submit: only shown"
         if not os.access(self.launched.layout.folder, os.W_OK):
             return f"{self.launched.layout.folder} cannot be written: only shown"
         return ""
@@ -151,6 +157,7 @@ class Launcher:
             stuck=stuck,
             cancelled=self.cancelled,
             notices=self._notices(),
+            tables=self._tables_there() if report.complete else "",
         )
 
     def chain_state(self) -> ChainState | None:
@@ -160,20 +167,26 @@ class Launcher:
         from jobs.chain import chain_state, link_name
 
         try:
-            queue = None if self.blind else self.client.queue(name=link_name(self.launched.layout), patient=False)
+            queue = None if self.blind or self._other_user else self.client.queue(name=link_name(self.launched.layout), patient=False)
         except UsageError:
             queue = None
         return chain_state(self.launched.layout, queue)
 
     def sight(self) -> Sight:
         """What reading single attempts needs to know beside the files."""
-        return sight_of(self.launched.desired, self.arrays if self.on_slurm and not self.blind else None)
+        return sight_of(self.launched.desired, self.arrays if self.on_slurm and not (self.blind or self._other_user) else None)
 
     # ---- acting
+
+    def hand_on_code(self) -> None:
+        """Let whoever goes on with this launch submit its code, where no controller is to be too: `status`, cron, `grid --wait`."""
+        self.chain.point_to_code()
 
     def one_pass(self) -> Report:
         """One pass of the controller on Slurm."""
         self._refuse_other_code()
+        self._refuse_other_user()
+        self._refuse_other_launch()
         report = reconcile(self.launched.desired, self.arrays)
         self.blind, self.launched = False, replace(self.launched, graph=report.graph)  # the next pass begins with what fills the slots now
         return report
@@ -204,19 +217,39 @@ class Launcher:
         """Passes until nothing is left to do."""
         from jobs.controller import wait_for
 
-        return wait_for(self.launched.desired, self.arrays, poll_seconds=self.launched.experiment.policy.poll_seconds, tell=tell)
+        return wait_for(
+            self.launched.desired,
+            self.arrays,
+            poll_seconds=self.launched.experiment.policy.poll_seconds,
+            tell=tell,
+            each_pass=lambda report: self._refuse_other_launch(),
+        )
 
-    def control(self) -> LinkEnd:
-        """Be one link of the chain: passes until nothing is left to do or the job's time is up, then tables and a notice."""
-        from jobs.link import run_link
+    def control(self, *, tell: Callable[[Report], None] = lambda report: None) -> LinkEnd:
+        """Be one link of the chain: passes until nothing is left to do or the job's time is up, then tables and a notice.
 
+        `tell` is handed every pass.
+        """
+        from jobs.link import LinkEnd, run_link
+
+        self._refuse_other_user()
         policy = self.launched.experiment.policy
+        if not (self.on_slurm and policy.controller):  # the chain of an earlier launch: the last one wants none
+            self.chain.withdraw_successors()
+            return LinkEnd.stopped
+
+        def told() -> Report:
+            report = self.one_pass()
+            tell(report)
+            return report
+
         return run_link(
-            self.one_pass,
+            told,
             self.chain,
             poll_seconds=policy.poll_seconds,
             minutes=policy.controller_minutes,
             deadline=self.launched.since + 24 * 3600 * policy.controller_days,
+            launched=self.launched.since,
             on_end=self._end,
             on_stop=lambda message: self._end(self.look(ask_slurm=False), message),
         )
@@ -230,12 +263,17 @@ class Launcher:
 
         if runs:
             self._refuse_other_code()
-        layout, moment = self.launched.layout, time.time() if now is None else now
+        if self.on_slurm:
+            self._refuse_other_user()
+        # Clocks of two machines differ: what is cancelled now is cancelled after the launch.
+        layout, moment = self.launched.layout, max(self.launched.since, time.time() if now is None else now)
         seen = self.look(ask_slurm=False)
-        keys = keys_to_cancel(seen, [find_target(seen.graph, run).node.key for run in runs]) if runs else None
+        targets = [find_target(seen.graph, run) for run in runs]
+        keys = keys_to_cancel(seen, [target.node.key for target in targets]) if runs else None
         if keys is not None and not keys:
             return Cancellation(0, 0)  # all of it has its result
-        record_cancellation(layout, keys, moment)
+        reserves = self._reserves([target.run for target in targets if target.run and keys and target.node.key in keys])
+        record_cancellation(layout, None if keys is None else keys | reserves, moment)
         over = [key for key in seen.graph.nodes if (keys is None or key in keys) and not seen.facts[key].done]
         held = tuple(dict.fromkeys(seen.facts[key].held for key in over if seen.facts[key].held))
         if not self.on_slurm:
@@ -302,6 +340,33 @@ class Launcher:
                 f"`cancel {self.name}` ends it"
             )
 
+    def _reserves(self, runs: Sequence[Run]) -> frozenset[str]:
+        """What could fill the slots of these runs later: one that goes on to its end may diverge, and is not to be followed by another."""
+        last = self.launched.experiment.policy.max_seeds - 1
+        slots = {(run.method, run.fold, run.slot): last for run in runs}
+        graph = self.launched.refill(slots) if slots else None
+        every = (*graph.superseded, *graph.runs) if graph else ()
+        return frozenset(run.key for run in every if (run.method, run.fold, run.slot) in slots)
+
+    @property
+    def _other_user(self) -> bool:
+        return self.on_slurm and self.launched.user not in (None, os.getuid())
+
+    def _refuse_other_user(self) -> None:
+        """Of another user's jobs the queue that is looked at says nothing: all of them would be taken for gone, and submitted once more."""
+        if self._other_user:
+            raise UsageError(
+                f"{self.name} was launched by another user ({self.launched.user}): only they can go on with it or cancel it; "
+                f"`{self.command}` launches it as yours"
+            )
+
+    def _refuse_other_launch(self) -> None:
+        """A process that began before the last launch would go on with settings that are no more, against whoever goes on with the new."""
+        from jobs.chain import launched_at
+
+        if launched_at(self.launched.layout) != self.launched.since:
+            raise UsageError(f"{self.name} was launched anew, or moved, since this command began: run it again")
+
     def _report(self, now: Look, in_flight: Mapping[str, InFlight], limits: Limits) -> Report:
         desired = self.launched.desired
         plan = make_plan(
@@ -314,6 +379,15 @@ class Launcher:
             since=desired.since,
         )
         return Report(plan, now.graph, now.facts, in_flight, now.judgements)
+
+    def _tables_there(self) -> str:
+        """The folder of the tables if they were written since the last launch, and of every run."""
+        file = self.launched.layout.tables / "summary.json"
+        try:
+            current = file.stat().st_mtime >= self.launched.since
+        except OSError:
+            return ""
+        return str(file.parent) if current and (read_json(file) or {}).get("complete") is True else ""
 
     def _notices(self) -> list[str]:
         policy = self.launched.experiment.policy

@@ -7,6 +7,7 @@ server's answer and the mark, rather than never. What cannot be sent is tried a 
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import smtplib
@@ -157,7 +158,7 @@ def _try(send: Callable[[], None], pause: Callable[[float], None]) -> dict[str, 
             send()
         except _RefusedError as refusal:
             return {"state": "failed", "error": str(refusal)}
-        except (OSError, smtplib.SMTPException, ValueError, UsageError) as problem:
+        except (OSError, smtplib.SMTPException, http.client.HTTPException, ValueError, UsageError) as problem:
             error = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
         else:
             return {"state": "sent"}

@@ -82,7 +82,7 @@ def read_facts(
         facts[key] = (index.facts(key, f"{folders[stage]}/{key}") if key in begun[stage] else None) or UNKNOWN
     damaged = _discount_missing_artifacts(graph, layout, facts)
     undone = [key for key in dict.fromkeys([*wanted, *damaged]) if not facts[key].done]
-    retried = [key for key in wanted if facts[key].done and facts[key].attempts > 1]
+    retried = [key for key in wanted if facts[key].done and facts[key].attempts > 1 and facts[key].finished >= sight.since]
     asked = [*undone, *retried]
     departures = sight.departures(asked) if asked else {}
     read = [*(key for key in undone if key in begun[graph.nodes[key].stage]), *retried]
@@ -217,13 +217,21 @@ def _begun_by_finished(graph: Graph, layout: Layout, sight: Sight, facts: Mappin
 
 
 def _silent(graph: Graph, key: str, facts: Mapping[str, NodeFacts], unbegun: Sequence[Departure], since: float) -> list[Departure]:
-    """Jobs that left the queue before the worker began, although everything upstream was there by then."""
+    """Jobs that left the queue before the worker began, although everything upstream was there by then.
+
+    What the program withdrew itself is none of them, unless Slurm could not start it: a site where nothing starts is not asked for ever.
+    """
     parents = [facts[parent] for parent in graph.nodes[key].upstream.values()]
     if not all(parent.done for parent in parents):
         return []
     ready = max((parent.finished for parent in parents), default=0.0)
     return [
-        each for each in unbegun if each.submitted >= since and not each.ours and not cancelled_by_hand(each.state) and each.gone > ready
+        each
+        for each in unbegun
+        if each.submitted >= since
+        and (not each.ours or blames_node(each.state))
+        and not cancelled_by_hand(each.state)
+        and each.gone > ready
     ]
 
 

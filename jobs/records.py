@@ -141,9 +141,12 @@ def read_result(folder: StageFolder, key: str) -> Result | None:
     try:
         value["confusion"] = tuple(tuple(int(count) for count in row) for row in value.get("confusion", ()))
         value["classes"] = tuple(value.get("classes", ()))
-        return Result(**value)
-    except TypeError:
+        result = Result(**value)
+    except (TypeError, ValueError, OverflowError):
         return None
+    mappings = (result.metrics, result.provenance, result.artifacts)
+    sound = isinstance(result.attempt, int) and isinstance(result.diverged, str) and all(isinstance(each, dict) for each in mappings)
+    return result if sound else None
 
 
 def result_intact(folder: StageFolder, result: Result) -> bool:

@@ -127,7 +127,7 @@ class SlurmArrays:
         Raises SlurmUnavailableError if the queue cannot be seen.
         """
         records = self._book.open()
-        if not records:
+        if not (records or self._book.closed()):  # what counted as lost may still turn up
             self._queue, self._holdings = None, ()
             return {}
         abandoned = self._upkeep.abandoned(records)

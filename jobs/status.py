@@ -139,11 +139,12 @@ def status_of(
     stuck: Mapping[str, str] | None = None,
     cancelled: bool = False,
     notices: Sequence[str] = (),
+    tables: str = "",
 ) -> Status:
     """The status from what the planner sees and decided.
 
     `command` launches the experiment again; `watched`: somebody goes on with it, so that nothing is asked of the user; `stuck` says of
-    stages in the queue why they will never start; `cancelled`: the user has cancelled everything.
+    stages in the queue why they will never start; `cancelled`: the user has cancelled everything; `tables`: where those of the end lie.
     """
     graph, facts, plan = report.graph, report.facts, report.plan
     states = node_states(graph, plan, facts, report.in_flight)
@@ -171,7 +172,7 @@ def status_of(
         stuck=Counter((stuck or {}).values()),
         controller=controller,
         notices=tuple(notices),
-        steps=_steps(experiment, plan, list(states.values()), runs, command, watched, cancelled),
+        steps=_steps(experiment, plan, list(states.values()), runs, command, watched, cancelled, tables),
     )
 
 
@@ -335,7 +336,8 @@ def _problem(graph: Graph, key: str, fact: NodeFacts, state: State, plan: Plan) 
     last = f" (last: {fact.error})" if fact.error and fact.error not in reason else ""
     error = f"{reason}{last}" if state is State.failed and reason else fact.error or reason
     given_up = state is State.failed
-    after = _AFTER.get(state, "will be tried again")
+    ending = state is State.running and not fact.held  # Slurm has not let go of the job yet, or begins it once more
+    after = "failed, its job is still in the queue" if ending else _AFTER.get(state, "will be tried again")
     return Problem(key, node.stage, node.method, node.fold, node.seed, fact.failures, given_up, error, fact.failure, fact.attempts, after)
 
 
@@ -350,11 +352,13 @@ _AFTER = {
 
 
 def _steps(
-    name: str, plan: Plan, states: Sequence[State], runs: Sequence[RunRow], command: str, watched: bool, cancelled: bool
+    name: str, plan: Plan, states: Sequence[State], runs: Sequence[RunRow], command: str, watched: bool, cancelled: bool, tables: str
 ) -> tuple[str, ...]:
     again = f"`{command or f'python launch.py grid {name}'}` with the same settings"
     if plan.complete:
-        return (f"complete: `python launch.py collect {name}` writes the tables",)
+        collect = f"`python launch.py collect {name}`"
+        there = f"the tables are in {tables}; {collect} prints and writes them again" if tables else f"{collect} writes the tables"
+        return (f"complete: {'the controller writes the tables now' if watched and not tables else there}",)
     steps = []
     cancelled = cancelled or State.cancelled in states
     if cancelled:
@@ -362,9 +366,9 @@ def _steps(
     bad = [run for run in runs if run.state in (State.failed, State.blocked, State.held)]
     if bad:
         run = f"{bad[0].method}/{bad[0].fold}/{bad[0].slot}"
-        steps.append(
-            f"`python launch.py explain {name} {run}` says what happened, `logs {name} {run}` shows its log; mended, {again} tries again"
-        )
+        hopeless = all(each.diverged for each in bad)  # what diverged is not forgiven: the same seeds would end the same way
+        then = "change the recipe, or raise policy.max_seeds, and launch again" if hopeless else f"mended, {again} tries again"
+        steps.append(f"`python launch.py explain {name} {run}` says what happened, `logs {name} {run}` shows its log; {then}")
     if plan.settled and any(run.state is State.done for run in runs):
         steps.append(f"`python launch.py collect {name} --allow-incomplete` writes tables of what is there")
     if not (plan.settled or plan.waiting or watched or cancelled):

@@ -353,7 +353,8 @@ def _dropping_sentences(summary: Summary, methods: Sequence[MethodSummary], publ
             for method in methods
             if method.mean_ua_all_runs is not None
         ]
-        sentences.append(f"Mean and standard deviation over all runs, dropped ones included: {', '.join(every)}.")
+        if every:
+            sentences.append(f"Mean and standard deviation over all runs, dropped ones included: {', '.join(every)}.")
     return tuple(sentences)
 
 

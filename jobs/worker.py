@@ -143,7 +143,8 @@ def execute(process: WorkerProcess, node: Node) -> Verdict:
     if isinstance(upstream, str):
         process.tell(f"{node.name}: {upstream}")
         return Verdict.unready
-    attempt = _wait_for_holder(process, folder, node) or _claim(process, folder)
+    number = _next_attempt(folder)  # before the look at who works on it: whoever claims in between has claimed this very number
+    attempt = _wait_for_holder(process, folder, node) or _claim(process, folder, number)
     if isinstance(attempt, str):
         process.tell(f"{node.name}: {attempt}")
         return Verdict.taken
@@ -309,12 +310,16 @@ def _live_claim(folder: StageFolder, node: Node, gone: Collection[str]) -> tuple
     return 0.0, ""
 
 
-def _claim(process: WorkerProcess, folder: StageFolder) -> AttemptFolder | str:
-    """Take the next attempt; or say that somebody was quicker.
+def _next_attempt(folder: StageFolder) -> int:
+    """Number of the first attempt that nobody has claimed.
 
     A folder without a claim is about to be claimed by another worker, or was when that died: whoever writes the claim has it.
     """
-    number = max((number for number in attempt_numbers(folder) if folder.attempt(number).claim.exists()), default=0) + 1
+    return max((number for number in attempt_numbers(folder) if folder.attempt(number).claim.exists()), default=0) + 1
+
+
+def _claim(process: WorkerProcess, folder: StageFolder, number: int) -> AttemptFolder | str:
+    """Take an attempt; or say that somebody was quicker."""
     claim = new_claim(number, log=process.log, relief=process.description.relief, checkpoint=newest_checkpoint(folder))
     if not claim_attempt(folder, number, claim):
         return f"another worker took attempt {number} just now"

@@ -179,7 +179,7 @@ def test_without_an_answer_from_slurm_nothing_is_stored_and_status_shows_the_fil
     assert (unheard.returncode, len(unheard.stderr.splitlines())) == (2, 1), unheard.stderr
     assert "cancelled on record" in unheard.stderr
     one = there("cancel", "demo", "vft/1/0")
-    assert "1 stage cancelled, 1 of them withdrawn from Slurm" in one.stdout, one.stdout + one.stderr
+    assert "1 stage cancelled; 1 withdrawn from Slurm" in one.stdout, one.stdout + one.stderr
     assert wait_until(lambda: len(slurm_cluster.run("squeue", "--noheader").splitlines()) == 1, 60)
     assert "everything cancelled" in there("cancel", "demo").stdout
     assert wait_until(lambda: not slurm_cluster.run("squeue", "--noheader"), 60)

@@ -85,7 +85,7 @@ def instrumented() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for verb in ("replace", "rename", "hardlink_to", "unlink"):
             stack.enter_context(mock.patch.object(Path, verb, _with_points(verb, getattr(Path, verb))))
-        stack.enter_context(mock.patch.object(os, "fsync", lambda descriptor: None))
+        stack.enter_context(mock.patch.object(os, "fsync", return_value=None))
         yield
 
 

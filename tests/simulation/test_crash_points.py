@@ -44,6 +44,12 @@ def when_a_lost_job_turns_up(lab: World) -> None:
     lab.advance(900)
 
 
+def when_both_of_a_double_may_start(lab: World) -> None:
+    when_a_lost_job_turns_up(lab)
+    lab.start(6)
+    lab.check()
+
+
 def when_refinements_were_refused(lab: World) -> None:
     lab.slurm.updates_work = False
     lab.run_pass()
@@ -108,6 +114,7 @@ SITUATIONS = (
     when_a_reply_was_lost,
     when_there_was_no_job,
     when_a_lost_job_turns_up,
+    when_both_of_a_double_may_start,
     when_refinements_were_refused,
     when_elements_have_ended,
     when_the_owner_has_cancelled_an_array,
@@ -156,3 +163,15 @@ def test_whatever_happens_at_a_point_is_made_good(
             lab.interleave(0, at, functools.partial(happens, lab))
             lab.check()
             lab.finish_everything()
+
+
+@pytest.mark.parametrize("same_machine", [True, False])
+def test_an_sbatch_that_outlives_its_caller_is_waited_for(folder: Path, same_machine: bool) -> None:
+    """The job may come in long after its name was looked for in vain."""
+    with world(folder / "world", Shape(methods=("tapt",), same_machine=same_machine)) as lab:
+        lab.kill_at(0, 1, "during sbatch")
+        while lab.slurm.under_way:
+            lab.advance(21)
+            lab.run_pass(0)
+        lab.finish_everything()
+        assert lab.slurm.calls.count("sbatch") == 1, "the tapt array came in by itself"

@@ -14,7 +14,7 @@ from jobs.liveness import QUIET_SECONDS
 from jobs.records import read_outcome, read_result
 from jobs.slurm_client import SlurmUnavailableError
 from jobs.template_executor import SubmissionFailedError
-from tests.simulation.crashes import Process, instrumented, kill, running
+from tests.simulation.crashes import Killed, Process, instrumented, kill, running
 from tests.simulation.slurm import OWNER, Accounting, Clock, Element, Reply, SimulatedClient, SimulatedSlurm
 from tests.simulation.world import Shape, World, world
 
@@ -139,12 +139,17 @@ def test_a_process_dies_where_it_is_told_to(tmp_path: Path) -> None:
             path.unlink()
         old.touch()
         kept.touch()
-        with instrumented(), pytest.raises(BaseException, match="^$"), running(Process("one", at, "", kill)):
-            try:
-                old.replace(new)
-            finally:
-                kept.unlink()
+        with instrumented(), pytest.raises(Killed):
+            _rename_and_remove(Process("one", at, "", kill), old, new, kept)
         assert {path.name for path in tmp_path.iterdir()} == left
+
+
+def _rename_and_remove(process: Process, old: Path, new: Path, kept: Path) -> None:
+    with running(process):
+        try:
+            old.replace(new)
+        finally:
+            kept.unlink()
 
 
 def test_a_worker_leaves_what_a_worker_leaves(lab: World) -> None:

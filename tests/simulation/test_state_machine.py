@@ -1,7 +1,7 @@
 """Whatever happens to whom at whatever moment, no run is lost, none is computed twice, and what is cancelled stays so.
 
-Hypothesis drives production code of the controller against a simulated cluster (tests.simulation.world): it starts and kills workers, nodes,
-passes and replies in any order it likes. SER_GRID_EXAMPLES sets how many examples are tried.
+Hypothesis drives production code of the controller against a simulated cluster (tests.simulation.world): it starts and kills workers,
+nodes, passes and replies in any order it likes. SER_GRID_EXAMPLES sets how many examples are tried.
 """
 
 from __future__ import annotations
@@ -316,7 +316,7 @@ class Laboratory(RuleBasedStateMachine):
 def test_nothing_is_lost_doubled_or_started_against_the_users_word() -> None:
     """Steps in any order, each invariant after each of them; then everything recovers, and every run must come in."""
     TALLY.clear()
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         Laboratory,
         settings=settings(
             max_examples=EXAMPLES,

@@ -272,7 +272,8 @@ class SimulatedWorker:
         folder.result.rename(attempt.path / "withdrawn.json")
         if read_outcome(attempt) is None:
             write_outcome(
-                attempt, Outcome(attempt.number, Ending.failed, "ArtifactDamaged", "gone", "", self.node, 0.0, self.job, FailureClass.disk.name)
+                attempt,
+                Outcome(attempt.number, Ending.failed, "ArtifactDamaged", "gone", "", self.node, 0.0, self.job, FailureClass.disk.name),
             )
 
     def _live_claim(self, node: Node) -> tuple[float, bool]:
@@ -286,7 +287,7 @@ class SimulatedWorker:
             if claim.slurm_job == self.job and claim.pid != self.pid:
                 continue  # the same job, requeued
             heartbeat = attempt.claim.stat().st_mtime
-            if claim_alive(claim, heartbeat, live_jobs=None, now=self.clock()):
+            if claim_alive(claim, heartbeat, live_jobs=None, now=self.clock(), gone=self.description.gone):
                 return self.clock() - heartbeat, True
         return 0.0, False
 

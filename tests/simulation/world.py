@@ -30,7 +30,7 @@ from jobs.slots import Slot, seeds_of_slots
 from jobs.slurm import SETTLE_SECONDS, SlurmArrays
 from jobs.slurm_client import SlurmUnavailableError
 from jobs.snapshot import Snapshot
-from jobs.submissions import SubmissionBook
+from jobs.submissions import SubmissionBook, base_name
 from jobs.tasks import Description, Workplace, read_description
 from tests.jobs.fake_registry import REGISTRY
 from tests.simulation.crashes import TALLY, Killed, Process, current, instrumented, kill, running
@@ -53,6 +53,7 @@ RETRIES = {
     FailureClass.disk: DISK_RETRIES,
 }
 RELIABLE = (Accounting.fine, Accounting.slow)
+TICK = 1 / 64
 ROUND_SECONDS = 70.0  # between passes while everything recovers: more than the settle time
 LAST_ROUNDS = 60
 
@@ -79,6 +80,7 @@ class Controller:
     name: str
     executor: SlurmArrays
     token: str
+    graph: Graph  # with the runs that filled the slots when it last looked
 
 
 class World:
@@ -133,6 +135,8 @@ class World:
         patched: list[tuple[str, Any]] = [
             ("jobs.slurm.take_snapshot", lambda source, layout: self.snapshot),
             ("jobs.slurm.render_script", lambda job, site, templates: "#!/bin/bash\n"),
+            # Names hold a digest of the folder, which is another one each time: an example must do the same when it is run again.
+            ("jobs.submissions.base_name", lambda layout, batch: base_name(Layout(Path("/results"), layout.experiment), batch)),
             ("jobs.submissions.process_start", lambda pid: self._token_of_current()),
             ("jobs.submissions.claim_alive", self._writer_alive),
             ("jobs.upkeep.sbatch_under_way", lambda scripts: any(each.sbatch_runs for each in self.slurm.under_way)),
@@ -153,12 +157,13 @@ class World:
         TALLY["passes"] += 1
         calm = act is None
         process = Process(controller.name, at, kind, act)
+        self.clock.now += TICK  # no two passes begin at the same moment
         began = self.clock()
         self.trouble = not self.slurm.reachable
         try:
             with running(process):
                 try:
-                    report = reconcile(self.desired, controller.executor)
+                    report = reconcile(self.desired(controller.graph), controller.executor)
                 finally:
                     self.points = len(process.points)
         except Killed:
@@ -171,6 +176,7 @@ class World:
                 raise
             return None
         TALLY["passes to the end"] += 1
+        controller.graph = report.graph
         self._check_report(report, calm=calm, began=began)
         return report
 
@@ -234,6 +240,13 @@ class World:
                 executor.cancel_all()
             else:
                 executor.cancel(keys)
+                held = executor.in_flight().items()
+                SimulatedClient(self.slurm).cancel({flight.job for key, flight in held if key in chosen and self._only(flight.job, chosen)})
+
+    def _only(self, job: str, keys: Collection[str]) -> bool:
+        """Whether an element holds none but these stages."""
+        number, _, index = job.partition("_")
+        return number.isdigit() and set(self.keys_of[int(number)][int(index)]) <= set(keys)
 
     def scancel_by_hand(self, element: Element, *, heard: bool) -> None:
         """The owner cancels one element himself."""
@@ -276,26 +289,18 @@ class World:
 
     # ---- questions
 
-    @property
-    def desired(self) -> Desired:
-        packing = dict.fromkeys(("finetune",), self.shape.runs_per_task)
-        return Desired(self.graph_now, self.layout, self.shape.policy, self.since, packing, self._graph, self.clock)
-
-    @property
-    def graph_now(self) -> Graph:
-        return self._graph({})
+    def desired(self, graph: Graph) -> Desired:
+        """What should be, beginning with this graph."""
+        packing = {"finetune": self.shape.runs_per_task}
+        return Desired(graph, self.layout, self.shape.policy, self.since, packing, self._graph, self.clock)
 
     def running(self) -> list[SimulatedWorker]:
         """Workers that live, in the order in which they began."""
-        return [worker for worker in self.workers.values()]
+        return list(self.workers.values())
 
     def live_holders(self, key: str) -> list[Element]:
         """Elements in the queue that hold a stage."""
-        return [
-            element
-            for array, element in self.slurm.elements()
-            if element.live and key in self.keys_of[array.number][element.index]
-        ]
+        return [element for array, element in self.slurm.elements() if element.live and key in self.keys_of[array.number][element.index]]
 
     def recover(self) -> None:
         """Everything works from now on."""
@@ -372,7 +377,9 @@ class World:
         for key in plan.stayed:
             assert plan.reasons.get(key), f"{self.name(key)} stayed without a reason"
             held = plan.reasons[key].startswith("held")
-            assert held or self.all_cancelled or key in self.cancelled or key in self.perhaps_cancelled, f"{self.name(key)} stayed: {plan.reasons[key]}"
+            assert held or self.all_cancelled or key in self.cancelled or key in self.perhaps_cancelled, (
+                f"{self.name(key)} stayed: {plan.reasons[key]}"
+            )
         hopeless = {*plan.given_up, *plan.stayed, *plan.blocked}
         for key in plan.blocked:
             assert any(parent in hopeless for parent in report.graph.nodes[key].upstream.values()), f"{self.name(key)} blocked by nothing"
@@ -536,7 +543,7 @@ class World:
         executor = SlurmArrays(
             self.experiment, self.layout, self.place, source=ROOT, client=client, settle_seconds=SETTLE_SECONDS, clock=self.clock
         )
-        return Controller(name, executor, f"{name}{self._tokens}")
+        return Controller(name, executor, f"{name}{self._tokens}", self._graph({}))
 
     def _token_of_current(self) -> str:
         process = current()
