@@ -335,6 +335,7 @@ def _launcher(launched: Launched, *, new: bool = False, patient: bool = True) ->
         corpus_digest=launched.corpus.digest,
         digest_of="ser_core.corpora.manifest:load_manifest",
         packages=PACKAGES,
+        launched=launched.since,
     )
     preload = [f"{REGISTRY_NAME}.preload"]
     return Launcher(launched, place, ROOT, PUBLISHED, preload=preload, new=new, patient=patient)

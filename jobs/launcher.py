@@ -157,7 +157,7 @@ class Launcher:
             stuck=stuck,
             cancelled=self.cancelled,
             notices=self._notices(),
-            tables=self._tables_there() if report.complete else "",
+            tables=self.tables_there() if report.complete else "",
         )
 
     def chain_state(self) -> ChainState | None:
@@ -380,7 +380,7 @@ class Launcher:
         )
         return Report(plan, now.graph, now.facts, in_flight, now.judgements)
 
-    def _tables_there(self) -> str:
+    def tables_there(self) -> str:
         """The folder of the tables if they were written since the last launch, and of every run."""
         file = self.launched.layout.tables / "summary.json"
         try:

@@ -22,6 +22,9 @@ from jobs.plan import Departure, NodeFacts, needed_keys
 from jobs.records import Claim, Ending, Outcome, artifacts_present, attempt_numbers, read_claim, read_outcome, read_result
 
 UNKNOWN = NodeFacts()
+# A job of an earlier launch that its owner cancels counts as cancelled when it is missed this much later than the launch: what is missed
+# sooner may have been cancelled just before it, and launching lifts that.
+RELAUNCH_SECONDS = 600.0
 SUPERSEDED = "Superseded"  # error of an outcome that another attempt's result made pointless
 _OF_ENDING = {
     Ending.failed: FailureClass.code,
@@ -194,7 +197,9 @@ def _judged(
     sight: Sight,
 ) -> NodeFacts:
     recent = [each for each in departures if each.submitted >= sight.since]
-    by_hand = bool(recent) and cancelled_by_hand(recent[-1].state) and not recent[-1].ours
+    late = [each for each in departures if each.submitted < sight.since and each.gone >= sight.since + RELAUNCH_SECONDS]
+    last = (recent or late)[-1:]
+    by_hand = any(cancelled_by_hand(each.state) and not each.ours for each in last)
     ended = ended_attempts(files, departures, newest_checkpoint(folder) if files else 0.0)
     facts = judge(ended, since=sight.since, max_attempts=sight.max_attempts, silent=silent, cancelled=by_hand or key in sight.cancelled)
     held = next((holder(attempt.claim) for attempt in files if attempt.alive and attempt.claim), "")

@@ -14,7 +14,7 @@ from jobs.graph import Graph, Node
 ALIKE = 3  # stages of a kind that all fail in the same words before the rest of them is held
 ALIKE_CLASSES = ("code", "refused")  # names of jobs.failures.FailureClass
 NODE_FAILURES = 2  # after which a machine is excluded
-_NUMBER = re.compile(r"0x[0-9a-f]+|[0-9]+")
+_NUMBER = re.compile(r"0x[0-9a-f]+|[0-9a-f]{8,}|[0-9]+")  # what differs between errors that are alike: counts, addresses, keys
 
 
 class Phase(Enum):

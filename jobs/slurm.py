@@ -243,6 +243,7 @@ class SlurmArrays:
         self._layout.logs.mkdir(parents=True, exist_ok=True)  # without it Slurm fails the job and says so nowhere
         record = new_submission(name, batch, self._clock(), dependency.refined)
         if not self._book.begin(record):
+            self._book.check(name)
             return flights([record], ())  # another process was quicker
         try:
             found = arrays_named(name, self._client.queue(name=name))

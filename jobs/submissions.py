@@ -24,6 +24,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from jobs.errors import UsageError
 from jobs.graph import canonical_json
 from jobs.layout import Layout
 from jobs.liveness import claim_alive, process_start
@@ -133,6 +134,12 @@ class SubmissionBook:
     def find(self, name: str) -> Submission | None:
         """An open record, read anew: on a shared folder the look at a file's time may be a minute old, its content is not."""
         return _from_json(read_json(self.folder / f"{name}.json"))
+
+    def check(self, name: str) -> None:
+        """UsageError if the record of an open submission is there and cannot be read: nobody would ever close it."""
+        file = self.folder / f"{name}.json"
+        if self.find(name) is None and file.is_file() and self.find(name) is None:
+            raise UsageError(f"{file}: a damaged record of a submission; if squeue shows no job {name}, delete it")
 
     def begin(self, submission: Submission) -> bool:
         """Write an intent; False if the record exists: somebody else submits, or has submitted, the very same."""

@@ -34,6 +34,7 @@ class Workplace:
     digest_of: str = ""  # `module:function`: corpus folder -> digest, or an object with a `digest`; "": not verified
     code: Mapping[str, Any] = field(default_factory=dict)  # commit, dirty diff, snapshot: provenance that only the launcher knows
     packages: tuple[str, ...] = ()  # distributions whose versions are recorded
+    launched: float = 0.0  # seconds since the epoch: what was cancelled after it is not begun; 0: cancellations are not asked for
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from jobs.cancellations import read_cancellations
 from jobs.errors import UsageError
 from jobs.failures import FailureClass, class_of_exception
 from jobs.graph import Node, canonical_json
@@ -65,6 +66,7 @@ class Verdict(Enum):
     interrupted = "interrupted"
     taken = "taken by another worker"
     unready = "upstream is not there"
+    cancelled = "cancelled"  # alone of its task: otherwise the whole element is withdrawn
 
 
 EXIT_CODES = {
@@ -75,6 +77,7 @@ EXIT_CODES = {
     Verdict.interrupted: 3,
     Verdict.taken: 3,
     Verdict.unready: 3,
+    Verdict.cancelled: 3,
 }
 ENDINGS = {Ending.failed: Verdict.failed, Ending.refused: Verdict.refused, Ending.interrupted: Verdict.interrupted}
 
@@ -139,6 +142,8 @@ def execute(process: WorkerProcess, node: Node) -> Verdict:
     folder = process.folder(node)
     if _has_result(folder, node):
         return Verdict.already
+    if _is_cancelled(process.place, node):
+        return Verdict.cancelled
     upstream = _wait_for_upstream(process, node)
     if isinstance(upstream, str):
         process.tell(f"{node.name}: {upstream}")
@@ -233,6 +238,16 @@ def say(line: str) -> None:
 def _has_result(folder: StageFolder, node: Node) -> bool:
     result = read_result(folder, node.key)
     return result is not None and artifacts_present(folder, result)
+
+
+def _is_cancelled(place: Workplace, node: Node) -> bool:
+    """Whether the user has cancelled a stage since the launch that this job is of."""
+    if not place.launched:
+        return False
+    try:
+        return node.key in read_cancellations(Layout(Path(place.results), place.experiment), place.launched)
+    except UsageError:  # a damaged record: it is the controller's to say so
+        return False
 
 
 def _wait_for_upstream(process: WorkerProcess, node: Node) -> dict[str, Path] | str:

@@ -36,6 +36,7 @@ from tests.command_line import ROOT, CommandLine
         (("status", "demo", "--json", "--watch"), ("--json", "--watch")),
         (("explain", "demo", "vft/1/0"), ("was not launched",)),
         (("explain", "demo", "vft/1/0", "vft/1/1"), ("one run at a time",)),
+        (("explain", "demo"), ("'demo' names no run", "METHOD/FOLD/SLOT")),
         (("logs", "demo", "vft/1/0"), ("was not launched",)),
         (("cancel", "demo"), ("was not launched",)),
         (("grid", "demo", "policy.outliers=cell"), ("outlier rule 'cell'", "at least 6 seeds")),

@@ -123,6 +123,14 @@ def test_what_slurm_says_of_a_job_that_left_no_word(tmp_path: Path) -> None:
     assert f"log: {tmp_path / 'a.out'}" in text
     assert text.endswith("next: will be submitted by the next pass")
 
+    early = Sight(departures=lambda keys: departures, live_jobs=frozenset(), clock=lambda: 1110.0)  # its last sign of life is 20 s old
+    facts = read_facts(graph, layout, early)
+    plan = make_plan(graph, facts, {}, runs_per_task={}, limits=Limits())
+    stories = read_stories(stages_of(graph, graph.nodes[key]), layout, early)
+    text = "\n".join(explain_lines(find_target(graph, key[:6]), Report(plan, graph, facts, {}), stories, Policy()))
+    assert "Slurm job 12_0, 1 min 30 s: silent since; Slurm says NODE_FAIL" in text
+    assert text.endswith("next: taken for ended when its worker has been silent for 45 s; the next pass then goes on with it")
+
 
 @pytest.mark.parametrize(
     ("fact", "flight", "expected"),

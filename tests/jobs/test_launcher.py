@@ -22,6 +22,7 @@ from jobs.launcher import Launcher, keys_to_cancel, whole_jobs
 from jobs.layout import Layout
 from jobs.link import LinkEnd
 from jobs.plan import InFlight, Limits, NodeFacts, Phase, make_plan
+from jobs.records import write_json
 from jobs.slots import Slot
 from tests.jobs.fake_registry import REGISTRY, make_graph
 from tests.jobs.local_launch import workplace
@@ -88,6 +89,26 @@ def launcher_of(folder: Path, *, since: float = 1000.0, new: bool = False, user:
     corpus = Corpus("fake", "d1", ("1",), str(folder))
     launched = Launched(experiment, corpus, graph, layout, since, lambda generations: graph, user=user)
     return Launcher(launched, workplace(folder), source, folder / "published.yaml", new=new)
+
+
+def test_what_launches_it_again_names_its_file_and_its_name(tmp_path: Path) -> None:
+    """An experiment under another name than its file's: the name alone would be no experiment."""
+    launcher = launcher_of(tmp_path)
+    assert launcher.command == "python launch.py grid exp --cluster slurm"
+    launcher.launched = replace(launcher.launched, config="demo")
+    assert launcher.command == "python launch.py grid demo name=exp --cluster slurm"
+
+
+def test_tables_count_as_there_when_they_are_complete_and_of_this_launch(tmp_path: Path) -> None:
+    """Not those of an earlier launch with fewer seeds, nor what was collected of an incomplete one."""
+    folder = tmp_path / "results" / "exp" / "tables"
+    launcher = launcher_of(tmp_path)
+    assert launcher.tables_there() == ""
+    write_json(folder / "summary.json", {"complete": False})
+    assert launcher.tables_there() == ""
+    write_json(folder / "summary.json", {"complete": True})
+    assert launcher.tables_there() == str(folder)
+    assert launcher_of(tmp_path, since=time.time() + 60).tables_there() == ""
 
 
 def test_a_launch_without_a_controller_hands_on_its_code_too(tmp_path: Path) -> None:

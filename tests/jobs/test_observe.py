@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -391,13 +390,10 @@ def test_only_the_keys_asked_for_are_read_again(layout: Layout, graph: Graph) ->
     assert [key for key, fact in facts.items() if fact.done] == [one]
 
 
-def test_finished_runs_are_read_quickly(layout: Layout) -> None:
-    """A pass over a finished experiment takes well under a millisecond a run."""
-    graph = make_graph(methods=("vft",), folds=tuple("12345"), seeds=40)
-    for node in graph.nodes.values():
-        folder = layout.stage(node.stage, node.key)
-        folder.path.mkdir(parents=True)
-        write_result(folder, Result(node.key, node.stage, 1, "1", 0, "fake", "d1", {}, {}, 1, {}, {}))
-    begun = time.process_time()
-    assert all(fact.done for fact in read_facts(graph, layout).values())
-    assert time.process_time() - begun < 0.001 * len(graph.nodes)
+@pytest.mark.parametrize(("missed", "cancelled"), [(700.0, True), (30.0, False)])
+def test_a_job_of_a_former_launch_cancelled_by_its_owner(layout: Layout, graph: Graph, missed: float, cancelled: bool) -> None:
+    """After the launch it counts; what was cancelled just before, and only missed then, is what launching lifts."""
+    key, launched = graph.runs[0].key, 1000.0
+    gone = Departure(key, "7_0", "CANCELLED by 1000", submitted=500.0, gone=launched + missed)
+    facts = read_facts(graph, layout, Sight(since=launched, departures=lambda keys: {key: (gone,)}))
+    assert facts[key].cancelled is cancelled

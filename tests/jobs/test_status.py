@@ -126,6 +126,16 @@ def test_a_dropped_run_is_superseded_and_stays_on_record() -> None:
     assert len(status_to_json(now)["runs"]) == 10
 
 
+def test_of_a_complete_experiment_it_says_where_the_tables_are() -> None:
+    """Written by the end, about to be written by the controller, or by whoever asks for them."""
+    graph = make_graph(methods=("vft",), folds=("1",), seeds=1)
+    report = _report(graph, {graph.runs[0].key: NodeFacts(done=True, ua=60.0)})
+    assert status_of("exp", report).steps == ("complete: `python launch.py collect exp` writes the tables",)
+    assert status_of("exp", report, watched=True).steps == ("complete: the controller writes the tables now",)
+    (there,) = status_of("exp", report, tables="/results/exp/tables").steps
+    assert there.startswith("complete: the tables are in /results/exp/tables; ")
+
+
 def test_a_run_that_diverged_without_a_seed_left_has_failed() -> None:
     """It is given up and says why; a table calls it diverged."""
     graph = make_graph(methods=("vft",), folds=("1",), seeds=1)
@@ -135,6 +145,7 @@ def test_a_run_that_diverged_without_a_seed_left_has_failed() -> None:
     assert not now.complete
     assert table_states(now) == {graph.runs[0].key: "diverged"}
     assert "loss at the class prior, and no reserve seed is left" in "\n".join(status_lines(now))
+    assert any(line.endswith("change the recipe, or raise policy.max_seeds, and launch again") for line in now.steps)
 
 
 def test_json_is_one_versioned_value(status: Status) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from jobs.errors import UsageError
 from jobs.layout import Layout
 from jobs.liveness import process_start
 from jobs.plan import Request
@@ -202,3 +203,13 @@ def test_who_wrote_an_intent_and_is_gone_is_known_here_only(book: SubmissionBook
     child.wait()
     assert writer_gone(here)
     assert not writer_gone(elsewhere)
+
+
+def test_a_damaged_open_record_is_told_by_name(tmp_path: Path) -> None:
+    """Nobody could ever close it, and what it holds would look submitted for good."""
+    book = SubmissionBook(Layout(tmp_path, "trial"))
+    book.check("trial.states.vft.0.1")
+    (book.folder / "trial.states.vft.0.1.json").parent.mkdir(parents=True)
+    (book.folder / "trial.states.vft.0.1.json").write_text("{")
+    with pytest.raises(UsageError, match=r"trial\.states\.vft\.0\.1\.json: a damaged record"):
+        book.check("trial.states.vft.0.1")

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from jobs.cancellations import record_cancellation
 from jobs.errors import UsageError
 from jobs.failures import FailureClass
 from jobs.graph import Graph, Node
@@ -403,3 +404,13 @@ def test_two_workers_at_once_compute_once(tmp_path: Path) -> None:
         process.communicate(timeout=60)
     assert sorted([first.returncode, second.returncode]) in ([0, 3], [0, 0])
     assert place.starts(place.tapt) == 1
+
+
+def test_a_stage_cancelled_since_the_launch_is_not_begun(place: Place) -> None:
+    """An element that holds other stages too cannot be withdrawn: its worker leaves the cancelled one out. A later launch lifts that."""
+    record_cancellation(place.layout, [place.tapt.key], 1000.0)
+    place.place = replace(place.place, launched=900.0)
+    assert place.execute(place.tapt) is Verdict.cancelled
+    assert place.starts(place.tapt) == 0
+    place.place = replace(place.place, launched=1100.0)
+    assert place.execute(place.tapt) is Verdict.done

@@ -21,7 +21,7 @@ from tests.simulation.slurm import Accounting, Element, Reply
 from tests.simulation.worker import Place, SimulatedWorker
 from tests.simulation.world import Shape, World, new_folder
 
-EXAMPLES = int(os.environ.get("SER_GRID_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("SER_GRID_EXAMPLES", "150"))
 STEPS = 50
 POINTS = st.one_of(st.integers(1, 12), st.integers(1, 12), st.integers(1, 60))  # most passes have few
 KINDS = st.sampled_from(("", "", "", "sbatch", "hardlink_to submissions", "submissions/ended", "scancel", "scontrol", "squeue"))
@@ -273,6 +273,16 @@ class Laboratory(RuleBasedStateMachine):
     def the_owner_launches_again(self, which: int) -> None:
         self.lab.launch()
         self.lab.run_pass(which)
+
+    @rule(which=WHICH, at=POINTS)
+    def launched_during_a_pass(self, which: int, at: int) -> None:
+        self.lab.interleave(which, at, self.lab.launch)
+
+    @rule(which=WHICH)
+    def the_owner_asks_for_more_seeds(self, which: int) -> None:
+        if self.lab.shape.seeds < 4:
+            self.lab.launch_with_more_seeds()
+            self.lab.run_pass(which)
 
     @rule(number=NUMBER, how=st.integers(0, 2))
     def a_result_is_spoilt(self, number: int, how: int) -> None:

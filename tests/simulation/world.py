@@ -13,7 +13,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -270,6 +270,15 @@ class World:
         self.cancelled_by_hand.clear()
         self.perhaps_cancelled.clear()
         self.all_cancelled = False
+
+    def launch_with_more_seeds(self) -> None:
+        """`grid` again, with one slot more in each cell; whoever looks after it now begins anew."""
+        self.shape = replace(self.shape, seeds=self.shape.seeds + 1)
+        self._graphs.clear()
+        self.graph = self._graph({})
+        self.generations.clear()  # more runs, another judgement
+        self.launch()
+        self.controllers = [self._controller(each.name) for each in self.controllers]
 
     def spoil(self, key: str, how: int) -> None:
         """Something happens to a result on the disk."""
