@@ -167,6 +167,9 @@ def print_cancellation(done: Cancellation, launcher: Launcher, *, whole: bool) -
     if not whole and not done.stages:
         say(f"{launcher.name}: nothing to cancel, what was named has its result")
         return
+    if not (done.stages or done.withdrawn or done.links):
+        say(f"{launcher.name}: nothing to cancel, every stage has its result")
+        return
     stages = f"{done.stages} stage{'' if done.stages == 1 else 's'}"
     what = f"everything cancelled ({stages} had no result)" if whole else f"{stages} cancelled"
     say(f"{launcher.name}: {what}{f'; {done.withdrawn} withdrawn from Slurm' if launcher.on_slurm else ''}")

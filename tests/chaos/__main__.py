@@ -111,7 +111,7 @@ def main(arguments: list[str]) -> int:
     begun = time.monotonic()
     done = subprocess.run(command(source, "local", calm / "results", chosen, make_corpus(calm / "corpus")), check=False, cwd=source)
     sys.stdout.write(f"undisturbed, on this machine: exit code {done.returncode}, {time.monotonic() - begun:.0f} s\n")
-    cluster = Cluster(folder / "slurm", ClusterSettings(nodes=3, cpus=4))
+    cluster = Cluster(folder / "slurm", ClusterSettings(nodes=6, cpus=2))
     cluster.up()
     try:
         sbatch = shutil.which("sbatch", path=cluster.environment["PATH"]) or "sbatch"

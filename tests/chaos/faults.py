@@ -161,11 +161,18 @@ def running_elements(scene: Scene) -> list[str]:
 
 
 def restore(scene: Scene, *, everything: bool = False) -> None:
-    """Start again what has been away long enough."""
+    """Start again what has been away long enough, and do what an administrator does: resume nodes that Slurm has drained.
+
+    A slurmctld that was killed forgets its last second; where a node then reports a job that it does not know, the node is drained.
+    """
     for node, until in list(scene.down.items()):
         if everything or time.monotonic() > until:
             scene.cluster.start_node(node)
             del scene.down[node]
+    for line in quietly(scene, "sinfo", "-h", "-N", "-p", "main", "-o", "%N %T").splitlines():
+        node, _, state = line.partition(" ")
+        if node not in scene.down and state.startswith(("drain", "down")):
+            quietly(scene, "scontrol", "update", f"nodename={node}", "state=resume")
 
 
 def quietly(scene: Scene, *command: str) -> str:

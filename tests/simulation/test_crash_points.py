@@ -61,7 +61,7 @@ def when_elements_have_ended(lab: World) -> None:
     lab.run_pass()
     well, badly = lab.start(2)
     lab.finish(well)
-    for _ in range(3):
+    for _ in range(4):
         badly.step()
     badly.fail(FailureClass.memory)
     lab.leave(badly)

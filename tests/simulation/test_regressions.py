@@ -24,7 +24,7 @@ def test_a_site_all_of_whose_nodes_have_failed_twice_is_not_ruled_out(folder: Pa
         for _ in range(3):
             lab.run_pass()
             for worker in lab.start(4):
-                for _ in range(3):
+                for _ in range(4):
                     worker.step()
                 worker.checkpoint()
             for node in lab.slurm.up:

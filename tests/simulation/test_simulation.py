@@ -156,13 +156,14 @@ def test_a_worker_leaves_what_a_worker_leaves(lab: World) -> None:
     """It waits for a claim that is quiet, leaves at once before one that beats, and goes on where another one died."""
     lab.run_pass()
     first = lab.start(1)[0]
-    for _ in range(3):
+    for _ in range(4):
         first.step()
     first.checkpoint()
     folder = first.folder(first.stage)
     lab.slurm.requeue(lab.slurm.find(first.job), "PREEMPTED")
     again = lab.start(1)[0]
     assert again.job == first.job
+    again.step()
     again.step()
     again.step()
     assert again.number == 2, "the same job, requeued, waits for nobody"

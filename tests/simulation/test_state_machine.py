@@ -318,7 +318,7 @@ class Laboratory(RuleBasedStateMachine):
         return found[number % len(found)] if found else None
 
     def _to_work(self, worker: SimulatedWorker) -> None:
-        for _ in range(3):
+        for _ in range(4):
             if worker.place not in (Place.work, Place.artifacts):
                 worker.step()
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
+from jobs.cancellations import read_cancellations
 from jobs.failures import FailureClass
 from jobs.graph import Node
 from jobs.layout import AttemptFolder, Layout, StageFolder
@@ -41,6 +42,7 @@ class Place(Enum):
     """What a worker does next."""
 
     look = "look"  # is there a result, are the upstream ones there, does anybody else work on it
+    wait = "wait"  # for whoever works on it
     claim = "claim"
     recheck = "recheck"  # somebody may have had the result first
     work = "work"
@@ -63,6 +65,7 @@ class Execution:
     ended: float = 0.0
     result: bool = False
     superseded: bool = False
+    looked: float = 0.0  # when its worker last asked whether it is cancelled
     said: FailureClass | None = None  # in its outcome
     progress: bool = False  # it wrote a checkpoint
 
@@ -85,6 +88,7 @@ class SimulatedWorker:
     codes: list[int] = field(default_factory=list)
     execution: Execution | None = None
     number: int = 0
+    looked: float = 0.0
 
     @property
     def over(self) -> bool:
@@ -118,6 +122,8 @@ class SimulatedWorker:
         match self.place:
             case Place.look:
                 self._look()
+            case Place.wait:
+                self._wait_for_holder()
             case Place.claim:
                 self._claim()
             case Place.recheck:
@@ -139,7 +145,7 @@ class SimulatedWorker:
 
     def run(self) -> None:
         """To the end, unless it has to wait for somebody."""
-        for _ in range(6 * len(self.keys)):
+        for _ in range(7 * len(self.keys)):
             self.step()
 
     def checkpoint(self) -> None:
@@ -181,22 +187,28 @@ class SimulatedWorker:
         node = self.stage
         if self._has_result():
             return self._next(0)
+        if self._cancelled():
+            return self._next(3)
+        self.looked = self.clock()
         parents = [self.description.nodes[key] for key in node.upstream.values()]
         missing = [parent for parent in parents if not self._intact(parent)]
         for parent in missing:
             self._withdraw(parent)
         if missing:
             return self._next(3)
-        quiet, taken = self._live_claim(node)
-        if taken:
-            if quiet < GONE_SECONDS:
-                self._next(3)
-            return None  # it waits until the holder beats again or counts as dead
         folder = self.folder(node)
         self.number = max((number for number in attempt_numbers(folder) if folder.attempt(number).claim.exists()), default=0) + 1
-        self.attempt.path.mkdir(parents=True, exist_ok=True)
-        self.place = Place.claim
+        self.place = Place.wait
         return None
+
+    def _wait_for_holder(self) -> None:
+        """Leave before a claim that beats; wait for a quiet one until it beats again or counts as dead."""
+        quiet, taken = self._live_claim(self.stage)
+        if not taken:
+            self.attempt.path.mkdir(parents=True, exist_ok=True)
+            self.place = Place.claim
+        elif quiet < GONE_SECONDS:
+            self._next(3)
 
     def _claim(self) -> None:
         found = newest_checkpoint(self.folder(self.stage))
@@ -207,7 +219,7 @@ class SimulatedWorker:
             return self._next(3)
         stamp(self.attempt.claim, self.clock())
         relief = self.description.relief
-        self.execution = Execution(self.key, self.number, self.job, self.node, self.clock(), found, relief)
+        self.execution = Execution(self.key, self.number, self.job, self.node, self.clock(), found, relief, looked=self.looked)
         self.executions.append(self.execution)
         self.place = Place.recheck
         return None
@@ -254,6 +266,10 @@ class SimulatedWorker:
         self.at += 1
         self.place = Place.look if self.at < len(self.keys) else Place.over
         self.at = min(self.at, len(self.keys) - 1)
+
+    def _cancelled(self) -> bool:
+        place = self.description.place
+        return bool(place.launched) and self.key in read_cancellations(Layout(Path(place.results), place.experiment), place.launched)
 
     def _has_result(self) -> bool:
         result = read_result(self.folder(self.stage), self.key)

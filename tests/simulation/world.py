@@ -24,6 +24,7 @@ from jobs.controller import Desired, Report, reconcile
 from jobs.failures import COMMUNICATION_RETRIES, DISK_RETRIES, MAX_LOST, MAX_SILENT, MEMORY_RETRIES, FailureClass
 from jobs.graph import Graph, build_graph
 from jobs.layout import Layout
+from jobs.observe import RELAUNCH_SECONDS
 from jobs.plan import needed_keys
 from jobs.records import Claim, read_result
 from jobs.slots import Slot, seeds_of_slots
@@ -103,7 +104,7 @@ class World:
         )
         self.layout.folder.mkdir(parents=True)
         (folder / "corpus").mkdir()
-        self.place = Workplace("none:none", str(self.layout.root), "lab", "fake", str(folder / "corpus"), "d1")
+        self.place = Workplace("none:none", str(self.layout.root), "lab", "fake", str(folder / "corpus"), "d1", launched=self.clock())
         self.snapshot = Snapshot(ROOT, ROOT, "0" * 16, {}, "", (), ())
         self.graph = self._graph({})
         self.since = self.clock()
@@ -118,6 +119,7 @@ class World:
         self.perhaps_cancelled: set[str] = set()
         self.all_cancelled = False
         self.by_hand_unsure = False  # accounting may not have told
+        self.intended: dict[int, float] = {}  # array -> when its submission was begun
         self.keys_of: dict[int, tuple[tuple[str, ...], ...]] = {}
         self.dead: set[str] = set()
         self.interleaved = 0  # how many passes stand still now while somebody else acts, or have
@@ -256,9 +258,10 @@ class World:
         self.by_hand_unsure |= self.slurm.accounting not in RELIABLE
         self.slurm.cancel([element.name], OWNER)
         for key in self.keys_of[element.job][element.index]:
-            # An element of before the last launch may have been cancelled before it too: nobody can tell.
             self.perhaps_cancelled.add(key)
-            if not self._done(key) and self.slurm.arrays[element.job].created >= self.since:
+            # An element of before the last launch may have been cancelled before it too: nobody can tell, for a while.
+            sure = self.intended[element.job] >= self.since or self.clock() >= self.since + RELAUNCH_SECONDS
+            if sure and not self._done(key):
                 self.cancelled_by_hand[key] = self.clock()
 
     def launch(self) -> None:
@@ -270,6 +273,8 @@ class World:
         self.cancelled_by_hand.clear()
         self.perhaps_cancelled.clear()
         self.all_cancelled = False
+        self.place = replace(self.place, launched=self.since)
+        self.controllers = [self._controller(each.name) for each in self.controllers]  # those of former launches refuse to go on
 
     def launch_with_more_seeds(self) -> None:
         """`grid` again, with one slot more in each cell; whoever looks after it now begins anew."""
@@ -278,7 +283,6 @@ class World:
         self.graph = self._graph({})
         self.generations.clear()  # more runs, another judgement
         self.launch()
-        self.controllers = [self._controller(each.name) for each in self.controllers]
 
     def spoil(self, key: str, how: int) -> None:
         """Something happens to a result on the disk."""
@@ -369,6 +373,9 @@ class World:
         alive = Counter(execution.key for execution in self.executions if execution.alive)
         running = {(array.name, array.number) for array, element in self.slurm.elements() if element.state == "RUNNING"}
         assert len({name for name, _ in running}) == len(running), f"two arrays of one name run: {sorted(running)}"
+        for execution in self.executions:
+            stopped = self.cancelled.get(execution.key)
+            assert stopped is None or execution.looked <= stopped, f"{self.name(execution.key)} begins although it is cancelled"
         assert all(count == 1 for count in alive.values()), f"executed twice at once: {alive}"
         attempts = Counter((execution.key, execution.attempt) for execution in self.executions)
         assert all(count == 1 for count in attempts.values()), f"an attempt has two executions: {attempts}"
@@ -459,6 +466,8 @@ class World:
         """A new array has come in: was it right to submit it?"""
         description = self._description(array.name)
         self.keys_of[array.number] = description.tasks
+        record = SubmissionBook(self.layout).find(array.name)
+        self.intended[array.number] = record.created if record is not None else 0.0
         TALLY["arrays"] += 1
         namesakes = [each for each in self.slurm.arrays.values() if each.name == array.name and each is not array]
         double = any(element.queued for each in namesakes for element in each.elements)
