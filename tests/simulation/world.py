@@ -23,6 +23,7 @@ from jobs.config import Cluster, Experiment, Policy, SlurmSite, StageResources
 from jobs.controller import Desired, Report, reconcile
 from jobs.failures import COMMUNICATION_RETRIES, DISK_RETRIES, MAX_LOST, MAX_SILENT, MEMORY_RETRIES, FailureClass
 from jobs.graph import Graph, build_graph
+from jobs.index import ResultIndex
 from jobs.layout import Layout
 from jobs.observe import RELAUNCH_SECONDS
 from jobs.plan import needed_keys
@@ -81,6 +82,7 @@ class Controller:
     name: str
     executor: SlurmArrays
     token: str
+    index: ResultIndex
     graph: Graph  # with the runs that filled the slots when it last looked
 
 
@@ -139,6 +141,10 @@ class World:
             ("jobs.slurm.render_script", lambda job, site, templates: "#!/bin/bash\n"),
             # Names hold a digest of the folder, which is another one each time: an example must do the same when it is run again.
             ("jobs.submissions.base_name", lambda layout, batch: base_name(Layout(Path("/results"), layout.experiment), batch)),
+            # What a process remembers of results dies with it, and is stored at every change: the thousands that it is for are not here.
+            ("jobs.controller.index_of", self._index_of_current),
+            ("jobs.observe.index_of", self._index_of_current),
+            ("jobs.index.ENOUGH", 1),
             ("jobs.submissions.process_start", lambda pid: self._token_of_current()),
             ("jobs.submissions.claim_alive", self._writer_alive),
             ("jobs.upkeep.sbatch_under_way", lambda scripts: any(each.sbatch_runs for each in self.slurm.under_way)),
@@ -561,13 +567,18 @@ class World:
         executor = SlurmArrays(
             self.experiment, self.layout, self.place, source=ROOT, client=client, settle_seconds=SETTLE_SECONDS, clock=self.clock
         )
-        return Controller(name, executor, f"{name}{self._tokens}", self._graph({}))
+        return Controller(name, executor, f"{name}{self._tokens}", ResultIndex(self.layout.index), self._graph({}))
 
     def _token_of_current(self) -> str:
         process = current()
         if process is None:
             return ""
         return next((each.token for each in self.controllers if each.name == process.name), "")
+
+    def _index_of_current(self, layout: Layout) -> ResultIndex:
+        process = current()
+        known = [each.index for each in self.controllers if process is not None and each.name == process.name]
+        return known[0] if known else ResultIndex(layout.index)
 
     def _writer_alive(self, claim: Claim, *arguments: object, **options: object) -> bool:
         return not (self.shape.same_machine and claim.process_start in self.dead)
