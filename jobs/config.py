@@ -45,7 +45,9 @@ class Resources:
     nodes: int = 1
     memory_gb: float = 16.0
     minutes: int = 60
-    runs_per_task: int = 1  # stages computed one after another in one array task
+    processes: int = 0  # per node, that compute one stage together; 0: one for each GPU, or one
+    runs_per_task: int = 1  # stages computed in one array task
+    at_once: int = 1  # of them, computed at the same time with the same GPU; 0: as many as the memory measured before allows
     throttle: int = 0  # array tasks running at once; 0: no limit of ours
 
 
@@ -58,7 +60,9 @@ class StageResources:
     nodes: int | None = None
     memory_gb: float | None = None
     minutes: int | None = None
+    processes: int | None = None
     runs_per_task: int | None = None
+    at_once: int | None = None
     throttle: int | None = None
 
 
@@ -241,7 +245,16 @@ def _checked(merged: DictConfig, file: Path, stages: Sequence[str] | None) -> Ex
         if stages is not None and stage not in (DEFAULT_RESOURCES, *stages):
             raise UsageError(f"resources.{stage}: no such stage; known are {', '.join((DEFAULT_RESOURCES, *stages))}")
         given = resources_of(experiment, stage)
-        for key, least in (("cpus", 1), ("gpus", 0), ("nodes", 1), ("minutes", 1), ("runs_per_task", 1), ("throttle", 0)):
+        for key, least in (
+            ("cpus", 1),
+            ("gpus", 0),
+            ("nodes", 1),
+            ("minutes", 1),
+            ("processes", 0),
+            ("runs_per_task", 1),
+            ("at_once", 0),
+            ("throttle", 0),
+        ):
             bounds[f"resources.{stage}.{key}"] = (getattr(given, key), least, math.inf)
         bounds[f"resources.{stage}.memory_gb"] = (given.memory_gb, tiny, math.inf)
     wrong = [_range(key, *bound) for key, bound in bounds.items() if not (math.isfinite(bound[0]) and bound[1] <= bound[0] <= bound[2])]

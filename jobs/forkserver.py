@@ -29,8 +29,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+from jobs.execution import STOP_SIGNALS, StopRequest, WorkerProcess
 from jobs.tasks import description_from_json, load_object
-from jobs.worker import STOP_SIGNALS, StopRequest, WorkerProcess, limit_threads, run_task, say
+from jobs.worker import limit_threads, run_task, say
 
 GRACE_SECONDS = 20.0  # for checkpoints, when the launcher is gone
 PR_SET_PDEATHSIG = 1  # linux/prctl.h

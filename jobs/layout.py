@@ -8,6 +8,7 @@ results/
       claim.json                    who took it: host, process, Slurm job, start
       output/                       artifacts
       outcome.json                  how it ended, when it did not end in a result
+  store/cache/                      what stages keep for one another; may be removed whenever nothing runs
   EXPERIMENT/
     experiment.json                 resolved configuration of the last launch
     cancelled.json                  what the user cancelled since
@@ -78,6 +79,11 @@ class Layout:
 
     def stage(self, stage: str, key: str) -> StageFolder:
         return StageFolder(self.root / STORE / stage / key)
+
+    @property
+    def cache(self) -> Path:
+        """What stages of all experiments have in common and can compute again."""
+        return self.root / STORE / "cache"
 
     @property
     def folder(self) -> Path:

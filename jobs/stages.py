@@ -50,6 +50,28 @@ class StopSignal(Protocol):
         """True from the moment the stage should stop."""
 
 
+class Team(Protocol):
+    """The processes that compute one stage together, as one of them sees it."""
+
+    @property
+    def rank(self) -> int:
+        """From 0, the leader: it alone writes artifacts and checkpoints, and its return value counts."""
+
+    @property
+    def size(self) -> int:
+        """How many processes there are; 1: this one is alone."""
+
+    @property
+    def local_rank(self) -> int:
+        """From 0 among those of this machine: which of its GPUs is ours."""
+
+    def share(self, value: str = "") -> str:
+        """What the leader gave, in every process; all call it equally often. Raises ConnectionError where one of them is gone."""
+
+    def advance(self, within: float) -> None:
+        """Tell that this process has got on, and will again within so many seconds (0: no promise); one that breaks it counts as hung."""
+
+
 class Registry(Protocol):
     """The methods and stages of one field of work."""
 
@@ -79,10 +101,15 @@ class Registry(Protocol):
         should_stop: StopSignal,
         report: Callable[[str], None],
         relief: int,
+        team: Team | None = None,
+        shared: Path | None = None,
     ) -> Mapping[str, Any]:
         """Compute one stage: artifacts go to `output`, resumable state to `checkpoint`.
 
         `relief`: how often memory ran out before; the work of one forward pass is halved that many times, the result stays the same.
+        `team`: the processes that compute it together (None: this one alone); all of them are given the same folders, and the result
+        does not depend on how many they are. `shared`: a folder for what stages of all experiments have in common and can be computed
+        again at any time; many processes on many machines use it at once.
         Returns JSON values: `metrics` (numbers), and for a run `confusion` (rows: true class), `classes`, and `diverged`: why the
         training does not count, or "".
         Raises `Interrupted` of its own package after a checkpoint when `should_stop` turned true: the worker knows it

@@ -15,6 +15,7 @@ from typing import Any
 from ser_core.errors import InputError
 from ser_core.models.identity import backbone_identity, wav2vec_identity
 from ser_core.settings import Recipe
+from ser_core.training.team import Team
 
 METHODS = ("vft", "tapt", "ptapt")
 
@@ -95,8 +96,13 @@ class SpeechRegistry:
         relief: int,
         should_stop: Callable[[], bool],
         report: Callable[[str], None],
+        team: Team | None = None,
+        shared: Path | None = None,
     ) -> Mapping[str, Any]:
         """Compute one stage: artifacts go to `output`, resumable state to `checkpoint`.
+
+        `team`: the processes that compute it together; None: this one alone. `shared`: a folder for what stages of all experiments have
+        in common and can be computed again at any time; None: nothing is kept beyond the stage.
 
         `relief` is how often memory ran out before: forward passes, in training and in the test, take half as many utterances for each
         time (never less than one), and a step adds up the gradients of its parts. Loss, gradient, masks, crops and negatives of a step are
@@ -123,6 +129,8 @@ class SpeechRegistry:
             relief=relief,
             should_stop=should_stop,
             report=report,
+            team=team,
+            shared=shared,
         )
 
     def preload(self) -> None:

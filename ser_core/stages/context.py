@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from ser_core.training.loop import Trained
 from ser_core.training.progress import Progress
 from ser_core.training.randomness import torch_seed
 from ser_core.training.splits import Split
+from ser_core.training.team import Alone, Team
 
 SettingsT = TypeVar("SettingsT")
 ENCODER = "encoder"  # folder of a pretraining stage's output
@@ -44,6 +45,8 @@ class StageContext:
     relief: int  # how often memory ran out: rows of a pass are halved so often, in training and in evaluation
     should_stop: Callable[[], bool]
     report: Callable[[str], None]
+    team: Team = field(default_factory=Alone)
+    shared: Path | None = None  # for what other stages can use too; None: nothing is kept
 
     @functools.cached_property
     def execution(self) -> ExecutionSettings:

@@ -12,6 +12,7 @@ from ser_core.stages import cluster, finetune, ptapt, states, tapt
 from ser_core.stages.context import StageContext, seed_bystanders
 from ser_core.training.device import repeatable
 from ser_core.training.splits import Split
+from ser_core.training.team import Alone, Team
 
 PRETRAINING: Mapping[str, Callable[[StageContext], dict[str, Any]]] = {
     "states": states.run,
@@ -35,6 +36,8 @@ def run_stage(
     relief: int,
     should_stop: Callable[[], bool],
     report: Callable[[str], None],
+    team: Team | None = None,
+    shared: Path | None = None,
 ) -> dict[str, Any]:
     """Compute one stage; see `ser_core.registry`.
 
@@ -59,6 +62,8 @@ def run_stage(
         relief=relief,
         should_stop=should_stop,
         report=report,
+        team=team or Alone(),
+        shared=shared,
     )
     threads = runtime.get("threads")
     with repeatable(context.device, int(threads) if threads else None):

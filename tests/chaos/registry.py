@@ -96,6 +96,8 @@ class ChaosRegistry:
         should_stop: Callable[[], bool],
         report: Callable[[str], None],
         relief: int,
+        team: Any = None,
+        shared: Path | None = None,
     ) -> Mapping[str, Any]:
         """Hash step by step; see the module."""
         del relief

@@ -100,6 +100,8 @@ class FakeRegistry:
         relief: int,
         should_stop: Callable[[], bool],
         report: Callable[[str], None],
+        team: Any = None,
+        shared: Path | None = None,
     ) -> Mapping[str, Any]:
         """Add up numbers, or behave as the recipe says; `oom:N` and `hostoom:N` need a `relief` of N to come through."""
         key = output.parents[2].name

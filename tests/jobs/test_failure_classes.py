@@ -533,7 +533,7 @@ ON_A_SMALL_DISK = """
 import json, sys
 from pathlib import Path
 from jobs.tasks import read_description
-from jobs.worker import StopRequest, WorkerProcess, execute
+from jobs.execution import StopRequest, WorkerProcess, execute
 
 process = WorkerProcess(read_description(Path(sys.argv[1])), 1, lambda line: None, StopRequest(), lag_seconds=0.0)
 nodes = process.description.nodes

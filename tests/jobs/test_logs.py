@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import UsageError
+from jobs.execution import WorkerProcess
 from jobs.graph import Graph
 from jobs.layout import Layout
 from jobs.logs import Log, attempt_over, choose_stage, find_log, follow_log, read_log, section
 from jobs.records import Claim, Ending, Outcome, claim_attempt, write_outcome
-from jobs.worker import WorkerProcess, run_task
+from jobs.worker import run_task
 from tests.jobs.fake_registry import make_graph
 from tests.jobs.local_launch import workplace
 

@@ -17,13 +17,14 @@ import pytest
 
 from jobs.cancellations import record_cancellation
 from jobs.errors import UsageError
+from jobs.execution import STOP_SIGNALS, WARNING_SIGNAL, NotFiniteError, StopRequest, Verdict, WorkerProcess, check_returned, execute
 from jobs.failures import FailureClass
 from jobs.graph import Graph, Node
 from jobs.layout import Layout, StageFolder
 from jobs.liveness import QUIET_SECONDS, new_claim
 from jobs.records import Ending, Outcome, Result, attempt_numbers, claim_attempt, read_claim, read_outcome, read_result, result_intact
 from jobs.tasks import Workplace, describe, description_from_json, description_to_json, read_description, write_description
-from jobs.worker import STOP_SIGNALS, WARNING_SIGNAL, NotFiniteError, StopRequest, Verdict, WorkerProcess, check_returned, execute, run_task
+from jobs.worker import run_task
 from tests.jobs import fake_registry
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -186,7 +187,7 @@ def test_who_claims_between_a_look_and_the_claim_is_not_joined(place: Place, mon
         claim_attempt(folder, 1, new_claim(1))
         return ""
 
-    monkeypatch.setattr("jobs.worker._wait_for_holder", look)
+    monkeypatch.setattr("jobs.execution._wait_for_holder", look)
     assert place.execute(place.tapt) is Verdict.taken
     assert place.starts(place.tapt) == 0
 
