@@ -14,6 +14,10 @@ from ser_core.settings import Precision
 
 AMPERE = 8  # compute capability of the first GPUs with bfloat16 units
 
+# Padded seconds of audio in one forward pass, where `execution.micro_batch` leaves it open. The same whatever the number of processes,
+# because the parts of a step are what chance is drawn for.
+AUTO_PART_SECONDS = {"cpu": 36.0, "cuda": 72.0}
+
 DTYPES = {Precision.float32: torch.float32, Precision.bfloat16: torch.bfloat16, Precision.float16: torch.float16}
 
 
