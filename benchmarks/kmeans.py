@@ -1,0 +1,318 @@
+"""K-means at the paper's scale: ours beside faiss and scikit-learn's variants, on the same frames from the same start, in one run.
+
+    python benchmarks/kmeans.py                                              # 60 000 frames of 512, k = 64, 512, 4096
+    python benchmarks/kmeans.py --frames FOLDER/frames.npy --k 64 512        # emotion states of a finished stage
+    python benchmarks/kmeans.py --count 1200000 --k 4096 --only ours         # the paper's size, the default alone
+
+Frames are a mixture in `--channels` dimensions unless a file is given: components on a low-dimensional sheet with Zipf weights, noise, and
+a ReLU, which is what emotion states come out of. Every variant runs in a process of its own, one after another, and maps or reads the same
+file. The start is ours (k-means++ on a subset), made once for each k and timed apart; `--seeding` also times scikit-learn's on a subset as
+large.
+
+seconds: wall; CPU: of all threads, which other work on the machine disturbs less. peak: resident memory, where `mapped` is the part that is
+pages of the frames' file and can be dropped. inertia: sum of squared distances over that of ours after the same iterations, computed alike
+for all in float64 (one variant alone is not judged). With `--stop-after N` N iterations are run, and the seconds of all are extrapolated
+(~).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+Values = NDArray[np.float32]
+PART = 16_384  # frames made or judged at a time
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Job:
+    """One variant on one number of clusters."""
+
+    variant: str
+    frames: str
+    start: str
+    k: int
+    iterations: int
+    threads: int
+    judged: bool = True
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a variant's process measured."""
+
+    seconds: float
+    cpu_seconds: float
+    iterations: int
+    peak: int  # bytes
+    mapped: int  # of them, pages of the frames' file when it ended
+    inertia: float
+    empty: int
+    labels: int  # a digest: the same for the same labels
+
+
+def make_frames(path: Path, count: int, channels: int, components: int, seed: int) -> None:
+    """Write structured frames, a part at a time."""
+    rng = np.random.default_rng(seed)
+    sheet = rng.standard_normal((24, channels)).astype(np.float32)
+    centres = rng.standard_normal((components, 24)).astype(np.float32) @ sheet / np.float32(3)
+    shares = 1 / np.arange(1, components + 1) ** 0.7
+    frames = open_memmap(path, mode="w+", dtype=np.float32, shape=(count, channels))
+    for first in range(0, count, PART):
+        rows = min(PART, count - first)
+        chosen = rng.choice(components, size=rows, p=shares / shares.sum())
+        frames[first : first + rows] = np.maximum(0, centres[chosen] + rng.standard_normal((rows, channels), dtype=np.float32))
+    frames.flush()
+
+
+def ours(frames: Values, start: Values, job: Job) -> tuple[Values, int]:
+    """`ser_core.training.kmeans`, frames mapped."""
+    import torch
+
+    from ser_core.training.kmeans import Crew, Keeping, KMeans, lloyd
+
+    with Crew(job.threads) as crew:
+        means = KMeans(frames, crew, torch.device("cpu"))
+        found = lloyd(means, lambda: start - means.mean, job.iterations, Keeping(lambda done, centroids: None, float("inf")), _quiet)
+    return found.centroids, found.iterations
+
+
+def faiss_(frames: Values, start: Values, job: Job) -> tuple[Values, int]:
+    """Its `Clustering` with an exact index on all frames; it has no final pass, and splits clusters to fill empty ones."""
+    import faiss
+
+    faiss.omp_set_num_threads(job.threads)
+    settings = faiss.ClusteringParameters()
+    settings.niter, settings.seed = job.iterations, 0
+    settings.max_points_per_centroid, settings.min_points_per_centroid = len(frames), 1  # no subsampling
+    clustering = faiss.Clustering(frames.shape[1], job.k, settings)
+    faiss.copy_array_to_vector(start.ravel(), clustering.centroids)
+    clustering.train(np.ascontiguousarray(frames), faiss.IndexFlatL2(frames.shape[1]))
+    return faiss.vector_to_array(clustering.centroids).reshape(job.k, -1), job.iterations
+
+
+def scikit_learn(algorithm: str) -> Callable[[Values, Values, Job], tuple[Values, int]]:
+    """Its exact variants, frames centred in place as it wants them."""
+
+    def run(frames: Values, start: Values, job: Job) -> tuple[Values, int]:
+        from sklearn.cluster import KMeans
+        from threadpoolctl import threadpool_limits
+
+        with threadpool_limits(job.threads):
+            fitted = KMeans(job.k, init=start, n_init=1, max_iter=job.iterations, tol=0.0, copy_x=False, algorithm=algorithm)
+            fitted.fit(np.array(frames))
+        return fitted.cluster_centers_, int(fitted.n_iter_)
+
+    return run
+
+
+def mini_batch(frames: Values, start: Values, job: Job) -> tuple[Values, int]:
+    """Its MiniBatchKMeans: as many passes over the frames, in batches of 16 384 frames, or of four a cluster."""
+    from sklearn.cluster import MiniBatchKMeans
+    from threadpoolctl import threadpool_limits
+
+    size = max(PART, 4 * job.k)
+    with threadpool_limits(job.threads):
+        fitted = MiniBatchKMeans(job.k, init=start, n_init=1, max_iter=job.iterations, batch_size=size, tol=0.0, max_no_improvement=None)
+        fitted.set_params(random_state=0).fit(frames)
+    return fitted.cluster_centers_, int(fitted.n_iter_)
+
+
+VARIANTS: dict[str, tuple[Callable[[Values, Values, Job], tuple[Values, int]], bool]] = {  # and whether it uses all threads
+    "ours": (ours, True),
+    "ours, 1 thread": (ours, False),
+    "faiss": (faiss_, True),
+    "scikit-learn lloyd": (scikit_learn("lloyd"), True),
+    "scikit-learn lloyd, 1 thread": (scikit_learn("lloyd"), False),
+    "scikit-learn elkan": (scikit_learn("elkan"), True),
+    "scikit-learn mini-batch": (mini_batch, True),
+}
+
+
+def elkan_bytes(count: int, k: int) -> int:
+    """Of its lower bounds alone."""
+    return 4 * count * k
+
+
+def run_job(job: Job, pipe: Any) -> None:
+    """In a process of its own: cluster, measure, then judge the centroids outside the measurement."""
+    frames: Values = np.load(job.frames, mmap_mode="r")
+    start: Values = np.load(job.start)
+    run = VARIANTS[job.variant][0]
+    run(frames[:256], start[:2].copy(), replace(job, k=2, iterations=1))  # imports, threads
+    started, cpu = time.perf_counter(), time.process_time()
+    centroids, iterations = run(frames, start, job)
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
+    peak, mapped = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, _mapped_bytes()
+    inertia, empty, labels = judge(frames, np.asarray(centroids, dtype=np.float32), job.threads) if job.judged else (1.0, 0, 0)
+    pipe.send(asdict(Found(seconds, cpu_seconds, iterations, peak, mapped, inertia, empty, labels)))
+
+
+def judge(frames: Values, centroids: Values, threads: int) -> tuple[float, int, int]:
+    """Inertia, empty clusters and a digest of the labels of these centroids."""
+    import hashlib
+
+    import torch
+
+    from ser_core.training.kmeans import Crew, KMeans
+
+    with Crew(threads) as crew:
+        means = KMeans(frames, crew, torch.device("cpu"))
+        found = means.assign(centroids - means.mean)
+    return found.inertia, int((found.counts == 0).sum()), int.from_bytes(hashlib.sha256(found.labels.tobytes()).digest()[:4], "big")
+
+
+def run_seeding(frames: str, k: int, threads: int, target: str, random: bool, pipe: Any) -> None:
+    """In a process of its own: our start, written to `target`."""
+    import torch
+
+    from ser_core.training.kmeans import Crew, KMeans
+    from ser_core.training.randomness import generator
+
+    with Crew(threads) as crew:
+        means = KMeans(np.load(frames, mmap_mode="r"), crew, torch.device("cpu"))
+        rng = generator(0, "k-means", k)
+        started, cpu = time.perf_counter(), time.process_time()
+        chosen = np.sort(rng.choice(len(means.frames), size=k, replace=False)) if random else None
+        start = means.seeds(k, rng) + means.mean if chosen is None else means.frames[chosen]
+        seconds = time.perf_counter() - started, time.process_time() - cpu
+        np.save(target, start)
+        pipe.send(seconds)
+
+
+def run_their_seeding(frames: str, k: int, pipe: Any) -> None:
+    """In a process of its own: scikit-learn's k-means++ on a subset as large as ours."""
+    from sklearn.cluster import kmeans_plusplus
+
+    from ser_core.training.kmeans import FEWEST_SEEDING_FRAMES, SEEDING_FRAMES
+    from ser_core.training.randomness import generator
+
+    mapped: Values = np.load(frames, mmap_mode="r")
+    size = min(len(mapped), max(SEEDING_FRAMES * k, FEWEST_SEEDING_FRAMES))
+    subset = mapped[np.sort(generator(0, "k-means", k).choice(len(mapped), size=size, replace=False, shuffle=False))]
+    started, cpu = time.perf_counter(), time.process_time()
+    kmeans_plusplus(subset, k, random_state=0)
+    pipe.send((time.perf_counter() - started, time.process_time() - cpu))
+
+
+def apart(function: Callable[..., None], *arguments: Any, limit: float) -> Any:
+    """What `function` sends from a fresh process; None where it took longer than `limit` seconds or died."""
+    context = multiprocessing.get_context("spawn")
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=function, args=(*arguments, sending))
+    process.start()
+    sending.close()
+    try:
+        return receiving.recv() if receiving.poll(limit) else None
+    except EOFError:
+        return None
+    finally:
+        if process.is_alive():
+            process.join(5)
+            process.kill()
+        process.join()
+
+
+def _quiet(iteration: int, inertia: float) -> None:
+    del iteration, inertia
+
+
+def _mapped_bytes() -> int:
+    """Resident pages of files: the frames', and a few of libraries."""
+    status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssFile:"))
+
+
+def main() -> None:
+    """Measure and print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=Path, help="a .npy file of float32 (frames, channels)")
+    parser.add_argument("--count", type=int, default=60_000, help="frames to make")
+    parser.add_argument("--channels", type=int, default=512)
+    parser.add_argument("--components", type=int, default=3000, help="of the mixture")
+    parser.add_argument("--k", type=int, nargs="+", default=[64, 512, 4096])
+    parser.add_argument("--iterations", type=int, default=20)
+    parser.add_argument("--stop-after", type=int, default=0, help="iterations to run of them; 0: all")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--random-start", action="store_true", help="random frames in place of k-means++, which is then not timed")
+    parser.add_argument("--seeding", action="store_true", help="time scikit-learn's seeding too")
+    parser.add_argument("--memory-gib", type=float, default=6.0, help="Elkan is left out where its bounds and the frames need more")
+    parser.add_argument("--limit", type=float, default=600.0, help="seconds for one variant")
+    parser.add_argument("--folder", type=Path, help="for made frames and starts (default: a temporary one)")
+    parser.add_argument("--output", type=Path, help="also write the figures as JSON, with `kmeans`: k -> seconds of ours for grid_cost.py")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
+        path = options.frames or Path(temporary) / "frames.npy"
+        if options.frames is None:
+            make_frames(path, options.count, options.channels, options.components, seed=0)
+        count, channels = np.load(path, mmap_mode="r").shape
+        run = options.stop_after or options.iterations
+        print(
+            f"{count} frames of {channels} ({4 * count * channels / GIB:.2f} GiB), {run} of {options.iterations} iterations, "
+            f"{options.threads} threads\n"
+        )
+        print("| k | variant | seconds | CPU seconds | s/pass | peak GiB | mapped GiB | inertia | empty | labels |")
+        print("|---|---|---|---|---|---|---|---|---|---|")
+        saved: dict[str, Any] = {"frames": count, "channels": channels, "threads": options.threads, "kmeans": {}, "rows": []}
+        for k in options.k:
+            start = Path(temporary) / f"start-{k}.npy"
+            seeding = apart(run_seeding, str(path), k, options.threads, str(start), options.random_start, limit=options.limit)
+            if seeding is None:
+                print(f"| {k} | seeding, ours | none within {options.limit:g} | | | | | | | |", flush=True)
+                continue
+            name = "random start" if options.random_start else "seeding, ours"
+            print(f"| {k} | {name} | {seeding[0]:.1f} | {seeding[1]:.1f} | | | | | | |", flush=True)
+            if options.seeding:
+                theirs = apart(run_their_seeding, str(path), k, limit=options.limit)
+                told = f"{theirs[0]:.1f} | {theirs[1]:.1f}" if theirs else f"over {options.limit:g} | "
+                print(f"| {k} | seeding, scikit-learn | {told} | | | | | | |", flush=True)
+            base: Found | None = None
+            for variant in options.only:
+                if variant == "scikit-learn elkan" and elkan_bytes(count, k) + 8 * count * channels > options.memory_gib * GIB:
+                    print(f"| {k} | {variant} | needs {elkan_bytes(count, k) / GIB:.1f} GiB for its bounds | | | | | | | |", flush=True)
+                    continue
+                threads = options.threads if VARIANTS[variant][1] else 1
+                answer = apart(run_job, Job(variant, str(path), str(start), k, run, threads, len(options.only) > 1), limit=options.limit)
+                if answer is None:
+                    print(f"| {k} | {variant} | none within {options.limit:g} | | | | | | | |", flush=True)
+                    continue
+                found = Found(**answer)
+                base = base or found
+                passes = found.iterations + 1
+                whole = found.seconds if run == options.iterations else found.seconds * (options.iterations + 1) / passes
+                mark = "" if run == options.iterations else "~"
+                saved["rows"].append(
+                    {"k": k, "variant": variant, "seeding": seeding[0], "extrapolated": bool(mark), "whole": whole, **answer}
+                )
+                if variant == "ours":
+                    saved["kmeans"][str(k)] = whole + seeding[0]
+                print(
+                    f"| {k} | {variant} | {mark}{whole:.1f} | {found.cpu_seconds:.1f} | {found.seconds / passes:.2f} "
+                    f"| {found.peak / GIB:.2f} | {found.mapped / GIB:.2f} | {found.inertia / base.inertia:.6f} | {found.empty} "
+                    f"| {found.labels:08x} |",
+                    flush=True,
+                )
+        if options.output:
+            options.output.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
