@@ -1,0 +1,337 @@
+"""Compute of the full IEMOCAP grid (5 folds x 5 seeds x 3 methods), the authors' scripts beside ours, from measured step times.
+
+    python benchmarks/training.py --backbone base --output measured.json ...
+    python benchmarks/grid_cost.py --measured measured.json
+    python benchmarks/grid_cost.py --step finetune=165,18 tapt=200,60 ptapt=200,45 states=30,20 --test 0.9,0.5 --front-end 0.05
+
+Nothing is trained here. The stages are those of the experiment's own graph (configs/experiment/iemocap.yaml, the real registry) on
+utterances as many and as long as IEMOCAP's; their steps are the recipe's. Hours are those of the device whose step times were given: if
+that was a CPU, read ratios, for a GPU has others.
+
+authors: the same stages, because they repeat only fine-tuning per seed too. Front end computed at every step, batches padded to their
+longest, test in batches of one, all as `reference` was measured (float32, unless it was measured with their fp16 flag). k-means as long as
+ours unless `kmeans_reference` is given, and on CPUs both.
+ours: the frozen front end runs once for the published checkpoint (V-FT and P-TAPT) and once for each fold's TAPT checkpoint.
+
+Makespan: list scheduling of the graph, the longest chain first, one GPU a stage, k-means beside it on CPUs that never run out. Bound:
+max(longest chain, GPU hours / GPUs). One pretraining of 20 000 steps bounds 64 GPUs, so it is shown spread over several too, at
+`--efficiency` for each doubling. Seconds that were measured with other batches (`batch_size`, `batch_seconds` in the file) are scaled to
+the recipe's.
+
+The file: {"stages": {STAGE: {"reference": {"step_seconds": s, "test_utterance_seconds": s}, "ours": {...}}}, "kmeans": {K: s},
+"front_end_utterance_seconds": s}; optional: "batch_size", "batch_seconds", "kmeans_frames", "kmeans_reference", "device".
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from jobs.graph import Graph, Node, build_graph
+from jobs.plan import critical_minutes
+from ser_core.corpora.manifest import SAMPLE_RATE, Manifest, Utterance
+from ser_core.registry import METHODS, REGISTRY
+from ser_core.settings import BackboneSettings, Recipe, Wav2vecSettings
+
+ROOT = Path(__file__).resolve().parents[1]
+EXPERIMENT = ROOT / "configs" / "experiment" / "iemocap.yaml"
+SESSIONS = (1085, 1023, 1151, 1031, 1241)  # utterances of four classes
+MEAN_SECONDS, SPREAD, SHORTEST_SECONDS, LONGEST_SECONDS = 4.5, 0.55, 0.585, 34.14
+STATES_PER_SECOND = 50
+GRADIENT_STAGES = ("states", "tapt", "ptapt", "finetune")
+SPREADABLE = ("states", "tapt", "ptapt")
+FRONT_END = "front end"
+PAPER_FRAMES = 1_200_000
+STAND_IN = {"stand_in": True}  # for a checkpoint, in a graph that nobody runs
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Seconds of one way to compute, on one device: of a step of the recipe's batch, of k-means on the paper's frames."""
+
+    step: Mapping[str, float]  # stage ->
+    test_utterance: float
+    kmeans: Mapping[int, float]  # k ->
+    front_end_utterance: float  # 0: it is computed within the steps
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage to run: hours on so many GPUs (0: on CPUs), after others."""
+
+    stage: str
+    hours: float
+    gpus: int
+    after: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What list scheduling gives, and what no schedule beats; hours."""
+
+    makespan: float
+    bound: float
+    chain: float
+    gpu_hours: float
+    starts: Mapping[str, float] = field(default_factory=dict)
+
+
+def synthetic_manifest(sessions: Sequence[int] = SESSIONS) -> Manifest:
+    """As many utterances a session as IEMOCAP has, of log-normal length; there is no audio."""
+    rng = np.random.default_rng(0)
+    utterances = []
+    for number, count in enumerate(sessions, start=1):
+        seconds = np.clip(rng.lognormal(math.log(MEAN_SECONDS) - SPREAD**2 / 2, SPREAD, count), SHORTEST_SECONDS, LONGEST_SECONDS)
+        for place, length in enumerate(seconds):
+            name = f"Ses{number:02d}_{place:04d}"
+            utterances.append(Utterance(name, f"{name}.flac", int(length * SAMPLE_RATE), "neutral", f"{number}", str(number)))
+    folds = tuple(str(number) for number in range(1, len(sessions) + 1))
+    return Manifest("iemocap", "synthetic", ("angry", "happy", "neutral", "sad"), folds, tuple(utterances), Path("/nowhere"))
+
+
+def paper_recipe(path: Path = EXPERIMENT) -> tuple[Recipe, int, tuple[str, ...]]:
+    """Recipe, seeds and methods of an experiment, without the checkpoints, which only its digests would need."""
+    from omegaconf import OmegaConf
+
+    chosen: Any = OmegaConf.load(path)
+    recipe: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), chosen.get("recipe", {})))
+    states = replace(recipe.states, wav2vec=Wav2vecSettings(config=STAND_IN))
+    return (
+        replace(recipe, backbone=BackboneSettings(checkpoint=None, config=STAND_IN), states=states),
+        int(chosen.seeds),
+        tuple(chosen.methods),
+    )
+
+
+def grid(manifest: Manifest, recipe: Recipe, seeds: int, methods: Sequence[str] = METHODS) -> Graph:
+    """The stages of the whole experiment."""
+    slots = {(method, fold, seed): (seed,) for method in methods for fold in manifest.folds for seed in range(seeds)}
+    return build_graph(
+        REGISTRY, recipe, corpus=manifest.corpus, corpus_digest=manifest.digest, methods=methods, folds=manifest.folds, seeds=slots
+    )
+
+
+def stage_seconds(node: Node, manifest: Manifest, recipe: Recipe, setting: Setting) -> float:
+    """Of one stage of the graph, its steps and its test; features of a frozen front end apart."""
+    training = manifest.training(node.fold)
+    if node.stage == "finetune":
+        steps = recipe.finetune.epochs * max(1, len(training) // recipe.finetune.batch_size)
+        return steps * setting.step["finetune"] + len(manifest.test(node.fold)) * setting.test_utterance
+    if node.stage == "cluster":
+        frames = STATES_PER_SECOND * sum(utterance.samples for utterance in training) / SAMPLE_RATE
+        return setting.kmeans[int(node.settings["k"])] * frames / PAPER_FRAMES
+    steps = {"states": recipe.states.steps, "tapt": recipe.tapt.steps, "ptapt": recipe.ptapt.steps}[node.stage]
+    return steps * setting.step[node.stage]
+
+
+def grid_jobs(graph: Graph, manifest: Manifest, recipe: Recipe, setting: Setting, gpus: Callable[[str], int]) -> dict[str, Job]:
+    """Key -> job, upstream first. Where features are kept, building them is a job of its own for each set of front-end weights."""
+    jobs: dict[str, Job] = {}
+    for key, node in graph.nodes.items():
+        after = tuple(node.upstream.values())
+        weights = next((parent for parent in after if graph.nodes[parent].stage == "tapt"), "")
+        if setting.front_end_utterance and node.stage in ("finetune", "ptapt"):  # TAPT trains its front end
+            name = f"{FRONT_END} {weights or 'as published'}"
+            if name not in jobs:
+                hours = len(manifest.utterances) * setting.front_end_utterance / 3600
+                jobs[name] = Job(FRONT_END, hours, gpus("finetune"), (weights,) if weights else ())
+            after = (*after, name)
+        jobs[key] = Job(node.stage, stage_seconds(node, manifest, recipe, setting) / 3600, gpus(node.stage), after)
+    return jobs
+
+
+def spread(jobs: Mapping[str, Job], over: int, efficiency: float) -> dict[str, Job]:
+    """The same with every pretraining on so many GPUs; `efficiency` is what each doubling of them keeps."""
+    pace = over * efficiency ** math.log2(over)
+    return {
+        key: replace(job, hours=job.hours / pace, gpus=job.gpus * over) if job.stage in SPREADABLE and job.gpus else job
+        for key, job in jobs.items()
+    }
+
+
+def remaining(jobs: Mapping[str, Job]) -> dict[str, float]:
+    """Key -> hours of the longest chain that begins with it, as the planner counts it."""
+    children: dict[str, list[str]] = {key: [] for key in jobs}
+    nodes = {}
+    for key, job in jobs.items():
+        nodes[key] = Node(key, key, 1, {}, {}, {parent: parent for parent in job.after}, "", 0, "")  # every job a stage of its own
+        for parent in job.after:
+            children[parent].append(key)
+    graph = Graph(nodes, (), "", "", {key: tuple(found) for key, found in children.items()})
+    return critical_minutes(graph, lambda key: jobs[key].hours)
+
+
+def simulate(jobs: Mapping[str, Job], gpus: int) -> Schedule:
+    """List scheduling on so many GPUs: whenever some are free, the job with the longest chain to come that fits them.
+
+    Raises ValueError where a job wants more GPUs than there are.
+    """
+    for key, job in jobs.items():
+        if job.gpus > gpus:
+            raise ValueError(f"{job.stage} ({key}): wants {job.gpus} GPUs of {gpus}")
+    priority = remaining(jobs)
+    missing = {key: len(job.after) for key, job in jobs.items()}
+    children: dict[str, list[str]] = {key: [] for key in jobs}
+    for key, job in jobs.items():
+        for parent in job.after:
+            children[parent].append(key)
+    ready = [key for key, count in missing.items() if not count]
+    running: list[tuple[float, int, str]] = []
+    starts: dict[str, float] = {}
+    now, free = 0.0, gpus
+    while ready or running:
+        for key in sorted(ready, key=lambda key: -priority[key]):
+            if jobs[key].gpus <= free:
+                free -= jobs[key].gpus
+                starts[key] = now
+                heapq.heappush(running, (now + jobs[key].hours, len(starts), key))
+                ready.remove(key)
+        now, _, ended = heapq.heappop(running)
+        free += jobs[ended].gpus
+        for child in children[ended]:
+            missing[child] -= 1
+            if not missing[child]:
+                ready.append(child)
+    chain = max(priority.values(), default=0.0)
+    gpu_hours = sum(job.hours * job.gpus for job in jobs.values())
+    return Schedule(now, max(chain, gpu_hours / gpus), chain, gpu_hours, starts)
+
+
+def parse_measured(found: Mapping[str, Any], recipe: Recipe) -> tuple[Setting, Setting]:
+    """The reference's and our seconds in a file of measurements, at the recipe's batch. Raises ValueError that names what is missing."""
+    scale = {
+        "finetune": recipe.finetune.batch_size / float(found.get("batch_size", recipe.finetune.batch_size)),
+        "states": recipe.states.batch_size / float(found.get("batch_size", recipe.states.batch_size)),
+        "tapt": recipe.tapt.batch_seconds / float(found.get("batch_seconds", recipe.tapt.batch_seconds)),
+        "ptapt": recipe.ptapt.batch_seconds / float(found.get("batch_seconds", recipe.ptapt.batch_seconds)),
+    }
+
+    def seconds(stage: str, way: str, what: str) -> float:
+        value = found.get("stages", {}).get(stage, {}).get(way, {}).get(what)
+        if not isinstance(value, (int, float)) or not value > 0:
+            raise ValueError(f"stages.{stage}.{way}.{what}: missing, or not a number of seconds ({value!r})")
+        return float(value)
+
+    frames = PAPER_FRAMES / float(found.get("kmeans_frames", PAPER_FRAMES))
+    ours = {int(k): float(value) * frames for k, value in found.get("kmeans", {}).items()}
+    theirs = {int(k): float(value) * frames for k, value in found.get("kmeans_reference", {}).items()}
+    for k in recipe.cluster.counts:
+        if k not in ours:
+            raise ValueError(f"kmeans.{k}: missing; benchmarks/kmeans.py --output measures it")
+    return tuple(  # type: ignore[return-value]
+        Setting(
+            {stage: seconds(stage, way, "step_seconds") * scale[stage] for stage in GRADIENT_STAGES},
+            seconds("finetune", way, "test_utterance_seconds"),
+            {**ours, **theirs} if way == "reference" else ours,
+            0.0 if way == "reference" else float(found.get("front_end_utterance_seconds", 0.0)),
+        )
+        for way in ("reference", "ours")
+    )
+
+
+def stage_table(sides: Mapping[str, Mapping[str, Job]]) -> list[str]:
+    """Markdown: how many of each stage, and hours for either side."""
+    names = [*GRADIENT_STAGES[:1], "cluster", *GRADIENT_STAGES[1:], FRONT_END]
+    lines = ["| stage | times | authors, hours | ours, hours | ratio |", "|---|---|---|---|---|"]
+    totals = dict.fromkeys(sides, 0.0)
+    for name in names:
+        counts = [sum(job.stage == name for job in jobs.values()) for jobs in sides.values()]
+        hours = [sum(job.hours for job in jobs.values() if job.stage == name) for jobs in sides.values()]
+        for side, value in zip(totals, hours, strict=True):
+            totals[side] += value
+        if max(counts):
+            ratio = f"{hours[0] / hours[1]:.2f}" if min(hours) > 0 else "–"
+            lines.append(f"| {name} | {max(counts)} | {hours[0]:.2f} | {hours[1]:.2f} | {ratio} |")
+    first, second = totals.values()
+    return [*lines, f"| total | | {first:.2f} | {second:.2f} | {first / second:.2f} |"]
+
+
+def makespan_table(sides: Mapping[str, Mapping[str, Job]], gpus: Sequence[int], over: Sequence[int], efficiency: float) -> list[str]:
+    """Markdown: makespan and bound for either side on so many GPUs, pretrainings on one and on more."""
+    lines = [
+        "| GPUs | a pretraining on | side | makespan, hours | bound, hours | makespan / bound | bounded by |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for count in gpus:
+        for width in [each for each in over if each <= count]:
+            for side, jobs in sides.items():
+                if side == "authors" and width > 1:  # their scripts use one
+                    continue
+                found = simulate(spread(jobs, width, efficiency), count)
+                by = "longest chain" if found.chain > found.gpu_hours / count else "work"
+                ratio = found.makespan / found.bound
+                lines.append(f"| {count} | {width} | {side} | {found.makespan:.2f} | {found.bound:.2f} | {ratio:.3f} | {by} |")
+    return lines
+
+
+def from_flags(options: argparse.Namespace) -> dict[str, Any]:
+    """The same structure as in a file. Raises ValueError for a pair that is none."""
+
+    def pair(text: str) -> tuple[float, float]:
+        reference, ours = (float(value) for value in text.split(","))
+        return reference, ours
+
+    stages: dict[str, dict[str, dict[str, float]]] = {}
+    for each in options.step:
+        stage, _, values = each.partition("=")
+        stages[stage] = {way: {"step_seconds": value} for way, value in zip(("reference", "ours"), pair(values), strict=True)}
+    for way, value in zip(("reference", "ours"), pair(options.test), strict=True):
+        stages.setdefault("finetune", {}).setdefault(way, {})["test_utterance_seconds"] = value
+    return {"stages": stages, "front_end_utterance_seconds": options.front_end, "device": "given by flags"}
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measured", type=Path, help="JSON of benchmarks/training.py")
+    parser.add_argument("--kmeans", type=Path, help="JSON of benchmarks/kmeans.py, where the other has none")
+    parser.add_argument("--step", nargs="+", metavar="STAGE=REFERENCE,OURS", help="seconds of a step, where there is no file")
+    parser.add_argument("--test", default="0,0", metavar="REFERENCE,OURS", help="seconds of a tested utterance")
+    parser.add_argument("--front-end", type=float, default=0.0, help="seconds of an utterance's features")
+    parser.add_argument("--kmeans-seconds", nargs="+", default=[], metavar="K=SECONDS", help="of k-means on the paper's 1.2 million frames")
+    parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--spread", type=int, nargs="+", default=[1, 4, 8], help="GPUs of a pretraining")
+    parser.add_argument("--efficiency", type=float, default=0.9, help="kept at each doubling of them; an assumption until it is measured")
+    options = parser.parse_args()
+    if not options.measured and not options.step:
+        parser.error("no step times: give --measured FILE, or --step and --test")
+    recipe, seeds, methods = paper_recipe()
+    try:
+        found = json.loads(options.measured.read_text(encoding="utf-8")) if options.measured else from_flags(options)
+        if options.kmeans:
+            other = json.loads(options.kmeans.read_text(encoding="utf-8"))
+            found = {**found, "kmeans": other["kmeans"], "kmeans_frames": other["frames"]}
+        found.setdefault("kmeans", {}).update({k: float(value) for k, _, value in (each.partition("=") for each in options.kmeans_seconds)})
+        reference, ours = parse_measured(found, recipe)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    manifest = synthetic_manifest()
+    graph = grid(manifest, recipe, seeds, methods)
+
+    def gpus(stage: str) -> int:
+        return 0 if stage == "cluster" else 1
+
+    sides = {side: grid_jobs(graph, manifest, recipe, setting, gpus) for side, setting in (("authors", reference), ("ours", ours))}
+    hours = sum(utterance.samples for utterance in manifest.utterances) / SAMPLE_RATE / 3600
+    print(
+        f"{len(manifest.utterances)} utterances, {hours:.1f} h of audio; {len(graph.runs)} runs, {len(graph.nodes)} stages. "
+        f"Hours of the measured device: {found.get('device', 'not named; step times of a CPU unless the file says otherwise')}.\n"
+    )
+    print("\n".join(stage_table(sides)))
+    print(f"\nGPUs as quick as that device, {options.efficiency:g} of the pace kept at each doubling:\n")
+    print("\n".join(makespan_table(sides, options.gpus, options.spread, options.efficiency)))
+
+
+if __name__ == "__main__":
+    main()
