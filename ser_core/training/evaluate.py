@@ -1,4 +1,7 @@
-"""The test of a fine-tuned model: whole utterances, no augmentation, float32; batches by length with the numbers of batches of one."""
+"""The test of a fine-tuned model: whole utterances, no augmentation, float32; batches by length with the numbers of batches of one.
+
+Several processes share the batches, which are the same however many they are.
+"""
 
 from __future__ import annotations
 
@@ -10,34 +13,53 @@ import torch
 from numpy.typing import NDArray
 
 from ser_core.models.classifier import EmotionClassifier
-from ser_core.models.front_end import project_independent
+from ser_core.settings import FeatureCache, Padding, Precision
+from ser_core.training.batches import shares
+from ser_core.training.device import choose_arithmetic
+from ser_core.training.distributed import Group
 from ser_core.training.endings import Diverged
+from ser_core.training.features import FrozenFeatures
 from ser_core.training.metrics import Scores, scores
 from ser_core.training.splits import Split
 
 PREDICTIONS = "predictions.csv"
 
 
+def whole_features(
+    model: EmotionClassifier, split: Split, cache: FeatureCache = FeatureCache.none, shared: Path | None = None
+) -> FrozenFeatures:
+    """Features of whole utterances for a single pass over them: from the store where there is one, else computed when they are needed."""
+    arithmetic = choose_arithmetic(model.head.weight.device, Precision.float32)
+    return FrozenFeatures(model.wav2vec2, split, None, Padding.independent, cache, arithmetic, shared, once=True)
+
+
 @torch.no_grad()
-def predict(model: EmotionClassifier, split: Split, batch_size: int) -> NDArray[np.float32]:
-    """Logits (utterances, classes) in the order of the split.
+def predict(
+    model: EmotionClassifier, split: Split, batch_size: int, features: FrozenFeatures | None = None, group: Group | None = None
+) -> NDArray[np.float32]:
+    """Logits (utterances, classes) in the order of the split, in every process of the group.
 
     Every utterance goes through the front end alone (so did the authors' test, in batches of one) and shares the transformer with others
-    of similar length, whose padding it does not see. Raises Diverged where a logit is not finite.
+    of similar length, whose padding it does not see. `features`: those of `whole_features`, filled; None: computed here. Raises Diverged
+    where a logit is not finite.
     """
+    group = group or Group()
     model.eval()
     device = model.head.weight.device
-    logits = np.zeros((len(split), len(split.classes)), dtype=np.float32)
+    features = features or whole_features(model, split)
+    logits = np.zeros((len(split), len(split.classes)))
     order = sorted(range(len(split)), key=lambda position: (-split.samples[position], position))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        features = project_independent(model.wav2vec2, [split.wave(position, keep=False) for position in chosen])
-        frames = torch.tensor([len(each) for each in features], device=device)
-        padded = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
-        logits[chosen] = model(padded, frames).float().cpu().numpy()
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    costs = [split.samples[batch[0]] * len(batch) for batch in batches]
+    for number in shares(costs, group.size)[group.rank]:
+        group.alive()
+        chosen = batches[number]
+        padded, frames = features.padded(chosen)
+        logits[chosen] = model(padded, frames.to(device)).float().cpu().numpy()
+    logits = group.total(logits)
     if not np.isfinite(logits).all():
         raise Diverged("the trained model gives logits that are not finite")
-    return logits
+    return logits.astype(np.float32)
 
 
 def score(logits: NDArray[np.float32], split: Split) -> Scores:

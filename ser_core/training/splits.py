@@ -27,6 +27,7 @@ class Split:
         self._manifest = dataclasses.replace(manifest, utterances=tuple(utterances), source={})
         self._kept: dict[int, NDArray[np.int16] | NDArray[np.float32]] = {}
         self.utterances: tuple[Utterance, ...] = self._manifest.utterances
+        self.corpus_digest: str = manifest.digest  # of the whole corpus
         self.classes: tuple[str, ...] = manifest.classes
         self.labels: list[int] = [manifest.class_index(utterance) for utterance in utterances]
         self.samples: list[int] = [utterance.samples for utterance in utterances]

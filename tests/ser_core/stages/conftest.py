@@ -94,6 +94,7 @@ class Bench:
     root: Path
     runs: int = 0
     lines: list[str] = field(default_factory=list)
+    shared: Path | None = None
 
     def run(
         self,
@@ -122,6 +123,7 @@ class Bench:
             relief=relief,
             should_stop=should_stop,
             report=self.lines.append,
+            shared=self.shared,
         )
         return json.loads(json.dumps(outcome)), output
 
