@@ -20,7 +20,7 @@ from ser_core.training.team import Team
 METHODS = ("vft", "tapt", "ptapt")
 
 # Raised when the meaning of a stage changes, so that artifacts of before are not taken for ones of after.
-VERSIONS: Mapping[str, int] = {"states": 1, "cluster": 1, "tapt": 1, "ptapt": 1, "finetune": 2}
+VERSIONS: Mapping[str, int] = {"states": 2, "cluster": 2, "tapt": 2, "ptapt": 2, "finetune": 3}
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class SpeechRegistry:
     """V-FT, TAPT and P-TAPT: all end in `finetune`; only that takes the run's seed."""
 
     methods = METHODS
+    teams = ("states", "tapt", "ptapt", "finetune")
 
     def call(self, method: str, recipe: Recipe, *, fold: str, seed: int) -> StageCall:
         """The fine-tuning of a run, holding its upstream stages. Raises InputError for a method or checkpoint there is not."""
@@ -102,12 +103,14 @@ class SpeechRegistry:
         """Compute one stage: artifacts go to `output`, resumable state to `checkpoint`.
 
         `team`: the processes that compute it together; None: this one alone. `shared`: a folder for what stages of all experiments have
-        in common and can be computed again at any time; None: nothing is kept beyond the stage.
+        in common and can be computed again at any time; None: nothing is kept beyond the stage. What the leader (rank 0) returns counts;
+        ConnectionError is raised where one of the team is gone, or has been silent for `execution.communication_minutes`.
 
         `relief` is how often memory ran out before: forward passes, in training and in the test, take half as many utterances for each
         time (never less than one), and a step adds up the gradients of its parts. Loss, gradient, masks, crops and negatives of a step are
-        those of the whole batch up to the order of sums, only dropout, layer drop and Gumbel noise are drawn part by part. `cluster` holds
-        all frames in memory whatever the relief. A checkpoint is resumed under any relief.
+        those of the whole batch up to the order of sums, only dropout, layer drop and Gumbel noise are drawn part by part. The parts do not
+        depend on the team, so neither do the numbers. `cluster` needs the same memory whatever the relief. A checkpoint is resumed
+        under any relief and by a team of any size.
 
         Returns JSON values: `metrics` (numbers, the same for the same seed), `durations` (seconds), and for a run `confusion` (rows: true
         class), `classes` and `diverged` ("" or why the training has not learnt; it is tested all the same). `runtime["threads"]`, where
@@ -136,7 +139,7 @@ class SpeechRegistry:
     def preload(self) -> None:
         """Import what stages import, without starting a thread or touching a GPU: for a process that forks workers."""
         import omegaconf
-        import sklearn.cluster
+        import sklearn.metrics
         import torch.utils.tensorboard
         import transformers.models.wav2vec2.modeling_wav2vec2
 
@@ -203,6 +206,7 @@ POSITIVE = (
     *(f"{stage}.max_seconds" for stage in ("finetune", "tapt", "ptapt")),
     *(f"{stage}.batch_seconds" for stage in ("tapt", "ptapt")),
     "tapt.temperature",
+    "execution.communication_minutes",
 )
 FRACTIONS = (
     *(f"{stage}.spec_augment.{kind}_probability" for stage in ("finetune", "states") for kind in ("time", "feature")),

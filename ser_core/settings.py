@@ -28,16 +28,17 @@ class Padding(Enum):
 class Precision(Enum):
     """Arithmetic of the gradient stages."""
 
-    auto = "auto"  # bfloat16 autocast on a GPU that has it, float16 on an older one, float32 on a CPU
+    auto = "auto"  # bfloat16 autocast on a GPU or CPU with units for it, float16 on an older GPU, else float32
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
 
 
 class FeatureCache(Enum):
-    """Where the outputs of a frozen front end are kept during a stage."""
+    """Where the outputs of a frozen front end are kept; the numbers are the same, to the bit."""
 
-    memory = "memory"
+    store = "store"  # on disk, once for all stages that have the same front end and corpus; in memory where there is no shared folder
+    memory = "memory"  # of the stage
     none = "none"  # recomputed at every step, as the authors' loop does
 
 
@@ -174,10 +175,11 @@ class ExecutionSettings:
 
     device: str = "auto"  # auto | cpu | cuda
     attention: Attention = Attention.sdpa
-    feature_cache: FeatureCache = FeatureCache.memory
-    micro_batch: int = 0  # utterances per forward pass of a fine-tuning step; 0: the whole batch
+    feature_cache: FeatureCache = FeatureCache.store
+    micro_batch: int = 0  # utterances per forward pass of a step; 0: by length (AUTO_PART_SECONDS in ser_core/training/device.py)
     evaluation_batch: int = 8  # utterances of similar length per forward pass
     checkpoint_minutes: float = 10.0
+    communication_minutes: float = 10.0  # that one of several processes waits for another before it takes it for lost
     log_every: int = 10  # steps
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,12 +12,15 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from ser_core.corpora.manifest import SAMPLE_RATE
 from ser_core.errors import InputError
 from ser_core.models.fairseq_checkpoint import wav2vec_identity
 from ser_core.models.identity import backbone_identity
 from ser_core.settings import BackboneSettings, ExecutionSettings, FeatureSettings, Precision, Wav2vecSettings
+from ser_core.training.batches import length_parts
 from ser_core.training.checkpoints import Checkpoints, identity_of
-from ser_core.training.device import Arithmetic, choose_arithmetic, choose_device
+from ser_core.training.device import AUTO_PART_SECONDS, Arithmetic, choose_arithmetic, choose_device
+from ser_core.training.distributed import Group
 from ser_core.training.loop import Trained
 from ser_core.training.progress import Progress
 from ser_core.training.randomness import torch_seed
@@ -46,6 +49,7 @@ class StageContext:
     should_stop: Callable[[], bool]
     report: Callable[[str], None]
     team: Team = field(default_factory=Alone)
+    group: Group = field(default_factory=Group)  # of the team's processes
     shared: Path | None = None  # for what other stages can use too; None: nothing is kept
 
     @functools.cached_property
@@ -58,10 +62,22 @@ class StageContext:
 
     @functools.cached_property
     def device(self) -> torch.device:
-        return choose_device(self.execution.device)
+        """In a team each process has a GPU of its own: the one of its number, or the only one that it was given to see."""
+        device = choose_device(self.execution.device)
+        if device.type != "cuda" or self.team.size == 1:
+            return device
+        visible = torch.cuda.device_count()
+        if self.team.local_rank >= visible > 1:
+            raise InputError(f"process {self.team.local_rank} of this machine has no GPU: torch sees {visible}; ask for as many processes")
+        return torch.device("cuda", self.team.local_rank if visible > 1 else 0)
 
     def arithmetic(self, precision: Precision) -> Arithmetic:
         return choose_arithmetic(self.device, precision)
+
+    def row_parts(self, lengths: Sequence[int]) -> list[slice]:
+        """The rows of a step, of so many samples each, in the parts that are computed one after the other or by several processes."""
+        budget = round(AUTO_PART_SECONDS[self.device.type] * SAMPLE_RATE)
+        return length_parts(lengths, size=self.execution.micro_batch, budget=budget, relief=self.relief)
 
     def progress(self) -> Progress:
         return Progress(self.report)

@@ -6,7 +6,7 @@ Artifacts: `predictions.csv` (every test utterance with its probabilities) and t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from ser_core.corpora.manifest import SAMPLE_RATE
 from ser_core.models.backbone import frame_count, load_encoder
 from ser_core.models.classifier import EmotionClassifier, class_weights, label_weight, weighted_cross_entropy
-from ser_core.settings import FinetuneSettings
+from ser_core.settings import FinetuneSettings, Padding
 from ser_core.stages.context import StageContext, outcome, parse
 from ser_core.training.augmentation import row_generators, spans
-from ser_core.training.batches import Batch, StepPlan, halved, longest_first, row_parts, shuffled_epoch
+from ser_core.training.batches import Batch, StepPlan, halved, longest_first, shuffled_epoch
+from ser_core.training.distributed import stopping_together
 from ser_core.training.divergence import prior_loss, still_at_prior
-from ser_core.training.evaluate import PREDICTIONS, predict, score, write_predictions
+from ser_core.training.evaluate import PREDICTIONS, predict, score, whole_features, write_predictions
 from ser_core.training.features import FrozenFeatures
-from ser_core.training.loop import Objective, PartLoss, Plan, train
+from ser_core.training.loop import Objective, PartLoss, Plan, StepParts, train
 from ser_core.training.schedule import constant
 from ser_core.training.splits import Split
 
@@ -57,12 +58,12 @@ class Finetuning(Objective):
         self._plan = StepPlan(lambda epoch: shuffled_epoch(len(split), settings.batch_size, context.seed, epoch))
         arithmetic = context.arithmetic(settings.precision)
         padding, cache = context.features.padding, context.execution.feature_cache
-        self.features = FrozenFeatures(model.wav2vec2, split, limit, padding, cache, arithmetic)
+        self.features = FrozenFeatures(model.wav2vec2, split, limit, padding, cache, arithmetic, context.shared)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
-    def parts(self, step: int) -> Sequence[Part]:
+    def plan(self, step: int) -> StepParts:
         context, split = self._context, self._context.training
         batch = longest_first(self._plan.batch(step), self._lengths)
         labels = torch.tensor([split.labels[position] for position in batch])
@@ -72,10 +73,11 @@ class Finetuning(Objective):
         frames = [max(1, frame_count(config, self._lengths[position])) for position in batch]
         # Drawn for the step, not for the part: with reference padding one generator serves all rows.
         time_mask, feature_mask = spans(self._settings.spec_augment, frames, max(frames), config.hidden_size, rngs)
-        return [
-            Part(batch[rows], labels[rows], time_mask[rows], feature_mask[rows], total, self._lengths[batch[0]])
-            for rows in row_parts(len(batch), size=context.execution.micro_batch, relief=context.relief)
-        ]
+        longest = self._lengths[batch[0]]
+        alike = context.features.padding is Padding.reference  # then every row is as long as the step's longest
+        slices = context.row_parts([longest if alike else self._lengths[position] for position in batch])
+        parts = [Part(batch[rows], labels[rows], time_mask[rows], feature_mask[rows], total, longest) for rows in slices]
+        return StepParts(parts, [len(part.positions) * self._lengths[part.positions[0]] for part in parts], len(batch))
 
     def loss(self, part: Part) -> PartLoss:
         features, frames = self.features.padded(part.positions, samples=part.samples)
@@ -99,7 +101,8 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
     if len(split) < settings.batch_size:
         context.report(f"finetune: {len(split)} training utterances are fewer than a batch of {settings.batch_size}: one step an epoch")
     started = time.monotonic()
-    objective.features.fill(context.should_stop, context.progress())
+    with stopping_together(context.group):
+        objective.features.fill(context.should_stop, context.progress())
     front_end = time.monotonic() - started
     plan = Plan(
         name="finetune",
@@ -112,16 +115,20 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
         log_every=context.execution.log_every,
         steps_per_epoch=objective.epoch_steps,
     )
-    trained = train(objective, plan, context.checkpoints(), context.output, context.should_stop, context.report)
+    trained = train(objective, plan, context.checkpoints(), context.output, context.should_stop, context.report, context.group)
     prior = prior_loss(split.class_counts(), class_weights(split.class_counts()).tolist())
     diverged = still_at_prior(trained.loss, prior)
     if diverged:
         context.report(f"finetune: diverged: {diverged}")
     started = time.monotonic()
     test = open_test()
-    logits = predict(model, test, halved(context.execution.evaluation_batch, context.relief))
+    features = whole_features(model, test, context.execution.feature_cache, context.shared)
+    context.group.silent()
+    features.fill(lambda: False, context.progress())
+    logits = predict(model, test, halved(context.execution.evaluation_batch, context.relief), features, context.group)
     found = score(logits, test)
-    write_predictions(context.output / PREDICTIONS, logits, test)
+    if context.group.leads:
+        write_predictions(context.output / PREDICTIONS, logits, test)
     result = outcome(
         trained,
         {

@@ -24,9 +24,10 @@ from ser_core.settings import Padding, PtaptSettings
 from ser_core.stages.cluster import read_labels
 from ser_core.stages.context import ENCODER, StageContext, outcome, parse
 from ser_core.training.augmentation import row_generators, time_spans
-from ser_core.training.batches import Batch, StepPlan, bucketed_epoch, row_parts
+from ser_core.training.batches import Batch, StepPlan, bucketed_epoch, longest_first
+from ser_core.training.distributed import stopping_together
 from ser_core.training.features import Crop, FrozenFeatures
-from ser_core.training.loop import Objective, PartLoss, Plan, train
+from ser_core.training.loop import Objective, PartLoss, Plan, StepParts, train
 from ser_core.training.randomness import generator
 from ser_core.training.schedule import warmup_flat_linear
 from ser_core.training.splits import Split
@@ -68,18 +69,19 @@ class PseudoLabelling(Objective):
         self._limit = limit
         self._frames = [max(1, frame_count(self._config, samples)) for samples in split.samples]
         self._crop_frames = max(1, frame_count(self._config, limit))
-        lengths = [min(samples, limit) for samples in split.samples]
+        self._lengths = lengths = [min(samples, limit) for samples in split.samples]
         budget = round(settings.batch_seconds * SAMPLE_RATE)
         self._plan = StepPlan(lambda epoch: bucketed_epoch(lengths, budget, settings.buckets, context.seed, epoch))
         arithmetic = context.arithmetic(settings.precision)
-        self.features = FrozenFeatures(model.wav2vec2, split, None, context.features.padding, context.execution.feature_cache, arithmetic)
+        padding, cache = context.features.padding, context.execution.feature_cache
+        self.features = FrozenFeatures(model.wav2vec2, split, None, padding, cache, arithmetic, context.shared)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
-    def parts(self, step: int) -> Sequence[Part]:
+    def plan(self, step: int) -> StepParts:
         context, split = self._context, self._context.training
-        batch = self._plan.batch(step)
+        batch = longest_first(self._plan.batch(step), self._lengths)
         crops = [self._crop(step, position) for position in batch]
         samples = [self._crop_samples(position, first) for position, (first, _) in zip(batch, crops, strict=True)]
         frames = [max(1, frame_count(self._config, each)) for each in samples] if self._as_waves else [count for _, count in crops]
@@ -98,10 +100,9 @@ class PseudoLabelling(Objective):
             minimum=self._settings.mask_minimum,
         )
         labelled = labelled_frames(targets, mask)
-        return [
-            Part(batch[rows], crops[rows], mask[rows], targets[rows], labelled, max(samples))
-            for rows in row_parts(len(batch), relief=context.relief)
-        ]
+        slices = context.row_parts([max(samples)] * len(batch) if self._as_waves else samples)
+        parts = [Part(batch[rows], crops[rows], mask[rows], targets[rows], labelled, max(samples)) for rows in slices]
+        return StepParts(parts, [max(samples[rows]) * len(samples[rows]) for rows in slices], len(batch))
 
     def loss(self, part: Part) -> PartLoss:
         features, frames = self._cropped_waves(part) if self._as_waves else self.features.padded(part.positions, part.crops)
@@ -152,7 +153,8 @@ def run(context: StageContext) -> dict[str, Any]:
     model = PseudoLabelModel(encoder, counts, settings.head_units, relu=relu).to(context.device)
     objective = PseudoLabelling(context, settings, model, labels)
     started = time.monotonic()
-    objective.features.fill(context.should_stop, context.progress())
+    with stopping_together(context.group):
+        objective.features.fill(context.should_stop, context.progress())
     front_end = time.monotonic() - started
     plan = Plan(
         name="ptapt",
@@ -164,8 +166,9 @@ def run(context: StageContext) -> dict[str, Any]:
         checkpoint_seconds=context.execution.checkpoint_minutes * 60,
         log_every=context.execution.log_every,
     )
-    trained = train(objective, plan, context.checkpoints(), context.output, context.should_stop, context.report)
-    save_encoder(model.wav2vec2, context.output / ENCODER)
+    trained = train(objective, plan, context.checkpoints(), context.output, context.should_stop, context.report, context.group)
+    if context.group.leads:
+        save_encoder(model.wav2vec2, context.output / ENCODER)
     result = outcome(trained, {})
     result["durations"]["front_end"] = front_end
     return result

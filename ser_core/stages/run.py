@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ser_core.corpora.manifest import load_manifest
 from ser_core.errors import InputError
+from ser_core.settings import Attention
 from ser_core.stages import cluster, finetune, ptapt, states, tapt
 from ser_core.stages.context import StageContext, seed_bystanders
-from ser_core.training.device import repeatable
+from ser_core.training.device import keep_memory, repeatable
+from ser_core.training.distributed import process_group
 from ser_core.training.splits import Split
 from ser_core.training.team import Alone, Team
 
@@ -39,7 +42,7 @@ def run_stage(
     team: Team | None = None,
     shared: Path | None = None,
 ) -> dict[str, Any]:
-    """Compute one stage; see `ser_core.registry`.
+    """Compute one stage; see `ser_core.registry`. Of a team, the leader alone reports and writes.
 
     The test split of the fold leaves this function in one direction only: to `finetune`, as a function to call when training is over.
     """
@@ -47,6 +50,7 @@ def run_stage(
     training = manifest.training(fold)
     if not training:
         raise InputError(f"{manifest.corpus}: no utterances to train on when fold {fold!r} is held out")
+    team = team or Alone()
     output.mkdir(parents=True, exist_ok=True)
     context = StageContext(
         stage=stage,
@@ -61,15 +65,19 @@ def run_stage(
         checkpoint=checkpoint,
         relief=relief,
         should_stop=should_stop,
-        report=report,
-        team=team or Alone(),
+        report=report if team.rank == 0 else lambda line: None,
+        team=team,
         shared=shared,
     )
     threads = runtime.get("threads")
+    if context.device.type == "cpu" and context.execution.attention is not Attention.eager:  # eager: as the authors compute
+        keep_memory()
     with repeatable(context.device, int(threads) if threads else None):
         seed_bystanders(seed)
-        if stage == "finetune":
-            return finetune.run(context, lambda: Split(manifest, manifest.test(fold)))
-        if stage not in PRETRAINING:
+        if stage != "finetune" and stage not in PRETRAINING:
             raise InputError(f"no stage {stage!r}; known are finetune, {', '.join(PRETRAINING)}")
-        return PRETRAINING[stage](context)
+        with process_group(team, context.device, context.execution.communication_minutes * 60) as group:
+            context = dataclasses.replace(context, group=group)
+            if stage == "finetune":
+                return finetune.run(context, lambda: Split(manifest, manifest.test(fold)))
+            return PRETRAINING[stage](context)

@@ -9,11 +9,12 @@ Artifacts: `frames.npy` (all frames, 512), `frames.json` (utterances and frames 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,9 @@ from ser_core.models.states import EmotionStates, extractor_frames, minimum_samp
 from ser_core.settings import Padding, StatesSettings
 from ser_core.stages.context import StageContext, outcome, parse
 from ser_core.training.augmentation import row_generators, spans
-from ser_core.training.batches import Batch, StepPlan, row_parts, shuffled_epoch
+from ser_core.training.batches import Batch, StepPlan, shares, shuffled_epoch
 from ser_core.training.endings import Diverged, Interrupted
-from ser_core.training.loop import Objective, PartLoss, Plan, train
+from ser_core.training.loop import Objective, PartLoss, Plan, StepParts, train
 from ser_core.training.randomness import generator
 from ser_core.training.schedule import warmup_flat_linear
 from ser_core.training.splits import Split
@@ -41,17 +42,19 @@ from ser_core.training.splits import Split
 FRAMES = "frames.npy"
 FRAMES_INDEX = "frames.json"
 MODEL = "model.safetensors"
+FRAMES_AT_ONCE = 8  # utterances of each process, before they are written
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some utterances of a step, whose waves are cut to its shortest, and stacked; `total_weight` is that of the whole step's labels."""
+    """Some utterances of a step, cut to the `samples` of its shortest; `total_weight` is that of the whole step's labels."""
 
     step: int
-    waves: Tensor  # (B, samples)
+    positions: Batch
+    samples: int
     labels: Tensor
-    ids: list[str]
     total_weight: float | None  # None: the part is the whole
+    waves: Tensor | None = None  # (B, samples), read by the process that computes the part
 
 
 class StateTraining(Objective):
@@ -79,26 +82,32 @@ class StateTraining(Objective):
     def parameters(self) -> dict[str, nn.Parameter]:
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
-    def parts(self, step: int) -> Sequence[Part]:
+    def plan(self, step: int) -> StepParts:
         batch = self._plan.batch(step)
-        length = max(self._shortest, min(self._split.samples[position] for position in batch))
-        waves = []
-        for position in batch:
-            wave = self._split.wave(position)
-            spare = len(wave) - length
-            start = int(generator(self._context.seed, "crop", step, position).integers(0, spare + 1)) if spare > 0 else 0
-            waves.append(torch.nn.functional.pad(wave[start : start + length], (0, max(0, length - len(wave)))))
+        samples = max(self._shortest, min(self._split.samples[position] for position in batch))
         labels = torch.tensor([self._split.labels[position] for position in batch])
-        stacked, ids = torch.stack(waves), [self._split.utterances[position].id for position in batch]
-        parts = row_parts(len(batch), relief=self._context.relief)
-        total = float(label_weight(labels, self._class_weights)) if len(parts) > 1 else None
-        return [Part(step, stacked[rows], labels[rows], ids[rows], total) for rows in parts]
+        slices = self._context.row_parts([samples] * len(batch))
+        total = float(label_weight(labels, self._class_weights)) if len(slices) > 1 else None
+        parts = [Part(step, batch[rows], samples, labels[rows], total) for rows in slices]
+        return StepParts(parts, [len(part.positions) for part in parts], len(batch))
+
+    def load(self, part: Part) -> Part:
+        waves = []
+        for position in part.positions:
+            wave = self._split.wave(position)
+            spare = len(wave) - part.samples
+            start = int(generator(self._context.seed, "crop", part.step, position).integers(0, spare + 1)) if spare > 0 else 0
+            waves.append(torch.nn.functional.pad(wave[start : start + part.samples], (0, max(0, part.samples - len(wave)))))
+        return replace(part, waves=torch.stack(waves))
 
     def loss(self, part: Part) -> PartLoss:
+        if part.waves is None:
+            raise ValueError("a part must be loaded first")
         device = self._context.device
-        frames = extractor_frames(self.model.wav2vec.config, part.waves.shape[1])
-        rngs = row_generators(self._context.seed, part.step, part.ids, Padding.independent)  # rows are equally long: nothing is padded
-        time_mask, feature_mask = spans(self._settings.spec_augment, [frames] * len(part.ids), frames, self.model.wav2vec.channels, rngs)
+        frames = extractor_frames(self.model.wav2vec.config, part.samples)
+        ids = [self._split.utterances[position].id for position in part.positions]
+        rngs = row_generators(self._context.seed, part.step, ids, Padding.independent)  # rows are equally long: nothing is padded
+        time_mask, feature_mask = spans(self._settings.spec_augment, [frames] * len(ids), frames, self.model.wav2vec.channels, rngs)
         waves, labels, time_mask, feature_mask = (
             each.to(device, non_blocking=True) for each in (part.waves, part.labels, time_mask, feature_mask)
         )
@@ -128,26 +137,38 @@ class StateTraining(Objective):
 
     @torch.no_grad()
     def validate(self) -> tuple[float, float]:
-        """Weighted mean loss and accuracy on the validation utterances, in batches by length, each from its start to the shortest's end."""
+        """Weighted mean loss and accuracy on the validation utterances, in batches by length, each from its start to the shortest's end.
+
+        Processes share the batches; what each finds is added up in one order, so that all have the same, to the bit.
+        """
         self.model.eval()
+        group, split = self._context.group, self._validation
+        order = sorted(range(len(split)), key=lambda position: (split.samples[position], position))
+        batches = [order[start : start + self._settings.batch_size] for start in range(0, len(order), self._settings.batch_size)]
+        lengths = [max(self._shortest, min(split.samples[position] for position in batch)) for batch in batches]
+        found = np.zeros((len(batches), 3))
+        costs = [len(batch) * length for batch, length in zip(batches, lengths, strict=True)]
+        for number in shares(costs, group.size)[group.rank]:
+            group.alive()
+            found[number] = self._validated(batches[number], lengths[number])
+        loss, weight, correct = group.total(found).sum(axis=0).tolist()
+        return loss / weight, correct / len(order)
+
+    def _validated(self, batch: Batch, length: int) -> tuple[float, float, float]:
+        """Weighted loss, weight and correct utterances of a batch of validation."""
         device = self._context.device
-        order = sorted(range(len(self._validation)), key=lambda position: (self._validation.samples[position], position))
-        total_loss = total_weight = correct = 0.0
-        for start in range(0, len(order), self._settings.batch_size):
-            batch: Batch = order[start : start + self._settings.batch_size]
-            length = max(self._shortest, min(self._validation.samples[position] for position in batch))
-            waves = [self._validation.wave(position)[:length] for position in batch]
-            stacked = torch.stack([torch.nn.functional.pad(wave, (0, length - len(wave))) for wave in waves]).to(device)
-            labels = torch.tensor([self._validation.labels[position] for position in batch], device=device)
-            weight = float(label_weight(labels, self._weights))
-            parts = row_parts(len(batch), relief=self._context.relief)
-            for rows in parts:
-                utterance, frame = self.model(stacked[rows])
-                found = states_loss(utterance, frame, labels[rows], self._weights, weight if len(parts) > 1 else None)
-                total_loss += float(found.loss) * weight
-                correct += float(found.correct)
-            total_weight += weight
-        return total_loss / total_weight, correct / len(order)
+        waves = [self._validation.wave(position)[:length] for position in batch]
+        stacked = torch.stack([torch.nn.functional.pad(wave, (0, length - len(wave))) for wave in waves])
+        labels = torch.tensor([self._validation.labels[position] for position in batch], device=device)
+        weight = float(label_weight(labels, self._weights))
+        slices = self._context.row_parts([length] * len(batch))
+        loss = correct = 0.0
+        for rows in slices:
+            utterance, frame = self.model(stacked[rows].to(device))
+            found = states_loss(utterance, frame, labels[rows], self._weights, weight if len(slices) > 1 else None)
+            loss += float(found.loss) * weight
+            correct += float(found.correct)
+        return loss, weight, correct
 
     def use_best(self) -> tuple[float, int]:
         """Put the best weights into the model; their validation loss and step."""
@@ -177,10 +198,11 @@ def run(context: StageContext) -> dict[str, Any]:
         log_every=context.execution.log_every,
         save_last=True,  # the frames take a while
     )
-    trained = train(objective, plan, context.checkpoints(), context.output, context.should_stop, context.report)
+    trained = train(objective, plan, context.checkpoints(), context.output, context.should_stop, context.report, context.group)
     best_loss, best_step = objective.use_best()
-    with os_errors(context.output / MODEL):
-        save_file({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, context.output / MODEL)
+    if context.group.leads:
+        with os_errors(context.output / MODEL):
+            save_file({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, context.output / MODEL)
     started = time.monotonic()
     frames = write_frames(context, model)
     result = outcome(trained, {"best_validation_loss": best_loss, "best_step": best_step, "frames": frames})
@@ -200,32 +222,61 @@ def validation_split(count: int, fraction: float, seed: int) -> tuple[list[int],
 def write_frames(context: StageContext, model: EmotionStates) -> int:
     """Save the emotion states of all training utterances, each whole and alone; returns how many frames there are.
 
-    Written as a stream: a memory map would meet a full disk as SIGBUS, which kills the process without a word.
+    Written as a stream: a memory map would meet a full disk as SIGBUS, which kills the process without a word. Processes compute a few
+    utterances each and send them to the leader, which writes: no file is written by two machines.
     """
     model.eval()
-    split: Split = context.training
+    split, group = context.training, context.group
     config = model.wav2vec.config
     counts = [max(1, state_count(config, samples)) for samples in split.samples]
     progress = context.progress()
-    with (context.output / FRAMES).open("wb") as file:
-        write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (sum(counts), model.wav2vec.outputs)})
-        for position, count in enumerate(counts):
-            if context.should_stop():
-                raise Interrupted(f"states: stopped at the frames of utterance {position} of {len(counts)}; training is in the checkpoint")
-            states = model.frames(split.wave(position, keep=False)).cpu().numpy()
-            if len(states) != count:
-                raise ValueError(f"{split.utterances[position].id}: {len(states)} emotion states where its length gives {count}")
-            file.write(states.astype("<f4", copy=False).tobytes())
-            progress.at(position + 1, len(counts), "states: frames of utterance")
-    index = {"utterances": [utterance.id for utterance in split.utterances], "frames": counts}
-    (context.output / FRAMES_INDEX).write_text(json.dumps(index), encoding="utf-8")
+    at_once = FRAMES_AT_ONCE * group.size
+    with (context.output / FRAMES).open("wb") if group.leads else contextlib.nullcontext() as file:
+        if file is not None:
+            write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (sum(counts), model.wav2vec.outputs)})
+        for start in range(0, len(counts), at_once):
+            if group.any(context.should_stop()):
+                raise Interrupted(f"states: stopped at the frames of utterance {start} of {len(counts)}; training is in the checkpoint")
+            group.alive()
+            some = counts[start : start + at_once]
+            taken = shares(some, group.size)
+            own = [_states(model, split, start + number, some[number]) for number in taken[group.rank]]
+            found = group.collect(torch.cat([*own, torch.zeros(0, model.wav2vec.outputs)]), [_rows(some, share) for share in taken])
+            if file is not None:
+                for rows in _in_order(found, taken, some):
+                    file.write(rows.numpy().astype("<f4", copy=False).tobytes())
+            progress.at(start + len(some), len(counts), "states: frames of utterance")
+    if group.leads:
+        index = {"utterances": [utterance.id for utterance in split.utterances], "frames": counts}
+        (context.output / FRAMES_INDEX).write_text(json.dumps(index), encoding="utf-8")
     return sum(counts)
 
 
+def _rows(counts: Sequence[int], share: Sequence[int]) -> int:
+    return sum(counts[number] for number in share)
+
+
+def _in_order(found: Sequence[Tensor], taken: Sequence[Sequence[int]], counts: Sequence[int]) -> list[Tensor]:
+    """The frames of each utterance, from those that each process computed one after the other."""
+    ordered: list[Tensor] = [torch.zeros(0)] * len(counts)
+    for rows, share in zip(found, taken, strict=True):
+        for number, states in zip(share, torch.split(rows, [counts[number] for number in share]), strict=True):
+            ordered[number] = states
+    return ordered
+
+
+def _states(model: EmotionStates, split: Split, position: int, count: int) -> Tensor:
+    """Emotion states (frames, channels) of an utterance, on the CPU."""
+    states = model.frames(split.wave(position, keep=False)).cpu()
+    if len(states) != count:
+        raise ValueError(f"{split.utterances[position].id}: {len(states)} emotion states where its length gives {count}")
+    return states
+
+
 def read_frames(folder: Path, ids: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """All frames (N, channels) in memory, and the frames of each utterance. Raises InputError where they are of other utterances."""
+    """All frames (N, channels) mapped, and the frames of each utterance. Raises InputError where they are of other utterances."""
     index = json.loads((folder / FRAMES_INDEX).read_text(encoding="utf-8"))
     if index["utterances"] != list(ids):
         raise InputError(f"{folder}: emotion states of other utterances than the training folds")
-    frames: NDArray[np.float32] = np.load(folder / FRAMES, allow_pickle=False)
+    frames: NDArray[np.float32] = np.load(folder / FRAMES, mmap_mode="r", allow_pickle=False)
     return frames, np.asarray(index["frames"], dtype=np.int64)

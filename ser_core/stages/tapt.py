@@ -6,7 +6,7 @@ Artifact: `encoder/`, the model without its pretraining heads, from which fine-t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,34 +15,37 @@ from torch import Tensor, nn
 
 from ser_core.corpora.manifest import SAMPLE_RATE
 from ser_core.models.backbone import build_backbone, frame_count, save_encoder
+from ser_core.models.front_end import Extracted, extract
 from ser_core.models.tapt import TaptDraw, WholeBatch, code_sums, draw_tapt, tapt_loss
 from ser_core.settings import Padding, TaptSettings
 from ser_core.stages.context import ENCODER, StageContext, outcome, parse
-from ser_core.training.batches import StepPlan, bucketed_epoch, row_parts
-from ser_core.training.loop import Objective, PartLoss, Plan, train
-from ser_core.training.randomness import generator
+from ser_core.training.batches import Batch, StepPlan, bucketed_epoch, longest_first
+from ser_core.training.loop import Objective, OwnParts, PartLoss, Plan, StepParts, train
+from ser_core.training.randomness import generator, torch_seed
 from ser_core.training.schedule import warmup_flat_linear
 
 if TYPE_CHECKING:
     from transformers import Wav2Vec2ForPreTraining
 
-
-@dataclass(frozen=True)
-class Rows:
-    """Some utterances of a step, and their share of what was drawn for it."""
-
-    waves: list[Tensor]
-    draw: TaptDraw
+KEPT_SECONDS = 300.0  # of audio in a step of which the convolutions' sums are kept: 6.5 MB each in float32 (wav2vec2-base)
 
 
 @dataclass(frozen=True)
 class Part:
-    """The `own` of all `rows` of a step: the diversity of codes is a property of all its frames. `samples` is its longest wave."""
+    """Some utterances of a step, where each one's crop begins, and their share of what was drawn for the step.
+
+    `number` of `count` parts; `samples`, the longest crop, and `masked`, the masked frames, are those of the whole step.
+    """
 
     step: int
-    own: Rows
-    rows: tuple[Rows, ...]
+    number: int
+    count: int
+    positions: Batch
+    starts: list[int]
+    draw: TaptDraw
     samples: int
+    masked: int
+    waves: Sequence[Tensor] = ()  # read by the process that computes the part
 
 
 class Pretraining(Objective):
@@ -55,59 +58,90 @@ class Pretraining(Objective):
         self._limit = round(settings.max_seconds * SAMPLE_RATE)
         self._lengths = [min(samples, self._limit) for samples in context.training.samples]
         budget = round(settings.batch_seconds * SAMPLE_RATE)
-        self._whole: tuple[int, WholeBatch] | None = None  # of the step that was last computed in parts
+        self._code_sums = torch.zeros(0)  # of the step that is being computed in parts
+        self._extracted: dict[int, Extracted] = {}  # by part
         self._plan = StepPlan(lambda epoch: bucketed_epoch(self._lengths, budget, settings.buckets, context.seed, epoch))
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
-    def parts(self, step: int) -> Sequence[Part]:
-        seed = self._context.seed
-        waves = []
-        for position in self._plan.batch(step):
-            wave = self._context.training.wave(position)
-            spare = len(wave) - self._limit
-            start = int(generator(seed, "crop", step, position).integers(0, spare + 1)) if spare > 0 else 0
-            waves.append(wave[start : start + self._limit])
-        frames = np.asarray([max(1, frame_count(self.model.config, len(wave))) for wave in waves])
+    def plan(self, step: int) -> StepParts:
+        context, seed = self._context, self._context.seed
+        batch = longest_first(self._plan.batch(step), self._lengths)
+        starts = [self._start(step, position) for position in batch]
+        samples = [self._lengths[position] for position in batch]
+        frames = np.asarray([max(1, frame_count(self.model.config, each)) for each in samples])
         draw = draw_tapt(
             self.model.config,
             frames,
             minimum=self._settings.mask_minimum,
             negatives=self._settings.negatives,
-            padding=self._context.features.padding,
+            padding=context.features.padding,
             rng=generator(seed, "mask and negatives", step),
         )
-        length = int(frames.max())
-        cut = self._context.features.padding is Padding.independent  # else the rows of a part stay as long as those of the step
-        rows = tuple(
-            Rows(waves[each], draw.part(each, int(frames[each].max()) if cut else length))
-            for each in row_parts(len(waves), relief=self._context.relief)
-        )
-        return [Part(step, own, rows, max(len(wave) for wave in waves)) for own in rows]
+        cut = context.features.padding is Padding.independent  # else the rows of a part stay as long as those of the step
+        slices = context.row_parts(samples if cut else samples[:1] * len(samples))
+        masked, length = len(draw.negatives), int(frames.max())
+        parts = [
+            Part(
+                step=step,
+                number=number,
+                count=len(slices),
+                positions=batch[rows],
+                starts=starts[rows],
+                draw=draw.part(rows, int(frames[rows].max()) if cut else length),
+                samples=samples[0],
+                masked=masked,
+            )
+            for number, rows in enumerate(slices)
+        ]
+        return StepParts(parts, [samples[rows.start] * len(samples[rows]) for rows in slices], len(batch))
+
+    def load(self, part: Part) -> Part:
+        split = self._context.training
+        waves = [split.wave(position)[start : start + self._limit] for position, start in zip(part.positions, part.starts, strict=True)]
+        return replace(part, waves=waves)
+
+    def begin(self, parts: OwnParts) -> None:
+        """Add up the codes' sums over all parts of a step, from what the convolutions make of them.
+
+        That is kept for the losses, with what its gradient needs, where memory allows; else it is computed a second time there.
+        """
+        self._extracted = {}
+        if parts.count == 1:
+            return
+        config, padding = self.model.config, self._context.features.padding
+        seconds = sum(len(wave) for part in parts.loaded.values() for wave in part.waves) / SAMPLE_RATE
+        keeps = padding is Padding.independent and self._context.relief == 0 and seconds <= KEPT_SECONDS
+        sums = torch.zeros(config.num_codevector_groups, config.num_codevectors_per_group, device=self._context.device)
+        for part in parts.loaded.values():
+            torch.manual_seed(torch_seed(self._context.seed, "code sums", part.step, part.number))
+            with torch.set_grad_enabled(keeps):
+                extracted = extract(self.model, part.waves, padding, part.samples)
+            sums += code_sums(self.model, extracted, part.draw.mask)
+            if keeps:
+                self._extracted[part.number] = extracted
+        self._context.group.sum_([sums])
+        self._code_sums = sums
 
     def loss(self, part: Part) -> PartLoss:
-        whole = self._whole_batch(part) if len(part.rows) > 1 else None
+        whole = WholeBatch(self._code_sums, part.masked) if part.count > 1 else None
         found = tapt_loss(
             self.model,
-            part.own.waves,
-            part.own.draw,
+            self._extracted.pop(part.number, part.waves),
+            part.draw,
             temperature=self._settings.temperature,
             diversity_weight=self._settings.diversity_weight,
             padding=self._context.features.padding,
             samples=part.samples,
             whole=whole,
         )
-        masked = found.masked if whole is None else whole.masked
-        return PartLoss(found.loss, found.loss / max(masked, 1), found.correct, found.masked)
+        return PartLoss(found.loss, found.loss / max(part.masked, 1), found.correct, found.masked)
 
-    def _whole_batch(self, part: Part) -> WholeBatch:
-        """The sums over all parts of a step, from a pass through the front end without gradient before the first of them."""
-        if self._whole is None or self._whole[0] != part.step:
-            padding = self._context.features.padding
-            sums = [code_sums(self.model, rows.waves, rows.draw.mask, padding=padding, samples=part.samples) for rows in part.rows]
-            self._whole = part.step, WholeBatch(torch.stack(sums).sum(0), sum(len(rows.draw.negatives) for rows in part.rows))
-        return self._whole[1]
+    def _start(self, step: int, position: int) -> int:
+        """First sample of an utterance's crop."""
+        spare = self._context.training.samples[position] - self._limit
+        return int(generator(self._context.seed, "crop", step, position).integers(0, spare + 1)) if spare > 0 else 0
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -127,6 +161,7 @@ def run(context: StageContext) -> dict[str, Any]:
         checkpoint_seconds=context.execution.checkpoint_minutes * 60,
         log_every=context.execution.log_every,
     )
-    trained = train(objective, plan, context.checkpoints(), context.output, context.should_stop, context.report)
-    save_encoder(model.wav2vec2, context.output / ENCODER)
+    trained = train(objective, plan, context.checkpoints(), context.output, context.should_stop, context.report, context.group)
+    if context.group.leads:
+        save_encoder(model.wav2vec2, context.output / ENCODER)
     return outcome(trained, {})

@@ -61,10 +61,46 @@ def halved(size: int, relief: int) -> int:
     return max(1, -(-size // (1 << relief)))
 
 
-def row_parts(rows: int, *, size: int = 0, relief: int = 0) -> list[slice]:
-    """The rows of a step in parts of `size` (0: one part) halved `relief` times."""
-    step = halved(size if 0 < size < rows else rows, relief)
-    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+def length_parts(lengths: Sequence[int], *, size: int = 0, budget: int = 0, relief: int = 0) -> list[slice]:
+    """The rows of a step, of such lengths, in parts: of `size` rows, or (0) as many as fit padded into `budget`, halved `relief` times.
+
+    A row longer than the budget is a part alone. Parts are the unit in which torch draws (dropout, layer drop, noise), so they depend on
+    nothing but this: not on how many processes share them.
+    """
+    if size > 0:
+        size = min(size, len(lengths))
+        whole = [size] * -(-len(lengths) // size)
+    else:
+        whole = []
+        longest = 0
+        for length in lengths:
+            longest = max(longest, length)
+            if not whole or longest * (whole[-1] + 1) > budget:
+                whole.append(0)
+                longest = length
+            whole[-1] += 1
+    parts = []
+    start = 0
+    for rows in whole:
+        end = min(start + rows, len(lengths))
+        step = halved(rows, relief)
+        parts += [slice(first, min(first + step, end)) for first in range(start, end, step)]
+        start = end
+    return parts
+
+
+def shares(costs: Sequence[float], processes: int) -> list[list[int]]:
+    """Positions of the costs that each process takes: the dearest first, each to the one with the least so far, the first of equals.
+
+    No process has more than the mean and one position; the shares hold their positions in order.
+    """
+    load = [0.0] * processes
+    taken: list[list[int]] = [[] for _ in range(processes)]
+    for position in sorted(range(len(costs)), key=lambda position: (-costs[position], position)):
+        process = min(range(processes), key=lambda number: (load[number], number))
+        load[process] += costs[position]
+        taken[process].append(position)
+    return [sorted(each) for each in taken]
 
 
 class StepPlan:

@@ -14,14 +14,16 @@ class Curves:
     """Scalars by step in the `tensorboard` folder of an output.
 
     An attempt that resumes has an output folder of its own, so it first writes again what earlier attempts saw: every folder holds the
-    whole curve, whatever the number of interruptions.
+    whole curve, whatever the number of interruptions. Without a folder nothing is written: only one of several processes does.
     """
 
-    def __init__(self, output: Path, rows: list[Row]) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
+    def __init__(self, output: Path | None, rows: list[Row]) -> None:
         self.rows = rows
-        self._writer: Any = SummaryWriter(str(output / FOLDER))
+        self._writer: Any = None
+        if output is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(output / FOLDER))
         for step, values in rows:
             self._write(step, values)
 
@@ -31,8 +33,11 @@ class Curves:
         self._write(step, values)
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
     def _write(self, step: int, values: dict[str, float]) -> None:
+        if self._writer is None:
+            return
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)

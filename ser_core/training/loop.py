@@ -1,7 +1,8 @@
 """The one training loop: batch, loss, gradient, step; checkpoints on the way; the same numbers with and without interruption.
 
 What a stage trains is an `Objective`. The loop knows steps and parts of steps: the parts' losses add up to the step's, so a batch in ten
-parts has the gradient of the batch in one.
+parts has the gradient of the batch in one. Several processes share the parts of each step and add up their gradients; as torch draws for
+each part from a seed of its own, it makes no difference which process computes it, nor how many there are.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ser_core.training.batches import shares
 from ser_core.training.checkpoints import Checkpoints, Saved
 from ser_core.training.curves import Curves, Row
 from ser_core.training.device import Arithmetic
+from ser_core.training.distributed import Group, shared_tensors, sum_gradients
 from ser_core.training.endings import Diverged, Interrupted
 from ser_core.training.progress import Progress
 from ser_core.training.randomness import torch_seed
@@ -38,6 +41,24 @@ class PartLoss:
     counted: int
 
 
+@dataclass(frozen=True)
+class StepParts:
+    """A step before anything of it is loaded: the same in every process. `costs`, of the parts, are what their shares are balanced by."""
+
+    parts: Sequence[Any]
+    costs: Sequence[float]
+    rows: int  # utterances in all parts
+
+
+@dataclass(frozen=True)
+class OwnParts:
+    """What one process computes of a step: its parts, loaded, by their numbers in the step."""
+
+    loaded: Mapping[int, Any]
+    count: int  # parts of the step
+    rows: int  # its utterances
+
+
 class Objective(ABC):
     """What a stage trains."""
 
@@ -48,15 +69,26 @@ class Objective(ABC):
         """Name -> parameter, for the optimiser."""
 
     @abstractmethod
-    def parts(self, step: int) -> Sequence[Any]:
-        """The batch of a step, in parts. A pure function of the step; may run in another thread, ahead of time."""
+    def plan(self, step: int) -> StepParts:
+        """The batch of a step in parts, with all that is drawn for the step as a whole; cheap, because every process plans every step.
+
+        A pure function of the step; may run in another thread, ahead of time.
+        """
+
+    def load(self, part: Any) -> Any:
+        """What `loss` needs of a planned part, read only by the process that computes it; where `plan` runs."""
+        return part
+
+    def begin(self, parts: OwnParts) -> None:
+        """Called before the losses of a step, in all processes, also where one has no part of it."""
+        del parts
 
     @abstractmethod
     def loss(self, part: Any) -> PartLoss:
         """Loss of one part, with gradient."""
 
     def after(self, step: int) -> Mapping[str, float]:
-        """Called when `step` steps are done; what it returns is shown in the curves."""
+        """Called in all processes when `step` steps are done; what it returns, the same in all, is shown in the curves."""
         return {}
 
     def kept(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -99,26 +131,29 @@ class Trained:
 
 @dataclass
 class _Window:
-    """Sums over steps; tensors on the device, read once in a while."""
+    """Sums over steps: `sums` (2,) of what is shown and of correct decisions, on the device and read once in a while."""
 
-    shown: Tensor
-    correct: Tensor
+    sums: Tensor
     counted: int = 0
     steps: int = 0
 
-    def add(self, part: PartLoss) -> None:
-        self.shown = self.shown + part.shown.detach().float()
-        self.correct = self.correct + part.correct.detach().float()
-        self.counted += part.counted
+    def add(self, sums: Tensor, counted: int) -> None:
+        self.sums = self.sums + sums
+        self.counted += counted
+        self.steps += 1
+
+    def means(self) -> tuple[float, float]:
+        """Loss of a step, and accuracy."""
+        shown, correct = self.sums.tolist()
+        return shown / self.steps, correct / max(1, self.counted)
 
     def facts(self) -> list[float]:
         """What a checkpoint keeps, so that a mean that spans an interruption is the same."""
-        return [float(self.shown), float(self.correct), self.counted, self.steps]
+        return [*self.sums.tolist(), self.counted, self.steps]
 
     @staticmethod
     def start(device: torch.device, facts: Sequence[float] = (0.0, 0.0, 0, 0)) -> _Window:
-        shown, correct = torch.tensor(facts[0], device=device), torch.tensor(facts[1], device=device)
-        return _Window(shown, correct, int(facts[2]), int(facts[3]))
+        return _Window(torch.tensor(facts[:2], dtype=torch.float32, device=device), int(facts[2]), int(facts[3]))
 
 
 @dataclass
@@ -137,69 +172,87 @@ def train(
     output: Path,
     should_stop: Callable[[], bool],
     report: Callable[[str], None],
+    group: Group | None = None,
 ) -> Trained:
-    """Train from the newest checkpoint, or from the start, to the last step.
+    """Train from the newest checkpoint, or from the start, to the last step; every process of the group calls it, the leader alone writes.
 
-    Raises Interrupted after writing a checkpoint once `should_stop` turned true, and Diverged when the loss is not finite.
+    Raises Interrupted after a checkpoint was written once `should_stop` turned true in any process, and Diverged when the loss is not
+    finite; both in all processes after the same step.
     """
+    group = group or Group()
     device = plan.arithmetic.device
     objective.model.to(device)
     named = objective.parameters()
     # One kernel for all parameters: faster on CPUs and GPUs alike.
     optimiser = torch.optim.Adam(list(named.values()), lr=plan.learning_rate, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=plan.arithmetic.dtype is torch.float16)
+    scaler.scale(torch.zeros((), device=device))  # makes its state also where this process has no part of the first step
     state = _State()
     window = _Window.start(device)  # since the last entry of the curves
     tail, tail_from = _Window.start(device), plan.steps * 9 // 10  # what is told at the end, however often curves are written
-    saved = checkpoints.load()
+    group.alive()
+    saved = _newest(checkpoints, group)
     if saved is not None and _restore(saved, objective, named, optimiser, scaler):
         state = _State(saved.step, list(saved.facts["curves"]), saved.step)
         window, tail = _Window.start(device, saved.facts["window"]), _Window.start(device, saved.facts["tail"])
         report(f"{plan.name}: resumed after step {state.step} of {plan.steps}")
+    else:
+        group.copy_(objective.model.state_dict().values())  # drawn alike, but perhaps by another kind of machine
+    del saved  # as large as the model and the optimiser
     resumed_at = state.step
-    curves = Curves(output, state.rows)
+    curves = Curves(output if group.leads else None, state.rows)
     progress = Progress(report)
     started = saved_at = time.monotonic()
     durations: list[float] = []
     waited = 0.0
+    idle_told = False
 
     def save() -> None:
+        """In all processes, so that they see alike what cannot be saved; the leader writes, the others wait for it."""
         _check_finite(window, plan, state.step)
         if state.saved == state.step:
             return
-        extra, own = objective.kept()
-        tensors = {"model": objective.model.state_dict(), "adam": _adam_tensors(optimiser, named), "extra": extra}
-        sums = {"window": window.facts(), "tail": tail.facts()}
-        facts = {"curves": state.rows, **sums, "scaler": scaler.state_dict(), "objective": own}
-        checkpoints.save(state.step, tensors, facts)
+        if group.leads:
+            extra, own = objective.kept()
+            tensors = {"model": objective.model.state_dict(), "adam": _adam_tensors(optimiser, named), "extra": extra}
+            sums = {"window": window.facts(), "tail": tail.facts()}
+            facts = {"curves": state.rows, **sums, "scaler": scaler.state_dict(), "objective": own}
+            checkpoints.save(state.step, tensors, facts)
+        group.barrier()
         state.saved = state.step
 
-    with _Ahead(objective.parts, ahead=device.type == "cuda") as batches:
+    def own_parts(step: int) -> OwnParts:
+        planned = objective.plan(step)
+        numbers = shares(planned.costs, group.size)[group.rank]
+        return OwnParts({number: objective.load(planned.parts[number]) for number in numbers}, len(planned.parts), planned.rows)
+
+    with _Ahead(own_parts, ahead=device.type == "cuda") as batches:
         try:
             while state.step < plan.steps:
-                if should_stop():
+                if group.any(should_stop()):
                     save()
                     raise Interrupted(f"{plan.name}: stopped after step {state.step} of {plan.steps}; a checkpoint was written")
+                group.alive()
                 begun = time.monotonic()
                 parts = batches.get(state.step, more=state.step + 1 < plan.steps)
                 waited += time.monotonic() - begun
+                if parts.count < group.size and not idle_told:
+                    report(_idle(plan.name, state.step, parts, group.size))
+                    idle_told = True
                 rate = plan.learning_rate * plan.schedule(state.step)
-                for group in optimiser.param_groups:
-                    group["lr"] = rate
-                torch.manual_seed(torch_seed(plan.seed, "dropout", state.step))
+                for settings in optimiser.param_groups:
+                    settings["lr"] = rate
                 objective.model.train()
                 optimiser.zero_grad(set_to_none=True)
-                for part in parts:
-                    with plan.arithmetic.autocast():
-                        part_loss = objective.loss(part)
-                    scaler.scale(part_loss.loss).backward()  # type: ignore[no-untyped-call]
-                    window.add(part_loss)
-                    if state.step >= tail_from:
-                        tail.add(part_loss)
+                shown, counted = _gradients(objective, plan, scaler, state.step, parts)
+                # The leader's clock says when to save, but all look at the loss before.
+                due = group.leads and time.monotonic() - saved_at >= plan.checkpoint_seconds
+                shown, (all_counted, saving) = sum_gradients(group, list(named.values()), shown, (counted, due))
                 scaler.step(optimiser)
                 scaler.update()
-                window.steps += 1
-                tail.steps += state.step >= tail_from
+                window.add(shown, int(all_counted))
+                if state.step >= tail_from:
+                    tail.add(shown, int(all_counted))
                 state.step += 1
                 logged = state.step % plan.log_every == 0 or state.step == plan.steps
                 # Reading the loss waits for a GPU, so there it is read only where it is written down.
@@ -208,31 +261,45 @@ def train(
                 durations.append(time.monotonic() - begun)
                 values = {f"validation/{name}": value for name, value in objective.after(state.step).items()}
                 if logged:
-                    accuracy = float(window.correct) / max(1, window.counted)
-                    values |= {"train/loss": float(window.shown) / window.steps, "train/accuracy": accuracy, "train/learning_rate": rate}
+                    loss, accuracy = window.means()
+                    values |= {"train/loss": loss, "train/accuracy": accuracy, "train/learning_rate": rate}
                     window = _Window.start(device)
                 if values:
                     curves.add(state.step, values)
                 if logged:
                     _tell(progress, plan, state, durations)
-                if time.monotonic() - saved_at >= plan.checkpoint_seconds and state.step < plan.steps:
+                if saving and state.step < plan.steps:
                     save()
                     saved_at = time.monotonic()
         finally:
             curves.close()
     if plan.save_last and durations:
         save()
-    loss, accuracy = float(tail.shown) / tail.steps, float(tail.correct) / max(1, tail.counted)
-    return Trained(loss, accuracy, plan.steps, resumed_at, time.monotonic() - started, median(durations) if durations else 0.0, waited)
+    return Trained(*tail.means(), plan.steps, resumed_at, time.monotonic() - started, median(durations) if durations else 0.0, waited)
+
+
+def _gradients(objective: Objective, plan: Plan, scaler: torch.amp.GradScaler, step: int, parts: OwnParts) -> tuple[Tensor, int]:
+    """Add up the gradients of this process's parts; what they show and their correct decisions (2,), and the decisions counted."""
+    shown, counted = torch.zeros(2, device=plan.arithmetic.device), 0
+    with plan.arithmetic.autocast():
+        objective.begin(parts)
+    for number, part in parts.loaded.items():
+        torch.manual_seed(torch_seed(plan.seed, "dropout", step, number))
+        with plan.arithmetic.autocast():
+            found = objective.loss(part)
+        scaler.scale(found.loss).backward()  # type: ignore[no-untyped-call]
+        shown = shown + torch.stack([found.shown.detach().float(), found.correct.detach().float()])
+        counted += found.counted
+    return shown, counted
 
 
 class _Ahead:
     """Gives the parts of each step; with `ahead`, those of the next one are made while this one is computed."""
 
-    def __init__(self, parts: Callable[[int], Sequence[Any]], *, ahead: bool) -> None:
+    def __init__(self, parts: Callable[[int], OwnParts], *, ahead: bool) -> None:
         self._parts = parts
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches") if ahead else None
-        self._next: tuple[int, Future[Sequence[Any]]] | None = None
+        self._next: tuple[int, Future[OwnParts]] | None = None
 
     def __enter__(self) -> _Ahead:
         return self
@@ -241,7 +308,7 @@ class _Ahead:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def get(self, step: int, *, more: bool) -> Sequence[Any]:
+    def get(self, step: int, *, more: bool) -> OwnParts:
         if self._pool is None:
             return self._parts(step)
         pending = self._next[1] if self._next is not None and self._next[0] == step else self._pool.submit(self._parts, step)
@@ -250,11 +317,25 @@ class _Ahead:
         return parts
 
 
+def _newest(checkpoints: Checkpoints, group: Group) -> Saved | None:
+    """The checkpoint that the leader finds: two processes that look for themselves may see different ones on a network's disk."""
+    saved = checkpoints.load() if group.leads else None
+    told = group.share(None if saved is None else (saved.step, saved.facts))
+    if told is None:
+        return None
+    step, facts = told
+    return Saved(step, shared_tensors(group, {} if saved is None else saved.tensors), facts)
+
+
+def _idle(name: str, step: int, parts: OwnParts, processes: int) -> str:
+    wanted = f"set execution.micro_batch={parts.rows // processes} or ask for" if parts.rows >= processes else "ask for"
+    return f"{name}: step {step} has {parts.count} parts for {processes} processes, some are idle: {wanted} fewer processes"
+
+
 def _check_finite(window: _Window, plan: Plan, step: int) -> None:
-    if not math.isfinite(float(window.shown)):
-        raise Diverged(
-            f"{plan.name}: the loss is {float(window.shown)} at step {step} (seed {plan.seed}, learning rate {plan.learning_rate})"
-        )
+    shown = float(window.sums[0])
+    if not math.isfinite(shown):
+        raise Diverged(f"{plan.name}: the loss is {shown} at step {step} (seed {plan.seed}, learning rate {plan.learning_rate})")
 
 
 def _tell(progress: Progress, plan: Plan, state: _State, durations: list[float]) -> None:

@@ -179,7 +179,7 @@ def test_preloading_leaves_a_process_that_can_fork() -> None:
     code = (
         "import sys, threading; from ser_core.registry import REGISTRY; REGISTRY.preload(); "
         "print(threading.active_count(), all(name in sys.modules for name in "
-        "['torch', 'transformers', 'sklearn.cluster', 'tensorboard', 'ser_core.stages.finetune']))"
+        "['torch', 'transformers', 'sklearn.metrics', 'tensorboard', 'ser_core.stages.finetune']))"
     )
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["1", "True"]

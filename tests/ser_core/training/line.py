@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ser_core.settings import Precision
 from ser_core.training.checkpoints import Checkpoints
 from ser_core.training.device import choose_arithmetic
-from ser_core.training.loop import Objective, PartLoss, Plan, Trained, train
+from ser_core.training.distributed import Group
+from ser_core.training.loop import Objective, PartLoss, Plan, StepParts, Trained, train
 from ser_core.training.randomness import generator
 from ser_core.training.schedule import warmup_flat_linear
 
@@ -24,7 +25,7 @@ class Regression(Objective):
 
     def __init__(self, parts: int = 1, dropout: float = 0.3) -> None:
         torch.manual_seed(0)
-        self.model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(dropout), nn.Linear(8, 1))
+        self.model: nn.Module = nn.Sequential(nn.Linear(4, 8), nn.Dropout(dropout), nn.Linear(8, 1))
         self.number = parts
         self.asked: list[int] = []
         self.best = torch.zeros(1)
@@ -32,10 +33,11 @@ class Regression(Objective):
     def parameters(self) -> dict[str, nn.Parameter]:
         return dict(self.model.named_parameters())
 
-    def parts(self, step: int) -> Sequence[Tensor]:
+    def plan(self, step: int) -> StepParts:
         self.asked.append(step)
         data = torch.from_numpy(generator(0, "data", step).normal(size=(12, 5))).float()
-        return list(data.chunk(self.number))
+        parts = list(data.chunk(self.number))
+        return StepParts(parts, [len(part) for part in parts], len(data))
 
     def loss(self, part: Tensor) -> PartLoss:
         error = (self.model(part[:, :4])[:, 0] - part[:, :4].sum(1)) ** 2
@@ -78,8 +80,9 @@ def train_line(
     identity: str = "mine",
     should_stop: Callable[[], bool] = lambda: False,
     report: Callable[[str], None] = lambda line: None,
+    group: Group | None = None,
 ) -> Trained:
-    return train(objective, plan, Checkpoints(checkpoint, identity), output, should_stop, report)
+    return train(objective, plan, Checkpoints(checkpoint, identity), output, should_stop, report, group)
 
 
 def weights(objective: Objective) -> list[Tensor]:

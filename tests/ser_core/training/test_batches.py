@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ser_core.training.batches import StepPlan, bucket_count, bucketed_epoch, longest_first, row_parts, shuffled_epoch
+from ser_core.training.batches import StepPlan, bucket_count, bucketed_epoch, length_parts, longest_first, shares, shuffled_epoch
 
 LENGTHS = st.lists(st.integers(1, 400), min_size=1, max_size=80)
 
@@ -61,16 +62,39 @@ def test_a_small_corpus_has_few_buckets() -> None:
     assert first != second
 
 
-@given(lengths=LENGTHS, size=st.integers(0, 100), relief=st.integers(0, 9))
+@given(lengths=LENGTHS, size=st.integers(1, 100), relief=st.integers(0, 9))
 def test_parts_are_the_batch_in_pieces_of_similar_length(lengths: list[int], size: int, relief: int) -> None:
     """Everybody once, longest first; every time that memory ran out halves the size, down to one."""
     batch = list(range(len(lengths)))
     ordered = longest_first(batch, lengths)
-    parts = [ordered[rows] for rows in row_parts(len(ordered), size=size, relief=relief)]
+    parts = [ordered[rows] for rows in length_parts([lengths[each] for each in ordered], size=size, relief=relief)]
     assert sorted(index for part in parts for index in part) == batch
     assert [lengths[index] for part in parts for index in part] == sorted(lengths, reverse=True)
-    whole = min(size or len(batch), len(batch))
-    assert max(len(part) for part in parts) == max(1, math.ceil(whole / 2**relief))
+    assert max(len(part) for part in parts) == max(1, math.ceil(min(size, len(batch)) / 2**relief))
+
+
+@given(lengths=LENGTHS, budget=st.integers(1, 2000), relief=st.integers(0, 9))
+def test_parts_by_length_stay_within_the_budget(lengths: list[int], budget: int, relief: int) -> None:
+    """In whatever order: each part padded within the budget or a row alone, no two neighbours could be one, and relief halves each."""
+    parts = [lengths[rows] for rows in length_parts(lengths, budget=budget)]
+    assert [length for part in parts for length in part] == lengths
+    assert all(len(part) == 1 or max(part) * len(part) <= budget for part in parts)
+    assert all(max(*one, other[0]) * (len(one) + 1) > budget for one, other in itertools.pairwise(parts))
+    halved = [lengths[rows] for rows in length_parts(lengths, budget=budget, relief=relief)]
+    assert [length for part in halved for length in part] == lengths
+    assert max(map(len, halved)) == max(1, math.ceil(max(map(len, parts)) / 2**relief))
+
+
+@given(costs=st.lists(st.integers(1, 1000), max_size=60), processes=st.integers(1, 9))
+def test_shares_are_even(costs: list[int], processes: int) -> None:
+    """Every part has one process; the fullest has at most the mean and a part more, and nobody is idle where there is a part for each."""
+    taken = shares(costs, processes)
+    assert sorted(number for share in taken for number in share) == list(range(len(costs)))
+    assert all(share == sorted(share) for share in taken)
+    loads = [sum(costs[number] for number in share) for share in taken]
+    assert max(loads) <= sum(costs) / processes + max(costs, default=0)
+    assert all(taken) == (len(costs) >= processes)
+    assert max(loads) - min(loads) <= max(costs, default=0)
 
 
 def test_a_plan_gives_the_same_batch_whichever_step_is_asked_first() -> None:

@@ -177,13 +177,18 @@ def test_sixteen_bit_arithmetic_trains_and_resumes(precision: Precision, bench: 
 
 def test_batches_made_ahead_are_the_same(bench: Bench) -> None:
     """Making the next batch in a thread changes neither their order nor their number."""
-    from ser_core.training.loop import _Ahead
+    from ser_core.training.loop import OwnParts, _Ahead
 
     objective = Regression()
-    with _Ahead(objective.parts, ahead=True) as batches:
+
+    def own_parts(step: int) -> OwnParts:
+        planned = objective.plan(step)
+        return OwnParts(dict(enumerate(planned.parts)), len(planned.parts), planned.rows)
+
+    with _Ahead(own_parts, ahead=True) as batches:
         found = [batches.get(step, more=step < 5) for step in range(6)]
     assert objective.asked == list(range(6))
-    assert all(torch.equal(parts[0], Regression().parts(step)[0]) for step, parts in enumerate(found))
+    assert all(torch.equal(parts.loaded[0], Regression().plan(step).parts[0]) for step, parts in enumerate(found))
 
 
 def test_a_gpu_without_bfloat16_resumes_what_one_with_it_began(bench: Bench) -> None:

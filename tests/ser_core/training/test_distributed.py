@@ -1,0 +1,270 @@
+"""One training in real processes over gloo: the numbers of one process, and ends within a bounded time."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from jobs.failures import FailureClass, class_of_exception
+from ser_core.settings import Precision
+from ser_core.training.checkpoints import Checkpoints
+from ser_core.training.device import choose_arithmetic
+from ser_core.training.distributed import Group, buckets, process_group, stopping_together, sum_gradients
+from ser_core.training.endings import Diverged, Interrupted
+from ser_core.training.loop import PartLoss, StepParts
+from ser_core.training.rendezvous import addresses, rendezvous
+from ser_core.training.team import Alone
+from tests.ser_core.training.line import CPU, Regression, line_plan, train_line, weights
+from tests.ser_core.training.teams import FolderTeam, results, run_team
+
+SECONDS = 4.0  # that processes wait for each other in tests of ends
+
+
+class Uneven(Regression):
+    """Parts of 1, 2, 3, ... rows; a layer that a part may leave out, drawn by torch as layer drop is; and one that nobody uses."""
+
+    def __init__(self, parts: int = 4) -> None:
+        super().__init__(parts)
+        self.base, self.dropped = self.model, nn.Linear(1, 1)
+        self.model = nn.ModuleList([self.base, self.dropped, nn.Linear(1, 1)])
+
+    def plan(self, step: int) -> StepParts:
+        whole = super().plan(step)
+        sizes = [*range(1, self.number), 12 - sum(range(self.number))]
+        parts = list(torch.split(torch.cat(list(whole.parts)), sizes))
+        return StepParts(parts, sizes, 12)
+
+    def loss(self, part: Tensor) -> PartLoss:
+        out = self.base(part[:, :4])
+        if torch.rand(()) < 0.3:
+            out = self.dropped(out)
+        error = (out[:, 0] - part[:, :4].sum(1)) ** 2
+        loss = error.sum() / 12
+        return PartLoss(loss, loss, (error < 1).sum(), len(part))
+
+
+def train_in_team(
+    team: FolderTeam | Alone, root: Path, name: str, changes: dict[str, Any], *, parts: int = 4, stop_at: int = 10**9, stops: int = 0
+) -> dict[str, Any]:
+    """A training of 20 steps; process number `stops` is asked to stop before step `stop_at` of this attempt."""
+    torch.set_num_threads(1)
+    objective, lines = Uneven(parts), list[str]()
+    asked = iter(range(10**9))
+    with process_group(team, CPU, 60.0) as group:
+        try:
+            trained = train_line(
+                objective,
+                line_plan(log_every=1, **changes),
+                root / "checkpoints",
+                root / f"{name}-{team.rank}",
+                should_stop=lambda: next(asked) >= stop_at and team.rank == stops,
+                report=lines.append,
+                group=group,
+            )
+        except Interrupted:
+            return {"stopped": True, "asked": objective.asked}
+    gone = [parameter.grad is None for parameter in objective.parameters().values()]
+    return {"loss": trained.loss, "weights": weights(objective), "lines": lines, "asked": objective.asked, "gone": gone}
+
+
+def loss_curve(root: Path, name: str) -> list[float]:
+    found = EventAccumulator(str(root / f"{name}-0" / "tensorboard"))
+    found.Reload()
+    return [event.value for event in found.Scalars("train/loss")]
+
+
+def test_a_training_has_the_same_numbers_in_any_number_of_processes(tmp_path: Path) -> None:
+    """Dropout and dropped layers on, parts of unlike size: one loss curve; weights equal to the bit in all processes of a team."""
+    expected = train_in_team(Alone(), tmp_path / "1", "out", {})
+    curve = loss_curve(tmp_path / "1", "out")
+    assert len(set(curve)) == 20
+    for size in (2, 4):
+        root = tmp_path / str(size)
+        first, *others = results(run_team(root / "team", size, train_in_team, root, "out", {}))
+        assert loss_curve(root, "out") == pytest.approx(curve, rel=1e-5)
+        assert first["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        for mine, theirs in zip(first["weights"], expected["weights"], strict=True):
+            assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-6)
+        for other in others:
+            assert all(torch.equal(mine, theirs) for mine, theirs in zip(first["weights"], other["weights"], strict=True))
+            assert other["gone"] == first["gone"] == expected["gone"]
+        assert [path.name for path in root.glob("out-*")] == ["out-0"]  # the leader alone writes
+
+
+def test_a_checkpoint_is_resumed_by_a_team_of_another_size(tmp_path: Path) -> None:
+    """2, then 1, then 4 processes; in the first attempt only the follower is asked to stop, and both stop after the same step."""
+    train_in_team(Alone(), tmp_path / "whole", "out", {})
+    root = tmp_path / "parts"
+    two = results(run_team(tmp_path / "two", 2, stopped, root, "two", 7, 1))
+    assert two == [{"stopped": True, "asked": list(range(7))}] * 2
+    assert stopped(Alone(), root, "one", 6, 0) == {"stopped": True, "asked": list(range(7, 13))}
+    four = results(run_team(tmp_path / "four", 4, train_in_team, root, "four", {}))
+    assert [each["asked"] for each in four] == [list(range(13, 20))] * 4
+    assert loss_curve(root, "four") == pytest.approx(loss_curve(tmp_path / "whole", "out"), rel=1e-5)
+
+
+def stopped(team: FolderTeam | Alone, root: Path, name: str, stop_at: int, stops: int) -> dict[str, Any]:
+    return train_in_team(team, root, name, {}, stop_at=stop_at, stops=stops)
+
+
+def idle(team: FolderTeam, root: Path) -> dict[str, Any]:
+    arithmetic = choose_arithmetic(CPU, Precision.float16)  # the scaler of gradients has to agree
+    return train_in_team(team, root, "out", {"arithmetic": arithmetic}, parts=2)
+
+
+def test_fewer_parts_than_processes_are_told_once(tmp_path: Path) -> None:
+    """Processes without a part take every step with the others, in float16 with one scale for all; the report says what to set."""
+    root = tmp_path / "idle"
+    found = results(run_team(tmp_path / "team", 3, idle, root))
+    told = "line: step 0 has 2 parts for 3 processes, some are idle: set execution.micro_batch=4 or ask for fewer processes"
+    assert found[0]["lines"] == [told]
+    for other in found[1:]:
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(found[0]["weights"], other["weights"], strict=True))
+    alone = train_in_team(Alone(), tmp_path / "alone", "out", {"arithmetic": choose_arithmetic(CPU, Precision.float16)}, parts=2)
+    assert found[0]["loss"] == pytest.approx(alone["loss"], rel=1e-2)
+
+
+def diverging(team: FolderTeam, root: Path) -> None:
+    class Exploding(Uneven):
+        def loss(self, part: Tensor) -> PartLoss:
+            found = super().loss(part)
+            bad = len(self.asked) > 4 and len(part) == 1
+            return PartLoss(found.loss, found.shown * float("nan") if bad else found.shown, found.correct, found.counted)
+
+    with process_group(team, CPU, 60.0) as group:
+        train_line(Exploding(), line_plan(checkpoint_seconds=0.0), root / "checkpoints", root / "out", group=group)
+
+
+def test_a_loss_that_is_not_finite_in_one_process_ends_all_alike(tmp_path: Path) -> None:
+    ended = run_team(tmp_path / "team", 2, diverging, tmp_path)
+    assert [(type(each.error), str(each.error)) for each in ended] == [
+        (Diverged, "line: the loss is nan at step 5 (seed 1, learning rate 0.05)")
+    ] * 2
+    saved = Checkpoints(tmp_path / "checkpoints", "mine").load()
+    assert saved is not None
+    assert saved.step == 4
+
+
+def failing(team: FolderTeam, root: Path, how: str) -> None:
+    """Process 1 meets its end in step 3."""
+
+    class Failing(Uneven):
+        def loss(self, part: Tensor) -> PartLoss:
+            if team.rank == 1 and len(self.asked) == 3:
+                if how == "dies":
+                    os._exit(9)
+                if how == "hangs":
+                    time.sleep(3600)
+                raise MemoryError("no room")
+            return super().loss(part)
+
+    with process_group(team, CPU, SECONDS) as group:
+        train_line(Failing(), line_plan(), root / "checkpoints", root / "out", group=group)
+
+
+@pytest.mark.parametrize("how", ["dies", "raises", "hangs"])
+def test_the_others_end_soon_with_an_error_of_communication(how: str, tmp_path: Path) -> None:
+    """Whether one dies, fails or hangs: the others have ended before they had to be killed, and the one that failed says why."""
+    ended = run_team(tmp_path / "team", 3, failing, tmp_path, how, hung=1 if how == "hangs" else None)
+    for each in (ended[0], ended[2]):
+        assert isinstance(each.error, ConnectionError)
+        assert class_of_exception(each.error) is FailureClass.communication
+        assert each.exit == 0
+    assert ended[1].exit == {"dies": 9, "raises": 0, "hangs": -9}[how]
+    assert isinstance(ended[1].error, MemoryError) == (how == "raises")
+
+
+def stopping(team: FolderTeam, kind: str) -> str:
+    """Work of each process by itself, in which process 1 is asked to stop."""
+    with process_group(team, CPU, 20.0) as group:
+        try:
+            with stopping_together(group):
+                if team.rank == 1 and kind == "stop":
+                    raise Interrupted("asked")
+        except Interrupted as ending:
+            return str(ending)
+    return f"{team.promises[-1]:g}"
+
+
+def test_work_of_each_process_is_stopped_together(tmp_path: Path) -> None:
+    assert results(run_team(tmp_path / "stop", 2, stopping, "stop")) == ["another process was asked to stop", "asked"]
+    assert results(run_team(tmp_path / "none", 2, stopping, "none")) == ["0", "0"]
+
+
+def talking(team: FolderTeam, count: int) -> list[Any]:
+    """Groups one after the other, as stages of one task make them, and all that is said in them."""
+    told: list[Any] = []
+    for number in range(count):
+        with process_group(team, CPU, 20.0) as group:
+            tensors = [torch.full((3, 2), float(team.rank)), torch.arange(4.0).reshape(2, 2).T]
+            group.sum_(tensors)
+            own = torch.full((team.rank, 2), float(team.rank))
+            copied = torch.full((3,), team.rank + number, dtype=torch.int64)
+            group.copy_([copied, torch.zeros(0)])
+            told.append(
+                {
+                    "sums": [tensor.tolist() for tensor in tensors],
+                    "any": [group.any(team.rank == 1), group.any(False)],
+                    "exact": group.total(np.array([1 / 3 if team.rank == 1 else 0.0]))[0] == 1 / 3,
+                    "shared": group.share({"rank": team.rank}),
+                    "copied": copied.tolist(),
+                    "collected": [rows.tolist() for rows in group.collect(own, range(group.size))],
+                }
+            )
+    return told
+
+
+def test_what_a_group_says(tmp_path: Path) -> None:
+    """Twice, by two teams at the same time, on ports that nobody chose."""
+    for rank, told in enumerate(results(run_team(tmp_path / "team", 3, talking, 2))):
+        for number, each in enumerate(told):
+            assert each["sums"] == [[[3.0, 3.0]] * 3, [[0.0, 6.0], [3.0, 9.0]]]
+            assert each["any"] == [True, False]
+            assert each["exact"]
+            assert each["shared"] == {"rank": 0}
+            assert each["copied"] == [number] * 3
+            assert each["collected"] == ([[], [[1.0, 1.0]], [[2.0, 2.0]] * 2] if rank == 0 else [])
+
+
+def test_the_store_of_another_job_is_told_apart(tmp_path: Path) -> None:
+    """A leader's address may lead elsewhere: to a store that does not know its word, or to nothing."""
+    from datetime import timedelta
+
+    foreign = TCPStore("127.0.0.1", 0, None, True, timeout=timedelta(seconds=5), wait_for_workers=False)
+    team = FolderTeam(tmp_path, 1, 2)
+    (tmp_path / "shared-0").write_text(json.dumps({"addresses": ["127.0.0.1", "127.0.0.2"], "port": foreign.port, "word": "mine"}))
+    with pytest.raises(ConnectionError, match=r"no way to the leader.*127\.0\.0\.1: the store of another job"):
+        rendezvous(team, 5.0)
+
+
+def test_loopback_is_tried_last() -> None:
+    found = addresses()
+    assert found[-1] == "127.0.0.1"
+    assert len(set(found)) == len(found)
+
+
+@given(sizes=st.lists(st.integers(0, 50), max_size=40), limit=st.integers(1, 60))
+def test_messages_hold_neighbours_within_a_limit(sizes: list[int], limit: int) -> None:
+    found = buckets(sizes, limit)
+    assert [index for bucket in found for index in bucket] == list(range(len(sizes)))
+    assert all(len(bucket) == 1 or sum(sizes[index] for index in bucket) <= limit for bucket in found)
+
+
+def test_a_group_of_one_changes_nothing() -> None:
+    group, parameter = Group(), nn.Parameter(torch.ones(2))
+    shown, told = sum_gradients(group, [parameter], torch.ones(2), (3, True))
+    assert (shown.tolist(), tuple(told), parameter.grad) == ([1.0, 1.0], (3, True), None)
+    assert (group.leads, group.any(True), group.share("word")) == (True, True, "word")
+    assert [rows.tolist() for rows in group.collect(torch.ones(2, 1), [2])] == [[[1.0], [1.0]]]
