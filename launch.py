@@ -138,13 +138,17 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="again and again until nothing is left to do")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON value, nothing else")] = False,
     look: Annotated[bool, typer.Option("--look", help="only look: make no pass of the controller")] = False,
+    requests: Annotated[bool, typer.Option("--requests", help="only: was the time and memory enough that was asked of Slurm?")] = False,
     results: Results = ROOT / "results",
 ) -> None:
     """Show where an experiment stands. On Slurm it also submits whatever is missing, as every pass of the controller does."""
-    from jobs.console import show_status
+    from jobs.console import show_requests, show_status
 
     if watch and as_json:
         raise UsageError("status: --json is one value: leave out --watch")
+    if requests:
+        show_requests(_reopen(experiment, results, patient=False), as_json=as_json)
+        return
     show_status(_reopen(experiment, results, patient=False), look_only=look, as_json=as_json, watch=watch)
 
 
@@ -261,7 +265,7 @@ def _experiment(arguments: list[str], cluster: str | None, command: str) -> Expe
         raise UsageError(f"{command}: one experiment at a time (got {', '.join(named)}); settings are given as KEY=VALUE")
     overrides = [text for text in arguments if "=" in text]
     name = named[0] if named else DEFAULT_EXPERIMENT
-    experiment = load_experiment(name, overrides, configs=CONFIGS, recipe_schema=Recipe, stages=tuple(VERSIONS))
+    experiment = load_experiment(name, overrides, configs=CONFIGS, recipe_schema=Recipe, stages=tuple(VERSIONS), teams=REGISTRY.teams)
     if cluster is not None:
         if cluster not in Cluster.__members__:
             raise UsageError(f"--cluster {cluster}: known are {', '.join(Cluster.__members__)}")

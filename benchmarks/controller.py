@@ -69,7 +69,9 @@ def launch_grid(folder: Path, runs: int, slots: int) -> Any:
     from ser_core.settings import Recipe
 
     folds = tuple(f"{number:04d}" for number in range(max(1, round(runs / METHODS / slots))))
-    experiment = load_experiment("emodb", [f"name={NAME}", f"seeds={slots}"], configs=ROOT / "configs", recipe_schema=Recipe)
+    experiment = load_experiment(
+        "emodb", [f"name={NAME}", f"seeds={slots}", "cluster=slurm"], configs=ROOT / "configs", recipe_schema=Recipe
+    )
     launched = launch(experiment, Corpus("emodb", "d" * 64, folds, "/nowhere"), REGISTRY, Layout(folder, NAME))
     store(launched)
     return launched
@@ -116,6 +118,7 @@ def result_text(stage: str, method: str, fold: str, attempt: int, node: str) -> 
     settings, runtime, upstream = json.loads(node)
     run = stage == "finetune"
     measured = {"seconds": 24.0 + attempt, "runtime": runtime, "host": "n1", "packages": {f"package-{each}": "1.2.3" for each in range(10)}}
+    measured |= {"seconds_before": 0.0, "peak_rss_bytes": 1 << 30, "device": "cpu", "processes": 1}
     result = Result(KEY, stage, 1, fold, int(SEED), "emodb", "d" * 64, settings, upstream, attempt, {"steps": 156}, measured)
     value = {"schema": SCHEMA, **asdict(result), "artifacts": {"predictions.csv": "e" * 64}, "classes": CLASSES if run else ()}
     value["confusion"] = [COUNT] if run else ()

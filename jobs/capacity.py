@@ -7,11 +7,13 @@ import os
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from jobs.config import Resources
 
 CGROUP = Path("/sys/fs/cgroup")
+GpuMemory = int | None  # bytes; None where nobody says
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Capacity:
     cpus: int
     gpus: tuple[str, ...]  # as CUDA_VISIBLE_DEVICES names them
     memory_gb: float
+    gpu_bytes: GpuMemory = 0  # memory of the smallest GPU; 0: there is none
 
 
 @dataclass(frozen=True)
@@ -30,20 +33,36 @@ class Needs:
     cpus: int
     gpus: int
     memory_gb: float
+    share: int = 1  # tasks that may be on its GPUs at the same time, this one included
 
 
 def capacity_here() -> Capacity:
     """Cores this process may run on, GPUs it may see, memory it may use; control groups are heeded."""
-    return Capacity(_cpus(), _gpus(), _memory_gb())
+    gpus = _gpus()
+    return Capacity(_cpus(), gpus, _memory_gb(), _gpu_bytes(gpus))
+
+
+def free_memory() -> int:
+    """Bytes of host memory that nobody uses now, as far as this process may use them."""
+    free = _meminfo("MemAvailable")
+    return int(min(free, _memory_gb()) * 2**30)
 
 
 def whole(resources: Resources, capacity: Capacity) -> Needs:
     """What a stage asks for, cut down to the whole machine: what asks for more than there is runs alone."""
     return Needs(
-        cpus=min(resources.cpus, capacity.cpus),
+        cpus=min(resources.cpus * resources.nodes, capacity.cpus),
         gpus=min(resources.gpus * resources.nodes, len(capacity.gpus)),
-        memory_gb=min(resources.memory_gb, capacity.memory_gb),
+        memory_gb=min(resources.memory_gb * resources.nodes, capacity.memory_gb),
     )
+
+
+def processes_here(resources: Resources, needs: Needs) -> int:
+    """How many processes compute a stage on this machine: as many as asked for, each with a GPU of its own, or at least a core.
+
+    Without the GPUs that were asked for, one does it all.
+    """
+    return max(1, min(resources.team, needs.gpus if resources.gpus else needs.cpus))
 
 
 def fitting(
@@ -57,17 +76,23 @@ def fitting(
     used = list(in_use)
     cpus = capacity.cpus - sum(needs.cpus for needs, _ in used)
     memory = capacity.memory_gb - sum(needs.memory_gb for needs, _ in used)
-    taken = {device for _, devices in used for device in devices}
-    devices = [device for device in capacity.gpus if device not in taken]
+    free = dict.fromkeys(capacity.gpus, Fraction(1))
+    for needs, devices in used:
+        for device in devices:
+            free[device] = free.get(device, Fraction(1)) - Fraction(1, needs.share)
     found: list[tuple[int, tuple[str, ...]]] = []
     for index, needs in enumerate(waiting):
         if cpus <= 0:
             break
-        if needs.cpus <= cpus and needs.memory_gb <= memory + 1e-6 and needs.gpus <= len(devices):
-            found.append((index, tuple(devices[: needs.gpus])))
+        part = Fraction(1, needs.share)
+        chosen = sorted(capacity.gpus, key=lambda device: -free[device])[: needs.gpus]  # the emptiest, in their order
+        enough = len(chosen) == needs.gpus and all(free[device] >= part for device in chosen)
+        if needs.cpus <= cpus and needs.memory_gb <= memory + 1e-6 and enough:
+            found.append((index, tuple(chosen)))
         cpus -= needs.cpus
         memory -= needs.memory_gb
-        devices = devices[needs.gpus :]
+        for device in chosen:
+            free[device] -= part
     return found
 
 
@@ -95,12 +120,28 @@ def _gpus() -> tuple[str, ...]:
     return tuple(str(index) for index, _ in enumerate(line for line in listed.stdout.splitlines() if line.startswith("GPU ")))
 
 
+def _gpu_bytes(gpus: Sequence[str]) -> GpuMemory:
+    if not gpus:
+        return 0
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits", f"--id={','.join(gpus)}"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = asked.stdout.split()
+    return min(int(line) << 20 for line in lines) if asked.returncode == 0 and lines and all(line.isdigit() for line in lines) else None
+
+
 def _memory_gb() -> float:
-    total = next(
-        (int(line.split()[1]) / 2**20 for line in _read(Path("/proc/meminfo")).splitlines() if line.startswith("MemTotal:")), math.inf
-    )
+    total = _meminfo("MemTotal")
     limit = _read(CGROUP / "memory.max").strip()
     return min(total, int(limit) / 2**30) if limit.isdigit() else total
+
+
+def _meminfo(name: str) -> float:
+    """GiB."""
+    lines = _read(Path("/proc/meminfo")).splitlines()
+    return next((int(line.split()[1]) / 2**20 for line in lines if line.startswith(f"{name}:")), math.inf)
 
 
 def _read(path: Path) -> str:

@@ -36,12 +36,19 @@ class OutlierRule(Enum):
     none = "none"
 
 
+class Requests(Enum):
+    """How much time and memory is asked of Slurm for a stage."""
+
+    experience = "experience"  # what finished siblings took, and a margin (jobs.experience); at most what is configured
+    configured = "configured"
+
+
 @dataclass
 class Resources:
-    """What one attempt of a stage is given."""
+    """What one attempt of a stage is given; cores, GPUs and memory are those of each of its nodes."""
 
-    cpus: int = 4
-    gpus: int = 1  # per node
+    cpus: int = 4  # shared out over the processes
+    gpus: int = 1
     nodes: int = 1
     memory_gb: float = 16.0
     minutes: int = 60
@@ -49,6 +56,20 @@ class Resources:
     runs_per_task: int = 1  # stages computed in one array task
     at_once: int = 1  # of them, computed at the same time with the same GPU; 0: as many as the memory measured before allows
     throttle: int = 0  # array tasks running at once; 0: no limit of ours
+
+    @property
+    def processes_per_node(self) -> int:
+        """That compute a stage together: as asked for, else one for each GPU, at least one."""
+        return self.processes or max(1, self.gpus)
+
+    @property
+    def team(self) -> int:
+        """All processes that compute a stage together."""
+        return self.nodes * self.processes_per_node
+
+    @property
+    def cpus_per_process(self) -> int:
+        return max(1, self.cpus // self.processes_per_node)
 
 
 @dataclass
@@ -100,6 +121,8 @@ class Policy:
     rounds: int = 3  # of judgement
     max_seeds: int = 6  # that one slot may use, the first included
     max_attempts: int = 12  # of one stage since the last launch that left neither a result nor a newer checkpoint
+    requests: Requests = Requests.experience
+    min_siblings: int = 3  # finished ones, before a request is predicted from them
     max_failures: int = 100  # failed attempts that cost, of a whole experiment since the last launch
     poll_seconds: float = 20.0  # between passes
     controller: bool = True  # on Slurm a small job looks after the experiment
@@ -138,13 +161,25 @@ def resources_of(experiment: Experiment, stage: str) -> Resources:
     return found
 
 
+def at_once_of(resources: Resources) -> int:
+    """Stages of one task computed at the same time; 0: as memory allows. What several processes compute together is never packed."""
+    return 1 if resources.team > 1 else resources.at_once
+
+
 def load_experiment(
-    name: str, overrides: Sequence[str], *, configs: Path, recipe_schema: type[Any], stages: Sequence[str] | None = None
+    name: str,
+    overrides: Sequence[str],
+    *,
+    configs: Path,
+    recipe_schema: type[Any],
+    stages: Sequence[str] | None = None,
+    teams: Sequence[str] | None = None,
 ) -> Experiment:
     """Schema, then the site profile, then `configs/experiment/NAME.yaml`, then `KEY=VALUE` overrides.
 
-    `stages` are the names that `resources` may have an entry for (None: any). Raises UsageError in one line for an unknown experiment,
-    site, stage or key, and for a value of the wrong type or out of range.
+    `stages` are the names that `resources` may have an entry for (None: any), `teams` those that several processes can compute together
+    (None: all); the rest get one process whatever `default` says. Raises UsageError in one line for an unknown experiment, site, stage or
+    key, and for a value of the wrong type or out of range.
     """
     from omegaconf import OmegaConf
 
@@ -167,7 +202,7 @@ def load_experiment(
         merged = _merge(merged, layer, source)
     if OmegaConf.is_missing(merged, "name"):
         merged.name = name
-    return _checked(merged, file, stages)
+    return _checked(merged, file, stages, teams)
 
 
 def restore_experiment(values: Mapping[str, Any], *, recipe_schema: type[Any]) -> Experiment:
@@ -216,7 +251,7 @@ def _merge(base: DictConfig, layer: Any, source: str) -> DictConfig:
         raise UsageError(f"{error.full_key or 'configuration'} in {source}: {str(error).splitlines()[0]}") from error
 
 
-def _checked(merged: DictConfig, file: Path, stages: Sequence[str] | None) -> Experiment:
+def _checked(merged: DictConfig, file: Path, stages: Sequence[str] | None, teams: Sequence[str] | None) -> Experiment:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -239,7 +274,8 @@ def _checked(merged: DictConfig, file: Path, stages: Sequence[str] | None) -> Ex
         "policy.controller_minutes": (policy.controller_minutes, 2, 7 * 24 * 60),
         "policy.controller_days": (policy.controller_days, tiny, 366),
     }
-    bounds |= {f"policy.{key}": (getattr(policy, key), 1, math.inf) for key in ("max_attempts", "rounds", "max_seeds", "max_failures")}
+    counts = ("max_attempts", "rounds", "max_seeds", "max_failures", "min_siblings")
+    bounds |= {f"policy.{key}": (getattr(policy, key), 1, math.inf) for key in counts}
     bounds |= {f"slurm.{key}": (getattr(experiment.slurm, key), 0, math.inf) for key in ("signal_seconds", "max_submit", "max_array_size")}
     for stage in experiment.resources:
         if stages is not None and stage not in (DEFAULT_RESOURCES, *stages):
@@ -260,9 +296,31 @@ def _checked(merged: DictConfig, file: Path, stages: Sequence[str] | None) -> Ex
     wrong = [_range(key, *bound) for key, bound in bounds.items() if not (math.isfinite(bound[0]) and bound[1] <= bound[0] <= bound[2])]
     if wrong:
         raise UsageError(f"{'; '.join(wrong)} (in {file} or an override)")
+    _settle_teams(experiment, stages or (), teams)
     if len(set(experiment.methods)) != len(experiment.methods) or not experiment.methods:
         raise UsageError(f"methods: name each method once, at least one (got {experiment.methods})")
     return experiment
+
+
+def _settle_teams(experiment: Experiment, stages: Sequence[str], teams: Sequence[str] | None) -> None:
+    """Give stages that cannot use a team one process on one node, where only `default` says otherwise. UsageError for what cannot be."""
+    single = [] if teams is None else [stage for stage in dict.fromkeys((*stages, *experiment.resources)) if stage not in teams]
+    for stage in single:
+        if stage == DEFAULT_RESOURCES:
+            continue
+        own = experiment.resources.get(stage, StageResources())
+        wrong = [f"{key}={value}" for key in ("nodes", "gpus", "processes") if (value := getattr(own, key) or 0) > 1]
+        if wrong:
+            raise UsageError(f"resources.{stage}: {', '.join(wrong)}: this stage is computed by one process, with one GPU at most")
+        given = resources_of(experiment, stage)
+        if given.team > 1:
+            experiment.resources[stage] = replace(own, nodes=1, processes=1, gpus=min(1, given.gpus))
+    for stage in experiment.resources:
+        given = resources_of(experiment, stage)
+        if given.processes_per_node > given.gpus > 0:
+            raise UsageError(f"resources.{stage}: {given.processes} processes for {given.gpus} GPUs of a node: each needs one of its own")
+        if given.processes_per_node > given.cpus:
+            raise UsageError(f"resources.{stage}: {given.cpus} cpus for {given.processes_per_node} processes of a node: each needs one")
 
 
 def _range(key: str, value: float, least: float, most: float) -> str:

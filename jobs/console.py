@@ -124,6 +124,15 @@ def _shown(now: Status) -> Group:
     return Group(*parts)
 
 
+def show_requests(launcher: Launcher, *, as_json: bool = False) -> None:
+    """How often what was predicted of time and memory was enough."""
+    from jobs.requests import requests_lines, requests_to_json
+
+    _warn_of_other_code(launcher)
+    rows = launcher.requests()
+    say(json.dumps(requests_to_json(launcher.name, rows), indent=1) if as_json else "\n".join(requests_lines(launcher.name, rows)))
+
+
 # ---- single runs
 
 
@@ -240,7 +249,13 @@ def print_plan(launcher: Launcher) -> None:
     from jobs.forecast import forecast, forecast_lines
 
     report = launcher.look(room=True)
-    expected: Forecast = forecast(report.graph, report.facts, report.plan, lambda stage: resources_of(launcher.launched.experiment, stage))
+    expected: Forecast = forecast(
+        report.graph,
+        report.facts,
+        report.plan,
+        lambda stage: resources_of(launcher.launched.experiment, stage),
+        launcher.request_words(report) if launcher.on_slurm else lambda batch: "",
+    )
     say(f"{launcher.name}: {len(report.graph.runs)} runs, {len(report.graph.nodes)} stages; reused {expected.reused}")
     say("\n".join(forecast_lines(expected)))
     if not launcher.on_slurm:

@@ -18,6 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from jobs.cancellations import Cancelled, read_cancellations
 from jobs.config import Policy
+from jobs.experience import Bounds, Experience
 from jobs.failures import FailureClass
 from jobs.graph import Graph, Node
 from jobs.index import index_of
@@ -64,6 +65,7 @@ class Desired:
     runs_per_task: Mapping[str, int] = field(default_factory=dict)  # by stage name
     refill: Callable[[Mapping[Slot, int]], Graph] | None = None  # the graph for slots of these generations; None: no run is ever dropped
     clock: Callable[[], float] = time.time
+    bounds: Bounds | None = None  # of what is predicted from finished siblings; None: everything is asked for as configured
 
 
 @dataclass(frozen=True)
@@ -255,7 +257,7 @@ def run_local(
     On Ctrl-C (or SIGTERM, SIGHUP) `stopping` is told how many workers are asked to write a checkpoint; they get `grace_seconds`, a second
     Ctrl-C ends the grace. The same command goes on from there.
     """
-    desired = replace(desired, runs_per_task={})  # workers are forked: nothing is gained by computing several stages in one
+    desired = replace(desired, runs_per_task={}, bounds=None)  # workers are forked: nothing is gained by computing several stages in one
     report = reconcile(desired, executor)
     with Interrupts() as interrupts:
         looked = time.monotonic()
@@ -366,7 +368,13 @@ def _plan(desired: Desired, now: Look, in_flight: Mapping[str, InFlight], limits
         limits=limits,
         max_failures=desired.policy.max_failures,
         since=desired.since,
+        predict=experience_of(desired, now),
     )
+
+
+def experience_of(desired: Desired, now: Look | Report) -> Experience | None:
+    """What predicts requests from what is finished by now; None where everything is asked for as configured."""
+    return Experience(now.graph, now.facts, desired.bounds) if desired.bounds is not None else None
 
 
 def _submittable(

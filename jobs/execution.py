@@ -10,7 +10,8 @@ import socket
 import time
 import traceback
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from jobs.errors import UsageError
 from jobs.failures import FailureClass, class_of_exception
 from jobs.graph import Node, canonical_json
 from jobs.layout import AttemptFolder, Layout, StageFolder
-from jobs.liveness import GONE_SECONDS, QUIET_SECONDS, Heartbeat, claim_alive, new_claim, own_slurm_job
-from jobs.observe import SUPERSEDED, holder, newest_checkpoint
+from jobs.liveness import GONE_SECONDS, QUIET_SECONDS, Heartbeat, claim_alive, new_claim, own_node, own_slurm_job
+from jobs.observe import SUPERSEDED, holder, newest_checkpoint, seconds_before
+from jobs.orders import order_of
 from jobs.provenance import Stopwatch, process_facts
 from jobs.records import (
     Ending,
@@ -39,6 +41,7 @@ from jobs.records import (
     write_result,
 )
 from jobs.tasks import Description, Workplace, load_registry, read_corpus_digest
+from jobs.team import Leader, Loss
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 WARNING_SIGNAL = signal.SIGUSR1  # what Slurm is told to send before the time limit (slurm_templates/stage.sh.j2)
@@ -90,6 +93,11 @@ class StopRequest:
         self.signal = self.signal or number  # the first says why: at its time limit a job is warned, then terminated
 
 
+def nobody_beside() -> int:
+    """For a stage that is computed by itself."""
+    return 0
+
+
 class NotFiniteError(Exception):
     """A stage returned a number that is none."""
 
@@ -106,7 +114,16 @@ class WorkerProcess:
     stop: StopRequest = field(default_factory=StopRequest)
     log: str = ""  # file that `tell` writes to, where it is one
     lag_seconds: float = LAG_SECONDS
+    beside: Callable[[], int] = nobody_beside  # how many other stages shared its GPU or memory, the most so far (jobs.packing)
+    team: Leader | None = None  # the processes that compute with this one
     verified: dict[str, Path] = field(default_factory=dict)
+
+    def ready(self) -> bool:
+        """Whether every process of the team can take the next stage; tells what keeps one from it."""
+        lacks = self.team.gather() if self.team else ""
+        if lacks:
+            self.tell(f"the team cannot go on: {lacks}")
+        return not lacks
 
     @property
     def place(self) -> Workplace:
@@ -143,20 +160,20 @@ def execute(process: WorkerProcess, node: Node) -> Verdict:
             result = _compute(process, node, folder, attempt, upstream, watch)
             write_result(folder, result)
         except (Exception, SystemExit) as error:
-            outcome = outcome_of(error, attempt, watch, at_limit=process.stop.signal == WARNING_SIGNAL)
-            process.tell(f"{node.name}: {outcome.ending.value}: {outcome.error}: {outcome.message}\n{outcome.detail}")
-            if outcome.kind == FailureClass.disk.name:  # what it wrote is of no use, and its last word needs the room
-                shutil.rmtree(attempt.output, ignore_errors=True)
-            write_outcome(attempt, outcome)
+            outcome = outcome_of(error, attempt, watch, at_limit=process.stop.signal == WARNING_SIGNAL, beside=process.beside())
+            loss = process.team.reason() if process.team and outcome.kind == FailureClass.communication.name else None
+            outcome = outcome_of_loss(loss, attempt, watch) if loss else outcome
+            _state_end(process, node, attempt, outcome)
             return ENDINGS[outcome.ending]
     shutil.rmtree(folder.checkpoint, ignore_errors=True)  # resumable state is large, and nothing reads it any more
     return Verdict.done
 
 
-def outcome_of(error: BaseException, attempt: AttemptFolder, watch: Stopwatch, *, at_limit: bool = False) -> Outcome:
+def outcome_of(error: BaseException, attempt: AttemptFolder, watch: Stopwatch, *, at_limit: bool = False, beside: int = 0) -> Outcome:
     """How an attempt ended, from the exception that ended it: interrupted, refused (the user's to mend), or failed.
 
-    `at_limit`: it was asked to stop because its time is nearly up.
+    `at_limit`: it was asked to stop because its time is nearly up. `beside`: stages that it shared the memory with; only one that runs
+    out of memory by itself wants too much.
     """
     kind, name = class_of_exception(error), type(error).__name__
     if kind is FailureClass.interrupted:
@@ -166,7 +183,22 @@ def outcome_of(error: BaseException, attempt: AttemptFolder, watch: Stopwatch, *
         lines = [str(problem) for problem in getattr(error, "problems", ())] or [str(error)]
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
         return _outcome(attempt, watch, Ending.refused, name, lines[0] + more, "\n".join(lines), kind=kind)
+    if kind is FailureClass.memory and beside:
+        kind = FailureClass.crowded
     return _outcome(attempt, watch, Ending.failed, name, _first_line(error), "".join(traceback.format_exception(error)), kind=kind)
+
+
+def outcome_of_loss(loss: Loss, attempt: AttemptFolder, watch: Stopwatch) -> Outcome:
+    """How an attempt ended that another process of the team has ended."""
+    ending = Ending.refused if loss.kind is FailureClass.refused else Ending.failed
+    return replace(_outcome(attempt, watch, ending, loss.error, loss.message, loss.detail, kind=loss.kind), node=loss.node)
+
+
+def _state_end(process: WorkerProcess, node: Node, attempt: AttemptFolder, outcome: Outcome) -> None:
+    process.tell(f"{node.name}: {outcome.ending.value}: {outcome.error}: {outcome.message}\n{outcome.detail}")
+    if outcome.kind == FailureClass.disk.name:  # what it wrote is of no use, and its last word needs the room
+        shutil.rmtree(attempt.output, ignore_errors=True)
+    write_outcome(attempt, outcome)
 
 
 def _has_result(folder: StageFolder, node: Node) -> bool:
@@ -269,7 +301,8 @@ def _next_attempt(folder: StageFolder) -> int:
 
 def _claim(process: WorkerProcess, folder: StageFolder, number: int) -> AttemptFolder | str:
     """Take an attempt; or say that somebody was quicker."""
-    claim = new_claim(number, log=process.log, relief=process.description.relief, checkpoint=newest_checkpoint(folder))
+    team = ",".join(dict.fromkeys(process.team.nodes)) if process.team else ""
+    claim = new_claim(number, log=process.log, relief=process.description.relief, checkpoint=newest_checkpoint(folder), team=team)
     if not claim_attempt(folder, number, claim):
         return f"another worker took attempt {number} just now"
     return folder.attempt(number)
@@ -287,31 +320,37 @@ def _compute(
         )
     attempt.output.mkdir(parents=True, exist_ok=True)
     folder.checkpoint.mkdir(parents=True, exist_ok=True)
-    returned = load_registry(place).run(
-        node.stage,
-        settings=node.settings,
-        runtime=node.runtime,
-        corpus=Path(place.corpus_folder),
-        fold=node.fold,
-        seed=node.seed,
-        upstream=upstream,
-        output=attempt.output,
-        checkpoint=folder.checkpoint,
-        should_stop=process.stop,
-        report=lambda line: process.tell(f"{node.name}: {line}"),
-        relief=process.description.relief,
-        shared=Layout(Path(place.results), place.experiment).cache,
-    )
+    relief = process.description.relief
+    order = order_of(node, place, upstream=upstream, output=attempt.output, checkpoint=folder.checkpoint, relief=relief)
+    with _together(process, node, attempt, order, watch):
+        returned = load_registry(place).run(
+            node.stage,
+            settings=node.settings,
+            runtime=node.runtime,
+            corpus=Path(place.corpus_folder),
+            fold=node.fold,
+            seed=node.seed,
+            upstream=upstream,
+            output=attempt.output,
+            checkpoint=folder.checkpoint,
+            should_stop=process.stop,
+            report=lambda line: process.tell(f"{node.name}: {line}"),
+            relief=relief,
+            team=process.team,
+            shared=Layout(Path(place.results), place.experiment).cache,
+        )
     values = check_returned(returned)
     provenance = {
         **place.code,
         **process_facts(place.packages, threads=process.threads),
-        **watch.facts(),
+        **_facts_of_team(process.team, watch.facts()),
         "seed": node.seed,
         "durations": values["durations"],
         "runtime": dict(node.runtime),
-        "relief": process.description.relief,
+        "relief": relief,
+        "beside": process.beside(),
         "slurm_job": own_slurm_job(),
+        "seconds_before": seconds_before(folder, attempt.number),
     }
     return Result(
         key=node.key,
@@ -331,6 +370,23 @@ def _compute(
         classes=tuple(str(name) for name in values["classes"]),
         diverged=str(values["diverged"]),
     )
+
+
+def _together(
+    process: WorkerProcess, node: Node, attempt: AttemptFolder, order: Mapping[str, Any], watch: Stopwatch
+) -> AbstractContextManager[None]:
+    """While the block lasts, the team computes, and may end the attempt."""
+    if process.team is None:
+        return nullcontext()
+    return process.team.computing(order, lambda loss: _state_end(process, node, attempt, outcome_of_loss(loss, attempt, watch)))
+
+
+def _facts_of_team(team: Leader | None, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a stopwatch says, with the memory of the process that used the most, and how many there were and where."""
+    if team is None:
+        return {**facts, "processes": 1, "hosts": [own_node()]}
+    peak = team.peak_rss_bytes(int(facts["peak_rss_bytes"]))
+    return {**facts, "peak_rss_bytes": peak, "processes": team.size, "hosts": list(dict.fromkeys(team.nodes))}
 
 
 def check_returned(returned: Mapping[str, Any]) -> dict[str, Any]:

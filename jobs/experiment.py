@@ -54,11 +54,17 @@ class Launched:
     @property
     def desired(self) -> Desired:
         """What the controller is to bring about."""
+        from jobs.config import Cluster, Requests
         from jobs.controller import Desired  # with the executors: what only looks does not need them
+        from jobs.experience import Bounds
 
+        given, policy = self.experiment, self.experiment.policy
         stages = {node.stage for node in self.graph.nodes.values()}
-        packing = {stage: resources_of(self.experiment, stage).runs_per_task for stage in stages}
-        return Desired(self.graph, self.layout, self.experiment.policy, self.since, packing, self.refill)
+        most = {stage: resources_of(given, stage) for stage in stages}
+        packing = {stage: resources.runs_per_task for stage, resources in most.items()}
+        predicted = given.cluster is Cluster.slurm and policy.requests is Requests.experience
+        bounds = Bounds(most, policy.min_siblings, given.slurm.signal_seconds) if predicted else None
+        return Desired(self.graph, self.layout, policy, self.since, packing, self.refill, bounds=bounds)
 
 
 def launch(experiment: Experiment, corpus: Corpus, registry: Registry, layout: Layout, config: str = "") -> Launched:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.errors import UsageError
+from jobs.experience import asks_in_words
 from jobs.failures import COMMUNICATION_RETRIES, DISK_RETRIES, MEMORY_RETRIES, MEMORY_STEP, Ended, FailureClass, cancelled_by_hand
 from jobs.graph import Graph, Node, Run
 from jobs.layout import Layout
@@ -21,7 +22,7 @@ from jobs.liveness import GONE_SECONDS
 from jobs.local import log_of
 from jobs.observe import Sight, ended_attempts, newest_checkpoint, read_attempts
 from jobs.outliers import Verdict, verdict_in_words
-from jobs.plan import Departure, InFlight, NodeFacts, Phase, Plan, Request
+from jobs.plan import Asked, Departure, InFlight, NodeFacts, Phase, Plan, Request
 from jobs.records import Claim, Outcome, read_claim, read_result
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ POLICIES: Mapping[FailureClass, str] = {
     FailureClass.interrupted: "goes on from its checkpoint with the same seed, free of charge while it makes progress",
     FailureClass.time_limit: "goes on from its checkpoint; stopped where it makes no progress between two attempts",
     FailureClass.memory: f"same seed with half the work of a pass and {MEMORY_STEP:g} times the memory, {MEMORY_RETRIES} times at the most",
+    FailureClass.crowded: "goes on from its checkpoint, with nothing beside it from now on: memory was short for several stages together",
     FailureClass.communication: f"same seed on other nodes, {COMMUNICATION_RETRIES} times at the most",
     FailureClass.disk: f"same seed, {DISK_RETRIES} times at the most",
     FailureClass.code: "not tried again by itself: code or configuration has to be mended",
@@ -66,6 +68,7 @@ class AttemptStory:
     outcome: Outcome | None = None
     ended: Ended | None = None
     state: str = ""  # Slurm's last word on its job
+    asked: Asked | None = None  # of Slurm; None: nothing, or not on record
 
 
 @dataclass(frozen=True)
@@ -238,9 +241,12 @@ def _attempt_lines(each: AttemptStory) -> list[str]:
     lines = [f"{head}: {_ending(each)}{slurm}"]
     if claim.relief:
         lines[0] += f" (1/{2**claim.relief} of the work of one pass)"
+    if each.asked is not None and (each.asked.less_time or each.asked.less_memory):
+        lines.append(f"    its job {asks_in_words(each.asked)}, from finished siblings")
     if each.ended is not None:
         failure = each.ended.failure
-        lines.append(f"    {failure.value}: {POLICIES[failure]}{'; it left a newer checkpoint' if each.ended.progress else ''}")
+        policy = "it goes on from its checkpoint with what is configured" if each.ended.short_of else POLICIES[failure]
+        lines.append(f"    {failure.value}: {policy}{'; it left a newer checkpoint' if each.ended.progress else ''}")
     lines.append(f"    log: {each.log}")
     return lines
 
@@ -267,6 +273,7 @@ def _read_story(node: Node, layout: Layout, sight: Sight, departures: Sequence[D
     folder = layout.stage(node.stage, node.key)
     files = read_attempts(folder, sight)
     states = {each.job: each.state for each in departures}
+    asked = {each.job: each.asked for each in departures}
     ended = {each.started: each for each in ended_attempts(files, departures, newest_checkpoint(folder))}
     default = str(log_of(layout, node))
     found: list[AttemptStory] = []
@@ -285,6 +292,7 @@ def _read_story(node: Node, layout: Layout, sight: Sight, departures: Sequence[D
                 outcome=each.outcome,
                 ended=over,
                 state=states.get(each.job, ""),
+                asked=asked.get(each.job),
             )
         )
     result = read_result(folder, node.key)
@@ -292,7 +300,8 @@ def _read_story(node: Node, layout: Layout, sight: Sight, departures: Sequence[D
     if result is not None and claim is not None:
         spent = result.provenance.get("seconds")
         seconds = float(spent) if isinstance(spent, int | float) else None
-        found.append(AttemptStory(result.attempt, claim, claim.log or default, result=True, seconds=seconds))
+        request = asked.get(claim.slurm_job)
+        found.append(AttemptStory(result.attempt, claim, claim.log or default, result=True, seconds=seconds, asked=request))
     begun = {each.claim.slurm_job for each in found}
     return StageStory(node, tuple(found), tuple(each for each in departures if each.job not in begun))
 

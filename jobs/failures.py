@@ -6,12 +6,16 @@
 | interrupted   | asked to stop, and stopped                               | the same                                         |
 | time limit    | TIMEOUT, Slurm's warning before it                       | resumed; free, and not stopped, with progress    |
 | memory        | OUT_OF_MEMORY, out-of-memory errors                      | half the work per pass and more memory; twice    |
+| crowded       | the same while other stages ran beside it (jobs.packing) | resumed, from now on with nothing beside it      |
 | communication | errors of NCCL, gloo, sockets between processes          | same seed on other nodes; three times            |
 | disk          | no space left, quota exceeded                            | same seed; twice                                 |
 | code          | any other exception                                      | stopped                                          |
 | refused       | configuration or data that only the user can mend        | stopped                                          |
 | divergence    | NaN, a result that is not finite                         | another seed for the slot (jobs.rounds)          |
 | cancelled     | `cancel`, or the owner's own scancel                     | stopped until the user launches again            |
+
+Where time or memory that was predicted from siblings (jobs.experience) was not enough, the attempt is free: the next one gets what is
+configured, and the work of a pass stays as it is.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from jobs.errors import UsageError
-from jobs.plan import Departure, NodeFacts, Request
+from jobs.plan import Asked, Departure, NodeFacts, Request
 
 MAX_LOST = 5  # attempts in a row that may end by interruption or without a word and without a newer checkpoint
 MAX_SILENT = 4  # jobs of a stage that may leave the queue, everything upstream of it done, before the worker begins
@@ -42,6 +46,7 @@ class FailureClass(Enum):
     interrupted = "interrupted"
     time_limit = "time limit"
     memory = "memory"
+    crowded = "crowded"
     communication = "communication"
     disk = "disk"
     code = "code"
@@ -56,6 +61,7 @@ _OF_STATE = {
     "DEADLINE": FailureClass.time_limit,
     "OUT_OF_MEMORY": FailureClass.memory,
 }
+_GPU = re.compile(r"CUDA|\bHIP\b|OutOfMemoryError")
 _NODES_FAULT = frozenset(("NODE_FAIL", "BOOT_FAIL", "LAUNCH_FAILED"))
 _CANCELLED_BY = re.compile(r"CANCELLED by (\d+)")
 _MEMORY_NAMES = frozenset(("MemoryError", "OutOfMemoryError", "_ArrayMemoryError"))
@@ -68,6 +74,7 @@ _COMMUNICATION_NAMES = frozenset(("DistError", "DistBackendError", "DistNetworkE
 # An error of the machine itself is met in the same way: the same seed on another node.
 _COMMUNICATION = re.compile(
     r"\bNCCL\b|\bgloo\b|ProcessGroup|watchdog|connection (closed|reset) by peer|socket timeout|broken pipe|connect\(\) timed out"
+    r"|application timeout caused pair closure"  # gloo, of a pair that an earlier time-out has broken
     r"|uncorrectable (ECC|NVLink)",
     re.IGNORECASE,
 )
@@ -85,6 +92,8 @@ class Ended:
     node: str = ""
     nodes_fault: bool = False  # Slurm blames the node
     progress: bool = False  # it left a newer checkpoint than it found
+    short_of: str = ""  # `time` or `memory` that was predicted from siblings, less than configured, and was not enough
+    suspects: tuple[str, ...] = ()  # machines that a failure of communication may be due to, where that is not `node` alone
 
 
 def class_of_exception(error: BaseException) -> FailureClass:
@@ -119,6 +128,20 @@ def cancelled_by_hand(state: str) -> bool:
     return by is not None and int(by[1]) != 0
 
 
+def short_of(asked: Asked | None, failure: FailureClass, error: str, *, killed: bool = False) -> str:
+    """What an attempt that ended so was short of because less was asked for than configured: `time`, `memory` or nothing.
+
+    The memory of a GPU is not asked for. A worker that was `killed`, nobody says why, may have been killed for its memory: not every site
+    tells.
+    """
+    if asked is None:
+        return ""
+    if asked.less_time and failure is FailureClass.time_limit:
+        return "time"
+    memory = killed or (failure is FailureClass.memory and not _GPU.search(error))
+    return "memory" if asked.less_memory and memory else ""
+
+
 def blames_node(state: str) -> bool:
     """Whether Slurm says that the machine failed."""
     return state in _NODES_FAULT
@@ -135,21 +158,24 @@ def judge(
     """What is to become of a stage without a result, from its attempts that are over, oldest first.
 
     Attempts begun before `since` (the last launch by hand) are forgiven, except that a training that diverged would do so again.
+    What a prediction had made too short costs nothing, and is not forgotten by a launch: from then on it is as configured.
     `silent`: jobs submitted since then that left the queue before the worker began although everything upstream was done.
     """
     diverged = next((each.error for each in reversed(attempts) if each.failure is FailureClass.divergence), "")
     recent = [each for each in attempts if each.started >= since and each.failure is not FailureClass.divergence]
-    counts = Counter(each.failure for each in recent)
     last = recent[-1] if recent else None
+    charged = [each for each in recent if not each.short_of]  # the others are the prediction's fault, and happen once
+    counts = Counter(each.failure for each in charged)
     by_hand = cancelled or (last is not None and last.failure is FailureClass.cancelled)
     by_hand = by_hand or any(cancelled_by_hand(each.state) for each in silent[-1:] if last is None or each.submitted > last.started)
     silent = [each for each in silent if not cancelled_by_hand(each.state)]
-    stopped = _reason_to_stop(recent, counts, silent, max_attempts)
+    stopped = _reason_to_stop(charged, counts, silent, max_attempts)
     blamed = [each.node for each in recent if each.nodes_fault and each.node]
-    apart = {each.node for each in recent if each.failure is FailureClass.communication and each.node}
+    cut_off = [each for each in recent if each.failure is FailureClass.communication]
+    apart = {name for each in cut_off for name in each.suspects or (each.node,) if name}
     memory = min(counts[FailureClass.memory], MEMORY_RETRIES)
     return NodeFacts(
-        failures=sum(each.failure in COSTLY and not (each.failure is FailureClass.time_limit and each.progress) for each in recent),
+        failures=sum(each.failure in COSTLY and not (each.failure is FailureClass.time_limit and each.progress) for each in charged),
         stopped=stopped,
         error=diverged or (last.error if last else _silent_error(silent)),
         failure=FailureClass.divergence.name if diverged else last.failure.name if last else FailureClass.node.name if silent else "",
@@ -157,6 +183,8 @@ def judge(
         cancelled=by_hand,
         request=Request(memory, MEMORY_STEP**memory, tuple(sorted(apart))),
         bad_nodes=tuple(blamed),
+        short_of_time=any(each.short_of == "time" for each in attempts),
+        short_of_memory=any(each.short_of == "memory" for each in attempts),
     )
 
 
@@ -184,7 +212,7 @@ def _reason_to_stop(recent: Sequence[Ended], counts: Counter[FailureClass], sile
             return what.format(counts[failure])
     if counts[FailureClass.time_limit] >= 2 and last is not None and last.failure is FailureClass.time_limit and not last.progress:
         return "two attempts ended at the time limit and the last one left no newer checkpoint: ask for more `minutes`"
-    free = (FailureClass.node, FailureClass.interrupted)
+    free = (FailureClass.node, FailureClass.interrupted, FailureClass.crowded)
     stalled = len(list(itertools.takewhile(lambda each: each.failure in free and not each.progress, reversed(recent))))
     if stalled > MAX_LOST:
         return f"{stalled} attempts in a row were lost or interrupted without a newer checkpoint"

@@ -9,7 +9,7 @@ from statistics import median
 
 from jobs.config import Resources
 from jobs.graph import Graph
-from jobs.plan import NodeFacts, Plan
+from jobs.plan import Batch, NodeFacts, Plan
 
 
 class Source(Enum):
@@ -31,6 +31,7 @@ class Cost:
     source: Source
     gpu_hours: float
     cpu_hours: float
+    asks: str = ""  # time and memory for a task, and where they come from; "": nobody is asked
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,14 @@ class Forecast:
         return sum(cost.cpu_hours for cost in self.costs)
 
 
-def forecast(graph: Graph, facts: Mapping[str, NodeFacts], plan: Plan, resources: Callable[[str], Resources]) -> Forecast:
-    """The forecast of a plan; `resources` says what a stage is given, by name.
+def forecast(
+    graph: Graph,
+    facts: Mapping[str, NodeFacts],
+    plan: Plan,
+    resources: Callable[[str], Resources],
+    asks: Callable[[Batch], str] = lambda batch: "",
+) -> Forecast:
+    """The forecast of a plan; `resources` says what a stage is given, by name, and `asks` what Slurm is asked for a batch, in words.
 
     Deferred stages will run too, but not in this pass: they are counted and not costed.
     """
@@ -70,7 +77,8 @@ def forecast(graph: Graph, facts: Mapping[str, NodeFacts], plan: Plan, resources
         source = Source.requested if measured is None else Source.siblings
         seconds = given.minutes * 60.0 if measured is None else measured
         hours = seconds * count * given.nodes / 3600
-        costs.append(Cost(batch.stage, batch.method, len(batch.tasks), count, seconds, source, hours * given.gpus, hours * given.cpus))
+        gpu_hours, cpu_hours = hours * given.gpus, hours * given.cpus
+        costs.append(Cost(batch.stage, batch.method, len(batch.tasks), count, seconds, source, gpu_hours, cpu_hours, asks(batch)))
     return Forecast(
         reused=len(plan.reused),
         waiting=len(plan.waiting),
@@ -82,12 +90,14 @@ def forecast(graph: Graph, facts: Mapping[str, NodeFacts], plan: Plan, resources
 
 
 def forecast_lines(expected: Forecast) -> list[str]:
-    """One line per batch, then the whole."""
-    lines = [
-        f"submit {cost.stage} {cost.method}: {cost.tasks} tasks, {cost.stages} stages, {cost.gpu_hours:.1f} GPU-hours, "
-        f"{cost.cpu_hours:.1f} CPU-hours ({cost.source.value})"
-        for cost in expected.costs
-    ]
+    """For each batch what it costs, and what Slurm is asked for; then the whole."""
+    lines = []
+    for cost in expected.costs:
+        lines.append(
+            f"submit {cost.stage} {cost.method}: {cost.tasks} tasks, {cost.stages} stages, {cost.gpu_hours:.1f} GPU-hours, "
+            f"{cost.cpu_hours:.1f} CPU-hours ({cost.source.value})"
+        )
+        lines.extend([f"  {cost.asks}"] if cost.asks else [])
     whole = (
         f"under way {expected.waiting}, deferred {expected.deferred}, blocked {expected.blocked}, given up {expected.given_up}; "
         f"in all {expected.tasks} tasks, at most about {expected.gpu_hours:.1f} GPU-hours and {expected.cpu_hours:.1f} CPU-hours"

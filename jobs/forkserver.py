@@ -4,7 +4,7 @@
 
 Requests come as JSON lines on stdin, events leave as JSON lines on stdout:
 
-    {"start": NAME, "task": DESCRIPTION, "index": I, "threads": N, "environment": {...}, "log": FILE}
+    {"start": NAME, "task": DESCRIPTION, "index": I, "threads": N, "environment": {...}, "beside": M, "log": FILE}
         -> {"started": NAME, "pid": P} ... {"ended": NAME, "pid": P, "code": C or null, "signal": S or null}
     {"terminate": [NAME, ...]}  SIGTERM, the worker writes a checkpoint      {"kill": [NAME, ...]}  SIGKILL, its children too
 
@@ -15,7 +15,6 @@ another: only the forking thread lives on in a child.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import io
 import json
@@ -30,11 +29,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from jobs.execution import STOP_SIGNALS, StopRequest, WorkerProcess
+from jobs.follower import work_together
+from jobs.processes import die_with, kill_group, limit_threads
 from jobs.tasks import description_from_json, load_object
-from jobs.worker import limit_threads, run_task, say
+from jobs.worker import run_task, say
 
 GRACE_SECONDS = 20.0  # for checkpoints, when the launcher is gone
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 UNSTARTED = 71  # exit code of a task that could not be forked (sysexits.h: system error)
 
 
@@ -115,7 +115,7 @@ class Server:
                 os.close(descriptor)
             _redirect(request["log"])
             os.setsid()
-            _die_with(parent)
+            die_with(parent, signal.SIGTERM)
             os.environ.update(request["environment"])
             code = _work(request, stop)
         except BaseException:
@@ -131,14 +131,14 @@ class Server:
         for pid in pids:  # a pid stays ours until it is reaped, so it cannot be somebody else's
             os.kill(pid, number)
             if number is signal.SIGKILL:
-                _kill_group(pid)
+                kill_group(pid)
 
     def _reap(self) -> None:
         while self._workers:
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if ended is None:
                 return
-            _kill_group(ended.si_pid)  # while its pid is still taken
+            kill_group(ended.si_pid)  # while its pid is still taken
             pid, status = os.waitpid(ended.si_pid, 0)
             name = self._workers.pop(pid, None)
             if name is None:
@@ -188,9 +188,12 @@ def _preload(name: str) -> None:
 
 
 def _work(request: Mapping[str, Any], stop: StopRequest) -> int:
-    limit_threads(int(request["threads"]))
-    process = WorkerProcess(description_from_json(request["task"]), int(request["threads"]), say, stop, request["log"], lag_seconds=0.0)
-    return run_task(process, int(request["index"]))
+    threads, beside = int(request["threads"]), int(request["beside"])  # M: as many others may share its GPU
+    limit_threads(threads)
+    process = WorkerProcess(
+        description_from_json(request["task"]), threads, say, stop, request["log"], lag_seconds=0.0, beside=lambda: beside
+    )
+    return work_together(process, lambda: run_task(process, int(request["index"])), {})
 
 
 def _redirect(log: str) -> None:
@@ -204,22 +207,6 @@ def _redirect(log: str) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)  # a log is read while it grows
-
-
-def _die_with(parent: int) -> None:
-    """Ask the kernel for SIGTERM when the server dies; where that cannot be had, the stage ends by itself."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(UNSTARTED)
-
-
-def _kill_group(leader: int) -> None:
-    """What a worker has started dies with it."""
-    try:
-        os.killpg(leader, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        return
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from jobs.records import Result, read_result, write_bytes
 from jobs.slots import Slot
 from jobs.statistics import percent
 
-SCHEMA = 1  # raised when the facts of a result, or the way they are found, change
+SCHEMA = 2  # raised when the facts of a result, or the way they are found, change
 ENOUGH = 100  # changes after which an index is stored, and at least one in
 SHARE = 50  # of its results: the others are read again by the next process
 RESULT = StageFolder(Path()).result.name
@@ -99,15 +99,24 @@ def index_of(layout: Layout) -> ResultIndex:
 
 def facts_of(result: Result, written: int) -> NodeFacts:
     """What a result says, written at that time (nanoseconds since the epoch)."""
-    seconds = result.provenance.get("seconds")
+    told = result.provenance
+    seconds, peak, processes = (_number(told.get(name)) for name in ("seconds", "peak_rss_bytes", "processes"))
     return NodeFacts(
         done=True,
         attempts=result.attempt,
-        seconds=float(seconds) if isinstance(seconds, int | float) else 0.0,
+        seconds=seconds,
+        all_seconds=seconds + _number(told.get("seconds_before")),
+        memory=int(peak),
+        on_gpu=told.get("device", "cpu") != "cpu",
+        processes=int(processes),
         finished=written / 1e9,
         ua=_ua(result),
         diverged=result.diverged,
     )
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def _ua(result: Result) -> float | None:
@@ -119,12 +128,24 @@ def _ua(result: Result) -> float | None:
 
 
 def _to_row(signature: Signature, facts: NodeFacts) -> list[Any]:
-    return [*signature, facts.attempts, facts.seconds, facts.ua, facts.diverged]
+    measured = (facts.seconds, facts.all_seconds, facts.memory, facts.on_gpu, facts.processes)
+    return [*signature, facts.attempts, facts.ua, facts.diverged, *measured]
 
 
 def _from_row(row: list[Any]) -> NodeFacts:
-    changed, _, _, attempts, seconds, ua, diverged = row
-    return NodeFacts(done=True, attempts=attempts, seconds=seconds, finished=changed / 1e9, ua=ua, diverged=diverged)
+    changed, _, _, attempts, ua, diverged, seconds, all_seconds, memory, on_gpu, processes = row
+    return NodeFacts(
+        done=True,
+        attempts=attempts,
+        seconds=seconds,
+        all_seconds=all_seconds,
+        memory=memory,
+        on_gpu=on_gpu,
+        processes=processes,
+        finished=changed / 1e9,
+        ua=ua,
+        diverged=diverged,
+    )
 
 
 def _head(body: bytes) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from jobs.cancellations import read_cancellations, record_cancellation
 from jobs.config import Cluster, resources_of
-from jobs.controller import Event, Look, Report, look, reconcile, sight_of
+from jobs.controller import Event, Look, Report, experience_of, look, reconcile, sight_of
 from jobs.errors import UsageError
 from jobs.experiment import Launched, read_results
 from jobs.graph import Run
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from jobs.link import LinkEnd
     from jobs.notify import Notice
     from jobs.observe import Sight
+    from jobs.plan import Batch
     from jobs.published import Published
+    from jobs.requests import RequestsRow
     from jobs.slurm import SlurmArrays
     from jobs.slurm_client import SlurmClient
     from jobs.tasks import Workplace
@@ -175,6 +177,25 @@ class Launcher:
     def sight(self) -> Sight:
         """What reading single attempts needs to know beside the files."""
         return sight_of(self.launched.desired, self.arrays if self.on_slurm and not (self.blind or self._other_user) else None)
+
+    def request_words(self, report: Report) -> Callable[[Batch], str]:
+        """What Slurm is asked for a batch of a report's plan, and why."""
+        from jobs.experience import CONFIGURED, asks_in_words
+
+        predict = experience_of(self.launched.desired, report)
+        return lambda batch: asks_in_words(self.arrays.asked(batch), predict(batch.stage, batch.method) if predict else CONFIGURED)
+
+    def requests(self) -> tuple[RequestsRow, ...]:
+        """What the tasks that are over asked for and used."""
+        from jobs.requests import read_tasks, rows_of
+
+        if not self.on_slurm:
+            raise UsageError(f"{self.name} was launched on this machine, of which nothing is asked")
+        report, given = self.look(), self.launched.experiment
+        records = self.arrays.submissions()
+        return rows_of(
+            read_tasks(records, report.graph, report.facts, self.launched.layout, self.sight(), lambda stage: resources_of(given, stage))
+        )
 
     # ---- acting
 
@@ -377,6 +398,7 @@ class Launcher:
             limits=limits,
             max_failures=desired.policy.max_failures,
             since=desired.since,
+            predict=experience_of(desired, now),
         )
         return Report(plan, now.graph, now.facts, in_flight, now.judgements)
 

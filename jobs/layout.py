@@ -14,6 +14,7 @@ results/
     cancelled.json                  what the user cancelled since
     index.json                      what was read of finished stages: a cache, never the truth
     submissions/NAME.json           one Slurm array: intent, then job id
+    teams/JOB.RESTART.STEP.json     where the processes of a job find one another, until they have (mode 0600)
     snapshots/DIGEST/               code the jobs run
     logs/  tables/  confusion/
 """
@@ -104,6 +105,10 @@ class Layout:
     @property
     def submissions(self) -> Path:
         return self.folder / "submissions"
+
+    @property
+    def teams(self) -> Path:
+        return self.folder / "teams"
 
     @property
     def snapshots(self) -> Path:

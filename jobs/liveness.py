@@ -21,7 +21,12 @@ QUIET_SECONDS = 300.0  # without a heartbeat a claim is given up after this: sev
 GONE_SECONDS = 45.0  # the same where the queue says that the job is gone: the queue may have been read just before the job began
 
 
-def new_claim(number: int, *, log: str = "", relief: int = 0, checkpoint: float = 0.0) -> Claim:
+def own_node() -> str:
+    """What Slurm calls this machine; its host name outside of Slurm."""
+    return os.environ.get("SLURMD_NODENAME", "") or socket.gethostname()
+
+
+def new_claim(number: int, *, log: str = "", relief: int = 0, checkpoint: float = 0.0, team: str = "") -> Claim:
     """A claim of attempt `number` by this process; the rest is as in `Claim`."""
     return Claim(
         attempt=number,
@@ -30,10 +35,11 @@ def new_claim(number: int, *, log: str = "", relief: int = 0, checkpoint: float 
         process_start=process_start(os.getpid()),
         started=time.time(),
         slurm_job=own_slurm_job(),
-        node=os.environ.get("SLURMD_NODENAME", "") or socket.gethostname(),
+        node=own_node(),
         log=log,
         relief=relief,
         checkpoint=checkpoint,
+        team=team,
     )
 
 

@@ -2,6 +2,9 @@
 
 Workers are forked from a server that has imported the heavy packages already (jobs.forkserver). A task starts only when nothing upstream
 of it is held here any more; when an upstream stage ends without a result, what waited for it is handed back and planned again.
+
+Where `resources.STAGE.at_once` says so, tasks share a GPU: so many, or (0) as many as fit by the memory that a finished stage of the same
+kind has used. One that runs out of memory on a GPU it shared is then given a whole one, and fewer of its kind share the others.
 """
 
 from __future__ import annotations
@@ -9,32 +12,28 @@ from __future__ import annotations
 import json
 import os
 import selectors
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from signal import Signals
 from typing import Any
 
-from jobs.capacity import Capacity, Needs, fitting, whole
-from jobs.config import Resources
+from jobs.capacity import Capacity, Needs, fitting, processes_here, whole
+from jobs.config import Resources, at_once_of
 from jobs.errors import InternalError
-from jobs.failures import FailureClass
 from jobs.graph import Graph, Node
+from jobs.last_word import ENDS_OF_ITS_OWN, attempt_of, class_of_death, state_end
 from jobs.layout import Layout
+from jobs.packing import Peak, Room, fits, larger, measured_peak, was_crowded
 from jobs.plan import Batch, Departure, InFlight, Limits, Phase, critical_minutes
-from jobs.records import Claim, Ending, Outcome, attempt_numbers, read_claim, read_outcome, read_result, write_outcome
+from jobs.processes import FORKABLE
+from jobs.records import read_result
 from jobs.tasks import Workplace, describe, description_to_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LEAVE_SECONDS = 10.0  # for the fork server, once it has no workers
-# What the server loads must start no threads and touch no GPU, or its forks cannot use them: OpenBLAS starts its threads when it is loaded
-# (workers set their own number after the fork), and torch asks the CUDA runtime whether there are GPUs unless told to ask the driver.
-FORKABLE = {"OPENBLAS_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-ENDS_OF_ITS_OWN = (0, 1, 3)  # exit codes after which a worker has said itself what became of its stages
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,7 @@ class _Held:
     log: Path
     relief: int
     submitted: float  # seconds since the epoch
+    crowded: bool = False  # it has run out of memory on a GPU that it shared
     devices: tuple[str, ...] = ()
     running: bool = False
 
@@ -86,6 +86,8 @@ class LocalExecutor:
     _taken: int = 0
     _stopping: bool = False
     _wordless: dict[str, list[Departure]] = field(default_factory=dict)
+    _peaks: dict[tuple[str, str], Peak | None] = field(default_factory=dict)  # (stage, method) -> what its finished ones used at most
+    _most: dict[tuple[str, str], int] = field(default_factory=dict)  # (stage, method) -> how many may share a GPU, since that was too many
     _critical: tuple[Graph | None, dict[str, float]] = (None, {})
 
     def __enter__(self) -> LocalExecutor:
@@ -121,6 +123,7 @@ class LocalExecutor:
                 log=log_of(self.layout, node),
                 relief=batch.request.relief,
                 submitted=time.time(),
+                crowded=was_crowded(self.layout.stage(node.stage, key)),
             )
             self._held[held.name] = held
             self._of_key[key] = held.name
@@ -191,19 +194,36 @@ class LocalExecutor:
         ready = [held for held in self._held.values() if not held.running and not any(key in self._of_key for key in held.upstream)]
         ready.sort(key=lambda held: -held.priority)
         in_use = [(held.needs, held.devices) for held in running]
+        for held in ready:
+            held.needs = replace(held.needs, share=self._share(held))
         for index, devices in fitting([held.needs for held in ready], in_use, self.capacity):
             self._start(ready[index], devices)
+
+    def _share(self, held: _Held) -> int:
+        """How many tasks like this one may be on one GPU at the same time."""
+        wanted, kind = at_once_of(self.resources(held.node.stage)), (held.node.stage, held.node.method)
+        if held.crowded or held.needs.gpus != 1:
+            return 1
+        if wanted == 0:
+            if kind not in self._peaks:
+                alike = (node for node in held.graph.nodes.values() if (node.stage, node.method) == kind)
+                self._peaks[kind] = measured_peak((self.layout.stage(node.stage, node.key), node.key) for node in alike)
+            peak, everything = self._peaks[kind], round(self.capacity.memory_gb * 2**30)
+            wanted = fits(peak, Room(everything, self.capacity.gpu_bytes, self.capacity.cpus)) if peak else 1
+        return min(wanted, self._most.get(kind, wanted))
 
     def _start(self, held: _Held, devices: tuple[str, ...]) -> None:
         held.running, held.devices = True, devices
         environment = {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if self.capacity.gpus else {}
+        description = describe(self.place, held.graph, [held.keys], held.relief)
         self._ask(
             {
                 "start": held.name,
-                "task": description_to_json(describe(self.place, held.graph, [held.keys], held.relief)),
+                "task": description_to_json(replace(description, team=processes_here(self.resources(held.node.stage), held.needs))),
                 "index": 0,
                 "threads": held.needs.cpus,
                 "environment": environment,
+                "beside": held.needs.share - 1,
                 "log": str(held.log),
             }
         )
@@ -254,10 +274,11 @@ class LocalExecutor:
         ended = Ended(held.keys, event["code"], event["signal"], held.log)
         if ended.code not in ENDS_OF_ITS_OWN:
             for key in held.keys:
-                self._record_death(held.graph.nodes[key], int(event["pid"]), ended)
+                self._state_end(held, held.graph.nodes[key], int(event["pid"]), ended)
+        self._learn(held, int(event["pid"]), ended)
         if ended.code not in (0, 3):
             for key in held.keys:
-                if not self._claimed(held.graph.nodes[key], int(event["pid"])):
+                if attempt_of(self.layout.stage(held.graph.nodes[key].stage, key), int(event["pid"])) is None:
                     self._wordless.setdefault(key, []).append(Departure(key, held.name, "", held.submitted, time.time()))
         self._forget(held)
         for key in held.keys:
@@ -265,27 +286,20 @@ class LocalExecutor:
                 self._hand_back_dependants(key)
         return ended
 
-    def _record_death(self, node: Node, pid: int, ended: Ended) -> None:
+    def _state_end(self, held: _Held, node: Node, pid: int, ended: Ended) -> None:
         """State the end of an attempt whose worker could not do so itself."""
+        # On this machine nobody but the kernel, for want of memory, sends SIGKILL unasked.
+        failure = class_of_death(ended.signal, stopping=self._stopping, beside=held.needs.share - 1, oom_killed=True)
         folder = self.layout.stage(node.stage, node.key)
-        for number in attempt_numbers(folder)[-1:]:
-            attempt = folder.attempt(number)
-            claim = read_claim(attempt)
-            if claim is None or not _is_of(claim, pid) or read_outcome(attempt) or read_result(folder, node.key):
-                continue
-            name, message = _words(ended)
-            ending = Ending.interrupted if self._stopping else Ending.failed
-            # On this machine nobody but the kernel, for want of memory, sends SIGKILL unasked.
-            failure = FailureClass.interrupted if self._stopping else FailureClass.memory if name == "SIGKILL" else FailureClass.code
-            seconds = round(time.time() - claim.started, 3)
-            outcome = Outcome(number, ending, name, message, f"log: {ended.log}", claim.host, seconds, kind=failure.name)
-            write_outcome(attempt, outcome)
+        state_end(folder, node, pid, failure, code=ended.code, signal=ended.signal, log=str(ended.log))
 
-    def _claimed(self, node: Node, pid: int) -> bool:
-        """Whether a worker had claimed an attempt of a stage."""
-        folder = self.layout.stage(node.stage, node.key)
-        claims = (read_claim(folder.attempt(number)) for number in attempt_numbers(folder)[-1:])
-        return any(claim is not None and _is_of(claim, pid) for claim in claims)
+    def _learn(self, held: _Held, pid: int, ended: Ended) -> None:
+        """From a task that has ended, how many of its kind may share a GPU."""
+        kind, folder = (held.node.stage, held.node.method), self.layout.stage(held.node.stage, held.node.key)
+        if ended.code == 0 and held.needs.gpus:
+            self._peaks[kind] = larger(self._peaks.get(kind), measured_peak([(folder, held.node.key)]))
+        elif held.needs.share > 1 and was_crowded(folder):
+            self._most[kind] = max(1, held.needs.share // 2)
 
     def _hand_back_dependants(self, key: str) -> None:
         for name in [name for name, held in self._held.items() if key in held.upstream and not held.running]:
@@ -306,20 +320,8 @@ def log_of(layout: Layout, node: Node) -> Path:
     return layout.logs / f"{node.stage}-{node.key}.log"
 
 
-def _is_of(claim: Claim, pid: int) -> bool:
-    return claim.pid == pid and claim.host == socket.gethostname()
-
-
 def _in_flight(held: _Held) -> InFlight:
     return InFlight(Phase.running if held.running else Phase.queued, held.name)
-
-
-def _words(ended: Ended) -> tuple[str, str]:
-    if ended.signal is None:
-        return f"exit{ended.code}", f"the worker left with exit code {ended.code} and said nothing: see {ended.log}"
-    name = Signals(ended.signal).name
-    hint = ", perhaps for want of memory" if name == "SIGKILL" else ""
-    return name, f"the worker was killed by {name}{hint}: see {ended.log}"
 
 
 def _send(server: subprocess.Popen[bytes], request: Mapping[str, Any]) -> None:

@@ -1,11 +1,12 @@
 """Logs of attempts: which file, which part of it, and how to follow it while the attempt lasts.
 
-On this machine the attempts of a stage write one file, one after another; on Slurm an array element has one of its own, in which the
-stages of its task follow one another. The worker begins each attempt with a line that names it, so that its part can be cut out.
+On this machine the attempts of a stage write one file, one after another; on Slurm an array element has one of its own, for all stages of
+its task. The worker begins each attempt with a line that names it, so that its part can be cut out.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -20,6 +21,7 @@ from jobs.local import log_of
 from jobs.records import attempt_numbers, read_claim, read_outcome, read_result
 
 POLL_SECONDS = 0.5  # between looks at a log that grows
+_NAMED = re.compile(r"(?:[0-9-]{10} [0-9:]{8} )?\w+ \w+ fold .+? seed [0-9]+ \[([0-9a-f]{8})\]:")  # jobs.graph.Node.name, perhaps dated
 SILENT_SECONDS = 10.0  # how long the log of an attempt that runs may not be there: shared folders lag
 
 
@@ -60,14 +62,16 @@ def find_log(layout: Layout, node: Node, attempt: int | None = None) -> Log | No
 def section(lines: Sequence[str], key: str, attempt: int) -> tuple[str, ...]:
     """The lines of one attempt in a log; all of them where the log does not say where it begins.
 
-    The first attempt that a log holds begins with the log: what comes before it is how it was started.
+    The first attempt that a log holds begins with the log: what comes before it is how it was started. Lines of other stages, computed
+    in the same array element before, after or at the same time, are left out.
     """
     begins = {place: number for place, line in enumerate(lines) if (number := _begun(line, key))}
     if attempt not in begins.values():
         return tuple(lines)
     first = max(place for place, number in begins.items() if number == attempt)
     after = min((place for place in begins if place > first), default=len(lines))
-    return tuple(lines[0 if first == min(begins) else first : after])
+    part = lines[0 if first == min(begins) else first : after]
+    return tuple(line for line in part if not _of_another(line, key))
 
 
 def attempt_over(layout: Layout, log: Log, *, live_jobs: Collection[str] | None = None) -> str:
@@ -113,7 +117,7 @@ def follow_log(
         while True:
             last, ended = ended, bool(over())  # one more read after the end: the worker's last line follows its record
             *new, partial = (partial + file.read()).split("\n")
-            yield from new
+            yield from (line for line in new if not _of_another(line, log.node.key))
             if last:
                 break
             pause(POLL_SECONDS)
@@ -123,6 +127,12 @@ def follow_log(
 
 def _no_file(log: Log) -> UsageError:
     return UsageError(f"{log.node.name}: attempt {log.attempt} has left no log at {log.file}")
+
+
+def _of_another(line: str, key: str) -> bool:
+    """Whether a line begins with the name of another stage."""
+    named = _NAMED.match(line)
+    return named is not None and named[1] != key[:8]
 
 
 def _begun(line: str, key: str) -> int:

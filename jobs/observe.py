@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from jobs.cancellations import Cancelled
-from jobs.failures import Ended, FailureClass, blames_node, cancelled_by_hand, class_of_state, judge
+from jobs.failures import Ended, FailureClass, blames_node, cancelled_by_hand, class_of_state, judge, short_of
 from jobs.graph import Graph
 from jobs.index import index_of
 from jobs.layout import Layout, StageFolder
@@ -115,6 +115,7 @@ def ended_attempts(files: Sequence[AttemptFiles], departures: Sequence[Departure
     counts, as far as there is one (a preempted job gets the same warning).
     """
     states = {each.job: each.state for each in departures}
+    asked = {each.job: each.asked for each in departures}
     last_of_job = {attempt.job: attempt.number for attempt in files if attempt.job}
     claims = [attempt.claim for attempt in files]
     found: list[Ended] = []
@@ -132,12 +133,20 @@ def ended_attempts(files: Sequence[AttemptFiles], departures: Sequence[Departure
             failure = FailureClass[outcome.kind] if outcome.kind in FailureClass.__members__ else _OF_ENDING[outcome.ending]
             if failure in (FailureClass.interrupted, FailureClass.time_limit):
                 failure = _why_asked_to_stop(failure, state, requeued)
-            found.append(Ended(claim.started, failure, f"{outcome.error}: {outcome.message}", claim.node, progress=progress))
+            error = f"{outcome.error}: {outcome.message}"
+            if failure is FailureClass.communication and class_of_state(state) is FailureClass.memory:
+                failure = FailureClass.memory  # the process of a team that was lost was killed for it
+            suspects = (outcome.node,) if outcome.node else tuple(filter(None, claim.team.split(",")))
+            short = short_of(asked.get(attempt.job), failure, error)
+            found.append(Ended(claim.started, failure, error, claim.node, progress=progress, short_of=short, suspects=suspects))
             continue
         failure = FailureClass.node if requeued else class_of_state(state)
         said = f"Slurm says {state}" if state else "its job was requeued" if requeued else "nothing is known of its job"
         error = f"ended without a word on {claim.node or claim.host} ({said})"
-        found.append(Ended(claim.started, failure, error, claim.node, requeued or blames_node(state), progress))
+        nodes_fault = requeued or blames_node(state)
+        killed = failure is FailureClass.node and not nodes_fault and state != "PREEMPTED"
+        short = short_of(asked.get(attempt.job), failure, error, killed=killed)
+        found.append(Ended(claim.started, failure, error, claim.node, nodes_fault, progress, short))
     return found
 
 
@@ -208,7 +217,46 @@ def _judged(
         held = "Slurm, until it says how the last job ended"
     wordless = (attempt for attempt in files if not (attempt.outcome or attempt.alive or attempt.published))
     gone = tuple(sorted({attempt.job for attempt in wordless if attempt.job}))
-    return replace(facts, held=held, attempts=len(files), ended=max(0, len(ended) - told), gone=gone)
+    begun = [(each.claim, _lasted(folder, each)) for each in files if each.claim]
+    return replace(
+        facts,
+        held=held,
+        attempts=len(files),
+        ended=max(0, len(ended) - told),
+        gone=gone,
+        all_seconds=seconds_since_begun_anew(begun),
+        memory=max((_asked_bytes(each) for each in departures), default=0) if facts.short_of_memory else 0,
+    )
+
+
+def seconds_since_begun_anew(attempts: Sequence[tuple[Claim, float]]) -> float:
+    """What the last attempt that found no checkpoint, and all after it, took together; 0 if there is none. `attempts`: oldest first."""
+    total = 0.0
+    for claim, seconds in reversed(attempts):
+        total += seconds
+        if not claim.checkpoint:
+            break
+    return round(total, 3)
+
+
+def seconds_before(folder: StageFolder, number: int) -> float:
+    """What earlier attempts took on the way to the checkpoint that this one found; 0 if it began anew."""
+    claims = {each: claim for each in attempt_numbers(folder) if each <= number and (claim := read_claim(folder.attempt(each)))}
+    if number not in claims or not claims[number].checkpoint:
+        return 0.0
+    files = (AttemptFiles(each, claim, read_outcome(folder.attempt(each)), False) for each, claim in claims.items() if each < number)
+    return seconds_since_begun_anew([(each.claim, _lasted(folder, each)) for each in files if each.claim])
+
+
+def _lasted(folder: StageFolder, attempt: AttemptFiles) -> float:
+    """Seconds that an attempt took, as its end or its last heartbeat tells."""
+    if attempt.outcome is not None or attempt.claim is None:
+        return attempt.outcome.seconds if attempt.outcome else 0.0
+    return max(0.0, _modified(folder.attempt(attempt.number).claim) - attempt.claim.started)
+
+
+def _asked_bytes(departure: Departure) -> int:
+    return departure.asked.memory_mb << 20 if departure.asked and departure.asked.less_memory else 0
 
 
 def _begun_by_finished(graph: Graph, layout: Layout, sight: Sight, facts: Mapping[str, NodeFacts], jobs: Collection[str]) -> set[str]:

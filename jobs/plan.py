@@ -49,11 +49,36 @@ class Task:
 
 @dataclass(frozen=True)
 class Request:
-    """What the next attempt of a stage asks for beyond its resources, learnt from attempts that failed."""
+    """What the next attempt of a stage asks for beside its resources: learnt from attempts that failed, and from finished siblings."""
 
     relief: int = 0  # how often memory ran out: the work of one forward pass is halved that many times
     memory_factor: float = 1.0  # on the memory asked for
     exclude: tuple[str, ...] = ()  # nodes, sorted
+    minutes: int | None = None  # for one stage, predicted (jobs.experience); None: as configured
+    memory_gb: float | None = None  # per node, likewise
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What tells two requests for the same stages apart: what is predicted may change while sbatch is on its way."""
+        return {"relief": self.relief, "memory_factor": self.memory_factor, "exclude": self.exclude}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an array asked of Slurm for each of its elements, and what it would have asked as configured."""
+
+    minutes: int
+    memory_mb: int  # per node
+    configured_minutes: int
+    configured_mb: int
+
+    @property
+    def less_time(self) -> bool:
+        return self.minutes < self.configured_minutes
+
+    @property
+    def less_memory(self) -> bool:
+        return self.memory_mb < self.configured_mb
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +94,10 @@ class NodeFacts:
     attempts: int = 0  # executions ever begun
     ended: int = 0  # of them, those that are over and left no result
     seconds: float = 0.0  # of the attempt that ended in the result
+    all_seconds: float = 0.0  # of all attempts since it was last begun anew; not done: so far
+    memory: int = 0  # bytes that a process took at its peak, 0: not known; not done: what was asked for its node, and not enough
+    on_gpu: bool = False  # computed there
+    processes: int = 0  # of its team; 0: not known
     finished: float = 0.0  # when the result was written, seconds since the epoch
     ua: float | None = None  # percent, of a result that has one
     diverged: str = ""  # why the run does not count, with or without a result
@@ -76,6 +105,8 @@ class NodeFacts:
     request: Request = Request()  # of the next attempt
     bad_nodes: tuple[str, ...] = ()  # that failed under it, one entry for each time
     gone: tuple[str, ...] = ()  # jobs that have left the queue and whose worker said nothing
+    short_of_time: bool = False  # a predicted time limit was not enough: as configured from now on
+    short_of_memory: bool = False  # likewise
 
 
 @dataclass(frozen=True)
@@ -88,6 +119,7 @@ class Departure:
     submitted: float  # seconds since the epoch
     gone: float  # when it was first seen missing
     ours: bool = False  # the program itself cancelled it
+    asked: Asked | None = None  # for the element; None: not on record
 
 
 @dataclass(frozen=True)
@@ -129,6 +161,19 @@ class Plan:
     def complete(self) -> bool:
         """Everything needed is there."""
         return self.settled and not (self.blocked or self.given_up or self.stayed)
+
+
+class Predicted(Protocol):
+    """What one stage of a kind is asked for; None: as configured."""
+
+    @property
+    def minutes(self) -> int | None: ...
+
+    @property
+    def memory_gb(self) -> float | None: ...
+
+
+Predict = Callable[[str, str], Predicted]  # of a stage and a method
 
 
 class Executor(Protocol):
@@ -176,12 +221,14 @@ def make_plan(
     limits: Limits,
     max_failures: int = 0,
     since: float = 0.0,
+    predict: Predict | None = None,
 ) -> Plan:
     """Decide where every needed stage stands and which ones to submit.
 
     `runs_per_task` gives, by stage name, how many stages one task computes one after another (1 where a mapping says nothing). A stage is
     submitted only if each of its upstream stages is done, in flight, or submitted in this same plan. `max_failures` is the budget of the
-    whole experiment (0: none); `since`, the last launch, tells its results from older ones.
+    whole experiment (0: none); `since`, the last launch, tells its results from older ones. `predict` says what a stage of a kind may be
+    asked for (None: everything as configured).
     """
     depth = _depths(graph)
     height = _heights(graph)
@@ -231,7 +278,7 @@ def make_plan(
                 later.add(node.key)
             else:
                 ready.append(node)
-        for (stage, method, request), nodes in _groups(ready, height, facts, excluded):
+        for (stage, method, request), nodes in _groups(ready, height, facts, excluded, predict):
             tasks = _pack(nodes, _packing(runs_per_task, stage))
             taken = tasks if room is None else tasks[:room]
             room = None if room is None else room - len(taken)
@@ -316,16 +363,36 @@ def _excluded(facts: Mapping[str, NodeFacts]) -> tuple[str, ...]:
 
 
 def _groups(
-    nodes: Iterable[Node], height: Mapping[str, int], facts: Mapping[str, NodeFacts], excluded: tuple[str, ...]
+    nodes: Iterable[Node],
+    height: Mapping[str, int],
+    facts: Mapping[str, NodeFacts],
+    excluded: tuple[str, ...],
+    predict: Predict | None,
 ) -> list[tuple[tuple[str, str, Request], list[Node]]]:
     """Nodes of one depth by stage, method and request; those with the longest chain still to come first."""
     found: dict[tuple[str, str, Request], list[Node]] = {}
+    requests: dict[tuple[str, str, Request, bool, bool], Request] = {}
     for node in nodes:
-        request = _fact(facts, node.key).request
-        if excluded:
-            request = replace(request, exclude=tuple(sorted({*request.exclude, *excluded})))
+        fact = _fact(facts, node.key)
+        kind = (node.stage, node.method, fact.request, fact.short_of_time, fact.short_of_memory)
+        if kind not in requests:
+            requests[kind] = _request(node, fact, excluded, predict)
+        request = requests[kind]
         found.setdefault((node.stage, node.method, request), []).append(node)
     return sorted(found.items(), key=lambda item: -max(height[node.key] for node in item[1]))
+
+
+def _request(node: Node, fact: NodeFacts, excluded: tuple[str, ...], predict: Predict | None) -> Request:
+    """What the next attempt of a stage asks for."""
+    found = replace(fact.request, exclude=tuple(sorted({*fact.request.exclude, *excluded}))) if excluded else fact.request
+    if predict is None or found.relief:  # less work a pass takes longer
+        return found
+    told = predict(node.stage, node.method)
+    return replace(
+        found,
+        minutes=None if fact.short_of_time else told.minutes,
+        memory_gb=None if fact.short_of_memory else told.memory_gb,
+    )
 
 
 def _pack(nodes: Sequence[Node], size: int) -> tuple[Task, ...]:

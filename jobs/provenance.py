@@ -57,6 +57,7 @@ class Stopwatch:
         self._begun = time.monotonic()
         self._cpu = _cpu_seconds()
         self._started = datetime.now(UTC)
+        _forget_gpu_peak()
 
     @property
     def seconds(self) -> float:
@@ -64,13 +65,14 @@ class Stopwatch:
         return round(time.monotonic() - self._begun, 3)
 
     def facts(self) -> dict[str, Any]:
-        """`started`, `finished` (ISO 8601, UTC), `seconds`, `cpu_seconds`, `peak_rss_bytes` (of the process, up to now)."""
+        """`started`, `finished` (ISO 8601, UTC), `seconds`, `cpu_seconds`, `peak_gpu_bytes`, `peak_rss_bytes` (of the process so far)."""
         return {
             "started": self._started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": self.seconds,
             "cpu_seconds": round(_cpu_seconds() - self._cpu, 3),
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+            "peak_gpu_bytes": peak_gpu_bytes(),
         }
 
 
@@ -95,6 +97,24 @@ def device_name() -> str:
     if torch is None or not torch.cuda.is_initialized():
         return "cpu"
     return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+
+
+def peak_gpu_bytes() -> int:
+    """What torch's allocator held of a GPU at the most in this process since the last attempt began; 0 where no stage has used one."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return 0
+    return max(int(torch.cuda.max_memory_reserved(device)) for device in range(torch.cuda.device_count()))
+
+
+def _forget_gpu_peak() -> None:
+    """An attempt's peak begins with what the former stage of this process really keeps, not with what the allocator kept for it."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return
+    torch.cuda.empty_cache()
+    for device in range(torch.cuda.device_count()):
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def _processor() -> str:

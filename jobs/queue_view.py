@@ -116,7 +116,8 @@ def departures_of(records: Iterable[Submission], keys: Collection[str]) -> dict[
             for key in record.tasks[index]:
                 if key in wanted:
                     state = record.ended.get(place, "")
-                    found.setdefault(key, []).append(Departure(key, record.element(index), state, record.created, gone, index in ours))
+                    left = Departure(key, record.element(index), state, record.created, gone, index in ours, record.asked)
+                    found.setdefault(key, []).append(left)
     return {key: tuple(sorted(each, key=lambda one: one.submitted)) for key, each in found.items()}
 
 

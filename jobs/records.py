@@ -46,6 +46,7 @@ class Claim:
     log: str = ""  # file that the worker's output goes to
     relief: int = 0  # how often the work of a pass was halved for want of memory
     checkpoint: float = 0.0  # when the newest resumable state was written that it found, seconds since the epoch
+    team: str = ""  # machines of all processes that compute it together, a comma between them; "": `node` alone
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Outcome:
     seconds: float
     slurm_job: str = ""
     kind: str = ""  # name of a jobs.failures.FailureClass
+    node: str = ""  # of the process of a team that was lost, where that is known
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.config import Resources, SlurmSite
+from jobs.config import Resources, SlurmSite, at_once_of
 from jobs.errors import UsageError
-from jobs.plan import Request
+from jobs.plan import Asked, Request
 
 # Set by the template or the program, or without sense in a script.
 _ARRAY_OPTIONS = ("array", "job-name", "dependency", "kill-on-invalid-dep", "begin", "hold", "requeue", "no-requeue")
@@ -50,7 +50,15 @@ class ArrayJob:
 
     @property
     def minutes(self) -> int:
-        return self.resources.minutes * max(1, self.stages_per_element)
+        """Of an element: its stages one after another, or so many of them at a time; where memory is to decide that, it may be one."""
+        rounds = math.ceil(max(1, self.stages_per_element) / max(1, at_once_of(self.resources)))
+        return (self.request.minutes or self.resources.minutes) * rounds
+
+    @property
+    def asked(self) -> Asked:
+        """For one element, for the records."""
+        plain = replace(self, request=replace(self.request, minutes=None, memory_gb=None))
+        return Asked(self.minutes, memory_mb(self), plain.minutes, memory_mb(plain))
 
 
 class Quoted(str):
@@ -118,8 +126,8 @@ def array_expression(size: int, throttle: int) -> str:
 
 
 def memory_mb(job: ArrayJob) -> int:
-    """Memory per node, in MiB, rounded up."""
-    return math.ceil(round(job.resources.memory_gb * job.request.memory_factor * 1024, 6))
+    """Memory of each node, in MiB, rounded up."""
+    return math.ceil(round((job.request.memory_gb or job.resources.memory_gb) * job.request.memory_factor * 1024, 6))
 
 
 def excluded_nodes(job: ArrayJob, site: SlurmSite) -> str:
@@ -154,9 +162,9 @@ def _facts(job: ArrayJob, site: SlurmSite) -> Mapping[str, Any]:
         "output": f"{job.output.replace('%', '%%')}/%x_%A_%a.out",
         "minutes": job.minutes,
         "nodes": resources.nodes,
-        "processes_per_node": 1,  # a stage is one process; one process for each GPU of each node sets this and the next
-        "step_nodes": 1,
-        "cpus": resources.cpus,
+        "processes_per_node": resources.processes_per_node,
+        "team": resources.team,
+        "cpus": resources.cpus_per_process,
         "gpus": gpu_expression(resources, site),
         "memory_mb": memory_mb(job) if site.memory_requests else 0,
         "exclude": excluded_nodes(job, site),

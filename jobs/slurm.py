@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from jobs.chain import LINKS, link_name
-from jobs.config import Experiment, SlurmSite, resources_of
+from jobs.config import Experiment, SlurmSite, at_once_of, resources_of
 from jobs.dependencies import SLURM_JOB, Dependency, make_dependency, upstream_jobs, with_singleton
 from jobs.errors import UsageError
 from jobs.graph import Graph
 from jobs.layout import Layout
-from jobs.plan import Batch, Departure, InFlight, Limits, Phase
+from jobs.plan import Asked, Batch, Departure, InFlight, Limits, Phase
 from jobs.queue_view import (
     Holding,
     all_queued,
@@ -239,9 +239,10 @@ class SlurmArrays:
         job = self._array_job(name, batch, snapshot, dependency)
         script = render_script(job, self._site, snapshot.path / "slurm_templates")
         place = replace(self._place, code={**self._place.code, **snapshot_facts(snapshot)})
-        write_description(self._book.tasks_file(name), describe_batch(place, graph, batch))
+        resources, description = job.resources, describe_batch(place, graph, batch)
+        write_description(self._book.tasks_file(name), replace(description, team=resources.team, at_once=at_once_of(resources)))
         self._layout.logs.mkdir(parents=True, exist_ok=True)  # without it Slurm fails the job and says so nowhere
-        record = new_submission(name, batch, self._clock(), dependency.refined)
+        record = new_submission(name, batch, self._clock(), dependency.refined, job.asked)
         if not self._book.begin(record):
             self._book.check(name)
             return flights([record], ())  # another process was quicker
@@ -270,6 +271,14 @@ class SlurmArrays:
             f"scontrol update JobId=JOB_[{compress_indices(indices)}] Dependency={own}" for indices, own in dependency.refined
         )
         return Preview(job.name, render_script(job, self._site, self._source / "slurm_templates"), refinements)
+
+    def submissions(self) -> tuple[Submission, ...]:
+        """Everything on record that was submitted, oldest first."""
+        return tuple(sorted((*self._book.open(), *self._book.closed()), key=lambda record: record.created))
+
+    def asked(self, batch: Batch) -> Asked:
+        """What Slurm is asked for each element of a batch."""
+        return self._sized(batch).asked
 
     def previews(self, batches: Sequence[Batch], graph: Graph, in_flight: Mapping[str, InFlight]) -> tuple[Preview, ...]:
         """Scripts of a whole plan; the numbers of its own earlier arrays, not known yet, are written JOB1, JOB2, ..."""
@@ -340,19 +349,30 @@ class SlurmArrays:
 
     def _array_job(self, name: str, batch: Batch, snapshot: Snapshot, dependency: Dependency) -> ArrayJob:
         description = str(self._book.tasks_file(name))
-        return ArrayJob(
+        return replace(
+            self._sized(batch),
             name=name,
-            size=len(batch.tasks),
-            resources=resources_of(self._experiment, batch.stage),
-            stages_per_element=max(len(task.keys) for task in batch.tasks),
             command=(*self._worker, description),
             description=description,
             folder=str(snapshot.path),
             output=str(self._layout.logs),
             binds=(str(self._layout.root), str(self._place.corpus_folder)),
             dependency=with_singleton(dependency.initial),
-            request=batch.request,
             avoided=self._avoided(),
+        )
+
+    def _sized(self, batch: Batch) -> ArrayJob:
+        """An array without a place."""
+        return ArrayJob(
+            name="",
+            size=len(batch.tasks),
+            resources=resources_of(self._experiment, batch.stage),
+            stages_per_element=max(len(task.keys) for task in batch.tasks),
+            command=(),
+            description="",
+            folder="",
+            output="",
+            request=batch.request if self._site.memory_requests else replace(batch.request, memory_gb=None),
         )
 
     def _avoided(self) -> tuple[str, ...]:
@@ -367,8 +387,8 @@ def _parameters(job: ArrayJob, site: SlurmSite) -> dict[str, Any]:
         "job_name": job.name,
         "time": job.minutes,
         "nodes": resources.nodes,
-        "ntasks_per_node": 1,
-        "cpus_per_task": resources.cpus,
+        "ntasks_per_node": resources.processes_per_node,
+        "cpus_per_task": resources.cpus_per_process,
         "signal_delay_s": signal_seconds(job.minutes, site),
         "dependency": job.dependency or None,
         "array_parallelism": resources.throttle or job.size,

@@ -79,6 +79,10 @@ class Registry(Protocol):
     def methods(self) -> tuple[str, ...]:
         """Names of the methods that `calls` knows, in the order of the tables."""
 
+    @property
+    def teams(self) -> tuple[str, ...]:
+        """Names of the stages that several processes can compute together; the others are given one."""
+
     def calls(self, method: str, recipe: Any) -> Callable[[str, int], StageCall]:
         """What gives, by fold and seed, the last stage of a run, holding its upstream stages.
 

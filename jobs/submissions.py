@@ -28,7 +28,7 @@ from jobs.errors import UsageError
 from jobs.graph import canonical_json
 from jobs.layout import Layout
 from jobs.liveness import claim_alive, process_start
-from jobs.plan import Batch, Request
+from jobs.plan import Asked, Batch, Request
 from jobs.records import Claim, create_json, read_json, write_json
 
 SCHEMA = 1
@@ -74,6 +74,7 @@ class Submission:
     left: Mapping[str, float] = field(default_factory=dict)  # index -> when it was first seen missing from the queue
     ended: Mapping[str, str] = field(default_factory=dict)  # index -> last state; "" where accounting never said
     nodes: Mapping[str, str] = field(default_factory=dict)  # index -> node on which Slurm could not start it; "": never known
+    asked: Asked | None = None  # for each element; None: not on record
 
     @property
     def job_name(self) -> str:
@@ -209,22 +210,24 @@ def base_name(layout: Layout, batch: Batch) -> str:
     """
     tasks = [list(task.keys) for task in batch.tasks]
     identity: list[object] = [os.path.realpath(layout.root), layout.experiment, batch.stage, batch.method, tasks]
-    if batch.request != Request():
-        identity.append(asdict(batch.request))
+    if batch.request.identity != Request().identity:
+        identity.append(batch.request.identity)
     digest = hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:12]
     words = [layout.experiment[:20], batch.stage[:12], batch.method[:12], digest]
     return ".".join(re.sub(r"[^A-Za-z0-9_-]", "_", word) for word in words)
 
 
-def new_submission(name: str, batch: Batch, now: float, refine: Refinements = ()) -> Submission:
+def new_submission(name: str, batch: Batch, now: float, refine: Refinements = (), asked: Asked | None = None) -> Submission:
     """The intent of this process to submit a batch."""
     writer = Writer(socket.gethostname(), os.getpid(), process_start(os.getpid()))
-    return Submission(name, batch.stage, batch.method, tuple(task.keys for task in batch.tasks), now, writer=writer, refine=refine)
+    tasks = tuple(task.keys for task in batch.tasks)
+    return Submission(name, batch.stage, batch.method, tasks, now, writer=writer, refine=refine, asked=asked)
 
 
 def double_of(submission: Submission, job: str, now: float) -> Submission:
     """The record of a second array that Slurm has under a submission's name."""
-    return Submission(f"{submission.name}+{job}", submission.stage, submission.method, submission.tasks, now, State.submitted, job)
+    name = f"{submission.name}+{job}"
+    return Submission(name, submission.stage, submission.method, submission.tasks, now, State.submitted, job, asked=submission.asked)
 
 
 def _changed(submission: Submission, changes: Mapping[str, Any]) -> Submission:
@@ -256,6 +259,7 @@ def _from_json(value: dict[str, Any] | None) -> Submission | None:
         known |= {"state": State(value["state"]), "tasks": tuple(tuple(keys) for keys in value["tasks"])}
         known |= {"writer": Writer(**value.get("writer", {})), "cancelled": tuple(value.get("cancelled", ()))}
         known["refine"] = tuple((tuple(indices), str(own)) for indices, own in value.get("refine", ()))
+        known["asked"] = Asked(**known["asked"]) if known.get("asked") else None
         return Submission(**known)
     except (KeyError, TypeError, ValueError, AttributeError):
         return None

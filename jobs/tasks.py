@@ -46,6 +46,8 @@ class Description:
     tasks: tuple[tuple[str, ...], ...]
     relief: int = 0  # how often memory ran out for these stages: the work of a pass is halved that many times
     gone: tuple[str, ...] = ()  # Slurm jobs that held one of these stages and are known to be gone
+    at_once: int = 1  # stages of a task computed at the same time; 0: as many as the memory measured before allows (jobs.packing)
+    team: int = 1  # processes that compute each stage together (jobs.team)
 
 
 def describe(place: Workplace, graph: Graph, tasks: Iterable[Iterable[str]], relief: int = 0, gone: tuple[str, ...] = ()) -> Description:
@@ -73,6 +75,8 @@ def description_to_json(description: Description) -> dict[str, Any]:
         "tasks": tasks,
         "relief": description.relief,
         "gone": list(description.gone),
+        "at_once": description.at_once,
+        "team": description.team,
     }
 
 
@@ -84,7 +88,8 @@ def description_from_json(value: Mapping[str, Any]) -> Description:
         place = Workplace(**{**value["place"], "packages": tuple(value["place"]["packages"])})
         nodes = {key: Node(**node) for key, node in value["nodes"].items()}
         tasks = tuple(tuple(keys) for keys in value["tasks"])
-        return Description(place, nodes, tasks, int(value.get("relief", 0)), tuple(value.get("gone", ())))
+        counts = {key: int(value.get(key, default)) for key, default in (("relief", 0), ("at_once", 1), ("team", 1))}
+        return Description(place, nodes, tasks, gone=tuple(value.get("gone", ())), **counts)
     except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"task description lacks or does not know {error}: written by another version of the program") from error
 

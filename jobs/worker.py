@@ -13,39 +13,28 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from jobs.errors import UsageError
 from jobs.execution import EXIT_CODES, Verdict, WorkerProcess, execute
+from jobs.follower import work_together
 from jobs.layout import Layout
+from jobs.packing import run_packed
+from jobs.processes import limit_threads
 from jobs.tasks import Description, read_description
-
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 def run_task(process: WorkerProcess, index: int) -> int:
-    """Compute the stages of task `index` one after another; returns the exit code. A failed stage does not keep the next from its turn."""
+    """Compute the stages of task `index`, in turn or packed; returns the exit code. A failed stage does not keep the next from its turn."""
+    nodes = [process.description.nodes[key] for key in process.description.tasks[index]]
+    if process.description.at_once != 1 and len(nodes) > 1 and process.team is None:
+        return run_packed(process, nodes)
     code = 0
-    for key in process.description.tasks[index]:
-        node = process.description.nodes[key]
-        verdict = Verdict.interrupted if process.stop() else execute(process, node)
+    for node in nodes:
+        verdict = Verdict.interrupted if process.stop() or not process.ready() else execute(process, node)
         process.tell(f"{node.name}: {verdict.value}")
         code = code if code == 1 else EXIT_CODES[verdict] or code
     return code
-
-
-def limit_threads(count: int) -> None:
-    """Let this process compute with `count` threads, also where a parent has already loaded the libraries that do so."""
-    for name in THREAD_VARIABLES:
-        os.environ[name] = str(count)
-    if find_spec("threadpoolctl") is not None:
-        from threadpoolctl import threadpool_limits
-
-        threadpool_limits(count)
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        torch.set_num_threads(count)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -64,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     limit_threads(threads)
     process = WorkerProcess(description, threads, say, log=_slurm_log(description))
     process.stop.listen()
-    return run_task(process, index)
+    return work_together(process, lambda: run_task(process, index), os.environ)
 
 
 def _slurm_log(description: Description) -> str:

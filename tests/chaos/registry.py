@@ -65,6 +65,10 @@ class ChaosRegistry:
     def methods(self) -> tuple[str, ...]:
         return METHODS
 
+    @property
+    def teams(self) -> tuple[str, ...]:
+        return ()
+
     def calls(self, method: str, recipe: Recipe) -> Callable[[str, int], Call]:
         settings = {"steps": recipe.steps}
         runtime = {"step_seconds": recipe.step_seconds, "save_every": recipe.save_every}

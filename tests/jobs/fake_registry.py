@@ -8,14 +8,24 @@ a stage that have no entry of their own. Behaviours:
     hang:N, stall:N                    never ends, the first N times: does not hear, or leaves without a checkpoint when asked
     sleep:SECONDS, deaf:SECONDS        leaves with a checkpoint when asked, or does not hear
     oom:N, hostoom:N                   memory of GPU or host runs out while `relief` is below N
+    meet:N                             waits until N stages are computed at the same time
+    card:MB                            takes so much of the memory in the corpus's file `card`, which all processes share as they would a
+                                       GPU's, and keeps it until another one was refused and has left; halved by every relief
     eat:MB, write:MB                   takes so much memory, halved by every relief; writes an artifact of that size
     nan, diverge, collapse             a metric or a loss that is not finite; a training loss that never left that of the class prior
     low                                the accuracy of chance
     refuse, broken                     the user's to mend; `broken` until the corpus has a file `mended`
+
+Of a team, the processes wait for one another a few times and share what the leader knows, and one of them may the first time
+
+    lost:R, frozen:R, stuck:R          be killed, be stopped, or break its promise to get on, while the others wait for it
+    full:R                             run out of memory, as long as there is no `relief`
+    wrong:R                            fail by itself
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -26,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.graph import Graph, build_graph
+from jobs.liveness import process_start
 from jobs.slots import Slot, seeds_of_slots
 
 METHODS = ("vft", "tapt", "ptapt")
@@ -68,6 +79,10 @@ class FakeRegistry:
     def methods(self) -> tuple[str, ...]:
         return METHODS
 
+    @property
+    def teams(self) -> tuple[str, ...]:
+        return ("states", "tapt", "ptapt", "finetune")
+
     def calls(self, method: str, recipe: Any) -> Callable[[str, int], FakeCall]:
         return lambda fold, seed: self.call(method, recipe, fold=fold, seed=seed)
 
@@ -105,10 +120,18 @@ class FakeRegistry:
     ) -> Mapping[str, Any]:
         """Add up numbers, or behave as the recipe says; `oom:N` and `hostoom:N` need a `relief` of N to come through."""
         key = output.parents[2].name
+        if team is not None and team.rank:
+            begun = int(team.share())
+            report(f"rank {team.rank} of {team.size}, {team.local_rank} of its machine")
+            _together(team, runtime["behaviour"], begun, relief, output)
+            return {}
         begun = _note(corpus / "starts" / key)
+        if team is not None:
+            _together(team, runtime["behaviour"], int(team.share(str(begun))), relief, output)
         report(f"start {begun} with {os.environ.get('OMP_NUM_THREADS')} threads, preloaded {bool(PRELOADED)}")
         _behave(runtime["behaviour"], begun, relief, checkpoint, should_stop)
         _take(runtime["behaviour"], relief, corpus, output)
+        _share(runtime["behaviour"], relief, corpus)
         time.sleep(runtime["seconds"])
         total = seed + sum(range(settings["work"]))
         for folder in upstream.values():
@@ -195,6 +218,33 @@ def _behave(behaviour: str, begun: int, relief: int, checkpoint: Path, should_st
                 raise FakeStopError("asked to stop at step 3")
 
 
+def _together(team: Any, behaviour: str, begun: int, relief: int, output: Path) -> None:
+    """Wait for all of a team, a few times; the one that is told to does not come."""
+    name, _, argument = behaviour.partition(":")
+    culprit = name in ("lost", "frozen", "stuck", "wrong", "full") and team.rank == int(argument) and begun == 1
+    for step in range(3):
+        team.advance(3.0 if name == "stuck" and team.rank == int(argument) else 60.0)
+        if culprit and step == 1:
+            _fall_out(name, relief)
+        (output.parent / f"step{step}.{team.rank}").touch()
+        while len(list(output.parent.glob(f"step{step}.*"))) < team.size:
+            time.sleep(0.02)
+    team.advance(0.0)
+
+
+def _fall_out(name: str, relief: int) -> None:
+    if name == "lost":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if name == "frozen":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if name == "full" and not relief:
+        raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 139.81 GiB")
+    if name == "wrong":
+        raise KeyError("no such layer")
+    if name == "stuck":
+        time.sleep(600)
+
+
 def _take(behaviour: str, relief: int, corpus: Path, output: Path) -> None:
     """Memory, disk, or offence."""
     name, _, argument = behaviour.partition(":")
@@ -204,6 +254,43 @@ def _take(behaviour: str, relief: int, corpus: Path, output: Path) -> None:
         (output / "large.bin").write_bytes(bytes(int(argument) << 20))
     if name == "broken" and not (corpus / "mended").exists():
         raise ValueError(f"broken in process {os.getpid()}")
+
+
+def _share(behaviour: str, relief: int, corpus: Path) -> None:
+    """Company: wait for it, or compete with it."""
+    name, _, argument = behaviour.partition(":")
+    if name == "meet":
+        _enter(corpus / "inside", 1)
+        _wait_for(lambda: (corpus / "met").exists() or len(_inside(corpus / "inside")) >= int(argument))
+        (corpus / "met").touch()
+    if name == "card":
+        with (corpus / "card").open() as card:
+            fcntl.flock(card, fcntl.LOCK_EX)
+            wanted = int(argument) >> relief
+            if wanted + sum(_inside(corpus / "held").values()) > int(card.read()):
+                (corpus / "refused").write_text(str(os.getpid()))
+                raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 139.81 GiB")
+            _enter(corpus / "held", wanted)
+        _wait_for(lambda: (corpus / "refused").exists() and not Path("/proc", (corpus / "refused").read_text() or "self").exists())
+
+
+def _enter(folder: Path, value: int) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / str(os.getpid())).write_text(str(value))
+
+
+def _inside(folder: Path) -> dict[str, int]:
+    """Processes that have entered a folder and live -> what they wrote."""
+    names = os.listdir(folder) if folder.is_dir() else []
+    return {name: int((folder / name).read_text() or 0) for name in names if process_start(int(name))}
+
+
+def _wait_for(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not true():
+        if time.monotonic() > end:
+            raise TimeoutError("nobody came")
+        time.sleep(0.01)
 
 
 def _note(path: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from jobs.capacity import Capacity, Needs, capacity_here, fitting, whole
 from jobs.config import Resources
 
 NEEDS = st.builds(Needs, cpus=st.integers(1, 4), gpus=st.integers(0, 2), memory_gb=st.sampled_from([1.0, 4.0, 8.0]))
+SHARING = st.builds(Needs, cpus=st.just(1), gpus=st.integers(0, 2), memory_gb=st.just(0.5), share=st.integers(1, 4))
 
 
 @given(st.lists(NEEDS, max_size=8))
@@ -27,6 +29,29 @@ def test_never_more_than_there_is(waiting: list[Needs]) -> None:
     assert len(devices) == len(set(devices))
     assert all(len(given_) == waiting[index].gpus for index, given_ in started)
     assert not waiting or started[0][0] == 0  # on an idle machine the most urgent always starts
+
+
+@given(st.lists(SHARING, max_size=12), st.lists(SHARING, max_size=3))
+@settings(max_examples=200, deadline=None)
+def test_no_gpu_is_shared_by_more_than_any_of_them_allows(waiting: list[Needs], begun: list[Needs]) -> None:
+    """Whatever was begun before: of n tasks on one GPU each agreed to n; what wants one for itself has it for itself."""
+    capacity = Capacity(16, ("0", "1"), 8.0)
+    in_use = [(begun[index], devices) for index, devices in fitting(begun, [], capacity)]
+    found = [*in_use, *((waiting[index], devices) for index, devices in fitting(waiting, in_use, capacity))]
+    for device in capacity.gpus:
+        together = [needs for needs, devices in found if device in devices]
+        assert sum(Fraction(1, needs.share) for needs in together) <= 1
+        assert all(len(together) == 1 for needs in together if needs.share == 1)
+    assert all(len(set(devices)) == needs.gpus for needs, devices in found)
+
+
+def test_the_emptiest_gpu_first() -> None:
+    """Two per GPU: four tasks are spread, a fifth waits; one that wants a whole GPU is not passed for ever by those that share."""
+    needs, two = Needs(1, 1, 1.0, share=2), Capacity(8, ("0", "1"), 8.0)
+    assert [devices for _, devices in fitting([needs] * 5, [], two)] == [("0",), ("1",), ("0",), ("1",)]
+    whole_one = Needs(1, 1, 1.0)
+    in_use = [(needs, ("0",)), (needs, ("1",))]
+    assert fitting([whole_one, needs, needs], in_use, two) == [(1, ("1",))], "GPU 0 is being emptied"
 
 
 def test_a_large_urgent_task_is_not_passed_by_small_ones() -> None:
@@ -51,7 +76,7 @@ def test_devices_in_use_are_not_handed_out() -> None:
 def test_what_asks_for_more_than_the_machine_gets_the_machine() -> None:
     """A request made for a large node runs alone on a small one, on CPUs where there is no GPU."""
     assert whole(Resources(cpus=64, gpus=8, nodes=2, memory_gb=512), Capacity(2, (), 23.5)) == Needs(2, 0, 23.5)
-    assert whole(Resources(cpus=1, gpus=1, nodes=2, memory_gb=2), Capacity(2, ("0", "1", "2"), 8)) == Needs(1, 2, 2)
+    assert whole(Resources(cpus=1, gpus=1, nodes=2, memory_gb=2), Capacity(2, ("0", "1", "2"), 8)) == Needs(2, 2, 4)
 
 
 @pytest.mark.parametrize(("visible", "gpus"), [("", ()), ("-1", ()), ("0", ("0",)), ("2, GPU-abc", ("2", "GPU-abc")), ("1,-1,2", ("1",))])
@@ -71,6 +96,9 @@ def test_gpus_are_counted_by_nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_pat
     )
     command.chmod(0o755)
     assert capacity_here().gpus == ("0", "1")
+    assert capacity_here().gpu_bytes is None, "no number among these words"
+    command.write_text("#!/bin/sh\ncase $1 in -L) echo 'GPU 0: X'; echo 'GPU 1: X';; *) echo 81920; echo 40960;; esac\n")
+    assert capacity_here().gpu_bytes == 40960 << 20
     command.write_text("#!/bin/sh\necho 'GPU 0: stale'\nexit 9\n")
     assert capacity_here().gpus == ()
 

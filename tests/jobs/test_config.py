@@ -161,3 +161,31 @@ def test_stored_values_give_the_same_experiment(configs: Path) -> None:
     for damaged in ([], "text", None):
         with pytest.raises(UsageError, match="launch `grid` again"):
             restore_experiment(damaged, recipe_schema=FakeRecipe)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("overrides", "given"), [((), (1, 1, 1)), (("resources.default.gpus=4", "resources.default.nodes=2"), (2, 4, 4))])
+def test_a_stage_that_one_process_computes_is_given_one(configs: Path, overrides: tuple[str, ...], given: tuple[int, int, int]) -> None:
+    """Whatever `default` says for the others; it keeps its cores and memory, and the stored configuration says so."""
+    arguments = {"configs": configs, "recipe_schema": FakeRecipe, "stages": ("tapt", "cluster"), "teams": ("tapt",)}
+    experiment = load_experiment("small", ["resources.default.cpus=8", *overrides], **arguments)  # type: ignore[arg-type]
+    tapt, cluster = resources_of(experiment, "tapt"), resources_of(experiment, "cluster")
+    assert (tapt.nodes, tapt.gpus, tapt.processes_per_node) == given
+    assert (cluster.nodes, cluster.gpus, cluster.processes_per_node, cluster.cpus, cluster.minutes) == (1, 1, 1, 8, 5)
+    assert restore_experiment(resolved_values(experiment), recipe_schema=FakeRecipe) == experiment
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("resources.cluster.nodes=2", "resources.cluster: nodes=2: this stage is computed by one process"),
+        ("resources.cluster.gpus=4", "resources.cluster: gpus=4"),
+        ("resources.cluster.processes=2", "resources.cluster: processes=2"),
+        ("resources.tapt={gpus: 1, processes: 2}", "resources.tapt: 2 processes for 1 GPUs of a node"),
+        ("resources.tapt={gpus: 16}", "resources.tapt: 8 cpus for 16 processes of a node"),
+    ],
+)
+def test_teams_that_cannot_be_are_refused(configs: Path, override: str, words: str) -> None:
+    """In one line that names the stage."""
+    with pytest.raises(UsageError, match=words) as caught:
+        load_experiment("small", [override], configs=configs, recipe_schema=FakeRecipe, stages=("tapt", "cluster"), teams=("tapt",))
+    assert "\n" not in str(caught.value)

@@ -57,7 +57,7 @@ def test_nothing_ended_is_nothing_to_judge() -> None:
     assert judged([]) == NodeFacts()
 
 
-@pytest.mark.parametrize("failure", [FailureClass.node, FailureClass.interrupted])
+@pytest.mark.parametrize("failure", [FailureClass.node, FailureClass.interrupted, FailureClass.crowded])
 def test_lost_and_interrupted_attempts_are_free_while_they_progress(failure: FailureClass) -> None:
     """They cost nothing; without a newer checkpoint a few in a row are allowed, and one that progressed begins the count anew."""
     allowed = judged(ended(*[failure] * MAX_LOST))
@@ -184,7 +184,7 @@ def test_with_progress_what_costs_is_bounded_all_the_same(steps: list[tuple[Fail
         attempts += ended(failure, progress=progress, first=LAUNCH + len(attempts))
         if judged(attempts).stopped:
             break
-    free = (FailureClass.node, FailureClass.interrupted, FailureClass.time_limit)
+    free = (FailureClass.node, FailureClass.interrupted, FailureClass.crowded, FailureClass.time_limit)
     costly = sum(each.failure not in free for each in attempts)
     assert costly <= MEMORY_RETRIES + COMMUNICATION_RETRIES + DISK_RETRIES + 1
     assert sum(not each.progress for each in attempts) <= MAX_ATTEMPTS
@@ -313,6 +313,8 @@ def test_exceptions_of_the_libraries(call: Callable[[], None], failure: FailureC
         (DistBackendError("NCCL error in: ProcessGroupNCCL.cpp:2251"), FailureClass.communication),
         (RuntimeError("[gloo/transport/tcp/pair.cc:544] Connection closed by peer [127.0.0.1]:4242"), FailureClass.communication),
         (RuntimeError("Watchdog caught collective operation timeout"), FailureClass.communication),
+        (RuntimeError("Application timeout caused pair closure"), FailureClass.communication),
+        (RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 3000ms for recv operation"), FailureClass.communication),
         (ConnectionResetError(104, "Connection reset by peer"), FailureClass.communication),
         (ValueError("NCCL is a word in a message of ours"), FailureClass.code),
         (ValueError("no such layer"), FailureClass.code),

@@ -48,6 +48,14 @@ def test_a_shared_file_is_cut_at_the_attempts() -> None:
     assert section(LINES, "f" * 20, 1) == LINES
 
 
+def test_of_a_log_that_several_stages_write_each_is_shown_its_own() -> None:
+    """Packed stages write at the same time: lines that name another are left out, those that name none stay."""
+    others = [f"2026-11-21 06:00:00 finetune vft fold 1 seed {seed} [{seed}bcdef01]: epoch 1" for seed in (1, 2)]
+    mixed = [LINES[0], others[0], LINES[1], others[1], *LINES[2:4], others[0], *LINES[4:]]
+    assert section(mixed, KEY, 1) == LINES[:4]
+    assert section(mixed, KEY, 2) == LINES[4:]
+
+
 def test_the_newest_attempt_unless_another_is_asked_for(tmp_path: Path) -> None:
     """An attempt there is not is refused with those there are; a stage that was never begun has no log."""
     layout, graph = claimed(tmp_path, 2)

@@ -154,7 +154,7 @@ def test_launching_again_forgives(layout: Layout, graph: Graph) -> None:
     _attempt(layout, node, 1, FailureClass.code, started=100.0)
     _attempt(layout, node, 2, FailureClass.code, started=200.0)
     assert read_facts(graph, layout, Sight(since=150.0))[node.key].failures == 1
-    assert read_facts(graph, layout, Sight(since=300.0))[node.key] == NodeFacts(attempts=2, ended=2)
+    assert read_facts(graph, layout, Sight(since=300.0))[node.key] == NodeFacts(attempts=2, ended=2, all_seconds=1.0)
 
 
 def test_a_live_claim_is_held_and_a_dead_one_is_lost(layout: Layout, graph: Graph) -> None:

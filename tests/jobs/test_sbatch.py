@@ -53,6 +53,7 @@ CASES = {
     "plain": (SMALL, SlurmSite()),
     "university": (JOB, UNIVERSITY),
     "retry": (replace(JOB, request=Request(1, 1.5, ("node03", "node21")), avoided=("node21", "node30")), UNIVERSITY),
+    "predicted": (replace(JOB, request=Request(minutes=13, memory_gb=2.25)), UNIVERSITY),
     "container": (replace(JOB, resources=replace(JOB.resources, nodes=2, gpus=4)), CONTAINER),
 }
 
@@ -193,6 +194,11 @@ def test_numbers() -> None:
     assert array_expression(3, 5) == "0-2"
     assert array_expression(1, 0) == "0-0"
     assert JOB.minutes == 180
+    packed = {(5, 2): 270, (5, 5): 90, (5, 9): 90, (4, 2): 180, (5, 0): 450}  # (stages, at once; 0: perhaps one) -> minutes
+    assert {
+        (stages, at_once): replace(JOB, stages_per_element=stages, resources=replace(JOB.resources, at_once=at_once)).minutes
+        for stages, at_once in packed
+    } == packed
     assert signal_seconds(180, UNIVERSITY) == 300
     assert signal_seconds(4, UNIVERSITY) == 60
     text = render_script(JOB, UNIVERSITY, TEMPLATES)

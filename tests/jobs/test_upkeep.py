@@ -118,7 +118,8 @@ class Case:
     def departed(self, *keys: str) -> dict[str, tuple[Departure, ...]]:
         found = self.arrays.departures(keys)
         assert self.fresh().departures(keys) == found, "another process reads the same"
-        return dict(found)
+        assert all(each.asked is not None for left in found.values() for each in left)
+        return {key: tuple(replace(each, asked=None) for each in left) for key, left in found.items()}
 
 
 @pytest.fixture

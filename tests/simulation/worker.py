@@ -240,7 +240,7 @@ class SimulatedWorker:
             upstream=node.upstream,
             attempt=self.number,
             metrics={"ua": ua},
-            provenance={"seconds": 1.0},
+            provenance={"seconds": 1.0, "peak_rss_bytes": 1 << 28},
             artifacts={"weights": digest},
             diverged=diverged,
         )

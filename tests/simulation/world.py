@@ -19,14 +19,15 @@ from typing import Any
 from unittest import mock
 
 from jobs.cancellations import record_cancellation
-from jobs.config import Cluster, Experiment, Policy, SlurmSite, StageResources
+from jobs.config import Cluster, Experiment, Policy, SlurmSite, StageResources, resources_of
 from jobs.controller import Desired, Report, reconcile
+from jobs.experience import Bounds
 from jobs.failures import COMMUNICATION_RETRIES, DISK_RETRIES, MAX_LOST, MAX_SILENT, MEMORY_RETRIES, FailureClass
 from jobs.graph import Graph, build_graph
 from jobs.index import ResultIndex
 from jobs.layout import Layout
 from jobs.observe import RELAUNCH_SECONDS
-from jobs.plan import needed_keys
+from jobs.plan import Asked, needed_keys
 from jobs.records import Claim, read_result
 from jobs.slots import Slot, seeds_of_slots
 from jobs.slurm import SETTLE_SECONDS, SlurmArrays
@@ -55,6 +56,7 @@ RETRIES = {
     FailureClass.disk: DISK_RETRIES,
 }
 RELIABLE = (Accounting.fine, Accounting.slow)
+STAGES = ("states", "cluster", "tapt", "ptapt", "finetune")
 TICK = 1 / 64
 ROUND_SECONDS = 70.0  # between passes while everything recovers: more than the settle time
 LAST_ROUNDS = 60
@@ -100,7 +102,7 @@ class World:
         self.slurm.killed = self._killed
         self.layout = Layout(folder / "results", "lab")
         site = SlurmSite(max_submit=self.shape.max_submit)
-        resources = {"default": StageResources(cpus=1, gpus=0, memory_gb=1, minutes=60, runs_per_task=self.shape.runs_per_task)}
+        resources = {"default": StageResources(cpus=1, gpus=0, memory_gb=4, minutes=60, runs_per_task=self.shape.runs_per_task)}
         self.experiment = Experiment(
             name="lab", corpus="fake", cluster=Cluster.slurm, policy=self.shape.policy, slurm=site, resources=resources
         )
@@ -123,6 +125,7 @@ class World:
         self.by_hand_unsure = False  # accounting may not have told
         self.intended: dict[int, float] = {}  # array -> when its submission was begun
         self.keys_of: dict[int, tuple[tuple[str, ...], ...]] = {}
+        self.asked: dict[int, Asked | None] = {}
         self.dead: set[str] = set()
         self.interleaved = 0  # how many passes stand still now while somebody else acts, or have
         self.trouble = False  # Slurm was unreachable at some time in this pass
@@ -311,7 +314,8 @@ class World:
     def desired(self, graph: Graph) -> Desired:
         """What should be, beginning with this graph."""
         packing = {"finetune": self.shape.runs_per_task}
-        return Desired(graph, self.layout, self.shape.policy, self.since, packing, self._graph, self.clock)
+        bounds = Bounds({stage: resources_of(self.experiment, stage) for stage in STAGES}, siblings=2)
+        return Desired(graph, self.layout, self.shape.policy, self.since, packing, self._graph, self.clock, bounds)
 
     def running(self) -> list[SimulatedWorker]:
         """Workers that live, in the order in which they began."""
@@ -475,6 +479,8 @@ class World:
         record = SubmissionBook(self.layout).find(array.name)
         self.intended[array.number] = record.created if record is not None else 0.0
         TALLY["arrays"] += 1
+        asked = self.asked[array.number] = record.asked if record is not None else None
+        TALLY["arrays that ask for less than configured"] += asked is not None and asked.less_time and asked.less_memory
         namesakes = [each for each in self.slurm.arrays.values() if each.name == array.name and each is not array]
         double = any(element.queued for each in namesakes for element in each.elements)
         landing = self.slurm.landing
@@ -493,6 +499,17 @@ class World:
                 others = [other for other in self.live_holders(key) if other is not element]
                 assert not others, f"{self.name(key)} is submitted again while {others[0].name} holds it"
                 self._check_warranted(key, description, failures, self.name(key))
+                short = [each for each in self.executions if each.key == key and each.said is FailureClass.memory and self._blamed(each)]
+                assert not (short and asked and asked.less_memory), f"{self.name(key)} is short of memory, and asks for no more"
+
+    def _blamed(self, execution: Execution) -> bool:
+        """An attempt that asked for less than configured, and may have failed for that: it is free."""
+        asked = self.asked.get(int(execution.job.partition("_")[0]))
+        if asked is None or execution.superseded:
+            return False
+        return (asked.less_time and execution.said is FailureClass.time_limit) or (
+            asked.less_memory and execution.said in (FailureClass.memory, None)
+        )
 
     def _check_warranted(self, key: str, description: Description, failures: Mapping[str, Counter[FailureClass]], name: str) -> None:
         assert not self.all_cancelled, f"{name} is submitted although everything is cancelled"
@@ -501,7 +518,7 @@ class World:
             raise AssertionError(f"{name} is submitted although its owner cancelled it")
         mine = [each for each in self.executions if each.key == key]
         assert not any(each.alive for each in mine), f"{name} is submitted while it is executed"
-        recent = [each for each in mine if each.begun >= self.since and not each.result and not each.superseded]
+        recent = [each for each in mine if each.begun >= self.since and not (each.result or each.superseded or self._blamed(each))]
         assert not any(each.said in FINAL for each in recent), f"{name} is tried again after {FailureClass.code}"
         assert not any(each.said is FailureClass.divergence for each in mine), f"{name} is tried again after it diverged"
         for failure, retries in RETRIES.items():
@@ -524,7 +541,7 @@ class World:
         found: dict[str, Counter[FailureClass]] = {key: Counter() for key in keys}
         for each in self.executions:
             at_limit = each.said is FailureClass.time_limit and each.progress  # costs nothing
-            if each.said is not None and each.begun >= self.since and not each.superseded and not at_limit:
+            if each.said is not None and each.begun >= self.since and not (each.superseded or at_limit or self._blamed(each)):
                 found.setdefault(each.key, Counter())[each.said] += 1
         return found
 

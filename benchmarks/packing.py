@@ -1,0 +1,193 @@
+"""Several fine-tunings on one GPU, or on the same cores: seconds of all of them and peak memory, one after another and packed.
+
+    python benchmarks/packing.py --runs 4 --at-once 1 2 4
+    python benchmarks/packing.py --backbone base --runs 8 --at-once 1 2 4 8 0 --batch-size 32       (where there is a GPU)
+
+Every line is one worker, started as Slurm starts it (`python -m jobs.worker`), that computes the same V-FT runs of this project on noise of
+IEMOCAP-like lengths; imports, start and end included. `at once` 1 is the plain worker, 0 lets measured memory decide (jobs.packing).
+`memory` is what all its processes together had at the most, pages they share counted once; `GPU` what the driver said at the most. The
+ratio of two lines, not their seconds, carries over to other machines, and on cores that are busy all the time there is little to gain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from signal import SIGKILL
+from typing import Any
+
+import numpy as np
+import soundfile
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from jobs.graph import Graph, build_graph
+from jobs.layout import Layout
+from jobs.processes import die_with
+from jobs.records import read_result
+from jobs.slots import seeds_of_slots
+from jobs.tasks import Workplace, describe, write_description
+from ser_core.corpora.manifest import SAMPLE_RATE, Manifest, Utterance, write_manifest
+from ser_core.registry import REGISTRY
+from ser_core.settings import BackboneSettings, ExecutionSettings, FinetuneSettings, Precision, Recipe, SpecAugmentSettings
+
+ROOT = Path(__file__).resolve().parents[1]
+CLASSES = ("angry", "happy", "neutral", "sad")
+SMALL: dict[str, Any] = {
+    "hidden_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 192,
+    "conv_dim": [64] * 7,
+    "num_conv_pos_embeddings": 32,
+}
+SAMPLE_SECONDS = 0.2  # between looks at memory
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One worker with all runs."""
+
+    seconds: float
+    cpu_seconds: float  # of all its processes
+    memory: int  # bytes of all its processes together
+    gpu: int  # bytes in use on the GPU, of everybody
+    beside: int  # stages that were beside another at the most
+    ua: tuple[float, ...]
+
+
+def make_corpus(folder: Path, utterances: int) -> Manifest:
+    """Noise, mean 4.5 s: fold `train`, and a quarter as many of fold `test`."""
+    rng = np.random.default_rng(0)
+    (folder / "audio").mkdir(parents=True)
+    found = []
+    for number in range(utterances + max(4, utterances // 4)):
+        samples = int(np.clip(rng.lognormal(1.35, 0.55), 0.6, 10.0) * SAMPLE_RATE)
+        path, fold = f"audio/{number:05d}.flac", "train" if number < utterances else "test"
+        soundfile.write(folder / path, 0.05 * rng.standard_normal(samples), SAMPLE_RATE, subtype="PCM_16")
+        found.append(Utterance(f"{number:05d}", path, samples, CLASSES[number % len(CLASSES)], f"speaker of {fold}", fold))
+    return write_manifest(folder, "noise", ["test", "train"], found)
+
+
+def make_graph(options: argparse.Namespace, digest: str) -> Graph:
+    """The runs: one fold, as many seeds."""
+    small = options.backbone == "small"
+    recipe = Recipe(
+        backbone=BackboneSettings(checkpoint=None, config=SMALL if small else {}),
+        finetune=FinetuneSettings(
+            epochs=options.epochs,
+            batch_size=options.batch_size,
+            spec_augment=SpecAugmentSettings(feature_length=16 if small else 64),
+            precision=Precision[options.precision],
+        ),
+        execution=ExecutionSettings(log_every=1000),
+    )
+    seeds = seeds_of_slots(("vft",), ("test",), seeds=options.runs, first_seed=0)
+    return build_graph(REGISTRY, recipe, corpus="noise", corpus_digest=digest, methods=("vft",), folds=("test",), seeds=seeds)
+
+
+def measure(folder: Path, corpus: Manifest, graph: Graph, at_once: int, threads: int) -> Measured:
+    """All runs in one worker with a store of its own."""
+    layout = Layout(folder / "results", "packing")
+    place = Workplace(
+        "ser_core.registry:REGISTRY", str(layout.root), "packing", "noise", str(corpus.folder), graph.corpus_digest, packages=("torch",)
+    )
+    file = folder / "tasks.json"
+    write_description(file, replace(describe(place, graph, [[run.key for run in graph.runs]]), at_once=at_once))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SLURM_CPUS_PER_TASK": str(threads)}
+    with (folder / "log").open("wb") as log:
+        begun, used, memory, gpu = time.monotonic(), cpu_seconds(), 0, 0
+        command, parent = [sys.executable, "-m", "jobs.worker", str(file), "0"], os.getpid()
+        with subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT, preexec_fn=lambda: die_with(parent, SIGKILL)
+        ) as worker:
+            while worker.poll() is None:
+                memory, gpu = max(memory, proportional_bytes(worker.pid)), max(gpu, gpu_bytes())
+                time.sleep(SAMPLE_SECONDS)
+        seconds = time.monotonic() - begun
+    results = [read_result(layout.stage("finetune", run.key), run.key) for run in graph.runs]
+    found = [result for result in results if result is not None]
+    if len(found) < len(results):
+        sys.stderr.write((folder / "log").read_text(encoding="utf-8", errors="replace"))
+        raise SystemExit(f"{len(results) - len(found)} of {len(results)} runs have no result")
+    facts = [result.provenance for result in found]
+    return Measured(
+        seconds=seconds,
+        cpu_seconds=cpu_seconds() - used,
+        memory=memory,
+        gpu=gpu,
+        beside=max(fact["beside"] for fact in facts),
+        ua=tuple(result.metrics["ua"] for result in found),
+    )
+
+
+def cpu_seconds() -> float:
+    """Of all processes started from here that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def proportional_bytes(pid: int) -> int:
+    """Memory of a process and its children, a page that n of them share counted as n parts of one."""
+    total, pids = 0, [pid]
+    while pids:
+        each = pids.pop()
+        try:
+            pids += [int(child) for child in Path(f"/proc/{each}/task/{each}/children").read_text().split()]
+            lines = Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()
+        except OSError:  # it has just ended
+            continue
+        total += next((int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:")), 0)
+    return total
+
+
+def gpu_bytes() -> int:
+    """In use on the first GPU; 0 where there is none."""
+    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return int(asked.stdout) << 20 if asked.returncode == 0 and asked.stdout.strip().isdigit() else 0
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", choices=["small", "base"], default="small")
+    parser.add_argument("--runs", type=int, default=4)
+    parser.add_argument("--at-once", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--utterances", type=int, default=32, help="to train on; a quarter as many are tested")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--precision", choices=[each.name for each in Precision], default="auto")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        corpus = make_corpus(Path(temporary) / "corpus", options.utterances)
+        graph = make_graph(options, corpus.digest)
+        print(f"{options.runs} runs of {options.epochs} epochs, {options.backbone} backbone, {options.threads} threads")
+        print(f"{'at once':>7} {'together':>8} {'seconds':>8} {'ratio':>6} {'cpu s':>7} {'memory MiB':>10} {'ratio':>6} {'GPU MiB':>8}  UA")
+        first: Measured | None = None
+        for at_once in options.at_once:
+            folder = Path(temporary) / f"at-once-{at_once}"
+            folder.mkdir()
+            found = measure(folder, corpus, graph, at_once, options.threads)
+            first = first or found
+            same = "same" if found.ua == first.ua else "other"
+            print(
+                f"{at_once:>7} {found.beside + 1:>8} {found.seconds:8.1f} {first.seconds / found.seconds:6.2f} {found.cpu_seconds:7.1f} "
+                f"{found.memory >> 20:10} {found.memory / first.memory:6.2f} {found.gpu >> 20:8}  {same}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

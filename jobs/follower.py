@@ -1,0 +1,130 @@
+"""Makes the team of a task, and what its followers do: compute what the leader orders, and write no records.
+
+Under Slurm all processes of the step run the same command, and the step says which is which. Elsewhere the leader forks its followers
+before it has started a thread; they are in its process group and die with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NoReturn
+
+from jobs.execution import WorkerProcess
+from jobs.layout import Layout
+from jobs.orders import compute
+from jobs.processes import die_with, limit_threads
+from jobs.rendezvous import Meeting, Seat, TeamError, call, find, listen, meeting_file, publish, seat_in_step
+from jobs.team import LOST, Follower, Leader, Patience, patience_of
+
+JOIN_POLL_SECONDS = 0.2
+
+
+def work_together(process: WorkerProcess, work: Callable[[], int], environment: Mapping[str, str]) -> int:
+    """Do the work of a task with as many processes as its description says; the exit code of this one.
+
+    `work` is what the leader does, with `process.team` set where it is not alone. Call it before any thread is started.
+    """
+    patience = patience_of(environment)
+    seat = seat_in_step(environment, process.description.team) or Seat(0, process.description.team, 0)
+    layout = Layout(Path(process.place.results), process.place.experiment)
+    if seat.size == 1:
+        return work()
+    file = meeting_file(layout, environment) if "SLURM_PROCID" in environment else None
+    if seat.rank > 0 and file is not None:
+        return follow(seat, lambda: find(file), process, patience)
+    try:
+        with _leading(process, seat.size, file, patience) as process.team:
+            return work()
+    except TeamError as error:  # nothing is claimed yet
+        process.tell(f"no team: {error}")
+        return LOST
+
+
+def follow(seat: Seat, look: Callable[[], Meeting | None], process: WorkerProcess, patience: Patience) -> int:
+    """Obey the leader until it sends us away. `look` says where it listens, once that is known."""
+
+    def tell(line: str) -> None:
+        process.tell("\n".join(f"rank {seat.rank}: {each}" for each in line.split("\n")))
+
+    follower = join(seat, look, patience)
+    if follower is None:
+        tell(f"the leader did not answer for {patience.join:g} s")
+        return LOST
+    for order in follower.orders():
+        try:
+            compute(order, follower, process.stop, tell)
+        except (Exception, SystemExit) as error:
+            tell(f"{type(error).__name__}: {error}")
+            follower.failed(error)
+        else:
+            follower.done()
+    return 0
+
+
+def join(seat: Seat, look: Callable[[], Meeting | None], patience: Patience) -> Follower | None:
+    """Take our seat in the team; None if the leader cannot be found."""
+    deadline = time.monotonic() + patience.join
+    while time.monotonic() < deadline:
+        meeting = look()
+        line = call(meeting, seat) if meeting else None
+        if line is not None:
+            return Follower(seat, line, patience=patience)
+        time.sleep(JOIN_POLL_SECONDS)
+    return None
+
+
+@contextlib.contextmanager
+def _leading(process: WorkerProcess, size: int, file: Path | None, patience: Patience) -> Iterator[Leader]:
+    """The leader of a team that meets by a file, or, without one, on this machine."""
+    server, meeting = listen(local=file is None)
+    children: list[int] = []
+    try:
+        if file is None:
+            process.threads = max(1, process.threads // size)
+            limit_threads(process.threads)
+            for rank in range(1, size):
+                children.append(_fork(Seat(rank, size, rank), meeting, process, patience))
+        else:
+            publish(file, meeting)
+        with Leader(size, server, meeting, patience=patience, tell=process.tell, children=children) as leader:
+            lacks = leader.gather()
+            if lacks:
+                raise TeamError(lacks)
+            if file is not None:
+                file.unlink(missing_ok=True)
+            yield leader
+    finally:
+        if file is not None:
+            file.unlink(missing_ok=True)
+
+
+def _fork(seat: Seat, meeting: Meeting, process: WorkerProcess, patience: Patience) -> int:
+    parent = os.getpid()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        _become_follower(parent, seat, meeting, process, patience)
+    return pid
+
+
+def _become_follower(parent: int, seat: Seat, meeting: Meeting, process: WorkerProcess, patience: Patience) -> NoReturn:
+    code = LOST
+    try:
+        die_with(parent, signal.SIGKILL)
+        code = follow(seat, lambda: meeting, process, patience)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)  # the leader's clean-up is not ours to run

@@ -1,0 +1,263 @@
+"""Requests from experience: bounds of the rule, which siblings count, and what follows where a prediction was not enough."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.config import Resources, load_experiment
+from jobs.errors import UsageError
+from jobs.experience import CONFIGURED, GIB, SPARE_GB, START_SECONDS, Bounds, Experience, Prediction, asks_in_words, predict, upper_bound
+from jobs.experiment import Corpus, launch
+from jobs.failures import Ended, FailureClass, judge, short_of
+from jobs.graph import Graph
+from jobs.index import ResultIndex, facts_of
+from jobs.layout import Layout
+from jobs.observe import Sight, ended_attempts, read_attempts, read_facts, seconds_before
+from jobs.plan import Asked, Departure, Limits, NodeFacts, Request, make_plan
+from jobs.records import Claim, Ending, Outcome, Result, claim_attempt, write_outcome, write_result
+from jobs.submissions import SubmissionBook, base_name, double_of, new_submission
+from ser_core.registry import REGISTRY as REGISTRY_OF_DEMO
+from ser_core.settings import Recipe
+from tests.jobs.fake_registry import make_graph
+from tests.jobs.slurm_cases import batch_of, layout_of, node
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+GIVEN = Resources(cpus=2, gpus=0, memory_gb=32.0, minutes=90)
+SECONDS = st.lists(st.floats(0.01, 1e6), min_size=1, max_size=60)
+
+
+def done(seconds: float, gigabytes: float = 1.0, *, on_gpu: bool = False, processes: int = 1) -> NodeFacts:
+    return NodeFacts(
+        done=True, attempts=1, seconds=seconds, all_seconds=seconds, memory=int(gigabytes * GIB), on_gpu=on_gpu, processes=processes
+    )
+
+
+def experience(graph: Graph, facts: dict[str, NodeFacts], given: Resources = GIVEN, siblings: int = 3) -> Experience:
+    return Experience(graph, facts, Bounds({"finetune": given, "tapt": given}, siblings, 120.0))
+
+
+@given(SECONDS, st.data())
+def test_a_longer_sibling_never_asks_for_less(values: list[float], data: st.DataObject) -> None:
+    """Whichever of them takes longer; and what nearly all of them took is covered with a margin of a quarter at least."""
+    place, more = data.draw(st.integers(0, len(values) - 1)), data.draw(st.floats(1, 10))
+    longer = [value * more if index == place else value for index, value in enumerate(values)]
+    assert upper_bound(longer) >= upper_bound(values)
+    covered = sum(value * 1.25 <= upper_bound(values) for value in values)
+    assert covered >= 0.95 * len(values) - 1e-9
+    assert upper_bound([value * 7 for value in values]) == pytest.approx(7 * upper_bound(values))
+
+
+@given(SECONDS, st.integers(1, 10_000), st.floats(0.1, 500), st.booleans())
+def test_no_request_is_beyond_what_is_configured_or_below_the_start(
+    values: list[float], minutes: int, gigabytes: float, any_method: bool
+) -> None:
+    """Where it would be, it is as configured: None."""
+    given = replace(GIVEN, minutes=minutes, memory_gb=gigabytes)
+    found = predict([done(value, value / 1000) for value in values], given, START_SECONDS + 120, any_method=any_method)
+    assert found.minutes is None or 5 < found.minutes < minutes
+    assert found.memory_gb is None or SPARE_GB <= found.memory_gb < gigabytes
+    assert found.siblings == len(values)
+
+
+def test_the_rule_in_figures() -> None:
+    """The largest of few, the 0.95 quantile of many; the margin shrinks from two and a half to a quarter."""
+    assert upper_bound([100.0]) == pytest.approx(250)
+    assert upper_bound([10.0, 20.0, 100.0, 30.0]) == pytest.approx(100 * 1.25 * 1.5)
+    assert upper_bound([*[100.0] * 95, *[9000.0] * 5]) == pytest.approx(100 * 1.25 * 1.1)
+    assert upper_bound([*[100.0] * 94, *[9000.0] * 6]) == pytest.approx(9000 * 1.25 * 1.1)
+
+
+def test_siblings_of_the_same_method_count_first() -> None:
+    """Below the least number those of any method do, with more margin; below it for them too, nothing is predicted."""
+    graph = make_graph(methods=("vft", "tapt"), folds=("1",), seeds=4)
+    vft, tapt = ([run.key for run in graph.runs if run.method == method] for method in ("vft", "tapt"))
+    facts = {key: done(600.0) for key in vft[:3]}
+    both = experience(graph, facts)
+    own, other = both("finetune", "vft"), both("finetune", "tapt")
+    assert own.minutes == math.ceil((600 * 1.25 * (1 + 3**-0.5) + START_SECONDS + 120) / 60)
+    assert (own.siblings, own.any_method, other.siblings, other.any_method) == (3, False, 3, True)
+    assert other.minutes is not None
+    assert other.minutes > own.minutes
+    assert experience(graph, {key: done(600.0) for key in vft[:2]})("finetune", "vft") is CONFIGURED
+    assert both("tapt", "tapt") is CONFIGURED, "none of its own name"
+    assert both("states", "ptapt") is CONFIGURED, "nothing is configured for it"
+    facts |= {key: done(60.0) for key in tapt[:3]}
+    assert experience(graph, facts)("finetune", "tapt").siblings == 3
+
+
+def test_only_what_was_computed_alike_is_compared() -> None:
+    """A team of the same size; on a GPU where one is asked for, and any device where none of them used one."""
+    graph = make_graph(methods=("vft",), folds=("1",), seeds=6)
+    keys = [run.key for run in graph.runs]
+    mixed = dict(zip(keys, [*[done(6000.0)] * 3, *[done(60.0, on_gpu=True)] * 3], strict=True))
+    assert experience(graph, mixed, replace(GIVEN, gpus=1))("finetune", "vft").seconds == 60.0
+    assert experience(graph, mixed)("finetune", "vft").seconds == 6000.0
+    assert experience(graph, {key: done(60.0) for key in keys}, replace(GIVEN, gpus=1))("finetune", "vft").siblings == 6
+    assert experience(graph, mixed, replace(GIVEN, nodes=2))("finetune", "vft") is CONFIGURED
+
+
+def test_memory_is_that_of_all_processes_of_a_node() -> None:
+    """A team of two nodes with four processes each; and none is predicted where several stages share it, or nobody measured it."""
+    team = replace(GIVEN, nodes=2, processes=4)
+    found = predict([done(60.0, 1.0, processes=8)] * 100, team, 300.0)
+    assert found.memory_gb == pytest.approx(4 * 1.25 * 1.1 + SPARE_GB)
+    assert predict([done(60.0)] * 5, replace(GIVEN, at_once=2), 300.0).memory_gb is None
+    assert predict([done(60.0, 0.0)] * 5, GIVEN, 300.0).memory_gb is None
+
+
+def test_what_was_not_enough_is_a_lower_bound() -> None:
+    """An unfinished sibling that went beyond all others raises the request; one that was only begun says nothing."""
+    siblings = [done(600.0)] * 5
+    plain = predict(siblings, GIVEN, 300.0)
+    assert predict([*siblings, NodeFacts(all_seconds=3.0)], GIVEN, 300.0) == plain
+    longer = predict([*siblings, NodeFacts(all_seconds=1800.0, memory=4 * GIB)], GIVEN, 300.0)
+    assert longer.minutes is not None
+    assert longer.minutes > 1800 * 1.25 / 60
+    assert longer.memory_gb is not None
+    assert longer.memory_gb > 4 * 1.25
+
+
+def test_a_plan_asks_for_the_prediction_until_it_was_not_enough() -> None:
+    """Stages of a kind share one batch; what was short of something is asked for it as configured, and with less work a pass for all."""
+    graph = make_graph(methods=("vft",), folds=("1",), seeds=6)
+    keys = [run.key for run in graph.runs]
+    facts = {keys[2]: NodeFacts(attempts=1, short_of_time=True), keys[3]: NodeFacts(attempts=1, short_of_memory=True)}
+    facts[keys[4]] = NodeFacts(attempts=1, request=Request(1, 1.5))
+    told = Prediction(12, 2.5, 9)
+    plan = make_plan(graph, facts, {}, runs_per_task={}, limits=Limits(), predict=lambda stage, method: told)
+    assert {batch.keys: batch.request for batch in plan.batches} == {
+        (keys[0], keys[1], keys[5]): Request(minutes=12, memory_gb=2.5),
+        (keys[2],): Request(memory_gb=2.5),
+        (keys[3],): Request(minutes=12),
+        (keys[4],): Request(1, 1.5),
+    }
+    plain = make_plan(graph, facts, {}, runs_per_task={}, limits=Limits())
+    assert all((batch.request.minutes, batch.request.memory_gb) == (None, None) for batch in plain.batches)
+
+
+def test_a_prediction_that_changes_does_not_change_a_submission() -> None:
+    """Two controllers that have seen different siblings hand in the same job, under one name."""
+    layout, batch = layout_of(Path("/nowhere")), batch_of([node("a", "finetune")])
+    names = {base_name(layout, replace(batch, request=request)) for request in (Request(), Request(minutes=7), Request(memory_gb=1.5))}
+    assert len(names) == 1
+    assert base_name(layout, replace(batch, request=Request(1, 1.5))) not in names
+
+
+ASKED = Asked(minutes=12, memory_mb=2048, configured_minutes=90, configured_mb=32768)
+PLAIN = Asked(90, 32768, 90, 32768)
+
+
+@pytest.mark.parametrize(
+    ("asked", "failure", "error", "killed", "what"),
+    [
+        (ASKED, FailureClass.time_limit, "ended without a word", False, "time"),
+        (ASKED, FailureClass.memory, "MemoryError: no message", False, "memory"),
+        (ASKED, FailureClass.memory, "ended without a word on n1 (Slurm says OUT_OF_MEMORY)", False, "memory"),
+        (ASKED, FailureClass.memory, "OutOfMemoryError: CUDA out of memory", False, ""),
+        (ASKED, FailureClass.node, "ended without a word on n1 (Slurm says FAILED)", True, "memory"),
+        (ASKED, FailureClass.code, "ValueError: 3", False, ""),
+        (PLAIN, FailureClass.time_limit, "", False, ""),
+        (PLAIN, FailureClass.memory, "MemoryError", False, ""),
+        (replace(ASKED, memory_mb=32768), FailureClass.memory, "MemoryError", False, ""),
+        (None, FailureClass.time_limit, "", False, ""),
+    ],
+)
+def test_what_a_prediction_is_blamed_for(asked: Asked | None, failure: FailureClass, error: str, killed: bool, what: str) -> None:
+    """Only of what less was asked for, and never for the memory of a GPU."""
+    assert short_of(asked, failure, error, killed=killed) == what
+
+
+def test_a_prediction_that_was_not_enough_costs_nothing() -> None:
+    """It is not one of the two time limits after which a stage is stopped, nor an out-of-memory that halves the work of a pass."""
+    limit, memory = FailureClass.time_limit, FailureClass.memory
+    short = [Ended(1.0, limit, "late", short_of="time"), Ended(2.0, memory, "full", short_of="memory")]
+    facts = judge(short, since=0.0, max_attempts=12)
+    assert (facts.failures, facts.stopped, facts.request) == (0, "", Request())
+    assert (facts.short_of_time, facts.short_of_memory) == (True, True)
+    once = judge([*short, Ended(3.0, limit, "late")], since=0.0, max_attempts=12)
+    assert (once.failures, once.stopped) == (1, "")
+    assert judge([*short, Ended(3.0, limit, "late"), Ended(4.0, limit, "late")], since=0.0, max_attempts=12).stopped
+    assert judge(short, since=100.0, max_attempts=12).short_of_time, "launching again does not make it enough"
+
+
+def attempt(layout: Layout, key: str, number: int, seconds: float, *, checkpoint: float = 0.0, word: bool = True) -> None:
+    folder = layout.stage("finetune", key)
+    claim_attempt(folder, number, Claim(number, "elsewhere", 1, "", 1000.0 * number, f"7_{number}", "n1", checkpoint=checkpoint))
+    os.utime(folder.attempt(number).claim, (1000.0 * number + seconds,) * 2)
+    if word:
+        outcome = Outcome(number, Ending.interrupted, "Stop", "asked", "", "elsewhere", seconds, kind=FailureClass.time_limit.name)
+        write_outcome(folder.attempt(number), outcome)
+
+
+def test_a_resumed_stage_took_what_its_attempts_took(tmp_path: Path) -> None:
+    """From the last one on that found no checkpoint; one that was killed took until its last heartbeat."""
+    graph, layout = make_graph(methods=("vft",), folds=("1",), seeds=1), Layout(tmp_path, "exp")
+    key = graph.runs[0].key
+    attempt(layout, key, 1, 40.0)
+    attempt(layout, key, 2, 300.0)
+    attempt(layout, key, 3, 20.0, checkpoint=5.0, word=False)
+    attempt(layout, key, 4, 7.0, checkpoint=5.0)
+    folder = layout.stage("finetune", key)
+    assert [seconds_before(folder, number) for number in (1, 2, 3, 4)] == [0.0, 0.0, 300.0, 320.0]
+    departure = Departure(key, "7_4", "FAILED", 0.0, 1.0, asked=ASKED)
+    fact = read_facts(graph, layout, Sight(departures=lambda keys: {key: (departure,)}))[key]
+    assert (fact.all_seconds, fact.short_of_time, fact.failures) == (327.0, True, 1), "the first alone: then progress, and a prediction"
+    ended = ended_attempts(read_attempts(folder, Sight()), [departure], 0.0)
+    assert [each.short_of for each in ended] == ["", "", "", "time"]
+    told = {"seconds": 7.0, "seconds_before": 320.0, "peak_rss_bytes": GIB, "device": "1 x GPU", "processes": 4}
+    result = Result(key, "finetune", 1, "1", 0, "fake", "d1", {}, {}, 4, {}, told)
+    write_result(folder, result)
+    expected = NodeFacts(done=True, attempts=4, seconds=7.0, all_seconds=327.0, memory=GIB, on_gpu=True, processes=4)
+    assert replace(facts_of(result, 0), finished=0.0) == expected
+    index = ResultIndex(layout.index)
+    first = index.facts(key, str(folder.path))
+    index._changes = 100
+    index.store()
+    assert ResultIndex(layout.index).facts(key, str(folder.path)) == first
+
+
+def test_what_was_asked_is_on_record(tmp_path: Path) -> None:
+    """With the submission, with one that turns up twice, and of every element that leaves; an older record says nothing."""
+    layout, batch = layout_of(tmp_path), batch_of([node("a", "finetune")])
+    book = SubmissionBook(layout)
+    record = new_submission(book.next_name(batch), batch, 1.0, asked=ASKED)
+    assert book.begin(record)
+    assert book.find(record.name) == record
+    assert double_of(record, "8", 2.0).asked == ASKED
+    other = new_submission("trial.finetune.vft.0.1", batch, 1.0)
+    assert book.begin(other)
+    assert book.find(other.name) == other
+
+
+def test_only_slurm_is_asked(tmp_path: Path) -> None:
+    """Predictions are the default there; the key turns them off, and is checked."""
+
+    def bounds(*overrides: str) -> Bounds | None:
+        experiment = load_experiment("demo", ["methods=[vft]", "seeds=1", *overrides], configs=CONFIGS, recipe_schema=Recipe)
+        return launch(experiment, Corpus("fake", "d1", ("1",), "/nowhere"), REGISTRY_OF_DEMO, Layout(tmp_path, "exp")).desired.bounds
+
+    found = bounds("cluster=slurm", "slurm.signal_seconds=300", "policy.min_siblings=7")
+    assert found is not None
+    assert (found.most["finetune"].minutes, found.siblings, found.warning_seconds) == (15, 7, 300)
+    assert bounds() is None
+    assert bounds("cluster=slurm", "policy.requests=configured") is None
+    with pytest.raises(UsageError, match=r"policy\.min_siblings out of range"):
+        bounds("policy.min_siblings=0")
+    with pytest.raises(UsageError, match=r"policy\.requests"):
+        bounds("policy.requests=guess")
+
+
+def test_the_words_of_a_request() -> None:
+    """What is asked, what is configured where that is more, and from what."""
+    told = Prediction(12, 2.0, 37, seconds=300.0, memory_bytes=1.5 * GIB)
+    expected = "asks for 12 min and 2 GB a task (configured: 90 min, 32 GB), from 37 finished siblings: 95% took at most 5.0 min and 1.5 GB"
+    assert asks_in_words(ASKED, told) == f"{expected}, and a margin"
+    assert asks_in_words(PLAIN, told) == "asks for 90 min and 32 GB a task, as configured"
+    assert "of other methods" in asks_in_words(ASKED, replace(told, any_method=True))

@@ -1,0 +1,92 @@
+"""Teams on a real Slurm: two nodes, two processes each, three teams at the same time, and one process of each is lost."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.config import SlurmSite
+from jobs.failures import FailureClass
+from jobs.records import Outcome
+from jobs.team import SILENT_VARIABLE
+from tests.jobs.test_failure_classes import Trial
+from tests.slurm_cluster import Cluster
+
+pytestmark = pytest.mark.slurm
+
+LOST, FROZEN, FULL = 0, 1, 2  # slots
+BEHAVIOURS = {LOST: "lost:3", FROZEN: "frozen:2", FULL: "full:1"}
+SILENT = 3.0  # seconds
+
+
+@pytest.fixture(scope="module")
+def trial(slurm_session: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
+    """The grid, after all of it has been tried again and has succeeded."""
+    slurm_session.clear()
+    site = SlurmSite(environment={SILENT_VARIABLE: str(SILENT)})
+    found = Trial(tmp_path_factory.mktemp("teams"), BEHAVIOURS, seeds=3, site=site, nodes=2, processes=2, cpus=2)
+    try:
+        report = found.settle(120)
+        assert report.complete, report.facts
+        yield found
+    finally:
+        slurm_session.clear()
+
+
+def first(trial: Trial, slot: int) -> Outcome:
+    outcome = trial.outcome(slot)
+    assert outcome is not None
+    return outcome
+
+
+@pytest.mark.parametrize("slot", BEHAVIOURS)
+def test_it_is_tried_again_and_succeeds(trial: Trial, slot: int) -> None:
+    """Four processes on two nodes computed the result, in the second attempt."""
+    result = trial.result(slot)
+    assert result is not None
+    assert result.attempt == 2
+    assert result.provenance["processes"] == 4
+    assert len(result.provenance["hosts"]) == 2
+    assert trial.starts(slot) == 2
+    assert len(trial.claims(slot)) == 2
+
+
+@pytest.mark.parametrize(("slot", "rank"), [(LOST, 3), (FROZEN, 2)])
+def test_a_process_that_is_lost_is_a_failure_of_communication(trial: Trial, slot: int, rank: int) -> None:
+    """The leader says which and where, and the next attempt avoids that machine."""
+    outcome = first(trial, slot)
+    assert outcome.kind == FailureClass.communication.name
+    assert re.search(rf"rank {rank} \(process \d+ on {outcome.node}\)", outcome.message)
+    before, after = trial.claims(slot)
+    assert outcome.node == before.team.split(",")[1], "ranks 2 and 3 are on the second node"
+    assert before.node == before.team.split(",")[0]
+    assert outcome.node not in after.team.split(",")
+    assert outcome.seconds < SILENT + 20
+
+
+def test_memory_that_one_process_lacked_is_a_failure_of_memory(trial: Trial) -> None:
+    """With that process's own words; the next attempt asks for more and computes in smaller parts."""
+    outcome = first(trial, FULL)
+    assert outcome.kind == FailureClass.memory.name
+    assert "rank 1 (process" in outcome.detail
+    assert "CUDA out of memory" in outcome.message
+    assert [claim.relief for claim in trial.claims(FULL)] == [0, 1]
+
+
+def test_teams_met_by_files_of_their_own_and_left_none(trial: Trial) -> None:
+    """Two nodes of three each: those that ran at the same time shared one."""
+    begun = [trial.claims(slot)[0] for slot in BEHAVIOURS]
+    spans = sorted((claim.started, claim.started + first(trial, slot).seconds) for slot, claim in zip(BEHAVIOURS, begun, strict=True))
+    assert any(later < end for (_, end), (later, _) in itertools.pairwise(spans))
+    assert len({node for claim in begun for node in claim.team.split(",")}) <= 3
+    assert not list(trial.layout.teams.iterdir())
+
+
+def test_the_log_says_which_process_speaks(trial: Trial) -> None:
+    """Followers write into the element's log, each line with its rank."""
+    log = trial.claims(LOST)[1].log
+    assert {f"rank {rank}" for rank in (1, 2, 3)} == set(re.findall(r"rank \d(?=: finetune)", Path(log).read_text()))
