@@ -1,21 +1,31 @@
 """Seconds of each gradient stage, ours beside a `reference` setting that computes as the authors' loop does, in one run.
 
-    python benchmarks/training.py --backbone tiny --utterances 64
-    python benchmarks/training.py --backbone base --utterances 16 --batch-size 8 --batch-seconds 30 --precision bfloat16
+    python benchmarks/training.py --quick
+    python benchmarks/training.py --backbone base --stages finetune --utterances 64 --steps 2 --output measured.json
 
 Both settings are the stages of this project, on the same utterances: noise of IEMOCAP-like lengths (log-normal, mean 4.5 s, at most 10 s).
-`reference`: random batches padded to the longest, front end computed at every step, float32, eager attention, test in batches of one.
-`ours`: features of a frozen front end computed once, a batch cut into parts of similar length, the precision asked for, test in batches
-by length. Medians of the steps; an epoch is its steps and, for fine-tuning, its share of the front end over the recipe's epochs.
-The shape of the table, not the seconds, carries over to other machines: run it on the one you have.
+`reference`: random batches padded to the longest, in one part, front end computed at every step, float32, transformers' encoder with eager
+attention and torch's dropout, plain allocator, test in batches of one.
+`ours`: features of a frozen front end computed once, a batch in parts of similar length, the precision asked for, test in batches
+by length.
+Every stage runs in a process of its own, so that allocator and peak memory are its own; both of a pair on the same utterances and seeds.
+Steps are medians. An epoch is its steps and, for fine-tuning, its share of the front end, which is computed once and shared by the recipe's
+epochs (and in an experiment by all its runs, which is not counted here). FLOPs are those of the transformer on valid frames, forward and
+backward (6 for each weight and frame, attention besides), whatever else a setting computes; their share is of float32 matrix products
+measured in this run. Machines differ: read ratios, and on a crowded one repeat it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import resource
+import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,10 +54,17 @@ from ser_core.settings import (
     TaptSettings,
     Wav2vecSettings,
 )
-from ser_core.training.batches import bucketed_epoch
+from ser_core.training.batches import Batch, bucketed_epoch, shuffled_epoch
 
 MEAN_SECONDS, SPREAD, SHORTEST_SECONDS, LONGEST_SECONDS = 4.5, 0.55, 0.6, 10.0
 CLASSES = ("angry", "happy", "neutral", "sad")
+STAGES = ("finetune", "tapt", "ptapt", "states")
+HOP = 320  # samples a frame
+SHOWN_STEPS = 8
+HEADER = (
+    f"{'stage':<9} {'setting':<10} {'s/step':>8} {'s/epoch':>9} {'ratio':>6} {'padding':>8} {'frames/s':>9} {'GFLOP/s':>8} "
+    f"{'%peak':>6} {'GiB':>7} {'test s/utt':>10} {'ratio':>6}"
+)
 EPOCHS = 15  # of the paper: what the front end's one pass is shared by
 
 TINY_BACKBONE = {
@@ -76,8 +93,14 @@ class Measured:
 
     step: float
     epoch: float
-    loss: float
+    front_end: float  # of all training utterances, once
     test_utterance: float | None
+    curve: list[float]  # loss of each step
+    frames: int  # valid frames of an epoch
+    padding: float  # frames computed for each valid one
+    gflops: float  # of the transformer on an epoch's valid frames
+    peak: int  # bytes
+    peak_gpu: int  # bytes
 
 
 def noise_corpus(folder: Path, training: int, test: int) -> Manifest:
@@ -105,7 +128,7 @@ def make_recipe(options: argparse.Namespace, *, reference: bool) -> Recipe:
     return Recipe(
         backbone=BackboneSettings(checkpoint=None, config=TINY_BACKBONE if tiny else BASE_BACKBONE),
         features=FeatureSettings(Padding.reference if reference else Padding.independent),
-        finetune=FinetuneSettings(epochs=1, batch_size=options.batch_size, spec_augment=spec_augment, precision=precision),
+        finetune=FinetuneSettings(epochs=options.epochs, batch_size=options.batch_size, spec_augment=spec_augment, precision=precision),
         tapt=TaptSettings(**pretraining),
         states=StatesSettings(
             wav2vec=Wav2vecSettings(config=TINY_WAV2VEC if tiny else BASE_WAV2VEC),
@@ -119,7 +142,7 @@ def make_recipe(options: argparse.Namespace, *, reference: bool) -> Recipe:
         execution=ExecutionSettings(
             attention=Attention.eager if reference else Attention.sdpa,
             feature_cache=FeatureCache.none if reference else FeatureCache.memory,
-            micro_batch=0 if reference else options.micro_batch,
+            micro_batch=1 << 20 if reference else options.micro_batch,  # the whole batch
             evaluation_batch=1 if reference else 8,
             log_every=1,
         ),
@@ -127,7 +150,7 @@ def make_recipe(options: argparse.Namespace, *, reference: bool) -> Recipe:
 
 
 class Bench:
-    """Runs each call once; upstream artifacts are shared."""
+    """Runs each call once, in a process of its own; upstream artifacts are shared."""
 
     def __init__(self, corpus: Manifest, root: Path, threads: int) -> None:
         self.corpus = corpus
@@ -137,32 +160,131 @@ class Bench:
 
     def run(self, call: StageCall) -> tuple[dict[str, Any], Path]:
         """Outcome and output folder of a call, computed after its upstream stages."""
-        upstream = {role: self.run(parent)[1] for role, parent in call.upstream.items()}
+        upstream = {role: str(self.run(parent)[1]) for role, parent in call.upstream.items()}
         self.count += 1
         output = self.root / f"{self.count:03d}-{call.stage}"
-        outcome = REGISTRY.run(
-            call.stage,
-            settings=call.settings,
-            runtime={**call.runtime, "threads": self.threads},
-            corpus=self.corpus.folder,
-            fold=call.fold,
-            seed=call.seed,
-            upstream=upstream,
-            output=output,
-            checkpoint=output / "checkpoint",
-            should_stop=lambda: False,
-            report=lambda line: None,
-            relief=0,
-        )
-        return dict(outcome), output
+        request = {
+            "stage": call.stage,
+            "settings": dict(call.settings),
+            "runtime": {**call.runtime, "threads": self.threads},
+            "corpus": str(self.corpus.folder),
+            "fold": call.fold,
+            "seed": call.seed,
+            "upstream": upstream,
+            "output": str(output),
+        }
+        answer = self.root / f"{self.count:03d}.json"
+        subprocess.run([sys.executable, __file__, "--request", json.dumps(request), "--answer", str(answer)], check=True)
+        outcome: dict[str, Any] = json.loads(answer.read_text())
+        return outcome, output
 
-    def measure(self, call: StageCall, epoch_steps: int) -> Measured:
-        """Seconds of one stage."""
-        outcome, _ = self.run(call)
+    def measure(self, call: StageCall, lengths: list[int], batches: list[Batch], reference: bool, device: str) -> Measured:
+        """Seconds of one stage; `batches` are an epoch's, of utterances of so many samples."""
+        outcome, output = self.run(call)
         durations = outcome["durations"]
-        front_end = durations.get("front_end", 0.0) / EPOCHS if call.stage == "finetune" else 0.0
+        front_end = durations.get("front_end", 0.0)
         test = durations["test"] / outcome["metrics"]["test_utterances"] if call.stage == "finetune" else None
-        return Measured(durations["step"], durations["step"] * epoch_steps + front_end, outcome["metrics"]["training_loss"], test)
+        # Fine-tuning shares one pass of the front end among its epochs; a pretraining's is nothing beside its 20 000 steps.
+        share = front_end / EPOCHS if call.stage == "finetune" else 0.0
+        frames = [[lengths[index] // HOP for index in batch] for batch in batches]
+        valid = sum(map(sum, frames))
+        packed = not reference and device == "cpu" and call.stage != "states"
+        padded = valid if packed else sum(max(batch) * len(batch) for batch in frames)
+        return Measured(
+            step=durations["step"],
+            epoch=durations["step"] * len(batches) + share,
+            front_end=front_end,
+            test_utterance=test,
+            curve=loss_curve(output),
+            frames=valid,
+            padding=padded / valid,
+            gflops=transformer_flops(call, frames) / 1e9,
+            peak=outcome["peak"],
+            peak_gpu=outcome["peak_gpu"],
+        )
+
+
+def answer_request(request: Mapping[str, Any], answer: Path) -> None:
+    """In a stage's own process: run it and write what came out."""
+    import torch
+
+    REGISTRY.preload()
+    output = Path(request["output"])
+    outcome = REGISTRY.run(
+        request["stage"],
+        settings=request["settings"],
+        runtime=request["runtime"],
+        corpus=Path(request["corpus"]),
+        fold=request["fold"],
+        seed=request["seed"],
+        upstream={role: Path(folder) for role, folder in request["upstream"].items()},
+        output=output,
+        checkpoint=output / "checkpoint",
+        should_stop=lambda: False,
+        report=lambda line: None,
+        relief=0,
+    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak_gpu = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0
+    answer.write_text(json.dumps({**outcome, "peak": peak, "peak_gpu": peak_gpu}))
+
+
+def loss_curve(output: Path) -> list[float]:
+    """The training loss of each step, from a stage's TensorBoard file."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from ser_core.training.curves import FOLDER
+
+    events = EventAccumulator(str(output / FOLDER))
+    events.Reload()
+    return [float(event.value) for event in events.Scalars("train/loss")]
+
+
+def transformer_flops(call: StageCall, batches: list[list[int]]) -> float:
+    """Multiplications and additions of the transformer, forward and backward, on the valid frames; 0 where there is none (`states`).
+
+    Dropped layers are not taken off: with wav2vec2-base's layer drop of 0.1 a tenth of them is not computed, in both settings.
+    """
+    from transformers import Wav2Vec2Config
+
+    if call.stage == "states":
+        return 0.0
+    config = Wav2Vec2Config(**call.runtime["backbone"]["config"])
+    width, layers = config.hidden_size, config.num_hidden_layers
+    weights = layers * (4 * width * width + 2 * width * config.intermediate_size)
+    weights += width * width // config.num_conv_pos_embedding_groups * config.num_conv_pos_embeddings
+    return float(sum(6 * weights * frames + 12 * layers * width * frames * frames for batch in batches for frames in batch))
+
+
+def matrix_gflops(threads: int, device: str) -> float:
+    """GFLOP/s of a large matrix product, the best of five: float32 on a CPU, bfloat16 on a GPU."""
+    import torch
+
+    torch.set_num_threads(threads)
+    size = 2048 if device == "cpu" else 8192
+    left = torch.ones(size, size, device=device, dtype=torch.float32 if device == "cpu" else torch.bfloat16)
+    best = float("inf")
+    for _ in range(5):
+        begun = time.perf_counter()
+        product = left @ left
+        float(product[0, 0])  # waits for a GPU
+        best = min(best, time.perf_counter() - begun)
+    return 2 * size**3 / best / 1e9
+
+
+def copy_bandwidth(device: str) -> float:
+    """Bytes a second that a copy reads and writes, the best of five."""
+    import torch
+
+    source = torch.ones(1 << 28, device=device)
+    target = torch.empty_like(source)
+    best = float("inf")
+    for _ in range(5):
+        begun = time.perf_counter()
+        target.copy_(source)
+        float(target[0])
+        best = min(best, time.perf_counter() - begun)
+    return 2 * source.numel() * 4 / best
 
 
 def calls_of(recipe: Recipe) -> dict[str, StageCall]:
@@ -181,49 +303,104 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", choices=["tiny", "base"], default="tiny")
     parser.add_argument("--utterances", type=int, default=64, help="to train on; a quarter as many are tested")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--batch-seconds", type=float, default=100.0)
-    parser.add_argument("--micro-batch", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batch-seconds", type=float, default=250.0)
+    parser.add_argument("--micro-batch", type=int, default=0, help="utterances in a part of ours; 0: by length")
     parser.add_argument("--steps", type=int, default=3, help="of the pretraining stages")
+    parser.add_argument("--epochs", type=int, default=1, help="of fine-tuning")
     parser.add_argument("--precision", choices=[each.name for each in Precision], default="auto", help="of ours; the reference is float32")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument(
-        "--stages", nargs="+", choices=["finetune", "tapt", "ptapt", "states"], default=["finetune", "tapt", "ptapt", "states"]
-    )
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--quick", action="store_true", help="base size, fine-tuning on 8 utterances, one step: minutes")
+    parser.add_argument("--output", type=Path, help="JSON for benchmarks/grid_cost.py")
+    parser.add_argument("--request", help=argparse.SUPPRESS)
+    parser.add_argument("--answer", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    REGISTRY.preload()
+    if options.request:
+        answer_request(json.loads(options.request), options.answer)
+        return
+    if options.quick:
+        options.backbone, options.utterances, options.batch_size, options.stages = "base", 8, 8, ["finetune"]
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory() as temporary:
         corpus = noise_corpus(Path(temporary) / "corpus", options.utterances, max(4, options.utterances // 4))
         lengths = [utterance.samples for utterance in corpus.training("test")]
         bench = Bench(corpus, Path(temporary), options.threads)
-        steps = {
-            "finetune": max(1, options.utterances // options.batch_size),
-            "states": max(1, options.utterances * 9 // 10 // options.batch_size),
-        }
+        peak = matrix_gflops(options.threads, device)
         print(
             f"{options.backbone} backbone, {options.utterances} utterances, mean {np.mean(lengths) / SAMPLE_RATE:.1f} s, "
-            f"batch {options.batch_size} or {options.batch_seconds:g} s, ours {options.precision}, parts of {options.micro_batch}, "
-            f"{options.threads} threads"
+            f"batch {options.batch_size} or {options.batch_seconds:g} s, ours {options.precision}, {options.threads} threads, {device}, "
+            f"matrix products {peak:.0f} GFLOP/s"
         )
-        print(f"{'stage':<9} {'setting':<10} {'s/step':>8} {'s/epoch':>9} {'ratio':>6} {'test s/utterance':>17} {'ratio':>6} {'loss':>9}")
+        print(HEADER)
+        found: dict[str, dict[str, Measured]] = {}
         for stage in options.stages:
-            base: Measured | None = None
-            for reference in (True, False):
-                recipe = make_recipe(options, reference=reference)
-                budget = round(options.batch_seconds * SAMPLE_RATE)
-                epoch_steps = steps.get(stage) or len(bucketed_epoch(lengths, budget, recipe.tapt.buckets, 0, 0))
-                found = bench.measure(calls_of(recipe)[stage], epoch_steps)
-                base = found if reference else base
-                print(row(stage, "reference" if reference else "ours", found, base), flush=True)
+            pair: dict[str, Measured] = {}
+            for setting in ("reference", "ours"):
+                recipe = make_recipe(options, reference=setting == "reference")
+                batches = epoch_of(stage, lengths, recipe)
+                pair[setting] = bench.measure(calls_of(recipe)[stage], lengths, batches, setting == "reference", device)
+                print(row(stage, setting, pair, peak), flush=True)
+            for setting, measured in pair.items():
+                print(f"  loss of {setting:<9} {' '.join(f'{loss:.4f}' for loss in measured.curve[:SHOWN_STEPS])}")
+            found[stage] = pair
+            if device == "cuda":
+                print_gpu(pair["ours"])
+        if options.output:
+            options.output.write_text(json.dumps(summary(found, options, device), indent=2) + "\n")
 
 
-def row(stage: str, setting: str, found: Measured, base: Measured | None) -> str:
+def epoch_of(stage: str, lengths: list[int], recipe: Recipe) -> list[Batch]:
+    """The batches of an epoch."""
+    if stage == "finetune":
+        return shuffled_epoch(len(lengths), recipe.finetune.batch_size, 0, 0)
+    if stage == "states":
+        return shuffled_epoch(max(1, len(lengths) * 9 // 10), recipe.states.batch_size, 0, 0)
+    return bucketed_epoch(lengths, round(recipe.tapt.batch_seconds * SAMPLE_RATE), recipe.tapt.buckets, 0, 0)
+
+
+def row(stage: str, setting: str, pair: Mapping[str, Measured], peak: float) -> str:
     """One line of the table; ratios are reference / this."""
-    ratio = f"{base.epoch / found.epoch:6.2f}" if base else ""
-    test = test_ratio = ""
-    if found.test_utterance is not None and base is not None and base.test_utterance is not None:
-        test, test_ratio = f"{found.test_utterance:17.4f}", f"{base.test_utterance / found.test_utterance:6.2f}"
-    return f"{stage:<9} {setting:<10} {found.step:8.3f} {found.epoch:9.2f} {ratio:>6} {test:>17} {test_ratio:>6} {found.loss:9.4f}"
+    base, this = pair["reference"], pair[setting]
+    rate = this.gflops / this.epoch
+    test = ""
+    if this.test_utterance is not None and base.test_utterance is not None:
+        test = f"{this.test_utterance:10.4f} {base.test_utterance / this.test_utterance:6.2f}"
+    return (
+        f"{stage:<9} {setting:<10} {this.step:8.2f} {this.epoch:9.2f} {base.epoch / this.epoch:6.2f} {this.padding:8.2f} "
+        f"{this.frames / this.epoch:9.0f} {rate:8.1f} {100 * rate / peak:6.1f} {this.peak / 2**30:7.2f} {test}"
+    )
+
+
+def print_gpu(measured: Measured) -> None:
+    """What only a GPU has: its memory, how many such stages it holds at once, and what its memory moves for weights and optimiser."""
+    import torch
+
+    total = torch.cuda.get_device_properties(0).total_memory
+    parameters = 95e6  # wav2vec2-base; weights read twice, gradients written and read, Adam reads three and writes three tensors
+    moved = 4 * parameters * 10 / measured.step / copy_bandwidth("cuda")
+    print(
+        f"  peak GPU memory {measured.peak_gpu / 2**30:.1f} GiB, {int(total // max(1, measured.peak_gpu))} such stages fit at once, "
+        f"weights and optimiser move {100 * moved:.1f} % of the memory bandwidth"
+    )
+
+
+def summary(found: Mapping[str, Mapping[str, Measured]], options: argparse.Namespace, device: str) -> dict[str, Any]:
+    """What benchmarks/grid_cost.py reads."""
+    stages: dict[str, Any] = {
+        stage: {
+            setting: {"step_seconds": measured.step}
+            | ({"test_utterance_seconds": measured.test_utterance} if measured.test_utterance is not None else {})
+            for setting, measured in pair.items()
+        }
+        for stage, pair in found.items()
+    }
+    facts = {"stages": stages, "batch_size": options.batch_size, "batch_seconds": options.batch_seconds, "device": device}
+    if "finetune" in found:
+        facts["front_end_utterance_seconds"] = found["finetune"]["ours"].front_end / options.utterances
+    return facts
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ser_core.errors import InputError
+from ser_core.models.encoder import transform
 from ser_core.models.front_end import valid_frames
 from ser_core.settings import Pooling
 
@@ -65,11 +66,7 @@ def encode(encoder: Any, features: Tensor, frames: Tensor, time_mask: Tensor | N
         hidden = torch.where(time_mask[..., None], encoder.masked_spec_embed.to(hidden.dtype), hidden)
     if feature_mask is not None:
         hidden = hidden.masked_fill(feature_mask[:, None, :], 0)
-    valid = valid_frames(frames, features.shape[1])
-    # Zeroed here and out of place: transformers zeroes the padding of what it is given in place, which would reach into the caller's.
-    hidden = hidden.masked_fill(~valid[..., None], 0)
-    output: Tensor = encoder.encoder(hidden, attention_mask=valid).last_hidden_state
-    return output
+    return transform(encoder, hidden, frames)
 
 
 def pool(hidden: Tensor, frames: Tensor, pooling: Pooling) -> Tensor:

@@ -1,8 +1,8 @@
-"""Waves to projected features: convolutions and feature projection, for one utterance at a time or for a padded batch.
+"""Waves to projected features: convolutions and feature projection, for each utterance as if alone or for a padded batch.
 
 wav2vec2-base has a group norm over time in its first convolution, so zeros appended to an utterance change every one of its features. The
-`independent` functions run each utterance alone: its features are the same whatever else is in the batch. The `padded` ones do what the
-authors' code does.
+`independent` functions keep utterances apart: the features of one are the same whatever else is in the batch. The `padded` ones do what
+the authors' code does, with transformers' modules.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from ser_core.models.backbone import NORMALISE_KEY, frame_count, minimum_samples
+from ser_core.models.convolutions import convolve, supports
 from ser_core.settings import Padding
 
 if TYPE_CHECKING:
@@ -38,6 +39,17 @@ class FrontEnd:
     frames: Tensor
 
 
+@dataclass(frozen=True)
+class Extracted:
+    """What the convolutions give, before the projection and its dropout: nothing in it is random.
+
+    `rows` are (B, T, channels) of a padded batch, or the valid frames of all utterances, (frames of all, channels), one after the other.
+    """
+
+    rows: Tensor
+    frames: tuple[int, ...]  # valid ones of each utterance
+
+
 def project_independent(model: Wav2Vec2Model | Wav2Vec2ForPreTraining, waves: Sequence[Tensor]) -> list[Tensor]:
     """Return the features of each utterance, (frames, hidden), without gradient and without dropout.
 
@@ -46,7 +58,8 @@ def project_independent(model: Wav2Vec2Model | Wav2Vec2ForPreTraining, waves: Se
     """
     encoder = encoder_of(model)
     with torch.no_grad():
-        return [_project(encoder, _convolve(encoder, wave[None]))[0] for wave in _prepared(encoder, waves)]
+        # One at a time: the rounding of a matrix product may depend on how many rows it has.
+        return [_project(encoder, _convolve_apart(encoder, [wave])[0]) for wave in _prepared(encoder, waves)]
 
 
 def project_padded(model: Wav2Vec2Model | Wav2Vec2ForPreTraining, waves: Sequence[Tensor], samples: int = 0) -> tuple[Tensor, Tensor]:
@@ -67,18 +80,29 @@ def run_front_end(model: Wav2Vec2Model | Wav2Vec2ForPreTraining, waves: Sequence
 
     `samples` as for `project_padded`; `independent` features have no use for it.
     """
+    return project(model, extract(model, waves, padding, samples))
+
+
+def extract(model: Wav2Vec2Model | Wav2Vec2ForPreTraining, waves: Sequence[Tensor], padding: Padding, samples: int = 0) -> Extracted:
+    """Run the convolutions alone, with gradient; arguments as for `run_front_end`."""
     encoder = encoder_of(model)
     prepared = _prepared(encoder, waves)
-    frames = _frames(encoder, prepared)
+    frames = tuple(frame_count(encoder.config, len(wave)) for wave in prepared)
     if padding is Padding.reference:
-        projected, normalised = encoder.feature_projection(_convolve(encoder, _stacked(prepared, samples)))
-        return FrontEnd(projected, normalised, frames)
-    parts = [encoder.feature_projection(_convolve(encoder, wave[None])) for wave in prepared]
-    return FrontEnd(
-        pad_sequence([projected[0] for projected, _ in parts], batch_first=True),
-        pad_sequence([normalised[0] for _, normalised in parts], batch_first=True),
-        frames,
-    )
+        return Extracted(_convolve(encoder, _stacked(prepared, samples)), frames)
+    return Extracted(torch.cat(_convolve_apart(encoder, prepared)), frames)
+
+
+def project(model: Wav2Vec2Model | Wav2Vec2ForPreTraining, extracted: Extracted) -> FrontEnd:
+    """Normalise and project what the convolutions gave, with the model's own dropout."""
+    projected, normalised = encoder_of(model).feature_projection(extracted.rows)
+    frames = torch.tensor(extracted.frames, dtype=torch.int64, device=projected.device)
+    return FrontEnd(_padded(projected, extracted.frames), _padded(normalised, extracted.frames), frames)
+
+
+def normalise(model: Wav2Vec2Model | Wav2Vec2ForPreTraining, extracted: Extracted) -> Tensor:
+    """Return what the quantizer sees, `normalised` of `project`, without the projection."""
+    return _padded(encoder_of(model).feature_projection.layer_norm(extracted.rows), extracted.frames)
 
 
 def valid_frames(frames: Tensor, length: int) -> Tensor:
@@ -116,6 +140,18 @@ def _frames(encoder: Any, waves: Sequence[Tensor]) -> Tensor:
     return torch.tensor([frame_count(encoder.config, len(wave)) for wave in waves], dtype=torch.int64, device=device)
 
 
+def _padded(rows: Tensor, frames: Sequence[int]) -> Tensor:
+    """Frames one after the other as (B, T, n), zero behind each utterance; a padded batch as it is."""
+    return rows if rows.dim() == 3 else pad_sequence(list(torch.split(rows, list(frames))), batch_first=True)
+
+
+def _convolve_apart(encoder: Any, waves: Sequence[Tensor]) -> list[Tensor]:
+    """(frames, channels) of each wave, as if alone."""
+    if supports(encoder.feature_extractor):
+        return convolve(encoder.feature_extractor, waves)
+    return [_convolve(encoder, wave[None])[0] for wave in waves]
+
+
 def _convolve(encoder: Any, waves: Tensor) -> Tensor:
     """(B, samples) -> (B, T, channels)."""
     features: Tensor = encoder.feature_extractor(waves)
@@ -123,7 +159,7 @@ def _convolve(encoder: Any, waves: Tensor) -> Tensor:
 
 
 def _project(encoder: Any, features: Tensor) -> Tensor:
-    """(B, T, channels) -> (B, T, hidden), without the dropout that stands behind it: it belongs to the step, not to the utterance."""
+    """(..., channels) -> (..., hidden), without the dropout that stands behind it: it belongs to the step, not to the utterance."""
     projection = encoder.feature_projection
     projected: Tensor = projection.projection(projection.layer_norm(features))
     return projected

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from ser_core.models.front_end import encoder_of, run_front_end, valid_frames
+from ser_core.models.encoder import transform
+from ser_core.models.front_end import Extracted, encoder_of, extract, normalise, project
 from ser_core.models.masking import BoolArray, time_mask
 from ser_core.settings import Padding
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from transformers import Wav2Vec2Config, Wav2Vec2ForPreTraining
 
 GUMBEL_TEMPERATURE = 1.0  # of the quantizer in transformers 4.10.0, never annealed by the authors; transformers 5 starts at 2
+
+LEAST_GRADIENT = 1e-30  # of a code's logit
 
 PERPLEXITY_EPSILON = 1e-7  # keeps the logarithm of an unused code finite; fairseq, and transformers 4.10.0
 
@@ -127,7 +130,7 @@ def sample_negatives(mask: BoolArray, count: int, rng: np.random.Generator, cand
 
 def tapt_loss(
     model: Wav2Vec2ForPreTraining,
-    waves: Sequence[Tensor],
+    waves: Sequence[Tensor] | Extracted,
     draw: TaptDraw,
     *,
     temperature: float = 0.1,
@@ -137,7 +140,7 @@ def tapt_loss(
     samples: int = 0,
     whole: WholeBatch | None = None,
 ) -> TaptLoss:
-    """Return the loss of a batch of waves (samples,), with gradient for every parameter that asks for it.
+    """Return the loss of a batch of waves (samples,), or of what `extract` made of them, with gradient for every parameter that asks.
 
     `independent`: each utterance through the front end alone, padding not attended to, the diversity term counted once for every masked
     frame (fairseq and transformers from 4.12 on). `reference`: zero-padded batch without attention mask, the diversity term counted once a
@@ -148,15 +151,15 @@ def tapt_loss(
     part, and the parts' losses (and gradients) add up to those of the whole. `diversity` is then this part's share of the batch's.
     """
     encoder = encoder_of(model)
-    features = run_front_end(model, waves, padding, samples)
+    features = project(model, waves if isinstance(waves, Extracted) else extract(model, waves, padding, samples))
     device = features.projected.device
     mask = torch.from_numpy(draw.mask).to(device)
     if mask.shape != features.projected.shape[:2]:
         raise ValueError(f"mask of shape {tuple(mask.shape)} for features of {tuple(features.projected.shape[:2])} frames")
     reference = padding is Padding.reference
-    hidden = torch.where(mask[..., None], encoder.masked_spec_embed.to(features.projected.dtype), features.projected)
-    attention = None if reference else valid_frames(features.frames, mask.shape[1])
-    encoded = encoder.encoder(hidden, attention_mask=attention).last_hidden_state
+    embedding = encoder.masked_spec_embed  # what is added up along the transformer stays in its type under autocast too
+    hidden = torch.where(mask[..., None], embedding, features.projected.to(embedding.dtype))
+    encoded = transform(encoder, hidden, None if reference else features.frames)
     predicted = model.project_hid(encoded[mask])
 
     # Only frames that can be a target or a negative are quantized.
@@ -178,16 +181,21 @@ def tapt_loss(
 
 @torch.no_grad()
 def code_sums(
-    model: Wav2Vec2ForPreTraining, waves: Sequence[Tensor], mask: BoolArray, *, padding: Padding = Padding.independent, samples: int = 0
+    model: Wav2Vec2ForPreTraining,
+    waves: Sequence[Tensor] | Extracted,
+    mask: BoolArray,
+    *,
+    padding: Padding = Padding.independent,
+    samples: int = 0,
 ) -> Tensor:
     """Return the codes' probabilities (groups, entries) summed over the masked frames (B, T), as `tapt_loss` has them.
 
     They do not depend on the Gumbel noise; on dropout only where the configuration drops features before the quantizer (no published model
     does).
     """
-    features = run_front_end(model, waves, padding, samples)
-    counted = torch.from_numpy(mask).to(features.normalised.device)
-    chosen = model.dropout_features(features.normalised[counted])
+    normalised = normalise(model, waves if isinstance(waves, Extracted) else extract(model, waves, padding, samples))
+    counted = torch.from_numpy(mask).to(normalised.device)
+    chosen = model.dropout_features(normalised[counted])
     return _quantize(model, chosen, torch.ones(len(chosen), dtype=torch.bool, device=chosen.device), GUMBEL_TEMPERATURE).sums
 
 
@@ -227,6 +235,8 @@ def _quantize(model: Any, features: Tensor, counted: Tensor, temperature: float)
     quantizer = model.quantizer
     groups, entries = quantizer.num_groups, quantizer.num_vars
     logits = quantizer.weight_proj(features).float().reshape(-1, entries)
+    if logits.requires_grad:
+        logits.register_hook(_flush)
     if model.training:
         chosen = F.gumbel_softmax(logits, tau=temperature, hard=True)
         probabilities = torch.softmax(logits, dim=-1)
@@ -237,6 +247,11 @@ def _quantize(model: Any, features: Tensor, counted: Tensor, temperature: float)
     books = quantizer.codevectors.view(groups, entries, -1)
     vectors = torch.einsum("kge,ged->kgd", chosen.to(books.dtype), books).flatten(1)
     return _Quantized(vectors, chosen.argmax(-1), probabilities.view(-1, groups, entries)[counted].sum(0))
+
+
+def _flush(gradient: Tensor) -> Tensor:
+    """Without numbers too small to matter: those of codes that are out of the question are subnormal, and slow a CPU's products down."""
+    return gradient.masked_fill(gradient.abs() < LEAST_GRADIENT, 0)
 
 
 def _contrastive_logits(predicted: Tensor, quantized: Tensor, codes: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ser_core.errors import InputError
+from ser_core.models.products import convolve_rows
 
 Layers = tuple[tuple[int, int, int], ...]  # (channels, kernel, stride) of each convolution
 
@@ -102,7 +103,9 @@ class _Norm(nn.GroupNorm):
     def forward(self, frames: Tensor) -> Tensor:
         weight = None if self.weight is None else self.weight.float()
         bias = None if self.bias is None else self.bias.float()
-        return F.group_norm(frames.float(), self.num_groups, weight, bias, self.eps).type_as(frames)
+        # In four dimensions torch knows frames that lie one behind the other, and leaves them so.
+        normed = F.group_norm(frames.float().unsqueeze(2), self.num_groups, weight, bias, self.eps)
+        return normed.squeeze(2).type_as(frames)
 
 
 class _Layer(nn.Module):
@@ -116,12 +119,17 @@ class _Layer(nn.Module):
         self.conv = nn.Conv1d(inputs, channels, kernel, stride=stride, bias=causal and config.conv_bias)
         self.dropout = nn.Dropout(config.dropout if causal else 0.0)
         self.norm = _Norm(channels, config.affine)
-        self.activate = F.relu if config.activation == "relu" else F.gelu
+        self.activate = F.relu_ if config.activation == "relu" else F.gelu
 
     def forward(self, frames: Tensor) -> Tensor:
         if self.pad:
             frames = F.pad(frames, (self.pad, 0)) if self.zero_pad else F.pad(frames, (self.pad, 0), mode="replicate")
-        return self.activate(self.norm(self.dropout(self.conv(frames))))
+        if self.pad == 0 and frames.device.type == "cpu" and not torch.is_grad_enabled():
+            # The frozen extractor's: faster than torch's convolution. The memory of (B, channels, T) is then that of (B, T, channels).
+            convolved = convolve_rows(self.conv, frames.transpose(1, 2)).transpose(1, 2)
+        else:
+            convolved = self.conv(frames)
+        return self.activate(self.norm(self.dropout(convolved)))
 
 
 class Extractor(nn.Module):

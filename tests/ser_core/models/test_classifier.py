@@ -44,6 +44,7 @@ def test_what_is_trained() -> None:
 def test_masks() -> None:
     """Masked frames carry the learned embedding, masked channels zero, also where both meet; padding stays zero."""
     model = encoder()
+    model.set_attn_implementation("eager")  # transformers' encoder, which can be listened to
     seen = []
     handle = model.encoder.register_forward_pre_hook(lambda _module, args: seen.append(args[0].clone()))
     features = torch.randn(1, 6, 32)

@@ -78,9 +78,11 @@ def test_equal_to_fairseq(tmp_path: Path, style: str, options: dict[str, Any]) -
     wave = torch.from_numpy(rebuild.waves()[0])[None]
     with torch.no_grad():
         expected, frames = theirs.feature_extractor(wave), ours.extractor(wave)
-        torch.testing.assert_close(frames, expected, rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(ours.aggregator(frames), theirs.feature_aggregator(expected), rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(ours(wave), theirs.feature_aggregator(expected), rtol=1e-6, atol=1e-6)
+        aggregated = theirs.feature_aggregator(expected)
+        pairs = [(frames, expected), (ours.aggregator(frames), aggregated), (ours(wave), aggregated)]
+    for found, wanted in pairs:
+        assert float((found - wanted).norm() / wanted.norm()) < 1e-6
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=5e-6)  # sums in another order, where little is left of large terms
 
 
 def test_the_process_stays_as_it_was(tmp_path: Path) -> None:

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -8,9 +12,13 @@ from ser_core.settings import Precision
 from ser_core.training.device import choose_arithmetic, choose_device, repeatable
 
 
-def test_a_cpu_computes_in_float32_unless_told_otherwise() -> None:
+@pytest.mark.parametrize("units", ["amx_bf16", "avx512_bf16", "avx512_f"])
+def test_a_cpu_computes_in_bfloat16_only_where_it_has_units_for_it(monkeypatch: pytest.MonkeyPatch, units: str) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": False, units: True})
     cpu = torch.device("cpu")
-    assert choose_arithmetic(cpu, Precision.auto).dtype is torch.float32
+    expected = torch.bfloat16 if units.endswith("bf16") else torch.float32
+    assert choose_arithmetic(cpu, Precision.auto).dtype is expected
+    assert choose_arithmetic(cpu, Precision.float32).dtype is torch.float32
     assert choose_arithmetic(cpu, Precision.bfloat16).dtype is torch.bfloat16
     with choose_arithmetic(cpu, Precision.bfloat16).autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is torch.bfloat16
@@ -35,3 +43,29 @@ def test_switches_of_torch_are_put_back() -> None:
     with pytest.raises(RuntimeError, match="inside"):
         fail()
     assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
+
+
+GROWTH = """
+import resource, sys
+from ser_core.training.device import keep_memory
+import torch
+if sys.argv[1] == "keep":
+    assert keep_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(16 << 20)  # 64 MB, above what glibc keeps by itself
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
+def test_memory_is_kept() -> None:
+    """A process that keeps its memory asks the kernel for no page when a large tensor is made again; one left alone does."""
+    pages = {
+        way: int(subprocess.run([sys.executable, "-c", GROWTH, way], check=True, capture_output=True, text=True, timeout=100).stdout)
+        for way in ("keep", "plain")
+    }
+    assert pages["keep"] < 100 < pages["plain"]

@@ -1,0 +1,88 @@
+"""One training in one, two and four processes, from the command line: the same numbers, also after one of four was killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.command_line import CommandLine
+from tests.slurm_cluster.cluster import Cluster
+from tests.slurm_cluster.processes import wait_until
+
+TINY = (
+    *("methods=[tapt]", "folds=[1]", "seeds=1", "policy.poll_seconds=1", "recipe.finetune.epochs=1", "recipe.finetune.batch_size=16"),
+    *("recipe.tapt.steps=12", "recipe.tapt.warmup_steps=3", "recipe.tapt.batch_seconds=20.0"),
+    *("recipe.execution.log_every=1", "recipe.execution.checkpoint_minutes=0", "recipe.execution.micro_batch=2"),
+)
+ON_TWO_NODES = ("resources.default.nodes=2", "resources.default.processes=2", "resources.default.cpus=2")
+
+
+def attempts(results: Path, stage: str) -> list[Path]:
+    return sorted((results / "store" / stage).glob("*/attempts/*"))
+
+
+def result(results: Path, stage: str) -> dict[str, Any]:
+    (file,) = (results / "store" / stage).glob("*/result.json")
+    return dict(json.loads(file.read_text()))
+
+
+def curve(results: Path, stage: str) -> list[float]:
+    """Training loss of every step."""
+    events = EventAccumulator(str(attempts(results, stage)[-1] / "output" / "tensorboard"))
+    events.Reload()
+    points = events.Scalars("train/loss")
+    assert [point.step for point in points] == list(range(1, len(points) + 1))
+    return [point.value for point in points]
+
+
+def process_of_rank(rank: int) -> int:
+    """Pid, as seen from here, of a process of a Slurm step on any of the test cluster's nodes; 0: there is none."""
+    mark = f"SLURM_PROCID={rank}".encode()
+    for process in Path("/proc").iterdir():
+        try:
+            if b"worker" in (process / "cmdline").read_bytes().split(b"\0") and mark in (process / "environ").read_bytes().split(b"\0"):
+                return int(process.name)
+        except OSError:
+            continue
+    return 0
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_the_number_of_processes_changes_no_number(slurm_cluster: Cluster, demo_data: Path, tmp_path: Path) -> None:
+    """Loss curves of one, two and four processes are equal to float sums; of the four, on two nodes, one is killed on the way."""
+    one, two, four = (CommandLine(demo_data, tmp_path / name) for name in ("one", "two", "four"))
+    alone = one("grid", "demo", *TINY, timeout=240)
+    assert alone.returncode == 0, alone.stdout + alone.stderr
+    here = two("grid", "demo", *TINY, "resources.default.processes=2", "resources.default.cpus=2", timeout=240)
+    assert here.returncode == 0, here.stdout + here.stderr
+
+    running = four.start("grid", "demo", "--cluster", "slurm", "--wait", *TINY, *ON_TWO_NODES)
+    try:
+        checkpoint = wait_until(lambda: any((four.results / "store" / "tapt").glob("*/checkpoint/[!.]*")), 120, 0.05)
+        assert checkpoint, running
+        os.kill(process_of_rank(3), signal.SIGKILL)
+        said, _ = running.communicate(timeout=240)
+    finally:
+        running.kill()
+    assert running.returncode == 0, said
+    outcome = json.loads((attempts(four.results, "tapt")[0] / "outcome.json").read_text())
+    assert outcome["kind"] == "communication"
+    assert "rank 3" in outcome["message"]
+    assert len(attempts(four.results, "tapt")) == 2
+    resumed = result(four.results, "tapt")["provenance"]["durations"]["resumed_at_step"]
+    assert 0 < resumed < 12
+
+    for stage, steps in (("tapt", 12), ("finetune", None)):
+        expected = curve(one.results, stage)
+        assert len(expected) == (steps or len(expected)) > 1
+        for runs, processes in ((two, 2), (four, 4)):
+            assert result(runs.results, stage)["provenance"]["processes"] == processes
+            assert curve(runs.results, stage) == pytest.approx(expected, rel=1e-5)
+        assert len({result(runs.results, stage)["key"] for runs in (one, two, four)}) == 1
