@@ -1,7 +1,7 @@
 """Compute of the full IEMOCAP grid (5 folds x 5 seeds x 3 methods), the authors' scripts beside ours, from measured step times.
 
     python benchmarks/training.py --backbone base --output measured.json ...
-    python benchmarks/grid_cost.py --measured measured.json
+    python benchmarks/grid_cost.py --measured measured.json other.json --kmeans kmeans.json
     python benchmarks/grid_cost.py --step finetune=165,18 tapt=200,60 ptapt=200,45 states=30,20 --test 0.9,0.5 --front-end 0.05
 
 Nothing is trained here. The stages are those of the experiment's own graph (configs/experiment/iemocap.yaml, the real registry) on
@@ -16,7 +16,9 @@ ours: the frozen front end runs once for the published checkpoint (V-FT and P-TA
 Makespan: list scheduling of the graph, the longest chain first, one GPU a stage, k-means beside it on CPUs that never run out. Bound:
 max(longest chain, GPU hours / GPUs). One pretraining of 20 000 steps bounds 64 GPUs, so it is shown spread over several too, at
 `--efficiency` for each doubling. Seconds that were measured with other batches (`batch_size`, `batch_seconds` in the file) are scaled to
-the recipe's.
+the recipe's, with what a step costs whatever its batch (the optimiser), on both sides: of small batches the ratio comes out too small.
+Several files may hold some stages each, measured on one kind of device; a stage in none of them is an error unless `--without` leaves it
+out on both sides. Not counted on ours: the few utterances whose features are kept whole and cut; on both: starts, checkpoints, copies.
 
 The file: {"stages": {STAGE: {"reference": {"step_seconds": s, "test_utterance_seconds": s}, "ours": {...}}}, "kmeans": {K: s},
 "front_end_utterance_seconds": s}; optional: "batch_size", "batch_seconds", "kmeans_frames", "kmeans_reference", "device".
@@ -122,6 +124,42 @@ def grid(manifest: Manifest, recipe: Recipe, seeds: int, methods: Sequence[str] 
     )
 
 
+def merged(files: Mapping[str, Mapping[str, Any]], recipe: Recipe) -> dict[str, Any]:
+    """One file of several, name -> content, every step scaled to the recipe's batch. Raises ValueError where two say the same, or devices
+    differ."""
+    whole: dict[str, Any] = {}
+    stages: dict[str, Any] = {}
+    for name, found in files.items():
+        rest = {key: value for key, value in found.items() if key not in ("stages", "batch_size", "batch_seconds")}
+        for key, value in rest.items():
+            if whole.setdefault(key, value) != value:
+                raise ValueError(f"{name}: {key} is {value!r} here and {whole[key]!r} in another file")
+        for stage, ways in found.get("stages", {}).items():
+            if stage in stages:
+                raise ValueError(f"{name}: stages.{stage} is in another file too")
+            stages[stage] = {way: _scaled(seconds, _scale(stage, found, recipe)) for way, seconds in ways.items()}
+    return {**whole, "stages": stages}
+
+
+def _scaled(seconds: Mapping[str, Any], by: float) -> dict[str, Any]:
+    step = seconds.get("step_seconds")
+    return {**seconds, "step_seconds": step * by} if isinstance(step, (int, float)) else dict(seconds)
+
+
+def _scale(stage: str, found: Mapping[str, Any], recipe: Recipe) -> float:
+    """The recipe's batch over that of a file."""
+    key, own = {
+        "finetune": ("batch_size", recipe.finetune.batch_size),
+        "states": ("batch_size", recipe.states.batch_size),
+        "tapt": ("batch_seconds", recipe.tapt.batch_seconds),
+        "ptapt": ("batch_seconds", recipe.ptapt.batch_seconds),
+    }.get(stage, ("", 1))
+    measured = float(found.get(key, own))
+    if not measured > 0:
+        raise ValueError(f"{key}: not more than 0 ({measured:g})")
+    return own / measured
+
+
 def stage_seconds(node: Node, manifest: Manifest, recipe: Recipe, setting: Setting) -> float:
     """Of one stage of the graph, its steps and its test; features of a frozen front end apart."""
     training = manifest.training(node.fold)
@@ -208,14 +246,12 @@ def simulate(jobs: Mapping[str, Job], gpus: int) -> Schedule:
     return Schedule(now, max(chain, gpu_hours / gpus), chain, gpu_hours, starts)
 
 
-def parse_measured(found: Mapping[str, Any], recipe: Recipe) -> tuple[Setting, Setting]:
-    """The reference's and our seconds in a file of measurements, at the recipe's batch. Raises ValueError that names what is missing."""
-    scale = {
-        "finetune": recipe.finetune.batch_size / float(found.get("batch_size", recipe.finetune.batch_size)),
-        "states": recipe.states.batch_size / float(found.get("batch_size", recipe.states.batch_size)),
-        "tapt": recipe.tapt.batch_seconds / float(found.get("batch_seconds", recipe.tapt.batch_seconds)),
-        "ptapt": recipe.ptapt.batch_seconds / float(found.get("batch_seconds", recipe.ptapt.batch_seconds)),
-    }
+def parse_measured(found: Mapping[str, Any], recipe: Recipe, without: Sequence[str] = ()) -> tuple[Setting, Setting]:
+    """The reference's and our seconds in a file of measurements, at the recipe's batch; 0 for the stages `without`.
+
+    Raises ValueError that names what is missing.
+    """
+    found = merged({"the file": found}, recipe)
 
     def seconds(stage: str, way: str, what: str) -> float:
         value = found.get("stages", {}).get(stage, {}).get(way, {}).get(what)
@@ -231,7 +267,7 @@ def parse_measured(found: Mapping[str, Any], recipe: Recipe) -> tuple[Setting, S
             raise ValueError(f"kmeans.{k}: missing; benchmarks/kmeans.py --output measures it")
     return tuple(  # type: ignore[return-value]
         Setting(
-            {stage: seconds(stage, way, "step_seconds") * scale[stage] for stage in GRADIENT_STAGES},
+            {stage: 0.0 if stage in without else seconds(stage, way, "step_seconds") for stage in GRADIENT_STAGES},
             seconds("finetune", way, "test_utterance_seconds"),
             {**ours, **theirs} if way == "reference" else ours,
             0.0 if way == "reference" else float(found.get("front_end_utterance_seconds", 0.0)),
@@ -250,7 +286,7 @@ def stage_table(sides: Mapping[str, Mapping[str, Job]]) -> list[str]:
         hours = [sum(job.hours for job in jobs.values() if job.stage == name) for jobs in sides.values()]
         for side, value in zip(totals, hours, strict=True):
             totals[side] += value
-        if max(counts):
+        if max(hours):  # what was left out is no row
             ratio = f"{hours[0] / hours[1]:.2f}" if min(hours) > 0 else "–"
             lines.append(f"| {name} | {max(counts)} | {hours[0]:.2f} | {hours[1]:.2f} | {ratio} |")
     first, second = totals.values()
@@ -294,8 +330,9 @@ def from_flags(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measured", type=Path, help="JSON of benchmarks/training.py")
-    parser.add_argument("--kmeans", type=Path, help="JSON of benchmarks/kmeans.py, where the other has none")
+    parser.add_argument("--measured", type=Path, nargs="+", help="JSON of benchmarks/training.py; of several, each with other stages")
+    parser.add_argument("--kmeans", type=Path, nargs="+", default=[], help="JSON of benchmarks/kmeans.py, where the others have none")
+    parser.add_argument("--without", nargs="+", default=[], choices=SPREADABLE, help="stages not measured: left out on both sides")
     parser.add_argument("--step", nargs="+", metavar="STAGE=REFERENCE,OURS", help="seconds of a step, where there is no file")
     parser.add_argument("--test", default="0,0", metavar="REFERENCE,OURS", help="seconds of a tested utterance")
     parser.add_argument("--front-end", type=float, default=0.0, help="seconds of an utterance's features")
@@ -307,15 +344,20 @@ def main() -> None:
     if not options.measured and not options.step:
         parser.error("no step times: give --measured FILE, or --step and --test")
     recipe, seeds, methods = paper_recipe()
+    extrapolated: set[str] = set()
     try:
-        found = json.loads(options.measured.read_text(encoding="utf-8")) if options.measured else from_flags(options)
-        if options.kmeans:
-            other = json.loads(options.kmeans.read_text(encoding="utf-8"))
-            found = {**found, "kmeans": other["kmeans"], "kmeans_frames": other["frames"]}
+        files = {str(path): json.loads(path.read_text(encoding="utf-8")) for path in options.measured or ()}
+        found = merged(files or {"flags": from_flags(options)}, recipe)
+        for path in options.kmeans:
+            other = json.loads(path.read_text(encoding="utf-8"))
+            frames = PAPER_FRAMES / float(found.get("kmeans_frames", PAPER_FRAMES))
+            own = {k: value * PAPER_FRAMES / other["frames"] / frames for k, value in other["kmeans"].items()}
+            found["kmeans"] = {**found.get("kmeans", {}), **own}
+            extrapolated |= {str(row["k"]) for row in other.get("rows", ()) if row["variant"] == "ours" and row["extrapolated"]}
         found.setdefault("kmeans", {}).update({k: float(value) for k, _, value in (each.partition("=") for each in options.kmeans_seconds)})
-        reference, ours = parse_measured(found, recipe)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
+        reference, ours = parse_measured(found, recipe, options.without)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        parser.error(str(error) if isinstance(error, (OSError, ValueError)) else f"not a file of measurements: {error!r}")
     manifest = synthetic_manifest()
     graph = grid(manifest, recipe, seeds, methods)
 
@@ -328,6 +370,12 @@ def main() -> None:
         f"{len(manifest.utterances)} utterances, {hours:.1f} h of audio; {len(graph.runs)} runs, {len(graph.nodes)} stages. "
         f"Hours of the measured device: {found.get('device', 'not named; step times of a CPU unless the file says otherwise')}.\n"
     )
+    if options.without:
+        print(f"Left out, on both sides and in all that follows: {', '.join(options.without)} (not measured).\n")
+    if extrapolated:
+        print(f"k-means with {', '.join(sorted(extrapolated, key=int))} clusters: extrapolated from its first iterations.\n")
+    if not ours.front_end_utterance:
+        print("Features of a frozen front end: not measured apart; ours counts them where the steps hold them, if they do.\n")
     print("\n".join(stage_table(sides)))
     print(f"\nGPUs as quick as that device, {options.efficiency:g} of the pace kept at each doubling:\n")
     print("\n".join(makespan_table(sides, options.gpus, options.spread, options.efficiency)))

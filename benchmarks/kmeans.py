@@ -9,10 +9,10 @@ a ReLU, which is what emotion states come out of. Every variant runs in a proces
 file. The start is ours (k-means++ on a subset), made once for each k and timed apart; `--seeding` also times scikit-learn's on a subset as
 large.
 
-seconds: wall; CPU: of all threads, which other work on the machine disturbs less. peak: resident memory, where `mapped` is the part that is
-pages of the frames' file and can be dropped. inertia: sum of squared distances over that of ours after the same iterations, computed alike
-for all in float64 (one variant alone is not judged). With `--stop-after N` N iterations are run, and the seconds of all are extrapolated
-(~).
+seconds: wall; CPU: of all threads, which other work on the machine disturbs less. s/pass: a pass is an iteration, or the last look for the
+labels, which all but faiss take. peak: resident memory, where `mapped` is the part that is pages of the frames' file and can be dropped.
+inertia: sum of squared distances over that of the first variant after the same iterations, computed alike for all in float64 (one variant
+alone is not judged). With `--stop-after N` N iterations are run, and the seconds of all are extrapolated (~).
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -63,9 +62,9 @@ class Found:
     iterations: int
     peak: int  # bytes
     mapped: int  # of them, pages of the frames' file when it ended
-    inertia: float
-    empty: int
-    labels: int  # a digest: the same for the same labels
+    inertia: float | None  # None, like what follows: not judged
+    empty: int | None
+    labels: int | None  # a digest: the same for the same labels
 
 
 def make_frames(path: Path, count: int, channels: int, components: int, seed: int) -> None:
@@ -86,7 +85,8 @@ def ours(frames: Values, start: Values, job: Job) -> tuple[Values, int]:
     """`ser_core.training.kmeans`, frames mapped."""
     import torch
 
-    from ser_core.training.kmeans import Crew, Keeping, KMeans, lloyd
+    from ser_core.training.crew import Crew
+    from ser_core.training.kmeans import Keeping, KMeans, lloyd
 
     with Crew(job.threads) as crew:
         means = KMeans(frames, crew, torch.device("cpu"))
@@ -146,6 +146,11 @@ VARIANTS: dict[str, tuple[Callable[[Values, Values, Job], tuple[Values, int]], b
 }
 
 
+def passes_of(variant: str, iterations: int) -> int:
+    """Looks at all frames; faiss takes none for the labels."""
+    return iterations + (variant != "faiss")
+
+
 def elkan_bytes(count: int, k: int) -> int:
     """Of its lower bounds alone."""
     return 4 * count * k
@@ -160,8 +165,9 @@ def run_job(job: Job, pipe: Any) -> None:
     started, cpu = time.perf_counter(), time.process_time()
     centroids, iterations = run(frames, start, job)
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
-    peak, mapped = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, _mapped_bytes()
-    inertia, empty, labels = judge(frames, np.asarray(centroids, dtype=np.float32), job.threads) if job.judged else (1.0, 0, 0)
+    peak, mapped = status_bytes("VmHWM"), status_bytes("RssFile")
+    judged = judge(frames, np.asarray(centroids, dtype=np.float32), job.threads) if job.judged else (None, None, None)
+    inertia, empty, labels = judged
     pipe.send(asdict(Found(seconds, cpu_seconds, iterations, peak, mapped, inertia, empty, labels)))
 
 
@@ -171,7 +177,8 @@ def judge(frames: Values, centroids: Values, threads: int) -> tuple[float, int, 
 
     import torch
 
-    from ser_core.training.kmeans import Crew, KMeans
+    from ser_core.training.crew import Crew
+    from ser_core.training.kmeans import KMeans
 
     with Crew(threads) as crew:
         means = KMeans(frames, crew, torch.device("cpu"))
@@ -183,7 +190,8 @@ def run_seeding(frames: str, k: int, threads: int, target: str, random: bool, pi
     """In a process of its own: our start, written to `target`."""
     import torch
 
-    from ser_core.training.kmeans import Crew, KMeans
+    from ser_core.training.crew import Crew
+    from ser_core.training.kmeans import KMeans
     from ser_core.training.randomness import generator
 
     with Crew(threads) as crew:
@@ -230,14 +238,21 @@ def apart(function: Callable[..., None], *arguments: Any, limit: float) -> Any:
         process.join()
 
 
+def judgement(found: Found, base: Found) -> str:
+    """Cells of a row."""
+    if found.inertia is None or base.inertia is None or found.labels is None:
+        return "– | – | –"
+    return f"{found.inertia / base.inertia:.6f} | {found.empty} | {found.labels:08x}"
+
+
 def _quiet(iteration: int, inertia: float) -> None:
     del iteration, inertia
 
 
-def _mapped_bytes() -> int:
-    """Resident pages of files: the frames', and a few of libraries."""
+def status_bytes(name: str) -> int:
+    """`VmHWM`: the peak, unlike getrusage's without that of the process which started this one; `RssFile`: resident pages of files."""
     status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssFile:"))
+    return next(int(line.split()[1]) * 1024 for line in status if line.startswith(f"{name}:"))
 
 
 def main() -> None:
@@ -296,8 +311,8 @@ def main() -> None:
                     continue
                 found = Found(**answer)
                 base = base or found
-                passes = found.iterations + 1
-                whole = found.seconds if run == options.iterations else found.seconds * (options.iterations + 1) / passes
+                passes = passes_of(variant, found.iterations)
+                whole = found.seconds if run == options.iterations else found.seconds * passes_of(variant, options.iterations) / passes
                 mark = "" if run == options.iterations else "~"
                 saved["rows"].append(
                     {"k": k, "variant": variant, "seeding": seeding[0], "extrapolated": bool(mark), "whole": whole, **answer}
@@ -306,8 +321,7 @@ def main() -> None:
                     saved["kmeans"][str(k)] = whole + seeding[0]
                 print(
                     f"| {k} | {variant} | {mark}{whole:.1f} | {found.cpu_seconds:.1f} | {found.seconds / passes:.2f} "
-                    f"| {found.peak / GIB:.2f} | {found.mapped / GIB:.2f} | {found.inertia / base.inertia:.6f} | {found.empty} "
-                    f"| {found.labels:08x} |",
+                    f"| {found.peak / GIB:.2f} | {found.mapped / GIB:.2f} | {judgement(found, base)} |",
                     flush=True,
                 )
         if options.output:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import signal
 import socket
 import time
 import traceback
@@ -21,6 +20,7 @@ from jobs.errors import UsageError
 from jobs.failures import FailureClass, class_of_exception
 from jobs.graph import Node, canonical_json
 from jobs.layout import AttemptFolder, Layout, StageFolder
+from jobs.leader import Leader
 from jobs.liveness import GONE_SECONDS, QUIET_SECONDS, Heartbeat, claim_alive, new_claim, own_node, own_slurm_job
 from jobs.observe import SUPERSEDED, holder, newest_checkpoint, seconds_before
 from jobs.orders import order_of
@@ -40,11 +40,10 @@ from jobs.records import (
     write_outcome,
     write_result,
 )
+from jobs.stop import WARNING_SIGNAL, StopRequest
 from jobs.tasks import Description, Workplace, load_registry, read_corpus_digest
-from jobs.team import Leader, Loss
+from jobs.team import Loss
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
-WARNING_SIGNAL = signal.SIGUSR1  # what Slurm is told to send before the time limit (slurm_templates/stage.sh.j2)
 DAMAGED = "an artifact is missing or is not the one that was written"
 LAG_SECONDS = 20.0  # how long a shared file system may take to show what another node has finished
 
@@ -73,24 +72,6 @@ EXIT_CODES = {
     Verdict.cancelled: 3,
 }
 ENDINGS = {Ending.failed: Verdict.failed, Ending.refused: Verdict.refused, Ending.interrupted: Verdict.interrupted}
-
-
-class StopRequest:
-    """Turns true when a signal asks this process to write a checkpoint and leave."""
-
-    def __init__(self) -> None:
-        self.signal: int = 0
-
-    def __call__(self) -> bool:
-        return self.signal != 0
-
-    def listen(self) -> None:
-        """From now on the stop signals only set this flag."""
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: object) -> None:
-        self.signal = self.signal or number  # the first says why: at its time limit a job is warned, then terminated
 
 
 def nobody_beside() -> int:
@@ -150,7 +131,7 @@ def execute(process: WorkerProcess, node: Node) -> Verdict:
         process.tell(f"{node.name}: {attempt}")
         return Verdict.taken
     watch = Stopwatch()
-    with Heartbeat(attempt.claim):
+    with Heartbeat(attempt.claim, also=watch.look):
         try:
             if _has_result(folder, node):
                 late = "another attempt had the result first"

@@ -4,6 +4,9 @@ Siblings are stages of the same name in one experiment's graph: the recipe is th
 count first, else those of any method. They took as long as all their attempts since the stage was last begun anew, so that one which was
 interrupted and resumed counts in full. One that has not come to its end took at least what it took so far.
 
+Of memory, what a process has of its own gets quantile and margin, times the processes of a node. Pages of files (features, frames) are
+asked for once on top, as many as the largest had: the kernel could drop them, and the stage would wait for the disk at every pass.
+
 The rule, for n values: their 0.95 quantile (the k-th smallest, k = ceil(0.95 n): up to n = 19 that is the largest) times
 1.25 (1 + 1/sqrt n). It assumes no distribution. A bound from the mean and deviation of the logarithms asks for less where they are
 normal, and fails where they are not: with one node in five 1.7 times as slow it is enough for 94 % only, at any n.
@@ -13,12 +16,12 @@ normal, and fails where they are not: with one node in five 1.7 times as slow it
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from jobs.config import Resources, at_once_of
 from jobs.graph import Graph
-from jobs.plan import Asked, NodeFacts
+from jobs.plan import OUTSIDE, Asked, NodeFacts
 
 QUANTILE = 0.95
 MARGIN = 1.25  # with very many siblings; twice that with one
@@ -38,17 +41,18 @@ class Prediction:
     siblings: int = 0
     any_method: bool = False  # none of them is of the method in question
     seconds: float = 0.0  # quantile of theirs
-    memory_bytes: float = 0.0
+    memory_bytes: float = 0.0  # 0: not known, or not predicted
 
     @property
     def source(self) -> str:
         """Where it comes from, in words."""
         if not self.siblings:
             return ""
-        kind = " of other methods" if self.any_method else ""
+        kind = " of any method" if self.any_method else ""
+        memory = f" and {self.memory_bytes / GIB:.1f} GB" if self.memory_bytes else ""
         return (
             f"from {self.siblings} finished sibling{'' if self.siblings == 1 else 's'}{kind}: {QUANTILE:.0%} took at most "
-            f"{self.seconds / 60:.1f} min and {self.memory_bytes / GIB:.1f} GB, and a margin"
+            f"{self.seconds / 60:.1f} min{memory}, and a margin"
         )
 
 
@@ -77,6 +81,7 @@ class Bounds:
     most: Mapping[str, Resources]  # by stage name, as configured; a stage without an entry gets what is configured
     siblings: int = 3  # finished ones that it takes
     warning_seconds: float = 0.0  # before the time limit Slurm asks for an end
+    partitions: frozenset[str] = frozenset()  # that jobs are sent to; empty: the site's default
 
 
 class Experience:
@@ -105,20 +110,29 @@ class Experience:
         kinds = self._kinds.get(stage, {})
         every = [fact for facts in kinds.values() for fact in facts]
         for siblings, any_method in ((kinds.get(method, []), False), (every, True)):
-            found = comparable(siblings, most)
+            found = comparable(siblings, most, self._bounds.partitions)
             if sum(fact.done for fact in found) >= max(1, self._bounds.siblings):
                 return predict(found, most, START_SECONDS + self._bounds.warning_seconds, any_method=any_method)
         return CONFIGURED
 
 
-def comparable(siblings: Iterable[NodeFacts], most: Resources) -> list[NodeFacts]:
-    """Those computed by as many processes as will be, and on the kind of device that is asked for, if there are any.
+def comparable(siblings: Iterable[NodeFacts], most: Resources, partitions: Collection[str] = ()) -> list[NodeFacts]:
+    """Those computed by Slurm, by as many processes as will be, with no more threads, and on the kind of device that is asked for, if any.
 
-    A stage that is given a GPU may leave it alone. Different GPUs and processors are left to the quantile.
+    A stage that is given a GPU may leave it alone. Different GPUs and processors of the same partitions are left to the quantile. Of an
+    unfinished one all that is not known, and it counts.
     """
-    team = [fact for fact in siblings if fact.processes in (0, most.team)]
-    alike = [fact for fact in team if fact.on_gpu == (most.gpus > 0)]
-    return alike if alike or not most.gpus else team
+    places = {"", *partitions}
+    threads = most.cpus_per_process // max(1, min(at_once_of(most), most.runs_per_task))
+    there = [
+        fact
+        for fact in siblings
+        if fact.processes in (0, most.team)
+        and fact.threads <= max(1, threads)
+        and (fact.partition in places if partitions else fact.partition != OUTSIDE)
+    ]
+    alike = [fact for fact in there if not fact.done or fact.on_gpu == (most.gpus > 0)]
+    return alike if any(fact.done for fact in alike) or not most.gpus else there
 
 
 def predict(siblings: Sequence[NodeFacts], most: Resources, spare_seconds: float, *, any_method: bool = False) -> Prediction:
@@ -129,17 +143,19 @@ def predict(siblings: Sequence[NodeFacts], most: Resources, spare_seconds: float
     done = [fact for fact in siblings if fact.done]
     wider = OTHER_METHOD if any_method else 1.0
     seconds = with_bounds([fact.all_seconds for fact in done], [fact.all_seconds for fact in siblings if not fact.done])
-    peaks = [float(fact.memory * most.processes_per_node) for fact in done if fact.memory]
+    measured = [fact for fact in done if fact.memory]
+    peaks = [float((fact.memory - fact.mapped) * most.processes_per_node) for fact in measured]
+    mapped = max((fact.mapped for fact in measured), default=0)
     memory = with_bounds(peaks, [float(fact.memory) for fact in siblings if not fact.done]) if peaks and at_once_of(most) == 1 else []
     minutes = math.ceil((upper_bound(seconds) * wider + spare_seconds) / 60)
-    gigabytes = STEP_GB * math.ceil((upper_bound(memory) * wider / GIB + SPARE_GB) / STEP_GB) if memory else most.memory_gb
+    gigabytes = STEP_GB * math.ceil(((upper_bound(memory) * wider + mapped) / GIB + SPARE_GB) / STEP_GB) if memory else most.memory_gb
     return Prediction(
         minutes=minutes if minutes < most.minutes else None,
         memory_gb=gigabytes if gigabytes < most.memory_gb else None,
         siblings=len(done),
         any_method=any_method,
         seconds=quantile(seconds),
-        memory_bytes=quantile(memory) if memory else 0.0,
+        memory_bytes=quantile(memory) + mapped if memory else 0.0,
     )
 
 

@@ -63,7 +63,8 @@ class Launched:
         most = {stage: resources_of(given, stage) for stage in stages}
         packing = {stage: resources.runs_per_task for stage, resources in most.items()}
         predicted = given.cluster is Cluster.slurm and policy.requests is Requests.experience
-        bounds = Bounds(most, policy.min_siblings, given.slurm.signal_seconds) if predicted else None
+        partitions = frozenset(filter(None, (given.slurm.partition or "").split(",")))
+        bounds = Bounds(most, policy.min_siblings, given.slurm.signal_seconds, partitions) if predicted else None
         return Desired(self.graph, self.layout, policy, self.since, packing, self.refill, bounds=bounds)
 
 

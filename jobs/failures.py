@@ -33,6 +33,7 @@ from jobs.plan import Asked, Departure, NodeFacts, Request
 
 MAX_LOST = 5  # attempts in a row that may end by interruption or without a word and without a newer checkpoint
 MAX_SILENT = 4  # jobs of a stage that may leave the queue, everything upstream of it done, before the worker begins
+DOUBTFUL_SILENT = 2  # of them, after which it may have been a predicted request: a start that takes longer than any before
 MEMORY_RETRIES = 2
 MEMORY_STEP = 1.5  # on the memory asked for, each time
 COMMUNICATION_RETRIES = 3
@@ -92,7 +93,7 @@ class Ended:
     node: str = ""
     nodes_fault: bool = False  # Slurm blames the node
     progress: bool = False  # it left a newer checkpoint than it found
-    short_of: str = ""  # `time` or `memory` that was predicted from siblings, less than configured, and was not enough
+    short_of: str = ""  # `time`, `memory` or `time or memory`, predicted from siblings, less than configured, and not enough
     suspects: tuple[str, ...] = ()  # machines that a failure of communication may be due to, where that is not `node` alone
 
 
@@ -128,18 +129,22 @@ def cancelled_by_hand(state: str) -> bool:
     return by is not None and int(by[1]) != 0
 
 
-def short_of(asked: Asked | None, failure: FailureClass, error: str, *, killed: bool = False) -> str:
-    """What an attempt that ended so was short of because less was asked for than configured: `time`, `memory` or nothing.
+def short_of(asked: Asked | None, failure: FailureClass, error: str, *, killed: bool = False, told: bool = True) -> str:
+    """What an attempt that ended so was short of because less was asked for than configured: `time`, `memory`, `time or memory` or nothing.
 
-    The memory of a GPU is not asked for. A worker that was `killed`, nobody says why, may have been killed for its memory: not every site
-    tells.
+    A worker that was `killed`, nobody says why, may have been killed for its memory: not every site tells. Where Slurm has not `told` at
+    all how its job ended, it may have been for its time.
     """
     if asked is None:
         return ""
-    if asked.less_time and failure is FailureClass.time_limit:
-        return "time"
-    memory = killed or (failure is FailureClass.memory and not _GPU.search(error))
-    return "memory" if asked.less_memory and memory else ""
+    time = failure is FailureClass.time_limit or (killed and not told)
+    memory = killed or lacks_memory_of_host(failure, error)
+    return " or ".join([*(["time"] if time and asked.less_time else []), *(["memory"] if memory and asked.less_memory else [])])
+
+
+def lacks_memory_of_host(failure: FailureClass, error: str) -> bool:
+    """Whether memory ran out that is asked of Slurm: that of a GPU is not."""
+    return failure is FailureClass.memory and _GPU.search(error) is None
 
 
 def blames_node(state: str) -> bool:
@@ -158,7 +163,8 @@ def judge(
     """What is to become of a stage without a result, from its attempts that are over, oldest first.
 
     Attempts begun before `since` (the last launch by hand) are forgiven, except that a training that diverged would do so again.
-    What a prediction had made too short costs nothing, and is not forgotten by a launch: from then on it is as configured.
+    What a prediction had made too short costs nothing, and is not forgotten by a launch: from then on it is as configured. So is it after
+    `DOUBTFUL_SILENT` silent jobs, whatever ended them.
     `silent`: jobs submitted since then that left the queue before the worker began although everything upstream was done.
     """
     diverged = next((each.error for each in reversed(attempts) if each.failure is FailureClass.divergence), "")
@@ -174,6 +180,7 @@ def judge(
     cut_off = [each for each in recent if each.failure is FailureClass.communication]
     apart = {name for each in cut_off for name in each.suspects or (each.node,) if name}
     memory = min(counts[FailureClass.memory], MEMORY_RETRIES)
+    doubtful = len(silent) >= DOUBTFUL_SILENT
     return NodeFacts(
         failures=sum(each.failure in COSTLY and not (each.failure is FailureClass.time_limit and each.progress) for each in charged),
         stopped=stopped,
@@ -183,8 +190,8 @@ def judge(
         cancelled=by_hand,
         request=Request(memory, MEMORY_STEP**memory, tuple(sorted(apart))),
         bad_nodes=tuple(blamed),
-        short_of_time=any(each.short_of == "time" for each in attempts),
-        short_of_memory=any(each.short_of == "memory" for each in attempts),
+        short_of_time=doubtful or any("time" in each.short_of for each in attempts),
+        short_of_memory=doubtful or any("memory" in each.short_of for each in attempts),
     )
 
 

@@ -16,12 +16,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from jobs.execution import WorkerProcess
+from jobs.execution import EXIT_CODES, Verdict, WorkerProcess
 from jobs.layout import Layout
+from jobs.leader import Leader
 from jobs.orders import compute
 from jobs.processes import die_with, limit_threads
 from jobs.rendezvous import Meeting, Seat, TeamError, call, find, listen, meeting_file, publish, seat_in_step
-from jobs.team import LOST, Follower, Leader, Patience, patience_of
+from jobs.stop import StopRequest
+from jobs.team import LOST, Follower, Patience, patience_of
 
 JOIN_POLL_SECONDS = 0.2
 
@@ -44,7 +46,7 @@ def work_together(process: WorkerProcess, work: Callable[[], int], environment: 
             return work()
     except TeamError as error:  # nothing is claimed yet
         process.tell(f"no team: {error}")
-        return LOST
+        return EXIT_CODES[Verdict.interrupted] if process.stop() else LOST
 
 
 def follow(seat: Seat, look: Callable[[], Meeting | None], process: WorkerProcess, patience: Patience) -> int:
@@ -53,10 +55,10 @@ def follow(seat: Seat, look: Callable[[], Meeting | None], process: WorkerProces
     def tell(line: str) -> None:
         process.tell("\n".join(f"rank {seat.rank}: {each}" for each in line.split("\n")))
 
-    follower = join(seat, look, patience)
+    follower = join(seat, look, patience, process.stop)
     if follower is None:
-        tell(f"the leader did not answer for {patience.join:g} s")
-        return LOST
+        tell("asked to stop" if process.stop() else f"the leader did not answer for {patience.join:g} s")
+        return EXIT_CODES[Verdict.interrupted] if process.stop() else LOST
     for order in follower.orders():
         try:
             compute(order, follower, process.stop, tell)
@@ -68,14 +70,14 @@ def follow(seat: Seat, look: Callable[[], Meeting | None], process: WorkerProces
     return 0
 
 
-def join(seat: Seat, look: Callable[[], Meeting | None], patience: Patience) -> Follower | None:
-    """Take our seat in the team; None if the leader cannot be found."""
+def join(seat: Seat, look: Callable[[], Meeting | None], patience: Patience, stop: StopRequest | None = None) -> Follower | None:
+    """Take our seat in the team; None if the leader cannot be found, or we are asked to stop before."""
     deadline = time.monotonic() + patience.join
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and not (stop and stop()):
         meeting = look()
         line = call(meeting, seat) if meeting else None
         if line is not None:
-            return Follower(seat, line, patience=patience)
+            return Follower(seat, line, patience=patience, stop=stop)
         time.sleep(JOIN_POLL_SECONDS)
     return None
 
@@ -93,7 +95,7 @@ def _leading(process: WorkerProcess, size: int, file: Path | None, patience: Pat
                 children.append(_fork(Seat(rank, size, rank), meeting, process, patience))
         else:
             publish(file, meeting)
-        with Leader(size, server, meeting, patience=patience, tell=process.tell, children=children) as leader:
+        with Leader(size, server, meeting, patience=patience, tell=process.tell, children=children, stop=process.stop) as leader:
             lacks = leader.gather()
             if lacks:
                 raise TeamError(lacks)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from statistics import median
 
-from jobs.config import Resources
+from jobs.config import Resources, at_once_of
 from jobs.graph import Graph
 from jobs.plan import Batch, NodeFacts, Plan
 
@@ -76,7 +77,9 @@ def forecast(
         measured = siblings.get((batch.stage, batch.method), siblings.get((batch.stage, "")))
         source = Source.requested if measured is None else Source.siblings
         seconds = given.minutes * 60.0 if measured is None else measured
-        hours = seconds * count * given.nodes / 3600
+        at_once = max(1, at_once_of(given))  # stages that share what one task is given; 0, as memory allows, may be one
+        rounds = sum(math.ceil(len(task.keys) / at_once) for task in batch.tasks)
+        hours = seconds * rounds * given.nodes / 3600
         gpu_hours, cpu_hours = hours * given.gpus, hours * given.cpus
         costs.append(Cost(batch.stage, batch.method, len(batch.tasks), count, seconds, source, gpu_hours, cpu_hours, asks(batch)))
     return Forecast(

@@ -28,9 +28,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from jobs.execution import STOP_SIGNALS, StopRequest, WorkerProcess
+from jobs.execution import WorkerProcess
 from jobs.follower import work_together
 from jobs.processes import die_with, kill_group, limit_threads
+from jobs.stop import STOP_SIGNALS, StopRequest
 from jobs.tasks import description_from_json, load_object
 from jobs.worker import run_task, say
 

@@ -21,12 +21,12 @@ from typing import Any
 
 from jobs.confusion import confusion_of
 from jobs.layout import Layout, StageFolder
-from jobs.plan import NodeFacts
+from jobs.plan import OUTSIDE, NodeFacts
 from jobs.records import Result, read_result, write_bytes
 from jobs.slots import Slot
 from jobs.statistics import percent
 
-SCHEMA = 2  # raised when the facts of a result, or the way they are found, change
+SCHEMA = 3  # raised when the facts of a result, or the way they are found, change
 ENOUGH = 100  # changes after which an index is stored, and at least one in
 SHARE = 50  # of its results: the others are read again by the next process
 RESULT = StageFolder(Path()).result.name
@@ -100,15 +100,19 @@ def index_of(layout: Layout) -> ResultIndex:
 def facts_of(result: Result, written: int) -> NodeFacts:
     """What a result says, written at that time (nanoseconds since the epoch)."""
     told = result.provenance
-    seconds, peak, processes = (_number(told.get(name)) for name in ("seconds", "peak_rss_bytes", "processes"))
+    seconds, peak, own = (_number(told.get(name)) for name in ("seconds", "peak_rss_bytes", "peak_own_bytes"))
+    processes, slurm = int(_number(told.get("processes"))), told.get("slurm")
     return NodeFacts(
         done=True,
         attempts=result.attempt,
         seconds=seconds,
         all_seconds=seconds + _number(told.get("seconds_before")),
         memory=int(peak),
+        mapped=max(0, int(peak - own)) if own and processes <= 1 else 0,  # of a team only the peak is that of its largest process
         on_gpu=told.get("device", "cpu") != "cpu",
-        processes=int(processes),
+        processes=processes,
+        threads=int(_number(told.get("threads"))),
+        partition=str(slurm.get("job_partition", "")) if slurm else OUTSIDE if slurm is not None else "",
         finished=written / 1e9,
         ua=_ua(result),
         diverged=result.diverged,
@@ -128,20 +132,24 @@ def _ua(result: Result) -> float | None:
 
 
 def _to_row(signature: Signature, facts: NodeFacts) -> list[Any]:
-    measured = (facts.seconds, facts.all_seconds, facts.memory, facts.on_gpu, facts.processes)
-    return [*signature, facts.attempts, facts.ua, facts.diverged, *measured]
+    measured = (facts.seconds, facts.all_seconds, facts.memory, facts.mapped)
+    place = (facts.on_gpu, facts.processes, facts.threads, facts.partition)
+    return [*signature, facts.attempts, facts.ua, facts.diverged, *measured, *place]
 
 
 def _from_row(row: list[Any]) -> NodeFacts:
-    changed, _, _, attempts, ua, diverged, seconds, all_seconds, memory, on_gpu, processes = row
+    changed, _, _, attempts, ua, diverged, seconds, all_seconds, memory, mapped, on_gpu, processes, threads, partition = row
     return NodeFacts(
         done=True,
         attempts=attempts,
         seconds=seconds,
         all_seconds=all_seconds,
         memory=memory,
+        mapped=mapped,
         on_gpu=on_gpu,
         processes=processes,
+        threads=threads,
+        partition=partition,
         finished=changed / 1e9,
         ua=ua,
         diverged=diverged,

@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from jobs.records import Claim
@@ -81,11 +81,12 @@ def claim_alive(claim: Claim, heartbeat: float, *, live_jobs: Collection[str] | 
 
 
 class Heartbeat:
-    """Touches a file at intervals while the `with` block lasts."""
+    """Touches a file at intervals while the `with` block lasts, and calls `also` each time."""
 
-    def __init__(self, path: Path, seconds: float = HEARTBEAT_SECONDS) -> None:
+    def __init__(self, path: Path, seconds: float = HEARTBEAT_SECONDS, also: Callable[[], None] = lambda: None) -> None:
         self._path = path
         self._seconds = seconds
+        self._also = also
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -99,6 +100,7 @@ class Heartbeat:
 
     def _beat(self) -> None:
         while not self._end.wait(self._seconds):
+            self._also()
             try:
                 os.utime(self._path)
             except OSError:  # a shared folder that is away for a while; a beat that is missed is made good by the next

@@ -145,7 +145,7 @@ def ended_attempts(files: Sequence[AttemptFiles], departures: Sequence[Departure
         error = f"ended without a word on {claim.node or claim.host} ({said})"
         nodes_fault = requeued or blames_node(state)
         killed = failure is FailureClass.node and not nodes_fault and state != "PREEMPTED"
-        short = short_of(asked.get(attempt.job), failure, error, killed=killed)
+        short = short_of(asked.get(attempt.job), failure, error, killed=killed, told=bool(state))
         found.append(Ended(claim.started, failure, error, claim.node, nodes_fault, progress, short))
     return found
 
@@ -225,7 +225,7 @@ def _judged(
         ended=max(0, len(ended) - told),
         gone=gone,
         all_seconds=seconds_since_begun_anew(begun),
-        memory=max((_asked_bytes(each) for each in departures), default=0) if facts.short_of_memory else 0,
+        memory=max((_asked_bytes(each) for each in departures), default=0) if any(each.short_of == "memory" for each in ended) else 0,
     )
 
 

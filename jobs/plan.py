@@ -14,6 +14,7 @@ from jobs.graph import Graph, Node
 ALIKE = 3  # stages of a kind that all fail in the same words before the rest of them is held
 ALIKE_CLASSES = ("code", "refused")  # names of jobs.failures.FailureClass
 NODE_FAILURES = 2  # after which a machine is excluded
+OUTSIDE = "-"  # in place of a partition: computed outside of Slurm
 _NUMBER = re.compile(r"0x[0-9a-f]+|[0-9a-f]{8,}|[0-9]+")  # what differs between errors that are alike: counts, addresses, keys
 
 
@@ -42,7 +43,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Task:
-    """Stages computed one after another by one process: an array element."""
+    """Stages computed by one array element, one after another or several at once (jobs.packing); by one process, or a team."""
 
     keys: tuple[str, ...]
 
@@ -54,7 +55,7 @@ class Request:
     relief: int = 0  # how often memory ran out: the work of one forward pass is halved that many times
     memory_factor: float = 1.0  # on the memory asked for
     exclude: tuple[str, ...] = ()  # nodes, sorted
-    minutes: int | None = None  # for one stage, predicted (jobs.experience); None: as configured
+    minutes: int | None = None  # for one stage of a task, predicted (jobs.experience); None: as configured
     memory_gb: float | None = None  # per node, likewise
 
     @property
@@ -96,8 +97,11 @@ class NodeFacts:
     seconds: float = 0.0  # of the attempt that ended in the result
     all_seconds: float = 0.0  # of all attempts since it was last begun anew; not done: so far
     memory: int = 0  # bytes that a process took at its peak, 0: not known; not done: what was asked for its node, and not enough
+    mapped: int = 0  # of them, pages of files, which the kernel can drop
     on_gpu: bool = False  # computed there
     processes: int = 0  # of its team; 0: not known
+    threads: int = 0  # of each; 0: not known
+    partition: str = ""  # of Slurm that it was computed in, or `OUTSIDE`; "": not known
     finished: float = 0.0  # when the result was written, seconds since the epoch
     ua: float | None = None  # percent, of a result that has one
     diverged: str = ""  # why the run does not count, with or without a result
@@ -225,7 +229,7 @@ def make_plan(
 ) -> Plan:
     """Decide where every needed stage stands and which ones to submit.
 
-    `runs_per_task` gives, by stage name, how many stages one task computes one after another (1 where a mapping says nothing). A stage is
+    `runs_per_task` gives, by stage name, how many stages one task computes (1 where a mapping says nothing). A stage is
     submitted only if each of its upstream stages is done, in flight, or submitted in this same plan. `max_failures` is the budget of the
     whole experiment (0: none); `since`, the last launch, tells its results from older ones. `predict` says what a stage of a kind may be
     asked for (None: everything as configured).

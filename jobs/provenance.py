@@ -16,6 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from jobs.own_memory import OwnPeak
+
 GIT_SECONDS = 30.0
 SLURM_FACTS = (
     "SLURM_JOB_ID",
@@ -57,6 +59,7 @@ class Stopwatch:
         self._begun = time.monotonic()
         self._cpu = _cpu_seconds()
         self._started = datetime.now(UTC)
+        self._own = OwnPeak()
         _forget_gpu_peak()
 
     @property
@@ -64,14 +67,21 @@ class Stopwatch:
         """Wall-clock seconds so far."""
         return round(time.monotonic() - self._begun, 3)
 
+    def look(self) -> None:
+        """Take in how much memory the process has now; called at intervals, from any thread."""
+        self._own.look()
+
     def facts(self) -> dict[str, Any]:
-        """`started`, `finished` (ISO 8601, UTC), `seconds`, `cpu_seconds`, `peak_gpu_bytes`, `peak_rss_bytes` (of the process so far)."""
+        """`started`, `finished` (ISO 8601, UTC), `seconds`, `cpu_seconds`, `peak_gpu_bytes`, `peak_rss_bytes` (of the process so far),
+        `peak_own_bytes` (without pages of files, which the kernel can drop; 0: not known)."""
+        self.look()
         return {
             "started": self._started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": self.seconds,
             "cpu_seconds": round(_cpu_seconds() - self._cpu, 3),
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+            "peak_own_bytes": self._own.bytes,
             "peak_gpu_bytes": peak_gpu_bytes(),
         }
 

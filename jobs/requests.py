@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from jobs.config import Resources, at_once_of
-from jobs.failures import FailureClass
+from jobs.failures import FailureClass, lacks_memory_of_host
 from jobs.graph import Graph
 from jobs.layout import Layout
 from jobs.observe import Sight, ended_attempts, read_attempts
@@ -29,7 +29,7 @@ class TaskUse:
     asked: Asked
     seconds: float
     memory: int = 0  # bytes on its node at the peak; 0: not known
-    short_of: str = ""  # `time` or `memory`
+    short_of: str = ""  # `time`, `memory`, or `time or memory` where nobody says which
 
 
 @dataclass(frozen=True)
@@ -98,39 +98,39 @@ def _used(
     departures: Mapping[str, Sequence[Departure]],
     key: str,
     job: str,
-) -> tuple[float, int, FailureClass | None] | None:
-    """Seconds and bytes of a process that a stage took in a job, and what it was short of there (None: nothing, its result is from there).
+) -> tuple[float, int, str] | None:
+    """Seconds and bytes of a process that a stage took in a job, and what it was short of there ("": nothing, its result is from there).
 
     None if it was not begun there, or ended otherwise.
     """
     fact, left = facts.get(key) or NodeFacts(), departures.get(key, ())
     if fact.done and fact.attempts == 1 and len(left) == 1:
-        return fact.seconds, fact.memory, None
+        return fact.seconds, fact.memory, ""
     folder = layout.stage(graph.nodes[key].stage, key)
     files = read_attempts(folder, sight)
     if any(each.job == job and each.published for each in files):
-        return fact.seconds, fact.memory, None
-    short = (FailureClass.time_limit, FailureClass.memory)
+        return fact.seconds, fact.memory, ""
     here = {each.claim.started: each for each in files if each.claim and each.job == job}
-    ended = [each for each in ended_attempts(files, left, 0.0) if each.started in here and each.failure in short]
-    if not ended:
-        return None
-    outcome = here[ended[-1].started].outcome
-    return outcome.seconds if outcome else 0.0, 0, ended[-1].failure
+    for each in reversed([each for each in ended_attempts(files, left, 0.0) if each.started in here]):
+        late, full = each.failure is FailureClass.time_limit, lacks_memory_of_host(each.failure, each.error)
+        short = each.short_of or ("time" if late else "memory" if full else "")
+        if short:
+            outcome = here[each.started].outcome
+            return outcome.seconds if outcome else 0.0, 0, short
+    return None
 
 
-def _task(record: Submission, parts: Sequence[tuple[float, int, FailureClass | None]], given: Resources, *, whole: bool) -> TaskUse | None:
+def _task(record: Submission, parts: Sequence[tuple[float, int, str]], given: Resources, *, whole: bool) -> TaskUse | None:
     """Of stages that shared a task's time it is not known what they used of it together, nor of the memory; the time is shared out."""
-    short = next((failure for _, _, failure in parts if failure is not None), None)
+    short = next((short for _, _, short in parts if short), "")
     if record.asked is None or not (whole or short):
         return None
     together = min(at_once_of(given) or len(parts), len(parts))
     seconds = sum(seconds for seconds, _, _ in parts) / together
-    if short is FailureClass.time_limit:
+    if short == "time":
         seconds = record.asked.minutes * 60.0
     memory = max(memory for _, memory, _ in parts) * given.processes_per_node if at_once_of(given) == 1 else 0
-    words = {None: "", FailureClass.time_limit: "time", FailureClass.memory: "memory"}
-    return TaskUse(record.stage, record.method, record.asked, seconds, memory, words[short])
+    return TaskUse(record.stage, record.method, record.asked, seconds, memory, short)
 
 
 def _row(stage: str, method: str, tasks: Sequence[TaskUse]) -> RequestsRow:
@@ -144,9 +144,9 @@ def _row(stage: str, method: str, tasks: Sequence[TaskUse]) -> RequestsRow:
         method,
         len(tasks),
         len(less_time),
-        sum(task.short_of != "time" for task in less_time),
+        sum("time" not in task.short_of for task in less_time),
         len(less_memory),
-        sum(task.short_of != "memory" for task in less_memory),
+        sum("memory" not in task.short_of for task in less_memory),
         _ratio(sum(task.asked.minutes for task in tasks) / 60, hours),
         _ratio(sum(task.asked.configured_minutes for task in tasks) / 60, hours),
         _ratio(sum(task.asked.memory_mb for task in known), used),

@@ -12,6 +12,8 @@ Three things make them faster than a module for each step, with the same numbers
   the gradient, those of the first convolution, half of all, not even that: they are computed again.
 
 Layer-norm models are normalised frame by frame.
+
+Whoever changes a bit of what these give raises `VERSION` in ser_core/training/feature_store.py: features on disk were computed by them.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ from ser_core.disk import os_errors
 from ser_core.errors import InputError
 from ser_core.stages.context import StageContext
 from ser_core.stages.states import read_frames
-from ser_core.training.kmeans import Crew, Keeping, KMeans, Values, lloyd
+from ser_core.training.crew import Crew
+from ser_core.training.kmeans import Keeping, KMeans, Values, lloyd
 from ser_core.training.randomness import generator
 
 CLUSTERS = "clusters.safetensors"

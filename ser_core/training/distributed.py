@@ -8,6 +8,8 @@ so that no step waits for a GPU.
 from __future__ import annotations
 
 import contextlib
+import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -23,6 +25,9 @@ from ser_core.training.rendezvous import interface_for_gloo, rendezvous
 from ser_core.training.team import Team
 
 BUCKET = 8 << 20  # float32 numbers in one message: 32 MiB
+ABORT_SECONDS = 10.0  # for NCCL to let go of what it waits for; it may itself wait for a process that is gone
+# NCCL's own watch would kill this process as soon as another is lost, before anybody has said why. That is the job system's to do.
+UNWATCHED = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_NCCL_ENABLE_MONITORING": "0"}
 
 
 class Group:
@@ -161,8 +166,12 @@ def process_group(team: Team, device: torch.device, seconds: float) -> Iterator[
     if team.size == 1:
         yield Group()
         return
+    if dist.is_initialized():
+        raise ConnectionError(f"process {team.rank} of {team.size}: the group of the stage before could not be ended")
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        for name, value in UNWATCHED.items():
+            os.environ.setdefault(name, value)
     store, address = rendezvous(team, seconds)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
@@ -173,10 +182,32 @@ def process_group(team: Team, device: torch.device, seconds: float) -> Iterator[
     group = Processes(team, seconds)
     try:
         yield group
-    finally:
+    except BaseException:
+        if device.type == "cuda":
+            abort()
+        else:
+            dist.destroy_process_group()
+        raise
+    else:
         dist.destroy_process_group()
+    finally:
         with contextlib.suppress(ConnectionError):  # one that is lost now must not hide how this process ended
             group.silent()
+
+
+def abort() -> None:
+    """End the group without the others: to destroy one of NCCL's waits for all of them, and then nobody would learn what happened here."""
+    thread = threading.Thread(target=dist.distributed_c10d._abort_process_group, name="abort", daemon=True)
+    thread.start()
+    thread.join(ABORT_SECONDS)
+
+
+def agree(group: Group, what: str, own: str) -> None:
+    """Raise ConnectionError where this process has something else than the leader: the job is then tried again on other machines."""
+    leaders = group.share(own)
+    if leaders != own:
+        who = f"process {group.rank} of {group.size}"
+        raise ConnectionError(f"{who} has {what} {own}, process 0 has {leaders}: ask for machines that are alike")
 
 
 def sum_gradients(group: Group, parameters: Sequence[nn.Parameter], shown: Tensor, told: Sequence[float]) -> tuple[Tensor, Sequence[float]]:

@@ -3,10 +3,12 @@
     FOLDER/KEY/                  one front end on one corpus: `front_end_key`
         NAME.block               features of some utterances of one fold in float32; NAME is a digest of which these are
         NAME.claim               somebody computes that block, and touched this file after his last utterance
-        .NAME.HOST-PID.tmp       a block being written
+        .NAME.HOST-PID-ANY.tmp   a block being written
 
 A block is published by a rename, whole and flushed. Claims only share out the work: a block that two processes computed is the same to the
-bit. So a claim that nobody touches any more is taken over, and whatever goes wrong with the folder costs time, never a number.
+bit, whatever threads they have; the kind of device is part of KEY. So a claim that nobody touches any more is taken over, and whatever goes
+wrong with the folder costs time, never a number. A published block is not replaced, since others have it mapped; on NFS, whoever removes
+the folder while stages run ends them (they are tried again).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import random
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +39,9 @@ from ser_core.training.endings import Interrupted
 from ser_core.training.progress import Progress
 from ser_core.training.splits import Split
 
-VERSION = 1  # of the file format and of how features are computed: raised when features of the same weights change
+# Of the file format and of how features are computed: raised with every change of ser_core/models/{front_end,convolutions,products}.py that
+# may change a bit of the features of the same weights.
+VERSION = 1
 BLOCK_SAMPLES = 120 * SAMPLE_RATE  # 18 MB of wav2vec2-base: small enough to share out, large enough to be few
 STALE_SECONDS = 60.0  # since a claim was touched: its process is gone, or slower than computing the block anew
 POLL_SECONDS = (0.1, 3.0)  # between looks at the blocks of others, from the first wait to the longest
@@ -69,12 +73,25 @@ class Block:
         return hashlib.sha256(json.dumps(self.items).encode()).hexdigest()[:32]
 
 
+Each = Callable[[Callable[[int], Frames], Sequence[int]], Generator[Frames, None, None]]
+
+
+def in_turn(compute: Callable[[int], Frames], positions: Sequence[int]) -> Generator[Frames, None, None]:
+    """One after another."""
+    yield from map(compute, positions)
+
+
 class Refused(Exception):  # noqa: N818 - not an error: features are computed without the store
     """The folder cannot be written or read."""
 
 
+def device_kind(device: torch.device) -> str:
+    """What rounds alike: a model of GPU, or the instructions that torch uses of a processor."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
+
+
 def front_end_key(encoder: Any, corpus_digest: str, device: str) -> str:
-    """sha256 of all that features depend on: weights of convolutions and projection, their configuration, corpus, type of device."""
+    """sha256 of all that features depend on: weights of convolutions and projection, their configuration, corpus, kind of device."""
     facts = {
         "version": VERSION,
         "torch": torch.__version__,  # another one may round otherwise
@@ -128,14 +145,17 @@ def _block(split: Split, positions: Sequence[int], max_samples: int | None) -> B
 class FeatureStore:
     """The blocks of one front end and corpus in a folder, filled on demand: of utterances that the caller may see, and no others."""
 
-    def __init__(self, folder: Path, hidden: int, compute: Callable[[int], Frames], *, stale: float = STALE_SECONDS) -> None:
+    def __init__(
+        self, folder: Path, hidden: int, compute: Callable[[int], Frames], *, each: Each = in_turn, stale: float = STALE_SECONDS
+    ) -> None:
         self.folder = folder
         self._hidden = hidden
         self._compute = compute  # features of the utterance at a position
+        self._each = each  # how those of several are computed, in their order
         self._stale = stale
         self._trouble = ""
         self._ahead = 0.0  # seconds by which the clock of the file system is ahead of ours
-        self._me = f"{socket.gethostname()}-{os.getpid()}"
+        self._me = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}"  # containers of one machine may share pids
 
     def fill(self, blocks: Sequence[Block], should_stop: Callable[[], bool], progress: Progress) -> dict[int, Frames]:
         """Features by position, read-only and mapped, each block checked against its digest: those that were there or could be put there.
@@ -193,12 +213,13 @@ class FeatureStore:
                     if self.path(block).exists():  # published since the last look
                         continue
                     arrays = []
-                    for position in block.positions:
-                        _heed(should_stop, done, total)
-                        arrays.append(self._compute(position))
-                        claim.touch()
-                        done += 1
-                        progress.at(done, total, "front end: utterance")
+                    with contextlib.closing(self._each(self._compute, block.positions)) as computed:
+                        for array in computed:
+                            arrays.append(array)
+                            claim.touch()
+                            done += 1
+                            progress.at(done, total, "front end: utterance")
+                            _heed(should_stop, done, total)
                     with _refusing():
                         self._write(block, arrays)
             if len(waiting) < len(left):
@@ -265,7 +286,8 @@ class FeatureStore:
                 file.flush()
                 os.fsync(file.fileno())
             with contextlib.suppress(FileNotFoundError):  # we were so slow that another took over and tidied up: the block is his
-                temporary.rename(self.path(block))
+                if not self.path(block).exists():  # or he has published it, and others have mapped it
+                    temporary.rename(self.path(block))
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,20 +13,24 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ser_core.models.front_end import encoder_of, project_independent, project_padded
 from ser_core.settings import FeatureCache, Padding
+from ser_core.training.crew import Crew
 from ser_core.training.device import Arithmetic
 from ser_core.training.endings import Interrupted
-from ser_core.training.feature_store import FeatureStore, Frames, blocks_of, front_end_key
+from ser_core.training.feature_store import FeatureStore, Frames, blocks_of, device_kind, front_end_key
 from ser_core.training.progress import Progress
 from ser_core.training.splits import Split
 
 Crop = tuple[int, int]  # first frame, frames
 STORE = "features"  # in the folder that stages share
+TOGETHER = 8  # utterances at a time on a CPU: a long one takes some hundred MB meanwhile
+Result = TypeVar("Result")
 
 
 class FrozenFeatures:
     """Features of a split's utterances, each cut to its first `max_samples` samples (None: whole), on the encoder's device.
 
-    `independent` features are those of the utterance alone, whoever shares its batch, and always float32, so that they can be kept: under
+    `independent` features are those of the utterance alone, whoever shares its batch, always float32, and on a CPU computed by one thread
+    each (with two, short ones would round otherwise), several at a time. So they can be kept: under
     `shared`, for all stages with the same front end, or in memory (on the CPU; 7 h of wav2vec2-base are 3.9 GB). What cannot be kept in the
     store is kept in memory; with `once`, for those that go through the split a single time, it is computed when it is needed. `reference`
     features depend on the batch, and on the arithmetic: computed for each.
@@ -59,19 +63,19 @@ class FrozenFeatures:
         """Get what is to be kept, if anything. Raises Interrupted where asked to stop: what is in the store by then stays there."""
         if self._shared is not None:
             encoder = encoder_of(self._encoder)
-            key = front_end_key(encoder, self._split.corpus_digest, self._arithmetic.device.type)
-            store = FeatureStore(self._shared / STORE / key, encoder.config.hidden_size, self._computed)
+            key = front_end_key(encoder, self._split.corpus_digest, device_kind(self._arithmetic.device))
+            store = FeatureStore(self._shared / STORE / key, encoder.config.hidden_size, self._computed, each=self._each)
             self._kept = store.fill(blocks_of(self._split, self._max_samples), should_stop, progress)
         if not self._keeps:
             return
         total = len(self._split)
-        for position in range(total):
-            if position in self._kept:
-                continue
-            if should_stop():
-                raise Interrupted(f"stopped at utterance {position} of {total} in the front end; nothing to resume")
-            self._kept[position] = self._computed(position)
-            progress.at(position + 1, total, "front end: utterance")
+        missing = [position for position in range(total) if position not in self._kept]
+        with contextlib.closing(self._each(self._computed, missing)) as computed:
+            for position, array in zip(missing, computed, strict=True):
+                self._kept[position] = array
+                progress.at(position + 1, total, "front end: utterance")
+                if should_stop():
+                    raise Interrupted(f"stopped at utterance {position + 1} of {total} in the front end; nothing to resume")
 
     def padded(self, positions: Sequence[int], crops: Sequence[Crop] | None = None, samples: int = 0) -> tuple[Tensor, Tensor]:
         """Features (B, T, hidden) of a batch; with `crops`, the given frames of each utterance.
@@ -89,7 +93,8 @@ class FrozenFeatures:
         kept = [self._kept[position] for position in positions if position in self._kept]
         if len(kept) == len(positions):
             return self._batch([array[cut] for array, cut in zip(kept, cuts, strict=True)])
-        alone = [self._alone(position, keep=not self._once)[cut] for position, cut in zip(positions, cuts, strict=True)]
+        found = self._each(lambda position: self._alone(position, keep=not self._once), positions)
+        alone = [features[cut] for features, cut in zip(found, cuts, strict=True)]
         return pad_sequence(alone, batch_first=True), torch.tensor([len(features) for features in alone], dtype=torch.int64)
 
     def _batch(self, arrays: Sequence[Frames]) -> tuple[Tensor, Tensor]:
@@ -102,6 +107,15 @@ class FrozenFeatures:
             row[: len(array)] = array
             row[len(array) :] = 0
         return batch.to(device, non_blocking=True), torch.tensor(counts, dtype=torch.int64)
+
+    def _each(self, compute: Callable[[int], Result], positions: Sequence[int]) -> Generator[Result, None, None]:
+        """What `compute` gives for utterances, in their order."""
+        threads = torch.get_num_threads()
+        if self._arithmetic.device.type != "cpu" or threads == 1 or not positions:
+            yield from map(compute, positions)
+            return
+        with Crew(min(threads, len(positions), TOGETHER)) as crew:
+            yield from crew.map(compute, positions)
 
     def _computed(self, position: int) -> Frames:
         array: Frames = self._alone(position, keep=False).cpu().numpy()

@@ -20,17 +20,16 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ser_core.training.crew import Crew
 from ser_core.training.endings import Interrupted
 
 CHUNK = 1024  # frames a matrix product on a CPU: 16 MB of scores at k = 4096
@@ -39,8 +38,6 @@ SHARD = 4096  # frames of the seeding's subset that one thread compares at a tim
 SEEDING_FRAMES, FEWEST_SEEDING_FRAMES = 32, 16_384  # of the subset: for each cluster, and in all
 
 Values = NDArray[np.float32]
-Result = TypeVar("Result")
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -61,32 +58,6 @@ class Assignment:
     sums: NDArray[np.float64]  # (k, channels), of the centred frames
     counts: NDArray[np.int64]  # (k,)
     inertia: float
-
-
-class Crew:
-    """Threads that compute alone, with one BLAS thread each. A context: leaving it ends them."""
-
-    def __init__(self, threads: int) -> None:
-        self._ahead = 2 * threads
-        self._torch_threads = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(threads, "k-means", torch.set_num_threads, (1,))
-
-    def __enter__(self) -> Crew:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(self._torch_threads)  # the setting of a thread is also that of threads to come
-
-    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """Results in the order of the items; only a few are made ahead of the one that is taken."""
-        waiting: deque[Future[Result]] = deque()
-        for item in items:
-            if len(waiting) == self._ahead:
-                yield waiting.popleft().result()
-            waiting.append(self._pool.submit(function, item))
-        while waiting:
-            yield waiting.popleft().result()
 
 
 class KMeans:

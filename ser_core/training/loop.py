@@ -24,7 +24,7 @@ from ser_core.training.batches import shares
 from ser_core.training.checkpoints import Checkpoints, Saved
 from ser_core.training.curves import Curves, Row
 from ser_core.training.device import Arithmetic
-from ser_core.training.distributed import Group, shared_tensors, sum_gradients
+from ser_core.training.distributed import Group, agree, shared_tensors, sum_gradients
 from ser_core.training.endings import Diverged, Interrupted
 from ser_core.training.progress import Progress
 from ser_core.training.randomness import torch_seed
@@ -191,6 +191,8 @@ def train(
     window = _Window.start(device)  # since the last entry of the curves
     tail, tail_from = _Window.start(device), plan.steps * 9 // 10  # what is told at the end, however often curves are written
     group.alive()
+    # Parts are cut for a type of device, and gradients of one precision are not to be added to those of another.
+    agree(group, "arithmetic", f"{device.type}/{plan.arithmetic.dtype}")
     saved = _newest(checkpoints, group)
     if saved is not None and _restore(saved, objective, named, optimiser, scaler):
         state = _State(saved.step, list(saved.facts["curves"]), saved.step)

@@ -23,6 +23,7 @@ from benchmarks.grid_cost import (
     Setting,
     grid,
     grid_jobs,
+    merged,
     paper_recipe,
     parse_measured,
     remaining,
@@ -105,6 +106,24 @@ def test_other_batches_are_scaled_to_those_of_the_recipe() -> None:
     scaled, _ = parse_measured({**MEASURED, "batch_size": 8, "batch_seconds": 25, "kmeans_frames": PAPER_FRAMES / 2}, recipe)
     assert {stage: scaled.step[stage] / whole.step[stage] for stage in whole.step} == {"finetune": 8, "states": 8, "tapt": 10, "ptapt": 10}
     assert scaled.kmeans == {k: 2 * seconds for k, seconds in whole.kmeans.items()}
+
+
+def test_files_hold_some_stages_each() -> None:
+    """Each with batches of its own; what two of them say, and other devices, are refused; `without` leaves a stage out."""
+    recipe, _, _ = paper_recipe()
+    stages = MEASURED["stages"]
+    fine = {"stages": {"finetune": stages["finetune"]}, "batch_size": 64, "front_end_utterance_seconds": 0.5, "device": "cpu"}
+    pre = {"stages": {stage: stages[stage] for stage in ("tapt", "ptapt")}, "batch_size": 8, "batch_seconds": 50.0, "device": "cpu"}
+    found = {**merged({"a": fine, "b": pre}, recipe), "kmeans": MEASURED["kmeans"]}
+    with pytest.raises(ValueError, match=r"stages\.states\.reference\.step_seconds"):
+        parse_measured(found, recipe)
+    theirs, ours = parse_measured(found, recipe, ["states"])
+    assert theirs.step == {"finetune": 10.0, "tapt": 20.0 * 5, "ptapt": 30.0 * 5, "states": 0.0}
+    assert (ours.step["tapt"], ours.front_end_utterance) == (10.0, 0.5)
+    assert hours(jobs_of(ours), "states") == 0
+    for wrong, told in (({**pre, "device": "cuda"}, "device is"), ({**pre, "stages": fine["stages"]}, r"stages\.finetune is in another")):
+        with pytest.raises(ValueError, match=told):
+            merged({"a": fine, "b": wrong}, recipe)
 
 
 @pytest.mark.parametrize(

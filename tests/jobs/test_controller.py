@@ -30,12 +30,13 @@ from jobs.controller import (
     reconcile,
     wait_for,
 )
-from jobs.execution import StopRequest, WorkerProcess
+from jobs.execution import WorkerProcess
 from jobs.failures import COMMUNICATION_RETRIES, MAX_SILENT
 from jobs.graph import Graph
 from jobs.plan import ALIKE, Batch, Departure, InFlight, Limits, Phase, Request
 from jobs.slots import Slot
 from jobs.slurm_client import SlurmUnavailableError
+from jobs.stop import StopRequest
 from jobs.tasks import describe_batch
 from jobs.worker import run_task
 from tests.jobs import fake_registry, local_launch

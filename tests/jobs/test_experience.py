@@ -20,7 +20,7 @@ from jobs.graph import Graph
 from jobs.index import ResultIndex, facts_of
 from jobs.layout import Layout
 from jobs.observe import Sight, ended_attempts, read_attempts, read_facts, seconds_before
-from jobs.plan import Asked, Departure, Limits, NodeFacts, Request, make_plan
+from jobs.plan import OUTSIDE, Asked, Departure, Limits, NodeFacts, Request, make_plan
 from jobs.records import Claim, Ending, Outcome, Result, claim_attempt, write_outcome, write_result
 from jobs.submissions import SubmissionBook, base_name, double_of, new_submission
 from ser_core.registry import REGISTRY as REGISTRY_OF_DEMO
@@ -103,6 +103,45 @@ def test_only_what_was_computed_alike_is_compared() -> None:
     assert experience(graph, mixed, replace(GIVEN, nodes=2))("finetune", "vft") is CONFIGURED
 
 
+def test_other_machines_and_more_threads_are_no_siblings() -> None:
+    """What was computed outside of Slurm, in other partitions, or with more threads says nothing; what nothing is known of does."""
+    graph = make_graph(methods=("vft",), folds=("1",), seeds=9)
+    keys = [run.key for run in graph.runs]
+    kinds = [*[done(60.0)] * 3, *[replace(done(600.0), partition="v100", threads=2)] * 3, *[replace(done(6.0), partition=OUTSIDE)] * 3]
+    facts = dict(zip(keys, kinds, strict=True))
+
+    def siblings(given: Resources, *partitions: str) -> int:
+        return Experience(graph, facts, Bounds({"finetune": given}, 3, 120.0, frozenset(partitions)))("finetune", "vft").siblings
+
+    assert (siblings(GIVEN), siblings(GIVEN, "v100", "a100"), siblings(GIVEN, "a100")) == (6, 6, 3)
+    assert siblings(replace(GIVEN, cpus=1)) == 3
+    assert siblings(replace(GIVEN, runs_per_task=4, at_once=2)) == 3, "in company each has half of them"
+    assert siblings(replace(GIVEN, cpus=4, runs_per_task=4, at_once=2)) == 6
+
+
+def test_an_unfinished_sibling_counts_on_a_gpu_too() -> None:
+    """Where it is computed is not known before it has ended."""
+    graph = make_graph(methods=("vft",), folds=("1",), seeds=4)
+    keys = [run.key for run in graph.runs]
+    facts = {key: done(600.0, on_gpu=True) for key in keys[:3]}
+    given = replace(GIVEN, gpus=1)
+    plain = experience(graph, facts, given)("finetune", "vft").minutes
+    longer = experience(graph, {**facts, keys[3]: NodeFacts(all_seconds=1500.0)}, given)("finetune", "vft").minutes
+    assert plain is not None
+    assert longer is not None
+    assert longer > plain
+
+
+def test_pages_of_files_are_asked_for_once() -> None:
+    """They get no margin; only what is a process's own does."""
+    mapped = [replace(done(60.0, 4.0), mapped=3 * GIB)] * 100
+    found = predict(mapped, GIVEN, 300.0)
+    assert found.memory_gb == 5.0, "1.25 * 1.1 + 3 + 0.5, in quarters"
+    assert found.memory_bytes == 4 * GIB
+    assert predict([done(60.0, 4.0)] * 100, GIVEN, 300.0).memory_gb == 6.0
+    assert " GB, and" not in replace(found, memory_bytes=0.0).source
+
+
 def test_memory_is_that_of_all_processes_of_a_node() -> None:
     """A team of two nodes with four processes each; and none is predicted where several stages share it, or nobody measured it."""
     team = replace(GIVEN, nodes=2, processes=4)
@@ -174,6 +213,30 @@ def test_what_a_prediction_is_blamed_for(asked: Asked | None, failure: FailureCl
     assert short_of(asked, failure, error, killed=killed) == what
 
 
+def test_where_slurm_says_nothing_it_may_have_been_either(tmp_path: Path) -> None:
+    """Without accounting a worker that outstays a predicted limit is killed in silence: the next attempt is as configured."""
+    node_failed = FailureClass.node
+    assert short_of(ASKED, node_failed, "", killed=True, told=False) == "time or memory"
+    assert short_of(replace(ASKED, minutes=90), node_failed, "", killed=True, told=False) == "memory"
+    assert short_of(PLAIN, node_failed, "", killed=True, told=False) == ""
+    graph, layout = make_graph(methods=("vft",), folds=("1",), seeds=1), Layout(tmp_path, "exp")
+    key = graph.runs[0].key
+    attempt(layout, key, 1, 700.0, word=False)
+    departure = Departure(key, "7_1", "", 0.0, 1.0, asked=ASKED)
+    fact = read_facts(graph, layout, Sight(departures=lambda keys: {key: (departure,)}))[key]
+    assert (fact.short_of_time, fact.short_of_memory, fact.failures, fact.stopped) == (True, True, 0, "")
+    assert fact.memory == 0, "nobody said that memory was short"
+
+
+def test_jobs_that_end_before_the_worker_begins_are_asked_for_as_configured() -> None:
+    """A program that takes longer to load than before must not be stopped by a prediction: the last two of four tries have all of it."""
+    silent = [Departure("k", f"7_{number}", "TIMEOUT", float(number), 2.0, asked=ASKED) for number in range(4)]
+    assert not judge([], since=0.0, max_attempts=12, silent=silent[:1]).short_of_time
+    twice = judge([], since=0.0, max_attempts=12, silent=silent[:2])
+    assert (twice.short_of_time, twice.short_of_memory, twice.stopped) == (True, True, "")
+    assert judge([], since=0.0, max_attempts=12, silent=silent).stopped
+
+
 def test_a_prediction_that_was_not_enough_costs_nothing() -> None:
     """It is not one of the two time limits after which a stage is stopped, nor an out-of-memory that halves the work of a pass."""
     limit, memory = FailureClass.time_limit, FailureClass.memory
@@ -217,7 +280,13 @@ def test_a_resumed_stage_took_what_its_attempts_took(tmp_path: Path) -> None:
     expected = NodeFacts(done=True, attempts=4, seconds=7.0, all_seconds=327.0, memory=GIB, on_gpu=True, processes=4)
     assert replace(facts_of(result, 0), finished=0.0) == expected
     index = ResultIndex(layout.index)
+    told |= {"processes": 1, "peak_own_bytes": GIB // 4, "threads": 3, "slurm": {"job_partition": "gpu"}}
+    write_result(folder, replace(result, provenance=told))
     first = index.facts(key, str(folder.path))
+    assert first is not None
+    assert (first.memory, first.mapped, first.threads, first.partition) == (GIB, GIB * 3 // 4, 3, "gpu")
+    assert facts_of(replace(result, provenance={**told, "slurm": {}}), 0).partition == OUTSIDE
+    assert facts_of(replace(result, provenance={**told, "processes": 4}), 0).mapped == 0, "of a team only one peak is known"
     index._changes = 100
     index.store()
     assert ResultIndex(layout.index).facts(key, str(folder.path)) == first
@@ -248,6 +317,10 @@ def test_only_slurm_is_asked(tmp_path: Path) -> None:
     assert (found.most["finetune"].minutes, found.siblings, found.warning_seconds) == (15, 7, 300)
     assert bounds() is None
     assert bounds("cluster=slurm", "policy.requests=configured") is None
+    sent = bounds("cluster=slurm", "slurm.partition='gpu,long'")
+    assert sent is not None
+    assert not found.partitions
+    assert sent.partitions == {"gpu", "long"}
     with pytest.raises(UsageError, match=r"policy\.min_siblings out of range"):
         bounds("policy.min_siblings=0")
     with pytest.raises(UsageError, match=r"policy\.requests"):
@@ -260,4 +333,4 @@ def test_the_words_of_a_request() -> None:
     expected = "asks for 12 min and 2 GB a task (configured: 90 min, 32 GB), from 37 finished siblings: 95% took at most 5.0 min and 1.5 GB"
     assert asks_in_words(ASKED, told) == f"{expected}, and a margin"
     assert asks_in_words(PLAIN, told) == "asks for 90 min and 32 GB a task, as configured"
-    assert "of other methods" in asks_in_words(ASKED, replace(told, any_method=True))
+    assert "of any method" in asks_in_words(ASKED, replace(told, any_method=True))

@@ -533,7 +533,8 @@ ON_A_SMALL_DISK = """
 import json, sys
 from pathlib import Path
 from jobs.tasks import read_description
-from jobs.execution import StopRequest, WorkerProcess, execute
+from jobs.execution import WorkerProcess, execute
+from jobs.stop import StopRequest
 
 process = WorkerProcess(read_description(Path(sys.argv[1])), 1, lambda line: None, StopRequest(), lag_seconds=0.0)
 nodes = process.description.nodes

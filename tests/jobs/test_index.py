@@ -143,7 +143,7 @@ def test_a_result_that_was_written_over_is_read(layout: Layout, graph: Graph, st
         lambda text: b"",
         lambda text: b"\x80\x81",
         lambda text: b"[]\n[]",
-        lambda text: text.replace(b'"schema": 2', b'"schema": 999'),
+        lambda text: text.replace(b'"schema": 3', b'"schema": 999'),
         lambda text: text.replace(b"25.0", b"75.0"),
         lambda text: text + b" ",
     ],

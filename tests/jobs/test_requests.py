@@ -111,6 +111,8 @@ def test_the_report_counts_what_was_predicted_and_compares_all() -> None:
         TaskUse("finetune", "vft", ASKED, 720.0, 0, "time"),
         TaskUse("tapt", "tapt", ASKED, 60.0, 0, "memory"),
     ]
+    (either,) = rows_of([TaskUse("tapt", "tapt", ASKED, 60.0, 0, "time or memory")])
+    assert (either.predicted_time, either.enough_time, either.predicted_memory, either.enough_memory) == (1, 0, 1, 0)
     runs, tapt, every = rows_of(tasks)
     hours = (4 * 360 + 720) / 3600
     expected = RequestsRow("finetune", "vft", 5, 4, 3, 4, 4, round(108 / 60 / hours, 2), round(5 / hours, 2), 3.5, 8.0)

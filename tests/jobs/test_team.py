@@ -24,14 +24,16 @@ from jobs.failures import FailureClass, class_of_exception, judge
 from jobs.follower import join
 from jobs.graph import Node
 from jobs.layout import Layout
+from jobs.leader import Leader
 from jobs.liveness import new_claim, own_node
 from jobs.local import LocalExecutor, log_of
 from jobs.observe import AttemptFiles, ended_attempts
 from jobs.plan import Departure
 from jobs.records import Ending, Outcome, attempt_numbers, read_result
 from jobs.rendezvous import Meeting, Seat, TeamError, call, find, listen, meeting_file, publish, seat_in_step
+from jobs.stop import StopRequest
 from jobs.tasks import describe, write_description
-from jobs.team import SILENT_VARIABLE, Follower, Leader, Loss, Patience, patience_of
+from jobs.team import SILENT_VARIABLE, Follower, Loss, Patience, patience_of
 from tests.jobs import fake_registry, local_launch
 from tests.jobs.test_worker import Place
 from tests.slurm_cluster.processes import wait_until
@@ -132,6 +134,21 @@ def test_after_a_loss_the_next_attempt_succeeds(endings: Mapping[str, tuple[Plac
     code, said = end(start(place, place.tapt))
     assert code == 0, said
     assert place.result(place.tapt).attempt == 2
+
+
+def test_a_team_that_is_suspended_goes_on(tmp_path: Path) -> None:
+    """All of it stopped for longer than any of them may be silent, as Slurm does to make room, and continued: nobody is lost."""
+    place = Place(tmp_path, {"failing": {"tapt tapt 1 0": "sleep:1"}})
+    process = start(place, place.tapt)
+    try:
+        assert wait_until(lambda: place.starts(place.tapt) == 1, 20, 0.05)
+        os.killpg(process.pid, signal.SIGSTOP)
+        time.sleep(SILENT + 0.5)
+        os.killpg(process.pid, signal.SIGCONT)
+    finally:
+        code, said = end(process)
+    assert code == 0, said
+    assert place.result(place.tapt).attempt == 1
 
 
 def test_followers_leave_with_their_leader(tmp_path: Path) -> None:
@@ -249,6 +266,27 @@ def test_whoever_has_done_its_part_may_go() -> None:
         assert "rank 1" in leader.gather()
 
 
+def test_one_that_is_lost_between_two_stages_ends_the_next_at_once() -> None:
+    """Idle when it was lost, while the leader looked at what it reads; by its name and machine, not by a time-out much later."""
+    with assembled(3) as (leader, followers):
+        followers[1]._line.close()
+        assert wait_until(lambda: "rank 2" in leader.gather(), 5)
+        with pytest.raises(TeamError, match=r"rank 2 .* its connection closed"), leader.computing({}, never):
+            pytest.fail("the stage has begun")
+        reason = leader.reason()
+        assert reason is not None
+        assert (reason.kind, reason.node) == (FailureClass.communication, own_node())
+
+
+@pytest.mark.parametrize("asked", [0, 2])
+def test_a_request_to_stop_reaches_all(asked: int) -> None:
+    """Whoever got the signal, each process heeds it in the work that it does by itself; why is known to all."""
+    with assembled(3) as (leader, followers):
+        stops = [leader._stop, *(follower._stop for follower in followers)]
+        stops[asked].ask(signal.SIGUSR1)
+        assert wait_until(lambda: [stop.signal for stop in stops] == [signal.SIGUSR1] * 3, 5, 0.01)
+
+
 def test_a_leader_that_has_left_the_stage_has_the_last_word() -> None:
     """Whatever is lost while it writes the result ends nothing."""
     with assembled(2) as (leader, followers):
@@ -300,6 +338,16 @@ def test_missing_followers_are_waited_for_only_so_long() -> None:
         line.close()
 
 
+def test_nobody_is_waited_for_who_was_asked_to_stop() -> None:
+    """Neither those that have not come, nor by them: a job that is withdrawn while it begins leaves by itself, and nothing behind."""
+    server, meeting = listen(local=True)
+    stop = StopRequest()
+    with Leader(2, server, meeting, tell=lambda line: None, stop=stop) as leader:
+        stop.ask(signal.SIGTERM)
+        assert leader.gather() == "asked to stop"
+        assert join(Seat(1, 2, 1), lambda: None, Patience(), stop) is None
+
+
 def test_strangers_and_doubles_are_turned_away() -> None:
     """Another word, a rank that is none, one that is taken, and a caller that says nothing sensible."""
     server, meeting = listen(local=True)
@@ -310,6 +358,7 @@ def test_strangers_and_doubles_are_turned_away() -> None:
             rude.sendall(b"GET / HTTP/1.0\r\n\r\n")
             followers = [line for rank in (1, 2) if (line := call(meeting, Seat(rank, 3, rank)))]
         assert len(followers) == 2
+        assert wait_until(lambda: leader._server.fileno() == -1, 5, 0.01), "nobody else can call"
         double = call(meeting, Seat(2, 3, 2))
         assert double is None or double.receive() is None
         assert leader.gather() == ""

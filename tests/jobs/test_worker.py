@@ -17,12 +17,13 @@ import pytest
 
 from jobs.cancellations import record_cancellation
 from jobs.errors import UsageError
-from jobs.execution import STOP_SIGNALS, WARNING_SIGNAL, NotFiniteError, StopRequest, Verdict, WorkerProcess, check_returned, execute
+from jobs.execution import NotFiniteError, Verdict, WorkerProcess, check_returned, execute
 from jobs.failures import FailureClass
 from jobs.graph import Graph, Node
 from jobs.layout import Layout, StageFolder
 from jobs.liveness import QUIET_SECONDS, new_claim
 from jobs.records import Ending, Outcome, Result, attempt_numbers, claim_attempt, read_claim, read_outcome, read_result, result_intact
+from jobs.stop import STOP_SIGNALS, WARNING_SIGNAL, StopRequest
 from jobs.tasks import Workplace, describe, description_from_json, description_to_json, read_description, write_description
 from jobs.worker import run_task
 from tests.jobs import fake_registry

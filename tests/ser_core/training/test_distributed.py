@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -21,7 +22,7 @@ from jobs.failures import FailureClass, class_of_exception
 from ser_core.settings import Precision
 from ser_core.training.checkpoints import Checkpoints
 from ser_core.training.device import choose_arithmetic
-from ser_core.training.distributed import Group, buckets, process_group, stopping_together, sum_gradients
+from ser_core.training.distributed import Group, abort, buckets, process_group, stopping_together, sum_gradients
 from ser_core.training.endings import Diverged, Interrupted
 from ser_core.training.loop import PartLoss, StepParts
 from ser_core.training.rendezvous import addresses, rendezvous
@@ -184,6 +185,30 @@ def test_the_others_end_soon_with_an_error_of_communication(how: str, tmp_path: 
         assert each.exit == 0
     assert ended[1].exit == {"dies": 9, "raises": 0, "hangs": -9}[how]
     assert isinstance(ended[1].error, MemoryError) == (how == "raises")
+
+
+def unlike(team: FolderTeam, root: Path) -> dict[str, Any]:
+    """Process 1 has another kind of machine."""
+    precision = Precision.float16 if team.rank else Precision.float32
+    return train_in_team(team, root, "out", {"arithmetic": choose_arithmetic(CPU, precision)})
+
+
+def test_processes_that_compute_otherwise_do_not_train_together(tmp_path: Path) -> None:
+    """Scaled gradients would be added to others: it is said, and is a matter of the machines."""
+    ended = run_team(tmp_path / "team", 2, unlike, tmp_path)
+    told = str(ended[1].error)
+    assert told.startswith("process 1 of 2 has arithmetic cpu/torch.float16, process 0 has cpu/torch.float32")
+    assert [class_of_exception(each.error) for each in ended if each.error] == [FailureClass.communication] * 2
+
+
+def test_a_group_is_ended_without_the_others(tmp_path: Path) -> None:
+    """And one that could not be ended keeps the next stage from its own, in the words of communication."""
+    store = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    with pytest.raises(ConnectionError, match="could not be ended"), process_group(FolderTeam(tmp_path, 0, 2), CPU, 1.0):
+        pass
+    abort()
+    assert not dist.is_initialized()
 
 
 def stopping(team: FolderTeam, kind: str) -> str:

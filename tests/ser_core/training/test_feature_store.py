@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from ser_core.corpora.manifest import Manifest
-from ser_core.models.backbone import NORMALISE_KEY
-from ser_core.settings import FeatureCache
+from ser_core.models.backbone import NORMALISE_KEY, build_backbone
+from ser_core.settings import BackboneSettings, FeatureCache
 from ser_core.training import feature_store
 from ser_core.training.endings import Interrupted
 from ser_core.training.feature_store import FeatureStore, blocks_of, front_end_key
@@ -84,6 +84,35 @@ def test_features_are_the_same_bits_wherever_they_come_from(norm: str, limit: in
             assert torch.equal(features, batches[0][0])
             assert torch.equal(frames, batches[0][1])
     assert len(found[2]._kept) == len(split)  # it is the store that answered
+
+
+def test_the_number_of_threads_changes_no_bit(tmp_path: Path) -> None:
+    """At the real size, where products of a short utterance round otherwise on two threads: kept, from the store, computed at once."""
+    config = {"num_hidden_layers": 1, "intermediate_size": 64}
+    encoder = build_backbone(BackboneSettings(checkpoint=None, config=config)).wav2vec2
+    corpus = noise(tmp_path / "corpus")
+    split = everything(corpus).subset(sorted(range(36), key=lambda position: corpus.utterances[position].samples)[2:12:3])
+    found = set()
+    for threads, cache in ((1, FeatureCache.memory), (2, FeatureCache.store), (2, FeatureCache.none), (3, FeatureCache.memory)):
+        torch.set_num_threads(threads)
+        features = frozen(encoder, split, cache, tmp_path)
+        features.fill(lambda: False, Progress(lambda line: None))
+        found.add(builders.digest(features, split))
+        assert torch.get_num_threads() == threads
+    assert len(found) == 1
+
+
+def test_a_block_that_is_there_is_not_replaced(corpus: Manifest, encoder: Any, tmp_path: Path) -> None:
+    """Others have it mapped: who was slow and comes late keeps his own to himself."""
+    split = everything(corpus)
+    log = tmp_path / "log"
+    store = FeatureStore(tmp_path / "store", encoder.config.hidden_size, computing(split, encoder, log))
+    kept = fill(store, split)
+    block = blocks_of(split)[0]
+    before = store.path(block).stat().st_ino
+    store._write(block, [kept[position] for position in block.positions])
+    assert store.path(block).stat().st_ino == before
+    assert left_over(store.folder) == []
 
 
 def test_what_is_copied_out_of_the_store_is_not_the_store(corpus: Manifest, encoder: Any, tmp_path: Path) -> None:

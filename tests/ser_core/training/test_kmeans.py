@@ -12,8 +12,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from ser_core.training.crew import Crew
 from ser_core.training.endings import Interrupted
-from ser_core.training.kmeans import BLOCK, Clusters, Crew, Keeping, KMeans, Values, lloyd
+from ser_core.training.kmeans import BLOCK, Clusters, Keeping, KMeans, Values, lloyd
 
 ROOT = Path(__file__).resolve().parents[3]
 CPU = torch.device("cpu")
@@ -210,7 +211,8 @@ def test_a_mean_far_from_zero_costs_no_precision() -> None:
 MEASURED = """
 import resource, sys
 import numpy as np, torch
-from ser_core.training.kmeans import Crew, Keeping, KMeans, lloyd
+from ser_core.training.crew import Crew
+from ser_core.training.kmeans import Keeping, KMeans, lloyd
 
 def run(frames, k):
     with Crew(2) as crew:

@@ -1,0 +1,59 @@
+"""Peak of what the kernel cannot drop: pages of files are not in it, and a peak between two looks is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from jobs.own_memory import OwnPeak, Resident, resident
+
+MIB = 1 << 20
+MEASURE = """
+import json, mmap, sys
+from jobs.own_memory import OwnPeak, resident
+watch, first = OwnPeak(), resident()
+with open(sys.argv[1], "rb") as file:
+    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    total = sum(mapped[place] for place in range(0, len(mapped), 4096))
+    watch.look()
+    short = bytearray(48 << 20)
+    del short  # between two looks
+    watch.look()
+    print(json.dumps([first.own, watch.bytes, resident().peak, resident().mapped]))
+"""
+
+
+def test_mapped_pages_are_the_kernels_and_a_short_peak_is_ours(tmp_path: Path) -> None:
+    """64 MiB of a file and, for a moment, 48 MiB of memory, in a real process: the peak of all is 112 MiB higher, that of its own 48."""
+    file = tmp_path / "frames"
+    file.write_bytes(bytes(64 * MIB))
+    done = subprocess.run([sys.executable, "-c", MEASURE, str(file)], capture_output=True, text=True, check=True, timeout=60)
+    first, own, peak, mapped = json.loads(done.stdout)
+    assert mapped > 64 * MIB
+    assert peak - first > 110 * MIB
+    # The file is touched between the first two looks: what was resident at the first is all that is taken off for then.
+    assert 47 * MIB < own - first < 80 * MIB
+
+
+def test_what_rose_between_looks_is_taken_for_its_own() -> None:
+    """Less the fewest pages of files at the two looks; where the peak has not risen, what it has now counts."""
+    looks = iter([Resident(100, 90, 10), Resident(100, 95, 5), Resident(200, 80, 60), Resident(200, 140, 60), Resident(300, 140, 50)])
+    watch = OwnPeak(lambda: next(looks))
+    found = [watch.bytes]
+    for _ in range(4):
+        watch.look()
+        found.append(watch.bytes)
+    assert found == [90, 95, 195, 195, 250]
+
+
+def test_a_kernel_that_does_not_say(tmp_path: Path) -> None:
+    """Other systems have no such file, or not these lines."""
+    (tmp_path / "status").write_text("VmHWM:\t  12 kB\nName:\tx\n")
+    assert resident(tmp_path / "status") is None
+    assert resident(tmp_path / "none") is None
+    silent = OwnPeak(lambda: None)
+    silent.look()
+    assert silent.bytes == 0
+    assert resident() is not None
