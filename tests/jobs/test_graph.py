@@ -29,7 +29,7 @@ KEYS = {
     "ptapt ptapt": "3d03ea5667dd38ded88f",
     "finetune ptapt": "f0265a90952404a4ec61",
 }
-SPEECH_KEYS = {"tapt": "c1f3681d050967376de1", "states": "3159d29acd6bfcc478e3", "ptapt": "a36c74eeea81ee0b1cbe"}
+SPEECH_KEYS = {"tapt": "e6977f0334cab006f9d7", "states": "d197f5723eea5eda2a92", "ptapt": "631ecf25bfbc7ed56429"}
 
 
 def _plainly(call: FakeCall | Node, corpus_digest: str, upstream: Mapping[str, str]) -> str:
