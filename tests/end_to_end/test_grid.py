@@ -164,7 +164,7 @@ def test_without_an_answer_from_slurm_nothing_is_stored_and_status_shows_the_fil
     """A launch is refused in one line before anything is written; of one that was stored `status` and `cancel` say what they can."""
     (tmp_path / "slurm.conf").write_text("")  # read by no command of Slurm without an error
     run = CommandLine(demo_data, tmp_path / "results", {"SLURM_CONF": str(tmp_path / "slurm.conf")})
-    settings = ("--cluster", "slurm", "methods=[vft]", "policy.controller=false", *SMALL, "recipe.finetune.epochs=200")
+    settings = ("--cluster", "slurm", "methods=[vft]", "policy.controller=false", *SMALL, "recipe.finetune.epochs=20000")
     refused = run("grid", "demo", *settings)
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
     assert not run.results.exists()
