@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -246,6 +246,8 @@ def _merge(base: DictConfig, layer: Any, source: str) -> DictConfig:
     except ConfigKeyError as error:
         key = str(error.full_key or error.key)
         known = _known_keys(base)
+        if key.startswith("resources.") and key.count(".") > 1:  # an entry need not be there yet to have keys
+            known.extend(f"{key.rpartition('.')[0]}.{each.name}" for each in fields(StageResources))
         raise UsageError(f"unknown key {key!r} in {source}{_nearest(key, known)}") from error
     except OmegaConfBaseException as error:
         raise UsageError(f"{error.full_key or 'configuration'} in {source}: {str(error).splitlines()[0]}") from error

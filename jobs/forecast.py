@@ -108,6 +108,17 @@ def forecast_lines(expected: Forecast) -> list[str]:
     return [*lines, whole]
 
 
+def shape_in_words(given: Resources, stages: int) -> str:
+    """How the `stages` of one task are computed, where it is not by one process, one after another."""
+    at_once = at_once_of(given)
+    if given.team > 1:
+        nodes = f" on {given.nodes} nodes, memory is that of each" if given.nodes > 1 else ""
+        return f"; {given.team} processes{nodes}"
+    if at_once == 1 or stages == 1:
+        return ""
+    return f"; {min(at_once, stages)} of {stages} stages at once" if at_once else f"; of {stages} stages as many at once as memory allows"
+
+
 def sibling_seconds(graph: Graph, facts: Mapping[str, NodeFacts]) -> dict[tuple[str, str], float]:
     """(stage, method) -> median seconds of those that are done; (stage, "") over all methods."""
     found: dict[tuple[str, str], list[float]] = {}

@@ -181,9 +181,15 @@ class Launcher:
     def request_words(self, report: Report) -> Callable[[Batch], str]:
         """What Slurm is asked for a batch of a report's plan, and why."""
         from jobs.experience import CONFIGURED, asks_in_words
+        from jobs.forecast import shape_in_words
 
         predict = experience_of(self.launched.desired, report)
-        return lambda batch: asks_in_words(self.arrays.asked(batch), predict(batch.stage, batch.method) if predict else CONFIGURED)
+
+        def words(batch: Batch) -> str:
+            asked = asks_in_words(self.arrays.asked(batch), predict(batch.stage, batch.method) if predict else CONFIGURED)
+            return asked + shape_in_words(resources_of(self.launched.experiment, batch.stage), max(len(task.keys) for task in batch.tasks))
+
+        return words
 
     def requests(self) -> tuple[RequestsRow, ...]:
         """What the tasks that are over asked for and used."""

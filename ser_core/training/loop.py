@@ -330,8 +330,9 @@ def _newest(checkpoints: Checkpoints, group: Group) -> Saved | None:
 
 
 def _idle(name: str, step: int, parts: OwnParts, processes: int) -> str:
-    wanted = f"set execution.micro_batch={parts.rows // processes} or ask for" if parts.rows >= processes else "ask for"
-    return f"{name}: step {step} has {parts.count} parts for {processes} processes, some are idle: {wanted} fewer processes"
+    size = max(1, parts.rows // (2 * processes))  # two parts for each, because they differ in length
+    wanted = f"set recipe.execution.micro_batch={size} or ask for" if parts.rows >= processes else "ask for"
+    return f"{name}: step {step} has {parts.count} part(s) for {processes} processes, some are idle: {wanted} fewer processes"
 
 
 def _check_finite(window: _Window, plan: Plan, step: int) -> None:

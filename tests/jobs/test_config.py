@@ -82,6 +82,7 @@ def test_resources_by_stage(configs: Path) -> None:
         ("seds=5", "did you mean 'seeds'"),
         ("recipe.finetune.epoch=5", "did you mean 'recipe.finetune.epochs'"),
         ("slurm.partitoin=x", "did you mean 'slurm.partition'"),
+        ("resources.states.proceses=2", "did you mean 'resources.states.processes'"),
         ("seeds=many", "seeds"),
         ("seeds=0", "seeds out of range: 0; allowed: 1 or more, at most 1000 (in "),
         ("policy.max_attempts=0", "policy.max_attempts out of range"),

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from jobs.config import Policy, Resources
 from jobs.controller import Report
-from jobs.forecast import Source, forecast
+from jobs.forecast import Source, forecast, shape_in_words
 from jobs.graph import Graph, build_graph
 from jobs.plan import InFlight, Limits, NodeFacts, Phase, make_plan
 from jobs.rounds import replay
@@ -207,3 +207,19 @@ def test_status_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("given", "stages", "words"),
+    [
+        (Resources(gpus=1), 4, ""),
+        (Resources(gpus=1, at_once=4), 1, ""),
+        (Resources(gpus=1, at_once=4), 3, "; 3 of 3 stages at once"),
+        (Resources(gpus=1, at_once=0), 3, "; of 3 stages as many at once as memory allows"),
+        (Resources(gpus=4, at_once=4), 3, "; 4 processes"),
+        (Resources(gpus=0, nodes=2, processes=2), 1, "; 4 processes on 2 nodes, memory is that of each"),
+    ],
+)
+def test_a_forecast_says_how_a_task_is_computed(given: Resources, stages: int, words: str) -> None:
+    """Where it is not one process after another."""
+    assert shape_in_words(given, stages) == words

@@ -129,7 +129,7 @@ def test_fewer_parts_than_processes_are_told_once(tmp_path: Path) -> None:
     """Processes without a part take every step with the others, in float16 with one scale for all; the report says what to set."""
     root = tmp_path / "idle"
     found = results(run_team(tmp_path / "team", 3, idle, root))
-    told = "line: step 0 has 2 parts for 3 processes, some are idle: set execution.micro_batch=4 or ask for fewer processes"
+    told = "line: step 0 has 2 part(s) for 3 processes, some are idle: set recipe.execution.micro_batch=2 or ask for fewer processes"
     assert found[0]["lines"] == [told]
     for other in found[1:]:
         assert all(torch.equal(mine, theirs) for mine, theirs in zip(found[0]["weights"], other["weights"], strict=True))
