@@ -23,7 +23,7 @@ from jobs.layout import AttemptFolder, Layout, StageFolder
 from jobs.leader import Leader
 from jobs.liveness import GONE_SECONDS, QUIET_SECONDS, Heartbeat, claim_alive, new_claim, own_node, own_slurm_job
 from jobs.observe import SUPERSEDED, holder, newest_checkpoint, seconds_before
-from jobs.orders import order_of
+from jobs.orders import compute, order_of
 from jobs.provenance import Stopwatch, process_facts
 from jobs.records import (
     Ending,
@@ -41,7 +41,7 @@ from jobs.records import (
     write_result,
 )
 from jobs.stop import WARNING_SIGNAL, StopRequest
-from jobs.tasks import Description, Workplace, load_registry, read_corpus_digest
+from jobs.tasks import Description, Workplace, read_corpus_digest
 from jobs.team import Loss
 
 DAMAGED = "an artifact is missing or is not the one that was written"
@@ -304,22 +304,7 @@ def _compute(
     relief = process.description.relief
     order = order_of(node, place, upstream=upstream, output=attempt.output, checkpoint=folder.checkpoint, relief=relief)
     with _together(process, node, attempt, order, watch):
-        returned = load_registry(place).run(
-            node.stage,
-            settings=node.settings,
-            runtime=node.runtime,
-            corpus=Path(place.corpus_folder),
-            fold=node.fold,
-            seed=node.seed,
-            upstream=upstream,
-            output=attempt.output,
-            checkpoint=folder.checkpoint,
-            should_stop=process.stop,
-            report=lambda line: process.tell(f"{node.name}: {line}"),
-            relief=relief,
-            team=process.team,
-            shared=Layout(Path(place.results), place.experiment).cache,
-        )
+        returned = compute(order, process.team, process.stop, process.tell)
     values = check_returned(returned)
     provenance = {
         **place.code,

@@ -19,8 +19,8 @@ from typing import NoReturn
 from jobs.execution import EXIT_CODES, Verdict, WorkerProcess
 from jobs.layout import Layout
 from jobs.leader import Leader
-from jobs.orders import compute
-from jobs.processes import die_with, limit_threads
+from jobs.orders import follow_order
+from jobs.processes import die_with, end_child, limit_threads
 from jobs.rendezvous import Meeting, Seat, TeamError, call, find, listen, meeting_file, publish, seat_in_step
 from jobs.stop import StopRequest
 from jobs.team import LOST, Follower, Patience, patience_of
@@ -61,7 +61,7 @@ def follow(seat: Seat, look: Callable[[], Meeting | None], process: WorkerProces
         return EXIT_CODES[Verdict.interrupted] if process.stop() else LOST
     for order in follower.orders():
         try:
-            compute(order, follower, process.stop, tell)
+            follow_order(order, follower, process.stop, tell)
         except (Exception, SystemExit) as error:
             tell(f"{type(error).__name__}: {error}")
             follower.failed(error)
@@ -125,8 +125,4 @@ def _become_follower(parent: int, seat: Seat, meeting: Meeting, process: WorkerP
     except BaseException:
         traceback.print_exc()
     finally:
-        try:
-            sys.stdout.flush()
-            sys.stderr.flush()
-        finally:
-            os._exit(code)  # the leader's clean-up is not ours to run
+        end_child(code)

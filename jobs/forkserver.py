@@ -30,7 +30,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from jobs.execution import WorkerProcess
 from jobs.follower import work_together
-from jobs.processes import die_with, kill_group, limit_threads
+from jobs.processes import die_with, end_child, kill_group, limit_threads
 from jobs.stop import STOP_SIGNALS, StopRequest
 from jobs.tasks import description_from_json, load_object
 from jobs.worker import run_task, say
@@ -122,11 +122,7 @@ class Server:
         except BaseException:
             traceback.print_exc()
         finally:
-            try:
-                sys.stdout.flush()
-                sys.stderr.flush()
-            finally:
-                os._exit(code)  # the server's own clean-up is not the child's to run
+            end_child(code)
 
     def _signal(self, number: signal.Signals, pids: Sequence[int]) -> None:
         for pid in pids:  # a pid stays ours until it is reaped, so it cannot be somebody else's

@@ -1,4 +1,4 @@
-"""What the leader of a team tells its followers of a stage, and what a follower does with it."""
+"""What a process must know of a stage to compute it: what the leader of a team tells its followers, and goes by itself."""
 
 from __future__ import annotations
 
@@ -19,25 +19,29 @@ SEEN_POLL_SECONDS = 0.2
 
 
 def order_of(node: Node, place: Workplace, *, upstream: Mapping[str, Path], output: Path, checkpoint: Path, relief: int) -> dict[str, Any]:
-    """What a follower has to know of a stage: all of it."""
+    """Everything that determines how a stage is computed, as a JSON value."""
     folders = {"upstream": {role: str(path) for role, path in upstream.items()}, "output": str(output), "checkpoint": str(checkpoint)}
     return {"node": asdict(node), "place": asdict(place), "relief": relief, **folders}
 
 
-def compute(order: Mapping[str, Any], team: Team, stop: StopSignal, tell: Callable[[str], None]) -> None:
-    """Our part of a stage; what it returns is the leader's to publish."""
+def follow_order(order: Mapping[str, Any], team: Team, stop: StopSignal, tell: Callable[[str], None]) -> None:
+    """A follower's part of a stage; what it returns is the leader's to publish. Raises TeamError for a folder that cannot be seen here."""
+    _wait_for([Path(folder) for folder in (*order["upstream"].values(), order["output"])])
+    compute(order, team, stop, tell)
+
+
+def compute(order: Mapping[str, Any], team: Team | None, stop: StopSignal, tell: Callable[[str], None]) -> Mapping[str, Any]:
+    """What the registry returns for a stage, in any process that computes it; `team` None: it computes alone."""
     node = Node(**order["node"])
     place = Workplace(**{**order["place"], "packages": tuple(order["place"]["packages"])})
-    upstream = {role: Path(folder) for role, folder in order["upstream"].items()}
-    _wait_for([*upstream.values(), Path(order["output"])])
-    load_registry(place).run(
+    return load_registry(place).run(
         node.stage,
         settings=node.settings,
         runtime=node.runtime,
         corpus=Path(place.corpus_folder),
         fold=node.fold,
         seed=node.seed,
-        upstream=upstream,
+        upstream={role: Path(folder) for role, folder in order["upstream"].items()},
         output=Path(order["output"]),
         checkpoint=Path(order["checkpoint"]),
         should_stop=stop,

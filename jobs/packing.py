@@ -29,7 +29,7 @@ from jobs.failures import FailureClass
 from jobs.graph import Node
 from jobs.last_word import ENDS_OF_ITS_OWN, attempt_of, class_of_death, oom_kills, state_end
 from jobs.layout import StageFolder
-from jobs.processes import FORKABLE, die_with, kill_group, limit_threads
+from jobs.processes import FORKABLE, die_with, end_child, kill_group, limit_threads
 from jobs.records import attempt_numbers, read_outcome, read_result
 from jobs.tasks import load_registry
 
@@ -215,11 +215,7 @@ class Packer:
         except BaseException:
             traceback.print_exc()
         finally:
-            try:
-                sys.stdout.flush()
-                sys.stderr.flush()
-            finally:
-                os._exit(code)  # the packer's own clean-up is not the child's to run
+            end_child(code)
 
     def _stop(self) -> None:
         """Ask the children to leave with a checkpoint, once; what has not begun does not begin."""

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from importlib.util import find_spec
+from typing import NoReturn
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 # What is loaded before a fork must start no threads and touch no GPU, or the children cannot use them: OpenBLAS starts its threads when it
@@ -35,6 +36,15 @@ def die_with(parent: int, number: signal.Signals) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(ORPHANED)
+
+
+def end_child(code: int) -> NoReturn:
+    """Leave a forked child, with what it has printed; the clean-up of the process it is a copy of is not its to run."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
 
 
 def kill_group(leader: int) -> None:
