@@ -5,15 +5,18 @@ Imports nothing heavy: the command line plans with it at every start. torch come
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import Enum
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ser_core.corpora.manifest import Manifest, Utterance, load_manifest
+from ser_core.corpora.validation import divide, is_fixed_part, validation_speakers
 from ser_core.errors import InputError
 from ser_core.models.identity import backbone_identity, wav2vec_identity
+from ser_core.models.shapes import expected_shape, state_count
 from ser_core.settings import Recipe
 from ser_core.training.team import Team
 
@@ -42,13 +45,21 @@ class SpeechRegistry:
     methods = METHODS
     teams = ("states", "tapt", "ptapt", "finetune")
 
-    def call(self, method: str, recipe: Recipe, *, fold: str, seed: int) -> StageCall:
-        """The fine-tuning of a run, holding its upstream stages. Raises InputError for a method or checkpoint there is not."""
+    def call(self, method: str, recipe: Recipe, *, fold: str, seed: int, validation: Sequence[str] = ()) -> StageCall:
+        """The fine-tuning of a run, holding its upstream stages. Raises InputError for a method or checkpoint there is not.
+
+        `validation`: speakers that no stage trains on, and that the fine-tuning is tested on in place of the held-out fold, which then no
+        stage opens; in a stage's settings they are what tells it from the grid's. FIXED_PART (`ser_core.corpora.validation`) in their place
+        names the validation part of the corpus: no stage trains on that anyway, so only the fine-tuning differs from the grid's.
+        """
+        tested: dict[str, Any] = {"validation": sorted(set(validation))} if validation else {}
+        kept_out: dict[str, Any] = {} if is_fixed_part(validation) else tested
         runtime = {"execution": plain(recipe.execution), "backbone": plain(recipe.backbone)}
         features = plain(recipe.features)
 
         def stage(name: str, settings: dict[str, Any], upstream: Mapping[str, StageCall], number: int, **more: Any) -> StageCall:
-            return StageCall(name, VERSIONS[name], settings, {**runtime, **more}, fold, number, upstream)
+            kept = tested if name == "finetune" else kept_out
+            return StageCall(name, VERSIONS[name], {**settings, **kept}, {**runtime, **more}, fold, number, upstream)
 
         def finetune(own: dict[str, Any], upstream: Mapping[str, StageCall]) -> StageCall:
             return stage("finetune", {"finetune": plain(recipe.finetune), "features": features, **own}, upstream, seed)
@@ -71,10 +82,50 @@ class SpeechRegistry:
         settings = {"ptapt": plain(recipe.ptapt), "counts": counts, "features": features, **backbone}
         return finetune({}, {"backbone": stage("ptapt", settings, clusters, recipe.upstream_seed)})
 
-    def calls(self, method: str, recipe: Recipe) -> Callable[[str, int], StageCall]:
-        """What gives the same by fold and seed, made once for all seeds of a fold, which differ in nothing else."""
-        first = cache(lambda fold: self.call(method, recipe, fold=fold, seed=0))
+    def calls(self, method: str, recipe: Recipe, validation: Mapping[str, Sequence[str]] | None = None) -> Callable[[str, int], StageCall]:
+        """What gives the same by fold and seed, made once for all seeds of a fold, which differ in nothing else.
+
+        `validation`: by fold, what `validation_speakers` says of it; None: runs of a grid. With it, a fold that it does not name is an
+        InputError: its runs would be tested on the held-out fold.
+        """
+
+        def kept_out(fold: str) -> Sequence[str]:
+            if validation is None:
+                return ()
+            if not validation.get(fold):
+                raise InputError(f"fold {fold!r}: no validation speakers are given for it")
+            return validation[fold]
+
+        first = cache(lambda fold: self.call(method, recipe, fold=fold, seed=0, validation=kept_out(fold)))
         return lambda fold, seed: replace(first(fold), seed=seed)
+
+    def validation_speakers(self, corpus: Path, fold: str) -> tuple[str, ...]:
+        """Whom a search for settings keeps out of training and is scored on when `fold` is held out (`ser_core.corpora.validation`).
+
+        Raises InputError where nobody can be.
+        """
+        return validation_speakers(load_manifest(corpus), fold)
+
+    def training_frames(self, corpus: Path, recipe: Recipe, fold: str, validation: Sequence[str] = ()) -> int:
+        """How many emotion states k-means gets, so the largest number of clusters.
+
+        A wav2vec checkpoint file is not opened: it is taken to have the layers of `wav2vec_large.pt`.
+        """
+        shape = expected_shape(recipe.states.wav2vec)
+        return sum(max(1, state_count(shape, utterance.samples)) for utterance in _trained_on(load_manifest(corpus), fold, validation))
+
+    def proxies(self, corpus: Path, fold: str, validation: Sequence[str], clusters: Mapping[int, Path]) -> dict[str, Any]:
+        """How the clusters of each k agree with the emotions: {"k": {"64": {"purity": ..., "nmi": ...}, ...}}.
+
+        `clusters`: output folders of cluster stages; InputError where one is of other utterances than `fold` and `validation` say.
+        """
+        from ser_core.training.proxies import of_clusters
+
+        manifest = load_manifest(corpus)
+        utterances = _trained_on(manifest, fold, validation)
+        labels = [manifest.class_index(utterance) for utterance in utterances]
+        found = of_clusters([utterance.id for utterance in utterances], labels, clusters)
+        return {"k": {str(k): {"purity": each.purity, "nmi": each.nmi} for k, each in found.items()}}
 
     def check(self, recipe: Recipe) -> None:
         """Raise InputError with a line for every value out of its range."""
@@ -101,6 +152,9 @@ class SpeechRegistry:
         shared: Path | None = None,
     ) -> Mapping[str, Any]:
         """Compute one stage: artifacts go to `output`, resumable state to `checkpoint`.
+
+        With `validation` among the settings, those speakers are not trained on, `finetune` is tested on them, and no stage opens an
+        utterance of the held-out fold: the scores are then validation's (see `call`).
 
         `team`: the processes that compute it together; None: this one alone. `shared`: a folder for what stages of all experiments have
         in common and can be computed again at any time; None: nothing is kept beyond the stage. What the leader (rank 0) returns counts;
@@ -146,6 +200,10 @@ class SpeechRegistry:
         from ser_core.stages import run
 
         del omegaconf, sklearn, torch, transformers, run
+
+
+def _trained_on(manifest: Manifest, fold: str, validation: Sequence[str]) -> tuple[Utterance, ...]:
+    return divide(manifest, fold, validation)[0] if validation else manifest.training(fold)
 
 
 REGISTRY = SpeechRegistry()

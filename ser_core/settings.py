@@ -64,7 +64,7 @@ class Wav2vecSettings:
     """wav2vec v1: a fairseq checkpoint (`wav2vec_large.pt`), or a random model built from `config` under `init_seed`."""
 
     checkpoint: str | None = None
-    config: dict[str, Any] = field(default_factory=dict)  # fields of ser_core.models.wav2vec.Wav2vecConfig
+    config: dict[str, Any] = field(default_factory=dict)  # fields of ser_core.models.shapes.Wav2vecConfig
     init_seed: int = 0
 
 

@@ -22,7 +22,8 @@ from ser_core.settings import Wav2vecSettings
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ser_core.models.wav2vec import Layers, Wav2vec, Wav2vecConfig
+    from ser_core.models.shapes import Layers, Wav2vecConfig
+    from ser_core.models.wav2vec import Wav2vec
 
 __all__ = ["build_wav2vec", "convert_checkpoint", "save_wav2vec", "wav2vec_identity"]
 
@@ -50,7 +51,8 @@ def build_wav2vec(settings: Wav2vecSettings) -> Wav2vec:
     """
     import torch
 
-    from ser_core.models.wav2vec import Wav2vec, parse_config
+    from ser_core.models.shapes import parse_config
+    from ser_core.models.wav2vec import Wav2vec
 
     if settings.checkpoint is None:
         if not settings.config:
@@ -114,7 +116,7 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _converted_config(path: Path, values: Mapping[Any, Any]) -> Wav2vecConfig:
-    from ser_core.models.wav2vec import Wav2vecConfig
+    from ser_core.models.shapes import Wav2vecConfig
 
     # Older checkpoints lack the later keys: fairseq's defaults are ours.
     default = Wav2vecConfig()
@@ -180,7 +182,8 @@ def _open_folder(folder: Path) -> Wav2vec:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from ser_core.models.wav2vec import Wav2vec, parse_config
+    from ser_core.models.shapes import parse_config
+    from ser_core.models.wav2vec import Wav2vec
 
     try:
         config = parse_config(json.loads((folder / CONFIG_FILE).read_text()))

@@ -9,11 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ser_core.models.classifier import weighted_cross_entropy
-from ser_core.models.wav2vec import Wav2vec, Wav2vecConfig, convolved_length
-
-# The convolution that brings wav2vec's 10 ms frames to wav2vec 2.0's 20 ms (section 3.3).
-MATCH_KERNEL = 4
-MATCH_STRIDE = 2
+from ser_core.models.shapes import MATCH_KERNEL, MATCH_STRIDE, minimum_samples
+from ser_core.models.wav2vec import Wav2vec
 
 
 @dataclass(frozen=True)
@@ -92,26 +89,3 @@ def states_loss(
     frame = weighted_cross_entropy(frame_logits.flatten(0, 1), labels.repeat_interleave(length), weights, frame_total)
     correct = (utterance_logits.argmax(-1) == labels).sum()
     return StatesLoss(utterance + frame, utterance, frame, correct)
-
-
-def extractor_frames(config: Wav2vecConfig, samples: int) -> int:
-    """Return the frames of the extractor for so many samples: what a time mask is drawn over."""
-    return convolved_length(config.conv_feature_layers, samples)
-
-
-def state_count(config: Wav2vecConfig, samples: int) -> int:
-    """Return the emotion states for so many samples (0 where there are too few), strided aggregators included."""
-    frames = extractor_frames(config, samples)
-    for _, _, stride in config.conv_aggregator_layers:
-        frames = (frames - 1) // stride + 1 if frames else 0  # padded by its kernel less one
-    return max((frames - MATCH_KERNEL) // MATCH_STRIDE + 1, 0)
-
-
-def minimum_samples(config: Wav2vecConfig) -> int:
-    """Return how many samples give one emotion state."""
-    length = MATCH_KERNEL
-    for _, _, stride in reversed(config.conv_aggregator_layers):
-        length = (length - 1) * stride + 1
-    for _, kernel, stride in reversed(config.conv_feature_layers):
-        length = (length - 1) * stride + kernel
-    return length

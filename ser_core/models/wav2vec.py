@@ -2,71 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ser_core.errors import InputError
 from ser_core.models.products import convolve_rows
-
-Layers = tuple[tuple[int, int, int], ...]  # (channels, kernel, stride) of each convolution
-
-
-@dataclass(frozen=True)
-class Wav2vecConfig:
-    """Shape of the network; the defaults are fairseq's, the values of `wav2vec_large.pt` are read from it."""
-
-    conv_feature_layers: Layers = ((512, 10, 5), (512, 8, 4), (512, 4, 2), (512, 4, 2), (512, 4, 2), (512, 1, 1), (512, 1, 1), (512, 1, 1))
-    conv_aggregator_layers: Layers = tuple((512, kernel, 1) for kernel in range(2, 14))
-    log_compression: bool = True
-    skip_connections_feat: bool = False
-    skip_connections_agg: bool = True
-    residual_scale: float = 0.5
-    conv_bias: bool = True  # of the aggregator; the extractor has none
-    zero_pad: bool = False  # pad the aggregator's left with zeros instead of its first frame
-    affine: bool = True  # group norms with scale and offset
-    activation: str = "relu"
-    dropout: float = 0.0  # of the aggregator
-
-
-def parse_config(values: Mapping[str, Any]) -> Wav2vecConfig:
-    """Check plain values (of YAML or JSON). Raises InputError naming each unknown key and each value of the wrong kind."""
-    fields = {field.name: field for field in dataclasses.fields(Wav2vecConfig)}
-    problems: list[str] = []
-    parsed: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
-            problems.append(
-                f"wav2vec.config.{key}: no such key" + (f"; did you mean {near[0]}?" if near else f"; known: {', '.join(fields)}")
-            )
-        elif key.endswith("_layers"):
-            try:
-                layers = tuple((int(channels), int(kernel), int(stride)) for channels, kernel, stride in value)
-            except (TypeError, ValueError):
-                layers = ()
-            if not layers or min(min(layer) for layer in layers) < 1:
-                problems.append(f"wav2vec.config.{key}: {value!r} is not a list of [channels, kernel, stride]")
-            parsed[key] = layers
-        else:
-            kind = type(fields[key].default)
-            if kind is float and isinstance(value, int) and not isinstance(value, bool):
-                value = float(value)
-            if not isinstance(value, kind):
-                problems.append(f"wav2vec.config.{key}: {value!r} is not a {kind.__name__}")
-            parsed[key] = value
-    if parsed.get("activation", "relu") not in ("relu", "gelu"):
-        problems.append(f"wav2vec.config.activation: {parsed['activation']!r} is neither relu nor gelu")
-    if problems:
-        raise InputError(problems)
-    return Wav2vecConfig(**parsed)
+from ser_core.models.shapes import Wav2vecConfig
 
 
 class Wav2vec(nn.Module):
@@ -175,10 +118,3 @@ class Aggregator(nn.Module):
             after: Tensor = layer(frames)
             frames = (after + residual(frames)) * self.scale if self.skip else after
         return frames
-
-
-def convolved_length(layers: Layers, samples: int) -> int:
-    """Return the length after unpadded convolutions; 0 where there is not one frame."""
-    for _, kernel, stride in layers:
-        samples = max((samples - kernel) // stride + 1, 0)
-    return samples

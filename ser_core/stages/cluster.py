@@ -4,37 +4,28 @@ At most 20 Lloyd iterations on all frames in float32, from k-means++ seeds drawn
 stay in their file and are mapped: at the paper's size (1.2 million frames of 512, 2.3 GiB) they are read once an iteration. All threads are
 used, and the labels are the same to the bit whatever their number. A stopped stage goes on from its last iteration.
 
-Artifacts: `clusters.safetensors` (labels of all frames, frames of each utterance, centroids) and `utterances.json` (their order).
+Artifacts: those of `ser_core/training/pseudo_labels.py`.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from ser_core.disk import os_errors
 from ser_core.errors import InputError
 from ser_core.stages.context import StageContext
 from ser_core.stages.states import read_frames
 from ser_core.training.crew import Crew
 from ser_core.training.kmeans import Keeping, KMeans, Values, lloyd
+from ser_core.training.pseudo_labels import write_labels
 from ser_core.training.randomness import generator
-
-CLUSTERS = "clusters.safetensors"
-UTTERANCES = "utterances.json"
 
 
 def run(context: StageContext) -> dict[str, Any]:
     """Cluster and save labels and centroids. Raises InputError where there are fewer frames than clusters."""
-    from safetensors.numpy import save_file
-
     k = int(context.settings["k"])
     iterations = int(context.settings["iterations"])
     ids = [utterance.id for utterance in context.training.utterances]
@@ -67,21 +58,8 @@ def run(context: StageContext) -> dict[str, Any]:
     seconds = time.monotonic() - started
     inertia = found.inertia
     context.report(f"cluster: k {k}, {len(mapped)} frames, inertia a frame {inertia / len(mapped):.4g}, {seconds:.1f} s")
-    with os_errors(context.output / CLUSTERS):
-        save_file({"labels": found.labels, "counts": counts, "centroids": found.centroids}, context.output / CLUSTERS)
-    (context.output / UTTERANCES).write_text(json.dumps(ids), encoding="utf-8")
+    write_labels(context.output, ids, found.labels, counts, found.centroids)
     share = np.bincount(found.labels, minlength=k) / len(mapped)
     entropy = float(-np.sum(share[share > 0] * np.log(share[share > 0])))
     metrics = {"k": k, "frames": len(mapped), "inertia": inertia, "entropy": entropy, "empty_clusters": int((share == 0).sum())}
     return {"metrics": metrics, "durations": {"k_means": seconds, "resumed_at_step": saved.step if saved else 0}}
-
-
-def read_labels(folder: Path, ids: Sequence[str]) -> list[NDArray[np.int64]]:
-    """Pseudo-labels (frames,) of each utterance in the order of `ids`. Raises InputError where the artifact is of other utterances."""
-    from safetensors.numpy import load_file
-
-    stored = json.loads((folder / UTTERANCES).read_text(encoding="utf-8"))
-    if stored != list(ids):
-        raise InputError(f"{folder}: pseudo-labels of other utterances than the training folds")
-    tensors = load_file(folder / CLUSTERS)
-    return np.split(tensors["labels"].astype(np.int64), np.cumsum(tensors["counts"])[:-1])

@@ -1,5 +1,7 @@
 """Fine-tuning (sections 3.1 and 4.2): a classifier on a frozen front end, trained on the other folds, tested once on the held-out one.
 
+In a sweep it is tested on the validation speakers instead, who are not trained on; `run_stage` decides that, all is the same here.
+
 Artifacts: `predictions.csv` (every test utterance with its probabilities) and the training curves.
 """
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ser_core.corpora.manifest import load_manifest
+from ser_core.corpora.manifest import Manifest, Utterance, load_manifest
+from ser_core.corpora.validation import divide
 from ser_core.errors import InputError
 from ser_core.settings import Attention
 from ser_core.stages import cluster, finetune, ptapt, states, tapt
@@ -44,12 +45,11 @@ def run_stage(
 ) -> dict[str, Any]:
     """Compute one stage; see `ser_core.registry`. Of a team, the leader alone reports and writes.
 
-    The test split of the fold leaves this function in one direction only: to `finetune`, as a function to call when training is over.
+    What a model is tested on leaves this function in one direction only: to `finetune`, as a function to call when training is over. With
+    `validation` among the settings that is what they keep out of training, and the held-out fold is left alone.
     """
     manifest = load_manifest(corpus)
-    training = manifest.training(fold)
-    if not training:
-        raise InputError(f"{manifest.corpus}: no utterances to train on when fold {fold!r} is held out")
+    training, tested = _splits(manifest, fold, settings)
     team = team or Alone()
     output.mkdir(parents=True, exist_ok=True)
     context = StageContext(
@@ -79,5 +79,18 @@ def run_stage(
         with process_group(team, context.device, context.execution.communication_minutes * 60) as group:
             context = dataclasses.replace(context, group=group)
             if stage == "finetune":
-                return finetune.run(context, lambda: Split(manifest, manifest.test(fold)))
+                return finetune.run(context, lambda: Split(manifest, tested()))
             return PRETRAINING[stage](context)
+
+
+def _splits(
+    manifest: Manifest, fold: str, settings: Mapping[str, Any]
+) -> tuple[tuple[Utterance, ...], Callable[[], tuple[Utterance, ...]]]:
+    """Utterances to train on, and how those to test on are had. Raises InputError where there is nothing to train on."""
+    if "validation" in settings:
+        training, held = divide(manifest, fold, settings["validation"])
+        return training, lambda: held
+    training = manifest.training(fold)
+    if not training:
+        raise InputError(f"{manifest.corpus}: no utterances to train on when fold {fold!r} is held out")
+    return training, lambda: manifest.test(fold)

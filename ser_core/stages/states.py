@@ -28,7 +28,8 @@ from ser_core.disk import os_errors
 from ser_core.errors import InputError
 from ser_core.models.classifier import class_weights, label_weight
 from ser_core.models.fairseq_checkpoint import build_wav2vec
-from ser_core.models.states import EmotionStates, extractor_frames, minimum_samples, state_count, states_loss
+from ser_core.models.shapes import extractor_frames, minimum_samples, state_count
+from ser_core.models.states import EmotionStates, states_loss
 from ser_core.settings import Padding, StatesSettings
 from ser_core.stages.context import StageContext, outcome, parse
 from ser_core.training.augmentation import row_generators, spans

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ser_core.corpora.validation import FIXED_PART
 from ser_core.errors import InputError
 from ser_core.registry import REGISTRY, VERSIONS, StageCall
 from ser_core.settings import Attention, BackboneSettings, FeatureCache, Padding, Pooling, Recipe, Wav2vecSettings
@@ -164,6 +166,48 @@ def test_all_problems_are_told_at_once() -> None:
     with pytest.raises(InputError) as refused:
         REGISTRY.check(chosen)
     assert len(refused.value.problems) == 2
+
+
+def identity(call: StageCall) -> str:
+    """A digest of all that a key is made of, apart from the corpus."""
+    upstream = {role: identity(parent) for role, parent in sorted(call.upstream.items())}
+    facts = [call.stage, call.version, call.settings, call.fold, call.seed, upstream]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def test_stages_of_a_grid_are_what_they_have_been() -> None:
+    """Their keys must not change unawares: everything that was computed anywhere would be computed again. They know no validation."""
+    for method, expected in (("vft", "d5c38e48912bd15a"), ("tapt", "5da0f9b95920e0fd"), ("ptapt", "86866ce950e060c3")):
+        call = REGISTRY.calls(method, recipe())("2", 7)
+        assert identity(call) == expected, method
+        assert call == REGISTRY.call(method, recipe(), fold="2", seed=7)
+        assert not any("validation" in each.settings for each in stages(call).values())
+
+
+@pytest.mark.parametrize("method", REGISTRY.methods)
+def test_every_stage_of_a_sweep_says_whom_it_leaves_out(method: str) -> None:
+    """Sorted, each once, beside the settings of the grid, whoever asks for the stage and however they are ordered."""
+    grid, sweep = (stages(REGISTRY.calls(method, recipe(), each)("2", 7)) for each in (None, {"2": ("M3", "F3", "M3"), "1": ("F2",)}))
+    assert {name: {**call.settings, "validation": ["F3", "M3"]} for name, call in grid.items()} == {
+        name: call.settings for name, call in sweep.items()
+    }
+    assert {name: (call.version, call.runtime, call.seed) for name, call in grid.items()} == {
+        name: (call.version, call.runtime, call.seed) for name, call in sweep.items()
+    }
+
+
+def test_a_validation_part_changes_the_fine_tuning_alone() -> None:
+    """Nobody trains on it in the grid either, so all else is the grid's and computed once for both."""
+    grid, sweep = (REGISTRY.calls("ptapt", recipe(), each)("2", 7) for each in (None, {"2": FIXED_PART}))
+    assert sweep.upstream == grid.upstream
+    assert sweep.settings == {**grid.settings, "validation": list(FIXED_PART)}
+
+
+@pytest.mark.parametrize("validation", [{}, {"1": ("F2",)}, {"2": ()}])
+def test_a_sweep_s_run_without_validation_is_refused(validation: dict[str, tuple[str, ...]]) -> None:
+    """It would be tested on the held-out fold."""
+    with pytest.raises(InputError, match="fold '2': no validation speakers"):
+        REGISTRY.calls("ptapt", recipe(), validation)("2", 7)
 
 
 def test_planning_imports_nothing_heavy() -> None:
