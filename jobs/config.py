@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from jobs.errors import UsageError
 from jobs.layout import valid_experiment_name
 from jobs.slots import MAX_SLOTS
+from jobs.sweeps.settings import SweepSettings, flat, merged, sweep_bounds
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -149,6 +150,7 @@ class Experiment:
     resources: dict[str, StageResources] = field(default_factory=dict)  # stage -> what it gets; `default` for the rest, key by key
     policy: Policy = field(default_factory=Policy)
     slurm: SlurmSite = field(default_factory=SlurmSite)
+    sweep: SweepSettings = field(default_factory=SweepSettings)
     recipe: Any = None  # schema of the package that owns the stages
 
 
@@ -186,23 +188,25 @@ def load_experiment(
     file = configs / "experiment" / f"{name}.yaml"
     if not file.is_file():
         known = _stems(configs / "experiment")
-        raise UsageError(f"no experiment {name!r}: known are {', '.join(known) or 'none'}{_nearest(name, known)}")
+        raise UsageError(f"no experiment {name!r}: known are {', '.join(known) or 'none'}{nearest(name, known)}")
     schema = OmegaConf.structured(Experiment(recipe=None))
     schema.recipe = OmegaConf.structured(recipe_schema)
     layers = [_read_yaml(file), _read_overrides(overrides)]
+    searched = _take_settings(layers)
     site = next((str(layer["site"]) for layer in reversed(layers) if "site" in layer), schema.site)
     site_file = configs / "site" / f"{site}.yaml"
     if not site_file.is_file():
         raise UsageError(
             f"no site profile {site!r}: known are {', '.join(_stems(configs / 'site')) or 'none'} (configs/site/NAME.yaml, key `site`)"
         )
-    merged = schema
+    whole = schema
     sources = [(str(site_file), OmegaConf.create({"slurm": _read_yaml(site_file)})), (str(file), layers[0]), ("KEY=VALUE", layers[1])]
     for source, layer in sources:
-        merged = _merge(merged, layer, source)
-    if OmegaConf.is_missing(merged, "name"):
-        merged.name = name
-    return _checked(merged, file, stages, teams)
+        whole = _merge(whole, layer, source)
+    if OmegaConf.is_missing(whole, "name"):
+        whole.name = name
+    whole.sweep.settings = searched
+    return _checked(whole, file, stages, teams)
 
 
 def restore_experiment(values: Mapping[str, Any], *, recipe_schema: type[Any]) -> Experiment:
@@ -213,6 +217,7 @@ def restore_experiment(values: Mapping[str, Any], *, recipe_schema: type[Any]) -
     from pydantic import TypeAdapter, ValidationError
 
     try:
+        values = {"sweep": _plain(asdict(SweepSettings())), **values}  # launched before there were sweeps: as if it said nothing of them
         recipe = TypeAdapter(recipe_schema).validate_python(values["recipe"])
         experiment = replace(TypeAdapter(Experiment).validate_python({**values, "recipe": None}), recipe=recipe)
     except (KeyError, TypeError, ValidationError) as error:
@@ -245,10 +250,10 @@ def _merge(base: DictConfig, layer: Any, source: str) -> DictConfig:
         return OmegaConf.merge(base, layer)  # type: ignore[return-value]
     except ConfigKeyError as error:
         key = str(error.full_key or error.key)
-        known = _known_keys(base)
+        known = known_keys(base)
         if key.startswith("resources.") and key.count(".") > 1:  # an entry need not be there yet to have keys
             known.extend(f"{key.rpartition('.')[0]}.{each.name}" for each in fields(StageResources))
-        raise UsageError(f"unknown key {key!r} in {source}{_nearest(key, known)}") from error
+        raise UsageError(f"unknown key {key!r} in {source}{nearest(key, known)}") from error
     except OmegaConfBaseException as error:
         raise UsageError(f"{error.full_key or 'configuration'} in {source}: {str(error).splitlines()[0]}") from error
 
@@ -279,6 +284,7 @@ def _checked(merged: DictConfig, file: Path, stages: Sequence[str] | None, teams
     counts = ("max_attempts", "rounds", "max_seeds", "max_failures", "min_siblings")
     bounds |= {f"policy.{key}": (getattr(policy, key), 1, math.inf) for key in counts}
     bounds |= {f"slurm.{key}": (getattr(experiment.slurm, key), 0, math.inf) for key in ("signal_seconds", "max_submit", "max_array_size")}
+    bounds |= {f"sweep.{key}": bound for key, bound in sweep_bounds(experiment.sweep).items()}
     for stage in experiment.resources:
         if stages is not None and stage not in (DEFAULT_RESOURCES, *stages):
             raise UsageError(f"resources.{stage}: no such stage; known are {', '.join((DEFAULT_RESOURCES, *stages))}")
@@ -356,7 +362,22 @@ def _read_overrides(overrides: Sequence[str]) -> DictConfig:
         raise UsageError(f"overrides {list(overrides)}: {' '.join(str(error).split())}") from error
 
 
-def _known_keys(config: DictConfig, prefix: str = "") -> list[str]:
+def _take_settings(layers: Sequence[DictConfig]) -> dict[str, Any]:
+    """Take `sweep.settings` out of layers, by dotted key: OmegaConf merges no list with a mapping, and no dotted key with a nested one."""
+    from omegaconf import DictConfig, OmegaConf
+
+    found: dict[str, Any] = {}
+    for layer in layers:
+        section = layer.get("sweep")
+        if isinstance(section, DictConfig) and "settings" in section:
+            if not isinstance(section.settings, DictConfig):
+                raise UsageError("sweep.settings: write keys of the recipe, each with a list of choices or a range")
+            found = merged(found, flat(cast(dict[str, Any], OmegaConf.to_container(section.pop("settings")))))
+    return found
+
+
+def known_keys(config: DictConfig, prefix: str = "") -> list[str]:
+    """Dotted keys of a configuration, those of its sections too."""
     from omegaconf import DictConfig, OmegaConf
 
     found: list[str] = []
@@ -364,11 +385,12 @@ def _known_keys(config: DictConfig, prefix: str = "") -> list[str]:
         name = f"{prefix}{key}"
         found.append(name)
         if not OmegaConf.is_missing(config, key) and isinstance(config[key], DictConfig):
-            found.extend(_known_keys(config[key], f"{name}."))
+            found.extend(known_keys(config[key], f"{name}."))
     return found
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Words that name the known key most like this one, to end a message with; none where nothing is like it."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
     return f": did you mean {found[0]!r}?" if found else ""
 

@@ -17,6 +17,13 @@ results/
     teams/JOB.RESTART.STEP.json     where the processes of a job find one another, until they have (mode 0600)
     snapshots/DIGEST/               code the jobs run
     logs/  tables/  confusion/
+    sweep/                          report of the last sweep; jobs.sweeps.records writes the rest
+      latest                        name of the last sweep launched
+      DIGEST/                       one sweep, named by all that determines it
+        sweep.json                  what was launched
+        trials/TRIAL.json           which point a trial tried, and how far it came
+        ray/                        what Ray Tune keeps for itself
+        stop                        asks the sweep to stop
 """
 
 from __future__ import annotations
@@ -121,6 +128,11 @@ class Layout:
     @property
     def tables(self) -> Path:
         return self.folder / "tables"
+
+    @property
+    def sweep(self) -> Path:
+        """The report of the last sweep, and a folder for each sweep."""
+        return self.folder / "sweep"
 
 
 def valid_experiment_name(name: str) -> bool:

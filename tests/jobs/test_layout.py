@@ -26,4 +26,5 @@ def test_stages_are_shared_between_experiments() -> None:
     first, second = Layout(Path("results"), "one"), Layout(Path("results"), "two")
     assert first.stage("tapt", "abc") == second.stage("tapt", "abc")
     assert first.logs != second.logs
+    assert (first.sweep, second.sweep) == (Path("results/one/sweep"), Path("results/two/sweep"))
     assert first.stage("tapt", "abc").attempt(3).output == Path("results/store/tapt/abc/attempts/0003/output")

@@ -1,0 +1,326 @@
+"""What a sweep searches: points, each a set of cluster counts and perhaps further settings of the recipe. Pure.
+
+A set is drawn from a pool of counts; for Optuna it is written in random keys (J. C. Bean, "Genetic algorithms and random keys for
+sequencing and optimization", ORSA Journal on Computing 6(2), 1994): a size, and a weight for each count of the pool. The set is the counts
+of the largest weights, so that every draw is one of the sets, and the search sees each count by itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import itertools
+import json
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from jobs.config import Experiment
+from jobs.errors import UsageError
+from jobs.sweeps.settings import MAX_POINTS, RANGE_KEYS, flat
+from jobs.sweeps.values import SECTION, item, plain, text, typed
+
+METHOD = "ptapt"  # the method that has cluster counts
+COUNTS = "cluster.counts"  # their key in the recipe
+DIGITS = 4  # of a number drawn from a range that count: more would only make labels and override lines long
+_DRAWS = 200  # for each point asked for, before a space is taken to hold no more of them
+
+
+@dataclass(frozen=True)
+class Point:
+    """One thing to try, in one form only: counts ascending, settings by key, values as JSON has them (of an enum, the name)."""
+
+    counts: tuple[int, ...]
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "counts", tuple(sorted(self.counts)))
+        object.__setattr__(self, "settings", tuple(sorted(((key, value) for key, value in self.settings), key=lambda item: item[0])))
+
+    @property
+    def label(self) -> str:
+        """What a person reads: `16+64, ptapt.learning_rate=0.0005`."""
+        return ", ".join((set_label(self.counts), *(f"{key}={text(value)}" for key, value in self.settings)))
+
+    @property
+    def name(self) -> str:
+        """Of files: short, and of no other point."""
+        counts = "k" + "-".join(map(str, self.counts))
+        if len(counts) > 48:
+            counts = f"{len(self.counts)}k-{_digest(self.counts)}"
+        return f"{counts}-{_digest(self.settings)}" if self.settings else counts
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """`KEY=VALUE` arguments that make an ordinary experiment of this point."""
+        return (
+            f"recipe.{COUNTS}=[{','.join(map(str, self.counts))}]",
+            *(f"recipe.{key}={text(value)}" for key, value in self.settings),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {"counts": list(self.counts), "settings": dict(self.settings)}
+
+
+def point_from_json(value: Mapping[str, Any]) -> Point:
+    """The point that `to_json` wrote; ValueError for anything else."""
+    try:
+        counts, settings = list(value["counts"]), dict(value["settings"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"not a point of a sweep: {value!r}") from error
+    if not counts or not all(type(k) is int for k in counts):
+        raise ValueError(f"not a point of a sweep: {value!r}")
+    return Point(tuple(counts), tuple(settings.items()))
+
+
+def set_label(counts: Sequence[int]) -> str:
+    """What a person reads of a set of cluster counts: `16+64`."""
+    return "+".join(map(str, counts))
+
+
+@dataclass(frozen=True)
+class Range:
+    """All numbers from `low` to `high`, both included; whole ones where both are whole; `log`: evenly in their logarithm."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    @property
+    def whole(self) -> bool:
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    def at(self, share: float) -> float:
+        """The number at a share from 0 to 1 of the way, which is uniform where the share is."""
+        low, high = (self.low, self.high + 1) if self.whole else (self.low, self.high)
+        number = math.exp(math.log(low) + share * (math.log(high) - math.log(low))) if self.log else low + share * (high - low)
+        return self.fitted(math.floor(number + 1e-9) if self.whole else number)
+
+    def fitted(self, number: float) -> float:
+        """The nearest number that a point may have."""
+        if self.whole:
+            return min(max(round(number), self.low), self.high)
+        scale = min(abs(number) or math.inf, self.high - self.low)
+        return min(max(round(number, DIGITS - 1 - math.floor(math.log10(scale))), self.low), self.high)
+
+
+@dataclass(frozen=True)
+class Space:
+    """All points that a sweep may try: every set with every choice and every number of the ranges."""
+
+    sets: tuple[tuple[int, ...], ...]  # ascending each; small ones first where they come from a pool
+    pool: tuple[int, ...]  # every count of any set, ascending
+    sizes: tuple[int, ...] = ()  # of sets drawn from the pool; (): the sets were named
+    choices: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+
+    @property
+    def size(self) -> float:
+        """How many points there are; infinite where a range holds more than whole numbers."""
+        numbers = [each.high - each.low + 1 if each.whole else math.inf for each in self.ranges.values()]
+        return math.prod([len(self.sets), *map(len, self.choices.values()), *numbers])
+
+
+def space_of(experiment: Experiment) -> Space:
+    """The space that an experiment's section `sweep` describes. UsageError in one line for what cannot be searched."""
+    sweep = experiment.sweep
+    if sweep.sets:
+        sets = _named_sets(sweep.sets)
+        if sweep.counts or sweep.sizes:
+            raise UsageError("sweep.sets: in place of sweep.counts and sweep.sizes, not beside them; add `sweep.counts=[] sweep.sizes=[]`")
+        pool = tuple(sorted(set(itertools.chain(*sets))))
+        sizes: tuple[int, ...] = ()
+    else:
+        pool, sizes = _pool(experiment)
+        sets = tuple(itertools.chain.from_iterable(itertools.combinations(pool, size) for size in sizes))
+    choices: dict[str, tuple[Any, ...]] = {}
+    ranges: dict[str, Range] = {}
+    for key, asked in sorted(flat(sweep.settings).items()):
+        if asked is None:
+            continue
+        if key == COUNTS:
+            raise UsageError(f"{SECTION}.{key}: sets of cluster counts are asked for by sweep.counts and sweep.sizes, or by sweep.sets")
+        if isinstance(asked, Mapping):
+            ranges[key] = _range(type(experiment.recipe), key, asked)
+        else:
+            choices[key] = _choices(type(experiment.recipe), key, asked)
+    return Space(sets, pool, sizes, choices, ranges)
+
+
+def grid_points(space: Space) -> tuple[Point, ...]:
+    """Every point. UsageError where there is no end of them."""
+    for key in space.ranges:
+        raise UsageError(f"{SECTION}.{key}: a grid needs choices, for example [a, b]; ranges are for sweep.search=random or optuna")
+    if space.size > MAX_POINTS:
+        raise UsageError(
+            f"sweep: a grid of {space.size:.0f} points, at most {MAX_POINTS}; name fewer counts, sizes or choices, or sweep.search=random"
+        )
+    keys = list(space.choices)
+    return tuple(
+        Point(counts, tuple(zip(keys, values, strict=True)))
+        for counts, values in itertools.product(space.sets, itertools.product(*space.choices.values()))
+    )
+
+
+def random_points(space: Space, trials: int, seed: int) -> tuple[Point, ...]:
+    """Distinct points, each set and each setting as likely as any other; fewer than asked for where the space holds fewer.
+
+    Only `random()` is called of the generator: its sequence alone is promised to be the same in every version of Python.
+    """
+    draw = random.Random(seed).random
+
+    def one_of(values: Sequence[Any]) -> Any:
+        return values[int(draw() * len(values))]
+
+    found: dict[Point, None] = {}
+    for _ in range(_DRAWS * trials):
+        if len(found) >= min(trials, space.size):
+            break
+        counts = one_of(space.sets)
+        chosen = [(key, one_of(values)) for key, values in space.choices.items()]
+        drawn = [(key, each.at(draw())) for key, each in space.ranges.items()]
+        found[Point(counts, (*chosen, *drawn))] = None
+    return tuple(found)
+
+
+def parameters(space: Space) -> Mapping[str, tuple[Any, ...] | Range]:
+    """What a search that learns, such as Optuna's, is to choose: choices and ranges by name. `decode` makes a point of them."""
+    found: dict[str, tuple[Any, ...] | Range] = {}
+    if not space.sizes or len(space.sets) == 1:
+        found["set"] = tuple(set_label(counts) for counts in space.sets)
+    else:
+        if len(space.sizes) > 1:
+            found["size"] = space.sizes
+        found |= {f"weight.{k}": Range(0.0, 1.0) for k in space.pool}
+    found |= {f"recipe.{key}": values for key, values in space.choices.items()}
+    return found | {f"recipe.{key}": each for key, each in space.ranges.items()}
+
+
+def decode(space: Space, config: Mapping[str, Any]) -> Point:
+    """The point that values of `parameters` mean; of equal weights the smaller count comes first. KeyError where one is missing."""
+    if not space.sizes or len(space.sets) == 1:
+        counts = {set_label(each): each for each in space.sets}[config["set"]]
+    else:
+        size = int(config["size"]) if len(space.sizes) > 1 else space.sizes[0]
+        counts = tuple(sorted(space.pool, key=lambda k: (-float(config[f"weight.{k}"]), k))[:size])
+    chosen = [(key, {text(each): each for each in values}[text(config[f"recipe.{key}"])]) for key, values in space.choices.items()]
+    drawn = [(key, each.fitted(float(config[f"recipe.{key}"]))) for key, each in space.ranges.items()]
+    return Point(counts, (*chosen, *drawn))
+
+
+def apply(experiment: Experiment, point: Point) -> Experiment:
+    """The experiment that a point is a trial of, with the recipe that the point's overrides would give on the command line."""
+    recipe = copy.deepcopy(experiment.recipe)
+    for key, value in ((COUNTS, list(point.counts)), *point.settings):
+        *sections, last = key.split(".")
+        inner = functools.reduce(item, sections, recipe)
+        given = value if key == COUNTS else typed(type(recipe), key, value)
+        if isinstance(inner, dict):
+            inner[last] = given
+        else:
+            setattr(inner, last, given)
+    return replace(experiment, recipe=recipe, methods=[METHOD])
+
+
+def ends(space: Space) -> Iterator[Point]:
+    """A point for each combination of choices and ends of ranges, all with every count of the pool: what can be told before a trial."""
+    axes = _axes(space)
+    for values in itertools.product(*axes.values()):
+        yield Point(space.pool, tuple(zip(axes, values, strict=True)))
+
+
+def variations(space: Space) -> dict[str, tuple[Point, ...]]:
+    """By key: the first of `ends` with each of this key's choices, or the ends of its range, in turn."""
+    first = dict(next(ends(space)).settings)
+    return {key: tuple(Point(space.pool, tuple({**first, key: value}.items())) for value in values) for key, values in _axes(space).items()}
+
+
+def _axes(space: Space) -> dict[str, tuple[Any, ...]]:
+    return {**space.choices, **{key: (each.low, each.high) for key, each in space.ranges.items()}}
+
+
+def _named_sets(asked: Sequence[Any]) -> tuple[tuple[int, ...], ...]:
+    if len(asked) > MAX_POINTS:
+        raise UsageError(f"sweep.sets: {len(asked)} sets, at most {MAX_POINTS}")
+    found: list[tuple[int, ...]] = []
+    for counts in asked:
+        if not isinstance(counts, list):
+            raise UsageError(f"sweep.sets: {counts!r} is not a set; write each as a list of cluster counts, for example [[16], [16, 64]]")
+        if not counts:
+            raise UsageError("sweep.sets: an empty set; name at least one number of clusters in each")
+        ascending = _counts("sweep.sets", counts)
+        if ascending in found:
+            raise UsageError(f"sweep.sets: {list(ascending)} is there twice; name each set once")
+        found.append(ascending)
+    return tuple(found)
+
+
+def _pool(experiment: Experiment) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Counts that sets are drawn from, and the sizes of those sets."""
+    sweep = experiment.sweep
+    if sweep.counts:
+        pool = _counts("sweep.counts", sweep.counts)
+    else:
+        pool = _counts(f"recipe.{COUNTS}", functools.reduce(item, COUNTS.split("."), experiment.recipe))
+    sizes = tuple(sorted(sweep.sizes or range(1, len(pool) + 1)))
+    for size in sizes:
+        if not 1 <= size <= len(pool):
+            raise UsageError(f"sweep.sizes: no set of {size} from {len(pool)} cluster counts {list(pool)}; allowed: 1 to {len(pool)}")
+    if len(set(sizes)) != len(sizes):
+        raise UsageError(f"sweep.sizes: {sweep.sizes} names a size twice")
+    number = sum(math.comb(len(pool), size) for size in sizes)
+    if number > MAX_POINTS:
+        raise UsageError(f"sweep.counts: {number} sets, at most {MAX_POINTS}; name fewer counts, or their sizes by sweep.sizes")
+    return pool, sizes
+
+
+def _counts(key: str, counts: Sequence[Any]) -> tuple[int, ...]:
+    if not counts:
+        raise UsageError(f"{key}=[]: an empty set; name at least one number of clusters")
+    for k in counts:
+        if type(k) is not int or k < 2:
+            raise UsageError(f"{key}: {k!r} is not a number of clusters; whole numbers from 2")
+    if len(set(counts)) != len(counts):
+        raise UsageError(f"{key}: {list(counts)} names a number of clusters twice")
+    return tuple(sorted(counts))
+
+
+def _choices(schema: type[Any], key: str, asked: Any) -> tuple[Any, ...]:
+    where = f"{SECTION}.{key}"
+    if not isinstance(asked, list):
+        typed(schema, key, asked)  # a wrong key or value is told first
+        raise UsageError(f"{where}: {asked!r} is one value; give a list of choices, or a range {{low: a, high: b, log: false}}")
+    if not asked:
+        raise UsageError(f"{where}: no choices; name at least one, or null to leave the key out")
+    for value in asked:
+        if isinstance(value, list | dict):
+            raise UsageError(f"{where}: {value!r} is not one value; choices are numbers, names, true, false or null")
+    found = [plain(typed(schema, key, value)) for value in asked]
+    return tuple({text(value): value for value in found}.values())
+
+
+def _range(schema: type[Any], key: str, asked: Mapping[str, Any]) -> Range:
+    where = f"{SECTION}.{key}"
+    if unknown := set(asked) - RANGE_KEYS:
+        raise UsageError(f"{where}: a range has no key {min(unknown)!r}; write {{low: a, high: b, log: false}}")
+    for end in ("low", "high"):
+        if isinstance(asked.get(end), list | dict | None):
+            raise UsageError(f"{where}: a range has a number for `{end}`; write {{low: a, high: b, log: false}}")
+    low, high = (plain(typed(schema, key, asked[end])) for end in ("low", "high"))
+    log = asked.get("log", False)
+    if type(log) is not bool:
+        raise UsageError(f"{where}.log: {log!r} is neither true nor false")
+    if type(low) not in (int, float) or type(high) not in (int, float):
+        raise UsageError(f"{where}: a range is of numbers; give a list of choices")
+    if not low < high:
+        raise UsageError(f"{where}: low={text(low)} is not below high={text(high)}")
+    if log and low <= 0:
+        raise UsageError(f"{where}: low={text(low)}: a range with log: true begins above 0")
+    return Range(low, high, log) if type(low) is type(high) else Range(float(low), float(high), log)
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:10]
