@@ -18,7 +18,7 @@ from jobs.experience import asks_in_words
 from jobs.failures import COMMUNICATION_RETRIES, DISK_RETRIES, MEMORY_RETRIES, MEMORY_STEP, Ended, FailureClass, cancelled_by_hand
 from jobs.graph import Graph, Node, Run
 from jobs.layout import Layout
-from jobs.liveness import GONE_SECONDS
+from jobs.liveness import GONE_SECONDS, is_slurms
 from jobs.local import log_of
 from jobs.observe import Sight, ended_attempts, newest_checkpoint, read_attempts
 from jobs.outliers import Verdict, verdict_in_words
@@ -234,7 +234,7 @@ def request_words(request: Request) -> str:
 def _attempt_lines(each: AttemptStory) -> list[str]:
     claim = each.claim
     where = claim.host if claim.node in ("", claim.host) else f"{claim.host} (node {claim.node})"
-    job = f", Slurm job {claim.slurm_job}" if claim.slurm_job else f", process {claim.pid}"
+    job = f", Slurm job {claim.slurm_job}" if is_slurms(claim.slurm_job) else f", process {claim.pid}"
     lasted = "" if each.seconds is None else f", {_duration(each.seconds)}"
     slurm = f"; Slurm says {each.state}" if each.state and (each.ended is None or each.state not in each.ended.error) else ""
     head = f"  attempt {each.number}, {moment(claim.started)}, on {where}{job}{lasted}"

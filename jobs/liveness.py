@@ -19,6 +19,7 @@ from jobs.records import Claim
 HEARTBEAT_SECONDS = 10.0
 QUIET_SECONDS = 300.0  # without a heartbeat a claim is given up after this: several times what attribute caches of NFS may hide (60 s)
 GONE_SECONDS = 45.0  # the same where the queue says that the job is gone: the queue may have been read just before the job began
+JOB_VARIABLE = "SER_GRID_JOB"  # set by whoever starts workers that are several in one Slurm job, or in none, and whom it tells apart
 
 
 def own_node() -> str:
@@ -34,7 +35,7 @@ def new_claim(number: int, *, log: str = "", relief: int = 0, checkpoint: float 
         pid=os.getpid(),
         process_start=process_start(os.getpid()),
         started=time.time(),
-        slurm_job=own_slurm_job(),
+        slurm_job=own_job(),
         node=own_node(),
         log=log,
         relief=relief,
@@ -43,10 +44,23 @@ def new_claim(number: int, *, log: str = "", relief: int = 0, checkpoint: float 
     )
 
 
+def own_job() -> str:
+    """The job that this process computes for, as claims name it: its starter's name for it, else the Slurm job it runs in.
+
+    A job of one name has one execution at a time. A Slurm job does; the tasks that a sweep computes inside of one do not.
+    """
+    return os.environ.get(JOB_VARIABLE, "") or own_slurm_job()
+
+
 def own_slurm_job() -> str:
     """`ARRAY_INDEX` or `JOB` of the Slurm job this process runs in; "" outside of Slurm."""
     array, index = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{index}" if array and index else os.environ.get("SLURM_JOB_ID", "")
+
+
+def is_slurms(job: str) -> bool:
+    """Whether a job that a claim names is one of Slurm's, and not a starter's name for a task of its own."""
+    return job[:1].isdigit()
 
 
 def process_start(pid: int) -> str:
@@ -75,8 +89,8 @@ def claim_alive(claim: Claim, heartbeat: float, *, live_jobs: Collection[str] | 
         return claim.slurm_job in live_jobs or quiet < GONE_SECONDS
     if claim.slurm_job and claim.slurm_job in gone:
         return quiet < GONE_SECONDS
-    if claim.slurm_job and claim.slurm_job == own_slurm_job() and claim.pid != os.getpid():
-        return False  # we are the same job, requeued: Slurm ended the former execution before it began this one
+    if claim.slurm_job and claim.slurm_job == own_job() and claim.pid != os.getpid():
+        return False  # we are the same job, requeued: its former execution was ended before this one began
     return quiet < QUIET_SECONDS
 
 

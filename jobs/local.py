@@ -59,6 +59,7 @@ class _Held:
     priority: float
     log: Path
     relief: int
+    gone: tuple[str, ...]
     submitted: float  # seconds since the epoch
     crowded: bool = False  # it has run out of memory on a GPU that it shared
     devices: tuple[str, ...] = ()
@@ -70,7 +71,8 @@ class LocalExecutor:
     """Holds tasks of one experiment and runs them; satisfies jobs.plan.Executor.
 
     `resources` says what a stage is given, by name; `preload` names modules (or `module:function`) that the fork server imports before the
-    first fork; `code` is the folder that workers import from. Use it in a `with` block: no process outlives it.
+    first fork; `code` is the folder that workers import from, `environment` is added to theirs. Use it in a `with` block: no process
+    outlives it.
     """
 
     place: Workplace
@@ -79,6 +81,7 @@ class LocalExecutor:
     capacity: Capacity
     preload: Sequence[str] = ()
     code: Path = REPOSITORY
+    environment: Mapping[str, str] = field(default_factory=dict)
     _held: dict[str, _Held] = field(default_factory=dict)
     _of_key: dict[str, str] = field(default_factory=dict)
     _server: subprocess.Popen[bytes] | None = None
@@ -122,6 +125,7 @@ class LocalExecutor:
                 priority=self._critical[1][key],
                 log=log_of(self.layout, node),
                 relief=batch.request.relief,
+                gone=batch.gone,
                 submitted=time.time(),
                 crowded=was_crowded(self.layout.stage(node.stage, key)),
             )
@@ -215,14 +219,14 @@ class LocalExecutor:
     def _start(self, held: _Held, devices: tuple[str, ...]) -> None:
         held.running, held.devices = True, devices
         environment = {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if self.capacity.gpus else {}
-        description = describe(self.place, held.graph, [held.keys], held.relief)
+        description = describe(self.place, held.graph, [held.keys], held.relief, held.gone)
         self._ask(
             {
                 "start": held.name,
                 "task": description_to_json(replace(description, team=processes_here(self.resources(held.node.stage), held.needs))),
                 "index": 0,
                 "threads": held.needs.cpus,
-                "environment": environment,
+                "environment": {**environment, **self.environment},
                 "beside": held.needs.share - 1,
                 "log": str(held.log),
             }

@@ -17,7 +17,7 @@ from jobs.failures import Ended, FailureClass, blames_node, cancelled_by_hand, c
 from jobs.graph import Graph
 from jobs.index import index_of
 from jobs.layout import Layout, StageFolder
-from jobs.liveness import claim_alive
+from jobs.liveness import claim_alive, is_slurms
 from jobs.plan import Departure, NodeFacts, needed_keys
 from jobs.records import Claim, Ending, Outcome, artifacts_present, attempt_numbers, read_claim, read_outcome, read_result
 
@@ -89,7 +89,8 @@ def read_facts(
     asked = [*undone, *retried]
     departures = sight.departures(asked) if asked else {}
     read = [*(key for key in undone if key in begun[graph.nodes[key].stage]), *retried]
-    files = {key: _read_attempts(layout.stage(graph.nodes[key].stage, key), sight) for key in read}
+    left = {key: frozenset(each.job for each in departures.get(key, ())) for key in read}
+    files = {key: _read_attempts(layout.stage(graph.nodes[key].stage, key), sight, left[key]) for key in read}
     begun_jobs = {attempt.job for attempts in files.values() for attempt in attempts if attempt.job}
     unbegun = {key: [each for each in departures.get(key, ()) if each.job not in begun_jobs] for key in undone}
     silent = {key: _silent(graph, key, facts, unbegun[key], sight.since) for key in undone}
@@ -158,7 +159,7 @@ def _why_asked_to_stop(said: FailureClass, state: str, requeued: bool) -> Failur
 
 def holder(claim: Claim) -> str:
     """Who executes an attempt, in words."""
-    return f"Slurm job {claim.slurm_job}" if claim.slurm_job else f"process {claim.pid} on {claim.host}"
+    return f"Slurm job {claim.slurm_job}" if is_slurms(claim.slurm_job) else f"process {claim.pid} on {claim.host}"
 
 
 def read_attempts(folder: StageFolder, sight: Sight) -> tuple[AttemptFiles, ...]:
@@ -175,7 +176,8 @@ def newest_checkpoint(folder: StageFolder) -> float:
         return 0.0
 
 
-def _read_attempts(folder: StageFolder, sight: Sight) -> list[AttemptFiles]:
+def _read_attempts(folder: StageFolder, sight: Sight, gone: Collection[str] = ()) -> list[AttemptFiles]:
+    """`gone`: jobs that are known to have ended, for whom the queue cannot be asked."""
     result = read_result_number(folder)
     found: list[AttemptFiles] = []
     for number in attempt_numbers(folder):
@@ -184,7 +186,7 @@ def _read_attempts(folder: StageFolder, sight: Sight) -> list[AttemptFiles]:
         if claim is None:
             continue
         over = outcome is not None or number == result
-        alive = not over and claim_alive(claim, _modified(attempt.claim), live_jobs=sight.live_jobs, now=sight.clock())
+        alive = not over and claim_alive(claim, _modified(attempt.claim), live_jobs=sight.live_jobs, now=sight.clock(), gone=gone)
         found.append(AttemptFiles(number, claim, outcome, alive, number == result))
     last_of_job = {attempt.job: attempt.number for attempt in found if attempt.job}
     # Slurm ends one execution of a job before it begins the next: what runs under the number of a requeued job is the last attempt.

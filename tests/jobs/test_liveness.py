@@ -12,7 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from jobs.liveness import GONE_SECONDS, QUIET_SECONDS, Heartbeat, claim_alive, new_claim, own_slurm_job, process_start
+from jobs.liveness import (
+    GONE_SECONDS,
+    JOB_VARIABLE,
+    QUIET_SECONDS,
+    Heartbeat,
+    claim_alive,
+    is_slurms,
+    new_claim,
+    own_job,
+    own_slurm_job,
+    process_start,
+)
 from jobs.records import Claim
 
 ELSEWHERE = Claim(1, "node9", 4, "another-boot/pid:[1]/77", 100.0)
@@ -67,6 +78,22 @@ def test_a_requeued_job_does_not_wait_for_itself(monkeypatch: pytest.MonkeyPatch
     assert own_slurm_job() == "7_3"
     assert not claim_alive(replace(ELSEWHERE, slurm_job="7_3"), 1000.0, live_jobs=None, now=1000.0)
     assert claim_alive(replace(ELSEWHERE, slurm_job="7_4"), 1000.0, live_jobs=None, now=1000.0)
+
+
+def test_tasks_of_one_slurm_job_on_two_nodes_are_told_apart_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All nodes of an allocation have its number. Tasks with names of their own are both alive; one begun again under its name is not."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv(JOB_VARIABLE, "ray-abc-1")
+    claim = new_claim(1)
+    assert (claim.slurm_job, own_job(), own_slurm_job()) == ("ray-abc-1", "ray-abc-1", "7")
+    monkeypatch.setenv(JOB_VARIABLE, "ray-abc-2")  # from here on as the other node sees it
+    elsewhere = replace(claim, process_start=ELSEWHERE.process_start, pid=4)
+    assert claim_alive(elsewhere, 1000.0, live_jobs=None, now=1000.0 + GONE_SECONDS + 1)
+    assert claim_alive(replace(elsewhere, slurm_job="ray-abc-3"), 1000.0, live_jobs=None, now=1000.0)
+    assert not claim_alive(replace(elsewhere, slurm_job="ray-abc-2"), 1000.0, live_jobs=None, now=1000.0)
+    assert not claim_alive(elsewhere, 1000.0, live_jobs=None, now=1000.0 + GONE_SECONDS + 1, gone=("ray-abc-1",))
+    monkeypatch.delenv(JOB_VARIABLE)
+    assert (own_job(), is_slurms(own_job()), is_slurms("ray-abc-1"), is_slurms("")) == ("7", True, False, False)
 
 
 @pytest.mark.parametrize(("age", "alive"), [(GONE_SECONDS - 1, True), (GONE_SECONDS + 1, False)])

@@ -1,0 +1,21 @@
+"""One Ray for all tests of sweeps: starting it takes seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.capacity import Capacity
+from jobs.sweeps import ray_cluster
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+CAPACITY = Capacity(2, ("5", "7"), 8.0)  # GPUs by name only: nothing here computes on one
+
+
+@pytest.fixture(scope="session")
+def ray_here() -> Iterator[Capacity]:
+    """A Ray of this process, with two cores and two GPUs that are not there."""
+    with ray_cluster.ray_here(CAPACITY, REPOSITORY):
+        yield CAPACITY
