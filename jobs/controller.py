@@ -1,6 +1,6 @@
 """Level-triggered control: look at files and queue, plan, submit; again until nothing is left to do. It keeps no state that matters.
 
-`reconcile` is one pass, for any executor. `wait_for` repeats it with a pause in between, `run_local` whenever a task ends on this machine.
+`reconcile` is one pass, for any executor. `wait_for` repeats it with a pause in between, `run_local` whenever a task of this process ends.
 A pass that is cut off anywhere is made good by the next: what it submitted is in flight, what it did not is planned again.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import signal
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -23,7 +23,6 @@ from jobs.failures import FailureClass
 from jobs.graph import Graph, Node
 from jobs.index import index_of
 from jobs.layout import Layout
-from jobs.local import LocalExecutor
 from jobs.observe import Sight, read_facts
 from jobs.plan import Batch, Departure, Executor, InFlight, Limits, NodeFacts, Phase, Plan, make_plan
 from jobs.rounds import Judgements, replay
@@ -52,6 +51,27 @@ class SeesQueue(NotesDepartures, Protocol):
 
     def settling(self) -> frozenset[str]:
         """Keys of elements that have left the queue a short while ago, and it is not known yet how they ended."""
+
+
+class Ended(Protocol):
+    """A task that is over."""
+
+    @property
+    def keys(self) -> tuple[str, ...]: ...
+
+
+class NearbyExecutor(Executor, Protocol):
+    """An executor that this process waits for, and whose tasks it can ask to leave."""
+
+    @property
+    def idle(self) -> bool:
+        """Nothing waits or runs there."""
+
+    def wait(self, seconds: float) -> Sequence[Ended]:
+        """Wait for a task to end, at most `seconds`; returns the tasks that have ended."""
+
+    def stop(self, *, grace: float, hurry: Callable[[], bool]) -> Sequence[Ended]:
+        """Ask all tasks to write a checkpoint and leave; end what is left after `grace` seconds, or as soon as `hurry` says so."""
 
 
 @dataclass(frozen=True)
@@ -127,16 +147,26 @@ class Report:
 
 
 class Interrupts:
-    """Counts Ctrl-C and requests to terminate while its `with` block lasts, instead of being torn out of the middle of something."""
+    """Counts Ctrl-C and requests to terminate while its `with` block lasts, instead of being torn out of the middle of something.
 
-    def __init__(self) -> None:
-        self.count = 0
+    `stopped` tells the count in their place, where it is not signals that ask this process to stop.
+    """
+
+    def __init__(self, stopped: Callable[[], int] | None = None) -> None:
+        self._stopped = stopped
+        self._noted = 0
         self._former: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            self._former[number] = signal.signal(number, self._note)
+        if self._stopped is None:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                self._former[number] = signal.signal(number, self._note)
         return self
+
+    @property
+    def count(self) -> int:
+        """How often this process was asked to stop."""
+        return self._noted if self._stopped is None else self._stopped()
 
     def __exit__(self, *error: object) -> None:
         for number, former in self._former.items():
@@ -149,7 +179,7 @@ class Interrupts:
             time.sleep(min(left, SLICE_SECONDS))
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.count += 1
+        self._noted += 1
 
 
 def reconcile(desired: Desired, executor: Executor) -> Report:
@@ -246,20 +276,22 @@ def wait_for(
 
 def run_local(
     desired: Desired,
-    executor: LocalExecutor,
+    executor: NearbyExecutor,
     *,
     grace_seconds: float = 60.0,
     tell: Callable[[Event], None] = lambda event: None,
     stopping: Callable[[int], None] = lambda running: None,
+    stopped: Callable[[], int] | None = None,
 ) -> Report:
     """Run until every run is done or given up, planning again whenever a task ends.
 
     On Ctrl-C (or SIGTERM, SIGHUP) `stopping` is told how many workers are asked to write a checkpoint; they get `grace_seconds`, a second
-    Ctrl-C ends the grace. The same command goes on from there.
+    Ctrl-C ends the grace. The same command goes on from there. Where `stopped` is given, no signal is heard: it says how often this was
+    asked to stop, and is called at every look.
     """
     desired = replace(desired, runs_per_task={}, bounds=None)  # workers are forked: nothing is gained by computing several stages in one
     report = reconcile(desired, executor)
-    with Interrupts() as interrupts:
+    with Interrupts(stopped) as interrupts:
         looked = time.monotonic()
         while not report.plan.settled and not interrupts.count:
             touched = {key for ended in executor.wait(SLICE_SECONDS) for key in ended.keys}

@@ -6,7 +6,7 @@ it without importing this one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -118,4 +118,29 @@ class Registry(Protocol):
         training does not count, or "".
         Raises `Interrupted` of its own package after a checkpoint when `should_stop` turned true: the worker knows it
         by its attribute `interrupted = True`.
+        """
+
+
+class SweepRegistry(Registry, Protocol):
+    """A registry whose runs can be scored on speakers of the training folds, so that settings are chosen without the held-out fold.
+
+    Stages that are trained for such a run never read a recording of these speakers, nor of the held-out fold.
+    """
+
+    def calls(self, method: str, recipe: Any, validation: Mapping[str, Sequence[str]] | None = None) -> Callable[[str, int], StageCall]:
+        """As for every registry; `validation`: fold -> the speakers that its runs are scored on (None: on the held-out fold)."""
+
+    def check(self, recipe: Any) -> None:
+        """Raise an error with lines for the user where a value is out of its range."""
+
+    def validation_speakers(self, corpus: Path, fold: str) -> tuple[str, ...]:
+        """The speakers that runs of a fold are scored on. Raises an error with one line for the user where none are left."""
+
+    def training_frames(self, corpus: Path, recipe: Any, fold: str, validation: Sequence[str]) -> int:
+        """How many frames are clustered for a fold: no more clusters can be asked for."""
+
+    def proxies(self, corpus: Path, fold: str, validation: Sequence[str], clusters: Mapping[int, Path]) -> Mapping[str, Any]:
+        """What clusters have to do with the labels, by their number: `{"k": {"16": {"purity": 0.31, "nmi": 0.05}}}`.
+
+        `clusters`: number -> folder with the artifacts of its stage.
         """

@@ -1,0 +1,365 @@
+"""What is on record of a sweep: what was launched, and how far every trial has come. The one writer of the files in a sweep's folder.
+
+A record says which points were tried. What was computed is in the results of the store, and a record names them by their keys.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from enum import Enum, IntEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jobs.config import Experiment, resolved_values, restore_experiment
+from jobs.errors import UsageError
+from jobs.experiment import Corpus
+from jobs.graph import canonical_json
+from jobs.layout import Layout
+from jobs.records import read_json, write_json, write_text
+from jobs.sweeps.space import Point, Range, Space, point_from_json, space_of
+from jobs.tasks import Workplace, load_object
+
+SCHEMA = 1
+DIGITS = 12  # of a sweep's name
+AGAIN = "launch `sweep` again to renew it"
+
+
+@dataclass(frozen=True)
+class SweepFolder:
+    """The folder of one sweep."""
+
+    path: Path
+
+    @property
+    def sweep(self) -> Path:
+        """What was launched."""
+        return self.path / "sweep.json"
+
+    @property
+    def trials(self) -> Path:
+        return self.path / "trials"
+
+    @property
+    def ray(self) -> Path:
+        """What Ray Tune keeps for itself."""
+        return self.path / "ray"
+
+    @property
+    def proxies(self) -> Path:
+        """What was found out about single stages, by their keys: may be removed, and is found out again."""
+        return self.path / "proxies"
+
+    @property
+    def stop(self) -> Path:
+        """Asks the sweep to stop, as long as it is there, whatever it says."""
+        return self.path / "stop"
+
+    @property
+    def stopping(self) -> Path:
+        """What its driver wants of trials that were asked to stop."""
+        return self.path / "stopping"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One sweep, ready to be run, here or by another process that reads its file."""
+
+    experiment: Experiment
+    config: str  # what the experiment's file in configs/experiment/ is called
+    corpus: Corpus
+    layout: Layout
+    place: Workplace
+    recipe_schema: str  # `module:attribute`
+    validation: Mapping[str, tuple[str, ...]]  # fold -> the speakers that its trials are scored on
+    launched: float  # seconds since the epoch
+    digest: str  # of all that determines it: its name
+    code: str  # folder that workers import from
+    preload: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> SweepFolder:
+        return SweepFolder(self.layout.sweep / self.digest)
+
+    @property
+    def folds(self) -> tuple[str, ...]:
+        """The held-out folds that every trial is evaluated on, in this order."""
+        return tuple(self.experiment.sweep.folds or self.experiment.folds or self.corpus.folds)
+
+    @property
+    def own_layout(self) -> Layout:
+        """Of what its stages leave beside the store: logs, the index. What is cancelled of the experiment is not cancelled of its sweep."""
+        return Layout(self.layout.root, self.folder.path.relative_to(self.layout.root).as_posix())
+
+    @property
+    def own_place(self) -> Workplace:
+        """Where its stages are computed."""
+        return replace(self.place, experiment=self.own_layout.experiment, launched=self.launched)
+
+    @cached_property
+    def space(self) -> Space:
+        return space_of(self.experiment)
+
+
+class TrialState(Enum):
+    """Where a trial stands."""
+
+    running = "running"
+    complete = "complete"  # every fold is done
+    stopped = "stopped"  # by the scheduler, before its last fold
+    failed = "failed"
+    interrupted = "interrupted"  # goes on when the sweep is launched again
+
+
+class StopLevel(IntEnum):
+    """What a sweep that is under way is asked for."""
+
+    none = 0
+    stop = 1  # stages write checkpoints
+    hurry = 2  # they are ended
+    leave = 3  # the driver has seen every trial stop: their processes may end
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One fine-tuning that counts, and its scores on the validation speakers, in percent."""
+
+    fold: str
+    slot: int
+    seed: int
+    key: str
+    ua: float
+    wa: float | None = None  # None: its stage gives no confusion matrix
+    macro_f1: float | None = None
+    diverged: str = ""  # why it would not count; of a run on record always ""
+
+
+@dataclass(frozen=True)
+class FoldRecord:
+    """One evaluated fold of a trial."""
+
+    fold: str
+    runs: tuple[RunRecord, ...]
+    stages: Mapping[str, str]  # key -> name of the stage: all that the fold of this point needs
+    proxies: Mapping[str, Any]  # what was seen on the way there: {"k": {"16": {...}}, "ptapt_loss": ..., ...}
+    ua: float  # mean of the runs
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One point, and how far its evaluation has come. `trial` is the point's name, so a point is on record once."""
+
+    trial: str
+    point: Point
+    state: TrialState
+    folds: tuple[FoldRecord, ...] = ()
+    error: str = ""  # of a failed one, in one line
+    began: float = 0.0  # seconds since the epoch
+    ended: float = 0.0  # 0: it has not
+
+    @property
+    def ua(self) -> float | None:
+        """The objective: mean over the folds done; None before the first."""
+        return running_means(self.folds)[-1] if self.folds else None
+
+
+def running_means(folds: tuple[FoldRecord, ...]) -> tuple[float, ...]:
+    """The objective after each fold."""
+    return tuple(sum(fold.ua for fold in folds[:count]) / count for count in range(1, len(folds) + 1))
+
+
+def sweep_digest(experiment: Experiment, corpus: Corpus, validation: Mapping[str, tuple[str, ...]], registry: Any) -> str:
+    """Name of a sweep: of the points it may try, how they are found and judged, and every stage of a point.
+
+    Not of where and on what it runs: the same sweep goes on with other resources.
+    """
+    from jobs.sweeps.trial import fold_graph
+
+    space, sweep = space_of(experiment), experiment.sweep
+    folds = tuple(sweep.folds or experiment.folds or corpus.folds)
+    first = Point(tuple(sorted(space.sets[0] if space.sets else space.pool)))
+    stages = {fold: list(fold_graph(experiment, corpus, first, fold, validation[fold], registry).nodes) for fold in folds}
+    value = {
+        "space": _plain(space),
+        "search": {
+            "kind": sweep.search.name,
+            "trials": sweep.trials,
+            "seed": sweep.seed,
+            "stopping": sweep.stopping.name,
+            "grace_folds": sweep.grace_folds,
+            "reduction": sweep.reduction,
+        },
+        "folds": list(folds),
+        "stages": stages,
+    }
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:DIGITS]
+
+
+def store_sweep(sweep: Sweep) -> None:
+    """Remember a sweep as the last one launched, which lifts a request that it stop."""
+    value = {
+        "schema": SCHEMA,
+        "config": resolved_values(sweep.experiment),
+        "file": sweep.config,
+        "corpus": {**asdict(sweep.corpus), "folds": list(sweep.corpus.folds)},
+        "place": {**asdict(sweep.place), "packages": list(sweep.place.packages)},
+        "recipe_schema": sweep.recipe_schema,
+        "validation": {fold: list(speakers) for fold, speakers in sweep.validation.items()},
+        "launched": sweep.launched,
+        "digest": sweep.digest,
+        "code": sweep.code,
+        "preload": list(sweep.preload),
+    }
+    write_json(sweep.folder.sweep, value)
+    write_text(latest_file(sweep.layout), f"{sweep.digest}\n")
+    lift_stop(sweep.folder)
+
+
+def load_sweep(path: Path) -> Sweep:
+    """The sweep whose folder this is. Raises UsageError where its file is missing, damaged, or of another version of the program."""
+    folder = SweepFolder(path.resolve())
+    value = read_json(folder.sweep)
+    if value is None or value.get("schema") != SCHEMA:
+        state = "damaged, or of another version of the program" if folder.sweep.is_file() else "no such sweep"
+        raise UsageError(f"{folder.sweep}: {state}; {AGAIN}")
+    try:
+        stated, place = value["corpus"], value["place"]
+        corpus = Corpus(str(stated["name"]), str(stated["digest"]), tuple(stated["folds"]), str(stated["folder"]))
+        layout = Layout(folder.path.parents[2], folder.path.parents[1].name)
+        return Sweep(
+            experiment=restore_experiment(value["config"], recipe_schema=load_object(value["recipe_schema"])),
+            config=str(value["file"]),
+            corpus=corpus,
+            layout=layout,
+            place=Workplace(**{**place, "results": str(layout.root), "packages": tuple(place["packages"])}),
+            recipe_schema=str(value["recipe_schema"]),
+            validation={str(fold): tuple(map(str, speakers)) for fold, speakers in value["validation"].items()},
+            launched=float(value["launched"]),
+            digest=folder.path.name,
+            code=str(value["code"]),
+            preload=tuple(map(str, value["preload"])),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, ImportError) as error:
+        raise UsageError(f"{folder.sweep}: damaged ({error!r}); {AGAIN}") from error
+
+
+def latest_file(layout: Layout) -> Path:
+    """Holds the name of the last sweep launched."""
+    return layout.sweep / "latest"
+
+
+def latest_sweep(layout: Layout) -> Sweep | None:
+    """The last sweep launched of an experiment; None if there was none. Raises UsageError where it is not there any more, or damaged."""
+    try:
+        digest = latest_file(layout).read_text(encoding="utf-8").strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{latest_file(layout)}: damaged; {AGAIN}") from error
+    if not digest.isalnum():
+        raise UsageError(f"{latest_file(layout)}: damaged; {AGAIN}")
+    return load_sweep(layout.sweep / digest)
+
+
+def write_trial(folder: SweepFolder, record: TrialRecord) -> None:
+    """State how far a trial has come. Its own process does while it evaluates, the driver before and after: never both at once."""
+    value = {
+        "schema": SCHEMA,
+        "trial": record.trial,
+        "point": record.point.to_json(),
+        "state": record.state.value,
+        "folds": [asdict(fold) for fold in record.folds],
+        "error": record.error,
+        "began": record.began,
+        "ended": record.ended,
+    }
+    write_json(_trial_file(folder, record.trial), value)
+
+
+def read_trial(folder: SweepFolder, trial: str) -> TrialRecord | None:
+    """The record of one trial; None where there is no whole one."""
+    value = read_json(_trial_file(folder, trial))
+    if value is None or value.get("schema") != SCHEMA or value.get("trial") != trial:
+        return None
+    try:
+        return TrialRecord(
+            trial=trial,
+            point=point_from_json(value["point"]),
+            state=TrialState(value["state"]),
+            folds=tuple(map(fold_from_json, value["folds"])),
+            error=str(value["error"]),
+            began=float(value["began"]),
+            ended=float(value["ended"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, UsageError):
+        return None
+
+
+def read_trials(folder: SweepFolder) -> tuple[TrialRecord, ...]:
+    """All records, in the order in which the trials began; torn ones are left out."""
+    try:
+        names = [name.removesuffix(".json") for name in os.listdir(folder.trials) if name.endswith(".json") and name[0] != "."]
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    found = filter(None, (read_trial(folder, name) for name in names))
+    return tuple(sorted(found, key=lambda record: (record.began, record.trial)))
+
+
+def interrupt_trials(folder: SweepFolder) -> None:
+    """State of every trial that counts as running that it is not: whoever ran it is gone."""
+    for record in read_trials(folder):
+        if record.state is TrialState.running:
+            write_trial(folder, replace(record, state=TrialState.interrupted))
+
+
+def ask_to_stop(folder: SweepFolder) -> None:
+    """Let the sweep that runs in this folder stop, wherever it runs."""
+    folder.stop.parent.mkdir(parents=True, exist_ok=True)
+    folder.stop.touch()
+
+
+def press(folder: SweepFolder, level: StopLevel) -> None:
+    """The driver's word to trials that were asked to stop."""
+    write_text(folder.stopping, f"{level.name}\n")
+
+
+def stop_asked(folder: SweepFolder) -> StopLevel:
+    """What the trials of a sweep are asked for."""
+    if not folder.stop.exists():
+        return StopLevel.none
+    try:
+        name = folder.stopping.read_text(encoding="utf-8").strip()
+    except OSError:
+        return StopLevel.stop
+    return StopLevel.__members__.get(name, StopLevel.stop)
+
+
+def lift_stop(folder: SweepFolder) -> None:
+    """Let a sweep run in this folder again."""
+    folder.stop.unlink(missing_ok=True)
+    folder.stopping.unlink(missing_ok=True)
+
+
+def fold_from_json(value: Mapping[str, Any]) -> FoldRecord:
+    """Inverse of `dataclasses.asdict`. Raises KeyError, TypeError or ValueError where the value is none."""
+    runs = tuple(RunRecord(**run) for run in value["runs"])
+    return FoldRecord(str(value["fold"]), runs, dict(value["stages"]), dict(value["proxies"]), float(value["ua"]))
+
+
+def _trial_file(folder: SweepFolder, trial: str) -> Path:
+    return folder.trials / f"{trial}.json"
+
+
+def _plain(value: Any) -> Any:
+    """JSON value of a space."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, Range | Space):
+        return {each.name: _plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
+    return value
