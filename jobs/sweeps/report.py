@@ -1,0 +1,84 @@
+"""Writes what a sweep hands back: tables, the JSON of its numbers, the picture, and what to run next. At any time, also on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.config import DEFAULT_RESOURCES, load_experiment, resolved_values
+from jobs.errors import UsageError
+from jobs.layout import Layout
+from jobs.records import Result, read_result, write_bytes, write_json, write_text
+from jobs.sweeps.choice import Choice, choice_of, lines_of, overrides_between
+from jobs.sweeps.costs import Effort, read_effort
+from jobs.sweeps.document import to_json
+from jobs.sweeps.plots import plot_pdf, plot_png
+from jobs.sweeps.records import Sweep, TrialRecord, read_trials
+from jobs.sweeps.summary import SweepSummary, summarise
+from jobs.sweeps.tables import render_latex, render_markdown, render_points_csv, render_runs_csv
+from jobs.tasks import load_object, load_registry
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """What was written, and what it says."""
+
+    paths: tuple[Path, ...]
+    summary: SweepSummary
+    choice: Choice
+    choice_lines: tuple[str, ...]  # what to run next: commands of a shell, and comments
+
+
+def write_report(sweep: Sweep) -> SweepReport:
+    """Read records and results of a sweep, and write its report into the folder `sweep` of its experiment, over that of any other."""
+    trials = read_trials(sweep.folder)
+    results, efforts = _read(sweep.layout, trials)
+    summary = summarise(sweep, trials, results, efforts)
+    choice = choice_of(summary, changed_settings(sweep))
+    lines = lines_of(summary, choice)
+    folder = sweep.layout.sweep
+    pictures = {"plot.pdf": plot_pdf(summary), "plot.png": plot_png(summary)}
+    texts = {
+        "table.tex": render_latex(summary, choice),
+        "table.md": render_markdown(summary, choice),
+        "trials.csv": render_points_csv(summary),
+        "runs.csv": render_runs_csv(summary),
+        "choice.txt": "".join(f"{line}\n" for line in lines),
+    }
+    for name, data in pictures.items():
+        write_bytes(folder / name, data)
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    write_json(folder / "summary.json", to_json(summary, choice))
+    names = ("table.tex", "table.md", "summary.json", "trials.csv", "runs.csv", "plot.pdf", "plot.png", "choice.txt")
+    return SweepReport(tuple(folder / name for name in names), summary, choice, lines)
+
+
+def changed_settings(sweep: Sweep) -> tuple[str, ...]:
+    """`KEY=VALUE` by which the experiment of a sweep differs from what its file says, so that a grid of it can be asked for."""
+    stages = [stage for stage in sweep.experiment.resources if stage != DEFAULT_RESOURCES]
+    try:
+        stated = load_experiment(
+            sweep.config or sweep.experiment.name,
+            [],
+            configs=Path(sweep.code) / "configs",
+            recipe_schema=load_object(sweep.recipe_schema),
+            stages=stages,
+            teams=load_registry(sweep.place).teams,
+        )
+    except UsageError:  # a file that was moved or edited since: the report is of what was computed
+        return ()
+    return overrides_between(resolved_values(stated), resolved_values(sweep.experiment))
+
+
+def _read(layout: Layout, trials: Sequence[TrialRecord]) -> tuple[Mapping[str, Result], Mapping[str, Effort]]:
+    """Results of all stages that the trials name, and what went into them."""
+    results: dict[str, Result] = {}
+    efforts: dict[str, Effort] = {}
+    for key, stage in {key: stage for trial in trials for fold in trial.folds for key, stage in fold.stages.items()}.items():
+        folder = layout.stage(stage, key)
+        result = read_result(folder, key)
+        if result is not None:
+            results[key], efforts[key] = result, read_effort(folder, result)
+    return results, efforts

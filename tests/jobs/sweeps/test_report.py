@@ -1,0 +1,75 @@
+"""The files of a report, from records and results on disk."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from jobs.capacity import Capacity
+from jobs.config import resources_of
+from jobs.local import LocalExecutor
+from jobs.sweeps.records import Sweep, TrialRecord, TrialState, write_trial
+from jobs.sweeps.report import changed_settings, write_report
+from jobs.sweeps.settings import SweepSettings
+from jobs.sweeps.space import Point
+from jobs.sweeps.trial import evaluate_fold
+from tests.jobs.sweeps.fake_registry import Ptapt, Recipe, make_sweep, ua_of
+
+NAMES = {"table.tex", "table.md", "summary.json", "trials.csv", "runs.csv", "plot.pdf", "plot.png", "choice.txt"}
+
+
+def _evaluate(sweep: Sweep, counts: tuple[int, ...], *folds: str) -> None:
+    """Compute a point and put it on record."""
+    point, resources = Point(counts), partial(resources_of, sweep.experiment)
+    with LocalExecutor(sweep.own_place, sweep.own_layout, resources, Capacity(2, (), 8.0)) as executor:
+        done = tuple(evaluate_fold(sweep, point, fold, executor) for fold in folds)
+    write_trial(sweep.folder, TrialRecord(point.name, point, TrialState.complete, done, began=sweep.launched))
+
+
+def test_a_report_is_of_what_was_computed(tmp_path: Path) -> None:
+    """Scores of the runs, cost of the stages, the choice; all files, at any time, and the same again from the same records."""
+    sweep = make_sweep(tmp_path, SweepSettings(sets=[[16], [64], [16, 64]]), folds=("1", "2"))
+    sweep = replace(sweep, experiment=replace(sweep.experiment, sweep=replace(sweep.experiment.sweep, folds=["1"])))
+    before = write_report(sweep)
+    assert {path.name for path in before.paths} == NAMES
+    assert before.choice_lines == ("# Nothing to choose yet: no point is complete (no trial has begun).",)
+    _evaluate(sweep, (16, 64), "1")
+    failed = Point((16,))
+    write_trial(sweep.folder, TrialRecord(failed.name, failed, TrialState.failed, (), "no room", sweep.launched))
+    report = write_report(sweep)
+    assert all(path.is_file() and path.parent == sweep.layout.sweep for path in report.paths)
+    value = json.loads((sweep.layout.sweep / "summary.json").read_text())
+    assert (value["best"], value["under_way"]) == ("16+64", True)  # 64 has no trial yet
+    first, second = value["points"]
+    assert first["mean_ua"] == pytest.approx(sum(ua_of([16, 64], "1", seed) for seed in (0, 1)) / 2)
+    assert first["proxies"]["k"]["64"] == {"purity": 1 - 1 / 64, "nmi": 1 / 64, "inertia": 1 / 64, "entropy_share": pytest.approx(0.5)}
+    assert first["proxies"]["ptapt_loss_share"] == pytest.approx(0.5)
+    assert second["error"] == "no room"
+    assert (value["cost"]["stages"], value["cost"]["stages_before"], value["cost"]["stages_unknown"]) == (6, 0, 0)
+    assert value["cost"]["spent"]["cpu_hours"] > 0
+    assert value["code"]["packages"]
+    assert value["choice"]["grid"] == "python launch.py grid exp name=exp-k16-64 'recipe.cluster.counts=[16,64]'"
+    with (sweep.layout.sweep / "runs.csv").open() as file:
+        assert [row["seed"] for row in csv.DictReader(file)] == ["0", "1"]
+    assert (sweep.layout.sweep / "choice.txt").read_text() == "".join(f"{line}\n" for line in report.choice_lines)
+    written = {path: path.read_bytes() for path in report.paths}
+    write_report(sweep)
+    assert {path: path.read_bytes() for path in report.paths} == written
+
+
+def test_overrides_of_the_launch_are_those_of_the_choice(tmp_path: Path) -> None:
+    """Told from the experiment's file, as it lies beside the code; a file that is not there any more tells none."""
+    sweep = make_sweep(tmp_path, recipe=Recipe(ptapt=Ptapt(steps=7)))
+    assert changed_settings(sweep) == ()
+    configs = tmp_path / "code" / "configs"
+    for folder, text in (("experiment/exp", "corpus: fake\nmethods: [ptapt]\n"), ("site/default", "{}\n")):
+        (configs / folder).parent.mkdir(parents=True)
+        (configs / f"{folder}.yaml").write_text(text)
+    found = changed_settings(replace(sweep, code=str(tmp_path / "code")))
+    assert "recipe.ptapt.steps=7" in found
+    assert [each for each in found if not each.startswith("resources.")] == ["recipe.ptapt.steps=7"]
