@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Command line: `prepare` a corpus, launch a `grid`, look at its `status`, `explain` a run, `collect` the tables.
+"""Command line: `prepare` a corpus, launch a `grid`, look at its `status`, `explain` a run, `collect` the tables, `sweep` settings.
 
 Only this file knows both packages: it hands the registry of `ser_core` to `jobs`. What a command does with an experiment is in
-jobs.launcher, what it prints in jobs.console; heavy packages are imported by the commands that need them.
+jobs.launcher (jobs.sweeps.launcher), what it prints in jobs.console; heavy packages are imported by the commands that need them.
 Exit codes: 0 done · 1 internal error · 2 wrong usage, configuration or data · 3 finished but incomplete.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from jobs.config import Experiment
     from jobs.experiment import Corpus, Launched
     from jobs.launcher import Launcher
+    from jobs.layout import Layout
+    from jobs.sweeps.launcher import SweepLauncher
+    from jobs.tasks import Workplace
 
 ROOT = Path(__file__).resolve().parent
 CONFIGS = ROOT / "configs"
@@ -31,6 +35,7 @@ PUBLISHED = CONFIGS / "published.yaml"
 DEFAULT_EXPERIMENT = "iemocap"
 INCOMPLETE = 3
 REGISTRY_NAME = "ser_core.registry:REGISTRY"
+RECIPE_NAME = "ser_core.settings:Recipe"
 PACKAGES = (
     *("torch", "transformers", "fairseq-fixed", "numpy", "scipy", "scikit-learn", "safetensors"),
     *("soundfile", "omegaconf", "submitit", "tensorboard"),
@@ -217,6 +222,47 @@ def collect(
 
 
 @app.command()
+def sweep(
+    arguments: Settings = None,
+    cluster: Where = None,
+    wait: Annotated[bool | None, typer.Option("--wait/--detach", help="slurm: stay until it has ended; default: --detach")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the points, the stages and the hours; touch nothing")] = False,
+    show: Annotated[bool, typer.Option("--show", help="where the last sweep stands, and what it says so far")] = False,
+    cancel_it: Annotated[bool, typer.Option("--cancel", help="end it; stages under way leave a checkpoint, results stay")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="with --show: one JSON value, nothing else")] = False,
+    data: Data = ROOT / "data",
+    results: Results = ROOT / "results",
+) -> None:
+    """Search sets of cluster counts, and other settings, by validation speakers; never opens the test fold. Safe to repeat: it goes on."""
+    from jobs.sweeps import console
+
+    modes = [name for name, chosen in (("--dry-run", dry_run), ("--show", show), ("--cancel", cancel_it)) if chosen]
+    if len(modes) > 1:
+        raise UsageError(f"sweep: {' and '.join(modes)}: one at a time")
+    if as_json and not show:
+        raise UsageError("sweep: --json goes with --show")
+    if show or cancel_it:
+        launcher = _reopen_sweep(arguments or [], modes[0], results)
+        console.show(launcher, as_json=as_json) if show else console.cancel(launcher)
+        return
+    launcher = _launch_sweep(arguments or [], cluster, data, results, dry_run=dry_run)
+    if dry_run:
+        console.print_preview(launcher)
+    elif not launcher.on_slurm:
+        _exit(console.run_here(launcher))
+    else:
+        _exit(console.run_on_slurm(launcher, wait=bool(wait)))
+
+
+@app.command(hidden=True)
+def tune(folder: Path) -> None:
+    """Drive a sweep inside the Ray of its allocation: what the first node runs."""
+    from jobs.sweeps.console import drive
+
+    _exit(drive(folder))
+
+
+@app.command()
 def doctor(
     arguments: Settings = None,
     cluster: Where = None,
@@ -328,21 +374,72 @@ def _reopen(name: str, results: Path, *, patient: bool = True) -> Launcher:
 
 def _launcher(launched: Launched, *, new: bool = False, patient: bool = True) -> Launcher:
     from jobs.launcher import Launcher
-    from jobs.tasks import Workplace
 
-    place = Workplace(
-        registry=REGISTRY_NAME,
-        results=str(launched.layout.root),
-        experiment=launched.layout.experiment,
-        corpus=launched.corpus.name,
-        corpus_folder=launched.corpus.folder,
-        corpus_digest=launched.corpus.digest,
-        digest_of="ser_core.corpora.manifest:load_manifest",
-        packages=PACKAGES,
-        launched=launched.since,
-    )
+    place = _workplace(launched.layout, launched.corpus, launched.since)
     preload = [f"{REGISTRY_NAME}.preload"]
     return Launcher(launched, place, ROOT, PUBLISHED, preload=preload, new=new, patient=patient)
+
+
+def _launch_sweep(arguments: list[str], cluster: str | None, data: Path, results: Path, *, dry_run: bool) -> SweepLauncher:
+    """A sweep, checked to the last thing that can be told before it begins."""
+    from jobs.layout import Layout
+    from jobs.sweeps.checks import check_sweep, require_ray
+    from jobs.sweeps.launcher import SweepLauncher
+    from jobs.sweeps.preview import points_of
+    from jobs.sweeps.records import Sweep, sweep_digest
+    from jobs.sweeps.space import space_of
+    from ser_core.registry import REGISTRY
+
+    experiment = _experiment(arguments, cluster, "sweep")
+    space = space_of(experiment)
+    points_of(experiment, space)  # what needs no corpus is told before one is made
+    require_ray(experiment.sweep.search)
+    _place_checkpoints(experiment)
+    corpus, layout = _corpus(experiment, data, dry_run), Layout(results.resolve(), experiment.name)
+    validation = check_sweep(experiment, space, REGISTRY, corpus)
+    since = time.time()
+    found = Sweep(
+        experiment=experiment,
+        config=next((text for text in arguments if "=" not in text), DEFAULT_EXPERIMENT),
+        corpus=corpus,
+        layout=layout,
+        place=_workplace(layout, corpus, since),
+        recipe_schema=RECIPE_NAME,
+        validation=validation,
+        launched=since,
+        digest=sweep_digest(experiment, corpus, validation, REGISTRY),
+        code=str(ROOT),
+        preload=(f"{REGISTRY_NAME}.preload",),
+    )
+    return SweepLauncher(found, REGISTRY, ROOT)
+
+
+def _reopen_sweep(arguments: list[str], mode: str, results: Path) -> SweepLauncher:
+    """The sweep of an experiment that was launched last."""
+    from jobs.layout import Layout
+    from jobs.sweeps.launcher import SweepLauncher, reopen
+    from ser_core.registry import REGISTRY
+
+    if len(arguments) > 1 or any("=" in text for text in arguments):
+        raise UsageError(f"sweep: {mode} is of the sweep launched last: `sweep [EXPERIMENT] {mode}`, without settings")
+    layout = Layout(results.resolve(), arguments[0] if arguments else DEFAULT_EXPERIMENT)
+    return SweepLauncher(reopen(layout), REGISTRY, ROOT)
+
+
+def _workplace(layout: Layout, corpus: Corpus, since: float) -> Workplace:
+    from jobs.tasks import Workplace
+
+    return Workplace(
+        registry=REGISTRY_NAME,
+        results=str(layout.root),
+        experiment=layout.experiment,
+        corpus=corpus.name,
+        corpus_folder=corpus.folder,
+        corpus_digest=corpus.digest,
+        digest_of="ser_core.corpora.manifest:load_manifest",
+        packages=PACKAGES,
+        launched=since,
+    )
 
 
 def _named(words: list[str], command: str) -> tuple[str, str]:

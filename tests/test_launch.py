@@ -12,6 +12,8 @@ import pytest
 from ser_core.corpora.manifest import Utterance, write_manifest
 from tests.command_line import ROOT, CommandLine
 
+NO_POOL = ("sweep.counts=[]", "sweep.sizes=[]")  # of the demo
+
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
@@ -45,6 +47,20 @@ from tests.command_line import ROOT, CommandLine
         (("collect", "--from", "/nowhere/runs.csv"), ("/nowhere/runs.csv",)),
         (("collect", "demo", "--outliers", "cell"), ("--from", "policy.outliers")),
         (("doctor", "demo", "--cluster", "cloud"), ("--cluster cloud",)),
+        (("sweep", "iemocap"), ("prepare iemocap --source",)),
+        (("sweep", "demo", *NO_POOL, "sweep.sets=[[8],[]]"), ("sweep.sets", "an empty set")),
+        (("sweep", "demo", "sweep.counts=[16,64,16]"), ("sweep.counts", "twice")),
+        (("sweep", "demo", "sweep.sizes=[9]"), ("sweep.sizes", "allowed: 1 to 3")),
+        (("sweep", "demo", "sweep.search=bayes"), ("sweep.search", "bayes", "optuna")),
+        (("sweep", "demo", "sweep.trial=3"), ("did you mean 'sweep.trials'?",)),
+        (("sweep", "demo", "sweep.settings.ptapt.learning_rat=[0.1]"), ("learning_rat",)),
+        (("sweep", "demo", "--show"), ("no sweep was launched", "there are sweeps of: none")),
+        (("sweep", "demo", "--cancel"), ("no sweep was launched",)),
+        (("sweep", "demo", "--json"), ("--json goes with --show",)),
+        (("sweep", "demo", "--show", "--dry-run"), ("--dry-run and --show", "one at a time")),
+        (("sweep", "demo", "--show", "seeds=2"), ("--show", "without settings")),
+        (("sweep", "../demo", "--show"), ("'../demo'", "not a name")),
+        (("tune", "/nowhere/at/all"), ("/nowhere/at/all", "no such sweep")),
         (("prepare", "iemocap"), ("--source",)),
         (("prepare", "savee", "--source", "/nowhere/at/all"), ("/nowhere/at/all",)),
         (("prepare", "timit", "--source", "."), ("timit", "iemocap")),
@@ -52,13 +68,85 @@ from tests.command_line import ROOT, CommandLine
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(arguments: tuple[str, ...], expected: tuple[str, ...], tmp_path: Path) -> None:
     """A mistake is answered by one line that says what, where and what to do; nothing is written."""
-    done = CommandLine(tmp_path / "data", tmp_path / "results")(*arguments)
+    done = CommandLine(tmp_path / "data", tmp_path / "results", without_ray(tmp_path / "site"))(*arguments)
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     for text in expected:
         assert text in done.stderr
     assert not (tmp_path / "data").exists()
     assert not (tmp_path / "results").exists()
+
+
+RAY_ENDS_IT = """
+import os, sys
+def hook(event, arguments):
+    if event == "import" and arguments[0].partition(".")[0] in ("ray", "optuna"):
+        os.write(2, f"imported {arguments[0]}\\n".encode())
+        os._exit(99)
+sys.addaudithook(hook)
+"""
+NO_RAY = """
+import importlib.machinery
+finder = importlib.machinery.PathFinder
+found = finder.find_spec
+finder.find_spec = classmethod(lambda cls, name, path=None, target=None: None if name == MISSING else found(name, path, target))
+"""
+
+
+def without_ray(site: Path, program: str = RAY_ENDS_IT) -> dict[str, str]:
+    """Variables by which every Python begins with `program`: by default one that ends it as soon as it imports Ray or Optuna."""
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(program)
+    return {"PYTHONPATH": str(site)}
+
+
+@pytest.mark.parametrize(
+    ("speakers", "settings", "expected"),
+    [
+        ({"1": "ab", "2": "cd", "3": "ef"}, ("sweep.counts=[8,100000]",), ("k=100000", "number of training frames", "sweep.counts")),
+        ({"1": "a", "2": "b"}, (), ("validation", "fold '1'")),
+        ({"1": "ab", "2": "cd", "3": "ef"}, ("sweep.folds=[4]",), ("sweep.folds", "'4'")),
+        ({"1": "ab", "2": "cd", "3": "ef"}, ("resources.ptapt.nodes=2",), ("resources.ptapt.nodes=2", "one node")),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused_before_ray_starts(
+    speakers: dict[str, str], settings: tuple[str, ...], expected: tuple[str, ...], tmp_path: Path
+) -> None:
+    """What only the corpus tells is one line too, without Ray, and nothing is written."""
+    small_corpus(tmp_path / "data" / "demo", speakers)
+    run = CommandLine(tmp_path / "data", tmp_path / "results", without_ray(tmp_path / "site"))
+    done = run("sweep", "demo", "sweep.folds=[]", "sweep.counts=[8]", *settings)
+    assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stdout + done.stderr
+    for text in expected:
+        assert text in done.stderr
+    assert not run.results.exists()
+
+
+@pytest.mark.parametrize(("missing", "search", "code"), [("ray", "grid", 2), ("optuna", "optuna", 2), ("optuna", "grid", 0)])
+def test_without_ray_or_optuna_the_extra_is_named(missing: str, search: str, code: int, tmp_path: Path) -> None:
+    """Only what the search needs has to be there, and one line says what to install; a dry run imports neither."""
+    small_corpus(tmp_path / "data" / "demo", {"1": "ab", "2": "cd", "3": "ef"})
+    program = RAY_ENDS_IT + NO_RAY.replace("MISSING", repr(missing))
+    run = CommandLine(tmp_path / "data", tmp_path / "results", without_ray(tmp_path / "site", program))
+    done = run("sweep", "demo", "sweep.folds=[]", "sweep.counts=[8,16]", f"sweep.search={search}", "--dry-run")
+    assert done.returncode == code, done.stdout + done.stderr
+    if code:
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+        assert missing in done.stderr
+        assert "pip install -c constraints.txt -e '.[sweep]'" in done.stderr
+    assert not run.results.exists()
+
+
+def small_corpus(folder: Path, speakers: dict[str, str]) -> None:
+    """A manifest without recordings: for each fold its speakers, who say ten seconds of both classes."""
+    folder.mkdir(parents=True)
+    spoken = [
+        Utterance(f"{speaker}-{label}", f"{speaker}-{label}.flac", 160_000, label, speaker, fold, audio_digest=speaker + label)
+        for fold, names in speakers.items()
+        for speaker in names
+        for label in ("happy", "sad")
+    ]
+    write_manifest(folder, "demo", list(speakers), spoken)
 
 
 DAMAGED = ("", "{", "[]", "{}", '{"schema": 1}', '{"schema": 1, "launched": 0, "config": [], "corpus": []}')
@@ -104,10 +192,13 @@ def test_results_from_elsewhere_become_tables(tmp_path: Path) -> None:
     assert not (tmp_path / "results").exists()
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("status", "demo"), ("grid", "demo", "seed=3"), ("grid", "--help")])
+@pytest.mark.parametrize(
+    "arguments",
+    [("--help",), ("status", "demo"), ("grid", "demo", "seed=3"), ("grid", "--help"), ("sweep", "--help"), ("sweep", "demo", "--dry-run")],
+)
 def test_a_start_imports_nothing_heavy(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    """Help, `status` and a refused `grid` answer without torch, transformers, scikit-learn, pandas, submitit or matplotlib."""
-    heavy = ("torch", "transformers", "sklearn", "pandas", "submitit", "matplotlib", "scipy", "numpy", "fairseq")
+    """Help, `status`, a refused `grid` or `sweep`: no torch, Ray, Optuna, transformers, scikit-learn, pandas, submitit, matplotlib."""
+    heavy = ("torch", "transformers", "sklearn", "pandas", "submitit", "matplotlib", "scipy", "numpy", "fairseq", "ray", "optuna")
     program = (
         "import sys, launch\n"
         f"sys.argv = ['launch.py', *{list(arguments)!r}]\n"

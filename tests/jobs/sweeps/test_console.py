@@ -1,0 +1,81 @@
+"""What a sweep prints: lines of trials, tables into a pipe and on a terminal."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.sweeps import console
+from jobs.sweeps.launcher import Standing, SweepLauncher, reopen
+from jobs.sweeps.records import Sweep, TrialState, store_sweep, write_trial
+from tests.jobs.sweeps import report_cases as cases
+from tests.jobs.sweeps.fake_registry import REGISTRY, make_sweep
+
+UAS = {"1": [50.0, 52.0], "2": [60.0, 62.0]}
+
+
+def launcher_of(sweep: Sweep) -> SweepLauncher:
+    return SweepLauncher(sweep, REGISTRY, Path(sweep.code))
+
+
+def test_a_line_for_every_fold_and_every_end() -> None:
+    """Between two looks each fold and each end is told once, with the mean so far; nothing that was told before."""
+    half = cases.trial([16], {"1": [50.0, 52.0]}, TrialState.running)
+    whole = cases.trial([16], UAS)
+    failed = cases.trial([64], {}, TrialState.failed, "ptapt: given up")
+    first = console.trial_lines({}, [half], 2)
+    assert first == ["16: fold 1 (1 of 2) validation UA 51.0, mean 51.0"]
+    second = console.trial_lines({half.trial: half}, [whole, failed], 2)
+    assert second == ["16: fold 2 (2 of 2) validation UA 61.0, mean 56.0", "16: complete", "64: failed: ptapt: given up"]
+    assert console.trial_lines({whole.trial: whole, failed.trial: failed}, [whole, failed], 2) == []
+
+
+def test_show_prints_the_table_into_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows as aligned lines, cost, what to run next, where the files are, and where the sweep stands; as JSON one value."""
+    sweep = make_sweep(tmp_path, replace(cases.sweep().experiment.sweep, folds=["1", "2"], counts=[16, 64]))
+    for record in (cases.trial([16], UAS), cases.trial([64], {"1": [40.0, 41.0]}, TrialState.stopped)):
+        write_trial(sweep.folder, record)
+    console.show(launcher_of(sweep), as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    heading = next(line for line in lines if line.startswith("point"))
+    row = next(line for line in lines if line.startswith("16 "))
+    assert row[heading.index("UA") :].startswith("56.0")
+    assert row.endswith("best")
+    assert any(line.startswith("64 ") and line.endswith("stopped early") for line in lines)
+    assert any(line.startswith("python launch.py grid exp ") and "'recipe.cluster.counts=[16]'" in line for line in lines)
+    assert str(sweep.layout.sweep / "table.tex") in lines
+    assert "nobody is at it" in lines[-1]
+    console.show(launcher_of(sweep), as_json=True)
+    value: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert (value["best"], value["standing"], value["job"]) == ("16", "interrupted", "")
+
+
+def test_on_a_terminal_the_table_is_drawn(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rich draws it; what stands in square brackets is text and no markup."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "120")
+    console._print_rows(("point", "UA"), [("16, x=[red]", "50.0")], bold=[True])
+    drawn = capsys.readouterr().out
+    assert "16, x=[red]" in drawn
+    assert "━" in drawn or "─" in drawn
+
+
+def test_before_the_first_trial_there_is_a_report_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A sweep that waits in a queue can be shown."""
+    sweep = make_sweep(tmp_path)
+    console.show(launcher_of(sweep), as_json=False)
+    assert "Nothing to choose yet" in capsys.readouterr().out
+
+
+def test_the_last_sweep_is_found_again(tmp_path: Path) -> None:
+    """`--show` and `--cancel` speak of the sweep launched last, as it was launched."""
+    sweep = make_sweep(tmp_path)
+    store_sweep(sweep)
+    assert reopen(sweep.layout).digest == sweep.digest
+    assert launcher_of(sweep).standing() == Standing("interrupted", launcher_of(sweep).standing().sentence)
+    assert launcher_of(sweep).cancel() == ["exp: nothing to cancel, nobody is at it"]
+    assert not sweep.folder.stop.exists()

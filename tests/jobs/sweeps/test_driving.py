@@ -1,0 +1,127 @@
+"""Who drives a sweep: never two, and the next one when the last has left or is dead."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import UsageError
+from jobs.liveness import GONE_SECONDS, QUIET_SECONDS, new_claim
+from jobs.records import write_json
+from jobs.sweeps import driving
+from jobs.sweeps.driving import complete, driver_of
+from jobs.sweeps.records import SweepFolder
+
+DRIVER = """
+import sys
+from pathlib import Path
+from jobs.sweeps.driving import driving
+from jobs.sweeps.records import SweepFolder
+with driving(SweepFolder(Path(sys.argv[1]))):
+    print("drives", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def another(folder: SweepFolder) -> Iterator[subprocess.Popen[str]]:
+    """A process that drives a sweep until its stdin is closed."""
+    program = [sys.executable, "-c", DRIVER, str(folder.path)]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "drives\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_second_driver_is_refused_while_the_first_one_lives(tmp_path: Path) -> None:
+    """It is told in one line who is at it; once that one was killed, the turn is free at once."""
+    folder = SweepFolder(tmp_path)
+    with another(folder) as process:
+        with pytest.raises(UsageError, match=rf"under way in process {process.pid} on .*--cancel") as refused, driving.driving(folder):
+            pass
+        assert "\n" not in str(refused.value)
+        process.kill()
+        process.wait()
+        assert driver_of(folder) is None
+        with driving.driving(folder):
+            holder = driver_of(folder)
+            assert holder is not None
+            assert holder.pid == os.getpid()
+
+
+def test_whoever_leaves_says_whether_all_is_done(tmp_path: Path) -> None:
+    """The last driver's word counts: a sweep that is driven again is not complete before it has come to its end again."""
+    folder = SweepFolder(tmp_path)
+    assert not complete(folder)
+    with driving.driving(folder) as turn:
+        turn.complete = True
+        assert not complete(folder)
+    assert complete(folder)
+    assert driver_of(folder) is None
+    with driving.driving(folder):
+        assert not complete(folder)
+    assert not complete(folder)
+    assert driver_of(folder) is None
+
+
+def test_of_many_that_come_at_once_one_drives(tmp_path: Path) -> None:
+    """However they interleave, nobody drives beside another."""
+    folder, inside, most, refused = SweepFolder(tmp_path), 0, 0, 0
+    guard, start = threading.Lock(), threading.Barrier(8)
+
+    def drive() -> None:
+        nonlocal inside, most, refused
+        start.wait()
+        try:
+            with driving.driving(folder):
+                with guard:
+                    inside += 1
+                    most = max(most, inside)
+                time.sleep(0.2)
+                with guard:
+                    inside -= 1
+        except UsageError:
+            with guard:
+                refused += 1
+
+    threads = [threading.Thread(target=drive) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+    assert refused >= 1
+
+
+@pytest.mark.parametrize(
+    ("quiet", "allocated", "alive"),
+    [(0.0, False, True), (GONE_SECONDS + 5, False, True), (GONE_SECONDS + 5, True, False), (QUIET_SECONDS + 5, False, False)],
+)
+def test_a_driver_on_another_machine_is_known_by_its_sign_of_life(quiet: float, allocated: bool, alive: bool, tmp_path: Path) -> None:
+    """In a new allocation of the same sweep the former one is gone as soon as its sign of life is not fresh; elsewhere it takes longer."""
+    folder, turn = SweepFolder(tmp_path), tmp_path / "driver" / "0001.json"
+    write_json(turn, asdict(replace(new_claim(1), host="elsewhere", process_start="other/kernel/1", slurm_job="4711")))
+    then = time.time() - quiet
+    os.utime(turn, (then, then))
+    assert (driver_of(folder, allocated=allocated) is not None) is alive
+
+
+def test_a_torn_turn_is_nobodys_and_its_number_is_not_used_again(tmp_path: Path) -> None:
+    """A file that a full disk left empty neither blocks a sweep nor is overwritten."""
+    folder = SweepFolder(tmp_path)
+    (tmp_path / "driver").mkdir()
+    (tmp_path / "driver" / "0007.json").write_text("")
+    with driving.driving(folder):
+        assert sorted(path.name for path in (tmp_path / "driver").glob("*.json")) == ["0007.json", "0008.json"]

@@ -1,0 +1,75 @@
+"""What a sweep would need, counted beforehand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs.capacity import Capacity
+from jobs.controller import run_local
+from jobs.local import LocalExecutor
+from jobs.sweeps.preview import preview, preview_lines
+from jobs.sweeps.settings import Search, Stopping, SweepSettings
+from jobs.sweeps.space import Point
+from jobs.sweeps.trial import _desired
+from tests.jobs.local_launch import RESOURCES
+from tests.jobs.sweeps.fake_registry import REGISTRY, make_sweep
+
+
+def needed(folder: Path, settings: SweepSettings) -> dict[str, tuple[int, int]]:
+    sweep = make_sweep(folder, settings)
+    return {each.stage: (each.needed, each.there) for each in preview(sweep, REGISTRY).stages}
+
+
+def test_shared_stages_are_counted_once(tmp_path: Path) -> None:
+    """States once a fold, each k-means once a fold and k, P-TAPT once a fold and set, fine-tunings for every seed."""
+    found = needed(tmp_path, SweepSettings(counts=[16, 64], seeds=2))
+    assert found == {"states": (3, 0), "cluster": (6, 0), "ptapt": (9, 0), "finetune": (18, 0)}
+
+
+def test_what_is_there_is_not_counted_as_work(tmp_path: Path) -> None:
+    """After one fold of one set its stages are there, and the rest is costed by what they took."""
+    sweep = make_sweep(tmp_path, SweepSettings(counts=[16, 64], seeds=1))
+    desired = _desired(sweep, Point((16,)), "1", REGISTRY)
+    with LocalExecutor(sweep.own_place, sweep.own_layout, lambda stage: RESOURCES, Capacity(2, (), 8.0)) as executor:
+        assert run_local(desired, executor).complete
+    found = preview(sweep, REGISTRY)
+    assert {each.stage: (each.needed, each.there) for each in found.stages} == {
+        "states": (3, 1),
+        "cluster": (6, 1),
+        "ptapt": (9, 1),
+        "finetune": (9, 1),
+    }
+    assert {each.source.value for each in found.stages} == {"finished siblings"}
+    before = sorted(tmp_path.rglob("*"))
+    assert "states: 3 needed, 1 there, 2 to compute: 0.0 GPU-hours" in "\n".join(preview_lines(sweep, found))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("search", "trials", "points"), [(Search.grid, 2, 7), (Search.random, 4, 4), (Search.optuna, 4, 4), (Search.random, 99, 7)]
+)
+def test_points_of_each_search(search: Search, trials: int, points: int, tmp_path: Path) -> None:
+    """A grid has all; random and Optuna as many as they are given, and never more than there are. Optuna's are not known."""
+    sweep = make_sweep(tmp_path, SweepSettings(search=search, trials=trials, stopping=Stopping.none))
+    found = preview(sweep, REGISTRY)
+    assert len(found.points) == len(set(found.points)) == points
+    assert found.stand_in is (search is Search.optuna)
+    lines = preview_lines(sweep, found)
+    assert ("  16" in lines or "  64" in lines or "  256" in lines) is not found.stand_in
+    assert "none is stopped early" in lines[0]
+
+
+def test_the_validation_speakers_of_each_fold_are_named(tmp_path: Path) -> None:
+    """Who is kept out of training is to be seen before anything is spent."""
+    sweep = make_sweep(tmp_path, SweepSettings(folds=["3", "1"]))
+    lines = preview_lines(sweep, preview(sweep, REGISTRY))
+    assert [line for line in lines if "held out" in line and "scored" in line] == [
+        "  fold 3 held out: scored on speaker of 1",
+        "  fold 1 held out: scored on speaker of 2",
+    ]
+    resources = {"default": replace(sweep.experiment.resources["default"], gpus=2, minutes=60)}
+    dear = replace(sweep, experiment=replace(sweep.experiment, resources=resources))
+    assert "states: 2 needed, 0 there, 2 to compute: 4.0 GPU-hours" in "\n".join(preview_lines(dear, preview(dear, REGISTRY)))
