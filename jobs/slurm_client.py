@@ -150,6 +150,11 @@ class SlurmClient:
         """Let Slurm run a whole job again under the same number, also one that asked not to be. False if Slurm would not."""
         return self._told(["scontrol", "update", f"JobId={job}", "Requeue=1"]) and self._told(["scontrol", "requeue", job])
 
+    def nodes_of(self, job: str) -> tuple[str, ...]:
+        """The nodes that a running job has now; one that failed is none of them. SlurmUnavailableError if Slurm does not answer."""
+        expression = self._look(["squeue", "--noheader", f"--jobs={job}", "--format=%N"]).strip()
+        return tuple(self._look(["scontrol", "show", "hostnames", expression]).split()) if expression else ()
+
     def cancel_named(self, name: str) -> None:
         """Cancel all this user's jobs of a name, whatever their numbers are. SlurmUnavailableError if Slurm does not answer."""
         self._look(["scancel", "--quiet", f"--user={os.getuid()}", f"--name={name}"])

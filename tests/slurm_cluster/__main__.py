@@ -25,12 +25,14 @@ def main(arguments: list[str]) -> int:
     up.add_argument("--cpus", type=int, default=4, help="declared per node")
     up.add_argument("--gpus", type=int, default=2, help="stand-ins per node")
     up.add_argument("--no-accounting", action="store_true")
+    up.add_argument("--networks", action="store_true", help="a network stack of its own for every node")
     commands.add_parser("down", help="stop a cluster").add_argument("folder", type=Path)
     commands.add_parser("guard", help="take a cluster down when standard input ends").add_argument("folder", type=Path)
     chosen = parser.parse_args(arguments)
     try:
         if chosen.command == "up":
-            settings = ClusterSettings(nodes=chosen.nodes, cpus=chosen.cpus, gpus=chosen.gpus, accounting=not chosen.no_accounting)
+            shape = {"nodes": chosen.nodes, "cpus": chosen.cpus, "gpus": chosen.gpus}
+            settings = ClusterSettings(**shape, accounting=not chosen.no_accounting, networks=chosen.networks)
             cluster = Cluster(chosen.folder, settings)
             cluster.up()
             sys.stdout.write(f"export SLURM_CONF={shlex.quote(str(cluster.slurm_conf))}\n")

@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tests.slurm_cluster.configuration import ClusterSettings, gres_conf, hosts, slurm_conf, slurmdbd_conf
+from tests.slurm_cluster.node import NETWORK_INTERFACE
 from tests.slurm_cluster.processes import ProcessBook, wait_until
 
 ALWAYS = ("munged", "munge", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel", "sinfo")
@@ -81,6 +82,8 @@ class Cluster:
         self.processes.stop([f"slurmd-{node}" for node in self.settings.node_names])
         for name in ("slurmctld", "slurmdbd", "mariadbd", "munged"):
             self.processes.stop([name], patience=10)
+        if self.settings.networks:
+            self.run("ip", "link", "delete", self.settings.bridge, check=False)
 
     def clear(self) -> None:
         """Cancel every job until the queue is empty: one that is being cancelled may submit another."""
@@ -102,12 +105,16 @@ class Cluster:
             self.processes.start(f"slurmd-{node}", ["slurmd", "-D", "-N", node], self.environment)
             return
         program = Path(__file__).with_name("node.py")
-        command = [*_unshare(), sys.executable, "-I", str(program), str(self.folder), node]
+        address = [self.settings.node_address(node)] if self.settings.networks else []
+        command = [*_unshare(networks=bool(address)), sys.executable, "-I", str(program), str(self.folder), node, *address]
         outer = self.processes.start(f"unshare-{node}", command, self.environment)
         children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
         if not wait_until(lambda: children.exists() and bool(children.read_text().split()), 10):
             raise ClusterError(f"node {node} did not start: {self.folder}/log/unshare-{node}.out")
-        self.processes.record(f"init-{node}", int(children.read_text().split()[0]))
+        init = children.read_text().split()[0]
+        self.processes.record(f"init-{node}", int(init))
+        if address:
+            self._plug_in(node, init)
 
     def stop_controller(self, number: signal.Signals = signal.SIGTERM) -> None:
         """End slurmctld."""
@@ -129,8 +136,19 @@ class Cluster:
         self.processes.start("slurmctld", ["slurmctld", "-D"], self.environment)
         self._wait("slurmctld", 20, "scontrol", "ping", expect="UP")
 
+    def _plug_in(self, node: str, process: str) -> None:
+        """Join the network of a node, which is that of a process, to the bridge."""
+        cable = f"{self.settings.bridge}-{node}"
+        self.run("ip", "link", "delete", cable, check=False)  # of a node that was killed a moment ago
+        self.run("ip", "link", "add", cable, "type", "veth", "peer", "name", NETWORK_INTERFACE, "netns", process)
+        self.run("ip", "link", "set", cable, "master", self.settings.bridge, "up")
+
     def _start(self) -> None:
         environment, folder = self.environment, self.folder
+        if self.settings.networks:
+            self.run("ip", "link", "add", self.settings.bridge, "type", "bridge")
+            self.run("ip", "address", "add", f"{self.settings.controller_address}/24", "dev", self.settings.bridge)
+            self.run("ip", "link", "set", self.settings.bridge, "up")
         munge = folder / "munge"
         files = [f"--key-file={munge}/key", f"--socket={munge}/socket", f"--pid-file={folder}/run/munged.pid"]
         files += [f"--log-file={folder}/log/munged.log", f"--seed-file={munge}/seed"]
@@ -182,10 +200,14 @@ class Cluster:
             (self.folder / name).mkdir()
         for folder in (self.folder, self.folder / "munge"):
             folder.chmod(0o755)  # munge wants the way to its socket open
+        namespaces = self.settings.namespaces and namespaces_work()
+        networks = namespaces and self.settings.networks and networks_work()
         self.settings = dataclasses.replace(
             self.settings,
             port=self.settings.port or free_ports(self.settings.nodes + 2),
-            namespaces=self.settings.namespaces and namespaces_work(),
+            namespaces=namespaces,
+            networks=networks,
+            subnet=free_subnet() if networks else "",
         )
         for node in self.settings.node_names:
             (self.folder / "spool" / node).mkdir()
@@ -219,6 +241,30 @@ def namespaces_work() -> bool:
         return False
 
 
+def networks_work() -> bool:
+    """Whether this user may give a process its own network, and join it to one of this machine (root may, unless a sandbox forbids it)."""
+    probe = f"sgp{os.getpid()}"
+    commands = [
+        ["ip", "link", "add", probe, "type", "bridge"],
+        ["ip", "link", "delete", probe],
+        [*_unshare(networks=True), "ip", "link", "set", "lo", "up"],
+    ]
+    try:
+        return all(subprocess.run(command, capture_output=True, timeout=10, check=False).returncode == 0 for command in commands)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def free_subnet() -> str:
+    """First three numbers of private addresses that this machine does not know yet."""
+    known = subprocess.run(["ip", "-4", "route"], capture_output=True, text=True, timeout=10, check=True).stdout
+    for _ in range(200):
+        subnet = f"10.{random.randrange(100, 250)}.{random.randrange(250)}"
+        if f"{subnet}." not in known:
+            return subnet
+    raise ClusterError("no free private network")
+
+
 def free_ports(count: int) -> int:
     """First of `count` consecutive free ports below the range that the kernel hands out."""
     for _ in range(200):
@@ -237,8 +283,8 @@ def _free(port: int) -> bool:
     return True
 
 
-def _unshare() -> Sequence[str]:
-    namespaces = ["--uts", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc"]
+def _unshare(*, networks: bool = False) -> Sequence[str]:
+    namespaces = ["--uts", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc", *(["--net"] if networks else [])]
     return ["unshare", *([] if os.getuid() == 0 else ["--user", "--map-current-user", "--keep-caps"]), *namespaces]
 
 

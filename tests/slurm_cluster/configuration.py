@@ -1,7 +1,8 @@
 """Text of a test cluster's configuration files. Pure.
 
 The values are those of Slurm's manual pages for a machine without systemd and control groups: resources are declared,
-not real; everything listens on the loopback address; scheduling and failure detection are as quick as Slurm allows.
+not real; everything listens on the loopback address, or on those of a bridge of the cluster's own where nodes have network stacks of
+their own; scheduling and failure detection are as quick as Slurm allows.
 """
 
 from __future__ import annotations
@@ -23,11 +24,25 @@ class ClusterSettings:
     max_job_count: int = 10000
     accounting: bool = True
     namespaces: bool = True  # every node with its own host name and process table
+    networks: bool = False  # and with its own network stack and address
+    subnet: str = ""  # first three numbers of those addresses
     port: int = 0  # first of `nodes + 2` consecutive ports
 
     @property
     def node_names(self) -> tuple[str, ...]:
         return tuple(f"n{number}" for number in range(1, self.nodes + 1))
+
+    @property
+    def bridge(self) -> str:
+        """Interface of this machine that the nodes' networks are plugged into."""
+        return f"sg{self.port}"
+
+    @property
+    def controller_address(self) -> str:
+        return f"{self.subnet}.1" if self.networks else "127.0.0.1"
+
+    def node_address(self, node: str) -> str:
+        return f"{self.subnet}.{10 + int(node[1:])}" if self.networks else "127.0.0.1"
 
     @property
     def accounting_port(self) -> int:
@@ -44,6 +59,9 @@ def slurm_conf(folder: Path, settings: ClusterSettings) -> str:
     nodes = f"n[1-{settings.nodes}]" if settings.nodes > 1 else "n1"
     host = nodes if settings.namespaces else "localhost"
     gres = f" Gres=gpu:fake:{settings.gpus}" if settings.gpus else ""
+    addresses = f"{settings.subnet}.[11-{10 + settings.nodes}]" if settings.networks and settings.nodes > 1 else settings.node_address("n1")
+    # with NoCtldInAddrAny slurmctld listens where its *name* leads, which no other network reaches
+    listen = "NoInAddrAny" if settings.networks else "NoCtldInAddrAny,NoInAddrAny"
     accounting = "AccountingStorageType=accounting_storage/none"
     if settings.accounting:
         accounting = f"""\
@@ -54,14 +72,14 @@ AccountingStoragePass={folder}/munge/socket"""
     # cred_expire is also the wait before a requeued job starts again (default 120 s, least 5 s)
     return f"""\
 ClusterName=test
-SlurmctldHost=localhost(127.0.0.1)
+SlurmctldHost=localhost({settings.controller_address})
 SlurmctldPort={settings.port}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
 CredType=cred/munge
 AuthInfo=socket={folder}/munge/socket,cred_expire=5
-CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+CommunicationParameters={listen}
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool/%n
 SlurmctldPidFile={folder}/run/slurmctld.pid
@@ -100,7 +118,7 @@ PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
 JobCompType=jobcomp/none
 {accounting}
-NodeName={nodes} NodeHostname={host} NodeAddr=127.0.0.1 Port={_span(settings.port + 1, settings.port + settings.nodes)} \
+NodeName={nodes} NodeHostname={host} NodeAddr={addresses} Port={_span(settings.port + 1, settings.port + settings.nodes)} \
 CPUs={settings.cpus} Boards=1 SocketsPerBoard=1 CoresPerSocket={settings.cpus} ThreadsPerCore=1 \
 RealMemory={settings.memory_mb}{gres} State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES PriorityTier=1 GraceTime=10 DefaultTime=60 MaxTime=INFINITE State=UP
@@ -140,5 +158,6 @@ CommitDelay=1
 
 
 def hosts(settings: ClusterSettings, hostname: str) -> str:
-    """/etc/hosts inside the nodes: every node answers on the loopback address."""
-    return "".join(f"127.0.0.1 {name}\n" for name in (f"localhost {hostname}", *settings.node_names))
+    """/etc/hosts inside the nodes."""
+    lines = ["127.0.0.1 localhost", f"{settings.controller_address} {hostname}"]
+    return "".join(f"{line}\n" for line in (*lines, *(f"{settings.node_address(name)} {name}" for name in settings.node_names)))

@@ -38,6 +38,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def slurm_session() -> Iterator[Cluster]:
     """A Slurm of three nodes with accounting; `SLURM_CONF` points to it as long as the session lasts."""
+    with running_cluster(ClusterSettings()) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def slurm_networks(slurm_session: Cluster) -> Iterator[Cluster]:
+    """A Slurm of its own for one module, whose three nodes have a network stack and an address each; `SLURM_CONF` points to it meanwhile.
+
+    Where no such networks can be had, its nodes share that of this machine (`cluster.settings.networks` says so). It begins after the
+    session's and ends before it, and so gives `SLURM_CONF` back to it.
+    """
+    with running_cluster(ClusterSettings(accounting=False, networks=True)) as cluster:
+        yield cluster
+
+
+@contextlib.contextmanager
+def running_cluster(settings: ClusterSettings) -> Iterator[Cluster]:
+    """A Slurm that `SLURM_CONF` points to while the block lasts, and that ends with this process however that ends."""
     home = _home()
     remove_stale(home)
     folder = Path(tempfile.mkdtemp(prefix="c", dir=home))
@@ -48,7 +66,7 @@ def slurm_session() -> Iterator[Cluster]:
         start_new_session=True,
         cwd=Path(__file__).parents[2],
     )
-    cluster = Cluster(folder, ClusterSettings())
+    cluster = Cluster(folder, settings)
     saved = {name: os.environ.get(name) for name in ("SLURM_CONF", "PATH")}
     try:
         try:

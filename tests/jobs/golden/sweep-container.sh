@@ -1,0 +1,56 @@
+#!/bin/bash
+#SBATCH --job-name=iemocap.sweep.0123456789ab
+#SBATCH --output=/project/results/iemocap/logs/iemocap.sweep.0123456789ab.out
+#SBATCH --open-mode=append
+#SBATCH --time=720
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=16
+#SBATCH --gpus-per-node=4
+#SBATCH --dependency=singleton
+#SBATCH --requeue
+#SBATCH --export=ALL
+
+export OMP_NUM_THREADS=16
+export PYTHONUNBUFFERED=1
+
+# A shared folder may show new files late.
+for _ in {1..60}; do
+  [ -e /project/results/iemocap/sweep/0123456789ab/sweep.json ] && [ -e /project/results/iemocap/snapshots/0123456789abcdef ] && break
+  sleep 1
+done
+cd -- /project/results/iemocap/snapshots/0123456789abcdef || exit 1
+
+stop=/project/results/iemocap/sweep/0123456789ab/stop
+meeting=/project/results/iemocap/sweep/0123456789ab/nodes/$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
+cancelled() { [ "$(cat -- "$stop" 2>/dev/null)" = cancelled ]; }
+
+cancelled && exit 3
+rm -f -- "$stop" # of an execution before this one
+warned='' patience=10
+trap 'warned=1; touch -- "$stop"' USR1
+trap 'touch -- "$stop"' TERM
+
+srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --cpus-per-task=16 --export=ALL --mpi=none --no-kill --kill-on-bad-exit=0 --wait=0 \
+  apptainer exec --nv --bind /project/results --bind /project/data/iemocap --pwd /project/results/iemocap/snapshots/0123456789abcdef --bind /scratch '/images/ser grid.sif' \
+  /opt/venv/bin/python -m jobs.sweeps.node /project/results/iemocap/sweep/0123456789ab -- /opt/venv/bin/python launch.py tune /project/results/iemocap/sweep/0123456789ab &
+step=$!
+
+# Until the sweep is over (then a file says how it ended), the step is, or the time for a checkpoint is up.
+while kill -0 "$step" 2>/dev/null && [ ! -e "$meeting/over" ] && [ "$patience" -gt 0 ]; do
+  sleep 1 &
+  wait $! # unlike sleep itself, it is cut short by a signal
+  [ -z "$warned" ] || patience=$((patience - 1))
+done
+# A node that was lost, and that Slurm does not miss yet, keeps the step from ending.
+for _ in {1..30}; do
+  kill -0 "$step" 2>/dev/null && [ "$patience" -gt 0 ] || break
+  sleep 1
+done
+
+code=$(cat -- "$meeting/over" 2>/dev/null) || code=${warned:+3}
+rm -rf -- "$meeting"
+if [ "$code" = 3 ] && [ "$warned" ] && ! cancelled && [ "${SLURM_RESTART_COUNT:-0}" -lt 20 ]; then
+  exec scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "${code:-1}"

@@ -1,0 +1,183 @@
+"""The Slurm job of a sweep: its script, that there is never a second one, how it stands, its end."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs.config import SlurmSite
+from jobs.errors import UsageError
+from jobs.slurm_client import SlurmClient
+from jobs.sweeps.allocation import CANCELLED, Phase, SweepJob, cancel, job_name, job_of, log_file, preview, render, state, submit
+from jobs.sweeps.records import Sweep
+from jobs.sweeps.settings import SweepResources
+from tests.jobs.slurm_cases import until
+from tests.jobs.sweeps.sweep_cases import ROOT, source_of, sweep_of
+from tests.jobs.test_sbatch import COMMANDS, CONTAINER, UNIVERSITY
+from tests.slurm_cluster import Cluster
+
+TEMPLATES = ROOT / "slurm_templates"
+GOLDEN = Path(__file__).parents[1] / "golden"
+FOLDER = "/project/results/iemocap/sweep/0123456789ab"
+JOB = SweepJob(
+    name="iemocap.sweep.0123456789ab",
+    resources=SweepResources(nodes=4, cpus=16, gpus=4, memory_gb=47.5, minutes=720),
+    command=("/opt/venv/bin/python", "-m", "jobs.sweeps.node", FOLDER, "--", "/opt/venv/bin/python", "launch.py", "tune", FOLDER),
+    waited_for=f"{FOLDER}/sweep.json",
+    stop=f"{FOLDER}/stop",
+    meetings=f"{FOLDER}/nodes",
+    folder="/project/results/iemocap/snapshots/0123456789abcdef",
+    output="/project/results/iemocap/logs/iemocap.sweep.0123456789ab.out",
+    restarts=20,
+    binds=("/project/results", "/project/data/iemocap"),
+)
+SMALL = replace(JOB, resources=SweepResources(nodes=1, cpus=4, gpus=0, memory_gb=4, minutes=60))
+CASES = {"sweep": (SMALL, SlurmSite()), "sweep-university": (JOB, UNIVERSITY), "sweep-container": (JOB, CONTAINER)}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_script_is_the_golden_one(name: str) -> None:
+    """A change of the template shows in a file that somebody reads, and bash takes it. SER_GRID_WRITE_GOLDEN=1 writes them anew."""
+    text = render(*CASES[name], TEMPLATES)
+    file = GOLDEN / f"{name}.sh"
+    if os.environ.get("SER_GRID_WRITE_GOLDEN"):
+        file.write_text(text)
+    assert text == file.read_text()
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+@pytest.mark.parametrize("value", ["".join(COMMANDS), "'; touch pwned; '$(touch pwned)", "-o", "%j %u"])
+def test_no_value_escapes(value: str, tmp_path: Path) -> None:
+    """srun and the site's options get a value as it is; the shell makes nothing of it."""
+    code = tmp_path / "code"
+    code.mkdir()
+    site = SlurmSite(partition=value, extra={"comment": value}, environment={"A": value}, container=value, container_arguments=[value])
+    job = replace(JOB, command=("run", value), folder=str(code), waited_for=str(code), stop=f"/none/{value}", meetings=f"/none/{value}")
+    text = render(replace(job, binds=(value,)), site, TEMPLATES)
+    header = [shlex.split(line.removeprefix("#SBATCH ")) for line in text.splitlines() if line.startswith("#SBATCH")]
+    assert [f"--partition={value}"] in header
+    assert [f"--comment={value}"] in header
+    (tmp_path / "srun").write_text('#!/bin/bash\nprintf "%s\\0" "$@" "A=$A" >"$RECORD"\n')
+    (tmp_path / "srun").chmod(0o755)
+    record = tmp_path / "record"
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RECORD": str(record), "SLURM_JOB_ID": "1"}
+    done = subprocess.run(["bash", "--noprofile"], input=text, text=True, env=environment, cwd=tmp_path, check=False, timeout=20)
+    assert done.returncode == 1, "nobody said how the sweep ended"
+    calls = record.read_bytes().decode().split("\0")[:-1]
+    assert calls[calls.index("apptainer") :] == [
+        *("apptainer", "exec", "--nv", "--bind", value, "--pwd", str(code), value, value, "run", value, f"A={value}")
+    ]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["code", "record", "srun"]
+
+
+def test_the_name_is_of_the_sweep_and_its_results_folder(tmp_path: Path) -> None:
+    """Two trees of one user do not take each other's jobs."""
+    here, there = sweep_of(tmp_path / "here"), sweep_of(tmp_path / "there")
+    assert job_name(here) == job_name(sweep_of(tmp_path / "here"))
+    assert job_name(here).startswith("trial.sweep.")
+    assert len({job_name(here), job_name(there), job_name(replace(here, digest="f" * 12))}) == 3
+
+
+def test_a_preview_touches_nothing(tmp_path: Path) -> None:
+    """What `--dry-run` prints."""
+    sweep = sweep_of(tmp_path, nodes=3)
+    before = sorted(tmp_path.rglob("*"))
+    assert "#SBATCH --nodes=3\n" in preview(sweep, ROOT)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def sleeper(sweep: Sweep, seconds: int = 600) -> SweepJob:
+    """The sweep's job, with nodes that only sleep."""
+    return replace(job_of(sweep, ROOT), command=("sleep", str(seconds)))
+
+
+def in_queue(cluster: Cluster, sweep: Sweep) -> list[str]:
+    return cluster.run("squeue", "-h", "-n", job_name(sweep), "-o", "%i %T").splitlines()
+
+
+@pytest.mark.slurm
+def test_submitted_twice_it_is_one_job_and_cancelled_it_stays_away(slurm_cluster: Cluster, tmp_path: Path) -> None:
+    """Pending or running it is found again. Cancelled it leaves the queue, says so in the file that stops it, and may be submitted anew."""
+    sweep, client = sweep_of(tmp_path), SlurmClient()
+    assert state(sweep, client).phase is Phase.none
+    source = source_of(tmp_path)
+    job = submit(sweep, source, client, job=sleeper(sweep))
+    assert submit(sweep, source, client, job=sleeper(sweep)) == job
+    until(lambda: state(sweep, client).phase is Phase.running)
+    assert submit(sweep, source, client, job=sleeper(sweep)) == job
+    assert len(in_queue(slurm_cluster, sweep)) == 1
+    assert str(log_file(sweep)) in state(sweep, client).sentence
+    assert cancel(sweep, client) == (job,)
+    assert sweep.folder.stop.read_text().strip() == CANCELLED
+    until(lambda: not in_queue(slurm_cluster, sweep))
+    again = submit(sweep, source, client, job=sleeper(sweep))
+    assert again != job
+    assert not sweep.folder.stop.exists()
+    assert cancel(sweep, client) == (again,)
+
+
+@pytest.mark.slurm
+def test_a_job_that_cannot_start_says_why(slurm_cluster: Cluster, tmp_path: Path) -> None:
+    """More GPUs than a node has are declined in one line; a job behind others says what it waits for."""
+    client = SlurmClient()
+    with pytest.raises(UsageError, match=r"Slurm declines the sweep's job .*sweep\.resources") as caught:
+        submit(sweep_of(tmp_path, gpus=9), source_of(tmp_path), client)
+    assert "\n" not in str(caught.value)
+    first, second = sweep_of(tmp_path, "first", nodes=3, cpus=4), sweep_of(tmp_path, "second", nodes=3, cpus=4)
+    submit(first, source_of(tmp_path), client, job=sleeper(first))
+    until(lambda: state(first, client).phase is Phase.running)
+    job = submit(second, source_of(tmp_path), client, job=sleeper(second))
+    until(lambda: "Resources" in state(second, client).sentence)
+    assert state(second, client).phase is Phase.pending
+    slurm_cluster.run("scontrol", "hold", job)
+    until(lambda: "held by" in state(second, client).stuck)
+
+
+def reply_lost(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An sbatch that gives no number; the script calls the real one `REAL`."""
+    file = folder / "bin" / "sbatch"
+    file.parent.mkdir(exist_ok=True)
+    lost = 'echo "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation" >&2; exit 1'
+    file.write_text(f"#!/bin/bash\nREAL={shutil.which('sbatch')}\nHERE={file.parent}\n{script}\n{lost}\n")
+    file.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{file.parent}:{os.environ['PATH']}")
+
+
+@pytest.mark.slurm
+def test_a_lost_reply_makes_no_second_job(slurm_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job that sbatch did not tell of is found under its name, also when it shows only later."""
+    sweep, client = sweep_of(tmp_path), SlurmClient()
+    source = source_of(tmp_path)
+    with monkeypatch.context() as patch:
+        reply_lost(tmp_path, 'cp "${!#}" "$HERE/late.sh"; { sleep 3; "$REAL" "$HERE/late.sh"; } >/dev/null 2>&1 &', patch)
+        job = submit(sweep, source, client, job=sleeper(sweep))
+    assert [line.split()[0] for line in in_queue(slurm_cluster, sweep)] == [job]
+    assert submit(sweep, source, client, job=sleeper(sweep)) == job
+
+
+@pytest.mark.slurm
+def test_while_it_is_unknown_whether_there_is_a_job_nothing_is_submitted(
+    slurm_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither by who has lost the reply nor by the next one, until the job has had time enough to show."""
+    sweep, client = sweep_of(tmp_path), SlurmClient()
+    source = source_of(tmp_path)
+    with monkeypatch.context() as patch:
+        reply_lost(tmp_path, "", patch)
+        with pytest.raises(UsageError, match="run the same command again") as caught:
+            submit(sweep, source, client, job=sleeper(sweep), settle_seconds=0.5)
+    assert "\n" not in str(caught.value)
+    begun = time.time()
+    file = sweep.folder.path / "submission.json"
+    written = file.stat().st_mtime
+    job = submit(sweep, source, client, job=sleeper(sweep), settle_seconds=4)
+    assert time.time() - written >= 3.9
+    assert time.time() - begun < 30
+    assert [line.split()[0] for line in in_queue(slurm_cluster, sweep)] == [job]
