@@ -1,0 +1,153 @@
+"""Whole sweeps by the command line: corpus to chosen set, interrupted on the way, on this machine and on two nodes of a real Slurm."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shlex
+import signal
+import subprocess
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import CommandLine
+from tests.slurm_cluster.cluster import Cluster
+from tests.slurm_cluster.processes import wait_until
+
+FOLDS, SETS = ("1", "2"), ("8", "16", "8+16")
+SMALL = (
+    *("methods=[ptapt]", "folds=[1,2]", "seeds=1", "policy.poll_seconds=1", "resources.default.memory_gb=1"),
+    *("sweep.folds=[]", "sweep.counts=[8,16]", "sweep.sizes=[1,2]", "sweep.stopping=none", "sweep.resources.memory_gb=4"),
+    *("recipe.finetune.epochs=1", "recipe.states.steps=3", "recipe.ptapt.steps=3", "recipe.ptapt.warmup_steps=1"),
+)
+STAGES = {name: len(FOLDS) * count for name, count in (("states", 1), ("cluster", 2), ("ptapt", 3), ("finetune", 3))}  # each once
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A sweep that was interrupted by Ctrl-C and then finished, on this machine."""
+
+    run: CommandLine
+    refused: subprocess.CompletedProcess[str]  # the same command beside it
+    interrupted: str  # what was printed until Ctrl-C had its effect
+    finished: subprocess.CompletedProcess[str]
+
+    @property
+    def report(self) -> Path:
+        return self.run.results / "demo" / "sweep"
+
+
+@pytest.fixture(scope="module")
+def swept(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    """Begun, refused beside itself, interrupted when it has computed something, and run again."""
+    run = CommandLine(demo_data, tmp_path_factory.mktemp("sweep") / "results")
+    process = run.start("sweep", "demo", *SMALL)
+    try:
+        assert wait_until(lambda: len(list(run.results.glob("store/ptapt/*/attempts/*/claim.json"))) > 0, 180)
+        refused = run("sweep", "demo", *SMALL)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: everything in the foreground hears it
+        output, _ = process.communicate(timeout=120)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 3, output
+    assert wait_until(lambda: not processes_of(run), 10), processes_of(run)
+    finished = run("sweep", "demo", *SMALL, timeout=300)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return Swept(run, refused, output, finished)
+
+
+def processes_of(run: CommandLine) -> list[str]:
+    """Command lines of all processes, whoever their parent is now, that work for these results."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(run.results).encode() in (folder / "environ").read_bytes():
+                found.append((folder / "cmdline").read_text().replace("\0", " "))
+        except OSError:  # ended, or not ours
+            continue
+    return found
+
+
+def table(report: Path, name: str) -> list[dict[str, str]]:
+    """The rows of a file of the report."""
+    with (report / name).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_goes_on_and_computes_each_stage_once(swept: Swept) -> None:
+    """After Ctrl-C nothing is left running and the same command finishes; every stage of every set has one result and one whole attempt."""
+    assert "sweep demo" in swept.interrupted
+    assert (swept.refused.returncode, len(swept.refused.stderr.splitlines())) == (2, 1), swept.refused.stderr
+    assert "under way in process" in swept.refused.stderr
+    store = swept.run.results / "store"
+    assert Counter(path.parent.parent.name for path in store.glob("*/*/result.json")) == STAGES
+    ended = {path.parent for path in store.glob("*/*/attempts/*/outcome.json")}
+    whole = [path.parent.parents[2].name for path in store.glob("*/*/attempts/*/claim.json") if path.parent not in ended]
+    assert Counter(whole) == STAGES
+    assert all(json.loads((path / "outcome.json").read_text())["ending"] == "interrupted" for path in ended)
+
+
+@pytest.mark.slow
+def test_it_ends_in_tables_that_compile_and_in_a_choice_that_runs(swept: Swept) -> None:
+    """Every set is in the table with every fold; the report compiles; the line that is printed is a grid, and `--show` tells the same."""
+    found = table(swept.report, "trials.csv")
+    assert sorted(row["point"] for row in found) == sorted(SETS)
+    assert {(row["state"], row["folds"]) for row in found} == {("complete", str(len(FOLDS)))}
+    subprocess.run(["pdflatex", "-interaction=nonstopmode", "table.tex"], cwd=swept.report, check=True, capture_output=True, timeout=60)
+    assert (swept.report / "table.pdf").stat().st_size > 10_000
+    assert (swept.report / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+    shown = swept.run("sweep", "demo", "--show", "--json")
+    assert shown.returncode == 0, shown.stderr
+    value = json.loads(shown.stdout)
+    assert (value["standing"], value["under_way"], value["best"] in SETS) == ("complete", False, True)
+    assert value["validation"] == {"1": ["2F", "2M"], "2": ["3F", "3M"]}
+
+    line = value["choice"]["grid"]
+    assert line in swept.finished.stdout.splitlines()
+    assert line in (swept.report / "choice.txt").read_text().splitlines()
+    program, script, *arguments = shlex.split(line)
+    assert (program, script) == ("python", "launch.py")
+    chosen = swept.run(*arguments, "folds=[1]", timeout=300)
+    assert chosen.returncode == 0, chosen.stdout + chosen.stderr
+    name = next(text.partition("=")[2] for text in arguments if text.startswith("name="))
+    summary = json.loads((swept.run.results / name / "tables" / "summary.json").read_text())
+    assert [(method["method"], method["n"]) for method in summary["methods"]] == [("ptapt", 1)]
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_two_nodes_of_slurm_give_the_same_numbers(slurm_cluster: Cluster, swept: Swept, tmp_path: Path) -> None:
+    """One allocation with Ray on both nodes gives the numbers of this machine for a fold, and leaves no job and no process behind."""
+    run = CommandLine(swept.run.data, tmp_path / "results")
+    settings = ("--cluster", "slurm", *SMALL, "sweep.folds=[1]", "sweep.resources.nodes=2", "sweep.resources.cpus=1")
+    done = run("sweep", "demo", *settings, "--wait", timeout=400)
+    log = "".join(path.read_text() for path in (run.results / "demo" / "logs").glob("*.sweep.*.out"))
+    assert done.returncode == 0, done.stdout + done.stderr + log
+    assert "16: fold 1 (1 of 1) validation UA" in done.stdout
+    ours = sorted(table(run.results / "demo" / "sweep", "runs.csv"), key=lambda row: row["point"])
+    here = sorted((row for row in table(swept.report, "runs.csv") if row["fold"] == "1"), key=lambda row: row["point"])
+    assert [row["point"] for row in ours] == sorted(SETS)
+    assert ours == here
+    assert len({json.loads(path.read_text())["node"] for path in (run.results / "store").glob("*/*/attempts/*/claim.json")}) == 2, log
+    assert wait_until(lambda: not slurm_cluster.run("squeue", "--noheader"), 30)
+    assert wait_until(lambda: not processes_of(run), 10), processes_of(run)
+    cancelled = run("sweep", "demo", "--cancel")
+    assert (cancelled.returncode, "nothing to cancel" in cancelled.stdout) == (0, True), cancelled.stdout + cancelled.stderr
+
+
+def test_a_dry_run_touches_nothing(demo_data: Path, tmp_path: Path) -> None:
+    """Points, validation speakers, stages and the script are shown; no file is written and Slurm is not asked."""
+    run = CommandLine(demo_data, tmp_path / "results", {"SLURM_CONF": str(tmp_path / "nowhere")})
+    done = run("sweep", "demo", "--cluster", "slurm", "--dry-run", *SMALL, "sweep.resources.nodes=2", "resources.default.gpus=1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for text in ("3 points", "  8+16\n", "fold 1 held out: scored on 2F, 2M", "#SBATCH --nodes=2", " -m jobs.sweeps.node "):
+        assert text in done.stdout
+    assert "  ptapt: 6 needed, 0 there, 6 to compute: 1.5 GPU-hours and 1.5 CPU-hours (requested time)" in done.stdout
+    assert not run.results.exists()
