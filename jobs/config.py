@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -193,6 +194,7 @@ def load_experiment(
     schema.recipe = OmegaConf.structured(recipe_schema)
     layers = [_read_yaml(file), _read_overrides(overrides)]
     searched = _take_settings(layers)
+    _replace_sets(layers)
     site = next((str(layer["site"]) for layer in reversed(layers) if "site" in layer), schema.site)
     site_file = configs / "site" / f"{site}.yaml"
     if not site_file.is_file():
@@ -374,6 +376,20 @@ def _take_settings(layers: Sequence[DictConfig]) -> dict[str, Any]:
                 raise UsageError("sweep.settings: write keys of the recipe, each with a list of choices or a range")
             found = merged(found, flat(cast(dict[str, Any], OmegaConf.to_container(section.pop("settings")))))
     return found
+
+
+def _replace_sets(layers: Sequence[DictConfig]) -> None:
+    """Sets of cluster counts that a layer names take the place of counts and sizes named before it, and these of sets."""
+    from omegaconf import DictConfig, OmegaConf
+
+    sections = [section for layer in layers if isinstance(section := layer.get("sweep"), DictConfig)]
+    for number, section in enumerate(sections):
+        own = cast(dict[str, Any], OmegaConf.to_container(section, resolve=False))
+        for named, replaced in ((("sets",), ("counts", "sizes")), (("counts", "sizes"), ("sets",))):
+            if any(own.get(key) for key in named):
+                for before, key in itertools.product(sections[:number], replaced):
+                    if key in before.keys():  # noqa: SIM118 - `in` would resolve an interpolation
+                        del before[key]
 
 
 def known_keys(config: DictConfig, prefix: str = "") -> list[str]:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jobs.markup import latex, markdown
 from jobs.published import Published
-from jobs.statistics import Interval, p_text, round_half_up
+from jobs.statistics import p_text, round_half_up
 from jobs.summary import Comparison, Dropped, Entry, MethodSummary, Summary
+from jobs.table_text import DASH, code_sentence, counted, interval_text, rendered, signed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,7 +31,6 @@ METHOD_COLUMNS = (
     *("outliers", "outliers_rerun", "diverged", "diverged_rerun", "unresolved", "complete", "outlier_rule"),
 )
 CAPTION_PACKAGES = ("python", "torch", "transformers", "fairseq-fixed", "scikit-learn", "numpy")
-DASH = "–"
 
 
 @dataclass(frozen=True)
@@ -188,26 +188,8 @@ def _print_whole(console: Console, table: RichTable) -> None:
         console.width = before
 
 
-def _render(template: str, escape: Any, summary: Summary, published: Published) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    # Delimiters that neither LaTeX nor Markdown uses; autoescape is for HTML, here every value passes through `escape`.
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        undefined=StrictUndefined,
-        autoescape=False,  # noqa: S701
-        block_start_string="<%",
-        block_end_string="%>",
-        variable_start_string="<<",
-        variable_end_string=">>",
-        comment_start_string="<#",
-        comment_end_string="#>",
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["e"] = escape
-    return environment.get_template(template).render(experiment=summary.experiment, tables=tables_of(summary, published))
+def _render(template: str, escape: Callable[[str], str], summary: Summary, published: Published) -> str:
+    return rendered(TEMPLATES / template, escape, experiment=summary.experiment, tables=tables_of(summary, published))
 
 
 def _table(summary: Summary, published: Published, corpus: str) -> Table:
@@ -236,7 +218,7 @@ def _measured(method: MethodSummary, published: Published) -> Row:
     mean = replace(_cell(method.mean_ua, method.sd_ua, "" if method.complete else f"{method.n}/{wanted}"), unresolved=method.unresolved > 0)
     counts = {cell.n for cell in method.cells}
     n = str(min(counts)) if len(counts) == 1 else f"{min(counts)}–{max(counts)}"
-    return Row(_label(method, published), tuple(cells), mean, _interval(method.interval), n)
+    return Row(_label(method, published), tuple(cells), mean, interval_text(method.interval), n)
 
 
 def _published(label: str, ua: Mapping[str, float], sd: Mapping[str, float], mean: float, folds: Sequence[str]) -> Row:
@@ -280,25 +262,14 @@ def _difference(found: Comparison, published: Published) -> Difference:
     pairs, folds = found.over_pairs, found.over_folds
     return Difference(
         label=f"{second} − {first}",
-        mean=DASH if pairs.mean is None else _signed(pairs.mean),
-        interval=_interval(pairs.interval),
+        mean=DASH if pairs.mean is None else signed(pairs.mean),
+        interval=interval_text(pairs.interval),
         pairs=str(pairs.pairs),
         t_p=p_text(pairs.t_p),
         wilcoxon_p=p_text(pairs.wilcoxon_p),
         folds=str(folds.pairs),
         folds_p=p_text(folds.t_p),
     )
-
-
-def _signed(value: float) -> str:
-    text = round_half_up(value)
-    return text.replace("-", "−") if text.startswith("-") else f"+{text}" if Decimal(text) else text
-
-
-def _interval(interval: Interval | None) -> str:
-    if interval is None:
-        return DASH
-    return f"{round_half_up(interval.low)} to {round_half_up(interval.high)}".replace("-", "−")
 
 
 def _plain_cell(cell: Cell) -> str:
@@ -326,7 +297,7 @@ def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Publ
         sentences.append(f"Published figures: {published.source}.")
         if set(published.columns) != set(folds):
             sentences.append(f"The published means are over all {len(published.columns)} folds of the paper, ours over {len(folds)}.")
-    sentences.append(_code_sentence(summary))
+    sentences.append(code_sentence(f"Experiment {summary.experiment}", summary.code, CAPTION_PACKAGES))
     return tuple(sentences)
 
 
@@ -339,13 +310,13 @@ def _dropping_sentences(summary: Summary, methods: Sequence[MethodSummary], publ
     outliers, diverged = _total([method.outliers for method in methods]), _total([method.diverged for method in methods])
     unresolved = [method for method in methods if method.unresolved]
     sentences = [
-        f"Dropped: {_count(outliers.runs, 'outlier')} ({outliers.rerun} rerun) and {_count(diverged.runs, 'diverged run')} "
+        f"Dropped: {counted(outliers.runs, 'outlier')} ({outliers.rerun} rerun) and {counted(diverged.runs, 'diverged run')} "
         f"({diverged.rerun} rerun); {sum(method.unresolved for method in unresolved)} unresolved."
     ]
     if _judged(summary) and any(not method.complete for method in methods):
         sentences.append("A method is judged when all its runs are in.")
     if unresolved:
-        named = ", ".join(f"{_label(method, published)} {_count(method.unresolved, 'run')}" for method in unresolved)
+        named = ", ".join(f"{_label(method, published)} {counted(method.unresolved, 'run')}" for method in unresolved)
         sentences.append(f"‡ Unresolved: out by the rule, not replaced, and kept in the mean ({named}).")
     if outliers.runs or diverged.runs:
         every = [
@@ -364,18 +335,6 @@ def _total(counts: Sequence[Dropped]) -> Dropped:
 
 def _label(method: MethodSummary, published: Published) -> str:
     return published.labels.get(method.method, method.method)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _code_sentence(summary: Summary) -> str:
-    code = summary.code
-    commits = ", ".join(commit[:10] for commit in code.commits) or "unknown"
-    versions = [f"{name} {'/'.join(code.packages[name])}" for name in CAPTION_PACKAGES if name in code.packages]
-    changed = " with uncommitted changes" if code.modified else ""
-    return f"Experiment {summary.experiment}; {'; '.join([f'code at commit {commits}{changed}', *versions])}."
 
 
 def _differences_caption() -> tuple[str, ...]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jobs.stages import SweepRegistry
     from jobs.sweeps.space import Space
 
+CHECKPOINT = "checkpoint"  # last part of the keys that may name a file or folder
 CLUSTER = "cluster"  # the stage that divides the frames of its upstream stage
 INSTALL = "pip install -c constraints.txt -e '.[sweep]'"
 RAY = ("ray", "fsspec", "pandas", "pyarrow", "requests")  # without the last four, Ray has no Tune
@@ -34,6 +35,7 @@ def check_sweep(experiment: Experiment, space: Space, registry: SweepRegistry, c
     Raises UsageError, or the registry's own error, in one line for settings that no trial could be run with, for cluster counts above the
     number of frames, where nobody is left for validation, and where Ray or Optuna is not installed.
     """
+    _check_paths(space)
     folds = _folds(experiment, corpus)
     if experiment.sweep.search is Search.grid:
         grid_points(space)
@@ -79,6 +81,15 @@ def _folds(experiment: Experiment, corpus: Corpus) -> Sequence[str]:
     if len(set(folds)) != len(folds):
         raise UsageError(f"{key}: {', '.join(folds)}: name each once")
     return folds
+
+
+def _check_paths(space: Space) -> None:
+    """Stages are computed in other folders, on Slurm on other machines: what lies here must be named so that it is found from there."""
+    for key, values in space.choices.items():
+        for value in values:
+            path = Path(value) if isinstance(value, str) and key.rpartition(".")[2] == CHECKPOINT else None
+            if path is not None and not path.is_absolute() and path.expanduser().exists():
+                raise UsageError(f"{SECTION}.{key}: {value}: name it by its absolute path, {path.expanduser().resolve()}")
 
 
 def _check_resources(experiment: Experiment, nodes: Mapping[str, Node]) -> None:

@@ -18,9 +18,11 @@ from jobs.statistics import round_half_up
 from jobs.sweeps.records import Sweep, TrialState
 from jobs.sweeps.summary import LISTED, FoldChoice, PointSummary, SweepSummary
 from jobs.sweeps.values import text
+from jobs.table_text import counted
 
 NAME_LENGTH = 64  # of an experiment, at most
 NESTED = "nested"
+RESOURCES = "resources"  # key whose entries need not say all
 NOT_OF_GRID = frozenset(("name", "cluster", "sweep"))  # keys of an experiment: said otherwise, or of no concern
 
 
@@ -36,9 +38,12 @@ class Choice:
 
 
 def choice_of(summary: SweepSummary, overrides: Sequence[str] = ()) -> Choice:
-    """What a sweep says should be run. `overrides`: `KEY=VALUE` by which its experiment differs from what its file says."""
+    """What a sweep says should be run.
+
+    `overrides`: `KEY=VALUE` by which its experiment differs from what its file says, and options that name its folders.
+    """
     sweep, best, smaller = summary.sweep, summary.best, summary.smaller
-    nested = () if best is None or summary.fixed_validation or _agreed(summary, best) else summary.by_fold
+    nested = () if best is None or summary.tests_apart or _agreed(summary, best) else summary.by_fold
     names = [_name(sweep, NESTED, choice.fold) for choice in nested]
     if len(set(names)) < len(names):  # folds that differ in what a name cannot have
         names = [_name(sweep, NESTED, str(number)) for number, _ in enumerate(nested, start=1)]
@@ -57,8 +62,9 @@ def lines_of(summary: SweepSummary, choice: Choice) -> tuple[str, ...]:
     best, smaller = summary.best, summary.smaller
     if best is None:
         return (f"# Nothing to choose yet: no point is complete ({states_in_words(summary)}).",)
-    complete = sum(point.complete for point in summary.points)
-    lines = [f"# Best of {complete} complete point{'s' if complete > 1 else ''}: {best.point.label}, {_ua(best)}.", choice.grid]
+    complete, tried = sum(point.complete for point in summary.points), len(summary.points)
+    of_all = f" ({tried} tried)" if tried > complete else ""
+    lines = [f"# Best of {counted(complete, 'complete point')}{of_all}: {best.point.label}, {_ua(best)}.", choice.grid]
     if smaller is not None:
         lines.extend([f"# Smaller, and not distinguishable from it: {smaller.point.label}, {_ua(smaller)}.", choice.smaller])
     if summary.under_way:
@@ -74,10 +80,11 @@ def lines_of(summary: SweepSummary, choice: Choice) -> tuple[str, ...]:
 def overrides_between(stated: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[str, ...]:
     """`KEY=VALUE` arguments that make of the values of one experiment those of another, as far as a grid depends on them."""
     before, after = _flat(stated), _flat(values)
+    unsaid = {key for key, value in after.items() if value is None and key not in before and key.split(".")[0] == RESOURCES}
     return tuple(
         f"{key}={_text(value)}"
         for key, value in after.items()
-        if key.split(".")[0] not in NOT_OF_GRID and (key not in before or before[key] != value)
+        if key.split(".")[0] not in NOT_OF_GRID and key not in unsaid and (key not in before or before[key] != value)
     )
 
 
@@ -101,7 +108,8 @@ def _grid(sweep: Sweep, overrides: Sequence[str], name: str, point: PointSummary
     chosen = [*point.point.overrides, *([] if fold is None else [f"folds={json.dumps([fold])}"])]
     keys = {argument.partition("=")[0] for argument in chosen}
     kept = [argument for argument in overrides if argument.partition("=")[0] not in keys]
-    return shlex.join(["python", "launch.py", "grid", sweep.config or sweep.experiment.name, *cluster, f"name={name}", *kept, *chosen])
+    words = [sweep.config or sweep.experiment.name, *cluster, f"name={name}", *kept, *chosen]
+    return shlex.join(["python", "launch.py", "grid", *words])
 
 
 def _collect(sweep: Sweep, names: Sequence[str]) -> str:
@@ -118,21 +126,35 @@ def _name(sweep: Sweep, *parts: str) -> str:
 
 
 def _agreed(summary: SweepSummary, best: PointSummary) -> bool:
-    return all(choice.point is best for choice in summary.by_fold) and len(summary.by_fold) == len(summary.sweep.folds)
+    chosen = {choice.fold: choice.point for choice in summary.by_fold}
+    return all(point is best for point in chosen.values()) and set(summary.grid_folds) <= set(chosen)
 
 
 def _caveats(summary: SweepSummary, best: PointSummary) -> tuple[str, ...]:
-    optimistic = "The UA of the best is that of the highest of several on the same speakers: expect less on others."
-    if summary.fixed_validation:
-        return (optimistic,)
-    first = (
+    found = []
+    if len(summary.points) > 1:
+        found.append("The UA of the best is that of the highest of several on the same speakers: expect less on others.")
+    if any(point.state is TrialState.stopped for point in summary.points):
+        seeds = counted(summary.sweep.experiment.sweep.seeds, "fine-tuning")
+        found.append(
+            f"Points that were stopped early were lower on the few folds done, by {seeds} each, which is little to tell sets by: see the "
+            "intervals of the differences. To compare sets, sweep with sweep.stopping=none; it computes only what is missing."
+        )
+    if summary.tests_apart:
+        return tuple(found)
+    if not summary.folds_apart:
+        found.append(
+            "Which points a fold could choose from was decided by other folds too, by early stopping or by Optuna: the choice of each fold "
+            "is strictly nested only with sweep.stopping=none and sweep.search=grid or random."
+        )
+    if rest := [fold for fold in summary.grid_folds if fold not in summary.sweep.folds]:
+        found.append(f"The sweep did not evaluate {', '.join(rest)}: a grid tests there what other folds have chosen.")
+    agreed = "here every fold chooses this point by itself" + (", so that its grid is nested." if summary.folds_apart else ".")
+    found.append(
         "One setting for all folds was chosen with the validation speakers of every fold, and these are test speakers of other folds; "
-        "strictly nested is the choice of each fold by its own validation speakers"
+        f"nested is the choice of each fold by its own validation speakers: {agreed if _agreed(summary, best) else 'one grid a fold:'}"
     )
-    stopped = any(point.state is TrialState.stopped for point in summary.points)
-    fewer = "Points that were stopped early were no longer there to choose from in later folds: with sweep.stopping=none they are."
-    nested = "here every fold chooses this point by itself, so that its grid is nested." if _agreed(summary, best) else "one grid a fold:"
-    return (optimistic, *([fewer] if stopped else []), f"{first}: {nested}")
+    return tuple(found)
 
 
 def _ua(point: PointSummary) -> str:
@@ -144,9 +166,9 @@ def _ua(point: PointSummary) -> str:
 
 def states_in_words(summary: SweepSummary) -> str:
     """How many trials are in which state."""
-    counted = [f"{summary.trials[state]} {state.name}" for state in LISTED if summary.trials.get(state)]
-    planned = f" of {summary.planned}" if summary.planned is not None and summary.planned > len(summary.points) else ""
-    return f"{len(summary.points)}{planned} trials: {', '.join(counted)}" if counted else "no trial has begun"
+    found = [f"{summary.trials[state]} {state.name}" for state in LISTED if summary.trials.get(state)]
+    planned = f" of {summary.planned}" if summary.planned > len(summary.points) else ""
+    return f"{len(summary.points)}{planned} trials: {', '.join(found)}" if found else "no trial has begun"
 
 
 def _one_line(text: str) -> str:

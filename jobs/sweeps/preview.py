@@ -115,7 +115,11 @@ def _stopping(sweep: Sweep) -> str:
     asked = sweep.experiment.sweep
     if asked.stopping is Stopping.none or len(sweep.folds) <= asked.grace_folds:
         return "none is stopped early"
-    return f"from fold {asked.grace_folds} on, one in {asked.reduction} goes on (ASHA)"
+    rungs = [asked.grace_folds]
+    while rungs[-1] * asked.reduction < len(sweep.folds):
+        rungs.append(rungs[-1] * asked.reduction)
+    when = " and ".join(filter(None, (", ".join(map(str, rungs[:-1])), str(rungs[-1]))))
+    return f"after {when} of {len(sweep.folds)} folds one point in {asked.reduction} goes on (ASHA)"
 
 
 def _hours(gpu: float, cpu: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from jobs.config import DEFAULT_RESOURCES, load_experiment, resolved_values
@@ -17,6 +18,7 @@ from jobs.sweeps.plots import plot_pdf, plot_png
 from jobs.sweeps.records import Sweep, TrialRecord, read_trials
 from jobs.sweeps.summary import SweepSummary, summarise
 from jobs.sweeps.tables import render_latex, render_markdown, render_points_csv, render_runs_csv
+from jobs.sweeps.values import text
 from jobs.tasks import load_object, load_registry
 
 
@@ -35,7 +37,7 @@ def write_report(sweep: Sweep) -> SweepReport:
     trials = read_trials(sweep.folder)
     results, efforts = _read(sweep.layout, trials)
     summary = summarise(sweep, trials, results, efforts)
-    choice = choice_of(summary, changed_settings(sweep))
+    choice = choice_of(summary, (*folder_options(sweep), *changed_settings(sweep)))
     lines = lines_of(summary, choice)
     folder = sweep.layout.sweep
     pictures = {"plot.pdf": plot_pdf(summary), "plot.png": plot_png(summary)}
@@ -48,8 +50,8 @@ def write_report(sweep: Sweep) -> SweepReport:
     }
     for name, data in pictures.items():
         write_bytes(folder / name, data)
-    for name, text in texts.items():
-        write_text(folder / name, text)
+    for name, written in texts.items():
+        write_text(folder / name, written)
     write_json(folder / "summary.json", to_json(summary, choice))
     names = ("table.tex", "table.md", "summary.json", "trials.csv", "runs.csv", "plot.pdf", "plot.png", "choice.txt")
     return SweepReport(tuple(folder / name for name in names), summary, choice, lines)
@@ -58,18 +60,30 @@ def write_report(sweep: Sweep) -> SweepReport:
 def changed_settings(sweep: Sweep) -> tuple[str, ...]:
     """`KEY=VALUE` by which the experiment of a sweep differs from what its file says, so that a grid of it can be asked for."""
     stages = [stage for stage in sweep.experiment.resources if stage != DEFAULT_RESOURCES]
+    load = partial(
+        load_experiment,
+        sweep.config or sweep.experiment.name,
+        configs=Path(sweep.code) / "configs",
+        recipe_schema=load_object(sweep.recipe_schema),
+        stages=stages,
+        teams=load_registry(sweep.place).teams,
+    )
     try:
-        stated = load_experiment(
-            sweep.config or sweep.experiment.name,
-            [],
-            configs=Path(sweep.code) / "configs",
-            recipe_schema=load_object(sweep.recipe_schema),
-            stages=stages,
-            teams=load_registry(sweep.place).teams,
-        )
+        stated, site = load(overrides=[]), f"site={text(sweep.experiment.site)}"
+        beside = stated if stated.site == sweep.experiment.site else load(overrides=[site])  # its profile need not be repeated key by key
     except UsageError:  # a file that was moved or edited since: the report is of what was computed
         return ()
-    return overrides_between(resolved_values(stated), resolved_values(sweep.experiment))
+    return (*([] if beside is stated else [site]), *overrides_between(resolved_values(beside), resolved_values(sweep.experiment)))
+
+
+def folder_options(sweep: Sweep) -> tuple[str, ...]:
+    """Options that name the data and the results of a sweep, where a grid would not look for them by itself."""
+    code, results, corpus = Path(sweep.code), sweep.layout.root, Path(sweep.corpus.folder)
+    home = results.parent if code.is_relative_to(results) else code  # a snapshot, which lies among the results
+    at_home = (home / "launch.py").is_file()
+    data_there = at_home and corpus == (home / "data" / corpus.name).resolve()
+    data = [] if data_there or corpus.name != sweep.experiment.corpus else ["--data", str(corpus.parent)]
+    return (*data, *([] if at_home and results == (home / "results").resolve() else ["--results", str(results)]))
 
 
 def _read(layout: Layout, trials: Sequence[TrialRecord]) -> tuple[Mapping[str, Result], Mapping[str, Effort]]:

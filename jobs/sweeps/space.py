@@ -130,7 +130,7 @@ def space_of(experiment: Experiment) -> Space:
     if sweep.sets:
         sets = _named_sets(sweep.sets)
         if sweep.counts or sweep.sizes:
-            raise UsageError("sweep.sets: in place of sweep.counts and sweep.sizes, not beside them; add `sweep.counts=[] sweep.sizes=[]`")
+            raise UsageError("sweep.sets: in place of sweep.counts and sweep.sizes, not beside them; name one or the other")
         pool = tuple(sorted(set(itertools.chain(*sets))))
         sizes: tuple[int, ...] = ()
     else:

@@ -137,23 +137,35 @@ class SweepSummary:
         return sum(point.diverged for point in self.points)
 
     @property
-    def planned(self) -> int | None:
-        """How many points the search tries; None: it chooses as it goes, and may choose one twice."""
+    def planned(self) -> int:
+        """How many points the search tries; of one that chooses as it goes none twice."""
         asked, space = self.sweep.experiment.sweep, self.sweep.space
         if asked.search is Search.optuna:
-            return None
+            return int(min(asked.trials, space.size))
         return len(grid_points(space) if asked.search is Search.grid else random_points(space, asked.trials, asked.seed))
 
     @property
     def under_way(self) -> bool:
         begun = [self.trials.get(state, 0) for state in (TrialState.running, TrialState.interrupted)]
-        return not self.points or any(begun) or len(self.points) < (self.planned or 0)
+        return not self.points or any(begun) or len(self.points) < self.planned
 
     @property
-    def fixed_validation(self) -> bool:
-        """Whether all folds have the same validation speakers, who then are tested in none of them."""
-        speakers = {tuple(sorted(self.sweep.validation.get(fold, ()))) for fold in self.sweep.folds}
-        return len(self.sweep.folds) > 1 and len(speakers) == 1
+    def grid_folds(self) -> tuple[str, ...]:
+        """What a grid of the experiment tests: the sweep may have evaluated some of it."""
+        return tuple(self.sweep.experiment.folds or self.sweep.corpus.folds)
+
+    @property
+    def tests_apart(self) -> bool:
+        """Whether no fold of a grid tests the validation speakers of another: they are the same in all folds, or there is one fold."""
+        folds = self.sweep.folds
+        speakers = {tuple(sorted(self.sweep.validation.get(fold, ()))) for fold in folds}
+        return len(speakers) == 1 and (len(folds) > 1 or set(self.grid_folds) <= set(folds))
+
+    @property
+    def folds_apart(self) -> bool:
+        """Whether what a fold could choose from was decided without the validation speakers of other folds."""
+        searched_apart = self.sweep.experiment.sweep.search is not Search.optuna
+        return searched_apart and not any(point.state is TrialState.stopped for point in self.points)
 
 
 def summarise(
@@ -282,8 +294,8 @@ def _by_fold(folds: Sequence[str], points: Sequence[PointSummary]) -> tuple[Fold
 
 
 def _correlation(name: str, points: Sequence[PointSummary]) -> RankCorrelation | None:
-    pairs = [(point.proxies.of_set[name], point.ua.mean) for point in points if point.complete and name in point.proxies.of_set]
-    return rank_correlation([value for value, _ in pairs], _known(ua for _, ua in pairs))
+    known = [point for point in points if point.complete and point.ua.mean is not None and name in point.proxies.of_set]
+    return rank_correlation([point.proxies.of_set[name] for point in known], _known(point.ua.mean for point in known))
 
 
 def _groups(values: Sequence[int], points: Sequence[PointSummary], belongs: Callable[[PointSummary], Sequence[int]]) -> tuple[Group, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +21,9 @@ from jobs.sweeps.inference import ALPHA, EXACT_POINTS, MIN_POINTS
 from jobs.sweeps.proxies import NAMES
 from jobs.sweeps.records import TrialState
 from jobs.sweeps.summary import PointSummary, SweepSummary
+from jobs.table_text import DASH, code_sentence, counted, interval_text, negative, rendered, signed
 
 TEMPLATES = Path(__file__).parent / "templates"
-DASH = "–"
 PAGE_ROWS = 28  # of a table on one page of LaTeX
 BEST = "best"
 ALIKE = "not distinguishable from the best"
@@ -121,12 +121,12 @@ def tables_of(summary: SweepSummary, choice: Choice) -> Tables:
 
 def render_latex(summary: SweepSummary, choice: Choice) -> str:
     """A LaTeX document (booktabs) that pdflatex compiles as it stands; it shows `plot.pdf` if that lies beside it."""
-    return _render("sweep.tex.j2", latex, tables_of(summary, choice))
+    return rendered(TEMPLATES / "sweep.tex.j2", latex, tables=tables_of(summary, choice))
 
 
 def render_markdown(summary: SweepSummary, choice: Choice) -> str:
     """The same as Markdown, with `plot.png`."""
-    return _render("sweep.md.j2", markdown, tables_of(summary, choice))
+    return rendered(TEMPLATES / "sweep.md.j2", markdown, tables=tables_of(summary, choice))
 
 
 def render_points_csv(summary: SweepSummary) -> str:
@@ -161,11 +161,11 @@ def _row(summary: SweepSummary, point: PointSummary) -> Row:
         label=point.point.label,
         ua=DASH if point.ua.mean is None else round_half_up(point.ua.mean),
         sd="" if point.ua.sd is None else round_half_up(point.ua.sd),
-        interval=_interval(point.ua.interval),
+        interval=interval_text(point.ua.interval),
         folds=f"{len(point.folds)}/{len(summary.sweep.folds)}",
         runs=str(point.runs),
-        difference=DASH if test is None or test.mean is None else _signed(test.mean),
-        difference_interval=DASH if test is None else _interval(test.interval),
+        difference=DASH if test is None or test.mean is None else signed(test.mean),
+        difference_interval=DASH if test is None else interval_text(test.interval),
         pairs=DASH if test is None else str(test.pairs),
         p=p_text(None if point.to_best is None else point.to_best.holm_p),
         remark=remark_of(summary, point),
@@ -177,8 +177,8 @@ def _lead(summary: SweepSummary) -> tuple[str, ...]:
     settings, sweep = summary.sweep.experiment.sweep, summary.sweep
     sentences = [
         f"Search: {settings.search.name}, early stopping: {settings.stopping.name}; {states_in_words(summary)}.",
-        f"Every trial: {_count(len(sweep.folds), 'held-out fold')} ({', '.join(sweep.folds)}), "
-        f"{_count(settings.seeds, 'fine-tuning')} each, scored on validation speakers; the held-out fold was not opened.",
+        f"Every trial: {counted(len(sweep.folds), 'held-out fold')} ({', '.join(sweep.folds)}), "
+        f"{counted(settings.seeds, 'fine-tuning')} each, scored on validation speakers; the held-out fold was not opened.",
     ]
     if summary.under_way:
         sentences.append("The sweep is not at its end; everything here is of what is done.")
@@ -195,23 +195,28 @@ def _caption(summary: SweepSummary) -> tuple[str, ...]:
     ]
     if summary.sweep.experiment.sweep.seeds == 2:  # t is 12.7 with one degree of freedom, and 12.7 / sqrt 2 is 9
         sentences.append("With two seeds an interval reaches nine standard deviations to either side: go by the differences.")
-    if summary.best is not None:
+    if summary.best is not None and len(summary.points) > 1:
         sentences.append(
-            "Difference: to the best, in points, over the (fold, slot) pairs that both have, with its 95 % interval; p: paired t-test, "
-            f"two-sided, corrected for {_count(summary.tested, 'comparison')} (Holm); not distinguishable: p of {ALPHA} or more."
+            "Difference: to the best, in points, over the (fold, slot) pairs that both have, with its 95 % interval, which is of one "
+            "comparison by itself."
         )
+        if summary.tested:
+            sentences.append(
+                f"p: paired t-test, two-sided, corrected for {counted(summary.tested, 'comparison')} (Holm); not distinguishable: p of "
+                f"{ALPHA} or more, which does not show that a set is as good: few pairs tell little apart."
+            )
         sentences.append(
-            "The best is the highest of several on these very speakers: its UA is too high for new ones, and the p-values too small; "
+            "The best is the highest of several on these very speakers: its UA is too high for new ones, and p-values are too small; "
             "pairs of one fold share speakers and what comes before fine-tuning."
         )
     if any(not point.complete for point in summary.points):
         sentences.append(
             "A point that is not complete has its mean over the folds done, which compares with no other mean; its difference does, "
-            "and is not tested."
+            "and is not tested. One that was stopped early was stopped for a low beginning, so its difference is, on average, too low."
         )
     if summary.diverged:
-        sentences.append(f"{_count(summary.diverged, 'run')} diverged, were replaced by reserve seeds and count nowhere.")
-    return (*sentences, _code(summary))
+        sentences.append(f"{counted(summary.diverged, 'run')} diverged, were replaced by reserve seeds and count nowhere.")
+    return (*sentences, code_sentence(f"Sweep {summary.sweep.digest}", summary.code, CAPTION_PACKAGES))
 
 
 def _proxies(summary: SweepSummary) -> Lines:
@@ -222,7 +227,7 @@ def _proxies(summary: SweepSummary) -> Lines:
     ]
     found = [summary.correlations.get(name) for name in NAMES]
     if rows:
-        rows.append(("Rank correlation with UA", *(DASH if each is None else _negative(round_half_up(each.rho, 2)) for each in found), ""))
+        rows.append(("Rank correlation with UA", *(DASH if each is None else negative(round_half_up(each.rho, 2)) for each in found), ""))
         rows.append(("p (points)", *(DASH if each is None else f"{p_text(each.p)} ({each.n})" for each in found), ""))
     return Lines(
         headings=("", *(HEADINGS[name] for name in NAMES), "UA"),
@@ -231,6 +236,8 @@ def _proxies(summary: SweepSummary) -> Lines:
             "What is known before fine-tuning: means over the folds done and the k of a set.",
             "Purity and normalised mutual information (NMI): of the clusters of frames with the labels of their utterances; entropy share: "
             "entropy of cluster use over ln k; P-TAPT loss share: final loss over that of a uniform guess.",
+            "None of them compares sets of different k as it stands: purity grows with k (NMI too, where a cluster has few frames), "
+            "inertia falls, and more clusters are harder to predict; a rank correlation over sets of different k is one with k too.",
             f"Rank correlation: Spearman's, with the validation UA over complete points, from {MIN_POINTS} points on; p two-sided, not "
             f"corrected for {len(NAMES)} proxies (exact up to {EXACT_POINTS} points).",
         ),
@@ -247,14 +254,15 @@ def _cost(summary: SweepSummary) -> Lines:
         ("Saved by early stopping (estimate)", cost.saved_stopping),
     ]
     with_gpu = bool(cost.unshared.gpu)
-    unknown = f"; {_count(cost.stages_unknown, 'result')} of them are gone and counted nowhere" if cost.stages_unknown else ""
+    unknown = f"; {counted(cost.stages_unknown, 'result')} of them are gone and counted nowhere" if cost.stages_unknown else ""
     return Lines(
         headings=("", *(["GPU-hours"] if with_gpu else []), "CPU-hours"),
         rows=tuple((label, *_hours(hours, with_gpu)) for label, hours in rows),
         caption=(
-            f"Cost of {_count(cost.stages, 'different stage')}, {cost.stages_before} of them finished before the sweep began{unknown}: "
+            f"Cost of {counted(cost.stages, 'different stage')}, {cost.stages_before} of them finished before the sweep began{unknown}: "
             "time of all attempts at stages of folds that are done.",
-            "GPU-hours: a GPU for each process of a stage that ran on GPUs; CPU-hours: cores of stages that used none.",
+            "GPU-hours: a GPU for each process of a stage that ran on GPUs, also where several shared it; CPU-hours: cores of stages that "
+            "used none.",
             "Estimate: the folds that trials were not given, at what the stages that no other trial needed cost them a fold.",
         ),
     )
@@ -265,23 +273,18 @@ def _folds(summary: SweepSummary) -> Lines:
         (choice.fold, ", ".join(summary.sweep.validation.get(choice.fold, ())), choice.point.point.label, round_half_up(choice.mean_ua))
         for choice in summary.by_fold
     )
-    caption = "Best point of each held-out fold by its own validation speakers: the strictly nested choice."
-    return Lines(("Fold", "Validation speakers", "Best point", "UA"), rows, (caption,))
+    caption = ["Best point of each held-out fold by the UA of its own validation speakers: the nested choice."]
+    if not summary.folds_apart:
+        caption.append("Which points it could choose from was decided by other folds too, by early stopping or by Optuna.")
+    return Lines(("Fold", "Validation speakers", "Best point", "UA"), rows, tuple(caption))
 
 
 def _figure() -> str:
     return (
         "Left: sets of one k, and the mean of all sets that contain it. Right: all sets by how many numbers they hold, and the mean of "
-        "each size. Hollow: not every fold done; placed by the difference to the best on the folds done."
+        "each size. Intervals are over sets, which share numbers. Hollow: not every fold done; placed by the difference to the best on the "
+        "folds done, so those that were stopped early stand too low on average."
     )
-
-
-def _code(summary: SweepSummary) -> str:
-    code = summary.code
-    commits = ", ".join(commit[:10] for commit in code.commits) or "unknown"
-    versions = [f"{name} {'/'.join(code.packages[name])}" for name in CAPTION_PACKAGES if name in code.packages]
-    changed = " with uncommitted changes" if code.modified else ""
-    return f"Sweep {summary.sweep.digest}; {'; '.join([f'code at commit {commits}{changed}', *versions])}."
 
 
 def _point_values(summary: SweepSummary, point: PointSummary) -> dict[str, object]:
@@ -333,28 +336,6 @@ def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> str:
     return text.getvalue()
 
 
-def _render(template: str, escape: Callable[[str], str], tables: Tables) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    # Delimiters that neither LaTeX nor Markdown uses; autoescape is for HTML, here every value passes through `escape`.
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        undefined=StrictUndefined,
-        autoescape=False,  # noqa: S701
-        block_start_string="<%",
-        block_end_string="%>",
-        variable_start_string="<<",
-        variable_end_string=">>",
-        comment_start_string="<#",
-        comment_end_string="#>",
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["e"] = escape
-    return environment.get_template(template).render(tables=tables)
-
-
 def _failed(point: PointSummary) -> bool:
     return point.state is TrialState.failed
 
@@ -363,27 +344,10 @@ def _ends(interval: Interval | None) -> tuple[float | None, float | None]:
     return (None, None) if interval is None else (interval.low, interval.high)
 
 
-def _interval(interval: Interval | None) -> str:
-    return DASH if interval is None else _negative(f"{round_half_up(interval.low)} to {round_half_up(interval.high)}")
-
-
-def _signed(value: float) -> str:
-    text = round_half_up(value)
-    return _negative(text if text.startswith("-") or not float(text) else f"+{text}")
-
-
-def _negative(text: str) -> str:
-    return text.replace("-", "−")
-
-
 def _proxy(name: str, value: float | None) -> str:
-    return DASH if value is None else _negative(round_half_up(value, DECIMALS.get(name, 3)))
+    return DASH if value is None else negative(round_half_up(value, DECIMALS.get(name, 3)))
 
 
 def _hours(hours: Hours, with_gpu: bool) -> tuple[str, ...]:
     values = (hours.gpu, hours.cpu) if with_gpu else (hours.cpu,)
     return tuple(round_half_up(value, 2) for value in values)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

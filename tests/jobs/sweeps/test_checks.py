@@ -70,6 +70,15 @@ def test_every_fold_is_given_validation_speakers(corpus: Corpus) -> None:
     assert list(_check(corpus, folds=["3", "1"])) == ["3", "1"]
 
 
+def test_a_checkpoint_that_lies_here_is_named_by_its_absolute_path(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its stages would look for it elsewhere; what is no file here may be a name in a collection of models."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.pt").touch()
+    told = _error(corpus, settings={"states.wav2vec.checkpoint": ["own.pt"]})
+    assert told == f"sweep.settings.states.wav2vec.checkpoint: own.pt: name it by its absolute path, {tmp_path / 'own.pt'}"
+    assert "absolute" not in _error(corpus, InputError, settings={"states.wav2vec.checkpoint": ["other.pt"]})
+
+
 def test_folds_of_the_sweep_come_before_those_of_the_experiment(corpus: Corpus) -> None:
     """And must be folds of the corpus, each once."""
     experiment = Experiment("e", "small", folds=["3", "1"], sweep=SweepSettings(folds=["2"]), recipe=_recipe())

@@ -13,6 +13,7 @@ from jobs.config import load_experiment, resolved_values
 from jobs.layout import valid_experiment_name
 from jobs.sweeps.choice import Choice, choice_of, lines_of, overrides_between
 from jobs.sweeps.records import Sweep, TrialRecord, TrialState
+from jobs.sweeps.settings import Search
 from jobs.sweeps.summary import summarise
 from tests.jobs.sweeps import report_cases as cases
 from tests.jobs.sweeps.fake_registry import Recipe
@@ -65,6 +66,16 @@ def test_folds_that_agree_need_no_grid_of_their_own() -> None:
     found = _choice(cases.trial([16], dict.fromkeys(cases.FOLDS, (60.0, 61.0))))
     assert (found.by_fold, found.collect) == ((), "")
     assert found.caveats[-1].endswith("here every fold chooses this point by itself, so that its grid is nested.")
+    assert "expect less" not in " ".join(found.caveats)  # nothing was chosen
+
+
+def test_folds_that_the_sweep_left_out_are_named() -> None:
+    """A grid tests them with what others have chosen, also where these agree."""
+    sweep = replace(cases.sweep(), experiment=replace(cases.sweep().experiment, folds=[*cases.FOLDS, "4", "5"]))
+    found = _choice(cases.trial([16], dict.fromkeys(cases.FOLDS, (60.0, 61.0))), sweep=sweep)
+    assert "The sweep did not evaluate 4, 5: a grid tests there what other folds have chosen." in found.caveats
+    assert len(found.by_fold) == len(cases.FOLDS)
+    assert "so that its grid is nested" not in " ".join(found.caveats)
 
 
 def test_a_fixed_validation_part_is_tested_in_no_fold() -> None:
@@ -77,8 +88,12 @@ def test_a_fixed_validation_part_is_tested_in_no_fold() -> None:
 def test_early_stopping_takes_points_from_later_folds() -> None:
     """The caveat says how to do without it."""
     stopped = cases.trial([256], {"1": (10.0, 11.0)}, TrialState.stopped)
-    assert "sweep.stopping=none" in _lines(*DIVIDED, stopped)
+    text = _lines(*DIVIDED, stopped)
+    assert "Best of 2 complete points (3 tried)" in text
+    assert "little to tell sets by" in text
+    assert "strictly nested only with sweep.stopping=none" in text
     assert "sweep.stopping=none" not in _lines(*DIVIDED)
+    assert "by Optuna" in _lines(*DIVIDED, sweep=cases.sweep(search=Search.optuna))
 
 
 def test_nothing_complete_is_nothing_to_run() -> None:

@@ -62,6 +62,21 @@ def test_points_of_each_search(search: Search, trials: int, points: int, tmp_pat
     assert "none is stopped early" in lines[0]
 
 
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({}, "after 1, 2 and 4 of 5 folds one point in 2 goes on (ASHA)"),
+        ({"reduction": 3}, "after 1 and 3 of 5 folds one point in 3 goes on (ASHA)"),
+        ({"grace_folds": 3}, "after 3 of 5 folds one point in 2 goes on (ASHA)"),
+        ({"grace_folds": 5}, "none is stopped early"),
+    ],
+)
+def test_when_points_are_stopped_is_told(asked: dict[str, int], told: str, tmp_path: Path) -> None:
+    """At the rungs of ASHA, which are not all folds."""
+    sweep = make_sweep(tmp_path, SweepSettings(sets=[[16]], **asked), folds=("1", "2", "3", "4", "5"))  # type: ignore[arg-type]
+    assert preview_lines(sweep, preview(sweep, REGISTRY))[0].endswith(told)
+
+
 def test_the_validation_speakers_of_each_fold_are_named(tmp_path: Path) -> None:
     """Who is kept out of training is to be seen before anything is spent."""
     sweep = make_sweep(tmp_path, SweepSettings(folds=["3", "1"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from jobs.capacity import Capacity
-from jobs.config import resources_of
+from jobs.config import SlurmSite, resources_of
+from jobs.layout import Layout
 from jobs.local import LocalExecutor
 from jobs.sweeps.records import Sweep, TrialRecord, TrialState, write_trial
-from jobs.sweeps.report import changed_settings, write_report
+from jobs.sweeps.report import changed_settings, folder_options, write_report
 from jobs.sweeps.settings import SweepSettings
 from jobs.sweeps.space import Point
 from jobs.sweeps.trial import evaluate_fold
@@ -53,7 +55,8 @@ def test_a_report_is_of_what_was_computed(tmp_path: Path) -> None:
     assert (value["cost"]["stages"], value["cost"]["stages_before"], value["cost"]["stages_unknown"]) == (6, 0, 0)
     assert value["cost"]["spent"]["cpu_hours"] > 0
     assert value["code"]["packages"]
-    assert value["choice"]["grid"] == "python launch.py grid exp name=exp-k16-64 'recipe.cluster.counts=[16,64]'"
+    words = shlex.split(value["choice"]["grid"])
+    assert words[3:] == ["exp", "name=exp-k16-64", "--results", str(sweep.layout.root), "recipe.cluster.counts=[16,64]"]
     with (sweep.layout.sweep / "runs.csv").open() as file:
         assert [row["seed"] for row in csv.DictReader(file)] == ["0", "1"]
     assert (sweep.layout.sweep / "choice.txt").read_text() == "".join(f"{line}\n" for line in report.choice_lines)
@@ -67,9 +70,34 @@ def test_overrides_of_the_launch_are_those_of_the_choice(tmp_path: Path) -> None
     sweep = make_sweep(tmp_path, recipe=Recipe(ptapt=Ptapt(steps=7)))
     assert changed_settings(sweep) == ()
     configs = tmp_path / "code" / "configs"
-    for folder, text in (("experiment/exp", "corpus: fake\nmethods: [ptapt]\n"), ("site/default", "{}\n")):
-        (configs / folder).parent.mkdir(parents=True)
+    files = {"experiment/exp": "corpus: fake\nmethods: [ptapt]\n", "site/default": "{}\n", "site/far": "partition: gpu\nqos: long\n"}
+    for folder, text in files.items():
+        (configs / folder).parent.mkdir(parents=True, exist_ok=True)
         (configs / f"{folder}.yaml").write_text(text)
     found = changed_settings(replace(sweep, code=str(tmp_path / "code")))
     assert "recipe.ptapt.steps=7" in found
     assert [each for each in found if not each.startswith("resources.")] == ["recipe.ptapt.steps=7"]
+    assert not any(each.endswith("=null") for each in found)
+    far = replace(sweep.experiment, site="far", slurm=SlurmSite(partition="gpu", qos="short"))
+    found = changed_settings(replace(sweep, code=str(tmp_path / "code"), experiment=far))
+    assert [each for each in found if not each.startswith("resources.")] == ["site=far", "slurm.qos=short", "recipe.ptapt.steps=7"]
+
+
+def test_folders_are_named_where_a_grid_would_look_elsewhere(tmp_path: Path) -> None:
+    """Not those beside the code, also where the sweep ran from a snapshot among the results, and not a corpus that is reached by a link."""
+    made = make_sweep(tmp_path)
+    home = tmp_path / "home"
+    (home / "data").mkdir(parents=True)
+    (home / "launch.py").touch()
+    beside = replace(
+        made,
+        experiment=replace(made.experiment, corpus="demo"),
+        corpus=replace(made.corpus, folder=str(home / "data" / "demo")),
+        layout=Layout(home / "results", "exp"),
+        code=str(home),
+    )
+    assert folder_options(beside) == ()
+    assert folder_options(replace(beside, code=str(home / "results" / "exp" / "snapshots" / "0123"))) == ()
+    away = replace(beside, corpus=replace(beside.corpus, folder="/far/demo"), layout=Layout(tmp_path / "my results", "exp"))
+    assert folder_options(away) == ("--data", "/far", "--results", str(tmp_path / "my results"))
+    assert folder_options(replace(beside, corpus=replace(beside.corpus, folder="/far/demo-16k"))) == ()

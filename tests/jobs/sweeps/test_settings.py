@@ -65,6 +65,26 @@ def test_a_range_is_changed_key_by_key(configs: Path) -> None:
     assert _load(configs, "sweep.settings.ptapt.steps=[5]").sweep.settings == {"ptapt.steps": [5]}
 
 
+@pytest.mark.parametrize(
+    ("stated", "overrides", "expected"),
+    [
+        ("counts: [2, 4], sizes: [1]", ["sweep.sets=[[2],[2,8]]"], ([], [], [[2], [2, 8]])),
+        ("counts: [2, 4], sizes: [1]", ["sweep.sets=[]", "sweep.sizes=[2]"], ([2, 4], [2], [])),
+        ("sets: [[2]]", ["sweep.counts=[2,4]"], ([2, 4], [], [])),
+        ("sets: [[2]]", ["sweep.sizes=[1]"], ([], [1], [])),
+        ("sets: [[2]]", ["sweep.counts=[2,4]", "sweep.sets=[[8]]"], ([2, 4], [], [[8]])),
+        ("counts: '${recipe.cluster.counts}'", ["sweep.sets=[[2]]"], ([], [], [[2]])),
+    ],
+)
+def test_sets_by_name_and_sets_from_a_pool_replace_one_another(
+    configs: Path, stated: str, overrides: list[str], expected: tuple[object, ...]
+) -> None:
+    """What an override names takes the place of what the file does; two writings side by side stay, and are refused later."""
+    (configs / "experiment" / "small.yaml").write_text(f"corpus: demo\nsweep: {{{stated}}}\n")
+    sweep = _load(configs, *overrides).sweep
+    assert (sweep.counts, sweep.sizes, sweep.sets) == expected
+
+
 def test_keys_are_flat_however_deep_they_were_written() -> None:
     """A mapping that has a key of a range is one, every other is a section; of two writings of a key the later counts."""
     settings = {"a.b": [1], "a": {"c": {"low": 1, "high": 2}, "d": {"e.f": [2]}}, "g": None, "empty": {}}

@@ -213,16 +213,30 @@ def test_diverged_runs_are_told_and_do_not_count() -> None:
 
 
 def test_whether_validation_speakers_are_tested_elsewhere() -> None:
-    """A fixed validation part is the same in all folds; one fold alone does not tell."""
-    assert not _summary().fixed_validation
-    assert _summary(validation=cases.FIXED).fixed_validation
-    assert not _summary(validation=cases.FIXED, folds=("1",)).fixed_validation
+    """Not where they are the same in all folds, nor where a grid has one fold; one of several folds does not tell."""
+    assert not _summary().tests_apart
+    assert _summary(validation=cases.FIXED).tests_apart
+    one = cases.sweep(folds=("1",))
+    assert summarise(one, (), {}).tests_apart
+    assert not summarise(replace(one, corpus=replace(one.corpus, folds=cases.FOLDS)), (), {}).tests_apart
+
+
+def test_whether_folds_chose_from_what_was_decided_without_the_others() -> None:
+    """Not where a point was stopped early, nor where Optuna proposed them."""
+    done = cases.trial([16], dict.fromkeys(cases.FOLDS, (60.0,)))
+    stopped = cases.trial([64], {"1": (50.0,)}, TrialState.stopped)
+    assert _summary(done, search=Search.grid).folds_apart
+    assert not _summary(done, stopped, search=Search.grid).folds_apart
+    assert not _summary(done, search=Search.optuna).folds_apart
 
 
 def test_a_grid_is_under_way_until_every_point_has_a_trial() -> None:
-    """Of a search that chooses as it goes only the trials tell."""
+    """Optuna's too, which tries no point twice."""
     done = cases.trial([16], dict.fromkeys(cases.FOLDS, (60.0,)))
+    assert _summary(done).planned == 1
     assert not _summary(done).under_way
+    assert _summary(done, search=Search.optuna, trials=2).under_way
+    assert _summary(done, search=Search.optuna, trials=9).planned == 7
     assert _summary(done, search=Search.grid).under_way
     assert _summary(done, search=Search.grid).planned == 7
     assert _summary(done, search=Search.random, trials=3).planned == 3
