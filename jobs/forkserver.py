@@ -4,7 +4,7 @@
 
 Requests come as JSON lines on stdin, events leave as JSON lines on stdout:
 
-    {"start": NAME, "task": DESCRIPTION, "index": I, "threads": N, "environment": {...}, "beside": M, "log": FILE}
+    {"start": NAME, "task": DESCRIPTION, "index": I, "threads": N, "environment": {...}, "beside": M, "lag": L, "log": FILE}
         -> {"started": NAME, "pid": P} ... {"ended": NAME, "pid": P, "code": C or null, "signal": S or null}
     {"terminate": [NAME, ...]}  SIGTERM, the worker writes a checkpoint      {"kill": [NAME, ...]}  SIGKILL, its children too
 
@@ -187,9 +187,8 @@ def _preload(name: str) -> None:
 def _work(request: Mapping[str, Any], stop: StopRequest) -> int:
     threads, beside = int(request["threads"]), int(request["beside"])  # M: as many others may share its GPU
     limit_threads(threads)
-    process = WorkerProcess(
-        description_from_json(request["task"]), threads, say, stop, request["log"], lag_seconds=0.0, beside=lambda: beside
-    )
+    task, lag = description_from_json(request["task"]), float(request.get("lag", 0.0))  # L: seconds that a folder may hide things
+    process = WorkerProcess(task, threads, say, stop, request["log"], lag_seconds=lag, beside=lambda: beside)
     return work_together(process, lambda: run_task(process, int(request["index"])), {})
 
 

@@ -85,7 +85,7 @@ def claim_alive(claim: Claim, heartbeat: float, *, live_jobs: Collection[str] | 
     if kernel and kernel == _kernel():
         return process_start(claim.pid) == claim.process_start
     quiet = now - heartbeat
-    if claim.slurm_job and live_jobs is not None:
+    if is_slurms(claim.slurm_job) and live_jobs is not None:  # of a starter's own name Slurm knows nothing
         return claim.slurm_job in live_jobs or quiet < GONE_SECONDS
     if claim.slurm_job and claim.slurm_job in gone:
         return quiet < GONE_SECONDS

@@ -71,8 +71,8 @@ class LocalExecutor:
     """Holds tasks of one experiment and runs them; satisfies jobs.plan.Executor.
 
     `resources` says what a stage is given, by name; `preload` names modules (or `module:function`) that the fork server imports before the
-    first fork; `code` is the folder that workers import from, `environment` is added to theirs. Use it in a `with` block: no process
-    outlives it.
+    first fork; `code` is the folder that workers import from, `environment` is added to theirs; they wait `lag_seconds` for
+    what another machine has finished to be seen on this one. Use it in a `with` block: no process outlives it.
     """
 
     place: Workplace
@@ -82,6 +82,7 @@ class LocalExecutor:
     preload: Sequence[str] = ()
     code: Path = REPOSITORY
     environment: Mapping[str, str] = field(default_factory=dict)
+    lag_seconds: float = 0.0
     _held: dict[str, _Held] = field(default_factory=dict)
     _of_key: dict[str, str] = field(default_factory=dict)
     _server: subprocess.Popen[bytes] | None = None
@@ -228,6 +229,7 @@ class LocalExecutor:
                 "threads": held.needs.cpus,
                 "environment": {**environment, **self.environment},
                 "beside": held.needs.share - 1,
+                "lag": self.lag_seconds,
                 "log": str(held.log),
             }
         )

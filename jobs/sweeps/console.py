@@ -38,7 +38,9 @@ def print_preview(launcher: SweepLauncher) -> None:
 
 
 def run_here(launcher: SweepLauncher) -> bool:
-    """The whole sweep on this machine, and its report; whether it has come to its end."""
+    """The whole sweep on this machine, and its report; whether it has come to its end, with no trial failed."""
+    if launcher.nothing_left():
+        return _nothing_left(launcher)
     before = {record.trial: record for record in launcher.trials()}
     if before:
         say(f"{launcher.name}: goes on with sweep {launcher.sweep.digest}, {_many(len(before), 'trial')} begun")
@@ -50,6 +52,8 @@ def run_here(launcher: SweepLauncher) -> bool:
 
 def run_on_slurm(launcher: SweepLauncher, *, wait: bool) -> bool:
     """Submit the allocation; with `wait`, watch it to its end."""
+    if launcher.nothing_left():
+        return _nothing_left(launcher)
     job, new = launcher.submit()
     say(f"{launcher.name}: sweep {launcher.sweep.digest} is job {job}{'' if new else ', which was there already'}; its log: {launcher.log}")
     look = f"`python launch.py sweep {launcher.name} --show`"
@@ -123,11 +127,19 @@ def trial_lines(before: Mapping[str, TrialRecord], now: Sequence[TrialRecord], f
     return lines
 
 
+def _nothing_left(launcher: SweepLauncher) -> bool:
+    say(f"{launcher.name}: sweep {launcher.sweep.digest}: every trial has ended, nothing is left to compute")
+    return _print_report(launcher)
+
+
 def _print_report(launcher: SweepLauncher) -> bool:
-    """Write and print the report; False where no point is complete."""
+    """Write and print the report; False where no point is complete, or one has failed."""
     report = launcher.report()
     _print(report)
-    return report.summary.best is not None
+    failed = sum(record.state is TrialState.failed for record in launcher.trials())
+    if failed:
+        note(f"{_many(failed, 'trial')} failed: `{launcher.command}` with the same settings tries again")
+    return report.summary.best is not None and not failed
 
 
 def _many(number: int, noun: str) -> str:

@@ -30,6 +30,8 @@ def to_json(summary: SweepSummary, choice: Choice) -> dict[str, Any]:
         "validation": {fold: list(sweep.validation.get(fold, ())) for fold in sweep.folds},
         "launched": sweep.launched,
         "under_way": summary.under_way,
+        "planned": summary.planned,
+        "compared": summary.tested,
         "trials": {state.value: summary.trials.get(state, 0) for state in TrialState},
         "diverged": summary.diverged,
         "points": [_point(summary, point) for point in summary.points],

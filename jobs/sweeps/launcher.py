@@ -20,14 +20,17 @@ from jobs.sweeps.driving import complete, driver_of, driving, in_words, refusal
 from jobs.sweeps.records import (
     Sweep,
     TrialRecord,
+    TrialState,
     ask_to_stop,
     latest_file,
     latest_sweep,
     read_trials,
+    store_latest,
     store_sweep,
 )
 
 if TYPE_CHECKING:
+    from jobs.records import Claim
     from jobs.slurm_client import SlurmClient
     from jobs.stages import SweepRegistry
     from jobs.sweeps.allocation import AllocationState
@@ -101,6 +104,16 @@ class SweepLauncher:
         """As they are on record now."""
         return read_trials(self.sweep.folder)
 
+    def nothing_left(self) -> bool:
+        """Whether every trial came to its end in an earlier launch, and none failed; this is the last sweep launched then."""
+        if not complete(self.sweep.folder) or driver_of(self.sweep.folder) is not None:
+            return False
+        trials = self.trials()
+        if not trials or any(record.state not in (TrialState.complete, TrialState.stopped) for record in trials):
+            return False
+        store_latest(self.sweep)
+        return True
+
     def report(self) -> SweepReport:
         """Write the report as it stands now."""
         from jobs.sweeps.report import write_report
@@ -110,7 +123,7 @@ class SweepLauncher:
     def standing(self) -> Standing:
         """Who computes it now, and how far it is."""
         holder = driver_of(self.sweep.folder)
-        if holder is not None:
+        if holder is not None and not self._ended_by_slurm(holder):
             return Standing("running", f"{self.name}: under way in {in_words(holder)}", holder.slurm_job)
         if complete(self.sweep.folder):
             return Standing("complete", f"{self.name}: every trial has ended")
@@ -145,7 +158,7 @@ class SweepLauncher:
                 from jobs.sweeps.tuning import run_sweep
 
                 with ray_here(capacity_here(), self.root):
-                    turn.complete = not asked() and run_sweep(sweep, tell=tell)
+                    turn.complete = run_sweep(sweep, tell=tell, heard=asked)
         return turn.complete
 
     def submit(self) -> tuple[str, bool]:
@@ -224,6 +237,18 @@ class SweepLauncher:
 
         return state(self.sweep, self.client)
 
+    def _ended_by_slurm(self, holder: Claim) -> bool:
+        """Whether the driver's job is known to be gone: it was killed, and could not say that it left."""
+        from jobs.slurm_client import SlurmUnavailableError
+        from jobs.sweeps.allocation import Phase
+
+        if not self.on_slurm or not holder.slurm_job:
+            return False
+        try:
+            return self._allocation().phase is Phase.none
+        except (SlurmUnavailableError, UsageError):
+            return False
+
     def _refuse_allocation(self) -> None:
         """Its last launch may have been on Slurm, where its job still waits: nobody drives it yet, and soon somebody will."""
         from jobs.slurm_client import SlurmUnavailableError
@@ -248,7 +273,7 @@ def drive(sweep: Sweep, *, tell: Callable[[str], None]) -> bool:
 
     with driving(sweep.folder, allocated=True) as turn:
         with signals_heard() as asked, ray_joined():
-            turn.complete = not asked() and run_sweep(sweep, tell=tell)
+            turn.complete = run_sweep(sweep, tell=tell, heard=asked)
         for path in write_report(sweep).paths:
             tell(str(path))
     return turn.complete

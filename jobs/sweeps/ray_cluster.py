@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import logging
 import math
 import os
@@ -115,7 +116,7 @@ def ray_here(capacity: Capacity, code: Path) -> Iterator[None]:
         # Ray counts GPUs; these are their names. Its workers have both from the processes that are started now.
         workers = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "CUDA_VISIBLE_DEVICES": ",".join(capacity.gpus)}
         try:
-            with _environment(workers):
+            with _environment(workers), _sessions_apart():
                 _start(folder, capacity)
             yield
         finally:
@@ -195,6 +196,23 @@ def _own_handlers(*, ignored: bool = False) -> Iterator[None]:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _sessions_apart() -> Iterator[None]:
+    """What Ray starts while the block lasts leads a session of its own.
+
+    What a terminal that closes, `timeout` or systemd sends to a whole group is for this process to act on: it would end Ray's processes
+    before the stages have left, and Ray ends this process then.
+    """
+    from ray._private import services
+
+    plain = services.ConsolePopen
+    services.ConsolePopen = functools.partial(plain, start_new_session=True)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = plain
 
 
 @contextlib.contextmanager

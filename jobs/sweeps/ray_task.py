@@ -15,6 +15,7 @@ from jobs.capacity import Capacity, Needs
 from jobs.config import Resources
 from jobs.controller import Interrupts
 from jobs.errors import InternalError
+from jobs.execution import LAG_SECONDS
 from jobs.graph import Graph, Node
 from jobs.layout import Layout
 from jobs.liveness import JOB_VARIABLE
@@ -97,6 +98,7 @@ def compute(order: Order) -> Answer:
     executor = _KEPT.get(order)
     devices = in_order(get_gpu_ids())
     executor.capacity = capacity_given(order.needs, devices)
+    executor.lag_seconds = LAG_SECONDS  # what it reads may have been computed on another node
     executor.resources = lambda stage: replace(order.resources, at_once=order.needs.share)
     # Always: the server was started with what Ray had given then, and a stage without a GPU must not see one.
     executor.environment = {JOB_VARIABLE: order.job, "CUDA_VISIBLE_DEVICES": ",".join(devices)}

@@ -215,8 +215,13 @@ def store_sweep(sweep: Sweep) -> None:
         "preload": list(sweep.preload),
     }
     write_json(sweep.folder.sweep, value)
-    write_text(latest_file(sweep.layout), f"{sweep.digest}\n")
+    store_latest(sweep)
     lift_stop(sweep.folder)
+
+
+def store_latest(sweep: Sweep) -> None:
+    """Remember a sweep as the last one launched, and nothing else."""
+    write_text(latest_file(sweep.layout), f"{sweep.digest}\n")
 
 
 def load_sweep(path: Path) -> Sweep:

@@ -55,7 +55,7 @@ class SweepSettings:
     folds: list[str] = field(default_factory=list)  # held-out folds evaluated; empty: those of the experiment
     stopping: Stopping = Stopping.asha
     grace_folds: int = 1  # that every trial is given before it can be stopped
-    reduction: int = 2  # of the trials at a rung, one in so many goes on
+    reduction: int = 2  # of the trials that have come so far, one in so many goes on; the next look is after so many times the folds
     at_once: int = 0  # trials under way at the same time; 0: by what the machines hold
     restarts: int = 20  # further allocations of a sweep on Slurm, after its time limit
     resources: SweepResources = field(default_factory=SweepResources)

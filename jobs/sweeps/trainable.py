@@ -91,6 +91,8 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
         self._failure = ""
         former = read_trial(self._sweep.folder, self._point.name)
         self._began = former.began if former else time.time()
+        # Tune saves its state seconds later: where the driver was killed before that, the record alone knows of the scheduler's decision.
+        self._given_up_after = len(former.folds) if former and former.state is TrialState.stopped else 0
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Be the process of another trial: to start one takes seconds."""
@@ -100,7 +102,7 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
     def step(self) -> dict[str, Any]:
         if self._failure:
             raise TrialFailedError(self._failure)
-        if len(self._folds) == len(self._sweep.folds):  # killed after its last report
+        if self._done:  # killed after its last report
             return self._report([])
         notes: list[str] = []
         self._note(TrialState.running)
@@ -125,6 +127,13 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
         stated = json.loads((Path(checkpoint) / STATE_FILE).read_text(encoding="utf-8"))
         self._folds = tuple(map(fold_from_json, stated))
 
+    def restore(self, checkpoint_path: Any) -> None:
+        """A checkpoint that a power cut has torn or taken costs nothing: the trial begins anew, and finds its folds in the store."""
+        try:
+            super().restore(checkpoint_path)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            self._folds = ()
+
     def _evaluate(self, fold: str, notes: list[str]) -> FoldRecord:
         if self._stopped():
             raise TrialStoppedError(f"{self._point.label}: asked to stop before fold {fold}")
@@ -147,8 +156,12 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
             "fold_ua": {fold.fold: fold.ua for fold in self._folds},
             "proxies": dict(self._folds[-1].proxies),
             NOTES: notes,
-            "done": len(self._folds) == len(self._sweep.folds),
+            "done": self._done,
         }
+
+    @property
+    def _done(self) -> bool:
+        return len(self._folds) == len(self._sweep.folds) or 0 < self._given_up_after <= len(self._folds)
 
     def _note(self, state: TrialState) -> None:
         ended = time.time() if state is TrialState.failed else 0.0

@@ -59,31 +59,31 @@ TUNE_SIGNAL = signal.SIGUSR1  # on which Tune saves its state and leaves its tri
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that has failed says so in a report
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # they are told in lines of ours
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 ENDED = ("TERMINATED", "ERROR")  # states of Tune's
 
 
-def run_sweep(sweep: Sweep, *, tell: Callable[[str], None]) -> bool:
+def run_sweep(sweep: Sweep, *, tell: Callable[[str], None], heard: Callable[[], bool] = lambda: False) -> bool:
     """Try the points of a sweep, or go on with it; True: every trial has ended, False: interrupted, and the same call goes on.
 
     Call it in the main thread, inside `ray_here` or `ray_joined`, and once at a time for a sweep. Storing a sweep lifts a request that it
-    stop; one that came since is obeyed.
+    stop; one that came since is obeyed. `heard`: whether there was a signal to stop before signals came here.
     """
     sweep.folder.stopping.unlink(missing_ok=True)
     interrupt_trials(sweep.folder)
-    if stop_asked(sweep.folder):
-        tell("asked to stop before it began")
-        return False
-    total, at_once = number_of_points(sweep.experiment), trials_at_once(sweep)
-    driver = Driver(sweep, tell, total)
+    driver = Driver(sweep, tell, number_of_points(sweep.experiment))
     begun = time.monotonic()
-    try:
-        with _quiet(), driver:
-            (restored(sweep, at_once, tell) or begun_anew(sweep, at_once)).fit()
-    finally:
-        interrupt_trials(sweep.folder)
-    tell(_summary(sweep, total, stopped=driver.ended, seconds=time.monotonic() - begun))
+    with driver:
+        if heard() or stop_asked(sweep.folder):  # only now: from here on, the driver hears
+            tell("asked to stop before it began")
+            return False
+        at_once = trials_at_once(sweep)
+        try:
+            with _quiet():
+                (restored(sweep, at_once, tell) or begun_anew(sweep, at_once)).fit()
+        finally:
+            interrupt_trials(sweep.folder)
+    tell(_summary(sweep, driver.total, stopped=driver.ended, seconds=time.monotonic() - begun))
     return not driver.ended
 
 
@@ -298,7 +298,8 @@ def begun_anew(sweep: Sweep, at_once: int) -> tune.Tuner:
             storage_path=str(sweep.folder.ray),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=MAX_DEATHS),
-            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=1),
+            # All are kept, a few kilobytes each: Tune removes older ones before it has saved that there is a newer one.
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1),
             callbacks=[Lines()],
         ),
     )

@@ -1,8 +1,9 @@
 """How well clusters of frames agree with the emotion of the utterance that a frame is of: told before anything is fine-tuned.
 
 Purity is the share of frames whose label is the most frequent one of their cluster; it grows with the number of clusters whatever they
-hold. Normalised mutual information, I(cluster; label) over the mean of both entropies, does not. Every frame has its utterance's label,
-silence too, so neither can reach 1. Both come from one table of clusters x labels: 0.04 s for 1.2 million frames in 4096 clusters.
+hold. Normalised mutual information, I(cluster; label) over the mean of both entropies, does so less: of clusters drawn by chance, and
+60 000 frames of 7 labels, it is 0.0003 for k = 16 and 0.012 for k = 1024. Every frame has its utterance's label, silence too, so neither
+can reach 1. Both come from one table of clusters x labels: 0.04 s for 1.2 million frames in 4096 clusters.
 """
 
 from __future__ import annotations

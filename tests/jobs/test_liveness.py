@@ -71,6 +71,13 @@ def test_the_queue_is_believed_where_it_was_asked(jobs: set[str] | None, age: fl
     assert claim_alive(claim, 1000.0, live_jobs=jobs, now=1000.0 + age) is alive
 
 
+def test_of_a_name_that_its_starter_gave_the_queue_knows_nothing() -> None:
+    """A grid on Slurm beside a sweep: that its queue has no such job says nothing of who computes for the sweep."""
+    claim = replace(ELSEWHERE, slurm_job="ray-abc-1")
+    assert claim_alive(claim, 1000.0, live_jobs={"7_3"}, now=1000.0 + QUIET_SECONDS - 1)
+    assert not claim_alive(claim, 1000.0, live_jobs={"7_3"}, now=1000.0 + QUIET_SECONDS + 1)
+
+
 def test_a_requeued_job_does_not_wait_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """A claim of the same Slurm job by another process is that job's former execution."""
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")

@@ -46,9 +46,9 @@ cancelled() { [ "$(cat -- "$stop" 2>/dev/null)" = cancelled ]; }
 
 cancelled && exit 3
 rm -f -- "$stop" # of an execution before this one
-warned='' patience=255
+warned='' ending='' patience=285
 trap 'warned=1; touch -- "$stop"' USR1
-trap 'touch -- "$stop"' TERM
+trap 'ending=1; touch -- "$stop"' TERM # Slurm ends the job, or has put it back itself
 
 srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --cpus-per-task=16 --export=ALL --mpi=none --no-kill --kill-on-bad-exit=0 --wait=0 \
   /opt/venv/bin/python -m jobs.sweeps.node /project/results/iemocap/sweep/0123456789ab -- /opt/venv/bin/python launch.py tune /project/results/iemocap/sweep/0123456789ab &
@@ -64,10 +64,13 @@ done
 for _ in {1..30}; do
   kill -0 "$step" 2>/dev/null && [ "$patience" -gt 0 ] || break
   sleep 1
+  [ -z "$warned" ] || patience=$((patience - 1))
 done
 
 code=$(cat -- "$meeting/over" 2>/dev/null) || code=${warned:+3}
 rm -rf -- "$meeting"
+# Where a job is to be preempted some sites tell its processes, and not this script: then the driver has made the file.
+[ -z "$ending" ] && [ -e "$stop" ] && warned=1
 if [ "$code" = 3 ] && [ "$warned" ] && ! cancelled && [ "${SLURM_RESTART_COUNT:-0}" -lt 20 ]; then
   exec scontrol requeue "$SLURM_JOB_ID"
 fi

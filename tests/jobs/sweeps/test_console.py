@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jobs.config import Cluster
+from jobs.records import write_text
 from jobs.sweeps import console
+from jobs.sweeps.driving import driving
 from jobs.sweeps.launcher import Standing, SweepLauncher, reopen
-from jobs.sweeps.records import Sweep, TrialState, store_sweep, write_trial
+from jobs.sweeps.records import Sweep, TrialState, latest_file, store_sweep, write_trial
 from tests.jobs.sweeps import report_cases as cases
 from tests.jobs.sweeps.fake_registry import REGISTRY, make_sweep
 
@@ -69,6 +73,33 @@ def test_before_the_first_trial_there_is_a_report_too(tmp_path: Path, capsys: py
     sweep = make_sweep(tmp_path)
     console.show(launcher_of(sweep), as_json=False)
     assert "Nothing to choose yet" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("cluster", [Cluster.local, Cluster.slurm])
+def test_launched_again_after_its_end_a_sweep_starts_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, cluster: Cluster
+) -> None:
+    """Neither Ray nor a job: the report is printed, also where another sweep was launched since. A failed trial is tried again."""
+    for plot in ("plot_pdf", "plot_png"):
+        monkeypatch.setattr(f"jobs.sweeps.report.{plot}", lambda summary: b"")  # takes seconds
+    for begins in ("run_here", "submit"):
+        monkeypatch.setattr(SweepLauncher, begins, lambda *_, **__: pytest.fail("it began"))
+    sweep = make_sweep(tmp_path, replace(cases.sweep().experiment.sweep, folds=["1", "2"], counts=[16, 64]))
+    sweep = replace(sweep, experiment=replace(sweep.experiment, cluster=cluster))
+    write_trial(sweep.folder, cases.trial([16], UAS))
+    assert not launcher_of(sweep).nothing_left()
+    with driving(sweep.folder) as turn:
+        turn.complete = True
+        assert not launcher_of(sweep).nothing_left()
+    write_text(latest_file(sweep.layout), "another\n")
+    launch = console.run_here if cluster is Cluster.local else partial(console.run_on_slurm, wait=True)
+    assert launch(launcher_of(sweep))
+    assert f"sweep {sweep.digest}: every trial has ended, nothing is left to compute" in capsys.readouterr().out
+    assert latest_file(sweep.layout).read_text() == f"{sweep.digest}\n"
+    write_trial(sweep.folder, cases.trial([64], {}, TrialState.failed, "ptapt: given up"))
+    assert not launcher_of(sweep).nothing_left()
+    assert not console._print_report(launcher_of(sweep))
+    assert "1 trial failed: `python launch.py sweep exp" in capsys.readouterr().err
 
 
 def test_the_last_sweep_is_found_again(tmp_path: Path) -> None:
