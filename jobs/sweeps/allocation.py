@@ -42,9 +42,9 @@ CANCELLED = "cancelled"  # what the file that stops a sweep says when its user w
 SCHEMA = 1
 SETTLE_SECONDS = 60.0  # how long a submission of unknown outcome stays unfound before another one may be made
 LOOK_AGAIN_SECONDS = 2.0
-LEAVE_SECONDS = 30  # for the nodes to leave, after the driver has
-RESERVE_SECONDS = LEAVE_SECONDS + 15  # of the warning before the time limit: for that, and to be put back
-LEAST_PATIENCE = 10  # seconds that the driver is given in any case
+LEAVE_SECONDS = 30  # at most, for the nodes to leave, after the driver has
+RESERVE_SECONDS = 15  # of the warning before the time limit: to be put back
+LEAST_PATIENCE = 10  # seconds that driver and nodes are given in any case
 
 
 class Phase(Enum):

@@ -20,6 +20,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,8 +39,11 @@ TRIES = 3  # to start Ray
 PAUSE_SECONDS = 1.0  # between them
 LOST_SECONDS = 900.0  # for Slurm to say that the first node is lost, when it does not answer; SlurmdTimeout, 300 s by default, and more
 ASK_SECONDS = 5.0  # between questions to Slurm
-FAILED = 1
+ENDING_SECONDS = 45.0  # for Slurm to kill what it has told to end: KillWait, 30 s by default, and more
+FAILED, INTERRUPTED = 1, 3
 TAIL_LINES = 20  # of Ray's output, when it does not start
+
+_told_to_end = threading.Event()  # Slurm sends SIGTERM to every process of a step, and so to those of Ray
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -55,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     if "SLURM_JOB_ID" not in os.environ:
         parser.error("this is no Slurm job: `launch.py sweep` runs a sweep on this machine")
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, _ignore)  # the batch script has the driver told, by a file; not SIG_IGN, which children would inherit
+        signal.signal(number, _note)  # the batch script has the driver told, by a file; not SIG_IGN, which children would inherit
     meeting = meeting_of(chosen.sweep, os.environ)
     if chosen.drive:
         return drive(meeting, chosen.drive, command)
@@ -81,6 +85,7 @@ def lead(meeting: Meeting, own: Presence, temp: Path, nodes: int, driver: Sequen
     if len(present) < nodes:
         _say(f"{len(present)} of {nodes} nodes have come: {', '.join(each.node for each in present)}")
     for number in range(1, TRIES + 1):
+        _told_to_end.clear()
         port, client_port = ray_start.free_ports(own.addresses[0], 2)
         begun = Start(number, own.addresses[0], port, ray_start.all_symmetric(present, nodes), own.node)
         meeting.announce(begun)
@@ -96,8 +101,12 @@ def lead(meeting: Meeting, own: Presence, temp: Path, nodes: int, driver: Sequen
         code = meeting.code()
         if code is not None:
             return code
-        _say("Ray did not start" if number == TRIES else "Ray did not start; once more, on other ports")
-        time.sleep(PAUSE_SECONDS)
+        if _told_to_end.is_set():  # cancelled, or put back; not so where a job that is to be preempted has some time left
+            _say(f"Slurm has ended Ray; should this node still be there in {ENDING_SECONDS:.0f} s, Ray is started once more")
+            time.sleep(ENDING_SECONDS)
+        else:
+            _say("Ray did not start, or has ended" + ("" if number == TRIES else "; once more, on other ports"))
+            time.sleep(PAUSE_SECONDS)
     meeting.end(FAILED)
     return FAILED
 
@@ -112,6 +121,7 @@ def follow(meeting: Meeting, own: Presence, temp: Path, client: SlurmClient) -> 
         begun = meeting.start()
         if begun is None or (_answered(meeting, begun) and _outdated(meeting, begun)):
             continue  # over, or to be started otherwise
+        _told_to_end.clear()
         if ray_start.answers(begun):
             log = temp / f"ray-{number}.log"
             given = ray_start.options(ray_start.granted(os.environ), temp)
@@ -119,7 +129,7 @@ def follow(meeting: Meeting, own: Presence, temp: Path, client: SlurmClient) -> 
             command = symmetric if begun.symmetric else ray_start.member_command(begun, given)
             _stay(start(command, ray_start.environment_of(begun, temp, meeting.token, os.environ), output=log), meeting, begun)
             end_descendants()
-            if not _outdated(meeting, begun):
+            if not _outdated(meeting, begun) and not _told_to_end.is_set():
                 _say(f"Ray has ended before the sweep:\n{_tail(log)}")
         if _first_node_lost(meeting, begun, client):
             _say(f"{begun.node} is lost, and the sweep's driver with it: the job goes back into the queue")
@@ -136,6 +146,8 @@ def drive(meeting: Meeting, nodes: int, command: Sequence[str]) -> int:
         _await_members(nodes)
         code = subprocess.run(list(command), stdin=subprocess.DEVNULL, check=False).returncode
         code = code if code >= 0 else 128 - code
+        if code and _told_to_end.is_set():  # it may not have left as it wanted: Ray was told as well
+            code = INTERRUPTED
     finally:
         meeting.end(code)
     return code
@@ -149,14 +161,14 @@ def _lead_own(
     log = temp / f"ray-{begun.number}.log"
     ray = start(head, environment, output=log)
     if waited(lambda: ray_start.answers(begun) or ray.poll() is not None, ray_start.READY_SECONDS) and ray.poll() is None:
-        _stay(start(driver, environment), meeting, begun)
+        _stay(start(driver, environment), meeting, begun, ray)
     if ray.poll() is not None:
         _say(_tail(log))
 
 
-def _stay(child: subprocess.Popen[bytes], meeting: Meeting, begun: Start) -> None:
+def _stay(child: subprocess.Popen[bytes], meeting: Meeting, begun: Start, *others: subprocess.Popen[bytes]) -> None:
     """Until a process has ended, or the sweep has, or another start was announced."""
-    while child.poll() is None and not _outdated(meeting, begun):
+    while all(each.poll() is None for each in (child, *others)) and not _outdated(meeting, begun):
         time.sleep(POLL_SECONDS)
 
 
@@ -213,8 +225,9 @@ def _say(text: str) -> None:
     sys.stderr.flush()
 
 
-def _ignore(*_: object) -> None:
-    return
+def _note(number: int, _: object) -> None:
+    if number == signal.SIGTERM:
+        _told_to_end.set()
 
 
 if __name__ == "__main__":

@@ -134,6 +134,17 @@ class Driver:
     _renewed: bool = False
     _former: dict[int, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        plain = self.tell
+
+        def tell(line: str) -> None:
+            try:
+                plain(line)
+            except OSError:  # a pipe or a terminal that has closed: nobody listens any more, and an error would break Tune
+                self._signals = max(self._signals, 1)
+
+        self.tell = tell
+
     def __enter__(self) -> Driver:
         global _current
         _current = self
@@ -170,6 +181,8 @@ class Driver:
         if time.monotonic() - self._looked < LOOK_SECONDS and not (self._signals and not self._asked):
             return
         self._looked = time.monotonic()
+        if not self.ended and not _ray_lives():
+            raise InternalError("Ray's process on this machine has died: the same command goes on")
         wanted = max(stop_asked(self.sweep.folder), StopLevel(min(self._signals, StopLevel.hurry.value)))
         if wanted and not self._asked:
             ask_to_stop(self.sweep.folder)
@@ -232,6 +245,12 @@ class Driver:
 
 
 _current: Driver | None = None  # of this process
+
+
+def _ray_lives() -> bool:
+    """Whether Ray still has this machine: where it has not, nothing can be started here any more, and Tune waits for that for ever."""
+    own = ray.get_runtime_context().get_node_id()
+    return any(node["Alive"] and node["NodeID"] == own for node in ray.nodes())
 
 
 def _driver() -> Driver:

@@ -14,26 +14,30 @@ from pathlib import Path
 
 import pytest
 
+from ser_core.corpora.manifest import load_manifest
+from ser_core.corpora.prepare import prepare
 from tests.command_line import CommandLine
 from tests.slurm_cluster.cluster import Cluster
 from tests.slurm_cluster.processes import wait_until
 
-FOLDS, SETS = ("1", "2"), ("8", "16", "8+16")
+FOLDS, SETS = ("1", "2"), ("8", "8+16")
 SMALL = (
-    *("methods=[ptapt]", "folds=[1,2]", "seeds=1", "policy.poll_seconds=1", "resources.default.memory_gb=1"),
-    *("sweep.folds=[]", "sweep.counts=[8,16]", "sweep.sizes=[1,2]", "sweep.stopping=none", "sweep.resources.memory_gb=4"),
-    *("recipe.finetune.epochs=1", "recipe.states.steps=3", "recipe.ptapt.steps=3", "recipe.ptapt.warmup_steps=1"),
+    *("corpus=small", "methods=[ptapt]", "folds=[1,2]", "seeds=1", "policy.poll_seconds=1", "resources.default.memory_gb=1"),
+    *("sweep.folds=[]", "sweep.counts=[]", "sweep.sets=[[8],[8,16]]", "sweep.stopping=none", "sweep.resources.memory_gb=4"),
+    *("recipe.finetune.epochs=3", "recipe.finetune.batch_size=8"),  # less, and it has not learnt
+    *("recipe.states.steps=3", "recipe.ptapt.steps=3", "recipe.ptapt.warmup_steps=1"),
 )
-STAGES = {name: len(FOLDS) * count for name, count in (("states", 1), ("cluster", 2), ("ptapt", 3), ("finetune", 3))}  # each once
+STAGES = {name: len(FOLDS) * count for name, count in (("states", 1), ("cluster", 2), ("ptapt", 2), ("finetune", 2))}  # each once
+KEPT = 4  # recordings of the demo corpus, of every speaker and class
 
 
 @dataclass(frozen=True)
 class Swept:
-    """A sweep that was interrupted by Ctrl-C and then finished, on this machine."""
+    """A sweep that was interrupted by a signal and then finished, on this machine."""
 
     run: CommandLine
     refused: subprocess.CompletedProcess[str]  # the same command beside it
-    interrupted: str  # what was printed until Ctrl-C had its effect
+    interrupted: str  # what was printed until the signal had its effect
     finished: subprocess.CompletedProcess[str]
 
     @property
@@ -42,14 +46,32 @@ class Swept:
 
 
 @pytest.fixture(scope="module")
-def swept(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
-    """Begun, refused beside itself, interrupted when it has computed something, and run again."""
-    run = CommandLine(demo_data, tmp_path_factory.mktemp("sweep") / "results")
+def data(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of prepared corpora that holds `small`: three folds of the demo corpus, a third of their recordings."""
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "audio").symlink_to(demo_data / "demo" / "audio")
+    kept: Counter[tuple[str, str]] = Counter()
+    with (folder / "small.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "label", "speaker", "fold"])
+        for one in load_manifest(demo_data / "demo").utterances:
+            kept[one.speaker, one.label] += 1
+            if one.fold in ("1", "2", "3") and kept[one.speaker, one.label] <= KEPT:
+                rows.writerow([one.audio, one.label, one.speaker, one.fold])
+    prepare("csv", folder / "small.csv", folder / "data" / "small")
+    return folder / "data"
+
+
+@pytest.fixture(scope="module")
+def swept(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    """Begun, refused beside itself while Ray starts, interrupted when it has computed something, and run again."""
+    run = CommandLine(data, tmp_path_factory.mktemp("sweep") / "results")
     process = run.start("sweep", "demo", *SMALL)
     try:
-        assert wait_until(lambda: len(list(run.results.glob("store/ptapt/*/attempts/*/claim.json"))) > 0, 180)
+        assert wait_until(lambda: len(list(run.results.glob("demo/sweep/*/driver/*.json"))) > 0, 60)
         refused = run("sweep", "demo", *SMALL)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: everything in the foreground hears it
+        assert wait_until(lambda: len(list(run.results.glob("store/ptapt/*/attempts/*/claim.json"))) > 0, 180)
+        os.killpg(process.pid, signal.SIGTERM)  # as `timeout` and systemd do, and a terminal with Ctrl-C: the whole group hears it
         output, _ = process.communicate(timeout=120)
     finally:
         if process.poll() is None:
@@ -81,7 +103,7 @@ def table(report: Path, name: str) -> list[dict[str, str]]:
 
 @pytest.mark.slow
 def test_an_interrupted_sweep_goes_on_and_computes_each_stage_once(swept: Swept) -> None:
-    """After Ctrl-C nothing is left running and the same command finishes; every stage of every set has one result and one whole attempt."""
+    """After a signal nothing is left running, the same command finishes; every stage of every set has one result and one whole attempt."""
     assert "sweep demo" in swept.interrupted
     assert (swept.refused.returncode, len(swept.refused.stderr.splitlines())) == (2, 1), swept.refused.stderr
     assert "under way in process" in swept.refused.stderr
@@ -130,7 +152,7 @@ def test_two_nodes_of_slurm_give_the_same_numbers(slurm_cluster: Cluster, swept:
     done = run("sweep", "demo", *settings, "--wait", timeout=400)
     log = "".join(path.read_text() for path in (run.results / "demo" / "logs").glob("*.sweep.*.out"))
     assert done.returncode == 0, done.stdout + done.stderr + log
-    assert "16: fold 1 (1 of 1) validation UA" in done.stdout
+    assert "8+16: fold 1 (1 of 1) validation UA" in done.stdout
     ours = sorted(table(run.results / "demo" / "sweep", "runs.csv"), key=lambda row: row["point"])
     here = sorted((row for row in table(swept.report, "runs.csv") if row["fold"] == "1"), key=lambda row: row["point"])
     assert [row["point"] for row in ours] == sorted(SETS)
@@ -142,12 +164,12 @@ def test_two_nodes_of_slurm_give_the_same_numbers(slurm_cluster: Cluster, swept:
     assert (cancelled.returncode, "nothing to cancel" in cancelled.stdout) == (0, True), cancelled.stdout + cancelled.stderr
 
 
-def test_a_dry_run_touches_nothing(demo_data: Path, tmp_path: Path) -> None:
+def test_a_dry_run_touches_nothing(data: Path, tmp_path: Path) -> None:
     """Points, validation speakers, stages and the script are shown; no file is written and Slurm is not asked."""
-    run = CommandLine(demo_data, tmp_path / "results", {"SLURM_CONF": str(tmp_path / "nowhere")})
+    run = CommandLine(data, tmp_path / "results", {"SLURM_CONF": str(tmp_path / "nowhere")})
     done = run("sweep", "demo", "--cluster", "slurm", "--dry-run", *SMALL, "sweep.resources.nodes=2", "resources.default.gpus=1")
     assert done.returncode == 0, done.stdout + done.stderr
-    for text in ("3 points", "  8+16\n", "fold 1 held out: scored on 2F, 2M", "#SBATCH --nodes=2", " -m jobs.sweeps.node "):
+    for text in ("2 points", "  8+16\n", "fold 1 held out: scored on 2F, 2M", "#SBATCH --nodes=2", " -m jobs.sweeps.node "):
         assert text in done.stdout
-    assert "  ptapt: 6 needed, 0 there, 6 to compute: 1.5 GPU-hours and 1.5 CPU-hours (requested time)" in done.stdout
+    assert "  ptapt: 4 needed, 0 there, 4 to compute: 1.0 GPU-hours and 1.0 CPU-hours (requested time)" in done.stdout
     assert not run.results.exists()

@@ -52,8 +52,8 @@ done
 code=$(cat -- "$meeting/over" 2>/dev/null) || code=${warned:+3}
 rm -rf -- "$meeting"
 # Where a job is to be preempted some sites tell its processes, and not this script: then the driver has made the file.
-[ -z "$ending" ] && [ -e "$stop" ] && warned=1
-if [ "$code" = 3 ] && [ "$warned" ] && ! cancelled && [ "${SLURM_RESTART_COUNT:-0}" -lt 20 ]; then
+[ -e "$stop" ] && warned=1
+if [ "$code" = 3 ] && [ "$warned" ] && [ -z "$ending" ] && ! cancelled && [ "${SLURM_RESTART_COUNT:-0}" -lt 20 ]; then
   exec scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "${code:-1}"

@@ -77,6 +77,34 @@ def test_no_value_escapes(value: str, tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["code", "record", "srun"]
 
 
+@pytest.mark.parametrize(
+    ("said", "restart", "back"),
+    [
+        ("", 0, True),  # the driver was told to stop, and nobody told the script: a job that is to be preempted
+        (None, 0, False),  # the driver has come to its end, with trials that failed
+        (CANCELLED, 0, False),
+        ("", 20, False),
+    ],
+)
+def test_a_sweep_that_was_interrupted_goes_back_into_the_queue(said: str | None, restart: int, back: bool, tmp_path: Path) -> None:
+    """By its script, unless its user has ended it, or it has done so often enough; one that is incomplete for other reasons does not."""
+    (tmp_path / "code").mkdir()
+    stop = tmp_path / "stop"
+    job = replace(SMALL, folder=str(tmp_path / "code"), waited_for=str(tmp_path), stop=str(stop), meetings=str(tmp_path / "nodes"))
+    asked = "" if said is None else f"echo {said} >{stop}\n"
+    over = tmp_path / "nodes" / f"1.{restart}" / "over"
+    (tmp_path / "srun").write_text(f"#!/bin/bash\n{asked}mkdir -p {over.parent}; echo 3 >{over}\n")
+    (tmp_path / "scontrol").write_text('#!/bin/bash\necho "$@"\n')
+    for name in ("srun", "scontrol"):
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "1", "SLURM_RESTART_COUNT": str(restart)}
+    script = render(job, SlurmSite(), TEMPLATES)
+    done = subprocess.run(
+        ["bash", "--noprofile"], input=script, text=True, env=environment, capture_output=True, cwd=tmp_path, check=False, timeout=20
+    )
+    assert (done.returncode, done.stdout) == ((0, "requeue 1\n") if back else (3, ""))
+
+
 def test_the_name_is_of_the_sweep_and_its_results_folder(tmp_path: Path) -> None:
     """Two trees of one user do not take each other's jobs."""
     here, there = sweep_of(tmp_path / "here"), sweep_of(tmp_path / "there")

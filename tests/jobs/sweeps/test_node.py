@@ -128,8 +128,6 @@ def test_two_sweeps_on_the_same_nodes(cluster: Cluster, tmp_path: Path, short: P
     assert own.fact(cluster, "Restarts") == "0"
     until(lambda: not processes(cluster, "n1"), 10)
     assert len(list(short.iterdir())) <= 2, "only of the node that was switched off"
-    cluster.start_node("n2")
-    until(lambda: cluster.run("sinfo", "-h", "-n", "n2", "-p", "main", "-o", "%T") == "idle")
 
 
 @pytest.mark.slurm
