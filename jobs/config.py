@@ -257,7 +257,9 @@ def _merge(base: DictConfig, layer: Any, source: str) -> DictConfig:
             known.extend(f"{key.rpartition('.')[0]}.{each.name}" for each in fields(StageResources))
         raise UsageError(f"unknown key {key!r} in {source}{nearest(key, known)}") from error
     except OmegaConfBaseException as error:
-        raise UsageError(f"{error.full_key or 'configuration'} in {source}: {str(error).splitlines()[0]}") from error
+        listed = "ListConfig" in str(error)  # OmegaConf's word for a list
+        reason = "a list is wanted, in brackets: [a, b]" if listed else str(error).splitlines()[0]
+        raise UsageError(f"{error.full_key or 'configuration'} in {source}: {reason}") from error
 
 
 def _checked(merged: DictConfig, file: Path, stages: Sequence[str] | None, teams: Sequence[str] | None) -> Experiment:

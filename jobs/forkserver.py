@@ -187,7 +187,7 @@ def _preload(name: str) -> None:
 def _work(request: Mapping[str, Any], stop: StopRequest) -> int:
     threads, beside = int(request["threads"]), int(request["beside"])  # M: as many others may share its GPU
     limit_threads(threads)
-    task, lag = description_from_json(request["task"]), float(request.get("lag", 0.0))  # L: seconds that a folder may hide things
+    task, lag = description_from_json(request["task"]), float(request["lag"])  # L: seconds that a folder may hide things
     process = WorkerProcess(task, threads, say, stop, request["log"], lag_seconds=lag, beside=lambda: beside)
     return work_together(process, lambda: run_task(process, int(request["index"])), {})
 

@@ -108,7 +108,8 @@ def show(launcher: SweepLauncher, *, as_json: bool) -> None:
 def cancel(launcher: SweepLauncher) -> None:
     """End a sweep until it is launched again."""
     print_lines(launcher.cancel())
-    say(f"`{launcher.command}` with the same settings goes on")
+    if launcher.standing().state != "complete":
+        say(f"`{launcher.command}` with the same settings goes on")
 
 
 def trial_lines(before: Mapping[str, TrialRecord], now: Sequence[TrialRecord], folds: int) -> list[str]:

@@ -115,7 +115,7 @@ def test_keys_are_flat_however_deep_they_were_written() -> None:
         ("sweep.resources.memory_gb=0", "sweep.resources.memory_gb out of range: 0; allowed: more than 0"),
         ("sweep.resources.minutes=0", "sweep.resources.minutes out of range"),
         ("sweep.counts=[a]", "sweep.counts[0] in KEY=VALUE"),
-        ("sweep.counts=16", "sweep.counts in KEY=VALUE"),
+        ("sweep.counts=16", "sweep.counts in KEY=VALUE: a list is wanted, in brackets"),
         ("sweep=null", "sweep in KEY=VALUE"),
         ("sweep=[1]", "KEY=VALUE"),
         ("sweep.settings=[1]", "sweep.settings: write keys of the recipe"),
