@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
 
-.PHONY: setup grid test chaos lint format clean
+.PHONY: setup grid test test-speech test-jobs chaos lint format clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -23,9 +23,16 @@ $(STAMP): requirements.txt requirements-dev.txt constraints.txt Makefile
 grid: setup
 	$(RUN) launch.py grid demo
 
+# Two halves at the same time: the tests of the job system wait for Slurm and for processes to start more than they compute.
 test: setup
 	bash tests/install_packages.sh
-	$(RUN) -m pytest
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=none --keep-going test-speech test-jobs
+
+test-speech: setup
+	$(RUN) -m pytest tests/ser_core tests/simulation
+
+test-jobs: setup
+	$(RUN) -m pytest --ignore=tests/ser_core --ignore=tests/simulation
 
 chaos: setup
 	bash tests/install_packages.sh
