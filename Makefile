@@ -1,4 +1,4 @@
-# make grid: environment, demo corpus, the whole grid on this machine, a table.   make test: everything the tests need, and the tests.
+# make grid: environment, demo corpus, the whole grid on this machine, a table.   make test: everything the tests need, and the tests.   make test-long: the few that take a minute each.
 # make chaos: a grid on a real Slurm whose nodes, steps, controllers and slurmctld are killed at random, for ten minutes.
 PYTHON ?= python3
 VENV := .venv
@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
 
-.PHONY: setup grid test test-speech test-jobs chaos lint format clean
+.PHONY: setup grid test test-long chaos lint format clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -23,16 +23,13 @@ $(STAMP): requirements.txt requirements-dev.txt constraints.txt Makefile
 grid: setup
 	$(RUN) launch.py grid demo
 
-# Two halves at the same time: the tests of the job system wait for Slurm and for processes to start more than they compute.
 test: setup
 	bash tests/install_packages.sh
-	$(MAKE) --no-print-directory --jobs=2 --output-sync=none --keep-going test-speech test-jobs
+	$(RUN) -m pytest
 
-test-speech: setup
-	$(RUN) -m pytest tests/ser_core tests/simulation
-
-test-jobs: setup
-	$(RUN) -m pytest --ignore=tests/ser_core --ignore=tests/simulation
+test-long: setup
+	bash tests/install_packages.sh
+	$(RUN) -m pytest -m long
 
 chaos: setup
 	bash tests/install_packages.sh
