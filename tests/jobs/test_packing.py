@@ -32,7 +32,7 @@ from jobs.plan import NodeFacts
 from jobs.records import Outcome, Result, attempt_numbers, read_claim, read_outcome, read_result
 from jobs.tasks import describe, write_description
 from tests.jobs import fake_registry, local_launch
-from tests.jobs.test_failure_classes import Trial
+from tests.jobs.failure_trial import Trial
 from tests.slurm_cluster import Cluster
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,7 +17,7 @@ from jobs.failures import FailureClass
 from jobs.observe import Sight
 from jobs.plan import Asked, Limits, make_plan
 from jobs.requests import RequestsRow, TaskUse, read_tasks, requests_lines, requests_to_json, rows_of
-from tests.jobs.test_failure_classes import Trial
+from tests.jobs.failure_trial import Trial
 from tests.slurm_cluster import Cluster
 from tests.slurm_cluster.processes import wait_until
 

@@ -13,7 +13,7 @@ from jobs.config import SlurmSite
 from jobs.failures import FailureClass
 from jobs.records import Outcome
 from jobs.team import SILENT_VARIABLE
-from tests.jobs.test_failure_classes import Trial
+from tests.jobs.failure_trial import Trial
 from tests.slurm_cluster import Cluster
 
 pytestmark = pytest.mark.slurm
