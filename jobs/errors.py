@@ -21,3 +21,11 @@ class InternalError(RuntimeError):
 def is_mendable(error: OSError) -> bool:
     """Whether an error of the operating system is one of files that the user mends, rather than one of the program."""
     return error.errno in _MENDABLE
+
+
+class SlurmUnavailableError(UsageError):
+    """Slurm did not answer a look-up: nothing is known of the queue, and nothing may be concluded. Later it may be."""
+
+
+class SubmissionFailedError(Exception):
+    """sbatch gave no job number; the text is what it wrote, or that it was killed for not answering."""

@@ -4,7 +4,7 @@ The name of the job follows from the results folder and the sweep, and the queue
 has already gets that job. An intent is on record before sbatch is called; while its outcome is unknown nothing is submitted. Should two
 jobs of a sweep ever meet, `--dependency=singleton` has the second wait for the first, and it finds all done.
 
-    submit ----> pending ----> running ----> ended                      jobs/sweeps/node.py says what happens on the nodes
+    submit ----> pending ----> running ----> ended                      jobs/sweeps/ray/node.py says what happens on the nodes
                     ^             |
                     +-------------+    time limit: told to stop, it puts itself back; first node lost: the others do
 """
@@ -12,7 +12,6 @@ jobs of a sweep ever meet, `--dependency=singleton` has the second wait for the 
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import re
 import shutil
@@ -25,26 +24,20 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from jobs.config import Resources, SlurmSite
 from jobs.errors import UsageError
-from jobs.graph import canonical_json
-from jobs.liveness import claim_alive, process_start
-from jobs.records import Claim, create_json, read_json, write_json, write_text
-from jobs.sbatch import check_site, gpu_expression, launcher_python, render_template, signal_seconds
-from jobs.slurm_client import SlurmClient
-from jobs.slurm_text import QueuedElement, Refusal, read_refusal, why_stuck
-from jobs.snapshot import plan_snapshot, take_snapshot
+from jobs.experiment.graph import canonical_json
+from jobs.slurm.client import SlurmClient
+from jobs.slurm.parse import QueuedElement, Refusal, read_refusal, why_stuck
+from jobs.slurm.script import SweepJob, launcher_python, parameters, render
+from jobs.store.attempts import claim_alive, process_start
+from jobs.store.records import Claim, create_json, read_json, write_json, write_text
+from jobs.store.snapshot import plan_snapshot, take_snapshot
 from jobs.sweeps.records import Sweep
-from jobs.sweeps.settings import SweepResources
 
-TEMPLATE = "sweep.sh.j2"
 CANCELLED = "cancelled"  # what the file that stops a sweep says when its user wants it stopped for good
 SCHEMA = 1
 SETTLE_SECONDS = 60.0  # how long a submission of unknown outcome stays unfound before another one may be made
 LOOK_AGAIN_SECONDS = 2.0
-LEAVE_SECONDS = 30  # at most, for the nodes to leave, after the driver has
-RESERVE_SECONDS = 15  # of the warning before the time limit: to be put back
-LEAST_PATIENCE = 10  # seconds that driver and nodes are given in any case
 
 
 class Phase(Enum):
@@ -63,27 +56,6 @@ class AllocationState:
     sentence: str
     job: str = ""
     stuck: str = ""  # why it will never start unless somebody interferes
-
-
-@dataclass(frozen=True)
-class SweepJob:
-    """What the script is made for."""
-
-    name: str
-    resources: SweepResources
-    command: tuple[str, ...]  # on every node
-    waited_for: str  # file without which the command makes no sense: shared folders lag
-    stop: str  # file that has the driver stop
-    meetings: str  # folder in which the nodes meet
-    folder: str  # where it runs: the snapshot of the code
-    output: str  # file of its log
-    restarts: int
-    binds: tuple[str, ...] = ()  # folders that a container must see
-
-    @property
-    def memory_mb(self) -> int:
-        """Of each node, in MiB, rounded up."""
-        return math.ceil(round(self.resources.memory_gb * 1024, 6))
 
 
 @dataclass(frozen=True)
@@ -118,7 +90,7 @@ def job_of(sweep: Sweep, folder: Path) -> SweepJob:
     return SweepJob(
         name=job_name(sweep),
         resources=sweep.experiment.sweep.resources,
-        command=(python, "-m", "jobs.sweeps.node", str(place), "--", python, "launch.py", "tune", str(place)),
+        command=(python, "-m", "jobs.sweeps.ray.node", str(place), "--", python, "launch.py", "tune", str(place)),
         waited_for=str(place / sweep.folder.sweep.name),
         stop=str(place / sweep.folder.stop.name),
         meetings=str(place / "nodes"),
@@ -127,59 +99,6 @@ def job_of(sweep: Sweep, folder: Path) -> SweepJob:
         restarts=sweep.experiment.sweep.restarts,
         binds=(str(sweep.layout.root.resolve()), sweep.corpus.folder),
     )
-
-
-def render(job: SweepJob, site: SlurmSite, templates: Path) -> str:
-    """The script. UsageError as of `jobs.sbatch.render_script`."""
-    check_site(site)
-    return render_template(TEMPLATE, _facts(job, site), templates)
-
-
-def _facts(job: SweepJob, site: SlurmSite) -> Mapping[str, Any]:
-    resources = job.resources
-    warning = signal_seconds(resources.minutes, site)
-    return {
-        "name": job.name,
-        "output": job.output.replace("%", "%%"),
-        "minutes": resources.minutes,
-        "nodes": resources.nodes,
-        "cpus": resources.cpus,
-        "gpus": gpu_expression(Resources(gpus=resources.gpus), site),
-        "memory_mb": job.memory_mb if site.memory_requests else 0,
-        "signal_seconds": warning,
-        "patience": max(LEAST_PATIENCE, warning - RESERVE_SECONDS),
-        "leave_seconds": LEAVE_SECONDS,
-        "restarts": job.restarts,
-        "login_shell": bool(site.modules),
-        "site": site,
-        "binds": job.binds,
-        "description": job.waited_for,
-        "folder": job.folder,
-        "stop": job.stop,
-        "meetings": job.meetings,
-        "command": job.command,
-    }
-
-
-def parameters(job: SweepJob, site: SlurmSite) -> dict[str, Any]:
-    """The request in submitit's words, for its own checks."""
-    resources = job.resources
-    found: dict[str, Any] = {
-        "job_name": job.name,
-        "time": resources.minutes,
-        "nodes": resources.nodes,
-        "ntasks_per_node": 1,
-        "cpus_per_task": resources.cpus,
-        "gpus_per_node": gpu_expression(Resources(gpus=resources.gpus), site) or None,
-        "dependency": "singleton",
-        "partition": site.partition,
-        "account": site.account,
-        "qos": site.qos,
-        "constraint": site.constraint,
-        "exclude": site.exclude,
-        "mem": f"{job.memory_mb}MB" if site.memory_requests else None,
-    }
-    return {key: value for key, value in found.items() if value is not None}
 
 
 def preview(sweep: Sweep, source: Path) -> str:
@@ -287,7 +206,7 @@ def _writer_lives(intent: Intent) -> bool:
 
 
 def _send(sweep: Sweep, client: SlurmClient, script: str, request: Mapping[str, Any], intent: Intent, settle_seconds: float) -> str:
-    from jobs.template_executor import SubmissionFailedError
+    from jobs.errors import SubmissionFailedError
 
     try:
         number = client.submit(sweep.layout.submissions / "scripts", script, request, sweep.experiment.slurm)

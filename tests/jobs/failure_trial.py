@@ -9,17 +9,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jobs.config import Cluster as Where
-from jobs.config import Experiment, Policy, SlurmSite, StageResources
-from jobs.controller import Desired, Report, reconcile
-from jobs.graph import Graph, Run
-from jobs.layout import Layout, StageFolder
-from jobs.observe import Sight, ended_attempts, read_attempts
-from jobs.records import Claim, Outcome, Result, attempt_numbers, read_claim, read_outcome, read_result
-from jobs.slots import Slot
-from jobs.slurm import SlurmArrays
-from jobs.slurm_client import SlurmClient
-from jobs.tasks import Workplace
+from jobs.control.controller import Desired, Report, reconcile
+from jobs.control.failure_policy import ended_attempts
+from jobs.control.observe import Sight, read_attempts
+from jobs.experiment.config import Cluster as Where
+from jobs.experiment.config import Experiment, Policy, SlurmSite, StageResources
+from jobs.experiment.graph import Graph, Run, Slot
+from jobs.slurm.client import SlurmClient
+from jobs.slurm.executor import SlurmArrays
+from jobs.store.layout import Layout, StageFolder
+from jobs.store.records import Claim, Outcome, Result, attempt_numbers, read_claim, read_outcome, read_result
+from jobs.worker.task import Workplace
 from tests.jobs import fake_registry
 from tests.jobs.slurm_cases import make_source
 
@@ -58,7 +58,7 @@ class Trial:
 
     def executor(self, client: SlurmClient | None = None) -> SlurmArrays:
         place = Workplace(fake_registry.NAME, str(self.layout.root), "trial", "fake", str(self.corpus), "d1", fake_registry.DIGEST_OF)
-        worker = (sys.executable, "-m", "jobs.worker")
+        worker = (sys.executable, "-m", "jobs.worker.main")
         return SlurmArrays(
             self.experiment, self.layout, place, source=self.source, worker=worker, client=client, settle_seconds=self.settle_seconds
         )

@@ -16,27 +16,16 @@ from typing import Any
 
 import pytest
 
-from jobs.chain import (
-    Chain,
-    ChainState,
-    ControllerRecord,
-    LinkJob,
-    Phase,
-    chain_state,
-    cron_line,
-    link_name,
-    read_record,
-    record_file,
-    render_link,
-    write_record,
-)
-from jobs.config import Cluster, Experiment, Policy, SlurmSite
+from jobs.commands.doctor import cron_line
 from jobs.errors import UsageError
-from jobs.layout import Layout
-from jobs.link import MAX_FAILING, MAX_FRUITLESS
-from jobs.records import write_json
-from jobs.slurm_client import SlurmClient
-from jobs.slurm_text import QueuedElement
+from jobs.experiment.config import Cluster, Experiment, Policy, SlurmSite
+from jobs.slurm.chain import Chain, ChainState, ControllerRecord, Phase, chain_state, link_name, read_record, record_file, write_record
+from jobs.slurm.chain_link import MAX_FAILING, MAX_FRUITLESS
+from jobs.slurm.client import SlurmClient
+from jobs.slurm.parse import QueuedElement
+from jobs.slurm.script import LinkJob, render_link
+from jobs.store.layout import Layout
+from jobs.store.records import write_json
 from tests.slurm_cluster import Cluster as SlurmCluster
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,11 +39,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, {root!r})
-from jobs.chain import Chain
-from jobs.config import Cluster, Experiment
-from jobs.layout import Layout
-from jobs.link import run_link
-from jobs.slurm_client import SlurmClient
+from jobs.slurm.chain import Chain
+from jobs.experiment.config import Cluster, Experiment
+from jobs.store.layout import Layout
+from jobs.slurm.chain_link import run_link
+from jobs.slurm.client import SlurmClient
 
 VERSION = "first"
 results = Path(sys.argv[sys.argv.index("--results") + 1])

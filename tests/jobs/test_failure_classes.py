@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import SlurmSite
-from jobs.controller import Report
-from jobs.failures import FailureClass
-from jobs.plan import NodeFacts
-from jobs.records import Claim
+from jobs.control.controller import Report
+from jobs.control.facts import NodeFacts
+from jobs.experiment.config import SlurmSite
+from jobs.store.failures import FailureClass
+from jobs.store.records import Claim
 from tests.jobs import fake_registry
 from tests.jobs.failure_trial import FIRST, Trial
 from tests.slurm_cluster import Cluster
@@ -94,7 +94,7 @@ def worker_process(claim: Claim) -> int:
     for process in Path("/proc").iterdir():
         try:
             environment = (process / "environ").read_bytes().split(b"\0")
-            if b"jobs.worker" not in (process / "cmdline").read_bytes() or not marks.issubset(environment):
+            if b"jobs.worker.main" not in (process / "cmdline").read_bytes() or not marks.issubset(environment):
                 continue
             (names,) = [line for line in (process / "status").read_text().splitlines() if line.startswith("NSpid")]
         except OSError:

@@ -14,23 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs.control.facts import Departure, NodeFacts, Request
+from jobs.control.failure_policy import COMMUNICATION_RETRIES, DISK_RETRIES, MAX_LOST, MAX_SILENT, MEMORY_RETRIES, MEMORY_STEP, Ended, judge
 from jobs.errors import UsageError
-from jobs.failures import (
-    COMMUNICATION_RETRIES,
-    DISK_RETRIES,
-    MAX_LOST,
-    MAX_SILENT,
-    MEMORY_RETRIES,
-    MEMORY_STEP,
-    Ended,
-    FailureClass,
-    blames_node,
-    cancelled_by_hand,
-    class_of_exception,
-    class_of_state,
-    judge,
-)
-from jobs.plan import Departure, NodeFacts, Request
+from jobs.store.failures import FailureClass, blames_node, cancelled_by_hand, class_of_exception, class_of_state
 
 LAUNCH = 1000.0
 MAX_ATTEMPTS = 12

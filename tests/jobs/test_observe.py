@@ -9,14 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cancellations import Cancelled
-from jobs.failures import MAX_LOST, MAX_SILENT, FailureClass
-from jobs.graph import Graph, Node
-from jobs.layout import Layout
-from jobs.liveness import new_claim
-from jobs.observe import AttemptFiles, Sight, ended_attempts, read_facts
-from jobs.plan import Departure, Limits, NodeFacts, make_plan
-from jobs.records import Claim, Ending, Outcome, Result, claim_attempt, file_digest, write_outcome, write_result
+from jobs.control.executor_protocol import Limits
+from jobs.control.facts import Departure, NodeFacts
+from jobs.control.failure_policy import MAX_LOST, MAX_SILENT, ended_attempts
+from jobs.control.observe import Sight, read_facts
+from jobs.control.plan import make_plan
+from jobs.experiment.graph import Graph, Node
+from jobs.store.attempts import AttemptFiles, new_claim
+from jobs.store.cancellations import Cancelled
+from jobs.store.failures import FailureClass
+from jobs.store.layout import Layout
+from jobs.store.records import Claim, Ending, Outcome, Result, claim_attempt, file_digest, write_outcome, write_result
 from tests.jobs.fake_registry import make_graph
 
 

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.failures import FailureClass
-from jobs.graph import Graph, Node, Run
-from jobs.plan import ALIKE, InFlight, Limits, NodeFacts, Phase, Plan, Request, critical_minutes, make_plan, needed_keys
+from jobs.control.executor_protocol import Limits
+from jobs.control.facts import InFlight, NodeFacts, Phase, Request
+from jobs.control.plan import ALIKE, Plan, critical_minutes, make_plan, needed_keys
+from jobs.experiment.graph import Graph, Node, Run
+from jobs.store.failures import FailureClass
 from tests.jobs.fake_registry import make_graph
 
 MAX_FAILURES = 9

@@ -13,17 +13,20 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cancellations import record_cancellation
-from jobs.config import SlurmSite
-from jobs.controller import Report, reconcile, run_local
-from jobs.failures import FailureClass
-from jobs.layout import Layout
-from jobs.observe import read_facts
-from jobs.plan import ALIKE, Batch, Phase, Task
-from jobs.records import attempt_numbers, read_outcome, read_result
-from jobs.slurm_client import SlurmClient, SlurmUnavailableError
-from jobs.submissions import State, SubmissionBook, new_submission
-from jobs.tasks import describe, write_description
+from jobs.control.controller import Report, reconcile, run_local
+from jobs.control.executor_protocol import Batch, Task
+from jobs.control.facts import Phase
+from jobs.control.observe import read_facts
+from jobs.control.plan import ALIKE
+from jobs.errors import SlurmUnavailableError
+from jobs.experiment.config import SlurmSite
+from jobs.slurm.client import SlurmClient
+from jobs.slurm.submissions import State, SubmissionBook, new_submission
+from jobs.store.cancellations import record_cancellation
+from jobs.store.failures import FailureClass
+from jobs.store.layout import Layout
+from jobs.store.records import attempt_numbers, read_outcome, read_result
+from jobs.worker.task import describe, write_description
 from tests.jobs import fake_registry, local_launch
 from tests.jobs.failure_trial import ROOT, Trial
 from tests.slurm_cluster import Cluster
@@ -189,9 +192,9 @@ def test_a_torn_result_is_computed_again(tmp_path: Path) -> None:
 ON_A_SMALL_DISK = """
 import json, sys
 from pathlib import Path
-from jobs.tasks import read_description
-from jobs.execution import WorkerProcess, execute
-from jobs.stop import StopRequest
+from jobs.worker.task import read_description
+from jobs.worker.stage import WorkerProcess, execute
+from jobs.signals import StopRequest
 
 process = WorkerProcess(read_description(Path(sys.argv[1])), 1, lambda line: None, StopRequest(), lag_seconds=0.0)
 nodes = process.description.nodes

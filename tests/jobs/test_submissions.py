@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
+from jobs.control.facts import Request
 from jobs.errors import UsageError
-from jobs.layout import Layout
-from jobs.liveness import process_start
-from jobs.plan import Request
-from jobs.records import read_json
-from jobs.submissions import State, SubmissionBook, Writer, base_name, new_submission, writer_gone
+from jobs.slurm.submissions import State, SubmissionBook, Writer, base_name, new_submission, writer_gone
+from jobs.store.attempts import process_start
+from jobs.store.layout import Layout
+from jobs.store.records import read_json
 from tests.jobs.slurm_cases import batch_of, layout_of, node
 
 BATCH = batch_of([node("aa", "finetune"), node("bb", "finetune"), node("cc", "finetune")], 2)
@@ -168,7 +168,7 @@ def test_records_are_read_once(book: SubmissionBook, monkeypatch: pytest.MonkeyP
         reads.append(path)
         return read_json(path)
 
-    monkeypatch.setattr("jobs.submissions.read_json", counted)
+    monkeypatch.setattr("jobs.slurm.submissions.read_json", counted)
     assert book.open() == first
     assert reads == []
     SubmissionBook(layout_of(book.folder.parents[2])).change(first[1], job="7")

@@ -15,17 +15,17 @@ from typing import Any
 
 import pytest
 
-from jobs.cancellations import record_cancellation
 from jobs.errors import UsageError
-from jobs.execution import NotFiniteError, Verdict, WorkerProcess, check_returned, execute
-from jobs.failures import FailureClass
-from jobs.graph import Graph, Node
-from jobs.layout import Layout, StageFolder
-from jobs.liveness import QUIET_SECONDS, new_claim
-from jobs.records import Ending, Outcome, Result, attempt_numbers, claim_attempt, read_claim, read_outcome, read_result, result_intact
-from jobs.stop import STOP_SIGNALS, WARNING_SIGNAL, StopRequest
-from jobs.tasks import Workplace, describe, description_from_json, description_to_json, read_description, write_description
-from jobs.worker import run_task
+from jobs.experiment.graph import Graph, Node
+from jobs.signals import STOP_SIGNALS, WARNING_SIGNAL, StopRequest
+from jobs.store.attempts import QUIET_SECONDS, new_claim
+from jobs.store.cancellations import record_cancellation
+from jobs.store.failures import FailureClass
+from jobs.store.layout import Layout, StageFolder
+from jobs.store.records import Ending, Outcome, Result, attempt_numbers, claim_attempt, read_claim, read_outcome, read_result, result_intact
+from jobs.worker.main import run_task
+from jobs.worker.stage import NotFiniteError, Verdict, WorkerProcess, check_returned, execute
+from jobs.worker.task import Workplace, describe, description_from_json, description_to_json, read_description, write_description
 from tests.jobs import fake_registry
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -188,7 +188,7 @@ def test_who_claims_between_a_look_and_the_claim_is_not_joined(place: Place, mon
         claim_attempt(folder, 1, new_claim(1))
         return ""
 
-    monkeypatch.setattr("jobs.execution._wait_for_holder", look)
+    monkeypatch.setattr("jobs.worker.stage._wait_for_holder", look)
     assert place.execute(place.tapt) is Verdict.taken
     assert place.starts(place.tapt) == 0
 
@@ -338,7 +338,7 @@ def _start(place: Place, *arguments: str, **environment: str) -> subprocess.Pope
     file = place.layout.root / "tasks.json"
     write_description(file, describe(place.place, place.graph, [[place.tapt.key], [node.key for node in place.runs]]))
     values = {**os.environ, "PYTHONPATH": str(REPOSITORY), **environment}
-    command = [sys.executable, "-m", "jobs.worker", str(file), *arguments]
+    command = [sys.executable, "-m", "jobs.worker.main", str(file), *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=values, cwd=REPOSITORY)
 
 

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
-from jobs.config import OutlierRule, Policy
-from jobs.failures import FailureClass
+from jobs.experiment.config import OutlierRule, Policy
+from jobs.store.failures import FailureClass
 from tests.simulation.crashes import TALLY
 from tests.simulation.slurm import Accounting, Element, Reply
 from tests.simulation.worker import Place, SimulatedWorker

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import SlurmSite
 from jobs.errors import UsageError
-from jobs.slurm_client import SlurmClient
-from jobs.sweeps.allocation import CANCELLED, Phase, SweepJob, cancel, job_name, job_of, log_file, preview, render, state, submit
+from jobs.experiment.config import SlurmSite
+from jobs.experiment.sweep_section import SweepResources
+from jobs.slurm.client import SlurmClient
+from jobs.slurm.script import SweepJob, render
+from jobs.sweeps.allocation import CANCELLED, Phase, cancel, job_name, job_of, log_file, preview, state, submit
 from jobs.sweeps.records import Sweep
-from jobs.sweeps.settings import SweepResources
 from tests.jobs.slurm_cases import until
 from tests.jobs.sweeps.sweep_cases import ROOT, source_of, sweep_of
 from tests.jobs.test_sbatch import COMMANDS, CONTAINER, UNIVERSITY
@@ -29,7 +30,7 @@ FOLDER = "/project/results/iemocap/sweep/0123456789ab"
 JOB = SweepJob(
     name="iemocap.sweep.0123456789ab",
     resources=SweepResources(nodes=4, cpus=16, gpus=4, memory_gb=47.5, minutes=720),
-    command=("/opt/venv/bin/python", "-m", "jobs.sweeps.node", FOLDER, "--", "/opt/venv/bin/python", "launch.py", "tune", FOLDER),
+    command=("/opt/venv/bin/python", "-m", "jobs.sweeps.ray.node", FOLDER, "--", "/opt/venv/bin/python", "launch.py", "tune", FOLDER),
     waited_for=f"{FOLDER}/sweep.json",
     stop=f"{FOLDER}/stop",
     meetings=f"{FOLDER}/nodes",
