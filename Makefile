@@ -39,6 +39,8 @@ lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(RUN) tools/structure.py
 
 format: setup
 	$(VENV)/bin/ruff check --fix .

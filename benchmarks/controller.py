@@ -79,12 +79,12 @@ def launch_grid(folder: Path, runs: int, slots: int) -> Any:
 
 def make_store(folder: Path, runs: int, slots: int) -> int:
     """Lay down the result of every stage of a grid, of the reserve seeds that fill slots of dropped runs too; how many stages."""
-    from jobs.control.controller import look
+    from jobs.control.controller import desired_of, look
 
     launched = launch_grid(folder, runs, slots)
     written: set[str] = set()
     while True:
-        now = look(launched.desired)
+        now = look(desired_of(launched))
         missing = [key for key in now.graph.nodes if key not in written]
         if not missing:
             return len(now.graph.nodes)
@@ -203,13 +203,13 @@ def make_source(folder: Path) -> Path:
 
 def make_passes(folder: Path, passes: int, *, began: float, slurm: bool, change: int) -> None:
     """Passes of one process; one line of JSON for each. `change` (0: nothing) says which runs change before the second one."""
-    from jobs.control.controller import reconcile
+    from jobs.control.controller import desired_of, reconcile
 
     opened = time.time()
     launched = open_experiment(folder)
     opening = time.time() - opened
     executor, calls = counted_arrays(launched, folder) if slurm else (Idle(), Counter())
-    desired = launched.desired
+    desired = desired_of(launched)
     for number in range(passes):
         if number and change:
             change_runs(launched, change)
@@ -285,7 +285,7 @@ def measure_submission(runs: int, slots: int, folder: Path) -> Iterator[tuple[st
     """What was submitted how: seconds, calls of sbatch, and elements that Slurm then holds."""
     import submitit
 
-    from jobs.control.controller import reconcile
+    from jobs.control.controller import desired_of, reconcile
     from jobs.slurm.executor import SlurmArrays
     from jobs.worker.task import Workplace
 
@@ -294,7 +294,7 @@ def measure_submission(runs: int, slots: int, folder: Path) -> Iterator[tuple[st
     parameters = {"time": 60, "mem": "3GB", "cpus_per_task": 1}
 
     def ours() -> None:
-        reconcile(launched.desired, SlurmArrays(launched.experiment, launched.layout, place, source=make_source(folder)))
+        reconcile(desired_of(launched), SlurmArrays(launched.experiment, launched.layout, place, source=make_source(folder)))
 
     def array() -> None:
         executor = submitit.SlurmExecutor(folder=folder / "array")

@@ -23,7 +23,7 @@ from jobs.errors import UsageError
 from jobs.experiment.graph import Graph, Node, Run
 from jobs.store.attempts import GONE_SECONDS, is_slurms, newest_checkpoint
 from jobs.store.failures import FailureClass, cancelled_by_hand
-from jobs.store.layout import Layout, log_of
+from jobs.store.layout import Layout
 from jobs.store.records import Claim, Outcome, read_claim, read_result
 
 if TYPE_CHECKING:
@@ -277,7 +277,7 @@ def _read_story(node: Node, layout: Layout, sight: Sight, departures: Sequence[D
     states = {each.job: each.state for each in departures}
     asked = {each.job: each.asked for each in departures}
     ended = {each.started: each for each in ended_attempts(files, departures, newest_checkpoint(folder))}
-    default = str(log_of(layout, node))
+    default = str(layout.log_of(node.stage, node.key))
     found: list[AttemptStory] = []
     for each in files:
         if each.claim is None or each.published:
@@ -326,7 +326,7 @@ def moment(seconds: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-    from jobs.control.controller import duration
+    from jobs.text import duration
 
     return duration(seconds)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from jobs.errors import UsageError
 from jobs.experiment.graph import Node
 from jobs.store.attempts import claim_alive
-from jobs.store.layout import AttemptFolder, Layout, StageFolder, log_of
+from jobs.store.layout import AttemptFolder, Layout, StageFolder
 from jobs.store.records import attempt_numbers, read_claim, read_outcome, read_result
 
 POLL_SECONDS = 0.5  # between looks at a log that grows
@@ -56,7 +56,7 @@ def find_log(layout: Layout, node: Node, attempt: int | None = None) -> Log | No
         return None
     number = numbers[-1] if attempt is None else attempt
     claim = read_claim(folder.attempt(number))
-    named = Path(claim.log) if claim is not None and claim.log else log_of(layout, node)
+    named = Path(claim.log) if claim is not None and claim.log else layout.log_of(node.stage, node.key)
     return Log(node, number, named)
 
 

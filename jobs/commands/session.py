@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.commands.status_report import Status, status_of, table_states
-from jobs.control.controller import Event, Look, Report, experience_of, look, reconcile, sight_of
+from jobs.control.controller import Event, Look, Report, desired_of, experience_of, look, reconcile, sight_of
 from jobs.control.executor_protocol import Limits
-from jobs.control.facts import InFlight, Phase
+from jobs.control.facts import InFlight, NodeFacts, Phase
 from jobs.control.plan import make_plan, needed_keys
 from jobs.errors import UsageError
 from jobs.experiment.config import Cluster, resources_of
-from jobs.experiment.graph import Run
-from jobs.experiment.launched import Launched, read_results
+from jobs.experiment.graph import Graph, Run
+from jobs.experiment.launched import Launched
 from jobs.store.cancellations import read_cancellations, record_cancellation
-from jobs.store.records import read_json
+from jobs.store.records import Result, read_json, read_result
 
 if TYPE_CHECKING:
     from jobs.commands.notify import Notice
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from jobs.slurm.chain_link import LinkEnd
     from jobs.slurm.client import SlurmClient
     from jobs.slurm.executor import SlurmArrays
+    from jobs.store.layout import Layout
     from jobs.tables.collect import CollectReport
     from jobs.tables.published import Published
     from jobs.worker.task import Workplace
@@ -126,7 +127,7 @@ class Launcher:
         asked = self.on_slurm and ask_slurm and not self._other_user
         in_flight: dict[str, InFlight] = dict(self.arrays.look_only()) if asked else {}
         self.blind = asked and self.arrays.live_jobs() is None
-        now = look(self.launched.desired, self.arrays if asked else None)
+        now = look(desired_of(self.launched), self.arrays if asked else None)
         return self._report(now, in_flight, self.arrays.limits() if asked and room else Limits())
 
     def why_only_look(self) -> str:
@@ -178,13 +179,13 @@ class Launcher:
 
     def sight(self) -> Sight:
         """What reading single attempts needs to know beside the files."""
-        return sight_of(self.launched.desired, self.arrays if self.on_slurm and not (self.blind or self._other_user) else None)
+        return sight_of(desired_of(self.launched), self.arrays if self.on_slurm and not (self.blind or self._other_user) else None)
 
     def request_words(self, report: Report) -> Callable[[Batch], str]:
         """What Slurm is asked for a batch of a report's plan, and why."""
         from jobs.control.estimates import CONFIGURED, asks_in_words, shape_in_words
 
-        predict = experience_of(self.launched.desired, report)
+        predict = experience_of(desired_of(self.launched), report)
 
         def words(batch: Batch) -> str:
             asked = asks_in_words(self.arrays.asked(batch), predict(batch.stage, batch.method) if predict else CONFIGURED)
@@ -215,7 +216,7 @@ class Launcher:
         self._refuse_other_code()
         self._refuse_other_user()
         self._refuse_other_launch()
-        report = reconcile(self.launched.desired, self.arrays)
+        report = reconcile(desired_of(self.launched), self.arrays)
         self.blind, self.launched = False, replace(self.launched, graph=report.graph)  # the next pass begins with what fills the slots now
         return report
 
@@ -239,14 +240,14 @@ class Launcher:
             code=self.root,
         )
         with executor:
-            return run_local(self.launched.desired, executor, tell=tell, stopping=stopping)
+            return run_local(desired_of(self.launched), executor, tell=tell, stopping=stopping)
 
     def wait_on_slurm(self, *, tell: Callable[[Event], None]) -> Report:
         """Passes until nothing is left to do."""
         from jobs.control.controller import wait_for
 
         return wait_for(
-            self.launched.desired,
+            desired_of(self.launched),
             self.arrays,
             poll_seconds=self.launched.experiment.policy.poll_seconds,
             tell=tell,
@@ -396,7 +397,7 @@ class Launcher:
             raise UsageError(f"{self.name} was launched anew, or moved, since this command began: run it again")
 
     def _report(self, now: Look, in_flight: Mapping[str, InFlight], limits: Limits) -> Report:
-        desired = self.launched.desired
+        desired = desired_of(self.launched)
         plan = make_plan(
             now.graph,
             now.facts,
@@ -431,6 +432,15 @@ class Launcher:
 
         for notice in self.notify(report, self.tables(report), message):
             print(notice_line(notice), flush=True)  # noqa: T201 - the log of the link
+
+
+def read_results(graph: Graph, layout: Layout, facts: Mapping[str, NodeFacts]) -> dict[str, Result]:
+    """Results of every finished stage of a graph, by key; those of dropped runs too."""
+    found: dict[str, Result] = {}
+    for key, node in graph.nodes.items():
+        if key in facts and facts[key].done and (result := read_result(layout.stage(node.stage, key), key)):
+            found[key] = result
+    return found
 
 
 def keys_to_cancel(seen: Report, chosen: Collection[str]) -> frozenset[str]:

@@ -21,12 +21,14 @@ from jobs.control.plan import Plan, make_plan
 from jobs.control.result_index import index_of
 from jobs.control.rounds import Judgements, replay
 from jobs.errors import SlurmUnavailableError
-from jobs.experiment.config import Policy
+from jobs.experiment.config import Cluster, Policy, Requests, resources_of
 from jobs.experiment.graph import Graph, Node, Slot
+from jobs.experiment.launched import Launched
 from jobs.signals import SLICE_SECONDS, Interrupts
 from jobs.store.cancellations import Cancelled, read_cancellations
 from jobs.store.failures import FailureClass
 from jobs.store.layout import Layout
+from jobs.text import duration
 
 MAX_UNSEEN = 30  # passes in a row that could not look at the queue
 HELD_SECONDS = 2.0  # between looks at stages that another launcher on this machine computes
@@ -44,6 +46,18 @@ class Desired:
     refill: Callable[[Mapping[Slot, int]], Graph] | None = None  # the graph for slots of these generations; None: no run is ever dropped
     clock: Callable[[], float] = time.time
     bounds: Bounds | None = None  # of what is predicted from finished siblings; None: everything is asked for as configured
+
+
+def desired_of(launched: Launched) -> Desired:
+    """What the controller is to bring about for an experiment as it was launched."""
+    given, policy = launched.experiment, launched.experiment.policy
+    stages = {node.stage for node in launched.graph.nodes.values()}
+    most = {stage: resources_of(given, stage) for stage in stages}
+    packing = {stage: resources.runs_per_task for stage, resources in most.items()}
+    predicted = given.cluster is Cluster.slurm and policy.requests is Requests.experience
+    partitions = frozenset(filter(None, (given.slurm.partition or "").split(",")))
+    bounds = Bounds(most, policy.min_siblings, given.slurm.signal_seconds, partitions) if predicted else None
+    return Desired(launched.graph, launched.layout, policy, launched.since, packing, launched.refill, bounds=bounds)
 
 
 @dataclass(frozen=True)
@@ -271,14 +285,6 @@ def changes(former: Report | None, now: Report, *, ended: Iterable[str] | None =
             Event(Change.held, now.graph.nodes[first], f"and {len(now.plan.stayed) - 1} more: {now.plan.reasons[first]}", done, total)
         )
     return found
-
-
-def duration(seconds: float) -> str:
-    """`0.4 s`, `12 s`, `3 min 20 s`, `5 h 2 min`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _look_again(desired: Desired, executor: Executor, former: Report, touched: set[str]) -> Report:

@@ -9,20 +9,15 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from jobs.control.facts import NodeFacts
 from jobs.errors import UsageError
-from jobs.experiment.config import Experiment, resolved_values, resources_of, restore_experiment
+from jobs.experiment.config import Experiment, resolved_values, restore_experiment
 from jobs.experiment.graph import Graph, Slot, build_graph, seeds_of_slots
 from jobs.experiment.registry import Registry
 from jobs.store.cancellations import last_cancellation
 from jobs.store.layout import Layout, valid_experiment_name
-from jobs.store.records import Result, read_json, read_result, write_json
-
-if TYPE_CHECKING:
-    from jobs.control.controller import Desired
-
+from jobs.store.records import read_json, write_json
 
 SCHEMA = 1
 
@@ -50,22 +45,6 @@ class Launched:
     changed: bool = False  # the code has moved on since the launch: the same configuration means other stages now
     user: int | None = None  # who launched it; None: not known
     config: str = ""  # what its file in configs/experiment/ is called; "": not known
-
-    @property
-    def desired(self) -> Desired:
-        """What the controller is to bring about."""
-        from jobs.control.controller import Desired  # with the executors: what only looks does not need them
-        from jobs.control.estimates import Bounds
-        from jobs.experiment.config import Cluster, Requests
-
-        given, policy = self.experiment, self.experiment.policy
-        stages = {node.stage for node in self.graph.nodes.values()}
-        most = {stage: resources_of(given, stage) for stage in stages}
-        packing = {stage: resources.runs_per_task for stage, resources in most.items()}
-        predicted = given.cluster is Cluster.slurm and policy.requests is Requests.experience
-        partitions = frozenset(filter(None, (given.slurm.partition or "").split(",")))
-        bounds = Bounds(most, policy.min_siblings, given.slurm.signal_seconds, partitions) if predicted else None
-        return Desired(self.graph, self.layout, policy, self.since, packing, self.refill, bounds=bounds)
 
 
 def launch(experiment: Experiment, corpus: Corpus, registry: Registry, layout: Layout, config: str = "") -> Launched:
@@ -118,15 +97,6 @@ def reopen(layout: Layout, registry: Registry, recipe_schema: type[Any]) -> Laun
     refill = functools.partial(_graph, experiment, corpus, registry, base=graph)
     changed = bool(stages) and stages != _digest(graph)
     return Launched(experiment, corpus, graph, layout, since, refill, changed, user, file)
-
-
-def read_results(graph: Graph, layout: Layout, facts: Mapping[str, NodeFacts]) -> dict[str, Result]:
-    """Results of every finished stage of a graph, by key; those of dropped runs too."""
-    found: dict[str, Result] = {}
-    for key, node in graph.nodes.items():
-        if key in facts and facts[key].done and (result := read_result(layout.stage(node.stage, key), key)):
-            found[key] = result
-    return found
 
 
 def _graph(experiment: Experiment, corpus: Corpus, registry: Registry, generations: Mapping[Slot, int], base: Graph | None = None) -> Graph:

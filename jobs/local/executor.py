@@ -27,7 +27,7 @@ from jobs.control.plan import critical_minutes
 from jobs.errors import InternalError
 from jobs.experiment.config import Resources, at_once_of
 from jobs.experiment.graph import Graph, Node
-from jobs.store.layout import Layout, log_of
+from jobs.store.layout import Layout
 from jobs.store.records import read_result
 from jobs.worker.deaths import ENDS_OF_ITS_OWN, attempt_of, class_of_death, state_end
 from jobs.worker.machine import Capacity, Needs, Peak, Room, fits, fitting, larger, measured_peak, processes_here, was_crowded, whole
@@ -126,7 +126,7 @@ class LocalExecutor:
                 upstream=frozenset(node.upstream.values()),
                 needs=whole(self.resources(node.stage), self.capacity),
                 priority=self._critical[1][key],
-                log=log_of(self.layout, node),
+                log=self.layout.log_of(node.stage, node.key),
                 relief=batch.request.relief,
                 gone=batch.gone,
                 submitted=time.time(),

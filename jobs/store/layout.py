@@ -32,8 +32,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.experiment.graph import Node
-
 STORE = "store"
 EXPERIMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -131,6 +129,10 @@ class Layout:
     def tables(self) -> Path:
         return self.folder / "tables"
 
+    def log_of(self, stage: str, key: str) -> Path:
+        """Where a stage's output goes when it is computed on this machine; attempts follow one another."""
+        return self.logs / f"{stage}-{key}.log"
+
     @property
     def sweep(self) -> Path:
         """The report of the last sweep, and a folder for each sweep."""
@@ -140,8 +142,3 @@ class Layout:
 def valid_experiment_name(name: str) -> bool:
     """Letters, digits, `_`, `.`, `-`; not the store's own name."""
     return EXPERIMENT_NAME.fullmatch(name) is not None and name != STORE
-
-
-def log_of(layout: Layout, node: Node) -> Path:
-    """Where a stage's output goes when it is computed on this machine; attempts follow one another."""
-    return layout.logs / f"{node.stage}-{node.key}.log"

@@ -24,7 +24,6 @@ from typing import Any
 import ray
 from ray import tune
 
-from jobs.control.controller import duration
 from jobs.errors import InternalError
 from jobs.experiment.config import at_once_of, resources_of
 from jobs.experiment.registry import SweepRegistry
@@ -47,6 +46,7 @@ from jobs.sweeps.search import DistinctOptuna, allow, listed_points, number_of_p
 from jobs.sweeps.space import Point
 from jobs.sweeps.trainable import FAILED, FOLDER, FOLDS, GRACE_SECONDS, NOTES, OBJECTIVE, POINT, SweepTrial, point_of, point_text
 from jobs.sweeps.trial import fold_graph
+from jobs.text import duration
 from jobs.worker.task import load_registry
 
 RUN_NAME = "tune"  # folder of Tune's files

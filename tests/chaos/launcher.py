@@ -82,7 +82,7 @@ def arrays(launched: Launched) -> Any:
 
 def control(results: Path) -> int:
     """One link of the chain."""
-    from jobs.control.controller import reconcile
+    from jobs.control.controller import desired_of, reconcile
     from jobs.slurm.chain import Chain
     from jobs.slurm.chain_link import LinkEnd, run_link
 
@@ -90,7 +90,7 @@ def control(results: Path) -> int:
     policy = launched.experiment.policy
     executor = arrays(launched)
     end = run_link(
-        lambda: reconcile(launched.desired, executor),
+        lambda: reconcile(desired_of(launched), executor),
         Chain(launched.experiment, launched.layout, source=ROOT),
         poll_seconds=policy.poll_seconds,
         minutes=policy.controller_minutes,
@@ -101,7 +101,7 @@ def control(results: Path) -> int:
 
 def run_here(results: Path, corpus: Path, folds: int, seeds: int, steps: int) -> int:
     """The undisturbed run, on this machine and without sleeping."""
-    from jobs.control.controller import run_local
+    from jobs.control.controller import desired_of, run_local
     from jobs.experiment.config import resources_of
     from jobs.local.executor import LocalExecutor
     from jobs.worker.machine import Capacity
@@ -112,16 +112,16 @@ def run_here(results: Path, corpus: Path, folds: int, seeds: int, steps: int) ->
     with LocalExecutor(
         workplace(launched), launched.layout, lambda stage: resources_of(launched.experiment, stage), capacity, code=ROOT
     ) as executor:
-        report = run_local(launched.desired, executor)
+        report = run_local(desired_of(launched), executor)
     return 0 if report.complete else 3
 
 
 def one_pass(results: Path) -> int:
     """A pass by hand; 3: not settled yet, or settled and not complete."""
-    from jobs.control.controller import reconcile
+    from jobs.control.controller import desired_of, reconcile
 
     launched = reopened(results)
-    report = reconcile(launched.desired, arrays(launched))
+    report = reconcile(desired_of(launched), arrays(launched))
     plan = report.plan
     counts = {"done": len(plan.reused), "waiting": len(plan.waiting), "submitted": len(report.submitted), "stayed": len(plan.stayed)}
     counts |= {"deferred": len(plan.deferred), "given_up": len(plan.given_up), "blocked": len(plan.blocked)}
@@ -133,12 +133,12 @@ def one_pass(results: Path) -> int:
 
 def start(results: Path, corpus: Path, folds: int, seeds: int, steps: int, step_seconds: float) -> int:
     """Launch on Slurm and leave."""
-    from jobs.control.controller import reconcile
+    from jobs.control.controller import desired_of, reconcile
     from jobs.slurm.chain import Chain
 
     launched = launched_of(results, corpus, folds, seeds, steps, step_seconds, Cluster.slurm)
     store(launched)
-    reconcile(launched.desired, arrays(launched))
+    reconcile(desired_of(launched), arrays(launched))
     sys.stdout.write(Chain(launched.experiment, launched.layout, source=ROOT).ensure().sentence + "\n")
     return 0
 

@@ -13,7 +13,7 @@ from unittest import mock
 
 import pytest
 
-from jobs.control.controller import MAX_UNSEEN, Change, Desired, Event, Report, changes, duration, look, reconcile, wait_for
+from jobs.control.controller import MAX_UNSEEN, Change, Desired, Event, Report, changes, look, reconcile, wait_for
 from jobs.control.executor_protocol import Batch, Limits, NotesDepartures, SeesQueue
 from jobs.control.facts import Departure, InFlight, Phase, Request
 from jobs.control.failure_policy import COMMUNICATION_RETRIES, MAX_SILENT
@@ -24,6 +24,7 @@ from jobs.experiment.graph import Graph, Slot
 from jobs.signals import Interrupts, StopRequest
 from jobs.slurm.executor import describe_batch
 from jobs.store.cancellations import record_cancellation
+from jobs.text import duration
 from jobs.worker.main import run_task
 from jobs.worker.stage import WorkerProcess
 from tests.jobs import fake_registry, local_launch

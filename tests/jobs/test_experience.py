@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs.control.controller import desired_of
 from jobs.control.estimates import (
     CONFIGURED,
     GIB,
@@ -325,7 +326,8 @@ def test_only_slurm_is_asked(tmp_path: Path) -> None:
 
     def bounds(*overrides: str) -> Bounds | None:
         experiment = load_experiment("demo", ["methods=[vft]", "seeds=1", *overrides], configs=CONFIGS, recipe_schema=Recipe)
-        return launch(experiment, Corpus("fake", "d1", ("1",), "/nowhere"), REGISTRY_OF_DEMO, Layout(tmp_path, "exp")).desired.bounds
+        launched = launch(experiment, Corpus("fake", "d1", ("1",), "/nowhere"), REGISTRY_OF_DEMO, Layout(tmp_path, "exp"))
+        return desired_of(launched).bounds
 
     found = bounds("cluster=slurm", "slurm.signal_seconds=300", "policy.min_siblings=7")
     assert found is not None

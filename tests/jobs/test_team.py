@@ -26,7 +26,7 @@ from jobs.local.executor import LocalExecutor
 from jobs.signals import StopRequest
 from jobs.store.attempts import AttemptFiles, new_claim, own_node
 from jobs.store.failures import FailureClass, class_of_exception
-from jobs.store.layout import Layout, log_of
+from jobs.store.layout import Layout
 from jobs.store.records import Ending, Outcome, attempt_numbers, read_result
 from jobs.worker.machine import Capacity, Needs, processes_here, whole
 from jobs.worker.task import describe, write_description
@@ -189,7 +189,7 @@ def test_the_local_executor_gives_a_stage_its_processes(tmp_path: Path) -> None:
         result = read_result(layout.stage(node.stage, node.key), node.key)
         assert result is not None
         assert (result.provenance["processes"], result.provenance["threads"]) == (2, 1)
-        assert f"rank 1: {node.name}" in log_of(layout, node).read_text()
+        assert f"rank 1: {node.name}" in layout.log_of(node.stage, node.key).read_text()
 
 
 # ---- one leader and its followers in this process

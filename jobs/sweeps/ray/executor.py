@@ -26,7 +26,7 @@ from jobs.control.plan import critical_minutes
 from jobs.experiment.config import Resources, at_once_of
 from jobs.experiment.graph import Graph, Node
 from jobs.local.executor import LEAVE_SECONDS, REPOSITORY, Ended
-from jobs.store.layout import Layout, log_of
+from jobs.store.layout import Layout
 from jobs.store.records import attempt_numbers, read_claim, read_result
 from jobs.sweeps.ray.task import STOPPED, Answer, Order, compute
 from jobs.worker.machine import Capacity, Needs, was_crowded, whole
@@ -209,7 +209,7 @@ class RayStages:
     # ---- from Ray
 
     def _take_in(self, held: _Held) -> Ended:
-        key, log = held.node.key, log_of(self.layout, held.node)
+        key, log = held.node.key, self.layout.log_of(held.node.stage, held.node.key)
         try:
             answer: Answer = ray.get(held.task)
         except TaskCancelledError:
