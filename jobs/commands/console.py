@@ -305,11 +305,11 @@ def write_foreign_tables(
 ) -> bool:
     """The same tables of runs from elsewhere; returns whether all of them are in."""
     from jobs.experiment.config import Policy
-    from jobs.tables.collect import FORMATS, collect_foreign
+    from jobs.tables.collect import FORMATS, collect_csv
     from jobs.tables.published import load_published
 
     policy, published = Policy(), load_published(published_file, None)
-    written = collect_foreign(
+    written = collect_csv(
         source,
         published,
         rule=rule or policy.outliers,

@@ -18,9 +18,9 @@ from jobs.errors import UsageError
 from jobs.experiment.config import OutlierRule, Policy
 from jobs.experiment.graph import Graph, Run
 from jobs.store.layout import Layout
-from jobs.tables.collect import collect, collect_foreign
+from jobs.tables.collect import collect, collect_csv
 from jobs.tables.display import render_csv
-from jobs.tables.from_csv import Judged, judge_foreign, read_foreign
+from jobs.tables.from_csv import Judged, judge_runs, read_runs
 from jobs.tables.summary import Entry, Scores, Status, summarise
 from tests.jobs.table_cases import entry, graph, published, result
 
@@ -45,7 +45,7 @@ def rows_of(collapsed: str = "") -> list[str]:
 
 
 def judged(path: Path, rule: OutlierRule | str = OutlierRule.pooled, rounds: int = 3) -> Judged:
-    return judge_foreign(read_foreign(path), rule, 2.0, rounds)
+    return judge_runs(read_runs(path), rule, 2.0, rounds)
 
 
 def named(entries: Sequence[Entry]) -> list[tuple[str, int, Status]]:
@@ -57,7 +57,7 @@ def test_columns_are_found_by_name(tmp_path: Path) -> None:
     path = written(
         tmp_path, "UA, note ,seed,slot,fold,method,corpus,wa", "", "62.25,x,7,0,1,vft,iemocap,63", ",,,,,,,", "0,,8,1,1,vft,iemocap,"
     )
-    assert read_foreign(path) == (
+    assert read_runs(path) == (
         Entry("iemocap", "vft", "1", 0, 7, Scores(62.25, 63.0), Status.accepted),
         Entry("iemocap", "vft", "1", 1, 8, Scores(0.0), Status.accepted),
     )
@@ -70,14 +70,14 @@ def test_spreadsheets_write_marks_and_semicolons(tmp_path: Path, encoding: str, 
     path = tmp_path / "tabelle.csv"
     text = end.join((HEADER.replace(",", ";"), 'é;vft;"a;b";0;0;62,25', "é;vft;c;0;0;25", ""))
     path.write_bytes(text.encode(encoding))
-    found = read_foreign(path)
+    found = read_runs(path)
     assert [(each.corpus, each.fold, each.scores) for each in found] == [("é", "a;b", Scores(62.25)), ("é", "c", Scores(25.0))]
 
 
 def test_states_may_stand_for_scores(tmp_path: Path) -> None:
     """A run with a status that has no score needs none; an empty status is a run like any other."""
     path = written(tmp_path, f"{HEADER},status", "c,m,1,0,0,,failed", "c,m,1,1,1,,Pending", "c,m,1,2,2,25,diverged", "c,m,1,3,3,70,")
-    assert [each.status.value for each in read_foreign(path)] == ["failed", "pending", "diverged", "accepted"]
+    assert [each.status.value for each in read_runs(path)] == ["failed", "pending", "diverged", "accepted"]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, lines: list[str], messa
     """File, line and column are named, on one line, and nothing is guessed."""
     path = written(tmp_path, *lines)
     with pytest.raises(UsageError) as error:
-        read_foreign(path)
+        read_runs(path)
     assert message in str(error.value)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
@@ -122,7 +122,7 @@ def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00c")
     for name, message in (("missing.csv", "no such file"), (".", "directory"), ("binary.csv", "not UTF-8")):
         with pytest.raises(UsageError, match=message):
-            read_foreign(tmp_path / name)
+            read_runs(tmp_path / name)
 
 
 def test_run_that_is_out_stays_until_it_is_rerun(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_decisions_are_those_of_a_grid(history: dict[tuple[str, int], list[float
             entries.append(entry("vft", fold, slot, ua, None if ua is not None else Status.diverged, seed=run.seed))
     policy = Policy(outliers=OutlierRule[rule], sigmas=2.0, rounds=rounds, max_seeds=3)
     decided = replay(Graph({}, tuple(runs), "iemocap", "d", {}), facts, policy)
-    found = judge_foreign(entries, rule, 2.0, rounds)
+    found = judge_runs(entries, rule, 2.0, rounds)
     dropped = {(each.fold, each.slot, each.seed) for each in decided.dropped}
     filling = {(each.fold, each.slot): each.seed for each in found.entries if each.status is Status.accepted}
     assert filling == {
@@ -272,7 +272,7 @@ def test_collected_grid_comes_back_as_it_was(tmp_path: Path, pending: bool) -> N
     words = rule_in_words("pooled", 2.0, 3)
     own = collect(Layout(tmp_path, "demo"), made, results, {}, published(None), outlier_rule=words)
     assert own.summary.methods[1].outliers.runs == 1
-    report = collect_foreign(tmp_path / "demo/tables/runs.csv", published(None), rule="pooled", sigmas=2.0, rounds=3)
+    report = collect_csv(tmp_path / "demo/tables/runs.csv", published(None), rule="pooled", sigmas=2.0, rounds=3)
     assert replace(report.summary, experiment="demo", code=own.summary.code) == own.summary
     assert report.complete is not pending
     assert report.notes == ()
@@ -281,7 +281,7 @@ def test_collected_grid_comes_back_as_it_was(tmp_path: Path, pending: bool) -> N
 def test_tables_of_results_from_elsewhere(tmp_path: Path) -> None:
     """The same files as of a grid, beside the file that was read, with the rule, what is unresolved, and what to rerun."""
     path = written(tmp_path, HEADER, *rows_of("2/3"), "iemocap,vft,1,0,99,61.5")
-    report = collect_foreign(path, published(None), rule=OutlierRule.pooled, sigmas=2.0, rounds=3)
+    report = collect_csv(path, published(None), rule=OutlierRule.pooled, sigmas=2.0, rounds=3)
     folder = tmp_path / "elsewhere-tables"
     assert {file.name for file in folder.iterdir()} == {"table.tex", "table.md", "runs.csv", "methods.csv", "summary.json"}
     assert set(report.paths) == set(folder.iterdir())
@@ -304,11 +304,11 @@ def test_tables_of_results_from_elsewhere(tmp_path: Path) -> None:
     assert "ddagger" in (folder / "table.tex").read_text(encoding="utf-8")
 
 
-def test_formats_and_folder_of_foreign_tables(tmp_path: Path) -> None:
+def test_formats_and_folder_of_tables_from_csv(tmp_path: Path) -> None:
     """Formats and folder are as for a grid; an unknown format leaves nothing behind."""
     path = written(tmp_path, HEADER, *rows_of())
     with pytest.raises(UsageError, match="'pdf'"):
-        collect_foreign(path, published(None), rule="none", sigmas=2.0, rounds=3, formats=["pdf"])
-    report = collect_foreign(path, published(None), rule="none", sigmas=2.0, rounds=3, formats=["json"], out=tmp_path / "out")
+        collect_csv(path, published(None), rule="none", sigmas=2.0, rounds=3, formats=["pdf"])
+    report = collect_csv(path, published(None), rule="none", sigmas=2.0, rounds=3, formats=["json"], out=tmp_path / "out")
     assert report.paths == (tmp_path / "out" / "summary.json",)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["elsewhere.csv", "out"]
