@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -97,20 +96,3 @@ class LinkSignals:
             self.warned = True
         else:
             self.asked_to_leave = True
-
-
-@contextmanager
-def signals_heard() -> Iterator[Callable[[], bool]]:
-    """Whether there was a Ctrl-C or a request to terminate while Ray starts or ends: neither is to be cut short."""
-    heard = False
-
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal heard
-        heard = True
-
-    former = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield lambda: heard
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
+
+from ser_core.sweep import P_TAPT, SweptMethod
 
 
 class Pooling(Enum):
@@ -186,6 +188,8 @@ class ExecutionSettings:
 @dataclass
 class Recipe:
     """Everything the stages of all methods are told."""
+
+    swept: ClassVar[SweptMethod] = P_TAPT  # the method whose settings `sweep` searches
 
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
     features: FeatureSettings = field(default_factory=FeatureSettings)

@@ -73,7 +73,7 @@ def run_on_slurm(launcher: SweepLauncher, *, wait: bool) -> bool:
         return False
     found = _print_report(launcher)
     if not ended:
-        note(launcher.standing().sentence)
+        note(launcher.status().sentence)
     return found and ended
 
 
@@ -94,22 +94,22 @@ def drive(folder: Path) -> bool:
 
 def show(launcher: SweepLauncher, *, as_json: bool) -> None:
     """The report as it stands now, and where the sweep stands."""
-    standing = launcher.standing()
+    status = launcher.status()
     report = launcher.report()
     if as_json:
         from jobs.sweeps.report.as_json import to_json
 
-        value = {**to_json(report.summary, report.choice), "standing": standing.state, "job": standing.job}
+        value = {**to_json(report.summary, report.choice), "standing": status.state, "job": status.job}
         say(json.dumps(value, indent=1))
         return
     _print(report)
-    say(standing.sentence)
+    say(status.sentence)
 
 
 def cancel(launcher: SweepLauncher) -> None:
     """End a sweep until it is launched again."""
     print_lines(launcher.cancel())
-    if launcher.standing().state != "complete":
+    if launcher.status().state != "complete":
         say(f"`{launcher.command}` with the same settings goes on")
 
 

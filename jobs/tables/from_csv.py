@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.control.outliers import Attempt, Verdict, check_rule, judge
+from jobs.control.outliers import Attempt, check_rule, judge
 from jobs.errors import UsageError
 from jobs.tables.summary import Entry, Scores, Status
 
@@ -143,10 +143,8 @@ class _Rounds:
             for place, run in enumerate(runs[: self.current[slot] + 1])
             if run.scores is not None and _finished(run)
         ]
-        verdicts: tuple[Verdict, ...] = judge(
-            self._rule, attempts, {(*slot, place) for slot, place in self.current.items()}, self._sigmas
-        ).out
-        return tuple((verdict.fold, verdict.slot) for verdict in verdicts)
+        current = {(*slot, place) for slot, place in self.current.items()}
+        return tuple((verdict.fold, verdict.slot) for verdict in judge(self._rule, attempts, current, self._sigmas).out)
 
     def _next(self, slot: Slot) -> bool:
         if self.current[slot] + 1 >= len(self._slots[slot]):

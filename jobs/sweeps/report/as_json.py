@@ -1,22 +1,23 @@
-"""The stable JSON of a sweep (schema 1): keys are only ever added. UA in percent, nothing rounded. Pure."""
+"""JSON of a sweep (schema 1): keys are added, never removed or renamed. UA in percent, not rounded. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from typing import Any
 
-from jobs.statistics import Interval
 from jobs.sweeps.records import TrialState
 from jobs.sweeps.report.choice import Choice
 from jobs.sweeps.report.costs import Hours
 from jobs.sweeps.report.summary import FoldSummary, Group, Measure, PointSummary, SweepSummary
 from jobs.sweeps.report.tables import remark_of
+from jobs.sweeps.space import overrides_of
+from jobs.tables.summary import interval_json, paired_test_json
 
 SCHEMA = 1
 
 
 def to_json(summary: SweepSummary, choice: Choice) -> dict[str, Any]:
-    """Everything that a report says of a sweep."""
+    """All numbers of a report."""
     sweep, settings = summary.sweep, summary.sweep.experiment.sweep
     return {
         "schema": SCHEMA,
@@ -52,11 +53,7 @@ def to_json(summary: SweepSummary, choice: Choice) -> dict[str, Any]:
             "collect": choice.collect or None,
             "caveats": list(choice.caveats),
         },
-        "code": {
-            "commits": list(summary.code.commits),
-            "modified": summary.code.modified,
-            "packages": {name: list(versions) for name, versions in summary.code.packages.items()},
-        },
+        "code": summary.code.to_json(),
     }
 
 
@@ -65,7 +62,7 @@ def _point(summary: SweepSummary, point: PointSummary) -> dict[str, Any]:
         "point": point.point.label,
         "counts": list(point.point.counts),
         "settings": dict(point.point.settings),
-        "overrides": list(point.point.overrides),
+        "overrides": list(overrides_of(summary.sweep.experiment, point.point)),
         "trial": point.trial,
         "state": point.state.value,
         "error": point.error,
@@ -92,27 +89,23 @@ def _measure(name: str, measure: Measure) -> dict[str, Any]:
         f"mean_{name}": measure.mean,
         f"sd_{name}": measure.sd,
         f"sd_{name}_all_runs": measure.sd_all_runs,
-        f"interval_95_{name}": _interval(measure.interval),
+        f"interval_95_{name}": interval_json(measure.interval),
     }
 
 
 def _difference(point: PointSummary) -> dict[str, Any] | None:
     if point.to_best is None:
         return None
-    test = point.to_best.test
     return {
-        "pairs": test.pairs,
-        "mean_difference": test.mean,
-        "interval_95": _interval(test.interval),
-        "t_p": test.t_p if point.complete else None,
-        "wilcoxon_p": test.wilcoxon_p if point.complete else None,
+        **paired_test_json(point.to_best.test),
+        **({} if point.complete else {"t_p": None, "wilcoxon_p": None}),
         "holm_p": point.to_best.holm_p,
         "distinguishable": None if point.to_best.alike is None else not point.to_best.alike,
     }
 
 
 def _group(group: Group) -> dict[str, Any]:
-    return {"points": group.points, "mean_ua": group.mean_ua, "interval_95": _interval(group.interval)}
+    return {"points": group.points, "mean_ua": group.mean_ua, "interval_95": interval_json(group.interval)}
 
 
 def _cost(summary: SweepSummary) -> dict[str, Any]:
@@ -132,7 +125,3 @@ def _cost(summary: SweepSummary) -> dict[str, Any]:
 
 def _hours(hours: Hours) -> dict[str, float]:
     return {"gpu_hours": hours.gpu, "cpu_hours": hours.cpu}
-
-
-def _interval(interval: Interval | None) -> list[float] | None:
-    return None if interval is None else [interval.low, interval.high]

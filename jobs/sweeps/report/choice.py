@@ -1,6 +1,6 @@
-"""What to run next: the best point as an ordinary grid, a smaller one that does as well, and the strictly nested choice. Pure.
+"""Commands to run next: a grid of the best point, of a smaller one that is not distinguishable, and the nested choice. Pure.
 
-Every line is a command for a POSIX shell or a comment, so that the file can be run as it stands.
+Every line is a POSIX shell command or a comment, so that `choice.txt` is a script.
 """
 
 from __future__ import annotations
@@ -17,35 +17,35 @@ from jobs.statistics import round_half_up
 from jobs.store.layout import Layout
 from jobs.sweeps.records import Sweep, TrialState
 from jobs.sweeps.report.summary import LISTED, FoldChoice, PointSummary, SweepSummary
-from jobs.sweeps.space import text
-from jobs.tables.format import counted
+from jobs.sweeps.space import overrides_of, text
+from jobs.text import counted, one_line
 
 NAME_LENGTH = 64  # of an experiment, at most
 NESTED = "nested"
-RESOURCES = "resources"  # key whose entries need not say all
-NOT_OF_GRID = frozenset(("name", "cluster", "sweep"))  # keys of an experiment: said otherwise, or of no concern
+RESOURCES = "resources"  # section whose entries may be null
+NOT_OF_GRID = frozenset(("name", "cluster", "sweep"))  # keys that a grid command gives in another way or does not need
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Commands, "" where there is nothing to run."""
+    """Commands; "" for none."""
 
     grid: str  # the best point
     smaller: str  # the smallest one that is not distinguishable from it
-    by_fold: tuple[tuple[FoldChoice, str], ...]  # every fold with its own best point
-    collect: str  # one table of these
+    by_fold: tuple[tuple[FoldChoice, str], ...]  # the best point of each fold
+    collect: str  # one table of the grids of `by_fold`
     caveats: tuple[str, ...]  # sentences
 
 
 def choice_of(summary: SweepSummary, overrides: Sequence[str] = ()) -> Choice:
-    """What a sweep says should be run.
+    """The commands that follow from a sweep.
 
-    `overrides`: `KEY=VALUE` by which its experiment differs from what its file says, and options that name its folders.
+    `overrides`: `KEY=VALUE` by which its experiment differs from its file, and options for its folders.
     """
     sweep, best, smaller = summary.sweep, summary.best, summary.smaller
     nested = () if best is None or summary.tests_apart or _agreed(summary, best) else summary.by_fold
     names = [_name(sweep, NESTED, choice.fold) for choice in nested]
-    if len(set(names)) < len(names):  # folds that differ in what a name cannot have
+    if len(set(names)) < len(names):  # fold names that differ only in replaced characters
         names = [_name(sweep, NESTED, str(number)) for number, _ in enumerate(nested, start=1)]
     commands = [_grid(sweep, overrides, name, choice.point, choice.fold) for name, choice in zip(names, nested, strict=True)]
     return Choice(
@@ -58,7 +58,7 @@ def choice_of(summary: SweepSummary, overrides: Sequence[str] = ()) -> Choice:
 
 
 def lines_of(summary: SweepSummary, choice: Choice) -> tuple[str, ...]:
-    """For a terminal, and for `choice.txt`."""
+    """Lines for a terminal and for `choice.txt`."""
     best, smaller = summary.best, summary.smaller
     if best is None:
         return (f"# Nothing to choose yet: no point is complete ({states_in_words(summary)}).",)
@@ -74,11 +74,11 @@ def lines_of(summary: SweepSummary, choice: Choice) -> tuple[str, ...]:
         lines.extend([f"# Fold {found.fold}: {found.point.point.label}, validation UA {round_half_up(found.mean_ua)}", command])
     if choice.collect:
         lines.extend(["# When all of these are done, one table of them:", choice.collect])
-    return tuple(_one_line(line) for line in lines)
+    return tuple(map(one_line, lines))
 
 
 def overrides_between(stated: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[str, ...]:
-    """`KEY=VALUE` arguments that make of the values of one experiment those of another, as far as a grid depends on them."""
+    """`KEY=VALUE` arguments that change the values of one experiment into those of another, for keys that a grid depends on."""
     before, after = _flat(stated), _flat(values)
     unsaid = {key for key, value in after.items() if value is None and key not in before and key.split(".")[0] == RESOURCES}
     return tuple(
@@ -103,9 +103,9 @@ def _text(value: Any) -> str:
 
 
 def _grid(sweep: Sweep, overrides: Sequence[str], name: str, point: PointSummary, fold: str | None = None) -> str:
-    """`folds` in quotation marks, since YAML reads `03` as a number."""
+    """`folds` is quoted, since YAML reads `03` as a number."""
     cluster = ["--cluster", Cluster.slurm.value] if sweep.experiment.cluster is Cluster.slurm else []
-    chosen = [*point.point.overrides, *([] if fold is None else [f"folds={json.dumps([fold])}"])]
+    chosen = [*overrides_of(sweep.experiment, point.point), *([] if fold is None else [f"folds={json.dumps([fold])}"])]
     keys = {argument.partition("=")[0] for argument in chosen}
     kept = [argument for argument in overrides if argument.partition("=")[0] not in keys]
     words = [sweep.config or sweep.experiment.name, *cluster, f"name={name}", *kept, *chosen]
@@ -113,14 +113,14 @@ def _grid(sweep: Sweep, overrides: Sequence[str], name: str, point: PointSummary
 
 
 def _collect(sweep: Sweep, names: Sequence[str]) -> str:
-    """The runs of several experiments under one heading, as `collect --from` reads them."""
+    """Concatenates the runs of several experiments for `collect --from`."""
     tables = [str(Layout(sweep.layout.root, name).tables / "runs.csv") for name in names]
     joined = shlex.quote(f"{_name(sweep, NESTED)}.csv")
     return f"awk 'FNR > 1 || NR == 1' {shlex.join(tables)} > {joined} && python launch.py collect --from {joined}"
 
 
 def _name(sweep: Sweep, *parts: str) -> str:
-    """Of an experiment, such as one can have; where it is too long, the first part is cut."""
+    """A valid name of an experiment; if it is too long, the first part is cut."""
     rest = "".join(f"-{re.sub(r'[^A-Za-z0-9_.-]+', '_', part)}" for part in parts)[: NAME_LENGTH - 1]
     return sweep.experiment.name[: NAME_LENGTH - len(rest)] + rest
 
@@ -165,11 +165,7 @@ def _ua(point: PointSummary) -> str:
 
 
 def states_in_words(summary: SweepSummary) -> str:
-    """How many trials are in which state."""
+    """Number of trials by state."""
     found = [f"{summary.trials[state]} {state.name}" for state in LISTED if summary.trials.get(state)]
     planned = f" of {summary.planned}" if summary.planned > len(summary.points) else ""
     return f"{len(summary.points)}{planned} trials: {', '.join(found)}" if found else "no trial has begun"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

@@ -15,7 +15,7 @@ from jobs.experiment.config import Cluster
 from jobs.store.records import write_text
 from jobs.sweeps.driver_lock import driving
 from jobs.sweeps.records import Sweep, TrialState, latest_file, store_sweep, write_trial
-from jobs.sweeps.session import Standing, SweepLauncher, reopen
+from jobs.sweeps.session import SweepLauncher, SweepStatus, reopen
 from tests.jobs.sweeps import report_cases as cases
 from tests.jobs.sweeps.fake_registry import REGISTRY, make_sweep
 
@@ -52,7 +52,7 @@ def test_show_prints_the_table_into_a_pipe(tmp_path: Path, capsys: pytest.Captur
     assert any(line.startswith("64 ") and line.endswith("stopped early") for line in lines)
     assert any(line.startswith("python launch.py grid exp ") and "'recipe.cluster.counts=[16]'" in line for line in lines)
     assert str(sweep.layout.sweep / "table.tex") in lines
-    assert "nobody is at it" in lines[-1]
+    assert "no driver is running" in lines[-1]
     console.show(launcher_of(sweep), as_json=True)
     value: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert (value["best"], value["standing"], value["job"]) == ("16", "interrupted", "")
@@ -107,6 +107,6 @@ def test_the_last_sweep_is_found_again(tmp_path: Path) -> None:
     sweep = make_sweep(tmp_path)
     store_sweep(sweep)
     assert reopen(sweep.layout).digest == sweep.digest
-    assert launcher_of(sweep).standing() == Standing("interrupted", launcher_of(sweep).standing().sentence)
-    assert launcher_of(sweep).cancel() == ["exp: nothing to cancel, nobody is at it"]
+    assert launcher_of(sweep).status() == SweepStatus("interrupted", launcher_of(sweep).status().sentence)
+    assert launcher_of(sweep).cancel() == ["exp: nothing to cancel, it is not running"]
     assert not sweep.folder.stop.exists()

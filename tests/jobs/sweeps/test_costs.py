@@ -9,7 +9,7 @@ from pathlib import Path
 from jobs.store.layout import StageFolder
 from jobs.store.records import Claim, Ending, Outcome, claim_attempt, write_outcome, write_result
 from jobs.sweeps.records import TrialRecord, TrialState
-from jobs.sweeps.report.costs import Effort, Hours, SweepCost, hours_of, read_effort, told_effort
+from jobs.sweeps.report.costs import Effort, Hours, SweepCost, hours_of, read_effort, reported_effort
 from jobs.sweeps.report.summary import summarise
 from tests.jobs.sweeps import report_cases as cases
 
@@ -101,4 +101,4 @@ def test_all_attempts_are_read(tmp_path: Path) -> None:
 
 def test_a_result_that_does_not_say_when_was_not_there_before() -> None:
     """Nothing is counted as saved without a reason."""
-    assert told_effort(cases.result("s-1", "states", 5.0, finished="someday")).finished == float("inf")
+    assert reported_effort(cases.result("s-1", "states", 5.0, finished="someday")).finished == float("inf")

@@ -20,7 +20,7 @@ from tests.jobs.sweeps.fake_registry import REGISTRY, make_sweep
 
 def needed(folder: Path, settings: SweepSettings) -> dict[str, tuple[int, int]]:
     sweep = make_sweep(folder, settings)
-    return {each.stage: (each.needed, each.there) for each in preview(sweep, REGISTRY).stages}
+    return {each.stage: (each.needed, each.finished) for each in preview(sweep, REGISTRY).stages}
 
 
 def test_shared_stages_are_counted_once(tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_what_is_there_is_not_counted_as_work(tmp_path: Path) -> None:
     with LocalExecutor(sweep.own_place, sweep.own_layout, lambda stage: RESOURCES, Capacity(2, (), 8.0)) as executor:
         assert run_local(desired, executor).complete
     found = preview(sweep, REGISTRY)
-    assert {each.stage: (each.needed, each.there) for each in found.stages} == {
+    assert {each.stage: (each.needed, each.finished) for each in found.stages} == {
         "states": (3, 1),
         "cluster": (6, 1),
         "ptapt": (9, 1),
@@ -56,9 +56,9 @@ def test_points_of_each_search(search: Search, trials: int, points: int, tmp_pat
     sweep = make_sweep(tmp_path, SweepSettings(search=search, trials=trials, stopping=Stopping.none))
     found = preview(sweep, REGISTRY)
     assert len(found.points) == len(set(found.points)) == points
-    assert found.stand_in is (search is Search.optuna)
+    assert found.example is (search is Search.optuna)
     lines = preview_lines(sweep, found)
-    assert ("  16" in lines or "  64" in lines or "  256" in lines) is not found.stand_in
+    assert ("  16" in lines or "  64" in lines or "  256" in lines) is not found.example
     assert "none is stopped early" in lines[0]
 
 

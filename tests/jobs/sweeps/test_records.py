@@ -24,10 +24,10 @@ from jobs.sweeps.records import (
     latest_file,
     latest_sweep,
     load_sweep,
-    press,
     read_trial,
     read_trials,
-    stop_asked,
+    set_stop_level,
+    stop_level,
     store_sweep,
     write_trial,
 )
@@ -141,18 +141,18 @@ def test_a_request_to_stop_holds_until_the_sweep_is_launched_again(tmp_path: Pat
     """Whatever the file says that asks: a shell may have made it. The driver's word goes beyond it, and means nothing without it."""
     sweep = make_sweep(tmp_path)
     folder = sweep.folder
-    assert stop_asked(folder) is StopLevel.none
-    press(folder, StopLevel.leave)
-    assert stop_asked(folder) is StopLevel.none
+    assert stop_level(folder) is StopLevel.none
+    set_stop_level(folder, StopLevel.leave)
+    assert stop_level(folder) is StopLevel.none
     store_sweep(sweep)
     folder.stop.write_text("cancelled\n")
     ask_to_stop(folder)
     assert folder.stop.read_text() == "cancelled\n"
-    assert stop_asked(folder) is StopLevel.stop
-    press(folder, StopLevel.hurry)
-    assert stop_asked(folder) is StopLevel.hurry
+    assert stop_level(folder) is StopLevel.stop
+    set_stop_level(folder, StopLevel.hurry)
+    assert stop_level(folder) is StopLevel.hurry
     store_sweep(sweep)
-    assert stop_asked(folder) is StopLevel.none
+    assert stop_level(folder) is StopLevel.none
 
 
 def test_a_record_is_plain_json(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from ray.tune.search import Searcher
 
 from jobs.experiment.sweep_section import Search, Stopping, SweepSettings
 from jobs.sweeps.records import FoldRecord, Sweep, TrialRecord, TrialState, write_trial
-from jobs.sweeps.search import DistinctOptuna, listed_points, number_of_points, scheduler_of
-from jobs.sweeps.space import Point
+from jobs.sweeps.search import DistinctOptuna, scheduler_of
+from jobs.sweeps.space import Point, listed_points, number_of_points
 from jobs.sweeps.trainable import FOLDER, FOLDS, OBJECTIVE, POINT, point_of, point_text
 from tests.jobs.sweeps.fake_registry import make_sweep
 

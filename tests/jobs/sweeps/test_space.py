@@ -29,6 +29,7 @@ from jobs.sweeps.space import (
     decode,
     ends,
     grid_points,
+    overrides_of,
     parameters,
     point_from_json,
     random_points,
@@ -133,7 +134,7 @@ def test_labels_names_and_json() -> None:
     assert (point.label, Point((16, 64)).label) == ("16+64, ptapt.learning_rate=0.0005", "16+64")
     assert Point((16, 64)).name == "k16-64"
     assert point.name.startswith("k16-64-")
-    assert point.overrides == ("recipe.cluster.counts=[16,64]", "recipe.ptapt.learning_rate=0.0005")
+    assert overrides_of(_experiment(), point) == ("recipe.cluster.counts=[16,64]", "recipe.ptapt.learning_rate=0.0005")
     assert point_from_json(json.loads(json.dumps(point.to_json()))) == point
     large = Point(tuple(range(1000, 1020)))
     assert len(large.name) < 64
@@ -168,7 +169,7 @@ def test_a_point_is_the_grid_of_its_override_line() -> None:
     assert len(points) == 2 * 2 * 2 * 3
     for point in points[::5]:
         swept = apply(experiment, point)
-        ordinary = _load(*shlex.split(shlex.join(point.overrides)), "methods=[ptapt]")
+        ordinary = _load(*shlex.split(shlex.join(overrides_of(experiment, point))), "methods=[ptapt]")
         assert swept.recipe == ordinary.recipe
         assert _keys(swept) == _keys(ordinary)
         assert swept == replace(ordinary, sweep=experiment.sweep)

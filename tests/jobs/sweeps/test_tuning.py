@@ -18,7 +18,7 @@ import pytest
 from jobs.experiment.sweep_section import Search, Stopping, SweepSettings
 from jobs.sweeps.driver import restored, run_sweep, trials_at_once
 from jobs.sweeps.records import Sweep, TrialRecord, TrialState, ask_to_stop, load_sweep, read_trials
-from jobs.sweeps.search import listed_points
+from jobs.sweeps.space import listed_points
 from tests.jobs.sweeps.fake_registry import REPOSITORY, Recipe, counted, make_sweep, relaunched, ua_of
 
 pytestmark = pytest.mark.usefixtures("ray_here")
@@ -102,7 +102,7 @@ def test_random_points_are_tried_and_a_set_that_fails_leaves_the_others_alone(tm
     assert re.match(r"ptapt ptapt fold 2 seed 0 \[\w+\]: .*made to fail", failed.error)
     assert [fold.fold for fold in failed.folds] == ["1"]
     assert sum("failed: ptapt ptapt fold 2" in line for line in lines) == 1
-    assert not any("started again" in line for line in lines)
+    assert not any("is restarted (" in line for line in lines)
     assert "1 failed" in lines[-1]
     starts = counted(tmp_path / "corpus")
     assert set(starts.values()) == {1}
@@ -153,7 +153,7 @@ def test_a_trial_whose_process_is_killed_goes_on_from_the_checkpoint_of_its_stag
     complete, lines = _run(sweep)
     watcher.join()
     assert complete
-    assert any("its process ended, and is started again (1 of " in line for line in lines)
+    assert any("its process died and is restarted (1 of " in line for line in lines)
     (record,) = read_trials(sweep.folder)
     assert record.state is TrialState.complete
     assert 6 <= max(counted(corpus, "steps").values()) <= 7
@@ -199,7 +199,7 @@ def test_a_killed_driver_is_gone_on_with_and_what_falls_behind_is_still_stopped(
     assert {record.state for record in read_trials(sweep.folder)} == {TrialState.complete, TrialState.running}
     complete, lines = _run(relaunched(load_sweep(sweep.folder.path)))
     assert complete
-    assert not any("begins anew" in line for line in lines)
+    assert not any("the sweep is restarted" in line for line in lines)
     records = _by_name(sweep)
     assert records["k1024"].state is TrialState.stopped
     assert len(records["k1024"].folds) == 1
@@ -222,7 +222,7 @@ def test_a_sweep_that_is_asked_to_stop_leaves_checkpoints_and_goes_on(tmp_path: 
         assert not complete
         assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == handlers
         assert sum(line.startswith("stopping: ") for line in lines) == 1
-        assert not any("begins anew" in line or "failed" in line for line in lines)
+        assert not any("the sweep is restarted" in line or "failed" in line for line in lines)
         assert lines[-1].startswith("sweep interrupted")
         assert TrialState.interrupted in {record.state for record in read_trials(sweep.folder)}
         assert not {TrialState.running, TrialState.failed} & {record.state for record in read_trials(sweep.folder)}

@@ -72,8 +72,8 @@ def test_a_value_becomes_what_the_schema_has(key: str, value: Any, expected: Any
         ("inner.steps", 1.5, "sweep.settings.inner.steps: Value '1.5'"),
         ("inner.steps", "many", "sweep.settings.inner.steps: Value 'many'"),
         ("inner.steps", None, "is not Optional"),
-        ("inner.rate", "inf", "sweep.settings.inner.rate: inf is not a number"),
-        ("inner.rate", float("nan"), "nan is not a number"),
+        ("inner.rate", "inf", "sweep.settings.inner.rate: inf is not finite"),
+        ("inner.rate", float("nan"), "nan is not finite"),
         ("inner.colour", "green", "Invalid value 'green', expected one of [red, none]"),
     ],
 )
