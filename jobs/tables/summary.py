@@ -245,11 +245,9 @@ def to_json(summary: Summary, published: object = None) -> dict[str, Any]:
     """JSON of an experiment (schema 1): keys are added, never removed or renamed. UA in percent, not rounded."""
     return {
         "schema": SCHEMA,
-        "experiment": summary.experiment,
-        "complete": summary.complete,
+        **picked(summary, "experiment", "complete", "outlier_rule"),
         "methods": [_method_json(method) for method in summary.methods],
         "comparisons": [_comparison_json(comparison) for comparison in summary.comparisons],
-        "outlier_rule": summary.outlier_rule,
         "code": summary.code.to_json(),
         "published": published,
     }
@@ -374,21 +372,17 @@ def interval_json(interval: Interval | None) -> list[float] | None:
     return None if interval is None else list(interval)
 
 
+def picked(value: object, *names: str) -> dict[str, Any]:
+    """Attributes of an object by name, for its JSON."""
+    return {name: getattr(value, name) for name in names}
+
+
 def _method_json(method: MethodSummary) -> dict[str, Any]:
+    numbers = ("mean_ua", "sd_ua", "mean_ua_all_runs", "sd_ua_all_runs", "n", "dropped", "rerun", "unresolved")
     return {
-        "method": method.method,
-        "corpus": method.corpus,
-        "mean_ua": method.mean_ua,
-        "sd_ua": method.sd_ua,
-        "mean_ua_all_runs": method.mean_ua_all_runs,
-        "n": method.n,
-        "dropped": method.dropped,
-        "rerun": method.rerun,
-        "unresolved": method.unresolved,
+        **picked(method, "method", "corpus", *numbers, "complete"),
         "cells": [_cell_json(cell) for cell in method.cells],
-        "complete": method.complete,
         "interval_95": interval_json(method.interval),
-        "sd_ua_all_runs": method.sd_ua_all_runs,
         "outliers": {"dropped": method.outliers.runs, "rerun": method.outliers.rerun},
         "diverged": {"dropped": method.diverged.runs, "rerun": method.diverged.rerun},
     }
@@ -396,40 +390,22 @@ def _method_json(method: MethodSummary) -> dict[str, Any]:
 
 def _cell_json(cell: CellSummary) -> dict[str, Any]:
     return {
-        "fold": cell.fold,
-        "mean_ua": cell.mean_ua,
-        "sd_ua": cell.sd_ua,
+        **picked(cell, "fold", "mean_ua", "sd_ua", "mean_ua_all_runs", "sd_ua_all_runs", "n", "slots", "complete"),
         "runs": [_run_json(entry) for entry in cell.runs],
-        "n": cell.n,
-        "slots": cell.slots,
-        "complete": cell.complete,
         "interval_95": interval_json(cell.interval),
-        "mean_ua_all_runs": cell.mean_ua_all_runs,
-        "sd_ua_all_runs": cell.sd_ua_all_runs,
     }
 
 
 def _run_json(entry: Entry) -> dict[str, Any]:
     scores = {"ua": None, "wa": None, "macro_f1": None} if entry.scores is None else asdict(entry.scores)
-    return {"slot": entry.slot, "seed": entry.seed, **scores, "status": entry.status.value}
+    return {**picked(entry, "slot", "seed"), **scores, "status": entry.status.value}
 
 
 def _comparison_json(comparison: Comparison) -> dict[str, Any]:
-    return {
-        "corpus": comparison.corpus,
-        "first": comparison.first,
-        "second": comparison.second,
-        "over_pairs": paired_test_json(comparison.over_pairs),
-        "over_folds": paired_test_json(comparison.over_folds),
-    }
+    tests = {name: paired_test_json(getattr(comparison, name)) for name in ("over_pairs", "over_folds")}
+    return {**picked(comparison, "corpus", "first", "second"), **tests}
 
 
 def paired_test_json(test: PairedTest) -> dict[str, Any]:
     """Paired differences and their uncorrected p-values."""
-    return {
-        "pairs": test.pairs,
-        "mean_difference": test.mean,
-        "interval_95": interval_json(test.interval),
-        "t_p": test.t_p,
-        "wilcoxon_p": test.wilcoxon_p,
-    }
+    return {**picked(test, "pairs", "t_p", "wilcoxon_p"), "mean_difference": test.mean, "interval_95": interval_json(test.interval)}

@@ -7,11 +7,10 @@ from typing import Any
 
 from jobs.sweeps.records import TrialState
 from jobs.sweeps.report.choice import Choice
-from jobs.sweeps.report.costs import Hours
-from jobs.sweeps.report.summary import FoldSummary, Group, Measure, PointSummary, SweepSummary
-from jobs.sweeps.report.tables import remark_of
+from jobs.sweeps.report.costs import SweepCost
+from jobs.sweeps.report.summary import FoldSummary, Group, Measure, PointSummary, SweepSummary, remark_of
 from jobs.sweeps.space import overrides_of
-from jobs.tables.summary import interval_json, paired_test_json
+from jobs.tables.summary import interval_json, paired_test_json, picked
 
 SCHEMA = 1
 
@@ -30,12 +29,10 @@ def to_json(summary: SweepSummary, choice: Choice) -> dict[str, Any]:
         "folds": list(sweep.folds),
         "validation": {fold: list(sweep.validation.get(fold, ())) for fold in sweep.folds},
         "launched": sweep.launched,
-        "under_way": summary.under_way,
-        "planned": summary.planned,
+        **picked(summary, "under_way", "planned", "diverged"),
         "compared": summary.tested,
         "trials": {state.value: summary.trials.get(state, 0) for state in TrialState},
-        "diverged": summary.diverged,
-        "points": [_point(summary, point) for point in summary.points],
+        "points": [point_json(summary, point) for point in summary.points],
         "best": None if summary.best is None else summary.best.point.label,
         "smaller": None if summary.smaller is None else summary.smaller.point.label,
         "by_fold": [
@@ -45,7 +42,7 @@ def to_json(summary: SweepSummary, choice: Choice) -> dict[str, Any]:
         "by_count": [{"k": group.value, **_group(group)} for group in summary.by_count],
         "by_size": [{"size": group.value, **_group(group)} for group in summary.by_size],
         "proxies": {name: None if found is None else asdict(found) for name, found in summary.correlations.items()},
-        "cost": _cost(summary),
+        "cost": _cost(summary.cost),
         "choice": {
             "grid": choice.grid or None,
             "smaller": choice.smaller or None,
@@ -57,22 +54,18 @@ def to_json(summary: SweepSummary, choice: Choice) -> dict[str, Any]:
     }
 
 
-def _point(summary: SweepSummary, point: PointSummary) -> dict[str, Any]:
+def point_json(summary: SweepSummary, point: PointSummary) -> dict[str, Any]:
+    """All numbers of one point."""
     return {
+        **point.point.to_json(),
+        **picked(point, "trial", "error", "placed_ua", "runs", "diverged"),
         "point": point.point.label,
-        "counts": list(point.point.counts),
-        "settings": dict(point.point.settings),
         "overrides": list(overrides_of(summary.sweep.experiment, point.point)),
-        "trial": point.trial,
         "state": point.state.value,
-        "error": point.error,
         "remark": remark_of(summary, point),
         **_measure("ua", point.ua),
         **_measure("wa", point.wa),
         **_measure("macro_f1", point.macro_f1),
-        "placed_ua": point.placed_ua,
-        "runs": point.runs,
-        "diverged": point.diverged,
         "folds": [_fold(fold) for fold in point.folds],
         "to_best": _difference(point),
         "proxies": {**point.proxies.of_set, "k": {str(k): dict(values) for k, values in point.proxies.of_k.items()}},
@@ -80,8 +73,8 @@ def _point(summary: SweepSummary, point: PointSummary) -> dict[str, Any]:
 
 
 def _fold(fold: FoldSummary) -> dict[str, Any]:
-    runs = [{"slot": run.slot, "seed": run.seed, "key": run.key, "ua": run.ua, "wa": run.wa, "macro_f1": run.macro_f1} for run in fold.runs]
-    return {"fold": fold.fold, "mean_ua": fold.mean_ua, "sd_ua": fold.sd_ua, "diverged": fold.diverged, "runs": runs}
+    runs = [picked(run, "slot", "seed", "key", "ua", "wa", "macro_f1") for run in fold.runs]
+    return {**picked(fold, "fold", "mean_ua", "sd_ua", "diverged"), "runs": runs}
 
 
 def _measure(name: str, measure: Measure) -> dict[str, Any]:
@@ -105,23 +98,17 @@ def _difference(point: PointSummary) -> dict[str, Any] | None:
 
 
 def _group(group: Group) -> dict[str, Any]:
-    return {"points": group.points, "mean_ua": group.mean_ua, "interval_95": interval_json(group.interval)}
+    return {**picked(group, "points", "mean_ua"), "interval_95": interval_json(group.interval)}
 
 
-def _cost(summary: SweepSummary) -> dict[str, Any]:
-    cost = summary.cost
-    return {
-        "spent": _hours(cost.spent),
-        "unshared": _hours(cost.unshared),
-        "saved_by_sharing": _hours(cost.saved_within + cost.saved_before),
-        "saved_within": _hours(cost.saved_within),
-        "saved_before": _hours(cost.saved_before),
-        "saved_stopping_estimate": _hours(cost.saved_stopping),
-        "stages": cost.stages,
-        "stages_before": cost.stages_before,
-        "stages_unknown": cost.stages_unknown,
+def _cost(cost: SweepCost) -> dict[str, Any]:
+    hours = {
+        "spent": cost.spent,
+        "unshared": cost.unshared,
+        "saved_by_sharing": cost.saved_within + cost.saved_before,
+        "saved_within": cost.saved_within,
+        "saved_before": cost.saved_before,
+        "saved_stopping_estimate": cost.saved_stopping,
     }
-
-
-def _hours(hours: Hours) -> dict[str, float]:
-    return {"gpu_hours": hours.gpu, "cpu_hours": hours.cpu}
+    by_name = {name: {"gpu_hours": each.gpu, "cpu_hours": each.cpu} for name, each in hours.items()}
+    return {**by_name, **picked(cost, "stages", "stages_before", "stages_unknown")}

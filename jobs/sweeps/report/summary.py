@@ -39,6 +39,12 @@ from jobs.sweeps.report.costs import Effort, SweepCost, TrialStages, sweep_cost
 from jobs.sweeps.space import Point, number_of_points, swept_method
 from jobs.tables.summary import CodeFacts, code_facts, slot_means
 
+REMARKS = {
+    TrialState.stopped: "stopped early",
+    TrialState.failed: "failed",
+    TrialState.running: "under way",
+    TrialState.interrupted: "interrupted",
+}
 LISTED = (TrialState.complete, TrialState.stopped, TrialState.failed, TrialState.running, TrialState.interrupted)
 
 
@@ -337,6 +343,16 @@ def _cost(
     skipped = {point.trial: len(sweep.folds) - len(point.folds) for point in points if point.state is TrialState.stopped}
     needed = [TrialStages(tuple(frozenset(fold.stages) for fold in trial.folds), skipped.get(trial.trial, 0)) for trial in trials]
     return sweep_cost(needed, results, efforts, min([sweep.launched, *(trial.began for trial in trials if trial.began)]))
+
+
+def remark_of(summary: SweepSummary, point: PointSummary) -> str:
+    """Short remark on a point: its state, or how it compares with the best."""
+    if not point.complete:
+        return REMARKS[point.state]
+    if summary.best is point:
+        return "best"
+    alike = None if point.to_best is None else point.to_best.alike
+    return "not tested" if alike is None else "not distinguishable from the best" if alike else "below the best"
 
 
 def proxies_of(folds: Sequence[FoldRecord], columns: Sequence[ProxyColumn]) -> Proxies:

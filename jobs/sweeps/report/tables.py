@@ -8,29 +8,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from jobs.experiment.registry import ProxyColumn
 from jobs.statistics import ALPHA, EXACT_POINTS, MIN_POINTS, p_text, round_half_up
 from jobs.sweeps.records import TrialState
+from jobs.sweeps.report.as_json import point_json
 from jobs.sweeps.report.choice import Choice, lines_of, states_in_words
 from jobs.sweeps.report.costs import Hours
-from jobs.sweeps.report.summary import PointSummary, SweepSummary
+from jobs.sweeps.report.summary import PointSummary, SweepSummary, remark_of
 from jobs.sweeps.space import swept_method
 from jobs.tables.format import DASH, code_sentence, csv_text, interval_text, latex, markdown, negative, rendered, signed
 from jobs.text import counted
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE_ROWS = 28  # rows of a table per page in LaTeX
-BEST = "best"
-ALIKE = "not distinguishable from the best"
-REMARKS = {
-    TrialState.stopped: "stopped early",
-    TrialState.failed: "failed",
-    TrialState.running: "under way",
-    TrialState.interrupted: "interrupted",
-}
 CAPTION_PACKAGES = ("python", "torch", "transformers", "ray", "optuna", "scikit-learn")
 POINT_COLUMNS = (  # the proxies and `error` follow
     *("point", "counts", "size", "settings", "state", "mean_ua", "sd_ua", "sd_ua_all_runs", "ua_low", "ua_high", "placed_ua"),
@@ -135,20 +128,8 @@ def render_runs_csv(summary: SweepSummary) -> str:
     rows: list[dict[str, object]] = []
     for point in summary.points:
         identity = {"point": point.point.label, **_setting(point), "state": point.state.value}
-        for run in (run for fold in point.folds for run in fold.runs):
-            scores = {"ua": run.ua, "wa": run.wa, "macro_f1": run.macro_f1}
-            rows.append({**identity, "fold": run.fold, "slot": run.slot, "seed": run.seed, **scores})
+        rows.extend({**asdict(run), **identity} for fold in point.folds for run in fold.runs)
     return _csv(RUN_COLUMNS, rows)
-
-
-def remark_of(summary: SweepSummary, point: PointSummary) -> str:
-    """Short remark on a point: its state, or how it compares with the best."""
-    if not point.complete:
-        return REMARKS[point.state]
-    if summary.best is point:
-        return BEST
-    alike = None if point.to_best is None else point.to_best.alike
-    return "not tested" if alike is None else ALIKE if alike else "below the best"
 
 
 def _row(summary: SweepSummary, point: PointSummary) -> Row:
@@ -275,36 +256,22 @@ def _folds(summary: SweepSummary) -> Lines:
 
 
 def _point_values(summary: SweepSummary, point: PointSummary, proxies: Sequence[str]) -> dict[str, object]:
-    test = None if point.to_best is None else point.to_best.test
-    low, high = point.ua.interval or (None, None)
-    difference_low, difference_high = (test and test.interval) or (None, None)
+    values = point_json(summary, point)
+    to_best = values["to_best"] or {}
+    low, high = values["interval_95_ua"] or (None, None)
+    difference_low, difference_high = to_best.get("interval_95") or (None, None)
     return {
-        "point": point.point.label,
+        **values,
         **_setting(point),
+        **{name: values["proxies"].get(name) for name in proxies},
+        **{name: to_best.get(name) for name in ("pairs", "t_p", "holm_p")},
         "size": len(point.point.counts),
-        "state": point.state.value,
-        "mean_ua": point.ua.mean,
-        "sd_ua": point.ua.sd,
-        "sd_ua_all_runs": point.ua.sd_all_runs,
         "ua_low": low,
         "ua_high": high,
-        "placed_ua": point.placed_ua,
-        "mean_wa": point.wa.mean,
-        "sd_wa": point.wa.sd,
-        "mean_macro_f1": point.macro_f1.mean,
-        "sd_macro_f1": point.macro_f1.sd,
         "folds": len(point.folds),
-        "runs": point.runs,
-        "diverged": point.diverged,
-        "pairs": None if test is None else test.pairs,
-        "difference": None if test is None else test.mean,
+        "difference": to_best.get("mean_difference"),
         "difference_low": difference_low,
         "difference_high": difference_high,
-        "t_p": None if test is None or not point.complete else test.t_p,
-        "holm_p": None if point.to_best is None else point.to_best.holm_p,
-        "remark": remark_of(summary, point),
-        **{name: point.proxies.of_set.get(name) for name in proxies},
-        "error": point.error,
     }
 
 
