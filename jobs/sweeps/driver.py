@@ -210,44 +210,10 @@ class Driver:
     def record(self, trial: Any) -> TrialRecord | None:
         return read_trial(self.sweep.folder, point_of(trial.config).name)
 
-    def reported(self, trials: Sequence[Any], trial: Any, result: dict[str, Any]) -> None:
-        """Log an evaluated fold."""
-        for note in result.get(NOTES, ()):
-            self.tell(f"{self._head(trials, trial)}: {note}")
-        if FAILED in result:
-            trial.max_failures = 0  # the next step ends it
-        elif OBJECTIVE in result:
-            folds, fold_ua = int(result[FOLDS]), list(result["fold_ua"].items())
-            mean = f", mean of {folds} {result[OBJECTIVE]:.1f}" if folds > 1 else ""
-            self.tell(f"{self._head(trials, trial)}: fold {fold_ua[-1][0]} validation UA {fold_ua[-1][1]:.1f}{mean}")
-
-    def recovered(self, trials: Sequence[Any], trial: Any) -> None:
-        deaths = trial.run_metadata.num_failures
-        self.tell(f"{self._head(trials, trial)}: its process died and is restarted ({deaths} of {MAX_DEATHS})")
-
-    def over(self, trials: Sequence[Any], trial: Any) -> None:
-        """Record and log a trial that is complete or was stopped by the scheduler."""
-        record = self.record(trial)
-        if record is None:
-            return
-        state = TrialState.complete if len(record.folds) == len(self.sweep.folds) else TrialState.stopped
-        write_trial(self.sweep.folder, replace(record, state=state, ended=time.time()))
-        ua = "" if record.ua is None else f", validation UA {record.ua:.1f}"
-        after = "" if state is TrialState.complete else f" after {len(record.folds)} of {len(self.sweep.folds)} folds"
-        self.tell(f"{self._head(trials, trial, over=True)}: {WORDS[state]}{after}{ua}")
-
-    def failed(self, trials: Sequence[Any], trial: Any) -> None:
-        record = self.record(trial)
-        point = point_of(trial.config)
-        if record is None or record.state is not TrialState.failed:
-            record = record or TrialRecord(point.name, point, TrialState.failed, began=time.time())
-            record = replace(record, state=TrialState.failed, error=_error_of(trial), ended=time.time())
-            write_trial(self.sweep.folder, record)
-        self.tell(f"{self._head(trials, trial, over=True)}: failed: {record.error}")
-
-    def _head(self, trials: Sequence[Any], trial: Any, *, over: bool = False) -> str:
+    def log(self, trials: Sequence[Any], trial: Any, line: str, *, over: bool = False) -> None:
+        """Log a line on a trial, after the number of ended trials. `over`: this one has just ended."""
         ended = sum(each.status in ENDED or (over and each is trial) for each in trials)
-        return f"[{ended}/{self.total}] {point_of(trial.config).label}"
+        self.tell(f"[{ended}/{self.total}] {point_of(trial.config).label}: {line}")
 
 
 _current: Driver | None = None  # of this process
@@ -265,8 +231,8 @@ def _driver() -> Driver:
     return _current
 
 
-class Lines(tune.Callback):  # type: ignore[misc]  # Ray has no types
-    """Forwards Tune's events to the driver."""
+class Events(tune.Callback):  # type: ignore[misc]  # Ray has no types
+    """Tune's events: starts and polls the driver, logs progress, and records trials that end."""
 
     def setup(self, **info: Any) -> None:
         _driver().begin()
@@ -278,16 +244,40 @@ class Lines(tune.Callback):  # type: ignore[misc]  # Ray has no types
         _driver().look(trials)
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
-        _driver().reported(trials, trial, result)
+        """A fold was evaluated."""
+        for note in result.get(NOTES, ()):
+            _driver().log(trials, trial, note)
+        if FAILED in result:
+            trial.max_failures = 0  # the next step raises
+        elif OBJECTIVE in result:
+            folds, (fold, ua) = int(result[FOLDS]), list(result["fold_ua"].items())[-1]
+            mean = f", mean of {folds} {result[OBJECTIVE]:.1f}" if folds > 1 else ""
+            _driver().log(trials, trial, f"fold {fold} validation UA {ua:.1f}{mean}")
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        _driver().recovered(trials, trial)
+        """The process of a trial died and is restarted."""
+        _driver().log(trials, trial, f"its process died and is restarted ({trial.run_metadata.num_failures} of {MAX_DEATHS})")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        _driver().over(trials, trial)
+        """A trial is complete or was stopped by the scheduler."""
+        driver, folds = _driver(), _driver().sweep.folds
+        record = driver.record(trial)
+        if record is None:
+            return
+        state = TrialState.complete if len(record.folds) == len(folds) else TrialState.stopped
+        write_trial(driver.sweep.folder, replace(record, state=state, ended=time.time()))
+        after = "" if state is TrialState.complete else f" after {len(record.folds)} of {len(folds)} folds"
+        ua = "" if record.ua is None else f", validation UA {record.ua:.1f}"
+        driver.log(trials, trial, f"{WORDS[state]}{after}{ua}", over=True)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        _driver().failed(trials, trial)
+        """A trial has failed, or its process has died too often."""
+        driver, point = _driver(), point_of(trial.config)
+        record = driver.record(trial) or TrialRecord(point.name, point, TrialState.interrupted, began=time.time())
+        if record.state is not TrialState.failed:
+            record = replace(record, state=TrialState.failed, error=_error_of(trial), ended=time.time())
+            write_trial(driver.sweep.folder, record)
+        driver.log(trials, trial, f"failed: {record.error}", over=True)
 
 
 def trial_name(trial: Any) -> str:
@@ -325,7 +315,7 @@ def new_tuner(sweep: Sweep, at_once: int) -> tune.Tuner:
             failure_config=tune.FailureConfig(max_failures=MAX_DEATHS),
             # All are kept, a few kilobytes each: Tune removes older ones before it has saved the newer one in its state.
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1),
-            callbacks=[Lines()],
+            callbacks=[Events()],
         ),
     )
 
