@@ -281,12 +281,18 @@ class Laboratory(RuleBasedStateMachine):
     @rule(which=WHICH)
     def the_owner_asks_for_more_seeds(self, which: int) -> None:
         if self.lab.shape.seeds < 4:
-            self.lab.launch_with_more_seeds()
+            self.lab.launch_with_seeds(self.lab.shape.seeds + 1)
+            self.lab.run_pass(which)
+
+    @rule(which=WHICH)
+    def the_owner_asks_for_fewer_seeds(self, which: int) -> None:
+        if self.lab.shape.seeds > 1:
+            self.lab.launch_with_seeds(self.lab.shape.seeds - 1)
             self.lab.run_pass(which)
 
     @rule(number=NUMBER, how=st.integers(0, 2))
     def a_result_is_spoilt(self, number: int, how: int) -> None:
-        done = [key for key, count in self.lab.published.items() if count]
+        done = [key for key, count in self.lab.published.items() if count and key in self.lab.graph.nodes]
         if done:
             self.lab.spoil(done[number % len(done)], how)
 

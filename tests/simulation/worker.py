@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
+from jobs.control.observe import divergence_of
 from jobs.experiment.graph import Node
 from jobs.store.attempts import GONE_SECONDS, SUPERSEDED, claim_alive, newest_checkpoint
 from jobs.store.cancellations import read_cancellations
@@ -186,7 +187,7 @@ class SimulatedWorker:
         node = self.stage
         if self._has_result():
             return self._next(0)
-        if self._cancelled():
+        if self._cancelled() or divergence_of(self.folder(self.stage)):
             return self._next(3)
         self.looked = self.clock()
         parents = [self.description.nodes[key] for key in node.upstream.values()]
@@ -241,7 +242,7 @@ class SimulatedWorker:
             metrics={"ua": ua},
             provenance={"seconds": 1.0, "peak_rss_bytes": 1 << 28},
             artifacts={"weights": digest},
-            diverged=diverged,
+            diverged=diverged or divergence_of(folder),
         )
         write_result(folder, result)
         stamp(folder.result, self.clock())
