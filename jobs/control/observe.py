@@ -19,7 +19,7 @@ from jobs.control.result_index import index_of
 from jobs.experiment.graph import Graph
 from jobs.store.attempts import AttemptFiles, attempt_seconds, claim_alive, holder, modified_at, newest_checkpoint, seconds_since_begun_anew
 from jobs.store.cancellations import Cancelled
-from jobs.store.failures import FailureClass, blames_node, cancelled_by_hand
+from jobs.store.failures import blames_node, cancelled_by_hand
 from jobs.store.layout import Layout, StageFolder
 from jobs.store.records import artifacts_present, attempt_numbers, read_claim, read_outcome, read_result
 
@@ -92,13 +92,6 @@ def read_facts(
 def read_attempts(folder: StageFolder, sight: Sight) -> tuple[AttemptFiles, ...]:
     """Every attempt that has a claim, oldest first."""
     return tuple(_read_attempts(folder, sight))
-
-
-def divergence_of(folder: StageFolder) -> str:
-    """The error of the last attempt that ended in divergence; "" if none did. It is final: the same seed would diverge again."""
-    outcomes = (read_outcome(folder.attempt(number)) for number in reversed(attempt_numbers(folder)))
-    diverged = (outcome for outcome in outcomes if outcome is not None and outcome.kind == FailureClass.divergence.name)
-    return next((f"{outcome.error}: {outcome.message}" for outcome in diverged), "")
 
 
 def _read_attempts(folder: StageFolder, sight: Sight, gone: Collection[str] = ()) -> list[AttemptFiles]:

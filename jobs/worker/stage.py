@@ -15,7 +15,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from jobs.control.observe import divergence_of
 from jobs.errors import UsageError
 from jobs.experiment.graph import Node, canonical_json
 from jobs.signals import WARNING_SIGNAL, StopRequest
@@ -25,6 +24,7 @@ from jobs.store.attempts import (
     SUPERSEDED,
     Heartbeat,
     claim_alive,
+    divergence_of,
     holder,
     new_claim,
     newest_checkpoint,

@@ -279,7 +279,7 @@ def test_a_result_of_a_stage_that_diverged_meanwhile_says_so(place: Place, monke
     claim_attempt(place.folder(place.tapt), 1, replace(new_claim(1), host="elsewhere", process_start=""))
     os.utime(place.folder(place.tapt).attempt(1).claim, (1, 1))
 
-    def compute_meanwhile(*arguments: Any) -> dict[str, Any]:
+    def compute_meanwhile(*arguments: Any) -> Mapping[str, Any]:
         outcome = Outcome(1, Ending.failed, "NotFiniteError", "the loss is nan", "", "elsewhere", 1.0, kind=FailureClass.divergence.name)
         write_outcome(place.folder(place.tapt).attempt(1), outcome)
         return compute(*arguments)

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-from jobs.control.observe import divergence_of
 from jobs.experiment.graph import Node
-from jobs.store.attempts import GONE_SECONDS, SUPERSEDED, claim_alive, newest_checkpoint
+from jobs.store.attempts import GONE_SECONDS, SUPERSEDED, claim_alive, divergence_of, newest_checkpoint
 from jobs.store.cancellations import read_cancellations
 from jobs.store.failures import FailureClass
 from jobs.store.layout import AttemptFolder, Layout, StageFolder
