@@ -41,3 +41,12 @@ def test_named_files_are_there(document: Path) -> None:
     """A module that was moved or renamed must be renamed in the documents too."""
     for path in NAMED.findall(document.read_text(encoding="utf-8")):
         assert (ROOT / path).exists() or path in EXAMPLES or "NAME" in path, f"{name(document)} names {path}"
+
+
+def test_docstrings_praised_in_contributing_are_in_the_code() -> None:
+    """The examples of good docstrings are real ones."""
+    section = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("| docstring | where |")[2].partition("\n\n")[0]
+    praised = re.findall(r'^\| "(.+)" \|', section, flags=re.MULTILINE)
+    code = "\n".join(path.read_text(encoding="utf-8") for folder in ("jobs", "ser_core") for path in (ROOT / folder).rglob("*.py"))
+    assert len(praised) == 5
+    assert not [docstring for docstring in praised if f'"""{docstring}' not in code]
