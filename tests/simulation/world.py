@@ -28,8 +28,8 @@ from jobs.control.result_index import ResultIndex
 from jobs.errors import SlurmUnavailableError
 from jobs.experiment.config import Cluster, Experiment, Policy, SlurmSite, StageResources, resources_of
 from jobs.experiment.graph import Graph, Slot, build_graph, seeds_of_slots
-from jobs.slurm.executor import SETTLE_SECONDS, SlurmArrays
-from jobs.slurm.submissions import SubmissionBook, base_name
+from jobs.slurm.executor import SlurmArrays
+from jobs.slurm.submissions import SETTLE_SECONDS, SubmissionBook, base_name
 from jobs.store.cancellations import record_cancellation
 from jobs.store.failures import FailureClass
 from jobs.store.layout import Layout
@@ -151,7 +151,7 @@ class World:
             ("jobs.control.result_index.ENOUGH", 1),
             ("jobs.slurm.submissions.process_start", lambda pid: self._token_of_current()),
             ("jobs.slurm.submissions.claim_alive", self._writer_alive),
-            ("jobs.slurm.recovery.sbatch_under_way", lambda scripts: any(each.sbatch_runs for each in self.slurm.under_way)),
+            ("jobs.slurm.submissions.sbatch_under_way", lambda scripts: any(each.sbatch_runs for each in self.slurm.under_way)),
         ]
         for name, replacement in patched:
             self._stack.enter_context(mock.patch(name, replacement))
