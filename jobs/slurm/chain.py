@@ -13,10 +13,8 @@ word of a user who stopped the chain.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import re
 import shutil
 import socket
 import sys
@@ -29,11 +27,10 @@ from pathlib import Path
 
 from jobs.errors import UsageError
 from jobs.experiment.config import Experiment
-from jobs.experiment.graph import canonical_json
 from jobs.slurm.client import SlurmClient
 from jobs.slurm.parse import QueuedElement, Refusal, why_stuck
 from jobs.slurm.script import LinkJob, launcher_python, parameters, render_script
-from jobs.slurm.submissions import call_sbatch
+from jobs.slurm.submissions import call_sbatch, fixed_name
 from jobs.store.attempts import own_slurm_job
 from jobs.store.layout import Layout
 from jobs.store.records import read_json, write_json
@@ -87,9 +84,7 @@ class ControllerRecord:
 
 def link_name(layout: Layout) -> str:
     """Name of every link of an experiment's chain; another results folder is another chain."""
-    identity = canonical_json(["controller", os.path.realpath(layout.root), layout.experiment])
-    digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
-    return f"{re.sub(r'[^A-Za-z0-9_-]', '_', layout.experiment[:40])}.control.{digest}"
+    return fixed_name(layout, "control", "controller")
 
 
 def record_file(layout: Layout) -> Path:

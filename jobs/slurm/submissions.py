@@ -311,6 +311,13 @@ def base_name(layout: Layout, batch: Batch) -> str:
     return ".".join(re.sub(r"[^A-Za-z0-9_-]", "_", word) for word in words)
 
 
+def fixed_name(layout: Layout, word: str, kind: str, *identity: str) -> str:
+    """Name of a job that keeps its name however often it is submitted: of its kind, results folder, experiment, and `identity`."""
+    whole = canonical_json([kind, os.path.realpath(layout.root), layout.experiment, *identity])
+    digest = hashlib.sha256(whole.encode()).hexdigest()[:12]
+    return f"{re.sub(r'[^A-Za-z0-9_-]', '_', layout.experiment[:40])}.{word}.{digest}"
+
+
 def new_submission(name: str, batch: Batch, now: float, refine: Refinements = (), asked: Asked | None = None) -> Submission:
     """The intent of this process to submit a batch."""
     tasks = tuple(task.keys for task in batch.tasks)

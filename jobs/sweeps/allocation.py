@@ -11,9 +11,6 @@ not submitted again. The guard of jobs.slurm.submissions sees to it that there i
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
 import shutil
 import socket
 import sys
@@ -24,11 +21,10 @@ from enum import Enum
 from pathlib import Path
 
 from jobs.errors import UsageError
-from jobs.experiment.graph import canonical_json
 from jobs.slurm.client import SlurmClient
 from jobs.slurm.parse import QueuedElement, Refusal, why_stuck
 from jobs.slurm.script import SweepJob, launcher_python, parameters, render_script
-from jobs.slurm.submissions import SETTLE_SECONDS, Guard, State, Submission, SubmissionRecords, this_writer
+from jobs.slurm.submissions import SETTLE_SECONDS, Guard, State, Submission, SubmissionRecords, fixed_name, this_writer
 from jobs.store.records import write_text
 from jobs.store.snapshot import plan_snapshot, take_snapshot
 from jobs.sweeps.records import Sweep
@@ -57,10 +53,7 @@ class AllocationState:
 
 def job_name(sweep: Sweep) -> str:
     """Name of a sweep's job; the same sweep in another results folder is another one."""
-    layout = sweep.layout
-    identity = canonical_json(["sweep", os.path.realpath(layout.root), layout.experiment, sweep.digest])
-    digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
-    return f"{re.sub(r'[^A-Za-z0-9_-]', '_', layout.experiment[:40])}.sweep.{digest}"
+    return fixed_name(sweep.layout, "sweep", "sweep", sweep.digest)
 
 
 def log_file(sweep: Sweep) -> Path:
