@@ -37,7 +37,7 @@ from jobs.slurm.client import UNDERWAY_SECONDS, SlurmClient, sbatch_under_way
 from jobs.slurm.parse import Refusal, read_refusal
 from jobs.store.attempts import claim_alive, process_start
 from jobs.store.layout import Layout
-from jobs.store.records import Claim, DamagedRecordError, Decoder, create_json, read_json, write_json
+from jobs.store.records import Claim, DamagedRecordError, Decoder, check_times, create_json, read_json, write_json
 
 SCHEMA = 1
 SETTLE_SECONDS = 60.0  # how long a submission of unknown outcome stays unfound before it is made again, and accounting may lag behind
@@ -92,6 +92,7 @@ class Submission:
         wrong = [index for index in (*self.left, *self.ended, *self.nodes) if not index.isdecimal()]
         if wrong:
             raise ValueError(f"{wrong[0]!r} is not the index of an element")
+        check_times(self.created, *self.left.values())
 
     @property
     def job_name(self) -> str:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 LARGEST_INTEGER = 2**63  # in the measured part of a result
+LATEST = 1e11  # seconds since the epoch; later is no time that a record can state
 UNUSABLE = "its confusion matrix is not square with one row per class and at least one utterance"
 _UMASK = os.umask(0o022)
 
@@ -161,6 +162,13 @@ MEASURED = ("seconds", "seconds_before", "peak_rss_bytes", "peak_own_bytes", "pe
 Provenance = Annotated[Mapping[str, Any], _Known(numbers=MEASURED, texts=("slurm",))]
 
 
+def check_times(*times: float) -> None:
+    """ValueError unless these are times that a calendar has, in seconds since the epoch."""
+    wrong = [time for time in times if abs(time) > LATEST]
+    if wrong:
+        raise ValueError(f"{wrong[0]:g} is not a time")
+
+
 class Ending(Enum):
     """How an attempt ended that has no result."""
 
@@ -184,6 +192,9 @@ class Claim:
     relief: int = 0  # how often the work of a pass was halved for want of memory
     checkpoint: float = 0.0  # when the newest resumable state was written that it found, seconds since the epoch
     team: str = ""  # machines of all processes that compute it together, a comma between them; "": `node` alone
+
+    def __post_init__(self) -> None:
+        check_times(self.started)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jobs.commands.console import print_explanation
+from jobs.commands.explain import moment
 from jobs.commands.notify import Notice, read_notices
 from jobs.commands.session import Launcher
 from jobs.commands.status_report import problem_lines, status_to_json
@@ -126,7 +127,7 @@ def _write_claim(folder: Path) -> Path:
 
 def _use_claim(folder: Path) -> object:
     claim = read_claim(StageFolder(folder).attempt(1))
-    return claim and (claim_alive(claim, 5.0, live_jobs={"7_0"}, now=6.0), claim.team.split(","), claim.started + claim.checkpoint)
+    return claim and (claim_alive(claim, 5.0, live_jobs={"7_0"}, now=6.0), claim.team.split(","), moment(claim.started))
 
 
 def _write_outcome(folder: Path) -> Path:
@@ -143,7 +144,7 @@ def _write_submission(folder: Path) -> Path:
 
 def _use_submission(folder: Path) -> object:
     found = SubmissionBook(_layout(folder)).open()
-    return found and [(each.unexplained, each.all_left, each.job_name, each.asked and each.asked.less_time) for each in found]
+    return found and [(each.unexplained, each.all_left, each.job_name, moment(each.created)) for each in found]
 
 
 def _write_cancellations(folder: Path) -> Path:
@@ -373,6 +374,7 @@ def test_one_bad_file_in_a_shared_store_stops_no_other_experiment(tmp_path: Path
     layout.stage(started.stage, started.key).result.unlink()
 
     corpus = Corpus("fake", "d1", ("1", "2"), str(tmp_path))
+    assert desired.refill is not None
     launched = Launched(Experiment(name="other", corpus="fake"), corpus, desired.graph, layout, desired.since, desired.refill)
     launcher = Launcher(launched, local_launch.workplace(tmp_path), tmp_path, tmp_path / "published.yaml")
     status = launcher.status(launcher.look())
