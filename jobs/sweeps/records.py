@@ -5,27 +5,26 @@ A trial's record has its point and its scores by fold. Results of stages are in 
 
 from __future__ import annotations
 
-import functools
+import json
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import Enum, IntEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from jobs.errors import UsageError
 from jobs.experiment.config import Experiment, resolved_values, restore_experiment
 from jobs.experiment.launched import Corpus
 from jobs.store.layout import Layout
-from jobs.store.records import read_json, write_json, write_text
+from jobs.store.records import DamagedRecordError, Decoder, report_damage, write_json, write_text
 from jobs.sweeps.space import Point, Space, point_from_json, space_of
 from jobs.worker.task import Workplace, load_object
 
 SCHEMA = 1
 DIGITS = 12  # of the digest that names a sweep
 AGAIN = "launch `sweep` again to renew it"
-Decoded = TypeVar("Decoded")
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,11 @@ class SweepFolder:
     def sweep(self) -> Path:
         """The configuration of the sweep."""
         return self.path / "sweep.json"
+
+    @property
+    def submission(self) -> Path:
+        """The record of its last submission to Slurm (jobs.slurm.submissions); there is none for a sweep that never was submitted."""
+        return self.path / "submission.json"
 
     @property
     def trials(self) -> Path:
@@ -170,6 +174,37 @@ class TrialRecord:
         return running_means(self.folds)[-1] if self.folds else None
 
 
+@dataclass(frozen=True)
+class _StoredSweep:
+    """The record of a sweep."""
+
+    config: Mapping[str, Any]
+    file: str
+    corpus: Corpus
+    place: Workplace
+    recipe_schema: str
+    validation: Mapping[str, tuple[str, ...]]
+    launched: float
+    code: str
+    preload: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _StoredTrial:
+    """The record of a trial."""
+
+    trial: str
+    point: Mapping[str, Any]
+    state: TrialState
+    folds: tuple[FoldRecord, ...]
+    error: str
+    began: float
+    ended: float
+
+
+_SWEEPS, _TRIALS, _FOLDS = Decoder(_StoredSweep, SCHEMA), Decoder(_StoredTrial, SCHEMA), Decoder(FoldRecord, None)
+
+
 def running_means(folds: tuple[FoldRecord, ...]) -> tuple[float, ...]:
     """The objective after each fold."""
     return tuple(sum(fold.ua for fold in folds[:count]) / count for count in range(1, len(folds) + 1))
@@ -203,27 +238,27 @@ def store_latest(sweep: Sweep) -> None:
 def load_sweep(path: Path) -> Sweep:
     """The sweep in a folder. Raises UsageError if its file is missing, damaged, or of another version of the program."""
     folder = SweepFolder(path.resolve())
-    value = read_json(folder.sweep)
-    if value is None or value.get("schema") != SCHEMA:
-        state = "damaged, or of another version of the program" if folder.sweep.is_file() else "no such sweep"
-        raise UsageError(f"{folder.sweep}: {state}; {AGAIN}")
     try:
-        layout = Layout(folder.path.parents[2], folder.path.parents[1].name)
-        return Sweep(
-            experiment=restore_experiment(value["config"], recipe_schema=load_object(value["recipe_schema"])),
-            config=str(value["file"]),
-            corpus=decode_as(Corpus, value["corpus"]),
-            layout=layout,
-            place=decode_as(Workplace, {**value["place"], "results": str(layout.root)}),
-            recipe_schema=str(value["recipe_schema"]),
-            validation={str(fold): tuple(map(str, speakers)) for fold, speakers in value["validation"].items()},
-            launched=float(value["launched"]),
-            digest=folder.path.name,
-            code=str(value["code"]),
-            preload=tuple(map(str, value["preload"])),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, ImportError) as error:
-        raise UsageError(f"{folder.sweep}: damaged ({error!r}); {AGAIN}") from error
+        stored = _SWEEPS.load(folder.sweep)
+        if stored is None:
+            raise UsageError(f"{folder.sweep}: no such sweep; {AGAIN}")
+        schema = load_object(stored.recipe_schema)
+    except (DamagedRecordError, ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"{folder.sweep}: damaged ({error}); {AGAIN}") from error
+    layout = Layout(folder.path.parents[2], folder.path.parents[1].name)
+    return Sweep(
+        experiment=restore_experiment(stored.config, recipe_schema=schema),
+        config=stored.file,
+        corpus=stored.corpus,
+        layout=layout,
+        place=replace(stored.place, results=str(layout.root)),
+        recipe_schema=stored.recipe_schema,
+        validation=stored.validation,
+        launched=stored.launched,
+        digest=folder.path.name,
+        code=stored.code,
+        preload=stored.preload,
+    )
 
 
 def latest_file(layout: Layout) -> Path:
@@ -252,13 +287,19 @@ def write_trial(folder: SweepFolder, record: TrialRecord) -> None:
 
 def read_trial(folder: SweepFolder, trial: str) -> TrialRecord | None:
     """The record of one trial; None if it is missing or damaged."""
-    value = read_json(_trial_file(folder, trial))
-    if value is None or value.get("schema") != SCHEMA or value.get("trial") != trial:
+    file = _trial_file(folder, trial)
+    stored = _TRIALS.read(file)
+    if stored is None:
         return None
     try:
-        return decode_as(TrialRecord, {**value, "point": point_from_json(value["point"])})
-    except (KeyError, ValueError):
+        point = point_from_json(stored.point)
+    except ValueError as error:
+        report_damage(file, str(error))
         return None
+    if stored.trial != trial:
+        report_damage(file, f"the record of another trial, {stored.trial}")
+        return None
+    return TrialRecord(trial, point, stored.state, stored.folds, stored.error, stored.began, stored.ended)
 
 
 def read_trials(folder: SweepFolder) -> tuple[TrialRecord, ...]:
@@ -306,17 +347,9 @@ def clear_stop(folder: SweepFolder) -> None:
     folder.stopping.unlink(missing_ok=True)
 
 
-def decode_as(kind: type[Decoded], value: object) -> Decoded:
-    """Inverse of `dataclasses.asdict`, with the types checked; unknown fields are ignored. ValueError for any other value."""
-    found: Decoded = _adapter(cast(Hashable, kind)).validate_python(value)
-    return found
-
-
-@functools.cache
-def _adapter(kind: Any) -> Any:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(kind)
+def fold_from_json(value: Mapping[str, Any]) -> FoldRecord:
+    """Inverse of `dataclasses.asdict`. Raises ValueError for any other value."""
+    return _FOLDS.decode(json.dumps(value).encode())
 
 
 def _trial_file(folder: SweepFolder, trial: str) -> Path:

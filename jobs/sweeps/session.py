@@ -224,7 +224,7 @@ class SweepLauncher:
 
     def _refuse_allocation(self) -> None:
         """UsageError if its Slurm job from an earlier launch is still pending: its driver would start later."""
-        if not self.sweep.folder.sweep.is_file() or not (self.sweep.folder.path / "submission.json").is_file():
+        if not self.sweep.folder.sweep.is_file() or not self.sweep.folder.submission.is_file():
             return
         try:
             found = self._allocation()

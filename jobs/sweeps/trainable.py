@@ -26,7 +26,7 @@ from jobs.sweeps.records import (
     SweepFolder,
     TrialRecord,
     TrialState,
-    decode_as,
+    fold_from_json,
     load_sweep,
     read_trial,
     running_means,
@@ -125,7 +125,7 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
 
     def load_checkpoint(self, checkpoint: str) -> None:
         stated = json.loads((Path(checkpoint) / STATE_FILE).read_text(encoding="utf-8"))
-        self._folds = tuple(decode_as(FoldRecord, each) for each in stated)
+        self._folds = tuple(map(fold_from_json, stated))
 
     def restore(self, checkpoint_path: Any) -> None:
         """Without a readable checkpoint the trial starts from its first fold, and finds the results in the store."""
