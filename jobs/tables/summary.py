@@ -245,9 +245,10 @@ def to_json(summary: Summary, published: object = None) -> dict[str, Any]:
     """JSON of an experiment (schema 1): keys are added, never removed or renamed. UA in percent, not rounded."""
     return {
         "schema": SCHEMA,
-        **picked(summary, "experiment", "complete", "outlier_rule"),
+        **picked(summary, "experiment", "complete"),
         "methods": [_method_json(method) for method in summary.methods],
         "comparisons": [_comparison_json(comparison) for comparison in summary.comparisons],
+        "outlier_rule": summary.outlier_rule,
         "code": summary.code.to_json(),
         "published": published,
     }
@@ -378,10 +379,10 @@ def picked(value: object, *names: str) -> dict[str, Any]:
 
 
 def _method_json(method: MethodSummary) -> dict[str, Any]:
-    numbers = ("mean_ua", "sd_ua", "mean_ua_all_runs", "sd_ua_all_runs", "n", "dropped", "rerun", "unresolved")
     return {
-        **picked(method, "method", "corpus", *numbers, "complete"),
+        **picked(method, "method", "corpus", "mean_ua", "sd_ua", "mean_ua_all_runs", "n", "dropped", "rerun", "unresolved"),
         "cells": [_cell_json(cell) for cell in method.cells],
+        **picked(method, "complete", "sd_ua_all_runs"),
         "interval_95": interval_json(method.interval),
         "outliers": {"dropped": method.outliers.runs, "rerun": method.outliers.rerun},
         "diverged": {"dropped": method.diverged.runs, "rerun": method.diverged.rerun},
@@ -390,8 +391,9 @@ def _method_json(method: MethodSummary) -> dict[str, Any]:
 
 def _cell_json(cell: CellSummary) -> dict[str, Any]:
     return {
-        **picked(cell, "fold", "mean_ua", "sd_ua", "mean_ua_all_runs", "sd_ua_all_runs", "n", "slots", "complete"),
+        **picked(cell, "fold", "mean_ua", "sd_ua"),
         "runs": [_run_json(entry) for entry in cell.runs],
+        **picked(cell, "n", "slots", "complete", "mean_ua_all_runs", "sd_ua_all_runs"),
         "interval_95": interval_json(cell.interval),
     }
 

@@ -21,7 +21,7 @@ from jobs.slurm.client import SlurmClient
 from jobs.store.snapshot import take_snapshot
 from jobs.sweeps.allocation import job_of, log_file, submit
 from jobs.sweeps.ray.containment import descendants, private_table, private_table_works
-from jobs.sweeps.ray.start import Meeting, Presence, Start, all_symmetric, free_ports, granted, head_options, options
+from jobs.sweeps.ray.start import NodeInfo, Rendezvous, Start, all_symmetric, free_ports, granted, head_options, options
 from jobs.sweeps.records import Sweep
 from tests.jobs.slurm_cases import until
 from tests.jobs.sweeps.sweep_cases import noted, source_of, sweep_of
@@ -193,7 +193,7 @@ def test_no_port_is_fixed() -> None:
 
 def test_who_may_use_symmetric_run() -> None:
     """All nodes, none without a process table of its own, and no two with an address in common."""
-    first, second = Presence("n1", ("10.0.0.1", "127.0.0.1"), True), Presence("n2", ("10.0.0.2", "127.0.0.1"), True)
+    first, second = NodeInfo("n1", ("10.0.0.1", "127.0.0.1"), True), NodeInfo("n2", ("10.0.0.2", "127.0.0.1"), True)
     assert all_symmetric([first, second], 2)
     assert all_symmetric([first], 1)
     assert not all_symmetric([first], 2)
@@ -202,23 +202,23 @@ def test_who_may_use_symmetric_run() -> None:
     assert not all_symmetric([first, replace(second, addresses=("127.0.0.1",))], 2)
 
 
-def test_a_meeting(tmp_path: Path) -> None:
+def test_a_rendezvous(tmp_path: Path) -> None:
     """Nobody but its owner can look into it; what is said there is found, and the first end counts."""
-    meeting = Meeting(tmp_path / "nodes" / "1.0")
-    assert meeting.start() is None
-    assert meeting.code() is None
-    meeting.open()
-    meeting.open()
-    assert meeting.folder.stat().st_mode & 0o777 == 0o700
-    assert meeting.token.stat().st_mode & 0o777 == 0o600
-    presence = Presence("n1", ("10.0.0.1",), True)
-    meeting.attend(presence)
-    meeting.announce(Start(1, "10.0.0.1", 1234, symmetric=True))
-    assert meeting.present() == (presence,)
-    assert meeting.start() == Start(1, "10.0.0.1", 1234, symmetric=True)
-    meeting.end(3)
-    meeting.end(0)
-    assert meeting.code() == 3
+    rendezvous = Rendezvous(tmp_path / "nodes" / "1.0")
+    assert rendezvous.start() is None
+    assert rendezvous.code() is None
+    rendezvous.open()
+    rendezvous.open()
+    assert rendezvous.folder.stat().st_mode & 0o777 == 0o700
+    assert rendezvous.token.stat().st_mode & 0o777 == 0o600
+    node = NodeInfo("n1", ("10.0.0.1",), True)
+    rendezvous.join(node)
+    rendezvous.announce(Start(1, "10.0.0.1", 1234, symmetric=True))
+    assert rendezvous.nodes() == (node,)
+    assert rendezvous.start() == Start(1, "10.0.0.1", 1234, symmetric=True)
+    rendezvous.end(3)
+    rendezvous.end(0)
+    assert rendezvous.code() == 3
 
 
 @pytest.fixture

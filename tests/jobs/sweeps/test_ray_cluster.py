@@ -19,7 +19,16 @@ import pytest
 
 from jobs.errors import InternalError
 from jobs.sweeps.ray import cluster as ray_cluster
-from jobs.sweeps.ray.cluster import MAX_BASE, MAX_FOLDER, PREFIX, private_folder, ray_environment, ray_joined, without_foreign, write_token
+from jobs.sweeps.ray.cluster import (
+    MAX_BASE,
+    MAX_FOLDER,
+    PREFIX,
+    private_folder,
+    ray_environment,
+    ray_joined,
+    without_ray_variables,
+    write_token,
+)
 from jobs.worker.machine import Capacity
 from tests.jobs.sweeps.stage_cases import REPOSITORY, wait_until
 
@@ -93,7 +102,7 @@ def test_without_the_token_nobody_gets_in(ray_here: Capacity) -> None:
     """Whoever reaches the port has to know the secret; who knows it is a member."""
     import ray
 
-    address, clean = ray.get_runtime_context().gcs_address, without_foreign(os.environ)
+    address, clean = ray.get_runtime_context().gcs_address, without_ray_variables(os.environ)
     strangers = [{"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}, {"RAY_AUTH_MODE": "disabled"}]
     member = {name: os.environ[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")}
     asking = [
@@ -154,7 +163,7 @@ def test_the_environment_of_every_process_of_a_sweep(tmp_path: Path) -> None:
         "RAY_raylet_start_wait_time_s": "60",
         "PATH": "p",
     }
-    assert without_foreign(mixed) == {"RAY_raylet_start_wait_time_s": "60", "PATH": "p"}
+    assert without_ray_variables(mixed) == {"RAY_raylet_start_wait_time_s": "60", "PATH": "p"}
 
 
 def test_a_private_folder_is_private_short_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
