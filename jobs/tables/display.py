@@ -32,9 +32,9 @@ METHOD_COLUMNS = (
 CAPTION_PACKAGES = ("python", "torch", "transformers", "fairseq-fixed", "scikit-learn", "numpy")
 DIFFERENCES_CAPTION = (
     "Differences of UA between methods in points, over (fold, slot) pairs: mean, 95 % interval, paired t-test, Wilcoxon signed-rank test.",
-    "Pairs of one fold share speakers and what comes before fine-tuning, so these p-values speak of seeds on these folds; "
+    "Pairs of one fold share speakers and upstream stages, so these p-values are valid for new seeds on these folds only; "
     "the last column is the paired t-test over fold means.",
-    "p-values are two-sided and not corrected for the number of comparisons; – where the data carry no test.",
+    "p-values are two-sided and not corrected for the number of comparisons; – if there are too few data.",
 )
 
 
@@ -277,14 +277,12 @@ def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Publ
     n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
     sentences = [
         f"Cells: mean ± sample standard deviation over seeds, {n} runs a cell.",
-        "The seeds vary fine-tuning only: what comes before it is computed once per fold.",
+        "Seeds differ in fine-tuning only; upstream stages are computed once per fold.",
         "Mean: mean of the cell means; its ± and 95 % interval (Student's t) are over slots, of the mean over folds: "
-        "they speak of seeds, not of new speakers.",
+        "they describe the variation between seeds, not between speakers.",
     ]
     if any(not method.complete for method in methods):
-        sentences.append(
-            "† Incomplete: runs that are in / runs wanted; such a column has no best, and a mean is over the folds that have runs."
-        )
+        sentences.append("† Incomplete: finished / expected runs; such a column has no best, and a mean is over the folds with runs.")
     sentences.append("Bold: best mean of a column, ties included.")
     sentences.append(f"Outlier rule: {summary.outlier_rule if _judged(summary) else 'none in force'}.")
     sentences.extend(_dropping_sentences(summary, methods, published))
@@ -309,10 +307,10 @@ def _dropping_sentences(summary: Summary, methods: Sequence[MethodSummary], publ
         f"({diverged.rerun} rerun); {sum(method.unresolved for method in unresolved)} unresolved."
     ]
     if _judged(summary) and any(not method.complete for method in methods):
-        sentences.append("A method is judged when all its runs are in.")
+        sentences.append("The rule is applied to a method once all its runs are finished.")
     if unresolved:
         named = ", ".join(f"{_label(method, published)} {counted(method.unresolved, 'run')}" for method in unresolved)
-        sentences.append(f"‡ Unresolved: out by the rule, not replaced, and kept in the mean ({named}).")
+        sentences.append(f"‡ Unresolved: outliers that were not replaced and are kept in the mean ({named}).")
     if outliers.runs or diverged.runs:
         every = [
             f"{_label(method, published)} {_plain_cell(_cell(method.mean_ua_all_runs, method.sd_ua_all_runs))}"

@@ -68,7 +68,7 @@ def lines_of(summary: SweepSummary, choice: Choice) -> tuple[str, ...]:
     if smaller is not None:
         lines.extend([f"# Smaller, and not distinguishable from it: {smaller.point.label}, {_ua(smaller)}.", choice.smaller])
     if summary.under_way:
-        lines.append(f"# The sweep is not at its end ({states_in_words(summary)}): the choice may change.")
+        lines.append(f"# The sweep is not finished ({states_in_words(summary)}): the choice may change.")
     lines.extend(f"# {sentence}" for sentence in choice.caveats)
     for found, command in choice.by_fold:
         lines.extend([f"# Fold {found.fold}: {found.point.point.label}, validation UA {round_half_up(found.mean_ua)}", command])
@@ -133,26 +133,26 @@ def _agreed(summary: SweepSummary, best: PointSummary) -> bool:
 def _caveats(summary: SweepSummary, best: PointSummary) -> tuple[str, ...]:
     found = []
     if len(summary.points) > 1:
-        found.append("The UA of the best is that of the highest of several on the same speakers: expect less on others.")
+        found.append("The best was selected on these speakers, so its UA is biased upwards: expect less on others.")
     if any(point.state is TrialState.stopped for point in summary.points):
         seeds = counted(summary.sweep.experiment.sweep.seeds, "fine-tuning")
         found.append(
-            f"Points that were stopped early were lower on the few folds done, by {seeds} each, which is little to tell sets by: see the "
-            "intervals of the differences. To compare sets, sweep with sweep.stopping=none; it computes only what is missing."
+            f"Points were stopped early after few folds with {seeds} each, which is weak evidence: see the intervals of the differences. "
+            "To compare sets, sweep with sweep.stopping=none; it computes only the missing stages."
         )
     if summary.tests_apart:
         return tuple(found)
     if not summary.folds_apart:
         found.append(
-            "Which points a fold could choose from was decided by other folds too, by early stopping or by Optuna: the choice of each fold "
+            "Early stopping or Optuna made the candidates of a fold depend on other folds too: the choice of each fold "
             "is strictly nested only with sweep.stopping=none and sweep.search=grid or random."
         )
     if rest := [fold for fold in summary.grid_folds if fold not in summary.sweep.folds]:
-        found.append(f"The sweep did not evaluate {', '.join(rest)}: a grid tests there what other folds have chosen.")
-    agreed = "here every fold chooses this point by itself" + (", so that its grid is nested." if summary.folds_apart else ".")
+        found.append(f"The sweep did not evaluate {', '.join(rest)}: there a grid tests a point chosen on other folds.")
+    agreed = "here every fold chooses this point" + (", so that its grid is nested." if summary.folds_apart else ".")
     found.append(
-        "One setting for all folds was chosen with the validation speakers of every fold, and these are test speakers of other folds; "
-        f"nested is the choice of each fold by its own validation speakers: {agreed if _agreed(summary, best) else 'one grid a fold:'}"
+        "A single point for all folds is chosen on the validation speakers of every fold, which are test speakers of other folds; "
+        f"nested is the choice of each fold on its own validation speakers: {agreed if _agreed(summary, best) else 'one grid a fold:'}"
     )
     return tuple(found)
 

@@ -158,7 +158,7 @@ def _lead(summary: SweepSummary) -> tuple[str, ...]:
         f"{counted(settings.seeds, 'fine-tuning')} each, scored on validation speakers; the held-out fold was not opened.",
     ]
     if summary.under_way:
-        sentences.append("The sweep is not at its end; everything here is of what is done.")
+        sentences.append("The sweep is not finished; all numbers are those so far.")
     if summary.best is None:
         sentences.append("No point is complete, so there is no best.")
     return tuple(sentences)
@@ -169,31 +169,31 @@ def _caption(summary: SweepSummary) -> tuple[str, ...]:
         f"Validation unweighted accuracy (UA, %) of {swept_method(summary.sweep.experiment).label} on {summary.sweep.corpus.name} "
         "by set of cluster counts.",
         "Mean of the fold means ± sample standard deviation over slots, of the mean over folds, with its 95 % interval (Student's t): "
-        "they speak of fine-tuning seeds, not of new speakers.",
+        "they describe the variation between fine-tuning seeds, not between speakers.",
     ]
     if summary.sweep.experiment.sweep.seeds == 2:  # Student's t is 12.7 with one degree of freedom, and 12.7 / sqrt(2) is 9
-        sentences.append("With two seeds an interval reaches nine standard deviations to either side: go by the differences.")
+        sentences.append("With two seeds an interval is nine standard deviations wide on either side: compare the differences instead.")
     if summary.best is not None and len(summary.points) > 1:
         sentences.append(
-            "Difference: to the best, in points, over the (fold, slot) pairs that both have, with its 95 % interval, which is of one "
-            "comparison by itself."
+            "Difference: to the best, in points, over the (fold, slot) pairs that both have, with its 95 % interval, not corrected for "
+            "the number of comparisons."
         )
         if summary.tested:
             sentences.append(
                 f"p: paired t-test, two-sided, corrected for {counted(summary.tested, 'comparison')} (Holm); not distinguishable: p of "
-                f"{ALPHA} or more, which does not show that a set is as good: few pairs tell little apart."
+                f"{ALPHA} or more, which does not show that a set is as good: the test has little power with few pairs."
             )
         sentences.append(
-            "The best is the highest of several on these very speakers: its UA is too high for new ones, and p-values are too small; "
-            "pairs of one fold share speakers and what comes before fine-tuning."
+            "The best was selected on these speakers: its UA is biased upwards, and p-values are too small; pairs of one fold share "
+            "speakers and upstream stages."
         )
     if any(not point.complete for point in summary.points):
         sentences.append(
-            "A point that is not complete has its mean over the folds done, which compares with no other mean; its difference does, "
-            "and is not tested. One that was stopped early was stopped for a low beginning, so its difference is, on average, too low."
+            "The mean of an incomplete point is over its evaluated folds and cannot be compared with other means; its difference can, "
+            "and is not tested. Points were stopped early because of low first folds, so their differences are biased downwards."
         )
     if summary.diverged:
-        sentences.append(f"{counted(summary.diverged, 'run')} diverged, were replaced by reserve seeds and count nowhere.")
+        sentences.append(f"{counted(summary.diverged, 'run')} diverged, were replaced by reserve seeds and are not included.")
     return (*sentences, code_sentence(f"Sweep {summary.sweep.digest}", summary.code, CAPTION_PACKAGES))
 
 
@@ -212,7 +212,7 @@ def _proxies(summary: SweepSummary) -> Lines:
         headings=("", *(column.heading for column in columns), "UA"),
         rows=tuple(rows),
         caption=(
-            "What is known before fine-tuning: means over the folds done and the k of a set.",
+            "Proxies, known before fine-tuning: means over the evaluated folds and the k of a set.",
             *swept_method(summary.sweep.experiment).proxies_caption,
             f"Rank correlation: Spearman's, with the validation UA over complete points, from {MIN_POINTS} points on; p two-sided, not "
             f"corrected for {len(columns)} proxies (exact up to {EXACT_POINTS} points).",
@@ -223,23 +223,22 @@ def _proxies(summary: SweepSummary) -> Lines:
 def _cost(summary: SweepSummary) -> Lines:
     cost = summary.cost
     rows = [
-        ("Without sharing: what the trials would have cost, each by itself", cost.unshared),
+        ("Without sharing: every trial computes all its stages", cost.unshared),
         ("Saved by sharing stages within the sweep", cost.saved_within),
-        ("Saved by stages that were finished before the sweep began", cost.saved_before),
+        ("Saved by stages that were finished before the sweep started", cost.saved_before),
         ("Spent by this sweep", cost.spent),
         ("Saved by early stopping (estimate)", cost.saved_stopping),
     ]
     with_gpu = bool(cost.unshared.gpu)
-    unknown = f"; {counted(cost.stages_unknown, 'result')} of them are gone and counted nowhere" if cost.stages_unknown else ""
+    unknown = f"; {counted(cost.stages_unknown, 'result')} of them are missing and not included" if cost.stages_unknown else ""
     return Lines(
         headings=("", *(["GPU-hours"] if with_gpu else []), "CPU-hours"),
         rows=tuple((label, *_hours(hours, with_gpu)) for label, hours in rows),
         caption=(
-            f"Cost of {counted(cost.stages, 'different stage')}, {cost.stages_before} of them finished before the sweep began{unknown}: "
-            "time of all attempts at stages of folds that are done.",
-            "GPU-hours: a GPU for each process of a stage that ran on GPUs, also where several shared it; CPU-hours: cores of stages that "
-            "used none.",
-            "Estimate: the folds that trials were not given, at what the stages that no other trial needed cost them a fold.",
+            f"Cost of {counted(cost.stages, 'different stage')}, {cost.stages_before} of them finished before the sweep started{unknown}: "
+            "time of all attempts at the stages of evaluated folds.",
+            "GPU-hours: one GPU per process of stages on GPUs, also if processes share a GPU; CPU-hours: cores of stages without GPUs.",
+            "Estimate: the skipped folds, at the mean cost per fold of stages that no other trial needed.",
         ),
     )
 
@@ -251,7 +250,7 @@ def _folds(summary: SweepSummary) -> Lines:
     )
     caption = ["Best point of each held-out fold by the UA of its own validation speakers: the nested choice."]
     if not summary.folds_apart:
-        caption.append("Which points it could choose from was decided by other folds too, by early stopping or by Optuna.")
+        caption.append("Early stopping or Optuna made its candidates depend on other folds too.")
     return Lines(("Fold", "Validation speakers", "Best point", "UA"), rows, tuple(caption))
 
 

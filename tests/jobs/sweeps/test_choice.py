@@ -65,7 +65,7 @@ def test_folds_that_agree_need_no_grid_of_their_own() -> None:
     """One line says that the grid of the best is nested."""
     found = _choice(cases.trial([16], dict.fromkeys(cases.FOLDS, (60.0, 61.0))))
     assert (found.by_fold, found.collect) == ((), "")
-    assert found.caveats[-1].endswith("here every fold chooses this point by itself, so that its grid is nested.")
+    assert found.caveats[-1].endswith("here every fold chooses this point, so that its grid is nested.")
     assert "expect less" not in " ".join(found.caveats)  # nothing was chosen
 
 
@@ -73,7 +73,7 @@ def test_folds_that_the_sweep_left_out_are_named() -> None:
     """A grid tests them with what others have chosen, also where these agree."""
     sweep = replace(cases.sweep(), experiment=replace(cases.sweep().experiment, folds=[*cases.FOLDS, "4", "5"]))
     found = _choice(cases.trial([16], dict.fromkeys(cases.FOLDS, (60.0, 61.0))), sweep=sweep)
-    assert "The sweep did not evaluate 4, 5: a grid tests there what other folds have chosen." in found.caveats
+    assert "The sweep did not evaluate 4, 5: there a grid tests a point chosen on other folds." in found.caveats
     assert len(found.by_fold) == len(cases.FOLDS)
     assert "so that its grid is nested" not in " ".join(found.caveats)
 
@@ -90,7 +90,7 @@ def test_early_stopping_takes_points_from_later_folds() -> None:
     stopped = cases.trial([256], {"1": (10.0, 11.0)}, TrialState.stopped)
     text = _lines(*DIVIDED, stopped)
     assert "Best of 2 complete points (3 tried)" in text
-    assert "little to tell sets by" in text
+    assert "weak evidence" in text
     assert "strictly nested only with sweep.stopping=none" in text
     assert "sweep.stopping=none" not in _lines(*DIVIDED)
     assert "by Optuna" in _lines(*DIVIDED, sweep=cases.sweep(search=Search.optuna))

@@ -55,36 +55,36 @@ def test_rows_say_what_a_point_is() -> None:
     assert "- 16+64+256: ptapt fold 1: 100% of the loss is NaN\\_" in lines
 
 
-def test_captions_say_what_the_numbers_are() -> None:
-    """What ± is, how many comparisons were corrected for, and what holds of this sweep only where it does."""
+def test_captions_explain_the_numbers() -> None:
+    """What ± is, the number of comparisons, and sentences on this sweep only if they apply."""
     said = _markdown(*cases.some())
     assert "over slots, of the mean over folds" in said
     assert "corrected for 3 comparisons (Holm)" in said
     assert "does not show that a set is as good" in said
-    assert "too high for new ones" in said
+    assert "biased upwards" in said
     assert "purity grows with k" in said
     assert "nine standard deviations" in said
     assert "is not tested" in said
     assert "diverged" not in said
-    assert "not at its end" not in said
+    assert "not finished" not in said
     five = replace(cases.sweep(), experiment=replace(cases.sweep().experiment, sweep=replace(cases.sweep().experiment.sweep, seeds=5)))
     assert "nine standard deviations" not in _markdown(*cases.some(), sweep=five)
     assert "is not tested" not in _markdown(*cases.some()[:4])
 
 
-def test_nothing_is_said_of_tests_that_were_not_made() -> None:
+def test_caption_does_not_mention_tests_that_were_not_made() -> None:
     """One complete point is compared with those that were stopped, and none is tested; alone it is the best of nothing."""
     done = cases.trial([16], dict.fromkeys(cases.FOLDS, (60.0, 61.0)))
     stopped = cases.trial([64], {"1": (50.0, 51.0)}, TrialState.stopped)
     said = _markdown(done, stopped)
     assert "Holm" not in said
-    assert "stopped for a low beginning" in said
-    assert "decided by other folds too" in said
+    assert "because of low first folds" in said
+    assert "depend on other folds too" in said
     assert "Difference" not in " ".join(tables_of(_summary(done), choice_of(_summary(done))).caption)
-    assert "the highest of several" not in _markdown(done)
+    assert "selected on these speakers" not in _markdown(done)
 
 
-def test_no_best_is_said_so() -> None:
+def test_caption_without_a_best_point() -> None:
     """And neither bold nor a difference is printed."""
     said = _markdown(cases.trial([16], {"1": (60.0, 61.0)}, TrialState.running))
     assert "No point is complete, so there is no best." in said
