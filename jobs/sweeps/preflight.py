@@ -19,6 +19,7 @@ from jobs.experiment.registry import SweepRegistry
 from jobs.experiment.sweep_section import MAX_POINTS, Search, Stopping
 from jobs.store.layout import Layout
 from jobs.sweeps.records import Sweep, folds_of
+from jobs.sweeps.report.costs import Hours
 from jobs.sweeps.space import SECTION, Point, Space, apply, ends, grid_points, listed_points, random_points, swept_method, variations
 from jobs.sweeps.trial import fold_graph
 from jobs.text import counted
@@ -135,8 +136,7 @@ class StageCount:
     stage: str
     needed: int
     finished: int
-    gpu_hours: float
-    cpu_hours: float
+    cost: Hours
     source: Source
 
     @property
@@ -153,12 +153,8 @@ class Preview:
     stages: tuple[StageCount, ...]  # in the order of computing
 
     @property
-    def gpu_hours(self) -> float:
-        return sum(each.gpu_hours for each in self.stages)
-
-    @property
-    def cpu_hours(self) -> float:
-        return sum(each.cpu_hours for each in self.stages)
+    def cost(self) -> Hours:
+        return sum((each.cost for each in self.stages), Hours())
 
 
 def preview(sweep: Sweep, registry: SweepRegistry) -> Preview:
@@ -185,11 +181,9 @@ def preview_lines(sweep: Sweep, found: Preview) -> list[str]:
     lines.extend(f"  fold {fold} held out: scored on {', '.join(sweep.validation[fold])}" for fold in sweep.folds)
     lines.append("stages" + (f", counted for {len(found.points)} points drawn at random in place of Optuna's" if found.example else ""))
     for each in found.stages:
-        cost = f": {_hours(each.gpu_hours, each.cpu_hours)} ({each.source.value})" if each.missing else ""
+        cost = f": {each.cost.text} ({each.source.value})" if each.missing else ""
         lines.append(f"  {each.stage}: {each.needed} needed, {each.finished} there, {each.missing} to compute{cost}")
-    lines.append(
-        f"in all {sum(each.missing for each in found.stages)} stages to compute, at most about {_hours(found.gpu_hours, found.cpu_hours)}"
-    )
+    lines.append(f"in all {sum(each.missing for each in found.stages)} stages to compute, at most about {found.cost.text}")
     return lines
 
 
@@ -208,7 +202,7 @@ def _count(experiment: Experiment, stage: str, facts: Sequence[NodeFacts], measu
     seconds = resources.minutes * 60.0 if measured is None else measured
     hours = seconds * (len(facts) - finished) / 3600
     source = Source.requested if measured is None else Source.siblings
-    return StageCount(stage, len(facts), finished, hours * resources.gpus, hours * resources.cpus, source)
+    return StageCount(stage, len(facts), finished, Hours(resources.gpus, resources.cpus) * hours, source)
 
 
 def _stopping(sweep: Sweep) -> str:
@@ -220,7 +214,3 @@ def _stopping(sweep: Sweep) -> str:
         rungs.append(rungs[-1] * asked.reduction)
     when = " and ".join(filter(None, (", ".join(map(str, rungs[:-1])), str(rungs[-1]))))
     return f"after {when} of {len(sweep.folds)} folds one point in {asked.reduction} goes on (ASHA)"
-
-
-def _hours(gpu: float, cpu: float) -> str:
-    return f"{gpu:.1f} GPU-hours and {cpu:.1f} CPU-hours"

@@ -127,7 +127,7 @@ def test_best_is_compared_as_a_number() -> None:
     assert [row.mean.best for row in table.blocks[0].rows] == [False, True]
 
 
-def test_nothing_is_best_beside_an_incomplete_cell() -> None:
+def test_a_column_with_an_incomplete_cell_has_no_best() -> None:
     """A column with a missing run has no winner; its cell says how many runs are in, and the other columns are as ever."""
     runs = (
         *(entry("vft", fold, slot, 60.0 + slot) for fold in "12" for slot in range(2)),

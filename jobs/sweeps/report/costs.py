@@ -24,6 +24,10 @@ class Hours:
     gpu: float = 0.0
     cpu: float = 0.0
 
+    @property
+    def text(self) -> str:
+        return f"{self.gpu:.1f} GPU-hours and {self.cpu:.1f} CPU-hours"
+
     def __add__(self, other: Hours) -> Hours:
         return Hours(self.gpu + other.gpu, self.cpu + other.cpu)
 

@@ -92,7 +92,7 @@ def test_folds_of_the_sweep_come_before_those_of_the_experiment(corpus: Corpus) 
     assert "folds: corpus small has no fold 'x'; known are 1, 2, 3" in _error(corpus, folds=["x"])
 
 
-def test_a_part_for_validation_is_validated_on(tmp_path: Path) -> None:
+def test_the_validation_part_of_a_corpus_is_used(tmp_path: Path) -> None:
     """A corpus with a fixed split keeps it."""
     fixed = _corpus(tmp_path / "fixed", {"train": ["a", "b"], "validation": ["c"], "test": ["d"]}, ["test"])
     (speakers,) = _check(fixed).values()
@@ -100,12 +100,12 @@ def test_a_part_for_validation_is_validated_on(tmp_path: Path) -> None:
     assert not {"a", "b", "d"} & set(speakers)
 
 
-def test_nobody_left_for_validation_is_told(tmp_path: Path) -> None:
+def test_without_validation_speakers_a_sweep_is_refused(tmp_path: Path) -> None:
     """Two speakers: one is tested, the other trained on."""
     assert "no validation speakers are left" in _error(_corpus(tmp_path / "two", {"1": ["a"], "2": ["b"]}, ["1", "2"]), InputError)
 
 
-def test_more_clusters_than_frames_are_told(corpus: Corpus) -> None:
+def test_more_clusters_than_frames_are_refused(corpus: Corpus) -> None:
     """With the fold that has fewest, and how many: fold 1 trains on the two utterances of one speaker."""
     frames = REGISTRY.training_frames(Path(corpus.folder), _recipe(), "1", ("b", "c"))
     assert 150 < frames < 250
@@ -116,7 +116,7 @@ def test_more_clusters_than_frames_are_told(corpus: Corpus) -> None:
     assert _check(corpus, folds=["3"], counts=[frames + 1])  # two speakers are trained on
 
 
-def test_settings_may_change_how_many_frames_there_are(corpus: Corpus) -> None:
+def test_number_of_frames_may_depend_on_settings(corpus: Corpus) -> None:
     """Every choice is looked at, not the recipe as it stands."""
     recipe = _recipe()
     recipe.states.wav2vec.config = {}
@@ -183,14 +183,14 @@ def test_every_recipe_is_within_its_range(corpus: Corpus, settings: dict[str, An
     assert expected in _error(corpus, InputError, settings=settings, search=Search.random)
 
 
-def test_a_grid_without_end_is_refused(corpus: Corpus) -> None:
+def test_a_grid_over_a_range_is_refused(corpus: Corpus) -> None:
     """A range is for a search that draws."""
     settings = {"ptapt.learning_rate": {"low": 1e-5, "high": 1e-3}}
     assert "a grid needs choices" in _error(corpus, settings=settings)
     assert _check(corpus, settings=settings, search=Search.random)
 
 
-def test_ray_is_here() -> None:
+def test_installed_ray_is_found_without_import() -> None:
     """Where the extra is installed, nothing is said, and Ray is not imported."""
     program = "import sys\n"
     program += "from jobs.sweeps.preflight import *\n[require_ray(each) for each in Search]\nprint(set(sys.modules) & {'ray', 'optuna'})"
@@ -198,7 +198,7 @@ def test_ray_is_here() -> None:
     assert found.stdout == "set()\n"
 
 
-def test_a_python_without_ray_is_told_what_to_install() -> None:
+def test_without_ray_the_extra_to_install_is_named() -> None:
     """What is missing, and the extra; Optuna only for a search with it."""
     program = (
         "import sys\nsys.path.insert(0, '.')\nfrom jobs.errors import UsageError\nfrom jobs.sweeps.preflight import *\n"

@@ -76,7 +76,7 @@ def test_before_the_first_trial_there_is_a_report_too(tmp_path: Path, capsys: py
 
 
 @pytest.mark.parametrize("cluster", [Cluster.local, Cluster.slurm])
-def test_launched_again_after_its_end_a_sweep_starts_nothing(
+def test_launching_a_finished_sweep_starts_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, cluster: Cluster
 ) -> None:
     """Neither Ray nor a job: the report is printed, also where another sweep was launched since. A failed trial is tried again."""
@@ -102,7 +102,7 @@ def test_launched_again_after_its_end_a_sweep_starts_nothing(
     assert "1 trial failed: `python launch.py sweep exp" in capsys.readouterr().err
 
 
-def test_the_last_sweep_is_found_again(tmp_path: Path) -> None:
+def test_show_and_cancel_use_the_last_sweep(tmp_path: Path) -> None:
     """`--show` and `--cancel` speak of the sweep launched last, as it was launched."""
     sweep = make_sweep(tmp_path)
     store_sweep(sweep)

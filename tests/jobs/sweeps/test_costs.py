@@ -20,7 +20,7 @@ def _cost(*trials: TrialRecord, seconds: dict[str, float] | None = None, **prove
     return summarise(cases.sweep(), trials, cases.results(trials, seconds, **provenance)).cost
 
 
-def test_each_stage_is_paid_for_once() -> None:
+def test_each_stage_is_counted_once() -> None:
     """Two sets of one fold share its states and one k-means; by themselves they would have cost these twice."""
     one = {"1": (60.0,)}
     found = _cost(cases.trial([16], one, TrialState.running), cases.trial([16, 64], one, TrialState.running))
@@ -30,7 +30,7 @@ def test_each_stage_is_paid_for_once() -> None:
     assert (found.saved_within, found.saved_before, found.saved_stopping) == (Hours(cpu=2), Hours(), Hours())
 
 
-def test_what_was_there_before_the_sweep_cost_it_nothing() -> None:
+def test_stages_finished_before_the_sweep_cost_nothing() -> None:
     """Of a stage that two trials share, one use is saved by its being there, and the other by sharing."""
     one = {"1": (60.0,)}
     trials = [cases.trial([16], one, TrialState.running), cases.trial([64], one, TrialState.running)]
@@ -42,7 +42,7 @@ def test_what_was_there_before_the_sweep_cost_it_nothing() -> None:
     assert (found.stages, found.stages_before) == (7, 1)
 
 
-def test_a_sweep_that_was_launched_again_began_with_its_first_trial() -> None:
+def test_start_of_a_resumed_sweep_is_that_of_its_first_trial() -> None:
     """What it computed before it was interrupted was not there before."""
     record = cases.trial([16], {"1": (60.0,)}, TrialState.running)
     results = cases.results([record])
@@ -50,7 +50,7 @@ def test_a_sweep_that_was_launched_again_began_with_its_first_trial() -> None:
     assert summarise(later, [record], results).cost.stages_before == 0
 
 
-def test_early_stopping_saves_what_nobody_else_needed() -> None:
+def test_early_stopping_saves_only_unshared_stages() -> None:
     """Two folds at one pretraining and two fine-tunings each: states and k-means another set needs as well."""
     stopped = cases.trial([16], {"1": (50.0, 51.0)}, TrialState.stopped)
     found = _cost(stopped, cases.trial([16, 64], ALL), seconds={"ptapt": 7200.0})
@@ -67,7 +67,7 @@ def test_units_are_gpus_and_cores() -> None:
     assert (hours_of(gpu, 3600.0), hours_of(cpu, 1800.0), hours_of(bare, 1800.0)) == (Hours(gpu=8), Hours(cpu=4), Hours(cpu=0.5))
 
 
-def test_results_that_are_gone_are_counted_as_such() -> None:
+def test_missing_results_are_counted() -> None:
     """Their cost is not known, and no other takes its place."""
     record = cases.trial([16], {"1": (60.0,)}, TrialState.running)
     results = cases.results([record])
@@ -76,7 +76,7 @@ def test_results_that_are_gone_are_counted_as_such() -> None:
     assert (found.stages, found.stages_unknown, found.spent) == (4, 1, Hours(cpu=3))
 
 
-def test_efforts_that_were_read_count_in_place_of_the_told_ones() -> None:
+def test_measured_efforts_replace_reported_ones() -> None:
     """The result knows of the attempts that led to it; the files of all."""
     record = cases.trial([16], {"1": (60.0,)}, TrialState.running)
     told = summarise(cases.sweep(), [record], cases.results([record], seconds_before=1800.0)).cost
@@ -99,6 +99,6 @@ def test_all_attempts_are_read(tmp_path: Path) -> None:
     assert read_effort(folder, result) == Effort(127.0, 5000.0)
 
 
-def test_a_result_that_does_not_say_when_was_not_there_before() -> None:
+def test_a_result_without_a_finish_time_is_not_from_before_the_sweep() -> None:
     """Nothing is counted as saved without a reason."""
     assert reported_effort(cases.result("s-1", "states", 5.0, finished="someday")).finished == float("inf")

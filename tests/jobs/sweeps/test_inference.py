@@ -44,12 +44,12 @@ def test_rank_correlation_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("first", "second"), [([1, 2, 3], [1, 2, 3]), ([1, 1, 1, 1], [1, 2, 3, 4]), ([1, 2, 3, 4], [5, 5, 5, 5])])
-def test_no_rank_correlation_of_too_few_points_or_of_what_does_not_vary(first: list[float], second: list[float]) -> None:
+def test_no_rank_correlation_of_few_or_constant_points(first: list[float], second: list[float]) -> None:
     """None, and no number that means nothing."""
     assert rank_correlation(first, second) is None
 
 
-def test_pairs_are_needed() -> None:
+def test_rank_correlation_of_different_lengths_is_refused() -> None:
     """Lists of different lengths are a mistake of the caller."""
     with pytest.raises(ValueError, match="4 and 5"):
         rank_correlation([1, 2, 3, 4], [1, 2, 3, 4, 5])
@@ -70,7 +70,7 @@ def test_exact_p_counts_every_arrangement(pairs: list[tuple[int, int]]) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.floats(-9, 9), st.floats(-9, 9)), min_size=4, max_size=12))
-def test_rho_is_that_of_scipy(pairs: list[tuple[float, float]]) -> None:
+def test_rho_agrees_with_scipy(pairs: list[tuple[float, float]]) -> None:
     """And so is p, beyond the points that are counted one by one."""
     first, second = zip(*pairs, strict=True)
     found = rank_correlation(first, second)

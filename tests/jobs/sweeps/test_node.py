@@ -191,7 +191,7 @@ def test_no_port_is_fixed() -> None:
     assert len(set(free_ports("127.0.0.1", 20))) == 20
 
 
-def test_who_may_use_symmetric_run() -> None:
+def test_when_symmetric_run_can_be_used() -> None:
     """All nodes, none without a process table of its own, and no two with an address in common."""
     first, second = NodeInfo("n1", ("10.0.0.1", "127.0.0.1"), True), NodeInfo("n2", ("10.0.0.2", "127.0.0.1"), True)
     assert all_symmetric([first, second], 2)
@@ -229,7 +229,7 @@ def outside() -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
-def test_a_private_process_table_hides_and_ends_what_is_in_it(outside: subprocess.Popen[bytes], tmp_path: Path) -> None:
+def test_a_pid_namespace_isolates_and_kills_its_processes(outside: subprocess.Popen[bytes], tmp_path: Path) -> None:
     """It shows no process of others, gives the command's exit code, and a process that was left behind in it ends with it."""
     if not private_table_works(os.environ):
         pytest.skip("this user may have no process table of its own here")
@@ -242,7 +242,7 @@ def test_a_private_process_table_hides_and_ends_what_is_in_it(outside: subproces
     assert not [pid for pid in descendants(1) if _command(pid).endswith("97531")]
 
 
-def test_what_is_started_is_ended_with_all_that_it_started(outside: subprocess.Popen[bytes], tmp_path: Path) -> None:
+def test_descendants_are_killed(outside: subprocess.Popen[bytes], tmp_path: Path) -> None:
     """Also what has left its session and lost its parent; and nothing else."""
     program = (
         "import json, os, subprocess, sys, time\n"

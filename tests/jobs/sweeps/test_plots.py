@@ -41,7 +41,7 @@ def _texts(summary: SweepSummary) -> set[str]:
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("case", CASES)
-def test_it_is_drawn_of_whatever_is_there(case: str) -> None:
+def test_plot_of_any_summary(case: str) -> None:
     """Without a warning, with both axes named."""
     texts = _texts(_summary(*CASES[case]))
     assert {"Validation UA (%)", "k, number of clusters (log scale)", "ensemble size (numbers of clusters in a set)"} <= texts
@@ -52,14 +52,14 @@ def test_it_is_drawn_of_whatever_is_there(case: str) -> None:
     assert ("the best" in texts) == (case not in ("nothing has begun", "no fold is done", "none complete"))
 
 
-def test_what_is_shown_is_named() -> None:
+def test_legend_names_what_is_drawn() -> None:
     """The best by its set, each k and each size on its axis, and hollow ones explained where there are any."""
     texts = _texts(_summary(*cases.some()))
     assert {"16+64", "16", "64", "256", "1", "2", "not every fold done"} <= texts
     assert "not every fold done" not in _texts(_summary(*cases.some()[:4]))
 
 
-def test_a_name_is_no_formula() -> None:
+def test_labels_are_not_parsed_as_formulas() -> None:
     """Settings may hold any text; one too long for the picture is cut."""
     assert '16, name="$x_1$"' in {text.replace("&quot;", '"') for text in _texts(_summary(cases.trial([16], DONE, name="$x_1$")))}
     assert any(text.endswith("…") for text in _texts(_summary(cases.trial([16], DONE, name="x" * 40))))

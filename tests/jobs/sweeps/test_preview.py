@@ -29,7 +29,7 @@ def test_shared_stages_are_counted_once(tmp_path: Path) -> None:
     assert found == {"states": (3, 0), "cluster": (6, 0), "ptapt": (9, 0), "finetune": (18, 0)}
 
 
-def test_what_is_there_is_not_counted_as_work(tmp_path: Path) -> None:
+def test_finished_stages_are_not_counted_as_work(tmp_path: Path) -> None:
     """After one fold of one set its stages are there, and the rest is costed by what they took."""
     sweep = make_sweep(tmp_path, SweepSettings(counts=[16, 64], seeds=1))
     desired = _desired(sweep, Point((16,)), "1", REGISTRY)
@@ -71,7 +71,7 @@ def test_points_of_each_search(search: Search, trials: int, points: int, tmp_pat
         ({"grace_folds": 5}, "none is stopped early"),
     ],
 )
-def test_when_points_are_stopped_is_told(asked: dict[str, int], told: str, tmp_path: Path) -> None:
+def test_preview_lists_the_rungs_of_early_stopping(asked: dict[str, int], told: str, tmp_path: Path) -> None:
     """At the rungs of ASHA, which are not all folds."""
     sweep = make_sweep(tmp_path, SweepSettings(sets=[[16]], **asked), folds=("1", "2", "3", "4", "5"))  # type: ignore[arg-type]
     assert preview_lines(sweep, preview(sweep, REGISTRY))[0].endswith(told)

@@ -65,7 +65,7 @@ def _processes(temp: str) -> list[str]:
     return found
 
 
-def test_two_rays_on_a_machine_never_meet(ray_here: Capacity, tmp_path: Path) -> None:
+def test_two_rays_on_one_machine_are_isolated(ray_here: Capacity, tmp_path: Path) -> None:
     """Nor is one led to another by what is in the environment; its folder is short and closed, and Ctrl-C leaves nothing of it."""
     import ray
 
@@ -98,7 +98,7 @@ def test_two_rays_on_a_machine_never_meet(ray_here: Capacity, tmp_path: Path) ->
     wait_until(lambda: not _processes(str(folder)), seconds=5)
 
 
-def test_without_the_token_nobody_gets_in(ray_here: Capacity) -> None:
+def test_a_connection_without_the_token_is_refused(ray_here: Capacity) -> None:
     """Whoever reaches the port has to know the secret; who knows it is a member."""
     import ray
 
@@ -144,7 +144,7 @@ def test_a_ray_that_does_not_start_is_one_line_that_names_its_logs(monkeypatch: 
     assert dict(os.environ) == before
 
 
-def test_there_must_be_a_ray_to_join(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_joining_without_an_address_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(InternalError, match="RAY_ADDRESS is not set"), ray_joined():
         pytest.fail("there is none")
@@ -178,7 +178,7 @@ def test_a_private_folder_is_private_short_and_removed(tmp_path: Path, monkeypat
     assert not folder.exists()
 
 
-def test_folders_of_the_dead_are_removed_and_those_of_the_living_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_folders_of_dead_processes_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The lock tells; one without a lock may be just about to get it."""
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="t") as base:
         assert len(base) <= MAX_BASE
@@ -194,7 +194,7 @@ def test_folders_of_the_dead_are_removed_and_those_of_the_living_are_not(monkeyp
                 assert set(Path(base).iterdir()) == {living, new, own}
 
 
-def test_a_token_is_for_its_owner_alone_and_never_the_same(tmp_path: Path) -> None:
+def test_tokens_are_private_and_unique(tmp_path: Path) -> None:
     one, two = write_token(tmp_path / "one"), write_token(tmp_path / "two")
     assert one.stat().st_mode & 0o777 == 0o600
     assert one.read_text() != two.read_text()

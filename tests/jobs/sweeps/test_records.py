@@ -80,7 +80,7 @@ def _digest(sweep: Sweep, experiment: Experiment) -> str:
     return sweep_digest(experiment, sweep.corpus, sweep.validation, REGISTRY)
 
 
-def test_a_sweep_is_named_by_what_determines_it_and_by_nothing_else(tmp_path: Path) -> None:
+def test_the_digest_depends_on_what_determines_a_sweep_only(tmp_path: Path) -> None:
     """Where and on what it runs, or how many trials at once, makes it no other."""
     sweep = make_sweep(tmp_path, SweepSettings(counts=[16, 64]))
     given, settings = sweep.experiment, sweep.experiment.sweep
@@ -109,7 +109,7 @@ def test_a_sweep_is_named_by_what_determines_it_and_by_nothing_else(tmp_path: Pa
     assert len(digests | {sweep.digest}) == len(others) + 2
 
 
-def test_trials_are_read_back_in_the_order_in_which_they_began_and_torn_ones_are_left_out(tmp_path: Path) -> None:
+def test_trials_are_read_in_order_of_start_without_damaged_ones(tmp_path: Path) -> None:
     folder = make_sweep(tmp_path).folder
     assert read_trials(folder) == ()
     late = TrialRecord("k16", Point((16,)), TrialState.complete, (FOLD,), began=2.0, ended=3.0)
@@ -129,7 +129,7 @@ def test_the_objective_is_the_mean_of_the_folds_done() -> None:
     assert record.ua == 56.0
 
 
-def test_who_is_gone_is_not_running(tmp_path: Path) -> None:
+def test_running_trials_become_interrupted(tmp_path: Path) -> None:
     folder = make_sweep(tmp_path).folder
     for name, state in (("k16", TrialState.running), ("k64", TrialState.complete)):
         write_trial(folder, TrialRecord(name, Point((16,)), state, (FOLD,)))

@@ -58,7 +58,7 @@ def _error(**sweep: Any) -> str:
     return str(caught.value)
 
 
-def test_sets_come_from_the_recipe_a_pool_or_by_name() -> None:
+def test_sets_come_from_the_recipe_a_pool_or_a_list() -> None:
     """Without a word of it every set of the recipe's counts; sizes choose among those of a pool; named sets are all there is."""
     assert [point.label for point in grid_points(space_of(_experiment()))] == [
         *("64", "512", "4096", "64+512", "64+4096", "512+4096"),
@@ -106,12 +106,12 @@ def test_sets_come_from_the_recipe_a_pool_or_by_name() -> None:
         ({"settings": {"features.padding": {"low": "reference", "high": "independent"}}}, "a range is of numbers"),
     ],
 )
-def test_what_cannot_be_searched_is_one_line(sweep: dict[str, Any], expected: str) -> None:
+def test_invalid_spaces_are_errors_in_one_line(sweep: dict[str, Any], expected: str) -> None:
     """Which key, what is wrong with it, what to do."""
     assert expected in _error(**sweep)
 
 
-def test_two_writings_of_one_value_are_one_point() -> None:
+def test_equal_values_are_one_point() -> None:
     """`1e-4` may be text to YAML; counts come in any order; enums are told by name, in words or as members."""
     asked = {"ptapt": {"learning_rate": ["1e-4", 0.0001, 5e-4]}, "features.padding": ["reference"]}
     space = space_of(_experiment(sets=[[64, 16]], settings=asked))
@@ -121,7 +121,7 @@ def test_two_writings_of_one_value_are_one_point() -> None:
     assert Point((64, 16), (("b", 1), ("a", 2))) == Point((16, 64), (("a", 2), ("b", 1)))
 
 
-def test_the_recipes_own_value_is_listed_where_it_was_asked_for() -> None:
+def test_a_choice_equal_to_the_default_is_kept() -> None:
     """A point says all that was searched; a key that is null is not."""
     own = Recipe().ptapt.steps
     space = space_of(_experiment(sets=[[16]], settings={"ptapt.steps": [own], "ptapt.learning_rate": None}))
@@ -161,7 +161,7 @@ OVERRIDDEN = {
 }
 
 
-def test_a_point_is_the_grid_of_its_override_line() -> None:
+def test_a_point_equals_the_experiment_of_its_overrides() -> None:
     """The line of a point survives a shell, and gives the recipe and the very stages that `apply` gives; nothing else is changed."""
     base = _load()
     experiment = replace(base, sweep=SweepSettings(sets=[[64, 16], [256]], settings=OVERRIDDEN))
@@ -209,7 +209,7 @@ PINNED = (
 )
 
 
-def test_random_points_are_the_same_everywhere() -> None:
+def test_random_points_are_reproducible() -> None:
     """In another process, with another hash seed; and those of this version of the program, whatever Python runs it."""
     asked = {"ptapt.learning_rate": {"low": 1e-5, "high": 1e-3, "log": True}, "ptapt.steps": {"low": 10, "high": 99}}
     points = random_points(space_of(_experiment(counts=[8, 16, 32], settings=asked)), 3, seed=7)
@@ -229,7 +229,7 @@ def test_random_points_are_the_same_everywhere() -> None:
 
 
 @given(st.integers(1, 10**6), st.integers(1, 10**6), st.floats(0, 1), st.booleans(), st.booleans())
-def test_numbers_of_a_range_lie_in_it(low: int, width: int, share: float, log: bool, whole: bool) -> None:
+def test_numbers_are_within_their_range(low: int, width: int, share: float, log: bool, whole: bool) -> None:
     """Whatever the share of the way, ends included; whole where the ends are; short to write."""
     given = Range(low, low + width, log) if whole else Range(low / 7, (low + width) / 7, log)
     number = given.at(share)
@@ -319,7 +319,7 @@ def test_parameters_name_each_count() -> None:
     assert parameters(space_of(_experiment(sets=[[8], [8, 16]]))) == {"set": ("8", "8+16")}
 
 
-def test_what_is_looked_at_before_a_trial() -> None:
+def test_ends_and_variations() -> None:
     """Every combination of choices and ends of ranges once; key by key, what differs in that key alone."""
     asked = {**RATES, "ptapt.steps": {"low": 1, "high": 9}}
     space = space_of(_experiment(counts=[8, 16], settings=asked))

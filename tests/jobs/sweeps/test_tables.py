@@ -43,7 +43,7 @@ def _compile(source: str, folder: Path) -> str:
     return (folder / "table.log").read_text(encoding="latin-1")
 
 
-def test_rows_say_what_a_point_is() -> None:
+def test_rows_of_points() -> None:
     """The best bold; what cannot be told from it, what is lower, and what is not complete, in words."""
     lines = _markdown(*cases.some(), cases.trial([512], {}, TrialState.running)).splitlines()
     assert "| 16+64 | **65.3** ± 0.4 | 61.9 to 68.7 | 3/3 | 6 | – | – | – | – | best |" in lines
@@ -93,7 +93,7 @@ def test_caption_without_a_best_point() -> None:
     assert "No point is complete" in _markdown()
 
 
-def test_cost_has_the_units_it_was_counted_in() -> None:
+def test_cost_has_gpu_hours_only_with_gpus() -> None:
     """GPU-hours only where a stage ran on one."""
     trials = cases.some()
     on_gpu = summarise(cases.sweep(), trials, cases.results(trials, device="1 x NVIDIA H200"))
@@ -154,6 +154,6 @@ def test_pdflatex_compiles_a_report_with_its_picture(tmp_path: Path) -> None:
 
 
 @needs_pdflatex
-def test_pdflatex_compiles_a_sweep_that_has_not_begun(tmp_path: Path) -> None:
+def test_pdflatex_compiles_an_empty_sweep(tmp_path: Path) -> None:
     """Without points there are no tables, and without a picture no figure."""
     _compile(render_latex(_summary(), choice_of(_summary())), tmp_path)

@@ -27,7 +27,7 @@ def _trial(sweep: Sweep) -> SweepTrial:
     return Quick(config={FOLDER: str(sweep.folder.path), POINT: point_text(POINT_OF)})
 
 
-def test_a_trial_that_the_scheduler_had_given_up_is_not_gone_on_with(tmp_path: Path) -> None:
+def test_a_stopped_trial_is_not_resumed(tmp_path: Path) -> None:
     """Tune had not saved that when its process was killed: neither with a checkpoint nor without one is another fold evaluated."""
     sweep, checkpoint = make_sweep(tmp_path), tmp_path / "checkpoint"
     first = _trial(sweep)
@@ -48,7 +48,7 @@ def test_a_trial_that_the_scheduler_had_given_up_is_not_gone_on_with(tmp_path: P
 
 
 @pytest.mark.parametrize("torn", [True, False])
-def test_a_checkpoint_that_is_torn_or_gone_is_done_without(tmp_path: Path, torn: bool) -> None:
+def test_a_trial_starts_without_a_readable_checkpoint(tmp_path: Path, torn: bool) -> None:
     """The trial begins with its first fold, whose stages are in the store."""
     sweep, folder = make_sweep(tmp_path), tmp_path / "checkpoint"
     trial: Any = _trial(sweep)

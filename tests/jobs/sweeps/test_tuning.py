@@ -83,7 +83,7 @@ def test_a_grid_of_sets_computes_every_stage_once_and_stops_the_worst(tmp_path: 
     assert len(lines) == 1
 
 
-def test_random_points_are_tried_and_a_set_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
+def test_a_failing_set_does_not_affect_other_random_points(tmp_path: Path) -> None:
     """The failed trial says why, in one line; launching again tries it again, and nothing else."""
     settings = SweepSettings(counts=[16, 64, 256], search=Search.random, trials=2, seed=4, seeds=1, stopping=Stopping.none)
     sweep = make_sweep(tmp_path, settings, folds=("1", "2"))
@@ -115,7 +115,7 @@ def test_random_points_are_tried_and_a_set_that_fails_leaves_the_others_alone(tm
     }
 
 
-def test_optuna_tries_no_point_twice_also_where_tunes_files_cannot_be_read(tmp_path: Path) -> None:
+def test_optuna_repeats_no_point_even_with_damaged_tune_files(tmp_path: Path) -> None:
     """Of a small space no more is asked for than it holds. Whatever is damaged, a line says that it begins anew; nothing is computed."""
     settings = SweepSettings(counts=[16, 64], folds=["1"], search=Search.optuna, trials=4, seeds=1, seed=3, stopping=Stopping.none)
     sweep = make_sweep(tmp_path, settings, folds=("1", "2"))
@@ -144,7 +144,7 @@ def test_optuna_tries_no_point_twice_also_where_tunes_files_cannot_be_read(tmp_p
     assert [record.state for record in read_trials(sweep.folder)] == [TrialState.complete] * 3
 
 
-def test_a_trial_whose_process_is_killed_goes_on_from_the_checkpoint_of_its_stage(tmp_path: Path) -> None:
+def test_a_killed_trial_resumes_from_the_checkpoint_of_its_stage(tmp_path: Path) -> None:
     """It is started again; the stage loses one step at the most; there is one record of it."""
     recipe = Recipe(failing={"ptapt 64 1": "steps:6:0.3"})
     sweep = make_sweep(tmp_path, SweepSettings(sets=[[64]], seeds=1), recipe, folds=("1", "2"))
@@ -181,7 +181,7 @@ def _ancestors(pid: int) -> set[int]:
     return found
 
 
-def test_a_killed_driver_is_gone_on_with_and_what_falls_behind_is_still_stopped(tmp_path: Path) -> None:
+def test_a_killed_driver_is_resumed_and_asha_still_stops_trials(tmp_path: Path) -> None:
     """Nothing that was finished is computed again, and the rungs know the trials of before: the bad set is stopped after its first fold."""
     recipe = Recipe(failing={"ptapt 1024 1": "steps:6:0.3"})
     sweep = make_sweep(tmp_path, SweepSettings(sets=[[64], [1024]], seeds=1, at_once=1), recipe, folds=("1", "2"))
@@ -209,7 +209,7 @@ def test_a_killed_driver_is_gone_on_with_and_what_falls_behind_is_still_stopped(
     assert all(starts[name] == 1 for name in before)
 
 
-def test_a_sweep_that_is_asked_to_stop_leaves_checkpoints_and_goes_on(tmp_path: Path) -> None:
+def test_a_stopped_sweep_writes_checkpoints_and_is_resumed(tmp_path: Path) -> None:
     """By a signal, or by the file; trials are unfinished, not failed, and the next launch goes on with each stage where it was."""
     recipe = Recipe(failing={"ptapt * 1": "steps:16:0.25"})
     sweep = make_sweep(tmp_path, SweepSettings(sets=[[64], [16]], seeds=1, stopping=Stopping.none), recipe, folds=("1", "2"))
@@ -237,7 +237,7 @@ def test_a_sweep_that_is_asked_to_stop_leaves_checkpoints_and_goes_on(tmp_path: 
     assert set(counted(corpus, "ends").values()) == {1}
 
 
-def test_trials_at_once_are_as_many_as_machines_hold(tmp_path: Path) -> None:
+def test_concurrent_trials_depend_on_the_machines(tmp_path: Path) -> None:
     """Twice as many as stages fit on the two cores, never more than there are trials; or as asked for."""
     assert trials_at_once(make_sweep(tmp_path / "a", SweepSettings(sets=SETS))) == 4
     assert trials_at_once(make_sweep(tmp_path / "b", SweepSettings(sets=SETS[:3]))) == 3

@@ -52,7 +52,7 @@ class Schema:
         ("seed", 3, 3),
     ],
 )
-def test_a_value_becomes_what_the_schema_has(key: str, value: Any, expected: Any) -> None:
+def test_values_are_converted_to_the_types_of_the_schema(key: str, value: Any, expected: Any) -> None:
     """Text that means a number where a number is due; a mapping without a schema takes what it is given."""
     found = typed(Schema, key, value)
     assert (found, type(found)) == (expected, type(expected))
@@ -77,7 +77,7 @@ def test_a_value_becomes_what_the_schema_has(key: str, value: Any, expected: Any
         ("inner.colour", "green", "Invalid value 'green', expected one of [red, none]"),
     ],
 )
-def test_what_the_schema_does_not_have_is_one_line(key: str, value: Any, expected: str) -> None:
+def test_invalid_keys_and_values_are_errors_in_one_line(key: str, value: Any, expected: str) -> None:
     """Which key, what is wrong, the nearest known key."""
     with pytest.raises(UsageError) as caught:
         typed(Schema, key, value)
