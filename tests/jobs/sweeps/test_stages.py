@@ -277,7 +277,7 @@ def test_gpu_ids_are_sorted_and_must_match_the_request() -> None:
     assert in_order([10, 9]) == ("9", "10")
     assert in_order(["GPU-b", "3", "GPU-a"]) == ("3", "GPU-a", "GPU-b")
     assert capacity_given(Needs(3, 2, 4.0), ("5", "7")) == Capacity(3, ("5", "7"), 4.0)
-    with pytest.raises(InternalError, match="gave GPUs none where 1"):
+    with pytest.raises(InternalError, match="assigned GPUs none, but 1"):
         capacity_given(Needs(1, 1, 1.0), ())
 
 
