@@ -1,26 +1,56 @@
-"""Fixtures that every part of the suite may use."""
+"""Fixtures that every part of the suite may use, and how its tests are spread over parallel processes (`make test`)."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+from tests.built_once import built_once
+
+TESTS = Path(__file__).resolve().parent
+SPEECH = "SER_GRID_SPEECH"
+KINDS = {"end_to_end": 600, "slurm": 300, "ray": 300}  # in this order they begin; seconds before a test is aborted
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: there are more test processes than cores
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by what they need, give each file to one process, and begin with those that take longest."""
+    for item in items:
+        if "ray_here" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ray)
+        if item.path.is_relative_to(TESTS / "end_to_end"):
+            item.add_marker(pytest.mark.end_to_end)
+        kind = kind_of(item)
+        if kind and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(KINDS[kind]))
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(TESTS))))
+    order = [*KINDS, ""]
+    items.sort(key=lambda item: order.index(kind_of(item)))
+
+
+def kind_of(item: pytest.Item) -> str:
+    """The first of `KINDS` that a test is marked with, "" for one that only computes."""
+    return next((kind for kind in KINDS if item.get_closest_marker(kind)), "")
 
 
 @pytest.fixture(scope="session")
 def emodb_source() -> Path:
     """Recorded speech: EmoDB, the first two seconds of every utterance. It is not part of the repository."""
-    folder = Path(__file__).resolve().parents[2] / "shared" / "data" / "emodb-2s"
+    given = os.environ.get(SPEECH)
+    folder = Path(given) if given else TESTS.parents[1] / "shared" / "data" / "emodb-2s"
     if not folder.is_dir():
-        pytest.skip(f"no recorded speech at {folder}")
+        pytest.skip(f"no recorded speech at {folder}: put EmoDB at ../shared/data/emodb-2s beside this checkout, or name it in {SPEECH}")
     return folder
 
 
 @pytest.fixture(scope="session")
 def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of prepared corpora that holds the demo corpus."""
+    """A folder of prepared corpora that holds the demo corpus, for all test processes: read only."""
     from ser_core.corpora.demo import prepare_demo
 
-    data = tmp_path_factory.mktemp("data")
-    prepare_demo(data / "demo", data / "demo-source")
-    return data
+    return built_once(tmp_path_factory, "data", lambda data: prepare_demo(data / "demo", data / "demo-source"))

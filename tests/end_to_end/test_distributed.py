@@ -54,7 +54,6 @@ def process_of_rank(rank: int, results: Path) -> int:
     return 0
 
 
-@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.slurm
 def test_the_number_of_processes_changes_no_number(slurm_cluster: Cluster, demo_data: Path, tmp_path: Path) -> None:
