@@ -11,14 +11,14 @@ from tests.built_once import built_once
 
 TESTS = Path(__file__).resolve().parent
 SPEECH = "SER_GRID_SPEECH"
-KINDS = {"end_to_end": 600, "slurm": 300, "ray": 300}  # in this order they begin; seconds before a test is aborted
+KINDS = {"ray": 300, "end_to_end": 600, "slurm": 300}  # in this order they begin; seconds before a test is aborted
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: there are more test processes than cores
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by what they need, give each file to one process, and begin with those that take longest."""
+    """Mark tests by what they need, and begin with those that take longest. One process has all tests with a Ray, and each other file."""
     for item in items:
         if "ray_here" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.ray)
@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if kind and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(KINDS[kind]))
         if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(TESTS))))
+            item.add_marker(pytest.mark.xdist_group("ray" if kind == "ray" else str(item.path.relative_to(TESTS))))
     order = [*KINDS, ""]
     items.sort(key=lambda item: order.index(kind_of(item)))
 

@@ -18,6 +18,7 @@ from tests.slurm_cluster.processes import wait_until
 TINY = (
     *("methods=[tapt]", "folds=[1]", "seeds=1", "policy.poll_seconds=1", "recipe.finetune.epochs=1", "recipe.finetune.batch_size=24"),
     *("recipe.tapt.steps=8", "recipe.tapt.warmup_steps=3", "recipe.tapt.batch_seconds=20.0"),
+    *("recipe.finetune.precision=float32", "recipe.tapt.precision=float32"),  # sums in another order would be rounded to bfloat16
     *("recipe.execution.log_every=1", "recipe.execution.checkpoint_minutes=0", "recipe.execution.micro_batch=2"),
 )
 ON_TWO_NODES = ("resources.default.nodes=2", "resources.default.processes=2", "resources.default.cpus=2")
