@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,9 @@ TESTS = Path(__file__).resolve().parent
 SPEECH = "SER_GRID_SPEECH"
 KINDS = {"ray": 300, "end_to_end": 600, "slurm": 300}  # in this order they begin; seconds before a test is aborted
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: there are more test processes than cores
+if "PYTEST_XDIST_WORKER" in os.environ:  # more processes than cores; read when torch is imported, here or in a process that a test starts
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -54,3 +57,28 @@ def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from ser_core.corpora.demo import prepare_demo
 
     return built_once(tmp_path_factory, "data", lambda data: prepare_demo(data / "demo", data / "demo-source"))
+
+
+@pytest.fixture(scope="session")
+def small_data(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of prepared corpora that holds `small`: three folds of the demo corpus, a third of their recordings. Read only."""
+    return built_once(tmp_path_factory, "small-data", lambda data: prepare_small(demo_data, data))
+
+
+def prepare_small(demo_data: Path, data: Path, most: int = 4) -> None:
+    """Write the corpus `small` into `data`: at most `most` recordings of every speaker and class."""
+    from ser_core.corpora.manifest import load_manifest
+    from ser_core.corpora.prepare import prepare
+
+    source = data / "small-source"
+    source.mkdir()
+    (source / "audio").symlink_to(demo_data / "demo" / "audio")
+    kept: Counter[tuple[str, str]] = Counter()
+    with (source / "small.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "label", "speaker", "fold"])
+        for one in load_manifest(demo_data / "demo").utterances:
+            kept[one.speaker, one.label] += 1
+            if one.fold in ("1", "2", "3") and kept[one.speaker, one.label] <= most:
+                rows.writerow([one.audio, one.label, one.speaker, one.fold])
+    prepare("csv", source / "small.csv", data / "small")
