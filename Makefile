@@ -1,5 +1,6 @@
 # make grid: environment, demo corpus, the whole grid on this machine, a table.
 # make test: everything the tests need, and all tests.   make test-fast: those without Slurm, Ray and whole grids.   make lint: style, types.
+# make explore: the state machine of the controller with fresh random examples; MINUTES=20, SEED=n repeats a run.
 # make chaos: a grid on a real Slurm whose nodes, steps, controllers and slurmctld are killed at random, for ten minutes.
 PYTHON ?= python3
 VENV := .venv
@@ -8,9 +9,10 @@ TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
 WORKERS ?= 4# test processes: those of Slurm and Ray mostly wait, so more than there are cores
 PARALLEL = --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
+MINUTES ?= 20
 unexport PYTHONDONTWRITEBYTECODE  # the tests start hundreds of processes: each would compile every module again
 
-.PHONY: setup grid test test-fast chaos lint format clean
+.PHONY: setup grid test test-fast explore chaos lint format clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -34,6 +36,9 @@ test: setup
 test-fast: setup
 	$(RUN) -m pytest $(PARALLEL) -m "not slurm and not ray and not end_to_end"
 
+explore: setup
+	$(RUN) -m tests.simulation.explore --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
 chaos: setup
 	bash tests/install_packages.sh
 	$(RUN) -m tests.chaos --minutes 10
@@ -42,6 +47,8 @@ lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(RUN) tools/structure.py
 
 format: setup
 	$(VENV)/bin/ruff check --fix .

@@ -2,7 +2,8 @@
 """Command line: `prepare` a corpus, launch a `grid`, look at its `status`, `explain` a run, `collect` the tables, `sweep` settings.
 
 Only this file knows both packages: it hands the registry of `ser_core` to `jobs`. What a command does with an experiment is in
-jobs.launcher (jobs.sweeps.launcher), what it prints in jobs.console; heavy packages are imported by the commands that need them.
+jobs.commands.session (jobs.sweeps.session), what it prints in jobs.commands.console; heavy packages are imported by the commands
+that need them.
 Exit codes: 0 done · 1 internal error · 2 wrong usage, configuration or data · 3 finished but incomplete.
 """
 
@@ -22,12 +23,12 @@ from jobs.errors import InternalError, UsageError, is_mendable
 from ser_core.errors import InputError
 
 if TYPE_CHECKING:
-    from jobs.config import Experiment
-    from jobs.experiment import Corpus, Launched
-    from jobs.launcher import Launcher
-    from jobs.layout import Layout
-    from jobs.sweeps.launcher import SweepLauncher
-    from jobs.tasks import Workplace
+    from jobs.commands.session import Launcher
+    from jobs.experiment.config import Experiment
+    from jobs.experiment.launched import Corpus, Launched
+    from jobs.store.layout import Layout
+    from jobs.sweeps.session import SweepLauncher
+    from jobs.worker.task import Workplace
 
 ROOT = Path(__file__).resolve().parent
 CONFIGS = ROOT / "configs"
@@ -68,7 +69,7 @@ def prepare(
     data: Data = ROOT / "data",
 ) -> None:
     """Check a corpus, convert it to 16 kHz mono, write its manifest. Everything that is wrong is listed by file name."""
-    from jobs.console import with_progress
+    from jobs.commands.console import with_progress
     from ser_core.corpora.demo import prepare_demo
     from ser_core.corpora.prepare import prepare as prepare_corpus
 
@@ -103,8 +104,8 @@ def grid(
     results: Results = ROOT / "results",
 ) -> None:
     """Run every stage of an experiment that is not there yet, and write its tables. Safe to repeat; lifts a `cancel`."""
-    from jobs import console
-    from jobs.experiment import store
+    from jobs.commands import console
+    from jobs.experiment.launched import store
 
     file = next((text for text in arguments or [] if "=" not in text), DEFAULT_EXPERIMENT)
     launcher = _launch(_experiment(arguments or [], cluster, "grid"), file, data, results, dry_run=dry_run)
@@ -127,7 +128,7 @@ def grid(
 @app.command()
 def reconcile(experiment: Name = DEFAULT_EXPERIMENT, results: Results = ROOT / "results") -> None:
     """One pass of the controller on Slurm: submit whatever is missing and not under way, and see to it that a controller is there."""
-    from jobs.console import make_pass
+    from jobs.commands.console import make_pass
 
     launcher = _reopen(experiment, results)
     if not launcher.on_slurm:
@@ -147,7 +148,7 @@ def status(
     results: Results = ROOT / "results",
 ) -> None:
     """Show where an experiment stands. On Slurm it also submits whatever is missing, as every pass of the controller does."""
-    from jobs.console import show_requests, show_status
+    from jobs.commands.console import show_requests, show_status
 
     if watch and as_json:
         raise UsageError("status: --json is one value: leave out --watch")
@@ -160,7 +161,7 @@ def status(
 @app.command()
 def explain(words: Words, results: Results = ROOT / "results") -> None:
     """Print what happened to a run: its seeds, every attempt of every stage, the policy that followed, and what comes next."""
-    from jobs.console import print_explanation
+    from jobs.commands.console import print_explanation
 
     experiment, run = _named(words, "explain")
     print_explanation(_reopen(experiment, results, patient=False), run)
@@ -176,7 +177,7 @@ def logs(
     results: Results = ROOT / "results",
 ) -> None:
     """Print the log of a run: of the newest attempt of its last stage that was begun."""
-    from jobs.console import print_log
+    from jobs.commands.console import print_log
 
     experiment, run = _named(words, "logs")
     _exit(print_log(_reopen(experiment, results, patient=False), run, stage=stage, attempt=attempt, lines=lines, follow=follow))
@@ -188,7 +189,7 @@ def cancel(
     results: Results = ROOT / "results",
 ) -> None:
     """Cancel an experiment, or single runs of it, until it is launched again. Results stay; what runs on Slurm leaves a checkpoint."""
-    from jobs.console import print_cancellation
+    from jobs.commands.console import print_cancellation
 
     named = words or []
     experiment, runs = (DEFAULT_EXPERIMENT, named) if not named or "/" in named[0] else (named[0], named[1:])
@@ -207,8 +208,8 @@ def collect(
     results: Results = ROOT / "results",
 ) -> None:
     """Write the tables of an experiment: LaTeX that compiles as it stands, Markdown, CSV, JSON, confusion matrices."""
-    from jobs.collect import check_formats
-    from jobs.console import write_foreign_tables, write_tables
+    from jobs.commands.console import write_foreign_tables, write_tables
+    from jobs.tables.collect import check_formats
 
     check_formats(formats or ())
     if source is not None:
@@ -234,7 +235,7 @@ def sweep(
     results: Results = ROOT / "results",
 ) -> None:
     """Search sets of cluster counts, and other settings, by validation speakers; never opens the test fold. Safe to repeat: it goes on."""
-    from jobs.sweeps import console
+    from jobs.commands import sweep as console
 
     modes = [name for name, chosen in (("--dry-run", dry_run), ("--show", show), ("--cancel", cancel_it)) if chosen]
     if len(modes) > 1:
@@ -257,7 +258,7 @@ def sweep(
 @app.command(hidden=True)
 def tune(folder: Path) -> None:
     """Drive a sweep inside the Ray of its allocation: what the first node runs."""
-    from jobs.sweeps.console import drive
+    from jobs.commands.sweep import drive
 
     _exit(drive(folder))
 
@@ -270,9 +271,9 @@ def doctor(
     results: Results = ROOT / "results",
 ) -> None:
     """Say what this machine can do and, with --cluster slurm, what the site can: limits, accounting, a probe job on a compute node."""
-    from jobs.config import Cluster
-    from jobs.diagnosis import check_lines, checks_to_json, exit_code
-    from jobs.doctor import examine
+    from jobs.commands.doctor import examine
+    from jobs.commands.doctor_checks import check_lines, checks_to_json, exit_code
+    from jobs.experiment.config import Cluster
 
     experiment = _experiment(arguments or ["demo"], cluster, "doctor")
     slurm = experiment if experiment.cluster is Cluster.slurm else None
@@ -284,7 +285,7 @@ def doctor(
 @app.command(hidden=True)
 def control(experiment: str, results: Results = ROOT / "results") -> None:
     """One link of the chain of controllers: what the small job in Slurm runs."""
-    from jobs.console import serve_as_link
+    from jobs.commands.console import serve_as_link
 
     serve_as_link(_reopen(experiment, results))
 
@@ -292,17 +293,17 @@ def control(experiment: str, results: Results = ROOT / "results") -> None:
 @app.command(hidden=True)
 def worker(description: Path, index: Annotated[int | None, typer.Argument()] = None) -> None:
     """Execute one task of a description: what array elements run."""
-    from jobs.worker import main as work
+    from jobs.worker.main import main as work
 
     raise typer.Exit(work([str(description), *([] if index is None else [str(index)])]))
 
 
 def _experiment(arguments: list[str], cluster: str | None, command: str) -> Experiment:
     """The experiment that `[EXPERIMENT] [KEY=VALUE ...]` names, checked as far as can be without its corpus."""
-    from jobs.config import Cluster, load_experiment
-    from jobs.notify import check_notify
-    from jobs.outliers import check_rule
-    from jobs.published import load_published
+    from jobs.commands.notify import check_notify
+    from jobs.control.outliers import check_rule
+    from jobs.experiment.config import Cluster, load_experiment
+    from jobs.tables.published import load_published
     from ser_core.registry import REGISTRY, VERSIONS
     from ser_core.settings import Recipe
 
@@ -324,8 +325,8 @@ def _experiment(arguments: list[str], cluster: str | None, command: str) -> Expe
 
 
 def _launch(experiment: Experiment, file: str, data: Path, results: Path, *, dry_run: bool) -> Launcher:
-    from jobs.experiment import launch
-    from jobs.layout import Layout
+    from jobs.experiment.launched import launch
+    from jobs.store.layout import Layout
     from ser_core.registry import REGISTRY
 
     _place_checkpoints(experiment)
@@ -342,7 +343,7 @@ def _place_checkpoints(experiment: Experiment) -> None:
 
 
 def _corpus(experiment: Experiment, data: Path, dry_run: bool) -> Corpus:
-    from jobs.experiment import Corpus
+    from jobs.experiment.launched import Corpus
     from ser_core.corpora.manifest import load_manifest
 
     name = experiment.corpus
@@ -364,8 +365,8 @@ def _corpus(experiment: Experiment, data: Path, dry_run: bool) -> Corpus:
 
 
 def _reopen(name: str, results: Path, *, patient: bool = True) -> Launcher:
-    from jobs.experiment import reopen
-    from jobs.layout import Layout
+    from jobs.experiment.launched import reopen
+    from jobs.store.layout import Layout
     from ser_core.registry import REGISTRY
     from ser_core.settings import Recipe
 
@@ -373,7 +374,7 @@ def _reopen(name: str, results: Path, *, patient: bool = True) -> Launcher:
 
 
 def _launcher(launched: Launched, *, new: bool = False, patient: bool = True) -> Launcher:
-    from jobs.launcher import Launcher
+    from jobs.commands.session import Launcher
 
     place = _workplace(launched.layout, launched.corpus, launched.since)
     preload = [f"{REGISTRY_NAME}.preload"]
@@ -382,12 +383,12 @@ def _launcher(launched: Launched, *, new: bool = False, patient: bool = True) ->
 
 def _launch_sweep(arguments: list[str], cluster: str | None, data: Path, results: Path, *, dry_run: bool) -> SweepLauncher:
     """A sweep, checked to the last thing that can be told before it begins."""
-    from jobs.layout import Layout
-    from jobs.sweeps.checks import check_sweep, require_ray
-    from jobs.sweeps.launcher import SweepLauncher
-    from jobs.sweeps.preview import points_of
-    from jobs.sweeps.records import Sweep, sweep_digest
+    from jobs.store.layout import Layout
+    from jobs.sweeps.preflight import check_sweep, points_of, require_ray
+    from jobs.sweeps.records import Sweep
+    from jobs.sweeps.session import SweepLauncher
     from jobs.sweeps.space import space_of
+    from jobs.sweeps.trial import sweep_digest
     from ser_core.registry import REGISTRY
 
     experiment = _experiment(arguments, cluster, "sweep")
@@ -416,8 +417,8 @@ def _launch_sweep(arguments: list[str], cluster: str | None, data: Path, results
 
 def _reopen_sweep(arguments: list[str], mode: str, results: Path) -> SweepLauncher:
     """The sweep of an experiment that was launched last."""
-    from jobs.layout import Layout
-    from jobs.sweeps.launcher import SweepLauncher, reopen
+    from jobs.store.layout import Layout
+    from jobs.sweeps.session import SweepLauncher, reopen
     from ser_core.registry import REGISTRY
 
     if len(arguments) > 1 or any("=" in text for text in arguments):
@@ -427,7 +428,7 @@ def _reopen_sweep(arguments: list[str], mode: str, results: Path) -> SweepLaunch
 
 
 def _workplace(layout: Layout, corpus: Corpus, since: float) -> Workplace:
-    from jobs.tasks import Workplace
+    from jobs.worker.task import Workplace
 
     return Workplace(
         registry=REGISTRY_NAME,
@@ -444,7 +445,7 @@ def _workplace(layout: Layout, corpus: Corpus, since: float) -> Workplace:
 
 def _named(words: list[str], command: str) -> tuple[str, str]:
     """The experiment and the run of `[EXPERIMENT] RUN`."""
-    from jobs.explain import names_run
+    from jobs.commands.explain import names_run
 
     if len(words) > 2:
         raise UsageError(f"{command}: one run at a time: {command} [EXPERIMENT] RUN")

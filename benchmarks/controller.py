@@ -35,8 +35,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jobs.layout import Layout
-from jobs.records import SCHEMA, Claim, Result
+from jobs.store.layout import Layout
+from jobs.store.records import SCHEMA, Claim, Result
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "large"
@@ -54,7 +54,7 @@ CALLS = ("squeue", "sacct", "sbatch", "scontrol")
 
 def open_experiment(folder: Path) -> Any:
     """The experiment of a folder as a controller opens it: imports, configuration, graph."""
-    from jobs.experiment import reopen
+    from jobs.experiment.launched import reopen
     from ser_core.registry import REGISTRY
     from ser_core.settings import Recipe
 
@@ -63,8 +63,8 @@ def open_experiment(folder: Path) -> Any:
 
 def launch_grid(folder: Path, runs: int, slots: int) -> Any:
     """A grid of about so many runs in a fresh folder, launched but not begun."""
-    from jobs.config import load_experiment
-    from jobs.experiment import Corpus, launch, store
+    from jobs.experiment.config import load_experiment
+    from jobs.experiment.launched import Corpus, launch, store
     from ser_core.registry import REGISTRY
     from ser_core.settings import Recipe
 
@@ -79,12 +79,12 @@ def launch_grid(folder: Path, runs: int, slots: int) -> Any:
 
 def make_store(folder: Path, runs: int, slots: int) -> int:
     """Lay down the result of every stage of a grid, of the reserve seeds that fill slots of dropped runs too; how many stages."""
-    from jobs.controller import look
+    from jobs.control.controller import desired_of, look
 
     launched = launch_grid(folder, runs, slots)
     written: set[str] = set()
     while True:
-        now = look(launched.desired)
+        now = look(desired_of(launched))
         missing = [key for key in now.graph.nodes if key not in written]
         if not missing:
             return len(now.graph.nodes)
@@ -157,7 +157,7 @@ class Idle:
     """An executor that takes nothing."""
 
     def limits(self) -> Any:
-        from jobs.plan import Limits
+        from jobs.control.executor_protocol import Limits
 
         return Limits()
 
@@ -173,9 +173,9 @@ class Idle:
 
 def counted_arrays(launched: Any, folder: Path) -> tuple[Any, Counter[str]]:
     """Job arrays on a Slurm that takes everything and has an empty queue, and what was called."""
-    from jobs.slurm import SlurmArrays
-    from jobs.slurm_client import SlurmClient
-    from jobs.tasks import Workplace
+    from jobs.slurm.client import SlurmClient
+    from jobs.slurm.executor import SlurmArrays
+    from jobs.worker.task import Workplace
 
     calls: Counter[str] = Counter()
 
@@ -203,13 +203,13 @@ def make_source(folder: Path) -> Path:
 
 def make_passes(folder: Path, passes: int, *, began: float, slurm: bool, change: int) -> None:
     """Passes of one process; one line of JSON for each. `change` (0: nothing) says which runs change before the second one."""
-    from jobs.controller import reconcile
+    from jobs.control.controller import desired_of, reconcile
 
     opened = time.time()
     launched = open_experiment(folder)
     opening = time.time() - opened
     executor, calls = counted_arrays(launched, folder) if slurm else (Idle(), Counter())
-    desired = launched.desired
+    desired = desired_of(launched)
     for number in range(passes):
         if number and change:
             change_runs(launched, change)
@@ -285,16 +285,16 @@ def measure_submission(runs: int, slots: int, folder: Path) -> Iterator[tuple[st
     """What was submitted how: seconds, calls of sbatch, and elements that Slurm then holds."""
     import submitit
 
-    from jobs.controller import reconcile
-    from jobs.slurm import SlurmArrays
-    from jobs.tasks import Workplace
+    from jobs.control.controller import desired_of, reconcile
+    from jobs.slurm.executor import SlurmArrays
+    from jobs.worker.task import Workplace
 
     launched = launch_grid(folder / "results", runs, slots)
     place = Workplace("ser_core.registry:REGISTRY", str(folder / "results"), NAME, "emodb", "/nowhere", launched.corpus.digest)
     parameters = {"time": 60, "mem": "3GB", "cpus_per_task": 1}
 
     def ours() -> None:
-        reconcile(launched.desired, SlurmArrays(launched.experiment, launched.layout, place, source=make_source(folder)))
+        reconcile(desired_of(launched), SlurmArrays(launched.experiment, launched.layout, place, source=make_source(folder)))
 
     def array() -> None:
         executor = submitit.SlurmExecutor(folder=folder / "array")

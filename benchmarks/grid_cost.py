@@ -40,8 +40,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jobs.graph import Graph, Node, build_graph
-from jobs.plan import critical_minutes
+from jobs.control.plan import critical_minutes
+from jobs.experiment.graph import Graph, Node, build_graph
 from ser_core.corpora.manifest import SAMPLE_RATE, Manifest, Utterance
 from ser_core.registry import METHODS, REGISTRY
 from ser_core.settings import BackboneSettings, Recipe, Wav2vecSettings

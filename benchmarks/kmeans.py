@@ -82,11 +82,11 @@ def make_frames(path: Path, count: int, channels: int, components: int, seed: in
 
 
 def ours(frames: Values, start: Values, job: Job) -> tuple[Values, int]:
-    """`ser_core.training.kmeans`, frames mapped."""
+    """`ser_core.clustering.kmeans`, frames mapped."""
     import torch
 
-    from ser_core.training.crew import Crew
-    from ser_core.training.kmeans import Keeping, KMeans, lloyd
+    from ser_core.clustering.kmeans import Keeping, KMeans, lloyd
+    from ser_core.parallel.threads import Crew
 
     with Crew(job.threads) as crew:
         means = KMeans(frames, crew, torch.device("cpu"))
@@ -177,8 +177,8 @@ def judge(frames: Values, centroids: Values, threads: int) -> tuple[float, int, 
 
     import torch
 
-    from ser_core.training.crew import Crew
-    from ser_core.training.kmeans import KMeans
+    from ser_core.clustering.kmeans import KMeans
+    from ser_core.parallel.threads import Crew
 
     with Crew(threads) as crew:
         means = KMeans(frames, crew, torch.device("cpu"))
@@ -190,8 +190,8 @@ def run_seeding(frames: str, k: int, threads: int, target: str, random: bool, pi
     """In a process of its own: our start, written to `target`."""
     import torch
 
-    from ser_core.training.crew import Crew
-    from ser_core.training.kmeans import KMeans
+    from ser_core.clustering.kmeans import KMeans
+    from ser_core.parallel.threads import Crew
     from ser_core.training.randomness import generator
 
     with Crew(threads) as crew:
@@ -209,7 +209,7 @@ def run_their_seeding(frames: str, k: int, pipe: Any) -> None:
     """In a process of its own: scikit-learn's k-means++ on a subset as large as ours."""
     from sklearn.cluster import kmeans_plusplus
 
-    from ser_core.training.kmeans import FEWEST_SEEDING_FRAMES, SEEDING_FRAMES
+    from ser_core.clustering.kmeans import FEWEST_SEEDING_FRAMES, SEEDING_FRAMES
     from ser_core.training.randomness import generator
 
     mapped: Values = np.load(frames, mmap_mode="r")

@@ -5,7 +5,7 @@
 A grid is 5 folds x n slots of one method. The UA of a run is the mean of its fold (70 on average, fold to fold sd 3) plus the scatter of
 seeds (normal, sd 1.5); a share p of runs collapses to chance: 25, what naming one of four classes gives. Runs that are out get the next
 seed of their slot, which collapses with the same probability, until none is out or the rounds are over. All rules drop beyond two sigmas,
-above and below, and see the same seeds. The last two rows of a block are the rule of this project, `jobs.outliers.judge` itself.
+above and below, and see the same seeds. The last two rows of a block are the rule of this project, `jobs.control.outliers.judge` itself.
 
 power: share of the collapsed runs that the first round finds. caught: share of all collapsed runs ever made, reruns included, that are
 dropped in the end. false flags: share of the other runs that the first round drops. bias: mean UA of the table minus the truth, in
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jobs.outliers import Attempt, judge
+from jobs.control.outliers import Attempt, judge
 
 FOLDS = 5
 MEAN_UA, FOLD_SD, SEED_SD, CHANCE = 70.0, 3.0, 1.5, 25.0
@@ -95,7 +95,7 @@ def pooled_median(grids: Grids, generations: Numbers) -> Flags:
 
 
 def shipped(grids: Grids, generations: Numbers) -> Flags:
-    """`pooled` of jobs.outliers, one grid after another."""
+    """`pooled` of jobs.control.outliers, one grid after another."""
     out = np.zeros(generations.shape, dtype=np.bool_)
     for repeat, grid in enumerate(grids.ua.tolist()):
         now = {

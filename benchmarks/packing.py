@@ -3,8 +3,9 @@
     python benchmarks/packing.py --runs 4 --at-once 1 2 4
     python benchmarks/packing.py --backbone base --runs 8 --at-once 1 2 4 8 0 --batch-size 32       (where there is a GPU)
 
-Every line is one worker, started as Slurm starts it (`python -m jobs.worker`), that computes the same V-FT runs of this project on noise of
-IEMOCAP-like lengths; imports, start and end included. `at once` 1 is the plain worker, 0 lets measured memory decide (jobs.packing).
+Every line is one worker, started as Slurm starts it (`python -m jobs.worker.main`), that computes the same V-FT runs of this project on
+noise of
+IEMOCAP-like lengths; imports, start and end included. `at once` 1 is the plain worker, 0 lets measured memory decide (jobs.worker.packing).
 `memory` is what all its processes together had at the most, pages they share counted once; `GPU` what the driver said at the most. The
 ratio of two lines, not their seconds, carries over to other machines, and on cores that are busy all the time there is little to gain.
 """
@@ -28,12 +29,11 @@ import soundfile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jobs.graph import Graph, build_graph
-from jobs.layout import Layout
-from jobs.processes import die_with
-from jobs.records import read_result
-from jobs.slots import seeds_of_slots
-from jobs.tasks import Workplace, describe, write_description
+from jobs.experiment.graph import Graph, build_graph, seeds_of_slots
+from jobs.store.layout import Layout
+from jobs.store.records import read_result
+from jobs.worker.processes import die_with
+from jobs.worker.task import Workplace, describe, write_description
 from ser_core.corpora.manifest import SAMPLE_RATE, Manifest, Utterance, write_manifest
 from ser_core.registry import REGISTRY
 from ser_core.settings import BackboneSettings, ExecutionSettings, FinetuneSettings, Precision, Recipe, SpecAugmentSettings
@@ -104,7 +104,7 @@ def measure(folder: Path, corpus: Manifest, graph: Graph, at_once: int, threads:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "SLURM_CPUS_PER_TASK": str(threads)}
     with (folder / "log").open("wb") as log:
         begun, used, memory, gpu = time.monotonic(), cpu_seconds(), 0, 0
-        command, parent = [sys.executable, "-m", "jobs.worker", str(file), "0"], os.getpid()
+        command, parent = [sys.executable, "-m", "jobs.worker.main", str(file), "0"], os.getpid()
         with subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT, preexec_fn=lambda: die_with(parent, SIGKILL)
         ) as worker:

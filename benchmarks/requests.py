@@ -6,7 +6,8 @@ Siblings and the next stages are drawn from the same distribution of durations; 
 all next stages of all trials; `asked` is the request over the mean of what was used, its median over the trials. Start-up, Slurm's warning
 and rounding to minutes come on top in practice and are left out.
 
-`quantile`: the rule of jobs.experience. `logarithms`: a 0.98 prediction bound from mean and deviation of the logarithms (Student's t), the
+`quantile`: the rule of jobs.control.estimates. `logarithms`: a 0.98 prediction bound from mean and deviation of the logarithms
+(Student's t), the
 deviation drawn towards 0.2 as if four more siblings had shown that. `largest`: 1.25 times the longest sibling. Their figures are the reason
 for the rule.
 """
@@ -23,7 +24,7 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jobs.experience import upper_bound
+from jobs.control.estimates import upper_bound
 
 Values = np.ndarray[tuple[int], np.dtype[np.float64]]
 SIBLINGS = (1, 3, 5, 20, 100)

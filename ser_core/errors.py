@@ -20,3 +20,15 @@ class InputError(Exception):
 def is_memory_error(error: BaseException) -> bool:
     """Whether memory ran out, which torch tells on a CPU by the message of a RuntimeError only: nothing that a user wrote is wrong."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _MEMORY.search(str(error)) is not None)
+
+
+class Interrupted(Exception):  # noqa: N818 - an ending, not an error
+    """Asked to stop: a checkpoint was written and the stage can be resumed from it."""
+
+    interrupted = True
+
+
+class Diverged(Exception):  # noqa: N818 - named by what happened
+    """The loss or the outputs are no longer finite: the same seed would end the same way."""
+
+    diverged = True

@@ -17,8 +17,8 @@ from ser_core.corpora.validation import divide, is_fixed_part, validation_speake
 from ser_core.errors import InputError
 from ser_core.models.identity import backbone_identity, wav2vec_identity
 from ser_core.models.shapes import expected_shape, state_count
+from ser_core.parallel.team import Team
 from ser_core.settings import Recipe
-from ser_core.training.team import Team
 
 METHODS = ("vft", "tapt", "ptapt")
 
@@ -119,7 +119,7 @@ class SpeechRegistry:
 
         `clusters`: output folders of cluster stages; InputError where one is of other utterances than `fold` and `validation` say.
         """
-        from ser_core.training.proxies import of_clusters
+        from ser_core.clustering.agreement import of_clusters
 
         manifest = load_manifest(corpus)
         utterances = _trained_on(manifest, fold, validation)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import os
+import sys
 from collections import Counter
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
 from tests.built_once import built_once
+from tests.hypothesis_settings import load_settings
 
 TESTS = Path(__file__).resolve().parent
 SPEECH = "SER_GRID_SPEECH"
@@ -18,6 +21,8 @@ KINDS = {"ray": 300, "end_to_end": 600, "slurm": 300}  # in this order they begi
 if "PYTEST_XDIST_WORKER" in os.environ:  # more processes than cores; read when torch is imported, here or in a process that a test starts
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+load_settings()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,8 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         kind = kind_of(item)
         if kind and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(KINDS[kind]))
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group("ray" if kind == "ray" else str(item.path.relative_to(TESTS))))
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
     order = [*KINDS, ""]
     items.sort(key=lambda item: order.index(kind_of(item)))
 
@@ -39,6 +43,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def kind_of(item: pytest.Item) -> str:
     """The first of `KINDS` that a test is marked with, "" for one that only computes."""
     return next((kind for kind in KINDS if item.get_closest_marker(kind)), "")
+
+
+def group_of(item: pytest.Item) -> str:
+    """Tests of one group run in one process, one after the other."""
+    return "ray" if kind_of(item) == "ray" else str(item.path.relative_to(TESTS))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A property that fails is printed with the command that draws the same examples."""
+    report = yield
+    if report.when == "call" and report.failed and item.get_closest_marker("hypothesis"):
+        name = item.nodeid.removesuffix(f"@{group_of(item)}")  # which xdist appends
+        command = f"{sys.executable} -m pytest '{name}' --hypothesis-seed={item.config.getoption('--hypothesis-seed')}"
+        report.sections.append(("Replay", command))
+    return report
 
 
 @pytest.fixture(scope="session")

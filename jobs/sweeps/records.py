@@ -5,8 +5,6 @@ A record says which points were tried. What was computed is in the results of th
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -15,14 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jobs.config import Experiment, resolved_values, restore_experiment
 from jobs.errors import UsageError
-from jobs.experiment import Corpus
-from jobs.graph import canonical_json
-from jobs.layout import Layout
-from jobs.records import read_json, write_json, write_text
-from jobs.sweeps.space import Point, Range, Space, point_from_json, space_of
-from jobs.tasks import Workplace, load_object
+from jobs.experiment.config import Experiment, resolved_values, restore_experiment
+from jobs.experiment.launched import Corpus
+from jobs.store.layout import Layout
+from jobs.store.records import read_json, write_json, write_text
+from jobs.sweeps.space import Point, Space, point_from_json, space_of
+from jobs.worker.task import Workplace, load_object
 
 SCHEMA = 1
 DIGITS = 12  # of a sweep's name
@@ -39,6 +36,11 @@ class SweepFolder:
     def sweep(self) -> Path:
         """What was launched."""
         return self.path / "sweep.json"
+
+    @property
+    def submission(self) -> Path:
+        """The record of its last submission to Slurm (jobs.slurm.submissions); there is none for a sweep that never was submitted."""
+        return self.path / "submission.json"
 
     @property
     def trials(self) -> Path:
@@ -170,33 +172,6 @@ class TrialRecord:
 def running_means(folds: tuple[FoldRecord, ...]) -> tuple[float, ...]:
     """The objective after each fold."""
     return tuple(sum(fold.ua for fold in folds[:count]) / count for count in range(1, len(folds) + 1))
-
-
-def sweep_digest(experiment: Experiment, corpus: Corpus, validation: Mapping[str, tuple[str, ...]], registry: Any) -> str:
-    """Name of a sweep: of the points it may try, how they are found and judged, and every stage of a point.
-
-    Not of where and on what it runs: the same sweep goes on with other resources.
-    """
-    from jobs.sweeps.trial import fold_graph
-
-    space, sweep = space_of(experiment), experiment.sweep
-    folds = tuple(sweep.folds or experiment.folds or corpus.folds)
-    first = Point(tuple(sorted(space.sets[0] if space.sets else space.pool)))
-    stages = {fold: list(fold_graph(experiment, corpus, first, fold, validation[fold], registry).nodes) for fold in folds}
-    value = {
-        "space": _plain(space),
-        "search": {
-            "kind": sweep.search.name,
-            "trials": sweep.trials,
-            "seed": sweep.seed,
-            "stopping": sweep.stopping.name,
-            "grace_folds": sweep.grace_folds,
-            "reduction": sweep.reduction,
-        },
-        "folds": list(folds),
-        "stages": stages,
-    }
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:DIGITS]
 
 
 def store_sweep(sweep: Sweep) -> None:
@@ -357,14 +332,3 @@ def fold_from_json(value: Mapping[str, Any]) -> FoldRecord:
 
 def _trial_file(folder: SweepFolder, trial: str) -> Path:
     return folder.trials / f"{trial}.json"
-
-
-def _plain(value: Any) -> Any:
-    """JSON value of a space."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, Range | Space):
-        return {each.name: _plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
-    return value

@@ -10,10 +10,10 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import ConcurrencyLimiter, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from jobs.config import Experiment
-from jobs.graph import canonical_json
+from jobs.experiment.config import Experiment
+from jobs.experiment.graph import canonical_json
+from jobs.experiment.sweep_section import Search, Stopping, SweepSettings
 from jobs.sweeps.records import read_trial, running_means
-from jobs.sweeps.settings import Search, Stopping, SweepSettings
 from jobs.sweeps.space import Point, Range, Space, decode, grid_points, parameters, random_points, space_of
 from jobs.sweeps.trainable import FOLDER, FOLDS, OBJECTIVE, POINT, folder_of, point_of, point_text
 

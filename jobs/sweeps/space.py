@@ -14,15 +14,23 @@ import itertools
 import json
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from enum import Enum
+from typing import TYPE_CHECKING, Any, cast
 
-from jobs.config import Experiment
 from jobs.errors import UsageError
-from jobs.sweeps.settings import MAX_POINTS, RANGE_KEYS, flat
-from jobs.sweeps.values import SECTION, item, plain, text, typed
+from jobs.experiment.config import Experiment, known_keys, nearest
+from jobs.experiment.sweep_section import MAX_POINTS, RANGE_KEYS, flat
 
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+SECTION = "sweep.settings"  # where an experiment names the keys that it searches
+_WORDS = "true|false|null|yes|no|on|off|y|n"  # read as something else than text
+_UNQUOTED = re.compile(rf"(?!(?:{_WORDS})\Z)[A-Za-z_][A-Za-z0-9_./-]*", re.IGNORECASE)
 METHOD = "ptapt"  # the method that has cluster counts
 COUNTS = "cluster.counts"  # their key in the recipe
 DIGITS = 4  # of a number drawn from a range that count: more would only make labels and override lines long
@@ -324,3 +332,63 @@ def _range(schema: type[Any], key: str, asked: Mapping[str, Any]) -> Range:
 
 def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:10]
+
+
+def typed(schema: type[Any], key: str, value: Any) -> Any:
+    """A value as the recipe's schema has it: `1e-4` a number even where YAML reads text, the name of an enum its member.
+
+    UsageError in one line for a key that the schema does not have, and for a value that is none of it.
+    """
+    return _typed(cast(Hashable, schema), key, value)
+
+
+@functools.lru_cache(maxsize=4096, typed=True)
+def _typed(schema: Any, key: str, value: Any) -> Any:
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    where = f"{SECTION}.{key}"
+    section: Any = _default(schema)
+    *names, last = key.split(".")
+    for name in names:
+        section = section[name] if isinstance(section, DictConfig) and name in section else None
+    if not isinstance(section, DictConfig) or (last not in section and OmegaConf.get_type(section) is not dict):
+        raise UsageError(f"unknown key {where!r}{nearest(where, [f'{SECTION}.{each}' for each in known_keys(_default(schema))])}")
+    if last in section and isinstance(section[last], DictConfig):
+        raise UsageError(f"{where}: a section of the recipe; name one of its keys")
+    section = copy.deepcopy(section)
+    try:
+        section[last] = value
+    except OmegaConfBaseException as error:
+        raise UsageError(f"{where}: {str(error).splitlines()[0]}") from error
+    found = section[last]
+    if isinstance(found, float) and not math.isfinite(found):
+        raise UsageError(f"{where}: {found} is not a number that a recipe can have")
+    return found
+
+
+@functools.cache
+def _default(schema: Any) -> DictConfig:
+    """The recipe that says nothing, which is only looked at."""
+    from omegaconf import OmegaConf
+
+    return cast("DictConfig", OmegaConf.structured(schema))
+
+
+def item(value: Any, key: str) -> Any:
+    """What lies under a key of a section, or of a mapping."""
+    return value.get(key) if isinstance(value, dict) else getattr(value, key)
+
+
+def plain(value: Any) -> Any:
+    """A typed value as JSON has it: the name of an enum's member."""
+    return value.name if isinstance(value, Enum) else value
+
+
+def text(value: Any) -> str:
+    """A plain value as one word of an override, which is read as YAML."""
+    if isinstance(value, str):
+        return value if _UNQUOTED.fullmatch(value) else json.dumps(value, ensure_ascii=False)
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return repr(value)

@@ -15,9 +15,10 @@ from typing import Any
 
 from ray import tune
 
-from jobs.config import resources_of
 from jobs.errors import UsageError
-from jobs.graph import canonical_json
+from jobs.experiment.config import resources_of
+from jobs.experiment.graph import canonical_json
+from jobs.sweeps.ray.executor import RayStages
 from jobs.sweeps.records import (
     FoldRecord,
     StopLevel,
@@ -33,7 +34,6 @@ from jobs.sweeps.records import (
     write_trial,
 )
 from jobs.sweeps.space import Point, point_from_json
-from jobs.sweeps.stages import RayStages
 from jobs.sweeps.trial import TrialFailedError, TrialStoppedError, evaluate_fold
 
 FOLDER, POINT = "sweep", "point"  # keys of a trial's configuration

@@ -6,24 +6,26 @@ Everything it computes lies in the store under its content key, so what another 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from jobs.config import Experiment, OutlierRule
-from jobs.confusion import confusion_of
-from jobs.controller import Change, Desired, Event, NearbyExecutor, Report, run_local
-from jobs.experiment import Corpus
-from jobs.graph import Graph, Run, build_graph
-from jobs.records import artifacts_present, read_json, read_result, write_json
-from jobs.slots import Slot, seeds_of_slots
-from jobs.stages import Registry, StageCall, SweepRegistry
-from jobs.sweeps.records import FoldRecord, RunRecord, Sweep
-from jobs.sweeps.space import METHOD, Point, apply
-from jobs.tasks import load_registry
+from jobs.control.controller import Change, Desired, Event, Report, run_local
+from jobs.control.executor_protocol import NearbyExecutor
+from jobs.experiment.config import Experiment, OutlierRule
+from jobs.experiment.graph import Graph, Run, Slot, build_graph, canonical_json, seeds_of_slots
+from jobs.experiment.launched import Corpus
+from jobs.experiment.registry import Registry, StageCall, SweepRegistry
+from jobs.store.records import artifacts_present, read_json, read_result, write_json
+from jobs.store.scores import confusion_of
+from jobs.sweeps.records import DIGITS, FoldRecord, RunRecord, Sweep
+from jobs.sweeps.space import METHOD, Point, Range, Space, apply, space_of
+from jobs.worker.task import load_registry
 
 CLUSTER = "k"  # the setting that tells a stage that clusters, and with how many clusters
 COUNTS = "counts"  # the setting that tells the stage that predicts the clusters of several
@@ -71,7 +73,7 @@ def fold_graph(
     generations: Mapping[Slot, int] | None = None,
     base: Graph | None = None,
 ) -> Graph:
-    """Every stage that a point needs on a fold. `generations` and `base`: as for a grid (jobs.experiment)."""
+    """Every stage that a point needs on a fold. `generations` and `base`: as for a grid (jobs.experiment.launched)."""
     seeds = seeds_of_slots([METHOD], [fold], seeds=experiment.sweep.seeds, first_seed=experiment.first_seed, generations=generations)
     return build_graph(
         cast(Registry, KeptOut(registry, {fold: validation})),
@@ -217,3 +219,39 @@ def _against_labels(
         tell(f"cluster k {k}, fold {fold}: its purity and mutual information are not known ({type(error).__name__}: {error})")
         return {}
     return found
+
+
+def sweep_digest(experiment: Experiment, corpus: Corpus, validation: Mapping[str, tuple[str, ...]], registry: Any) -> str:
+    """Name of a sweep: of the points it may try, how they are found and judged, and every stage of a point.
+
+    Not of where and on what it runs: the same sweep goes on with other resources.
+    """
+    space, sweep = space_of(experiment), experiment.sweep
+    folds = tuple(sweep.folds or experiment.folds or corpus.folds)
+    first = Point(tuple(sorted(space.sets[0] if space.sets else space.pool)))
+    stages = {fold: list(fold_graph(experiment, corpus, first, fold, validation[fold], registry).nodes) for fold in folds}
+    value = {
+        "space": _plain(space),
+        "search": {
+            "kind": sweep.search.name,
+            "trials": sweep.trials,
+            "seed": sweep.seed,
+            "stopping": sweep.stopping.name,
+            "grace_folds": sweep.grace_folds,
+            "reduction": sweep.reduction,
+        },
+        "folds": list(folds),
+        "stages": stages,
+    }
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:DIGITS]
+
+
+def _plain(value: Any) -> Any:
+    """JSON value of a space."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, Range | Space):
+        return {each.name: _plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
+    return value

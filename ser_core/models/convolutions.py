@@ -13,7 +13,7 @@ Three things make them faster than a module for each step, with the same numbers
 
 Layer-norm models are normalised frame by frame.
 
-Whoever changes a bit of what these give raises `VERSION` in ser_core/training/feature_store.py: features on disk were computed by them.
+Whoever changes a bit of what these give raises `VERSION` in ser_core/features/store.py: features on disk were computed by them.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """P-TAPT stage 2 (section 3.3): k-means on the emotion states of the training folds, one stage for each k.
 
-At most 20 Lloyd iterations on all frames in float32, from k-means++ seeds drawn on a subset (`ser_core/training/kmeans.py`). The frames
+At most 20 Lloyd iterations on all frames in float32, from k-means++ seeds drawn on a subset (`ser_core/clustering/kmeans.py`). The frames
 stay in their file and are mapped: at the paper's size (1.2 million frames of 512, 2.3 GiB) they are read once an iteration. All threads are
 used, and the labels are the same to the bit whatever their number. A stopped stage goes on from its last iteration.
 
-Artifacts: those of `ser_core/training/pseudo_labels.py`.
+Artifacts: those of `ser_core/clustering/pseudo_labels.py`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from ser_core.clustering.kmeans import Keeping, KMeans, Values, lloyd
+from ser_core.clustering.pseudo_labels import write_labels
 from ser_core.errors import InputError
+from ser_core.parallel.threads import Crew
 from ser_core.stages.context import StageContext
 from ser_core.stages.states import read_frames
-from ser_core.training.crew import Crew
-from ser_core.training.kmeans import Keeping, KMeans, Values, lloyd
-from ser_core.training.pseudo_labels import write_labels
 from ser_core.training.randomness import generator
 
 

@@ -16,16 +16,16 @@ from ser_core.corpora.manifest import SAMPLE_RATE
 from ser_core.errors import InputError
 from ser_core.models.fairseq_checkpoint import wav2vec_identity
 from ser_core.models.identity import backbone_identity
+from ser_core.parallel.group import Group
+from ser_core.parallel.team import Alone, Team
 from ser_core.settings import BackboneSettings, ExecutionSettings, FeatureSettings, Precision, Wav2vecSettings
 from ser_core.training.batches import length_parts
 from ser_core.training.checkpoints import Checkpoints, identity_of
 from ser_core.training.device import AUTO_PART_SECONDS, Arithmetic, choose_arithmetic, choose_device
-from ser_core.training.distributed import Group
 from ser_core.training.loop import Trained
 from ser_core.training.progress import Progress
 from ser_core.training.randomness import torch_seed
 from ser_core.training.splits import Split
-from ser_core.training.team import Alone, Team
 
 SettingsT = TypeVar("SettingsT")
 ENCODER = "encoder"  # folder of a pretraining stage's output

@@ -16,16 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from ser_core.corpora.manifest import SAMPLE_RATE
+from ser_core.features.features import FrozenFeatures
 from ser_core.models.backbone import frame_count, load_encoder
 from ser_core.models.classifier import EmotionClassifier, class_weights, label_weight, weighted_cross_entropy
+from ser_core.parallel.group import stopping_together
 from ser_core.settings import FinetuneSettings, Padding
 from ser_core.stages.context import StageContext, outcome, parse
 from ser_core.training.augmentation import row_generators, spans
 from ser_core.training.batches import Batch, StepPlan, halved, longest_first, shuffled_epoch
-from ser_core.training.distributed import stopping_together
 from ser_core.training.divergence import prior_loss, still_at_prior
 from ser_core.training.evaluate import PREDICTIONS, predict, score, whole_features, write_predictions
-from ser_core.training.features import FrozenFeatures
 from ser_core.training.loop import Objective, PartLoss, Plan, StepParts, train
 from ser_core.training.schedule import constant
 from ser_core.training.splits import Split

@@ -15,19 +15,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ser_core.clustering.pseudo_labels import read_labels
 from ser_core.corpora.manifest import SAMPLE_RATE
 from ser_core.errors import InputError
+from ser_core.features.features import Crop, FrozenFeatures
 from ser_core.models.backbone import frame_count, hop_samples, load_encoder, save_encoder
 from ser_core.models.front_end import project_padded
 from ser_core.models.ptapt import PseudoLabelModel, align_labels, crop_labels, labelled_frames, ptapt_loss
+from ser_core.parallel.group import stopping_together
 from ser_core.settings import Padding, PtaptSettings
 from ser_core.stages.context import ENCODER, StageContext, outcome, parse
 from ser_core.training.augmentation import row_generators, time_spans
 from ser_core.training.batches import Batch, StepPlan, bucketed_epoch, longest_first
-from ser_core.training.distributed import stopping_together
-from ser_core.training.features import Crop, FrozenFeatures
 from ser_core.training.loop import Objective, PartLoss, Plan, StepParts, train
-from ser_core.training.pseudo_labels import read_labels
 from ser_core.training.randomness import generator
 from ser_core.training.schedule import warmup_flat_linear
 from ser_core.training.splits import Split

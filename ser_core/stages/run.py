@@ -10,13 +10,13 @@ from typing import Any
 from ser_core.corpora.manifest import Manifest, Utterance, load_manifest
 from ser_core.corpora.validation import divide
 from ser_core.errors import InputError
+from ser_core.parallel.group import process_group
+from ser_core.parallel.team import Alone, Team
 from ser_core.settings import Attention
 from ser_core.stages import cluster, finetune, ptapt, states, tapt
 from ser_core.stages.context import StageContext, seed_bystanders
 from ser_core.training.device import keep_memory, repeatable
-from ser_core.training.distributed import process_group
 from ser_core.training.splits import Split
-from ser_core.training.team import Alone, Team
 
 PRETRAINING: Mapping[str, Callable[[StageContext], dict[str, Any]]] = {
     "states": states.run,

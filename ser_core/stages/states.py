@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ser_core.disk import os_errors
-from ser_core.errors import InputError
+from ser_core.errors import Diverged, InputError, Interrupted
 from ser_core.models.classifier import class_weights, label_weight
 from ser_core.models.fairseq_checkpoint import build_wav2vec
 from ser_core.models.shapes import extractor_frames, minimum_samples, state_count
@@ -34,7 +34,6 @@ from ser_core.settings import Padding, StatesSettings
 from ser_core.stages.context import StageContext, outcome, parse
 from ser_core.training.augmentation import row_generators, spans
 from ser_core.training.batches import Batch, StepPlan, shares, shuffled_epoch
-from ser_core.training.endings import Diverged, Interrupted
 from ser_core.training.loop import Objective, PartLoss, Plan, StepParts, train
 from ser_core.training.randomness import generator
 from ser_core.training.schedule import warmup_flat_linear

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ser_core.errors import Diverged
+from ser_core.features.features import FrozenFeatures
 from ser_core.models.classifier import EmotionClassifier
+from ser_core.parallel.group import Group
 from ser_core.settings import FeatureCache, Padding, Precision
 from ser_core.training.batches import shares
 from ser_core.training.device import choose_arithmetic
-from ser_core.training.distributed import Group
-from ser_core.training.endings import Diverged
-from ser_core.training.features import FrozenFeatures
 from ser_core.training.metrics import Scores, scores
 from ser_core.training.splits import Split
 

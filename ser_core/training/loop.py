@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ser_core.errors import Diverged, Interrupted
+from ser_core.parallel.group import Group, agree, shared_tensors, sum_gradients
 from ser_core.training.batches import shares
 from ser_core.training.checkpoints import Checkpoints, Saved
 from ser_core.training.curves import Curves, Row
 from ser_core.training.device import Arithmetic
-from ser_core.training.distributed import Group, agree, shared_tensors, sum_gradients
-from ser_core.training.endings import Diverged, Interrupted
 from ser_core.training.progress import Progress
 from ser_core.training.randomness import torch_seed
 from ser_core.training.schedule import Schedule

@@ -18,11 +18,12 @@ from typing import Any, cast
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from jobs import liveness, slurm_client
-from jobs.config import Cluster, Experiment, OutlierRule, Policy, StageResources
-from jobs.experiment import Corpus, Launched, launch, reopen, store
-from jobs.layout import Layout
-from jobs.tasks import Workplace, load_object
+from jobs.experiment.config import Cluster, Experiment, OutlierRule, Policy, StageResources
+from jobs.experiment.launched import Corpus, Launched, launch, reopen, store
+from jobs.slurm import client as slurm_client
+from jobs.store import attempts as liveness
+from jobs.store.layout import Layout
+from jobs.worker.task import Workplace, load_object
 
 ROOT = Path(__file__).resolve().parent
 REGISTRY_NAME = "ser_core.registry:REGISTRY"  # the chaos registry lies there in the run's source tree
@@ -74,22 +75,22 @@ def workplace(launched: Launched) -> Workplace:
 
 
 def arrays(launched: Launched) -> Any:
-    from jobs.slurm import SlurmArrays
+    from jobs.slurm.executor import SlurmArrays
 
     return SlurmArrays(launched.experiment, launched.layout, workplace(launched), source=ROOT, settle_seconds=SETTLE_SECONDS)
 
 
 def control(results: Path) -> int:
     """One link of the chain."""
-    from jobs.chain import Chain
-    from jobs.controller import reconcile
-    from jobs.link import LinkEnd, run_link
+    from jobs.control.controller import desired_of, reconcile
+    from jobs.slurm.chain import Chain
+    from jobs.slurm.chain_link import LinkEnd, run_link
 
     launched = reopened(results)
     policy = launched.experiment.policy
     executor = arrays(launched)
     end = run_link(
-        lambda: reconcile(launched.desired, executor),
+        lambda: reconcile(desired_of(launched), executor),
         Chain(launched.experiment, launched.layout, source=ROOT),
         poll_seconds=policy.poll_seconds,
         minutes=policy.controller_minutes,
@@ -100,10 +101,10 @@ def control(results: Path) -> int:
 
 def run_here(results: Path, corpus: Path, folds: int, seeds: int, steps: int) -> int:
     """The undisturbed run, on this machine and without sleeping."""
-    from jobs.capacity import Capacity
-    from jobs.config import resources_of
-    from jobs.controller import run_local
-    from jobs.local import LocalExecutor
+    from jobs.control.controller import desired_of, run_local
+    from jobs.experiment.config import resources_of
+    from jobs.local.executor import LocalExecutor
+    from jobs.worker.machine import Capacity
 
     launched = launched_of(results, corpus, folds, seeds, steps, 0.0, Cluster.local)
     store(launched)
@@ -111,16 +112,16 @@ def run_here(results: Path, corpus: Path, folds: int, seeds: int, steps: int) ->
     with LocalExecutor(
         workplace(launched), launched.layout, lambda stage: resources_of(launched.experiment, stage), capacity, code=ROOT
     ) as executor:
-        report = run_local(launched.desired, executor)
+        report = run_local(desired_of(launched), executor)
     return 0 if report.complete else 3
 
 
 def one_pass(results: Path) -> int:
     """A pass by hand; 3: not settled yet, or settled and not complete."""
-    from jobs.controller import reconcile
+    from jobs.control.controller import desired_of, reconcile
 
     launched = reopened(results)
-    report = reconcile(launched.desired, arrays(launched))
+    report = reconcile(desired_of(launched), arrays(launched))
     plan = report.plan
     counts = {"done": len(plan.reused), "waiting": len(plan.waiting), "submitted": len(report.submitted), "stayed": len(plan.stayed)}
     counts |= {"deferred": len(plan.deferred), "given_up": len(plan.given_up), "blocked": len(plan.blocked)}
@@ -132,20 +133,20 @@ def one_pass(results: Path) -> int:
 
 def start(results: Path, corpus: Path, folds: int, seeds: int, steps: int, step_seconds: float) -> int:
     """Launch on Slurm and leave."""
-    from jobs.chain import Chain
-    from jobs.controller import reconcile
+    from jobs.control.controller import desired_of, reconcile
+    from jobs.slurm.chain import Chain
 
     launched = launched_of(results, corpus, folds, seeds, steps, step_seconds, Cluster.slurm)
     store(launched)
-    reconcile(launched.desired, arrays(launched))
+    reconcile(desired_of(launched), arrays(launched))
     sys.stdout.write(Chain(launched.experiment, launched.layout, source=ROOT).ensure().sentence + "\n")
     return 0
 
 
 def table(results: Path) -> int:
     """Write the product's tables of what is there, and print them; before them every run that counts or did, with what it computed."""
-    from jobs.launcher import Launcher
-    from jobs.records import read_result
+    from jobs.commands.session import Launcher
+    from jobs.store.records import read_result
 
     launched = reopened(results)
     launcher = Launcher(launched, workplace(launched), ROOT, ROOT / "configs" / "published.yaml")
@@ -176,7 +177,7 @@ def main(arguments: list[str]) -> int:
     chosen = parser.parse_args(arguments)
     shorten_waits()
     if chosen.command == "worker":
-        from jobs.worker import main as work
+        from jobs.worker.main import main as work
 
         return work([chosen.place])
     if chosen.command == "control":

@@ -35,7 +35,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Call:
-    """One stage; satisfies jobs.stages.StageCall."""
+    """One stage; satisfies jobs.experiment.registry.StageCall."""
 
     stage: str
     settings: Mapping[str, Any]
@@ -59,7 +59,7 @@ class Diverged(Exception):  # noqa: N818
 
 
 class ChaosRegistry:
-    """Satisfies jobs.stages.Registry."""
+    """Satisfies jobs.experiment.registry.Registry."""
 
     @property
     def methods(self) -> tuple[str, ...]:

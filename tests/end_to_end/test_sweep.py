@@ -149,7 +149,7 @@ def test_a_dry_run_touches_nothing(small_data: Path, tmp_path: Path) -> None:
     run = CommandLine(small_data, tmp_path / "results", {"SLURM_CONF": str(tmp_path / "nowhere")})
     done = run("sweep", "demo", "--cluster", "slurm", "--dry-run", *SMALL, "sweep.resources.nodes=2", "resources.default.gpus=1")
     assert done.returncode == 0, done.stdout + done.stderr
-    for text in ("2 points", "  8+16\n", "fold 1 held out: scored on 2F, 2M", "#SBATCH --nodes=2", " -m jobs.sweeps.node "):
+    for text in ("2 points", "  8+16\n", "fold 1 held out: scored on 2F, 2M", "#SBATCH --nodes=2", " -m jobs.sweeps.ray.node "):
         assert text in done.stdout
     assert "  ptapt: 4 needed, 0 there, 4 to compute: 1.0 GPU-hours and 1.0 CPU-hours (requested time)" in done.stdout
     assert not run.results.exists()

@@ -35,9 +35,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jobs.graph import Graph, build_graph
-from jobs.liveness import process_start
-from jobs.slots import Slot, seeds_of_slots
+from jobs.experiment.graph import Graph, Slot, build_graph, seeds_of_slots
+from jobs.store.attempts import process_start
 
 METHODS = ("vft", "tapt", "ptapt")
 NAME = "tests.jobs.fake_registry:REGISTRY"

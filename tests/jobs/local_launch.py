@@ -9,14 +9,13 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from jobs.capacity import Capacity
-from jobs.config import Policy, Resources
-from jobs.controller import Desired, Report, run_local
-from jobs.graph import Graph
-from jobs.layout import Layout
-from jobs.local import LocalExecutor
-from jobs.slots import Slot
-from jobs.tasks import Workplace
+from jobs.control.controller import Desired, Report, run_local
+from jobs.experiment.config import Policy, Resources
+from jobs.experiment.graph import Graph, Slot
+from jobs.local.executor import LocalExecutor
+from jobs.store.layout import Layout
+from jobs.worker.machine import Capacity
+from jobs.worker.task import Workplace
 from tests.jobs import fake_registry
 
 RESOURCES = Resources(cpus=1, gpus=0, memory_gb=0.1, minutes=1)

@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.config import Cluster, Experiment, SlurmSite, StageResources
-from jobs.graph import Graph, Node, Run
-from jobs.layout import Layout
-from jobs.plan import Batch, Task
-from jobs.slurm import SlurmArrays
-from jobs.tasks import Workplace
+from jobs.control.executor_protocol import Batch, Task
+from jobs.experiment.config import Cluster, Experiment, SlurmSite, StageResources
+from jobs.experiment.graph import Graph, Node, Run
+from jobs.slurm.executor import SlurmArrays
+from jobs.store.layout import Layout
+from jobs.worker.task import Workplace
 from tests.slurm_cluster import Cluster as TestCluster
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jobs.graph import Graph, Node, Run
-from jobs.published import Published, load_published
-from jobs.records import Result
-from jobs.summary import Entry, Scores, Status, Summary, summarise
+from jobs.experiment.graph import Graph, Node, Run
+from jobs.store.records import Result
+from jobs.tables.published import Published, load_published
+from jobs.tables.summary import Entry, Scores, Status, Summary, summarise
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 METHODS = ("vft", "tapt", "ptapt")

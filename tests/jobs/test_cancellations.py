@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cancellations import Cancelled, last_cancellation, read_cancellations, record_cancellation
 from jobs.errors import UsageError
-from jobs.layout import Layout
+from jobs.store.cancellations import Cancelled, last_cancellation, read_cancellations, record_cancellation
+from jobs.store.layout import Layout
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.capacity import Capacity, Needs, capacity_here, fitting, whole
-from jobs.config import Resources
+from jobs.experiment.config import Resources
+from jobs.worker.machine import Capacity, Needs, capacity_here, fitting, whole
 
 NEEDS = st.builds(Needs, cpus=st.integers(1, 4), gpus=st.integers(0, 2), memory_gb=st.sampled_from([1.0, 4.0, 8.0]))
 SHARING = st.builds(Needs, cpus=st.just(1), gpus=st.integers(0, 2), memory_gb=st.just(0.5), share=st.integers(1, 4))

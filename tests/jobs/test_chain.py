@@ -16,27 +16,16 @@ from typing import Any
 
 import pytest
 
-from jobs.chain import (
-    Chain,
-    ChainState,
-    ControllerRecord,
-    LinkJob,
-    Phase,
-    chain_state,
-    cron_line,
-    link_name,
-    read_record,
-    record_file,
-    render_link,
-    write_record,
-)
-from jobs.config import Cluster, Experiment, Policy, SlurmSite
+from jobs.commands.doctor import cron_line
 from jobs.errors import UsageError
-from jobs.layout import Layout
-from jobs.link import MAX_FAILING, MAX_FRUITLESS
-from jobs.records import write_json
-from jobs.slurm_client import SlurmClient
-from jobs.slurm_text import QueuedElement
+from jobs.experiment.config import Cluster, Experiment, Policy, SlurmSite
+from jobs.slurm.chain import Chain, ChainState, ControllerRecord, Phase, chain_state, link_name, read_record, record_file, write_record
+from jobs.slurm.chain_link import MAX_FAILING, MAX_FRUITLESS
+from jobs.slurm.client import SlurmClient
+from jobs.slurm.parse import QueuedElement
+from jobs.slurm.script import LinkJob, render_script
+from jobs.store.layout import Layout
+from jobs.store.records import write_json
 from tests.slurm_cluster import Cluster as SlurmCluster
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,11 +39,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, {root!r})
-from jobs.chain import Chain
-from jobs.config import Cluster, Experiment
-from jobs.layout import Layout
-from jobs.link import run_link
-from jobs.slurm_client import SlurmClient
+from jobs.slurm.chain import Chain
+from jobs.experiment.config import Cluster, Experiment
+from jobs.store.layout import Layout
+from jobs.slurm.chain_link import run_link
+from jobs.slurm.client import SlurmClient
 
 VERSION = "first"
 results = Path(sys.argv[sys.argv.index("--results") + 1])
@@ -359,7 +348,7 @@ JOB = LinkJob(
     name="iemocap.control.0123456789ab",
     minutes=60,
     command=("/opt/venv/bin/python", "launch.py", "control", "iemocap", "--results", "/project/results"),
-    waited_for="/project/results/iemocap/experiment.json",
+    description="/project/results/iemocap/experiment.json",
     folder="/project/results/iemocap/snapshots/current",
     output="/project/results/iemocap/logs/100%.out",
     binds=("/project/results",),
@@ -384,7 +373,7 @@ SITES = {
 @pytest.mark.parametrize("name", SITES)
 def test_the_script_of_a_link_is_the_golden_one(name: str) -> None:
     """A small job in the controller's partition, without a GPU. SER_GRID_WRITE_GOLDEN=1 writes them anew."""
-    text = render_link(JOB, SITES[name], TEMPLATES)
+    text = render_script(JOB, SITES[name], TEMPLATES)
     file = GOLDEN / f"{name}.sh"
     if os.environ.get("SER_GRID_WRITE_GOLDEN"):
         file.write_text(text)
@@ -395,8 +384,8 @@ def test_the_script_of_a_link_is_the_golden_one(name: str) -> None:
 def test_no_value_of_a_profile_is_printed_unquoted() -> None:
     """As in the scripts of stages."""
     with pytest.raises(UsageError, match="control character"):
-        render_link(JOB, SlurmSite(environment={"A": "x\ntouch pwned"}), TEMPLATES)
-    assert "'$(touch pwned)'" in render_link(JOB, SlurmSite(controller_partition="$(touch pwned)"), TEMPLATES)
+        render_script(JOB, SlurmSite(environment={"A": "x\ntouch pwned"}), TEMPLATES)
+    assert "'$(touch pwned)'" in render_script(JOB, SlurmSite(controller_partition="$(touch pwned)"), TEMPLATES)
 
 
 def test_the_line_for_cron_runs_as_it_stands(tmp_path: Path) -> None:

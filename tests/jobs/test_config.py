@@ -8,8 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import Cluster, OutlierRule, Policy, Resources, load_experiment, resolved_values, resources_of, restore_experiment
 from jobs.errors import UsageError
+from jobs.experiment.config import (
+    Cluster,
+    OutlierRule,
+    Policy,
+    Resources,
+    load_experiment,
+    resolved_values,
+    resources_of,
+    restore_experiment,
+)
 
 
 @dataclass

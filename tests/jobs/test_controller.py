@@ -13,32 +13,20 @@ from unittest import mock
 
 import pytest
 
-from jobs.cancellations import record_cancellation
-from jobs.config import Policy
-from jobs.controller import (
-    MAX_UNSEEN,
-    Change,
-    Desired,
-    Event,
-    Interrupts,
-    NotesDepartures,
-    Report,
-    SeesQueue,
-    changes,
-    duration,
-    look,
-    reconcile,
-    wait_for,
-)
-from jobs.execution import WorkerProcess
-from jobs.failures import COMMUNICATION_RETRIES, MAX_SILENT
-from jobs.graph import Graph
-from jobs.plan import ALIKE, Batch, Departure, InFlight, Limits, Phase, Request
-from jobs.slots import Slot
-from jobs.slurm_client import SlurmUnavailableError
-from jobs.stop import StopRequest
-from jobs.tasks import describe_batch
-from jobs.worker import run_task
+from jobs.control.controller import MAX_UNSEEN, Change, Desired, Event, Report, changes, look, reconcile, wait_for
+from jobs.control.executor_protocol import Batch, Limits, NotesDepartures, SeesQueue
+from jobs.control.facts import Departure, InFlight, Phase, Request
+from jobs.control.failure_policy import COMMUNICATION_RETRIES, MAX_SILENT
+from jobs.control.plan import ALIKE
+from jobs.errors import SlurmUnavailableError
+from jobs.experiment.config import Policy
+from jobs.experiment.graph import Graph, Slot
+from jobs.signals import Interrupts, StopRequest
+from jobs.slurm.executor import describe_batch
+from jobs.store.cancellations import record_cancellation
+from jobs.text import duration
+from jobs.worker.main import run_task
+from jobs.worker.stage import WorkerProcess
 from tests.jobs import fake_registry, local_launch
 
 

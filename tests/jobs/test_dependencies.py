@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.dependencies import Dependency, make_dependency, upstream_jobs, with_singleton
-from jobs.plan import InFlight, Phase
+from jobs.control.facts import InFlight, Phase
+from jobs.slurm.dependencies import Dependency, make_dependency, upstream_jobs, with_singleton
 from tests.jobs.slurm_cases import batch_of, graph_of, node
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import Cluster, Experiment, Policy, SlurmSite
-from jobs.diagnosis import (
+from jobs.commands.doctor import collect_folder, collect_python, collect_slurm, examine, file_system, probe, read_minutes, read_partitions
+from jobs.commands.doctor_checks import (
     Check,
     FolderFacts,
     Partition,
@@ -31,8 +31,8 @@ from jobs.diagnosis import (
     judge_slurm,
     judge_torch,
 )
-from jobs.doctor import collect_folder, collect_python, collect_slurm, examine, file_system, probe, read_minutes, read_partitions
-from jobs.slurm_client import SlurmClient
+from jobs.experiment.config import Cluster, Experiment, Policy, SlurmSite
+from jobs.slurm.client import SlurmClient
 from tests.slurm_cluster import Cluster as SlurmCluster
 from tests.slurm_cluster.configuration import ClusterSettings
 

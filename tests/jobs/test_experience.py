@@ -11,18 +11,34 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.config import Resources, load_experiment
+from jobs.control.controller import desired_of
+from jobs.control.estimates import (
+    CONFIGURED,
+    GIB,
+    SPARE_GB,
+    START_SECONDS,
+    Bounds,
+    Experience,
+    Prediction,
+    asks_in_words,
+    predict,
+    upper_bound,
+)
+from jobs.control.executor_protocol import Limits
+from jobs.control.facts import OUTSIDE, Asked, Departure, NodeFacts, Request
+from jobs.control.failure_policy import Ended, ended_attempts, judge, short_of
+from jobs.control.observe import Sight, read_attempts, read_facts
+from jobs.control.plan import make_plan
+from jobs.control.result_index import ResultIndex, facts_of
 from jobs.errors import UsageError
-from jobs.experience import CONFIGURED, GIB, SPARE_GB, START_SECONDS, Bounds, Experience, Prediction, asks_in_words, predict, upper_bound
-from jobs.experiment import Corpus, launch
-from jobs.failures import Ended, FailureClass, judge, short_of
-from jobs.graph import Graph
-from jobs.index import ResultIndex, facts_of
-from jobs.layout import Layout
-from jobs.observe import Sight, ended_attempts, read_attempts, read_facts, seconds_before
-from jobs.plan import OUTSIDE, Asked, Departure, Limits, NodeFacts, Request, make_plan
-from jobs.records import Claim, Ending, Outcome, Result, claim_attempt, write_outcome, write_result
-from jobs.submissions import SubmissionBook, base_name, double_of, new_submission
+from jobs.experiment.config import Resources, load_experiment
+from jobs.experiment.graph import Graph
+from jobs.experiment.launched import Corpus, launch
+from jobs.slurm.submissions import SubmissionBook, base_name, double_of, new_submission
+from jobs.store.attempts import seconds_before
+from jobs.store.failures import FailureClass
+from jobs.store.layout import Layout
+from jobs.store.records import Claim, Ending, Outcome, Result, claim_attempt, write_outcome, write_result
 from ser_core.registry import REGISTRY as REGISTRY_OF_DEMO
 from ser_core.settings import Recipe
 from tests.jobs.fake_registry import make_graph
@@ -310,7 +326,8 @@ def test_only_slurm_is_asked(tmp_path: Path) -> None:
 
     def bounds(*overrides: str) -> Bounds | None:
         experiment = load_experiment("demo", ["methods=[vft]", "seeds=1", *overrides], configs=CONFIGS, recipe_schema=Recipe)
-        return launch(experiment, Corpus("fake", "d1", ("1",), "/nowhere"), REGISTRY_OF_DEMO, Layout(tmp_path, "exp")).desired.bounds
+        launched = launch(experiment, Corpus("fake", "d1", ("1",), "/nowhere"), REGISTRY_OF_DEMO, Layout(tmp_path, "exp"))
+        return desired_of(launched).bounds
 
     found = bounds("cluster=slurm", "slurm.signal_seconds=300", "policy.min_siblings=7")
     assert found is not None

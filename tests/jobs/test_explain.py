@@ -12,20 +12,21 @@ from typing import Any
 
 import pytest
 
-from jobs.capacity import Capacity
-from jobs.config import Policy, Resources
-from jobs.controller import Desired, Report, run_local, sight_of
+from jobs.commands.explain import explain_lines, find_target, next_words, read_stories, request_words, stages_of
+from jobs.control.controller import Desired, Report, run_local, sight_of
+from jobs.control.executor_protocol import Limits
+from jobs.control.facts import Departure, InFlight, NodeFacts, Phase, Request
+from jobs.control.observe import Sight, read_facts
+from jobs.control.plan import make_plan
+from jobs.control.rounds import replay
 from jobs.errors import UsageError
-from jobs.explain import explain_lines, find_target, next_words, read_stories, request_words, stages_of
-from jobs.graph import Graph, build_graph
-from jobs.layout import Layout
-from jobs.local import LocalExecutor
-from jobs.observe import Sight, read_facts
-from jobs.plan import Departure, InFlight, Limits, NodeFacts, Phase, Request, make_plan
-from jobs.records import Claim, claim_attempt
-from jobs.rounds import replay
-from jobs.slots import seeds_of_slots
-from jobs.tasks import Workplace
+from jobs.experiment.config import Policy, Resources
+from jobs.experiment.graph import Graph, build_graph, seeds_of_slots
+from jobs.local.executor import LocalExecutor
+from jobs.store.layout import Layout
+from jobs.store.records import Claim, claim_attempt
+from jobs.worker.machine import Capacity
+from jobs.worker.task import Workplace
 from tests.jobs import fake_registry
 from tests.jobs.fake_registry import REGISTRY, make_graph
 

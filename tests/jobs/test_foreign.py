@@ -11,17 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.collect import collect, collect_foreign
-from jobs.config import OutlierRule, Policy
+from jobs.control.facts import NodeFacts
+from jobs.control.outliers import rule_in_words
+from jobs.control.rounds import replay
 from jobs.errors import UsageError
-from jobs.foreign import Judged, judge_foreign, read_foreign
-from jobs.graph import Graph, Run
-from jobs.layout import Layout
-from jobs.outliers import rule_in_words
-from jobs.plan import NodeFacts
-from jobs.rounds import replay
-from jobs.summary import Entry, Scores, Status, summarise
-from jobs.tables import render_csv
+from jobs.experiment.config import OutlierRule, Policy
+from jobs.experiment.graph import Graph, Run
+from jobs.store.layout import Layout
+from jobs.tables.collect import collect, collect_foreign
+from jobs.tables.display import render_csv
+from jobs.tables.from_csv import Judged, judge_foreign, read_foreign
+from jobs.tables.summary import Entry, Scores, Status, summarise
 from tests.jobs.table_cases import entry, graph, published, result
 
 quick = settings(max_examples=100, deadline=None)

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from jobs.graph import Node, build_graph, canonical_json, content_key
-from jobs.slots import seeds_of_slots
+from jobs.experiment.graph import Node, build_graph, canonical_json, content_key, seeds_of_slots
 from ser_core.registry import REGISTRY as SPEECH
 from ser_core.settings import BackboneSettings, Recipe, Wav2vecSettings
 from tests.jobs.fake_registry import REGISTRY, FakeCall, make_graph

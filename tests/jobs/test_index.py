@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs.graph import Graph, Node
-from jobs.index import ENOUGH, ResultIndex, index_of
-from jobs.layout import Layout, StageFolder
-from jobs.observe import read_facts
-from jobs.plan import NodeFacts
-from jobs.records import Result, read_result, write_result
+from jobs.control.facts import NodeFacts
+from jobs.control.observe import read_facts
+from jobs.control.result_index import ENOUGH, ResultIndex, index_of
+from jobs.experiment.graph import Graph, Node
+from jobs.store.layout import Layout, StageFolder
+from jobs.store.records import Result, read_result, write_result
 from tests.jobs.fake_registry import make_graph
 
 
@@ -38,7 +38,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         opened.append(key)
         return read_result(folder, key)
 
-    monkeypatch.setattr("jobs.index.read_result", read)
+    monkeypatch.setattr("jobs.control.result_index.read_result", read)
     return opened
 
 

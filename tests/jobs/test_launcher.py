@@ -11,19 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cancellations import read_cancellations, record_cancellation
-from jobs.chain import link_name
-from jobs.config import Cluster, Experiment, Policy
-from jobs.controller import Report
+from jobs.commands.session import Launcher, keys_to_cancel, whole_jobs
+from jobs.control.controller import Report
+from jobs.control.executor_protocol import Limits
+from jobs.control.facts import InFlight, NodeFacts, Phase
+from jobs.control.plan import make_plan
 from jobs.errors import UsageError
-from jobs.experiment import Corpus, Launched, launch, store
-from jobs.graph import Graph
-from jobs.launcher import Launcher, keys_to_cancel, whole_jobs
-from jobs.layout import Layout
-from jobs.link import LinkEnd
-from jobs.plan import InFlight, Limits, NodeFacts, Phase, make_plan
-from jobs.records import write_json
-from jobs.slots import Slot
+from jobs.experiment.config import Cluster, Experiment, Policy
+from jobs.experiment.graph import Graph, Slot
+from jobs.experiment.launched import Corpus, Launched, launch, store
+from jobs.slurm.chain import link_name
+from jobs.slurm.chain_link import LinkEnd
+from jobs.store.cancellations import read_cancellations, record_cancellation
+from jobs.store.layout import Layout
+from jobs.store.records import write_json
 from tests.jobs.fake_registry import REGISTRY, make_graph
 from tests.jobs.local_launch import workplace
 
@@ -137,7 +138,7 @@ def test_a_link_looks_after_the_launch_that_it_has_read(tmp_path: Path, monkeypa
         seen.append(launched)
         return LinkEnd.handed_over
 
-    monkeypatch.setattr("jobs.link.run_link", link)
+    monkeypatch.setattr("jobs.slurm.chain_link.run_link", link)
     launcher_of(tmp_path, since=1000.0).control()
     assert seen == [1000.0]
 
@@ -148,7 +149,7 @@ def test_the_chain_of_an_earlier_launch_ends_where_the_last_one_wants_none(
 ) -> None:
     """Launched again on this machine, or without a controller: a link that starts then submits nothing, and none follows it."""
     withdrawn: list[str] = []
-    monkeypatch.setattr("jobs.chain.Chain.withdraw_successors", lambda chain: withdrawn.append(chain.name))
+    monkeypatch.setattr("jobs.slurm.chain.Chain.withdraw_successors", lambda chain: withdrawn.append(chain.name))
     launcher = launcher_of(tmp_path, controller=controller)
     launcher.launched.experiment.cluster = cluster
     assert launcher.control() is LinkEnd.stopped

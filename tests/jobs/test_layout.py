@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.layout import Layout, valid_experiment_name
+from jobs.store.layout import Layout, valid_experiment_name
 
 
 @pytest.mark.parametrize("name", ["iemocap", "savee-20", "a.b_c", "x" * 64])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.liveness import (
+from jobs.store.attempts import (
     GONE_SECONDS,
     JOB_VARIABLE,
     QUIET_SECONDS,
@@ -24,7 +24,7 @@ from jobs.liveness import (
     own_slurm_job,
     process_start,
 )
-from jobs.records import Claim
+from jobs.store.records import Claim
 
 ELSEWHERE = Claim(1, "node9", 4, "another-boot/pid:[1]/77", 100.0)
 

@@ -14,13 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from jobs.controller import Desired, Report, run_local
-from jobs.failures import MAX_SILENT, MEMORY_RETRIES, FailureClass
-from jobs.layout import Layout
-from jobs.local import Ended, LocalExecutor
-from jobs.observe import read_facts
-from jobs.plan import Batch, Phase, Task
-from jobs.records import Ending, read_outcome, read_result
+from jobs.control.controller import Desired, Report, run_local
+from jobs.control.executor_protocol import Batch, Task
+from jobs.control.facts import Phase
+from jobs.control.failure_policy import MAX_SILENT, MEMORY_RETRIES
+from jobs.control.observe import read_facts
+from jobs.local.executor import Ended, LocalExecutor
+from jobs.store.failures import FailureClass
+from jobs.store.layout import Layout
+from jobs.store.records import Ending, read_outcome, read_result
 from tests.jobs import fake_registry, local_launch
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from jobs.commands.logs import Log, attempt_over, choose_stage, find_log, follow_log, read_log, section
 from jobs.errors import UsageError
-from jobs.execution import WorkerProcess
-from jobs.graph import Graph
-from jobs.layout import Layout
-from jobs.logs import Log, attempt_over, choose_stage, find_log, follow_log, read_log, section
-from jobs.records import Claim, Ending, Outcome, claim_attempt, write_outcome
-from jobs.worker import run_task
+from jobs.experiment.graph import Graph
+from jobs.store.layout import Layout
+from jobs.store.records import Claim, Ending, Outcome, claim_attempt, write_outcome
+from jobs.worker.main import run_task
+from jobs.worker.stage import WorkerProcess
 from tests.jobs.fake_registry import make_graph
 from tests.jobs.local_launch import workplace
 
@@ -95,7 +95,7 @@ def test_following_ends_with_the_attempt_and_loses_no_line(tmp_path: Path) -> No
         with file.open("a") as log:
             log.write(line + "\n")
 
-    from jobs.tasks import describe
+    from jobs.worker.task import describe
 
     process = WorkerProcess(describe(place, graph, [[node.key]]), 1, tell, log=str(file))
     worker = threading.Thread(target=run_task, args=(process, 0))

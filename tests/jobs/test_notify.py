@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import Policy
+from jobs.commands.notify import Ending, check_notify, notice_line, notify, read_notices
 from jobs.errors import UsageError
-from jobs.layout import Layout
-from jobs.notify import Ending, check_notify, notice_line, notify, read_notices
+from jobs.experiment.config import Policy
+from jobs.store.layout import Layout
 
 ENDING = Ending("trial", 100.5, "complete", 25, 25, {"vft": 62.25, "tapt": None}, ("vft/1/0: failed: no memory",), "/results/trial/tables")
 

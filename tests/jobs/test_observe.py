@@ -9,14 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cancellations import Cancelled
-from jobs.failures import MAX_LOST, MAX_SILENT, FailureClass
-from jobs.graph import Graph, Node
-from jobs.layout import Layout
-from jobs.liveness import new_claim
-from jobs.observe import AttemptFiles, Sight, ended_attempts, read_facts
-from jobs.plan import Departure, Limits, NodeFacts, make_plan
-from jobs.records import Claim, Ending, Outcome, Result, claim_attempt, file_digest, write_outcome, write_result
+from jobs.control.executor_protocol import Limits
+from jobs.control.facts import Departure, NodeFacts
+from jobs.control.failure_policy import MAX_LOST, MAX_SILENT, ended_attempts
+from jobs.control.observe import Sight, read_facts
+from jobs.control.plan import make_plan
+from jobs.experiment.graph import Graph, Node
+from jobs.store.attempts import AttemptFiles, new_claim
+from jobs.store.cancellations import Cancelled
+from jobs.store.failures import FailureClass
+from jobs.store.layout import Layout
+from jobs.store.records import Claim, Ending, Outcome, Result, claim_attempt, file_digest, write_outcome, write_result
 from tests.jobs.fake_registry import make_graph
 
 
@@ -314,6 +317,37 @@ def test_a_job_cancelled_by_its_owner_is_not_submitted_again(
     node = _node(graph, "tapt")
     departures = _departed(_departure(node, "7_1", state, submitted, ours=ours))
     assert read_facts(graph, layout, Sight(since=5.0, departures=departures))[node.key].cancelled is cancelled
+
+
+def test_a_cancellation_by_the_owner_outlives_later_departures(layout: Layout, graph: Graph) -> None:
+    """A late array that the program withdraws, or one that fails, is no word of the owner's."""
+    node = _node(graph, "tapt")
+    by_hand = _departure(node, "7_1", "CANCELLED by 1000", 10.0)
+    withdrawn = _departure(node, "9_1", "CANCELLED by 1000", 20.0, ours=True)
+    lost = _departure(node, "11_1", "NODE_FAIL", 30.0)
+    for later in ((withdrawn,), (lost,), (lost, withdrawn)):
+        assert read_facts(graph, layout, Sight(since=5.0, departures=_departed(by_hand, *later)))[node.key].cancelled
+        assert not read_facts(graph, layout, Sight(since=5.0, departures=_departed(*later)))[node.key].cancelled
+        assert not read_facts(graph, layout, Sight(since=15.0, departures=_departed(by_hand, *later)))[node.key].cancelled
+
+
+def test_what_the_program_withdraws_as_it_begins_is_not_cancelled_by_the_owner(layout: Layout, graph: Graph) -> None:
+    """Slurm names the same user for both; an attempt that was killed without a word is tried again."""
+    node = _node(graph, "tapt")
+    _attempt(layout, node, 1, None, started=11.0, job="7_1")
+    for ours, failure in ((True, FailureClass.interrupted), (False, FailureClass.cancelled)):
+        departures = _departed(_departure(node, "7_1", "CANCELLED by 1000", ours=ours))
+        facts = read_facts(graph, layout, Sight(since=5.0, departures=departures))[node.key]
+        assert (facts.failure, facts.cancelled, facts.stopped) == (failure.name, not ours, "")
+
+
+def test_an_ending_is_told_once_although_a_late_array_was_withdrawn_since(layout: Layout, graph: Graph) -> None:
+    """The job that accounting is still asked about need not be the last that departed."""
+    node = _node(graph, "tapt")
+    _attempt(layout, node, 1, FailureClass.interrupted, started=11.0, job="7_1")
+    departures = _departed(_departure(node, "7_1"), _departure(node, "9_1", "CANCELLED by 1000", 20.0, ours=True))
+    assert read_facts(graph, layout, Sight(departures=departures, settling={node.key}))[node.key].ended == 0
+    assert read_facts(graph, layout, Sight(departures=departures))[node.key].ended == 1
 
 
 def test_cancelled_stages_are_cancelled(layout: Layout, graph: Graph) -> None:

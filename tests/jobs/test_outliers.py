@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.config import OutlierRule
+from jobs.control.outliers import Attempt, Judgement, Trial, check_rule, judge, rule_in_words, verdict_in_words
 from jobs.errors import UsageError
-from jobs.outliers import Attempt, Judgement, Trial, check_rule, judge, rule_in_words, verdict_in_words
+from jobs.experiment.config import OutlierRule
 
 ROOT = Path(__file__).parents[2]
 quick = settings(max_examples=60, deadline=None)
@@ -271,8 +271,8 @@ def test_words_say_rule_and_parameters() -> None:
 
 def test_judging_imports_nothing_heavy() -> None:
     """Every look at an experiment judges: it must not wait for numpy or the configuration."""
-    heavy = ("numpy", "scipy", "pandas", "omegaconf", "jobs.config")
-    code = f"import sys, jobs.outliers; print([name for name in {heavy} if name in sys.modules])"
+    heavy = ("numpy", "scipy", "pandas", "omegaconf", "jobs.experiment.config")
+    code = f"import sys, jobs.control.outliers; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
 

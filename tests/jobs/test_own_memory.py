@@ -7,12 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from jobs.own_memory import OwnPeak, Resident, resident
+from jobs.worker.provenance import OwnPeak, Resident, resident
 
 MIB = 1 << 20
 MEASURE = """
 import json, mmap, sys
-from jobs.own_memory import OwnPeak, resident
+from jobs.worker.provenance import OwnPeak, resident
 watch, first = OwnPeak(), resident()
 with open(sys.argv[1], "rb") as file:
     mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -18,21 +18,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.capacity import Capacity
-from jobs.config import Resources
-from jobs.controller import run_local
-from jobs.failures import FailureClass
-from jobs.last_word import class_of_death, oom_kills
-from jobs.layout import StageFolder
-from jobs.liveness import process_start
-from jobs.local import LocalExecutor
-from jobs.observe import read_facts
-from jobs.packing import CONTEXT_BYTES, Peak, Room, fits, larger, measured_peak, peak_of
-from jobs.plan import NodeFacts
-from jobs.records import Outcome, Result, attempt_numbers, read_claim, read_outcome, read_result
-from jobs.tasks import describe, write_description
+from jobs.control.controller import run_local
+from jobs.control.facts import NodeFacts
+from jobs.control.observe import read_facts
+from jobs.experiment.config import Resources
+from jobs.local.executor import LocalExecutor
+from jobs.store.attempts import process_start
+from jobs.store.failures import FailureClass
+from jobs.store.layout import StageFolder
+from jobs.store.records import Outcome, Result, attempt_numbers, read_claim, read_outcome, read_result
+from jobs.worker.deaths import class_of_death, oom_kills
+from jobs.worker.machine import CONTEXT_BYTES, Capacity, Peak, Room, fits, larger, measured_peak, peak_of
+from jobs.worker.task import describe, write_description
 from tests.jobs import fake_registry, local_launch
-from tests.jobs.test_failure_classes import Trial
+from tests.jobs.failure_trial import Trial
 from tests.slurm_cluster import Cluster
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,7 +117,7 @@ class Element:
         description = describe(self.place, self.graph, [[node.key for node in self.nodes]])
         write_description(file, replace(description, at_once=self.at_once))
         values = {**os.environ, "SLURM_CPUS_PER_TASK": "6", **environment, "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-m", "jobs.worker", str(file), "0"]
+        command = [sys.executable, "-m", "jobs.worker.main", str(file), "0"]
         limit = (lambda: resource.setrlimit(resource.RLIMIT_AS, (self.memory, self.memory))) if self.memory else None
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=values, cwd=ROOT, preexec_fn=limit

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.provenance import Stopwatch, code_facts, package_versions, process_facts
+from jobs.store.snapshot import code_facts
+from jobs.worker.provenance import Stopwatch, package_versions, process_facts
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.plan import Departure, InFlight, Phase
-from jobs.queue_view import departures_of, failed_launches, find_holdings, flights, held_twice, stuck_keys, withdrawable
-from jobs.slurm_text import QueuedElement
-from jobs.submissions import State, Submission
+from jobs.control.facts import Departure, InFlight, Phase
+from jobs.slurm.parse import QueuedElement
+from jobs.slurm.queue import departures_of, failed_launches, find_holdings, flights, held_twice, stuck_keys, withdrawable
+from jobs.slurm.submissions import State, Submission
 
 
 def record(job: str, *tasks: tuple[str, ...], name: str = "", **facts: object) -> Submission:

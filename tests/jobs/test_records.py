@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.layout import StageFolder
-from jobs.records import (
+from jobs.store.layout import StageFolder
+from jobs.store.records import (
     SCHEMA,
     Claim,
     Ending,

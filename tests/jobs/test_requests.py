@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import Resources
-from jobs.controller import experience_of, look, sight_of
-from jobs.experience import Bounds, asks_in_words
-from jobs.explain import explain_lines, find_target, read_stories, stages_of
-from jobs.failures import FailureClass
-from jobs.observe import Sight
-from jobs.plan import Asked, Limits, make_plan
-from jobs.requests import RequestsRow, TaskUse, read_tasks, requests_lines, requests_to_json, rows_of
-from tests.jobs.test_failure_classes import Trial
+from jobs.commands.explain import explain_lines, find_target, read_stories, stages_of
+from jobs.commands.requests import RequestsRow, TaskUse, read_tasks, requests_lines, requests_to_json, rows_of
+from jobs.control.controller import experience_of, look, sight_of
+from jobs.control.estimates import Bounds, asks_in_words
+from jobs.control.executor_protocol import Limits
+from jobs.control.facts import Asked
+from jobs.control.observe import Sight
+from jobs.control.plan import make_plan
+from jobs.experiment.config import Resources
+from jobs.store.failures import FailureClass
+from tests.jobs.failure_trial import Trial
 from tests.slurm_cluster import Cluster
 from tests.slurm_cluster.processes import wait_until
 

@@ -10,12 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.config import OutlierRule, Policy
-from jobs.graph import Graph, Run
-from jobs.outliers import judge
-from jobs.plan import NodeFacts
-from jobs.rounds import Judgements, replay
-from jobs.slots import MAX_SLOTS, Slot, seeds_of, seeds_of_slots
+from jobs.control.facts import NodeFacts
+from jobs.control.outliers import judge
+from jobs.control.rounds import Judgements, replay
+from jobs.experiment.config import OutlierRule, Policy
+from jobs.experiment.graph import MAX_SLOTS, Graph, Run, Slot, seeds_of, seeds_of_slots
 from tests.jobs.fake_registry import make_graph
 
 GOOD = (62.0, 62.5, 63.0, 63.5, 64.0)
@@ -243,8 +242,8 @@ def test_seeds_of_slots_follow_the_generations() -> None:
 
 @pytest.mark.parametrize("rule", list(OutlierRule))
 def test_the_rule_itself_is_the_one_that_is_asked(rule: OutlierRule) -> None:
-    """A round says what jobs.outliers says of the same runs."""
-    from jobs.outliers import Attempt
+    """A round says what jobs.control.outliers says of the same runs."""
+    from jobs.control.outliers import Attempt
 
     world = World({("vft", "1", 0, 0): 40.0}, seeds=8)
     graph = world.graph()

@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from jobs.config import Resources, SlurmSite
+from jobs.control.facts import Request
 from jobs.errors import UsageError
-from jobs.plan import Request
-from jobs.sbatch import ArrayJob, array_expression, excluded_nodes, memory_mb, render_script, signal_seconds
+from jobs.experiment.config import Resources, SlurmSite
+from jobs.slurm.script import ArrayJob, array_expression, excluded_nodes, memory_mb, render_script, signal_seconds
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = ROOT / "slurm_templates"

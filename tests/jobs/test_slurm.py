@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import SlurmSite
-from jobs.graph import Graph, Node
-from jobs.plan import InFlight, Phase
-from jobs.slurm_client import SlurmClient
-from jobs.slurm_text import expand_indices
-from jobs.submissions import SubmissionBook
+from jobs.control.facts import InFlight, Phase
+from jobs.experiment.config import SlurmSite
+from jobs.experiment.graph import Graph, Node
+from jobs.slurm.client import SlurmClient
+from jobs.slurm.parse import expand_indices
+from jobs.slurm.submissions import SubmissionBook
 from tests.jobs.slurm_cases import (
     array_jobs,
     arrays_of,

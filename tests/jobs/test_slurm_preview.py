@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import SlurmSite
+from jobs.control.executor_protocol import Limits
+from jobs.control.facts import InFlight, Phase
 from jobs.errors import UsageError
-from jobs.plan import InFlight, Limits, Phase
-from jobs.snapshot import take_snapshot
-from jobs.submissions import State, SubmissionBook, new_submission
+from jobs.experiment.config import SlurmSite
+from jobs.slurm.submissions import State, SubmissionBook, new_submission
+from jobs.store.snapshot import take_snapshot
 from tests.jobs.slurm_cases import arrays_of, batch_of, experiment_of, graph_of, layout_of, node
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.slurm_text import (
+from jobs.slurm.parse import (
     LONGEST_EXPRESSION,
     QueuedElement,
     Refusal,

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-import jobs.snapshot
+import jobs.store.snapshot
 from jobs.errors import UsageError
-from jobs.snapshot import plan_snapshot, snapshot_facts, take_snapshot
+from jobs.store.snapshot import plan_snapshot, snapshot_facts, take_snapshot
 from tests.jobs.slurm_cases import layout_of
 
 
@@ -109,7 +109,7 @@ def test_an_untracked_file_too_large_to_be_code_is_named_and_left_out(
     checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Recordings that lie about are not copied with every launch."""
-    monkeypatch.setattr(jobs.snapshot, "LARGEST", 100)
+    monkeypatch.setattr(jobs.store.snapshot, "LARGEST", 100)
     (checkout / "speech.wav").write_bytes(bytes(101))
     snapshot = take_snapshot(checkout, layout_of(tmp_path))
     assert "speech.wav" not in snapshot.files

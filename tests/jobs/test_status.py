@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from jobs.config import Policy, Resources
-from jobs.controller import Report
-from jobs.forecast import Source, forecast, shape_in_words
-from jobs.graph import Graph, build_graph
-from jobs.plan import InFlight, Limits, NodeFacts, Phase, make_plan
-from jobs.rounds import replay
-from jobs.slots import seeds_of_slots
-from jobs.status import State, Status, status_lines, status_of, status_table, status_to_json, table_states
+from jobs.commands.status_report import State, Status, status_lines, status_of, status_table, status_to_json, table_states
+from jobs.control.controller import Report
+from jobs.control.estimates import Source, forecast, shape_in_words
+from jobs.control.executor_protocol import Limits
+from jobs.control.facts import InFlight, NodeFacts, Phase
+from jobs.control.plan import make_plan
+from jobs.control.rounds import replay
+from jobs.experiment.config import Policy, Resources
+from jobs.experiment.graph import Graph, build_graph, seeds_of_slots
 from tests.jobs.fake_registry import REGISTRY, make_graph
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -201,7 +202,8 @@ def test_a_forecast_prefers_finished_siblings() -> None:
 def test_status_loads_nothing_heavy() -> None:
     """The modules behind `status` import neither torch nor submitit, numpy, omegaconf or rich."""
     code = (
-        "import sys, jobs.status, jobs.observe, jobs.controller, jobs.forecast, jobs.provenance\n"
+        "import sys, jobs.commands.status_report, jobs.control.observe, jobs.control.controller\n"
+        "import jobs.control.estimates, jobs.worker.provenance\n"
         "heavy = {'torch', 'submitit', 'numpy', 'omegaconf', 'rich', 'pandas', 'ser_core'} & set(sys.modules)\n"
         "print(*sorted(heavy))"
     )

@@ -20,13 +20,15 @@ from typing import Any
 
 import pytest
 
-from jobs.config import SlurmSite
-from jobs.errors import UsageError
-from jobs.graph import Graph
-from jobs.plan import Batch, Limits, Phase, make_plan
-from jobs.slurm import SlurmArrays
-from jobs.slurm_client import SlurmClient, SlurmUnavailableError, sbatch_under_way
-from jobs.submissions import State, Submission, SubmissionBook, Writer, new_submission
+from jobs.control.executor_protocol import Batch, Limits
+from jobs.control.facts import Phase
+from jobs.control.plan import make_plan
+from jobs.errors import SlurmUnavailableError, UsageError
+from jobs.experiment.config import SlurmSite
+from jobs.experiment.graph import Graph
+from jobs.slurm.client import SlurmClient, sbatch_under_way
+from jobs.slurm.executor import SlurmArrays
+from jobs.slurm.submissions import State, Submission, SubmissionBook, Writer, new_submission
 from tests.jobs.slurm_cases import (
     ROOT,
     array_jobs,
@@ -92,9 +94,9 @@ KILLED = """\
 import os, signal, sys
 from pathlib import Path
 
-import jobs.slurm
-from jobs.slurm_client import SlurmClient
-from jobs.submissions import SubmissionBook
+import jobs.slurm.executor
+from jobs.slurm.client import SlurmClient
+from jobs.slurm.submissions import SubmissionBook
 from tests.jobs.slurm_cases import arrays_of
 from tests.jobs.test_submission_faults import two_levels
 
@@ -105,7 +107,7 @@ held = arrays.submit(upstream, graph, {})
 (folder / "bin").mkdir(exist_ok=True)
 (folder / "bin" / "launcher").write_text(str(os.getpid()))
 points = {
-    "tasks": (jobs.slurm, "write_description"),
+    "tasks": (jobs.slurm.executor, "write_description"),
     "intent": (SubmissionBook, "begin"),
     "sbatch": (SlurmClient, "submit"),
     "record": (SubmissionBook, "change"),
@@ -169,7 +171,7 @@ def test_the_reply_of_sbatch_is_lost(slurm_cluster: Cluster, tmp_path: Path, end
     """It made the array and did not say so: the intent stays, the array turns up under its name and is the only one."""
     nodes = [node("one", "states"), node("two", "states")]
     graph, batch = graph_of(nodes), batch_of(nodes)
-    monkeypatch.setattr("jobs.slurm_client.SUBMIT_SECONDS", 2)
+    monkeypatch.setattr("jobs.slurm.client.SUBMIT_SECONDS", 2)
     before = array_jobs(slurm_cluster)
     arrays = arrays_of(tmp_path)
     with monkeypatch.context() as during:
@@ -210,7 +212,7 @@ def test_the_controller_dies_before_it_hears_of_the_job(slurm_cluster: Cluster, 
             finally:
                 slurm_cluster.start_controller()
 
-    monkeypatch.setattr("jobs.slurm_client.SUBMIT_SECONDS", 2)
+    monkeypatch.setattr("jobs.slurm.client.SUBMIT_SECONDS", 2)
     nodes = [node("one", "states")]
     graph, batch = graph_of(nodes), batch_of(nodes)
     assert arrays_of(tmp_path, client=Cut()).submit(batch, graph, {})["one"].job.startswith("?")
@@ -229,7 +231,7 @@ def test_a_controller_that_is_deaf_and_hears_later(slurm_cluster: Cluster, tmp_p
             finally:
                 slurm_cluster.resume_controller()
 
-    monkeypatch.setattr("jobs.slurm_client.SUBMIT_SECONDS", 2)
+    monkeypatch.setattr("jobs.slurm.client.SUBMIT_SECONDS", 2)
     nodes = [node("one", "states")]
     graph, batch = graph_of(nodes), batch_of(nodes)
     before = array_jobs(slurm_cluster)

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from jobs.errors import UsageError
-from jobs.summary import CodeFacts, Dropped, Entry, Scores, Status, code_facts, entries_of, summarise, to_json
+from jobs.tables.summary import CodeFacts, Dropped, Entry, Scores, Status, code_facts, entries_of, summarise, to_json
 from tests.jobs.table_cases import entry, graph, paper_like, result, summary
 
 DESIGN_METHOD_KEYS = ["method", "corpus", "mean_ua", "sd_ua", "mean_ua_all_runs", "n", "dropped", "rerun", "unresolved", "cells"]

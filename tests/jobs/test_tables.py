@@ -19,16 +19,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from jobs import published as figures
-from jobs.collect import FORMATS, collect, summary_of
+from jobs.control.outliers import rule_in_words
 from jobs.errors import UsageError
-from jobs.layout import Layout
-from jobs.markup import latex, markdown
-from jobs.outliers import rule_in_words
-from jobs.published import Published, PublishedRow, load_published
 from jobs.statistics import mean, round_half_up
-from jobs.summary import CodeFacts, Entry, Scores, Status, Summary, summarise, to_json
-from jobs.tables import CSV_COLUMNS, METHOD_COLUMNS, print_tables, render_csv, render_latex, render_markdown, render_methods_csv, tables_of
+from jobs.store.layout import Layout
+from jobs.tables import published as figures
+from jobs.tables.collect import FORMATS, collect, summary_of
+from jobs.tables.display import (
+    CSV_COLUMNS,
+    METHOD_COLUMNS,
+    print_tables,
+    render_csv,
+    render_latex,
+    render_markdown,
+    render_methods_csv,
+    tables_of,
+)
+from jobs.tables.format import latex, markdown
+from jobs.tables.published import Published, PublishedRow, load_published
+from jobs.tables.summary import CodeFacts, Entry, Scores, Status, Summary, summarise, to_json
 from tests.jobs.table_cases import CONFIGS, entry, graph, paper_like, published, result, summary
 
 GOLDEN = Path(__file__).parent / "golden" / "tables"
@@ -454,7 +463,7 @@ def test_unknown_format_is_refused_before_anything_is_written(tmp_path: Path) ->
 def test_heavy_packages_are_imported_late() -> None:
     """Importing the table modules costs neither pandas nor scipy nor matplotlib nor jinja2."""
     heavy = ("pandas", "scipy", "numpy", "matplotlib", "jinja2", "rich")
-    code = f"import sys, jobs.collect; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, jobs.tables.collect; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=CONFIGS.parent, capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
 

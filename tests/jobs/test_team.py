@@ -17,23 +17,23 @@ from pathlib import Path
 
 import pytest
 
-from jobs.capacity import Capacity, Needs, processes_here, whole
-from jobs.config import Resources
-from jobs.controller import Desired, run_local
-from jobs.failures import FailureClass, class_of_exception, judge
-from jobs.follower import join
-from jobs.graph import Node
-from jobs.layout import Layout
-from jobs.leader import Leader
-from jobs.liveness import new_claim, own_node
-from jobs.local import LocalExecutor, log_of
-from jobs.observe import AttemptFiles, ended_attempts
-from jobs.plan import Departure
-from jobs.records import Ending, Outcome, attempt_numbers, read_result
-from jobs.rendezvous import Meeting, Seat, TeamError, call, find, listen, meeting_file, publish, seat_in_step
-from jobs.stop import StopRequest
-from jobs.tasks import describe, write_description
-from jobs.team import SILENT_VARIABLE, Follower, Loss, Patience, patience_of
+from jobs.control.controller import Desired, run_local
+from jobs.control.facts import Departure
+from jobs.control.failure_policy import ended_attempts, judge
+from jobs.experiment.config import Resources
+from jobs.experiment.graph import Node
+from jobs.local.executor import LocalExecutor
+from jobs.signals import StopRequest
+from jobs.store.attempts import AttemptFiles, new_claim, own_node
+from jobs.store.failures import FailureClass, class_of_exception
+from jobs.store.layout import Layout
+from jobs.store.records import Ending, Outcome, attempt_numbers, read_result
+from jobs.worker.machine import Capacity, Needs, processes_here, whole
+from jobs.worker.task import describe, write_description
+from jobs.worker.team_channel import Meeting, Seat, TeamError, call, find, listen, meeting_file, publish, seat_in_step
+from jobs.worker.team_follower import SILENT_VARIABLE, Follower, Loss, Patience, patience_of
+from jobs.worker.team_leader import Leader
+from jobs.worker.team_start import join
 from tests.jobs import fake_registry, local_launch
 from tests.jobs.test_worker import Place
 from tests.slurm_cluster.processes import wait_until
@@ -50,7 +50,7 @@ def start(place: Place, *nodes: Node, size: int = 3) -> subprocess.Popen[str]:
     write_description(file, replace(describe(place.place, place.graph, [[node.key for node in nodes]]), team=size))
     values = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
     values |= {SILENT_VARIABLE: str(SILENT), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "jobs.worker", str(file), "0"]
+    command = [sys.executable, "-m", "jobs.worker.main", str(file), "0"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=values, start_new_session=True)
 
 
@@ -189,7 +189,7 @@ def test_the_local_executor_gives_a_stage_its_processes(tmp_path: Path) -> None:
         result = read_result(layout.stage(node.stage, node.key), node.key)
         assert result is not None
         assert (result.provenance["processes"], result.provenance["threads"]) == (2, 1)
-        assert f"rank 1: {node.name}" in log_of(layout, node).read_text()
+        assert f"rank 1: {node.name}" in layout.log_of(node.stage, node.key).read_text()
 
 
 # ---- one leader and its followers in this process

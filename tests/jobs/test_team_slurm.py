@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import SlurmSite
-from jobs.failures import FailureClass
-from jobs.records import Outcome
-from jobs.team import SILENT_VARIABLE
-from tests.jobs.test_failure_classes import Trial
+from jobs.experiment.config import SlurmSite
+from jobs.store.failures import FailureClass
+from jobs.store.records import Outcome
+from jobs.worker.team_follower import SILENT_VARIABLE
+from tests.jobs.failure_trial import Trial
 from tests.slurm_cluster import Cluster
 
 pytestmark = pytest.mark.slurm

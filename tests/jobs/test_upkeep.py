@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from jobs.config import SlurmSite
-from jobs.errors import UsageError
-from jobs.plan import Batch, Departure, Request
-from jobs.slurm import SlurmArrays
-from jobs.slurm_client import SlurmClient, SlurmUnavailableError
-from jobs.slurm_text import QueuedElement
-from jobs.submissions import State, SubmissionBook, new_submission
-from jobs.template_executor import SubmissionFailedError
-from jobs.upkeep import REFINEMENT_TRIES
+from jobs.control.executor_protocol import Batch
+from jobs.control.facts import Departure, Request
+from jobs.errors import SlurmUnavailableError, SubmissionFailedError, UsageError
+from jobs.experiment.config import SlurmSite
+from jobs.slurm.client import SlurmClient
+from jobs.slurm.executor import SlurmArrays
+from jobs.slurm.parse import QueuedElement
+from jobs.slurm.recovery import REFINEMENT_TRIES
+from jobs.slurm.submissions import State, SubmissionBook, new_submission
 from tests.jobs.slurm_cases import arrays_of, batch_of, experiment_of, graph_of, layout_of, node
 
 LAUNCH = "launch failed requeued held"

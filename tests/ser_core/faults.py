@@ -23,10 +23,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ser_core.errors import Interrupted
 from ser_core.registry import REGISTRY
 from ser_core.training import checkpoints
 from ser_core.training.checkpoints import Checkpoints
-from ser_core.training.endings import Interrupted
 from tests.ser_core.training.line import Regression, line_plan, train_line, weights
 
 SAVE = 7  # the save that is met by the fault: one is made after every step

@@ -1,6 +1,6 @@
 """A simulated Slurm: arrays, dependencies, nodes that fail, requeue, cancellation, limits, accounting, and replies that get lost.
 
-It understands the very commands that `jobs.slurm_client` types, and prints what Slurm prints. Its queue is the truth, as squeue's is;
+It understands the very commands that `jobs.slurm.client` types, and prints what Slurm prints. Its queue is the truth, as squeue's is;
 everything else may lag, be silent or be missing. It keeps no time of its own: somebody else moves the clock.
 """
 
@@ -13,10 +13,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from jobs.config import SlurmSite
-from jobs.slurm_client import SlurmClient
-from jobs.slurm_text import QUEUE_FORMAT, compress_indices, expand_indices, expand_job
-from jobs.template_executor import SubmissionFailedError
+from jobs.errors import SubmissionFailedError
+from jobs.experiment.config import SlurmSite
+from jobs.slurm.client import SlurmClient
+from jobs.slurm.parse import QUEUE_FORMAT, compress_indices, expand_indices, expand_job
 from tests.simulation.crashes import Killed, reach
 
 OWNER = 1000

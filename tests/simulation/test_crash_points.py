@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.failures import FailureClass
+from jobs.store.failures import FailureClass
 from tests.simulation.crashes import kill
 from tests.simulation.slurm import OWNER, Accounting, Reply
 from tests.simulation.world import Shape, World, world

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from jobs.config import SlurmSite
-from jobs.failures import FailureClass
-from jobs.liveness import QUIET_SECONDS
-from jobs.records import read_outcome, read_result
-from jobs.slurm_client import SlurmUnavailableError
-from jobs.template_executor import SubmissionFailedError
+from jobs.errors import SlurmUnavailableError, SubmissionFailedError
+from jobs.experiment.config import SlurmSite
+from jobs.store.attempts import QUIET_SECONDS
+from jobs.store.failures import FailureClass
+from jobs.store.records import read_outcome, read_result
 from tests.simulation.crashes import Killed, Process, instrumented, kill, running
 from tests.simulation.slurm import OWNER, Accounting, Clock, Element, Reply, SimulatedClient, SimulatedSlurm
 from tests.simulation.world import Shape, World, world

@@ -1,4 +1,4 @@
-"""A simulated worker: leaves on the disk what `jobs.worker` leaves there, in steps between which it may die.
+"""A simulated worker: leaves on the disk what `jobs.worker.main` leaves there, in steps between which it may die.
 
 It reads and writes the real records with the real functions; only the waiting and the computing are gone.
 """
@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-from jobs.cancellations import read_cancellations
-from jobs.failures import FailureClass
-from jobs.graph import Node
-from jobs.layout import AttemptFolder, Layout, StageFolder
-from jobs.liveness import GONE_SECONDS, claim_alive
-from jobs.observe import SUPERSEDED, newest_checkpoint
-from jobs.records import (
+from jobs.experiment.graph import Node
+from jobs.store.attempts import GONE_SECONDS, SUPERSEDED, claim_alive, divergence_of, newest_checkpoint
+from jobs.store.cancellations import read_cancellations
+from jobs.store.failures import FailureClass
+from jobs.store.layout import AttemptFolder, Layout, StageFolder
+from jobs.store.records import (
     Claim,
     Ending,
     Outcome,
@@ -34,7 +33,7 @@ from jobs.records import (
     write_outcome,
     write_result,
 )
-from jobs.tasks import Description
+from jobs.worker.task import Description
 from tests.simulation.slurm import Clock
 
 
@@ -187,7 +186,7 @@ class SimulatedWorker:
         node = self.stage
         if self._has_result():
             return self._next(0)
-        if self._cancelled():
+        if self._cancelled() or divergence_of(self.folder(self.stage)):
             return self._next(3)
         self.looked = self.clock()
         parents = [self.description.nodes[key] for key in node.upstream.values()]
@@ -242,7 +241,7 @@ class SimulatedWorker:
             metrics={"ua": ua},
             provenance={"seconds": 1.0, "peak_rss_bytes": 1 << 28},
             artifacts={"weights": digest},
-            diverged=diverged,
+            diverged=diverged or divergence_of(folder),
         )
         write_result(folder, result)
         stamp(folder.result, self.clock())

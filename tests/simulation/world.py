@@ -18,23 +18,24 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from jobs.cancellations import record_cancellation
-from jobs.config import Cluster, Experiment, Policy, SlurmSite, StageResources, resources_of
-from jobs.controller import Desired, Report, reconcile
-from jobs.experience import Bounds
-from jobs.failures import COMMUNICATION_RETRIES, DISK_RETRIES, MAX_LOST, MAX_SILENT, MEMORY_RETRIES, FailureClass
-from jobs.graph import Graph, build_graph
-from jobs.index import ResultIndex
-from jobs.layout import Layout
-from jobs.observe import RELAUNCH_SECONDS
-from jobs.plan import Asked, needed_keys
-from jobs.records import Claim, read_result
-from jobs.slots import Slot, seeds_of_slots
-from jobs.slurm import SETTLE_SECONDS, SlurmArrays
-from jobs.slurm_client import SlurmUnavailableError
-from jobs.snapshot import Snapshot
-from jobs.submissions import SubmissionBook, base_name
-from jobs.tasks import Description, Workplace, read_description
+from jobs.control.controller import Desired, Report, reconcile
+from jobs.control.estimates import Bounds
+from jobs.control.facts import Asked
+from jobs.control.failure_policy import COMMUNICATION_RETRIES, DISK_RETRIES, MAX_LOST, MAX_SILENT, MEMORY_RETRIES
+from jobs.control.observe import RELAUNCH_SECONDS
+from jobs.control.plan import needed_keys
+from jobs.control.result_index import ResultIndex
+from jobs.errors import SlurmUnavailableError
+from jobs.experiment.config import Cluster, Experiment, Policy, SlurmSite, StageResources, resources_of
+from jobs.experiment.graph import Graph, Slot, build_graph, seeds_of_slots
+from jobs.slurm.executor import SlurmArrays
+from jobs.slurm.submissions import SETTLE_SECONDS, SubmissionBook, base_name
+from jobs.store.cancellations import record_cancellation
+from jobs.store.failures import FailureClass
+from jobs.store.layout import Layout
+from jobs.store.records import Claim, read_result
+from jobs.store.snapshot import Snapshot
+from jobs.worker.task import Description, Workplace, read_description
 from tests.jobs.fake_registry import REGISTRY
 from tests.simulation.crashes import TALLY, Killed, Process, current, instrumented, kill, running
 from tests.simulation.slurm import OWNER, Accounting, Array, Clock, Element, Reply, SimulatedClient, SimulatedSlurm
@@ -140,17 +141,17 @@ class World:
 
     def __enter__(self) -> World:
         patched: list[tuple[str, Any]] = [
-            ("jobs.slurm.take_snapshot", lambda source, layout: self.snapshot),
-            ("jobs.slurm.render_script", lambda job, site, templates: "#!/bin/bash\n"),
+            ("jobs.slurm.executor.take_snapshot", lambda source, layout: self.snapshot),
+            ("jobs.slurm.executor.render_script", lambda job, site, templates: "#!/bin/bash\n"),
             # Names hold a digest of the folder, which is another one each time: an example must do the same when it is run again.
-            ("jobs.submissions.base_name", lambda layout, batch: base_name(Layout(Path("/results"), layout.experiment), batch)),
+            ("jobs.slurm.submissions.base_name", lambda layout, batch: base_name(Layout(Path("/results"), layout.experiment), batch)),
             # What a process remembers of results dies with it, and is stored at every change: the thousands that it is for are not here.
-            ("jobs.controller.index_of", self._index_of_current),
-            ("jobs.observe.index_of", self._index_of_current),
-            ("jobs.index.ENOUGH", 1),
-            ("jobs.submissions.process_start", lambda pid: self._token_of_current()),
-            ("jobs.submissions.claim_alive", self._writer_alive),
-            ("jobs.upkeep.sbatch_under_way", lambda scripts: any(each.sbatch_runs for each in self.slurm.under_way)),
+            ("jobs.control.controller.index_of", self._index_of_current),
+            ("jobs.control.observe.index_of", self._index_of_current),
+            ("jobs.control.result_index.ENOUGH", 1),
+            ("jobs.slurm.submissions.process_start", lambda pid: self._token_of_current()),
+            ("jobs.slurm.submissions.claim_alive", self._writer_alive),
+            ("jobs.slurm.submissions.sbatch_under_way", lambda scripts: any(each.sbatch_runs for each in self.slurm.under_way)),
         ]
         for name, replacement in patched:
             self._stack.enter_context(mock.patch(name, replacement))
@@ -285,12 +286,12 @@ class World:
         self.place = replace(self.place, launched=self.since)
         self.controllers = [self._controller(each.name) for each in self.controllers]  # those of former launches refuse to go on
 
-    def launch_with_more_seeds(self) -> None:
-        """`grid` again, with one slot more in each cell; whoever looks after it now begins anew."""
-        self.shape = replace(self.shape, seeds=self.shape.seeds + 1)
+    def launch_with_seeds(self, seeds: int) -> None:
+        """`grid` again, with another number of slots in each cell; whoever looks after it now begins anew."""
+        self.shape = replace(self.shape, seeds=seeds)
         self._graphs.clear()
         self.graph = self._graph({})
-        self.generations.clear()  # more runs, another judgement
+        self.generations.clear()  # other runs, another judgement
         self.launch()
 
     def spoil(self, key: str, how: int) -> None:
@@ -442,6 +443,7 @@ class World:
             assert plan.reasons.get(key), f"{self.name(key)} has no reason"
         if calm:
             self._check_doubles()
+            self._check_needed(report)
             for key in plan.waiting:
                 assert key in report.in_flight or report.facts[key].held
             for key, fact in report.facts.items():
@@ -467,6 +469,15 @@ class World:
         for elements in holding.values():
             waiting = [element.name for element in elements if element.state == "PENDING"]
             assert len(elements) == 1 or not waiting, f"{waiting} wait for what {len(elements)} elements hold"
+
+    def _check_needed(self, report: Report) -> None:
+        """After a pass that nothing disturbed: for what waits somebody else waits too."""
+        wanted = {*report.plan.waiting, *report.submitted}
+        wanted |= {parent for key in report.plan.waiting for parent in report.graph.nodes[key].upstream.values()}
+        for array, element in self.slurm.elements():
+            if element.state == "PENDING":
+                keys = self.keys_of[array.number][element.index]
+                assert wanted & set(keys), f"{element.name} waits although nothing needs {', '.join(map(self.name, keys))}"
 
     def _done(self, key: str) -> bool:
         node = self.graph.nodes.get(key)

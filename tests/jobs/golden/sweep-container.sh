@@ -33,7 +33,7 @@ trap 'ending=1; touch -- "$stop"' TERM # Slurm ends the job, or has put it back 
 
 srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --cpus-per-task=16 --export=ALL --mpi=none --no-kill --kill-on-bad-exit=0 --wait=0 \
   apptainer exec --nv --bind /project/results --bind /project/data/iemocap --pwd /project/results/iemocap/snapshots/0123456789abcdef --bind /scratch '/images/ser grid.sif' \
-  /opt/venv/bin/python -m jobs.sweeps.node /project/results/iemocap/sweep/0123456789ab -- /opt/venv/bin/python launch.py tune /project/results/iemocap/sweep/0123456789ab &
+  /opt/venv/bin/python -m jobs.sweeps.ray.node /project/results/iemocap/sweep/0123456789ab -- /opt/venv/bin/python launch.py tune /project/results/iemocap/sweep/0123456789ab &
 step=$!
 
 # Until the sweep is over (then a file says how it ended), the step is, or the time for a checkpoint is up.

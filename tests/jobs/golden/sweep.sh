@@ -34,7 +34,7 @@ trap 'warned=1; touch -- "$stop"' USR1
 trap 'ending=1; touch -- "$stop"' TERM # Slurm ends the job, or has put it back itself
 
 srun --nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task=4 --export=ALL --mpi=none --no-kill --kill-on-bad-exit=0 --wait=0 \
-  /opt/venv/bin/python -m jobs.sweeps.node /project/results/iemocap/sweep/0123456789ab -- /opt/venv/bin/python launch.py tune /project/results/iemocap/sweep/0123456789ab &
+  /opt/venv/bin/python -m jobs.sweeps.ray.node /project/results/iemocap/sweep/0123456789ab -- /opt/venv/bin/python launch.py tune /project/results/iemocap/sweep/0123456789ab &
 step=$!
 
 # Until the sweep is over (then a file says how it ended), the step is, or the time for a checkpoint is up.

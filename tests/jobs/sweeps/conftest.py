@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.capacity import Capacity
-from jobs.sweeps import ray_cluster
+from jobs.sweeps.ray import cluster as ray_cluster
+from jobs.worker.machine import Capacity
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 CAPACITY = Capacity(2, ("5", "7"), 8.0)  # GPUs by name only: nothing here computes on one

@@ -18,13 +18,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.config import Experiment, Policy, StageResources
-from jobs.experiment import Corpus
-from jobs.layout import Layout
-from jobs.slots import MAX_SLOTS
-from jobs.sweeps.records import Sweep, store_sweep, sweep_digest
-from jobs.sweeps.settings import SweepSettings
-from jobs.tasks import Workplace
+from jobs.experiment.config import Experiment, Policy, StageResources
+from jobs.experiment.graph import MAX_SLOTS
+from jobs.experiment.launched import Corpus
+from jobs.experiment.sweep_section import SweepSettings
+from jobs.store.layout import Layout
+from jobs.sweeps.records import Sweep, store_sweep
+from jobs.sweeps.trial import sweep_digest
+from jobs.worker.task import Workplace
 from tests.jobs.fake_registry import FakeCall, FakeStopError, _behave, _note, make_corpus, read_digest
 
 NAME = "tests.jobs.sweeps.fake_registry:REGISTRY"

@@ -11,8 +11,8 @@ import os
 import sys
 from pathlib import Path
 
-from jobs.controller import run_local
-from jobs.sweeps.ray_cluster import private_folder, ray_environment, write_token
+from jobs.control.controller import run_local
+from jobs.sweeps.ray.cluster import private_folder, ray_environment, write_token
 from tests.jobs import fake_registry
 from tests.jobs.sweeps.stage_cases import REPOSITORY, desired, executor, graph_of_one, seen, submit, wait_until
 

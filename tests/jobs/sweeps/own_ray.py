@@ -12,8 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-from jobs.capacity import Capacity
-from jobs.sweeps.ray_cluster import ray_here
+from jobs.sweeps.ray.cluster import ray_here
+from jobs.worker.machine import Capacity
 from tests.jobs.sweeps.stage_cases import REPOSITORY
 
 

@@ -8,14 +8,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jobs.config import Cluster, Experiment
-from jobs.experiment import Corpus
-from jobs.layout import Layout
-from jobs.records import Result
+from jobs.experiment.config import Cluster, Experiment
+from jobs.experiment.launched import Corpus
+from jobs.experiment.sweep_section import Search, SweepSettings
+from jobs.store.layout import Layout
+from jobs.store.records import Result
 from jobs.sweeps.records import FoldRecord, RunRecord, Sweep, TrialRecord, TrialState
-from jobs.sweeps.settings import Search, SweepSettings
 from jobs.sweeps.space import Point
-from jobs.tasks import Workplace
+from jobs.worker.task import Workplace
 from tests.jobs.sweeps.fake_registry import NAME, SCHEMA, Recipe
 
 FOLDS = ("1", "2", "3")

@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jobs.config import Resources
-from jobs.controller import Desired
-from jobs.graph import Graph
-from jobs.layout import Layout
-from jobs.plan import Batch, Task
-from jobs.sweeps.stages import RayStages
-from jobs.tasks import Workplace
+from jobs.control.controller import Desired
+from jobs.control.executor_protocol import Batch, Task
+from jobs.experiment.config import Resources
+from jobs.experiment.graph import Graph
+from jobs.store.layout import Layout
+from jobs.sweeps.ray.executor import RayStages
+from jobs.worker.task import Workplace
 from tests.jobs import fake_registry, local_launch
 
 REPOSITORY = Path(__file__).resolve().parents[3]

@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from jobs.config import Cluster, Experiment, SlurmSite
-from jobs.experiment import Corpus
-from jobs.layout import Layout
+from jobs.experiment.config import Cluster, Experiment, SlurmSite
+from jobs.experiment.launched import Corpus
+from jobs.experiment.sweep_section import SweepResources, SweepSettings
+from jobs.store.layout import Layout
 from jobs.sweeps.records import Sweep
-from jobs.sweeps.settings import SweepResources, SweepSettings
-from jobs.tasks import Workplace
+from jobs.worker.task import Workplace
 from tests.jobs.slurm_cases import until
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -22,7 +22,7 @@ DRIVER = '''\
 
 import json, os, sys, time
 from pathlib import Path
-from jobs.sweeps.ray_cluster import ray_joined
+from jobs.sweeps.ray.cluster import ray_joined
 
 folder = Path(sys.argv[2])
 restart = os.environ.get("SLURM_RESTART_COUNT", "0")

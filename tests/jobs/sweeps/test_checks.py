@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from jobs.config import Experiment, StageResources
 from jobs.errors import UsageError
-from jobs.experiment import Corpus
-from jobs.sweeps.checks import INSTALL, RAY, check_sweep
-from jobs.sweeps.settings import Search, SweepSettings
+from jobs.experiment.config import Experiment, StageResources
+from jobs.experiment.launched import Corpus
+from jobs.experiment.sweep_section import Search, SweepSettings
+from jobs.sweeps.preflight import INSTALL, RAY, check_sweep
 from jobs.sweeps.space import space_of
 from ser_core.corpora.manifest import Utterance, write_manifest
 from ser_core.errors import InputError
@@ -192,9 +192,8 @@ def test_a_grid_without_end_is_refused(corpus: Corpus) -> None:
 
 def test_ray_is_here() -> None:
     """Where the extra is installed, nothing is said, and Ray is not imported."""
-    program = (
-        "import sys\nfrom jobs.sweeps.checks import *\n[require_ray(each) for each in Search]\nprint(set(sys.modules) & {'ray', 'optuna'})"
-    )
+    program = "import sys\n"
+    program += "from jobs.sweeps.preflight import *\n[require_ray(each) for each in Search]\nprint(set(sys.modules) & {'ray', 'optuna'})"
     found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout == "set()\n"
 
@@ -202,7 +201,7 @@ def test_ray_is_here() -> None:
 def test_a_python_without_ray_is_told_what_to_install() -> None:
     """What is missing, and the extra; Optuna only for a search with it."""
     program = (
-        "import sys\nsys.path.insert(0, '.')\nfrom jobs.errors import UsageError\nfrom jobs.sweeps.checks import *\n"
+        "import sys\nsys.path.insert(0, '.')\nfrom jobs.errors import UsageError\nfrom jobs.sweeps.preflight import *\n"
         "for search in Search:\n  try: require_ray(search)\n  except UsageError as error: print(error)"
     )
     found = subprocess.run([sys.executable, "-S", "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)

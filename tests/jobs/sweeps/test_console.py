@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from jobs.config import Cluster
-from jobs.records import write_text
-from jobs.sweeps import console
-from jobs.sweeps.driving import driving
-from jobs.sweeps.launcher import Standing, SweepLauncher, reopen
+from jobs.commands import sweep as console
+from jobs.experiment.config import Cluster
+from jobs.store.records import write_text
+from jobs.sweeps.driver_lock import driving
 from jobs.sweeps.records import Sweep, TrialState, latest_file, store_sweep, write_trial
+from jobs.sweeps.session import Standing, SweepLauncher, reopen
 from tests.jobs.sweeps import report_cases as cases
 from tests.jobs.sweeps.fake_registry import REGISTRY, make_sweep
 
@@ -81,7 +81,7 @@ def test_launched_again_after_its_end_a_sweep_starts_nothing(
 ) -> None:
     """Neither Ray nor a job: the report is printed, also where another sweep was launched since. A failed trial is tried again."""
     for plot in ("plot_pdf", "plot_png"):
-        monkeypatch.setattr(f"jobs.sweeps.report.{plot}", lambda summary: b"")  # takes seconds
+        monkeypatch.setattr(f"jobs.sweeps.report.write.{plot}", lambda summary: b"")  # takes seconds
     for begins in ("run_here", "submit"):
         monkeypatch.setattr(SweepLauncher, begins, lambda *_, **__: pytest.fail("it began"))
     sweep = make_sweep(tmp_path, replace(cases.sweep().experiment.sweep, folds=["1", "2"], counts=[16, 64]))

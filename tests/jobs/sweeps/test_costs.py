@@ -6,11 +6,11 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from jobs.layout import StageFolder
-from jobs.records import Claim, Ending, Outcome, claim_attempt, write_outcome, write_result
-from jobs.sweeps.costs import Effort, Hours, SweepCost, hours_of, read_effort, told_effort
+from jobs.store.layout import StageFolder
+from jobs.store.records import Claim, Ending, Outcome, claim_attempt, write_outcome, write_result
 from jobs.sweeps.records import TrialRecord, TrialState
-from jobs.sweeps.summary import summarise
+from jobs.sweeps.report.costs import Effort, Hours, SweepCost, hours_of, read_effort, told_effort
+from jobs.sweeps.report.summary import summarise
 from tests.jobs.sweeps import report_cases as cases
 
 ALL = dict.fromkeys(cases.FOLDS, (60.0, 61.0))

@@ -15,16 +15,16 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import UsageError
-from jobs.liveness import GONE_SECONDS, QUIET_SECONDS, new_claim
-from jobs.records import write_json
-from jobs.sweeps import driving
-from jobs.sweeps.driving import complete, driver_of
+from jobs.store.attempts import GONE_SECONDS, QUIET_SECONDS, new_claim
+from jobs.store.records import write_json
+from jobs.sweeps import driver_lock as driving
+from jobs.sweeps.driver_lock import complete, driver_of
 from jobs.sweeps.records import SweepFolder
 
 DRIVER = """
 import sys
 from pathlib import Path
-from jobs.sweeps.driving import driving
+from jobs.sweeps.driver_lock import driving
 from jobs.sweeps.records import SweepFolder
 with driving(SweepFolder(Path(sys.argv[1]))):
     print("drives", flush=True)

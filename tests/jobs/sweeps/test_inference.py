@@ -9,7 +9,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.sweeps.inference import EXACT_POINTS, holm, rank_correlation
+from jobs.statistics import EXACT_POINTS, holm, rank_correlation
 
 P_VALUES = st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=8)
 

@@ -16,13 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import SlurmSite
-from jobs.slurm_client import SlurmClient
-from jobs.snapshot import take_snapshot
+from jobs.experiment.config import SlurmSite
+from jobs.slurm.client import SlurmClient
+from jobs.store.snapshot import take_snapshot
 from jobs.sweeps.allocation import job_of, log_file, submit
-from jobs.sweeps.containment import descendants, private_table, private_table_works
-from jobs.sweeps.meeting import Meeting, Presence, Start
-from jobs.sweeps.ray_start import all_symmetric, free_ports, granted, head_options, options
+from jobs.sweeps.ray.containment import descendants, private_table, private_table_works
+from jobs.sweeps.ray.start import Meeting, Presence, Start, all_symmetric, free_ports, granted, head_options, options
 from jobs.sweeps.records import Sweep
 from tests.jobs.slurm_cases import until
 from tests.jobs.sweeps.sweep_cases import noted, source_of, sweep_of
@@ -246,7 +245,7 @@ def test_what_is_started_is_ended_with_all_that_it_started(outside: subprocess.P
     """Also what has left its session and lost its parent; and nothing else."""
     program = (
         "import json, os, subprocess, sys, time\n"
-        "from jobs.sweeps.containment import adopt_orphans, descendants, end_descendants\n"
+        "from jobs.sweeps.ray.containment import adopt_orphans, descendants, end_descendants\n"
         "adopt_orphans()\n"
         "subprocess.run(['sh', '-c', 'setsid sleep 86420 & setsid setsid sleep 86420 & exit 0'])\n"
         "time.sleep(0.5)\n"

@@ -8,9 +8,9 @@ import re
 import pytest
 from PIL import Image
 
-from jobs.sweeps.plots import Dot, _range, _saved, _spread, plot_pdf, plot_png
 from jobs.sweeps.records import TrialRecord, TrialState
-from jobs.sweeps.summary import SweepSummary, summarise
+from jobs.sweeps.report.plots import Dot, _range, _saved, _spread, plot_pdf, plot_png
+from jobs.sweeps.report.summary import SweepSummary, summarise
 from tests.jobs.sweeps import report_cases as cases
 
 DONE = dict.fromkeys(cases.FOLDS, (60.0, 61.0))

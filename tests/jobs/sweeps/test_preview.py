@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from jobs.capacity import Capacity
-from jobs.controller import run_local
-from jobs.local import LocalExecutor
-from jobs.sweeps.preview import preview, preview_lines
-from jobs.sweeps.settings import Search, Stopping, SweepSettings
+from jobs.control.controller import run_local
+from jobs.experiment.sweep_section import Search, Stopping, SweepSettings
+from jobs.local.executor import LocalExecutor
+from jobs.sweeps.preflight import preview, preview_lines
 from jobs.sweeps.space import Point
 from jobs.sweeps.trial import _desired
+from jobs.worker.machine import Capacity
 from tests.jobs.local_launch import RESOURCES
 from tests.jobs.sweeps.fake_registry import REGISTRY, make_sweep
 

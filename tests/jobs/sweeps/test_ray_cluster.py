@@ -17,19 +17,10 @@ from typing import Any
 
 import pytest
 
-from jobs.capacity import Capacity
 from jobs.errors import InternalError
-from jobs.sweeps import ray_cluster
-from jobs.sweeps.ray_cluster import (
-    MAX_BASE,
-    MAX_FOLDER,
-    PREFIX,
-    private_folder,
-    ray_environment,
-    ray_joined,
-    without_foreign,
-    write_token,
-)
+from jobs.sweeps.ray import cluster as ray_cluster
+from jobs.sweeps.ray.cluster import MAX_BASE, MAX_FOLDER, PREFIX, private_folder, ray_environment, ray_joined, without_foreign, write_token
+from jobs.worker.machine import Capacity
 from tests.jobs.sweeps.stage_cases import REPOSITORY, wait_until
 
 ASK = "import sys; from ray._raylet import GcsClient; print(GcsClient(address=sys.argv[1]).internal_kv_keys(b'', namespace=b'session'))"

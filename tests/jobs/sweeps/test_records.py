@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import Experiment, StageResources
 from jobs.errors import UsageError
-from jobs.layout import Layout
+from jobs.experiment.config import Experiment, StageResources
+from jobs.experiment.sweep_section import Search, Stopping, SweepSettings
+from jobs.store.layout import Layout
 from jobs.sweeps.records import (
     FoldRecord,
     RunRecord,
@@ -28,11 +29,10 @@ from jobs.sweeps.records import (
     read_trials,
     stop_asked,
     store_sweep,
-    sweep_digest,
     write_trial,
 )
-from jobs.sweeps.settings import Search, Stopping, SweepSettings
 from jobs.sweeps.space import Point
+from jobs.sweeps.trial import sweep_digest
 from tests.jobs.sweeps.fake_registry import REGISTRY, Recipe, make_sweep
 
 RUN = RunRecord("1", 0, 0, "k" * 20, 61.5, 60.0, 59.0)

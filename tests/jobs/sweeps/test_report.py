@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from jobs.capacity import Capacity
-from jobs.config import SlurmSite, resources_of
-from jobs.layout import Layout
-from jobs.local import LocalExecutor
+from jobs.experiment.config import SlurmSite, resources_of
+from jobs.experiment.sweep_section import SweepSettings
+from jobs.local.executor import LocalExecutor
+from jobs.store.layout import Layout
 from jobs.sweeps.records import Sweep, TrialRecord, TrialState, write_trial
-from jobs.sweeps.report import changed_settings, folder_options, write_report
-from jobs.sweeps.settings import SweepSettings
+from jobs.sweeps.report.write import changed_settings, folder_options, write_report
 from jobs.sweeps.space import Point
 from jobs.sweeps.trial import evaluate_fold
+from jobs.worker.machine import Capacity
 from tests.jobs.sweeps.fake_registry import Ptapt, Recipe, make_sweep, ua_of
 
 NAMES = {"table.tex", "table.md", "summary.json", "trials.csv", "runs.csv", "plot.pdf", "plot.png", "choice.txt"}

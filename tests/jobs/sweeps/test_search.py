@@ -10,9 +10,9 @@ import pytest
 from optuna.trial import TrialState as OptunaState
 from ray.tune.search import Searcher
 
+from jobs.experiment.sweep_section import Search, Stopping, SweepSettings
 from jobs.sweeps.records import FoldRecord, Sweep, TrialRecord, TrialState, write_trial
 from jobs.sweeps.search import DistinctOptuna, listed_points, number_of_points, scheduler_of
-from jobs.sweeps.settings import Search, Stopping, SweepSettings
 from jobs.sweeps.space import Point
 from jobs.sweeps.trainable import FOLDER, FOLDS, OBJECTIVE, POINT, point_of, point_text
 from tests.jobs.sweeps.fake_registry import make_sweep

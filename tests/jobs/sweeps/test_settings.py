@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import Experiment, load_experiment, resolved_values, restore_experiment
 from jobs.errors import UsageError
-from jobs.sweeps.settings import Search, Stopping, SweepSettings, flat, merged
+from jobs.experiment.config import Experiment, load_experiment, resolved_values, restore_experiment
+from jobs.experiment.sweep_section import Search, Stopping, SweepSettings, flat, merged
 from tests.jobs.sweeps.fake_registry import Recipe
 
 

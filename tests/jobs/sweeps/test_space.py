@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.config import Experiment, load_experiment
 from jobs.errors import UsageError
-from jobs.graph import build_graph
-from jobs.sweeps.settings import SweepSettings
+from jobs.experiment.config import Experiment, load_experiment
+from jobs.experiment.graph import build_graph
+from jobs.experiment.sweep_section import SweepSettings
 from jobs.sweeps.space import (
     Point,
     Range,

@@ -14,16 +14,16 @@ from typing import Any
 
 import pytest
 
-from jobs.capacity import Capacity, Needs
-from jobs.config import Resources
-from jobs.controller import Report, run_local
+from jobs.control.controller import Report, run_local
+from jobs.control.facts import Phase
+from jobs.control.observe import Sight, read_facts
 from jobs.errors import InternalError
-from jobs.failures import FailureClass
-from jobs.observe import Sight, read_facts
-from jobs.plan import Phase
-from jobs.records import Ending, read_outcome
-from jobs.sweeps.ray_task import capacity_given, in_order
-from jobs.sweeps.stages import fits, machines_of, needs_of, options_of
+from jobs.experiment.config import Resources
+from jobs.store.failures import FailureClass
+from jobs.store.records import Ending, read_outcome
+from jobs.sweeps.ray.executor import fits, machines_of, needs_of, options_of
+from jobs.sweeps.ray.task import capacity_given, in_order
+from jobs.worker.machine import Capacity, Needs
 from tests.jobs import fake_registry, local_launch
 from tests.jobs.sweeps.stage_cases import (
     REPOSITORY,
@@ -231,8 +231,8 @@ def test_a_node_that_dies_under_a_stage_is_survived(tmp_path: Path) -> None:
 
 def test_the_dead_claim_of_another_machine_is_given_up_once_its_task_is_known_to_be_gone(tmp_path: Path) -> None:
     """45 seconds after its last sign of life, and not 300: whoever submitted the task knows that it ended."""
-    from jobs.plan import Departure
-    from jobs.records import Claim, claim_attempt
+    from jobs.control.facts import Departure
+    from jobs.store.records import Claim, claim_attempt
 
     graph = graph_of_one("")
     (key,) = graph.nodes
@@ -283,7 +283,7 @@ def test_devices_are_named_as_ray_names_them_and_must_be_as_many_as_asked_for() 
 
 def _run(stages: Any, folder: Path, graph: Any) -> Report:
     """As `run_local`, in any thread: signal handlers belong to the main one."""
-    from jobs.controller import look, reconcile
+    from jobs.control.controller import look, reconcile
 
     wanted = desired(folder, graph)
     end = time.monotonic() + 120

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs.experiment.sweep_section import Search
 from jobs.sweeps.records import TrialRecord, TrialState
-from jobs.sweeps.settings import Search
-from jobs.sweeps.summary import SweepSummary, summarise
+from jobs.sweeps.report.summary import SweepSummary, summarise
 from tests.jobs.sweeps import report_cases as cases
 
 

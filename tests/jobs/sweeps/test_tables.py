@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs.sweeps.choice import choice_of
-from jobs.sweeps.document import to_json
-from jobs.sweeps.plots import plot_pdf
 from jobs.sweeps.records import Sweep, TrialRecord, TrialState
-from jobs.sweeps.summary import SweepSummary, summarise
-from jobs.sweeps.tables import PAGE_ROWS, render_latex, render_markdown, render_points_csv, render_runs_csv, tables_of
+from jobs.sweeps.report.as_json import to_json
+from jobs.sweeps.report.choice import choice_of
+from jobs.sweeps.report.plots import plot_pdf
+from jobs.sweeps.report.summary import SweepSummary, summarise
+from jobs.sweeps.report.tables import PAGE_ROWS, render_latex, render_markdown, render_points_csv, render_runs_csv, tables_of
 from tests.jobs.sweeps import report_cases as cases
 
 needs_pdflatex = pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")

@@ -10,16 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from jobs.capacity import Capacity
-from jobs.config import resources_of
-from jobs.graph import build_graph
-from jobs.local import LocalExecutor
-from jobs.slots import MAX_SLOTS, seeds_of_slots
+from jobs.experiment.config import resources_of
+from jobs.experiment.graph import MAX_SLOTS, build_graph, seeds_of_slots
+from jobs.experiment.sweep_section import SweepSettings
+from jobs.local.executor import LocalExecutor
 from jobs.sweeps.records import FoldRecord, Sweep
-from jobs.sweeps.settings import SweepSettings
 from jobs.sweeps.space import Point
 from jobs.sweeps.trial import TrialFailedError, TrialStoppedError, evaluate_fold, fold_graph
-from jobs.tasks import load_registry
+from jobs.worker.machine import Capacity
+from jobs.worker.task import load_registry
 from tests.jobs.sweeps.fake_registry import REGISTRY, Recipe, counted, make_sweep, ua_of
 
 

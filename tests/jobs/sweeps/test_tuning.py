@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from jobs.experiment.sweep_section import Search, Stopping, SweepSettings
+from jobs.sweeps.driver import restored, run_sweep, trials_at_once
 from jobs.sweeps.records import Sweep, TrialRecord, TrialState, ask_to_stop, load_sweep, read_trials
 from jobs.sweeps.search import listed_points
-from jobs.sweeps.settings import Search, Stopping, SweepSettings
-from jobs.sweeps.tuning import restored, run_sweep, trials_at_once
 from tests.jobs.sweeps.fake_registry import REPOSITORY, Recipe, counted, make_sweep, relaunched, ua_of
 
 pytestmark = pytest.mark.usefixtures("ray_here")

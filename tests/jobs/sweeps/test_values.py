@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from jobs.errors import UsageError
-from jobs.sweeps.values import plain, text, typed
+from jobs.sweeps.space import plain, text, typed
 
 
 class Colour(Enum):

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from ser_core.corpora.manifest import load_manifest
-from ser_core.errors import InputError
+from ser_core.errors import InputError, Interrupted
 from ser_core.settings import Recipe
 from ser_core.stages.states import FRAMES, read_frames
-from ser_core.training.endings import Interrupted
 from tests.ser_core.stages.conftest import Bench, artifacts, stage_calls
 
 

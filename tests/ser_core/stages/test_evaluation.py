@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from ser_core.corpora.manifest import Manifest
+from ser_core.errors import Diverged, Interrupted
+from ser_core.features.features import FrozenFeatures
 from ser_core.models.backbone import load_encoder
 from ser_core.models.classifier import EmotionClassifier
 from ser_core.settings import FeatureCache, Padding, Pooling, Precision, Recipe
 from ser_core.training.device import choose_arithmetic
-from ser_core.training.endings import Diverged, Interrupted
 from ser_core.training.evaluate import predict
-from ser_core.training.features import FrozenFeatures
 from ser_core.training.progress import Progress
 from ser_core.training.splits import Split
 

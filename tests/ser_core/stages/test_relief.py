@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ser_core.errors import Interrupted
 from ser_core.models.tapt import TaptLoss, tapt_loss
 from ser_core.settings import FeatureCache, Padding, Recipe
 from ser_core.stages import tapt
-from ser_core.training.endings import Interrupted
 from tests.ser_core.models.rebuild import likeliest_softmax
 from tests.ser_core.stages.conftest import Bench, artifacts, curves, stage_calls
 from tests.ser_core.stages.test_stages import stop_after

@@ -9,12 +9,13 @@ import pytest
 import soundfile
 
 from ser_core.corpora.manifest import Manifest
+from ser_core.features import store as feature_store
+from ser_core.features.features import STORE, FrozenFeatures
+from ser_core.features.store import Block, FeatureStore
 from ser_core.registry import REGISTRY
 from ser_core.settings import FeatureCache, Recipe
 from ser_core.stages import finetune
-from ser_core.training import evaluate, feature_store
-from ser_core.training.feature_store import Block, FeatureStore
-from ser_core.training.features import STORE, FrozenFeatures
+from ser_core.training import evaluate
 from tests.ser_core.stages.conftest import Bench, artifacts, stage_calls
 
 TEST = "the test"

@@ -15,13 +15,12 @@ import torch
 from safetensors.numpy import load_file
 
 from ser_core.corpora.manifest import Manifest, load_manifest
-from ser_core.errors import InputError
+from ser_core.errors import Diverged, InputError, Interrupted
 from ser_core.models.backbone import load_encoder
 from ser_core.registry import REGISTRY
 from ser_core.settings import FeatureCache, Padding, Precision, Recipe
 from ser_core.stages import finetune, tapt
 from ser_core.stages.states import StateTraining
-from ser_core.training.endings import Diverged, Interrupted
 from ser_core.training.loop import Objective, Trained, train
 from tests.ser_core.stages.conftest import FOLDS, STAGES, Bench, artifacts, curves, stage_calls
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ser_core.errors import Interrupted
 from ser_core.registry import REGISTRY, StageCall
 from ser_core.settings import FeatureCache, Recipe
-from ser_core.training.endings import Interrupted
 from tests.ser_core.stages.conftest import Bench, artifacts, curves, stage_calls
 from tests.ser_core.stages.test_stages import stop_after
 from tests.ser_core.training.teams import FolderTeam, results, run_team

@@ -25,12 +25,12 @@ import soundfile
 import torch
 
 from ser_core.corpora.manifest import Manifest, Utterance, write_manifest
+from ser_core.features import store as feature_store
+from ser_core.features.features import FrozenFeatures
+from ser_core.features.store import FeatureStore, Frames, blocks_of
 from ser_core.models.backbone import build_backbone
 from ser_core.settings import BackboneSettings, FeatureCache, Padding, Precision
-from ser_core.training import feature_store
 from ser_core.training.device import choose_arithmetic
-from ser_core.training.feature_store import FeatureStore, Frames, blocks_of
-from ser_core.training.features import FrozenFeatures
 from ser_core.training.progress import Progress
 from ser_core.training.splits import Split
 from tests.ser_core.models import rebuild

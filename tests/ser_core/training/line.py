@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ser_core.parallel.group import Group
 from ser_core.settings import Precision
 from ser_core.training.checkpoints import Checkpoints
 from ser_core.training.device import choose_arithmetic
-from ser_core.training.distributed import Group
 from ser_core.training.loop import Objective, PartLoss, Plan, StepParts, Trained, train
 from ser_core.training.randomness import generator
 from ser_core.training.schedule import warmup_flat_linear

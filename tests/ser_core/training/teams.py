@@ -20,7 +20,7 @@ SHARE_SECONDS = 60.0
 
 @dataclass
 class FolderTeam:
-    """Satisfies ser_core.training.team.Team: what the leader shares is a file."""
+    """Satisfies ser_core.parallel.team.Team: what the leader shares is a file."""
 
     folder: Path
     rank: int

@@ -18,15 +18,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from jobs.failures import FailureClass, class_of_exception
+from jobs.store.failures import FailureClass, class_of_exception
+from ser_core.errors import Diverged, Interrupted
+from ser_core.parallel.group import Group, abort, buckets, process_group, stopping_together, sum_gradients
+from ser_core.parallel.rendezvous import addresses, rendezvous
+from ser_core.parallel.team import Alone
 from ser_core.settings import Precision
 from ser_core.training.checkpoints import Checkpoints
 from ser_core.training.device import choose_arithmetic
-from ser_core.training.distributed import Group, abort, buckets, process_group, stopping_together, sum_gradients
-from ser_core.training.endings import Diverged, Interrupted
 from ser_core.training.loop import PartLoss, StepParts
-from ser_core.training.rendezvous import addresses, rendezvous
-from ser_core.training.team import Alone
 from tests.ser_core.training.line import CPU, Regression, line_plan, train_line, weights
 from tests.ser_core.training.teams import FolderTeam, results, run_team
 

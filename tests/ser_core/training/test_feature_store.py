@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from ser_core.corpora.manifest import Manifest
+from ser_core.errors import Interrupted
+from ser_core.features import store as feature_store
+from ser_core.features.store import FeatureStore, blocks_of, front_end_key
 from ser_core.models.backbone import NORMALISE_KEY, build_backbone
 from ser_core.settings import BackboneSettings, FeatureCache
-from ser_core.training import feature_store
-from ser_core.training.endings import Interrupted
-from ser_core.training.feature_store import FeatureStore, blocks_of, front_end_key
 from ser_core.training.progress import Progress
 from ser_core.training.splits import Split
 from tests.ser_core.stages.test_full_disk import namespace

@@ -12,9 +12,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from ser_core.training.crew import Crew
-from ser_core.training.endings import Interrupted
-from ser_core.training.kmeans import BLOCK, Clusters, Keeping, KMeans, Values, lloyd
+from ser_core.clustering.kmeans import BLOCK, Clusters, Keeping, KMeans, Values, lloyd
+from ser_core.errors import Interrupted
+from ser_core.parallel.threads import Crew
 
 ROOT = Path(__file__).resolve().parents[3]
 CPU = torch.device("cpu")
@@ -211,8 +211,8 @@ def test_a_mean_far_from_zero_costs_no_precision() -> None:
 MEASURED = """
 import resource, sys
 import numpy as np, torch
-from ser_core.training.crew import Crew
-from ser_core.training.kmeans import Keeping, KMeans, lloyd
+from ser_core.parallel.threads import Crew
+from ser_core.clustering.kmeans import KMeans, Keeping, lloyd
 
 def run(frames, k):
     with Crew(2) as crew:

@@ -10,10 +10,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from ser_core.errors import Diverged, Interrupted
 from ser_core.settings import Precision
 from ser_core.training.checkpoints import SCHEMA, Checkpoints
 from ser_core.training.device import choose_arithmetic
-from ser_core.training.endings import Diverged, Interrupted
 from ser_core.training.loop import Objective, PartLoss, Trained
 from ser_core.training.schedule import constant, warmup_flat_linear
 from tests.ser_core.training.line import CPU, Regression, line_plan, train_line, weights

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import normalized_mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix
 
+from ser_core.clustering.agreement import agreement, of_clusters
+from ser_core.clustering.pseudo_labels import read_labels, write_labels
 from ser_core.errors import InputError
-from ser_core.training.proxies import agreement, of_clusters
-from ser_core.training.pseudo_labels import read_labels, write_labels
 
 Pairs = list[tuple[int, int]]
 

@@ -1,0 +1,336 @@
+"""`doctor`: what this machine and this site can do, asked of them rather than of the user. Collects; jobs.commands.doctor_checks judges.
+
+On Slurm a probe job of one minute, asked for as the controller's links are, says what only a compute node can: whether it sees the results
+folder, and whether it may submit jobs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+
+from jobs.commands.doctor_checks import (
+    Check,
+    FolderFacts,
+    Partition,
+    ProbeFacts,
+    PythonFacts,
+    SlurmFacts,
+    TorchFacts,
+    judge_folder,
+    judge_probe,
+    judge_python,
+    judge_slurm,
+    judge_torch,
+)
+from jobs.errors import SlurmUnavailableError, UsageError
+from jobs.experiment.config import Experiment, SlurmSite
+from jobs.slurm.client import SlurmClient
+from jobs.slurm.script import LinkJob, launcher_python, parameters, render_script
+from jobs.store.layout import Layout
+from jobs.store.records import create_json, read_json, write_json
+
+PROBE_SECONDS = 60.0  # for which its start is waited for
+LAG_SECONDS = 10.0  # for which a shared folder may hide the answer of a job that has ended
+LOOK_AGAIN_SECONDS = 0.5
+TORCH_SECONDS = 180.0
+COMMANDS = ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "srun")
+TORCH = """
+import json, torch, torch.distributed as d
+there = d.is_available()
+cuda = torch.cuda.is_available()
+names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else []
+nccl = there and d.is_nccl_available()
+print(json.dumps([torch.__version__, torch.version.cuda or "", names, nccl, there and d.is_gloo_available()]))
+"""
+# Runs on a compute node, with the standard library alone: ANSWER is renamed into place, so that it is whole or absent.
+PROBE = """
+import json, os, socket, subprocess, sys, tempfile
+folder = os.path.dirname(os.path.abspath(__file__))
+try:
+    with open(os.path.join(folder, "question.json")) as file:
+        question = json.load(file)["token"]
+except (OSError, ValueError, KeyError):
+    question = ""
+kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_")) or name == "SLURM_CONF"}
+try:
+    done = subprocess.run(["sbatch", "--test-only", *sys.argv[1:], "--wrap=true"], env=kept, timeout=25, capture_output=True, text=True)
+    submits, said = done.returncode == 0, " ".join(done.stderr.split())
+except (OSError, subprocess.TimeoutExpired) as error:
+    submits, said = False, str(error)
+answer = {"token": question, "host": socket.gethostname(), "submits": submits, "said": said}
+with open(os.path.join(folder, ".answer"), "w") as file:
+    json.dump(answer, file)
+    file.flush()
+    os.fsync(file.fileno())
+os.rename(os.path.join(folder, ".answer"), os.path.join(folder, "answer.json"))
+"""
+
+
+def examine(
+    results: Path,
+    *,
+    source: Path,
+    experiment: Experiment | None = None,
+    client: SlurmClient | None = None,
+    probe_seconds: float = PROBE_SECONDS,
+    tell: Callable[[str], None] = lambda text: None,
+) -> tuple[Check, ...]:
+    """All checks of this machine and, given an experiment with its site profile, of Slurm. `tell` hears what takes long."""
+    slurm = experiment is not None
+    checks = judge_python(collect_python(source / "constraints.txt", source / "requirements.txt"))
+    checks += judge_torch(collect_torch(), slurm=slurm)
+    folder = collect_folder(results)
+    checks += judge_folder(folder, slurm=slurm)
+    if experiment is None:
+        return tuple(checks)
+    asked = client or SlurmClient()
+    facts = collect_slurm(asked, experiment.slurm)
+    checks += judge_slurm(facts, experiment.slurm, experiment.policy)
+    if not facts.missing and not facts.error and not folder.error:
+        tell(f"a probe job of one minute; waiting at most {probe_seconds:.0f} s for it")
+        cron = cron_line(Layout(results, "EXPERIMENT"), folder=source, environment=cron_environment())
+        checks += judge_probe(probe(asked, experiment.slurm, results, seconds=probe_seconds), cron)
+    return tuple(checks)
+
+
+def cron_environment() -> dict[str, str]:
+    """What cron lacks and Slurm's commands need here."""
+    found: dict[str, str] = {}
+    place = shutil.which("sbatch")
+    if place is not None and str(Path(place).parent) not in ("/usr/bin", "/bin"):
+        found["PATH"] = f"{Path(place).parent}:/usr/bin:/bin"
+    if "SLURM_CONF" in os.environ:
+        found["SLURM_CONF"] = os.environ["SLURM_CONF"]
+    return found
+
+
+def collect_python(constraints: Path, requirements: Path) -> PythonFacts:
+    """Installed packages beside those that the files name; a file that is missing names none."""
+    wanted = dict(re.findall(r"^([A-Za-z0-9_.-]+)==(\S+)", _text(constraints), re.MULTILINE))
+    needed = frozenset(re.findall(r"^([A-Za-z0-9_.-]+)", _text(requirements), re.MULTILINE))
+    found: dict[str, str] = {}
+    for name in {*wanted, *needed}:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    version = sys.version_info
+    return PythonFacts((version.major, version.minor, version.micro), wanted, needed, found)
+
+
+def collect_torch() -> TorchFacts:
+    """torch, imported elsewhere: it takes seconds and much memory."""
+    try:
+        done = subprocess.run([sys.executable, "-c", TORCH], capture_output=True, text=True, timeout=TORCH_SECONDS, check=False)
+        version, cuda, gpus, nccl, gloo = json.loads(done.stdout.strip().splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        return TorchFacts(error=f"importing torch takes more than {TORCH_SECONDS:.0f} s")
+    except (ValueError, IndexError):
+        return TorchFacts(error=f"torch cannot be imported: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
+    return TorchFacts(version, cuda, tuple(gpus), nccl, gloo)
+
+
+def collect_folder(results: Path, mounts: Path = Path("/proc/mounts")) -> FolderFacts:
+    """What records need, done once in a folder of its own that is removed again."""
+    path = results.resolve()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".doctor-", dir=path) as name:
+            folder = Path(name)
+            begun, clock = time.monotonic(), time.time()
+            write_json(folder / "renamed.json", {})
+            linked = create_json(folder / "linked.json", {})
+            again = create_json(folder / "linked.json", {})
+            seconds = time.monotonic() - begun
+            skew = (folder / "renamed.json").stat().st_mtime - (clock + seconds / 2)
+        error = "" if linked and not again else "hard links do not tell who was first"
+        free = float(shutil.disk_usage(path).free)
+    except OSError as problem:
+        return FolderFacts(str(path), error=f"{problem.strerror or problem}")
+    return FolderFacts(str(path), file_system(path, _text(mounts)), free, error, seconds, skew)
+
+
+def file_system(path: Path, mounts: str) -> str:
+    """Type of the file system that a path lies on, by the text of /proc/mounts; "" if that does not say."""
+    best, kind = -1, ""
+    for line in mounts.splitlines():
+        fields = line.split()
+        if len(fields) < 3:
+            continue
+        point = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), fields[1]))
+        if (path == point or point in path.parents) and len(point.parts) >= best:
+            best, kind = len(point.parts), fields[2]
+    return kind
+
+
+def collect_slurm(client: SlurmClient, site: SlurmSite) -> SlurmFacts:
+    """What Slurm's commands say of the site, and whether it would take a small job as the profile asks for it."""
+    missing = tuple(name for name in COMMANDS if shutil.which(name) is None)
+    if missing:
+        return SlurmFacts(missing=missing)
+    try:
+        config = client.site()
+    except SlurmUnavailableError as error:
+        return SlurmFacts(error=str(error))
+    accepted = _accepted(client, site)
+    return SlurmFacts(
+        version=client.answer("sinfo", "--version") or "Slurm of an unknown version",
+        config=config,
+        partitions=read_partitions(
+            client.answer("scontrol", "show", "partition", "--oneliner") or "", client.answer("sinfo", "--noheader", "--format=%R|%G") or ""
+        ),
+        submit_limit=client.submit_limit(site),
+        accounting=client.answer("sacct", "--allocations", "--noheader", "--jobs=1") is not None,
+        accepted=accepted,
+        accepted_without_memory=accepted[0] or _accepted(client, SlurmSite(**{**vars(site), "memory_requests": False}))[0],
+    )
+
+
+def read_partitions(shown: str, resources: str) -> tuple[Partition, ...]:
+    """Partitions in `scontrol show partition --oneliner`, with the GRES of `sinfo --format=%R|%G`. Pure."""
+    gpus: dict[str, set[str]] = {}
+    for line in resources.splitlines():
+        name, _, found = line.partition("|")
+        gpus.setdefault(name.strip(), set()).update(part.split("(")[0] for part in found.split(",") if part.startswith("gpu"))
+    partitions: list[Partition] = []
+    for line in shown.splitlines():
+        facts = dict(pair.split("=", 1) for pair in line.split() if "=" in pair)
+        name = facts.get("PartitionName", "")
+        if name:
+            default, up = facts.get("Default") == "YES", facts.get("State") == "UP"
+            limits = read_minutes(facts.get("MaxTime", "")), read_minutes(facts.get("DefaultTime", ""))
+            partitions.append(Partition(name, default, up, *limits, ", ".join(sorted(gpus.get(name, ())))))
+    return tuple(partitions)
+
+
+def read_minutes(text: str) -> int:
+    """Minutes of Slurm's `D-HH:MM:SS`, rounded down; 0 for UNLIMITED, NONE and what cannot be read."""
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
+    if found is None:
+        return 0
+    days, hours, minutes = (int(part or 0) for part in found.groups()[:3])
+    return (days * 24 + hours) * 60 + minutes
+
+
+def probe(
+    client: SlurmClient, site: SlurmSite, results: Path, *, seconds: float = PROBE_SECONDS, lag_seconds: float = LAG_SECONDS
+) -> ProbeFacts:
+    """Send a job to a compute node and wait for its answer in the results folder; gone afterwards, whatever happens."""
+    token = secrets.token_hex(6)
+    folder = results.resolve() / f".doctor-{token}"
+    job = _probe_job(site, folder, token)
+    try:
+        folder.mkdir()
+        (folder / "probe.py").write_text(PROBE, encoding="utf-8")
+        write_json(folder / "question.json", {"token": token})
+        problem = _submit_probe(client, job, site, folder)
+        if problem:
+            return ProbeFacts(submitted=problem)
+        try:
+            return _await_answer(client, job.name, folder, token, seconds, lag_seconds)
+        finally:
+            _cancel(client, job.name)
+    except OSError as error:
+        return ProbeFacts(submitted=f"{folder}: {error.strerror or error}")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _submit_probe(client: SlurmClient, job: LinkJob, site: SlurmSite, folder: Path) -> str:
+    """Why there is no probe job; "" if there is one, or may be."""
+    from jobs.slurm.parse import Refusal
+    from jobs.slurm.submissions import call_sbatch
+
+    try:
+        reply = call_sbatch(client, folder / "scripts", render_script(job, site, _templates()), parameters(job, site), site)
+    except UsageError as error:
+        return str(error)
+    return "" if reply.refusal is Refusal.unknown else reply.text
+
+
+def _await_answer(client: SlurmClient, name: str, folder: Path, token: str, seconds: float, lag_seconds: float) -> ProbeFacts:
+    begun, gone, started = time.monotonic(), 0.0, False
+    while True:
+        waited = time.monotonic() - begun
+        answer = read_json(folder / "answer.json")
+        if answer is not None:
+            sees, submits = answer.get("token") == token, answer.get("submits") is True
+            return ProbeFacts("", True, True, waited, str(answer.get("host")), sees, submits, str(answer.get("said")))
+        try:
+            states = [element.state for element in client.queue(name=name, patient=False)]
+            started = started or any(state != "PENDING" for state in states)
+            gone = 0.0 if states else gone or waited
+        except SlurmUnavailableError:  # an answer may come all the same
+            states = ["?"]
+        if gone and waited - gone > lag_seconds:
+            return ProbeFacts("", True, True, waited, log=" ".join(_text(folder / "probe.out").split())[-300:])
+        if not gone and waited > seconds:
+            return ProbeFacts("", started, False, waited)
+        time.sleep(LOOK_AGAIN_SECONDS)
+
+
+def _cancel(client: SlurmClient, name: str) -> None:
+    try:
+        client.cancel_named(name)
+    except UsageError:  # it ends within a minute by itself
+        return
+
+
+def _probe_job(site: SlurmSite, folder: Path, token: str) -> LinkJob:
+    partition = site.controller_partition or site.partition
+    options = [("partition", partition), ("account", site.account), ("qos", site.qos)]
+    return LinkJob(
+        name=f"ser-grid.doctor.{token}",
+        minutes=1,
+        command=(launcher_python(site, sys.executable), "probe.py", "--time=1", *(f"--{key}={value}" for key, value in options if value)),
+        description=str(folder / "probe.py"),
+        folder=str(folder),
+        output=str(folder / "probe.out"),
+        binds=(str(folder),),
+        dependency="",
+    )
+
+
+def _accepted(client: SlurmClient, site: SlurmSite) -> tuple[bool, str]:
+    with tempfile.TemporaryDirectory(prefix="ser-grid-doctor-") as name:
+        script = Path(name) / "script.sh"
+        job = LinkJob("ser-grid.doctor", 1, ("true",), "/", "/", "/dev/null", dependency="")
+        script.write_text(render_script(job, site, _templates()), encoding="utf-8")
+        return client.would_accept(script, site)
+
+
+def _templates() -> Path:
+    return Path(__file__).resolve().parents[2] / "slurm_templates"
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def cron_line(layout: Layout, *, folder: Path, python: str = sys.executable, environment: Mapping[str, str] | None = None) -> str:
+    """What to put into a crontab where no controller can run inside Slurm. UsageError for a path that a crontab cannot hold.
+
+    `environment`: what cron lacks, such as PATH where Slurm's commands lie elsewhere, and SLURM_CONF.
+    """
+    words = [f"{name}={shlex.quote(value)}" for name, value in (environment or {}).items()]
+    command = [python, "launch.py", "reconcile", layout.experiment, "--results", str(layout.root.resolve())]
+    log = layout.logs.resolve() / "cron.out"
+    line = f"cd {shlex.quote(str(folder.resolve()))} && {' '.join([*words, shlex.join(command)])} >>{shlex.quote(str(log))} 2>&1"
+    if "\n" in line or "\r" in line:
+        raise UsageError(f"{folder}, {layout.root}: a crontab cannot hold a line break")
+    return f"*/10 * * * * {line}".replace("%", "\\%")  # cron takes a bare % for the end of the line

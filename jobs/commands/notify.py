@@ -1,0 +1,252 @@
+"""Word that an experiment has ended, by mail or to a webhook, once for each launch and outcome.
+
+A notice is claimed before it is sent and marked as sent after (`EXPERIMENT/notified-*.json`), so two processes do not send it at once. A
+claim whose holder died counts after `CLAIM_SECONDS`, and the notice is sent again: twice in the worst case, which is a crash between the
+server's answer and the mark, rather than never. What cannot be sent is tried a few times, recorded and shown; it fails no experiment.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import smtplib
+import socket
+import time
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from email.message import EmailMessage
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import UsageError
+from jobs.experiment.config import Policy
+from jobs.store.layout import Layout
+from jobs.store.records import create_json, read_json, write_json
+
+SCHEMA = 1
+SERVER_SECONDS = 10.0  # one exchange with a server
+TRIES = 3
+CLAIM_SECONDS = 120.0  # longer than all tries together
+MAX_CLAIMS = 3  # of one notice: holders that died
+_ADDRESS = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9.-]{0,250}[A-Za-z0-9])?")
+_SERVER = re.compile(r"(?P<host>[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::(?P<port>\d{1,5}))?")
+_AGAIN = (408, 425, 429)  # HTTP: try again later, beside all of 5xx
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How an experiment ended."""
+
+    experiment: str
+    launched: float  # seconds since the epoch; with `outcome` the notice's identity
+    outcome: str  # complete, incomplete, stopped
+    runs: int  # with a result
+    all_runs: int
+    ua: Mapping[str, float | None] = field(default_factory=dict)  # method -> mean UA in percent
+    problems: tuple[str, ...] = ()
+    tables: str = ""  # folder
+
+    @property
+    def complete(self) -> bool:
+        return self.outcome == "complete"
+
+    @property
+    def headline(self) -> str:
+        """One line for a subject."""
+        return f"{self.experiment}: {self.outcome}, {self.runs} of {self.all_runs} runs"
+
+
+@dataclass(frozen=True)
+class Notice:
+    """The record of one notice."""
+
+    channel: str  # mail, webhook
+    target: str  # address or host; never a whole URL, which may hold a secret
+    state: str  # sending, sent, failed
+    time: float
+    host: str
+    error: str = ""
+
+
+class _RefusedError(Exception):
+    """The server has answered, and trying again is of no use."""
+
+
+def check_notify(policy: Policy) -> None:
+    """UsageError for an address, server or URL that nothing can be sent to."""
+    if policy.mail is not None and not _ADDRESS.fullmatch(policy.mail):
+        raise UsageError(f"policy.mail: {policy.mail!r} is not an address; write one, as in name@example.org")
+    if policy.mail is not None:
+        _server(policy.mail_server)
+    if policy.webhook is not None:
+        _webhook_host(policy.webhook)
+
+
+def notify(
+    policy: Policy,
+    layout: Layout,
+    ending: Ending,
+    *,
+    clock: Callable[[], float] = time.time,
+    pause: Callable[[float], None] = time.sleep,
+    claim_seconds: float = CLAIM_SECONDS,
+) -> tuple[Notice, ...]:
+    """Send what the policy asks for, unless it was sent. Returns the notices as they stand; raises for nothing but a disk that fails."""
+    channels: list[tuple[str, str, Callable[[], None]]] = []
+    if policy.mail is not None:
+        address = policy.mail
+        channels.append(("mail", address, lambda: _send_mail(address, policy.mail_server, ending)))
+    if policy.webhook is not None:
+        url = policy.webhook
+        channels.append(("webhook", _host_or_nothing(url), lambda: _post(url, ending)))
+    found: list[Notice] = []
+    for channel, target, send in channels:
+        mine = Notice(channel, target, "sending", clock(), socket.gethostname())
+        stem = f"notified-{channel}-{ending.launched:.3f}-{ending.outcome}"
+        path, standing = _claim(layout.folder, stem, mine, clock, pause, claim_seconds)
+        if standing is None:
+            standing = replace(mine, **_try(send, pause), time=clock())
+            write_json(path, {"schema": SCHEMA, **asdict(standing)})
+        found.append(standing)
+    return tuple(found)
+
+
+def read_notices(layout: Layout, launched: float) -> tuple[Notice, ...]:
+    """Notices of a launch, for `status`."""
+    paths = sorted(layout.folder.glob(f"notified-*-{launched:.3f}-*.json"))
+    return tuple(notice for notice in map(_read, paths) if notice is not None)
+
+
+def notice_line(notice: Notice) -> str:
+    """`mail to a@b.org sent`, `webhook at example.org failed: ...`."""
+    where = f"{notice.channel} {'to' if notice.channel == 'mail' else 'at'} {notice.target}"
+    return f"{where} {notice.state}{f': {notice.error}' if notice.error else ''}"
+
+
+def _claim(
+    folder: Path, stem: str, mine: Notice, clock: Callable[[], float], pause: Callable[[float], None], claim_seconds: float
+) -> tuple[Path, Notice | None]:
+    """The record to write, and None if the notice is ours to send; else how it stands with somebody else's.
+
+    A claim that is being worked on is waited for, for as long as it may take: its holder may be dead, and nobody comes after us.
+    """
+    for number in range(1, MAX_CLAIMS + 1):
+        path = folder / f"{stem}-{number}.json"
+        if create_json(path, {"schema": SCHEMA, **asdict(mine)}):
+            return path, None
+        begun = clock()
+        while True:
+            standing = _read(path)
+            if standing is not None and standing.state != "sending":
+                return path, standing
+            if clock() - (begun if standing is None else min(standing.time, begun)) > claim_seconds:
+                break
+            pause(1.0)
+    return path, replace(mine, state="failed", error=f"{MAX_CLAIMS} processes died while they sent it")
+
+
+def _try(send: Callable[[], None], pause: Callable[[float], None]) -> dict[str, Any]:
+    error = ""
+    for number in range(TRIES):
+        if number:
+            pause(2.0 * number)
+        try:
+            send()
+        except _RefusedError as refusal:
+            return {"state": "failed", "error": str(refusal)}
+        except (OSError, smtplib.SMTPException, http.client.HTTPException, ValueError, UsageError) as problem:
+            error = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
+        else:
+            return {"state": "sent"}
+    return {"state": "failed", "error": f"{error} ({TRIES} tries)"}
+
+
+def _send_mail(address: str, server: str, ending: Ending) -> None:
+    message = EmailMessage()
+    message["From"] = message["To"] = address
+    message["Subject"] = ending.headline
+    message.set_content("\n".join(_lines(ending)))
+    host, port = _server(server)
+    try:
+        with smtplib.SMTP(host, port, timeout=SERVER_SECONDS) as client:
+            client.send_message(message)
+    except smtplib.SMTPRecipientsRefused as error:
+        code, text = next(iter(error.recipients.values()))
+        _raise_if_final(code, text, error)
+    except smtplib.SMTPResponseException as error:
+        _raise_if_final(error.smtp_code, error.smtp_error, error)
+
+
+def _raise_if_final(code: int, text: bytes | str, error: Exception) -> None:
+    said = text.decode(errors="replace") if isinstance(text, bytes) else text
+    if code >= 500:
+        raise _RefusedError(f"{code} {' '.join(said.split())}") from error
+    raise error
+
+
+def _post(url: str, ending: Ending) -> None:
+    value = {"schema": SCHEMA, **asdict(ending), "complete": ending.complete, "text": ending.headline}
+    request = urllib.request.Request(  # noqa: S310 - http and https only, see check_notify
+        url, json.dumps(value, allow_nan=False).encode(), {"Content-Type": "application/json", "User-Agent": "ser-grid"}, method="POST"
+    )
+    _webhook_host(url)
+    try:
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=SERVER_SECONDS) as answer:
+            answer.read(1)
+    except urllib.error.HTTPError as error:
+        if error.code < 500 and error.code not in _AGAIN:
+            raise _RefusedError(f"{error.code} {' '.join(str(error.reason).split())}") from error
+        raise
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirected POST would become a GET without the message: an error instead."""
+
+    def redirect_request(self, *arguments: Any, **named: Any) -> None:
+        return None
+
+
+def _lines(ending: Ending) -> list[str]:
+    found = [ending.headline, ""]
+    found += [f"{method}: UA {'-' if ua is None else f'{ua:.1f} %'}" for method, ua in ending.ua.items()]
+    found += ["", *ending.problems] if ending.problems else []
+    return [*found, "", f"tables: {ending.tables}"] if ending.tables else found
+
+
+def _server(text: str) -> tuple[str, int]:
+    found = _SERVER.fullmatch(text)
+    port = int(found["port"] or 25) if found else 0
+    if found is None or not 0 < port < 65536:
+        raise UsageError(f"policy.mail_server: {text!r}; write HOST or HOST:PORT")
+    return found["host"].strip("[]"), port
+
+
+def _webhook_host(url: str) -> str:
+    """Host of a URL that can be posted to. The URL is not shown: whoever has it may post."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and not parts.username
+    except ValueError:
+        sound = False
+    if not sound or not url.isascii() or any(not 32 < ord(character) < 127 for character in url):
+        raise UsageError("policy.webhook: not a URL that can be posted to; write http://HOST/... or https://HOST/..., without a user name")
+    return str(parts.hostname)
+
+
+def _host_or_nothing(url: str) -> str:
+    try:
+        return _webhook_host(url)
+    except UsageError:
+        return ""
+
+
+def _read(path: Path) -> Notice | None:
+    value = read_json(path)
+    if value is None or value.pop("schema", None) != SCHEMA:
+        return None
+    try:
+        return Notice(**value)
+    except TypeError:
+        return None

@@ -1,0 +1,186 @@
+"""What `sweep` shows: rich on a terminal, plain lines into a pipe. What it does is in jobs.sweeps.session.
+
+Functions that return whether all went well leave the exit code to the command.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.commands.console import note, print_lines, say
+from jobs.sweeps.records import TrialRecord, TrialState, load_sweep, running_means
+
+if TYPE_CHECKING:
+    from jobs.sweeps.report.write import SweepReport
+    from jobs.sweeps.session import SweepLauncher
+
+
+COLUMNS = ("point", "UA", "± sd", "95 %", "folds", "runs", "to the best", "p", "")
+ENDINGS = {
+    TrialState.complete: "complete",
+    TrialState.stopped: "stopped early",
+    TrialState.failed: "failed",
+    TrialState.interrupted: "interrupted",
+}
+
+
+def print_preview(launcher: SweepLauncher) -> None:
+    """What a launch would do, on Slurm with the script."""
+    from jobs.sweeps.preflight import preview_lines
+
+    print_lines(preview_lines(launcher.sweep, launcher.preview()))
+    if launcher.on_slurm:
+        say(f"\n# ---- the job in which all of it is computed\n{launcher.script()}")
+
+
+def run_here(launcher: SweepLauncher) -> bool:
+    """The whole sweep on this machine, and its report; whether it has come to its end, with no trial failed."""
+    if launcher.nothing_left():
+        return _nothing_left(launcher)
+    before = {record.trial: record for record in launcher.trials()}
+    if before:
+        say(f"{launcher.name}: goes on with sweep {launcher.sweep.digest}, {_many(len(before), 'trial')} begun")
+    if not launcher.run_here(tell=lambda line: print_lines([line])):
+        note(f"stopped; nothing is lost: `{launcher.command}` with the same settings goes on")
+        return False
+    return _print_report(launcher)
+
+
+def run_on_slurm(launcher: SweepLauncher, *, wait: bool) -> bool:
+    """Submit the allocation; with `wait`, watch it to its end."""
+    if launcher.nothing_left():
+        return _nothing_left(launcher)
+    job, new = launcher.submit()
+    say(f"{launcher.name}: sweep {launcher.sweep.digest} is job {job}{'' if new else ', which was there already'}; its log: {launcher.log}")
+    look = f"`python launch.py sweep {launcher.name} --show`"
+    if not wait:
+        say(f"look with {look}; it goes on by itself until the report is there")
+        return True
+    seen: dict[str, TrialRecord] = {}
+
+    def tell(records: Sequence[TrialRecord]) -> None:
+        print_lines(trial_lines(seen, records, len(launcher.sweep.folds)))
+        seen.update({record.trial: record for record in records})
+
+    ended = launcher.wait(tell=tell, told=lambda sentence: print_lines([f"{launcher.name}: {sentence}"]))
+    if ended is None:
+        note(f"job {job} goes on: {look} shows how it stands, `python launch.py sweep {launcher.name} --cancel` ends it")
+        return False
+    found = _print_report(launcher)
+    if not ended:
+        note(launcher.standing().sentence)
+    return found and ended
+
+
+def drive(folder: Path) -> bool:
+    """Drive a sweep inside the Ray of its allocation; the log has a time on every line. False: it was interrupted."""
+    from jobs.sweeps.session import drive as run
+
+    sweep = load_sweep(folder)
+
+    def log(text: str) -> None:
+        print_lines([f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}"])
+
+    log(f"{sweep.layout.experiment}: sweep {sweep.digest} begins")
+    ended = run(sweep, tell=log)
+    log("every trial has ended" if ended else "interrupted")
+    return ended
+
+
+def show(launcher: SweepLauncher, *, as_json: bool) -> None:
+    """The report as it stands now, and where the sweep stands."""
+    standing = launcher.standing()
+    report = launcher.report()
+    if as_json:
+        from jobs.sweeps.report.as_json import to_json
+
+        value = {**to_json(report.summary, report.choice), "standing": standing.state, "job": standing.job}
+        say(json.dumps(value, indent=1))
+        return
+    _print(report)
+    say(standing.sentence)
+
+
+def cancel(launcher: SweepLauncher) -> None:
+    """End a sweep until it is launched again."""
+    print_lines(launcher.cancel())
+    if launcher.standing().state != "complete":
+        say(f"`{launcher.command}` with the same settings goes on")
+
+
+def trial_lines(before: Mapping[str, TrialRecord], now: Sequence[TrialRecord], folds: int) -> list[str]:
+    """What has happened to trials between two looks at their records, a line each. Pure."""
+    lines = []
+    for record in now:
+        former = before.get(record.trial)
+        means = running_means(record.folds)
+        for number in range(0 if former is None else len(former.folds), len(record.folds)):
+            fold = record.folds[number]
+            lines.append(
+                f"{record.point.label}: fold {fold.fold} ({number + 1} of {folds}) validation UA {fold.ua:.1f}, mean {means[number]:.1f}"
+            )
+        if record.state in ENDINGS and (former is None or former.state is not record.state):
+            lines.append(f"{record.point.label}: {ENDINGS[record.state]}{record.error and f': {record.error}'}")
+    return lines
+
+
+def _nothing_left(launcher: SweepLauncher) -> bool:
+    say(f"{launcher.name}: sweep {launcher.sweep.digest}: every trial has ended, nothing is left to compute")
+    return _print_report(launcher)
+
+
+def _print_report(launcher: SweepLauncher) -> bool:
+    """Write and print the report; False where no point is complete, or one has failed."""
+    report = launcher.report()
+    _print(report)
+    failed = sum(record.state is TrialState.failed for record in launcher.trials())
+    if failed:
+        note(f"{_many(failed, 'trial')} failed: `{launcher.command}` with the same settings tries again")
+    return report.summary.best is not None and not failed
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _print(report: SweepReport) -> None:
+    from jobs.sweeps.report.tables import tables_of
+
+    tables = tables_of(report.summary, report.choice)
+    say(f"{tables.title}. {' '.join(tables.lead)}")
+    rows = [
+        (each.label, each.ua, each.sd and f"± {each.sd}", each.interval, each.folds, each.runs, each.difference, each.p, each.remark)
+        for each in tables.rows
+    ]
+    _print_rows(COLUMNS, rows, bold=[each.best for each in tables.rows])
+    for failure in tables.failures:
+        say(f"failed: {failure}")
+    _print_rows(tables.cost.headings, tables.cost.rows)
+    print_lines(report.choice_lines)
+    print_lines(str(path) for path in report.paths)
+
+
+def _print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]], *, bold: Sequence[bool] = ()) -> None:
+    """A table; on a terminal with rules and the best in bold, into a pipe as lines whose columns are aligned."""
+    if not rows:
+        return
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table()
+        for number, heading in enumerate(headings):
+            table.add_column(heading, justify="left" if number in (0, len(headings) - 1) else "right")
+        for number, row in enumerate(rows):
+            table.add_row(*map(Text, row), style="bold" if number < len(bold) and bold[number] else "")
+        Console(highlight=False).print(table)
+        return
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    for row in (headings, *rows):
+        say("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())

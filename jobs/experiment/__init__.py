@@ -1,0 +1,1 @@
+"""Experiments: configuration, the graph of stages with their content keys, and what was launched."""

@@ -1,0 +1,129 @@
+"""An experiment as it was launched: configuration, corpus, stage graph; stored, so that `status` and `collect` speak of the same thing."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.errors import UsageError
+from jobs.experiment.config import Experiment, resolved_values, restore_experiment
+from jobs.experiment.graph import Graph, Slot, build_graph, seeds_of_slots
+from jobs.experiment.registry import Registry
+from jobs.store.cancellations import last_cancellation
+from jobs.store.layout import Layout, valid_experiment_name
+from jobs.store.records import read_json, write_json
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What the job system knows of a prepared corpus."""
+
+    name: str
+    digest: str
+    folds: tuple[str, ...]
+    folder: str  # absolute
+
+
+@dataclass(frozen=True)
+class Launched:
+    """One experiment, ready to be planned."""
+
+    experiment: Experiment
+    corpus: Corpus
+    graph: Graph
+    layout: Layout
+    since: float  # seconds since the epoch: time of the last launch by hand
+    refill: Callable[[Mapping[Slot, int]], Graph]  # the graph for slots of these generations
+    changed: bool = False  # the code has moved on since the launch: the same configuration means other stages now
+    user: int | None = None  # who launched it; None: not known
+    config: str = ""  # what its file in configs/experiment/ is called; "": not known
+
+
+def launch(experiment: Experiment, corpus: Corpus, registry: Registry, layout: Layout, config: str = "") -> Launched:
+    """Plan an experiment anew. Raises UsageError for a method or fold there is not."""
+    _known("methods", experiment.methods, registry.methods)
+    _known("folds", experiment.folds, corpus.folds)
+    graph = _graph(experiment, corpus, registry, {})
+    refill = functools.partial(_graph, experiment, corpus, registry, base=graph)
+    since = max(time.time(), last_cancellation(layout) + 0.001)  # a launch lifts what was cancelled before, whatever the clocks say
+    return Launched(experiment, corpus, graph, layout, since, refill, user=os.getuid(), config=config)
+
+
+def store(launched: Launched) -> None:
+    """Remember an experiment under its name."""
+    corpus = launched.corpus
+    value = {
+        "schema": SCHEMA,
+        "launched": launched.since,
+        "file": launched.config,
+        "user": launched.user,
+        "config": resolved_values(launched.experiment),
+        "corpus": {"name": corpus.name, "digest": corpus.digest, "folds": list(corpus.folds), "folder": corpus.folder},
+        "stages": _digest(launched.graph),
+    }
+    write_json(launched.layout.experiment_file, value)
+
+
+def reopen(layout: Layout, registry: Registry, recipe_schema: type[Any]) -> Launched:
+    """The experiment as it was launched last. Raises UsageError if there is none of that name."""
+    if not valid_experiment_name(layout.experiment):
+        raise UsageError(f"experiment {layout.experiment!r}: not a name that an experiment can have")
+    value = read_json(layout.experiment_file)
+    if (value is None or value.get("schema") != SCHEMA) and layout.experiment_file.is_file():
+        raise UsageError(f"{layout.experiment_file}: damaged, or of another version of the program; launch `grid` again to renew it")
+    if value is None:
+        known = sorted(path.parent.name for path in layout.root.glob("*/experiment.json"))
+        near = difflib.get_close_matches(layout.experiment, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"launched are: {', '.join(known) or 'none'}"
+        raise UsageError(f"experiment {layout.experiment!r} was not launched (nothing in {layout.folder}); {hint}")
+    try:
+        stated = value["corpus"]
+        corpus = Corpus(str(stated["name"]), str(stated["digest"]), tuple(stated["folds"]), str(stated["folder"]))
+        config, since, stages = value["config"], float(value["launched"]), str(value.get("stages", ""))
+        file = str(value.get("file", ""))
+        user = None if value.get("user") is None else int(value["user"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"{layout.experiment_file}: damaged ({error!r}); launch `grid` again to renew it") from error
+    experiment = restore_experiment(config, recipe_schema=recipe_schema)
+    graph = _graph(experiment, corpus, registry, {})
+    refill = functools.partial(_graph, experiment, corpus, registry, base=graph)
+    changed = bool(stages) and stages != _digest(graph)
+    return Launched(experiment, corpus, graph, layout, since, refill, changed, user, file)
+
+
+def _graph(experiment: Experiment, corpus: Corpus, registry: Registry, generations: Mapping[Slot, int], base: Graph | None = None) -> Graph:
+    folds = experiment.folds or list(corpus.folds)
+    slots = seeds_of_slots(experiment.methods, folds, seeds=experiment.seeds, first_seed=experiment.first_seed, generations=generations)
+    return build_graph(
+        registry,
+        experiment.recipe,
+        corpus=corpus.name,
+        corpus_digest=corpus.digest,
+        methods=experiment.methods,
+        folds=folds,
+        seeds=slots,
+        base=base,
+    )
+
+
+def _digest(graph: Graph) -> str:
+    """Of all stages that a launch asks for, before any run is dropped."""
+    return hashlib.sha256(" ".join(graph.nodes).encode()).hexdigest()[:16]
+
+
+def _known(key: str, asked: Sequence[str], known: Sequence[str]) -> None:
+    for name in asked:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            raise UsageError(f"{key}: {name!r} is unknown; {hint}")
+    if len(set(asked)) != len(asked):
+        raise UsageError(f"{key}: {', '.join(asked)}: name each once")

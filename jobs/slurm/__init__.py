@@ -1,0 +1,1 @@
+"""Executor for Slurm: queue, submissions, batch scripts, and the controller chain."""

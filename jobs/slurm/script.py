@@ -1,0 +1,377 @@
+"""Every batch script and its parameters: of an array of stages, of a link of the controller chain, of a sweep's allocation. Pure.
+
+What a job asks of Slurm is stated once, in `Header`: the script's `#SBATCH` lines (`slurm_templates/header.sh.j2`) and the parameters that
+submitit checks are made of it. The rest of a script is its template's own.
+
+Nothing reaches a script unquoted: a template may only print numbers and values that went through one of the filters `option` (the value
+of an `#SBATCH` line), `shell` (one or several words of the shell) and `verbatim` (lines of the site's administrator); anything else is
+an error, an undefined name too.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from jobs.control.facts import Asked, Request
+from jobs.errors import UsageError
+from jobs.experiment.config import Resources, SlurmSite, at_once_of
+from jobs.experiment.sweep_section import SweepResources
+
+# Set by the template or the program, or without sense in a script.
+_ARRAY_OPTIONS = ("array", "job-name", "dependency", "kill-on-invalid-dep", "begin", "hold", "requeue", "no-requeue")
+_SIZE_OPTIONS = ("time", "nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "gpus-per-node", "mem")
+_OUTPUT_OPTIONS = ("output", "error", "open-mode", "export", "export-file", "get-user-env", "parsable", "quiet", "verbose", "test-only")
+_OTHER_OPTIONS = ("help", "usage", "version", "uid", "gid", "signal", "wait", "wrap", "chdir")
+OWN_OPTIONS = frozenset(_ARRAY_OPTIONS + _SIZE_OPTIONS + _OUTPUT_OPTIONS + _OTHER_OPTIONS)
+LINK_CPUS = 1
+LINK_MEMORY_MB = 2048  # the tables at the end are the largest thing that a link does
+LINK_WARNING_SECONDS = 120  # before the time limit a link stops to begin passes
+# Of the further options of a site those that a link shares: who pays, and where. What asks for resources is meant for the stages.
+SHARED_OPTIONS = ("comment", "nice", "reservation", "wckey")
+LEAVE_SECONDS = 30  # at most, for the nodes of a sweep to leave, after the driver has
+RESERVE_SECONDS = 15  # of the warning before the time limit: for a sweep's job to be put back into the queue
+LEAST_PATIENCE = 10  # seconds that driver and nodes of a sweep are given in any case
+_OPTION = re.compile(r"[a-z][a-z0-9-]*")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\x80-\x9f\u2028\u2029]")
+_SITE_OPTIONS = ("partition", "account", "qos", "constraint", "gpu_type", "exclude")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a job asks of Slurm; "", 0 and None: nothing."""
+
+    name: str
+    output: str  # file of its log, with Slurm's own `%` patterns
+    minutes: int
+    cpus: int  # of each process
+    memory_mb: int  # of each node
+    partition: str | None
+    constraint: str | None
+    exclude: str
+    extra: Mapping[str, str]
+    dependency: str
+    signal_seconds: int  # before the time limit
+    nodes: int = 1
+    processes_per_node: int = 1  # 0: one process in all
+    gpus: str = ""  # of each node
+    array: str = ""
+    kill_on_invalid_dependency: bool = False
+    signal_to: str = "B:"  # the batch script alone; "": the processes of its steps
+    no_kill: bool = False  # the job goes on when a node is lost
+    requeue: bool = True
+
+
+@dataclass(frozen=True)
+class ArrayJob:
+    """One array of stages, and the command that each of its elements runs."""
+
+    name: str
+    size: int  # elements
+    resources: Resources
+    stages_per_element: int  # the longest element's; the time limit is for all of them
+    command: tuple[str, ...]  # of the worker
+    description: str  # file that the command reads: waited for where a shared folder lags
+    folder: str  # where the command runs: the snapshot of the code
+    output: str  # folder of the logs
+    binds: tuple[str, ...] = ()  # folders that a container must see
+    dependency: str = ""  # of `--dependency`
+    request: Request = field(default_factory=Request)  # beyond `resources`
+    avoided: tuple[str, ...] = ()  # nodes on which Slurm lately could not start an element
+
+    @property
+    def minutes(self) -> int:
+        """Of an element: its stages one after another, or so many of them at a time; where memory is to decide that, it may be one."""
+        rounds = math.ceil(max(1, self.stages_per_element) / max(1, at_once_of(self.resources)))
+        return (self.request.minutes or self.resources.minutes) * rounds
+
+    @property
+    def asked(self) -> Asked:
+        """For one element, for the records."""
+        plain = replace(self, request=replace(self.request, minutes=None, memory_gb=None))
+        return Asked(self.minutes, memory_mb(self), plain.minutes, memory_mb(plain))
+
+    def template(self, site: SlurmSite) -> str:
+        return site.template
+
+    def header(self, site: SlurmSite) -> Header:
+        return Header(
+            name=self.name,
+            output=f"{_literal(self.output)}/%x_%A_%a.out",
+            minutes=self.minutes,
+            cpus=self.resources.cpus_per_process,
+            memory_mb=memory_mb(self) if site.memory_requests else 0,
+            partition=site.partition,
+            constraint=site.constraint,
+            exclude=excluded_nodes(self, site),
+            extra=site.extra,
+            dependency=self.dependency,
+            signal_seconds=signal_seconds(self.minutes, site),
+            nodes=self.resources.nodes,
+            processes_per_node=self.resources.processes_per_node,
+            gpus=gpu_expression(self.resources.gpus, site),
+            array=array_expression(self.size, self.resources.throttle),
+            kill_on_invalid_dependency=bool(self.dependency),
+            signal_to="",
+        )
+
+    def facts(self, site: SlurmSite) -> Mapping[str, Any]:
+        """What its template needs beyond the header and the site."""
+        return {"team": self.resources.team}
+
+
+@dataclass(frozen=True)
+class LinkJob:
+    """One link of the controller chain, or another small job of this program's own."""
+
+    name: str
+    minutes: int
+    command: tuple[str, ...]
+    description: str  # file without which the command makes no sense: waited for where a shared folder lags
+    folder: str  # where it runs
+    output: str  # file of its log
+    binds: tuple[str, ...] = ()  # folders that a container must see
+    dependency: str = "singleton"
+
+    def template(self, site: SlurmSite) -> str:
+        return "controller.sh.j2"
+
+    def header(self, site: SlurmSite) -> Header:
+        return Header(
+            name=self.name,
+            output=_literal(self.output),
+            minutes=self.minutes,
+            cpus=LINK_CPUS,
+            memory_mb=LINK_MEMORY_MB if site.memory_requests else 0,
+            partition=site.controller_partition or site.partition,
+            constraint=None,
+            exclude=site.exclude or "",
+            extra={key: site.extra[key] for key in SHARED_OPTIONS if site.extra.get(key)},
+            dependency=self.dependency,
+            signal_seconds=link_signal_seconds(self.minutes),
+            processes_per_node=0,
+            requeue=False,
+        )
+
+    def facts(self, site: SlurmSite) -> Mapping[str, Any]:
+        """What its template needs beyond the header and the site."""
+        return {}
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """The allocation of a sweep."""
+
+    name: str
+    resources: SweepResources
+    command: tuple[str, ...]  # on every node
+    description: str  # file without which the command makes no sense: waited for where a shared folder lags
+    stop: str  # file that has the driver stop
+    meetings: str  # folder in which the nodes meet
+    folder: str  # where it runs: the snapshot of the code
+    output: str  # file of its log
+    restarts: int
+    binds: tuple[str, ...] = ()  # folders that a container must see
+
+    def template(self, site: SlurmSite) -> str:
+        return "sweep.sh.j2"
+
+    def header(self, site: SlurmSite) -> Header:
+        return Header(
+            name=self.name,
+            output=_literal(self.output),
+            minutes=self.resources.minutes,
+            cpus=self.resources.cpus,
+            memory_mb=_mebibytes(self.resources.memory_gb) if site.memory_requests else 0,
+            partition=site.partition,
+            constraint=site.constraint,
+            exclude=site.exclude or "",
+            extra=site.extra,
+            dependency="singleton",
+            signal_seconds=signal_seconds(self.resources.minutes, site),
+            nodes=self.resources.nodes,
+            gpus=gpu_expression(self.resources.gpus, site),
+            no_kill=not site.container,
+        )
+
+    def facts(self, site: SlurmSite) -> Mapping[str, Any]:
+        """What its template needs beyond the header and the site."""
+        return {
+            "patience": max(LEAST_PATIENCE, signal_seconds(self.resources.minutes, site) - RESERVE_SECONDS),
+            "leave_seconds": LEAVE_SECONDS,
+            "restarts": self.restarts,
+            "stop": self.stop,
+            "meetings": self.meetings,
+        }
+
+
+Job = ArrayJob | LinkJob | SweepJob
+
+
+class Quoted(str):
+    """Text that a template may print as it is."""
+
+    __slots__ = ()
+
+
+def render_script(job: Job, site: SlurmSite, templates: Path) -> str:
+    """The script of a job. UsageError for a value that no script can hold, and for a template that is missing or wrong."""
+    check_site(site)
+    if "/" in site.template or site.template.startswith("."):
+        raise UsageError(f"slurm.template {site.template!r}: name a file of {templates}")
+    place = {name: getattr(job, name) for name in ("binds", "folder", "description", "command")}
+    facts = {**vars(job.header(site)), **place, **job.facts(site), "login_shell": bool(site.modules), "site": site}
+    return _render_template(job.template(site), facts, templates)
+
+
+def parameters(job: Job, site: SlurmSite) -> dict[str, Any]:
+    """The request in submitit's words, for its own checks."""
+    header = job.header(site)
+    found = {
+        "job_name": header.name,
+        "time": header.minutes,
+        "nodes": header.nodes,
+        "ntasks_per_node": header.processes_per_node or 1,
+        "cpus_per_task": header.cpus,
+        "gpus_per_node": header.gpus,
+        "mem": f"{header.memory_mb}MB" if header.memory_mb else "",
+        "partition": header.partition,
+        "account": site.account,
+        "qos": site.qos,
+        "constraint": header.constraint,
+        "exclude": header.exclude,
+        "dependency": header.dependency,
+        "signal_delay_s": header.signal_seconds,
+        "additional_parameters": {**({"array": header.array} if header.array else {}), **header.extra},
+    }
+    return {key: value for key, value in found.items() if value}
+
+
+def _render_template(name: str, facts: Mapping[str, Any], templates: Path) -> str:
+    """A template with its facts, every value quoted. UsageError for a template that is missing or wrong."""
+    import jinja2
+
+    environment = jinja2.Environment(  # noqa: S701 - a shell script, no HTML: quoting is enforced by `finalize`
+        loader=jinja2.FileSystemLoader(str(templates)),
+        undefined=jinja2.StrictUndefined,
+        finalize=_only_quoted,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.clear()
+    environment.filters.update(option=_option, shell=_shell, verbatim=_verbatim)
+    environment.globals.clear()
+    try:
+        return environment.get_template(name).render(facts)
+    except jinja2.TemplateNotFound as error:
+        raise UsageError(f"no template {error} in {templates} (slurm.template)") from error
+    except jinja2.TemplateError as error:
+        line = getattr(error, "lineno", None)
+        raise UsageError(f"{templates / name}{f', line {line}' if line else ''}: {error}") from error
+
+
+def check_site(site: SlurmSite) -> None:
+    """UsageError for the first key of a site profile that cannot be put into a script."""
+    for key in _SITE_OPTIONS:
+        if getattr(site, key) is not None:
+            _checked(f"slurm.{key}", getattr(site, key), option=True)
+    lists = (("modules", site.modules), ("container_arguments", site.container_arguments), ("prologue", site.prologue))
+    for key, values in (*lists, ("container", [site.container or ""]), ("python", [site.python or ""])):
+        for value in values:
+            _checked(f"slurm.{key}", value)
+    for name, value in site.environment.items():
+        if not _VARIABLE.fullmatch(name):
+            raise UsageError(f"slurm.environment.{name!r}: not the name of a variable")
+        _checked(f"slurm.environment.{name}", value)
+    for name, value in site.extra.items():
+        if not _OPTION.fullmatch(name):
+            raise UsageError(f"slurm.extra.{name!r}: not the long name of an sbatch option (without the dashes)")
+        if name in OWN_OPTIONS:
+            raise UsageError(f"slurm.extra.{name}: set by the program itself; see resources and the other keys of slurm")
+        _checked(f"slurm.extra.{name}", value, option=True)
+
+
+def array_expression(size: int, throttle: int) -> str:
+    """`0-24%5`: all elements, at most `throttle` at once (0: no limit)."""
+    return f"0-{size - 1}" + (f"%{throttle}" if 0 < throttle < size else "")
+
+
+def memory_mb(job: ArrayJob) -> int:
+    """Memory of each node, in MiB, rounded up."""
+    return _mebibytes((job.request.memory_gb or job.resources.memory_gb) * job.request.memory_factor)
+
+
+def excluded_nodes(job: ArrayJob, site: SlurmSite) -> str:
+    """Nodes that the site, the request or a launch that failed rules out; "" for none."""
+    found = (site.exclude or "", *job.request.exclude, *job.avoided)
+    return ",".join(dict.fromkeys(filter(None, found)))
+
+
+def gpu_expression(gpus: int, site: SlurmSite) -> str:
+    """`2` or `a100:2`, per node; "" for none."""
+    if not gpus:
+        return ""
+    return f"{site.gpu_type}:{gpus}" if site.gpu_type else str(gpus)
+
+
+def signal_seconds(minutes: int, site: SlurmSite) -> int:
+    """When to warn before the time limit: as the site says, but not within the first three quarters of the time. 0: never."""
+    return min(site.signal_seconds, minutes * 60 // 4)
+
+
+def link_signal_seconds(minutes: float) -> int:
+    """How long before its time limit a link of the controller chain is warned, and leaves."""
+    return signal_seconds(int(minutes), SlurmSite(signal_seconds=LINK_WARNING_SECONDS))
+
+
+def launcher_python(site: SlurmSite, here: str) -> str:
+    """The interpreter on the compute nodes: the site's, inside a container its `python3`, else the one that runs here."""
+    return site.python or ("python3" if site.container else here)
+
+
+def _literal(path: str) -> str:
+    """A path in an option in which `%` begins a pattern."""
+    return path.replace("%", "%%")
+
+
+def _mebibytes(gigabytes: float) -> int:
+    return math.ceil(round(gigabytes * 1024, 6))
+
+
+def _checked(what: str, value: str, *, option: bool = False) -> str:
+    found = _CONTROL.search(value)
+    if found:
+        raise UsageError(f"{what}: control character {found[0]!r} in {value!r}")
+    if option and "\\" in value:
+        raise UsageError(f"{what}: sbatch reads a backslash as a mark of its own, so {value!r} cannot be asked for")
+    return value
+
+
+def _only_quoted(value: object) -> str:
+    if isinstance(value, Quoted) or (isinstance(value, int) and not isinstance(value, bool)):
+        return str(value)
+    import jinja2
+
+    if isinstance(value, jinja2.Undefined):
+        return str(value)  # StrictUndefined: raises with the name
+    raise jinja2.TemplateRuntimeError(f"{value!r} is printed without `| option`, `| shell` or `| verbatim`")
+
+
+def _option(value: object) -> Quoted:
+    return Quoted(shlex.quote(_checked("value of an sbatch option", str(value), option=True)))
+
+
+def _shell(value: object) -> Quoted:
+    words: Iterable[object] = value if isinstance(value, (list, tuple)) else (value,)
+    return Quoted(" ".join(shlex.quote(_checked("word of the shell", str(word))) for word in words))
+
+
+def _verbatim(value: object) -> Quoted:
+    return Quoted(_checked("line of the shell", str(value)))

@@ -1,0 +1,1 @@
+"""Results on disk: folders, records, attempts and their claims, failure classes."""

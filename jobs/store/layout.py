@@ -1,0 +1,144 @@
+"""Where everything lies under `results/`: the one place that knows the folder names.
+
+results/
+  store/STAGE/KEY/                  one stage, shared by all experiments
+    result.json                     the truth: written last, names the attempt whose artifacts count
+    checkpoint/                     resumable state, handed from attempt to attempt
+    attempts/0001/                  one execution
+      claim.json                    who took it: host, process, Slurm job, start
+      output/                       artifacts
+      outcome.json                  how it ended, when it did not end in a result
+  store/cache/                      what stages keep for one another; may be removed whenever nothing runs
+  EXPERIMENT/
+    experiment.json                 resolved configuration of the last launch
+    cancelled.json                  what the user cancelled since
+    index.json                      what was read of finished stages: a cache, never the truth
+    submissions/NAME.json           one Slurm array: intent, then job id
+    teams/JOB.RESTART.STEP.json     where the processes of a job find one another, until they have (mode 0600)
+    snapshots/DIGEST/               code the jobs run
+    logs/  tables/  confusion/
+    sweep/                          report of the last sweep; jobs.sweeps.records writes the rest
+      latest                        name of the last sweep launched
+      DIGEST/                       one sweep, named by all that determines it
+        sweep.json                  what was launched
+        trials/TRIAL.json           which point a trial tried, and how far it came
+        ray/                        what Ray Tune keeps for itself
+        stop                        asks the sweep to stop
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+STORE = "store"
+EXPERIMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """The folder of one stage in the store."""
+
+    path: Path
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint"
+
+    @property
+    def attempts(self) -> Path:
+        return self.path / "attempts"
+
+    def attempt(self, number: int) -> AttemptFolder:
+        return AttemptFolder(self.attempts / f"{number:04d}", number)
+
+
+@dataclass(frozen=True)
+class AttemptFolder:
+    """The folder of one attempt (numbered from 1)."""
+
+    path: Path
+    number: int
+
+    @property
+    def claim(self) -> Path:
+        return self.path / "claim.json"
+
+    @property
+    def outcome(self) -> Path:
+        return self.path / "outcome.json"
+
+    @property
+    def output(self) -> Path:
+        return self.path / "output"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All folders of one experiment below `root` (the folder `results`)."""
+
+    root: Path
+    experiment: str
+
+    def stage(self, stage: str, key: str) -> StageFolder:
+        return StageFolder(self.root / STORE / stage / key)
+
+    @property
+    def cache(self) -> Path:
+        """What stages of all experiments have in common and can compute again."""
+        return self.root / STORE / "cache"
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.experiment
+
+    @property
+    def experiment_file(self) -> Path:
+        return self.folder / "experiment.json"
+
+    @property
+    def cancellations(self) -> Path:
+        return self.folder / "cancelled.json"
+
+    @property
+    def index(self) -> Path:
+        return self.folder / "index.json"
+
+    @property
+    def submissions(self) -> Path:
+        return self.folder / "submissions"
+
+    @property
+    def teams(self) -> Path:
+        return self.folder / "teams"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.folder / "snapshots"
+
+    @property
+    def logs(self) -> Path:
+        return self.folder / "logs"
+
+    @property
+    def tables(self) -> Path:
+        return self.folder / "tables"
+
+    def log_of(self, stage: str, key: str) -> Path:
+        """Where a stage's output goes when it is computed on this machine; attempts follow one another."""
+        return self.logs / f"{stage}-{key}.log"
+
+    @property
+    def sweep(self) -> Path:
+        """The report of the last sweep, and a folder for each sweep."""
+        return self.folder / "sweep"
+
+
+def valid_experiment_name(name: str) -> bool:
+    """Letters, digits, `_`, `.`, `-`; not the store's own name."""
+    return EXPERIMENT_NAME.fullmatch(name) is not None and name != STORE

@@ -1,0 +1,67 @@
+"""Scores of a finished run, as its result file stores them. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from jobs.errors import UsageError
+from jobs.store.records import Result
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Counts of utterances, `counts[true][predicted]`, in the order of `classes`."""
+
+    classes: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+
+    @property
+    def total(self) -> int:
+        return sum(map(sum, self.counts))
+
+    @property
+    def ua(self) -> float:
+        """Unweighted accuracy in percent."""
+        recalls = [Fraction(row[index], sum(row)) for index, row in enumerate(self.counts) if sum(row)]
+        return _percent(recalls)
+
+    @property
+    def wa(self) -> float:
+        """Weighted accuracy in percent."""
+        return _percent([Fraction(self._right, self.total)])
+
+    @property
+    def macro_f1(self) -> float:
+        """Macro-averaged F1 in percent."""
+        columns = [sum(column) for column in zip(*self.counts, strict=True)]
+        seen = [(row[index], sum(row) + columns[index]) for index, row in enumerate(self.counts)]
+        return _percent([Fraction(2 * right, both) for right, both in seen if both])
+
+    @property
+    def _right(self) -> int:
+        return sum(row[index] for index, row in enumerate(self.counts))
+
+
+def confusion_of(result: Result) -> Confusion | None:
+    """The confusion matrix of a finished run, None if the stage reports none.
+
+    Raises UsageError when it is not a square matrix of counts, one row per class, with at least one utterance.
+    """
+    if not result.confusion and not result.classes:
+        return None
+    size = len(result.classes)
+    square = len(result.confusion) == size and all(len(row) == size for row in result.confusion)
+    if not square or len(set(result.classes)) != size or min(map(min, result.confusion)) < 0 or not any(map(any, result.confusion)):
+        raise UsageError(
+            f"result {result.stage}/{result.key} (fold {result.fold}, seed {result.seed}) has no usable confusion matrix: "
+            "delete its result.json and launch again"
+        )
+    return Confusion(result.classes, result.confusion)
+
+
+def _percent(shares: Sequence[Fraction]) -> float:
+    whole = math.lcm(*(share.denominator for share in shares))
+    return 100 * sum(share.numerator * (whole // share.denominator) for share in shares) / (whole * len(shares))

@@ -1,0 +1,225 @@
+"""A copy of the code at launch: jobs run it, so that edits afterwards do not reach what is queued.
+
+One folder per content, `results/EXPERIMENT/snapshots/DIGEST/`, holds the code itself, `snapshot.json` (commit, changed and untracked
+files) and `dirty.diff` (what differed from the commit). It is made under a temporary name and renamed. A job that runs a snapshot and
+submits others hands on that very snapshot: what git said of it at launch stays with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import UsageError
+from jobs.store.layout import Layout
+from jobs.store.records import read_json, write_json
+
+SCHEMA = 1
+CODE = ("launch.py", "jobs", "ser_core", "configs", "slurm_templates")  # what jobs need, where git cannot be asked
+NOT_CODE = ("tests", "docs", "benchmarks", "results", "data")  # top-level folders that jobs never read
+LARGEST = 8 * 2**20  # bytes; a larger file that git does not track is data, not code
+DIGEST_LENGTH = 16
+GIT_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The code as it lies in the source folder now, and where its copy is or would be."""
+
+    source: Path
+    path: Path
+    digest: str
+    files: Mapping[str, int]  # relative name -> 1 if executable
+    commit: str  # "" outside of git
+    changed: tuple[str, ...]  # files that differ from the commit or are unknown to it
+    left_out: tuple[str, ...]  # untracked and too large to be code
+
+    @property
+    def taken(self) -> bool:
+        return (self.path / "snapshot.json").is_file()
+
+
+def plan_snapshot(source: Path, layout: Layout) -> Snapshot:
+    """Find the code in `source` and its digest; writes nothing. UsageError if there is none."""
+    source = source.resolve()
+    known = _known_snapshot(source, layout)
+    if known is not None:
+        return known
+    in_git = _is_checkout(source)
+    tracked, untracked = _git_files(source) if in_git else (_walk(source), [])
+    fitting = [name for name in untracked if (source / name).is_file() and (source / name).stat().st_size <= LARGEST]
+    names = sorted(name for name in {*tracked, *fitting} if _is_code(name) and (source / name).is_file())
+    if not names:
+        raise UsageError(f"{source}: no code to run there (expected {', '.join(CODE)})")
+    files = {name: int(os.access(source / name, os.X_OK)) for name in names}
+    commit = _git(source, "rev-parse", "HEAD", check=False).strip() if in_git else ""
+    changed = _git(source, "diff", "--name-only", "--relative", "-z", "HEAD", check=False).split("\0") if commit else []
+    digest = _digest(source, files)
+    return Snapshot(
+        source=source,
+        path=layout.snapshots.resolve() / digest,
+        digest=digest,
+        files=files,
+        commit=commit,
+        changed=tuple(sorted(name for name in {*changed, *fitting} if name and _is_code(name))),
+        left_out=tuple(sorted(name for name in set(untracked) - set(fitting) if _is_code(name))),
+    )
+
+
+def take_snapshot(source: Path, layout: Layout) -> Snapshot:
+    """Copy the code unless this content was copied before. UsageError if files change while they are copied."""
+    snapshot = plan_snapshot(source, layout)
+    if snapshot.taken:
+        return snapshot
+    snapshot.path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{snapshot.digest}.", dir=snapshot.path.parent))
+    try:
+        for name in snapshot.files:
+            target = temporary / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(snapshot.source / name, target)
+        if _digest(temporary, snapshot.files) != snapshot.digest:
+            raise UsageError(f"{snapshot.source}: code changed while it was copied; launch again")
+        (temporary / "dirty.diff").write_text(_dirty_diff(snapshot), encoding="utf-8", errors="surrogateescape")
+        record = {"schema": SCHEMA, **snapshot_facts(snapshot), "files": sorted(snapshot.files), "left_out": list(snapshot.left_out)}
+        write_json(temporary / "snapshot.json", record)
+        temporary.chmod(0o755)
+        _publish(temporary, snapshot.path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return snapshot
+
+
+def snapshot_facts(snapshot: Snapshot) -> dict[str, object]:
+    """Provenance for results: digest and folder of the code, commit, files that differ from it."""
+    return {
+        "snapshot": snapshot.digest,
+        "folder": str(snapshot.path),
+        "commit": snapshot.commit,
+        "dirty": bool(snapshot.changed),
+        "changed": list(snapshot.changed),
+    }
+
+
+def _known_snapshot(source: Path, layout: Layout) -> Snapshot | None:
+    """`source` as the snapshot it is, if it is one and nobody has changed its code since."""
+    record = read_json(source / "snapshot.json")
+    if record is None or record.get("schema") != SCHEMA:
+        return None
+    try:
+        digest, commit, names = str(record["snapshot"]), str(record["commit"]), [str(name) for name in record["files"]]
+        changed, left_out = tuple(map(str, record["changed"])), tuple(map(str, record["left_out"]))
+    except (KeyError, TypeError):
+        return None
+    if not names or not all((source / name).is_file() for name in names):
+        return None
+    files = {name: int(os.access(source / name, os.X_OK)) for name in sorted(names)}
+    if _digest(source, files) != digest:
+        return None
+    return Snapshot(source, layout.snapshots.resolve() / digest, digest, files, commit, changed, left_out)
+
+
+def _dirty_diff(snapshot: Snapshot) -> str:
+    earlier = snapshot.source / "dirty.diff"
+    if (snapshot.source / "snapshot.json").is_file() and earlier.is_file():
+        return earlier.read_text(encoding="utf-8", errors="surrogateescape")
+    return _git(snapshot.source, "diff", "--binary", "--relative", "HEAD", check=False) if snapshot.commit else ""
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    try:
+        temporary.rename(path)
+    except OSError:  # somebody was quicker with the same content
+        if not (path / "snapshot.json").is_file():
+            raise
+
+
+def _digest(folder: Path, files: Mapping[str, int]) -> str:
+    whole = hashlib.sha256()
+    for name, executable in sorted(files.items()):
+        content = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        whole.update(f"{len(name)}:{name}:{executable}:{content}\n".encode(errors="surrogateescape"))
+    return whole.hexdigest()[:DIGEST_LENGTH]
+
+
+def _is_code(name: str) -> bool:
+    parts = Path(name).parts
+    return parts[0] not in NOT_CODE and "__pycache__" not in parts and name not in ("snapshot.json", "dirty.diff")
+
+
+def _walk(source: Path) -> list[str]:
+    found: list[str] = []
+    for name in CODE:
+        top = source / name
+        for path in [top] if top.is_file() else sorted(top.rglob("*")):
+            if path.is_file():
+                found.append(str(path.relative_to(source)))
+    return found
+
+
+def _is_checkout(source: Path) -> bool:
+    if shutil.which("git") is None:
+        return False
+    return _git(source, "rev-parse", "--is-inside-work-tree", check=False).strip() == "true" and bool(_git_files(source)[0])
+
+
+def _git_files(source: Path) -> tuple[list[str], list[str]]:
+    tracked = _git(source, "ls-files", "-z", "--cached").split("\0")
+    untracked = _git(source, "ls-files", "-z", "--others", "--exclude-standard").split("\0")
+    return [name for name in tracked if name], [name for name in untracked if name]
+
+
+def _git(source: Path, *arguments: str, check: bool = True) -> str:
+    command: Sequence[str] = ["git", "-C", str(source), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=GIT_SECONDS, check=False, env=_git_environment())
+    except subprocess.TimeoutExpired as error:
+        raise UsageError(f"{source}: `git {arguments[0]}` did not answer within {GIT_SECONDS} s") from error
+    if check and done.returncode != 0:
+        raise UsageError(f"{source}: `git {' '.join(arguments)}` failed: {done.stderr.decode(errors='replace').strip()}")
+    return done.stdout.decode(errors="surrogateescape") if done.returncode == 0 else ""
+
+
+def _git_environment() -> dict[str, str]:
+    """Ours without what points git elsewhere (as in a hook), and without its writing the index."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    return {**clean, "GIT_OPTIONAL_LOCKS": "0"}
+
+
+def code_facts(repository: Path) -> dict[str, Any]:
+    """`commit` of a working tree and `dirty`, a digest of everything that differs from it ("" where nothing does).
+
+    Both are None where there is no git or no repository. Called once per launch, never by workers.
+    """
+    commit = _git_bytes(repository, "rev-parse", "HEAD")
+    changed = _git_bytes(repository, "diff", "HEAD", "--binary")
+    untracked = _git_bytes(repository, "ls-files", "--others", "--exclude-standard", "-z")
+    if commit is None or changed is None or untracked is None:
+        return {"commit": None, "dirty": None}
+    digest = hashlib.sha256(changed)
+    names = sorted(filter(None, untracked.split(b"\0")))
+    for name in names:
+        digest.update(b"\0" + name + b"\0" + _content(repository / os.fsdecode(name)))
+    return {"commit": commit.decode("ascii").strip(), "dirty": digest.hexdigest() if changed or names else ""}
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return hashlib.sha256(path.read_bytes()).digest()
+    except OSError:  # removed since it was listed, or a folder of its own repository: its name has been taken down
+        return b""
+
+
+def _git_bytes(repository: Path, *arguments: str) -> bytes | None:
+    try:
+        done = subprocess.run(["git", "-C", str(repository), *arguments], capture_output=True, timeout=GIT_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None

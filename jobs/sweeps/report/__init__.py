@@ -1,0 +1,1 @@
+"""Report of a sweep: summary, tables, plots, costs, choice."""

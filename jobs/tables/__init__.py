@@ -1,0 +1,1 @@
+"""Tables: summary of results, LaTeX, Markdown and CSV, published figures."""

@@ -1,0 +1,109 @@
+"""Confusion matrices: scores from counts, one CSV per run, one CSV and one picture per method.
+
+Rows are the true class, columns the predicted one. UA is the mean recall over the classes that occur in the test fold,
+WA the accuracy, macro-F1 the mean F1 over the classes that occur or are predicted; all in percent, from exact fractions.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from urllib.parse import quote
+
+from jobs.experiment.graph import Graph
+from jobs.store.records import Result, write_bytes, write_text
+from jobs.store.scores import Confusion, confusion_of
+
+CORNER = "true\\predicted"
+
+
+def summed(confusions: Iterable[Confusion]) -> Confusion:
+    """Counts added up, matched by class name; classes in order of appearance."""
+    counts: dict[tuple[str, str], int] = {}
+    classes: dict[str, None] = {}
+    for confusion in confusions:
+        classes.update(dict.fromkeys(confusion.classes))
+        for true, row in zip(confusion.classes, confusion.counts, strict=True):
+            for predicted, count in zip(confusion.classes, row, strict=True):
+                counts[true, predicted] = counts.get((true, predicted), 0) + count
+    names = tuple(classes)
+    return Confusion(names, tuple(tuple(counts.get((true, predicted), 0) for predicted in names) for true in names))
+
+
+def to_csv(confusion: Confusion) -> str:
+    """CSV with a header of predicted classes and one row per true class."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([CORNER, *confusion.classes])
+    for name, row in zip(confusion.classes, confusion.counts, strict=True):
+        writer.writerow([name, *row])
+    return text.getvalue()
+
+
+def picture(confusion: Confusion, title: str) -> bytes:
+    """A PNG: colour is the share of the true class, text the count and the share in percent."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    size = len(confusion.classes)
+    shares = [[count / max(sum(row), 1) for count in row] for row in confusion.counts]
+    side = 2.0 + 0.9 * size
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
+    # Names are data: without parse_math=False a dollar sign in one would be read as a formula.
+    axes.set_xticks(range(size), confusion.classes, rotation=45, ha="right", parse_math=False)
+    axes.set_yticks(range(size), confusion.classes, parse_math=False)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_title(title, parse_math=False)
+    for row in range(size):
+        for column in range(size):
+            share = shares[row][column]
+            text = f"{confusion.counts[row][column]}\n{100 * share:.0f} %"
+            axes.text(column, row, text, ha="center", va="center", color="white" if share > 0.5 else "black")
+    data = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(data, metadata={"Software": None})
+    return data.getvalue()
+
+
+def write_confusions(folder: Path, graph: Graph, results: Mapping[str, Result], labels: Mapping[str, str]) -> tuple[Path, ...]:
+    """METHOD/fold_F_slot_S_seed_N.csv per run, METHOD.csv and METHOD.png per method; the paths of the latter two.
+
+    Files that would not change are left alone, so that a second call costs no writes.
+    """
+    by_method: dict[str, list[Confusion]] = {}
+    for run in graph.runs:
+        confusion = confusion_of(results[run.key]) if run.key in results else None
+        if confusion is not None:
+            by_method.setdefault(run.method, []).append(confusion)
+            name = f"fold_{file_name(run.fold)}_slot_{run.slot}_seed_{run.seed}.csv"
+            _write_changed(folder / file_name(run.method) / name, to_csv(confusion))
+    written: list[Path] = []
+    for method, found in by_method.items():
+        total = summed(found)
+        table = folder / f"{file_name(method)}.csv"
+        image = table.with_name(f"{file_name(method)}.png")
+        if _write_changed(table, to_csv(total)) or not image.is_file():
+            write_bytes(image, picture(total, f"{labels.get(method, method)}, {_count(len(found), 'run')}"))
+        written.extend((table, image))
+    return tuple(written)
+
+
+def file_name(text: str) -> str:
+    """A name from a configuration as part of a file name: letters, digits, `_`, `-`, `.`, the rest percent-encoded."""
+    encoded = quote(text, safe="")
+    return encoded.replace(".", "%2E", 1) if encoded.startswith(".") else encoded
+
+
+def _write_changed(path: Path, text: str) -> bool:
+    if path.is_file() and path.read_bytes() == text.encode():
+        return False
+    write_text(path, text)
+    return True
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

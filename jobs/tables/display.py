@@ -1,0 +1,354 @@
+"""Tables in the paper's shape: one display model, rendered as LaTeX, Markdown, CSV and for a terminal. Pure.
+
+Rows are methods, columns held-out folds; a measured block stands above the published one. Within a block the best mean of
+a column is bold (every tie on the printed digits); a column with an incomplete cell has no best.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.statistics import p_text, round_half_up
+from jobs.tables.format import DASH, code_sentence, counted, interval_text, latex, markdown, rendered, signed
+from jobs.tables.published import Published
+from jobs.tables.summary import Comparison, Dropped, Entry, MethodSummary, Summary
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+
+TEMPLATES = Path(__file__).parent / "templates"
+CSV_COLUMNS = ("corpus", "method", "fold", "slot", "seed", "ua", "wa", "macro_f1", "status")
+METHOD_COLUMNS = (
+    *("corpus", "method", "mean_ua", "sd_ua", "mean_ua_all_runs", "sd_ua_all_runs", "n"),
+    *("outliers", "outliers_rerun", "diverged", "diverged_rerun", "unresolved", "complete", "outlier_rule"),
+)
+CAPTION_PACKAGES = ("python", "torch", "transformers", "fairseq-fixed", "scikit-learn", "numpy")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one place of a table prints."""
+
+    mean: str  # rounded, or a dash
+    sd: str = ""  # rounded, or nothing
+    note: str = ""  # `3/5` where runs are missing
+    best: bool = False
+    unresolved: bool = False  # holds a run that is still out after the last round
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method (or other row) of a table."""
+
+    label: str
+    cells: tuple[Cell, ...]
+    mean: Cell
+    interval: str = ""
+    n: str = ""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows from one source."""
+
+    title: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One line of the comparisons."""
+
+    label: str
+    mean: str
+    interval: str
+    pairs: str
+    t_p: str
+    wilcoxon_p: str
+    folds: str
+    folds_p: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """One corpus: everything printed, as plain text that every format escapes for itself."""
+
+    title: str
+    columns: tuple[str, ...]
+    blocks: tuple[Block, ...]
+    differences: tuple[Difference, ...]
+    caption: tuple[str, ...]  # sentences
+    outliers: tuple[str, ...]  # those of the caption that say what was dropped
+    differences_caption: tuple[str, ...]
+
+
+def tables_of(summary: Summary, published: Published) -> tuple[Table, ...]:
+    """One table per corpus of a summary, in its order."""
+    corpora = dict.fromkeys(method.corpus for method in summary.methods)
+    return tuple(_table(summary, published, corpus) for corpus in corpora)
+
+
+def render_latex(summary: Summary, published: Published) -> str:
+    """A LaTeX document (booktabs) that pdflatex compiles as it stands."""
+    return _render("table.tex.j2", latex, summary, published)
+
+
+def render_markdown(summary: Summary, published: Published) -> str:
+    """The same tables as Markdown."""
+    return _render("table.md.j2", markdown, summary, published)
+
+
+def render_csv(summary: Summary) -> str:
+    """All runs in long form, one row each, columns `CSV_COLUMNS`; numbers not rounded, empty where a run has none."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for entry in (entry for method in summary.methods for cell in method.cells for entry in cell.runs):
+        writer.writerow(_csv_row(entry))
+    return text.getvalue()
+
+
+def render_methods_csv(summary: Summary) -> str:
+    """What a caption says of every method, one row each: means over kept and over all runs, what was dropped, and the rule."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(METHOD_COLUMNS)
+    for method in summary.methods:
+        numbers = (method.mean_ua, method.sd_ua, method.mean_ua_all_runs, method.sd_ua_all_runs)
+        counts = (method.outliers.runs, method.outliers.rerun, method.diverged.runs, method.diverged.rerun, method.unresolved)
+        written = ["" if value is None else repr(value) for value in numbers]
+        complete = "true" if method.complete else "false"
+        writer.writerow([method.corpus, method.method, *written, method.n, *counts, complete, summary.outlier_rule])
+    return text.getvalue()
+
+
+def terminal_tables(summary: Summary, published: Published) -> tuple[RichTable, ...]:
+    """The same tables for rich: methods x folds, mean ± sd, and n."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    found = []
+    for table in tables_of(summary, published):
+        shown = RichTable(title=Text(f"{summary.experiment}: {table.title}"), box=SIMPLE_HEAD, pad_edge=False, title_justify="left")
+        shown.caption = Text(table.blocks[1].title) if len(table.blocks) > 1 else None
+        rows = [
+            (index, (f"{row.label}, published" if index else row.label, *map(_plain_cell, (*row.cells, row.mean)), row.n), row)
+            for index, block in enumerate(table.blocks)
+            for row in block.rows
+        ]
+        headings = ("", *table.columns, "Mean", "n")
+        for place, heading in enumerate(headings):
+            # A narrow terminal breaks cells between words; a number is never cut.
+            words = [word for text in (heading, *(texts[place] for _, texts, _ in rows)) for word in text.split()]
+            shown.add_column(Text(heading), justify="right" if place else "left", min_width=max(map(len, words), default=1))
+        for index, (label, *texts, n), row in rows:
+            if index and len(shown.rows) == len(table.blocks[0].rows):
+                shown.add_section()
+            cells = (*row.cells, row.mean)
+            bold = [Text(text, style="bold" if cell.best else "") for text, cell in zip(texts, cells, strict=True)]
+            shown.add_row(Text(label), *bold, Text(n), style="dim" if index else "")
+        found.append(shown)
+    return tuple(found)
+
+
+def print_tables(summary: Summary, published: Published, console: Console | None = None) -> None:
+    """Print the tables (default: on stdout); into a pipe as plain lines of whatever width they need."""
+    if console is None:
+        from rich.console import Console
+
+        console = Console(highlight=False)
+    for table, shown in zip(tables_of(summary, published), terminal_tables(summary, published), strict=True):
+        _print_whole(console, shown)
+        if _judged(summary):
+            rule = summary.outlier_rule.partition(":")[0]
+            console.print(f"Outlier rule: {rule}. {' '.join(table.outliers)}", markup=False, soft_wrap=True)
+    for method in (method for method in summary.methods if not method.complete):
+        wanted = sum(cell.slots for cell in method.cells)
+        label = published.labels.get(method.method, method.method)
+        console.print(f"incomplete: {label} has {method.n} of {wanted} runs", markup=False, soft_wrap=True)
+
+
+def _print_whole(console: Console, table: RichTable) -> None:
+    """A pipe has no width: there a line is as long as the table needs. A terminal that is too narrow wraps lines, and no number is cut."""
+    needed = console.measure(table, options=console.options.update(max_width=10_000))
+    before = console.width
+    console.width = max(before, needed.minimum if console.is_terminal else max(needed.maximum, len(str(table.title))))
+    try:
+        console.print(table)
+    finally:
+        console.width = before
+
+
+def _render(template: str, escape: Callable[[str], str], summary: Summary, published: Published) -> str:
+    return rendered(TEMPLATES / template, escape, experiment=summary.experiment, tables=tables_of(summary, published))
+
+
+def _table(summary: Summary, published: Published, corpus: str) -> Table:
+    methods = [method for method in summary.methods if method.corpus == corpus]
+    folds = [cell.fold for cell in methods[0].cells]
+    blocks = [Block("This experiment", _best([_measured(method, published) for method in methods], len(methods)))]
+    if published.rows:
+        rows = [_published(row.label, row.ua, row.sd, row.mean, folds) for row in published.rows]
+        blocks.append(Block(f"Published: {published.source}", _best(rows, sum(row.method is not None for row in published.rows))))
+    differences = tuple(_difference(found, published) for found in summary.comparisons if found.corpus == corpus)
+    title = published.title or f"Unweighted accuracy (UA, %) on {corpus}, one column per held-out fold"
+    return Table(
+        title=title,
+        columns=tuple(published.columns.get(fold, f"Fold {fold}") for fold in folds),
+        blocks=tuple(blocks),
+        differences=differences,
+        caption=(f"{title}.", *_caption(summary, methods, published, folds)),
+        outliers=_dropping_sentences(summary, methods, published),
+        differences_caption=_differences_caption(),
+    )
+
+
+def _measured(method: MethodSummary, published: Published) -> Row:
+    cells = [_cell(cell.mean_ua, cell.sd_ua, "" if cell.complete else f"{cell.n}/{cell.slots}") for cell in method.cells]
+    wanted = sum(cell.slots for cell in method.cells)
+    mean = replace(_cell(method.mean_ua, method.sd_ua, "" if method.complete else f"{method.n}/{wanted}"), unresolved=method.unresolved > 0)
+    counts = {cell.n for cell in method.cells}
+    n = str(min(counts)) if len(counts) == 1 else f"{min(counts)}–{max(counts)}"
+    return Row(_label(method, published), tuple(cells), mean, interval_text(method.interval), n)
+
+
+def _published(label: str, ua: Mapping[str, float], sd: Mapping[str, float], mean: float, folds: Sequence[str]) -> Row:
+    return Row(label, tuple(_cell(ua.get(fold), sd.get(fold)) for fold in folds), _cell(mean, None))
+
+
+def _cell(mean: float | None, sd: float | None, note: str = "") -> Cell:
+    return Cell(DASH if mean is None else round_half_up(mean), "" if sd is None else round_half_up(sd), note)
+
+
+def _best(rows: Sequence[Row], competing: int) -> tuple[Row, ...]:
+    """Rows with the best of every column marked among the first `competing`; nothing is marked where one row stands alone."""
+    contenders = rows[:competing]
+    columns = [*zip(*(row.cells for row in contenders), strict=True), tuple(row.mean for row in contenders)]
+    tops = [_top(column) for column in columns]
+    marked = [
+        Row(
+            row.label,
+            tuple(_mark(cell, top) for cell, top in zip(row.cells, tops, strict=False)),
+            _mark(row.mean, tops[-1]),
+            row.interval,
+            row.n,
+        )
+        for row in contenders
+    ]
+    return (*marked, *rows[competing:])
+
+
+def _top(column: Sequence[Cell]) -> str | None:
+    if len(column) < 2 or any(cell.note or cell.mean == DASH for cell in column):
+        return None
+    return max((cell.mean for cell in column), key=Decimal)
+
+
+def _mark(cell: Cell, top: str | None) -> Cell:
+    return replace(cell, best=cell.mean == top)
+
+
+def _difference(found: Comparison, published: Published) -> Difference:
+    first, second = (published.labels.get(name, name) for name in (found.first, found.second))
+    pairs, folds = found.over_pairs, found.over_folds
+    return Difference(
+        label=f"{second} − {first}",
+        mean=DASH if pairs.mean is None else signed(pairs.mean),
+        interval=interval_text(pairs.interval),
+        pairs=str(pairs.pairs),
+        t_p=p_text(pairs.t_p),
+        wilcoxon_p=p_text(pairs.wilcoxon_p),
+        folds=str(folds.pairs),
+        folds_p=p_text(folds.t_p),
+    )
+
+
+def _plain_cell(cell: Cell) -> str:
+    spread = f" ± {cell.sd}" if cell.sd else ""
+    return f"{cell.mean}{spread}{f' ({cell.note})†' if cell.note else ''}{'‡' if cell.unresolved else ''}"
+
+
+def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Published, folds: Sequence[str]) -> tuple[str, ...]:
+    counts = sorted({cell.n for method in methods for cell in method.cells})
+    n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
+    sentences = [
+        f"Cells: mean ± sample standard deviation over seeds, {n} runs a cell.",
+        "The seeds vary fine-tuning only: what comes before it is computed once per fold.",
+        "Mean: mean of the cell means; its ± and 95 % interval (Student's t) are over slots, of the mean over folds: "
+        "they speak of seeds, not of new speakers.",
+    ]
+    if any(not method.complete for method in methods):
+        sentences.append(
+            "† Incomplete: runs that are in / runs wanted; such a column has no best, and a mean is over the folds that have runs."
+        )
+    sentences.append("Bold: best mean of a column, ties included.")
+    sentences.append(f"Outlier rule: {summary.outlier_rule if _judged(summary) else 'none in force'}.")
+    sentences.extend(_dropping_sentences(summary, methods, published))
+    if published.rows:
+        sentences.append(f"Published figures: {published.source}.")
+        if set(published.columns) != set(folds):
+            sentences.append(f"The published means are over all {len(published.columns)} folds of the paper, ours over {len(folds)}.")
+    sentences.append(code_sentence(f"Experiment {summary.experiment}", summary.code, CAPTION_PACKAGES))
+    return tuple(sentences)
+
+
+def _judged(summary: Summary) -> bool:
+    return summary.outlier_rule != "none"
+
+
+def _dropping_sentences(summary: Summary, methods: Sequence[MethodSummary], published: Published) -> tuple[str, ...]:
+    """What the rule and divergence dropped, what is unresolved, and what the means would be with every run."""
+    outliers, diverged = _total([method.outliers for method in methods]), _total([method.diverged for method in methods])
+    unresolved = [method for method in methods if method.unresolved]
+    sentences = [
+        f"Dropped: {counted(outliers.runs, 'outlier')} ({outliers.rerun} rerun) and {counted(diverged.runs, 'diverged run')} "
+        f"({diverged.rerun} rerun); {sum(method.unresolved for method in unresolved)} unresolved."
+    ]
+    if _judged(summary) and any(not method.complete for method in methods):
+        sentences.append("A method is judged when all its runs are in.")
+    if unresolved:
+        named = ", ".join(f"{_label(method, published)} {counted(method.unresolved, 'run')}" for method in unresolved)
+        sentences.append(f"‡ Unresolved: out by the rule, not replaced, and kept in the mean ({named}).")
+    if outliers.runs or diverged.runs:
+        every = [
+            f"{_label(method, published)} {_plain_cell(_cell(method.mean_ua_all_runs, method.sd_ua_all_runs))}"
+            for method in methods
+            if method.mean_ua_all_runs is not None
+        ]
+        if every:
+            sentences.append(f"Mean and standard deviation over all runs, dropped ones included: {', '.join(every)}.")
+    return tuple(sentences)
+
+
+def _total(counts: Sequence[Dropped]) -> Dropped:
+    return Dropped(sum(each.runs for each in counts), sum(each.rerun for each in counts))
+
+
+def _label(method: MethodSummary, published: Published) -> str:
+    return published.labels.get(method.method, method.method)
+
+
+def _differences_caption() -> tuple[str, ...]:
+    return (
+        "Differences of UA between methods in points, over (fold, slot) pairs: mean, 95 % interval, paired t-test, "
+        "Wilcoxon signed-rank test.",
+        "Pairs of one fold share speakers and what comes before fine-tuning, so these p-values speak of seeds on these folds; "
+        "the last column is the paired t-test over fold means.",
+        "p-values are two-sided and not corrected for the number of comparisons; – where the data carry no test.",
+    )
+
+
+def _csv_row(entry: Entry) -> list[str | int]:
+    scores = entry.scores
+    values = (None, None, None) if scores is None else (scores.ua, scores.wa, scores.macro_f1)
+    numbers = ["" if value is None else repr(value) for value in values]
+    return [entry.corpus, entry.method, entry.fold, entry.slot, entry.seed, *numbers, entry.status.value]

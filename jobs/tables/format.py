@@ -1,0 +1,147 @@
+"""What the tables of a grid and of a sweep have in common: how numbers are written, and how a template is filled. Pure."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.statistics import Interval, round_half_up
+from jobs.tables.summary import CodeFacts
+
+# Commands are those of OT1 and the math fonts, which every LaTeX has; braces keep them apart from what follows.
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "%": r"\%",
+    "#": r"\#",
+    "_": r"\_",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\ensuremath{<}",
+    ">": r"\ensuremath{>}",
+    "|": r"\ensuremath{|}",
+    "`": "{`}",
+    '"': '{"}',
+    "[": "{[}",  # after the end of a row it would open an argument, and `*` change the command
+    "*": "{*}",
+    "±": r"\ensuremath{\pm}",
+    "×": r"\ensuremath{\times}",
+    "−": r"\ensuremath{-}",
+    "†": r"\ensuremath{\dagger}",
+    "‡": r"\ensuremath{\ddagger}",
+    "–": r"\textendash{}",
+    "—": r"\textemdash{}",
+    "ß": r"\ss{}",
+    "ø": r"\o{}",
+    "Ø": r"\O{}",
+    "ł": r"\l{}",
+    "Ł": r"\L{}",
+    "æ": r"\ae{}",
+    "Æ": r"\AE{}",
+    "œ": r"\oe{}",
+    "Œ": r"\OE{}",
+}
+_ACCENTS = {
+    "\u0300": r"\`",
+    "\u0301": r"\'",
+    "\u0302": r"\^",
+    "\u0303": r"\~",
+    "\u0304": r"\=",
+    "\u0306": r"\u",
+    "\u0307": r"\.",
+    "\u0308": r"\"",
+    "\u030a": r"\r",
+    "\u030b": r"\H",
+    "\u030c": r"\v",
+    "\u0323": r"\d",
+    "\u0327": r"\c",
+}
+_LIGATURE = re.compile(r"(?<=-)(?=-)|(?<=')(?=')")  # `--` would print as one dash
+_MARKDOWN = frozenset("\\`*_{}[]<>#|~&$!^")
+DASH = "–"
+
+
+def negative(text: str) -> str:
+    """A printed number with a minus sign in place of a hyphen."""
+    return text.replace("-", "−")
+
+
+def signed(value: float) -> str:
+    """A difference: with its sign, unless it prints as zero."""
+    text = round_half_up(value)
+    return negative(text if text.startswith("-") or not float(text) else f"+{text}")
+
+
+def interval_text(interval: Interval | None) -> str:
+    """`1.0 to 2.0`, a dash where there is none."""
+    return DASH if interval is None else negative(f"{round_half_up(interval.low)} to {round_half_up(interval.high)}")
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def code_sentence(whose: str, code: CodeFacts, packages: Sequence[str]) -> str:
+    """Which code, and which versions of some packages, the numbers of an experiment or a sweep come of."""
+    commits = ", ".join(commit[:10] for commit in code.commits) or "unknown"
+    versions = [f"{name} {'/'.join(code.packages[name])}" for name in packages if name in code.packages]
+    changed = " with uncommitted changes" if code.modified else ""
+    return f"{whose}; {'; '.join([f'code at commit {commits}{changed}', *versions])}."
+
+
+def rendered(template: Path, escape: Callable[[str], str], **values: Any) -> str:
+    """A template filled in; it passes every value through the filter `e`."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    # Delimiters that neither LaTeX nor Markdown uses; autoescape is for HTML, here every value passes through `escape`.
+    environment = Environment(
+        loader=FileSystemLoader(template.parent),
+        undefined=StrictUndefined,
+        autoescape=False,  # noqa: S701
+        block_start_string="<%",
+        block_end_string="%>",
+        variable_start_string="<<",
+        variable_end_string=">>",
+        comment_start_string="<#",
+        comment_end_string="#>",
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["e"] = escape
+    return environment.get_template(template.name).render(**values)
+
+
+def latex(text: str) -> str:
+    """LaTeX source that prints `text` on one line; what its fonts lack is printed as its code point."""
+    return _LIGATURE.sub("{}", "".join(map(_latex_character, _one_line(text))))
+
+
+def markdown(text: str) -> str:
+    """Markdown source that prints `text` on one line, inside a table cell too."""
+    return "".join(f"\\{character}" if character in _MARKDOWN else character for character in _one_line(text))
+
+
+def _one_line(text: str) -> str:
+    """White space of any kind becomes one space, other control characters and lone surrogates become U+FFFD."""
+    joined = " ".join(text.split())
+    return "".join("\ufffd" if unicodedata.category(character) in ("Cc", "Cs") else character for character in joined)
+
+
+def _latex_character(character: str) -> str:
+    if character in _LATEX:
+        return _LATEX[character]
+    if character.isascii():
+        return character
+    parts = unicodedata.normalize("NFD", character)
+    if len(parts) == 2 and parts[0].isascii() and parts[0].isalpha() and parts[1] in _ACCENTS:
+        letter = f"\\{parts[0]}" if parts[0] in "ij" and parts[1] not in "\u0323\u0327" else parts[0]
+        return f"{_ACCENTS[parts[1]]}{{{letter}}}"
+    return f"{{[}}U+{ord(character):04X}]"

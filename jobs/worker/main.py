@@ -1,0 +1,78 @@
+"""Executes the stages of one task: claim, check what is read, compute, publish. The same on this machine and under Slurm.
+
+    python -m jobs.worker.main DESCRIPTION [INDEX]      INDEX: which task of the description; default: SLURM_ARRAY_TASK_ID
+
+Exit codes: 0 every stage of the task has a result · 1 a stage failed or was refused · 2 no such description or task ·
+3 not finished and nothing failed: asked to stop, taken by another worker, or an upstream stage is not there.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.errors import UsageError
+from jobs.store.layout import Layout
+from jobs.worker.packing import run_packed
+from jobs.worker.processes import limit_threads
+from jobs.worker.stage import EXIT_CODES, Verdict, WorkerProcess, execute
+from jobs.worker.task import Description, read_description
+from jobs.worker.team_start import work_together
+
+
+def run_task(process: WorkerProcess, index: int) -> int:
+    """Compute the stages of task `index`, in turn or packed; returns the exit code. A failed stage does not keep the next from its turn."""
+    nodes = [process.description.nodes[key] for key in process.description.tasks[index]]
+    if process.description.at_once != 1 and len(nodes) > 1 and process.team is None:
+        return run_packed(process, nodes)
+    code = 0
+    for node in nodes:
+        verdict = Verdict.interrupted if process.stop() or not process.ready() else execute(process, node)
+        process.tell(f"{node.name}: {verdict.value}")
+        code = code if code == 1 else EXIT_CODES[verdict] or code
+    return code
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one task of a description file."""
+    faulthandler.enable()
+    try:
+        index = int(arguments[1] if len(arguments) > 1 else os.environ.get("SLURM_ARRAY_TASK_ID", ""))
+        description = read_description(Path(arguments[0]))
+    except (IndexError, ValueError):
+        return _usage("usage: python -m jobs.worker.main DESCRIPTION INDEX")
+    except UsageError as error:
+        return _usage(str(error))
+    if not 0 <= index < len(description.tasks):
+        return _usage(f"{arguments[0]}: no task {index}, there are {len(description.tasks)}")
+    threads = int(os.environ.get("SLURM_CPUS_PER_TASK") or len(os.sched_getaffinity(0)))
+    limit_threads(threads)
+    process = WorkerProcess(description, threads, say, log=_slurm_log(description))
+    process.stop.listen()
+    return work_together(process, lambda: run_task(process, index), os.environ)
+
+
+def _slurm_log(description: Description) -> str:
+    """Where Slurm writes what this array element prints; "" outside of one. The scripts name it (slurm_templates/stage.sh.j2)."""
+    name, array, index = (os.environ.get(f"SLURM_{key}", "") for key in ("JOB_NAME", "ARRAY_JOB_ID", "ARRAY_TASK_ID"))
+    logs = Layout(Path(description.place.results), description.place.experiment).logs
+    return str(logs / f"{name}_{array}_{index}.out") if array else ""
+
+
+def say(line: str) -> None:
+    """One line into this process's log."""
+    sys.stdout.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+    sys.stdout.flush()
+
+
+def _usage(line: str) -> int:
+    sys.stderr.write(line + "\n")
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,141 @@
+"""Projected features of a frozen front end: from the store, kept in memory, or computed at every step; always the same bits."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ser_core.errors import Interrupted
+from ser_core.features.store import FeatureStore, Frames, blocks_of, device_kind, front_end_key
+from ser_core.models.front_end import encoder_of, project_independent, project_padded
+from ser_core.parallel.threads import Crew
+from ser_core.settings import FeatureCache, Padding
+from ser_core.training.device import Arithmetic
+from ser_core.training.progress import Progress
+from ser_core.training.splits import Split
+
+Crop = tuple[int, int]  # first frame, frames
+STORE = "features"  # in the folder that stages share
+TOGETHER = 8  # utterances at a time on a CPU: a long one takes some hundred MB meanwhile
+Result = TypeVar("Result")
+
+
+class FrozenFeatures:
+    """Features of a split's utterances, each cut to its first `max_samples` samples (None: whole), on the encoder's device.
+
+    `independent` features are those of the utterance alone, whoever shares its batch, always float32, and on a CPU computed by one thread
+    each (with two, short ones would round otherwise), several at a time. So they can be kept: under
+    `shared`, for all stages with the same front end, or in memory (on the CPU; 7 h of wav2vec2-base are 3.9 GB). What cannot be kept in the
+    store is kept in memory; with `once`, for those that go through the split a single time, it is computed when it is needed. `reference`
+    features depend on the batch, and on the arithmetic: computed for each.
+    """
+
+    def __init__(
+        self,
+        encoder: Any,
+        split: Split,
+        max_samples: int | None,
+        padding: Padding,
+        cache: FeatureCache,
+        arithmetic: Arithmetic,
+        shared: Path | None = None,
+        *,
+        once: bool = False,
+    ) -> None:
+        self._encoder = encoder
+        self._split = split
+        self._max_samples = max_samples
+        self._arithmetic = arithmetic
+        self.padding = padding
+        kept = padding is Padding.independent and cache is not FeatureCache.none
+        self._shared = shared if kept and cache is FeatureCache.store else None
+        self._keeps = kept and not once
+        self._once = once
+        self._kept: dict[int, Frames] = {}
+
+    def fill(self, should_stop: Callable[[], bool], progress: Progress) -> None:
+        """Get what is to be kept, if anything. Raises Interrupted where asked to stop: what is in the store by then stays there."""
+        if self._shared is not None:
+            encoder = encoder_of(self._encoder)
+            key = front_end_key(encoder, self._split.corpus_digest, device_kind(self._arithmetic.device))
+            store = FeatureStore(self._shared / STORE / key, encoder.config.hidden_size, self._computed, each=self._each)
+            self._kept = store.fill(blocks_of(self._split, self._max_samples), should_stop, progress)
+        if not self._keeps:
+            return
+        total = len(self._split)
+        missing = [position for position in range(total) if position not in self._kept]
+        with contextlib.closing(self._each(self._computed, missing)) as computed:
+            for position, array in zip(missing, computed, strict=True):
+                self._kept[position] = array
+                progress.at(position + 1, total, "front end: utterance")
+                if should_stop():
+                    raise Interrupted(f"stopped at utterance {position + 1} of {total} in the front end; nothing to resume")
+
+    def padded(self, positions: Sequence[int], crops: Sequence[Crop] | None = None, samples: int = 0) -> tuple[Tensor, Tensor]:
+        """Features (B, T, hidden) of a batch; with `crops`, the given frames of each utterance.
+
+        `reference` features of a part of a batch need the length of its longest utterance as `samples`. With the features come the valid
+        frames (B,) int64, on the CPU.
+        """
+        if self.padding is Padding.reference:
+            if crops is not None:
+                raise ValueError("features that depend on the batch are cropped as waves, not as frames")
+            with self._arithmetic.autocast():
+                features, frames = project_padded(self._encoder, [self._wave(position, keep=True) for position in positions], samples)
+            return features, frames.cpu()
+        cuts = [slice(None)] * len(positions) if crops is None else [slice(first, first + count) for first, count in crops]
+        kept = [self._kept[position] for position in positions if position in self._kept]
+        if len(kept) == len(positions):
+            return self._batch([array[cut] for array, cut in zip(kept, cuts, strict=True)])
+        found = self._each(lambda position: self._alone(position, keep=not self._once), positions)
+        alone = [features[cut] for features, cut in zip(found, cuts, strict=True)]
+        return pad_sequence(alone, batch_first=True), torch.tensor([len(features) for features in alone], dtype=torch.int64)
+
+    def _batch(self, arrays: Sequence[Frames]) -> tuple[Tensor, Tensor]:
+        """Kept features on the device: nothing is copied but what is asked for, and no GPU waits for it (the batch is page-locked)."""
+        device = self._arithmetic.device
+        counts = [len(array) for array in arrays]
+        batch = torch.empty(len(arrays), max(counts), arrays[0].shape[1], pin_memory=device.type == "cuda")
+        rows = batch.numpy()
+        for row, array in zip(rows, arrays, strict=True):
+            row[: len(array)] = array
+            row[len(array) :] = 0
+        return batch.to(device, non_blocking=True), torch.tensor(counts, dtype=torch.int64)
+
+    def _each(self, compute: Callable[[int], Result], positions: Sequence[int]) -> Generator[Result, None, None]:
+        """What `compute` gives for utterances, in their order."""
+        threads = torch.get_num_threads()
+        if self._arithmetic.device.type != "cpu" or threads == 1 or not positions:
+            yield from map(compute, positions)
+            return
+        with Crew(min(threads, len(positions), TOGETHER)) as crew:
+            yield from crew.map(compute, positions)
+
+    def _computed(self, position: int) -> Frames:
+        array: Frames = self._alone(position, keep=False).cpu().numpy()
+        return array
+
+    def _alone(self, position: int, *, keep: bool) -> Tensor:
+        with _float32(self._arithmetic.device):
+            return project_independent(self._encoder, [self._wave(position, keep=keep)])[0]
+
+    def _wave(self, position: int, *, keep: bool) -> Tensor:
+        return self._split.wave(position, keep=keep)[: self._max_samples]
+
+
+@contextlib.contextmanager
+def _float32(device: torch.device) -> Iterator[None]:
+    """Whole float32, whatever surrounds it: features are kept for stages of every arithmetic. A GPU's convolutions would round to TF32."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        if device.type == "cuda":
+            stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("highest")
+            stack.enter_context(torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False))
+        yield
