@@ -213,7 +213,7 @@ def test_waiting_stages_can_be_cancelled(tmp_path: Path, ray_here: Capacity) -> 
     assert set(fake_registry.count(tmp_path / "corpus", "starts")) == set(graph.nodes) - {withdrawn}
 
 
-@pytest.mark.long
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_stage_survives_the_loss_of_its_node(tmp_path: Path) -> None:
     """Ray of three nodes, two of them for stages: the one that computes is killed, and the other goes on from the checkpoint."""
