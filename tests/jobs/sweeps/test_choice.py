@@ -1,4 +1,4 @@
-"""What to run next: commands that a shell and the command line read as they are meant."""
+"""Commands to run next: a shell and the command line parse them correctly."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_folds_with_the_same_best_point_need_no_nested_grids() -> None:
 
 
 def test_folds_that_were_not_evaluated_are_named() -> None:
-    """A grid tests them with what others have chosen, also where these agree."""
+    """A grid tests them with a point chosen on other folds, also if those agree."""
     sweep = replace(cases.sweep(), experiment=replace(cases.sweep().experiment, folds=[*cases.FOLDS, "4", "5"]))
     found = _choice(cases.trial([16], dict.fromkeys(cases.FOLDS, (60.0, 61.0))), sweep=sweep)
     assert "The sweep did not evaluate 4, 5: there a grid tests a point chosen on other folds." in found.caveats
@@ -79,14 +79,14 @@ def test_folds_that_were_not_evaluated_are_named() -> None:
 
 
 def test_a_fixed_validation_part_is_tested_in_no_fold() -> None:
-    """Nothing is to be said of nesting then."""
+    """Then the choice has no caveat on nesting."""
     found = _choice(*DIVIDED, sweep=cases.sweep(cases.FIXED))
     assert (found.by_fold, len(found.caveats)) == ((), 1)
     assert "nested" not in _lines(*DIVIDED, sweep=cases.sweep(cases.FIXED))
 
 
 def test_caveats_of_early_stopping_and_optuna() -> None:
-    """The caveat says how to do without it."""
+    """The caveat names the settings without it."""
     stopped = cases.trial([256], {"1": (10.0, 11.0)}, TrialState.stopped)
     text = _lines(*DIVIDED, stopped)
     assert "Best of 2 complete points (3 tried)" in text
@@ -97,20 +97,20 @@ def test_caveats_of_early_stopping_and_optuna() -> None:
 
 
 def test_no_command_without_a_complete_point() -> None:
-    """One comment that says where the trials stand."""
+    """One comment with the states of the trials."""
     found = _lines(cases.trial([16], {"1": (60.0,)}, TrialState.running), cases.trial([64], {}, TrialState.failed, "no"))
     assert found == "# Nothing to choose yet: no point is complete (2 trials: 1 failed, 1 running)."
     assert "no trial has begun" in _lines()
 
 
 def test_choice_of_an_unfinished_sweep_may_change() -> None:
-    """While trials are under way."""
+    """While trials are running."""
     assert "may change" in _lines(*cases.some(), cases.trial([512], {}, TrialState.running))
     assert "may change" not in _lines(*cases.some())
 
 
 def test_names_of_grids_are_valid_experiment_names() -> None:
-    """Whatever folds are called, and however long the name is."""
+    """With any names of folds, and with a long name of the experiment."""
     folds = ("a/b c", "ß" * 90)
     trials = (
         cases.trial([16], {folds[0]: (70.0,), folds[1]: (50.0,)}),

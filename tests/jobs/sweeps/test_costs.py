@@ -1,4 +1,4 @@
-"""What a sweep cost, and what it did not: sharing within it, stages that were there before, and early stopping."""
+"""Cost of a sweep, and savings by sharing, by stages finished before, and by early stopping."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _cost(*trials: TrialRecord, seconds: dict[str, float] | None = None, **prove
 
 
 def test_each_stage_is_counted_once() -> None:
-    """Two sets of one fold share its states and one k-means; by themselves they would have cost these twice."""
+    """Two sets on one fold share its states and one k-means; without sharing these would be computed twice."""
     one = {"1": (60.0,)}
     found = _cost(cases.trial([16], one, TrialState.running), cases.trial([16, 64], one, TrialState.running))
     assert found.stages == 7  # states, two k-means, two pretrainings, two fine-tunings
@@ -31,7 +31,7 @@ def test_each_stage_is_counted_once() -> None:
 
 
 def test_stages_finished_before_the_sweep_cost_nothing() -> None:
-    """Of a stage that two trials share, one use is saved by its being there, and the other by sharing."""
+    """Of a stage that two trials share, one use is saved because it was finished before, the other by sharing."""
     one = {"1": (60.0,)}
     trials = [cases.trial([16], one, TrialState.running), cases.trial([64], one, TrialState.running)]
     results = cases.results(trials)
@@ -43,7 +43,7 @@ def test_stages_finished_before_the_sweep_cost_nothing() -> None:
 
 
 def test_start_of_a_resumed_sweep_is_that_of_its_first_trial() -> None:
-    """What it computed before it was interrupted was not there before."""
+    """Stages computed before an interruption are part of the cost of the sweep."""
     record = cases.trial([16], {"1": (60.0,)}, TrialState.running)
     results = cases.results([record])
     later = replace(cases.sweep(), launched=cases.LAUNCHED + 10_000)
@@ -51,7 +51,7 @@ def test_start_of_a_resumed_sweep_is_that_of_its_first_trial() -> None:
 
 
 def test_early_stopping_saves_only_unshared_stages() -> None:
-    """Two folds at one pretraining and two fine-tunings each: states and k-means another set needs as well."""
+    """Two folds with one pretraining and two fine-tunings each; another set also needs the states and k-means."""
     stopped = cases.trial([16], {"1": (50.0, 51.0)}, TrialState.stopped)
     found = _cost(stopped, cases.trial([16, 64], ALL), seconds={"ptapt": 7200.0})
     assert found.saved_stopping == Hours(cpu=2 * (2 + 2))
@@ -68,7 +68,7 @@ def test_units_are_gpus_and_cores() -> None:
 
 
 def test_missing_results_are_counted() -> None:
-    """Their cost is not known, and no other takes its place."""
+    """Their cost is unknown and not replaced by another."""
     record = cases.trial([16], {"1": (60.0,)}, TrialState.running)
     results = cases.results([record])
     del results["s-1"]
@@ -77,7 +77,7 @@ def test_missing_results_are_counted() -> None:
 
 
 def test_measured_efforts_replace_reported_ones() -> None:
-    """The result knows of the attempts that led to it; the files of all."""
+    """A result reports only the attempts that led to it; the files have all attempts."""
     record = cases.trial([16], {"1": (60.0,)}, TrialState.running)
     told = summarise(cases.sweep(), [record], cases.results([record], seconds_before=1800.0)).cost
     assert told.spent == Hours(cpu=6)
@@ -87,7 +87,7 @@ def test_measured_efforts_replace_reported_ones() -> None:
 
 
 def test_all_attempts_are_read(tmp_path: Path) -> None:
-    """One that failed by its last word, one that was killed by its heartbeat, one that succeeded by the result."""
+    """A failed attempt by its outcome, a killed one by its heartbeat, a successful one by the result."""
     folder = StageFolder(tmp_path / "states" / "s-1")
     for number in (1, 2, 3):
         claim_attempt(folder, number, Claim(number, "host", 1, "", 1000.0))
@@ -100,5 +100,5 @@ def test_all_attempts_are_read(tmp_path: Path) -> None:
 
 
 def test_a_result_without_a_finish_time_is_not_from_before_the_sweep() -> None:
-    """Nothing is counted as saved without a reason."""
+    """Savings are not overestimated."""
     assert reported_effort(cases.result("s-1", "states", 5.0, finished="someday")).finished == float("inf")

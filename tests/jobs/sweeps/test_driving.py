@@ -1,4 +1,4 @@
-"""Who drives a sweep: never two, and the next one when the last has left or is dead."""
+"""The driver lock: never two drivers, and the next one when the last has ended or is dead."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def another(folder: SweepFolder) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_a_second_driver_is_refused_while_the_first_one_lives(tmp_path: Path) -> None:
-    """It is told in one line who is at it; once that one was killed, the turn is free at once."""
+    """The error names the driver in one line; when that was killed, the lock is free at once."""
     folder = SweepFolder(tmp_path)
     with another(folder) as process:
         with pytest.raises(UsageError, match=rf"under way in process {process.pid} on .*--cancel") as refused, driving.driving(folder):
@@ -62,7 +62,7 @@ def test_a_second_driver_is_refused_while_the_first_one_lives(tmp_path: Path) ->
 
 
 def test_the_last_driver_records_whether_the_sweep_is_complete(tmp_path: Path) -> None:
-    """The last driver's word counts: a sweep that is driven again is not complete before it has come to its end again."""
+    """The last driver counts: a sweep that is resumed is not complete until it has ended again."""
     folder = SweepFolder(tmp_path)
     assert not complete(folder)
     with driving.driving(folder) as turn:
@@ -77,7 +77,7 @@ def test_the_last_driver_records_whether_the_sweep_is_complete(tmp_path: Path) -
 
 
 def test_one_of_many_concurrent_drivers_gets_the_lock(tmp_path: Path) -> None:
-    """However they interleave, nobody drives beside another."""
+    """With any interleaving there is never a second driver."""
     folder, inside, most, refused = SweepFolder(tmp_path), 0, 0, 0
     guard, start = threading.Lock(), threading.Barrier(8)
 
@@ -110,7 +110,7 @@ def test_one_of_many_concurrent_drivers_gets_the_lock(tmp_path: Path) -> None:
     [(0.0, False, True), (GONE_SECONDS + 5, False, True), (GONE_SECONDS + 5, True, False), (QUIET_SECONDS + 5, False, False)],
 )
 def test_liveness_of_a_remote_driver_depends_on_its_heartbeat(quiet: float, allocated: bool, alive: bool, tmp_path: Path) -> None:
-    """In a new allocation of the same sweep the former one is gone as soon as its sign of life is not fresh; elsewhere it takes longer."""
+    """In a new allocation of the sweep the former driver is dead once its heartbeat is stale; elsewhere it takes longer."""
     folder, turn = SweepFolder(tmp_path), tmp_path / "driver" / "0001.json"
     write_json(turn, asdict(replace(new_claim(1), host="elsewhere", process_start="other/kernel/1", slurm_job="4711")))
     then = time.time() - quiet
@@ -119,7 +119,7 @@ def test_liveness_of_a_remote_driver_depends_on_its_heartbeat(quiet: float, allo
 
 
 def test_a_damaged_lock_file_is_free_and_its_number_is_not_reused(tmp_path: Path) -> None:
-    """A file that a full disk left empty neither blocks a sweep nor is overwritten."""
+    """An empty file after a full disk neither blocks a sweep nor is overwritten."""
     folder = SweepFolder(tmp_path)
     (tmp_path / "driver").mkdir()
     (tmp_path / "driver" / "0007.json").write_text("")

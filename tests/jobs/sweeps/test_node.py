@@ -87,7 +87,7 @@ def short() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def cluster(slurm_networks: Cluster) -> Cluster:
-    """The cluster; what no test wants to miss is said here."""
+    """The cluster of this module."""
     if not slurm_networks.settings.networks:
         pytest.skip("no network namespaces here: nodes of a test cluster cannot have addresses of their own")
     return slurm_networks
@@ -171,7 +171,7 @@ def test_the_first_node_is_lost_and_the_last_restart_ends(
     ],
 )
 def test_a_node_offers_what_the_job_was_given(environment: dict[str, str], expected: dict[str, int]) -> None:
-    """And not what the machine has."""
+    """Not all resources of the machine."""
     assert granted(environment) == expected
 
 
@@ -191,7 +191,7 @@ def test_no_port_is_fixed() -> None:
 
 
 def test_when_symmetric_run_can_be_used() -> None:
-    """All nodes, none without a process table of its own, and no two with an address in common."""
+    """With all nodes, a PID namespace on each, and distinct addresses."""
     first, second = NodeInfo("n1", ("10.0.0.1", "127.0.0.1"), True), NodeInfo("n2", ("10.0.0.2", "127.0.0.1"), True)
     assert all_symmetric([first, second], 2)
     assert all_symmetric([first], 1)
@@ -202,7 +202,7 @@ def test_when_symmetric_run_can_be_used() -> None:
 
 
 def test_a_rendezvous(tmp_path: Path) -> None:
-    """Nobody but its owner can look into it; what is said there is found, and the first end counts."""
+    """Its folder is private; announcements are found, and the first exit code counts."""
     rendezvous = Rendezvous(tmp_path / "nodes" / "1.0")
     assert rendezvous.start() is None
     assert rendezvous.code() is None
@@ -222,14 +222,14 @@ def test_a_rendezvous(tmp_path: Path) -> None:
 
 @pytest.fixture
 def outside() -> Iterator[subprocess.Popen[bytes]]:
-    """A process that has nothing to do with it."""
+    """An unrelated process."""
     with subprocess.Popen(["sleep", "60"]) as process:
         yield process
         process.kill()
 
 
 def test_a_pid_namespace_isolates_and_kills_its_processes(outside: subprocess.Popen[bytes], tmp_path: Path) -> None:
-    """It shows no process of others, gives the command's exit code, and a process that was left behind in it ends with it."""
+    """It hides other processes, returns the command's exit code, and kills processes left in it."""
     if not private_table_works(os.environ):
         pytest.skip("this user may have no process table of its own here")
     mark = tmp_path / "pids"
@@ -242,7 +242,7 @@ def test_a_pid_namespace_isolates_and_kills_its_processes(outside: subprocess.Po
 
 
 def test_descendants_are_killed(outside: subprocess.Popen[bytes], tmp_path: Path) -> None:
-    """Also what has left its session and lost its parent; and nothing else."""
+    """Also those in other sessions and orphans; no other processes."""
     program = (
         "import json, os, subprocess, sys, time\n"
         "from jobs.sweeps.ray.containment import adopt_orphans, descendants, end_descendants\n"

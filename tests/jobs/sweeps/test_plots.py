@@ -1,4 +1,4 @@
-"""The picture of a sweep: the same bytes for the same sweep, and drawn of whatever is there."""
+"""The plot of a sweep: deterministic, and drawn for any summary."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _summary(*trials: TrialRecord) -> SweepSummary:
 
 
 def _texts(summary: SweepSummary) -> set[str]:
-    """What an SVG of it says."""
+    """The texts of its SVG."""
     from matplotlib import rc_context
 
     with rc_context({"svg.fonttype": "none"}):
@@ -53,7 +53,7 @@ def test_plot_of_any_summary(case: str) -> None:
 
 
 def test_legend_names_what_is_drawn() -> None:
-    """The best by its set, each k and each size on its axis, and hollow ones explained where there are any."""
+    """The best is labelled with its set, axes have each k and each size, and hollow points are explained if there are any."""
     texts = _texts(_summary(*cases.some()))
     assert {"16+64", "16", "64", "256", "1", "2", "not every fold done"} <= texts
     assert "not every fold done" not in _texts(_summary(*cases.some()[:4]))
@@ -66,14 +66,14 @@ def test_labels_are_not_parsed_as_formulas() -> None:
 
 
 def test_the_same_sweep_gives_the_same_bytes() -> None:
-    """So that a report that changes nothing changes no file."""
+    """A report without changes does not change the file."""
     first, second = (_summary(*trials) for trials in (cases.some(), tuple(reversed(cases.some()))))
     assert plot_pdf(first) == plot_pdf(second)
     assert Image.open(io.BytesIO(plot_png(first))).size == (1440, 680)
 
 
 def test_points_of_one_size_stand_apart_and_near_it() -> None:
-    """The first in the middle; none on the place of another, nor nearer to the next size."""
+    """The first in the middle; none at the position of another, or closer to the next size."""
     summary = _summary(*CASES["many counts"])
     dots = [Dot(point, 50.0) for point in summary.points]
     places = _spread(dots)

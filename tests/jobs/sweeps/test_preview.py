@@ -1,4 +1,4 @@
-"""What a sweep would need, counted beforehand."""
+"""Stages and points of a sweep, counted before it starts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_shared_stages_are_counted_once(tmp_path: Path) -> None:
 
 
 def test_finished_stages_are_not_counted_as_work(tmp_path: Path) -> None:
-    """After one fold of one set its stages are there, and the rest is costed by what they took."""
+    """After one fold of one set its stages are finished, and the others are estimated from their times."""
     sweep = make_sweep(tmp_path, SweepSettings(counts=[16, 64], seeds=1))
     desired = _desired(sweep, Point((16,)), "1", REGISTRY)
     with LocalExecutor(sweep.own_place, sweep.own_layout, lambda stage: RESOURCES, Capacity(2, (), 8.0)) as executor:
@@ -52,7 +52,7 @@ def test_finished_stages_are_not_counted_as_work(tmp_path: Path) -> None:
     ("search", "trials", "points"), [(Search.grid, 2, 7), (Search.random, 4, 4), (Search.optuna, 4, 4), (Search.random, 99, 7)]
 )
 def test_points_of_each_search(search: Search, trials: int, points: int, tmp_path: Path) -> None:
-    """A grid has all; random and Optuna as many as they are given, and never more than there are. Optuna's are not known."""
+    """A grid has all points; random and Optuna the requested number, at most all. Optuna's points are examples."""
     sweep = make_sweep(tmp_path, SweepSettings(search=search, trials=trials, stopping=Stopping.none))
     found = preview(sweep, REGISTRY)
     assert len(found.points) == len(set(found.points)) == points
@@ -78,7 +78,7 @@ def test_preview_lists_the_rungs_of_early_stopping(asked: dict[str, int], told: 
 
 
 def test_the_validation_speakers_of_each_fold_are_named(tmp_path: Path) -> None:
-    """Who is kept out of training is to be seen before anything is spent."""
+    """The preview names the speakers that are excluded from training."""
     sweep = make_sweep(tmp_path, SweepSettings(folds=["3", "1"]))
     lines = preview_lines(sweep, preview(sweep, REGISTRY))
     assert [line for line in lines if "held out" in line and "scored" in line] == [

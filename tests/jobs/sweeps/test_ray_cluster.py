@@ -1,4 +1,4 @@
-"""A Ray of one's own: met by nobody else, behind a token, and gone without a trace."""
+"""The Ray of a sweep: isolated, with a token, and removed at the end."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ASK = "import sys; from ray._raylet import GcsClient; print(GcsClient(address=sy
 
 @contextlib.contextmanager
 def _own_ray(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
-    """Another process with its Ray, and what it says of it."""
+    """Another process with its Ray, and what it reports."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.jobs.sweeps.own_ray", *arguments],
         stdout=subprocess.PIPE,
@@ -56,7 +56,7 @@ def _own_ray(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.P
 
 
 def _processes(temp: str) -> list[str]:
-    """That know a folder of Ray by their environment."""
+    """Processes with a folder of Ray in their environment."""
     found: list[str] = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -66,7 +66,7 @@ def _processes(temp: str) -> list[str]:
 
 
 def test_two_rays_on_one_machine_are_isolated(ray_here: Capacity, tmp_path: Path) -> None:
-    """Nor is one led to another by what is in the environment; its folder is short and closed, and Ctrl-C leaves nothing of it."""
+    """Variables of the environment do not lead to another Ray; the folder is short and private, and is removed after Ctrl-C."""
     import ray
 
     own = ray.get_runtime_context().gcs_address
@@ -99,7 +99,7 @@ def test_two_rays_on_one_machine_are_isolated(ray_here: Capacity, tmp_path: Path
 
 
 def test_a_connection_without_the_token_is_refused(ray_here: Capacity) -> None:
-    """Whoever reaches the port has to know the secret; who knows it is a member."""
+    """Connecting needs the token."""
     import ray
 
     address, clean = ray.get_runtime_context().gcs_address, without_ray_variables(os.environ)
@@ -118,7 +118,7 @@ def test_a_connection_without_the_token_is_refused(ray_here: Capacity) -> None:
 
 @pytest.mark.ray
 def test_a_killed_process_leaves_checkpoints_and_a_folder(tmp_path: Path) -> None:
-    """All its processes end by themselves, a stage with a checkpoint; the folder is removed by whoever comes next."""
+    """All its processes exit, a stage writes a checkpoint; the next sweep removes the folder."""
     with _own_ray(str(tmp_path)) as (process, told):
         process.kill()
         process.wait(10)
@@ -129,7 +129,7 @@ def test_a_killed_process_leaves_checkpoints_and_a_folder(tmp_path: Path) -> Non
 
 
 def test_a_ray_that_does_not_start_is_one_line_that_names_its_logs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the logs are there to be read."""
+    """And the logs are kept."""
 
     def fails(**options: Any) -> None:
         raise RuntimeError("no room\nand more")
@@ -152,7 +152,7 @@ def test_joining_without_an_address_is_an_error(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_environment_of_every_process_of_a_sweep(tmp_path: Path) -> None:
-    """No telemetry, no dashboards, a token where there is one; what came from elsewhere and leads there is taken out."""
+    """No telemetry, no dashboards, the token if given; variables of another Ray are removed."""
     found = ray_environment(tmp_path, tmp_path / "token")
     assert found["RAY_USAGE_STATS_ENABLED"] == "0"
     assert (found["RAY_AUTH_MODE"], found["RAY_AUTH_TOKEN_PATH"]) == ("token", str(tmp_path / "token"))
@@ -168,7 +168,7 @@ def test_the_environment_of_every_process_of_a_sweep(tmp_path: Path) -> None:
 
 
 def test_a_private_folder_is_private_short_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the folder for temporary files has a long name; however the block ends."""
+    """Also with a long name of the temporary folder; however the block ends."""
     long = tmp_path / ("long" * 20)
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
@@ -180,7 +180,7 @@ def test_a_private_folder_is_private_short_and_removed(tmp_path: Path, monkeypat
 
 
 def test_only_folders_of_dead_processes_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lock tells; one without a lock may be just about to get it."""
+    """By their locks; a folder without a lock may be just being created."""
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="t") as base:
         assert len(base) <= MAX_BASE
         monkeypatch.setattr(tempfile, "tempdir", base)

@@ -1,4 +1,4 @@
-"""Records of a sweep: what was launched and how far it came, read back as it was written, or not at all."""
+"""Records of a sweep are read back as written, or count as damaged."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ FOLD = FoldRecord("1", (RUN,), {"k" * 20: "finetune"}, {"k": {"16": {"purity": 0
 
 
 def test_a_sweep_is_read_back_as_it_was_launched(tmp_path: Path) -> None:
-    """Also where the results have been moved: its folder says where it is."""
+    """Also after the results were moved: the path of its folder counts."""
     settings = SweepSettings(counts=[16, 64], settings={"ptapt.learning_rate": [1e-3, 1e-4]}, search=Search.random, folds=["2"])
     sweep = make_sweep(tmp_path / "a", settings)
     assert load_sweep(sweep.folder.path) == sweep
@@ -65,7 +65,7 @@ def test_a_damaged_sweep_is_an_error_in_one_line(tmp_path: Path, text: str) -> N
 
 
 def test_the_last_sweep_is_the_one_launched_last(tmp_path: Path) -> None:
-    """None where there was none; an error where the file that names it is damaged."""
+    """None without one; an error if the file with its name is damaged."""
     first = make_sweep(tmp_path, SweepSettings(seed=1))
     second = make_sweep(tmp_path, SweepSettings(seed=2))
     assert first.digest != second.digest
@@ -81,7 +81,7 @@ def _digest(sweep: Sweep, experiment: Experiment) -> str:
 
 
 def test_the_digest_depends_on_what_determines_a_sweep_only(tmp_path: Path) -> None:
-    """Where and on what it runs, or how many trials at once, makes it no other."""
+    """Machines and the number of concurrent trials do not change it."""
     sweep = make_sweep(tmp_path, SweepSettings(counts=[16, 64]))
     given, settings = sweep.experiment, sweep.experiment.sweep
     same = [
@@ -138,7 +138,7 @@ def test_running_trials_become_interrupted(tmp_path: Path) -> None:
 
 
 def test_a_request_to_stop_holds_until_the_sweep_is_launched_again(tmp_path: Path) -> None:
-    """Whatever the file says that asks: a shell may have made it. The driver's word goes beyond it, and means nothing without it."""
+    """Whatever the content of the stop file. The level set by the driver counts only while the file exists."""
     sweep = make_sweep(tmp_path)
     folder = sweep.folder
     assert stop_level(folder) is StopLevel.none

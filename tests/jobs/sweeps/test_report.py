@@ -26,7 +26,7 @@ NAMES = {"table.tex", "table.md", "summary.json", "trials.csv", "runs.csv", "plo
 
 
 def _evaluate(sweep: Sweep, counts: tuple[int, ...], *folds: str) -> None:
-    """Compute a point and put it on record."""
+    """Compute a point and write its record."""
     point, resources = Point(counts), partial(resources_of, sweep.experiment)
     with LocalExecutor(sweep.own_place, sweep.own_layout, resources, Capacity(2, (), 8.0)) as executor:
         done = tuple(evaluate_fold(sweep, point, fold, executor) for fold in folds)
@@ -66,7 +66,7 @@ def test_report_of_a_computed_sweep(tmp_path: Path) -> None:
 
 
 def test_overrides_of_the_launch_are_in_the_choice(tmp_path: Path) -> None:
-    """Told from the experiment's file, as it lies beside the code; a file that is not there any more tells none."""
+    """Compared with the experiment's file beside the code; none if the file is missing."""
     sweep = make_sweep(tmp_path, recipe=Recipe(ptapt=Ptapt(steps=7)))
     assert changed_settings(sweep) == ()
     configs = tmp_path / "code" / "configs"
@@ -84,7 +84,7 @@ def test_overrides_of_the_launch_are_in_the_choice(tmp_path: Path) -> None:
 
 
 def test_options_name_folders_that_are_not_the_default(tmp_path: Path) -> None:
-    """Not those beside the code, also where the sweep ran from a snapshot among the results, and not a corpus that is reached by a link."""
+    """Default folders are not named, also if the sweep ran from a snapshot below the results or the corpus is a link."""
     made = make_sweep(tmp_path)
     home = tmp_path / "home"
     (home / "data").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""How points are found and trials given up, without a Ray: what Optuna is told, what the rungs of ASHA know after a restart."""
+"""Search and early stopping without Ray: what is reported to Optuna, and the rungs of ASHA after a restart."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.jobs.sweeps.fake_registry import make_sweep
 
 @dataclass(frozen=True)
 class FakeTrial:
-    """As much of Tune's trial as a scheduler looks at."""
+    """The attributes of Tune's trial that a scheduler uses."""
 
     trial_id: str
     config: dict[str, Any]
@@ -47,7 +47,7 @@ def _scheduler(sweep: Sweep, folds: int = 4) -> Any:
 
 
 def test_rungs_are_filled_from_records_after_a_restart(tmp_path: Path) -> None:
-    """A trial that is worse than what others had reported before the restart is stopped; a scheduler without memory goes on with it."""
+    """A trial worse than results from before the restart is stopped; plain ASHA would continue it."""
     sweep = make_sweep(tmp_path, SweepSettings(sets=[[16], [64], [256]], grace_folds=1))
     _on_record(sweep, (16,), 60.0, 62.0)
     _on_record(sweep, (64,), 64.0)
@@ -64,7 +64,7 @@ def test_rungs_are_filled_from_records_after_a_restart(tmp_path: Path) -> None:
 
 
 def test_asha_decides_again_on_a_fold_that_is_already_recorded(tmp_path: Path) -> None:
-    """The driver was killed in between: its decision is made now, and not against itself."""
+    """The driver was killed in between: it decides now, without counting the trial twice."""
     sweep = make_sweep(tmp_path, SweepSettings(sets=[[16], [64]]))
     _on_record(sweep, (16,), 50.0)
     _on_record(sweep, (64,), 60.0)
@@ -89,7 +89,7 @@ def test_asha_respects_grace_folds_and_ignores_reports_without_a_fold(tmp_path: 
 
 @pytest.mark.parametrize("stopping", [Stopping.asha, Stopping.none])
 def test_concurrency_follows_the_current_machines(tmp_path: Path, stopping: Stopping) -> None:
-    """Tune's file says how many it was when the sweep was first launched."""
+    """Tune's file has the number of the first launch."""
     sweep = make_sweep(tmp_path, SweepSettings(sets=[[16]], stopping=stopping))
     scheduler, controller = _scheduler(sweep), FakeController()
     controller.search_alg = type("Generator", (), {"max_concurrent": 9})()
@@ -144,7 +144,7 @@ def test_optuna_is_given_stopped_and_failed_trials(tmp_path: Path) -> None:
 
 
 def test_optuna_resumes_with_its_results(tmp_path: Path) -> None:
-    """Saved and restored, as Tune does it, it asks for the points that it would have asked for."""
+    """Saved and restored as by Tune, it suggests the same points."""
     sweep = make_sweep(tmp_path, SweepSettings(counts=[16, 64, 256, 1024, 4096], search=Search.optuna, trials=12, seed=5))
 
     def ask(search: DistinctOptuna, numbers: range) -> list[str]:

@@ -1,4 +1,4 @@
-"""Stages as tasks of a real Ray: computed once, with what Ray gave; stopped with a checkpoint, resumed when what computed them is gone."""
+"""Stages as tasks of a real Ray: computed once on assigned resources, stopped with a checkpoint, resumed after losses."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SMALL, LARGE = Capacity(4, (), 16.0), Capacity(8, ("0", "1"), 32.0)
 
 
 def test_a_grid_with_failures_ends_complete(tmp_path: Path, ray_here: Capacity) -> None:
-    """As on this machine without Ray: the policy of each failure applies, every stage ends well once, as a child of a warm fork server."""
+    """As with the local executor: the failure policy applies, and every stage succeeds once, as a child of a warm fork server."""
     failing = {"finetune vft 1 0": "comm:1", "finetune vft 1 1": "kill:1", "tapt tapt 1 0": "oom:1"}
     wanted = local_launch.desired(tmp_path, {"failing": failing})
     lines: list[str] = []
@@ -77,7 +77,7 @@ def test_stages_see_the_gpus_that_ray_assigned(tmp_path: Path, ray_here: Capacit
 
 
 def test_two_executors_compute_a_stage_once(tmp_path: Path, ray_here: Capacity) -> None:
-    """Two trials ask for the same stages at the same moment; what one computes, the other waits for without a core, and has then."""
+    """Two trials submit the same stages at the same time; the second waits for the results of the first without using a core."""
     graph = fake_registry.make_graph({"seconds": 0.2}, methods=("ptapt", "tapt"), folds=("1",), seeds=2)
     reports: list[Report] = []
 
@@ -116,7 +116,7 @@ def test_waiting_for_a_stage_of_another_trial_uses_no_core(tmp_path: Path, ray_h
 
 
 def test_a_stopped_stage_is_resumed_from_its_checkpoint(tmp_path: Path, ray_here: Capacity) -> None:
-    """What waits is handed back, what runs is asked to leave and does; nothing is left, and nothing counts as a failure."""
+    """Waiting stages are returned, running ones write checkpoints and exit; nothing counts as a failure."""
     graph = fake_registry.make_graph({"failing": {"tapt tapt 1 0": "sleep:60"}}, methods=("tapt",), folds=("1",), seeds=1)
     (tapt, run) = graph.nodes
     with executor(tmp_path) as stages:
@@ -136,7 +136,7 @@ def test_a_stopped_stage_is_resumed_from_its_checkpoint(tmp_path: Path, ray_here
 
 @pytest.mark.parametrize("hurried", [False, True])
 def test_a_stage_that_ignores_stop_is_killed(tmp_path: Path, ray_here: Capacity, hurried: bool) -> None:
-    """Its attempt is on record as interrupted, whichever it was."""
+    """In both cases its attempt is recorded as interrupted."""
     graph = graph_of_one("deaf:60")
     (key,) = graph.nodes
     with executor(tmp_path) as stages:
@@ -153,7 +153,7 @@ def test_a_stage_that_ignores_stop_is_killed(tmp_path: Path, ray_here: Capacity,
 
 
 def test_a_repeated_request_to_stop_counts_once(tmp_path: Path, ray_here: Capacity) -> None:
-    """Ray says it once: a worker that takes its time for a checkpoint is not hurried."""
+    """A worker that needs time for a checkpoint is not killed."""
     graph = graph_of_one("deaf:2.7")
     with executor(tmp_path) as stages:
         submit(stages, graph)
@@ -164,7 +164,7 @@ def test_a_repeated_request_to_stop_counts_once(tmp_path: Path, ray_here: Capaci
 def test_a_worker_of_ray_that_is_killed_leaves_nothing_behind(
     tmp_path: Path, ray_here: Capacity, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The fork server sees its end, the stage writes a checkpoint and is resumed; the loss costs nothing, and is told in the log alone."""
+    """The fork server notices it, the stage writes a checkpoint and is resumed; the loss is only in the log."""
     graph = graph_of_one("sleep:60")
     (key,) = graph.nodes
     with executor(tmp_path) as stages:
@@ -201,7 +201,7 @@ def test_a_stage_that_cannot_start_is_given_up(tmp_path: Path, ray_here: Capacit
 
 
 def test_waiting_stages_can_be_cancelled(tmp_path: Path, ray_here: Capacity) -> None:
-    """What Ray has in its queue is cancelled there; what runs stays."""
+    """Tasks in Ray's queue are cancelled; running ones stay."""
     recipe = {"failing": {"finetune vft * *": "sleep:60"}}
     graph = fake_registry.make_graph(recipe, methods=("vft",), folds=("1",), seeds=3)
     with executor(tmp_path) as stages:
@@ -230,7 +230,7 @@ def test_a_stage_survives_the_loss_of_its_node(tmp_path: Path) -> None:
 
 
 def test_a_remote_claim_ends_when_its_task_is_known_to_be_gone(tmp_path: Path) -> None:
-    """45 seconds after its last sign of life, and not 300: whoever submitted the task knows that it ended."""
+    """45 seconds after its last heartbeat instead of 300, as the executor knows that its task has ended."""
     from jobs.control.facts import Departure
     from jobs.store.records import Claim, claim_attempt
 
@@ -308,7 +308,7 @@ def _parent(pid: int) -> int:
 
 
 def _left_over(folder: Path) -> list[str]:
-    """Processes that compute below a folder: their log is their stdout."""
+    """Processes whose stdout is a log below a folder."""
     found: list[str] = []
     for process in Path("/proc").glob("[0-9]*"):
         try:

@@ -1,4 +1,4 @@
-"""What a sweep says of its points, by hand: means, spreads, differences, the best, the smallest as good, the nested choice, the cost."""
+"""Summary of a sweep: means, sd, differences, the best, a smaller one not distinguishable from it, nested choice, cost."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_folds_have_equal_weight() -> None:
 
 
 def test_points_are_sorted_by_state_and_score() -> None:
-    """Of complete ones by mean, of equal ones the smaller; of the others by how far they have come."""
+    """Complete points by mean, the smaller of equal ones first; the others by their number of folds."""
     same = dict.fromkeys(cases.FOLDS, (60.0, 60.0))
     found = _summary(
         cases.trial([512], {}, TrialState.running),
@@ -73,7 +73,7 @@ def test_points_are_sorted_by_state_and_score() -> None:
 
 
 def test_a_point_with_every_fold_is_complete() -> None:
-    """A trial that was killed after its last fold, before its record said so."""
+    """A trial that was killed after its last fold, before it was recorded as complete."""
     done = dict.fromkeys(cases.FOLDS, (60.0, 61.0))
     assert _summary(cases.trial([16], done, TrialState.interrupted)).best is not None
 
@@ -139,7 +139,7 @@ def test_the_smallest_point_not_distinguishable_from_the_best() -> None:
 
 
 def test_no_best_without_a_complete_point() -> None:
-    """And nothing is placed but by its own mean."""
+    """Points are placed by their own means."""
     found = _summary(cases.trial([16], {"1": (48.0, 52.0)}, TrialState.running), cases.trial([64], {}, TrialState.running))
     assert (found.best, found.smaller, found.under_way) == (None, None, True)
     assert [point.placed_ua for point in found.points] == [50.0, None]
@@ -191,7 +191,7 @@ def test_proxies_are_means_over_folds_and_counts() -> None:
 
 
 def test_unknown_proxies_are_left_out() -> None:
-    """Neither a missing value nor one that is no number becomes a figure."""
+    """Neither missing values nor values that are not numbers are used."""
     whole = cases.trial([16, 64], {"1": (50.0,), "2": (50.0,)})
     folds = (
         replace(whole.folds[0], proxies={"k": {"16": {"purity": 0.5, "nmi": float("nan")}, "64": {}}}),
@@ -203,7 +203,7 @@ def test_unknown_proxies_are_left_out() -> None:
 
 
 def test_diverged_runs_are_counted_and_excluded() -> None:
-    """They are among the stages that a fold needed, and in no mean."""
+    """They are in the stages of a fold, but in no mean."""
     record = cases.trial([16], {"1": (50.0, 52.0)})
     (fold,) = record.folds
     record = replace(record, folds=(replace(fold, stages={**fold.stages, "f-1-k16-x": "finetune"}),), state=TrialState.running)
@@ -213,7 +213,7 @@ def test_diverged_runs_are_counted_and_excluded() -> None:
 
 
 def test_tests_apart() -> None:
-    """Not where they are the same in all folds, nor where a grid has one fold; one of several folds does not tell."""
+    """True if they are the same in all folds, or the grid has one fold; false for one of several folds."""
     assert not _summary().tests_apart
     assert _summary(validation=cases.FIXED).tests_apart
     one = cases.sweep(folds=("1",))
@@ -222,7 +222,7 @@ def test_tests_apart() -> None:
 
 
 def test_folds_apart() -> None:
-    """Not where a point was stopped early, nor where Optuna proposed them."""
+    """False if a point was stopped early, and with Optuna."""
     done = cases.trial([16], dict.fromkeys(cases.FOLDS, (60.0,)))
     stopped = cases.trial([64], {"1": (50.0,)}, TrialState.stopped)
     assert _summary(done, search=Search.grid).folds_apart

@@ -1,4 +1,4 @@
-"""The tables of a sweep in every format: what is marked, rounded and said, and a pdflatex that really compiles them."""
+"""The tables of a sweep in every format, compiled by pdflatex."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _markdown(*trials: TrialRecord, sweep: Sweep | None = None) -> str:
 
 
 def _compile(source: str, folder: Path) -> str:
-    """What the log says. The document stands on its own, but for the picture beside it."""
+    """Compile a document beside its plot; the log of pdflatex."""
     (folder / "table.tex").write_text(source, encoding="utf-8")
     done = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "table.tex"], cwd=folder, capture_output=True, timeout=60, check=False
@@ -44,7 +44,7 @@ def _compile(source: str, folder: Path) -> str:
 
 
 def test_rows_of_points() -> None:
-    """The best bold; what cannot be told from it, what is lower, and what is not complete, in words."""
+    """The best is bold; remarks on points not distinguishable from it, below it, and incomplete."""
     lines = _markdown(*cases.some(), cases.trial([512], {}, TrialState.running)).splitlines()
     assert "| 16+64 | **65.3** ± 0.4 | 61.9 to 68.7 | 3/3 | 6 | – | – | – | – | best |" in lines
     assert "| 64 | 65.0 ± 0.3 | 62.0 to 67.9 | 3/3 | 6 | −0.3 | −1.5 to 0.8 | 6 | 0.493 | not distinguishable from the best |" in lines
@@ -73,7 +73,7 @@ def test_captions_explain_the_numbers() -> None:
 
 
 def test_caption_does_not_mention_tests_that_were_not_made() -> None:
-    """One complete point is compared with those that were stopped, and none is tested; alone it is the best of nothing."""
+    """A single complete point is compared with stopped ones, without a test; without others there is no comparison."""
     done = cases.trial([16], dict.fromkeys(cases.FOLDS, (60.0, 61.0)))
     stopped = cases.trial([64], {"1": (50.0, 51.0)}, TrialState.stopped)
     said = _markdown(done, stopped)
@@ -85,7 +85,7 @@ def test_caption_does_not_mention_tests_that_were_not_made() -> None:
 
 
 def test_caption_without_a_best_point() -> None:
-    """And neither bold nor a difference is printed."""
+    """Nothing is bold, and no difference is printed."""
     said = _markdown(cases.trial([16], {"1": (60.0, 61.0)}, TrialState.running))
     assert "No point is complete, so there is no best." in said
     assert "**" not in said
@@ -94,7 +94,7 @@ def test_caption_without_a_best_point() -> None:
 
 
 def test_cost_has_gpu_hours_only_with_gpus() -> None:
-    """GPU-hours only where a stage ran on one."""
+    """Otherwise only CPU-hours."""
     trials = cases.some()
     on_gpu = summarise(cases.sweep(), trials, cases.results(trials, device="1 x NVIDIA H200"))
     for summary, headings in ((_summary(*trials), ("", "CPU-hours")), (on_gpu, ("", "GPU-hours", "CPU-hours"))):
@@ -140,7 +140,7 @@ def test_json_is_stable() -> None:
 
 @needs_pdflatex
 def test_pdflatex_compiles_a_report_with_its_picture(tmp_path: Path) -> None:
-    """As it stands, names full of special characters included, on as many pages as the points need, and no line too long."""
+    """With special characters in names, on several pages, without overfull lines."""
     (tmp_path / "plot.pdf").write_bytes(plot_pdf(_summary(*cases.some())))
     many = tuple(cases.trial([k], dict.fromkeys(cases.FOLDS, (40.0 + k % 7, 41.0))) for k in range(1000, 1000 + PAGE_ROWS + 2))
     nasty = cases.trial([16], {}, TrialState.failed, NASTY, name=NASTY)

@@ -1,4 +1,4 @@
-"""A trial as Tune restores it: what Tune had not saved yet is known from the record, and a lost checkpoint costs nothing."""
+"""A trial restored by Tune: its record has what Tune had not saved, and a lost checkpoint costs nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _trial(sweep: Sweep) -> SweepTrial:
 
 
 def test_a_stopped_trial_is_not_resumed(tmp_path: Path) -> None:
-    """Tune had not saved that when its process was killed: neither with a checkpoint nor without one is another fold evaluated."""
+    """Tune was killed before it saved that: no further fold is evaluated, with or without a checkpoint."""
     sweep, checkpoint = make_sweep(tmp_path), tmp_path / "checkpoint"
     first = _trial(sweep)
     assert (first.step()["done"], first.step()["done"]) == (False, False)

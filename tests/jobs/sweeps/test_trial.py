@@ -1,4 +1,4 @@
-"""A trial without Ray: what it computes, what it shares, what it says of its point, and how it ends when it cannot go on."""
+"""A trial without Ray: its stages, shared results, scores and proxies, failures and stops."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_proxies_of_clusters_and_loss(tmp_path: Path) -> None:
 
 
 def test_missing_proxies_do_not_fail_a_trial(tmp_path: Path) -> None:
-    """Artifacts that are gone, or that cannot be read, leave out what needs them; a line tells of the latter."""
+    """Missing or unreadable artifacts leave out their proxies; unreadable ones are logged."""
     sweep, lines = make_sweep(tmp_path), list[str]()
     found = _evaluate(sweep, [16])
     (key,) = (key for key, stage in found.stages.items() if stage == "cluster")
@@ -96,7 +96,7 @@ def test_missing_proxies_do_not_fail_a_trial(tmp_path: Path) -> None:
 
 
 def test_a_diverged_run_is_replaced_by_a_reserve_seed(tmp_path: Path) -> None:
-    """The mean is that of the runs that count."""
+    """The mean is over the replacements."""
     lines: list[str] = []
     sweep = make_sweep(tmp_path, recipe=Recipe(failing={"finetune 64 1": "diverge-once"}))
     found = _evaluate(sweep, [64], lines=lines)
@@ -107,7 +107,7 @@ def test_a_diverged_run_is_replaced_by_a_reserve_seed(tmp_path: Path) -> None:
 
 
 def test_a_stage_that_is_given_up_fails_the_fold_in_one_line(tmp_path: Path) -> None:
-    """With the stage and what went wrong in it; another point goes on."""
+    """With the stage and its error; other points are not affected."""
     lines: list[str] = []
     sweep = make_sweep(tmp_path, recipe=Recipe(failing={"ptapt 16+64 *": "fail:9"}))
     with pytest.raises(TrialFailedError, match=r"^ptapt ptapt fold 1 seed 0 \[\w{8}\]: .*made to fail, start 1$"):

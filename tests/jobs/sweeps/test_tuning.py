@@ -1,4 +1,4 @@
-"""A sweep in a real Ray: what is tried, what is shared, who is stopped, and how it goes on after everything that can end it."""
+"""A sweep in a real Ray: its points, shared stages, early stopping, and resuming after every kind of interruption."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_grid_of_sets_computes_every_stage_once_and_stops_the_worst(tmp_path: 
 
 
 def test_a_failing_set_does_not_affect_other_random_points(tmp_path: Path) -> None:
-    """The failed trial says why, in one line; launching again tries it again, and nothing else."""
+    """The error of the failed trial is one line; the next launch repeats only this trial."""
     settings = SweepSettings(counts=[16, 64, 256], search=Search.random, trials=2, seed=4, seeds=1, stopping=Stopping.none)
     sweep = make_sweep(tmp_path, settings, folds=("1", "2"))
     points = listed_points(sweep.experiment)
@@ -116,7 +116,7 @@ def test_a_failing_set_does_not_affect_other_random_points(tmp_path: Path) -> No
 
 
 def test_optuna_repeats_no_point_even_with_damaged_tune_files(tmp_path: Path) -> None:
-    """Of a small space no more is asked for than it holds. Whatever is damaged, a line says that it begins anew; nothing is computed."""
+    """A small space gives fewer points. With damaged files a line reports the restart, and nothing is computed again."""
     settings = SweepSettings(counts=[16, 64], folds=["1"], search=Search.optuna, trials=4, seeds=1, seed=3, stopping=Stopping.none)
     sweep = make_sweep(tmp_path, settings, folds=("1", "2"))
     assert _run(sweep)[0]
@@ -145,7 +145,7 @@ def test_optuna_repeats_no_point_even_with_damaged_tune_files(tmp_path: Path) ->
 
 
 def test_a_killed_trial_resumes_from_the_checkpoint_of_its_stage(tmp_path: Path) -> None:
-    """It is started again; the stage loses one step at the most; there is one record of it."""
+    """It is restarted; the stage loses at most one step; there is one record of the trial."""
     recipe = Recipe(failing={"ptapt 64 1": "steps:6:0.3"})
     sweep = make_sweep(tmp_path, SweepSettings(sets=[[64]], seeds=1), recipe, folds=("1", "2"))
     corpus = tmp_path / "corpus"
@@ -182,7 +182,7 @@ def _ancestors(pid: int) -> set[int]:
 
 
 def test_a_killed_driver_is_resumed_and_asha_still_stops_trials(tmp_path: Path) -> None:
-    """Nothing that was finished is computed again, and the rungs know the trials of before: the bad set is stopped after its first fold."""
+    """Nothing is computed again, and the rungs have the earlier trials: the bad set is stopped after its first fold."""
     recipe = Recipe(failing={"ptapt 1024 1": "steps:6:0.3"})
     sweep = make_sweep(tmp_path, SweepSettings(sets=[[64], [1024]], seeds=1, at_once=1), recipe, folds=("1", "2"))
     corpus = tmp_path / "corpus"
@@ -210,7 +210,7 @@ def test_a_killed_driver_is_resumed_and_asha_still_stops_trials(tmp_path: Path) 
 
 
 def test_a_stopped_sweep_writes_checkpoints_and_is_resumed(tmp_path: Path) -> None:
-    """By a signal, or by the file; trials are unfinished, not failed, and the next launch goes on with each stage where it was."""
+    """By a signal or the stop file; trials are unfinished, not failed, and the next launch resumes their stages."""
     recipe = Recipe(failing={"ptapt * 1": "steps:16:0.25"})
     sweep = make_sweep(tmp_path, SweepSettings(sets=[[64], [16]], seeds=1, stopping=Stopping.none), recipe, folds=("1", "2"))
     corpus = tmp_path / "corpus"

@@ -1,4 +1,4 @@
-"""Values of recipe keys: typed by the schema, and written so that a command line reads them back."""
+"""Values of recipe keys: typed by the schema, and written as overrides."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Schema:
     ],
 )
 def test_values_are_converted_to_the_types_of_the_schema(key: str, value: Any, expected: Any) -> None:
-    """Text that means a number where a number is due; a mapping without a schema takes what it is given."""
+    """Text is converted to a number where the schema has one; a mapping without a schema accepts any value."""
     found = typed(Schema, key, value)
     assert (found, type(found)) == (expected, type(expected))
 
@@ -93,7 +93,7 @@ SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False,
     SCALARS | st.sampled_from(["null", "yes", "OFF", "1e-4", "1_000", "0x1F", "12:30", "2026-01-01", "~", ".inf", "a: b", "a#b", "'", '"'])
 )
 def test_text_is_read_back_as_the_same_value(value: Any) -> None:
-    """Through a shell's words and OmegaConf's dot-list, of the same type; words that YAML takes for something else are quoted."""
+    """Through a shell and OmegaConf's dot-list, with the same type; words with a meaning in YAML are quoted."""
     (word,) = shlex.split(shlex.quote(f"inner.config.key={text(value)}"))
     found = OmegaConf.to_container(OmegaConf.from_dotlist([word]))
     assert isinstance(found, dict)
@@ -102,6 +102,6 @@ def test_text_is_read_back_as_the_same_value(value: Any) -> None:
 
 
 def test_an_enum_is_its_name() -> None:
-    """What JSON has of it, and what an override says."""
+    """In JSON and in an override."""
     assert text(plain(typed(Schema, "inner.colour", "none"))) == "none"
     assert typed(Schema, "inner.colour", plain(Colour.none)) is Colour.none
