@@ -67,7 +67,7 @@ def run_on_slurm(launcher: SweepLauncher, *, wait: bool) -> bool:
         print_lines(trial_lines(seen, records, len(launcher.sweep.folds)))
         seen.update({record.trial: record for record in records})
 
-    ended = launcher.wait(tell=tell, told=lambda sentence: print_lines([f"{launcher.name}: {sentence}"]))
+    ended = launcher.wait(on_trials=tell, on_state=lambda sentence: print_lines([f"{launcher.name}: {sentence}"]))
     if ended is None:
         note(f"job {job} goes on: {look} shows how it stands, `python launch.py sweep {launcher.name} --cancel` ends it")
         return False

@@ -162,10 +162,10 @@ class SweepLauncher:
         store_sweep(sweep)
         return allocation.submit(sweep, snapshot.path, self.client), True
 
-    def wait(self, *, tell: Callable[[Sequence[TrialRecord]], None], told: Callable[[str], None]) -> bool | None:
+    def wait(self, *, on_trials: Callable[[Sequence[TrialRecord]], None], on_state: Callable[[str], None]) -> bool | None:
         """Wait for the end of its job; True: every trial has ended. None: Ctrl-C, and the job keeps running.
 
-        `tell` gets the records at every poll, `told` the state of the job when it changes. Raises SlurmUnavailableError after
+        `on_trials` gets the records at every poll, `on_state` the state of the job when it changes. Raises SlurmUnavailableError after
         `MAX_UNANSWERED` polls without an answer, UsageError if the job will never start or runs longer than `policy.controller_days`.
         """
         policy, unanswered, last = self.sweep.experiment.policy, 0, ""
@@ -180,14 +180,14 @@ class SweepLauncher:
                         raise
                     time.sleep(pause)
                     continue
-                tell(self.trials())
+                on_trials(self.trials())
                 if found.phase is allocation.Phase.none:
                     break
                 if found.stuck or time.monotonic() > latest:
                     why = found.sentence if found.stuck else f"{found.sentence}; stopped waiting for it"
                     raise UsageError(f"{self.name}: {why}; `sweep {self.name} --cancel` ends it")
                 if found.sentence != last:
-                    told(found.sentence)
+                    on_state(found.sentence)
                     last = found.sentence
                 time.sleep(pause)
             end = time.monotonic() + LAG_SECONDS
@@ -195,7 +195,7 @@ class SweepLauncher:
                 time.sleep(min(1.0, pause))
         except KeyboardInterrupt:
             return None
-        tell(self.trials())
+        on_trials(self.trials())
         return complete(self.sweep.folder)
 
     def cancel(self) -> list[str]:
