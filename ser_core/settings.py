@@ -6,8 +6,10 @@ Section numbers are those of Chen & Rudnicky, arXiv 2110.06309; "code" is the au
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 
@@ -196,3 +198,11 @@ class Recipe:
     ptapt: PtaptSettings = field(default_factory=PtaptSettings)
     execution: ExecutionSettings = field(default_factory=ExecutionSettings)
     upstream_seed: int = 0  # of states, cluster, tapt and ptapt, which are never repeated per seed
+
+
+def resolve_checkpoints(recipe: Recipe, folders: Iterable[Path]) -> None:
+    """Replace checkpoint names that are a file or folder below one of `folders` by absolute paths: jobs run in other folders."""
+    for settings in (recipe.backbone, recipe.states.wav2vec):
+        for folder in folders:
+            if settings.checkpoint and (folder / settings.checkpoint).exists():
+                settings.checkpoint = str((folder / settings.checkpoint).resolve())

@@ -31,6 +31,11 @@ class Run:
     def name(self) -> str:
         return f"{self.method}/{self.fold}/{self.slot}"
 
+    @property
+    def slot_id(self) -> Slot:
+        """The slot that the run fills, or filled."""
+        return self.method, self.fold, self.slot
+
 
 @dataclass(frozen=True, slots=True)
 class Node:

@@ -61,10 +61,10 @@ def test_cancelled_here_it_ends_and_a_launch_goes_on(demo_data: Path, tmp_path: 
     cancelled = run("cancel", "demo")
     assert cancelled.returncode == 0, cancelled.stderr
     assert "everything cancelled (2 stages had no result)" in cancelled.stdout
-    assert re.search(r"still computed, and kept: what process \d+ on .* works on; nothing new is begun", cancelled.stdout)
+    assert re.search(r"still computing a stage, whose result is kept: process \d+ on .*; no other stage is started", cancelled.stdout)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 3, output
-    assert "cancelled: `python launch.py grid demo` with the same settings goes on" in output
+    assert "cancelled: `python launch.py grid demo` with the same settings resumes" in output
     followed, _ = following.communicate(timeout=60)
     assert following.returncode == 0
     assert "attempt 1 on" in followed

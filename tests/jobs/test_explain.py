@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from jobs.commands.explain import explain_lines, find_target, next_words, read_stories, request_words, stages_of
+from jobs.commands.explain import explain_lines, next_step, read_histories, request_text
 from jobs.control.controller import Desired, Report, run_local, sight_of
 from jobs.control.executor_protocol import Limits
 from jobs.control.facts import Departure, InFlight, NodeFacts, Phase, Request
@@ -22,6 +22,7 @@ from jobs.control.rounds import replay
 from jobs.errors import UsageError
 from jobs.experiment.config import Policy, Resources
 from jobs.experiment.graph import Graph, build_graph, seeds_of_slots
+from jobs.experiment.lookup import find_target, stages_of
 from jobs.local.executor import LocalExecutor
 from jobs.store.layout import Layout
 from jobs.store.records import Claim, claim_attempt
@@ -46,7 +47,7 @@ def launch(folder: Path, recipe: dict[str, Any], **experiment: Any) -> tuple[Des
 def explained(desired: Desired, report: Report, name: str) -> str:
     """The lines of a run, as one text."""
     target = find_target(report.graph, name)
-    stories = read_stories(stages_of(report.graph, target.node), desired.layout, sight_of(desired, None))
+    stories = read_histories(stages_of(report.graph, target.node), desired.layout, sight_of(desired, None))
     return "\n".join(explain_lines(target, report, stories, desired.policy))
 
 
@@ -61,8 +62,8 @@ def test_a_failed_run_tells_every_attempt_and_what_follows(tmp_path: Path) -> No
     assert upstream[0].endswith("done")
     assert re.search(rf"attempt 1, \d{{4}}-.*, on {re.escape(socket.gethostname())}, process \d+, .* s: its result counts", text)
     assert "ValueError: made to fail, start 1" in text
-    assert "code: not tried again by itself: code or configuration has to be mended" in text
-    assert "next: given up: ValueError: made to fail, start 1; mend that and launch again" in text
+    assert "code: not retried: fix the code or the configuration" in text
+    assert "next: given up: ValueError: made to fail, start 1; fix that and launch again" in text
     logs = [Path(line.partition("log: ")[2]) for line in text.splitlines() if "log: " in line]
     assert len(logs) == 2
     assert all("attempt 1 on" in log.read_text() for log in logs)
@@ -73,7 +74,7 @@ def test_memory_that_ran_out_tells_what_the_next_attempt_asked_for(tmp_path: Pat
     desired, report = launch(tmp_path, {"failing": {"finetune vft 1 0": "oom:2"}}, methods=("vft",), folds=("1",), seeds=1)
     text = explained(desired, report, "vft/1/0")
     assert report.complete
-    assert text.count("memory: same seed with half the work of a pass and 1.5 times the memory, 2 times at the most") == 2
+    assert text.count("memory: same seed with half the work of a pass and 1.5 times the memory, at most 2 times") == 2
     assert re.search(r"attempt 2.*CUDA out of memory.*\(1/2 of the work of one pass\)", text)
     assert re.search(r"attempt 3.*its result counts \(1/4 of the work of one pass\)", text)
     assert "next:" not in text
@@ -115,11 +116,11 @@ def test_what_slurm_says_of_a_job_that_left_no_word(tmp_path: Path) -> None:
     sight = Sight(departures=lambda keys: departures, live_jobs=frozenset(), clock=lambda: 2000.0)
     facts = read_facts(graph, layout, sight)
     plan = make_plan(graph, facts, {}, runs_per_task={}, limits=Limits())
-    stories = read_stories(stages_of(graph, graph.nodes[key]), layout, sight)
+    stories = read_histories(stages_of(graph, graph.nodes[key]), layout, sight)
     text = "\n".join(explain_lines(find_target(graph, key[:6]), Report(plan, graph, facts, {}), stories, Policy()))
     assert "on login (node node3), Slurm job 12_0, 1 min 30 s: ended without a word on node3 (Slurm says NODE_FAIL)" in text
-    assert "node: goes on from its checkpoint with the same seed, free of charge while it makes progress" in text
-    assert re.search(r"job 13_0, submitted .*, left the queue by .* before its worker began \(Slurm says BOOT_FAIL\)", text)
+    assert "node: resumes from its checkpoint with the same seed; costs no attempt while it makes progress" in text
+    assert re.search(r"job 13_0, submitted .*, left the queue by .* before its worker started \(Slurm state BOOT_FAIL\)", text)
     assert text.index("12_0") < text.index("13_0")
     assert f"log: {tmp_path / 'a.out'}" in text
     assert text.endswith("next: will be submitted by the next pass")
@@ -127,10 +128,10 @@ def test_what_slurm_says_of_a_job_that_left_no_word(tmp_path: Path) -> None:
     early = Sight(departures=lambda keys: departures, live_jobs=frozenset(), clock=lambda: 1110.0)  # its last sign of life is 20 s old
     facts = read_facts(graph, layout, early)
     plan = make_plan(graph, facts, {}, runs_per_task={}, limits=Limits())
-    stories = read_stories(stages_of(graph, graph.nodes[key]), layout, early)
+    stories = read_histories(stages_of(graph, graph.nodes[key]), layout, early)
     text = "\n".join(explain_lines(find_target(graph, key[:6]), Report(plan, graph, facts, {}), stories, Policy()))
-    assert "Slurm job 12_0, 1 min 30 s: silent since; Slurm says NODE_FAIL" in text
-    assert text.endswith("next: taken for ended when its worker has been silent for 45 s; the next pass then goes on with it")
+    assert "Slurm job 12_0, 1 min 30 s: silent since; Slurm state NODE_FAIL" in text
+    assert text.endswith("next: counted as ended when its worker has been silent for 45 s; the next pass then resumes it")
 
 
 @pytest.mark.parametrize(
@@ -138,8 +139,8 @@ def test_what_slurm_says_of_a_job_that_left_no_word(tmp_path: Path) -> None:
     [
         (NodeFacts(), InFlight(Phase.queued, "123_4"), "in the queue as 123_4"),
         (NodeFacts(), InFlight(Phase.running, "123_4"), "running as 123_4"),
-        (NodeFacts(), InFlight(Phase.queued, "?exp.finetune.vft.1"), "submitted, and Slurm has not said as what yet"),
-        (NodeFacts(held="Slurm job 9_1"), None, "running: Slurm job 9_1 works on it"),
+        (NodeFacts(), InFlight(Phase.queued, "?exp.finetune.vft.1"), "submitted; its job number is not known yet"),
+        (NodeFacts(held="Slurm job 9_1"), None, "running: Slurm job 9_1 computes it"),
         (NodeFacts(cancelled=True), None, "cancelled; launching again lifts that"),
         (NodeFacts(stopped="two attempts ended at the time limit", failures=2), None, "given up: two attempts ended at the time limit"),
         (NodeFacts(done=True), None, ""),
@@ -151,15 +152,15 @@ def test_what_comes_next(fact: NodeFacts, flight: InFlight | None, expected: str
     key = graph.runs[0].key
     in_flight = {key: flight} if flight else {}
     plan = make_plan(graph, {key: fact}, in_flight, runs_per_task={}, limits=Limits())
-    found = next_words(key, fact, in_flight, plan, "the next pass")
+    found = next_step(key, fact, in_flight, plan, "the next pass")
     assert found.startswith(expected)
     assert bool(found) == bool(expected)
 
 
 def test_what_an_attempt_asks_for_is_told_in_words() -> None:
     """Half the work, more memory, other nodes; nothing where nothing was learnt."""
-    assert request_words(Request(1, 1.5, ("n1", "n2"))) == "1/2 of the work of one pass, 1.5 times the memory, other nodes than n1, n2"
-    assert request_words(Request()) == ""
+    assert request_text(Request(1, 1.5, ("n1", "n2"))) == "1/2 of the work of one pass, 1.5 times the memory, other nodes than n1, n2"
+    assert request_text(Request()) == ""
 
 
 @pytest.mark.parametrize(
@@ -170,7 +171,7 @@ def test_what_an_attempt_asks_for_is_told_in_words() -> None:
         ("vft/1/7", "no slot '7'"),
         ("vft", "METHOD/FOLD/SLOT"),
         ("abc", "at least 6 digits"),
-        ("ffffff", "begins no key"),
+        ("ffffff", "no key of this experiment starts so"),
         ("/", "no method ''"),
     ],
 )
@@ -201,7 +202,7 @@ def test_keys_that_begin_alike_are_told_apart() -> None:
     graph = _small()
     (first, node), (_, other) = list(graph.nodes.items())[:2]
     nodes = {f"{first[:7]}0": node, f"{first[:7]}1": other}
-    with pytest.raises(UsageError, match="begins 2 keys"):
+    with pytest.raises(UsageError, match="2 keys start so"):
         find_target(replace(graph, nodes=nodes), first[:7])
 
 

@@ -68,7 +68,7 @@ def test_the_newest_attempt_unless_another_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--attempt 3: finetune tapt .* has had 1, 2"):
         find_log(layout, last, 3)
     assert find_log(layout, graph.nodes[last.upstream["backbone"]]) is None
-    with pytest.raises(UsageError, match=r"left no log at .*2\.out"):
+    with pytest.raises(UsageError, match=r"has no log at .*2\.out"):
         read_log(newest)
 
 
@@ -140,6 +140,6 @@ def test_how_an_attempt_ended_is_told_in_words(tmp_path: Path) -> None:
     assert attempt_over(layout, log) == ""
     attempt = layout.stage("finetune", node.key).attempt(1)
     os.utime(attempt.claim, (1.0, 1.0))
-    assert attempt_over(layout, log) == "ended without a word"
+    assert attempt_over(layout, log) == "ended without a record of how"
     write_outcome(attempt, Outcome(1, Ending.failed, "ValueError", "bad", "", "n1", 1.0, kind="code"))
     assert attempt_over(layout, log) == "failed: ValueError: bad"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.commands.explain import explain_lines, find_target, read_stories, stages_of
+from jobs.commands.explain import explain_lines, read_histories
 from jobs.commands.requests import RequestsRow, TaskUse, read_tasks, requests_lines, requests_to_json, rows_of
 from jobs.control.controller import experience_of, look, sight_of
 from jobs.control.estimates import Bounds, asks_in_words
@@ -18,6 +18,7 @@ from jobs.control.facts import Asked
 from jobs.control.observe import Sight
 from jobs.control.plan import make_plan
 from jobs.experiment.config import Resources
+from jobs.experiment.lookup import find_target, stages_of
 from jobs.store.failures import FailureClass
 from tests.jobs.failure_trial import Trial
 from tests.slurm_cluster import Cluster
@@ -82,10 +83,10 @@ def test_the_second_launch_asks_for_what_the_first_one_took(slurm_cluster: Clust
     (line,) = requests_lines("trial", [row])
     assert line.startswith("finetune vft: 9 tasks; time predicted for 4, enough for 3 (75%); memory predicted for 5, enough for 5 (100%); ")
     target = find_target(report.graph, f"vft/1/{TOO_LONG}")
-    stories = read_stories(stages_of(report.graph, target.node), trial.layout, sight(trial))
+    stories = read_histories(stages_of(report.graph, target.node), trial.layout, sight(trial))
     lines = explain_lines(target, report, stories, trial.policy)
     assert any("its job asks for 6 min" in each and "(configured: 60 min" in each for each in lines)
-    assert any("time limit: it goes on from its checkpoint with what is configured" in each for each in lines)
+    assert any("time limit: resumes from its checkpoint with the time and memory configured" in each for each in lines)
 
 
 def end_soon(cluster: Cluster, job: str) -> None:
@@ -123,4 +124,4 @@ def test_the_report_counts_what_was_predicted_and_compares_all() -> None:
     assert (every.stage, every.tasks, every.predicted_time, every.enough_time) == ("all", 6, 5, 4)
     value = json.loads(json.dumps(requests_to_json("exp", (runs, tapt, every))))
     assert (value["schema"], value["requests"][0]["enough_time"]) == (1, 3)
-    assert requests_lines("exp", rows_of([])) == ["exp: no task has come to its end yet whose request is on record"]
+    assert requests_lines("exp", rows_of([])) == ["exp: no task has ended yet whose request is on record"]

@@ -105,7 +105,7 @@ def test_held_and_cancelled_stages_are_told_apart() -> None:
     assert counts["tapt"]["cancelled"] == 5
     text = "\n".join(status_lines(now))
     assert "2 stages held: the first 3 of finetune vft all failed alike" in text
-    assert "cancelled: `python launch.py grid exp` with the same settings goes on" in text
+    assert "cancelled: `python launch.py grid exp` with the same settings resumes" in text
     assert "`python launch.py explain exp vft/1/0`" in text
 
 
