@@ -295,7 +295,13 @@ def _experiment(arguments: list[str], cluster: str | None, command: str) -> Expe
         raise UsageError(f"{command}: one experiment at a time (got {', '.join(named)}); settings are given as KEY=VALUE")
     overrides = [text for text in arguments if "=" in text]
     experiment = load_experiment(
-        _file_of(arguments), overrides, configs=CONFIGS, recipe_schema=Recipe, stages=tuple(VERSIONS), teams=REGISTRY.teams
+        _file_of(arguments),
+        overrides,
+        configs=CONFIGS,
+        recipe_schema=Recipe,
+        stages=tuple(VERSIONS),
+        teams=REGISTRY.teams,
+        methods=REGISTRY.methods,
     )
     if cluster is not None:
         if cluster not in Cluster.__members__:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from ser_core.corpora.manifest import Manifest, Utterance, load_manifest
 from ser_core.corpora.validation import divide
 from ser_core.errors import InputError
 from ser_core.parallel.group import process_group
-from ser_core.parallel.team import Alone, Team
+from ser_core.parallel.team import Alone
 from ser_core.settings import Attention
 from ser_core.stages import cluster, finetune, ptapt, states, tapt
-from ser_core.stages.context import StageContext, seed_bystanders
+from ser_core.stages.context import StageContext, StageInputs, seed_bystanders
 from ser_core.training.device import keep_memory, repeatable
 from ser_core.training.splits import Split
 
@@ -26,31 +25,16 @@ PRETRAINING: Mapping[str, Callable[[StageContext], dict[str, Any]]] = {
 }
 
 
-def run_stage(
-    stage: str,
-    *,
-    settings: Mapping[str, Any],
-    runtime: Mapping[str, Any],
-    corpus: Path,
-    fold: str,
-    seed: int,
-    upstream: Mapping[str, Path],
-    output: Path,
-    checkpoint: Path,
-    relief: int,
-    should_stop: Callable[[], bool],
-    report: Callable[[str], None],
-    team: Team | None = None,
-    shared: Path | None = None,
-) -> dict[str, Any]:
+def run_stage(stage: str, **inputs: Unpack[StageInputs]) -> dict[str, Any]:
     """Compute one stage; see `ser_core.registry`. Of a team, the leader alone reports and writes.
 
     What a model is tested on leaves this function in one direction only: to `finetune`, as a function to call when training is over. With
     `validation` among the settings that is what they keep out of training, and the held-out fold is left alone.
     """
-    manifest = load_manifest(corpus)
+    settings, runtime, fold, seed, output = (inputs["settings"], inputs["runtime"], inputs["fold"], inputs["seed"], inputs["output"])
+    manifest = load_manifest(inputs["corpus"])
     training, tested = _splits(manifest, fold, settings)
-    team = team or Alone()
+    team = inputs.get("team") or Alone()
     output.mkdir(parents=True, exist_ok=True)
     context = StageContext(
         stage=stage,
@@ -60,14 +44,14 @@ def run_stage(
         corpus_digest=manifest.digest,
         fold=fold,
         seed=seed,
-        upstream=upstream,
+        upstream=inputs["upstream"],
         output=output,
-        checkpoint=checkpoint,
-        relief=relief,
-        should_stop=should_stop,
-        report=report if team.rank == 0 else lambda line: None,
+        checkpoint=inputs["checkpoint"],
+        relief=inputs["relief"],
+        should_stop=inputs["should_stop"],
+        report=inputs["report"] if team.rank == 0 else lambda line: None,
         team=team,
-        shared=shared,
+        shared=inputs.get("shared"),
     )
     threads = runtime.get("threads")
     if context.device.type == "cpu" and context.execution.attention is not Attention.eager:  # eager: as the authors compute

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +41,8 @@ def configs(tmp_path: Path) -> Path:
     (tmp_path / "site" / "default.yaml").write_text("{}\n")
     (tmp_path / "site" / "campus.yaml").write_text("partition: gpu\naccount: speech\n")
     (tmp_path / "experiment" / "small.yaml").write_text(
-        "corpus: demo\nseeds: 3\nresources:\n  default: {cpus: 2, minutes: 5}\n  tapt: {cpus: 8}\nrecipe:\n  finetune: {epochs: 2}\n"
+        "corpus: demo\nmethods: [vft, tapt]\nseeds: 3\n"
+        "resources:\n  default: {cpus: 2, minutes: 5}\n  tapt: {cpus: 8}\nrecipe:\n  finetune: {epochs: 2}\n"
     )
     return tmp_path
 
@@ -61,6 +63,14 @@ def test_layers_in_order(configs: Path) -> None:
     assert (experiment.recipe.finetune.epochs, experiment.recipe.finetune.learning_rate) == (2, 1e-4)
     assert experiment.cluster is Cluster.local
     assert isinstance(experiment.recipe, FakeRecipe)
+
+
+def test_methods_of_the_registry_by_default(configs: Path) -> None:
+    """An experiment that names no method has those passed with the call; naming an empty list is an error, see below."""
+    (configs / "experiment" / "bare.yaml").write_text("corpus: demo\n")
+    load = functools.partial(load_experiment, "bare", configs=configs, recipe_schema=FakeRecipe, methods=("a", "b"))
+    assert load([]).methods == ["a", "b"]
+    assert load(["methods=[b]"]).methods == ["b"]
 
 
 def test_overrides_reach_everything(configs: Path) -> None:
