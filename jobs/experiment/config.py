@@ -19,6 +19,18 @@ from jobs.text import did_you_mean, first_line, one_line
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+_TINY = math.ulp(0.0)  # minimum of values that must be more than 0
+_LEAST = {
+    "cpus": 1,
+    "gpus": 0,
+    "nodes": 1,
+    "memory_gb": _TINY,
+    "minutes": 1,
+    "processes": 0,
+    "runs_per_task": 1,
+    "at_once": 0,
+    "throttle": 0,
+}
 DEFAULT_RESOURCES = "default"  # the entry of `resources` that every stage inherits from
 
 
@@ -198,9 +210,8 @@ def load_experiment(
     site = next((str(layer["site"]) for layer in reversed(layers) if "site" in layer), schema.site)
     site_file = configs / "site" / f"{site}.yaml"
     if not site_file.is_file():
-        raise UsageError(
-            f"no site profile {site!r}: known are {', '.join(_stems(configs / 'site')) or 'none'} (configs/site/NAME.yaml, key `site`)"
-        )
+        known = _stems(configs / "site")
+        raise UsageError(f"no site profile {site!r}: known are {', '.join(known) or 'none'} (configs/site/NAME.yaml, key `site`)")
     whole = schema
     sources = [(str(site_file), OmegaConf.create({"slurm": _read_yaml(site_file)})), (str(file), layers[0]), ("KEY=VALUE", layers[1])]
     for source, layer in sources:
@@ -278,14 +289,14 @@ def _checked(merged: DictConfig, file: Path, stages: Sequence[str] | None, teams
         raise UsageError(f"recipe in {file} or an override: null is not a recipe; leave it out for the defaults")
     if not valid_experiment_name(experiment.name):
         raise UsageError(f"name {experiment.name!r}: use letters, digits, '_', '.', '-' (at most 64), and not 'store'")
-    policy, tiny = experiment.policy, math.ulp(0.0)  # more than 0
+    policy = experiment.policy
     bounds: dict[str, tuple[float, float, float]] = {  # key -> value, minimum, maximum
         "seeds": (experiment.seeds, 1, MAX_SLOTS),
         "first_seed": (experiment.first_seed, 0, math.inf),
-        "policy.sigmas": (policy.sigmas, tiny, math.inf),
-        "policy.poll_seconds": (policy.poll_seconds, tiny, 3600),
+        "policy.sigmas": (policy.sigmas, _TINY, math.inf),
+        "policy.poll_seconds": (policy.poll_seconds, _TINY, 3600),
         "policy.controller_minutes": (policy.controller_minutes, 2, 7 * 24 * 60),
-        "policy.controller_days": (policy.controller_days, tiny, 366),
+        "policy.controller_days": (policy.controller_days, _TINY, 366),
     }
     counts = ("max_attempts", "rounds", "max_seeds", "max_failures", "min_siblings")
     bounds |= {f"policy.{key}": (getattr(policy, key), 1, math.inf) for key in counts}
@@ -295,18 +306,7 @@ def _checked(merged: DictConfig, file: Path, stages: Sequence[str] | None, teams
         if stages is not None and stage not in (DEFAULT_RESOURCES, *stages):
             raise UsageError(f"resources.{stage}: no such stage; known are {', '.join((DEFAULT_RESOURCES, *stages))}")
         given = resources_of(experiment, stage)
-        for key, least in (
-            ("cpus", 1),
-            ("gpus", 0),
-            ("nodes", 1),
-            ("minutes", 1),
-            ("processes", 0),
-            ("runs_per_task", 1),
-            ("at_once", 0),
-            ("throttle", 0),
-        ):
-            bounds[f"resources.{stage}.{key}"] = (getattr(given, key), least, math.inf)
-        bounds[f"resources.{stage}.memory_gb"] = (given.memory_gb, tiny, math.inf)
+        bounds |= {f"resources.{stage}.{key}": (getattr(given, key), least, math.inf) for key, least in _LEAST.items()}
     wrong = [_range(key, *bound) for key, bound in bounds.items() if not (math.isfinite(bound[0]) and bound[1] <= bound[0] <= bound[2])]
     if wrong:
         raise UsageError(f"{'; '.join(wrong)} (in {file} or an override)")
