@@ -192,9 +192,7 @@ def _clock(skew: float) -> Check:
 def judge_slurm(facts: SlurmFacts, site: SlurmSite, policy: Policy) -> list[Check]:
     """Commands, limits, accounting, partitions, preemption, and whether sbatch accepts the profile."""
     if facts.missing:
-        return [
-            _problem("slurm", f"not in PATH: {', '.join(facts.missing)}", "run this where Slurm's commands are, or --cluster local")
-        ]
+        return [_problem("slurm", f"not in PATH: {', '.join(facts.missing)}", "run this where Slurm's commands are, or --cluster local")]
     if facts.error:
         return [_problem("slurm", facts.error, "slurmctld does not answer: try again later, or ask the administrator")]
     return [
