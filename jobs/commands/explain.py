@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.commands.console import print_lines, warn_if_changed
@@ -20,7 +19,7 @@ from jobs.control.outliers import Verdict, verdict_in_words
 from jobs.control.plan import Plan
 from jobs.experiment.graph import Graph, Node, Run
 from jobs.experiment.lookup import Target, find_target, stages_of
-from jobs.store.attempts import GONE_SECONDS, is_slurms, newest_checkpoint
+from jobs.store.attempts import GONE_SECONDS, is_slurms, modified_at, newest_checkpoint
 from jobs.store.failures import FailureClass, cancelled_by_hand
 from jobs.store.layout import Layout
 from jobs.store.records import Claim, Outcome, read_claim, read_result
@@ -228,17 +227,17 @@ def _read_history(node: Node, layout: Layout, sight: Sight, departures: Sequence
     for each in files:
         if each.claim is None or each.published:
             continue
-        over = ended.get(each.claim.started)
-        seconds = each.outcome.seconds if each.outcome else _until_last_heartbeat(folder.attempt(each.number).claim, each.claim)
+        heartbeat = modified_at(folder.attempt(each.number).claim)
+        lasted = max(0.0, heartbeat - each.claim.started) if heartbeat else None
         found.append(
             AttemptHistory(
                 number=each.number,
                 claim=each.claim,
                 log=each.claim.log or default,
                 alive=each.alive,
-                seconds=seconds,
+                seconds=each.outcome.seconds if each.outcome else lasted,
                 outcome=each.outcome,
-                ended=over,
+                ended=ended.get(each.claim.started),
                 state=states.get(each.job, ""),
                 asked=asked.get(each.job),
             )
@@ -252,14 +251,6 @@ def _read_history(node: Node, layout: Layout, sight: Sight, departures: Sequence
         found.append(AttemptHistory(result.attempt, claim, claim.log or default, result=True, seconds=seconds, asked=request))
     started = {each.claim.slurm_job for each in found}
     return StageHistory(node, tuple(found), tuple(each for each in departures if each.job not in started))
-
-
-def _until_last_heartbeat(path: Path, claim: Claim) -> float | None:
-    """Seconds from the start to the last heartbeat."""
-    try:
-        return max(0.0, path.stat().st_mtime - claim.started)
-    except OSError:
-        return None
 
 
 def _verdict(verdicts: Sequence[Verdict], run: Run) -> Verdict | None:

@@ -78,7 +78,7 @@ def canonical_json(value: object) -> str:
 
 
 def content_key(call: StageCall, corpus_digest: str, upstream: Mapping[str, str], settings: str = "") -> str:
-    """Hash of everything that determines a stage's output: corpus, fold, seed, settings, stage, upstream keys, version, as canonical JSON.
+    """Hash of what determines a stage's output: corpus digest, fold, seed, settings, stage, upstream keys and version, as canonical JSON.
 
     `settings`: canonical JSON of the call's settings, if already known. For speed the text is assembled here rather than by
     `canonical_json`, with the same result.
