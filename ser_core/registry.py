@@ -10,17 +10,15 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, NotRequired, TypedDict, Unpack
 
 from ser_core.corpora.manifest import Manifest, Utterance, load_manifest
 from ser_core.corpora.validation import divide, is_fixed_part, validation_speakers
 from ser_core.errors import InputError
 from ser_core.models.identity import backbone_identity, wav2vec_identity
 from ser_core.models.shapes import expected_shape, state_count
+from ser_core.parallel.team import Team
 from ser_core.settings import Recipe
-
-if TYPE_CHECKING:
-    from ser_core.stages.context import StageInputs
 
 METHODS = ("vft", "tapt", "ptapt")
 
@@ -39,6 +37,24 @@ class StageCall:
     fold: str
     seed: int
     upstream: Mapping[str, StageCall] = field(default_factory=dict)  # role -> stage
+
+
+class StageArguments(TypedDict):
+    """Keyword arguments of `SpeechRegistry.run`."""
+
+    settings: Mapping[str, Any]
+    runtime: Mapping[str, Any]
+    corpus: Path
+    fold: str
+    seed: int
+    upstream: Mapping[str, Path]
+    output: Path
+    checkpoint: Path
+    relief: int
+    should_stop: Callable[[], bool]
+    report: Callable[[str], None]
+    team: NotRequired[Team | None]
+    shared: NotRequired[Path | None]
 
 
 class SpeechRegistry:
@@ -135,7 +151,7 @@ class SpeechRegistry:
         if problems:
             raise InputError(problems)
 
-    def run(self, stage: str, **inputs: Unpack[StageInputs]) -> Mapping[str, Any]:
+    def run(self, stage: str, **arguments: Unpack[StageArguments]) -> Mapping[str, Any]:
         """Compute one stage: artifacts go to `output`, resumable state to `checkpoint`.
 
         With `validation` among the settings, those speakers are not trained on, `finetune` is tested on them, and no stage opens an
@@ -158,7 +174,7 @@ class SpeechRegistry:
         """
         from ser_core.stages.run import run_stage
 
-        return run_stage(stage, **inputs)
+        return run_stage(stage, **arguments)
 
     def preload(self) -> None:
         """Import what stages import, without starting a thread or touching a GPU: for a process that forks workers."""

@@ -72,22 +72,22 @@ class Team(Protocol):
         """Report progress, and announce the next report within so many seconds (0: no limit). A process that misses it counts as hung."""
 
 
-class StageInputs(TypedDict):
-    """Keyword arguments of `Registry.run`."""
+class StageArguments(TypedDict):
+    """Keyword arguments of `Registry.run`: the stage's settings, its folders, and how it reports and stops."""
 
     settings: Mapping[str, Any]
     runtime: Mapping[str, Any]
-    corpus: Path  # folder of the prepared corpus
+    corpus: Path
     fold: str
     seed: int
-    upstream: Mapping[str, Path]  # role -> folder of artifacts
-    output: Path  # folder for artifacts
-    checkpoint: Path  # folder for checkpoints
+    upstream: Mapping[str, Path]  # role -> folder with the artifacts of that stage
+    output: Path
+    checkpoint: Path
     should_stop: StopSignal
-    report: Callable[[str], None]  # a line for the log
-    relief: int  # how often memory ran out: one forward pass has half the work for each time, the result stays the same
-    team: NotRequired[Team | None]  # None: this process alone; all get the same folders, and the result does not depend on their number
-    shared: NotRequired[Path | None]  # cache of recomputable data for stages of all experiments, used concurrently
+    report: Callable[[str], None]  # writes a line to the log
+    relief: int  # how often the stage ran out of memory: the micro-batch is halved that many times, the result stays the same
+    team: NotRequired[Team | None]  # the processes that compute it together, all with the same folders; the result does not depend on it
+    shared: NotRequired[Path | None]  # folder for what stages of all experiments share; many processes on many machines use it at once
 
 
 class Registry(Protocol):
@@ -107,7 +107,7 @@ class Registry(Protocol):
         Runs should share objects, such as settings and the upstream stages of a fold: every look plans grids of many thousand runs.
         """
 
-    def run(self, stage: str, **inputs: Unpack[StageInputs]) -> Mapping[str, Any]:
+    def run(self, stage: str, **arguments: Unpack[StageArguments]) -> Mapping[str, Any]:
         """Compute one stage.
 
         Returns JSON values: `metrics` (numbers), and for a run `confusion` (rows: true class), `classes`, and `diverged`: why the

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,24 +29,6 @@ from ser_core.training.splits import Split
 
 SettingsT = TypeVar("SettingsT")
 ENCODER = "encoder"  # folder of a pretraining stage's output
-
-
-class StageInputs(TypedDict):
-    """Keyword arguments of `ser_core.registry.SpeechRegistry.run`, which describes them."""
-
-    settings: Mapping[str, Any]
-    runtime: Mapping[str, Any]
-    corpus: Path
-    fold: str
-    seed: int
-    upstream: Mapping[str, Path]
-    output: Path
-    checkpoint: Path
-    relief: int
-    should_stop: Callable[[], bool]
-    report: Callable[[str], None]
-    team: NotRequired[Team | None]
-    shared: NotRequired[Path | None]
 
 
 @dataclass(frozen=True)

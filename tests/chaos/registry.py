@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 if TYPE_CHECKING:
-    from jobs.experiment.registry import StageInputs
+    from jobs.experiment.registry import StageArguments
 
 METHODS = ("vft", "tapt", "ptapt")
 CLASSES = ("angry", "happy", "neutral", "sad")
@@ -88,18 +88,20 @@ class ChaosRegistry:
 
         return last
 
-    def run(self, stage: str, **inputs: Unpack[StageInputs]) -> Mapping[str, Any]:
+    def run(self, stage: str, **arguments: Unpack[StageArguments]) -> Mapping[str, Any]:
         """Hash step by step; see the module."""
-        settings, runtime, corpus, checkpoint = inputs["settings"], inputs["runtime"], inputs["corpus"], inputs["checkpoint"]
-        output, report = inputs["output"], inputs["report"]
+        settings, runtime, corpus, checkpoint = arguments["settings"], arguments["runtime"], arguments["corpus"], arguments["checkpoint"]
+        output, report = arguments["output"], arguments["report"]
         trace = corpus / "trace" / output.parents[2].name
         trace.parent.mkdir(parents=True, exist_ok=True)
-        digests = {role: json.loads((folder / "digest.json").read_text())["digest"] for role, folder in sorted(inputs["upstream"].items())}
-        first = hashlib.sha256(json.dumps([stage, dict(settings), inputs["fold"], inputs["seed"], digests]).encode()).hexdigest()
+        digests = {
+            role: json.loads((folder / "digest.json").read_text())["digest"] for role, folder in sorted(arguments["upstream"].items())
+        }
+        first = hashlib.sha256(json.dumps([stage, dict(settings), arguments["fold"], arguments["seed"], digests]).encode()).hexdigest()
         step, digest = _restored(checkpoint, first)
         report(f"begins at step {step}")
         while step < settings["steps"]:
-            if inputs["should_stop"]():
+            if arguments["should_stop"]():
                 _save(checkpoint, first, step, digest)
                 raise Stopped(f"stopped at step {step}")
             time.sleep(runtime["step_seconds"])

@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from jobs.experiment.graph import Graph, Slot, build_graph, seeds_of_slots
-from jobs.experiment.registry import StageInputs
+from jobs.experiment.registry import StageArguments
 from jobs.store.attempts import process_start
 
 METHODS = ("vft", "tapt", "ptapt")
@@ -100,11 +100,11 @@ class FakeRegistry:
         states = stage("states", 0)
         return stage("finetune", seed, backbone=stage("ptapt", 0, labels=stage("cluster", 0, states=states)))
 
-    def run(self, stage: str, **inputs: Unpack[StageInputs]) -> Mapping[str, Any]:
+    def run(self, stage: str, **arguments: Unpack[StageArguments]) -> Mapping[str, Any]:
         """Add up numbers, or behave as the recipe says; `oom:N` and `hostoom:N` need a `relief` of N to come through."""
-        settings, runtime, corpus, seed = inputs["settings"], inputs["runtime"], inputs["corpus"], inputs["seed"]
-        output, checkpoint, relief, team = inputs["output"], inputs["checkpoint"], inputs["relief"], inputs.get("team")
-        report = inputs["report"]
+        settings, runtime, corpus, seed = arguments["settings"], arguments["runtime"], arguments["corpus"], arguments["seed"]
+        output, checkpoint, relief, team = arguments["output"], arguments["checkpoint"], arguments["relief"], arguments.get("team")
+        report = arguments["report"]
         key = output.parents[2].name
         if team is not None and team.rank:
             begun = int(team.share())
@@ -115,12 +115,12 @@ class FakeRegistry:
         if team is not None:
             _together(team, runtime["behaviour"], int(team.share(str(begun))), relief, output)
         report(f"start {begun} with {os.environ.get('OMP_NUM_THREADS')} threads, preloaded {bool(PRELOADED)}")
-        _behave(runtime["behaviour"], begun, relief, checkpoint, inputs["should_stop"])
+        _behave(runtime["behaviour"], begun, relief, checkpoint, arguments["should_stop"])
         _take(runtime["behaviour"], relief, corpus, output)
         _share(runtime["behaviour"], relief, corpus)
         time.sleep(runtime["seconds"])
         total = seed + sum(range(settings["work"]))
-        for folder in inputs["upstream"].values():
+        for folder in arguments["upstream"].values():
             total += json.loads((folder / "sum.json").read_text())["sum"]
         (output / "sum.json").write_text(json.dumps({"sum": total}))
         (output / "parts").mkdir()
