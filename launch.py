@@ -191,12 +191,12 @@ def collect(
     results: Results = ROOT / "results",
 ) -> None:
     """Write the tables of an experiment: LaTeX that compiles as it stands, Markdown, CSV, JSON, confusion matrices."""
-    from jobs.commands.collect import write_foreign_tables, write_tables
+    from jobs.commands.collect import write_csv_tables, write_tables
     from jobs.tables.collect import check_formats
 
     check_formats(formats or ())
     if source is not None:
-        complete = write_foreign_tables(source, outliers, PUBLISHED, formats, out)
+        complete = write_csv_tables(source, outliers, PUBLISHED, formats, out)
     elif outliers is not None:
         raise UsageError("--outliers goes with --from: an experiment is judged by the rule it was launched with (policy.outliers)")
     else:

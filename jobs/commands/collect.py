@@ -37,7 +37,7 @@ def write_tables(
     return written.complete
 
 
-def write_foreign_tables(
+def write_csv_tables(
     source: Path, rule: str | None, published_file: Path, formats: Sequence[str] | None = None, out: Path | None = None
 ) -> bool:
     """Write and print tables of the runs in a CSV file. Returns whether every run has a result."""

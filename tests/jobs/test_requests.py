@@ -1,4 +1,4 @@
-"""Requests from experience on a real Slurm: the second launch asks for less, what was not enough is made good, and the report says so."""
+"""Predicted requests on a real Slurm: the second launch requests less, too small requests are raised, and the report counts both."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ TOO_LONG = 6  # slot
 
 
 @pytest.mark.slurm
-def test_the_second_launch_asks_for_what_the_first_one_took(slurm_cluster: Cluster, tmp_path: Path) -> None:
-    """Four runs with what is configured; four more with a prediction, of which one runs out of time and goes on with what is configured."""
+def test_the_second_launch_requests_what_the_first_one_used(slurm_cluster: Cluster, tmp_path: Path) -> None:
+    """Four runs as configured; four more as predicted, one of which reaches its time limit and resumes with the configured time."""
     trial = Trial(tmp_path, {TOO_LONG: "sleep:600"}, seeds=4, minutes=MINUTES, memory_gb=GIGABYTES)
     given = Resources(cpus=1, gpus=0, minutes=MINUTES, memory_gb=GIGABYTES)
     bounds = Bounds({"finetune": given}, siblings=3, warning_seconds=120.0)
@@ -90,14 +90,14 @@ def test_the_second_launch_asks_for_what_the_first_one_took(slurm_cluster: Clust
 
 
 def end_soon(cluster: Cluster, job: str) -> None:
-    """Bring the time limit forward: Slurm warns at once, and ends it within half a minute."""
+    """Shorten the time limit: Slurm warns at once, and ends the job within half a minute."""
     command = ["scontrol", "update", f"JobId={job}", "EndTime=now+60"]
     environment = dict(cluster.environment)
     assert wait_until(lambda: subprocess.run(command, env=environment, capture_output=True).returncode == 0, 10, 0.2)
 
 
 def sight(trial: Trial) -> Sight:
-    """What the queue says once more."""
+    """Refresh what is known of the queue."""
     trial.arrays.in_flight()
     return sight_of(trial.desired, trial.arrays)
 
@@ -106,8 +106,8 @@ ASKED = Asked(minutes=12, memory_mb=2048, configured_minutes=60, configured_mb=8
 PLAIN = Asked(60, 8192, 60, 8192)
 
 
-def test_the_report_counts_what_was_predicted_and_compares_all() -> None:
-    """Shares of the predicted tasks; hours and bytes asked for each one used, and what they would have been as configured."""
+def test_the_report_counts_predictions_and_compares_all_tasks() -> None:
+    """Numbers of predicted tasks; hours and bytes requested per unit used, and the same as configured."""
     tasks = [
         TaskUse("finetune", "vft", PLAIN, 360.0, 1024 << 20),
         *[TaskUse("finetune", "vft", ASKED, 360.0, 1024 << 20)] * 3,
