@@ -22,7 +22,7 @@ from jobs.experiment.lookup import Target, find_target, stages_of
 from jobs.store.attempts import GONE_SECONDS, is_slurms, modified_at, newest_checkpoint
 from jobs.store.failures import FailureClass, cancelled_by_hand
 from jobs.store.layout import Layout
-from jobs.store.records import Claim, Outcome, read_claim, read_result
+from jobs.store.records import Claim, Outcome, damaged_records, read_claim, read_result
 from jobs.text import counted, duration
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class StageHistory:
     node: Node
     attempts: tuple[AttemptHistory, ...] = ()
     departures: tuple[Departure, ...] = ()  # jobs that left the queue before their worker started
+    damaged: tuple[str, ...] = ()  # records that cannot be decoded, each with the reason
 
 
 def print_explanation(session: Session, run: str) -> None:
@@ -78,6 +79,7 @@ def print_explanation(session: Session, run: str) -> None:
     target = find_target(report.graph, run)
     histories = read_histories(stages_of(report.graph, target.node), session.launched.layout, session.sight())
     print_lines(explain_lines(target, report, histories, session.launched.experiment.policy, submitter=session.submitter))
+    print_lines(f"damaged record, counts as missing: {each}" for each in damaged_records(session.launched.layout.folder))
 
 
 def read_histories(nodes: Collection[Node], layout: Layout, sight: Sight) -> tuple[StageHistory, ...]:
@@ -158,6 +160,7 @@ def _stage_lines(history: StageHistory, fact: NodeFacts, in_flight: Mapping[str,
     lines = [f"{node.name}: {'done' if fact.done else 'not done'}{'' if events else ', never started'}", *events]
     if fact.done and not history.attempts:
         lines.append("  the records of its attempt are gone; the result counts")
+    lines.extend(f"  damaged record, counts as missing: {each}" for each in history.damaged)
     request = request_text(fact.request)
     if request and not fact.done:
         lines.append(f"  the next attempt requests {request}")
@@ -245,12 +248,12 @@ def _read_history(node: Node, layout: Layout, sight: Sight, departures: Sequence
     result = read_result(folder, node.key)
     claim = read_claim(folder.attempt(result.attempt)) if result else None
     if result is not None and claim is not None:
-        spent = result.provenance.get("seconds")
-        seconds = float(spent) if isinstance(spent, int | float) else None
+        seconds = result.provenance.get("seconds")
         request = asked.get(claim.slurm_job)
         found.append(AttemptHistory(result.attempt, claim, claim.log or default, result=True, seconds=seconds, asked=request))
     started = {each.claim.slurm_job for each in found}
-    return StageHistory(node, tuple(found), tuple(each for each in departures if each.job not in started))
+    unstarted = tuple(each for each in departures if each.job not in started)
+    return StageHistory(node, tuple(found), unstarted, damaged_records(folder.path))
 
 
 def _verdict(verdicts: Sequence[Verdict], run: Run) -> Verdict | None:

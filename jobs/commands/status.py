@@ -22,7 +22,7 @@ from jobs.commands.status_report import (
     status_to_json,
 )
 from jobs.errors import UsageError
-from jobs.store.records import read_json
+from jobs.store.records import damaged_records, read_json
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -69,6 +69,7 @@ def read_status(session: Session, report: Report) -> Status:
         cancelled=session.cancelled,
         notices=_notice_lines(session),
         tables=complete_tables(session) if report.complete else "",
+        damaged=damaged_records(*session.launched.layout.records),
     )
 
 

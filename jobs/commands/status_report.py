@@ -129,6 +129,7 @@ class Status:
     controller: str = ""  # state of the controller chain, one sentence
     notices: tuple[str, ...] = ()  # notices of the end, sent or failed
     steps: tuple[str, ...] = ()  # commands for the user, one sentence each
+    damaged: tuple[str, ...] = ()  # records that cannot be decoded and count as missing, each with the reason
 
 
 def status_of(
@@ -142,11 +143,13 @@ def status_of(
     cancelled: bool = False,
     notices: Sequence[str] = (),
     tables: str = "",
+    damaged: Sequence[str] = (),
 ) -> Status:
     """The status by a pass's report.
 
     `command` launches the experiment again; `watched`: a controller job submits the rest, so nothing is asked of the user; `stuck`: key
-    of a queued stage -> why its job will never start; `cancelled`: the whole experiment is; `tables`: folder of the complete tables.
+    of a queued stage -> why its job will never start; `cancelled`: the whole experiment is; `tables`: folder of the complete tables;
+    `damaged`: records that cannot be decoded.
     """
     graph, facts, plan = report.graph, report.facts, report.plan
     states = node_states(graph, plan, facts, report.in_flight)
@@ -175,6 +178,7 @@ def status_of(
         controller=controller,
         notices=tuple(notices),
         steps=_steps(experiment, plan, list(states.values()), runs, command, watched, cancelled, tables),
+        damaged=tuple(damaged),
     )
 
 
@@ -209,6 +213,7 @@ def status_to_json(status: Status) -> dict[str, Any]:
         "controller": status.controller,
         "notices": list(status.notices),
         "steps": list(status.steps),
+        "damaged": list(status.damaged),
     }
 
 
@@ -253,6 +258,7 @@ def problem_lines(status: Status) -> list[str]:
             lines.append(f"{first.stage} {first.method} {which}: {first.after}{why}: {first.error}")
     lines.extend(f"{count} stages {reason}" for reason, count in status.held.items())
     lines.extend(f"{count} stages in the queue will not start: {reason}" for reason, count in status.stuck.items())
+    lines.extend(f"damaged record, counts as missing: {each}" for each in status.damaged)
     return lines
 
 

@@ -62,7 +62,7 @@ def test_cancelled_here_it_ends_and_a_launch_goes_on(demo_data: Path, tmp_path: 
     assert cancelled.returncode == 0, cancelled.stderr
     assert "everything cancelled (2 stages had no result)" in cancelled.stdout
     assert re.search(r"still computing a stage, whose result is kept: process \d+ on .*; no other stage is started", cancelled.stdout)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 3, output
     assert "cancelled: `python launch.py grid demo` with the same settings resumes" in output
     followed, _ = following.communicate(timeout=60)
