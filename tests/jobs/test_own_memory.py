@@ -7,21 +7,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-from jobs.worker.provenance import OwnPeak, Resident, resident
+from jobs.worker.memory import PrivatePeak, ResidentMemory, resident_memory
 
 MIB = 1 << 20
 MEASURE = """
 import json, mmap, sys
-from jobs.worker.provenance import OwnPeak, resident
-watch, first = OwnPeak(), resident()
+from jobs.worker.memory import PrivatePeak, resident_memory
+watch, first = PrivatePeak(), resident_memory()
 with open(sys.argv[1], "rb") as file:
     mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     total = sum(mapped[place] for place in range(0, len(mapped), 4096))
-    watch.look()
+    watch.sample()
     short = bytearray(48 << 20)
     del short  # between two looks
-    watch.look()
-    print(json.dumps([first.own, watch.bytes, resident().peak, resident().mapped]))
+    watch.sample()
+    print(json.dumps([first.private, watch.bytes, resident_memory().peak, resident_memory().mapped]))
 """
 
 
@@ -39,11 +39,19 @@ def test_mapped_pages_are_the_kernels_and_a_short_peak_is_ours(tmp_path: Path) -
 
 def test_what_rose_between_looks_is_taken_for_its_own() -> None:
     """Less the fewest pages of files at the two looks; where the peak has not risen, what it has now counts."""
-    looks = iter([Resident(100, 90, 10), Resident(100, 95, 5), Resident(200, 80, 60), Resident(200, 140, 60), Resident(300, 140, 50)])
-    watch = OwnPeak(lambda: next(looks))
+    samples = iter(
+        [
+            ResidentMemory(100, 90, 10),
+            ResidentMemory(100, 95, 5),
+            ResidentMemory(200, 80, 60),
+            ResidentMemory(200, 140, 60),
+            ResidentMemory(300, 140, 50),
+        ]
+    )
+    watch = PrivatePeak(lambda: next(samples))
     found = [watch.bytes]
     for _ in range(4):
-        watch.look()
+        watch.sample()
         found.append(watch.bytes)
     assert found == [90, 95, 195, 195, 250]
 
@@ -51,9 +59,9 @@ def test_what_rose_between_looks_is_taken_for_its_own() -> None:
 def test_a_kernel_that_does_not_say(tmp_path: Path) -> None:
     """Other systems have no such file, or not these lines."""
     (tmp_path / "status").write_text("VmHWM:\t  12 kB\nName:\tx\n")
-    assert resident(tmp_path / "status") is None
-    assert resident(tmp_path / "none") is None
-    silent = OwnPeak(lambda: None)
-    silent.look()
+    assert resident_memory(tmp_path / "status") is None
+    assert resident_memory(tmp_path / "none") is None
+    silent = PrivatePeak(lambda: None)
+    silent.sample()
     assert silent.bytes == 0
-    assert resident() is not None
+    assert resident_memory() is not None

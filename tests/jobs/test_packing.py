@@ -28,7 +28,8 @@ from jobs.store.failures import FailureClass
 from jobs.store.layout import StageFolder
 from jobs.store.records import Outcome, Result, attempt_numbers, read_claim, read_outcome, read_result
 from jobs.worker.deaths import class_of_death, oom_kills
-from jobs.worker.machine import CONTEXT_BYTES, Capacity, Peak, Room, fits, larger, measured_peak, peak_of
+from jobs.worker.machine import Capacity
+from jobs.worker.memory import CONTEXT_BYTES, Peak, Room, how_many_fit, larger_peak, measured_peak, peak_of
 from jobs.worker.task import describe, write_description
 from tests.jobs import fake_registry, local_launch
 from tests.jobs.failure_trial import Trial
@@ -55,7 +56,7 @@ H200 = Room(128 * GB, 143_771 << 20, 16)
 )
 def test_as_many_as_measured_memory_allows(peak: Peak, room: Room, count: int) -> None:
     """Of GPU and host the scarcer decides, a tenth stays free; never more than cores, never none."""
-    assert fits(peak, room) == count
+    assert how_many_fit(peak, room) == count
 
 
 @given(st.integers(1, 200 * GB), st.integers(1, 200 * GB), st.integers(1, 64))
@@ -63,7 +64,7 @@ def test_as_many_as_measured_memory_allows(peak: Peak, room: Room, count: int) -
 def test_never_more_than_there_is(host: int, gpu: int, threads: int) -> None:
     """Two or more stages stay below nine tenths of both memories."""
     room = Room(128 * GB, 141 * GB, threads)
-    count = fits(Peak(host, gpu), room)
+    count = how_many_fit(Peak(host, gpu), room)
     assert count == 1 or (count * host <= 0.9 * room.host_bytes and count * (gpu + CONTEXT_BYTES) <= 0.9 * 141 * GB)
 
 
@@ -73,8 +74,8 @@ def test_a_peak_is_what_results_say() -> None:
     assert peak_of({"peak_rss_bytes": 5}) == Peak(5, 0)
     assert peak_of({}) is None
     assert peak_of({"peak_rss_bytes": "much"}) is None
-    assert larger(Peak(5, 1), Peak(3, 2)) == Peak(5, 2)
-    assert larger(None, Peak(3, 2)) == Peak(3, 2)
+    assert larger_peak(Peak(5, 1), Peak(3, 2)) == Peak(5, 2)
+    assert larger_peak(None, Peak(3, 2)) == Peak(3, 2)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_a_peak_is_what_results_say() -> None:
 )
 def test_why_a_child_died(number: int | None, stopping: bool, beside: int, oom_killed: bool, failure: FailureClass) -> None:
     """SIGKILL is memory only if the kernel has killed for it, and the stage's own fault only if it was alone."""
-    assert class_of_death(number, stopping=stopping, beside=beside, oom_killed=oom_killed) is failure
+    assert class_of_death(number, stopping=stopping, concurrent=beside, oom_killed=oom_killed) is failure
 
 
 def test_the_kernel_counts_whom_it_kills() -> None:
@@ -213,7 +214,7 @@ def test_memory_that_runs_out_in_company_is_nobodys_fault(tmp_path: Path) -> Non
         assert element.result(number).provenance["beside"] == 0
         assert element.result(number).provenance["relief"] == 0
     assert all(fact.done and fact.failures == 0 for fact in element.facts())
-    assert "memory ran out in company; again with nothing beside it, others 2 at once" in log
+    assert "out of memory beside other stages; retried alone, at most 2 others at once" in log
 
 
 def test_once_crowded_out_a_stage_is_alone_ever_after(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from jobs.experiment.config import SlurmSite
 from jobs.store.failures import FailureClass
 from jobs.store.records import Outcome
-from jobs.worker.team_follower import SILENT_VARIABLE
+from jobs.worker.team_channel import SILENT_VARIABLE
 from tests.jobs.failure_trial import Trial
 from tests.slurm_cluster import Cluster
 

@@ -388,7 +388,7 @@ def test_the_first_signal_says_why(tmp_path: Path) -> None:
     stop = StopRequest()
     former = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
-        stop.listen()
+        stop.install()
         assert not stop()
         signal.raise_signal(WARNING_SIGNAL)
         signal.raise_signal(signal.SIGTERM)
