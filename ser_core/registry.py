@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, Unpack
 
 from ser_core.corpora.manifest import Manifest, Utterance, load_manifest
 from ser_core.corpora.validation import divide, is_fixed_part, validation_speakers
@@ -37,6 +37,24 @@ class StageCall:
     fold: str
     seed: int
     upstream: Mapping[str, StageCall] = field(default_factory=dict)  # role -> stage
+
+
+class StageArguments(TypedDict):
+    """Keyword arguments of `SpeechRegistry.run`."""
+
+    settings: Mapping[str, Any]
+    runtime: Mapping[str, Any]
+    corpus: Path
+    fold: str
+    seed: int
+    upstream: Mapping[str, Path]
+    output: Path
+    checkpoint: Path
+    relief: int
+    should_stop: Callable[[], bool]
+    report: Callable[[str], None]
+    team: NotRequired[Team | None]
+    shared: NotRequired[Path | None]
 
 
 class SpeechRegistry:
@@ -133,24 +151,7 @@ class SpeechRegistry:
         if problems:
             raise InputError(problems)
 
-    def run(
-        self,
-        stage: str,
-        *,
-        settings: Mapping[str, Any],
-        runtime: Mapping[str, Any],
-        corpus: Path,
-        fold: str,
-        seed: int,
-        upstream: Mapping[str, Path],
-        output: Path,
-        checkpoint: Path,
-        relief: int,
-        should_stop: Callable[[], bool],
-        report: Callable[[str], None],
-        team: Team | None = None,
-        shared: Path | None = None,
-    ) -> Mapping[str, Any]:
+    def run(self, stage: str, **arguments: Unpack[StageArguments]) -> Mapping[str, Any]:
         """Compute one stage: artifacts go to `output`, resumable state to `checkpoint`.
 
         With `validation` among the settings, those speakers are not trained on, `finetune` is tested on them, and no stage opens an
@@ -173,22 +174,7 @@ class SpeechRegistry:
         """
         from ser_core.stages.run import run_stage
 
-        return run_stage(
-            stage,
-            settings=settings,
-            runtime=runtime,
-            corpus=corpus,
-            fold=fold,
-            seed=seed,
-            upstream=upstream,
-            output=output,
-            checkpoint=checkpoint,
-            relief=relief,
-            should_stop=should_stop,
-            report=report,
-            team=team,
-            shared=shared,
-        )
+        return run_stage(stage, **arguments)
 
     def preload(self) -> None:
         """Import what stages import, without starting a thread or touching a GPU: for a process that forks workers."""

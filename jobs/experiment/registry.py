@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NotRequired, Protocol, TypedDict, Unpack
 
 
 class StageCall(Protocol):
@@ -72,6 +72,24 @@ class Team(Protocol):
         """Tell that this process has got on, and will again within so many seconds (0: no promise); one that breaks it counts as hung."""
 
 
+class StageArguments(TypedDict):
+    """Keyword arguments of `Registry.run`: the stage's settings, its folders, and how it reports and stops."""
+
+    settings: Mapping[str, Any]
+    runtime: Mapping[str, Any]
+    corpus: Path
+    fold: str
+    seed: int
+    upstream: Mapping[str, Path]  # role -> folder with the artifacts of that stage
+    output: Path
+    checkpoint: Path
+    should_stop: StopSignal
+    report: Callable[[str], None]  # writes a line to the log
+    relief: int  # how often the stage ran out of memory: the micro-batch is halved that many times, the result stays the same
+    team: NotRequired[Team | None]  # the processes that compute it together, all with the same folders; the result does not depend on it
+    shared: NotRequired[Path | None]  # folder for what stages of all experiments share; many processes on many machines use it at once
+
+
 class Registry(Protocol):
     """The methods and stages of one field of work."""
 
@@ -90,30 +108,9 @@ class Registry(Protocol):
         thousand runs is planned at every look.
         """
 
-    def run(
-        self,
-        stage: str,
-        *,
-        settings: Mapping[str, Any],
-        runtime: Mapping[str, Any],
-        corpus: Path,
-        fold: str,
-        seed: int,
-        upstream: Mapping[str, Path],
-        output: Path,
-        checkpoint: Path,
-        should_stop: StopSignal,
-        report: Callable[[str], None],
-        relief: int,
-        team: Team | None = None,
-        shared: Path | None = None,
-    ) -> Mapping[str, Any]:
+    def run(self, stage: str, **arguments: Unpack[StageArguments]) -> Mapping[str, Any]:
         """Compute one stage: artifacts go to `output`, resumable state to `checkpoint`.
 
-        `relief`: how often memory ran out before; the work of one forward pass is halved that many times, the result stays the same.
-        `team`: the processes that compute it together (None: this one alone); all of them are given the same folders, and the result
-        does not depend on how many they are. `shared`: a folder for what stages of all experiments have in common and can be computed
-        again at any time; many processes on many machines use it at once.
         Returns JSON values: `metrics` (numbers), and for a run `confusion` (rows: true class), `classes`, and `diverged`: why the
         training does not count, or "".
         Raises `Interrupted` of its own package after a checkpoint when `should_stop` turned true: the worker knows it

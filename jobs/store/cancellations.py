@@ -1,8 +1,8 @@
-"""What the user cancelled: a record that outlives the jobs, so that nothing submits again what somebody has stopped.
+"""Stages that the user cancelled: a record that outlives their jobs, so that no later pass submits them again.
 
     EXPERIMENT/cancelled.json      {"schema": 1, "cancelled": [{"time": T, "keys": [...] or null}, ...]}     null: everything
 
-A cancellation holds until the experiment is launched again: `grid` is how a user says otherwise.
+A cancellation holds until the user launches the experiment again with `grid`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Cancelled:
 
 
 def record_cancellation(layout: Layout, keys: Collection[str] | None, now: float) -> None:
-    """Remember that the user cancelled some stages, or everything (None); written before any job is told."""
+    """Record that the user cancelled some stages, or everything (None). Call it before any job is cancelled."""
     entries = [{"time": time, "keys": names} for time, names in _entries(layout)]
     write_json(
         layout.cancellations, {"schema": SCHEMA, "cancelled": [*entries, {"time": now, "keys": None if keys is None else sorted(keys)}]}
@@ -43,7 +43,7 @@ def read_cancellations(layout: Layout, since: float) -> Cancelled:
 
 
 def last_cancellation(layout: Layout) -> float:
-    """When something was cancelled last, seconds since the epoch by the clock of whoever did; 0 if nothing ever was."""
+    """Time of the last cancellation, seconds since the epoch by the clock of the machine that recorded it; 0 if there is none."""
     return max((time for time, _ in _entries(layout)), default=0.0)
 
 
@@ -51,9 +51,9 @@ def _entries(layout: Layout) -> list[tuple[float, list[str] | None]]:
     value = read_json(layout.cancellations)
     if value is None and not layout.cancellations.exists():
         return []
-    try:  # a file that cannot be read is no leave to go on: a cancellation is final
+    try:  # an unreadable file is an error, not an empty list: a cancellation is final
         if value is None or value["schema"] != SCHEMA:
-            raise ValueError("torn, or of another version of the program")
+            raise ValueError("incomplete, or written by another version of the program")
         return [(float(entry["time"]), _keys(entry["keys"])) for entry in value["cancelled"]]
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{layout.cancellations}: damaged ({error!r}); delete it if nothing is to stay cancelled") from error

@@ -18,7 +18,7 @@ from jobs.store.attempts import (
     QUIET_SECONDS,
     Heartbeat,
     claim_alive,
-    is_slurms,
+    is_slurm_job,
     new_claim,
     own_job,
     own_slurm_job,
@@ -100,7 +100,7 @@ def test_tasks_of_one_slurm_job_on_two_nodes_are_told_apart_by_their_names(monke
     assert not claim_alive(replace(elsewhere, slurm_job="ray-abc-2"), 1000.0, live_jobs=None, now=1000.0)
     assert not claim_alive(elsewhere, 1000.0, live_jobs=None, now=1000.0 + GONE_SECONDS + 1, gone=("ray-abc-1",))
     monkeypatch.delenv(JOB_VARIABLE)
-    assert (own_job(), is_slurms(own_job()), is_slurms("ray-abc-1"), is_slurms("")) == ("7", True, False, False)
+    assert (own_job(), is_slurm_job(own_job()), is_slurm_job("ray-abc-1"), is_slurm_job("")) == ("7", True, False, False)
 
 
 @pytest.mark.parametrize(("age", "alive"), [(GONE_SECONDS - 1, True), (GONE_SECONDS + 1, False)])
