@@ -1,12 +1,14 @@
 # make grid: environment, demo corpus, the whole grid on this machine, a table.   make test: everything the tests need, and the tests.   make test-long: the few that take a minute each.
+# make explore: the state machine of the controller with fresh random examples; MINUTES=20, SEED=n repeats a run.
 # make chaos: a grid on a real Slurm whose nodes, steps, controllers and slurmctld are killed at random, for ten minutes.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
+MINUTES ?= 20
 
-.PHONY: setup grid test test-long chaos lint format clean
+.PHONY: setup grid test test-long explore chaos lint format clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -30,6 +32,9 @@ test: setup
 test-long: setup
 	bash tests/install_packages.sh
 	$(RUN) -m pytest -m long
+
+explore: setup
+	$(RUN) -m tests.simulation.explore --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 chaos: setup
 	bash tests/install_packages.sh

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+
+from tests.hypothesis_settings import load_settings
+
+load_settings()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A property that fails is printed with the command that draws the same examples."""
+    report = yield
+    if report.when == "call" and report.failed and item.get_closest_marker("hypothesis"):
+        command = f"{sys.executable} -m pytest '{item.nodeid}' --hypothesis-seed={item.config.getoption('--hypothesis-seed')}"
+        report.sections.append(("Replay", command))
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -38,6 +38,11 @@ class SweepFolder:
         return self.path / "sweep.json"
 
     @property
+    def submission(self) -> Path:
+        """The record of its last submission to Slurm (jobs.slurm.submissions); there is none for a sweep that never was submitted."""
+        return self.path / "submission.json"
+
+    @property
     def trials(self) -> Path:
         return self.path / "trials"
 

@@ -24,6 +24,7 @@ from jobs.store.attempts import (
     SUPERSEDED,
     Heartbeat,
     claim_alive,
+    divergence_of,
     holder,
     new_claim,
     newest_checkpoint,
@@ -70,6 +71,7 @@ class Verdict(Enum):
     taken = "taken by another worker"
     unready = "upstream result is missing"
     cancelled = "cancelled"  # while other stages of its task are not: otherwise the whole array task is cancelled
+    diverged = "diverged before"
 
 
 EXIT_CODES = {
@@ -81,6 +83,7 @@ EXIT_CODES = {
     Verdict.taken: 3,
     Verdict.unready: 3,
     Verdict.cancelled: 3,
+    Verdict.diverged: 3,
 }
 ENDINGS = {Ending.failed: Verdict.failed, Ending.refused: Verdict.refused, Ending.interrupted: Verdict.interrupted}
 
@@ -125,12 +128,16 @@ class WorkerProcess:
 
 
 def execute(process: WorkerProcess, node: Node) -> Verdict:
-    """Compute and publish one stage, unless it has a result or another process holds a live claim on it."""
+    """Compute and publish one stage, unless it has a result, has diverged, or another process holds a live claim on it."""
     folder = process.folder(node)
     if _has_result(folder, node):
         return Verdict.already
     if _is_cancelled(process.place, node):
         return Verdict.cancelled
+    diverged = divergence_of(folder)
+    if diverged:  # its slot has another seed by now, and this job was late
+        process.report(f"{node.name}: an earlier attempt diverged ({diverged}): the same seed is not tried again")
+        return Verdict.diverged
     upstream = _wait_for_upstream(process, node)
     if isinstance(upstream, str):
         process.report(f"{node.name}: {upstream}")
@@ -345,7 +352,8 @@ def _compute(
         artifacts=_artifact_digests(attempt.output),
         confusion=tuple(tuple(int(count) for count in row) for row in values["confusion"]),
         classes=tuple(str(name) for name in values["classes"]),
-        diverged=str(values["diverged"]),
+        # An earlier attempt that counted as dead may have diverged meanwhile: its slot has another seed then.
+        diverged=str(values["diverged"]) or divergence_of(folder),
     )
 
 

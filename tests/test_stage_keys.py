@@ -1,0 +1,39 @@
+"""Content keys of the shipped experiments: a key that changes makes every result of its stage be computed again."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from jobs.experiment.config import load_experiment
+from jobs.experiment.launched import Corpus, launch
+from jobs.store.layout import Layout
+from ser_core.registry import REGISTRY
+from ser_core.settings import Recipe
+
+ROOT = Path(__file__).parents[1]
+WITHOUT_CHECKPOINT = "methods=[vft,tapt]"  # P-TAPT of these reads the digest of a wav2vec checkpoint file
+
+
+@pytest.mark.parametrize(
+    ("name", "folds", "overrides", "stages", "digest"),
+    [
+        ("demo", 5, (), 105, "f537605ea148d9ba3cb05d0d"),
+        ("emodb", 5, (), 75, "70bf2166c8ac002ebe7e3a0c"),
+        ("emodb-base", 10, (WITHOUT_CHECKPOINT,), 410, "834e5b6b233dbe0332a20457"),
+        ("iemocap", 5, (WITHOUT_CHECKPOINT,), 55, "fe7ef8b4ae0c3f02db931286"),
+        ("iemocap", 5, (WITHOUT_CHECKPOINT, "seeds=3", "first_seed=7"), 35, "1f450a58efd394aea16de642"),
+        ("savee", 4, (WITHOUT_CHECKPOINT,), 164, "a02b5b5f1e06c16f7fa2a4d0"),
+    ],
+)
+def test_keys_of_the_shipped_experiments_change_only_with_a_stage_version(
+    name: str, folds: int, overrides: tuple[str, ...], stages: int, digest: str
+) -> None:
+    """A digest here changes together with a version in ser_core/registry.py or a default in configs/, never by a change of structure."""
+    experiment = load_experiment(name, list(overrides), configs=ROOT / "configs", recipe_schema=Recipe)
+    corpus = Corpus(experiment.corpus, "d" * 64, tuple(str(fold) for fold in range(1, folds + 1)), "/nowhere")
+    keys = list(launch(experiment, corpus, REGISTRY, Layout(Path("/nowhere"), name)).graph.nodes)
+    assert len(keys) == stages
+    assert hashlib.sha256(" ".join(keys).encode()).hexdigest()[:24] == digest
