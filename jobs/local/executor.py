@@ -9,6 +9,7 @@ kind. A task that runs out of memory on a shared GPU is retried on a GPU of its 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -180,9 +181,9 @@ class LocalExecutor:
         """End the fork server and its workers."""
         if self._server is None:
             return
+        if self._tasks and self._server.poll() is None:
+            self._send({"kill": list(self._tasks)})
         server, self._server = self._server, None
-        if self._tasks and server.poll() is None:
-            _send(server, {"kill": list(self._tasks)})
         for pipe in (server.stdin, server.stdout):
             if pipe is not None:
                 pipe.close()
@@ -234,9 +235,13 @@ class LocalExecutor:
         )
 
     def _send(self, request: Mapping[str, Any]) -> None:
+        """Send a request to the fork server, starting it if needed. If it has died, `_events` raises an error with its status."""
         if self._server is None:
             self._server = self._launch_server()
-        _send(self._server, request)
+        if self._server.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._server.stdin.write(json.dumps(request).encode() + b"\n")
+                self._server.stdin.flush()
 
     def _launch_server(self) -> subprocess.Popen[bytes]:
         self.layout.logs.mkdir(parents=True, exist_ok=True)
@@ -297,13 +302,3 @@ class LocalExecutor:
         for dependant in [each for each, task in self._tasks.items() if key in task.node.upstream.values() and not task.running]:
             if self._tasks.pop(dependant, None) is not None:
                 self._return_dependants(dependant)
-
-
-def _send(server: subprocess.Popen[bytes], request: Mapping[str, Any]) -> None:
-    if server.stdin is None:
-        return
-    try:
-        server.stdin.write(json.dumps(request).encode() + b"\n")
-        server.stdin.flush()
-    except BrokenPipeError:  # the server has died: `_events` raises an error with its status
-        return

@@ -17,7 +17,7 @@ after a fork only the forking thread exists in the child.
 
 from __future__ import annotations
 
-import gc
+import functools
 import io
 import json
 import os
@@ -25,14 +25,13 @@ import selectors
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from jobs.signals import STOP_SIGNALS, StopRequest, install_handler
 from jobs.worker.main import print_line, run_task
-from jobs.worker.processes import fork, kill_group, limit_threads, reap
+from jobs.worker.processes import fork, kill_group, limit_threads, preload, reap
 from jobs.worker.stage import WorkerProcess
 from jobs.worker.task import description_from_json, load_object
 from jobs.worker.team_start import work_together
@@ -112,7 +111,11 @@ class Server:
         _redirect(request["log"])
         os.setsid()
         os.environ.update(request["environment"])
-        return _work(request, stop)
+        threads, concurrent = int(request["threads"]), int(request["concurrent"])
+        limit_threads(threads)
+        task, lag = description_from_json(request["task"]), float(request["lag"])
+        process = WorkerProcess(task, threads, print_line, stop, request["log"], lag_seconds=lag, concurrent=lambda: concurrent)
+        return work_together(process, lambda: run_task(process, int(request["index"])), {})
 
     def _signal(self, number: signal.Signals, pids: Sequence[int]) -> None:
         for pid in pids:  # not reaped, so the pid is still its own
@@ -140,35 +143,21 @@ class Server:
             print_line("the launcher has exited")  # stdin ends as well, and with it the loop
 
 
-def main(preload: Sequence[str]) -> int:
+def main(names: Sequence[str]) -> int:
     """Serve on stdin and stdout; other output goes to stderr."""
     events = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     install_handler((*STOP_SIGNALS, signal.SIGHUP), signal.SIG_IGN)  # the launcher decides when to stop; workers install their own
-    for name in preload:
-        _preload(name)
-    gc.collect()
-    gc.freeze()  # workers' garbage collection must not write to shared pages
+    preload(functools.partial(_load, name) for name in names)
     with os.fdopen(0, "rb", buffering=0, closefd=False) as requests:
         Server(requests, events).serve()
     return 0
 
 
-def _preload(name: str) -> None:
-    try:
-        found = load_object(name)
-        if callable(found):
-            found()
-    except Exception:  # the stages that need it will fail and record why
-        traceback.print_exc()
-
-
-def _work(request: Mapping[str, Any], stop: StopRequest) -> int:
-    threads, concurrent = int(request["threads"]), int(request["concurrent"])
-    limit_threads(threads)
-    task, lag = description_from_json(request["task"]), float(request["lag"])
-    process = WorkerProcess(task, threads, print_line, stop, request["log"], lag_seconds=lag, concurrent=lambda: concurrent)
-    return work_together(process, lambda: run_task(process, int(request["index"])), {})
+def _load(name: str) -> None:
+    found = load_object(name)
+    if callable(found):
+        found()
 
 
 def _redirect(log: str) -> None:

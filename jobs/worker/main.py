@@ -19,7 +19,7 @@ from jobs.errors import UsageError
 from jobs.store.layout import Layout
 from jobs.worker.packing import run_packed
 from jobs.worker.processes import limit_threads
-from jobs.worker.stage import EXIT_CODES, Verdict, WorkerProcess, execute
+from jobs.worker.stage import Verdict, WorkerProcess, execute
 from jobs.worker.task import Description, read_description
 from jobs.worker.team_start import work_together
 
@@ -33,7 +33,7 @@ def run_task(process: WorkerProcess, index: int) -> int:
     for node in nodes:
         verdict = Verdict.interrupted if process.stop() or not process.ready() else execute(process, node)
         process.report(f"{node.name}: {verdict.value}")
-        code = code if code == 1 else EXIT_CODES[verdict] or code
+        code = code if code == 1 else verdict.exit_code or code
     return code
 
 

@@ -11,11 +11,9 @@ stages then run concurrently, and it is retried with no other stage beside it, i
 
 from __future__ import annotations
 
-import gc
 import mmap
 import os
 import time
-import traceback
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -27,8 +25,8 @@ from jobs.store.layout import StageFolder
 from jobs.store.records import read_outcome
 from jobs.worker.deaths import RECORDED_EXITS, attempt_of, class_of_death, oom_kills, record_death
 from jobs.worker.memory import Room, how_many_fit, larger_peak, measured_peak, room_here, was_crowded
-from jobs.worker.processes import FORKABLE, Exit, fork, kill_group, limit_threads, reap
-from jobs.worker.stage import EXIT_CODES, Verdict, WorkerProcess, execute
+from jobs.worker.processes import FORKABLE, Exit, fork, kill_group, limit_threads, preload, reap
+from jobs.worker.stage import Verdict, WorkerProcess, execute
 from jobs.worker.task import load_registry
 
 POLL_SECONDS = 0.05
@@ -36,7 +34,8 @@ POLL_SECONDS = 0.05
 
 def run_packed(process: WorkerProcess, nodes: Sequence[Node], room: Room | None = None) -> int:
     """Compute stages concurrently, each in a child process; returns the exit code of the task (see jobs.worker.main)."""
-    _preload(process)
+    os.environ.update(FORKABLE)
+    preload([lambda: getattr(load_registry(process.place), "preload", lambda: None)()])
     return Packer(process, nodes, room or room_here(process.threads)).run()
 
 
@@ -132,7 +131,7 @@ class Packer:
         own = replace(self._process, threads=threads, report=report, concurrent=lambda: self._concurrent[child.slot])
         verdict = execute(own, child.node)
         report(verdict.value)
-        return EXIT_CODES[verdict]
+        return verdict.exit_code
 
     def _stop(self) -> None:
         """Forward the stop signal, once, and start no further stage."""
@@ -143,7 +142,7 @@ class Packer:
         for waiting in (self._waiting, self._waiting_alone):
             while waiting:
                 self._process.report(f"{waiting.popleft().name}: {Verdict.interrupted.value}")
-                self._set_code(EXIT_CODES[Verdict.interrupted])
+                self._set_code(Verdict.interrupted.exit_code)
 
     def _reap(self) -> bool:
         """Handle the children that have ended; False if none has."""
@@ -172,7 +171,7 @@ class Packer:
         if self._measures and ended.code == 0:
             self._peak = larger_peak(self._peak, measured_peak([(folder, child.node.key)]))
         interrupted = ended.code is None and self._stopping
-        self._set_code(EXIT_CODES[Verdict.interrupted] if interrupted else ended.code if ended.code in RECORDED_EXITS else 1)
+        self._set_code(Verdict.interrupted.exit_code if interrupted else ended.code if ended.code in RECORDED_EXITS else 1)
 
     def _record_death(self, folder: StageFolder, pid: int, child: _Child, ended: Exit) -> None:
         kills = oom_kills()
@@ -191,16 +190,3 @@ class Packer:
             os.kill(pid, SIGKILL)
             kill_group(pid)
             os.waitpid(pid, 0)
-
-
-def _preload(process: WorkerProcess) -> None:
-    """Import once what all children need, if the registry can do so without starting a thread or initialising a GPU."""
-    os.environ.update(FORKABLE)
-    try:
-        preload = getattr(load_registry(process.place), "preload", None)
-        if callable(preload):
-            preload()
-    except Exception:  # the stages that need it will fail and record why
-        traceback.print_exc()
-    gc.collect()
-    gc.freeze()  # children's garbage collection must not write to shared pages

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import NoReturn
@@ -18,6 +19,17 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 FORKABLE = {"OPENBLAS_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 ORPHANED = 71  # exit code of a child whose parent died before it had started (sysexits.h: system error)
+
+
+def preload(imports: Iterable[Callable[[], object]]) -> None:
+    """Import once what all forked children need; these functions must start no thread and initialise no GPU."""
+    for run in imports:
+        try:
+            run()
+        except Exception:  # the stages that need it will fail and record why
+            traceback.print_exc()
+    gc.collect()
+    gc.freeze()  # children's garbage collection must not write to shared pages
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ from jobs.store.records import (
     read_outcome,
     read_result,
     result_intact,
+    sync,
     write_outcome,
     write_result,
 )
@@ -73,19 +74,10 @@ class Verdict(Enum):
     cancelled = "cancelled"  # while other stages of its task are not: otherwise the whole array task is cancelled
     diverged = "diverged before"
 
-
-EXIT_CODES = {
-    Verdict.done: 0,
-    Verdict.already: 0,
-    Verdict.failed: 1,
-    Verdict.refused: 1,
-    Verdict.interrupted: 3,
-    Verdict.taken: 3,
-    Verdict.unready: 3,
-    Verdict.cancelled: 3,
-    Verdict.diverged: 3,
-}
-ENDINGS = {Ending.failed: Verdict.failed, Ending.refused: Verdict.refused, Ending.interrupted: Verdict.interrupted}
+    @property
+    def exit_code(self) -> int:
+        """See jobs.worker.main."""
+        return {"done": 0, "already": 0, "failed": 1, "refused": 1}.get(self.name, 3)
 
 
 class NotFiniteError(Exception):
@@ -162,7 +154,7 @@ def execute(process: WorkerProcess, node: Node) -> Verdict:
             cause = process.team.root_cause() if process.team and outcome.kind == FailureClass.communication.name else None
             outcome = team_outcome(cause, attempt, watch) if cause else outcome
             _record_outcome(process, node, attempt, outcome)
-            return ENDINGS[outcome.ending]
+            return Verdict[outcome.ending.name]
     shutil.rmtree(folder.checkpoint, ignore_errors=True)  # resumable state is large and not read again
     return Verdict.done
 
@@ -403,11 +395,7 @@ def _artifact_digests(output: Path) -> dict[str, str]:
     """Relative name -> sha256 of every file, each flushed to disk first: after a crash a result must not list files that are lost."""
     found: dict[str, str] = {}
     for path in sorted(path for path in output.rglob("*") if path.is_file()):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(path)
         found[path.relative_to(output).as_posix()] = file_digest(path)
     return found
 

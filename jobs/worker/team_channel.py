@@ -15,11 +15,10 @@ import os
 import secrets
 import select
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -147,20 +146,6 @@ def own_addresses() -> tuple[str, ...]:
 def is_loopback(address: str) -> bool:
     """Whether an IPv4 address leads to the machine that uses it."""
     return address.startswith("127.")
-
-
-def publish_rendezvous(file: Path, rendezvous: Rendezvous) -> None:
-    """Write the file atomically, readable by this user only."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)  # of mode 0600
-    try:
-        with os.fdopen(descriptor, "w") as opened:
-            json.dump(asdict(rendezvous), opened)
-            opened.flush()
-            os.fsync(opened.fileno())
-        Path(name).replace(file)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def read_rendezvous(file: Path) -> Rendezvous | None:

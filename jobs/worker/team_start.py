@@ -11,14 +11,16 @@ import functools
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from jobs.experiment.registry import StopSignal, Team
 from jobs.signals import StopRequest
 from jobs.store.layout import Layout
+from jobs.store.records import write_json
 from jobs.worker.processes import fork, limit_threads
-from jobs.worker.stage import EXIT_CODES, Verdict, WorkerProcess
+from jobs.worker.stage import Verdict, WorkerProcess
 from jobs.worker.task import compute
 from jobs.worker.team_channel import (
     TEAM_LOST,
@@ -28,7 +30,6 @@ from jobs.worker.team_channel import (
     Timeouts,
     connect_to_leader,
     listen,
-    publish_rendezvous,
     rank_in_step,
     read_rendezvous,
     rendezvous_file,
@@ -59,7 +60,7 @@ def work_together(process: WorkerProcess, work: Callable[[], int], environment: 
             return work()
     except TeamError as error:  # before any attempt is claimed
         process.report(f"no team: {error}")
-        return EXIT_CODES[Verdict.interrupted] if process.stop() else TEAM_LOST
+        return Verdict.interrupted.exit_code if process.stop() else TEAM_LOST
 
 
 def follow(own: ProcessRank, find: Callable[[], Rendezvous | None], process: WorkerProcess, timeouts: Timeouts) -> int:
@@ -71,7 +72,7 @@ def follow(own: ProcessRank, find: Callable[[], Rendezvous | None], process: Wor
     follower = join(own, find, timeouts, process.stop)
     if follower is None:
         report("asked to stop" if process.stop() else f"the leader did not answer for {timeouts.join:g} s")
-        return EXIT_CODES[Verdict.interrupted] if process.stop() else TEAM_LOST
+        return Verdict.interrupted.exit_code if process.stop() else TEAM_LOST
     for request in follower.requests():
         try:
             compute_request(request, follower, process.stop, report)
@@ -109,7 +110,7 @@ def _leading(process: WorkerProcess, size: int, file: Path | None, timeouts: Tim
                 work = functools.partial(follow, own, lambda: rendezvous, process, timeouts)
                 children.append(fork(work, death_signal=signal.SIGKILL))
         else:
-            publish_rendezvous(file, rendezvous)
+            write_json(file, asdict(rendezvous), private=True)
         with Leader(size, server, rendezvous, timeouts=timeouts, report=process.report, children=children, stop=process.stop) as leader:
             problem = leader.wait_until_ready()
             if problem:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +27,7 @@ from jobs.signals import StopRequest
 from jobs.store.attempts import AttemptFiles, new_claim, own_node
 from jobs.store.failures import FailureClass, class_of_exception
 from jobs.store.layout import Layout
-from jobs.store.records import Ending, Outcome, attempt_numbers, read_result
+from jobs.store.records import Ending, Outcome, attempt_numbers, read_result, write_json
 from jobs.worker.machine import Capacity, Needs, needs_here, processes_here
 from jobs.worker.task import describe, write_description
 from jobs.worker.team_channel import (
@@ -39,7 +39,6 @@ from jobs.worker.team_channel import (
     Timeouts,
     connect_to_leader,
     listen,
-    publish_rendezvous,
     rank_in_step,
     read_rendezvous,
     rendezvous_file,
@@ -398,7 +397,7 @@ def test_the_rendezvous_is_private_complete_and_of_one_execution(tmp_path: Path)
     file = rendezvous_file(layout, values)
     assert read_rendezvous(file) is None
     rendezvous = Rendezvous(("n1", "10.0.0.1"), 4242, "secret", "n1")
-    publish_rendezvous(file, rendezvous)
+    write_json(file, asdict(rendezvous), private=True)
     assert read_rendezvous(file) == rendezvous
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert [path.name for path in file.parent.iterdir()] == ["7.1.0.json"]
