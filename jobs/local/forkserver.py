@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from jobs.signals import STOP_SIGNALS, StopRequest, install_handler
+from jobs.store.records import prepare_decoders
 from jobs.worker.main import print_line, run_task
 from jobs.worker.processes import fork, kill_group, limit_threads, preload, reap
 from jobs.worker.stage import WorkerProcess
@@ -148,7 +149,7 @@ def main(names: Sequence[str]) -> int:
     events = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     install_handler((*STOP_SIGNALS, signal.SIGHUP), signal.SIG_IGN)  # the launcher decides when to stop; workers install their own
-    preload(functools.partial(_load, name) for name in names)
+    preload([prepare_decoders, *(functools.partial(_load, name) for name in names)])
     with os.fdopen(0, "rb", buffering=0, closefd=False) as requests:
         Server(requests, events).serve()
     return 0
