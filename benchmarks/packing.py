@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from jobs.experiment.graph import Graph, build_graph, seeds_of_slots
 from jobs.store.layout import Layout
 from jobs.store.records import read_result
-from jobs.worker.processes import die_with
+from jobs.worker.processes import die_with_parent
 from jobs.worker.task import Workplace, describe, write_description
 from ser_core.corpora.manifest import SAMPLE_RATE, Manifest, Utterance, write_manifest
 from ser_core.registry import REGISTRY
@@ -106,7 +106,7 @@ def measure(folder: Path, corpus: Manifest, graph: Graph, at_once: int, threads:
         begun, used, memory, gpu = time.monotonic(), cpu_seconds(), 0, 0
         command, parent = [sys.executable, "-m", "jobs.worker.main", str(file), "0"], os.getpid()
         with subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT, preexec_fn=lambda: die_with(parent, SIGKILL)
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT, preexec_fn=lambda: die_with_parent(parent, SIGKILL)
         ) as worker:
             while worker.poll() is None:
                 memory, gpu = max(memory, proportional_bytes(worker.pid)), max(gpu, gpu_bytes())

@@ -19,7 +19,7 @@ from jobs.control.outliers import Verdict, verdict_in_words
 from jobs.control.plan import Plan
 from jobs.experiment.graph import Graph, Node, Run
 from jobs.experiment.lookup import Target, find_target, stages_of
-from jobs.store.attempts import GONE_SECONDS, is_slurms, modified_at, newest_checkpoint
+from jobs.store.attempts import GONE_SECONDS, is_slurm_job, modified_at, newest_checkpoint
 from jobs.store.failures import FailureClass, cancelled_by_hand
 from jobs.store.layout import Layout
 from jobs.store.records import Claim, Outcome, damaged_records, read_claim, read_result
@@ -185,7 +185,7 @@ def request_text(request: Request) -> str:
 def _attempt_lines(each: AttemptHistory) -> list[str]:
     claim = each.claim
     where = claim.host if claim.node in ("", claim.host) else f"{claim.host} (node {claim.node})"
-    job = f", Slurm job {claim.slurm_job}" if is_slurms(claim.slurm_job) else f", process {claim.pid}"
+    job = f", Slurm job {claim.slurm_job}" if is_slurm_job(claim.slurm_job) else f", process {claim.pid}"
     lasted = "" if each.seconds is None else f", {duration(each.seconds)}"
     slurm = f"; Slurm state {each.state}" if each.state and (each.ended is None or each.state not in each.ended.error) else ""
     head = f"  attempt {each.number}, {moment(claim.started)}, on {where}{job}{lasted}"

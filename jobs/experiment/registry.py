@@ -108,7 +108,7 @@ class Registry(Protocol):
         """
 
     def run(self, stage: str, **arguments: Unpack[StageArguments]) -> Mapping[str, Any]:
-        """Compute one stage.
+        """Compute one stage: artifacts go to `output`, resumable state to `checkpoint`.
 
         Returns JSON values: `metrics` (numbers), and for a run `confusion` (rows: true class), `classes`, and `diverged`: why the
         training does not count, or "". If `should_stop` returned True, raises an exception with the attribute `interrupted = True` after

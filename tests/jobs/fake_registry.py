@@ -38,6 +38,7 @@ from typing import Any, Unpack
 from jobs.experiment.graph import Graph, Slot, build_graph, seeds_of_slots
 from jobs.experiment.registry import StageArguments
 from jobs.store.attempts import process_start
+from jobs.store.records import write_text
 
 METHODS = ("vft", "tapt", "ptapt")
 NAME = "tests.jobs.fake_registry:REGISTRY"
@@ -150,7 +151,7 @@ def read_digest(folder: Path) -> str:
 def make_corpus(folder: Path, digest: str = "d1") -> Path:
     """A corpus folder as this registry reads it."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "digest").write_text(digest)
+    write_text(folder / "digest", digest)  # atomically: workers of another launch may be reading it
     return folder
 
 
