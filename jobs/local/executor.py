@@ -278,7 +278,7 @@ class LocalExecutor:
         return [json.loads(line) for line in lines]
 
     def _handle(self, event: Mapping[str, Any]) -> Ended | None:
-        key = str(event.get("ended", ""))
+        key = event["ended"]
         task = self._tasks.pop(key, None)
         if task is None:
             return None

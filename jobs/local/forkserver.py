@@ -5,7 +5,7 @@
 Requests come as JSON lines on stdin, events leave as JSON lines on stdout:
 
     {"start": NAME, "task": DESCRIPTION, "index": I, "threads": N, "environment": {...}, "concurrent": M, "lag": L, "log": FILE}
-        -> {"started": NAME, "pid": P} ... {"ended": NAME, "pid": P, "code": C or null, "signal": S or null}
+        -> {"ended": NAME, "pid": P, "code": C or null, "signal": S or null}
     {"terminate": [NAME, ...]}  SIGTERM: the worker writes a checkpoint      {"kill": [NAME, ...]}  SIGKILL, to its children too
 
 `concurrent`: how many other tasks may share its GPU. `lag`: seconds for which the file system may hide what another node has written.
@@ -58,7 +58,6 @@ class Server:
 
     def serve(self) -> None:
         """Handle requests until stdin ends."""
-        self._emit({"ready": os.getpid()})
         with selectors.DefaultSelector() as selector:
             selector.register(self._requests, selectors.EVENT_READ)
             selector.register(self._wakeup, selectors.EVENT_READ)
@@ -98,7 +97,6 @@ class Server:
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         self._workers[pid] = name
-        self._emit({"started": name, "pid": pid})
 
     def _run_worker(self, request: Mapping[str, Any]) -> int:
         """In the child: compute a task; returns its exit code."""

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.errors import UsageError
-from jobs.store.layout import Layout
 from jobs.worker.packing import run_packed
 from jobs.worker.processes import limit_threads
 from jobs.worker.stage import Verdict, WorkerProcess, execute
@@ -59,8 +58,7 @@ def main(arguments: Sequence[str]) -> int:
 def _slurm_log(description: Description) -> str:
     """File that Slurm writes the output of this array task to, as slurm_templates/stage.sh.j2 names it; "" outside of an array task."""
     name, array, index = (os.environ.get(f"SLURM_{key}", "") for key in ("JOB_NAME", "ARRAY_JOB_ID", "ARRAY_TASK_ID"))
-    logs = Layout(Path(description.place.results), description.place.experiment).logs
-    return str(logs / f"{name}_{array}_{index}.out") if array else ""
+    return str(description.place.layout.logs / f"{name}_{array}_{index}.out") if array else ""
 
 
 def print_line(line: str) -> None:

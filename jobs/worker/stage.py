@@ -9,7 +9,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
@@ -34,7 +34,7 @@ from jobs.store.attempts import (
 )
 from jobs.store.cancellations import read_cancellations
 from jobs.store.failures import FailureClass, class_of_exception
-from jobs.store.layout import AttemptFolder, Layout, StageFolder
+from jobs.store.layout import AttemptFolder, StageFolder
 from jobs.store.records import (
     UNUSABLE,
     Ending,
@@ -118,7 +118,7 @@ class WorkerProcess:
         return self.description.place
 
     def folder(self, node: Node) -> StageFolder:
-        return Layout(Path(self.place.results), self.place.experiment).stage(node.stage, node.key)
+        return self.place.layout.stage(node.stage, node.key)
 
 
 def execute(process: WorkerProcess, node: Node) -> Verdict:
@@ -204,7 +204,7 @@ def _is_cancelled(place: Workplace, node: Node) -> bool:
     if not place.launched:
         return False
     try:
-        return node.key in read_cancellations(Layout(Path(place.results), place.experiment), place.launched)
+        return node.key in read_cancellations(place.layout, place.launched)
     except UsageError:  # a damaged record is reported by the controller
         return False
 
@@ -315,13 +315,18 @@ def _compute(
     folder.checkpoint.mkdir(parents=True, exist_ok=True)
     relief = process.description.relief
     request = stage_request(node, place, upstream=upstream, output=attempt.output, checkpoint=folder.checkpoint, relief=relief)
-    with _team_computing(process, node, attempt, request, watch):
-        returned = compute(request, process.team, process.stop, process.report)
+    team = process.team
+
+    def record_failure(cause: TeamFailure) -> None:
+        _record_outcome(process, node, attempt, team_outcome(cause, attempt, watch))
+
+    with team.computing(request, record_failure) if team else nullcontext():
+        returned = compute(request, team, process.stop, process.report)
     values = check_returned(returned)
     provenance = {
         **place.code,
         **process_facts(place.packages, threads=process.threads),
-        **_team_facts(process.team, watch.facts()),
+        **_team_facts(team, watch.facts()),
         "seed": node.seed,
         "durations": values["durations"],
         "runtime": dict(node.runtime),
@@ -349,15 +354,6 @@ def _compute(
         # An earlier attempt that counted as dead may have diverged meanwhile: its slot has another seed then.
         diverged=str(values["diverged"]) or divergence_of(folder),
     )
-
-
-def _team_computing(
-    process: WorkerProcess, node: Node, attempt: AttemptFolder, request: Mapping[str, Any], watch: Stopwatch
-) -> AbstractContextManager[None]:
-    """While the block lasts, the followers compute too, and a failure in one of them ends the attempt."""
-    if process.team is None:
-        return nullcontext()
-    return process.team.computing(request, lambda cause: _record_outcome(process, node, attempt, team_outcome(cause, attempt, watch)))
 
 
 def _team_facts(team: Leader | None, facts: Mapping[str, Any]) -> dict[str, Any]:

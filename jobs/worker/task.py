@@ -36,6 +36,10 @@ class Workplace:
     packages: tuple[str, ...] = ()  # distributions whose versions are recorded
     launched: float = 0.0  # seconds since the epoch: stages cancelled after it are not started; 0: cancellations are not checked
 
+    @property
+    def layout(self) -> Layout:
+        return Layout(Path(self.results), self.experiment)
+
 
 @dataclass(frozen=True)
 class Description:
@@ -143,5 +147,5 @@ def compute(request: Mapping[str, Any], team: Team | None, stop: StopSignal, rep
         report=lambda line: report(f"{node.name}: {line}"),
         relief=int(request["relief"]),
         team=team,
-        shared=Layout(Path(place.results), place.experiment).cache,
+        shared=place.layout.cache,
     )

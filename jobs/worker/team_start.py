@@ -17,7 +17,6 @@ from typing import Any
 
 from jobs.experiment.registry import StopSignal, Team
 from jobs.signals import StopRequest
-from jobs.store.layout import Layout
 from jobs.store.records import write_json
 from jobs.worker.processes import fork, limit_threads
 from jobs.worker.stage import Verdict, WorkerProcess
@@ -49,10 +48,9 @@ def work_together(process: WorkerProcess, work: Callable[[], int], environment: 
     """
     timeouts = timeouts_of(environment)
     own = rank_in_step(environment, process.description.team) or ProcessRank(0, process.description.team, 0)
-    layout = Layout(Path(process.place.results), process.place.experiment)
     if own.size == 1:
         return work()
-    file = rendezvous_file(layout, environment) if "SLURM_PROCID" in environment else None
+    file = rendezvous_file(process.place.layout, environment) if "SLURM_PROCID" in environment else None
     if own.rank > 0 and file is not None:
         return follow(own, lambda: read_rendezvous(file), process, timeouts)
     try:
