@@ -59,7 +59,7 @@ class AttemptHistory:
     outcome: Outcome | None = None
     ended: Ended | None = None
     state: str = ""  # of its Slurm job, the last one reported
-    asked: Asked | None = None  # requested from Slurm; None: not recorded
+    asked: Asked | None = None  # time and memory requested from Slurm; None: not recorded
 
 
 @dataclass(frozen=True)
