@@ -363,7 +363,7 @@ def _read_overrides(overrides: Sequence[str]) -> DictConfig:
 
     for text in overrides:
         if "=" not in text or text.startswith("="):
-            raise UsageError(f"override {text!r}: write KEY=VALUE, for example seeds=20 or recipe.finetune.epochs=30")
+            raise UsageError(f"override {text!r}: write KEY=VALUE, for example seeds=20 or policy.rounds=2")
     try:
         return OmegaConf.from_dotlist(list(overrides))
     except (YAMLError, ValueError) as error:
