@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.errors import InternalError, UsageError, is_mendable
+from jobs.errors import InternalError, SlurmUnavailableError, UsageError, is_mendable
 from ser_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ Name = Annotated[str, typer.Argument(metavar="[EXPERIMENT]", help="name under wh
 RUN = "RUN: METHOD/FOLD/SLOT, or at least 6 digits of a stage's key"
 Words = Annotated[list[str], typer.Argument(metavar="[EXPERIMENT] RUN", help=f"{RUN}; of two arguments the first is the experiment")]
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT] [KEY=VALUE ...]")]
-Where = Annotated[str | None, typer.Option("--cluster", help="local | slurm; default: as the experiment says")]
+Where = Annotated[str | None, typer.Option("--cluster", help="local | slurm; default: that of the experiment")]
 
 
 @app.command()
@@ -129,7 +129,7 @@ def status(
     requests: Annotated[bool, typer.Option("--requests", help="only: how often the requested time and memory were enough")] = False,
     results: Results = ROOT / "results",
 ) -> None:
-    """Show where an experiment stands. On Slurm it also submits whatever is missing, as every pass of the controller does."""
+    """Show where an experiment stands. On Slurm it also submits missing stages, as every pass of the controller does."""
     if watch and as_json:
         raise UsageError("status: --json is one value: leave out --watch")
     if requests:
@@ -190,7 +190,7 @@ def collect(
     outliers: Annotated[str | None, typer.Option(metavar="RULE", help="with --from: pooled (default) | cell | none")] = None,
     results: Results = ROOT / "results",
 ) -> None:
-    """Write the tables of an experiment: LaTeX that compiles as it stands, Markdown, CSV, JSON, confusion matrices."""
+    """Write the tables of an experiment: LaTeX that compiles, Markdown, CSV, JSON, confusion matrices."""
     from jobs.commands.collect import write_csv_tables, write_tables
     from jobs.tables.collect import check_formats
 
@@ -452,7 +452,7 @@ def main() -> int:
     """Run the command line; errors that the user can fix are lines on stderr and exit code 2."""
     try:
         app(standalone_mode=True)
-    except (UsageError, InputError) as error:
+    except (UsageError, SlurmUnavailableError, InputError) as error:
         typer.echo(str(error), err=True)
         return 2
     except InternalError as error:

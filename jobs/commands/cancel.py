@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from jobs.commands.console import say
 from jobs.control.facts import InFlight, Phase
 from jobs.control.plan import needed_keys
-from jobs.errors import UsageError
+from jobs.errors import SlurmUnavailableError, UsageError
 from jobs.experiment.lookup import find_target
 from jobs.store.cancellations import record_cancellation
 from jobs.text import counted, listed
@@ -79,7 +79,7 @@ def cancel(session: Session, runs: Sequence[str], *, now: float | None = None) -
         withdrawn = session.arrays.cancel(keys)
         running = whole_jobs(session.arrays.in_flight(), keys)
         session.client.cancel(tuple(running))
-    except UsageError as error:
+    except (SlurmUnavailableError, UsageError) as error:
         raise UsageError(f"cancelled on record, so nothing is submitted again; but {error}: `cancel` once more ends the jobs") from error
     return Cancellation(len(over), len(withdrawn) + sum(map(len, running.values())))
 

@@ -19,10 +19,10 @@ from jobs.control.outliers import Verdict, verdict_in_words
 from jobs.control.plan import Plan
 from jobs.experiment.graph import Graph, Node, Run
 from jobs.experiment.lookup import Target, find_target, stages_of
-from jobs.store.attempts import GONE_SECONDS, is_slurm_job, modified_at, newest_checkpoint
+from jobs.store.attempts import GONE_SECONDS, AttemptFiles, is_slurm_job, modified_at, newest_checkpoint
 from jobs.store.failures import FailureClass, cancelled_by_hand
-from jobs.store.layout import Layout
-from jobs.store.records import Claim, Outcome, damaged_records, read_claim, read_result
+from jobs.store.layout import Layout, StageFolder
+from jobs.store.records import Claim, damaged_records, read_result
 from jobs.text import counted, duration
 
 if TYPE_CHECKING:
@@ -50,16 +50,13 @@ POLICIES: Mapping[FailureClass, str] = {
 class AttemptHistory:
     """One attempt, as recorded."""
 
-    number: int
+    files: AttemptFiles
     claim: Claim
     log: str
-    result: bool = False
-    alive: bool = False
-    seconds: float | None = None  # None: not recorded
-    outcome: Outcome | None = None
-    ended: Ended | None = None
-    state: str = ""  # of its Slurm job, the last one reported
-    asked: Asked | None = None  # requested from Slurm; None: not recorded
+    seconds: float | None  # None: not recorded
+    ended: Ended | None  # None: running, or its result counts
+    state: str  # of its Slurm job, the last one reported
+    asked: Asked | None  # time and memory requested from Slurm; None: not recorded
 
 
 @dataclass(frozen=True)
@@ -165,7 +162,7 @@ def _stage_lines(history: StageHistory, fact: NodeFacts, in_flight: Mapping[str,
     if request and not fact.done:
         lines.append(f"  the next attempt requests {request}")
     following = next_step(node.key, fact, in_flight, plan, submitter)
-    if fact.held and any(each.alive and each.state for each in history.attempts):
+    if fact.held and any(each.files.alive and each.state for each in history.attempts):
         following = f"counted as ended when its worker has been silent for {GONE_SECONDS:.0f} s; the next pass then resumes it"
     return [*lines, f"  next: {following}"] if following else lines
 
@@ -188,7 +185,7 @@ def _attempt_lines(each: AttemptHistory) -> list[str]:
     job = f", Slurm job {claim.slurm_job}" if is_slurm_job(claim.slurm_job) else f", process {claim.pid}"
     lasted = "" if each.seconds is None else f", {duration(each.seconds)}"
     slurm = f"; Slurm state {each.state}" if each.state and (each.ended is None or each.state not in each.ended.error) else ""
-    head = f"  attempt {each.number}, {moment(claim.started)}, on {where}{job}{lasted}"
+    head = f"  attempt {each.files.number}, {moment(claim.started)}, on {where}{job}{lasted}"
     lines = [f"{head}: {_ending(each)}{slurm}"]
     if claim.relief:
         lines[0] += f" (1/{2**claim.relief} of the work of one pass)"
@@ -203,13 +200,14 @@ def _attempt_lines(each: AttemptHistory) -> list[str]:
 
 
 def _ending(each: AttemptHistory) -> str:
-    if each.result:
+    if each.files.published:
         return "its result counts"
-    if each.alive:
+    if each.files.alive:
         return "silent since" if each.state else "running"
     if each.ended is not None:
         return each.ended.error
-    return f"{each.outcome.error}: {each.outcome.message}" if each.outcome else "ended"
+    outcome = each.files.outcome
+    return f"{outcome.error}: {outcome.message}" if outcome else "ended"
 
 
 def _departure_line(each: Departure) -> str:
@@ -226,34 +224,26 @@ def _read_history(node: Node, layout: Layout, sight: Sight, departures: Sequence
     asked = {each.job: each.asked for each in departures}
     ended = {each.started: each for each in ended_attempts(files, departures, newest_checkpoint(folder))}
     default = str(layout.log_of(node.stage, node.key))
+    result = read_result(folder, node.key)
     found: list[AttemptHistory] = []
     for each in files:
-        if each.claim is None or each.published:
+        if each.claim is None:
             continue
-        heartbeat = modified_at(folder.attempt(each.number).claim)
-        lasted = max(0.0, heartbeat - each.claim.started) if heartbeat else None
-        found.append(
-            AttemptHistory(
-                number=each.number,
-                claim=each.claim,
-                log=each.claim.log or default,
-                alive=each.alive,
-                seconds=each.outcome.seconds if each.outcome else lasted,
-                outcome=each.outcome,
-                ended=ended.get(each.claim.started),
-                state=states.get(each.job, ""),
-                asked=asked.get(each.job),
-            )
-        )
-    result = read_result(folder, node.key)
-    claim = read_claim(folder.attempt(result.attempt)) if result else None
-    if result is not None and claim is not None:
-        seconds = result.provenance.get("seconds")
-        request = asked.get(claim.slurm_job)
-        found.append(AttemptHistory(result.attempt, claim, claim.log or default, result=True, seconds=seconds, asked=request))
+        state = "" if each.published else states.get(each.job, "")
+        seconds = result.provenance.get("seconds") if result and each.published else _recorded_seconds(folder, each)
+        log, end = each.claim.log or default, ended.get(each.claim.started)
+        found.append(AttemptHistory(each, each.claim, log, seconds, end, state, asked.get(each.job)))
     started = {each.claim.slurm_job for each in found}
     unstarted = tuple(each for each in departures if each.job not in started)
     return StageHistory(node, tuple(found), unstarted, damaged_records(folder.path))
+
+
+def _recorded_seconds(folder: StageFolder, attempt: AttemptFiles) -> float | None:
+    """Duration of an attempt by its outcome, else until its last heartbeat."""
+    if attempt.outcome:
+        return attempt.outcome.seconds
+    heartbeat = modified_at(folder.attempt(attempt.number).claim)
+    return max(0.0, heartbeat - attempt.claim.started) if heartbeat and attempt.claim else None
 
 
 def _verdict(verdicts: Sequence[Verdict], run: Run) -> Verdict | None:

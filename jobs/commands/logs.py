@@ -19,7 +19,7 @@ from jobs.commands.explain import next_step
 from jobs.errors import UsageError
 from jobs.experiment.graph import Node
 from jobs.experiment.lookup import find_target, stages_of
-from jobs.store.attempts import claim_alive
+from jobs.store.attempts import claim_alive, modified_at
 from jobs.store.layout import AttemptFolder, Layout, StageFolder
 from jobs.store.records import attempt_numbers, read_claim, read_outcome, read_result
 
@@ -175,9 +175,5 @@ def _last_started(layout: Layout, nodes: Sequence[Node]) -> Node:
 
 
 def _alive(folder: StageFolder, attempt: AttemptFolder, live_jobs: Collection[str] | None) -> bool:
-    claim = read_claim(attempt)
-    try:
-        heartbeat = attempt.claim.stat().st_mtime
-    except OSError:
-        return False
-    return claim is not None and claim_alive(claim, heartbeat, live_jobs=live_jobs, now=time.time())
+    claim, heartbeat = read_claim(attempt), modified_at(attempt.claim)
+    return claim is not None and heartbeat > 0 and claim_alive(claim, heartbeat, live_jobs=live_jobs, now=time.time())

@@ -81,8 +81,8 @@ def run_controller(session: Session) -> None:
         if report.submitted:
             log(f"submitted {counted(len(report.submitted), 'stage')}")
 
-    log("begins")
-    log(f"leaves: {run_link(session, on_pass=log_submitted).value}")
+    log("starts")
+    log(f"exits: {run_link(session, on_pass=log_submitted).value}")
 
 
 def run_link(session: Session, *, on_pass: Callable[[Report], None] = lambda report: None) -> LinkEnd:

@@ -21,7 +21,7 @@ from jobs.commands.status_report import (
     status_table,
     status_to_json,
 )
-from jobs.errors import UsageError
+from jobs.errors import SlurmUnavailableError, UsageError
 from jobs.store.records import damaged_records, read_json
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def chain_state(session: Session) -> ChainState | None:
     try:
         unknown = session.queue_unknown or session.other_user
         queue = None if unknown else session.client.queue(name=chain.link_name(layout), patient=False)
-    except UsageError:
+    except (SlurmUnavailableError, UsageError):
         queue = None
     return chain.chain_state(layout, queue)
 
@@ -112,7 +112,7 @@ def _current_status(session: Session, look_only: bool) -> Status:
         return read_status(session, session.look())
     try:
         return read_status(session, one_pass(session))
-    except UsageError as error:
+    except (SlurmUnavailableError, UsageError) as error:
         report = session.look()
         if not session.queue_unknown:  # else the look has printed that
             note(str(error))

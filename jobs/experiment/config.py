@@ -7,12 +7,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from jobs.errors import UsageError
 from jobs.experiment.graph import MAX_SLOTS
-from jobs.experiment.sweep_section import SweepSettings, flat, merged, sweep_bounds
+from jobs.experiment.sweep_section import SWEEP_BOUNDS, SweepSettings, flat, merged
 from jobs.store.layout import valid_experiment_name
 from jobs.text import did_you_mean, first_line, one_line
 
@@ -20,16 +21,21 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 _TINY = math.ulp(0.0)  # minimum of values that must be more than 0
-_LEAST = {
-    "cpus": 1,
-    "gpus": 0,
-    "nodes": 1,
+_BOUNDS: Mapping[str, tuple[float, float]] = {  # key -> minimum, maximum
+    "seeds": (1, MAX_SLOTS),
+    "first_seed": (0, math.inf),
+    "policy.sigmas": (_TINY, math.inf),
+    "policy.poll_seconds": (_TINY, 3600),
+    "policy.controller_minutes": (2, 7 * 24 * 60),
+    "policy.controller_days": (_TINY, 366),
+    **{f"policy.{key}": (1, math.inf) for key in ("max_attempts", "rounds", "max_seeds", "max_failures", "min_siblings")},
+    **{f"slurm.{key}": (0, math.inf) for key in ("signal_seconds", "max_submit", "max_array_size")},
+    **{f"sweep.{key}": limits for key, limits in SWEEP_BOUNDS.items()},
+}
+_RESOURCE_BOUNDS: Mapping[str, float] = {  # key of an entry of `resources` -> minimum
+    **dict.fromkeys(("cpus", "nodes", "minutes", "runs_per_task"), 1),
+    **dict.fromkeys(("gpus", "processes", "at_once", "throttle"), 0),
     "memory_gb": _TINY,
-    "minutes": 1,
-    "processes": 0,
-    "runs_per_task": 1,
-    "at_once": 0,
-    "throttle": 0,
 }
 DEFAULT_RESOURCES = "default"  # the entry of `resources` that every stage inherits from
 
@@ -289,24 +295,12 @@ def _checked(merged: DictConfig, file: Path, stages: Sequence[str] | None, teams
         raise UsageError(f"recipe in {file} or an override: null is not a recipe; leave it out for the defaults")
     if not valid_experiment_name(experiment.name):
         raise UsageError(f"name {experiment.name!r}: use letters, digits, '_', '.', '-' (at most 64), and not 'store'")
-    policy = experiment.policy
-    bounds: dict[str, tuple[float, float, float]] = {  # key -> value, minimum, maximum
-        "seeds": (experiment.seeds, 1, MAX_SLOTS),
-        "first_seed": (experiment.first_seed, 0, math.inf),
-        "policy.sigmas": (policy.sigmas, _TINY, math.inf),
-        "policy.poll_seconds": (policy.poll_seconds, _TINY, 3600),
-        "policy.controller_minutes": (policy.controller_minutes, 2, 7 * 24 * 60),
-        "policy.controller_days": (policy.controller_days, _TINY, 366),
-    }
-    counts = ("max_attempts", "rounds", "max_seeds", "max_failures", "min_siblings")
-    bounds |= {f"policy.{key}": (getattr(policy, key), 1, math.inf) for key in counts}
-    bounds |= {f"slurm.{key}": (getattr(experiment.slurm, key), 0, math.inf) for key in ("signal_seconds", "max_submit", "max_array_size")}
-    bounds |= {f"sweep.{key}": bound for key, bound in sweep_bounds(experiment.sweep).items()}
+    bounds = {key: (attrgetter(key)(experiment), *limits) for key, limits in _BOUNDS.items()}
     for stage in experiment.resources:
         if stages is not None and stage not in (DEFAULT_RESOURCES, *stages):
             raise UsageError(f"resources.{stage}: no such stage; known are {', '.join((DEFAULT_RESOURCES, *stages))}")
         given = resources_of(experiment, stage)
-        bounds |= {f"resources.{stage}.{key}": (getattr(given, key), least, math.inf) for key, least in _LEAST.items()}
+        bounds |= {f"resources.{stage}.{key}": (getattr(given, key), least, math.inf) for key, least in _RESOURCE_BOUNDS.items()}
     wrong = [_range(key, *bound) for key, bound in bounds.items() if not (math.isfinite(bound[0]) and bound[1] <= bound[0] <= bound[2])]
     if wrong:
         raise UsageError(f"{'; '.join(wrong)} (in {file} or an override)")
@@ -363,7 +357,7 @@ def _read_overrides(overrides: Sequence[str]) -> DictConfig:
 
     for text in overrides:
         if "=" not in text or text.startswith("="):
-            raise UsageError(f"override {text!r}: write KEY=VALUE, for example seeds=20 or recipe.finetune.epochs=30")
+            raise UsageError(f"override {text!r}: write KEY=VALUE, for example seeds=20 or policy.rounds=2")
     try:
         return OmegaConf.from_dotlist(list(overrides))
     except (YAMLError, ValueError) as error:

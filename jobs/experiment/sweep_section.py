@@ -42,9 +42,9 @@ class SweepResources:
 
 @dataclass
 class SweepSettings:
-    """A search over the sets of cluster counts, and over other settings of the recipe."""
+    """A search over sets of cluster counts and over other settings of the recipe."""
 
-    counts: list[int] = field(default_factory=list)  # the pool that sets are drawn from; empty: recipe.cluster.counts
+    counts: list[int] = field(default_factory=list)  # the pool that sets are drawn from; empty: the counts of the recipe
     sizes: list[int] = field(default_factory=list)  # how many counts of the pool a set holds; empty: from one to all
     sets: list[Any] = field(default_factory=list)  # the sets themselves, each a list of counts, in place of `counts` and `sizes`
     settings: dict[str, Any] = field(default_factory=dict)  # key below `recipe.` -> choices, or {low, high, log}; null: not searched
@@ -61,23 +61,15 @@ class SweepSettings:
     resources: SweepResources = field(default_factory=SweepResources)
 
 
-def sweep_bounds(sweep: SweepSettings) -> dict[str, tuple[float, float, float]]:
-    """Key of the section -> value, minimum, maximum."""
-    resources = sweep.resources
-    return {
-        "trials": (sweep.trials, 1, MAX_POINTS),
-        "seed": (sweep.seed, 0, 2**32 - 1),
-        "seeds": (sweep.seeds, 1, MAX_SLOTS),
-        "grace_folds": (sweep.grace_folds, 1, math.inf),
-        "reduction": (sweep.reduction, 2, math.inf),
-        "at_once": (sweep.at_once, 0, math.inf),
-        "restarts": (sweep.restarts, 0, math.inf),
-        "resources.nodes": (resources.nodes, 1, math.inf),
-        "resources.cpus": (resources.cpus, 1, math.inf),
-        "resources.gpus": (resources.gpus, 0, math.inf),
-        "resources.memory_gb": (resources.memory_gb, math.ulp(0.0), math.inf),
-        "resources.minutes": (resources.minutes, 1, math.inf),
-    }
+SWEEP_BOUNDS: Mapping[str, tuple[float, float]] = {  # key of the section -> minimum, maximum
+    "trials": (1, MAX_POINTS),
+    "seed": (0, 2**32 - 1),
+    "seeds": (1, MAX_SLOTS),
+    **dict.fromkeys(("grace_folds", "resources.nodes", "resources.cpus", "resources.minutes"), (1, math.inf)),
+    **dict.fromkeys(("at_once", "restarts", "resources.gpus"), (0, math.inf)),
+    "reduction": (2, math.inf),
+    "resources.memory_gb": (math.ulp(0.0), math.inf),
+}
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
