@@ -16,7 +16,7 @@ from tests.hypothesis_settings import load_settings
 
 TESTS = Path(__file__).resolve().parent
 SPEECH = "SER_GRID_SPEECH"
-KINDS = {"ray": 300, "end_to_end": 600, "slurm": 300}  # in this order they begin; seconds before a test is aborted
+KINDS = {"ray": 300, "end_to_end": 900, "slurm": 600}  # in this order they begin; seconds before a test is aborted
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # more processes than cores; read when torch is imported, here or in a process that a test starts
     os.environ.setdefault("OMP_NUM_THREADS", "1")
