@@ -111,7 +111,7 @@ def test_ctrl_c_stops_cleanly_and_a_second_launch_goes_on(small_data: Path, tmp_
     while not attempts(run.results) and time.monotonic() < deadline:
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 3, output
     assert "grid demo" in output
     with pytest.raises(ProcessLookupError):

@@ -60,9 +60,9 @@ def test_the_second_launch_requests_what_the_first_one_used(slurm_cluster: Clust
         assert f"#SBATCH --mem={told.memory_gb * 1024:.0f}M\n" in script
     assert slurm_cluster.run("squeue", "-h", "-j", job, "-o", "%l").split() == ["6:00"]
 
-    assert wait_until(lambda: trial.starts(TOO_LONG) == 1, 30)
+    assert wait_until(lambda: trial.starts(TOO_LONG) == 1, 60)
     end_soon(slurm_cluster, job)
-    report = trial.settle(60)
+    report = trial.settle()
     assert report.complete
     first_claim, second_claim = trial.claims(TOO_LONG)
     assert (first_claim.slurm_job, second_claim.checkpoint > 0) == (job, True)

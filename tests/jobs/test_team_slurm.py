@@ -30,7 +30,7 @@ def trial(slurm_session: Cluster, tmp_path_factory: pytest.TempPathFactory) -> I
     site = SlurmSite(environment={SILENT_VARIABLE: str(SILENT)})
     found = Trial(tmp_path_factory.mktemp("teams"), BEHAVIOURS, seeds=3, site=site, nodes=2, processes=2, cpus=2)
     try:
-        report = found.settle(120)
+        report = found.settle(400)
         assert report.complete, report.facts
         yield found
     finally:
