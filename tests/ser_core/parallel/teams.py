@@ -13,7 +13,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
-PRELOADED = "tests.ser_core.training.preloaded"
+PRELOADED = "tests.ser_core.parallel.preloaded"
 POLL = 0.01
 SHARE_SECONDS = 60.0
 
