@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-Values = NDArray[np.float32]
+Float32Array = NDArray[np.float32]
 PART = 16_384  # frames made or judged at a time
 GIB = 2**30
 
@@ -81,20 +81,20 @@ def make_frames(path: Path, count: int, channels: int, components: int, seed: in
     frames.flush()
 
 
-def ours(frames: Values, start: Values, job: Job) -> tuple[Values, int]:
+def ours(frames: Float32Array, start: Float32Array, job: Job) -> tuple[Float32Array, int]:
     """`ser_core.clustering.kmeans`, frames mapped."""
     import torch
 
-    from ser_core.clustering.kmeans import Keeping, KMeans, lloyd
-    from ser_core.parallel.threads import Crew
+    from ser_core.clustering.kmeans import Checkpointing, KMeans, lloyd
+    from ser_core.parallel.threads import DeterministicPool
 
-    with Crew(job.threads) as crew:
-        means = KMeans(frames, crew, torch.device("cpu"))
-        found = lloyd(means, lambda: start - means.mean, job.iterations, Keeping(lambda done, centroids: None, float("inf")), _quiet)
+    with DeterministicPool(job.threads) as pool:
+        means = KMeans(frames, pool, torch.device("cpu"))
+        found = lloyd(means, lambda: start - means.mean, job.iterations, Checkpointing(lambda done, centroids: None, float("inf")), _quiet)
     return found.centroids, found.iterations
 
 
-def faiss_(frames: Values, start: Values, job: Job) -> tuple[Values, int]:
+def faiss_(frames: Float32Array, start: Float32Array, job: Job) -> tuple[Float32Array, int]:
     """Its `Clustering` with an exact index on all frames; it has no final pass, and splits clusters to fill empty ones."""
     import faiss
 
@@ -108,10 +108,10 @@ def faiss_(frames: Values, start: Values, job: Job) -> tuple[Values, int]:
     return faiss.vector_to_array(clustering.centroids).reshape(job.k, -1), job.iterations
 
 
-def scikit_learn(algorithm: str) -> Callable[[Values, Values, Job], tuple[Values, int]]:
+def scikit_learn(algorithm: str) -> Callable[[Float32Array, Float32Array, Job], tuple[Float32Array, int]]:
     """Its exact variants, frames centred in place as it wants them."""
 
-    def run(frames: Values, start: Values, job: Job) -> tuple[Values, int]:
+    def run(frames: Float32Array, start: Float32Array, job: Job) -> tuple[Float32Array, int]:
         from sklearn.cluster import KMeans
         from threadpoolctl import threadpool_limits
 
@@ -123,7 +123,7 @@ def scikit_learn(algorithm: str) -> Callable[[Values, Values, Job], tuple[Values
     return run
 
 
-def mini_batch(frames: Values, start: Values, job: Job) -> tuple[Values, int]:
+def mini_batch(frames: Float32Array, start: Float32Array, job: Job) -> tuple[Float32Array, int]:
     """Its MiniBatchKMeans: as many passes over the frames, in batches of 16 384 frames, or of four a cluster."""
     from sklearn.cluster import MiniBatchKMeans
     from threadpoolctl import threadpool_limits
@@ -135,7 +135,9 @@ def mini_batch(frames: Values, start: Values, job: Job) -> tuple[Values, int]:
     return fitted.cluster_centers_, int(fitted.n_iter_)
 
 
-VARIANTS: dict[str, tuple[Callable[[Values, Values, Job], tuple[Values, int]], bool]] = {  # and whether it uses all threads
+VARIANTS: dict[
+    str, tuple[Callable[[Float32Array, Float32Array, Job], tuple[Float32Array, int]], bool]
+] = {  # and whether it uses all threads
     "ours": (ours, True),
     "ours, 1 thread": (ours, False),
     "faiss": (faiss_, True),
@@ -158,8 +160,8 @@ def elkan_bytes(count: int, k: int) -> int:
 
 def run_job(job: Job, pipe: Any) -> None:
     """In a process of its own: cluster, measure, then judge the centroids outside the measurement."""
-    frames: Values = np.load(job.frames, mmap_mode="r")
-    start: Values = np.load(job.start)
+    frames: Float32Array = np.load(job.frames, mmap_mode="r")
+    start: Float32Array = np.load(job.start)
     run = VARIANTS[job.variant][0]
     run(frames[:256], start[:2].copy(), replace(job, k=2, iterations=1))  # imports, threads
     started, cpu = time.perf_counter(), time.process_time()
@@ -171,17 +173,17 @@ def run_job(job: Job, pipe: Any) -> None:
     pipe.send(asdict(Found(seconds, cpu_seconds, iterations, peak, mapped, inertia, empty, labels)))
 
 
-def judge(frames: Values, centroids: Values, threads: int) -> tuple[float, int, int]:
+def judge(frames: Float32Array, centroids: Float32Array, threads: int) -> tuple[float, int, int]:
     """Inertia, empty clusters and a digest of the labels of these centroids."""
     import hashlib
 
     import torch
 
     from ser_core.clustering.kmeans import KMeans
-    from ser_core.parallel.threads import Crew
+    from ser_core.parallel.threads import DeterministicPool
 
-    with Crew(threads) as crew:
-        means = KMeans(frames, crew, torch.device("cpu"))
+    with DeterministicPool(threads) as pool:
+        means = KMeans(frames, pool, torch.device("cpu"))
         found = means.assign(centroids - means.mean)
     return found.inertia, int((found.counts == 0).sum()), int.from_bytes(hashlib.sha256(found.labels.tobytes()).digest()[:4], "big")
 
@@ -191,15 +193,15 @@ def run_seeding(frames: str, k: int, threads: int, target: str, random: bool, pi
     import torch
 
     from ser_core.clustering.kmeans import KMeans
-    from ser_core.parallel.threads import Crew
+    from ser_core.parallel.threads import DeterministicPool
     from ser_core.training.randomness import generator
 
-    with Crew(threads) as crew:
-        means = KMeans(np.load(frames, mmap_mode="r"), crew, torch.device("cpu"))
+    with DeterministicPool(threads) as pool:
+        means = KMeans(np.load(frames, mmap_mode="r"), pool, torch.device("cpu"))
         rng = generator(0, "k-means", k)
         started, cpu = time.perf_counter(), time.process_time()
         chosen = np.sort(rng.choice(len(means.frames), size=k, replace=False)) if random else None
-        start = means.seeds(k, rng) + means.mean if chosen is None else means.frames[chosen]
+        start = means.initial_centroids(k, rng) + means.mean if chosen is None else means.frames[chosen]
         seconds = time.perf_counter() - started, time.process_time() - cpu
         np.save(target, start)
         pipe.send(seconds)
@@ -212,7 +214,7 @@ def run_their_seeding(frames: str, k: int, pipe: Any) -> None:
     from ser_core.clustering.kmeans import FEWEST_SEEDING_FRAMES, SEEDING_FRAMES
     from ser_core.training.randomness import generator
 
-    mapped: Values = np.load(frames, mmap_mode="r")
+    mapped: Float32Array = np.load(frames, mmap_mode="r")
     size = min(len(mapped), max(SEEDING_FRAMES * k, FEWEST_SEEDING_FRAMES))
     subset = mapped[np.sort(generator(0, "k-means", k).choice(len(mapped), size=size, replace=False, shuffle=False))]
     started, cpu = time.perf_counter(), time.process_time()

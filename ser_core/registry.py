@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ser_core.corpora.manifest import Manifest, Utterance, load_manifest
-from ser_core.corpora.validation import divide, is_fixed_part, validation_speakers
+from ser_core.corpora.validation import is_fixed_part, training_and_validation, validation_speakers
 from ser_core.errors import InputError
 from ser_core.models.identity import backbone_identity, wav2vec_identity
 from ser_core.models.shapes import expected_shape, state_count
@@ -203,7 +203,7 @@ class SpeechRegistry:
 
 
 def _trained_on(manifest: Manifest, fold: str, validation: Sequence[str]) -> tuple[Utterance, ...]:
-    return divide(manifest, fold, validation)[0] if validation else manifest.training(fold)
+    return training_and_validation(manifest, fold, validation)[0] if validation else manifest.training(fold)
 
 
 REGISTRY = SpeechRegistry()

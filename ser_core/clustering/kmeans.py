@@ -30,21 +30,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ser_core.errors import Interrupted
-from ser_core.parallel.threads import Crew
+from ser_core.parallel.threads import DeterministicPool
 
 CHUNK = 1024  # frames a matrix product on a CPU: 16 MB of scores at k = 4096
 BLOCK = 16 * CHUNK  # frames summed up by one thread before its sums join the others; a product on a GPU
 SHARD = 4096  # frames of the seeding's subset that one thread compares at a time
 SEEDING_FRAMES, FEWEST_SEEDING_FRAMES = 32, 16_384  # of the subset: for each cluster, and in all
-Values = NDArray[np.float32]
+Float32Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Clusters:
+class KMeansResult:
     """`inertia`: sum of squared distances of all frames to their centroids. `iterations`: fewer than asked for where nothing moved."""
 
     labels: NDArray[np.int32]  # (frames,)
-    centroids: Values  # (k, channels)
+    centroids: Float32Array  # (k, channels)
     inertia: float
     iterations: int
 
@@ -65,9 +65,11 @@ class KMeans:
     Raises ValueError for frames that are not finite, and in every pass Interrupted once `should_stop` turned true.
     """
 
-    def __init__(self, frames: Values, crew: Crew, device: torch.device, should_stop: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, frames: Float32Array, pool: DeterministicPool, device: torch.device, should_stop: Callable[[], bool] = lambda: False
+    ) -> None:
         self.frames = frames
-        self._crew = crew
+        self._pool = pool
         self._device = device
         self._should_stop = should_stop
         self._local = threading.local()
@@ -79,7 +81,7 @@ class KMeans:
             raise ValueError("frames that are not finite")
         self._squares = float(self._total(lambda chunk: torch.dot(chunk.view(-1), chunk.view(-1))))
 
-    def seeds(self, k: int, rng: np.random.Generator) -> Values:
+    def initial_centroids(self, k: int, rng: np.random.Generator) -> Float32Array:
         """First centroids (k, channels): greedy k-means++ (2 + ln k candidates for each) on a random subset of the frames."""
         count = len(self.frames)
         size = min(count, max(SEEDING_FRAMES * k, FEWEST_SEEDING_FRAMES))
@@ -99,7 +101,7 @@ class KMeans:
 
         while True:
             self._check("while seeding, which begins again")
-            parts = list(self._crew.map(compare, range(0, size, SHARD)))
+            parts = list(self._pool.map(compare, range(0, size, SHARD)))
             best = int(sum(potential for _, potential in parts).argmin())  # type: ignore[union-attr]
             closest = torch.cat([distances[:, best] for distances, _ in parts])
             chosen.append(int(candidates[best]))
@@ -109,7 +111,7 @@ class KMeans:
             draws = rng.random(2 + int(math.log(k))) * reach[-1]
             candidates = np.minimum(np.searchsorted(reach, draws, side="right"), size - 1)
 
-    def assign(self, centroids: Values) -> Assignment:
+    def assign(self, centroids: Float32Array) -> Assignment:
         """The nearest centroid of every frame; of several the first."""
         (k, channels), count = centroids.shape, len(self.frames)
         labels = np.empty(count, dtype=np.int32)
@@ -127,7 +129,7 @@ class KMeans:
             return sums.cpu().numpy()
 
         sums = np.zeros((k, channels))
-        for part in self._crew.map(block, range(0, count, BLOCK)):
+        for part in self._pool.map(block, range(0, count, BLOCK)):
             sums += part
             self._check("between two blocks of frames")
         counts = np.bincount(labels, minlength=k)
@@ -135,7 +137,7 @@ class KMeans:
         inertia = self._squares - 2 * float((sums * exact).sum()) + float(counts @ (exact**2).sum(1))
         return Assignment(labels, sums, counts, max(0.0, inertia))
 
-    def update(self, found: Assignment, centroids: Values) -> Values:
+    def update(self, found: Assignment, centroids: Float32Array) -> Float32Array:
         """Means of the clusters. One without frames moves to the frame that is farthest from its centroid, the next to the next, as in
         scikit-learn; where all frames lie on centroids it stays empty, on the centroid of the largest cluster."""
         sums, counts = found.sums.copy(), found.counts.copy()
@@ -151,11 +153,11 @@ class KMeans:
                 sums[found.labels[place]] -= frame
                 counts[found.labels[place]] -= 1
                 sums[cluster], counts[cluster] = frame, 1
-        means: Values = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
+        means: Float32Array = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
         means[counts == 0] = means[np.argmax(counts)]
         return means
 
-    def _distances(self, labels: NDArray[np.int32], centroids: Values) -> NDArray[np.float64]:
+    def _distances(self, labels: NDArray[np.int32], centroids: Float32Array) -> NDArray[np.float64]:
         """Squared distance (frames,) of every frame to its centroid."""
         table = torch.from_numpy(centroids).to(self._device)
         distances = np.empty(len(self.frames))
@@ -166,7 +168,7 @@ class KMeans:
                 own = table[torch.from_numpy(labels[place].astype(np.int64)).to(self._device)]
                 distances[place] = (chunk - own).double().square_().sum(1).cpu().numpy()
 
-        for _ in self._crew.map(block, range(0, len(self.frames), BLOCK)):
+        for _ in self._pool.map(block, range(0, len(self.frames), BLOCK)):
             self._check("between two blocks of frames")
         return distances
 
@@ -178,7 +180,7 @@ class KMeans:
             return np.asarray(np.sum(terms, axis=0), dtype=np.float64)
 
         total: Any = 0.0
-        for part in self._crew.map(block, range(0, len(self.frames), BLOCK)):
+        for part in self._pool.map(block, range(0, len(self.frames), BLOCK)):
             total = total + part
             self._check("between two blocks of frames")
         return np.asarray(total, dtype=np.float64)
@@ -209,39 +211,45 @@ class KMeans:
 
 
 @dataclass(frozen=True)
-class Keeping:
+class Checkpointing:
     """How centroids outlive the process: `save` is called with the iterations done and centred centroids, at most every `seconds`."""
 
-    save: Callable[[int, Values], None]
+    save: Callable[[int, Float32Array], None]
     seconds: float
-    saved: tuple[int, Values] | None = None  # to go on from
+    saved: tuple[int, Float32Array] | None = None  # to go on from
 
 
-def lloyd(frames: KMeans, first: Callable[[], Values], iterations: int, keeping: Keeping, tell: Callable[[int, float], None]) -> Clusters:
+def lloyd(
+    frames: KMeans,
+    first: Callable[[], Float32Array],
+    iterations: int,
+    checkpointing: Checkpointing,
+    on_iteration: Callable[[int, float], None],
+) -> KMeansResult:
     """At most so many iterations from the centred centroids that `first` gives, and the labels of the last centroids.
 
-    `tell` hears of every iteration: its number, and the inertia that it began with. Interrupted leaves a checkpoint; nothing else than the
+    `on_iteration` hears of every iteration: its number, and the inertia that it began with. Interrupted leaves a checkpoint; nothing else than the
     centroids has to be known to go on.
     """
-    done, centroids = keeping.saved or (0, first())
+    done, centroids = checkpointing.saved or (0, first())
     written = time.monotonic()
     try:
         for iteration in range(done, iterations):
             found = frames.assign(centroids)
             moved = frames.update(found, centroids)
             done = iteration + 1
-            tell(done, found.inertia)
+            on_iteration(done, found.inertia)
             if np.array_equal(moved, centroids):
-                return Clusters(found.labels, centroids + frames.mean, found.inertia, done)
+                return KMeansResult(found.labels, centroids + frames.mean, found.inertia, done)
             centroids = moved
-            if time.monotonic() - written >= keeping.seconds:
-                keeping.save(done, centroids)
+            if time.monotonic() - written >= checkpointing.seconds:
+                checkpointing.save(done, centroids)
                 written = time.monotonic()
         found = frames.assign(centroids)
     except Interrupted as ending:
-        keeping.save(done, centroids)
+        checkpointing.save(done, centroids)
         raise Interrupted(f"{ending}, after {done} iterations; they are in the checkpoint") from None
-    return Clusters(found.labels, centroids + frames.mean, found.inertia, done)
+    return KMeansResult(found.labels, centroids + frames.mean, found.inertia, done)
 
 
 def _argmin(scores: Tensor) -> Tensor:
@@ -249,6 +257,6 @@ def _argmin(scores: Tensor) -> Tensor:
     return torch.from_numpy(scores.numpy().argmin(1)) if scores.device.type == "cpu" else scores.argmin(1)
 
 
-def _squares(rows: Values) -> Values:
+def _squares(rows: Float32Array) -> Float32Array:
     """Squared norms (rows,)."""
     return np.asarray(np.einsum("ij,ij->i", rows, rows, dtype=np.float64), dtype=np.float32)

@@ -7,15 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ser_core.corpora.manifest import VALIDATION, natural_order
-from ser_core.corpora.source import EXPECTED_COUNTS, Counts, Found, relative
+from ser_core.corpora.recordings import EXPECTED_COUNTS, ExpectedCounts, Recording, relative
 
 
-def structure_problems(found: Sequence[Found], folds: Sequence[str], source: Path) -> list[str]:
+def structure_problems(found: Sequence[Recording], folds: Sequence[str], source: Path) -> list[str]:
     """Duplicate turns, speakers on both sides of a fold, folds that cannot be trained on."""
     return [*_duplicates(found, source), *_speakers_in_two_folds(found, source), *_untrainable(found, folds, source)]
 
 
-def count_problems(found: Sequence[Found], counts: Counts, source: Path) -> list[str]:
+def count_problems(found: Sequence[Recording], counts: ExpectedCounts, source: Path) -> list[str]:
     """One line where classes or folds do not hold as many utterances as they should, otherwise nothing."""
     differences = []
     if counts.utterances is not None and counts.utterances != len(found):
@@ -30,19 +30,19 @@ def count_problems(found: Sequence[Found], counts: Counts, source: Path) -> list
     ]
 
 
-def speakers_in_two_folds(found: Iterable[Found]) -> dict[str, dict[str, list[Found]]]:
+def speakers_in_two_folds(found: Iterable[Recording]) -> dict[str, dict[str, list[Recording]]]:
     """Speakers whose utterances lie in more than one fold, and which.
 
     The validation part of a fixed split is never trained on, so it may share speakers with either side.
     """
-    folds_of: dict[str, dict[str, list[Found]]] = {}
+    folds_of: dict[str, dict[str, list[Recording]]] = {}
     for utterance in found:
         if utterance.speaker and utterance.fold != VALIDATION:
             folds_of.setdefault(utterance.speaker, {}).setdefault(utterance.fold, []).append(utterance)
     return {speaker: folds for speaker, folds in folds_of.items() if len(folds) > 1}
 
 
-def _speakers_in_two_folds(found: Sequence[Found], source: Path) -> list[str]:
+def _speakers_in_two_folds(found: Sequence[Recording], source: Path) -> list[str]:
     lines = []
     for speaker, folds in sorted(speakers_in_two_folds(found).items()):
         # The fold with the fewest first: it is likely to be the mistaken one.
@@ -57,8 +57,8 @@ def _speakers_in_two_folds(found: Sequence[Found], source: Path) -> list[str]:
     return lines
 
 
-def _duplicates(found: Sequence[Found], source: Path) -> list[str]:
-    first: dict[str, Found] = {}
+def _duplicates(found: Sequence[Recording], source: Path) -> list[str]:
+    first: dict[str, Recording] = {}
     lines = []
     for utterance in found:
         known = first.setdefault(utterance.id, utterance)
@@ -69,7 +69,7 @@ def _duplicates(found: Sequence[Found], source: Path) -> list[str]:
     return lines
 
 
-def _untrainable(found: Sequence[Found], folds: Sequence[str], source: Path) -> list[str]:
+def _untrainable(found: Sequence[Recording], folds: Sequence[str], source: Path) -> list[str]:
     held = Counter(utterance.fold for utterance in found)
     present = [fold for fold in folds if held[fold]]
     if not found:

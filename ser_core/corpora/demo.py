@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from ser_core.corpora.manifest import SAMPLE_RATE, Manifest, write_atomically
 from ser_core.corpora.prepare import Progress, prepare, prepared_already
-from ser_core.corpora.source import EXPECTED_COUNTS
+from ser_core.corpora.recordings import EXPECTED_COUNTS
 from ser_core.corpora.staging import locked, put_in_place
 from ser_core.errors import InputError
 

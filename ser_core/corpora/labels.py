@@ -13,7 +13,7 @@ from typing import Any
 from ser_core.corpora import emodb, iemocap, savee
 from ser_core.corpora.csv_corpus import identifiers
 from ser_core.corpora.manifest import VALIDATION
-from ser_core.corpora.source import Found, Reading, audio_files, by_stem, relative, stem
+from ser_core.corpora.recordings import Recording, SourceListing, audio_files, by_stem, relative, stem
 from ser_core.errors import InputError
 
 FOLD_OF = {"Train": "train", "Val": VALIDATION, "Test": "test"}
@@ -28,7 +28,7 @@ class _Repeated(dict[str, Any]):
         self.repeated = sorted({name for name in names if names.count(name) > 1}) if len(self) < len(names) else []
 
 
-def read(source: Path, *, audio: Path | None = None) -> Reading:
+def read(source: Path, *, audio: Path | None = None) -> SourceListing:
     """Recordings that the JSON file names.
 
     `source`: the file, or a folder that holds one. `audio`: the folder of the recordings, searched with all below it; by default the one
@@ -45,7 +45,7 @@ def read(source: Path, *, audio: Path | None = None) -> Reading:
     entries = [(part, name, label) for part in FOLD_OF for name, label in record.get(part, {}).items()]
     ids = dict(zip((name for _, name, _ in entries), identifiers([name for _, name, _ in entries]), strict=True))
     speakers = _speakers(stem(name) for _, name, _ in entries)
-    found: list[Found] = []
+    found: list[Recording] = []
     first: dict[str, str] = {}
     for part, name, label in entries:
         where = f"{file.name}: {part}: {name}"
@@ -64,11 +64,11 @@ def read(source: Path, *, audio: Path | None = None) -> Reading:
                 f"{where}: {len(matches)} files of this name, {' and '.join(relative(path, folder) for path in matches[:2])}; keep one"
             )
         else:
-            found.append(Found(ids[name], matches[0], label, speakers.get(stem(name), ""), FOLD_OF[part]))
+            found.append(Recording(ids[name], matches[0], label, speakers.get(stem(name), ""), FOLD_OF[part]))
     for part in ("Train", "Test"):
         if not record.get(part):
             problems.append(f"{file.name}: {part} is missing or empty; a split needs both Train and Test")
-    return Reading(tuple(found), tuple(problems), ("test",), None, {"speakers": "from the file names" if speakers else "not known"})
+    return SourceListing(tuple(found), tuple(problems), ("test",), None, {"speakers": "from the file names" if speakers else "not known"})
 
 
 def _speakers(stems: Iterable[str]) -> dict[str, str]:

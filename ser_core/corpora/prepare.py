@@ -21,7 +21,7 @@ from ser_core.corpora import csv_corpus, emodb, iemocap, labels, savee
 from ser_core.corpora.audio import AudioError, convert, encode
 from ser_core.corpora.checks import count_problems, structure_problems
 from ser_core.corpora.manifest import MANIFEST_NAME, Manifest, Utterance, load_manifest, write_manifest
-from ser_core.corpora.source import Found, Reading, read_expected_counts, relative
+from ser_core.corpora.recordings import Recording, SourceListing, read_expected_counts, relative
 from ser_core.corpora.staging import locked, put_in_place
 from ser_core.errors import InputError
 
@@ -125,7 +125,7 @@ def prepared_already(target: Path, facts: Mapping[str, Any]) -> Manifest | None:
     return manifest
 
 
-def _read(kind: str, source: Path, base: Path, check_counts: bool, four_classes: bool, audio: Path | None) -> Reading:
+def _read(kind: str, source: Path, base: Path, check_counts: bool, four_classes: bool, audio: Path | None) -> SourceListing:
     if four_classes and kind != "emodb":
         raise InputError(f"four classes can be chosen for emodb only, not for {kind}")
     if audio is not None and kind != "labels":
@@ -159,10 +159,10 @@ def _stored_name(identifier: str) -> str:
     return f"audio/{identifier}.flac"
 
 
-def _audio_problems(found: Sequence[Found], base: Path, threads: int, progress: Progress | None) -> list[str]:
+def _audio_problems(found: Sequence[Recording], base: Path, threads: int, progress: Progress | None) -> list[str]:
     """Lines for every recording that cannot be used, in the order of `found`; nothing is written."""
 
-    def problem(utterance: Found) -> str | None:
+    def problem(utterance: Recording) -> str | None:
         try:
             convert(utterance.path)
         except AudioError as error:
@@ -178,11 +178,11 @@ def _audio_problems(found: Sequence[Found], base: Path, threads: int, progress: 
     return lines
 
 
-def _intact(folder: Path, found: Sequence[Found], base: Path, threads: int) -> dict[str, Conversion]:
+def _intact(folder: Path, found: Sequence[Recording], base: Path, threads: int) -> dict[str, Conversion]:
     """Conversions in `folder` whose source has not changed and whose stored file is whole, by id."""
     journal = _read_journal(folder)
 
-    def usable(utterance: Found) -> Conversion | None:
+    def usable(utterance: Recording) -> Conversion | None:
         conversion = journal.get(utterance.id)
         if conversion is None or conversion.version != CONVERSION or conversion.source != relative(utterance.path, base):
             return None
@@ -207,7 +207,13 @@ def _stored_digest(path: Path) -> str:
 
 
 def _convert_all(
-    found: Sequence[Found], base: Path, staging: Path, home: Path, known: Mapping[str, Conversion], threads: int, progress: Progress | None
+    found: Sequence[Recording],
+    base: Path,
+    staging: Path,
+    home: Path,
+    known: Mapping[str, Conversion],
+    threads: int,
+    progress: Progress | None,
 ) -> tuple[dict[str, Conversion], list[str]]:
     """Bring every utterance into `staging`: from an earlier try, from the corpus that `home` holds, or from the source.
 
@@ -246,7 +252,7 @@ def _convert_all(
     return conversions, [failed[utterance.id] for utterance in found if utterance.id in failed]
 
 
-def _convert(utterance: Found, base: Path, staging: Path) -> Conversion:
+def _convert(utterance: Recording, base: Path, staging: Path) -> Conversion:
     try:
         status = utterance.path.stat()  # before it is read: a file that changes meanwhile does not match the next time
     except OSError as error:
@@ -270,7 +276,7 @@ def _convert(utterance: Found, base: Path, staging: Path) -> Conversion:
     )
 
 
-def _utterances(found: Sequence[Found], conversions: Mapping[str, Conversion]) -> list[Utterance]:
+def _utterances(found: Sequence[Recording], conversions: Mapping[str, Conversion]) -> list[Utterance]:
     return [
         Utterance(
             id=utterance.id,
@@ -286,7 +292,9 @@ def _utterances(found: Sequence[Found], conversions: Mapping[str, Conversion]) -
     ]
 
 
-def _unchanged(home: Path, corpus: str, reading: Reading, known: Mapping[str, Conversion], recorded: Mapping[str, Any]) -> Manifest | None:
+def _unchanged(
+    home: Path, corpus: str, reading: SourceListing, known: Mapping[str, Conversion], recorded: Mapping[str, Any]
+) -> Manifest | None:
     """The manifest that `home` holds, where preparing again would write the same."""
     try:
         manifest = load_manifest(home)

@@ -23,7 +23,9 @@ def is_fixed_part(validation: Sequence[str]) -> bool:
     return tuple(validation) == FIXED_PART
 
 
-def divide(manifest: Manifest, fold: str, validation: Sequence[str]) -> tuple[tuple[Utterance, ...], tuple[Utterance, ...]]:
+def training_and_validation(
+    manifest: Manifest, fold: str, validation: Sequence[str]
+) -> tuple[tuple[Utterance, ...], tuple[Utterance, ...]]:
     """Utterances to train on and to validate on, by speakers (or FIXED_PART); none of either is of the held-out fold.
 
     Raises InputError where one of the two is empty.
@@ -59,7 +61,7 @@ def validation_speakers(manifest: Manifest, fold: str) -> tuple[str, ...]:
     chosen = FIXED_PART if fixed else tuple(sorted(_chosen(manifest, fold, reachable)))
     if not chosen:
         raise InputError(f"{where}: no validation speakers are left beside those to train on; {NONE_LEFT}")
-    training, held = divide(manifest, fold, chosen)
+    training, held = training_and_validation(manifest, fold, chosen)
     _check_apart(where, held, "is tested", test)
     _check_apart(where, held, "is trained on", training)
     missing = sorted({utterance.label for utterance in reachable} - {utterance.label for utterance in training})

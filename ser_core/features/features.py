@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ser_core.errors import Interrupted
 from ser_core.features.store import FeatureStore, Frames, blocks_of, device_kind, front_end_key
 from ser_core.models.front_end import encoder_of, project_independent, project_padded
-from ser_core.parallel.threads import Crew
+from ser_core.parallel.threads import DeterministicPool
 from ser_core.settings import FeatureCache, Padding
 from ser_core.training.device import Arithmetic
 from ser_core.training.progress import Progress
@@ -22,7 +22,7 @@ from ser_core.training.splits import Split
 
 Crop = tuple[int, int]  # first frame, frames
 STORE = "features"  # in the folder that stages share
-TOGETHER = 8  # utterances at a time on a CPU: a long one takes some hundred MB meanwhile
+UTTERANCES_AT_ONCE = 8  # utterances at a time on a CPU: a long one takes some hundred MB meanwhile
 Result = TypeVar("Result")
 
 
@@ -64,16 +64,16 @@ class FrozenFeatures:
         if self._shared is not None:
             encoder = encoder_of(self._encoder)
             key = front_end_key(encoder, self._split.corpus_digest, device_kind(self._arithmetic.device))
-            store = FeatureStore(self._shared / STORE / key, encoder.config.hidden_size, self._computed, each=self._each)
+            store = FeatureStore(self._shared / STORE / key, encoder.config.hidden_size, self._computed, map_in_order=self._map)
             self._kept = store.fill(blocks_of(self._split, self._max_samples), should_stop, progress)
         if not self._keeps:
             return
         total = len(self._split)
         missing = [position for position in range(total) if position not in self._kept]
-        with contextlib.closing(self._each(self._computed, missing)) as computed:
+        with contextlib.closing(self._map(self._computed, missing)) as computed:
             for position, array in zip(missing, computed, strict=True):
                 self._kept[position] = array
-                progress.at(position + 1, total, "front end: utterance")
+                progress.update(position + 1, total, "front end: utterance")
                 if should_stop():
                     raise Interrupted(f"stopped at utterance {position + 1} of {total} in the front end; nothing to resume")
 
@@ -93,7 +93,7 @@ class FrozenFeatures:
         kept = [self._kept[position] for position in positions if position in self._kept]
         if len(kept) == len(positions):
             return self._batch([array[cut] for array, cut in zip(kept, cuts, strict=True)])
-        found = self._each(lambda position: self._alone(position, keep=not self._once), positions)
+        found = self._map(lambda position: self._alone(position, keep=not self._once), positions)
         alone = [features[cut] for features, cut in zip(found, cuts, strict=True)]
         return pad_sequence(alone, batch_first=True), torch.tensor([len(features) for features in alone], dtype=torch.int64)
 
@@ -108,14 +108,14 @@ class FrozenFeatures:
             row[len(array) :] = 0
         return batch.to(device, non_blocking=True), torch.tensor(counts, dtype=torch.int64)
 
-    def _each(self, compute: Callable[[int], Result], positions: Sequence[int]) -> Generator[Result, None, None]:
+    def _map(self, compute: Callable[[int], Result], positions: Sequence[int]) -> Generator[Result, None, None]:
         """What `compute` gives for utterances, in their order."""
         threads = torch.get_num_threads()
         if self._arithmetic.device.type != "cpu" or threads == 1 or not positions:
             yield from map(compute, positions)
             return
-        with Crew(min(threads, len(positions), TOGETHER)) as crew:
-            yield from crew.map(compute, positions)
+        with DeterministicPool(min(threads, len(positions), UTTERANCES_AT_ONCE)) as pool:
+            yield from pool.map(compute, positions)
 
     def _computed(self, position: int) -> Frames:
         array: Frames = self._alone(position, keep=False).cpu().numpy()

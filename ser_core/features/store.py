@@ -39,18 +39,18 @@ from ser_core.models.backbone import NORMALISE_KEY
 from ser_core.training.progress import Progress
 from ser_core.training.splits import Split
 
-# Of the file format and of how features are computed: raised with every change of ser_core/models/{front_end,convolutions,products}.py that
+# Of the file format and of how features are computed: raised with every change of ser_core/models/{front_end,convolutions,conv1d_matmul}.py that
 # may change a bit of the features of the same weights.
 VERSION = 1
 BLOCK_SAMPLES = 120 * SAMPLE_RATE  # 18 MB of wav2vec2-base: small enough to share out, large enough to be few
 STALE_SECONDS = 60.0  # since a claim was touched: its process is gone, or slower than computing the block anew
 POLL_SECONDS = (0.1, 3.0)  # between looks at the blocks of others, from the first wait to the longest
-TRIES = 2  # a block that is bad again right after it was written is the disk's doing
+ATTEMPTS = 2  # a block that is bad again right after it was written is the disk's doing
 MAGIC = b"SERFEAT\x01"
-HEAD = struct.Struct("<8s32s")  # magic, sha256 of all that follows
-LENGTH = struct.Struct("<Q")  # of the JSON facts, padded so that frames begin at a multiple of ALIGNMENT
+PREAMBLE = struct.Struct("<8s32s")  # magic, sha256 of all that follows
+HEADER_LENGTH = struct.Struct("<Q")  # of the JSON facts, padded so that frames begin at a multiple of ALIGNMENT
 ALIGNMENT = 64
-LONGEST_FACTS = 1 << 24
+MAX_HEADER_BYTES = 1 << 24
 FRAME_TYPE = np.dtype("<f4")
 # What of a configuration determines the front end, beside its weights.
 CONFIG_KEYS = ("conv_dim", "conv_kernel", "conv_stride", "conv_bias", "feat_extract_norm", "feat_extract_activation", "layer_norm_eps")
@@ -70,15 +70,15 @@ class Block:
         return hashlib.sha256(json.dumps(self.items).encode()).hexdigest()[:32]
 
 
-Each = Callable[[Callable[[int], Frames], Sequence[int]], Generator[Frames, None, None]]
+MapInOrder = Callable[[Callable[[int], Frames], Sequence[int]], Generator[Frames, None, None]]
 
 
-def in_turn(compute: Callable[[int], Frames], positions: Sequence[int]) -> Generator[Frames, None, None]:
+def map_sequentially(compute: Callable[[int], Frames], positions: Sequence[int]) -> Generator[Frames, None, None]:
     """One after another."""
     yield from map(compute, positions)
 
 
-class Refused(Exception):  # noqa: N818 - not an error: features are computed without the store
+class StoreUnavailable(Exception):  # noqa: N818 - not an error: features are computed without the store
     """The folder cannot be written or read."""
 
 
@@ -143,16 +143,22 @@ class FeatureStore:
     """The blocks of one front end and corpus in a folder, filled on demand: of utterances that the caller may see, and no others."""
 
     def __init__(
-        self, folder: Path, hidden: int, compute: Callable[[int], Frames], *, each: Each = in_turn, stale: float = STALE_SECONDS
+        self,
+        folder: Path,
+        hidden: int,
+        compute: Callable[[int], Frames],
+        *,
+        map_in_order: MapInOrder = map_sequentially,
+        stale: float = STALE_SECONDS,
     ) -> None:
         self.folder = folder
         self._hidden = hidden
         self._compute = compute  # features of the utterance at a position
-        self._each = each  # how those of several are computed, in their order
+        self._map = map_in_order  # how those of several are computed, in their order
         self._stale = stale
-        self._trouble = ""
-        self._ahead = 0.0  # seconds by which the clock of the file system is ahead of ours
-        self._me = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}"  # containers of one machine may share pids
+        self._problem = ""
+        self._clock_offset = 0.0  # seconds by which the clock of the file system is ahead of ours
+        self._writer = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}"  # containers of one machine may share pids
 
     def fill(self, blocks: Sequence[Block], should_stop: Callable[[], bool], progress: Progress) -> dict[int, Frames]:
         """Features by position, read-only and mapped, each block checked against its digest: those that were there or could be put there.
@@ -163,13 +169,13 @@ class FeatureStore:
         kept: dict[int, Frames] = {}
         left = list(blocks)
         random.SystemRandom().shuffle(left)  # processes that start together begin with different ones
-        self._trouble = "blocks are damaged again as soon as they are written"
-        for _ in range(TRIES):
+        self._problem = "blocks are damaged again as soon as they are written"
+        for _ in range(ATTEMPTS):
             refused = False
             try:
                 self._build(left, should_stop, progress)
-            except Refused as refusal:
-                refused, self._trouble = True, str(refusal)
+            except StoreUnavailable as refusal:
+                refused, self._problem = True, str(refusal)
             with ThreadPoolExecutor(max_workers=max(1, torch.get_num_threads())) as pool:  # hashing lets go of the interpreter
                 found = list(pool.map(self._open, left))
             for block, arrays in zip(left, found, strict=True):
@@ -179,7 +185,7 @@ class FeatureStore:
                 break
         if left:
             utterances = sum(len(block.positions) for block in left)
-            progress.say(f"front end: {utterances} utterances are computed by this stage for itself: {self.folder}: {self._trouble}")
+            progress.report(f"front end: {utterances} utterances are computed by this stage for itself: {self.folder}: {self._problem}")
         return kept
 
     def path(self, block: Block) -> Path:
@@ -188,20 +194,20 @@ class FeatureStore:
     def _build(self, blocks: Sequence[Block], should_stop: Callable[[], bool], progress: Progress) -> None:
         """Return when all blocks are there. Waits for those of others only while they get on, and when there is none left to compute.
 
-        Raises Refused where the folder cannot be used.
+        Raises StoreUnavailable where the folder cannot be used.
         """
         done, total = 0, sum(len(block.positions) for block in blocks)
         first, longest = POLL_SECONDS
         pause = first
-        with _refusing():
+        with _store_errors():
             left = [block for block in blocks if not self.path(block).exists()]
             if left:
-                self._ahead = self._clock_ahead()
+                self._clock_offset = self._measure_clock_offset()
         while left:
             waiting = []
             for block in left:
-                _heed(should_stop, done, total)
-                with _refusing():
+                _raise_if_stopped(should_stop, done, total)
+                with _store_errors():
                     claim = self._claim(block)
                 if claim is None:
                     waiting.append(block)
@@ -210,29 +216,29 @@ class FeatureStore:
                     if self.path(block).exists():  # published since the last look
                         continue
                     arrays = []
-                    with contextlib.closing(self._each(self._compute, block.positions)) as computed:
+                    with contextlib.closing(self._map(self._compute, block.positions)) as computed:
                         for array in computed:
                             arrays.append(array)
                             claim.touch()
                             done += 1
-                            progress.at(done, total, "front end: utterance")
-                            _heed(should_stop, done, total)
-                    with _refusing():
+                            progress.update(done, total, "front end: utterance")
+                            _raise_if_stopped(should_stop, done, total)
+                    with _store_errors():
                         self._write(block, arrays)
             if len(waiting) < len(left):
                 pause = first
             else:
                 there = total - sum(len(block.positions) for block in waiting)
-                progress.at(there, total, "front end: utterance", ", the rest by others")
+                progress.update(there, total, "front end: utterance", ", the rest by others")
                 time.sleep(pause)
                 pause = min(2 * pause, longest)
-            with _refusing():
+            with _store_errors():
                 left = [block for block in waiting if not self.path(block).exists()]
 
-    def _clock_ahead(self) -> float:
+    def _measure_clock_offset(self) -> float:
         """Make the folder, and compare the file system's clock with ours by a file that is then removed."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        probe = self.folder / f".clock.{self._me}.tmp"
+        probe = self.folder / f".clock.{self._writer}.tmp"
         try:
             with probe.open("wb") as file:
                 return os.fstat(file.fileno()).st_mtime - time.time()
@@ -246,7 +252,7 @@ class FeatureStore:
         if claim is not None or not self._is_stale(path):
             return claim
         # Many see it stale at the same moment: moved away first, so that who comes late finds the fresh one of another and puts it back.
-        aside = self.folder / f".{block.name}.{self._me}.tmp"
+        aside = self.folder / f".{block.name}.{self._writer}.tmp"
         try:
             path.rename(aside)
             if self._is_stale(aside):
@@ -264,20 +270,20 @@ class FeatureStore:
                 touched = os.fstat(file.fileno()).st_mtime
         except FileNotFoundError:
             return False  # just released
-        return time.time() + self._ahead - touched > self._stale
+        return time.time() + self._clock_offset - touched > self._stale
 
     def _write(self, block: Block, arrays: Sequence[Frames]) -> None:
         """Publish a block, by streams: a full disk is an OSError here, where a memory map would end the process."""
         facts = json.dumps({"items": block.items, "frames": [len(array) for array in arrays], "hidden": self._hidden}).encode()
-        facts += b" " * (-(HEAD.size + LENGTH.size + len(facts)) % ALIGNMENT)
-        pieces: list[Any] = [LENGTH.pack(len(facts)), facts, *(np.ascontiguousarray(array, FRAME_TYPE) for array in arrays)]
+        facts += b" " * (-(PREAMBLE.size + HEADER_LENGTH.size + len(facts)) % ALIGNMENT)
+        pieces: list[Any] = [HEADER_LENGTH.pack(len(facts)), facts, *(np.ascontiguousarray(array, FRAME_TYPE) for array in arrays)]
         digest = hashlib.sha256()
         for piece in pieces:
             digest.update(piece)
-        temporary = self.folder / f".{block.name}.{self._me}.tmp"
+        temporary = self.folder / f".{block.name}.{self._writer}.tmp"
         try:
             with temporary.open("wb") as file:
-                file.write(HEAD.pack(MAGIC, digest.digest()))
+                file.write(PREAMBLE.pack(MAGIC, digest.digest()))
                 for piece in pieces:
                     file.write(piece)
                 file.flush()
@@ -294,7 +300,7 @@ class FeatureStore:
         try:
             with path.open("rb") as file:
                 try:
-                    return _mapped(file, block, self._hidden)
+                    return _map_block(file, block, self._hidden)
                 except (ValueError, KeyError, TypeError):
                     # Unless somebody has already put a good one in its place.
                     if os.path.samestat(os.fstat(file.fileno()), path.stat()):
@@ -302,7 +308,7 @@ class FeatureStore:
         except FileNotFoundError:
             return None
         except OSError as error:
-            self._trouble = error.strerror or str(error)
+            self._problem = error.strerror or str(error)
         return None
 
 
@@ -337,22 +343,22 @@ class Claim:
             os.close(self.descriptor)
 
 
-def _mapped(file: BinaryIO, block: Block, hidden: int) -> list[Frames]:
+def _map_block(file: BinaryIO, block: Block, hidden: int) -> list[Frames]:
     """The features in a block's file. Raises ValueError, KeyError or TypeError where it is not what was written, OSError as the disk does.
 
     Size and digest are read before anything is mapped: beyond the end of a file a map ends the process.
     """
-    magic, digest = HEAD.unpack(_exactly(file, HEAD.size))
+    magic, digest = PREAMBLE.unpack(_read_exactly(file, PREAMBLE.size))
     if magic != MAGIC:
         raise ValueError("not a block of this version")
-    seen = hashlib.sha256(lead := _exactly(file, LENGTH.size))
-    (length,) = LENGTH.unpack(lead)
-    if length > LONGEST_FACTS:
+    seen = hashlib.sha256(lead := _read_exactly(file, HEADER_LENGTH.size))
+    (length,) = HEADER_LENGTH.unpack(lead)
+    if length > MAX_HEADER_BYTES:
         raise ValueError("facts of no possible length")
-    seen.update(text := _exactly(file, length))
+    seen.update(text := _read_exactly(file, length))
     facts = json.loads(text)
     counts = [int(count) for count in facts["frames"]]
-    offset = HEAD.size + LENGTH.size + length
+    offset = PREAMBLE.size + HEADER_LENGTH.size + length
     if [tuple(item) for item in facts["items"]] != list(block.items) or facts["hidden"] != hidden or len(counts) != len(block.items):
         raise ValueError("another block")
     if os.fstat(file.fileno()).st_size != offset + sum(counts) * hidden * FRAME_TYPE.itemsize:
@@ -365,22 +371,22 @@ def _mapped(file: BinaryIO, block: Block, hidden: int) -> list[Frames]:
     return np.split(frames, np.cumsum(counts)[:-1])
 
 
-def _exactly(file: BinaryIO, size: int) -> bytes:
+def _read_exactly(file: BinaryIO, size: int) -> bytes:
     found = file.read(size)
     if len(found) != size:
         raise ValueError("torn")
     return found
 
 
-def _heed(should_stop: Callable[[], bool], done: int, total: int) -> None:
+def _raise_if_stopped(should_stop: Callable[[], bool], done: int, total: int) -> None:
     if should_stop():
         raise Interrupted(f"stopped at utterance {done} of {total} in the front end; nothing to resume")
 
 
 @contextlib.contextmanager
-def _refusing() -> Iterator[None]:
+def _store_errors() -> Iterator[None]:
     """Context for what is done to the folder, apart from what is done to the corpus."""
     try:
         yield
     except OSError as error:
-        raise Refused(error.strerror or str(error)) from error
+        raise StoreUnavailable(error.strerror or str(error)) from error

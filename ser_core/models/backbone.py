@@ -59,7 +59,7 @@ def build_backbone(settings: BackboneSettings | Path, *, attention: Attention = 
     chosen = _as_settings(settings)
     if chosen.checkpoint is None:
         return _from_config(chosen, attention)
-    return _from_checkpoint(Wav2Vec2ForPreTraining, chosen, attention, spare=())
+    return _from_checkpoint(Wav2Vec2ForPreTraining, chosen, attention, ignored=())
 
 
 def load_encoder(settings: BackboneSettings | Path, *, attention: Attention = Attention.sdpa) -> Wav2Vec2Model:
@@ -73,7 +73,7 @@ def load_encoder(settings: BackboneSettings | Path, *, attention: Attention = At
     chosen = _as_settings(settings)
     if chosen.checkpoint is None:
         return _from_config(chosen, attention).wav2vec2
-    return _from_checkpoint(Wav2Vec2Model, chosen, attention, spare=HEAD_PREFIXES)
+    return _from_checkpoint(Wav2Vec2Model, chosen, attention, ignored=HEAD_PREFIXES)
 
 
 def save_backbone(model: Wav2Vec2ForPreTraining, folder: Path) -> None:
@@ -152,7 +152,7 @@ def _from_config(settings: BackboneSettings, attention: Attention) -> Wav2Vec2Fo
     return _ready(model, "backbone.config")
 
 
-def _from_checkpoint(model_class: Any, settings: BackboneSettings, attention: Attention, spare: tuple[str, ...]) -> Any:
+def _from_checkpoint(model_class: Any, settings: BackboneSettings, attention: Attention, ignored: tuple[str, ...]) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
@@ -182,7 +182,7 @@ def _from_checkpoint(model_class: Any, settings: BackboneSettings, attention: At
             if is_memory_error(error):
                 raise
             raise InputError(f"{source}: cannot be loaded as wav2vec 2.0: {_first_line(error)}") from error
-    _check_keys(source, report, spare)
+    _check_keys(source, report, ignored)
     if not hasattr(model.config, NORMALISE_KEY) and _normalises(source, folder, model.config, options.get("revision")):
         setattr(model.config, NORMALISE_KEY, True)
     return _ready(model, source)
@@ -199,8 +199,8 @@ def _from_hub(model_class: Any, name: str, options: dict[str, Any]) -> tuple[Any
     return model, report
 
 
-def _check_keys(source: str, report: dict[str, Any], spare: tuple[str, ...]) -> None:
-    unexpected = [key for key in report["unexpected_keys"] if not key.startswith(spare)] if spare else list(report["unexpected_keys"])
+def _check_keys(source: str, report: dict[str, Any], ignored: tuple[str, ...]) -> None:
+    unexpected = [key for key in report["unexpected_keys"] if not key.startswith(ignored)] if ignored else list(report["unexpected_keys"])
     mismatched = [str(entry[0]) if isinstance(entry, tuple) else str(entry) for entry in report["mismatched_keys"]]
     problems = []
     for word, keys in (("missing", list(report["missing_keys"])), ("unmatched", unexpected), ("of another shape", mismatched)):

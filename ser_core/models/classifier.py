@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ser_core.errors import InputError
-from ser_core.models.encoder import transform
+from ser_core.models.encoder import run_transformer
 from ser_core.models.front_end import valid_frames
 from ser_core.settings import Pooling
 
@@ -66,7 +66,7 @@ def encode(encoder: Any, features: Tensor, frames: Tensor, time_mask: Tensor | N
         hidden = torch.where(time_mask[..., None], encoder.masked_spec_embed.to(hidden.dtype), hidden)
     if feature_mask is not None:
         hidden = hidden.masked_fill(feature_mask[:, None, :], 0)
-    return transform(encoder, hidden, frames)
+    return run_transformer(encoder, hidden, frames)
 
 
 def pool(hidden: Tensor, frames: Tensor, pooling: Pooling) -> Tensor:

@@ -31,7 +31,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from ser_core.models.products import ConvolutionShape, Products, chunk_rows, row_chunks
+from ser_core.models.conv1d_matmul import Conv1dMatmul, ConvolutionShape, chunk_rows, row_chunks
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def convolve(extractor: Any, waves: Sequence[Tensor]) -> list[Tensor]:
     rows, slack = [starts[-1]], [0]
     for shape in reversed(shapes[1:]):
         rows.append(rows[-1] * shape.stride)
-        slack.append((shape.products - 1) * shape.stride)
+        slack.append((shape.matmuls - 1) * shape.stride)
     plan = _Plan(
         shapes=shapes,
         rows=tuple(reversed(rows)),
@@ -225,7 +225,7 @@ class _Convolutions(torch.autograd.Function):
             sums = windows.new_empty((plan.rows[level] + plan.slack[level], shape.outputs), dtype=plan.dtype)
             sums[plan.rows[level] :] = 0
             for start, stop in row_chunks(plan.rows[level], plan.chunk):
-                low, high = start * shape.stride, (stop + shape.products - 1) * shape.stride
+                low, high = start * shape.stride, (stop + shape.matmuls - 1) * shape.stride
                 chunk = _level(plan, level - 1, windows, first, before, low, high, scratch)
                 active = scratch.take("active", high - low, shape.inputs, plan.dtype)
                 norms[level - 1].forward(chunk, active)
@@ -275,7 +275,7 @@ class _Convolutions(torch.autograd.Function):
             if bias is not None:
                 bias.add_(above.sum(0))
             for start, stop in row_chunks(plan.rows[level], plan.chunk):
-                low, middle, high = start * shape.stride, stop * shape.stride, (stop + shape.products - 1) * shape.stride
+                low, middle, high = start * shape.stride, stop * shape.stride, (stop + shape.matmuls - 1) * shape.stride
                 sums = _level(plan, level - 1, windows, first, kept[level - 1], low, high, scratch)
                 active = scratch.take("active", high - low, shape.inputs, plan.dtype)
                 normed = norms[level - 1].forward(sums, active)
@@ -296,13 +296,13 @@ class _Convolutions(torch.autograd.Function):
 
 
 def _parts(plan: _Plan, values: Sequence[Tensor | None]) -> tuple[list[Any], list[_Norm]]:
-    """Products (none for the first convolution) and norms of all convolutions."""
+    """Matmuls (none for the first convolution) and norms of all convolutions."""
     layers: list[Any] = [None]
     for level in range(1, len(plan.shapes)):
         weight, bias = values[4 * level], values[4 * level + 1]
         if weight is None:
             raise ValueError(f"convolution {level} has no weights")
-        layers.append(Products(plan.shapes[level], weight, bias, plan.dtype))
+        layers.append(Conv1dMatmul(plan.shapes[level], weight, bias, plan.dtype))
     return layers, [_Norm(values[4 * level + 2], values[4 * level + 3], plan.norm_epsilon) for level in range(len(plan.shapes))]
 
 

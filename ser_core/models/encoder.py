@@ -7,7 +7,7 @@ What it does otherwise than transformers' encoder, each measured in docs/speed.m
 - an attention block and a feed-forward block are one node of the graph each, which keeps little and works in place;
 - the positional convolution is a product of spectra (overlap-save in blocks as long as its kernel).
 
-`transform` is the one way in. A GPU, eager attention (the authors' arithmetic) and configurations not foreseen here get
+`run_transformer` is the one way in. A GPU, eager attention (the authors' arithmetic) and configurations not foreseen here get
 transformers' encoder.
 """
 
@@ -28,20 +28,20 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ser_core.models.front_end import valid_frames
 
-MOST_DROPPED = 0.49  # above it the threshold of `Dropping` would fall among positive numbers
+MAX_DROPOUT = 0.49  # above it the threshold of `DropoutBits` would fall among positive numbers
 STREAMS = 2  # generators that draw bits side by side; a constant, so that the bits do not depend on the number of threads
-LONG_DRAW = 1 << 15  # words from which a second thread is worth its start
+PARALLEL_DRAW_WORDS = 1 << 15  # words from which a second thread is worth its start
 
 aten: Any = torch.ops.aten
 
 
-def transform(encoder: Any, hidden: Tensor, frames: Tensor | None) -> Tensor:
+def run_transformer(encoder: Any, hidden: Tensor, frames: Tensor | None) -> Tensor:
     """Run the transformer of a `Wav2Vec2Model` over projected features: (B, T, hidden) -> (B, T, hidden).
 
     `frames` (B,) are the valid ones of each row, the rest is padding: never attended to, and its output means nothing. None: all are valid.
     """
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
-    if hidden.device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16) or not is_known(encoder.encoder):
+    if hidden.device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16) or not is_supported(encoder.encoder):
         valid = None if frames is None else valid_frames(frames, hidden.shape[1])
         output: Tensor = _by_transformers(encoder.encoder, hidden, valid)
         return output
@@ -53,7 +53,7 @@ def transform(encoder: Any, hidden: Tensor, frames: Tensor | None) -> Tensor:
     return F.pad(padded, (0, 0, 0, length - padded.shape[1]))
 
 
-def is_known(encoder: Any) -> bool:
+def is_supported(encoder: Any) -> bool:
     """Whether this module computes what transformers' encoder of this configuration does."""
     config = encoder.config
     dropped = (config.hidden_dropout, config.activation_dropout, config.attention_dropout)
@@ -63,7 +63,7 @@ def is_known(encoder: Any) -> bool:
         and config.hidden_act == config.feat_extract_activation == "gelu"
         and getattr(config, "adapter_attn_dim", None) is None
         and not encoder.gradient_checkpointing
-        and all(0 <= probability < MOST_DROPPED for probability in dropped)
+        and all(0 <= probability < MAX_DROPOUT for probability in dropped)
     )
 
 
@@ -94,11 +94,11 @@ def _run(encoder: Any, hidden: Tensor, lengths: Sequence[int], dtype: torch.dtyp
     hidden = F.dropout(hidden, config.hidden_dropout, training)
     # Layers are drawn one by one, as in transformers, and before the seed of their masks.
     layers = [layer for layer in encoder.layers if not (training and config.layerdrop > 0 and float(torch.rand([])) < config.layerdrop)]
-    dropping = Dropping.seeded() if training else None
+    dropout_bits = DropoutBits.seeded() if training else None
     for layer in layers:
         attention, feed_forward = layer.attention, layer.feed_forward
-        first = (lengths, attention.num_heads, attention.dropout, layer.dropout.p, dropping, dtype)
-        second = (feed_forward.intermediate_dropout.p, feed_forward.output_dropout.p, dropping, dtype)
+        first = (lengths, attention.num_heads, attention.dropout, layer.dropout.p, dropout_bits, dtype)
+        second = (feed_forward.intermediate_dropout.p, feed_forward.output_dropout.p, dropout_bits, dtype)
         if stable:
             hidden = _attend(attention, hidden, layer.layer_norm(hidden), first)
             hidden = _feed_forward(feed_forward, hidden, layer.final_layer_norm(hidden), second)
@@ -110,7 +110,7 @@ def _run(encoder: Any, hidden: Tensor, lengths: Sequence[int], dtype: torch.dtyp
     return hidden
 
 
-class Dropping:
+class DropoutBits:
     """Dropout masks from raw bits: a number whose bits are drawn at random lies at or below a threshold with the dropout's probability.
 
     So `threshold_backward(x, bits, threshold)`, which keeps x where bits > threshold, drops in one pass, and the same of the gradient.
@@ -121,7 +121,7 @@ class Dropping:
         self._streams = [np.random.SFC64(each) for each in np.random.SeedSequence(seed).spawn(STREAMS)]
 
     @classmethod
-    def seeded(cls) -> Dropping:
+    def seeded(cls) -> DropoutBits:
         """From torch's default generator."""
         return cls(int(torch.randint(1 << 62, ())))
 
@@ -134,7 +134,7 @@ class Dropping:
         def draw(stream: int) -> None:
             drawn[stream] = self._streams[stream].random_raw(words)
 
-        if words < LONG_DRAW or torch.get_num_threads() == 1:
+        if words < PARALLEL_DRAW_WORDS or torch.get_num_threads() == 1:
             for stream in range(STREAMS):
                 draw(stream)
         else:
@@ -199,8 +199,8 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, options: tuple[Any, ...], residual: Tensor, hidden: Tensor, *weights: Tensor) -> Tensor:
-        lengths, heads, inner, outer, dropping, dtype = options
-        inner, outer = (inner, outer) if dropping is not None else (0.0, 0.0)
+        lengths, heads, inner, outer, dropout_bits, dtype = options
+        inner, outer = (inner, outer) if dropout_bits is not None else (0.0, 0.0)
         x = hidden.to(dtype)
         wq, bq, wk, bk, wv, bv, wo, bo = (each.to(dtype) for each in weights)
         q, k, v = torch.addmm(bq, x, wq.t()), torch.addmm(bk, x, wk.t()), torch.addmm(bv, x, wv.t())
@@ -212,12 +212,12 @@ class _Attention(torch.autograd.Function):
             p = torch.softmax(_scaled_product(q_, k_.transpose(1, 2), scaling), -1)
             probabilities.append(p)
             if inner:
-                bits = dropping.bits(tuple(p.shape), dtype)
+                bits = dropout_bits.bits(tuple(p.shape), dtype)
                 # The bits' memory takes what is kept.
                 p = aten.threshold_backward.grad_input(p, bits, threshold_for(inner, dtype), grad_input=bits)
                 kept.append(p)
             merged_.copy_(_scaled_product(p, v_, 1 / (1 - inner)))
-        bits = dropping.bits(tuple(x.shape), dtype) if outer else None
+        bits = dropout_bits.bits(tuple(x.shape), dtype) if outer else None
         output = _drop(torch.addmm(bo, merged, wo.t()), bits, outer)
         ctx.save_for_backward(x, q, k, v, merged, bits, wq, wk, wv, wo, *probabilities, *kept)
         ctx.facts = (lengths, heads, inner, outer, scaling)
@@ -255,14 +255,14 @@ class _FeedForward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, options: tuple[Any, ...], residual: Tensor, hidden: Tensor, *weights: Tensor) -> Tensor:
-        inner, outer, dropping, dtype = options
-        inner, outer = (inner, outer) if dropping is not None else (0.0, 0.0)
+        inner, outer, dropout_bits, dtype = options
+        inner, outer = (inner, outer) if dropout_bits is not None else (0.0, 0.0)
         x = hidden.to(dtype)
         w1, b1, w2, b2 = (each.to(dtype) for each in weights)
         u = torch.addmm(b1, x, w1.t())
-        inner_bits = dropping.bits(tuple(u.shape), dtype) if inner else None
+        inner_bits = dropout_bits.bits(tuple(u.shape), dtype) if inner else None
         h = _drop(F.gelu(u), inner_bits, inner)
-        outer_bits = dropping.bits(tuple(x.shape), dtype) if outer else None
+        outer_bits = dropout_bits.bits(tuple(x.shape), dtype) if outer else None
         output = _drop(torch.addmm(b2, h, w2.t(), alpha=1 / (1 - inner)), outer_bits, outer)
         ctx.save_for_backward(x, u, h, inner_bits, outer_bits, w1, w2)
         ctx.facts = (inner, outer)
@@ -313,7 +313,7 @@ def _correlate(rows: Tensor, weight: Tensor, groups: int) -> Tensor:
     """Correlate (blocks * kernel + kernel, channels) with (channels, channels / groups, kernel): (blocks * kernel, channels).
 
     Row t is the sum over k of rows t + k with the weights of k. Windows of two blocks are transformed, multiplied, and transformed back.
-    Spectra are real: one part for cosines, one for sines. A transform is a product with a matrix, which leaves the result where the next
+    Spectra are real: one part for cosines, one for sines. A run_transformer is a product with a matrix, which leaves the result where the next
     product wants it.
     """
     channels, size, kernel = weight.shape

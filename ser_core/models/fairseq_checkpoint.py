@@ -30,7 +30,7 @@ __all__ = ["build_wav2vec", "convert_checkpoint", "save_wav2vec", "wav2vec_ident
 WEIGHTS_FILE = "model.safetensors"
 
 # fairseq's own pretraining head; not used here, known, and therefore not an unmatched key.
-SPARE_PREFIX = "wav2vec_predictions."
+IGNORED_PREFIX = "wav2vec_predictions."
 
 # fairseq's modules are numbered sequences: (pad,) convolution, dropout, norm, activation.
 RENAMINGS = (
@@ -67,7 +67,7 @@ def build_wav2vec(settings: Wav2vecSettings) -> Wav2vec:
     if path.is_dir():
         return _open_folder(path)
     config, state = convert_checkpoint(path)
-    return _filled(Wav2vec(config), state, path)
+    return _with_weights(Wav2vec(config), state, path)
 
 
 def save_wav2vec(model: Wav2vec, folder: Path) -> None:
@@ -87,7 +87,7 @@ def convert_checkpoint(path: Path) -> tuple[Wav2vecConfig, dict[str, Tensor]]:
         raise InputError(f"{path}: no such wav2vec checkpoint; set states.wav2vec.checkpoint to the path of wav2vec_large.pt")
     try:
         # Old checkpoints keep their arguments as a Namespace; nothing else beyond tensors and plain values is let through.
-        with _undisturbed(), torch.serialization.safe_globals([argparse.Namespace]):
+        with _logging_restored(), torch.serialization.safe_globals([argparse.Namespace]):
             from fairseq import checkpoint_utils
 
             models, configuration, _task = checkpoint_utils.load_model_ensemble_and_task([str(path)])
@@ -102,7 +102,7 @@ def convert_checkpoint(path: Path) -> tuple[Wav2vecConfig, dict[str, Tensor]]:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def _logging_restored() -> Iterator[None]:
     """Undo what importing fairseq does to the process: the root logger at debug level with a handler of its own, hydra's warnings."""
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
@@ -165,7 +165,7 @@ def _converted_state(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tenso
     converted: dict[str, Tensor] = {}
     unmatched = []
     for name, tensor in state.items():
-        if name.startswith(SPARE_PREFIX):
+        if name.startswith(IGNORED_PREFIX):
             continue
         for pattern, ours in RENAMINGS:
             if pattern.match(name):
@@ -190,16 +190,16 @@ def _open_folder(folder: Path) -> Wav2vec:
         state = load_file(folder / WEIGHTS_FILE)
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{folder}: not a saved wav2vec model: {error}") from error
-    return _filled(Wav2vec(config), state, folder)
+    return _with_weights(Wav2vec(config), state, folder)
 
 
-def _filled(model: Wav2vec, state: Mapping[str, Tensor], path: Path) -> Wav2vec:
+def _with_weights(model: Wav2vec, state: Mapping[str, Tensor], path: Path) -> Wav2vec:
     wanted = model.state_dict()
     problems = []
     missing = sorted(set(wanted) - set(state))
     unmatched = sorted(set(state) - set(wanted))
-    misshapen = sorted(name for name in set(state) & set(wanted) if state[name].shape != wanted[name].shape)
-    for word, names in (("missing", missing), ("unmatched", unmatched), ("of another shape", misshapen)):
+    mismatched = sorted(name for name in set(state) & set(wanted) if state[name].shape != wanted[name].shape)
+    for word, names in (("missing", missing), ("unmatched", unmatched), ("of another shape", mismatched)):
         if names:
             problems.append(f"{path}: {_listed(names)} {word}; the checkpoint does not fit its own configuration")
     if problems:

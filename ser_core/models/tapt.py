@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from ser_core.models.encoder import transform
+from ser_core.models.encoder import run_transformer
 from ser_core.models.front_end import Extracted, encoder_of, extract, normalise, project
 from ser_core.models.masking import BoolArray, time_mask
 from ser_core.settings import Padding
@@ -159,7 +159,7 @@ def tapt_loss(
     reference = padding is Padding.reference
     embedding = encoder.masked_spec_embed  # what is added up along the transformer stays in its type under autocast too
     hidden = torch.where(mask[..., None], embedding, features.projected.to(embedding.dtype))
-    encoded = transform(encoder, hidden, None if reference else features.frames)
+    encoded = run_transformer(encoder, hidden, None if reference else features.frames)
     predicted = model.project_hid(encoded[mask])
 
     # Only frames that can be a target or a negative are quantized.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ser_core.models.products import convolve_rows
+from ser_core.models.conv1d_matmul import convolve_rows
 from ser_core.models.shapes import Wav2vecConfig
 
 

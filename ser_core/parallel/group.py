@@ -27,39 +27,39 @@ from ser_core.parallel.team import Team
 BUCKET = 8 << 20  # float32 numbers in one message: 32 MiB
 ABORT_SECONDS = 10.0  # for NCCL to let go of what it waits for; it may itself wait for a process that is gone
 # NCCL's own watch would kill this process as soon as another is lost, before anybody has said why. That is the job system's to do.
-UNWATCHED = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_NCCL_ENABLE_MONITORING": "0"}
+NCCL_WATCHDOG_OFF = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_NCCL_ENABLE_MONITORING": "0"}
 
 
 class Group:
-    """A group of one: nothing to agree upon. `Processes` is one of several."""
+    """A group of one: nothing to agree upon. `DistributedGroup` is one of several."""
 
     rank = 0
     size = 1
 
     @property
-    def leads(self) -> bool:
+    def is_leader(self) -> bool:
         """Whether this process writes what the stage leaves behind."""
         return self.rank == 0
 
-    def sum_(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_(self, tensors: Sequence[Tensor]) -> None:
         """Put the sum over the processes into each tensor, in float32. All must give the same shapes in the same order."""
 
-    def total(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    def all_reduce(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sums over the processes of a few numbers. Where one process alone has a number and the others 0, it arrives to the bit."""
         return values
 
     def any(self, flag: bool) -> bool:
         """Whether it is true in any process."""
-        return bool(self.total(np.array([float(flag)]))[0])
+        return bool(self.all_reduce(np.array([float(flag)]))[0])
 
-    def share(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """The leader's value."""
         return value
 
-    def copy_(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast_(self, tensors: Iterable[Tensor]) -> None:
         """Put the leader's numbers into each tensor."""
 
-    def collect(self, own: Tensor, rows: Sequence[int]) -> list[Tensor]:
+    def gather(self, own: Tensor, rows: Sequence[int]) -> list[Tensor]:
         """In the leader: the tensors (rows[rank], ...) float32 of all processes, on the CPU. Elsewhere: nothing."""
         del rows
         return [own.cpu()]
@@ -67,14 +67,14 @@ class Group:
     def barrier(self) -> None:
         """Wait until all processes are here."""
 
-    def alive(self) -> None:
+    def expect_progress(self) -> None:
         """Promise the job system to get on: it ends a process that has gone silent."""
 
-    def silent(self) -> None:
+    def suspend_watchdog(self) -> None:
         """Promise nothing: what follows may take any time, and talks to nobody."""
 
 
-class Processes(Group):
+class DistributedGroup(Group):
     """Several processes, of which each has called `process_group`.
 
     Every wait ends after the group's timeout; where a process is gone or silent, ConnectionError is raised in the others.
@@ -86,53 +86,53 @@ class Processes(Group):
         self._team = team
         self._seconds = seconds
 
-    def sum_(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_(self, tensors: Sequence[Tensor]) -> None:
         sent = []
-        with self._talking():
+        with self._communication_errors():
             for bucket in buckets([tensor.numel() for tensor in tensors], BUCKET):
                 flat = torch.cat([tensors[index].detach().reshape(-1).float() for index in bucket])
                 sent.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
         for bucket, flat, work in sent:
-            with self._talking():
+            with self._communication_errors():
                 work.wait()
             parts = torch.split(flat, [tensors[index].numel() for index in bucket])
             for index, part in zip(bucket, parts, strict=True):
                 tensors[index].detach().copy_(part.view_as(tensors[index]))
 
-    def total(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    def all_reduce(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         summed = torch.from_numpy(np.array(values, dtype=np.float64))
-        with self._talking():
+        with self._communication_errors():
             dist.all_reduce(summed)
         result: NDArray[np.float64] = summed.numpy()
         return result
 
-    def share(self, value: Any) -> Any:
-        shared = [value if self.leads else None]
-        with self._talking():
+    def broadcast_object(self, value: Any) -> Any:
+        shared = [value if self.is_leader else None]
+        with self._communication_errors():
             dist.broadcast_object_list(shared, 0, device=torch.device("cpu"))
         return shared[0]
 
-    def copy_(self, tensors: Iterable[Tensor]) -> None:
-        with self._talking():
+    def broadcast_(self, tensors: Iterable[Tensor]) -> None:
+        with self._communication_errors():
             for tensor in tensors:
                 own = tensor.detach()
                 sent = own.contiguous()
                 if sent.numel():
                     dist.broadcast(sent, 0)
-                if not self.leads:
+                if not self.is_leader:
                     own.copy_(sent)
 
-    def collect(self, own: Tensor, rows: Sequence[int]) -> list[Tensor]:
+    def gather(self, own: Tensor, rows: Sequence[int]) -> list[Tensor]:
         own = own.detach().to("cpu", torch.float32).contiguous()
-        if not self.leads:
-            with self._talking():
+        if not self.is_leader:
+            with self._communication_errors():
                 if len(own):
                     dist.send(own, 0)
             return []
         found = [own]
         for rank in range(1, self.size):
             received = own.new_empty((rows[rank], *own.shape[1:]))
-            with self._talking():
+            with self._communication_errors():
                 if len(received):
                     dist.recv(received, rank)
             found.append(received)
@@ -141,15 +141,15 @@ class Processes(Group):
     def barrier(self) -> None:
         self.any(False)
 
-    def alive(self) -> None:
+    def expect_progress(self) -> None:
         # Twice: as long as this process may wait for another, and as long as that may be at work.
         self._team.advance(2 * self._seconds)
 
-    def silent(self) -> None:
+    def suspend_watchdog(self) -> None:
         self._team.advance(0)
 
     @contextlib.contextmanager
-    def _talking(self) -> Iterator[None]:
+    def _communication_errors(self) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
@@ -170,7 +170,7 @@ def process_group(team: Team, device: torch.device, seconds: float) -> Iterator[
         raise ConnectionError(f"process {team.rank} of {team.size}: the group of the stage before could not be ended")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        for name, value in UNWATCHED.items():
+        for name, value in NCCL_WATCHDOG_OFF.items():
             os.environ.setdefault(name, value)
     store, address = rendezvous(team, seconds)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -179,7 +179,7 @@ def process_group(team: Team, device: torch.device, seconds: float) -> Iterator[
             dist.init_process_group(backend, store=store, rank=team.rank, world_size=team.size, timeout=timedelta(seconds=seconds))
     except RuntimeError as error:
         raise ConnectionError(f"process {team.rank} of {team.size}: no group: {str(error).splitlines()[0]}") from error
-    group = Processes(team, seconds)
+    group = DistributedGroup(team, seconds)
     try:
         yield group
     except BaseException:
@@ -192,7 +192,7 @@ def process_group(team: Team, device: torch.device, seconds: float) -> Iterator[
         dist.destroy_process_group()
     finally:
         with contextlib.suppress(ConnectionError):  # one that is lost now must not hide how this process ended
-            group.silent()
+            group.suspend_watchdog()
 
 
 def abort() -> None:
@@ -202,9 +202,9 @@ def abort() -> None:
     thread.join(ABORT_SECONDS)
 
 
-def agree(group: Group, what: str, own: str) -> None:
+def require_equal(group: Group, what: str, own: str) -> None:
     """Raise ConnectionError where this process has something else than the leader: the job is then tried again on other machines."""
-    leaders = group.share(own)
+    leaders = group.broadcast_object(own)
     if leaders != own:
         who = f"process {group.rank} of {group.size}"
         raise ConnectionError(f"{who} has {what} {own}, process 0 has {leaders}: ask for machines that are alike")
@@ -218,13 +218,13 @@ def sum_gradients(group: Group, parameters: Sequence[nn.Parameter], shown: Tenso
     if group.size == 1:
         return shown, told
     present = [parameter.grad is not None for parameter in parameters]
-    sums = group.total(np.array([*told, *present], dtype=np.float64)).tolist()
+    sums = group.all_reduce(np.array([*told, *present], dtype=np.float64)).tolist()
     used = [parameter for parameter, processes in zip(parameters, sums[len(told) :], strict=True) if processes]
     for parameter in used:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     total = shown.clone()
-    group.sum_([*(parameter.grad for parameter in used if parameter.grad is not None), total])
+    group.all_reduce_([*(parameter.grad for parameter in used if parameter.grad is not None), total])
     return total, sums[: len(told)]
 
 
@@ -242,10 +242,10 @@ def buckets(sizes: Sequence[int], limit: int) -> list[list[int]]:
 
 
 @contextlib.contextmanager
-def stopping_together(group: Group) -> Iterator[None]:
+def stop_together(group: Group) -> Iterator[None]:
     """Around work of each process by itself: where one was asked to stop in it, Interrupted is raised in all when they are done."""
     stopped: Interrupted | None = None
-    group.silent()
+    group.suspend_watchdog()
     try:
         yield
     except Interrupted as ending:
@@ -254,10 +254,12 @@ def stopping_together(group: Group) -> Iterator[None]:
         raise stopped or Interrupted("another process was asked to stop")
 
 
-def shared_tensors(group: Group, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+def broadcast_tensors(group: Group, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
     """The leader's groups of CPU tensors, in every process."""
-    shapes = group.share({name: [(key, each.shape, each.dtype) for key, each in named.items()] for name, named in tensors.items()})
-    if not group.leads:
+    shapes = group.broadcast_object(
+        {name: [(key, each.shape, each.dtype) for key, each in named.items()] for name, named in tensors.items()}
+    )
+    if not group.is_leader:
         tensors = {name: {key: torch.empty(shape, dtype=dtype) for key, shape, dtype in keys} for name, keys in shapes.items()}
-    group.copy_(each for named in tensors.values() for each in named.values())
+    group.broadcast_(each for named in tensors.values() for each in named.values())
     return {name: dict(named) for name, named in tensors.items()}

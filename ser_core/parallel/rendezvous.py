@@ -1,7 +1,7 @@
-"""How the processes of a team find each other: a store at the leader, on a port that the kernel gives, known by a word of its own.
+"""How the processes of a team find each other: a store at the leader, on a port that the kernel gives, known by a token of its own.
 
 No port is fixed, so that two jobs on one node cannot meet, and an address that leads to another job's store (every node has a loopback,
-many have the same bridge) is told by the word.
+many have the same bridge) is told by the token.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from ser_core.parallel.team import Team
 
 SIOCGIFADDR = 0x8915  # linux/sockios.h: the IPv4 address of an interface
-PATIENCE = 10.0  # seconds to try one address of the leader
+CONNECT_SECONDS = 10.0  # seconds to try one address of the leader
 GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 
 
@@ -34,26 +34,26 @@ def rendezvous(team: Team, seconds: float) -> tuple[TCPStore, str]:
     limit = timedelta(seconds=seconds)
     try:
         if team.rank:
-            return _follow(team, limit)
+            return _connect_to_leader(team, limit)
         store = TCPStore("127.0.0.1", 0, None, True, timeout=limit, wait_for_workers=False)
-        word = secrets.token_hex(16)
-        store.set(word, "")
-        team.share(json.dumps({"addresses": addresses(), "port": store.port, "word": word}))
+        token = secrets.token_hex(16)
+        store.set(token, "")
+        team.share(json.dumps({"addresses": addresses(), "port": store.port, "token": token}))
         reached = [store.get(f"reached/{rank}").decode() for rank in range(1, team.size)]
     except RuntimeError as error:  # DistNetworkError, DistStoreError
         raise ConnectionError(f"process {team.rank} of {team.size}: {str(error).splitlines()[0]}") from error
     return store, next((address for address in reached if not _is_loopback(address)), reached[0])
 
 
-def _follow(team: Team, limit: timedelta) -> tuple[TCPStore, str]:
+def _connect_to_leader(team: Team, limit: timedelta) -> tuple[TCPStore, str]:
     leader = json.loads(team.share())
     port, refused = int(leader["port"]), []
     for address in leader["addresses"]:
         try:
-            with socket.create_connection((address, port), PATIENCE) as probe:
+            with socket.create_connection((address, port), CONNECT_SECONDS) as probe:
                 own, theirs = str(probe.getsockname()[0]), str(probe.getpeername()[0])
-            store = TCPStore(address, port, None, False, timeout=timedelta(seconds=PATIENCE), wait_for_workers=False)
-            if not store.check([leader["word"]]):
+            store = TCPStore(address, port, None, False, timeout=timedelta(seconds=CONNECT_SECONDS), wait_for_workers=False)
+            if not store.check([leader["token"]]):
                 refused.append(f"{address}: the store of another job")
                 continue
         except (OSError, RuntimeError) as error:

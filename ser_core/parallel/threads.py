@@ -13,15 +13,15 @@ Result = TypeVar("Result")
 Item = TypeVar("Item")
 
 
-class Crew:
+class DeterministicPool:
     """Threads that compute alone, with one BLAS thread each. A context: leaving it ends them."""
 
     def __init__(self, threads: int) -> None:
         self._ahead = 2 * threads
         self._torch_threads = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(threads, "crew", torch.set_num_threads, (1,))
+        self._pool = ThreadPoolExecutor(threads, "pool", torch.set_num_threads, (1,))
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> DeterministicPool:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ser_core.clustering.kmeans import Keeping, KMeans, Values, lloyd
+from ser_core.clustering.kmeans import Checkpointing, Float32Array, KMeans, lloyd
 from ser_core.clustering.pseudo_labels import write_labels
 from ser_core.errors import InputError
-from ser_core.parallel.threads import Crew
+from ser_core.parallel.threads import DeterministicPool
 from ser_core.stages.context import StageContext
 from ser_core.stages.states import read_frames
 from ser_core.training.randomness import generator
@@ -36,25 +36,31 @@ def run(context: StageContext) -> dict[str, Any]:
     checkpoints, progress = context.checkpoints(), context.progress()
     saved = checkpoints.load()
 
-    def save(done: int, centroids: Values) -> None:
+    def save(done: int, centroids: Float32Array) -> None:
         checkpoints.save(done, {"centroids": {"centroids": torch.from_numpy(centroids)}}, {})
 
-    def tell(iteration: int, inertia: float) -> None:
-        progress.at(iteration, iterations, f"cluster: k {k}, iteration", f", inertia a frame {inertia / len(mapped):.6g}")
+    def on_iteration(iteration: int, inertia: float) -> None:
+        progress.update(iteration, iterations, f"cluster: k {k}, iteration", f", inertia a frame {inertia / len(mapped):.6g}")
 
-    keeping = Keeping(
+    checkpointing = Checkpointing(
         save=save,
         seconds=context.execution.checkpoint_minutes * 60,
         saved=(saved.step, saved.tensors["centroids"]["centroids"].numpy()) if saved else None,
     )
     if saved:
         context.report(f"cluster: k {k}, resumed after iteration {saved.step}")
-    with Crew(torch.get_num_threads() if context.device.type == "cpu" else 1) as crew:
+    with DeterministicPool(torch.get_num_threads() if context.device.type == "cpu" else 1) as pool:
         try:
-            frames = KMeans(mapped, crew, context.device, context.should_stop)
+            frames = KMeans(mapped, pool, context.device, context.should_stop)
         except ValueError as error:
             raise InputError(f"cluster: {error} in {context.upstream['states']}; delete that folder and launch again") from error
-        found = lloyd(frames, lambda: frames.seeds(k, generator(context.seed, "k-means", k)), iterations, keeping, tell)
+        found = lloyd(
+            frames,
+            lambda: frames.initial_centroids(k, generator(context.seed, "k-means", k)),
+            iterations,
+            checkpointing,
+            on_iteration,
+        )
     seconds = time.monotonic() - started
     inertia = found.inertia
     context.report(f"cluster: k {k}, {len(mapped)} frames, inertia a frame {inertia / len(mapped):.4g}, {seconds:.1f} s")

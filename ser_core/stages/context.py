@@ -22,7 +22,7 @@ from ser_core.settings import BackboneSettings, ExecutionSettings, FeatureSettin
 from ser_core.training.batches import length_parts
 from ser_core.training.checkpoints import Checkpoints, identity_of
 from ser_core.training.device import AUTO_PART_SECONDS, Arithmetic, choose_arithmetic, choose_device
-from ser_core.training.loop import Trained
+from ser_core.training.loop import TrainingResult
 from ser_core.training.progress import Progress
 from ser_core.training.randomness import torch_seed
 from ser_core.training.splits import Split
@@ -54,11 +54,11 @@ class StageContext:
 
     @functools.cached_property
     def execution(self) -> ExecutionSettings:
-        return parse(ExecutionSettings, self.runtime.get("execution", {}))
+        return parse_settings(ExecutionSettings, self.runtime.get("execution", {}))
 
     @functools.cached_property
     def features(self) -> FeatureSettings:
-        return parse(FeatureSettings, self.settings.get("features", {}))
+        return parse_settings(FeatureSettings, self.settings.get("features", {}))
 
     @functools.cached_property
     def device(self) -> torch.device:
@@ -101,20 +101,20 @@ class StageContext:
         """
         if "backbone" in self.upstream:
             return self.upstream["backbone"] / ENCODER
-        settings = parse(BackboneSettings, self.runtime["backbone"])
+        settings = parse_settings(BackboneSettings, self.runtime["backbone"])
         if backbone_identity(settings) != self.settings["backbone"]:
             raise InputError(f"backbone {settings.checkpoint}: not the weights this stage was planned with; launch again")
         return settings
 
     def wav2vec(self) -> Wav2vecSettings:
         """The wav2vec v1 of the recipe; InputError as for `backbone`."""
-        settings = parse(Wav2vecSettings, self.runtime["wav2vec"])
+        settings = parse_settings(Wav2vecSettings, self.runtime["wav2vec"])
         if wav2vec_identity(settings) != self.settings["wav2vec"]:
             raise InputError(f"wav2vec {settings.checkpoint}: not the weights this stage was planned with; launch again")
         return settings
 
 
-def parse(schema: type[SettingsT], values: Mapping[str, Any]) -> SettingsT:
+def parse_settings(schema: type[SettingsT], values: Mapping[str, Any]) -> SettingsT:
     """Plain JSON values (enums by name) as a settings dataclass; a missing key has its default, an unknown one is an InputError."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -128,7 +128,7 @@ def parse(schema: type[SettingsT], values: Mapping[str, Any]) -> SettingsT:
     return merged
 
 
-def outcome(trained: Trained, metrics: Mapping[str, float], **more: Any) -> dict[str, Any]:
+def stage_result(trained: TrainingResult, metrics: Mapping[str, float], **more: Any) -> dict[str, Any]:
     """What a gradient stage returns: `metrics` are the same for the same seed, `durations` (seconds) are not."""
     return {
         "metrics": {"training_loss": trained.loss, "training_accuracy": trained.accuracy, "steps": trained.steps, **metrics},
@@ -142,7 +142,7 @@ def outcome(trained: Trained, metrics: Mapping[str, float], **more: Any) -> dict
     }
 
 
-def seed_bystanders(seed: int) -> None:
+def seed_global_generators(seed: int) -> None:
     """Seed the global generators that nothing of ours draws from, in case a library does."""
     random.seed(seed)
     np.random.seed(seed % 2**32)

@@ -19,14 +19,14 @@ from ser_core.corpora.manifest import SAMPLE_RATE
 from ser_core.features.features import FrozenFeatures
 from ser_core.models.backbone import frame_count, load_encoder
 from ser_core.models.classifier import EmotionClassifier, class_weights, label_weight, weighted_cross_entropy
-from ser_core.parallel.group import stopping_together
+from ser_core.parallel.group import stop_together
 from ser_core.settings import FinetuneSettings, Padding
-from ser_core.stages.context import StageContext, outcome, parse
+from ser_core.stages.context import StageContext, parse_settings, stage_result
 from ser_core.training.augmentation import row_generators, spans
 from ser_core.training.batches import Batch, StepPlan, halved, longest_first, shuffled_epoch
 from ser_core.training.divergence import prior_loss, still_at_prior
 from ser_core.training.evaluate import PREDICTIONS, predict, score, whole_features, write_predictions
-from ser_core.training.loop import Objective, PartLoss, Plan, StepParts, train
+from ser_core.training.loop import Objective, PartLoss, StepParts, TrainingPlan, train
 from ser_core.training.schedule import constant
 from ser_core.training.splits import Split
 
@@ -94,7 +94,7 @@ class Finetuning(Objective):
 
 def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]:
     """Train, then open the test split and score it; a training that has not learnt is tested too, and says so (`diverged`)."""
-    settings = parse(FinetuneSettings, context.settings["finetune"])
+    settings = parse_settings(FinetuneSettings, context.settings["finetune"])
     split = context.training
     encoder = load_encoder(context.backbone(), attention=context.execution.attention)
     context.seed_initialisation()
@@ -103,10 +103,10 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
     if len(split) < settings.batch_size:
         context.report(f"finetune: {len(split)} training utterances are fewer than a batch of {settings.batch_size}: one step an epoch")
     started = time.monotonic()
-    with stopping_together(context.group):
+    with stop_together(context.group):
         objective.features.fill(context.should_stop, context.progress())
     front_end = time.monotonic() - started
-    plan = Plan(
+    plan = TrainingPlan(
         name="finetune",
         steps=settings.epochs * objective.epoch_steps,
         learning_rate=settings.learning_rate,
@@ -125,13 +125,13 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
     started = time.monotonic()
     test = open_test()
     features = whole_features(model, test, context.execution.feature_cache, context.shared)
-    context.group.silent()
+    context.group.suspend_watchdog()
     features.fill(lambda: False, context.progress())
     logits = predict(model, test, halved(context.execution.evaluation_batch, context.relief), features, context.group)
     found = score(logits, test)
-    if context.group.leads:
+    if context.group.is_leader:
         write_predictions(context.output / PREDICTIONS, logits, test)
-    result = outcome(
+    result = stage_result(
         trained,
         {
             "ua": found.ua,

@@ -22,12 +22,12 @@ from ser_core.features.features import Crop, FrozenFeatures
 from ser_core.models.backbone import frame_count, hop_samples, load_encoder, save_encoder
 from ser_core.models.front_end import project_padded
 from ser_core.models.ptapt import PseudoLabelModel, align_labels, crop_labels, labelled_frames, ptapt_loss
-from ser_core.parallel.group import stopping_together
+from ser_core.parallel.group import stop_together
 from ser_core.settings import Padding, PtaptSettings
-from ser_core.stages.context import ENCODER, StageContext, outcome, parse
+from ser_core.stages.context import ENCODER, StageContext, parse_settings, stage_result
 from ser_core.training.augmentation import row_generators, time_spans
 from ser_core.training.batches import Batch, StepPlan, bucketed_epoch, longest_first
-from ser_core.training.loop import Objective, PartLoss, Plan, StepParts, train
+from ser_core.training.loop import Objective, PartLoss, StepParts, TrainingPlan, train
 from ser_core.training.randomness import generator
 from ser_core.training.schedule import warmup_flat_linear
 from ser_core.training.splits import Split
@@ -143,7 +143,7 @@ class PseudoLabelling(Objective):
 
 def run(context: StageContext) -> dict[str, Any]:
     """Train and save the encoder."""
-    settings = parse(PtaptSettings, context.settings["ptapt"])
+    settings = parse_settings(PtaptSettings, context.settings["ptapt"])
     counts = [int(count) for count in context.settings["counts"]]
     encoder = load_encoder(context.backbone(), attention=context.execution.attention)
     labels = pseudo_labels(context, counts, encoder.config)
@@ -153,10 +153,10 @@ def run(context: StageContext) -> dict[str, Any]:
     model = PseudoLabelModel(encoder, counts, settings.head_units, relu=relu).to(context.device)
     objective = PseudoLabelling(context, settings, model, labels)
     started = time.monotonic()
-    with stopping_together(context.group):
+    with stop_together(context.group):
         objective.features.fill(context.should_stop, context.progress())
     front_end = time.monotonic() - started
-    plan = Plan(
+    plan = TrainingPlan(
         name="ptapt",
         steps=settings.steps,
         learning_rate=settings.learning_rate,
@@ -167,9 +167,9 @@ def run(context: StageContext) -> dict[str, Any]:
         log_every=context.execution.log_every,
     )
     trained = train(objective, plan, context.checkpoints(), context.output, context.should_stop, context.report, context.group)
-    if context.group.leads:
+    if context.group.is_leader:
         save_encoder(model.wav2vec2, context.output / ENCODER)
-    result = outcome(trained, {})
+    result = stage_result(trained, {})
     result["durations"]["front_end"] = front_end
     return result
 

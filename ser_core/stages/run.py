@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ser_core.corpora.manifest import Manifest, Utterance, load_manifest
-from ser_core.corpora.validation import divide
+from ser_core.corpora.validation import training_and_validation
 from ser_core.errors import InputError
 from ser_core.parallel.group import process_group
 from ser_core.parallel.team import Alone, Team
 from ser_core.settings import Attention
 from ser_core.stages import cluster, finetune, ptapt, states, tapt
-from ser_core.stages.context import StageContext, seed_bystanders
+from ser_core.stages.context import StageContext, seed_global_generators
 from ser_core.training.device import keep_memory, repeatable
 from ser_core.training.splits import Split
 
@@ -73,7 +73,7 @@ def run_stage(
     if context.device.type == "cpu" and context.execution.attention is not Attention.eager:  # eager: as the authors compute
         keep_memory()
     with repeatable(context.device, int(threads) if threads else None):
-        seed_bystanders(seed)
+        seed_global_generators(seed)
         if stage != "finetune" and stage not in PRETRAINING:
             raise InputError(f"no stage {stage!r}; known are finetune, {', '.join(PRETRAINING)}")
         with process_group(team, context.device, context.execution.communication_minutes * 60) as group:
@@ -88,7 +88,7 @@ def _splits(
 ) -> tuple[tuple[Utterance, ...], Callable[[], tuple[Utterance, ...]]]:
     """Utterances to train on, and how those to test on are had. Raises InputError where there is nothing to train on."""
     if "validation" in settings:
-        training, held = divide(manifest, fold, settings["validation"])
+        training, held = training_and_validation(manifest, fold, settings["validation"])
         return training, lambda: held
     training = manifest.training(fold)
     if not training:

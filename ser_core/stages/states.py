@@ -31,10 +31,10 @@ from ser_core.models.fairseq_checkpoint import build_wav2vec
 from ser_core.models.shapes import extractor_frames, minimum_samples, state_count
 from ser_core.models.states import EmotionStates, states_loss
 from ser_core.settings import Padding, StatesSettings
-from ser_core.stages.context import StageContext, outcome, parse
+from ser_core.stages.context import StageContext, parse_settings, stage_result
 from ser_core.training.augmentation import row_generators, spans
 from ser_core.training.batches import Batch, StepPlan, shares, shuffled_epoch
-from ser_core.training.loop import Objective, PartLoss, Plan, StepParts, train
+from ser_core.training.loop import Objective, PartLoss, StepParts, TrainingPlan, train
 from ser_core.training.randomness import generator
 from ser_core.training.schedule import warmup_flat_linear
 from ser_core.training.splits import Split
@@ -115,7 +115,7 @@ class StateTraining(Objective):
         found = states_loss(utterance, frame, labels, self._weights, part.total_weight)
         return PartLoss(found.loss, found.loss, found.correct, len(labels))
 
-    def after(self, step: int) -> Mapping[str, float]:
+    def after_step(self, step: int) -> Mapping[str, float]:
         """Validate once in a while and at the end, and keep the best. Raises Diverged for a loss that is not finite."""
         if step % self._validate_every and step != self._settings.steps:
             return {}
@@ -127,10 +127,10 @@ class StateTraining(Objective):
             self._best = {name: parameter.detach().cpu().clone() for name, parameter in self.parameters().items()}
         return {"loss": loss, "accuracy": accuracy}
 
-    def kept(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def extra_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return self._best, {"best_loss": self._best_loss if self._best else None, "best_step": self._best_step}
 
-    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    def load_extra_state(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         self._best = dict(tensors)
         self._best_loss = math.inf if facts["best_loss"] is None else float(facts["best_loss"])
         self._best_step = int(facts["best_step"])
@@ -139,7 +139,7 @@ class StateTraining(Objective):
     def validate(self) -> tuple[float, float]:
         """Weighted mean loss and accuracy on the validation utterances, in batches by length, each from its start to the shortest's end.
 
-        Processes share the batches; what each finds is added up in one order, so that all have the same, to the bit.
+        DistributedGroup share the batches; what each finds is added up in one order, so that all have the same, to the bit.
         """
         self.model.eval()
         group, split = self._context.group, self._validation
@@ -149,9 +149,9 @@ class StateTraining(Objective):
         found = np.zeros((len(batches), 3))
         costs = [len(batch) * length for batch, length in zip(batches, lengths, strict=True)]
         for number in shares(costs, group.size)[group.rank]:
-            group.alive()
+            group.expect_progress()
             found[number] = self._validated(batches[number], lengths[number])
-        loss, weight, correct = group.total(found).sum(axis=0).tolist()
+        loss, weight, correct = group.all_reduce(found).sum(axis=0).tolist()
         return loss / weight, correct / len(order)
 
     def _validated(self, batch: Batch, length: int) -> tuple[float, float, float]:
@@ -181,13 +181,13 @@ def run(context: StageContext) -> dict[str, Any]:
     """Train, take the best weights, and save the frames of every training utterance."""
     from safetensors.torch import save_file
 
-    settings = parse(StatesSettings, context.settings["states"])
+    settings = parse_settings(StatesSettings, context.settings["states"])
     wav2vec = build_wav2vec(context.wav2vec())
     context.seed_initialisation()
     model = EmotionStates(wav2vec, len(context.training.classes), settings.rnn_units, settings.head_units).to(context.device)
     objective = StateTraining(context, settings, model)
     warmup, flat = int(settings.warmup_fraction * settings.steps), int(settings.flat_fraction * settings.steps)
-    plan = Plan(
+    plan = TrainingPlan(
         name="states",
         steps=settings.steps,
         learning_rate=settings.learning_rate,
@@ -200,12 +200,12 @@ def run(context: StageContext) -> dict[str, Any]:
     )
     trained = train(objective, plan, context.checkpoints(), context.output, context.should_stop, context.report, context.group)
     best_loss, best_step = objective.use_best()
-    if context.group.leads:
+    if context.group.is_leader:
         with os_errors(context.output / MODEL):
             save_file({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, context.output / MODEL)
     started = time.monotonic()
     frames = write_frames(context, model)
-    result = outcome(trained, {"best_validation_loss": best_loss, "best_step": best_step, "frames": frames})
+    result = stage_result(trained, {"best_validation_loss": best_loss, "best_step": best_step, "frames": frames})
     result["durations"]["frames"] = time.monotonic() - started
     return result
 
@@ -222,7 +222,7 @@ def validation_split(count: int, fraction: float, seed: int) -> tuple[list[int],
 def write_frames(context: StageContext, model: EmotionStates) -> int:
     """Save the emotion states of all training utterances, each whole and alone; returns how many frames there are.
 
-    Written as a stream: a memory map would meet a full disk as SIGBUS, which kills the process without a word. Processes compute a few
+    Written as a stream: a memory map would meet a full disk as SIGBUS, which kills the process without a message. Processes compute a few
     utterances each and send them to the leader, which writes: no file is written by two machines.
     """
     model.eval()
@@ -231,22 +231,22 @@ def write_frames(context: StageContext, model: EmotionStates) -> int:
     counts = [max(1, state_count(config, samples)) for samples in split.samples]
     progress = context.progress()
     at_once = FRAMES_AT_ONCE * group.size
-    with (context.output / FRAMES).open("wb") if group.leads else contextlib.nullcontext() as file:
+    with (context.output / FRAMES).open("wb") if group.is_leader else contextlib.nullcontext() as file:
         if file is not None:
             write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (sum(counts), model.wav2vec.outputs)})
         for start in range(0, len(counts), at_once):
             if group.any(context.should_stop()):
                 raise Interrupted(f"states: stopped at the frames of utterance {start} of {len(counts)}; training is in the checkpoint")
-            group.alive()
+            group.expect_progress()
             some = counts[start : start + at_once]
             taken = shares(some, group.size)
             own = [_states(model, split, start + number, some[number]) for number in taken[group.rank]]
-            found = group.collect(torch.cat([*own, torch.zeros(0, model.wav2vec.outputs)]), [_rows(some, share) for share in taken])
+            found = group.gather(torch.cat([*own, torch.zeros(0, model.wav2vec.outputs)]), [_rows(some, share) for share in taken])
             if file is not None:
                 for rows in _in_order(found, taken, some):
                     file.write(rows.numpy().astype("<f4", copy=False).tobytes())
-            progress.at(start + len(some), len(counts), "states: frames of utterance")
-    if group.leads:
+            progress.update(start + len(some), len(counts), "states: frames of utterance")
+    if group.is_leader:
         index = {"utterances": [utterance.id for utterance in split.utterances], "frames": counts}
         (context.output / FRAMES_INDEX).write_text(json.dumps(index), encoding="utf-8")
     return sum(counts)

@@ -18,9 +18,9 @@ from ser_core.models.backbone import build_backbone, frame_count, save_encoder
 from ser_core.models.front_end import Extracted, extract
 from ser_core.models.tapt import TaptDraw, WholeBatch, code_sums, draw_tapt, tapt_loss
 from ser_core.settings import Padding, TaptSettings
-from ser_core.stages.context import ENCODER, StageContext, outcome, parse
+from ser_core.stages.context import ENCODER, StageContext, parse_settings, stage_result
 from ser_core.training.batches import Batch, StepPlan, bucketed_epoch, longest_first
-from ser_core.training.loop import Objective, OwnParts, PartLoss, Plan, StepParts, train
+from ser_core.training.loop import LocalParts, Objective, PartLoss, StepParts, TrainingPlan, train
 from ser_core.training.randomness import generator, torch_seed
 from ser_core.training.schedule import warmup_flat_linear
 
@@ -102,7 +102,7 @@ class Pretraining(Objective):
         waves = [split.wave(position)[start : start + self._limit] for position, start in zip(part.positions, part.starts, strict=True)]
         return replace(part, waves=waves)
 
-    def begin(self, parts: OwnParts) -> None:
+    def before_step(self, parts: LocalParts) -> None:
         """Add up the codes' sums over all parts of a step, from what the convolutions make of them.
 
         That is kept for the losses, with what its gradient needs, where memory allows; else it is computed a second time there.
@@ -121,7 +121,7 @@ class Pretraining(Objective):
             sums += code_sums(self.model, extracted, part.draw.mask)
             if keeps:
                 self._extracted[part.number] = extracted
-        self._context.group.sum_([sums])
+        self._context.group.all_reduce_([sums])
         self._code_sums = sums
 
     def loss(self, part: Part) -> PartLoss:
@@ -146,12 +146,12 @@ class Pretraining(Objective):
 
 def run(context: StageContext) -> dict[str, Any]:
     """Train and save the encoder."""
-    settings = parse(TaptSettings, context.settings["tapt"])
+    settings = parse_settings(TaptSettings, context.settings["tapt"])
     model = build_backbone(context.backbone(), attention=context.execution.attention)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     objective = Pretraining(context, settings, model)
-    plan = Plan(
+    plan = TrainingPlan(
         name="tapt",
         steps=settings.steps,
         learning_rate=settings.learning_rate,
@@ -162,6 +162,6 @@ def run(context: StageContext) -> dict[str, Any]:
         log_every=context.execution.log_every,
     )
     trained = train(objective, plan, context.checkpoints(), context.output, context.should_stop, context.report, context.group)
-    if context.group.leads:
+    if context.group.is_leader:
         save_encoder(model.wav2vec2, context.output / ENCODER)
-    return outcome(trained, {})
+    return stage_result(trained, {})

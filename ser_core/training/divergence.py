@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 # Of the loss of the class prior. A collapsed training ends at 1 or above: batches differ, and SpecAugment and dropout only add to its loss.
-STILL_AT = 0.99
+PRIOR_LOSS_FRACTION = 0.99
 
 
 def prior_loss(counts: Sequence[int], weights: Sequence[float]) -> float:
@@ -27,6 +27,6 @@ def prior_loss(counts: Sequence[int], weights: Sequence[float]) -> float:
 
 def still_at_prior(loss: float, prior: float) -> str:
     """Why a training with this final loss has not learnt, or "" where it has."""
-    if loss < STILL_AT * prior:
+    if loss < PRIOR_LOSS_FRACTION * prior:
         return ""
     return f"final training loss {loss:.3f} is still at that of the class prior, {prior:.3f}"

@@ -52,11 +52,11 @@ def predict(
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     costs = [split.samples[batch[0]] * len(batch) for batch in batches]
     for number in shares(costs, group.size)[group.rank]:
-        group.alive()
+        group.expect_progress()
         chosen = batches[number]
         padded, frames = features.padded(chosen)
         logits[chosen] = model(padded, frames.to(device)).float().cpu().numpy()
-    logits = group.total(logits)
+    logits = group.all_reduce(logits)
     if not np.isfinite(logits).all():
         raise Diverged("the trained model gives logits that are not finite")
     return logits.astype(np.float32)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ser_core.errors import Diverged, Interrupted
-from ser_core.parallel.group import Group, agree, shared_tensors, sum_gradients
+from ser_core.parallel.group import Group, broadcast_tensors, require_equal, sum_gradients
 from ser_core.training.batches import shares
 from ser_core.training.checkpoints import Checkpoints, Saved
 from ser_core.training.curves import Curves, Row
@@ -51,7 +51,7 @@ class StepParts:
 
 
 @dataclass(frozen=True)
-class OwnParts:
+class LocalParts:
     """What one process computes of a step: its parts, loaded, by their numbers in the step."""
 
     loaded: Mapping[int, Any]
@@ -79,7 +79,7 @@ class Objective(ABC):
         """What `loss` needs of a planned part, read only by the process that computes it; where `plan` runs."""
         return part
 
-    def begin(self, parts: OwnParts) -> None:
+    def before_step(self, parts: LocalParts) -> None:
         """Called before the losses of a step, in all processes, also where one has no part of it."""
         del parts
 
@@ -87,21 +87,21 @@ class Objective(ABC):
     def loss(self, part: Any) -> PartLoss:
         """Loss of one part, with gradient."""
 
-    def after(self, step: int) -> Mapping[str, float]:
+    def after_step(self, step: int) -> Mapping[str, float]:
         """Called in all processes when `step` steps are done; what it returns, the same in all, is shown in the curves."""
         return {}
 
-    def kept(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def extra_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON values beside the model that a checkpoint must hold."""
         return {}, {}
 
-    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    def load_extra_state(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Take back what `kept` gave."""
         del tensors, facts
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """How long and how fast, and when to write."""
 
     name: str  # stage, for progress lines
@@ -117,7 +117,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """What a finished training tells: means over the last tenth of the steps, and where the time went."""
 
     loss: float
@@ -130,7 +130,7 @@ class Trained:
 
 
 @dataclass
-class _Window:
+class _RunningSums:
     """Sums over steps: `sums` (2,) of what is shown and of correct decisions, on the device and read once in a while."""
 
     sums: Tensor
@@ -152,12 +152,12 @@ class _Window:
         return [*self.sums.tolist(), self.counted, self.steps]
 
     @staticmethod
-    def start(device: torch.device, facts: Sequence[float] = (0.0, 0.0, 0, 0)) -> _Window:
-        return _Window(torch.tensor(facts[:2], dtype=torch.float32, device=device), int(facts[2]), int(facts[3]))
+    def start(device: torch.device, facts: Sequence[float] = (0.0, 0.0, 0, 0)) -> _RunningSums:
+        return _RunningSums(torch.tensor(facts[:2], dtype=torch.float32, device=device), int(facts[2]), int(facts[3]))
 
 
 @dataclass
-class _State:
+class _TrainingState:
     """Where the training stands."""
 
     step: int = 0
@@ -167,13 +167,13 @@ class _State:
 
 def train(
     objective: Objective,
-    plan: Plan,
+    plan: TrainingPlan,
     checkpoints: Checkpoints,
     output: Path,
     should_stop: Callable[[], bool],
     report: Callable[[str], None],
     group: Group | None = None,
-) -> Trained:
+) -> TrainingResult:
     """Train from the newest checkpoint, or from the start, to the last step; every process of the group calls it, the leader alone writes.
 
     Raises Interrupted after a checkpoint was written once `should_stop` turned true in any process, and Diverged when the loss is not
@@ -187,35 +187,35 @@ def train(
     optimiser = torch.optim.Adam(list(named.values()), lr=plan.learning_rate, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=plan.arithmetic.dtype is torch.float16)
     scaler.scale(torch.zeros((), device=device))  # makes its state also where this process has no part of the first step
-    state = _State()
-    window = _Window.start(device)  # since the last entry of the curves
-    tail, tail_from = _Window.start(device), plan.steps * 9 // 10  # what is told at the end, however often curves are written
-    group.alive()
+    state = _TrainingState()
+    window = _RunningSums.start(device)  # since the last entry of the curves
+    tail, tail_from = _RunningSums.start(device), plan.steps * 9 // 10  # what is told at the end, however often curves are written
+    group.expect_progress()
     # Parts are cut for a type of device, and gradients of one precision are not to be added to those of another.
-    agree(group, "arithmetic", f"{device.type}/{plan.arithmetic.dtype}")
+    require_equal(group, "arithmetic", f"{device.type}/{plan.arithmetic.dtype}")
     saved = _newest(checkpoints, group)
     if saved is not None and _restore(saved, objective, named, optimiser, scaler):
-        state = _State(saved.step, list(saved.facts["curves"]), saved.step)
-        window, tail = _Window.start(device, saved.facts["window"]), _Window.start(device, saved.facts["tail"])
+        state = _TrainingState(saved.step, list(saved.facts["curves"]), saved.step)
+        window, tail = _RunningSums.start(device, saved.facts["window"]), _RunningSums.start(device, saved.facts["tail"])
         report(f"{plan.name}: resumed after step {state.step} of {plan.steps}")
     else:
-        group.copy_(objective.model.state_dict().values())  # drawn alike, but perhaps by another kind of machine
+        group.broadcast_(objective.model.state_dict().values())  # drawn alike, but perhaps by another kind of machine
     del saved  # as large as the model and the optimiser
     resumed_at = state.step
-    curves = Curves(output if group.leads else None, state.rows)
+    curves = Curves(output if group.is_leader else None, state.rows)
     progress = Progress(report)
     started = saved_at = time.monotonic()
     durations: list[float] = []
     waited = 0.0
-    idle_told = False
+    idle_reported = False
 
     def save() -> None:
         """In all processes, so that they see alike what cannot be saved; the leader writes, the others wait for it."""
         _check_finite(window, plan, state.step)
         if state.saved == state.step:
             return
-        if group.leads:
-            extra, own = objective.kept()
+        if group.is_leader:
+            extra, own = objective.extra_state()
             tensors = {"model": objective.model.state_dict(), "adam": _adam_tensors(optimiser, named), "extra": extra}
             sums = {"window": window.facts(), "tail": tail.facts()}
             facts = {"curves": state.rows, **sums, "scaler": scaler.state_dict(), "objective": own}
@@ -223,24 +223,24 @@ def train(
         group.barrier()
         state.saved = state.step
 
-    def own_parts(step: int) -> OwnParts:
+    def local_parts(step: int) -> LocalParts:
         planned = objective.plan(step)
         numbers = shares(planned.costs, group.size)[group.rank]
-        return OwnParts({number: objective.load(planned.parts[number]) for number in numbers}, len(planned.parts), planned.rows)
+        return LocalParts({number: objective.load(planned.parts[number]) for number in numbers}, len(planned.parts), planned.rows)
 
-    with _Ahead(own_parts, ahead=device.type == "cuda") as batches:
+    with _Prefetcher(local_parts, ahead=device.type == "cuda") as batches:
         try:
             while state.step < plan.steps:
                 if group.any(should_stop()):
                     save()
                     raise Interrupted(f"{plan.name}: stopped after step {state.step} of {plan.steps}; a checkpoint was written")
-                group.alive()
+                group.expect_progress()
                 begun = time.monotonic()
                 parts = batches.get(state.step, more=state.step + 1 < plan.steps)
                 waited += time.monotonic() - begun
-                if parts.count < group.size and not idle_told:
-                    report(_idle(plan.name, state.step, parts, group.size))
-                    idle_told = True
+                if parts.count < group.size and not idle_reported:
+                    report(_idle_message(plan.name, state.step, parts, group.size))
+                    idle_reported = True
                 rate = plan.learning_rate * plan.schedule(state.step)
                 for settings in optimiser.param_groups:
                     settings["lr"] = rate
@@ -248,7 +248,7 @@ def train(
                 optimiser.zero_grad(set_to_none=True)
                 shown, counted = _gradients(objective, plan, scaler, state.step, parts)
                 # The leader's clock says when to save, but all look at the loss before.
-                due = group.leads and time.monotonic() - saved_at >= plan.checkpoint_seconds
+                due = group.is_leader and time.monotonic() - saved_at >= plan.checkpoint_seconds
                 shown, (all_counted, saving) = sum_gradients(group, list(named.values()), shown, (counted, due))
                 scaler.step(optimiser)
                 scaler.update()
@@ -261,15 +261,15 @@ def train(
                 if logged or device.type == "cpu":
                     _check_finite(window, plan, state.step)
                 durations.append(time.monotonic() - begun)
-                values = {f"validation/{name}": value for name, value in objective.after(state.step).items()}
+                values = {f"validation/{name}": value for name, value in objective.after_step(state.step).items()}
                 if logged:
                     loss, accuracy = window.means()
                     values |= {"train/loss": loss, "train/accuracy": accuracy, "train/learning_rate": rate}
-                    window = _Window.start(device)
+                    window = _RunningSums.start(device)
                 if values:
                     curves.add(state.step, values)
                 if logged:
-                    _tell(progress, plan, state, durations)
+                    _log_progress(progress, plan, state, durations)
                 if saving and state.step < plan.steps:
                     save()
                     saved_at = time.monotonic()
@@ -277,14 +277,16 @@ def train(
             curves.close()
     if plan.save_last and durations:
         save()
-    return Trained(*tail.means(), plan.steps, resumed_at, time.monotonic() - started, median(durations) if durations else 0.0, waited)
+    return TrainingResult(
+        *tail.means(), plan.steps, resumed_at, time.monotonic() - started, median(durations) if durations else 0.0, waited
+    )
 
 
-def _gradients(objective: Objective, plan: Plan, scaler: torch.amp.GradScaler, step: int, parts: OwnParts) -> tuple[Tensor, int]:
+def _gradients(objective: Objective, plan: TrainingPlan, scaler: torch.amp.GradScaler, step: int, parts: LocalParts) -> tuple[Tensor, int]:
     """Add up the gradients of this process's parts; what they show and their correct decisions (2,), and the decisions counted."""
     shown, counted = torch.zeros(2, device=plan.arithmetic.device), 0
     with plan.arithmetic.autocast():
-        objective.begin(parts)
+        objective.before_step(parts)
     for number, part in parts.loaded.items():
         torch.manual_seed(torch_seed(plan.seed, "dropout", step, number))
         with plan.arithmetic.autocast():
@@ -295,22 +297,22 @@ def _gradients(objective: Objective, plan: Plan, scaler: torch.amp.GradScaler, s
     return shown, counted
 
 
-class _Ahead:
+class _Prefetcher:
     """Gives the parts of each step; with `ahead`, those of the next one are made while this one is computed."""
 
-    def __init__(self, parts: Callable[[int], OwnParts], *, ahead: bool) -> None:
+    def __init__(self, parts: Callable[[int], LocalParts], *, ahead: bool) -> None:
         self._parts = parts
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches") if ahead else None
-        self._next: tuple[int, Future[OwnParts]] | None = None
+        self._next: tuple[int, Future[LocalParts]] | None = None
 
-    def __enter__(self) -> _Ahead:
+    def __enter__(self) -> _Prefetcher:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def get(self, step: int, *, more: bool) -> OwnParts:
+    def get(self, step: int, *, more: bool) -> LocalParts:
         if self._pool is None:
             return self._parts(step)
         pending = self._next[1] if self._next is not None and self._next[0] == step else self._pool.submit(self._parts, step)
@@ -321,27 +323,27 @@ class _Ahead:
 
 def _newest(checkpoints: Checkpoints, group: Group) -> Saved | None:
     """The checkpoint that the leader finds: two processes that look for themselves may see different ones on a network's disk."""
-    saved = checkpoints.load() if group.leads else None
-    told = group.share(None if saved is None else (saved.step, saved.facts))
+    saved = checkpoints.load() if group.is_leader else None
+    told = group.broadcast_object(None if saved is None else (saved.step, saved.facts))
     if told is None:
         return None
     step, facts = told
-    return Saved(step, shared_tensors(group, {} if saved is None else saved.tensors), facts)
+    return Saved(step, broadcast_tensors(group, {} if saved is None else saved.tensors), facts)
 
 
-def _idle(name: str, step: int, parts: OwnParts, processes: int) -> str:
+def _idle_message(name: str, step: int, parts: LocalParts, processes: int) -> str:
     size = max(1, parts.rows // (2 * processes))  # two parts for each, because they differ in length
     wanted = f"set recipe.execution.micro_batch={size} or ask for" if parts.rows >= processes else "ask for"
     return f"{name}: step {step} has {parts.count} part(s) for {processes} processes, some are idle: {wanted} fewer processes"
 
 
-def _check_finite(window: _Window, plan: Plan, step: int) -> None:
+def _check_finite(window: _RunningSums, plan: TrainingPlan, step: int) -> None:
     shown = float(window.sums[0])
     if not math.isfinite(shown):
         raise Diverged(f"{plan.name}: the loss is {shown} at step {step} (seed {plan.seed}, learning rate {plan.learning_rate})")
 
 
-def _tell(progress: Progress, plan: Plan, state: _State, durations: list[float]) -> None:
+def _log_progress(progress: Progress, plan: TrainingPlan, state: _TrainingState, durations: list[float]) -> None:
     if not progress.due():
         return
     values = state.rows[-1][1]
@@ -349,7 +351,7 @@ def _tell(progress: Progress, plan: Plan, state: _State, durations: list[float])
     epoch = f", epoch {(state.step - 1) // plan.steps_per_epoch + 1}/{plan.steps // plan.steps_per_epoch}" if plan.steps_per_epoch else ""
     remaining = (plan.steps - state.step) * recent
     now = f"loss {values['train/loss']:.4f}, accuracy {values['train/accuracy'] * 100:.1f} %"
-    progress.say(f"{plan.name}: step {state.step}/{plan.steps}{epoch}, {now}, {recent:.3g} s a step, {remaining:.0f} s to go")
+    progress.report(f"{plan.name}: step {state.step}/{plan.steps}{epoch}, {now}, {recent:.3g} s a step, {remaining:.0f} s to go")
 
 
 ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
@@ -378,5 +380,5 @@ def _restore(
     optimiser.load_state_dict({"state": entries, "param_groups": optimiser.state_dict()["param_groups"]})
     if saved.facts["scaler"]:  # none where the attempt before ran on a GPU that needs no scaling: then it begins anew
         scaler.load_state_dict(saved.facts["scaler"])
-    objective.restore(saved.tensors.get("extra", {}), saved.facts["objective"])
+    objective.load_extra_state(saved.tensors.get("extra", {}), saved.facts["objective"])
     return True

@@ -17,7 +17,7 @@ class Progress:
         self._last = time.monotonic()
         self._started = self._last
 
-    def say(self, line: str) -> None:
+    def report(self, line: str) -> None:
         """A line that must not be missed."""
         self._last = time.monotonic()
         self._report(line)
@@ -26,7 +26,7 @@ class Progress:
         """Whether a line would be passed on now."""
         return time.monotonic() - self._last >= self._interval
 
-    def at(self, done: int, total: int, what: str, more: str = "") -> None:
+    def update(self, done: int, total: int, what: str, more: str = "") -> None:
         """`what` DONE/TOTAL `more`; the last one only where the work took longer than an interval."""
         if self.due() or (done == total and time.monotonic() - self._started >= self._interval):
-            self.say(f"{what} {done}/{total}{more}")
+            self.report(f"{what} {done}/{total}{more}")

@@ -19,7 +19,7 @@ from ser_core.corpora.audio import load_audio
 from ser_core.corpora.checks import speakers_in_two_folds
 from ser_core.corpora.manifest import Manifest, load_manifest
 from ser_core.corpora.prepare import prepare
-from ser_core.corpora.source import Found
+from ser_core.corpora.recordings import Recording
 from ser_core.errors import InputError
 from tests.ser_core.corpora import sources
 
@@ -298,5 +298,5 @@ def test_wrong_use(tmp_path: Path, kind: str, options: dict[str, bool], message:
 
 def test_speakers_in_two_folds_are_found() -> None:
     """The check behind every corpus: it finds a speaker on both sides, and passes unknown ones."""
-    members = [Found("a", Path("a"), "x", "p", "1"), Found("b", Path("b"), "x", "p", "2"), Found("c", Path("c"), "x", "", "1")]
-    assert list(speakers_in_two_folds([*members, Found("d", Path("d"), "x", "", "2")])) == ["p"]
+    members = [Recording("a", Path("a"), "x", "p", "1"), Recording("b", Path("b"), "x", "p", "2"), Recording("c", Path("c"), "x", "", "1")]
+    assert list(speakers_in_two_folds([*members, Recording("d", Path("d"), "x", "", "2")])) == ["p"]

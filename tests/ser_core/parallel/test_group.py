@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from ser_core.errors import Interrupted
-from ser_core.parallel.group import Group, abort, buckets, process_group, stopping_together, sum_gradients
+from ser_core.parallel.group import Group, abort, buckets, process_group, stop_together, sum_gradients
 from ser_core.parallel.rendezvous import addresses, rendezvous
 from tests.ser_core.parallel.teams import FolderTeam, results, run_team
 
@@ -38,7 +38,7 @@ def stopping(team: FolderTeam, kind: str) -> str:
     """Work of each process by itself, in which process 1 is asked to stop."""
     with process_group(team, CPU, 20.0) as group:
         try:
-            with stopping_together(group):
+            with stop_together(group):
                 if team.rank == 1 and kind == "stop":
                     raise Interrupted("asked")
         except Interrupted as ending:
@@ -57,18 +57,18 @@ def talking(team: FolderTeam, count: int) -> list[Any]:
     for number in range(count):
         with process_group(team, CPU, 20.0) as group:
             tensors = [torch.full((3, 2), float(team.rank)), torch.arange(4.0).reshape(2, 2).T]
-            group.sum_(tensors)
+            group.all_reduce_(tensors)
             own = torch.full((team.rank, 2), float(team.rank))
             copied = torch.full((3,), team.rank + number, dtype=torch.int64)
-            group.copy_([copied, torch.zeros(0)])
+            group.broadcast_([copied, torch.zeros(0)])
             told.append(
                 {
                     "sums": [tensor.tolist() for tensor in tensors],
                     "any": [group.any(team.rank == 1), group.any(False)],
-                    "exact": group.total(np.array([1 / 3 if team.rank == 1 else 0.0]))[0] == 1 / 3,
-                    "shared": group.share({"rank": team.rank}),
+                    "exact": group.all_reduce(np.array([1 / 3 if team.rank == 1 else 0.0]))[0] == 1 / 3,
+                    "shared": group.broadcast_object({"rank": team.rank}),
                     "copied": copied.tolist(),
-                    "collected": [rows.tolist() for rows in group.collect(own, range(group.size))],
+                    "collected": [rows.tolist() for rows in group.gather(own, range(group.size))],
                 }
             )
     return told
@@ -87,10 +87,10 @@ def test_what_a_group_says(tmp_path: Path) -> None:
 
 
 def test_the_store_of_another_job_is_told_apart(tmp_path: Path) -> None:
-    """A leader's address may lead elsewhere: to a store that does not know its word, or to nothing."""
+    """A leader's address may lead elsewhere: to a store that does not know its token, or to nothing."""
     foreign = TCPStore("127.0.0.1", 0, None, True, timeout=timedelta(seconds=5), wait_for_workers=False)
     team = FolderTeam(tmp_path, 1, 2)
-    (tmp_path / "shared-0").write_text(json.dumps({"addresses": ["127.0.0.1", "127.0.0.2"], "port": foreign.port, "word": "mine"}))
+    (tmp_path / "shared-0").write_text(json.dumps({"addresses": ["127.0.0.1", "127.0.0.2"], "port": foreign.port, "token": "mine"}))
     with pytest.raises(ConnectionError, match=r"no way to the leader.*127\.0\.0\.1: the store of another job"):
         rendezvous(team, 5.0)
 
@@ -112,5 +112,5 @@ def test_a_group_of_one_changes_nothing() -> None:
     group, parameter = Group(), nn.Parameter(torch.ones(2))
     shown, told = sum_gradients(group, [parameter], torch.ones(2), (3, True))
     assert (shown.tolist(), tuple(told), parameter.grad) == ([1.0, 1.0], (3, True), None)
-    assert (group.leads, group.any(True), group.share("word")) == (True, True, "word")
-    assert [rows.tolist() for rows in group.collect(torch.ones(2, 1), [2])] == [[[1.0], [1.0]]]
+    assert (group.is_leader, group.any(True), group.broadcast_object("token")) == (True, True, "token")
+    assert [rows.tolist() for rows in group.gather(torch.ones(2, 1), [2])] == [[[1.0], [1.0]]]

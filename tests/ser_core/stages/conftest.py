@@ -106,11 +106,11 @@ class Bench:
         should_stop: Callable[[], bool] = lambda: False,
         **runtime: Any,
     ) -> tuple[dict[str, Any], Path]:
-        """The outcome and the output folder; upstream stages that are not given run first."""
+        """The result and the output folder; upstream stages that are not given run first."""
         known = dict(upstream) if upstream is not None else {role: self.run(parent)[1] for role, parent in call.upstream.items()}
         self.runs += 1
         output = self.root / f"{self.runs:03d}-{call.stage}"
-        outcome = REGISTRY.run(
+        stage_result = REGISTRY.run(
             call.stage,
             settings=json.loads(json.dumps(call.settings)),  # as it comes back from a file
             runtime=json.loads(json.dumps({**call.runtime, "threads": 1, **runtime})),
@@ -125,7 +125,7 @@ class Bench:
             report=self.lines.append,
             shared=self.shared,
         )
-        return json.loads(json.dumps(outcome)), output
+        return json.loads(json.dumps(stage_result)), output
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ser_core.models.classifier import class_weights, weighted_cross_entropy
-from ser_core.training.divergence import STILL_AT, prior_loss, still_at_prior
+from ser_core.training.divergence import PRIOR_LOSS_FRACTION, prior_loss, still_at_prior
 
 COUNTS = st.lists(st.integers(1, 40), min_size=2, max_size=7)
 
@@ -44,5 +44,5 @@ def test_the_line_lies_one_percent_below_the_prior() -> None:
     prior = math.log(4)
     assert still_at_prior(1.3861, prior) == "final training loss 1.386 is still at that of the class prior, 1.386"
     assert still_at_prior(1.7, prior) == "final training loss 1.700 is still at that of the class prior, 1.386"
-    assert still_at_prior(STILL_AT * prior, prior)
+    assert still_at_prior(PRIOR_LOSS_FRACTION * prior, prior)
     assert still_at_prior(0.98 * prior, prior) == ""

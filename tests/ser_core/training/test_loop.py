@@ -14,7 +14,7 @@ from ser_core.errors import Diverged, Interrupted
 from ser_core.settings import Precision
 from ser_core.training.checkpoints import SCHEMA, Checkpoints
 from ser_core.training.device import choose_arithmetic
-from ser_core.training.loop import Objective, PartLoss, Trained
+from ser_core.training.loop import Objective, PartLoss, TrainingResult
 from ser_core.training.schedule import constant, warmup_flat_linear
 from tests.ser_core.training.line import CPU, Regression, line_plan, train_line, weights
 
@@ -26,7 +26,7 @@ class Bench:
 
     def train(
         self, objective: Objective, name: str, *, stop_at: int = 10**9, identity: str = "mine", output: str = "out", **changes: Any
-    ) -> Trained:
+    ) -> TrainingResult:
         """Train for 20 steps; the signal to stop comes when it was asked for the `stop_at`-th time."""
         asked = iter(range(10**9))
         return train_line(
@@ -177,15 +177,15 @@ def test_sixteen_bit_arithmetic_trains_and_resumes(precision: Precision, bench: 
 
 def test_batches_made_ahead_are_the_same(bench: Bench) -> None:
     """Making the next batch in a thread changes neither their order nor their number."""
-    from ser_core.training.loop import OwnParts, _Ahead
+    from ser_core.training.loop import LocalParts, _Prefetcher
 
     objective = Regression()
 
-    def own_parts(step: int) -> OwnParts:
+    def local_parts(step: int) -> LocalParts:
         planned = objective.plan(step)
-        return OwnParts(dict(enumerate(planned.parts)), len(planned.parts), planned.rows)
+        return LocalParts(dict(enumerate(planned.parts)), len(planned.parts), planned.rows)
 
-    with _Ahead(own_parts, ahead=True) as batches:
+    with _Prefetcher(local_parts, ahead=True) as batches:
         found = [batches.get(step, more=step < 5) for step in range(6)]
     assert objective.asked == list(range(6))
     assert all(torch.equal(parts.loaded[0], Regression().plan(step).parts[0]) for step, parts in enumerate(found))

@@ -21,7 +21,7 @@ EXPECTED_COUNTS = "expected_counts.json"
 
 
 @dataclass(frozen=True)
-class Found:
+class Recording:
     """One labelled recording of a source."""
 
     id: str
@@ -33,7 +33,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Counts:
+class ExpectedCounts:
     """How many utterances a source should hold; None where that is not known."""
 
     utterances: int | None = None
@@ -42,13 +42,13 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Reading:
+class SourceListing:
     """A source as read: what will be prepared, what stands in the way, and what to compare with."""
 
-    found: tuple[Found, ...]
+    found: tuple[Recording, ...]
     problems: tuple[str, ...]
     folds: tuple[str, ...]  # held-out folds, in order
-    counts: Counts | None = None  # the published ones
+    counts: ExpectedCounts | None = None  # the published ones
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -91,7 +91,7 @@ def relative(path: Path, source: Path) -> str:
     return path.relative_to(source).as_posix() if path.is_relative_to(source) else str(path)
 
 
-def read_expected_counts(source: Path) -> Counts | None:
+def read_expected_counts(source: Path) -> ExpectedCounts | None:
     """`SOURCE/expected_counts.json`, which says what a deliberate subset (or the demo corpus) holds; None where there is none.
 
     Form: {"utterances": 480, "classes": {"angry": 120, ...}, "folds": {"1": 96, ...}}; each key may be left out.
@@ -105,7 +105,7 @@ def read_expected_counts(source: Path) -> Counts | None:
         if not isinstance(record, dict) or set(record) - {"utterances", "classes", "folds"}:
             raise ValueError("it must be an object with the keys utterances, classes and folds")
         total = record.get("utterances")
-        return Counts(None if total is None else int(total), _numbers(record.get("classes")), _numbers(record.get("folds")))
+        return ExpectedCounts(None if total is None else int(total), _numbers(record.get("classes")), _numbers(record.get("folds")))
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: {error}") from error
 

@@ -29,7 +29,7 @@ class ConvolutionShape:
         return ConvolutionShape(conv.kernel_size[0], conv.stride[0], conv.in_channels, conv.out_channels)
 
     @property
-    def products(self) -> int:
+    def matmuls(self) -> int:
         return -(-self.kernel // self.stride)
 
     def taps(self) -> list[tuple[int, int]]:
@@ -38,7 +38,7 @@ class ConvolutionShape:
         return [(first, min(wide, self.kernel * self.inputs - first)) for first in range(0, self.kernel * self.inputs, wide)]
 
 
-class Products:
+class Conv1dMatmul:
     """The products of one convolution behind the first, on chunks of rows, and their gradients."""
 
     def __init__(self, shape: ConvolutionShape, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
@@ -101,9 +101,9 @@ def convolve_rows(conv: nn.Conv1d, rows: Tensor) -> Tensor:
             return F.linear(windows, conv.weight[:, 0].to(dtype), None if conv.bias is None else conv.bias.to(dtype))
         slot = -(-length // shape.stride) * shape.stride  # each row begins a block
         blocks = F.pad(rows.to(dtype), (0, 0, 0, slot - length)).reshape(-1, shape.stride * shape.inputs)
-        products = Products(shape, conv.weight.transpose(1, 2).flatten(1), conv.bias, dtype)
+        matmul = Conv1dMatmul(shape, conv.weight.transpose(1, 2).flatten(1), conv.bias, dtype)
         out = blocks.new_empty(len(blocks), shape.outputs)  # what reaches over a row's end is garbage
-        count = len(blocks) - products.before
+        count = len(blocks) - matmul.before
         for start, stop in row_chunks(count, chunk_rows(rows.device)):
-            products.multiply(blocks[start : stop + products.before], out[start:stop])
+            matmul.multiply(blocks[start : stop + matmul.before], out[start:stop])
     return out.view(len(rows), -1, shape.outputs)[:, :frames]
