@@ -16,11 +16,10 @@ COLUMNS = ("path", "label", "speaker", "fold")
 
 
 def read(source: Path) -> SourceListing:
-    """Rows of a CSV file with the columns path, label, speaker and fold; paths are relative to the file.
+    """Read a CSV file with the columns path, label, speaker and fold; paths are relative to the file.
 
-    `source`: the file, or a folder that holds one. Columns valence, activation and dominance are kept where all three are there; other
-    columns are not read. The held-out folds are all values of `fold`.
-    Raises InputError where there is no such file or its header does not fit.
+    `source`: the file, or a folder that holds one. The columns valence, activation and dominance are kept if all three exist; other columns
+    are ignored. Every value of `fold` is a held-out fold. Raises InputError if there is no such file or its header is wrong.
     """
     file = _find(source)
     base = file.parent
@@ -68,7 +67,7 @@ def read(source: Path) -> SourceListing:
 
 
 def identifiers(paths: Sequence[str]) -> list[str]:
-    """A name for every recording that can name a file: its own name where no other recording has the same, otherwise its whole path."""
+    """Return an id for each recording that is a valid file name: from its file name if all file names are unique, else from its path."""
     stems = [_sanitised(stem(path)) for path in paths]
     if len(set(stems)) == len(set(paths)):
         return stems

@@ -1,4 +1,4 @@
-"""EmoDB, the Berlin Database of Emotional Speech: ten speakers, seven emotions (Burkhardt et al. 2005); everything is in the file name."""
+"""Reader of EmoDB, the Berlin Database of Emotional Speech (Burkhardt et al. 2005): ten speakers, seven emotions, coded in file names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ser_core.corpora.recordings import ExpectedCounts, Recording, SourceListing, audio_files, relative, require_folder
 
-# One man and one woman a fold.
+# One man and one woman per fold.
 FOLDS = {"03-08": ("03", "08"), "10-09": ("10", "09"), "11-13": ("11", "13"), "12-14": ("12", "14"), "15-16": ("15", "16")}
 FOLD_OF = {speaker: fold for fold, pair in FOLDS.items() for speaker in pair}
 # German initials: Wut, Langeweile, Ekel, Angst, Freude, Trauer.
@@ -20,10 +20,9 @@ NAME = re.compile(r"(\d\d)([a-z]\d\d)([A-Z])([a-z]?)")
 
 
 def read(source: Path, *, required: Collection[str] | None = tuple(FOLDS), four_classes: bool = False) -> SourceListing:
-    """Recordings below `source`; `four_classes` keeps only angry, happy, neutral and sad.
+    """List the recordings below `source`; `four_classes` keeps only angry, happy, neutral and sad.
 
-    `required`: the folds whose two speakers must be there; None takes whichever speakers are.
-    Raises InputError where `source` is no folder.
+    `required`: the folds whose two speakers must be present; None accepts any. Raises InputError if `source` is not a folder.
     """
     require_folder(source)
     files = list(audio_files(source))
@@ -52,7 +51,7 @@ def read(source: Path, *, required: Collection[str] | None = tuple(FOLDS), four_
 
 
 def counts(four_classes: bool) -> ExpectedCounts:
-    """The published counts: 535 recordings, 339 of them in IEMOCAP's four classes."""
+    """Return the published counts: 535 recordings, 339 of them in IEMOCAP's four classes."""
     if not four_classes:
         return ExpectedCounts(535, CLASS_COUNTS, FOLD_COUNTS)
     kept = {label: CLASS_COUNTS[label] for label in FOUR_CLASSES}

@@ -1,6 +1,6 @@
-"""The authors' own form: a JSON file {"Train": {file: label}, "Val": {...}, "Test": {...}} and a folder of recordings.
+"""Reader of the authors' format: a JSON file {"Train": {file: label}, "Val": {...}, "Test": {...}} and a folder of recordings.
 
-One split, so one held-out fold, "test". "Val" is kept in the manifest and never trained on.
+A fixed split, so there is one held-out fold, "test". "Val" is kept in the manifest and never trained on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FOLD_OF = {"Train": "train", "Val": VALIDATION, "Test": "test"}
 
 
 class _Repeated(dict[str, Any]):
-    """A JSON object that remembers which keys were written twice; `json` alone would keep the last one in silence."""
+    """A JSON object with the list of its repeated keys; `json` alone would silently keep the last value."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
@@ -29,11 +29,11 @@ class _Repeated(dict[str, Any]):
 
 
 def read(source: Path, *, audio: Path | None = None) -> SourceListing:
-    """Recordings that the JSON file names.
+    """List the recordings that the JSON file names.
 
-    `source`: the file, or a folder that holds one. `audio`: the folder of the recordings, searched with all below it; by default the one
-    the JSON file lies in. Speakers come from the file names where all of them are IEMOCAP's, SAVEE's or EmoDB's; otherwise they
-    are not known, and nobody can check that none is on both sides. Raises InputError where there is no such file or it is not of this form.
+    `source`: the file, or a folder that holds one. `audio`: the folder of the recordings, searched recursively; by default the folder of
+    the JSON file. Speakers are taken from the file names if all of them follow IEMOCAP, SAVEE or EmoDB; otherwise speakers are unknown, and
+    it cannot be checked that none is in both training and test part. Raises InputError if there is no such file or its format is wrong.
     """
     file = _find(source)
     record = _parse(file)
@@ -72,7 +72,7 @@ def read(source: Path, *, audio: Path | None = None) -> SourceListing:
 
 
 def _speakers(stems: Iterable[str]) -> dict[str, str]:
-    """Speaker of each file name, where one naming scheme fits them all; otherwise nothing."""
+    """Return file name -> speaker if one naming scheme fits all file names, otherwise an empty mapping."""
     names = list(stems)
     schemes: list[Callable[[str], str]] = [
         lambda name: f"{int(match[1])}{match[2]}" if (match := iemocap.TURN.fullmatch(name)) else "",

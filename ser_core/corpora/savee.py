@@ -1,4 +1,4 @@
-"""SAVEE: four men, seven emotions, 120 sentences each (Haq & Jackson 2009); everything is in the file name."""
+"""Reader of SAVEE (Haq & Jackson 2009): four male speakers, seven emotions, 120 sentences each, coded in file names."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ NAME = re.compile(r"(?:([A-Z]{2})_)?([a-z]+)(\d+)")
 
 
 def read(source: Path, *, required: Collection[str] | None = SPEAKERS) -> SourceListing:
-    """Recordings below `source`, flat (`DC_a01.wav`) or in a folder per speaker (`AudioData/DC/a01.wav`); the fold is the speaker.
+    """List the recordings below `source`, flat (`DC_a01.wav`) or in a folder per speaker (`AudioData/DC/a01.wav`). A fold is a speaker.
 
-    `required`: the speakers that must be there; None takes whichever are. Raises InputError where `source` is no folder.
+    `required`: the speakers that must be present; None accepts any. Raises InputError if `source` is not a folder.
     """
     require_folder(source)
     files = list(audio_files(source))

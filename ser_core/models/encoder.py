@@ -1,13 +1,13 @@
-"""The transformer of wav2vec 2.0 on a CPU: transformers' weights, the same function, less time.
+"""A faster CPU implementation of the wav2vec 2.0 transformer encoder, with transformers' weights and equal to it up to rounding.
 
-What it does otherwise than transformers' encoder, each measured in docs/speed.md:
+Differences from transformers' encoder, each measured in docs/speed.md:
 
-- utterances lie one behind the other, without padding; attention is computed for each alone;
-- dropout compares raw bits of a fast generator, seeded from torch's default one, with a threshold: one pass, forward and backward;
-- an attention block and a feed-forward block are one node of the graph each, which keeps little and works in place;
-- the positional convolution is a product of spectra (overlap-save in blocks as long as its kernel).
+- utterances are concatenated without padding; attention is computed for each utterance;
+- dropout compares raw bits of a fast generator, seeded from torch's default one, with a threshold: one pass forward, one backward;
+- an attention block and a feed-forward block are one autograd node each, which saves few tensors and works in place;
+- the positional convolution is computed with a Fourier transform (overlap-save, blocks of the kernel's length).
 
-`run_transformer` is the one way in. A GPU, eager attention (the authors' arithmetic) and configurations not foreseen here get
+`run_transformer` is the entry point. On a GPU, with eager attention (as in the authors' code) and for other configurations it calls
 transformers' encoder.
 """
 
@@ -28,9 +28,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ser_core.models.front_end import valid_frames
 
-MAX_DROPOUT = 0.49  # above it the threshold of `DropoutBits` would fall among positive numbers
-STREAMS = 2  # generators that draw bits side by side; a constant, so that the bits do not depend on the number of threads
-PARALLEL_DRAW_WORDS = 1 << 15  # words from which a second thread is worth its start
+MAX_DROPOUT = 0.49  # for a higher probability the threshold of `DropoutBits` would have to be positive
+STREAMS = 2  # generators that draw bits in parallel; a constant, so that the bits do not depend on the number of threads
+PARALLEL_DRAW_WORDS = 1 << 15  # 64-bit words from which a second thread saves time
 
 aten: Any = torch.ops.aten
 
@@ -38,7 +38,7 @@ aten: Any = torch.ops.aten
 def run_transformer(encoder: Any, hidden: Tensor, frames: Tensor | None) -> Tensor:
     """Run the transformer of a `Wav2Vec2Model` over projected features: (B, T, hidden) -> (B, T, hidden).
 
-    `frames` (B,) are the valid ones of each row, the rest is padding: never attended to, and its output means nothing. None: all are valid.
+    `frames` (B,): the number of valid frames of each row; None: all. Attention ignores the padding after them; its output is undefined.
     """
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
     if hidden.device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16) or not is_supported(encoder.encoder):
@@ -54,7 +54,7 @@ def run_transformer(encoder: Any, hidden: Tensor, frames: Tensor | None) -> Tens
 
 
 def is_supported(encoder: Any) -> bool:
-    """Whether this module computes what transformers' encoder of this configuration does."""
+    """Whether this implementation covers the configuration of transformers' encoder."""
     config = encoder.config
     dropped = (config.hidden_dropout, config.activation_dropout, config.attention_dropout)
     return (
@@ -69,13 +69,13 @@ def is_supported(encoder: Any) -> bool:
 
 def _by_transformers(encoder: Any, hidden: Tensor, valid: Tensor | None) -> Any:
     if valid is not None:
-        # Zeroed here and out of place: transformers zeroes the padding of what it is given in place, which would reach into the caller's.
+        # transformers zeroes padding of its input in place; zeroed out of place here, so that the caller's tensor stays as it is.
         hidden = hidden.masked_fill(~valid[..., None], 0)
     return encoder(hidden, attention_mask=valid).last_hidden_state
 
 
 def _packed(hidden: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Valid rows of (B, T, hidden), one utterance behind the other: (frames, hidden)."""
+    """Concatenate the valid rows of (B, T, hidden): (frames, hidden)."""
     flat = hidden.flatten(0, 1)
     if sum(lengths) == len(flat):
         return flat
@@ -85,14 +85,14 @@ def _packed(hidden: Tensor, lengths: Sequence[int]) -> Tensor:
 
 
 def _run(encoder: Any, hidden: Tensor, lengths: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """The encoder over packed rows (frames, hidden), whose matrices are multiplied in `dtype`."""
+    """Run the encoder over packed rows (frames, hidden), with matrix products in `dtype`."""
     config, training = encoder.config, encoder.training
     stable = type(encoder).__name__ == "Wav2Vec2EncoderStableLayerNorm"
     hidden = hidden + _positions(encoder.pos_conv_embed, hidden, lengths)
     if not stable:
         hidden = encoder.layer_norm(hidden)
     hidden = F.dropout(hidden, config.hidden_dropout, training)
-    # Layers are drawn one by one, as in transformers, and before the seed of their masks.
+    # Layer drop: one random number per layer, as in transformers, drawn before the seed of the dropout masks.
     layers = [layer for layer in encoder.layers if not (training and config.layerdrop > 0 and float(torch.rand([])) < config.layerdrop)]
     dropout_bits = DropoutBits.seeded() if training else None
     for layer in layers:
@@ -111,10 +111,10 @@ def _run(encoder: Any, hidden: Tensor, lengths: Sequence[int], dtype: torch.dtyp
 
 
 class DropoutBits:
-    """Dropout masks from raw bits: a number whose bits are drawn at random lies at or below a threshold with the dropout's probability.
+    """Dropout masks from random bits: a float of random bits is at or below a threshold (`threshold_for`) with the dropout probability.
 
-    So `threshold_backward(x, bits, threshold)`, which keeps x where bits > threshold, drops in one pass, and the same of the gradient.
-    Bits that are no number compare as not below, and are kept.
+    `threshold_backward(x, bits, threshold)` keeps x where bits > threshold, so it applies dropout in one pass, and likewise to the
+    gradient. NaN bit patterns do not compare as below the threshold; they keep x.
     """
 
     def __init__(self, seed: int) -> None:
@@ -122,11 +122,11 @@ class DropoutBits:
 
     @classmethod
     def seeded(cls) -> DropoutBits:
-        """From torch's default generator."""
+        """Create one with a seed from torch's default generator."""
         return cls(int(torch.randint(1 << 62, ())))
 
     def bits(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A tensor of random bits."""
+        """Return a tensor of `shape` and `dtype` with random bits."""
         count = math.prod(shape)
         words = -(-count * dtype.itemsize // (8 * STREAMS))
         drawn = np.empty((STREAMS, words), np.uint64)
@@ -149,17 +149,17 @@ def _pool() -> ThreadPoolExecutor:
 
 @functools.cache
 def threshold_for(probability: float, dtype: torch.dtype) -> float:
-    """The number that random bits of this type lie at or below with this probability (at most 0.49): negative, and large."""
+    """Return the (negative) number that random bits of `dtype` are at or below with `probability` (at most MAX_DROPOUT)."""
     bits = 8 * dtype.itemsize
     infinity = {torch.float32: 0x7F800000, torch.bfloat16: 0x7F80}[dtype]
-    # Of the 2^bits patterns, those from the threshold to minus infinity, both included, count `probability`.
+    # The bit patterns from the threshold to minus infinity, both included, are the share `probability` of all 2^bits.
     magnitude = infinity + 1 - round(probability * 2**bits)
     integer = {torch.float32: torch.int32, torch.bfloat16: torch.int16}[dtype]
     return -float(torch.tensor(magnitude, dtype=integer).view(dtype))
 
 
 def _drop(values: Tensor, bits: Tensor | None, probability: float) -> Tensor:
-    """Zero what is dropped, in place; what is kept is scaled elsewhere."""
+    """Apply dropout in place, without the scale 1 / (1 - probability), which is merged into a matrix product."""
     if bits is not None:
         aten.threshold_backward.grad_input(values, bits, threshold_for(probability, values.dtype), grad_input=values)
     return values
@@ -174,7 +174,7 @@ def _dropped(values: Tensor, bits: Tensor | None, probability: float) -> Tensor:
 
 
 def _scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
-    """scale * left @ right, for matrices or for batches of them."""
+    """Return scale * left @ right, for matrices or batches of matrices."""
     if left.dim() == 2:
         return torch.addmm(left.new_zeros(()), left, right, beta=0, alpha=scale)
     return torch.baddbmm(left.new_zeros(()), left, right, beta=0, alpha=scale)
@@ -195,7 +195,7 @@ def _feed_forward(block: Any, residual: Tensor, hidden: Tensor, options: tuple[A
 
 
 class _Attention(torch.autograd.Function):
-    """residual + dropout(out(attention(hidden))), of packed rows."""
+    """residual + dropout(out_proj(attention(hidden))) on packed rows (frames, hidden)."""
 
     @staticmethod
     def forward(ctx: Any, options: tuple[Any, ...], residual: Tensor, hidden: Tensor, *weights: Tensor) -> Tensor:
@@ -213,7 +213,7 @@ class _Attention(torch.autograd.Function):
             probabilities.append(p)
             if inner:
                 bits = dropout_bits.bits(tuple(p.shape), dtype)
-                # The bits' memory takes what is kept.
+                # The result overwrites the bits.
                 p = aten.threshold_backward.grad_input(p, bits, threshold_for(inner, dtype), grad_input=bits)
                 kept.append(p)
             merged_.copy_(_scaled_product(p, v_, 1 / (1 - inner)))
@@ -240,7 +240,7 @@ class _Attention(torch.autograd.Function):
             p_kept = kept[number] if kept else p
             dv_.copy_(_scaled_product(p_kept.transpose(1, 2), dmerged_, inner_scale))
             dp = _scaled_product(dmerged_, v_.transpose(1, 2), inner_scale)
-            if kept:  # what was kept is above zero
+            if kept:  # probabilities that dropout kept are above zero
                 aten.threshold_backward.grad_input(dp, p_kept, 0.0, grad_input=dp)
             ds = aten._softmax_backward_data(dp, p, -1, p.dtype)
             dq_.copy_(_scaled_product(ds, k_, scaling))
@@ -251,7 +251,7 @@ class _Attention(torch.autograd.Function):
 
 
 class _FeedForward(torch.autograd.Function):
-    """residual + dropout(outer(dropout(gelu(inner(hidden)))))."""
+    """residual + dropout(output_dense(dropout(gelu(intermediate_dense(hidden))))) on packed rows (frames, hidden)."""
 
     @staticmethod
     def forward(ctx: Any, options: tuple[Any, ...], residual: Tensor, hidden: Tensor, *weights: Tensor) -> Tensor:
@@ -284,17 +284,17 @@ class _FeedForward(torch.autograd.Function):
 
 
 def _heads(rows: Tensor, lengths: Sequence[int], heads: int) -> list[Tensor]:
-    """Views (heads, frames, size) of each utterance in packed rows (frames, hidden)."""
+    """Return a view (heads, frames, head size) of each utterance in packed rows (frames, hidden)."""
     return [each.view(len(each), heads, -1).transpose(0, 1) for each in torch.split(rows, list(lengths))]
 
 
 def _positions(embedding: Any, hidden: Tensor, lengths: Sequence[int]) -> Tensor:
-    """gelu(convolution) of packed rows (frames, hidden), every utterance between zeros."""
+    """Positional embedding gelu(convolution) of packed rows (frames, hidden), each utterance zero-padded."""
     convolution = embedding.conv
-    weight: Tensor = convolution.weight  # (hidden, hidden / groups, kernel), normalised anew at each access
+    weight: Tensor = convolution.weight  # (hidden, hidden / groups, kernel); weight norm recomputes it at each access
     kernel, groups = weight.shape[2], convolution.groups
     before = kernel // 2
-    # Zeros before the first utterance and behind each; then to whole blocks, of which the last is only looked at.
+    # Zeros before the first utterance and after each, then up to whole blocks; the last block is read only.
     gap = hidden.new_zeros(before, hidden.shape[1])
     total = sum(lengths) + before * len(lengths)
     blocks = -(-total // kernel)
@@ -312,14 +312,14 @@ def _positions(embedding: Any, hidden: Tensor, lengths: Sequence[int]) -> Tensor
 def _correlate(rows: Tensor, weight: Tensor, groups: int) -> Tensor:
     """Correlate (blocks * kernel + kernel, channels) with (channels, channels / groups, kernel): (blocks * kernel, channels).
 
-    Row t is the sum over k of rows t + k with the weights of k. Windows of two blocks are transformed, multiplied, and transformed back.
-    Spectra are real: one part for cosines, one for sines. A run_transformer is a product with a matrix, which leaves the result where the next
-    product wants it.
+    Row t is the sum over k of row t + k times the weights of tap k. Windows of two blocks are Fourier-transformed, multiplied, and
+    transformed back. Spectra are stored as real tensors: cosine part, sine part. The transforms are matrix products, which write the layout
+    that the next product reads.
     """
     channels, size, kernel = weight.shape
     analysis, synthesis, signs = (each.to(rows.dtype) for each in _spectral_matrices(kernel))
     count = len(signs)  # frequencies
-    # The second half of a window has the spectrum of a first half, but for the sign of odd frequencies.
+    # Shifted by half a window, a block has the same spectrum except for the sign of odd frequencies.
     halves = torch.matmul(analysis, rows.view(-1, kernel, channels)).view(-1, 2, count, channels)
     spectra = halves[:-1] + signs[:, None] * halves[1:]  # (blocks, 2, frequencies, channels)
     blocks = len(spectra)
@@ -335,11 +335,14 @@ def _correlate(rows: Tensor, weight: Tensor, groups: int) -> Tensor:
 
 @functools.cache
 def _spectral_matrices(kernel: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Analysis (2 * frequencies, kernel), synthesis (kernel, 2 * frequencies), signs (frequencies,), of windows of two kernels."""
+    """Fourier matrices of windows of 2 * kernel samples.
+
+    Analysis (2 * frequencies, kernel), synthesis (kernel, 2 * frequencies), signs of the shifted half (frequencies,).
+    """
     window = 2 * kernel
     frequency: NDArray[np.float64] = np.arange(kernel + 1, dtype=np.float64)
     time = np.arange(kernel)
-    # Angles are reduced as integers, so that float64 cosines are exact to the last bits.
+    # Angles are reduced modulo the window as integers, so that the float64 cosines are accurate.
     angle = (np.outer(np.arange(kernel + 1), time) % window) * (2 * np.pi / window)
     analysis = np.concatenate([np.cos(angle), -np.sin(angle)])
     share = np.where((frequency == 0) | (frequency == kernel), 1.0, 2.0) / window

@@ -1,8 +1,8 @@
 """P-TAPT stage 2 (section 3.3): k-means on the emotion states of the training folds, one stage for each k.
 
-At most 20 Lloyd iterations on all frames in float32, from k-means++ seeds drawn on a subset (`ser_core/clustering/kmeans.py`). The frames
-stay in their file and are mapped: at the paper's size (1.2 million frames of 512, 2.3 GiB) they are read once an iteration. All threads are
-used, and the labels are the same to the bit whatever their number. A stopped stage goes on from its last iteration.
+At most `cluster.iterations` Lloyd iterations on all frames in float32, from k-means++ centroids chosen on a subset
+(`ser_core/clustering/kmeans.py`). The frames are memory-mapped: at the paper's size (1.2 million frames of 512, 2.3 GiB) they are read once
+per iteration. All threads are used; the labels are bit-identical with any number. A stopped stage resumes after its last iteration.
 
 Artifacts: those of `ser_core/clustering/pseudo_labels.py`.
 """
@@ -25,7 +25,7 @@ from ser_core.training.randomness import generator
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Cluster and save labels and centroids. Raises InputError where there are fewer frames than clusters."""
+    """Cluster the frames, save labels and centroids, and return metrics. Raises InputError for fewer frames than clusters."""
     k = int(context.settings["k"])
     iterations = int(context.settings["iterations"])
     ids = [utterance.id for utterance in context.training.utterances]

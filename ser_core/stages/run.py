@@ -1,4 +1,4 @@
-"""One stage from the corpus folder to its result: builds the view of the corpus that the stage may have, and calls its function."""
+"""Run one stage: restrict the corpus to the split that the stage may read, set up the process group, and call the stage's function."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def run_stage(
     team: Team | None = None,
     shared: Path | None = None,
 ) -> dict[str, Any]:
-    """Compute one stage; see `ser_core.registry`. Of a team, the leader alone reports and writes.
+    """Compute one stage; arguments, result and errors as in `SpeechRegistry.run`. In a team only the leader reports and writes.
 
-    What a model is tested on leaves this function in one direction only: to `finetune`, as a function to call when training is over. With
-    `validation` among the settings that is what they keep out of training, and the held-out fold is left alone.
+    The test split is passed to `finetune` only, as a function that it calls after training. If the settings contain `validation`, the test
+    split is the validation utterances, and the held-out fold is not opened.
     """
     manifest = load_manifest(corpus)
     training, tested = _splits(manifest, fold, settings)
@@ -70,7 +70,7 @@ def run_stage(
         shared=shared,
     )
     threads = runtime.get("threads")
-    if context.device.type == "cpu" and context.execution.attention is not Attention.eager:  # eager: as the authors compute
+    if context.device.type == "cpu" and context.execution.attention is not Attention.eager:  # eager: the authors' computation unchanged
         keep_memory()
     with repeatable(context.device, int(threads) if threads else None):
         seed_global_generators(seed)
@@ -86,7 +86,10 @@ def run_stage(
 def _splits(
     manifest: Manifest, fold: str, settings: Mapping[str, Any]
 ) -> tuple[tuple[Utterance, ...], Callable[[], tuple[Utterance, ...]]]:
-    """Utterances to train on, and how those to test on are had. Raises InputError where there is nothing to train on."""
+    """Return the training utterances, and a function that returns the test utterances.
+
+    Raises InputError if there are no training utterances or, with `validation`, no validation utterances.
+    """
     if "validation" in settings:
         training, held = training_and_validation(manifest, fold, settings["validation"])
         return training, lambda: held

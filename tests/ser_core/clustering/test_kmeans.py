@@ -226,7 +226,8 @@ from ser_core.clustering.kmeans import KMeans, Checkpointing, lloyd
 def run(frames, k):
     with DeterministicPool(2) as pool:
         means = KMeans(frames, pool, torch.device("cpu"))
-        lloyd(means, lambda: means.initial_centroids(k, np.random.default_rng(0)), 2, Checkpointing(lambda done, centroids: None, 1e9), lambda *told: None)
+        start = lambda: means.initial_centroids(k, np.random.default_rng(0))
+        lloyd(means, start, 2, Checkpointing(lambda done, centroids: None, 1e9), lambda *told: None)
 
 run(np.ones((64, 8), dtype=np.float32), 2)
 own = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmData"))

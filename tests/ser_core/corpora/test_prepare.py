@@ -285,7 +285,7 @@ def test_two_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("imocap", {}, "no kind of corpus is called 'imocap'; there are iemocap, savee, emodb, csv, labels"),
+        ("imocap", {}, "unknown kind of corpus 'imocap'; known are iemocap, savee, emodb, csv, labels"),
         ("savee", {"four_classes": True}, "for emodb only"),
         ("savee", {"audio": Path()}, "for labels only"),
     ],

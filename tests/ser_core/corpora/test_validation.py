@@ -88,7 +88,7 @@ def test_a_speaker_who_is_also_elsewhere_in_training_leaves_it_whole() -> None:
         ([*both("1", "a"), *both("2", ""), *both("3", "c")], "123", "the speaker of u002 is not known"),
         ([*both("1", ""), *both("2", "b"), *both("3", "c")], "123", "the speaker of u000 is not known"),
         ([*both("1", "a"), *both("2", "a"), *both("3", "c")], "123", "validation speaker a is tested too"),
-        ([*both("1", "a"), *both("2", "b"), ("3", "c", "a")], "123", r"without the validation speakers \(b\) nobody says 'b'"),
+        ([*both("1", "a"), *both("2", "b"), ("3", "c", "a")], "123", r"without the validation speakers \(b\) no training utterance is 'b'"),
         ([*both("1", "a"), *both("2", "b"), *both(VALIDATION, "a")], "1", "validation speaker a is tested too"),
         ([*both("1", "a"), *both("2", "b"), *both(VALIDATION, "b")], "1", "validation speaker b is trained on too"),
         ([*both("1", "a"), *both("2", "b"), *both(VALIDATION, "")], "1", "the speaker of u004 is not known"),

@@ -28,7 +28,7 @@ def test_a_group_is_ended_without_the_others(tmp_path: Path) -> None:
     """And one that could not be ended keeps the next stage from its own, in the words of communication."""
     store = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-    with pytest.raises(ConnectionError, match="could not be ended"), process_group(FolderTeam(tmp_path, 0, 2), CPU, 1.0):
+    with pytest.raises(ConnectionError, match="could not be destroyed"), process_group(FolderTeam(tmp_path, 0, 2), CPU, 1.0):
         pass
     abort()
     assert not dist.is_initialized()

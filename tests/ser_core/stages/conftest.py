@@ -110,7 +110,7 @@ class Bench:
         known = dict(upstream) if upstream is not None else {role: self.run(parent)[1] for role, parent in call.upstream.items()}
         self.runs += 1
         output = self.root / f"{self.runs:03d}-{call.stage}"
-        stage_result = REGISTRY.run(
+        outcome = REGISTRY.run(
             call.stage,
             settings=json.loads(json.dumps(call.settings)),  # as it comes back from a file
             runtime=json.loads(json.dumps({**call.runtime, "threads": 1, **runtime})),
@@ -125,7 +125,7 @@ class Bench:
             report=self.lines.append,
             shared=self.shared,
         )
-        return json.loads(json.dumps(stage_result)), output
+        return json.loads(json.dumps(outcome)), output
 
 
 @pytest.fixture

@@ -29,12 +29,12 @@ def test_stopped_stage_goes_on_to_the_same_artifacts(recipe: Recipe, bench: Benc
             return next(looks, None) is None
 
         try:
-            stage_result, output = bench.run(call, upstream=upstream, checkpoint=checkpoint, should_stop=stop, threads=1 + allowed % 2)
+            outcome, output = bench.run(call, upstream=upstream, checkpoint=checkpoint, should_stop=stop, threads=1 + allowed % 2)
         except Interrupted:
             continue
-        resumed_at.append(stage_result["durations"]["resumed_at_step"])
+        resumed_at.append(outcome["durations"]["resumed_at_step"])
         assert artifacts(output) == artifacts(folder)
-        assert stage_result["metrics"] == whole["metrics"]
+        assert outcome["metrics"] == whole["metrics"]
         break
     assert resumed_at == [2]  # the first was stopped while seeding, and left nothing; the second before an iteration
     assert any("resumed after iteration" in line for line in bench.lines)

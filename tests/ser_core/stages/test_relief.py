@@ -77,8 +77,8 @@ def test_relief_changes_memory_and_not_numbers(
         assert quarter == -(-whole // 4)
     assert largest[True][0] >= 3
     (expected, reference), *others = found
-    for stage_result, output in others:
-        assert stage_result["metrics"] == pytest.approx(expected["metrics"], rel=1e-4)
+    for outcome, output in others:
+        assert outcome["metrics"] == pytest.approx(expected["metrics"], rel=1e-4)
         for tag in ("train/loss", "train/accuracy", *(["validation/loss"] if stage == "states" else [])):
             assert curve(output, tag) == pytest.approx(curve(reference, tag), rel=1e-4)
     assert len(curve(reference, "train/loss")) == expected["metrics"]["steps"]

@@ -19,7 +19,7 @@ from ser_core.errors import Diverged, InputError, Interrupted
 from ser_core.models.backbone import load_encoder
 from ser_core.registry import REGISTRY
 from ser_core.settings import FeatureCache, Padding, Precision, Recipe
-from ser_core.stages import finetune, tapt
+from ser_core.stages import context as stage_context
 from ser_core.stages.states import StateTraining
 from ser_core.training.loop import Objective, TrainingResult, train
 from tests.ser_core.stages.conftest import FOLDS, STAGES, Bench, artifacts, curves, stage_calls
@@ -127,14 +127,13 @@ def test_interruptions_at_random_steps_leave_no_trace(
     recipe.execution.log_every = rng.choice([1, 2, 3, 5])
     recipe.finetune.epochs, recipe.tapt.steps = 10, 20
     trained: list[dict[str, torch.Tensor]] = []
-    module = {"finetune": finetune, "tapt": tapt}[stage]
 
     def recorded(objective: Objective, *arguments: Any) -> TrainingResult:
         found = train(objective, *arguments)
         trained.append({name: tensor.clone() for name, tensor in objective.model.state_dict().items()})
         return found
 
-    monkeypatch.setattr(module, "train", recorded)
+    monkeypatch.setattr(stage_context, "train", recorded)
     call = stage_calls(recipe)[stage]
     expected, uninterrupted = bench.run(call)
     checkpoint = tmp_path / "resumable"
@@ -158,12 +157,12 @@ def test_every_method_ends_in_scores_of_the_held_out_fold(
 ) -> None:
     """Metrics, confusion and predictions.csv describe the same test utterances, in both ways of padding."""
     recipe.features.padding = padding
-    stage_result, output = bench.run(REGISTRY.call(method, recipe, fold="2", seed=3))
+    outcome, output = bench.run(REGISTRY.call(method, recipe, fold="2", seed=3))
     test = corpus.test("2")
-    confusion = np.array(stage_result["confusion"])
-    assert stage_result["classes"] == list(corpus.classes)
-    assert confusion.sum() == len(test) == stage_result["metrics"]["test_utterances"]
-    assert stage_result["metrics"]["ua"] == pytest.approx((np.diag(confusion) / confusion.sum(1)).mean())
+    confusion = np.array(outcome["confusion"])
+    assert outcome["classes"] == list(corpus.classes)
+    assert confusion.sum() == len(test) == outcome["metrics"]["test_utterances"]
+    assert outcome["metrics"]["ua"] == pytest.approx((np.diag(confusion) / confusion.sum(1)).mean())
     with (output / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["id"] for row in rows] == [utterance.id for utterance in test]
@@ -222,7 +221,7 @@ def test_every_training_frame_gets_one_label(recipe: Recipe, bench: Bench, corpu
     """Labels, frames of each utterance and centroids of a cluster stage fit the frames of the states stage."""
     call = stage_calls(recipe)["cluster"]
     states, frames_folder = bench.run(call.upstream["states"])
-    stage_result, folder = bench.run(call, upstream={"states": frames_folder})
+    outcome, folder = bench.run(call, upstream={"states": frames_folder})
     stored = load_file(folder / "clusters.safetensors")
     index = json.loads((frames_folder / "frames.json").read_text())
     assert index["utterances"] == [utterance.id for utterance in corpus.training("1")]
@@ -233,7 +232,7 @@ def test_every_training_frame_gets_one_label(recipe: Recipe, bench: Bench, corpu
     distances = ((frames[:, None] - stored["centroids"]) ** 2).sum(-1)
     chosen = distances[np.arange(len(frames)), stored["labels"]]
     assert np.allclose(chosen, distances.min(1), rtol=1e-4, atol=1e-6)
-    assert stage_result["metrics"]["inertia"] == pytest.approx(chosen.sum(), rel=1e-3)
+    assert outcome["metrics"]["inertia"] == pytest.approx(chosen.sum(), rel=1e-3)
 
 
 def test_more_clusters_than_frames_is_refused_in_one_line(recipe: Recipe, bench: Bench) -> None:
@@ -268,8 +267,8 @@ def test_weights_changed_since_the_launch_are_refused(recipe: Recipe, bench: Ben
 def test_fewer_utterances_than_a_batch_still_train(recipe: Recipe, bench: Bench) -> None:
     """One step an epoch, and a line that says so."""
     recipe.finetune.batch_size = 64
-    stage_result, _ = bench.run(stage_calls(recipe)["finetune"])
-    assert stage_result["metrics"]["steps"] == recipe.finetune.epochs
+    outcome, _ = bench.run(stage_calls(recipe)["finetune"])
+    assert outcome["metrics"]["steps"] == recipe.finetune.epochs
     assert any("fewer than a batch" in line for line in bench.lines)
 
 
@@ -295,13 +294,13 @@ def test_a_training_that_has_not_learnt_says_so(rate: float, collapsed: bool, re
     """Thrown back to the class prior by an absurd rate: it is tested and returned all the same, with the reason."""
     recipe.finetune.learning_rate = rate
     recipe.finetune.epochs = 8
-    stage_result, _ = bench.run(stage_calls(recipe)["finetune"])
-    assert stage_result["metrics"]["prior_loss"] == pytest.approx(np.log(2))
-    assert np.sum(stage_result["confusion"]) == stage_result["metrics"]["test_utterances"]
-    assert bool(stage_result["diverged"]) == collapsed
+    outcome, _ = bench.run(stage_calls(recipe)["finetune"])
+    assert outcome["metrics"]["prior_loss"] == pytest.approx(np.log(2))
+    assert np.sum(outcome["confusion"]) == outcome["metrics"]["test_utterances"]
+    assert bool(outcome["diverged"]) == collapsed
     if collapsed:
-        assert stage_result["diverged"].endswith("is still at that of the class prior, 0.693")
-        assert any(stage_result["diverged"] in line for line in bench.lines)
+        assert outcome["diverged"].endswith("is still at that of the class prior, 0.693")
+        assert any(outcome["diverged"] in line for line in bench.lines)
 
 
 def test_a_validation_loss_that_is_not_finite_is_divergence(recipe: Recipe, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

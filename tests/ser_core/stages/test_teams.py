@@ -26,7 +26,7 @@ def compute(team: FolderTeam, call: StageCall, folders: Mapping[str, Any], stop_
     lines: list[str] = []
     never = stop_after(10**9)
     try:
-        stage_result = REGISTRY.run(
+        outcome = REGISTRY.run(
             call.stage,
             settings=call.settings,
             runtime={**call.runtime, "threads": 1},
@@ -40,7 +40,7 @@ def compute(team: FolderTeam, call: StageCall, folders: Mapping[str, Any], stop_
         )
     except Interrupted:
         return "interrupted", lines
-    return stage_result, lines
+    return outcome, lines
 
 
 class Teams:

@@ -135,7 +135,7 @@ def diverging(team: FolderTeam, root: Path) -> None:
         def loss(self, part: Tensor) -> PartLoss:
             found = super().loss(part)
             bad = len(self.asked) > 4 and len(part) == 1
-            return PartLoss(found.loss, found.shown * float("nan") if bad else found.shown, found.correct, found.counted)
+            return PartLoss(found.loss, found.curve_loss * float("nan") if bad else found.curve_loss, found.correct, found.counted)
 
     with process_group(team, CPU, 60.0) as group:
         train_line(Exploding(), line_plan(checkpoint_seconds=0.0), root / "checkpoints", root / "out", group=group)

@@ -149,7 +149,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_at_once(bench: Bench) -> No
         def loss(self, part: Tensor) -> PartLoss:
             found = super().loss(part)
             return (
-                PartLoss(found.loss * float("nan"), found.shown * float("nan"), found.correct, found.counted)
+                PartLoss(found.loss * float("nan"), found.curve_loss * float("nan"), found.correct, found.counted)
                 if len(self.asked) > 4
                 else found
             )
