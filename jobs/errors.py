@@ -14,6 +14,10 @@ class UsageError(Exception):
     """Wrong command, configuration or site: one line (what, where, what to do); the command line exits with 2."""
 
 
+class SubmissionFailedError(Exception):
+    """sbatch gave no job number; the text is what it wrote, or that it was killed for not answering."""
+
+
 class InternalError(RuntimeError):
     """Something of the program's own broke: one line (what, which log, what to do); the command line exits with 1."""
 
@@ -25,7 +29,3 @@ def is_mendable(error: OSError) -> bool:
 
 class SlurmUnavailableError(UsageError):
     """Slurm did not answer a look-up: nothing is known of the queue, and nothing may be concluded. Later it may be."""
-
-
-class SubmissionFailedError(Exception):
-    """sbatch gave no job number; the text is what it wrote, or that it was killed for not answering."""

@@ -37,7 +37,7 @@ from jobs.commands.doctor_checks import (
 from jobs.errors import SlurmUnavailableError, UsageError
 from jobs.experiment.config import Experiment, SlurmSite
 from jobs.slurm.client import SlurmClient
-from jobs.slurm.script import LinkJob, launcher_python, link_parameters, render_link
+from jobs.slurm.script import LinkJob, launcher_python, parameters, render_script
 from jobs.store.layout import Layout
 from jobs.store.records import create_json, read_json, write_json
 
@@ -250,17 +250,14 @@ def probe(
 
 def _submit_probe(client: SlurmClient, job: LinkJob, site: SlurmSite, folder: Path) -> str:
     """Why there is no probe job; "" if there is one, or may be."""
-    from jobs.errors import SubmissionFailedError
-    from jobs.slurm.parse import Refusal, read_refusal
+    from jobs.slurm.parse import Refusal
+    from jobs.slurm.submissions import call_sbatch
 
     try:
-        client.submit(folder / "scripts", render_link(job, site, _templates()), link_parameters(job, site), site)
-    except SubmissionFailedError as error:
-        text = " ".join(str(error).split())
-        return "" if read_refusal(text) is Refusal.unknown else text
+        reply = call_sbatch(client, folder / "scripts", render_script(job, site, _templates()), parameters(job, site), site)
     except UsageError as error:
         return str(error)
-    return ""
+    return "" if reply.refusal is Refusal.unknown else reply.text
 
 
 def _await_answer(client: SlurmClient, name: str, folder: Path, token: str, seconds: float, lag_seconds: float) -> ProbeFacts:
@@ -298,7 +295,7 @@ def _probe_job(site: SlurmSite, folder: Path, token: str) -> LinkJob:
         name=f"ser-grid.doctor.{token}",
         minutes=1,
         command=(launcher_python(site, sys.executable), "probe.py", "--time=1", *(f"--{key}={value}" for key, value in options if value)),
-        waited_for=str(folder / "probe.py"),
+        description=str(folder / "probe.py"),
         folder=str(folder),
         output=str(folder / "probe.out"),
         binds=(str(folder),),
@@ -310,7 +307,7 @@ def _accepted(client: SlurmClient, site: SlurmSite) -> tuple[bool, str]:
     with tempfile.TemporaryDirectory(prefix="ser-grid-doctor-") as name:
         script = Path(name) / "script.sh"
         job = LinkJob("ser-grid.doctor", 1, ("true",), "/", "/", "/dev/null", dependency="")
-        script.write_text(render_link(job, site, _templates()), encoding="utf-8")
+        script.write_text(render_script(job, site, _templates()), encoding="utf-8")
         return client.would_accept(script, site)
 
 

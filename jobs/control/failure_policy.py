@@ -82,16 +82,15 @@ def judge(
     Attempts begun before `since` (the last launch by hand) are forgiven, except that a training that diverged would do so again.
     What a prediction had made too short costs nothing, and is not forgotten by a launch: from then on it is as configured. So is it after
     `DOUBTFUL_SILENT` silent jobs, whatever ended them.
-    `silent`: jobs submitted since then that left the queue before the worker began although everything upstream was done.
+    `silent`: jobs submitted since then that left the queue before the worker began although everything upstream was done, and that no user
+    cancelled. `cancelled`: by the user; an attempt that the user's scancel ended says the same.
     """
     diverged = next((each.error for each in reversed(attempts) if each.failure is FailureClass.divergence), "")
     recent = [each for each in attempts if each.started >= since and each.failure is not FailureClass.divergence]
     last = recent[-1] if recent else None
     charged = [each for each in recent if not each.short_of]  # the others are the prediction's fault, and happen once
     counts = Counter(each.failure for each in charged)
-    by_hand = cancelled or (last is not None and last.failure is FailureClass.cancelled)
-    by_hand = by_hand or any(cancelled_by_hand(each.state) for each in silent[-1:] if last is None or each.submitted > last.started)
-    silent = [each for each in silent if not cancelled_by_hand(each.state)]
+    by_hand = cancelled or any(each.failure is FailureClass.cancelled for each in recent)
     stopped = _reason_to_stop(charged, counts, silent, max_attempts)
     blamed = [each.node for each in recent if each.nodes_fault and each.node]
     cut_off = [each for each in recent if each.failure is FailureClass.communication]
@@ -148,8 +147,10 @@ def ended_attempts(files: Sequence[AttemptFiles], departures: Sequence[Departure
 
     An attempt without a last word was killed, or its machine was; Slurm's state of its job says which, unless a later attempt ran under
     the same job: then Slurm had it requeued. A worker that was asked to stop cannot know whether its time was up: there too Slurm's word
-    counts, as far as there is one (a preempted job gets the same warning).
+    counts, as far as there is one (a preempted job gets the same warning). A job that the program withdrew itself was interrupted, not
+    cancelled by its owner, although Slurm names the same user for both.
     """
+    ours = {each.job for each in departures if each.ours and cancelled_by_hand(each.state)}
     states = {each.job: each.state for each in departures}
     asked = {each.job: each.asked for each in departures}
     last_of_job = {attempt.job: attempt.number for attempt in files if attempt.job}
@@ -176,7 +177,11 @@ def ended_attempts(files: Sequence[AttemptFiles], departures: Sequence[Departure
             short = short_of(asked.get(attempt.job), failure, error)
             found.append(Ended(claim.started, failure, error, claim.node, progress=progress, short_of=short, suspects=suspects))
             continue
-        failure = FailureClass.node if requeued else class_of_state(state)
+        failure = class_of_state(state)
+        if requeued:
+            failure = FailureClass.node
+        elif attempt.job in ours:
+            failure = FailureClass.interrupted
         said = f"Slurm says {state}" if state else "its job was requeued" if requeued else "nothing is known of its job"
         error = f"ended without a word on {claim.node or claim.host} ({said})"
         nodes_fault = requeued or blames_node(state)

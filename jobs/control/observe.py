@@ -19,7 +19,7 @@ from jobs.control.result_index import index_of
 from jobs.experiment.graph import Graph
 from jobs.store.attempts import AttemptFiles, attempt_seconds, claim_alive, holder, modified_at, newest_checkpoint, seconds_since_begun_anew
 from jobs.store.cancellations import Cancelled
-from jobs.store.failures import cancelled_by_hand
+from jobs.store.failures import blames_node, cancelled_by_hand
 from jobs.store.layout import Layout, StageFolder
 from jobs.store.records import artifacts_present, attempt_numbers, read_claim, read_outcome, read_result
 
@@ -125,14 +125,12 @@ def _judged(
     silent: Sequence[Departure],
     sight: Sight,
 ) -> NodeFacts:
-    recent = [each for each in departures if each.submitted >= sight.since]
-    late = [each for each in departures if each.submitted < sight.since and each.gone >= sight.since + RELAUNCH_SECONDS]
-    last = (recent or late)[-1:]
-    by_hand = any(cancelled_by_hand(each.state) and not each.ours for each in last)
+    by_hand = any(_cancelled_by_owner(each, sight.since) for each in departures)
     ended = ended_attempts(files, departures, newest_checkpoint(folder) if files else 0.0)
     facts = judge(ended, since=sight.since, max_attempts=sight.max_attempts, silent=silent, cancelled=by_hand or key in sight.cancelled)
     held = next((holder(attempt.claim) for attempt in files if attempt.alive and attempt.claim), "")
-    told = sum(attempt.job == departures[-1].job for attempt in files) if departures and key in sight.settling else 0
+    asked = [each.job for each in departures if not each.ours or blames_node(each.state)][-1:] if key in sight.settling else []
+    told = sum(attempt.job in asked for attempt in files)
     if key in sight.settling and not held:
         held = "Slurm, until it says how the last job ended"
     wordless = (attempt for attempt in files if not (attempt.outcome or attempt.alive or attempt.published))
@@ -147,6 +145,12 @@ def _judged(
         all_seconds=seconds_since_begun_anew(begun),
         memory=max((asked_bytes(each) for each in departures), default=0) if any(each.short_of == "memory" for each in ended) else 0,
     )
+
+
+def _cancelled_by_owner(departure: Departure, since: float) -> bool:
+    """Whether the owner cancelled an element after the launch at `since`; holds until the next launch, whatever departs later."""
+    after = departure.submitted >= since or departure.gone >= since + RELAUNCH_SECONDS
+    return after and not departure.ours and cancelled_by_hand(departure.state)
 
 
 def _begun_by_finished(graph: Graph, layout: Layout, sight: Sight, facts: Mapping[str, NodeFacts], jobs: Collection[str]) -> set[str]:

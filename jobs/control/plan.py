@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -29,7 +29,7 @@ class Plan:
     blocked: tuple[str, ...]  # something upstream is given up, held or cancelled
     given_up: tuple[str, ...]  # the policy of its failure says so
     stayed: tuple[str, ...] = ()  # held, because the first of their kind all failed alike; or cancelled
-    withdrawn: tuple[str, ...] = ()  # of `stayed` and `blocked`: queued somewhere, and to be taken back
+    withdrawn: tuple[str, ...] = ()  # queued by the executor, and not to be computed: to be cancelled
     reasons: Mapping[str, str] = field(default_factory=dict)  # why a stage is given up or stayed
 
     @property
@@ -156,9 +156,20 @@ def make_plan(
         blocked=tuple(blocked),
         given_up=tuple(given_up),
         stayed=tuple(stayed),
-        withdrawn=tuple(key for key in (*stayed, *given_up, *blocked) if key in in_flight),
+        withdrawn=_withdrawn(graph, in_flight, waiting),
         reasons=reasons,
     )
+
+
+def _withdrawn(graph: Graph, in_flight: Mapping[str, InFlight], waiting: Collection[str]) -> tuple[str, ...]:
+    """What is queued and nothing waits for: done, hopeless, superseded, or of an earlier configuration and unknown to the graph.
+
+    A stage that is done stays queued as long as another element may depend on it: Slurm would end that one too.
+    """
+    waits = frozenset(waiting)
+    depended = {parent for key in waits & in_flight.keys() for parent in graph.nodes[key].upstream.values()}
+    queued = (key for key, flight in in_flight.items() if flight.phase is Phase.queued)
+    return tuple(key for key in queued if key not in waits and key not in depended)
 
 
 def critical_minutes(graph: Graph, minutes: Callable[[str], float]) -> dict[str, float]:

@@ -5,16 +5,16 @@
 The name follows from the experiment and the results folder, and the queue is asked for it: no record is needed to find a link again, and
 whoever calls `Chain.ensure`, however often and at once, the chain comes back to one link that runs and one that waits. A link may be killed
 at any point: its successor starts and does everything again, which changes nothing (what a link does is in jobs.slurm.chain_link).
+Links have no intent on record, unlike all else that is submitted: a second link that waits is cancelled by the next look and never runs
+beside the first, while a link that had to wait for a lost reply to settle could reach its time limit without a successor.
 `EXPERIMENT/controller.json` tells people how it goes; nothing depends on it but the count of links that failed one after another, and the
 word of a user who stopped the chain.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import re
 import shutil
 import socket
 import sys
@@ -27,13 +27,13 @@ from pathlib import Path
 
 from jobs.errors import UsageError
 from jobs.experiment.config import Experiment
-from jobs.experiment.graph import canonical_json
 from jobs.slurm.client import SlurmClient
-from jobs.slurm.parse import QueuedElement, Refusal, read_refusal, why_stuck
-from jobs.slurm.script import LinkJob, launcher_python, link_parameters, render_link
+from jobs.slurm.parse import QueuedElement, Refusal, why_stuck
+from jobs.slurm.script import LinkJob, launcher_python, parameters, render_script
+from jobs.slurm.submissions import call_sbatch, fixed_name
 from jobs.store.attempts import own_slurm_job
 from jobs.store.layout import Layout
-from jobs.store.records import read_json, write_json
+from jobs.store.records import Decoder, write_json
 from jobs.store.snapshot import Snapshot, take_snapshot
 
 SCHEMA = 1
@@ -82,11 +82,19 @@ class ControllerRecord:
     message: str = ""  # why it ended
 
 
+@dataclass(frozen=True)
+class _Launch:
+    """What a link reads of an experiment's record."""
+
+    launched: float
+
+
+_RECORDS, _LAUNCHES = Decoder(ControllerRecord, SCHEMA), Decoder(_Launch, None)
+
+
 def link_name(layout: Layout) -> str:
     """Name of every link of an experiment's chain; another results folder is another chain."""
-    identity = canonical_json(["controller", os.path.realpath(layout.root), layout.experiment])
-    digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
-    return f"{re.sub(r'[^A-Za-z0-9_-]', '_', layout.experiment[:40])}.control.{digest}"
+    return fixed_name(layout, "control", "controller")
 
 
 def record_file(layout: Layout) -> Path:
@@ -101,13 +109,7 @@ def log_file(layout: Layout) -> Path:
 
 def read_record(layout: Layout) -> ControllerRecord | None:
     """What the last link wrote, or None."""
-    value = read_json(record_file(layout))
-    if value is None or value.pop("schema", None) != SCHEMA:
-        return None
-    try:
-        return ControllerRecord(**value)
-    except TypeError:
-        return None
+    return _RECORDS.read(record_file(layout))
 
 
 def write_record(layout: Layout, record: ControllerRecord) -> None:
@@ -117,8 +119,8 @@ def write_record(layout: Layout, record: ControllerRecord) -> None:
 
 def launched_at(layout: Layout) -> float:
     """When the experiment was launched last, seconds since the epoch; 0 if it was not."""
-    found = (read_json(layout.experiment_file) or {}).get("launched")
-    return float(found) if isinstance(found, int | float) else 0.0
+    found = _LAUNCHES.read(layout.experiment_file)
+    return found.launched if found else 0.0
 
 
 class Chain:
@@ -210,7 +212,7 @@ class Chain:
 
     def script(self) -> str:
         """The script of a link, with the templates of `source`; touches nothing."""
-        return render_link(self._link_job(), self._experiment.slurm, self._source / "slurm_templates")
+        return render_script(self._link_job(), self._experiment.slurm, self._source / "slurm_templates")
 
     def _others(self, queue: Sequence[QueuedElement] | None) -> tuple[list[str], list[str]]:
         """Links that run and that wait, oldest first, without the calling one."""
@@ -222,7 +224,7 @@ class Chain:
             name=self.name,
             minutes=self._experiment.policy.controller_minutes,
             command=self._command,
-            waited_for=str(self.layout.experiment_file),
+            description=str(self.layout.experiment_file),
             folder=str(self._current),
             output=str(log_file(self.layout)),
             binds=self._binds,
@@ -248,28 +250,25 @@ class Chain:
 
     def _submit(self) -> tuple[str, str]:
         """Number of a new link, or "" and why there is none."""
-        from jobs.errors import SubmissionFailedError
-
         if self._refused >= MAX_REFUSED:
             return "", "sbatch declines to submit one (see the controller's log)"
         if shutil.which("sbatch") is None:
             return "", f"sbatch is not in PATH on {socket.gethostname()}"
         job, site = self._link_job(), self._experiment.slurm
-        script = render_link(job, site, self._current.resolve() / "slurm_templates")
+        script = render_script(job, site, self._current.resolve() / "slurm_templates")
         self.layout.logs.mkdir(parents=True, exist_ok=True)
         try:
-            return self._client.submit(self.layout.submissions / "scripts", script, link_parameters(job, site), site), ""
-        except SubmissionFailedError as error:
-            text = " ".join(str(error).split()) or "sbatch said nothing"
-            verdict = read_refusal(text)
-            self._full = verdict is Refusal.full
-            if verdict is Refusal.refused:
-                self._refused += 1
-            _log.warning("%s: %s", self.name, text)
-            return "", text if verdict is not Refusal.unknown else f"{text}; it is looked for again"
+            reply = call_sbatch(self._client, self.layout.submissions / "scripts", script, parameters(job, site), site)
         except UsageError as error:
             self._refused += 1
             return "", str(error)
+        if reply.job:
+            return reply.job, ""
+        self._full = reply.refusal is Refusal.full
+        if reply.refusal is Refusal.refused:
+            self._refused += 1
+        _log.warning("%s: %s", self.name, reply.text)
+        return "", reply.text if reply.refusal is not Refusal.unknown else f"{reply.text}; it is looked for again"
 
 
 def links(name: str, queue: Iterable[QueuedElement]) -> tuple[list[str], list[str]]:

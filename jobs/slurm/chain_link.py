@@ -21,7 +21,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from jobs.errors import SlurmUnavailableError
 from jobs.signals import LinkSignals
 from jobs.slurm.chain import Chain, ControllerRecord, Phase, launched_at, read_record, record_file, write_record
-from jobs.slurm.script import warning_seconds
+from jobs.slurm.script import link_signal_seconds
 
 MAX_FAILING = 5  # passes in a row, then the successor tries
 MAX_FRUITLESS = 3  # links in a row without one good pass, then the chain ends
@@ -126,7 +126,7 @@ class _Link(Generic[PassT]):
 
     @property
     def _leave(self) -> float:
-        return self.limit - warning_seconds(self.minutes)
+        return self.limit - link_signal_seconds(self.minutes)
 
     def _time_up(self) -> bool:
         return self.signals.asked_to_leave or self.signals.warned or self.clock() >= self._leave

@@ -158,7 +158,7 @@ class SlurmClient:
     def submit(self, folder: Path, script: str, parameters: Mapping[str, Any], site: SlurmSite) -> str:
         """Number of the new job; the script is kept in `folder` under that number.
 
-        Raises SubmissionFailedError (of jobs.slurm.sbatch) if sbatch gave none: whether there is a job then, its text tells.
+        Raises SubmissionFailedError if sbatch gave none: whether there is a job then, its text tells.
         """
         from jobs.slurm.sbatch import TemplateExecutor
 

@@ -21,7 +21,7 @@ from jobs.experiment.graph import Graph
 from jobs.slurm.chain import LINKS, link_name
 from jobs.slurm.client import SlurmClient
 from jobs.slurm.dependencies import SLURM_JOB, Dependency, make_dependency, upstream_jobs, with_singleton
-from jobs.slurm.parse import QueuedElement, Refusal, compress_indices, read_refusal, site_number
+from jobs.slurm.parse import QueuedElement, Refusal, compress_indices, site_number
 from jobs.slurm.queue import (
     Holding,
     all_queued,
@@ -34,14 +34,13 @@ from jobs.slurm.queue import (
     withdrawable,
 )
 from jobs.slurm.recovery import Upkeep
-from jobs.slurm.script import ArrayJob, array_parameters, launcher_python, render_script
-from jobs.slurm.submissions import State, Submission, SubmissionBook, new_submission
+from jobs.slurm.script import ArrayJob, launcher_python, parameters, render_script
+from jobs.slurm.submissions import SETTLE_SECONDS, Guard, State, Submission, SubmissionBook, new_submission
 from jobs.store.layout import Layout
 from jobs.store.snapshot import Snapshot, plan_snapshot, snapshot_facts, take_snapshot
 from jobs.worker.task import Description, Workplace, describe, write_description
 
 ROOM_FOR_LINKS = 8  # where fewer may be in the queue, none is kept free for the controller
-SETTLE_SECONDS = 60.0  # how long a submission of unknown outcome stays unfound before it is made again, and accounting may lag behind
 AVOIDED_SECONDS = 6 * 3600.0  # no new array is sent to a node for so long after Slurm could not start an element there
 AVOIDED_NODES = 5  # at most, the last ones: where more fail, it is not the nodes
 # Slurm knows a node that was ruled out no more; or too few are left, all the site's nodes having failed at some time.
@@ -85,7 +84,8 @@ class SlurmArrays:
         self._client = client or SlurmClient()
         self._clock = clock
         self._book = SubmissionBook(self._layout)
-        self._upkeep = Upkeep(self._book, self._client, settle_seconds=settle_seconds, clock=clock)
+        self._guard = Guard(self._book, self._client, settle_seconds=settle_seconds, clock=clock)
+        self._upkeep = Upkeep(self._book, self._guard, self._client, settle_seconds=settle_seconds, clock=clock)
         self._snapshot: Snapshot | None = None
         self._most: Limits | None = None  # of the site, with an empty queue
         self._queue: tuple[QueuedElement, ...] | None = None
@@ -121,7 +121,7 @@ class SlurmArrays:
         if not (records or self._book.closed()):  # what counted as lost may still turn up
             self._queue, self._holdings = None, ()
             return {}
-        abandoned = self._upkeep.abandoned(records)
+        abandoned = self._guard.abandoned(records)
         records, self._holdings = self._upkeep.catch_up(records, self._look(), abandoned)
         return flights(records, self._holdings)
 
@@ -228,30 +228,11 @@ class SlurmArrays:
         snapshot = self._snapshot = self._snapshot or take_snapshot(self._source, self._layout)
         dependency = make_dependency(waits)
         job = self._array_job(name, batch, snapshot, dependency)
-        script = render_script(job, self._site, snapshot.path / "slurm_templates")
         place = replace(self._place, code={**self._place.code, **snapshot_facts(snapshot)})
         resources, description = job.resources, describe_batch(place, graph, batch)
         write_description(self._book.tasks_file(name), replace(description, team=resources.team, at_once=at_once_of(resources)))
         self._layout.logs.mkdir(parents=True, exist_ok=True)  # without it Slurm fails the job and says so nowhere
-        record = new_submission(name, batch, self._clock(), dependency.refined, job.asked)
-        if not self._book.begin(record):
-            self._book.check(name)
-            return flights([record], ())  # another process was quicker
-        try:
-            found = arrays_named(name, self._client.queue(name=name))
-        except UsageError:
-            self._book.withdraw(record)  # nothing was asked for
-            raise
-        number = found[0] if found else self._call_sbatch(record, job, script)
-        self._queue = self._holdings = None
-        if number is None:
-            return {}
-        if not number:
-            return flights([record], ())
-        record = self._book.change(record, state=State.submitted, job=number)
-        if record.refine:  # singleton ends here: elements with dependencies of their own would wait for each other
-            record = self._upkeep.refine(record, range(len(record.tasks)))
-        return all_queued(record)
+        return self._send(job, batch, dependency)
 
     def preview(self, batch: Batch, graph: Graph, upstream: Mapping[str, InFlight], *, name: str | None = None) -> Preview:
         """The script that `submit` would hand in; touches neither disk nor Slurm (files are read to find the snapshot's digest)."""
@@ -298,7 +279,7 @@ class SlurmArrays:
 
     def _resume(self, record: Submission) -> Mapping[str, InFlight] | None:
         """What is in flight of a batch that was submitted before; None if all of it has ended, and it may be submitted anew."""
-        abandoned = self._upkeep.abandoned([record])
+        abandoned = self._guard.abandoned([record])
         queue = self._client.queue(name=record.name)
         records = self._upkeep.resolve([record], queue, abandoned)
         holdings = find_holdings(records, queue)
@@ -307,36 +288,34 @@ class SlurmArrays:
             self._upkeep.note_departures(records, holdings)
         return held or None
 
-    def _call_sbatch(self, record: Submission, job: ArrayJob, script: str) -> str | None:
-        """The array's number; "" if the outcome is unknown; None if there is no room, and no intent any more."""
-        from jobs.errors import SubmissionFailedError
-
-        try:
-            return self._client.submit(self._book.scripts, script, array_parameters(job, self._site), self._site)
-        except SubmissionFailedError as error:
-            text = " ".join(str(error).split())
-            verdict = read_refusal(text)
-            if verdict is Refusal.unknown:
-                _log.warning(
-                    "%s: %s; it is looked for under its name before anything is submitted again", record.name, text or "no reply of sbatch"
-                )
-                self._book.change(record, replied=True)
-                return ""
-            without = any(words in text.lower() for words in _FOR_WANT_OF_NODES) and (job.request.exclude or job.avoided)
-            if verdict is Refusal.refused and without:
-                _log.warning("%s: %s; submitted without ruling out nodes that failed", record.name, text)
-                plain = replace(job, request=replace(job.request, exclude=()), avoided=())
-                return self._call_sbatch(record, plain, render_script(plain, self._site, Path(job.folder) / "slurm_templates"))
-            self._book.withdraw(record)
-            if verdict is Refusal.full:
-                _log.warning("%s: %s; submitted later", record.name, text)
-                return None
-            raise UsageError(
-                f"{record.stage} {record.method}: {text} (site profile `{self._experiment.site}`, resources of {record.stage})"
-            ) from error
-        except UsageError:
-            self._book.withdraw(record)
-            raise
+    def _send(self, job: ArrayJob, batch: Batch, dependency: Dependency) -> Mapping[str, InFlight]:
+        """Submit an array. Returns what is in flight of it then: {} if the queue has no room for it."""
+        script = render_script(job, self._site, Path(job.folder) / "slurm_templates")
+        record = new_submission(job.name, batch, self._clock(), dependency.refined, job.asked)
+        if not self._book.begin(record):
+            self._book.check(job.name)
+            return flights([record], ())  # another process was quicker
+        request = parameters(job, self._site)
+        record, reply = self._guard.send(
+            record, lambda: arrays_named(job.name, self._client.queue(name=job.name)), script, request, self._site
+        )
+        self._queue = self._holdings = None
+        if reply.job:
+            if record.refine:  # singleton ends here: elements with dependencies of their own would wait for each other
+                record = self._upkeep.refine(record, range(len(record.tasks)))
+            return all_queued(record)
+        if reply.refusal is Refusal.unknown:
+            _log.warning("%s: %s; it is looked for under its name before anything is submitted again", record.name, reply.text)
+            return flights([record], ())
+        if reply.refusal is Refusal.full:
+            _log.warning("%s: %s; submitted later", record.name, reply.text)
+            return {}
+        if any(words in reply.text.lower() for words in _FOR_WANT_OF_NODES) and (job.request.exclude or job.avoided):
+            _log.warning("%s: %s; submitted without ruling out nodes that failed", record.name, reply.text)
+            return self._send(replace(job, request=replace(job.request, exclude=()), avoided=()), batch, dependency)
+        raise UsageError(
+            f"{record.stage} {record.method}: {reply.text} (site profile `{self._experiment.site}`, resources of {record.stage})"
+        )
 
     def _array_job(self, name: str, batch: Batch, snapshot: Snapshot, dependency: Dependency) -> ArrayJob:
         description = str(self._book.tasks_file(name))

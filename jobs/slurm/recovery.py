@@ -11,10 +11,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from jobs.errors import SlurmUnavailableError
-from jobs.slurm.client import UNDERWAY_SECONDS, SlurmClient, sbatch_under_way
+from jobs.slurm.client import SlurmClient
 from jobs.slurm.parse import QueuedElement, compress_indices, failed_to_launch, has_ended
 from jobs.slurm.queue import Holding, arrays_named, find_holdings, held_twice, left_by
-from jobs.slurm.submissions import LAUNCH_FAILED, State, Submission, SubmissionBook, double_of, writer_gone
+from jobs.slurm.submissions import LAUNCH_FAILED, Guard, State, Submission, SubmissionBook, double_of
 
 REFINEMENT_TRIES = 3
 _log = logging.getLogger(__name__)
@@ -23,17 +23,14 @@ _log = logging.getLogger(__name__)
 class Upkeep:
     """The records of one experiment, and Slurm."""
 
-    def __init__(self, book: SubmissionBook, client: SlurmClient, *, settle_seconds: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, book: SubmissionBook, guard: Guard, client: SlurmClient, *, settle_seconds: float, clock: Callable[[], float]
+    ) -> None:
         self._book = book
+        self._guard = guard
         self._client = client
         self._settle_seconds = settle_seconds
         self._clock = clock
-
-    def abandoned(self, records: Iterable[Submission]) -> frozenset[str]:
-        """Names of intents of which nothing is under way any more. To be asked before the look at the queue that is compared with it."""
-        found = [record for record in records if record.state is State.intent and (record.replied or writer_gone(record))]
-        running = any(not record.replied for record in found) and sbatch_under_way(self._book.scripts)
-        return frozenset(record.name for record in found if record.replied or not running)
 
     def catch_up(
         self, records: Sequence[Submission], queue: Sequence[QueuedElement], abandoned: Collection[str]
@@ -50,21 +47,17 @@ class Upkeep:
         """Find the job of every intent by its name; close the record of one that is long enough known to have none."""
         lost = [record for record in records if record.state is State.intent and not arrays_named(record.name, queue)]
         ended = self._client.accounting_by_name([record.name for record in lost], min(record.created for record in lost)) if lost else None
-        now = self._clock()
         found: list[Submission] = []
         for record in records:
             current = record
             if record.state is State.intent:
                 jobs = arrays_named(record.name, queue)
                 number = jobs[0] if jobs else (ended or {}).get(record.name, "")
-                begun = record.created if record.name in abandoned else record.created + UNDERWAY_SECONDS
-                if number:
-                    current = self._book.change(record, state=State.submitted, job=number)
-                elif not record.looked_up:
-                    current = self._book.change(record, looked_up=now)
-                elif now - max(record.looked_up, begun) >= self._settle_seconds:
+                settled = self._guard.settle(record, number, abandoned=record.name in abandoned)
+                if settled is None:
                     self._book.close(record, State.lost)
                     continue
+                current = settled
             found.append(current)
         return tuple(found)
 

@@ -1,4 +1,7 @@
-"""The text of a batch script, from a template in `slurm_templates/`. Pure.
+"""Every batch script and its parameters: of an array of stages, of a link of the controller chain, of a sweep's allocation. Pure.
+
+What a job asks of Slurm is stated once, in `Header`: the script's `#SBATCH` lines (`slurm_templates/header.sh.j2`) and the parameters that
+submitit checks are made of it. The rest of a script is its template's own.
 
 Nothing reaches a script unquoted: a template may only print numbers and values that went through one of the filters `option` (the value
 of an `#SBATCH` line), `shell` (one or several words of the shell) and `verbatim` (lines of the site's administrator); anything else is
@@ -20,22 +23,20 @@ from jobs.errors import UsageError
 from jobs.experiment.config import Resources, SlurmSite, at_once_of
 from jobs.experiment.sweep_section import SweepResources
 
-CONTROLLER_TEMPLATE = "controller.sh.j2"
-LINK_CPUS = 1
-LINK_MEMORY_MB = 2048  # the tables at the end are the largest thing that it does
-LINK_WARNING_SECONDS = 120  # before the time limit a link stops to begin passes
-# Of the further options of a site those that say who pays or where; what asks for resources is meant for the stages.
-SHARED_OPTIONS = ("comment", "nice", "reservation", "wckey")
-SWEEP_TEMPLATE = "sweep.sh.j2"
-LEAVE_SECONDS = 30  # at most, for the nodes to leave, after the driver has
-RESERVE_SECONDS = 15  # of the warning before the time limit: to be put back
-LEAST_PATIENCE = 10  # seconds that driver and nodes are given in any case
 # Set by the template or the program, or without sense in a script.
 _ARRAY_OPTIONS = ("array", "job-name", "dependency", "kill-on-invalid-dep", "begin", "hold", "requeue", "no-requeue")
 _SIZE_OPTIONS = ("time", "nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "gpus-per-node", "mem")
 _OUTPUT_OPTIONS = ("output", "error", "open-mode", "export", "export-file", "get-user-env", "parsable", "quiet", "verbose", "test-only")
 _OTHER_OPTIONS = ("help", "usage", "version", "uid", "gid", "signal", "wait", "wrap", "chdir")
 OWN_OPTIONS = frozenset(_ARRAY_OPTIONS + _SIZE_OPTIONS + _OUTPUT_OPTIONS + _OTHER_OPTIONS)
+LINK_CPUS = 1
+LINK_MEMORY_MB = 2048  # the tables at the end are the largest thing that a link does
+LINK_WARNING_SECONDS = 120  # before the time limit a link stops to begin passes
+# Of the further options of a site those that a link shares: who pays, and where. What asks for resources is meant for the stages.
+SHARED_OPTIONS = ("comment", "nice", "reservation", "wckey")
+LEAVE_SECONDS = 30  # at most, for the nodes of a sweep to leave, after the driver has
+RESERVE_SECONDS = 15  # of the warning before the time limit: for a sweep's job to be put back into the queue
+LEAST_PATIENCE = 10  # seconds that driver and nodes of a sweep are given in any case
 _OPTION = re.compile(r"[a-z][a-z0-9-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x80-\x9f\u2028\u2029]")
@@ -43,8 +44,33 @@ _SITE_OPTIONS = ("partition", "account", "qos", "constraint", "gpu_type", "exclu
 
 
 @dataclass(frozen=True)
+class Header:
+    """What a job asks of Slurm; "", 0 and None: nothing."""
+
+    name: str
+    output: str  # file of its log, with Slurm's own `%` patterns
+    minutes: int
+    cpus: int  # of each process
+    memory_mb: int  # of each node
+    partition: str | None
+    constraint: str | None
+    exclude: str
+    extra: Mapping[str, str]
+    dependency: str
+    signal_seconds: int  # before the time limit
+    nodes: int = 1
+    processes_per_node: int = 1  # 0: one process in all
+    gpus: str = ""  # of each node
+    array: str = ""
+    kill_on_invalid_dependency: bool = False
+    signal_to: str = "B:"  # the batch script alone; "": the processes of its steps
+    no_kill: bool = False  # the job goes on when a node is lost
+    requeue: bool = True
+
+
+@dataclass(frozen=True)
 class ArrayJob:
-    """What a script is made for: one array, and the command that each of its elements runs."""
+    """One array of stages, and the command that each of its elements runs."""
 
     name: str
     size: int  # elements
@@ -71,6 +97,122 @@ class ArrayJob:
         plain = replace(self, request=replace(self.request, minutes=None, memory_gb=None))
         return Asked(self.minutes, memory_mb(self), plain.minutes, memory_mb(plain))
 
+    def template(self, site: SlurmSite) -> str:
+        return site.template
+
+    def header(self, site: SlurmSite) -> Header:
+        return Header(
+            name=self.name,
+            output=f"{_literal(self.output)}/%x_%A_%a.out",
+            minutes=self.minutes,
+            cpus=self.resources.cpus_per_process,
+            memory_mb=memory_mb(self) if site.memory_requests else 0,
+            partition=site.partition,
+            constraint=site.constraint,
+            exclude=excluded_nodes(self, site),
+            extra=site.extra,
+            dependency=self.dependency,
+            signal_seconds=signal_seconds(self.minutes, site),
+            nodes=self.resources.nodes,
+            processes_per_node=self.resources.processes_per_node,
+            gpus=gpu_expression(self.resources.gpus, site),
+            array=array_expression(self.size, self.resources.throttle),
+            kill_on_invalid_dependency=bool(self.dependency),
+            signal_to="",
+        )
+
+    def facts(self, site: SlurmSite) -> Mapping[str, Any]:
+        """What its template needs beyond the header and the site."""
+        return {"team": self.resources.team}
+
+
+@dataclass(frozen=True)
+class LinkJob:
+    """One link of the controller chain, or another small job of this program's own."""
+
+    name: str
+    minutes: int
+    command: tuple[str, ...]
+    description: str  # file without which the command makes no sense: waited for where a shared folder lags
+    folder: str  # where it runs
+    output: str  # file of its log
+    binds: tuple[str, ...] = ()  # folders that a container must see
+    dependency: str = "singleton"
+
+    def template(self, site: SlurmSite) -> str:
+        return "controller.sh.j2"
+
+    def header(self, site: SlurmSite) -> Header:
+        return Header(
+            name=self.name,
+            output=_literal(self.output),
+            minutes=self.minutes,
+            cpus=LINK_CPUS,
+            memory_mb=LINK_MEMORY_MB if site.memory_requests else 0,
+            partition=site.controller_partition or site.partition,
+            constraint=None,
+            exclude=site.exclude or "",
+            extra={key: site.extra[key] for key in SHARED_OPTIONS if site.extra.get(key)},
+            dependency=self.dependency,
+            signal_seconds=link_signal_seconds(self.minutes),
+            processes_per_node=0,
+            requeue=False,
+        )
+
+    def facts(self, site: SlurmSite) -> Mapping[str, Any]:
+        """What its template needs beyond the header and the site."""
+        return {}
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """The allocation of a sweep."""
+
+    name: str
+    resources: SweepResources
+    command: tuple[str, ...]  # on every node
+    description: str  # file without which the command makes no sense: waited for where a shared folder lags
+    stop: str  # file that has the driver stop
+    meetings: str  # folder in which the nodes meet
+    folder: str  # where it runs: the snapshot of the code
+    output: str  # file of its log
+    restarts: int
+    binds: tuple[str, ...] = ()  # folders that a container must see
+
+    def template(self, site: SlurmSite) -> str:
+        return "sweep.sh.j2"
+
+    def header(self, site: SlurmSite) -> Header:
+        return Header(
+            name=self.name,
+            output=_literal(self.output),
+            minutes=self.resources.minutes,
+            cpus=self.resources.cpus,
+            memory_mb=_mebibytes(self.resources.memory_gb) if site.memory_requests else 0,
+            partition=site.partition,
+            constraint=site.constraint,
+            exclude=site.exclude or "",
+            extra=site.extra,
+            dependency="singleton",
+            signal_seconds=signal_seconds(self.resources.minutes, site),
+            nodes=self.resources.nodes,
+            gpus=gpu_expression(self.resources.gpus, site),
+            no_kill=not site.container,
+        )
+
+    def facts(self, site: SlurmSite) -> Mapping[str, Any]:
+        """What its template needs beyond the header and the site."""
+        return {
+            "patience": max(LEAST_PATIENCE, signal_seconds(self.resources.minutes, site) - RESERVE_SECONDS),
+            "leave_seconds": LEAVE_SECONDS,
+            "restarts": self.restarts,
+            "stop": self.stop,
+            "meetings": self.meetings,
+        }
+
+
+Job = ArrayJob | LinkJob | SweepJob
+
 
 class Quoted(str):
     """Text that a template may print as it is."""
@@ -78,15 +220,40 @@ class Quoted(str):
     __slots__ = ()
 
 
-def render_script(job: ArrayJob, site: SlurmSite, templates: Path) -> str:
-    """The script of an array. UsageError for a value that no script can hold, and for a template that is missing or wrong."""
+def render_script(job: Job, site: SlurmSite, templates: Path) -> str:
+    """The script of a job. UsageError for a value that no script can hold, and for a template that is missing or wrong."""
     check_site(site)
     if "/" in site.template or site.template.startswith("."):
         raise UsageError(f"slurm.template {site.template!r}: name a file of {templates}")
-    return render_template(site.template, _facts(job, site), templates)
+    place = {name: getattr(job, name) for name in ("binds", "folder", "description", "command")}
+    facts = {**vars(job.header(site)), **place, **job.facts(site), "login_shell": bool(site.modules), "site": site}
+    return _render_template(job.template(site), facts, templates)
 
 
-def render_template(name: str, facts: Mapping[str, Any], templates: Path) -> str:
+def parameters(job: Job, site: SlurmSite) -> dict[str, Any]:
+    """The request in submitit's words, for its own checks."""
+    header = job.header(site)
+    found = {
+        "job_name": header.name,
+        "time": header.minutes,
+        "nodes": header.nodes,
+        "ntasks_per_node": header.processes_per_node or 1,
+        "cpus_per_task": header.cpus,
+        "gpus_per_node": header.gpus,
+        "mem": f"{header.memory_mb}MB" if header.memory_mb else "",
+        "partition": header.partition,
+        "account": site.account,
+        "qos": site.qos,
+        "constraint": header.constraint,
+        "exclude": header.exclude,
+        "dependency": header.dependency,
+        "signal_delay_s": header.signal_seconds,
+        "additional_parameters": {**({"array": header.array} if header.array else {}), **header.extra},
+    }
+    return {key: value for key, value in found.items() if value}
+
+
+def _render_template(name: str, facts: Mapping[str, Any], templates: Path) -> str:
     """A template with its facts, every value quoted. UsageError for a template that is missing or wrong."""
     import jinja2
 
@@ -138,7 +305,7 @@ def array_expression(size: int, throttle: int) -> str:
 
 def memory_mb(job: ArrayJob) -> int:
     """Memory of each node, in MiB, rounded up."""
-    return math.ceil(round((job.request.memory_gb or job.resources.memory_gb) * job.request.memory_factor * 1024, 6))
+    return _mebibytes((job.request.memory_gb or job.resources.memory_gb) * job.request.memory_factor)
 
 
 def excluded_nodes(job: ArrayJob, site: SlurmSite) -> str:
@@ -147,11 +314,11 @@ def excluded_nodes(job: ArrayJob, site: SlurmSite) -> str:
     return ",".join(dict.fromkeys(filter(None, found)))
 
 
-def gpu_expression(resources: Resources, site: SlurmSite) -> str:
+def gpu_expression(gpus: int, site: SlurmSite) -> str:
     """`2` or `a100:2`, per node; "" for none."""
-    if not resources.gpus:
+    if not gpus:
         return ""
-    return f"{site.gpu_type}:{resources.gpus}" if site.gpu_type else str(resources.gpus)
+    return f"{site.gpu_type}:{gpus}" if site.gpu_type else str(gpus)
 
 
 def signal_seconds(minutes: int, site: SlurmSite) -> int:
@@ -159,34 +326,23 @@ def signal_seconds(minutes: int, site: SlurmSite) -> int:
     return min(site.signal_seconds, minutes * 60 // 4)
 
 
+def link_signal_seconds(minutes: float) -> int:
+    """How long before its time limit a link of the controller chain is warned, and leaves."""
+    return signal_seconds(int(minutes), SlurmSite(signal_seconds=LINK_WARNING_SECONDS))
+
+
 def launcher_python(site: SlurmSite, here: str) -> str:
     """The interpreter on the compute nodes: the site's, inside a container its `python3`, else the one that runs here."""
     return site.python or ("python3" if site.container else here)
 
 
-def _facts(job: ArrayJob, site: SlurmSite) -> Mapping[str, Any]:
-    resources = job.resources
-    return {
-        "name": job.name,
-        "array": array_expression(job.size, resources.throttle),
-        "dependency": job.dependency,
-        "output": f"{job.output.replace('%', '%%')}/%x_%A_%a.out",
-        "minutes": job.minutes,
-        "nodes": resources.nodes,
-        "processes_per_node": resources.processes_per_node,
-        "team": resources.team,
-        "cpus": resources.cpus_per_process,
-        "gpus": gpu_expression(resources, site),
-        "memory_mb": memory_mb(job) if site.memory_requests else 0,
-        "exclude": excluded_nodes(job, site),
-        "signal_seconds": signal_seconds(job.minutes, site),
-        "login_shell": bool(site.modules),
-        "site": replace(site),
-        "binds": job.binds,
-        "folder": job.folder,
-        "description": job.description,
-        "command": job.command,
-    }
+def _literal(path: str) -> str:
+    """A path in an option in which `%` begins a pattern."""
+    return path.replace("%", "%%")
+
+
+def _mebibytes(gigabytes: float) -> int:
+    return math.ceil(round(gigabytes * 1024, 6))
 
 
 def _checked(what: str, value: str, *, option: bool = False) -> str:
@@ -219,163 +375,3 @@ def _shell(value: object) -> Quoted:
 
 def _verbatim(value: object) -> Quoted:
     return Quoted(_checked("line of the shell", str(value)))
-
-
-@dataclass(frozen=True)
-class LinkJob:
-    """What the script of a link is made for."""
-
-    name: str
-    minutes: int
-    command: tuple[str, ...]
-    waited_for: str  # file without which the command makes no sense: shared folders lag
-    folder: str  # where it runs
-    output: str  # file of its log
-    binds: tuple[str, ...] = ()  # folders that a container must see
-    dependency: str = "singleton"
-
-
-def render_link(job: LinkJob, site: SlurmSite, templates: Path) -> str:
-    """The script of a link. UsageError as of `jobs.slurm.script.render_script`."""
-    check_site(site)
-    return render_template(CONTROLLER_TEMPLATE, _controller_facts(job, site), templates)
-
-
-def _controller_facts(job: LinkJob, site: SlurmSite) -> Mapping[str, Any]:
-    return {
-        "name": job.name,
-        "output": job.output.replace("%", "%%"),
-        "minutes": job.minutes,
-        "cpus": LINK_CPUS,
-        "memory_mb": LINK_MEMORY_MB if site.memory_requests else 0,
-        "partition": site.controller_partition or site.partition,
-        "extra": {key: site.extra[key] for key in SHARED_OPTIONS if site.extra.get(key)},
-        "dependency": job.dependency,
-        "signal_seconds": warning_seconds(job.minutes),
-        "login_shell": bool(site.modules),
-        "site": site,
-        "binds": job.binds,
-        "description": job.waited_for,
-        "folder": job.folder,
-        "command": job.command,
-    }
-
-
-def link_parameters(job: LinkJob, site: SlurmSite) -> dict[str, Any]:
-    """The request in submitit's words, for its own checks."""
-    found: dict[str, Any] = {
-        "job_name": job.name,
-        "time": job.minutes,
-        "nodes": 1,
-        "ntasks_per_node": 1,
-        "cpus_per_task": LINK_CPUS,
-        "dependency": job.dependency or None,
-        "partition": site.controller_partition or site.partition,
-        "account": site.account,
-        "qos": site.qos,
-        "exclude": site.exclude,
-        "mem": f"{LINK_MEMORY_MB}MB" if site.memory_requests else None,
-    }
-    return {key: value for key, value in found.items() if value is not None}
-
-
-def warning_seconds(minutes: float) -> int:
-    """How long before its time limit a link is told, and leaves."""
-    return signal_seconds(int(minutes), SlurmSite(signal_seconds=LINK_WARNING_SECONDS))
-
-
-def array_parameters(job: ArrayJob, site: SlurmSite) -> dict[str, Any]:
-    """The request in submitit's words, for its own checks."""
-    resources = job.resources
-    found: dict[str, Any] = {
-        "job_name": job.name,
-        "time": job.minutes,
-        "nodes": resources.nodes,
-        "ntasks_per_node": resources.processes_per_node,
-        "cpus_per_task": resources.cpus_per_process,
-        "signal_delay_s": signal_seconds(job.minutes, site),
-        "dependency": job.dependency or None,
-        "array_parallelism": resources.throttle or job.size,
-        "additional_parameters": {"array": array_expression(job.size, resources.throttle), **site.extra},
-    }
-    if site.memory_requests:
-        found["mem"] = f"{memory_mb(job)}MB"
-    if resources.gpus:
-        found["gpus_per_node"] = gpu_expression(resources, site)
-    found |= {key: getattr(site, key) for key in ("partition", "account", "qos", "constraint")}
-    found["exclude"] = excluded_nodes(job, site) or None
-    return {key: value for key, value in found.items() if value is not None}
-
-
-@dataclass(frozen=True)
-class SweepJob:
-    """What the script is made for."""
-
-    name: str
-    resources: SweepResources
-    command: tuple[str, ...]  # on every node
-    waited_for: str  # file without which the command makes no sense: shared folders lag
-    stop: str  # file that has the driver stop
-    meetings: str  # folder in which the nodes meet
-    folder: str  # where it runs: the snapshot of the code
-    output: str  # file of its log
-    restarts: int
-    binds: tuple[str, ...] = ()  # folders that a container must see
-
-    @property
-    def memory_mb(self) -> int:
-        """Of each node, in MiB, rounded up."""
-        return math.ceil(round(self.resources.memory_gb * 1024, 6))
-
-
-def render(job: SweepJob, site: SlurmSite, templates: Path) -> str:
-    """The script. UsageError as of `jobs.slurm.script.render_script`."""
-    check_site(site)
-    return render_template(SWEEP_TEMPLATE, _sweep_facts(job, site), templates)
-
-
-def _sweep_facts(job: SweepJob, site: SlurmSite) -> Mapping[str, Any]:
-    resources = job.resources
-    warning = signal_seconds(resources.minutes, site)
-    return {
-        "name": job.name,
-        "output": job.output.replace("%", "%%"),
-        "minutes": resources.minutes,
-        "nodes": resources.nodes,
-        "cpus": resources.cpus,
-        "gpus": gpu_expression(Resources(gpus=resources.gpus), site),
-        "memory_mb": job.memory_mb if site.memory_requests else 0,
-        "signal_seconds": warning,
-        "patience": max(LEAST_PATIENCE, warning - RESERVE_SECONDS),
-        "leave_seconds": LEAVE_SECONDS,
-        "restarts": job.restarts,
-        "login_shell": bool(site.modules),
-        "site": site,
-        "binds": job.binds,
-        "description": job.waited_for,
-        "folder": job.folder,
-        "stop": job.stop,
-        "meetings": job.meetings,
-        "command": job.command,
-    }
-
-
-def parameters(job: SweepJob, site: SlurmSite) -> dict[str, Any]:
-    """The request in submitit's words, for its own checks."""
-    resources = job.resources
-    found: dict[str, Any] = {
-        "job_name": job.name,
-        "time": resources.minutes,
-        "nodes": resources.nodes,
-        "ntasks_per_node": 1,
-        "cpus_per_task": resources.cpus,
-        "gpus_per_node": gpu_expression(Resources(gpus=resources.gpus), site) or None,
-        "dependency": "singleton",
-        "partition": site.partition,
-        "account": site.account,
-        "qos": site.qos,
-        "constraint": site.constraint,
-        "exclude": site.exclude,
-        "mem": f"{job.memory_mb}MB" if site.memory_requests else None,
-    }
-    return {key: value for key, value in found.items() if value is not None}

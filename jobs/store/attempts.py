@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from jobs.store.failures import FailureClass
 from jobs.store.layout import StageFolder
 from jobs.store.records import Claim, Outcome, attempt_numbers, read_claim, read_outcome
 
@@ -185,6 +186,13 @@ def attempt_seconds(folder: StageFolder, attempt: AttemptFiles) -> float:
     if attempt.outcome is not None or attempt.claim is None:
         return attempt.outcome.seconds if attempt.outcome else 0.0
     return max(0.0, modified_at(folder.attempt(attempt.number).claim) - attempt.claim.started)
+
+
+def divergence_of(folder: StageFolder) -> str:
+    """The error of the last attempt that ended in divergence; "" if none did. It is final: the same seed would diverge again."""
+    outcomes = (read_outcome(folder.attempt(number)) for number in reversed(attempt_numbers(folder)))
+    diverged = (outcome for outcome in outcomes if outcome is not None and outcome.kind == FailureClass.divergence.name)
+    return next((f"{outcome.error}: {outcome.message}" for outcome in diverged), "")
 
 
 def modified_at(path: Path) -> float:

@@ -252,7 +252,7 @@ class SweepLauncher:
         """Its last launch may have been on Slurm, where its job still waits: nobody drives it yet, and soon somebody will."""
         from jobs.errors import SlurmUnavailableError
 
-        if not self.sweep.folder.sweep.is_file() or not (self.sweep.folder.path / "submission.json").is_file():
+        if not self.sweep.folder.sweep.is_file() or not self.sweep.folder.submission.is_file():
             return
         from jobs.sweeps.allocation import Phase
 

@@ -24,6 +24,7 @@ from jobs.store.attempts import (
     SUPERSEDED,
     Heartbeat,
     claim_alive,
+    divergence_of,
     holder,
     new_claim,
     newest_checkpoint,
@@ -35,6 +36,7 @@ from jobs.store.cancellations import read_cancellations
 from jobs.store.failures import FailureClass, class_of_exception
 from jobs.store.layout import AttemptFolder, Layout, StageFolder
 from jobs.store.records import (
+    UNUSABLE,
     Ending,
     Outcome,
     Result,
@@ -46,6 +48,7 @@ from jobs.store.records import (
     read_outcome,
     read_result,
     result_intact,
+    usable_confusion,
     write_outcome,
     write_result,
 )
@@ -69,6 +72,7 @@ class Verdict(Enum):
     taken = "taken by another worker"
     unready = "upstream is not there"
     cancelled = "cancelled"  # alone of its task: otherwise the whole element is withdrawn
+    diverged = "diverged before"
 
 
 EXIT_CODES = {
@@ -80,6 +84,7 @@ EXIT_CODES = {
     Verdict.taken: 3,
     Verdict.unready: 3,
     Verdict.cancelled: 3,
+    Verdict.diverged: 3,
 }
 ENDINGS = {Ending.failed: Verdict.failed, Ending.refused: Verdict.refused, Ending.interrupted: Verdict.interrupted}
 
@@ -125,12 +130,16 @@ class WorkerProcess:
 
 
 def execute(process: WorkerProcess, node: Node) -> Verdict:
-    """One stage, at most once: leave if there is a result or a live claim, else claim an attempt, compute and publish."""
+    """One stage, at most once: leave if it has a result or has diverged, or a live claim; else claim an attempt, compute and publish."""
     folder = process.folder(node)
     if _has_result(folder, node):
         return Verdict.already
     if _is_cancelled(process.place, node):
         return Verdict.cancelled
+    diverged = divergence_of(folder)
+    if diverged:  # its slot has another seed by now; this job is one that turned up late
+        process.tell(f"{node.name}: an earlier attempt diverged ({diverged}): the same seed is not tried again")
+        return Verdict.diverged
     upstream = _wait_for_upstream(process, node)
     if isinstance(upstream, str):
         process.tell(f"{node.name}: {upstream}")
@@ -344,7 +353,8 @@ def _compute(
         artifacts=_artifact_digests(attempt.output),
         confusion=tuple(tuple(int(count) for count in row) for row in values["confusion"]),
         classes=tuple(str(name) for name in values["classes"]),
-        diverged=str(values["diverged"]),
+        # An earlier attempt that counted as dead may have diverged meanwhile; then the slot has moved on to another seed.
+        diverged=str(values["diverged"]) or divergence_of(folder),
     )
 
 
@@ -380,6 +390,8 @@ def check_returned(returned: Mapping[str, Any]) -> dict[str, Any]:
     if wrong:
         raise NotFiniteError(f"{wrong} is not a finite number: the training diverged")
     canonical_json(values)
+    if not usable_confusion(values["confusion"], values["classes"]):
+        raise ValueError(f"the stage returned a result that cannot be scored: {UNUSABLE}")
     return values
 
 

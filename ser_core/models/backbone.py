@@ -104,7 +104,7 @@ def minimum_samples(config: Wav2Vec2Config) -> int:
 
 
 def hop_samples(config: Wav2Vec2Config) -> int:
-    """Return the hop between frames in samples (320 for wav2vec2-base: 20 ms)."""
+    """Return the samples from one frame to the next (320 for wav2vec2-base: 20 ms)."""
     return int(np.prod(config.conv_stride))
 
 

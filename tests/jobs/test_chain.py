@@ -23,7 +23,7 @@ from jobs.slurm.chain import Chain, ChainState, ControllerRecord, Phase, chain_s
 from jobs.slurm.chain_link import MAX_FAILING, MAX_FRUITLESS
 from jobs.slurm.client import SlurmClient
 from jobs.slurm.parse import QueuedElement
-from jobs.slurm.script import LinkJob, render_link
+from jobs.slurm.script import LinkJob, render_script
 from jobs.store.layout import Layout
 from jobs.store.records import write_json
 from tests.slurm_cluster import Cluster as SlurmCluster
@@ -348,7 +348,7 @@ JOB = LinkJob(
     name="iemocap.control.0123456789ab",
     minutes=60,
     command=("/opt/venv/bin/python", "launch.py", "control", "iemocap", "--results", "/project/results"),
-    waited_for="/project/results/iemocap/experiment.json",
+    description="/project/results/iemocap/experiment.json",
     folder="/project/results/iemocap/snapshots/current",
     output="/project/results/iemocap/logs/100%.out",
     binds=("/project/results",),
@@ -373,7 +373,7 @@ SITES = {
 @pytest.mark.parametrize("name", SITES)
 def test_the_script_of_a_link_is_the_golden_one(name: str) -> None:
     """A small job in the controller's partition, without a GPU. SER_GRID_WRITE_GOLDEN=1 writes them anew."""
-    text = render_link(JOB, SITES[name], TEMPLATES)
+    text = render_script(JOB, SITES[name], TEMPLATES)
     file = GOLDEN / f"{name}.sh"
     if os.environ.get("SER_GRID_WRITE_GOLDEN"):
         file.write_text(text)
@@ -384,8 +384,8 @@ def test_the_script_of_a_link_is_the_golden_one(name: str) -> None:
 def test_no_value_of_a_profile_is_printed_unquoted() -> None:
     """As in the scripts of stages."""
     with pytest.raises(UsageError, match="control character"):
-        render_link(JOB, SlurmSite(environment={"A": "x\ntouch pwned"}), TEMPLATES)
-    assert "'$(touch pwned)'" in render_link(JOB, SlurmSite(controller_partition="$(touch pwned)"), TEMPLATES)
+        render_script(JOB, SlurmSite(environment={"A": "x\ntouch pwned"}), TEMPLATES)
+    assert "'$(touch pwned)'" in render_script(JOB, SlurmSite(controller_partition="$(touch pwned)"), TEMPLATES)
 
 
 def test_the_line_for_cron_runs_as_it_stands(tmp_path: Path) -> None:

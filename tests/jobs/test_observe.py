@@ -319,6 +319,37 @@ def test_a_job_cancelled_by_its_owner_is_not_submitted_again(
     assert read_facts(graph, layout, Sight(since=5.0, departures=departures))[node.key].cancelled is cancelled
 
 
+def test_a_cancellation_by_the_owner_outlives_later_departures(layout: Layout, graph: Graph) -> None:
+    """A late array that the program withdraws, or one that fails, is no word of the owner's."""
+    node = _node(graph, "tapt")
+    by_hand = _departure(node, "7_1", "CANCELLED by 1000", 10.0)
+    withdrawn = _departure(node, "9_1", "CANCELLED by 1000", 20.0, ours=True)
+    lost = _departure(node, "11_1", "NODE_FAIL", 30.0)
+    for later in ((withdrawn,), (lost,), (lost, withdrawn)):
+        assert read_facts(graph, layout, Sight(since=5.0, departures=_departed(by_hand, *later)))[node.key].cancelled
+        assert not read_facts(graph, layout, Sight(since=5.0, departures=_departed(*later)))[node.key].cancelled
+        assert not read_facts(graph, layout, Sight(since=15.0, departures=_departed(by_hand, *later)))[node.key].cancelled
+
+
+def test_what_the_program_withdraws_as_it_begins_is_not_cancelled_by_the_owner(layout: Layout, graph: Graph) -> None:
+    """Slurm names the same user for both; an attempt that was killed without a word is tried again."""
+    node = _node(graph, "tapt")
+    _attempt(layout, node, 1, None, started=11.0, job="7_1")
+    for ours, failure in ((True, FailureClass.interrupted), (False, FailureClass.cancelled)):
+        departures = _departed(_departure(node, "7_1", "CANCELLED by 1000", ours=ours))
+        facts = read_facts(graph, layout, Sight(since=5.0, departures=departures))[node.key]
+        assert (facts.failure, facts.cancelled, facts.stopped) == (failure.name, not ours, "")
+
+
+def test_an_ending_is_told_once_although_a_late_array_was_withdrawn_since(layout: Layout, graph: Graph) -> None:
+    """The job that accounting is still asked about need not be the last that departed."""
+    node = _node(graph, "tapt")
+    _attempt(layout, node, 1, FailureClass.interrupted, started=11.0, job="7_1")
+    departures = _departed(_departure(node, "7_1"), _departure(node, "9_1", "CANCELLED by 1000", 20.0, ours=True))
+    assert read_facts(graph, layout, Sight(departures=departures, settling={node.key}))[node.key].ended == 0
+    assert read_facts(graph, layout, Sight(departures=departures))[node.key].ended == 1
+
+
 def test_cancelled_stages_are_cancelled(layout: Layout, graph: Graph) -> None:
     """Those named, or all that have no result."""
     tapt = _node(graph, "tapt")

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from jobs.control.executor_protocol import Limits
 from jobs.control.facts import InFlight, NodeFacts, Phase, Request
 from jobs.control.plan import ALIKE, Plan, critical_minutes, make_plan, needed_keys
-from jobs.experiment.graph import Graph, Node, Run
+from jobs.experiment.graph import Graph, Node, Run, build_graph
 from jobs.store.failures import FailureClass
-from tests.jobs.fake_registry import make_graph
+from tests.jobs.fake_registry import REGISTRY, make_graph
 
 MAX_FAILURES = 9
 REASON = "ValueError: no such layer"
@@ -162,11 +162,12 @@ def test_a_batch_asks_for_what_each_of_its_stages_needs(situation: Situation) ->
 @quick
 @given(situations())
 def test_what_is_taken_back_waits_in_vain(situation: Situation) -> None:
-    """Only what is queued and not to be tried is withdrawn, never what runs; all that is not tried has a reason."""
+    """All that is queued and not waited for is withdrawn, never what runs; all that is not tried has a reason."""
     plan = situation.plan()
-    for key in plan.withdrawn:
-        assert situation.in_flight[key].phase is Phase.queued
-        assert key in {*plan.stayed, *plan.given_up, *plan.blocked}
+    queued = {key for key, flight in situation.in_flight.items() if flight.phase is Phase.queued}
+    above = {parent for key in plan.waiting for parent in situation.graph.nodes[key].upstream.values()}
+    assert queued - set(plan.waiting) - above <= set(plan.withdrawn) <= queued - set(plan.waiting)
+    assert queued & {*plan.stayed, *plan.given_up, *plan.blocked} <= set(plan.withdrawn)
     assert set(plan.reasons) == {*plan.stayed, *plan.given_up}
     assert all(plan.reasons.values())
 
@@ -316,6 +317,20 @@ def test_a_machine_that_failed_twice_is_avoided_by_all() -> None:
     facts[third] = NodeFacts(attempts=1, request=Request(exclude=("n3",)))
     requests = {batch.keys: batch.request for batch in _plan(graph, facts).batches}
     assert requests == {(second,): Request(exclude=("n1",)), (third,): Request(exclude=("n1", "n3"))}
+
+
+def test_what_is_queued_and_no_longer_needed_is_withdrawn() -> None:
+    """A run that was replaced, one of an earlier configuration, and what is done; not what runs, nor what a queued job depends on."""
+    slots = {("tapt", "1", 0): (0, 1000), ("tapt", "1", 1): (1,)}
+    graph = build_graph(REGISTRY, {}, corpus="fake", corpus_digest="d1", methods=("tapt",), folds=("1",), seeds=slots)
+    (superseded,), (first, second) = graph.superseded, graph.runs
+    tapt = next(key for key, node in graph.nodes.items() if node.stage == "tapt")
+    facts = {superseded.key: NodeFacts(diverged="NaN at step 7"), tapt: NodeFacts(done=True), second.key: NodeFacts(done=True)}
+    queued = dict.fromkeys((superseded.key, "of fewer folds", tapt, second.key), IN_FLIGHT)
+    running = {**queued, superseded.key: InFlight(Phase.running, "7_0")}
+    assert set(_plan(graph, facts, {**queued, first.key: IN_FLIGHT}).withdrawn) == {superseded.key, "of fewer folds", second.key}
+    assert set(_plan(graph, facts, queued).withdrawn) == queued.keys()
+    assert set(_plan(graph, facts, running).withdrawn) == queued.keys() - {superseded.key}
 
 
 def test_a_cancelled_stage_stays_and_blocks_what_needs_it() -> None:

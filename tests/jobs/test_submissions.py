@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ import pytest
 
 from jobs.control.facts import Request
 from jobs.errors import UsageError
-from jobs.slurm.submissions import State, SubmissionBook, Writer, base_name, new_submission, writer_gone
+from jobs.slurm.client import UNDERWAY_SECONDS, SlurmClient
+from jobs.slurm.submissions import Guard, State, Submission, SubmissionBook, Writer, base_name, new_submission, writer_gone
 from jobs.store.attempts import process_start
 from jobs.store.layout import Layout
-from jobs.store.records import read_json
+from jobs.store.records import Decoder
 from tests.jobs.slurm_cases import batch_of, layout_of, node
 
 BATCH = batch_of([node("aa", "finetune"), node("bb", "finetune"), node("cc", "finetune")], 2)
@@ -141,6 +143,7 @@ def test_a_record_made_anew_is_not_changed_by_who_knows_the_old_one(book: Submis
     book.begin(new)
     book.change(old, looked_up=250.0)
     book.close(old, State.lost)
+    book.withdraw(old)
     assert book.open() == (new,)
 
 
@@ -164,11 +167,13 @@ def test_records_are_read_once(book: SubmissionBook, monkeypatch: pytest.MonkeyP
     first = book.open()
     reads: list[Path] = []
 
-    def counted(path: Path) -> dict[str, Any] | None:
-        reads.append(path)
-        return read_json(path)
+    load = Decoder.load
 
-    monkeypatch.setattr("jobs.slurm.submissions.read_json", counted)
+    def counted(decoder: Decoder[Any], path: Path) -> object:
+        reads.append(path)
+        return load(decoder, path)
+
+    monkeypatch.setattr(Decoder, "load", counted)
     assert book.open() == first
     assert reads == []
     SubmissionBook(layout_of(book.folder.parents[2])).change(first[1], job="7")
@@ -213,3 +218,50 @@ def test_a_damaged_open_record_is_told_by_name(tmp_path: Path) -> None:
     (book.folder / "trial.states.vft.0.1.json").write_text("{")
     with pytest.raises(UsageError, match=r"trial\.states\.vft\.0\.1\.json: a damaged record"):
         book.check("trial.states.vft.0.1")
+
+
+class Looks:
+    """An intent that is looked up at times of a test's choice, and never found; a process on this machine has written it, and has ended."""
+
+    def __init__(self, book: SubmissionBook) -> None:
+        self.now = 0.0
+        self.book = book
+        self.guard = Guard(book, SlurmClient(), settle_seconds=60, clock=lambda: self.now)
+        child = subprocess.Popen(["sleep", "60"])
+        self.intent = replace(new_submission("one", BATCH, 0.0), writer=Writer("here", child.pid, process_start(child.pid)))
+        child.kill()
+        child.wait()
+        assert book.begin(self.intent)
+
+    def at(self, seconds: float, job: str = "") -> Submission | None:
+        self.now = seconds
+        current = self.book.find("one")
+        assert current is not None
+        return self.guard.settle(current, job, abandoned=bool(self.guard.abandoned([current])))
+
+
+def test_the_settle_time_begins_when_no_sbatch_is_under_way(book: SubmissionBook) -> None:
+    """An sbatch outlives its launcher and is killed by its own time limit: the controller may take its job later still."""
+    looks = Looks(book)
+    with subprocess.Popen(
+        [sys.executable, "-c", "input()", "sbatch", str(book.scripts)], stdin=subprocess.PIPE
+    ) as orphan:  # told by its command line
+        for seconds in (10, 70, 125):
+            assert looks.at(seconds) is not None
+        orphan.kill()
+    for seconds in (126, 184):
+        assert looks.at(seconds) is not None
+    assert looks.at(186) is None
+    assert book.open() != (), "what becomes of the record, the caller decides"
+
+
+def test_an_intent_of_another_machine_outlives_every_sbatch(book: SubmissionBook) -> None:
+    """Whether its writer lives is not known from here: the settle time begins when its sbatch must have ended."""
+    looks = Looks(book)
+    book.change(looks.intent, writer=Writer("there", 1, "another boot/pid:[1]/7"))
+    for seconds in (1, UNDERWAY_SECONDS - 1, UNDERWAY_SECONDS + 59):
+        assert looks.at(seconds) is not None
+    assert looks.at(UNDERWAY_SECONDS + 60) is None
+    found = looks.at(UNDERWAY_SECONDS + 60, "7")
+    assert found is not None
+    assert (found.state, found.job, book.open()) == (State.submitted, "7", (found,))

@@ -22,10 +22,21 @@ from jobs.store.attempts import QUIET_SECONDS, new_claim
 from jobs.store.cancellations import record_cancellation
 from jobs.store.failures import FailureClass
 from jobs.store.layout import Layout, StageFolder
-from jobs.store.records import Ending, Outcome, Result, attempt_numbers, claim_attempt, read_claim, read_outcome, read_result, result_intact
+from jobs.store.records import (
+    Ending,
+    Outcome,
+    Result,
+    attempt_numbers,
+    claim_attempt,
+    read_claim,
+    read_outcome,
+    read_result,
+    result_intact,
+    write_outcome,
+)
 from jobs.worker.main import run_task
 from jobs.worker.stage import NotFiniteError, Verdict, WorkerProcess, check_returned, execute
-from jobs.worker.task import Workplace, describe, description_from_json, description_to_json, read_description, write_description
+from jobs.worker.task import Workplace, compute, describe, description_from_json, description_to_json, read_description, write_description
 from tests.jobs import fake_registry
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -252,6 +263,30 @@ def test_what_failed_is_told_by_its_class(tmp_path: Path, behaviour: str, failur
     place = failing(tmp_path, behaviour)
     assert place.execute(place.tapt) is Verdict.failed
     assert place.outcome(place.tapt).kind == failure.name
+
+
+def test_a_stage_that_has_diverged_is_not_computed_again(tmp_path: Path) -> None:
+    """Neither by a job that turns up late, nor with a result that counts: the slot has moved on to another seed."""
+    place = failing(tmp_path, "nan")
+    assert place.execute(place.tapt) is Verdict.failed
+    assert place.execute(place.tapt) is Verdict.diverged
+    assert place.starts(place.tapt) == 1
+    assert "diverged" in place.said[-1]
+
+
+def test_a_result_of_a_stage_that_diverged_meanwhile_says_so(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attempt that counted as dead had its last word while the next one computed."""
+    claim_attempt(place.folder(place.tapt), 1, replace(new_claim(1), host="elsewhere", process_start=""))
+    os.utime(place.folder(place.tapt).attempt(1).claim, (1, 1))
+
+    def compute_meanwhile(*arguments: Any) -> Mapping[str, Any]:
+        outcome = Outcome(1, Ending.failed, "NotFiniteError", "the loss is nan", "", "elsewhere", 1.0, kind=FailureClass.divergence.name)
+        write_outcome(place.folder(place.tapt).attempt(1), outcome)
+        return compute(*arguments)
+
+    monkeypatch.setattr("jobs.worker.stage.compute", compute_meanwhile)
+    assert place.execute(place.tapt) is Verdict.done
+    assert (place.result(place.tapt).attempt, place.result(place.tapt).diverged) == (2, "NotFiniteError: the loss is nan")
 
 
 def test_relief_reaches_the_stage_and_the_record(tmp_path: Path) -> None:

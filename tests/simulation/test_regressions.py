@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from jobs.store.failures import FailureClass
 from tests.simulation.slurm import Reply
-from tests.simulation.world import Shape, world
+from tests.simulation.worker import Place, SimulatedWorker
+from tests.simulation.world import Shape, World, world
 
 ONE_RUN = Shape(methods=("vft",), folds=1, seeds=1)
+
+
+def _submit_with_a_late_double(lab: World) -> None:
+    """The first sbatch gives no reply, its array is submitted again, and will turn up as a double after 900 s."""
+    lab.slurm.reply = Reply.very_late
+    lab.run_pass()
+    while not lab.slurm.arrays:
+        lab.advance(65)
+        lab.run_pass()
 
 
 def test_what_is_cancelled_while_a_pass_is_under_way_is_not_submitted_by_it(folder: Path) -> None:
@@ -38,11 +49,7 @@ def test_a_site_all_of_whose_nodes_have_failed_twice_is_not_ruled_out(folder: Pa
 def test_a_job_that_turns_up_when_nothing_is_open_is_adopted(folder: Path) -> None:
     """Its sbatch was given up long ago, what replaced it is over, and the user launches again: it is not submitted beside it."""
     with world(folder / "world", ONE_RUN) as lab:
-        lab.slurm.reply = Reply.very_late
-        lab.run_pass()
-        while not lab.slurm.arrays:
-            lab.advance(65)
-            lab.run_pass()
+        _submit_with_a_late_double(lab)
         lab.cancel()
         lab.run_pass()
         lab.advance(1000)
@@ -53,3 +60,73 @@ def test_a_job_that_turns_up_when_nothing_is_open_is_adopted(folder: Path) -> No
         assert not report.submitted
         lab.finish_everything()
         assert len(lab.executions) == 1
+
+
+def test_a_run_that_its_owner_cancelled_stays_cancelled_when_a_late_double_is_withdrawn(folder: Path) -> None:
+    """The double departs last, and by the program's own doing; the owner's scancel before it counts all the same."""
+    with world(folder / "world", ONE_RUN) as lab:
+        _submit_with_a_late_double(lab)
+        lab.start()
+        (array,) = lab.slurm.arrays.values()
+        lab.scancel_by_hand(array.elements[0], heard=True)
+        lab.advance(1000)  # the double is in the queue
+        for _ in range(3):
+            report = lab.run_pass()
+            lab.advance(65)
+            assert report is not None
+            assert list(report.plan.reasons.values()) == ["cancelled; launching again lifts that"]
+            assert not report.submitted
+        assert [element.state for array in lab.slurm.arrays.values() for element in array.elements] == ["CANCELLED by 1000"] * 2
+        lab.launch()
+        lab.finish_everything()
+        assert lab.published.total() == 1
+
+
+def test_a_late_double_of_a_diverged_run_is_withdrawn(folder: Path) -> None:
+    """Its slot has another seed: nothing waits for what the double holds, although it is not among the needed stages."""
+    with world(folder / "world", ONE_RUN) as lab:
+        _submit_with_a_late_double(lab)
+        (worker,) = lab.start()
+        _diverge(lab, worker)
+        report = lab.settle()
+        assert report.judgements.generations == {("vft", "1", 0): 1}
+        double = max(lab.slurm.arrays.values(), key=lambda array: array.number).elements[0]
+        assert (double.state, double.begun) == ("CANCELLED by 1000", 0.0)
+        lab.finish_everything()
+
+
+def test_a_late_double_of_a_diverged_run_that_starts_before_any_pass_computes_nothing(folder: Path) -> None:
+    """A slot never goes back to an earlier seed."""
+    with world(folder / "world", ONE_RUN) as lab:
+        _submit_with_a_late_double(lab)
+        (worker,) = lab.start()
+        _diverge(lab, worker)
+        lab.run_pass()
+        for worker in lab.start(2):
+            lab.finish(worker)
+        lab.advance(1000)
+        (double,) = lab.start()
+        lab.finish(double)
+        report = lab.run_pass()
+        assert report is not None
+        assert report.judgements.generations == {("vft", "1", 0): 1}
+        lab.finish_everything()
+        assert lab.published.total() == 1
+
+
+def test_what_is_queued_is_withdrawn_when_its_slots_are_given_up(folder: Path) -> None:
+    """Launched again with fewer seeds, the experiment waits for none of the runs beyond them."""
+    with world(folder / "world", Shape(methods=("vft",), folds=1, seeds=3)) as lab:
+        lab.run_pass()
+        lab.launch_with_seeds(1)
+        lab.run_pass()
+        assert len([element for _, element in lab.slurm.elements() if element.state == "PENDING"]) == 1
+        lab.finish_everything()
+        assert lab.published.total() == 1
+
+
+def _diverge(lab: World, worker: SimulatedWorker) -> None:
+    while worker.place is not Place.work:
+        worker.step()
+    worker.fail(FailureClass.divergence)
+    lab.leave(worker)

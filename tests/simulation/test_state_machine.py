@@ -1,7 +1,7 @@
 """Whatever happens to whom at whatever moment, no run is lost, none is computed twice, and what is cancelled stays so.
 
 Hypothesis drives production code of the controller against a simulated cluster (tests.simulation.world): it starts and kills workers,
-nodes, passes and replies in any order it likes. SER_GRID_EXAMPLES sets how many examples are tried.
+nodes, passes and replies in any order it likes. SER_GRID_EXAMPLES sets how many examples are tried; `make explore` draws fresh ones.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import os
 import shutil
 import sys
 
-from hypothesis import HealthCheck, settings
+import pytest
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
@@ -81,6 +82,7 @@ class Laboratory(RuleBasedStateMachine):
     def open(self, shape: Shape) -> None:
         self.world = World(self.folder / "world", shape)
         self.world.__enter__()
+        TALLY["examples"] += 1
 
     # ---- controllers
 
@@ -281,12 +283,18 @@ class Laboratory(RuleBasedStateMachine):
     @rule(which=WHICH)
     def the_owner_asks_for_more_seeds(self, which: int) -> None:
         if self.lab.shape.seeds < 4:
-            self.lab.launch_with_more_seeds()
+            self.lab.launch_with_seeds(self.lab.shape.seeds + 1)
+            self.lab.run_pass(which)
+
+    @rule(which=WHICH)
+    def the_owner_asks_for_fewer_seeds(self, which: int) -> None:
+        if self.lab.shape.seeds > 1:
+            self.lab.launch_with_seeds(self.lab.shape.seeds - 1)
             self.lab.run_pass(which)
 
     @rule(number=NUMBER, how=st.integers(0, 2))
     def a_result_is_spoilt(self, number: int, how: int) -> None:
-        done = [key for key, count in self.lab.published.items() if count]
+        done = [key for key, count in self.lab.published.items() if count and key in self.lab.graph.nodes]
         if done:
             self.lab.spoil(done[number % len(done)], how)
 
@@ -323,19 +331,23 @@ class Laboratory(RuleBasedStateMachine):
                 worker.step()
 
 
+def run_laboratory(machine: type[Laboratory], examples: int) -> None:
+    """Try examples, until one fails."""
+    chosen = settings(
+        max_examples=examples,
+        stateful_step_count=STEPS,
+        deadline=None,
+        phases=(Phase.generate, Phase.shrink),  # without `explain`, which traces every line to compare failing steps with others
+        suppress_health_check=list(HealthCheck),
+    )
+    run_state_machine_as_test(machine, settings=chosen)
+
+
+@pytest.mark.hypothesis
 def test_nothing_is_lost_doubled_or_started_against_the_users_word() -> None:
     """Steps in any order, each invariant after each of them; then everything recovers, and every run must come in."""
     TALLY.clear()
-    run_state_machine_as_test(
-        Laboratory,
-        settings=settings(
-            max_examples=EXAMPLES,
-            stateful_step_count=STEPS,
-            deadline=None,
-            print_blob=True,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    run_laboratory(Laboratory, EXAMPLES)
     if "SER_GRID_EXAMPLES" in os.environ:
         sys.stderr.write("\n" + "\n".join(f"{count:9d} {what}" for what, count in sorted(TALLY.items())) + "\n")
     assert TALLY["killed"]

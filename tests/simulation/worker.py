@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 
 from jobs.experiment.graph import Node
-from jobs.store.attempts import GONE_SECONDS, SUPERSEDED, claim_alive, newest_checkpoint
+from jobs.store.attempts import GONE_SECONDS, SUPERSEDED, claim_alive, divergence_of, newest_checkpoint
 from jobs.store.cancellations import read_cancellations
 from jobs.store.failures import FailureClass
 from jobs.store.layout import AttemptFolder, Layout, StageFolder
@@ -186,7 +186,7 @@ class SimulatedWorker:
         node = self.stage
         if self._has_result():
             return self._next(0)
-        if self._cancelled():
+        if self._cancelled() or divergence_of(self.folder(self.stage)):
             return self._next(3)
         self.looked = self.clock()
         parents = [self.description.nodes[key] for key in node.upstream.values()]
@@ -241,7 +241,7 @@ class SimulatedWorker:
             metrics={"ua": ua},
             provenance={"seconds": 1.0, "peak_rss_bytes": 1 << 28},
             artifacts={"weights": digest},
-            diverged=diverged,
+            diverged=diverged or divergence_of(folder),
         )
         write_result(folder, result)
         stamp(folder.result, self.clock())

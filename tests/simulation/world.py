@@ -28,8 +28,8 @@ from jobs.control.result_index import ResultIndex
 from jobs.errors import SlurmUnavailableError
 from jobs.experiment.config import Cluster, Experiment, Policy, SlurmSite, StageResources, resources_of
 from jobs.experiment.graph import Graph, Slot, build_graph, seeds_of_slots
-from jobs.slurm.executor import SETTLE_SECONDS, SlurmArrays
-from jobs.slurm.submissions import SubmissionBook, base_name
+from jobs.slurm.executor import SlurmArrays
+from jobs.slurm.submissions import SETTLE_SECONDS, SubmissionBook, base_name
 from jobs.store.cancellations import record_cancellation
 from jobs.store.failures import FailureClass
 from jobs.store.layout import Layout
@@ -151,7 +151,7 @@ class World:
             ("jobs.control.result_index.ENOUGH", 1),
             ("jobs.slurm.submissions.process_start", lambda pid: self._token_of_current()),
             ("jobs.slurm.submissions.claim_alive", self._writer_alive),
-            ("jobs.slurm.recovery.sbatch_under_way", lambda scripts: any(each.sbatch_runs for each in self.slurm.under_way)),
+            ("jobs.slurm.submissions.sbatch_under_way", lambda scripts: any(each.sbatch_runs for each in self.slurm.under_way)),
         ]
         for name, replacement in patched:
             self._stack.enter_context(mock.patch(name, replacement))
@@ -286,12 +286,12 @@ class World:
         self.place = replace(self.place, launched=self.since)
         self.controllers = [self._controller(each.name) for each in self.controllers]  # those of former launches refuse to go on
 
-    def launch_with_more_seeds(self) -> None:
-        """`grid` again, with one slot more in each cell; whoever looks after it now begins anew."""
-        self.shape = replace(self.shape, seeds=self.shape.seeds + 1)
+    def launch_with_seeds(self, seeds: int) -> None:
+        """`grid` again, with another number of slots in each cell; whoever looks after it now begins anew."""
+        self.shape = replace(self.shape, seeds=seeds)
         self._graphs.clear()
         self.graph = self._graph({})
-        self.generations.clear()  # more runs, another judgement
+        self.generations.clear()  # other runs, another judgement
         self.launch()
 
     def spoil(self, key: str, how: int) -> None:
@@ -443,6 +443,7 @@ class World:
             assert plan.reasons.get(key), f"{self.name(key)} has no reason"
         if calm:
             self._check_doubles()
+            self._check_needed(report)
             for key in plan.waiting:
                 assert key in report.in_flight or report.facts[key].held
             for key, fact in report.facts.items():
@@ -468,6 +469,15 @@ class World:
         for elements in holding.values():
             waiting = [element.name for element in elements if element.state == "PENDING"]
             assert len(elements) == 1 or not waiting, f"{waiting} wait for what {len(elements)} elements hold"
+
+    def _check_needed(self, report: Report) -> None:
+        """After a pass that nothing disturbed: for what waits somebody else waits too."""
+        wanted = {*report.plan.waiting, *report.submitted}
+        wanted |= {parent for key in report.plan.waiting for parent in report.graph.nodes[key].upstream.values()}
+        for array, element in self.slurm.elements():
+            if element.state == "PENDING":
+                keys = self.keys_of[array.number][element.index]
+                assert wanted & set(keys), f"{element.name} waits although nothing needs {', '.join(map(self.name, keys))}"
 
     def _done(self, key: str) -> bool:
         node = self.graph.nodes.get(key)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
+import socket
 import subprocess
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +20,10 @@ from jobs.errors import UsageError
 from jobs.experiment.config import SlurmSite
 from jobs.experiment.sweep_section import SweepResources
 from jobs.slurm.client import SlurmClient
-from jobs.slurm.script import SweepJob, render
+from jobs.slurm.parse import QueuedElement
+from jobs.slurm.script import SweepJob, render_script
+from jobs.store.attempts import process_start
+from jobs.store.records import write_json
 from jobs.sweeps.allocation import CANCELLED, Phase, cancel, job_name, job_of, log_file, preview, state, submit
 from jobs.sweeps.records import Sweep
 from tests.jobs.slurm_cases import until
@@ -31,7 +38,7 @@ JOB = SweepJob(
     name="iemocap.sweep.0123456789ab",
     resources=SweepResources(nodes=4, cpus=16, gpus=4, memory_gb=47.5, minutes=720),
     command=("/opt/venv/bin/python", "-m", "jobs.sweeps.ray.node", FOLDER, "--", "/opt/venv/bin/python", "launch.py", "tune", FOLDER),
-    waited_for=f"{FOLDER}/sweep.json",
+    description=f"{FOLDER}/sweep.json",
     stop=f"{FOLDER}/stop",
     meetings=f"{FOLDER}/nodes",
     folder="/project/results/iemocap/snapshots/0123456789abcdef",
@@ -46,7 +53,7 @@ CASES = {"sweep": (SMALL, SlurmSite()), "sweep-university": (JOB, UNIVERSITY), "
 @pytest.mark.parametrize("name", CASES)
 def test_the_script_is_the_golden_one(name: str) -> None:
     """A change of the template shows in a file that somebody reads, and bash takes it. SER_GRID_WRITE_GOLDEN=1 writes them anew."""
-    text = render(*CASES[name], TEMPLATES)
+    text = render_script(*CASES[name], TEMPLATES)
     file = GOLDEN / f"{name}.sh"
     if os.environ.get("SER_GRID_WRITE_GOLDEN"):
         file.write_text(text)
@@ -60,8 +67,8 @@ def test_no_value_escapes(value: str, tmp_path: Path) -> None:
     code = tmp_path / "code"
     code.mkdir()
     site = SlurmSite(partition=value, extra={"comment": value}, environment={"A": value}, container=value, container_arguments=[value])
-    job = replace(JOB, command=("run", value), folder=str(code), waited_for=str(code), stop=f"/none/{value}", meetings=f"/none/{value}")
-    text = render(replace(job, binds=(value,)), site, TEMPLATES)
+    job = replace(JOB, command=("run", value), folder=str(code), description=str(code), stop=f"/none/{value}", meetings=f"/none/{value}")
+    text = render_script(replace(job, binds=(value,)), site, TEMPLATES)
     header = [shlex.split(line.removeprefix("#SBATCH ")) for line in text.splitlines() if line.startswith("#SBATCH")]
     assert [f"--partition={value}"] in header
     assert [f"--comment={value}"] in header
@@ -91,7 +98,7 @@ def test_a_sweep_that_was_interrupted_goes_back_into_the_queue(said: str | None,
     """By its script, unless its user has ended it, or it has done so often enough; one that is incomplete for other reasons does not."""
     (tmp_path / "code").mkdir()
     stop = tmp_path / "stop"
-    job = replace(SMALL, folder=str(tmp_path / "code"), waited_for=str(tmp_path), stop=str(stop), meetings=str(tmp_path / "nodes"))
+    job = replace(SMALL, folder=str(tmp_path / "code"), description=str(tmp_path), stop=str(stop), meetings=str(tmp_path / "nodes"))
     asked = "" if said is None else f"echo {said} >{stop}\n"
     over = tmp_path / "nodes" / f"1.{restart}" / "over"
     (tmp_path / "srun").write_text(f"#!/bin/bash\n{asked}mkdir -p {over.parent}; echo 3 >{over}\n")
@@ -99,7 +106,7 @@ def test_a_sweep_that_was_interrupted_goes_back_into_the_queue(said: str | None,
     for name in ("srun", "scontrol"):
         (tmp_path / name).chmod(0o755)
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "1", "SLURM_RESTART_COUNT": str(restart)}
-    script = render(job, SlurmSite(), TEMPLATES)
+    script = render_script(job, SlurmSite(), TEMPLATES)
     done = subprocess.run(
         ["bash", "--noprofile"], input=script, text=True, env=environment, capture_output=True, cwd=tmp_path, check=False, timeout=20
     )
@@ -204,9 +211,94 @@ def test_while_it_is_unknown_whether_there_is_a_job_nothing_is_submitted(
             submit(sweep, source, client, job=sleeper(sweep), settle_seconds=0.5)
     assert "\n" not in str(caught.value)
     begun = time.time()
-    file = sweep.folder.path / "submission.json"
+    file = sweep.folder.submission
     written = file.stat().st_mtime
     job = submit(sweep, source, client, job=sleeper(sweep), settle_seconds=4)
     assert time.time() - written >= 3.9
     assert time.time() - begun < 30
     assert [line.split()[0] for line in in_queue(slurm_cluster, sweep)] == [job]
+
+
+KILLED = """\
+import os, sys
+from pathlib import Path
+
+from jobs.store.attempts import process_start
+from jobs.store.records import write_json
+from jobs.slurm.client import SlurmClient
+from jobs.slurm.parse import QueuedElement
+from jobs.sweeps.allocation import submit
+from tests.jobs.sweeps.sweep_cases import source_of, sweep_of
+from tests.jobs.sweeps.test_allocation import sleeper
+
+folder = Path(sys.argv[1])
+(folder / "bin" / "launcher").write_text(str(os.getpid()))
+sweep = sweep_of(folder)
+submit(sweep, source_of(folder), SlurmClient(), job=sleeper(sweep))
+"""
+
+
+@pytest.mark.slurm
+def test_an_sbatch_that_outlives_its_launcher_makes_the_only_job(
+    slurm_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The launcher is killed while sbatch runs: the next launcher waits for that sbatch, longer than the settle time, and finds its job."""
+    sweep = sweep_of(tmp_path)
+    with monkeypatch.context() as patch:
+        reply_lost(tmp_path, 'kill -9 $(cat "$HERE/launcher"); sleep 4; exec "$REAL" "$@"', patch)
+        command = [sys.executable, "-c", KILLED, str(tmp_path)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    job = submit(sweep, source_of(tmp_path), SlurmClient(), job=sleeper(sweep), settle_seconds=0.5)
+    time.sleep(4.5)  # by now the sbatch of the first launcher has ended
+    assert [line.split()[0] for line in in_queue(slurm_cluster, sweep)] == [job]
+
+
+def former_record(sweep: Sweep, created: float, job: str = "") -> None:
+    """The record of a submission as the program wrote it before sweeps shared the guard of arrays; its writer has ended."""
+    child = subprocess.Popen(["sleep", "60"])
+    value = {"schema": 1, "name": job_name(sweep), "created": created, "host": socket.gethostname(), "pid": child.pid}
+    write_json(sweep.folder.submission, {**value, "start": process_start(child.pid), "job": job})
+    child.kill()
+    child.wait()
+
+
+class Interrupted(SlurmClient):
+    """A client whose second look at the queue is followed by what another process does, before the caller sees the answer."""
+
+    def __init__(self, then: Callable[[], object]) -> None:
+        super().__init__()
+        self.looks, self.then = 0, then
+
+    def queue(self, *, name: str | None = None, patient: bool = True) -> tuple[QueuedElement, ...]:
+        found = super().queue(name=name, patient=patient)
+        self.looks += 1
+        if self.looks == 2:
+            self.then()
+        return found
+
+
+@pytest.mark.slurm
+def test_a_record_made_by_another_process_is_not_removed(slurm_cluster: Cluster, tmp_path: Path) -> None:
+    """Two launchers find the same lost intent; the slower one does not take the new record of the other for it, and one job is there."""
+    sweep, source, made = sweep_of(tmp_path), source_of(tmp_path), []
+    former_record(sweep, time.time() - 1000)
+
+    def other() -> None:
+        made.append(submit(sweep, source, SlurmClient(), job=sleeper(sweep), settle_seconds=0.5))
+
+    job = submit(sweep, source, Interrupted(other), job=sleeper(sweep), settle_seconds=0.5)
+    assert [line.split()[0] for line in in_queue(slurm_cluster, sweep)] == [job] == made
+
+
+@pytest.mark.slurm
+def test_a_job_that_a_former_version_submitted_is_the_only_one(slurm_cluster: Cluster, tmp_path: Path) -> None:
+    """It is found, not submitted again, and cancelled; when it has left the queue, its record is no obstacle."""
+    sweep, source, client = sweep_of(tmp_path), source_of(tmp_path), SlurmClient()
+    job = submit(sweep, source, client, job=sleeper(sweep))
+    former_record(sweep, time.time(), job)
+    assert submit(sweep, source, client, job=sleeper(sweep)) == job
+    assert len(in_queue(slurm_cluster, sweep)) == 1
+    assert cancel(sweep, client) == (job,)
+    until(lambda: not in_queue(slurm_cluster, sweep))
+    assert submit(sweep, source, client, job=sleeper(sweep)) != job
