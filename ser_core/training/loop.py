@@ -235,9 +235,9 @@ def train(
                     save()
                     raise Interrupted(f"{plan.name}: stopped after step {state.step} of {plan.steps}; a checkpoint was written")
                 group.expect_progress()
-                begun = time.monotonic()
+                step_started = time.monotonic()
                 parts = batches.get(state.step, more=state.step + 1 < plan.steps)
-                waited += time.monotonic() - begun
+                waited += time.monotonic() - step_started
                 if parts.count < group.size and not idle_reported:
                     report(_idle_message(plan.name, state.step, parts, group.size))
                     idle_reported = True
@@ -260,7 +260,7 @@ def train(
                 # Reading the loss waits for a GPU, so there it is read only when it is logged.
                 if logged or device.type == "cpu":
                     _check_finite(window, plan, state.step)
-                durations.append(time.monotonic() - begun)
+                durations.append(time.monotonic() - step_started)
                 values = {f"validation/{name}": value for name, value in objective.after_step(state.step).items()}
                 if logged:
                     loss, accuracy = window.means()
