@@ -1,4 +1,4 @@
-"""K-means: the answer of scikit-learn's Lloyd, the same bits on any number of threads, resumed or not, and no copy of the frames."""
+"""K-means: the result of scikit-learn's Lloyd, bit-identical with any number of threads and after resuming, without copying the frames."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def mixture(count: int, channels: int, components: int, seed: int = 0) -> Float32Array:
-    """What a ReLU leaves of clouds that overlap."""
+    """A ReLU of overlapping Gaussian clusters."""
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((components, channels), dtype=np.float32)
     noise = rng.standard_normal((count, channels), dtype=np.float32)
@@ -64,7 +64,7 @@ def same(one: KMeansResult, other: KMeansResult) -> bool:
 
 
 @pytest.mark.parametrize(("k", "iterations"), [(2, 20), (17, 20), (64, 3), (300, 20)])
-def test_result_is_that_of_scikit_learn(k: int, iterations: int) -> None:
+def test_result_equals_scikit_learn(k: int, iterations: int) -> None:
     """From the same start after as many iterations: labels, centroids, inertia; frames are more than a block, not whole chunks."""
     from sklearn.cluster import KMeans as Theirs
 
@@ -80,7 +80,7 @@ def test_result_is_that_of_scikit_learn(k: int, iterations: int) -> None:
     assert found.centroids.dtype == np.float32
 
 
-def test_bits_are_the_same_on_any_number_of_threads() -> None:
+def test_the_result_is_bit_identical_with_any_number_of_threads() -> None:
     """Seeds too, whose subset is cut into several shards; and again on the same number. The threads of torch are left as they were."""
     frames = mixture(2 * BLOCK + 77, 48, 60)
     before = torch.get_num_threads()
@@ -104,7 +104,7 @@ def test_seeds_are_frames_that_cover_the_clouds() -> None:
     assert len(set(cloud[nearest.argmin(1)])) == 50
 
 
-def test_interrupted_anywhere_it_ends_in_the_same_bits() -> None:
+def test_interrupted_anywhere_the_result_is_bit_identical() -> None:
     """Stopped at any of its looks, before the first iteration and in the last pass too, and gone on from what it kept."""
     frames = mixture(BLOCK + 500, 12, 20)
     start = frames[:40]
@@ -148,8 +148,8 @@ def test_centroids_are_kept_as_often_as_asked() -> None:
     assert (often, never) == ([1, 2, 3, 4], [])
 
 
-def test_iterations_end_where_nothing_moves() -> None:
-    """And what is told is the inertia, which never grows."""
+def test_iterations_end_at_convergence() -> None:
+    """And the reported inertia never grows."""
     frames = mixture(2000, 4, 3)
     told: list[float] = []
     with DeterministicPool(1) as pool:
@@ -253,7 +253,7 @@ def test_memory_does_not_grow_with_the_frames(tmp_path: Path) -> None:
         assert fits or "allocate" in done.stderr
 
 
-def test_a_failing_thread_is_heard_of() -> None:
+def test_an_exception_in_a_thread_is_raised() -> None:
     """What a thread raises comes out of the map, in its place, and the pool ends."""
 
     def inverse(value: int) -> float:

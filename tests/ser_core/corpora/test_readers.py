@@ -1,4 +1,4 @@
-"""Every kind of source, read right, and every way it can be wrong, told by file name."""
+"""Readers of all corpora: correct results, and every kind of problem reported with the file name."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_iemocap_problems(tmp_path: Path, change: Callable[[Path], None], line: 
 
 
 def test_iemocap_dropped_turns_need_no_audio(tmp_path: Path) -> None:
-    """A turn that is not used is not asked for."""
+    """A turn with a dropped label needs no recording."""
     source = sources.iemocap(tmp_path)
     (source / "Session2/sentences/wav/Ses02F_impro01/Ses02F_impro01_F005.wav").unlink()
     assert iemocap.read(source).problems == ()
@@ -302,7 +302,7 @@ def test_labels_problems(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"train": {}}', '{"Train": ["a"]}', '{"Train": {"a": "x"}, "Dev": {}}'])
-def test_labels_of_another_form(tmp_path: Path, text: str) -> None:
+def test_labels_in_another_format(tmp_path: Path, text: str) -> None:
     """Anything but the authors' form is refused with the form."""
     (tmp_path / "label.json").write_text(text)
     with pytest.raises(InputError, match=r"label\.json"):
@@ -316,7 +316,7 @@ def found(name: str, label: str, speaker: str, fold: str) -> Recording:
 GOOD = [found(f"{speaker}{label}", label, speaker, fold) for speaker, fold in (("p", "1"), ("q", "2"), ("r", "3")) for label in "ab"]
 
 
-def test_a_sound_corpus_has_no_problem() -> None:
+def test_a_consistent_corpus_has_no_problem() -> None:
     """The checks pass what is right."""
     assert structure_problems(GOOD, ("1", "2", "3"), Path()) == []
 
@@ -341,7 +341,7 @@ def test_a_sound_corpus_has_no_problem() -> None:
     ],
 )
 def test_structure_problems(wrong: list[Recording], folds: tuple[str, ...], line: str) -> None:
-    """What would leak a speaker, count a turn twice or leave a class untrained is told with a file to look at."""
+    """Speakers in two folds, duplicate turns and classes without training utterances are reported with a file name."""
     lines = structure_problems(wrong, folds, Path())
     assert any(problem.startswith(line) for problem in lines), lines
 
@@ -358,7 +358,7 @@ def test_a_validation_part_may_share_speakers() -> None:
 
 
 def test_counts() -> None:
-    """A difference in the total, a class or a fold is told with both numbers, in one line that says how to mean it."""
+    """A difference in the total, a class or a fold is reported with both numbers, in one line that says how to state a subset."""
     assert count_problems(GOOD, ExpectedCounts(6, {"a": 3, "b": 3}, {"1": 2, "2": 2, "3": 2}), Path("src")) == []
     (line,) = count_problems(GOOD, ExpectedCounts(7, {"a": 4, "b": 3}, {"1": 2, "2": 2, "3": 2, "4": 1}), Path("src"))
     assert line.startswith("src: does not hold what it should: utterances 6 not 7, class a 3 not 4, fold 4 0 not 1;")

@@ -1,4 +1,4 @@
-"""Who validates: by the corpus' own part, the next fold or half of the speakers, and what is refused."""
+"""Choice of validation speakers: the corpus' own part, the next fold, or half of the speakers; and what is an error."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_speaker_who_is_also_elsewhere_in_training_leaves_it_whole() -> None:
         ([*both("1", "a"), *both("2", "b"), *both(VALIDATION, "")], "1", "the speaker of u004 is not known"),
     ],
 )
-def test_what_cannot_be_validated_is_one_line(rows: list[Row], folds: str, line: str) -> None:
+def test_impossible_validation_is_one_line(rows: list[Row], folds: str, line: str) -> None:
     """It names corpus and fold."""
     with pytest.raises(InputError, match=f"^c, fold '1': {line}[^\n]*$"):
         validation_speakers(corpus(rows, tuple(folds)), "1")

@@ -1,4 +1,4 @@
-"""Features of a frozen front end are the same wherever they come from, and computed once whoever needs them."""
+"""Features of a frozen front end are bit-identical from store, memory and recomputation, and computed once for all processes."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_the_number_of_threads_changes_no_bit(tmp_path: Path) -> None:
     assert len(found) == 1
 
 
-def test_a_block_that_is_there_is_not_replaced(corpus: Manifest, encoder: Any, tmp_path: Path) -> None:
+def test_an_existing_block_is_not_replaced(corpus: Manifest, encoder: Any, tmp_path: Path) -> None:
     """Others have it mapped: who was slow and comes late keeps his own to himself."""
     split = everything(corpus)
     log = tmp_path / "log"
@@ -115,7 +115,7 @@ def test_a_block_that_is_there_is_not_replaced(corpus: Manifest, encoder: Any, t
     assert left_over(store.folder) == []
 
 
-def test_what_is_copied_out_of_the_store_is_not_the_store(corpus: Manifest, encoder: Any, tmp_path: Path) -> None:
+def test_batches_are_copies_of_the_store(corpus: Manifest, encoder: Any, tmp_path: Path) -> None:
     """A batch may be written to; what is mapped may not."""
     features = frozen(encoder, everything(corpus), FeatureCache.store, tmp_path)
     features.fill(lambda: False, Progress(lambda line: None))
@@ -154,7 +154,7 @@ def test_cut_and_whole_utterances_share_the_blocks_of_short_ones(corpus: Manifes
         assert sorted(items) == sorted((u.id, min(u.samples, limit)) for u in corpus.utterances)
 
 
-def test_the_key_is_that_of_the_front_end(corpus: Manifest) -> None:
+def test_the_key_depends_on_the_front_end(corpus: Manifest) -> None:
     """Weights of the transformer have no part in it; those of the front end, normalisation, corpus and device have."""
     encoder = small_encoder()
     key = front_end_key(encoder, corpus.digest, "cpu")
@@ -200,7 +200,7 @@ def test_blocks_of_processes_that_were_killed_are_taken_over(processes: dict[str
     assert found["recomputed"] == 0
 
 
-def test_a_disk_without_room_costs_time_and_no_number(tmp_path: Path) -> None:
+def test_a_full_disk_costs_time_and_changes_no_number(tmp_path: Path) -> None:
     """Full, then read-only: one line, nothing half written, the same features; blocks that had room are used, the rest follows."""
     work = tmp_path / "work"
     work.mkdir()
@@ -214,7 +214,7 @@ def test_a_disk_without_room_costs_time_and_no_number(tmp_path: Path) -> None:
     assert found["roomy"] == {"digest": expected, "lines": [], "blocks": wanted, "left": []}
 
 
-def test_a_shared_folder_that_cannot_be_made_is_done_without(corpus: Manifest, encoder: Any, tmp_path: Path) -> None:
+def test_a_shared_folder_that_cannot_be_created_is_not_used(corpus: Manifest, encoder: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     lines: list[str] = []
     features = frozen(encoder, everything(corpus), FeatureCache.store, tmp_path / "file" / "cache")
@@ -264,7 +264,7 @@ def test_a_damaged_block_is_rebuilt(damage: str, corpus: Manifest, encoder: Any,
     assert left_over(store.folder) == lines == []
 
 
-def test_a_disk_that_spoils_what_it_is_given_is_given_up(corpus: Manifest, encoder: Any, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_store_on_a_corrupting_disk_is_not_used(corpus: Manifest, encoder: Any, tmp_path: Path, monkeypatch: Any) -> None:
     """Features come from memory then, after a bounded number of attempts."""
     split = everything(corpus)
     write = FeatureStore._write
@@ -282,7 +282,7 @@ def test_a_disk_that_spoils_what_it_is_given_is_given_up(corpus: Manifest, encod
     assert store_processes.digest(features, split) == store_processes.digest(frozen(encoder, split, FeatureCache.none), split)
 
 
-def test_a_stop_keeps_what_is_finished_and_lets_go_of_the_rest(corpus: Manifest, encoder: Any, tmp_path: Path) -> None:
+def test_a_stop_keeps_finished_blocks_and_releases_claims(corpus: Manifest, encoder: Any, tmp_path: Path) -> None:
     """The next one goes on without waiting for the claim of the one that stopped."""
     split, log = everything(corpus), tmp_path / "log"
     store = FeatureStore(tmp_path / "store", encoder.config.hidden_size, computing(split, encoder, log))

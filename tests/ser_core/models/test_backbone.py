@@ -148,7 +148,7 @@ def test_wrong_config() -> None:
         build_backbone(BackboneSettings(checkpoint=None))
 
 
-def test_want_of_memory_is_no_fault_of_the_configuration() -> None:
+def test_an_out_of_memory_error_is_not_an_input_error() -> None:
     """It may be there on another machine, so it comes out as torch tells it and not as something for the user to mend."""
     with pytest.raises(RuntimeError, match="can't allocate memory") as raised:
         build_backbone(BackboneSettings(checkpoint=None, config={**rebuild.BACKBONE, "intermediate_size": 10**13}))

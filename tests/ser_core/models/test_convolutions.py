@@ -107,7 +107,7 @@ def test_autocast(norm: str) -> None:
     assert all(each.grad.dtype == torch.float32 and bool(each.grad.isfinite().all()) for each in extractor.parameters())
 
 
-def test_other_extractors_are_left_to_transformers() -> None:
+def test_unsupported_extractors_use_transformers() -> None:
     """An activation that is not GELU runs through the module."""
     model = build_backbone(BackboneSettings(checkpoint=None, config={**rebuild.BACKBONE, "feat_extract_activation": "relu"}))
     assert not supports(model.wav2vec2.feature_extractor)

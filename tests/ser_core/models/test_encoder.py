@@ -136,7 +136,7 @@ def test_dropped_share(dtype: torch.dtype, probability: float) -> None:
     assert abs(float((dropped[:, 1:] * dropped[:, :-1]).mean()) - probability**2) < 5 * probability / 1000
 
 
-def test_chance_comes_from_torch() -> None:
+def test_dropout_is_seeded_by_torch() -> None:
     """manual_seed decides; another seed draws other masks; the number of threads does not matter to the bits."""
     encoder = model(**DROPOUT, layerdrop=0.3).train()
     frames = torch.tensor(LENGTHS)
@@ -171,6 +171,6 @@ def test_layer_drop() -> None:
 
 
 @pytest.mark.parametrize("change", [{"hidden_act": "relu"}, {"attention_dropout": 0.5}, {"adapter_attn_dim": 8, **STABLE}])
-def test_what_is_not_known_is_left_to_transformers(change: dict[str, Any]) -> None:
+def test_unsupported_configurations_use_transformers(change: dict[str, Any]) -> None:
     """Another activation, half of everything dropped, attention adapters."""
     assert not is_supported(model(**change).encoder)

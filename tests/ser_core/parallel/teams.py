@@ -1,4 +1,4 @@
-"""Teams of real processes for tests: forked from a server that has torch imported, rank 0 told apart by number alone."""
+"""Teams of real processes for tests, forked from a server that has already imported torch."""
 
 from __future__ import annotations
 

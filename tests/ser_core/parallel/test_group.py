@@ -24,8 +24,8 @@ from tests.ser_core.parallel.teams import FolderTeam, results, run_team
 CPU = torch.device("cpu")
 
 
-def test_a_group_is_ended_without_the_others(tmp_path: Path) -> None:
-    """And one that could not be ended keeps the next stage from its own, in the words of communication."""
+def test_a_group_is_aborted_without_the_other_processes(tmp_path: Path) -> None:
+    """And a group that could not be destroyed is a communication error in the next stage."""
     store = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     with pytest.raises(ConnectionError, match="could not be destroyed"), process_group(FolderTeam(tmp_path, 0, 2), CPU, 1.0):
@@ -35,7 +35,7 @@ def test_a_group_is_ended_without_the_others(tmp_path: Path) -> None:
 
 
 def stopping(team: FolderTeam, kind: str) -> str:
-    """Work of each process by itself, in which process 1 is asked to stop."""
+    """Work without communication during which process 1 is asked to stop."""
     with process_group(team, CPU, 20.0) as group:
         try:
             with stop_together(group):
@@ -46,13 +46,13 @@ def stopping(team: FolderTeam, kind: str) -> str:
     return f"{team.promises[-1]:g}"
 
 
-def test_work_of_each_process_is_stopped_together(tmp_path: Path) -> None:
+def test_work_without_communication_is_interrupted_in_all_processes(tmp_path: Path) -> None:
     assert results(run_team(tmp_path / "stop", 2, stopping, "stop")) == ["another process was asked to stop", "asked"]
     assert results(run_team(tmp_path / "none", 2, stopping, "none")) == ["0", "0"]
 
 
 def talking(team: FolderTeam, count: int) -> list[Any]:
-    """Groups one after the other, as stages of one task make them, and all that is said in them."""
+    """Results of all collective operations in groups one after the other, as stages of one task create them."""
     told: list[Any] = []
     for number in range(count):
         with process_group(team, CPU, 20.0) as group:
@@ -74,8 +74,8 @@ def talking(team: FolderTeam, count: int) -> list[Any]:
     return told
 
 
-def test_what_a_group_says(tmp_path: Path) -> None:
-    """Twice, by two teams at the same time, on ports that nobody chose."""
+def test_collective_operations(tmp_path: Path) -> None:
+    """In two groups one after the other, on ports chosen by the kernel."""
     for rank, told in enumerate(results(run_team(tmp_path / "team", 3, talking, 2))):
         for number, each in enumerate(told):
             assert each["sums"] == [[[3.0, 3.0]] * 3, [[0.0, 6.0], [3.0, 9.0]]]
@@ -86,11 +86,11 @@ def test_what_a_group_says(tmp_path: Path) -> None:
             assert each["collected"] == ([[], [[1.0, 1.0]], [[2.0, 2.0]] * 2] if rank == 0 else [])
 
 
-def test_the_store_of_another_job_is_told_apart(tmp_path: Path) -> None:
-    """A leader's address may lead elsewhere: to a store that does not know its token, or to nothing."""
-    foreign = TCPStore("127.0.0.1", 0, None, True, timeout=timedelta(seconds=5), wait_for_workers=False)
+def test_the_store_of_another_job_is_detected(tmp_path: Path) -> None:
+    """An address of the leader may lead to another job's store, which does not have the token, or to nothing."""
+    other_job = TCPStore("127.0.0.1", 0, None, True, timeout=timedelta(seconds=5), wait_for_workers=False)
     team = FolderTeam(tmp_path, 1, 2)
-    (tmp_path / "shared-0").write_text(json.dumps({"addresses": ["127.0.0.1", "127.0.0.2"], "port": foreign.port, "token": "mine"}))
+    (tmp_path / "shared-0").write_text(json.dumps({"addresses": ["127.0.0.1", "127.0.0.2"], "port": other_job.port, "token": "mine"}))
     with pytest.raises(ConnectionError, match=r"no way to the leader.*127\.0\.0\.1: the store of another job"):
         rendezvous(team, 5.0)
 
@@ -102,7 +102,7 @@ def test_loopback_is_tried_last() -> None:
 
 
 @given(sizes=st.lists(st.integers(0, 50), max_size=40), limit=st.integers(1, 60))
-def test_messages_hold_neighbours_within_a_limit(sizes: list[int], limit: int) -> None:
+def test_buckets_are_consecutive_and_within_the_limit(sizes: list[int], limit: int) -> None:
     found = buckets(sizes, limit)
     assert [index for bucket in found for index in bucket] == list(range(len(sizes)))
     assert all(len(bucket) == 1 or sum(sizes[index] for index in bucket) <= limit for bucket in found)

@@ -1,4 +1,4 @@
-"""One training in real processes over gloo: the numbers of one process, and ends within a bounded time."""
+"""Training in several real processes over gloo: the numbers of one process, and termination within a bounded time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SECONDS = 4.0  # that processes wait for each other in tests of ends
 
 
 class Uneven(Regression):
-    """Parts of 1, 2, 3, ... rows; a layer that a part may leave out, drawn by torch as layer drop is; and one that nobody uses."""
+    """Parts of 1, 2, 3, ... rows; a layer that a part randomly skips, drawn by torch as layer drop is; and an unused layer."""
 
     def __init__(self, parts: int = 4) -> None:
         super().__init__(parts)
@@ -80,7 +80,7 @@ def loss_curve(root: Path, name: str) -> list[float]:
 
 
 def test_a_training_has_the_same_numbers_in_any_number_of_processes(tmp_path: Path) -> None:
-    """Dropout and dropped layers on, parts of unlike size: one loss curve; weights equal to the bit in all processes of a team."""
+    """With dropout, layer drop and parts of different sizes: the same loss curve; bit-identical weights in all processes of a team."""
     expected = train_in_team(Alone(), tmp_path / "1", "out", {})
     curve = loss_curve(tmp_path / "1", "out")
     assert len(set(curve)) == 20
@@ -118,7 +118,7 @@ def idle(team: FolderTeam, root: Path) -> dict[str, Any]:
     return train_in_team(team, root, "out", {"arithmetic": arithmetic}, parts=2)
 
 
-def test_fewer_parts_than_processes_are_told_once(tmp_path: Path) -> None:
+def test_idle_processes_are_reported_once(tmp_path: Path) -> None:
     """Processes without a part take every step with the others, in float16 with one scale for all; the report says what to set."""
     root = tmp_path / "idle"
     found = results(run_team(tmp_path / "team", 3, idle, root))
@@ -141,7 +141,7 @@ def diverging(team: FolderTeam, root: Path) -> None:
         train_line(Exploding(), line_plan(checkpoint_seconds=0.0), root / "checkpoints", root / "out", group=group)
 
 
-def test_a_loss_that_is_not_finite_in_one_process_ends_all_alike(tmp_path: Path) -> None:
+def test_a_nan_loss_in_one_process_raises_diverged_in_all(tmp_path: Path) -> None:
     ended = run_team(tmp_path / "team", 2, diverging, tmp_path)
     assert [(type(each.error), str(each.error)) for each in ended] == [
         (Diverged, "line: the loss is nan at step 5 (seed 1, learning rate 0.05)")
@@ -152,7 +152,7 @@ def test_a_loss_that_is_not_finite_in_one_process_ends_all_alike(tmp_path: Path)
 
 
 def failing(team: FolderTeam, root: Path, how: str) -> None:
-    """Process 1 meets its end in step 3."""
+    """Process 1 fails in step 3."""
 
     class Failing(Uneven):
         def loss(self, part: Tensor) -> PartLoss:
@@ -169,8 +169,8 @@ def failing(team: FolderTeam, root: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["dies", "raises", "hangs"])
-def test_the_others_end_soon_with_an_error_of_communication(how: str, tmp_path: Path) -> None:
-    """Whether one dies, fails or hangs: the others have ended before they had to be killed, and the one that failed says why."""
+def test_the_other_processes_raise_a_communication_error_in_time(how: str, tmp_path: Path) -> None:
+    """If one dies, raises or hangs, the others end without being killed, and the one that raised reports its own error."""
     ended = run_team(tmp_path / "team", 3, failing, tmp_path, how, hung=1 if how == "hangs" else None)
     for each in (ended[0], ended[2]):
         assert isinstance(each.error, ConnectionError)
@@ -181,13 +181,13 @@ def test_the_others_end_soon_with_an_error_of_communication(how: str, tmp_path: 
 
 
 def unlike(team: FolderTeam, root: Path) -> dict[str, Any]:
-    """Process 1 has another kind of machine."""
+    """Process 1 uses another precision."""
     precision = Precision.float16 if team.rank else Precision.float32
     return train_in_team(team, root, "out", {"arithmetic": choose_arithmetic(CPU, precision)})
 
 
-def test_processes_that_compute_otherwise_do_not_train_together(tmp_path: Path) -> None:
-    """Scaled gradients would be added to others: it is said, and is a matter of the machines."""
+def test_processes_with_different_precision_do_not_train_together(tmp_path: Path) -> None:
+    """Gradients with and without scaling must not be summed; it is a communication error, so the job is retried on other nodes."""
     ended = run_team(tmp_path / "team", 2, unlike, tmp_path)
     told = str(ended[1].error)
     assert told.startswith("process 1 of 2 has arithmetic cpu/torch.float16, process 0 has cpu/torch.float32")
