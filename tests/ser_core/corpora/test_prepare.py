@@ -226,7 +226,7 @@ def test_a_bad_recording_found_on_the_way_leaves_the_corpus_as_it_was(tmp_path: 
 
 
 def test_counts_are_checked(tmp_path: Path) -> None:
-    """Too few recordings of a published corpus are an error; a stated subset must match its counts; without the check any number will do."""
+    """Too few recordings of a published corpus are an error; a stated subset must match its counts; without the check any will do."""
     source = sources.savee(tmp_path / "source")
     (source / "expected_counts.json").unlink()
     with pytest.raises(InputError, match="utterances 56 not 480, class angry 8 not 60"):
@@ -274,7 +274,7 @@ def test_two_prepares_of_one_target(tmp_path: Path) -> None:
 
     def intrude(done: int, _total: int) -> None:
         if done == 5:
-            with pytest.raises(InputError, match="another process is at work") as caught:
+            with pytest.raises(InputError, match="another process is preparing") as caught:
                 prepare("savee", source, target)
             refused.append(caught.value)
 

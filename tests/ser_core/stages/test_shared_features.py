@@ -52,7 +52,7 @@ def stores(bench: Bench) -> int:
 def test_stages_with_the_same_front_end_compute_its_features_once(
     sharing: Bench, recipe: Recipe, corpus: Manifest, computed: list[tuple[str, int]]
 ) -> None:
-    """V-FT, P-TAPT and its fine-tuning share one store for all seeds; each TAPT checkpoint has its own; `reference` padding has none."""
+    """V-FT, P-TAPT and its fine-tuning share one store for all seeds; each TAPT checkpoint has its own; another fold adds none."""
     limit = round(recipe.finetune.max_seconds * 16_000)
     sharing.run(REGISTRY.call("vft", recipe, fold="1", seed=0))
     cut = [(utterance.id, min(utterance.samples, limit)) for utterance in corpus.training("1")]
