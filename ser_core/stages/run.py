@@ -1,4 +1,4 @@
-"""One stage from the corpus folder to its result: builds the view of the corpus that the stage may have, and calls its function."""
+"""Run one stage: restrict the corpus to the split that the stage may read, set up the process group, and call the stage's function."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, Unpack
 
 from ser_core.corpora.manifest import Manifest, Utterance, load_manifest
-from ser_core.corpora.validation import divide
+from ser_core.corpora.validation import training_and_validation
 from ser_core.errors import InputError
 from ser_core.parallel.group import process_group
 from ser_core.parallel.team import Alone
 from ser_core.registry import StageArguments
 from ser_core.settings import Attention
 from ser_core.stages import cluster, finetune, ptapt, states, tapt
-from ser_core.stages.context import StageContext, seed_bystanders
+from ser_core.stages.context import StageContext, seed_global_generators
 from ser_core.training.device import keep_memory, repeatable
 from ser_core.training.splits import Split
 
@@ -27,10 +27,10 @@ PRETRAINING: Mapping[str, Callable[[StageContext], dict[str, Any]]] = {
 
 
 def run_stage(stage: str, **arguments: Unpack[StageArguments]) -> dict[str, Any]:
-    """Compute one stage; see `ser_core.registry`. Of a team, the leader alone reports and writes.
+    """Compute one stage; arguments, result and errors as in `SpeechRegistry.run`. In a team only the leader reports and writes.
 
-    What a model is tested on leaves this function in one direction only: to `finetune`, as a function to call when training is over. With
-    `validation` among the settings that is what they keep out of training, and the held-out fold is left alone.
+    The test split is passed to `finetune` only, as a function that it calls after training. If the settings contain `validation`, the test
+    split is the validation utterances, and the held-out fold is not opened.
     """
     manifest = load_manifest(arguments["corpus"])
     training, tested = _splits(manifest, arguments["fold"], arguments["settings"])
@@ -54,10 +54,10 @@ def run_stage(stage: str, **arguments: Unpack[StageArguments]) -> dict[str, Any]
         shared=arguments.get("shared"),
     )
     threads = context.runtime.get("threads")
-    if context.device.type == "cpu" and context.execution.attention is not Attention.eager:  # eager: as the authors compute
+    if context.device.type == "cpu" and context.execution.attention is not Attention.eager:  # eager: the authors' computation unchanged
         keep_memory()
     with repeatable(context.device, int(threads) if threads else None):
-        seed_bystanders(context.seed)
+        seed_global_generators(context.seed)
         if stage != "finetune" and stage not in PRETRAINING:
             raise InputError(f"no stage {stage!r}; known are finetune, {', '.join(PRETRAINING)}")
         with process_group(team, context.device, context.execution.communication_minutes * 60) as group:
@@ -70,9 +70,12 @@ def run_stage(stage: str, **arguments: Unpack[StageArguments]) -> dict[str, Any]
 def _splits(
     manifest: Manifest, fold: str, settings: Mapping[str, Any]
 ) -> tuple[tuple[Utterance, ...], Callable[[], tuple[Utterance, ...]]]:
-    """Utterances to train on, and how those to test on are had. Raises InputError where there is nothing to train on."""
+    """Return the training utterances, and a function that returns the test utterances.
+
+    Raises InputError if there are no training utterances or, with `validation`, no validation utterances.
+    """
     if "validation" in settings:
-        training, held = divide(manifest, fold, settings["validation"])
+        training, held = training_and_validation(manifest, fold, settings["validation"])
         return training, lambda: held
     training = manifest.training(fold)
     if not training:

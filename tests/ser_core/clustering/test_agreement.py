@@ -29,7 +29,7 @@ def columns(pairs: Pairs) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 @example([(3, 1), (3, 0)])  # one cluster
 @example([(3, 1), (5, 1)])  # one label
 @example([(4, 0), (4, 0), (9, 1), (9, 1)])  # the same, by other names
-def test_as_scikit_learn(pairs: Pairs) -> None:
+def test_equal_to_scikit_learn(pairs: Pairs) -> None:
     """Purity from its contingency table, and its normalised mutual information; clusters and labels that nothing has do not count."""
     clusters, labels = columns(pairs)
     found = agreement(clusters, labels)

@@ -1,9 +1,11 @@
-"""Processes that fill one feature store; a program, because it forks before torch has a thread, kills what it forked, and mounts disks.
+"""Processes that fill one feature store. A program of its own: it forks before torch has a thread, kills children, and mounts disks.
 
-    python -m tests.ser_core.training.builders processes FOLDER    twelve that start at once; two that are killed, two that follow
-    python -m tests.ser_core.training.builders disk FOLDER         one on a disk that is too small, then read-only: needs the right to mount
+    python -m tests.ser_core.features.store_processes processes FOLDER
+        twelve processes that start at the same time; then two that are killed, and two that take over their blocks
+    python -m tests.ser_core.features.store_processes disk FOLDER
+        one process on a disk that is too small, then read-only; needs the right to mount
 
-Prints one JSON value: what became of them.
+Prints one JSON value with the results.
 """
 
 from __future__ import annotations
