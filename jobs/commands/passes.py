@@ -7,10 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import typer
-
 from jobs.commands.collect import write_and_notify
-from jobs.commands.console import note, print_lines
+from jobs.commands.console import note, print_lines, say
 from jobs.control.controller import Event, Report, desired_of, reconcile
 from jobs.experiment.config import resources_of
 from jobs.text import counted
@@ -113,7 +111,7 @@ def run_link(session: Session, *, on_pass: Callable[[Report], None] = lambda rep
 
 
 def _print_event(event: Event) -> None:
-    typer.echo(event.line)
+    say(event.line)
 
 
 def _print_stopping(running: int) -> None:
