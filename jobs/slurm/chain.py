@@ -33,7 +33,7 @@ from jobs.slurm.script import LinkJob, launcher_python, parameters, render_scrip
 from jobs.slurm.submissions import call_sbatch, fixed_name
 from jobs.store.attempts import own_slurm_job
 from jobs.store.layout import Layout
-from jobs.store.records import read_json, write_json
+from jobs.store.records import Decoder, write_json
 from jobs.store.snapshot import Snapshot, take_snapshot
 
 SCHEMA = 1
@@ -82,6 +82,16 @@ class ControllerRecord:
     message: str = ""  # why it ended
 
 
+@dataclass(frozen=True)
+class _Launch:
+    """What a link reads of an experiment's record."""
+
+    launched: float
+
+
+_RECORDS, _LAUNCHES = Decoder(ControllerRecord, SCHEMA), Decoder(_Launch, None)
+
+
 def link_name(layout: Layout) -> str:
     """Name of every link of an experiment's chain; another results folder is another chain."""
     return fixed_name(layout, "control", "controller")
@@ -99,13 +109,7 @@ def log_file(layout: Layout) -> Path:
 
 def read_record(layout: Layout) -> ControllerRecord | None:
     """What the last link wrote, or None."""
-    value = read_json(record_file(layout))
-    if value is None or value.pop("schema", None) != SCHEMA:
-        return None
-    try:
-        return ControllerRecord(**value)
-    except TypeError:
-        return None
+    return _RECORDS.read(record_file(layout))
 
 
 def write_record(layout: Layout, record: ControllerRecord) -> None:
@@ -115,8 +119,8 @@ def write_record(layout: Layout, record: ControllerRecord) -> None:
 
 def launched_at(layout: Layout) -> float:
     """When the experiment was launched last, seconds since the epoch; 0 if it was not."""
-    found = (read_json(layout.experiment_file) or {}).get("launched")
-    return float(found) if isinstance(found, int | float) else 0.0
+    found = _LAUNCHES.read(layout.experiment_file)
+    return found.launched if found else 0.0
 
 
 class Chain:

@@ -18,11 +18,12 @@ still is the record of that intent (`created`), and what was learnt of single el
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from jobs.slurm.client import UNDERWAY_SECONDS, SlurmClient, sbatch_under_way
 from jobs.slurm.parse import Refusal, read_refusal
 from jobs.store.attempts import claim_alive, process_start
 from jobs.store.layout import Layout
-from jobs.store.records import Claim, create_json, read_json, write_json
+from jobs.store.records import Claim, DamagedRecordError, Decoder, check_times, create_json, read_json, write_json
 
 SCHEMA = 1
 SETTLE_SECONDS = 60.0  # how long a submission of unknown outcome stays unfound before it is made again, and accounting may lag behind
@@ -74,7 +75,7 @@ class Submission:
     method: str
     tasks: tuple[tuple[str, ...], ...]  # element -> keys
     created: float  # seconds since the epoch
-    state: State = State.intent
+    state: State
     job: str = ""
     writer: Writer = Writer()
     replied: bool = False  # sbatch has returned without a number: nothing is under way any more
@@ -86,6 +87,12 @@ class Submission:
     ended: Mapping[str, str] = field(default_factory=dict)  # index -> last state; "" where accounting never said
     nodes: Mapping[str, str] = field(default_factory=dict)  # index -> node on which Slurm could not start it; "": never known
     asked: Asked | None = None  # for each element; None: not on record
+
+    def __post_init__(self) -> None:
+        wrong = [index for index in (*self.left, *self.ended, *self.nodes) if not index.isdecimal()]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r} is not the index of an element")
+        check_times(self.created, *self.left.values())
 
     @property
     def job_name(self) -> str:
@@ -110,6 +117,9 @@ class Submission:
         return self.ended.get(index) == LAUNCH_FAILED and index not in self.nodes
 
 
+_SUBMISSIONS = Decoder(Submission, SCHEMA)  # what an older version did not write has the value that says nothing
+
+
 class SubmissionRecords:
     """Records of submissions that are not closed, each in a file of its own. `scripts`: folder of the scripts that sbatch is given."""
 
@@ -119,7 +129,9 @@ class SubmissionRecords:
 
     def find(self, name: str) -> Submission | None:
         """An open record, read anew: on a shared folder the look at a file's time may be a minute old, its content is not."""
-        return _from_json(_renamed(read_json(self._file(name))))
+        path = self._file(name)
+        former = _former_record(read_json(path))
+        return _SUBMISSIONS.read(path) if former is None else former
 
     def check(self, name: str) -> None:
         """UsageError if the record of an open submission is there and cannot be read: nobody would ever close it."""
@@ -218,7 +230,7 @@ class SubmissionBook(SubmissionRecords):
         mark = (stat.st_ino, stat.st_mtime_ns, stat.st_size)  # every write makes a new file
         known = self._known.get(path)
         if known is None or known[0] != mark:
-            known = self._known[path] = (mark, _from_json(read_json(path)))
+            known = self._known[path] = (mark, _SUBMISSIONS.read(path))
         return known[1]
 
 
@@ -321,7 +333,7 @@ def fixed_name(layout: Layout, word: str, kind: str, *identity: str) -> str:
 def new_submission(name: str, batch: Batch, now: float, refine: Refinements = (), asked: Asked | None = None) -> Submission:
     """The intent of this process to submit a batch."""
     tasks = tuple(task.keys for task in batch.tasks)
-    return Submission(name, batch.stage, batch.method, tasks, now, writer=this_writer(), refine=refine, asked=asked)
+    return Submission(name, batch.stage, batch.method, tasks, now, State.intent, writer=this_writer(), refine=refine, asked=asked)
 
 
 def this_writer() -> Writer:
@@ -355,27 +367,16 @@ def _to_json(submission: Submission) -> dict[str, object]:
     return {"schema": SCHEMA, **asdict(submission), "state": submission.state.value}
 
 
-def _renamed(value: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A record of a sweep by a former version, in today's words; any other as it is."""
+def _former_record(value: dict[str, Any] | None) -> Submission | None:
+    """The record of a sweep by a former version, in today's form; None if it is none."""
     if value is None or "writer" in value or "host" not in value:
-        return value
+        return None
     writer = {name: value[name] for name in ("host", "pid", "start") if name in value}
     state = State.submitted if value.get("job") else State.intent
-    return {**value, "stage": "sweep", "method": "", "tasks": [], "state": state.value, "writer": writer}
-
-
-def _from_json(value: dict[str, Any] | None) -> Submission | None:
-    """The record, or None. What an older version did not write is as if it had not been seen; what a newer one adds is not read."""
-    if value is None or value.get("schema") != SCHEMA:
-        return None
+    renamed = {**value, "stage": "sweep", "method": "", "tasks": [], "state": state.value, "writer": writer}
     try:
-        known = {one.name: value[one.name] for one in fields(Submission) if one.name in value}
-        known |= {"state": State(value["state"]), "tasks": tuple(tuple(keys) for keys in value["tasks"])}
-        known |= {"writer": Writer(**value.get("writer", {})), "cancelled": tuple(value.get("cancelled", ()))}
-        known["refine"] = tuple((tuple(indices), str(own)) for indices, own in value.get("refine", ()))
-        known["asked"] = Asked(**known["asked"]) if known.get("asked") else None
-        return Submission(**known)
-    except (KeyError, TypeError, ValueError, AttributeError):
+        return _SUBMISSIONS.decode(json.dumps(renamed).encode())
+    except DamagedRecordError:
         return None
 
 
