@@ -139,12 +139,12 @@ class SpeechRegistry:
         `clusters`: k -> output folder of its cluster stage. Raises InputError if a folder holds clusters of other utterances than the
         training utterances of `fold` without `validation`.
         """
-        from ser_core.clustering.agreement import of_clusters
+        from ser_core.clustering.agreement import agreement_by_k
 
         manifest = load_manifest(corpus)
         utterances = _trained_on(manifest, fold, validation)
         labels = [manifest.class_index(utterance) for utterance in utterances]
-        found = of_clusters([utterance.id for utterance in utterances], labels, clusters)
+        found = agreement_by_k([utterance.id for utterance in utterances], labels, clusters)
         return {"k": {str(k): {"purity": each.purity, "nmi": each.nmi} for k, each in found.items()}}
 
     def check(self, recipe: Recipe) -> None:

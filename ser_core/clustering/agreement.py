@@ -34,7 +34,7 @@ def agreement(clusters: NDArray[np.integer], labels: NDArray[np.integer]) -> Agr
     return Agreement(purity=float(table.max(axis=1).sum() / clusters.size), nmi=_nmi(table))
 
 
-def of_clusters(ids: Sequence[str], labels: Sequence[int], folders: Mapping[int, Path]) -> dict[int, Agreement]:
+def agreement_by_k(ids: Sequence[str], labels: Sequence[int], folders: Mapping[int, Path]) -> dict[int, Agreement]:
     """Return k -> agreement. `labels`: label index of each utterance in `ids`; `folders`: k -> output folder of its cluster stage."""
     found = {}
     for k, folder in sorted(folders.items()):

@@ -80,7 +80,7 @@ def _untrainable(found: Sequence[Recording], folds: Sequence[str], source: Path)
         return lines
     classes = sorted({utterance.label for utterance in found})
     if len(classes) < 2:
-        lines.append(f"{source}: every utterance is labelled {classes[0]!r}; there is nothing to tell apart")
+        lines.append(f"{source}: every utterance is labelled {classes[0]!r}; at least two classes are needed")
     kept_out = set() if VALIDATION in folds else {VALIDATION}
     for fold in present:
         trained = {utterance.label for utterance in found if utterance.fold not in {fold, *kept_out}}

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from ser_core.corpora.manifest import SAMPLE_RATE, Manifest, write_atomically
 from ser_core.corpora.prepare import Progress, prepare, prepared_already
 from ser_core.corpora.recordings import EXPECTED_COUNTS
-from ser_core.corpora.staging import locked, put_in_place
+from ser_core.corpora.staging import locked, replace_folder
 from ser_core.errors import InputError
 
 VERSION = 1  # increment it when the corpus changes
@@ -199,7 +199,7 @@ def synthesise(target: Path, *, seed: int = 1, progress: Progress | None = None)
                     progress(done, total)
         write_atomically(staging / EXPECTED_COUNTS, json.dumps(expected_counts(), indent=1) + "\n")
         write_atomically(staging / MARKER, json.dumps(_marker(seed), indent=1) + "\n")
-        put_in_place(staging, home)
+        replace_folder(staging, home)
 
 
 def _marker(seed: int) -> dict[str, int]:

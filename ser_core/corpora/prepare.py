@@ -22,7 +22,7 @@ from ser_core.corpora.audio import AudioError, convert, encode
 from ser_core.corpora.checks import count_problems, structure_problems
 from ser_core.corpora.manifest import MANIFEST_NAME, Manifest, Utterance, load_manifest, write_manifest
 from ser_core.corpora.recordings import Recording, SourceListing, read_expected_counts, relative
-from ser_core.corpora.staging import locked, put_in_place
+from ser_core.corpora.staging import locked, replace_folder
 from ser_core.errors import InputError
 
 KINDS = ("iemocap", "savee", "emodb", "csv", "labels")
@@ -104,7 +104,7 @@ def prepare(
             raise InputError(audio_problems)
         _write_journal(staging, conversions)
         manifest = write_manifest(staging, corpus, reading.folds, _utterances(reading.found, conversions), recorded)
-        put_in_place(staging, home)
+        replace_folder(staging, home)
     return replace(manifest, folder=target)
 
 

@@ -41,7 +41,7 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
-def put_in_place(staging: Path, home: Path) -> None:
+def replace_folder(staging: Path, home: Path) -> None:
     """Replace `home` by the finished folder. Between the two renames `home` is missing; it is never incomplete."""
     old = home.with_name(f".{home.name}.old")
     shutil.rmtree(old, ignore_errors=True)

@@ -37,7 +37,7 @@ def training_and_validation(
         speakers = frozenset(validation)
         training = tuple(utterance for utterance in reachable if utterance.speaker not in speakers)
         held = tuple(utterance for utterance in reachable if utterance.speaker in speakers)
-    without = f"when fold {fold!r} is held out and validation is {', '.join(map(repr, validation)) or 'nobody'}"
+    without = f"when fold {fold!r} is held out and validation is {', '.join(map(repr, validation)) or 'empty'}"
     if not training:
         raise InputError(f"{manifest.corpus}: no utterances to train on {without}")
     if not held:

@@ -24,7 +24,7 @@ from ser_core.settings import FinetuneSettings, Padding
 from ser_core.stages.context import StageContext, parse_settings, stage_result
 from ser_core.training.augmentation import row_generators, spans
 from ser_core.training.batches import Batch, StepPlan, halved, longest_first, shuffled_epoch
-from ser_core.training.divergence import prior_loss, still_at_prior
+from ser_core.training.divergence import divergence_reason, prior_loss
 from ser_core.training.evaluate import PREDICTIONS, predict, score, whole_features, write_predictions
 from ser_core.training.loop import Objective, PartLoss, StepParts
 from ser_core.training.schedule import constant
@@ -112,7 +112,7 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
         steps_per_epoch=objective.epoch_steps,
     )
     prior = prior_loss(split.class_counts(), class_weights(split.class_counts()).tolist())
-    diverged = still_at_prior(trained.loss, prior)
+    diverged = divergence_reason(trained.loss, prior)
     if diverged:
         context.report(f"finetune: diverged: {diverged}")
     started = time.monotonic()

@@ -15,7 +15,7 @@ from ser_core.registry import StageArguments
 from ser_core.settings import Attention
 from ser_core.stages import cluster, finetune, ptapt, states, tapt
 from ser_core.stages.context import StageContext, seed_global_generators
-from ser_core.training.device import keep_memory, repeatable
+from ser_core.training.device import deterministic, keep_freed_memory
 from ser_core.training.splits import Split
 
 PRETRAINING: Mapping[str, Callable[[StageContext], dict[str, Any]]] = {
@@ -55,8 +55,8 @@ def run_stage(stage: str, **arguments: Unpack[StageArguments]) -> dict[str, Any]
     )
     threads = context.runtime.get("threads")
     if context.device.type == "cpu" and context.execution.attention is not Attention.eager:  # eager: the authors' computation unchanged
-        keep_memory()
-    with repeatable(context.device, int(threads) if threads else None):
+        keep_freed_memory()
+    with deterministic(context.device, int(threads) if threads else None):
         seed_global_generators(context.seed)
         if stage != "finetune" and stage not in PRETRAINING:
             raise InputError(f"no stage {stage!r}; known are finetune, {', '.join(PRETRAINING)}")

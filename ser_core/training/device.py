@@ -69,7 +69,7 @@ def cpu_multiplies_bfloat16() -> bool:
 
 
 @functools.cache
-def keep_memory() -> bool:
+def keep_freed_memory() -> bool:
     """Keep freed memory in the process and use huge pages, so that steps do not request pages from the kernel again and again.
 
     Permanent. Must be called before the first large tensor is allocated, otherwise torch does not request huge pages. Returns False without
@@ -85,7 +85,7 @@ def keep_memory() -> bool:
 
 
 @contextlib.contextmanager
-def repeatable(device: torch.device, threads: int | None) -> Iterator[None]:
+def deterministic(device: torch.device, threads: int | None) -> Iterator[None]:
     """Context with `threads` CPU threads (None: unchanged) and, on a CPU, deterministic operations; restores the settings on leaving."""
     before_threads = torch.get_num_threads()
     before_deterministic = torch.are_deterministic_algorithms_enabled()

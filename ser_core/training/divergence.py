@@ -26,7 +26,7 @@ def prior_loss(counts: Sequence[int], weights: Sequence[float]) -> float:
     return -math.fsum(each / total * math.log(each / total) for each in mass if each > 0)
 
 
-def still_at_prior(loss: float, prior: float) -> str:
+def divergence_reason(loss: float, prior: float) -> str:
     """Return why a training with this final loss counts as diverged, or "" if it does not."""
     if loss < PRIOR_LOSS_FRACTION * prior:
         return ""

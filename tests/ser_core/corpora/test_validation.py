@@ -104,7 +104,7 @@ def test_impossible_validation_is_one_line(rows: list[Row], folds: str, line: st
     ("validation", "line"),
     [
         (("nobody",), "no utterances to validate on when fold '1' is held out and validation is 'nobody'"),
-        ((), "no utterances to validate on .* validation is nobody"),
+        ((), "no utterances to validate on .* validation is empty"),
         (FIXED_PART, "no utterances to validate on"),
         (("F1",), "no utterances to validate on"),  # of the held-out fold
         (("F2", "M2"), "no utterances to train on"),

@@ -108,7 +108,7 @@ def logged(log: Path) -> list[tuple[int, int]]:
 
 
 def forked(work: Callable[[], object]) -> int:
-    """The process that does it; what it returns is printed to nobody, what it raises is seen in its exit status."""
+    """Fork a process that calls the function; its result is discarded, an exception shows in its exit status."""
     child = os.fork()
     if child == 0:
         try:
@@ -143,7 +143,7 @@ def together(folder: Path) -> dict[str, Any]:
         deadline = time.monotonic() + WITHIN
         while count == 1 and len({process for process, _ in logged(log)}) < PROCESSES:
             if time.monotonic() > deadline:
-                raise TimeoutError("a process waits although there are blocks that nobody computes")
+                raise TimeoutError("a process waits although a block is unclaimed")
             time.sleep(0.01)
 
     def work() -> None:

@@ -178,7 +178,7 @@ def test_the_key_depends_on_the_front_end(corpus: Manifest) -> None:
 
 
 def test_twelve_processes_that_start_together_compute_every_utterance_once(processes: dict[str, Any]) -> None:
-    """None waits while there is a block that nobody computes; all end with the features that one alone computes."""
+    """No process waits while a block is unclaimed; all end with the features that a single process computes."""
     found = processes["together"]
     assert found["statuses"] == [0] * store_processes.PROCESSES
     assert found["processes"] == store_processes.PROCESSES

@@ -8,7 +8,7 @@ import torch
 
 from ser_core.errors import InputError
 from ser_core.settings import Precision
-from ser_core.training.device import choose_arithmetic, choose_device, repeatable
+from ser_core.training.device import choose_arithmetic, choose_device, deterministic
 
 
 @pytest.mark.parametrize("units", ["amx_bf16", "avx512_bf16", "avx512_f"])
@@ -35,7 +35,7 @@ def test_torch_settings_are_restored() -> None:
     before = (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled())
 
     def fail() -> None:
-        with repeatable(torch.device("cpu"), 1):
+        with deterministic(torch.device("cpu"), 1):
             assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == (1, True)
             raise RuntimeError("inside")
 
@@ -46,10 +46,10 @@ def test_torch_settings_are_restored() -> None:
 
 GROWTH = """
 import resource, sys
-from ser_core.training.device import keep_memory
+from ser_core.training.device import keep_freed_memory
 import torch
 if sys.argv[1] == "keep":
-    assert keep_memory()
+    assert keep_freed_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10):
@@ -61,7 +61,7 @@ print(faults())
 
 
 def test_freed_memory_stays_in_the_process() -> None:
-    """With `keep_memory` allocating a large tensor again causes no page faults; without it, it does."""
+    """With `keep_freed_memory` allocating a large tensor again causes no page faults; without it, it does."""
     pages = {
         way: int(subprocess.run([sys.executable, "-c", GROWTH, way], check=True, capture_output=True, text=True, timeout=100).stdout)
         for way in ("keep", "plain")

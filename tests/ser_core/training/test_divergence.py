@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ser_core.models.classifier import class_weights, weighted_cross_entropy
-from ser_core.training.divergence import PRIOR_LOSS_FRACTION, prior_loss, still_at_prior
+from ser_core.training.divergence import PRIOR_LOSS_FRACTION, divergence_reason, prior_loss
 
 COUNTS = st.lists(st.integers(1, 40), min_size=2, max_size=7)
 
@@ -42,7 +42,7 @@ def test_inverse_frequencies_make_the_prior_uniform(counts: list[int]) -> None:
 def test_the_threshold_is_one_percent_below_the_prior() -> None:
     """A loss at the prior or above is divergence, and the reason contains both numbers; a loss clearly below is not."""
     prior = math.log(4)
-    assert still_at_prior(1.3861, prior) == "final training loss 1.386 is still at that of the class prior, 1.386"
-    assert still_at_prior(1.7, prior) == "final training loss 1.700 is still at that of the class prior, 1.386"
-    assert still_at_prior(PRIOR_LOSS_FRACTION * prior, prior)
-    assert still_at_prior(0.98 * prior, prior) == ""
+    assert divergence_reason(1.3861, prior) == "final training loss 1.386 is still at that of the class prior, 1.386"
+    assert divergence_reason(1.7, prior) == "final training loss 1.700 is still at that of the class prior, 1.386"
+    assert divergence_reason(PRIOR_LOSS_FRACTION * prior, prior)
+    assert divergence_reason(0.98 * prior, prior) == ""
