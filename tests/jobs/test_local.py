@@ -19,7 +19,8 @@ from jobs.control.executor_protocol import Batch, Task
 from jobs.control.facts import Phase
 from jobs.control.failure_policy import MAX_SILENT, MEMORY_RETRIES
 from jobs.control.observe import read_facts
-from jobs.local.executor import Ended, LocalExecutor
+from jobs.local.executor import LocalExecutor
+from jobs.local.stage_tasks import Ended
 from jobs.store.failures import FailureClass
 from jobs.store.layout import Layout
 from jobs.store.records import Ending, read_outcome, read_result

@@ -16,7 +16,8 @@ from jobs.control.facts import Request
 from jobs.errors import InternalError
 from jobs.experiment.config import Resources
 from jobs.experiment.graph import Graph, Node
-from jobs.local.executor import Ended, LocalExecutor
+from jobs.local.executor import LocalExecutor
+from jobs.local.stage_tasks import Ended
 from jobs.signals import Interrupts
 from jobs.store.attempts import JOB_VARIABLE
 from jobs.store.layout import Layout
