@@ -11,11 +11,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import selectors
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,7 @@ class LocalExecutor(StageExecutor[_Task]):
     code: Path = REPOSITORY
     environment: Mapping[str, str] = field(default_factory=dict)
     lag_seconds: float = 0.0
-    _server: subprocess.Popen[bytes] | None = None
-    _partial: bytes = b""
+    _server: tuple[subprocess.Popen[bytes], Connection] | None = None
     _peaks: dict[tuple[str, str], Peak | None] = field(default_factory=dict)  # kind of task -> largest peak of finished ones
     _most: dict[tuple[str, str], int] = field(default_factory=dict)  # kind of task -> how many may share a GPU, after one was crowded
 
@@ -69,20 +69,17 @@ class LocalExecutor(StageExecutor[_Task]):
         Raises InternalError if the fork server has died.
         """
         self._start_what_fits()
-        if self._server is None:
-            return ()
         return tuple(filter(None, (self._handle(event) for event in self._events(seconds))))
 
     def close(self) -> None:
         """End the fork server and its workers."""
         if self._server is None:
             return
-        if self._tasks and self._server.poll() is None:
+        server, connection = self._server
+        if self._tasks and server.poll() is None:
             self._send({"kill": list(self._tasks)})
-        server, self._server = self._server, None
-        for pipe in (server.stdin, server.stdout):
-            if pipe is not None:
-                pipe.close()
+        self._server = None
+        connection.close()
         try:
             server.wait(EXIT_SECONDS)
         except subprocess.TimeoutExpired:
@@ -141,44 +138,45 @@ class LocalExecutor(StageExecutor[_Task]):
         """Send a request to the fork server, starting it if needed. If it has died, `_events` raises an error with its status."""
         if self._server is None:
             self._server = self._launch_server()
-        if self._server.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):
-                self._server.stdin.write(json.dumps(request).encode() + b"\n")
-                self._server.stdin.flush()
+        with contextlib.suppress(ConnectionError):
+            self._server[1].send_bytes(json.dumps(request).encode())
 
-    def _launch_server(self) -> subprocess.Popen[bytes]:
+    def _launch_server(self) -> tuple[subprocess.Popen[bytes], Connection]:
         self.layout.logs.mkdir(parents=True, exist_ok=True)
         paths = [str(self.code), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-        with self._server_log.open("ab") as log:
-            return subprocess.Popen(
+        connection, remote = Pipe()
+        with self._server_log.open("ab") as log, remote:
+            server = subprocess.Popen(
                 # -P: workers import from `code`, not from the current folder
-                [sys.executable, "-P", "-m", "jobs.local.forkserver", *self.preload],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                [sys.executable, "-P", "-m", "jobs.local.forkserver", str(remote.fileno()), *self.preload],
+                pass_fds=[remote.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
                 stderr=log,
                 env={**os.environ, **FORKABLE, "PYTHONPATH": os.pathsep.join(paths)},
                 start_new_session=True,  # Ctrl-C reaches only the launcher, which asks for checkpoints
             )
+        return server, connection
 
     @property
     def _server_log(self) -> Path:
         return self.layout.logs / "forkserver.log"
 
     def _events(self, seconds: float) -> list[dict[str, Any]]:
-        if self._server is None or self._server.stdout is None:
+        if self._server is None:
             return []
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._server.stdout, selectors.EVENT_READ)
-            if not selector.select(seconds):
-                return []
-        received = os.read(self._server.stdout.fileno(), 1 << 16)
-        if not received:
-            raise InternalError(
-                f"the process that starts workers died with status {self._server.wait()}: see {self._server_log}; "
-                "nothing that is finished is lost: run the same command again"
-            )
-        *lines, self._partial = (self._partial + received).split(b"\n")
-        return [json.loads(line) for line in lines]
+        server, connection = self._server
+        found: list[dict[str, Any]] = []
+        try:
+            while connection.poll(0 if found else seconds):
+                found.append(json.loads(connection.recv_bytes()))
+        except (EOFError, OSError) as error:
+            if not found:
+                raise InternalError(
+                    f"the process that starts workers died with status {server.wait()}: see {self._server_log}; "
+                    "nothing that is finished is lost: run the same command again"
+                ) from error
+        return found
 
     def _handle(self, event: Mapping[str, Any]) -> Ended | None:
         key = event["ended"]
