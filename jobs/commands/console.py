@@ -145,7 +145,7 @@ def print_explanation(launcher: Launcher, run: str) -> None:
     _warn_of_other_code(launcher)
     report = launcher.look()
     target = find_target(report.graph, run)
-    stories = read_stories(stages_of(report.graph, target.node), launcher.launched.layout, launcher.sight())
+    stories = read_stories(stages_of(report.graph, target.node), launcher.launched.layout, launcher.context())
     print_lines(explain_lines(target, report, stories, launcher.launched.experiment.policy, acts=launcher.acts))
     print_lines(f"damaged record, counts as missing: {each}" for each in damaged_records(launcher.launched.layout.folder))
 
@@ -216,7 +216,7 @@ def _print_pass(report: Report, chain: ChainState | None, name: str) -> None:
     counts: tuple[tuple[str, int], ...] = (
         *(("stages there", len(plan.reused)), ("submitted", len(report.submitted)), ("under way", len(plan.waiting))),
         *(("deferred", len(plan.deferred)), ("given up", len(plan.given_up)), ("blocked", len(plan.blocked))),
-        *((("held or cancelled", len(plan.stayed)),) if plan.stayed else ()),
+        *((("held or cancelled", len(plan.held_or_cancelled)),) if plan.held_or_cancelled else ()),
     )
     say(", ".join(f"{count} {what}" for what, count in counts))
     if chain is not None and not plan.settled:

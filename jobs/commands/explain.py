@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.control.estimates import asks_in_words
-from jobs.control.facts import Asked, Departure, InFlight, NodeFacts, Phase, Request
-from jobs.control.failure_policy import COMMUNICATION_RETRIES, DISK_RETRIES, MEMORY_RETRIES, MEMORY_STEP, Ended, ended_attempts
-from jobs.control.observe import Sight, read_attempts
+from jobs.control.facts import Asked, Departure, InFlight, Phase, Request, StageFacts
+from jobs.control.failure_policy import COMMUNICATION_RETRIES, DISK_RETRIES, MEMORY_RETRIES, MEMORY_STEP, EndedAttempt, ended_attempts
+from jobs.control.observe import PassContext, read_attempts
 from jobs.control.outliers import Verdict, verdict_in_words
 from jobs.control.plan import Plan
 from jobs.errors import UsageError
@@ -68,7 +68,7 @@ class AttemptStory:
     alive: bool = False
     seconds: float | None = None  # None: nobody said
     outcome: Outcome | None = None
-    ended: Ended | None = None
+    ended: EndedAttempt | None = None
     state: str = ""  # Slurm's last word on its job
     asked: Asked | None = None  # of Slurm; None: nothing, or not on record
 
@@ -133,10 +133,10 @@ def stages_of(graph: Graph, node: Node) -> tuple[Node, ...]:
     return tuple(graph.nodes[key] for key in graph.nodes if key in found)
 
 
-def read_stories(nodes: Collection[Node], layout: Layout, sight: Sight) -> tuple[StageStory, ...]:
+def read_stories(nodes: Collection[Node], layout: Layout, context: PassContext) -> tuple[StageStory, ...]:
     """What the records say of some stages, in their order."""
-    departures = sight.departures([node.key for node in nodes])
-    return tuple(_read_story(node, layout, sight, departures.get(node.key, ())) for node in nodes)
+    departures = context.departures([node.key for node in nodes])
+    return tuple(_read_story(node, layout, context, departures.get(node.key, ())) for node in nodes)
 
 
 def explain_lines(
@@ -147,11 +147,11 @@ def explain_lines(
     if target.run is not None:
         lines.extend(_seed_lines(target.run, report.graph, report.facts, report.judgements, policy))
     for story in stories:
-        lines.extend(_stage_lines(story, report.facts.get(story.node.key) or NodeFacts(), report.in_flight, report.plan, acts))
+        lines.extend(_stage_lines(story, report.facts.get(story.node.key) or StageFacts(), report.in_flight, report.plan, acts))
     return lines
 
 
-def next_words(key: str, fact: NodeFacts, in_flight: Mapping[str, InFlight], plan: Plan, acts: str) -> str:
+def next_words(key: str, fact: StageFacts, in_flight: Mapping[str, InFlight], plan: Plan, acts: str) -> str:
     """What comes next for a stage."""
     flight = in_flight.get(key)
     if fact.done and key not in plan.given_up:
@@ -159,10 +159,12 @@ def next_words(key: str, fact: NodeFacts, in_flight: Mapping[str, InFlight], pla
     if key in plan.given_up:
         lifts = "change the recipe, or raise policy.max_seeds," if fact.diverged else "mend that"
         return f"given up: {plan.reasons[key]}; {lifts} and launch again"
-    if key in plan.stayed:
+    if key in plan.held_or_cancelled:
         return plan.reasons[key]
-    if fact.held:
-        return f"running: {fact.held} works on it"
+    if fact.settling and not fact.executed_by:
+        return "waits: Slurm has not reported yet how the last job ended"
+    if fact.executed_by:
+        return f"running: {fact.executed_by} works on it"
     if flight is not None:
         job = "" if flight.job.startswith(("?", "local-")) else f" as {flight.job}"
         if flight.job.startswith("?"):
@@ -177,7 +179,7 @@ def next_words(key: str, fact: NodeFacts, in_flight: Mapping[str, InFlight], pla
     return "not needed: everything that would read it is there, or its run was dropped"
 
 
-def _seed_lines(run: Run, graph: Graph, facts: Mapping[str, NodeFacts], judgements: Judgements, policy: Policy) -> list[str]:
+def _seed_lines(run: Run, graph: Graph, facts: Mapping[str, StageFacts], judgements: Judgements, policy: Policy) -> list[str]:
     slot = (run.method, run.fold, run.slot)
     tried = sorted(
         (each for each in (*graph.superseded, *graph.runs) if (each.method, each.fold, each.slot) == slot), key=lambda each: each.generation
@@ -189,7 +191,7 @@ def _seed_lines(run: Run, graph: Graph, facts: Mapping[str, NodeFacts], judgemen
     for each in tried:
         which = f"  seed {each.seed} [{each.key[:8]}]"
         dropped = judgements.dropping(each)
-        fact = facts.get(each.key) or NodeFacts()
+        fact = facts.get(each.key) or StageFacts()
         if dropped is not None:
             when = f"dropped in round {dropped.round}" if dropped.round else "dropped"
             verdict = _verdict(judgements.rounds.get(run.method, ())[dropped.round - 1], each) if dropped.round else None
@@ -205,7 +207,7 @@ def _seed_lines(run: Run, graph: Graph, facts: Mapping[str, NodeFacts], judgemen
     return lines
 
 
-def _stage_lines(story: StageStory, fact: NodeFacts, in_flight: Mapping[str, InFlight], plan: Plan, acts: str) -> list[str]:
+def _stage_lines(story: StageStory, fact: StageFacts, in_flight: Mapping[str, InFlight], plan: Plan, acts: str) -> list[str]:
     node = story.node
     attempts = [(each.claim.started, _attempt_lines(each)) for each in story.attempts]
     silent = [(each.gone, [_departure_line(each)]) for each in story.departures]
@@ -218,7 +220,7 @@ def _stage_lines(story: StageStory, fact: NodeFacts, in_flight: Mapping[str, InF
     if asked and not fact.done:
         lines.append(f"  the next attempt asks for {asked}")
     following = next_words(node.key, fact, in_flight, plan, acts)
-    if fact.held and any(each.alive and each.state for each in story.attempts):
+    if fact.executed_by and any(each.alive and each.state for each in story.attempts):
         following = f"taken for ended when its worker has been silent for {GONE_SECONDS:.0f} s; the next pass then goes on with it"
     return [*lines, f"  next: {following}"] if following else lines
 
@@ -267,15 +269,15 @@ def _ending(each: AttemptStory) -> str:
 
 def _departure_line(each: Departure) -> str:
     state = f"Slurm says {each.state}" if each.state else "accounting does not say how"
-    by = ", withdrawn by the program itself" if each.ours else ", cancelled by hand" if cancelled_by_hand(each.state) else ""
+    by = ", withdrawn by the program itself" if each.withdrawn else ", cancelled by hand" if cancelled_by_hand(each.state) else ""
     return (
         f"  job {each.job}, submitted {moment(each.submitted)}, left the queue by {moment(each.gone)} before its worker began ({state}{by})"
     )
 
 
-def _read_story(node: Node, layout: Layout, sight: Sight, departures: Sequence[Departure]) -> StageStory:
+def _read_story(node: Node, layout: Layout, context: PassContext, departures: Sequence[Departure]) -> StageStory:
     folder = layout.stage(node.stage, node.key)
-    files = read_attempts(folder, sight)
+    files = read_attempts(folder, context)
     states = {each.job: each.state for each in departures}
     asked = {each.job: each.asked for each in departures}
     ended = {each.started: each for each in ended_attempts(files, departures, newest_checkpoint(folder))}

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.commands.status_report import Status, status_of, table_states
-from jobs.control.controller import Event, Look, Report, desired_of, experience_of, look, reconcile, sight_of
+from jobs.control.controller import Event, ExperimentState, Report, context_of, desired_of, experience_of, look, reconcile
 from jobs.control.executor_protocol import Limits
-from jobs.control.facts import InFlight, NodeFacts, Phase
-from jobs.control.plan import make_plan, needed_keys
+from jobs.control.facts import InFlight, Phase, StageFacts, needed_keys
+from jobs.control.plan import make_plan
 from jobs.errors import UsageError
 from jobs.experiment.config import Cluster, resources_of
 from jobs.experiment.graph import Graph, Run
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from jobs.commands.notify import Notice
     from jobs.commands.requests import RequestsRow
     from jobs.control.executor_protocol import Batch
-    from jobs.control.observe import Sight
+    from jobs.control.observe import PassContext
     from jobs.slurm.chain import Chain, ChainState
     from jobs.slurm.chain_link import LinkEnd
     from jobs.slurm.client import SlurmClient
@@ -178,9 +178,9 @@ class Launcher:
             queue = None
         return chain_state(self.launched.layout, queue)
 
-    def sight(self) -> Sight:
+    def context(self) -> PassContext:
         """What reading single attempts needs to know beside the files."""
-        return sight_of(desired_of(self.launched), self.arrays if self.on_slurm and not (self.blind or self._other_user) else None)
+        return context_of(desired_of(self.launched), self.arrays if self.on_slurm and not (self.blind or self._other_user) else None)
 
     def request_words(self, report: Report) -> Callable[[Batch], str]:
         """What Slurm is asked for a batch of a report's plan, and why."""
@@ -203,7 +203,7 @@ class Launcher:
         report, given = self.look(), self.launched.experiment
         records = self.arrays.submissions()
         return rows_of(
-            read_tasks(records, report.graph, report.facts, self.launched.layout, self.sight(), lambda stage: resources_of(given, stage))
+            read_tasks(records, report.graph, report.facts, self.launched.layout, self.context(), lambda stage: resources_of(given, stage))
         )
 
     # ---- acting
@@ -241,7 +241,7 @@ class Launcher:
             code=self.root,
         )
         with executor:
-            return run_local(desired_of(self.launched), executor, tell=tell, stopping=stopping)
+            return run_local(desired_of(self.launched), executor, on_event=tell, on_stop=stopping)
 
     def wait_on_slurm(self, *, tell: Callable[[Event], None]) -> Report:
         """Passes until nothing is left to do."""
@@ -251,8 +251,8 @@ class Launcher:
             desired_of(self.launched),
             self.arrays,
             poll_seconds=self.launched.experiment.policy.poll_seconds,
-            tell=tell,
-            each_pass=lambda report: self._refuse_other_launch(),
+            on_event=tell,
+            on_pass=lambda report: self._refuse_other_launch(),
         )
 
     def control(self, *, tell: Callable[[Report], None] = lambda report: None) -> LinkEnd:
@@ -305,7 +305,7 @@ class Launcher:
         reserves = self._reserves([target.run for target in targets if target.run and keys and target.node.key in keys])
         record_cancellation(layout, None if keys is None else keys | reserves, moment)
         over = [key for key in seen.graph.nodes if (keys is None or key in keys) and not seen.facts[key].done]
-        held = tuple(dict.fromkeys(seen.facts[key].held for key in over if seen.facts[key].held))
+        held = tuple(dict.fromkeys(seen.facts[key].executed_by for key in over if seen.facts[key].executed_by))
         if not self.on_slurm:
             return Cancellation(len(over), 0, held)
         try:
@@ -397,7 +397,7 @@ class Launcher:
         if launched_at(self.launched.layout) != self.launched.since:
             raise UsageError(f"{self.name} was launched anew, or moved, since this command began: run it again")
 
-    def _report(self, now: Look, in_flight: Mapping[str, InFlight], limits: Limits) -> Report:
+    def _report(self, now: ExperimentState, in_flight: Mapping[str, InFlight], limits: Limits) -> Report:
         desired = desired_of(self.launched)
         plan = make_plan(
             now.graph,
@@ -435,7 +435,7 @@ class Launcher:
             print(notice_line(notice), flush=True)  # noqa: T201 - the log of the link
 
 
-def read_results(graph: Graph, layout: Layout, facts: Mapping[str, NodeFacts]) -> dict[str, Result]:
+def read_results(graph: Graph, layout: Layout, facts: Mapping[str, StageFacts]) -> dict[str, Result]:
     """Results of every finished stage of a graph, by key; those of dropped runs too."""
     found: dict[str, Result] = {}
     for key, node in graph.nodes.items():

@@ -22,7 +22,7 @@ from enum import Enum
 from statistics import median
 
 from jobs.control.executor_protocol import Batch
-from jobs.control.facts import OUTSIDE, Asked, NodeFacts
+from jobs.control.facts import OUTSIDE, Asked, StageFacts
 from jobs.control.plan import Plan
 from jobs.experiment.config import Resources, at_once_of
 from jobs.experiment.graph import Graph
@@ -91,9 +91,9 @@ class Bounds:
 class Experience:
     """Predictions by stage and method, made from the facts when first asked for."""
 
-    def __init__(self, graph: Graph, facts: Mapping[str, NodeFacts], bounds: Bounds) -> None:
+    def __init__(self, graph: Graph, facts: Mapping[str, StageFacts], bounds: Bounds) -> None:
         self._graph, self._facts, self._bounds = graph, facts, bounds
-        self._kinds: dict[str, dict[str, list[NodeFacts]]] | None = None  # stage -> method -> what is known of those begun
+        self._kinds: dict[str, dict[str, list[StageFacts]]] | None = None  # stage -> method -> what is known of those begun
         self._made: dict[tuple[str, str], Prediction] = {}
 
     def __call__(self, stage: str, method: str) -> Prediction:
@@ -120,7 +120,7 @@ class Experience:
         return CONFIGURED
 
 
-def comparable(siblings: Iterable[NodeFacts], most: Resources, partitions: Collection[str] = ()) -> list[NodeFacts]:
+def comparable(siblings: Iterable[StageFacts], most: Resources, partitions: Collection[str] = ()) -> list[StageFacts]:
     """Those computed by Slurm, by as many processes as will be, with no more threads, and on the kind of device that is asked for, if any.
 
     A stage that is given a GPU may leave it alone. Different GPUs and processors of the same partitions are left to the quantile. Of an
@@ -139,7 +139,7 @@ def comparable(siblings: Iterable[NodeFacts], most: Resources, partitions: Colle
     return alike if any(fact.done for fact in alike) or not most.gpus else there
 
 
-def predict(siblings: Sequence[NodeFacts], most: Resources, spare_seconds: float, *, any_method: bool = False) -> Prediction:
+def predict(siblings: Sequence[StageFacts], most: Resources, spare_seconds: float, *, any_method: bool = False) -> Prediction:
     """From siblings of which at least one is finished; the rest are lower bounds. `spare_seconds` are added to the bound.
 
     Memory is not predicted where several stages of a task share it.
@@ -227,7 +227,7 @@ class Forecast:
 
 def forecast(
     graph: Graph,
-    facts: Mapping[str, NodeFacts],
+    facts: Mapping[str, StageFacts],
     plan: Plan,
     resources: Callable[[str], Resources],
     asks: Callable[[Batch], str] = lambda batch: "",
@@ -285,7 +285,7 @@ def shape_in_words(given: Resources, stages: int) -> str:
     return f"; {min(at_once, stages)} of {stages} stages at once" if at_once else f"; of {stages} stages as many at once as memory allows"
 
 
-def sibling_seconds(graph: Graph, facts: Mapping[str, NodeFacts]) -> dict[tuple[str, str], float]:
+def sibling_seconds(graph: Graph, facts: Mapping[str, StageFacts]) -> dict[tuple[str, str], float]:
     """(stage, method) -> median seconds of those that are done; (stage, "") over all methods."""
     found: dict[tuple[str, str], list[float]] = {}
     for key, node in graph.nodes.items():

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from jobs.experiment.config import OutlierRule
 
 
-Trial = tuple[str, int, int]  # fold, slot, generation
+RunId = tuple[str, int, int]  # fold, slot, generation
 MEDIAN_TO_SIGMA = Decimal("1.4826")  # of a normal distribution: sigma over the median distance from the centre
 MEAN_TO_SIGMA = Decimal("1.2533")  # the same over the mean distance
 _RULES = ("pooled", "cell", "none")
@@ -39,7 +39,7 @@ _EXACT = Context(prec=60, rounding=ROUND_HALF_EVEN)  # differences of percentage
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
+class FinishedRun:
     """A run that was made and did not diverge."""
 
     fold: str
@@ -49,7 +49,7 @@ class Attempt:
     ua: float  # percent
 
     @property
-    def trial(self) -> Trial:
+    def run_id(self) -> RunId:
         return self.fold, self.slot, self.generation
 
 
@@ -80,7 +80,7 @@ class Judgement:
         return tuple(verdict for verdict in self.verdicts if verdict.out)
 
 
-def judge(rule: OutlierRule | str, attempts: Iterable[Attempt], current: Collection[Trial], sigmas: float) -> Judgement:
+def judge(rule: OutlierRule | str, attempts: Iterable[FinishedRun], current: Collection[RunId], sigmas: float) -> Judgement:
     """Judge the runs of one method that fill its slots now.
 
     `attempts` are all that were ever made and did not diverge, in any order; `current` names those of them to judge. Raises ValueError for
@@ -88,9 +88,9 @@ def judge(rule: OutlierRule | str, attempts: Iterable[Attempt], current: Collect
     """
     name = _name(rule)
     cells: dict[str, list[Decimal]] = {}
-    judged: list[tuple[Attempt, Decimal]] = []
-    seen: set[Trial] = set()
-    for trial, attempt in sorted(((each.trial, each) for each in attempts), key=itemgetter(0)):
+    judged: list[tuple[FinishedRun, Decimal]] = []
+    seen: set[RunId] = set()
+    for trial, attempt in sorted(((each.run_id, each) for each in attempts), key=itemgetter(0)):
         if trial in seen or not math.isfinite(attempt.ua):
             raise ValueError(f"attempt {trial} is there twice, or its UA {attempt.ua} is no number")
         seen.add(trial)
@@ -171,7 +171,7 @@ def _pooled_spreads(cells: Mapping[str, Sequence[Decimal]]) -> dict[str, tuple[D
     return {fold: (centre, scale) for fold, centre in centres.items()}
 
 
-def _cell_spreads(judged: Sequence[Attempt]) -> dict[str, tuple[Decimal, Decimal]]:
+def _cell_spreads(judged: Sequence[FinishedRun]) -> dict[str, tuple[Decimal, Decimal]]:
     """Fold -> mean and sample standard deviation of the runs that fill its slots."""
     cells: dict[str, list[float]] = {}
     for attempt in judged:
@@ -179,7 +179,7 @@ def _cell_spreads(judged: Sequence[Attempt]) -> dict[str, tuple[Decimal, Decimal
     return {fold: (Decimal(repr(mean(values) or 0.0)), Decimal(repr(sd(values) or 0.0))) for fold, values in cells.items()}
 
 
-def _verdict(attempt: Attempt, ua: Decimal, centre: Decimal, scale: Decimal, limit: Decimal | None) -> Verdict:
+def _verdict(attempt: FinishedRun, ua: Decimal, centre: Decimal, scale: Decimal, limit: Decimal | None) -> Verdict:
     distance = abs(ua - centre)
     return Verdict(
         attempt.fold,

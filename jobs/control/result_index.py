@@ -20,7 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from jobs.control.facts import OUTSIDE, NodeFacts
+from jobs.control.facts import OUTSIDE, StageFacts
 from jobs.experiment.graph import Slot
 from jobs.statistics import percent
 from jobs.store.layout import Layout, StageFolder
@@ -54,7 +54,7 @@ class ResultIndex:
     def __init__(self, file: Path) -> None:
         self._file = file
         self._stored, self._generations = _read_index(file)
-        self._known: dict[str, tuple[Signature, NodeFacts]] = {}
+        self._known: dict[str, tuple[Signature, StageFacts]] = {}
         self._changes = 0
 
     @property
@@ -62,7 +62,7 @@ class ResultIndex:
         """Of the slots that were beyond their first seed when last looked at."""
         return self._generations
 
-    def facts(self, key: str, folder: str) -> NodeFacts | None:
+    def facts(self, key: str, folder: str) -> StageFacts | None:
         """Of the stage in that folder; None if it has no valid result. One look at the file, and a reading of it if it is not known."""
         try:
             seen = os.stat(f"{folder}/{RESULT}")  # noqa: PTH116 - a path object for each of 100 000 stages takes longer than the look
@@ -76,7 +76,7 @@ class ResultIndex:
             return known[1]
         stored = self._stored.get(key)
         if stored is not None and stored[:3] == signature:
-            found: NodeFacts | None = _from_row(stored)
+            found: StageFacts | None = _from_row(stored)
         else:
             self._changes += 1
             result = read_result(StageFolder(Path(folder)), key)  # after the look: of a newer file, the signature is too old to be believed
@@ -111,12 +111,12 @@ def index_of(layout: Layout) -> ResultIndex:
     return ResultIndex(layout.index)
 
 
-def facts_of(result: Result, written: int) -> NodeFacts:
+def facts_of(result: Result, written: int) -> StageFacts:
     """What a result says, written at that time (nanoseconds since the epoch)."""
     told = result.provenance
     seconds, peak, own = (float(told.get(name) or 0) for name in ("seconds", "peak_rss_bytes", "peak_own_bytes"))
     processes, slurm = int(told.get("processes") or 0), told.get("slurm")
-    return NodeFacts(
+    return StageFacts(
         done=True,
         attempts=result.attempt,
         seconds=seconds,
@@ -141,15 +141,15 @@ def _ua(result: Result) -> float | None:
     return percent(share) if isinstance(share, int | float) and 0 <= share <= 1 else None
 
 
-def _to_row(signature: Signature, facts: NodeFacts) -> _Row:
+def _to_row(signature: Signature, facts: StageFacts) -> _Row:
     measured = (facts.seconds, facts.all_seconds, facts.memory, facts.mapped)
     place = (facts.on_gpu, facts.processes, facts.threads, facts.partition)
     return (*signature, facts.attempts, facts.ua, facts.diverged, *measured, *place)
 
 
-def _from_row(row: _Row) -> NodeFacts:
+def _from_row(row: _Row) -> StageFacts:
     changed, _, _, attempts, ua, diverged, seconds, all_seconds, memory, mapped, on_gpu, processes, threads, partition = row
-    return NodeFacts(
+    return StageFacts(
         done=True,
         attempts=attempts,
         seconds=seconds,

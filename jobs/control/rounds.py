@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from jobs.control.facts import NodeFacts
-from jobs.control.outliers import Attempt, Verdict, judge, verdict_in_words
+from jobs.control.facts import StageFacts
+from jobs.control.outliers import FinishedRun, Verdict, judge, verdict_in_words
 from jobs.experiment.config import OutlierRule, Policy
 from jobs.experiment.graph import Graph, Run, Slot
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
+class SeedResult:
     """What is known of one run that fills a slot, or did."""
 
     seed: int
@@ -27,7 +27,7 @@ class Tried:
 
 
 @dataclass(frozen=True)
-class Dropped:
+class DroppedRun:
     """A run that counts no more."""
 
     method: str
@@ -44,28 +44,28 @@ class Judgements:
     """Everything that was decided on one experiment."""
 
     generations: Mapping[Slot, int] = field(default_factory=dict)  # of slots beyond their first seed
-    dropped: tuple[Dropped, ...] = ()
+    dropped: tuple[DroppedRun, ...] = ()
     rounds: Mapping[str, tuple[tuple[Verdict, ...], ...]] = field(default_factory=dict)  # method -> round -> a verdict per slot
     unresolved: Mapping[Slot, Verdict] = field(default_factory=dict)  # what is out after the last round, or without a seed left
 
-    def dropping(self, run: Run) -> Dropped | None:
+    def dropping(self, run: Run) -> DroppedRun | None:
         """Why a run was dropped; None if it was not."""
         name = (run.method, run.fold, run.slot, run.generation)
         return next((each for each in self.dropped if (each.method, each.fold, each.slot, each.generation) == name), None)
 
 
-def replay(graph: Graph, facts: Mapping[str, NodeFacts], policy: Policy) -> Judgements:
+def replay(graph: Graph, facts: Mapping[str, StageFacts], policy: Policy) -> Judgements:
     """The decisions that the results of a graph's runs, present and superseded, lead to, whatever the order of the runs.
 
     A slot may be given a seed whose run the graph does not hold yet: build it anew with `generations` and replay.
     """
-    tried: dict[str, dict[tuple[str, int], dict[int, Tried]]] = {run.method: {} for run in graph.runs}
+    tried: dict[str, dict[tuple[str, int], dict[int, SeedResult]]] = {run.method: {} for run in graph.runs}
     for run in (*graph.superseded, *graph.runs):
-        fact = facts.get(run.key) or NodeFacts()
-        known = Tried(run.seed, fact.ua if fact.done and not fact.diverged else None, fact.diverged)
+        fact = facts.get(run.key) or StageFacts()
+        known = SeedResult(run.seed, fact.ua if fact.done and not fact.diverged else None, fact.diverged)
         tried[run.method].setdefault((run.fold, run.slot), {})[run.generation] = known
     generations: dict[Slot, int] = {}
-    dropped: list[Dropped] = []
+    dropped: list[DroppedRun] = []
     rounds: dict[str, tuple[tuple[Verdict, ...], ...]] = {}
     unresolved: dict[Slot, Verdict] = {}
     for method, slots in tried.items():
@@ -81,7 +81,7 @@ def replay(graph: Graph, facts: Mapping[str, NodeFacts], policy: Policy) -> Judg
 @lru_cache(maxsize=16)
 def _replayed(
     method: str,
-    trials: tuple[tuple[tuple[str, int], tuple[tuple[int, Tried], ...]], ...],
+    trials: tuple[tuple[tuple[str, int], tuple[tuple[int, SeedResult], ...]], ...],
     outliers: OutlierRule,
     sigmas: float,
     rounds: int,
@@ -97,16 +97,16 @@ def _replayed(
 class _Method:
     """The replay of one method."""
 
-    def __init__(self, method: str, tried: Mapping[tuple[str, int], Mapping[int, Tried]], policy: Policy) -> None:
+    def __init__(self, method: str, tried: Mapping[tuple[str, int], Mapping[int, SeedResult]], policy: Policy) -> None:
         self._method = method
         self._tried = tried
         self._policy = policy
         self.now = dict.fromkeys(tried, 0)
-        self.dropped: list[Dropped] = []
+        self.dropped: list[DroppedRun] = []
         self.rounds: list[tuple[Verdict, ...]] = []
         self.unresolved: tuple[Verdict, ...] = ()
         self._attempts = [
-            Attempt(fold, slot, generation, known.seed, known.ua)
+            FinishedRun(fold, slot, generation, known.seed, known.ua)
             for (fold, slot), generations in tried.items()
             for generation, known in sorted(generations.items())
             if known.ua is not None
@@ -151,6 +151,6 @@ class _Method:
         if generation + 1 >= self._policy.max_seeds:
             return False
         seed = self._tried[slot][generation].seed
-        self.dropped.append(Dropped(self._method, slot[0], slot[1], generation, seed, reason, number))
+        self.dropped.append(DroppedRun(self._method, slot[0], slot[1], generation, seed, reason, number))
         self.now[slot] = generation + 1
         return True

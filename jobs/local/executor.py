@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.control.executor_protocol import Batch, Limits
+from jobs.control.executor_protocol import Batch, Limits, NearbyExecutor
 from jobs.control.facts import Departure, InFlight, Phase
 from jobs.control.plan import critical_minutes
 from jobs.errors import InternalError
@@ -69,8 +69,8 @@ class _Held:
 
 
 @dataclass
-class LocalExecutor:
-    """Holds tasks of one experiment and runs them; satisfies jobs.control.executor_protocol.Executor.
+class LocalExecutor(NearbyExecutor):
+    """Holds tasks of one experiment and runs them.
 
     `resources` says what a stage is given, by name; `preload` names modules (or `module:function`) that the fork server imports before the
     first fork; `code` is the folder that workers import from, `environment` is added to theirs; they wait `lag_seconds` for

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jobs.control.executor_protocol import Batch, Limits
+from jobs.control.executor_protocol import Batch, Executor, Limits
 from jobs.control.facts import Asked, Departure, InFlight, Phase
 from jobs.errors import UsageError
 from jobs.experiment.config import Experiment, SlurmSite, at_once_of, resources_of
@@ -57,7 +57,7 @@ class Preview:
     refinements: tuple[str, ...]  # calls that follow, as they would be typed
 
 
-class SlurmArrays:
+class SlurmArrays(Executor):
     """Executor that submits one job array per batch.
 
     `source` is the folder of the code (a snapshot of it is what jobs run), `worker` the command that is given the file with a batch's

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.control.outliers import Attempt, Verdict, check_rule, judge
+from jobs.control.outliers import FinishedRun, Verdict, check_rule, judge
 from jobs.errors import UsageError
 from jobs.tables.summary import Entry, Scores, Status
 
@@ -137,7 +137,7 @@ class _Replay:
 
     def _judge(self) -> tuple[Slot, ...]:
         attempts = [
-            Attempt(run.fold, run.slot, place, run.seed, run.scores.ua)
+            FinishedRun(run.fold, run.slot, place, run.seed, run.scores.ua)
             for slot, runs in self._slots.items()
             for place, run in enumerate(runs[: self.now[slot] + 1])
             if run.scores is not None and _counts(run)

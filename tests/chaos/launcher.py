@@ -123,7 +123,12 @@ def one_pass(results: Path) -> int:
     launched = reopened(results)
     report = reconcile(desired_of(launched), arrays(launched))
     plan = report.plan
-    counts = {"done": len(plan.reused), "waiting": len(plan.waiting), "submitted": len(report.submitted), "stayed": len(plan.stayed)}
+    counts = {
+        "done": len(plan.reused),
+        "waiting": len(plan.waiting),
+        "submitted": len(report.submitted),
+        "held": len(plan.held_or_cancelled),
+    }
     counts |= {"deferred": len(plan.deferred), "given_up": len(plan.given_up), "blocked": len(plan.blocked)}
     sys.stdout.write(f"{time.strftime('%H:%M:%S')} {counts} settled={plan.settled}\n")
     for key, reason in list(plan.reasons.items())[:5]:

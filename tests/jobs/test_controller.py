@@ -13,10 +13,10 @@ from unittest import mock
 
 import pytest
 
-from jobs.control.controller import MAX_UNSEEN, Change, Desired, Event, Report, changes, look, reconcile, wait_for
-from jobs.control.executor_protocol import Batch, Limits, NotesDepartures, SeesQueue
+from jobs.control.controller import MAX_QUEUE_FAILURES, Change, Desired, Event, Report, changes, context_of, look, reconcile, wait_for
+from jobs.control.executor_protocol import Batch, Executor, Limits
 from jobs.control.facts import Departure, InFlight, Phase, Request
-from jobs.control.failure_policy import COMMUNICATION_RETRIES, MAX_SILENT
+from jobs.control.failure_policy import COMMUNICATION_RETRIES, MAX_FAILED_STARTS
 from jobs.control.plan import ALIKE
 from jobs.errors import SlurmUnavailableError
 from jobs.experiment.config import Policy
@@ -31,7 +31,7 @@ from tests.jobs import fake_registry, local_launch
 
 
 @dataclass
-class QueueOfThreads:
+class QueueOfThreads(Executor):
     """An executor with a queue of its own: every look at it runs the elements whose upstream is done, with the real worker."""
 
     folder: Path
@@ -69,12 +69,12 @@ class QueueOfThreads:
         withdrawn = [each for each in self.processes if set(each[2]) <= set(keys)]
         self.processes = [each for each in self.processes if each not in withdrawn]
         for _, _, held in withdrawn:
-            self.leave(held, "CANCELLED by 1000", ours=True)
+            self.leave(held, "CANCELLED by 1000", withdrawn=True)
         return tuple(key for _, _, held in withdrawn for key in held)
 
-    def leave(self, keys: Collection[str], state: str, *, ours: bool = False) -> None:
+    def leave(self, keys: Collection[str], state: str, *, withdrawn: bool = False) -> None:
         for key in keys:
-            self.gone.append(Departure(key, self.queue.pop(key).job, state, time.time(), time.time(), ours))
+            self.gone.append(Departure(key, self.queue.pop(key).job, state, time.time(), time.time(), withdrawn))
 
     def submit(self, batch: Batch, graph: Graph, upstream: Mapping[str, InFlight]) -> Mapping[str, InFlight]:
         if self.refuses:
@@ -108,7 +108,7 @@ def executor(tmp_path: Path) -> QueueOfThreads:
 
 def _wait(desired: Desired, executor: QueueOfThreads) -> tuple[Report, list[Event]]:
     events: list[Event] = []
-    return wait_for(desired, executor, poll_seconds=0.001, tell=events.append, each_pass=executor.run), events
+    return wait_for(desired, executor, poll_seconds=0.001, on_event=events.append, on_pass=executor.run), events
 
 
 def test_the_whole_graph_is_submitted_in_one_pass_and_only_once(tmp_path: Path, executor: QueueOfThreads) -> None:
@@ -203,7 +203,7 @@ def test_when_the_first_all_fail_alike_the_rest_is_taken_back(tmp_path: Path, ex
     report, events = _wait(_vft(tmp_path, "broken"), executor)
     assert not report.complete
     assert len(report.plan.given_up) == ALIKE
-    assert len(report.plan.stayed) == 6 - ALIKE
+    assert len(report.plan.held_or_cancelled) == 6 - ALIKE
     assert executor.queue == {}
     assert len(fake_registry.count(tmp_path / "corpus", "starts")) == ALIKE
     (told,) = [event for event in events if event.change is Change.held]
@@ -220,12 +220,12 @@ def test_what_was_cancelled_is_not_submitted_before_it_is_launched_again(tmp_pat
     reconcile(desired, executor)
     record_cancellation(desired.layout, [first], time.time())
     report = reconcile(desired, executor)
-    assert (report.plan.stayed, report.plan.waiting) == ((first,), (second,))
+    assert (report.plan.held_or_cancelled, report.plan.waiting) == ((first,), (second,))
     assert set(executor.queue) == {second}
     executor.processes.clear()
     executor.leave([second], "CANCELLED by 1000")
     report = reconcile(desired, executor)
-    assert set(report.plan.stayed) == {first, second}
+    assert set(report.plan.held_or_cancelled) == {first, second}
     assert (report.submitted, report.settled, report.complete) == ((), True, False)
     assert set(reconcile(_vft(tmp_path, "", seeds=2), executor).submitted) == {first, second}
 
@@ -297,25 +297,28 @@ def test_jobs_that_never_start_are_not_submitted_for_ever(tmp_path: Path, execut
     assert not report.complete
     assert set(report.plan.given_up) == {key for key, node in local_launch.desired(tmp_path, {}).graph.nodes.items() if not node.upstream}
     assert all("before the worker began" in report.facts[key].error for key in report.plan.given_up)
-    assert {sum(key in batch.keys for batch in executor.submissions) for key in report.plan.given_up} == {MAX_SILENT}
+    assert {sum(key in batch.keys for batch in executor.submissions) for key in report.plan.given_up} == {MAX_FAILED_STARTS}
 
 
 def test_a_queue_that_cannot_be_seen_is_waited_for_and_not_for_ever(tmp_path: Path, executor: QueueOfThreads) -> None:
     """Hiccups cost passes and nothing else; a Slurm that stays away ends the wait with its error."""
-    executor.unseen = MAX_UNSEEN - 1
+    executor.unseen = MAX_QUEUE_FAILURES - 1
     report, _ = _wait(local_launch.desired(tmp_path, {}), executor)
     assert report.complete
-    executor.unseen = MAX_UNSEEN
+    executor.unseen = MAX_QUEUE_FAILURES
     with pytest.raises(SlurmUnavailableError):
         _wait(local_launch.desired(tmp_path, {}), executor)
 
 
-def test_an_executor_that_sees_the_queue_is_asked(executor: QueueOfThreads) -> None:
-    """The optional method is found by its name."""
-    assert isinstance(executor, SeesQueue)
+def test_the_context_of_a_pass_holds_what_its_executor_knows(tmp_path: Path, executor: QueueOfThreads) -> None:
+    """The queue of one that has it; of the local executor the tasks that departed, and no queue."""
+    desired = local_launch.desired(tmp_path, {})
+    executor.queue, executor.unsettled = {"key": InFlight(Phase.queued, "1_0")}, frozenset(("other",))
+    seen = context_of(desired, executor)
+    assert (seen.live_jobs, seen.settling, seen.departures) == ({"1_0"}, {"other"}, executor.departures)
     local = local_launch.executor(executor.folder)
-    assert isinstance(local, NotesDepartures)
-    assert not isinstance(local, SeesQueue)
+    seen = context_of(desired, local)
+    assert (seen.live_jobs, seen.settling, seen.departures) == (None, frozenset(), local.departures)
 
 
 def test_an_interrupt_ends_the_wait_and_leaves_the_jobs(tmp_path: Path, executor: QueueOfThreads) -> None:

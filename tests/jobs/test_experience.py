@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.control.controller import desired_of
+from jobs.control.controller import desired_of, read_facts
 from jobs.control.estimates import (
     CONFIGURED,
     GIB,
@@ -25,9 +25,9 @@ from jobs.control.estimates import (
     upper_bound,
 )
 from jobs.control.executor_protocol import Limits
-from jobs.control.facts import OUTSIDE, Asked, Departure, NodeFacts, Request
-from jobs.control.failure_policy import Ended, ended_attempts, judge, short_of
-from jobs.control.observe import Sight, read_attempts, read_facts
+from jobs.control.facts import OUTSIDE, Asked, Departure, Request, Shortage, StageFacts
+from jobs.control.failure_policy import EndedAttempt, decide, ended_attempts, shortage
+from jobs.control.observe import PassContext, read_attempts
 from jobs.control.plan import make_plan
 from jobs.control.result_index import ResultIndex, facts_of
 from jobs.errors import UsageError
@@ -49,13 +49,13 @@ GIVEN = Resources(cpus=2, gpus=0, memory_gb=32.0, minutes=90)
 SECONDS = st.lists(st.floats(0.01, 1e6), min_size=1, max_size=60)
 
 
-def done(seconds: float, gigabytes: float = 1.0, *, on_gpu: bool = False, processes: int = 1) -> NodeFacts:
-    return NodeFacts(
+def done(seconds: float, gigabytes: float = 1.0, *, on_gpu: bool = False, processes: int = 1) -> StageFacts:
+    return StageFacts(
         done=True, attempts=1, seconds=seconds, all_seconds=seconds, memory=int(gigabytes * GIB), on_gpu=on_gpu, processes=processes
     )
 
 
-def experience(graph: Graph, facts: dict[str, NodeFacts], given: Resources = GIVEN, siblings: int = 3) -> Experience:
+def experience(graph: Graph, facts: dict[str, StageFacts], given: Resources = GIVEN, siblings: int = 3) -> Experience:
     return Experience(graph, facts, Bounds({"finetune": given, "tapt": given}, siblings, 120.0))
 
 
@@ -142,7 +142,7 @@ def test_an_unfinished_sibling_counts_on_a_gpu_too() -> None:
     facts = {key: done(600.0, on_gpu=True) for key in keys[:3]}
     given = replace(GIVEN, gpus=1)
     plain = experience(graph, facts, given)("finetune", "vft").minutes
-    longer = experience(graph, {**facts, keys[3]: NodeFacts(all_seconds=1500.0)}, given)("finetune", "vft").minutes
+    longer = experience(graph, {**facts, keys[3]: StageFacts(all_seconds=1500.0)}, given)("finetune", "vft").minutes
     assert plain is not None
     assert longer is not None
     assert longer > plain
@@ -171,8 +171,8 @@ def test_what_was_not_enough_is_a_lower_bound() -> None:
     """An unfinished sibling that went beyond all others raises the request; one that was only begun says nothing."""
     siblings = [done(600.0)] * 5
     plain = predict(siblings, GIVEN, 300.0)
-    assert predict([*siblings, NodeFacts(all_seconds=3.0)], GIVEN, 300.0) == plain
-    longer = predict([*siblings, NodeFacts(all_seconds=1800.0, memory=4 * GIB)], GIVEN, 300.0)
+    assert predict([*siblings, StageFacts(all_seconds=3.0)], GIVEN, 300.0) == plain
+    longer = predict([*siblings, StageFacts(all_seconds=1800.0, memory=4 * GIB)], GIVEN, 300.0)
     assert longer.minutes is not None
     assert longer.minutes > 1800 * 1.25 / 60
     assert longer.memory_gb is not None
@@ -183,8 +183,8 @@ def test_a_plan_asks_for_the_prediction_until_it_was_not_enough() -> None:
     """Stages of a kind share one batch; what was short of something is asked for it as configured, and with less work a pass for all."""
     graph = make_graph(methods=("vft",), folds=("1",), seeds=6)
     keys = [run.key for run in graph.runs]
-    facts = {keys[2]: NodeFacts(attempts=1, short_of_time=True), keys[3]: NodeFacts(attempts=1, short_of_memory=True)}
-    facts[keys[4]] = NodeFacts(attempts=1, request=Request(1, 1.5))
+    facts = {keys[2]: StageFacts(attempts=1, short_of=Shortage.time), keys[3]: StageFacts(attempts=1, short_of=Shortage.memory)}
+    facts[keys[4]] = StageFacts(attempts=1, request=Request(1, 1.5))
     told = Prediction(12, 2.5, 9)
     plan = make_plan(graph, facts, {}, runs_per_task={}, limits=Limits(), predict=lambda stage, method: told)
     assert {batch.keys: batch.request for batch in plan.batches} == {
@@ -212,58 +212,58 @@ PLAIN = Asked(90, 32768, 90, 32768)
 @pytest.mark.parametrize(
     ("asked", "failure", "error", "killed", "what"),
     [
-        (ASKED, FailureClass.time_limit, "ended without a word", False, "time"),
-        (ASKED, FailureClass.memory, "MemoryError: no message", False, "memory"),
-        (ASKED, FailureClass.memory, "ended without a word on n1 (Slurm says OUT_OF_MEMORY)", False, "memory"),
-        (ASKED, FailureClass.memory, "OutOfMemoryError: CUDA out of memory", False, ""),
-        (ASKED, FailureClass.node, "ended without a word on n1 (Slurm says FAILED)", True, "memory"),
-        (ASKED, FailureClass.code, "ValueError: 3", False, ""),
-        (PLAIN, FailureClass.time_limit, "", False, ""),
-        (PLAIN, FailureClass.memory, "MemoryError", False, ""),
-        (replace(ASKED, memory_mb=32768), FailureClass.memory, "MemoryError", False, ""),
-        (None, FailureClass.time_limit, "", False, ""),
+        (ASKED, FailureClass.time_limit, "ended without an outcome", False, Shortage.time),
+        (ASKED, FailureClass.memory, "MemoryError: no message", False, Shortage.memory),
+        (ASKED, FailureClass.memory, "ended without an outcome on n1 (Slurm says OUT_OF_MEMORY)", False, Shortage.memory),
+        (ASKED, FailureClass.memory, "OutOfMemoryError: CUDA out of memory", False, Shortage.none),
+        (ASKED, FailureClass.node, "ended without an outcome on n1 (Slurm says FAILED)", True, Shortage.memory),
+        (ASKED, FailureClass.code, "ValueError: 3", False, Shortage.none),
+        (PLAIN, FailureClass.time_limit, "", False, Shortage.none),
+        (PLAIN, FailureClass.memory, "MemoryError", False, Shortage.none),
+        (replace(ASKED, memory_mb=32768), FailureClass.memory, "MemoryError", False, Shortage.none),
+        (None, FailureClass.time_limit, "", False, Shortage.none),
     ],
 )
-def test_what_a_prediction_is_blamed_for(asked: Asked | None, failure: FailureClass, error: str, killed: bool, what: str) -> None:
+def test_what_a_prediction_is_blamed_for(asked: Asked | None, failure: FailureClass, error: str, killed: bool, what: Shortage) -> None:
     """Only of what less was asked for, and never for the memory of a GPU."""
-    assert short_of(asked, failure, error, killed=killed) == what
+    assert shortage(asked, failure, error, killed=killed) == what
 
 
 def test_where_slurm_says_nothing_it_may_have_been_either(tmp_path: Path) -> None:
     """Without accounting a worker that outstays a predicted limit is killed in silence: the next attempt is as configured."""
     node_failed = FailureClass.node
-    assert short_of(ASKED, node_failed, "", killed=True, told=False) == "time or memory"
-    assert short_of(replace(ASKED, minutes=90), node_failed, "", killed=True, told=False) == "memory"
-    assert short_of(PLAIN, node_failed, "", killed=True, told=False) == ""
+    assert shortage(ASKED, node_failed, "", killed=True, state_known=False) == Shortage.time | Shortage.memory
+    assert shortage(replace(ASKED, minutes=90), node_failed, "", killed=True, state_known=False) == Shortage.memory
+    assert shortage(PLAIN, node_failed, "", killed=True, state_known=False) == Shortage.none
     graph, layout = make_graph(methods=("vft",), folds=("1",), seeds=1), Layout(tmp_path, "exp")
     key = graph.runs[0].key
     attempt(layout, key, 1, 700.0, word=False)
     departure = Departure(key, "7_1", "", 0.0, 1.0, asked=ASKED)
-    fact = read_facts(graph, layout, Sight(departures=lambda keys: {key: (departure,)}))[key]
-    assert (fact.short_of_time, fact.short_of_memory, fact.failures, fact.stopped) == (True, True, 0, "")
+    fact = read_facts(graph, layout, PassContext(departures=lambda keys: {key: (departure,)}))[key]
+    assert (fact.short_of, fact.failures, fact.stopped) == (Shortage.time | Shortage.memory, 0, "")
     assert fact.memory == 0, "nobody said that memory was short"
 
 
 def test_jobs_that_end_before_the_worker_begins_are_asked_for_as_configured() -> None:
     """A program that takes longer to load than before must not be stopped by a prediction: the last two of four tries have all of it."""
     silent = [Departure("k", f"7_{number}", "TIMEOUT", float(number), 2.0, asked=ASKED) for number in range(4)]
-    assert not judge([], since=0.0, max_attempts=12, silent=silent[:1]).short_of_time
-    twice = judge([], since=0.0, max_attempts=12, silent=silent[:2])
-    assert (twice.short_of_time, twice.short_of_memory, twice.stopped) == (True, True, "")
-    assert judge([], since=0.0, max_attempts=12, silent=silent).stopped
+    assert not decide([], since=0.0, max_attempts=12, failed_starts=silent[:1]).short_of
+    twice = decide([], since=0.0, max_attempts=12, failed_starts=silent[:2])
+    assert (twice.short_of, twice.stopped) == (Shortage.time | Shortage.memory, "")
+    assert decide([], since=0.0, max_attempts=12, failed_starts=silent).stopped
 
 
 def test_a_prediction_that_was_not_enough_costs_nothing() -> None:
     """It is not one of the two time limits after which a stage is stopped, nor an out-of-memory that halves the work of a pass."""
     limit, memory = FailureClass.time_limit, FailureClass.memory
-    short = [Ended(1.0, limit, "late", short_of="time"), Ended(2.0, memory, "full", short_of="memory")]
-    facts = judge(short, since=0.0, max_attempts=12)
+    short = [EndedAttempt(1.0, limit, "late", short_of=Shortage.time), EndedAttempt(2.0, memory, "full", short_of=Shortage.memory)]
+    facts = decide(short, since=0.0, max_attempts=12)
     assert (facts.failures, facts.stopped, facts.request) == (0, "", Request())
-    assert (facts.short_of_time, facts.short_of_memory) == (True, True)
-    once = judge([*short, Ended(3.0, limit, "late")], since=0.0, max_attempts=12)
+    assert facts.short_of == Shortage.time | Shortage.memory
+    once = decide([*short, EndedAttempt(3.0, limit, "late")], since=0.0, max_attempts=12)
     assert (once.failures, once.stopped) == (1, "")
-    assert judge([*short, Ended(3.0, limit, "late"), Ended(4.0, limit, "late")], since=0.0, max_attempts=12).stopped
-    assert judge(short, since=100.0, max_attempts=12).short_of_time, "launching again does not make it enough"
+    assert decide([*short, EndedAttempt(3.0, limit, "late"), EndedAttempt(4.0, limit, "late")], since=0.0, max_attempts=12).stopped
+    assert decide(short, since=100.0, max_attempts=12).short_of, "launching again does not make it enough"
 
 
 def attempt(layout: Layout, key: str, number: int, seconds: float, *, checkpoint: float = 0.0, word: bool = True) -> None:
@@ -286,14 +286,14 @@ def test_a_resumed_stage_took_what_its_attempts_took(tmp_path: Path) -> None:
     folder = layout.stage("finetune", key)
     assert [seconds_before(folder, number) for number in (1, 2, 3, 4)] == [0.0, 0.0, 300.0, 320.0]
     departure = Departure(key, "7_4", "FAILED", 0.0, 1.0, asked=ASKED)
-    fact = read_facts(graph, layout, Sight(departures=lambda keys: {key: (departure,)}))[key]
-    assert (fact.all_seconds, fact.short_of_time, fact.failures) == (327.0, True, 1), "the first alone: then progress, and a prediction"
-    ended = ended_attempts(read_attempts(folder, Sight()), [departure], 0.0)
-    assert [each.short_of for each in ended] == ["", "", "", "time"]
+    fact = read_facts(graph, layout, PassContext(departures=lambda keys: {key: (departure,)}))[key]
+    assert (fact.all_seconds, fact.short_of, fact.failures) == (327.0, Shortage.time, 1), "the first alone: then progress, and a prediction"
+    ended = ended_attempts(read_attempts(folder, PassContext()), [departure], 0.0)
+    assert [each.short_of for each in ended] == [Shortage.none, Shortage.none, Shortage.none, Shortage.time]
     told = {"seconds": 7.0, "seconds_before": 320.0, "peak_rss_bytes": GIB, "device": "1 x GPU", "processes": 4}
     result = Result(key, "finetune", 1, "1", 0, "fake", "d1", {}, {}, 4, {}, told)
     write_result(folder, result)
-    expected = NodeFacts(done=True, attempts=4, seconds=7.0, all_seconds=327.0, memory=GIB, on_gpu=True, processes=4)
+    expected = StageFacts(done=True, attempts=4, seconds=7.0, all_seconds=327.0, memory=GIB, on_gpu=True, processes=4)
     assert replace(facts_of(result, 0), finished=0.0) == expected
     index = ResultIndex(layout.index)
     told |= {"processes": 1, "peak_own_bytes": GIB // 4, "threads": 3, "slurm": {"job_partition": "gpu"}}

@@ -14,8 +14,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.control.facts import Departure, NodeFacts, Request
-from jobs.control.failure_policy import COMMUNICATION_RETRIES, DISK_RETRIES, MAX_LOST, MAX_SILENT, MEMORY_RETRIES, MEMORY_STEP, Ended, judge
+from jobs.control.facts import Departure, Request, StageFacts
+from jobs.control.failure_policy import (
+    COMMUNICATION_RETRIES,
+    DISK_RETRIES,
+    MAX_FAILED_STARTS,
+    MAX_LOST,
+    MEMORY_RETRIES,
+    MEMORY_STEP,
+    EndedAttempt,
+    decide,
+)
 from jobs.errors import UsageError
 from jobs.store.failures import FailureClass, blames_node, cancelled_by_hand, class_of_exception, class_of_state
 
@@ -25,14 +34,17 @@ MAX_ATTEMPTS = 12
 
 def ended(
     *failures: FailureClass, progress: bool = False, node: str = "n1", nodes_fault: bool = False, first: float = LAUNCH
-) -> list[Ended]:
+) -> list[EndedAttempt]:
     return [
-        Ended(first + number, failure, f"{failure.value} {number}", node, nodes_fault, progress) for number, failure in enumerate(failures)
+        EndedAttempt(first + number, failure, f"{failure.value} {number}", node, nodes_fault, progress)
+        for number, failure in enumerate(failures)
     ]
 
 
-def judged(attempts: Sequence[Ended], *, silent: Sequence[Departure] = (), cancelled: bool = False, since: float = LAUNCH) -> NodeFacts:
-    return judge(attempts, since=since, max_attempts=MAX_ATTEMPTS, silent=silent, cancelled=cancelled)
+def judged(
+    attempts: Sequence[EndedAttempt], *, failed_starts: Sequence[Departure] = (), cancelled: bool = False, since: float = LAUNCH
+) -> StageFacts:
+    return decide(attempts, since=since, max_attempts=MAX_ATTEMPTS, failed_starts=failed_starts, cancelled=cancelled)
 
 
 def silent(number: int, state: str = "FAILED") -> list[Departure]:
@@ -41,7 +53,7 @@ def silent(number: int, state: str = "FAILED") -> list[Departure]:
 
 def test_nothing_ended_is_nothing_to_judge() -> None:
     """A stage that was never begun may be tried, and asks for nothing special."""
-    assert judged([]) == NodeFacts()
+    assert judged([]) == StageFacts()
 
 
 @pytest.mark.parametrize("failure", [FailureClass.node, FailureClass.interrupted, FailureClass.crowded])
@@ -107,7 +119,7 @@ def test_code_and_configuration_are_not_retried(failure: FailureClass) -> None:
     """The first time ends it, with the error as the reason."""
     facts = judged(ended(FailureClass.node, failure))
     assert facts.stopped == facts.error == f"{failure.value} 1"
-    assert (facts.failure, facts.failures) == (failure.name, 1)
+    assert (facts.failure, facts.failures) == (failure, 1)
 
 
 def test_divergence_is_not_retried_and_not_forgiven() -> None:
@@ -116,14 +128,14 @@ def test_divergence_is_not_retried_and_not_forgiven() -> None:
     for since in (LAUNCH, LAUNCH + 100):
         facts = judged(attempts, since=since)
         assert facts.diverged == facts.error == "divergence 0"
-        assert facts.failure == FailureClass.divergence.name
+        assert facts.failure is FailureClass.divergence
         assert facts.failures == 0
 
 
 @pytest.mark.parametrize("failure", [each for each in FailureClass if each is not FailureClass.divergence])
 def test_a_launch_forgives(failure: FailureClass) -> None:
     """Attempts begun before it leave no trace, however many."""
-    assert judged(ended(*[failure] * 20, first=1.0)) == NodeFacts()
+    assert judged(ended(*[failure] * 20, first=1.0)) == StageFacts()
 
 
 def test_a_cancellation_stops_until_the_next_launch() -> None:
@@ -136,10 +148,10 @@ def test_a_cancellation_stops_until_the_next_launch() -> None:
 
 def test_jobs_that_end_before_the_worker_begins_are_counted() -> None:
     """A broken prologue leaves no attempt; after a few such jobs the stage is stopped, with the last job and what Slurm says."""
-    few = judged([], silent=silent(MAX_SILENT - 1))
-    assert (few.stopped, few.failure) == ("", FailureClass.node.name)
+    few = judged([], failed_starts=silent(MAX_FAILED_STARTS - 1))
+    assert (few.stopped, few.failure) == ("", FailureClass.node)
     assert "before the worker began (last 2_0, Slurm says FAILED)" in few.error
-    assert judged([], silent=silent(MAX_SILENT)).stopped
+    assert judged([], failed_starts=silent(MAX_FAILED_STARTS)).stopped
 
 
 RETRIED = [each for each in FailureClass if each not in (FailureClass.divergence, FailureClass.cancelled)]
@@ -162,7 +174,7 @@ def test_every_sequence_without_progress_comes_to_an_end(failures: list[FailureC
 @given(st.lists(st.tuples(st.sampled_from(RETRIED), st.booleans()), max_size=40))
 def test_with_progress_what_costs_is_bounded_all_the_same(steps: list[tuple[FailureClass, bool]]) -> None:
     """Only losses, interruptions and time limits that come further may go on; everything else has its number of retries."""
-    attempts: list[Ended] = []
+    attempts: list[EndedAttempt] = []
     for failure, progress in steps:
         attempts += ended(failure, progress=progress, first=LAUNCH + len(attempts))
         if judged(attempts).stopped:

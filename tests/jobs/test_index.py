@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.control.facts import NodeFacts
-from jobs.control.observe import read_facts
+from jobs.control.controller import read_facts
+from jobs.control.facts import StageFacts
 from jobs.control.result_index import ENOUGH, ResultIndex, index_of
 from jobs.experiment.graph import Graph, Node
 from jobs.store.layout import Layout, StageFolder
@@ -61,7 +61,7 @@ def finish_all(layout: Layout, graph: Graph) -> None:
         folder.result.write_text(json.dumps(value))
 
 
-def in_new_process(graph: Graph, layout: Layout) -> dict[str, NodeFacts]:
+def in_new_process(graph: Graph, layout: Layout) -> dict[str, StageFacts]:
     """Facts as a process reads them that has only the stored index."""
     index_of.cache_clear()
     return read_facts(graph, layout)

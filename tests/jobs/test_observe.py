@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from jobs.control.controller import read_facts
 from jobs.control.executor_protocol import Limits
-from jobs.control.facts import Departure, NodeFacts
-from jobs.control.failure_policy import MAX_LOST, MAX_SILENT, ended_attempts
-from jobs.control.observe import Sight, read_facts
+from jobs.control.facts import Departure, StageFacts
+from jobs.control.failure_policy import MAX_FAILED_STARTS, MAX_LOST, ended_attempts
+from jobs.control.observe import PassContext
 from jobs.control.plan import make_plan
 from jobs.experiment.graph import Graph, Node
 from jobs.store.attempts import AttemptFiles, new_claim
@@ -71,8 +72,8 @@ def _departed(*departures: Departure) -> Callable[[Collection[str]], Mapping[str
     return lambda keys: {key: found for key in keys if (found := [each for each in departures if each.key == key])}
 
 
-def _departure(node: Node, job: str, state: str = "", submitted: float = 10.0, *, ours: bool = False) -> Departure:
-    return Departure(node.key, job, state, submitted, submitted + 5, ours)
+def _departure(node: Node, job: str, state: str = "", submitted: float = 10.0, *, withdrawn: bool = False) -> Departure:
+    return Departure(node.key, job, state, submitted, submitted + 5, withdrawn)
 
 
 def _node(graph: Graph, stage: str) -> Node:
@@ -83,7 +84,7 @@ def test_nothing_on_disk_is_nothing_begun(layout: Layout, graph: Graph) -> None:
     """An empty store gives facts for every stage, all of them blank."""
     facts = read_facts(graph, layout)
     assert set(facts) == set(graph.nodes)
-    assert set(facts.values()) == {NodeFacts()}
+    assert set(facts.values()) == {StageFacts()}
 
 
 def test_a_result_is_done_with_its_duration(layout: Layout, graph: Graph) -> None:
@@ -128,7 +129,7 @@ def test_failures_cost_and_interruptions_do_not(layout: Layout, graph: Graph) ->
     fact = read_facts(graph, layout)[node.key]
     assert (fact.failures, fact.attempts, fact.ended) == (2, 3, 3)
     assert fact.stopped == ""
-    assert (fact.error, fact.failure) == ("ValueError: number 3", FailureClass.interrupted.name)
+    assert (fact.error, fact.failure) == ("ValueError: number 3", FailureClass.interrupted)
     assert (fact.request.relief, fact.request.exclude) == (1, ("n7",))
 
 
@@ -148,7 +149,7 @@ def test_an_outcome_of_an_older_version_is_told_by_its_ending(layout: Layout, gr
     node = graph.nodes[graph.runs[0].key]
     claim_attempt(layout.stage(node.stage, node.key), 1, _dead_claim(1))
     write_outcome(layout.stage(node.stage, node.key).attempt(1), Outcome(1, Ending.failed, "KeyError", "x", "", "elsewhere", 1.0))
-    assert read_facts(graph, layout)[node.key].failure == FailureClass.code.name
+    assert read_facts(graph, layout)[node.key].failure is FailureClass.code
 
 
 def test_launching_again_forgives(layout: Layout, graph: Graph) -> None:
@@ -156,8 +157,8 @@ def test_launching_again_forgives(layout: Layout, graph: Graph) -> None:
     node = graph.nodes[graph.runs[0].key]
     _attempt(layout, node, 1, FailureClass.code, started=100.0)
     _attempt(layout, node, 2, FailureClass.code, started=200.0)
-    assert read_facts(graph, layout, Sight(since=150.0))[node.key].failures == 1
-    assert read_facts(graph, layout, Sight(since=300.0))[node.key] == NodeFacts(attempts=2, ended=2, all_seconds=1.0)
+    assert read_facts(graph, layout, PassContext(since=150.0))[node.key].failures == 1
+    assert read_facts(graph, layout, PassContext(since=300.0))[node.key] == StageFacts(attempts=2, ended=2, all_seconds=1.0)
 
 
 def test_a_live_claim_is_held_and_a_dead_one_is_lost(layout: Layout, graph: Graph) -> None:
@@ -166,10 +167,10 @@ def test_a_live_claim_is_held_and_a_dead_one_is_lost(layout: Layout, graph: Grap
     claim_attempt(layout.stage(first.stage, first.key), 1, new_claim(1))
     _attempt(layout, second, 1, None)
     facts = read_facts(graph, layout)
-    assert str(os.getpid()) in facts[first.key].held
+    assert str(os.getpid()) in facts[first.key].executed_by
     assert (facts[first.key].attempts, facts[first.key].ended) == (1, 0)
-    assert not facts[second.key].held
-    assert (facts[second.key].failure, facts[second.key].failures) == (FailureClass.node.name, 0)
+    assert not facts[second.key].executed_by
+    assert (facts[second.key].failure, facts[second.key].failures) == (FailureClass.node, 0)
 
 
 def test_the_former_execution_of_a_requeued_job_is_over(layout: Layout, graph: Graph) -> None:
@@ -178,8 +179,8 @@ def test_the_former_execution_of_a_requeued_job_is_over(layout: Layout, graph: G
     folder = layout.stage(node.stage, node.key)
     for number in (1, 2):
         claim_attempt(folder, number, replace(_dead_claim(number, float(number)), slurm_job="7_1", node=f"n{number}"))
-    fact = read_facts(graph, layout, Sight(live_jobs={"7_1"}))[node.key]
-    assert fact.held == "Slurm job 7_1"
+    fact = read_facts(graph, layout, PassContext(live_jobs={"7_1"}))[node.key]
+    assert fact.executed_by == "Slurm job 7_1"
     assert (fact.ended, fact.bad_nodes) == (1, ("n1",))
 
 
@@ -190,7 +191,7 @@ def test_a_torn_outcome_is_an_attempt_without_a_word(layout: Layout, graph: Grap
     outcome = layout.stage(node.stage, node.key).attempt(1).outcome
     outcome.write_text(outcome.read_text()[:30])
     fact = read_facts(graph, layout)[node.key]
-    assert (fact.failures, fact.stopped, fact.failure) == (0, "", FailureClass.node.name)
+    assert (fact.failures, fact.stopped, fact.failure) == (0, "", FailureClass.node)
 
 
 def test_lost_attempts_are_free_up_to_a_limit_and_while_they_progress(layout: Layout, graph: Graph) -> None:
@@ -280,10 +281,10 @@ def test_a_finished_stage_still_tells_which_machine_failed_under_it(layout: Layo
     node = graph.nodes[graph.runs[0].key]
     _attempt(layout, node, 1, None, started=50.0, job="7_1", where="n3")
     _finish(layout, node, attempt=2, job="7_1")
-    fact = read_facts(graph, layout, Sight(since=40.0))[node.key]
+    fact = read_facts(graph, layout, PassContext(since=40.0))[node.key]
     assert fact.done
     assert fact.bad_nodes == ("n3",)
-    assert read_facts(graph, layout, Sight(since=60.0))[node.key].bad_nodes == ()
+    assert read_facts(graph, layout, PassContext(since=60.0))[node.key].bad_nodes == ()
 
 
 def test_until_slurm_says_how_a_job_ended_its_stage_is_held(layout: Layout, graph: Graph) -> None:
@@ -292,12 +293,12 @@ def test_until_slurm_says_how_a_job_ended_its_stage_is_held(layout: Layout, grap
     _attempt(layout, node, 1, FailureClass.memory, started=1.0, job="6_1")
     _attempt(layout, node, 2, FailureClass.interrupted, started=2.0, job="7_1")
     departures = _departed(_departure(node, "6_1", "FAILED"), _departure(node, "7_1"))
-    waiting = read_facts(graph, layout, Sight(departures=departures, settling={node.key}))[node.key]
-    assert waiting.held
+    waiting = read_facts(graph, layout, PassContext(departures=departures, settling={node.key}))[node.key]
+    assert waiting.settling
     assert waiting.ended == 1
     known = _departed(_departure(node, "6_1", "FAILED"), _departure(node, "7_1", "CANCELLED by 1000"))
-    told = read_facts(graph, layout, Sight(departures=known))[node.key]
-    assert (told.held, told.ended, told.cancelled) == ("", 2, True)
+    told = read_facts(graph, layout, PassContext(departures=known))[node.key]
+    assert (told.executed_by, told.ended, told.cancelled) == ("", 2, True)
 
 
 @pytest.mark.parametrize(
@@ -315,20 +316,20 @@ def test_a_job_cancelled_by_its_owner_is_not_submitted_again(
 ) -> None:
     """Unless the program itself did it, Slurm did, or it was launched again since."""
     node = _node(graph, "tapt")
-    departures = _departed(_departure(node, "7_1", state, submitted, ours=ours))
-    assert read_facts(graph, layout, Sight(since=5.0, departures=departures))[node.key].cancelled is cancelled
+    departures = _departed(_departure(node, "7_1", state, submitted, withdrawn=ours))
+    assert read_facts(graph, layout, PassContext(since=5.0, departures=departures))[node.key].cancelled is cancelled
 
 
 def test_a_cancellation_by_the_owner_outlives_later_departures(layout: Layout, graph: Graph) -> None:
     """A late array that the program withdraws, or one that fails, is no word of the owner's."""
     node = _node(graph, "tapt")
     by_hand = _departure(node, "7_1", "CANCELLED by 1000", 10.0)
-    withdrawn = _departure(node, "9_1", "CANCELLED by 1000", 20.0, ours=True)
+    withdrawn = _departure(node, "9_1", "CANCELLED by 1000", 20.0, withdrawn=True)
     lost = _departure(node, "11_1", "NODE_FAIL", 30.0)
     for later in ((withdrawn,), (lost,), (lost, withdrawn)):
-        assert read_facts(graph, layout, Sight(since=5.0, departures=_departed(by_hand, *later)))[node.key].cancelled
-        assert not read_facts(graph, layout, Sight(since=5.0, departures=_departed(*later)))[node.key].cancelled
-        assert not read_facts(graph, layout, Sight(since=15.0, departures=_departed(by_hand, *later)))[node.key].cancelled
+        assert read_facts(graph, layout, PassContext(since=5.0, departures=_departed(by_hand, *later)))[node.key].cancelled
+        assert not read_facts(graph, layout, PassContext(since=5.0, departures=_departed(*later)))[node.key].cancelled
+        assert not read_facts(graph, layout, PassContext(since=15.0, departures=_departed(by_hand, *later)))[node.key].cancelled
 
 
 def test_what_the_program_withdraws_as_it_begins_is_not_cancelled_by_the_owner(layout: Layout, graph: Graph) -> None:
@@ -336,31 +337,31 @@ def test_what_the_program_withdraws_as_it_begins_is_not_cancelled_by_the_owner(l
     node = _node(graph, "tapt")
     _attempt(layout, node, 1, None, started=11.0, job="7_1")
     for ours, failure in ((True, FailureClass.interrupted), (False, FailureClass.cancelled)):
-        departures = _departed(_departure(node, "7_1", "CANCELLED by 1000", ours=ours))
-        facts = read_facts(graph, layout, Sight(since=5.0, departures=departures))[node.key]
-        assert (facts.failure, facts.cancelled, facts.stopped) == (failure.name, not ours, "")
+        departures = _departed(_departure(node, "7_1", "CANCELLED by 1000", withdrawn=ours))
+        facts = read_facts(graph, layout, PassContext(since=5.0, departures=departures))[node.key]
+        assert (facts.failure, facts.cancelled, facts.stopped) == (failure, not ours, "")
 
 
 def test_an_ending_is_told_once_although_a_late_array_was_withdrawn_since(layout: Layout, graph: Graph) -> None:
     """The job that accounting is still asked about need not be the last that departed."""
     node = _node(graph, "tapt")
     _attempt(layout, node, 1, FailureClass.interrupted, started=11.0, job="7_1")
-    departures = _departed(_departure(node, "7_1"), _departure(node, "9_1", "CANCELLED by 1000", 20.0, ours=True))
-    assert read_facts(graph, layout, Sight(departures=departures, settling={node.key}))[node.key].ended == 0
-    assert read_facts(graph, layout, Sight(departures=departures))[node.key].ended == 1
+    departures = _departed(_departure(node, "7_1"), _departure(node, "9_1", "CANCELLED by 1000", 20.0, withdrawn=True))
+    assert read_facts(graph, layout, PassContext(departures=departures, settling={node.key}))[node.key].ended == 0
+    assert read_facts(graph, layout, PassContext(departures=departures))[node.key].ended == 1
 
 
 def test_cancelled_stages_are_cancelled(layout: Layout, graph: Graph) -> None:
     """Those named, or all that have no result."""
     tapt = _node(graph, "tapt")
-    facts = read_facts(graph, layout, Sight(cancelled=Cancelled(keys=frozenset((tapt.key,)))))
+    facts = read_facts(graph, layout, PassContext(cancelled=Cancelled(keys=frozenset((tapt.key,)))))
     assert [key for key, fact in facts.items() if fact.cancelled] == [tapt.key]
     _finish(layout, tapt)
-    facts = read_facts(graph, layout, Sight(cancelled=Cancelled(everything=True)))
+    facts = read_facts(graph, layout, PassContext(cancelled=Cancelled(everything=True)))
     assert [fact.cancelled for fact in facts.values()] == [fact.done is False for fact in facts.values()]
 
 
-def _silent_jobs(node: Node, number: int = MAX_SILENT) -> list[Departure]:
+def _silent_jobs(node: Node, number: int = MAX_FAILED_STARTS) -> list[Departure]:
     return [_departure(node, f"{job}_0", "FAILED", submitted=10.0 + job) for job in range(number)]
 
 
@@ -368,40 +369,40 @@ def test_jobs_that_end_before_the_worker_begins_stop_a_stage(layout: Layout, gra
     """Not one too few, not those of an earlier launch, and not while something upstream is not there."""
     tapt, run = _node(graph, "tapt"), graph.nodes[graph.runs[0].key]
     jobs = _silent_jobs(tapt)
-    assert "before the worker began" in read_facts(graph, layout, Sight(departures=_departed(*jobs)))[tapt.key].stopped
-    assert not read_facts(graph, layout, Sight(departures=_departed(*jobs[1:])))[tapt.key].stopped
-    assert not read_facts(graph, layout, Sight(since=11.0, departures=_departed(*jobs)))[tapt.key].stopped
-    assert not read_facts(graph, layout, Sight(departures=_departed(*_silent_jobs(run))))[run.key].stopped
+    assert "before the worker began" in read_facts(graph, layout, PassContext(departures=_departed(*jobs)))[tapt.key].stopped
+    assert not read_facts(graph, layout, PassContext(departures=_departed(*jobs[1:])))[tapt.key].stopped
+    assert not read_facts(graph, layout, PassContext(since=11.0, departures=_departed(*jobs)))[tapt.key].stopped
+    assert not read_facts(graph, layout, PassContext(departures=_departed(*_silent_jobs(run))))[run.key].stopped
     _finish(layout, tapt)
     os.utime(layout.stage("tapt", tapt.key).result, (16.0, 16.0))
     late = [replace(each, gone=20.0) for each in _silent_jobs(run)]
-    assert not read_facts(graph, layout, Sight(departures=_departed(*late[:2], *_silent_jobs(run)[:1], late[2])))[run.key].stopped
-    assert read_facts(graph, layout, Sight(departures=_departed(*late)))[run.key].stopped
+    assert not read_facts(graph, layout, PassContext(departures=_departed(*late[:2], *_silent_jobs(run)[:1], late[2])))[run.key].stopped
+    assert read_facts(graph, layout, PassContext(departures=_departed(*late)))[run.key].stopped
 
 
 def test_a_site_that_starts_nothing_is_not_asked_for_ever(layout: Layout, graph: Graph) -> None:
     """An element that Slurm could not start is withdrawn by the program, and counts all the same; what else it withdraws does not."""
     tapt = _node(graph, "tapt")
-    failed = [_departure(tapt, f"{job}_0", "LAUNCH_FAILED", submitted=10.0 + job, ours=True) for job in range(MAX_SILENT)]
-    assert "LAUNCH_FAILED" in read_facts(graph, layout, Sight(departures=_departed(*failed)))[tapt.key].stopped
-    assert not read_facts(graph, layout, Sight(departures=_departed(*failed[1:])))[tapt.key].stopped
+    failed = [_departure(tapt, f"{job}_0", "LAUNCH_FAILED", submitted=10.0 + job, withdrawn=True) for job in range(MAX_FAILED_STARTS)]
+    assert "LAUNCH_FAILED" in read_facts(graph, layout, PassContext(departures=_departed(*failed)))[tapt.key].stopped
+    assert not read_facts(graph, layout, PassContext(departures=_departed(*failed[1:])))[tapt.key].stopped
     withdrawn = [replace(each, state="CANCELLED by 1000") for each in failed]
-    assert not read_facts(graph, layout, Sight(departures=_departed(*withdrawn)))[tapt.key].stopped
+    assert not read_facts(graph, layout, PassContext(departures=_departed(*withdrawn)))[tapt.key].stopped
 
 
 def test_a_job_that_began_with_another_of_its_stages_is_not_silent(layout: Layout) -> None:
     """Packed stages that did not get their turn before the time was up, whether the others have finished since or not."""
     graph = make_graph(methods=("vft",), folds=("1",), seeds=3)
     first, second, third = (graph.nodes[run.key] for run in graph.runs)
-    jobs = [f"{number}_0" for number in range(MAX_SILENT)]
+    jobs = [f"{number}_0" for number in range(MAX_FAILED_STARTS)]
     departures = _departed(*(_departure(node, job, "TIMEOUT") for node in (first, second, third) for job in jobs))
     for number, job in enumerate(jobs[:-1], 1):
         _attempt(layout, first, number, FailureClass.time_limit, started=20.0 + number, job=job)
-    assert read_facts(graph, layout, Sight(departures=departures))[third.key].failure == FailureClass.node.name, "one was silent"
-    _finish(layout, first, attempt=MAX_SILENT, job=jobs[-1])
-    facts = read_facts(graph, layout, Sight(departures=departures))
+    assert read_facts(graph, layout, PassContext(departures=departures))[third.key].failure is FailureClass.node, "one was silent"
+    _finish(layout, first, attempt=MAX_FAILED_STARTS, job=jobs[-1])
+    facts = read_facts(graph, layout, PassContext(departures=departures))
     assert facts[first.key].done
-    assert facts[second.key] == facts[third.key] == NodeFacts()
+    assert facts[second.key] == facts[third.key] == StageFacts()
 
 
 def test_a_diverged_run_is_known_with_and_without_a_result(layout: Layout, graph: Graph) -> None:
@@ -409,7 +410,7 @@ def test_a_diverged_run_is_known_with_and_without_a_result(layout: Layout, graph
     first, second = (graph.nodes[run.key] for run in graph.runs)
     _attempt(layout, first, 1, FailureClass.divergence)
     _finish(layout, second, diverged="the loss is still that of the prior")
-    facts = read_facts(graph, layout, Sight(since=1e9))
+    facts = read_facts(graph, layout, PassContext(since=1e9))
     assert (facts[first.key].done, facts[first.key].diverged) == (False, "ValueError: number 1")
     assert (facts[second.key].done, facts[second.key].diverged) == (True, "the loss is still that of the prior")
 
@@ -429,5 +430,5 @@ def test_a_job_of_a_former_launch_cancelled_by_its_owner(layout: Layout, graph: 
     """After the launch it counts; what was cancelled just before, and only missed then, is what launching lifts."""
     key, launched = graph.runs[0].key, 1000.0
     gone = Departure(key, "7_0", "CANCELLED by 1000", submitted=500.0, gone=launched + missed)
-    facts = read_facts(graph, layout, Sight(since=launched, departures=lambda keys: {key: (gone,)}))
+    facts = read_facts(graph, layout, PassContext(since=launched, departures=lambda keys: {key: (gone,)}))
     assert facts[key].cancelled is cancelled

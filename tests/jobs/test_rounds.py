@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.control.facts import NodeFacts
+from jobs.control.facts import StageFacts
 from jobs.control.outliers import judge
 from jobs.control.rounds import Judgements, replay
 from jobs.experiment.config import OutlierRule, Policy
@@ -39,7 +39,7 @@ class World:
     def outcome(self, run: Run) -> Outcome:
         return self.results.get((run.method, run.fold, run.slot, run.generation), GOOD[run.seed % 5])
 
-    def facts(self, graph: Graph) -> dict[str, NodeFacts]:
+    def facts(self, graph: Graph) -> dict[str, StageFacts]:
         return {run.key: fact(self.outcome(run)) for run in (*graph.superseded, *graph.runs)}
 
     def settle(self, policy: Policy = POLICY) -> tuple[Graph, Judgements]:
@@ -54,10 +54,10 @@ class World:
         raise AssertionError("new runs are asked for without end")
 
 
-def fact(outcome: Outcome) -> NodeFacts:
+def fact(outcome: Outcome) -> StageFacts:
     if isinstance(outcome, str):
-        return NodeFacts(diverged=outcome, attempts=1)
-    return NodeFacts(done=outcome is not None, ua=outcome)
+        return StageFacts(diverged=outcome, attempts=1)
+    return StageFacts(done=outcome is not None, ua=outcome)
 
 
 def slots_dropped(judgements: Judgements) -> list[tuple[str, int, int, int]]:
@@ -243,11 +243,11 @@ def test_seeds_of_slots_follow_the_generations() -> None:
 @pytest.mark.parametrize("rule", list(OutlierRule))
 def test_the_rule_itself_is_the_one_that_is_asked(rule: OutlierRule) -> None:
     """A round says what jobs.control.outliers says of the same runs."""
-    from jobs.control.outliers import Attempt
+    from jobs.control.outliers import FinishedRun
 
     world = World({("vft", "1", 0, 0): 40.0}, seeds=8)
     graph = world.graph()
     judgements = replay(graph, world.facts(graph), Policy(outliers=rule))
-    attempts = [Attempt(run.fold, run.slot, 0, run.seed, float(world.outcome(run) or 0.0)) for run in graph.runs]
+    attempts = [FinishedRun(run.fold, run.slot, 0, run.seed, float(world.outcome(run) or 0.0)) for run in graph.runs]
     expected = judge(rule, attempts, frozenset((run.fold, run.slot, 0) for run in graph.runs), 2.0)
     assert judgements.rounds["vft"] == (expected.verdicts,)

@@ -262,7 +262,7 @@ def test_how_elements_left_the_queue(slurm_cluster: Cluster, tmp_path: Path) -> 
         "by hand": [f"CANCELLED by {os.getuid()}"],
     }
     assert {departure.job for departures in found.values() for departure in departures} == {flight.job for flight in held.values()}
-    assert not any(departure.ours for departures in found.values() for departure in departures)
+    assert not any(departure.withdrawn for departures in found.values() for departure in departures)
     assert SubmissionBook(layout_of(tmp_path)).open() == ()
 
 
@@ -281,7 +281,7 @@ def test_what_waits_can_be_withdrawn(slurm_cluster: Cluster, tmp_path: Path) -> 
     until(drained(arrays))
     assert [len(runs_of(tmp_path, one.key)) for one in nodes] == [1, 1, 1, 1, 0, 0, 0, 0, 0, 0]
     found = arrays.departures([one.key for one in nodes])
-    assert {key for key, (departure,) in found.items() if departure.ours} == {f"key{number}" for number in range(4, 10)}
+    assert {key for key, (departure,) in found.items() if departure.withdrawn} == {f"key{number}" for number in range(4, 10)}
     assert held["key8"].job == found["key8"][0].job
 
 
@@ -319,7 +319,7 @@ def test_a_node_that_cannot_start_jobs_is_left_aside(slurm_cluster: Cluster, tmp
         spool.with_name("away").rename(spool)
     until(lambda: not arrays.in_flight() and not arrays.settling())
     (departure,) = arrays.departures(["one"])["one"]
-    assert (departure.job, departure.state, departure.ours) == (held["one"].job, "LAUNCH_FAILED", True)
+    assert (departure.job, departure.state, departure.withdrawn) == (held["one"].job, "LAUNCH_FAILED", True)
     assert runs_of(tmp_path, "one") == []
     again = arrays_of(tmp_path)
     assert "#SBATCH --exclude=n3\n" in again.preview(batch, graph, {}).script

@@ -20,10 +20,8 @@ from unittest import mock
 
 from jobs.control.controller import Desired, Report, reconcile
 from jobs.control.estimates import Bounds
-from jobs.control.facts import Asked
-from jobs.control.failure_policy import COMMUNICATION_RETRIES, DISK_RETRIES, MAX_LOST, MAX_SILENT, MEMORY_RETRIES
-from jobs.control.observe import RELAUNCH_SECONDS
-from jobs.control.plan import needed_keys
+from jobs.control.facts import Asked, needed_keys
+from jobs.control.failure_policy import COMMUNICATION_RETRIES, DISK_RETRIES, MAX_FAILED_STARTS, MAX_LOST, MEMORY_RETRIES, RELAUNCH_SECONDS
 from jobs.control.result_index import ResultIndex
 from jobs.errors import SlurmUnavailableError
 from jobs.experiment.config import Cluster, Experiment, Policy, SlurmSite, StageResources, resources_of
@@ -368,7 +366,9 @@ class World:
         report = self.settle()
         self.check()
         self.check_complete(report)
-        assert not report.plan.stayed, f"launched again, and still {[report.plan.reasons[key] for key in report.plan.stayed]}"
+        assert not report.plan.held_or_cancelled, (
+            f"launched again, and still {[report.plan.reasons[key] for key in report.plan.held_or_cancelled]}"
+        )
         for key in report.plan.given_up:
             assert report.facts[key].diverged, f"launched again, and still: {report.plan.reasons[key]}"
 
@@ -401,13 +401,13 @@ class World:
             blamed = [each for each in self.executions if each.key == key and not each.result]
             alone = bool(report.facts[key].diverged) or bool(blamed) or self._silent_ends(key) > 0 or self.spoilt[key] > 0
             assert alone, f"{self.name(key)} given up ({plan.reasons[key]}) although nothing went wrong with it"
-        for key in plan.stayed:
+        for key in plan.held_or_cancelled:
             assert plan.reasons.get(key), f"{self.name(key)} stayed without a reason"
             held = plan.reasons[key].startswith("held")
             assert held or self.all_cancelled or key in self.cancelled or key in self.perhaps_cancelled, (
                 f"{self.name(key)} stayed: {plan.reasons[key]}"
             )
-        hopeless = {*plan.given_up, *plan.stayed, *plan.blocked}
+        hopeless = {*plan.given_up, *plan.held_or_cancelled, *plan.blocked}
         for key in plan.blocked:
             assert any(parent in hopeless for parent in report.graph.nodes[key].upstream.values()), f"{self.name(key)} blocked by nothing"
         for key in self.cancelled:
@@ -429,7 +429,7 @@ class World:
             if run.key not in self.graph.nodes:
                 self.graph = graph
         planned = [key for batch in plan.batches for key in batch.keys]
-        places = [*plan.reused, *plan.waiting, *planned, *plan.deferred, *plan.blocked, *plan.given_up, *plan.stayed]
+        places = [*plan.reused, *plan.waiting, *planned, *plan.deferred, *plan.blocked, *plan.given_up, *plan.held_or_cancelled]
         needed = needed_keys(graph, report.facts)
         assert sorted(places) == sorted(needed), "a stage is lost, or planned twice"
         slots = Counter((run.method, run.fold, run.slot) for run in graph.runs)
@@ -439,13 +439,13 @@ class World:
         assert set(seeds.values()) <= {1}, "a seed is in two slots"
         for run in graph.runs:
             assert run.generation < self.shape.policy.max_seeds
-        for key in (*plan.given_up, *plan.stayed):
+        for key in (*plan.given_up, *plan.held_or_cancelled):
             assert plan.reasons.get(key), f"{self.name(key)} has no reason"
         if calm:
             self._check_doubles()
             self._check_needed(report)
             for key in plan.waiting:
-                assert key in report.in_flight or report.facts[key].held
+                assert key in report.in_flight or report.facts[key].awaited
             for key, fact in report.facts.items():
                 assert fact.done <= (self.published[key] > 0), f"{self.name(key)} counts as done and is not"
             if not sum(self.spoilt.values()):
@@ -537,7 +537,7 @@ class World:
         lost = itertools.takewhile(lambda each: each.said in (None, FailureClass.interrupted) and not each.progress, reversed(recent))
         assert len(list(lost)) <= MAX_LOST, f"{name} is tried again although it gets lost again and again"
         silent = self._silent_ends(key, self.since)
-        assert silent < MAX_SILENT + 2, f"{name} is tried again although {silent} jobs ended without having begun"
+        assert silent < MAX_FAILED_STARTS + 2, f"{name} is tried again although {silent} jobs ended without having begun"
         fruitless = [each for each in recent if not each.progress]
         assert len(fruitless) < self.shape.policy.max_attempts, f"{name}: {len(fruitless)} attempts in vain, and another"
         told = failures[key][FailureClass.memory]

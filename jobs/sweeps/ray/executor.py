@@ -20,7 +20,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, TaskCancelledError
 
-from jobs.control.executor_protocol import Batch, Limits
+from jobs.control.executor_protocol import Batch, Limits, NearbyExecutor
 from jobs.control.facts import Departure, InFlight, Phase
 from jobs.control.plan import critical_minutes
 from jobs.experiment.config import Resources, at_once_of
@@ -53,8 +53,8 @@ class _Held:
 
 
 @dataclass
-class RayStages:
-    """Holds stages of one experiment and has Ray compute them; satisfies jobs.control.executor_protocol.Executor.
+class RayStages(NearbyExecutor):
+    """Holds stages of one experiment and has Ray compute them.
 
     Inside a Ray, in a driver or an actor.
 
