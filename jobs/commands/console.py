@@ -259,7 +259,7 @@ def print_plan(launcher: Launcher) -> None:
         lambda stage: resources_of(launcher.launched.experiment, stage),
         launcher.request_words(report) if launcher.on_slurm else lambda batch: "",
     )
-    say(f"{launcher.name}: {len(report.graph.runs)} runs, {len(report.graph.nodes)} stages; reused {expected.reused}")
+    say(f"{launcher.name}: {len(report.graph.runs)} runs, {len(report.graph.nodes)} stages; reused {len(expected.plan.reused)}")
     say("\n".join(forecast_lines(expected)))
     if not launcher.on_slurm:
         return

@@ -289,9 +289,9 @@ def changes(former: Report | None, now: Report, *, ended: Iterable[str] | None =
     known = set(former.judgements.dropped)
     nodes = {(run.method, run.fold, run.slot, run.generation): now.graph.nodes[run.key] for run in now.graph.superseded}
     for each in now.judgements.dropped:
-        if each not in known and (each.method, each.fold, each.slot, each.generation) in nodes:
-            node = nodes[each.method, each.fold, each.slot, each.generation]
-            found.append(Event(Change.dropped, node, f"dropped: {each.reason}; slot {each.slot} gets another seed", done, total))
+        node_of_run = nodes.get((each.method, each.fold, each.slot, each.generation))
+        if node_of_run is not None and each not in known:
+            found.append(Event(Change.dropped, node_of_run, f"dropped: {each.reason}; slot {each.slot} gets another seed", done, total))
     held = now.plan.held_or_cancelled
     if len(held) > len(former.plan.held_or_cancelled):
         text = f"and {len(held) - 1} more: {now.plan.reasons[held[0]]}"

@@ -34,11 +34,7 @@ COSTLY = (
     FailureClass.code,
     FailureClass.refused,
 )
-_OF_ENDING = {
-    Ending.failed: FailureClass.code,
-    Ending.interrupted: FailureClass.interrupted,
-    Ending.refused: FailureClass.refused,
-}
+_OF_ENDING = {Ending.failed: FailureClass.code, Ending.interrupted: FailureClass.interrupted, Ending.refused: FailureClass.refused}
 
 
 @dataclass(frozen=True)

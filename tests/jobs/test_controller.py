@@ -112,7 +112,7 @@ def _wait(desired: Desired, executor: QueueOfThreads) -> tuple[Report, list[Even
 
 
 def test_the_whole_graph_is_submitted_in_one_pass_and_only_once(tmp_path: Path, executor: QueueOfThreads) -> None:
-    """One pass hands everything over, with the jobs to depend on; the next finds it in flight."""
+    """One pass submits everything, with the jobs to depend on; the next finds it in flight."""
     desired = local_launch.desired(tmp_path, {})
     first = reconcile(desired, executor)
     assert sorted(first.submitted) == sorted(desired.graph.nodes)
@@ -124,8 +124,8 @@ def test_the_whole_graph_is_submitted_in_one_pass_and_only_once(tmp_path: Path, 
     assert len(second.plan.waiting) == 20
 
 
-def test_waiting_ends_when_everything_is_there(tmp_path: Path, executor: QueueOfThreads) -> None:
-    """All runs get their results; every stage is told of once; a second wait submits nothing."""
+def test_waiting_ends_when_everything_is_done(tmp_path: Path, executor: QueueOfThreads) -> None:
+    """All runs get their results; every stage is reported once; a second wait submits nothing."""
     desired = local_launch.desired(tmp_path, {})
     report, events = _wait(desired, executor)
     assert report.complete
@@ -139,7 +139,7 @@ def test_waiting_ends_when_everything_is_there(tmp_path: Path, executor: QueueOf
 
 
 def test_each_class_of_failure_has_its_policy(tmp_path: Path, executor: QueueOfThreads) -> None:
-    """Communication: elsewhere, a few times. Memory: with relief. Code: once, and what needs it is blocked. All are told of."""
+    """Communication: on other nodes, a few times. Memory: with relief. Code: once, its downstream stages are blocked. All are reported."""
     failing = {"finetune vft 1 0": "comm:2", "finetune vft 1 1": "oom:2", "finetune vft 2 0": "comm:9", "tapt tapt 1 0": "fail:9"}
     desired = local_launch.desired(tmp_path, {"failing": failing})
     report, events = _wait(desired, executor)
@@ -156,8 +156,8 @@ def test_each_class_of_failure_has_its_policy(tmp_path: Path, executor: QueueOfT
     assert requests == {Request(), Request(1, 1.5), Request(2, 2.25), Request(exclude=("n1",))}
 
 
-def test_a_diverged_run_makes_room_for_the_reserve_seed(tmp_path: Path, executor: QueueOfThreads) -> None:
-    """Found as NaN, or by the training-side test of a result that is there: the slot's next seed runs, and the first is on record."""
+def test_a_diverged_run_is_replaced_by_the_reserve_seed(tmp_path: Path, executor: QueueOfThreads) -> None:
+    """Detected as NaN, or by the training-side test of an existing result: the slot's next seed runs, and the first is recorded."""
     recipe: dict[str, object] = {"failing": {"finetune vft 1 0": "nan", "finetune tapt 2 1": "collapse"}}
     report, events = _wait(local_launch.desired(tmp_path, recipe), executor)
     assert report.complete
@@ -172,8 +172,8 @@ def test_a_diverged_run_makes_room_for_the_reserve_seed(tmp_path: Path, executor
     assert again.judgements == report.judgements, "another process, later, decides the same"
 
 
-def test_an_outlier_is_run_again_and_the_budget_of_seeds_ends_it(tmp_path: Path, executor: QueueOfThreads) -> None:
-    """One low run is replaced; a slot that diverges with every seed it may use is given up, with that reason."""
+def test_an_outlier_is_rerun_until_the_seeds_are_used_up(tmp_path: Path, executor: QueueOfThreads) -> None:
+    """One low run is replaced; a slot that diverges with every seed is given up, with that reason."""
     low = {"failing": {"finetune vft 1 0": "low"}}
 
     def refill(generations: Mapping[Slot, int]) -> Graph:
@@ -197,8 +197,8 @@ def _vft(folder: Path, behaviour: str, seeds: int = 6) -> Desired:
     return replace(local_launch.desired(folder, {}), graph=graph, refill=None)
 
 
-def test_when_the_first_all_fail_alike_the_rest_is_taken_back(tmp_path: Path, executor: QueueOfThreads) -> None:
-    """Three of six run, and fail in the same words; the others never start, until it is mended and launched again."""
+def test_when_the_first_all_fail_alike_the_rest_is_withdrawn(tmp_path: Path, executor: QueueOfThreads) -> None:
+    """Three of six run and fail with the same error; the others do not start until it is fixed and launched again."""
     executor.at_once = 1
     report, events = _wait(_vft(tmp_path, "broken"), executor)
     assert not report.complete
@@ -213,8 +213,8 @@ def test_when_the_first_all_fail_alike_the_rest_is_taken_back(tmp_path: Path, ex
     assert _wait(_vft(tmp_path, "broken"), executor)[0].complete
 
 
-def test_what_was_cancelled_is_not_submitted_before_it_is_launched_again(tmp_path: Path, executor: QueueOfThreads) -> None:
-    """By the record of it, or by the owner's own scancel: nothing new, what waits is taken back, and a launch lifts it."""
+def test_cancelled_stages_are_not_submitted_before_the_next_launch(tmp_path: Path, executor: QueueOfThreads) -> None:
+    """By the cancellation record or the owner's scancel: nothing is submitted, queued jobs are withdrawn, and a launch lifts it."""
     desired = _vft(tmp_path, "", seeds=2)
     first, second = (run.key for run in desired.graph.runs)
     reconcile(desired, executor)
@@ -230,7 +230,7 @@ def test_what_was_cancelled_is_not_submitted_before_it_is_launched_again(tmp_pat
     assert set(reconcile(_vft(tmp_path, "", seeds=2), executor).submitted) == {first, second}
 
 
-def test_until_slurm_says_how_it_ended_nothing_follows(tmp_path: Path, executor: QueueOfThreads) -> None:
+def test_nothing_is_submitted_until_slurm_reports_how_a_job_ended(tmp_path: Path, executor: QueueOfThreads) -> None:
     """A job that has just left the queue may have been cancelled by hand."""
     desired = _vft(tmp_path, "comm:1", seeds=1)
     (key,) = desired.graph.nodes
@@ -247,8 +247,8 @@ def test_until_slurm_says_how_it_ended_nothing_follows(tmp_path: Path, executor:
     assert "(tried again)" in event.text
 
 
-def test_a_queue_that_cannot_be_seen_changes_nothing(tmp_path: Path, executor: QueueOfThreads) -> None:
-    """Neither submitted nor withdrawn nor written."""
+def test_a_pass_without_an_answer_of_slurm_changes_nothing(tmp_path: Path, executor: QueueOfThreads) -> None:
+    """Nothing is submitted, withdrawn or written."""
     desired = _vft(tmp_path, "")
     reconcile(desired, executor)
     held, files = dict(executor.queue), sorted(tmp_path.rglob("*"))
@@ -258,8 +258,8 @@ def test_a_queue_that_cannot_be_seen_changes_nothing(tmp_path: Path, executor: Q
     assert (executor.queue, len(executor.submissions), sorted(tmp_path.rglob("*"))) == (held, 2, files)
 
 
-def test_jobs_of_an_earlier_configuration_are_left_alone(tmp_path: Path, executor: QueueOfThreads) -> None:
-    """They are in the queue, and not in the graph: no pass stumbles over them when they end."""
+def test_jobs_of_an_earlier_configuration_do_not_disturb_a_pass(tmp_path: Path, executor: QueueOfThreads) -> None:
+    """They are in the queue and not in the graph, and no pass fails when they end."""
     desired = _vft(tmp_path, "", seeds=1)
     executor.queue["another"] = InFlight(Phase.running, "9_0")
     report, events = _wait(desired, executor)
@@ -278,8 +278,8 @@ def test_a_full_queue_defers(tmp_path: Path, executor: QueueOfThreads) -> None:
     assert set(fake_registry.count(tmp_path / "corpus", "starts").values()) == {1}
 
 
-def test_what_was_not_taken_is_planned_again(tmp_path: Path, executor: QueueOfThreads) -> None:
-    """A batch that sbatch refused takes nothing with it: its dependants are kept back, and all of it follows in the next pass."""
+def test_rejected_batches_are_planned_again(tmp_path: Path, executor: QueueOfThreads) -> None:
+    """If sbatch rejects a batch, its downstream stages are not submitted either; all of it follows in the next pass."""
     executor.refuses = 2
     desired = local_launch.desired(tmp_path, {})
     first = reconcile(desired, executor)
@@ -291,7 +291,7 @@ def test_what_was_not_taken_is_planned_again(tmp_path: Path, executor: QueueOfTh
 
 
 def test_jobs_that_never_start_are_not_submitted_for_ever(tmp_path: Path, executor: QueueOfThreads) -> None:
-    """A broken prologue leaves no attempt on disk; after a few times the stages are given up, with that reason."""
+    """A failing prologue leaves no attempt on disk; after a few times the stages are given up, with that reason."""
     executor.broken = True
     report, _ = _wait(local_launch.desired(tmp_path, {}), executor)
     assert not report.complete
@@ -300,8 +300,8 @@ def test_jobs_that_never_start_are_not_submitted_for_ever(tmp_path: Path, execut
     assert {sum(key in batch.keys for batch in executor.submissions) for key in report.plan.given_up} == {MAX_FAILED_STARTS}
 
 
-def test_a_queue_that_cannot_be_seen_is_waited_for_and_not_for_ever(tmp_path: Path, executor: QueueOfThreads) -> None:
-    """Hiccups cost passes and nothing else; a Slurm that stays away ends the wait with its error."""
+def test_waiting_for_an_answer_of_slurm_is_bounded(tmp_path: Path, executor: QueueOfThreads) -> None:
+    """Short outages cost passes and nothing else; a longer one ends the wait with its error."""
     executor.unseen = MAX_QUEUE_FAILURES - 1
     report, _ = _wait(local_launch.desired(tmp_path, {}), executor)
     assert report.complete
@@ -322,7 +322,7 @@ def test_the_context_of_a_pass_holds_what_its_executor_knows(tmp_path: Path, exe
 
 
 def test_an_interrupt_ends_the_wait_and_leaves_the_jobs(tmp_path: Path, executor: QueueOfThreads) -> None:
-    """Ctrl-C in `--wait`: the report says so, nothing is withdrawn."""
+    """Ctrl-C in `--wait`: the report is marked as interrupted, nothing is withdrawn."""
     desired = local_launch.desired(tmp_path, {})
     main = threading.main_thread()
     timer = threading.Timer(0.3, lambda: _interrupt(main))

@@ -1,4 +1,4 @@
-"""Which runs are out: what the rules find and leave alone, on what they do not depend, and that the benchmark still shows it."""
+"""Outlier rules: what they drop and keep, what they do not depend on, and that the benchmark still shows it."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_wider_limits_drop_fewer(runs: list[FinishedRun], sigmas: float, more: f
 @quick
 @given(grids())
 def test_never_is_a_whole_method_out(runs: list[FinishedRun]) -> None:
-    """Of all runs ever made some are nearest to their centres, and would be kept, whatever the results."""
+    """Of all runs some are nearest to their centres and would be kept, whatever the results."""
     found = judge("pooled", runs, {each.run_id for each in runs}, 1.0)
     assert len(found.out) < len(found.verdicts)
 
@@ -165,8 +165,8 @@ def test_alike_runs_are_never_out() -> None:
     assert {(verdict.scale, verdict.distance) for verdict in found.verdicts} == {(0.0, 0.0)}
 
 
-def test_few_runs_that_differ_among_many_alike() -> None:
-    """Where most runs are the same, the mean distance stands in for a median of zero: one that differs is out, many are a spread."""
+def test_few_runs_that_differ_among_many_equal() -> None:
+    """If most runs are equal, the mean distance replaces a median of zero: one that differs is out, many are a spread."""
     alike = {str(fold): (100.0,) * 5 for fold in range(4)}
     assert out_of(attempts_of({**alike, "4": (100.0, 100.0, 25.0, 100.0, 100.0)})) == {("4", 2, 0)}
     spread = {str(fold): (100.0, 100.0, 97.0, 100.0, 97.0) for fold in range(4)}
@@ -175,7 +175,7 @@ def test_few_runs_that_differ_among_many_alike() -> None:
     assert not found.out
 
 
-def test_one_seed_has_nothing_to_be_compared_with() -> None:
+def test_one_seed_cannot_be_compared() -> None:
     """Cells of one run are their own medians."""
     assert out_of(attempts_of({"1": (60.0,), "2": (25.0,)})) == set()
     assert judge("pooled", [], set(), 2.0).verdicts == ()
@@ -243,8 +243,8 @@ def test_unknown_rules_are_refused_by_name() -> None:
         judge("iqr", [], set(), 2.0)
 
 
-def test_mistakes_of_a_caller_are_errors() -> None:
-    """An attempt that is there twice, one to judge that is not there, and a UA that is no number are not judged around."""
+def test_invalid_arguments_raise_errors() -> None:
+    """A run that is there twice, one to judge that is not there, or a UA that is not finite."""
     runs = attempts_of(GRID)
     for wrong, current in (
         (([*runs, runs[0]]), {("1", 0, 0)}),
@@ -255,8 +255,8 @@ def test_mistakes_of_a_caller_are_errors() -> None:
             judge("pooled", wrong, current, 2.0)
 
 
-def test_words_say_rule_and_parameters() -> None:
-    """A table can state the rule, and `explain` a verdict, from these alone."""
+def test_texts_give_rule_and_parameters() -> None:
+    """A table can print the rule, and `explain` a verdict, from these alone."""
     assert rule_in_words(OutlierRule.none, 2.0, 3) == "none"
     pooled = rule_in_words(OutlierRule.pooled, 2.5, 1)
     assert all(part in pooled for part in ("pooled", "2.5 sigmas", "median", "1.4826", "every run ever made", "at most 1 round"))
@@ -270,7 +270,7 @@ def test_words_say_rule_and_parameters() -> None:
 
 
 def test_judging_imports_nothing_heavy() -> None:
-    """Every look at an experiment judges: it must not wait for numpy or the configuration."""
+    """Every pass judges: it must not import numpy or the configuration."""
     heavy = ("numpy", "scipy", "pandas", "omegaconf", "jobs.experiment.config")
     code = f"import sys, jobs.control.outliers; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)

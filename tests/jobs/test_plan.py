@@ -106,8 +106,8 @@ def test_every_needed_stage_is_in_exactly_one_place(situation: Situation) -> Non
 
 @quick
 @given(situations())
-def test_only_what_is_open_is_submitted(situation: Situation) -> None:
-    """What has a result, is held, stopped, diverged, cancelled or in flight is not submitted; nor a failed one once the budget is spent."""
+def test_only_open_stages_are_submitted(situation: Situation) -> None:
+    """A stage that is done, running, stopped, diverged, cancelled or in flight is not submitted, nor a failed one once the budget is spent."""
     spent = sum(fact.failures for fact in situation.facts.values()) >= MAX_FAILURES
     for key in _submitted(situation.plan()):
         fact = situation.facts.get(key, StageFacts())
@@ -148,8 +148,8 @@ def test_limits_are_kept(situation: Situation) -> None:
 
 @quick
 @given(situations())
-def test_a_batch_asks_for_what_each_of_its_stages_needs(situation: Situation) -> None:
-    """One request a batch: the one that every stage of it has learnt, and the machines that failed twice under anything."""
+def test_a_batch_requests_what_each_of_its_stages_needs(situation: Situation) -> None:
+    """One request per batch: that of all its stages, without the Slurm nodes that failed twice."""
     blamed = Counter(node for fact in situation.facts.values() for node in fact.bad_nodes)
     twice = {node for node, times in blamed.items() if times >= 2}
     for batch in situation.plan().batches:
@@ -161,8 +161,8 @@ def test_a_batch_asks_for_what_each_of_its_stages_needs(situation: Situation) ->
 
 @quick
 @given(situations())
-def test_what_is_taken_back_waits_in_vain(situation: Situation) -> None:
-    """All that is queued and not waited for is withdrawn, never what runs; all that is not tried has a reason."""
+def test_everything_queued_in_vain_is_withdrawn(situation: Situation) -> None:
+    """All that is queued and not waited for is withdrawn, never what runs; every stage that is not submitted has a reason."""
     plan = situation.plan()
     queued = {key for key, flight in situation.in_flight.items() if flight.phase is Phase.queued}
     above = {parent for key in plan.waiting for parent in situation.graph.nodes[key].upstream.values()}
@@ -194,8 +194,8 @@ def test_planning_is_a_function(situation: Situation) -> None:
 
 @quick
 @given(situations())
-def test_a_world_without_failures_ends_complete(situation: Situation) -> None:
-    """When all that is submitted succeeds, a bounded number of passes brings every run its result."""
+def test_without_failures_an_experiment_ends_complete(situation: Situation) -> None:
+    """If every submitted stage succeeds, a bounded number of passes gives every run its result."""
     facts = {key: StageFacts(done=fact.done) for key, fact in situation.facts.items()}
     limits = Limits(situation.limits.array_size, max(0, situation.limits.queue_room))
     calm = Situation(situation.graph, facts, {}, limits, situation.packing)
@@ -210,7 +210,7 @@ def test_a_world_without_failures_ends_complete(situation: Situation) -> None:
 @quick
 @given(situations())
 def test_blocked_means_something_upstream_is_given_up(situation: Situation) -> None:
-    """A blocked stage has a given-up or stayed one above it, a submitted or deferred one has none."""
+    """A blocked stage has one upstream that is given up, held or cancelled; a submitted or deferred one has none."""
     plan = situation.plan()
     given_up = {*plan.given_up, *plan.held_or_cancelled}
 
@@ -230,7 +230,7 @@ def test_blocked_means_something_upstream_is_given_up(situation: Situation) -> N
 
 
 def test_upstream_of_finished_runs_is_not_computed_again() -> None:
-    """When all runs of a fold are done, missing pretraining is left alone; when one is open, it comes back."""
+    """When all runs of a fold are done, missing pretraining is not recomputed; when one run is missing, it is."""
     graph = make_graph(methods=("tapt",), folds=("1",), seeds=2)
     runs = [run.key for run in graph.runs]
     done = {key: StageFacts(done=True) for key in runs}
@@ -249,7 +249,7 @@ def _failed(failure: FailureClass = FailureClass.code, error: str = "ValueError:
 
 
 def test_when_the_first_of_a_kind_all_fail_alike_the_rest_is_held() -> None:
-    """In the same words but for numbers: what waits is taken back, what runs is left, and the reason names the error."""
+    """With the same error but for numbers: queued stages are withdrawn, running ones are left, and the reason quotes the error."""
     graph = make_graph(methods=("vft", "tapt"), folds=("1",), seeds=8)
     runs = [run.key for run in graph.runs if run.method == "vft"]
     facts = {key: _failed(error=f"ValueError: no layer {number}") for number, key in enumerate(runs[:ALIKE])}
@@ -273,8 +273,8 @@ def test_when_the_first_of_a_kind_all_fail_alike_the_rest_is_held() -> None:
     ],
     ids=["other words", "another class", "a result", "only two"],
 )
-def test_what_does_not_look_alike_holds_nothing(other: StageFacts) -> None:
-    """Three failures of code in the same words and no result since the launch are needed."""
+def test_failures_that_differ_hold_nothing(other: StageFacts) -> None:
+    """It takes three failures of code with the same error, and no result since the launch."""
     graph = make_graph(methods=("vft",), folds=("1",), seeds=6)
     runs = [run.key for run in graph.runs]
     plan = _plan(graph, {runs[0]: _failed(), runs[1]: _failed(), runs[2]: other})
@@ -283,8 +283,8 @@ def test_what_does_not_look_alike_holds_nothing(other: StageFacts) -> None:
     assert len(old.held_or_cancelled) == 2, "a result of an earlier launch says nothing of this one's code"
 
 
-def test_a_spent_budget_ends_second_tries_only() -> None:
-    """What failed is given up, with the reason; what has not failed is still tried."""
+def test_a_spent_budget_ends_retries_only() -> None:
+    """A failed stage is given up, with the reason; one that has not failed is still submitted."""
     graph = make_graph(methods=("vft",), folds=("1",), seeds=3)
     first, second, third = (run.key for run in graph.runs)
     facts = {first: StageFacts(failures=2, attempts=2), second: StageFacts(failures=1, attempts=1)}
@@ -309,8 +309,8 @@ def test_a_diverged_run_counts_as_missing_only_while_it_fills_its_slot() -> None
     assert _plan(reserve, {**facts, **done}).complete
 
 
-def test_a_machine_that_failed_twice_is_avoided_by_all() -> None:
-    """Once under each of two stages, one of them finished since; communication keeps only the stage itself away."""
+def test_a_node_that_failed_twice_is_excluded_for_all() -> None:
+    """Once under each of two stages, one of them finished since; a failure of communication excludes it for that stage only."""
     graph = make_graph(methods=("vft",), folds=("1",), seeds=3)
     first, second, third = (run.key for run in graph.runs)
     facts = {first: StageFacts(done=True, bad_nodes=("n1",)), second: StageFacts(attempts=1, bad_nodes=("n1", "n2"))}
@@ -333,8 +333,8 @@ def test_what_is_queued_and_no_longer_needed_is_withdrawn() -> None:
     assert set(_plan(graph, facts, running).withdrawn) == queued.keys() - {superseded.key}
 
 
-def test_a_cancelled_stage_stays_and_blocks_what_needs_it() -> None:
-    """Its own queued job and those below it are taken back; another method goes on."""
+def test_a_cancelled_stage_blocks_its_downstream_stages() -> None:
+    """Its own queued job and those downstream are withdrawn; another method continues."""
     graph = make_graph(methods=("vft", "tapt"), folds=("1",), seeds=1)
     tapt = next(key for key, node in graph.nodes.items() if node.stage == "tapt")
     run = next(run.key for run in graph.runs if run.method == "tapt")
@@ -346,7 +346,7 @@ def test_a_cancelled_stage_stays_and_blocks_what_needs_it() -> None:
 
 
 def test_the_longest_chain_goes_first() -> None:
-    """Where there is room for few, the stages with most to come after them get it."""
+    """If the queue has little room, the stages with the longest chains downstream get it."""
     graph = make_graph(folds=("1",), seeds=3)
     plan = make_plan(graph, {}, {}, runs_per_task={}, limits=Limits(queue_room=1))
     assert [batch.stage for batch in plan.batches] == ["states"]
@@ -371,8 +371,8 @@ def test_room_in_the_queue(room: int, tasks: int) -> None:
     assert not plan.settled
 
 
-def test_what_waits_for_another_launcher_is_deferred() -> None:
-    """A stage held by a process we cannot depend on is waited for; its dependants are submitted once it is done."""
+def test_stages_downstream_of_another_launcher_are_deferred() -> None:
+    """A stage computed by a process that no job can depend on is waited for; those downstream are submitted once it is done."""
     graph = make_graph(methods=("tapt",), folds=("1",), seeds=2)
     tapt = next(key for key, node in graph.nodes.items() if node.stage == "tapt")
     plan = make_plan(graph, {tapt: StageFacts(executed_by="process 3 on node1")}, {}, runs_per_task={}, limits=Limits())
@@ -389,8 +389,8 @@ def test_critical_minutes_add_up_the_longest_chain() -> None:
     assert found == {"states": 36.0, "cluster": 26.0, "ptapt": 21.0, "finetune": 1.0}
 
 
-def test_jobs_that_are_gone_are_told_to_whoever_comes_next() -> None:
-    """A worker cannot ask the queue: what the controller knows of former jobs goes with the batch, and is no part of what it is."""
+def test_a_batch_names_the_lost_jobs_of_its_stages() -> None:
+    """A worker cannot ask the queue: the batch lists the former jobs that are known to have ended; this does not change its identity."""
     graph = make_graph(methods=("vft",), folds=("1",), seeds=2)
     first, second = (run.key for run in graph.runs)
     facts = {first: StageFacts(attempts=1, lost_jobs=("7_0",)), second: StageFacts(attempts=1, lost_jobs=("7_1",))}

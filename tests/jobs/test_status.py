@@ -196,7 +196,7 @@ def test_a_forecast_prefers_finished_siblings() -> None:
     assert costs["tapt", "tapt"].source is Source.requested
     assert costs["tapt", "tapt"].gpu_hours == pytest.approx(1.5 * 8)
     assert costs["tapt", "tapt"].cpu_hours == pytest.approx(1.5 * 16)
-    assert (found.reused, found.tasks) == (3, 4)
+    assert (len(found.plan.reused), found.tasks) == (3, 4)
     assert found.gpu_hours == pytest.approx(12 + 5 * 120 / 3600)
     packed = forecast(graph, facts, plan, {**resources, "finetune": Resources(cpus=2, gpus=1, minutes=30, at_once=2)}.__getitem__)
     assert packed.gpu_hours == pytest.approx(12 + 3 * 120 / 3600), "two of a task share its GPU"
