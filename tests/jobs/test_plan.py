@@ -107,7 +107,7 @@ def test_every_needed_stage_is_in_exactly_one_place(situation: Situation) -> Non
 @quick
 @given(situations())
 def test_only_open_stages_are_submitted(situation: Situation) -> None:
-    """A stage that is done, running, stopped, diverged, cancelled or in flight is not submitted, nor a failed one once the budget is spent."""
+    """No stage that is done, running, stopped, diverged, cancelled or in flight; no failed one once the budget is spent."""
     spent = sum(fact.failures for fact in situation.facts.values()) >= MAX_FAILURES
     for key in _submitted(situation.plan()):
         fact = situation.facts.get(key, StageFacts())

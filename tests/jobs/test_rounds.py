@@ -1,4 +1,4 @@
-"""Rounds of judgement: the same results give the same decisions, in every process, for any order of the runs, and with or without unused runs in the graph."""
+"""Rounds of judgement: the same results give the same decisions, in every process and for any order of the runs."""
 
 from __future__ import annotations
 
