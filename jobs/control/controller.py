@@ -260,7 +260,7 @@ def run_local(
             on_stop(sum(flight.phase is Phase.running for flight in executor.in_flight().values()))
             executor.stop(grace=grace_seconds, hurry=lambda: interrupts.count > 1)
             now = look(replace(desired, graph=report.graph), executor)
-            report = Report(_plan(desired, now, {}, executor.limits()), now.graph, now.facts, {}, now.judgements, interrupted=True)
+            report = Report(plan_of(desired, now, {}, executor.limits()), now.graph, now.facts, {}, now.judgements, interrupted=True)
     return report
 
 
@@ -311,7 +311,7 @@ def _partial_pass(desired: Desired, executor: Executor, former: Report, touched:
 
 def _plan_and_submit(desired: Desired, executor: Executor, now: ExperimentState, in_flight: dict[str, InFlight]) -> Report:
     index_of(desired.layout).store()
-    plan = _plan(desired, now, in_flight, executor.limits())
+    plan = plan_of(desired, now, in_flight, executor.limits())
     if plan.withdrawn:
         for key in executor.cancel(plan.withdrawn):
             in_flight.pop(key, None)
@@ -331,7 +331,8 @@ def _plan_and_submit(desired: Desired, executor: Executor, now: ExperimentState,
     return Report(plan, now.graph, now.facts, in_flight, now.judgements, tuple(submitted))
 
 
-def _plan(desired: Desired, now: ExperimentState, in_flight: Mapping[str, InFlight], limits: Limits) -> Plan:
+def plan_of(desired: Desired, now: ExperimentState, in_flight: Mapping[str, InFlight], limits: Limits) -> Plan:
+    """The plan of a pass over an observed state. Pure."""
     return make_plan(
         now.graph,
         now.facts,

@@ -15,7 +15,7 @@ from pathlib import Path
 from jobs.control.facts import Departure, StageFacts, needed_keys
 from jobs.control.result_index import index_of
 from jobs.experiment.graph import Graph
-from jobs.store.attempts import AttemptFiles, attempt_seconds, claim_alive, modified_at, newest_checkpoint, seconds_since_begun_anew
+from jobs.store.attempts import AttemptFiles, attempt_seconds, claim_alive, modified_at, newest_checkpoint, seconds_since_restart
 from jobs.store.cancellations import Cancelled
 from jobs.store.layout import Layout, StageFolder
 from jobs.store.records import artifacts_present, attempt_numbers, read_claim, read_outcome, read_result
@@ -118,7 +118,7 @@ def read_attempts(folder: StageFolder, context: PassContext, gone: Collection[st
 
 def _read_records(folder: StageFolder, context: PassContext, departures: tuple[Departure, ...]) -> StageRecords:
     attempts = read_attempts(folder, context, frozenset(each.job for each in departures))
-    seconds = seconds_since_begun_anew([(each.claim, attempt_seconds(folder, each)) for each in attempts if each.claim])
+    seconds = seconds_since_restart([(each.claim, attempt_seconds(folder, each)) for each in attempts if each.claim])
     return StageRecords(attempts, departures, (), newest_checkpoint(folder) if attempts else 0.0, seconds)
 
 

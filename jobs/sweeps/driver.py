@@ -27,6 +27,7 @@ from ray import tune
 from jobs.errors import InternalError
 from jobs.experiment.config import at_once_of, resources_of
 from jobs.experiment.registry import SweepRegistry
+from jobs.signals import Interrupts
 from jobs.store.records import read_json, write_json
 from jobs.sweeps.ray.executor import fits, machines_of, needs_of
 from jobs.sweeps.records import (
@@ -126,13 +127,12 @@ class Driver:
     tell: Callable[[str], None]
     total: int
     ended: bool = False  # Tune was asked to end, with trials that go on later
-    _signals: int = 0
     _asked: StopLevel = StopLevel.none
     _since: float = 0.0
     _looked: float = 0.0
     _end_tune: Callable[[int, FrameType | None], Any] | None = None
     _renewed: bool = False
-    _former: dict[int, Any] = field(default_factory=dict)
+    _signals: Interrupts = field(default_factory=lambda: Interrupts(numbers=STOP_SIGNALS))
 
     def __post_init__(self) -> None:
         plain = self.tell
@@ -141,33 +141,29 @@ class Driver:
             try:
                 plain(line)
             except OSError:  # a pipe or a terminal that has closed: nobody listens any more, and an error would break Tune
-                self._signals = max(self._signals, 1)
+                if not self._signals.count:
+                    self._signals.note()
 
         self.tell = tell
 
     def __enter__(self) -> Driver:
         global _current
         _current = self
-        self._former = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        self._signals.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
         global _current
         _current = None
-        for number, former in self._former.items():
-            signal.signal(number, former)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._signals += 1
+        self._signals.__exit__(*error)
 
     def begin(self) -> None:
         """Tune has set its own handlers: keep the one that ends it, and hear its signals instead."""
         handler = signal.getsignal(TUNE_SIGNAL)
-        if not callable(handler) or handler == self._note:
+        if not callable(handler) or handler == self._signals.note:
             raise InternalError("Ray Tune hears no signal that ends it: this version is not known to work; see constraints.txt")
         self._end_tune = handler
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._note)
+        self._signals.install()
 
     def renew(self, trials: Sequence[Any]) -> None:
         """A launch lifts what is counted against trials."""
@@ -178,12 +174,12 @@ class Driver:
 
     def look(self, trials: Sequence[Any]) -> None:
         """Whether to stop, and whether all have stopped."""
-        if time.monotonic() - self._looked < LOOK_SECONDS and not (self._signals and not self._asked):
+        if time.monotonic() - self._looked < LOOK_SECONDS and not (self._signals.count and not self._asked):
             return
         self._looked = time.monotonic()
         if not self.ended and not _ray_lives():
             raise InternalError("Ray's process on this machine has died: the same command goes on")
-        wanted = max(stop_asked(self.sweep.folder), StopLevel(min(self._signals, StopLevel.hurry.value)))
+        wanted = max(stop_asked(self.sweep.folder), StopLevel(min(self._signals.count, StopLevel.hurry.value)))
         if wanted and not self._asked:
             ask_to_stop(self.sweep.folder)
             self._since = time.monotonic()

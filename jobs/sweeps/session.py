@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from jobs.errors import UsageError
 from jobs.experiment.config import Cluster
-from jobs.signals import signals_heard
+from jobs.signals import Interrupts
 from jobs.store.layout import Layout, valid_experiment_name
 from jobs.sweeps.driver_lock import complete, driver_of, driving, in_words, refusal
 from jobs.sweeps.records import (
@@ -152,12 +152,12 @@ class SweepLauncher:
         sweep, folder = replace(self.sweep, place=replace(self.sweep.place, code=code_facts(self.root))), self.sweep.folder
         with driving(folder) as turn:
             store_sweep(sweep)
-            with signals_heard() as asked:
+            with Interrupts() as interrupts:
                 from jobs.sweeps.driver import run_sweep
                 from jobs.sweeps.ray.cluster import ray_here
 
                 with ray_here(capacity_here(), self.root):
-                    turn.complete = run_sweep(sweep, tell=tell, heard=asked)
+                    turn.complete = run_sweep(sweep, tell=tell, heard=lambda: interrupts.count > 0)
         return turn.complete
 
     def submit(self) -> tuple[str, bool]:
@@ -271,8 +271,8 @@ def drive(sweep: Sweep, *, tell: Callable[[str], None]) -> bool:
     from jobs.sweeps.report.write import write_report
 
     with driving(sweep.folder, allocated=True) as turn:
-        with signals_heard() as asked, ray_joined():
-            turn.complete = run_sweep(sweep, tell=tell, heard=asked)
+        with Interrupts() as interrupts, ray_joined():
+            turn.complete = run_sweep(sweep, tell=tell, heard=lambda: interrupts.count > 0)
         for path in write_report(sweep).paths:
             tell(str(path))
     return turn.complete

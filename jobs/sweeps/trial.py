@@ -13,14 +13,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 from jobs.control.controller import Change, Desired, Event, Report, run_local
 from jobs.control.executor_protocol import NearbyExecutor
 from jobs.experiment.config import Experiment, OutlierRule
 from jobs.experiment.graph import Graph, Run, Slot, build_graph, canonical_json, seeds_of_slots
 from jobs.experiment.launched import Corpus
-from jobs.experiment.registry import Registry, StageCall, SweepRegistry
+from jobs.experiment.registry import Registry, StageArguments, StageCall, SweepRegistry
 from jobs.store.records import artifacts_present, read_json, read_result, write_json
 from jobs.store.scores import confusion_of
 from jobs.sweeps.records import DIGITS, FoldRecord, RunRecord, Sweep
@@ -59,8 +59,8 @@ class KeptOut:
     def calls(self, method: str, recipe: Any) -> Callable[[str, int], StageCall]:
         return self.registry.calls(method, recipe, validation=self.validation)
 
-    def run(self, stage: str, **asked: Any) -> Mapping[str, Any]:
-        return self.registry.run(stage, **asked)
+    def run(self, stage: str, **arguments: Unpack[StageArguments]) -> Mapping[str, Any]:
+        return self.registry.run(stage, **arguments)
 
 
 def fold_graph(

@@ -75,7 +75,7 @@ class Trial:
     def look(self) -> Report:
         return reconcile(self.desired, self.arrays)
 
-    def settle(self, seconds: float = 60.0, each: Callable[[Report], None] = lambda report: None) -> Report:
+    def settle(self, seconds: float = 180.0, each: Callable[[Report], None] = lambda report: None) -> Report:
         """Passes until nothing is left to do."""
         end = time.monotonic() + seconds
         while True:

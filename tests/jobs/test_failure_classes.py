@@ -111,7 +111,7 @@ def storm(slurm_session: Cluster, tmp_path_factory: pytest.TempPathFactory) -> I
     trial = Trial(tmp_path_factory.mktemp("storm"), BEHAVIOURS, seeds=len(BEHAVIOURS), site=LIMITED)
     found = Storm(trial, slurm_session)
     try:
-        trial.settle(150, found.strike)
+        trial.settle(400, found.strike)
         yield found
     finally:
         slurm_session.clear()

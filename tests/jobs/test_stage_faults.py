@@ -58,11 +58,11 @@ def test_a_missing_artifact_is_computed_again_although_slurm_let_its_reader_star
     (tapt,) = (trial.layout.stage(node.stage, key) for key, node in first.graph.nodes.items() if node.stage == "tapt")
     reader = first.in_flight[first.graph.runs[0].key].job
     slurm_cluster.run("scontrol", "hold", reader)
-    assert wait_until(lambda: read_result(tapt, tapt.path.name) is not None, 30)
+    assert wait_until(lambda: read_result(tapt, tapt.path.name) is not None, 60)
     (tapt.attempt(1).output / "sum.json").unlink()
-    assert wait_until(lambda: "Dependency" not in slurm_cluster.run("squeue", "-h", "-j", reader, "-o", "%r"), 20)
+    assert wait_until(lambda: "Dependency" not in slurm_cluster.run("squeue", "-h", "-j", reader, "-o", "%r"), 60)
     slurm_cluster.run("scontrol", "release", reader)
-    assert wait_until(lambda: slurm_cluster.run("squeue", "-h", "-j", reader, "-o", "%T") == "RUNNING", 20)
+    assert wait_until(lambda: slurm_cluster.run("squeue", "-h", "-j", reader, "-o", "%T") == "RUNNING", 60)
     assert trial.settle().complete
     assert attempt_numbers(tapt) == (1, 2)
     assert trial.starts(0) == 1
@@ -144,7 +144,7 @@ def test_a_queue_that_cannot_be_seen_or_lies_submits_nothing(
     """squeue fails: no pass, and no file touched. squeue is empty while a worker runs: its heartbeat holds the stage."""
     trial = Trial(tmp_path, {0: "stall:1"}, seeds=1)
     trial.look()
-    assert wait_until(lambda: trial.starts(0) == 1, 30)
+    assert wait_until(lambda: trial.starts(0) == 1, 60)
     trial.look()
     files = {path: path.stat().st_mtime_ns for path in trial.layout.submissions.rglob("*")}
     squeue = tmp_path / "bin" / "squeue"

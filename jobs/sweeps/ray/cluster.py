@@ -25,6 +25,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from jobs.errors import InternalError
+from jobs.signals import INTERRUPT_SIGNALS, install_handler, restored_handlers
 from jobs.worker.machine import Capacity
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
@@ -188,14 +189,10 @@ def _own_handlers(*, ignored: bool = False) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        for number in former if ignored else ():
-            signal.signal(number, signal.SIG_IGN)
+    with restored_handlers(INTERRUPT_SIGNALS):
+        if ignored:
+            install_handler(INTERRUPT_SIGNALS, signal.SIG_IGN)
         yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from jobs.worker.processes import die_with, end_child
+from jobs.signals import install_handler
+from jobs.worker.processes import die_with_parent, fork
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 PROBE_SECONDS = 10.0
@@ -59,7 +60,7 @@ def start(command: Sequence[str], environment: Mapping[str, str], *, output: Pat
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=None if sink is None else subprocess.STDOUT,
-            preexec_fn=partial(die_with, os.getpid(), signal.SIGKILL),
+            preexec_fn=partial(die_with_parent, os.getpid(), signal.SIGKILL),
         )
 
 
@@ -100,15 +101,9 @@ def run_as_init(command: Sequence[str]) -> int:
 
     Signals of Slurm that reach every process of a job do not end the table: whoever started it does.
     """
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, _ignore)  # not SIG_IGN, which the command would inherit
-    child = os.fork()
-    if child == 0:
-        try:
-            os.execvp(command[0], list(command))  # noqa: S606 - no shell is wanted
-        except OSError as error:
-            sys.stderr.write(f"{command[0]}: {error.strerror}\n")
-        end_child(127)
+    # Not SIG_IGN, which the command would inherit.
+    install_handler((signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1), lambda number, frame: None)
+    child = fork(lambda: _execute(command))
     while True:
         pid, status = os.waitpid(-1, 0)
         if pid == child:
@@ -116,8 +111,12 @@ def run_as_init(command: Sequence[str]) -> int:
             return code if code >= 0 else 128 - code
 
 
-def _ignore(*_: object) -> None:
-    return
+def _execute(command: Sequence[str]) -> int:
+    try:
+        os.execvp(command[0], list(command))  # noqa: S606 - no shell is wanted
+    except OSError as error:
+        sys.stderr.write(f"{command[0]}: {error.strerror}\n")
+    return 127
 
 
 if __name__ == "__main__":

@@ -25,11 +25,12 @@ from jobs.control.facts import Departure, InFlight, Phase
 from jobs.control.plan import critical_minutes
 from jobs.experiment.config import Resources, at_once_of
 from jobs.experiment.graph import Graph, Node
-from jobs.local.executor import LEAVE_SECONDS, REPOSITORY, Ended
+from jobs.local.executor import EXIT_SECONDS, REPOSITORY, Ended
 from jobs.store.layout import Layout
 from jobs.store.records import attempt_numbers, read_claim, read_result
 from jobs.sweeps.ray.task import STOPPED, Answer, Order, compute
-from jobs.worker.machine import Capacity, Needs, was_crowded, whole
+from jobs.worker.machine import Capacity, Needs, needs_here
+from jobs.worker.memory import was_crowded
 from jobs.worker.task import Workplace
 
 GRACE_SECONDS = 60.0  # for a checkpoint
@@ -137,7 +138,7 @@ class RayStages(NearbyExecutor):
             del self._held[key]
         ended: list[Ended] = []
         # Interrupted once, a worker of Ray asks for a checkpoint; a second time it kills; the third time it is killed itself.
-        for attempt, patience in enumerate((grace, LEAVE_SECONDS, LEAVE_SECONDS)):
+        for attempt, patience in enumerate((grace, EXIT_SECONDS, EXIT_SECONDS)):
             for held in self._held.values():
                 ray.cancel(held.task, force=attempt == 2, recursive=False)
             deadline = time.monotonic() + patience
@@ -148,7 +149,7 @@ class RayStages(NearbyExecutor):
     def close(self) -> None:
         """End what still runs."""
         if self._held and ray.is_initialized():
-            self.stop(grace=LEAVE_SECONDS)
+            self.stop(grace=EXIT_SECONDS)
         self._held.clear()
 
     def _new_job(self) -> str:
@@ -235,7 +236,7 @@ def needs_of(resources: Resources, machines: Iterable[Capacity], *, alone: bool 
 
     `alone`: it has run out of memory on a GPU that it shared.
     """
-    needs = max((whole(resources, machine) for machine in machines), key=lambda each: (each.gpus, each.cpus, each.memory_gb))
+    needs = max((needs_here(resources, machine) for machine in machines), key=lambda each: (each.gpus, each.cpus, each.memory_gb))
     share = max(1, at_once_of(resources)) if needs.gpus == 1 and not alone else 1
     return replace(needs, share=share)
 

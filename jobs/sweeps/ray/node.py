@@ -26,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jobs.errors import UsageError
+from jobs.signals import install_handler
 from jobs.slurm.client import SlurmClient
 from jobs.store.attempts import own_node
 from jobs.sweeps.ray import start as ray_start
@@ -57,14 +58,14 @@ def main(arguments: Sequence[str]) -> int:
         parser.error("name the driver's command after `--`")
     if "SLURM_JOB_ID" not in os.environ:
         parser.error("this is no Slurm job: `launch.py sweep` runs a sweep on this machine")
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, _note)  # the batch script has the driver told, by a file; not SIG_IGN, which children would inherit
+    # The batch script has the driver told, by a file. Not SIG_IGN, which children would inherit.
+    install_handler((signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT), _note)
     meeting = meeting_of(chosen.sweep, os.environ)
     if chosen.drive:
         return drive(meeting, chosen.drive, command)
     adopt_orphans()
     nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
-    own = Presence(own_node(), ray_start.own_addresses(os.environ), not chosen.own_start and _symmetric_here())
+    own = Presence(own_node(), ray_start.reachable_addresses(os.environ), not chosen.own_start and _symmetric_here())
     with private_folder() as temp:
         try:
             if os.environ.get("SLURM_PROCID", "0") != "0":

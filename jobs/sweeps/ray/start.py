@@ -20,6 +20,7 @@ from pathlib import Path
 from jobs.store.attempts import own_node
 from jobs.store.records import read_json, write_json, write_text
 from jobs.sweeps.ray.cluster import ADDRESS_VARIABLE, OBJECT_STORE_BYTES, ray_environment, without_foreign, write_token
+from jobs.worker.team_channel import LOOPBACK, is_loopback, own_addresses
 
 POLL_SECONDS = 0.25
 RAY = "from ray.scripts.scripts import main; main()"  # what the program `ray` does
@@ -90,23 +91,17 @@ def symmetric_run_known() -> bool:
 
 def all_symmetric(present: Sequence[Presence], nodes: int) -> bool:
     """Whether every node can call it. It takes a node for the first one by its address, so no two may have one in common."""
-    outward = [[address for address in each.addresses if not _loopback(address)] for each in present]
+    outward = [[address for address in each.addresses if not is_loopback(address)] for each in present]
     addresses = [address for own in outward for address in own]
     distinct = len(set(addresses)) == len(addresses) and all(outward)
     return len(present) == nodes and distinct and all(each.symmetric for each in present)
 
 
-def own_addresses(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Addresses of this machine, the best to be reached at first: as Slurm reaches it, as its name leads to it, as it reaches others."""
-    likely = [environment.get("SLURM_LAUNCH_NODE_IPADDR", "")]
-    for name in (own_node(), socket.gethostname()):
-        with contextlib.suppress(OSError):
-            likely += socket.gethostbyname_ex(name)[2]
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))  # sends nothing: asks which address leads outwards (RFC 5737)
-        likely.append(probe.getsockname()[0])
+def reachable_addresses(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Addresses of this machine, the one by which Slurm reaches it first, loopback addresses last."""
+    likely = (environment.get("SLURM_LAUNCH_NODE_IPADDR", ""), *own_addresses())
     own = [address for address in dict.fromkeys(filter(None, likely)) if _is_own(address)]
-    return tuple(sorted(own, key=_loopback)) or ("127.0.0.1",)
+    return tuple(sorted(own, key=is_loopback)) or (LOOPBACK,)
 
 
 def free_ports(host: str, count: int) -> list[int]:
@@ -130,10 +125,6 @@ def _is_own(address: str) -> bool:
         probe.bind((address, 0))
         return True
     return False
-
-
-def _loopback(address: str) -> bool:
-    return address.startswith("127.")
 
 
 def _number(text: str) -> int:

@@ -159,7 +159,8 @@ def test_what_the_experiment_says_otherwise_than_its_file_is_repeated(tmp_path: 
     for folder in ("experiment", "site"):
         (tmp_path / folder).mkdir()
     (tmp_path / "site" / "default.yaml").write_text("{}\n")
-    (tmp_path / "experiment" / "exp.yaml").write_text("name: exp\ncorpus: demo\nseeds: 3\nrecipe: {ptapt: {steps: 20}}\n")
+    stated = "name: exp\ncorpus: demo\nmethods: [vft, ptapt]\nseeds: 3\nrecipe: {ptapt: {steps: 20}}\n"
+    (tmp_path / "experiment" / "exp.yaml").write_text(stated)
     asked = ["seeds=4", "recipe.ptapt.steps=7", "recipe.cluster.counts=[8,9]", 'folds=["03"]', "sweep.seeds=3", "resources.ptapt.gpus=0"]
     given = [
         resolved_values(load_experiment("exp", overrides, configs=tmp_path, recipe_schema=Recipe))

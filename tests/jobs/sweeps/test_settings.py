@@ -25,7 +25,7 @@ def configs(tmp_path: Path) -> Path:
 
 
 def _load(configs: Path, *overrides: str) -> Experiment:
-    return load_experiment("small", overrides, configs=configs, recipe_schema=Recipe)
+    return load_experiment("small", overrides, configs=configs, recipe_schema=Recipe, methods=("vft", "tapt", "ptapt"))
 
 
 def test_defaults_and_layers(configs: Path) -> None:
@@ -115,7 +115,7 @@ def test_keys_are_flat_however_deep_they_were_written() -> None:
         ("sweep.resources.memory_gb=0", "sweep.resources.memory_gb out of range: 0; allowed: more than 0"),
         ("sweep.resources.minutes=0", "sweep.resources.minutes out of range"),
         ("sweep.counts=[a]", "sweep.counts[0] in KEY=VALUE"),
-        ("sweep.counts=16", "sweep.counts in KEY=VALUE: a list is wanted, in brackets"),
+        ("sweep.counts=16", "sweep.counts in KEY=VALUE: expected a list in brackets"),
         ("sweep=null", "sweep in KEY=VALUE"),
         ("sweep=[1]", "KEY=VALUE"),
         ("sweep.settings=[1]", "sweep.settings: write keys of the recipe"),
