@@ -372,17 +372,17 @@ def _session(launched: Launched, *, new: bool = False, patient: bool = True) -> 
 def _launch_sweep(arguments: list[str], cluster: str | None, data: Path, results: Path, *, dry_run: bool) -> SweepLauncher:
     """A sweep to launch. Everything that can be checked before it starts is checked here."""
     from jobs.store.layout import Layout
-    from jobs.sweeps.preflight import check_sweep, points_of, require_ray
+    from jobs.sweeps.preflight import check_sweep, require_ray
     from jobs.sweeps.records import Sweep
     from jobs.sweeps.session import SweepLauncher
-    from jobs.sweeps.space import space_of
+    from jobs.sweeps.space import listed_points, space_of
     from jobs.sweeps.trial import sweep_digest
     from ser_core.registry import REGISTRY
     from ser_core.settings import resolve_checkpoints
 
     experiment = _experiment(arguments, cluster, "sweep")
     space = space_of(experiment)
-    points_of(experiment, space)  # checked before a corpus is prepared: it needs none
+    listed_points(experiment)  # checks that need no corpus come before one is prepared
     require_ray(experiment.sweep.search)
     resolve_checkpoints(experiment.recipe, (Path.cwd(), ROOT))
     corpus, layout = _corpus(experiment, data, dry_run), Layout(results.resolve(), experiment.name)

@@ -19,6 +19,7 @@ from ser_core.models.identity import backbone_identity, wav2vec_identity
 from ser_core.models.shapes import expected_shape, state_count
 from ser_core.parallel.team import Team
 from ser_core.settings import Recipe
+from ser_core.sweep import stage_proxies
 
 METHODS = ("vft", "tapt", "ptapt")
 
@@ -146,6 +147,10 @@ class SpeechRegistry:
         labels = [manifest.class_index(utterance) for utterance in utterances]
         found = agreement_by_k([utterance.id for utterance in utterances], labels, clusters)
         return {"k": {str(k): {"purity": each.purity, "nmi": each.nmi} for k, each in found.items()}}
+
+    def stage_proxies(self, stage: str, settings: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """The proxies in the metrics of a finished stage (`ser_core.sweep`)."""
+        return stage_proxies(stage, settings, metrics)
 
     def check(self, recipe: Recipe) -> None:
         """Raise InputError with one line per value that is out of range."""

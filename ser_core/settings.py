@@ -10,7 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from ser_core.sweep import P_TAPT, SweptMethod
 
 
 class Pooling(Enum):
@@ -188,6 +190,8 @@ class ExecutionSettings:
 @dataclass
 class Recipe:
     """The settings of the stages of all methods."""
+
+    swept: ClassVar[SweptMethod] = P_TAPT  # the method whose settings `sweep` searches
 
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
     features: FeatureSettings = field(default_factory=FeatureSettings)

@@ -42,11 +42,11 @@ def write_csv_tables(
 ) -> bool:
     """Write and print tables of the runs in a CSV file. Returns whether every run has a result."""
     from jobs.experiment.config import Policy
-    from jobs.tables.collect import FORMATS, collect_foreign
+    from jobs.tables.collect import FORMATS, collect_csv
     from jobs.tables.published import load_published
 
     policy, published = Policy(), load_published(published_file, None)
-    written = collect_foreign(
+    written = collect_csv(
         source,
         published,
         rule=rule or policy.outliers,

@@ -68,13 +68,13 @@ def run_on_slurm(launcher: SweepLauncher, *, wait: bool) -> bool:
         print_lines(trial_lines(seen, records, len(launcher.sweep.folds)))
         seen.update({record.trial: record for record in records})
 
-    ended = launcher.wait(tell=tell, told=lambda sentence: print_lines([f"{launcher.name}: {sentence}"]))
+    ended = launcher.wait(on_trials=tell, on_state=lambda sentence: print_lines([f"{launcher.name}: {sentence}"]))
     if ended is None:
         note(f"job {job} keeps running: {look} shows its state, `python launch.py sweep {launcher.name} --cancel` ends it")
         return False
     found = _print_report(launcher)
     if not ended:
-        note(launcher.standing().sentence)
+        note(launcher.status().sentence)
     return found and ended
 
 
@@ -95,22 +95,22 @@ def drive(folder: Path) -> bool:
 
 def show(launcher: SweepLauncher, *, as_json: bool) -> None:
     """Print the report so far and the state of the sweep."""
-    standing = launcher.standing()
+    status = launcher.status()
     report = launcher.report()
     if as_json:
         from jobs.sweeps.report.as_json import to_json
 
-        value = {**to_json(report.summary, report.choice), "standing": standing.state, "job": standing.job}
+        value = {**to_json(report.summary, report.choice), "standing": status.state, "job": status.job}
         say(json.dumps(value, indent=1))
         return
     _print(report)
-    say(standing.sentence)
+    say(status.sentence)
 
 
 def cancel(launcher: SweepLauncher) -> None:
     """Cancel a sweep until it is launched again."""
     print_lines(launcher.cancel())
-    if launcher.standing().state != "complete":
+    if launcher.status().state != "complete":
         say(f"`{launcher.command}` with the same settings resumes")
 
 

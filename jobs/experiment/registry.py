@@ -116,10 +116,62 @@ class Registry(Protocol):
         """
 
 
+class ProxyColumn(Protocol):
+    """A proxy of a point's score that is known before fine-tuning, as a column of the tables of a sweep."""
+
+    @property
+    def name(self) -> str:
+        """Its key in JSON and CSV."""
+
+    @property
+    def heading(self) -> str:
+        """Its heading in a table."""
+
+    @property
+    def per_count(self) -> bool:
+        """Whether there is one value per cluster count, rather than one per set of counts."""
+
+    @property
+    def decimals(self) -> int:
+        """Decimals in a table."""
+
+
+class SweptMethod(Protocol):
+    """The method whose settings a sweep searches: the class attribute `swept` of a recipe schema."""
+
+    @property
+    def name(self) -> str:
+        """A name in `Registry.methods`."""
+
+    @property
+    def label(self) -> str:
+        """Its name in captions."""
+
+    @property
+    def counts(self) -> str:
+        """Key of the recipe with the set of cluster counts."""
+
+    @property
+    def counts_stage(self) -> str:
+        """The stage that is computed once per cluster count and divides the frames of its upstream stage."""
+
+    @property
+    def path_keys(self) -> Sequence[str]:
+        """Last part of the keys of the recipe whose value may be a path."""
+
+    @property
+    def proxies(self) -> Sequence[ProxyColumn]:
+        """In the order of the tables."""
+
+    @property
+    def proxies_caption(self) -> Sequence[str]:
+        """Sentences that explain them."""
+
+
 class SweepRegistry(Registry, Protocol):
     """A registry whose runs can be scored on speakers of the training folds, so that settings are chosen without the held-out fold.
 
-    Stages that are trained for such a run never read a recording of these speakers, nor of the held-out fold.
+    The stages of such a run never read a recording of these speakers for training, nor any recording of the held-out fold.
     """
 
     def calls(self, method: str, recipe: Any, validation: Mapping[str, Sequence[str]] | None = None) -> Callable[[str, int], StageCall]:
@@ -132,10 +184,13 @@ class SweepRegistry(Registry, Protocol):
         """The speakers that runs of a fold are scored on. Raises an error with one line for the user where none are left."""
 
     def training_frames(self, corpus: Path, recipe: Any, fold: str, validation: Sequence[str]) -> int:
-        """How many frames are clustered for a fold: no more clusters can be asked for."""
+        """Number of frames that are clustered for a fold: the largest possible cluster count."""
 
     def proxies(self, corpus: Path, fold: str, validation: Sequence[str], clusters: Mapping[int, Path]) -> Mapping[str, Any]:
-        """What clusters have to do with the labels, by their number: `{"k": {"16": {"purity": 0.31, "nmi": 0.05}}}`.
+        """How the clusters agree with the labels, by cluster count: `{"k": {"16": {"purity": 0.31}}}`.
 
-        `clusters`: number -> folder with the artifacts of its stage.
+        `clusters`: cluster count -> folder with the artifacts of its stage.
         """
+
+    def stage_proxies(self, stage: str, settings: Mapping[str, Any], metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The proxies in the metrics of a finished stage: `{"k": {"16": {...}}}` of a stage per cluster count, `{name: ...}` of others."""

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 from jobs.experiment.config import Experiment, Policy, StageResources
 from jobs.experiment.graph import MAX_SLOTS
@@ -27,6 +27,7 @@ from jobs.store.layout import Layout
 from jobs.sweeps.records import Sweep, store_sweep
 from jobs.sweeps.trial import sweep_digest
 from jobs.worker.task import Workplace
+from ser_core.sweep import P_TAPT, SweptMethod, stage_proxies
 from tests.jobs.fake_registry import FakeCall, FakeStopError, _behave, _note, make_corpus, read_digest
 
 NAME = "tests.jobs.sweeps.fake_registry:REGISTRY"
@@ -55,6 +56,7 @@ class Recipe:
     ptapt: Ptapt = field(default_factory=Ptapt)
     failing: dict[str, str] = field(default_factory=dict)  # no part of the identity
     seconds: float = 0.0  # likewise: that every stage takes
+    swept: ClassVar[SweptMethod] = P_TAPT
 
 
 class FakeSweepRegistry:
@@ -100,6 +102,9 @@ class FakeSweepRegistry:
                 raise ValueError(f"{folder} is not of {k} clusters")
             _note(corpus / "proxies" / f"{k}-{fold}")
         return {"k": {str(k): {"purity": 1 - 1 / k, "nmi": 1 / k} for k in clusters}}
+
+    def stage_proxies(self, stage: str, settings: Mapping[str, Any], metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+        return stage_proxies(stage, settings, metrics)
 
     def run(self, stage: str, **arguments: Unpack[StageArguments]) -> Mapping[str, Any]:
         """Hand on what is known of the point, or behave as the recipe says."""
