@@ -48,7 +48,7 @@ lint: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	$(RUN) tools/structure.py
+	$(RUN) tools/structure.py --check
 
 format: setup
 	$(VENV)/bin/ruff check --fix .

@@ -1,7 +1,7 @@
-"""`doctor`: what this machine and this site can do, asked of them rather than of the user. Collects; jobs.commands.doctor_checks judges.
+"""`doctor`: collect facts about this machine and the Slurm site; jobs.commands.doctor_checks judges them.
 
-On Slurm a probe job of one minute, asked for as the controller's links are, says what only a compute node can: whether it sees the results
-folder, and whether it may submit jobs.
+On Slurm a probe job of one minute, submitted with the options of a controller job, tests on a compute node whether the results folder is
+visible there and whether compute nodes may submit jobs.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ from jobs.slurm.client import SlurmClient
 from jobs.slurm.script import LinkJob, launcher_python, parameters, render_script
 from jobs.store.layout import Layout
 from jobs.store.records import create_json, read_json, write_json
+from jobs.text import one_line
 
-PROBE_SECONDS = 60.0  # for which its start is waited for
-LAG_SECONDS = 10.0  # for which a shared folder may hide the answer of a job that has ended
-LOOK_AGAIN_SECONDS = 0.5
+PROBE_SECONDS = 60.0  # waited for the probe job to start
+LAG_SECONDS = 10.0  # for which a shared file system may not show the answer of an ended job
+POLL_SECONDS = 0.5
 TORCH_SECONDS = 180.0
 COMMANDS = ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "srun")
 TORCH = """
@@ -54,7 +55,7 @@ names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())
 nccl = there and d.is_nccl_available()
 print(json.dumps([torch.__version__, torch.version.cuda or "", names, nccl, there and d.is_gloo_available()]))
 """
-# Runs on a compute node, with the standard library alone: ANSWER is renamed into place, so that it is whole or absent.
+# Executed on a compute node, standard library only; answer.json is renamed into place, so that it is complete or absent.
 PROBE = """
 import json, os, socket, subprocess, sys, tempfile
 folder = os.path.dirname(os.path.abspath(__file__))
@@ -87,7 +88,7 @@ def examine(
     probe_seconds: float = PROBE_SECONDS,
     tell: Callable[[str], None] = lambda text: None,
 ) -> tuple[Check, ...]:
-    """All checks of this machine and, given an experiment with its site profile, of Slurm. `tell` hears what takes long."""
+    """All checks of this machine and, given an experiment with its site profile, of Slurm. `tell` gets a line before what takes long."""
     slurm = experiment is not None
     checks = judge_python(collect_python(source / "constraints.txt", source / "requirements.txt"))
     checks += judge_torch(collect_torch(), slurm=slurm)
@@ -95,18 +96,18 @@ def examine(
     checks += judge_folder(folder, slurm=slurm)
     if experiment is None:
         return tuple(checks)
-    asked = client or SlurmClient()
-    facts = collect_slurm(asked, experiment.slurm)
+    client = client or SlurmClient()
+    facts = collect_slurm(client, experiment.slurm)
     checks += judge_slurm(facts, experiment.slurm, experiment.policy)
     if not facts.missing and not facts.error and not folder.error:
         tell(f"a probe job of one minute; waiting at most {probe_seconds:.0f} s for it")
         cron = cron_line(Layout(results, "EXPERIMENT"), folder=source, environment=cron_environment())
-        checks += judge_probe(probe(asked, experiment.slurm, results, seconds=probe_seconds), cron)
+        checks += judge_probe(probe(client, experiment.slurm, results, seconds=probe_seconds), cron)
     return tuple(checks)
 
 
 def cron_environment() -> dict[str, str]:
-    """What cron lacks and Slurm's commands need here."""
+    """Environment that Slurm's commands need here and cron does not set."""
     found: dict[str, str] = {}
     place = shutil.which("sbatch")
     if place is not None and str(Path(place).parent) not in ("/usr/bin", "/bin"):
@@ -117,7 +118,7 @@ def cron_environment() -> dict[str, str]:
 
 
 def collect_python(constraints: Path, requirements: Path) -> PythonFacts:
-    """Installed packages beside those that the files name; a file that is missing names none."""
+    """Installed packages, and those that the files pin or require; a missing file names none."""
     wanted = dict(re.findall(r"^([A-Za-z0-9_.-]+)==(\S+)", _text(constraints), re.MULTILINE))
     needed = frozenset(re.findall(r"^([A-Za-z0-9_.-]+)", _text(requirements), re.MULTILINE))
     found: dict[str, str] = {}
@@ -131,31 +132,31 @@ def collect_python(constraints: Path, requirements: Path) -> PythonFacts:
 
 
 def collect_torch() -> TorchFacts:
-    """torch, imported elsewhere: it takes seconds and much memory."""
+    """torch, imported in a separate process because it takes seconds and much memory."""
     try:
         done = subprocess.run([sys.executable, "-c", TORCH], capture_output=True, text=True, timeout=TORCH_SECONDS, check=False)
         version, cuda, gpus, nccl, gloo = json.loads(done.stdout.strip().splitlines()[-1])
     except subprocess.TimeoutExpired:
         return TorchFacts(error=f"importing torch takes more than {TORCH_SECONDS:.0f} s")
     except (ValueError, IndexError):
-        return TorchFacts(error=f"torch cannot be imported: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
+        return TorchFacts(error=f"torch cannot be imported: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
     return TorchFacts(version, cuda, tuple(gpus), nccl, gloo)
 
 
 def collect_folder(results: Path, mounts: Path = Path("/proc/mounts")) -> FolderFacts:
-    """What records need, done once in a folder of its own that is removed again."""
+    """The file operations that records need, tried in a temporary folder."""
     path = results.resolve()
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=path) as name:
             folder = Path(name)
-            begun, clock = time.monotonic(), time.time()
+            start, clock = time.monotonic(), time.time()
             write_json(folder / "renamed.json", {})
             linked = create_json(folder / "linked.json", {})
             again = create_json(folder / "linked.json", {})
-            seconds = time.monotonic() - begun
+            seconds = time.monotonic() - start
             skew = (folder / "renamed.json").stat().st_mtime - (clock + seconds / 2)
-        error = "" if linked and not again else "hard links do not tell who was first"
+        error = "" if linked and not again else "a second hard link to the same name does not fail"
         free = float(shutil.disk_usage(path).free)
     except OSError as problem:
         return FolderFacts(str(path), error=f"{problem.strerror or problem}")
@@ -163,7 +164,7 @@ def collect_folder(results: Path, mounts: Path = Path("/proc/mounts")) -> Folder
 
 
 def file_system(path: Path, mounts: str) -> str:
-    """Type of the file system that a path lies on, by the text of /proc/mounts; "" if that does not say."""
+    """Type of the file system of a path, by the text of /proc/mounts; "" if unknown. Pure."""
     best, kind = -1, ""
     for line in mounts.splitlines():
         fields = line.split()
@@ -176,7 +177,7 @@ def file_system(path: Path, mounts: str) -> str:
 
 
 def collect_slurm(client: SlurmClient, site: SlurmSite) -> SlurmFacts:
-    """What Slurm's commands say of the site, and whether it would take a small job as the profile asks for it."""
+    """Properties of the site by Slurm's commands, and whether sbatch would accept a small job with the profile's options."""
     missing = tuple(name for name in COMMANDS if shutil.which(name) is None)
     if missing:
         return SlurmFacts(missing=missing)
@@ -216,7 +217,7 @@ def read_partitions(shown: str, resources: str) -> tuple[Partition, ...]:
 
 
 def read_minutes(text: str) -> int:
-    """Minutes of Slurm's `D-HH:MM:SS`, rounded down; 0 for UNLIMITED, NONE and what cannot be read."""
+    """Minutes of Slurm's `D-HH:MM:SS`, rounded down; 0 for UNLIMITED, NONE and unknown text."""
     found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
     if found is None:
         return 0
@@ -227,7 +228,7 @@ def read_minutes(text: str) -> int:
 def probe(
     client: SlurmClient, site: SlurmSite, results: Path, *, seconds: float = PROBE_SECONDS, lag_seconds: float = LAG_SECONDS
 ) -> ProbeFacts:
-    """Send a job to a compute node and wait for its answer in the results folder; gone afterwards, whatever happens."""
+    """Submit the probe job and wait for its answer in the results folder. Job and files are always removed."""
     token = secrets.token_hex(6)
     folder = results.resolve() / f".doctor-{token}"
     job = _probe_job(site, folder, token)
@@ -249,7 +250,7 @@ def probe(
 
 
 def _submit_probe(client: SlurmClient, job: LinkJob, site: SlurmSite, folder: Path) -> str:
-    """Why there is no probe job; "" if there is one, or may be."""
+    """Error of the submission; "" if the job was, or may have been, submitted."""
     from jobs.slurm.parse import Refusal
     from jobs.slurm.submissions import call_sbatch
 
@@ -261,9 +262,9 @@ def _submit_probe(client: SlurmClient, job: LinkJob, site: SlurmSite, folder: Pa
 
 
 def _await_answer(client: SlurmClient, name: str, folder: Path, token: str, seconds: float, lag_seconds: float) -> ProbeFacts:
-    begun, gone, started = time.monotonic(), 0.0, False
+    submitted, gone, started = time.monotonic(), 0.0, False
     while True:
-        waited = time.monotonic() - begun
+        waited = time.monotonic() - submitted
         answer = read_json(folder / "answer.json")
         if answer is not None:
             sees, submits = answer.get("token") == token, answer.get("submits") is True
@@ -272,19 +273,19 @@ def _await_answer(client: SlurmClient, name: str, folder: Path, token: str, seco
             states = [element.state for element in client.queue(name=name, patient=False)]
             started = started or any(state != "PENDING" for state in states)
             gone = 0.0 if states else gone or waited
-        except SlurmUnavailableError:  # an answer may come all the same
+        except SlurmUnavailableError:  # the job may still answer
             states = ["?"]
         if gone and waited - gone > lag_seconds:
-            return ProbeFacts("", True, True, waited, log=" ".join(_text(folder / "probe.out").split())[-300:])
+            return ProbeFacts("", True, True, waited, log=one_line(_text(folder / "probe.out"))[-300:])
         if not gone and waited > seconds:
             return ProbeFacts("", started, False, waited)
-        time.sleep(LOOK_AGAIN_SECONDS)
+        time.sleep(POLL_SECONDS)
 
 
 def _cancel(client: SlurmClient, name: str) -> None:
     try:
         client.cancel_named(name)
-    except UsageError:  # it ends within a minute by itself
+    except (SlurmUnavailableError, UsageError):  # it ends within a minute by itself
         return
 
 
@@ -323,14 +324,14 @@ def _text(file: Path) -> str:
 
 
 def cron_line(layout: Layout, *, folder: Path, python: str = sys.executable, environment: Mapping[str, str] | None = None) -> str:
-    """What to put into a crontab where no controller can run inside Slurm. UsageError for a path that a crontab cannot hold.
+    """Crontab line that makes passes where no controller can run inside Slurm. UsageError for a path that a crontab cannot contain.
 
-    `environment`: what cron lacks, such as PATH where Slurm's commands lie elsewhere, and SLURM_CONF.
+    `environment`: variables that cron does not set, such as PATH of Slurm's commands and SLURM_CONF.
     """
-    words = [f"{name}={shlex.quote(value)}" for name, value in (environment or {}).items()]
+    assignments = [f"{name}={shlex.quote(value)}" for name, value in (environment or {}).items()]
     command = [python, "launch.py", "reconcile", layout.experiment, "--results", str(layout.root.resolve())]
     log = layout.logs.resolve() / "cron.out"
-    line = f"cd {shlex.quote(str(folder.resolve()))} && {' '.join([*words, shlex.join(command)])} >>{shlex.quote(str(log))} 2>&1"
+    line = f"cd {shlex.quote(str(folder.resolve()))} && {' '.join([*assignments, shlex.join(command)])} >>{shlex.quote(str(log))} 2>&1"
     if "\n" in line or "\r" in line:
-        raise UsageError(f"{folder}, {layout.root}: a crontab cannot hold a line break")
-    return f"*/10 * * * * {line}".replace("%", "\\%")  # cron takes a bare % for the end of the line
+        raise UsageError(f"{folder}, {layout.root}: a crontab cannot contain a line break")
+    return f"*/10 * * * * {line}".replace("%", "\\%")  # an unescaped % ends the line in cron

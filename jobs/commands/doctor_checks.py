@@ -1,6 +1,6 @@
-"""What `doctor` makes of what it found: one line a fact, and what to do about it. Pure.
+"""The checks of `doctor`, judged by collected facts: one line each, with advice. Pure.
 
-A problem keeps experiments from running; a note is worth knowing: something runs slower, is not looked after, or is not known.
+A problem keeps experiments from running. A note does not: something is slower, has no controller, or is unknown.
 """
 
 from __future__ import annotations
@@ -11,21 +11,22 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from jobs.experiment.config import Policy, SlurmSite
+from jobs.text import counted
 
 PYTHON = (3, 11)
-LITTLE_BYTES = 20e9  # checkpoints and features of one experiment
-NO_BYTES = 1e9
-SLOW_SECONDS = 0.5  # one small file written, flushed, linked and renamed
-SKEW_NOTE = 2.0  # seconds between this clock and the file system's
-SKEW_PROBLEM = 30.0  # the heartbeat of a claim is compared with the clock
+LOW_BYTES = 20e9  # free; checkpoints and features of one experiment need tens of GB
+FULL_BYTES = 1e9
+SLOW_SECONDS = 0.5  # for writing, flushing, linking and renaming one small file
+SKEW_NOTE = 2.0  # seconds between the clocks of this machine and of the file system
+SKEW_PROBLEM = 30.0  # heartbeats of claims are compared with the local clock
 SHARED_SYSTEMS = re.compile(
     r"nfs|lustre|gpfs|beegfs|cephfs|\bceph\b|pvfs|orangefs|panfs|smb|cifs|weka|vast|daos|juicefs|glusterfs|9p|afs|wekafs"
 )
-SHORT_KILL_WAIT = 10
+SHORT_KILL_WAIT = 10  # seconds
 
 
 class Verdict(Enum):
-    """How a fact is meant."""
+    """Severity of a check."""
 
     ok = "ok"
     note = "note"
@@ -44,7 +45,7 @@ class Check:
 
 @dataclass(frozen=True)
 class PythonFacts:
-    """The interpreter and the packages, as they are and as they are pinned."""
+    """The interpreter, and packages installed and pinned."""
 
     version: tuple[int, int, int]
     wanted: Mapping[str, str]  # package -> pinned version
@@ -54,10 +55,10 @@ class PythonFacts:
 
 @dataclass(frozen=True)
 class TorchFacts:
-    """torch, asked in a process of its own."""
+    """torch, imported in a separate process."""
 
     version: str = ""
-    cuda: str = ""  # version that it was built for
+    cuda: str = ""  # version it was built for
     gpus: tuple[str, ...] = ()
     nccl: bool = False
     gloo: bool = False
@@ -71,14 +72,14 @@ class FolderFacts:
     path: str
     kind: str = ""  # type of the file system
     free: float = 0.0  # bytes
-    error: str = ""  # of writing, linking, renaming
-    seconds: float = 0.0  # that it took
+    error: str = ""  # of writing, linking or renaming a file
+    seconds: float = 0.0  # taken by that
     skew: float = 0.0  # of the file system's clock against this machine's
 
 
 @dataclass(frozen=True)
 class Partition:
-    """One partition."""
+    """One Slurm partition."""
 
     name: str
     default: bool
@@ -90,39 +91,38 @@ class Partition:
 
 @dataclass(frozen=True)
 class SlurmFacts:
-    """What Slurm says of the site."""
+    """Properties of the site, as Slurm's commands report them."""
 
-    missing: tuple[str, ...] = ()  # commands
-    error: str = ""  # why nothing more is known
+    missing: tuple[str, ...] = ()  # commands not in PATH
+    error: str = ""  # of the first query; then the rest is unknown
     version: str = ""
     config: Mapping[str, str] = field(default_factory=dict)
     partitions: tuple[Partition, ...] = ()
     submit_limit: int = 0
     accounting: bool = False  # sacct answers
-    accepted: tuple[bool, str] = (True, "")  # a job as the profile asks for it
+    accepted: tuple[bool, str] = (True, "")  # whether a small job with the profile's options would be, and sbatch's message
     accepted_without_memory: bool = True
 
 
 @dataclass(frozen=True)
 class ProbeFacts:
-    """What a small job found on a compute node."""
+    """Result of the probe job on a compute node."""
 
-    submitted: str = ""  # why there was no job
+    submitted: str = ""  # error of the submission; "": submitted
     started: bool = False
     ended: bool = False  # it has left the queue
     waited: float = 0.0
-    host: str = ""  # of its answer
-    sees_files: bool = False  # it read what was written here
+    host: str = ""  # that answered
+    sees_files: bool = False  # it read the file written here
     submits: bool = False
-    said: str = ""  # by sbatch there
+    said: str = ""  # message of sbatch there
     log: str = ""  # last lines of the job's output
 
 
 def judge_python(facts: PythonFacts) -> list[Check]:
     """Interpreter and packages."""
     shown = ".".join(map(str, facts.version))
-    fine = facts.version[:2] >= PYTHON
-    checks = [Check("python", Verdict.ok, shown) if fine else Check("python", Verdict.problem, shown, "Python 3.11 or newer is needed")]
+    checks = [_ok("python", shown) if facts.version[:2] >= PYTHON else _problem("python", shown, "Python 3.11 or newer is needed")]
     missing = sorted(name for name in facts.needed if name not in facts.found)
     other = [
         f"{name} {facts.found[name]} (pinned {wanted})"
@@ -130,91 +130,73 @@ def judge_python(facts: PythonFacts) -> list[Check]:
         if facts.found.get(name, wanted) != wanted
     ]
     if missing:
-        checks.append(Check("packages", Verdict.problem, f"missing: {', '.join(missing)}", "run `make setup`"))
+        checks.append(_problem("packages", f"missing: {', '.join(missing)}", "run `make setup`"))
     if other:
-        checks.append(
-            Check("packages", Verdict.note, "other versions than pinned: " + ", ".join(other), "`make setup` installs the pinned ones")
-        )
-    if not missing and not other:
-        checks.append(Check("packages", Verdict.ok, f"{len(facts.found)} as pinned"))
-    return checks
+        checks.append(_note("packages", f"other versions than pinned: {', '.join(other)}", "`make setup` installs the pinned ones"))
+    return checks if missing or other else [*checks, _ok("packages", f"{len(facts.found)} as pinned")]
 
 
 def judge_torch(facts: TorchFacts, *, slurm: bool) -> list[Check]:
-    """torch's build, GPUs, communication. On a login node the absence of GPUs says nothing."""
+    """torch's build, GPUs and communication backends. On a login node (`slurm`) the absence of GPUs is no problem."""
     if facts.error:
-        return [Check("torch", Verdict.problem, facts.error, "run `make setup`")]
-    checks = [Check("torch", Verdict.ok, f"{facts.version}, {f'built for CUDA {facts.cuda}' if facts.cuda else 'built for CPUs only'}")]
+        return [_problem("torch", facts.error, "run `make setup`")]
+    checks = [_ok("torch", f"{facts.version}, {f'built for CUDA {facts.cuda}' if facts.cuda else 'built for CPUs only'}")]
     if facts.gpus:
-        checks.append(Check("gpus", Verdict.ok, f"{len(facts.gpus)}: {', '.join(sorted(set(facts.gpus)))}"))
+        checks.append(_ok("gpus", f"{len(facts.gpus)}: {', '.join(sorted(set(facts.gpus)))}"))
     elif slurm:
-        advice = "" if facts.cuda else "make setup TORCH=torch==VERSION with a CUDA build, if compute nodes have GPUs"
-        checks.append(
-            Check("gpus", Verdict.note if not facts.cuda else Verdict.ok, "none on this machine; compute nodes may have some", advice)
-        )
+        text = "none on this machine; compute nodes may have some"
+        build = "make setup TORCH=torch==VERSION with a CUDA build, if compute nodes have GPUs"
+        checks.append(_ok("gpus", text) if facts.cuda else _note("gpus", text, build))
     else:
-        checks.append(Check("gpus", Verdict.note, "none: stages run on the CPU", "use small experiments, or a machine with GPUs"))
+        checks.append(_note("gpus", "none: stages run on the CPU", "use small experiments, or a machine with GPUs"))
     if facts.nccl:
-        checks.append(Check("communication", Verdict.ok, "NCCL for GPUs" + (", gloo for CPUs" if facts.gloo else "")))
+        checks.append(_ok("communication", "NCCL for GPUs" + (", gloo for CPUs" if facts.gloo else "")))
+    elif facts.gloo and facts.cuda:
+        needed = "install a torch build with NCCL: stages on several GPUs need it"
+        checks.append(_problem("communication", "gloo for CPUs, no NCCL", needed))
     elif facts.gloo:
-        wanted = bool(facts.cuda)
-        advice = "install a torch build with NCCL: stages on several GPUs need it" if wanted else ""
-        checks.append(Check("communication", Verdict.problem if wanted else Verdict.ok, "gloo for CPUs, no NCCL", advice))
+        checks.append(_ok("communication", "gloo for CPUs, no NCCL"))
     else:
-        checks.append(
-            Check("communication", Verdict.note, "neither NCCL nor gloo: a stage is one process", "install another build of torch")
-        )
+        checks.append(_note("communication", "neither NCCL nor gloo: a stage is one process", "install another build of torch"))
     return checks
 
 
 def judge_folder(facts: FolderFacts, *, slurm: bool) -> list[Check]:
-    """Space, writing, clock, and whether other machines are likely to see it."""
-    name = "results"
+    """The results folder: free space, writing, clock, and whether its file system is shared."""
     if facts.error:
-        return [Check(name, Verdict.problem, f"{facts.path}: {facts.error}", "choose another folder: --results DIR or SER_GRID_RESULTS")]
-    checks: list[Check] = []
+        return [_problem("results", f"{facts.path}: {facts.error}", "choose another folder: --results DIR or SER_GRID_RESULTS")]
     space = f"{facts.path}: {facts.free / 1e9:.1f} GB free"
-    if facts.free < LITTLE_BYTES:
-        verdict = Verdict.problem if facts.free < NO_BYTES else Verdict.note
-        checks.append(Check(name, verdict, space, "make room: features and checkpoints of an experiment take tens of GB"))
-    else:
-        checks.append(Check(name, Verdict.ok, space))
+    low = _problem if facts.free < FULL_BYTES else _note
+    advice = "make room: features and checkpoints of an experiment take tens of GB"
+    checks = [_ok("results", space) if facts.free >= LOW_BYTES else low("results", space, advice)]
+    written = f"written, flushed, linked and renamed in {facts.seconds * 1000:.0f} ms"
     slow = facts.seconds > SLOW_SECONDS
-    checks.append(
-        Check(
-            "records",
-            Verdict.note if slow else Verdict.ok,
-            f"written, flushed, linked and renamed in {facts.seconds * 1000:.0f} ms",
-            "a slow file system: expect slow passes" if slow else "",
-        )
-    )
+    checks.append(_note("records", written, "a slow file system: expect slow passes") if slow else _ok("records", written))
     checks.append(_clock(facts.skew))
-    shared = SHARED_SYSTEMS.search(facts.kind) is not None
-    if slurm and not shared:
-        text = f"{facts.kind or 'unknown file system'}: looks like a disk of this machine alone"
-        checks.append(Check("file system", Verdict.note, text, "compute nodes must see it under the same path; the probe below tells"))
+    if slurm and not SHARED_SYSTEMS.search(facts.kind):
+        text = f"{facts.kind or 'unknown file system'}: looks like a local disk of this machine"
+        checks.append(_note("file system", text, "compute nodes must see it under the same path; the probe below tests that"))
     else:
-        checks.append(Check("file system", Verdict.ok, facts.kind or "unknown"))
+        checks.append(_ok("file system", facts.kind or "unknown"))
     return checks
 
 
 def _clock(skew: float) -> Check:
     text = f"the file system is {abs(skew):.1f} s {'ahead' if skew > 0 else 'behind'}"
     if abs(skew) < SKEW_NOTE:
-        return Check("clock", Verdict.ok, text)
-    verdict = Verdict.problem if abs(skew) >= SKEW_PROBLEM else Verdict.note
-    return Check("clock", verdict, text, "ask the administrator to synchronise clocks: living workers may be taken for dead")
+        return _ok("clock", text)
+    worse = _problem if abs(skew) >= SKEW_PROBLEM else _note
+    return worse("clock", text, "ask the administrator to synchronise the clocks: running workers may be counted as dead")
 
 
 def judge_slurm(facts: SlurmFacts, site: SlurmSite, policy: Policy) -> list[Check]:
-    """Commands, limits, accounting, partitions, interruptions, and whether the profile is accepted."""
+    """Commands, limits, accounting, partitions, preemption, and whether sbatch accepts the profile."""
     if facts.missing:
-        advice = "run this where Slurm's commands are; --cluster local needs none"
-        return [Check("slurm", Verdict.problem, f"not in PATH: {', '.join(facts.missing)}", advice)]
+        return [_problem("slurm", f"not in PATH: {', '.join(facts.missing)}", "run this where Slurm's commands are, or --cluster local")]
     if facts.error:
-        return [Check("slurm", Verdict.problem, facts.error, "slurmctld does not answer: try again later, or ask the administrator")]
+        return [_problem("slurm", facts.error, "slurmctld does not answer: try again later, or ask the administrator")]
     return [
-        Check("slurm", Verdict.ok, f"{facts.version}, slurmctld answers"),
+        _ok("slurm", f"{facts.version}, slurmctld answers"),
         _limits(facts, site),
         _accounting(facts),
         *_partitions(facts, site, policy),
@@ -226,17 +208,16 @@ def judge_slurm(facts: SlurmFacts, site: SlurmSite, policy: Policy) -> list[Chec
 def _limits(facts: SlurmFacts, site: SlurmSite) -> Check:
     own = f", at most {site.max_submit} by slurm.max_submit" if site.max_submit else ""
     submit = f"{facts.submit_limit} by your account" if facts.submit_limit else "no limit by your account"
-    config = facts.config
-    text = f"MaxArraySize {config.get('MaxArraySize', '?')}, MaxJobCount {config.get('MaxJobCount', '?')}; jobs at once: {submit}{own}"
-    return Check("limits", Verdict.ok, text)
+    size, jobs = (facts.config.get(key, "?") for key in ("MaxArraySize", "MaxJobCount"))
+    return _ok("limits", f"MaxArraySize {size}, MaxJobCount {jobs}; jobs at once: {submit}{own}")
 
 
 def _accounting(facts: SlurmFacts) -> Check:
     storage = facts.config.get("AccountingStorageType", "")
     if facts.accounting:
-        return Check("accounting", Verdict.ok, f"sacct answers ({storage or 'unknown storage'})")
-    advice = "nothing to do: how a job ended that left no word (time limit, memory, node) cannot be told, and counts as lost"
-    return Check("accounting", Verdict.note, f"none ({storage or 'sacct fails'})", advice)
+        return _ok("accounting", f"sacct answers ({storage or 'unknown storage'})")
+    advice = "nothing to do: a job whose worker recorded no outcome (time limit, memory, node failure) counts as lost"
+    return _note("accounting", f"none ({storage or 'sacct fails'})", advice)
 
 
 def _partitions(facts: SlurmFacts, site: SlurmSite, policy: Policy) -> list[Check]:
@@ -250,19 +231,17 @@ def _partitions(facts: SlurmFacts, site: SlurmSite, policy: Policy) -> list[Chec
         partition = known.get(chosen)
         if partition is None:
             text = f"there is no {chosen!r}" if chosen else "the site has no default"
-            checks.append(Check(name, Verdict.problem, text, f"{key}: one of {', '.join(sorted(known)) or 'none'}"))
+            checks.append(_problem(name, text, f"{key}: one of {', '.join(sorted(known)) or 'none'}"))
             continue
-        limit = f"time limit {_span(partition.max_minutes)}"
         gpus = f", {partition.gpus}" if partition.gpus else ", no GPUs"
-        text = f"{chosen}{' (default)' if chosen == default else ''}: {limit}{gpus}"
-        too_long = name != "partition" and 0 < partition.max_minutes < policy.controller_minutes
+        text = f"{chosen}{' (default)' if chosen == default else ''}: time limit {_span(partition.max_minutes)}{gpus}"
         if not partition.up:
-            checks.append(Check(name, Verdict.problem, f"{text}; it is not up", f"{key}: another one, or wait"))
-        elif too_long:
+            checks.append(_problem(name, f"{text}; it is not up", f"{key}: another one, or wait"))
+        elif name != "partition" and 0 < partition.max_minutes < policy.controller_minutes:
             advice = f"policy.controller_minutes={partition.max_minutes}, or another slurm.controller_partition"
-            checks.append(Check(name, Verdict.problem, f"{text}; policy.controller_minutes is {policy.controller_minutes}", advice))
+            checks.append(_problem(name, f"{text}; policy.controller_minutes is {policy.controller_minutes}", advice))
         else:
-            checks.append(Check(name, Verdict.ok, text))
+            checks.append(_ok(name, text))
     return checks
 
 
@@ -278,73 +257,76 @@ def _interruptions(config: Mapping[str, str]) -> Check:
     mode, kind = config.get("PreemptMode", "?"), config.get("PreemptType", "?")
     preempt = "no preemption" if kind.endswith("/none") or kind == "(null)" else f"preemption {mode} ({kind})"
     seconds = re.match(r"\d+", config.get("KillWait", ""))
-    short = seconds is not None and int(seconds[0]) < SHORT_KILL_WAIT
     text = f"{requeue}, {preempt}, KillWait {seconds[0] if seconds else '?'} s"
-    advice = "a preempted stage may lose what it did since its last regular checkpoint" if short else ""
-    return Check("interruptions", Verdict.note if short else Verdict.ok, text, advice)
+    if seconds is None or int(seconds[0]) >= SHORT_KILL_WAIT:
+        return _ok("interruptions", text)
+    return _note("interruptions", text, "a preempted stage may lose its work since the last regular checkpoint")
 
 
 def _request(facts: SlurmFacts, site: SlurmSite) -> Check:
     accepted, said = facts.accepted
     if accepted:
-        return Check(
-            "request", Verdict.ok, f"Slurm would accept the profile{', --mem included' if site.memory_requests else ', without --mem'}"
-        )
+        return _ok("request", f"Slurm would accept the profile{', --mem included' if site.memory_requests else ', without --mem'}")
     if site.memory_requests and facts.accepted_without_memory:
-        return Check("request", Verdict.problem, f"Slurm declines --mem: {said}", "slurm.memory_requests=false")
-    return Check("request", Verdict.problem, f"Slurm declines a small job: {said}", "mend the site profile (configs/site/, keys slurm.*)")
+        return _problem("request", f"Slurm rejects --mem: {said}", "slurm.memory_requests=false")
+    return _problem("request", f"Slurm rejects a small job: {said}", "correct the site profile (configs/site/, keys slurm.*)")
 
 
 def judge_probe(facts: ProbeFacts, cron: str) -> list[Check]:
-    """What a compute node sees and may do; `cron` is what stands in for a controller inside Slurm."""
-    instead = f"keep `grid --wait` running, or put this into your crontab: {cron}"
+    """Whether compute nodes see the results folder and may submit jobs. `cron`: crontab line that replaces a controller inside Slurm."""
     if facts.submitted:
-        return [Check("probe", Verdict.problem, f"no job could be submitted: {facts.submitted}", "mend the site profile (keys slurm.*)")]
+        return [_problem("probe", f"no job could be submitted: {facts.submitted}", "correct the site profile (keys slurm.*)")]
     if not facts.host and not facts.ended:
         how = "has not ended" if facts.started else "did not start"
         text = f"not known yet: the probe job {how} within {facts.waited:.0f} s"
-        return [
-            Check("shared folder", Verdict.note, text),
-            Check("controller", Verdict.note, text, "run doctor again when the queue is short"),
-        ]
+        return [_note("shared folder", text), _note("controller", text, "run doctor again when the queue is short")]
     if not facts.host:
-        said = f"; its output ends: {facts.log}" if facts.log else ""
-        advice = (
-            "compute nodes must see the results folder under the same path, and start the same Python (slurm.python, modules, prologue)"
-        )
-        return [Check("shared folder", Verdict.problem, f"the probe job ended without an answer here{said}", advice)]
-    where = f"{facts.host} and this machine"
-    seen = Check("shared folder", Verdict.ok, f"{where} see each other's files")
-    if not facts.sees_files:
-        seen = Check(
-            "shared folder", Verdict.problem, f"{facts.host} does not see what is written here", "choose a shared folder: --results DIR"
-        )
+        output = f"; its output ends: {facts.log}" if facts.log else ""
+        advice = "compute nodes need the results folder under the same path, and the same Python (slurm.python, modules, prologue)"
+        return [_problem("shared folder", f"the probe job ended without an answer here{output}", advice)]
+    if facts.sees_files:
+        seen = _ok("shared folder", f"{facts.host} and this machine see each other's files")
+    else:
+        seen = _problem("shared folder", f"{facts.host} does not see files written here", "choose a shared folder: --results DIR")
     if facts.submits:
-        return [
-            seen,
-            Check("controller", Verdict.ok, "compute nodes may submit: the controller runs inside Slurm, nobody need stay logged in"),
-        ]
-    return [seen, Check("controller", Verdict.note, f"compute nodes cannot submit ({facts.said})", instead)]
+        return [seen, _ok("controller", "compute nodes may submit: the controller runs inside Slurm, no login session is needed")]
+    instead = f"keep `grid --wait` running, or add this line to your crontab: {cron}"
+    return [seen, _note("controller", f"compute nodes cannot submit ({facts.said})", instead)]
 
 
 def exit_code(checks: Sequence[Check]) -> int:
-    """0, or 2 if there is a problem that the user must mend."""
-    return 2 if any(check.verdict is Verdict.problem for check in checks) else 0
+    """0, or 2 if there is a problem."""
+    return 2 if _problems(checks) else 0
 
 
 def check_lines(checks: Sequence[Check]) -> list[str]:
-    """A line for every check, what to do below it."""
+    """A line per check, with the advice below it, and the number of problems."""
     width = max((len(check.name) for check in checks), default=0)
     found: list[str] = []
     for check in checks:
         found.append(f"{check.verdict.value:<8}{check.name:<{width}}  {check.text}")
         if check.advice:
             found.append(f"{'':<8}{'':<{width}}  -> {check.advice}")
-    problems = sum(check.verdict is Verdict.problem for check in checks)
-    return [*found, f"{problems} problems" if problems != 1 else "1 problem"]
+    return [*found, counted(_problems(checks), "problem")]
 
 
 def checks_to_json(checks: Sequence[Check]) -> dict[str, object]:
-    """For programs."""
+    """Versioned JSON value."""
     values = [{"name": check.name, "verdict": check.verdict.value, "text": check.text, "advice": check.advice} for check in checks]
-    return {"schema": 1, "problems": sum(check.verdict is Verdict.problem for check in checks), "checks": values}
+    return {"schema": 1, "problems": _problems(checks), "checks": values}
+
+
+def _problems(checks: Sequence[Check]) -> int:
+    return sum(check.verdict is Verdict.problem for check in checks)
+
+
+def _ok(name: str, text: str) -> Check:
+    return Check(name, Verdict.ok, text)
+
+
+def _note(name: str, text: str, advice: str = "") -> Check:
+    return Check(name, Verdict.note, text, advice)
+
+
+def _problem(name: str, text: str, advice: str) -> Check:
+    return Check(name, Verdict.problem, text, advice)

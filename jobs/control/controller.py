@@ -247,7 +247,7 @@ def run_local(
             stopping(sum(flight.phase is Phase.running for flight in executor.in_flight().values()))
             executor.stop(grace=grace_seconds, hurry=lambda: interrupts.count > 1)
             now = look(replace(desired, graph=report.graph), executor)
-            report = Report(_plan(desired, now, {}, executor.limits()), now.graph, now.facts, {}, now.judgements, interrupted=True)
+            report = Report(plan_of(desired, now, {}, executor.limits()), now.graph, now.facts, {}, now.judgements, interrupted=True)
     return report
 
 
@@ -299,7 +299,7 @@ def _look_again(desired: Desired, executor: Executor, former: Report, touched: s
 
 def _plan_and_submit(desired: Desired, executor: Executor, now: Look, in_flight: dict[str, InFlight]) -> Report:
     index_of(desired.layout).store()
-    plan = _plan(desired, now, in_flight, executor.limits())
+    plan = plan_of(desired, now, in_flight, executor.limits())
     if plan.withdrawn:
         for key in executor.cancel(plan.withdrawn):
             in_flight.pop(key, None)
@@ -319,7 +319,8 @@ def _plan_and_submit(desired: Desired, executor: Executor, now: Look, in_flight:
     return Report(plan, now.graph, now.facts, in_flight, now.judgements, tuple(submitted))
 
 
-def _plan(desired: Desired, now: Look, in_flight: Mapping[str, InFlight], limits: Limits) -> Plan:
+def plan_of(desired: Desired, now: Look, in_flight: Mapping[str, InFlight], limits: Limits) -> Plan:
+    """What a pass would submit and withdraw, by what was observed. Pure."""
     return make_plan(
         now.graph,
         now.facts,

@@ -17,7 +17,7 @@ from jobs.control.failure_policy import asked_bytes, ended_attempts, judge, sile
 from jobs.control.plan import needed_keys
 from jobs.control.result_index import index_of
 from jobs.experiment.graph import Graph
-from jobs.store.attempts import AttemptFiles, attempt_seconds, claim_alive, holder, modified_at, newest_checkpoint, seconds_since_begun_anew
+from jobs.store.attempts import AttemptFiles, attempt_seconds, claim_alive, holder, modified_at, newest_checkpoint, seconds_since_restart
 from jobs.store.cancellations import Cancelled
 from jobs.store.failures import blames_node, cancelled_by_hand
 from jobs.store.layout import Layout, StageFolder
@@ -142,7 +142,7 @@ def _judged(
         attempts=len(files),
         ended=max(0, len(ended) - told),
         gone=gone,
-        all_seconds=seconds_since_begun_anew(begun),
+        all_seconds=seconds_since_restart(begun),
         memory=max((asked_bytes(each) for each in departures), default=0) if any(each.short_of == "memory" for each in ended) else 0,
     )
 

@@ -145,19 +145,20 @@ def start(results: Path, corpus: Path, folds: int, seeds: int, steps: int, step_
 
 def table(results: Path) -> int:
     """Write the product's tables of what is there, and print them; before them every run that counts or did, with what it computed."""
-    from jobs.commands.session import Launcher
+    from jobs.commands.collect import collect_tables
+    from jobs.commands.session import Session
     from jobs.store.records import read_result
 
     launched = reopened(results)
-    launcher = Launcher(launched, workplace(launched), ROOT, ROOT / "configs" / "published.yaml")
-    now = launcher.look(ask_slurm=False)
+    session = Session(launched, workplace(launched), ROOT, ROOT / "configs" / "published.yaml")
+    now = session.look(ask_slurm=False)
     for run in sorted((*now.graph.runs, *now.graph.superseded), key=lambda run: (run.method, run.fold, run.slot, run.generation)):
         node = now.graph.nodes[run.key]
         result = read_result(launched.layout.stage(node.stage, run.key), run.key)
         digest = result.metrics["digest"] if result else "no result"
         sys.stdout.write(f"{run.method} {run.fold} {run.slot} {run.generation} {run.seed} {digest}\n")
     with tempfile.TemporaryDirectory() as folder:
-        for path in sorted(launcher.tables(now, ["csv", "latex", "json"], Path(folder)).paths):
+        for path in sorted(collect_tables(session, now, ["csv", "latex", "json"], Path(folder)).paths):
             if path.suffix in (".csv", ".tex", ".json"):
                 sys.stdout.write(f"---- {path.name}\n{path.read_text()}")
     return 0

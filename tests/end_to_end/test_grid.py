@@ -142,7 +142,7 @@ def test_launched_cancelled_and_left_to_itself_it_ends_in_tables(slurm_cluster: 
     scripts = sorted(folder.glob("submissions/scripts/*"))
     shown = run("status", "demo")
     assert shown.returncode == 0, shown.stderr
-    assert "with the same settings goes on" in shown.stdout
+    assert "with the same settings resumes" in shown.stdout
     refused = run("reconcile", "demo")
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
     assert sorted(folder.glob("submissions/scripts/*")) == scripts

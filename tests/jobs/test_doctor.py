@@ -1,4 +1,4 @@
-"""What `doctor` says of this machine, of a Slurm with accounting and of one without; its judgement of facts that are not to be had here."""
+"""`doctor` on this machine, on a Slurm with and without accounting, and its judgement of facts that cannot be produced here."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def experiment_of(site: SlurmSite | None = None) -> Experiment:
 
 
 def test_this_machine(tmp_path: Path) -> None:
-    """Everything that is asked for locally is there where the tests run, and nothing is left behind."""
+    """All local checks pass where the tests run, and no file remains."""
     checks = examine(tmp_path / "results", source=ROOT)
     found = by_name(checks)
     assert {"python", "packages", "torch", "gpus", "communication", "results", "records", "clock", "file system"} <= set(found)
@@ -61,7 +61,7 @@ def test_this_machine(tmp_path: Path) -> None:
 
 @pytest.mark.slurm
 def test_a_slurm_with_accounting(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
-    """Limits, accounting, partitions and interruptions as configured; the probe says that the controller may run inside."""
+    """Limits, accounting, partitions and preemption as configured; the probe shows that compute nodes may submit."""
     said: list[str] = []
     checks = examine(tmp_path / "results", source=ROOT, experiment=experiment_of(), tell=said.append)
     found = by_name(checks)
@@ -80,8 +80,8 @@ def test_a_slurm_with_accounting(slurm_cluster: SlurmCluster, tmp_path: Path) ->
 
 
 @pytest.mark.slurm
-def test_what_a_compute_node_lacks_is_said(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
-    """Nodes that cannot submit: the line for cron; nodes that cannot start the program: the end of its output; no such partition."""
+def test_problems_on_a_compute_node(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
+    """Nodes that cannot submit: a crontab line; nodes that cannot start Python: the end of the output; an unknown partition."""
     client = SlurmClient()
     facts = probe(client, SlurmSite(environment={"PATH": "/nowhere"}), tmp_path)
     assert (facts.submits, facts.sees_files, bool(facts.host)) == (False, True, True)
@@ -99,7 +99,7 @@ def test_what_a_compute_node_lacks_is_said(slurm_cluster: SlurmCluster, tmp_path
 
 @pytest.fixture
 def small_cluster(slurm_session: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmCluster]:
-    """A Slurm of its own without accounting, whose one node has less memory than anybody asks for."""
+    """A separate Slurm without accounting, whose only node has too little memory for any request."""
     folder = Path(tempfile.mkdtemp(prefix="c", dir=slurm_session.folder.parent))
     cluster = SlurmCluster(folder, ClusterSettings(nodes=1, memory_mb=1000, accounting=False))
     try:
@@ -112,8 +112,8 @@ def small_cluster(slurm_session: SlurmCluster, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.slurm
-def test_a_slurm_without_accounting_that_takes_no_memory_requests(small_cluster: SlurmCluster, tmp_path: Path) -> None:
-    """The key that mends it is named; a probe that does not start is not known, and withdrawn."""
+def test_a_slurm_without_accounting_that_rejects_memory_requests(small_cluster: SlurmCluster, tmp_path: Path) -> None:
+    """The advice names the key to set; a probe that does not start gives no result, and is cancelled."""
     client, site = SlurmClient(), SlurmSite()
     found = by_name(judge_slurm(collect_slurm(client, site), site, Policy()))
     assert (found["accounting"].verdict, found["accounting"].text) == (Verdict.note, "none (accounting_storage/none)")
@@ -130,14 +130,14 @@ def test_a_slurm_without_accounting_that_takes_no_memory_requests(small_cluster:
 
 
 def test_no_slurm_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line that names the commands; nothing is submitted."""
+    """One line that names the missing commands; nothing is submitted."""
     monkeypatch.setenv("PATH", str(tmp_path))
     checks = judge_slurm(collect_slurm(SlurmClient(), SlurmSite()), SlurmSite(), Policy())
     assert [(check.verdict, "sbatch" in check.text) for check in checks] == [(Verdict.problem, True)]
 
 
 def test_packages(tmp_path: Path) -> None:
-    """Missing ones are a problem, other versions a note."""
+    """Missing packages are a problem, other versions a note."""
     (tmp_path / "constraints.txt").write_text("# pinned\nnumpy==0.1\nnot-there-at-all==1.0\npytest-xyz==3\n")
     (tmp_path / "requirements.txt").write_text("numpy\nnot-there-at-all[extra]  # why\n")
     facts = collect_python(tmp_path / "constraints.txt", tmp_path / "requirements.txt")
@@ -150,7 +150,7 @@ def test_packages(tmp_path: Path) -> None:
 
 
 def test_torch() -> None:
-    """On a login node no GPU says nothing; a CUDA build without NCCL is a problem."""
+    """No GPU on a login node is fine; a CUDA build without NCCL is a problem."""
     cuda = TorchFacts("2.13.0", "13.0", ("H200", "H200"), True, True)
     assert by_name(judge_torch(cuda, slurm=False))["gpus"].text == "2: H200"
     assert by_name(judge_torch(replace(cuda, gpus=()), slurm=True))["gpus"].verdict is Verdict.ok
@@ -176,7 +176,7 @@ def test_the_results_folder(tmp_path: Path) -> None:
 
 
 def test_the_file_system_is_that_of_the_nearest_mount() -> None:
-    """Longest mount point above the path, later ones over earlier ones, blanks as /proc/mounts writes them."""
+    """The longest mount point above the path, the later of equal ones, spaces as escaped in /proc/mounts."""
     points = (("/", "ext4"), ("/home", "nfs4"), ("/home/my\\040data", "lustre"), ("/homework", "tmpfs"), ("/home", "beegfs"))
     mounts = "".join(f"device {point} {kind} rw 0 0\n" for point, kind in points)
     assert file_system(Path("/home/my data/results"), mounts) == "lustre"
@@ -187,7 +187,7 @@ def test_the_file_system_is_that_of_the_nearest_mount() -> None:
 
 
 def test_partitions_and_their_limits() -> None:
-    """Read as Slurm prints them; a link must fit into its partition."""
+    """Parsed from Slurm's output; the controller job must fit into its partition."""
     shown = (
         "PartitionName=gpu AllowGroups=ALL Default=NO DefaultTime=01:00:00 MaxTime=2-00:30:00 State=UP TRES=cpu=4\n"
         "PartitionName=short Default=YES DefaultTime=NONE MaxTime=00:30:00 State=DOWN\n"
@@ -207,12 +207,12 @@ def test_partitions_and_their_limits() -> None:
 
 
 def test_a_folder_that_nodes_do_not_see() -> None:
-    """The answer came, but not to what was asked here."""
+    """The probe answers, but could not read the question."""
     facts = ProbeFacts("", True, True, 3.0, "n2", False, True, "")
     assert by_name(judge_probe(facts, ""))["shared folder"].verdict is Verdict.problem
 
 
 def test_lines() -> None:
-    """A line a check, its advice below it."""
+    """One line per check, its advice below it."""
     lines = check_lines([Check("a", Verdict.ok, "fine"), Check("longer", Verdict.problem, "bad", "mend it")])
     assert lines == ["ok      a       fine", "problem longer  bad", "                -> mend it", "1 problem"]

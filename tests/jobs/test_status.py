@@ -1,4 +1,4 @@
-"""Status: counts, runs and problems as plain data, a table and JSON; and what a launch will cost."""
+"""Status: counts, runs and problems as plain data, table and JSON; and the estimated cost of a launch."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def test_runs_have_the_state_of_their_last_stage(status: Status) -> None:
     assert len(status.runs) == 12
 
 
-def test_problems_say_what_comes_next(status: Status) -> None:
-    """Stages with an error: which class, how often, why, and what becomes of them."""
+def test_problems_list_the_next_step(status: Status) -> None:
+    """Stages with an error: failure class, number of attempts, error and next step."""
     lines = [line for line in status_lines(status) if "attempt" in line]
     assert len(lines) == 2
     assert any("failed, in the queue again (memory, attempt 1): MemoryError: once" in line for line in lines)
@@ -79,7 +79,7 @@ def test_problems_say_what_comes_next(status: Status) -> None:
 
 
 def test_many_stages_with_the_same_error_are_one_line() -> None:
-    """Numbers apart, the error is the same: one line with a count and the first of them."""
+    """Errors that differ in numbers only: one line with their count and the first of them."""
     graph = make_graph(methods=("vft",), folds=("1",), seeds=4)
     errors = [f"ValueError: cannot read clip {number}" for number in range(3)] + ["KeyError: other"]
     facts = {
@@ -91,8 +91,8 @@ def test_many_stages_with_the_same_error_are_one_line() -> None:
     assert lines[0].startswith("finetune vft, 3 stages: given up (code, attempt 1): ValueError: cannot read clip 0; first fold 1 seed 0 [")
 
 
-def test_held_and_cancelled_stages_are_told_apart() -> None:
-    """What the user cancelled, and what waits because the first of its kind all failed alike, each with what lifts it."""
+def test_held_and_cancelled_stages_are_counted_separately() -> None:
+    """Stages that the user cancelled, and stages held because the first of their kind all failed with the same error."""
     graph = make_graph(methods=("vft", "tapt"), folds=("1",), seeds=5)
     vft, tapt = ([run.key for run in graph.runs if run.method == method] for method in ("vft", "tapt"))
     alike = "ValueError: no such layer"
@@ -105,12 +105,12 @@ def test_held_and_cancelled_stages_are_told_apart() -> None:
     assert counts["tapt"]["cancelled"] == 5
     text = "\n".join(status_lines(now))
     assert "2 stages held: the first 3 of finetune vft all failed alike" in text
-    assert "cancelled: `python launch.py grid exp` with the same settings goes on" in text
+    assert "cancelled: `python launch.py grid exp` with the same settings resumes" in text
     assert "`python launch.py explain exp vft/1/0`" in text
 
 
 def test_a_dropped_run_is_superseded_and_stays_on_record() -> None:
-    """Its stage counts as superseded, its slot's new run as missing; tables call it an outlier, or diverged; the line says how many."""
+    """Its stage counts as superseded, the new run of its slot as missing; in tables it is an outlier or diverged; a line counts them."""
     slots = seeds_of_slots(("vft",), ("1", "2"), seeds=5, first_seed=0, generations={("vft", "1", 0): 1, ("vft", "2", 1): 1})
     graph = build_graph(REGISTRY, {}, corpus="fake", corpus_digest="d1", methods=("vft",), folds=("1", "2"), seeds=slots)
     facts = {run.key: NodeFacts(done=True, ua=60.0 + run.slot) for run in graph.runs}
@@ -127,8 +127,8 @@ def test_a_dropped_run_is_superseded_and_stays_on_record() -> None:
     assert len(status_to_json(now)["runs"]) == 10
 
 
-def test_of_a_complete_experiment_it_says_where_the_tables_are() -> None:
-    """Written by the end, about to be written by the controller, or by whoever asks for them."""
+def test_a_complete_experiment_names_the_folder_of_its_tables() -> None:
+    """Already written, about to be written by the controller, or to be written by `collect`."""
     graph = make_graph(methods=("vft",), folds=("1",), seeds=1)
     report = _report(graph, {graph.runs[0].key: NodeFacts(done=True, ua=60.0)})
     assert status_of("exp", report).steps == ("complete: `python launch.py collect exp` writes the tables",)
@@ -138,7 +138,7 @@ def test_of_a_complete_experiment_it_says_where_the_tables_are() -> None:
 
 
 def test_a_run_that_diverged_without_a_seed_left_has_failed() -> None:
-    """It is given up and says why; a table calls it diverged."""
+    """It is given up, with the reason; in tables it is diverged."""
     graph = make_graph(methods=("vft",), folds=("1",), seeds=1)
     facts = {graph.runs[0].key: NodeFacts(done=True, ua=25.0, diverged="loss at the class prior")}
     now = status_of("exp", _report(graph, facts, policy=Policy(max_seeds=1)))
@@ -169,7 +169,7 @@ def test_the_table_shows_every_row(status: Status) -> None:
 
 
 def test_a_finished_experiment_whose_pretraining_is_gone_is_complete() -> None:
-    """What nobody needs any more is shown as such, and nothing is missing."""
+    """The pretraining counts as unneeded, and nothing is missing."""
     graph = make_graph(methods=("tapt",))
     facts = {run.key: NodeFacts(done=True) for run in graph.runs}
     status = status_of("exp", _report(graph, facts))
@@ -178,7 +178,7 @@ def test_a_finished_experiment_whose_pretraining_is_gone_is_complete() -> None:
 
 
 def test_a_forecast_prefers_finished_siblings() -> None:
-    """The median of the same stage and method, else of the same stage, else the time asked for; GPU-hours count nodes and GPUs."""
+    """Median of the same stage and method, else of the same stage, else the time requested; GPU-hours count nodes and GPUs."""
     graph = make_graph(methods=("vft", "tapt"), folds=("1",), seeds=4)
     vft = [run.key for run in graph.runs if run.method == "vft"]
     facts = {key: NodeFacts(done=True, seconds=seconds) for key, seconds in zip(vft, (60.0, 120.0, 600.0), strict=False)}
@@ -222,6 +222,6 @@ def test_status_loads_nothing_heavy() -> None:
         (Resources(gpus=0, nodes=2, processes=2), 1, "; 4 processes on 2 nodes, memory is that of each"),
     ],
 )
-def test_a_forecast_says_how_a_task_is_computed(given: Resources, stages: int, words: str) -> None:
-    """Where it is not one process after another."""
+def test_a_forecast_lists_processes_and_packing(given: Resources, stages: int, words: str) -> None:
+    """Empty where one process computes one stage after another."""
     assert shape_in_words(given, stages) == words
