@@ -285,8 +285,8 @@ def test_two_launchers_share_the_work(tmp_path: Path) -> None:
     with _launch(tmp_path, {"seconds": 0.1}) as process:
         _wait_for_starts(tmp_path, 1)
         report, wanted, _ = _run(tmp_path, {"seconds": 0.1})
-        process.communicate(timeout=60)
-        assert process.returncode == 0
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, output
     assert report.complete
     assert set(fake_registry.count(tmp_path / "corpus", "starts").values()) == {1}
     assert len(fake_registry.count(tmp_path / "corpus", "ends")) == len(wanted.graph.nodes)
