@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.errors import InternalError, UsageError, is_mendable
+from jobs.errors import InternalError, SlurmUnavailableError, UsageError, is_mendable
 from ser_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -463,7 +463,7 @@ def main() -> int:
     """Run the command line; errors that the user can mend are lines on stderr and exit code 2."""
     try:
         app(standalone_mode=True)
-    except (UsageError, InputError) as error:
+    except (UsageError, SlurmUnavailableError, InputError) as error:
         typer.echo(str(error), err=True)
         return 2
     except InternalError as error:

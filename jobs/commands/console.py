@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from jobs.commands.status_report import Status, closing_lines, judged_lines, problem_lines, status_lines, status_table, status_to_json
-from jobs.errors import UsageError
+from jobs.errors import SlurmUnavailableError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -84,7 +84,7 @@ def _standing(launcher: Launcher, look_only: bool) -> Status:
         return launcher.status(launcher.look())
     try:
         return launcher.status(launcher.one_pass())
-    except UsageError as error:
+    except (SlurmUnavailableError, UsageError) as error:
         report = launcher.look()
         if not launcher.blind:  # else that was said
             note(str(error))

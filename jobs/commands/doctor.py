@@ -284,7 +284,7 @@ def _await_answer(client: SlurmClient, name: str, folder: Path, token: str, seco
 def _cancel(client: SlurmClient, name: str) -> None:
     try:
         client.cancel_named(name)
-    except UsageError:  # it ends within a minute by itself
+    except (SlurmUnavailableError, UsageError):  # it ends within a minute by itself
         return
 
 

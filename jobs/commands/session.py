@@ -16,7 +16,7 @@ from jobs.control.controller import Event, Look, Report, desired_of, experience_
 from jobs.control.executor_protocol import Limits
 from jobs.control.facts import InFlight, NodeFacts, Phase
 from jobs.control.plan import make_plan, needed_keys
-from jobs.errors import UsageError
+from jobs.errors import SlurmUnavailableError, UsageError
 from jobs.experiment.config import Cluster, resources_of
 from jobs.experiment.graph import Graph, Run
 from jobs.experiment.launched import Launched
@@ -173,7 +173,7 @@ class Launcher:
 
         try:
             queue = None if self.blind or self._other_user else self.client.queue(name=link_name(self.launched.layout), patient=False)
-        except UsageError:
+        except (SlurmUnavailableError, UsageError):
             queue = None
         return chain_state(self.launched.layout, queue)
 
@@ -314,7 +314,7 @@ class Launcher:
             withdrawn = self.arrays.cancel(keys)
             running = whole_jobs(self.arrays.in_flight(), keys)
             self.client.cancel(tuple(running))
-        except UsageError as error:
+        except (SlurmUnavailableError, UsageError) as error:
             raise UsageError(
                 f"cancelled on record, so nothing is submitted again; but {error}: `cancel` once more ends the jobs"
             ) from error

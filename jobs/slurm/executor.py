@@ -15,7 +15,7 @@ from pathlib import Path
 
 from jobs.control.executor_protocol import Batch, Limits
 from jobs.control.facts import Asked, Departure, InFlight, Phase
-from jobs.errors import UsageError
+from jobs.errors import SlurmUnavailableError, UsageError
 from jobs.experiment.config import Experiment, SlurmSite, at_once_of, resources_of
 from jobs.experiment.graph import Graph
 from jobs.slurm.chain import LINKS, link_name
@@ -130,7 +130,7 @@ class SlurmArrays:
         records = self._book.open()
         try:
             queue = self._queue = self._client.queue(patient=False)
-        except UsageError as error:
+        except (SlurmUnavailableError, UsageError) as error:
             _log.warning("%s; shown is what the files say", error)
             self._blind = True
             found = flights(records, ())

@@ -29,7 +29,7 @@ from typing import Any
 
 from jobs.control.executor_protocol import Batch
 from jobs.control.facts import Asked, Request
-from jobs.errors import SubmissionFailedError, UsageError
+from jobs.errors import SlurmUnavailableError, SubmissionFailedError, UsageError
 from jobs.experiment.config import SlurmSite
 from jobs.experiment.graph import canonical_json
 from jobs.slurm.client import UNDERWAY_SECONDS, SlurmClient, sbatch_under_way
@@ -254,12 +254,13 @@ class Guard:
     ) -> tuple[Submission, Reply]:
         """Submit what this process has just written the intent of, unless Slurm has it: `look` gives the jobs that it has under the name.
 
-        The record stays if there is a job, or may be one; otherwise it is withdrawn. Raises UsageError if Slurm was not asked for a job.
+        The record stays if there is a job, or may be one; otherwise it is removed, also where UsageError or SlurmUnavailableError is raised
+        because sbatch was not called.
         """
         try:
             found = look()
             reply = Reply(found[0]) if found else call_sbatch(self._client, self._records.scripts, script, parameters, site)
-        except UsageError:
+        except (SlurmUnavailableError, UsageError):
             self._records.withdraw(intent)
             raise
         if reply.job:

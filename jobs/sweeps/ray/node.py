@@ -25,7 +25,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jobs.errors import UsageError
+from jobs.errors import SlurmUnavailableError, UsageError
 from jobs.slurm.client import SlurmClient
 from jobs.store.attempts import own_node
 from jobs.sweeps.ray import start as ray_start
@@ -182,7 +182,7 @@ def _first_node_lost(meeting: Meeting, begun: Start, client: SlurmClient) -> boo
     while time.monotonic() < end and not _outdated(meeting, begun) and not ray_start.answers(begun):
         try:
             nodes = client.nodes_of(os.environ["SLURM_JOB_ID"])
-        except UsageError as error:  # Slurm does not answer, or is out of reach in a container
+        except (SlurmUnavailableError, UsageError) as error:  # Slurm does not answer, or is out of reach in a container
             _say(str(error))
             nodes = ()
         if nodes and begun.node not in nodes:
