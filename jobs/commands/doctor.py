@@ -181,18 +181,18 @@ def collect_slurm(client: SlurmClient, site: SlurmSite) -> SlurmFacts:
     if missing:
         return SlurmFacts(missing=missing)
     try:
-        config = client.site()
+        config = client.configuration()
     except SlurmUnavailableError as error:
         return SlurmFacts(error=str(error))
     accepted = _accepted(client, site)
     return SlurmFacts(
-        version=client.answer("sinfo", "--version") or "Slurm of an unknown version",
+        version=client.output("sinfo", "--version") or "Slurm of an unknown version",
         config=config,
         partitions=read_partitions(
-            client.answer("scontrol", "show", "partition", "--oneliner") or "", client.answer("sinfo", "--noheader", "--format=%R|%G") or ""
+            client.output("scontrol", "show", "partition", "--oneliner") or "", client.output("sinfo", "--noheader", "--format=%R|%G") or ""
         ),
         submit_limit=client.submit_limit(site),
-        accounting=client.answer("sacct", "--allocations", "--noheader", "--jobs=1") is not None,
+        accounting=client.output("sacct", "--allocations", "--noheader", "--jobs=1") is not None,
         accepted=accepted,
         accepted_without_memory=accepted[0] or _accepted(client, SlurmSite(**{**vars(site), "memory_requests": False}))[0],
     )

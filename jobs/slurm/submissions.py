@@ -33,10 +33,11 @@ from jobs.errors import SlurmUnavailableError, SubmissionFailedError, UsageError
 from jobs.experiment.config import SlurmSite
 from jobs.experiment.graph import canonical_json
 from jobs.slurm.client import UNDERWAY_SECONDS, SlurmClient, sbatch_under_way
-from jobs.slurm.parse import Refusal, read_refusal
+from jobs.slurm.parse import Refusal, classify_refusal
 from jobs.store.attempts import claim_alive, process_start
 from jobs.store.layout import Layout
 from jobs.store.records import Claim, create_json, read_json, write_json
+from jobs.text import one_line
 
 SCHEMA = 1
 SETTLE_SECONDS = 60.0  # how long a submission of unknown outcome stays unfound before it is made again, and accounting may lag behind
@@ -236,8 +237,8 @@ def call_sbatch(client: SlurmClient, folder: Path, script: str, parameters: Mapp
     try:
         return Reply(client.submit(folder, script, parameters, site))
     except SubmissionFailedError as error:
-        text = " ".join(str(error).split()) or "sbatch said nothing"
-        return Reply("", read_refusal(text), text)
+        text = one_line(error) or "sbatch printed no message"
+        return Reply("", classify_refusal(text), text)
 
 
 class Guard:
