@@ -162,7 +162,7 @@ def chains(slurm_cluster: SlurmCluster, tmp_path: Path) -> Iterator[SlurmCluster
 
 
 @pytest.mark.slurm
-def test_started_twice_and_at_once_it_is_one_chain_and_ends_by_itself(chains: SlurmCluster, tmp_path: Path) -> None:
+def test_concurrent_starts_make_one_chain_that_ends_by_itself(chains: SlurmCluster, tmp_path: Path) -> None:
     """Four launchers at once, twice: one link runs, one waits; settled, tables are made once and nothing is left in the queue."""
     layout = launch(tmp_path)
     assert look(layout).phase is Phase.none
@@ -184,11 +184,11 @@ def test_started_twice_and_at_once_it_is_one_chain_and_ends_by_itself(chains: Sl
     until(lambda: not in_queue(chains, layout))
     assert lines(tmp_path, "ends") == ["settled"]
     assert look(layout).phase is Phase.ended
-    assert "every run is in" in look(layout).sentence
+    assert "every run has a result" in look(layout).sentence
 
 
 @pytest.mark.slurm
-def test_it_outlives_the_death_of_links_and_of_slurms_controller(chains: SlurmCluster, tmp_path: Path) -> None:
+def test_the_chain_survives_killed_links_and_a_killed_slurmctld(chains: SlurmCluster, tmp_path: Path) -> None:
     """SIGKILL to slurmctld, then to the link: the chain goes on, one running and one waiting, and an outage alone ends no link."""
     layout = launch(tmp_path)
     chain_of(tmp_path).ensure()
@@ -206,7 +206,7 @@ def test_it_outlives_the_death_of_links_and_of_slurms_controller(chains: SlurmCl
 
 
 @pytest.mark.slurm
-def test_where_the_queue_is_full_a_link_runs_again(chains: SlurmCluster, tmp_path: Path) -> None:
+def test_a_link_requeues_itself_if_the_queue_is_full(chains: SlurmCluster, tmp_path: Path) -> None:
     """No place for a successor, as when arrays have taken all that the site allows: the link takes its own place once more."""
     layout = launch(tmp_path, minutes=0.02)
     programs = tmp_path / "programs"
@@ -225,7 +225,7 @@ def test_where_the_queue_is_full_a_link_runs_again(chains: SlurmCluster, tmp_pat
 
 
 @pytest.mark.slurm
-def test_cancelled_by_hand_it_is_gone(chains: SlurmCluster, tmp_path: Path) -> None:
+def test_scancel_of_all_links_ends_the_chain(chains: SlurmCluster, tmp_path: Path) -> None:
     """`scancel` of both links means both: the one that runs submits no other on its way out, and the chain counts as broken off."""
     layout = launch(tmp_path, poll=2)
     chain_of(tmp_path).ensure()
@@ -237,8 +237,8 @@ def test_cancelled_by_hand_it_is_gone(chains: SlurmCluster, tmp_path: Path) -> N
 
 
 @pytest.mark.slurm
-def test_links_follow_each_other_with_their_time_and_with_new_code(chains: SlurmCluster, tmp_path: Path) -> None:
-    """A link leaves when its time is nearly up or the experiment is launched anew, then with the code of that launch."""
+def test_a_link_hands_over_at_its_time_limit_and_after_a_new_launch(chains: SlurmCluster, tmp_path: Path) -> None:
+    """A link hands over when its time limit is near or after a new launch; the next one runs the code of that launch."""
     layout = launch(tmp_path, minutes=0.02)
     chain_of(tmp_path).ensure()
     until(lambda: len(lines(tmp_path, "links")) >= 2)
@@ -260,7 +260,7 @@ def test_links_follow_each_other_with_their_time_and_with_new_code(chains: Slurm
 
 
 @pytest.mark.slurm
-def test_chains_of_two_folders_do_not_touch_each_other(chains: SlurmCluster, tmp_path: Path) -> None:
+def test_chains_of_two_results_folders_are_independent(chains: SlurmCluster, tmp_path: Path) -> None:
     """The same experiment below another results folder is another chain; the end of its budget ends that one alone."""
     one, other = tmp_path / "one", tmp_path / "other"
     launch(one)
@@ -297,8 +297,8 @@ def test_passes_that_never_succeed_end_the_chain(chains: SlurmCluster, tmp_path:
 
 
 @pytest.mark.slurm
-def test_a_site_that_takes_no_link_is_told_in_words(chains: SlurmCluster, tmp_path: Path) -> None:
-    """Slurm's reason is returned and kept for whoever looks later."""
+def test_a_rejected_link_is_reported_with_slurms_reason(chains: SlurmCluster, tmp_path: Path) -> None:
+    """Slurm's reason is returned, and kept in the record for `status`."""
     layout = launch(tmp_path)
     state = chain_of(tmp_path, SlurmSite(controller_partition="nowhere")).ensure()
     assert state.phase is Phase.broken
@@ -306,23 +306,23 @@ def test_a_site_that_takes_no_link_is_told_in_words(chains: SlurmCluster, tmp_pa
     assert state.problem in look(layout).sentence
 
 
-def test_where_sbatch_is_missing_that_is_the_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As inside a container without Slurm: no exception, a sentence."""
+def test_missing_sbatch_is_reported_as_the_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As inside a container without Slurm: no exception but a problem in the state."""
     launch(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     chain = chain_of(tmp_path)
     state = chain.ensure(queue=[])
     assert (state.phase, state.running, state.waiting) == (Phase.broken, "", "")
     assert "sbatch is not in PATH" in state.problem
-    assert chain.hopeless
+    assert chain.cannot_submit
 
 
 def element(layout: Layout, job: str, state: str, reason: str = "None") -> QueuedElement:
     return QueuedElement(job, state, reason, link_name(layout))
 
 
-def test_what_status_says(tmp_path: Path) -> None:
-    """One sentence for every way a chain can stand; a record of an earlier launch says nothing."""
+def test_chain_state_in_one_sentence(tmp_path: Path) -> None:
+    """Every state of a chain; a record of an earlier launch is ignored."""
     layout = launch(tmp_path, launched=100.0)
     other = QueuedElement("3", "RUNNING", "None", "somebody.else")
     assert chain_state(layout, [other]).phase is Phase.none
@@ -371,7 +371,7 @@ SITES = {
 
 
 @pytest.mark.parametrize("name", SITES)
-def test_the_script_of_a_link_is_the_golden_one(name: str) -> None:
+def test_link_script_equals_the_golden_file(name: str) -> None:
     """A small job in the controller's partition, without a GPU. SER_GRID_WRITE_GOLDEN=1 writes them anew."""
     text = render_script(JOB, SITES[name], TEMPLATES)
     file = GOLDEN / f"{name}.sh"
@@ -381,14 +381,14 @@ def test_the_script_of_a_link_is_the_golden_one(name: str) -> None:
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
 
 
-def test_no_value_of_a_profile_is_printed_unquoted() -> None:
+def test_every_value_of_a_profile_is_quoted() -> None:
     """As in the scripts of stages."""
     with pytest.raises(UsageError, match="control character"):
         render_script(JOB, SlurmSite(environment={"A": "x\ntouch pwned"}), TEMPLATES)
     assert "'$(touch pwned)'" in render_script(JOB, SlurmSite(controller_partition="$(touch pwned)"), TEMPLATES)
 
 
-def test_the_line_for_cron_runs_as_it_stands(tmp_path: Path) -> None:
+def test_the_cron_line_runs_as_printed(tmp_path: Path) -> None:
     """Through a shell as cron starts it, from a folder whose name is awkward: the command gets its words."""
     folder = tmp_path / "it's 100% $HOME"
     folder.mkdir()
@@ -406,7 +406,7 @@ def test_the_line_for_cron_runs_as_it_stands(tmp_path: Path) -> None:
         cron_line(layout, folder=tmp_path / "a\nb")
 
 
-def test_the_time_limit_of_a_link_is_the_policys(tmp_path: Path) -> None:
+def test_the_time_limit_of_a_link_is_policy_controller_minutes(tmp_path: Path) -> None:
     """And what `grid --dry-run` shows is made without touching anything."""
     launch(tmp_path)
     chain_of(tmp_path)
