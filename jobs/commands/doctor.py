@@ -1,7 +1,7 @@
-"""`doctor`: what this machine and this site can do, asked of them rather than of the user. Collects; jobs.commands.doctor_checks judges.
+"""`doctor`: collects facts about this machine and its Slurm; jobs.commands.doctor_checks judges them.
 
-On Slurm a probe job of one minute, asked for as the controller's links are, says what only a compute node can: whether it sees the results
-folder, and whether it may submit jobs.
+On Slurm, a probe job of one minute, submitted like a link of the controller chain, tests from a compute node whether it sees the results
+folder and whether it may submit jobs.
 """
 
 from __future__ import annotations
@@ -37,14 +37,17 @@ from jobs.commands.doctor_checks import (
 from jobs.errors import SlurmUnavailableError, UsageError
 from jobs.experiment.config import Experiment, SlurmSite
 from jobs.slurm.client import SlurmClient
+from jobs.slurm.parse import Refusal
 from jobs.slurm.script import LinkJob, launcher_python, parameters, render_script
+from jobs.slurm.submissions import call_sbatch
 from jobs.store.layout import Layout
 from jobs.store.records import create_json, read_json, write_json
+from jobs.text import one_line
 
-PROBE_SECONDS = 60.0  # for which its start is waited for
-LAG_SECONDS = 10.0  # for which a shared folder may hide the answer of a job that has ended
-LOOK_AGAIN_SECONDS = 0.5
-TORCH_SECONDS = 180.0
+PROBE_SECONDS = 60.0  # how long to wait for the probe job
+LAG_SECONDS = 10.0  # how long a shared folder may hide the answer of a job that has ended
+POLL_SECONDS = 0.5
+TORCH_SECONDS = 180.0  # time limit for importing torch
 COMMANDS = ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "srun")
 TORCH = """
 import json, torch, torch.distributed as d
@@ -54,7 +57,7 @@ names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())
 nccl = there and d.is_nccl_available()
 print(json.dumps([torch.__version__, torch.version.cuda or "", names, nccl, there and d.is_gloo_available()]))
 """
-# Runs on a compute node, with the standard library alone: ANSWER is renamed into place, so that it is whole or absent.
+# Runs on a compute node, with the standard library only. The answer is renamed into place, so that it is complete or absent.
 PROBE = """
 import json, os, socket, subprocess, sys, tempfile
 folder = os.path.dirname(os.path.abspath(__file__))
@@ -66,10 +69,10 @@ except (OSError, ValueError, KeyError):
 kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_")) or name == "SLURM_CONF"}
 try:
     done = subprocess.run(["sbatch", "--test-only", *sys.argv[1:], "--wrap=true"], env=kept, timeout=25, capture_output=True, text=True)
-    submits, said = done.returncode == 0, " ".join(done.stderr.split())
+    submits, message = done.returncode == 0, " ".join(done.stderr.split())
 except (OSError, subprocess.TimeoutExpired) as error:
-    submits, said = False, str(error)
-answer = {"token": question, "host": socket.gethostname(), "submits": submits, "said": said}
+    submits, message = False, str(error)
+answer = {"token": question, "host": socket.gethostname(), "submits": submits, "message": message}
 with open(os.path.join(folder, ".answer"), "w") as file:
     json.dump(answer, file)
     file.flush()
@@ -87,7 +90,7 @@ def examine(
     probe_seconds: float = PROBE_SECONDS,
     tell: Callable[[str], None] = lambda text: None,
 ) -> tuple[Check, ...]:
-    """All checks of this machine and, given an experiment with its site profile, of Slurm. `tell` hears what takes long."""
+    """All checks of this machine and, given an experiment with its site profile, of Slurm. `tell` is called before a long wait."""
     slurm = experiment is not None
     checks = judge_python(collect_python(source / "constraints.txt", source / "requirements.txt"))
     checks += judge_torch(collect_torch(), slurm=slurm)
@@ -95,18 +98,18 @@ def examine(
     checks += judge_folder(folder, slurm=slurm)
     if experiment is None:
         return tuple(checks)
-    asked = client or SlurmClient()
-    facts = collect_slurm(asked, experiment.slurm)
+    client = client or SlurmClient()
+    facts = collect_slurm(client, experiment.slurm)
     checks += judge_slurm(facts, experiment.slurm, experiment.policy)
     if not facts.missing and not facts.error and not folder.error:
         tell(f"a probe job of one minute; waiting at most {probe_seconds:.0f} s for it")
         cron = cron_line(Layout(results, "EXPERIMENT"), folder=source, environment=cron_environment())
-        checks += judge_probe(probe(asked, experiment.slurm, results, seconds=probe_seconds), cron)
+        checks += judge_probe(probe(client, experiment.slurm, results, seconds=probe_seconds), cron)
     return tuple(checks)
 
 
 def cron_environment() -> dict[str, str]:
-    """What cron lacks and Slurm's commands need here."""
+    """The environment variables that Slurm's commands need here and that cron does not set."""
     found: dict[str, str] = {}
     place = shutil.which("sbatch")
     if place is not None and str(Path(place).parent) not in ("/usr/bin", "/bin"):
@@ -117,7 +120,7 @@ def cron_environment() -> dict[str, str]:
 
 
 def collect_python(constraints: Path, requirements: Path) -> PythonFacts:
-    """Installed packages beside those that the files name; a file that is missing names none."""
+    """Versions of the packages that the two files name; a missing file names none."""
     wanted = dict(re.findall(r"^([A-Za-z0-9_.-]+)==(\S+)", _text(constraints), re.MULTILINE))
     needed = frozenset(re.findall(r"^([A-Za-z0-9_.-]+)", _text(requirements), re.MULTILINE))
     found: dict[str, str] = {}
@@ -131,19 +134,19 @@ def collect_python(constraints: Path, requirements: Path) -> PythonFacts:
 
 
 def collect_torch() -> TorchFacts:
-    """torch, imported elsewhere: it takes seconds and much memory."""
+    """Facts about torch, from a process of its own: importing it takes seconds and much memory."""
     try:
         done = subprocess.run([sys.executable, "-c", TORCH], capture_output=True, text=True, timeout=TORCH_SECONDS, check=False)
         version, cuda, gpus, nccl, gloo = json.loads(done.stdout.strip().splitlines()[-1])
     except subprocess.TimeoutExpired:
         return TorchFacts(error=f"importing torch takes more than {TORCH_SECONDS:.0f} s")
     except (ValueError, IndexError):
-        return TorchFacts(error=f"torch cannot be imported: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
+        return TorchFacts(error=f"torch cannot be imported: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
     return TorchFacts(version, cuda, tuple(gpus), nccl, gloo)
 
 
 def collect_folder(results: Path, mounts: Path = Path("/proc/mounts")) -> FolderFacts:
-    """What records need, done once in a folder of its own that is removed again."""
+    """Does once what records need (write, flush, link, rename) in a temporary folder below the results folder."""
     path = results.resolve()
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -155,7 +158,7 @@ def collect_folder(results: Path, mounts: Path = Path("/proc/mounts")) -> Folder
             again = create_json(folder / "linked.json", {})
             seconds = time.monotonic() - begun
             skew = (folder / "renamed.json").stat().st_mtime - (clock + seconds / 2)
-        error = "" if linked and not again else "hard links do not tell who was first"
+        error = "" if linked and not again else "hard links are not exclusive: two processes could claim the same stage"
         free = float(shutil.disk_usage(path).free)
     except OSError as problem:
         return FolderFacts(str(path), error=f"{problem.strerror or problem}")
@@ -163,7 +166,7 @@ def collect_folder(results: Path, mounts: Path = Path("/proc/mounts")) -> Folder
 
 
 def file_system(path: Path, mounts: str) -> str:
-    """Type of the file system that a path lies on, by the text of /proc/mounts; "" if that does not say."""
+    """Type of the file system of a path, from the text of /proc/mounts; "" if unknown. Pure."""
     best, kind = -1, ""
     for line in mounts.splitlines():
         fields = line.split()
@@ -176,7 +179,7 @@ def file_system(path: Path, mounts: str) -> str:
 
 
 def collect_slurm(client: SlurmClient, site: SlurmSite) -> SlurmFacts:
-    """What Slurm's commands say of the site, and whether it would take a small job as the profile asks for it."""
+    """Configuration and limits of the site, and whether Slurm accepts a small job with the profile."""
     missing = tuple(name for name in COMMANDS if shutil.which(name) is None)
     if missing:
         return SlurmFacts(missing=missing)
@@ -210,8 +213,7 @@ def read_partitions(shown: str, resources: str) -> tuple[Partition, ...]:
         name = facts.get("PartitionName", "")
         if name:
             default, up = facts.get("Default") == "YES", facts.get("State") == "UP"
-            limits = read_minutes(facts.get("MaxTime", "")), read_minutes(facts.get("DefaultTime", ""))
-            partitions.append(Partition(name, default, up, *limits, ", ".join(sorted(gpus.get(name, ())))))
+            partitions.append(Partition(name, default, up, read_minutes(facts.get("MaxTime", "")), ", ".join(sorted(gpus.get(name, ())))))
     return tuple(partitions)
 
 
@@ -227,7 +229,7 @@ def read_minutes(text: str) -> int:
 def probe(
     client: SlurmClient, site: SlurmSite, results: Path, *, seconds: float = PROBE_SECONDS, lag_seconds: float = LAG_SECONDS
 ) -> ProbeFacts:
-    """Send a job to a compute node and wait for its answer in the results folder; gone afterwards, whatever happens."""
+    """Submit a job to a compute node and wait for its answer in the results folder; job and files are removed in any case."""
     token = secrets.token_hex(6)
     folder = results.resolve() / f".doctor-{token}"
     job = _probe_job(site, folder, token)
@@ -237,22 +239,19 @@ def probe(
         write_json(folder / "question.json", {"token": token})
         problem = _submit_probe(client, job, site, folder)
         if problem:
-            return ProbeFacts(submitted=problem)
+            return ProbeFacts(problem=problem)
         try:
             return _await_answer(client, job.name, folder, token, seconds, lag_seconds)
         finally:
             _cancel(client, job.name)
     except OSError as error:
-        return ProbeFacts(submitted=f"{folder}: {error.strerror or error}")
+        return ProbeFacts(problem=f"{folder}: {error.strerror or error}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _submit_probe(client: SlurmClient, job: LinkJob, site: SlurmSite, folder: Path) -> str:
     """Why there is no probe job; "" if there is one, or may be."""
-    from jobs.slurm.parse import Refusal
-    from jobs.slurm.submissions import call_sbatch
-
     try:
         reply = call_sbatch(client, folder / "scripts", render_script(job, site, _templates()), parameters(job, site), site)
     except UsageError as error:
@@ -267,24 +266,24 @@ def _await_answer(client: SlurmClient, name: str, folder: Path, token: str, seco
         answer = read_json(folder / "answer.json")
         if answer is not None:
             sees, submits = answer.get("token") == token, answer.get("submits") is True
-            return ProbeFacts("", True, True, waited, str(answer.get("host")), sees, submits, str(answer.get("said")))
+            return ProbeFacts("", True, True, waited, str(answer.get("host")), sees, submits, str(answer.get("message")))
         try:
             states = [element.state for element in client.queue(name=name, patient=False)]
             started = started or any(state != "PENDING" for state in states)
             gone = 0.0 if states else gone or waited
-        except SlurmUnavailableError:  # an answer may come all the same
+        except SlurmUnavailableError:  # the answer file may come all the same
             states = ["?"]
         if gone and waited - gone > lag_seconds:
-            return ProbeFacts("", True, True, waited, log=" ".join(_text(folder / "probe.out").split())[-300:])
+            return ProbeFacts("", True, True, waited, log=one_line(_text(folder / "probe.out"))[-300:])
         if not gone and waited > seconds:
             return ProbeFacts("", started, False, waited)
-        time.sleep(LOOK_AGAIN_SECONDS)
+        time.sleep(POLL_SECONDS)
 
 
 def _cancel(client: SlurmClient, name: str) -> None:
     try:
         client.cancel_named(name)
-    except (SlurmUnavailableError, UsageError):  # it ends within a minute by itself
+    except (SlurmUnavailableError, UsageError):  # its time limit of one minute ends it
         return
 
 
@@ -323,9 +322,9 @@ def _text(file: Path) -> str:
 
 
 def cron_line(layout: Layout, *, folder: Path, python: str = sys.executable, environment: Mapping[str, str] | None = None) -> str:
-    """What to put into a crontab where no controller can run inside Slurm. UsageError for a path that a crontab cannot hold.
+    """Crontab line for a site where no controller can run inside Slurm. UsageError for a path with a line break.
 
-    `environment`: what cron lacks, such as PATH where Slurm's commands lie elsewhere, and SLURM_CONF.
+    `environment`: variables that cron does not set, such as SLURM_CONF.
     """
     words = [f"{name}={shlex.quote(value)}" for name, value in (environment or {}).items()]
     command = [python, "launch.py", "reconcile", layout.experiment, "--results", str(layout.root.resolve())]
@@ -333,4 +332,4 @@ def cron_line(layout: Layout, *, folder: Path, python: str = sys.executable, env
     line = f"cd {shlex.quote(str(folder.resolve()))} && {' '.join([*words, shlex.join(command)])} >>{shlex.quote(str(log))} 2>&1"
     if "\n" in line or "\r" in line:
         raise UsageError(f"{folder}, {layout.root}: a crontab cannot hold a line break")
-    return f"*/10 * * * * {line}".replace("%", "\\%")  # cron takes a bare % for the end of the line
+    return f"*/10 * * * * {line}".replace("%", "\\%")  # cron reads a plain % as the end of the line

@@ -39,20 +39,8 @@ SUBMIT_SECONDS = 120  # time limit of sbatch, which retries by itself while slur
 # Longest time from an intent to the end of its sbatch: the query before it (LOOKS times LOOK_SECONDS, and pauses), then SUBMIT_SECONDS.
 UNDERWAY_SECONDS = 240.0
 # Environment variables that sbatch, and so the job, inherits from the launching shell; a site's profile may set more.
-EXPORTED = (
-    "HOME",
-    "USER",
-    "LOGNAME",
-    "SHELL",
-    "PATH",
-    "LANG",
-    "LC_ALL",
-    "LD_LIBRARY_PATH",
-    "SLURM_CONF",
-    "HF_HOME",
-    "HF_HUB_CACHE",
-    "HF_HUB_OFFLINE",
-)
+EXPORTED: tuple[str, ...] = ("HOME", "USER", "LOGNAME", "SHELL", "PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SLURM_CONF")
+EXPORTED += ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE")
 _SLURM_PREFIXES = ("SLURM_", "SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_", "SALLOC_", "SRUN_")
 _MISSING = 127  # a shell's exit code for a command that was not found
 _OPTIONAL = ("sacct", "sacctmgr")  # sites without accounting may lack them

@@ -93,7 +93,7 @@ def test_what_a_compute_node_lacks_is_said(slurm_cluster: SlurmCluster, tmp_path
     checks = judge_slurm(collect_slurm(client, SlurmSite(partition="nowhere")), SlurmSite(partition="nowhere"), Policy())
     assert by_name(checks)["partition"].advice == "slurm.partition: one of high, main"
     assert "invalid partition" in by_name(checks)["request"].text
-    assert "invalid partition" in probe(client, SlurmSite(partition="nowhere"), tmp_path).submitted
+    assert "invalid partition" in probe(client, SlurmSite(partition="nowhere"), tmp_path).problem
     assert list(tmp_path.iterdir()) == []
 
 
@@ -120,7 +120,7 @@ def test_a_slurm_without_accounting_that_takes_no_memory_requests(small_cluster:
     assert (found["request"].verdict, found["request"].advice) == (Verdict.problem, "slurm.memory_requests=false")
     small_cluster.run("scontrol", "update", "nodename=n1", "state=drain", "reason=test")
     facts = probe(client, replace(site, memory_requests=False), tmp_path, seconds=1)
-    assert (facts.submitted, facts.started, facts.host) == ("", False, "")
+    assert (facts.problem, facts.started, facts.host) == ("", False, "")
     assert all("not known yet" in check.text for check in judge_probe(facts, ""))
     assert not small_cluster.run("squeue", "--noheader", "--states=PENDING,RUNNING")
     small_cluster.stop_controller()
@@ -193,8 +193,8 @@ def test_partitions_and_their_limits() -> None:
         "PartitionName=short Default=YES DefaultTime=NONE MaxTime=00:30:00 State=DOWN\n"
     )
     gpu, short = read_partitions(shown, "gpu|gpu:a100:4(S:0-1)\ngpu|gpu:h100:8,nvme:1\nshort|(null)\n")
-    assert gpu == Partition("gpu", False, True, 2910, 60, "gpu:a100:4, gpu:h100:8")
-    assert short == Partition("short", True, False, 30, 0, "")
+    assert gpu == Partition("gpu", False, True, 2910, "gpu:a100:4, gpu:h100:8")
+    assert short == Partition("short", True, False, 30, "")
     assert [read_minutes(text) for text in ("UNLIMITED", "NONE", "7-00:00:00", "")] == [0, 0, 10080, 0]
     facts = SlurmFacts(version="slurm 24", partitions=(gpu, replace(short, up=True)), accounting=True)
     checks = by_name(judge_slurm(facts, SlurmSite(partition="gpu", controller_partition="short"), Policy()))
