@@ -1,4 +1,5 @@
-# make grid: environment, demo corpus, the whole grid on this machine, a table.   make test: everything the tests need, and the tests.   make test-long: the few that take a minute each.
+# make grid: environment, demo corpus, the whole grid on this machine, a table.
+# make test: everything the tests need, and all tests.   make test-fast: those without Slurm, Ray and whole grids.   make lint: style, types.
 # make explore: the state machine of the controller with fresh random examples; MINUTES=20, SEED=n repeats a run.
 # make chaos: a grid on a real Slurm whose nodes, steps, controllers and slurmctld are killed at random, for ten minutes.
 PYTHON ?= python3
@@ -6,9 +7,12 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
+WORKERS ?= 4# test processes: those of Slurm and Ray mostly wait, so more than there are cores
+PARALLEL = --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
 MINUTES ?= 20
+unexport PYTHONDONTWRITEBYTECODE  # the tests start hundreds of processes: each would compile every module again
 
-.PHONY: setup grid test test-long explore chaos lint format clean
+.PHONY: setup grid test test-fast explore chaos lint format clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -27,11 +31,10 @@ grid: setup
 
 test: setup
 	bash tests/install_packages.sh
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(PARALLEL)
 
-test-long: setup
-	bash tests/install_packages.sh
-	$(RUN) -m pytest -m long
+test-fast: setup
+	$(RUN) -m pytest $(PARALLEL) -m "not slurm and not ray and not end_to_end"
 
 explore: setup
 	$(RUN) -m tests.simulation.explore --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))

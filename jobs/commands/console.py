@@ -18,6 +18,7 @@ import typer
 
 from jobs.commands.status_report import Status, closing_lines, judged_lines, problem_lines, status_lines, status_table, status_to_json
 from jobs.errors import SlurmUnavailableError, UsageError
+from jobs.store.records import damaged_records
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -146,6 +147,7 @@ def print_explanation(launcher: Launcher, run: str) -> None:
     target = find_target(report.graph, run)
     stories = read_stories(stages_of(report.graph, target.node), launcher.launched.layout, launcher.sight())
     print_lines(explain_lines(target, report, stories, launcher.launched.experiment.policy, acts=launcher.acts))
+    print_lines(f"damaged record, counts as missing: {each}" for each in damaged_records(launcher.launched.layout.folder))
 
 
 def print_log(launcher: Launcher, run: str, *, stage: str | None, attempt: int | None, lines: int | None, follow: bool) -> bool:

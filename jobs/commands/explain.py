@@ -24,7 +24,7 @@ from jobs.experiment.graph import Graph, Node, Run
 from jobs.store.attempts import GONE_SECONDS, is_slurms, newest_checkpoint
 from jobs.store.failures import FailureClass, cancelled_by_hand
 from jobs.store.layout import Layout
-from jobs.store.records import Claim, Outcome, read_claim, read_result
+from jobs.store.records import Claim, Outcome, damaged_records, read_claim, read_result
 
 if TYPE_CHECKING:
     from jobs.control.controller import Report
@@ -80,6 +80,7 @@ class StageStory:
     node: Node
     attempts: tuple[AttemptStory, ...] = ()
     departures: tuple[Departure, ...] = ()  # of jobs whose worker never began
+    damaged: tuple[str, ...] = ()  # its records that cannot be decoded, each with the reason
 
 
 def names_run(text: str) -> bool:
@@ -212,6 +213,7 @@ def _stage_lines(story: StageStory, fact: NodeFacts, in_flight: Mapping[str, InF
     lines = [f"{node.name}: {'done' if fact.done else 'not done'}{'' if told else ', never begun'}", *told]
     if fact.done and not story.attempts:
         lines.append("  its attempt's records are gone; the result counts")
+    lines.extend(f"  damaged record, counts as missing: {each}" for each in story.damaged)
     asked = request_words(fact.request)
     if asked and not fact.done:
         lines.append(f"  the next attempt asks for {asked}")
@@ -300,12 +302,12 @@ def _read_story(node: Node, layout: Layout, sight: Sight, departures: Sequence[D
     result = read_result(folder, node.key)
     claim = read_claim(folder.attempt(result.attempt)) if result else None
     if result is not None and claim is not None:
-        spent = result.provenance.get("seconds")
-        seconds = float(spent) if isinstance(spent, int | float) else None
+        seconds = result.provenance.get("seconds")
         request = asked.get(claim.slurm_job)
         found.append(AttemptStory(result.attempt, claim, claim.log or default, result=True, seconds=seconds, asked=request))
     begun = {each.claim.slurm_job for each in found}
-    return StageStory(node, tuple(found), tuple(each for each in departures if each.job not in begun))
+    silent = tuple(each for each in departures if each.job not in begun)
+    return StageStory(node, tuple(found), silent, damaged_records(folder.path))
 
 
 def _last_sign(path: Path, claim: Claim) -> float | None:

@@ -23,7 +23,7 @@ from typing import Any
 from jobs.errors import UsageError
 from jobs.experiment.config import Policy
 from jobs.store.layout import Layout
-from jobs.store.records import create_json, read_json, write_json
+from jobs.store.records import Decoder, create_json, write_json
 
 SCHEMA = 1
 SERVER_SECONDS = 10.0  # one exchange with a server
@@ -68,6 +68,9 @@ class Notice:
     time: float
     host: str
     error: str = ""
+
+
+_NOTICES = Decoder(Notice, SCHEMA)
 
 
 class _RefusedError(Exception):
@@ -116,7 +119,7 @@ def notify(
 def read_notices(layout: Layout, launched: float) -> tuple[Notice, ...]:
     """Notices of a launch, for `status`."""
     paths = sorted(layout.folder.glob(f"notified-*-{launched:.3f}-*.json"))
-    return tuple(notice for notice in map(_read, paths) if notice is not None)
+    return tuple(notice for notice in map(_NOTICES.read, paths) if notice is not None)
 
 
 def notice_line(notice: Notice) -> str:
@@ -138,7 +141,7 @@ def _claim(
             return path, None
         begun = clock()
         while True:
-            standing = _read(path)
+            standing = _NOTICES.read(path)
             if standing is not None and standing.state != "sending":
                 return path, standing
             if clock() - (begun if standing is None else min(standing.time, begun)) > claim_seconds:
@@ -240,13 +243,3 @@ def _host_or_nothing(url: str) -> str:
         return _webhook_host(url)
     except UsageError:
         return ""
-
-
-def _read(path: Path) -> Notice | None:
-    value = read_json(path)
-    if value is None or value.pop("schema", None) != SCHEMA:
-        return None
-    try:
-        return Notice(**value)
-    except TypeError:
-        return None

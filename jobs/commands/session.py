@@ -21,7 +21,7 @@ from jobs.experiment.config import Cluster, resources_of
 from jobs.experiment.graph import Graph, Run
 from jobs.experiment.launched import Launched
 from jobs.store.cancellations import read_cancellations, record_cancellation
-from jobs.store.records import Result, read_json, read_result
+from jobs.store.records import Result, damaged_records, read_json, read_result
 
 if TYPE_CHECKING:
     from jobs.commands.notify import Notice
@@ -163,6 +163,7 @@ class Launcher:
             cancelled=self.cancelled,
             notices=self._notices(),
             tables=self.tables_there() if report.complete else "",
+            damaged=damaged_records(*self.launched.layout.records),
         )
 
     def chain_state(self) -> ChainState | None:

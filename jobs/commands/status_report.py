@@ -129,6 +129,7 @@ class Status:
     controller: str = ""  # how the chain stands, in words
     notices: tuple[str, ...] = ()  # whom an end was told to, or could not be
     steps: tuple[str, ...] = ()  # what the user can do next
+    damaged: tuple[str, ...] = ()  # files that cannot be decoded and count as missing, each with the reason
 
 
 def status_of(
@@ -142,11 +143,13 @@ def status_of(
     cancelled: bool = False,
     notices: Sequence[str] = (),
     tables: str = "",
+    damaged: Sequence[str] = (),
 ) -> Status:
     """The status from what the planner sees and decided.
 
     `command` launches the experiment again; `watched`: somebody goes on with it, so that nothing is asked of the user; `stuck` says of
-    stages in the queue why they will never start; `cancelled`: the user has cancelled everything; `tables`: where those of the end lie.
+    stages in the queue why they will never start; `cancelled`: the user has cancelled everything; `tables`: where those of the end lie;
+    `damaged`: records that cannot be decoded.
     """
     graph, facts, plan = report.graph, report.facts, report.plan
     states = node_states(graph, plan, facts, report.in_flight)
@@ -175,6 +178,7 @@ def status_of(
         controller=controller,
         notices=tuple(notices),
         steps=_steps(experiment, plan, list(states.values()), runs, command, watched, cancelled, tables),
+        damaged=tuple(damaged),
     )
 
 
@@ -209,6 +213,7 @@ def status_to_json(status: Status) -> dict[str, Any]:
         "controller": status.controller,
         "notices": list(status.notices),
         "steps": list(status.steps),
+        "damaged": list(status.damaged),
     }
 
 
@@ -253,6 +258,7 @@ def problem_lines(status: Status) -> list[str]:
             lines.append(f"{first.stage} {first.method} {which}: {first.after}{why}: {first.error}")
     lines.extend(f"{count} stages {reason}" for reason, count in status.held.items())
     lines.extend(f"{count} stages in the queue will not start: {reason}" for reason, count in status.stuck.items())
+    lines.extend(f"damaged record, counts as missing: {each}" for each in status.damaged)
     return lines
 
 

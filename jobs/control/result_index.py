@@ -15,6 +15,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from jobs.control.facts import OUTSIDE, NodeFacts
 from jobs.experiment.graph import Slot
 from jobs.statistics import percent
 from jobs.store.layout import Layout, StageFolder
-from jobs.store.records import Result, read_result, write_bytes
+from jobs.store.records import Decoder, Result, read_result, write_bytes
 from jobs.store.scores import confusion_of
 
 SCHEMA = 3  # raised when the facts of a result, or the way they are found, change
@@ -32,6 +33,19 @@ SHARE = 50  # of its results: the others are read again by the next process
 RESULT = StageFolder(Path()).result.name
 Signature = tuple[int, int, int]  # time of change in nanoseconds, size, inode
 _log = logging.getLogger(__name__)
+# Signature, attempts, UA, why it diverged, seconds, all seconds, memory, mapped, on a GPU, processes, threads, partition
+_Row = tuple[int, int, int, int, float | None, str, float, float, int, int, bool, int, int, str]
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """The body of an index."""
+
+    slots: tuple[tuple[str, str, int, int], ...]  # method, fold, slot, generation
+    rows: dict[str, _Row]  # by key
+
+
+_BODY = Decoder(_Stored, None)
 
 
 class ResultIndex:
@@ -61,7 +75,7 @@ class ResultIndex:
         if known is not None and known[0] == signature:
             return known[1]
         stored = self._stored.get(key)
-        if stored is not None and tuple(stored[:3]) == signature:
+        if stored is not None and stored[:3] == signature:
             found: NodeFacts | None = _from_row(stored)
         else:
             self._changes += 1
@@ -100,27 +114,23 @@ def index_of(layout: Layout) -> ResultIndex:
 def facts_of(result: Result, written: int) -> NodeFacts:
     """What a result says, written at that time (nanoseconds since the epoch)."""
     told = result.provenance
-    seconds, peak, own = (_number(told.get(name)) for name in ("seconds", "peak_rss_bytes", "peak_own_bytes"))
-    processes, slurm = int(_number(told.get("processes"))), told.get("slurm")
+    seconds, peak, own = (float(told.get(name) or 0) for name in ("seconds", "peak_rss_bytes", "peak_own_bytes"))
+    processes, slurm = int(told.get("processes") or 0), told.get("slurm")
     return NodeFacts(
         done=True,
         attempts=result.attempt,
         seconds=seconds,
-        all_seconds=seconds + _number(told.get("seconds_before")),
+        all_seconds=seconds + (told.get("seconds_before") or 0),
         memory=int(peak),
         mapped=max(0, int(peak - own)) if own and processes <= 1 else 0,  # of a team only the peak is that of its largest process
         on_gpu=told.get("device", "cpu") != "cpu",
         processes=processes,
-        threads=int(_number(told.get("threads"))),
-        partition=str(slurm.get("job_partition", "")) if slurm else OUTSIDE if slurm is not None else "",
+        threads=int(told.get("threads") or 0),
+        partition=slurm.get("job_partition", "") if slurm else OUTSIDE if slurm is not None else "",
         finished=written / 1e9,
         ua=_ua(result),
         diverged=result.diverged,
     )
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def _ua(result: Result) -> float | None:
@@ -131,13 +141,13 @@ def _ua(result: Result) -> float | None:
     return percent(share) if isinstance(share, int | float) and 0 <= share <= 1 else None
 
 
-def _to_row(signature: Signature, facts: NodeFacts) -> list[Any]:
+def _to_row(signature: Signature, facts: NodeFacts) -> _Row:
     measured = (facts.seconds, facts.all_seconds, facts.memory, facts.mapped)
     place = (facts.on_gpu, facts.processes, facts.threads, facts.partition)
-    return [*signature, facts.attempts, facts.ua, facts.diverged, *measured, *place]
+    return (*signature, facts.attempts, facts.ua, facts.diverged, *measured, *place)
 
 
-def _from_row(row: list[Any]) -> NodeFacts:
+def _from_row(row: _Row) -> NodeFacts:
     changed, _, _, attempts, ua, diverged, seconds, all_seconds, memory, mapped, on_gpu, processes, threads, partition = row
     return NodeFacts(
         done=True,
@@ -160,13 +170,13 @@ def _head(body: bytes) -> dict[str, Any]:
     return {"schema": SCHEMA, "sha256": hashlib.sha256(body).hexdigest()}
 
 
-def _read_index(file: Path) -> tuple[dict[str, list[Any]], dict[Slot, int]]:
-    """Key -> row, and the generations, of a stored index if it is whole."""
+def _read_index(file: Path) -> tuple[dict[str, _Row], dict[Slot, int]]:
+    """Key -> row, and the generations, of a stored index if it is whole. A damaged cache costs time only and is not reported."""
     try:
         head, _, body = file.read_bytes().partition(b"\n")
         if json.loads(head) != _head(body):
             return {}, {}
-        value = json.loads(body)
-        return value["rows"], {(method, fold, slot): generation for method, fold, slot, generation in value["slots"]}
-    except (OSError, ValueError, KeyError, TypeError):
+        stored = _BODY.decode(body)
+        return stored.rows, {(method, fold, slot): generation for method, fold, slot, generation in stored.slots}
+    except (OSError, ValueError):  # DamagedRecordError is a ValueError
         return {}, {}

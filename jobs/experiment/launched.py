@@ -17,7 +17,7 @@ from jobs.experiment.graph import Graph, Slot, build_graph, seeds_of_slots
 from jobs.experiment.registry import Registry
 from jobs.store.cancellations import last_cancellation
 from jobs.store.layout import Layout, valid_experiment_name
-from jobs.store.records import read_json, write_json
+from jobs.store.records import DamagedRecordError, Decoder, write_json
 
 SCHEMA = 1
 
@@ -30,6 +30,21 @@ class Corpus:
     digest: str
     folds: tuple[str, ...]
     folder: str  # absolute
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """The record of a launch."""
+
+    launched: float  # seconds since the epoch
+    corpus: Corpus
+    config: Mapping[str, Any]
+    file: str = ""
+    user: int | None = None
+    stages: str = ""  # digest of the graph
+
+
+_RECORDS = Decoder(_Stored, SCHEMA)
 
 
 @dataclass(frozen=True)
@@ -76,27 +91,20 @@ def reopen(layout: Layout, registry: Registry, recipe_schema: type[Any]) -> Laun
     """The experiment as it was launched last. Raises UsageError if there is none of that name."""
     if not valid_experiment_name(layout.experiment):
         raise UsageError(f"experiment {layout.experiment!r}: not a name that an experiment can have")
-    value = read_json(layout.experiment_file)
-    if (value is None or value.get("schema") != SCHEMA) and layout.experiment_file.is_file():
-        raise UsageError(f"{layout.experiment_file}: damaged, or of another version of the program; launch `grid` again to renew it")
-    if value is None:
+    try:
+        stored = _RECORDS.load(layout.experiment_file)
+    except DamagedRecordError as error:
+        raise UsageError(f"{layout.experiment_file}: damaged ({error}); launch `grid` again to renew it") from error
+    if stored is None:
         known = sorted(path.parent.name for path in layout.root.glob("*/experiment.json"))
         near = difflib.get_close_matches(layout.experiment, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"launched are: {', '.join(known) or 'none'}"
         raise UsageError(f"experiment {layout.experiment!r} was not launched (nothing in {layout.folder}); {hint}")
-    try:
-        stated = value["corpus"]
-        corpus = Corpus(str(stated["name"]), str(stated["digest"]), tuple(stated["folds"]), str(stated["folder"]))
-        config, since, stages = value["config"], float(value["launched"]), str(value.get("stages", ""))
-        file = str(value.get("file", ""))
-        user = None if value.get("user") is None else int(value["user"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(f"{layout.experiment_file}: damaged ({error!r}); launch `grid` again to renew it") from error
-    experiment = restore_experiment(config, recipe_schema=recipe_schema)
-    graph = _graph(experiment, corpus, registry, {})
-    refill = functools.partial(_graph, experiment, corpus, registry, base=graph)
-    changed = bool(stages) and stages != _digest(graph)
-    return Launched(experiment, corpus, graph, layout, since, refill, changed, user, file)
+    experiment = restore_experiment(stored.config, recipe_schema=recipe_schema)
+    graph = _graph(experiment, stored.corpus, registry, {})
+    refill = functools.partial(_graph, experiment, stored.corpus, registry, base=graph)
+    changed = bool(stored.stages) and stored.stages != _digest(graph)
+    return Launched(experiment, stored.corpus, graph, layout, stored.launched, refill, changed, stored.user, stored.file)
 
 
 def _graph(experiment: Experiment, corpus: Corpus, registry: Registry, generations: Mapping[Slot, int], base: Graph | None = None) -> Graph:

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from jobs.signals import STOP_SIGNALS, StopRequest
+from jobs.store.records import prepare_decoders
 from jobs.worker.main import run_task, say
 from jobs.worker.processes import die_with, end_child, kill_group, limit_threads
 from jobs.worker.stage import WorkerProcess
@@ -166,6 +167,7 @@ def main(preload: Sequence[str]) -> int:
     os.dup2(2, 1)
     for number in (*STOP_SIGNALS, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the launcher decides when to stop; workers set their own
+    prepare_decoders()
     for name in preload:
         _preload(name)
     gc.collect()

@@ -32,7 +32,7 @@ from jobs.slurm.script import LinkJob, launcher_python, parameters, render_scrip
 from jobs.slurm.submissions import call_sbatch, fixed_name
 from jobs.store.attempts import own_slurm_job
 from jobs.store.layout import Layout
-from jobs.store.records import read_json, write_json
+from jobs.store.records import Decoder, write_json
 from jobs.store.snapshot import Snapshot, take_snapshot
 
 SCHEMA = 1
@@ -81,6 +81,16 @@ class ControllerRecord:
     message: str = ""  # why it ended
 
 
+@dataclass(frozen=True)
+class _Launch:
+    """The part of `experiment.json` that a link reads."""
+
+    launched: float
+
+
+_RECORDS, _LAUNCHES = Decoder(ControllerRecord, SCHEMA), Decoder(_Launch, None)
+
+
 def link_name(layout: Layout) -> str:
     """Job name of all links of an experiment's chain; another results folder is another chain."""
     return fixed_name(layout, "control", "controller")
@@ -98,13 +108,7 @@ def log_file(layout: Layout) -> Path:
 
 def read_record(layout: Layout) -> ControllerRecord | None:
     """The record of the last link; None if there is none that can be read."""
-    value = read_json(record_file(layout))
-    if value is None or value.pop("schema", None) != SCHEMA:
-        return None
-    try:
-        return ControllerRecord(**value)
-    except TypeError:
-        return None
+    return _RECORDS.read(record_file(layout))
 
 
 def write_record(layout: Layout, record: ControllerRecord) -> None:
@@ -114,8 +118,8 @@ def write_record(layout: Layout, record: ControllerRecord) -> None:
 
 def launched_at(layout: Layout) -> float:
     """Time of the last launch in seconds since the epoch; 0 if there was none."""
-    found = (read_json(layout.experiment_file) or {}).get("launched")
-    return float(found) if isinstance(found, int | float) else 0.0
+    found = _LAUNCHES.read(layout.experiment_file)
+    return found.launched if found else 0.0
 
 
 class Chain:

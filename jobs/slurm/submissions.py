@@ -18,11 +18,12 @@ still the record of the same intent (`created`), and facts about single elements
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from jobs.slurm.client import UNDERWAY_SECONDS, SlurmClient, sbatch_under_way
 from jobs.slurm.parse import Refusal, classify_refusal
 from jobs.store.attempts import claim_alive, process_start
 from jobs.store.layout import Layout
-from jobs.store.records import Claim, create_json, read_json, write_json
+from jobs.store.records import Claim, DamagedRecordError, Decoder, check_times, create_json, read_json, write_json
 from jobs.text import one_line
 
 SCHEMA = 1
@@ -75,7 +76,7 @@ class Submission:
     method: str
     tasks: tuple[tuple[str, ...], ...]  # element -> keys
     created: float  # seconds since the epoch
-    state: State = State.intent
+    state: State
     job: str = ""
     writer: Writer = Writer()
     replied: bool = False  # sbatch has returned without a job id, so it is not running any more
@@ -87,6 +88,12 @@ class Submission:
     ended: Mapping[str, str] = field(default_factory=dict)  # index -> final state; "": accounting did not report it
     nodes: Mapping[str, str] = field(default_factory=dict)  # index -> node on which Slurm could not start it; "": unknown
     asked: Asked | None = None  # time and memory requested for each element; None: not recorded
+
+    def __post_init__(self) -> None:
+        wrong = [index for index in (*self.left, *self.ended, *self.nodes) if not index.isdecimal()]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r} is not the index of an element")
+        check_times(self.created, *self.left.values())
 
     @property
     def job_name(self) -> str:
@@ -111,6 +118,9 @@ class Submission:
         return self.ended.get(index) == LAUNCH_FAILED and index not in self.nodes
 
 
+_SUBMISSIONS = Decoder(Submission, SCHEMA)  # what an older version did not write has the value that says nothing
+
+
 class SubmissionRecords:
     """Open records of submissions, one file each. `scripts`: folder of the batch scripts; `file`: path of the record of a name."""
 
@@ -120,7 +130,9 @@ class SubmissionRecords:
 
     def find(self, name: str) -> Submission | None:
         """An open record, read anew: on a shared folder the look at a file's time may be a minute old, its content is not."""
-        return _from_json(_renamed(read_json(self._file(name))))
+        path = self._file(name)
+        former = _former_record(read_json(path))
+        return _SUBMISSIONS.read(path) if former is None else former
 
     def check(self, name: str) -> None:
         """UsageError if the record of an open submission exists and cannot be read: it would never be closed."""
@@ -219,7 +231,7 @@ class SubmissionBook(SubmissionRecords):
         mark = (stat.st_ino, stat.st_mtime_ns, stat.st_size)  # every write creates a new file
         known = self._known.get(path)
         if known is None or known[0] != mark:
-            known = self._known[path] = (mark, _from_json(read_json(path)))
+            known = self._known[path] = (mark, _SUBMISSIONS.read(path))
         return known[1]
 
 
@@ -323,7 +335,7 @@ def fixed_name(layout: Layout, word: str, kind: str, *identity: str) -> str:
 def new_submission(name: str, batch: Batch, now: float, refine: Refinements = (), asked: Asked | None = None) -> Submission:
     """A new intent of this process for a batch. `now`: seconds since the epoch."""
     tasks = tuple(task.keys for task in batch.tasks)
-    return Submission(name, batch.stage, batch.method, tasks, now, writer=this_writer(), refine=refine, asked=asked)
+    return Submission(name, batch.stage, batch.method, tasks, now, State.intent, writer=this_writer(), refine=refine, asked=asked)
 
 
 def this_writer() -> Writer:
@@ -357,27 +369,16 @@ def _to_json(submission: Submission) -> dict[str, object]:
     return {"schema": SCHEMA, **asdict(submission), "state": submission.state.value}
 
 
-def _renamed(value: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A sweep's record of an older version, converted; any other as it is."""
+def _former_record(value: dict[str, Any] | None) -> Submission | None:
+    """The record of a sweep by an older version, converted; None for any other record."""
     if value is None or "writer" in value or "host" not in value:
-        return value
+        return None
     writer = {name: value[name] for name in ("host", "pid", "start") if name in value}
     state = State.submitted if value.get("job") else State.intent
-    return {**value, "stage": "sweep", "method": "", "tasks": [], "state": state.value, "writer": writer}
-
-
-def _from_json(value: dict[str, Any] | None) -> Submission | None:
-    """The record, or None. What an older version did not write is as if it had not been seen; what a newer one adds is not read."""
-    if value is None or value.get("schema") != SCHEMA:
-        return None
+    renamed = {**value, "stage": "sweep", "method": "", "tasks": [], "state": state.value, "writer": writer}
     try:
-        known = {one.name: value[one.name] for one in fields(Submission) if one.name in value}
-        known |= {"state": State(value["state"]), "tasks": tuple(tuple(keys) for keys in value["tasks"])}
-        known |= {"writer": Writer(**value.get("writer", {})), "cancelled": tuple(value.get("cancelled", ()))}
-        known["refine"] = tuple((tuple(indices), str(own)) for indices, own in value.get("refine", ()))
-        known["asked"] = Asked(**known["asked"]) if known.get("asked") else None
-        return Submission(**known)
-    except (KeyError, TypeError, ValueError, AttributeError):
+        return _SUBMISSIONS.decode(json.dumps(renamed).encode())
+    except DamagedRecordError:
         return None
 
 

@@ -8,11 +8,11 @@ A cancellation holds until the experiment is launched again: `grid` is how a use
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from jobs.errors import UsageError
 from jobs.store.layout import Layout
-from jobs.store.records import read_json, write_json
+from jobs.store.records import DamagedRecordError, Decoder, write_json
 
 SCHEMA = 1
 
@@ -28,38 +28,44 @@ class Cancelled:
         return self.everything or key in self.keys
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """One cancellation."""
+
+    time: float
+    keys: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class _Record:
+    """All of them, oldest first."""
+
+    cancelled: tuple[_Entry, ...]
+
+
+_RECORDS = Decoder(_Record, SCHEMA)
+
+
 def record_cancellation(layout: Layout, keys: Collection[str] | None, now: float) -> None:
     """Remember that the user cancelled some stages, or everything (None); written before any job is told."""
-    entries = [{"time": time, "keys": names} for time, names in _entries(layout)]
-    write_json(
-        layout.cancellations, {"schema": SCHEMA, "cancelled": [*entries, {"time": now, "keys": None if keys is None else sorted(keys)}]}
-    )
+    record = _Record((*_entries(layout), _Entry(now, None if keys is None else tuple(sorted(keys)))))
+    write_json(layout.cancellations, {"schema": SCHEMA, **asdict(record)})
 
 
 def read_cancellations(layout: Layout, since: float) -> Cancelled:
     """What was cancelled after `since`, the last launch (seconds since the epoch)."""
-    found = [keys for time, keys in _entries(layout) if time >= since]
+    found = [entry.keys for entry in _entries(layout) if entry.time >= since]
     return Cancelled(any(keys is None for keys in found), frozenset(key for keys in found if keys is not None for key in keys))
 
 
 def last_cancellation(layout: Layout) -> float:
     """When something was cancelled last, seconds since the epoch by the clock of whoever did; 0 if nothing ever was."""
-    return max((time for time, _ in _entries(layout)), default=0.0)
+    return max((entry.time for entry in _entries(layout)), default=0.0)
 
 
-def _entries(layout: Layout) -> list[tuple[float, list[str] | None]]:
-    value = read_json(layout.cancellations)
-    if value is None and not layout.cancellations.exists():
-        return []
-    try:  # a file that cannot be read is no leave to go on: a cancellation is final
-        if value is None or value["schema"] != SCHEMA:
-            raise ValueError("torn, or of another version of the program")
-        return [(float(entry["time"]), _keys(entry["keys"])) for entry in value["cancelled"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{layout.cancellations}: damaged ({error!r}); delete it if nothing is to stay cancelled") from error
-
-
-def _keys(value: object) -> list[str] | None:
-    if value is not None and not isinstance(value, list):
-        raise TypeError(f"keys {value!r}")
-    return value if value is None else [str(key) for key in value]
+def _entries(layout: Layout) -> tuple[_Entry, ...]:
+    try:
+        record = _RECORDS.load(layout.cancellations)
+    except DamagedRecordError as error:  # a file that cannot be read is no leave to go on: a cancellation is final
+        raise UsageError(f"{layout.cancellations}: damaged ({error}); delete it if nothing is to stay cancelled") from error
+    return record.cancelled if record else ()

@@ -98,6 +98,11 @@ class Layout:
         return self.root / self.experiment
 
     @property
+    def records(self) -> tuple[Path, Path]:
+        """Every record of the experiment and of its stages lies below one of these."""
+        return self.folder, self.root / STORE
+
+    @property
     def experiment_file(self) -> Path:
         return self.folder / "experiment.json"
 

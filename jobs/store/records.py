@@ -1,24 +1,35 @@
-"""The one module that writes and reads records: JSON files, complete or absent, never torn into a wrong answer.
+"""The one module that writes and reads records: JSON files, complete or absent, decoded with validation.
 
-A record is written to a temporary name in the same folder, flushed to the disk and renamed; a reader that finds it
-missing, torn or of another schema gets None, which is neither success nor failure.
+A record is written to a temporary name in the same folder, flushed to the disk and renamed. A reader that finds it missing, torn, of
+another schema, or with a value of the wrong type gets None, which is neither success nor failure. All of these but a missing file are
+damage: each file is reported once per process, and `damaged_records` lists them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar, cast
 
 from jobs.store.layout import AttemptFolder, StageFolder
 
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core import CoreSchema, SchemaValidator
+
+
 SCHEMA = 1
+LARGEST_INTEGER = 2**63  # in the measured part of a result
+LATEST = 1e11  # seconds since the epoch; later is no time that a record can state
+UNUSABLE = "its confusion matrix is not square with one row per class and at least one utterance"
 _UMASK = os.umask(0o022)
 
 
@@ -26,6 +37,136 @@ os.umask(_UMASK)  # it can only be read by setting it
 
 
 RecordT = TypeVar("RecordT")
+_log = logging.getLogger(__name__)
+_damaged: dict[Path, str] = {}  # files that this process could not decode when it last read them -> why
+_reported: set[Path] = set()
+
+
+class DamagedRecordError(ValueError):
+    """A file is there and is not a record of the expected kind."""
+
+
+class Decoder(Generic[RecordT]):
+    """Reads JSON records of one kind, a dataclass, whose fields must have the annotated types. Unknown fields are ignored.
+
+    `schema` is the value that the field `schema` must have; None: the records have no such field. pydantic is imported at the first use.
+    """
+
+    def __init__(self, kind: type[RecordT], schema: int | None = SCHEMA) -> None:
+        self._kind = kind
+        self._schema = schema
+
+    def read(self, path: Path) -> RecordT | None:
+        """The record in a file; None where there is none. A damaged one is reported and counts as missing."""
+        try:
+            return self.load(path)
+        except DamagedRecordError as error:
+            report_damage(path, str(error))
+            return None
+
+    def load(self, path: Path) -> RecordT | None:
+        """The record in a file; None where there is none. Raises DamagedRecordError, which says what is wrong with it."""
+        try:
+            with path.open("rb", buffering=0) as file:  # read at every look at a large experiment
+                data = file.read()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        record = self.decode(data)
+        if _damaged:
+            _damaged.pop(path, None)
+        return record
+
+    def decode(self, data: bytes) -> RecordT:
+        """The record that a JSON text states. Raises DamagedRecordError."""
+        try:
+            if b"\\" in data and (
+                b"\\ud" in data or b"\\uD" in data
+            ):  # a file name that is not UTF-8: Python writes lone surrogates, JSON has none
+                data = json.dumps(json.loads(data), ensure_ascii=False).encode("utf-8", "replace")
+            record = cast(RecordT, self._validator.validate_json(data, strict=True))
+            # Not a number, in a field of any type; as part of a text they are sound. Single bytes are searched for first: much faster.
+            if (b"N" in data and b"NaN" in data) or (b"I" in data and b"Infinity" in data):
+                from pydantic_core import from_json
+
+                from_json(data, allow_inf_nan=False)
+        except (ValueError, RecursionError) as error:
+            raise DamagedRecordError(_reason(error, self._schema)) from error
+        return record
+
+    def prepare(self) -> None:
+        """Build the validator now: a process that forks others does it once for all of them."""
+        self._validator  # noqa: B018 - built when first asked for
+
+    @cached_property
+    def _validator(self) -> SchemaValidator:
+        from pydantic import ConfigDict, TypeAdapter, with_config
+        from pydantic_core import SchemaValidator, core_schema
+
+        with_config(ConfigDict(allow_inf_nan=False, extra="ignore"))(self._kind)
+        schema: Any = TypeAdapter(self._kind).core_schema
+        if self._schema is not None:
+            schema = core_schema.tagged_union_schema({self._schema: schema}, discriminator="schema")
+        return SchemaValidator(schema)
+
+
+def report_damage(path: Path, reason: str) -> None:
+    """Note that a file cannot be decoded, or is not what its place says; a warning is logged once for each file."""
+    if path not in _reported:
+        _reported.add(path)
+        _log.warning("%s: damaged record, counts as missing: %s", path, reason)
+    _damaged[path] = reason
+
+
+def damaged_records(*folders: Path) -> tuple[str, ...]:
+    """`PATH: REASON` of each damaged file in these folders, as far as this process has read them and they are still there."""
+    found = sorted((path, reason) for path, reason in _damaged.items() if any(path.is_relative_to(folder) for folder in folders))
+    return tuple(f"{path}: {reason}" for path, reason in found if path.exists())
+
+
+def _reason(error: Exception, schema: int | None) -> str:
+    """The first thing that is wrong, in one line: `started: Input should be a valid number`."""
+    from pydantic_core import ValidationError
+
+    if not isinstance(error, ValidationError):
+        return f"not JSON: {' '.join(str(error).split())}"
+    first = error.errors(include_url=False, include_input=False)[0]
+    if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        return "of another schema, written by another version of the program"
+    location = first["loc"][1:] if first["loc"][:1] == (schema,) else first["loc"]
+    where = ".".join(map(str, location))
+    return f"{where}: {first['msg']}" if where else first["msg"]
+
+
+@dataclass(frozen=True)
+class _Known:
+    """Annotation of a mapping: the types of those of its entries that are computed with. Each may be null or absent: not known.
+
+    All other entries are left as they are.
+    """
+
+    numbers: tuple[str, ...]
+    texts: tuple[str, ...]  # mappings of texts to texts
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        from pydantic_core import core_schema as core
+
+        integer = core.int_schema(ge=-LARGEST_INTEGER, le=LARGEST_INTEGER, strict=True)
+        number = core.union_schema([integer, core.float_schema(allow_inf_nan=False, strict=True)], mode="left_to_right")
+        texts = core.dict_schema(core.str_schema(), core.str_schema())
+        kinds = {**dict.fromkeys(self.numbers, number), **dict.fromkeys(self.texts, texts)}
+        known = {name: core.typed_dict_field(core.nullable_schema(kind), required=False) for name, kind in kinds.items()}
+        return core.typed_dict_schema(known, extra_behavior="allow")
+
+
+MEASURED = ("seconds", "seconds_before", "peak_rss_bytes", "peak_own_bytes", "peak_gpu_bytes", "processes", "threads")
+Provenance = Annotated[Mapping[str, Any], _Known(numbers=MEASURED, texts=("slurm",))]
+
+
+def check_times(*times: float) -> None:
+    """ValueError unless these are times that a calendar has, in seconds since the epoch."""
+    wrong = [time for time in times if abs(time) > LATEST]
+    if wrong:
+        raise ValueError(f"{wrong[0]:g} is not a time")
 
 
 class Ending(Enum):
@@ -51,6 +192,9 @@ class Claim:
     relief: int = 0  # how often the work of a pass was halved for want of memory
     checkpoint: float = 0.0  # when the newest resumable state was written that it found, seconds since the epoch
     team: str = ""  # machines of all processes that compute it together, a comma between them; "": `node` alone
+
+    def __post_init__(self) -> None:
+        check_times(self.started)
 
 
 @dataclass(frozen=True)
@@ -84,11 +228,20 @@ class Result:
     upstream: Mapping[str, str]
     attempt: int
     metrics: Mapping[str, Any]
-    provenance: Mapping[str, Any]
+    provenance: Provenance
     artifacts: Mapping[str, str] = field(default_factory=dict)  # relative name -> sha256
     confusion: tuple[tuple[int, ...], ...] = ()
     classes: tuple[str, ...] = ()
     diverged: str = ""  # why the run does not count: its training went wrong by a test fixed in advance
+
+
+_CLAIMS, _OUTCOMES, _RESULTS = Decoder(Claim), Decoder(Outcome), Decoder(Result)
+
+
+def prepare_decoders() -> None:
+    """Import and build what reading claims, outcomes and results needs; for a process that forks workers."""
+    for decoder in (_CLAIMS, _OUTCOMES, _RESULTS):
+        decoder.prepare()
 
 
 def write_json(path: Path, value: object) -> None:
@@ -125,11 +278,11 @@ def create_json(path: Path, value: object) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file, or None if there is none: missing, torn, or not an object."""
+    """The object in a JSON file, or None if there is none: missing, torn, or not an object. Its values are not checked."""
     try:
-        with path.open("rb", buffering=0) as file:  # read at every look at a large experiment
+        with path.open("rb", buffering=0) as file:
             value = json.loads(file.read())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
@@ -141,18 +294,23 @@ def write_result(folder: StageFolder, result: Result) -> None:
 
 def read_result(folder: StageFolder, key: str) -> Result | None:
     """The result of a stage, or None when there is no valid one for this key."""
-    value = read_json(folder.result)
-    if value is None or value.pop("schema", None) != SCHEMA or value.get("key") != key:
+    result = _RESULTS.read(folder.result)
+    if result is not None and result.key != key:
+        report_damage(folder.result, f"the result of another stage, {result.key}")
         return None
-    try:
-        value["confusion"] = tuple(tuple(int(count) for count in row) for row in value.get("confusion", ()))
-        value["classes"] = tuple(value.get("classes", ()))
-        result = Result(**value)
-    except (TypeError, ValueError, OverflowError):
+    if result is not None and not usable_confusion(result.confusion, result.classes):
+        report_damage(folder.result, UNUSABLE)
         return None
-    mappings = (result.metrics, result.provenance, result.artifacts)
-    sound = isinstance(result.attempt, int) and isinstance(result.diverged, str) and all(isinstance(each, dict) for each in mappings)
-    return result if sound else None
+    return result
+
+
+def usable_confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> bool:
+    """Whether these are a square matrix of counts with one row per class and at least one utterance, or nothing at all."""
+    if not counts and not classes:
+        return True
+    size = len(classes)
+    square = len(counts) == size and all(len(row) == size for row in counts)
+    return square and len(set(classes)) == size and min(map(min, counts)) >= 0 and any(map(any, counts))
 
 
 def result_intact(folder: StageFolder, result: Result) -> bool:
@@ -174,7 +332,7 @@ def claim_attempt(folder: StageFolder, number: int, claim: Claim) -> bool:
 
 def read_claim(folder: AttemptFolder) -> Claim | None:
     """Who took an attempt, or None."""
-    return _read_record(folder.claim, Claim)
+    return _CLAIMS.read(folder.claim)
 
 
 def write_outcome(folder: AttemptFolder, outcome: Outcome) -> None:
@@ -186,13 +344,7 @@ def write_outcome(folder: AttemptFolder, outcome: Outcome) -> None:
 
 def read_outcome(folder: AttemptFolder) -> Outcome | None:
     """How an attempt ended without a result, or None."""
-    value = read_json(folder.outcome)
-    if value is None or value.pop("schema", None) != SCHEMA:
-        return None
-    try:
-        return Outcome(**{**value, "ending": Ending(value["ending"])})
-    except (TypeError, KeyError, ValueError):
-        return None
+    return _OUTCOMES.read(folder.outcome)
 
 
 def attempt_numbers(folder: StageFolder) -> tuple[int, ...]:
@@ -208,16 +360,6 @@ def file_digest(path: Path) -> str:
     """sha256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read_record(path: Path, kind: type[RecordT]) -> RecordT | None:
-    value = read_json(path)
-    if value is None or value.pop("schema", None) != SCHEMA:
-        return None
-    try:
-        return kind(**value)
-    except TypeError:
-        return None
 
 
 def _encoded(value: object) -> bytes:

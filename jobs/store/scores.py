@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from jobs.errors import UsageError
-from jobs.store.records import Result
+from jobs.store.records import Result, usable_confusion
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,7 @@ def confusion_of(result: Result) -> Confusion | None:
     """
     if not result.confusion and not result.classes:
         return None
-    size = len(result.classes)
-    square = len(result.confusion) == size and all(len(row) == size for row in result.confusion)
-    if not square or len(set(result.classes)) != size or min(map(min, result.confusion)) < 0 or not any(map(any, result.confusion)):
+    if not usable_confusion(result.confusion, result.classes):
         raise UsageError(
             f"result {result.stage}/{result.key} (fold {result.fold}, seed {result.seed}) has no usable confusion matrix: "
             "delete its result.json and launch again"

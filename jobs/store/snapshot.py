@@ -19,7 +19,7 @@ from typing import Any
 
 from jobs.errors import UsageError
 from jobs.store.layout import Layout
-from jobs.store.records import read_json, write_json
+from jobs.store.records import Decoder, write_json
 
 SCHEMA = 1
 CODE = ("launch.py", "jobs", "ser_core", "configs", "slurm_templates")  # what jobs need, where git cannot be asked
@@ -44,6 +44,20 @@ class Snapshot:
     @property
     def taken(self) -> bool:
         return (self.path / "snapshot.json").is_file()
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What `snapshot.json` says that is read again."""
+
+    snapshot: str  # digest
+    commit: str
+    changed: tuple[str, ...]
+    files: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+_RECORDS = Decoder(_Record, SCHEMA)
 
 
 def plan_snapshot(source: Path, layout: Layout) -> Snapshot:
@@ -110,20 +124,14 @@ def snapshot_facts(snapshot: Snapshot) -> dict[str, object]:
 
 def _known_snapshot(source: Path, layout: Layout) -> Snapshot | None:
     """`source` as the snapshot it is, if it is one and nobody has changed its code since."""
-    record = read_json(source / "snapshot.json")
-    if record is None or record.get("schema") != SCHEMA:
+    record = _RECORDS.read(source / "snapshot.json")
+    if record is None or not record.files or not all((source / name).is_file() for name in record.files):
         return None
-    try:
-        digest, commit, names = str(record["snapshot"]), str(record["commit"]), [str(name) for name in record["files"]]
-        changed, left_out = tuple(map(str, record["changed"])), tuple(map(str, record["left_out"]))
-    except (KeyError, TypeError):
+    files = {name: int(os.access(source / name, os.X_OK)) for name in sorted(record.files)}
+    if _digest(source, files) != record.snapshot:
         return None
-    if not names or not all((source / name).is_file() for name in names):
-        return None
-    files = {name: int(os.access(source / name, os.X_OK)) for name in sorted(names)}
-    if _digest(source, files) != digest:
-        return None
-    return Snapshot(source, layout.snapshots.resolve() / digest, digest, files, commit, changed, left_out)
+    path = layout.snapshots.resolve() / record.snapshot
+    return Snapshot(source, path, record.snapshot, files, record.commit, record.changed, record.left_out)
 
 
 def _dirty_diff(snapshot: Snapshot) -> str:

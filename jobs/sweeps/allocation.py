@@ -105,7 +105,7 @@ def submit(sweep: Sweep, source: Path, client: SlurmClient, *, job: SweepJob | N
     def look() -> list[str]:
         return [element.job for element in _elements(sweep, client)]
 
-    while not records.begin(intent := Submission(wanted.name, "sweep", "", (), time.time(), writer=this_writer())):
+    while not records.begin(intent := Submission(wanted.name, "sweep", "", (), time.time(), State.intent, writer=this_writer())):
         former = records.find(wanted.name)
         if former is None:
             records.check(wanted.name)

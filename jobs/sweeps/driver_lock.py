@@ -14,7 +14,7 @@ from pathlib import Path
 
 from jobs.errors import UsageError
 from jobs.store.attempts import GONE_SECONDS, Heartbeat, claim_alive, new_claim
-from jobs.store.records import Claim, create_json, read_json, write_json
+from jobs.store.records import Claim, Decoder, create_json, read_json, write_json
 from jobs.sweeps.records import SweepFolder
 
 TAKE_OVER_SECONDS = GONE_SECONDS + 15  # that a driver in an allocation waits for the sign of life of the one before it to grow old
@@ -27,6 +27,17 @@ class Turn:
 
     file: Path
     complete: bool = False  # set by the driver: every trial has ended
+
+
+@dataclass(frozen=True)
+class _Taken(Claim):
+    """What the file of a turn says."""
+
+    left: float | None = None  # when its driver left, seconds since the epoch
+    complete: bool = False  # every trial had ended by then
+
+
+_TURNS = Decoder(_Taken, None)
 
 
 @contextlib.contextmanager
@@ -52,7 +63,8 @@ def driving(folder: SweepFolder, *, allocated: bool = False) -> Iterator[Turn]:
 def complete(folder: SweepFolder) -> bool:
     """Whether every trial had ended when the last driver left."""
     turns = _turns(folder)
-    return bool(turns) and (read_json(turns[-1]) or {}).get("complete") is True
+    last = _TURNS.read(turns[-1]) if turns else None
+    return last is not None and last.complete
 
 
 def driver_of(folder: SweepFolder, *, allocated: bool = False) -> Claim | None:
@@ -84,12 +96,12 @@ def _take(folder: SweepFolder, *, allocated: bool) -> Path | None:
 
 def _holder(turn: Path, *, allocated: bool) -> Claim | None:
     """Who has a turn and has not left."""
-    value = read_json(turn)
-    if value is None or "left" in value:
+    claim = _TURNS.read(turn)
+    if claim is None or claim.left is not None:
         return None
     try:
-        claim, heartbeat = Claim(**value), turn.stat().st_mtime
-    except (TypeError, OSError):
+        heartbeat = turn.stat().st_mtime
+    except OSError:
         return None
     gone = [claim.slurm_job] if allocated and claim.slurm_job else []
     return claim if claim_alive(claim, heartbeat, live_jobs=None, now=time.time(), gone=gone) else None

@@ -5,6 +5,7 @@ A record says which points were tried. What was computed is in the results of th
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +18,7 @@ from jobs.errors import UsageError
 from jobs.experiment.config import Experiment, resolved_values, restore_experiment
 from jobs.experiment.launched import Corpus
 from jobs.store.layout import Layout
-from jobs.store.records import read_json, write_json, write_text
+from jobs.store.records import DamagedRecordError, Decoder, report_damage, write_json, write_text
 from jobs.sweeps.space import Point, Space, point_from_json, space_of
 from jobs.worker.task import Workplace, load_object
 
@@ -169,6 +170,37 @@ class TrialRecord:
         return running_means(self.folds)[-1] if self.folds else None
 
 
+@dataclass(frozen=True)
+class _StoredSweep:
+    """The record of a sweep."""
+
+    config: Mapping[str, Any]
+    file: str
+    corpus: Corpus
+    place: Workplace
+    recipe_schema: str
+    validation: Mapping[str, tuple[str, ...]]
+    launched: float
+    code: str
+    preload: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _StoredTrial:
+    """The record of a trial."""
+
+    trial: str
+    point: Mapping[str, Any]
+    state: TrialState
+    folds: tuple[FoldRecord, ...]
+    error: str
+    began: float
+    ended: float
+
+
+_SWEEPS, _TRIALS, _FOLDS = Decoder(_StoredSweep, SCHEMA), Decoder(_StoredTrial, SCHEMA), Decoder(FoldRecord, None)
+
+
 def running_means(folds: tuple[FoldRecord, ...]) -> tuple[float, ...]:
     """The objective after each fold."""
     return tuple(sum(fold.ua for fold in folds[:count]) / count for count in range(1, len(folds) + 1))
@@ -202,29 +234,27 @@ def store_latest(sweep: Sweep) -> None:
 def load_sweep(path: Path) -> Sweep:
     """The sweep whose folder this is. Raises UsageError where its file is missing, damaged, or of another version of the program."""
     folder = SweepFolder(path.resolve())
-    value = read_json(folder.sweep)
-    if value is None or value.get("schema") != SCHEMA:
-        state = "damaged, or of another version of the program" if folder.sweep.is_file() else "no such sweep"
-        raise UsageError(f"{folder.sweep}: {state}; {AGAIN}")
     try:
-        stated, place = value["corpus"], value["place"]
-        corpus = Corpus(str(stated["name"]), str(stated["digest"]), tuple(stated["folds"]), str(stated["folder"]))
-        layout = Layout(folder.path.parents[2], folder.path.parents[1].name)
-        return Sweep(
-            experiment=restore_experiment(value["config"], recipe_schema=load_object(value["recipe_schema"])),
-            config=str(value["file"]),
-            corpus=corpus,
-            layout=layout,
-            place=Workplace(**{**place, "results": str(layout.root), "packages": tuple(place["packages"])}),
-            recipe_schema=str(value["recipe_schema"]),
-            validation={str(fold): tuple(map(str, speakers)) for fold, speakers in value["validation"].items()},
-            launched=float(value["launched"]),
-            digest=folder.path.name,
-            code=str(value["code"]),
-            preload=tuple(map(str, value["preload"])),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, ImportError) as error:
-        raise UsageError(f"{folder.sweep}: damaged ({error!r}); {AGAIN}") from error
+        stored = _SWEEPS.load(folder.sweep)
+        if stored is None:
+            raise UsageError(f"{folder.sweep}: no such sweep; {AGAIN}")
+        schema = load_object(stored.recipe_schema)
+    except (DamagedRecordError, ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"{folder.sweep}: damaged ({error}); {AGAIN}") from error
+    layout = Layout(folder.path.parents[2], folder.path.parents[1].name)
+    return Sweep(
+        experiment=restore_experiment(stored.config, recipe_schema=schema),
+        config=stored.file,
+        corpus=stored.corpus,
+        layout=layout,
+        place=replace(stored.place, results=str(layout.root)),
+        recipe_schema=stored.recipe_schema,
+        validation=stored.validation,
+        launched=stored.launched,
+        digest=folder.path.name,
+        code=stored.code,
+        preload=stored.preload,
+    )
 
 
 def latest_file(layout: Layout) -> Path:
@@ -262,21 +292,19 @@ def write_trial(folder: SweepFolder, record: TrialRecord) -> None:
 
 def read_trial(folder: SweepFolder, trial: str) -> TrialRecord | None:
     """The record of one trial; None where there is no whole one."""
-    value = read_json(_trial_file(folder, trial))
-    if value is None or value.get("schema") != SCHEMA or value.get("trial") != trial:
+    file = _trial_file(folder, trial)
+    stored = _TRIALS.read(file)
+    if stored is None:
         return None
     try:
-        return TrialRecord(
-            trial=trial,
-            point=point_from_json(value["point"]),
-            state=TrialState(value["state"]),
-            folds=tuple(map(fold_from_json, value["folds"])),
-            error=str(value["error"]),
-            began=float(value["began"]),
-            ended=float(value["ended"]),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, UsageError):
+        point = point_from_json(stored.point)
+    except ValueError as error:
+        report_damage(file, str(error))
         return None
+    if stored.trial != trial:
+        report_damage(file, f"the record of another trial, {stored.trial}")
+        return None
+    return TrialRecord(trial, point, stored.state, stored.folds, stored.error, stored.began, stored.ended)
 
 
 def read_trials(folder: SweepFolder) -> tuple[TrialRecord, ...]:
@@ -325,9 +353,8 @@ def lift_stop(folder: SweepFolder) -> None:
 
 
 def fold_from_json(value: Mapping[str, Any]) -> FoldRecord:
-    """Inverse of `dataclasses.asdict`. Raises KeyError, TypeError or ValueError where the value is none."""
-    runs = tuple(RunRecord(**run) for run in value["runs"])
-    return FoldRecord(str(value["fold"]), runs, dict(value["stages"]), dict(value["proxies"]), float(value["ua"]))
+    """Inverse of `dataclasses.asdict`. Raises ValueError where the value is not a fold."""
+    return _FOLDS.decode(json.dumps(value).encode())
 
 
 def _trial_file(folder: SweepFolder, trial: str) -> Path:

@@ -76,12 +76,18 @@ class Point:
 def point_from_json(value: Mapping[str, Any]) -> Point:
     """The point that `to_json` wrote; ValueError for anything else."""
     try:
-        counts, settings = list(value["counts"]), dict(value["settings"])
-    except (KeyError, TypeError, ValueError) as error:
+        counts, settings = value["counts"], value["settings"]
+    except (KeyError, TypeError) as error:
         raise ValueError(f"not a point of a sweep: {value!r}") from error
-    if not counts or not all(type(k) is int for k in counts):
+    named = isinstance(counts, list) and bool(counts) and isinstance(settings, dict)
+    if not named or not all(type(k) is int for k in counts) or not all(map(_is_setting, settings.items())):
         raise ValueError(f"not a point of a sweep: {value!r}")
     return Point(tuple(counts), tuple(settings.items()))
+
+
+def _is_setting(item: tuple[Any, Any]) -> bool:
+    key, value = item
+    return isinstance(key, str) and (value is None or isinstance(value, str | int | float))
 
 
 def set_label(counts: Sequence[int]) -> str:

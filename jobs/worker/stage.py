@@ -36,6 +36,7 @@ from jobs.store.cancellations import read_cancellations
 from jobs.store.failures import FailureClass, class_of_exception
 from jobs.store.layout import AttemptFolder, Layout, StageFolder
 from jobs.store.records import (
+    UNUSABLE,
     Ending,
     Outcome,
     Result,
@@ -47,6 +48,7 @@ from jobs.store.records import (
     read_outcome,
     read_result,
     result_intact,
+    usable_confusion,
     write_outcome,
     write_result,
 )
@@ -388,6 +390,8 @@ def check_returned(returned: Mapping[str, Any]) -> dict[str, Any]:
     if wrong:
         raise NotFiniteError(f"{wrong} is not a finite number: the training diverged")
     canonical_json(values)
+    if not usable_confusion(values["confusion"], values["classes"]):
+        raise ValueError(f"the stage returned a result that cannot be scored: {UNUSABLE}")
     return values
 
 

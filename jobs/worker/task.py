@@ -85,7 +85,7 @@ def description_from_json(value: Mapping[str, Any]) -> Description:
         tasks = tuple(tuple(keys) for keys in value["tasks"])
         counts = {key: int(value.get(key, default)) for key, default in (("relief", 0), ("at_once", 1), ("team", 1))}
         return Description(place, nodes, tasks, gone=tuple(value.get("gone", ())), **counts)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"task description lacks or does not know {error}: written by another version of the program") from error
 
 

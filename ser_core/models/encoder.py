@@ -48,7 +48,8 @@ def transform(encoder: Any, hidden: Tensor, frames: Tensor | None) -> Tensor:
     batch, length, _ = hidden.shape
     lengths = [length] * batch if frames is None else frames.tolist()
     with torch.autocast("cpu", enabled=False):
-        packed = _run(encoder.encoder, _packed(hidden, lengths), lengths, dtype)
+        # Features that were projected under autocast are bfloat16; between the layers everything is float32.
+        packed = _run(encoder.encoder, _packed(hidden, lengths).float(), lengths, dtype)
     padded = pad_sequence(list(torch.split(packed, lengths)), batch_first=True)
     return F.pad(padded, (0, 0, 0, length - padded.shape[1]))
 

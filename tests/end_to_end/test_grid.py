@@ -17,9 +17,9 @@ from tests.slurm_cluster.cluster import Cluster
 from tests.slurm_cluster.processes import wait_until
 
 SMALL = (
-    *("folds=[1,2]", "seeds=1", "recipe.cluster.counts=[8,16]", "policy.poll_seconds=1"),
-    *("recipe.finetune.epochs=1", "recipe.tapt.steps=3", "recipe.states.steps=3", "recipe.ptapt.steps=3"),
-    *("recipe.tapt.warmup_steps=1", "recipe.ptapt.warmup_steps=1"),
+    *("corpus=small", "folds=[1,2]", "seeds=1", "recipe.cluster.counts=[8,16]", "policy.poll_seconds=0.2"),
+    *("recipe.finetune.epochs=3", "recipe.finetune.batch_size=8"),  # less, and it has not learnt
+    *("recipe.tapt.steps=3", "recipe.states.steps=3", "recipe.ptapt.steps=3", "recipe.tapt.warmup_steps=1", "recipe.ptapt.warmup_steps=1"),
 )
 STAGES = 2 * (1 + 2 + (1 + 2 + 1 + 1))  # folds x (V-FT: 1; TAPT: 2; P-TAPT: states, two clusterings, pretraining, fine-tuning)
 
@@ -52,9 +52,9 @@ def compile_table(folder: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.slurm
-def test_three_methods_from_sbatch_to_pdf(slurm_cluster: Cluster, demo_data: Path, tmp_path: Path) -> None:
+def test_three_methods_from_sbatch_to_pdf(slurm_cluster: Cluster, small_data: Path, tmp_path: Path) -> None:
     """All three methods run as job arrays and end in a table that compiles; again, nothing is submitted; here, the numbers are the same."""
-    run = CommandLine(demo_data, tmp_path / "slurm")
+    run = CommandLine(small_data, tmp_path / "slurm")
     first = run("grid", "demo", "--cluster", "slurm", "--wait", *SMALL, timeout=600)
     assert first.returncode == 0, first.stdout + first.stderr
     tables = tmp_path / "slurm" / "demo" / "tables"
@@ -72,7 +72,7 @@ def test_three_methods_from_sbatch_to_pdf(slurm_cluster: Cluster, demo_data: Pat
     assert attempts(tmp_path / "slurm") == STAGES
     assert sorted((tmp_path / "slurm" / "demo" / "submissions").rglob("*.sh")) == submissions
 
-    here = CommandLine(demo_data, tmp_path / "local")
+    here = CommandLine(small_data, tmp_path / "local")
     local = here("grid", "demo", *SMALL, "folds=[1]", timeout=600)
     assert local.returncode == 0, local.stdout + local.stderr
     ours = scores(json.loads((tmp_path / "local" / "demo" / "tables" / "summary.json").read_text()))
@@ -81,9 +81,9 @@ def test_three_methods_from_sbatch_to_pdf(slurm_cluster: Cluster, demo_data: Pat
 
 
 @pytest.mark.slow
-def test_more_seeds_run_only_what_is_missing(demo_data: Path, tmp_path: Path) -> None:
+def test_more_seeds_run_only_what_is_missing(small_data: Path, tmp_path: Path) -> None:
     """A second launch computes nothing; one more seed is one more fine-tuning per fold, and pretraining is shared."""
-    run = CommandLine(demo_data, tmp_path / "results")
+    run = CommandLine(small_data, tmp_path / "results")
     settings = ("methods=[tapt]", *SMALL)
     first = run("grid", "demo", *settings, timeout=300)
     assert first.returncode == 0, first.stdout + first.stderr
@@ -102,10 +102,10 @@ def test_more_seeds_run_only_what_is_missing(demo_data: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_cleanly_and_a_second_launch_goes_on(demo_data: Path, tmp_path: Path) -> None:
+def test_ctrl_c_stops_cleanly_and_a_second_launch_goes_on(small_data: Path, tmp_path: Path) -> None:
     """After Ctrl-C no process is left, `collect` marks the table as incomplete with exit code 3, and the same command finishes the grid."""
-    run = CommandLine(demo_data, tmp_path / "results")
-    settings = ("methods=[vft]", "folds=[1]", "seeds=3", "recipe.finetune.epochs=2")
+    run = CommandLine(small_data, tmp_path / "results")
+    settings = ("corpus=small", "methods=[vft]", "folds=[1]", "seeds=3", "recipe.finetune.epochs=6")
     process = run.start("grid", "demo", *settings)
     deadline = time.monotonic() + 120
     while not attempts(run.results) and time.monotonic() < deadline:
@@ -125,9 +125,9 @@ def test_ctrl_c_stops_cleanly_and_a_second_launch_goes_on(demo_data: Path, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.slurm
-def test_launched_cancelled_and_left_to_itself_it_ends_in_tables(slurm_cluster: Cluster, demo_data: Path, tmp_path: Path) -> None:
+def test_launched_cancelled_and_left_to_itself_it_ends_in_tables(slurm_cluster: Cluster, small_data: Path, tmp_path: Path) -> None:
     """Cancelled, nothing is submitted by any look; launched again and left alone, the chain brings the tables, tells it, and is gone."""
-    run = CommandLine(demo_data, tmp_path / "results")
+    run = CommandLine(small_data, tmp_path / "results")
     folder = run.results / "demo"
     settings = ("--cluster", "slurm", "methods=[vft]", "resources.default.memory_gb=1", *SMALL)
     first = run("grid", "demo", *settings)
@@ -160,16 +160,16 @@ def test_launched_cancelled_and_left_to_itself_it_ends_in_tables(slurm_cluster: 
 
 @pytest.mark.slurm
 def test_without_an_answer_from_slurm_nothing_is_stored_and_status_shows_the_files(
-    slurm_cluster: Cluster, demo_data: Path, tmp_path: Path
+    slurm_cluster: Cluster, small_data: Path, tmp_path: Path
 ) -> None:
     """A launch is refused in one line before anything is written; of one that was stored `status` and `cancel` say what they can."""
     (tmp_path / "slurm.conf").write_text("")  # read by no command of Slurm without an error
-    run = CommandLine(demo_data, tmp_path / "results", {"SLURM_CONF": str(tmp_path / "slurm.conf")})
+    run = CommandLine(small_data, tmp_path / "results", {"SLURM_CONF": str(tmp_path / "slurm.conf")})
     settings = ("--cluster", "slurm", "methods=[vft]", "policy.controller=false", *SMALL, "recipe.finetune.epochs=20000")
     refused = run("grid", "demo", *settings)
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
     assert not run.results.exists()
-    there = CommandLine(demo_data, run.results)
+    there = CommandLine(small_data, run.results)
     assert there("grid", "demo", *settings).returncode == 0
     shown = run("status", "demo", "--json")
     assert (shown.returncode, len(shown.stderr.splitlines())) == (0, 1), shown.stderr
@@ -194,9 +194,9 @@ def test_without_an_answer_from_slurm_nothing_is_stored_and_status_shows_the_fil
     assert (moved_on.returncode, len(moved_on.stderr.splitlines())) == (2, 1), moved_on.stderr
 
 
-def test_a_dry_run_touches_nothing(demo_data: Path, tmp_path: Path) -> None:
+def test_a_dry_run_touches_nothing(small_data: Path, tmp_path: Path) -> None:
     """`--dry-run` shows the scripts and the cost without writing a file or asking Slurm for a job."""
-    run = CommandLine(demo_data, tmp_path / "results")
+    run = CommandLine(small_data, tmp_path / "results")
     done = run("grid", "demo", "--cluster", "slurm", "--dry-run", "resources.default.gpus=1", *SMALL)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "#SBATCH --array=0-1" in done.stdout

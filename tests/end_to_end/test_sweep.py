@@ -14,21 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from ser_core.corpora.manifest import load_manifest
-from ser_core.corpora.prepare import prepare
 from tests.command_line import CommandLine
 from tests.slurm_cluster.cluster import Cluster
 from tests.slurm_cluster.processes import wait_until
 
 FOLDS, SETS = ("1", "2"), ("8", "8+16")
 SMALL = (
-    *("corpus=small", "methods=[ptapt]", "folds=[1,2]", "seeds=1", "policy.poll_seconds=1", "resources.default.memory_gb=1"),
+    *("corpus=small", "methods=[ptapt]", "folds=[1,2]", "seeds=1", "policy.poll_seconds=0.2", "resources.default.memory_gb=1"),
     *("sweep.folds=[]", "sweep.counts=[]", "sweep.sets=[[8],[8,16]]", "sweep.stopping=none", "sweep.resources.memory_gb=4"),
     *("recipe.finetune.epochs=3", "recipe.finetune.batch_size=8"),  # less, and it has not learnt
     *("recipe.states.steps=3", "recipe.ptapt.steps=3", "recipe.ptapt.warmup_steps=1"),
 )
 STAGES = {name: len(FOLDS) * count for name, count in (("states", 1), ("cluster", 2), ("ptapt", 2), ("finetune", 2))}  # each once
-KEPT = 4  # recordings of the demo corpus, of every speaker and class
 
 
 @dataclass(frozen=True)
@@ -46,26 +43,9 @@ class Swept:
 
 
 @pytest.fixture(scope="module")
-def data(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of prepared corpora that holds `small`: three folds of the demo corpus, a third of their recordings."""
-    folder = tmp_path_factory.mktemp("small")
-    (folder / "audio").symlink_to(demo_data / "demo" / "audio")
-    kept: Counter[tuple[str, str]] = Counter()
-    with (folder / "small.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["path", "label", "speaker", "fold"])
-        for one in load_manifest(demo_data / "demo").utterances:
-            kept[one.speaker, one.label] += 1
-            if one.fold in ("1", "2", "3") and kept[one.speaker, one.label] <= KEPT:
-                rows.writerow([one.audio, one.label, one.speaker, one.fold])
-    prepare("csv", folder / "small.csv", folder / "data" / "small")
-    return folder / "data"
-
-
-@pytest.fixture(scope="module")
-def swept(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+def swept(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     """Begun, refused beside itself while Ray starts, interrupted when it has computed something, and run again."""
-    run = CommandLine(data, tmp_path_factory.mktemp("sweep") / "results")
+    run = CommandLine(small_data, tmp_path_factory.mktemp("sweep") / "results")
     process = run.start("sweep", "demo", *SMALL)
     try:
         assert wait_until(lambda: len(list(run.results.glob("demo/sweep/*/driver/*.json"))) > 0, 60)
@@ -164,9 +144,9 @@ def test_two_nodes_of_slurm_give_the_same_numbers(slurm_cluster: Cluster, swept:
     assert (cancelled.returncode, "nothing to cancel" in cancelled.stdout) == (0, True), cancelled.stdout + cancelled.stderr
 
 
-def test_a_dry_run_touches_nothing(data: Path, tmp_path: Path) -> None:
+def test_a_dry_run_touches_nothing(small_data: Path, tmp_path: Path) -> None:
     """Points, validation speakers, stages and the script are shown; no file is written and Slurm is not asked."""
-    run = CommandLine(data, tmp_path / "results", {"SLURM_CONF": str(tmp_path / "nowhere")})
+    run = CommandLine(small_data, tmp_path / "results", {"SLURM_CONF": str(tmp_path / "nowhere")})
     done = run("sweep", "demo", "--cluster", "slurm", "--dry-run", *SMALL, "sweep.resources.nodes=2", "resources.default.gpus=1")
     assert done.returncode == 0, done.stdout + done.stderr
     for text in ("2 points", "  8+16\n", "fold 1 held out: scored on 2F, 2M", "#SBATCH --nodes=2", " -m jobs.sweeps.ray.node "):

@@ -22,6 +22,7 @@ from jobs.store.records import (
     attempt_numbers,
     claim_attempt,
     create_json,
+    damaged_records,
     file_digest,
     read_claim,
     read_json,
@@ -100,7 +101,7 @@ def test_a_torn_result_is_none(folder: StageFolder, length: int) -> None:
     assert read_result(folder, "k1") is None
 
 
-@pytest.mark.parametrize("change", [{"schema": SCHEMA + 1}, {"key": "k2"}, {"unheard": 1}])
+@pytest.mark.parametrize("change", [{"schema": SCHEMA + 1}, {"key": "k2"}])
 def test_a_result_of_another_schema_or_key_is_none(folder: StageFolder, change: dict[str, object]) -> None:
     """What this version does not understand does not count."""
     write_json(folder.result, {"schema": SCHEMA, **asdict(RESULT), **change})
@@ -120,6 +121,17 @@ def test_a_result_with_a_value_of_the_wrong_kind_is_none(folder: StageFolder, na
     write_json(folder.result, {"schema": SCHEMA, **asdict(RESULT), name: "HERE"})
     folder.result.write_text(folder.result.read_text().replace('"HERE"', text))
     assert read_result(folder, "k1") is None
+
+
+def test_fields_of_a_newer_version_are_ignored(folder: StageFolder) -> None:
+    """Whatever they hold, at any depth."""
+    provenance = {**RESULT.provenance, "unheard": {"deep": [1, None]}}
+    write_json(folder.result, {"schema": SCHEMA, **asdict(replace(RESULT, provenance=provenance)), "unheard": {"a": [None]}})
+    assert read_result(folder, "k1") == replace(RESULT, provenance=provenance)
+    claim = Claim(1, "h", 2, "", 3.0)
+    write_json(folder.attempt(1).claim, {"schema": SCHEMA, **asdict(claim), "unheard": 1})
+    assert read_claim(folder.attempt(1)) == claim
+    assert not damaged_records(folder.path)
 
 
 def test_a_result_that_lacks_a_field_is_none(folder: StageFolder) -> None:

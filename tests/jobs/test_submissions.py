@@ -19,7 +19,7 @@ from jobs.slurm.client import UNDERWAY_SECONDS, SlurmClient
 from jobs.slurm.submissions import Guard, State, Submission, SubmissionBook, Writer, base_name, new_submission, writer_gone
 from jobs.store.attempts import process_start
 from jobs.store.layout import Layout
-from jobs.store.records import read_json
+from jobs.store.records import Decoder
 from tests.jobs.slurm_cases import batch_of, layout_of, node
 
 BATCH = batch_of([node("aa", "finetune"), node("bb", "finetune"), node("cc", "finetune")], 2)
@@ -167,11 +167,13 @@ def test_records_are_read_once(book: SubmissionBook, monkeypatch: pytest.MonkeyP
     first = book.open()
     reads: list[Path] = []
 
-    def counted(path: Path) -> dict[str, Any] | None:
-        reads.append(path)
-        return read_json(path)
+    load = Decoder.load
 
-    monkeypatch.setattr("jobs.slurm.submissions.read_json", counted)
+    def counted(decoder: Decoder[Any], path: Path) -> object:
+        reads.append(path)
+        return load(decoder, path)
+
+    monkeypatch.setattr(Decoder, "load", counted)
     assert book.open() == first
     assert reads == []
     SubmissionBook(layout_of(book.folder.parents[2])).change(first[1], job="7")

@@ -129,7 +129,6 @@ def test_two_sweeps_on_the_same_nodes(cluster: Cluster, tmp_path: Path, short: P
     assert len(list(short.iterdir())) <= 2, "only of the node that was switched off"
 
 
-@pytest.mark.long
 @pytest.mark.slurm
 def test_the_first_node_is_lost_and_the_last_restart_ends(
     slurm_cluster: Cluster, tmp_path: Path, short: Path, monkeypatch: pytest.MonkeyPatch

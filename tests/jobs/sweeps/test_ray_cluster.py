@@ -107,6 +107,7 @@ def test_without_the_token_nobody_gets_in(ray_here: Capacity) -> None:
     assert "session_name" in answers[2][0]
 
 
+@pytest.mark.ray
 def test_a_killed_process_leaves_checkpoints_and_a_folder(tmp_path: Path) -> None:
     """All its processes end by themselves, a stage with a checkpoint; the folder is removed by whoever comes next."""
     with _own_ray(str(tmp_path)) as (process, told):

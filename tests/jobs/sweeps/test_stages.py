@@ -213,7 +213,7 @@ def test_what_waits_can_be_handed_back(tmp_path: Path, ray_here: Capacity) -> No
     assert set(fake_registry.count(tmp_path / "corpus", "starts")) == set(graph.nodes) - {withdrawn}
 
 
-@pytest.mark.long
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_node_that_dies_under_a_stage_is_survived(tmp_path: Path) -> None:
     """Ray of three nodes, two of them for stages: the one that computes is killed, and the other goes on from the checkpoint."""

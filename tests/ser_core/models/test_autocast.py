@@ -54,6 +54,12 @@ def test_finetune() -> None:
     both(lambda: weighted_cross_entropy(model(features, frames, mask), LABELS, WEIGHTS), model, 0.02)
 
 
+def test_features_that_are_projected_under_autocast() -> None:
+    """They are bfloat16, and the transformer takes them: what is not a matrix product is computed in float32."""
+    model = EmotionClassifier(backbone().wav2vec2, 4).eval()
+    both(lambda: weighted_cross_entropy(model(*project_padded(model.wav2vec2, waves())), LABELS, WEIGHTS), model, 0.02)
+
+
 def test_tapt() -> None:
     """The contrastive loss; codes are drawn from rounded logits, so that some differ."""
     model = backbone().eval()

@@ -20,6 +20,7 @@ from ser_core.settings import (
     ClusterSettings,
     ExecutionSettings,
     FinetuneSettings,
+    Precision,
     PtaptSettings,
     Recipe,
     SpecAugmentSettings,
@@ -54,7 +55,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 @pytest.fixture
 def recipe() -> Recipe:
-    """Two layers of 16 channels, a handful of steps."""
+    """Two layers of 16 channels, a handful of steps, in the same precision on every machine."""
+    full = Precision.float32
     spec_augment = SpecAugmentSettings(time_length=15, feature_length=4)
     backbone = {
         "hidden_size": 16,
@@ -75,13 +77,19 @@ def recipe() -> Recipe:
     wav2vec = {"conv_feature_layers": [[16, 40, 20], [16, 8, 8]], "conv_aggregator_layers": [[16, 2, 1]]}
     return Recipe(
         backbone=BackboneSettings(checkpoint=None, config=backbone),
-        finetune=FinetuneSettings(epochs=3, batch_size=4, learning_rate=1e-3, max_seconds=0.6, spec_augment=spec_augment),
-        tapt=TaptSettings(steps=5, learning_rate=1e-3, warmup_steps=1, batch_seconds=2.0, max_seconds=0.5, negatives=5),
+        finetune=FinetuneSettings(epochs=3, batch_size=4, learning_rate=1e-3, max_seconds=0.6, spec_augment=spec_augment, precision=full),
+        tapt=TaptSettings(steps=5, learning_rate=1e-3, warmup_steps=1, batch_seconds=2.0, max_seconds=0.5, negatives=5, precision=full),
         states=StatesSettings(
-            wav2vec=Wav2vecSettings(config=wav2vec), steps=5, batch_size=3, rnn_units=4, head_units=4, spec_augment=spec_augment
+            wav2vec=Wav2vecSettings(config=wav2vec),
+            steps=5,
+            batch_size=3,
+            rnn_units=4,
+            head_units=4,
+            spec_augment=spec_augment,
+            precision=full,
         ),
         cluster=ClusterSettings(counts=[2, 5]),
-        ptapt=PtaptSettings(steps=5, learning_rate=1e-3, warmup_steps=1, batch_seconds=2.0, max_seconds=0.5, head_units=8),
+        ptapt=PtaptSettings(steps=5, learning_rate=1e-3, warmup_steps=1, batch_seconds=2.0, max_seconds=0.5, head_units=8, precision=full),
         execution=ExecutionSettings(device="cpu", log_every=2),
     )
 

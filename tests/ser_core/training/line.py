@@ -64,7 +64,7 @@ def line_plan(**changes: Any) -> Plan:
         "learning_rate": 0.05,
         "schedule": warmup_flat_linear(20, 3, 4),
         "seed": 1,
-        "arithmetic": choose_arithmetic(CPU, Precision.auto),
+        "arithmetic": choose_arithmetic(CPU, Precision.float32),
         "checkpoint_seconds": 1e9,
         "log_every": 3,
     }
