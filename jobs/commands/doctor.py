@@ -38,7 +38,7 @@ from jobs.errors import SlurmUnavailableError, UsageError
 from jobs.experiment.config import Experiment, SlurmSite
 from jobs.slurm.client import SlurmClient
 from jobs.slurm.parse import Refusal
-from jobs.slurm.script import LinkJob, launcher_python, parameters, render_script
+from jobs.slurm.script import LinkJob, launcher_python, render_script
 from jobs.slurm.submissions import call_sbatch
 from jobs.store.layout import Layout
 from jobs.store.records import create_json, read_json, write_json
@@ -253,7 +253,7 @@ def probe(
 def _submit_probe(client: SlurmClient, job: LinkJob, site: SlurmSite, folder: Path) -> str:
     """Why there is no probe job; "" if there is one, or may be."""
     try:
-        reply = call_sbatch(client, folder / "scripts", render_script(job, site, _templates()), parameters(job, site), site)
+        reply = call_sbatch(client, folder / "scripts", job, site, _templates())
     except UsageError as error:
         return str(error)
     return "" if reply.refusal is Refusal.unknown else reply.text

@@ -22,13 +22,14 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
 
 from jobs.errors import UsageError
 from jobs.experiment.config import Experiment
 from jobs.slurm.client import SlurmClient
 from jobs.slurm.parse import QueuedElement, Refusal, describe_pending, why_stuck
-from jobs.slurm.script import LinkJob, launcher_python, parameters, render_script
+from jobs.slurm.script import LinkJob, launcher_python, render_script
 from jobs.slurm.submissions import call_sbatch, fixed_name
 from jobs.store.attempts import own_slurm_job
 from jobs.store.layout import Layout
@@ -149,7 +150,6 @@ class Chain:
         self._command = tuple(command) or (python, "launch.py", "control", self.layout.experiment, "--results", root)
         self._binds = (root, *binds)
         self._client = client or SlurmClient()
-        self._snapshot: Snapshot | None = None
         self._refused = 0
         self._successor = ""  # job id when last seen
         self._full = False  # the queue had no room for a successor
@@ -187,9 +187,7 @@ class Chain:
     @property
     def code_is_current(self) -> bool:
         """Whether the next link would run the code of this process; True if this process is no link."""
-        snapshot = self._snapshot = self._snapshot or take_snapshot(self._source, self.layout)
-        inside = snapshot.source == snapshot.path
-        return not inside or not self._current.is_dir() or self._current.resolve() == snapshot.path
+        return not self._in_snapshot or not self._current.is_dir() or self._current.resolve() == self._snapshot.path
 
     def requeue_self(self) -> bool:
         """Requeue the calling link if the queue had no room for a successor: that needs no further place. False if it was not requeued."""
@@ -230,20 +228,27 @@ class Chain:
             binds=self._binds,
         )
 
+    @cached_property
+    def _snapshot(self) -> Snapshot:
+        return take_snapshot(self._source, self.layout)
+
+    @property
+    def _in_snapshot(self) -> bool:
+        """This process runs from a snapshot itself."""
+        return self._snapshot.source == self._snapshot.path
+
     @property
     def _current(self) -> Path:
         return self.layout.snapshots / "current"
 
     def point_to_code(self) -> None:
         """Let `snapshots/current` point to this process's code, unless that is itself a snapshot: then a launch has set it."""
-        snapshot = self._snapshot = self._snapshot or take_snapshot(self._source, self.layout)
-        inside = snapshot.source == snapshot.path
         target = self._current.readlink().name if self._current.is_symlink() else ""
-        if target == snapshot.digest or (inside and self._current.is_dir()):
+        if target == self._snapshot.digest or (self._in_snapshot and self._current.is_dir()):
             return
         folder = Path(tempfile.mkdtemp(prefix=".current.", dir=self.layout.snapshots))
         try:
-            (folder / "current").symlink_to(snapshot.digest)
+            (folder / "current").symlink_to(self._snapshot.digest)
             (folder / "current").rename(self._current)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -252,11 +257,10 @@ class Chain:
         """Job id of a new link and "", or "" and why there is none."""
         if self._refused >= MAX_REFUSED:
             return "", "sbatch rejects it (see the controller's log)"
-        job, site = self._link_job(), self._experiment.slurm
-        script = render_script(job, site, self._current.resolve() / "slurm_templates")
         self.layout.logs.mkdir(parents=True, exist_ok=True)
+        scripts, templates = self.layout.submissions / "scripts", self._current.resolve() / "slurm_templates"
         try:
-            reply = call_sbatch(self._client, self.layout.submissions / "scripts", script, parameters(job, site), site)
+            reply = call_sbatch(self._client, scripts, self._link_job(), self._experiment.slurm, templates)
         except UsageError as error:
             self._refused += 1
             return "", str(error)

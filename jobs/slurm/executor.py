@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 
 from jobs.control.executor_protocol import Batch, Limits
@@ -34,7 +35,7 @@ from jobs.slurm.queue import (
     stuck_keys,
 )
 from jobs.slurm.recovery import Recovery
-from jobs.slurm.script import ArrayJob, launcher_python, parameters, render_script
+from jobs.slurm.script import ArrayJob, launcher_python, render_script
 from jobs.slurm.submissions import SETTLE_SECONDS, Guard, State, Submission, SubmissionBook, new_submission
 from jobs.store.layout import Layout
 from jobs.store.snapshot import Snapshot, plan_snapshot, snapshot_facts, take_snapshot
@@ -86,7 +87,6 @@ class SlurmArrays:
         self._book = SubmissionBook(self._layout)
         self._guard = Guard(self._book, self._client, settle_seconds=settle_seconds, clock=clock)
         self._recovery = Recovery(self._book, self._guard, self._client, settle_seconds=settle_seconds, clock=clock)
-        self._snapshot: Snapshot | None = None
         self._most: Limits | None = None  # of the site, with an empty queue
         self._queue: tuple[QueuedElement, ...] | None = None  # the last reading of squeue
         self._elements: tuple[OwnElement, ...] | None = None  # of this experiment, in that reading
@@ -95,6 +95,15 @@ class SlurmArrays:
     @property
     def _site(self) -> SlurmSite:
         return self._experiment.slurm
+
+    @cached_property
+    def _snapshot(self) -> Snapshot:
+        return take_snapshot(self._source, self._layout)
+
+    @cached_property
+    def _planned_snapshot(self) -> Snapshot:
+        """The same, without writing it."""
+        return plan_snapshot(self._source, self._layout)
 
     # ---- state of the queue
 
@@ -222,10 +231,9 @@ class SlurmArrays:
             if resumed is not None:
                 return resumed
             name = self._book.next_name(batch)
-        snapshot = self._snapshot = self._snapshot or take_snapshot(self._source, self._layout)
         dependency = make_dependency(waits)
-        job = self._array_job(name, batch, snapshot, dependency)
-        place = replace(self._place, code={**self._place.code, **snapshot_facts(snapshot)})
+        job = self._array_job(name, batch, self._snapshot, dependency)
+        place = replace(self._place, code={**self._place.code, **snapshot_facts(self._snapshot)})
         resources, description = job.resources, describe_batch(place, graph, batch)
         write_description(self._book.tasks_file(name), replace(description, team=resources.team, at_once=at_once_of(resources)))
         self._layout.logs.mkdir(parents=True, exist_ok=True)  # without the folder Slurm fails the job without any message
@@ -233,9 +241,8 @@ class SlurmArrays:
 
     def preview(self, batch: Batch, graph: Graph, upstream: Mapping[str, InFlight], *, name: str | None = None) -> Preview:
         """The script that `submit` would submit. Writes nothing and calls no Slurm command; reads the code for the snapshot's digest."""
-        snapshot = self._snapshot = self._snapshot or plan_snapshot(self._source, self._layout)
         dependency = make_dependency(upstream_jobs(batch, graph, upstream))
-        job = self._array_job(name or self._book.next_name(batch), batch, snapshot, dependency)
+        job = self._array_job(name or self._book.next_name(batch), batch, self._planned_snapshot, dependency)
         refinements = tuple(
             f"scontrol update JobId=JOB_[{compress_indices(indices)}] Dependency={own}" for indices, own in dependency.refined
         )
@@ -289,15 +296,12 @@ class SlurmArrays:
 
     def _send(self, job: ArrayJob, batch: Batch, dependency: Dependency) -> Mapping[str, InFlight]:
         """Submit an array. Returns its stages in flight; {} if the queue has no room for it."""
-        script = render_script(job, self._site, Path(job.folder) / "slurm_templates")
         record = new_submission(job.name, batch, self._clock(), dependency.refined, job.asked)
         if not self._book.begin(record):
             self._book.check(job.name)
             return stages_in_flight([record], ())  # another process submits it
-        request = parameters(job, self._site)
-        record, reply = self._guard.send(
-            record, lambda: arrays_named(job.name, self._client.queue(name=job.name)), script, request, self._site
-        )
+        look = partial(self._jobs_named, job.name)
+        record, reply = self._guard.send(record, look, job, self._site, Path(job.folder) / "slurm_templates")
         self._queue = self._elements = None
         if reply.job:
             if record.refine:  # also drops singleton, under which the elements would wait for each other
@@ -315,6 +319,9 @@ class SlurmArrays:
         raise UsageError(
             f"{record.stage} {record.method}: {reply.text} (site profile `{self._experiment.site}`, resources of {record.stage})"
         )
+
+    def _jobs_named(self, name: str) -> list[str]:
+        return arrays_named(name, self._client.queue(name=name))
 
     def _array_job(self, name: str, batch: Batch, snapshot: Snapshot, dependency: Dependency) -> ArrayJob:
         description = str(self._book.tasks_file(name))

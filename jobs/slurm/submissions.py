@@ -35,6 +35,7 @@ from jobs.experiment.config import SlurmSite
 from jobs.experiment.graph import canonical_json
 from jobs.slurm.client import UNDERWAY_SECONDS, SlurmClient, sbatch_under_way
 from jobs.slurm.parse import Refusal, classify_refusal
+from jobs.slurm.script import Job, parameters, render_script
 from jobs.store.attempts import claim_alive, process_start
 from jobs.store.layout import Layout
 from jobs.store.records import Claim, DamagedRecordError, Decoder, check_times, create_json, read_json, write_json
@@ -244,10 +245,10 @@ class Reply:
     text: str = ""  # message of sbatch in one line
 
 
-def call_sbatch(client: SlurmClient, folder: Path, script: str, parameters: Mapping[str, Any], site: SlurmSite) -> Reply:
-    """Call sbatch once; the script is kept in `folder`. UsageError if it was not called: wrong parameters, or no Slurm."""
+def call_sbatch(client: SlurmClient, folder: Path, job: Job, site: SlurmSite, templates: Path) -> Reply:
+    """Call sbatch once; the script is kept in `folder`. UsageError if it was not called: wrong script or parameters, or no Slurm."""
     try:
-        return Reply(client.submit(folder, script, parameters, site))
+        return Reply(client.submit(folder, render_script(job, site, templates), parameters(job, site), site))
     except SubmissionFailedError as error:
         text = one_line(error) or "sbatch printed no message"
         return Reply("", classify_refusal(text), text)
@@ -263,7 +264,7 @@ class Guard:
         self._clock = clock
 
     def send(
-        self, intent: Submission, look: Callable[[], Sequence[str]], script: str, parameters: Mapping[str, Any], site: SlurmSite
+        self, intent: Submission, look: Callable[[], Sequence[str]], job: Job, site: SlurmSite, templates: Path
     ) -> tuple[Submission, Reply]:
         """Submit the job of an intent that this process has just written, unless `look`, which returns the job ids of its name, finds one.
 
@@ -272,7 +273,7 @@ class Guard:
         """
         try:
             found = look()
-            reply = Reply(found[0]) if found else call_sbatch(self._client, self._records.scripts, script, parameters, site)
+            reply = Reply(found[0]) if found else call_sbatch(self._client, self._records.scripts, job, site, templates)
         except (SlurmUnavailableError, UsageError):
             self._records.withdraw(intent)
             raise
