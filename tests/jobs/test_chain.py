@@ -163,7 +163,7 @@ def chains(slurm_cluster: SlurmCluster, tmp_path: Path) -> Iterator[SlurmCluster
 
 @pytest.mark.slurm
 def test_concurrent_starts_make_one_chain_that_ends_by_itself(chains: SlurmCluster, tmp_path: Path) -> None:
-    """Four launchers at once, twice: one link runs, one waits; settled, tables are made once and nothing is left in the queue."""
+    """Four launchers at once, twice: one running and one pending link; once settled, tables are made once and the queue is empty."""
     layout = launch(tmp_path)
     assert look(layout).phase is Phase.none
     chain_of(tmp_path)
@@ -189,7 +189,7 @@ def test_concurrent_starts_make_one_chain_that_ends_by_itself(chains: SlurmClust
 
 @pytest.mark.slurm
 def test_the_chain_survives_killed_links_and_a_killed_slurmctld(chains: SlurmCluster, tmp_path: Path) -> None:
-    """SIGKILL to slurmctld, then to the link: the chain goes on, one running and one waiting, and an outage alone ends no link."""
+    """SIGKILL to slurmctld, then to the link: again one running and one pending link, and an outage alone ends no link."""
     layout = launch(tmp_path)
     chain_of(tmp_path).ensure()
     until(lambda: steady(chains, tmp_path))
@@ -207,7 +207,7 @@ def test_the_chain_survives_killed_links_and_a_killed_slurmctld(chains: SlurmClu
 
 @pytest.mark.slurm
 def test_a_link_requeues_itself_if_the_queue_is_full(chains: SlurmCluster, tmp_path: Path) -> None:
-    """No place for a successor, as when arrays have taken all that the site allows: the link takes its own place once more."""
+    """The submit limit leaves no place for a successor: the link is requeued, which needs no further place."""
     layout = launch(tmp_path, minutes=0.02)
     programs = tmp_path / "programs"
     programs.mkdir()
@@ -226,7 +226,7 @@ def test_a_link_requeues_itself_if_the_queue_is_full(chains: SlurmCluster, tmp_p
 
 @pytest.mark.slurm
 def test_scancel_of_all_links_ends_the_chain(chains: SlurmCluster, tmp_path: Path) -> None:
-    """`scancel` of both links means both: the one that runs submits no other on its way out, and the chain counts as broken off."""
+    """After `scancel` of both links the running one submits no other, and the state of the chain is broken."""
     layout = launch(tmp_path, poll=2)
     chain_of(tmp_path).ensure()
     until(lambda: steady(chains, tmp_path))
@@ -261,7 +261,7 @@ def test_a_link_hands_over_at_its_time_limit_and_after_a_new_launch(chains: Slur
 
 @pytest.mark.slurm
 def test_chains_of_two_results_folders_are_independent(chains: SlurmCluster, tmp_path: Path) -> None:
-    """The same experiment below another results folder is another chain; the end of its budget ends that one alone."""
+    """The same experiment in another results folder has another chain; the end of its budget ends only that one."""
     one, other = tmp_path / "one", tmp_path / "other"
     launch(one)
     launch(other, deadline=time.time() + 4)
@@ -277,7 +277,7 @@ def test_chains_of_two_results_folders_are_independent(chains: SlurmCluster, tmp
 
 @pytest.mark.slurm
 def test_passes_that_never_succeed_end_the_chain(chains: SlurmCluster, tmp_path: Path) -> None:
-    """Three links of five failing passes, then it says so and leaves nothing behind; one failure among good passes is only noted."""
+    """Three links of five failed passes each, then the chain ends and reports it; a failure among successful passes is only recorded."""
     layout = launch(tmp_path, fail="no table\nof that name", poll=0.02)
     chain_of(tmp_path).ensure()
     until(lambda: look(layout).phase is Phase.broken and not in_queue(chains, layout), 60)
@@ -372,7 +372,7 @@ SITES = {
 
 @pytest.mark.parametrize("name", SITES)
 def test_link_script_equals_the_golden_file(name: str) -> None:
-    """A small job in the controller's partition, without a GPU. SER_GRID_WRITE_GOLDEN=1 writes them anew."""
+    """A small job in the controller's partition, without a GPU. SER_GRID_WRITE_GOLDEN=1 writes the files again."""
     text = render_script(JOB, SITES[name], TEMPLATES)
     file = GOLDEN / f"{name}.sh"
     if os.environ.get("SER_GRID_WRITE_GOLDEN"):
@@ -389,7 +389,7 @@ def test_every_value_of_a_profile_is_quoted() -> None:
 
 
 def test_the_cron_line_runs_as_printed(tmp_path: Path) -> None:
-    """Through a shell as cron starts it, from a folder whose name is awkward: the command gets its words."""
+    """In a shell as cron starts it, from a folder with special characters in its name: the command gets its arguments."""
     folder = tmp_path / "it's 100% $HOME"
     folder.mkdir()
     (folder / "launch.py").write_text("import json, os, sys\nprint(json.dumps([sys.argv[1:], os.getcwd(), os.environ['SLURM_CONF']]))\n")
@@ -407,7 +407,7 @@ def test_the_cron_line_runs_as_printed(tmp_path: Path) -> None:
 
 
 def test_the_time_limit_of_a_link_is_policy_controller_minutes(tmp_path: Path) -> None:
-    """And what `grid --dry-run` shows is made without touching anything."""
+    """And the script that `grid --dry-run` shows is made without writing anything."""
     launch(tmp_path)
     chain_of(tmp_path)
     experiment = Experiment(name="trial", corpus="test", policy=Policy(controller_minutes=7))

@@ -48,7 +48,7 @@ def experiment_of(site: SlurmSite | None = None) -> Experiment:
 
 
 def test_this_machine(tmp_path: Path) -> None:
-    """Everything that is asked for locally is there where the tests run, and nothing is left behind."""
+    """Every local check passes where the tests run, and no file is left behind."""
     checks = examine(tmp_path / "results", source=ROOT)
     found = by_name(checks)
     assert {"python", "packages", "torch", "gpus", "communication", "results", "records", "clock", "file system"} <= set(found)
@@ -61,7 +61,7 @@ def test_this_machine(tmp_path: Path) -> None:
 
 @pytest.mark.slurm
 def test_a_slurm_with_accounting(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
-    """Limits, accounting, partitions and interruptions as configured; the probe says that the controller may run inside."""
+    """Limits, accounting, partitions and interruptions as configured; the probe reports that the controller may run inside Slurm."""
     said: list[str] = []
     checks = examine(tmp_path / "results", source=ROOT, experiment=experiment_of(), tell=said.append)
     found = by_name(checks)
@@ -80,8 +80,8 @@ def test_a_slurm_with_accounting(slurm_cluster: SlurmCluster, tmp_path: Path) ->
 
 
 @pytest.mark.slurm
-def test_what_a_compute_node_lacks_is_said(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
-    """Nodes that cannot submit: the line for cron; nodes that cannot start the program: the end of its output; no such partition."""
+def test_faults_of_compute_nodes_are_reported(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
+    """Nodes that cannot submit: the crontab line; nodes that cannot start Python: the end of the output; an unknown partition."""
     client = SlurmClient()
     facts = probe(client, SlurmSite(environment={"PATH": "/nowhere"}), tmp_path)
     assert (facts.submits, facts.sees_files, bool(facts.host)) == (False, True, True)
@@ -113,7 +113,7 @@ def small_cluster(slurm_session: SlurmCluster, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.slurm
 def test_a_slurm_without_accounting_that_takes_no_memory_requests(small_cluster: SlurmCluster, tmp_path: Path) -> None:
-    """The key that mends it is named; a probe that does not start is not known, and withdrawn."""
+    """The advice is the key to set; a probe that does not start is reported as unknown, and cancelled."""
     client, site = SlurmClient(), SlurmSite()
     found = by_name(judge_slurm(collect_slurm(client, site), site, Policy()))
     assert (found["accounting"].verdict, found["accounting"].text) == (Verdict.note, "none (accounting_storage/none)")
@@ -150,7 +150,7 @@ def test_packages(tmp_path: Path) -> None:
 
 
 def test_torch() -> None:
-    """On a login node no GPU says nothing; a CUDA build without NCCL is a problem."""
+    """Missing GPUs are no fault on a login node; a CUDA build without NCCL is a problem."""
     cuda = TorchFacts("2.13.0", "13.0", ("H200", "H200"), True, True)
     assert by_name(judge_torch(cuda, slurm=False))["gpus"].text == "2: H200"
     assert by_name(judge_torch(replace(cuda, gpus=()), slurm=True))["gpus"].verdict is Verdict.ok
@@ -160,7 +160,7 @@ def test_torch() -> None:
 
 
 def test_the_results_folder(tmp_path: Path) -> None:
-    """Space, clocks, disks of one machine, and a folder that cannot be written."""
+    """Free space, clocks, local disks, and a folder that cannot be written."""
     fine = FolderFacts("/r", "nfs4", 1e12, "", 0.01, 0.2)
     assert {check.verdict for check in judge_folder(fine, slurm=True)} == {Verdict.ok}
     assert by_name(judge_folder(replace(fine, kind="ext4"), slurm=True))["file system"].verdict is Verdict.note
@@ -187,7 +187,7 @@ def test_the_file_system_is_that_of_the_nearest_mount() -> None:
 
 
 def test_partitions_and_their_limits() -> None:
-    """Read as Slurm prints them; a link must fit into its partition."""
+    """Parsed as Slurm prints them; the time limit of a link must be within its partition's."""
     shown = (
         "PartitionName=gpu AllowGroups=ALL Default=NO DefaultTime=01:00:00 MaxTime=2-00:30:00 State=UP TRES=cpu=4\n"
         "PartitionName=short Default=YES DefaultTime=NONE MaxTime=00:30:00 State=DOWN\n"
@@ -207,12 +207,12 @@ def test_partitions_and_their_limits() -> None:
 
 
 def test_a_folder_that_nodes_do_not_see() -> None:
-    """The answer came, but not to what was asked here."""
+    """An answer came, but without the token that was written here."""
     facts = ProbeFacts("", True, True, 3.0, "n2", False, True, "")
     assert by_name(judge_probe(facts, ""))["shared folder"].verdict is Verdict.problem
 
 
 def test_lines() -> None:
-    """A line a check, its advice below it."""
+    """One line per check, its advice below it."""
     lines = check_lines([Check("a", Verdict.ok, "fine"), Check("longer", Verdict.problem, "bad", "mend it")])
     assert lines == ["ok      a       fine", "problem longer  bad", "                -> mend it", "1 problem"]
