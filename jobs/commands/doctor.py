@@ -305,7 +305,7 @@ def _probe_job(site: SlurmSite, folder: Path, token: str) -> LinkJob:
 def _accepted(client: SlurmClient, site: SlurmSite) -> tuple[bool, str]:
     with tempfile.TemporaryDirectory(prefix="ser-grid-doctor-") as name:
         script = Path(name) / "script.sh"
-        job = LinkJob("ser-grid.doctor", 1, ("true",), "/", "/", "/dev/null", dependency="")
+        job = LinkJob(name="ser-grid.doctor", minutes=1, command=("true",), description="/", folder="/", output="/dev/null", dependency="")
         script.write_text(render_script(job, site, _templates()), encoding="utf-8")
         return client.would_accept(script, site)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -47,7 +48,6 @@ _SITE_OPTIONS = ("partition", "account", "qos", "constraint", "gpu_type", "exclu
 class Header:
     """What a job requests of Slurm; "", 0 and None: the option is left out."""
 
-    name: str
     output: str  # log file, may contain Slurm's `%` patterns
     minutes: int
     cpus: int  # per process
@@ -56,7 +56,6 @@ class Header:
     constraint: str | None
     exclude: str
     extra: Mapping[str, str]
-    dependency: str
     signal_seconds: int  # before the time limit
     nodes: int = 1
     processes_per_node: int = 1  # 0: one process in total
@@ -68,20 +67,39 @@ class Header:
     requeue: bool = True
 
 
-@dataclass(frozen=True)
-class ArrayJob:
-    """An array of stages and the command that each of its elements runs."""
+@dataclass(frozen=True, kw_only=True)
+class Job(ABC):
+    """A batch job; `output` is its log file, of an array the folder of the logs."""
 
     name: str
+    command: tuple[str, ...]
+    description: str  # file that the command needs; the script waits for it, as a shared folder may lag
+    folder: str  # working directory
+    output: str
+    binds: tuple[str, ...] = ()  # folders to mount in a container
+    dependency: str = "singleton"  # value of `--dependency`
+
+    @abstractmethod
+    def template(self, site: SlurmSite) -> str:
+        """Name of its template."""
+
+    @abstractmethod
+    def header(self, site: SlurmSite) -> Header:
+        """What it requests of Slurm."""
+
+    def facts(self, site: SlurmSite) -> Mapping[str, Any]:
+        """Further values for its template."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayJob(Job):
+    """An array of stages; each of its elements runs the command."""
+
     size: int  # elements
     resources: Resources
     stages_per_element: int  # of the largest element, which the time limit is made for
-    command: tuple[str, ...]  # starts the worker
-    description: str  # file that the command reads; the script waits for it, as a shared folder may lag
-    folder: str  # working directory: the snapshot of the code
-    output: str  # folder of the logs
-    binds: tuple[str, ...] = ()  # folders to mount in a container
-    dependency: str = ""  # value of `--dependency`
+    dependency: str = ""
     request: Request = field(default_factory=Request)  # replaces values of `resources`
     avoided: tuple[str, ...] = ()  # nodes on which Slurm recently could not start an element
 
@@ -102,7 +120,6 @@ class ArrayJob:
 
     def header(self, site: SlurmSite) -> Header:
         return Header(
-            name=self.name,
             output=f"{_literal(self.output)}/%x_%A_%a.out",
             minutes=self.minutes,
             cpus=self.resources.cpus_per_process,
@@ -111,7 +128,6 @@ class ArrayJob:
             constraint=site.constraint,
             exclude=excluded_nodes(self, site),
             extra=site.extra,
-            dependency=self.dependency,
             signal_seconds=signal_seconds(self.minutes, site),
             nodes=self.resources.nodes,
             processes_per_node=self.resources.processes_per_node,
@@ -122,29 +138,20 @@ class ArrayJob:
         )
 
     def facts(self, site: SlurmSite) -> Mapping[str, Any]:
-        """Further values for its template."""
         return {"team": self.resources.team}
 
 
-@dataclass(frozen=True)
-class LinkJob:
+@dataclass(frozen=True, kw_only=True)
+class LinkJob(Job):
     """A link of the controller chain, or another small job of the program itself."""
 
-    name: str
     minutes: int
-    command: tuple[str, ...]
-    description: str  # file that the command needs; the script waits for it, as a shared folder may lag
-    folder: str  # working directory
-    output: str  # log file
-    binds: tuple[str, ...] = ()  # folders to mount in a container
-    dependency: str = "singleton"
 
     def template(self, site: SlurmSite) -> str:
         return "controller.sh.j2"
 
     def header(self, site: SlurmSite) -> Header:
         return Header(
-            name=self.name,
             output=_literal(self.output),
             minutes=self.minutes,
             cpus=LINK_CPUS,
@@ -153,38 +160,26 @@ class LinkJob:
             constraint=None,
             exclude=site.exclude or "",
             extra={key: site.extra[key] for key in SHARED_OPTIONS if site.extra.get(key)},
-            dependency=self.dependency,
             signal_seconds=link_signal_seconds(self.minutes),
             processes_per_node=0,
             requeue=False,
         )
 
-    def facts(self, site: SlurmSite) -> Mapping[str, Any]:
-        """Further values for its template."""
-        return {}
 
+@dataclass(frozen=True, kw_only=True)
+class SweepJob(Job):
+    """The allocation of a sweep; every node runs the command."""
 
-@dataclass(frozen=True)
-class SweepJob:
-    """The allocation of a sweep."""
-
-    name: str
     resources: SweepResources
-    command: tuple[str, ...]  # on every node
-    description: str  # file that the command needs; the script waits for it, as a shared folder may lag
     stop: str  # file whose presence asks the driver to stop
     meetings: str  # folder of the files by which the nodes find each other
-    folder: str  # working directory: the snapshot of the code
-    output: str  # log file
     restarts: int  # requeues at most
-    binds: tuple[str, ...] = ()  # folders to mount in a container
 
     def template(self, site: SlurmSite) -> str:
         return "sweep.sh.j2"
 
     def header(self, site: SlurmSite) -> Header:
         return Header(
-            name=self.name,
             output=_literal(self.output),
             minutes=self.resources.minutes,
             cpus=self.resources.cpus,
@@ -193,7 +188,6 @@ class SweepJob:
             constraint=site.constraint,
             exclude=site.exclude or "",
             extra=site.extra,
-            dependency="singleton",
             signal_seconds=signal_seconds(self.resources.minutes, site),
             nodes=self.resources.nodes,
             gpus=gpu_expression(self.resources.gpus, site),
@@ -201,7 +195,6 @@ class SweepJob:
         )
 
     def facts(self, site: SlurmSite) -> Mapping[str, Any]:
-        """Further values for its template."""
         return {
             "patience": max(LEAST_PATIENCE, signal_seconds(self.resources.minutes, site) - RESERVE_SECONDS),
             "leave_seconds": LEAVE_SECONDS,
@@ -209,9 +202,6 @@ class SweepJob:
             "stop": self.stop,
             "meetings": self.meetings,
         }
-
-
-Job = ArrayJob | LinkJob | SweepJob
 
 
 class Quoted(str):
@@ -225,8 +215,8 @@ def render_script(job: Job, site: SlurmSite, templates: Path) -> str:
     check_site(site)
     if "/" in site.template or site.template.startswith("."):
         raise UsageError(f"slurm.template {site.template!r}: name a file of {templates}")
-    place = {name: getattr(job, name) for name in ("binds", "folder", "description", "command")}
-    facts = {**vars(job.header(site)), **place, **job.facts(site), "login_shell": bool(site.modules), "site": site}
+    own = {name: getattr(job, name) for name in ("name", "binds", "folder", "description", "command", "dependency")}
+    facts = {**vars(job.header(site)), **own, **job.facts(site), "login_shell": bool(site.modules), "site": site}
     return _render_template(job.template(site), facts, templates)
 
 
@@ -234,7 +224,7 @@ def parameters(job: Job, site: SlurmSite) -> dict[str, Any]:
     """The request under submitit's parameter names, which submitit checks."""
     header = job.header(site)
     found = {
-        "job_name": header.name,
+        "job_name": job.name,
         "time": header.minutes,
         "nodes": header.nodes,
         "ntasks_per_node": header.processes_per_node or 1,
@@ -246,7 +236,7 @@ def parameters(job: Job, site: SlurmSite) -> dict[str, Any]:
         "qos": site.qos,
         "constraint": header.constraint,
         "exclude": header.exclude,
-        "dependency": header.dependency,
+        "dependency": job.dependency,
         "signal_delay_s": header.signal_seconds,
         "additional_parameters": {**({"array": header.array} if header.array else {}), **header.extra},
     }
