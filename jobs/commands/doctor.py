@@ -1,7 +1,7 @@
-"""`doctor`: collects facts about this machine and its Slurm; jobs.commands.doctor_checks judges them.
+"""`doctor`: collect facts about this machine and the Slurm site; jobs.commands.doctor_checks judges them.
 
-On Slurm, a probe job of one minute, submitted like a link of the controller chain, tests from a compute node whether it sees the results
-folder and whether it may submit jobs.
+On Slurm a probe job of one minute, submitted with the options of a controller job, tests on a compute node whether the results folder is
+visible there and whether compute nodes may submit jobs.
 """
 
 from __future__ import annotations
@@ -37,17 +37,15 @@ from jobs.commands.doctor_checks import (
 from jobs.errors import SlurmUnavailableError, UsageError
 from jobs.experiment.config import Experiment, SlurmSite
 from jobs.slurm.client import SlurmClient
-from jobs.slurm.parse import Refusal
 from jobs.slurm.script import LinkJob, launcher_python, render_script
-from jobs.slurm.submissions import call_sbatch
 from jobs.store.layout import Layout
 from jobs.store.records import create_json, read_json, write_json
 from jobs.text import one_line
 
-PROBE_SECONDS = 60.0  # how long to wait for the probe job
-LAG_SECONDS = 10.0  # how long a shared folder may hide the answer of a job that has ended
+PROBE_SECONDS = 60.0  # waited for the probe job to start
+LAG_SECONDS = 10.0  # for which a shared file system may not show the answer of an ended job
 POLL_SECONDS = 0.5
-TORCH_SECONDS = 180.0  # time limit for importing torch
+TORCH_SECONDS = 180.0
 COMMANDS = ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "srun")
 TORCH = """
 import json, torch, torch.distributed as d
@@ -57,7 +55,7 @@ names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())
 nccl = there and d.is_nccl_available()
 print(json.dumps([torch.__version__, torch.version.cuda or "", names, nccl, there and d.is_gloo_available()]))
 """
-# Runs on a compute node, with the standard library only. The answer is renamed into place, so that it is complete or absent.
+# Executed on a compute node, standard library only; answer.json is renamed into place, so that it is complete or absent.
 PROBE = """
 import json, os, socket, subprocess, sys, tempfile
 folder = os.path.dirname(os.path.abspath(__file__))
@@ -69,10 +67,10 @@ except (OSError, ValueError, KeyError):
 kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_")) or name == "SLURM_CONF"}
 try:
     done = subprocess.run(["sbatch", "--test-only", *sys.argv[1:], "--wrap=true"], env=kept, timeout=25, capture_output=True, text=True)
-    submits, message = done.returncode == 0, " ".join(done.stderr.split())
+    submits, said = done.returncode == 0, " ".join(done.stderr.split())
 except (OSError, subprocess.TimeoutExpired) as error:
-    submits, message = False, str(error)
-answer = {"token": question, "host": socket.gethostname(), "submits": submits, "message": message}
+    submits, said = False, str(error)
+answer = {"token": question, "host": socket.gethostname(), "submits": submits, "said": said}
 with open(os.path.join(folder, ".answer"), "w") as file:
     json.dump(answer, file)
     file.flush()
@@ -90,7 +88,7 @@ def examine(
     probe_seconds: float = PROBE_SECONDS,
     tell: Callable[[str], None] = lambda text: None,
 ) -> tuple[Check, ...]:
-    """All checks of this machine and, given an experiment with its site profile, of Slurm. `tell` is called before a long wait."""
+    """All checks of this machine and, given an experiment with its site profile, of Slurm. `tell` gets a line before what takes long."""
     slurm = experiment is not None
     checks = judge_python(collect_python(source / "constraints.txt", source / "requirements.txt"))
     checks += judge_torch(collect_torch(), slurm=slurm)
@@ -109,7 +107,7 @@ def examine(
 
 
 def cron_environment() -> dict[str, str]:
-    """The environment variables that Slurm's commands need here and that cron does not set."""
+    """Environment that Slurm's commands need here and cron does not set."""
     found: dict[str, str] = {}
     place = shutil.which("sbatch")
     if place is not None and str(Path(place).parent) not in ("/usr/bin", "/bin"):
@@ -120,7 +118,7 @@ def cron_environment() -> dict[str, str]:
 
 
 def collect_python(constraints: Path, requirements: Path) -> PythonFacts:
-    """Versions of the packages that the two files name; a missing file names none."""
+    """Installed packages, and those that the files pin or require; a missing file names none."""
     wanted = dict(re.findall(r"^([A-Za-z0-9_.-]+)==(\S+)", _text(constraints), re.MULTILINE))
     needed = frozenset(re.findall(r"^([A-Za-z0-9_.-]+)", _text(requirements), re.MULTILINE))
     found: dict[str, str] = {}
@@ -134,7 +132,7 @@ def collect_python(constraints: Path, requirements: Path) -> PythonFacts:
 
 
 def collect_torch() -> TorchFacts:
-    """Facts about torch, from a process of its own: importing it takes seconds and much memory."""
+    """torch, imported in a separate process because it takes seconds and much memory."""
     try:
         done = subprocess.run([sys.executable, "-c", TORCH], capture_output=True, text=True, timeout=TORCH_SECONDS, check=False)
         version, cuda, gpus, nccl, gloo = json.loads(done.stdout.strip().splitlines()[-1])
@@ -146,19 +144,19 @@ def collect_torch() -> TorchFacts:
 
 
 def collect_folder(results: Path, mounts: Path = Path("/proc/mounts")) -> FolderFacts:
-    """Does once what records need (write, flush, link, rename) in a temporary folder below the results folder."""
+    """The file operations that records need, tried in a temporary folder."""
     path = results.resolve()
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=path) as name:
             folder = Path(name)
-            begun, clock = time.monotonic(), time.time()
+            start, clock = time.monotonic(), time.time()
             write_json(folder / "renamed.json", {})
             linked = create_json(folder / "linked.json", {})
             again = create_json(folder / "linked.json", {})
-            seconds = time.monotonic() - begun
+            seconds = time.monotonic() - start
             skew = (folder / "renamed.json").stat().st_mtime - (clock + seconds / 2)
-        error = "" if linked and not again else "hard links are not exclusive: two processes could claim the same stage"
+        error = "" if linked and not again else "a second hard link to the same name does not fail"
         free = float(shutil.disk_usage(path).free)
     except OSError as problem:
         return FolderFacts(str(path), error=f"{problem.strerror or problem}")
@@ -166,7 +164,7 @@ def collect_folder(results: Path, mounts: Path = Path("/proc/mounts")) -> Folder
 
 
 def file_system(path: Path, mounts: str) -> str:
-    """Type of the file system of a path, from the text of /proc/mounts; "" if unknown. Pure."""
+    """Type of the file system of a path, by the text of /proc/mounts; "" if unknown. Pure."""
     best, kind = -1, ""
     for line in mounts.splitlines():
         fields = line.split()
@@ -179,7 +177,7 @@ def file_system(path: Path, mounts: str) -> str:
 
 
 def collect_slurm(client: SlurmClient, site: SlurmSite) -> SlurmFacts:
-    """Configuration and limits of the site, and whether Slurm accepts a small job with the profile."""
+    """Properties of the site by Slurm's commands, and whether sbatch would accept a small job with the profile's options."""
     missing = tuple(name for name in COMMANDS if shutil.which(name) is None)
     if missing:
         return SlurmFacts(missing=missing)
@@ -213,12 +211,13 @@ def read_partitions(shown: str, resources: str) -> tuple[Partition, ...]:
         name = facts.get("PartitionName", "")
         if name:
             default, up = facts.get("Default") == "YES", facts.get("State") == "UP"
-            partitions.append(Partition(name, default, up, read_minutes(facts.get("MaxTime", "")), ", ".join(sorted(gpus.get(name, ())))))
+            limits = read_minutes(facts.get("MaxTime", "")), read_minutes(facts.get("DefaultTime", ""))
+            partitions.append(Partition(name, default, up, *limits, ", ".join(sorted(gpus.get(name, ())))))
     return tuple(partitions)
 
 
 def read_minutes(text: str) -> int:
-    """Minutes of Slurm's `D-HH:MM:SS`, rounded down; 0 for UNLIMITED, NONE and what cannot be read."""
+    """Minutes of Slurm's `D-HH:MM:SS`, rounded down; 0 for UNLIMITED, NONE and unknown text."""
     found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
     if found is None:
         return 0
@@ -229,7 +228,7 @@ def read_minutes(text: str) -> int:
 def probe(
     client: SlurmClient, site: SlurmSite, results: Path, *, seconds: float = PROBE_SECONDS, lag_seconds: float = LAG_SECONDS
 ) -> ProbeFacts:
-    """Submit a job to a compute node and wait for its answer in the results folder; job and files are removed in any case."""
+    """Submit the probe job and wait for its answer in the results folder. Job and files are always removed."""
     token = secrets.token_hex(6)
     folder = results.resolve() / f".doctor-{token}"
     job = _probe_job(site, folder, token)
@@ -239,19 +238,22 @@ def probe(
         write_json(folder / "question.json", {"token": token})
         problem = _submit_probe(client, job, site, folder)
         if problem:
-            return ProbeFacts(problem=problem)
+            return ProbeFacts(submitted=problem)
         try:
             return _await_answer(client, job.name, folder, token, seconds, lag_seconds)
         finally:
             _cancel(client, job.name)
     except OSError as error:
-        return ProbeFacts(problem=f"{folder}: {error.strerror or error}")
+        return ProbeFacts(submitted=f"{folder}: {error.strerror or error}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _submit_probe(client: SlurmClient, job: LinkJob, site: SlurmSite, folder: Path) -> str:
-    """Why there is no probe job; "" if there is one, or may be."""
+    """Error of the submission; "" if the job was, or may have been, submitted."""
+    from jobs.slurm.parse import Refusal
+    from jobs.slurm.submissions import call_sbatch
+
     try:
         reply = call_sbatch(client, folder / "scripts", job, site, _templates())
     except UsageError as error:
@@ -260,18 +262,18 @@ def _submit_probe(client: SlurmClient, job: LinkJob, site: SlurmSite, folder: Pa
 
 
 def _await_answer(client: SlurmClient, name: str, folder: Path, token: str, seconds: float, lag_seconds: float) -> ProbeFacts:
-    begun, gone, started = time.monotonic(), 0.0, False
+    submitted, gone, started = time.monotonic(), 0.0, False
     while True:
-        waited = time.monotonic() - begun
+        waited = time.monotonic() - submitted
         answer = read_json(folder / "answer.json")
         if answer is not None:
             sees, submits = answer.get("token") == token, answer.get("submits") is True
-            return ProbeFacts("", True, True, waited, str(answer.get("host")), sees, submits, str(answer.get("message")))
+            return ProbeFacts("", True, True, waited, str(answer.get("host")), sees, submits, str(answer.get("said")))
         try:
             states = [element.state for element in client.queue(name=name, patient=False)]
             started = started or any(state != "PENDING" for state in states)
             gone = 0.0 if states else gone or waited
-        except SlurmUnavailableError:  # the answer file may come all the same
+        except SlurmUnavailableError:  # the job may still answer
             states = ["?"]
         if gone and waited - gone > lag_seconds:
             return ProbeFacts("", True, True, waited, log=one_line(_text(folder / "probe.out"))[-300:])
@@ -283,7 +285,7 @@ def _await_answer(client: SlurmClient, name: str, folder: Path, token: str, seco
 def _cancel(client: SlurmClient, name: str) -> None:
     try:
         client.cancel_named(name)
-    except (SlurmUnavailableError, UsageError):  # its time limit of one minute ends it
+    except (SlurmUnavailableError, UsageError):  # it ends within a minute by itself
         return
 
 
@@ -322,14 +324,14 @@ def _text(file: Path) -> str:
 
 
 def cron_line(layout: Layout, *, folder: Path, python: str = sys.executable, environment: Mapping[str, str] | None = None) -> str:
-    """Crontab line for a site where no controller can run inside Slurm. UsageError for a path with a line break.
+    """Crontab line that makes passes where no controller can run inside Slurm. UsageError for a path that a crontab cannot contain.
 
-    `environment`: variables that cron does not set, such as SLURM_CONF.
+    `environment`: variables that cron does not set, such as PATH of Slurm's commands and SLURM_CONF.
     """
-    words = [f"{name}={shlex.quote(value)}" for name, value in (environment or {}).items()]
+    assignments = [f"{name}={shlex.quote(value)}" for name, value in (environment or {}).items()]
     command = [python, "launch.py", "reconcile", layout.experiment, "--results", str(layout.root.resolve())]
     log = layout.logs.resolve() / "cron.out"
-    line = f"cd {shlex.quote(str(folder.resolve()))} && {' '.join([*words, shlex.join(command)])} >>{shlex.quote(str(log))} 2>&1"
+    line = f"cd {shlex.quote(str(folder.resolve()))} && {' '.join([*assignments, shlex.join(command)])} >>{shlex.quote(str(log))} 2>&1"
     if "\n" in line or "\r" in line:
-        raise UsageError(f"{folder}, {layout.root}: a crontab cannot hold a line break")
-    return f"*/10 * * * * {line}".replace("%", "\\%")  # cron reads a plain % as the end of the line
+        raise UsageError(f"{folder}, {layout.root}: a crontab cannot contain a line break")
+    return f"*/10 * * * * {line}".replace("%", "\\%")  # an unescaped % ends the line in cron

@@ -1,6 +1,6 @@
-"""Judges the facts that `doctor` collected: one line per fact, with advice. Pure.
+"""The checks of `doctor`, judged by collected facts: one line each, with advice. Pure.
 
-A problem keeps experiments from running. A note does not, but something is slower, needs the user's attention, or is unknown.
+A problem keeps experiments from running. A note does not: something is slower, has no controller, or is unknown.
 """
 
 from __future__ import annotations
@@ -14,20 +14,19 @@ from jobs.experiment.config import Policy, SlurmSite
 from jobs.text import counted
 
 PYTHON = (3, 11)
-NOTE_BYTES = 20e9  # free space: checkpoints and features of one experiment
-PROBLEM_BYTES = 1e9
-SLOW_SECONDS = 0.5  # for one small file, written, flushed, linked and renamed
+LOW_BYTES = 20e9  # free; checkpoints and features of one experiment need tens of GB
+FULL_BYTES = 1e9
+SLOW_SECONDS = 0.5  # for writing, flushing, linking and renaming one small file
 SKEW_NOTE = 2.0  # seconds between the clocks of this machine and of the file system
-SKEW_PROBLEM = 30.0  # heartbeats (times of files) are compared with the clock
+SKEW_PROBLEM = 30.0  # heartbeats of claims are compared with the local clock
 SHARED_SYSTEMS = re.compile(
     r"nfs|lustre|gpfs|beegfs|cephfs|\bceph\b|pvfs|orangefs|panfs|smb|cifs|weka|vast|daos|juicefs|glusterfs|9p|afs|wekafs"
 )
-CORRECT_PROFILE = "correct the site profile"
-SHORT_KILL_WAIT = 10  # seconds from SIGTERM to SIGKILL, too few for a checkpoint
+SHORT_KILL_WAIT = 10  # seconds
 
 
 class Verdict(Enum):
-    """What a fact means for experiments."""
+    """Severity of a check."""
 
     ok = "ok"
     note = "note"
@@ -46,7 +45,7 @@ class Check:
 
 @dataclass(frozen=True)
 class PythonFacts:
-    """The interpreter, and the packages as installed and as pinned."""
+    """The interpreter, and packages installed and pinned."""
 
     version: tuple[int, int, int]
     wanted: Mapping[str, str]  # package -> pinned version
@@ -56,10 +55,10 @@ class PythonFacts:
 
 @dataclass(frozen=True)
 class TorchFacts:
-    """The build of torch and what it finds on this machine."""
+    """torch, imported in a separate process."""
 
     version: str = ""
-    cuda: str = ""  # version that it was built for; "": a CPU build
+    cuda: str = ""  # version it was built for
     gpus: tuple[str, ...] = ()
     nccl: bool = False
     gloo: bool = False
@@ -73,72 +72,63 @@ class FolderFacts:
     path: str
     kind: str = ""  # type of the file system
     free: float = 0.0  # bytes
-    error: str = ""  # of writing, linking, renaming
-    seconds: float = 0.0  # that this took
-    skew: float = 0.0  # seconds; the file system's clock minus this machine's
+    error: str = ""  # of writing, linking or renaming a file
+    seconds: float = 0.0  # taken by that
+    skew: float = 0.0  # of the file system's clock against this machine's
 
 
 @dataclass(frozen=True)
 class Partition:
-    """One partition of Slurm."""
+    """One Slurm partition."""
 
     name: str
     default: bool
     up: bool
     max_minutes: int  # 0: no limit
-    gpus: str  # GRES as sinfo prints it; "" for none
+    default_minutes: int  # 0: as `max_minutes`
+    gpus: str  # as sinfo prints it; "" for none
 
 
 @dataclass(frozen=True)
 class SlurmFacts:
-    """Commands, configuration and limits of the site's Slurm."""
+    """Properties of the site, as Slurm's commands report them."""
 
-    missing: tuple[str, ...] = ()  # commands that are not in PATH
-    error: str = ""  # why slurmctld did not answer
+    missing: tuple[str, ...] = ()  # commands not in PATH
+    error: str = ""  # of the first query; then the rest is unknown
     version: str = ""
     config: Mapping[str, str] = field(default_factory=dict)
     partitions: tuple[Partition, ...] = ()
-    submit_limit: int = 0  # jobs per user by account and QOS; 0: no limit
+    submit_limit: int = 0
     accounting: bool = False  # sacct answers
-    accepted: tuple[bool, str] = (True, "")  # `sbatch --test-only` with the profile: accepted, message
+    accepted: tuple[bool, str] = (True, "")  # whether a small job with the profile's options would be, and sbatch's message
     accepted_without_memory: bool = True
 
 
 @dataclass(frozen=True)
 class ProbeFacts:
-    """Result of a small job on a compute node."""
+    """Result of the probe job on a compute node."""
 
-    problem: str = ""  # why no job could be submitted
+    submitted: str = ""  # error of the submission; "": submitted
     started: bool = False
     ended: bool = False  # it has left the queue
-    waited: float = 0.0  # seconds
-    host: str = ""  # compute node that answered; "": no answer
-    sees_files: bool = False  # it read what was written here
-    submits: bool = False  # `sbatch --test-only` works there
-    message: str = ""  # of that sbatch
-    log: str = ""  # end of the job's output
-
-
-def _ok(name: str, text: str) -> Check:
-    return Check(name, Verdict.ok, text)
-
-
-def _note(name: str, text: str, advice: str = "") -> Check:
-    return Check(name, Verdict.note, text, advice)
-
-
-def _problem(name: str, text: str, advice: str) -> Check:
-    return Check(name, Verdict.problem, text, advice)
+    waited: float = 0.0
+    host: str = ""  # that answered
+    sees_files: bool = False  # it read the file written here
+    submits: bool = False
+    said: str = ""  # message of sbatch there
+    log: str = ""  # last lines of the job's output
 
 
 def judge_python(facts: PythonFacts) -> list[Check]:
     """Interpreter and packages."""
-    version = ".".join(map(str, facts.version))
-    recent = facts.version[:2] >= PYTHON
-    checks = [_ok("python", version) if recent else _problem("python", version, "Python 3.11 or newer is needed")]
+    shown = ".".join(map(str, facts.version))
+    checks = [_ok("python", shown) if facts.version[:2] >= PYTHON else _problem("python", shown, "Python 3.11 or newer is needed")]
     missing = sorted(name for name in facts.needed if name not in facts.found)
-    installed = ((name, facts.found.get(name, wanted), wanted) for name, wanted in sorted(facts.wanted.items()))
-    other = [f"{name} {found} (pinned {wanted})" for name, found, wanted in installed if found != wanted]
+    other = [
+        f"{name} {facts.found[name]} (pinned {wanted})"
+        for name, wanted in sorted(facts.wanted.items())
+        if facts.found.get(name, wanted) != wanted
+    ]
     if missing:
         checks.append(_problem("packages", f"missing: {', '.join(missing)}", "run `make setup`"))
     if other:
@@ -147,22 +137,23 @@ def judge_python(facts: PythonFacts) -> list[Check]:
 
 
 def judge_torch(facts: TorchFacts, *, slurm: bool) -> list[Check]:
-    """torch's build, GPUs, communication. Missing GPUs are no fault with `slurm`: this is then a login node."""
+    """torch's build, GPUs and communication backends. On a login node (`slurm`) the absence of GPUs is no problem."""
     if facts.error:
         return [_problem("torch", facts.error, "run `make setup`")]
-    checks = [_ok("torch", f"{facts.version}, built for {f'CUDA {facts.cuda}' if facts.cuda else 'CPUs only'}")]
+    checks = [_ok("torch", f"{facts.version}, {f'built for CUDA {facts.cuda}' if facts.cuda else 'built for CPUs only'}")]
     if facts.gpus:
         checks.append(_ok("gpus", f"{len(facts.gpus)}: {', '.join(sorted(set(facts.gpus)))}"))
     elif slurm:
-        text, advice = "none on this machine; compute nodes may have some", "make setup TORCH=torch==VERSION with a CUDA build, if they do"
-        checks.append(_ok("gpus", text) if facts.cuda else _note("gpus", text, advice))
+        text = "none on this machine; compute nodes may have some"
+        build = "make setup TORCH=torch==VERSION with a CUDA build, if compute nodes have GPUs"
+        checks.append(_ok("gpus", text) if facts.cuda else _note("gpus", text, build))
     else:
         checks.append(_note("gpus", "none: stages run on the CPU", "use small experiments, or a machine with GPUs"))
     if facts.nccl:
         checks.append(_ok("communication", "NCCL for GPUs" + (", gloo for CPUs" if facts.gloo else "")))
     elif facts.gloo and facts.cuda:
-        advice = "install a torch build with NCCL: stages on several GPUs need it"
-        checks.append(_problem("communication", "gloo for CPUs, no NCCL", advice))
+        needed = "install a torch build with NCCL: stages on several GPUs need it"
+        checks.append(_problem("communication", "gloo for CPUs, no NCCL", needed))
     elif facts.gloo:
         checks.append(_ok("communication", "gloo for CPUs, no NCCL"))
     else:
@@ -171,21 +162,20 @@ def judge_torch(facts: TorchFacts, *, slurm: bool) -> list[Check]:
 
 
 def judge_folder(facts: FolderFacts, *, slurm: bool) -> list[Check]:
-    """Free space, writing, clock, and whether compute nodes are likely to see the folder."""
+    """The results folder: free space, writing, clock, and whether its file system is shared."""
     if facts.error:
         return [_problem("results", f"{facts.path}: {facts.error}", "choose another folder: --results DIR or SER_GRID_RESULTS")]
-    space, advice = f"{facts.path}: {facts.free / 1e9:.1f} GB free", "make room: features and checkpoints of an experiment take tens of GB"
-    if facts.free < NOTE_BYTES:
-        checks = [(_problem if facts.free < PROBLEM_BYTES else _note)("results", space, advice)]
-    else:
-        checks = [_ok("results", space)]
-    text = f"written, flushed, linked and renamed in {facts.seconds * 1000:.0f} ms"
+    space = f"{facts.path}: {facts.free / 1e9:.1f} GB free"
+    low = _problem if facts.free < FULL_BYTES else _note
+    advice = "make room: features and checkpoints of an experiment take tens of GB"
+    checks = [_ok("results", space) if facts.free >= LOW_BYTES else low("results", space, advice)]
+    written = f"written, flushed, linked and renamed in {facts.seconds * 1000:.0f} ms"
     slow = facts.seconds > SLOW_SECONDS
-    checks.append(_note("records", text, "a slow file system: expect slow passes") if slow else _ok("records", text))
+    checks.append(_note("records", written, "a slow file system: expect slow passes") if slow else _ok("records", written))
     checks.append(_clock(facts.skew))
-    if slurm and SHARED_SYSTEMS.search(facts.kind) is None:
+    if slurm and not SHARED_SYSTEMS.search(facts.kind):
         text = f"{facts.kind or 'unknown file system'}: looks like a local disk of this machine"
-        checks.append(_note("file system", text, "compute nodes must see it under the same path; see the probe below"))
+        checks.append(_note("file system", text, "compute nodes must see it under the same path; the probe below tests that"))
     else:
         checks.append(_ok("file system", facts.kind or "unknown"))
     return checks
@@ -195,15 +185,14 @@ def _clock(skew: float) -> Check:
     text = f"the file system is {abs(skew):.1f} s {'ahead' if skew > 0 else 'behind'}"
     if abs(skew) < SKEW_NOTE:
         return _ok("clock", text)
-    advice = "ask the administrator to synchronise clocks: living workers may be taken for dead"
-    return (_problem if abs(skew) >= SKEW_PROBLEM else _note)("clock", text, advice)
+    worse = _problem if abs(skew) >= SKEW_PROBLEM else _note
+    return worse("clock", text, "ask the administrator to synchronise the clocks: running workers may be counted as dead")
 
 
 def judge_slurm(facts: SlurmFacts, site: SlurmSite, policy: Policy) -> list[Check]:
-    """Commands, limits, accounting, partitions, interruptions, and whether Slurm accepts the profile."""
+    """Commands, limits, accounting, partitions, preemption, and whether sbatch accepts the profile."""
     if facts.missing:
-        advice = "run this where Slurm's commands are; --cluster local needs none"
-        return [_problem("slurm", f"not in PATH: {', '.join(facts.missing)}", advice)]
+        return [_problem("slurm", f"not in PATH: {', '.join(facts.missing)}", "run this where Slurm's commands are, or --cluster local")]
     if facts.error:
         return [_problem("slurm", facts.error, "slurmctld does not answer: try again later, or ask the administrator")]
     return [
@@ -219,42 +208,41 @@ def judge_slurm(facts: SlurmFacts, site: SlurmSite, policy: Policy) -> list[Chec
 def _limits(facts: SlurmFacts, site: SlurmSite) -> Check:
     own = f", at most {site.max_submit} by slurm.max_submit" if site.max_submit else ""
     submit = f"{facts.submit_limit} by your account" if facts.submit_limit else "no limit by your account"
-    array, jobs = (facts.config.get(key, "?") for key in ("MaxArraySize", "MaxJobCount"))
-    return _ok("limits", f"MaxArraySize {array}, MaxJobCount {jobs}; jobs at once: {submit}{own}")
+    size, jobs = (facts.config.get(key, "?") for key in ("MaxArraySize", "MaxJobCount"))
+    return _ok("limits", f"MaxArraySize {size}, MaxJobCount {jobs}; jobs at once: {submit}{own}")
 
 
 def _accounting(facts: SlurmFacts) -> Check:
     storage = facts.config.get("AccountingStorageType", "")
     if facts.accounting:
         return _ok("accounting", f"sacct answers ({storage or 'unknown storage'})")
-    advice = "nothing to do: the cause of a job's death (time limit, memory, node) stays unknown, and the job counts as lost"
+    advice = "nothing to do: a job whose worker recorded no outcome (time limit, memory, node failure) counts as lost"
     return _note("accounting", f"none ({storage or 'sacct fails'})", advice)
 
 
 def _partitions(facts: SlurmFacts, site: SlurmSite, policy: Policy) -> list[Check]:
+    known = {partition.name: partition for partition in facts.partitions}
     default = next((partition.name for partition in facts.partitions if partition.default), "")
-    checks = [_partition("partition", "slurm.partition", site.partition or default, facts.partitions, 0)]
+    checks: list[Check] = []
+    asked = [("partition", site.partition or default, "slurm.partition")]
     if policy.controller:
-        chosen = site.controller_partition or site.partition or default
-        minutes = policy.controller_minutes
-        checks.append(_partition("controller partition", "slurm.controller_partition", chosen, facts.partitions, minutes))
+        asked.append(("controller partition", site.controller_partition or site.partition or default, "slurm.controller_partition"))
+    for name, chosen, key in asked:
+        partition = known.get(chosen)
+        if partition is None:
+            text = f"there is no {chosen!r}" if chosen else "the site has no default"
+            checks.append(_problem(name, text, f"{key}: one of {', '.join(sorted(known)) or 'none'}"))
+            continue
+        gpus = f", {partition.gpus}" if partition.gpus else ", no GPUs"
+        text = f"{chosen}{' (default)' if chosen == default else ''}: time limit {_span(partition.max_minutes)}{gpus}"
+        if not partition.up:
+            checks.append(_problem(name, f"{text}; it is not up", f"{key}: another one, or wait"))
+        elif name != "partition" and 0 < partition.max_minutes < policy.controller_minutes:
+            advice = f"policy.controller_minutes={partition.max_minutes}, or another slurm.controller_partition"
+            checks.append(_problem(name, f"{text}; policy.controller_minutes is {policy.controller_minutes}", advice))
+        else:
+            checks.append(_ok(name, text))
     return checks
-
-
-def _partition(name: str, key: str, chosen: str, partitions: Sequence[Partition], controller_minutes: int) -> Check:
-    """Whether the partition exists, is up, and allows `controller_minutes`."""
-    partition = next((each for each in partitions if each.name == chosen), None)
-    if partition is None:
-        text = f"there is no {chosen!r}" if chosen else "the site has no default"
-        return _problem(name, text, f"{key}: one of {', '.join(sorted(each.name for each in partitions)) or 'none'}")
-    default = " (default)" if partition.default else ""
-    text = f"{chosen}{default}: time limit {_span(partition.max_minutes)}, {partition.gpus or 'no GPUs'}"
-    if not partition.up:
-        return _problem(name, f"{text}; it is not up", f"{key}: another one, or wait")
-    if 0 < partition.max_minutes < controller_minutes:
-        advice = f"policy.controller_minutes={partition.max_minutes}, or another {key}"
-        return _problem(name, f"{text}; policy.controller_minutes is {controller_minutes}", advice)
-    return _ok(name, text)
 
 
 def _span(minutes: int) -> str:
@@ -270,49 +258,49 @@ def _interruptions(config: Mapping[str, str]) -> Check:
     preempt = "no preemption" if kind.endswith("/none") or kind == "(null)" else f"preemption {mode} ({kind})"
     seconds = re.match(r"\d+", config.get("KillWait", ""))
     text = f"{requeue}, {preempt}, KillWait {seconds[0] if seconds else '?'} s"
-    if seconds is not None and int(seconds[0]) < SHORT_KILL_WAIT:
-        return _note("interruptions", text, "a preempted stage may lose its work since the last regular checkpoint")
-    return _ok("interruptions", text)
+    if seconds is None or int(seconds[0]) >= SHORT_KILL_WAIT:
+        return _ok("interruptions", text)
+    return _note("interruptions", text, "a preempted stage may lose its work since the last regular checkpoint")
 
 
 def _request(facts: SlurmFacts, site: SlurmSite) -> Check:
-    accepted, message = facts.accepted
+    accepted, said = facts.accepted
     if accepted:
-        return _ok("request", f"Slurm accepts the profile, --mem {'included' if site.memory_requests else 'left out'}")
+        return _ok("request", f"Slurm would accept the profile{', --mem included' if site.memory_requests else ', without --mem'}")
     if site.memory_requests and facts.accepted_without_memory:
-        return _problem("request", f"Slurm rejects --mem: {message}", "slurm.memory_requests=false")
-    return _problem("request", f"Slurm rejects a small job: {message}", f"{CORRECT_PROFILE} (configs/site/, keys slurm.*)")
+        return _problem("request", f"Slurm rejects --mem: {said}", "slurm.memory_requests=false")
+    return _problem("request", f"Slurm rejects a small job: {said}", "correct the site profile (configs/site/, keys slurm.*)")
 
 
 def judge_probe(facts: ProbeFacts, cron: str) -> list[Check]:
-    """Whether a compute node sees the results folder and may submit; `cron`: crontab line that replaces the controller inside Slurm."""
-    if facts.problem:
-        return [_problem("probe", f"no job could be submitted: {facts.problem}", f"{CORRECT_PROFILE} (keys slurm.*)")]
+    """Whether compute nodes see the results folder and may submit jobs. `cron`: crontab line that replaces a controller inside Slurm."""
+    if facts.submitted:
+        return [_problem("probe", f"no job could be submitted: {facts.submitted}", "correct the site profile (keys slurm.*)")]
     if not facts.host and not facts.ended:
-        text = f"not known yet: the probe job {'has not ended' if facts.started else 'did not start'} within {facts.waited:.0f} s"
+        how = "has not ended" if facts.started else "did not start"
+        text = f"not known yet: the probe job {how} within {facts.waited:.0f} s"
         return [_note("shared folder", text), _note("controller", text, "run doctor again when the queue is short")]
     if not facts.host:
         output = f"; its output ends: {facts.log}" if facts.log else ""
-        advice = "compute nodes must see the results folder under the same path and start the same Python (slurm.python, modules, prologue)"
+        advice = "compute nodes need the results folder under the same path, and the same Python (slurm.python, modules, prologue)"
         return [_problem("shared folder", f"the probe job ended without an answer here{output}", advice)]
     if facts.sees_files:
-        folder = _ok("shared folder", f"{facts.host} and this machine see each other's files")
+        seen = _ok("shared folder", f"{facts.host} and this machine see each other's files")
     else:
-        text = f"{facts.host} does not see what is written here"
-        folder = _problem("shared folder", text, "choose a shared folder: --results DIR")
+        seen = _problem("shared folder", f"{facts.host} does not see files written here", "choose a shared folder: --results DIR")
     if facts.submits:
-        return [folder, _ok("controller", "compute nodes may submit: the controller runs inside Slurm, no user has to stay logged in")]
-    advice = f"keep `grid --wait` running, or put this into your crontab: {cron}"
-    return [folder, _note("controller", f"compute nodes cannot submit ({facts.message})", advice)]
+        return [seen, _ok("controller", "compute nodes may submit: the controller runs inside Slurm, no login session is needed")]
+    instead = f"keep `grid --wait` running, or add this line to your crontab: {cron}"
+    return [seen, _note("controller", f"compute nodes cannot submit ({facts.said})", instead)]
 
 
 def exit_code(checks: Sequence[Check]) -> int:
-    """2 if there is a problem, else 0."""
+    """0, or 2 if there is a problem."""
     return 2 if _problems(checks) else 0
 
 
 def check_lines(checks: Sequence[Check]) -> list[str]:
-    """One line per check, its advice below it, and the number of problems."""
+    """A line per check, with the advice below it, and the number of problems."""
     width = max((len(check.name) for check in checks), default=0)
     found: list[str] = []
     for check in checks:
@@ -323,10 +311,22 @@ def check_lines(checks: Sequence[Check]) -> list[str]:
 
 
 def checks_to_json(checks: Sequence[Check]) -> dict[str, object]:
-    """The checks for programs."""
+    """Versioned JSON value."""
     values = [{"name": check.name, "verdict": check.verdict.value, "text": check.text, "advice": check.advice} for check in checks]
     return {"schema": 1, "problems": _problems(checks), "checks": values}
 
 
 def _problems(checks: Sequence[Check]) -> int:
     return sum(check.verdict is Verdict.problem for check in checks)
+
+
+def _ok(name: str, text: str) -> Check:
+    return Check(name, Verdict.ok, text)
+
+
+def _note(name: str, text: str, advice: str = "") -> Check:
+    return Check(name, Verdict.note, text, advice)
+
+
+def _problem(name: str, text: str, advice: str) -> Check:
+    return Check(name, Verdict.problem, text, advice)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from jobs.errors import UsageError
 from jobs.slurm.client import SlurmClient
-from jobs.slurm.parse import QueuedElement, Refusal, why_stuck
+from jobs.slurm.parse import QueuedElement, Refusal, describe_pending, why_stuck
 from jobs.slurm.script import SweepJob, launcher_python, render_script
 from jobs.slurm.submissions import SETTLE_SECONDS, Guard, State, Submission, SubmissionRecords, fixed_name, this_writer
 from jobs.store.records import write_text
@@ -133,9 +133,7 @@ def state(sweep: Sweep, client: SlurmClient) -> AllocationState:
         return AllocationState(Phase.running, f"job {first.job} is ending, or about to wait for its next turn", first.job)
     if first.state != "PENDING":
         return AllocationState(Phase.running, f"job {first.job} runs (log {log_file(sweep)})", first.job)
-    stuck = why_stuck(first)
-    text = f"will never start: {stuck}" if stuck else f"waits for its turn ({first.reason})"
-    return AllocationState(Phase.pending, f"job {first.job} {text}", first.job, stuck)
+    return AllocationState(Phase.pending, f"job {first.job} {describe_pending(first)}", first.job, why_stuck(first))
 
 
 def cancel(sweep: Sweep, client: SlurmClient) -> tuple[str, ...]:

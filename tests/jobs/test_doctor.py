@@ -1,4 +1,4 @@
-"""What `doctor` says of this machine, of a Slurm with accounting and of one without; its judgement of facts that are not to be had here."""
+"""`doctor` on this machine, on a Slurm with and without accounting, and its judgement of facts that cannot be produced here."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def experiment_of(site: SlurmSite | None = None) -> Experiment:
 
 
 def test_this_machine(tmp_path: Path) -> None:
-    """Every local check passes where the tests run, and no file is left behind."""
+    """All local checks pass where the tests run, and no file remains."""
     checks = examine(tmp_path / "results", source=ROOT)
     found = by_name(checks)
     assert {"python", "packages", "torch", "gpus", "communication", "results", "records", "clock", "file system"} <= set(found)
@@ -61,7 +61,7 @@ def test_this_machine(tmp_path: Path) -> None:
 
 @pytest.mark.slurm
 def test_a_slurm_with_accounting(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
-    """Limits, accounting, partitions and interruptions as configured; the probe reports that the controller may run inside Slurm."""
+    """Limits, accounting, partitions and preemption as configured; the probe shows that compute nodes may submit."""
     said: list[str] = []
     checks = examine(tmp_path / "results", source=ROOT, experiment=experiment_of(), tell=said.append)
     found = by_name(checks)
@@ -80,8 +80,8 @@ def test_a_slurm_with_accounting(slurm_cluster: SlurmCluster, tmp_path: Path) ->
 
 
 @pytest.mark.slurm
-def test_faults_of_compute_nodes_are_reported(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
-    """Nodes that cannot submit: the crontab line; nodes that cannot start Python: the end of the output; an unknown partition."""
+def test_problems_on_a_compute_node(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
+    """Nodes that cannot submit: a crontab line; nodes that cannot start Python: the end of the output; an unknown partition."""
     client = SlurmClient()
     facts = probe(client, SlurmSite(environment={"PATH": "/nowhere"}), tmp_path)
     assert (facts.submits, facts.sees_files, bool(facts.host)) == (False, True, True)
@@ -93,13 +93,13 @@ def test_faults_of_compute_nodes_are_reported(slurm_cluster: SlurmCluster, tmp_p
     checks = judge_slurm(collect_slurm(client, SlurmSite(partition="nowhere")), SlurmSite(partition="nowhere"), Policy())
     assert by_name(checks)["partition"].advice == "slurm.partition: one of high, main"
     assert "invalid partition" in by_name(checks)["request"].text
-    assert "invalid partition" in probe(client, SlurmSite(partition="nowhere"), tmp_path).problem
+    assert "invalid partition" in probe(client, SlurmSite(partition="nowhere"), tmp_path).submitted
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture
 def small_cluster(slurm_session: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmCluster]:
-    """A Slurm of its own without accounting, whose one node has less memory than anybody asks for."""
+    """A separate Slurm without accounting, whose only node has too little memory for any request."""
     folder = Path(tempfile.mkdtemp(prefix="c", dir=slurm_session.folder.parent))
     cluster = SlurmCluster(folder, ClusterSettings(nodes=1, memory_mb=1000, accounting=False))
     try:
@@ -112,15 +112,15 @@ def small_cluster(slurm_session: SlurmCluster, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.slurm
-def test_a_slurm_without_accounting_that_takes_no_memory_requests(small_cluster: SlurmCluster, tmp_path: Path) -> None:
-    """The advice is the key to set; a probe that does not start is reported as unknown, and cancelled."""
+def test_a_slurm_without_accounting_that_rejects_memory_requests(small_cluster: SlurmCluster, tmp_path: Path) -> None:
+    """The advice names the key to set; a probe that does not start gives no result, and is cancelled."""
     client, site = SlurmClient(), SlurmSite()
     found = by_name(judge_slurm(collect_slurm(client, site), site, Policy()))
     assert (found["accounting"].verdict, found["accounting"].text) == (Verdict.note, "none (accounting_storage/none)")
     assert (found["request"].verdict, found["request"].advice) == (Verdict.problem, "slurm.memory_requests=false")
     small_cluster.run("scontrol", "update", "nodename=n1", "state=drain", "reason=test")
     facts = probe(client, replace(site, memory_requests=False), tmp_path, seconds=1)
-    assert (facts.problem, facts.started, facts.host) == ("", False, "")
+    assert (facts.submitted, facts.started, facts.host) == ("", False, "")
     assert all("not known yet" in check.text for check in judge_probe(facts, ""))
     assert not small_cluster.run("squeue", "--noheader", "--states=PENDING,RUNNING")
     small_cluster.stop_controller()
@@ -130,14 +130,14 @@ def test_a_slurm_without_accounting_that_takes_no_memory_requests(small_cluster:
 
 
 def test_no_slurm_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line that names the commands; nothing is submitted."""
+    """One line that names the missing commands; nothing is submitted."""
     monkeypatch.setenv("PATH", str(tmp_path))
     checks = judge_slurm(collect_slurm(SlurmClient(), SlurmSite()), SlurmSite(), Policy())
     assert [(check.verdict, "sbatch" in check.text) for check in checks] == [(Verdict.problem, True)]
 
 
 def test_packages(tmp_path: Path) -> None:
-    """Missing ones are a problem, other versions a note."""
+    """Missing packages are a problem, other versions a note."""
     (tmp_path / "constraints.txt").write_text("# pinned\nnumpy==0.1\nnot-there-at-all==1.0\npytest-xyz==3\n")
     (tmp_path / "requirements.txt").write_text("numpy\nnot-there-at-all[extra]  # why\n")
     facts = collect_python(tmp_path / "constraints.txt", tmp_path / "requirements.txt")
@@ -150,7 +150,7 @@ def test_packages(tmp_path: Path) -> None:
 
 
 def test_torch() -> None:
-    """Missing GPUs are no fault on a login node; a CUDA build without NCCL is a problem."""
+    """No GPU on a login node is fine; a CUDA build without NCCL is a problem."""
     cuda = TorchFacts("2.13.0", "13.0", ("H200", "H200"), True, True)
     assert by_name(judge_torch(cuda, slurm=False))["gpus"].text == "2: H200"
     assert by_name(judge_torch(replace(cuda, gpus=()), slurm=True))["gpus"].verdict is Verdict.ok
@@ -160,7 +160,7 @@ def test_torch() -> None:
 
 
 def test_the_results_folder(tmp_path: Path) -> None:
-    """Free space, clocks, local disks, and a folder that cannot be written."""
+    """Space, clocks, disks of one machine, and a folder that cannot be written."""
     fine = FolderFacts("/r", "nfs4", 1e12, "", 0.01, 0.2)
     assert {check.verdict for check in judge_folder(fine, slurm=True)} == {Verdict.ok}
     assert by_name(judge_folder(replace(fine, kind="ext4"), slurm=True))["file system"].verdict is Verdict.note
@@ -176,7 +176,7 @@ def test_the_results_folder(tmp_path: Path) -> None:
 
 
 def test_the_file_system_is_that_of_the_nearest_mount() -> None:
-    """Longest mount point above the path, later ones over earlier ones, blanks as /proc/mounts writes them."""
+    """The longest mount point above the path, the later of equal ones, spaces as escaped in /proc/mounts."""
     points = (("/", "ext4"), ("/home", "nfs4"), ("/home/my\\040data", "lustre"), ("/homework", "tmpfs"), ("/home", "beegfs"))
     mounts = "".join(f"device {point} {kind} rw 0 0\n" for point, kind in points)
     assert file_system(Path("/home/my data/results"), mounts) == "lustre"
@@ -187,14 +187,14 @@ def test_the_file_system_is_that_of_the_nearest_mount() -> None:
 
 
 def test_partitions_and_their_limits() -> None:
-    """Parsed as Slurm prints them; the time limit of a link must be within its partition's."""
+    """Parsed from Slurm's output; the controller job must fit into its partition."""
     shown = (
         "PartitionName=gpu AllowGroups=ALL Default=NO DefaultTime=01:00:00 MaxTime=2-00:30:00 State=UP TRES=cpu=4\n"
         "PartitionName=short Default=YES DefaultTime=NONE MaxTime=00:30:00 State=DOWN\n"
     )
     gpu, short = read_partitions(shown, "gpu|gpu:a100:4(S:0-1)\ngpu|gpu:h100:8,nvme:1\nshort|(null)\n")
-    assert gpu == Partition("gpu", False, True, 2910, "gpu:a100:4, gpu:h100:8")
-    assert short == Partition("short", True, False, 30, "")
+    assert gpu == Partition("gpu", False, True, 2910, 60, "gpu:a100:4, gpu:h100:8")
+    assert short == Partition("short", True, False, 30, 0, "")
     assert [read_minutes(text) for text in ("UNLIMITED", "NONE", "7-00:00:00", "")] == [0, 0, 10080, 0]
     facts = SlurmFacts(version="slurm 24", partitions=(gpu, replace(short, up=True)), accounting=True)
     checks = by_name(judge_slurm(facts, SlurmSite(partition="gpu", controller_partition="short"), Policy()))
@@ -207,7 +207,7 @@ def test_partitions_and_their_limits() -> None:
 
 
 def test_a_folder_that_nodes_do_not_see() -> None:
-    """An answer came, but without the token that was written here."""
+    """The probe answers, but could not read the question."""
     facts = ProbeFacts("", True, True, 3.0, "n2", False, True, "")
     assert by_name(judge_probe(facts, ""))["shared folder"].verdict is Verdict.problem
 
