@@ -63,11 +63,20 @@ class ChainState:
     problem: str = ""  # why no successor could be submitted
 
 
+class LinkState(Enum):
+    """State of the last link, as recorded."""
+
+    running = "running"
+    handed_over = "handed over"  # the successor continues
+    ended = "ended"  # and with it the chain
+    broken = "broken"  # the chain ended with an error
+
+
 @dataclass(frozen=True)
 class ControllerRecord:
     """`controller.json`: the state of the last link. Times in seconds since the epoch."""
 
-    state: str  # running, handed over, ended, broken
+    state: LinkState = LinkState.running
     job: str = ""  # "": written by a user's command
     host: str = ""
     launched: float = 0.0  # the launch that the link belongs to
@@ -114,7 +123,7 @@ def read_record(layout: Layout) -> ControllerRecord | None:
 
 def write_record(layout: Layout, record: ControllerRecord) -> None:
     """Replace the record."""
-    write_json(record_file(layout), {"schema": SCHEMA, **asdict(record)})
+    write_json(record_file(layout), {"schema": SCHEMA, **asdict(record), "state": record.state.value})
 
 
 def launched_at(layout: Layout) -> float:
@@ -176,7 +185,7 @@ class Chain:
             return ChainState(Phase.running, text, present, job, problem)
         if job:
             return ChainState(Phase.pending, f"controller: job {job} waits for its turn", "", job)
-        write_record(self.layout, ControllerRecord(Phase.broken.value, launched=launched_at(self.layout), problem=problem, message=problem))
+        write_record(self.layout, ControllerRecord(LinkState.broken, launched=launched_at(self.layout), problem=problem, message=problem))
         return ChainState(Phase.broken, f"no controller in Slurm: {problem}", problem=problem)
 
     @property
@@ -201,7 +210,7 @@ class Chain:
 
     def stop(self, message: str = "stopped by its user") -> tuple[str, ...]:
         """End the chain until the next launch, the running link too. Returns the job ids that were cancelled."""
-        record = ControllerRecord(Phase.ended.value, launched=launched_at(self.layout), message=message)
+        record = ControllerRecord(LinkState.ended, launched=launched_at(self.layout), message=message)
         write_record(self.layout, record)  # first: a link that receives SIGTERM must not submit another one
         running, waiting = self._others(None)
         self._client.cancel_named(self.name)
@@ -294,9 +303,9 @@ def chain_state(layout: Layout, queue: Sequence[QueuedElement] | None, *, now: f
         return ChainState(Phase.pending, f"controller: job {waiting[0]} {describe_pending(element)}", "", waiting[0], why_stuck(element))
     if current is None:
         return ChainState(Phase.none, "no controller in Slurm")
-    if current.state == Phase.ended.value:
+    if current.state is LinkState.ended:
         return ChainState(Phase.ended, f"controller: ended ({current.message})")
-    if current.state == Phase.broken.value:
+    if current.state is LinkState.broken:
         return ChainState(Phase.broken, f"no controller in Slurm any more: {current.message}", problem=current.problem)
     if queue is None:
         text = f"controller: was job {current.job}{_last_pass(current, moment)}; Slurm does not answer now"
@@ -307,7 +316,7 @@ def chain_state(layout: Layout, queue: Sequence[QueuedElement] | None, *, now: f
 
 
 def _running_state(job: str, waiting: Sequence[str], record: ControllerRecord | None, now: float) -> ChainState:
-    own = record if record is not None and record.job == job else ControllerRecord("running")
+    own = record if record is not None and record.job == job else ControllerRecord()
     text = f"controller: job {job}" + (f" on {own.host}" if own.host else "") + (_last_pass(own, now) or ", no pass yet")
     if waiting:
         text += f", its successor {waiting[0]} waits"

@@ -20,7 +20,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from jobs.errors import SlurmUnavailableError
 from jobs.signals import LinkSignals
-from jobs.slurm.chain import Chain, ControllerRecord, Phase, launched_at, read_record, record_file, write_record
+from jobs.slurm.chain import Chain, ControllerRecord, LinkState, launched_at, read_record, record_file, write_record
 from jobs.slurm.script import link_signal_seconds
 from jobs.text import one_line
 
@@ -101,7 +101,7 @@ class _Link(Generic[PassT]):
         self.layout = self.chain.layout
         self.begun = self.clock()
         self.limit = self.begun + 60 * self.minutes
-        self.record = ControllerRecord("running", self.chain.own_job, socket.gethostname(), self.launched, self.begun)
+        self.record = ControllerRecord(LinkState.running, self.chain.own_job, socket.gethostname(), self.launched, self.begun)
         before = self._fruitless_before()
         if before >= MAX_FRUITLESS:
             former = read_record(self.layout)
@@ -176,25 +176,25 @@ class _Link(Generic[PassT]):
             if self.record.successor or self.clock() >= self.limit - LAST_SECONDS or self.chain.cannot_submit:
                 break
             self.pause(min(5.0, self.poll_seconds))
-        self._record(state=LinkEnd.handed_over.value, message=message)
+        self._record(state=LinkState.handed_over, message=message)
         if not self.record.successor and not self.signals.asked_to_leave and not self._stopped() and self.chain.requeue_self():
             self._record(successor=self.record.job)
         return LinkEnd.handed_over
 
     def _end(self, end: LinkEnd, message: str) -> LinkEnd:
         """End the chain, unless the experiment was launched again meanwhile, which no other link would notice."""
-        self._end_chain(Phase.ended, message, notify=end is LinkEnd.budget)
+        self._end_chain(LinkState.ended, message, notify=end is LinkEnd.budget)
         if launched_at(self.layout) != self.record.launched:
             return self._hand_over(RELAUNCHED)
         self._record(successor="")
         return end
 
     def _break(self, links: int, error: str) -> LinkEnd:
-        self._end_chain(Phase.broken, f"{links} links in a row had no successful pass; the last error: {error}", notify=True)
+        self._end_chain(LinkState.broken, f"{links} links in a row had no successful pass; the last error: {error}", notify=True)
         return LinkEnd.broken
 
-    def _end_chain(self, phase: Phase, message: str, *, notify: bool) -> None:
-        self._record(state=phase.value, message=message)
+    def _end_chain(self, state: LinkState, message: str, *, notify: bool) -> None:
+        self._record(state=state, message=message)
         try:
             if notify:
                 self.on_stop(message)
@@ -207,11 +207,11 @@ class _Link(Generic[PassT]):
 
     def _stopped(self) -> bool:
         found = read_record(self.layout)
-        return found is not None and found.state == Phase.ended.value and not found.job and found.launched == self.record.launched
+        return found is not None and found.state is LinkState.ended and not found.job and found.launched == self.record.launched
 
     def _fruitless_before(self) -> int:
         former = read_record(self.layout)
-        if former is None or former.launched != self.record.launched or former.state == Phase.broken.value:
+        if former is None or former.launched != self.record.launched or former.state is LinkState.broken:
             return 0
         return former.fruitless
 

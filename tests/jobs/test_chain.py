@@ -19,7 +19,18 @@ import pytest
 from jobs.commands.doctor import cron_line
 from jobs.errors import UsageError
 from jobs.experiment.config import Cluster, Experiment, Policy, SlurmSite
-from jobs.slurm.chain import Chain, ChainState, ControllerRecord, Phase, chain_state, link_name, read_record, record_file, write_record
+from jobs.slurm.chain import (
+    Chain,
+    ChainState,
+    ControllerRecord,
+    LinkState,
+    Phase,
+    chain_state,
+    link_name,
+    read_record,
+    record_file,
+    write_record,
+)
 from jobs.slurm.chain_link import MAX_FAILING, MAX_FRUITLESS
 from jobs.slurm.client import SlurmClient
 from jobs.slurm.parse import QueuedElement
@@ -194,12 +205,12 @@ def test_the_chain_survives_killed_links_and_a_killed_slurmctld(chains: SlurmClu
     chain_of(tmp_path).ensure()
     until(lambda: steady(chains, tmp_path))
     chains.stop_controller(signal.SIGKILL)
-    until(lambda: "squeue" in (read_record(layout) or ControllerRecord("")).last_error, 60)
+    until(lambda: "squeue" in (read_record(layout) or ControllerRecord()).last_error, 60)
     assert not lines(tmp_path, "links"), "an outage is waited out"
     passes = len(lines(tmp_path, "passes"))
     chains.start_controller()
     until(lambda: steady(chains, tmp_path) and len(lines(tmp_path, "passes")) > passes + 2, 60)
-    assert (read_record(layout) or ControllerRecord("")).last_error == ""
+    assert (read_record(layout) or ControllerRecord()).last_error == ""
     first = runs(chains, tmp_path)
     chains.run("scancel", "--signal=KILL", "--batch", first)
     until(lambda: steady(chains, tmp_path, after=first))
@@ -217,8 +228,8 @@ def test_a_link_requeues_itself_if_the_queue_is_full(chains: SlurmCluster, tmp_p
     site = SlurmSite(environment={"PATH": f"{programs}:{os.environ['PATH']}"})
     (tmp_path / "full").touch()
     first = chain_of(tmp_path, site).ensure().waiting
-    until(lambda: in_queue(chains, layout) == [("PENDING", first)] and (read_record(layout) or ControllerRecord("")).successor == first)
-    assert "QOSMaxSubmitJobPerUserLimit" in (read_record(layout) or ControllerRecord("")).problem
+    until(lambda: in_queue(chains, layout) == [("PENDING", first)] and (read_record(layout) or ControllerRecord()).successor == first)
+    assert "QOSMaxSubmitJobPerUserLimit" in (read_record(layout) or ControllerRecord()).problem
     (tmp_path / "full").unlink()
     order(tmp_path)
     until(lambda: steady(chains, tmp_path, after=str(int(first) - 1)))  # Slurm lets some seconds go by before it starts a job anew
@@ -292,7 +303,7 @@ def test_passes_that_never_succeed_end_the_chain(chains: SlurmCluster, tmp_path:
     order(tmp_path, fail="once")
     until(lambda: "the last " in look(layout).sentence and "once" in look(layout).sentence)
     order(tmp_path)
-    until(lambda: not (read_record(layout) or ControllerRecord("")).last_error)
+    until(lambda: not (read_record(layout) or ControllerRecord()).last_error)
     assert look(layout).phase is Phase.running
 
 
@@ -329,14 +340,14 @@ def test_chain_state_in_one_sentence(tmp_path: Path) -> None:
     waiting = chain_state(layout, [other, element(layout, "7", "PENDING", "Priority")])
     assert (waiting.phase, waiting.waiting) == (Phase.pending, "7")
     assert "Priority" in waiting.sentence
-    write_record(layout, ControllerRecord("running", "6", "n2", 100.0, 150.0, 3, 200.0, problem="Access denied"))
+    write_record(layout, ControllerRecord(LinkState.running, "6", "n2", 100.0, 150.0, 3, 200.0, problem="Access denied"))
     found = chain_state(layout, [element(layout, "6", "RUNNING")], now=230.0)
     assert found.sentence == "controller: job 6 on n2, last pass 30 s ago, without a successor: Access denied"
     gone = chain_state(layout, [element(layout, "6", "COMPLETING")], now=230.0)
     assert gone.phase is Phase.broken
     assert "Access denied" in gone.sentence
     assert chain_state(layout, None, now=230.0).phase is Phase.running
-    write_record(layout, ControllerRecord("broken", "6", launched=100.0, message="3 links in a row"))
+    write_record(layout, ControllerRecord(LinkState.broken, "6", launched=100.0, message="3 links in a row"))
     assert chain_state(layout, [other]).sentence.endswith("any more: 3 links in a row")
     launch(tmp_path, launched=300.0)
     assert chain_state(layout, [other]).phase is Phase.none
