@@ -130,7 +130,7 @@ class SubmissionRecords:
         self._file = file
 
     def find(self, name: str) -> Submission | None:
-        """An open record, read anew: on a shared folder the look at a file's time may be a minute old, its content is not."""
+        """An open record, read without the cache: on a shared folder the times of a file may be a minute old, its content is not."""
         path = self._file(name)
         former = _former_record(read_json(path))
         return _SUBMISSIONS.read(path) if former is None else former
