@@ -48,7 +48,7 @@ class _Task(StageTask):
 
 @dataclass
 class LocalExecutor(StageExecutor[_Task]):
-    """Runs tasks of one experiment; satisfies jobs.control.executor_protocol.NearbyExecutor.
+    """Runs tasks of one experiment.
 
     `preload`: modules (or `module:function`) that the fork server imports before the first fork. `code`: the folder that workers import
     from. `environment` is added to theirs. `lag_seconds`: how long they wait for files of another machine to become visible.

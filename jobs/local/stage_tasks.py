@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Generic, Self, TypeVar
 
-from jobs.control.executor_protocol import Batch, Limits
+from jobs.control.executor_protocol import Batch, Limits, NearbyExecutor
 from jobs.control.facts import Departure, InFlight, Phase
 from jobs.control.plan import critical_minutes
 from jobs.experiment.config import Resources
@@ -54,8 +54,8 @@ TaskT = TypeVar("TaskT", bound=StageTask)
 
 
 @dataclass
-class StageExecutor(ABC, Generic[TaskT]):
-    """Implements most of jobs.control.executor_protocol.NearbyExecutor. Use it in a `with` block: no process outlives it.
+class StageExecutor(NearbyExecutor, Generic[TaskT]):
+    """The part of an executor that does not depend on how tasks are run. Use it in a `with` block: no process outlives it.
 
     `resources`: what a stage may use, by name.
     """

@@ -45,7 +45,7 @@ class _RayTask(StageTask):
 
 @dataclass
 class RayStages(StageExecutor[_RayTask]):
-    """Computes stages of one experiment as Ray tasks; implements jobs.control.executor_protocol.NearbyExecutor.
+    """Computes stages of one experiment as Ray tasks.
 
     Use it in a driver or an actor of Ray. The arguments are those of LocalExecutor.
     """
