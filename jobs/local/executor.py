@@ -20,9 +20,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from jobs.control.executor_protocol import EndedTask
 from jobs.errors import InternalError
 from jobs.experiment.config import at_once_of
-from jobs.local.stage_tasks import EXIT_SECONDS, Ended, StageExecutor, StageTask
+from jobs.local.stage_tasks import EXIT_SECONDS, StageExecutor, StageTask
 from jobs.worker.deaths import RECORDED_EXITS, attempt_of, class_of_death, record_death
 from jobs.worker.machine import Capacity, Needs, needs_here, processes_here, tasks_to_start
 from jobs.worker.memory import Peak, Room, how_many_fit, larger_peak, measured_peak, was_crowded
@@ -63,7 +64,7 @@ class LocalExecutor(StageExecutor[_Task]):
     _peaks: dict[tuple[str, str], Peak | None] = field(default_factory=dict)  # kind of task -> largest peak of finished ones
     _most: dict[tuple[str, str], int] = field(default_factory=dict)  # kind of task -> how many may share a GPU, after one was crowded
 
-    def wait(self, seconds: float) -> tuple[Ended, ...]:
+    def wait(self, seconds: float) -> tuple[EndedTask, ...]:
         """Start the tasks that fit, then wait at most `seconds` for one to end; returns the tasks that have ended, oldest first.
 
         Raises InternalError if the fork server has died.
@@ -178,7 +179,7 @@ class LocalExecutor(StageExecutor[_Task]):
                 ) from error
         return found
 
-    def _handle(self, event: Mapping[str, Any]) -> Ended | None:
+    def _handle(self, event: Mapping[str, Any]) -> EndedTask | None:
         key = event["ended"]
         task = self._tasks.get(key)
         if task is None:

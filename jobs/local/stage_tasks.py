@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Generic, Self, TypeVar
 
-from jobs.control.executor_protocol import Batch, Limits, NearbyExecutor
+from jobs.control.executor_protocol import Batch, EndedTask, Limits, NearbyExecutor
 from jobs.control.facts import Departure, InFlight, Phase
 from jobs.control.plan import critical_minutes
 from jobs.experiment.config import Resources
@@ -25,16 +25,6 @@ from jobs.worker.task import Workplace
 
 EXIT_SECONDS = 10.0  # for killed workers to end
 PAUSE_SECONDS = 0.1  # between checks while stopping
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A task that has ended, successfully or not. Exit code and signal: one of the two is None."""
-
-    keys: tuple[str, ...]
-    code: int | None
-    signal: int | None
-    log: Path
 
 
 @dataclass
@@ -107,14 +97,12 @@ class StageExecutor(NearbyExecutor, Generic[TaskT]):
 
     @property
     def idle(self) -> bool:
-        """Whether nothing waits or runs in this executor."""
         return not self._tasks
 
-    def stop(self, *, grace: float, hurry: Callable[[], bool] = lambda: False) -> tuple[Ended, ...]:
-        """Ask all workers to write a checkpoint and exit; kill those left after `grace` seconds, or as soon as `hurry` returns True."""
+    def stop(self, *, grace: float, hurry: Callable[[], bool] = lambda: False) -> tuple[EndedTask, ...]:
         self._stopping = True
         self._tasks = {key: task for key, task in self._tasks.items() if task.started}
-        ended: list[Ended] = []
+        ended: list[EndedTask] = []
         for step, patience in enumerate((grace, *self.kill_seconds)):
             if self._tasks:
                 self._request_end(step)
@@ -122,10 +110,6 @@ class StageExecutor(NearbyExecutor, Generic[TaskT]):
             while self._tasks and time.monotonic() < deadline and not (step == 0 and hurry()):
                 ended.extend(self.wait(PAUSE_SECONDS))
         return tuple(ended)
-
-    @abstractmethod
-    def wait(self, seconds: float) -> tuple[Ended, ...]:
-        """Start tasks, then wait at most `seconds` for one to end; returns the tasks that have ended."""
 
     @abstractmethod
     def close(self) -> None:
@@ -157,7 +141,7 @@ class StageExecutor(NearbyExecutor, Generic[TaskT]):
         found = [task for task in self._tasks.values() if not task.started and self._tasks.keys().isdisjoint(task.node.upstream.values())]
         return sorted(found, key=lambda task: -task.priority)
 
-    def _end(self, task: TaskT, code: int | None, signal: int | None, *, unclaimed: bool) -> Ended:
+    def _end(self, task: TaskT, code: int | None, signal: int | None, *, unclaimed: bool) -> EndedTask:
         """Remove a task that has ended. `unclaimed`: it has left no record."""
         node = task.node
         self._tasks.pop(node.key, None)
@@ -165,7 +149,7 @@ class StageExecutor(NearbyExecutor, Generic[TaskT]):
             self._departures.setdefault(node.key, []).append(Departure(node.key, task.name, "", task.submitted, time.time()))
         if read_result(self.layout.stage(node.stage, node.key), node.key) is None:
             self._return_dependants(node.key)
-        return Ended((node.key,), code, signal, self._log(task))
+        return EndedTask((node.key,), code, signal, self._log(task))
 
     def _log(self, task: TaskT) -> Path:
         return self.layout.log_of(task.node.stage, task.node.key)

@@ -20,10 +20,11 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, TaskCancelledError
 
+from jobs.control.executor_protocol import EndedTask
 from jobs.experiment.config import Resources, at_once_of
 from jobs.experiment.graph import Node
 from jobs.local.executor import REPOSITORY
-from jobs.local.stage_tasks import EXIT_SECONDS, Ended, StageExecutor, StageTask
+from jobs.local.stage_tasks import EXIT_SECONDS, StageExecutor, StageTask
 from jobs.store.layout import Layout
 from jobs.store.records import attempt_numbers, read_claim
 from jobs.sweeps.ray.task import STOPPED, Answer, Order, compute
@@ -60,7 +61,7 @@ class RayStages(StageExecutor[_RayTask]):
     _machines: tuple[float, tuple[Capacity, ...]] = (0.0, ())
     _remote: Any = None
 
-    def wait(self, seconds: float) -> tuple[Ended, ...]:
+    def wait(self, seconds: float) -> tuple[EndedTask, ...]:
         """Submit ready stages to Ray, then wait at most `seconds` for a task to end; returns the ended tasks."""
         if not self._stopping:
             self._submit_ready()
@@ -137,7 +138,7 @@ class RayStages(StageExecutor[_RayTask]):
 
     # ---- from Ray
 
-    def _collect(self, task: _RayTask) -> Ended:
+    def _collect(self, task: _RayTask) -> EndedTask:
         try:
             answer: Answer = ray.get(task.reference)
         except TaskCancelledError:
