@@ -20,7 +20,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, TaskCancelledError
 
-from jobs.control.executor_protocol import EndedTask
+from jobs.control.executor_protocol import EndedTask, Task
 from jobs.experiment.config import Resources, at_once_of
 from jobs.experiment.graph import Node
 from jobs.local.executor import REPOSITORY
@@ -104,22 +104,21 @@ class RayStages(StageExecutor[_RayTask]):
             self._begin(task, machines)
 
     def _begin(self, task: _RayTask, machines: Iterable[Capacity]) -> None:
-        configured, request = self.resources(task.node.stage), task.batch.request
-        wanted = replace(configured, memory_gb=configured.memory_gb * request.memory_factor)
+        configured = self.resources(task.node.stage)
+        wanted = replace(configured, memory_gb=configured.memory_gb * task.batch.request.memory_factor)
         crowded = was_crowded(self.layout.stage(task.node.stage, task.node.key))
         task.needs = needs_of(wanted, machines, alone=crowded)
+        nodes = {key: task.graph.nodes[key] for key in (*task.node.upstream.values(), task.node.key)}
         order = Order(
             job=task.name,
             place=self.place,
             layout=self.layout,
             code=self.code,
             preload=tuple(self.preload),
-            node=task.node,
-            parents=tuple(task.graph.nodes[key] for key in dict.fromkeys(task.node.upstream.values())),
+            batch=replace(task.batch, tasks=(Task((task.node.key,)),)),
+            graph=replace(task.graph, nodes=nodes, runs=(), children=dict.fromkeys(nodes, ()), superseded=()),
             resources=configured,
             needs=task.needs,
-            relief=request.relief,
-            gone=task.batch.gone,
             grace=self.grace,
         )
         if self._remote is None:

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jobs.control.executor_protocol import Batch, EndedTask, Task
-from jobs.control.facts import Request
+from jobs.control.executor_protocol import Batch, EndedTask
 from jobs.errors import InternalError
 from jobs.experiment.config import Resources
-from jobs.experiment.graph import Graph, Node
+from jobs.experiment.graph import Graph
 from jobs.local.executor import LocalExecutor
 from jobs.signals import Interrupts
 from jobs.store.attempts import JOB_VARIABLE
@@ -36,22 +35,11 @@ class Order:
     layout: Layout
     code: Path
     preload: tuple[str, ...]
-    node: Node
-    parents: tuple[Node, ...]
+    batch: Batch  # of this stage alone
+    graph: Graph  # the stage and those directly upstream of it
     resources: Resources  # of the stage, as configured
     needs: Needs  # requested from Ray
-    relief: int
-    gone: tuple[str, ...]  # jobs with claims of the stage that are known to have ended
     grace: float  # seconds for a checkpoint
-
-    @property
-    def graph(self) -> Graph:
-        nodes = {each.key: each for each in (*self.parents, self.node)}
-        return Graph(nodes, (), self.place.corpus, self.place.corpus_digest, dict.fromkeys(nodes, ()))
-
-    @property
-    def batch(self) -> Batch:
-        return Batch(self.node.stage, self.node.method, (Task((self.node.key,)),), Request(self.relief), self.gone)
 
 
 @dataclass(frozen=True)
@@ -119,7 +107,7 @@ def compute(order: Order) -> Answer:
             _KEPT.drop()  # a stopped executor starts no more stages
     if not ended:
         return STOPPED
-    unclaimed = bool(executor.departures([order.node.key]).get(order.node.key))
+    unclaimed = bool(executor.departures(order.batch.keys))
     return Answer(ended[-1].code, ended[-1].signal, unclaimed)
 
 
