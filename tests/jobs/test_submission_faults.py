@@ -81,9 +81,10 @@ def finish(folder: Path, graph: Graph, batches: Sequence[Batch]) -> SlurmArrays:
 
     def passed() -> bool:
         held = dict(arrays.in_flight())
-        for batch in batches:
-            if not any(key in held or facts_of(folder, key) for key in batch.keys):
-                held.update(arrays.submit(batch, graph, held))
+        for batch in batches:  # also a part of one: Slurm may fail to start single elements again after its restart
+            left = tuple(task for task in batch.tasks if not any(key in held or facts_of(folder, key) for key in task.keys))
+            if left:
+                held.update(arrays.submit(replace(batch, tasks=left), graph, held))
         return not held and all(facts_of(folder, key) for key in graph.nodes)
 
     until(passed)
