@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
 WORKERS ?= 4# test processes: those of Slurm and Ray mostly wait, so more than there are cores
-PARALLEL = --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
+PARALLEL = --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 MINUTES ?= 20
 unexport PYTHONDONTWRITEBYTECODE  # the tests start hundreds of processes: each would compile every module again
 
@@ -48,7 +48,7 @@ lint: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	$(RUN) tools/structure.py
+	$(RUN) tools/structure.py --check
 
 format: setup
 	$(VENV)/bin/ruff check --fix .

@@ -1,9 +1,8 @@
 #!/usr/bin/env python3
 """Command line: `prepare` a corpus, launch a `grid`, look at its `status`, `explain` a run, `collect` the tables, `sweep` settings.
 
-Only this file knows both packages: it hands the registry of `ser_core` to `jobs`. What a command does with an experiment is in
-jobs.commands.session (jobs.sweeps.session), what it prints in jobs.commands.console; heavy packages are imported by the commands
-that need them.
+Arguments and wiring: only this file imports both packages, and passes the registry of `ser_core` to `jobs`. What a command does is in the
+module of its name in jobs.commands. Commands import what they need when they run, so that `--help` and `status` start fast.
 Exit codes: 0 done · 1 internal error · 2 wrong usage, configuration or data · 3 finished but incomplete.
 """
 
@@ -23,7 +22,7 @@ from jobs.errors import InternalError, SlurmUnavailableError, UsageError, is_men
 from ser_core.errors import InputError
 
 if TYPE_CHECKING:
-    from jobs.commands.session import Launcher
+    from jobs.commands.session import Session
     from jobs.experiment.config import Experiment
     from jobs.experiment.launched import Corpus, Launched
     from jobs.store.layout import Layout
@@ -53,22 +52,22 @@ Data = Annotated[Path, typer.Option("--data", envvar="SER_GRID_DATA", help="fold
 Results = Annotated[Path, typer.Option("--results", envvar="SER_GRID_RESULTS", help="folder of the results")]
 Name = Annotated[str, typer.Argument(metavar="[EXPERIMENT]", help="name under which the experiment was launched")]
 RUN = "RUN: METHOD/FOLD/SLOT, or at least 6 digits of a stage's key"
-Words = Annotated[list[str], typer.Argument(metavar="[EXPERIMENT] RUN", help=f"{RUN}; of two words the first is the experiment")]
+Words = Annotated[list[str], typer.Argument(metavar="[EXPERIMENT] RUN", help=f"{RUN}; of two arguments the first is the experiment")]
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT] [KEY=VALUE ...]")]
-Where = Annotated[str | None, typer.Option("--cluster", help="local | slurm; default: as the experiment says")]
+Where = Annotated[str | None, typer.Option("--cluster", help="local | slurm; default: that of the experiment")]
 
 
 @app.command()
 def prepare(
     kind: Annotated[str, typer.Argument(metavar="CORPUS", help="iemocap | savee | emodb | csv | labels | demo")],
-    source: Annotated[Path | None, typer.Option(help="the corpus as it was handed out; a file for csv and labels")] = None,
-    name: Annotated[str | None, typer.Option(help="what the prepared corpus is called; default: its kind, or the source's name")] = None,
+    source: Annotated[Path | None, typer.Option(help="folder of the corpus as distributed; a file for csv and labels")] = None,
+    name: Annotated[str | None, typer.Option(help="name of the prepared corpus; default: its kind, or the source's name")] = None,
     audio: Annotated[Path | None, typer.Option(help="labels: folder of the recordings; default: that of the file")] = None,
     four_classes: Annotated[bool, typer.Option("--four-classes", help="emodb: only the four classes of IEMOCAP")] = False,
     check_counts: Annotated[bool, typer.Option(help="compare classes and folds with the published counts")] = True,
     data: Data = ROOT / "data",
 ) -> None:
-    """Check a corpus, convert it to 16 kHz mono, write its manifest. Everything that is wrong is listed by file name."""
+    """Check a corpus, convert it to 16 kHz mono, write its manifest. Every problem is listed by file name."""
     from jobs.commands.console import with_progress
     from ser_core.corpora.demo import prepare_demo
     from ser_core.corpora.prepare import prepare as prepare_corpus
@@ -76,7 +75,7 @@ def prepare(
     if kind == "demo":
         manifest = with_progress("demo", lambda tick: prepare_demo(data / (name or "demo"), source or data / "demo-source", tick))
     elif source is None:
-        raise UsageError(f"prepare {kind}: say where the corpus lies: --source DIR")
+        raise UsageError(f"prepare {kind}: name the folder of the corpus: --source DIR")
     else:
         found, own = source, name or (source.stem if kind in ("csv", "labels") else kind)
         if not found.exists():
@@ -99,69 +98,54 @@ def grid(
     arguments: Settings = None,
     cluster: Where = None,
     wait: Annotated[bool | None, typer.Option("--wait/--detach", help="slurm: stay until all is done; default: --detach")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be reused and submitted; touch nothing")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be reused and submitted; change nothing")] = False,
     data: Data = ROOT / "data",
     results: Results = ROOT / "results",
 ) -> None:
-    """Run every stage of an experiment that is not there yet, and write its tables. Safe to repeat; lifts a `cancel`."""
-    from jobs.commands import console
-    from jobs.experiment.launched import store
+    """Run every stage of an experiment that has no result, and write its tables. Safe to repeat; lifts a `cancel`."""
+    from jobs.commands.grid import print_plan, run_grid
 
-    file = next((text for text in arguments or [] if "=" not in text), DEFAULT_EXPERIMENT)
-    launcher = _launch(_experiment(arguments or [], cluster, "grid"), file, data, results, dry_run=dry_run)
+    session = _launch(arguments or [], cluster, data, results, dry_run=dry_run)
     if dry_run:
-        console.print_plan(launcher)
-        return
-    if launcher.on_slurm:
-        launcher.arrays.limits()  # that Slurm does not answer is told before anything is written
-    store(launcher.launched)
-    if launcher.on_slurm:
-        launcher.hand_on_code()
-    if not launcher.on_slurm:
-        _exit(console.finish(launcher, launcher.run_here(tell=console.tell, stopping=console.stopping)))
-    elif wait:
-        _exit(console.finish(launcher, launcher.wait_on_slurm(tell=console.tell)))
+        print_plan(session)
     else:
-        _exit(console.make_pass(launcher))
+        _exit(run_grid(session, wait=bool(wait)))
 
 
 @app.command()
 def reconcile(experiment: Name = DEFAULT_EXPERIMENT, results: Results = ROOT / "results") -> None:
-    """One pass of the controller on Slurm: submit whatever is missing and not under way, and see to it that a controller is there."""
-    from jobs.commands.console import make_pass
+    """One pass of the controller on Slurm: submit missing stages that are not queued or running, and a controller job if there is none."""
+    from jobs.commands.grid import reconcile as reconcile_experiment
 
-    launcher = _reopen(experiment, results)
-    if not launcher.on_slurm:
-        raise UsageError(f"{experiment} was launched on this machine: `grid {experiment}` goes on with it")
-    if launcher.cancelled:
-        raise UsageError(f"{experiment} is cancelled: `{launcher.command}` with the same settings goes on")
-    _exit(make_pass(launcher))
+    _exit(reconcile_experiment(_reopen(experiment, results)))
 
 
 @app.command()
 def status(
     experiment: Name = DEFAULT_EXPERIMENT,
-    watch: Annotated[bool, typer.Option("--watch", help="again and again until nothing is left to do")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="repeat until nothing is left to do")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON value, nothing else")] = False,
-    look: Annotated[bool, typer.Option("--look", help="only look: make no pass of the controller")] = False,
-    requests: Annotated[bool, typer.Option("--requests", help="only: was the time and memory enough that was asked of Slurm?")] = False,
+    look: Annotated[bool, typer.Option("--look", help="make no pass of the controller")] = False,
+    requests: Annotated[bool, typer.Option("--requests", help="only: how often the requested time and memory were enough")] = False,
     results: Results = ROOT / "results",
 ) -> None:
-    """Show where an experiment stands. On Slurm it also submits whatever is missing, as every pass of the controller does."""
-    from jobs.commands.console import show_requests, show_status
-
+    """Show where an experiment stands. On Slurm it also submits missing stages, as every pass of the controller does."""
     if watch and as_json:
         raise UsageError("status: --json is one value: leave out --watch")
     if requests:
+        from jobs.commands.requests import show_requests
+
         show_requests(_reopen(experiment, results, patient=False), as_json=as_json)
         return
+    from jobs.commands.status import show_status
+
     show_status(_reopen(experiment, results, patient=False), look_only=look, as_json=as_json, watch=watch)
 
 
 @app.command()
 def explain(words: Words, results: Results = ROOT / "results") -> None:
-    """Print what happened to a run: its seeds, every attempt of every stage, the policy that followed, and what comes next."""
-    from jobs.commands.console import print_explanation
+    """Print the history of a run: its seeds, every attempt of every stage, the retry policy applied, and the next step."""
+    from jobs.commands.explain import print_explanation
 
     experiment, run = _named(words, "explain")
     print_explanation(_reopen(experiment, results, patient=False), run)
@@ -170,14 +154,14 @@ def explain(words: Words, results: Results = ROOT / "results") -> None:
 @app.command()
 def logs(
     words: Words,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="go on as it grows, until the attempt is over or Ctrl-C")] = False,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="print new lines until the attempt ends, or Ctrl-C")] = False,
     attempt: Annotated[int | None, typer.Option(min=1, help="number of the attempt; default: the newest")] = None,
     lines: Annotated[int | None, typer.Option(min=0, help="only the last N lines; default: all")] = None,
-    stage: Annotated[str | None, typer.Option(help="of the run, e.g. tapt; default: the last that was begun")] = None,
+    stage: Annotated[str | None, typer.Option(help="of the run, e.g. tapt; default: the last that was started")] = None,
     results: Results = ROOT / "results",
 ) -> None:
-    """Print the log of a run: of the newest attempt of its last stage that was begun."""
-    from jobs.commands.console import print_log
+    """Print the log of a run: of the newest attempt of its last stage that was started."""
+    from jobs.commands.logs import print_log
 
     experiment, run = _named(words, "logs")
     _exit(print_log(_reopen(experiment, results, patient=False), run, stage=stage, attempt=attempt, lines=lines, follow=follow))
@@ -188,13 +172,12 @@ def cancel(
     words: Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT] [RUN ...]", help=f"{RUN}; default: everything")] = None,
     results: Results = ROOT / "results",
 ) -> None:
-    """Cancel an experiment, or single runs of it, until it is launched again. Results stay; what runs on Slurm leaves a checkpoint."""
-    from jobs.commands.console import print_cancellation
+    """Cancel an experiment, or single runs of it, until it is launched again. Results stay; running Slurm jobs write a checkpoint."""
+    from jobs.commands.cancel import print_cancellation
 
     named = words or []
     experiment, runs = (DEFAULT_EXPERIMENT, named) if not named or "/" in named[0] else (named[0], named[1:])
-    launcher = _reopen(experiment, results)
-    print_cancellation(launcher.cancel(runs), launcher, whole=not runs)
+    print_cancellation(_reopen(experiment, results), runs)
 
 
 @app.command()
@@ -207,18 +190,18 @@ def collect(
     outliers: Annotated[str | None, typer.Option(metavar="RULE", help="with --from: pooled (default) | cell | none")] = None,
     results: Results = ROOT / "results",
 ) -> None:
-    """Write the tables of an experiment: LaTeX that compiles as it stands, Markdown, CSV, JSON, confusion matrices."""
-    from jobs.commands.console import write_foreign_tables, write_tables
+    """Write the tables of an experiment: LaTeX that compiles, Markdown, CSV, JSON, confusion matrices."""
+    from jobs.commands.collect import write_csv_tables, write_tables
     from jobs.tables.collect import check_formats
 
     check_formats(formats or ())
     if source is not None:
-        complete = write_foreign_tables(source, outliers, PUBLISHED, formats, out)
+        complete = write_csv_tables(source, outliers, PUBLISHED, formats, out)
     elif outliers is not None:
         raise UsageError("--outliers goes with --from: an experiment is judged by the rule it was launched with (policy.outliers)")
     else:
-        launcher = _reopen(experiment, results)
-        complete = write_tables(launcher, launcher.look(ask_slurm=False), formats, out)
+        session = _reopen(experiment, results)
+        complete = write_tables(session, session.look(ask_slurm=False), formats, out)
     _exit(complete or allow_incomplete)
 
 
@@ -227,14 +210,14 @@ def sweep(
     arguments: Settings = None,
     cluster: Where = None,
     wait: Annotated[bool | None, typer.Option("--wait/--detach", help="slurm: stay until it has ended; default: --detach")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the points, the stages and the hours; touch nothing")] = False,
-    show: Annotated[bool, typer.Option("--show", help="where the last sweep stands, and what it says so far")] = False,
-    cancel_it: Annotated[bool, typer.Option("--cancel", help="end it; stages under way leave a checkpoint, results stay")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the points, the stages and the hours; change nothing")] = False,
+    show: Annotated[bool, typer.Option("--show", help="state of the last sweep, and its results so far")] = False,
+    cancel_it: Annotated[bool, typer.Option("--cancel", help="end it; running stages write a checkpoint, results stay")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="with --show: one JSON value, nothing else")] = False,
     data: Data = ROOT / "data",
     results: Results = ROOT / "results",
 ) -> None:
-    """Search sets of cluster counts, and other settings, by validation speakers; never opens the test fold. Safe to repeat: it goes on."""
+    """Search sets of cluster counts, and other settings, by validation speakers; never opens the test fold. Safe to repeat: it resumes."""
     from jobs.commands import sweep as console
 
     modes = [name for name, chosen in (("--dry-run", dry_run), ("--show", show), ("--cancel", cancel_it)) if chosen]
@@ -257,7 +240,7 @@ def sweep(
 
 @app.command(hidden=True)
 def tune(folder: Path) -> None:
-    """Drive a sweep inside the Ray of its allocation: what the first node runs."""
+    """Run the driver of a sweep inside the Ray cluster of its allocation: what the first node executes."""
     from jobs.commands.sweep import drive
 
     _exit(drive(folder))
@@ -270,7 +253,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="one JSON value, nothing else")] = False,
     results: Results = ROOT / "results",
 ) -> None:
-    """Say what this machine can do and, with --cluster slurm, what the site can: limits, accounting, a probe job on a compute node."""
+    """Check this machine and, with --cluster slurm, the site: limits, accounting, a probe job on a compute node."""
     from jobs.commands.doctor import examine
     from jobs.commands.doctor_checks import check_lines, checks_to_json, exit_code
     from jobs.experiment.config import Cluster
@@ -284,10 +267,10 @@ def doctor(
 
 @app.command(hidden=True)
 def control(experiment: str, results: Results = ROOT / "results") -> None:
-    """One link of the chain of controllers: what the small job in Slurm runs."""
-    from jobs.commands.console import serve_as_link
+    """What the controller job in Slurm executes: passes until its time limit or the end of the experiment."""
+    from jobs.commands.passes import run_controller
 
-    serve_as_link(_reopen(experiment, results))
+    run_controller(_reopen(experiment, results))
 
 
 @app.command(hidden=True)
@@ -299,7 +282,7 @@ def worker(description: Path, index: Annotated[int | None, typer.Argument()] = N
 
 
 def _experiment(arguments: list[str], cluster: str | None, command: str) -> Experiment:
-    """The experiment that `[EXPERIMENT] [KEY=VALUE ...]` names, checked as far as can be without its corpus."""
+    """The experiment of `[EXPERIMENT] [KEY=VALUE ...]`; everything that needs no corpus is checked."""
     from jobs.commands.notify import check_notify
     from jobs.control.outliers import check_rule
     from jobs.experiment.config import Cluster, load_experiment
@@ -311,35 +294,41 @@ def _experiment(arguments: list[str], cluster: str | None, command: str) -> Expe
     if len(named) > 1:
         raise UsageError(f"{command}: one experiment at a time (got {', '.join(named)}); settings are given as KEY=VALUE")
     overrides = [text for text in arguments if "=" in text]
-    name = named[0] if named else DEFAULT_EXPERIMENT
-    experiment = load_experiment(name, overrides, configs=CONFIGS, recipe_schema=Recipe, stages=tuple(VERSIONS), teams=REGISTRY.teams)
+    experiment = load_experiment(
+        _file_of(arguments),
+        overrides,
+        configs=CONFIGS,
+        recipe_schema=Recipe,
+        stages=tuple(VERSIONS),
+        teams=REGISTRY.teams,
+        methods=REGISTRY.methods,
+    )
     if cluster is not None:
         if cluster not in Cluster.__members__:
             raise UsageError(f"--cluster {cluster}: known are {', '.join(Cluster.__members__)}")
         experiment = replace(experiment, cluster=Cluster[cluster])
-    load_published(PUBLISHED, experiment.table)  # what cannot end well is told now, not when all is computed
+    load_published(PUBLISHED, experiment.table)  # fails now rather than after everything is computed
     REGISTRY.check(experiment.recipe)
     check_rule(experiment.policy.outliers, experiment.seeds, experiment.policy.sigmas)
     check_notify(experiment.policy)
     return experiment
 
 
-def _launch(experiment: Experiment, file: str, data: Path, results: Path, *, dry_run: bool) -> Launcher:
+def _file_of(arguments: list[str]) -> str:
+    """Name of the file in configs/experiment/ of `[EXPERIMENT] [KEY=VALUE ...]`."""
+    return next((text for text in arguments if "=" not in text), DEFAULT_EXPERIMENT)
+
+
+def _launch(arguments: list[str], cluster: str | None, data: Path, results: Path, *, dry_run: bool) -> Session:
     from jobs.experiment.launched import launch
     from jobs.store.layout import Layout
     from ser_core.registry import REGISTRY
+    from ser_core.settings import resolve_checkpoints
 
-    _place_checkpoints(experiment)
+    experiment = _experiment(arguments, cluster, "grid")
+    resolve_checkpoints(experiment.recipe, (Path.cwd(), ROOT))
     layout = Layout(results.resolve(), experiment.name)
-    return _launcher(launch(experiment, _corpus(experiment, data, dry_run), REGISTRY, layout, file), new=True)
-
-
-def _place_checkpoints(experiment: Experiment) -> None:
-    """Jobs run elsewhere: a checkpoint that is a file or folder here is named by its absolute path."""
-    for settings in (experiment.recipe.backbone, experiment.recipe.states.wav2vec):
-        for base in (Path.cwd(), ROOT):
-            if settings.checkpoint and (base / settings.checkpoint).exists():
-                settings.checkpoint = str((base / settings.checkpoint).resolve())
+    return _session(launch(experiment, _corpus(experiment, data, dry_run), REGISTRY, layout, _file_of(arguments)), new=True)
 
 
 def _corpus(experiment: Experiment, data: Path, dry_run: bool) -> Corpus:
@@ -352,56 +341,56 @@ def _corpus(experiment: Experiment, data: Path, dry_run: bool) -> Corpus:
         if name == "demo" and not dry_run:
             prepare("demo", data=data)
         elif name == "demo":
-            raise UsageError("the demo corpus is not there yet: run `python launch.py prepare demo` first, or leave out --dry-run")
+            raise UsageError("the demo corpus is not prepared yet: run `python launch.py prepare demo` first, or leave out --dry-run")
         else:
             kind = name if name in ("iemocap", "savee", "emodb") else "csv"
             more = "" if kind == name else f" --name {name}"
             raise UsageError(
-                f"corpus {name!r} is not prepared (no {folder}): run `python launch.py prepare {kind} --source WHERE_IT_LIES{more}`, "
+                f"corpus {name!r} is not prepared (no {folder}): run `python launch.py prepare {kind} --source FOLDER{more}`, "
                 "or try `python launch.py grid demo`, which needs no data"
             )
     manifest = load_manifest(folder)
     return Corpus(manifest.corpus, manifest.digest, manifest.folds, str(folder))
 
 
-def _reopen(name: str, results: Path, *, patient: bool = True) -> Launcher:
+def _reopen(name: str, results: Path, *, patient: bool = True) -> Session:
     from jobs.experiment.launched import reopen
     from jobs.store.layout import Layout
     from ser_core.registry import REGISTRY
     from ser_core.settings import Recipe
 
-    return _launcher(reopen(Layout(results.resolve(), name), REGISTRY, Recipe), patient=patient)
+    return _session(reopen(Layout(results.resolve(), name), REGISTRY, Recipe), patient=patient)
 
 
-def _launcher(launched: Launched, *, new: bool = False, patient: bool = True) -> Launcher:
-    from jobs.commands.session import Launcher
+def _session(launched: Launched, *, new: bool = False, patient: bool = True) -> Session:
+    from jobs.commands.session import Session
 
     place = _workplace(launched.layout, launched.corpus, launched.since)
-    preload = [f"{REGISTRY_NAME}.preload"]
-    return Launcher(launched, place, ROOT, PUBLISHED, preload=preload, new=new, patient=patient)
+    return Session(launched, place, ROOT, PUBLISHED, preload=(f"{REGISTRY_NAME}.preload",), new=new, patient=patient)
 
 
 def _launch_sweep(arguments: list[str], cluster: str | None, data: Path, results: Path, *, dry_run: bool) -> SweepLauncher:
-    """A sweep, checked to the last thing that can be told before it begins."""
+    """A sweep to launch. Everything that can be checked before it starts is checked here."""
     from jobs.store.layout import Layout
-    from jobs.sweeps.preflight import check_sweep, points_of, require_ray
+    from jobs.sweeps.preflight import check_sweep, require_ray
     from jobs.sweeps.records import Sweep
     from jobs.sweeps.session import SweepLauncher
-    from jobs.sweeps.space import space_of
+    from jobs.sweeps.space import listed_points, space_of
     from jobs.sweeps.trial import sweep_digest
     from ser_core.registry import REGISTRY
+    from ser_core.settings import resolve_checkpoints
 
     experiment = _experiment(arguments, cluster, "sweep")
     space = space_of(experiment)
-    points_of(experiment, space)  # what needs no corpus is told before one is made
+    listed_points(experiment)  # checks that need no corpus come before one is prepared
     require_ray(experiment.sweep.search)
-    _place_checkpoints(experiment)
+    resolve_checkpoints(experiment.recipe, (Path.cwd(), ROOT))
     corpus, layout = _corpus(experiment, data, dry_run), Layout(results.resolve(), experiment.name)
     validation = check_sweep(experiment, space, REGISTRY, corpus)
     since = time.time()
     found = Sweep(
         experiment=experiment,
-        config=next((text for text in arguments if "=" not in text), DEFAULT_EXPERIMENT),
+        config=_file_of(arguments),
         corpus=corpus,
         layout=layout,
         place=_workplace(layout, corpus, since),
@@ -445,7 +434,7 @@ def _workplace(layout: Layout, corpus: Corpus, since: float) -> Workplace:
 
 def _named(words: list[str], command: str) -> tuple[str, str]:
     """The experiment and the run of `[EXPERIMENT] RUN`."""
-    from jobs.commands.explain import names_run
+    from jobs.experiment.lookup import names_run
 
     if len(words) > 2:
         raise UsageError(f"{command}: one run at a time: {command} [EXPERIMENT] RUN")
@@ -460,7 +449,7 @@ def _exit(complete: bool) -> None:
 
 
 def main() -> int:
-    """Run the command line; errors that the user can mend are lines on stderr and exit code 2."""
+    """Run the command line; errors that the user can fix are lines on stderr and exit code 2."""
     try:
         app(standalone_mode=True)
     except (UsageError, SlurmUnavailableError, InputError) as error:
@@ -470,12 +459,12 @@ def main() -> int:
         typer.echo(str(error), err=True)
         return 1
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: nothing more to say to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader closed the pipe
         return 0
     except OSError as error:
         if not is_mendable(error):
             raise
-        typer.echo(f"{error.filename or 'a file'}: {error.strerror}; mend that and run the same command again", err=True)
+        typer.echo(f"{error.filename or 'a file'}: {error.strerror}; fix that and run the same command again", err=True)
         return 2
     return 0
 

@@ -1,17 +1,17 @@
-"""What it costs to look after a large experiment: seconds, memory and system calls of one controller pass, calls of Slurm, submission.
+"""Cost of controlling a large experiment: time, memory and system calls of one controller pass, calls of Slurm, and submission.
 
     python benchmarks/controller.py                                  # passes over 10 000 and 100 000 runs, Slurm calls
     python benchmarks/controller.py --sections submission --runs 300 # 300 runs accepted by a real Slurm (the test cluster, started here)
 
-`pass`: the results of a whole grid are laid on disk as plain files, then fresh processes make passes over them as `reconcile` does: the
-experiment is opened and its graph built, every stage's facts are read, runs are judged, what is missing is planned. `first`: no pass was
-made before; `cold`: in a fresh process, some pass was; `warm`: the second pass of one process. `changed`: since the pass before, one run in
-a hundred was withdrawn and one in a hundred has another attempt's result. Nothing is submitted.
-`slurm`: the same with job arrays; Slurm's commands are stand-ins that are counted and say that the queue is empty. One run in a hundred is
-missing, so there is something to submit.
+`pass`: the results of a whole grid are written to disk as plain files, then new processes make passes over them as `reconcile` does: open
+the experiment and build its graph, read the facts of every stage, judge runs, plan what is missing. `first`: no earlier pass; `cold`: in a
+new process after an earlier pass; `warm`: the second pass of a process. `changed`: since the last pass one run in a hundred was withdrawn
+and one in a hundred has the result of another attempt. Nothing is submitted.
+`slurm`: the same with job arrays; Slurm's commands are replaced by stubs that count calls and report an empty queue. One run in a hundred
+is missing, so there is something to submit.
 `submission`: seconds until every run of a grid is accepted: one array per stage and method, submitit's `map_array`, and its `submit` in a
 loop. The jobs are held. Only this section needs Slurm.
-`growth` is that of the processor's seconds, from the smallest grid. It, not the seconds, carries over to other machines.
+`growth`: CPU seconds relative to the smallest grid. This ratio, not the seconds, carries over to other machines.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from jobs.store.records import SCHEMA, Claim, Result
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "large"
-SLOTS = 100  # seeds of a cell, unless told otherwise
+SLOTS = 100  # default number of seeds per cell
 METHODS = 3
 CLASSES = ("angry", "happy", "neutral", "sad")
-PER_CLASS, RECALL, SPREAD = 125, 0.62, 0.03  # test utterances of a class, and what of them is recognised
-KEY, SEED, COUNT = "@KEY@", "987654321", "@COUNT@"  # marks in a text that many results share
-EVERY = 100  # one run in so many changes
+PER_CLASS, RECALL, SPREAD = 125, 0.62, 0.03  # test utterances per class, mean recall and its sd
+KEY, SEED, COUNT = "@KEY@", "987654321", "@COUNT@"  # placeholders in the text of a result
+EVERY = 100  # one run in EVERY changes
 CALLS = ("squeue", "sacct", "sbatch", "scontrol")
 
 
@@ -53,7 +53,7 @@ CALLS = ("squeue", "sacct", "sbatch", "scontrol")
 
 
 def open_experiment(folder: Path) -> Any:
-    """The experiment of a folder as a controller opens it: imports, configuration, graph."""
+    """Open the experiment of a folder as a controller does: imports, configuration, graph."""
     from jobs.experiment.launched import reopen
     from ser_core.registry import REGISTRY
     from ser_core.settings import Recipe
@@ -62,7 +62,7 @@ def open_experiment(folder: Path) -> Any:
 
 
 def launch_grid(folder: Path, runs: int, slots: int) -> Any:
-    """A grid of about so many runs in a fresh folder, launched but not begun."""
+    """Launch a grid of about `runs` runs in a new folder, without starting it."""
     from jobs.experiment.config import load_experiment
     from jobs.experiment.launched import Corpus, launch, store
     from ser_core.registry import REGISTRY
@@ -78,7 +78,7 @@ def launch_grid(folder: Path, runs: int, slots: int) -> Any:
 
 
 def make_store(folder: Path, runs: int, slots: int) -> int:
-    """Lay down the result of every stage of a grid, of the reserve seeds that fill slots of dropped runs too; how many stages."""
+    """Write the result of every stage of a grid, including reserve seeds for dropped runs; return the number of stages."""
     from jobs.control.controller import desired_of, look
 
     launched = launch_grid(folder, runs, slots)
@@ -94,7 +94,7 @@ def make_store(folder: Path, runs: int, slots: int) -> int:
 
 
 def write_stage(layout: Layout, node: Any, attempt: int, *, whole: bool) -> None:
-    """A finished stage as its worker leaves it, but for the flushing to disk; not `whole`: without what nobody reads of a finished run."""
+    """Write a finished stage as its worker does, without fsync; not `whole`: only the files that a pass reads."""
     stage = layout.stage(node.stage, node.key)
     stage.path.mkdir(parents=True, exist_ok=True)
     if whole:
@@ -103,7 +103,7 @@ def write_stage(layout: Layout, node: Any, attempt: int, *, whole: bool) -> None
         (output / "predictions.csv").touch()
         claim = stage.attempt(attempt).claim
         claim.write_text(json.dumps({"schema": SCHEMA, **asdict(Claim(attempt, "n1", 1, "", 1.0, f"{attempt}_0", "n1"))}))
-        os.utime(claim, (1, 1))  # nobody is at it any more
+        os.utime(claim, (1, 1))  # an old claim
     text = result_text(node.stage, node.method, node.fold, attempt, json.dumps([node.settings, node.runtime, node.upstream]))
     text = text.replace(KEY, node.key).replace(SEED, str(node.seed))
     if node.stage == "finetune":
@@ -114,7 +114,7 @@ def write_stage(layout: Layout, node: Any, attempt: int, *, whole: bool) -> None
 
 @lru_cache(maxsize=1000)
 def result_text(stage: str, method: str, fold: str, attempt: int, node: str) -> str:
-    """A result as the records' writer words it, with marks where stages of the same kind differ."""
+    """The text of a result, with placeholders where stages of the same kind differ."""
     settings, runtime, upstream = json.loads(node)
     run = stage == "finetune"
     measured = {"seconds": 24.0 + attempt, "runtime": runtime, "host": "n1", "packages": {f"package-{each}": "1.2.3" for each in range(10)}}
@@ -126,7 +126,7 @@ def result_text(stage: str, method: str, fold: str, attempt: int, node: str) -> 
 
 
 def draw_confusion(name: str) -> tuple[tuple[int, ...], ...]:
-    """A matrix as one seed more or less gives it."""
+    """A random confusion matrix."""
     drawn = random.Random(name)
     rows = []
     for each in range(len(CLASSES)):
@@ -139,7 +139,7 @@ def draw_confusion(name: str) -> tuple[tuple[int, ...], ...]:
 
 
 def change_runs(launched: Any, first: int) -> int:
-    """Withdraw one result in a hundred, and replace another one in a hundred by that of another attempt; how many were touched."""
+    """Withdraw one result in EVERY and replace another by that of another attempt; return how many were changed."""
     runs = launched.graph.runs
     for run in runs[first::EVERY]:
         write_stage(launched.layout, launched.graph.nodes[run.key], first, whole=True)
@@ -153,26 +153,28 @@ def change_runs(launched: Any, first: int) -> int:
 # ---- one process that makes passes
 
 
-class Idle:
-    """An executor that takes nothing."""
+def idle_executor() -> Any:
+    """An executor without capacity."""
+    from jobs.control.executor_protocol import Executor, Limits
 
-    def limits(self) -> Any:
-        from jobs.control.executor_protocol import Limits
+    class Idle(Executor):
+        def limits(self) -> Limits:
+            return Limits()
 
-        return Limits()
+        def in_flight(self) -> Mapping[str, Any]:
+            return {}
 
-    def in_flight(self) -> Mapping[str, Any]:
-        return {}
+        def submit(self, batch: Any, graph: Any, upstream: Mapping[str, Any]) -> Mapping[str, Any]:
+            return {}
 
-    def submit(self, batch: Any, graph: Any, upstream: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {}
+        def cancel(self, keys: Collection[str]) -> tuple[str, ...]:
+            return ()
 
-    def cancel(self, keys: Collection[str]) -> tuple[str, ...]:
-        return ()
+    return Idle()
 
 
 def counted_arrays(launched: Any, folder: Path) -> tuple[Any, Counter[str]]:
-    """Job arrays on a Slurm that takes everything and has an empty queue, and what was called."""
+    """Job arrays with stubs of Slurm's commands: every submission is accepted, the queue is empty; calls are counted."""
     from jobs.slurm.client import SlurmClient
     from jobs.slurm.executor import SlurmArrays
     from jobs.worker.task import Workplace
@@ -193,7 +195,7 @@ def counted_arrays(launched: Any, folder: Path) -> tuple[Any, Counter[str]]:
 
 
 def make_source(folder: Path) -> Path:
-    """A folder with as much code as a submission looks at: the rest costs the same whatever the grid."""
+    """A folder with the code that a submission reads; the rest does not depend on the size of the grid."""
     source = folder / "source"
     if not source.exists():
         shutil.copytree(ROOT / "slurm_templates", source / "slurm_templates")
@@ -202,13 +204,13 @@ def make_source(folder: Path) -> Path:
 
 
 def make_passes(folder: Path, passes: int, *, began: float, slurm: bool, change: int) -> None:
-    """Passes of one process; one line of JSON for each. `change` (0: nothing) says which runs change before the second one."""
+    """Make passes in this process, one line of JSON each. `change`: which runs change before the second pass; 0: none."""
     from jobs.control.controller import desired_of, reconcile
 
     opened = time.time()
     launched = open_experiment(folder)
     opening = time.time() - opened
-    executor, calls = counted_arrays(launched, folder) if slurm else (Idle(), Counter())
+    executor, calls = counted_arrays(launched, folder) if slurm else (idle_executor(), Counter())
     desired = desired_of(launched)
     for number in range(passes):
         if number and change:
@@ -217,7 +219,7 @@ def make_passes(folder: Path, passes: int, *, began: float, slurm: bool, change:
         began, used = (time.time(), time.process_time()) if number else (began, 0.0)
         report = reconcile(desired, executor)
         desired = replace(desired, graph=report.graph)
-        told = {
+        measured = {
             "seconds": time.time() - began,
             "processor": time.process_time() - used,
             "opening": 0.0 if number else opening,
@@ -227,17 +229,17 @@ def make_passes(folder: Path, passes: int, *, began: float, slurm: bool, change:
             "missing": sum(len(batch.keys) for batch in report.plan.batches),
             "calls": dict(calls),
         }
-        print(json.dumps(told), flush=True)
+        print(json.dumps(measured), flush=True)
 
 
 def peak_megabytes() -> float:
-    """Of this process alone: what `getrusage` says begins with its parent's."""
+    """Peak memory of this process; the one of `getrusage` includes its parent's."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def ask(folder: Path, passes: int, *, slurm: bool = False, change: int = 0, trace: Path | None = None) -> list[dict[str, Any]]:
-    """The passes of a fresh process; the first one counts from its start."""
+    """Passes of a new process; the first one is timed from the start of the process."""
     command = [sys.executable, __file__, "--folder", str(folder), "--passes", str(passes), "--change", str(change)]
     command += ["--stand-in"] if slurm else []
     command += ["--began", repr(time.time())]
@@ -250,7 +252,7 @@ def ask(folder: Path, passes: int, *, slurm: bool = False, change: int = 0, trac
 
 
 def system_calls(folder: Path) -> int:
-    """System calls of a process that makes one pass, its start included; 0 where strace is not installed."""
+    """System calls of a process that makes one pass, including its start; 0 without strace."""
     if not shutil.which("strace"):
         return 0
     with tempfile.TemporaryDirectory() as temporary:
@@ -265,7 +267,7 @@ def system_calls(folder: Path) -> int:
 
 @contextmanager
 def test_cluster() -> Iterator[Any]:
-    """The test cluster, its partitions closed to starting jobs: what is submitted is accepted, and waits."""
+    """The test cluster with partitions down: submitted jobs are accepted and stay pending."""
     from tests.slurm_cluster.cluster import Cluster
     from tests.slurm_cluster.configuration import ClusterSettings
 
@@ -282,7 +284,7 @@ def test_cluster() -> Iterator[Any]:
 
 
 def measure_submission(runs: int, slots: int, folder: Path) -> Iterator[tuple[str, float, int, int]]:
-    """What was submitted how: seconds, calls of sbatch, and elements that Slurm then holds."""
+    """Measure each way of submission: seconds, calls of sbatch, array elements in the queue."""
     import submitit
 
     from jobs.control.controller import desired_of, reconcile
@@ -336,34 +338,34 @@ class Row:
     """One measured pass."""
 
     what: str
-    told: Mapping[str, Any]
+    measured: Mapping[str, Any]
     system_calls: int = 0
 
     def cells(self, smaller: Row | None) -> tuple[str, ...]:
-        """As the table shows it; `smaller` is the same pass over the smallest grid."""
-        told = self.told
-        growth = f"{told['processor'] / smaller.told['processor']:.1f}" if smaller and smaller is not self else ""
-        calls = " ".join(f"{name} {told['calls'][name]}" for name in CALLS if name in told["calls"])
+        """The row of the table; `smaller` is the same pass over the smallest grid."""
+        measured = self.measured
+        growth = f"{measured['processor'] / smaller.measured['processor']:.1f}" if smaller and smaller is not self else ""
+        calls = " ".join(f"{name} {measured['calls'][name]}" for name in CALLS if name in measured["calls"])
         return (
-            f"{told['runs']}",
+            f"{measured['runs']}",
             self.what,
-            f"{told['missing']}",
-            f"{told['seconds']:.2f}",
-            f"{told['processor']:.2f}",
-            f"{told['opening']:.2f}" if told["opening"] else "",
+            f"{measured['missing']}",
+            f"{measured['seconds']:.2f}",
+            f"{measured['processor']:.2f}",
+            f"{measured['opening']:.2f}" if measured["opening"] else "",
             growth,
-            f"{told['megabytes']:.0f}",
+            f"{measured['megabytes']:.0f}",
             f"{self.system_calls}" if self.system_calls else "",
             calls,
         )
 
 
 def measure_passes(runs: int, slots: int, folder: Path, sections: Collection[str]) -> Iterator[Row]:
-    """The store of one size, and every kind of pass over it."""
+    """Create a store of one size and make every kind of pass over it."""
     began = time.perf_counter()
     stages = make_store(folder, runs, slots)
     Layout(folder, NAME).index.unlink(missing_ok=True)
-    say(f"{runs} runs: {stages} stages laid down in {time.perf_counter() - began:.0f} s")
+    progress(f"{runs} runs: {stages} stages laid down in {time.perf_counter() - began:.0f} s")
     if "pass" in sections:
         first, warm = ask(folder, 2)
         yield Row("first", first)
@@ -380,8 +382,8 @@ def measure_passes(runs: int, slots: int, folder: Path, sections: Collection[str
         yield Row("arrays, second pass", second)
 
 
-def say(text: str) -> None:
-    """To whoever waits."""
+def progress(text: str) -> None:
+    """Report progress on stderr."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 

@@ -1,24 +1,24 @@
-"""Compute of the full IEMOCAP grid (5 folds x 5 seeds x 3 methods), the authors' scripts beside ours, from measured step times.
+"""Compute of the full IEMOCAP grid (5 folds x 5 seeds x 3 methods), the authors' scripts compared with ours, from measured step times.
 
     python benchmarks/training.py --backbone base --output measured.json ...
     python benchmarks/grid_cost.py --measured measured.json other.json --kmeans kmeans.json
     python benchmarks/grid_cost.py --step finetune=165,18 tapt=200,60 ptapt=200,45 states=30,20 --test 0.9,0.5 --front-end 0.05
 
-Nothing is trained here. The stages are those of the experiment's own graph (configs/experiment/iemocap.yaml, the real registry) on
-utterances as many and as long as IEMOCAP's; their steps are the recipe's. Hours are those of the device whose step times were given: if
-that was a CPU, read ratios, for a GPU has others.
+Nothing is trained here. The stages are those of the experiment's graph (configs/experiment/iemocap.yaml, the real registry) for utterances
+of IEMOCAP's number and lengths; their steps are the recipe's. Hours are those of the device on which the step times were measured; for a
+CPU read ratios only, and a GPU has other ratios.
 
-authors: the same stages, because they repeat only fine-tuning per seed too. Front end computed at every step, batches padded to their
-longest, test in batches of one, all as `reference` was measured (float32, unless it was measured with their fp16 flag). k-means as long as
-ours unless `kmeans_reference` is given, and on CPUs both.
+authors: the same stages, because the authors too repeat only fine-tuning per seed. Front end computed at every step, batches padded to
+their longest utterance, test in batches of one, as `reference` was measured (float32, unless measured with their fp16 flag). k-means takes
+as long as ours unless `kmeans_reference` is given; both on CPUs.
 ours: the frozen front end runs once for the published checkpoint (V-FT and P-TAPT) and once for each fold's TAPT checkpoint.
 
-Makespan: list scheduling of the graph, the longest chain first, one GPU a stage, k-means beside it on CPUs that never run out. Bound:
-max(longest chain, GPU hours / GPUs). One pretraining of 20 000 steps bounds 64 GPUs, so it is shown spread over several too, at
-`--efficiency` for each doubling. Seconds that were measured with other batches (`batch_size`, `batch_seconds` in the file) are scaled to
-the recipe's, with what a step costs whatever its batch (the optimiser), on both sides: of small batches the ratio comes out too small.
-Several files may hold some stages each, measured on one kind of device; a stage in none of them is an error unless `--without` leaves it
-out on both sides. Not counted on ours: the few utterances whose features are kept whole and cut; on both: starts, checkpoints, copies.
+Makespan: list scheduling of the graph, longest chain first, one GPU per stage, k-means on unlimited CPUs. Bound: max(longest chain, GPU
+hours / GPUs). One pretraining of 20 000 steps bounds 64 GPUs, so pretraining on several GPUs is shown too, with `--efficiency` for each
+doubling. Times measured with other batch sizes (`batch_size`, `batch_seconds` in the file) are scaled to the recipe's, including the part
+of a step that does not depend on the batch (the optimiser), on both sides: for small batches the ratio is underestimated. Several files may
+hold some stages each, measured on the same kind of device; a stage missing in all of them is an error unless `--without` omits it on both
+sides. Not counted for ours: the few utterances whose features are stored both whole and cut; for both: start-up, checkpoints, copies.
 
 The file: {"stages": {STAGE: {"reference": {"step_seconds": s, "test_utterance_seconds": s}, "ours": {...}}}, "kmeans": {K: s},
 "front_end_utterance_seconds": s}; optional: "batch_size", "batch_seconds", "kmeans_frames", "kmeans_reference", "device".
@@ -55,12 +55,12 @@ GRADIENT_STAGES = ("states", "tapt", "ptapt", "finetune")
 SPREADABLE = ("states", "tapt", "ptapt")
 FRONT_END = "front end"
 PAPER_FRAMES = 1_200_000
-STAND_IN = {"stand_in": True}  # for a checkpoint, in a graph that nobody runs
+STAND_IN = {"stand_in": True}  # in place of a checkpoint's identity; this graph is not run
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Seconds of one way to compute, on one device: of a step of the recipe's batch, of k-means on the paper's frames."""
+    """Measured seconds of one side on one device: per step with the recipe's batch, of k-means on the paper's frames."""
 
     step: Mapping[str, float]  # stage ->
     test_utterance: float
@@ -70,7 +70,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Job:
-    """One stage to run: hours on so many GPUs (0: on CPUs), after others."""
+    """One stage to schedule: hours on `gpus` GPUs (0: CPUs), after other jobs."""
 
     stage: str
     hours: float
@@ -80,7 +80,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What list scheduling gives, and what no schedule beats; hours."""
+    """Makespan of list scheduling and the lower bound of any schedule, in hours."""
 
     makespan: float
     bound: float
@@ -90,7 +90,7 @@ class Schedule:
 
 
 def synthetic_manifest(sessions: Sequence[int] = SESSIONS) -> Manifest:
-    """As many utterances a session as IEMOCAP has, of log-normal length; there is no audio."""
+    """IEMOCAP's number of utterances per session, with log-normal lengths and no audio."""
     rng = np.random.default_rng(0)
     utterances = []
     for number, count in enumerate(sessions, start=1):
@@ -103,7 +103,7 @@ def synthetic_manifest(sessions: Sequence[int] = SESSIONS) -> Manifest:
 
 
 def paper_recipe(path: Path = EXPERIMENT) -> tuple[Recipe, int, tuple[str, ...]]:
-    """Recipe, seeds and methods of an experiment, without the checkpoints, which only its digests would need."""
+    """Recipe, seeds and methods of an experiment without checkpoints, which only the keys would need."""
     from omegaconf import OmegaConf
 
     chosen: Any = OmegaConf.load(path)
@@ -117,7 +117,7 @@ def paper_recipe(path: Path = EXPERIMENT) -> tuple[Recipe, int, tuple[str, ...]]
 
 
 def grid(manifest: Manifest, recipe: Recipe, seeds: int, methods: Sequence[str] = METHODS) -> Graph:
-    """The stages of the whole experiment."""
+    """Return the stages of the whole experiment."""
     slots = {(method, fold, seed): (seed,) for method in methods for fold in manifest.folds for seed in range(seeds)}
     return build_graph(
         REGISTRY, recipe, corpus=manifest.corpus, corpus_digest=manifest.digest, methods=methods, folds=manifest.folds, seeds=slots
@@ -147,7 +147,7 @@ def _scaled(seconds: Mapping[str, Any], by: float) -> dict[str, Any]:
 
 
 def _scale(stage: str, found: Mapping[str, Any], recipe: Recipe) -> float:
-    """The recipe's batch over that of a file."""
+    """Ratio of the recipe's batch to that of a file."""
     key, own = {
         "finetune": ("batch_size", recipe.finetune.batch_size),
         "states": ("batch_size", recipe.states.batch_size),
@@ -161,7 +161,7 @@ def _scale(stage: str, found: Mapping[str, Any], recipe: Recipe) -> float:
 
 
 def stage_seconds(node: Node, manifest: Manifest, recipe: Recipe, setting: Setting) -> float:
-    """Of one stage of the graph, its steps and its test; features of a frozen front end apart."""
+    """Seconds of one stage, steps and test, without the features of a frozen front end."""
     training = manifest.training(node.fold)
     if node.stage == "finetune":
         steps = recipe.finetune.epochs * max(1, len(training) // recipe.finetune.batch_size)
@@ -174,7 +174,7 @@ def stage_seconds(node: Node, manifest: Manifest, recipe: Recipe, setting: Setti
 
 
 def grid_jobs(graph: Graph, manifest: Manifest, recipe: Recipe, setting: Setting, gpus: Callable[[str], int]) -> dict[str, Job]:
-    """Key -> job, upstream first. Where features are kept, building them is a job of its own for each set of front-end weights."""
+    """Return key -> job, upstream first. If features are stored, computing them is a separate job for each front end."""
     jobs: dict[str, Job] = {}
     for key, node in graph.nodes.items():
         after = tuple(node.upstream.values())
@@ -190,7 +190,7 @@ def grid_jobs(graph: Graph, manifest: Manifest, recipe: Recipe, setting: Setting
 
 
 def spread(jobs: Mapping[str, Job], over: int, efficiency: float) -> dict[str, Job]:
-    """The same with every pretraining on so many GPUs; `efficiency` is what each doubling of them keeps."""
+    """Return the same jobs with every pretraining on `gpus` GPUs; `efficiency` is the parallel efficiency of each doubling."""
     pace = over * efficiency ** math.log2(over)
     return {
         key: replace(job, hours=job.hours / pace, gpus=job.gpus * over) if job.stage in SPREADABLE and job.gpus else job
@@ -199,7 +199,7 @@ def spread(jobs: Mapping[str, Job], over: int, efficiency: float) -> dict[str, J
 
 
 def remaining(jobs: Mapping[str, Job]) -> dict[str, float]:
-    """Key -> hours of the longest chain that begins with it, as the planner counts it."""
+    """Return key -> hours of the longest chain of jobs that starts with it."""
     children: dict[str, list[str]] = {key: [] for key in jobs}
     nodes = {}
     for key, job in jobs.items():
@@ -312,7 +312,7 @@ def makespan_table(sides: Mapping[str, Mapping[str, Job]], gpus: Sequence[int], 
 
 
 def from_flags(options: argparse.Namespace) -> dict[str, Any]:
-    """The same structure as in a file. Raises ValueError for a pair that is none."""
+    """Parse command-line pairs to the structure of a file. Raises ValueError for an invalid pair."""
 
     def pair(text: str) -> tuple[float, float]:
         reference, ours = (float(value) for value in text.split(","))

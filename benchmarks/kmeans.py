@@ -1,18 +1,18 @@
-"""K-means at the paper's scale: ours beside faiss and scikit-learn's variants, on the same frames from the same start, in one run.
+"""K-means at the paper's scale: ours, faiss and scikit-learn on the same frames from the same initial centroids, in one run.
 
     python benchmarks/kmeans.py                                              # 60 000 frames of 512, k = 64, 512, 4096
     python benchmarks/kmeans.py --frames FOLDER/frames.npy --k 64 512        # emotion states of a finished stage
-    python benchmarks/kmeans.py --count 1200000 --k 4096 --only ours         # the paper's size, the default alone
+    python benchmarks/kmeans.py --count 1200000 --k 4096 --only ours         # the paper's size, our implementation only
 
-Frames are a mixture in `--channels` dimensions unless a file is given: components on a low-dimensional sheet with Zipf weights, noise, and
-a ReLU, which is what emotion states come out of. Every variant runs in a process of its own, one after another, and maps or reads the same
-file. The start is ours (k-means++ on a subset), made once for each k and timed apart; `--seeding` also times scikit-learn's on a subset as
-large.
+Unless a file is given, frames are a synthetic mixture in `--channels` dimensions: components on a low-dimensional manifold with Zipf
+weights, noise, and a ReLU as in emotion states. Every variant runs in its own process, one after another, and maps or reads the same file.
+The initial centroids are ours (k-means++ on a subset), computed once for each k and timed separately; `--seeding` also times scikit-learn's
+on a subset of the same size.
 
-seconds: wall; CPU: of all threads, which other work on the machine disturbs less. s/pass: a pass is an iteration, or the last look for the
-labels, which all but faiss take. peak: resident memory, where `mapped` is the part that is pages of the frames' file and can be dropped.
-inertia: sum of squared distances over that of the first variant after the same iterations, computed alike for all in float64 (one variant
-alone is not judged). With `--stop-after N` N iterations are run, and the seconds of all are extrapolated (~).
+seconds: wall time; CPU: of all threads, less affected by other load on the machine. s/pass: a pass is an iteration or the final assignment
+of labels, which all but faiss make. peak: resident memory; `mapped` is the part of it that is pages of the frames' file, which the kernel
+can drop. inertia: sum of squared distances relative to the first variant after the same iterations, computed in float64 in the same way for
+all (not for a single variant). With `--stop-after N` only N iterations are run, and the seconds of all are extrapolated (~).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-Values = NDArray[np.float32]
-PART = 16_384  # frames made or judged at a time
+Float32Array = NDArray[np.float32]
+PART = 16_384  # frames generated or evaluated at a time
 GIB = 2**30
 
 
@@ -55,7 +55,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Found:
-    """What a variant's process measured."""
+    """Measurements of a variant's process."""
 
     seconds: float
     cpu_seconds: float
@@ -68,7 +68,7 @@ class Found:
 
 
 def make_frames(path: Path, count: int, channels: int, components: int, seed: int) -> None:
-    """Write structured frames, a part at a time."""
+    """Write synthetic frames in parts."""
     rng = np.random.default_rng(seed)
     sheet = rng.standard_normal((24, channels)).astype(np.float32)
     centres = rng.standard_normal((components, 24)).astype(np.float32) @ sheet / np.float32(3)
@@ -81,21 +81,21 @@ def make_frames(path: Path, count: int, channels: int, components: int, seed: in
     frames.flush()
 
 
-def ours(frames: Values, start: Values, job: Job) -> tuple[Values, int]:
-    """`ser_core.clustering.kmeans`, frames mapped."""
+def ours(frames: Float32Array, start: Float32Array, job: Job) -> tuple[Float32Array, int]:
+    """`ser_core.clustering.kmeans` on memory-mapped frames."""
     import torch
 
-    from ser_core.clustering.kmeans import Keeping, KMeans, lloyd
-    from ser_core.parallel.threads import Crew
+    from ser_core.clustering.kmeans import Checkpointing, KMeans, lloyd
+    from ser_core.parallel.threads import DeterministicPool
 
-    with Crew(job.threads) as crew:
-        means = KMeans(frames, crew, torch.device("cpu"))
-        found = lloyd(means, lambda: start - means.mean, job.iterations, Keeping(lambda done, centroids: None, float("inf")), _quiet)
+    with DeterministicPool(job.threads) as pool:
+        means = KMeans(frames, pool, torch.device("cpu"))
+        found = lloyd(means, lambda: start - means.mean, job.iterations, Checkpointing(lambda done, centroids: None, float("inf")), _quiet)
     return found.centroids, found.iterations
 
 
-def faiss_(frames: Values, start: Values, job: Job) -> tuple[Values, int]:
-    """Its `Clustering` with an exact index on all frames; it has no final pass, and splits clusters to fill empty ones."""
+def faiss_(frames: Float32Array, start: Float32Array, job: Job) -> tuple[Float32Array, int]:
+    """faiss' `Clustering` with an exact index on all frames; no final assignment, and it splits clusters to fill empty ones."""
     import faiss
 
     faiss.omp_set_num_threads(job.threads)
@@ -108,10 +108,10 @@ def faiss_(frames: Values, start: Values, job: Job) -> tuple[Values, int]:
     return faiss.vector_to_array(clustering.centroids).reshape(job.k, -1), job.iterations
 
 
-def scikit_learn(algorithm: str) -> Callable[[Values, Values, Job], tuple[Values, int]]:
-    """Its exact variants, frames centred in place as it wants them."""
+def scikit_learn(algorithm: str) -> Callable[[Float32Array, Float32Array, Job], tuple[Float32Array, int]]:
+    """scikit-learn's exact variants, with frames centred in place as it requires."""
 
-    def run(frames: Values, start: Values, job: Job) -> tuple[Values, int]:
+    def run(frames: Float32Array, start: Float32Array, job: Job) -> tuple[Float32Array, int]:
         from sklearn.cluster import KMeans
         from threadpoolctl import threadpool_limits
 
@@ -123,8 +123,8 @@ def scikit_learn(algorithm: str) -> Callable[[Values, Values, Job], tuple[Values
     return run
 
 
-def mini_batch(frames: Values, start: Values, job: Job) -> tuple[Values, int]:
-    """Its MiniBatchKMeans: as many passes over the frames, in batches of 16 384 frames, or of four a cluster."""
+def mini_batch(frames: Float32Array, start: Float32Array, job: Job) -> tuple[Float32Array, int]:
+    """scikit-learn's MiniBatchKMeans: the same number of passes, in batches of 16 384 frames or of four frames per cluster."""
     from sklearn.cluster import MiniBatchKMeans
     from threadpoolctl import threadpool_limits
 
@@ -135,7 +135,9 @@ def mini_batch(frames: Values, start: Values, job: Job) -> tuple[Values, int]:
     return fitted.cluster_centers_, int(fitted.n_iter_)
 
 
-VARIANTS: dict[str, tuple[Callable[[Values, Values, Job], tuple[Values, int]], bool]] = {  # and whether it uses all threads
+VARIANTS: dict[
+    str, tuple[Callable[[Float32Array, Float32Array, Job], tuple[Float32Array, int]], bool]
+] = {  # and whether it uses all threads
     "ours": (ours, True),
     "ours, 1 thread": (ours, False),
     "faiss": (faiss_, True),
@@ -147,19 +149,19 @@ VARIANTS: dict[str, tuple[Callable[[Values, Values, Job], tuple[Values, int]], b
 
 
 def passes_of(variant: str, iterations: int) -> int:
-    """Looks at all frames; faiss takes none for the labels."""
+    """Passes over all frames; faiss makes none for the labels."""
     return iterations + (variant != "faiss")
 
 
 def elkan_bytes(count: int, k: int) -> int:
-    """Of its lower bounds alone."""
+    """Memory of Elkan's lower bounds."""
     return 4 * count * k
 
 
 def run_job(job: Job, pipe: Any) -> None:
-    """In a process of its own: cluster, measure, then judge the centroids outside the measurement."""
-    frames: Values = np.load(job.frames, mmap_mode="r")
-    start: Values = np.load(job.start)
+    """In a separate process: cluster, measure, then evaluate the centroids outside the measurement."""
+    frames: Float32Array = np.load(job.frames, mmap_mode="r")
+    start: Float32Array = np.load(job.start)
     run = VARIANTS[job.variant][0]
     run(frames[:256], start[:2].copy(), replace(job, k=2, iterations=1))  # imports, threads
     started, cpu = time.perf_counter(), time.process_time()
@@ -171,48 +173,48 @@ def run_job(job: Job, pipe: Any) -> None:
     pipe.send(asdict(Found(seconds, cpu_seconds, iterations, peak, mapped, inertia, empty, labels)))
 
 
-def judge(frames: Values, centroids: Values, threads: int) -> tuple[float, int, int]:
-    """Inertia, empty clusters and a digest of the labels of these centroids."""
+def judge(frames: Float32Array, centroids: Float32Array, threads: int) -> tuple[float, int, int]:
+    """Return inertia, empty clusters and a digest of the labels for these centroids."""
     import hashlib
 
     import torch
 
     from ser_core.clustering.kmeans import KMeans
-    from ser_core.parallel.threads import Crew
+    from ser_core.parallel.threads import DeterministicPool
 
-    with Crew(threads) as crew:
-        means = KMeans(frames, crew, torch.device("cpu"))
+    with DeterministicPool(threads) as pool:
+        means = KMeans(frames, pool, torch.device("cpu"))
         found = means.assign(centroids - means.mean)
     return found.inertia, int((found.counts == 0).sum()), int.from_bytes(hashlib.sha256(found.labels.tobytes()).digest()[:4], "big")
 
 
 def run_seeding(frames: str, k: int, threads: int, target: str, random: bool, pipe: Any) -> None:
-    """In a process of its own: our start, written to `target`."""
+    """In a separate process: write our initial centroids to `target`."""
     import torch
 
     from ser_core.clustering.kmeans import KMeans
-    from ser_core.parallel.threads import Crew
+    from ser_core.parallel.threads import DeterministicPool
     from ser_core.training.randomness import generator
 
-    with Crew(threads) as crew:
-        means = KMeans(np.load(frames, mmap_mode="r"), crew, torch.device("cpu"))
+    with DeterministicPool(threads) as pool:
+        means = KMeans(np.load(frames, mmap_mode="r"), pool, torch.device("cpu"))
         rng = generator(0, "k-means", k)
         started, cpu = time.perf_counter(), time.process_time()
         chosen = np.sort(rng.choice(len(means.frames), size=k, replace=False)) if random else None
-        start = means.seeds(k, rng) + means.mean if chosen is None else means.frames[chosen]
+        start = means.initial_centroids(k, rng) + means.mean if chosen is None else means.frames[chosen]
         seconds = time.perf_counter() - started, time.process_time() - cpu
         np.save(target, start)
         pipe.send(seconds)
 
 
 def run_their_seeding(frames: str, k: int, pipe: Any) -> None:
-    """In a process of its own: scikit-learn's k-means++ on a subset as large as ours."""
+    """In a separate process: scikit-learn's k-means++ on a subset of the same size as ours."""
     from sklearn.cluster import kmeans_plusplus
 
     from ser_core.clustering.kmeans import FEWEST_SEEDING_FRAMES, SEEDING_FRAMES
     from ser_core.training.randomness import generator
 
-    mapped: Values = np.load(frames, mmap_mode="r")
+    mapped: Float32Array = np.load(frames, mmap_mode="r")
     size = min(len(mapped), max(SEEDING_FRAMES * k, FEWEST_SEEDING_FRAMES))
     subset = mapped[np.sort(generator(0, "k-means", k).choice(len(mapped), size=size, replace=False, shuffle=False))]
     started, cpu = time.perf_counter(), time.process_time()
@@ -221,7 +223,7 @@ def run_their_seeding(frames: str, k: int, pipe: Any) -> None:
 
 
 def apart(function: Callable[..., None], *arguments: Any, limit: float) -> Any:
-    """What `function` sends from a fresh process; None where it took longer than `limit` seconds or died."""
+    """Return what `function` sends from a new process; None if it took longer than `limit` seconds or died."""
     context = multiprocessing.get_context("spawn")
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=function, args=(*arguments, sending))
@@ -250,7 +252,7 @@ def _quiet(iteration: int, inertia: float) -> None:
 
 
 def status_bytes(name: str) -> int:
-    """`VmHWM`: the peak, unlike getrusage's without that of the process which started this one; `RssFile`: resident pages of files."""
+    """Read /proc/self/status. `VmHWM`: peak without the parent's, unlike getrusage's; `RssFile`: resident pages of files."""
     status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in status if line.startswith(f"{name}:"))
 
@@ -297,8 +299,8 @@ def main() -> None:
             print(f"| {k} | {name} | {seeding[0]:.1f} | {seeding[1]:.1f} | | | | | | |", flush=True)
             if options.seeding:
                 theirs = apart(run_their_seeding, str(path), k, limit=options.limit)
-                told = f"{theirs[0]:.1f} | {theirs[1]:.1f}" if theirs else f"over {options.limit:g} | "
-                print(f"| {k} | seeding, scikit-learn | {told} | | | | | | |", flush=True)
+                cells = f"{theirs[0]:.1f} | {theirs[1]:.1f}" if theirs else f"over {options.limit:g} | "
+                print(f"| {k} | seeding, scikit-learn | {cells} | | | | | | |", flush=True)
             base: Found | None = None
             for variant in options.only:
                 if variant == "scikit-learn elkan" and elkan_bytes(count, k) + 8 * count * channels > options.memory_gib * GIB:

@@ -1,15 +1,15 @@
-"""What outlier rules find, and what they do to the mean: five rules side by side on simulated grids, in one Markdown table.
+"""Comparison of outlier rules on simulated grids: what they detect and their effect on the mean; prints one Markdown table.
 
     python benchmarks/outliers.py --repeats 4000 --seed 1
 
-A grid is 5 folds x n slots of one method. The UA of a run is the mean of its fold (70 on average, fold to fold sd 3) plus the scatter of
-seeds (normal, sd 1.5); a share p of runs collapses to chance: 25, what naming one of four classes gives. Runs that are out get the next
-seed of their slot, which collapses with the same probability, until none is out or the rounds are over. All rules drop beyond two sigmas,
-above and below, and see the same seeds. The last two rows of a block are the rule of this project, `jobs.control.outliers.judge` itself.
+A grid is 5 folds x n slots of one method. The UA of a run is the mean of its fold (70 on average, sd 3 between folds) plus the variation of
+seeds (normal, sd 1.5); a share p of runs collapses to chance level, 25 for four classes. Outliers are replaced by the next seed of their
+slot, which collapses with the same probability, until there are none or the maximum number of rounds is reached. All rules drop runs beyond
+two sigmas on both sides and see the same seeds. The last two rows of a block are the rule of this project, `jobs.control.outliers.judge`.
 
-power: share of the collapsed runs that the first round finds. caught: share of all collapsed runs ever made, reruns included, that are
-dropped in the end. false flags: share of the other runs that the first round drops. bias: mean UA of the table minus the truth, in
-points. rerun: reruns over slots. unresolved: runs still out after the last round, over slots. ± is one standard error.
+power: share of the collapsed runs that the first round detects. caught: share of all collapsed runs ever made, including reruns, that are
+dropped in the end. false flags: share of the other runs that the first round drops. bias: mean UA of the table minus the true mean, in
+percentage points. rerun: reruns per slot. unresolved: outliers left after the last round, per slot. ± is one standard error.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jobs.control.outliers import Attempt, judge
+from jobs.control.outliers import FinishedRun, judge
 
 FOLDS = 5
 MEAN_UA, FOLD_SD, SEED_SD, CHANCE = 70.0, 3.0, 1.5, 25.0
 SIGMAS = 2.0
 ROUNDS, OUR_ROUNDS = 5, 3
-SETTINGS = ((5, 0.12), (20, 0.12), (5, 0.0), (20, 0.0))  # slots a cell, share of collapsed runs
+SETTINGS = ((5, 0.12), (20, 0.12), (5, 0.0), (20, 0.0))  # slots per cell, share of collapsed runs
 
 Values = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -40,14 +40,14 @@ Numbers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Grids:
-    """Every run that could be made: [repeat, fold, slot, generation]."""
+    """All possible runs: [repeat, fold, slot, generation]."""
 
     ua: Values
     collapsed: Flags
     truth: Values  # [repeat, fold]
 
-    def now(self, generations: Numbers) -> tuple[Values, Flags]:
-        """UA of the runs that fill the slots, and whether they collapsed: [repeat, fold, slot]."""
+    def current(self, generations: Numbers) -> tuple[Values, Flags]:
+        """UA of the current runs of the slots, and whether they collapsed: [repeat, fold, slot]."""
         places = generations[..., None]
         return np.take_along_axis(self.ua, places, -1)[..., 0], np.take_along_axis(self.collapsed, places, -1)[..., 0]
 
@@ -56,7 +56,7 @@ Rule = Callable[[Grids, Numbers], Flags]  # grids, generation of every slot now 
 
 
 def draw(repeats: int, slots: int, share: float, seed: int) -> Grids:
-    """Grids with a reserve seed for every round."""
+    """Draw grids with a reserve seed for every round."""
     generator = np.random.default_rng((seed, slots, round(1000 * share)))
     truth = MEAN_UA + FOLD_SD * generator.standard_normal((repeats, FOLDS))
     shape = (repeats, FOLDS, slots, ROUNDS + 1)
@@ -65,44 +65,44 @@ def draw(repeats: int, slots: int, share: float, seed: int) -> Grids:
 
 
 def per_cell(grids: Grids, generations: Numbers) -> Flags:
-    """The literal rule: mean and sample sd of the cell."""
-    ua, _ = grids.now(generations)
+    """The paper's rule: mean and sample sd of the cell."""
+    ua, _ = grids.current(generations)
     return np.asarray(np.abs(ua - ua.mean(-1, keepdims=True)) > SIGMAS * ua.std(-1, ddof=1, keepdims=True))
 
 
 def leave_one_out(grids: Grids, generations: Numbers) -> Flags:
-    """Mean and sample sd of the others in the cell."""
-    ua, _ = grids.now(generations)
+    """Mean and sample sd of the other runs of the cell."""
+    ua, _ = grids.current(generations)
     n = ua.shape[-1]
     others = np.stack([np.delete(ua, slot, axis=-1) for slot in range(n)], axis=-2)
     return np.asarray(np.abs(ua - others.mean(-1)) > SIGMAS * others.std(-1, ddof=1))
 
 
 def pooled_sd(grids: Grids, generations: Numbers) -> Flags:
-    """Residuals from the cell mean, their sd pooled over folds (one degree of freedom a cell)."""
-    ua, _ = grids.now(generations)
+    """Residuals from the cell mean, sd pooled over folds (one degree of freedom per cell)."""
+    ua, _ = grids.current(generations)
     residuals = ua - ua.mean(-1, keepdims=True)
     degrees = ua.shape[-2] * (ua.shape[-1] - 1)
     return np.asarray(np.abs(residuals) > SIGMAS * np.sqrt((residuals**2).sum((-1, -2), keepdims=True) / degrees))
 
 
 def pooled_median(grids: Grids, generations: Numbers) -> Flags:
-    """As the rule of this project, from the runs that fill the slots alone."""
-    ua, _ = grids.now(generations)
+    """The rule of this project, from the current runs of the slots only."""
+    ua, _ = grids.current(generations)
     distances = np.abs(ua - np.median(ua, axis=-1, keepdims=True))
     pooled = np.sort(distances, axis=-1)[..., 1:].reshape(len(ua), -1)
     return np.asarray(distances > SIGMAS * 1.4826 * np.median(pooled, axis=-1)[:, None, None])
 
 
 def shipped(grids: Grids, generations: Numbers) -> Flags:
-    """`pooled` of jobs.control.outliers, one grid after another."""
+    """`pooled` of jobs.control.outliers, applied to each grid."""
     out = np.zeros(generations.shape, dtype=np.bool_)
     for repeat, grid in enumerate(grids.ua.tolist()):
         now = {
             (str(fold), slot): generation for fold, cell in enumerate(generations[repeat].tolist()) for slot, generation in enumerate(cell)
         }
         attempts = [
-            Attempt(fold, slot, generation, 1000 * generation + slot, grid[int(fold)][slot][generation])
+            FinishedRun(fold, slot, generation, 1000 * generation + slot, grid[int(fold)][slot][generation])
             for (fold, slot), last in now.items()
             for generation in range(last + 1)
         ]
@@ -124,7 +124,7 @@ RULES: tuple[tuple[str, Rule, int], ...] = (
 def measure(grids: Grids, rule: Rule, rounds: int) -> tuple[str, ...]:
     """One row: power, caught, false flags, bias, rerun, unresolved."""
     generations = np.zeros(grids.ua.shape[:-1], dtype=np.int64)
-    _, collapsed = grids.now(generations)
+    _, collapsed = grids.current(generations)
     first = out = rule(grids, generations)
     for _ in range(rounds):
         if not out.any():
@@ -132,7 +132,7 @@ def measure(grids: Grids, rule: Rule, rounds: int) -> tuple[str, ...]:
         generations = generations + out
         # A grid in which none was out has not changed, and is judged as before: it needs no care of its own.
         out = rule(grids, generations)
-    ua, still = grids.now(generations)
+    ua, still = grids.current(generations)
     made = np.arange(grids.ua.shape[-1]) <= generations[..., None]
     ever = (grids.collapsed & made).sum((1, 2, 3))
     bias = (ua.mean(-1) - grids.truth).mean(-1)
@@ -148,7 +148,7 @@ def measure(grids: Grids, rule: Rule, rounds: int) -> tuple[str, ...]:
 
 
 def _ratio(part: Numbers, whole: Numbers, digits: int) -> str:
-    """A ratio of sums over grids and its standard error; a grid is the unit, since its runs are judged together."""
+    """Ratio of sums over grids and its standard error; the grid is the unit, since its runs are judged together."""
     if not whole.sum():
         return "–"
     ratio = part.sum() / whole.sum()

@@ -1,13 +1,12 @@
-"""Several fine-tunings on one GPU, or on the same cores: seconds of all of them and peak memory, one after another and packed.
+"""Several fine-tunings on one GPU or on the same cores: total time and peak memory, one after another and packed.
 
     python benchmarks/packing.py --runs 4 --at-once 1 2 4
-    python benchmarks/packing.py --backbone base --runs 8 --at-once 1 2 4 8 0 --batch-size 32       (where there is a GPU)
+    python benchmarks/packing.py --backbone base --runs 8 --at-once 1 2 4 8 0 --batch-size 32       (with a GPU)
 
-Every line is one worker, started as Slurm starts it (`python -m jobs.worker.main`), that computes the same V-FT runs of this project on
-noise of
-IEMOCAP-like lengths; imports, start and end included. `at once` 1 is the plain worker, 0 lets measured memory decide (jobs.worker.packing).
-`memory` is what all its processes together had at the most, pages they share counted once; `GPU` what the driver said at the most. The
-ratio of two lines, not their seconds, carries over to other machines, and on cores that are busy all the time there is little to gain.
+Every line is one worker, started as Slurm starts it (`python -m jobs.worker.main`), that computes the same V-FT runs on noise of
+IEMOCAP-like lengths; imports, start and end included. `at once` 1 is the plain worker; with 0 measured memory decides
+(jobs.worker.packing). `memory`: peak of all its processes together, shared pages counted once; `GPU`: peak reported by the driver. The
+ratio of two lines, not their seconds, carries over to other machines; on busy cores there is little to gain.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from jobs.experiment.graph import Graph, build_graph, seeds_of_slots
 from jobs.store.layout import Layout
 from jobs.store.records import read_result
-from jobs.worker.processes import die_with
+from jobs.worker.processes import die_with_parent
 from jobs.worker.task import Workplace, describe, write_description
 from ser_core.corpora.manifest import SAMPLE_RATE, Manifest, Utterance, write_manifest
 from ser_core.registry import REGISTRY
@@ -53,7 +52,7 @@ SAMPLE_SECONDS = 0.2  # between looks at memory
 
 @dataclass(frozen=True)
 class Measured:
-    """One worker with all runs."""
+    """Measurement of one worker with all runs."""
 
     seconds: float
     cpu_seconds: float  # of all its processes
@@ -64,7 +63,7 @@ class Measured:
 
 
 def make_corpus(folder: Path, utterances: int) -> Manifest:
-    """Noise, mean 4.5 s: fold `train`, and a quarter as many of fold `test`."""
+    """A corpus of noise, mean 4.5 s: fold `train`, and a quarter as many utterances in fold `test`."""
     rng = np.random.default_rng(0)
     (folder / "audio").mkdir(parents=True)
     found = []
@@ -77,7 +76,7 @@ def make_corpus(folder: Path, utterances: int) -> Manifest:
 
 
 def make_graph(options: argparse.Namespace, digest: str) -> Graph:
-    """The runs: one fold, as many seeds."""
+    """Return the runs: one fold, `runs` seeds."""
     small = options.backbone == "small"
     recipe = Recipe(
         backbone=BackboneSettings(checkpoint=None, config=SMALL if small else {}),
@@ -94,7 +93,7 @@ def make_graph(options: argparse.Namespace, digest: str) -> Graph:
 
 
 def measure(folder: Path, corpus: Manifest, graph: Graph, at_once: int, threads: int) -> Measured:
-    """All runs in one worker with a store of its own."""
+    """Run all runs in one worker with its own store."""
     layout = Layout(folder / "results", "packing")
     place = Workplace(
         "ser_core.registry:REGISTRY", str(layout.root), "packing", "noise", str(corpus.folder), graph.corpus_digest, packages=("torch",)
@@ -103,15 +102,15 @@ def measure(folder: Path, corpus: Manifest, graph: Graph, at_once: int, threads:
     write_description(file, replace(describe(place, graph, [[run.key for run in graph.runs]]), at_once=at_once))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "SLURM_CPUS_PER_TASK": str(threads)}
     with (folder / "log").open("wb") as log:
-        begun, used, memory, gpu = time.monotonic(), cpu_seconds(), 0, 0
+        started, used, memory, gpu = time.monotonic(), cpu_seconds(), 0, 0
         command, parent = [sys.executable, "-m", "jobs.worker.main", str(file), "0"], os.getpid()
         with subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT, preexec_fn=lambda: die_with(parent, SIGKILL)
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT, preexec_fn=lambda: die_with_parent(parent, SIGKILL)
         ) as worker:
             while worker.poll() is None:
                 memory, gpu = max(memory, proportional_bytes(worker.pid)), max(gpu, gpu_bytes())
                 time.sleep(SAMPLE_SECONDS)
-        seconds = time.monotonic() - begun
+        seconds = time.monotonic() - started
     results = [read_result(layout.stage("finetune", run.key), run.key) for run in graph.runs]
     found = [result for result in results if result is not None]
     if len(found) < len(results):
@@ -129,13 +128,13 @@ def measure(folder: Path, corpus: Manifest, graph: Graph, at_once: int, threads:
 
 
 def cpu_seconds() -> float:
-    """Of all processes started from here that have ended."""
+    """CPU seconds of all child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def proportional_bytes(pid: int) -> int:
-    """Memory of a process and its children, a page that n of them share counted as n parts of one."""
+    """Memory (PSS) of a process and its children: a page shared by n of them counts 1/n for each."""
     total, pids = 0, [pid]
     while pids:
         each = pids.pop()
@@ -149,7 +148,7 @@ def proportional_bytes(pid: int) -> int:
 
 
 def gpu_bytes() -> int:
-    """In use on the first GPU; 0 where there is none."""
+    """Memory in use on the first GPU; 0 without a GPU."""
     command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
     try:
         asked = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)

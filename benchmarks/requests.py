@@ -1,15 +1,14 @@
-"""How often a predicted request is enough, and how much more it asks for than is used, by the number of finished siblings.
+"""How often a predicted resource request is sufficient, and how much it exceeds the use, by the number of finished siblings.
 
     python benchmarks/requests.py
 
-Siblings and the next stages are drawn from the same distribution of durations; the request is made from the siblings alone. Shares are over
-all next stages of all trials; `asked` is the request over the mean of what was used, its median over the trials. Start-up, Slurm's warning
-and rounding to minutes come on top in practice and are left out.
+Siblings and the next stages are drawn from the same distribution of durations; the request is predicted from the siblings only. Shares are
+over all next stages of all trials; `asked` is the request divided by the mean use, its median over the trials. Start-up, Slurm's warning
+time and rounding to minutes are left out.
 
-`quantile`: the rule of jobs.control.estimates. `logarithms`: a 0.98 prediction bound from mean and deviation of the logarithms
-(Student's t), the
-deviation drawn towards 0.2 as if four more siblings had shown that. `largest`: 1.25 times the longest sibling. Their figures are the reason
-for the rule.
+`quantile`: the rule of jobs.control.estimates. `logarithms`: a 0.98 prediction bound from mean and deviation of the logarithms (Student's
+t), with the deviation shrunk towards 0.2 with the weight of four siblings. `largest`: 1.25 times the longest sibling. The rule was chosen
+by these figures.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ from jobs.control.estimates import upper_bound
 
 Values = np.ndarray[tuple[int], np.dtype[np.float64]]
 SIBLINGS = (1, 3, 5, 20, 100)
-NEXT = 50  # stages that ask for the same
+NEXT = 50  # stages per trial that use the request
 PRIOR, WEIGHT = 0.2, 4
 
 
 def normal(deviation: float) -> Callable[[np.random.Generator, int], Values]:
-    """Log-normal."""
+    """Log-normal durations."""
     return lambda random, count: np.exp(deviation * random.standard_normal(count))
 
 
@@ -43,7 +42,7 @@ def heavy(random: np.random.Generator, count: int) -> Values:
 
 
 def nodes(random: np.random.Generator, count: int) -> Values:
-    """One node in five is 1.7 times as slow."""
+    """One node in five takes 1.7 times as long."""
     return np.exp(0.08 * random.standard_normal(count)) * np.where(random.random(count) < 0.2, 1.7, 1.0)
 
 
@@ -63,7 +62,7 @@ DURATIONS = {
 
 
 def logarithms(values: Values) -> float:
-    """The bound that assumes a log-normal."""
+    """Prediction bound for log-normal durations."""
     logs = np.log(values)
     free = len(values) - 1 + WEIGHT
     deviation = np.sqrt((np.sum((logs - logs.mean()) ** 2) + WEIGHT * PRIOR**2) / free)
@@ -78,7 +77,7 @@ RULES: dict[str, Callable[[Values], float]] = {
 
 
 def main() -> None:
-    """Draw and print."""
+    """Simulate and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=2000)
     trials = parser.parse_args().trials

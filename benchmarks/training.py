@@ -1,18 +1,17 @@
-"""Seconds of each gradient stage, ours beside a `reference` setting that computes as the authors' loop does, in one run.
+"""Time of each stage that trains by gradient descent, ours compared with a `reference` setting that computes like the authors' code.
 
     python benchmarks/training.py --quick
     python benchmarks/training.py --backbone base --stages finetune --utterances 64 --steps 2 --output measured.json
 
-Both settings are the stages of this project, on the same utterances: noise of IEMOCAP-like lengths (log-normal, mean 4.5 s, at most 10 s).
-`reference`: random batches padded to their longest, front end computed at every step, float32, transformers' encoder with eager
-attention and torch's dropout, plain allocator, test in batches of one.
-`ours`: features of a frozen front end computed once, a batch in parts of similar length, the precision asked for, test in batches
-by length.
-Every stage runs in a process of its own, so that allocator and peak memory are its own; both of a pair on the same utterances and seeds.
-Steps are medians. An epoch is its steps and, for fine-tuning, its share of the front end, which is computed once and shared by the recipe's
-epochs (and in an experiment by all its runs, which is not counted here). FLOPs are those of the transformer on valid frames, forward and
-backward (6 for each weight and frame, attention besides), whatever else a setting computes; their share is of float32 matrix products
-measured in this run. Machines differ: read ratios, and on a crowded one repeat it.
+Both settings are stages of this project on the same utterances: noise of IEMOCAP-like lengths (log-normal, mean 4.5 s, at most 10 s).
+`reference`: random batches padded to their longest utterance, front end computed at every step, float32, transformers' encoder with eager
+attention and torch's dropout, default allocator, test in batches of one.
+`ours`: features of a frozen front end computed once, micro-batches of similar length, the requested precision, test in batches by length.
+Every stage runs in its own process, so that allocator and peak memory are its own; both settings use the same utterances and seeds. Steps
+are medians. An epoch is its steps and, for fine-tuning, its share of the front end, which is computed once for all epochs of the recipe
+(and in an experiment for all its runs, which is not counted here). FLOPs are those of the transformer on valid frames, forward and backward
+(6 per weight and frame, plus attention), whatever else a setting computes; they are related to float32 matrix products measured in this
+run. Machines differ: read ratios, and repeat the benchmark on a machine with other load.
 """
 
 from __future__ import annotations
@@ -89,7 +88,7 @@ BASE_WAV2VEC = {"log_compression": True}  # wav2vec large
 
 @dataclass(frozen=True)
 class Measured:
-    """One stage in one setting; seconds."""
+    """Measurement of one stage in one setting; times in seconds."""
 
     step: float
     epoch: float
@@ -104,7 +103,7 @@ class Measured:
 
 
 def noise_corpus(folder: Path, training: int, test: int) -> Manifest:
-    """Utterances of noise: fold `train` to train on, fold `test` held out."""
+    """Write a corpus of noise: fold `train` for training, fold `test` held out."""
     rng = np.random.default_rng(0)
     location = np.log(MEAN_SECONDS) - SPREAD**2 / 2
     (folder / "audio").mkdir(parents=True)
@@ -120,7 +119,7 @@ def noise_corpus(folder: Path, training: int, test: int) -> Manifest:
 
 
 def make_recipe(options: argparse.Namespace, stage: str, *, reference: bool) -> Recipe:
-    """The same stages in one setting or the other."""
+    """Return the recipe of one of the two settings."""
     # Every pass of a fine-tuning step is padded to the longest of the whole batch; TAPT in passes would run its front end twice.
     whole = options.reference_batch if stage == "finetune" else 1 << 20
     tiny = options.backbone == "tiny"
@@ -152,7 +151,7 @@ def make_recipe(options: argparse.Namespace, stage: str, *, reference: bool) -> 
 
 
 class Bench:
-    """Runs each call once, in a process of its own; upstream artifacts are shared."""
+    """Runs each call once, in a separate process; upstream artifacts are shared."""
 
     def __init__(self, corpus: Manifest, root: Path, threads: int) -> None:
         self.corpus = corpus
@@ -161,7 +160,7 @@ class Bench:
         self.count = 0
 
     def run(self, call: StageCall) -> tuple[dict[str, Any], Path]:
-        """Outcome and output folder of a call, computed after its upstream stages."""
+        """Return result and output folder of a call, computed after its upstream stages."""
         upstream = {role: str(self.run(parent)[1]) for role, parent in call.upstream.items()}
         self.count += 1
         output = self.root / f"{self.count:03d}-{call.stage}"
@@ -181,7 +180,7 @@ class Bench:
         return outcome, output
 
     def measure(self, call: StageCall, lengths: list[int], batches: list[Batch], reference: bool, device: str) -> Measured:
-        """Seconds of one stage; `batches` are an epoch's, of utterances of so many samples."""
+        """Measure one stage; `batches` are those of an epoch, `samples` the lengths of the utterances."""
         outcome, output = self.run(call)
         durations = outcome["durations"]
         front_end = durations.get("front_end", 0.0)
@@ -207,7 +206,7 @@ class Bench:
 
 
 def answer_request(request: Mapping[str, Any], answer: Path) -> None:
-    """In a stage's own process: run it and write what came out."""
+    """In the stage's process: run it and write its result."""
     import torch
 
     REGISTRY.preload()
@@ -232,7 +231,7 @@ def answer_request(request: Mapping[str, Any], answer: Path) -> None:
 
 
 def loss_curve(output: Path) -> list[float]:
-    """The training loss of each step, from a stage's TensorBoard file."""
+    """Return the training loss of each step from a stage's TensorBoard file."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     from ser_core.training.curves import FOLDER
@@ -267,30 +266,30 @@ def matrix_gflops(threads: int, device: str) -> float:
     left = torch.ones(size, size, device=device, dtype=torch.float32 if device == "cpu" else torch.bfloat16)
     best = float("inf")
     for _ in range(5):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         product = left @ left
         float(product[0, 0])  # waits for a GPU
-        best = min(best, time.perf_counter() - begun)
+        best = min(best, time.perf_counter() - started)
     return 2 * size**3 / best / 1e9
 
 
 def copy_bandwidth(device: str) -> float:
-    """Bytes a second that a copy reads and writes, the best of five."""
+    """Bytes per second read and written by a copy, the best of five."""
     import torch
 
     source = torch.ones(1 << 28, device=device)
     target = torch.empty_like(source)
     best = float("inf")
     for _ in range(5):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         target.copy_(source)
         float(target[0])
-        best = min(best, time.perf_counter() - begun)
+        best = min(best, time.perf_counter() - started)
     return 2 * source.numel() * 4 / best
 
 
 def calls_of(recipe: Recipe) -> dict[str, StageCall]:
-    """One call of each gradient stage; the cluster stages run as upstream of `ptapt`."""
+    """Return one call of each stage; the cluster stages run as upstream of `ptapt`."""
     ptapt = REGISTRY.call("ptapt", recipe, fold="test", seed=0).upstream["backbone"]
     return {
         "finetune": REGISTRY.call("vft", recipe, fold="test", seed=0),
@@ -358,7 +357,7 @@ def main() -> None:
 
 
 def epoch_of(stage: str, lengths: list[int], recipe: Recipe) -> list[Batch]:
-    """The batches of an epoch."""
+    """Return the batches of an epoch."""
     if stage == "finetune":
         return shuffled_epoch(len(lengths), recipe.finetune.batch_size, 0, 0)
     if stage == "states":
@@ -380,7 +379,7 @@ def row(stage: str, setting: str, pair: Mapping[str, Measured], peak: float) -> 
 
 
 def print_gpu(measured: Measured) -> None:
-    """What only a GPU has: its memory, how many such stages it holds at once, and what its memory moves for weights and optimiser."""
+    """GPU only: memory, how many such stages fit at once, and memory traffic for weights and optimiser."""
     import torch
 
     total = torch.cuda.get_device_properties(0).total_memory
@@ -393,7 +392,7 @@ def print_gpu(measured: Measured) -> None:
 
 
 def summary(found: Mapping[str, Mapping[str, Measured]], options: argparse.Namespace, device: str) -> dict[str, Any]:
-    """What benchmarks/grid_cost.py reads."""
+    """Return the JSON that benchmarks/grid_cost.py reads."""
     stages: dict[str, Any] = {
         stage: {
             setting: {"step_seconds": measured.step}

@@ -1,21 +1,39 @@
-"""How a process is asked to stop: stop signals, Slurm's warning before the time limit, Ctrl-C."""
+"""How a process is asked to stop: stop signals, Slurm's warning before the time limit, Ctrl-C. All signal handlers are installed here."""
 
 from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-SLICE_SECONDS = 0.2  # how soon Ctrl-C is heard
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
-WARNING_SIGNAL = signal.SIGUSR1  # what Slurm is told to send before the time limit (slurm_templates/stage.sh.j2)
+SLICE_SECONDS = 0.2  # the longest delay between Ctrl-C and its effect
+INTERRUPT_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # stop a launcher
+WARNING_SIGNAL = signal.SIGUSR1  # sent by Slurm before the time limit, as slurm_templates/stage.sh.j2 requests
+STOP_SIGNALS = (signal.SIGTERM, WARNING_SIGNAL, signal.SIGUSR2, signal.SIGINT)  # stop a worker
+
+
+def install_handler(numbers: Sequence[int], handler: Any) -> None:
+    """Install one handler (a function, SIG_IGN or SIG_DFL) for several signals."""
+    for number in numbers:
+        signal.signal(number, handler)
+
+
+@contextmanager
+def restored_handlers(numbers: Sequence[int]) -> Iterator[None]:
+    """Restore the handlers of these signals at the end of the block."""
+    former = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 class StopRequest:
-    """Turns true when this process is asked to write a checkpoint and leave."""
+    """A flag that turns true when this process is asked to write a checkpoint and exit."""
 
     def __init__(self) -> None:
         self.signal: int = 0
@@ -23,94 +41,56 @@ class StopRequest:
     def __call__(self) -> bool:
         return self.signal != 0
 
-    def listen(self) -> None:
-        """From now on the stop signals only set this flag."""
-        for number in STOP_SIGNALS:
-            signal.signal(number, lambda number, frame: self.ask(number))
+    def install(self) -> None:
+        """Make the stop signals set this flag, and do nothing else."""
+        install_handler(STOP_SIGNALS, lambda number, frame: self.request(number))
 
-    def ask(self, number: int) -> None:
-        """Ask by the number of a signal. The first says why: at its time limit a job is warned, then terminated."""
+    def request(self, number: int) -> None:
+        """Set the flag. The first signal is kept as the reason: at its time limit a job is warned first, then terminated."""
         self.signal = self.signal or number
 
 
 class Interrupts:
-    """Counts Ctrl-C and requests to terminate while its `with` block lasts, instead of being torn out of the middle of something.
+    """Counts requests to stop while its `with` block lasts; the code inside decides when to act on them.
 
-    `stopped` tells the count in their place, where it is not signals that ask this process to stop.
+    `numbers`: signals that request a stop. `warning`: a signal that is recorded in `warned` instead of being counted (0: none).
+    `requests`: returns the count, where requests arrive some other way than by signals; no handler is installed then.
     """
 
-    def __init__(self, stopped: Callable[[], int] | None = None) -> None:
-        self._stopped = stopped
-        self._noted = 0
-        self._former: dict[int, Any] = {}
+    def __init__(self, requests: Callable[[], int] | None = None, *, numbers: Sequence[int] = INTERRUPT_SIGNALS, warning: int = 0) -> None:
+        self.warned = False
+        self._requests = requests
+        self._count = 0
+        self._warning = warning
+        self._numbers = () if requests else (*numbers, *filter(None, (warning,)))
+        self._former = restored_handlers(self._numbers)
 
     def __enter__(self) -> Interrupts:
-        if self._stopped is None:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                self._former[number] = signal.signal(number, self._note)
+        self._former.__enter__()
+        self.install()
         return self
+
+    def __exit__(self, *error: object) -> None:
+        self._former.__exit__(None, None, None)
+
+    def install(self) -> None:
+        """Install the handlers again, after other code has replaced them."""
+        install_handler(self._numbers, self.note)
 
     @property
     def count(self) -> int:
-        """How often this process was asked to stop."""
-        return self._noted if self._stopped is None else self._stopped()
-
-    def __exit__(self, *error: object) -> None:
-        for number, former in self._former.items():
-            signal.signal(number, former)
+        """Number of requests to stop so far."""
+        return self._requests() if self._requests else self._count
 
     def pause(self, seconds: float) -> None:
-        """Sleep, but not on after an interrupt."""
-        end = time.monotonic() + seconds
-        while not self.count and (left := end - time.monotonic()) > 0:
+        """Sleep until a request to stop, or a warning, arrives; not at all after a request."""
+        end, warned = time.monotonic() + seconds, self.warned
+        while not self.count and self.warned == warned and (left := end - time.monotonic()) > 0:
             time.sleep(min(left, SLICE_SECONDS))
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._noted += 1
-
-
-class LinkSignals:
-    """Notes what Slurm sends before it takes the job away: the warning, SIGTERM."""
-
-    def __init__(self) -> None:
-        self.asked_to_leave = False  # and nobody says how much time there is
-        self.warned = False  # the time limit is near
-        self._former: dict[int, Any] = {}
-
-    def __enter__(self) -> LinkSignals:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            self._former[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, former in self._former.items():
-            signal.signal(number, former)
-
-    def pause(self, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        warned = self.warned
-        while not self.asked_to_leave and self.warned == warned and (left := end - time.monotonic()) > 0:
-            time.sleep(min(left, SLICE_SECONDS))
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGUSR1:
+    def note(self, number: int = 0, frame: FrameType | None = None) -> None:
+        """The signal handler: count a request, or record the warning."""
+        if number and number == self._warning:
             self.warned = True
         else:
-            self.asked_to_leave = True
-
-
-@contextmanager
-def signals_heard() -> Iterator[Callable[[], bool]]:
-    """Whether there was a Ctrl-C or a request to terminate while Ray starts or ends: neither is to be cut short."""
-    heard = False
-
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal heard
-        heard = True
-
-    former = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield lambda: heard
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+            self._count += 1

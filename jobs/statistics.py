@@ -1,29 +1,29 @@
-"""Statistics of tables: means, spreads, intervals and paired tests, exact in decimal where a table prints them. Pure.
+"""Statistics of tables: means, standard deviations, intervals, paired tests and rank correlations, exact in decimal. Pure.
 
 Every number is taken at its shortest decimal form (its `repr`): 62.25 is exactly 62.25, so that it prints as 62.3, and
-differences that are equal on paper are equal here. Nothing is estimated from data that cannot carry it: such a value is
-None, never NaN or infinity.
+differences that are equal in decimal are equal here. A statistic that the data are too few for is None, never NaN or infinity.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Context, Decimal
 from fractions import Fraction
+from typing import NamedTuple, TypeVar
 
 ALPHA = 0.05
-MIN_POINTS = 4  # of a rank correlation: with three points no arrangement is rarer than one in three
-EXACT_POINTS = 8  # 8! = 40 320 arrangements are counted one by one in 0.1 s
+MIN_POINTS = 4  # of a rank correlation: with three points no p-value is below 1/3
+EXACT_POINTS = 8  # up to here the p-value of a rank correlation is exact: all 8! = 40 320 permutations take 0.1 s
 LEVEL = 0.95
 EXACT_PAIRS = 150  # the exact distribution of the signed-rank statistic costs n^4 bits of work: about 0.1 s here
 _WIDE = Context(prec=700, rounding=ROUND_HALF_UP)  # a float has at most 309 digits before the point and 324 + 17 after it
+Key = TypeVar("Key", bound=Hashable)
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """A two-sided confidence interval, in the units of the data."""
 
     low: float
@@ -32,13 +32,18 @@ class Interval:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Tests of paired differences against zero; None where the data cannot carry a test. p-values are two-sided and uncorrected."""
+    """Tests of paired differences against zero; None where there are too few data. p-values are two-sided and not corrected."""
 
     pairs: int
     mean: float | None
     interval: Interval | None  # Student's t, 95 %
     t_p: float | None  # paired t-test; None below 2 pairs or when all differences are equal
     wilcoxon_p: float | None  # signed-rank test, zero differences dropped; None when none is left
+
+
+def known(values: Iterable[float | None]) -> list[float]:
+    """The values that are not None."""
+    return [value for value in values if value is not None]
 
 
 def mean(values: Sequence[float]) -> float | None:
@@ -81,6 +86,12 @@ def paired_test(first: Sequence[float], second: Sequence[float]) -> PairedTest:
     )
 
 
+def paired_by_key(first: Mapping[Key, float], second: Mapping[Key, float]) -> PairedTest:
+    """Tests of `second - first` over the keys that both have."""
+    shared = [key for key in first if key in second]
+    return paired_test([first[key] for key in shared], [second[key] for key in shared])
+
+
 def percent(share: float) -> float:
     """A fraction in percent, by its shortest decimal form: 0.57 -> 57.0."""
     return float(100 * Fraction(repr(float(share))))
@@ -95,7 +106,7 @@ def round_half_up(value: float, digits: int = 1) -> str:
 
 
 def p_text(value: float | None) -> str:
-    """A p-value for a table: three decimals, `<0.001`, or a dash where there is none."""
+    """A p-value for a table: three decimals, `<0.001`, or a dash for None."""
     if value is None:
         return "–"
     return "<0.001" if value < 0.001 else round_half_up(value, 3)
@@ -144,20 +155,17 @@ def _wilcoxon_p(differences: Sequence[Fraction]) -> float | None:
 def _doubled_ranks(ordered: Sequence[Fraction]) -> list[int]:
     """Twice the mid-rank of every value of an ascending sequence."""
     ranks: list[int] = []
-    while len(ranks) < len(ordered):
-        first = len(ranks)
-        last = first
-        while last < len(ordered) and ordered[last] == ordered[first]:
-            last += 1
-        ranks.extend([first + 1 + last] * (last - first))
+    for _, tied in itertools.groupby(ordered):
+        ties = len(list(tied))
+        ranks.extend([2 * len(ranks) + 1 + ties] * ties)
     return ranks
 
 
 def _signs_up_to(ranks: Sequence[int], limit: int) -> int:
-    """How many of the 2^n choices of ranks sum to `limit` at the most.
+    """How many of the 2^n subsets of ranks sum to at most `limit`.
 
-    The numbers of choices per sum are the coefficients of the product of (1 + x^rank). One long integer holds them in fields
-    wide enough for 2^n, so that a multiplication is a shift and an addition.
+    The number of subsets per sum is a coefficient of the product of (1 + x^rank). One long integer holds the coefficients in
+    fields wide enough for 2^n, so that each multiplication is a shift and an addition.
     """
     width = len(ranks) // 8 + 1  # bytes
     product = 1
@@ -169,7 +177,7 @@ def _signs_up_to(ranks: Sequence[int], limit: int) -> int:
 
 @dataclass(frozen=True)
 class RankCorrelation:
-    """Spearman's coefficient, and how likely one as far from zero is where the two have nothing to do with one another."""
+    """Spearman's coefficient and its two-sided p-value under independence."""
 
     n: int
     rho: float
@@ -177,24 +185,24 @@ class RankCorrelation:
 
 
 def holm(values: Sequence[float | None]) -> tuple[float | None, ...]:
-    """p-values corrected for their number by the step-down procedure of Holm (Scand. J. Statist. 6, 1979, 65-70).
+    """p-values corrected for multiple comparisons by Holm's step-down procedure (Scand. J. Statist. 6, 1979, 65-70).
 
-    None stands for a comparison that could not be tested; it stays None and does not count.
+    None is a comparison that could not be tested: it stays None and is not counted.
     """
-    known = sorted((value, place) for place, value in enumerate(values) if value is not None)
-    found: list[float | None] = [None] * len(values)
+    tested = sorted((value, place) for place, value in enumerate(values) if value is not None)
+    corrected: list[float | None] = [None] * len(values)
     least = 0.0
-    for rank, (value, place) in enumerate(known):
-        least = max(least, min(1.0, (len(known) - rank) * value))
-        found[place] = least
-    return tuple(found)
+    for rank, (value, place) in enumerate(tested):
+        least = max(least, min(1.0, (len(tested) - rank) * value))
+        corrected[place] = least
+    return tuple(corrected)
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> RankCorrelation | None:
-    """Spearman's rank correlation, ties at their mid-rank; None below `MIN_POINTS` points or where one of the two does not vary.
+    """Spearman's rank correlation, ties at their mid-rank; None below `MIN_POINTS` points or where one side is constant.
 
-    p is two-sided: exact over all arrangements up to `EXACT_POINTS` points, by Student's t beyond. Raises ValueError when the lengths
-    differ.
+    p is two-sided: exact over all permutations up to `EXACT_POINTS` points, by Student's t beyond. Raises ValueError when the
+    lengths differ.
     """
     if len(first) != len(second):
         raise ValueError(f"{len(first)} and {len(second)} values: a correlation is of pairs")
@@ -203,13 +211,13 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> RankCor
     from scipy.stats import rankdata, spearmanr
 
     left, right = ([round(2 * rank) for rank in rankdata(values)] for values in (first, second))  # whole numbers, so that ties are ties
-    told = spearmanr(left, right)
-    p = _exact_p(left, right) if len(left) <= EXACT_POINTS else float(told.pvalue)
-    return RankCorrelation(len(left), float(told.statistic), p)
+    spearman = spearmanr(left, right)
+    p = _exact_p(left, right) if len(left) <= EXACT_POINTS else float(spearman.pvalue)
+    return RankCorrelation(len(left), float(spearman.statistic), p)
 
 
 def _exact_p(left: Sequence[int], right: Sequence[int]) -> float:
-    """Share of the arrangements of one side whose products with the other add up to as much or as little."""
+    """Share of the permutations of one side whose sum of products with the other is at least as far from its mean."""
     import numpy as np
 
     expected = sum(left) * sum(right)  # n times the mean of the sums

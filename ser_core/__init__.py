@@ -1,1 +1,1 @@
-"""Speech emotion recognition: corpora, models, training, metrics. Knows nothing of clusters."""
+"""Speech emotion recognition: corpora, models, training, metrics. Independent of Slurm and of `jobs`."""

@@ -1,4 +1,4 @@
-"""What the disk refuses comes out as OSError with its number, whichever library was writing."""
+"""Durable writes: fsync of folders, and write errors of safetensors as OSError with errno, like those of any other file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ _NUMBER = re.compile(r"\(os error (\d+)\)")
 
 @contextlib.contextmanager
 def os_errors(path: Path) -> Iterator[None]:
-    """Context for safetensors' writing of `path`: its own exception for a full disk or a quota names the error in its text only."""
+    """Context for writing `path` with safetensors: raise its errors (disk full, quota exceeded) as OSError with errno and path.
+
+    safetensors gives the number only in the text of its exception, "(os error 28)".
+    """
     from safetensors import SafetensorError
 
     try:
@@ -24,3 +27,12 @@ def os_errors(path: Path) -> Iterator[None]:
             raise
         number = int(found[1])
         raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """fsync a folder, so that files created or renamed in it survive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

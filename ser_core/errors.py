@@ -1,34 +1,39 @@
-"""What a user can mend, and what must not be taken for it."""
+"""Exceptions of this package, and how an out-of-memory error is recognised."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-# torch's allocators, and oneDNN, which does not say what it could not create a primitive for.
+# Messages of torch's allocators, and of oneDNN, which reports any failed allocation as a primitive that cannot be created.
 _MEMORY = re.compile(r"out of memory|allocate memory|could not (create|execute) a primitive", re.IGNORECASE)
 
 
 class InputError(Exception):
-    """Wrong data, checkpoint or setting: one line per problem (what, which file or key, what to do)."""
+    """Wrong data, checkpoint or setting, to be corrected by the user: one line per problem (what, which file or key, what to do)."""
 
     def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
         super().__init__("\n".join(self.problems))
 
 
+def first_line(error: BaseException) -> str:
+    """First line of an error's message; its class name if the message is empty."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def is_memory_error(error: BaseException) -> bool:
-    """Whether memory ran out, which torch tells on a CPU by the message of a RuntimeError only: nothing that a user wrote is wrong."""
+    """Whether `error` is an out-of-memory error. On a CPU torch raises a RuntimeError for it, recognisable by its message only."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _MEMORY.search(str(error)) is not None)
 
 
-class Interrupted(Exception):  # noqa: N818 - an ending, not an error
-    """Asked to stop: a checkpoint was written and the stage can be resumed from it."""
+class Interrupted(Exception):  # noqa: N818 - a requested stop, not an error
+    """The stage stopped on request; it can be resumed from its checkpoint. `jobs` reads the attribute `interrupted`."""
 
     interrupted = True
 
 
-class Diverged(Exception):  # noqa: N818 - named by what happened
-    """The loss or the outputs are no longer finite: the same seed would end the same way."""
+class Diverged(Exception):  # noqa: N818 - an outcome of training, not a fault of the program
+    """The loss or the outputs are NaN or infinite; the same seed would diverge again. `jobs` reads the attribute `diverged`."""
 
     diverged = True

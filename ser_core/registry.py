@@ -1,6 +1,6 @@
-"""Methods and stages: which stages a run needs, what determines each of them, and how one is computed.
+"""Methods and stages: which stages a run needs, the settings that identify each stage, and the entry point that computes one.
 
-Imports nothing heavy: the command line plans with it at every start. torch comes with the first stage that is run, or with `preload`.
+The command line imports this module at every start, so it does not import torch: `run` and `preload` do.
 """
 
 from __future__ import annotations
@@ -10,25 +10,26 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, Unpack
 
 from ser_core.corpora.manifest import Manifest, Utterance, load_manifest
-from ser_core.corpora.validation import divide, is_fixed_part, validation_speakers
+from ser_core.corpora.validation import is_fixed_part, training_and_validation, validation_speakers
 from ser_core.errors import InputError
 from ser_core.models.identity import backbone_identity, wav2vec_identity
 from ser_core.models.shapes import expected_shape, state_count
 from ser_core.parallel.team import Team
 from ser_core.settings import Recipe
+from ser_core.sweep import stage_proxies
 
 METHODS = ("vft", "tapt", "ptapt")
 
-# Raised when the meaning of a stage changes, so that artifacts of before are not taken for ones of after.
+# Part of a stage's key: increment it when a stage computes something else, so that existing artifacts are not reused.
 VERSIONS: Mapping[str, int] = {"states": 2, "cluster": 2, "tapt": 2, "ptapt": 2, "finetune": 3}
 
 
 @dataclass(frozen=True)
 class StageCall:
-    """One stage with everything that determines its output, apart from the corpus; `runtime` determines how it is computed only."""
+    """One stage and everything that determines its output except the corpus; `runtime` affects speed and memory only, not the output."""
 
     stage: str
     version: int
@@ -39,18 +40,37 @@ class StageCall:
     upstream: Mapping[str, StageCall] = field(default_factory=dict)  # role -> stage
 
 
+class StageArguments(TypedDict):
+    """Keyword arguments of `SpeechRegistry.run`."""
+
+    settings: Mapping[str, Any]
+    runtime: Mapping[str, Any]
+    corpus: Path
+    fold: str
+    seed: int
+    upstream: Mapping[str, Path]
+    output: Path
+    checkpoint: Path
+    relief: int
+    should_stop: Callable[[], bool]
+    report: Callable[[str], None]
+    team: NotRequired[Team | None]
+    shared: NotRequired[Path | None]
+
+
 class SpeechRegistry:
-    """V-FT, TAPT and P-TAPT: all end in `finetune`; only that takes the run's seed."""
+    """V-FT, TAPT and P-TAPT. Every method ends in the stage `finetune`, the only one that depends on the run's seed."""
 
     methods = METHODS
     teams = ("states", "tapt", "ptapt", "finetune")
 
     def call(self, method: str, recipe: Recipe, *, fold: str, seed: int, validation: Sequence[str] = ()) -> StageCall:
-        """The fine-tuning of a run, holding its upstream stages. Raises InputError for a method or checkpoint there is not.
+        """Return the `finetune` stage of a run with its upstream stages. Raises InputError for an unknown method or a missing checkpoint.
 
-        `validation`: speakers that no stage trains on, and that the fine-tuning is tested on in place of the held-out fold, which then no
-        stage opens; in a stage's settings they are what tells it from the grid's. FIXED_PART (`ser_core.corpora.validation`) in their place
-        names the validation part of the corpus: no stage trains on that anyway, so only the fine-tuning differs from the grid's.
+        `validation` (sweeps): speakers that no stage trains on and that fine-tuning is tested on instead of the held-out fold, which no
+        stage then opens. They are part of the stages' settings, so these stages have other keys than those of a grid. FIXED_PART
+        (`ser_core.corpora.validation`) stands for the corpus' own validation part, on which no stage trains in any case: then only
+        `finetune` differs from the grid's.
         """
         tested: dict[str, Any] = {"validation": sorted(set(validation))} if validation else {}
         kept_out: dict[str, Any] = {} if is_fixed_part(validation) else tested
@@ -83,10 +103,10 @@ class SpeechRegistry:
         return finetune({}, {"backbone": stage("ptapt", settings, clusters, recipe.upstream_seed)})
 
     def calls(self, method: str, recipe: Recipe, validation: Mapping[str, Sequence[str]] | None = None) -> Callable[[str, int], StageCall]:
-        """What gives the same by fold and seed, made once for all seeds of a fold, which differ in nothing else.
+        """Return a function (fold, seed) -> the result of `call`. Upstream stages are built once per fold and shared by its seeds.
 
-        `validation`: by fold, what `validation_speakers` says of it; None: runs of a grid. With it, a fold that it does not name is an
-        InputError: its runs would be tested on the held-out fold.
+        `validation`: fold -> the result of `validation_speakers`; None for the runs of a grid. If it is given, the function raises
+        InputError for a fold that it does not contain, because that run would be tested on the held-out fold.
         """
 
         def kept_out(fold: str) -> Sequence[str]:
@@ -100,98 +120,73 @@ class SpeechRegistry:
         return lambda fold, seed: replace(first(fold), seed=seed)
 
     def validation_speakers(self, corpus: Path, fold: str) -> tuple[str, ...]:
-        """Whom a search for settings keeps out of training and is scored on when `fold` is held out (`ser_core.corpora.validation`).
+        """Return the speakers that a sweep keeps out of training and is scored on when `fold` is held out (`ser_core.corpora.validation`).
 
-        Raises InputError where nobody can be.
+        Raises InputError if no speakers can be chosen.
         """
         return validation_speakers(load_manifest(corpus), fold)
 
     def training_frames(self, corpus: Path, recipe: Recipe, fold: str, validation: Sequence[str] = ()) -> int:
-        """How many emotion states k-means gets, so the largest number of clusters.
+        """Return the number of emotion states (frames) that k-means clusters, which is the largest possible number of clusters.
 
-        A wav2vec checkpoint file is not opened: it is taken to have the layers of `wav2vec_large.pt`.
+        A wav2vec checkpoint file is not opened; it is assumed to have the layers of `wav2vec_large.pt`.
         """
         shape = expected_shape(recipe.states.wav2vec)
         return sum(max(1, state_count(shape, utterance.samples)) for utterance in _trained_on(load_manifest(corpus), fold, validation))
 
     def proxies(self, corpus: Path, fold: str, validation: Sequence[str], clusters: Mapping[int, Path]) -> dict[str, Any]:
-        """How the clusters of each k agree with the emotions: {"k": {"64": {"purity": ..., "nmi": ...}, ...}}.
+        """Return how well the clusters of each k agree with the emotion labels: {"k": {"64": {"purity": ..., "nmi": ...}, ...}}.
 
-        `clusters`: output folders of cluster stages; InputError where one is of other utterances than `fold` and `validation` say.
+        `clusters`: k -> output folder of its cluster stage. Raises InputError if a folder holds clusters of other utterances than the
+        training utterances of `fold` without `validation`.
         """
-        from ser_core.clustering.agreement import of_clusters
+        from ser_core.clustering.agreement import agreement_by_k
 
         manifest = load_manifest(corpus)
         utterances = _trained_on(manifest, fold, validation)
         labels = [manifest.class_index(utterance) for utterance in utterances]
-        found = of_clusters([utterance.id for utterance in utterances], labels, clusters)
+        found = agreement_by_k([utterance.id for utterance in utterances], labels, clusters)
         return {"k": {str(k): {"purity": each.purity, "nmi": each.nmi} for k, each in found.items()}}
 
+    def stage_proxies(self, stage: str, settings: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """The proxies in the metrics of a finished stage (`ser_core.sweep`)."""
+        return stage_proxies(stage, settings, metrics)
+
     def check(self, recipe: Recipe) -> None:
-        """Raise InputError with a line for every value out of its range."""
+        """Raise InputError with one line per value that is out of range."""
         problems = list(_problems(recipe))
         if problems:
             raise InputError(problems)
 
-    def run(
-        self,
-        stage: str,
-        *,
-        settings: Mapping[str, Any],
-        runtime: Mapping[str, Any],
-        corpus: Path,
-        fold: str,
-        seed: int,
-        upstream: Mapping[str, Path],
-        output: Path,
-        checkpoint: Path,
-        relief: int,
-        should_stop: Callable[[], bool],
-        report: Callable[[str], None],
-        team: Team | None = None,
-        shared: Path | None = None,
-    ) -> Mapping[str, Any]:
-        """Compute one stage: artifacts go to `output`, resumable state to `checkpoint`.
+    def run(self, stage: str, **arguments: Unpack[StageArguments]) -> Mapping[str, Any]:
+        """Compute one stage: artifacts go to `output`, checkpoints to `checkpoint`.
 
-        With `validation` among the settings, those speakers are not trained on, `finetune` is tested on them, and no stage opens an
-        utterance of the held-out fold: the scores are then validation's (see `call`).
+        If the settings contain `validation`, no stage trains on those speakers, `finetune` is tested on them, and no stage opens an
+        utterance of the held-out fold: the scores are validation scores (see `call`).
 
-        `team`: the processes that compute it together; None: this one alone. `shared`: a folder for what stages of all experiments have
-        in common and can be computed again at any time; None: nothing is kept beyond the stage. What the leader (rank 0) returns counts;
-        ConnectionError is raised where one of the team is gone, or has been silent for `execution.communication_minutes`.
+        `team`: the processes that compute the stage together; None: this process alone. The result of rank 0 counts; ConnectionError is
+        raised if a process of the team has exited or has not answered for `execution.communication_minutes`.
 
-        `relief` is how often memory ran out before: forward passes, in training and in the test, take half as many utterances for each
-        time (never less than one), and a step adds up the gradients of its parts. Loss, gradient, masks, crops and negatives of a step are
-        those of the whole batch up to the order of sums, only dropout, layer drop and Gumbel noise are drawn part by part. The parts do not
-        depend on the team, so neither do the numbers. `cluster` needs the same memory whatever the relief. A checkpoint is resumed
-        under any relief and by a team of any size.
+        `shared`: a cache folder for data that stages of all experiments can reuse and that can be recomputed at any time; None: no cache.
 
-        Returns JSON values: `metrics` (numbers, the same for the same seed), `durations` (seconds), and for a run `confusion` (rows: true
-        class), `classes` and `diverged` ("" or why the training has not learnt; it is tested all the same). `runtime["threads"]`, where
-        given, is the number of CPU threads. Raises Interrupted (`.interrupted`) after a checkpoint once `should_stop` turned true, Diverged
-        (`.diverged`) for a loss that is not finite, InputError for what a user mends, OSError for a full or failing disk.
+        `relief`: how often the stage has run out of memory. Each time halves the number of utterances per forward pass in training and
+        test (at least one); a step accumulates the gradients of its micro-batches. Loss, gradient, masks, crops and negatives of a step
+        are those of the whole batch up to the order of summation; only dropout, layer drop and Gumbel noise are drawn per micro-batch.
+        Micro-batches do not depend on the size of the team, and so neither do the numbers. `cluster` needs the same memory at any
+        relief. A checkpoint can be resumed under another relief and by a team of another size.
+
+        Returns JSON values: `metrics` (numbers, reproducible for a seed), `durations` (seconds), and for `finetune` also `confusion` (rows:
+        true class), `classes` and `diverged` ("", or the reason why training counts as diverged; the model is tested all the same).
+        `runtime["threads"]` is the number of CPU threads; by default torch's setting. Raises Interrupted after writing a checkpoint if
+        `should_stop` returned True, Diverged for a loss that is NaN or infinite, InputError for wrong data or settings, and OSError if
+        the disk is full or fails.
         """
         from ser_core.stages.run import run_stage
 
-        return run_stage(
-            stage,
-            settings=settings,
-            runtime=runtime,
-            corpus=corpus,
-            fold=fold,
-            seed=seed,
-            upstream=upstream,
-            output=output,
-            checkpoint=checkpoint,
-            relief=relief,
-            should_stop=should_stop,
-            report=report,
-            team=team,
-            shared=shared,
-        )
+        return run_stage(stage, **arguments)
 
     def preload(self) -> None:
-        """Import what stages import, without starting a thread or touching a GPU: for a process that forks workers."""
+        """Import the modules that stages need, without starting a thread or using a GPU: for a process that forks workers."""
         import omegaconf
         import sklearn.metrics
         import torch.utils.tensorboard
@@ -203,7 +198,7 @@ class SpeechRegistry:
 
 
 def _trained_on(manifest: Manifest, fold: str, validation: Sequence[str]) -> tuple[Utterance, ...]:
-    return divide(manifest, fold, validation)[0] if validation else manifest.training(fold)
+    return training_and_validation(manifest, fold, validation)[0] if validation else manifest.training(fold)
 
 
 REGISTRY = SpeechRegistry()
@@ -211,7 +206,7 @@ JSON_SCALARS = (str, int, float, bool, type(None))
 
 
 def plain(value: Any) -> Any:
-    """Settings as JSON values: dataclasses as objects, enums by name."""
+    """Convert settings to JSON values: dataclasses to objects, enums to their names."""
     if type(value) in JSON_SCALARS:
         return value
     if is_dataclass(value) and not isinstance(value, type):
@@ -311,7 +306,10 @@ def _problems(recipe: Recipe) -> Iterator[str]:
 
 
 def _grid_problems(recipe: Recipe) -> Iterator[str]:
-    """P-TAPT's pseudo-labels lie on wav2vec v1's grid, their frames on wav2vec 2.0's: told here where both are configurations."""
+    """Check that emotion states (wav2vec v1) and backbone frames (wav2vec 2.0) have the same frame rate, as P-TAPT needs.
+
+    Only if both models are given as configurations; with a checkpoint the `ptapt` stage checks it.
+    """
     strides = recipe.backbone.config.get("conv_stride") if recipe.backbone.checkpoint is None else None
     layers = recipe.states.wav2vec.config.get("conv_feature_layers") if recipe.states.wav2vec.checkpoint is None else None
     if not strides or not layers:

@@ -1,14 +1,18 @@
-"""Typed settings of the recipe: every number of the paper stands here once, with its section.
+"""Typed settings of the recipe. Every number of the paper is defined here once, with its section.
 
-The classes are OmegaConf schemas: an unknown key or a value of the wrong type is refused when a configuration is read.
+The classes are OmegaConf schemas: reading a configuration with an unknown key or a value of the wrong type raises an error.
 Section numbers are those of Chen & Rudnicky, arXiv 2110.06309; "code" is the authors' public implementation.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ser_core.sweep import P_TAPT, SweptMethod
 
 
 class Pooling(Enum):
@@ -19,27 +23,27 @@ class Pooling(Enum):
 
 
 class Padding(Enum):
-    """What an utterance's features may depend on."""
+    """Whether padding affects an utterance's features."""
 
-    independent = "independent"  # only on the utterance
-    reference = "reference"  # code: zero-padded batches through the group norm of the front end
+    independent = "independent"  # features depend on the utterance alone
+    reference = "reference"  # code: zero-padded batches pass through the front end's group norm, so features depend on the batch
 
 
 class Precision(Enum):
-    """Arithmetic of the gradient stages."""
+    """Autocast type of the stages that train by gradient descent."""
 
-    auto = "auto"  # bfloat16 autocast on a GPU or CPU with units for it, float16 on an older GPU, else float32
+    auto = "auto"  # bfloat16 on a GPU or CPU with bfloat16 instructions, float16 on an older GPU, else float32
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
 
 
 class FeatureCache(Enum):
-    """Where the outputs of a frozen front end are kept; the numbers are the same, to the bit."""
+    """Where the outputs of a frozen front end are cached; all choices give bit-identical results."""
 
-    store = "store"  # on disk, once for all stages that have the same front end and corpus; in memory where there is no shared folder
-    memory = "memory"  # of the stage
-    none = "none"  # recomputed at every step, as the authors' loop does
+    store = "store"  # on disk, shared by all stages with the same front end and corpus; in memory if there is no shared folder
+    memory = "memory"  # in memory, for the stage alone
+    none = "none"  # recomputed at every step, as in the authors' code
 
 
 class Attention(Enum):
@@ -51,7 +55,7 @@ class Attention(Enum):
 
 @dataclass
 class BackboneSettings:
-    """wav2vec 2.0: a checkpoint (Hugging Face name or folder), or a random model built from `config` under `init_seed`."""
+    """wav2vec 2.0: a checkpoint (Hugging Face name or folder), or a model with random weights from `config` and `init_seed`."""
 
     checkpoint: str | None = "facebook/wav2vec2-base"
     revision: str | None = None
@@ -61,7 +65,7 @@ class BackboneSettings:
 
 @dataclass
 class Wav2vecSettings:
-    """wav2vec v1: a fairseq checkpoint (`wav2vec_large.pt`), or a random model built from `config` under `init_seed`."""
+    """wav2vec v1: a fairseq checkpoint (`wav2vec_large.pt`), or a model with random weights from `config` and `init_seed`."""
 
     checkpoint: str | None = None
     config: dict[str, Any] = field(default_factory=dict)  # fields of ser_core.models.shapes.Wav2vecConfig
@@ -70,7 +74,7 @@ class Wav2vecSettings:
 
 @dataclass
 class FeatureSettings:
-    """What features may depend on (the paper is silent; the code pads)."""
+    """Padding of the front end's input (not stated in the paper; the code pads)."""
 
     padding: Padding = Padding.independent
 
@@ -101,7 +105,7 @@ class FinetuneSettings:
     epochs: int = 15
     batch_size: int = 64
     learning_rate: float = 1e-4
-    max_seconds: float = 10.0  # training crop, from the start
+    max_seconds: float = 10.0  # training utterances are cut to their first seconds
     head: HeadSettings = field(default_factory=HeadSettings)
     spec_augment: SpecAugmentSettings = field(default_factory=SpecAugmentSettings)
     precision: Precision = Precision.auto
@@ -121,7 +125,7 @@ class TaptSettings:
     negatives: int = 100
     temperature: float = 0.1
     diversity_weight: float = 0.1
-    mask_minimum: int = 2  # length and probability are the backbone's own
+    mask_minimum: int = 2  # spans; their length and probability are those of the backbone's configuration
     precision: Precision = Precision.auto
 
 
@@ -136,7 +140,7 @@ class StatesSettings:
     flat_fraction: float = 0.05
     batch_size: int = 64
     validation_fraction: float = 0.1
-    validate_every: int = 0  # steps; 0: once an epoch
+    validate_every: int = 0  # steps; 0: once per epoch
     rnn_units: int = 256  # per direction
     head_units: int = 128
     spec_augment: SpecAugmentSettings = field(default_factory=SpecAugmentSettings)
@@ -171,21 +175,23 @@ class PtaptSettings:
 
 @dataclass
 class ExecutionSettings:
-    """How a stage is computed; none of it is part of a stage's identity."""
+    """How a stage is computed; not part of a stage's key."""
 
     device: str = "auto"  # auto | cpu | cuda
     attention: Attention = Attention.sdpa
     feature_cache: FeatureCache = FeatureCache.store
-    micro_batch: int = 0  # utterances per forward pass of a step; 0: by length (AUTO_PART_SECONDS in ser_core/training/device.py)
-    evaluation_batch: int = 8  # utterances of similar length per forward pass
+    micro_batch: int = 0  # utterances per forward pass in training; 0: by length (AUTO_PART_SECONDS in ser_core/training/device.py)
+    evaluation_batch: int = 8  # utterances of similar length per forward pass in the test
     checkpoint_minutes: float = 10.0
-    communication_minutes: float = 10.0  # that one of several processes waits for another before it takes it for lost
+    communication_minutes: float = 10.0  # timeout of collective operations
     log_every: int = 10  # steps
 
 
 @dataclass
 class Recipe:
-    """Everything the stages of all methods are told."""
+    """The settings of the stages of all methods."""
+
+    swept: ClassVar[SweptMethod] = P_TAPT  # the method whose settings `sweep` searches
 
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
     features: FeatureSettings = field(default_factory=FeatureSettings)
@@ -195,4 +201,12 @@ class Recipe:
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     ptapt: PtaptSettings = field(default_factory=PtaptSettings)
     execution: ExecutionSettings = field(default_factory=ExecutionSettings)
-    upstream_seed: int = 0  # of states, cluster, tapt and ptapt, which are never repeated per seed
+    upstream_seed: int = 0  # of states, cluster, tapt and ptapt, which are computed once per fold for all seeds
+
+
+def resolve_checkpoints(recipe: Recipe, folders: Iterable[Path]) -> None:
+    """Replace checkpoint names that are a file or folder below one of `folders` by absolute paths: jobs run in other folders."""
+    for settings in (recipe.backbone, recipe.states.wav2vec):
+        for folder in folders:
+            if settings.checkpoint and (folder / settings.checkpoint).exists():
+                settings.checkpoint = str((folder / settings.checkpoint).resolve())

@@ -24,7 +24,7 @@ class CommandLine:
     def environment(self) -> dict[str, str]:
         return {**os.environ, "SER_GRID_DATA": str(self.data), "SER_GRID_RESULTS": str(self.results), "COLUMNS": "200", **self.variables}
 
-    def __call__(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def __call__(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Run one command; its output is captured, its exit code is for the caller to look at."""
         command = [sys.executable, str(ROOT / "launch.py"), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=self.environment, cwd=ROOT, check=False)

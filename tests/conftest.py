@@ -16,7 +16,7 @@ from tests.hypothesis_settings import load_settings
 
 TESTS = Path(__file__).resolve().parent
 SPEECH = "SER_GRID_SPEECH"
-KINDS = {"ray": 300, "end_to_end": 600, "slurm": 300}  # in this order they begin; seconds before a test is aborted
+KINDS = {"ray": 300, "end_to_end": 900, "slurm": 600}  # in this order they begin; seconds before a test is aborted
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # more processes than cores; read when torch is imported, here or in a process that a test starts
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,7 +26,7 @@ load_settings()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by what they need, and begin with those that take longest. One process has all tests with a Ray, and each other file."""
+    """Mark tests by what they need, and begin with those that take longest. The tests of a file run in one process."""
     for item in items:
         if "ray_here" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.ray)
@@ -35,9 +35,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         kind = kind_of(item)
         if kind and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(KINDS[kind]))
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
     order = [*KINDS, ""]
-    items.sort(key=lambda item: order.index(kind_of(item)))
+    first: dict[Path, int] = {}  # of a file
+    for item in items:
+        first[item.path] = min(first.get(item.path, len(order)), order.index(kind_of(item)))
+    items.sort(key=lambda item: first[item.path])
 
 
 def kind_of(item: pytest.Item) -> str:
@@ -45,18 +47,12 @@ def kind_of(item: pytest.Item) -> str:
     return next((kind for kind in KINDS if item.get_closest_marker(kind)), "")
 
 
-def group_of(item: pytest.Item) -> str:
-    """Tests of one group run in one process, one after the other."""
-    return "ray" if kind_of(item) == "ray" else str(item.path.relative_to(TESTS))
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """A property that fails is printed with the command that draws the same examples."""
     report = yield
     if report.when == "call" and report.failed and item.get_closest_marker("hypothesis"):
-        name = item.nodeid.removesuffix(f"@{group_of(item)}")  # which xdist appends
-        command = f"{sys.executable} -m pytest '{name}' --hypothesis-seed={item.config.getoption('--hypothesis-seed')}"
+        command = f"{sys.executable} -m pytest '{item.nodeid}' --hypothesis-seed={item.config.getoption('--hypothesis-seed')}"
         report.sections.append(("Replay", command))
     return report
 

@@ -1,4 +1,4 @@
-"""The command line: what a user types, what is printed, which exit code comes back."""
+"""The command line: arguments, output and exit codes."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ NO_POOL = ("sweep.counts=[]", "sweep.sizes=[]")  # of the demo
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(arguments: tuple[str, ...], expected: tuple[str, ...], tmp_path: Path) -> None:
-    """A mistake is answered by one line that says what, where and what to do; nothing is written."""
+    """One line with the error, its place and what to do; nothing is written."""
     done = CommandLine(tmp_path / "data", tmp_path / "results", without_ray(tmp_path / "site"))(*arguments)
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
@@ -94,7 +94,7 @@ finder.find_spec = classmethod(lambda cls, name, path=None, target=None: None if
 
 
 def without_ray(site: Path, program: str = RAY_ENDS_IT) -> dict[str, str]:
-    """Variables by which every Python begins with `program`: by default one that ends it as soon as it imports Ray or Optuna."""
+    """Environment in which every Python runs `program` first: by default one that exits at an import of Ray or Optuna."""
     site.mkdir()
     (site / "sitecustomize.py").write_text(program)
     return {"PYTHONPATH": str(site)}
@@ -109,10 +109,10 @@ def without_ray(site: Path, program: str = RAY_ENDS_IT) -> dict[str, str]:
         ({"1": "ab", "2": "cd", "3": "ef"}, ("resources.ptapt.nodes=2",), ("resources.ptapt.nodes=2", "one node")),
     ],
 )
-def test_a_sweep_that_cannot_be_is_refused_before_ray_starts(
+def test_an_impossible_sweep_is_a_usage_error_before_ray_starts(
     speakers: dict[str, str], settings: tuple[str, ...], expected: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """What only the corpus tells is one line too, without Ray, and nothing is written."""
+    """Errors that need the corpus are one line too, without Ray, and nothing is written."""
     small_corpus(tmp_path / "data" / "demo", speakers)
     run = CommandLine(tmp_path / "data", tmp_path / "results", without_ray(tmp_path / "site"))
     done = run("sweep", "demo", "sweep.folds=[]", "sweep.counts=[8]", *settings)
@@ -124,7 +124,7 @@ def test_a_sweep_that_cannot_be_is_refused_before_ray_starts(
 
 @pytest.mark.parametrize(("missing", "search", "code"), [("ray", "grid", 2), ("optuna", "optuna", 2), ("optuna", "grid", 0)])
 def test_without_ray_or_optuna_the_extra_is_named(missing: str, search: str, code: int, tmp_path: Path) -> None:
-    """Only what the search needs has to be there, and one line says what to install; a dry run imports neither."""
+    """Only packages that the search needs are required, one line names what to install; a dry run imports neither."""
     small_corpus(tmp_path / "data" / "demo", {"1": "ab", "2": "cd", "3": "ef"})
     program = RAY_ENDS_IT + NO_RAY.replace("MISSING", repr(missing))
     run = CommandLine(tmp_path / "data", tmp_path / "results", without_ray(tmp_path / "site", program))
@@ -138,7 +138,7 @@ def test_without_ray_or_optuna_the_extra_is_named(missing: str, search: str, cod
 
 
 def small_corpus(folder: Path, speakers: dict[str, str]) -> None:
-    """A manifest without recordings: for each fold its speakers, who say ten seconds of both classes."""
+    """A manifest without recordings: each speaker of a fold has ten seconds of both classes."""
     folder.mkdir(parents=True)
     spoken = [
         Utterance(f"{speaker}-{label}", f"{speaker}-{label}.flac", 160_000, label, speaker, fold, audio_digest=speaker + label)
@@ -156,7 +156,7 @@ DAMAGED = ("", "{", "[]", "{}", '{"schema": 1}', '{"schema": 1, "launched": 0, "
     ("command", "text"), [*(("status", text) for text in DAMAGED), *((name, "{") for name in ("collect", "reconcile", "cancel", "control"))]
 )
 def test_a_damaged_experiment_is_one_line(command: str, text: str, tmp_path: Path) -> None:
-    """The file is named, and what renews it."""
+    """The file, and the command that renews it."""
     file = tmp_path / "results" / "demo" / "experiment.json"
     file.parent.mkdir(parents=True)
     file.write_text(text)
@@ -168,7 +168,7 @@ def test_a_damaged_experiment_is_one_line(command: str, text: str, tmp_path: Pat
 
 
 def test_results_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
-    """A file where the folder should be, a full disk: what and where, and exit code 2."""
+    """A file in place of the folder, a full disk: the error, the path, and exit code 2."""
     (tmp_path / "results").write_text("")
     (tmp_path / "data" / "demo").mkdir(parents=True)
     write_manifest(tmp_path / "data" / "demo", "demo", ["1"], [Utterance("a", "a.wav", 16000, "happy", "1F", "1", audio_digest="0")])
@@ -178,8 +178,8 @@ def test_results_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
     assert str(tmp_path / "results") in done.stderr
 
 
-def test_results_from_elsewhere_become_tables(tmp_path: Path) -> None:
-    """`collect --from` judges the rows of a file: an outlier without a rerun is named on stderr, and stays in the mean as unresolved."""
+def test_collect_from_a_csv_file(tmp_path: Path) -> None:
+    """`collect --from` applies the outlier rule to rows of a file: an outlier without a rerun is named on stderr and stays in the mean."""
     source = tmp_path / "runs.csv"
     rows = [f"ours,vft,{fold},{slot},{slot},{60 + slot + fold}" for fold in (1, 2) for slot in range(5)]
     rows[3] = "ours,vft,1,3,3,20"
@@ -196,7 +196,7 @@ def test_results_from_elsewhere_become_tables(tmp_path: Path) -> None:
     "arguments",
     [("--help",), ("status", "demo"), ("grid", "demo", "seed=3"), ("grid", "--help"), ("sweep", "--help"), ("sweep", "demo", "--dry-run")],
 )
-def test_a_start_imports_nothing_heavy(arguments: tuple[str, ...], tmp_path: Path) -> None:
+def test_commands_start_without_heavy_imports(arguments: tuple[str, ...], tmp_path: Path) -> None:
     """Help, `status`, a refused `grid` or `sweep`: no torch, Ray, Optuna, transformers, scikit-learn, pandas, submitit, matplotlib."""
     heavy = ("torch", "transformers", "sklearn", "pandas", "submitit", "matplotlib", "scipy", "numpy", "fairseq", "ray", "optuna")
     program = (

@@ -1,1 +1,1 @@
-"""Commands: what each command of launch.py does, one module a command, and what it prints."""
+"""The commands of launch.py and their output, one module per command."""

@@ -1,247 +1,193 @@
-"""What happened to a run: its seeds, every attempt of every stage, the policy that followed, and what comes next.
+"""`explain`: the history of a run: its seeds, every attempt of every stage, the retry policy applied, and the next step.
 
-`find_run` reads a name, `read_stories` the records; the rest is pure.
+`read_histories` reads records; the rest is pure.
 """
 
 from __future__ import annotations
 
-import difflib
-import re
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs.commands.console import print_lines, warn_if_changed
 from jobs.control.estimates import asks_in_words
-from jobs.control.facts import Asked, Departure, InFlight, NodeFacts, Phase, Request
-from jobs.control.failure_policy import COMMUNICATION_RETRIES, DISK_RETRIES, MEMORY_RETRIES, MEMORY_STEP, Ended, ended_attempts
-from jobs.control.observe import Sight, read_attempts
+from jobs.control.facts import Asked, Departure, InFlight, Phase, Request, StageFacts
+from jobs.control.failure_policy import COMMUNICATION_RETRIES, DISK_RETRIES, MEMORY_RETRIES, MEMORY_STEP, EndedAttempt, ended_attempts
+from jobs.control.observe import PassContext, read_attempts
 from jobs.control.outliers import Verdict, verdict_in_words
 from jobs.control.plan import Plan
-from jobs.errors import UsageError
 from jobs.experiment.graph import Graph, Node, Run
-from jobs.store.attempts import GONE_SECONDS, is_slurms, newest_checkpoint
+from jobs.experiment.lookup import Target, find_target, stages_of
+from jobs.store.attempts import GONE_SECONDS, AttemptFiles, is_slurm_job, modified_at, newest_checkpoint
 from jobs.store.failures import FailureClass, cancelled_by_hand
-from jobs.store.layout import Layout
-from jobs.store.records import Claim, Outcome, damaged_records, read_claim, read_result
+from jobs.store.layout import Layout, StageFolder
+from jobs.store.records import Claim, damaged_records, read_result
+from jobs.text import counted, duration
 
 if TYPE_CHECKING:
+    from jobs.commands.session import Session
     from jobs.control.controller import Report
     from jobs.control.rounds import Judgements
     from jobs.experiment.config import Policy
 
-
-LEAST_DIGITS = 6  # of a key, so that no word is taken for one
-_KEY = re.compile(rf"[0-9a-f]{{{LEAST_DIGITS},}}")
 POLICIES: Mapping[FailureClass, str] = {
-    FailureClass.node: "goes on from its checkpoint with the same seed, free of charge while it makes progress",
-    FailureClass.interrupted: "goes on from its checkpoint with the same seed, free of charge while it makes progress",
-    FailureClass.time_limit: "goes on from its checkpoint; stopped where it makes no progress between two attempts",
-    FailureClass.memory: f"same seed with half the work of a pass and {MEMORY_STEP:g} times the memory, {MEMORY_RETRIES} times at the most",
-    FailureClass.crowded: "goes on from its checkpoint, with nothing beside it from now on: memory was short for several stages together",
-    FailureClass.communication: f"same seed on other nodes, {COMMUNICATION_RETRIES} times at the most",
-    FailureClass.disk: f"same seed, {DISK_RETRIES} times at the most",
-    FailureClass.code: "not tried again by itself: code or configuration has to be mended",
-    FailureClass.refused: "not tried again by itself: configuration or data has to be mended",
+    FailureClass.node: "resumes from its checkpoint with the same seed; costs no attempt while it makes progress",
+    FailureClass.interrupted: "resumes from its checkpoint with the same seed; costs no attempt while it makes progress",
+    FailureClass.time_limit: "resumes from its checkpoint; given up if two attempts make no progress",
+    FailureClass.memory: f"same seed with half the work of a pass and {MEMORY_STEP:g} times the memory, at most {MEMORY_RETRIES} times",
+    FailureClass.crowded: "resumes from its checkpoint, alone on its GPU from now on: memory was short for several stages together",
+    FailureClass.communication: f"same seed on other nodes, at most {COMMUNICATION_RETRIES} times",
+    FailureClass.disk: f"same seed, at most {DISK_RETRIES} times",
+    FailureClass.code: "not retried: fix the code or the configuration",
+    FailureClass.refused: "not retried: fix the configuration or the data",
     FailureClass.divergence: "the slot gets its next reserve seed",
-    FailureClass.cancelled: "not tried again until the experiment is launched again",
+    FailureClass.cancelled: "not retried until the experiment is launched again",
 }
 
 
 @dataclass(frozen=True)
-class Target:
-    """What a user asks about: a stage, and the run it ends if it does."""
+class AttemptHistory:
+    """One attempt, as recorded."""
 
-    node: Node
-    run: Run | None
-
-
-@dataclass(frozen=True)
-class AttemptStory:
-    """One attempt as its records tell it."""
-
-    number: int
+    files: AttemptFiles
     claim: Claim
     log: str
-    result: bool = False
-    alive: bool = False
-    seconds: float | None = None  # None: nobody said
-    outcome: Outcome | None = None
-    ended: Ended | None = None
-    state: str = ""  # Slurm's last word on its job
-    asked: Asked | None = None  # of Slurm; None: nothing, or not on record
+    seconds: float | None  # None: not recorded
+    ended: EndedAttempt | None  # None: running, or its result counts
+    state: str  # of its Slurm job, the last one reported
+    asked: Asked | None  # time and memory requested from Slurm; None: not recorded
 
 
 @dataclass(frozen=True)
-class StageStory:
-    """Everything on record of one stage."""
+class StageHistory:
+    """Every record of one stage."""
 
     node: Node
-    attempts: tuple[AttemptStory, ...] = ()
-    departures: tuple[Departure, ...] = ()  # of jobs whose worker never began
-    damaged: tuple[str, ...] = ()  # its records that cannot be decoded, each with the reason
+    attempts: tuple[AttemptHistory, ...] = ()
+    departures: tuple[Departure, ...] = ()  # jobs that left the queue before their worker started
+    damaged: tuple[str, ...] = ()  # records that cannot be decoded, each with the reason
 
 
-def names_run(text: str) -> bool:
-    """Whether a word can name a run or a stage at all: an experiment's name seldom does."""
-    return "/" in text or _KEY.fullmatch(text) is not None
+def print_explanation(session: Session, run: str) -> None:
+    """Print the history of a run or a stage."""
+    warn_if_changed(session)
+    report = session.look()
+    target = find_target(report.graph, run)
+    histories = read_histories(stages_of(report.graph, target.node), session.launched.layout, session.context())
+    print_lines(explain_lines(target, report, histories, session.launched.experiment.policy, submitter=session.submitter))
+    print_lines(f"damaged record, counts as missing: {each}" for each in damaged_records(session.launched.layout.folder))
 
 
-def find_target(graph: Graph, text: str) -> Target:
-    """The run `METHOD/FOLD/SLOT` that fills its slot now, or the stage whose key begins so. UsageError if there is none, or several."""
-    if "/" in text:
-        run = find_run(graph, text)
-        return Target(graph.nodes[run.key], run)
-    if not _KEY.fullmatch(text):
-        raise UsageError(f"run {text!r}: write METHOD/FOLD/SLOT, for example {_example(graph)}, or at least {LEAST_DIGITS} digits of a key")
-    keys = [key for key in graph.nodes if key.startswith(text)]
-    if len(keys) != 1:
-        several = f"begins {len(keys)} keys: write more of it" if keys else "begins no key of this experiment"
-        raise UsageError(f"run {text!r}: {several}")
-    runs = (run for run in (*graph.runs, *graph.superseded) if run.key == keys[0])
-    return Target(graph.nodes[keys[0]], next(runs, None))
-
-
-def find_run(graph: Graph, text: str) -> Run:
-    """The run `METHOD/FOLD/SLOT` that fills its slot now."""
-    method, _, rest = text.partition("/")
-    fold, _, slot = rest.rpartition("/")
-    for name, what, known in (
-        (method, "method", dict.fromkeys(run.method for run in graph.runs)),
-        (fold, "fold", dict.fromkeys(run.fold for run in graph.runs)),
-        (slot, "slot", dict.fromkeys(str(run.slot) for run in graph.runs)),
-    ):
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            names = list(known)
-            listed = ", ".join(names) if len(names) <= 12 else f"{names[0]} to {names[-1]}"
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {listed}"
-            raise UsageError(f"run {text!r}: no {what} {name!r} in this experiment; {hint}")
-    return next(run for run in graph.runs if (run.method, run.fold, str(run.slot)) == (method, fold, slot))
-
-
-def stages_of(graph: Graph, node: Node) -> tuple[Node, ...]:
-    """A stage and everything upstream of it, upstream first."""
-    found: set[str] = set()
-    stack = [node.key]
-    while stack:
-        key = stack.pop()
-        if key not in found:
-            found.add(key)
-            stack.extend(graph.nodes[key].upstream.values())
-    return tuple(graph.nodes[key] for key in graph.nodes if key in found)
-
-
-def read_stories(nodes: Collection[Node], layout: Layout, sight: Sight) -> tuple[StageStory, ...]:
-    """What the records say of some stages, in their order."""
-    departures = sight.departures([node.key for node in nodes])
-    return tuple(_read_story(node, layout, sight, departures.get(node.key, ())) for node in nodes)
+def read_histories(nodes: Collection[Node], layout: Layout, context: PassContext) -> tuple[StageHistory, ...]:
+    """The recorded history of some stages, in their order."""
+    departures = context.departures([node.key for node in nodes])
+    return tuple(_read_history(node, layout, context, departures.get(node.key, ())) for node in nodes)
 
 
 def explain_lines(
-    target: Target, report: Report, stories: Sequence[StageStory], policy: Policy, *, acts: str = "the next pass"
+    target: Target, report: Report, histories: Sequence[StageHistory], policy: Policy, *, submitter: str = "the next pass"
 ) -> list[str]:
-    """The whole story, one fact a line. `acts`: who submits what is missing."""
+    """The history of a run, one fact a line. `submitter`: what submits missing stages next."""
     lines = []
     if target.run is not None:
         lines.extend(_seed_lines(target.run, report.graph, report.facts, report.judgements, policy))
-    for story in stories:
-        lines.extend(_stage_lines(story, report.facts.get(story.node.key) or NodeFacts(), report.in_flight, report.plan, acts))
+    for history in histories:
+        lines.extend(_stage_lines(history, report.facts.get(history.node.key) or StageFacts(), report.in_flight, report.plan, submitter))
     return lines
 
 
-def next_words(key: str, fact: NodeFacts, in_flight: Mapping[str, InFlight], plan: Plan, acts: str) -> str:
-    """What comes next for a stage."""
+def next_step(key: str, fact: StageFacts, in_flight: Mapping[str, InFlight], plan: Plan, submitter: str) -> str:
+    """What happens next to a stage; "" if it has its result."""
     flight = in_flight.get(key)
     if fact.done and key not in plan.given_up:
         return ""
     if key in plan.given_up:
-        lifts = "change the recipe, or raise policy.max_seeds," if fact.diverged else "mend that"
+        lifts = "change the recipe, or raise policy.max_seeds," if fact.diverged else "fix that"
         return f"given up: {plan.reasons[key]}; {lifts} and launch again"
-    if key in plan.stayed:
+    if key in plan.held_or_cancelled:
         return plan.reasons[key]
-    if fact.held:
-        return f"running: {fact.held} works on it"
+    if fact.settling and not fact.executed_by:
+        return "waits: Slurm has not reported yet how the last job ended"
+    if fact.executed_by:
+        return f"running: {fact.executed_by} computes it"
     if flight is not None:
         job = "" if flight.job.startswith(("?", "local-")) else f" as {flight.job}"
         if flight.job.startswith("?"):
-            return "submitted, and Slurm has not said as what yet: it is looked for under its name"
+            return "submitted; its job number is not known yet and is looked up by the job's name"
         return f"running{job}" if flight.phase is Phase.running else f"in the queue{job}"
     if key in plan.blocked:
-        return "blocked: something upstream of it is given up, held or cancelled"
+        return "blocked: an upstream stage is given up, held or cancelled"
     if key in plan.deferred:
-        return f"deferred: there is no room in the queue now, or upstream of it somebody else works; {acts} looks again"
+        return f"deferred: no room in the queue now, or an upstream stage is computed by another process; {submitter} tries again"
     if any(key in batch.keys for batch in plan.batches):
-        return f"will be submitted by {acts}"
-    return "not needed: everything that would read it is there, or its run was dropped"
+        return f"will be submitted by {submitter}"
+    return "not needed: every stage that reads it has its result, or its run was dropped"
 
 
-def _seed_lines(run: Run, graph: Graph, facts: Mapping[str, NodeFacts], judgements: Judgements, policy: Policy) -> list[str]:
-    slot = (run.method, run.fold, run.slot)
-    tried = sorted(
-        (each for each in (*graph.superseded, *graph.runs) if (each.method, each.fold, each.slot) == slot), key=lambda each: each.generation
-    )
-    lines = [
-        f"{run.name}: slot {run.slot} of {run.method} on fold {run.fold}, {_count(len(tried), 'seed')} so far (at most {policy.max_seeds})"
-    ]
+def _seed_lines(run: Run, graph: Graph, facts: Mapping[str, StageFacts], judgements: Judgements, policy: Policy) -> list[str]:
+    same_slot = (each for each in (*graph.superseded, *graph.runs) if each.slot_id == run.slot_id)
+    tried = sorted(same_slot, key=lambda each: each.generation)
+    seeds = f"{counted(len(tried), 'seed')} so far (at most {policy.max_seeds})"
+    lines = [f"{run.name}: slot {run.slot} of {run.method} on fold {run.fold}, {seeds}"]
     last = judgements.rounds.get(run.method, ())
     for each in tried:
         which = f"  seed {each.seed} [{each.key[:8]}]"
         dropped = judgements.dropping(each)
-        fact = facts.get(each.key) or NodeFacts()
+        fact = facts.get(each.key) or StageFacts()
         if dropped is not None:
             when = f"dropped in round {dropped.round}" if dropped.round else "dropped"
             verdict = _verdict(judgements.rounds.get(run.method, ())[dropped.round - 1], each) if dropped.round else None
             lines.append(f"{which}: {when}: {verdict_in_words(policy.outliers, verdict) if verdict else dropped.reason}")
             continue
         ua = f", UA {fact.ua:.1f}" if fact.ua is not None else ""
-        state = f"done{ua}" if fact.done and not fact.diverged else fact.diverged or "not in yet"
+        state = f"done{ua}" if fact.done and not fact.diverged else fact.diverged or "no result yet"
         lines.append(f"{which}: fills the slot now; {state}")
         verdict = _verdict(last[-1], each) if last else None
         if verdict is not None:
-            judged = "out, and kept: no round or no seed is left" if slot in judgements.unresolved else "in" if not verdict.out else "out"
+            kept = run.slot_id in judgements.unresolved
+            judged = "out, and kept: no round or no seed is left" if kept else "out" if verdict.out else "in"
             lines.append(f"    judged in round {len(last)}: {judged}: {verdict_in_words(policy.outliers, verdict)}")
     return lines
 
 
-def _stage_lines(story: StageStory, fact: NodeFacts, in_flight: Mapping[str, InFlight], plan: Plan, acts: str) -> list[str]:
-    node = story.node
-    attempts = [(each.claim.started, _attempt_lines(each)) for each in story.attempts]
-    silent = [(each.gone, [_departure_line(each)]) for each in story.departures]
-    told = [line for _, lines in sorted([*attempts, *silent], key=lambda item: item[0]) for line in lines]
-    lines = [f"{node.name}: {'done' if fact.done else 'not done'}{'' if told else ', never begun'}", *told]
-    if fact.done and not story.attempts:
-        lines.append("  its attempt's records are gone; the result counts")
-    lines.extend(f"  damaged record, counts as missing: {each}" for each in story.damaged)
-    asked = request_words(fact.request)
-    if asked and not fact.done:
-        lines.append(f"  the next attempt asks for {asked}")
-    following = next_words(node.key, fact, in_flight, plan, acts)
-    if fact.held and any(each.alive and each.state for each in story.attempts):
-        following = f"taken for ended when its worker has been silent for {GONE_SECONDS:.0f} s; the next pass then goes on with it"
+def _stage_lines(history: StageHistory, fact: StageFacts, in_flight: Mapping[str, InFlight], plan: Plan, submitter: str) -> list[str]:
+    node = history.node
+    attempts = [(each.claim.started, _attempt_lines(each)) for each in history.attempts]
+    unstarted = [(each.gone, [_departure_line(each)]) for each in history.departures]
+    events = [line for _, lines in sorted([*attempts, *unstarted], key=lambda item: item[0]) for line in lines]
+    lines = [f"{node.name}: {'done' if fact.done else 'not done'}{'' if events else ', never started'}", *events]
+    if fact.done and not history.attempts:
+        lines.append("  the records of its attempt are gone; the result counts")
+    lines.extend(f"  damaged record, counts as missing: {each}" for each in history.damaged)
+    request = request_text(fact.request)
+    if request and not fact.done:
+        lines.append(f"  the next attempt requests {request}")
+    following = next_step(node.key, fact, in_flight, plan, submitter)
+    if fact.executed_by and any(each.files.alive and each.state for each in history.attempts):
+        following = f"counted as ended when its worker has been silent for {GONE_SECONDS:.0f} s; the next pass then resumes it"
     return [*lines, f"  next: {following}"] if following else lines
 
 
-def request_words(request: Request) -> str:
-    """What an attempt asks for beyond the resources of its stage; "" if nothing."""
-    said = []
+def request_text(request: Request) -> str:
+    """What an attempt requests beyond the resources of its stage; "" if nothing."""
+    parts = []
     if request.relief:
-        said.append(f"1/{2**request.relief} of the work of one pass")
+        parts.append(f"1/{2**request.relief} of the work of one pass")
     if request.memory_factor != 1:
-        said.append(f"{request.memory_factor:g} times the memory")
+        parts.append(f"{request.memory_factor:g} times the memory")
     if request.exclude:
-        said.append(f"other nodes than {', '.join(request.exclude)}")
-    return ", ".join(said)
+        parts.append(f"other nodes than {', '.join(request.exclude)}")
+    return ", ".join(parts)
 
 
-def _attempt_lines(each: AttemptStory) -> list[str]:
+def _attempt_lines(each: AttemptHistory) -> list[str]:
     claim = each.claim
     where = claim.host if claim.node in ("", claim.host) else f"{claim.host} (node {claim.node})"
-    job = f", Slurm job {claim.slurm_job}" if is_slurms(claim.slurm_job) else f", process {claim.pid}"
-    lasted = "" if each.seconds is None else f", {_duration(each.seconds)}"
-    slurm = f"; Slurm says {each.state}" if each.state and (each.ended is None or each.state not in each.ended.error) else ""
-    head = f"  attempt {each.number}, {moment(claim.started)}, on {where}{job}{lasted}"
+    job = f", Slurm job {claim.slurm_job}" if is_slurm_job(claim.slurm_job) else f", process {claim.pid}"
+    lasted = "" if each.seconds is None else f", {duration(each.seconds)}"
+    slurm = f"; Slurm state {each.state}" if each.state and (each.ended is None or each.state not in each.ended.error) else ""
+    head = f"  attempt {each.files.number}, {moment(claim.started)}, on {where}{job}{lasted}"
     lines = [f"{head}: {_ending(each)}{slurm}"]
     if claim.relief:
         lines[0] += f" (1/{2**claim.relief} of the work of one pass)"
@@ -249,73 +195,57 @@ def _attempt_lines(each: AttemptStory) -> list[str]:
         lines.append(f"    its job {asks_in_words(each.asked)}, from finished siblings")
     if each.ended is not None:
         failure = each.ended.failure
-        policy = "it goes on from its checkpoint with what is configured" if each.ended.short_of else POLICIES[failure]
-        lines.append(f"    {failure.value}: {policy}{'; it left a newer checkpoint' if each.ended.progress else ''}")
+        policy = "resumes from its checkpoint with the time and memory configured" if each.ended.short_of else POLICIES[failure]
+        lines.append(f"    {failure.value}: {policy}{'; this attempt wrote a newer checkpoint' if each.ended.progress else ''}")
     lines.append(f"    log: {each.log}")
     return lines
 
 
-def _ending(each: AttemptStory) -> str:
-    if each.result:
+def _ending(each: AttemptHistory) -> str:
+    if each.files.published:
         return "its result counts"
-    if each.alive:
+    if each.files.alive:
         return "silent since" if each.state else "running"
     if each.ended is not None:
         return each.ended.error
-    return f"{each.outcome.error}: {each.outcome.message}" if each.outcome else "ended"
+    outcome = each.files.outcome
+    return f"{outcome.error}: {outcome.message}" if outcome else "ended"
 
 
 def _departure_line(each: Departure) -> str:
-    state = f"Slurm says {each.state}" if each.state else "accounting does not say how"
-    by = ", withdrawn by the program itself" if each.ours else ", cancelled by hand" if cancelled_by_hand(each.state) else ""
-    return (
-        f"  job {each.job}, submitted {moment(each.submitted)}, left the queue by {moment(each.gone)} before its worker began ({state}{by})"
-    )
+    state = f"Slurm state {each.state}" if each.state else "no state in accounting"
+    by = ", cancelled by the program" if each.withdrawn else ", cancelled by hand" if cancelled_by_hand(each.state) else ""
+    left = f"submitted {moment(each.submitted)}, left the queue by {moment(each.gone)} before its worker started"
+    return f"  job {each.job}, {left} ({state}{by})"
 
 
-def _read_story(node: Node, layout: Layout, sight: Sight, departures: Sequence[Departure]) -> StageStory:
+def _read_history(node: Node, layout: Layout, context: PassContext, departures: Sequence[Departure]) -> StageHistory:
     folder = layout.stage(node.stage, node.key)
-    files = read_attempts(folder, sight)
+    files = read_attempts(folder, context)
     states = {each.job: each.state for each in departures}
     asked = {each.job: each.asked for each in departures}
     ended = {each.started: each for each in ended_attempts(files, departures, newest_checkpoint(folder))}
     default = str(layout.log_of(node.stage, node.key))
-    found: list[AttemptStory] = []
-    for each in files:
-        if each.claim is None or each.published:
-            continue
-        over = ended.get(each.claim.started)
-        seconds = each.outcome.seconds if each.outcome else _last_sign(folder.attempt(each.number).claim, each.claim)
-        found.append(
-            AttemptStory(
-                number=each.number,
-                claim=each.claim,
-                log=each.claim.log or default,
-                alive=each.alive,
-                seconds=seconds,
-                outcome=each.outcome,
-                ended=over,
-                state=states.get(each.job, ""),
-                asked=asked.get(each.job),
-            )
-        )
     result = read_result(folder, node.key)
-    claim = read_claim(folder.attempt(result.attempt)) if result else None
-    if result is not None and claim is not None:
-        seconds = result.provenance.get("seconds")
-        request = asked.get(claim.slurm_job)
-        found.append(AttemptStory(result.attempt, claim, claim.log or default, result=True, seconds=seconds, asked=request))
-    begun = {each.claim.slurm_job for each in found}
-    silent = tuple(each for each in departures if each.job not in begun)
-    return StageStory(node, tuple(found), silent, damaged_records(folder.path))
+    found: list[AttemptHistory] = []
+    for each in files:
+        if each.claim is None:
+            continue
+        state = "" if each.published else states.get(each.job, "")
+        seconds = result.provenance.get("seconds") if result and each.published else _recorded_seconds(folder, each)
+        log, end = each.claim.log or default, ended.get(each.claim.started)
+        found.append(AttemptHistory(each, each.claim, log, seconds, end, state, asked.get(each.job)))
+    started = {each.claim.slurm_job for each in found}
+    unstarted = tuple(each for each in departures if each.job not in started)
+    return StageHistory(node, tuple(found), unstarted, damaged_records(folder.path))
 
 
-def _last_sign(path: Path, claim: Claim) -> float | None:
-    """Seconds from the start to the last heartbeat."""
-    try:
-        return max(0.0, path.stat().st_mtime - claim.started)
-    except OSError:
-        return None
+def _recorded_seconds(folder: StageFolder, attempt: AttemptFiles) -> float | None:
+    """Duration of an attempt by its outcome, else until its last heartbeat."""
+    if attempt.outcome:
+        return attempt.outcome.seconds
+    heartbeat = modified_at(folder.attempt(attempt.number).claim)
+    return max(0.0, heartbeat - attempt.claim.started) if heartbeat and attempt.claim else None
 
 
 def _verdict(verdicts: Sequence[Verdict], run: Run) -> Verdict | None:
@@ -323,19 +253,5 @@ def _verdict(verdicts: Sequence[Verdict], run: Run) -> Verdict | None:
 
 
 def moment(seconds: float) -> str:
-    """A time of the clock on the wall, where the user is."""
+    """Local date and time of seconds since the epoch."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-
-
-def _duration(seconds: float) -> str:
-    from jobs.text import duration
-
-    return duration(seconds)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _example(graph: Graph) -> str:
-    return graph.runs[0].name if graph.runs else "vft/1/0"

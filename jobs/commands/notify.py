@@ -1,8 +1,8 @@
-"""Word that an experiment has ended, by mail or to a webhook, once for each launch and outcome.
+"""Notices that an experiment has ended, by mail or webhook, once for each launch and outcome.
 
-A notice is claimed before it is sent and marked as sent after (`EXPERIMENT/notified-*.json`), so two processes do not send it at once. A
-claim whose holder died counts after `CLAIM_SECONDS`, and the notice is sent again: twice in the worst case, which is a crash between the
-server's answer and the mark, rather than never. What cannot be sent is tried a few times, recorded and shown; it fails no experiment.
+A notice is claimed before it is sent and marked as sent afterwards (`EXPERIMENT/notified-*.json`), so that two processes do not send it
+together. A claim whose process died expires after `CLAIM_SECONDS`, and the notice is sent again: after a crash between the server's answer
+and the mark it is sent twice rather than never. One that cannot be sent is retried, recorded and shown; the experiment is not affected.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from jobs.errors import UsageError
 from jobs.experiment.config import Policy
 from jobs.store.layout import Layout
 from jobs.store.records import Decoder, create_json, write_json
+from jobs.text import one_line
 
 SCHEMA = 1
 SERVER_SECONDS = 10.0  # one exchange with a server
 TRIES = 3
-CLAIM_SECONDS = 120.0  # longer than all tries together
-MAX_CLAIMS = 3  # of one notice: holders that died
+CLAIM_SECONDS = 120.0  # longer than all tries of one notice
+MAX_CLAIMS = 3  # of one notice, by processes that died
 _ADDRESS = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9](?:[A-Za-z0-9.-]{0,250}[A-Za-z0-9])?")
 _SERVER = re.compile(r"(?P<host>[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::(?P<port>\d{1,5}))?")
-_AGAIN = (408, 425, 429)  # HTTP: try again later, beside all of 5xx
+_RETRIABLE = (408, 425, 429)  # HTTP status codes, besides all 5xx
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Ending:
     """How an experiment ended."""
 
     experiment: str
-    launched: float  # seconds since the epoch; with `outcome` the notice's identity
+    launched: float  # seconds since the epoch; launch and outcome identify the notice
     outcome: str  # complete, incomplete, stopped
     runs: int  # with a result
     all_runs: int
@@ -74,11 +75,11 @@ _NOTICES = Decoder(Notice, SCHEMA)
 
 
 class _RefusedError(Exception):
-    """The server has answered, and trying again is of no use."""
+    """The server rejected the notice for good; a retry would fail too."""
 
 
 def check_notify(policy: Policy) -> None:
-    """UsageError for an address, server or URL that nothing can be sent to."""
+    """UsageError for an invalid address, server or URL."""
     if policy.mail is not None and not _ADDRESS.fullmatch(policy.mail):
         raise UsageError(f"policy.mail: {policy.mail!r} is not an address; write one, as in name@example.org")
     if policy.mail is not None:
@@ -96,7 +97,7 @@ def notify(
     pause: Callable[[float], None] = time.sleep,
     claim_seconds: float = CLAIM_SECONDS,
 ) -> tuple[Notice, ...]:
-    """Send what the policy asks for, unless it was sent. Returns the notices as they stand; raises for nothing but a disk that fails."""
+    """Send the notices of the policy that were not sent before. Returns the state of all; raises OSError only, for a failing disk."""
     channels: list[tuple[str, str, Callable[[], None]]] = []
     if policy.mail is not None:
         address = policy.mail
@@ -131,20 +132,20 @@ def notice_line(notice: Notice) -> str:
 def _claim(
     folder: Path, stem: str, mine: Notice, clock: Callable[[], float], pause: Callable[[float], None], claim_seconds: float
 ) -> tuple[Path, Notice | None]:
-    """The record to write, and None if the notice is ours to send; else how it stands with somebody else's.
+    """The record to write, and None if this process is to send the notice; else the state left by another process.
 
-    A claim that is being worked on is waited for, for as long as it may take: its holder may be dead, and nobody comes after us.
+    Waits for another process's claim until it is sent, failed or expired: that process may be dead, and no later one may come.
     """
     for number in range(1, MAX_CLAIMS + 1):
         path = folder / f"{stem}-{number}.json"
         if create_json(path, {"schema": SCHEMA, **asdict(mine)}):
             return path, None
-        begun = clock()
+        start = clock()
         while True:
             standing = _NOTICES.read(path)
             if standing is not None and standing.state != "sending":
                 return path, standing
-            if clock() - (begun if standing is None else min(standing.time, begun)) > claim_seconds:
+            if clock() - (start if standing is None else min(standing.time, start)) > claim_seconds:
                 break
             pause(1.0)
     return path, replace(mine, state="failed", error=f"{MAX_CLAIMS} processes died while they sent it")
@@ -160,7 +161,7 @@ def _try(send: Callable[[], None], pause: Callable[[float], None]) -> dict[str, 
         except _RefusedError as refusal:
             return {"state": "failed", "error": str(refusal)}
         except (OSError, smtplib.SMTPException, http.client.HTTPException, ValueError, UsageError) as problem:
-            error = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
+            error = f"{type(problem).__name__}: {one_line(problem)}"
         else:
             return {"state": "sent"}
     return {"state": "failed", "error": f"{error} ({TRIES} tries)"}
@@ -183,9 +184,8 @@ def _send_mail(address: str, server: str, ending: Ending) -> None:
 
 
 def _raise_if_final(code: int, text: bytes | str, error: Exception) -> None:
-    said = text.decode(errors="replace") if isinstance(text, bytes) else text
     if code >= 500:
-        raise _RefusedError(f"{code} {' '.join(said.split())}") from error
+        raise _RefusedError(f"{code} {one_line(text.decode(errors='replace') if isinstance(text, bytes) else text)}") from error
     raise error
 
 
@@ -199,13 +199,13 @@ def _post(url: str, ending: Ending) -> None:
         with urllib.request.build_opener(_NoRedirect).open(request, timeout=SERVER_SECONDS) as answer:
             answer.read(1)
     except urllib.error.HTTPError as error:
-        if error.code < 500 and error.code not in _AGAIN:
-            raise _RefusedError(f"{error.code} {' '.join(str(error.reason).split())}") from error
+        if error.code < 500 and error.code not in _RETRIABLE:
+            raise _RefusedError(f"{error.code} {one_line(error.reason)}") from error
         raise
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirected POST would become a GET without the message: an error instead."""
+    """Makes a redirect an error: the redirected POST would become a GET without the message."""
 
     def redirect_request(self, *arguments: Any, **named: Any) -> None:
         return None
@@ -227,14 +227,14 @@ def _server(text: str) -> tuple[str, int]:
 
 
 def _webhook_host(url: str) -> str:
-    """Host of a URL that can be posted to. The URL is not shown: whoever has it may post."""
+    """Host of a URL for POST. UsageError if it is invalid; the URL itself is secret and never shown."""
     try:
         parts = urllib.parse.urlsplit(url)
         sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and not parts.username
     except ValueError:
         sound = False
     if not sound or not url.isascii() or any(not 32 < ord(character) < 127 for character in url):
-        raise UsageError("policy.webhook: not a URL that can be posted to; write http://HOST/... or https://HOST/..., without a user name")
+        raise UsageError("policy.webhook: not a URL for POST; write http://HOST/... or https://HOST/..., without a user name")
     return str(parts.hostname)
 
 

@@ -1,71 +1,99 @@
-"""How often what was predicted was enough: what every task asked of Slurm, and what it used.
+"""`status --requests`: how often predicted time and memory were enough: what every task requested from Slurm, and what it used.
 
-`read_tasks` reads records; the rest is pure. A task that was interrupted, lost or failed otherwise says nothing and is not counted.
+`read_tasks` reads records; the rest is pure. Tasks that were interrupted, lost or failed for another reason are not counted.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jobs.control.facts import Asked, Departure, NodeFacts
+from jobs.commands.console import print_lines, say, warn_if_changed
+from jobs.control.facts import Asked, Departure, Shortage, StageFacts
 from jobs.control.failure_policy import ended_attempts, lacks_memory_of_host
-from jobs.control.observe import Sight, read_attempts
-from jobs.experiment.config import Resources, at_once_of
+from jobs.control.observe import PassContext, read_attempts
+from jobs.errors import UsageError
+from jobs.experiment.config import Resources, at_once_of, resources_of
 from jobs.experiment.graph import Graph
 from jobs.slurm.submissions import Submission
 from jobs.store.failures import FailureClass
 from jobs.store.layout import Layout
+from jobs.text import counted
+
+if TYPE_CHECKING:
+    from jobs.commands.session import Session
 
 SCHEMA = 1
 
 
 @dataclass(frozen=True)
 class TaskUse:
-    """One array element that came to its end, or was short of time or memory."""
+    """One array element that completed, or ran out of time or memory."""
 
     stage: str
     method: str
     asked: Asked
     seconds: float
     memory: int = 0  # bytes on its node at the peak; 0: not known
-    short_of: str = ""  # `time`, `memory`, or `time or memory` where nobody says which
+    short_of: Shortage = Shortage.none  # both if it is not known which
 
 
 @dataclass(frozen=True)
 class RequestsRow:
-    """The tasks of one stage and method, or all."""
+    """Totals of the tasks of one stage and method, or of all tasks."""
 
     stage: str
     method: str
     tasks: int
-    predicted_time: int  # asked for less time than configured
+    predicted_time: int  # tasks that requested less time than configured
     enough_time: int  # of them
     predicted_memory: int
     enough_memory: int
-    time_asked: float  # hours asked for each hour used; 0: nothing to compare
-    time_configured: float  # the same if all had asked for what is configured
-    memory_asked: float  # likewise, GB for each GB
+    time_asked: float  # hours requested per hour used; 0: nothing to compare
+    time_configured: float  # the same if all had requested what is configured
+    memory_asked: float  # GB requested per GB used
     memory_configured: float
+
+
+def show_requests(session: Session, *, as_json: bool = False) -> None:
+    """Print what finished tasks requested and used. UsageError for an experiment on this machine, where nothing is requested."""
+    warn_if_changed(session)
+    if not session.on_slurm:
+        raise UsageError(f"{session.name} was launched on this machine, where nothing is requested")
+    report, experiment = session.look(), session.launched.experiment
+    tasks = read_tasks(
+        session.arrays.submissions(),
+        report.graph,
+        report.facts,
+        session.launched.layout,
+        session.context(),
+        lambda stage: resources_of(experiment, stage),
+    )
+    rows = rows_of(tasks)
+    if as_json:
+        say(json.dumps(requests_to_json(session.name, rows), indent=1))
+    else:
+        print_lines(requests_lines(session.name, rows))
 
 
 def read_tasks(
     records: Iterable[Submission],
     graph: Graph,
-    facts: Mapping[str, NodeFacts],
+    facts: Mapping[str, StageFacts],
     layout: Layout,
-    sight: Sight,
+    context: PassContext,
     resources: Callable[[str], Resources],
 ) -> list[TaskUse]:
-    """What the elements of submissions asked for and used, as far as their stages belong to the experiment now."""
-    departures = sight.departures(list(graph.nodes))
+    """What array elements requested and used, of those whose stages belong to the experiment now."""
+    departures = context.departures(list(graph.nodes))
     found = []
     for record in records:
         for place in record.left if record.asked is not None else ():
             keys = record.tasks[int(place)]
             if all(key in graph.nodes for key in keys):
-                held = [_used(graph, facts, layout, sight, departures, key, record.element(int(place))) for key in keys]
+                held = [_used(graph, facts, layout, context, departures, key, record.element(int(place))) for key in keys]
                 parts = [part for part in held if part is not None]
                 task = _task(record, parts, resources(record.stage), whole=len(parts) == len(keys))
                 found.extend([task] if task is not None else [])
@@ -73,7 +101,7 @@ def read_tasks(
 
 
 def rows_of(tasks: Sequence[TaskUse]) -> tuple[RequestsRow, ...]:
-    """By stage and method, then all of them."""
+    """A row per stage and method, and a last one for all."""
     kinds = dict.fromkeys((task.stage, task.method) for task in tasks)
     rows = [_row(stage, method, [task for task in tasks if (task.stage, task.method) == (stage, method)]) for stage, method in kinds]
     return (*rows, _row("all", "", tasks)) if len(rows) > 1 else tuple(rows)
@@ -82,8 +110,8 @@ def rows_of(tasks: Sequence[TaskUse]) -> tuple[RequestsRow, ...]:
 def requests_lines(name: str, rows: Sequence[RequestsRow]) -> list[str]:
     """One line per row."""
     if not rows:
-        return [f"{name}: no task has come to its end yet whose request is on record"]
-    return [_words(row) for row in rows]
+        return [f"{name}: no task has ended yet whose request is on record"]
+    return [_row_line(row) for row in rows]
 
 
 def requests_to_json(name: str, rows: Sequence[RequestsRow]) -> dict[str, Any]:
@@ -93,42 +121,42 @@ def requests_to_json(name: str, rows: Sequence[RequestsRow]) -> dict[str, Any]:
 
 def _used(
     graph: Graph,
-    facts: Mapping[str, NodeFacts],
+    facts: Mapping[str, StageFacts],
     layout: Layout,
-    sight: Sight,
+    context: PassContext,
     departures: Mapping[str, Sequence[Departure]],
     key: str,
     job: str,
-) -> tuple[float, int, str] | None:
-    """Seconds and bytes of a process that a stage took in a job, and what it was short of there ("": nothing, its result is from there).
+) -> tuple[float, int, Shortage] | None:
+    """Seconds, peak bytes of a process, and what a stage ran out of in a job (nothing: the job computed its result).
 
-    None if it was not begun there, or ended otherwise.
+    None if the job did not start the stage, or the attempt ended for another reason.
     """
-    fact, left = facts.get(key) or NodeFacts(), departures.get(key, ())
+    fact, left = facts.get(key) or StageFacts(), departures.get(key, ())
     if fact.done and fact.attempts == 1 and len(left) == 1:
-        return fact.seconds, fact.memory, ""
+        return fact.seconds, fact.memory, Shortage.none
     folder = layout.stage(graph.nodes[key].stage, key)
-    files = read_attempts(folder, sight)
+    files = read_attempts(folder, context)
     if any(each.job == job and each.published for each in files):
-        return fact.seconds, fact.memory, ""
+        return fact.seconds, fact.memory, Shortage.none
     here = {each.claim.started: each for each in files if each.claim and each.job == job}
     for each in reversed([each for each in ended_attempts(files, left, 0.0) if each.started in here]):
         late, full = each.failure is FailureClass.time_limit, lacks_memory_of_host(each.failure, each.error)
-        short = each.short_of or ("time" if late else "memory" if full else "")
+        short = each.short_of or (Shortage.time if late else Shortage.memory if full else Shortage.none)
         if short:
             outcome = here[each.started].outcome
             return outcome.seconds if outcome else 0.0, 0, short
     return None
 
 
-def _task(record: Submission, parts: Sequence[tuple[float, int, str]], given: Resources, *, whole: bool) -> TaskUse | None:
-    """Of stages that shared a task's time it is not known what they used of it together, nor of the memory; the time is shared out."""
-    short = next((short for _, _, short in parts if short), "")
+def _task(record: Submission, parts: Sequence[tuple[float, int, Shortage]], given: Resources, *, whole: bool) -> TaskUse | None:
+    """Use of one array element. Stages computed at the same time share its seconds; what they used of its memory together is not known."""
+    short = next((short for _, _, short in parts if short), Shortage.none)
     if record.asked is None or not (whole or short):
         return None
     together = min(at_once_of(given) or len(parts), len(parts))
     seconds = sum(seconds for seconds, _, _ in parts) / together
-    if short == "time":
+    if short is Shortage.time:
         seconds = record.asked.minutes * 60.0
     memory = max(memory for _, memory, _ in parts) * given.processes_per_node if at_once_of(given) == 1 else 0
     return TaskUse(record.stage, record.method, record.asked, seconds, memory, short)
@@ -145,9 +173,9 @@ def _row(stage: str, method: str, tasks: Sequence[TaskUse]) -> RequestsRow:
         method,
         len(tasks),
         len(less_time),
-        sum("time" not in task.short_of for task in less_time),
+        sum(Shortage.time not in task.short_of for task in less_time),
         len(less_memory),
-        sum("memory" not in task.short_of for task in less_memory),
+        sum(Shortage.memory not in task.short_of for task in less_memory),
         _ratio(sum(task.asked.minutes for task in tasks) / 60, hours),
         _ratio(sum(task.asked.configured_minutes for task in tasks) / 60, hours),
         _ratio(sum(task.asked.memory_mb for task in known), used),
@@ -159,12 +187,12 @@ def _ratio(asked: float, used: float) -> float:
     return round(asked / used, 2) if used else 0.0
 
 
-def _words(row: RequestsRow) -> str:
-    said = [f"{row.tasks} {'task' if row.tasks == 1 else 'tasks'}"]
+def _row_line(row: RequestsRow) -> str:
+    parts = [counted(row.tasks, "task")]
     for what, predicted, enough in (("time", row.predicted_time, row.enough_time), ("memory", row.predicted_memory, row.enough_memory)):
-        said.append(f"{what} predicted for {predicted}" + (f", enough for {enough} ({enough / predicted:.0%})" if predicted else ""))
+        parts.append(f"{what} predicted for {predicted}" + (f", enough for {enough} ({enough / predicted:.0%})" if predicted else ""))
     if row.time_asked:
-        said.append(f"{row.time_asked:g} h asked for each hour used (as configured: {row.time_configured:g})")
+        parts.append(f"{row.time_asked:g} h requested per hour used (as configured: {row.time_configured:g})")
     if row.memory_asked:
-        said.append(f"{row.memory_asked:g} GB for each GB used ({row.memory_configured:g})")
-    return f"{row.stage} {row.method}".rstrip() + f": {'; '.join(said)}"
+        parts.append(f"{row.memory_asked:g} GB requested per GB used ({row.memory_configured:g})")
+    return f"{row.stage} {row.method}".rstrip() + f": {'; '.join(parts)}"

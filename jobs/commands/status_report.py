@@ -1,4 +1,4 @@
-"""Where an experiment stands, as plain data: counts per method and stage, the state of every run, what went wrong, what comes next."""
+"""The status of an experiment as plain data: counts per method and stage, state of every run, failures, next steps. Pure."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from jobs.control.facts import InFlight, NodeFacts, Phase
+from jobs.control.facts import InFlight, Phase, StageFacts
 from jobs.control.plan import Plan
-from jobs.control.rounds import Dropped, Judgements
+from jobs.control.rounds import DroppedRun, Judgements
 from jobs.experiment.graph import Graph, Run
 from jobs.store.failures import FailureClass
+from jobs.text import counted, listed
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,32 +23,31 @@ if TYPE_CHECKING:
 
 
 SCHEMA = 1
-LONGEST_LIST = 5  # names in one line
 _NUMBER = re.compile(r"0x[0-9a-f]+|[0-9]+")
 
 
 class State(Enum):
-    """Where a stage stands, in the order in which a table shows them."""
+    """State of a stage, in the order of a table's columns."""
 
     done = "done"
     running = "running"
     queued = "queued"
-    missing = "missing"  # not begun, or between two attempts
-    held = "held"  # the first of its kind all failed alike
+    missing = "missing"  # never started, or between two attempts
+    held = "held"  # the first of its stage and method all failed with the same error
     cancelled = "cancelled"  # by the user
-    blocked = "blocked"  # something upstream is given up, held or cancelled
+    blocked = "blocked"  # an upstream stage is given up, held or cancelled
     failed = "failed"  # given up
-    superseded = "superseded"  # of a run that was dropped: its slot has another seed now
-    unneeded = "unneeded"  # not there, and everything that would read it is
+    superseded = "superseded"  # of a dropped run: its slot has another seed now
+    unneeded = "unneeded"  # no result, and every stage that reads it has one
 
 
 @dataclass(frozen=True)
 class StageRow:
-    """The stages of one name that a method was the first to ask for."""
+    """Counts of one stage of a method; a stage shared by methods counts for the first of them."""
 
     method: str
     stage: str
-    counts: Mapping[str, int]  # every State by name
+    counts: Mapping[str, int]  # by name of State
 
     @property
     def total(self) -> int:
@@ -56,7 +56,7 @@ class StageRow:
 
 @dataclass(frozen=True)
 class RunRow:
-    """One run that fills a slot: its state is that of its last stage."""
+    """One run that fills a slot; its state is that of its last stage."""
 
     method: str
     fold: str
@@ -65,12 +65,12 @@ class RunRow:
     key: str
     state: State
     generation: int = 0
-    diverged: bool = False  # and no reserve seed is left
+    diverged: bool = False  # with no reserve seed left
 
 
 @dataclass(frozen=True)
 class DroppedRow:
-    """One run that counts no more; its slot has another seed."""
+    """One run that was dropped; its slot has another seed."""
 
     method: str
     fold: str
@@ -80,19 +80,19 @@ class DroppedRow:
     key: str
     ua: float | None  # percent
     kind: str  # `outlier` or `diverged`
-    round: int  # of judgement; 0: diverged, before any
+    round: int  # of the outlier rule; 0: dropped before any because it diverged
     reason: str
 
 
 @dataclass(frozen=True)
 class JudgedRow:
-    """What the outlier rule has done to one method."""
+    """What the outlier rule decided for one method."""
 
     method: str
     rounds: int
-    outliers: int  # dropped, each rerun with another seed
+    outliers: int  # runs dropped and run again with another seed
     diverged: int
-    unresolved: tuple[str, ...]  # FOLD/SLOT of runs that are out and stay
+    unresolved: tuple[str, ...]  # FOLD/SLOT of outliers that are kept
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,12 @@ class Problem:
     error: str
     failure: str = ""  # its class, a name of jobs.store.failures.FailureClass
     attempts: int = 0
-    after: str = ""  # what becomes of it
+    after: str = ""  # what happens to it next, for messages
 
 
 @dataclass(frozen=True)
 class Status:
-    """An experiment at one moment."""
+    """An experiment at one point in time."""
 
     experiment: str
     complete: bool
@@ -124,12 +124,12 @@ class Status:
     settled: bool = False
     dropped: tuple[DroppedRow, ...] = ()
     judged: tuple[JudgedRow, ...] = ()
-    held: Mapping[str, int] = field(default_factory=dict)  # why stages are held -> how many
-    stuck: Mapping[str, int] = field(default_factory=dict)  # why jobs in the queue will never start -> how many stages they hold
-    controller: str = ""  # how the chain stands, in words
-    notices: tuple[str, ...] = ()  # whom an end was told to, or could not be
-    steps: tuple[str, ...] = ()  # what the user can do next
-    damaged: tuple[str, ...] = ()  # files that cannot be decoded and count as missing, each with the reason
+    held: Mapping[str, int] = field(default_factory=dict)  # reason -> number of held stages
+    stuck: Mapping[str, int] = field(default_factory=dict)  # reason -> number of queued stages whose job will never start
+    controller: str = ""  # state of the controller chain, one sentence
+    notices: tuple[str, ...] = ()  # notices of the end, sent or failed
+    steps: tuple[str, ...] = ()  # commands for the user, one sentence each
+    damaged: tuple[str, ...] = ()  # records that cannot be decoded and count as missing, each with the reason
 
 
 def status_of(
@@ -145,10 +145,10 @@ def status_of(
     tables: str = "",
     damaged: Sequence[str] = (),
 ) -> Status:
-    """The status from what the planner sees and decided.
+    """The status by a pass's report.
 
-    `command` launches the experiment again; `watched`: somebody goes on with it, so that nothing is asked of the user; `stuck` says of
-    stages in the queue why they will never start; `cancelled`: the user has cancelled everything; `tables`: where those of the end lie;
+    `command` launches the experiment again; `watched`: a controller job submits the rest, so nothing is asked of the user; `stuck`: key
+    of a queued stage -> why its job will never start; `cancelled`: the whole experiment is; `tables`: folder of the complete tables;
     `damaged`: records that cannot be decoded.
     """
     graph, facts, plan = report.graph, report.facts, report.plan
@@ -160,7 +160,7 @@ def status_of(
     rows = [StageRow(method, stage, {state.value: found[state] for state in State}) for (method, stage), found in counts.items()]
     runs = tuple(_run_row(run, states, facts) for run in graph.runs)
     problems = tuple(
-        _problem(graph, key, facts.get(key) or NodeFacts(), states[key], plan)
+        _problem(graph, key, facts.get(key) or StageFacts(), states[key], plan)
         for key in graph.nodes
         if states[key] is not State.superseded and (key in given_up or (key in facts and facts[key].error and not facts[key].done))
     )
@@ -173,7 +173,7 @@ def status_of(
         settled=plan.settled,
         dropped=tuple(_dropped_row(graph, facts, report.judgements)),
         judged=tuple(_judged_rows(report.judgements)),
-        held=Counter(plan.reasons[key] for key in plan.stayed if states[key] is State.held),
+        held=Counter(plan.reasons[key] for key in plan.held_or_cancelled if states[key] is State.held),
         stuck=Counter((stuck or {}).values()),
         controller=controller,
         notices=tuple(notices),
@@ -182,16 +182,16 @@ def status_of(
     )
 
 
-def node_states(graph: Graph, plan: Plan, facts: Mapping[str, NodeFacts], in_flight: Mapping[str, InFlight]) -> dict[str, State]:
+def node_states(graph: Graph, plan: Plan, facts: Mapping[str, StageFacts], in_flight: Mapping[str, InFlight]) -> dict[str, State]:
     """State of every stage of the graph."""
     found = {key: State.done if key in facts and facts[key].done else State.unneeded for key in graph.nodes}
     found.update({run.key: State.superseded for run in graph.superseded})
     for keys, state in ((plan.deferred, State.missing), (plan.blocked, State.blocked), (plan.given_up, State.failed)):
         found.update(dict.fromkeys(keys, state))
-    found.update({key: State.cancelled if key in facts and facts[key].cancelled else State.held for key in plan.stayed})
+    found.update({key: State.cancelled if key in facts and facts[key].cancelled else State.held for key in plan.held_or_cancelled})
     found.update({key: State.missing for batch in plan.batches for key in batch.keys})
     for key in plan.waiting:
-        queued = key in in_flight and in_flight[key].phase is Phase.queued and not facts[key].held
+        queued = key in in_flight and in_flight[key].phase is Phase.queued and not facts[key].awaited
         found[key] = State.queued if queued else State.running
     return found
 
@@ -218,30 +218,30 @@ def status_to_json(status: Status) -> dict[str, Any]:
 
 
 def status_lines(status: Status) -> list[str]:
-    """Plain lines, for what is not a terminal: one per method and stage, then what there is to say."""
+    """Plain text without a terminal: a line per method and stage, then outliers, failures and next steps."""
     lines = [f"{row.method} {row.stage}: {_counts_in_words(row)}" for row in status.stages]
     return [*lines, *judged_lines(status), *problem_lines(status), *closing_lines(status)]
 
 
 def judged_lines(status: Status) -> list[str]:
-    """One line per method of which runs were dropped, or would have been."""
+    """One line per method with dropped or unresolved runs."""
     lines = []
     for row in status.judged:
-        said = []
+        parts = []
         if row.outliers:
-            rounds = "1 round" if row.rounds == 1 else f"{row.rounds} rounds"
-            said.append(f"{_runs(row.outliers)} dropped as outliers and rerun with other seeds, judged in {rounds}")
+            rounds = counted(row.rounds, "round")
+            parts.append(f"{counted(row.outliers, 'run')} dropped as outliers and rerun with other seeds, judged in {rounds}")
         if row.diverged:
-            said.append(f"{_runs(row.diverged)} diverged and rerun with other seeds")
+            parts.append(f"{counted(row.diverged, 'run')} diverged and rerun with other seeds")
         if row.unresolved:
-            said.append(f"unresolved: {_named(row.unresolved)} still out after the last round, kept and reported")
-        if said:
-            lines.append(f"{row.method}: {'; '.join(said)}")
+            parts.append(f"unresolved: {listed(row.unresolved)} still out after the last round, kept and reported")
+        if parts:
+            lines.append(f"{row.method}: {'; '.join(parts)}")
     return lines
 
 
 def problem_lines(status: Status) -> list[str]:
-    """One line per kind of failure: which stages, why, and what becomes of them. Many with the same error are one line."""
+    """One line per error: stages, cause and what happens next. Stages whose errors differ in numbers only share a line."""
     groups: dict[tuple[str, str, str, str, str], list[Problem]] = {}
     for problem in status.problems:
         same = _NUMBER.sub("#", problem.error)
@@ -263,18 +263,18 @@ def problem_lines(status: Status) -> list[str]:
 
 
 def closing_lines(status: Status) -> list[str]:
-    """Who looks after the experiment, who was told of its end, and what the user can do."""
+    """State of the controller, notices sent, and commands for the user."""
     return [*filter(None, [status.controller]), *status.notices, *status.steps]
 
 
 def table_states(status: Status) -> dict[str, str]:
-    """Key of each run, dropped ones included -> what a table calls its state (a name of jobs.tables.summary.Status)."""
+    """Key of each run, dropped ones included -> its state in a table (a name of jobs.tables.summary.Status)."""
     found = {run.key: "diverged" if run.diverged else _OF_TABLE.get(run.state, "pending") for run in status.runs}
     return found | {row.key: row.kind for row in status.dropped}
 
 
 def status_table(status: Status) -> Table:
-    """The counts for a terminal."""
+    """The counts as a table for a terminal."""
     from rich.table import Table
 
     shown = [state for state in State if state is State.done or any(row.counts[state.value] for row in status.stages)]
@@ -309,13 +309,13 @@ _OF_TABLE: Mapping[State, str] = {
 }
 
 
-def _run_row(run: Run, states: Mapping[str, State], facts: Mapping[str, NodeFacts]) -> RunRow:
+def _run_row(run: Run, states: Mapping[str, State], facts: Mapping[str, StageFacts]) -> RunRow:
     diverged = states[run.key] is State.failed and run.key in facts and bool(facts[run.key].diverged)
     return RunRow(run.method, run.fold, run.slot, run.seed, run.key, states[run.key], run.generation, diverged)
 
 
-def _dropped_row(graph: Graph, facts: Mapping[str, NodeFacts], judgements: Judgements) -> list[DroppedRow]:
-    reasons: dict[tuple[str, str, int, int], Dropped] = {
+def _dropped_row(graph: Graph, facts: Mapping[str, StageFacts], judgements: Judgements) -> list[DroppedRow]:
+    reasons: dict[tuple[str, str, int, int], DroppedRun] = {
         (each.method, each.fold, each.slot, each.generation): each for each in judgements.dropped
     }
     found = []
@@ -338,15 +338,15 @@ def _judged_rows(judgements: Judgements) -> list[JudgedRow]:
     return found
 
 
-def _problem(graph: Graph, key: str, fact: NodeFacts, state: State, plan: Plan) -> Problem:
+def _problem(graph: Graph, key: str, fact: StageFacts, state: State, plan: Plan) -> Problem:
     node = graph.nodes[key]
     reason = plan.reasons.get(key, "")
     last = f" (last: {fact.error})" if fact.error and fact.error not in reason else ""
     error = f"{reason}{last}" if state is State.failed and reason else fact.error or reason
-    given_up = state is State.failed
-    ending = state is State.running and not fact.held  # Slurm has not let go of the job yet, or begins it once more
+    given_up, failure = state is State.failed, fact.failure.name if fact.failure else ""
+    ending = state is State.running and not fact.awaited  # its job is still in the queue, or is requeued
     after = "failed, its job is still in the queue" if ending else _AFTER.get(state, "will be tried again")
-    return Problem(key, node.stage, node.method, node.fold, node.seed, fact.failures, given_up, error, fact.failure, fact.attempts, after)
+    return Problem(key, node.stage, node.method, node.fold, node.seed, fact.failures, given_up, error, failure, fact.attempts, after)
 
 
 _AFTER = {
@@ -370,28 +370,19 @@ def _steps(
     steps = []
     cancelled = cancelled or State.cancelled in states
     if cancelled:
-        steps.append(f"cancelled: {again} goes on")
+        steps.append(f"cancelled: {again} resumes")
     bad = [run for run in runs if run.state in (State.failed, State.blocked, State.held)]
     if bad:
         run = f"{bad[0].method}/{bad[0].fold}/{bad[0].slot}"
-        hopeless = all(each.diverged for each in bad)  # what diverged is not forgiven: the same seeds would end the same way
-        then = "change the recipe, or raise policy.max_seeds, and launch again" if hopeless else f"mended, {again} tries again"
+        hopeless = all(each.diverged for each in bad)  # launching again repeats failures, but the same seeds would diverge again
+        then = "change the recipe, or raise policy.max_seeds, and launch again" if hopeless else f"once that is fixed, {again} tries again"
         steps.append(f"`python launch.py explain {name} {run}` says what happened, `logs {name} {run}` shows its log; {then}")
     if plan.settled and any(run.state is State.done for run in runs):
-        steps.append(f"`python launch.py collect {name} --allow-incomplete` writes tables of what is there")
+        steps.append(f"`python launch.py collect {name} --allow-incomplete` writes tables of the results so far")
     if not (plan.settled or plan.waiting or watched or cancelled):
-        steps.append(f"nothing is under way: {again} goes on")
+        steps.append(f"nothing is queued or running: {again} resumes")
     return tuple(steps)
 
 
 def _counts_in_words(row: StageRow) -> str:
     return ", ".join(f"{count} {name}" for name, count in row.counts.items() if count) + f" of {row.total}"
-
-
-def _runs(count: int) -> str:
-    return "1 run" if count == 1 else f"{count} runs"
-
-
-def _named(names: Sequence[str]) -> str:
-    more = f" and {len(names) - LONGEST_LIST} more" if len(names) > LONGEST_LIST else ""
-    return ", ".join(names[:LONGEST_LIST]) + more

@@ -1,6 +1,6 @@
-"""What `sweep` shows: rich on a terminal, plain lines into a pipe. What it does is in jobs.sweeps.session.
+"""`sweep`: run or submit a sweep, print its plan, state and report. jobs.sweeps.session does the work.
 
-Functions that return whether all went well leave the exit code to the command.
+Functions that return bool return whether the command succeeded.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from jobs.commands.console import note, print_lines, say
 from jobs.sweeps.records import TrialRecord, TrialState, load_sweep, running_means
+from jobs.text import counted
 
 if TYPE_CHECKING:
     from jobs.sweeps.report.write import SweepReport
@@ -30,36 +31,36 @@ ENDINGS = {
 
 
 def print_preview(launcher: SweepLauncher) -> None:
-    """What a launch would do, on Slurm with the script."""
+    """What a launch would do; on Slurm with the batch script."""
     from jobs.sweeps.preflight import preview_lines
 
     print_lines(preview_lines(launcher.sweep, launcher.preview()))
     if launcher.on_slurm:
-        say(f"\n# ---- the job in which all of it is computed\n{launcher.script()}")
+        say(f"\n# ---- the job that computes all of it\n{launcher.script()}")
 
 
 def run_here(launcher: SweepLauncher) -> bool:
-    """The whole sweep on this machine, and its report; whether it has come to its end, with no trial failed."""
+    """Run a sweep on this machine and print its report. Returns whether it completed without a failed trial."""
     if launcher.nothing_left():
         return _nothing_left(launcher)
     before = {record.trial: record for record in launcher.trials()}
     if before:
-        say(f"{launcher.name}: goes on with sweep {launcher.sweep.digest}, {_many(len(before), 'trial')} begun")
+        say(f"{launcher.name}: resumes sweep {launcher.sweep.digest}, {counted(len(before), 'trial')} started before")
     if not launcher.run_here(tell=lambda line: print_lines([line])):
-        note(f"stopped; nothing is lost: `{launcher.command}` with the same settings goes on")
+        note(f"stopped; nothing is lost: `{launcher.command}` with the same settings resumes")
         return False
     return _print_report(launcher)
 
 
 def run_on_slurm(launcher: SweepLauncher, *, wait: bool) -> bool:
-    """Submit the allocation; with `wait`, watch it to its end."""
+    """Submit the allocation; with `wait`, print progress until it has ended."""
     if launcher.nothing_left():
         return _nothing_left(launcher)
     job, new = launcher.submit()
-    say(f"{launcher.name}: sweep {launcher.sweep.digest} is job {job}{'' if new else ', which was there already'}; its log: {launcher.log}")
+    say(f"{launcher.name}: sweep {launcher.sweep.digest} is job {job}{'' if new else ', submitted before'}; its log: {launcher.log}")
     look = f"`python launch.py sweep {launcher.name} --show`"
     if not wait:
-        say(f"look with {look}; it goes on by itself until the report is there")
+        say(f"watch with {look}; the job writes the report at the end")
         return True
     seen: dict[str, TrialRecord] = {}
 
@@ -67,18 +68,18 @@ def run_on_slurm(launcher: SweepLauncher, *, wait: bool) -> bool:
         print_lines(trial_lines(seen, records, len(launcher.sweep.folds)))
         seen.update({record.trial: record for record in records})
 
-    ended = launcher.wait(tell=tell, told=lambda sentence: print_lines([f"{launcher.name}: {sentence}"]))
+    ended = launcher.wait(on_trials=tell, on_state=lambda sentence: print_lines([f"{launcher.name}: {sentence}"]))
     if ended is None:
-        note(f"job {job} goes on: {look} shows how it stands, `python launch.py sweep {launcher.name} --cancel` ends it")
+        note(f"job {job} keeps running: {look} shows its state, `python launch.py sweep {launcher.name} --cancel` ends it")
         return False
     found = _print_report(launcher)
     if not ended:
-        note(launcher.standing().sentence)
+        note(launcher.status().sentence)
     return found and ended
 
 
 def drive(folder: Path) -> bool:
-    """Drive a sweep inside the Ray of its allocation; the log has a time on every line. False: it was interrupted."""
+    """Run a sweep's driver inside the Ray cluster of its allocation; log lines have a time. Returns False if it was interrupted."""
     from jobs.sweeps.session import drive as run
 
     sweep = load_sweep(folder)
@@ -93,28 +94,28 @@ def drive(folder: Path) -> bool:
 
 
 def show(launcher: SweepLauncher, *, as_json: bool) -> None:
-    """The report as it stands now, and where the sweep stands."""
-    standing = launcher.standing()
+    """Print the report so far and the state of the sweep."""
+    status = launcher.status()
     report = launcher.report()
     if as_json:
         from jobs.sweeps.report.as_json import to_json
 
-        value = {**to_json(report.summary, report.choice), "standing": standing.state, "job": standing.job}
+        value = {**to_json(report.summary, report.choice), "standing": status.state, "job": status.job}
         say(json.dumps(value, indent=1))
         return
     _print(report)
-    say(standing.sentence)
+    say(status.sentence)
 
 
 def cancel(launcher: SweepLauncher) -> None:
-    """End a sweep until it is launched again."""
+    """Cancel a sweep until it is launched again."""
     print_lines(launcher.cancel())
-    if launcher.standing().state != "complete":
-        say(f"`{launcher.command}` with the same settings goes on")
+    if launcher.status().state != "complete":
+        say(f"`{launcher.command}` with the same settings resumes")
 
 
 def trial_lines(before: Mapping[str, TrialRecord], now: Sequence[TrialRecord], folds: int) -> list[str]:
-    """What has happened to trials between two looks at their records, a line each. Pure."""
+    """Lines on folds computed and trials ended between two reads of the records. Pure."""
     lines = []
     for record in now:
         former = before.get(record.trial)
@@ -135,17 +136,13 @@ def _nothing_left(launcher: SweepLauncher) -> bool:
 
 
 def _print_report(launcher: SweepLauncher) -> bool:
-    """Write and print the report; False where no point is complete, or one has failed."""
+    """Write and print the report. Returns False if no point is complete, or one failed."""
     report = launcher.report()
     _print(report)
     failed = sum(record.state is TrialState.failed for record in launcher.trials())
     if failed:
-        note(f"{_many(failed, 'trial')} failed: `{launcher.command}` with the same settings tries again")
+        note(f"{counted(failed, 'trial')} failed: `{launcher.command}` with the same settings tries again")
     return report.summary.best is not None and not failed
-
-
-def _many(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _print(report: SweepReport) -> None:
@@ -166,7 +163,7 @@ def _print(report: SweepReport) -> None:
 
 
 def _print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]], *, bold: Sequence[bool] = ()) -> None:
-    """A table; on a terminal with rules and the best in bold, into a pipe as lines whose columns are aligned."""
+    """A table: on a terminal with borders and the best in bold, otherwise as aligned columns."""
     if not rows:
         return
     if sys.stdout.isatty():

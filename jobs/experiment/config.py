@@ -1,26 +1,43 @@
-"""Typed experiment configuration: schema, files in `configs/`, dot-list overrides; unknown keys name the nearest known one."""
+"""Experiment configuration: typed schema, files in `configs/`, `KEY=VALUE` overrides. Messages name the nearest known key."""
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from jobs.errors import UsageError
 from jobs.experiment.graph import MAX_SLOTS
-from jobs.experiment.sweep_section import SweepSettings, flat, merged, sweep_bounds
+from jobs.experiment.sweep_section import SWEEP_BOUNDS, SweepSettings, flat, merged
 from jobs.store.layout import valid_experiment_name
+from jobs.text import did_you_mean, first_line, one_line
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-
-DEFAULT_RESOURCES = "default"  # the entry of `resources` that stages inherit from
+_TINY = math.ulp(0.0)  # minimum of values that must be more than 0
+_BOUNDS: Mapping[str, tuple[float, float]] = {  # key -> minimum, maximum
+    "seeds": (1, MAX_SLOTS),
+    "first_seed": (0, math.inf),
+    "policy.sigmas": (_TINY, math.inf),
+    "policy.poll_seconds": (_TINY, 3600),
+    "policy.controller_minutes": (2, 7 * 24 * 60),
+    "policy.controller_days": (_TINY, 366),
+    **{f"policy.{key}": (1, math.inf) for key in ("max_attempts", "rounds", "max_seeds", "max_failures", "min_siblings")},
+    **{f"slurm.{key}": (0, math.inf) for key in ("signal_seconds", "max_submit", "max_array_size")},
+    **{f"sweep.{key}": limits for key, limits in SWEEP_BOUNDS.items()},
+}
+_RESOURCE_BOUNDS: Mapping[str, float] = {  # key of an entry of `resources` -> minimum
+    **dict.fromkeys(("cpus", "nodes", "minutes", "runs_per_task"), 1),
+    **dict.fromkeys(("gpus", "processes", "at_once", "throttle"), 0),
+    "memory_gb": _TINY,
+}
+DEFAULT_RESOURCES = "default"  # the entry of `resources` that every stage inherits from
 
 
 class Cluster(Enum):
@@ -31,7 +48,7 @@ class Cluster(Enum):
 
 
 class OutlierRule(Enum):
-    """Which runs are dropped for their result and run again with another seed (jobs.control.outliers)."""
+    """Rule by which runs are dropped for their result and run again with another seed (jobs.control.outliers)."""
 
     pooled = "pooled"
     cell = "cell"
@@ -39,34 +56,34 @@ class OutlierRule(Enum):
 
 
 class Requests(Enum):
-    """How much time and memory is asked of Slurm for a stage."""
+    """How the time and memory requested from Slurm for a stage are chosen."""
 
-    experience = "experience"  # what finished siblings took, and a margin (jobs.control.estimates); at most what is configured
+    experience = "experience"  # use of finished runs and a margin (jobs.control.estimates), at most as configured
     configured = "configured"
 
 
 @dataclass
 class Resources:
-    """What one attempt of a stage is given; cores, GPUs and memory are those of each of its nodes."""
+    """Resources of one attempt of a stage; cores, GPUs and memory are per node."""
 
-    cpus: int = 4  # shared out over the processes
+    cpus: int = 4  # divided among the processes
     gpus: int = 1
     nodes: int = 1
     memory_gb: float = 16.0
     minutes: int = 60
-    processes: int = 0  # per node, that compute one stage together; 0: one for each GPU, or one
+    processes: int = 0  # per node, that compute one stage together; 0: one per GPU, at least one
     runs_per_task: int = 1  # stages computed in one array task
-    at_once: int = 1  # of them, computed at the same time with the same GPU; 0: as many as the memory measured before allows
-    throttle: int = 0  # array tasks running at once; 0: no limit of ours
+    at_once: int = 1  # of them, computed concurrently on the same GPU; 0: as many as fit by measured memory
+    throttle: int = 0  # array tasks running at the same time; 0: no limit
 
     @property
     def processes_per_node(self) -> int:
-        """That compute a stage together: as asked for, else one for each GPU, at least one."""
+        """Processes on each node: as configured, else one per GPU, at least one."""
         return self.processes or max(1, self.gpus)
 
     @property
     def team(self) -> int:
-        """All processes that compute a stage together."""
+        """Number of processes that compute a stage together (world size)."""
         return self.nodes * self.processes_per_node
 
     @property
@@ -76,7 +93,7 @@ class Resources:
 
 @dataclass
 class StageResources:
-    """What an experiment says of the resources of one stage; None: as `default` says, and `Resources` where that says nothing."""
+    """Entry of `resources` for one stage; None: the value of the entry `default`, or of `Resources` if that has none."""
 
     cpus: int | None = None
     gpus: int | None = None
@@ -91,10 +108,10 @@ class StageResources:
 
 @dataclass
 class SlurmSite:
-    """A site profile: how jobs are asked for on one cluster."""
+    """A site profile: sbatch options and environment of one cluster."""
 
     partition: str | None = None
-    controller_partition: str | None = None  # of the small job that looks after an experiment; default: `partition`
+    controller_partition: str | None = None  # of the controller job; default: `partition`
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
@@ -104,33 +121,33 @@ class SlurmSite:
     modules: list[str] = field(default_factory=list)
     container: str | None = None  # image for `apptainer exec --nv`
     container_arguments: list[str] = field(default_factory=list)
-    python: str | None = None  # interpreter on the compute nodes; default: the one that launches
+    python: str | None = None  # interpreter on the compute nodes; default: the one of the launch
     environment: dict[str, str] = field(default_factory=dict)
-    prologue: list[str] = field(default_factory=list)  # shell lines of the site's administrator, run before the worker
+    prologue: list[str] = field(default_factory=list)  # shell lines executed before the worker, trusted
     extra: dict[str, str] = field(default_factory=dict)  # further sbatch options, e.g. {"reservation": "speech"}
-    memory_requests: bool = True  # some sites refuse --mem
-    signal_seconds: int = 120  # warning before the time limit
-    max_submit: int = 0  # jobs we may have in the queue; 0: as the site says
-    max_array_size: int = 0  # 0: as the site says
+    memory_requests: bool = True  # False for sites that reject --mem
+    signal_seconds: int = 120  # SIGUSR1 so long before the time limit
+    max_submit: int = 0  # our jobs in the queue at most; 0: the site's limit
+    max_array_size: int = 0  # 0: the site's limit
 
 
 @dataclass
 class Policy:
-    """How failures and outliers are met, and who looks after an experiment."""
+    """Policies for outliers, failures, requests and the controller."""
 
     outliers: OutlierRule = OutlierRule.pooled
-    sigmas: float = 2.0  # a run further from its centre is out
-    rounds: int = 3  # of judgement
-    max_seeds: int = 6  # that one slot may use, the first included
-    max_attempts: int = 12  # of one stage since the last launch that left neither a result nor a newer checkpoint
+    sigmas: float = 2.0  # a run further from the centre is an outlier
+    rounds: int = 3  # of the outlier rule at most
+    max_seeds: int = 6  # per slot at most, the first included
+    max_attempts: int = 12  # of one stage since the last launch without a result or a newer checkpoint
     requests: Requests = Requests.experience
-    min_siblings: int = 3  # finished ones, before a request is predicted from them
-    max_failures: int = 100  # failed attempts that cost, of a whole experiment since the last launch
+    min_siblings: int = 3  # finished runs needed to predict a request
+    max_failures: int = 100  # failed attempts of the whole experiment since the last launch, interruptions not counted
     poll_seconds: float = 20.0  # between passes
-    controller: bool = True  # on Slurm a small job looks after the experiment
-    controller_minutes: int = 60  # time limit of one link of its chain
-    controller_days: float = 14.0  # since the last launch
-    mail: str | None = None  # told when the experiment ends
+    controller: bool = True  # on Slurm a small job makes the passes
+    controller_minutes: int = 60  # time limit of one controller job
+    controller_days: float = 14.0  # after the last launch no further controller job is submitted
+    mail: str | None = None  # gets a notice when the experiment ends
     mail_server: str = "localhost"
     webhook: str | None = None
 
@@ -141,22 +158,22 @@ class Experiment:
 
     name: str = "???"
     corpus: str = "???"  # a prepared corpus
-    methods: list[str] = field(default_factory=lambda: ["vft", "tapt", "ptapt"])
+    methods: list[str] = field(default_factory=list)  # default: all of the registry
     folds: list[str] = field(default_factory=list)  # empty: all of the corpus
     seeds: int = 5  # slots per cell
     first_seed: int = 0
-    table: str | None = None  # key of configs/published.yaml printed beside
+    table: str | None = None  # key of configs/published.yaml, printed beside the results
     cluster: Cluster = Cluster.local
     site: str = "default"  # configs/site/NAME.yaml
-    resources: dict[str, StageResources] = field(default_factory=dict)  # stage -> what it gets; `default` for the rest, key by key
+    resources: dict[str, StageResources] = field(default_factory=dict)  # by stage; `default` for every stage
     policy: Policy = field(default_factory=Policy)
     slurm: SlurmSite = field(default_factory=SlurmSite)
     sweep: SweepSettings = field(default_factory=SweepSettings)
-    recipe: Any = None  # schema of the package that owns the stages
+    recipe: Any = None  # settings of the stages, with the schema of their package
 
 
 def resources_of(experiment: Experiment, stage: str) -> Resources:
-    """What a stage is given, key by key: as its own entry says, else as `default` says, else the schema's default."""
+    """Resources of a stage: each value is that of its own entry, else of `default`, else of the schema."""
     found = Resources()
     for name in (DEFAULT_RESOURCES, stage):
         if name in experiment.resources:
@@ -165,7 +182,7 @@ def resources_of(experiment: Experiment, stage: str) -> Resources:
 
 
 def at_once_of(resources: Resources) -> int:
-    """Stages of one task computed at the same time; 0: as memory allows. What several processes compute together is never packed."""
+    """Stages of one task computed concurrently; 0: as memory allows. Stages of several processes are never packed."""
     return 1 if resources.team > 1 else resources.at_once
 
 
@@ -177,12 +194,13 @@ def load_experiment(
     recipe_schema: type[Any],
     stages: Sequence[str] | None = None,
     teams: Sequence[str] | None = None,
+    methods: Sequence[str] = (),
 ) -> Experiment:
     """Schema, then the site profile, then `configs/experiment/NAME.yaml`, then `KEY=VALUE` overrides.
 
-    `stages` are the names that `resources` may have an entry for (None: any), `teams` those that several processes can compute together
-    (None: all); the rest get one process whatever `default` says. Raises UsageError in one line for an unknown experiment, site, stage or
-    key, and for a value of the wrong type or out of range.
+    `stages`: names that `resources` may have an entry for (None: any). `teams`: stages that several processes can compute together (None:
+    all); the others get one process whatever the entry `default` is. `methods`: used if no layer names any. Raises UsageError, in one
+    line, for an unknown experiment, site, stage or key, and for a value of the wrong type or out of range.
     """
     from omegaconf import OmegaConf
 
@@ -198,32 +216,33 @@ def load_experiment(
     site = next((str(layer["site"]) for layer in reversed(layers) if "site" in layer), schema.site)
     site_file = configs / "site" / f"{site}.yaml"
     if not site_file.is_file():
-        raise UsageError(
-            f"no site profile {site!r}: known are {', '.join(_stems(configs / 'site')) or 'none'} (configs/site/NAME.yaml, key `site`)"
-        )
+        known = _stems(configs / "site")
+        raise UsageError(f"no site profile {site!r}: known are {', '.join(known) or 'none'} (configs/site/NAME.yaml, key `site`)")
     whole = schema
     sources = [(str(site_file), OmegaConf.create({"slurm": _read_yaml(site_file)})), (str(file), layers[0]), ("KEY=VALUE", layers[1])]
     for source, layer in sources:
         whole = _merge(whole, layer, source)
     if OmegaConf.is_missing(whole, "name"):
         whole.name = name
+    if not any("methods" in layer for layer in layers):
+        whole.methods = list(methods)
     whole.sweep.settings = searched
     return _checked(whole, file, stages, teams)
 
 
 def restore_experiment(values: Mapping[str, Any], *, recipe_schema: type[Any]) -> Experiment:
-    """An experiment from the values that `resolved_values` gave; UsageError if the schema has moved on since.
+    """The experiment of stored `resolved_values`. UsageError if the schema has changed since.
 
-    Nothing is merged here, so OmegaConf is not needed, whose import alone would take half of the time that `status` has.
+    Uses pydantic: importing OmegaConf alone would take half of the time that `status` may take.
     """
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        values = {"sweep": _plain(asdict(SweepSettings())), **values}  # launched before there were sweeps: as if it said nothing of them
+        values = {"sweep": _plain(asdict(SweepSettings())), **values}  # stored before sweeps existed
         recipe = TypeAdapter(recipe_schema).validate_python(values["recipe"])
         experiment = replace(TypeAdapter(Experiment).validate_python({**values, "recipe": None}), recipe=recipe)
     except (KeyError, TypeError, ValidationError) as error:
-        raise UsageError(f"stored configuration: {str(error).splitlines()[0]}; launch `grid` again to renew it") from error
+        raise UsageError(f"stored configuration: {first_line(error)}; launch `grid` again to renew it") from error
     if resolved_values(experiment) != values:
         raise UsageError("stored configuration: written by another version of the program; launch `grid` again to renew it")
     return experiment
@@ -253,12 +272,12 @@ def _merge(base: DictConfig, layer: Any, source: str) -> DictConfig:
     except ConfigKeyError as error:
         key = str(error.full_key or error.key)
         known = known_keys(base)
-        if key.startswith("resources.") and key.count(".") > 1:  # an entry need not be there yet to have keys
+        if key.startswith("resources.") and key.count(".") > 1:  # keys of an entry that no layer has yet
             known.extend(f"{key.rpartition('.')[0]}.{each.name}" for each in fields(StageResources))
         raise UsageError(f"unknown key {key!r} in {source}{nearest(key, known)}") from error
     except OmegaConfBaseException as error:
-        listed = "ListConfig" in str(error)  # OmegaConf's word for a list
-        reason = "a list is wanted, in brackets: [a, b]" if listed else str(error).splitlines()[0]
+        listed = "ListConfig" in str(error)  # OmegaConf's name of a list
+        reason = "expected a list in brackets: [a, b]" if listed else first_line(error)
         raise UsageError(f"{error.full_key or 'configuration'} in {source}: {reason}") from error
 
 
@@ -269,42 +288,19 @@ def _checked(merged: DictConfig, file: Path, stages: Sequence[str] | None, teams
     try:
         experiment = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise UsageError(f"{error.full_key} in {file}: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"{error.full_key} in {file}: {first_line(error)}") from error
     if not isinstance(experiment, Experiment):
         raise UsageError(f"{file}: not an experiment")
     if experiment.recipe is None:
-        raise UsageError(f"recipe in {file} or an override: null is none; leave it out for the defaults")
+        raise UsageError(f"recipe in {file} or an override: null is not a recipe; leave it out for the defaults")
     if not valid_experiment_name(experiment.name):
         raise UsageError(f"name {experiment.name!r}: use letters, digits, '_', '.', '-' (at most 64), and not 'store'")
-    policy, tiny = experiment.policy, math.ulp(0.0)  # more than 0
-    bounds: dict[str, tuple[float, float, float]] = {  # key -> its value, the least and the most it may be
-        "seeds": (experiment.seeds, 1, MAX_SLOTS),
-        "first_seed": (experiment.first_seed, 0, math.inf),
-        "policy.sigmas": (policy.sigmas, tiny, math.inf),
-        "policy.poll_seconds": (policy.poll_seconds, tiny, 3600),
-        "policy.controller_minutes": (policy.controller_minutes, 2, 7 * 24 * 60),
-        "policy.controller_days": (policy.controller_days, tiny, 366),
-    }
-    counts = ("max_attempts", "rounds", "max_seeds", "max_failures", "min_siblings")
-    bounds |= {f"policy.{key}": (getattr(policy, key), 1, math.inf) for key in counts}
-    bounds |= {f"slurm.{key}": (getattr(experiment.slurm, key), 0, math.inf) for key in ("signal_seconds", "max_submit", "max_array_size")}
-    bounds |= {f"sweep.{key}": bound for key, bound in sweep_bounds(experiment.sweep).items()}
+    bounds = {key: (attrgetter(key)(experiment), *limits) for key, limits in _BOUNDS.items()}
     for stage in experiment.resources:
         if stages is not None and stage not in (DEFAULT_RESOURCES, *stages):
             raise UsageError(f"resources.{stage}: no such stage; known are {', '.join((DEFAULT_RESOURCES, *stages))}")
         given = resources_of(experiment, stage)
-        for key, least in (
-            ("cpus", 1),
-            ("gpus", 0),
-            ("nodes", 1),
-            ("minutes", 1),
-            ("processes", 0),
-            ("runs_per_task", 1),
-            ("at_once", 0),
-            ("throttle", 0),
-        ):
-            bounds[f"resources.{stage}.{key}"] = (getattr(given, key), least, math.inf)
-        bounds[f"resources.{stage}.memory_gb"] = (given.memory_gb, tiny, math.inf)
+        bounds |= {f"resources.{stage}.{key}": (getattr(given, key), least, math.inf) for key, least in _RESOURCE_BOUNDS.items()}
     wrong = [_range(key, *bound) for key, bound in bounds.items() if not (math.isfinite(bound[0]) and bound[1] <= bound[0] <= bound[2])]
     if wrong:
         raise UsageError(f"{'; '.join(wrong)} (in {file} or an override)")
@@ -315,7 +311,7 @@ def _checked(merged: DictConfig, file: Path, stages: Sequence[str] | None, teams
 
 
 def _settle_teams(experiment: Experiment, stages: Sequence[str], teams: Sequence[str] | None) -> None:
-    """Give stages that cannot use a team one process on one node, where only `default` says otherwise. UsageError for what cannot be."""
+    """Set one process on one node for stages that cannot use more, if only `default` asks for more. UsageError for impossible resources."""
     single = [] if teams is None else [stage for stage in dict.fromkeys((*stages, *experiment.resources)) if stage not in teams]
     for stage in single:
         if stage == DEFAULT_RESOURCES:
@@ -330,9 +326,11 @@ def _settle_teams(experiment: Experiment, stages: Sequence[str], teams: Sequence
     for stage in experiment.resources:
         given = resources_of(experiment, stage)
         if given.processes_per_node > given.gpus > 0:
-            raise UsageError(f"resources.{stage}: {given.processes} processes for {given.gpus} GPUs of a node: each needs one of its own")
+            raise UsageError(f"resources.{stage}: {given.processes} processes for {given.gpus} GPUs of a node: each needs its own")
         if given.processes_per_node > given.cpus:
-            raise UsageError(f"resources.{stage}: {given.cpus} cpus for {given.processes_per_node} processes of a node: each needs one")
+            raise UsageError(
+                f"resources.{stage}: {given.cpus} cpus for {given.processes_per_node} processes of a node: each process needs one"
+            )
 
 
 def _range(key: str, value: float, least: float, most: float) -> str:
@@ -347,7 +345,7 @@ def _read_yaml(file: Path) -> DictConfig:
     try:
         loaded = OmegaConf.load(file)
     except (YAMLError, OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file}: {' '.join(str(error).split())}") from error
+        raise UsageError(f"{file}: {one_line(error)}") from error
     if not isinstance(loaded, DictConfig):
         raise UsageError(f"{file}: expected keys and values at the top")
     return loaded
@@ -359,15 +357,15 @@ def _read_overrides(overrides: Sequence[str]) -> DictConfig:
 
     for text in overrides:
         if "=" not in text or text.startswith("="):
-            raise UsageError(f"override {text!r}: write KEY=VALUE, for example seeds=20 or recipe.finetune.epochs=30")
+            raise UsageError(f"override {text!r}: write KEY=VALUE, for example seeds=20 or policy.rounds=2")
     try:
         return OmegaConf.from_dotlist(list(overrides))
     except (YAMLError, ValueError) as error:
-        raise UsageError(f"overrides {list(overrides)}: {' '.join(str(error).split())}") from error
+        raise UsageError(f"overrides {list(overrides)}: {one_line(error)}") from error
 
 
 def _take_settings(layers: Sequence[DictConfig]) -> dict[str, Any]:
-    """Take `sweep.settings` out of layers, by dotted key: OmegaConf merges no list with a mapping, and no dotted key with a nested one."""
+    """Remove `sweep.settings` from the layers and merge it, by dotted key: OmegaConf cannot merge a list with a mapping."""
     from omegaconf import DictConfig, OmegaConf
 
     found: dict[str, Any] = {}
@@ -381,7 +379,7 @@ def _take_settings(layers: Sequence[DictConfig]) -> dict[str, Any]:
 
 
 def _replace_sets(layers: Sequence[DictConfig]) -> None:
-    """Sets of cluster counts that a layer names take the place of counts and sizes named before it, and these of sets."""
+    """Remove `sweep.sets` of a layer if a later layer has counts or sizes, and the reverse: they exclude each other."""
     from omegaconf import DictConfig, OmegaConf
 
     sections = [section for layer in layers if isinstance(section := layer.get("sweep"), DictConfig)]
@@ -395,7 +393,7 @@ def _replace_sets(layers: Sequence[DictConfig]) -> None:
 
 
 def known_keys(config: DictConfig, prefix: str = "") -> list[str]:
-    """Dotted keys of a configuration, those of its sections too."""
+    """Dotted keys of a configuration, including those of its sections."""
     from omegaconf import DictConfig, OmegaConf
 
     found: list[str] = []
@@ -407,10 +405,10 @@ def known_keys(config: DictConfig, prefix: str = "") -> list[str]:
     return found
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Words that name the known key most like this one, to end a message with; none where nothing is like it."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
-    return f": did you mean {found[0]!r}?" if found else ""
+def nearest(name: str, known: Sequence[str]) -> str:
+    """`: did you mean 'X'?` to end a message with; "" if no known name is near."""
+    hint = did_you_mean(name, known)
+    return f": {hint}" if hint else ""
 
 
 def _stems(folder: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""The stage graph: what has to exist for an experiment's runs, each stage once, known by content key. Pure."""
+"""The stage graph: every stage that an experiment's runs need, once each, identified by a content key. Pure."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from jobs.experiment.registry import Registry, StageCall
 
 MAX_SLOTS = 1000  # per cell; the distance between a slot's seed and its reserve seeds
 Slot = tuple[str, str, int]  # method, fold, number
-KEY_LENGTH = 20  # hex digits, 80 bits: a collision among 10^6 stages has odds below 10^-12
+KEY_LENGTH = 20  # hex digits, 80 bits: among 10^6 stages a collision has probability below 10^-12
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One entry of a table cell: the fine-tuning of a method on a fold with one seed, in a slot."""
+    """One value of a table cell: a method fine-tuned on a fold with one seed; the seed belongs to a slot of the cell."""
 
     method: str
     fold: str
@@ -31,10 +31,15 @@ class Run:
     def name(self) -> str:
         return f"{self.method}/{self.fold}/{self.slot}"
 
+    @property
+    def slot_id(self) -> Slot:
+        """The slot that the run fills, or filled."""
+        return self.method, self.fold, self.slot
+
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One stage to compute once."""
+    """One stage, computed once for all runs that need it."""
 
     key: str
     stage: str
@@ -44,19 +49,19 @@ class Node:
     upstream: Mapping[str, str]  # role -> key
     fold: str
     seed: int
-    method: str  # the first method that asks for it; arrays are made per stage and method
+    method: str  # the first method that needs it; job arrays are per stage and method
 
     @property
     def name(self) -> str:
-        """What a person reads in tables and logs."""
+        """Name in tables and logs."""
         return f"{self.stage} {self.method} fold {self.fold} seed {self.seed} [{self.key[:8]}]"
 
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes in an order where every upstream stage comes first, and the runs that need them.
+    """Stages in topological order, upstream first, and the runs that need them.
 
-    `runs` fill the slots now; `superseded` did before they were dropped, and are computed no more.
+    `runs` fill the slots now; `superseded` did until they were dropped, and are not computed any more.
     """
 
     nodes: Mapping[str, Node]
@@ -68,14 +73,15 @@ class Graph:
 
 
 def canonical_json(value: object) -> str:
-    """One text per value: sorted keys, no spaces; NaN and types outside JSON are refused with ValueError/TypeError."""
+    """Unique JSON text of a value: sorted keys, no spaces. ValueError for NaN, TypeError for types outside JSON."""
     return _CANONICAL.encode(value)
 
 
 def content_key(call: StageCall, corpus_digest: str, upstream: Mapping[str, str], settings: str = "") -> str:
     """Hash of what determines a stage's output: corpus digest, fold, seed, settings, stage, upstream keys and version, as canonical JSON.
 
-    `settings` is the text of the call's settings where it was made before. The rest is put together by hand, as `canonical_json` would.
+    `settings`: canonical JSON of the call's settings, if already known. For speed the text is assembled here rather than by
+    `canonical_json`, with the same result.
     """
     text = canonical_json
     parents = ",".join(f"{text(role)}:{text(key)}" for role, key in sorted(upstream.items()))
@@ -100,14 +106,14 @@ def build_graph(
 ) -> Graph:
     """The graph of an experiment.
 
-    `seeds` maps (method, fold, slot) to the seeds that the slot has had; the last one fills it now. Runs come out ordered by method,
-    fold, slot, generation. `base` is a graph of the same experiment with other seeds: what it holds is not hashed again.
+    `seeds`: (method, fold, slot) -> all seeds of the slot, of which the last fills it now. Runs are ordered by method, fold, slot and
+    generation. `base`: a graph of the same experiment with other seeds, whose stages are reused instead of hashed again.
     """
     known = {(run.method, run.fold, run.seed): run.key for run in (*base.runs, *base.superseded)} if base else {}
     nodes: dict[str, Node] = {}
     runs: list[Run] = []
     superseded: list[Run] = []
-    # By the identity of an object that runs have in common, and with that object, so that no other can come by its identity.
+    # Keyed by id() of objects shared between runs; the object is kept too, so that its id is not reused.
     shared: dict[int, tuple[StageCall, str]] = {}
     texts: dict[int, tuple[Mapping[str, Any], str]] = {}
 
@@ -154,16 +160,16 @@ def build_graph(
 
 
 def seeds_of(slot: int, generation: int, *, first_seed: int) -> tuple[int, ...]:
-    """The seeds that a slot has had when its run is of this generation (0: the first), oldest first."""
+    """Seeds of a slot whose run has this generation (0: the first seed), oldest first."""
     return tuple(first_seed + slot + MAX_SLOTS * each for each in range(generation + 1))
 
 
 def seeds_of_slots(
     methods: Sequence[str], folds: Sequence[str], *, seeds: int, first_seed: int, generations: Mapping[Slot, int] | None = None
 ) -> dict[Slot, tuple[int, ...]]:
-    """(method, fold, slot) -> its seeds, the last one filling it now, for `seeds` slots a cell in the order of methods, folds and slots.
+    """(method, fold, slot) -> seeds, the last of which fills the slot now; `seeds` slots per cell, ordered by method, fold, slot.
 
-    `generations`: of the slots that have had reserve seeds.
+    `generations`: of slots that use reserve seeds; every other slot has generation 0.
     """
     given = generations or {}
     slots = [(method, fold, slot) for method in methods for fold in folds for slot in range(seeds)]

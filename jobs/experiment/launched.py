@@ -1,8 +1,7 @@
-"""An experiment as it was launched: configuration, corpus, stage graph; stored, so that `status` and `collect` speak of the same thing."""
+"""An experiment as launched: configuration, corpus and stage graph, stored so that later commands use the same ones."""
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import os
@@ -18,13 +17,14 @@ from jobs.experiment.registry import Registry
 from jobs.store.cancellations import last_cancellation
 from jobs.store.layout import Layout, valid_experiment_name
 from jobs.store.records import DamagedRecordError, Decoder, write_json
+from jobs.text import did_you_mean
 
 SCHEMA = 1
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What the job system knows of a prepared corpus."""
+    """A prepared corpus, as the job system sees it."""
 
     name: str
     digest: str
@@ -49,31 +49,31 @@ _RECORDS = Decoder(_Stored, SCHEMA)
 
 @dataclass(frozen=True)
 class Launched:
-    """One experiment, ready to be planned."""
+    """A launched experiment and its stage graph."""
 
     experiment: Experiment
     corpus: Corpus
     graph: Graph
     layout: Layout
-    since: float  # seconds since the epoch: time of the last launch by hand
-    refill: Callable[[Mapping[Slot, int]], Graph]  # the graph for slots of these generations
-    changed: bool = False  # the code has moved on since the launch: the same configuration means other stages now
-    user: int | None = None  # who launched it; None: not known
-    config: str = ""  # what its file in configs/experiment/ is called; "": not known
+    since: float  # time of the last launch by the user, seconds since the epoch
+    refill: Callable[[Mapping[Slot, int]], Graph]  # generation of each slot -> the graph
+    changed: bool = False  # the code changed since the launch and defines other stages for this configuration
+    user: int | None = None  # uid of the launch; None: not recorded
+    config: str = ""  # name of its file in configs/experiment/; "": not recorded
 
 
 def launch(experiment: Experiment, corpus: Corpus, registry: Registry, layout: Layout, config: str = "") -> Launched:
-    """Plan an experiment anew. Raises UsageError for a method or fold there is not."""
+    """A new launch of an experiment. Raises UsageError for an unknown method or fold."""
     _known("methods", experiment.methods, registry.methods)
     _known("folds", experiment.folds, corpus.folds)
     graph = _graph(experiment, corpus, registry, {})
     refill = functools.partial(_graph, experiment, corpus, registry, base=graph)
-    since = max(time.time(), last_cancellation(layout) + 0.001)  # a launch lifts what was cancelled before, whatever the clocks say
+    since = max(time.time(), last_cancellation(layout) + 0.001)  # later than any cancellation it lifts, also if clocks differ
     return Launched(experiment, corpus, graph, layout, since, refill, user=os.getuid(), config=config)
 
 
 def store(launched: Launched) -> None:
-    """Remember an experiment under its name."""
+    """Store an experiment under its name."""
     corpus = launched.corpus
     value = {
         "schema": SCHEMA,
@@ -88,7 +88,7 @@ def store(launched: Launched) -> None:
 
 
 def reopen(layout: Layout, registry: Registry, recipe_schema: type[Any]) -> Launched:
-    """The experiment as it was launched last. Raises UsageError if there is none of that name."""
+    """The experiment as it was launched last. Raises UsageError if there is none of that name, or its record is damaged."""
     if not valid_experiment_name(layout.experiment):
         raise UsageError(f"experiment {layout.experiment!r}: not a name that an experiment can have")
     try:
@@ -97,8 +97,7 @@ def reopen(layout: Layout, registry: Registry, recipe_schema: type[Any]) -> Laun
         raise UsageError(f"{layout.experiment_file}: damaged ({error}); launch `grid` again to renew it") from error
     if stored is None:
         known = sorted(path.parent.name for path in layout.root.glob("*/experiment.json"))
-        near = difflib.get_close_matches(layout.experiment, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"launched are: {', '.join(known) or 'none'}"
+        hint = did_you_mean(layout.experiment, known, otherwise=f"launched are: {', '.join(known) or 'none'}")
         raise UsageError(f"experiment {layout.experiment!r} was not launched (nothing in {layout.folder}); {hint}")
     experiment = restore_experiment(stored.config, recipe_schema=recipe_schema)
     graph = _graph(experiment, stored.corpus, registry, {})
@@ -123,15 +122,14 @@ def _graph(experiment: Experiment, corpus: Corpus, registry: Registry, generatio
 
 
 def _digest(graph: Graph) -> str:
-    """Of all stages that a launch asks for, before any run is dropped."""
+    """Digest of the keys of all stages at launch, before any run is dropped."""
     return hashlib.sha256(" ".join(graph.nodes).encode()).hexdigest()[:16]
 
 
 def _known(key: str, asked: Sequence[str], known: Sequence[str]) -> None:
     for name in asked:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            hint = did_you_mean(name, known, otherwise=f"known are {', '.join(known)}")
             raise UsageError(f"{key}: {name!r} is unknown; {hint}")
     if len(set(asked)) != len(asked):
         raise UsageError(f"{key}: {', '.join(asked)}: name each once")

@@ -1,38 +1,38 @@
-"""What the job system needs to know of a training stage: the shape of a registry, and nothing of what a stage computes.
+"""The interface of a registry: what the job system must know of training stages, and nothing of what a stage computes.
 
-`launch.py` hands a registry of this shape to the planner and to the worker; the package that owns the stages satisfies
-it without importing this one.
+`launch.py` passes a registry to the planner and to the worker. The package that defines the stages implements these protocols without
+importing this module.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NotRequired, Protocol, TypedDict, Unpack
 
 
 class StageCall(Protocol):
-    """One stage with everything that determines its output, apart from the corpus."""
+    """One stage and everything that determines its output except the corpus."""
 
     @property
     def stage(self) -> str:
-        """`states`, `cluster`, `tapt`, `ptapt` or `finetune`."""
+        """Name of the stage."""
 
     @property
     def version(self) -> int:
-        """Raised by an author when the meaning of the stage changes."""
+        """Increased by the authors when the stage computes something else."""
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Resolved settings, JSON values only; part of the identity."""
+        """Resolved settings, JSON values only; part of the stage's key."""
 
     @property
     def runtime(self) -> Mapping[str, Any]:
-        """Paths and ways of computing, JSON values only; no part of the identity."""
+        """Paths and options that do not change the output, JSON values only; not part of the key."""
 
     @property
     def upstream(self) -> Mapping[str, StageCall]:
-        """Role -> the stage whose artifact is read under that role."""
+        """Role -> the stage whose artifacts are read in that role."""
 
     @property
     def fold(self) -> str:
@@ -40,91 +40,138 @@ class StageCall(Protocol):
 
     @property
     def seed(self) -> int:
-        """Seed of everything random in the stage."""
+        """Seed of all random numbers of the stage."""
 
 
 class StopSignal(Protocol):
-    """Tells a running stage to write a checkpoint and leave."""
+    """Asks a running stage to write a checkpoint and exit."""
 
     def __call__(self) -> bool:
-        """True from the moment the stage should stop."""
+        """True as soon as the stage should stop."""
 
 
 class Team(Protocol):
-    """The processes that compute one stage together, as one of them sees it."""
+    """The processes that compute one stage together, seen from one of them."""
 
     @property
     def rank(self) -> int:
-        """From 0, the leader: it alone writes artifacts and checkpoints, and its return value counts."""
+        """Global rank. Only rank 0 writes artifacts and checkpoints, and only its return value is used."""
 
     @property
     def size(self) -> int:
-        """How many processes there are; 1: this one is alone."""
+        """Number of processes (world size)."""
 
     @property
     def local_rank(self) -> int:
-        """From 0 among those of this machine: which of its GPUs is ours."""
+        """Rank among the processes of this node, which selects the GPU."""
 
     def share(self, value: str = "") -> str:
-        """What the leader gave, in every process; all call it equally often. Raises ConnectionError where one of them is gone."""
+        """Broadcast of rank 0's value; every process must call it equally often. Raises ConnectionError if a process has exited."""
 
     def advance(self, within: float) -> None:
-        """Tell that this process has got on, and will again within so many seconds (0: no promise); one that breaks it counts as hung."""
+        """Report progress, and announce the next report within so many seconds (0: no limit). A process that misses it counts as hung."""
+
+
+class StageArguments(TypedDict):
+    """Keyword arguments of `Registry.run`: the stage's settings, its folders, and how it reports and stops."""
+
+    settings: Mapping[str, Any]
+    runtime: Mapping[str, Any]
+    corpus: Path
+    fold: str
+    seed: int
+    upstream: Mapping[str, Path]  # role -> folder with the artifacts of that stage
+    output: Path
+    checkpoint: Path
+    should_stop: StopSignal
+    report: Callable[[str], None]  # writes a line to the log
+    relief: int  # how often the stage ran out of memory: the micro-batch is halved that many times, the result stays the same
+    team: NotRequired[Team | None]  # the processes that compute it together, all with the same folders; the result does not depend on it
+    shared: NotRequired[Path | None]  # folder for what stages of all experiments share; many processes on many machines use it at once
 
 
 class Registry(Protocol):
-    """The methods and stages of one field of work."""
+    """The methods and stages of one field of research."""
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Names of the methods that `calls` knows, in the order of the tables."""
+        """Names of the methods that `calls` accepts, in the order of the tables."""
 
     @property
     def teams(self) -> tuple[str, ...]:
-        """Names of the stages that several processes can compute together; the others are given one."""
+        """Names of the stages that several processes can compute together; every other stage gets one process."""
 
     def calls(self, method: str, recipe: Any) -> Callable[[str, int], StageCall]:
-        """What gives, by fold and seed, the last stage of a run, holding its upstream stages.
+        """A function from fold and seed to the last stage of a run, which contains its upstream stages.
 
-        What runs have in common should be the same object in all of them: settings, and the upstream stages of a fold. A grid of many
-        thousand runs is planned at every look.
+        Runs should share objects, such as settings and the upstream stages of a fold: every look plans grids of many thousand runs.
         """
 
-    def run(
-        self,
-        stage: str,
-        *,
-        settings: Mapping[str, Any],
-        runtime: Mapping[str, Any],
-        corpus: Path,
-        fold: str,
-        seed: int,
-        upstream: Mapping[str, Path],
-        output: Path,
-        checkpoint: Path,
-        should_stop: StopSignal,
-        report: Callable[[str], None],
-        relief: int,
-        team: Team | None = None,
-        shared: Path | None = None,
-    ) -> Mapping[str, Any]:
+    def run(self, stage: str, **arguments: Unpack[StageArguments]) -> Mapping[str, Any]:
         """Compute one stage: artifacts go to `output`, resumable state to `checkpoint`.
 
-        `relief`: how often memory ran out before; the work of one forward pass is halved that many times, the result stays the same.
-        `team`: the processes that compute it together (None: this one alone); all of them are given the same folders, and the result
-        does not depend on how many they are. `shared`: a folder for what stages of all experiments have in common and can be computed
-        again at any time; many processes on many machines use it at once.
         Returns JSON values: `metrics` (numbers), and for a run `confusion` (rows: true class), `classes`, and `diverged`: why the
-        training does not count, or "".
-        Raises `Interrupted` of its own package after a checkpoint when `should_stop` turned true: the worker knows it
-        by its attribute `interrupted = True`.
+        training does not count, or "". If `should_stop` returned True, raises an exception with the attribute `interrupted = True` after
+        writing a checkpoint.
         """
+
+
+class ProxyColumn(Protocol):
+    """A proxy of a point's score that is known before fine-tuning, as a column of the tables of a sweep."""
+
+    @property
+    def name(self) -> str:
+        """Its key in JSON and CSV."""
+
+    @property
+    def heading(self) -> str:
+        """Its heading in a table."""
+
+    @property
+    def per_count(self) -> bool:
+        """Whether there is one value per cluster count, rather than one per set of counts."""
+
+    @property
+    def decimals(self) -> int:
+        """Decimals in a table."""
+
+
+class SweptMethod(Protocol):
+    """The method whose settings a sweep searches: the class attribute `swept` of a recipe schema."""
+
+    @property
+    def name(self) -> str:
+        """A name in `Registry.methods`."""
+
+    @property
+    def label(self) -> str:
+        """Its name in captions."""
+
+    @property
+    def counts(self) -> str:
+        """Key of the recipe with the set of cluster counts."""
+
+    @property
+    def counts_stage(self) -> str:
+        """The stage that is computed once per cluster count and divides the frames of its upstream stage."""
+
+    @property
+    def path_keys(self) -> Sequence[str]:
+        """Last part of the keys of the recipe whose value may be a path."""
+
+    @property
+    def proxies(self) -> Sequence[ProxyColumn]:
+        """In the order of the tables."""
+
+    @property
+    def proxies_caption(self) -> Sequence[str]:
+        """Sentences that explain them."""
 
 
 class SweepRegistry(Registry, Protocol):
     """A registry whose runs can be scored on speakers of the training folds, so that settings are chosen without the held-out fold.
 
-    Stages that are trained for such a run never read a recording of these speakers, nor of the held-out fold.
+    The stages of such a run never read a recording of these speakers for training, nor any recording of the held-out fold.
     """
 
     def calls(self, method: str, recipe: Any, validation: Mapping[str, Sequence[str]] | None = None) -> Callable[[str, int], StageCall]:
@@ -137,10 +184,13 @@ class SweepRegistry(Registry, Protocol):
         """The speakers that runs of a fold are scored on. Raises an error with one line for the user where none are left."""
 
     def training_frames(self, corpus: Path, recipe: Any, fold: str, validation: Sequence[str]) -> int:
-        """How many frames are clustered for a fold: no more clusters can be asked for."""
+        """Number of frames that are clustered for a fold: the largest possible cluster count."""
 
     def proxies(self, corpus: Path, fold: str, validation: Sequence[str], clusters: Mapping[int, Path]) -> Mapping[str, Any]:
-        """What clusters have to do with the labels, by their number: `{"k": {"16": {"purity": 0.31, "nmi": 0.05}}}`.
+        """How the clusters agree with the labels, by cluster count: `{"k": {"16": {"purity": 0.31}}}`.
 
-        `clusters`: number -> folder with the artifacts of its stage.
+        `clusters`: cluster count -> folder with the artifacts of its stage.
         """
+
+    def stage_proxies(self, stage: str, settings: Mapping[str, Any], metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The proxies in the metrics of a finished stage: `{"k": {"16": {...}}}` of a stage per cluster count, `{name: ...}` of others."""

@@ -1,4 +1,4 @@
-"""Section `sweep` of an experiment: what is searched, how, on how much of the corpus, and with which machines. Imports nothing heavy."""
+"""Section `sweep` of an experiment: search space, search method, folds, seeds and resources of a sweep."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from typing import Any
 
 from jobs.experiment.graph import MAX_SLOTS
 
-MAX_POINTS = 4096  # of a grid, sets of a space, trials of a search: more is a slip of the pen
+MAX_POINTS = 4096  # points of a grid, sets of a space, trials of a search; more is taken for a typing error
 RANGE_KEYS = frozenset(("low", "high", "log"))
 
 
 class Search(Enum):
-    """How the points to try are chosen."""
+    """How points are chosen."""
 
-    grid = "grid"  # every set with every choice
-    random = "random"  # `trials` of them, drawn evenly
-    optuna = "optuna"  # `trials` of them, each chosen by what the ones before have shown (tree-structured Parzen estimator)
+    grid = "grid"  # every combination
+    random = "random"  # `trials` points, uniformly
+    optuna = "optuna"  # `trials` points by optuna's tree-structured Parzen estimator
 
 
 class Stopping(Enum):
-    """Whether trials that fall behind are given up."""
+    """Early stopping of trials."""
 
-    asha = "asha"  # asynchronous successive halving on the mean validation UA of the folds done
+    asha = "asha"  # asynchronous successive halving by the mean validation UA of the folds so far
     none = "none"
 
 
 @dataclass
 class SweepResources:
-    """The Slurm allocation that a sweep asks for; all but `nodes` and `minutes` are those of each node."""
+    """Slurm allocation of a sweep; cores, GPUs and memory are per node."""
 
     nodes: int = 1
     cpus: int = 8
@@ -42,46 +42,38 @@ class SweepResources:
 
 @dataclass
 class SweepSettings:
-    """A search over the sets of cluster counts, and over other settings of the recipe."""
+    """A search over sets of cluster counts and over other settings of the recipe."""
 
-    counts: list[int] = field(default_factory=list)  # the pool that sets are drawn from; empty: recipe.cluster.counts
+    counts: list[int] = field(default_factory=list)  # the pool that sets are drawn from; empty: the counts of the recipe
     sizes: list[int] = field(default_factory=list)  # how many counts of the pool a set holds; empty: from one to all
     sets: list[Any] = field(default_factory=list)  # the sets themselves, each a list of counts, in place of `counts` and `sizes`
     settings: dict[str, Any] = field(default_factory=dict)  # key below `recipe.` -> choices, or {low, high, log}; null: not searched
     search: Search = Search.grid
     trials: int = 16  # of random and optuna
     seed: int = 0  # of the search
-    seeds: int = 2  # fine-tunings of a fold
+    seeds: int = 2  # runs per fold
     folds: list[str] = field(default_factory=list)  # held-out folds evaluated; empty: those of the experiment
     stopping: Stopping = Stopping.asha
-    grace_folds: int = 1  # that every trial is given before it can be stopped
-    reduction: int = 2  # of the trials that have come so far, one in so many goes on; the next look is after so many times the folds
-    at_once: int = 0  # trials under way at the same time; 0: by what the machines hold
-    restarts: int = 20  # further allocations of a sweep on Slurm, after its time limit
+    grace_folds: int = 1  # computed for every trial before it can be stopped
+    reduction: int = 2  # ASHA: one in so many trials continues; the next rung has so many times the folds
+    at_once: int = 0  # concurrent trials; 0: as many as the machines have room for
+    restarts: int = 20  # at most, of the sweep's job on Slurm after its time limit
     resources: SweepResources = field(default_factory=SweepResources)
 
 
-def sweep_bounds(sweep: SweepSettings) -> dict[str, tuple[float, float, float]]:
-    """Key of the section -> its value, the least and the most it may be."""
-    resources = sweep.resources
-    return {
-        "trials": (sweep.trials, 1, MAX_POINTS),
-        "seed": (sweep.seed, 0, 2**32 - 1),
-        "seeds": (sweep.seeds, 1, MAX_SLOTS),
-        "grace_folds": (sweep.grace_folds, 1, math.inf),
-        "reduction": (sweep.reduction, 2, math.inf),
-        "at_once": (sweep.at_once, 0, math.inf),
-        "restarts": (sweep.restarts, 0, math.inf),
-        "resources.nodes": (resources.nodes, 1, math.inf),
-        "resources.cpus": (resources.cpus, 1, math.inf),
-        "resources.gpus": (resources.gpus, 0, math.inf),
-        "resources.memory_gb": (resources.memory_gb, math.ulp(0.0), math.inf),
-        "resources.minutes": (resources.minutes, 1, math.inf),
-    }
+SWEEP_BOUNDS: Mapping[str, tuple[float, float]] = {  # key of the section -> minimum, maximum
+    "trials": (1, MAX_POINTS),
+    "seed": (0, 2**32 - 1),
+    "seeds": (1, MAX_SLOTS),
+    **dict.fromkeys(("grace_folds", "resources.nodes", "resources.cpus", "resources.minutes"), (1, math.inf)),
+    **dict.fromkeys(("at_once", "restarts", "resources.gpus"), (0, math.inf)),
+    "reduction": (2, math.inf),
+    "resources.memory_gb": (math.ulp(0.0), math.inf),
+}
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> choices or range, however deep the keys were written; the later of two writings of one key counts."""
+    """Dotted key -> choices or range of nested settings; a later entry for the same key replaces an earlier one."""
     found: dict[str, Any] = {}
     for key, value in settings.items():
         name = f"{prefix}{key}"
@@ -93,7 +85,7 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def merged(settings: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat settings with later ones over them: choices or a range take the place of what was there, a range changes a range key by key."""
+    """Flat settings updated by later ones: a range updates a range key by key, anything else replaces the earlier value."""
     found = dict(settings)
     for key, value in later.items():
         before = found.get(key)

@@ -1,15 +1,15 @@
-"""Runs tasks on this machine: as many at once as cores, GPUs and memory allow, the longest chains first, and no more.
+"""Runs tasks on this machine: as many at once as cores, GPUs and memory allow, those on the longest chains of stages first.
 
-Workers are forked from a server that has imported the heavy packages already (jobs.local.forkserver). A task starts only when
-nothing upstream
-of it is held here any more; when an upstream stage ends without a result, what waited for it is handed back and planned again.
+Workers are forked from a server that has imported the heavy packages already (jobs.local.forkserver). A task starts only when none of its
+upstream stages waits or runs here; if an upstream stage ends without a result, the tasks that waited for it are returned to the planner.
 
-Where `resources.STAGE.at_once` says so, tasks share a GPU: so many, or (0) as many as fit by the memory that a finished stage of the same
-kind has used. One that runs out of memory on a GPU it shared is then given a whole one, and fewer of its kind share the others.
+If `resources.STAGE.at_once` says so, tasks share a GPU: that many, or (0) as many as fit by the peak memory of a finished stage of the same
+kind. A task that runs out of memory on a shared GPU is retried on a GPU of its own, and fewer of its kind share the others.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.control.executor_protocol import Batch, Limits
+from jobs.control.executor_protocol import Batch, Limits, NearbyExecutor
 from jobs.control.facts import Departure, InFlight, Phase
 from jobs.control.plan import critical_minutes
 from jobs.errors import InternalError
@@ -29,52 +29,60 @@ from jobs.experiment.config import Resources, at_once_of
 from jobs.experiment.graph import Graph, Node
 from jobs.store.layout import Layout
 from jobs.store.records import read_result
-from jobs.worker.deaths import ENDS_OF_ITS_OWN, attempt_of, class_of_death, state_end
-from jobs.worker.machine import Capacity, Needs, Peak, Room, fits, fitting, larger, measured_peak, processes_here, was_crowded, whole
-from jobs.worker.processes import FORKABLE
+from jobs.worker.deaths import RECORDED_EXITS, attempt_of, class_of_death, record_death
+from jobs.worker.machine import Capacity, Needs, needs_here, processes_here, tasks_to_start
+from jobs.worker.memory import Peak, Room, how_many_fit, larger_peak, measured_peak, was_crowded
+from jobs.worker.processes import FORKABLE, Exit
 from jobs.worker.task import Workplace, describe, description_to_json
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-LEAVE_SECONDS = 10.0  # for the fork server, once it has no workers
+EXIT_SECONDS = 10.0  # for the fork server to exit, and for killed workers to end
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A task that is over, however it ended."""
+    """A task that has ended, successfully or not. Exit code and signal: one of the two is None."""
 
     keys: tuple[str, ...]
-    code: int | None  # exit code
-    signal: int | None  # that killed it
+    code: int | None
+    signal: int | None
     log: Path
 
 
 @dataclass
-class _Held:
-    """A task this executor has taken."""
+class _Task:
+    """A stage that waits or runs here."""
 
     name: str
-    keys: tuple[str, ...]
-    node: Node  # the first: its stage says what the task needs, its key names the log
+    node: Node
     graph: Graph
-    upstream: frozenset[str]
     needs: Needs
     priority: float
     log: Path
     relief: int
     gone: tuple[str, ...]
     submitted: float  # seconds since the epoch
-    crowded: bool = False  # it has run out of memory on a GPU that it shared
+    crowded: bool = False  # it has run out of memory on a shared GPU
     devices: tuple[str, ...] = ()
     running: bool = False
 
+    @property
+    def kind(self) -> tuple[str, str]:
+        """Tasks of one kind use about the same memory."""
+        return self.node.stage, self.node.method
+
+    @property
+    def in_flight(self) -> InFlight:
+        return InFlight(Phase.running if self.running else Phase.queued, self.name)
+
 
 @dataclass
-class LocalExecutor:
-    """Holds tasks of one experiment and runs them; satisfies jobs.control.executor_protocol.Executor.
+class LocalExecutor(NearbyExecutor):
+    """Runs tasks of one experiment.
 
-    `resources` says what a stage is given, by name; `preload` names modules (or `module:function`) that the fork server imports before the
-    first fork; `code` is the folder that workers import from, `environment` is added to theirs; they wait `lag_seconds` for
-    what another machine has finished to be seen on this one. Use it in a `with` block: no process outlives it.
+    `resources`: what a stage may use, by name. `preload`: modules (or `module:function`) that the fork server imports before the first
+    fork. `code`: the folder that workers import from. `environment` is added to theirs. `lag_seconds`: how long they wait for files of
+    another machine to become visible. Use it in a `with` block: no process outlives it.
     """
 
     place: Workplace
@@ -85,15 +93,14 @@ class LocalExecutor:
     code: Path = REPOSITORY
     environment: Mapping[str, str] = field(default_factory=dict)
     lag_seconds: float = 0.0
-    _held: dict[str, _Held] = field(default_factory=dict)
-    _of_key: dict[str, str] = field(default_factory=dict)
+    _tasks: dict[str, _Task] = field(default_factory=dict)  # by key
     _server: subprocess.Popen[bytes] | None = None
     _partial: bytes = b""
-    _taken: int = 0
+    _submitted: int = 0
     _stopping: bool = False
-    _wordless: dict[str, list[Departure]] = field(default_factory=dict)
-    _peaks: dict[tuple[str, str], Peak | None] = field(default_factory=dict)  # (stage, method) -> what its finished ones used at most
-    _most: dict[tuple[str, str], int] = field(default_factory=dict)  # (stage, method) -> how many may share a GPU, since that was too many
+    _unclaimed: dict[str, list[Departure]] = field(default_factory=dict)
+    _peaks: dict[tuple[str, str], Peak | None] = field(default_factory=dict)  # kind of task -> largest peak of finished ones
+    _most: dict[tuple[str, str], int] = field(default_factory=dict)  # kind of task -> how many may share a GPU, after one was crowded
     _critical: tuple[Graph | None, dict[str, float]] = (None, {})
 
     def __enter__(self) -> LocalExecutor:
@@ -103,28 +110,25 @@ class LocalExecutor:
         self.close()
 
     def limits(self) -> Limits:
-        """None: what does not fit now waits here."""
+        """No limits: tasks that do not fit now wait here."""
         return Limits()
 
     def in_flight(self) -> Mapping[str, InFlight]:
         """Every stage that waits or runs here."""
-        return {key: _in_flight(self._held[name]) for key, name in self._of_key.items()}
+        return {key: task.in_flight for key, task in self._tasks.items()}
 
     def submit(self, batch: Batch, graph: Graph, upstream: Mapping[str, InFlight]) -> Mapping[str, InFlight]:
-        """Take all tasks of a batch, each stage as a task of its own: a start costs next to nothing here."""
+        """Accept all stages of a batch, each as a task of its own: starting a process is cheap here."""
         if self._critical[0] is not graph:
             self._critical = (graph, critical_minutes(graph, lambda stage: float(self.resources(stage).minutes)))
-        taken: dict[str, InFlight] = {}
         for key in batch.keys:
             node = graph.nodes[key]
-            self._taken += 1
-            held = _Held(
-                name=f"local-{os.getpid()}-{self._taken}",
-                keys=(key,),
+            self._submitted += 1
+            self._tasks[key] = _Task(
+                name=f"local-{os.getpid()}-{self._submitted}",
                 node=node,
                 graph=graph,
-                upstream=frozenset(node.upstream.values()),
-                needs=whole(self.resources(node.stage), self.capacity),
+                needs=needs_here(self.resources(node.stage), self.capacity),
                 priority=self._critical[1][key],
                 log=self.layout.log_of(node.stage, node.key),
                 relief=batch.request.relief,
@@ -132,64 +136,59 @@ class LocalExecutor:
                 submitted=time.time(),
                 crowded=was_crowded(self.layout.stage(node.stage, key)),
             )
-            self._held[held.name] = held
-            self._of_key[key] = held.name
-            taken[key] = _in_flight(held)
-        return taken
+        return {key: self._tasks[key].in_flight for key in batch.keys}
 
     def cancel(self, keys: Collection[str]) -> tuple[str, ...]:
-        """Hand back what waits here of these keys."""
-        waiting = [self._held[self._of_key[key]] for key in keys if key in self._of_key]
-        for held in waiting:
-            if not held.running:
-                self._forget(held)
-        return tuple(key for held in waiting if not held.running for key in held.keys)
+        """Remove the tasks of these keys that have not started; returns their keys."""
+        waiting = tuple(key for key in keys if key in self._tasks and not self._tasks[key].running)
+        for key in waiting:
+            del self._tasks[key]
+        return waiting
 
     def departures(self, keys: Collection[str]) -> Mapping[str, tuple[Departure, ...]]:
-        """Tasks that failed before they had claimed an attempt: the only ones that left no word in the files."""
-        return {key: tuple(self._wordless[key]) for key in keys if key in self._wordless}
+        """Tasks that failed before they claimed an attempt: no record of theirs is in the files."""
+        return {key: tuple(self._unclaimed[key]) for key in keys if key in self._unclaimed}
 
     @property
     def idle(self) -> bool:
         """Nothing waits or runs here."""
-        return not self._held
+        return not self._tasks
 
     def wait(self, seconds: float) -> tuple[Ended, ...]:
-        """Start what fits, then wait for a task to end, at most `seconds`; returns the tasks that have ended, oldest first.
+        """Start the tasks that fit, then wait at most `seconds` for one to end; returns the tasks that have ended, oldest first.
 
-        Raises InternalError when the fork server has died.
+        Raises InternalError if the fork server has died.
         """
         self._start_what_fits()
         if self._server is None:
             return ()
-        return tuple(filter(None, (self._take_in(event) for event in self._events(seconds))))
+        return tuple(filter(None, (self._handle(event) for event in self._events(seconds))))
 
     def stop(self, *, grace: float, hurry: Callable[[], bool] = lambda: False) -> tuple[Ended, ...]:
-        """Ask all workers to write a checkpoint and leave; kill what is left after `grace` seconds, or as soon as `hurry` says so."""
+        """Ask all workers to write a checkpoint and exit; kill those left after `grace` seconds, or as soon as `hurry` returns True."""
         self._stopping = True
-        for held in [held for held in self._held.values() if not held.running]:
-            self._forget(held)
+        self.cancel(list(self._tasks))
         ended: list[Ended] = []
-        for request, patience in (("terminate", grace), ("kill", LEAVE_SECONDS)):
-            if self._held:
-                self._ask({request: list(self._held)})
+        for request, patience in (("terminate", grace), ("kill", EXIT_SECONDS)):
+            if self._tasks:
+                self._send({request: list(self._tasks)})
             deadline = time.monotonic() + patience
-            while self._held and time.monotonic() < deadline and not (request == "terminate" and hurry()):
+            while self._tasks and time.monotonic() < deadline and not (request == "terminate" and hurry()):
                 ended.extend(self.wait(0.1))
         return tuple(ended)
 
     def close(self) -> None:
-        """End the fork server, and with it whatever still runs."""
+        """End the fork server and its workers."""
         if self._server is None:
             return
+        if self._tasks and self._server.poll() is None:
+            self._send({"kill": list(self._tasks)})
         server, self._server = self._server, None
-        if self._held and server.poll() is None:
-            _send(server, {"kill": list(self._held)})
         for pipe in (server.stdin, server.stdout):
             if pipe is not None:
                 pipe.close()
         try:
-            server.wait(LEAVE_SECONDS)
+            server.wait(EXIT_SECONDS)
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
@@ -197,62 +196,65 @@ class LocalExecutor:
     def _start_what_fits(self) -> None:
         if self._stopping:
             return
-        running = [held for held in self._held.values() if held.running]
-        ready = [held for held in self._held.values() if not held.running and not any(key in self._of_key for key in held.upstream)]
-        ready.sort(key=lambda held: -held.priority)
-        in_use = [(held.needs, held.devices) for held in running]
-        for held in ready:
-            held.needs = replace(held.needs, share=self._share(held))
-        for index, devices in fitting([held.needs for held in ready], in_use, self.capacity):
+        in_use = [(task.needs, task.devices) for task in self._tasks.values() if task.running]
+        ready = [task for task in self._tasks.values() if not task.running and self._tasks.keys().isdisjoint(task.node.upstream.values())]
+        ready.sort(key=lambda task: -task.priority)
+        for task in ready:
+            task.needs = replace(task.needs, share=self._share(task))
+        for index, devices in tasks_to_start([task.needs for task in ready], in_use, self.capacity):
             self._start(ready[index], devices)
 
-    def _share(self, held: _Held) -> int:
-        """How many tasks like this one may be on one GPU at the same time."""
-        wanted, kind = at_once_of(self.resources(held.node.stage)), (held.node.stage, held.node.method)
-        if held.crowded or held.needs.gpus != 1:
+    def _share(self, task: _Task) -> int:
+        """How many tasks like this one may use one GPU at the same time."""
+        wanted = at_once_of(self.resources(task.node.stage))
+        if task.crowded or task.needs.gpus != 1:
             return 1
         if wanted == 0:
-            if kind not in self._peaks:
-                alike = (node for node in held.graph.nodes.values() if (node.stage, node.method) == kind)
-                self._peaks[kind] = measured_peak((self.layout.stage(node.stage, node.key), node.key) for node in alike)
-            peak, everything = self._peaks[kind], round(self.capacity.memory_gb * 2**30)
-            wanted = fits(peak, Room(everything, self.capacity.gpu_bytes, self.capacity.cpus)) if peak else 1
-        return min(wanted, self._most.get(kind, wanted))
+            if task.kind not in self._peaks:
+                alike = (node for node in task.graph.nodes.values() if (node.stage, node.method) == task.kind)
+                self._peaks[task.kind] = measured_peak((self.layout.stage(node.stage, node.key), node.key) for node in alike)
+            peak, host_bytes = self._peaks[task.kind], round(self.capacity.memory_gb * 2**30)
+            wanted = how_many_fit(peak, Room(host_bytes, self.capacity.gpu_bytes, self.capacity.cpus)) if peak else 1
+        return min(wanted, self._most.get(task.kind, wanted))
 
-    def _start(self, held: _Held, devices: tuple[str, ...]) -> None:
-        held.running, held.devices = True, devices
+    def _start(self, task: _Task, devices: tuple[str, ...]) -> None:
+        task.running, task.devices = True, devices
         environment = {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if self.capacity.gpus else {}
-        description = describe(self.place, held.graph, [held.keys], held.relief, held.gone)
-        self._ask(
+        description = describe(self.place, task.graph, [[task.node.key]], task.relief, task.gone)
+        self._send(
             {
-                "start": held.name,
-                "task": description_to_json(replace(description, team=processes_here(self.resources(held.node.stage), held.needs))),
+                "start": task.node.key,
+                "task": description_to_json(replace(description, team=processes_here(self.resources(task.node.stage), task.needs))),
                 "index": 0,
-                "threads": held.needs.cpus,
+                "threads": task.needs.cpus,
                 "environment": {**environment, **self.environment},
-                "beside": held.needs.share - 1,
+                "concurrent": task.needs.share - 1,
                 "lag": self.lag_seconds,
-                "log": str(held.log),
+                "log": str(task.log),
             }
         )
 
-    def _ask(self, request: Mapping[str, Any]) -> None:
+    def _send(self, request: Mapping[str, Any]) -> None:
+        """Send a request to the fork server, starting it if needed. If it has died, `_events` raises an error with its status."""
         if self._server is None:
-            self._server = self._launch()
-        _send(self._server, request)
+            self._server = self._launch_server()
+        if self._server.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._server.stdin.write(json.dumps(request).encode() + b"\n")
+                self._server.stdin.flush()
 
-    def _launch(self) -> subprocess.Popen[bytes]:
+    def _launch_server(self) -> subprocess.Popen[bytes]:
         self.layout.logs.mkdir(parents=True, exist_ok=True)
         paths = [str(self.code), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
         with self._server_log.open("ab") as log:
             return subprocess.Popen(
-                # -P: workers import from `code`, not from the folder they happen to be started in
+                # -P: workers import from `code`, not from the current folder
                 [sys.executable, "-P", "-m", "jobs.local.forkserver", *self.preload],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env={**os.environ, **FORKABLE, "PYTHONPATH": os.pathsep.join(paths)},
-                start_new_session=True,  # Ctrl-C reaches the launcher alone, which asks for checkpoints
+                start_new_session=True,  # Ctrl-C reaches only the launcher, which asks for checkpoints
             )
 
     @property
@@ -275,63 +277,28 @@ class LocalExecutor:
         *lines, self._partial = (self._partial + received).split(b"\n")
         return [json.loads(line) for line in lines]
 
-    def _take_in(self, event: Mapping[str, Any]) -> Ended | None:
-        held = self._held.get(str(event.get("ended", "")))
-        if held is None:
+    def _handle(self, event: Mapping[str, Any]) -> Ended | None:
+        key = event["ended"]
+        task = self._tasks.pop(key, None)
+        if task is None:
             return None
-        ended = Ended(held.keys, event["code"], event["signal"], held.log)
-        if ended.code not in ENDS_OF_ITS_OWN:
-            for key in held.keys:
-                self._state_end(held, held.graph.nodes[key], int(event["pid"]), ended)
-        self._learn(held, int(event["pid"]), ended)
-        if ended.code not in (0, 3):
-            for key in held.keys:
-                if attempt_of(self.layout.stage(held.graph.nodes[key].stage, key), int(event["pid"])) is None:
-                    self._wordless.setdefault(key, []).append(Departure(key, held.name, "", held.submitted, time.time()))
-        self._forget(held)
-        for key in held.keys:
-            if read_result(self.layout.stage(held.graph.nodes[key].stage, key), key) is None:
-                self._hand_back_dependants(key)
-        return ended
+        pid, how, folder = int(event["pid"]), Exit(event["code"], event["signal"]), self.layout.stage(task.node.stage, key)
+        if how.code not in RECORDED_EXITS:
+            # On this machine only the kernel sends SIGKILL unasked, for want of memory.
+            failure = class_of_death(how.signal, stopping=self._stopping, concurrent=task.needs.share - 1, oom_killed=True)
+            record_death(folder, task.node, pid, failure, how, str(task.log))
+        if how.code == 0 and task.needs.gpus:
+            self._peaks[task.kind] = larger_peak(self._peaks.get(task.kind), measured_peak([(folder, key)]))
+        elif task.needs.share > 1 and was_crowded(folder):
+            self._most[task.kind] = max(1, task.needs.share // 2)
+        if how.code not in (0, 3) and attempt_of(folder, pid) is None:
+            self._unclaimed.setdefault(key, []).append(Departure(key, task.name, "", task.submitted, time.time()))
+        if read_result(folder, key) is None:
+            self._return_dependants(key)
+        return Ended((key,), how.code, how.signal, task.log)
 
-    def _state_end(self, held: _Held, node: Node, pid: int, ended: Ended) -> None:
-        """State the end of an attempt whose worker could not do so itself."""
-        # On this machine nobody but the kernel, for want of memory, sends SIGKILL unasked.
-        failure = class_of_death(ended.signal, stopping=self._stopping, beside=held.needs.share - 1, oom_killed=True)
-        folder = self.layout.stage(node.stage, node.key)
-        state_end(folder, node, pid, failure, code=ended.code, signal=ended.signal, log=str(ended.log))
-
-    def _learn(self, held: _Held, pid: int, ended: Ended) -> None:
-        """From a task that has ended, how many of its kind may share a GPU."""
-        kind, folder = (held.node.stage, held.node.method), self.layout.stage(held.node.stage, held.node.key)
-        if ended.code == 0 and held.needs.gpus:
-            self._peaks[kind] = larger(self._peaks.get(kind), measured_peak([(folder, held.node.key)]))
-        elif held.needs.share > 1 and was_crowded(folder):
-            self._most[kind] = max(1, held.needs.share // 2)
-
-    def _hand_back_dependants(self, key: str) -> None:
-        for name in [name for name, held in self._held.items() if key in held.upstream and not held.running]:
-            held = self._held.get(name)
-            if held is not None:
-                self._forget(held)
-                for lost in held.keys:
-                    self._hand_back_dependants(lost)
-
-    def _forget(self, held: _Held) -> None:
-        del self._held[held.name]
-        for key in held.keys:
-            del self._of_key[key]
-
-
-def _in_flight(held: _Held) -> InFlight:
-    return InFlight(Phase.running if held.running else Phase.queued, held.name)
-
-
-def _send(server: subprocess.Popen[bytes], request: Mapping[str, Any]) -> None:
-    if server.stdin is None:
-        return
-    try:
-        server.stdin.write(json.dumps(request).encode() + b"\n")
-        server.stdin.flush()
-    except BrokenPipeError:  # the server is dead: reading its events says so, with its status
-        return
+    def _return_dependants(self, key: str) -> None:
+        """Remove the waiting tasks that need a stage, directly or not."""
+        for dependant in [each for each, task in self._tasks.items() if key in task.node.upstream.values() and not task.running]:
+            if self._tasks.pop(dependant, None) is not None:
+                self._return_dependants(dependant)

@@ -4,18 +4,20 @@
 
 Requests come as JSON lines on stdin, events leave as JSON lines on stdout:
 
-    {"start": NAME, "task": DESCRIPTION, "index": I, "threads": N, "environment": {...}, "beside": M, "lag": L, "log": FILE}
-        -> {"started": NAME, "pid": P} ... {"ended": NAME, "pid": P, "code": C or null, "signal": S or null}
-    {"terminate": [NAME, ...]}  SIGTERM, the worker writes a checkpoint      {"kill": [NAME, ...]}  SIGKILL, its children too
+    {"start": NAME, "task": DESCRIPTION, "index": I, "threads": N, "environment": {...}, "concurrent": M, "lag": L, "log": FILE}
+        -> {"ended": NAME, "pid": P, "code": C or null, "signal": S or null}
+    {"terminate": [NAME, ...]}  SIGTERM: the worker writes a checkpoint      {"kill": [NAME, ...]}  SIGKILL, to its children too
 
-When stdin ends, because the launcher closed it or died, the workers are terminated, after a grace killed, and the server leaves.
-Should the server itself be killed, the kernel sends its workers SIGTERM. The server has one thread, and nothing it preloads may start
-another: only the forking thread lives on in a child.
+`concurrent`: how many other tasks may share its GPU. `lag`: seconds for which the file system may hide what another node has written.
+
+When stdin ends, because the launcher closed it or died, the workers are terminated, killed after a grace period, and the server exits. If
+the server itself is killed, the kernel sends SIGTERM to its workers. The server has one thread, and no preloaded module may start another:
+after a fork only the forking thread exists in the child.
 """
 
 from __future__ import annotations
 
-import gc
+import functools
 import io
 import json
 import os
@@ -23,20 +25,19 @@ import selectors
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
-from jobs.signals import STOP_SIGNALS, StopRequest
+from jobs.signals import STOP_SIGNALS, StopRequest, install_handler
 from jobs.store.records import prepare_decoders
-from jobs.worker.main import run_task, say
-from jobs.worker.processes import die_with, end_child, kill_group, limit_threads
+from jobs.worker.main import print_line, run_task
+from jobs.worker.processes import fork, kill_group, limit_threads, preload, reap
 from jobs.worker.stage import WorkerProcess
 from jobs.worker.task import description_from_json, load_object
 from jobs.worker.team_start import work_together
 
-GRACE_SECONDS = 20.0  # for checkpoints, when the launcher is gone
+GRACE_SECONDS = 20.0  # for checkpoints, after the launcher has exited
 UNSTARTED = 71  # exit code of a task that could not be forked (sysexits.h: system error)
 
 
@@ -51,13 +52,12 @@ class Server:
         self._wakeup, waker = os.pipe()
         os.set_blocking(waker, False)
         os.set_blocking(self._wakeup, False)
-        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        install_handler((signal.SIGCHLD,), lambda number, frame: None)
         signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
         self._waker = waker
 
     def serve(self) -> None:
-        """Until stdin ends."""
-        self._emit({"ready": os.getpid()})
+        """Handle requests until stdin ends."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._requests, selectors.EVENT_READ)
             selector.register(self._wakeup, selectors.EVENT_READ)
@@ -75,10 +75,10 @@ class Server:
         received = os.read(self._requests.fileno(), 1 << 20)
         *lines, self._partial = (self._partial + received).split(b"\n")
         for line in lines:
-            self._obey(json.loads(line))
+            self._handle(json.loads(line))
         return bool(received)
 
-    def _obey(self, request: Mapping[str, Any]) -> None:
+    def _handle(self, request: Mapping[str, Any]) -> None:
         if "start" in request:
             self._start(request)
         for number, names in ((signal.SIGTERM, request.get("terminate", ())), (signal.SIGKILL, request.get("kill", ()))):
@@ -86,64 +86,45 @@ class Server:
 
     def _start(self, request: Mapping[str, Any]) -> None:
         name = str(request["start"])
-        parent = os.getpid()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # A stop signal that comes before the worker listens must wait for it: the server ignores it, and so would the child.
+        # The server ignores stop signals, and so does a child until it has installed its handlers: block them, so that none is lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
-            pid = os.fork()
-            if pid == 0:
-                self._become_worker(request, parent)
+            pid = fork(lambda: self._run_worker(request), death_signal=signal.SIGTERM)
         except OSError as error:
-            say(f"{name}: cannot start: {error}")
+            print_line(f"{name}: cannot start: {error}")
             self._emit({"ended": name, "pid": 0, "code": UNSTARTED, "signal": None})
             return
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         self._workers[pid] = name
-        self._emit({"started": name, "pid": pid})
 
-    def _become_worker(self, request: Mapping[str, Any], parent: int) -> NoReturn:
-        code = 1
-        try:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            signal.signal(signal.SIGHUP, signal.SIG_DFL)
-            stop = StopRequest()
-            stop.listen()
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-            for descriptor in (self._wakeup, self._waker, self._events.fileno()):
-                os.close(descriptor)
-            _redirect(request["log"])
-            os.setsid()
-            die_with(parent, signal.SIGTERM)
-            os.environ.update(request["environment"])
-            code = _work(request, stop)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            end_child(code)
+    def _run_worker(self, request: Mapping[str, Any]) -> int:
+        """In the child: compute a task; returns its exit code."""
+        signal.set_wakeup_fd(-1)
+        install_handler((signal.SIGCHLD, signal.SIGHUP), signal.SIG_DFL)
+        stop = StopRequest()
+        stop.install()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        for descriptor in (self._wakeup, self._waker, self._events.fileno()):
+            os.close(descriptor)
+        _redirect(request["log"])
+        os.setsid()
+        os.environ.update(request["environment"])
+        threads, concurrent = int(request["threads"]), int(request["concurrent"])
+        limit_threads(threads)
+        task, lag = description_from_json(request["task"]), float(request["lag"])
+        process = WorkerProcess(task, threads, print_line, stop, request["log"], lag_seconds=lag, concurrent=lambda: concurrent)
+        return work_together(process, lambda: run_task(process, int(request["index"])), {})
 
     def _signal(self, number: signal.Signals, pids: Sequence[int]) -> None:
-        for pid in pids:  # a pid stays ours until it is reaped, so it cannot be somebody else's
+        for pid in pids:  # not reaped, so the pid is still its own
             os.kill(pid, number)
             if number is signal.SIGKILL:
                 kill_group(pid)
 
     def _reap(self) -> None:
-        while self._workers:
-            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if ended is None:
-                return
-            kill_group(ended.si_pid)  # while its pid is still taken
-            pid, status = os.waitpid(ended.si_pid, 0)
-            name = self._workers.pop(pid, None)
-            if name is None:
-                continue
-            killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
-            code = None if killed else os.WEXITSTATUS(status)
-            self._emit({"ended": name, "pid": pid, "code": code, "signal": killed})
+        for pid, ended in {pid: ended for pid in self._workers if (ended := reap(pid))}.items():
+            self._emit({"ended": self._workers.pop(pid), "pid": pid, "code": ended.code, "signal": ended.signal})
 
     def _leave(self) -> None:
         for number, patience in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, GRACE_SECONDS)):
@@ -158,40 +139,24 @@ class Server:
             self._events.write(json.dumps(event).encode() + b"\n")
             self._events.flush()
         except BrokenPipeError:
-            say("the launcher is gone")  # stdin ends as well: the loop leaves by itself
+            print_line("the launcher has exited")  # stdin ends as well, and with it the loop
 
 
-def main(preload: Sequence[str]) -> int:
-    """Serve on stdin and stdout; whatever else is printed goes to stderr."""
+def main(names: Sequence[str]) -> int:
+    """Serve on stdin and stdout; other output goes to stderr."""
     events = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    for number in (*STOP_SIGNALS, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # the launcher decides when to stop; workers set their own
-    prepare_decoders()
-    for name in preload:
-        _preload(name)
-    gc.collect()
-    gc.freeze()  # what is loaded stays shared between the workers: the collector does not write into its pages
+    install_handler((*STOP_SIGNALS, signal.SIGHUP), signal.SIG_IGN)  # the launcher decides when to stop; workers install their own
+    preload([prepare_decoders, *(functools.partial(_load, name) for name in names)])
     with os.fdopen(0, "rb", buffering=0, closefd=False) as requests:
         Server(requests, events).serve()
     return 0
 
 
-def _preload(name: str) -> None:
-    try:
-        found = load_object(name)
-        if callable(found):
-            found()
-    except Exception:  # the stages that need it will say so, each in its own record
-        traceback.print_exc()
-
-
-def _work(request: Mapping[str, Any], stop: StopRequest) -> int:
-    threads, beside = int(request["threads"]), int(request["beside"])  # M: as many others may share its GPU
-    limit_threads(threads)
-    task, lag = description_from_json(request["task"]), float(request["lag"])  # L: seconds that a folder may hide things
-    process = WorkerProcess(task, threads, say, stop, request["log"], lag_seconds=lag, beside=lambda: beside)
-    return work_together(process, lambda: run_task(process, int(request["index"])), {})
+def _load(name: str) -> None:
+    found = load_object(name)
+    if callable(found):
+        found()
 
 
 def _redirect(log: str) -> None:
@@ -204,7 +169,7 @@ def _redirect(log: str) -> None:
     os.close(nothing)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(line_buffering=True)  # a log is read while it grows
+            stream.reconfigure(line_buffering=True)  # logs are read while they grow
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ passes ----> settled      tables and notice, then the pending links are cancelle
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
 import time
@@ -19,7 +20,7 @@ from enum import Enum
 from typing import Any, Generic, Protocol, TypeVar
 
 from jobs.errors import SlurmUnavailableError
-from jobs.signals import LinkSignals
+from jobs.signals import WARNING_SIGNAL, Interrupts
 from jobs.slurm.chain import Chain, ControllerRecord, LinkState, launched_at, read_record, record_file, write_record
 from jobs.slurm.script import link_signal_seconds
 from jobs.text import one_line
@@ -75,7 +76,7 @@ def run_link(
     `one_pass` belongs to (None: the last one); the link hands over when there is a newer one. `on_end` is called with the settled pass, and
     possibly again by a successor; `on_stop` with the reason if the chain ends otherwise.
     """
-    with LinkSignals() as signals:
+    with Interrupts(numbers=(signal.SIGTERM, signal.SIGINT), warning=WARNING_SIGNAL) as signals:
         since = launched_at(chain.layout) if launched is None else launched
         link = _Link(one_pass, chain, poll_seconds, minutes, deadline, since, on_end, on_stop, clock, pause or signals.pause, signals)
         return link.run()
@@ -95,7 +96,7 @@ class _Link(Generic[PassT]):
     on_stop: Callable[[str], None]
     clock: Callable[[], float]
     pause: Callable[[float], None]
-    signals: LinkSignals
+    signals: Interrupts
 
     def run(self) -> LinkEnd:
         self.layout = self.chain.layout
@@ -131,7 +132,7 @@ class _Link(Generic[PassT]):
         return self.limit - link_signal_seconds(self.minutes)
 
     def _time_up(self) -> bool:
-        return self.signals.asked_to_leave or self.signals.warned or self.clock() >= self._leave
+        return self.signals.count > 0 or self.signals.warned or self.clock() >= self._leave
 
     def _pass(self, before: int) -> PassT | None:
         """One pass after making sure of a successor; None if it failed or Slurm did not answer."""
@@ -167,7 +168,7 @@ class _Link(Generic[PassT]):
 
         Not after SIGTERM: that is `scancel`, and a user who cancelled the successor too wants neither.
         """
-        while not self.signals.asked_to_leave and not self._stopped():
+        while not self.signals.count and not self._stopped():
             self._record(successor="")
             try:
                 self._ensure()
@@ -177,7 +178,7 @@ class _Link(Generic[PassT]):
                 break
             self.pause(min(5.0, self.poll_seconds))
         self._record(state=LinkState.handed_over, message=message)
-        if not self.record.successor and not self.signals.asked_to_leave and not self._stopped() and self.chain.requeue_self():
+        if not self.record.successor and not self.signals.count and not self._stopped() and self.chain.requeue_self():
             self._record(successor=self.record.job)
         return LinkEnd.handed_over
 

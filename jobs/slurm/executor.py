@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
-from jobs.control.executor_protocol import Batch, Limits
+from jobs.control.executor_protocol import Batch, Executor, Limits
 from jobs.control.facts import Asked, Departure, InFlight, Phase
 from jobs.errors import SlurmUnavailableError, UsageError
 from jobs.experiment.config import Experiment, SlurmSite, at_once_of, resources_of
@@ -58,7 +58,7 @@ class Preview:
     refinements: tuple[str, ...]  # command lines of the `scontrol update` calls that follow
 
 
-class SlurmArrays:
+class SlurmArrays(Executor):
     """Executor that submits one job array per batch.
 
     `source`: folder of the code; jobs run a snapshot of it. `worker`: command that gets the file with a batch's description as its last

@@ -1,8 +1,8 @@
-"""Whether the process that claimed an attempt still works on it: by its pid where that can be seen, else by its heartbeat.
+"""Claims of attempts, and whether the process that holds one is alive: by its pid where that is visible, else by its heartbeat.
 
-A worker touches its claim file every `HEARTBEAT_SECONDS`. A pid says nothing on another machine, nor in another pid namespace
-(containers), nor after a reboot; so a claim carries the kernel's boot id, the namespace and the start time of the process, and
-the pid is only believed where all of them can be compared.
+A worker touches its claim file every `HEARTBEAT_SECONDS`. A pid means nothing on another machine, in another PID namespace (containers) or
+after a reboot. So a claim records the kernel's boot id, the namespace and the start time of the process, and the pid is checked only where
+all of them can be compared.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from jobs.store.failures import FailureClass
 from jobs.store.layout import StageFolder
 from jobs.store.records import Claim, Outcome, attempt_numbers, read_claim, read_outcome
 
-SUPERSEDED = "Superseded"  # error of an outcome that another attempt's result made pointless
+SUPERSEDED = "Superseded"  # error of the outcome of an attempt whose stage got its result from another attempt
 HEARTBEAT_SECONDS = 10.0
-QUIET_SECONDS = 300.0  # without a heartbeat a claim is given up after this: several times what attribute caches of NFS may hide (60 s)
-GONE_SECONDS = 45.0  # the same where the queue says that the job is gone: the queue may have been read just before the job began
-JOB_VARIABLE = "SER_GRID_JOB"  # set by whoever starts workers that are several in one Slurm job, or in none, and whom it tells apart
+QUIET_SECONDS = 300.0  # without a heartbeat a claim counts as dead: several times the attribute cache of NFS (60 s)
+GONE_SECONDS = 45.0  # the same if the job is not in Slurm's queue, which may have been read just before the job started
+JOB_VARIABLE = "SER_GRID_JOB"  # names a worker where several run in one Slurm job, or none runs in a Slurm job
 
 
 def own_node() -> str:
-    """What Slurm calls this machine; its host name outside of Slurm."""
+    """Slurm's name of this machine; its host name outside of Slurm."""
     return os.environ.get("SLURMD_NODENAME", "") or socket.gethostname()
 
 
 def new_claim(number: int, *, log: str = "", relief: int = 0, checkpoint: float = 0.0, team: str = "") -> Claim:
-    """A claim of attempt `number` by this process; the rest is as in `Claim`."""
+    """A claim of attempt `number` by this process; see `Claim` for the other arguments."""
     return Claim(
         attempt=number,
         host=socket.gethostname(),
@@ -49,9 +49,9 @@ def new_claim(number: int, *, log: str = "", relief: int = 0, checkpoint: float 
 
 
 def own_job() -> str:
-    """The job that this process computes for, as claims name it: its starter's name for it, else the Slurm job it runs in.
+    """Name of the job that this process belongs to, as claims record it: the value of JOB_VARIABLE, else the Slurm job.
 
-    A job of one name has one execution at a time. A Slurm job does; the tasks that a sweep computes inside of one do not.
+    A name stands for one execution at a time. That holds for a Slurm job, but not for the tasks that a sweep computes within one.
     """
     return os.environ.get(JOB_VARIABLE, "") or own_slurm_job()
 
@@ -62,44 +62,44 @@ def own_slurm_job() -> str:
     return f"{array}_{index}" if array and index else os.environ.get("SLURM_JOB_ID", "")
 
 
-def is_slurms(job: str) -> bool:
-    """Whether a job that a claim names is one of Slurm's, and not a starter's name for a task of its own."""
+def is_slurm_job(job: str) -> bool:
+    """Whether the job named in a claim is a Slurm job, not a value of JOB_VARIABLE."""
     return job[:1].isdigit()
 
 
 def process_start(pid: int) -> str:
-    """`BOOT/NAMESPACE/TICKS` of a process that lives; "" if there is none, or the kernel does not say."""
+    """`BOOT/NAMESPACE/TICKS` of a living process; "" if there is none, or the kernel does not report it."""
     try:
-        # The name in the second field may hold blanks and brackets: count from the last bracket. Field 22 is the start time.
+        # The second field, the name, may contain blanks and brackets: count from the last bracket. Field 22 is the start time.
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return ""
-    if fields[0] in "ZX":  # a zombie works on nothing
+    if fields[0] in "ZX":  # a zombie
         return ""
     return f"{_kernel()}/{fields[19]}"
 
 
 def claim_alive(claim: Claim, heartbeat: float, *, live_jobs: Collection[str] | None, now: float, gone: Collection[str] = ()) -> bool:
-    """Whether the holder of a claim still works on it.
+    """Whether the process that holds a claim still works on it.
 
-    `heartbeat` is the claim file's modification time and `now` the time to compare it with, both in seconds since the epoch.
-    `live_jobs` are all jobs in Slurm's queue (`JOB` or `ARRAY_INDEX`), or None where nobody has asked; `gone` are some that have left it.
+    `heartbeat`: modification time of the claim file; `now`: the time to compare it with; both in seconds since the epoch. `live_jobs`: all
+    jobs in Slurm's queue (`JOB` or `ARRAY_INDEX`), None if the queue was not read; `gone`: some jobs that have left it.
     """
     kernel, _, _ = claim.process_start.rpartition("/")
     if kernel and kernel == _kernel():
         return process_start(claim.pid) == claim.process_start
     quiet = now - heartbeat
-    if is_slurms(claim.slurm_job) and live_jobs is not None:  # of a starter's own name Slurm knows nothing
+    if is_slurm_job(claim.slurm_job) and live_jobs is not None:
         return claim.slurm_job in live_jobs or quiet < GONE_SECONDS
     if claim.slurm_job and claim.slurm_job in gone:
         return quiet < GONE_SECONDS
     if claim.slurm_job and claim.slurm_job == own_job() and claim.pid != os.getpid():
-        return False  # we are the same job, requeued: its former execution was ended before this one began
+        return False  # this is the same job, requeued: its previous execution has ended
     return quiet < QUIET_SECONDS
 
 
 class Heartbeat:
-    """Touches a file at intervals while the `with` block lasts, and calls `also` each time."""
+    """Touches a file every `seconds` while the `with` block lasts, and calls `also` each time."""
 
     def __init__(self, path: Path, seconds: float = HEARTBEAT_SECONDS, also: Callable[[], None] = lambda: None) -> None:
         self._path = path
@@ -121,7 +121,7 @@ class Heartbeat:
             self._also()
             try:
                 os.utime(self._path)
-            except OSError:  # a shared folder that is away for a while; a beat that is missed is made good by the next
+            except OSError:  # a shared folder that is unavailable for a while: the next heartbeat suffices
                 continue
 
 
@@ -135,13 +135,13 @@ def _kernel() -> str:
 
 @dataclass(frozen=True)
 class AttemptFiles:
-    """What one attempt has left, as far as it has."""
+    """The records of one attempt; None where there is none."""
 
     number: int
     claim: Claim | None
     outcome: Outcome | None
     alive: bool
-    published: bool = False  # the stage's result is of this attempt
+    published: bool = False  # the result of the stage is that of this attempt
 
     @property
     def job(self) -> str:
@@ -149,12 +149,12 @@ class AttemptFiles:
 
 
 def holder(claim: Claim) -> str:
-    """Who executes an attempt, in words."""
-    return f"Slurm job {claim.slurm_job}" if is_slurms(claim.slurm_job) else f"process {claim.pid} on {claim.host}"
+    """The job or process that executes an attempt, for messages."""
+    return f"Slurm job {claim.slurm_job}" if is_slurm_job(claim.slurm_job) else f"process {claim.pid} on {claim.host}"
 
 
 def newest_checkpoint(folder: StageFolder) -> float:
-    """When complete resumable state was last written, seconds since the epoch; 0 if there is none."""
+    """When the last complete checkpoint was written, seconds since the epoch; 0 if there is none."""
     try:
         with os.scandir(folder.checkpoint) as entries:
             return max((entry.stat().st_mtime for entry in entries if not entry.name.startswith(".")), default=0.0)
@@ -162,8 +162,8 @@ def newest_checkpoint(folder: StageFolder) -> float:
         return 0.0
 
 
-def seconds_since_begun_anew(attempts: Sequence[tuple[Claim, float]]) -> float:
-    """What the last attempt that found no checkpoint, and all after it, took together; 0 if there is none. `attempts`: oldest first."""
+def seconds_since_restart(attempts: Sequence[tuple[Claim, float]]) -> float:
+    """Seconds of the last attempt that started without a checkpoint, and of all after it. `attempts`: (claim, seconds), oldest first."""
     total = 0.0
     for claim, seconds in reversed(attempts):
         total += seconds
@@ -173,16 +173,16 @@ def seconds_since_begun_anew(attempts: Sequence[tuple[Claim, float]]) -> float:
 
 
 def seconds_before(folder: StageFolder, number: int) -> float:
-    """What earlier attempts took on the way to the checkpoint that this one found; 0 if it began anew."""
+    """Seconds that earlier attempts spent on the checkpoint that attempt `number` resumed from; 0 if it started without one."""
     claims = {each: claim for each in attempt_numbers(folder) if each <= number and (claim := read_claim(folder.attempt(each)))}
     if number not in claims or not claims[number].checkpoint:
         return 0.0
-    files = (AttemptFiles(each, claim, read_outcome(folder.attempt(each)), False) for each, claim in claims.items() if each < number)
-    return seconds_since_begun_anew([(each.claim, attempt_seconds(folder, each)) for each in files if each.claim])
+    earlier = [AttemptFiles(each, claim, read_outcome(folder.attempt(each)), False) for each, claim in claims.items() if each < number]
+    return seconds_since_restart([(claims[each.number], attempt_seconds(folder, each)) for each in earlier])
 
 
 def attempt_seconds(folder: StageFolder, attempt: AttemptFiles) -> float:
-    """Seconds that an attempt took, as its end or its last heartbeat tells."""
+    """Seconds that an attempt took, by its outcome or else by its last heartbeat."""
     if attempt.outcome is not None or attempt.claim is None:
         return attempt.outcome.seconds if attempt.outcome else 0.0
     return max(0.0, modified_at(folder.attempt(attempt.number).claim) - attempt.claim.started)

@@ -1,8 +1,8 @@
-"""What the user cancelled: a record that outlives the jobs, so that nothing submits again what somebody has stopped.
+"""Stages that the user cancelled: a record that outlives their jobs, so that no later pass submits them again.
 
     EXPERIMENT/cancelled.json      {"schema": 1, "cancelled": [{"time": T, "keys": [...] or null}, ...]}     null: everything
 
-A cancellation holds until the experiment is launched again: `grid` is how a user says otherwise.
+A cancellation holds until the user launches the experiment again with `grid`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _RECORDS = Decoder(_Record, SCHEMA)
 
 
 def record_cancellation(layout: Layout, keys: Collection[str] | None, now: float) -> None:
-    """Remember that the user cancelled some stages, or everything (None); written before any job is told."""
+    """Record that the user cancelled some stages, or everything (None). Call it before any job is cancelled."""
     record = _Record((*_entries(layout), _Entry(now, None if keys is None else tuple(sorted(keys)))))
     write_json(layout.cancellations, {"schema": SCHEMA, **asdict(record)})
 
@@ -59,13 +59,13 @@ def read_cancellations(layout: Layout, since: float) -> Cancelled:
 
 
 def last_cancellation(layout: Layout) -> float:
-    """When something was cancelled last, seconds since the epoch by the clock of whoever did; 0 if nothing ever was."""
+    """Time of the last cancellation, seconds since the epoch by the clock of the machine that recorded it; 0 if there is none."""
     return max((entry.time for entry in _entries(layout)), default=0.0)
 
 
 def _entries(layout: Layout) -> tuple[_Entry, ...]:
     try:
         record = _RECORDS.load(layout.cancellations)
-    except DamagedRecordError as error:  # a file that cannot be read is no leave to go on: a cancellation is final
+    except DamagedRecordError as error:  # not an empty list: a cancellation is final
         raise UsageError(f"{layout.cancellations}: damaged ({error}); delete it if nothing is to stay cancelled") from error
     return record.cancelled if record else ()

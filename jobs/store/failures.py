@@ -1,22 +1,21 @@
-"""What went wrong with an attempt, and what follows: one policy per class of failure. Pure.
+"""Failure classes, and how an exception or a Slurm state is classified. Pure. jobs.control.failure_policy applies what follows:
 
 | class         | seen as                                                  | what follows                                     |
 |---------------|----------------------------------------------------------|--------------------------------------------------|
 | node          | NODE_FAIL, BOOT_FAIL, PREEMPTED, requeued, lost, killed  | same seed, resumed; free while it makes progress |
 | interrupted   | asked to stop, and stopped                               | the same                                         |
 | time limit    | TIMEOUT, Slurm's warning before it                       | resumed; free, and not stopped, with progress    |
-| memory        | OUT_OF_MEMORY, out-of-memory errors                      | half the work per pass and more memory; twice    |
-| crowded       | the same while other stages ran beside it (jobs.worker.packing) | resumed, from now on with nothing beside it      |
+| memory        | OUT_OF_MEMORY, out-of-memory errors                      | half the micro-batch and more memory; twice      |
+| crowded       | the same while other stages shared its memory            | resumed, from now on with no stage beside it     |
 | communication | errors of NCCL, gloo, sockets between processes          | same seed on other nodes; three times            |
 | disk          | no space left, quota exceeded                            | same seed; twice                                 |
 | code          | any other exception                                      | stopped                                          |
-| refused       | configuration or data that only the user can mend        | stopped                                          |
-| divergence    | NaN, a result that is not finite                         | another seed for the slot (jobs.control.rounds)          |
-| cancelled     | `cancel`, or the owner's own scancel                     | stopped until the user launches again            |
+| refused       | wrong configuration or data                              | stopped                                          |
+| divergence    | NaN, a result that is not finite                         | another seed for the slot (jobs.control.rounds)  |
+| cancelled     | `cancel`, or scancel by a user                           | stopped until the user launches again            |
 
-Where time or memory that was predicted from siblings (jobs.control.estimates) was not enough, the attempt is free: the next one gets
-what is
-configured, and the work of a pass stays as it is.
+Where a time or memory limit predicted from other runs (jobs.control.estimates) was too small, the attempt is free: the next one gets the
+configured limit, and the micro-batch stays as it is.
 """
 
 from __future__ import annotations
@@ -44,22 +43,22 @@ class FailureClass(Enum):
     cancelled = "cancelled"
 
 
-# What Slurm says of a job whose worker left no word. FAILED and COMPLETED: it was killed, or left without having begun.
+# States of a job whose worker wrote no outcome. FAILED and COMPLETED count as `node`: it was killed, or exited before it started a stage.
 _OF_STATE = {
     "TIMEOUT": FailureClass.time_limit,
     "DEADLINE": FailureClass.time_limit,
     "OUT_OF_MEMORY": FailureClass.memory,
 }
-_NODES_FAULT = frozenset(("NODE_FAIL", "BOOT_FAIL", "LAUNCH_FAILED"))
+_NODE_STATES = frozenset(("NODE_FAIL", "BOOT_FAIL", "LAUNCH_FAILED"))
 _CANCELLED_BY = re.compile(r"CANCELLED by (\d+)")
 _MEMORY_NAMES = frozenset(("MemoryError", "OutOfMemoryError", "_ArrayMemoryError"))
 _MEMORY = re.compile(
     r"out of (shared )?memory|can't allocate memory|cannot allocate memory|std::bad_alloc|failed to allocate|STATUS_ALLOC_FAILED"
-    r"|could not (create|execute) a primitive",  # oneDNN's words for it, seen under a real limit on memory
+    r"|could not (create|execute) a primitive",  # oneDNN's message, seen under a real memory limit
     re.IGNORECASE,
 )
 _COMMUNICATION_NAMES = frozenset(("DistError", "DistBackendError", "DistNetworkError", "DistStoreError", "ConnectionError"))
-# An error of the machine itself is met in the same way: the same seed on another node.
+# Errors of the GPU hardware are handled in the same way: same seed on another node.
 _COMMUNICATION = re.compile(
     r"\bNCCL\b|\bgloo\b|ProcessGroup|watchdog|connection (closed|reset) by peer|socket timeout|broken pipe|connect\(\) timed out"
     r"|application timeout caused pair closure"  # gloo, of a pair that an earlier time-out has broken
@@ -67,11 +66,11 @@ _COMMUNICATION = re.compile(
     re.IGNORECASE,
 )
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-_FULL_DISK_WORDS = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
+_FULL_DISK_MESSAGE = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
 
 
 def class_of_exception(error: BaseException) -> FailureClass:
-    """From the classes, attributes and messages of an exception and of what it was raised from."""
+    """Class of an exception, by the types, attributes and messages of itself and of the exceptions it was raised from."""
     if getattr(error, "interrupted", False):
         return FailureClass.interrupted
     if isinstance(error, UsageError) or getattr(error, "problems", None) is not None:
@@ -83,40 +82,44 @@ def class_of_exception(error: BaseException) -> FailureClass:
         current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
     if any(getattr(each, "diverged", False) for each in seen):
         return FailureClass.divergence
-    for tells, failure in ((_tells_of_memory, FailureClass.memory), (_tells_of_disk, FailureClass.disk)):
-        if any(tells(each) for each in seen):
+    for matches, failure in (
+        (_is_out_of_memory, FailureClass.memory),
+        (_is_full_disk, FailureClass.disk),
+        (_is_communication, FailureClass.communication),
+    ):
+        if any(matches(each) for each in seen):
             return failure
-    return FailureClass.communication if any(_tells_of_communication(each) for each in seen) else FailureClass.code
+    return FailureClass.code
 
 
 def class_of_state(state: str) -> FailureClass:
-    """From the last state that Slurm gave of a job whose worker left no word ("": it did not say)."""
+    """Class of a job whose worker wrote no outcome, by its last Slurm state ("": unknown)."""
     if cancelled_by_hand(state):
         return FailureClass.cancelled
     return _OF_STATE.get(state, FailureClass.node)
 
 
 def cancelled_by_hand(state: str) -> bool:
-    """Whether a user ended the job: Slurm itself, and root, cancel as user 0."""
+    """Whether a user cancelled the job: Slurm itself, and root, cancel as user 0."""
     by = _CANCELLED_BY.fullmatch(state)
     return by is not None and int(by[1]) != 0
 
 
 def blames_node(state: str) -> bool:
-    """Whether Slurm says that the machine failed."""
-    return state in _NODES_FAULT
+    """Whether a Slurm state means that the node failed."""
+    return state in _NODE_STATES
 
 
-def _tells_of_memory(error: BaseException) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
     return any(each.__name__ in _MEMORY_NAMES for each in type(error).__mro__) or (
         isinstance(error, RuntimeError | OSError) and _MEMORY.search(str(error)) is not None
     )
 
 
-def _tells_of_disk(error: BaseException) -> bool:
-    return (isinstance(error, OSError) and error.errno in _FULL_DISK) or _FULL_DISK_WORDS.search(str(error)) is not None
+def _is_full_disk(error: BaseException) -> bool:
+    return (isinstance(error, OSError) and error.errno in _FULL_DISK) or _FULL_DISK_MESSAGE.search(str(error)) is not None
 
 
-def _tells_of_communication(error: BaseException) -> bool:
+def _is_communication(error: BaseException) -> bool:
     named = any(each.__name__ in _COMMUNICATION_NAMES for each in type(error).__mro__)
     return named or (isinstance(error, RuntimeError) and _COMMUNICATION.search(str(error)) is not None)

@@ -244,9 +244,9 @@ def prepare_decoders() -> None:
         decoder.prepare()
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write one JSON file atomically and durably; raises OSError when the disk is full, leaving what was there."""
-    write_bytes(path, _encoded(value))
+def write_json(path: Path, value: object, *, private: bool = False) -> None:
+    """Write one JSON file atomically and durably, `private`: readable by this user only. See `write_bytes`."""
+    write_bytes(path, _encoded(value), private=private)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -254,14 +254,14 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, *, private: bool = False) -> None:
     """Write one file atomically and durably; raises OSError when the disk is full, leaving what was there."""
-    temporary = _write_temporary(path, data)
+    temporary = _write_temporary(path, data, private=private)
     try:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync(path.parent)
 
 
 def create_json(path: Path, value: object) -> bool:
@@ -273,7 +273,7 @@ def create_json(path: Path, value: object) -> bool:
         return False
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync(path.parent)
     return True
 
 
@@ -366,24 +366,26 @@ def _encoded(value: object) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
-def _write_temporary(path: Path, data: bytes) -> Path:
+def _write_temporary(path: Path, data: bytes, *, private: bool = False) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # of mode 0600
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_UMASK)
+        if not private:
+            temporary.chmod(0o666 & ~_UMASK)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     return temporary
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

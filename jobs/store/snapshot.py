@@ -1,8 +1,8 @@
-"""A copy of the code at launch: jobs run it, so that edits afterwards do not reach what is queued.
+"""A copy of the code at launch, which jobs run: later edits do not reach queued jobs.
 
-One folder per content, `results/EXPERIMENT/snapshots/DIGEST/`, holds the code itself, `snapshot.json` (commit, changed and untracked
-files) and `dirty.diff` (what differed from the commit). It is made under a temporary name and renamed. A job that runs a snapshot and
-submits others hands on that very snapshot: what git said of it at launch stays with it.
+One folder per content, `results/EXPERIMENT/snapshots/DIGEST/`, holds the code, `snapshot.json` (commit, changed and untracked files) and
+`dirty.diff` (the difference from the commit). It is made under a temporary name and renamed. A job that runs a snapshot and submits other
+jobs passes on the same snapshot, with what git reported at launch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,16 @@ from jobs.store.layout import Layout
 from jobs.store.records import Decoder, write_json
 
 SCHEMA = 1
-CODE = ("launch.py", "jobs", "ser_core", "configs", "slurm_templates")  # what jobs need, where git cannot be asked
+CODE = ("launch.py", "jobs", "ser_core", "configs", "slurm_templates")  # what jobs need; used outside of git
 NOT_CODE = ("tests", "docs", "benchmarks", "results", "data")  # top-level folders that jobs never read
-LARGEST = 8 * 2**20  # bytes; a larger file that git does not track is data, not code
+LARGEST = 8 * 2**20  # bytes; a larger untracked file counts as data, not code
 DIGEST_LENGTH = 16
 GIT_SECONDS = 60
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The code as it lies in the source folder now, and where its copy is or would be."""
+    """The code in the source folder now, and where its copy is or would be."""
 
     source: Path
     path: Path
@@ -48,7 +48,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class _Record:
-    """What `snapshot.json` says that is read again."""
+    """The fields of `snapshot.json` that are read again."""
 
     snapshot: str  # digest
     commit: str
@@ -61,7 +61,7 @@ _RECORDS = Decoder(_Record, SCHEMA)
 
 
 def plan_snapshot(source: Path, layout: Layout) -> Snapshot:
-    """Find the code in `source` and its digest; writes nothing. UsageError if there is none."""
+    """Find the code in `source` and its digest, without writing anything. UsageError if there is none."""
     source = source.resolve()
     known = _known_snapshot(source, layout)
     if known is not None:
@@ -88,7 +88,7 @@ def plan_snapshot(source: Path, layout: Layout) -> Snapshot:
 
 
 def take_snapshot(source: Path, layout: Layout) -> Snapshot:
-    """Copy the code unless this content was copied before. UsageError if files change while they are copied."""
+    """Copy the code unless the same content was copied before. UsageError if files change while they are copied."""
     snapshot = plan_snapshot(source, layout)
     if snapshot.taken:
         return snapshot
@@ -123,7 +123,7 @@ def snapshot_facts(snapshot: Snapshot) -> dict[str, object]:
 
 
 def _known_snapshot(source: Path, layout: Layout) -> Snapshot | None:
-    """`source` as the snapshot it is, if it is one and nobody has changed its code since."""
+    """The snapshot that `source` is; None if it is none, or its code was changed."""
     record = _RECORDS.read(source / "snapshot.json")
     if record is None or not record.files or not all((source / name).is_file() for name in record.files):
         return None
@@ -144,7 +144,7 @@ def _dirty_diff(snapshot: Snapshot) -> str:
 def _publish(temporary: Path, path: Path) -> None:
     try:
         temporary.rename(path)
-    except OSError:  # somebody was quicker with the same content
+    except OSError:  # another process has made the same snapshot
         if not (path / "snapshot.json").is_file():
             raise
 
@@ -173,61 +173,57 @@ def _walk(source: Path) -> list[str]:
 
 
 def _is_checkout(source: Path) -> bool:
-    if shutil.which("git") is None:
-        return False
     return _git(source, "rev-parse", "--is-inside-work-tree", check=False).strip() == "true" and bool(_git_files(source)[0])
 
 
 def _git_files(source: Path) -> tuple[list[str], list[str]]:
+    """Tracked files, and untracked files that git does not ignore."""
     tracked = _git(source, "ls-files", "-z", "--cached").split("\0")
     untracked = _git(source, "ls-files", "-z", "--others", "--exclude-standard").split("\0")
     return [name for name in tracked if name], [name for name in untracked if name]
 
 
 def _git(source: Path, *arguments: str, check: bool = True) -> str:
-    command: Sequence[str] = ["git", "-C", str(source), *arguments]
+    """Output of a git command. UsageError if it fails; without `check` "". UsageError in any case if it does not end in time."""
+    command = ["git", "-C", str(source), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, timeout=GIT_SECONDS, check=False, env=_git_environment())
     except subprocess.TimeoutExpired as error:
         raise UsageError(f"{source}: `git {arguments[0]}` did not answer within {GIT_SECONDS} s") from error
+    except FileNotFoundError as error:
+        if check:
+            raise UsageError(f"{source}: git is not installed") from error
+        return ""
     if check and done.returncode != 0:
         raise UsageError(f"{source}: `git {' '.join(arguments)}` failed: {done.stderr.decode(errors='replace').strip()}")
     return done.stdout.decode(errors="surrogateescape") if done.returncode == 0 else ""
 
 
 def _git_environment() -> dict[str, str]:
-    """Ours without what points git elsewhere (as in a hook), and without its writing the index."""
+    """The environment without variables that point git elsewhere (as in a hook), and with the index left unwritten."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     return {**clean, "GIT_OPTIONAL_LOCKS": "0"}
 
 
 def code_facts(repository: Path) -> dict[str, Any]:
-    """`commit` of a working tree and `dirty`, a digest of everything that differs from it ("" where nothing does).
+    """`commit` of a working tree and `dirty`, a digest of everything that differs from it ("" if nothing does).
 
-    Both are None where there is no git or no repository. Called once per launch, never by workers.
+    Both are None without git or a repository. Called once per launch, never by workers.
     """
-    commit = _git_bytes(repository, "rev-parse", "HEAD")
-    changed = _git_bytes(repository, "diff", "HEAD", "--binary")
-    untracked = _git_bytes(repository, "ls-files", "--others", "--exclude-standard", "-z")
-    if commit is None or changed is None or untracked is None:
+    try:
+        commit = _git(repository, "rev-parse", "HEAD").strip()
+        changed = _git(repository, "diff", "HEAD", "--binary")
+        untracked = _git_files(repository)[1]
+    except UsageError:
         return {"commit": None, "dirty": None}
-    digest = hashlib.sha256(changed)
-    names = sorted(filter(None, untracked.split(b"\0")))
-    for name in names:
+    digest = hashlib.sha256(os.fsencode(changed))
+    for name in sorted(map(os.fsencode, untracked)):
         digest.update(b"\0" + name + b"\0" + _content(repository / os.fsdecode(name)))
-    return {"commit": commit.decode("ascii").strip(), "dirty": digest.hexdigest() if changed or names else ""}
+    return {"commit": commit, "dirty": digest.hexdigest() if changed or untracked else ""}
 
 
 def _content(path: Path) -> bytes:
     try:
         return hashlib.sha256(path.read_bytes()).digest()
-    except OSError:  # removed since it was listed, or a folder of its own repository: its name has been taken down
+    except OSError:  # removed since it was listed, or a folder with a repository of its own: its name is in the digest
         return b""
-
-
-def _git_bytes(repository: Path, *arguments: str) -> bytes | None:
-    try:
-        done = subprocess.run(["git", "-C", str(repository), *arguments], capture_output=True, timeout=GIT_SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None

@@ -1,7 +1,7 @@
-"""One process at a time drives a sweep: two Tune drivers on one folder would overwrite each other's state.
+"""A lock that allows one driver of a sweep at a time: two Tune drivers on one folder would overwrite each other's state.
 
-Drivers take turns. Each turn is a numbered file that one process alone can make, and the highest number counts. It is over when its driver
-has left or is taken for dead (jobs.store.attempts), and only then may the next number be taken. Numbers are never used again.
+Each driver has a numbered file, created exclusively; the highest number holds the lock. The lock is free when its driver has released it
+or counts as dead (jobs.store.attempts), and the next driver takes the next number. Numbers are not reused.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from jobs.store.attempts import GONE_SECONDS, Heartbeat, claim_alive, new_claim
 from jobs.store.records import Claim, Decoder, create_json, read_json, write_json
 from jobs.sweeps.records import SweepFolder
 
-TAKE_OVER_SECONDS = GONE_SECONDS + 15  # that a driver in an allocation waits for the sign of life of the one before it to grow old
+TAKE_OVER_SECONDS = GONE_SECONDS + 15  # in an allocation: wait until the heartbeat of the former driver is stale
 LOOK_AGAIN_SECONDS = 1.0
 
 
 @dataclass
 class Turn:
-    """A driver's time with a sweep."""
+    """The lock, held by this process."""
 
     file: Path
-    complete: bool = False  # set by the driver: every trial has ended
+    complete: bool = False  # set by the driver when every trial has ended
 
 
 @dataclass(frozen=True)
 class _Taken(Claim):
-    """What the file of a turn says."""
+    """The content of a lock file."""
 
-    left: float | None = None  # when its driver left, seconds since the epoch
-    complete: bool = False  # every trial had ended by then
+    left: float | None = None  # when the lock was released, seconds since the epoch
+    complete: bool = False  # whether every trial had ended by then
 
 
 _TURNS = Decoder(_Taken, None)
@@ -42,9 +42,9 @@ _TURNS = Decoder(_Taken, None)
 
 @contextlib.contextmanager
 def driving(folder: SweepFolder, *, allocated: bool = False) -> Iterator[Turn]:
-    """Be the driver of a sweep while the block lasts. UsageError in one line where another process is.
+    """Hold the driver lock of a sweep. UsageError in one line if another process holds it.
 
-    `allocated`: this is the one driver of a Slurm allocation, of which a sweep never has two: another job that drove it is gone.
+    `allocated`: this driver runs in the sweep's Slurm allocation, of which there is one at a time, so a driver in another job is gone.
     """
     end = time.monotonic() + (TAKE_OVER_SECONDS if allocated else 0.0)
     while (mine := _take(folder, allocated=allocated)) is None:
@@ -61,31 +61,31 @@ def driving(folder: SweepFolder, *, allocated: bool = False) -> Iterator[Turn]:
 
 
 def complete(folder: SweepFolder) -> bool:
-    """Whether every trial had ended when the last driver left."""
+    """Whether every trial had ended when the last driver released the lock."""
     turns = _turns(folder)
     last = _TURNS.read(turns[-1]) if turns else None
     return last is not None and last.complete
 
 
 def driver_of(folder: SweepFolder, *, allocated: bool = False) -> Claim | None:
-    """Who drives a sweep now; None: nobody."""
+    """The claim of the current driver of a sweep; None without one."""
     turns = _turns(folder)
     return _holder(turns[-1], allocated=allocated) if turns else None
 
 
 def refusal(folder: SweepFolder, holder: Claim) -> str:
-    """Why no other driver can begin, and what can be done, in one line."""
+    """Error message of a second driver: why it cannot start, and what to do."""
     return f"{folder.path}: this sweep is under way in {in_words(holder)}: `sweep --show` shows how it stands, `sweep --cancel` ends it"
 
 
 def in_words(holder: Claim) -> str:
-    """Who drives a sweep: `process 4711 on alpha since 2026-11-21 09:26`."""
+    """The driver of a sweep in words: `process 4711 on alpha since 2026-11-21 09:26`."""
     where = f"job {holder.slurm_job}" if holder.slurm_job else f"process {holder.pid} on {holder.host}"
     return f"{where} since {time.strftime('%Y-%m-%d %H:%M', time.localtime(holder.started))}"
 
 
 def _take(folder: SweepFolder, *, allocated: bool) -> Path | None:
-    """The turn that comes next, now ours; None where somebody has the last one, or was quicker."""
+    """Create the next lock file; None if the lock is held, or another process created the file first."""
     turns = _turns(folder)
     if turns and _holder(turns[-1], allocated=allocated):
         return None
@@ -95,7 +95,7 @@ def _take(folder: SweepFolder, *, allocated: bool) -> Path | None:
 
 
 def _holder(turn: Path, *, allocated: bool) -> Claim | None:
-    """Who has a turn and has not left."""
+    """The claim in a lock file; None if it was released, is damaged, or its driver is dead."""
     claim = _TURNS.read(turn)
     if claim is None or claim.left is not None:
         return None

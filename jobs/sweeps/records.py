@@ -1,6 +1,6 @@
-"""What is on record of a sweep: what was launched, and how far every trial has come. The one writer of the files in a sweep's folder.
+"""Records of a sweep: its configuration, the state of every trial, and requests to stop. Only this module writes these files.
 
-A record says which points were tried. What was computed is in the results of the store, and a record names them by their keys.
+A trial's record has its point and its scores by fold. Results of stages are in the store, and the record has their keys.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jobs.sweeps.space import Point, Space, point_from_json, space_of
 from jobs.worker.task import Workplace, load_object
 
 SCHEMA = 1
-DIGITS = 12  # of a sweep's name
+DIGITS = 12  # of the digest that names a sweep
 AGAIN = "launch `sweep` again to renew it"
 
 
@@ -35,7 +35,7 @@ class SweepFolder:
 
     @property
     def sweep(self) -> Path:
-        """What was launched."""
+        """The configuration of the sweep."""
         return self.path / "sweep.json"
 
     @property
@@ -49,38 +49,38 @@ class SweepFolder:
 
     @property
     def ray(self) -> Path:
-        """What Ray Tune keeps for itself."""
+        """Files of Ray Tune."""
         return self.path / "ray"
 
     @property
     def proxies(self) -> Path:
-        """What was found out about single stages, by their keys: may be removed, and is found out again."""
+        """Cache of proxies by stage key. May be removed."""
         return self.path / "proxies"
 
     @property
     def stop(self) -> Path:
-        """Asks the sweep to stop, as long as it is there, whatever it says."""
+        """The sweep stops while this file exists, whatever its content."""
         return self.path / "stop"
 
     @property
     def stopping(self) -> Path:
-        """What its driver wants of trials that were asked to stop."""
+        """The `StopLevel` that the driver requests from running trials."""
         return self.path / "stopping"
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """One sweep, ready to be run, here or by another process that reads its file."""
+    """One sweep, with everything that is needed to run it."""
 
     experiment: Experiment
-    config: str  # what the experiment's file in configs/experiment/ is called
+    config: str  # name of the experiment's file in configs/experiment/
     corpus: Corpus
     layout: Layout
     place: Workplace
     recipe_schema: str  # `module:attribute`
-    validation: Mapping[str, tuple[str, ...]]  # fold -> the speakers that its trials are scored on
+    validation: Mapping[str, tuple[str, ...]]  # fold -> speakers that its trials are scored on
     launched: float  # seconds since the epoch
-    digest: str  # of all that determines it: its name
+    digest: str  # its name: hash of everything that determines it
     code: str  # folder that workers import from
     preload: tuple[str, ...] = ()
 
@@ -90,17 +90,16 @@ class Sweep:
 
     @property
     def folds(self) -> tuple[str, ...]:
-        """The held-out folds that every trial is evaluated on, in this order."""
-        return tuple(self.experiment.sweep.folds or self.experiment.folds or self.corpus.folds)
+        return folds_of(self.experiment, self.corpus)
 
     @property
     def own_layout(self) -> Layout:
-        """Of what its stages leave beside the store: logs, the index. What is cancelled of the experiment is not cancelled of its sweep."""
+        """Layout of the logs and the index of its stages. Cancelling the experiment's grid does not cancel its sweep."""
         return Layout(self.layout.root, self.folder.path.relative_to(self.layout.root).as_posix())
 
     @property
     def own_place(self) -> Workplace:
-        """Where its stages are computed."""
+        """The workplace of its stages."""
         return replace(self.place, experiment=self.own_layout.experiment, launched=self.launched)
 
     @cached_property
@@ -108,37 +107,42 @@ class Sweep:
         return space_of(self.experiment)
 
 
+def folds_of(experiment: Experiment, corpus: Corpus) -> tuple[str, ...]:
+    """The held-out folds that every trial is evaluated on, in this order."""
+    return tuple(experiment.sweep.folds or experiment.folds or corpus.folds)
+
+
 class TrialState(Enum):
-    """Where a trial stands."""
+    """State of a trial."""
 
     running = "running"
-    complete = "complete"  # every fold is done
+    complete = "complete"  # every fold is evaluated
     stopped = "stopped"  # by the scheduler, before its last fold
     failed = "failed"
-    interrupted = "interrupted"  # goes on when the sweep is launched again
+    interrupted = "interrupted"  # resumed by the next launch
 
 
 class StopLevel(IntEnum):
-    """What a sweep that is under way is asked for."""
+    """What the driver requests from running trials."""
 
     none = 0
     stop = 1  # stages write checkpoints
-    hurry = 2  # they are ended
-    leave = 3  # the driver has seen every trial stop: their processes may end
+    hurry = 2  # stages are killed
+    leave = 3  # every trial has stopped: their processes may exit
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One fine-tuning that counts, and its scores on the validation speakers, in percent."""
+    """One fine-tuning and its scores on the validation speakers, in percent."""
 
     fold: str
     slot: int
     seed: int
     key: str
     ua: float
-    wa: float | None = None  # None: its stage gives no confusion matrix
+    wa: float | None = None  # None: no confusion matrix
     macro_f1: float | None = None
-    diverged: str = ""  # why it would not count; of a run on record always ""
+    diverged: str = ""  # why it diverged; always "" in a record, as diverged runs are replaced
 
 
 @dataclass(frozen=True)
@@ -147,26 +151,26 @@ class FoldRecord:
 
     fold: str
     runs: tuple[RunRecord, ...]
-    stages: Mapping[str, str]  # key -> name of the stage: all that the fold of this point needs
-    proxies: Mapping[str, Any]  # what was seen on the way there: {"k": {"16": {...}}, "ptapt_loss": ..., ...}
+    stages: Mapping[str, str]  # key -> name, of all stages of the point on this fold
+    proxies: Mapping[str, Any]  # known before fine-tuning; those per cluster count under "k": {"16": {...}}
     ua: float  # mean of the runs
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One point, and how far its evaluation has come. `trial` is the point's name, so a point is on record once."""
+    """One point and its evaluated folds. `trial` is the name of the point, so a point has one record."""
 
     trial: str
     point: Point
     state: TrialState
     folds: tuple[FoldRecord, ...] = ()
-    error: str = ""  # of a failed one, in one line
+    error: str = ""  # why it failed, one line
     began: float = 0.0  # seconds since the epoch
-    ended: float = 0.0  # 0: it has not
+    ended: float = 0.0  # 0: not ended
 
     @property
     def ua(self) -> float | None:
-        """The objective: mean over the folds done; None before the first."""
+        """The objective: mean over the evaluated folds; None before the first."""
         return running_means(self.folds)[-1] if self.folds else None
 
 
@@ -207,32 +211,32 @@ def running_means(folds: tuple[FoldRecord, ...]) -> tuple[float, ...]:
 
 
 def store_sweep(sweep: Sweep) -> None:
-    """Remember a sweep as the last one launched, which lifts a request that it stop."""
+    """Record a sweep as the last one launched, and remove a request to stop it."""
     value = {
         "schema": SCHEMA,
         "config": resolved_values(sweep.experiment),
         "file": sweep.config,
-        "corpus": {**asdict(sweep.corpus), "folds": list(sweep.corpus.folds)},
-        "place": {**asdict(sweep.place), "packages": list(sweep.place.packages)},
+        "corpus": asdict(sweep.corpus),
+        "place": asdict(sweep.place),
         "recipe_schema": sweep.recipe_schema,
-        "validation": {fold: list(speakers) for fold, speakers in sweep.validation.items()},
+        "validation": dict(sweep.validation),
         "launched": sweep.launched,
         "digest": sweep.digest,
         "code": sweep.code,
-        "preload": list(sweep.preload),
+        "preload": sweep.preload,
     }
     write_json(sweep.folder.sweep, value)
     store_latest(sweep)
-    lift_stop(sweep.folder)
+    clear_stop(sweep.folder)
 
 
 def store_latest(sweep: Sweep) -> None:
-    """Remember a sweep as the last one launched, and nothing else."""
+    """Record a sweep as the last one launched, without changing its files."""
     write_text(latest_file(sweep.layout), f"{sweep.digest}\n")
 
 
 def load_sweep(path: Path) -> Sweep:
-    """The sweep whose folder this is. Raises UsageError where its file is missing, damaged, or of another version of the program."""
+    """The sweep in a folder. Raises UsageError if its file is missing, damaged, or of another version of the program."""
     folder = SweepFolder(path.resolve())
     try:
         stored = _SWEEPS.load(folder.sweep)
@@ -258,12 +262,12 @@ def load_sweep(path: Path) -> Sweep:
 
 
 def latest_file(layout: Layout) -> Path:
-    """Holds the name of the last sweep launched."""
+    """The file with the digest of the last sweep launched."""
     return layout.sweep / "latest"
 
 
 def latest_sweep(layout: Layout) -> Sweep | None:
-    """The last sweep launched of an experiment; None if there was none. Raises UsageError where it is not there any more, or damaged."""
+    """The sweep of an experiment that was launched last; None without one. Raises UsageError if it is missing or damaged."""
     try:
         digest = latest_file(layout).read_text(encoding="utf-8").strip()
     except (FileNotFoundError, NotADirectoryError):
@@ -276,22 +280,13 @@ def latest_sweep(layout: Layout) -> Sweep | None:
 
 
 def write_trial(folder: SweepFolder, record: TrialRecord) -> None:
-    """State how far a trial has come. Its own process does while it evaluates, the driver before and after: never both at once."""
-    value = {
-        "schema": SCHEMA,
-        "trial": record.trial,
-        "point": record.point.to_json(),
-        "state": record.state.value,
-        "folds": [asdict(fold) for fold in record.folds],
-        "error": record.error,
-        "began": record.began,
-        "ended": record.ended,
-    }
+    """Write the record of a trial: its own process does while it runs, the driver before and after, never both at once."""
+    value = {"schema": SCHEMA, **asdict(record), "point": record.point.to_json(), "state": record.state.value}
     write_json(_trial_file(folder, record.trial), value)
 
 
 def read_trial(folder: SweepFolder, trial: str) -> TrialRecord | None:
-    """The record of one trial; None where there is no whole one."""
+    """The record of one trial; None if it is missing or damaged."""
     file = _trial_file(folder, trial)
     stored = _TRIALS.read(file)
     if stored is None:
@@ -308,7 +303,7 @@ def read_trial(folder: SweepFolder, trial: str) -> TrialRecord | None:
 
 
 def read_trials(folder: SweepFolder) -> tuple[TrialRecord, ...]:
-    """All records, in the order in which the trials began; torn ones are left out."""
+    """All records, in the order in which the trials began; damaged ones are left out."""
     try:
         names = [name.removesuffix(".json") for name in os.listdir(folder.trials) if name.endswith(".json") and name[0] != "."]
     except (FileNotFoundError, NotADirectoryError):
@@ -318,25 +313,25 @@ def read_trials(folder: SweepFolder) -> tuple[TrialRecord, ...]:
 
 
 def interrupt_trials(folder: SweepFolder) -> None:
-    """State of every trial that counts as running that it is not: whoever ran it is gone."""
+    """Record every running trial as interrupted, when its driver has ended."""
     for record in read_trials(folder):
         if record.state is TrialState.running:
             write_trial(folder, replace(record, state=TrialState.interrupted))
 
 
 def ask_to_stop(folder: SweepFolder) -> None:
-    """Let the sweep that runs in this folder stop, wherever it runs."""
+    """Request the sweep in this folder to stop, on whichever machine it runs."""
     folder.stop.parent.mkdir(parents=True, exist_ok=True)
     folder.stop.touch()
 
 
-def press(folder: SweepFolder, level: StopLevel) -> None:
-    """The driver's word to trials that were asked to stop."""
+def set_stop_level(folder: SweepFolder, level: StopLevel) -> None:
+    """Stop request from the driver to running trials."""
     write_text(folder.stopping, f"{level.name}\n")
 
 
-def stop_asked(folder: SweepFolder) -> StopLevel:
-    """What the trials of a sweep are asked for."""
+def stop_level(folder: SweepFolder) -> StopLevel:
+    """The current stop request."""
     if not folder.stop.exists():
         return StopLevel.none
     try:
@@ -346,14 +341,14 @@ def stop_asked(folder: SweepFolder) -> StopLevel:
     return StopLevel.__members__.get(name, StopLevel.stop)
 
 
-def lift_stop(folder: SweepFolder) -> None:
-    """Let a sweep run in this folder again."""
+def clear_stop(folder: SweepFolder) -> None:
+    """Remove a request to stop."""
     folder.stop.unlink(missing_ok=True)
     folder.stopping.unlink(missing_ok=True)
 
 
 def fold_from_json(value: Mapping[str, Any]) -> FoldRecord:
-    """Inverse of `dataclasses.asdict`. Raises ValueError where the value is not a fold."""
+    """Inverse of `dataclasses.asdict`. Raises ValueError for any other value."""
     return _FOLDS.decode(json.dumps(value).encode())
 
 

@@ -1,4 +1,4 @@
-"""How Ray Tune finds the points of a sweep, and gives up those that fall behind: Optuna that repeats nothing, ASHA that forgets nothing."""
+"""Search algorithms and schedulers for Ray Tune: Optuna without repeated points, ASHA that survives a restart."""
 
 from __future__ import annotations
 
@@ -10,36 +10,21 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import ConcurrencyLimiter, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from jobs.experiment.config import Experiment
 from jobs.experiment.graph import canonical_json
-from jobs.experiment.sweep_section import Search, Stopping, SweepSettings
+from jobs.experiment.sweep_section import Stopping, SweepSettings
 from jobs.sweeps.records import read_trial, running_means
-from jobs.sweeps.space import Point, Range, Space, decode, grid_points, parameters, random_points, space_of
+from jobs.sweeps.space import Point, Range, Space, decode, parameters, random_points
 from jobs.sweeps.trainable import FOLDER, FOLDS, OBJECTIVE, POINT, folder_of, point_of, point_text
 
-ASKS = 50  # of Optuna for a point that was not tried yet, before one is drawn
-STARTUP_TRIALS = 10  # that Optuna draws before it learns, at the most
-
-
-def listed_points(experiment: Experiment) -> tuple[Point, ...] | None:
-    """The points of a search that knows them beforehand, in the order in which they are tried; None: each depends on those before."""
-    space, sweep = space_of(experiment), experiment.sweep
-    if sweep.search is Search.grid:
-        return grid_points(space)
-    return random_points(space, sweep.trials, sweep.seed) if sweep.search is Search.random else None
-
-
-def number_of_points(experiment: Experiment) -> int:
-    """How many points a sweep tries."""
-    listed = listed_points(experiment)
-    return len(listed) if listed is not None else int(min(experiment.sweep.trials, space_of(experiment).size))
+ASKS = 50  # attempts to get a new point from Optuna before one is drawn at random
+STARTUP_TRIALS = 10  # at most so many random trials before the sampler models results
 
 
 class DistinctOptuna(OptunaSearch):  # type: ignore[misc]  # Ray has no types
-    """Optuna's tree-structured Parzen estimator, over points that were not tried yet.
+    """Optuna's tree-structured Parzen estimator, without repeated points.
 
-    Several draws mean the same point. Of one that was evaluated to the end, Optuna is told the value again, and asked for another. What
-    ASHA has stopped counts as pruned: worse than what has come further, whatever the mean of its easier folds.
+    Different samples can decode to the same point. A sample of a completed point is reported to Optuna with the known value, and the
+    next one is drawn. Trials stopped by ASHA count as pruned: worse than trials with more folds, whatever the mean of their folds.
     """
 
     def __init__(self, space: Space, folder: Path, settings: SweepSettings, folds: int) -> None:
@@ -51,11 +36,11 @@ class DistinctOptuna(OptunaSearch):  # type: ignore[misc]  # Ray has no types
         self._points, self._folder, self._folds, self._draw_seed = space, str(folder), folds, settings.seed
         self._texts = {name: _by_text(asked) for name, asked in parameters(space).items() if not isinstance(asked, Range)}
         self._of_trial: dict[str, str] = {}  # trial -> name of its point
-        self._values: dict[str, float | None] = {}  # name of a point -> its value, where it was evaluated to the end
+        self._values: dict[str, float | None] = {}  # name of a point -> its value if complete
         super().__init__(distributions(space), metric=OBJECTIVE, mode="max", sampler=sampler)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The configuration of a point that is none of those tried; FINISHED where there is none."""
+        """The configuration of a new point; FINISHED if there is none."""
         point = self._asked(trial_id) or self._drawn()
         if point is None:
             return str(Searcher.FINISHED)
@@ -76,7 +61,7 @@ class DistinctOptuna(OptunaSearch):  # type: ignore[misc]  # Ray has no types
         if trial_id not in self._ot_trials or trial_id in self._completed_trials:
             return
         if known and not complete and result is not None:
-            self.on_trial_result(trial_id, result)  # the one that ended it: nobody has told Optuna of that
+            self.on_trial_result(trial_id, result)  # Tune does not pass the last result on
         super().on_trial_complete(trial_id, result if complete else None, error or not known)
 
     def _asked(self, trial_id: str) -> Point | None:
@@ -94,13 +79,13 @@ class DistinctOptuna(OptunaSearch):  # type: ignore[misc]  # Ray has no types
         return None
 
     def _drawn(self) -> Point | None:
-        """One that Optuna did not come upon."""
+        """A random new point."""
         points = random_points(self._points, len(self._values) + 1, self._draw_seed)
         return next((point for point in points if point.name not in self._values), None)
 
 
 def distributions(space: Space) -> dict[str, Any]:
-    """`parameters` in Optuna's words; choices by their texts, as it knows no others than plain values."""
+    """`parameters` as Optuna distributions; choices as JSON texts, as Optuna supports only plain values."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     found: dict[str, Any] = {}
@@ -115,9 +100,9 @@ def distributions(space: Space) -> dict[str, Any]:
 
 
 class _Adjusting:
-    """What both schedulers do when a trial is added, anew or restored: as many at once as the machines hold now."""
+    """Sets the number of concurrent trials to `at_once` whenever a trial is added, as the machines may have changed since a restart."""
 
-    at_once = 0  # of the class, set by the driver: an instance comes back from Tune's own file as it was when the sweep was first launched
+    at_once = 0  # a class attribute, as Tune restores instances with the values of the first launch
 
     def adjust(self, search_alg: Any) -> None:
         searcher = getattr(search_alg, "searcher", None)
@@ -127,7 +112,7 @@ class _Adjusting:
 
 
 class InTurn(_Adjusting, FIFOScheduler):  # type: ignore[misc]
-    """Every trial is evaluated to its end."""
+    """FIFO: every trial is completed."""
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         self.adjust(tune_controller.search_alg)
@@ -135,7 +120,7 @@ class InTurn(_Adjusting, FIFOScheduler):  # type: ignore[misc]
 
 
 class RememberingAsha(_Adjusting, ASHAScheduler):  # type: ignore[misc]
-    """ASHA whose rungs are filled from the records of the sweep: Tune forgets them when it is restored, and would stop nobody."""
+    """ASHA that fills its rungs from the records of the sweep: Tune does not restore them, and would stop no trial."""
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         self.adjust(tune_controller.search_alg)
@@ -147,7 +132,7 @@ class RememberingAsha(_Adjusting, ASHAScheduler):  # type: ignore[misc]
                 reached[trial.trial_id] = means[int(milestone) - 1]
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Judge a trial at every rung it reaches, also where its record was before its report: then the decision may have been lost."""
+        """Decide at every rung, also if the rung was filled from the record: the former decision may have been lost."""
         for milestone, reached in self._trial_info[trial.trial_id]._rungs:
             if milestone == result.get(FOLDS):
                 reached.pop(trial.trial_id, None)
@@ -155,15 +140,15 @@ class RememberingAsha(_Adjusting, ASHAScheduler):  # type: ignore[misc]
 
 
 def scheduler_of(settings: SweepSettings, folds: int, at_once: int) -> Any:
-    """What decides which trials go on; time is counted in folds."""
-    allow(at_once)
+    """The Tune scheduler that stops trials early; its unit of time is a fold."""
+    set_concurrency(at_once)
     if settings.stopping is Stopping.none:
         return InTurn()
     return RememberingAsha(time_attr=FOLDS, max_t=folds, grace_period=min(settings.grace_folds, folds), reduction_factor=settings.reduction)
 
 
-def allow(at_once: int) -> None:
-    """How many trials may be under way at the same time, of the sweep that this process runs."""
+def set_concurrency(at_once: int) -> None:
+    """Set the number of concurrent trials of the sweep that this process runs."""
     _Adjusting.at_once = at_once
 
 
@@ -172,5 +157,5 @@ def _by_text(values: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def _no_warnings() -> warnings.catch_warnings[Any]:
-    """Without what Optuna says of parts that are experimental, and of a report that is there already after a restart."""
+    """Suppresses warnings on experimental features, and on results that are reported again after a restart."""
     return warnings.catch_warnings(action="ignore")

@@ -1,8 +1,12 @@
-"""What a sweep searches: points, each a set of cluster counts and perhaps further settings of the recipe. Pure.
+"""The search space of a sweep: points, each a set of cluster counts and values of other settings of the recipe. Pure.
 
-A set is drawn from a pool of counts; for Optuna it is written in random keys (J. C. Bean, "Genetic algorithms and random keys for
-sequencing and optimization", ORSA Journal on Computing 6(2), 1994): a size, and a weight for each count of the pool. The set is the counts
-of the largest weights, so that every draw is one of the sets, and the search sees each count by itself.
+`space_of` reads it from the section `sweep` of an experiment; `grid_points` and `random_points` list points; `parameters` and `decode`
+translate it for Optuna; `apply` makes an experiment of a point. `typed`, `plain` and `text` convert values of settings between the
+types of the recipe, JSON and the command line.
+
+For Optuna a set is encoded in random keys (J. C. Bean, "Genetic algorithms and random keys for sequencing and optimization", ORSA
+Journal on Computing 6(2), 1994): a size, and a weight for each count of the pool. The set is the counts with the largest weights, so that
+every draw is a valid set, and the sampler models each count separately.
 """
 
 from __future__ import annotations
@@ -22,24 +26,22 @@ from typing import TYPE_CHECKING, Any, cast
 
 from jobs.errors import UsageError
 from jobs.experiment.config import Experiment, known_keys, nearest
-from jobs.experiment.sweep_section import MAX_POINTS, RANGE_KEYS, flat
+from jobs.experiment.registry import SweptMethod
+from jobs.experiment.sweep_section import MAX_POINTS, RANGE_KEYS, Search, flat
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-
-SECTION = "sweep.settings"  # where an experiment names the keys that it searches
-_WORDS = "true|false|null|yes|no|on|off|y|n"  # read as something else than text
+SECTION = "sweep.settings"  # the section of an experiment with the searched keys
+_WORDS = "true|false|null|yes|no|on|off|y|n"  # YAML does not read these as text
 _UNQUOTED = re.compile(rf"(?!(?:{_WORDS})\Z)[A-Za-z_][A-Za-z0-9_./-]*", re.IGNORECASE)
-METHOD = "ptapt"  # the method that has cluster counts
-COUNTS = "cluster.counts"  # their key in the recipe
-DIGITS = 4  # of a number drawn from a range that count: more would only make labels and override lines long
-_DRAWS = 200  # for each point asked for, before a space is taken to hold no more of them
+DIGITS = 4  # significant digits of a number drawn from a range, so that labels stay short
+_DRAWS = 200  # attempts per requested point to draw a new one
 
 
 @dataclass(frozen=True)
 class Point:
-    """One thing to try, in one form only: counts ascending, settings by key, values as JSON has them (of an enum, the name)."""
+    """One point of the search space, in canonical form: counts ascending, settings sorted by key, JSON values (of an enum, the name)."""
 
     counts: tuple[int, ...]
     settings: tuple[tuple[str, Any], ...] = ()
@@ -50,31 +52,23 @@ class Point:
 
     @property
     def label(self) -> str:
-        """What a person reads: `16+64, ptapt.learning_rate=0.0005`."""
+        """For messages and tables: `16+64, ptapt.learning_rate=0.0005`."""
         return ", ".join((set_label(self.counts), *(f"{key}={text(value)}" for key, value in self.settings)))
 
     @property
     def name(self) -> str:
-        """Of files: short, and of no other point."""
+        """Unique short name, used for files."""
         counts = "k" + "-".join(map(str, self.counts))
         if len(counts) > 48:
             counts = f"{len(self.counts)}k-{_digest(self.counts)}"
         return f"{counts}-{_digest(self.settings)}" if self.settings else counts
-
-    @property
-    def overrides(self) -> tuple[str, ...]:
-        """`KEY=VALUE` arguments that make an ordinary experiment of this point."""
-        return (
-            f"recipe.{COUNTS}=[{','.join(map(str, self.counts))}]",
-            *(f"recipe.{key}={text(value)}" for key, value in self.settings),
-        )
 
     def to_json(self) -> dict[str, Any]:
         return {"counts": list(self.counts), "settings": dict(self.settings)}
 
 
 def point_from_json(value: Mapping[str, Any]) -> Point:
-    """The point that `to_json` wrote; ValueError for anything else."""
+    """Inverse of `Point.to_json`; ValueError for any other value."""
     try:
         counts, settings = value["counts"], value["settings"]
     except (KeyError, TypeError) as error:
@@ -90,14 +84,28 @@ def _is_setting(item: tuple[Any, Any]) -> bool:
     return isinstance(key, str) and (value is None or isinstance(value, str | int | float))
 
 
+def swept_method(experiment: Experiment) -> SweptMethod:
+    """The method whose settings a sweep of an experiment searches, as declared by its recipe."""
+    found: SweptMethod | None = getattr(experiment.recipe, "swept", None)
+    if found is None:
+        raise UsageError(f"sweep: the recipe {type(experiment.recipe).__name__} declares no method to sweep (class attribute `swept`)")
+    return found
+
+
+def overrides_of(experiment: Experiment, point: Point) -> tuple[str, ...]:
+    """`KEY=VALUE` arguments that make an ordinary experiment of a point."""
+    counts = f"recipe.{swept_method(experiment).counts}=[{','.join(map(str, point.counts))}]"
+    return (counts, *(f"recipe.{key}={text(value)}" for key, value in point.settings))
+
+
 def set_label(counts: Sequence[int]) -> str:
-    """What a person reads of a set of cluster counts: `16+64`."""
+    """A set of cluster counts for messages: `16+64`."""
     return "+".join(map(str, counts))
 
 
 @dataclass(frozen=True)
 class Range:
-    """All numbers from `low` to `high`, both included; whole ones where both are whole; `log`: evenly in their logarithm."""
+    """Numbers from `low` to `high`, both included; integers if both are; `log`: uniform in the logarithm."""
 
     low: float
     high: float
@@ -108,13 +116,13 @@ class Range:
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     def at(self, share: float) -> float:
-        """The number at a share from 0 to 1 of the way, which is uniform where the share is."""
+        """Maps a uniform `share` in [0, 1) to a number of the range."""
         low, high = (self.low, self.high + 1) if self.whole else (self.low, self.high)
         number = math.exp(math.log(low) + share * (math.log(high) - math.log(low))) if self.log else low + share * (high - low)
         return self.fitted(math.floor(number + 1e-9) if self.whole else number)
 
     def fitted(self, number: float) -> float:
-        """The nearest number that a point may have."""
+        """The nearest number of the range with at most `DIGITS` significant digits."""
         if self.whole:
             return min(max(round(number), self.low), self.high)
         scale = min(abs(number) or math.inf, self.high - self.low)
@@ -123,24 +131,24 @@ class Range:
 
 @dataclass(frozen=True)
 class Space:
-    """All points that a sweep may try: every set with every choice and every number of the ranges."""
+    """All points of a sweep: the product of its sets, choices and ranges."""
 
-    sets: tuple[tuple[int, ...], ...]  # ascending each; small ones first where they come from a pool
-    pool: tuple[int, ...]  # every count of any set, ascending
-    sizes: tuple[int, ...] = ()  # of sets drawn from the pool; (): the sets were named
+    sets: tuple[tuple[int, ...], ...]  # each ascending; sets drawn from a pool are ordered by size
+    pool: tuple[int, ...]  # all counts of all sets, ascending
+    sizes: tuple[int, ...] = ()  # of sets drawn from the pool; (): the sets are listed one by one
     choices: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     ranges: Mapping[str, Range] = field(default_factory=dict)
 
     @property
     def size(self) -> float:
-        """How many points there are; infinite where a range holds more than whole numbers."""
+        """Number of points; infinite with a range of floats."""
         numbers = [each.high - each.low + 1 if each.whole else math.inf for each in self.ranges.values()]
         return math.prod([len(self.sets), *map(len, self.choices.values()), *numbers])
 
 
 def space_of(experiment: Experiment) -> Space:
-    """The space that an experiment's section `sweep` describes. UsageError in one line for what cannot be searched."""
-    sweep = experiment.sweep
+    """The space that an experiment's section `sweep` describes. Raises UsageError if it is not valid."""
+    sweep, counts_key = experiment.sweep, swept_method(experiment).counts
     if sweep.sets:
         sets = _named_sets(sweep.sets)
         if sweep.counts or sweep.sizes:
@@ -155,7 +163,7 @@ def space_of(experiment: Experiment) -> Space:
     for key, asked in sorted(flat(sweep.settings).items()):
         if asked is None:
             continue
-        if key == COUNTS:
+        if key == counts_key:
             raise UsageError(f"{SECTION}.{key}: sets of cluster counts are asked for by sweep.counts and sweep.sizes, or by sweep.sets")
         if isinstance(asked, Mapping):
             ranges[key] = _range(type(experiment.recipe), key, asked)
@@ -165,7 +173,7 @@ def space_of(experiment: Experiment) -> Space:
 
 
 def grid_points(space: Space) -> tuple[Point, ...]:
-    """Every point. UsageError where there is no end of them."""
+    """Every point. UsageError for a space with ranges or with more than `MAX_POINTS` points."""
     for key in space.ranges:
         raise UsageError(f"{SECTION}.{key}: a grid needs choices, for example [a, b]; ranges are for sweep.search=random or optuna")
     if space.size > MAX_POINTS:
@@ -180,9 +188,9 @@ def grid_points(space: Space) -> tuple[Point, ...]:
 
 
 def random_points(space: Space, trials: int, seed: int) -> tuple[Point, ...]:
-    """Distinct points, each set and each setting as likely as any other; fewer than asked for where the space holds fewer.
+    """Distinct points, uniform over sets and choices; fewer than `trials` if the space has fewer.
 
-    Only `random()` is called of the generator: its sequence alone is promised to be the same in every version of Python.
+    Uses only `Random.random`, whose sequence is the same in every version of Python.
     """
     draw = random.Random(seed).random
 
@@ -200,8 +208,22 @@ def random_points(space: Space, trials: int, seed: int) -> tuple[Point, ...]:
     return tuple(found)
 
 
+def listed_points(experiment: Experiment) -> tuple[Point, ...] | None:
+    """The points of a sweep in the order of evaluation; None if the search chooses each from the results of earlier ones."""
+    space, sweep = space_of(experiment), experiment.sweep
+    if sweep.search is Search.grid:
+        return grid_points(space)
+    return random_points(space, sweep.trials, sweep.seed) if sweep.search is Search.random else None
+
+
+def number_of_points(experiment: Experiment) -> int:
+    """Number of points that a sweep evaluates."""
+    listed = listed_points(experiment)
+    return len(listed) if listed is not None else int(min(experiment.sweep.trials, space_of(experiment).size))
+
+
 def parameters(space: Space) -> Mapping[str, tuple[Any, ...] | Range]:
-    """What a search that learns, such as Optuna's, is to choose: choices and ranges by name. `decode` makes a point of them."""
+    """Choices and ranges that Optuna chooses from, by name. `decode` makes a point of the chosen values."""
     found: dict[str, tuple[Any, ...] | Range] = {}
     if not space.sizes or len(space.sets) == 1:
         found["set"] = tuple(set_label(counts) for counts in space.sets)
@@ -214,7 +236,7 @@ def parameters(space: Space) -> Mapping[str, tuple[Any, ...] | Range]:
 
 
 def decode(space: Space, config: Mapping[str, Any]) -> Point:
-    """The point that values of `parameters` mean; of equal weights the smaller count comes first. KeyError where one is missing."""
+    """The point for values of `parameters`; of equal weights the smaller count comes first. KeyError if a value is missing."""
     if not space.sizes or len(space.sets) == 1:
         counts = {set_label(each): each for each in space.sets}[config["set"]]
     else:
@@ -226,28 +248,28 @@ def decode(space: Space, config: Mapping[str, Any]) -> Point:
 
 
 def apply(experiment: Experiment, point: Point) -> Experiment:
-    """The experiment that a point is a trial of, with the recipe that the point's overrides would give on the command line."""
-    recipe = copy.deepcopy(experiment.recipe)
-    for key, value in ((COUNTS, list(point.counts)), *point.settings):
+    """The experiment with the recipe of a point, the same as with the arguments of `overrides_of`."""
+    recipe, method = copy.deepcopy(experiment.recipe), swept_method(experiment)
+    for key, value in ((method.counts, list(point.counts)), *point.settings):
         *sections, last = key.split(".")
         inner = functools.reduce(item, sections, recipe)
-        given = value if key == COUNTS else typed(type(recipe), key, value)
+        given = value if key == method.counts else typed(type(recipe), key, value)
         if isinstance(inner, dict):
             inner[last] = given
         else:
             setattr(inner, last, given)
-    return replace(experiment, recipe=recipe, methods=[METHOD])
+    return replace(experiment, recipe=recipe, methods=[method.name])
 
 
 def ends(space: Space) -> Iterator[Point]:
-    """A point for each combination of choices and ends of ranges, all with every count of the pool: what can be told before a trial."""
+    """A point for each combination of choices and ends of ranges, all with every count of the pool. For checks before a sweep."""
     axes = _axes(space)
     for values in itertools.product(*axes.values()):
         yield Point(space.pool, tuple(zip(axes, values, strict=True)))
 
 
 def variations(space: Space) -> dict[str, tuple[Point, ...]]:
-    """By key: the first of `ends` with each of this key's choices, or the ends of its range, in turn."""
+    """For each key, the first point of `ends` with each choice of this key, or each end of its range."""
     first = dict(next(ends(space)).settings)
     return {key: tuple(Point(space.pool, tuple({**first, key: value}.items())) for value in values) for key, values in _axes(space).items()}
 
@@ -273,12 +295,12 @@ def _named_sets(asked: Sequence[Any]) -> tuple[tuple[int, ...], ...]:
 
 
 def _pool(experiment: Experiment) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Counts that sets are drawn from, and the sizes of those sets."""
-    sweep = experiment.sweep
+    """The counts that sets are drawn from, and the sizes of the sets."""
+    sweep, key = experiment.sweep, swept_method(experiment).counts
     if sweep.counts:
         pool = _counts("sweep.counts", sweep.counts)
     else:
-        pool = _counts(f"recipe.{COUNTS}", functools.reduce(item, COUNTS.split("."), experiment.recipe))
+        pool = _counts(f"recipe.{key}", functools.reduce(item, key.split("."), experiment.recipe))
     sizes = tuple(sorted(sweep.sizes or range(1, len(pool) + 1)))
     for size in sizes:
         if not 1 <= size <= len(pool):
@@ -305,7 +327,7 @@ def _counts(key: str, counts: Sequence[Any]) -> tuple[int, ...]:
 def _choices(schema: type[Any], key: str, asked: Any) -> tuple[Any, ...]:
     where = f"{SECTION}.{key}"
     if not isinstance(asked, list):
-        typed(schema, key, asked)  # a wrong key or value is told first
+        typed(schema, key, asked)  # raises first for a wrong key or value
         raise UsageError(f"{where}: {asked!r} is one value; give a list of choices, or a range {{low: a, high: b, log: false}}")
     if not asked:
         raise UsageError(f"{where}: no choices; name at least one, or null to leave the key out")
@@ -341,9 +363,9 @@ def _digest(value: object) -> str:
 
 
 def typed(schema: type[Any], key: str, value: Any) -> Any:
-    """A value as the recipe's schema has it: `1e-4` a number even where YAML reads text, the name of an enum its member.
+    """A value converted to its type in the recipe: the text `1e-4` to a number, the name of an enum to its member.
 
-    UsageError in one line for a key that the schema does not have, and for a value that is none of it.
+    UsageError for an unknown key and for a value of the wrong type.
     """
     return _typed(cast(Hashable, schema), key, value)
 
@@ -369,30 +391,30 @@ def _typed(schema: Any, key: str, value: Any) -> Any:
         raise UsageError(f"{where}: {str(error).splitlines()[0]}") from error
     found = section[last]
     if isinstance(found, float) and not math.isfinite(found):
-        raise UsageError(f"{where}: {found} is not a number that a recipe can have")
+        raise UsageError(f"{where}: {found} is not finite")
     return found
 
 
 @functools.cache
 def _default(schema: Any) -> DictConfig:
-    """The recipe that says nothing, which is only looked at."""
+    """The recipe with all defaults. Not to be changed."""
     from omegaconf import OmegaConf
 
     return cast("DictConfig", OmegaConf.structured(schema))
 
 
 def item(value: Any, key: str) -> Any:
-    """What lies under a key of a section, or of a mapping."""
+    """The value of a key of a section, or of a mapping."""
     return value.get(key) if isinstance(value, dict) else getattr(value, key)
 
 
 def plain(value: Any) -> Any:
-    """A typed value as JSON has it: the name of an enum's member."""
+    """A typed value as a JSON value: of an enum member, its name."""
     return value.name if isinstance(value, Enum) else value
 
 
 def text(value: Any) -> str:
-    """A plain value as one word of an override, which is read as YAML."""
+    """A JSON value as the value of an override on the command line, which is read as YAML."""
     if isinstance(value, str):
         return value if _UNQUOTED.fullmatch(value) else json.dumps(value, ensure_ascii=False)
     if value is None or isinstance(value, bool):

@@ -1,7 +1,7 @@
-"""A trial as Ray Tune runs it: a small process that asks for no core, evaluates one fold a step, and has the stages computed as tasks.
+"""A trial as a Ray Tune Trainable: an actor without CPUs that evaluates one fold per step and submits its stages as Ray tasks.
 
-It holds nothing that is not in the store and in the records: a trial that is killed begins its fold again, and finds what was finished.
-Its configuration is the sweep's folder, and its point as the text of its JSON.
+All its state is in the store and the records: a trial that is killed repeats its fold, and reuses finished stages. Its configuration is
+the folder of the sweep and the point as JSON text.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from jobs.sweeps.records import (
     load_sweep,
     read_trial,
     running_means,
-    stop_asked,
+    stop_level,
     write_trial,
 )
 from jobs.sweeps.space import Point, point_from_json
@@ -38,31 +38,31 @@ from jobs.sweeps.trial import TrialFailedError, TrialStoppedError, evaluate_fold
 
 FOLDER, POINT = "sweep", "point"  # keys of a trial's configuration
 OBJECTIVE = "validation_ua"  # in a report: mean over the folds done, percent
-FOLDS = "folds"  # how many are done
-FAILED, NOTES = "failed", "notes"  # in a report: why there is no fold in it; lines for the user
+FOLDS = "folds"  # in a report: number of evaluated folds
+FAILED, NOTES = "failed", "notes"  # in a report: error message in place of a fold; log lines
 STATE_FILE = "folds.json"
 POLL_SECONDS = 0.5  # between looks at the stop file
 GRACE_SECONDS = 60.0  # for checkpoints
-LEAVE_SECONDS = 120.0  # that a trial which has stopped waits for the driver to end it
+LEAVE_SECONDS = 120.0  # a stopped trial waits so long for the driver to end it
 
 
 def point_of(config: Mapping[str, Any]) -> Point:
-    """The point that a trial's configuration names."""
+    """The point in a trial's configuration."""
     return point_from_json(json.loads(config[POINT]))
 
 
 def point_text(point: Point) -> str:
-    """Its value in a configuration."""
+    """A point as text for a trial's configuration."""
     return canonical_json(point.to_json())
 
 
 def folder_of(config: Mapping[str, Any]) -> SweepFolder:
-    """The sweep that a trial's configuration names."""
+    """The folder of the sweep in a trial's configuration."""
     return SweepFolder(Path(config[FOLDER]))
 
 
 class StopPoll:
-    """What a sweep is asked for, looked up at a bounded rate."""
+    """The stop request of a sweep, read from disk at most every `POLL_SECONDS`."""
 
     def __init__(self, folder: SweepFolder) -> None:
         self._folder = folder
@@ -71,16 +71,16 @@ class StopPoll:
 
     def __call__(self) -> StopLevel:
         if time.monotonic() - self._looked >= POLL_SECONDS:
-            self._looked, self._found = time.monotonic(), stop_asked(self._folder)
+            self._looked, self._found = time.monotonic(), stop_level(self._folder)
         return self._found
 
 
 class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
-    """Evaluates one point, a fold a step."""
+    """Evaluates one point, one fold per step."""
 
     @classmethod
     def default_resource_request(cls, config: Mapping[str, Any]) -> Any:
-        """No core, and on the machine of the driver: the stages are computed wherever there is room."""
+        """No CPU, on the machine of the driver; the stages request their own resources."""
         return tune.PlacementGroupFactory([{"CPU": 0, "node:__internal_head__": 0.001}])
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -91,18 +91,18 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
         self._failure = ""
         former = read_trial(self._sweep.folder, self._point.name)
         self._began = former.began if former else time.time()
-        # Tune saves its state seconds later: where the driver was killed before that, the record alone knows of the scheduler's decision.
+        # Tune saves its state with a delay: if the driver is killed before, only the record has the scheduler's decision.
         self._given_up_after = len(former.folds) if former and former.state is TrialState.stopped else 0
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Be the process of another trial: to start one takes seconds."""
+        """Reuse this actor for another trial: starting one takes seconds."""
         self.setup(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
         if self._failure:
             raise TrialFailedError(self._failure)
-        if self._done:  # killed after its last report
+        if self._done:  # the process was killed after its last report
             return self._report([])
         notes: list[str] = []
         self._note(TrialState.running)
@@ -113,7 +113,7 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
             self._wait_to_be_ended()
             raise
         except (TrialFailedError, UsageError) as error:
-            # Reported, so that the driver knows that another try is of no use; the next step ends the trial.
+            # Reported, so that the driver does not restart the trial; the next step raises.
             self._failure = str(error)
             self._note(TrialState.failed)
             return {FAILED: self._failure, NOTES: notes}
@@ -128,7 +128,7 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
         self._folds = tuple(map(fold_from_json, stated))
 
     def restore(self, checkpoint_path: Any) -> None:
-        """A checkpoint that a power cut has torn or taken costs nothing: the trial begins anew, and finds its folds in the store."""
+        """Without a readable checkpoint the trial starts from its first fold, and finds the results in the store."""
         try:
             super().restore(checkpoint_path)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -169,7 +169,7 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
         write_trial(self._sweep.folder, record)
 
     def _wait_to_be_ended(self) -> None:
-        """What a step reports, or raises, Tune takes for an end or a failure of the trial; one that waits stays unfinished."""
+        """Wait, as Tune would count a report or an exception as the end of the trial; a waiting trial stays unfinished."""
         end = time.monotonic() + LEAVE_SECONDS
         while self._stopped() not in (StopLevel.leave, StopLevel.none) and time.monotonic() < end:
             time.sleep(POLL_SECONDS / 2)

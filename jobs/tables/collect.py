@@ -1,4 +1,4 @@
-"""Writes what an experiment hands back: tables in every format asked for, the JSON of its numbers, confusion matrices."""
+"""Writes the tables of an experiment in every requested format, the JSON of its numbers, and its confusion matrices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jobs.store.records import Result, write_json, write_text
 from jobs.tables import published as published_figures
 from jobs.tables.confusion import write_confusions
 from jobs.tables.display import render_csv, render_latex, render_markdown, render_methods_csv
-from jobs.tables.from_csv import Judged, judge_foreign, read_foreign
+from jobs.tables.from_csv import Judged, judge_runs, read_runs
 from jobs.tables.published import Published
 from jobs.tables.summary import Entry, Status, Summary, code_facts, entries_of, summarise, to_json
 
@@ -29,7 +29,7 @@ METHODS_CSV = "methods.csv"  # beside `runs.csv`
 
 @dataclass(frozen=True)
 class CollectReport:
-    """What was written, and whether every run is in."""
+    """Files that were written, and whether every run is finished."""
 
     paths: tuple[Path, ...]
     complete: bool
@@ -37,19 +37,19 @@ class CollectReport:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """One phrase per run that is not in: `vft/1/3 (failed)`."""
+        """One item per run that is not finished: `vft/1/3 (failed)`."""
         return tuple(f"{entry.name} ({entry.status.value})" for entry in self.summary.missing)
 
 
 @dataclass(frozen=True)
-class ForeignReport(CollectReport):
-    """The same of results from elsewhere, and what the rule asks for."""
+class CsvReport(CollectReport):
+    """The same for runs from a CSV file, with the decisions of the outlier rule."""
 
     judged: Judged
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Lines for the user: which slots need a run with another seed, which rows the rule has no use for."""
+        """Lines for the user: slots that need a run with another seed, and unused rows."""
         wanted = [
             f"rerun with another seed, and add the row below: {_named(entry)} "
             + (f"is out with UA {entry.scores.ua:g}" if entry.scores and entry.status is Status.accepted else "diverged")
@@ -66,7 +66,7 @@ def summary_of(
     outlier_rule: str = "none",
     unresolved: Mapping[tuple[str, str], int] | None = None,
 ) -> Summary:
-    """The numbers of an experiment from its graph, the results by stage key, and the states of runs without one."""
+    """The numbers of an experiment. `results` and `states` as for `entries_of`; the others as for `summarise`."""
     entries = entries_of(graph, results, states)
     code = code_facts(results[key] for key in graph.nodes if key in results)
     return summarise(entries, experiment=experiment, outlier_rule=outlier_rule, unresolved=unresolved, code=code)
@@ -86,10 +86,10 @@ def collect(
 ) -> CollectReport:
     """Write the tables into `tables/` of the experiment and the confusion matrices into `confusion/`, or all below `out`.
 
-    `results` and `states` are as for `jobs.tables.summary.entries_of`; `formats` are keys of `FORMATS`; `outlier_rule` is the one
-    that was applied, not the one that was asked for, in the words of `jobs.control.outliers.rule_in_words`; `unresolved` counts by
-    (corpus, method) the runs that are out and stay in the mean. An incomplete experiment is written too, marked as such:
-    refusing it is the caller's. Raises UsageError for results without usable scores and for an unknown format.
+    `results` and `states` are as for `jobs.tables.summary.entries_of`; `formats` are keys of `FORMATS`; `outlier_rule` describes the
+    rule that was applied, as `jobs.control.outliers.rule_in_words` does; `unresolved` is the number of outliers in the mean by
+    (corpus, method). An incomplete experiment is written too and marked as such. Raises UsageError for results without usable
+    scores and for an unknown format.
     """
     check_formats(formats)
     summary = summary_of(layout.experiment, graph, results, states, outlier_rule, unresolved)
@@ -99,7 +99,7 @@ def collect(
     return CollectReport(tuple(paths), summary.complete, summary)
 
 
-def collect_foreign(
+def collect_csv(
     path: Path,
     published: Published,
     *,
@@ -108,23 +108,23 @@ def collect_foreign(
     rounds: int,
     formats: Sequence[str] = tuple(FORMATS),
     out: Path | None = None,
-) -> ForeignReport:
-    """Judge the runs of a CSV file and write the same tables, into `NAME-tables/` beside it or into `out`.
+) -> CsvReport:
+    """Apply the outlier rule to the runs of a CSV file and write the same tables into `out` (default: `NAME-tables/` beside it).
 
-    Raises UsageError for what `jobs.tables.from_csv` cannot read, a rule that cannot fire, and an unknown format.
+    Raises UsageError for a file that `jobs.tables.from_csv` cannot read, a rule that can never drop a run, and an unknown format.
     """
     check_formats(formats)
-    judged = judge_foreign(read_foreign(path), rule, sigmas, rounds)
+    judged = judge_runs(read_runs(path), rule, sigmas, rounds)
     words = rule_in_words(rule, sigmas, rounds)
     if judged.unused:
         words += f"; runs of the file that are not used, since the rule keeps an earlier one of their slot: {len(judged.unused)}"
     summary = summarise(judged.entries, experiment=path.stem, outlier_rule=words, unresolved=judged.unresolved)
     paths = _write_tables(path.with_name(f"{path.stem}-tables") if out is None else out, summary, published, formats)
-    return ForeignReport(tuple(paths), summary.complete, summary, judged)
+    return CsvReport(tuple(paths), summary.complete, summary, judged)
 
 
 def check_formats(formats: Sequence[str]) -> None:
-    """UsageError for a format that is not known."""
+    """UsageError for an unknown format."""
     unknown = [name for name in formats if name not in FORMATS]
     if unknown:
         raise UsageError(f"format {unknown[0]!r}: known are {', '.join(FORMATS)}")
@@ -132,20 +132,22 @@ def check_formats(formats: Sequence[str]) -> None:
 
 def _write_tables(folder: Path, summary: Summary, published: Published, formats: Sequence[str]) -> list[Path]:
     paths: list[Path] = []
+
+    def write(name: str, text: str) -> None:
+        paths.append(folder / name)
+        write_text(folder / name, text)
+
     for name in formats:
-        path = folder / FORMATS[name]
         if name == "latex":
-            write_text(path, render_latex(summary, published))
+            write(FORMATS[name], render_latex(summary, published))
         elif name == "markdown":
-            write_text(path, render_markdown(summary, published))
+            write(FORMATS[name], render_markdown(summary, published))
         elif name == "csv":
-            write_text(path, render_csv(summary))
-            write_text(folder / METHODS_CSV, render_methods_csv(summary))
+            write(FORMATS[name], render_csv(summary))
+            write(METHODS_CSV, render_methods_csv(summary))
         else:
-            write_json(path, to_json(summary, published_figures.to_json(published)))
-        paths.append(path)
-        if name == "csv":
-            paths.append(folder / METHODS_CSV)
+            paths.append(folder / FORMATS[name])
+            write_json(paths[-1], to_json(summary, published_figures.to_json(published)))
     return paths
 
 

@@ -1,12 +1,7 @@
-"""Confusion matrices: scores from counts, one CSV per run, one CSV and one picture per method.
-
-Rows are the true class, columns the predicted one. UA is the mean recall over the classes that occur in the test fold,
-WA the accuracy, macro-F1 the mean F1 over the classes that occur or are predicted; all in percent, from exact fractions.
-"""
+"""Confusion matrices: one CSV per run, one CSV and one picture per method. Rows are the true class, columns the predicted one."""
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,6 +10,8 @@ from urllib.parse import quote
 from jobs.experiment.graph import Graph
 from jobs.store.records import Result, write_bytes, write_text
 from jobs.store.scores import Confusion, confusion_of
+from jobs.tables.format import csv_text
+from jobs.text import counted
 
 CORNER = "true\\predicted"
 
@@ -34,12 +31,8 @@ def summed(confusions: Iterable[Confusion]) -> Confusion:
 
 def to_csv(confusion: Confusion) -> str:
     """CSV with a header of predicted classes and one row per true class."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([CORNER, *confusion.classes])
-    for name, row in zip(confusion.classes, confusion.counts, strict=True):
-        writer.writerow([name, *row])
-    return text.getvalue()
+    rows = [(name, *row) for name, row in zip(confusion.classes, confusion.counts, strict=True)]
+    return csv_text([CORNER, *confusion.classes], rows)
 
 
 def picture(confusion: Confusion, title: str) -> bytes:
@@ -70,9 +63,9 @@ def picture(confusion: Confusion, title: str) -> bytes:
 
 
 def write_confusions(folder: Path, graph: Graph, results: Mapping[str, Result], labels: Mapping[str, str]) -> tuple[Path, ...]:
-    """METHOD/fold_F_slot_S_seed_N.csv per run, METHOD.csv and METHOD.png per method; the paths of the latter two.
+    """METHOD/fold_F_slot_S_seed_N.csv per run, METHOD.csv and METHOD.png per method; returns the paths of the latter two.
 
-    Files that would not change are left alone, so that a second call costs no writes.
+    Unchanged files are not written again.
     """
     by_method: dict[str, list[Confusion]] = {}
     for run in graph.runs:
@@ -87,7 +80,7 @@ def write_confusions(folder: Path, graph: Graph, results: Mapping[str, Result], 
         table = folder / f"{file_name(method)}.csv"
         image = table.with_name(f"{file_name(method)}.png")
         if _write_changed(table, to_csv(total)) or not image.is_file():
-            write_bytes(image, picture(total, f"{labels.get(method, method)}, {_count(len(found), 'run')}"))
+            write_bytes(image, picture(total, f"{labels.get(method, method)}, {counted(len(found), 'run')}"))
         written.extend((table, image))
     return tuple(written)
 
@@ -103,7 +96,3 @@ def _write_changed(path: Path, text: str) -> bool:
         return False
     write_text(path, text)
     return True
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

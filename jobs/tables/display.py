@@ -1,23 +1,22 @@
-"""Tables in the paper's shape: one display model, rendered as LaTeX, Markdown, CSV and for a terminal. Pure.
+"""Tables in the layout of the paper, rendered as LaTeX, Markdown, CSV and for a terminal. Pure.
 
-Rows are methods, columns held-out folds; a measured block stands above the published one. Within a block the best mean of
-a column is bold (every tie on the printed digits); a column with an incomplete cell has no best.
+Rows are methods, columns are held-out folds; our results are above the published ones. In each block the best mean of a
+column is bold (with all ties on the printed digits); a column with an incomplete cell has no best.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.statistics import p_text, round_half_up
-from jobs.tables.format import DASH, code_sentence, counted, interval_text, latex, markdown, rendered, signed
+from jobs.tables.format import DASH, code_sentence, csv_text, interval_text, latex, markdown, rendered, signed
 from jobs.tables.published import Published
-from jobs.tables.summary import Comparison, Dropped, Entry, MethodSummary, Summary
+from jobs.tables.summary import Comparison, Dropped, MethodSummary, Summary
+from jobs.text import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,17 +30,23 @@ METHOD_COLUMNS = (
     *("outliers", "outliers_rerun", "diverged", "diverged_rerun", "unresolved", "complete", "outlier_rule"),
 )
 CAPTION_PACKAGES = ("python", "torch", "transformers", "fairseq-fixed", "scikit-learn", "numpy")
+DIFFERENCES_CAPTION = (
+    "Differences of UA between methods in points, over (fold, slot) pairs: mean, 95 % interval, paired t-test, Wilcoxon signed-rank test.",
+    "Pairs of one fold share speakers and upstream stages, so these p-values are valid for new seeds on these folds only; "
+    "the last column is the paired t-test over fold means.",
+    "p-values are two-sided and not corrected for the number of comparisons; – if there are too few data.",
+)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What one place of a table prints."""
+    """One cell as printed."""
 
     mean: str  # rounded, or a dash
-    sd: str = ""  # rounded, or nothing
-    note: str = ""  # `3/5` where runs are missing
+    sd: str = ""  # rounded, or empty
+    note: str = ""  # `3/5` if runs are missing
     best: bool = False
-    unresolved: bool = False  # holds a run that is still out after the last round
+    unresolved: bool = False  # includes an outlier that was not replaced
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Difference:
-    """One line of the comparisons."""
+    """One row of the comparisons of methods, as printed."""
 
     label: str
     mean: str
@@ -79,19 +84,19 @@ class Difference:
 
 @dataclass(frozen=True)
 class Table:
-    """One corpus: everything printed, as plain text that every format escapes for itself."""
+    """Everything printed for one corpus, as plain text; each format escapes it."""
 
     title: str
     columns: tuple[str, ...]
     blocks: tuple[Block, ...]
     differences: tuple[Difference, ...]
     caption: tuple[str, ...]  # sentences
-    outliers: tuple[str, ...]  # those of the caption that say what was dropped
+    outliers: tuple[str, ...]  # sentences of the caption on dropped runs
     differences_caption: tuple[str, ...]
 
 
 def tables_of(summary: Summary, published: Published) -> tuple[Table, ...]:
-    """One table per corpus of a summary, in its order."""
+    """One table per corpus, in the order of the summary."""
     corpora = dict.fromkeys(method.corpus for method in summary.methods)
     return tuple(_table(summary, published, corpus) for corpus in corpora)
 
@@ -107,27 +112,24 @@ def render_markdown(summary: Summary, published: Published) -> str:
 
 
 def render_csv(summary: Summary) -> str:
-    """All runs in long form, one row each, columns `CSV_COLUMNS`; numbers not rounded, empty where a run has none."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
-    for entry in (entry for method in summary.methods for cell in method.cells for entry in cell.runs):
-        writer.writerow(_csv_row(entry))
-    return text.getvalue()
+    """One row per run, columns `CSV_COLUMNS`; scores are not rounded, and empty for a run without scores."""
+    entries = (entry for method in summary.methods for cell in method.cells for entry in cell.runs)
+    rows = []
+    for entry in entries:
+        scores = (None, None, None) if entry.scores is None else astuple(entry.scores)
+        rows.append((entry.corpus, entry.method, entry.fold, entry.slot, entry.seed, *scores, entry.status.value))
+    return csv_text(CSV_COLUMNS, rows)
 
 
 def render_methods_csv(summary: Summary) -> str:
-    """What a caption says of every method, one row each: means over kept and over all runs, what was dropped, and the rule."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(METHOD_COLUMNS)
+    """One row per method, columns `METHOD_COLUMNS`: means over accepted and over all runs, dropped runs, and the outlier rule."""
+    rows = []
     for method in summary.methods:
-        numbers = (method.mean_ua, method.sd_ua, method.mean_ua_all_runs, method.sd_ua_all_runs)
-        counts = (method.outliers.runs, method.outliers.rerun, method.diverged.runs, method.diverged.rerun, method.unresolved)
-        written = ["" if value is None else repr(value) for value in numbers]
+        numbers = (method.mean_ua, method.sd_ua, method.mean_ua_all_runs, method.sd_ua_all_runs, method.n)
+        counts = (*astuple(method.outliers), *astuple(method.diverged), method.unresolved)
         complete = "true" if method.complete else "false"
-        writer.writerow([method.corpus, method.method, *written, method.n, *counts, complete, summary.outlier_rule])
-    return text.getvalue()
+        rows.append((method.corpus, method.method, *numbers, *counts, complete, summary.outlier_rule))
+    return csv_text(METHOD_COLUMNS, rows)
 
 
 def terminal_tables(summary: Summary, published: Published) -> tuple[RichTable, ...]:
@@ -161,7 +163,7 @@ def terminal_tables(summary: Summary, published: Published) -> tuple[RichTable, 
 
 
 def print_tables(summary: Summary, published: Published, console: Console | None = None) -> None:
-    """Print the tables (default: on stdout); into a pipe as plain lines of whatever width they need."""
+    """Print the tables (default: on stdout); a pipe gets plain lines as wide as needed."""
     if console is None:
         from rich.console import Console
 
@@ -178,7 +180,7 @@ def print_tables(summary: Summary, published: Published, console: Console | None
 
 
 def _print_whole(console: Console, table: RichTable) -> None:
-    """A pipe has no width: there a line is as long as the table needs. A terminal that is too narrow wraps lines, and no number is cut."""
+    """A pipe has no width limit: lines are as long as needed. A narrow terminal wraps lines but never cuts a number."""
     needed = console.measure(table, options=console.options.update(max_width=10_000))
     before = console.width
     console.width = max(before, needed.minimum if console.is_terminal else max(needed.maximum, len(str(table.title))))
@@ -197,7 +199,10 @@ def _table(summary: Summary, published: Published, corpus: str) -> Table:
     folds = [cell.fold for cell in methods[0].cells]
     blocks = [Block("This experiment", _best([_measured(method, published) for method in methods], len(methods)))]
     if published.rows:
-        rows = [_published(row.label, row.ua, row.sd, row.mean, folds) for row in published.rows]
+        rows = [
+            Row(row.label, tuple(_cell(row.ua.get(fold), row.sd.get(fold)) for fold in folds), _cell(row.mean, None))
+            for row in published.rows
+        ]
         blocks.append(Block(f"Published: {published.source}", _best(rows, sum(row.method is not None for row in published.rows))))
     differences = tuple(_difference(found, published) for found in summary.comparisons if found.corpus == corpus)
     title = published.title or f"Unweighted accuracy (UA, %) on {corpus}, one column per held-out fold"
@@ -208,7 +213,7 @@ def _table(summary: Summary, published: Published, corpus: str) -> Table:
         differences=differences,
         caption=(f"{title}.", *_caption(summary, methods, published, folds)),
         outliers=_dropping_sentences(summary, methods, published),
-        differences_caption=_differences_caption(),
+        differences_caption=DIFFERENCES_CAPTION,
     )
 
 
@@ -221,27 +226,17 @@ def _measured(method: MethodSummary, published: Published) -> Row:
     return Row(_label(method, published), tuple(cells), mean, interval_text(method.interval), n)
 
 
-def _published(label: str, ua: Mapping[str, float], sd: Mapping[str, float], mean: float, folds: Sequence[str]) -> Row:
-    return Row(label, tuple(_cell(ua.get(fold), sd.get(fold)) for fold in folds), _cell(mean, None))
-
-
 def _cell(mean: float | None, sd: float | None, note: str = "") -> Cell:
     return Cell(DASH if mean is None else round_half_up(mean), "" if sd is None else round_half_up(sd), note)
 
 
 def _best(rows: Sequence[Row], competing: int) -> tuple[Row, ...]:
-    """Rows with the best of every column marked among the first `competing`; nothing is marked where one row stands alone."""
+    """Rows with the best of every column marked among the first `competing`; nothing is marked if there is only one."""
     contenders = rows[:competing]
     columns = [*zip(*(row.cells for row in contenders), strict=True), tuple(row.mean for row in contenders)]
     tops = [_top(column) for column in columns]
     marked = [
-        Row(
-            row.label,
-            tuple(_mark(cell, top) for cell, top in zip(row.cells, tops, strict=False)),
-            _mark(row.mean, tops[-1]),
-            row.interval,
-            row.n,
-        )
+        replace(row, cells=tuple(_mark(cell, top) for cell, top in zip(row.cells, tops, strict=False)), mean=_mark(row.mean, tops[-1]))
         for row in contenders
     ]
     return (*marked, *rows[competing:])
@@ -282,14 +277,12 @@ def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Publ
     n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
     sentences = [
         f"Cells: mean ± sample standard deviation over seeds, {n} runs a cell.",
-        "The seeds vary fine-tuning only: what comes before it is computed once per fold.",
+        "Seeds differ in fine-tuning only; upstream stages are computed once per fold.",
         "Mean: mean of the cell means; its ± and 95 % interval (Student's t) are over slots, of the mean over folds: "
-        "they speak of seeds, not of new speakers.",
+        "they describe the variation between seeds, not between speakers.",
     ]
     if any(not method.complete for method in methods):
-        sentences.append(
-            "† Incomplete: runs that are in / runs wanted; such a column has no best, and a mean is over the folds that have runs."
-        )
+        sentences.append("† Incomplete: finished / expected runs; such a column has no best, and a mean is over the folds with runs.")
     sentences.append("Bold: best mean of a column, ties included.")
     sentences.append(f"Outlier rule: {summary.outlier_rule if _judged(summary) else 'none in force'}.")
     sentences.extend(_dropping_sentences(summary, methods, published))
@@ -306,7 +299,7 @@ def _judged(summary: Summary) -> bool:
 
 
 def _dropping_sentences(summary: Summary, methods: Sequence[MethodSummary], published: Published) -> tuple[str, ...]:
-    """What the rule and divergence dropped, what is unresolved, and what the means would be with every run."""
+    """Dropped and unresolved runs, and the means over all runs."""
     outliers, diverged = _total([method.outliers for method in methods]), _total([method.diverged for method in methods])
     unresolved = [method for method in methods if method.unresolved]
     sentences = [
@@ -314,10 +307,10 @@ def _dropping_sentences(summary: Summary, methods: Sequence[MethodSummary], publ
         f"({diverged.rerun} rerun); {sum(method.unresolved for method in unresolved)} unresolved."
     ]
     if _judged(summary) and any(not method.complete for method in methods):
-        sentences.append("A method is judged when all its runs are in.")
+        sentences.append("The rule is applied to a method once all its runs are finished.")
     if unresolved:
         named = ", ".join(f"{_label(method, published)} {counted(method.unresolved, 'run')}" for method in unresolved)
-        sentences.append(f"‡ Unresolved: out by the rule, not replaced, and kept in the mean ({named}).")
+        sentences.append(f"‡ Unresolved: outliers that were not replaced and are kept in the mean ({named}).")
     if outliers.runs or diverged.runs:
         every = [
             f"{_label(method, published)} {_plain_cell(_cell(method.mean_ua_all_runs, method.sd_ua_all_runs))}"
@@ -335,20 +328,3 @@ def _total(counts: Sequence[Dropped]) -> Dropped:
 
 def _label(method: MethodSummary, published: Published) -> str:
     return published.labels.get(method.method, method.method)
-
-
-def _differences_caption() -> tuple[str, ...]:
-    return (
-        "Differences of UA between methods in points, over (fold, slot) pairs: mean, 95 % interval, paired t-test, "
-        "Wilcoxon signed-rank test.",
-        "Pairs of one fold share speakers and what comes before fine-tuning, so these p-values speak of seeds on these folds; "
-        "the last column is the paired t-test over fold means.",
-        "p-values are two-sided and not corrected for the number of comparisons; – where the data carry no test.",
-    )
-
-
-def _csv_row(entry: Entry) -> list[str | int]:
-    scores = entry.scores
-    values = (None, None, None) if scores is None else (scores.ua, scores.wa, scores.macro_f1)
-    numbers = ["" if value is None else repr(value) for value in values]
-    return [entry.corpus, entry.method, entry.fold, entry.slot, entry.seed, *numbers, entry.status.value]

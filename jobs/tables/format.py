@@ -1,15 +1,18 @@
-"""What the tables of a grid and of a sweep have in common: how numbers are written, and how a template is filled. Pure."""
+"""Formatting shared by the tables of grids and sweeps: numbers, CSV, templates, escaping for LaTeX and Markdown. Pure."""
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from jobs.statistics import Interval, round_half_up
 from jobs.tables.summary import CodeFacts
+from jobs.text import one_line
 
 # Commands are those of OT1 and the math fonts, which every LaTeX has; braces keep them apart from what follows.
 _LATEX = {
@@ -83,13 +86,17 @@ def interval_text(interval: Interval | None) -> str:
     return DASH if interval is None else negative(f"{round_half_up(interval.low)} to {round_half_up(interval.high)}")
 
 
-def counted(number: int, noun: str) -> str:
-    """`1 run`, `2 runs`."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A CSV file with a header. Floats are written with all their digits, None as an empty cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def code_sentence(whose: str, code: CodeFacts, packages: Sequence[str]) -> str:
-    """Which code, and which versions of some packages, the numbers of an experiment or a sweep come of."""
+    """Commits and package versions that computed an experiment or a sweep. `whose`: `Experiment demo`; `packages`: those to name."""
     commits = ", ".join(commit[:10] for commit in code.commits) or "unknown"
     versions = [f"{name} {'/'.join(code.packages[name])}" for name in packages if name in code.packages]
     changed = " with uncommitted changes" if code.modified else ""
@@ -97,7 +104,7 @@ def code_sentence(whose: str, code: CodeFacts, packages: Sequence[str]) -> str:
 
 
 def rendered(template: Path, escape: Callable[[str], str], **values: Any) -> str:
-    """A template filled in; it passes every value through the filter `e`."""
+    """A filled-in Jinja template. The filter `e`, which templates apply to every value, is `escape`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     # Delimiters that neither LaTeX nor Markdown uses; autoescape is for HTML, here every value passes through `escape`.
@@ -121,18 +128,17 @@ def rendered(template: Path, escape: Callable[[str], str], **values: Any) -> str
 
 def latex(text: str) -> str:
     """LaTeX source that prints `text` on one line; what its fonts lack is printed as its code point."""
-    return _LIGATURE.sub("{}", "".join(map(_latex_character, _one_line(text))))
+    return _LIGATURE.sub("{}", "".join(map(_latex_character, _printable(text))))
 
 
 def markdown(text: str) -> str:
     """Markdown source that prints `text` on one line, inside a table cell too."""
-    return "".join(f"\\{character}" if character in _MARKDOWN else character for character in _one_line(text))
+    return "".join(f"\\{character}" if character in _MARKDOWN else character for character in _printable(text))
 
 
-def _one_line(text: str) -> str:
+def _printable(text: str) -> str:
     """White space of any kind becomes one space, other control characters and lone surrogates become U+FFFD."""
-    joined = " ".join(text.split())
-    return "".join("\ufffd" if unicodedata.category(character) in ("Cc", "Cs") else character for character in joined)
+    return "".join("\ufffd" if unicodedata.category(character) in ("Cc", "Cs") else character for character in one_line(text))
 
 
 def _latex_character(character: str) -> str:

@@ -1,9 +1,9 @@
-"""Results from elsewhere: runs from a CSV file, judged by the same rules as runs of a grid.
+"""Runs from a CSV file, with the outlier rule applied as to the runs of a grid.
 
-One row a run, columns corpus, method, fold, slot, seed, ua (percent), and optionally wa, macro_f1 and status; `runs.csv` of `collect` is
-such a file. The rows of one slot in the order of the file are its first run and its reruns. Rows that a status says are diverged, failed,
-pending or running count as that; all others are judged anew, whatever the file says of them. A run that is out and has no rerun in the
-file stays in the mean, counted as unresolved: nothing is dropped for which there is no replacement.
+One row per run; columns corpus, method, fold, slot, seed, ua (percent), and optionally wa, macro_f1 and status; `runs.csv` of `collect`
+is such a file. The rows of a slot, in file order, are its first run and its reruns. A status of diverged, failed, pending or running is
+kept; the rule decides on all other runs, whatever their status in the file. An outlier without a rerun in the file stays in the mean and
+is counted as unresolved: no run is dropped without a replacement.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.control.outliers import Attempt, Verdict, check_rule, judge
+from jobs.control.outliers import FinishedRun, check_rule, judge
 from jobs.errors import UsageError
 from jobs.tables.summary import Entry, Scores, Status
 
@@ -31,18 +32,18 @@ Slot = tuple[str, int]  # fold, number
 
 @dataclass(frozen=True)
 class Judged:
-    """Runs from elsewhere after the rounds of judgement."""
+    """Runs from a CSV file after the rounds of the outlier rule."""
 
     entries: tuple[Entry, ...]
-    unresolved: Mapping[tuple[str, str], int] = field(default_factory=dict)  # (corpus, method) -> runs that are out and stay in the mean
-    rerun: tuple[Entry, ...] = ()  # give the slots of these a run with another seed, in a row below theirs
-    unused: tuple[Entry, ...] = ()  # further runs of slots whose earlier run the rule keeps; in no table
+    unresolved: Mapping[tuple[str, str], int] = field(default_factory=dict)  # (corpus, method) -> outliers in the mean
+    rerun: tuple[Entry, ...] = ()  # runs whose slots need a run with another seed, in a row below
+    unused: tuple[Entry, ...] = ()  # later runs of slots whose earlier run is accepted; in no table
 
 
-def read_foreign(path: Path) -> tuple[Entry, ...]:
-    """The runs of a CSV file (UTF-8, comma or semicolon) in its order.
+def read_runs(path: Path) -> tuple[Entry, ...]:
+    """The runs of a CSV file (UTF-8, comma or semicolon) in file order.
 
-    Raises UsageError in one line that names the file, the line and the column.
+    Raises UsageError with the file, the line and the column.
     """
     header, rows, semicolon = _rows(path)
     found: list[Entry] = []
@@ -66,15 +67,15 @@ def read_foreign(path: Path) -> tuple[Entry, ...]:
     return tuple(found)
 
 
-def judge_foreign(entries: Sequence[Entry], rule: OutlierRule | str, sigmas: float, rounds: int) -> Judged:
-    """Apply a rule to runs as a grid does: a method is judged when all its slots are in, and again after reruns, at most `rounds` times.
+def judge_runs(entries: Sequence[Entry], rule: OutlierRule | str, sigmas: float, rounds: int) -> Judged:
+    """Apply an outlier rule as a grid does: to a method when all its slots are finished, and again after reruns, at most `rounds` times.
 
-    Raises UsageError for a rule that could never drop a run of the smallest cell.
+    Raises UsageError for a rule that can never drop a run of the smallest cell.
     """
     methods: dict[tuple[str, str], dict[Slot, list[Entry]]] = {}
     for entry in entries:
         methods.setdefault((entry.corpus, entry.method), {}).setdefault((entry.fold, entry.slot), []).append(entry)
-    check_rule(rule, min((_fewest(slots) for slots in methods.values()), default=0), sigmas)
+    check_rule(rule, min((_smallest_cell(slots) for slots in methods.values()), default=0), sigmas)
     if rounds < 1:
         raise UsageError(f"policy.rounds {rounds}: at least 1")
     kept: list[Entry] = []
@@ -82,91 +83,91 @@ def judge_foreign(entries: Sequence[Entry], rule: OutlierRule | str, sigmas: flo
     rerun: list[Entry] = []
     unresolved: dict[tuple[str, str], int] = {}
     for name, slots in methods.items():
-        replay = _Replay(slots, rule, sigmas)
-        replay.run(rounds)
+        method = _Rounds(slots, rule, sigmas)
+        method.run(rounds)
         for slot, runs in slots.items():
-            now = replay.now[slot]
-            kept.extend(replace(run, status=Status.outlier) if _counts(run) else run for run in runs[:now])
-            kept.append(replace(runs[now], status=Status.accepted) if _counts(runs[now]) else runs[now])
-            # Below the run that is kept, what diverged stays on record; of the rest the rule has no use.
-            kept.extend(run for run in runs[now + 1 :] if run.status is Status.diverged)
-            unused.extend(run for run in runs[now + 1 :] if run.status is not Status.diverged)
-        rerun.extend(slots[slot][replay.now[slot]] for slot in replay.wanting)
-        if replay.out:
-            unresolved[name] = len(replay.out)
+            current = method.current[slot]
+            kept.extend(replace(run, status=Status.outlier) if _finished(run) else run for run in runs[:current])
+            kept.append(replace(runs[current], status=Status.accepted) if _finished(runs[current]) else runs[current])
+            # Later diverged runs stay in the table; other later runs are unused.
+            kept.extend(run for run in runs[current + 1 :] if run.status is Status.diverged)
+            unused.extend(run for run in runs[current + 1 :] if run.status is not Status.diverged)
+        rerun.extend(slots[slot][method.current[slot]] for slot in method.to_rerun)
+        if method.outliers:
+            unresolved[name] = len(method.outliers)
     return Judged(tuple(kept), unresolved, tuple(rerun), tuple(unused))
 
 
-class _Replay:
-    """The rounds of one method: `now` is the place of the run that fills a slot among its rows."""
+class _Rounds:
+    """The rounds of the outlier rule on one method. `current`: for each slot, the index of its current run among its rows."""
 
     def __init__(self, slots: Mapping[Slot, Sequence[Entry]], rule: OutlierRule | str, sigmas: float) -> None:
         self._slots = slots
         self._rule = rule
         self._sigmas = sigmas
-        self.now = dict.fromkeys(slots, 0)
-        self.out: tuple[Slot, ...] = ()  # after the last judgement, not replaced
-        self.wanting: tuple[Slot, ...] = ()  # of the slots, those that need a run with another seed
+        self.current = dict.fromkeys(slots, 0)
+        self.outliers: tuple[Slot, ...] = ()  # after the last round, not replaced
+        self.to_rerun: tuple[Slot, ...] = ()  # slots that need a run with another seed
 
     def run(self, rounds: int) -> None:
-        stuck: set[Slot] = set()
+        no_rerun: set[Slot] = set()
         for _ in range(rounds):
-            if not self._past_failures():
+            if not self._skip_unfinished():
                 break
-            self.out = self._judge()
-            moved = [slot for slot in self.out if self._next(slot)]
-            stuck.update(set(self.out) - set(moved))
-            self.out = tuple(slot for slot in self.out if slot not in moved)
-            if not moved:
+            self.outliers = self._judge()
+            replaced = [slot for slot in self.outliers if self._next(slot)]
+            no_rerun.update(set(self.outliers) - set(replaced))
+            self.outliers = tuple(slot for slot in self.outliers if slot not in replaced)
+            if not replaced:
                 break
         else:
-            if self._past_failures():
-                self.out = self._judge()
-        self.wanting = tuple(
+            if self._skip_unfinished():
+                self.outliers = self._judge()
+        self.to_rerun = tuple(
             slot
             for slot, runs in self._slots.items()
-            if (slot in self.out and slot in stuck) or runs[self.now[slot]].status is Status.diverged
+            if (slot in self.outliers and slot in no_rerun) or runs[self.current[slot]].status is Status.diverged
         )
 
-    def _past_failures(self) -> bool:
-        """Turn from runs that do not count to the next ones; whether every slot has a run that counts."""
+    def _skip_unfinished(self) -> bool:
+        """Move to the next run of slots whose current run has no score; whether every slot has a finished run now."""
         for slot, runs in self._slots.items():
-            while not _counts(runs[self.now[slot]]) and self._next(slot):
+            while not _finished(runs[self.current[slot]]) and self._next(slot):
                 pass
-        return all(_counts(runs[self.now[slot]]) for slot, runs in self._slots.items())
+        return all(_finished(runs[self.current[slot]]) for slot, runs in self._slots.items())
 
     def _judge(self) -> tuple[Slot, ...]:
         attempts = [
-            Attempt(run.fold, run.slot, place, run.seed, run.scores.ua)
+            FinishedRun(run.fold, run.slot, place, run.seed, run.scores.ua)
             for slot, runs in self._slots.items()
-            for place, run in enumerate(runs[: self.now[slot] + 1])
-            if run.scores is not None and _counts(run)
+            for place, run in enumerate(runs[: self.current[slot] + 1])
+            if run.scores is not None and _finished(run)
         ]
-        verdicts: tuple[Verdict, ...] = judge(self._rule, attempts, {(*slot, place) for slot, place in self.now.items()}, self._sigmas).out
-        return tuple((verdict.fold, verdict.slot) for verdict in verdicts)
+        current = {(*slot, place) for slot, place in self.current.items()}
+        return tuple((verdict.fold, verdict.slot) for verdict in judge(self._rule, attempts, current, self._sigmas).out)
 
     def _next(self, slot: Slot) -> bool:
-        if self.now[slot] + 1 >= len(self._slots[slot]):
+        if self.current[slot] + 1 >= len(self._slots[slot]):
             return False
-        self.now[slot] += 1
+        self.current[slot] += 1
         return True
 
 
-def _counts(run: Entry) -> bool:
+def _finished(run: Entry) -> bool:
+    """Whether the outlier rule applies to a run."""
     return run.scores is not None and run.status in (Status.accepted, Status.outlier)
 
 
-def _fewest(slots: Mapping[Slot, Sequence[Entry]]) -> int:
-    """Slots of the smallest cell of a method."""
-    folds = [fold for fold, _ in slots]
-    return min(map(folds.count, set(folds)))
+def _smallest_cell(slots: Mapping[Slot, Sequence[Entry]]) -> int:
+    """Number of slots of the smallest cell of a method."""
+    return min(Counter(fold for fold, _ in slots).values())
 
 
 @dataclass(frozen=True)
 class _Row:
     where: str  # file and line
     cells: Mapping[str, str]
-    semicolon: bool  # such files are written where decimals have a comma
+    semicolon: bool  # then numbers may have a decimal comma
 
     def entry(self) -> Entry:
         status = self._status()
@@ -212,7 +213,7 @@ class _Row:
 
 
 def _rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], bool]:
-    """Names of the columns; line and cells of every row that is not empty; whether semicolons part the cells."""
+    """Column names; line number and cells of every row that is not empty; whether the separator is a semicolon."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
@@ -223,7 +224,7 @@ def _rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], bool]:
         raise UsageError(f"{path}: {error.strerror}") from error
     first = text.lstrip().partition("\n")[0]
     semicolon = first.count(";") > first.count(",")
-    # `read_text` has turned line ends into one kind; a carriage return inside a quoted name is not worth a mode of its own.
+    # `read_text` has already normalised line ends.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=";" if semicolon else ",", strict=True)
     try:
         rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]

@@ -1,34 +1,34 @@
-"""Published figures from `configs/published.yaml`: what a table prints beside ours."""
+"""Published results from `configs/published.yaml`, printed below ours."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jobs.errors import UsageError
+from jobs.text import did_you_mean, one_line
 
 
 @dataclass(frozen=True)
 class PublishedRow:
     """One row of a published table, percent."""
 
-    method: str | None  # None: no method of ours, for example human listeners
+    method: str | None  # None: not one of the methods, for example human listeners
     label: str
     ua: Mapping[str, float]  # fold -> UA
-    sd: Mapping[str, float]  # fold -> sd over seeds; empty where the paper gives none
+    sd: Mapping[str, float]  # fold -> sd over seeds; empty if not published
     mean: float  # as published, rounded by its authors
 
 
 @dataclass(frozen=True)
 class Published:
-    """The published side of one table; without rows where an experiment has no counterpart."""
+    """The published part of one table; no rows if nothing was published for an experiment."""
 
     source: str = ""
     title: str = ""
-    labels: Mapping[str, str] = field(default_factory=dict)  # method -> how it is printed
+    labels: Mapping[str, str] = field(default_factory=dict)  # method -> printed name
     columns: Mapping[str, str] = field(default_factory=dict)  # fold -> heading
     rows: tuple[PublishedRow, ...] = ()
 
@@ -43,7 +43,7 @@ def load_published(file: Path, table: str | None) -> Published:
     try:
         loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{file}: {' '.join(str(error).split())}") from error
+        raise UsageError(f"{file}: {one_line(error)}") from error
     try:
         labels = {str(method): str(label) for method, label in loaded["methods"].items()}
         source = str(loaded["source"])
@@ -53,8 +53,8 @@ def load_published(file: Path, table: str | None) -> Published:
     if table is None:
         return Published(labels=labels)
     if table not in tables:
-        near = difflib.get_close_matches(table, tables, n=1, cutoff=0.4)
-        raise UsageError(f"table {table!r} is not in {file} (known: {', '.join(tables)}){f': did you mean {near[0]!r}?' if near else ''}")
+        hint = did_you_mean(table, tables)
+        raise UsageError(f"table {table!r} is not in {file} (known: {', '.join(tables)}){hint and f': {hint}'}")
     try:
         entry = tables[table]
         folds = [str(fold) for fold in entry["folds"]]
@@ -66,7 +66,7 @@ def load_published(file: Path, table: str | None) -> Published:
 
 
 def to_json(published: Published) -> dict[str, Any] | None:
-    """JSON values of the published side, None where there is none."""
+    """JSON values of the published part; None without rows."""
     if not published.rows:
         return None
     rows = [

@@ -1,17 +1,18 @@
-"""From runs to the numbers of a table, and the stable JSON that programs read. Pure.
+"""The numbers of a table, computed from runs, and their JSON (`summary.json`). Pure.
 
-Conventions, which every caption repeats: UA in percent. A cell's mean and sd are over its accepted runs (seeds, sample
-sd). A method's mean is the mean of its cell means, every fold with the same weight. A method's sd and 95 % interval are
-over slots: each slot that is accepted in every fold gives one mean over folds. They speak of fine-tuning seeds on these
-folds, not of new speakers. Methods are compared over the (fold, slot) pairs accepted in both, and over fold means.
+Conventions, repeated in every caption: UA in percent. A cell's mean and sample sd are over its accepted runs (seeds). A
+method's mean is the mean of its cell means, every fold with the same weight. A method's sd and 95 % interval are over
+slots: each slot that is accepted in every fold gives one mean over folds. They measure the variance between fine-tuning
+seeds, not between speakers. Methods are compared over the (fold, slot) pairs accepted in both, and over fold means.
 
-Over all runs, dropped ones included: a cell's mean and sd are over its runs; a method's mean is the mean of these, and its sd
-is over slots as above, where a slot of several runs counts by their mean.
+`..._all_runs` include dropped runs: a cell's mean and sd are over all its runs, a method's mean is the mean of these, and its
+sd is over slots as above, where a slot with several runs counts with their mean.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
@@ -19,7 +20,7 @@ from typing import Any
 
 from jobs.errors import UsageError
 from jobs.experiment.graph import Graph, Run
-from jobs.statistics import Interval, PairedTest, mean, paired_test, percent, sd, t_interval
+from jobs.statistics import Interval, PairedTest, known, mean, paired_by_key, percent, sd, t_interval
 from jobs.store.records import Result
 from jobs.store.scores import confusion_of
 
@@ -27,11 +28,11 @@ SCHEMA = 1
 
 
 class Status(Enum):
-    """Where a run of a table stands."""
+    """State of a run in a table."""
 
     accepted = "accepted"
     outlier = "outlier"  # dropped by the outlier rule
-    diverged = "diverged"  # dropped: training went wrong by a test fixed in advance
+    diverged = "diverged"  # dropped: training diverged or did not learn
     failed = "failed"
     pending = "pending"
     running = "running"
@@ -42,16 +43,16 @@ DROPPED = (Status.outlier, Status.diverged)
 
 @dataclass(frozen=True)
 class Scores:
-    """What one run reports, in percent."""
+    """Scores of one run, in percent."""
 
     ua: float
-    wa: float | None = None  # None: not told, by results from elsewhere
+    wa: float | None = None  # None: not given in a CSV file
     macro_f1: float | None = None
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One run as a table sees it: one row of `runs.csv`. A slot has several where a run was dropped and rerun."""
+    """One run: one row of `runs.csv`. A slot has several if a run was dropped and rerun."""
 
     corpus: str
     method: str
@@ -87,10 +88,10 @@ class CellSummary:
 
 @dataclass(frozen=True)
 class Dropped:
-    """Runs that count in no mean but that over all runs."""
+    """Runs that are excluded from all means except those over all runs."""
 
     runs: int = 0
-    rerun: int = 0  # of them, those whose slot has another run, finished or not
+    rerun: int = 0  # of them, those whose slot has a later run, finished or not
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class MethodSummary:
     n: int
     outliers: Dropped
     diverged: Dropped
-    unresolved: int  # runs that are still out and stay in the mean
+    unresolved: int  # outliers that were not replaced and stay in the mean
     cells: tuple[CellSummary, ...]
 
     @property
@@ -131,26 +132,30 @@ class Comparison:
     first: str
     second: str
     over_pairs: PairedTest  # (fold, slot) pairs accepted in both
-    over_folds: PairedTest  # cell means of folds that both have: fewer values, but what a new speaker would vary
+    over_folds: PairedTest  # cell means of folds that both have: fewer values, but they vary with the speakers
 
 
 @dataclass(frozen=True)
 class CodeFacts:
-    """What computed the runs: every value found among their records, sorted."""
+    """Commits and package versions that computed the runs, sorted."""
 
     commits: tuple[str, ...] = ()
-    modified: bool = False  # some run came from a tree with uncommitted changes
+    modified: bool = False  # a run was computed with uncommitted changes
     packages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        packages = {name: list(versions) for name, versions in self.packages.items()}
+        return {"commits": list(self.commits), "modified": self.modified, "packages": packages}
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Everything a table prints of one experiment."""
+    """All numbers of the tables of one experiment."""
 
     experiment: str
     methods: tuple[MethodSummary, ...]
     comparisons: tuple[Comparison, ...]
-    outlier_rule: str  # in words; `none` where none was applied
+    outlier_rule: str  # description; `none` if none was applied
     code: CodeFacts
 
     @property
@@ -168,10 +173,10 @@ class Summary:
 
 
 def entries_of(graph: Graph, results: Mapping[str, Result], states: Mapping[str, str]) -> tuple[Entry, ...]:
-    """One entry per run of a graph, those that were dropped ahead of the one that fills their slot now.
+    """One entry per run of a graph; the dropped runs of a slot come before its current one.
 
-    `results` maps stage keys to results; `states` maps the keys of runs without one to a name of `Status` (absent: pending).
-    A dropped run diverged where its result says so or where it has none, else it was an outlier.
+    `results` maps stage keys to results; `states` maps the keys of runs without a result to a value of `Status` (absent: pending).
+    A dropped run is diverged if its result is marked so or missing, else an outlier.
     Raises UsageError for a result without usable scores.
     """
     dropped: dict[tuple[str, str, int], list[Run]] = {}
@@ -180,13 +185,14 @@ def entries_of(graph: Graph, results: Mapping[str, Result], states: Mapping[str,
     found: list[Entry] = []
     for run in graph.runs:
         before = sorted(dropped.get((run.method, run.fold, run.slot), ()), key=lambda each: each.generation)
-        found.extend(_dropped_entry(graph.corpus, each, results.get(each.key)) for each in before)
-        found.append(_entry(graph.corpus, run, results.get(run.key), states.get(run.key, Status.pending.value)))
+        found.extend(_entry(graph.corpus, each, results.get(each.key), Status.outlier, Status.diverged) for each in before)
+        state = Status(states.get(run.key, Status.pending.value))
+        found.append(_entry(graph.corpus, run, results.get(run.key), Status.accepted, state))
     return tuple(found)
 
 
 def code_facts(results: Iterable[Result]) -> CodeFacts:
-    """Commits and versions in the provenance of results (keys `commit`, `dirty`, `python`, `packages`; the unknown is left out)."""
+    """Commits and versions in the provenance of results (keys `commit`, `dirty`, `python`, `packages`; missing ones are ignored)."""
     commits: set[str] = set()
     modified = False
     packages: dict[str, set[str]] = {}
@@ -212,10 +218,10 @@ def summarise(
     unresolved: Mapping[tuple[str, str], int] | None = None,
     code: CodeFacts | None = None,
 ) -> Summary:
-    """The numbers of an experiment; corpora, methods and folds in the order in which the entries name them.
+    """The numbers of an experiment; corpora, methods and folds in the order of the entries.
 
-    `slots`: runs every cell should have (None: the slots its entries name). `unresolved`: (corpus, method) -> runs that are
-    still out after the last round of judgement. Raises UsageError when one slot has two accepted runs.
+    `slots`: runs every cell should have (None: the slots of its entries). `unresolved`: (corpus, method) -> outliers that were
+    not replaced in the last round. Raises UsageError when one slot has two accepted runs.
     """
     grouped: dict[str, dict[str, dict[str, list[Entry]]]] = {}
     for entry in entries:
@@ -236,50 +242,37 @@ def summarise(
 
 
 def to_json(summary: Summary, published: object = None) -> dict[str, Any]:
-    """The stable JSON of an experiment (schema 1): keys are only ever added. UA in percent, not rounded."""
+    """JSON of an experiment (schema 1): keys are added, never removed or renamed. UA in percent, not rounded."""
     return {
         "schema": SCHEMA,
-        "experiment": summary.experiment,
-        "complete": summary.complete,
+        **picked(summary, "experiment", "complete"),
         "methods": [_method_json(method) for method in summary.methods],
         "comparisons": [_comparison_json(comparison) for comparison in summary.comparisons],
         "outlier_rule": summary.outlier_rule,
-        "code": {
-            "commits": list(summary.code.commits),
-            "modified": summary.code.modified,
-            "packages": {name: list(versions) for name, versions in summary.code.packages.items()},
-        },
+        "code": summary.code.to_json(),
         "published": published,
     }
 
 
-def _entry(corpus: str, run: Run, result: Result | None, state: str) -> Entry:
-    if result is None:
-        return Entry(corpus, run.method, run.fold, run.slot, run.seed, None, Status(state))
-    if result.diverged:
-        return _dropped_entry(corpus, run, result)  # without a seed left for another run
-    return Entry(corpus, run.method, run.fold, run.slot, run.seed, _scores(run, result), Status.accepted)
-
-
-def _dropped_entry(corpus: str, run: Run, result: Result | None) -> Entry:
-    if result is None:
-        return Entry(corpus, run.method, run.fold, run.slot, run.seed, None, Status.diverged)
-    if not result.diverged:
-        return Entry(corpus, run.method, run.fold, run.slot, run.seed, _scores(run, result), Status.outlier)
+def _entry(corpus: str, run: Run, result: Result | None, finished: Status, missing: Status) -> Entry:
+    """A run whose status is `finished` with a result, `missing` without one, and diverged if its result is marked so."""
+    scores: Scores | None = None
     try:
-        scores = _scores(run, result)
-    except UsageError:  # what went wrong may have left none
-        scores = None
-    return Entry(corpus, run.method, run.fold, run.slot, run.seed, scores, Status.diverged)
+        scores = None if result is None else _scores(run, result)
+    except UsageError:
+        if result is None or not result.diverged:  # a diverged run may have no scores
+            raise
+    status = missing if result is None else Status.diverged if result.diverged else finished
+    return Entry(corpus, run.method, run.fold, run.slot, run.seed, scores, status)
 
 
 def _scores(run: Run, result: Result) -> Scores:
-    """From the confusion matrix, exactly; from `metrics` (fractions in [0, 1]) where a stage reports none."""
+    """From the confusion matrix, exactly; from `metrics` (fractions in [0, 1]) if there is none."""
     confusion = confusion_of(result)
     if confusion is not None:
         return Scores(confusion.ua, confusion.wa, confusion.macro_f1)
     values = [result.metrics.get(name) for name in ("ua", "wa", "macro_f1")]
-    shares = [value for value in values if isinstance(value, int | float) and 0 <= value <= 1]  # NaN is in no range
+    shares = [value for value in values if isinstance(value, int | float) and 0 <= value <= 1]  # false for NaN
     if len(shares) != len(values):
         raise UsageError(
             f"result of run {run.name} ({result.stage}/{result.key}) has no confusion matrix and no ua, wa, macro_f1 "
@@ -318,17 +311,15 @@ def _cell(fold: str, entries: Sequence[Entry], slots: int | None) -> CellSummary
 
 
 def _method(corpus: str, method: str, cells: Sequence[CellSummary], unresolved: int) -> MethodSummary:
-    means = [cell.mean_ua for cell in cells if cell.mean_ua is not None]
-    by_slot = _slot_means([_accepted(cell.runs) for cell in cells])
-    all_means = [cell.mean_ua_all_runs for cell in cells if cell.mean_ua_all_runs is not None]
+    by_slot = slot_means([_accepted(cell.runs) for cell in cells])
     return MethodSummary(
         method=method,
         corpus=corpus,
-        mean_ua=mean(means),
+        mean_ua=mean(known(cell.mean_ua for cell in cells)),
         sd_ua=sd(by_slot),
         interval=t_interval(by_slot) if all(cell.complete for cell in cells) else None,
-        mean_ua_all_runs=mean(all_means),
-        sd_ua_all_runs=sd(_slot_means([_all_by_slot(cell.runs) for cell in cells])),
+        mean_ua_all_runs=mean(known(cell.mean_ua_all_runs for cell in cells)),
+        sd_ua_all_runs=sd(slot_means([_all_by_slot(cell.runs) for cell in cells])),
         n=sum(cell.n for cell in cells),
         outliers=_dropped(cells, Status.outlier),
         diverged=_dropped(cells, Status.diverged),
@@ -337,10 +328,10 @@ def _method(corpus: str, method: str, cells: Sequence[CellSummary], unresolved: 
     )
 
 
-def _slot_means(by_fold: Sequence[Mapping[int, float]]) -> list[float]:
-    """One mean over folds for every slot that all folds have."""
-    shared = [slot for slot in (by_fold[0] if by_fold else {}) if all(slot in found for found in by_fold)]
-    return [value for value in (mean([found[slot] for found in by_fold]) for slot in shared) if value is not None]
+def slot_means(by_fold: Sequence[Mapping[int, float]]) -> list[float]:
+    """The mean over folds of every slot that all folds have. `by_fold`: slot -> score, for each fold."""
+    shared = [slot for slot in (by_fold[0] if by_fold else {}) if all(slot in scores for scores in by_fold)]
+    return known(mean([scores[slot] for scores in by_fold]) for slot in shared)
 
 
 def _every(entries: Iterable[Entry]) -> list[float]:
@@ -349,14 +340,14 @@ def _every(entries: Iterable[Entry]) -> list[float]:
 
 def _all_by_slot(entries: Iterable[Entry]) -> dict[int, float]:
     """Slot -> mean UA of all its runs."""
-    found: dict[int, list[Entry]] = {}
+    by_slot: defaultdict[int, list[Entry]] = defaultdict(list)
     for entry in entries:
-        found.setdefault(entry.slot, []).append(entry)
-    return {slot: value for slot, runs in found.items() if (value := mean(_every(runs))) is not None}
+        by_slot[entry.slot].append(entry)
+    return {slot: value for slot, runs in by_slot.items() if (value := mean(_every(runs))) is not None}
 
 
 def _dropped(cells: Iterable[CellSummary], status: Status) -> Dropped:
-    """How many runs were dropped for a reason. In the order of a cell's runs another one follows those that were run again."""
+    """How many runs were dropped with a status, and how many of them have a later run of their slot."""
     runs, rerun = 0, 0
     for cell in cells:
         last = {entry.slot: place for place, entry in enumerate(cell.runs)}
@@ -367,40 +358,32 @@ def _dropped(cells: Iterable[CellSummary], status: Status) -> Dropped:
 
 
 def _compare(corpus: str, first: MethodSummary, second: MethodSummary) -> Comparison:
-    left: list[float] = []
-    right: list[float] = []
-    left_means: list[float] = []
-    right_means: list[float] = []
-    for one, other in zip(first.cells, second.cells, strict=True):
-        before, after = _accepted(one.runs), _accepted(other.runs)
-        for slot in before.keys() & after.keys():
-            left.append(before[slot])
-            right.append(after[slot])
-        if one.mean_ua is not None and other.mean_ua is not None:
-            left_means.append(one.mean_ua)
-            right_means.append(other.mean_ua)
-    return Comparison(corpus, first.method, second.method, paired_test(left, right), paired_test(left_means, right_means))
+    def pairs(method: MethodSummary) -> dict[tuple[str, int], float]:
+        return {(cell.fold, slot): ua for cell in method.cells for slot, ua in _accepted(cell.runs).items()}
+
+    def folds(method: MethodSummary) -> dict[str, float]:
+        return {cell.fold: cell.mean_ua for cell in method.cells if cell.mean_ua is not None}
+
+    over_pairs, over_folds = paired_by_key(pairs(first), pairs(second)), paired_by_key(folds(first), folds(second))
+    return Comparison(corpus, first.method, second.method, over_pairs, over_folds)
 
 
-def _interval_json(interval: Interval | None) -> list[float] | None:
-    return None if interval is None else [interval.low, interval.high]
+def interval_json(interval: Interval | None) -> list[float] | None:
+    """`[low, high]`."""
+    return None if interval is None else list(interval)
+
+
+def picked(value: object, *names: str) -> dict[str, Any]:
+    """Attributes of an object by name, for its JSON."""
+    return {name: getattr(value, name) for name in names}
 
 
 def _method_json(method: MethodSummary) -> dict[str, Any]:
     return {
-        "method": method.method,
-        "corpus": method.corpus,
-        "mean_ua": method.mean_ua,
-        "sd_ua": method.sd_ua,
-        "mean_ua_all_runs": method.mean_ua_all_runs,
-        "n": method.n,
-        "dropped": method.dropped,
-        "rerun": method.rerun,
-        "unresolved": method.unresolved,
+        **picked(method, "method", "corpus", "mean_ua", "sd_ua", "mean_ua_all_runs", "n", "dropped", "rerun", "unresolved"),
         "cells": [_cell_json(cell) for cell in method.cells],
-        "complete": method.complete,
-        "interval_95": _interval_json(method.interval),
-        "sd_ua_all_runs": method.sd_ua_all_runs,
+        **picked(method, "complete", "sd_ua_all_runs"),
+        "interval_95": interval_json(method.interval),
         "outliers": {"dropped": method.outliers.runs, "rerun": method.outliers.rerun},
         "diverged": {"dropped": method.diverged.runs, "rerun": method.diverged.rerun},
     }
@@ -408,39 +391,23 @@ def _method_json(method: MethodSummary) -> dict[str, Any]:
 
 def _cell_json(cell: CellSummary) -> dict[str, Any]:
     return {
-        "fold": cell.fold,
-        "mean_ua": cell.mean_ua,
-        "sd_ua": cell.sd_ua,
+        **picked(cell, "fold", "mean_ua", "sd_ua"),
         "runs": [_run_json(entry) for entry in cell.runs],
-        "n": cell.n,
-        "slots": cell.slots,
-        "complete": cell.complete,
-        "interval_95": _interval_json(cell.interval),
-        "mean_ua_all_runs": cell.mean_ua_all_runs,
-        "sd_ua_all_runs": cell.sd_ua_all_runs,
+        **picked(cell, "n", "slots", "complete", "mean_ua_all_runs", "sd_ua_all_runs"),
+        "interval_95": interval_json(cell.interval),
     }
 
 
 def _run_json(entry: Entry) -> dict[str, Any]:
     scores = {"ua": None, "wa": None, "macro_f1": None} if entry.scores is None else asdict(entry.scores)
-    return {"slot": entry.slot, "seed": entry.seed, **scores, "status": entry.status.value}
+    return {**picked(entry, "slot", "seed"), **scores, "status": entry.status.value}
 
 
 def _comparison_json(comparison: Comparison) -> dict[str, Any]:
-    return {
-        "corpus": comparison.corpus,
-        "first": comparison.first,
-        "second": comparison.second,
-        "over_pairs": _test_json(comparison.over_pairs),
-        "over_folds": _test_json(comparison.over_folds),
-    }
+    tests = {name: paired_test_json(getattr(comparison, name)) for name in ("over_pairs", "over_folds")}
+    return {**picked(comparison, "corpus", "first", "second"), **tests}
 
 
-def _test_json(test: PairedTest) -> dict[str, Any]:
-    return {
-        "pairs": test.pairs,
-        "mean_difference": test.mean,
-        "interval_95": _interval_json(test.interval),
-        "t_p": test.t_p,
-        "wilcoxon_p": test.wilcoxon_p,
-    }
+def paired_test_json(test: PairedTest) -> dict[str, Any]:
+    """Paired differences and their uncorrected p-values."""
+    return {**picked(test, "pairs", "t_p", "wilcoxon_p"), "mean_difference": test.mean, "interval_95": interval_json(test.interval)}

@@ -1,4 +1,4 @@
-"""The end of an attempt whose worker could not state it itself: killed, or gone without a word. Whoever started the worker states it."""
+"""Records the outcome of an attempt whose worker died before writing one. Called by the process that started the worker."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from jobs.experiment.graph import Node
 from jobs.store.failures import FailureClass
 from jobs.store.layout import AttemptFolder, StageFolder
 from jobs.store.records import Ending, Outcome, attempt_numbers, read_claim, read_outcome, read_result, write_outcome
+from jobs.worker.processes import Exit
 
-ENDS_OF_ITS_OWN = (0, 1, 3)  # exit codes after which a worker has said itself what became of its stages
+RECORDED_EXITS = (0, 1, 3)  # exit codes of a worker that has recorded how its stages ended
 VMSTAT = Path("/proc/vmstat")
 
 
 def attempt_of(folder: StageFolder, pid: int) -> AttemptFolder | None:
-    """The newest attempt of a stage, if a process of this machine claimed it."""
+    """The newest attempt of a stage, if process `pid` of this machine claimed it."""
     for number in attempt_numbers(folder)[-1:]:
         claim = read_claim(folder.attempt(number))
         if claim is not None and claim.pid == pid and claim.host == socket.gethostname():
@@ -25,22 +26,22 @@ def attempt_of(folder: StageFolder, pid: int) -> AttemptFolder | None:
     return None
 
 
-def state_end(folder: StageFolder, node: Node, pid: int, failure: FailureClass, *, code: int | None, signal: int | None, log: str) -> bool:
-    """Write how the attempt of a process ended; False if it has claimed none, or has ended it itself."""
+def record_death(folder: StageFolder, node: Node, pid: int, failure: FailureClass, ended: Exit, log: str) -> None:
+    """Write the outcome of the attempt that process `pid` claimed, unless there is none or the worker has recorded it itself."""
     attempt = attempt_of(folder, pid)
     claim = read_claim(attempt) if attempt else None
     if attempt is None or claim is None or read_outcome(attempt) or read_result(folder, node.key):
-        return False
+        return
     ending = Ending.interrupted if failure is FailureClass.interrupted else Ending.failed
-    name, message = _words(code, signal, log)
+    error, message = _error(ended, log)
     seconds = round(time.time() - claim.started, 3)
-    outcome = Outcome(claim.attempt, ending, name, message, f"log: {log}", claim.host, seconds, claim.slurm_job, failure.name)
-    write_outcome(attempt, outcome)
-    return True
+    write_outcome(
+        attempt, Outcome(claim.attempt, ending, error, message, f"log: {log}", claim.host, seconds, claim.slurm_job, failure.name)
+    )
 
 
 def oom_kills() -> int | None:
-    """Processes of this machine that the kernel has killed for want of memory since it started; None where it does not say."""
+    """Processes of this machine that the kernel's out-of-memory killer has ended since boot; None where the kernel does not report it."""
     try:
         lines = VMSTAT.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
@@ -48,20 +49,24 @@ def oom_kills() -> int | None:
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
 
 
-def class_of_death(signal: int | None, *, stopping: bool, beside: int, oom_killed: bool) -> FailureClass:
-    """Why a worker died that left no word. Pure. `oom_killed`: the kernel has killed for want of memory meanwhile, or does not say."""
+def class_of_death(signal: int | None, *, stopping: bool, concurrent: int, oom_killed: bool) -> FailureClass:
+    """Failure class of a worker that died without an outcome. Pure.
+
+    `stopping`: it had been asked to stop. `concurrent`: stages that shared its memory. `oom_killed`: whether the out-of-memory killer was
+    active meanwhile, or may have been.
+    """
     if stopping:
         return FailureClass.interrupted
     if signal != SIGKILL:
         return FailureClass.code
     if not oom_killed:
         return FailureClass.node
-    return FailureClass.crowded if beside else FailureClass.memory
+    return FailureClass.crowded if concurrent else FailureClass.memory
 
 
-def _words(code: int | None, signal: int | None, log: str) -> tuple[str, str]:
-    if signal is None:
-        return f"exit{code}", f"the worker left with exit code {code} and said nothing: see {log}"
-    name = Signals(signal).name
+def _error(ended: Exit, log: str) -> tuple[str, str]:
+    if ended.signal is None:
+        return f"exit{ended.code}", f"the worker exited with code {ended.code} without recording an error: see {log}"
+    name = Signals(ended.signal).name
     hint = ", perhaps for want of memory" if name == "SIGKILL" else ""
     return name, f"the worker was killed by {name}{hint}: see {log}"

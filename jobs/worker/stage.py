@@ -1,4 +1,4 @@
-"""One stage, from claim to result: claim an attempt, check what is read, compute, publish, or say how it ended."""
+"""One stage, from claim to result: claim an attempt, verify its inputs, compute, publish the result or record the failure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
@@ -34,7 +34,7 @@ from jobs.store.attempts import (
 )
 from jobs.store.cancellations import read_cancellations
 from jobs.store.failures import FailureClass, class_of_exception
-from jobs.store.layout import AttemptFolder, Layout, StageFolder
+from jobs.store.layout import AttemptFolder, StageFolder
 from jobs.store.records import (
     UNUSABLE,
     Ending,
@@ -48,21 +48,23 @@ from jobs.store.records import (
     read_outcome,
     read_result,
     result_intact,
+    sync,
     usable_confusion,
     write_outcome,
     write_result,
 )
+from jobs.text import first_line
 from jobs.worker.provenance import Stopwatch, process_facts
-from jobs.worker.task import Description, Workplace, compute, order_of, read_corpus_digest
-from jobs.worker.team_follower import Loss
+from jobs.worker.task import Description, Workplace, compute, read_corpus_digest, stage_request
+from jobs.worker.team_channel import TeamFailure
 from jobs.worker.team_leader import Leader
 
 DAMAGED = "an artifact is missing or is not the one that was written"
-LAG_SECONDS = 20.0  # how long a shared file system may take to show what another node has finished
+LAG_SECONDS = 20.0  # how long a shared file system may hide what another node has written
 
 
 class Verdict(Enum):
-    """What became of one stage in this task."""
+    """How one stage of a task ended."""
 
     done = "done"
     already = "had a result already"
@@ -70,133 +72,124 @@ class Verdict(Enum):
     refused = "refused"
     interrupted = "interrupted"
     taken = "taken by another worker"
-    unready = "upstream is not there"
-    cancelled = "cancelled"  # alone of its task: otherwise the whole element is withdrawn
+    unready = "upstream result is missing"
+    cancelled = "cancelled"  # while other stages of its task are not: otherwise the whole array task is cancelled
     diverged = "diverged before"
 
-
-EXIT_CODES = {
-    Verdict.done: 0,
-    Verdict.already: 0,
-    Verdict.failed: 1,
-    Verdict.refused: 1,
-    Verdict.interrupted: 3,
-    Verdict.taken: 3,
-    Verdict.unready: 3,
-    Verdict.cancelled: 3,
-    Verdict.diverged: 3,
-}
-ENDINGS = {Ending.failed: Verdict.failed, Ending.refused: Verdict.refused, Ending.interrupted: Verdict.interrupted}
-
-
-def nobody_beside() -> int:
-    """For a stage that is computed by itself."""
-    return 0
+    @property
+    def exit_code(self) -> int:
+        """See jobs.worker.main."""
+        return {"done": 0, "already": 0, "failed": 1, "refused": 1}.get(self.name, 3)
 
 
 class NotFiniteError(Exception):
-    """A stage returned a number that is none."""
+    """A metric is NaN or infinite."""
 
     diverged = True
 
 
 @dataclass
 class WorkerProcess:
-    """One process and what it has learnt: upstream artifacts it has verified are not read again for the next stage."""
+    """The state of one worker process.
+
+    `report` writes a line to the log, whose file is `log` ("": unknown). `concurrent` returns the highest number of other stages that have
+    shared its GPU or memory so far. `verified` holds the folders of upstream artifacts that need not be read again for the next stage.
+    """
 
     description: Description
     threads: int
-    tell: Callable[[str], None]
+    report: Callable[[str], None]
     stop: StopRequest = field(default_factory=StopRequest)
-    log: str = ""  # file that `tell` writes to, where it is one
+    log: str = ""
     lag_seconds: float = LAG_SECONDS
-    beside: Callable[[], int] = nobody_beside  # how many other stages shared its GPU or memory, the most so far (jobs.worker.packing)
+    concurrent: Callable[[], int] = lambda: 0
     team: Leader | None = None  # the processes that compute with this one
     verified: dict[str, Path] = field(default_factory=dict)
 
     def ready(self) -> bool:
-        """Whether every process of the team can take the next stage; tells what keeps one from it."""
-        lacks = self.team.gather() if self.team else ""
-        if lacks:
-            self.tell(f"the team cannot go on: {lacks}")
-        return not lacks
+        """Whether every process of the team can start the next stage; reports the reason if not."""
+        problem = self.team.wait_until_ready() if self.team else ""
+        if problem:
+            self.report(f"the team cannot continue: {problem}")
+        return not problem
 
     @property
     def place(self) -> Workplace:
         return self.description.place
 
     def folder(self, node: Node) -> StageFolder:
-        return Layout(Path(self.place.results), self.place.experiment).stage(node.stage, node.key)
+        return self.place.layout.stage(node.stage, node.key)
 
 
 def execute(process: WorkerProcess, node: Node) -> Verdict:
-    """One stage, at most once: leave if it has a result or has diverged, or a live claim; else claim an attempt, compute and publish."""
+    """Compute and publish one stage, unless it has a result, has diverged, or another process holds a live claim on it."""
     folder = process.folder(node)
     if _has_result(folder, node):
         return Verdict.already
     if _is_cancelled(process.place, node):
         return Verdict.cancelled
     diverged = divergence_of(folder)
-    if diverged:  # its slot has another seed by now; this job is one that turned up late
-        process.tell(f"{node.name}: an earlier attempt diverged ({diverged}): the same seed is not tried again")
+    if diverged:  # its slot has another seed by now, and this job was late
+        process.report(f"{node.name}: an earlier attempt diverged ({diverged}): the same seed is not tried again")
         return Verdict.diverged
     upstream = _wait_for_upstream(process, node)
     if isinstance(upstream, str):
-        process.tell(f"{node.name}: {upstream}")
+        process.report(f"{node.name}: {upstream}")
         return Verdict.unready
-    number = _next_attempt(folder)  # before the look at who works on it: whoever claims in between has claimed this very number
+    number = _next_attempt(folder)  # before other claims are read: a worker that claims in between takes this very number
     attempt = _wait_for_holder(process, folder, node) or _claim(process, folder, number)
     if isinstance(attempt, str):
-        process.tell(f"{node.name}: {attempt}")
+        process.report(f"{node.name}: {attempt}")
         return Verdict.taken
     watch = Stopwatch()
-    with Heartbeat(attempt.claim, also=watch.look):
+    with Heartbeat(attempt.claim, also=watch.sample):
         try:
             if _has_result(folder, node):
                 late = "another attempt had the result first"
                 write_outcome(attempt, _outcome(attempt, watch, Ending.interrupted, SUPERSEDED, late, kind=FailureClass.interrupted))
                 return Verdict.already
-            process.tell(f"{node.name}: attempt {attempt.number} on {socket.gethostname()}, process {os.getpid()}")
+            process.report(f"{node.name}: attempt {attempt.number} on {socket.gethostname()}, process {os.getpid()}")
             result = _compute(process, node, folder, attempt, upstream, watch)
             write_result(folder, result)
         except (Exception, SystemExit) as error:
-            outcome = outcome_of(error, attempt, watch, at_limit=process.stop.signal == WARNING_SIGNAL, beside=process.beside())
-            loss = process.team.reason() if process.team and outcome.kind == FailureClass.communication.name else None
-            outcome = outcome_of_loss(loss, attempt, watch) if loss else outcome
-            _state_end(process, node, attempt, outcome)
-            return ENDINGS[outcome.ending]
-    shutil.rmtree(folder.checkpoint, ignore_errors=True)  # resumable state is large, and nothing reads it any more
+            outcome = outcome_of(error, attempt, watch, at_limit=process.stop.signal == WARNING_SIGNAL, concurrent=process.concurrent())
+            cause = process.team.root_cause() if process.team and outcome.kind == FailureClass.communication.name else None
+            outcome = team_outcome(cause, attempt, watch) if cause else outcome
+            _record_outcome(process, node, attempt, outcome)
+            return Verdict[outcome.ending.name]
+    shutil.rmtree(folder.checkpoint, ignore_errors=True)  # resumable state is large and not read again
     return Verdict.done
 
 
-def outcome_of(error: BaseException, attempt: AttemptFolder, watch: Stopwatch, *, at_limit: bool = False, beside: int = 0) -> Outcome:
-    """How an attempt ended, from the exception that ended it: interrupted, refused (the user's to mend), or failed.
+def outcome_of(error: BaseException, attempt: AttemptFolder, watch: Stopwatch, *, at_limit: bool = False, concurrent: int = 0) -> Outcome:
+    """The outcome of an attempt that an exception ended: interrupted, refused (wrong configuration or data), or failed.
 
-    `at_limit`: it was asked to stop because its time is nearly up. `beside`: stages that it shared the memory with; only one that runs
-    out of memory by itself wants too much.
+    `at_limit`: it was asked to stop because its time limit is near. `concurrent`: stages that shared the memory; running out of it is then
+    no proof that this stage needs too much.
     """
     kind, name = class_of_exception(error), type(error).__name__
     if kind is FailureClass.interrupted:
         kind = FailureClass.time_limit if at_limit else kind
-        return _outcome(attempt, watch, Ending.interrupted, name, _first_line(error), kind=kind)
+        return _outcome(attempt, watch, Ending.interrupted, name, first_line(error), kind=kind)
     if kind is FailureClass.refused:
         lines = [str(problem) for problem in getattr(error, "problems", ())] or [str(error)]
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
         return _outcome(attempt, watch, Ending.refused, name, lines[0] + more, "\n".join(lines), kind=kind)
-    if kind is FailureClass.memory and beside:
+    if kind is FailureClass.memory and concurrent:
         kind = FailureClass.crowded
-    return _outcome(attempt, watch, Ending.failed, name, _first_line(error), "".join(traceback.format_exception(error)), kind=kind)
+    return _outcome(attempt, watch, Ending.failed, name, first_line(error), "".join(traceback.format_exception(error)), kind=kind)
 
 
-def outcome_of_loss(loss: Loss, attempt: AttemptFolder, watch: Stopwatch) -> Outcome:
-    """How an attempt ended that another process of the team has ended."""
-    ending = Ending.refused if loss.kind is FailureClass.refused else Ending.failed
-    return replace(_outcome(attempt, watch, ending, loss.error, loss.message, loss.detail, kind=loss.kind), node=loss.node)
+def team_outcome(failure: TeamFailure, attempt: AttemptFolder, watch: Stopwatch) -> Outcome:
+    """The outcome of an attempt that failed in another process of the team."""
+    ending = Ending.refused if failure.kind is FailureClass.refused else Ending.failed
+    outcome = _outcome(attempt, watch, ending, failure.error, failure.message, failure.detail, kind=failure.kind)
+    return replace(outcome, node=failure.node)
 
 
-def _state_end(process: WorkerProcess, node: Node, attempt: AttemptFolder, outcome: Outcome) -> None:
-    process.tell(f"{node.name}: {outcome.ending.value}: {outcome.error}: {outcome.message}\n{outcome.detail}")
-    if outcome.kind == FailureClass.disk.name:  # what it wrote is of no use, and its last word needs the room
+def _record_outcome(process: WorkerProcess, node: Node, attempt: AttemptFolder, outcome: Outcome) -> None:
+    process.report(f"{node.name}: {outcome.ending.value}: {outcome.error}: {outcome.message}\n{outcome.detail}")
+    if outcome.kind == FailureClass.disk.name:  # its output is useless, and the record needs the space
         shutil.rmtree(attempt.output, ignore_errors=True)
     write_outcome(attempt, outcome)
 
@@ -207,17 +200,17 @@ def _has_result(folder: StageFolder, node: Node) -> bool:
 
 
 def _is_cancelled(place: Workplace, node: Node) -> bool:
-    """Whether the user has cancelled a stage since the launch that this job is of."""
+    """Whether the user has cancelled a stage since the launch that submitted this job."""
     if not place.launched:
         return False
     try:
-        return node.key in read_cancellations(Layout(Path(place.results), place.experiment), place.launched)
-    except UsageError:  # a damaged record: it is the controller's to say so
+        return node.key in read_cancellations(place.layout, place.launched)
+    except UsageError:  # a damaged record is reported by the controller
         return False
 
 
 def _wait_for_upstream(process: WorkerProcess, node: Node) -> dict[str, Path] | str:
-    """Role -> folder with the artifacts of that upstream stage, verified byte by byte; or what is wrong with one."""
+    """Role -> folder with the verified artifacts of that upstream stage; or an error message if one is missing or damaged."""
     deadline = time.monotonic() + process.lag_seconds
     while True:
         found = {role: _verified_output(process, key) for role, key in node.upstream.items()}
@@ -230,7 +223,7 @@ def _wait_for_upstream(process: WorkerProcess, node: Node) -> dict[str, Path] | 
     damaged = [process.description.nodes[node.upstream[role]] for role in missing]
     withdrawn = [parent.name for parent in damaged if not process.stop() and _withdraw(process.folder(parent), parent)]
     if withdrawn:
-        return f"artifacts of {', '.join(withdrawn)} are not the ones its result states; it will be computed again"
+        return f"artifacts of {', '.join(withdrawn)} differ from the digests in its result; it will be computed again"
     return f"no result of {', '.join(parent.name for parent in damaged)}"
 
 
@@ -246,14 +239,14 @@ def _verified_output(process: WorkerProcess, key: str) -> Path | None:
 
 
 def _withdraw(folder: StageFolder, node: Node) -> bool:
-    """Take back a result whose artifacts are gone or changed, keeping it beside its attempt; False if there was none."""
+    """Move a result whose artifacts are missing or changed into the folder of its attempt; False if there is no such result."""
     result = read_result(folder, node.key)
     if result is None or result_intact(folder, result):
         return False
     attempt = folder.attempt(result.attempt)
     try:
         folder.result.rename(attempt.path / "withdrawn.json")
-    except FileNotFoundError:  # another worker was quicker, or the whole attempt is gone and the result cannot be kept beside it
+    except FileNotFoundError:  # another worker has moved it, or the folder of the attempt is gone
         folder.result.unlink(missing_ok=True)
     if attempt.path.is_dir() and read_outcome(attempt) is None:
         write_outcome(
@@ -264,21 +257,21 @@ def _withdraw(folder: StageFolder, node: Node) -> bool:
 
 
 def _wait_for_holder(process: WorkerProcess, folder: StageFolder, node: Node) -> str:
-    """Who else works on a stage; "" if nobody does.
+    """Which other process works on a stage; "" if none.
 
-    A holder that has missed several heartbeats is probably dead (a worker killed for its memory says nothing), and whoever submitted us
-    may know that its job is gone. So it is waited for until it beats again or counts as dead: leaving would only bring the next job here.
+    A claim that has missed several heartbeats probably belongs to a dead worker (one killed for its memory writes no outcome), so this
+    waits until it has a heartbeat again or counts as dead: to exit now would only start the next job into the same situation.
     """
     deadline = time.monotonic() + QUIET_SECONDS
     while True:
-        quiet, who = _live_claim(folder, node, process.description.gone)
-        if not who or quiet < GONE_SECONDS or process.stop() or time.monotonic() >= deadline:
-            return who
+        quiet, other = _live_claim(folder, node, process.description.gone)
+        if not other or quiet < GONE_SECONDS or process.stop() or time.monotonic() >= deadline:
+            return other
         time.sleep(1.0)
 
 
 def _live_claim(folder: StageFolder, node: Node, gone: Collection[str]) -> tuple[float, str]:
-    """Seconds since the last heartbeat of the claim that lives, and whose it is; "" if there is none. `gone`: as for `claim_alive`."""
+    """Seconds since the last heartbeat of the live claim, and which process holds it; "" if none. `gone`: as for `claim_alive`."""
     result = read_result(folder, node.key)
     for number in attempt_numbers(folder):
         attempt = folder.attempt(number)
@@ -292,19 +285,19 @@ def _live_claim(folder: StageFolder, node: Node, gone: Collection[str]) -> tuple
 
 
 def _next_attempt(folder: StageFolder) -> int:
-    """Number of the first attempt that nobody has claimed.
+    """Number of the first unclaimed attempt.
 
-    A folder without a claim is about to be claimed by another worker, or was when that died: whoever writes the claim has it.
+    A folder without a claim belongs to a worker that is about to claim it, or died before: the first to write the claim owns it.
     """
     return max((number for number in attempt_numbers(folder) if folder.attempt(number).claim.exists()), default=0) + 1
 
 
 def _claim(process: WorkerProcess, folder: StageFolder, number: int) -> AttemptFolder | str:
-    """Take an attempt; or say that somebody was quicker."""
+    """Claim an attempt; a message if another worker was faster."""
     team = ",".join(dict.fromkeys(process.team.nodes)) if process.team else ""
     claim = new_claim(number, log=process.log, relief=process.description.relief, checkpoint=newest_checkpoint(folder), team=team)
     if not claim_attempt(folder, number, claim):
-        return f"another worker took attempt {number} just now"
+        return f"another worker claimed attempt {number} just now"
     return folder.attempt(number)
 
 
@@ -316,24 +309,29 @@ def _compute(
     if digest != place.corpus_digest:
         raise UsageError(
             f"corpus {place.corpus} in {place.corpus_folder} is not the one this experiment was launched with "
-            f"(digest {digest[:12]}, then {place.corpus_digest[:12]}): launch again, or prepare the former one anew"
+            f"(digest {digest[:12]}, at launch {place.corpus_digest[:12]}): launch again, or prepare the former one again"
         )
     attempt.output.mkdir(parents=True, exist_ok=True)
     folder.checkpoint.mkdir(parents=True, exist_ok=True)
     relief = process.description.relief
-    order = order_of(node, place, upstream=upstream, output=attempt.output, checkpoint=folder.checkpoint, relief=relief)
-    with _together(process, node, attempt, order, watch):
-        returned = compute(order, process.team, process.stop, process.tell)
+    request = stage_request(node, place, upstream=upstream, output=attempt.output, checkpoint=folder.checkpoint, relief=relief)
+    team = process.team
+
+    def record_failure(cause: TeamFailure) -> None:
+        _record_outcome(process, node, attempt, team_outcome(cause, attempt, watch))
+
+    with team.computing(request, record_failure) if team else nullcontext():
+        returned = compute(request, team, process.stop, process.report)
     values = check_returned(returned)
     provenance = {
         **place.code,
         **process_facts(place.packages, threads=process.threads),
-        **_facts_of_team(process.team, watch.facts()),
+        **_team_facts(team, watch.facts()),
         "seed": node.seed,
         "durations": values["durations"],
         "runtime": dict(node.runtime),
         "relief": relief,
-        "beside": process.beside(),
+        "beside": process.concurrent(),
         "slurm_job": own_slurm_job(),
         "seconds_before": seconds_before(folder, attempt.number),
     }
@@ -353,22 +351,13 @@ def _compute(
         artifacts=_artifact_digests(attempt.output),
         confusion=tuple(tuple(int(count) for count in row) for row in values["confusion"]),
         classes=tuple(str(name) for name in values["classes"]),
-        # An earlier attempt that counted as dead may have diverged meanwhile; then the slot has moved on to another seed.
+        # An earlier attempt that counted as dead may have diverged meanwhile: its slot has another seed then.
         diverged=str(values["diverged"]) or divergence_of(folder),
     )
 
 
-def _together(
-    process: WorkerProcess, node: Node, attempt: AttemptFolder, order: Mapping[str, Any], watch: Stopwatch
-) -> AbstractContextManager[None]:
-    """While the block lasts, the team computes, and may end the attempt."""
-    if process.team is None:
-        return nullcontext()
-    return process.team.computing(order, lambda loss: _state_end(process, node, attempt, outcome_of_loss(loss, attempt, watch)))
-
-
-def _facts_of_team(team: Leader | None, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What a stopwatch says, with the memory of the process that used the most, and how many there were and where."""
+def _team_facts(team: Leader | None, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts of a stopwatch with the largest peak memory of all processes, their number and their hosts."""
     if team is None:
         return {**facts, "processes": 1, "hosts": [own_node()]}
     peak = team.peak_rss_bytes(int(facts["peak_rss_bytes"]))
@@ -378,8 +367,7 @@ def _facts_of_team(team: Leader | None, facts: Mapping[str, Any]) -> dict[str, A
 def check_returned(returned: Mapping[str, Any]) -> dict[str, Any]:
     """`metrics`, `durations`, `confusion`, `classes` and `diverged` of what a stage returned.
 
-    Raises NotFiniteError where a metric is NaN or infinite, ValueError for keys that a result does not hold, TypeError for values
-    outside JSON.
+    Raises NotFiniteError where a metric is NaN or infinite, ValueError for unknown keys, TypeError for values that are not JSON.
     """
     known: dict[str, Any] = {"metrics": {}, "durations": {}, "confusion": (), "classes": (), "diverged": ""}
     unknown = sorted(set(returned) - set(known))
@@ -404,14 +392,10 @@ def _not_finite(name: str, value: object) -> str:
 
 
 def _artifact_digests(output: Path) -> dict[str, str]:
-    """Relative name -> sha256 of every file, each flushed to the disk: a result must not outlive what it names."""
+    """Relative name -> sha256 of every file, each flushed to disk first: after a crash a result must not list files that are lost."""
     found: dict[str, str] = {}
     for path in sorted(path for path in output.rglob("*") if path.is_file()):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(path)
         found[path.relative_to(output).as_posix()] = file_digest(path)
     return found
 
@@ -420,7 +404,3 @@ def _outcome(
     attempt: AttemptFolder, watch: Stopwatch, ending: Ending, error: str, message: str, detail: str = "", *, kind: FailureClass
 ) -> Outcome:
     return Outcome(attempt.number, ending, error, message, detail, socket.gethostname(), watch.seconds, own_slurm_job(), kind.name)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "") or "no message"

@@ -1,7 +1,7 @@
-"""What a worker is told: one JSON description that holds everything a task needs, so that a worker plans nothing.
+"""The input of a worker: one JSON description that holds everything a task needs, so that a worker plans nothing.
 
 A description serves one batch. Its `nodes` are the stages to compute and those directly upstream of them; its `tasks` are the array
-elements, each a list of keys. Names of Python objects are given as `module:attribute`, because this package imports no other.
+tasks, each a list of keys. Python objects are named as `module:attribute`, because this package imports no other.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Workplace:
-    """What all stages of an experiment have in common where they are executed; folders are absolute."""
+    """What all stages of an experiment have in common on the machine that executes them; folders are absolute."""
 
     registry: str  # `module:attribute` that satisfies jobs.experiment.registry.Registry
     results: str
@@ -31,23 +31,27 @@ class Workplace:
     corpus: str
     corpus_folder: str
     corpus_digest: str
-    digest_of: str = ""  # `module:function`: corpus folder -> digest, or an object with a `digest`; "": not verified
-    code: Mapping[str, Any] = field(default_factory=dict)  # commit, dirty diff, snapshot: provenance that only the launcher knows
+    digest_of: str = ""  # `module:function`: corpus folder -> digest, or an object with a `digest`; "": the corpus is not verified
+    code: Mapping[str, Any] = field(default_factory=dict)  # commit, dirty diff, snapshot: provenance known to the launcher only
     packages: tuple[str, ...] = ()  # distributions whose versions are recorded
-    launched: float = 0.0  # seconds since the epoch: what was cancelled after it is not begun; 0: cancellations are not asked for
+    launched: float = 0.0  # seconds since the epoch: stages cancelled after it are not started; 0: cancellations are not checked
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(Path(self.results), self.experiment)
 
 
 @dataclass(frozen=True)
 class Description:
-    """One batch as its workers see it."""
+    """One batch of tasks, as its workers read it."""
 
     place: Workplace
     nodes: Mapping[str, Node]
     tasks: tuple[tuple[str, ...], ...]
-    relief: int = 0  # how often memory ran out for these stages: the work of a pass is halved that many times
-    gone: tuple[str, ...] = ()  # Slurm jobs that held one of these stages and are known to be gone
-    at_once: int = 1  # stages of a task computed at the same time; 0: as many as the memory measured before allows (jobs.worker.packing)
-    team: int = 1  # processes that compute each stage together (jobs.worker.team_follower)
+    relief: int = 0  # how often these stages ran out of memory: the micro-batch is halved that many times
+    gone: tuple[str, ...] = ()  # Slurm jobs that had claimed one of these stages and have left the queue
+    at_once: int = 1  # stages of a task computed concurrently; 0: as many as fit by measured memory (jobs.worker.packing)
+    team: int = 1  # processes that compute each stage together (jobs.worker.team_start)
 
 
 def describe(place: Workplace, graph: Graph, tasks: Iterable[Iterable[str]], relief: int = 0, gone: tuple[str, ...] = ()) -> Description:
@@ -61,18 +65,7 @@ def describe(place: Workplace, graph: Graph, tasks: Iterable[Iterable[str]], rel
 
 def description_to_json(description: Description) -> dict[str, Any]:
     """JSON value of a description."""
-    nodes = {key: asdict(node) for key, node in description.nodes.items()}
-    tasks = [list(keys) for keys in description.tasks]
-    return {
-        "schema": SCHEMA,
-        "place": asdict(description.place),
-        "nodes": nodes,
-        "tasks": tasks,
-        "relief": description.relief,
-        "gone": list(description.gone),
-        "at_once": description.at_once,
-        "team": description.team,
-    }
+    return {"schema": SCHEMA, **asdict(description)}
 
 
 def description_from_json(value: Mapping[str, Any]) -> Description:
@@ -80,7 +73,7 @@ def description_from_json(value: Mapping[str, Any]) -> Description:
     if value.get("schema") != SCHEMA:
         raise UsageError(f"task description of schema {value.get('schema')}, expected {SCHEMA}: written by another version of the program")
     try:
-        place = Workplace(**{**value["place"], "packages": tuple(value["place"]["packages"])})
+        place = _workplace(value["place"])
         nodes = {key: Node(**node) for key, node in value["nodes"].items()}
         tasks = tuple(tuple(keys) for keys in value["tasks"])
         counts = {key: int(value.get(key, default)) for key, default in (("relief", 0), ("at_once", 1), ("team", 1))}
@@ -111,13 +104,17 @@ def load_object(name: str) -> Any:
     return found
 
 
+def _workplace(value: Mapping[str, Any]) -> Workplace:
+    return Workplace(**{**value, "packages": tuple(value["packages"])})
+
+
 def load_registry(place: Workplace) -> Registry:
     """The registry that computes this workplace's stages."""
     return cast(Registry, load_object(place.registry))
 
 
 def read_corpus_digest(place: Workplace) -> str:
-    """Digest of the corpus as it lies there now; the stated one where nothing is named that could read it."""
+    """Digest of the corpus folder as it is now; the expected digest where no function is named that computes it."""
     if not place.digest_of:
         return place.corpus_digest
     reader = cast("Callable[[Path], Any]", load_object(place.digest_of))
@@ -125,16 +122,17 @@ def read_corpus_digest(place: Workplace) -> str:
     return str(getattr(found, "digest", found))
 
 
-def order_of(node: Node, place: Workplace, *, upstream: Mapping[str, Path], output: Path, checkpoint: Path, relief: int) -> dict[str, Any]:
-    """Everything that determines how a stage is computed, as a JSON value."""
+def stage_request(
+    node: Node, place: Workplace, *, upstream: Mapping[str, Path], output: Path, checkpoint: Path, relief: int
+) -> dict[str, Any]:
+    """What every process of a team needs to compute a stage, as a JSON value."""
     folders = {"upstream": {role: str(path) for role, path in upstream.items()}, "output": str(output), "checkpoint": str(checkpoint)}
     return {"node": asdict(node), "place": asdict(place), "relief": relief, **folders}
 
 
-def compute(order: Mapping[str, Any], team: Team | None, stop: StopSignal, tell: Callable[[str], None]) -> Mapping[str, Any]:
+def compute(request: Mapping[str, Any], team: Team | None, stop: StopSignal, report: Callable[[str], None]) -> Mapping[str, Any]:
     """What the registry returns for a stage, in any process that computes it; `team` None: it computes alone."""
-    node = Node(**order["node"])
-    place = Workplace(**{**order["place"], "packages": tuple(order["place"]["packages"])})
+    node, place = Node(**request["node"]), _workplace(request["place"])
     return load_registry(place).run(
         node.stage,
         settings=node.settings,
@@ -142,12 +140,12 @@ def compute(order: Mapping[str, Any], team: Team | None, stop: StopSignal, tell:
         corpus=Path(place.corpus_folder),
         fold=node.fold,
         seed=node.seed,
-        upstream={role: Path(folder) for role, folder in order["upstream"].items()},
-        output=Path(order["output"]),
-        checkpoint=Path(order["checkpoint"]),
+        upstream={role: Path(folder) for role, folder in request["upstream"].items()},
+        output=Path(request["output"]),
+        checkpoint=Path(request["checkpoint"]),
         should_stop=stop,
-        report=lambda line: tell(f"{node.name}: {line}"),
-        relief=int(order["relief"]),
+        report=lambda line: report(f"{node.name}: {line}"),
+        relief=int(request["relief"]),
         team=team,
-        shared=Layout(Path(place.results), place.experiment).cache,
+        shared=place.layout.cache,
     )

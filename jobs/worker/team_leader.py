@@ -1,6 +1,6 @@
-"""The leader of a team (jobs.worker.team_follower): its orders, and a thread that watches over the others while the main thread computes.
+"""The leader of a team (jobs.worker.team_follower): sends requests to the followers; a thread watches them while the main thread computes.
 
-Where one is lost, that thread states how the attempt ended, and the process leaves, whatever its main thread is stuck in.
+When a follower is lost, that thread records how the attempt ended and ends the process, even if the main thread hangs.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import Any
 from jobs.signals import StopRequest
 from jobs.store.attempts import own_node
 from jobs.store.failures import FailureClass
-from jobs.worker.team_channel import Line, Meeting, TeamError, greet
-from jobs.worker.team_follower import LOST, Loss, Patience, end_process
+from jobs.worker.processes import exit_now, reap
+from jobs.worker.team_channel import TEAM_LOST, Connection, Rendezvous, TeamError, TeamFailure, Timeouts, accept_follower
 
-KILL_SECONDS = 5.0  # for what was killed to be gone
+KILL_SECONDS = 5.0  # for a killed process to end
 
 
 @dataclass
@@ -35,15 +35,21 @@ class _Member:
     rank: int
     node: str
     pid: int
-    line: Line
-    heard: float
+    connection: Connection
+    heard: float  # when it last sent something
     busy: bool = False
     lost: str = ""  # why it counts as lost
-    rss: int = 0  # bytes, the most it has used
+    rss: int = 0  # peak resident memory in bytes
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} (process {self.pid} on {self.node})"
 
 
 class Leader:
-    """The leader's end. Satisfies jobs.experiment.registry.Team. In a `with` block: at its end the followers are sent away."""
+    """Satisfies jobs.experiment.registry.Team. Use it in a `with` block, at whose end the followers are dismissed.
+
+    `children`: pids of followers that this process has forked. `report` writes a line to the log.
+    """
 
     rank = 0
     local_rank = 0
@@ -52,25 +58,25 @@ class Leader:
         self,
         size: int,
         server: socket.socket,
-        meeting: Meeting,
+        rendezvous: Rendezvous,
         *,
-        patience: Patience | None = None,
-        tell: Callable[[str], None] = print,
+        timeouts: Timeouts | None = None,
+        report: Callable[[str], None] = print,
         children: Sequence[int] = (),
         stop: StopRequest | None = None,
     ) -> None:
         self.size = size
-        self._patience = patience or Patience()
-        self._server, self._meeting, self._tell, self._children = server, meeting, tell, children
+        self._timeouts = timeouts or Timeouts()
+        self._server, self._rendezvous, self._report, self._children = server, rendezvous, report, children
         self._stop = stop or StopRequest()
-        self._stop_told = False
+        self._stop_sent = False
         self._members: dict[int, _Member] = {}
-        self._lock = threading.RLock()  # of all that follows
-        self._number = 0  # of the order under way or the last one
-        self._state_end: Callable[[Loss], None] | None = None  # while a stage is computed
-        self._losses: list[Loss] = []
-        self._first_loss = math.inf
-        self._promise = math.inf
+        self._lock = threading.RLock()  # protects everything below
+        self._number = 0  # of the current or last request
+        self._record_failure: Callable[[TeamFailure], None] | None = None  # while a stage is computed
+        self._failures: list[TeamFailure] = []
+        self._first_failure = math.inf  # time
+        self._deadline = math.inf  # announced by `advance`
         self._changed = threading.Condition(self._lock)
         self._closing = threading.Event()
         self._selector = selectors.DefaultSelector()
@@ -86,26 +92,26 @@ class Leader:
         self._thread.join()
         for member in self._members.values():
             with contextlib.suppress(OSError):
-                member.line.send({"leave": True})
-            member.line.close()
+                member.connection.send({"leave": True})
+            member.connection.close()
         self._server.close()
         self._selector.close()
-        _reap(self._children, self._patience.grace)
+        _end_children(self._children, self._timeouts.grace)
 
     @property
     def nodes(self) -> tuple[str, ...]:
-        """Machine of every process, by rank; of those that are there."""
+        """Machine of every connected process, by rank."""
         with self._lock:
             return (own_node(), *(self._members[rank].node for rank in sorted(self._members)))
 
     def peak_rss_bytes(self, own: int) -> int:
-        """The most that one of the processes has used; `own`: the leader."""
+        """The largest peak of all processes; `own`: that of the leader."""
         with self._lock:
             return max(own, *(member.rss for member in self._members.values()))
 
-    def gather(self) -> str:
-        """Wait until every process is there and idle; "" or what keeps one from it. Nobody is waited for who was asked to stop."""
-        deadline = time.monotonic() + (self._patience.finish if len(self._members) == self.size - 1 else self._patience.join)
+    def wait_until_ready(self) -> str:
+        """Wait until every process is connected and idle; "" or the reason why that failed, at once if asked to stop."""
+        deadline = time.monotonic() + (self._timeouts.finish if len(self._members) == self.size - 1 else self._timeouts.join)
         with self._changed:
             while True:
                 lost = next((member.lost for member in self._members.values() if member.lost), "")
@@ -116,59 +122,59 @@ class Leader:
                 if self._stop():
                     return "asked to stop"
                 if time.monotonic() >= deadline:
-                    return f"{missing} of {self.size} processes did not come" if missing else f"ranks {busy} are not ready"
-                self._changed.wait(self._patience.poll)
+                    return f"{missing} of {self.size} processes did not connect" if missing else f"ranks {busy} are not ready"
+                self._changed.wait(self._timeouts.poll)
 
     @contextlib.contextmanager
-    def computing(self, order: Mapping[str, Any], state_end: Callable[[Loss], None]) -> Iterator[None]:
-        """While the block lasts, followers compute `order` and a loss ends the process, after `state_end` has put it on record.
+    def computing(self, request: Mapping[str, Any], record_failure: Callable[[TeamFailure], None]) -> Iterator[None]:
+        """While the block lasts, the followers compute `request`; a failure ends the process after `record_failure` was called with it.
 
-        Whoever leaves the block first has the last word: what comes afterwards is told by the caller.
+        The first exit decides the outcome: failures after the end of the block are ignored, and its own errors are the caller's to record.
         """
         with self._lock:
             self._number += 1
-            self._losses, self._first_loss, self._promise = [], math.inf, math.inf
-            self._state_end = state_end
+            self._failures, self._first_failure, self._deadline = [], math.inf, math.inf
+            self._record_failure = record_failure
             for member in self._members.values():
                 member.busy = True
-                if member.lost:  # since it was last gathered
-                    self._note(_gone(member))
+                if member.lost:  # since `wait_until_ready`
+                    self._add_failure(_lost(member))
         try:
-            self._broadcast({"compute": dict(order), "number": self._number})
+            self._broadcast({"compute": dict(request), "number": self._number})
             yield
         finally:
-            with self._lock:  # the watching thread keeps it for good once it has begun to state the end
-                self._state_end, self._promise = None, math.inf
+            with self._lock:  # never acquired again once the watching thread has begun to record the failure
+                self._record_failure, self._deadline = None, math.inf
 
-    def reason(self) -> Loss | None:
-        """What another process says of an end that the leader has met as an error of communication; waits a moment for it."""
-        deadline = time.monotonic() + self._patience.settle
+    def root_cause(self) -> TeamFailure | None:
+        """The failure behind a communication error of the leader, as far as other processes report it in time."""
+        deadline = time.monotonic() + self._timeouts.settle
         with self._changed:
-            while time.monotonic() < min(deadline, self._first_loss + self._patience.settle):
-                self._changed.wait(self._patience.poll / 2)
-            return self._told()
+            while time.monotonic() < min(deadline, self._first_failure + self._timeouts.settle):
+                self._changed.wait(self._timeouts.poll / 2)
+            return self._cause()
 
     def share(self, value: str = "") -> str:
-        """Give a value to all."""
+        """Send a value to all followers. Raises TeamError if one is lost."""
         self._check()
         self._broadcast({"shared": value, "number": self._number})
         return value
 
     def advance(self, within: float) -> None:
         """See jobs.experiment.registry.Team. Raises TeamError once another process is lost."""
-        self._promise = time.monotonic() + within if within > 0 else math.inf
+        self._deadline = time.monotonic() + within if within > 0 else math.inf
         self._check()
 
     def _check(self) -> None:
-        if self._losses:
+        if self._failures:
             with self._lock:
-                told = self._told()
-            # In words of ours: those of another class of failure would make this one of that class. `reason` has them.
-            lost = told is not None and told.kind is FailureClass.communication
-            raise TeamError(told.message if told and lost else "another process of the team has failed")
+                cause = self._cause()
+            # Not the message of another failure class, which would make this error one of that class; `root_cause` returns it.
+            quoted = cause is not None and cause.kind is FailureClass.communication
+            raise TeamError(cause.message if cause and quoted else "another process of the team has failed")
 
-    def _told(self) -> Loss | None:
-        return min(self._losses, key=lambda loss: loss.echo, default=None)
+    def _cause(self) -> TeamFailure | None:
+        return min(self._failures, key=lambda failure: failure.cause_order, default=None)
 
     def _broadcast(self, message: Mapping[str, Any]) -> None:
         with self._lock:
@@ -179,139 +185,138 @@ class Leader:
     def _send(self, members: Sequence[_Member], message: Mapping[str, Any], *, wait: bool = True) -> None:
         for member in members:
             try:
-                member.line.send(message, wait=wait)
+                member.connection.send(message, wait=wait)
             except OSError as error:
-                self._lose(member, f"cannot be reached: {error}")
+                self._lose(member, f"is lost: {error}")
 
     # ---- the watching thread
 
     def _watch(self) -> None:
         try:
-            self._look_until_closed()
-        except BaseException:  # nobody would notice anything any more
+            self._watch_followers()
+        except BaseException:  # without this thread no failure would be noticed
             traceback.print_exc()
-            _reap(self._children, 0.0)
-            end_process(LOST)
+            _end_children(self._children, 0.0)
+            exit_now(TEAM_LOST)
 
-    def _look_until_closed(self) -> None:
-        last_beat = 0.0
-        looked = time.monotonic()
+    def _watch_followers(self) -> None:
+        last_heartbeat = 0.0
+        checked = time.monotonic()
         while not self._closing.is_set():
-            for ready, _ in self._selector.select(self._patience.poll):
+            for ready, _ in self._selector.select(self._timeouts.poll):
                 if ready.fileobj is self._server:
                     self._accept()
                 else:
-                    self._hear(ready.data)
+                    self._receive(ready.data)
             now = time.monotonic()
-            paused, looked = self._patience.paused(now - looked), now
-            self._promise += paused
+            suspended, checked = self._timeouts.suspended(now - checked), now
+            self._deadline += suspended
             members = [member for member in tuple(self._members.values()) if not member.lost]
             for member in members:
-                member.heard = min(now, member.heard + paused)
-            if now - last_beat >= self._patience.beat:
-                last_beat = now
+                member.heard = min(now, member.heard + suspended)
+            if now - last_heartbeat >= self._timeouts.heartbeat:
+                last_heartbeat = now
                 self._send(members, {"beat": True}, wait=False)
             for member in members:
-                if now - member.heard > self._patience.silent:
-                    self._lose(member, f"has said nothing for {now - member.heard:.0f} s")
-            if self._stop() and not self._stop_told:
-                self._stop_told = True
+                if now - member.heard > self._timeouts.silent:
+                    self._lose(member, f"has sent no heartbeat for {now - member.heard:.0f} s")
+            if self._stop() and not self._stop_sent:
+                self._stop_sent = True
                 self._send(members, {"stop": self._stop.signal})
-            if now > self._promise:
-                self._promise = math.inf
-                self._note(Loss(FailureClass.communication, TeamError.__name__, "rank 0 does not get on as it had promised", echo=2))
-            if self._state_end is not None and now >= self._first_loss + self._patience.settle + self._patience.grace:
+            if now > self._deadline:
+                self._deadline = math.inf
+                self._add_failure(_hangs("rank 0 made no progress within the time it announced"))
+            if self._record_failure is not None and now >= self._first_failure + self._timeouts.settle + self._timeouts.grace:
                 self._end()
 
     def _accept(self) -> None:
         try:
-            connection, _ = self._server.accept()
-            line, told = greet(connection, self._meeting, self.size)
+            socket_, _ = self._server.accept()
+            connection, follower = accept_follower(socket_, self._rendezvous, self.size)
         except (OSError, ValueError):
             return
         with self._changed:
-            if told["rank"] in self._members:
-                line.close()
+            if follower["rank"] in self._members:
+                connection.close()
                 return
-            line.patient(self._patience.silent)
-            member = _Member(told["rank"], str(told.get("node", "")), int(told.get("pid", 0)), line, time.monotonic())
+            connection.set_timeout(self._timeouts.silent)
+            member = _Member(follower["rank"], str(follower.get("node", "")), int(follower.get("pid", 0)), connection, time.monotonic())
             self._members[member.rank] = member
-            self._selector.register(line, selectors.EVENT_READ, member)
-            if len(self._members) == self.size - 1:  # who calls now is none of ours
+            self._selector.register(connection, selectors.EVENT_READ, member)
+            if len(self._members) == self.size - 1:  # no other process may connect
                 self._selector.unregister(self._server)
                 self._server.close()
             self._changed.notify_all()
 
-    def _hear(self, member: _Member) -> None:
-        messages = member.line.receive()
+    def _receive(self, member: _Member) -> None:
+        messages = member.connection.receive()
         if messages is None:
-            self._lose(member, "is gone: its connection closed")
+            self._lose(member, "is lost: its connection closed")
             return
         member.heard = time.monotonic()
         for message in messages:
             with self._changed:
                 member.rss = max(member.rss, int(message.get("rss", 0)))
                 if "stop" in message:
-                    self._stop.ask(int(message["stop"]))
+                    self._stop.request(int(message["stop"]))
                 late = message.get("number", self._number) != self._number
                 if "idle" in message and not late:
                     member.busy = False
                 if "failed" in message and not late:
-                    self._note(_reported(member, message["failed"]))
+                    self._add_failure(_reported(member, message["failed"]))
                 if "stuck" in message and not late:
-                    words = f"{_words(member)} does not get on: it had promised to within {message['stuck']:g} s"
-                    self._note(Loss(FailureClass.communication, TeamError.__name__, words, echo=2))
+                    self._add_failure(_hangs(f"{member} made no progress within the {message['stuck']:g} s it announced"))
                 self._changed.notify_all()
 
     def _lose(self, member: _Member, how: str) -> None:
         with self._changed:
             if member.lost:
                 return
-            member.lost = f"{_words(member)} {how}"
+            member.lost = f"{member} {how}"
             with contextlib.suppress(KeyError, ValueError):
-                self._selector.unregister(member.line)
-            if member.busy:  # whoever has done its part may go
-                self._note(_gone(member))
+                self._selector.unregister(member.connection)
+            if member.busy:  # a follower that has finished its part is not needed for this stage
+                self._add_failure(_lost(member))
             self._changed.notify_all()
 
-    def _note(self, loss: Loss) -> None:
+    def _add_failure(self, failure: TeamFailure) -> None:
         with self._changed:
-            self._losses.append(loss)
-            self._first_loss = min(self._first_loss, time.monotonic())
+            self._failures.append(failure)
+            self._first_failure = min(self._first_failure, time.monotonic())
             self._changed.notify_all()
 
     def _end(self) -> None:
         with self._lock:
-            loss, state_end = self._told(), self._state_end
-            if state_end is None or loss is None:
+            cause, record_failure = self._cause(), self._record_failure
+            if record_failure is None or cause is None:
                 return
             try:
-                self._tell(f"the team ends: {loss.message}")
-                state_end(loss)
-            except BaseException:  # its record could not be written: the process has to leave all the same
+                self._report(f"the team ends: {cause.message}")
+                record_failure(cause)
+            except BaseException:  # the outcome could not be written: the process has to end all the same
                 traceback.print_exc()
             finally:
-                _reap(self._children, 0.0)
-                end_process(LOST)
+                _end_children(self._children, 0.0)
+                exit_now(TEAM_LOST)
 
 
-def _gone(member: _Member) -> Loss:
-    return Loss(FailureClass.communication, TeamError.__name__, member.lost, node=member.node, echo=1)
+def _lost(member: _Member) -> TeamFailure:
+    return TeamFailure(FailureClass.communication, TeamError.__name__, member.lost, node=member.node, cause_order=1)
 
 
-def _reported(member: _Member, told: Mapping[str, Any]) -> Loss:
-    kind = FailureClass.__members__.get(str(told.get("kind")), FailureClass.code)
-    echo = 3 if kind is FailureClass.communication else 0
-    detail = f"{_words(member)}:\n{told.get('detail', '')}"
-    return Loss(kind, str(told.get("error", "")), str(told.get("message", "")), detail, echo=echo)
+def _hangs(message: str) -> TeamFailure:
+    return TeamFailure(FailureClass.communication, TeamError.__name__, message, cause_order=2)
 
 
-def _words(member: _Member) -> str:
-    return f"rank {member.rank} (process {member.pid} on {member.node})"
+def _reported(member: _Member, report: Mapping[str, Any]) -> TeamFailure:
+    kind = FailureClass.__members__.get(str(report.get("kind")), FailureClass.code)
+    order = 3 if kind is FailureClass.communication else 0
+    detail = f"{member}:\n{report.get('detail', '')}"
+    return TeamFailure(kind, str(report.get("error", "")), str(report.get("message", "")), detail, cause_order=order)
 
 
-def _reap(children: Sequence[int], seconds: float) -> None:
-    """Wait for followers on this machine to leave, then make them."""
+def _end_children(children: Sequence[int], seconds: float) -> None:
+    """Wait for followers on this machine to exit, then kill them."""
     left = list(children)
     for patience in (seconds, KILL_SECONDS):
         deadline = time.monotonic() + patience
@@ -323,6 +328,6 @@ def _reap(children: Sequence[int], seconds: float) -> None:
 
 def _ended(pid: int) -> bool:
     try:
-        return os.waitpid(pid, os.WNOHANG)[0] != 0
+        return reap(pid) is not None
     except ChildProcessError:
         return True

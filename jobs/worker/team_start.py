@@ -1,107 +1,118 @@
-"""Makes the team of a task, and what its followers do: compute what the leader orders, and write no records.
+"""Starts the team of a task, and what its followers do: compute what the leader requests, without writing records.
 
-Under Slurm all processes of the step run the same command, and the step says which is which. Elsewhere the leader forks its followers
-before it has started a thread; they are in its process group and die with it.
+Under Slurm all processes of the step run the same command, and the step assigns the ranks. Elsewhere the leader forks its followers before
+it has started a thread; they are in its process group and are killed with it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
+import functools
 import signal
-import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from jobs.experiment.registry import StopSignal, Team
 from jobs.signals import StopRequest
-from jobs.store.layout import Layout
-from jobs.worker.processes import die_with, end_child, limit_threads
-from jobs.worker.stage import EXIT_CODES, Verdict, WorkerProcess
+from jobs.store.records import write_json
+from jobs.worker.processes import fork, limit_threads
+from jobs.worker.stage import Verdict, WorkerProcess
 from jobs.worker.task import compute
-from jobs.worker.team_channel import Meeting, Seat, TeamError, call, find, listen, meeting_file, publish, seat_in_step
-from jobs.worker.team_follower import LOST, Follower, Patience, patience_of
+from jobs.worker.team_channel import (
+    TEAM_LOST,
+    ProcessRank,
+    Rendezvous,
+    TeamError,
+    Timeouts,
+    connect_to_leader,
+    listen,
+    rank_in_step,
+    read_rendezvous,
+    rendezvous_file,
+    timeouts_of,
+)
+from jobs.worker.team_follower import Follower
 from jobs.worker.team_leader import Leader
 
-SEEN_SECONDS = 60.0  # until a folder that another machine has made is seen: what attribute caches of NFS may hide
-SEEN_POLL_SECONDS = 0.2
-JOIN_POLL_SECONDS = 0.2
+VISIBLE_SECONDS = 60.0  # how long the attribute cache of NFS may hide a folder that another machine has made
+POLL_SECONDS = 0.2
 
 
 def work_together(process: WorkerProcess, work: Callable[[], int], environment: Mapping[str, str]) -> int:
-    """Do the work of a task with as many processes as its description says; the exit code of this one.
+    """Compute a task with as many processes as its description requests; the exit code of this process.
 
-    `work` is what the leader does, with `process.team` set where it is not alone. Call it before any thread is started.
+    `work` is the leader's part, called with `process.team` set if there are followers. Call this before any thread is started.
     """
-    patience = patience_of(environment)
-    seat = seat_in_step(environment, process.description.team) or Seat(0, process.description.team, 0)
-    layout = Layout(Path(process.place.results), process.place.experiment)
-    if seat.size == 1:
+    timeouts = timeouts_of(environment)
+    own = rank_in_step(environment, process.description.team) or ProcessRank(0, process.description.team, 0)
+    if own.size == 1:
         return work()
-    file = meeting_file(layout, environment) if "SLURM_PROCID" in environment else None
-    if seat.rank > 0 and file is not None:
-        return follow(seat, lambda: find(file), process, patience)
+    file = rendezvous_file(process.place.layout, environment) if "SLURM_PROCID" in environment else None
+    if own.rank > 0 and file is not None:
+        return follow(own, lambda: read_rendezvous(file), process, timeouts)
     try:
-        with _leading(process, seat.size, file, patience) as process.team:
+        with _leading(process, own.size, file, timeouts) as process.team:
             return work()
-    except TeamError as error:  # nothing is claimed yet
-        process.tell(f"no team: {error}")
-        return EXIT_CODES[Verdict.interrupted] if process.stop() else LOST
+    except TeamError as error:  # before any attempt is claimed
+        process.report(f"no team: {error}")
+        return Verdict.interrupted.exit_code if process.stop() else TEAM_LOST
 
 
-def follow(seat: Seat, look: Callable[[], Meeting | None], process: WorkerProcess, patience: Patience) -> int:
-    """Obey the leader until it sends us away. `look` says where it listens, once that is known."""
+def follow(own: ProcessRank, find: Callable[[], Rendezvous | None], process: WorkerProcess, timeouts: Timeouts) -> int:
+    """Compute what the leader requests until it dismisses this process. `find` returns where the leader listens, once that is known."""
 
-    def tell(line: str) -> None:
-        process.tell("\n".join(f"rank {seat.rank}: {each}" for each in line.split("\n")))
+    def report(line: str) -> None:
+        process.report("\n".join(f"rank {own.rank}: {each}" for each in line.split("\n")))
 
-    follower = join(seat, look, patience, process.stop)
+    follower = join(own, find, timeouts, process.stop)
     if follower is None:
-        tell("asked to stop" if process.stop() else f"the leader did not answer for {patience.join:g} s")
-        return EXIT_CODES[Verdict.interrupted] if process.stop() else LOST
-    for order in follower.orders():
+        report("asked to stop" if process.stop() else f"the leader did not answer for {timeouts.join:g} s")
+        return Verdict.interrupted.exit_code if process.stop() else TEAM_LOST
+    for request in follower.requests():
         try:
-            follow_order(order, follower, process.stop, tell)
+            compute_request(request, follower, process.stop, report)
         except (Exception, SystemExit) as error:
-            tell(f"{type(error).__name__}: {error}")
+            report(f"{type(error).__name__}: {error}")
             follower.failed(error)
         else:
             follower.done()
     return 0
 
 
-def join(seat: Seat, look: Callable[[], Meeting | None], patience: Patience, stop: StopRequest | None = None) -> Follower | None:
-    """Take our seat in the team; None if the leader cannot be found, or we are asked to stop before."""
-    deadline = time.monotonic() + patience.join
+def join(own: ProcessRank, find: Callable[[], Rendezvous | None], timeouts: Timeouts, stop: StopRequest | None = None) -> Follower | None:
+    """Connect to the leader; None if it cannot be found in time, or this process is asked to stop before."""
+    deadline = time.monotonic() + timeouts.join
     while time.monotonic() < deadline and not (stop and stop()):
-        meeting = look()
-        line = call(meeting, seat) if meeting else None
-        if line is not None:
-            return Follower(seat, line, patience=patience, stop=stop)
-        time.sleep(JOIN_POLL_SECONDS)
+        rendezvous = find()
+        leader = connect_to_leader(rendezvous, own) if rendezvous else None
+        if leader is not None:
+            return Follower(own, leader, timeouts=timeouts, stop=stop)
+        time.sleep(POLL_SECONDS)
     return None
 
 
 @contextlib.contextmanager
-def _leading(process: WorkerProcess, size: int, file: Path | None, patience: Patience) -> Iterator[Leader]:
-    """The leader of a team that meets by a file, or, without one, on this machine."""
-    server, meeting = listen(local=file is None)
+def _leading(process: WorkerProcess, size: int, file: Path | None, timeouts: Timeouts) -> Iterator[Leader]:
+    """The leader of a team that connects by a file or, without one, on this machine. TeamError if it is not complete in time."""
+    server, rendezvous = listen(local=file is None)
     children: list[int] = []
     try:
         if file is None:
             process.threads = max(1, process.threads // size)
             limit_threads(process.threads)
             for rank in range(1, size):
-                children.append(_fork(Seat(rank, size, rank), meeting, process, patience))
+                own = ProcessRank(rank, size, rank)
+                work = functools.partial(follow, own, lambda: rendezvous, process, timeouts)
+                children.append(fork(work, death_signal=signal.SIGKILL))
         else:
-            publish(file, meeting)
-        with Leader(size, server, meeting, patience=patience, tell=process.tell, children=children, stop=process.stop) as leader:
-            lacks = leader.gather()
-            if lacks:
-                raise TeamError(lacks)
+            write_json(file, asdict(rendezvous), private=True)
+        with Leader(size, server, rendezvous, timeouts=timeouts, report=process.report, children=children, stop=process.stop) as leader:
+            problem = leader.wait_until_ready()
+            if problem:
+                raise TeamError(problem)
             if file is not None:
                 file.unlink(missing_ok=True)
             yield leader
@@ -110,37 +121,16 @@ def _leading(process: WorkerProcess, size: int, file: Path | None, patience: Pat
             file.unlink(missing_ok=True)
 
 
-def _fork(seat: Seat, meeting: Meeting, process: WorkerProcess, patience: Patience) -> int:
-    parent = os.getpid()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    pid = os.fork()
-    if pid == 0:
-        _become_follower(parent, seat, meeting, process, patience)
-    return pid
+def compute_request(request: Mapping[str, Any], team: Team, stop: StopSignal, report: Callable[[str], None]) -> None:
+    """A follower's part of a stage; its return value is not used. Raises TeamError for a folder that stays invisible on this machine."""
+    _wait_for([Path(folder) for folder in (*request["upstream"].values(), request["output"])])
+    compute(request, team, stop, report)
 
 
-def _become_follower(parent: int, seat: Seat, meeting: Meeting, process: WorkerProcess, patience: Patience) -> NoReturn:
-    code = LOST
-    try:
-        die_with(parent, signal.SIGKILL)
-        code = follow(seat, lambda: meeting, process, patience)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        end_child(code)
-
-
-def follow_order(order: Mapping[str, Any], team: Team, stop: StopSignal, tell: Callable[[str], None]) -> None:
-    """A follower's part of a stage; what it returns is the leader's to publish. Raises TeamError for a folder that cannot be seen here."""
-    _wait_for([Path(folder) for folder in (*order["upstream"].values(), order["output"])])
-    compute(order, team, stop, tell)
-
-
-def _wait_for(folders: list[Path], seconds: float = SEEN_SECONDS) -> None:
-    """A shared file system may show this machine late what another has made."""
+def _wait_for(folders: list[Path], seconds: float = VISIBLE_SECONDS) -> None:
+    """Wait for folders that another machine has made: a shared file system may show them late."""
     deadline = time.monotonic() + seconds
     while missing := [folder for folder in folders if not folder.is_dir()]:
         if time.monotonic() >= deadline:
-            raise TeamError(f"{missing[0]} is not to be seen on this machine")
-        time.sleep(SEEN_POLL_SECONDS)
+            raise TeamError(f"{missing[0]} does not exist on this machine")
+        time.sleep(POLL_SECONDS)

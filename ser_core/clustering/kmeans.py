@@ -1,18 +1,18 @@
-"""K-means of more frames than one would copy: exact Lloyd iterations on memory-mapped float32 frames, repeatable on any number of threads.
+"""K-means on memory-mapped float32 frames: exact Lloyd iterations, bit-identical results with any number of CPU threads.
 
-The frames are read in chunks, each centred into a buffer of its own: the scores of a chunk against all centroids are one float32 matrix
-product, its argmin is taken while they are in the cache, and the frames are added to float64 sums in their order. A chunk is computed by
-one thread alone and the sums of blocks are added up in the order of the blocks, so that the result is the same to the bit whatever the
-number of threads (a BLAS that has more of them may cut a product in other places, and so break a tie otherwise). Blocks are shared out over
-all threads. A GPU computes the same with one thread; its sums are atomic, in float64.
+Frames are read in chunks and centred into a buffer. The scores of a chunk against all centroids are one float32 matrix product; the argmin
+is taken while they are in the cache, and the frames are added to float64 sums in order. One thread computes a chunk, with one BLAS thread,
+and the sums of blocks are added in the order of the blocks: therefore the number of threads changes no bit (a multi-threaded BLAS may
+split a product elsewhere, round otherwise and so break a tie otherwise). Blocks are distributed over all threads. A GPU runs the same code
+with one thread; its float64 sums use atomic additions.
 
-Beside the pages of the frames memory holds the labels, three buffers a thread and at most twice as many sums (k, channels) as threads.
+Besides the mapped pages, memory holds the labels, three buffers per thread and at most twice as many sums (k, channels) as threads.
 
-Why not a library: `benchmarks/kmeans.py` runs them side by side. From the same start scikit-learn's Lloyd and faiss reach the same inertia
-in about as many CPU seconds, because all are bound by the same matrix product; Elkan takes twice as many and keeps (frames, k) bounds;
-mini-batch ends at a slightly worse inertia and gains no time in 20 passes. But scikit-learn adds its threads' sums in the order in which
-they finish, both want the frames in memory, and neither can be stopped and resumed. scikit-learn's k-means++ takes ten times as long: it
-computes in float64, about an hour of one core for 4096 clusters.
+Why not a library: `benchmarks/kmeans.py` compares them. From the same initial centroids scikit-learn's Lloyd and faiss reach the same
+inertia in about the same CPU time, because all are bound by the same matrix product; Elkan takes twice as long and keeps (frames, k)
+bounds; mini-batch reaches a slightly worse inertia and saves no time in 20 passes. But scikit-learn adds the sums of its threads in the
+order in which they finish, both need the frames in memory, and neither can be stopped and resumed. scikit-learn's k-means++ takes ten times
+as long because it computes in float64: about an hour of one core for 4096 clusters.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ser_core.errors import Interrupted
-from ser_core.parallel.threads import Crew
+from ser_core.parallel.threads import DeterministicPool
 
-CHUNK = 1024  # frames a matrix product on a CPU: 16 MB of scores at k = 4096
-BLOCK = 16 * CHUNK  # frames summed up by one thread before its sums join the others; a product on a GPU
-SHARD = 4096  # frames of the seeding's subset that one thread compares at a time
-SEEDING_FRAMES, FEWEST_SEEDING_FRAMES = 32, 16_384  # of the subset: for each cluster, and in all
-Values = NDArray[np.float32]
+CHUNK = 1024  # frames per matrix product on a CPU: 16 MB of scores at k = 4096
+BLOCK = 16 * CHUNK  # frames summed by one thread before its sums are added to the total; frames per matrix product on a GPU
+SHARD = 4096  # frames of the k-means++ subset that one thread compares at a time
+SEEDING_FRAMES, FEWEST_SEEDING_FRAMES = 32, 16_384  # size of the k-means++ subset: frames per cluster, and minimum in total
+Float32Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Clusters:
-    """`inertia`: sum of squared distances of all frames to their centroids. `iterations`: fewer than asked for where nothing moved."""
+class KMeansResult:
+    """`inertia`: sum of squared distances of all frames to their centroids. `iterations`: fewer than requested if k-means converged."""
 
     labels: NDArray[np.int32]  # (frames,)
-    centroids: Values  # (k, channels)
+    centroids: Float32Array  # (k, channels)
     inertia: float
     iterations: int
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """What one pass over the frames finds."""
+    """Result of one pass over the frames."""
 
     labels: NDArray[np.int32]  # (frames,)
     sums: NDArray[np.float64]  # (k, channels), of the centred frames
@@ -60,14 +60,16 @@ class Assignment:
 
 
 class KMeans:
-    """Frames (N, channels), an array or a memory map, and what is needed to pass over them. Centroids are centred in here: less their mean.
+    """Passes over frames (N, channels), an array or a memory map. All centroids here are centred: the mean of the frames is subtracted.
 
-    Raises ValueError for frames that are not finite, and in every pass Interrupted once `should_stop` turned true.
+    The constructor raises ValueError for frames that are NaN or infinite; every pass raises Interrupted once `should_stop` returns True.
     """
 
-    def __init__(self, frames: Values, crew: Crew, device: torch.device, should_stop: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, frames: Float32Array, pool: DeterministicPool, device: torch.device, should_stop: Callable[[], bool] = lambda: False
+    ) -> None:
         self.frames = frames
-        self._crew = crew
+        self._pool = pool
         self._device = device
         self._should_stop = should_stop
         self._local = threading.local()
@@ -79,27 +81,30 @@ class KMeans:
             raise ValueError("frames that are not finite")
         self._squares = float(self._total(lambda chunk: torch.dot(chunk.view(-1), chunk.view(-1))))
 
-    def seeds(self, k: int, rng: np.random.Generator) -> Values:
-        """First centroids (k, channels): greedy k-means++ (2 + ln k candidates for each) on a random subset of the frames."""
+    def initial_centroids(self, k: int, rng: np.random.Generator) -> Float32Array:
+        """Return centred initial centroids (k, channels): greedy k-means++ on a random subset of the frames.
+
+        2 + ln k candidates per centroid, as in scikit-learn; Arthur & Vassilvitskii 2007.
+        """
         count = len(self.frames)
         size = min(count, max(SEEDING_FRAMES * k, FEWEST_SEEDING_FRAMES))
         subset = self.frames[np.sort(rng.choice(count, size=size, replace=False, shuffle=False))] - self.mean
         points = torch.from_numpy(subset).to(self._device)
         squares = torch.from_numpy(_squares(subset)).to(self._device)
-        candidates = rng.integers(size, size=1)  # the first centroid has no rival
+        candidates = rng.integers(size, size=1)  # the first centroid is drawn uniformly
         closest = torch.full((size,), math.inf, device=self._device)
         chosen: list[int] = []
 
         def compare(start: int) -> tuple[Tensor, Tensor]:
-            """Squared distances (frames, candidates) of a shard to what would be its nearest centroid, and their sums."""
+            """Squared distances (frames, candidates) of a shard's frames to the nearest centroid with each candidate added; their sums."""
             shard = slice(start, start + SHARD)
             found = torch.addmm(squares[candidates], points[shard], points[candidates].T, alpha=-2)
             found = torch.minimum(found.add_(squares[shard, None]).clamp_(min=0), closest[shard, None])
             return found, found.sum(0, dtype=torch.float64)
 
         while True:
-            self._check("while seeding, which begins again")
-            parts = list(self._crew.map(compare, range(0, size, SHARD)))
+            self._check("during k-means++ seeding, which restarts")
+            parts = list(self._pool.map(compare, range(0, size, SHARD)))
             best = int(sum(potential for _, potential in parts).argmin())  # type: ignore[union-attr]
             closest = torch.cat([distances[:, best] for distances, _ in parts])
             chosen.append(int(candidates[best]))
@@ -109,8 +114,8 @@ class KMeans:
             draws = rng.random(2 + int(math.log(k))) * reach[-1]
             candidates = np.minimum(np.searchsorted(reach, draws, side="right"), size - 1)
 
-    def assign(self, centroids: Values) -> Assignment:
-        """The nearest centroid of every frame; of several the first."""
+    def assign(self, centroids: Float32Array) -> Assignment:
+        """Assign every frame to its nearest centroid of (k, channels); of equally near ones to the first."""
         (k, channels), count = centroids.shape, len(self.frames)
         labels = np.empty(count, dtype=np.int32)
         transposed = torch.from_numpy(centroids).to(self._device).T.contiguous()
@@ -127,7 +132,7 @@ class KMeans:
             return sums.cpu().numpy()
 
         sums = np.zeros((k, channels))
-        for part in self._crew.map(block, range(0, count, BLOCK)):
+        for part in self._pool.map(block, range(0, count, BLOCK)):
             sums += part
             self._check("between two blocks of frames")
         counts = np.bincount(labels, minlength=k)
@@ -135,9 +140,12 @@ class KMeans:
         inertia = self._squares - 2 * float((sums * exact).sum()) + float(counts @ (exact**2).sum(1))
         return Assignment(labels, sums, counts, max(0.0, inertia))
 
-    def update(self, found: Assignment, centroids: Values) -> Values:
-        """Means of the clusters. One without frames moves to the frame that is farthest from its centroid, the next to the next, as in
-        scikit-learn; where all frames lie on centroids it stays empty, on the centroid of the largest cluster."""
+    def update(self, found: Assignment, centroids: Float32Array) -> Float32Array:
+        """Return the means of the clusters, (k, channels).
+
+        As in scikit-learn, an empty cluster moves to the frame farthest from its centroid, the next empty one to the next frame. If all
+        frames lie on centroids it stays empty, at the centroid of the largest cluster.
+        """
         sums, counts = found.sums.copy(), found.counts.copy()
         empty = np.flatnonzero(counts == 0)
         if len(empty):
@@ -151,11 +159,11 @@ class KMeans:
                 sums[found.labels[place]] -= frame
                 counts[found.labels[place]] -= 1
                 sums[cluster], counts[cluster] = frame, 1
-        means: Values = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
+        means: Float32Array = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
         means[counts == 0] = means[np.argmax(counts)]
         return means
 
-    def _distances(self, labels: NDArray[np.int32], centroids: Values) -> NDArray[np.float64]:
+    def _distances(self, labels: NDArray[np.int32], centroids: Float32Array) -> NDArray[np.float64]:
         """Squared distance (frames,) of every frame to its centroid."""
         table = torch.from_numpy(centroids).to(self._device)
         distances = np.empty(len(self.frames))
@@ -166,25 +174,25 @@ class KMeans:
                 own = table[torch.from_numpy(labels[place].astype(np.int64)).to(self._device)]
                 distances[place] = (chunk - own).double().square_().sum(1).cpu().numpy()
 
-        for _ in self._crew.map(block, range(0, len(self.frames), BLOCK)):
+        for _ in self._pool.map(block, range(0, len(self.frames), BLOCK)):
             self._check("between two blocks of frames")
         return distances
 
     def _total(self, term: Callable[[Tensor], Tensor]) -> NDArray[np.float64]:
-        """Sum over all frames of what `term` gives for chunks (frames, channels) in float64."""
+        """Sum `term` over all chunks (frames, channels) in float64."""
 
         def block(start: int) -> NDArray[np.float64]:
             terms = [term(self._wide(chunk)).cpu().numpy() for _, chunk in self._chunks(start)]
             return np.asarray(np.sum(terms, axis=0), dtype=np.float64)
 
         total: Any = 0.0
-        for part in self._crew.map(block, range(0, len(self.frames), BLOCK)):
+        for part in self._pool.map(block, range(0, len(self.frames), BLOCK)):
             total = total + part
             self._check("between two blocks of frames")
         return np.asarray(total, dtype=np.float64)
 
     def _chunks(self, start: int) -> Iterator[tuple[int, Tensor]]:
-        """First frame of each chunk of a block, and its centred frames (frames, channels), in a buffer that the next one overwrites."""
+        """Yield (first frame, centred frames (frames, channels)) of each chunk of a block; the buffer is reused for the next chunk."""
         stop = min(start + BLOCK, len(self.frames))
         for first in range(start, stop, self._rows):
             rows = min(self._rows, stop - first)
@@ -196,7 +204,7 @@ class KMeans:
         return self._buffer("wide", len(chunk), chunk.shape[1], torch.float64).copy_(chunk)
 
     def _buffer(self, name: str, rows: int, columns: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
-        """Room (rows, columns) of this thread alone, used again and again: new pages for every chunk would cost more than the sums."""
+        """A thread-local buffer (rows, columns), reused: allocating new pages for every chunk would take longer than the sums."""
         kept: Tensor | None = getattr(self._local, name, None)
         if kept is None or kept.shape[1] != columns:
             kept = torch.empty(self._rows, columns, dtype=dtype, device=device or self._device)
@@ -209,46 +217,52 @@ class KMeans:
 
 
 @dataclass(frozen=True)
-class Keeping:
-    """How centroids outlive the process: `save` is called with the iterations done and centred centroids, at most every `seconds`."""
+class Checkpointing:
+    """How to save and resume: `save(iterations done, centred centroids)` is called at most once every `seconds`."""
 
-    save: Callable[[int, Values], None]
+    save: Callable[[int, Float32Array], None]
     seconds: float
-    saved: tuple[int, Values] | None = None  # to go on from
+    saved: tuple[int, Float32Array] | None = None  # checkpoint to resume from: iterations done, centred centroids
 
 
-def lloyd(frames: KMeans, first: Callable[[], Values], iterations: int, keeping: Keeping, tell: Callable[[int, float], None]) -> Clusters:
-    """At most so many iterations from the centred centroids that `first` gives, and the labels of the last centroids.
+def lloyd(
+    frames: KMeans,
+    first: Callable[[], Float32Array],
+    iterations: int,
+    checkpointing: Checkpointing,
+    on_iteration: Callable[[int, float], None],
+) -> KMeansResult:
+    """Run at most `iterations` Lloyd iterations from the centred centroids that `first` returns, then assign the final labels.
 
-    `tell` hears of every iteration: its number, and the inertia that it began with. Interrupted leaves a checkpoint; nothing else than the
-    centroids has to be known to go on.
+    `on_iteration(number, inertia before the update)` is called after every iteration. Before raising Interrupted a checkpoint is saved; the
+    centroids are the whole state.
     """
-    done, centroids = keeping.saved or (0, first())
+    done, centroids = checkpointing.saved or (0, first())
     written = time.monotonic()
     try:
         for iteration in range(done, iterations):
             found = frames.assign(centroids)
             moved = frames.update(found, centroids)
             done = iteration + 1
-            tell(done, found.inertia)
+            on_iteration(done, found.inertia)
             if np.array_equal(moved, centroids):
-                return Clusters(found.labels, centroids + frames.mean, found.inertia, done)
+                return KMeansResult(found.labels, centroids + frames.mean, found.inertia, done)
             centroids = moved
-            if time.monotonic() - written >= keeping.seconds:
-                keeping.save(done, centroids)
+            if time.monotonic() - written >= checkpointing.seconds:
+                checkpointing.save(done, centroids)
                 written = time.monotonic()
         found = frames.assign(centroids)
     except Interrupted as ending:
-        keeping.save(done, centroids)
+        checkpointing.save(done, centroids)
         raise Interrupted(f"{ending}, after {done} iterations; they are in the checkpoint") from None
-    return Clusters(found.labels, centroids + frames.mean, found.inertia, done)
+    return KMeansResult(found.labels, centroids + frames.mean, found.inertia, done)
 
 
 def _argmin(scores: Tensor) -> Tensor:
-    """Column (rows,) of the smallest value; on a CPU numpy's is quicker."""
+    """Column of the smallest value of each row: (rows,). numpy's argmin is faster on a CPU."""
     return torch.from_numpy(scores.numpy().argmin(1)) if scores.device.type == "cpu" else scores.argmin(1)
 
 
-def _squares(rows: Values) -> Values:
+def _squares(rows: Float32Array) -> Float32Array:
     """Squared norms (rows,)."""
     return np.asarray(np.einsum("ij,ij->i", rows, rows, dtype=np.float64), dtype=np.float32)

@@ -1,6 +1,7 @@
-"""What the cluster stage leaves behind and who comes later reads: the cluster of every frame. Without torch.
+"""Artifacts of the cluster stage: the cluster of every frame, which P-TAPT uses as pseudo-label. Does not import torch.
 
-`clusters.safetensors` (labels of all frames, frames of each utterance, centroids) and `utterances.json` (their order).
+`clusters.safetensors`: `labels` (all frames,), `counts` (utterances,) frames of each utterance, `centroids` (k, channels).
+`utterances.json`: the ids of the utterances in this order.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ UTTERANCES = "utterances.json"
 def write_labels(
     folder: Path, ids: Sequence[str], labels: NDArray[np.integer], counts: NDArray[np.int64], centroids: NDArray[np.floating]
 ) -> None:
-    """`labels` of all frames, `counts` of frames of each utterance of `ids`. Raises OSError where the disk is full."""
+    """Write `labels` (all frames,), `counts` (utterances,) frames of each utterance in `ids`, and `centroids` (k, channels).
+
+    Raises OSError if the disk is full.
+    """
     from safetensors.numpy import save_file
 
     with os_errors(folder / CLUSTERS):
@@ -31,7 +35,7 @@ def write_labels(
 
 
 def read_labels(folder: Path, ids: Sequence[str]) -> list[NDArray[np.int64]]:
-    """Pseudo-labels (frames,) of each utterance in the order of `ids`. Raises InputError where the artifact is of other utterances."""
+    """Return the pseudo-labels (frames,) of each utterance in `ids`. Raises InputError if the artifact holds other utterances."""
     from safetensors import safe_open
 
     stored = json.loads((folder / UTTERANCES).read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
-"""Recorded speech in, 16 kHz mono 16-bit samples out, whatever the file was; and the samples of a prepared utterance.
+"""Convert audio files to 16 kHz mono 16-bit samples, and read the samples of a prepared utterance.
 
-What arrives at 16 kHz, mono, 16 bit is kept bit for bit. Everything else is averaged over its channels and resampled in double
-precision (soxr, its highest quality), then rounded to 16 bit: the rounding noise lies 98 dB below full scale, under that of any recording.
+A file that is already 16 kHz, mono, 16 bit is copied bit for bit. Any other is averaged over its channels, resampled in float64 (soxr,
+highest quality) and rounded to 16 bit; the rounding noise is 98 dB below full scale, less than that of any recording.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ from numpy.typing import NDArray
 from ser_core.corpora.manifest import SAMPLE_RATE, Manifest, Utterance
 from ser_core.errors import InputError
 
-LOWEST_RATE = 8_000  # Hz: telephone speech; a lower declared rate is a broken header
+LOWEST_RATE = 8_000  # Hz, telephone speech; a header with a lower rate is broken
 HIGHEST_RATE = 192_000  # Hz
 FULL_SCALE = 1 << 15
-# One frame of the slowest network that reads an utterance: wav2vec v1 sees 465 samples a frame, its frames are 160 samples
-# apart, and the emotion-state network reads 4 of them at once (section 3.3 of the paper).
+# Samples of one emotion state, the longest receptive field of all models: a wav2vec v1 frame covers 465 samples, frames are 160 samples
+# apart, and the emotion-state convolution has kernel 4 (section 3.3 of the paper).
 SHORTEST = 465 + 3 * 160
-STREAMED = 0x7FFF_0000  # bytes
-OVERSHOOT = 1.1  # peak of a float file that is clipped in silence, as resampling overshoots are; more is wrongly scaled
+STREAMED = 0x7FFF_0000  # bytes; a wav header that declares at least this size was written to a pipe
+OVERSHOOT = 1.1  # peak up to which a float file is clipped without an error, as resampling may overshoot; above it the scale is wrong
 
 Samples = NDArray[np.int16]
 
 
 @dataclass(frozen=True)
 class Converted:
-    """One utterance as it is stored."""
+    """Samples of one utterance and their digest."""
 
     samples: Samples  # (samples,), 16 kHz mono
     digest: str  # sha256 of the samples, little endian
 
 
 class AudioError(Exception):
-    """Why a file cannot be used; the file's name is added by whoever knows it."""
+    """Why a file cannot be used. The message does not contain the file's name; the caller adds it."""
 
 
 def convert(path: Path) -> Converted:
     """Decode `path` to 16 kHz mono 16 bit.
 
-    Raises AudioError (one line, without the file's name) for what cannot be decoded, is empty or too short, holds NaN or infinite samples,
-    declares a rate outside 8 to 192 kHz, or is a float file scaled beyond full scale.
+    Raises AudioError for a file that cannot be decoded, is empty, truncated or too short, holds NaN or infinite samples, has a sample rate
+    outside 8 to 192 kHz, or has float samples beyond full scale.
     """
     try:
         if path.stat().st_size == 0:
@@ -79,7 +79,7 @@ def convert(path: Path) -> Converted:
 
 
 def to_target_rate(decoded: NDArray[np.float64], rate: int) -> Samples:
-    """Average the channels of (frames, channels) in ±1, resample from `rate` Hz and round to 16 bit: (samples,)."""
+    """Average the channels of (frames, channels) in ±1, resample from `rate` Hz to 16 kHz and round to 16 bit: (samples,)."""
     if not np.isfinite(decoded).all():
         raise AudioError(f"holds {int((~np.isfinite(decoded)).sum())} NaN or infinite samples")
     peak = float(np.abs(decoded).max())
@@ -93,19 +93,19 @@ def to_target_rate(decoded: NDArray[np.float64], rate: int) -> Samples:
 
 
 def samples_digest(samples: Samples) -> str:
-    """sha256 (hex) of the samples, 16 bit little endian: the same whatever container holds them."""
+    """Return the sha256 (hex) of the samples as 16-bit little endian, independent of the file format."""
     return hashlib.sha256(samples.astype("<i2", copy=False).tobytes()).hexdigest()
 
 
 def encode(samples: Samples) -> bytes:
-    """FLAC, 16 kHz mono 16 bit, lossless."""
+    """Encode as FLAC, 16 kHz mono 16 bit, lossless."""
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     return buffer.getvalue()
 
 
 def load_audio(manifest: Manifest, utterance: Utterance) -> NDArray[np.float32]:
-    """Samples of a prepared utterance: (samples,), float32 in ±1, 16 kHz. Raises InputError where the file is gone or not as prepared."""
+    """Return a prepared utterance: (samples,) float32 in ±1, 16 kHz. Raises InputError if the file is missing or has changed."""
     path = manifest.audio_path(utterance)
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=False)
@@ -121,7 +121,7 @@ def load_audio(manifest: Manifest, utterance: Utterance) -> NDArray[np.float32]:
 
 
 def _bytes_cut_off(path: Path) -> int:
-    """How many bytes of samples a wav header promises that the file does not hold: soundfile reads what is there and says nothing."""
+    """Return the number of sample bytes declared in a wav header that the file lacks; soundfile reads a truncated file without an error."""
     with path.open("rb") as stream:
         if stream.read(12)[:4] != b"RIFF":
             return 0
@@ -129,13 +129,13 @@ def _bytes_cut_off(path: Path) -> int:
         while len(header := stream.read(8)) == 8:
             name, size = struct.unpack("<4sI", header)
             if name == b"data":
-                # Programs that write to a pipe do not know the size and leave one near 2 or 4 GiB.
+                # Programs that write to a pipe do not know the size and declare one near 2 or 4 GiB.
                 return 0 if size >= STREAMED else max(0, size - (end - stream.tell()))
             stream.seek(size + size % 2, io.SEEK_CUR)
     return 0
 
 
 def _first_line(error: Exception) -> str:
-    """What libsndfile or the system says, without the path, which is named already."""
+    """Return the error message of libsndfile or the system without the path, which the caller adds."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return (text.strip() or type(error).__name__).splitlines()[0].rpartition("': ")[2].removeprefix("Error : ")

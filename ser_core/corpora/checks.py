@@ -1,4 +1,4 @@
-"""What must hold of a corpus before anything is computed from it: pure functions from utterances to lines of problems."""
+"""Consistency checks of a corpus before it is prepared: pure functions from recordings to lists of problems."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ser_core.corpora.manifest import VALIDATION, natural_order
-from ser_core.corpora.source import EXPECTED_COUNTS, Counts, Found, relative
+from ser_core.corpora.recordings import EXPECTED_COUNTS, ExpectedCounts, Recording, relative
 
 
-def structure_problems(found: Sequence[Found], folds: Sequence[str], source: Path) -> list[str]:
-    """Duplicate turns, speakers on both sides of a fold, folds that cannot be trained on."""
+def structure_problems(found: Sequence[Recording], folds: Sequence[str], source: Path) -> list[str]:
+    """One line per duplicate turn, speaker in two folds, and fold without a class in its training part."""
     return [*_duplicates(found, source), *_speakers_in_two_folds(found, source), *_untrainable(found, folds, source)]
 
 
-def count_problems(found: Sequence[Found], counts: Counts, source: Path) -> list[str]:
-    """One line where classes or folds do not hold as many utterances as they should, otherwise nothing."""
+def count_problems(found: Sequence[Recording], counts: ExpectedCounts, source: Path) -> list[str]:
+    """One line with all differences from the expected numbers of utterances of classes and folds; no line if there are none."""
     differences = []
     if counts.utterances is not None and counts.utterances != len(found):
         differences.append(f"utterances {len(found)} not {counts.utterances}")
@@ -25,27 +25,27 @@ def count_problems(found: Sequence[Found], counts: Counts, source: Path) -> list
     if not differences:
         return []
     return [
-        f"{source}: does not hold what it should: {', '.join(differences)}; unpack all of it, or say what a deliberate subset holds in "
+        f"{source}: does not hold what it should: {', '.join(differences)}; unpack all of it, or state a deliberate subset's counts in "
         f"{source / EXPECTED_COUNTS}"
     ]
 
 
-def speakers_in_two_folds(found: Iterable[Found]) -> dict[str, dict[str, list[Found]]]:
-    """Speakers whose utterances lie in more than one fold, and which.
+def speakers_in_two_folds(found: Iterable[Recording]) -> dict[str, dict[str, list[Recording]]]:
+    """Return speaker -> fold -> recordings for every speaker with recordings in more than one fold.
 
-    The validation part of a fixed split is never trained on, so it may share speakers with either side.
+    The validation part of a fixed split is never trained on, so it may share speakers with training and test part.
     """
-    folds_of: dict[str, dict[str, list[Found]]] = {}
+    folds_of: dict[str, dict[str, list[Recording]]] = {}
     for utterance in found:
         if utterance.speaker and utterance.fold != VALIDATION:
             folds_of.setdefault(utterance.speaker, {}).setdefault(utterance.fold, []).append(utterance)
     return {speaker: folds for speaker, folds in folds_of.items() if len(folds) > 1}
 
 
-def _speakers_in_two_folds(found: Sequence[Found], source: Path) -> list[str]:
+def _speakers_in_two_folds(found: Sequence[Recording], source: Path) -> list[str]:
     lines = []
     for speaker, folds in sorted(speakers_in_two_folds(found).items()):
-        # The fold with the fewest first: it is likely to be the mistaken one.
+        # The fold with the fewest recordings first: it is probably the wrong one.
         ordered = sorted(folds.items(), key=lambda item: (len(item[1]), natural_order(item[0])))
         places = [
             f"fold {fold} ({relative(members[0].path, source)}{f' and {len(members) - 1} more' if len(members) > 1 else ''})"
@@ -57,8 +57,8 @@ def _speakers_in_two_folds(found: Sequence[Found], source: Path) -> list[str]:
     return lines
 
 
-def _duplicates(found: Sequence[Found], source: Path) -> list[str]:
-    first: dict[str, Found] = {}
+def _duplicates(found: Sequence[Recording], source: Path) -> list[str]:
+    first: dict[str, Recording] = {}
     lines = []
     for utterance in found:
         known = first.setdefault(utterance.id, utterance)
@@ -69,18 +69,18 @@ def _duplicates(found: Sequence[Found], source: Path) -> list[str]:
     return lines
 
 
-def _untrainable(found: Sequence[Found], folds: Sequence[str], source: Path) -> list[str]:
+def _untrainable(found: Sequence[Recording], folds: Sequence[str], source: Path) -> list[str]:
     held = Counter(utterance.fold for utterance in found)
     present = [fold for fold in folds if held[fold]]
     if not found:
-        return []  # the reader has said why
+        return []  # the reader has reported why
     lines = []
     if len({utterance.fold for utterance in found} - {VALIDATION} if VALIDATION not in folds else set(present)) < 2:
         lines.append(f"{source}: fewer than two folds ({', '.join(sorted(held))}): one is held out and the others are trained on")
         return lines
     classes = sorted({utterance.label for utterance in found})
     if len(classes) < 2:
-        lines.append(f"{source}: every utterance is labelled {classes[0]!r}; there is nothing to tell apart")
+        lines.append(f"{source}: every utterance is labelled {classes[0]!r}; at least two classes are needed")
     kept_out = set() if VALIDATION in folds else {VALIDATION}
     for fold in present:
         trained = {utterance.label for utterance in found if utterance.fold not in {fold, *kept_out}}

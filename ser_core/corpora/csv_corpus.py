@@ -9,18 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from ser_core.corpora.manifest import DIMENSIONS, natural_order
-from ser_core.corpora.source import Found, Reading, relative, stem, without_ending
+from ser_core.corpora.recordings import Recording, SourceListing, relative, stem, without_ending
 from ser_core.errors import InputError
 
 COLUMNS = ("path", "label", "speaker", "fold")
 
 
-def read(source: Path) -> Reading:
-    """Rows of a CSV file with the columns path, label, speaker and fold; paths are relative to the file.
+def read(source: Path) -> SourceListing:
+    """Read a CSV file with the columns path, label, speaker and fold; paths are relative to the file.
 
-    `source`: the file, or a folder that holds one. Columns valence, activation and dominance are kept where all three are there; other
-    columns are not read. The held-out folds are all values of `fold`.
-    Raises InputError where there is no such file or its header does not fit.
+    `source`: the file, or a folder that holds one. The columns valence, activation and dominance are kept if all three exist; other columns
+    are ignored. Every value of `fold` is a held-out fold. Raises InputError if there is no such file or its header is wrong.
     """
     file = _find(source)
     base = file.parent
@@ -33,7 +32,7 @@ def read(source: Path) -> Reading:
         raise InputError(f"{file}: cannot be read as comma-separated UTF-8 text ({error})") from error
     _check_header(file, header, rows)
     with_dimensions = all(name in header for name in DIMENSIONS)
-    found: list[Found] = []
+    found: list[Recording] = []
     problems: list[str] = []
     ids = identifiers([row[header.index("path")] if len(row) == len(header) else "" for _, row in rows])
     first: dict[str, int] = {}
@@ -62,13 +61,13 @@ def read(source: Path) -> Reading:
             except ValueError:
                 problems.append(f"{where}: valence, activation and dominance of {values['path']} must be numbers")
                 continue
-        found.append(Found(identifier, path, values["label"], values["speaker"], values["fold"], dimensions))
+        found.append(Recording(identifier, path, values["label"], values["speaker"], values["fold"], dimensions))
     folds = tuple(sorted({utterance.fold for utterance in found}, key=natural_order))
-    return Reading(tuple(found), tuple(problems), folds)
+    return SourceListing(tuple(found), tuple(problems), folds)
 
 
 def identifiers(paths: Sequence[str]) -> list[str]:
-    """A name for every recording that can name a file: its own name where no other recording has the same, otherwise its whole path."""
+    """Return an id for each recording that is a valid file name: from its file name if all file names are unique, else from its path."""
     stems = [_sanitised(stem(path)) for path in paths]
     if len(set(stems)) == len(set(paths)):
         return stems

@@ -1,10 +1,10 @@
-"""A corpus out of nothing: espeak-ng speaks short sentences in four moods, written in IEMOCAP's own layout.
+"""Synthetic demo corpus: espeak-ng speaks short sentences in four emotions, stored in IEMOCAP's folder layout.
 
-`prepare iemocap` reads it as it reads the real one: sessions of two speakers, dialogs, label files with dimensions and annotators' lines,
-and some turns with labels that are dropped. The moods differ in pitch, range, rate, loudness, spectral tilt and breath, speakers in how
-much of it they show, utterances in strength: learnable across speakers, and not trivial.
+`prepare iemocap` reads it like the real corpus: sessions of two speakers, dialogs, label files with dimensions and annotators' lines, and
+some turns with labels that are dropped. Emotions differ in pitch, pitch range, rate, loudness, spectral tilt and breath; speakers differ in
+expressiveness, utterances in strength: learnable across speakers, and not trivial.
 
-espeak carries state from one utterance to the next, so bytes repeat only for a fixed order in a fresh process: every session has its own.
+espeak keeps state between utterances, so the output is reproducible only for a fixed order in a new process: one process per session.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from numpy.typing import NDArray
 
 from ser_core.corpora.manifest import SAMPLE_RATE, Manifest, write_atomically
 from ser_core.corpora.prepare import Progress, prepare, prepared_already
-from ser_core.corpora.source import EXPECTED_COUNTS
-from ser_core.corpora.staging import locked, put_in_place
+from ser_core.corpora.recordings import EXPECTED_COUNTS
+from ser_core.corpora.staging import locked, replace_folder
 from ser_core.errors import InputError
 
-VERSION = 1  # raised when the corpus changes
-MARKER = "demo.json"  # written last: what was synthesised
+VERSION = 1  # increment it when the corpus changes
+MARKER = "demo.json"  # written last: version and seed
 SESSIONS = 5
-DIALOGS = 4  # a session, of three sentences each
+DIALOGS = 4  # per session, with three sentences each
 
 SENTENCES = (
     "The bus left an hour ago.",
@@ -56,13 +56,13 @@ SENTENCES = (
 
 @dataclass(frozen=True)
 class Mood:
-    """How an emotion sounds, as changes from the speaker's neutral voice at strength 1; and its valence, activation, dominance."""
+    """Acoustic parameters of an emotion, as changes of the speaker's neutral voice at strength 1; and valence, activation, dominance."""
 
     pitch: float  # espeak units (0 to 100)
     range: float  # espeak units (0 to 100)
-    rate: float  # words a minute
+    rate: float  # words per minute
     gain: float  # dB
-    tilt: float  # dB an octave
+    tilt: float  # dB per octave
     breath: float  # dB
     dimensions: tuple[float, float, float]
 
@@ -76,12 +76,12 @@ MOODS = {
     "xxx": Mood(3, 4, 3, 0, 0, 0, (2.7, 2.8, 2.8)),
 }
 SPREAD = 0.45  # standard deviation of an utterance's strength around 1
-BREATH_FLOOR = -38.0  # dB below the voice
+BREATH_FLOOR = -38.0  # dB relative to the voice
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One utterance to be spoken."""
+    """One utterance to be synthesised."""
 
     name: str
     dialog: str
@@ -92,18 +92,18 @@ class Turn:
 
 @dataclass(frozen=True)
 class Speaker:
-    """A voice of espeak and how it is used."""
+    """An espeak voice and its parameters."""
 
     voice: str
     pitch: float
     rate: float
     gain: float  # dB
-    tilt: float  # dB an octave
-    expressiveness: float
+    tilt: float  # dB per octave
+    expressiveness: float  # factor of the emotion's parameters
 
 
 def speakers(session: int, seed: int) -> dict[str, Speaker]:
-    """The woman and the man of a session (1 to 5)."""
+    """Return the female and the male speaker ("F", "M") of a session (1 to 5)."""
     draw = np.random.default_rng([seed, session])
     voices = {"F": (f"en-us+f{session}", 58.0), "M": (f"en-us+m{session}", 42.0)}
     return {
@@ -120,7 +120,7 @@ def speakers(session: int, seed: int) -> dict[str, Speaker]:
 
 
 def turns(session: int) -> Iterator[Turn]:
-    """The dialogs of a session: both speakers say every sentence in every mood, and one turn a dialog has a label that is dropped."""
+    """Yield the turns of a session: both speakers say every sentence in every emotion; one turn per dialog has a label that is dropped."""
     for number in range(DIALOGS):
         dialog = f"Ses{session:02d}{'FM'[number % 2]}_synth{number:02d}"
         spoken = [
@@ -137,7 +137,7 @@ def turns(session: int) -> Iterator[Turn]:
 
 
 def expected_counts() -> dict[str, Any]:
-    """What `prepare iemocap` finds: 5 sessions x 2 speakers x 4 emotions x 12 sentences."""
+    """Return the counts that `prepare iemocap` must find: 5 sessions x 2 speakers x 4 emotions x 12 sentences."""
     each = SESSIONS * 2 * len(SENTENCES)
     return {
         "utterances": 4 * each,
@@ -147,10 +147,10 @@ def expected_counts() -> dict[str, Any]:
 
 
 def prepare_demo(target: Path, source: Path, progress: Progress | None = None) -> Manifest:
-    """The demo corpus at `target`, synthesised into `source` where that is absent or incomplete; what is there already is kept.
+    """Prepare the demo corpus at `target`; synthesise it into `source` if that is missing or incomplete. Existing results are kept.
 
-    `progress`: called with (utterances done, in all), first for the synthesis, then for the conversion.
-    Raises InputError where espeakng-loader is not installed.
+    `progress(done, total)` is called with numbers of utterances, first for the synthesis, then for the conversion.
+    Raises InputError if espeakng-loader is not installed.
     """
     facts = {"demo": {"version": VERSION, "seed": 1}}
     done = prepared_already(target, facts)
@@ -162,7 +162,7 @@ def prepare_demo(target: Path, source: Path, progress: Progress | None = None) -
 
 
 def is_complete(folder: Path, *, seed: int) -> bool:
-    """Whether `folder` holds the whole corpus of this version and seed."""
+    """Whether `folder` holds the complete corpus of this version and seed."""
     try:
         marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -175,9 +175,9 @@ def is_complete(folder: Path, *, seed: int) -> bool:
 
 
 def synthesise(target: Path, *, seed: int = 1, progress: Progress | None = None) -> None:
-    """Write the corpus to the folder `target`, whole or not at all. The same seed gives the same bytes.
+    """Write the corpus to the folder `target` atomically. The same seed gives the same bytes.
 
-    Raises InputError where espeakng-loader is not installed, or where `target` holds something else.
+    Raises InputError if espeakng-loader is not installed, or if `target` holds other files.
     """
     if importlib.util.find_spec("espeakng_loader") is None:
         raise InputError("espeakng-loader is not installed; the demo corpus alone needs it: run `pip install espeakng-loader`")
@@ -186,7 +186,7 @@ def synthesise(target: Path, *, seed: int = 1, progress: Progress | None = None)
         raise InputError(f"{target}: holds other things; the demo corpus needs a folder of its own")
     staging = home.with_name(f".{home.name}.synthesising")
     with locked(staging):
-        for left in staging.iterdir():  # by one that was killed
+        for left in staging.iterdir():  # left by a killed process
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         total = sum(1 for session in range(1, SESSIONS + 1) for _ in turns(session))
         with ThreadPoolExecutor(min(SESSIONS, len(os.sched_getaffinity(0)))) as pool:
@@ -199,7 +199,7 @@ def synthesise(target: Path, *, seed: int = 1, progress: Progress | None = None)
                     progress(done, total)
         write_atomically(staging / EXPECTED_COUNTS, json.dumps(expected_counts(), indent=1) + "\n")
         write_atomically(staging / MARKER, json.dumps(_marker(seed), indent=1) + "\n")
-        put_in_place(staging, home)
+        replace_folder(staging, home)
 
 
 def _marker(seed: int) -> dict[str, int]:
@@ -216,7 +216,7 @@ def _in_fresh_process(folder: Path, session: int, seed: int) -> None:
 
 
 class Espeak:
-    """libespeak-ng through ctypes: text and voice settings in, samples out. One per process, for its whole life."""
+    """libespeak-ng through ctypes: text and voice parameters to samples. At most one instance per process."""
 
     RATE, PITCH, RANGE = 1, 3, 4  # espeak_PARAMETER
     SYNCHRONOUS, CHARACTERS, UTF8 = 2, 1, 1
@@ -235,7 +235,7 @@ class Espeak:
         self._library.espeak_SetSynthCallback(self._callback)
 
     def speak(self, text: str, voice: str, *, rate: float, pitch: float, range_: float) -> NDArray[np.float64]:
-        """Samples in ±1 at `sample_rate`: (samples,)."""
+        """Return (samples,) in ±1 at `sample_rate`. `rate` in words per minute, `pitch` and `range_` in espeak units (0 to 100)."""
         self._pieces.clear()
         if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
             raise RuntimeError(f"espeak-ng has no voice {voice}")
@@ -249,11 +249,11 @@ class Espeak:
     def _receive(self, samples: Any, count: int, _events: Any) -> int:
         if samples and count > 0:
             self._pieces.append(ctypes.string_at(samples, 2 * count))
-        return 0  # go on
+        return 0  # continue the synthesis
 
 
 def write_session(folder: Path, session: int, seed: int) -> None:
-    """Speak one session (1 to 5) into `folder`; to be called once in a fresh process."""
+    """Synthesise one session (1 to 5) into `folder`. Call it once, in a new process."""
     espeak = Espeak()
     cast = speakers(session, seed)
     lines: dict[str, list[str]] = {}
@@ -281,7 +281,7 @@ def write_session(folder: Path, session: int, seed: int) -> None:
 
 
 def _spoken(espeak: Espeak, text: str, speaker: Speaker, mood: Mood, strength: float, draw: np.random.Generator) -> NDArray[np.float64]:
-    """One utterance in ±1 at 16 kHz: (samples,)."""
+    """Synthesise one utterance: (samples,) in ±1 at 16 kHz."""
     voiced = espeak.speak(
         text,
         speaker.voice,
@@ -305,8 +305,8 @@ def _spoken(espeak: Espeak, text: str, speaker: Speaker, mood: Mood, strength: f
 
 
 def _tilted(samples: NDArray[np.float64], slope: float) -> NDArray[np.float64]:
-    """`samples` with `slope` dB an octave added around 1 kHz, from 100 Hz on."""
-    size = 1 << len(samples).bit_length()  # a power of two: other lengths may take a hundred times as long
+    """Tilt the spectrum of `samples` by `slope` dB per octave relative to 1 kHz, constant below 100 Hz."""
+    size = 1 << len(samples).bit_length()  # a power of two; an FFT of another length may take a hundred times as long
     spectrum = np.fft.rfft(samples, size)
     frequencies = np.maximum(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 100.0)
     tilted: NDArray[np.float64] = np.fft.irfft(spectrum * 10 ** (slope * np.log2(frequencies / 1000) / 20), size)[: len(samples)]
@@ -318,7 +318,7 @@ def _decibels(value: float) -> float:
 
 
 def _label_lines(turn: Turn, start: float, end: float, dimensions: list[float]) -> str:
-    """The block of one turn: its label line, then three annotators' categories and dimensions."""
+    """The lines of one turn in a label file: its label line, three annotators' categories and two annotators' dimensions."""
     names = {"neu": "Neutral", "ang": "Anger", "hap": "Happiness", "exc": "Excited", "sad": "Sadness", "fru": "Frustration", "xxx": "Other"}
     triple = ", ".join(f"{value:.4f}" for value in dimensions)
     valence, activation, dominance = (round(value) for value in dimensions)

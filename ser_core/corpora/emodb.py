@@ -1,4 +1,4 @@
-"""EmoDB, the Berlin Database of Emotional Speech: ten speakers, seven emotions (Burkhardt et al. 2005); everything is in the file name."""
+"""Reader of EmoDB, the Berlin Database of Emotional Speech (Burkhardt et al. 2005): ten speakers, seven emotions, coded in file names."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from ser_core.corpora.source import Counts, Found, Reading, audio_files, relative, require_folder
+from ser_core.corpora.recordings import ExpectedCounts, Recording, SourceListing, audio_files, relative, require_folder
 
-# One man and one woman a fold.
+# One man and one woman per fold.
 FOLDS = {"03-08": ("03", "08"), "10-09": ("10", "09"), "11-13": ("11", "13"), "12-14": ("12", "14"), "15-16": ("15", "16")}
 FOLD_OF = {speaker: fold for fold, pair in FOLDS.items() for speaker in pair}
 # German initials: Wut, Langeweile, Ekel, Angst, Freude, Trauer.
@@ -19,17 +19,16 @@ FOLD_COUNTS = {"03-08": 107, "10-09": 81, "11-13": 116, "12-14": 104, "15-16": 1
 NAME = re.compile(r"(\d\d)([a-z]\d\d)([A-Z])([a-z]?)")
 
 
-def read(source: Path, *, required: Collection[str] | None = tuple(FOLDS), four_classes: bool = False) -> Reading:
-    """Recordings below `source`; `four_classes` keeps only angry, happy, neutral and sad.
+def read(source: Path, *, required: Collection[str] | None = tuple(FOLDS), four_classes: bool = False) -> SourceListing:
+    """List the recordings below `source`; `four_classes` keeps only angry, happy, neutral and sad.
 
-    `required`: the folds whose two speakers must be there; None takes whichever speakers are.
-    Raises InputError where `source` is no folder.
+    `required`: the folds whose two speakers must be present; None accepts any. Raises InputError if `source` is not a folder.
     """
     require_folder(source)
     files = list(audio_files(source))
     if not files:
-        return Reading((), (f"{source}: holds no wav or FLAC file; --source must name the folder EmoDB was unpacked to",), ())
-    found: list[Found] = []
+        return SourceListing((), (f"{source}: holds no wav or FLAC file; --source must name the folder EmoDB was unpacked to",), ())
+    found: list[Recording] = []
     problems: list[str] = []
     present: set[str] = set()
     for path in files:
@@ -44,16 +43,16 @@ def read(source: Path, *, required: Collection[str] | None = tuple(FOLDS), four_
         else:
             present.add(name[1])
             if not four_classes or LABELS[name[3]] in FOUR_CLASSES:
-                found.append(Found(path.stem, path, LABELS[name[3]], name[1], FOLD_OF[name[1]]))
+                found.append(Recording(path.stem, path, LABELS[name[3]], name[1], FOLD_OF[name[1]]))
     missing = [speaker for fold in required or () for speaker in FOLDS.get(fold, ()) if speaker not in present]
     problems += [f"{source}: speaker {speaker} is missing; unpack the whole corpus" for speaker in sorted(missing)]
     folds = tuple(fold for fold, pair in FOLDS.items() if present.union(missing).intersection(pair))
-    return Reading(tuple(found), tuple(problems), folds, counts(four_classes))
+    return SourceListing(tuple(found), tuple(problems), folds, counts(four_classes))
 
 
-def counts(four_classes: bool) -> Counts:
-    """The published counts: 535 recordings, 339 of them in IEMOCAP's four classes."""
+def counts(four_classes: bool) -> ExpectedCounts:
+    """Return the published counts: 535 recordings, 339 of them in IEMOCAP's four classes."""
     if not four_classes:
-        return Counts(535, CLASS_COUNTS, FOLD_COUNTS)
+        return ExpectedCounts(535, CLASS_COUNTS, FOLD_COUNTS)
     kept = {label: CLASS_COUNTS[label] for label in FOUR_CLASSES}
-    return Counts(sum(kept.values()), kept, None)
+    return ExpectedCounts(sum(kept.values()), kept, None)

@@ -1,4 +1,4 @@
-"""IEMOCAP as USC hands it out: five sessions of two speakers, categorical and dimensional labels per turn (Busso et al. 2008)."""
+"""Reader of IEMOCAP as distributed by USC (Busso et al. 2008): five sessions of two speakers, a category and dimensions per turn."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ser_core.corpora.manifest import natural_order
-from ser_core.corpora.source import Counts, Found, Reading, audio_files, by_stem, relative, require_folder
+from ser_core.corpora.recordings import ExpectedCounts, Recording, SourceListing, audio_files, by_stem, relative, require_folder
 
 SESSIONS = ("1", "2", "3", "4", "5")
-# The paper's four classes; happy takes excited in (section 4.1).
+# The paper's four classes; excited is merged into happy (section 4.1).
 KEPT = {"neu": "neutral", "hap": "happy", "exc": "happy", "ang": "angry", "sad": "sad"}
 DROPPED = ("fru", "fea", "sur", "dis", "oth", "xxx")
-# Utterances of the four classes, as every paper on this split reports them.
-COUNTS = Counts(
+# Utterances of the four classes, as reported in papers that use this selection.
+COUNTS = ExpectedCounts(
     utterances=5531,
     classes={"angry": 1103, "happy": 1636, "neutral": 1708, "sad": 1084},
     folds={"1": 1085, "2": 1023, "3": 1151, "4": 1031, "5": 1241},
@@ -27,19 +27,19 @@ LINE = re.compile(rf"\[\s*{NUMBER}\s*-\s*{NUMBER}\s*\]\s+(\S+)\s+(\S+)\s+\[\s*{N
 TURN = re.compile(r"Ses(\d\d)[FM]_\w+_([FM])\w*")
 
 
-def read(source: Path, *, required: Collection[str] | None = SESSIONS) -> Reading:
-    """Turns of the four classes below `source`, which holds Session1 to Session5 (or IEMOCAP_full_release that does).
+def read(source: Path, *, required: Collection[str] | None = SESSIONS) -> SourceListing:
+    """List the turns of the four classes below `source`, which holds Session1 to Session5, or IEMOCAP_full_release with them.
 
-    `required`: the sessions that must be there; None takes whichever are. Raises InputError where `source` is no folder.
+    `required`: the sessions that must be present; None accepts any. Raises InputError if `source` is not a folder.
     """
     require_folder(source)
     root = source / "IEMOCAP_full_release"
     root = root if root.is_dir() else source
     present = sorted(match[1] for entry in root.iterdir() if entry.is_dir() and (match := re.fullmatch(r"Session(\d+)", entry.name)))
     if not present:
-        return Reading((), (f"{source}: holds no folder Session1 to Session5; --source must name the folder that does",), ())
+        return SourceListing((), (f"{source}: holds no folder Session1 to Session5; --source must name the folder that does",), ())
     folds = tuple(sorted({*present, *(required or ())}, key=natural_order))
-    found: list[Found] = []
+    found: list[Recording] = []
     problems: list[str] = []
     dropped = 0
     for session in folds:
@@ -52,27 +52,27 @@ def read(source: Path, *, required: Collection[str] | None = SESSIONS) -> Readin
         found += of_session
         problems += lines
         dropped += other
-    return Reading(tuple(found), tuple(problems), folds, COUNTS, {"dropped_turns_of_other_labels": dropped})
+    return SourceListing(tuple(found), tuple(problems), folds, COUNTS, {"dropped_turns_of_other_labels": dropped})
 
 
-def _read_session(source: Path, folder: Path, session: str) -> tuple[list[Found], list[str], int]:
-    """Turns of one session, its problems, and how many turns carry a label that is dropped."""
+def _read_session(source: Path, folder: Path, session: str) -> tuple[list[Recording], list[str], int]:
+    """Return the turns of one session, its problems, and the number of turns with a dropped label."""
     recordings = by_stem(audio_files(folder / AUDIO))
     seen: dict[str, str] = {}
-    found: list[Found] = []
+    found: list[Recording] = []
     problems: list[str] = []
     dropped = 0
     files = sorted(path for path in (folder / LABELS).glob("*.txt") if not path.name.startswith("."))
     if not files:
         problems.append(f"{relative(folder / LABELS, source)}: holds no label file (*.txt); unpack the whole release")
     for path in files:
-        # Annotators' comments are in whatever encoding they typed them; the lines that count are ASCII.
+        # Annotators' comments may be in any encoding; the label lines are ASCII.
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         if not any(line.startswith("[") for line in lines):
             problems.append(f"{relative(path, source)}: holds no labelled turn; unpack it again")
         for number, line in enumerate(lines, start=1):
             if not line.startswith("["):
-                continue  # the header, and what each annotator said
+                continue  # the header, and the annotators' lines
             where = f"{relative(path, source)} line {number}"
             fields = LINE.match(line)
             turn = TURN.fullmatch(fields[3]) if fields else None
@@ -98,5 +98,5 @@ def _read_session(source: Path, folder: Path, session: str) -> tuple[list[Found]
                 problems.append(f"{relative(audio[1], source)}: duplicate turn {name}, also in {relative(audio[0], source)}; keep one")
                 continue
             dimensions = (float(fields[5]), float(fields[6]), float(fields[7]))
-            found.append(Found(name, audio[0], KEPT[label], f"{int(turn[1])}{turn[2]}", session, dimensions))
+            found.append(Recording(name, audio[0], KEPT[label], f"{int(turn[1])}{turn[2]}", session, dimensions))
     return found, problems, dropped

@@ -1,6 +1,6 @@
-"""The authors' own form: a JSON file {"Train": {file: label}, "Val": {...}, "Test": {...}} and a folder of recordings.
+"""Reader of the authors' format: a JSON file {"Train": {file: label}, "Val": {...}, "Test": {...}} and a folder of recordings.
 
-One split, so one held-out fold, "test". "Val" is kept in the manifest and never trained on.
+A fixed split, so there is one held-out fold, "test". "Val" is kept in the manifest and never trained on.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 from ser_core.corpora import emodb, iemocap, savee
 from ser_core.corpora.csv_corpus import identifiers
 from ser_core.corpora.manifest import VALIDATION
-from ser_core.corpora.source import Found, Reading, audio_files, by_stem, relative, stem
+from ser_core.corpora.recordings import Recording, SourceListing, audio_files, by_stem, relative, stem
 from ser_core.errors import InputError
 
 FOLD_OF = {"Train": "train", "Val": VALIDATION, "Test": "test"}
 
 
 class _Repeated(dict[str, Any]):
-    """A JSON object that remembers which keys were written twice; `json` alone would keep the last one in silence."""
+    """A JSON object with the list of its repeated keys; `json` alone would silently keep the last value."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
@@ -28,12 +28,12 @@ class _Repeated(dict[str, Any]):
         self.repeated = sorted({name for name in names if names.count(name) > 1}) if len(self) < len(names) else []
 
 
-def read(source: Path, *, audio: Path | None = None) -> Reading:
-    """Recordings that the JSON file names.
+def read(source: Path, *, audio: Path | None = None) -> SourceListing:
+    """List the recordings that the JSON file names.
 
-    `source`: the file, or a folder that holds one. `audio`: the folder of the recordings, searched with all below it; by default the one
-    the JSON file lies in. Speakers come from the file names where all of them are IEMOCAP's, SAVEE's or EmoDB's; otherwise they
-    are not known, and nobody can check that none is on both sides. Raises InputError where there is no such file or it is not of this form.
+    `source`: the file, or a folder that holds one. `audio`: the folder of the recordings, searched recursively; by default the folder of
+    the JSON file. Speakers are taken from the file names if all of them follow IEMOCAP, SAVEE or EmoDB; otherwise speakers are unknown, and
+    it cannot be checked that none is in both training and test part. Raises InputError if there is no such file or its format is wrong.
     """
     file = _find(source)
     record = _parse(file)
@@ -45,7 +45,7 @@ def read(source: Path, *, audio: Path | None = None) -> Reading:
     entries = [(part, name, label) for part in FOLD_OF for name, label in record.get(part, {}).items()]
     ids = dict(zip((name for _, name, _ in entries), identifiers([name for _, name, _ in entries]), strict=True))
     speakers = _speakers(stem(name) for _, name, _ in entries)
-    found: list[Found] = []
+    found: list[Recording] = []
     first: dict[str, str] = {}
     for part, name, label in entries:
         where = f"{file.name}: {part}: {name}"
@@ -64,15 +64,15 @@ def read(source: Path, *, audio: Path | None = None) -> Reading:
                 f"{where}: {len(matches)} files of this name, {' and '.join(relative(path, folder) for path in matches[:2])}; keep one"
             )
         else:
-            found.append(Found(ids[name], matches[0], label, speakers.get(stem(name), ""), FOLD_OF[part]))
+            found.append(Recording(ids[name], matches[0], label, speakers.get(stem(name), ""), FOLD_OF[part]))
     for part in ("Train", "Test"):
         if not record.get(part):
             problems.append(f"{file.name}: {part} is missing or empty; a split needs both Train and Test")
-    return Reading(tuple(found), tuple(problems), ("test",), None, {"speakers": "from the file names" if speakers else "not known"})
+    return SourceListing(tuple(found), tuple(problems), ("test",), None, {"speakers": "from the file names" if speakers else "not known"})
 
 
 def _speakers(stems: Iterable[str]) -> dict[str, str]:
-    """Speaker of each file name, where one naming scheme fits them all; otherwise nothing."""
+    """Return file name -> speaker if one naming scheme fits all file names, otherwise an empty mapping."""
     names = list(stems)
     schemes: list[Callable[[str], str]] = [
         lambda name: f"{int(match[1])}{match[2]}" if (match := iemocap.TURN.fullmatch(name)) else "",

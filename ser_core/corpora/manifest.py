@@ -1,6 +1,6 @@
-"""A prepared corpus: one JSON manifest that says which utterances there are and which of them a fold may train on.
+"""The manifest of a prepared corpus: a JSON file with its utterances, classes and folds.
 
-Imports nothing outside the standard library: the command line reads digests at every start.
+Imports no third-party library: the command line reads the digest at every start.
 """
 
 from __future__ import annotations
@@ -14,25 +14,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ser_core.disk import sync_folder
 from ser_core.errors import InputError
 
 SCHEMA = 1
-SAMPLE_RATE = 16_000  # Hz; what wav2vec v1 and 2.0 were pretrained on
+SAMPLE_RATE = 16_000  # Hz, the sample rate of wav2vec v1 and 2.0
 MANIFEST_NAME = "manifest.json"
-VALIDATION = "validation"  # the part of a fixed split that is neither trained on nor tested
+VALIDATION = "validation"  # fold name of a fixed split's validation part, used neither for training nor for the test
 
 DIMENSIONS = ("valence", "activation", "dominance")
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """One recorded turn, as prepared: 16 kHz mono."""
+    """One prepared utterance, 16 kHz mono."""
 
     id: str
     audio: str  # path relative to the corpus folder
     samples: int
     label: str
-    speaker: str  # "" where the source does not say
+    speaker: str  # "" if unknown
     fold: str
     dimensions: tuple[float, float, float] | None = None  # valence, activation, dominance
     audio_digest: str = ""  # sha256 of the samples, 16-bit little endian
@@ -48,16 +49,16 @@ class Manifest:
     folds: tuple[str, ...]
     utterances: tuple[Utterance, ...]
     folder: Path
-    source: Mapping[str, Any] = field(default_factory=dict)  # where it came from; no part of the digest
+    source: Mapping[str, Any] = field(default_factory=dict)  # origin of the corpus; not part of the digest
 
     def training(self, fold: str) -> tuple[Utterance, ...]:
-        """Utterances that the stages of `fold` may see: those of the other folds, never a fixed split's validation part."""
+        """Return the training utterances if `fold` is held out: those of the other folds except a fixed split's validation part."""
         self._check_fold(fold)
         kept_out = {fold} if VALIDATION in self.folds else {fold, VALIDATION}
         return tuple(utterance for utterance in self.utterances if utterance.fold not in kept_out)
 
     def test(self, fold: str) -> tuple[Utterance, ...]:
-        """Utterances of the held-out fold."""
+        """Return the utterances of the held-out fold."""
         self._check_fold(fold)
         return tuple(utterance for utterance in self.utterances if utterance.fold == fold)
 
@@ -78,10 +79,7 @@ class Manifest:
 
 
 def content_digest(classes: Iterable[str], folds: Iterable[str], utterances: Iterable[Utterance]) -> str:
-    """sha256 (hex) of what determines results: ids, labels, speakers, folds, dimensions and audio content.
-
-    No path has a part in it, nor the corpus' name.
-    """
+    """Return the sha256 (hex) of what determines results: ids, labels, speakers, folds, dimensions and audio; not of paths and name."""
     lines = [
         json.dumps([u.id, u.samples, u.label, u.speaker, u.fold, list(u.dimensions) if u.dimensions else None, u.audio_digest])
         for u in sorted(utterances, key=lambda utterance: utterance.id)
@@ -102,7 +100,7 @@ def write_manifest(
     utterances: Iterable[Utterance],
     source: Mapping[str, Any] | None = None,
 ) -> Manifest:
-    """Write `folder/manifest.json` whole or not at all (temporary file, fsync, rename) and return it as `load_manifest` would."""
+    """Write `folder/manifest.json` atomically (temporary file, fsync, rename) and return the manifest."""
     ordered = tuple(sorted(utterances, key=lambda utterance: utterance.id))
     classes = tuple(sorted({utterance.label for utterance in ordered}))
     manifest = Manifest(corpus, content_digest(classes, folds, ordered), classes, tuple(folds), ordered, folder, dict(source or {}))
@@ -121,7 +119,7 @@ def write_manifest(
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text`: a reader sees the old file or the whole new one, also after a power cut."""
+    """Replace the file `path` by `text` atomically, also in case of a power failure."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as stream:
@@ -131,17 +129,13 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(path.parent)
 
 
 def load_manifest(folder: Path) -> Manifest:
-    """Read and check a prepared corpus.
+    """Read and check the manifest of a prepared corpus.
 
-    Raises InputError where there is none, where it is not a manifest of this schema, or where its content does not fit its digest.
+    Raises InputError if it is missing, has another schema, or does not match its digest.
     """
     path = folder / MANIFEST_NAME
     try:
@@ -165,7 +159,7 @@ def load_manifest(folder: Path) -> Manifest:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: an entry is missing or of the wrong kind ({error!r}); run `python launch.py prepare` again") from error
-    # Digests of samples may be left out by a manifest written elsewhere; with them, an edited manifest is found out.
+    # A manifest written by other programs may lack audio digests; with them an edited manifest is detected.
     if all(u.audio_digest for u in utterances) and content_digest(manifest.classes, manifest.folds, utterances) != manifest.digest:
         raise InputError(
             f"{path}: its content does not fit its digest, so it was changed after it was written; run `python launch.py prepare` again"

@@ -1,8 +1,8 @@
-"""From a corpus as it is handed out to `data/<corpus>`: checked, converted to 16 kHz mono FLAC, described by a manifest.
+"""Prepare a corpus: check the source, convert it to 16 kHz mono FLAC, write a manifest to `data/<corpus>`.
 
-Nothing appears at the target before all of it is right. Utterances are converted into a hidden folder beside the target, which takes the
-target's place as the last act. A prepare that was killed leaves that folder, and the next one goes on from it; one that finds a problem
-removes it. A source that was prepared before is compared by size and time of its files: only what changed is converted again.
+The target appears only when it is complete: utterances are converted into a hidden staging folder beside it, which finally replaces the
+target by a rename. A killed prepare leaves the staging folder, and the next one resumes from it; one that finds a problem removes it. Files
+of a corpus prepared before are compared by size and mtime, and only changed ones are converted again.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from ser_core.corpora import csv_corpus, emodb, iemocap, labels, savee
 from ser_core.corpora.audio import AudioError, convert, encode
 from ser_core.corpora.checks import count_problems, structure_problems
 from ser_core.corpora.manifest import MANIFEST_NAME, Manifest, Utterance, load_manifest, write_manifest
-from ser_core.corpora.source import Found, Reading, read_expected_counts, relative
-from ser_core.corpora.staging import locked, put_in_place
+from ser_core.corpora.recordings import Recording, SourceListing, read_expected_counts, relative
+from ser_core.corpora.staging import locked, replace_folder
 from ser_core.errors import InputError
 
 KINDS = ("iemocap", "savee", "emodb", "csv", "labels")
-CONVERSION = 1  # raised when `audio.convert` means something else: then everything is converted again
+CONVERSION = 1  # version of `audio.convert`; incrementing it makes every file be converted again
 JOURNAL = "conversions.jsonl"
-MOST_WORKERS = 8  # threads; beyond that a disk is what they wait for
+MOST_WORKERS = 8  # threads; more would wait for the disk
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """One line of the journal: from which file a stored one was made, and what is in it."""
+    """One line of the journal: a stored file, the source file it was converted from, and their digests."""
 
     id: str
     source: str  # relative to the source folder
     size: int  # bytes of the source file
-    time: int  # ns, its time of modification
+    time: int  # mtime of the source file, ns
     samples: int
     audio_digest: str  # of the samples
     stored: str  # sha256 of the stored file
@@ -63,17 +63,16 @@ def prepare(
     """Prepare the corpus at `source` into the folder `target`.
 
     `kind`: one of KINDS; for csv and labels `source` is the file or the folder that holds it.
-    `name`: what the corpus is called; by default its kind, or the target's name for csv and labels.
-    `check_counts`: compare classes and folds with the published counts, or with those that `source/expected_counts.json` states; without
-    the check the sessions or speakers that are there make the corpus.
-    `four_classes` (emodb): only those of IEMOCAP. `audio` (labels): the folder of the recordings.
-    `facts`: kept in the manifest's `source`, no part of the digest. `progress`: called with (utterances done, utterances in all).
+    `name`: name of the corpus; by default its kind, or the target's name for csv and labels.
+    `check_counts`: compare the numbers of utterances of classes and folds with the published counts, or with those in
+    `source/expected_counts.json`; without the check any sessions or speakers are accepted.
+    `four_classes` (emodb): only the classes of IEMOCAP. `audio` (labels): the folder of the recordings.
+    `facts`: added to the manifest's `source`, not part of the digest. `progress(done, total)` is called with numbers of utterances.
 
-    Stored are FLAC files of 16 bit: what came as 16 kHz mono 16 bit is kept bit for bit, the rest is resampled and rounded.
-    Raises InputError with one line per problem, all of them at once, leaving the target as it was.
+    Raises InputError with one line per problem, all at once; the target then stays as it was.
     """
     if kind not in KINDS:
-        raise InputError(f"no kind of corpus is called {kind!r}; there are {', '.join(KINDS)}")
+        raise InputError(f"unknown kind of corpus {kind!r}; known are {', '.join(KINDS)}")
     home = target.resolve()
     _check_target(home)
     base = source if source.is_dir() else source.parent
@@ -105,12 +104,12 @@ def prepare(
             raise InputError(audio_problems)
         _write_journal(staging, conversions)
         manifest = write_manifest(staging, corpus, reading.folds, _utterances(reading.found, conversions), recorded)
-        put_in_place(staging, home)
+        replace_folder(staging, home)
     return replace(manifest, folder=target)
 
 
 def prepared_already(target: Path, facts: Mapping[str, Any]) -> Manifest | None:
-    """The corpus at `target`, where it was prepared with these facts and every stored file is whole; otherwise None."""
+    """Return the manifest at `target` if it was prepared with these facts and every stored file is intact; otherwise None."""
     try:
         manifest = load_manifest(target)
     except InputError:
@@ -125,7 +124,7 @@ def prepared_already(target: Path, facts: Mapping[str, Any]) -> Manifest | None:
     return manifest
 
 
-def _read(kind: str, source: Path, base: Path, check_counts: bool, four_classes: bool, audio: Path | None) -> Reading:
+def _read(kind: str, source: Path, base: Path, check_counts: bool, four_classes: bool, audio: Path | None) -> SourceListing:
     if four_classes and kind != "emodb":
         raise InputError(f"four classes can be chosen for emodb only, not for {kind}")
     if audio is not None and kind != "labels":
@@ -159,10 +158,10 @@ def _stored_name(identifier: str) -> str:
     return f"audio/{identifier}.flac"
 
 
-def _audio_problems(found: Sequence[Found], base: Path, threads: int, progress: Progress | None) -> list[str]:
-    """Lines for every recording that cannot be used, in the order of `found`; nothing is written."""
+def _audio_problems(found: Sequence[Recording], base: Path, threads: int, progress: Progress | None) -> list[str]:
+    """Return one line per recording that cannot be converted, in the order of `found`; writes nothing."""
 
-    def problem(utterance: Found) -> str | None:
+    def problem(utterance: Recording) -> str | None:
         try:
             convert(utterance.path)
         except AudioError as error:
@@ -178,11 +177,11 @@ def _audio_problems(found: Sequence[Found], base: Path, threads: int, progress: 
     return lines
 
 
-def _intact(folder: Path, found: Sequence[Found], base: Path, threads: int) -> dict[str, Conversion]:
-    """Conversions in `folder` whose source has not changed and whose stored file is whole, by id."""
+def _intact(folder: Path, found: Sequence[Recording], base: Path, threads: int) -> dict[str, Conversion]:
+    """Return id -> conversion for those in `folder` whose source file is unchanged and whose stored file is intact."""
     journal = _read_journal(folder)
 
-    def usable(utterance: Found) -> Conversion | None:
+    def usable(utterance: Recording) -> Conversion | None:
         conversion = journal.get(utterance.id)
         if conversion is None or conversion.version != CONVERSION or conversion.source != relative(utterance.path, base):
             return None
@@ -207,11 +206,17 @@ def _stored_digest(path: Path) -> str:
 
 
 def _convert_all(
-    found: Sequence[Found], base: Path, staging: Path, home: Path, known: Mapping[str, Conversion], threads: int, progress: Progress | None
+    found: Sequence[Recording],
+    base: Path,
+    staging: Path,
+    home: Path,
+    known: Mapping[str, Conversion],
+    threads: int,
+    progress: Progress | None,
 ) -> tuple[dict[str, Conversion], list[str]]:
-    """Bring every utterance into `staging`: from an earlier try, from the corpus that `home` holds, or from the source.
+    """Fill `staging` with every utterance: from an interrupted prepare, from the existing corpus at `home`, or converted from the source.
 
-    Returns the conversions by id and one line per recording that cannot be used.
+    Returns id -> conversion, and one line per recording that cannot be converted.
     """
     (staging / "audio").mkdir(exist_ok=True)
     conversions = _intact(staging, found, base, threads)
@@ -246,15 +251,15 @@ def _convert_all(
     return conversions, [failed[utterance.id] for utterance in found if utterance.id in failed]
 
 
-def _convert(utterance: Found, base: Path, staging: Path) -> Conversion:
+def _convert(utterance: Recording, base: Path, staging: Path) -> Conversion:
     try:
-        status = utterance.path.stat()  # before it is read: a file that changes meanwhile does not match the next time
+        status = utterance.path.stat()  # before reading: a file that changes meanwhile is converted again by the next prepare
     except OSError as error:
         raise AudioError(f"unreadable: {error.strerror}") from error
     converted = convert(utterance.path)
     encoded = encode(converted.samples)
     path = staging / _stored_name(utterance.id)
-    path.unlink(missing_ok=True)  # it may be a second name of a file of the corpus in use
+    path.unlink(missing_ok=True)  # it may be a hard link to a file of the existing corpus
     with path.open("wb") as stream:
         stream.write(encoded)
         stream.flush()
@@ -270,7 +275,7 @@ def _convert(utterance: Found, base: Path, staging: Path) -> Conversion:
     )
 
 
-def _utterances(found: Sequence[Found], conversions: Mapping[str, Conversion]) -> list[Utterance]:
+def _utterances(found: Sequence[Recording], conversions: Mapping[str, Conversion]) -> list[Utterance]:
     return [
         Utterance(
             id=utterance.id,
@@ -286,8 +291,10 @@ def _utterances(found: Sequence[Found], conversions: Mapping[str, Conversion]) -
     ]
 
 
-def _unchanged(home: Path, corpus: str, reading: Reading, known: Mapping[str, Conversion], recorded: Mapping[str, Any]) -> Manifest | None:
-    """The manifest that `home` holds, where preparing again would write the same."""
+def _unchanged(
+    home: Path, corpus: str, reading: SourceListing, known: Mapping[str, Conversion], recorded: Mapping[str, Any]
+) -> Manifest | None:
+    """Return the manifest at `home` if preparing again would write the same one."""
     try:
         manifest = load_manifest(home)
     except InputError:
@@ -297,7 +304,7 @@ def _unchanged(home: Path, corpus: str, reading: Reading, known: Mapping[str, Co
 
 
 def _read_journal(folder: Path) -> dict[str, Conversion]:
-    """Conversions by id; what cannot be understood (a torn last line after a kill) counts as not converted."""
+    """Return id -> conversion; lines that cannot be parsed (an incomplete last line after a kill) are skipped."""
     try:
         lines = (folder / JOURNAL).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -313,7 +320,7 @@ def _read_journal(folder: Path) -> dict[str, Conversion]:
 
 
 def _write_journal(folder: Path, conversions: Mapping[str, Conversion]) -> None:
-    """Replace the journal by one without repeats and without utterances that are gone; drop their files too."""
+    """Rewrite the journal without duplicates and removed utterances, and delete the files of the latter."""
     lines = [json.dumps(asdict(conversions[identifier])) for identifier in sorted(conversions)]
     (folder / JOURNAL).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     wanted = {_stored_name(identifier) for identifier in conversions}

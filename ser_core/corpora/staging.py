@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all: it is filled under a hidden name beside its place, then takes that place by a rename."""
+"""Atomic creation of a folder: it is filled under a hidden name beside the target and then renamed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ser_core.errors import InputError
 
 @contextmanager
 def locked(staging: Path) -> Iterator[None]:
-    """The staging folder, made where there is none, for one process at a time; the kernel lets go of the lock when the process dies.
+    """Context with exclusive use of the staging folder, created if missing. The kernel releases the lock if the process dies.
 
-    Raises InputError where another process holds it, or where the parent folder cannot be written.
+    Raises InputError if another process uses it, or if the parent folder cannot be written.
     """
     try:
         staging.mkdir(parents=True, exist_ok=True)
@@ -24,16 +24,16 @@ def locked(staging: Path) -> Iterator[None]:
         raise InputError(f"{staging.parent}: cannot be written ({error.strerror}); name another target") from error
     descriptor = os.open(staging, os.O_RDONLY)
     try:
-        # Whoever held the lock before may have finished and renamed the folder.
+        # The previous owner of the lock may have renamed the folder meanwhile.
         if not _lock(descriptor) or not staging.is_dir() or not os.path.samestat(os.fstat(descriptor), staging.stat()):
-            raise InputError(f"{staging}: another process is at work on the same target; wait for it")
+            raise InputError(f"{staging}: another process is preparing the same target; wait for it")
         yield
     finally:
         os.close(descriptor)
 
 
 def _lock(descriptor: int) -> bool:
-    """Whether the lock is ours, or there is none to be had: NFS may refuse to lock folders, and two at once only repeat their work."""
+    """Whether the lock was acquired, or locks are not supported: NFS may refuse to lock folders; two processes then repeat the work."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -41,8 +41,8 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
-def put_in_place(staging: Path, home: Path) -> None:
-    """Let the finished folder take the place `home`. Between the two renames there is nothing at all, never something half done."""
+def replace_folder(staging: Path, home: Path) -> None:
+    """Replace `home` by the finished folder. Between the two renames `home` is missing; it is never incomplete."""
     old = home.with_name(f".{home.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if home.exists():

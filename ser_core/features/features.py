@@ -1,4 +1,4 @@
-"""Projected features of a frozen front end: from the store, kept in memory, or computed at every step; always the same bits."""
+"""Projected features of a frozen front end: from the store on disk, from memory, or recomputed; bit-identical in each case."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from torch.nn.utils.rnn import pad_sequence
 from ser_core.errors import Interrupted
 from ser_core.features.store import FeatureStore, Frames, blocks_of, device_kind, front_end_key
 from ser_core.models.front_end import encoder_of, project_independent, project_padded
-from ser_core.parallel.threads import Crew
+from ser_core.parallel.threads import DeterministicPool
 from ser_core.settings import FeatureCache, Padding
 from ser_core.training.device import Arithmetic
 from ser_core.training.progress import Progress
 from ser_core.training.splits import Split
 
 Crop = tuple[int, int]  # first frame, frames
-STORE = "features"  # in the folder that stages share
-TOGETHER = 8  # utterances at a time on a CPU: a long one takes some hundred MB meanwhile
+STORE = "features"  # folder of the store in the shared cache folder
+UTTERANCES_AT_ONCE = 8  # computed in parallel on a CPU; a long one needs some hundred MB
 Result = TypeVar("Result")
 
 
 class FrozenFeatures:
-    """Features of a split's utterances, each cut to its first `max_samples` samples (None: whole), on the encoder's device.
+    """Features (frames, hidden) of a split's utterances, each cut to its first `max_samples` samples (None: whole).
 
-    `independent` features are those of the utterance alone, whoever shares its batch, always float32, and on a CPU computed by one thread
-    each (with two, short ones would round otherwise), several at a time. So they can be kept: under
-    `shared`, for all stages with the same front end, or in memory (on the CPU; 7 h of wav2vec2-base are 3.9 GB). What cannot be kept in the
-    store is kept in memory; with `once`, for those that go through the split a single time, it is computed when it is needed. `reference`
-    features depend on the batch, and on the arithmetic: computed for each.
+    `independent` features depend on the utterance alone and are always float32. On a CPU one thread computes one utterance, several
+    utterances in parallel: two threads for a short one would round otherwise. They can therefore be cached: in the store below `shared`
+    for all stages with the same front end, or in CPU memory (7 h of wav2vec2-base: 3.9 GB). Features that cannot be stored are kept in
+    memory, or, with `once` (a single pass over the split), computed when needed. `reference` features depend on the batch and on the
+    autocast type, so they are computed for every batch.
     """
 
     def __init__(
@@ -60,32 +60,32 @@ class FrozenFeatures:
         self._kept: dict[int, Frames] = {}
 
     def fill(self, should_stop: Callable[[], bool], progress: Progress) -> None:
-        """Get what is to be kept, if anything. Raises Interrupted where asked to stop: what is in the store by then stays there."""
+        """Load or compute the features to be cached, if any. Raises Interrupted on request; blocks stored until then remain."""
         if self._shared is not None:
             encoder = encoder_of(self._encoder)
             key = front_end_key(encoder, self._split.corpus_digest, device_kind(self._arithmetic.device))
-            store = FeatureStore(self._shared / STORE / key, encoder.config.hidden_size, self._computed, each=self._each)
+            store = FeatureStore(self._shared / STORE / key, encoder.config.hidden_size, self._computed, map_in_order=self._map)
             self._kept = store.fill(blocks_of(self._split, self._max_samples), should_stop, progress)
         if not self._keeps:
             return
         total = len(self._split)
         missing = [position for position in range(total) if position not in self._kept]
-        with contextlib.closing(self._each(self._computed, missing)) as computed:
+        with contextlib.closing(self._map(self._computed, missing)) as computed:
             for position, array in zip(missing, computed, strict=True):
                 self._kept[position] = array
-                progress.at(position + 1, total, "front end: utterance")
+                progress.update(position + 1, total, "front end: utterance")
                 if should_stop():
                     raise Interrupted(f"stopped at utterance {position + 1} of {total} in the front end; nothing to resume")
 
     def padded(self, positions: Sequence[int], crops: Sequence[Crop] | None = None, samples: int = 0) -> tuple[Tensor, Tensor]:
-        """Features (B, T, hidden) of a batch; with `crops`, the given frames of each utterance.
+        """Return the features (B, T, hidden) of a batch on the encoder's device, and its valid frames (B,) int64 on the CPU.
 
-        `reference` features of a part of a batch need the length of its longest utterance as `samples`. With the features come the valid
-        frames (B,) int64, on the CPU.
+        `crops`: (first frame, frames) of each utterance. `samples`: for `reference` features of a micro-batch, the length of the longest
+        utterance of the whole batch.
         """
         if self.padding is Padding.reference:
             if crops is not None:
-                raise ValueError("features that depend on the batch are cropped as waves, not as frames")
+                raise ValueError("reference features depend on the batch: crop the waves, not the frames")
             with self._arithmetic.autocast():
                 features, frames = project_padded(self._encoder, [self._wave(position, keep=True) for position in positions], samples)
             return features, frames.cpu()
@@ -93,12 +93,12 @@ class FrozenFeatures:
         kept = [self._kept[position] for position in positions if position in self._kept]
         if len(kept) == len(positions):
             return self._batch([array[cut] for array, cut in zip(kept, cuts, strict=True)])
-        found = self._each(lambda position: self._alone(position, keep=not self._once), positions)
+        found = self._map(lambda position: self._alone(position, keep=not self._once), positions)
         alone = [features[cut] for features, cut in zip(found, cuts, strict=True)]
         return pad_sequence(alone, batch_first=True), torch.tensor([len(features) for features in alone], dtype=torch.int64)
 
     def _batch(self, arrays: Sequence[Frames]) -> tuple[Tensor, Tensor]:
-        """Kept features on the device: nothing is copied but what is asked for, and no GPU waits for it (the batch is page-locked)."""
+        """Pad cached features into a batch on the device. The batch is in pinned memory, so that the copy to a GPU is asynchronous."""
         device = self._arithmetic.device
         counts = [len(array) for array in arrays]
         batch = torch.empty(len(arrays), max(counts), arrays[0].shape[1], pin_memory=device.type == "cuda")
@@ -108,14 +108,14 @@ class FrozenFeatures:
             row[len(array) :] = 0
         return batch.to(device, non_blocking=True), torch.tensor(counts, dtype=torch.int64)
 
-    def _each(self, compute: Callable[[int], Result], positions: Sequence[int]) -> Generator[Result, None, None]:
-        """What `compute` gives for utterances, in their order."""
+    def _map(self, compute: Callable[[int], Result], positions: Sequence[int]) -> Generator[Result, None, None]:
+        """Yield `compute(position)` for each position, in order; several at a time on a CPU."""
         threads = torch.get_num_threads()
         if self._arithmetic.device.type != "cpu" or threads == 1 or not positions:
             yield from map(compute, positions)
             return
-        with Crew(min(threads, len(positions), TOGETHER)) as crew:
-            yield from crew.map(compute, positions)
+        with DeterministicPool(min(threads, len(positions), UTTERANCES_AT_ONCE)) as pool:
+            yield from pool.map(compute, positions)
 
     def _computed(self, position: int) -> Frames:
         array: Frames = self._alone(position, keep=False).cpu().numpy()
@@ -131,7 +131,7 @@ class FrozenFeatures:
 
 @contextlib.contextmanager
 def _float32(device: torch.device) -> Iterator[None]:
-    """Whole float32, whatever surrounds it: features are kept for stages of every arithmetic. A GPU's convolutions would round to TF32."""
+    """Context without autocast and TF32: cached features are used by stages of every precision."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.autocast(device.type, enabled=False))
         if device.type == "cuda":

@@ -1,12 +1,11 @@
-"""wav2vec 2.0: a checkpoint or a small random model in, checked key by key; a folder of safetensors and JSON out.
+"""Load wav2vec 2.0 from a checkpoint or a configuration, with every key checked; save it as a folder of safetensors and JSON.
 
-torch and transformers are imported inside the functions, so that `backbone_identity` and `frame_count` cost nothing to import.
+torch and transformers are imported inside the functions, so that importing `backbone_identity` and `frame_count` is cheap.
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import pickle
 from collections.abc import Iterator
@@ -17,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ser_core.disk import os_errors
-from ser_core.errors import InputError, is_memory_error
-from ser_core.models.identity import CONFIG_FILE, backbone_identity, checkpoint_folder
+from ser_core.errors import InputError, first_line, is_memory_error
+from ser_core.models.checkpoint_keys import key_problems, unknown_key
+from ser_core.models.identity import CONFIG_FILE, NO_BACKBONE, backbone_identity, checkpoint_folder
 from ser_core.settings import Attention, BackboneSettings
 
 if TYPE_CHECKING:
@@ -38,42 +38,39 @@ __all__ = [
 WEIGHTS_FILE = "model.safetensors"
 PREPROCESSOR_FILE = "preprocessor_config.json"
 
-# Parts of wav2vec 2.0 checkpoints that stand beside the encoder: of pretraining, of a speech recogniser. Where only the encoder is asked
-# for they are left aside; any other key without a place is an error.
+# Keys of pretraining and speech-recognition heads in wav2vec 2.0 checkpoints, ignored by `load_encoder`; other unknown keys are an error.
 HEAD_PREFIXES = ("quantizer.", "project_hid.", "project_q.", "lm_head.")
 
-# Kept in the saved configuration, so that a model trained further on normalised waves goes on being fed with them.
+# Key of the saved configuration: whether the model expects waves normalised to zero mean and unit variance.
 NORMALISE_KEY = "normalise_waves"
-
-SHOWN_KEYS = 4
 
 
 def build_backbone(settings: BackboneSettings | Path, *, attention: Attention = Attention.sdpa) -> Wav2Vec2ForPreTraining:
     """Build the model with its pretraining heads, in evaluation mode, on the CPU in float32.
 
-    `settings` may be a folder that `save_backbone` wrote. Raises InputError where a checkpoint cannot be found or read, and where keys
-    are unmatched, missing or of another shape.
+    `settings` may be a folder written by `save_backbone`. Raises InputError if a checkpoint cannot be found or read, or if keys are
+    unknown, missing or of another shape.
     """
     from transformers import Wav2Vec2ForPreTraining
 
     chosen = _as_settings(settings)
     if chosen.checkpoint is None:
         return _from_config(chosen, attention)
-    return _from_checkpoint(Wav2Vec2ForPreTraining, chosen, attention, spare=())
+    return _from_checkpoint(Wav2Vec2ForPreTraining, chosen, attention, ignored=())
 
 
 def load_encoder(settings: BackboneSettings | Path, *, attention: Attention = Attention.sdpa) -> Wav2Vec2Model:
     """Load the model without pretraining heads, in evaluation mode, on the CPU in float32.
 
-    `settings` may be a folder that `save_encoder` or `save_backbone` wrote. Heads of pretraining or of a recogniser in the checkpoint are
-    left aside; every other unmatched, missing or misshapen key is an InputError.
+    `settings` may be a folder written by `save_encoder` or `save_backbone`. Pretraining and speech-recognition heads in the checkpoint are
+    ignored; for every other key that is unknown, missing or of another shape InputError is raised.
     """
     from transformers import Wav2Vec2Model
 
     chosen = _as_settings(settings)
     if chosen.checkpoint is None:
         return _from_config(chosen, attention).wav2vec2
-    return _from_checkpoint(Wav2Vec2Model, chosen, attention, spare=HEAD_PREFIXES)
+    return _from_checkpoint(Wav2Vec2Model, chosen, attention, ignored=HEAD_PREFIXES)
 
 
 def save_backbone(model: Wav2Vec2ForPreTraining, folder: Path) -> None:
@@ -91,7 +88,7 @@ def frame_count(config: Wav2Vec2Config, samples: int) -> int: ...
 @overload
 def frame_count(config: Wav2Vec2Config, samples: NDArray[np.integer]) -> NDArray[np.int64]: ...
 def frame_count(config: Wav2Vec2Config, samples: int | NDArray[np.integer]) -> int | NDArray[np.int64]:
-    """Return how many frames the convolutions make of so many samples; 0 where there are too few (see `minimum_samples`)."""
+    """Return the number of frames that the convolutions compute from `samples`; 0 for too few samples (see `minimum_samples`)."""
     counts = np.asarray(samples, dtype=np.int64)
     for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
         counts = np.maximum((counts - kernel) // stride + 1, 0)
@@ -99,7 +96,7 @@ def frame_count(config: Wav2Vec2Config, samples: int | NDArray[np.integer]) -> i
 
 
 def minimum_samples(config: Wav2Vec2Config) -> int:
-    """Return how many samples give one frame; shorter clips are padded with zeros up to here."""
+    """Return the number of samples of one frame (receptive field); shorter utterances are padded with zeros to it."""
     samples = 1
     for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
         samples = (samples - 1) * stride + kernel
@@ -125,14 +122,9 @@ def _from_config(settings: BackboneSettings, attention: Attention) -> Wav2Vec2Fo
     from transformers import Wav2Vec2Config, Wav2Vec2ForPreTraining
 
     if not settings.config:
-        raise InputError("backbone: neither checkpoint nor config is set; name a wav2vec 2.0 checkpoint or give the keys of a small model")
+        raise InputError(NO_BACKBONE)
     known = set(Wav2Vec2Config().to_dict())
-    problems = []
-    for key in sorted(set(settings.config) - known):
-        near = difflib.get_close_matches(key, known, n=1)
-        problems.append(
-            f"backbone.config.{key}: no such key of a wav2vec 2.0 configuration" + (f"; did you mean {near[0]}?" if near else "")
-        )
+    problems = [unknown_key("backbone.config", key, known) for key in sorted(set(settings.config) - known)]
     if problems:
         raise InputError(problems)
     values = dict(settings.config)
@@ -146,13 +138,13 @@ def _from_config(settings: BackboneSettings, attention: Attention) -> Wav2Vec2Fo
     except (ValueError, TypeError, RuntimeError, StrictDataclassError) as error:
         if is_memory_error(error):
             raise
-        # transformers wraps what a check of its configuration says into an error that names only the check.
-        raise InputError(f"backbone.config: {_first_line(error.__cause__ or error)}") from error
+        # transformers wraps the error of a configuration check in one that only names the check.
+        raise InputError(f"backbone.config: {first_line(error.__cause__ or error)}") from error
     model.set_attn_implementation(attention.value)
     return _ready(model, "backbone.config")
 
 
-def _from_checkpoint(model_class: Any, settings: BackboneSettings, attention: Attention, spare: tuple[str, ...]) -> Any:
+def _from_checkpoint(model_class: Any, settings: BackboneSettings, attention: Attention, ignored: tuple[str, ...]) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
@@ -165,24 +157,24 @@ def _from_checkpoint(model_class: Any, settings: BackboneSettings, attention: At
         raise InputError(f"{folder}: not a checkpoint: {CONFIG_FILE} is missing")
     options: dict[str, Any] = {
         "output_loading_info": True,
-        "ignore_mismatched_sizes": True,  # so that they are listed below with the other keys instead of raised alone
+        "ignore_mismatched_sizes": True,  # `_check_keys` reports them together with the other keys
         "attn_implementation": attention.value,
     }
     if folder is None and settings.revision is not None:
         options["revision"] = settings.revision
     with _quiet_transformers():
         try:
-            # What is in the local cache is taken without asking the hub, so that jobs on nodes without network work.
+            # The local cache is used without asking the hub, so that jobs on nodes without network work.
             model, report = model_class.from_pretrained(source, local_files_only=True, **options)
         except OSError as error:
             if folder is not None:
-                raise InputError(f"{folder}: cannot be loaded: {_first_line(error)}") from error
+                raise InputError(f"{folder}: cannot be loaded: {first_line(error)}") from error
             model, report = _from_hub(model_class, source, options)
         except (ValueError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError, SafetensorError, StrictDataclassError) as error:
             if is_memory_error(error):
                 raise
-            raise InputError(f"{source}: cannot be loaded as wav2vec 2.0: {_first_line(error)}") from error
-    _check_keys(source, report, spare)
+            raise InputError(f"{source}: cannot be loaded as wav2vec 2.0: {first_line(error)}") from error
+    _check_keys(source, report, ignored)
     if not hasattr(model.config, NORMALISE_KEY) and _normalises(source, folder, model.config, options.get("revision")):
         setattr(model.config, NORMALISE_KEY, True)
     return _ready(model, source)
@@ -193,30 +185,26 @@ def _from_hub(model_class: Any, name: str, options: dict[str, Any]) -> tuple[Any
         model, report = model_class.from_pretrained(name, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"{name}: not in the local cache and not to be had from the Hugging Face hub ({_first_line(error)}); "
+            f"{name}: not in the local cache and cannot be downloaded from the Hugging Face hub ({first_line(error)}); "
             "download it where there is network and set backbone.checkpoint to its folder"
         ) from error
     return model, report
 
 
-def _check_keys(source: str, report: dict[str, Any], spare: tuple[str, ...]) -> None:
-    unexpected = [key for key in report["unexpected_keys"] if not key.startswith(spare)] if spare else list(report["unexpected_keys"])
+def _check_keys(source: str, report: dict[str, Any], ignored: tuple[str, ...]) -> None:
+    unexpected = [key for key in report["unexpected_keys"] if not key.startswith(ignored)] if ignored else list(report["unexpected_keys"])
     mismatched = [str(entry[0]) if isinstance(entry, tuple) else str(entry) for entry in report["mismatched_keys"]]
-    problems = []
-    for word, keys in (("missing", list(report["missing_keys"])), ("unmatched", unexpected), ("of another shape", mismatched)):
-        if keys:
-            shown = ", ".join(sorted(keys)[:SHOWN_KEYS])
-            more = f" and {len(keys) - SHOWN_KEYS} more" if len(keys) > SHOWN_KEYS else ""
-            problems.append(f"{source}: {len(keys)} keys {word}: {shown}{more}; the checkpoint does not fit this model")
+    wrong = {"missing": report["missing_keys"], "not in the model": unexpected, "of another shape": mismatched}
+    problems = key_problems(source, wrong, "the checkpoint does not fit this model")
     if problems:
         raise InputError(problems)
 
 
 def _normalises(source: str, folder: Path | None, config: Any, revision: str | None) -> bool:
-    """Whether waves are brought to zero mean and unit variance first.
+    """Whether the model expects waves normalised to zero mean and unit variance (`do_normalize` of its feature extractor).
 
-    Only layer-norm models need it: the group norm of wav2vec2-base's first convolution takes scale and offset out anyhow, and the authors
-    feed it plain waves.
+    Always False for group-norm models: the group norm of wav2vec2-base's first convolution removes offset and scale, and the authors' code
+    does not normalise.
     """
     if config.feat_extract_norm != "layer":
         return False
@@ -235,7 +223,7 @@ def _normalises(source: str, folder: Path | None, config: Any, revision: str | N
                 return bool(AutoFeatureExtractor.from_pretrained(source, revision=revision).do_normalize)
             except (OSError, ValueError) as error:
                 raise InputError(
-                    f"{source}: {PREPROCESSOR_FILE} cannot be had ({_first_line(error)}); it says whether waves are normalised"
+                    f"{source}: {PREPROCESSOR_FILE} cannot be read ({first_line(error)}); it states whether waves are normalised"
                 ) from error
     if path is None or not Path(path).is_file():
         return False
@@ -253,9 +241,9 @@ def _save(model: Any, folder: Path) -> None:
     with os_errors(folder / WEIGHTS_FILE):
         save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     config = model.config.to_dict()
-    config.pop("_name_or_path", None)  # a path of this machine
+    config.pop("_name_or_path", None)  # a local path
     config["architectures"] = [type(model).__name__]
-    config["dtype"] = "float32"  # of the weights; transformers leaves it open for a model built from a configuration
+    config["dtype"] = "float32"  # transformers does not set it for a model built from a configuration
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
@@ -263,19 +251,15 @@ def _ready(model: Any, source: str) -> Any:
     if not hasattr(getattr(model, "wav2vec2", model), "masked_spec_embed"):
         raise InputError(f"{source}: has no mask embedding because mask_time_prob is 0 in its configuration; every stage masks frames")
     if model.config.add_adapter:
-        raise InputError(f"{source}: has an adapter behind the transformer (add_adapter); a checkpoint without one is needed")
+        raise InputError(f"{source}: has an adapter after the transformer (add_adapter); a checkpoint without one is needed")
     model.float()
     model.eval()
     return model
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Keep transformers' load report and progress bars off the terminal: keys are judged here, strictly."""
+    """Context without transformers' load report and progress bars; `_check_keys` checks the keys."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()

@@ -1,4 +1,4 @@
-"""Fine-tuning network: the transformer encoder on frozen features, a masked mean over frames, one linear layer; and its weighted loss."""
+"""Fine-tuning network (section 3.1): transformer encoder on frozen features, masked mean over frames, one linear layer; weighted loss."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ser_core.errors import InputError
-from ser_core.models.encoder import transform
+from ser_core.models.encoder import run_transformer
 from ser_core.models.front_end import valid_frames
 from ser_core.settings import Pooling
 
@@ -35,20 +35,20 @@ class EmotionClassifier(nn.Module):
     def forward(self, features: Tensor, frames: Tensor, time_mask: Tensor | None = None, feature_mask: Tensor | None = None) -> Tensor:
         """Return logits (B, classes).
 
-        `features` (B, T, hidden) come from the front end without dropout, `frames` (B,) are the valid ones. `time_mask` (B, T) bool puts
-        the learned mask embedding in, `feature_mask` (B, hidden) bool then zeroes channels.
+        `features` (B, T, hidden): output of the front end without dropout. `frames` (B,): numbers of valid frames. Frames in `time_mask`
+        (B, T) bool are replaced by the learned mask embedding, channels in `feature_mask` (B, hidden) bool are then set to zero.
         """
         logits: Tensor = self.head(self.pooled(features, frames, time_mask, feature_mask))
         return logits
 
     def pooled(self, features: Tensor, frames: Tensor, time_mask: Tensor | None = None, feature_mask: Tensor | None = None) -> Tensor:
-        """Return what the linear layer sees, (B, hidden)."""
+        """Return the pooled encoder output, the input of the linear layer: (B, hidden)."""
         hidden = encode(self.wav2vec2, features, frames, time_mask, feature_mask)
         return pool(hidden, frames, self.pooling)
 
 
 def freeze_front_end(encoder: Any) -> None:
-    """Take the gradient from everything but the transformer."""
+    """Freeze all parameters of a `Wav2Vec2Model` except those of its transformer."""
     for parameter in encoder.parameters():
         parameter.requires_grad_(False)
     for parameter in encoder.encoder.parameters():
@@ -58,7 +58,7 @@ def freeze_front_end(encoder: Any) -> None:
 def encode(encoder: Any, features: Tensor, frames: Tensor, time_mask: Tensor | None = None, feature_mask: Tensor | None = None) -> Tensor:
     """Run the transformer over projected features: (B, T, hidden) -> (B, T, hidden).
 
-    Padding is never attended to. `features` are left as they are, so that they may come from a cache.
+    Attention ignores padding. `features` are not modified, so they may come from a cache.
     """
     dropout = encoder.feature_projection.dropout
     hidden: Tensor = dropout(features)
@@ -66,14 +66,14 @@ def encode(encoder: Any, features: Tensor, frames: Tensor, time_mask: Tensor | N
         hidden = torch.where(time_mask[..., None], encoder.masked_spec_embed.to(hidden.dtype), hidden)
     if feature_mask is not None:
         hidden = hidden.masked_fill(feature_mask[:, None, :], 0)
-    return transform(encoder, hidden, frames)
+    return run_transformer(encoder, hidden, frames)
 
 
 def pool(hidden: Tensor, frames: Tensor, pooling: Pooling) -> Tensor:
     """Average frames: (B, T, hidden) with (B,) valid frames -> (B, hidden).
 
-    `paper`: mean over the valid frames, then ReLU. `reference`, as the authors' code: ReLU first, and the mean leaves the last valid frame
-    out (an utterance of one frame keeps it, where the authors' divides by zero).
+    `paper` (section 3.1): mean over the valid frames, then ReLU. `reference` (authors' code): ReLU first, and the mean omits the last valid
+    frame (except for an utterance of one frame, for which the authors' code divides by zero).
     """
     counted = frames
     if pooling is Pooling.reference:
@@ -85,7 +85,7 @@ def pool(hidden: Tensor, frames: Tensor, pooling: Pooling) -> Tensor:
 
 
 def class_weights(counts: Sequence[int]) -> Tensor:
-    """Return (classes,) weights: inverse class frequency, normalised to sum 1. Raises InputError for a class without an utterance."""
+    """Return weights (classes,): inverse class frequencies, normalised to sum 1 (authors' code). Raises InputError for a zero count."""
     if not counts or min(counts) <= 0:
         raise InputError(f"class counts {list(counts)}: every class needs at least one utterance in the training split")
     inverse = torch.tensor(list(counts), dtype=torch.float64).reciprocal()
@@ -95,13 +95,13 @@ def class_weights(counts: Sequence[int]) -> Tensor:
 def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, total_weight: Tensor | float | None = None) -> Tensor:
     """Return the weighted mean cross-entropy, sum(w * ce) / sum(w), of (N, classes) logits and (N,) int64 labels.
 
-    A batch in parts: pass `label_weight` of the whole batch's labels as `total_weight` with every part, and the parts' losses (and
-    gradients) add up to those of the whole.
+    For gradient accumulation pass `label_weight` of the whole batch's labels as `total_weight`: the losses (and gradients) of its
+    micro-batches then add up to those of the batch.
     """
     total = label_weight(labels, weights) if total_weight is None else total_weight
     return F.cross_entropy(logits.float(), labels, weight=weights, reduction="sum") / total
 
 
 def label_weight(labels: Tensor, weights: Tensor) -> Tensor:
-    """Return the scalar sum of the weights of (N,) labels."""
+    """Return the sum of the class weights of (N,) labels, a scalar tensor."""
     return weights[labels].sum()

@@ -1,19 +1,18 @@
-"""The convolutions of wav2vec 2.0 over transformers' weights, as matrix products over utterances laid end to end.
+"""The convolutional feature extractor of wav2vec 2.0 with transformers' weights, as matrix products over concatenated utterances.
 
-Three things make them faster than a module for each step, with the same numbers up to rounding:
+Equal to transformers' `Wav2Vec2FeatureEncoder` up to rounding, and faster for three reasons:
 
-- Frames are rows of (rows, channels). A convolution of kernel k and stride s without padding is then a sum of ceil(k / s) plain matrix
-  products: rows seen s at a time are (rows / s, s * channels), and the taps behind the first s belong to the same matrix further down.
-- Utterances lie end to end, each in a slot that starts at a multiple of the strides' product. A valid frame reads valid frames of its own
-  utterance alone, so what lies in the gaps never reaches it, and nothing is computed on padding. The group norm over time of the first
-  convolution is of each utterance alone: mean and variance of a channel follow from the second moments of the waves' windows (k by k),
-  and the norm is folded into a set of weights for each utterance. It costs no pass over the frames.
-- A chunk of frames is normalised, activated and multiplied while it is in the cache. Only the sums before each activation are kept for
-  the gradient, those of the first convolution, half of all, not even that: they are computed again.
+- A convolution is a sum of matrix products on strided views (`conv1d_matmul.py`).
+- Utterances are concatenated, each starting at a multiple of the product of the strides. A valid frame depends on valid frames of its own
+  utterance only, so the gaps between utterances do not reach it, and nothing is computed on padding. The group norm over time of the first
+  convolution is computed for each utterance: mean and variance of a channel follow from the second moments (k x k) of the wave's windows,
+  and the norm is folded into convolution weights for each utterance. It needs no pass over the frames.
+- A chunk of frames is normalised, activated and multiplied while it is in the cache. Only the values before each activation are saved for
+  the backward pass; those of the first convolution, half of the total, are recomputed.
 
 Layer-norm models are normalised frame by frame.
 
-Whoever changes a bit of what these give raises `VERSION` in ser_core/features/store.py: features on disk were computed by them.
+The feature store holds output of this module: a change that may alter a bit of it must increment `VERSION` in ser_core/features/store.py.
 """
 
 from __future__ import annotations
@@ -31,24 +30,24 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from ser_core.models.products import ConvolutionShape, Products, chunk_rows, row_chunks
+from ser_core.models.conv1d_matmul import Conv1dMatmul, ConvolutionShape, chunk_rows, row_chunks
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """How utterances lie end to end. Level n is what convolution n gives."""
+    """Layout of the concatenated utterances. Level n is the output of convolution n."""
 
     shapes: tuple[ConvolutionShape, ...]
     rows: tuple[int, ...]  # of each level, gaps included
-    slack: tuple[int, ...]  # further rows of zeros, which the next convolution's last rows read
-    segments: tuple[int, ...]  # where in level 0 each set of the first weights begins, and the end
-    norm_epsilon: float | None  # of layer norms; None: there are none
-    dtype: torch.dtype  # of products from the second convolution on
-    keep: bool  # what the gradient needs
-    chunk: int
+    slack: tuple[int, ...]  # additional rows of zeros, read by the last rows of the next convolution
+    segments: tuple[int, ...]  # first row in level 0 of each utterance's weights, and the end
+    norm_epsilon: float | None  # of the layer norms; None: no layer norms
+    dtype: torch.dtype  # of matrix products from the second convolution on
+    keep: bool  # whether to save values for the backward pass
+    chunk: int  # rows per matrix product
 
     def segments_of(self, low: int, high: int) -> Iterator[tuple[int, int, int]]:
-        """(set, first row, end) of the first weights for some rows of level 0."""
+        """Yield (index of the weights, first row, end) for rows `low` to `high` of level 0."""
         number = bisect.bisect_right(self.segments, low) - 1
         while low < high:
             stop = min(high, self.segments[number + 1])
@@ -57,7 +56,7 @@ class _Plan:
 
 
 def supports(extractor: Any) -> bool:
-    """Whether `convolve` computes what transformers' feature extractor does: GELU, plain convolutions, one kind of norm."""
+    """Whether `convolve` is equivalent to this transformers feature extractor: GELU, plain convolutions, one kind of norm."""
     layers = list(getattr(extractor, "conv_layers", ()))
     norms = [getattr(layer, "layer_norm", None) for layer in layers]
     return (
@@ -68,9 +67,9 @@ def supports(extractor: Any) -> bool:
 
 
 def convolve(extractor: Any, waves: Sequence[Tensor]) -> list[Tensor]:
-    """Return (frames, channels) of each wave (samples,), every one as if alone: the norms see no other utterance and no padding.
+    """Return the features (frames, channels) of each wave (samples,), computed as if each were alone: no norm sees others or padding.
 
-    `extractor` is transformers' `Wav2Vec2FeatureEncoder` (see `supports`); no wave may be shorter than one frame.
+    `extractor` is a `Wav2Vec2FeatureEncoder` of transformers (see `supports`). No wave may be shorter than one frame.
     """
     layers = list(extractor.conv_layers)
     shapes = tuple(ConvolutionShape.of(layer.conv) for layer in layers)
@@ -86,7 +85,7 @@ def convolve(extractor: Any, waves: Sequence[Tensor]) -> list[Tensor]:
     rows, slack = [starts[-1]], [0]
     for shape in reversed(shapes[1:]):
         rows.append(rows[-1] * shape.stride)
-        slack.append((shape.products - 1) * shape.stride)
+        slack.append((shape.matmuls - 1) * shape.stride)
     plan = _Plan(
         shapes=shapes,
         rows=tuple(reversed(rows)),
@@ -122,28 +121,28 @@ def _is_gelu(activation: Any) -> bool:
 
 
 def _is_group_norm(norms: Sequence[Any]) -> bool:
-    """A norm over time for each channel behind the first convolution, and no other."""
+    """Whether the only norm is a group norm over time for each channel, after the first convolution."""
     first = norms[0]
     return isinstance(first, nn.GroupNorm) and first.num_groups == first.num_channels and not any(norms[1:])
 
 
 def _windows(waves: Sequence[Tensor], shape: ConvolutionShape, counts: Sequence[int]) -> Tensor:
-    """(B, longest, kernel): what each frame of the first convolution reads, zero behind a wave's last."""
+    """Windows (B, longest, kernel) that the first convolution reads, zero after a wave's last frame."""
     windows = pad_sequence(list(waves), batch_first=True).unfold(1, shape.kernel, shape.stride)
     valid = torch.arange(windows.shape[1], device=windows.device) < torch.tensor(counts, device=windows.device)[:, None]
     return windows * valid[..., None]
 
 
 def _first_weights(layer: Any, windows: Tensor, counts: Sequence[int]) -> Tensor:
-    """(B, kernel + 1, channels): convolution and group norm of each utterance as one product; the last row is the offset.
+    """Weights (B, kernel + 1, channels) of convolution and group norm of each utterance in one product; the last row is the bias.
 
-    In double precision: a filter may leave little of a loud wave.
+    Computed in float64: a filter may cancel most of a loud wave.
     """
     lengths = torch.tensor(counts, dtype=torch.float64, device=windows.device)[:, None, None]
     taps = layer.conv.weight[:, 0].double()  # (channels, kernel)
     doubled = windows.double()
     middle = doubled.sum(1, keepdim=True) / lengths  # (B, 1, kernel)
-    # Zeros behind a wave's end stand for windows that are not there: their share is taken out again.
+    # E[xx'] - E[x]E[x]'; both means divide by the utterance's own number of windows, so the zeros after a wave's end do not count.
     moments = (doubled.transpose(1, 2) @ doubled) / lengths - middle.transpose(1, 2) @ middle
     variance = torch.einsum("ck,bkl,cl->bc", taps, moments, taps).clamp(min=0)
     scale = layer.layer_norm.weight.double() * torch.rsqrt(variance + layer.layer_norm.eps)
@@ -154,20 +153,20 @@ def _first_weights(layer: Any, windows: Tensor, counts: Sequence[int]) -> Tensor
 
 
 def _plain_weights(conv: nn.Conv1d) -> Tensor:
-    """(1, kernel + 1, channels): the same for all utterances."""
+    """Weights (1, kernel + 1, channels) of the first convolution, the same for all utterances; the last row is the bias."""
     taps = conv.weight[:, 0].T
     return torch.cat([taps, torch.zeros_like(taps[:1]) if conv.bias is None else conv.bias[None]])[None]
 
 
 class _Norm:
-    """Layer norm, if there is one, and GELU, on chunks of rows."""
+    """Optional layer norm followed by GELU, on chunks of rows, with their gradients."""
 
     def __init__(self, weight: Tensor | None, bias: Tensor | None, epsilon: float | None) -> None:
         self.weight, self.bias, self.epsilon = weight, bias, epsilon
         self.gradients = None if weight is None else (torch.zeros_like(weight), torch.zeros_like(weight))
 
     def forward(self, sums: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Activate into `out`; returns what `backward` needs of the norm."""
+        """Write the activations to `out`; return the layer norm's output and statistics, which `backward` needs."""
         if self.epsilon is None:
             _gelu(sums, out)
             return None
@@ -176,7 +175,7 @@ class _Norm:
         return normed
 
     def backward(self, gradient: Tensor, sums: Tensor, normed: tuple[Tensor, Tensor, Tensor] | None, out: Tensor) -> None:
-        """The gradient of `sums` (rows, channels) into `out`, for that of the activation; both may have further rows behind."""
+        """Write the gradient of `sums` (rows, channels) to `out`, given that of the activations; both may have additional rows."""
         if normed is None or self.gradients is None:
             if gradient.dtype == sums.dtype == out.dtype:
                 torch.ops.aten.gelu_backward.grad_input(gradient, sums, grad_input=out)
@@ -201,15 +200,15 @@ def _gelu(values: Tensor, out: Tensor) -> None:
 
 
 def _first_sums(plan: _Plan, windows: Tensor, first: Tensor, start: int, out: Tensor) -> None:
-    """The first convolution's normed rows from `start` on; each utterance has its own weights."""
+    """Write the normalised output of the first convolution from row `start` on to `out`; each utterance has its own weights."""
     for number, low, high in plan.segments_of(start, start + len(out)):
         torch.mm(windows[low:high], first[number], out=out[low - start : high - start])
 
 
 class _Convolutions(torch.autograd.Function):
-    """All convolutions: `windows` (rows, kernel + 1) and `first` (sets, kernel + 1, channels) give level 0.
+    """All convolutions. `windows` (rows, kernel + 1) and the first weights (utterances or 1, kernel + 1, channels) give level 0.
 
-    Then, for each convolution, weight (outputs, kernel * inputs), bias, and weight and bias of its layer norm; None for what is not there.
+    `values` holds four entries per convolution: weight (outputs, kernel * inputs), bias, weight and bias of the layer norm; None if absent.
     """
 
     @staticmethod
@@ -218,14 +217,14 @@ class _Convolutions(torch.autograd.Function):
         layers, norms = _parts(plan, values)
         last = len(plan.shapes) - 1
         kept: list[Tensor] = []
-        sums = windows  # of the level before; level 0 is computed chunk by chunk
+        sums = windows  # values before activation of the previous level; level 0 is computed chunk by chunk
         scratch = _Scratch(windows)
         for level in range(1, last + 1):
             shape, before = plan.shapes[level], sums
             sums = windows.new_empty((plan.rows[level] + plan.slack[level], shape.outputs), dtype=plan.dtype)
             sums[plan.rows[level] :] = 0
             for start, stop in row_chunks(plan.rows[level], plan.chunk):
-                low, high = start * shape.stride, (stop + shape.products - 1) * shape.stride
+                low, high = start * shape.stride, (stop + shape.matmuls - 1) * shape.stride
                 chunk = _level(plan, level - 1, windows, first, before, low, high, scratch)
                 active = scratch.take("active", high - low, shape.inputs, plan.dtype)
                 norms[level - 1].forward(chunk, active)
@@ -256,7 +255,7 @@ class _Convolutions(torch.autograd.Function):
             for number, low, high in plan.segments_of(start, start + len(found)):
                 first_gradient[number].addmm_(windows[low:high].T, found[low - start : high - start])
 
-        # With rows of zeros in front, for the products that reach back before a chunk.
+        # Preceded by rows of zeros, for the matrix products that read rows before a chunk.
         sums = _level(plan, last, windows, first, kept[last], 0, plan.rows[last], scratch)
         normed = norms[last].forward(sums, torch.empty_like(sums, dtype=plan.dtype)) if norms[last].epsilon is not None else None
         before = layers[last].before if last else 0
@@ -275,13 +274,13 @@ class _Convolutions(torch.autograd.Function):
             if bias is not None:
                 bias.add_(above.sum(0))
             for start, stop in row_chunks(plan.rows[level], plan.chunk):
-                low, middle, high = start * shape.stride, stop * shape.stride, (stop + shape.products - 1) * shape.stride
+                low, middle, high = start * shape.stride, stop * shape.stride, (stop + shape.matmuls - 1) * shape.stride
                 sums = _level(plan, level - 1, windows, first, kept[level - 1], low, high, scratch)
                 active = scratch.take("active", high - low, shape.inputs, plan.dtype)
                 normed = norms[level - 1].forward(sums, active)
                 rows = above[layer.before + start : layer.before + stop]
                 layer.add_gradient(active.view(-1, shape.stride * shape.inputs), rows, weights[level])
-                back = scratch.take("active", middle - low, shape.inputs, plan.dtype)  # nothing reads the activations any more
+                back = scratch.take("active", middle - low, shape.inputs, plan.dtype)  # the activations are no longer needed
                 layer.multiply_back(above[start : layer.before + stop], back.view(-1, shape.stride * shape.inputs))
                 if level > 1:
                     norms[level - 1].backward(back, sums[: middle - low], normed, found[before + low : before + middle])
@@ -296,18 +295,18 @@ class _Convolutions(torch.autograd.Function):
 
 
 def _parts(plan: _Plan, values: Sequence[Tensor | None]) -> tuple[list[Any], list[_Norm]]:
-    """Products (none for the first convolution) and norms of all convolutions."""
+    """Matrix products (None for the first convolution) and norms of all convolutions."""
     layers: list[Any] = [None]
     for level in range(1, len(plan.shapes)):
         weight, bias = values[4 * level], values[4 * level + 1]
         if weight is None:
             raise ValueError(f"convolution {level} has no weights")
-        layers.append(Products(plan.shapes[level], weight, bias, plan.dtype))
+        layers.append(Conv1dMatmul(plan.shapes[level], weight, bias, plan.dtype))
     return layers, [_Norm(values[4 * level + 2], values[4 * level + 3], plan.norm_epsilon) for level in range(len(plan.shapes))]
 
 
 def _level(plan: _Plan, level: int, windows: Tensor, first: Tensor, kept: Tensor, low: int, high: int, scratch: _Scratch) -> Tensor:
-    """Rows of a level before norm and activation: of the first computed, of others what was kept."""
+    """Rows `low` to `high` of a level before norm and activation: recomputed for level 0, saved for the others."""
     if level:
         return kept[low:high]
     sums = scratch.take("sums", high - low, plan.shapes[0].outputs, windows.dtype)
@@ -316,7 +315,7 @@ def _level(plan: _Plan, level: int, windows: Tensor, first: Tensor, kept: Tensor
 
 
 class _Scratch:
-    """Memory for the rows of a chunk, taken from the system once a call."""
+    """Buffers for the rows of a chunk, allocated once per call of `convolve`."""
 
     def __init__(self, like: Tensor) -> None:
         self._device = like.device

@@ -1,13 +1,13 @@
-"""The transformer of wav2vec 2.0 on a CPU: transformers' weights, the same function, less time.
+"""A faster CPU implementation of the wav2vec 2.0 transformer encoder, with transformers' weights and equal to it up to rounding.
 
-What it does otherwise than transformers' encoder, each measured in docs/speed.md:
+Differences from transformers' encoder, each measured in docs/speed.md:
 
-- utterances lie one behind the other, without padding; attention is computed for each alone;
-- dropout compares raw bits of a fast generator, seeded from torch's default one, with a threshold: one pass, forward and backward;
-- an attention block and a feed-forward block are one node of the graph each, which keeps little and works in place;
-- the positional convolution is a product of spectra (overlap-save in blocks as long as its kernel).
+- utterances are concatenated without padding; attention is computed for each utterance;
+- dropout compares raw bits of a fast generator, seeded from torch's default one, with a threshold: one pass forward, one backward;
+- an attention block and a feed-forward block are one autograd node each, which saves few tensors and works in place;
+- the positional convolution is computed with a Fourier transform (overlap-save, blocks of the kernel's length).
 
-`transform` is the one way in. A GPU, eager attention (the authors' arithmetic) and configurations not foreseen here get
+`run_transformer` is the entry point. On a GPU, with eager attention (as in the authors' code) and for other configurations it calls
 transformers' encoder.
 """
 
@@ -28,20 +28,20 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ser_core.models.front_end import valid_frames
 
-MOST_DROPPED = 0.49  # above it the threshold of `Dropping` would fall among positive numbers
-STREAMS = 2  # generators that draw bits side by side; a constant, so that the bits do not depend on the number of threads
-LONG_DRAW = 1 << 15  # words from which a second thread is worth its start
+MAX_DROPOUT = 0.49  # for a higher probability the threshold of `DropoutBits` would have to be positive
+STREAMS = 2  # generators that draw bits in parallel; a constant, so that the bits do not depend on the number of threads
+PARALLEL_DRAW_WORDS = 1 << 15  # 64-bit words from which a second thread saves time
 
 aten: Any = torch.ops.aten
 
 
-def transform(encoder: Any, hidden: Tensor, frames: Tensor | None) -> Tensor:
+def run_transformer(encoder: Any, hidden: Tensor, frames: Tensor | None) -> Tensor:
     """Run the transformer of a `Wav2Vec2Model` over projected features: (B, T, hidden) -> (B, T, hidden).
 
-    `frames` (B,) are the valid ones of each row, the rest is padding: never attended to, and its output means nothing. None: all are valid.
+    `frames` (B,): the number of valid frames of each row; None: all. Attention ignores the padding after them; its output is undefined.
     """
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
-    if hidden.device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16) or not is_known(encoder.encoder):
+    if hidden.device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16) or not is_supported(encoder.encoder):
         valid = None if frames is None else valid_frames(frames, hidden.shape[1])
         output: Tensor = _by_transformers(encoder.encoder, hidden, valid)
         return output
@@ -54,8 +54,8 @@ def transform(encoder: Any, hidden: Tensor, frames: Tensor | None) -> Tensor:
     return F.pad(padded, (0, 0, 0, length - padded.shape[1]))
 
 
-def is_known(encoder: Any) -> bool:
-    """Whether this module computes what transformers' encoder of this configuration does."""
+def is_supported(encoder: Any) -> bool:
+    """Whether this implementation covers the configuration of transformers' encoder."""
     config = encoder.config
     dropped = (config.hidden_dropout, config.activation_dropout, config.attention_dropout)
     return (
@@ -64,19 +64,19 @@ def is_known(encoder: Any) -> bool:
         and config.hidden_act == config.feat_extract_activation == "gelu"
         and getattr(config, "adapter_attn_dim", None) is None
         and not encoder.gradient_checkpointing
-        and all(0 <= probability < MOST_DROPPED for probability in dropped)
+        and all(0 <= probability < MAX_DROPOUT for probability in dropped)
     )
 
 
 def _by_transformers(encoder: Any, hidden: Tensor, valid: Tensor | None) -> Any:
     if valid is not None:
-        # Zeroed here and out of place: transformers zeroes the padding of what it is given in place, which would reach into the caller's.
+        # transformers zeroes padding of its input in place; zeroed out of place here, so that the caller's tensor stays as it is.
         hidden = hidden.masked_fill(~valid[..., None], 0)
     return encoder(hidden, attention_mask=valid).last_hidden_state
 
 
 def _packed(hidden: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Valid rows of (B, T, hidden), one utterance behind the other: (frames, hidden)."""
+    """Concatenate the valid rows of (B, T, hidden): (frames, hidden)."""
     flat = hidden.flatten(0, 1)
     if sum(lengths) == len(flat):
         return flat
@@ -86,20 +86,20 @@ def _packed(hidden: Tensor, lengths: Sequence[int]) -> Tensor:
 
 
 def _run(encoder: Any, hidden: Tensor, lengths: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """The encoder over packed rows (frames, hidden), whose matrices are multiplied in `dtype`."""
+    """Run the encoder over packed rows (frames, hidden), with matrix products in `dtype`."""
     config, training = encoder.config, encoder.training
     stable = type(encoder).__name__ == "Wav2Vec2EncoderStableLayerNorm"
     hidden = hidden + _positions(encoder.pos_conv_embed, hidden, lengths)
     if not stable:
         hidden = encoder.layer_norm(hidden)
     hidden = F.dropout(hidden, config.hidden_dropout, training)
-    # Layers are drawn one by one, as in transformers, and before the seed of their masks.
+    # Layer drop: one random number per layer, as in transformers, drawn before the seed of the dropout masks.
     layers = [layer for layer in encoder.layers if not (training and config.layerdrop > 0 and float(torch.rand([])) < config.layerdrop)]
-    dropping = Dropping.seeded() if training else None
+    dropout_bits = DropoutBits.seeded() if training else None
     for layer in layers:
         attention, feed_forward = layer.attention, layer.feed_forward
-        first = (lengths, attention.num_heads, attention.dropout, layer.dropout.p, dropping, dtype)
-        second = (feed_forward.intermediate_dropout.p, feed_forward.output_dropout.p, dropping, dtype)
+        first = (lengths, attention.num_heads, attention.dropout, layer.dropout.p, dropout_bits, dtype)
+        second = (feed_forward.intermediate_dropout.p, feed_forward.output_dropout.p, dropout_bits, dtype)
         if stable:
             hidden = _attend(attention, hidden, layer.layer_norm(hidden), first)
             hidden = _feed_forward(feed_forward, hidden, layer.final_layer_norm(hidden), second)
@@ -111,23 +111,23 @@ def _run(encoder: Any, hidden: Tensor, lengths: Sequence[int], dtype: torch.dtyp
     return hidden
 
 
-class Dropping:
-    """Dropout masks from raw bits: a number whose bits are drawn at random lies at or below a threshold with the dropout's probability.
+class DropoutBits:
+    """Dropout masks from random bits: a float of random bits is at or below a threshold (`threshold_for`) with the dropout probability.
 
-    So `threshold_backward(x, bits, threshold)`, which keeps x where bits > threshold, drops in one pass, and the same of the gradient.
-    Bits that are no number compare as not below, and are kept.
+    `threshold_backward(x, bits, threshold)` keeps x where bits > threshold, so it applies dropout in one pass, and likewise to the
+    gradient. NaN bit patterns do not compare as below the threshold; they keep x.
     """
 
     def __init__(self, seed: int) -> None:
         self._streams = [np.random.SFC64(each) for each in np.random.SeedSequence(seed).spawn(STREAMS)]
 
     @classmethod
-    def seeded(cls) -> Dropping:
-        """From torch's default generator."""
+    def seeded(cls) -> DropoutBits:
+        """Create one with a seed from torch's default generator."""
         return cls(int(torch.randint(1 << 62, ())))
 
     def bits(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A tensor of random bits."""
+        """Return a tensor of `shape` and `dtype` with random bits."""
         count = math.prod(shape)
         words = -(-count * dtype.itemsize // (8 * STREAMS))
         drawn = np.empty((STREAMS, words), np.uint64)
@@ -135,7 +135,7 @@ class Dropping:
         def draw(stream: int) -> None:
             drawn[stream] = self._streams[stream].random_raw(words)
 
-        if words < LONG_DRAW or torch.get_num_threads() == 1:
+        if words < PARALLEL_DRAW_WORDS or torch.get_num_threads() == 1:
             for stream in range(STREAMS):
                 draw(stream)
         else:
@@ -150,17 +150,17 @@ def _pool() -> ThreadPoolExecutor:
 
 @functools.cache
 def threshold_for(probability: float, dtype: torch.dtype) -> float:
-    """The number that random bits of this type lie at or below with this probability (at most 0.49): negative, and large."""
+    """Return the (negative) number that random bits of `dtype` are at or below with `probability` (at most MAX_DROPOUT)."""
     bits = 8 * dtype.itemsize
     infinity = {torch.float32: 0x7F800000, torch.bfloat16: 0x7F80}[dtype]
-    # Of the 2^bits patterns, those from the threshold to minus infinity, both included, count `probability`.
+    # The bit patterns from the threshold to minus infinity, both included, are the share `probability` of all 2^bits.
     magnitude = infinity + 1 - round(probability * 2**bits)
     integer = {torch.float32: torch.int32, torch.bfloat16: torch.int16}[dtype]
     return -float(torch.tensor(magnitude, dtype=integer).view(dtype))
 
 
 def _drop(values: Tensor, bits: Tensor | None, probability: float) -> Tensor:
-    """Zero what is dropped, in place; what is kept is scaled elsewhere."""
+    """Apply dropout in place, without the scale 1 / (1 - probability), which is merged into a matrix product."""
     if bits is not None:
         aten.threshold_backward.grad_input(values, bits, threshold_for(probability, values.dtype), grad_input=values)
     return values
@@ -175,7 +175,7 @@ def _dropped(values: Tensor, bits: Tensor | None, probability: float) -> Tensor:
 
 
 def _scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
-    """scale * left @ right, for matrices or for batches of them."""
+    """Return scale * left @ right, for matrices or batches of matrices."""
     if left.dim() == 2:
         return torch.addmm(left.new_zeros(()), left, right, beta=0, alpha=scale)
     return torch.baddbmm(left.new_zeros(()), left, right, beta=0, alpha=scale)
@@ -196,12 +196,12 @@ def _feed_forward(block: Any, residual: Tensor, hidden: Tensor, options: tuple[A
 
 
 class _Attention(torch.autograd.Function):
-    """residual + dropout(out(attention(hidden))), of packed rows."""
+    """residual + dropout(out_proj(attention(hidden))) on packed rows (frames, hidden)."""
 
     @staticmethod
     def forward(ctx: Any, options: tuple[Any, ...], residual: Tensor, hidden: Tensor, *weights: Tensor) -> Tensor:
-        lengths, heads, inner, outer, dropping, dtype = options
-        inner, outer = (inner, outer) if dropping is not None else (0.0, 0.0)
+        lengths, heads, inner, outer, dropout_bits, dtype = options
+        inner, outer = (inner, outer) if dropout_bits is not None else (0.0, 0.0)
         x = hidden.to(dtype)
         wq, bq, wk, bk, wv, bv, wo, bo = (each.to(dtype) for each in weights)
         q, k, v = torch.addmm(bq, x, wq.t()), torch.addmm(bk, x, wk.t()), torch.addmm(bv, x, wv.t())
@@ -213,12 +213,12 @@ class _Attention(torch.autograd.Function):
             p = torch.softmax(_scaled_product(q_, k_.transpose(1, 2), scaling), -1)
             probabilities.append(p)
             if inner:
-                bits = dropping.bits(tuple(p.shape), dtype)
-                # The bits' memory takes what is kept.
+                bits = dropout_bits.bits(tuple(p.shape), dtype)
+                # The result overwrites the bits.
                 p = aten.threshold_backward.grad_input(p, bits, threshold_for(inner, dtype), grad_input=bits)
                 kept.append(p)
             merged_.copy_(_scaled_product(p, v_, 1 / (1 - inner)))
-        bits = dropping.bits(tuple(x.shape), dtype) if outer else None
+        bits = dropout_bits.bits(tuple(x.shape), dtype) if outer else None
         output = _drop(torch.addmm(bo, merged, wo.t()), bits, outer)
         ctx.save_for_backward(x, q, k, v, merged, bits, wq, wk, wv, wo, *probabilities, *kept)
         ctx.facts = (lengths, heads, inner, outer, scaling)
@@ -241,7 +241,7 @@ class _Attention(torch.autograd.Function):
             p_kept = kept[number] if kept else p
             dv_.copy_(_scaled_product(p_kept.transpose(1, 2), dmerged_, inner_scale))
             dp = _scaled_product(dmerged_, v_.transpose(1, 2), inner_scale)
-            if kept:  # what was kept is above zero
+            if kept:  # probabilities that dropout kept are above zero
                 aten.threshold_backward.grad_input(dp, p_kept, 0.0, grad_input=dp)
             ds = aten._softmax_backward_data(dp, p, -1, p.dtype)
             dq_.copy_(_scaled_product(ds, k_, scaling))
@@ -252,18 +252,18 @@ class _Attention(torch.autograd.Function):
 
 
 class _FeedForward(torch.autograd.Function):
-    """residual + dropout(outer(dropout(gelu(inner(hidden)))))."""
+    """residual + dropout(output_dense(dropout(gelu(intermediate_dense(hidden))))) on packed rows (frames, hidden)."""
 
     @staticmethod
     def forward(ctx: Any, options: tuple[Any, ...], residual: Tensor, hidden: Tensor, *weights: Tensor) -> Tensor:
-        inner, outer, dropping, dtype = options
-        inner, outer = (inner, outer) if dropping is not None else (0.0, 0.0)
+        inner, outer, dropout_bits, dtype = options
+        inner, outer = (inner, outer) if dropout_bits is not None else (0.0, 0.0)
         x = hidden.to(dtype)
         w1, b1, w2, b2 = (each.to(dtype) for each in weights)
         u = torch.addmm(b1, x, w1.t())
-        inner_bits = dropping.bits(tuple(u.shape), dtype) if inner else None
+        inner_bits = dropout_bits.bits(tuple(u.shape), dtype) if inner else None
         h = _drop(F.gelu(u), inner_bits, inner)
-        outer_bits = dropping.bits(tuple(x.shape), dtype) if outer else None
+        outer_bits = dropout_bits.bits(tuple(x.shape), dtype) if outer else None
         output = _drop(torch.addmm(b2, h, w2.t(), alpha=1 / (1 - inner)), outer_bits, outer)
         ctx.save_for_backward(x, u, h, inner_bits, outer_bits, w1, w2)
         ctx.facts = (inner, outer)
@@ -285,17 +285,17 @@ class _FeedForward(torch.autograd.Function):
 
 
 def _heads(rows: Tensor, lengths: Sequence[int], heads: int) -> list[Tensor]:
-    """Views (heads, frames, size) of each utterance in packed rows (frames, hidden)."""
+    """Return a view (heads, frames, head size) of each utterance in packed rows (frames, hidden)."""
     return [each.view(len(each), heads, -1).transpose(0, 1) for each in torch.split(rows, list(lengths))]
 
 
 def _positions(embedding: Any, hidden: Tensor, lengths: Sequence[int]) -> Tensor:
-    """gelu(convolution) of packed rows (frames, hidden), every utterance between zeros."""
+    """Positional embedding gelu(convolution) of packed rows (frames, hidden), each utterance zero-padded."""
     convolution = embedding.conv
-    weight: Tensor = convolution.weight  # (hidden, hidden / groups, kernel), normalised anew at each access
+    weight: Tensor = convolution.weight  # (hidden, hidden / groups, kernel); weight norm recomputes it at each access
     kernel, groups = weight.shape[2], convolution.groups
     before = kernel // 2
-    # Zeros before the first utterance and behind each; then to whole blocks, of which the last is only looked at.
+    # Zeros before the first utterance and after each, then up to whole blocks; the last block is read only.
     gap = hidden.new_zeros(before, hidden.shape[1])
     total = sum(lengths) + before * len(lengths)
     blocks = -(-total // kernel)
@@ -313,14 +313,14 @@ def _positions(embedding: Any, hidden: Tensor, lengths: Sequence[int]) -> Tensor
 def _correlate(rows: Tensor, weight: Tensor, groups: int) -> Tensor:
     """Correlate (blocks * kernel + kernel, channels) with (channels, channels / groups, kernel): (blocks * kernel, channels).
 
-    Row t is the sum over k of rows t + k with the weights of k. Windows of two blocks are transformed, multiplied, and transformed back.
-    Spectra are real: one part for cosines, one for sines. A transform is a product with a matrix, which leaves the result where the next
-    product wants it.
+    Row t is the sum over k of row t + k times the weights of tap k. Windows of two blocks are Fourier-transformed, multiplied, and
+    transformed back. Spectra are stored as real tensors: cosine part, sine part. The transforms are matrix products, which write the layout
+    that the next product reads.
     """
     channels, size, kernel = weight.shape
     analysis, synthesis, signs = (each.to(rows.dtype) for each in _spectral_matrices(kernel))
     count = len(signs)  # frequencies
-    # The second half of a window has the spectrum of a first half, but for the sign of odd frequencies.
+    # Shifted by half a window, a block has the same spectrum except for the sign of odd frequencies.
     halves = torch.matmul(analysis, rows.view(-1, kernel, channels)).view(-1, 2, count, channels)
     spectra = halves[:-1] + signs[:, None] * halves[1:]  # (blocks, 2, frequencies, channels)
     blocks = len(spectra)
@@ -336,11 +336,14 @@ def _correlate(rows: Tensor, weight: Tensor, groups: int) -> Tensor:
 
 @functools.cache
 def _spectral_matrices(kernel: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Analysis (2 * frequencies, kernel), synthesis (kernel, 2 * frequencies), signs (frequencies,), of windows of two kernels."""
+    """Fourier matrices of windows of 2 * kernel samples.
+
+    Analysis (2 * frequencies, kernel), synthesis (kernel, 2 * frequencies), signs of the shifted half (frequencies,).
+    """
     window = 2 * kernel
     frequency: NDArray[np.float64] = np.arange(kernel + 1, dtype=np.float64)
     time = np.arange(kernel)
-    # Angles are reduced as integers, so that float64 cosines are exact to the last bits.
+    # Angles are reduced modulo the window as integers, so that the float64 cosines are accurate.
     angle = (np.outer(np.arange(kernel + 1), time) % window) * (2 * np.pi / window)
     analysis = np.concatenate([np.cos(angle), -np.sin(angle)])
     share = np.where((frequency == 0) | (frequency == kernel), 1.0, 2.0) / window

@@ -1,4 +1,4 @@
-"""A fairseq wav2vec v1 checkpoint becomes our module: the one place that imports fairseq, and only to open `wav2vec_large.pt`."""
+"""Load wav2vec v1 from a fairseq checkpoint (`wav2vec_large.pt`). The only module that imports fairseq."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ser_core.errors import InputError, is_memory_error
-from ser_core.models.identity import CONFIG_FILE, wav2vec_identity
+from ser_core.errors import InputError, first_line, is_memory_error
+from ser_core.models.checkpoint_keys import key_problems
+from ser_core.models.identity import CONFIG_FILE, MISSING_WAV2VEC, NO_WAV2VEC, wav2vec_identity
 from ser_core.settings import Wav2vecSettings
 
 if TYPE_CHECKING:
@@ -29,10 +30,10 @@ __all__ = ["build_wav2vec", "convert_checkpoint", "save_wav2vec", "wav2vec_ident
 
 WEIGHTS_FILE = "model.safetensors"
 
-# fairseq's own pretraining head; not used here, known, and therefore not an unmatched key.
-SPARE_PREFIX = "wav2vec_predictions."
+# Keys of fairseq's pretraining head, which is not used here.
+IGNORED_PREFIX = "wav2vec_predictions."
 
-# fairseq's modules are numbered sequences: (pad,) convolution, dropout, norm, activation.
+# fairseq's layers are nn.Sequential: (pad,) convolution, dropout, norm, activation. fairseq's key -> key of ser_core.models.wav2vec.
 RENAMINGS = (
     (re.compile(r"^feature_extractor\.conv_layers\.(\d+)\.0\.(\w+)$"), r"extractor.layers.\1.conv.\2"),
     (re.compile(r"^feature_extractor\.conv_layers\.(\d+)\.2\.(\w+)$"), r"extractor.layers.\1.norm.\2"),
@@ -41,13 +42,11 @@ RENAMINGS = (
     (re.compile(r"^feature_aggregator\.residual_proj\.(\d+)\.(\w+)$"), r"aggregator.residuals.\1.\2"),
 )
 
-SHOWN_KEYS = 4
-
 
 def build_wav2vec(settings: Wav2vecSettings) -> Wav2vec:
-    """Build wav2vec v1 in evaluation mode: from a fairseq checkpoint, a folder that `save_wav2vec` wrote, or a configuration and its seed.
+    """Build wav2vec v1 in evaluation mode: from a fairseq checkpoint, a folder written by `save_wav2vec`, or a configuration and its seed.
 
-    Raises InputError where a checkpoint cannot be found, opened or matched key by key.
+    Raises InputError if a checkpoint cannot be found or read, or if its keys do not match the model.
     """
     import torch
 
@@ -56,9 +55,7 @@ def build_wav2vec(settings: Wav2vecSettings) -> Wav2vec:
 
     if settings.checkpoint is None:
         if not settings.config:
-            raise InputError(
-                "states.wav2vec: neither checkpoint nor config is set; give the path of wav2vec_large.pt, or the keys of a small model"
-            )
+            raise InputError(NO_WAV2VEC)
         config = parse_config(settings.config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.init_seed)
@@ -67,7 +64,7 @@ def build_wav2vec(settings: Wav2vecSettings) -> Wav2vec:
     if path.is_dir():
         return _open_folder(path)
     config, state = convert_checkpoint(path)
-    return _filled(Wav2vec(config), state, path)
+    return _with_weights(Wav2vec(config), state, path)
 
 
 def save_wav2vec(model: Wav2vec, folder: Path) -> None:
@@ -80,30 +77,29 @@ def save_wav2vec(model: Wav2vec, folder: Path) -> None:
 
 
 def convert_checkpoint(path: Path) -> tuple[Wav2vecConfig, dict[str, Tensor]]:
-    """Open a fairseq checkpoint and return our configuration and state. Raises InputError for anything but a plain wav2vec v1 model."""
+    """Return configuration and state dict of a fairseq checkpoint, with the keys of `Wav2vec`. Raises InputError for any other model."""
     import torch
 
     if not path.is_file():
-        raise InputError(f"{path}: no such wav2vec checkpoint; set states.wav2vec.checkpoint to the path of wav2vec_large.pt")
+        raise InputError(f"{path}: {MISSING_WAV2VEC}")
     try:
-        # Old checkpoints keep their arguments as a Namespace; nothing else beyond tensors and plain values is let through.
-        with _undisturbed(), torch.serialization.safe_globals([argparse.Namespace]):
+        # Old checkpoints hold their arguments as a Namespace; torch.load refuses any other class.
+        with _logging_restored(), torch.serialization.safe_globals([argparse.Namespace]):
             from fairseq import checkpoint_utils
 
             models, configuration, _task = checkpoint_utils.load_model_ensemble_and_task([str(path)])
     except (pickle.UnpicklingError, RuntimeError, KeyError, AttributeError, ValueError, TypeError, EOFError, OSError) as error:
         if is_memory_error(error):
             raise
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: fairseq cannot open it as a wav2vec checkpoint: {line}") from error
+        raise InputError(f"{path}: fairseq cannot open it as a wav2vec checkpoint: {first_line(error)}") from error
     values = configuration["model"]
     config = _converted_config(path, values if isinstance(values, Mapping) else vars(values))
     return config, _converted_state(path, models[0].state_dict())
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Undo what importing fairseq does to the process: the root logger at debug level with a handler of its own, hydra's warnings."""
+def _logging_restored() -> Iterator[None]:
+    """Context that undoes what importing fairseq does: it sets the root logger to debug level with a handler, and hydra warns."""
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
     try:
@@ -118,7 +114,7 @@ def _undisturbed() -> Iterator[None]:
 def _converted_config(path: Path, values: Mapping[Any, Any]) -> Wav2vecConfig:
     from ser_core.models.shapes import Wav2vecConfig
 
-    # Older checkpoints lack the later keys: fairseq's defaults are ours.
+    # Older checkpoints lack newer keys; the defaults of Wav2vecConfig are fairseq's.
     default = Wav2vecConfig()
     problems = []
     if str(values.get("aggregator", "cnn")) != "cnn":
@@ -153,7 +149,7 @@ def _layers(path: Path, text: object, default: Layers) -> Layers:
 
 
 def _evaluate(node: ast.expr) -> Any:
-    """Evaluate the arithmetic of lists that fairseq allows, `[(512, 10, 5)] + [(512, 4, 2)] * 3`, and nothing else."""
+    """Evaluate list expressions as fairseq writes them, `[(512, 10, 5)] + [(512, 4, 2)] * 3`; ValueError or TypeError for anything else."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return _evaluate(node.left) + _evaluate(node.right)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
@@ -165,7 +161,7 @@ def _converted_state(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tenso
     converted: dict[str, Tensor] = {}
     unmatched = []
     for name, tensor in state.items():
-        if name.startswith(SPARE_PREFIX):
+        if name.startswith(IGNORED_PREFIX):
             continue
         for pattern, ours in RENAMINGS:
             if pattern.match(name):
@@ -174,7 +170,7 @@ def _converted_state(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tenso
         else:
             unmatched.append(name)
     if unmatched:
-        raise InputError(f"{path}: {_listed(unmatched)} unmatched; not a plain wav2vec v1 model")
+        raise InputError(key_problems(path, {"not in the model": unmatched}, "not a plain wav2vec v1 model"))
     return converted
 
 
@@ -190,24 +186,18 @@ def _open_folder(folder: Path) -> Wav2vec:
         state = load_file(folder / WEIGHTS_FILE)
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{folder}: not a saved wav2vec model: {error}") from error
-    return _filled(Wav2vec(config), state, folder)
+    return _with_weights(Wav2vec(config), state, folder)
 
 
-def _filled(model: Wav2vec, state: Mapping[str, Tensor], path: Path) -> Wav2vec:
+def _with_weights(model: Wav2vec, state: Mapping[str, Tensor], path: Path) -> Wav2vec:
     wanted = model.state_dict()
-    problems = []
-    missing = sorted(set(wanted) - set(state))
-    unmatched = sorted(set(state) - set(wanted))
-    misshapen = sorted(name for name in set(state) & set(wanted) if state[name].shape != wanted[name].shape)
-    for word, names in (("missing", missing), ("unmatched", unmatched), ("of another shape", misshapen)):
-        if names:
-            problems.append(f"{path}: {_listed(names)} {word}; the checkpoint does not fit its own configuration")
+    wrong = {
+        "missing": set(wanted) - set(state),
+        "not in the model": set(state) - set(wanted),
+        "of another shape": {name for name in set(state) & set(wanted) if state[name].shape != wanted[name].shape},
+    }
+    problems = key_problems(path, wrong, "the checkpoint does not fit its own configuration")
     if problems:
         raise InputError(problems)
     model.load_state_dict(dict(state))
     return model.eval()
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN_KEYS} more" if len(names) > SHOWN_KEYS else ""
-    return f"{len(names)} keys ({', '.join(names[:SHOWN_KEYS])}{more})"

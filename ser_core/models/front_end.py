@@ -1,8 +1,8 @@
-"""Waves to projected features: convolutions and feature projection, for each utterance as if alone or for a padded batch.
+"""Front end: waves to projected features (convolutions, layer norm, projection), for each utterance alone or for a zero-padded batch.
 
-wav2vec2-base has a group norm over time in its first convolution, so zeros appended to an utterance change every one of its features. The
-`independent` functions keep utterances apart: the features of one are the same whatever else is in the batch. The `padded` ones do what
-the authors' code does, with transformers' modules.
+wav2vec2-base has a group norm over time after its first convolution, so zero padding changes all features of an utterance. The
+`independent` functions compute each utterance as if it were alone in the batch. The `padded` ones do what the authors' code does, with
+transformers' modules.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ NORMALISE_EPSILON = 1e-7  # of the variance; transformers.Wav2Vec2FeatureExtract
 
 @dataclass(frozen=True)
 class FrontEnd:
-    """What the convolutions give for a batch.
+    """Output of the front end for a batch.
 
-    `projected` (B, T, hidden) goes into the transformer, `normalised` (B, T, channels) into the quantizer, `frames` (B,) int64 are the
-    valid frames. Rows of `independent` features are zero behind their valid frames; rows of `padded` ones are not.
+    `projected` (B, T, hidden) is the transformer's input, `normalised` (B, T, channels) the quantizer's, `frames` (B,) int64 the numbers of
+    valid frames. After its valid frames a row of `independent` features is zero, a row of `padded` ones is not.
     """
 
     projected: Tensor
@@ -41,32 +41,32 @@ class FrontEnd:
 
 @dataclass(frozen=True)
 class Extracted:
-    """What the convolutions give, before the projection and its dropout: nothing in it is random.
+    """Output of the convolutions, before projection and dropout, hence deterministic.
 
-    `rows` are (B, T, channels) of a padded batch, or the valid frames of all utterances, (frames of all, channels), one after the other.
+    `rows`: (B, T, channels) of a padded batch, or the concatenated valid frames of all utterances (frames, channels).
     """
 
     rows: Tensor
-    frames: tuple[int, ...]  # valid ones of each utterance
+    frames: tuple[int, ...]  # valid frames of each utterance
 
 
 def project_independent(model: Wav2Vec2Model | Wav2Vec2ForPreTraining, waves: Sequence[Tensor]) -> list[Tensor]:
     """Return the features of each utterance, (frames, hidden), without gradient and without dropout.
 
-    `waves` are float tensors (samples,); a clip shorter than one frame is padded with zeros to one frame. The features of an utterance do
-    not depend on the others, to the bit.
+    `waves` are float tensors (samples,); one shorter than one frame is padded with zeros to one frame. The features of an utterance are
+    bit-identical whatever the other utterances.
     """
     encoder = encoder_of(model)
     with torch.no_grad():
-        # One at a time: the rounding of a matrix product may depend on how many rows it has.
+        # One at a time: the rounding of a matrix product may depend on its number of rows.
         return [_project(encoder, _convolve_apart(encoder, [wave])[0]) for wave in _prepared(encoder, waves)]
 
 
 def project_padded(model: Wav2Vec2Model | Wav2Vec2ForPreTraining, waves: Sequence[Tensor], samples: int = 0) -> tuple[Tensor, Tensor]:
-    """Return the features of zero-padded utterances as the authors compute them, without gradient and without dropout.
+    """Return features (B, T, hidden) of zero-padded utterances as in the authors' code, without gradient or dropout, and frames (B,) int64.
 
-    The features (B, T, hidden) of an utterance depend on the length of the longest in the batch and on nothing else of the others, so a
-    part of a batch has the batch's features where that length is given as `samples`. With them come the valid frames (B,) int64.
+    The features of an utterance depend on the length of the longest wave of the batch only. For a micro-batch pass that length as `samples`
+    to get the features of the whole batch.
     """
     encoder = encoder_of(model)
     prepared = _prepared(encoder, waves)
@@ -76,9 +76,9 @@ def project_padded(model: Wav2Vec2Model | Wav2Vec2ForPreTraining, waves: Sequenc
 
 
 def run_front_end(model: Wav2Vec2Model | Wav2Vec2ForPreTraining, waves: Sequence[Tensor], padding: Padding, samples: int = 0) -> FrontEnd:
-    """Run convolutions and projection with gradient and with the model's own dropout, for stages that train them too.
+    """Run convolutions and projection with gradient and with the model's dropout, for stages that train the front end.
 
-    `samples` as for `project_padded`; `independent` features have no use for it.
+    `samples` as for `project_padded`; ignored for `independent` padding.
     """
     return project(model, extract(model, waves, padding, samples))
 
@@ -94,19 +94,19 @@ def extract(model: Wav2Vec2Model | Wav2Vec2ForPreTraining, waves: Sequence[Tenso
 
 
 def project(model: Wav2Vec2Model | Wav2Vec2ForPreTraining, extracted: Extracted) -> FrontEnd:
-    """Normalise and project what the convolutions gave, with the model's own dropout."""
+    """Apply layer norm and projection to the output of the convolutions, with the model's dropout."""
     projected, normalised = encoder_of(model).feature_projection(extracted.rows)
     frames = torch.tensor(extracted.frames, dtype=torch.int64, device=projected.device)
     return FrontEnd(_padded(projected, extracted.frames), _padded(normalised, extracted.frames), frames)
 
 
 def normalise(model: Wav2Vec2Model | Wav2Vec2ForPreTraining, extracted: Extracted) -> Tensor:
-    """Return what the quantizer sees, `normalised` of `project`, without the projection."""
+    """Return the quantizer's input (B, T, channels): `normalised` of `project`, without computing the projection."""
     return _padded(encoder_of(model).feature_projection.layer_norm(extracted.rows), extracted.frames)
 
 
 def valid_frames(frames: Tensor, length: int) -> Tensor:
-    """Return (B, length) bool, True where row b has a frame."""
+    """Return (B, length) bool, True for the first `frames` (B,) frames of each row."""
     return torch.arange(length, device=frames.device)[None] < frames[:, None]
 
 
@@ -116,7 +116,7 @@ def encoder_of(model: Any) -> Any:
 
 
 def _prepared(encoder: Any, waves: Sequence[Tensor]) -> list[Tensor]:
-    """Return the waves on the model's device, normalised if the model wants it, none shorter than one frame."""
+    """Return the waves on the model's device, normalised if the model expects it, padded to at least one frame."""
     weight = encoder.feature_projection.projection.weight
     shortest = minimum_samples(encoder.config)
     normalise = bool(getattr(encoder.config, NORMALISE_KEY, False))
@@ -130,7 +130,7 @@ def _prepared(encoder: Any, waves: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _stacked(waves: Sequence[Tensor], samples: int) -> Tensor:
-    """(B, samples) with zeros behind each wave, at least `samples` long."""
+    """Stack waves to (B, samples) with zero padding, at least `samples` long."""
     stacked = pad_sequence(list(waves), batch_first=True)
     return F.pad(stacked, (0, max(samples - stacked.shape[1], 0)))
 
@@ -141,12 +141,12 @@ def _frames(encoder: Any, waves: Sequence[Tensor]) -> Tensor:
 
 
 def _padded(rows: Tensor, frames: Sequence[int]) -> Tensor:
-    """Frames one after the other as (B, T, n), zero behind each utterance; a padded batch as it is."""
+    """Concatenated frames (frames, n) as (B, T, n) with zero padding; a padded batch unchanged."""
     return rows if rows.dim() == 3 else pad_sequence(list(torch.split(rows, list(frames))), batch_first=True)
 
 
 def _convolve_apart(encoder: Any, waves: Sequence[Tensor]) -> list[Tensor]:
-    """(frames, channels) of each wave, as if alone."""
+    """Convolutional features (frames, channels) of each wave, computed as if each were alone."""
     if supports(encoder.feature_extractor):
         return convolve(encoder.feature_extractor, waves)
     return [_convolve(encoder, wave[None])[0] for wave in waves]
@@ -159,7 +159,7 @@ def _convolve(encoder: Any, waves: Tensor) -> Tensor:
 
 
 def _project(encoder: Any, features: Tensor) -> Tensor:
-    """(..., channels) -> (..., hidden), without the dropout that stands behind it: it belongs to the step, not to the utterance."""
+    """(..., channels) -> (..., hidden), without the projection's dropout, which is applied at every training step."""
     projection = encoder.feature_projection
     projected: Tensor = projection.projection(projection.layer_norm(features))
     return projected

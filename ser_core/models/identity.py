@@ -1,4 +1,4 @@
-"""What determines the weights a stage starts from: said without opening a model, so that planning stays quick."""
+"""Identity of initial weights as JSON values, part of a stage's key. Computed without torch, so that planning stays fast."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from ser_core.settings import BackboneSettings, Wav2vecSettings
 CONFIG_FILE = "config.json"
 WEIGHT_FILES = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
 
-# Facts of the writer, not of the network.
+NO_BACKBONE = "backbone: neither checkpoint nor config is set; name a wav2vec 2.0 checkpoint or give the keys of a small model"
+NO_WAV2VEC = "states.wav2vec: neither checkpoint nor config is set; give the path of wav2vec_large.pt, or the keys of a small model"
+MISSING_WAV2VEC = "no such wav2vec checkpoint; set states.wav2vec.checkpoint to the path of wav2vec_large.pt"
+
+# Keys of config.json that do not affect the network.
 VOLATILE_CONFIG_KEYS = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"})
 
 
 def backbone_identity(settings: BackboneSettings) -> dict[str, Any]:
-    """Return what determines the weights: name and revision, digests of a folder, or the configuration and its seed.
+    """Identity of the backbone's weights: hub name and revision, digests of a folder, or configuration and seed.
 
-    Raises InputError for a path that does not exist or a folder without weights.
+    Raises InputError for a missing path or a folder without weights.
     """
     if settings.checkpoint is None:
         if not settings.config:
-            raise InputError(
-                "backbone: neither checkpoint nor config is set; name a wav2vec 2.0 checkpoint or give the keys of a small model"
-            )
+            raise InputError(NO_BACKBONE)
         return {"config": dict(settings.config), "init_seed": settings.init_seed}
     folder = checkpoint_folder(settings.checkpoint)
     if folder is None:
@@ -36,23 +38,21 @@ def backbone_identity(settings: BackboneSettings) -> dict[str, Any]:
 
 
 def wav2vec_identity(settings: Wav2vecSettings) -> dict[str, Any]:
-    """Return what determines the wav2vec v1 weights: the digest of a checkpoint, or the configuration and its seed."""
+    """Identity of the wav2vec v1 weights: digest of a checkpoint, or configuration and seed. Raises InputError for a missing path."""
     if settings.checkpoint is None:
         if not settings.config:
-            raise InputError(
-                "states.wav2vec: neither checkpoint nor config is set; give the path of wav2vec_large.pt, or the keys of a small model"
-            )
+            raise InputError(NO_WAV2VEC)
         return {"config": dict(settings.config), "init_seed": settings.init_seed}
     path = Path(settings.checkpoint).expanduser()
     if path.is_dir():
         return folder_identity(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such wav2vec checkpoint; set states.wav2vec.checkpoint to the path of wav2vec_large.pt")
+        raise InputError(f"{path}: {MISSING_WAV2VEC}")
     return {"weights": file_digest(path)}
 
 
 def checkpoint_folder(checkpoint: str) -> Path | None:
-    """Return the folder that `checkpoint` names, or None where it is a Hugging Face name. Raises InputError for a missing path."""
+    """Return `checkpoint` as a folder, or None if it is a Hugging Face name. Raises InputError for a missing path."""
     path = Path(checkpoint).expanduser()
     if path.is_dir():
         return path
@@ -64,7 +64,7 @@ def checkpoint_folder(checkpoint: str) -> Path | None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the files of `folder` that hold weights: safetensors where there are any, otherwise torch's."""
+    """Return the weight files of `folder`: safetensors if there are any, otherwise torch's."""
     for pattern in WEIGHT_FILES:
         found = sorted(folder.glob(pattern))
         if found:
@@ -73,7 +73,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def folder_identity(folder: Path) -> dict[str, Any]:
-    """Return the digest of a checkpoint folder's weights and its configuration without the facts of the writer."""
+    """Identity of a checkpoint folder: digests of its weight files, and its configuration without VOLATILE_CONFIG_KEYS."""
     files = weight_files(folder)
     config = folder / CONFIG_FILE
     if not files or not config.is_file():
@@ -87,7 +87,7 @@ def folder_identity(folder: Path) -> dict[str, Any]:
 
 
 def file_digest(path: Path) -> str:
-    """Return the sha256 of a file, hexadecimal; remembered within the process while size and time of change stay."""
+    """Return the sha256 (hex) of a file; cached in the process for the same path, size and mtime."""
     facts = path.stat()
     return _digest(path.resolve(), facts.st_size, facts.st_mtime_ns)
 

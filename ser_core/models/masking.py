@@ -1,4 +1,4 @@
-"""Where spans are masked: drawn here, for time and for features, from an explicit generator and never on padding."""
+"""Random span masks along time and channels, drawn from an explicit generator; padding is never masked."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ def time_mask(
     rng: np.random.Generator,
     shared_count: bool = False,
 ) -> BoolArray:
-    """Draw masked frames, as a bool array (B, frames) that is False wherever a row is padding.
+    """Draw a mask (B, frames) bool, False on padding.
 
-    `lengths` (B,) are the valid frames of each row. A row of length L gets max(minimum, int(probability * L / span + U[0, 1))) spans with
-    distinct starts (wav2vec 2.0, arXiv 2006.11477, and RECIPE). Starts lie where a whole span fits; a row too short for that takes the
-    few first frames as starts and its spans are cut at its end. `probability` 0 masks nothing.
+    `lengths` (B,): valid frames of each row. A row of length L gets max(minimum, int(probability * L / span + U[0, 1))) spans with distinct
+    starts (wav2vec 2.0, section 3.1 of arXiv 2006.11477, and docs/recipe.md). A start leaves room for the whole span; in a row too short
+    for that, starts are among the first frames and spans are cut at the row's end. `probability` 0 masks nothing.
 
-    With `shared_count` the spans are drawn as in the authors' fine-tuning code: one count for all rows, computed from the padded length
-    `frames` and capped so that spans fit without overlap, starts anywhere in the padded row, and only then cut to the valid frames.
+    `shared_count` draws as the authors' fine-tuning code: one count for all rows, from the padded length `frames` and limited so that spans
+    fit without overlap; starts anywhere in the padded row; then cut to the valid frames.
+
+    Raises InputError for `span` < 1, ValueError for lengths that do not fit `frames`.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     if span < 1:
@@ -51,7 +53,7 @@ def time_mask(
         count = min(count, length)
         if count == 0:
             continue
-        # A row that cannot hold `count` whole spans with distinct starts keeps one start to spare, so that it is not always masked whole.
+        # A row too short for `count` whole spans with distinct starts gets one more possible start: else it would be masked entirely.
         starts = max(length - span + 1, min(count + 1, length))
         chosen = rng.choice(starts, size=count, replace=False, shuffle=False)
         mask[row, (chosen[:, None] + offsets).ravel()] = True
@@ -62,9 +64,9 @@ def time_mask(
 def feature_mask(
     batch: int, channels: int, *, probability: float, span: int, minimum: int, rng: np.random.Generator, shared_count: bool = False
 ) -> BoolArray:
-    """Draw masked channels, as a bool array (batch, channels); the same spans as `time_mask`, along the channels.
+    """Draw a mask (batch, channels) bool with the spans of `time_mask` along the channels.
 
-    Raises InputError where one span would cover every channel, because then nothing is left to learn from.
+    Raises InputError if one span would cover all channels.
     """
     if probability > 0 and span >= channels:
         raise InputError(

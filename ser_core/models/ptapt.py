@@ -1,4 +1,4 @@
-"""P-TAPT stage 3: predict the pseudo-labels of masked frames, one head for every number of clusters."""
+"""P-TAPT stage 3 (section 3.3): predict the pseudo-labels of masked frames, with one head for each number of clusters."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ser_core.models.classifier import encode, freeze_front_end
 if TYPE_CHECKING:
     from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-UNLABELLED = -100  # a frame without pseudo-label; torch's own value for targets to leave out
+UNLABELLED = -100  # a frame without pseudo-label; the default ignore_index of torch's cross-entropy
 
 
 @dataclass(frozen=True)
 class PtaptLoss:
-    """`loss` is differentiated: mean cross-entropy over labelled masked frames, summed over heads; `correct` (heads,) of `labelled`."""
+    """`loss`: mean cross-entropy over labelled masked frames, summed over heads. `correct` (heads,) of `labelled` masked frames."""
 
     loss: Tensor
     correct: Tensor
@@ -31,9 +31,9 @@ class PtaptLoss:
 
 
 class PseudoLabelModel(nn.Module):
-    """wav2vec 2.0 with a head hidden-`head_units`-k (tanh between) for each k; convolutions, projection and mask embedding frozen.
+    """wav2vec 2.0 with a head Linear(hidden, head_units)-Tanh-Linear(head_units, k) for each k; only transformer and heads are trained.
 
-    `relu` puts a ReLU between the encoder and the heads: so does the authors' code, the paper does not say so.
+    `relu` adds a ReLU between encoder and heads, as in the authors' code; the paper does not mention it.
     """
 
     def __init__(self, encoder: Wav2Vec2Model, counts: Sequence[int], head_units: int = 256, *, relu: bool = False) -> None:
@@ -45,9 +45,9 @@ class PseudoLabelModel(nn.Module):
         freeze_front_end(encoder)
 
     def forward(self, features: Tensor, frames: Tensor, mask: Tensor) -> list[Tensor]:
-        """Return for each head the logits (M, k) of the masked frames, in row order.
+        """Return the logits (M, k) of the masked frames in row order, for each head.
 
-        `features` (B, T, hidden) without dropout, `frames` (B,) valid ones, `mask` (B, T) bool.
+        `features` (B, T, hidden) without dropout, `frames` (B,) numbers of valid frames, `mask` (B, T) bool.
         """
         hidden = encode(self.wav2vec2, features, frames, mask)[mask]
         if self.relu:
@@ -56,10 +56,10 @@ class PseudoLabelModel(nn.Module):
 
 
 def ptapt_loss(logits: Sequence[Tensor], labels: Tensor, mask: Tensor, total: int | None = None) -> PtaptLoss:
-    """Return the loss of logits (M, k) for each k against `labels` (B, heads, T) int64 at the masked frames (B, T).
+    """Return the loss of logits (M, k) for each k against `labels` (B, heads, T) int64 at the masked frames of `mask` (B, T).
 
-    Frames labelled -100 are left out. A batch in parts: pass `labelled_frames` of the whole batch as `total` with every part, and the
-    parts' losses add up to that of the whole.
+    Frames labelled -100 are ignored. For gradient accumulation pass `labelled_frames` of the whole batch as `total`: the losses of its
+    micro-batches then add up to that of the batch.
     """
     targets = labels.transpose(1, 2)[mask]  # (M, heads)
     known = targets != UNLABELLED
@@ -70,25 +70,25 @@ def ptapt_loss(logits: Sequence[Tensor], labels: Tensor, mask: Tensor, total: in
 
 
 def labelled_frames(labels: Tensor, mask: Tensor) -> int:
-    """Return how many masked frames (B, T) have a label in (B, heads, T)."""
+    """Return the number of masked frames (`mask` (B, T)) that have a label in `labels` (B, heads, T)."""
     return int(((labels[:, 0] != UNLABELLED) & mask).sum())
 
 
 def crop_labels(labels: NDArray[np.integer], config: Wav2Vec2Config, start: int, samples: int) -> NDArray[np.int64]:
-    """Return the labels (heads, frames) of the crop of `samples` samples from sample `start`, out of an utterance's (heads, all frames).
+    """Return the labels (heads, frames) of a crop of `samples` samples from sample `start`, given an utterance's (heads, all frames).
 
-    Frame j of the crop takes the label of the utterance's frame nearest to it in time; -100 where there is none. Exact where `start` is a
-    multiple of `hop_samples`. (The authors take `frame_count(start)` for the first label, which is negative for a start before the first
-    whole frame: an uncropped utterance that is the longest of its batch loses all its labels.)
+    Frame j of the crop gets the label of the utterance's frame nearest in time, or -100 if there is none; exact if `start` is a multiple of
+    `hop_samples`. (The authors' code uses `frame_count(start)` as first label, which is negative for a start before the first whole frame:
+    an uncropped utterance that is the longest of its batch loses all its labels.)
     """
     hop = hop_samples(config)
     return align_labels(labels[:, (start + hop // 2) // hop :], max(frame_count(config, samples), 1))
 
 
 def align_labels(labels: NDArray[np.integer], frames: int) -> NDArray[np.int64]:
-    """Cut (heads, any) labels to (heads, frames), or fill up with -100.
+    """Cut labels (heads, n) to (heads, frames), or pad them with -100.
 
-    The grids of wav2vec v1 and wav2vec 2.0 may differ by a frame at the end: 16 000 samples give 48 and 49.
+    wav2vec v1 and wav2vec 2.0 may differ by a frame at the end: 16 000 samples give 48 and 49 frames.
     """
     aligned = np.full((labels.shape[0], frames), UNLABELLED, dtype=np.int64)
     kept = labels[:, :frames]

@@ -1,4 +1,4 @@
-"""P-TAPT stage 1: emotion states, frames of wav2vec v1 trained to tell the utterance's emotion alone and together."""
+"""P-TAPT stage 1 (section 3.3): emotion states, frames of wav2vec v1 trained to classify the emotion per utterance and per frame."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ser_core.models.wav2vec import Wav2vec
 
 @dataclass(frozen=True)
 class StatesLoss:
-    """`loss` = `utterance` + `frame`, each a weighted mean cross-entropy; `correct` utterances of the batch."""
+    """`loss` = `utterance` + `frame`, each a weighted mean cross-entropy; `correct`: number of correctly classified utterances."""
 
     loss: Tensor
     utterance: Tensor
@@ -24,10 +24,10 @@ class StatesLoss:
 
 
 class EmotionStates(nn.Module):
-    """wav2vec v1 -> Conv1d(4, 2) -> ReLU, read by a BiLSTM for the utterance and by an MLP for each frame.
+    """wav2vec v1 -> Conv1d(kernel 4, stride 2) -> ReLU = emotion states, then a BiLSTM with a head per utterance and an MLP per frame.
 
-    The extractor is frozen; aggregator, convolution, BiLSTM and both heads are trained. `rnn_units` are per direction. Sections 3.3 and 4.1
-    give 256 and 128.
+    The extractor is frozen; aggregator, convolution, BiLSTM and both heads are trained. `rnn_units` per direction. Sections 3.3 and 4.1 of
+    the paper state 256 and 128.
     """
 
     def __init__(self, wav2vec: Wav2vec, classes: int, rnn_units: int = 256, head_units: int = 128) -> None:
@@ -42,16 +42,16 @@ class EmotionStates(nn.Module):
             parameter.requires_grad_(False)
 
     def forward(self, waves: Tensor, time_mask: Tensor | None = None, feature_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return utterance logits (B, classes) and frame logits (B, T, classes) of equally long waves (B, samples).
+        """Return utterance logits (B, classes) and frame logits (B, T, classes) of waves of equal length (B, samples).
 
-        `time_mask` (B, extractor frames) and `feature_mask` (B, channels), bool, zero the extractor's output: see `extractor_frames`.
+        `time_mask` (B, extractor frames, see `extractor_frames`) and `feature_mask` (B, channels), bool, zero the extractor's output.
         """
         frames = self.states(waves, time_mask, feature_mask)
         outputs, _ = self.rnn(frames)
         return self.utterance_head(F.relu(outputs.mean(1))), self.frame_head(frames)
 
     def states(self, waves: Tensor, time_mask: Tensor | None = None, feature_mask: Tensor | None = None) -> Tensor:
-        """Return emotion states (B, T, channels) of equally long waves (B, samples)."""
+        """Return the emotion states (B, T, channels) of waves of equal length (B, samples)."""
         with torch.no_grad():
             extracted = self.wav2vec.extractor(waves)
             if time_mask is not None:
@@ -62,9 +62,9 @@ class EmotionStates(nn.Module):
 
     @torch.no_grad()
     def frames(self, wave: Tensor) -> Tensor:
-        """Return the emotion states (T, channels) of one whole utterance (samples,), for clustering; no padding, no augmentation.
+        """Return the emotion states (T, channels) of one whole utterance (samples,), without augmentation, for clustering.
 
-        An utterance too short for one state is padded with zeros to one.
+        An utterance too short for one state is padded with zeros to one state.
         """
         wave = wave.to(self.match.weight)
         missing = minimum_samples(self.wav2vec.config) - len(wave)
@@ -79,9 +79,9 @@ def states_loss(
     weights: Tensor,
     total_weight: Tensor | float | None = None,
 ) -> StatesLoss:
-    """Return the sum of both losses for labels (B,) with class weights (classes,); every frame has its utterance's label.
+    """Return the sum of both losses for labels (B,) with class weights (classes,); every frame has the label of its utterance.
 
-    A batch in parts of equal length: pass `label_weight` of the whole batch's labels as `total_weight` and the parts add up.
+    For gradient accumulation over micro-batches of equal length pass `label_weight` of the whole batch's labels as `total_weight`.
     """
     length = frame_logits.shape[1]
     utterance = weighted_cross_entropy(utterance_logits, labels, weights, total_weight)

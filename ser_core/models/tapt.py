@@ -1,7 +1,7 @@
-"""TAPT: the wav2vec 2.0 pretraining loss on in-domain speech, contrastive plus codebook diversity.
+"""TAPT (section 3.2): the wav2vec 2.0 pretraining loss on in-domain speech, contrastive loss plus codebook diversity.
 
-Negatives are other masked frames of the same utterance (wav2vec 2.0, section 3.2 of arXiv 2006.11477, and today's transformers). With
-`reference` they are any other frame of the padded row, as in transformers 4.10.0, the version of the authors' image.
+Negatives are other masked frames of the same utterance (wav2vec 2.0, section 3.2 of arXiv 2006.11477, and current transformers). With
+`reference` padding they are any other frame of the padded row, as in transformers 4.10.0, the version of the authors' container image.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from ser_core.models.encoder import transform
+from ser_core.models.encoder import run_transformer
 from ser_core.models.front_end import Extracted, encoder_of, extract, normalise, project
 from ser_core.models.masking import BoolArray, time_mask
 from ser_core.settings import Padding
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
 
     from transformers import Wav2Vec2Config, Wav2Vec2ForPreTraining
 
-GUMBEL_TEMPERATURE = 1.0  # of the quantizer in transformers 4.10.0, never annealed by the authors; transformers 5 starts at 2
+GUMBEL_TEMPERATURE = 1.0  # of the quantizer in transformers 4.10.0, not annealed in the authors' code; transformers 5 starts at 2
 
-LEAST_GRADIENT = 1e-30  # of a code's logit
+LEAST_GRADIENT = 1e-30  # smallest gradient of a code's logit that is not flushed to zero
 
-PERPLEXITY_EPSILON = 1e-7  # keeps the logarithm of an unused code finite; fairseq, and transformers 4.10.0
+PERPLEXITY_EPSILON = 1e-7  # keeps the logarithm of an unused code finite; value of fairseq and transformers 4.10.0
 
 
 @dataclass(frozen=True)
 class TaptDraw:
-    """What is random in the loss of a batch: `mask` (B, T) bool and, for each masked frame in row order, `negatives` (M, N) flat frames."""
+    """Random draws of a batch: `mask` (B, T) bool; `negatives` (M, N) of the masked frames in row order, flat indices row * T + frame."""
 
     mask: BoolArray
     negatives: NDArray[np.int64]
 
     def part(self, rows: slice, length: int) -> TaptDraw:
-        """The draw of some neighbouring rows, cut to `length` frames; no masked frame or candidate may lie behind them."""
+        """Return the draws of consecutive rows, cut to `length` frames; no masked frame or negative may lie beyond `length`."""
         counts = self.mask.sum(axis=1)
         first, last = int(counts[: rows.start].sum()), int(counts[: rows.stop].sum())
         row, frame = np.divmod(self.negatives[first:last], self.mask.shape[1])
@@ -49,7 +49,7 @@ class TaptDraw:
 
 @dataclass(frozen=True)
 class WholeBatch:
-    """What the loss of a part must know of its batch: `code_sums` (groups, entries) and the number of masked frames."""
+    """Sums over the whole batch that the loss of a micro-batch needs: `code_sums` (groups, entries) and the number of masked frames."""
 
     code_sums: Tensor
     masked: int
@@ -57,12 +57,11 @@ class WholeBatch:
 
 @dataclass(frozen=True)
 class TaptLoss:
-    """The loss of a batch and its parts.
+    """The loss of a batch and its terms, scalars except `code_sums`.
 
-    `loss` is what is differentiated: summed over masked frames, as transformers sums it. `contrastive` is the summed cross-entropy,
-    `diversity` the unused share of the codebook (0 to 1), `correct` how many masked frames were told from their negatives, `masked` how
-    many there were, `code_sums` (groups, entries) the codes' probabilities summed over masked frames, from which `codebook_diversity`
-    gives the diversity of several batches together.
+    `loss`: differentiable, summed over masked frames as in transformers. `contrastive`: summed cross-entropy. `diversity`: unused share of
+    the codebook (0 to 1). `correct`: masked frames more similar to their target than to all negatives, of `masked`. `code_sums` (groups,
+    entries): code probabilities summed over masked frames, from which `codebook_diversity` computes the diversity of several batches.
     """
 
     loss: Tensor
@@ -74,7 +73,7 @@ class TaptLoss:
 
     @property
     def per_frame(self) -> Tensor:
-        """The loss for one masked frame, to be compared between batches."""
+        """The mean loss per masked frame, comparable between batches."""
         return self.loss / max(self.masked, 1)
 
 
@@ -87,7 +86,10 @@ def draw_tapt(
     padding: Padding,
     rng: np.random.Generator,
 ) -> TaptDraw:
-    """Draw masks and negatives for rows of so many valid frames (B,); T is the longest. Span and probability are the configuration's."""
+    """Draw mask and negatives for rows with `frames` (B,) valid frames; T is their maximum.
+
+    Mask probability and span length are those of `config`; `minimum` spans per row, `negatives` per masked frame.
+    """
     length = int(np.max(frames))
     reference = padding is Padding.reference
     mask = time_mask(
@@ -104,10 +106,10 @@ def draw_tapt(
 
 
 def sample_negatives(mask: BoolArray, count: int, rng: np.random.Generator, candidates: BoolArray | None = None) -> NDArray[np.int64]:
-    """Draw `count` distractors for each masked frame: (M, count) int64, each `row * T + frame`, never the frame itself.
+    """Draw `count` negatives for each masked frame: (M, count) int64, flat indices row * T + frame, never the frame itself.
 
-    `candidates` (B, T) bool says which frames may be drawn, by default the masked ones; masked frames must be among them. Where a row has
-    no other candidate the frame itself stands in, and the loss leaves it out.
+    `candidates` (B, T) bool: frames that may be drawn, by default the masked ones; they must include the masked frames. If a row has no
+    other candidate, the frame itself is returned, and the loss ignores it.
     """
     allowed = mask if candidates is None else candidates
     if bool((mask & ~allowed).any()):
@@ -140,15 +142,15 @@ def tapt_loss(
     samples: int = 0,
     whole: WholeBatch | None = None,
 ) -> TaptLoss:
-    """Return the loss of a batch of waves (samples,), or of what `extract` made of them, with gradient for every parameter that asks.
+    """Return the loss of a batch of waves (samples,), or of their `extract` output, with gradients.
 
-    `independent`: each utterance through the front end alone, padding not attended to, the diversity term counted once for every masked
-    frame (fairseq and transformers from 4.12 on). `reference`: zero-padded batch without attention mask, the diversity term counted once a
-    batch, as the authors' transformers does. In training mode the model's dropout is active and codes are drawn with Gumbel noise
-    from torch's generator; in evaluation mode the likeliest codes are taken.
+    `independent`: the front end processes each utterance alone, attention ignores padding, the diversity term is weighted by the number of
+    masked frames (fairseq, and transformers since 4.12). `reference`: zero-padded batch without attention mask, the diversity term counted
+    once per batch, as in the authors' transformers 4.10.0. In training mode dropout is active and codes are drawn with Gumbel noise from
+    torch's default generator; in evaluation mode the most likely codes are used.
 
-    A batch in parts: pass the length of its longest wave as `samples` and what `code_sums` of its parts add up to as `whole` with every
-    part, and the parts' losses (and gradients) add up to those of the whole. `diversity` is then this part's share of the batch's.
+    For gradient accumulation pass the length of the batch's longest wave as `samples` and the summed `code_sums` of its micro-batches as
+    `whole`: their losses (and gradients) then add up to those of the batch. `diversity` is this micro-batch's share.
     """
     encoder = encoder_of(model)
     features = project(model, waves if isinstance(waves, Extracted) else extract(model, waves, padding, samples))
@@ -157,12 +159,12 @@ def tapt_loss(
     if mask.shape != features.projected.shape[:2]:
         raise ValueError(f"mask of shape {tuple(mask.shape)} for features of {tuple(features.projected.shape[:2])} frames")
     reference = padding is Padding.reference
-    embedding = encoder.masked_spec_embed  # what is added up along the transformer stays in its type under autocast too
+    embedding = encoder.masked_spec_embed  # under autocast too, the residual stream has the type of the parameters
     hidden = torch.where(mask[..., None], embedding, features.projected.to(embedding.dtype))
-    encoded = transform(encoder, hidden, None if reference else features.frames)
+    encoded = run_transformer(encoder, hidden, None if reference else features.frames)
     predicted = model.project_hid(encoded[mask])
 
-    # Only frames that can be a target or a negative are quantized.
+    # Only possible targets and negatives are quantized.
     candidates = torch.ones_like(mask) if reference else mask
     quantized = _quantize(model, model.dropout_features(features.normalised[candidates]), mask[candidates], gumbel_temperature)
     position = candidates.flatten().long().cumsum(0) - 1
@@ -188,10 +190,10 @@ def code_sums(
     padding: Padding = Padding.independent,
     samples: int = 0,
 ) -> Tensor:
-    """Return the codes' probabilities (groups, entries) summed over the masked frames (B, T), as `tapt_loss` has them.
+    """Return the code probabilities (groups, entries) summed over the masked frames of `mask` (B, T), as in `tapt_loss`.
 
-    They do not depend on the Gumbel noise; on dropout only where the configuration drops features before the quantizer (no published model
-    does).
+    They do not depend on the Gumbel noise, and on dropout only if the configuration has dropout before the quantizer (no published model
+    has).
     """
     normalised = normalise(model, waves if isinstance(waves, Extracted) else extract(model, waves, padding, samples))
     counted = torch.from_numpy(mask).to(normalised.device)
@@ -200,10 +202,10 @@ def code_sums(
 
 
 def _diversity_share(sums: Tensor, masked: int, whole: WholeBatch) -> Tensor:
-    """Return a part's share of the diversity of its batch, with the gradient that the batch's diversity has for the part.
+    """Return a micro-batch's share of its batch's diversity, with the gradient of the batch's diversity.
 
-    The diversity is no sum over frames, but its gradient is one: every code sum enters with the same slope, which the sums of the whole
-    batch determine.
+    The diversity is not a sum over frames, but it is a function of the code sums: its gradient with respect to them follows from the sums
+    of the whole batch, and each micro-batch contributes its own sums.
     """
     total = whole.code_sums.detach().requires_grad_()
     with torch.enable_grad():
@@ -213,7 +215,10 @@ def _diversity_share(sums: Tensor, masked: int, whole: WholeBatch) -> Tensor:
 
 
 def codebook_diversity(code_sums: Tensor, masked: int) -> Tensor:
-    """Return the unused share of the codebook, 1 - perplexity / entries, from (groups, entries) sums over `masked` frames."""
+    """Return the unused share of the codebook, 1 - perplexity / entries, a scalar, from sums (groups, entries) over `masked` frames.
+
+    Diversity loss of wav2vec 2.0 as in fairseq and transformers: the perplexities of the groups are added up.
+    """
     mean = code_sums / max(masked, 1)
     perplexity = torch.exp(-(mean * torch.log(mean + PERPLEXITY_EPSILON)).sum(-1)).sum()
     return 1 - perplexity / mean.numel()
@@ -227,10 +232,9 @@ class _Quantized:
 
 
 def _quantize(model: Any, features: Tensor, counted: Tensor, temperature: float) -> _Quantized:
-    """Quantize (K, channels) features with the model's codebooks; `counted` (K,) bool frames enter the codes' sums.
+    """Quantize features (K, channels) with the model's codebooks; frames in `counted` (K,) bool contribute to the code sums.
 
-    The choice is multiplied into the codebook group by group: transformers multiplies out (K, groups * entries, size), gigabytes for a
-    batch of the paper's length.
+    One matrix product per group: transformers materialises (K, groups * entries, size), gigabytes for a batch of the paper's length.
     """
     quantizer = model.quantizer
     groups, entries = quantizer.num_groups, quantizer.num_vars
@@ -250,14 +254,14 @@ def _quantize(model: Any, features: Tensor, counted: Tensor, temperature: float)
 
 
 def _flush(gradient: Tensor) -> Tensor:
-    """Without numbers too small to matter: those of codes that are out of the question are subnormal, and slow a CPU's products down."""
+    """Flush tiny gradients to zero: those of very unlikely codes are subnormal, which slows matrix products on a CPU."""
     return gradient.masked_fill(gradient.abs() < LEAST_GRADIENT, 0)
 
 
 def _contrastive_logits(predicted: Tensor, quantized: Tensor, codes: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
-    """Return (M, 1 + N) cosine similarities, the positive first; a negative with the positive's codes is left out (-inf)."""
+    """Return cosine similarities (M, 1 + N), the positive first; -inf for a negative with the same codes as the positive."""
     with torch.autocast(predicted.device.type, enabled=False):
-        # One product over all quantized frames is smaller than the (M, N, size) gathering of negatives it replaces.
+        # One matrix product over all quantized frames, instead of gathering negatives (M, N, size).
         similarity = F.normalize(predicted.float(), dim=-1, eps=1e-8) @ F.normalize(quantized.float(), dim=-1, eps=1e-8).T
     positive = similarity.gather(1, positives[:, None])
     negative = similarity.gather(1, negatives)

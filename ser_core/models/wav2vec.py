@@ -1,4 +1,4 @@
-"""wav2vec v1 (arXiv 1904.05862): convolutional feature extractor and causal aggregator, equal to fairseq's on the same weights."""
+"""wav2vec v1 (arXiv 1904.05862): convolutional feature extractor and causal aggregator, equal to fairseq's with the same weights."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ser_core.models.products import convolve_rows
+from ser_core.models.conv1d_matmul import convolve_rows
 from ser_core.models.shapes import Wav2vecConfig
 
 
 class Wav2vec(nn.Module):
-    """Extractor and aggregator; what fairseq's model has beside them serves its own pretraining only."""
+    """Extractor and aggregator, without fairseq's pretraining head."""
 
     def __init__(self, config: Wav2vecConfig) -> None:
         super().__init__()
@@ -23,12 +23,12 @@ class Wav2vec(nn.Module):
 
     @property
     def channels(self) -> int:
-        """Channels of the extractor's frames."""
+        """Channels of the extractor's output."""
         return self.config.conv_feature_layers[-1][0]
 
     @property
     def outputs(self) -> int:
-        """Channels of the aggregator's frames."""
+        """Channels of the aggregator's output."""
         return self.config.conv_aggregator_layers[-1][0]
 
     def forward(self, waves: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ class Wav2vec(nn.Module):
 
 
 class _Norm(nn.GroupNorm):
-    """Group norm with one group, over channels and time together, in float32 under autocast too."""
+    """Group norm with one group (over channels and time), in float32 also under autocast."""
 
     def __init__(self, channels: int, affine: bool) -> None:
         super().__init__(1, channels, affine=affine)
@@ -46,13 +46,13 @@ class _Norm(nn.GroupNorm):
     def forward(self, frames: Tensor) -> Tensor:
         weight = None if self.weight is None else self.weight.float()
         bias = None if self.bias is None else self.bias.float()
-        # In four dimensions torch knows frames that lie one behind the other, and leaves them so.
+        # With four dimensions torch recognises and keeps the channels-last memory format.
         normed = F.group_norm(frames.float().unsqueeze(2), self.num_groups, weight, bias, self.eps)
         return normed.squeeze(2).type_as(frames)
 
 
 class _Layer(nn.Module):
-    """Convolution, norm, activation; with `causal` padded on the left by its kernel less one."""
+    """Convolution, dropout, norm, activation; if `causal`, padded on the left by kernel - 1 frames."""
 
     def __init__(self, inputs: int, layer: tuple[int, int, int], config: Wav2vecConfig, *, causal: bool) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class _Layer(nn.Module):
         if self.pad:
             frames = F.pad(frames, (self.pad, 0)) if self.zero_pad else F.pad(frames, (self.pad, 0), mode="replicate")
         if self.pad == 0 and frames.device.type == "cpu" and not torch.is_grad_enabled():
-            # The frozen extractor's: faster than torch's convolution. The memory of (B, channels, T) is then that of (B, T, channels).
+            # Frozen extractor: faster than torch's convolution. The result is (B, channels, T) in channels-last memory format.
             convolved = convolve_rows(self.conv, frames.transpose(1, 2)).transpose(1, 2)
         else:
             convolved = self.conv(frames)
@@ -76,7 +76,7 @@ class _Layer(nn.Module):
 
 
 class Extractor(nn.Module):
-    """(B, samples) -> (B, channels, frames). The norms run over the whole utterance: a crop's frames are not the crop of its frames."""
+    """(B, samples) -> (B, channels, frames). The norms cover the whole input, so the frames of a crop differ from cropped frames."""
 
     def __init__(self, config: Wav2vecConfig) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class Extractor(nn.Module):
 
 
 class Aggregator(nn.Module):
-    """(B, channels, frames) -> (B, outputs, frames), each frame from itself and those before it, but for the norms."""
+    """(B, channels, frames) -> (B, outputs, frames). Causal, except for the norms over time."""
 
     def __init__(self, config: Wav2vecConfig) -> None:
         super().__init__()

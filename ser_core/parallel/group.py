@@ -1,8 +1,8 @@
-"""One training in several processes: what they tell each other, in a group that a stage of one process uses in the same way.
+"""Data-parallel training: collective operations of a process group; a stage in one process uses the same interface without communication.
 
-Every process holds the whole model and the whole state of the optimiser. A step's parts are shared out, their gradients are summed, and
-each process takes the same step. What is agreed upon by the way (whether to stop, who has a gradient at all) are small numbers on the CPU,
-so that no step waits for a GPU.
+Every process holds the whole model and optimiser state. The micro-batches of a step are distributed, their gradients summed, and each
+process takes the same optimiser step. Flags (whether to stop, which parameters have a gradient) are exchanged as small CPU tensors, so that
+no step waits for a GPU.
 """
 
 from __future__ import annotations
@@ -20,64 +20,64 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ser_core.errors import Interrupted
+from ser_core.errors import Interrupted, first_line
 from ser_core.parallel.rendezvous import interface_for_gloo, rendezvous
 from ser_core.parallel.team import Team
 
-BUCKET = 8 << 20  # float32 numbers in one message: 32 MiB
-ABORT_SECONDS = 10.0  # for NCCL to let go of what it waits for; it may itself wait for a process that is gone
-# NCCL's own watch would kill this process as soon as another is lost, before anybody has said why. That is the job system's to do.
-UNWATCHED = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_NCCL_ENABLE_MONITORING": "0"}
+BUCKET = 8 << 20  # float32 elements per all-reduce: 32 MiB
+ABORT_SECONDS = 10.0  # for NCCL to abort its pending operations; it may itself wait for a process that has exited
+# NCCL's watchdog would kill this process as soon as another is lost, before the cause is recorded. The job system ends the processes.
+NCCL_WATCHDOG_OFF = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_NCCL_ENABLE_MONITORING": "0"}
 
 
 class Group:
-    """A group of one: nothing to agree upon. `Processes` is one of several."""
+    """A group of one process: collectives return their input. `DistributedGroup` is a group of several processes."""
 
     rank = 0
     size = 1
 
     @property
-    def leads(self) -> bool:
-        """Whether this process writes what the stage leaves behind."""
+    def is_leader(self) -> bool:
+        """Whether this process has rank 0, which alone writes artifacts and checkpoints."""
         return self.rank == 0
 
-    def sum_(self, tensors: Sequence[Tensor]) -> None:
-        """Put the sum over the processes into each tensor, in float32. All must give the same shapes in the same order."""
+    def all_reduce_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over the processes, computed in float32. Shapes and order must be the same in all processes."""
 
-    def total(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Sums over the processes of a few numbers. Where one process alone has a number and the others 0, it arrives to the bit."""
+    def all_reduce(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the sums over the processes of a few float64 numbers; one that is 0 in all processes but one is transferred exactly."""
         return values
 
     def any(self, flag: bool) -> bool:
-        """Whether it is true in any process."""
-        return bool(self.total(np.array([float(flag)]))[0])
+        """Whether `flag` is true in any process."""
+        return bool(self.all_reduce(np.array([float(flag)]))[0])
 
-    def share(self, value: Any) -> Any:
-        """The leader's value."""
+    def broadcast_object(self, value: Any) -> Any:
+        """Return the leader's value."""
         return value
 
-    def copy_(self, tensors: Iterable[Tensor]) -> None:
-        """Put the leader's numbers into each tensor."""
+    def broadcast_(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by the leader's."""
 
-    def collect(self, own: Tensor, rows: Sequence[int]) -> list[Tensor]:
-        """In the leader: the tensors (rows[rank], ...) float32 of all processes, on the CPU. Elsewhere: nothing."""
+    def gather(self, own: Tensor, rows: Sequence[int]) -> list[Tensor]:
+        """Return the tensors (rows[rank], ...) float32 of all processes on the CPU in the leader, an empty list in the others."""
         del rows
         return [own.cpu()]
 
     def barrier(self) -> None:
-        """Wait until all processes are here."""
+        """Wait until all processes have called it."""
 
-    def alive(self) -> None:
-        """Promise the job system to get on: it ends a process that has gone silent."""
+    def expect_progress(self) -> None:
+        """Report progress to the job system's watchdog, which ends a process that misses its next report."""
 
-    def silent(self) -> None:
-        """Promise nothing: what follows may take any time, and talks to nobody."""
+    def suspend_watchdog(self) -> None:
+        """Suspend the watchdog: the work that follows may take any time and does not communicate."""
 
 
-class Processes(Group):
-    """Several processes, of which each has called `process_group`.
+class DistributedGroup(Group):
+    """Several processes, each of which has called `process_group`.
 
-    Every wait ends after the group's timeout; where a process is gone or silent, ConnectionError is raised in the others.
+    Every collective ends within the group's timeout; if a process has exited or does not answer, the others raise ConnectionError.
     """
 
     def __init__(self, team: Team, seconds: float) -> None:
@@ -86,53 +86,53 @@ class Processes(Group):
         self._team = team
         self._seconds = seconds
 
-    def sum_(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_(self, tensors: Sequence[Tensor]) -> None:
         sent = []
-        with self._talking():
+        with self._communication_errors():
             for bucket in buckets([tensor.numel() for tensor in tensors], BUCKET):
                 flat = torch.cat([tensors[index].detach().reshape(-1).float() for index in bucket])
                 sent.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
         for bucket, flat, work in sent:
-            with self._talking():
+            with self._communication_errors():
                 work.wait()
             parts = torch.split(flat, [tensors[index].numel() for index in bucket])
             for index, part in zip(bucket, parts, strict=True):
                 tensors[index].detach().copy_(part.view_as(tensors[index]))
 
-    def total(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    def all_reduce(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         summed = torch.from_numpy(np.array(values, dtype=np.float64))
-        with self._talking():
+        with self._communication_errors():
             dist.all_reduce(summed)
         result: NDArray[np.float64] = summed.numpy()
         return result
 
-    def share(self, value: Any) -> Any:
-        shared = [value if self.leads else None]
-        with self._talking():
+    def broadcast_object(self, value: Any) -> Any:
+        shared = [value if self.is_leader else None]
+        with self._communication_errors():
             dist.broadcast_object_list(shared, 0, device=torch.device("cpu"))
         return shared[0]
 
-    def copy_(self, tensors: Iterable[Tensor]) -> None:
-        with self._talking():
+    def broadcast_(self, tensors: Iterable[Tensor]) -> None:
+        with self._communication_errors():
             for tensor in tensors:
                 own = tensor.detach()
                 sent = own.contiguous()
                 if sent.numel():
                     dist.broadcast(sent, 0)
-                if not self.leads:
+                if not self.is_leader:
                     own.copy_(sent)
 
-    def collect(self, own: Tensor, rows: Sequence[int]) -> list[Tensor]:
+    def gather(self, own: Tensor, rows: Sequence[int]) -> list[Tensor]:
         own = own.detach().to("cpu", torch.float32).contiguous()
-        if not self.leads:
-            with self._talking():
+        if not self.is_leader:
+            with self._communication_errors():
                 if len(own):
                     dist.send(own, 0)
             return []
         found = [own]
         for rank in range(1, self.size):
             received = own.new_empty((rows[rank], *own.shape[1:]))
-            with self._talking():
+            with self._communication_errors():
                 if len(received):
                     dist.recv(received, rank)
             found.append(received)
@@ -141,36 +141,35 @@ class Processes(Group):
     def barrier(self) -> None:
         self.any(False)
 
-    def alive(self) -> None:
-        # Twice: as long as this process may wait for another, and as long as that may be at work.
+    def expect_progress(self) -> None:
+        # Twice the timeout: this process may wait that long for another, which may itself compute that long.
         self._team.advance(2 * self._seconds)
 
-    def silent(self) -> None:
+    def suspend_watchdog(self) -> None:
         self._team.advance(0)
 
     @contextlib.contextmanager
-    def _talking(self) -> Iterator[None]:
+    def _communication_errors(self) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
-            said = str(error).strip().splitlines() or [type(error).__name__]
-            raise ConnectionError(f"process {self.rank} of {self.size} cannot reach the others: {said[0]}") from error
+            raise ConnectionError(f"process {self.rank} of {self.size} cannot reach the others: {first_line(error)}") from error
 
 
 @contextlib.contextmanager
 def process_group(team: Team, device: torch.device, seconds: float) -> Iterator[Group]:
-    """The group of a team, and no more of it afterwards. Nobody waits longer than `seconds` for another.
+    """Context with the process group of a team, destroyed on leaving. `seconds` is the timeout of its collectives.
 
-    CPU tensors travel by gloo, those of a GPU by NCCL.
+    gloo for CPU tensors, NCCL for CUDA tensors. Raises ConnectionError if the group cannot be formed.
     """
     if team.size == 1:
         yield Group()
         return
     if dist.is_initialized():
-        raise ConnectionError(f"process {team.rank} of {team.size}: the group of the stage before could not be ended")
+        raise ConnectionError(f"process {team.rank} of {team.size}: the process group of the previous stage could not be destroyed")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        for name, value in UNWATCHED.items():
+        for name, value in NCCL_WATCHDOG_OFF.items():
             os.environ.setdefault(name, value)
     store, address = rendezvous(team, seconds)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -178,8 +177,8 @@ def process_group(team: Team, device: torch.device, seconds: float) -> Iterator[
         with interface_for_gloo(address):
             dist.init_process_group(backend, store=store, rank=team.rank, world_size=team.size, timeout=timedelta(seconds=seconds))
     except RuntimeError as error:
-        raise ConnectionError(f"process {team.rank} of {team.size}: no group: {str(error).splitlines()[0]}") from error
-    group = Processes(team, seconds)
+        raise ConnectionError(f"process {team.rank} of {team.size}: no process group: {first_line(error)}") from error
+    group = DistributedGroup(team, seconds)
     try:
         yield group
     except BaseException:
@@ -191,45 +190,47 @@ def process_group(team: Team, device: torch.device, seconds: float) -> Iterator[
     else:
         dist.destroy_process_group()
     finally:
-        with contextlib.suppress(ConnectionError):  # one that is lost now must not hide how this process ended
-            group.silent()
+        with contextlib.suppress(ConnectionError):  # an error here must not hide the outcome of the stage
+            group.suspend_watchdog()
 
 
 def abort() -> None:
-    """End the group without the others: to destroy one of NCCL's waits for all of them, and then nobody would learn what happened here."""
+    """Abort the process group without waiting for the other processes: destroying an NCCL group waits for all of them."""
     thread = threading.Thread(target=dist.distributed_c10d._abort_process_group, name="abort", daemon=True)
     thread.start()
     thread.join(ABORT_SECONDS)
 
 
-def agree(group: Group, what: str, own: str) -> None:
-    """Raise ConnectionError where this process has something else than the leader: the job is then tried again on other machines."""
-    leaders = group.share(own)
+def require_equal(group: Group, what: str, own: str) -> None:
+    """Raise ConnectionError if `own` differs from the leader's: the job is then retried on other nodes."""
+    leaders = group.broadcast_object(own)
     if leaders != own:
         who = f"process {group.rank} of {group.size}"
         raise ConnectionError(f"{who} has {what} {own}, process 0 has {leaders}: ask for machines that are alike")
 
 
-def sum_gradients(group: Group, parameters: Sequence[nn.Parameter], shown: Tensor, told: Sequence[float]) -> tuple[Tensor, Sequence[float]]:
-    """Sum the gradients over the processes, and with them `shown` (on the device) and `told` (on the CPU), whose sums are returned.
+def sum_gradients(
+    group: Group, parameters: Sequence[nn.Parameter], logged: Tensor, values: Sequence[float]
+) -> tuple[Tensor, Sequence[float]]:
+    """Sum the gradients over the processes in place; return the sums of `logged` (a device tensor) and `values` (numbers on the CPU).
 
-    A parameter that no part of the step has used (layer drop) keeps no gradient, as in one process: the optimiser passes it over.
+    A parameter that no micro-batch of the step has used (layer drop) keeps no gradient, as in one process: the optimiser skips it.
     """
     if group.size == 1:
-        return shown, told
+        return logged, values
     present = [parameter.grad is not None for parameter in parameters]
-    sums = group.total(np.array([*told, *present], dtype=np.float64)).tolist()
-    used = [parameter for parameter, processes in zip(parameters, sums[len(told) :], strict=True) if processes]
+    sums = group.all_reduce(np.array([*values, *present], dtype=np.float64)).tolist()
+    used = [parameter for parameter, processes in zip(parameters, sums[len(values) :], strict=True) if processes]
     for parameter in used:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    total = shown.clone()
-    group.sum_([*(parameter.grad for parameter in used if parameter.grad is not None), total])
-    return total, sums[: len(told)]
+    total = logged.clone()
+    group.all_reduce_([*(parameter.grad for parameter in used if parameter.grad is not None), total])
+    return total, sums[: len(values)]
 
 
 def buckets(sizes: Sequence[int], limit: int) -> list[list[int]]:
-    """Positions of neighbours whose sizes add up to `limit` at most; one that is larger is alone."""
+    """Group consecutive positions so that the sizes of a group add up to at most `limit`; a larger one is a group of its own."""
     found: list[list[int]] = []
     filled = 0
     for index, size in enumerate(sizes):
@@ -242,10 +243,10 @@ def buckets(sizes: Sequence[int], limit: int) -> list[list[int]]:
 
 
 @contextlib.contextmanager
-def stopping_together(group: Group) -> Iterator[None]:
-    """Around work of each process by itself: where one was asked to stop in it, Interrupted is raised in all when they are done."""
+def stop_together(group: Group) -> Iterator[None]:
+    """Context for work without communication: if it raises Interrupted in one process, all raise it when all have left the context."""
     stopped: Interrupted | None = None
-    group.silent()
+    group.suspend_watchdog()
     try:
         yield
     except Interrupted as ending:
@@ -254,10 +255,12 @@ def stopping_together(group: Group) -> Iterator[None]:
         raise stopped or Interrupted("another process was asked to stop")
 
 
-def shared_tensors(group: Group, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-    """The leader's groups of CPU tensors, in every process."""
-    shapes = group.share({name: [(key, each.shape, each.dtype) for key, each in named.items()] for name, named in tensors.items()})
-    if not group.leads:
+def broadcast_tensors(group: Group, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """Return the leader's CPU tensors, group name -> tensor name -> tensor, in every process."""
+    shapes = group.broadcast_object(
+        {name: [(key, each.shape, each.dtype) for key, each in named.items()] for name, named in tensors.items()}
+    )
+    if not group.is_leader:
         tensors = {name: {key: torch.empty(shape, dtype=dtype) for key, shape, dtype in keys} for name, keys in shapes.items()}
-    group.copy_(each for named in tensors.values() for each in named.values())
+    group.broadcast_(each for named in tensors.values() for each in named.values())
     return {name: dict(named) for name, named in tensors.items()}

@@ -1,4 +1,4 @@
-"""The processes that compute a stage together: what a stage needs of them, and the team of one."""
+"""The team: the processes that compute one stage together. The job system implements it; `Alone` is a team of one process."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import Protocol
 
 
 class Team(Protocol):
-    """As one of its processes sees it."""
+    """The team as seen by one of its processes."""
 
     @property
     def rank(self) -> int:
-        """From 0, the leader: it alone writes artifacts and checkpoints, and what its stage returns counts."""
+        """Global rank. Rank 0, the leader, alone writes artifacts and checkpoints, and its stage result counts."""
 
     @property
     def size(self) -> int:
-        """How many processes there are."""
+        """World size."""
 
     @property
     def local_rank(self) -> int:
-        """From 0 among those of this machine: which of its GPUs is ours."""
+        """Rank among the processes of this node: the index of this process's GPU."""
 
     def share(self, value: str = "") -> str:
-        """What the leader gave, in every process; all call it equally often. Raises ConnectionError where one of them is gone."""
+        """Return the leader's `value` in every process; a collective call. Raises ConnectionError if a process of the team has exited."""
 
     def advance(self, within: float) -> None:
-        """Tell that this process has got on, and will again within so many seconds (0: no promise); one that breaks it counts as hung."""
+        """Report progress to the watchdog: if the next report does not come `within` seconds, this process counts as hung. 0: no limit."""
 
 
 @dataclass(frozen=True)

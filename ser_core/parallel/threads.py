@@ -1,4 +1,7 @@
-"""Threads that compute one thing each, so that no number depends on how many there are: a matrix product on several may round otherwise."""
+"""A thread pool whose results do not depend on the number of threads: each item is computed by one thread with one BLAS thread.
+
+A matrix product that BLAS splits over several threads may round otherwise.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +16,23 @@ Result = TypeVar("Result")
 Item = TypeVar("Item")
 
 
-class Crew:
-    """Threads that compute alone, with one BLAS thread each. A context: leaving it ends them."""
+class DeterministicPool:
+    """`threads` threads with one BLAS thread each. A context manager: leaving it ends the threads."""
 
     def __init__(self, threads: int) -> None:
         self._ahead = 2 * threads
         self._torch_threads = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(threads, "crew", torch.set_num_threads, (1,))
+        self._pool = ThreadPoolExecutor(threads, "deterministic", torch.set_num_threads, (1,))
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> DeterministicPool:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(self._torch_threads)  # the setting of a thread is also that of threads to come
+        torch.set_num_threads(self._torch_threads)  # torch's setting in one thread is the default of new threads
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """Results in the order of the items; only a few are made ahead of the one that is taken."""
+        """Yield results in the order of the items; at most twice as many as threads are computed ahead."""
         waiting: deque[Future[Result]] = deque()
         for item in items:
             if len(waiting) == self._ahead:

@@ -1,4 +1,4 @@
-"""What a stage is handed: resolved settings, the training split of its fold, upstream artifacts, folders. None gets the corpus itself."""
+"""The inputs of a stage: resolved settings, the training split of its fold, upstream artifacts, folders. No stage gets the whole corpus."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ser_core.corpora.manifest import SAMPLE_RATE
-from ser_core.errors import InputError
+from ser_core.errors import InputError, first_line
 from ser_core.models.fairseq_checkpoint import wav2vec_identity
 from ser_core.models.identity import backbone_identity
 from ser_core.parallel.group import Group
@@ -22,18 +22,19 @@ from ser_core.settings import BackboneSettings, ExecutionSettings, FeatureSettin
 from ser_core.training.batches import length_parts
 from ser_core.training.checkpoints import Checkpoints, identity_of
 from ser_core.training.device import AUTO_PART_SECONDS, Arithmetic, choose_arithmetic, choose_device
-from ser_core.training.loop import Trained
+from ser_core.training.loop import Objective, TrainingPlan, TrainingResult, train
 from ser_core.training.progress import Progress
 from ser_core.training.randomness import torch_seed
+from ser_core.training.schedule import Schedule
 from ser_core.training.splits import Split
 
 SettingsT = TypeVar("SettingsT")
-ENCODER = "encoder"  # folder of a pretraining stage's output
+ENCODER = "encoder"  # folder with the encoder in a pretraining stage's output
 
 
 @dataclass(frozen=True)
 class StageContext:
-    """One stage on one fold with one seed. `training` is all of the corpus that it can reach."""
+    """One stage on one fold with one seed. `training` is the only part of the corpus that it can read."""
 
     stage: str
     settings: Mapping[str, Any]
@@ -45,37 +46,37 @@ class StageContext:
     upstream: Mapping[str, Path]
     output: Path
     checkpoint: Path
-    relief: int  # how often memory ran out: rows of a pass are halved so often, in training and in evaluation
+    relief: int  # how often the stage ran out of memory; each time halves the utterances per forward pass, in training and test
     should_stop: Callable[[], bool]
     report: Callable[[str], None]
     team: Team = field(default_factory=Alone)
-    group: Group = field(default_factory=Group)  # of the team's processes
-    shared: Path | None = None  # for what other stages can use too; None: nothing is kept
+    group: Group = field(default_factory=Group)  # process group of the team
+    shared: Path | None = None  # cache folder shared by stages; None: no cache
 
     @functools.cached_property
     def execution(self) -> ExecutionSettings:
-        return parse(ExecutionSettings, self.runtime.get("execution", {}))
+        return parse_settings(ExecutionSettings, self.runtime.get("execution", {}))
 
     @functools.cached_property
     def features(self) -> FeatureSettings:
-        return parse(FeatureSettings, self.settings.get("features", {}))
+        return parse_settings(FeatureSettings, self.settings.get("features", {}))
 
     @functools.cached_property
     def device(self) -> torch.device:
-        """In a team each process has a GPU of its own: the one of its number, or the only one that it was given to see."""
+        """The device. In a team each process has its own GPU: that of its local rank, or the only one visible to it."""
         device = choose_device(self.execution.device)
         if device.type != "cuda" or self.team.size == 1:
             return device
         visible = torch.cuda.device_count()
         if self.team.local_rank >= visible > 1:
-            raise InputError(f"process {self.team.local_rank} of this machine has no GPU: torch sees {visible}; ask for as many processes")
+            raise InputError(f"process {self.team.local_rank} of this node has no GPU: torch sees {visible}; request one process per GPU")
         return torch.device("cuda", self.team.local_rank if visible > 1 else 0)
 
     def arithmetic(self, precision: Precision) -> Arithmetic:
         return choose_arithmetic(self.device, precision)
 
     def row_parts(self, lengths: Sequence[int]) -> list[slice]:
-        """The rows of a step, of so many samples each, in the parts that are computed one after the other or by several processes."""
+        """Divide the rows of a step, of `lengths` samples each, into micro-batches, computed in turn or by several processes."""
         budget = round(AUTO_PART_SECONDS[self.device.type] * SAMPLE_RATE)
         return length_parts(lengths, size=self.execution.micro_batch, budget=budget, relief=self.relief)
 
@@ -83,53 +84,79 @@ class StageContext:
         return Progress(self.report)
 
     def checkpoints(self) -> Checkpoints:
-        """The checkpoints of this stage, told from those of any other by settings, fold, seed and corpus.
+        """The checkpoints of this stage, identified by stage, settings, fold, seed and corpus.
 
-        Not by `relief`: what ran out of memory goes on from its checkpoint in smaller parts.
+        Not by `relief`: a stage that ran out of memory resumes from its checkpoint with smaller micro-batches.
         """
         identity = [self.stage, dict(self.settings), self.fold, self.seed, self.corpus_digest]
         return Checkpoints(self.checkpoint, identity_of(identity))
 
+    def train(
+        self,
+        objective: Objective,
+        *,
+        steps: int,
+        learning_rate: float,
+        schedule: Schedule,
+        precision: Precision,
+        steps_per_epoch: int = 0,
+        save_last: bool = False,
+    ) -> TrainingResult:
+        """Run the training loop with this stage's seed, device, checkpoints and process group; see `training.loop.train`."""
+        plan = TrainingPlan(
+            name=self.stage,
+            steps=steps,
+            learning_rate=learning_rate,
+            schedule=schedule,
+            seed=self.seed,
+            arithmetic=self.arithmetic(precision),
+            checkpoint_seconds=self.execution.checkpoint_minutes * 60,
+            log_every=self.execution.log_every,
+            steps_per_epoch=steps_per_epoch,
+            save_last=save_last,
+        )
+        return train(objective, plan, self.checkpoints(), self.output, self.should_stop, self.report, self.group)
+
     def seed_initialisation(self) -> None:
-        """Make torch draw the same new weights whenever the stage starts."""
+        """Seed torch's default generator, so that new weights are the same whenever the stage starts."""
         torch.manual_seed(torch_seed(self.seed, "initial weights"))
 
     def backbone(self) -> BackboneSettings | Path:
-        """Where the wav2vec 2.0 weights come from: the stage upstream in the role `backbone`, else the recipe's.
+        """Source of the wav2vec 2.0 weights: the upstream stage in the role `backbone` if there is one, else the recipe's.
 
-        Raises InputError where a checkpoint is no longer the one this stage was planned with.
+        Raises InputError if the checkpoint has changed since the stage was planned.
         """
         if "backbone" in self.upstream:
             return self.upstream["backbone"] / ENCODER
-        settings = parse(BackboneSettings, self.runtime["backbone"])
+        settings = parse_settings(BackboneSettings, self.runtime["backbone"])
         if backbone_identity(settings) != self.settings["backbone"]:
             raise InputError(f"backbone {settings.checkpoint}: not the weights this stage was planned with; launch again")
         return settings
 
     def wav2vec(self) -> Wav2vecSettings:
-        """The wav2vec v1 of the recipe; InputError as for `backbone`."""
-        settings = parse(Wav2vecSettings, self.runtime["wav2vec"])
+        """The recipe's wav2vec v1. Raises InputError as `backbone` does."""
+        settings = parse_settings(Wav2vecSettings, self.runtime["wav2vec"])
         if wav2vec_identity(settings) != self.settings["wav2vec"]:
             raise InputError(f"wav2vec {settings.checkpoint}: not the weights this stage was planned with; launch again")
         return settings
 
 
-def parse(schema: type[SettingsT], values: Mapping[str, Any]) -> SettingsT:
-    """Plain JSON values (enums by name) as a settings dataclass; a missing key has its default, an unknown one is an InputError."""
+def parse_settings(schema: type[SettingsT], values: Mapping[str, Any]) -> SettingsT:
+    """Convert JSON values (enums by name) to a settings dataclass; missing keys get defaults. Raises InputError for an unknown key."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
         merged = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(values))))
     except OmegaConfBaseException as error:
-        raise InputError(f"{schema.__name__}.{error.full_key}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{schema.__name__}.{error.full_key}: {first_line(error)}") from error
     if not isinstance(merged, schema):
         raise InputError(f"{schema.__name__}: not settings of this kind: {values!r}")
     return merged
 
 
-def outcome(trained: Trained, metrics: Mapping[str, float], **more: Any) -> dict[str, Any]:
-    """What a gradient stage returns: `metrics` are the same for the same seed, `durations` (seconds) are not."""
+def stage_result(trained: TrainingResult, metrics: Mapping[str, float], **more: Any) -> dict[str, Any]:
+    """Return the result of a stage trained by gradient descent: `metrics` are reproducible for a seed, `durations` (seconds) are not."""
     return {
         "metrics": {"training_loss": trained.loss, "training_accuracy": trained.accuracy, "steps": trained.steps, **metrics},
         "durations": {
@@ -142,7 +169,7 @@ def outcome(trained: Trained, metrics: Mapping[str, float], **more: Any) -> dict
     }
 
 
-def seed_bystanders(seed: int) -> None:
-    """Seed the global generators that nothing of ours draws from, in case a library does."""
+def seed_global_generators(seed: int) -> None:
+    """Seed the global generators of Python and numpy. This package does not use them, but a library might."""
     random.seed(seed)
     np.random.seed(seed % 2**32)

@@ -1,8 +1,8 @@
-"""Fine-tuning (sections 3.1 and 4.2): a classifier on a frozen front end, trained on the other folds, tested once on the held-out one.
+"""Fine-tuning (sections 3.1 and 4.2): a classifier on a frozen front end, trained on the other folds and tested once on the held-out fold.
 
-In a sweep it is tested on the validation speakers instead, who are not trained on; `run_stage` decides that, all is the same here.
+In a sweep the test split is the validation speakers, who are excluded from training; `run_stage` chooses the split.
 
-Artifacts: `predictions.csv` (every test utterance with its probabilities) and the training curves.
+Artifacts: `predictions.csv` (class probabilities of every test utterance) and the training curves.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ser_core.corpora.manifest import SAMPLE_RATE
 from ser_core.features.features import FrozenFeatures
 from ser_core.models.backbone import frame_count, load_encoder
 from ser_core.models.classifier import EmotionClassifier, class_weights, label_weight, weighted_cross_entropy
-from ser_core.parallel.group import stopping_together
+from ser_core.parallel.group import stop_together
 from ser_core.settings import FinetuneSettings, Padding
-from ser_core.stages.context import StageContext, outcome, parse
+from ser_core.stages.context import StageContext, parse_settings, stage_result
 from ser_core.training.augmentation import row_generators, spans
 from ser_core.training.batches import Batch, StepPlan, halved, longest_first, shuffled_epoch
-from ser_core.training.divergence import prior_loss, still_at_prior
+from ser_core.training.divergence import divergence_reason, prior_loss
 from ser_core.training.evaluate import PREDICTIONS, predict, score, whole_features, write_predictions
-from ser_core.training.loop import Objective, PartLoss, Plan, StepParts, train
+from ser_core.training.loop import Objective, PartLoss, StepParts
 from ser_core.training.schedule import constant
 from ser_core.training.splits import Split
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some utterances of a step, with their rows of the masks; `total_weight` and `samples`, the longest, are those of the whole step."""
+    """A micro-batch with its rows of the masks. `total_weight` (labels) and `samples` (longest utterance) are those of the whole step."""
 
     positions: Batch
     labels: Tensor
@@ -62,9 +62,6 @@ class Finetuning(Objective):
         padding, cache = context.features.padding, context.execution.feature_cache
         self.features = FrozenFeatures(model.wav2vec2, split, limit, padding, cache, arithmetic, context.shared)
 
-    def parameters(self) -> dict[str, nn.Parameter]:
-        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-
     def plan(self, step: int) -> StepParts:
         context, split = self._context, self._context.training
         batch = longest_first(self._plan.batch(step), self._lengths)
@@ -73,10 +70,10 @@ class Finetuning(Objective):
         rngs = row_generators(context.seed, step, [split.utterances[position].id for position in batch], context.features.padding)
         config = self.model.wav2vec2.config
         frames = [max(1, frame_count(config, self._lengths[position])) for position in batch]
-        # Drawn for the step, not for the part: with reference padding one generator serves all rows.
+        # Drawn for the whole step: with reference padding all rows share one generator.
         time_mask, feature_mask = spans(self._settings.spec_augment, frames, max(frames), config.hidden_size, rngs)
         longest = self._lengths[batch[0]]
-        alike = context.features.padding is Padding.reference  # then every row is as long as the step's longest
+        alike = context.features.padding is Padding.reference  # then every row is padded to the step's longest
         slices = context.row_parts([longest if alike else self._lengths[position] for position in batch])
         parts = [Part(batch[rows], labels[rows], time_mask[rows], feature_mask[rows], total, longest) for rows in slices]
         return StepParts(parts, [len(part.positions) * self._lengths[part.positions[0]] for part in parts], len(batch))
@@ -93,8 +90,8 @@ class Finetuning(Objective):
 
 
 def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]:
-    """Train, then open the test split and score it; a training that has not learnt is tested too, and says so (`diverged`)."""
-    settings = parse(FinetuneSettings, context.settings["finetune"])
+    """Train, then open the test split and score it. A diverged model is tested too; `diverged` states the reason."""
+    settings = parse_settings(FinetuneSettings, context.settings["finetune"])
     split = context.training
     encoder = load_encoder(context.backbone(), attention=context.execution.attention)
     context.seed_initialisation()
@@ -103,35 +100,31 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
     if len(split) < settings.batch_size:
         context.report(f"finetune: {len(split)} training utterances are fewer than a batch of {settings.batch_size}: one step an epoch")
     started = time.monotonic()
-    with stopping_together(context.group):
+    with stop_together(context.group):
         objective.features.fill(context.should_stop, context.progress())
     front_end = time.monotonic() - started
-    plan = Plan(
-        name="finetune",
+    trained = context.train(
+        objective,
         steps=settings.epochs * objective.epoch_steps,
         learning_rate=settings.learning_rate,
         schedule=constant(),
-        seed=context.seed,
-        arithmetic=context.arithmetic(settings.precision),
-        checkpoint_seconds=context.execution.checkpoint_minutes * 60,
-        log_every=context.execution.log_every,
+        precision=settings.precision,
         steps_per_epoch=objective.epoch_steps,
     )
-    trained = train(objective, plan, context.checkpoints(), context.output, context.should_stop, context.report, context.group)
     prior = prior_loss(split.class_counts(), class_weights(split.class_counts()).tolist())
-    diverged = still_at_prior(trained.loss, prior)
+    diverged = divergence_reason(trained.loss, prior)
     if diverged:
         context.report(f"finetune: diverged: {diverged}")
     started = time.monotonic()
     test = open_test()
     features = whole_features(model, test, context.execution.feature_cache, context.shared)
-    context.group.silent()
+    context.group.suspend_watchdog()
     features.fill(lambda: False, context.progress())
     logits = predict(model, test, halved(context.execution.evaluation_batch, context.relief), features, context.group)
     found = score(logits, test)
-    if context.group.leads:
+    if context.group.is_leader:
         write_predictions(context.output / PREDICTIONS, logits, test)
-    result = outcome(
+    result = stage_result(
         trained,
         {
             "ua": found.ua,

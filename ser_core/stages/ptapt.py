@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from ser_core.clustering.pseudo_labels import read_labels
 from ser_core.corpora.manifest import SAMPLE_RATE
@@ -22,25 +22,25 @@ from ser_core.features.features import Crop, FrozenFeatures
 from ser_core.models.backbone import frame_count, hop_samples, load_encoder, save_encoder
 from ser_core.models.front_end import project_padded
 from ser_core.models.ptapt import PseudoLabelModel, align_labels, crop_labels, labelled_frames, ptapt_loss
-from ser_core.parallel.group import stopping_together
+from ser_core.parallel.group import stop_together
 from ser_core.settings import Padding, PtaptSettings
-from ser_core.stages.context import ENCODER, StageContext, outcome, parse
+from ser_core.stages.context import ENCODER, StageContext, parse_settings, stage_result
 from ser_core.training.augmentation import row_generators, time_spans
 from ser_core.training.batches import Batch, StepPlan, bucketed_epoch, longest_first
-from ser_core.training.loop import Objective, PartLoss, Plan, StepParts, train
+from ser_core.training.loop import Objective, PartLoss, StepParts
 from ser_core.training.randomness import generator
 from ser_core.training.schedule import warmup_flat_linear
 from ser_core.training.splits import Split
 
-ROLE = "clusters."  # upstream role of each number of clusters: "clusters.64"
-GRID_TOLERANCE = 2  # frames by which the grids of wav2vec v1 and 2.0 may differ at an utterance's end
+ROLE = "clusters."  # prefix of the upstream roles: "clusters.64"
+GRID_TOLERANCE = 2  # frames by which wav2vec v1 and 2.0 may differ at an utterance's end
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some utterances of a step, which frames of each, which of these are masked, and their pseudo-labels (B, heads, T).
+    """A micro-batch: utterances, their crops, masked frames (B, T) bool, and pseudo-labels (B, heads, T).
 
-    `labelled`, masked frames with a label, and `samples`, the longest crop, are those of the whole step.
+    `labelled` (masked frames with a label) and `samples` (longest crop) are those of the whole step.
     """
 
     positions: Batch
@@ -52,7 +52,7 @@ class Part:
 
 
 class PseudoLabelling(Objective):
-    """Cross-entropy of masked frames against the clusters of every number, on random crops, batched by length."""
+    """Cross-entropy of masked frames against the pseudo-labels of every k, on random crops, batched by length."""
 
     model: PseudoLabelModel
 
@@ -76,9 +76,6 @@ class PseudoLabelling(Objective):
         padding, cache = context.features.padding, context.execution.feature_cache
         self.features = FrozenFeatures(model.wav2vec2, split, None, padding, cache, arithmetic, context.shared)
 
-    def parameters(self) -> dict[str, nn.Parameter]:
-        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-
     def plan(self, step: int) -> StepParts:
         context, split = self._context, self._context.training
         batch = longest_first(self._plan.batch(step), self._lengths)
@@ -90,7 +87,7 @@ class PseudoLabelling(Objective):
             self._cropped_labels(position, first, count, wave) for position, (first, count), wave in zip(batch, crops, samples, strict=True)
         ]
         targets = torch.from_numpy(np.stack([align_labels(each, length) for each in labels]))
-        # Drawn for the step, not for the part: with reference padding one generator serves all rows.
+        # Drawn for the whole step: with reference padding all rows share one generator.
         mask = time_spans(
             frames,
             length,
@@ -114,25 +111,25 @@ class PseudoLabelling(Objective):
         return PartLoss(found.loss, found.loss, found.correct.float().mean(), found.labelled)
 
     def _crop(self, step: int, position: int) -> Crop:
-        """First frame and number of frames: all of an utterance that is short enough, else a random stretch."""
+        """First frame and number of frames: a whole short utterance, or a random crop of a longer one."""
         spare = self._frames[position] - self._crop_frames
         if spare <= 0:
             return 0, self._frames[position]
         return int(generator(self._context.seed, "crop", step, position).integers(0, spare + 1)), self._crop_frames
 
     def _crop_samples(self, position: int, first: int) -> int:
-        """Samples of an utterance from where frame `first` begins, as many as are read."""
+        """Number of samples of the crop that starts at frame `first`."""
         return min(self._context.training.samples[position] - first * self._hop, self._limit)
 
     def _cropped_labels(self, position: int, first: int, count: int, samples: int) -> NDArray[np.int64]:
-        """Labels (heads, frames), cut as the features are."""
+        """Labels (heads, frames) of the same crop as the features."""
         labels = self._labels[position]
         if self._as_waves:
             return crop_labels(labels, self._config, first * self._hop, samples)
         return align_labels(labels[:, first:], count)
 
     def _cropped_waves(self, part: Part) -> tuple[Tensor, Tensor]:
-        """Waves cut where a frame begins, padded and put through the front end, as the authors' loop does."""
+        """Features (B, T, hidden) and valid frames of cropped, zero-padded waves, as in the authors' code."""
         waves = [
             self._context.training.wave(position)[first * self._hop : first * self._hop + self._limit]
             for position, (first, _) in zip(part.positions, part.crops, strict=True)
@@ -143,39 +140,38 @@ class PseudoLabelling(Objective):
 
 def run(context: StageContext) -> dict[str, Any]:
     """Train and save the encoder."""
-    settings = parse(PtaptSettings, context.settings["ptapt"])
+    settings = parse_settings(PtaptSettings, context.settings["ptapt"])
     counts = [int(count) for count in context.settings["counts"]]
     encoder = load_encoder(context.backbone(), attention=context.execution.attention)
     labels = pseudo_labels(context, counts, encoder.config)
     context.seed_initialisation()
-    # The ReLU before the heads is in the authors' code and not in the paper; it goes with the rest of what the code does otherwise.
+    # The ReLU before the heads is in the authors' code and not in the paper: only with `reference` padding.
     relu = context.features.padding is Padding.reference
     model = PseudoLabelModel(encoder, counts, settings.head_units, relu=relu).to(context.device)
     objective = PseudoLabelling(context, settings, model, labels)
     started = time.monotonic()
-    with stopping_together(context.group):
+    with stop_together(context.group):
         objective.features.fill(context.should_stop, context.progress())
     front_end = time.monotonic() - started
-    plan = Plan(
-        name="ptapt",
+    trained = context.train(
+        objective,
         steps=settings.steps,
         learning_rate=settings.learning_rate,
         schedule=warmup_flat_linear(settings.steps, settings.warmup_steps, int(settings.flat_fraction * settings.steps)),
-        seed=context.seed,
-        arithmetic=context.arithmetic(settings.precision),
-        checkpoint_seconds=context.execution.checkpoint_minutes * 60,
-        log_every=context.execution.log_every,
+        precision=settings.precision,
     )
-    trained = train(objective, plan, context.checkpoints(), context.output, context.should_stop, context.report, context.group)
-    if context.group.leads:
+    if context.group.is_leader:
         save_encoder(model.wav2vec2, context.output / ENCODER)
-    result = outcome(trained, {})
+    result = stage_result(trained, {})
     result["durations"]["front_end"] = front_end
     return result
 
 
 def pseudo_labels(context: StageContext, counts: Sequence[int], config: Any) -> list[NDArray[np.int64]]:
-    """(heads, frames) labels of every training utterance. Raises InputError where an artifact does not fit the corpus or the grid."""
+    """Return the labels (heads, frames) of every training utterance.
+
+    Raises InputError if an artifact holds other utterances, or another number of frames than the backbone computes.
+    """
     split: Split = context.training
     ids = [utterance.id for utterance in split.utterances]
     by_count = [read_labels(context.upstream[f"{ROLE}{count}"], ids) for count in counts]

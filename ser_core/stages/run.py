@@ -1,21 +1,21 @@
-"""One stage from the corpus folder to its result: builds the view of the corpus that the stage may have, and calls its function."""
+"""Run one stage: restrict the corpus to the split that the stage may read, set up the process group, and call the stage's function."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from ser_core.corpora.manifest import Manifest, Utterance, load_manifest
-from ser_core.corpora.validation import divide
+from ser_core.corpora.validation import training_and_validation
 from ser_core.errors import InputError
 from ser_core.parallel.group import process_group
-from ser_core.parallel.team import Alone, Team
+from ser_core.parallel.team import Alone
+from ser_core.registry import StageArguments
 from ser_core.settings import Attention
 from ser_core.stages import cluster, finetune, ptapt, states, tapt
-from ser_core.stages.context import StageContext, seed_bystanders
-from ser_core.training.device import keep_memory, repeatable
+from ser_core.stages.context import StageContext, seed_global_generators
+from ser_core.training.device import deterministic, keep_freed_memory
 from ser_core.training.splits import Split
 
 PRETRAINING: Mapping[str, Callable[[StageContext], dict[str, Any]]] = {
@@ -26,54 +26,38 @@ PRETRAINING: Mapping[str, Callable[[StageContext], dict[str, Any]]] = {
 }
 
 
-def run_stage(
-    stage: str,
-    *,
-    settings: Mapping[str, Any],
-    runtime: Mapping[str, Any],
-    corpus: Path,
-    fold: str,
-    seed: int,
-    upstream: Mapping[str, Path],
-    output: Path,
-    checkpoint: Path,
-    relief: int,
-    should_stop: Callable[[], bool],
-    report: Callable[[str], None],
-    team: Team | None = None,
-    shared: Path | None = None,
-) -> dict[str, Any]:
-    """Compute one stage; see `ser_core.registry`. Of a team, the leader alone reports and writes.
+def run_stage(stage: str, **arguments: Unpack[StageArguments]) -> dict[str, Any]:
+    """Compute one stage; arguments, result and errors as in `SpeechRegistry.run`. In a team only the leader reports and writes.
 
-    What a model is tested on leaves this function in one direction only: to `finetune`, as a function to call when training is over. With
-    `validation` among the settings that is what they keep out of training, and the held-out fold is left alone.
+    The test split is passed to `finetune` only, as a function that it calls after training. If the settings contain `validation`, the test
+    split is the validation utterances, and the held-out fold is not opened.
     """
-    manifest = load_manifest(corpus)
-    training, tested = _splits(manifest, fold, settings)
-    team = team or Alone()
-    output.mkdir(parents=True, exist_ok=True)
+    manifest = load_manifest(arguments["corpus"])
+    training, tested = _splits(manifest, arguments["fold"], arguments["settings"])
+    team = arguments.get("team") or Alone()
+    arguments["output"].mkdir(parents=True, exist_ok=True)
     context = StageContext(
         stage=stage,
-        settings=settings,
-        runtime=runtime,
+        settings=arguments["settings"],
+        runtime=arguments["runtime"],
         training=Split(manifest, training),
         corpus_digest=manifest.digest,
-        fold=fold,
-        seed=seed,
-        upstream=upstream,
-        output=output,
-        checkpoint=checkpoint,
-        relief=relief,
-        should_stop=should_stop,
-        report=report if team.rank == 0 else lambda line: None,
+        fold=arguments["fold"],
+        seed=arguments["seed"],
+        upstream=arguments["upstream"],
+        output=arguments["output"],
+        checkpoint=arguments["checkpoint"],
+        relief=arguments["relief"],
+        should_stop=arguments["should_stop"],
+        report=arguments["report"] if team.rank == 0 else lambda line: None,
         team=team,
-        shared=shared,
+        shared=arguments.get("shared"),
     )
-    threads = runtime.get("threads")
-    if context.device.type == "cpu" and context.execution.attention is not Attention.eager:  # eager: as the authors compute
-        keep_memory()
-    with repeatable(context.device, int(threads) if threads else None):
-        seed_bystanders(seed)
+    threads = context.runtime.get("threads")
+    if context.device.type == "cpu" and context.execution.attention is not Attention.eager:  # eager: the authors' computation unchanged
+        keep_freed_memory()
+    with deterministic(context.device, int(threads) if threads else None):
+        seed_global_generators(context.seed)
         if stage != "finetune" and stage not in PRETRAINING:
             raise InputError(f"no stage {stage!r}; known are finetune, {', '.join(PRETRAINING)}")
         with process_group(team, context.device, context.execution.communication_minutes * 60) as group:
@@ -86,9 +70,12 @@ def run_stage(
 def _splits(
     manifest: Manifest, fold: str, settings: Mapping[str, Any]
 ) -> tuple[tuple[Utterance, ...], Callable[[], tuple[Utterance, ...]]]:
-    """Utterances to train on, and how those to test on are had. Raises InputError where there is nothing to train on."""
+    """Return the training utterances, and a function that returns the test utterances.
+
+    Raises InputError if there are no training utterances or, with `validation`, no validation utterances.
+    """
     if "validation" in settings:
-        training, held = divide(manifest, fold, settings["validation"])
+        training, held = training_and_validation(manifest, fold, settings["validation"])
         return training, lambda: held
     training = manifest.training(fold)
     if not training:

@@ -1,10 +1,11 @@
-"""P-TAPT stage 1 (section 3.3): emotion states, wav2vec v1 trained on the utterances' labels.
+"""P-TAPT stage 1 (section 3.3): emotion states, wav2vec v1 trained on the labels of the utterances.
 
-The frames of the training folds are computed here, once, and saved: every k of the ensemble and every sweep over k reads them, on nodes
-without a GPU, and none has to open the corpus or run the network. They are kept in float32 (1.2 million frames of 512: 2.4 GiB), written
-utterance by utterance, so that memory stays that of one utterance.
+The emotion states (frames) of the training folds are computed once here and saved: every k of the ensemble and every sweep over k reads
+them, on nodes without a GPU, without the corpus and the network. They are float32 (1.2 million frames of 512: 2.4 GiB) and are written
+utterance by utterance, so memory is needed for a few utterances only.
 
-Artifacts: `frames.npy` (all frames, 512), `frames.json` (utterances and frames of each), `model.safetensors` (the best network).
+Artifacts: `frames.npy` (all frames, channels), `frames.json` (ids and numbers of frames), `model.safetensors` (weights with the lowest
+validation loss).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from ser_core.disk import os_errors
 from ser_core.errors import Diverged, InputError, Interrupted
@@ -31,10 +32,10 @@ from ser_core.models.fairseq_checkpoint import build_wav2vec
 from ser_core.models.shapes import extractor_frames, minimum_samples, state_count
 from ser_core.models.states import EmotionStates, states_loss
 from ser_core.settings import Padding, StatesSettings
-from ser_core.stages.context import StageContext, outcome, parse
+from ser_core.stages.context import StageContext, parse_settings, stage_result
 from ser_core.training.augmentation import row_generators, spans
 from ser_core.training.batches import Batch, StepPlan, shares, shuffled_epoch
-from ser_core.training.loop import Objective, PartLoss, Plan, StepParts, train
+from ser_core.training.loop import Objective, PartLoss, StepParts
 from ser_core.training.randomness import generator
 from ser_core.training.schedule import warmup_flat_linear
 from ser_core.training.splits import Split
@@ -42,23 +43,23 @@ from ser_core.training.splits import Split
 FRAMES = "frames.npy"
 FRAMES_INDEX = "frames.json"
 MODEL = "model.safetensors"
-FRAMES_AT_ONCE = 8  # utterances of each process, before they are written
+FRAMES_AT_ONCE = 8  # utterances per process computed before they are written
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some utterances of a step, cut to the `samples` of its shortest; `total_weight` is that of the whole step's labels."""
+    """A micro-batch, cropped to the `samples` of the step's shortest utterance. `total_weight` is that of the whole step's labels."""
 
     step: int
     positions: Batch
     samples: int
     labels: Tensor
-    total_weight: float | None  # None: the part is the whole
-    waves: Tensor | None = None  # (B, samples), read by the process that computes the part
+    total_weight: float | None  # None: the step is a single micro-batch
+    waves: Tensor | None = None  # (B, samples), loaded by the process that computes the micro-batch
 
 
 class StateTraining(Objective):
-    """Utterance and frame classification; keeps the weights of the best validation loss."""
+    """Utterance and frame classification (section 3.3); keeps the weights with the lowest validation loss."""
 
     model: EmotionStates
 
@@ -78,9 +79,6 @@ class StateTraining(Objective):
         self._best_loss = math.inf
         self._best_step = 0
         self._best: dict[str, Tensor] = {}
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
     def plan(self, step: int) -> StepParts:
         batch = self._plan.batch(step)
@@ -106,7 +104,7 @@ class StateTraining(Objective):
         device = self._context.device
         frames = extractor_frames(self.model.wav2vec.config, part.samples)
         ids = [self._split.utterances[position].id for position in part.positions]
-        rngs = row_generators(self._context.seed, part.step, ids, Padding.independent)  # rows are equally long: nothing is padded
+        rngs = row_generators(self._context.seed, part.step, ids, Padding.independent)  # rows have equal lengths: no padding
         time_mask, feature_mask = spans(self._settings.spec_augment, [frames] * len(ids), frames, self.model.wav2vec.channels, rngs)
         waves, labels, time_mask, feature_mask = (
             each.to(device, non_blocking=True) for each in (part.waves, part.labels, time_mask, feature_mask)
@@ -115,8 +113,8 @@ class StateTraining(Objective):
         found = states_loss(utterance, frame, labels, self._weights, part.total_weight)
         return PartLoss(found.loss, found.loss, found.correct, len(labels))
 
-    def after(self, step: int) -> Mapping[str, float]:
-        """Validate once in a while and at the end, and keep the best. Raises Diverged for a loss that is not finite."""
+    def after_step(self, step: int) -> Mapping[str, float]:
+        """Validate periodically and after the last step; keep the best weights. Raises Diverged for a NaN or infinite loss."""
         if step % self._validate_every and step != self._settings.steps:
             return {}
         loss, accuracy = self.validate()
@@ -127,19 +125,19 @@ class StateTraining(Objective):
             self._best = {name: parameter.detach().cpu().clone() for name, parameter in self.parameters().items()}
         return {"loss": loss, "accuracy": accuracy}
 
-    def kept(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def extra_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return self._best, {"best_loss": self._best_loss if self._best else None, "best_step": self._best_step}
 
-    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    def load_extra_state(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         self._best = dict(tensors)
         self._best_loss = math.inf if facts["best_loss"] is None else float(facts["best_loss"])
         self._best_step = int(facts["best_step"])
 
     @torch.no_grad()
     def validate(self) -> tuple[float, float]:
-        """Weighted mean loss and accuracy on the validation utterances, in batches by length, each from its start to the shortest's end.
+        """Return weighted mean loss and accuracy on the validation utterances, in batches by length, cut to the batch's shortest.
 
-        Processes share the batches; what each finds is added up in one order, so that all have the same, to the bit.
+        The processes share the batches; results are summed in a fixed order, so they are bit-identical in all processes.
         """
         self.model.eval()
         group, split = self._context.group, self._validation
@@ -149,9 +147,9 @@ class StateTraining(Objective):
         found = np.zeros((len(batches), 3))
         costs = [len(batch) * length for batch, length in zip(batches, lengths, strict=True)]
         for number in shares(costs, group.size)[group.rank]:
-            group.alive()
+            group.expect_progress()
             found[number] = self._validated(batches[number], lengths[number])
-        loss, weight, correct = group.total(found).sum(axis=0).tolist()
+        loss, weight, correct = group.all_reduce(found).sum(axis=0).tolist()
         return loss / weight, correct / len(order)
 
     def _validated(self, batch: Batch, length: int) -> tuple[float, float, float]:
@@ -171,47 +169,43 @@ class StateTraining(Objective):
         return loss, weight, correct
 
     def use_best(self) -> tuple[float, int]:
-        """Put the best weights into the model; their validation loss and step."""
+        """Load the best weights into the model; return their validation loss and step."""
         state = self.model.state_dict()
         self.model.load_state_dict({**state, **{name: tensor.to(self._context.device) for name, tensor in self._best.items()}})
         return self._best_loss, self._best_step
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Train, take the best weights, and save the frames of every training utterance."""
+    """Train, load the best weights, and save the emotion states of every training utterance."""
     from safetensors.torch import save_file
 
-    settings = parse(StatesSettings, context.settings["states"])
+    settings = parse_settings(StatesSettings, context.settings["states"])
     wav2vec = build_wav2vec(context.wav2vec())
     context.seed_initialisation()
     model = EmotionStates(wav2vec, len(context.training.classes), settings.rnn_units, settings.head_units).to(context.device)
     objective = StateTraining(context, settings, model)
     warmup, flat = int(settings.warmup_fraction * settings.steps), int(settings.flat_fraction * settings.steps)
-    plan = Plan(
-        name="states",
+    trained = context.train(
+        objective,
         steps=settings.steps,
         learning_rate=settings.learning_rate,
         schedule=warmup_flat_linear(settings.steps, warmup, flat),
-        seed=context.seed,
-        arithmetic=context.arithmetic(settings.precision),
-        checkpoint_seconds=context.execution.checkpoint_minutes * 60,
-        log_every=context.execution.log_every,
-        save_last=True,  # the frames take a while
+        precision=settings.precision,
+        save_last=True,  # computing the frames takes a while
     )
-    trained = train(objective, plan, context.checkpoints(), context.output, context.should_stop, context.report, context.group)
     best_loss, best_step = objective.use_best()
-    if context.group.leads:
+    if context.group.is_leader:
         with os_errors(context.output / MODEL):
             save_file({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, context.output / MODEL)
     started = time.monotonic()
     frames = write_frames(context, model)
-    result = outcome(trained, {"best_validation_loss": best_loss, "best_step": best_step, "frames": frames})
+    result = stage_result(trained, {"best_validation_loss": best_loss, "best_step": best_step, "frames": frames})
     result["durations"]["frames"] = time.monotonic() - started
     return result
 
 
 def validation_split(count: int, fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """Positions to train on and to validate on: `fraction` of the training folds, at least one each; InputError for one utterance."""
+    """Return positions to train on and to validate on (`fraction`), at least one each. Raises InputError for fewer than two utterances."""
     if count < 2:
         raise InputError("states: one training utterance cannot be split into training and validation")
     held = min(count - 1, max(1, round(count * fraction)))
@@ -220,10 +214,10 @@ def validation_split(count: int, fraction: float, seed: int) -> tuple[list[int],
 
 
 def write_frames(context: StageContext, model: EmotionStates) -> int:
-    """Save the emotion states of all training utterances, each whole and alone; returns how many frames there are.
+    """Compute and save the emotion states of all training utterances, each whole and alone; return the number of frames.
 
-    Written as a stream: a memory map would meet a full disk as SIGBUS, which kills the process without a word. Processes compute a few
-    utterances each and send them to the leader, which writes: no file is written by two machines.
+    Written as a stream: with a memory map a full disk would raise SIGBUS, which kills the process without an error message. The processes
+    compute a few utterances each and send them to the leader, which alone writes.
     """
     model.eval()
     split, group = context.training, context.group
@@ -231,22 +225,22 @@ def write_frames(context: StageContext, model: EmotionStates) -> int:
     counts = [max(1, state_count(config, samples)) for samples in split.samples]
     progress = context.progress()
     at_once = FRAMES_AT_ONCE * group.size
-    with (context.output / FRAMES).open("wb") if group.leads else contextlib.nullcontext() as file:
+    with (context.output / FRAMES).open("wb") if group.is_leader else contextlib.nullcontext() as file:
         if file is not None:
             write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (sum(counts), model.wav2vec.outputs)})
         for start in range(0, len(counts), at_once):
             if group.any(context.should_stop()):
                 raise Interrupted(f"states: stopped at the frames of utterance {start} of {len(counts)}; training is in the checkpoint")
-            group.alive()
+            group.expect_progress()
             some = counts[start : start + at_once]
             taken = shares(some, group.size)
             own = [_states(model, split, start + number, some[number]) for number in taken[group.rank]]
-            found = group.collect(torch.cat([*own, torch.zeros(0, model.wav2vec.outputs)]), [_rows(some, share) for share in taken])
+            found = group.gather(torch.cat([*own, torch.zeros(0, model.wav2vec.outputs)]), [_rows(some, share) for share in taken])
             if file is not None:
                 for rows in _in_order(found, taken, some):
                     file.write(rows.numpy().astype("<f4", copy=False).tobytes())
-            progress.at(start + len(some), len(counts), "states: frames of utterance")
-    if group.leads:
+            progress.update(start + len(some), len(counts), "states: frames of utterance")
+    if group.is_leader:
         index = {"utterances": [utterance.id for utterance in split.utterances], "frames": counts}
         (context.output / FRAMES_INDEX).write_text(json.dumps(index), encoding="utf-8")
     return sum(counts)
@@ -257,7 +251,7 @@ def _rows(counts: Sequence[int], share: Sequence[int]) -> int:
 
 
 def _in_order(found: Sequence[Tensor], taken: Sequence[Sequence[int]], counts: Sequence[int]) -> list[Tensor]:
-    """The frames of each utterance, from those that each process computed one after the other."""
+    """Split the frames of each process into utterances and return them in order."""
     ordered: list[Tensor] = [torch.zeros(0)] * len(counts)
     for rows, share in zip(found, taken, strict=True):
         for number, states in zip(share, torch.split(rows, [counts[number] for number in share]), strict=True):
@@ -266,7 +260,7 @@ def _in_order(found: Sequence[Tensor], taken: Sequence[Sequence[int]], counts: S
 
 
 def _states(model: EmotionStates, split: Split, position: int, count: int) -> Tensor:
-    """Emotion states (frames, channels) of an utterance, on the CPU."""
+    """Emotion states (frames, channels) of an utterance on the CPU. Raises ValueError if their number is not `count`."""
     states = model.frames(split.wave(position, keep=False)).cpu()
     if len(states) != count:
         raise ValueError(f"{split.utterances[position].id}: {len(states)} emotion states where its length gives {count}")
@@ -274,7 +268,10 @@ def _states(model: EmotionStates, split: Split, position: int, count: int) -> Te
 
 
 def read_frames(folder: Path, ids: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """All frames (N, channels) mapped, and the frames of each utterance. Raises InputError where they are of other utterances."""
+    """Return all frames (N, channels), memory-mapped, and the number of frames of each utterance (utterances,).
+
+    Raises InputError if the artifact holds other utterances than `ids`.
+    """
     index = json.loads((folder / FRAMES_INDEX).read_text(encoding="utf-8"))
     if index["utterances"] != list(ids):
         raise InputError(f"{folder}: emotion states of other utterances than the training folds")

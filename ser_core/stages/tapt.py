@@ -1,4 +1,4 @@
-"""TAPT (section 3.2): the wav2vec 2.0 pretraining loss on the training folds, all parameters trained.
+"""TAPT (section 3.2): continued wav2vec 2.0 pretraining on the training folds; all parameters are trained.
 
 Artifact: `encoder/`, the model without its pretraining heads, from which fine-tuning starts.
 """
@@ -11,30 +11,30 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ser_core.corpora.manifest import SAMPLE_RATE
 from ser_core.models.backbone import build_backbone, frame_count, save_encoder
 from ser_core.models.front_end import Extracted, extract
 from ser_core.models.tapt import TaptDraw, WholeBatch, code_sums, draw_tapt, tapt_loss
 from ser_core.settings import Padding, TaptSettings
-from ser_core.stages.context import ENCODER, StageContext, outcome, parse
+from ser_core.stages.context import ENCODER, StageContext, parse_settings, stage_result
 from ser_core.training.batches import Batch, StepPlan, bucketed_epoch, longest_first
-from ser_core.training.loop import Objective, OwnParts, PartLoss, Plan, StepParts, train
+from ser_core.training.loop import LocalParts, Objective, PartLoss, StepParts
 from ser_core.training.randomness import generator, torch_seed
 from ser_core.training.schedule import warmup_flat_linear
 
 if TYPE_CHECKING:
     from transformers import Wav2Vec2ForPreTraining
 
-KEPT_SECONDS = 300.0  # of audio in a step of which the convolutions' sums are kept: 6.5 MB each in float32 (wav2vec2-base)
+KEPT_SECONDS = 300.0  # audio per step up to which the convolutions' activations are kept: 6.5 MB per second in float32 (wav2vec2-base)
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some utterances of a step, where each one's crop begins, and their share of what was drawn for the step.
+    """A micro-batch, number `number` of `count`: utterances, the first sample of each crop, and their rows of the step's random draws.
 
-    `number` of `count` parts; `samples`, the longest crop, and `masked`, the masked frames, are those of the whole step.
+    `samples` (longest crop) and `masked` (masked frames) are those of the whole step.
     """
 
     step: int
@@ -45,7 +45,7 @@ class Part:
     draw: TaptDraw
     samples: int
     masked: int
-    waves: Sequence[Tensor] = ()  # read by the process that computes the part
+    waves: Sequence[Tensor] = ()  # loaded by the process that computes the micro-batch
 
 
 class Pretraining(Objective):
@@ -58,12 +58,9 @@ class Pretraining(Objective):
         self._limit = round(settings.max_seconds * SAMPLE_RATE)
         self._lengths = [min(samples, self._limit) for samples in context.training.samples]
         budget = round(settings.batch_seconds * SAMPLE_RATE)
-        self._code_sums = torch.zeros(0)  # of the step that is being computed in parts
-        self._extracted: dict[int, Extracted] = {}  # by part
+        self._code_sums = torch.zeros(0)  # of the current step, if it has several micro-batches
+        self._extracted: dict[int, Extracted] = {}  # by number of the micro-batch
         self._plan = StepPlan(lambda epoch: bucketed_epoch(self._lengths, budget, settings.buckets, context.seed, epoch))
-
-    def parameters(self) -> dict[str, nn.Parameter]:
-        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
     def plan(self, step: int) -> StepParts:
         context, seed = self._context, self._context.seed
@@ -79,7 +76,7 @@ class Pretraining(Objective):
             padding=context.features.padding,
             rng=generator(seed, "mask and negatives", step),
         )
-        cut = context.features.padding is Padding.independent  # else the rows of a part stay as long as those of the step
+        cut = context.features.padding is Padding.independent  # with reference padding all rows keep the length of the step
         slices = context.row_parts(samples if cut else samples[:1] * len(samples))
         masked, length = len(draw.negatives), int(frames.max())
         parts = [
@@ -102,10 +99,10 @@ class Pretraining(Objective):
         waves = [split.wave(position)[start : start + self._limit] for position, start in zip(part.positions, part.starts, strict=True)]
         return replace(part, waves=waves)
 
-    def begin(self, parts: OwnParts) -> None:
-        """Add up the codes' sums over all parts of a step, from what the convolutions make of them.
+    def before_step(self, parts: LocalParts) -> None:
+        """Sum the code probabilities over all micro-batches of the step, which the diversity term needs.
 
-        That is kept for the losses, with what its gradient needs, where memory allows; else it is computed a second time there.
+        If memory allows, the convolutions' output is kept for the loss together with its autograd graph; otherwise `loss` recomputes it.
         """
         self._extracted = {}
         if parts.count == 1:
@@ -121,7 +118,7 @@ class Pretraining(Objective):
             sums += code_sums(self.model, extracted, part.draw.mask)
             if keeps:
                 self._extracted[part.number] = extracted
-        self._context.group.sum_([sums])
+        self._context.group.all_reduce_([sums])
         self._code_sums = sums
 
     def loss(self, part: Part) -> PartLoss:
@@ -139,29 +136,25 @@ class Pretraining(Objective):
         return PartLoss(found.loss, found.loss / max(part.masked, 1), found.correct, found.masked)
 
     def _start(self, step: int, position: int) -> int:
-        """First sample of an utterance's crop."""
+        """First sample of an utterance's random crop."""
         spare = self._context.training.samples[position] - self._limit
         return int(generator(self._context.seed, "crop", step, position).integers(0, spare + 1)) if spare > 0 else 0
 
 
 def run(context: StageContext) -> dict[str, Any]:
     """Train and save the encoder."""
-    settings = parse(TaptSettings, context.settings["tapt"])
+    settings = parse_settings(TaptSettings, context.settings["tapt"])
     model = build_backbone(context.backbone(), attention=context.execution.attention)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     objective = Pretraining(context, settings, model)
-    plan = Plan(
-        name="tapt",
+    trained = context.train(
+        objective,
         steps=settings.steps,
         learning_rate=settings.learning_rate,
         schedule=warmup_flat_linear(settings.steps, settings.warmup_steps, int(settings.flat_fraction * settings.steps)),
-        seed=context.seed,
-        arithmetic=context.arithmetic(settings.precision),
-        checkpoint_seconds=context.execution.checkpoint_minutes * 60,
-        log_every=context.execution.log_every,
+        precision=settings.precision,
     )
-    trained = train(objective, plan, context.checkpoints(), context.output, context.should_stop, context.report, context.group)
-    if context.group.leads:
+    if context.group.is_leader:
         save_encoder(model.wav2vec2, context.output / ENCODER)
-    return outcome(trained, {})
+    return stage_result(trained, {})

@@ -1,4 +1,4 @@
-"""SpecAugment for the utterances of a step: each one's spans come from the step and its own id, not from who shares its batch."""
+"""SpecAugment masks for the utterances of a step, drawn from the step and the utterance's id, independent of the rest of the batch."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def time_spans(
     probability: float,
     minimum: int,
 ) -> Tensor:
-    """Masked frames (B, length) bool of rows with so many valid frames, from the generators that `row_generators` gave.
+    """Return a mask (B, length) bool for rows with `frames` (B,) valid frames, drawn from the generators of `row_generators`.
 
-    One generator for all rows draws one number of spans for all, from the padded length, as the authors' code does.
+    If all rows share one generator they get the same number of spans, from the padded length, as in the authors' code.
     """
     if probability <= 0:
         return torch.zeros(len(frames), length, dtype=torch.bool)
@@ -39,7 +39,7 @@ def time_spans(
 
 
 def row_generators(seed: int, step: int, ids: Sequence[str], padding: Padding) -> list[np.random.Generator]:
-    """A generator for each utterance of a batch; with `reference` padding, where rows depend on each other anyhow, one for all."""
+    """Return a generator for each utterance of a batch, or a single one for all rows with `reference` padding."""
     if padding is Padding.reference and len(ids) > 1:
         return [generator(seed, "mask", step, *ids)]
     return [generator(seed, "mask", step, each) for each in ids]
@@ -48,7 +48,7 @@ def row_generators(seed: int, step: int, ids: Sequence[str], padding: Padding) -
 def spans(
     settings: SpecAugmentSettings, frames: Sequence[int], length: int, channels: int, rngs: Sequence[np.random.Generator]
 ) -> tuple[Tensor, Tensor]:
-    """Masked frames (B, length) and masked channels (B, channels), bool."""
+    """Return masked frames (B, length) and masked channels (B, channels), bool; arguments as for `time_spans`."""
     time = time_spans(frames, length, rngs, span=settings.time_length, probability=settings.time_probability, minimum=settings.time_minimum)
     if settings.feature_probability <= 0:
         return time, torch.zeros(len(frames), channels, dtype=torch.bool)

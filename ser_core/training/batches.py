@@ -1,4 +1,4 @@
-"""Which utterances each step sees, and in which parts: epochs, dynamic batches by length. Pure, and the same after a restart."""
+"""Batches of each step and their micro-batches: shuffled epochs, dynamic batches by length. Pure functions of seed and epoch."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Batch = list[int]  # positions in the training split
 
 
 def shuffled_epoch(count: int, batch_size: int, seed: int, epoch: int) -> list[Batch]:
-    """Every utterance at most once in an order of this epoch, in whole batches: the last short batch is dropped (section 4.2).
+    """Return the batches of an epoch: shuffled, without the last incomplete batch (section 4.2).
 
-    A training set smaller than one batch is one batch of everything, or it would train on nothing.
+    A training set smaller than one batch is one batch with all utterances.
     """
     order = generator(seed, "order", epoch).permutation(count).tolist()
     if count < batch_size:
@@ -23,18 +23,19 @@ def shuffled_epoch(count: int, batch_size: int, seed: int, epoch: int) -> list[B
 
 
 def bucket_count(lengths: Sequence[int], budget: int, buckets: int) -> int:
-    """How many buckets a corpus bears: as asked, but each with one and a half batches in it, or the same utterances would always meet.
+    """Return the number of length buckets: at most `buckets`, and few enough that each holds at least one and a half batches.
 
-    IEMOCAP's training folds (5.4 h) just bear the 50 of the code.
+    With smaller buckets the same utterances would always share a batch. IEMOCAP's training folds (5.4 h) are just large enough for the 50
+    buckets of the authors' code.
     """
     return max(1, min(buckets, len(lengths), 2 * sum(lengths) // (3 * max(1, budget))))
 
 
 def bucketed_epoch(lengths: Sequence[int], budget: int, buckets: int, seed: int, epoch: int) -> list[Batch]:
-    """Every utterance once, in batches of similar length whose padded size stays within `budget` samples (section 3.2: about 250 s).
+    """Return batches of similar length with every utterance once, at most `budget` samples when padded (section 3.2: about 250 s).
 
-    `lengths` are what a step reads of each utterance (cropped), in samples. Utterances are shuffled inside buckets of equal count; what a
-    bucket leaves over shares a batch with the next one; batches come in random order. An utterance longer than the budget is a batch alone.
+    `lengths`: samples of each utterance after cropping. Utterances are shuffled within buckets of equal count; the last batch of a bucket
+    is filled up from the next bucket; batches are in random order. An utterance longer than the budget is a batch of its own.
     """
     by_length = np.argsort(np.asarray(lengths), kind="stable")
     order: list[int] = []
@@ -52,20 +53,20 @@ def bucketed_epoch(lengths: Sequence[int], budget: int, buckets: int, seed: int,
 
 
 def longest_first(batch: Batch, lengths: Sequence[int]) -> Batch:
-    """A batch by length, so that its parts pad little and memory runs out at once or never."""
+    """Sort a batch by length, longest first: micro-batches have little padding, and memory runs out in the first one or not at all."""
     return sorted(batch, key=lambda index: (-lengths[index], index))
 
 
 def halved(size: int, relief: int) -> int:
-    """`size` rows halved `relief` times, rounded up: never less than one."""
+    """Return `size` halved `relief` times, rounded up, at least one."""
     return max(1, -(-size // (1 << relief)))
 
 
 def length_parts(lengths: Sequence[int], *, size: int = 0, budget: int = 0, relief: int = 0) -> list[slice]:
-    """The rows of a step, of such lengths, in parts: of `size` rows, or (0) as many as fit padded into `budget`, halved `relief` times.
+    """Divide the rows of a step into micro-batches: of `size` rows, or (0) as many as fit into `budget` samples when padded.
 
-    A row longer than the budget is a part alone. Parts are the unit in which torch draws (dropout, layer drop, noise), so they depend on
-    nothing but this: not on how many processes share them.
+    `relief` halves each micro-batch so often. A row longer than the budget is a micro-batch of its own. torch draws random numbers
+    (dropout, layer drop, Gumbel noise) per micro-batch, so the division must not depend on the number of processes.
     """
     if size > 0:
         size = min(size, len(lengths))
@@ -90,9 +91,9 @@ def length_parts(lengths: Sequence[int], *, size: int = 0, budget: int = 0, reli
 
 
 def shares(costs: Sequence[float], processes: int) -> list[list[int]]:
-    """Positions of the costs that each process takes: the dearest first, each to the one with the least so far, the first of equals.
+    """Distribute positions over processes by cost: most expensive first, each to the least loaded process (the first of several).
 
-    No process has more than the mean and one position; the shares hold their positions in order.
+    No process has more than the mean cost plus one position's. Returns the sorted positions of each process.
     """
     load = [0.0] * processes
     taken: list[list[int]] = [[] for _ in range(processes)]
@@ -104,16 +105,16 @@ def shares(costs: Sequence[float], processes: int) -> list[list[int]]:
 
 
 class StepPlan:
-    """The batch of every step of a stage, from a pure function of the epoch; epochs may differ in their number of batches."""
+    """Maps steps to batches, given a pure function epoch -> batches; epochs may have different numbers of batches."""
 
     def __init__(self, epoch_batches: Callable[[int], list[Batch]]) -> None:
         self._epoch_batches = epoch_batches
         self._epoch = 0
-        self._first = 0  # step at which the epoch begins
+        self._first = 0  # first step of the epoch
         self._batches = epoch_batches(0)
 
     def batch(self, step: int) -> Batch:
-        """Positions in the training split that `step` sees."""
+        """Return the positions in the training split of a step's batch."""
         self._seek(step)
         return self._batches[step - self._first]
 

@@ -1,11 +1,11 @@
-"""Resumable state on disk: safetensors and JSON in a folder of its own, complete and ours or not there at all.
+"""Checkpoints: folders of safetensors and JSON, written atomically and verified when read.
 
     FOLDER/step-000000700/
         model.safetensors, adam.safetensors, ...   one file for each group of tensors
-        state.json                                 schema, identity, step, facts, sha256 of every file beside it
+        state.json                                 schema, identity, step, facts, sha256 of the other files
 
-A checkpoint is written to a temporary folder, flushed to the disk and renamed. A reader takes the newest one whose digests fit and whose
-identity is its own; a torn or foreign one is passed over for the one before it. What a killed save left goes with the next save.
+A checkpoint is written to a temporary folder, synced and renamed. `load` returns the newest one with correct digests and the stage's
+identity; an incomplete or damaged one, or one of another stage, is skipped. The next save removes what a killed save left behind.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ser_core.disk import os_errors
+from ser_core.disk import os_errors, sync_folder
 
 SCHEMA = 2
 KEPT = 2  # the newest, and one to fall back on
@@ -36,7 +36,7 @@ Groups = Mapping[str, Mapping[str, Tensor]]  # group -> name -> tensor
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that was read: `step` steps were done; tensors on the CPU."""
+    """A loaded checkpoint after `step` steps: CPU tensors by group and name, and JSON values."""
 
     step: int
     tensors: dict[str, dict[str, Tensor]]
@@ -44,23 +44,23 @@ class Saved:
 
 
 def identity_of(value: object) -> str:
-    """Name of what a checkpoint belongs to: sha256 of a JSON value."""
+    """Return the identity of the stage that a checkpoint belongs to: sha256 (hex) of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
 
 
 class Checkpoints:
-    """The checkpoints of one stage in one folder. One process writes; what another stage left there is never read."""
+    """The checkpoints of one stage in one folder. Only one process may write; checkpoints of other stages are never loaded."""
 
     def __init__(self, folder: Path, identity: str) -> None:
         self.folder = folder
         self.identity = identity
 
     def save(self, step: int, tensors: Groups, facts: Mapping[str, Any]) -> None:
-        """Write the state after `step` steps; raises OSError where the disk is full, leaving the earlier ones as they were."""
+        """Write the state after `step` steps. Raises OSError if the disk is full; earlier checkpoints remain."""
         final = self.folder / f"{PREFIX}{step:09d}"
         temporary = self.folder / f".{final.name}.{os.getpid()}.tmp"
         self.folder.mkdir(parents=True, exist_ok=True)
-        for left in self.folder.glob(f".{PREFIX}*.tmp"):  # by a save that was killed; as large as a checkpoint
+        for left in self.folder.glob(f".{PREFIX}*.tmp"):  # left by a killed save; as large as a checkpoint
             shutil.rmtree(left, ignore_errors=True)
         temporary.mkdir()
         try:
@@ -75,20 +75,20 @@ class Checkpoints:
                 json.dump(state, file, allow_nan=False)
                 file.flush()
                 os.fsync(file.fileno())
-            _sync_folder(temporary)
-            if final.exists():  # torn or foreign, or it would have been resumed from
+            sync_folder(temporary)
+            if final.exists():  # damaged or of another stage, otherwise it would have been resumed from
                 shutil.rmtree(final)
             temporary.rename(final)
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         found = self._found()
-        later = [path for path in found if path.name > final.name]  # of no use, or this one would have begun there
+        later = [path for path in found if path.name > final.name]  # unusable, otherwise they would have been resumed from
         for path in [*later, *found[len(later) + KEPT :]]:
             shutil.rmtree(path, ignore_errors=True)
 
     def load(self) -> Saved | None:
-        """The newest whole checkpoint of this identity, or None."""
+        """Return the newest intact checkpoint with this identity, or None."""
         for path in self._found():
             saved = self._read(path)
             if saved is not None:
@@ -107,11 +107,11 @@ class Checkpoints:
             for name, digest in state["files"].items():
                 if _digest(path / name) != digest:
                     return None
-                # Copied out of the memory map: what was checked is what is used, and nothing hangs on a file that later goes.
+                # Copied out of the memory map: the verified bytes are used, and the file may be removed later.
                 tensors[name.removesuffix(SUFFIX)] = {key: tensor.clone() for key, tensor in load_file(path / name).items()}
             return Saved(int(state["step"]), tensors, dict(state["facts"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
-            return None  # torn: whatever is wrong with it, the one before it is tried
+            return None  # damaged in whatever way: the previous checkpoint is tried
 
 
 def _digest(path: Path) -> str:
@@ -123,11 +123,3 @@ def _synced_digest(path: Path) -> str:
     with path.open("rb") as file:
         os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

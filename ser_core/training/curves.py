@@ -1,4 +1,4 @@
-"""Training curves: kept with the checkpoint, written as TensorBoard event files."""
+"""Training curves: part of the checkpoint, written as TensorBoard event files."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Row = list[Any]  # [step, {name: value}]
 
 
 class Curves:
-    """Scalars by step in the `tensorboard` folder of an output.
+    """Scalars by step, written to `output/tensorboard`.
 
-    An attempt that resumes has an output folder of its own, so it first writes again what earlier attempts saw: every folder holds the
-    whole curve, whatever the number of interruptions. Without a folder nothing is written: only one of several processes does.
+    Each attempt has its own output folder. A resumed one first writes the rows of earlier attempts (from the checkpoint), so every folder
+    holds the whole curve. With `output` None (all processes except the leader) nothing is written.
     """
 
     def __init__(self, output: Path | None, rows: list[Row]) -> None:
@@ -28,7 +28,7 @@ class Curves:
             self._write(step, values)
 
     def add(self, step: int, values: dict[str, float]) -> None:
-        """Scalars after `step` steps."""
+        """Add scalars after `step` steps."""
         self.rows.append([step, values])
         self._write(step, values)
 

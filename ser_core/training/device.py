@@ -1,4 +1,4 @@
-"""Which device and arithmetic a stage uses, how memory is kept, and the switches of torch that make a CPU repeat itself to the bit."""
+"""Device and autocast type of a stage, the memory allocator's settings, and torch's switches for bit-identical results on a CPU."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ import torch
 from ser_core.errors import InputError
 from ser_core.settings import Precision
 
-AMPERE = 8  # compute capability of the first GPUs with bfloat16 units
+AMPERE = 8  # major compute capability of the first GPUs with bfloat16 units
 
-# Padded seconds of audio in one forward pass, where `execution.micro_batch` leaves it open. The same whatever the number of processes,
-# because the parts of a step are what chance is drawn for.
+# Padded seconds of audio per micro-batch if `execution.micro_batch` is 0. Independent of the number of processes, because random numbers
+# are drawn per micro-batch.
 AUTO_PART_SECONDS = {"cpu": 36.0, "cuda": 72.0}
 
-# glibc's malloc.h. Left alone, it takes blocks above 32 MB from the kernel, zeroed, and gives them back at once, and trims what it has.
+# mallopt parameters of glibc's malloc.h. By default glibc maps blocks above 32 MB, returns them at once when freed, and trims its heap.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-LARGEST_KEPT = 1 << 30  # bytes; what is larger (a weight file) is given back when it is free
+LARGEST_KEPT = 1 << 30  # bytes; larger blocks (a weight file) are returned to the kernel when freed
 
 DTYPES = {Precision.float32: torch.float32, Precision.bfloat16: torch.bfloat16, Precision.float16: torch.float16}
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """A device and the type that autocast uses on it."""
+    """A device and its autocast type (float32: no autocast)."""
 
     device: torch.device
     dtype: torch.dtype
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Context in which matrix products are computed in `dtype`."""
+        """Context manager: matrix products in `dtype`."""
         if self.dtype is torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto`, `cpu` or `cuda`. Raises InputError where a GPU is asked for and there is none."""
+    """Return the device for `auto`, `cpu` or `cuda`. Raises InputError if `cuda` is not available."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
@@ -53,7 +53,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_arithmetic(device: torch.device, precision: Precision) -> Arithmetic:
-    """`auto`: bfloat16 on a GPU or CPU that has units for it, float16 on an older GPU, float32 on any other CPU."""
+    """Return device and autocast type. `auto`: bfloat16 if GPU or CPU has units for it, float16 on older GPUs, float32 on other CPUs."""
     if precision is not Precision.auto:
         return Arithmetic(device, DTYPES[precision])
     if device.type != "cuda":
@@ -63,17 +63,17 @@ def choose_arithmetic(device: torch.device, precision: Precision) -> Arithmetic:
 
 
 def cpu_multiplies_bfloat16() -> bool:
-    """Whether this CPU has instructions that multiply bfloat16; without them it is several times slower than float32."""
+    """Whether this CPU has instructions to multiply bfloat16; without them bfloat16 is several times slower than float32."""
     found = torch.cpu.get_capabilities()
     return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
 
 
 @functools.cache
-def keep_memory() -> bool:
-    """Make this process keep the memory that tensors leave, and take it in huge pages: no page is fetched from the kernel at every step.
+def keep_freed_memory() -> bool:
+    """Keep freed memory in the process and use huge pages, so that steps do not request pages from the kernel again and again.
 
-    For good, and once a process; before its first large tensor, or torch will not ask for huge pages. False where the C library is not
-    glibc, which has none of this.
+    Permanent. Must be called before the first large tensor is allocated, otherwise torch does not request huge pages. Returns False without
+    glibc, which provides these settings.
     """
     if sys.platform != "linux":
         return False
@@ -85,8 +85,8 @@ def keep_memory() -> bool:
 
 
 @contextlib.contextmanager
-def repeatable(device: torch.device, threads: int | None) -> Iterator[None]:
-    """`threads` CPU threads (None: as they are) and, on a CPU, operations that give the same bits every time; restored on leaving."""
+def deterministic(device: torch.device, threads: int | None) -> Iterator[None]:
+    """Context with `threads` CPU threads (None: unchanged) and, on a CPU, deterministic operations; restores the settings on leaving."""
     before_threads = torch.get_num_threads()
     before_deterministic = torch.are_deterministic_algorithms_enabled()
     switches: Any = torch.utils.deterministic
@@ -95,7 +95,7 @@ def repeatable(device: torch.device, threads: int | None) -> Iterator[None]:
         torch.set_num_threads(threads)
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)
-        switches.fill_uninitialized_memory = False  # a debugging aid that costs a pass over every new tensor
+        switches.fill_uninitialized_memory = False  # for debugging; it would write every new tensor once more
     try:
         yield
     finally:

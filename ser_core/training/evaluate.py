@@ -1,6 +1,6 @@
-"""The test of a fine-tuned model: whole utterances, no augmentation, float32; batches by length with the numbers of batches of one.
+"""Test of a fine-tuned model: whole utterances, no augmentation, float32; batches by length, with the logits of batches of one.
 
-Several processes share the batches, which are the same however many they are.
+Several processes share the batches, which do not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PREDICTIONS = "predictions.csv"
 def whole_features(
     model: EmotionClassifier, split: Split, cache: FeatureCache = FeatureCache.none, shared: Path | None = None
 ) -> FrozenFeatures:
-    """Features of whole utterances for a single pass over them: from the store where there is one, else computed when they are needed."""
+    """Return features of whole utterances for a single pass: from the store if there is one, otherwise computed when needed."""
     arithmetic = choose_arithmetic(model.head.weight.device, Precision.float32)
     return FrozenFeatures(model.wav2vec2, split, None, Padding.independent, cache, arithmetic, shared, once=True)
 
@@ -37,11 +37,11 @@ def whole_features(
 def predict(
     model: EmotionClassifier, split: Split, batch_size: int, features: FrozenFeatures | None = None, group: Group | None = None
 ) -> NDArray[np.float32]:
-    """Logits (utterances, classes) in the order of the split, in every process of the group.
+    """Return the logits (utterances, classes) in the order of the split, in every process of the group.
 
-    Every utterance goes through the front end alone (so did the authors' test, in batches of one) and shares the transformer with others
-    of similar length, whose padding it does not see. `features`: those of `whole_features`, filled; None: computed here. Raises Diverged
-    where a logit is not finite.
+    The front end processes every utterance alone (as the authors' test does, with batches of one); the transformer processes utterances of
+    similar length together, and attention ignores padding. `features`: a filled `whole_features`; None: computed here. Raises Diverged for
+    a logit that is NaN or infinite.
     """
     group = group or Group()
     model.eval()
@@ -52,23 +52,23 @@ def predict(
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     costs = [split.samples[batch[0]] * len(batch) for batch in batches]
     for number in shares(costs, group.size)[group.rank]:
-        group.alive()
+        group.expect_progress()
         chosen = batches[number]
         padded, frames = features.padded(chosen)
         logits[chosen] = model(padded, frames.to(device)).float().cpu().numpy()
-    logits = group.total(logits)
+    logits = group.all_reduce(logits)
     if not np.isfinite(logits).all():
         raise Diverged("the trained model gives logits that are not finite")
     return logits.astype(np.float32)
 
 
 def score(logits: NDArray[np.float32], split: Split) -> Scores:
-    """Scores of (utterances, classes) logits."""
+    """Return the scores of logits (utterances, classes)."""
     return scores(split.labels, logits.argmax(axis=1).tolist(), len(split.classes))
 
 
 def write_predictions(path: Path, logits: NDArray[np.float32], split: Split) -> None:
-    """One line an utterance: id, speaker, label, predicted, and the probability of every class."""
+    """Write one CSV row per utterance: id, speaker, label, predicted class, and the softmax probability of every class."""
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     probabilities = shifted / shifted.sum(axis=1, keepdims=True)
     with path.open("w", encoding="utf-8", newline="") as file:

@@ -17,7 +17,7 @@ class Scores:
 
 
 def scores(true: Sequence[int], predicted: Sequence[int], classes: int) -> Scores:
-    """Scores of predictions; a class that no utterance has counts in no mean of recalls. Raises ValueError without utterances."""
+    """Return the scores of class indices. UA ignores classes without an utterance. Raises ValueError for no utterances."""
     from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score
 
     if not len(true):

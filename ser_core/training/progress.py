@@ -1,4 +1,4 @@
-"""Progress lines at a bounded rate."""
+"""Progress messages at a limited rate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ INTERVAL = 10.0  # seconds between lines
 
 
 class Progress:
-    """Passes on a line when the last one is long enough ago, and always the final one of a long stretch of work."""
+    """Passes messages on if the last one is at least `interval` seconds ago, and always the last one of work longer than that."""
 
     def __init__(self, report: Callable[[str], None], interval: float = INTERVAL) -> None:
         self._report = report
@@ -17,16 +17,16 @@ class Progress:
         self._last = time.monotonic()
         self._started = self._last
 
-    def say(self, line: str) -> None:
-        """A line that must not be missed."""
+    def report(self, line: str) -> None:
+        """Pass a message on in any case."""
         self._last = time.monotonic()
         self._report(line)
 
     def due(self) -> bool:
-        """Whether a line would be passed on now."""
+        """Whether `update` would pass a message on now."""
         return time.monotonic() - self._last >= self._interval
 
-    def at(self, done: int, total: int, what: str, more: str = "") -> None:
-        """`what` DONE/TOTAL `more`; the last one only where the work took longer than an interval."""
+    def update(self, done: int, total: int, what: str, more: str = "") -> None:
+        """Pass on "`what` DONE/TOTAL`more`" if it is due, and the last one if the work took longer than the interval."""
         if self.due() or (done == total and time.monotonic() - self._started >= self._interval):
-            self.say(f"{what} {done}/{total}{more}")
+            self.report(f"{what} {done}/{total}{more}")

@@ -1,4 +1,4 @@
-"""Learning rate of a step, as a factor of the configured rate."""
+"""Learning-rate schedules: the factor of the configured rate at each step."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ Schedule = Callable[[int], float]  # step, from 0 -> factor
 
 
 def constant() -> Schedule:
-    """Fine-tuning (section 4.2): the configured rate throughout."""
+    """Fine-tuning (section 4.2): constant factor 1."""
     return lambda step: 1.0
 
 
 def warmup_flat_linear(total: int, warmup: int, flat: int) -> Schedule:
-    """Pretraining stages: linear from 0 over `warmup` steps, full for `flat` steps, then linear to 0 at `total` (code)."""
+    """Pretraining stages (authors' code): linear from 0 to 1 over `warmup` steps, 1 for `flat` steps, then linear to 0 at step `total`."""
 
     def factor(step: int) -> float:
         if step < warmup:

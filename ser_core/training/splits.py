@@ -1,4 +1,4 @@
-"""The part of a corpus that a stage may see: utterances, their labels and their samples, and no way to any other."""
+"""A split: the utterances of a corpus that a stage may read, with labels and audio, and no access to any other utterance."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ FULL_SCALE = 1 << 15
 
 
 class Split:
-    """Some utterances of a corpus, by position. It holds nothing of the others, so a stage that is given one cannot reach them.
+    """Some utterances of a corpus, by position. It has no reference to other utterances, so a stage cannot read them.
 
-    Samples that were read are kept as 16 bit (what a prepared corpus holds; 7 hours are 0.8 GB), because a pretraining stage reads each
-    utterance hundreds of times.
+    Audio is cached in memory as 16-bit samples (the format of a prepared corpus; 7 hours are 0.8 GB), because a pretraining stage reads
+    each utterance hundreds of times.
     """
 
     def __init__(self, manifest: Manifest, utterances: Sequence[Utterance]) -> None:
@@ -36,7 +36,7 @@ class Split:
         return len(self.utterances)
 
     def wave(self, position: int, *, keep: bool = True) -> Tensor:
-        """(samples,) float32 in ±1; read from the disk the first time, and with `keep` from memory afterwards."""
+        """Return the samples (samples,) float32 in ±1; with `keep` they are cached in memory."""
         kept = self._kept.get(position)
         if kept is None:
             samples = load_audio(self._manifest, self.utterances[position])
@@ -49,19 +49,19 @@ class Split:
         return torch.from_numpy(kept)
 
     def class_counts(self) -> list[int]:
-        """Utterances of each class."""
+        """Return the number of utterances of each class."""
         counts = [0] * len(self.classes)
         for label in self.labels:
             counts[label] += 1
         return counts
 
     def subset(self, positions: Sequence[int]) -> Split:
-        """A split of some of these utterances."""
+        """Return a split of some of these utterances."""
         return Split(self._manifest, [self.utterances[position] for position in positions])
 
 
 def _narrowed(samples: NDArray[np.float32]) -> NDArray[np.int16] | NDArray[np.float32]:
-    """16-bit samples where that loses nothing."""
+    """Convert to 16 bit if that is lossless."""
     scaled = samples * FULL_SCALE
     narrow = np.clip(scaled, -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
     return narrow if np.array_equal(narrow, scaled) else samples

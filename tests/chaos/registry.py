@@ -16,7 +16,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
+
+if TYPE_CHECKING:
+    from jobs.experiment.registry import StageArguments
 
 METHODS = ("vft", "tapt", "ptapt")
 CLASSES = ("angry", "happy", "neutral", "sad")
@@ -26,7 +29,7 @@ DIVERGED = 8  # of 256 seeds are not finite
 
 @dataclass
 class Recipe:
-    """How long stages take; only `steps` decides what comes out."""
+    """How long stages take; only `steps` affects their results."""
 
     steps: int = 20
     step_seconds: float = 0.5
@@ -53,7 +56,7 @@ class Stopped(Exception):  # noqa: N818 - an ending, not an error
 
 
 class Diverged(Exception):  # noqa: N818
-    """The seed leads to a number that is none."""
+    """Training with this seed gives NaN."""
 
     diverged = True
 
@@ -85,34 +88,20 @@ class ChaosRegistry:
 
         return last
 
-    def run(
-        self,
-        stage: str,
-        *,
-        settings: Mapping[str, Any],
-        runtime: Mapping[str, Any],
-        corpus: Path,
-        fold: str,
-        seed: int,
-        upstream: Mapping[str, Path],
-        output: Path,
-        checkpoint: Path,
-        should_stop: Callable[[], bool],
-        report: Callable[[str], None],
-        relief: int,
-        team: Any = None,
-        shared: Path | None = None,
-    ) -> Mapping[str, Any]:
+    def run(self, stage: str, **arguments: Unpack[StageArguments]) -> Mapping[str, Any]:
         """Hash step by step; see the module."""
-        del relief
+        settings, runtime, corpus, checkpoint = arguments["settings"], arguments["runtime"], arguments["corpus"], arguments["checkpoint"]
+        output, report = arguments["output"], arguments["report"]
         trace = corpus / "trace" / output.parents[2].name
         trace.parent.mkdir(parents=True, exist_ok=True)
-        digests = {role: json.loads((folder / "digest.json").read_text())["digest"] for role, folder in sorted(upstream.items())}
-        first = hashlib.sha256(json.dumps([stage, dict(settings), fold, seed, digests]).encode()).hexdigest()
+        digests = {
+            role: json.loads((folder / "digest.json").read_text())["digest"] for role, folder in sorted(arguments["upstream"].items())
+        }
+        first = hashlib.sha256(json.dumps([stage, dict(settings), arguments["fold"], arguments["seed"], digests]).encode()).hexdigest()
         step, digest = _restored(checkpoint, first)
         report(f"begins at step {step}")
         while step < settings["steps"]:
-            if should_stop():
+            if arguments["should_stop"]():
                 _save(checkpoint, first, step, digest)
                 raise Stopped(f"stopped at step {step}")
             time.sleep(runtime["step_seconds"])

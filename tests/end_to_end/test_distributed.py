@@ -78,9 +78,9 @@ def test_the_number_of_processes_changes_no_number(slurm_cluster: Cluster, small
         lost = process_of_rank(3, four.results)
         assert lost
         os.kill(lost, signal.SIGKILL)
-        alone, _ = running[1].communicate(timeout=240)
+        alone, _ = running[1].communicate(timeout=400)
         running.append(two.start("grid", "demo", *TINY, "resources.default.processes=2", "resources.default.cpus=2"))
-        said = [each.communicate(timeout=240)[0] for each in (running[0], running[2])]
+        said = [each.communicate(timeout=400)[0] for each in (running[0], running[2])]
     finally:
         for each in running:
             each.kill()

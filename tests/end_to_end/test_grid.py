@@ -111,7 +111,7 @@ def test_ctrl_c_stops_cleanly_and_a_second_launch_goes_on(small_data: Path, tmp_
     while not attempts(run.results) and time.monotonic() < deadline:
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 3, output
     assert "grid demo" in output
     with pytest.raises(ProcessLookupError):
@@ -142,7 +142,7 @@ def test_launched_cancelled_and_left_to_itself_it_ends_in_tables(slurm_cluster: 
     scripts = sorted(folder.glob("submissions/scripts/*"))
     shown = run("status", "demo")
     assert shown.returncode == 0, shown.stderr
-    assert "with the same settings goes on" in shown.stdout
+    assert "with the same settings resumes" in shown.stdout
     refused = run("reconcile", "demo")
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
     assert sorted(folder.glob("submissions/scripts/*")) == scripts

@@ -13,8 +13,7 @@ import pytest
 from tests.command_line import CommandLine
 from tests.slurm_cluster.processes import wait_until
 
-ONE = ("corpus=small", "methods=[vft]", "folds=[1]", "recipe.finetune.epochs=1")
-LONGER = (*ONE, "recipe.finetune.epochs=12")  # some seconds, in which it can be followed and cancelled
+ONE = ("methods=[vft]", "folds=[1]", "recipe.finetune.epochs=1")
 IN_TURN = "resources.default.cpus=1000"  # one at a time, whatever the machine
 
 
@@ -24,9 +23,9 @@ def claims(results: Path) -> int:
 
 
 @pytest.mark.slow
-def test_a_run_that_diverges_with_every_seed_is_told_whole(small_data: Path, tmp_path: Path) -> None:
+def test_a_run_that_diverges_with_every_seed_is_told_whole(demo_data: Path, tmp_path: Path) -> None:
     """Exit code 3, one line for all that failed alike, its seeds and their fate, its log, and tables that mark it."""
-    run = CommandLine(small_data, tmp_path / "results")
+    run = CommandLine(demo_data, tmp_path / "results")
     settings = (*ONE, "seeds=1", "recipe.finetune.learning_rate=1e30", "policy.max_seeds=2")
     done = run("grid", "demo", *settings)
     assert done.returncode == 3, done.stdout + done.stderr
@@ -53,19 +52,19 @@ def test_a_run_that_diverges_with_every_seed_is_told_whole(small_data: Path, tmp
 
 
 @pytest.mark.slow
-def test_cancelled_here_it_ends_and_a_launch_goes_on(small_data: Path, tmp_path: Path) -> None:
+def test_cancelled_here_it_ends_and_a_launch_goes_on(demo_data: Path, tmp_path: Path) -> None:
     """What runs is kept and can be followed to its end, nothing new is begun; launched again, only the rest is computed."""
-    run = CommandLine(small_data, tmp_path / "results")
-    process = run.start("grid", "demo", *LONGER, IN_TURN, "seeds=2")
+    run = CommandLine(demo_data, tmp_path / "results")
+    process = run.start("grid", "demo", *ONE, IN_TURN, "seeds=2")
     assert wait_until(lambda: claims(run.results) == 1, 60)
     following = run.start("logs", "demo", "vft/1/0", "-f")
     cancelled = run("cancel", "demo")
     assert cancelled.returncode == 0, cancelled.stderr
     assert "everything cancelled (2 stages had no result)" in cancelled.stdout
-    assert re.search(r"still computed, and kept: what process \d+ on .* works on; nothing new is begun", cancelled.stdout)
+    assert re.search(r"still computing a stage, whose result is kept: process \d+ on .*; no other stage is started", cancelled.stdout)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 3, output
-    assert "cancelled: `python launch.py grid demo` with the same settings goes on" in output
+    assert "cancelled: `python launch.py grid demo` with the same settings resumes" in output
     followed, _ = following.communicate(timeout=60)
     assert following.returncode == 0
     assert "attempt 1 on" in followed
@@ -80,15 +79,15 @@ def test_cancelled_here_it_ends_and_a_launch_goes_on(small_data: Path, tmp_path:
 
     assert "nothing to cancel" in run("cancel", "demo", "vft/1/0").stdout
 
-    again = run("grid", "demo", *LONGER, IN_TURN, "seeds=2", timeout=300)
+    again = run("grid", "demo", *ONE, IN_TURN, "seeds=2")
     assert again.returncode == 0, again.stdout + again.stderr
     assert claims(run.results) == 2
 
 
 @pytest.mark.slow
-def test_a_dead_server_of_workers_is_one_line_and_exit_code_1(small_data: Path, tmp_path: Path) -> None:
+def test_a_dead_server_of_workers_is_one_line_and_exit_code_1(demo_data: Path, tmp_path: Path) -> None:
     """It names its log and what to do; nothing is left running."""
-    run = CommandLine(small_data, tmp_path / "results")
+    run = CommandLine(demo_data, tmp_path / "results")
     process = run.start("grid", "demo", *ONE, "seeds=1", "recipe.finetune.epochs=200")
     assert wait_until(lambda: claims(run.results) == 1, 60)
     (server,) = (Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()).split()

@@ -52,7 +52,7 @@ def swept(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
         refused = run("sweep", "demo", *SMALL)
         assert wait_until(lambda: len(list(run.results.glob("store/ptapt/*/attempts/*/claim.json"))) > 0, 180)
         os.killpg(process.pid, signal.SIGTERM)  # as `timeout` and systemd do, and a terminal with Ctrl-C: the whole group hears it
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=300)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

@@ -33,10 +33,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from jobs.experiment.graph import Graph, Slot, build_graph, seeds_of_slots
+from jobs.experiment.registry import StageArguments
 from jobs.store.attempts import process_start
+from jobs.store.records import write_text
 
 METHODS = ("vft", "tapt", "ptapt")
 NAME = "tests.jobs.fake_registry:REGISTRY"
@@ -99,25 +101,11 @@ class FakeRegistry:
         states = stage("states", 0)
         return stage("finetune", seed, backbone=stage("ptapt", 0, labels=stage("cluster", 0, states=states)))
 
-    def run(
-        self,
-        stage: str,
-        *,
-        settings: Mapping[str, Any],
-        runtime: Mapping[str, Any],
-        corpus: Path,
-        fold: str,
-        seed: int,
-        upstream: Mapping[str, Path],
-        output: Path,
-        checkpoint: Path,
-        relief: int,
-        should_stop: Callable[[], bool],
-        report: Callable[[str], None],
-        team: Any = None,
-        shared: Path | None = None,
-    ) -> Mapping[str, Any]:
+    def run(self, stage: str, **arguments: Unpack[StageArguments]) -> Mapping[str, Any]:
         """Add up numbers, or behave as the recipe says; `oom:N` and `hostoom:N` need a `relief` of N to come through."""
+        settings, runtime, corpus, seed = arguments["settings"], arguments["runtime"], arguments["corpus"], arguments["seed"]
+        output, checkpoint, relief, team = arguments["output"], arguments["checkpoint"], arguments["relief"], arguments.get("team")
+        report = arguments["report"]
         key = output.parents[2].name
         if team is not None and team.rank:
             begun = int(team.share())
@@ -128,12 +116,12 @@ class FakeRegistry:
         if team is not None:
             _together(team, runtime["behaviour"], int(team.share(str(begun))), relief, output)
         report(f"start {begun} with {os.environ.get('OMP_NUM_THREADS')} threads, preloaded {bool(PRELOADED)}")
-        _behave(runtime["behaviour"], begun, relief, checkpoint, should_stop)
+        _behave(runtime["behaviour"], begun, relief, checkpoint, arguments["should_stop"])
         _take(runtime["behaviour"], relief, corpus, output)
         _share(runtime["behaviour"], relief, corpus)
         time.sleep(runtime["seconds"])
         total = seed + sum(range(settings["work"]))
-        for folder in upstream.values():
+        for folder in arguments["upstream"].values():
             total += json.loads((folder / "sum.json").read_text())["sum"]
         (output / "sum.json").write_text(json.dumps({"sum": total}))
         (output / "parts").mkdir()
@@ -163,7 +151,7 @@ def read_digest(folder: Path) -> str:
 def make_corpus(folder: Path, digest: str = "d1") -> Path:
     """A corpus folder as this registry reads it."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "digest").write_text(digest)
+    write_text(folder / "digest", digest)  # atomically: workers of another launch may be reading it
     return folder
 
 

@@ -134,7 +134,7 @@ def ended(folder: Path, key: str) -> float:
     return float(facts["end"])
 
 
-def until(true: Callable[[], bool], seconds: float = 40) -> None:
+def until(true: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not true():
         if time.monotonic() > end:
@@ -149,3 +149,8 @@ def drained(arrays: SlurmArrays) -> Callable[[], bool]:
 def array_jobs(cluster: TestCluster) -> list[str]:
     """Numbers of all arrays that the controller remembers, ended ones too."""
     return sorted(set(cluster.run("squeue", "--noheader", "--states=all", "--format=%F").split()), key=int)
+
+
+def arrays_since(cluster: TestCluster, before: Sequence[str]) -> list[str]:
+    """Numbers of the arrays that were submitted since; the controller forgets those that ended minutes ago."""
+    return sorted(set(array_jobs(cluster)) - set(before), key=int)

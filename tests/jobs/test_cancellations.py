@@ -17,7 +17,7 @@ def layout(tmp_path: Path) -> Layout:
 
 
 def test_nothing_was_cancelled_where_there_is_no_record(layout: Layout) -> None:
-    """And reading does not make one."""
+    """Reading does not create one."""
     assert read_cancellations(layout, 0.0) == Cancelled()
     assert not layout.folder.exists()
 
@@ -60,7 +60,7 @@ def test_launching_again_lifts_what_was_cancelled_before(layout: Layout, since: 
         '{"schema": 1, "cancelled": [{"time": 5, "keys": "abc"}]}',
     ],
 )
-def test_a_damaged_record_is_an_error_and_no_leave_to_go_on(layout: Layout, text: str) -> None:
+def test_a_damaged_record_is_an_error(layout: Layout, text: str) -> None:
     """One line that names the file; nothing is overwritten."""
     layout.folder.mkdir()
     layout.cancellations.write_text(text)

@@ -1,7 +1,8 @@
-"""Configuration: layers, overrides, and one line for whatever is wrong with them."""
+"""Configuration: layers, overrides, and one-line errors."""
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +41,8 @@ def configs(tmp_path: Path) -> Path:
     (tmp_path / "site" / "default.yaml").write_text("{}\n")
     (tmp_path / "site" / "campus.yaml").write_text("partition: gpu\naccount: speech\n")
     (tmp_path / "experiment" / "small.yaml").write_text(
-        "corpus: demo\nseeds: 3\nresources:\n  default: {cpus: 2, minutes: 5}\n  tapt: {cpus: 8}\nrecipe:\n  finetune: {epochs: 2}\n"
+        "corpus: demo\nmethods: [vft, tapt]\nseeds: 3\n"
+        "resources:\n  default: {cpus: 2, minutes: 5}\n  tapt: {cpus: 8}\nrecipe:\n  finetune: {epochs: 2}\n"
     )
     return tmp_path
 
@@ -54,7 +56,7 @@ def _error(configs: Path, *overrides: str, name: str = "small") -> str:
 
 
 def test_layers_in_order(configs: Path) -> None:
-    """Schema, site profile, experiment, overrides: the later wins, what nobody says is the schema's default."""
+    """Schema, site profile, experiment, overrides: the later wins; the rest has the schema's defaults."""
     experiment = load_experiment("small", ["seeds=7", "site=campus", "slurm.account=x"], configs=configs, recipe_schema=FakeRecipe)
     assert (experiment.name, experiment.corpus, experiment.seeds) == ("small", "demo", 7)
     assert (experiment.slurm.partition, experiment.slurm.account, experiment.slurm.qos) == ("gpu", "x", None)
@@ -63,7 +65,15 @@ def test_layers_in_order(configs: Path) -> None:
     assert isinstance(experiment.recipe, FakeRecipe)
 
 
-def test_overrides_reach_everything(configs: Path) -> None:
+def test_methods_of_the_registry_by_default(configs: Path) -> None:
+    """An experiment that names no method gets those of the call; an empty list is an error, see below."""
+    (configs / "experiment" / "bare.yaml").write_text("corpus: demo\n")
+    load = functools.partial(load_experiment, "bare", configs=configs, recipe_schema=FakeRecipe, methods=("a", "b"))
+    assert load([]).methods == ["a", "b"]
+    assert load(["methods=[b]"]).methods == ["b"]
+
+
+def test_overrides_of_every_type(configs: Path) -> None:
     """Lists, numbers, enums and nested keys by dot-list."""
     overrides = ["methods=[vft,tapt]", "recipe.finetune.learning_rate=3e-5", "recipe.counts=[8]", "cluster=slurm", "resources.tapt.gpus=4"]
     experiment = load_experiment("small", overrides, configs=configs, recipe_schema=FakeRecipe)
@@ -75,7 +85,7 @@ def test_overrides_reach_everything(configs: Path) -> None:
 
 
 def test_resources_by_stage(configs: Path) -> None:
-    """Key by key: a stage's own entry, else `default`, else the schema's; a stored experiment says the same."""
+    """Key by key: the stage's entry, else `default`, else the schema; the same after storing."""
     experiment = load_experiment("small", ["resources.tapt.gpus=0"], configs=configs, recipe_schema=FakeRecipe)
     assert resources_of(experiment, "tapt") == Resources(cpus=8, gpus=0, minutes=5)
     assert resources_of(experiment, "finetune") == Resources(cpus=2, minutes=5)
@@ -121,12 +131,12 @@ def test_resources_by_stage(configs: Path) -> None:
     ],
 )
 def test_a_wrong_override_is_one_line(configs: Path, override: str, expected: str) -> None:
-    """Which key, what is wrong with it, and the nearest known one."""
+    """The key, the problem, and the nearest known key."""
     assert expected in _error(configs, override)
 
 
-def test_resources_of_a_stage_there_is_not_are_refused(configs: Path) -> None:
-    """The known ones are named; `default` is one of them."""
+def test_resources_of_an_unknown_stage_are_a_usage_error(configs: Path) -> None:
+    """The known stages are listed, `default` among them."""
     known = ("tapt", "finetune")
     load_experiment("small", ["resources.default.cpus=1"], configs=configs, recipe_schema=FakeRecipe, stages=known)
     with pytest.raises(UsageError, match=r"resources\.tatp: no such stage; known are default, tapt, finetune"):
@@ -134,7 +144,7 @@ def test_resources_of_a_stage_there_is_not_are_refused(configs: Path) -> None:
 
 
 def test_an_unknown_experiment_names_the_known_ones(configs: Path) -> None:
-    """And the nearest."""
+    """And the nearest of them."""
     text = _error(configs, name="smal")
     assert "small" in text
     assert "did you mean 'small'" in text
@@ -148,20 +158,20 @@ def test_a_broken_file_is_named(configs: Path, text: str) -> None:
 
 
 def test_a_corpus_must_be_named(configs: Path) -> None:
-    """What has no default is asked for."""
+    """It has no default."""
     (configs / "experiment" / "small.yaml").write_text("seeds: 3\n")
     assert "corpus" in _error(configs)
 
 
 def test_the_policy_is_set_key_by_key(configs: Path) -> None:
-    """What is not named keeps its default; a rule is named as in the tables."""
+    """Other keys keep their defaults; rules have the names used in the tables."""
     experiment = load_experiment("small", ["policy.outliers=none", "policy.rounds=1"], configs=configs, recipe_schema=FakeRecipe)
     assert experiment.policy == Policy(outliers=OutlierRule.none, rounds=1)
     assert load_experiment("small", [], configs=configs, recipe_schema=FakeRecipe).policy == Policy()
 
 
 def test_stored_values_give_the_same_experiment(configs: Path) -> None:
-    """What a launch writes down is plain JSON, and reads back as what was launched."""
+    """Stored values are plain JSON and restore the same experiment."""
     experiment = load_experiment("small", ["cluster=slurm", "site=campus"], configs=configs, recipe_schema=FakeRecipe)
     values = json.loads(json.dumps(resolved_values(experiment), allow_nan=False))
     assert restore_experiment(values, recipe_schema=FakeRecipe) == experiment
@@ -174,8 +184,8 @@ def test_stored_values_give_the_same_experiment(configs: Path) -> None:
 
 
 @pytest.mark.parametrize(("overrides", "given"), [((), (1, 1, 1)), (("resources.default.gpus=4", "resources.default.nodes=2"), (2, 4, 4))])
-def test_a_stage_that_one_process_computes_is_given_one(configs: Path, overrides: tuple[str, ...], given: tuple[int, int, int]) -> None:
-    """Whatever `default` says for the others; it keeps its cores and memory, and the stored configuration says so."""
+def test_a_stage_without_team_support_gets_one_process(configs: Path, overrides: tuple[str, ...], given: tuple[int, int, int]) -> None:
+    """Whatever `default` is; it keeps its cores and memory, also in the stored configuration."""
     arguments = {"configs": configs, "recipe_schema": FakeRecipe, "stages": ("tapt", "cluster"), "teams": ("tapt",)}
     experiment = load_experiment("small", ["resources.default.cpus=8", *overrides], **arguments)  # type: ignore[arg-type]
     tapt, cluster = resources_of(experiment, "tapt"), resources_of(experiment, "cluster")
@@ -194,8 +204,8 @@ def test_a_stage_that_one_process_computes_is_given_one(configs: Path, overrides
         ("resources.tapt={gpus: 16}", "resources.tapt: 8 cpus for 16 processes of a node"),
     ],
 )
-def test_teams_that_cannot_be_are_refused(configs: Path, override: str, words: str) -> None:
-    """In one line that names the stage."""
+def test_impossible_teams_are_usage_errors(configs: Path, override: str, words: str) -> None:
+    """One line that names the stage."""
     with pytest.raises(UsageError, match=words) as caught:
         load_experiment("small", [override], configs=configs, recipe_schema=FakeRecipe, stages=("tapt", "cluster"), teams=("tapt",))
     assert "\n" not in str(caught.value)

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobs.commands.console import print_explanation
-from jobs.commands.explain import moment
+from jobs.commands.explain import moment, print_explanation
 from jobs.commands.notify import Notice, read_notices
-from jobs.commands.session import Launcher
+from jobs.commands.session import Session
+from jobs.commands.status import read_status
 from jobs.commands.status_report import problem_lines, status_to_json
 from jobs.control.controller import run_local
 from jobs.control.facts import Asked
@@ -376,8 +376,8 @@ def test_one_bad_file_in_a_shared_store_stops_no_other_experiment(tmp_path: Path
     corpus = Corpus("fake", "d1", ("1", "2"), str(tmp_path))
     assert desired.refill is not None
     launched = Launched(Experiment(name="other", corpus="fake"), corpus, desired.graph, layout, desired.since, desired.refill)
-    launcher = Launcher(launched, local_launch.workplace(tmp_path), tmp_path, tmp_path / "published.yaml")
-    status = launcher.status(launcher.look())
+    session = Session(launched, local_launch.workplace(tmp_path), tmp_path, tmp_path / "published.yaml")
+    status = read_status(session, session.look())
     counts = {(row.method, row.stage): row.counts for row in status.stages}
     assert (counts["vft", "finetune"]["done"], counts["vft", "finetune"]["missing"]) == (2, 2)
     assert status.damaged == (
@@ -385,7 +385,7 @@ def test_one_bad_file_in_a_shared_store_stops_no_other_experiment(tmp_path: Path
     )
     assert status_to_json(status)["damaged"] == list(status.damaged)
     assert [line for line in problem_lines(status) if str(bad_result) in line]
-    print_explanation(launcher, slurm.key)
+    print_explanation(session, slurm.key)
     assert f"damaged record, counts as missing: {bad_result}" in capsys.readouterr().out
 
     place = replace(local_launch.workplace(tmp_path), experiment="other")

@@ -1,4 +1,4 @@
-"""The story of a run: its seeds, attempts, policies, and what comes next, from real records of runs on this machine."""
+"""History of a run: seeds, attempts, retry policies and next step, from real records of runs on this machine."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import os
 import re
 import socket
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.commands.explain import explain_lines, find_target, next_words, read_stories, request_words, stages_of
-from jobs.control.controller import Desired, Report, run_local, sight_of
+from jobs.commands.explain import explain_lines, next_step, read_histories, request_text
+from jobs.control.controller import Desired, Report, context_of, read_facts, run_local
 from jobs.control.executor_protocol import Limits
-from jobs.control.facts import Departure, InFlight, NodeFacts, Phase, Request
-from jobs.control.observe import Sight, read_facts
+from jobs.control.facts import Departure, InFlight, Phase, Request, StageFacts
+from jobs.control.observe import PassContext
 from jobs.control.plan import make_plan
 from jobs.control.rounds import replay
-from jobs.errors import UsageError
 from jobs.experiment.config import Policy, Resources
-from jobs.experiment.graph import Graph, build_graph, seeds_of_slots
+from jobs.experiment.graph import build_graph, seeds_of_slots
+from jobs.experiment.lookup import find_target, stages_of
 from jobs.local.executor import LocalExecutor
 from jobs.store.layout import Layout
 from jobs.store.records import Claim, claim_attempt
@@ -46,12 +45,12 @@ def launch(folder: Path, recipe: dict[str, Any], **experiment: Any) -> tuple[Des
 def explained(desired: Desired, report: Report, name: str) -> str:
     """The lines of a run, as one text."""
     target = find_target(report.graph, name)
-    stories = read_stories(stages_of(report.graph, target.node), desired.layout, sight_of(desired, None))
+    stories = read_histories(stages_of(report.graph, target.node), desired.layout, context_of(desired, None))
     return "\n".join(explain_lines(target, report, stories, desired.policy))
 
 
-def test_a_failed_run_tells_every_attempt_and_what_follows(tmp_path: Path) -> None:
-    """Upstream first; where and how long; the class and its policy; the log, which is there; that it is given up, and what lifts that."""
+def test_a_failed_run_lists_every_attempt_and_the_next_step(tmp_path: Path) -> None:
+    """Upstream first; host and duration, failure class and policy, an existing log; it is given up, and how to retry."""
     desired, report = launch(tmp_path, {"failing": {"finetune tapt 1 0": "fail:9"}}, methods=("tapt",), folds=("1",), seeds=1)
     text = explained(desired, report, "tapt/1/0")
     upstream, last = re.search(r"^tapt tapt fold 1.*$", text, re.MULTILINE), re.search(r"^finetune tapt fold 1.*$", text, re.MULTILINE)
@@ -61,32 +60,32 @@ def test_a_failed_run_tells_every_attempt_and_what_follows(tmp_path: Path) -> No
     assert upstream[0].endswith("done")
     assert re.search(rf"attempt 1, \d{{4}}-.*, on {re.escape(socket.gethostname())}, process \d+, .* s: its result counts", text)
     assert "ValueError: made to fail, start 1" in text
-    assert "code: not tried again by itself: code or configuration has to be mended" in text
-    assert "next: given up: ValueError: made to fail, start 1; mend that and launch again" in text
+    assert "code: not retried: fix the code or the configuration" in text
+    assert "next: given up: ValueError: made to fail, start 1; fix that and launch again" in text
     logs = [Path(line.partition("log: ")[2]) for line in text.splitlines() if "log: " in line]
     assert len(logs) == 2
     assert all("attempt 1 on" in log.read_text() for log in logs)
 
 
-def test_memory_that_ran_out_tells_what_the_next_attempt_asked_for(tmp_path: Path) -> None:
-    """Each attempt says how much of a pass it did at once; the result counts."""
+def test_out_of_memory_lists_the_request_of_the_next_attempt(tmp_path: Path) -> None:
+    """Each attempt lists its share of the work of one pass; the last one has a result."""
     desired, report = launch(tmp_path, {"failing": {"finetune vft 1 0": "oom:2"}}, methods=("vft",), folds=("1",), seeds=1)
     text = explained(desired, report, "vft/1/0")
     assert report.complete
-    assert text.count("memory: same seed with half the work of a pass and 1.5 times the memory, 2 times at the most") == 2
+    assert text.count("memory: same seed with half the work of a pass and 1.5 times the memory, at most 2 times") == 2
     assert re.search(r"attempt 2.*CUDA out of memory.*\(1/2 of the work of one pass\)", text)
     assert re.search(r"attempt 3.*its result counts \(1/4 of the work of one pass\)", text)
     assert "next:" not in text
 
 
-def test_seeds_are_told_with_the_verdict_that_dropped_them() -> None:
-    """Of each seed of the slot: which round, how far out by which rule; of the one that fills it now, how it was judged."""
+def test_seeds_are_listed_with_the_verdict_that_dropped_them() -> None:
+    """For each dropped seed of the slot: round, rule and distance; for the current one: its last verdict."""
     slots = seeds_of_slots(("vft",), ("1", "2"), seeds=5, first_seed=0, generations={("vft", "1", 0): 2})
     graph = build_graph(REGISTRY, {}, corpus="fake", corpus_digest="d1", methods=("vft",), folds=("1", "2"), seeds=slots)
-    facts = {run.key: NodeFacts(done=True, ua=60.0 + run.slot) for run in graph.runs}
+    facts = {run.key: StageFacts(done=True, ua=60.0 + run.slot) for run in graph.runs}
     outlier, diverged = graph.superseded
-    facts[outlier.key] = NodeFacts(done=True, ua=25.0)
-    facts[diverged.key] = NodeFacts(diverged="training loss 1.386 is still at the class prior, 1.386", done=True, ua=25.0)
+    facts[outlier.key] = StageFacts(done=True, ua=25.0)
+    facts[diverged.key] = StageFacts(diverged="training loss 1.386 is still at the class prior, 1.386", done=True, ua=25.0)
     plan = make_plan(graph, facts, {}, runs_per_task={}, limits=Limits())
     report = Report(plan, graph, facts, {}, replay(graph, facts, Policy()))
     lines = explain_lines(find_target(graph, "vft/1/0"), report, (), Policy())
@@ -97,8 +96,8 @@ def test_seeds_are_told_with_the_verdict_that_dropped_them() -> None:
     assert re.search(r"judged in round 2: in: UA 60.0 lies [\d.]+ sigmas below the median", lines[4])
 
 
-def test_what_slurm_says_of_a_job_that_left_no_word(tmp_path: Path) -> None:
-    """A worker that was killed, and a job whose worker never began: Slurm's state of each, the class, and nodes that are avoided."""
+def test_slurm_states_of_jobs_without_an_outcome(tmp_path: Path) -> None:
+    """A killed worker, and a job whose worker never started: Slurm's state of each, failure class, excluded nodes."""
     graph = make_graph(methods=("vft",), folds=("1",), seeds=1)
     key = graph.runs[0].key
     layout = Layout(tmp_path, "exp")
@@ -112,98 +111,52 @@ def test_what_slurm_says_of_a_job_that_left_no_word(tmp_path: Path) -> None:
             Departure(key, "13_0", "BOOT_FAIL", 1110.0, 1200.0),
         )
     }
-    sight = Sight(departures=lambda keys: departures, live_jobs=frozenset(), clock=lambda: 2000.0)
-    facts = read_facts(graph, layout, sight)
+    context = PassContext(departures=lambda keys: departures, live_jobs=frozenset(), clock=lambda: 2000.0)
+    facts = read_facts(graph, layout, context)
     plan = make_plan(graph, facts, {}, runs_per_task={}, limits=Limits())
-    stories = read_stories(stages_of(graph, graph.nodes[key]), layout, sight)
+    stories = read_histories(stages_of(graph, graph.nodes[key]), layout, context)
     text = "\n".join(explain_lines(find_target(graph, key[:6]), Report(plan, graph, facts, {}), stories, Policy()))
-    assert "on login (node node3), Slurm job 12_0, 1 min 30 s: ended without a word on node3 (Slurm says NODE_FAIL)" in text
-    assert "node: goes on from its checkpoint with the same seed, free of charge while it makes progress" in text
-    assert re.search(r"job 13_0, submitted .*, left the queue by .* before its worker began \(Slurm says BOOT_FAIL\)", text)
+    assert "on login (node node3), Slurm job 12_0, 1 min 30 s: ended without an outcome on node3 (Slurm says NODE_FAIL)" in text
+    assert "node: resumes from its checkpoint with the same seed; costs no attempt while it makes progress" in text
+    assert re.search(r"job 13_0, submitted .*, left the queue by .* before its worker started \(Slurm state BOOT_FAIL\)", text)
     assert text.index("12_0") < text.index("13_0")
     assert f"log: {tmp_path / 'a.out'}" in text
     assert text.endswith("next: will be submitted by the next pass")
 
-    early = Sight(departures=lambda keys: departures, live_jobs=frozenset(), clock=lambda: 1110.0)  # its last sign of life is 20 s old
+    early = PassContext(departures=lambda keys: departures, live_jobs=frozenset(), clock=lambda: 1110.0)  # heartbeat 20 s ago
     facts = read_facts(graph, layout, early)
     plan = make_plan(graph, facts, {}, runs_per_task={}, limits=Limits())
-    stories = read_stories(stages_of(graph, graph.nodes[key]), layout, early)
+    stories = read_histories(stages_of(graph, graph.nodes[key]), layout, early)
     text = "\n".join(explain_lines(find_target(graph, key[:6]), Report(plan, graph, facts, {}), stories, Policy()))
-    assert "Slurm job 12_0, 1 min 30 s: silent since; Slurm says NODE_FAIL" in text
-    assert text.endswith("next: taken for ended when its worker has been silent for 45 s; the next pass then goes on with it")
+    assert "Slurm job 12_0, 1 min 30 s: silent since; Slurm state NODE_FAIL" in text
+    assert text.endswith("next: counted as ended when its worker has been silent for 45 s; the next pass then resumes it")
 
 
 @pytest.mark.parametrize(
     ("fact", "flight", "expected"),
     [
-        (NodeFacts(), InFlight(Phase.queued, "123_4"), "in the queue as 123_4"),
-        (NodeFacts(), InFlight(Phase.running, "123_4"), "running as 123_4"),
-        (NodeFacts(), InFlight(Phase.queued, "?exp.finetune.vft.1"), "submitted, and Slurm has not said as what yet"),
-        (NodeFacts(held="Slurm job 9_1"), None, "running: Slurm job 9_1 works on it"),
-        (NodeFacts(cancelled=True), None, "cancelled; launching again lifts that"),
-        (NodeFacts(stopped="two attempts ended at the time limit", failures=2), None, "given up: two attempts ended at the time limit"),
-        (NodeFacts(done=True), None, ""),
+        (StageFacts(), InFlight(Phase.queued, "123_4"), "in the queue as 123_4"),
+        (StageFacts(), InFlight(Phase.running, "123_4"), "running as 123_4"),
+        (StageFacts(), InFlight(Phase.queued, "?exp.finetune.vft.1"), "submitted; its job number is not known yet"),
+        (StageFacts(executed_by="Slurm job 9_1"), None, "running: Slurm job 9_1 computes it"),
+        (StageFacts(settling=True), None, "waits: Slurm has not reported yet how the last job ended"),
+        (StageFacts(cancelled=True), None, "cancelled; launching again lifts that"),
+        (StageFacts(stopped="two attempts ended at the time limit", failures=2), None, "given up: two attempts ended at the time limit"),
+        (StageFacts(done=True), None, ""),
     ],
 )
-def test_what_comes_next(fact: NodeFacts, flight: InFlight | None, expected: str) -> None:
-    """One phrase for each place a stage can be in."""
+def test_next_step(fact: StageFacts, flight: InFlight | None, expected: str) -> None:
+    """One phrase for each state of a stage."""
     graph = make_graph(methods=("vft",), folds=("1",), seeds=1)
     key = graph.runs[0].key
     in_flight = {key: flight} if flight else {}
     plan = make_plan(graph, {key: fact}, in_flight, runs_per_task={}, limits=Limits())
-    found = next_words(key, fact, in_flight, plan, "the next pass")
+    found = next_step(key, fact, in_flight, plan, "the next pass")
     assert found.startswith(expected)
     assert bool(found) == bool(expected)
 
 
-def test_what_an_attempt_asks_for_is_told_in_words() -> None:
-    """Half the work, more memory, other nodes; nothing where nothing was learnt."""
-    assert request_words(Request(1, 1.5, ("n1", "n2"))) == "1/2 of the work of one pass, 1.5 times the memory, other nodes than n1, n2"
-    assert request_words(Request()) == ""
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("vfd/1/0", "did you mean 'vft'"),
-        ("vft/9/0", "no fold '9'"),
-        ("vft/1/7", "no slot '7'"),
-        ("vft", "METHOD/FOLD/SLOT"),
-        ("abc", "at least 6 digits"),
-        ("ffffff", "begins no key"),
-        ("/", "no method ''"),
-    ],
-)
-def test_a_name_that_is_none_is_one_line(text: str, expected: str) -> None:
-    """What is wrong with it, and what there is."""
-    graph = _small()
-    with pytest.raises(UsageError) as caught:
-        find_target(graph, text)
-    assert expected in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_fold_may_hold_a_slash_and_a_key_names_an_upstream_stage() -> None:
-    """Method and slot are the first and the last part; a key finds stages that end no run, too."""
-    slots = seeds_of_slots(("tapt",), ("a/b",), seeds=2, first_seed=0)
-    graph = build_graph(REGISTRY, {}, corpus="fake", corpus_digest="d1", methods=("tapt",), folds=("a/b",), seeds=slots)
-    target = find_target(graph, "tapt/a/b/1")
-    assert target.run is not None
-    assert (target.run.fold, target.run.slot) == ("a/b", 1)
-    upstream = next(key for key, node in graph.nodes.items() if node.stage == "tapt")
-    found = find_target(graph, upstream[:8])
-    assert found.run is None
-    assert found.node.stage == "tapt"
-
-
-def test_keys_that_begin_alike_are_told_apart() -> None:
-    """A prefix of two keys is refused rather than guessed."""
-    graph = _small()
-    (first, node), (_, other) = list(graph.nodes.items())[:2]
-    nodes = {f"{first[:7]}0": node, f"{first[:7]}1": other}
-    with pytest.raises(UsageError, match="begins 2 keys"):
-        find_target(replace(graph, nodes=nodes), first[:7])
-
-
-def _small() -> Graph:
-    return make_graph(methods=("vft",), folds=("1",), seeds=2)
+def test_the_request_of_an_attempt_as_text() -> None:
+    """Half the work, more memory, other nodes; empty without earlier failures."""
+    assert request_text(Request(1, 1.5, ("n1", "n2"))) == "1/2 of the work of one pass, 1.5 times the memory, other nodes than n1, n2"
+    assert request_text(Request()) == ""

@@ -32,15 +32,15 @@ SPEECH_KEYS = {"tapt": "e6977f0334cab006f9d7", "states": "d197f5723eea5eda2a92",
 
 
 def _plainly(call: FakeCall | Node, corpus_digest: str, upstream: Mapping[str, str]) -> str:
-    """A key as DESIGN words it: a hash of what determines the output, in one canonical text."""
+    """A key by its definition: hash of one canonical JSON text of what determines the output."""
     names = ("stage", "version", "settings", "fold", "seed")
     identity = {**{name: getattr(call, name) for name in names}, "corpus": corpus_digest, "upstream": upstream}
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def test_keys_stay_what_they_were() -> None:
-    """The keys of a small graph, and of pretraining stages under a fixed recipe, are those under which results were stored before."""
+def test_keys_are_unchanged() -> None:
+    """Keys of a small graph, and of pretraining stages of a fixed recipe, equal those under which earlier results are stored."""
     graph = make_graph(folds=("1",), seeds=1)
     assert {f"{node.stage} {node.method}": key for key, node in graph.nodes.items()} == KEYS
     call = FakeCall("tapt", {"a": [1, 2.5, None, True, 'é"'], "b": {"z": 1, "a": {}}}, "Bärbel", 3, version=4)
@@ -52,7 +52,7 @@ def test_keys_stay_what_they_were() -> None:
 
 
 def test_a_key_is_the_hash_of_the_canonical_text() -> None:
-    """However a key is put together, for stages shared by many runs too, it is the hash of one JSON object of seven values."""
+    """The faster assembly in `content_key` and in `build_graph` gives the same hash as the definition."""
     methods, folds = SPEECH.methods, ("1", 'fold "2"', "\\é\n", "")
     slots = seeds_of_slots(methods, folds, seeds=3, first_seed=10**12)
     graph = build_graph(SPEECH, SMALL, corpus="c", corpus_digest='d"1', methods=methods, folds=folds, seeds=slots)
@@ -96,7 +96,7 @@ def test_what_determines_the_output_changes_the_key(other: FakeCall) -> None:
 
 
 def test_corpus_and_upstream_change_the_key_and_runtime_does_not() -> None:
-    """Another corpus digest or upstream key is another stage; another path or way of computing is the same."""
+    """Another corpus digest or upstream key is another stage; other paths and runtime options are not."""
     call = FakeCall("tapt", {"a": 1, "b": 2}, "1", 0)
     key = content_key(call, "d1", {"backbone": "k"})
     assert key != content_key(call, "d2", {"backbone": "k"})
@@ -105,14 +105,14 @@ def test_corpus_and_upstream_change_the_key_and_runtime_does_not() -> None:
 
 
 def test_one_more_seed_keeps_all_keys() -> None:
-    """The graph of more seeds contains the graph of fewer: what was computed is found again."""
+    """The graph of more seeds contains the graph of fewer, so existing results are reused."""
     few, more = make_graph(seeds=2), make_graph(seeds=3)
     assert set(few.nodes) < set(more.nodes)
     assert {graph.nodes[key].stage for graph in (more,) for key in set(more.nodes) - set(few.nodes)} == {"finetune"}
 
 
 def test_methods_with_the_same_stage_share_it() -> None:
-    """Two methods whose calls are equal in content get one node, listed under the method that asked first."""
+    """Two methods whose calls are equal in content get one node, listed under the first of them."""
     registry = REGISTRY
     slots = seeds_of_slots(("vft",), ("1",), seeds=1, first_seed=7)
     graph = build_graph(registry, {}, corpus="fake", corpus_digest="d1", methods=("vft", "vft"), folds=("1",), seeds=slots)
@@ -121,14 +121,14 @@ def test_methods_with_the_same_stage_share_it() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, object()])
-def test_identity_refuses_what_json_cannot_say(value: object) -> None:
-    """A setting without one canonical text cannot enter a key."""
+def test_values_outside_json_cannot_enter_a_key(value: object) -> None:
+    """ValueError or TypeError for a setting without a canonical JSON text."""
     with pytest.raises((ValueError, TypeError)):
         canonical_json({"setting": value})
 
 
-def test_a_graph_grown_from_another_is_the_graph_made_anew() -> None:
-    """With reserve seeds, one more seed or one fewer, what is taken from a base makes no difference: nodes, their order, runs, children."""
+def test_a_graph_built_on_a_base_equals_one_built_from_scratch() -> None:
+    """With reserve seeds, one seed more or fewer: the same nodes in the same order, runs and children."""
     grid: dict[str, Any] = {"corpus": "c", "corpus_digest": "d1", "methods": SPEECH.methods, "folds": ("1", "2")}
     few = seeds_of_slots(SPEECH.methods, ("1", "2"), seeds=2, first_seed=0)
     more = seeds_of_slots(SPEECH.methods, ("1", "2"), seeds=3, first_seed=0, generations={("tapt", "2", 1): 2, ("vft", "1", 0): 1})

@@ -1,4 +1,4 @@
-"""Whether the holder of a claim lives: by its process where it can be seen, else by its heartbeat or Slurm's queue."""
+"""Whether the process that holds a claim is alive: by its pid where that is visible, else by its heartbeat or Slurm's queue."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jobs.store.attempts import (
     QUIET_SECONDS,
     Heartbeat,
     claim_alive,
-    is_slurms,
+    is_slurm_job,
     new_claim,
     own_job,
     own_slurm_job,
@@ -38,7 +38,7 @@ def test_own_process_is_alive_and_a_reused_pid_is_not() -> None:
 
 
 def test_an_ended_process_is_dead_also_as_a_zombie() -> None:
-    """A child that ended but was not yet waited for works on nothing."""
+    """A child that has ended but was not reaped is dead."""
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     claim = replace(new_claim(1), pid=child.pid, process_start=process_start(child.pid))
     assert claim_alive(claim, 0.0, live_jobs=None, now=time.time())
@@ -51,7 +51,7 @@ def test_an_ended_process_is_dead_also_as_a_zombie() -> None:
 
 @pytest.mark.parametrize(("age", "alive"), [(0, True), (QUIET_SECONDS - 1, True), (QUIET_SECONDS + 1, False)])
 def test_on_another_machine_the_heartbeat_decides(age: float, alive: bool) -> None:
-    """Alive as long as its claim file was touched lately."""
+    """Alive while its claim file was touched recently."""
     assert claim_alive(ELSEWHERE, 1000.0, live_jobs=None, now=1000.0 + age) is alive
 
 
@@ -65,21 +65,21 @@ def test_on_another_machine_the_heartbeat_decides(age: float, alive: bool) -> No
         (None, QUIET_SECONDS + 1, False),
     ],
 )
-def test_the_queue_is_believed_where_it_was_asked(jobs: set[str] | None, age: float, alive: bool) -> None:
-    """In the queue: alive. Gone from it: dead once a heartbeat that the look may have missed is ruled out. Not asked: heartbeat."""
+def test_the_queue_decides_where_it_was_read(jobs: set[str] | None, age: float, alive: bool) -> None:
+    """In the queue: alive. Not in it: dead after GONE_SECONDS without a heartbeat. Queue not read: the heartbeat decides."""
     claim = replace(ELSEWHERE, slurm_job="7_3")
     assert claim_alive(claim, 1000.0, live_jobs=jobs, now=1000.0 + age) is alive
 
 
-def test_of_a_name_that_its_starter_gave_the_queue_knows_nothing() -> None:
-    """A grid on Slurm beside a sweep: that its queue has no such job says nothing of who computes for the sweep."""
+def test_a_job_name_that_is_not_slurms_is_not_looked_up_in_the_queue() -> None:
+    """A grid on Slurm beside a sweep: the tasks of the sweep are alive although the queue has no job of these names."""
     claim = replace(ELSEWHERE, slurm_job="ray-abc-1")
     assert claim_alive(claim, 1000.0, live_jobs={"7_3"}, now=1000.0 + QUIET_SECONDS - 1)
     assert not claim_alive(claim, 1000.0, live_jobs={"7_3"}, now=1000.0 + QUIET_SECONDS + 1)
 
 
 def test_a_requeued_job_does_not_wait_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A claim of the same Slurm job by another process is that job's former execution."""
+    """A claim of the same Slurm job by another process belongs to the job's previous execution."""
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     assert own_slurm_job() == "7_3"
@@ -87,8 +87,8 @@ def test_a_requeued_job_does_not_wait_for_itself(monkeypatch: pytest.MonkeyPatch
     assert claim_alive(replace(ELSEWHERE, slurm_job="7_4"), 1000.0, live_jobs=None, now=1000.0)
 
 
-def test_tasks_of_one_slurm_job_on_two_nodes_are_told_apart_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All nodes of an allocation have its number. Tasks with names of their own are both alive; one begun again under its name is not."""
+def test_tasks_of_one_slurm_job_on_two_nodes_are_distinguished_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All nodes of an allocation have the same job id. Tasks with different names are both alive; one restarted under its name is not."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv(JOB_VARIABLE, "ray-abc-1")
     claim = new_claim(1)
@@ -100,19 +100,19 @@ def test_tasks_of_one_slurm_job_on_two_nodes_are_told_apart_by_their_names(monke
     assert not claim_alive(replace(elsewhere, slurm_job="ray-abc-2"), 1000.0, live_jobs=None, now=1000.0)
     assert not claim_alive(elsewhere, 1000.0, live_jobs=None, now=1000.0 + GONE_SECONDS + 1, gone=("ray-abc-1",))
     monkeypatch.delenv(JOB_VARIABLE)
-    assert (own_job(), is_slurms(own_job()), is_slurms("ray-abc-1"), is_slurms("")) == ("7", True, False, False)
+    assert (own_job(), is_slurm_job(own_job()), is_slurm_job("ray-abc-1"), is_slurm_job("")) == ("7", True, False, False)
 
 
 @pytest.mark.parametrize(("age", "alive"), [(GONE_SECONDS - 1, True), (GONE_SECONDS + 1, False)])
-def test_a_job_known_to_be_gone(age: float, alive: bool) -> None:
-    """Who cannot ask the queue, but was told that the job has left it, waits no longer than who can."""
+def test_a_job_known_to_have_left_the_queue(age: float, alive: bool) -> None:
+    """A worker that cannot read the queue, but knows from its description that the job has left it, waits no longer than one that can."""
     claim = replace(ELSEWHERE, slurm_job="7_3")
     assert claim_alive(claim, 1000.0, live_jobs=None, now=1000.0 + age, gone=("7_3",)) is alive
     assert claim_alive(claim, 1000.0, live_jobs=None, now=1000.0 + age, gone=("7_4",))
 
 
-def test_a_claim_knows_its_machine_by_slurms_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which is what `--exclude` takes; outside of Slurm the host's own."""
+def test_a_claim_records_slurms_name_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `--exclude` needs it; outside of Slurm the host name."""
     monkeypatch.delenv("SLURMD_NODENAME", raising=False)
     assert new_claim(1).node == new_claim(1).host == socket.gethostname()
     monkeypatch.setenv("SLURMD_NODENAME", "gpu-0-17")
@@ -121,7 +121,7 @@ def test_a_claim_knows_its_machine_by_slurms_name(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_heartbeat_touches_the_file_and_ends(tmp_path: Path) -> None:
-    """The modification time moves on while the block lasts, and no longer; a missing file does no harm."""
+    """The modification time advances while the block lasts, and not after; a missing file is no error."""
     file = tmp_path / "claim.json"
     file.write_text("{}")
     os.utime(file, (5, 5))

@@ -1,4 +1,4 @@
-"""The local executor with its real fork server: fills the cores and no more, survives its workers, leaves nothing behind."""
+"""The local executor with its real fork server: uses all cores and no more, survives its workers, leaves no process behind."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.control.controller import Desired, Report, run_local
+from jobs.control.controller import Desired, Report, read_facts, run_local
 from jobs.control.executor_protocol import Batch, Task
 from jobs.control.facts import Phase
-from jobs.control.failure_policy import MAX_SILENT, MEMORY_RETRIES
-from jobs.control.observe import read_facts
+from jobs.control.failure_policy import MAX_FAILED_STARTS, MEMORY_RETRIES
 from jobs.local.executor import Ended, LocalExecutor
 from jobs.store.failures import FailureClass
 from jobs.store.layout import Layout
@@ -33,7 +32,7 @@ def _run(folder: Path, recipe: dict[str, object]) -> tuple[Report, Desired, list
     wanted = local_launch.desired(folder, recipe)
     lines: list[str] = []
     with local_launch.executor(folder) as executor:
-        report = run_local(wanted, executor, tell=lambda event: lines.append(event.line))
+        report = run_local(wanted, executor, on_event=lambda event: lines.append(event.line))
     return report, wanted, lines
 
 
@@ -69,7 +68,7 @@ def _children() -> list[str]:
 
 
 def test_a_grid_with_failures_ends_complete_and_a_second_launch_runs_nothing(tmp_path: Path) -> None:
-    """20 stages on two cores: one loses its peer twice, one is killed by SIGKILL, one wants memory twice; each ends well, once."""
+    """20 stages on two cores: one loses a peer twice, one is killed by SIGKILL, one runs out of memory twice; each succeeds, once."""
     failing = {"finetune vft 1 0": "comm:2", "finetune vft 1 1": "kill:1", "tapt tapt 1 0": "oom:2"}
     report, wanted, lines = _run(tmp_path, {"failing": failing})
     assert report.complete
@@ -89,15 +88,15 @@ def test_a_grid_with_failures_ends_complete_and_a_second_launch_runs_nothing(tmp
 
 
 def test_workers_are_forked_from_a_preloaded_server(tmp_path: Path) -> None:
-    """Every worker finds loaded what the server has loaded once; its log says so, and how many threads it may use."""
+    """Modules that the server has loaded once are loaded in every worker; its log shows that, and its number of threads."""
     _run(tmp_path, {})
     logs = list((tmp_path / "results" / "exp" / "logs").glob("*-*.log"))
     assert len(logs) == 20
     assert all("start 1 with 1 threads, preloaded True" in log.read_text() for log in logs)
 
 
-def test_the_cores_are_filled_and_no_more(tmp_path: Path) -> None:
-    """With two cores there are two stages at work most of the time and never three."""
+def test_as_many_stages_as_cores(tmp_path: Path) -> None:
+    """On two cores two stages run most of the time, and never three."""
     wanted = local_launch.desired(tmp_path, {"seconds": 0.1})
     at_once: list[int] = []
     with local_launch.executor(tmp_path) as executor:
@@ -114,8 +113,8 @@ def test_the_cores_are_filled_and_no_more(tmp_path: Path) -> None:
     assert at_once.count(2) > len(at_once) / 2
 
 
-def test_what_lies_downstream_of_a_hopeless_stage_is_blocked_and_the_rest_finishes(tmp_path: Path) -> None:
-    """A refused stage is not tried again, nor is one whose code fails; their dependants never start; everything else is done."""
+def test_downstream_of_a_stopped_stage_nothing_starts_and_the_rest_finishes(tmp_path: Path) -> None:
+    """A refused stage is not retried, nor is one with a code failure; their dependants never start; all others succeed."""
     report, wanted, lines = _run(tmp_path, {"failing": {"states ptapt 1 0": "fail:9", "tapt tapt 2 0": "refuse"}})
     assert not report.complete
     assert {wanted.graph.nodes[key].name.split(" [")[0] for key in report.plan.given_up} == {
@@ -130,15 +129,15 @@ def test_what_lies_downstream_of_a_hopeless_stage_is_blocked_and_the_rest_finish
     assert not any(key in starts for key in report.plan.blocked)
 
 
-def test_launching_again_tries_what_was_given_up(tmp_path: Path) -> None:
-    """After the user has mended the cause, the same command goes on."""
+def test_launching_again_retries_stopped_stages(tmp_path: Path) -> None:
+    """After the user has removed the cause, the same command continues."""
     recipe: dict[str, object] = {"failing": {"tapt tapt 1 0": "fail:1", "finetune vft 1 0": "comm:4"}}
     assert len(_run(tmp_path, recipe)[0].plan.given_up) == 2
     assert _run(tmp_path, recipe)[0].complete
 
 
-def test_a_worker_killed_by_a_signal_is_on_record(tmp_path: Path) -> None:
-    """The executor states what the worker could not: signal, log, and that on this machine only want of memory kills unasked."""
+def test_a_worker_killed_by_a_signal_is_recorded(tmp_path: Path) -> None:
+    """The executor records signal and log; SIGKILL on this machine counts as out of memory."""
     report, wanted, _ = _run(tmp_path, {"failing": {"finetune vft 1 0": "kill:9"}})
     (key,) = report.plan.given_up
     folder = wanted.layout.stage("finetune", key)
@@ -150,8 +149,8 @@ def test_a_worker_killed_by_a_signal_is_on_record(tmp_path: Path) -> None:
     assert f"finetune-{key}.log" in outcome.message
 
 
-def test_a_worker_that_leaves_without_a_word_is_not_begun_again(tmp_path: Path) -> None:
-    """Who knows why it left: its exit code and its log are what there is to tell."""
+def test_a_worker_that_exits_without_an_outcome_is_not_retried(tmp_path: Path) -> None:
+    """The outcome names its exit code and its log."""
     report, wanted, _ = _run(tmp_path, {"failing": {"finetune vft 1 0": "exit:9"}})
     (key,) = report.plan.given_up
     outcome = read_outcome(wanted.layout.stage("finetune", key).attempt(1))
@@ -160,8 +159,8 @@ def test_a_worker_that_leaves_without_a_word_is_not_begun_again(tmp_path: Path) 
     assert report.facts[key].attempts == 1
 
 
-def test_what_waits_here_can_be_handed_back(tmp_path: Path) -> None:
-    """What runs stays; what waits for it, or for room, goes."""
+def test_waiting_tasks_can_be_cancelled(tmp_path: Path) -> None:
+    """Running tasks stay; those that wait for an upstream stage or for free cores are removed."""
     graph = fake_registry.make_graph({"seconds": 0.5}, methods=("tapt",), folds=("1",), seeds=2)
     with local_launch.executor(tmp_path) as executor:
         for key, node in graph.nodes.items():
@@ -173,15 +172,15 @@ def test_what_waits_here_can_be_handed_back(tmp_path: Path) -> None:
 
 
 def test_a_diverged_run_is_replaced_by_its_reserve_seed(tmp_path: Path) -> None:
-    """At once, while others still run; the table's slots are filled in the end."""
+    """At once, while others still run; all slots of the table have a run in the end."""
     report, _, lines = _run(tmp_path, {"failing": {"finetune vft 1 0": "diverge", "finetune tapt 2 1": "collapse"}})
     assert report.complete
     assert {run.seed for run in report.graph.runs if run.generation} == {1000, 1001}
     assert sum("dropped: " in line and "gets another seed" in line for line in lines) == 2
 
 
-def test_stages_whose_upstream_fails_are_handed_back(tmp_path: Path) -> None:
-    """A queued stage leaves the executor when what it waits for ends without a result, also over two steps."""
+def test_tasks_whose_upstream_fails_are_returned(tmp_path: Path) -> None:
+    """A waiting task leaves the executor when a stage upstream of it, directly or not, ends without a result."""
     graph = fake_registry.make_graph({"failing": {"states ptapt 1 0": "fail:1"}}, methods=("ptapt",), folds=("1",), seeds=1)
     with local_launch.executor(tmp_path) as executor:
         for key, node in graph.nodes.items():
@@ -225,7 +224,7 @@ def _wait_for_starts(folder: Path, number: int) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_interrupt_leaves_checkpoints_and_the_next_launch_goes_on(
+def test_after_an_interrupt_the_next_launch_resumes_from_checkpoints(
     tmp_path: Path, launched: subprocess.Popen[str], number: signal.Signals
 ) -> None:
     """The workers are asked to stop and write checkpoints; nothing is left running; then the same launch finishes, each stage once."""
@@ -242,8 +241,8 @@ def test_an_interrupt_leaves_checkpoints_and_the_next_launch_goes_on(
     assert not any(fact.failures for fact in report.facts.values())
 
 
-def test_a_worker_that_does_not_hear_is_killed_after_the_grace(tmp_path: Path) -> None:
-    """Bounded patience: SIGKILL, recorded as an interruption, and no process left."""
+def test_a_worker_that_ignores_signals_is_killed_after_the_grace_period(tmp_path: Path) -> None:
+    """SIGKILL, recorded as an interruption; no process is left."""
     recipe: dict[str, object] = {"failing": {"states ptapt 1 0": "deaf:60", "states ptapt 2 0": "deaf:60"}}
     with _launch(tmp_path, recipe, grace=0.5) as process:
         _wait_for_starts(tmp_path, 2)
@@ -258,7 +257,7 @@ def test_a_worker_that_does_not_hear_is_killed_after_the_grace(tmp_path: Path) -
     assert [outcome.ending for outcome in outcomes if outcome] == [Ending.interrupted] * 2
 
 
-def test_a_second_interrupt_ends_the_grace(tmp_path: Path) -> None:
+def test_a_second_interrupt_ends_the_grace_period(tmp_path: Path) -> None:
     """Ctrl-C twice does not wait."""
     with _launch(tmp_path, {"failing": {"states ptapt 1 0": "deaf:60", "states ptapt 2 0": "deaf:60"}}, grace=60) as process:
         _wait_for_starts(tmp_path, 2)
@@ -271,8 +270,8 @@ def test_a_second_interrupt_ends_the_grace(tmp_path: Path) -> None:
     assert _gone(_worker_pids(tmp_path))
 
 
-def test_when_the_launcher_is_killed_the_workers_stop_and_the_next_launch_goes_on(tmp_path: Path, launched: subprocess.Popen[str]) -> None:
-    """SIGKILL of the launcher: the fork server notices, workers write checkpoints and leave."""
+def test_when_the_launcher_is_killed_the_workers_stop_and_the_next_launch_resumes(tmp_path: Path, launched: subprocess.Popen[str]) -> None:
+    """SIGKILL of the launcher: the fork server notices, workers write checkpoints and exit."""
     launched.kill()
     launched.wait(10)
     assert _gone(_worker_pids(tmp_path))
@@ -286,15 +285,15 @@ def test_two_launchers_share_the_work(tmp_path: Path) -> None:
     with _launch(tmp_path, {"seconds": 0.1}) as process:
         _wait_for_starts(tmp_path, 1)
         report, wanted, _ = _run(tmp_path, {"seconds": 0.1})
-        process.communicate(timeout=60)
-        assert process.returncode == 0
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, output
     assert report.complete
     assert set(fake_registry.count(tmp_path / "corpus", "starts").values()) == {1}
     assert len(fake_registry.count(tmp_path / "corpus", "ends")) == len(wanted.graph.nodes)
 
 
-def test_a_stage_that_cannot_even_claim_is_not_tried_for_ever(tmp_path: Path) -> None:
-    """A store that cannot be written ends the launch with an error on record instead of a loop."""
+def test_a_stage_that_cannot_claim_an_attempt_is_stopped(tmp_path: Path) -> None:
+    """A store that cannot be written ends the launch with a recorded error instead of a loop."""
     wanted = local_launch.desired(tmp_path, {})
     run = wanted.graph.runs[0].key
     folder = wanted.layout.stage("finetune", run)
@@ -302,7 +301,7 @@ def test_a_stage_that_cannot_even_claim_is_not_tried_for_ever(tmp_path: Path) ->
     folder.attempts.write_text("a file where a folder belongs")
     report, _, _ = _run(tmp_path, {})
     assert report.plan.given_up == (run,)
-    assert f"{MAX_SILENT} jobs ended before the worker began" in report.facts[run].error
+    assert f"{MAX_FAILED_STARTS} jobs ended before the worker began" in report.facts[run].error
     assert len(report.plan.reused) == 11
 
 
@@ -316,7 +315,7 @@ def test_the_fork_server_survives_a_preload_that_fails(tmp_path: Path) -> None:
 
 
 def test_a_dead_fork_server_is_an_error_that_names_its_log(tmp_path: Path) -> None:
-    """It is not mistaken for tasks that take long."""
+    """It is not mistaken for long tasks."""
     wanted = local_launch.desired(tmp_path, {"failing": {"finetune vft 1 0": "sleep:60"}})
     with local_launch.executor(tmp_path) as executor:
         graph = wanted.graph
@@ -329,7 +328,7 @@ def test_a_dead_fork_server_is_an_error_that_names_its_log(tmp_path: Path) -> No
             executor.wait(10.0)
     assert _gone(_worker_pids(tmp_path))
     assert read_result(Layout(tmp_path / "results", "exp").stage("finetune", key), key) is None
-    assert not read_facts(graph, wanted.layout)[key].held
+    assert not read_facts(graph, wanted.layout)[key].executed_by
 
 
 def _wait_in(executor: LocalExecutor, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Logs: which attempt's, which part of a file, and following one while it grows; with a real worker writing one."""
+"""Logs: choice of the attempt, its lines in a shared file, and following a file that a real worker writes."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ def claimed(tmp_path: Path, attempts: int) -> tuple[Layout, Graph]:
     return layout, graph
 
 
-def test_a_shared_file_is_cut_at_the_attempts() -> None:
-    """The first begins with the file, the next with its own line; a file that names none is given whole."""
+def test_a_shared_file_is_split_at_the_attempts() -> None:
+    """The first attempt starts with the file, the next with its own line; a file without such a line is printed whole."""
     assert section(LINES, KEY, 1) == LINES[:4]
     assert section(LINES, KEY, 2) == LINES[4:]
     assert section(LINES, KEY, 3) == LINES
     assert section(LINES, "f" * 20, 1) == LINES
 
 
-def test_of_a_log_that_several_stages_write_each_is_shown_its_own() -> None:
-    """Packed stages write at the same time: lines that name another are left out, those that name none stay."""
+def test_lines_of_other_stages_in_the_same_log_are_left_out() -> None:
+    """Packed stages write concurrently: lines that name another stage are left out, lines that name none stay."""
     others = [f"2026-11-21 06:00:00 finetune vft fold 1 seed {seed} [{seed}bcdef01]: epoch 1" for seed in (1, 2)]
     mixed = [LINES[0], others[0], LINES[1], others[1], *LINES[2:4], others[0], *LINES[4:]]
     assert section(mixed, KEY, 1) == LINES[:4]
     assert section(mixed, KEY, 2) == LINES[4:]
 
 
-def test_the_newest_attempt_unless_another_is_asked_for(tmp_path: Path) -> None:
-    """An attempt there is not is refused with those there are; a stage that was never begun has no log."""
+def test_the_newest_attempt_by_default(tmp_path: Path) -> None:
+    """An unknown attempt is a usage error that lists the known ones; a stage that was never started has no log."""
     layout, graph = claimed(tmp_path, 2)
     last = graph.nodes[graph.runs[0].key]
     newest, first = find_log(layout, last), find_log(layout, last, 1)
@@ -68,12 +68,12 @@ def test_the_newest_attempt_unless_another_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--attempt 3: finetune tapt .* has had 1, 2"):
         find_log(layout, last, 3)
     assert find_log(layout, graph.nodes[last.upstream["backbone"]]) is None
-    with pytest.raises(UsageError, match=r"left no log at .*2\.out"):
+    with pytest.raises(UsageError, match=r"has no log at .*2\.out"):
         read_log(newest)
 
 
-def test_the_last_stage_that_was_begun_unless_one_is_named(tmp_path: Path) -> None:
-    """A run whose fine-tuning waits shows its pretraining; one that was never begun is shown by its last stage."""
+def test_the_last_started_stage_by_default(tmp_path: Path) -> None:
+    """A run whose fine-tuning is pending shows its pretraining; one that was never started its last stage."""
     graph, layout = make_graph(methods=("tapt",), folds=("1",), seeds=1), Layout(tmp_path, "exp")
     nodes = list(graph.nodes.values())
     assert choose_stage(layout, nodes, None).stage == "finetune"
@@ -85,7 +85,7 @@ def test_the_last_stage_that_was_begun_unless_one_is_named(tmp_path: Path) -> No
 
 
 def test_following_ends_with_the_attempt_and_loses_no_line(tmp_path: Path) -> None:
-    """A worker writes its log while it is followed from another thread: all of it comes, in order, and then it ends."""
+    """A worker writes its log while another thread follows it: every line arrives in order, then following ends."""
     recipe = {"failing": {"finetune vft 1 0": "sleep:0.5"}}
     graph = make_graph(recipe, methods=("vft",), folds=("1",), seeds=1)
     place, file = workplace(tmp_path), tmp_path / "run.out"
@@ -115,8 +115,8 @@ def test_following_ends_with_the_attempt_and_loses_no_line(tmp_path: Path) -> No
     assert list(read_log(log)) == written
 
 
-def test_a_line_that_is_being_written_comes_whole(tmp_path: Path) -> None:
-    """What has no end yet is kept back until it has one, or the attempt is over; of what is there already only so much is shown."""
+def test_a_partially_written_line_is_printed_when_complete(tmp_path: Path) -> None:
+    """A partial line is held back until its end, or the end of the attempt; of the lines already written only the last N are printed."""
     _, graph = claimed(tmp_path, 1)
     node = graph.nodes[graph.runs[0].key]
     file = tmp_path / "1.out"
@@ -131,8 +131,8 @@ def test_a_line_that_is_being_written_comes_whole(tmp_path: Path) -> None:
     assert list(follow_log(Log(node, 1, file), lambda: next(ends), lines=1, pause=pause)) == ["two", "three", "four and more", "five"]
 
 
-def test_how_an_attempt_ended_is_told_in_words(tmp_path: Path) -> None:
-    """Alive while its holder beats, then what its outcome says; a holder that is gone has left no word."""
+def test_how_an_attempt_ended(tmp_path: Path) -> None:
+    """Running while its heartbeat is recent, then its recorded outcome; without a record if the process died."""
     layout, graph = claimed(tmp_path, 1)
     node = graph.nodes[graph.runs[0].key]
     log = find_log(layout, node)
@@ -140,6 +140,6 @@ def test_how_an_attempt_ended_is_told_in_words(tmp_path: Path) -> None:
     assert attempt_over(layout, log) == ""
     attempt = layout.stage("finetune", node.key).attempt(1)
     os.utime(attempt.claim, (1.0, 1.0))
-    assert attempt_over(layout, log) == "ended without a word"
+    assert attempt_over(layout, log) == "ended without a record of how"
     write_outcome(attempt, Outcome(1, Ending.failed, "ValueError", "bad", "", "n1", 1.0, kind="code"))
     assert attempt_over(layout, log) == "failed: ValueError: bad"

@@ -23,7 +23,7 @@ ENDING = Ending("trial", 100.5, "complete", 25, 25, {"vft": 62.25, "tapt": None}
 
 
 class Hook(ThreadingHTTPServer):
-    """Keeps what is posted; answers with the codes given, the last one again and again."""
+    """Keeps posted values; answers with the given status codes, the last of them repeatedly."""
 
     def __init__(self, *codes: int) -> None:
         super().__init__(("127.0.0.1", 0), Receiver)
@@ -61,7 +61,7 @@ class Receiver(BaseHTTPRequestHandler):
 
 
 class MailServer(socketserver.ThreadingTCPServer):
-    """SMTP as far as a client needs it; `refuse` is its answer to a recipient."""
+    """A minimal SMTP server; `refuse` is its reply to a recipient."""
 
     allow_reuse_address = True
     daemon_threads = True
@@ -132,8 +132,8 @@ def layout_of(folder: Path) -> Layout:
     return layout
 
 
-def test_both_are_told_once(tmp_path: Path, hook: Hook, mail_server: MailServer) -> None:
-    """A link that does everything again tells nobody again; another outcome or another launch is news."""
+def test_mail_and_webhook_are_sent_once(tmp_path: Path, hook: Hook, mail_server: MailServer) -> None:
+    """A controller that repeats its last pass sends nothing again; another outcome or launch is sent."""
     layout = layout_of(tmp_path)
     asked = Policy(mail="me@example.org", mail_server=mail_server.name, webhook=hook.url)
     check_notify(asked)
@@ -161,7 +161,7 @@ def test_both_are_told_once(tmp_path: Path, hook: Hook, mail_server: MailServer)
 
 
 def test_two_processes_at_once_send_one(tmp_path: Path, hook: Hook) -> None:
-    """The second waits for the first to know how it went."""
+    """The second waits for the first and reports its result."""
     layout = layout_of(tmp_path)
     asked = Policy(webhook=hook.url)
     hook.pause.clear()
@@ -176,8 +176,8 @@ def test_two_processes_at_once_send_one(tmp_path: Path, hook: Hook) -> None:
     assert len(hook.asked) == 1
 
 
-def test_a_claim_whose_holder_died_is_taken_over(tmp_path: Path, hook: Hook) -> None:
-    """Rather twice than never: no longer than a claim may last is waited, and not for ever where every holder dies."""
+def test_a_claim_of_a_dead_process_is_taken_over(tmp_path: Path, hook: Hook) -> None:
+    """Rather twice than never: waits until the claim expires, and gives up after a few dead processes."""
     layout = layout_of(tmp_path)
     asked = Policy(webhook=hook.url)
 
@@ -209,7 +209,7 @@ def test_a_claim_whose_holder_died_is_taken_over(tmp_path: Path, hook: Hook) -> 
 
 
 def test_a_failure_is_recorded_and_raises_nothing(tmp_path: Path, hook: Hook, mail_server: MailServer) -> None:
-    """A server that is away or busy is tried three times, one that says no once; a redirect would lose the message."""
+    """An unreachable or busy server is tried three times, one that rejects once; a redirect would lose the message."""
     layout = layout_of(tmp_path)
     waits: list[float] = []
     hook.codes = [500, 503, 200]
@@ -262,14 +262,14 @@ def test_a_failure_is_recorded_and_raises_nothing(tmp_path: Path, hook: Hook, ma
         {"webhook": ""},
     ],
 )
-def test_what_cannot_be_sent_to_is_refused_at_launch(wrong: dict[str, str]) -> None:
-    """In one line that names the key and shows no secret."""
+def test_invalid_addresses_and_urls_are_usage_errors_at_launch(wrong: dict[str, str]) -> None:
+    """One line that names the key and contains no secret."""
     with pytest.raises(UsageError, match=r"policy[.](mail|mail_server|webhook): ") as refusal:
         check_notify(Policy(**wrong))  # type: ignore[arg-type]
     assert "\n" not in str(refusal.value)
     assert "secret" not in str(refusal.value)
 
 
-def test_what_can_be_sent_to_passes() -> None:
+def test_valid_addresses_and_urls_pass() -> None:
     check_notify(Policy())
     check_notify(Policy(mail="first.last+tag@mail.example.org", mail_server="[::1]:2525", webhook="https://hooks.example.org/a/b?c=d"))

@@ -1,4 +1,4 @@
-"""Several stages at once: real packers with real children that meet, compete for memory, are asked to stop, and are killed."""
+"""Concurrent stages: real packers with real children that run at the same time, compete for memory, are asked to stop, and are killed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.control.controller import run_local
-from jobs.control.facts import NodeFacts
-from jobs.control.observe import read_facts
+from jobs.control.controller import read_facts, run_local
+from jobs.control.facts import StageFacts
 from jobs.experiment.config import Resources
 from jobs.local.executor import LocalExecutor
 from jobs.store.attempts import process_start
@@ -28,7 +27,8 @@ from jobs.store.failures import FailureClass
 from jobs.store.layout import StageFolder
 from jobs.store.records import Outcome, Result, attempt_numbers, read_claim, read_outcome, read_result
 from jobs.worker.deaths import class_of_death, oom_kills
-from jobs.worker.machine import CONTEXT_BYTES, Capacity, Peak, Room, fits, larger, measured_peak, peak_of
+from jobs.worker.machine import Capacity
+from jobs.worker.memory import CONTEXT_BYTES, Peak, Room, how_many_fit, larger_peak, measured_peak, peak_of
 from jobs.worker.task import describe, write_description
 from tests.jobs import fake_registry, local_launch
 from tests.jobs.failure_trial import Trial
@@ -53,28 +53,28 @@ H200 = Room(128 * GB, 143_771 << 20, 16)
         (Peak(2 * GB, 0), Room(24 * GB, 0, 32), 10),
     ],
 )
-def test_as_many_as_measured_memory_allows(peak: Peak, room: Room, count: int) -> None:
-    """Of GPU and host the scarcer decides, a tenth stays free; never more than cores, never none."""
-    assert fits(peak, room) == count
+def test_how_many_stages_fit(peak: Peak, room: Room, count: int) -> None:
+    """The scarcer of GPU and host memory decides, a tenth stays free; at most one per core, at least one."""
+    assert how_many_fit(peak, room) == count
 
 
 @given(st.integers(1, 200 * GB), st.integers(1, 200 * GB), st.integers(1, 64))
 @settings(max_examples=100, deadline=None)
-def test_never_more_than_there_is(host: int, gpu: int, threads: int) -> None:
+def test_stages_that_fit_stay_below_both_memories(host: int, gpu: int, threads: int) -> None:
     """Two or more stages stay below nine tenths of both memories."""
     room = Room(128 * GB, 141 * GB, threads)
-    count = fits(Peak(host, gpu), room)
+    count = how_many_fit(Peak(host, gpu), room)
     assert count == 1 or (count * host <= 0.9 * room.host_bytes and count * (gpu + CONTEXT_BYTES) <= 0.9 * 141 * GB)
 
 
-def test_a_peak_is_what_results_say() -> None:
-    """The larger of each memory; a result without a number says nothing."""
+def test_peaks_are_read_from_provenance() -> None:
+    """The maximum of each memory; a result without a number has no peak."""
     assert peak_of({"peak_rss_bytes": 5, "peak_gpu_bytes": 7}) == Peak(5, 7)
     assert peak_of({"peak_rss_bytes": 5}) == Peak(5, 0)
     assert peak_of({}) is None
     assert peak_of({"peak_rss_bytes": "much"}) is None
-    assert larger(Peak(5, 1), Peak(3, 2)) == Peak(5, 2)
-    assert larger(None, Peak(3, 2)) == Peak(3, 2)
+    assert larger_peak(Peak(5, 1), Peak(3, 2)) == Peak(5, 2)
+    assert larger_peak(None, Peak(3, 2)) == Peak(3, 2)
 
 
 @pytest.mark.parametrize(
@@ -88,12 +88,12 @@ def test_a_peak_is_what_results_say() -> None:
         (None, False, 2, True, FailureClass.code),
     ],
 )
-def test_why_a_child_died(number: int | None, stopping: bool, beside: int, oom_killed: bool, failure: FailureClass) -> None:
-    """SIGKILL is memory only if the kernel has killed for it, and the stage's own fault only if it was alone."""
-    assert class_of_death(number, stopping=stopping, beside=beside, oom_killed=oom_killed) is failure
+def test_class_of_a_dead_child(number: int | None, stopping: bool, beside: int, oom_killed: bool, failure: FailureClass) -> None:
+    """SIGKILL means memory only if the out-of-memory killer was active, and counts against the stage only if it ran alone."""
+    assert class_of_death(number, stopping=stopping, concurrent=beside, oom_killed=oom_killed) is failure
 
 
-def test_the_kernel_counts_whom_it_kills() -> None:
+def test_the_kernel_counts_out_of_memory_kills() -> None:
     """On Linux there is a number, or none at all in some containers."""
     assert (oom_kills() or 0) >= 0
 
@@ -150,7 +150,7 @@ class Element:
         """The classes of all attempts without a result, stage by stage."""
         return [[outcome.kind for outcome in self.outcomes(number)] for number in range(len(self.nodes))]
 
-    def facts(self) -> list[NodeFacts]:
+    def facts(self) -> list[StageFacts]:
         found = read_facts(self.graph, self.layout)
         return [found[node.key] for node in self.nodes]
 
@@ -171,8 +171,8 @@ def until(true: Callable[[], bool], seconds: float = 30) -> None:
         time.sleep(0.02)
 
 
-def test_three_at_once_give_what_one_after_another_gives(tmp_path: Path) -> None:
-    """They are seen to be in the stage together; numbers and artifacts are those of a plain worker; cores are divided."""
+def test_concurrent_stages_give_the_same_results_as_sequential_ones(tmp_path: Path) -> None:
+    """They really run at the same time; metrics and artifacts equal those of a plain worker; cores are divided."""
     packed = Element(tmp_path / "packed", ["meet:3"] * 5, at_once=3)
     plain = Element(tmp_path / "plain", [""] * 5, at_once=1)
     code, log = packed.run()
@@ -190,8 +190,8 @@ def test_three_at_once_give_what_one_after_another_gives(tmp_path: Path) -> None
     assert len(log.splitlines()) == 15
 
 
-def test_what_is_there_already_is_left_alone(tmp_path: Path) -> None:
-    """A second element finds every result: nothing is claimed."""
+def test_stages_with_a_result_are_not_computed_again(tmp_path: Path) -> None:
+    """A second array task finds every result: no attempt is claimed."""
     element = Element(tmp_path, ["", ""], at_once=2)
     assert element.run()[0] == 0
     code, log = element.run()
@@ -200,8 +200,8 @@ def test_what_is_there_already_is_left_alone(tmp_path: Path) -> None:
     assert [attempt_numbers(element.stage(number)) for number in range(2)] == [(1,), (1,)]
 
 
-def test_memory_that_runs_out_in_company_is_nobodys_fault(tmp_path: Path) -> None:
-    """Four want 300 of 1000: one is refused, says so, and comes through with nothing beside it; it has lost nothing."""
+def test_a_crowded_stage_is_retried_alone_free_of_charge(tmp_path: Path) -> None:
+    """Four need 300 of 1000: one runs out of memory and succeeds alone, without relief and without a counted failure."""
     element = Element(tmp_path, ["card:300"] * 5, at_once=4)
     (element.corpus / "card").write_text("1000")
     code, log = element.run()
@@ -213,11 +213,11 @@ def test_memory_that_runs_out_in_company_is_nobodys_fault(tmp_path: Path) -> Non
         assert element.result(number).provenance["beside"] == 0
         assert element.result(number).provenance["relief"] == 0
     assert all(fact.done and fact.failures == 0 for fact in element.facts())
-    assert "memory ran out in company; again with nothing beside it, others 2 at once" in log
+    assert "out of memory beside other stages; retried alone, at most 2 others at once" in log
 
 
-def test_once_crowded_out_a_stage_is_alone_ever_after(tmp_path: Path) -> None:
-    """Also in the next element: it begins when the others have ended, and nothing begins beside it."""
+def test_a_crowded_stage_runs_alone_in_later_tasks_too(tmp_path: Path) -> None:
+    """In the next array task it starts when the others have ended, and no stage starts beside it."""
     element = Element(tmp_path, ["card:400"] * 3, at_once=3)
     (element.corpus / "card").write_text("1000")
     with element.start() as process:
@@ -233,8 +233,8 @@ def test_once_crowded_out_a_stage_is_alone_ever_after(tmp_path: Path) -> None:
     assert element.result(number).provenance["beside"] == 0
 
 
-def test_what_wants_too_much_by_itself_runs_out_of_memory(tmp_path: Path) -> None:
-    """A real limit on every child: crowded first, memory when it was alone; then half the work and more memory. The others are there."""
+def test_a_stage_that_needs_too_much_alone_fails_with_memory(tmp_path: Path) -> None:
+    """With a real limit on every child: crowded first, memory when alone; then half the micro-batch and more memory. The others succeed."""
     element = Element(tmp_path, ["eat:6000", "meet:2", "meet:2"], at_once=3, memory=4 * GB)
     code, log = element.run()
     assert code == 1, log
@@ -247,7 +247,7 @@ def test_what_wants_too_much_by_itself_runs_out_of_memory(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("number", "kind"), [(signal.SIGTERM, "interrupted"), (signal.SIGUSR1, "time_limit")])
 def test_a_stop_signal_reaches_every_child(tmp_path: Path, number: signal.Signals, kind: str) -> None:
-    """Each leaves a checkpoint and its own word, the fourth does not begin; the next element goes on from there."""
+    """Each writes a checkpoint and an outcome, the fourth does not start; the next array task resumes them."""
     element = Element(tmp_path, ["sleep:60"] * 4, at_once=3)
     with element.start() as process:
         until(lambda: element.begun() == 3)
@@ -263,7 +263,7 @@ def test_a_stop_signal_reaches_every_child(tmp_path: Path, number: signal.Signal
 
 
 def test_no_child_outlives_the_packer(tmp_path: Path) -> None:
-    """SIGKILL leaves it no time: the kernel ends the children, also those that do not hear; the stages are begun again."""
+    """After SIGKILL of the packer the kernel kills its children, also those that ignore signals; the stages are retried."""
     element = Element(tmp_path, ["hang:1", "hang:1", ""], at_once=2)
     with element.start() as process:
         until(lambda: element.begun() == 2)
@@ -276,8 +276,8 @@ def test_no_child_outlives_the_packer(tmp_path: Path) -> None:
     assert [element.result(each).attempt for each in range(3)] == [2, 2, 1]
 
 
-def test_a_child_that_is_killed_or_fails_does_not_take_the_others_along(tmp_path: Path) -> None:
-    """Killed by hand: nobody's fault, and on record at once. An exception: its own. Gone without a word: code. Exit code 1."""
+def test_a_child_that_is_killed_or_fails_does_not_affect_the_others(tmp_path: Path) -> None:
+    """Killed by a user: class node, recorded at once. An exception: class code. Exit without an outcome: class code. Exit code 1."""
     element = Element(tmp_path, ["kill:1", "fail:1", "exit:1", "", ""], at_once=2)
     code, log = element.run()
     assert code == 1
@@ -288,8 +288,8 @@ def test_a_child_that_is_killed_or_fails_does_not_take_the_others_along(tmp_path
     assert (outcome.error, outcome.ending.value) == ("exit7", "failed")
 
 
-def test_the_first_one_is_measured_alone(tmp_path: Path) -> None:
-    """at_once=0: nothing beside the first; what it used leaves room for the other two, which meet."""
+def test_the_first_stage_is_measured_alone(tmp_path: Path) -> None:
+    """at_once=0: the first runs alone; by its peak the other two fit at the same time."""
     element = Element(tmp_path, ["", "meet:2", "meet:2"], at_once=0)
     assert element.run(SLURM_CPUS_PER_TASK="2")[0] == 0
     beside = [element.result(number).provenance["beside"] for number in range(3)]
@@ -299,8 +299,8 @@ def test_the_first_one_is_measured_alone(tmp_path: Path) -> None:
     assert peak.host_bytes == max(element.result(number).provenance["peak_rss_bytes"] for number in range(3))
 
 
-def test_memory_asked_of_slurm_is_the_room(tmp_path: Path) -> None:
-    """Where one fills it, nothing runs beside."""
+def test_the_memory_requested_from_slurm_is_the_limit(tmp_path: Path) -> None:
+    """If one stage fills it, no other runs beside it."""
     element = Element(tmp_path, [""] * 3, at_once=0)
     assert element.run(SLURM_MEM_PER_NODE="20")[0] == 0
     assert [element.result(number).provenance["beside"] for number in range(3)] == [0, 0, 0]
@@ -313,7 +313,7 @@ def local(folder: Path, at_once: int, gpu_bytes: int = 0) -> LocalExecutor:
     return LocalExecutor(local_launch.workplace(folder), layout, lambda stage: resources, Capacity(4, ("0",), 8.0, gpu_bytes))
 
 
-def grid(folder: Path, behaviours: Mapping[int, str], executor: LocalExecutor) -> dict[str, NodeFacts]:
+def grid(folder: Path, behaviours: Mapping[int, str], executor: LocalExecutor) -> dict[str, StageFacts]:
     recipe: dict[str, object] = {"failing": {f"finetune vft 1 {seed}": behaviour for seed, behaviour in behaviours.items()}}
     desired = local_launch.desired(folder, recipe)
     graph = fake_registry.make_graph(recipe, methods=("vft",), folds=("1",), seeds=len(behaviours))
@@ -323,13 +323,13 @@ def grid(folder: Path, behaviours: Mapping[int, str], executor: LocalExecutor) -
     return dict(report.facts)
 
 
-def test_on_this_machine_stages_share_a_gpu(tmp_path: Path) -> None:
-    """Two meet on the only one, which they could not otherwise."""
+def test_local_tasks_share_a_gpu(tmp_path: Path) -> None:
+    """Two run at the same time on the only GPU."""
     grid(tmp_path, dict.fromkeys(range(3), "meet:2"), local(tmp_path, 2))
 
 
-def test_on_this_machine_too_one_that_is_crowded_out_gets_a_gpu_for_itself(tmp_path: Path) -> None:
-    """Tried again without relief and free of charge; from then on fewer share."""
+def test_a_crowded_local_task_is_retried_on_a_gpu_of_its_own(tmp_path: Path) -> None:
+    """Without relief and without a counted failure; from then on fewer share."""
     (fake_registry.make_corpus(tmp_path / "corpus") / "card").write_text("1000")
     executor = local(tmp_path, 3)
     facts = grid(tmp_path, dict.fromkeys(range(4), "card:400"), executor)
@@ -341,8 +341,8 @@ def test_on_this_machine_too_one_that_is_crowded_out_gets_a_gpu_for_itself(tmp_p
 
 
 @pytest.mark.parametrize(("gpu_bytes", "behaviour", "beside"), [(0, "meet:2", 3), (100 * GB, "", 0)])
-def test_on_this_machine_too_the_first_is_measured_alone(tmp_path: Path, gpu_bytes: int, behaviour: str, beside: int) -> None:
-    """Its peak says how many share from then on; where it used no GPU although there is one, that says nothing, and none do."""
+def test_the_first_local_task_is_measured_alone(tmp_path: Path, gpu_bytes: int, behaviour: str, beside: int) -> None:
+    """Its peak decides how many share from then on; if it used no GPU although there is one, the peak is useless, and none share."""
     executor = local(tmp_path, 0, gpu_bytes)
     facts = grid(tmp_path, {0: "", 1: behaviour, 2: behaviour}, executor)
     results = [read_result(executor.layout.stage("finetune", key), key) for key in facts]
@@ -350,8 +350,8 @@ def test_on_this_machine_too_the_first_is_measured_alone(tmp_path: Path, gpu_byt
 
 
 @pytest.mark.slurm
-def test_an_element_of_four_runs_computes_two_at_once(slurm_cluster: Cluster, tmp_path: Path) -> None:
-    """One job, a limit for two rounds, and the two are seen together; a failure in company does not stop the rest."""
+def test_an_array_task_of_four_runs_computes_two_at_once(slurm_cluster: Cluster, tmp_path: Path) -> None:
+    """One job with a time limit for two rounds; two run at the same time; a failure does not stop the rest."""
     trial = Trial(tmp_path, {0: "meet:2", 1: "meet:2", 2: "fail:9", 3: ""}, seeds=4, runs_per_task=4, at_once=2, minutes=3)
     trial.desired = replace(trial.desired, runs_per_task={"finetune": 4})
     trial.settle()

@@ -32,8 +32,8 @@ def _git(folder: Path, *arguments: str) -> str:
     ).stdout
 
 
-def test_a_clean_tree_is_its_commit(repository: Path) -> None:
-    """Nothing differs: no digest."""
+def test_a_clean_working_tree_has_no_dirty_digest(repository: Path) -> None:
+    """Nothing differs from the commit."""
     assert code_facts(repository) == {"commit": _git(repository, "rev-parse", "HEAD").strip(), "dirty": ""}
 
 
@@ -49,13 +49,13 @@ def test_every_difference_changes_the_digest(repository: Path) -> None:
     assert code_facts(repository)["dirty"] == seen[-1]
 
 
-def test_without_a_repository_nothing_is_claimed(tmp_path: Path) -> None:
+def test_without_a_repository_there_is_no_commit(tmp_path: Path) -> None:
     """An unpacked archive has no commit."""
     assert code_facts(tmp_path) == {"commit": None, "dirty": None}
 
 
 def test_only_named_packages_are_recorded() -> None:
-    """A missing one is said to be missing."""
+    """A missing package is None."""
     assert package_versions(["pytest", "no-such-package"]) == {"pytest": pytest.__version__, "no-such-package": None}
 
 

@@ -252,7 +252,7 @@ def test_a_withdrawal_is_recorded_before_scancel(case: Case) -> None:
     case.passes()
     assert case.client.cancelled() == ["12_0"]
     assert set(case.passes()) == set("cde")
-    assert case.departed("a")["a"][0].ours
+    assert case.departed("a")["a"][0].withdrawn
     assert case.arrays.settling() == frozenset(), "nobody waits to hear how it ended"
     assert case.arrays.cancel(["c", "d"]) == ()
     assert case.arrays.cancel([]) == ()
@@ -329,7 +329,7 @@ def test_pending_elements_of_a_second_array_with_the_same_name_are_withdrawn(cas
     for _ in range(5):
         assert case.passes() == {}
     assert case.book.open() == ()
-    assert sorted((each.job, each.state, each.ours) for each in case.departed("b")["b"]) == [
+    assert sorted((each.job, each.state, each.withdrawn) for each in case.departed("b")["b"]) == [
         ("12_1", "", True),
         ("15_1", "NODE_FAIL", False),
     ]
@@ -369,7 +369,7 @@ def test_a_failed_launch_is_withdrawn_and_its_node_excluded(case: Case) -> None:
     case.client.nodes = {"12_0": "n3"}
     case.passes()
     assert case.arrays.settling() == frozenset()
-    assert case.departed("a") == {"a": (Departure("a", "12_0", "LAUNCH_FAILED", 1000.0, 1040.0, ours=True),)}
+    assert case.departed("a") == {"a": (Departure("a", "12_0", "LAUNCH_FAILED", 1000.0, 1040.0, withdrawn=True),)}
     case.submit("a")
     assert "--exclude=n3\n" in case.client.scripts[-1]
     case.now += 7 * 3600

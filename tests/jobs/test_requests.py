@@ -1,4 +1,4 @@
-"""Requests from experience on a real Slurm: the second launch asks for less, what was not enough is made good, and the report says so."""
+"""Predicted requests on a real Slurm: the second launch requests less, too small requests are raised, and the report counts both."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from jobs.commands.explain import explain_lines, find_target, read_stories, stages_of
+from jobs.commands.explain import explain_lines, read_histories
 from jobs.commands.requests import RequestsRow, TaskUse, read_tasks, requests_lines, requests_to_json, rows_of
-from jobs.control.controller import experience_of, look, sight_of
+from jobs.control.controller import context_of, experience_of, look
 from jobs.control.estimates import Bounds, asks_in_words
 from jobs.control.executor_protocol import Limits
-from jobs.control.facts import Asked
-from jobs.control.observe import Sight
+from jobs.control.facts import Asked, Shortage
+from jobs.control.observe import PassContext
 from jobs.control.plan import make_plan
 from jobs.experiment.config import Resources
+from jobs.experiment.lookup import find_target, stages_of
 from jobs.store.failures import FailureClass
 from tests.jobs.failure_trial import Trial
 from tests.slurm_cluster import Cluster
@@ -28,8 +29,8 @@ TOO_LONG = 6  # slot
 
 
 @pytest.mark.slurm
-def test_the_second_launch_asks_for_what_the_first_one_took(slurm_cluster: Cluster, tmp_path: Path) -> None:
-    """Four runs with what is configured; four more with a prediction, of which one runs out of time and goes on with what is configured."""
+def test_the_second_launch_requests_what_the_first_one_used(slurm_cluster: Cluster, tmp_path: Path) -> None:
+    """Four runs as configured; four more as predicted, one of which reaches its time limit and resumes with the configured time."""
     trial = Trial(tmp_path, {TOO_LONG: "sleep:600"}, seeds=4, minutes=MINUTES, memory_gb=GIGABYTES)
     given = Resources(cpus=1, gpus=0, minutes=MINUTES, memory_gb=GIGABYTES)
     bounds = Bounds({"finetune": given}, siblings=3, warning_seconds=120.0)
@@ -59,9 +60,9 @@ def test_the_second_launch_asks_for_what_the_first_one_took(slurm_cluster: Clust
         assert f"#SBATCH --mem={told.memory_gb * 1024:.0f}M\n" in script
     assert slurm_cluster.run("squeue", "-h", "-j", job, "-o", "%l").split() == ["6:00"]
 
-    assert wait_until(lambda: trial.starts(TOO_LONG) == 1, 30)
+    assert wait_until(lambda: trial.starts(TOO_LONG) == 1, 60)
     end_soon(slurm_cluster, job)
-    report = trial.settle(60)
+    report = trial.settle()
     assert report.complete
     first_claim, second_claim = trial.claims(TOO_LONG)
     assert (first_claim.slurm_job, second_claim.checkpoint > 0) == (job, True)
@@ -74,7 +75,7 @@ def test_the_second_launch_asks_for_what_the_first_one_took(slurm_cluster: Clust
     assert result.provenance["seconds_before"] > 0
 
     assert wait_until(lambda: not trial.arrays.in_flight(), 30, 0.3), "the last one has left the queue too"
-    tasks = read_tasks(trial.arrays.submissions(), report.graph, report.facts, trial.layout, sight(trial), lambda stage: given)
+    tasks = read_tasks(trial.arrays.submissions(), report.graph, report.facts, trial.layout, context(trial), lambda stage: given)
     (row,) = rows_of(tasks)
     assert (row.tasks, row.predicted_time, row.enough_time, row.predicted_memory, row.enough_memory) == (9, 4, 3, 5, 5)
     assert row.time_asked < row.time_configured
@@ -82,38 +83,38 @@ def test_the_second_launch_asks_for_what_the_first_one_took(slurm_cluster: Clust
     (line,) = requests_lines("trial", [row])
     assert line.startswith("finetune vft: 9 tasks; time predicted for 4, enough for 3 (75%); memory predicted for 5, enough for 5 (100%); ")
     target = find_target(report.graph, f"vft/1/{TOO_LONG}")
-    stories = read_stories(stages_of(report.graph, target.node), trial.layout, sight(trial))
+    stories = read_histories(stages_of(report.graph, target.node), trial.layout, context(trial))
     lines = explain_lines(target, report, stories, trial.policy)
     assert any("its job asks for 6 min" in each and "(configured: 60 min" in each for each in lines)
-    assert any("time limit: it goes on from its checkpoint with what is configured" in each for each in lines)
+    assert any("time limit: resumes from its checkpoint with the time and memory configured" in each for each in lines)
 
 
 def end_soon(cluster: Cluster, job: str) -> None:
-    """Bring the time limit forward: Slurm warns at once, and ends it within half a minute."""
+    """Shorten the time limit: Slurm warns at once, and ends the job within half a minute."""
     command = ["scontrol", "update", f"JobId={job}", "EndTime=now+60"]
     environment = dict(cluster.environment)
     assert wait_until(lambda: subprocess.run(command, env=environment, capture_output=True).returncode == 0, 10, 0.2)
 
 
-def sight(trial: Trial) -> Sight:
-    """What the queue says once more."""
+def context(trial: Trial) -> PassContext:
+    """Refresh what is known of the queue."""
     trial.arrays.in_flight()
-    return sight_of(trial.desired, trial.arrays)
+    return context_of(trial.desired, trial.arrays)
 
 
 ASKED = Asked(minutes=12, memory_mb=2048, configured_minutes=60, configured_mb=8192)
 PLAIN = Asked(60, 8192, 60, 8192)
 
 
-def test_the_report_counts_what_was_predicted_and_compares_all() -> None:
-    """Shares of the predicted tasks; hours and bytes asked for each one used, and what they would have been as configured."""
+def test_the_report_counts_predictions_and_compares_all_tasks() -> None:
+    """Numbers of predicted tasks; hours and bytes requested per unit used, and the same as configured."""
     tasks = [
         TaskUse("finetune", "vft", PLAIN, 360.0, 1024 << 20),
         *[TaskUse("finetune", "vft", ASKED, 360.0, 1024 << 20)] * 3,
-        TaskUse("finetune", "vft", ASKED, 720.0, 0, "time"),
-        TaskUse("tapt", "tapt", ASKED, 60.0, 0, "memory"),
+        TaskUse("finetune", "vft", ASKED, 720.0, 0, Shortage.time),
+        TaskUse("tapt", "tapt", ASKED, 60.0, 0, Shortage.memory),
     ]
-    (either,) = rows_of([TaskUse("tapt", "tapt", ASKED, 60.0, 0, "time or memory")])
+    (either,) = rows_of([TaskUse("tapt", "tapt", ASKED, 60.0, 0, Shortage.time | Shortage.memory)])
     assert (either.predicted_time, either.enough_time, either.predicted_memory, either.enough_memory) == (1, 0, 1, 0)
     runs, tapt, every = rows_of(tasks)
     hours = (4 * 360 + 720) / 3600
@@ -123,4 +124,4 @@ def test_the_report_counts_what_was_predicted_and_compares_all() -> None:
     assert (every.stage, every.tasks, every.predicted_time, every.enough_time) == ("all", 6, 5, 4)
     value = json.loads(json.dumps(requests_to_json("exp", (runs, tapt, every))))
     assert (value["schema"], value["requests"][0]["enough_time"]) == (1, 3)
-    assert requests_lines("exp", rows_of([])) == ["exp: no task has come to its end yet whose request is on record"]
+    assert requests_lines("exp", rows_of([])) == ["exp: no task has ended yet whose request is on record"]

@@ -16,6 +16,7 @@ from jobs.slurm.submissions import SubmissionBook
 from tests.jobs.slurm_cases import (
     array_jobs,
     arrays_of,
+    arrays_since,
     batch_of,
     drained,
     ended,
@@ -115,7 +116,7 @@ def test_a_second_submit_of_the_same_batch_submits_nothing(slurm_cluster: Cluste
     other = arrays_of(tmp_path).submit(batch, graph, {})
     assert {key: flight.job for key, flight in first.items()} == {key: flight.job for key, flight in again.items()}
     assert {key: flight.job for key, flight in first.items()} == {key: flight.job for key, flight in other.items()}
-    assert len(array_jobs(slurm_cluster)) == len(before) + 1
+    assert len(arrays_since(slurm_cluster, before)) == 1
     arrays.in_flight()
     assert set(arrays.cancel_all()) == {"one", "two"}
     until(drained(arrays))
@@ -262,7 +263,7 @@ def test_final_states_from_accounting(slurm_cluster: Cluster, tmp_path: Path) ->
         "by hand": [f"CANCELLED by {os.getuid()}"],
     }
     assert {departure.job for departures in found.values() for departure in departures} == {flight.job for flight in held.values()}
-    assert not any(departure.ours for departures in found.values() for departure in departures)
+    assert not any(departure.withdrawn for departures in found.values() for departure in departures)
     assert SubmissionBook(layout_of(tmp_path)).open() == ()
 
 
@@ -281,7 +282,7 @@ def test_pending_elements_can_be_withdrawn(slurm_cluster: Cluster, tmp_path: Pat
     until(drained(arrays))
     assert [len(runs_of(tmp_path, one.key)) for one in nodes] == [1, 1, 1, 1, 0, 0, 0, 0, 0, 0]
     found = arrays.departures([one.key for one in nodes])
-    assert {key for key, (departure,) in found.items() if departure.ours} == {f"key{number}" for number in range(4, 10)}
+    assert {key for key, (departure,) in found.items() if departure.withdrawn} == {f"key{number}" for number in range(4, 10)}
     assert held["key8"].job == found["key8"][0].job
 
 
@@ -319,7 +320,7 @@ def test_a_node_that_cannot_start_jobs_is_excluded(slurm_cluster: Cluster, tmp_p
         spool.with_name("away").rename(spool)
     until(lambda: not arrays.in_flight() and not arrays.settling())
     (departure,) = arrays.departures(["one"])["one"]
-    assert (departure.job, departure.state, departure.ours) == (held["one"].job, "LAUNCH_FAILED", True)
+    assert (departure.job, departure.state, departure.withdrawn) == (held["one"].job, "LAUNCH_FAILED", True)
     assert runs_of(tmp_path, "one") == []
     again = arrays_of(tmp_path)
     assert "#SBATCH --exclude=n3\n" in again.preview(batch, graph, {}).script

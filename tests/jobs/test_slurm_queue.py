@@ -104,7 +104,7 @@ def test_departures() -> None:
     second = record("13", ("a",), ("d",), created=200.0, left={"0": 230.0})
     assert departures_of([second, first], {"a", "c", "x"}) == {
         "a": (Departure("a", "12_0", "NODE_FAIL", 100.0, 130.0), Departure("a", "13_0", "", 200.0, 230.0)),
-        "c": (Departure("c", "12_1", "FAILED", 100.0, 140.0, ours=True),),
+        "c": (Departure("c", "12_1", "FAILED", 100.0, 140.0, withdrawn=True),),
     }
 
 

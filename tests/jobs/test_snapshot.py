@@ -1,4 +1,4 @@
-"""Snapshots of the code: complete, once per content, with what git knows of it."""
+"""Snapshots of the code: complete, one per content, with commit and diff."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def files_of(folder: Path) -> set[str]:
 
 
 def test_tracked_changed_and_new_files_are_copied(checkout: Path, tmp_path: Path) -> None:
-    """As they lie there: edited, untracked, deleted; nothing ignored, no tests, nothing of git."""
+    """As they are now: edited, untracked, deleted; no ignored files, no tests, no git folder."""
     (checkout / "jobs/a.py").write_text("A = 2\n")
     (checkout / "jobs/new.py").write_text("NEW = 1\n")
     (checkout / "run.log").write_text("x")
@@ -66,7 +66,7 @@ def test_tracked_changed_and_new_files_are_copied(checkout: Path, tmp_path: Path
 
 
 def test_once_for_each_content(checkout: Path, tmp_path: Path) -> None:
-    """The same content is found again, another one lies beside it, and the first is left as it was."""
+    """The same content is found again; another content gets another folder, and the first is unchanged."""
     layout = layout_of(tmp_path)
     first = take_snapshot(checkout, layout)
     assert not snapshot_facts(first)["dirty"]
@@ -108,7 +108,7 @@ def test_without_git(tmp_path: Path) -> None:
 def test_an_untracked_file_too_large_to_be_code_is_named_and_left_out(
     checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Recordings that lie about are not copied with every launch."""
+    """Recordings in the folder are not copied with every launch."""
     monkeypatch.setattr(jobs.store.snapshot, "LARGEST", 100)
     (checkout / "speech.wav").write_bytes(bytes(101))
     snapshot = take_snapshot(checkout, layout_of(tmp_path))
@@ -116,8 +116,8 @@ def test_an_untracked_file_too_large_to_be_code_is_named_and_left_out(
     assert json.loads((snapshot.path / "snapshot.json").read_text())["left_out"] == ["speech.wav"]
 
 
-def test_a_copy_that_was_cut_off_is_no_snapshot(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a full disk leaves behind is removed, and the next launch makes a whole one."""
+def test_an_incomplete_copy_is_no_snapshot(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a full disk leaves is removed, and the next launch makes a complete one."""
     layout = layout_of(tmp_path)
     copied: list[object] = []
 
@@ -136,7 +136,7 @@ def test_a_copy_that_was_cut_off_is_no_snapshot(checkout: Path, tmp_path: Path, 
 
 
 def test_code_edited_while_it_is_copied_is_an_error(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A snapshot is what its digest says."""
+    """A snapshot always matches its digest."""
 
     def edited(source: Path, target: Path) -> None:
         Path(target).write_text("something else")
@@ -154,7 +154,7 @@ def test_no_code(tmp_path: Path) -> None:
 
 
 def test_a_snapshot_of_a_snapshot_is_the_same(checkout: Path, tmp_path: Path) -> None:
-    """What runs in a snapshot and submits others hands on that very code with its commit and what differed from it, and writes nothing."""
+    """A job that runs in a snapshot and submits others passes on the same code, commit and diff, and writes nothing."""
     (checkout / "jobs/a.py").write_text("A = 2\n")
     (checkout / "jobs/new.py").write_text("NEW = 1\n")
     layout = layout_of(tmp_path)
@@ -167,7 +167,7 @@ def test_a_snapshot_of_a_snapshot_is_the_same(checkout: Path, tmp_path: Path) ->
     assert files_of(layout.snapshots) == before
 
 
-def test_a_snapshot_copied_to_another_experiment_keeps_its_past(checkout: Path, tmp_path: Path) -> None:
+def test_a_snapshot_copied_to_another_experiment_keeps_commit_and_diff(checkout: Path, tmp_path: Path) -> None:
     """Digest, commit and diff are those of the launch."""
     (checkout / "jobs/a.py").write_text("A = 2\n")
     first = take_snapshot(checkout, layout_of(tmp_path))
@@ -179,7 +179,7 @@ def test_a_snapshot_copied_to_another_experiment_keeps_its_past(checkout: Path, 
 
 
 def test_a_snapshot_that_was_edited_is_none(checkout: Path, tmp_path: Path) -> None:
-    """Its commit is no longer claimed, and its digest is another."""
+    """It has no commit any more, and another digest."""
     first = take_snapshot(checkout, layout_of(tmp_path))
     (first.path / "jobs/a.py").write_text("A = 3\n")
     edited = plan_snapshot(first.path, layout_of(tmp_path))

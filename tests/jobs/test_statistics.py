@@ -97,7 +97,7 @@ def test_percent_is_exact_in_decimal(share: float) -> None:
     assert percent(0.57) == 57.0
 
 
-def test_nothing_is_estimated_from_nothing() -> None:
+def test_statistics_of_too_few_values_are_none() -> None:
     """Too few values give None, never NaN."""
     assert (mean([]), sd([]), sd([1.0]), t_interval([]), t_interval([1.0])) == (None, None, None, None, None)
 

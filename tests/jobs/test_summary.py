@@ -64,7 +64,7 @@ def test_a_cell_without_any_run_is_incomplete() -> None:
     assert found.methods[1].cells[1].mean_ua is None
 
 
-def test_no_runs_are_not_a_complete_experiment() -> None:
+def test_an_experiment_without_runs_is_incomplete() -> None:
     """Nothing is not everything."""
     assert not summary(()).complete
 
@@ -101,7 +101,7 @@ def test_dropped_runs_are_counted_by_reason() -> None:
     assert (found["outliers"], found["diverged"]) == ({"dropped": 2, "rerun": 2}, {"dropped": 2, "rerun": 1})
 
 
-def test_spread_over_all_runs_stands_beside_that_over_kept_ones() -> None:
+def test_sd_over_all_runs_includes_dropped_runs() -> None:
     """Dropped runs widen the spread over all runs, of a cell and, by the mean of a slot's runs, of a method; they leave the other alone."""
     kept = tuple(entry("vft", fold, slot, base + slot) for fold, base in (("1", 60.0), ("2", 80.0)) for slot in range(3))
     [method] = summary((*kept, entry("vft", "1", 0, 25.0, Status.outlier, seed=9))).methods

@@ -127,7 +127,7 @@ def test_best_is_compared_as_a_number() -> None:
     assert [row.mean.best for row in table.blocks[0].rows] == [False, True]
 
 
-def test_nothing_is_best_beside_an_incomplete_cell() -> None:
+def test_a_column_with_an_incomplete_cell_has_no_best() -> None:
     """A column with a missing run has no winner; its cell says how many runs are in, and the other columns are as ever."""
     runs = (
         *(entry("vft", fold, slot, 60.0 + slot) for fold in "12" for slot in range(2)),
@@ -167,7 +167,7 @@ def test_caption_states_the_conditions() -> None:
     text = " ".join(tables_of(found, beside)[0].caption)
     for part in (
         "n = 5 runs a cell",
-        "The seeds vary fine-tuning only",
+        "Seeds differ in fine-tuning only",
         "Outlier rule: none in force. Dropped: 0 outliers (0 rerun) and 0 diverged runs (0 rerun); 0 unresolved. Published",
         "code at commit 0123456789 with uncommitted changes; torch 2.13.0; transformers 5.22.0/5.23.0.",
     ):
@@ -178,7 +178,8 @@ def test_caption_states_the_conditions() -> None:
     for part in (
         "Outlier rule: pooled: a run further than 2 sigmas from the median of its cell",
         "judged in at most 3 rounds. Dropped: 1 outlier (1 rerun) and 1 diverged run (0 rerun); 1 unresolved.",
-        "A method is judged when all its runs are in. ‡ Unresolved: out by the rule, not replaced, and kept in the mean (P-TAPT 1 run).",
+        "The rule is applied to a method once all its runs are finished. "
+        "‡ Unresolved: outliers that were not replaced and are kept in the mean (P-TAPT 1 run).",
         "Mean and standard deviation over all runs, dropped ones included: V-FT 55.1 ± 6.8, TAPT 71.9, P-TAPT",
     ):
         assert part in text

@@ -12,7 +12,7 @@ import pytest
 from jobs.experiment.config import SlurmSite
 from jobs.store.failures import FailureClass
 from jobs.store.records import Outcome
-from jobs.worker.team_follower import SILENT_VARIABLE
+from jobs.worker.team_channel import SILENT_VARIABLE
 from tests.jobs.failure_trial import Trial
 from tests.slurm_cluster import Cluster
 
@@ -30,7 +30,7 @@ def trial(slurm_session: Cluster, tmp_path_factory: pytest.TempPathFactory) -> I
     site = SlurmSite(environment={SILENT_VARIABLE: str(SILENT)})
     found = Trial(tmp_path_factory.mktemp("teams"), BEHAVIOURS, seeds=3, site=site, nodes=2, processes=2, cpus=2)
     try:
-        report = found.settle(120)
+        report = found.settle(400)
         assert report.complete, report.facts
         yield found
     finally:
@@ -56,8 +56,8 @@ def test_it_is_tried_again_and_succeeds(trial: Trial, slot: int) -> None:
 
 
 @pytest.mark.parametrize(("slot", "rank"), [(LOST, 3), (FROZEN, 2)])
-def test_a_process_that_is_lost_is_a_failure_of_communication(trial: Trial, slot: int, rank: int) -> None:
-    """The leader says which and where, and the next attempt avoids that machine."""
+def test_a_lost_process_is_a_communication_failure(trial: Trial, slot: int, rank: int) -> None:
+    """The leader records its rank and machine, and the next attempt avoids that machine."""
     outcome = first(trial, slot)
     assert outcome.kind == FailureClass.communication.name
     assert re.search(rf"rank {rank} \(process \d+ on {outcome.node}\)", outcome.message)
@@ -68,8 +68,8 @@ def test_a_process_that_is_lost_is_a_failure_of_communication(trial: Trial, slot
     assert outcome.seconds < SILENT + 20
 
 
-def test_memory_that_one_process_lacked_is_a_failure_of_memory(trial: Trial) -> None:
-    """With that process's own words; the next attempt asks for more and computes in smaller parts."""
+def test_one_process_out_of_memory_is_a_memory_failure(trial: Trial) -> None:
+    """With that process's error; the next attempt requests more memory and uses a smaller micro-batch."""
     outcome = first(trial, FULL)
     assert outcome.kind == FailureClass.memory.name
     assert "rank 1 (process" in outcome.detail
@@ -77,7 +77,7 @@ def test_memory_that_one_process_lacked_is_a_failure_of_memory(trial: Trial) -> 
     assert [claim.relief for claim in trial.claims(FULL)] == [0, 1]
 
 
-def test_teams_met_by_files_of_their_own_and_left_none(trial: Trial) -> None:
+def test_every_team_has_a_rendezvous_file_and_removes_it(trial: Trial) -> None:
     """Two nodes of three each: those that ran at the same time shared one."""
     begun = [trial.claims(slot)[0] for slot in BEHAVIOURS]
     spans = sorted((claim.started, claim.started + first(trial, slot).seconds) for slot, claim in zip(BEHAVIOURS, begun, strict=True))
@@ -86,7 +86,7 @@ def test_teams_met_by_files_of_their_own_and_left_none(trial: Trial) -> None:
     assert not list(trial.layout.teams.iterdir())
 
 
-def test_the_log_says_which_process_speaks(trial: Trial) -> None:
-    """Followers write into the element's log, each line with its rank."""
+def test_log_lines_of_followers_name_their_rank(trial: Trial) -> None:
+    """Followers write to the log of the array task, each line with its rank."""
     log = trial.claims(LOST)[1].log
     assert {f"rank {rank}" for rank in (1, 2, 3)} == set(re.findall(r"rank \d(?=: finetune)", Path(log).read_text()))

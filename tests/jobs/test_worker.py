@@ -1,4 +1,4 @@
-"""The worker: at most one effective execution, checks of what it reads, records of how it ended; real stages in real processes."""
+"""The worker: at most one effective execution, verified inputs, recorded outcomes; real stages in real processes."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def failing(tmp_path: Path, behaviour: str) -> Place:
 
 
 def test_a_stage_is_computed_once(place: Place) -> None:
-    """The first worker publishes a result with everything that identifies it, the second leaves at once."""
+    """The first worker publishes a result with everything that identifies it, the second exits at once."""
     assert place.execute(place.tapt) is Verdict.done
     assert place.execute(place.tapt) is Verdict.already
     assert place.starts(place.tapt) == 1
@@ -131,15 +131,15 @@ def test_artifacts_flow_downstream(place: Place) -> None:
     assert json.loads((output / "sum.json").read_text())["sum"] == 45 + 45 + 1
 
 
-def test_without_upstream_nothing_is_claimed(place: Place) -> None:
-    """A task that starts too early leaves no attempt and says whose result it lacks; its exit code is neither success nor failure."""
+def test_without_an_upstream_result_no_attempt_is_claimed(place: Place) -> None:
+    """A task that starts too early claims no attempt and reports which result is missing; its exit code is neither success nor failure."""
     assert run_task(place.process(place.runs[0]), 0) == 3
     assert attempt_numbers(place.folder(place.runs[0])) == ()
     assert any("no result of tapt" in line for line in place.said)
 
 
-def test_a_damaged_artifact_takes_its_result_back(place: Place) -> None:
-    """The reader finds out, the result is withdrawn and kept on record, and the stage is computed again."""
+def test_a_result_with_a_damaged_artifact_is_withdrawn(place: Place) -> None:
+    """The stage that reads it notices, the result is withdrawn but kept, and its stage is computed again."""
     place.execute(place.tapt)
     artifact = place.folder(place.tapt).attempt(1).output / "sum.json"
     artifact.write_text('{"sum": 46}')
@@ -153,15 +153,15 @@ def test_a_damaged_artifact_takes_its_result_back(place: Place) -> None:
 
 
 def test_a_missing_artifact_is_computed_again(place: Place) -> None:
-    """A result whose artifacts are gone does not keep a worker from its work."""
+    """A result without its artifacts counts as missing."""
     place.execute(place.tapt)
     (place.folder(place.tapt).attempt(1).output / "sum.json").unlink()
     assert place.execute(place.tapt) is Verdict.done
     assert place.result(place.tapt).attempt == 2
 
 
-def test_upstream_that_shows_up_late_is_waited_for(place: Place) -> None:
-    """A shared folder may lag: the worker looks again for a while."""
+def test_an_upstream_result_that_becomes_visible_late_is_waited_for(place: Place) -> None:
+    """A shared folder may lag: the worker checks again for `lag_seconds`."""
     place.execute(place.tapt)
     result = place.folder(place.tapt).result
     hidden = result.rename(result.with_name("hidden"))
@@ -171,7 +171,7 @@ def test_upstream_that_shows_up_late_is_waited_for(place: Place) -> None:
 
 
 def test_a_live_claim_is_left_alone(place: Place) -> None:
-    """Somebody works on it: no second execution, and the task is not finished."""
+    """Another worker computes it: no second execution, and the task is unfinished."""
     claim_attempt(place.folder(place.tapt), 1, new_claim(1))
     assert run_task(place.process(place.tapt), 0) == 3
     assert place.starts(place.tapt) == 0
@@ -179,21 +179,21 @@ def test_a_live_claim_is_left_alone(place: Place) -> None:
 
 
 def test_a_dead_claim_is_followed_by_the_next_attempt(place: Place) -> None:
-    """The process that claimed is gone: attempt 2 does the work."""
+    """The process that claimed it has ended: attempt 2 computes the stage."""
     claim_attempt(place.folder(place.tapt), 1, replace(new_claim(1), pid=2**22 - 1))
     assert place.execute(place.tapt) is Verdict.done
     assert place.result(place.tapt).attempt == 2
 
 
-def test_a_folder_that_nobody_has_claimed_yet_is_the_next_attempt(place: Place) -> None:
-    """Two workers that begin at once meet in one folder, where the claim decides: neither takes a number of its own beside the other."""
+def test_an_attempt_folder_without_a_claim_is_the_next_attempt(place: Place) -> None:
+    """Two workers that start at once use the same folder, and the claim decides: neither takes another number."""
     place.folder(place.tapt).attempt(1).path.mkdir(parents=True)
     assert place.execute(place.tapt) is Verdict.done
     assert place.result(place.tapt).attempt == 1
 
 
-def test_who_claims_between_a_look_and_the_claim_is_not_joined(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody held the stage when it was looked at, somebody does a moment later: the claim fails instead of taking the next number."""
+def test_a_claim_made_between_check_and_claim_wins(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stage was unclaimed when it was checked and is claimed a moment later: the second claim fails, without taking the next number."""
 
     def look(process: WorkerProcess, folder: StageFolder, node: Node) -> str:
         claim_attempt(folder, 1, new_claim(1))
@@ -204,8 +204,8 @@ def test_who_claims_between_a_look_and_the_claim_is_not_joined(place: Place, mon
     assert place.starts(place.tapt) == 0
 
 
-def test_a_quiet_holder_elsewhere_is_waited_for(place: Place) -> None:
-    """A worker killed on another node says nothing: the next one neither leaves, nor begins before the heartbeat is old enough."""
+def test_a_claim_on_another_node_without_heartbeats_is_waited_for(place: Place) -> None:
+    """A worker killed on another node writes no outcome: the next neither exits nor starts before the heartbeat is old enough."""
     claim_attempt(place.folder(place.tapt), 1, replace(new_claim(1), process_start="", host="elsewhere", slurm_job="7_0"))
     heartbeat = time.time() - QUIET_SECONDS + 1.5
     os.utime(place.folder(place.tapt).attempt(1).claim, (heartbeat, heartbeat))
@@ -227,7 +227,7 @@ def test_an_exception_is_recorded(tmp_path: Path) -> None:
 
 
 def test_wrong_input_is_refused(tmp_path: Path) -> None:
-    """Errors that carry problems are the user's to mend, all lines on record."""
+    """Errors that carry `problems` are errors of the user; all lines are recorded."""
     place = failing(tmp_path, "refuse")
     assert place.execute(place.tapt) is Verdict.refused
     outcome = place.outcome(place.tapt)
@@ -238,7 +238,7 @@ def test_wrong_input_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("behaviour", "message"), [("nan", "metrics.ua is not a finite number"), ("diverge", "the loss is nan at step 7")])
 def test_nan_is_never_published(tmp_path: Path, behaviour: str, message: str) -> None:
-    """A metric that is no number, or a stage that says so: the training diverged, and there is no result."""
+    """A NaN metric, or an error of the stage with `diverged`: the training diverged, and there is no result."""
     place = failing(tmp_path, behaviour)
     assert place.execute(place.tapt) is Verdict.failed
     outcome = place.outcome(place.tapt)
@@ -247,8 +247,8 @@ def test_nan_is_never_published(tmp_path: Path, behaviour: str, message: str) ->
     assert read_result(place.folder(place.tapt), place.tapt.key) is None
 
 
-def test_a_training_that_diverged_by_its_test_is_published_as_such(tmp_path: Path) -> None:
-    """It has ended and has its numbers; that it does not count stands beside them."""
+def test_a_result_that_reports_divergence_is_published(tmp_path: Path) -> None:
+    """The result holds the metrics and the reason why they do not count."""
     place = failing(tmp_path, "collapse")
     assert place.execute(place.tapt) is Verdict.done
     assert "class prior" in place.result(place.tapt).diverged
@@ -258,8 +258,8 @@ def test_a_training_that_diverged_by_its_test_is_published_as_such(tmp_path: Pat
     ("behaviour", "failure"),
     [("oom:1", FailureClass.memory), ("hostoom:1", FailureClass.memory), ("comm:1", FailureClass.communication)],
 )
-def test_what_failed_is_told_by_its_class(tmp_path: Path, behaviour: str, failure: FailureClass) -> None:
-    """The policy reads it from the record, not from words."""
+def test_the_failure_class_is_recorded(tmp_path: Path, behaviour: str, failure: FailureClass) -> None:
+    """The policy reads the class, not the message."""
     place = failing(tmp_path, behaviour)
     assert place.execute(place.tapt) is Verdict.failed
     assert place.outcome(place.tapt).kind == failure.name
@@ -290,7 +290,7 @@ def test_a_result_of_a_stage_that_diverged_meanwhile_says_so(place: Place, monke
 
 
 def test_relief_reaches_the_stage_and_the_record(tmp_path: Path) -> None:
-    """What wants half the memory comes through with it; claim and result say that it was given."""
+    """A stage that needs half the memory succeeds with relief 1; claim and result record it."""
     place = failing(tmp_path, "oom:1")
     process = place.process(place.tapt)
     process.description = replace(process.description, relief=1)
@@ -300,8 +300,8 @@ def test_relief_reaches_the_stage_and_the_record(tmp_path: Path) -> None:
     assert claim.relief == place.result(place.tapt).provenance["relief"] == 1
 
 
-def test_a_claim_tells_where_the_log_is_and_what_checkpoint_it_found(place: Place) -> None:
-    """So that progress can be told from none, and a person finds the output."""
+def test_a_claim_records_the_log_and_the_checkpoint(place: Place) -> None:
+    """From these the policy detects progress, and the user finds the output."""
     checkpoint = place.folder(place.tapt).checkpoint
     checkpoint.mkdir(parents=True)
     (checkpoint / "state.json").write_text("{}")
@@ -316,15 +316,15 @@ def test_a_claim_tells_where_the_log_is_and_what_checkpoint_it_found(place: Plac
 
 
 def test_another_corpus_is_refused(place: Place) -> None:
-    """The corpus that lies there now must be the one of the launch."""
+    """The corpus must still be the one of the launch."""
     (place.corpus / "digest").write_text("d2")
     assert place.execute(place.tapt) is Verdict.refused
     assert "is not the one" in place.outcome(place.tapt).message
     assert place.starts(place.tapt) == 0
 
 
-def test_a_failed_stage_does_not_hold_up_the_rest_of_its_task(tmp_path: Path) -> None:
-    """Packed runs are independent: the one after a failure is computed, the exit code tells of the failure."""
+def test_a_failed_stage_does_not_end_its_task(tmp_path: Path) -> None:
+    """Runs of one task are independent: the one after a failure is computed; the exit code reports the failure."""
     place = Place(tmp_path, {"failing": {"finetune tapt 1 0": "fail:9"}})
     place.execute(place.tapt)
     assert run_task(place.process(*place.runs), 0) == 1
@@ -333,7 +333,7 @@ def test_a_failed_stage_does_not_hold_up_the_rest_of_its_task(tmp_path: Path) ->
 
 
 def test_a_registry_that_cannot_be_imported_is_a_recorded_failure(place: Place) -> None:
-    """Broken code counts as an attempt, so that it is not tried for ever."""
+    """Broken code counts as an attempt, so that it is not retried without end."""
     place.place = replace(place.place, registry="no_such_module:REGISTRY")
     assert place.execute(place.tapt) is Verdict.failed
     assert place.outcome(place.tapt).error == "ModuleNotFoundError"
@@ -347,14 +347,14 @@ def test_a_registry_that_cannot_be_imported_is_a_recorded_failure(place: Place) 
         ({"metrics": {}, "weights": [1]}, ValueError),
     ],
 )
-def test_what_a_result_cannot_hold_is_an_error(returned: dict[str, Any], error: type[Exception]) -> None:
+def test_invalid_return_values_are_errors(returned: dict[str, Any], error: type[Exception]) -> None:
     """Not finite, not JSON, not a known key."""
     with pytest.raises(error):
         check_returned(returned)
 
 
-def test_a_description_survives_its_file(place: Place, tmp_path: Path) -> None:
-    """What the worker reads is what was written; another schema or a torn file is said plainly."""
+def test_a_description_is_read_as_it_was_written(place: Place, tmp_path: Path) -> None:
+    """Another schema or an incomplete file is a UsageError."""
     description = place.process(*place.runs).description
     assert set(description.nodes) == {place.tapt.key, *(node.key for node in place.runs)}
     write_description(tmp_path / "tasks.json", description)
@@ -378,7 +378,7 @@ def _start(place: Place, *arguments: str, **environment: str) -> subprocess.Pope
 
 
 def test_the_command_runs_one_task_of_a_file(place: Place) -> None:
-    """Index from the argument or from Slurm's array; the claim carries the array element."""
+    """Index from the argument or from Slurm's array; the claim records the array task."""
     with _start(place, "0") as first:
         assert first.wait(60) == 0
     environment = {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_JOB_ID": "77", "SLURM_JOB_ID": "78", "SLURM_CPUS_PER_TASK": "1"}
@@ -391,7 +391,7 @@ def test_the_command_runs_one_task_of_a_file(place: Place) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("2",), ("-1",), ("x",), ()])
-def test_the_command_refuses_what_is_no_task(place: Place, arguments: tuple[str, ...]) -> None:
+def test_the_command_rejects_wrong_arguments(place: Place, arguments: tuple[str, ...]) -> None:
     """One line on stderr and exit code 2."""
     with _start(place, *arguments) as process:
         output, error = process.communicate(timeout=60)
@@ -401,8 +401,8 @@ def test_the_command_refuses_what_is_no_task(place: Place, arguments: tuple[str,
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
-def test_a_stop_signal_leaves_a_checkpoint_and_the_next_attempt_goes_on(tmp_path: Path, number: signal.Signals) -> None:
-    """Exit code 3, an outcome that says whether the time was up, and a second execution that finds the checkpoint."""
+def test_after_a_stop_signal_the_next_attempt_resumes_from_the_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
+    """Exit code 3, an outcome that records whether it was the time limit, and a second attempt that finds the checkpoint."""
     place = failing(tmp_path, "sleep:60")
     with _start(place, "0") as process:
         deadline = time.monotonic() + 30
@@ -418,12 +418,12 @@ def test_a_stop_signal_leaves_a_checkpoint_and_the_next_attempt_goes_on(tmp_path
     assert place.result(place.tapt).attempt == 2
 
 
-def test_the_first_signal_says_why(tmp_path: Path) -> None:
-    """At its limit a job is warned, and terminated while it saves."""
+def test_the_first_signal_is_the_reason(tmp_path: Path) -> None:
+    """At its time limit a job is warned, then terminated while it writes a checkpoint."""
     stop = StopRequest()
     former = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
-        stop.listen()
+        stop.install()
         assert not stop()
         signal.raise_signal(WARNING_SIGNAL)
         signal.raise_signal(signal.SIGTERM)
@@ -434,7 +434,7 @@ def test_the_first_signal_says_why(tmp_path: Path) -> None:
 
 
 def test_two_workers_at_once_compute_once(tmp_path: Path) -> None:
-    """Started together on the same stage, one does the work and the other leaves it alone."""
+    """Started together on the same stage, one computes it and the other does not."""
     place = Place(tmp_path, {"seconds": 1.5})
     first, second = _start(place, "0"), _start(place, "0")
     for process in (first, second):
@@ -443,8 +443,8 @@ def test_two_workers_at_once_compute_once(tmp_path: Path) -> None:
     assert place.starts(place.tapt) == 1
 
 
-def test_a_stage_cancelled_since_the_launch_is_not_begun(place: Place) -> None:
-    """An element that holds other stages too cannot be withdrawn: its worker leaves the cancelled one out. A later launch lifts that."""
+def test_a_stage_cancelled_since_the_launch_is_not_started(place: Place) -> None:
+    """An array task that has other stages too cannot be cancelled: its worker skips the cancelled stage. A later launch lifts that."""
     record_cancellation(place.layout, [place.tapt.key], 1000.0)
     place.place = replace(place.place, launched=900.0)
     assert place.execute(place.tapt) is Verdict.cancelled

@@ -55,7 +55,7 @@ def test_only_fine_tuning_takes_the_seed_of_the_run() -> None:
 
 
 def test_settings_are_json_and_hold_what_determines_the_output() -> None:
-    """Every number of a stage is there, enums by name; where the backbone comes from upstream it is not there twice."""
+    """Every setting of a stage is included, enums by name; a backbone from an upstream stage is not included again."""
     found = stages(REGISTRY.call("ptapt", recipe(), fold="1", seed=0))
     for call in found.values():
         assert json.loads(json.dumps(call.settings)) == call.settings
@@ -70,7 +70,7 @@ def test_settings_are_json_and_hold_what_determines_the_output() -> None:
     assert REGISTRY.call("vft", recipe(), fold="1", seed=0).settings["backbone"] == {"config": {"hidden_size": 8}, "init_seed": 0}
 
 
-def test_how_a_stage_is_computed_is_no_part_of_its_identity() -> None:
+def test_execution_settings_are_not_part_of_the_identity() -> None:
     """Device, cache, attention, batches of the test and the order of the counts change no settings."""
     one, other = recipe(), recipe()
     other.execution.device = "cuda"
@@ -103,7 +103,7 @@ def test_a_setting_changes_the_stages_it_belongs_to(change: Any, changed: set[st
 
 
 def test_a_checkpoint_folder_counts_by_its_content(tmp_path: Path) -> None:
-    """Where the folder lies is no part of the identity; what is in it is."""
+    """The content of the folder is part of the identity, its path is not."""
     identities = []
     for name, content in (("a", b"weights"), ("b", b"weights"), ("c", b"others")):
         folder = tmp_path / name
@@ -123,7 +123,7 @@ def test_an_unknown_method_names_the_known_ones() -> None:
         REGISTRY.call("lora", recipe(), fold="1", seed=0)
 
 
-def test_a_checkpoint_that_is_not_there_is_told_while_planning(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_reported_while_planning(tmp_path: Path) -> None:
     chosen = recipe()
     chosen.states.wav2vec = Wav2vecSettings(checkpoint=str(tmp_path / "wav2vec_large.pt"))
     with pytest.raises(InputError, match=r"wav2vec_large\.pt"):
@@ -159,7 +159,7 @@ def test_a_value_out_of_range_is_one_line(change: Any, line: str) -> None:
     assert line in refused.value.problems[0]
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     chosen = Recipe()
     chosen.finetune.epochs = 0
     chosen.tapt.steps = 0
@@ -169,14 +169,14 @@ def test_all_problems_are_told_at_once() -> None:
 
 
 def identity(call: StageCall) -> str:
-    """A digest of all that a key is made of, apart from the corpus."""
+    """A digest of everything that determines a key, except the corpus."""
     upstream = {role: identity(parent) for role, parent in sorted(call.upstream.items())}
     facts = [call.stage, call.version, call.settings, call.fold, call.seed, upstream]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def test_stages_of_a_grid_are_what_they_have_been() -> None:
-    """Their keys must not change unawares: everything that was computed anywhere would be computed again. They know no validation."""
+def test_keys_of_a_grid_are_unchanged() -> None:
+    """If their keys changed unintentionally, every existing result would be computed again. Their settings contain no validation."""
     for method, expected in (("vft", "d5c38e48912bd15a"), ("tapt", "5da0f9b95920e0fd"), ("ptapt", "86866ce950e060c3")):
         call = REGISTRY.calls(method, recipe())("2", 7)
         assert identity(call) == expected, method
@@ -185,8 +185,8 @@ def test_stages_of_a_grid_are_what_they_have_been() -> None:
 
 
 @pytest.mark.parametrize("method", REGISTRY.methods)
-def test_every_stage_of_a_sweep_says_whom_it_leaves_out(method: str) -> None:
-    """Sorted, each once, beside the settings of the grid, whoever asks for the stage and however they are ordered."""
+def test_settings_of_every_stage_of_a_sweep_name_the_validation_speakers(method: str) -> None:
+    """Sorted and unique, in addition to the settings of the grid, for every method and any order of the speakers."""
     grid, sweep = (stages(REGISTRY.calls(method, recipe(), each)("2", 7)) for each in (None, {"2": ("M3", "F3", "M3"), "1": ("F2",)}))
     assert {name: {**call.settings, "validation": ["F3", "M3"]} for name, call in grid.items()} == {
         name: call.settings for name, call in sweep.items()
@@ -197,7 +197,7 @@ def test_every_stage_of_a_sweep_says_whom_it_leaves_out(method: str) -> None:
 
 
 def test_a_validation_part_changes_the_fine_tuning_alone() -> None:
-    """Nobody trains on it in the grid either, so all else is the grid's and computed once for both."""
+    """No stage of the grid trains on it either, so all upstream stages are the grid's and computed once for both."""
     grid, sweep = (REGISTRY.calls("ptapt", recipe(), each)("2", 7) for each in (None, {"2": FIXED_PART}))
     assert sweep.upstream == grid.upstream
     assert sweep.settings == {**grid.settings, "validation": list(FIXED_PART)}
@@ -211,14 +211,14 @@ def test_a_sweep_s_run_without_validation_is_refused(validation: dict[str, tuple
 
 
 def test_planning_imports_nothing_heavy() -> None:
-    """The command line imports the registry at every start; numpy, torch and their kind stay out."""
+    """The command line imports the registry at every start, without numpy, torch and the like."""
     code = "import sys, ser_core.registry; print(sorted({name.split('.')[0] for name in sys.modules} & set(sys.argv[1:])))"
     heavy = ["numpy", "torch", "transformers", "omegaconf", "sklearn", "soundfile", "fairseq"]
     found = subprocess.run([sys.executable, "-c", code, *heavy], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 
 
-def test_preloading_leaves_a_process_that_can_fork() -> None:
+def test_preloading_starts_no_thread() -> None:
     """After `preload` everything a stage imports is there, and this process has one thread."""
     code = (
         "import sys, threading; from ser_core.registry import REGISTRY; REGISTRY.preload(); "

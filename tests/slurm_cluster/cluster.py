@@ -50,7 +50,7 @@ class Cluster:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_", "SQUEUE_", "SACCT_"))}
         return {**clean, "PATH": extended, "SLURM_CONF": str(self.slurm_conf), "MYSQL_UNIX_PORT": str(self.folder / "database" / "socket")}
 
-    def run(self, *command: str, check: bool = True, timeout: float = 20.0) -> str:
+    def run(self, *command: str, check: bool = True, timeout: float = 60.0) -> str:
         """Standard output of a client command of this cluster."""
         return subprocess.run(
             list(command), env=dict(self.environment), check=check, timeout=timeout, capture_output=True, text=True

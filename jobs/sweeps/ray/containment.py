@@ -1,7 +1,7 @@
-"""That nothing a node starts for a sweep outlives it, and that it sees and ends only its own: a process table of its own, or descendants.
+"""Contains the processes that a node starts for a sweep: in a PID namespace, or by killing all descendants.
 
-With a private process table (a pid namespace) the kernel ends everything in it with its first process, and whatever looks for "all Ray
-processes" finds those of this sweep. Where none can be had, orphans are adopted and ended one by one.
+The kernel kills all processes of a PID namespace with its first process, and a program that looks for "all Ray processes" sees only those
+of this sweep. Without a namespace, orphans are adopted (PR_SET_CHILD_SUBREAPER) and killed one by one.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from jobs.worker.processes import die_with, end_child
+from jobs.signals import install_handler
+from jobs.worker.processes import die_with_parent, fork
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 PROBE_SECONDS = 10.0
-END_SECONDS = 10.0  # to be gone after SIGKILL
+END_SECONDS = 10.0  # time to exit after SIGKILL
 
 
 def private_table(command: Sequence[str]) -> list[str]:
-    """The command, in a process table of its own that ends with whoever starts it."""
+    """The command in a PID namespace, killed with its parent (unshare --kill-child)."""
     user = [] if os.geteuid() == 0 else ["--user", "--map-current-user"]
-    init = [sys.executable, "-m", "jobs.sweeps.ray.containment"]  # the first process of a table must see to its orphans
+    init = [sys.executable, "-m", "jobs.sweeps.ray.containment"]  # the first process of a namespace must reap orphans
     return ["unshare", *user, "--pid", "--fork", "--kill-child", "--mount-proc", *init, *command]
 
 
 def private_table_works(environment: Mapping[str, str]) -> bool:
-    """Whether this user may have one here; never inside a container, which may have been given just what its image needs."""
+    """Whether this user can create a PID namespace here; never inside a container, as `unshare` may be restricted."""
     if any(name in environment for name in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER")) or shutil.which("unshare") is None:
         return False
     words = [word for word in private_table(()) if word not in (sys.executable, "-m", "jobs.sweeps.ray.containment")]
@@ -44,13 +45,13 @@ def private_table_works(environment: Mapping[str, str]) -> bool:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of every descendant whose own parent ends, so that `end_descendants` finds it."""
+    """Become the parent of orphaned descendants, so that `end_descendants` finds them."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def start(command: Sequence[str], environment: Mapping[str, str], *, output: Path | None = None) -> subprocess.Popen[bytes]:
-    """Start a command that is killed when this process ends; with `output` it writes there."""
+    """Start a command that is killed when this process ends. `output`: file for its stdout and stderr."""
     with contextlib.ExitStack() as opened:
         sink = None if output is None else opened.enter_context(output.open("ab"))
         return subprocess.Popen(
@@ -59,12 +60,12 @@ def start(command: Sequence[str], environment: Mapping[str, str], *, output: Pat
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=None if sink is None else subprocess.STDOUT,
-            preexec_fn=partial(die_with, os.getpid(), signal.SIGKILL),
+            preexec_fn=partial(die_with_parent, os.getpid(), signal.SIGKILL),
         )
 
 
 def end_descendants() -> bool:
-    """Kill every descendant of this process and take note of its end; False if one is still there after `END_SECONDS`."""
+    """Kill and reap every descendant of this process; False if one is left after `END_SECONDS`."""
     end = time.monotonic() + END_SECONDS
     while found := descendants(os.getpid()):
         if time.monotonic() > end:
@@ -96,19 +97,13 @@ def descendants(ancestor: int) -> list[int]:
 
 
 def run_as_init(command: Sequence[str]) -> int:
-    """Run a command as the first process of a table must: take note of the end of every orphan. Its exit code.
+    """Run a command as the first process of a PID namespace: reap orphans, return its exit code.
 
-    Signals of Slurm that reach every process of a job do not end the table: whoever started it does.
+    Signals that Slurm sends to every process of a job are ignored: the parent ends the namespace.
     """
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, _ignore)  # not SIG_IGN, which the command would inherit
-    child = os.fork()
-    if child == 0:
-        try:
-            os.execvp(command[0], list(command))  # noqa: S606 - no shell is wanted
-        except OSError as error:
-            sys.stderr.write(f"{command[0]}: {error.strerror}\n")
-        end_child(127)
+    # Not SIG_IGN, which the command would inherit.
+    install_handler((signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1), lambda number, frame: None)
+    child = fork(lambda: _execute(command))
     while True:
         pid, status = os.waitpid(-1, 0)
         if pid == child:
@@ -116,8 +111,12 @@ def run_as_init(command: Sequence[str]) -> int:
             return code if code >= 0 else 128 - code
 
 
-def _ignore(*_: object) -> None:
-    return
+def _execute(command: Sequence[str]) -> int:
+    try:
+        os.execvp(command[0], list(command))  # noqa: S606 - no shell is wanted
+    except OSError as error:
+        sys.stderr.write(f"{command[0]}: {error.strerror}\n")
+    return 127
 
 
 if __name__ == "__main__":

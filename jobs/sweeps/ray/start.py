@@ -1,7 +1,8 @@
-"""How Ray is started on a node of an allocation: its command line, its ports, the address of the node, and what the job was given. Small.
+"""Starting Ray on the nodes of an allocation: command lines, ports, addresses, the resources of the job, and the rendezvous of the nodes.
 
-Every port is chosen by the kernel, so that any number of sweeps share a node: those that others must know are chosen here, just before
-Ray takes them, and announced; the rest is 0, which lets Ray choose.
+Every port is chosen by the kernel, so that several sweeps can share a node: ports that other nodes must know are chosen here just before
+Ray binds them, and announced; the others are 0, so that Ray chooses. The nodes of a job exchange addresses, the way to start and the exit
+code through files in a shared folder (`Rendezvous`).
 """
 
 from __future__ import annotations
@@ -19,17 +20,18 @@ from pathlib import Path
 
 from jobs.store.attempts import own_node
 from jobs.store.records import read_json, write_json, write_text
-from jobs.sweeps.ray.cluster import ADDRESS_VARIABLE, OBJECT_STORE_BYTES, ray_environment, without_foreign, write_token
+from jobs.sweeps.ray.cluster import ADDRESS_VARIABLE, OBJECT_STORE_BYTES, ray_environment, without_ray_variables, write_token
+from jobs.worker.team_channel import LOOPBACK, is_loopback, own_addresses
 
 POLL_SECONDS = 0.25
-RAY = "from ray.scripts.scripts import main; main()"  # what the program `ray` does
-READY_SECONDS = 120  # for Ray of the first node to answer
-# Fixed unless they are named: Ray client's server (10001), the dashboard (8265) and its agents (52365), the workers (10002 to 19999).
+RAY = "from ray.scripts.scripts import main; main()"  # the program `ray`
+READY_SECONDS = 120  # until Ray on the first node accepts connections
+# Fixed by default: the Ray client server (10001), the dashboard (8265) and its agents (52365), the workers (10002 to 19999).
 _PORTS = ("dashboard-agent-listen-port", "min-worker-port", "max-worker-port", "node-manager-port", "object-manager-port")
 
 
 def granted(environment: Mapping[str, str]) -> dict[str, int]:
-    """Cores, GPUs and bytes of memory that Slurm gave the job on this node, whatever else the machine has; memory only where it says so."""
+    """Cores, GPUs and bytes of memory that Slurm allocated to the job on this node; memory only if Slurm reports it."""
     cpus = environment.get("SLURM_CPUS_PER_TASK") or environment.get("SLURM_CPUS_ON_NODE") or "1"
     if "CUDA_VISIBLE_DEVICES" in environment:
         gpus = len([name for name in environment["CUDA_VISIBLE_DEVICES"].split(",") if name and name != "NoDevFiles"])
@@ -41,37 +43,37 @@ def granted(environment: Mapping[str, str]) -> dict[str, int]:
 
 
 def options(resources: Mapping[str, int], temp: Path) -> list[str]:
-    """Of `ray start`, on every node."""
+    """Options of `ray start` on every node."""
     given = [f"--{name}={value}" for name, value in resources.items()]
     others = [f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={temp / 'ray'}", "--include-log-monitor=false"]
     return [f"--node-name={own_node()}", *given, *others, *(f"--{name}=0" for name in _PORTS)]
 
 
 def head_options(client_port: int) -> list[str]:
-    """Of `ray start`, on the first node only."""
+    """Options of `ray start` on the first node only."""
     return ["--disable-usage-stats", "--include-dashboard=false", "--dashboard-port=0", f"--ray-client-server-port={client_port}"]
 
 
 def symmetric_command(start: Start, given: Sequence[str], driver: Sequence[str]) -> list[str]:
-    """`ray symmetric-run`. It is not told how many nodes to wait for: one that is lost would keep the rest waiting, and then end them."""
+    """`ray symmetric-run`, without a number of nodes to wait for: a lost node would block the others, and then end them."""
     return ["ray", "symmetric-run", "--address", start.address, *given, "--", *driver]
 
 
 def head_command(start: Start, given: Sequence[str]) -> list[str]:
-    """`ray start` of the first node."""
+    """`ray start` on the first node."""
     return [sys.executable, "-c", RAY, "start", "--head", f"--node-ip-address={start.host}", f"--port={start.port}", "--block", *given]
 
 
 def member_command(start: Start, given: Sequence[str]) -> list[str]:
-    """`ray start` of any other node."""
+    """`ray start` on any other node."""
     return [sys.executable, "-c", RAY, "start", f"--address={start.address}", "--block", *given]
 
 
 def environment_of(start: Start, temp: Path, token: Path, environment: Mapping[str, str]) -> dict[str, str]:
-    """Of Ray and of the driver: `ray` is found, and finds itself."""
+    """Environment of Ray and of the driver, with `ray` in PATH."""
     code = os.pathsep.join(dict.fromkeys([str(Path.cwd()), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]))
     return {
-        **without_foreign(environment),
+        **without_ray_variables(environment),
         **ray_environment(temp, token),
         ADDRESS_VARIABLE: start.address,
         "RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT": str(READY_SECONDS),
@@ -81,36 +83,30 @@ def environment_of(start: Start, temp: Path, token: Path, environment: Mapping[s
 
 
 def symmetric_run_known() -> bool:
-    """Whether the installed Ray has `ray symmetric-run` (from 2.49 on), and its program is where it looks for it. Does not import it."""
+    """Whether the installed Ray has `ray symmetric-run` (since 2.49) and the program `ray` is in PATH. Does not import Ray."""
     found = importlib.util.find_spec("ray")
     folders = (found.submodule_search_locations if found is not None else None) or []
     has = any((Path(folder) / "scripts" / "symmetric_run.py").is_file() for folder in folders)
     return has and shutil.which("ray", path=str(Path(sys.executable).parent)) is not None
 
 
-def all_symmetric(present: Sequence[Presence], nodes: int) -> bool:
-    """Whether every node can call it. It takes a node for the first one by its address, so no two may have one in common."""
-    outward = [[address for address in each.addresses if not _loopback(address)] for each in present]
+def all_symmetric(present: Sequence[NodeInfo], nodes: int) -> bool:
+    """Whether every node can use `ray symmetric-run`. It recognises the first node by its address, so addresses must be distinct."""
+    outward = [[address for address in each.addresses if not is_loopback(address)] for each in present]
     addresses = [address for own in outward for address in own]
     distinct = len(set(addresses)) == len(addresses) and all(outward)
     return len(present) == nodes and distinct and all(each.symmetric for each in present)
 
 
-def own_addresses(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Addresses of this machine, the best to be reached at first: as Slurm reaches it, as its name leads to it, as it reaches others."""
-    likely = [environment.get("SLURM_LAUNCH_NODE_IPADDR", "")]
-    for name in (own_node(), socket.gethostname()):
-        with contextlib.suppress(OSError):
-            likely += socket.gethostbyname_ex(name)[2]
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))  # sends nothing: asks which address leads outwards (RFC 5737)
-        likely.append(probe.getsockname()[0])
+def reachable_addresses(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Addresses of this machine, the one by which Slurm reaches it first, loopback addresses last."""
+    likely = (environment.get("SLURM_LAUNCH_NODE_IPADDR", ""), *own_addresses())
     own = [address for address in dict.fromkeys(filter(None, likely)) if _is_own(address)]
-    return tuple(sorted(own, key=_loopback)) or ("127.0.0.1",)
+    return tuple(sorted(own, key=is_loopback)) or (LOOPBACK,)
 
 
 def free_ports(host: str, count: int) -> list[int]:
-    """Ports that nobody listens on now."""
+    """Free ports."""
     with contextlib.ExitStack() as opened:
         probes = [opened.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) for _ in range(count)]
         for probe in probes:
@@ -119,7 +115,7 @@ def free_ports(host: str, count: int) -> list[int]:
 
 
 def answers(start: Start) -> bool:
-    """Whether somebody listens where the first node's Ray should."""
+    """Whether the port of Ray on the first node accepts connections."""
     with contextlib.suppress(OSError), socket.create_connection((start.host, start.port), timeout=2):
         return True
     return False
@@ -132,32 +128,28 @@ def _is_own(address: str) -> bool:
     return False
 
 
-def _loopback(address: str) -> bool:
-    return address.startswith("127.")
-
-
 def _number(text: str) -> int:
     return int(text) if text.isdigit() else 0
 
 
 @dataclass(frozen=True)
-class Presence:
-    """What a node says of itself."""
+class NodeInfo:
+    """What a node announces about itself."""
 
     node: str
     addresses: tuple[str, ...]
-    symmetric: bool  # `ray symmetric-run` would be safe there
+    symmetric: bool  # `ray symmetric-run` can be used there
 
 
 @dataclass(frozen=True)
 class Start:
-    """What the first node has decided."""
+    """How Ray is started, as decided by the first node."""
 
-    number: int  # counted from 1: a port that somebody else was quicker to take makes another one necessary
+    number: int  # attempt, from 1: another process may have bound the port first
     host: str
     port: int
-    symmetric: bool  # everybody calls `ray symmetric-run`; else `ray start`
-    node: str = ""  # who says so
+    symmetric: bool  # with `ray symmetric-run` on every node; else `ray start`
+    node: str = ""  # the first node
 
     @property
     def address(self) -> str:
@@ -165,8 +157,8 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Meeting:
-    """The folder of one execution of a job."""
+class Rendezvous:
+    """The folder through which the nodes of one run of a job exchange information."""
 
     folder: Path
 
@@ -175,57 +167,57 @@ class Meeting:
         return self.folder / "token"
 
     def open(self) -> None:
-        """Make the folder; the first node does."""
+        """Create the folder and the token, on the first node."""
         self.folder.mkdir(parents=True, mode=0o700, exist_ok=True)
         if not self.token.exists():
             write_token(self.token)
 
-    def attend(self, presence: Presence) -> None:
-        """Say that a node is there."""
+    def join(self, presence: NodeInfo) -> None:
+        """Announce a node."""
         self.folder.mkdir(parents=True, mode=0o700, exist_ok=True)
         write_json(self.folder / f"{presence.node}.json", asdict(presence))
 
-    def present(self) -> tuple[Presence, ...]:
-        """The nodes that are there, by name."""
+    def nodes(self) -> tuple[NodeInfo, ...]:
+        """The nodes that have joined, by name."""
         found = [read_json(self.folder / name) for name in sorted(self._names()) if name.endswith(".json") and name != "start.json"]
-        return tuple(Presence(each["node"], tuple(each["addresses"]), bool(each["symmetric"])) for each in found if each)
+        return tuple(NodeInfo(each["node"], tuple(each["addresses"]), bool(each["symmetric"])) for each in found if each)
 
     def announce(self, start: Start) -> None:
-        """Tell all how to start."""
+        """Announce to all nodes how Ray is started."""
         write_json(self.folder / "start.json", asdict(start))
 
     def start(self) -> Start | None:
-        """What was announced last."""
+        """The last announced start."""
         found = read_json(self.folder / "start.json") if "start.json" in self._names() else None
         return Start(**found) if found else None
 
     def end(self, code: int) -> None:
-        """Tell all that it is over."""
+        """Announce to all nodes the exit code of the sweep's driver."""
         if self.code() is None:
             write_text(self.folder / "over", f"{code}\n")
 
     def code(self) -> int | None:
-        """How it ended; None while it goes on."""
+        """The exit code; None while the driver is running."""
         if "over" not in self._names():
             return None
         text = (self.folder / "over").read_text(encoding="ascii").strip()
         return int(text) if text.isdigit() else 1
 
     def _names(self) -> list[str]:
-        """Listed anew every time: that asks a network file system for what is new there."""
+        """Lists the folder every time, which makes a network file system show new files."""
         try:
             return os.listdir(self.folder)
         except FileNotFoundError:
             return []
 
 
-def meeting_of(sweep: Path, environment: Mapping[str, str]) -> Meeting:
-    """Where the nodes of this execution of this job meet. KeyError outside of Slurm."""
-    return Meeting(sweep / "nodes" / f"{environment['SLURM_JOB_ID']}.{environment.get('SLURM_RESTART_COUNT', '0')}")
+def rendezvous_of(sweep: Path, environment: Mapping[str, str]) -> Rendezvous:
+    """The rendezvous of this run of this job. KeyError outside of Slurm."""
+    return Rendezvous(sweep / "nodes" / f"{environment['SLURM_JOB_ID']}.{environment.get('SLURM_RESTART_COUNT', '0')}")
 
 
-def waited(true: Callable[[], object], seconds: float) -> bool:
-    """Poll until `true()`, for so long at most; whether it came to pass."""
+def wait_until(true: Callable[[], object], seconds: float) -> bool:
+    """Poll until `true()`, for at most so many seconds; whether it became true."""
     end = time.monotonic() + seconds
     while not true():
         if time.monotonic() > end:

@@ -1,8 +1,8 @@
-"""What a worker of Ray does with one stage: it lets a fork server compute it, with exactly the cores and GPUs that Ray has given.
+"""The Ray task of one stage: computes it with a fork server, on the CPUs and GPUs that Ray has assigned.
 
-The server is kept for the next stage, so that the heavy packages are imported once a worker and not once a stage. The stage itself runs in
-a child of its own: what it takes on a GPU is free again when it ends, and what kills it does not kill the worker. Where the worker dies,
-the server sees its end of the pipe close and has the stage write a checkpoint (jobs.local.forkserver).
+The fork server is kept for the next stage, so that heavy packages are imported once per Ray worker. The stage runs in its own child
+process: its GPU memory is freed when it ends, and killing it does not kill the worker. If the worker dies, the server's pipe is closed, and
+the stage writes a checkpoint (jobs.local.forkserver).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from jobs.worker.machine import Capacity, Needs
 from jobs.worker.stage import LAG_SECONDS
 from jobs.worker.task import Workplace
 
-SLICE_SECONDS = 0.2  # how soon a request to stop is heard: it does not wake what waits
+SLICE_SECONDS = 0.2  # delay of a request to stop, which does not interrupt a wait
 
 
 @dataclass(frozen=True)
 class Order:
-    """One stage to compute, and all that a worker has to know for it."""
+    """One stage to compute, with everything that the worker needs."""
 
-    job: str  # names this task, and no other, in the claim that its stage makes
+    job: str  # unique name of this task, recorded in the claim of the stage
     place: Workplace
     layout: Layout
     code: Path
@@ -39,9 +39,9 @@ class Order:
     node: Node
     parents: tuple[Node, ...]
     resources: Resources  # of the stage, as configured
-    needs: Needs  # what Ray was asked for
+    needs: Needs  # requested from Ray
     relief: int
-    gone: tuple[str, ...]  # jobs that held the stage and are known to be gone
+    gone: tuple[str, ...]  # jobs with claims of the stage that are known to have ended
     grace: float  # seconds for a checkpoint
 
     @property
@@ -56,18 +56,18 @@ class Order:
 
 @dataclass(frozen=True)
 class Answer:
-    """How the worker of a stage ended."""
+    """How the process of a stage ended."""
 
     code: int | None
     signal: int | None = None
-    wordless: bool = False  # it had claimed nothing: no file says that it ever was
+    unclaimed: bool = False  # it ended before it claimed an attempt, so there is no record of it
 
 
-STOPPED = Answer(3)  # before it began
+STOPPED = Answer(3)  # before it started
 
 
 class _Kept:
-    """The executor of this process, with its fork server, for as long as orders come from the same place."""
+    """The executor of this process with its fork server, kept while orders have the same workplace and code."""
 
     def __init__(self) -> None:
         self._of: tuple[object, ...] = ()
@@ -93,15 +93,15 @@ _KEPT = _Kept()
 
 
 def compute(order: Order) -> Answer:
-    """Compute the stage of an order. Interrupted once, by `ray.cancel`, it asks for a checkpoint; interrupted again, it waits no longer."""
+    """Compute the stage of an order. The first interrupt by `ray.cancel` asks for a checkpoint, the second kills the stage."""
     from ray import get_gpu_ids
 
     executor = _KEPT.get(order)
     devices = in_order(get_gpu_ids())
     executor.capacity = capacity_given(order.needs, devices)
-    executor.lag_seconds = LAG_SECONDS  # what it reads may have been computed on another node
+    executor.lag_seconds = LAG_SECONDS  # its inputs may have been written on another node
     executor.resources = lambda stage: replace(order.resources, at_once=order.needs.share)
-    # Always: the server was started with what Ray had given then, and a stage without a GPU must not see one.
+    # Set for every stage: the server was started with the GPUs of an earlier one, and a stage without GPUs must not see any.
     executor.environment = {JOB_VARIABLE: order.job, "CUDA_VISIBLE_DEVICES": ",".join(devices)}
     ended: list[Ended] = []
     with Interrupts() as interrupts:
@@ -116,21 +116,21 @@ def compute(order: Order) -> Answer:
             _KEPT.drop()
             raise
         if interrupts.count:
-            _KEPT.drop()  # one that was stopped starts nothing any more
+            _KEPT.drop()  # a stopped executor starts no more stages
     if not ended:
         return STOPPED
-    wordless = bool(executor.departures([order.node.key]).get(order.node.key))
-    return Answer(ended[-1].code, ended[-1].signal, wordless)
+    unclaimed = bool(executor.departures([order.node.key]).get(order.node.key))
+    return Answer(ended[-1].code, ended[-1].signal, unclaimed)
 
 
 def capacity_given(needs: Needs, devices: Sequence[str]) -> Capacity:
-    """What Ray has given, for one stage that asked for all of it. Pure."""
+    """The assigned resources of one stage. InternalError if the number of GPUs differs from the request. Pure."""
     if len(devices) != needs.gpus:
-        raise InternalError(f"Ray gave GPUs {', '.join(devices) or 'none'} where {needs.gpus} were asked for")
+        raise InternalError(f"Ray assigned GPUs {', '.join(devices) or 'none'}, but {needs.gpus} were requested")
     return Capacity(needs.cpus, tuple(devices), needs.memory_gb)
 
 
 def in_order(devices: Sequence[int | str]) -> tuple[str, ...]:
-    """GPUs as CUDA_VISIBLE_DEVICES names them, in the order of the machine: Ray gives a set. Pure."""
+    """GPU ids for CUDA_VISIBLE_DEVICES in ascending order: Ray gives a set. Pure."""
     names = [str(device) for device in devices]
     return tuple(sorted(names, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name)))

@@ -1,6 +1,6 @@
-"""What to run next: the best point as an ordinary grid, a smaller one that does as well, and the strictly nested choice. Pure.
+"""Commands to run next: a grid of the best point, of a smaller one that is not distinguishable, and the nested choice. Pure.
 
-Every line is a command for a POSIX shell or a comment, so that the file can be run as it stands.
+Every line is a POSIX shell command or a comment, so that `choice.txt` is a script.
 """
 
 from __future__ import annotations
@@ -17,35 +17,35 @@ from jobs.statistics import round_half_up
 from jobs.store.layout import Layout
 from jobs.sweeps.records import Sweep, TrialState
 from jobs.sweeps.report.summary import LISTED, FoldChoice, PointSummary, SweepSummary
-from jobs.sweeps.space import text
-from jobs.tables.format import counted
+from jobs.sweeps.space import overrides_of, text
+from jobs.text import counted, one_line
 
 NAME_LENGTH = 64  # of an experiment, at most
 NESTED = "nested"
-RESOURCES = "resources"  # key whose entries need not say all
-NOT_OF_GRID = frozenset(("name", "cluster", "sweep"))  # keys of an experiment: said otherwise, or of no concern
+RESOURCES = "resources"  # section whose entries may be null
+NOT_OF_GRID = frozenset(("name", "cluster", "sweep"))  # keys that a grid command gives in another way or does not need
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Commands, "" where there is nothing to run."""
+    """Commands; "" for none."""
 
     grid: str  # the best point
     smaller: str  # the smallest one that is not distinguishable from it
-    by_fold: tuple[tuple[FoldChoice, str], ...]  # every fold with its own best point
-    collect: str  # one table of these
+    by_fold: tuple[tuple[FoldChoice, str], ...]  # the best point of each fold
+    collect: str  # one table of the grids of `by_fold`
     caveats: tuple[str, ...]  # sentences
 
 
 def choice_of(summary: SweepSummary, overrides: Sequence[str] = ()) -> Choice:
-    """What a sweep says should be run.
+    """The commands that follow from a sweep.
 
-    `overrides`: `KEY=VALUE` by which its experiment differs from what its file says, and options that name its folders.
+    `overrides`: `KEY=VALUE` by which its experiment differs from its file, and options for its folders.
     """
     sweep, best, smaller = summary.sweep, summary.best, summary.smaller
     nested = () if best is None or summary.tests_apart or _agreed(summary, best) else summary.by_fold
     names = [_name(sweep, NESTED, choice.fold) for choice in nested]
-    if len(set(names)) < len(names):  # folds that differ in what a name cannot have
+    if len(set(names)) < len(names):  # fold names that differ only in replaced characters
         names = [_name(sweep, NESTED, str(number)) for number, _ in enumerate(nested, start=1)]
     commands = [_grid(sweep, overrides, name, choice.point, choice.fold) for name, choice in zip(names, nested, strict=True)]
     return Choice(
@@ -58,7 +58,7 @@ def choice_of(summary: SweepSummary, overrides: Sequence[str] = ()) -> Choice:
 
 
 def lines_of(summary: SweepSummary, choice: Choice) -> tuple[str, ...]:
-    """For a terminal, and for `choice.txt`."""
+    """Lines for a terminal and for `choice.txt`."""
     best, smaller = summary.best, summary.smaller
     if best is None:
         return (f"# Nothing to choose yet: no point is complete ({states_in_words(summary)}).",)
@@ -68,17 +68,17 @@ def lines_of(summary: SweepSummary, choice: Choice) -> tuple[str, ...]:
     if smaller is not None:
         lines.extend([f"# Smaller, and not distinguishable from it: {smaller.point.label}, {_ua(smaller)}.", choice.smaller])
     if summary.under_way:
-        lines.append(f"# The sweep is not at its end ({states_in_words(summary)}): the choice may change.")
+        lines.append(f"# The sweep is not finished ({states_in_words(summary)}): the choice may change.")
     lines.extend(f"# {sentence}" for sentence in choice.caveats)
     for found, command in choice.by_fold:
         lines.extend([f"# Fold {found.fold}: {found.point.point.label}, validation UA {round_half_up(found.mean_ua)}", command])
     if choice.collect:
         lines.extend(["# When all of these are done, one table of them:", choice.collect])
-    return tuple(_one_line(line) for line in lines)
+    return tuple(map(one_line, lines))
 
 
 def overrides_between(stated: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[str, ...]:
-    """`KEY=VALUE` arguments that make of the values of one experiment those of another, as far as a grid depends on them."""
+    """`KEY=VALUE` arguments that change the values of one experiment into those of another, for keys that a grid depends on."""
     before, after = _flat(stated), _flat(values)
     unsaid = {key for key, value in after.items() if value is None and key not in before and key.split(".")[0] == RESOURCES}
     return tuple(
@@ -103,9 +103,9 @@ def _text(value: Any) -> str:
 
 
 def _grid(sweep: Sweep, overrides: Sequence[str], name: str, point: PointSummary, fold: str | None = None) -> str:
-    """`folds` in quotation marks, since YAML reads `03` as a number."""
+    """`folds` is quoted, since YAML reads `03` as a number."""
     cluster = ["--cluster", Cluster.slurm.value] if sweep.experiment.cluster is Cluster.slurm else []
-    chosen = [*point.point.overrides, *([] if fold is None else [f"folds={json.dumps([fold])}"])]
+    chosen = [*overrides_of(sweep.experiment, point.point), *([] if fold is None else [f"folds={json.dumps([fold])}"])]
     keys = {argument.partition("=")[0] for argument in chosen}
     kept = [argument for argument in overrides if argument.partition("=")[0] not in keys]
     words = [sweep.config or sweep.experiment.name, *cluster, f"name={name}", *kept, *chosen]
@@ -113,14 +113,14 @@ def _grid(sweep: Sweep, overrides: Sequence[str], name: str, point: PointSummary
 
 
 def _collect(sweep: Sweep, names: Sequence[str]) -> str:
-    """The runs of several experiments under one heading, as `collect --from` reads them."""
+    """Concatenates the runs of several experiments for `collect --from`."""
     tables = [str(Layout(sweep.layout.root, name).tables / "runs.csv") for name in names]
     joined = shlex.quote(f"{_name(sweep, NESTED)}.csv")
     return f"awk 'FNR > 1 || NR == 1' {shlex.join(tables)} > {joined} && python launch.py collect --from {joined}"
 
 
 def _name(sweep: Sweep, *parts: str) -> str:
-    """Of an experiment, such as one can have; where it is too long, the first part is cut."""
+    """A valid name of an experiment; if it is too long, the first part is cut."""
     rest = "".join(f"-{re.sub(r'[^A-Za-z0-9_.-]+', '_', part)}" for part in parts)[: NAME_LENGTH - 1]
     return sweep.experiment.name[: NAME_LENGTH - len(rest)] + rest
 
@@ -133,26 +133,26 @@ def _agreed(summary: SweepSummary, best: PointSummary) -> bool:
 def _caveats(summary: SweepSummary, best: PointSummary) -> tuple[str, ...]:
     found = []
     if len(summary.points) > 1:
-        found.append("The UA of the best is that of the highest of several on the same speakers: expect less on others.")
+        found.append("The best was selected on these speakers, so its UA is biased upwards: expect less on others.")
     if any(point.state is TrialState.stopped for point in summary.points):
         seeds = counted(summary.sweep.experiment.sweep.seeds, "fine-tuning")
         found.append(
-            f"Points that were stopped early were lower on the few folds done, by {seeds} each, which is little to tell sets by: see the "
-            "intervals of the differences. To compare sets, sweep with sweep.stopping=none; it computes only what is missing."
+            f"Points were stopped early after few folds with {seeds} each, which is weak evidence: see the intervals of the differences. "
+            "To compare sets, sweep with sweep.stopping=none; it computes only the missing stages."
         )
     if summary.tests_apart:
         return tuple(found)
     if not summary.folds_apart:
         found.append(
-            "Which points a fold could choose from was decided by other folds too, by early stopping or by Optuna: the choice of each fold "
+            "Early stopping or Optuna made the candidates of a fold depend on other folds too: the choice of each fold "
             "is strictly nested only with sweep.stopping=none and sweep.search=grid or random."
         )
     if rest := [fold for fold in summary.grid_folds if fold not in summary.sweep.folds]:
-        found.append(f"The sweep did not evaluate {', '.join(rest)}: a grid tests there what other folds have chosen.")
-    agreed = "here every fold chooses this point by itself" + (", so that its grid is nested." if summary.folds_apart else ".")
+        found.append(f"The sweep did not evaluate {', '.join(rest)}: there a grid tests a point chosen on other folds.")
+    agreed = "here every fold chooses this point" + (", so that its grid is nested." if summary.folds_apart else ".")
     found.append(
-        "One setting for all folds was chosen with the validation speakers of every fold, and these are test speakers of other folds; "
-        f"nested is the choice of each fold by its own validation speakers: {agreed if _agreed(summary, best) else 'one grid a fold:'}"
+        "A single point for all folds is chosen on the validation speakers of every fold, which are test speakers of other folds; "
+        f"nested is the choice of each fold on its own validation speakers: {agreed if _agreed(summary, best) else 'one grid a fold:'}"
     )
     return tuple(found)
 
@@ -165,11 +165,7 @@ def _ua(point: PointSummary) -> str:
 
 
 def states_in_words(summary: SweepSummary) -> str:
-    """How many trials are in which state."""
+    """Number of trials by state."""
     found = [f"{summary.trials[state]} {state.name}" for state in LISTED if summary.trials.get(state)]
     planned = f" of {summary.planned}" if summary.planned > len(summary.points) else ""
     return f"{len(summary.points)}{planned} trials: {', '.join(found)}" if found else "no trial has begun"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

@@ -1,6 +1,6 @@
-"""The picture of a sweep: validation UA against the number of clusters, and against how many numbers a set holds.
+"""The plot of a sweep: validation UA against the cluster count, and against the size of the set.
 
-Colours of Okabe and Ito, told apart without colour by shape and line. The same summary gives the same bytes.
+Colours of Okabe and Ito; shapes and lines differ too. The same summary gives the same bytes.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#767676"
 SIZE = (7.2, 3.4)  # inches: the width of a page of text
 DPI = 200
-MANY = 8  # numbers of clusters, from which on they are written upright
-INTERVAL_POINTS = 3  # that a group holds, before its interval is drawn: of two it is wider than the picture
-ROOM = 0.08  # of the range of the figures, above and below them
-SPREAD = 0.4  # of the points of one size about it
-BESIDE = 0.32  # of their mean, to the left of them
+MANY = 8  # with more cluster counts, tick labels are vertical
+INTERVAL_POINTS = 3  # minimum size of a group with an interval: that of two points is wider than the plot
+ROOM = 0.08  # margin of the y axis, as a share of the range of values
+SPREAD = 0.4  # width of the horizontal spread of points of one size
+BESIDE = 0.32  # distance of their mean to the left
 GOLDEN = 0.618034  # steps of this length fill an interval evenly
 LABEL_LENGTH = 32
 
 
 @dataclass(frozen=True)
 class Dot:
-    """A point of the sweep, and its height."""
+    """A point of the sweep and its placed UA."""
 
     point: PointSummary
     ua: float
@@ -51,12 +51,12 @@ class Dot:
 
 
 def plot_png(summary: SweepSummary) -> bytes:
-    """As a PNG."""
+    """The plot as PNG."""
     return _saved(summary, "png", {"Software": None})
 
 
 def plot_pdf(summary: SweepSummary) -> bytes:
-    """As a PDF."""
+    """The plot as PDF."""
     return _saved(summary, "pdf", {"CreationDate": None})
 
 
@@ -88,7 +88,7 @@ def _saved(summary: SweepSummary, kind: str, metadata: dict[str, Any]) -> bytes:
 
 
 def _draw_counts(axes: Axes, groups: Sequence[Group], dots: Sequence[Dot]) -> None:
-    """Sets of one k, and behind them the mean of all sets that contain it."""
+    """Sets of a single k, and the mean of all sets that contain it."""
     axes.set_xscale("log", base=2)
     means = _means(groups)
     axes.plot(list(means), list(means.values()), linestyle="--", marker="s", color=GREY, label="mean of all sets with this k", zorder=1)
@@ -111,7 +111,7 @@ def _draw_counts(axes: Axes, groups: Sequence[Group], dots: Sequence[Dot]) -> No
 
 
 def _draw_sizes(axes: Axes, groups: Sequence[Group], dots: Sequence[Dot], best: PointSummary | None) -> None:
-    """Every set by its size, and the mean of each size."""
+    """Every set by its size, and the mean for each size."""
     means = _means(groups)
     reach = [_reach(group) for group in groups if group.value in means]
     interval = " (95 % interval over sets)" if any(reach) else ""
@@ -150,7 +150,7 @@ def _means(groups: Sequence[Group]) -> dict[int, float]:
 
 
 def _spread(dots: Sequence[Dot]) -> list[float]:
-    """Where points stand beside one another, the same at every drawing; one alone in the middle."""
+    """Horizontal positions of points of the same size: deterministic, a single one in the middle."""
     seen: Counter[int] = Counter()
     found = []
     for dot in dots:
@@ -160,13 +160,12 @@ def _spread(dots: Sequence[Dot]) -> list[float]:
 
 
 def _reach(group: Group) -> float:
-    """Half of an interval; nothing where too few points give one."""
-    drawn = group.interval is not None and group.points >= INTERVAL_POINTS
-    return (group.interval.high - group.interval.low) / 2 if drawn and group.interval else 0.0
+    """Half the width of an interval; 0 for a group of too few points."""
+    return (group.interval.high - group.interval.low) / 2 if group.interval and group.points >= INTERVAL_POINTS else 0.0
 
 
 def _range(dots: Sequence[Dot]) -> tuple[float, float]:
-    """Of the points and their spread: an interval of few sets may reach further than any of them."""
+    """Limits of the y axis, from the points and their sd; intervals of few sets may reach further."""
     spread = [(dot.ua, dot.sd if dot.size == 1 else 0.0) for dot in dots]
     low, high = min(ua - sd for ua, sd in spread), max(ua + sd for ua, sd in spread)
     room = max(ROOM * (high - low), 0.5)

@@ -1,44 +1,61 @@
-"""From the trials of a sweep to what it says of every point. Pure.
+"""The numbers of a sweep, computed from its trials: scores, comparison with the best point, proxies, groups of points, cost. Pure.
 
-Conventions, which every caption repeats: UA in percent, on the validation speakers. The mean of a point is the mean of
-its fold means; its ± and 95 % interval are over slots, of the mean over the folds done, as in the tables of a grid: they speak of
-fine-tuning seeds. Points are compared with the best over the (fold, slot) pairs that both have, since folds differ by more than points do.
-Only complete points are tested, with a correction for their number: the others were stopped for what the test would ask.
+Conventions, repeated in every caption: UA in percent, on the validation speakers. The mean of a point is the mean of its fold means; its
+sd and 95 % interval are over slots, of the mean over the evaluated folds, as in the tables of a grid: they measure the variance between
+fine-tuning seeds. Points are compared with the best over the (fold, slot) pairs that both have, since folds differ more than points.
+Only complete points are tested, with Holm's correction: the others were stopped because of the difference that the test asks for.
 
-A point that has not done every fold cannot be put beside the others by its own mean. Its *placed* UA is the mean of the best plus its mean
-difference to the best over the pairs that both have; that of a complete point is its mean.
+The mean of a point without all folds cannot be compared with other means. Its *placed* UA is the mean of the best plus its mean
+difference to the best over the pairs that both have; that of a complete point is its mean. Proxies (`jobs.experiment.registry`) are
+means over the evaluated folds and, for a set, over its cluster counts.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from jobs.experiment.registry import ProxyColumn
 from jobs.experiment.sweep_section import Search
-from jobs.statistics import ALPHA, Interval, PairedTest, RankCorrelation, holm, mean, paired_test, rank_correlation, sd, t_interval
+from jobs.statistics import (
+    ALPHA,
+    Interval,
+    PairedTest,
+    RankCorrelation,
+    holm,
+    known,
+    mean,
+    paired_by_key,
+    rank_correlation,
+    sd,
+    t_interval,
+)
 from jobs.store.records import Result
 from jobs.sweeps.records import FoldRecord, RunRecord, Sweep, TrialRecord, TrialState
 from jobs.sweeps.report.costs import Effort, SweepCost, TrialStages, sweep_cost
-from jobs.sweeps.space import Point, grid_points, random_points
-from jobs.tables.summary import CodeFacts, code_facts
+from jobs.sweeps.space import Point, number_of_points, swept_method
+from jobs.tables.summary import CodeFacts, code_facts, slot_means
 
-OF_K = ("purity", "nmi", "inertia", "entropy_share")
-OF_SET = ("ptapt_loss_share",)
-NAMES = (*OF_K, *OF_SET)
+REMARKS = {
+    TrialState.stopped: "stopped early",
+    TrialState.failed: "failed",
+    TrialState.running: "under way",
+    TrialState.interrupted: "interrupted",
+}
 LISTED = (TrialState.complete, TrialState.stopped, TrialState.failed, TrialState.running, TrialState.interrupted)
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One score of a point, in percent; None of no runs, or where there are too few of them."""
+    """One score of a point, in percent; None with too few runs."""
 
     mean: float | None  # of the fold means
     sd: float | None  # sample sd over slots, of the mean over folds
     interval: Interval | None  # Student's t over these
-    sd_all_runs: float | None  # sample sd over all runs of all folds: mostly how much folds differ
+    sd_all_runs: float | None  # sample sd over all runs of all folds: mostly the differences between folds
 
 
 @dataclass(frozen=True)
@@ -48,8 +65,8 @@ class FoldSummary:
     fold: str
     mean_ua: float | None
     sd_ua: float | None  # over seeds
-    runs: tuple[RunRecord, ...]  # that count, by slot
-    diverged: int  # runs that do not
+    runs: tuple[RunRecord, ...]  # that did not diverge, by slot
+    diverged: int  # number of diverged runs
 
 
 @dataclass(frozen=True)
@@ -63,10 +80,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class Proxies:
-    """Values by name; what is not known has none."""
+    """Known values by name."""
 
     of_set: Mapping[str, float]
-    of_k: Mapping[int, Mapping[str, float]]
+    of_k: Mapping[int, Mapping[str, float]]  # by cluster count
 
 
 @dataclass(frozen=True)
@@ -76,13 +93,13 @@ class PointSummary:
     point: Point
     trial: str
     state: TrialState
-    error: str  # of a failed one
-    folds: tuple[FoldSummary, ...]  # done, in the order of the sweep
+    error: str  # of a failed trial
+    folds: tuple[FoldSummary, ...]  # evaluated, in the order of the sweep
     ua: Measure
     wa: Measure
     macro_f1: Measure
     proxies: Proxies
-    to_best: Difference | None = None  # None: is the best, or there is none, or it shares no pair with it
+    to_best: Difference | None = None  # None for the best, without a best, and without common pairs
     placed_ua: float | None = None
 
     @property
@@ -99,15 +116,15 @@ class PointSummary:
 
     @property
     def size(self) -> tuple[int, int]:
-        """How large a set is: how many counts, then what they add up to."""
+        """Size of a set: its number of counts, then their sum."""
         return len(self.point.counts), sum(self.point.counts)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Points that have something in common, by their placed UA."""
+    """Mean placed UA of points with the same property."""
 
-    value: int  # a number of clusters that their sets contain, or how many their sets hold
+    value: int  # a cluster count that their sets contain, or the size of their sets
     points: int
     mean_ua: float | None
     interval: Interval | None  # over points
@@ -124,14 +141,14 @@ class FoldChoice:
 
 @dataclass(frozen=True)
 class SweepSummary:
-    """Everything that the report of a sweep says."""
+    """All numbers of the report of a sweep."""
 
     sweep: Sweep
     points: tuple[PointSummary, ...]  # complete ones first, the best first among them
     best: PointSummary | None
     smaller: PointSummary | None  # the smallest complete point that is smaller than the best and not distinguishable from it
-    by_fold: tuple[FoldChoice, ...]  # of the folds that some point has done
-    correlations: Mapping[str, RankCorrelation | None]  # of each proxy with the UA of complete points
+    by_fold: tuple[FoldChoice, ...]  # of the folds with a result
+    correlations: Mapping[str, RankCorrelation | None]  # of each proxy with the UA, over complete points
     by_count: tuple[Group, ...]
     by_size: tuple[Group, ...]
     trials: Mapping[TrialState, int]
@@ -140,7 +157,7 @@ class SweepSummary:
 
     @property
     def tested(self) -> int:
-        """Comparisons that the p-values are corrected for."""
+        """Number of comparisons that the p-values are corrected for."""
         return sum(point.to_best is not None and point.to_best.holm_p is not None for point in self.points)
 
     @property
@@ -149,11 +166,12 @@ class SweepSummary:
 
     @property
     def planned(self) -> int:
-        """How many points the search tries; of one that chooses as it goes none twice."""
-        asked, space = self.sweep.experiment.sweep, self.sweep.space
-        if asked.search is Search.optuna:
-            return int(min(asked.trials, space.size))
-        return len(grid_points(space) if asked.search is Search.grid else random_points(space, asked.trials, asked.seed))
+        """Number of points of the search."""
+        return number_of_points(self.sweep.experiment)
+
+    @property
+    def proxy_columns(self) -> Sequence[ProxyColumn]:
+        return swept_method(self.sweep.experiment).proxies
 
     @property
     def under_way(self) -> bool:
@@ -162,32 +180,33 @@ class SweepSummary:
 
     @property
     def grid_folds(self) -> tuple[str, ...]:
-        """What a grid of the experiment tests: the sweep may have evaluated some of it."""
+        """The folds of a grid of the experiment; the sweep may evaluate fewer."""
         return tuple(self.sweep.experiment.folds or self.sweep.corpus.folds)
 
     @property
     def tests_apart(self) -> bool:
-        """Whether no fold of a grid tests the validation speakers of another: they are the same in all folds, or there is one fold."""
+        """Whether no fold tests validation speakers of another fold: they are the same in all folds, or there is one fold."""
         folds = self.sweep.folds
         speakers = {tuple(sorted(self.sweep.validation.get(fold, ()))) for fold in folds}
         return len(speakers) == 1 and (len(folds) > 1 or set(self.grid_folds) <= set(folds))
 
     @property
     def folds_apart(self) -> bool:
-        """Whether what a fold could choose from was decided without the validation speakers of other folds."""
-        searched_apart = self.sweep.experiment.sweep.search is not Search.optuna
-        return searched_apart and not any(point.state is TrialState.stopped for point in self.points)
+        """Whether the points that a fold can choose from do not depend on validation speakers of other folds."""
+        stopped = any(point.state is TrialState.stopped for point in self.points)
+        return self.sweep.experiment.sweep.search is not Search.optuna and not stopped
 
 
 def summarise(
     sweep: Sweep, trials: Sequence[TrialRecord], results: Mapping[str, Result], efforts: Mapping[str, Effort] | None = None
 ) -> SweepSummary:
-    """The numbers of a sweep, also of one under way.
+    """The numbers of a sweep, finished or not.
 
-    `results` maps the keys of stages to results: their metrics and provenance are read, their scores are in the trials' records.
-    `efforts` is what went into them; where it does not say, the results do.
+    `results` maps stage keys to results, for their provenance and duration; scores are in the records of the trials. `efforts` maps
+    stage keys to the time spent on them (default: as the result reports).
     """
-    found = [_point(sweep, trial, results) for trial in trials]
+    columns = swept_method(sweep.experiment).proxies
+    found = [_point(sweep, trial, results, columns) for trial in trials]
     best = min((point for point in found if point.complete), key=_rank, default=None)
     points = sorted(_compared(found, best), key=_listed)
     best = next((point for point in points if point.complete), None)
@@ -198,7 +217,7 @@ def summarise(
         best=best,
         smaller=_smaller(points, best),
         by_fold=_by_fold(sweep.folds, points),
-        correlations={name: _correlation(name, points) for name in NAMES},
+        correlations={column.name: _correlation(column.name, points) for column in columns},
         by_count=_groups(sorted({k for point in points for k in point.point.counts}), points, lambda point: point.point.counts),
         by_size=_groups(sorted({len(point.point.counts) for point in points}), points, lambda point: (len(point.point.counts),)),
         trials=Counter(point.state for point in points),
@@ -207,20 +226,20 @@ def summarise(
     )
 
 
-def _point(sweep: Sweep, trial: TrialRecord, results: Mapping[str, Result]) -> PointSummary:
+def _point(sweep: Sweep, trial: TrialRecord, results: Mapping[str, Result], columns: Sequence[ProxyColumn]) -> PointSummary:
     records = {record.fold: record for record in trial.folds}
     done = [records[fold] for fold in sweep.folds if fold in records]
     folds = tuple(_fold(record, results) for record in done)
     return PointSummary(
         point=trial.point,
         trial=trial.trial,
-        state=TrialState.complete if len(folds) == len(sweep.folds) else trial.state,  # whoever evaluated it may not have come to say so
+        state=TrialState.complete if len(folds) == len(sweep.folds) else trial.state,  # it may have been killed before its last record
         error=trial.error,
         folds=folds,
         ua=_measure([{run.slot: run.ua for run in fold.runs} for fold in folds]),
         wa=_measure([{run.slot: run.wa for run in fold.runs if run.wa is not None} for fold in folds]),
         macro_f1=_measure([{run.slot: run.macro_f1 for run in fold.runs if run.macro_f1 is not None} for fold in folds]),
-        proxies=proxies_of(done),
+        proxies=proxies_of(done, columns),
     )
 
 
@@ -232,19 +251,18 @@ def _fold(record: FoldRecord, results: Mapping[str, Result]) -> FoldSummary:
 
 
 def _measure(by_fold: Sequence[Mapping[int, float]]) -> Measure:
-    done = [found for found in by_fold if found]
-    slots = [slot for slot in (done[0] if done else {}) if all(slot in found for found in done)]
-    by_slot = _known(mean([found[slot] for found in done]) for slot in slots)
+    done = [scores for scores in by_fold if scores]
+    by_slot = slot_means(done)
     return Measure(
-        mean=mean(_known(mean(list(found.values())) for found in done)),
+        mean=mean(known(mean(list(scores.values())) for scores in done)),
         sd=sd(by_slot),
         interval=t_interval(by_slot),
-        sd_all_runs=sd([value for found in done for value in found.values()]),
+        sd_all_runs=sd([value for scores in done for value in scores.values()]),
     )
 
 
 def _rank(point: PointSummary) -> tuple[float, tuple[int, int], str]:
-    """Best first; of equally good ones the smaller."""
+    """Sort key: best first, the smaller of equal ones first."""
     return -(point.ua.mean if point.ua.mean is not None else float("-inf")), point.size, point.point.label
 
 
@@ -254,10 +272,10 @@ def _listed(point: PointSummary) -> tuple[int, int, float, tuple[int, int], str]
 
 
 def _compared(points: Sequence[PointSummary], best: PointSummary | None) -> list[PointSummary]:
-    """The same points with their differences to the best, and where these put them."""
+    """The points with their differences to the best and their placed UA."""
     if best is None:
         return [replace(point, placed_ua=point.ua.mean) for point in points]
-    tests = {point.trial: _test(best, point) for point in points if point is not best}
+    tests = {point.trial: paired_by_key(_pairs(best), _pairs(point)) for point in points if point is not best}
     tested = [point.trial for point in points if point.complete and point is not best]
     corrected = dict(zip(tested, holm([tests[trial].t_p for trial in tested]), strict=True))
     found = []
@@ -267,21 +285,19 @@ def _compared(points: Sequence[PointSummary], best: PointSummary | None) -> list
             found.append(replace(point, placed_ua=point.ua.mean if point.complete else None))
             continue
         p = corrected.get(point.trial)
-        alike = None if not point.complete else p >= ALPHA if p is not None else True if _nothing_differs(test) else None
+        alike = None if not point.complete else p >= ALPHA if p is not None else True if _all_equal(test) else None
         placed = point.ua.mean if point.complete else best.ua.mean + test.mean
         found.append(replace(point, to_best=Difference(test, p, alike), placed_ua=placed))
     return found
 
 
-def _test(best: PointSummary, point: PointSummary) -> PairedTest:
-    first = {(fold.fold, run.slot): run.ua for fold in best.folds for run in fold.runs}
-    second = {(fold.fold, run.slot): run.ua for fold in point.folds for run in fold.runs}
-    shared = [pair for pair in first if pair in second]
-    return paired_test([first[pair] for pair in shared], [second[pair] for pair in shared])
+def _pairs(point: PointSummary) -> dict[tuple[str, int], float]:
+    """(fold, slot) -> UA."""
+    return {(fold.fold, run.slot): run.ua for fold in point.folds for run in fold.runs}
 
 
-def _nothing_differs(test: PairedTest) -> bool:
-    """Two pairs or more, every difference zero: there is no test of that, and no need of one."""
+def _all_equal(test: PairedTest) -> bool:
+    """Two or more pairs with all differences zero, for which there is no p-value."""
     return test.t_p is None and test.interval is not None and test.mean == 0
 
 
@@ -298,21 +314,21 @@ def _by_fold(folds: Sequence[str], points: Sequence[PointSummary]) -> tuple[Fold
     found = []
     for fold in folds:
         means = [(point, done.mean_ua) for point in points for done in point.folds if done.fold == fold]
-        known = [FoldChoice(fold, point, value) for point, value in means if value is not None]
-        if known:
-            found.append(min(known, key=lambda choice: (-choice.mean_ua, choice.point.size, choice.point.point.label)))
+        choices = [FoldChoice(fold, point, value) for point, value in means if value is not None]
+        if choices:
+            found.append(min(choices, key=lambda choice: (-choice.mean_ua, choice.point.size, choice.point.point.label)))
     return tuple(found)
 
 
 def _correlation(name: str, points: Sequence[PointSummary]) -> RankCorrelation | None:
-    known = [point for point in points if point.complete and point.ua.mean is not None and name in point.proxies.of_set]
-    return rank_correlation([point.proxies.of_set[name] for point in known], _known(point.ua.mean for point in known))
+    usable = [point for point in points if point.complete and point.ua.mean is not None and name in point.proxies.of_set]
+    return rank_correlation([point.proxies.of_set[name] for point in usable], known(point.ua.mean for point in usable))
 
 
 def _groups(values: Sequence[int], points: Sequence[PointSummary], belongs: Callable[[PointSummary], Sequence[int]]) -> tuple[Group, ...]:
     found = []
     for value in values:
-        placed = _known(point.placed_ua for point in points if value in belongs(point))
+        placed = known(point.placed_ua for point in points if value in belongs(point))
         found.append(Group(value, len(placed), mean(placed), t_interval(placed)))
     return tuple(found)
 
@@ -324,38 +340,46 @@ def _cost(
     results: Mapping[str, Result],
     efforts: Mapping[str, Effort],
 ) -> SweepCost:
-    not_given = {point.trial: len(sweep.folds) - len(point.folds) for point in points if point.state is TrialState.stopped}
-    needed = [TrialStages(tuple(frozenset(fold.stages) for fold in trial.folds), not_given.get(trial.trial, 0)) for trial in trials]
+    skipped = {point.trial: len(sweep.folds) - len(point.folds) for point in points if point.state is TrialState.stopped}
+    needed = [TrialStages(tuple(frozenset(fold.stages) for fold in trial.folds), skipped.get(trial.trial, 0)) for trial in trials]
     return sweep_cost(needed, results, efforts, min([sweep.launched, *(trial.began for trial in trials if trial.began)]))
 
 
-def _known(values: Iterable[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
+def remark_of(summary: SweepSummary, point: PointSummary) -> str:
+    """Short remark on a point: its state, or how it compares with the best."""
+    if not point.complete:
+        return REMARKS[point.state]
+    if summary.best is point:
+        return "best"
+    alike = None if point.to_best is None else point.to_best.alike
+    return "not tested" if alike is None else "not distinguishable from the best" if alike else "below the best"
 
 
-def proxies_of(folds: Sequence[FoldRecord]) -> Proxies:
-    """Of the folds that a point has done."""
-    by_fold = [_of_k(fold) for fold in folds]
-    counts = sorted({k for found in by_fold for k in found})
-    of_set = {name: _mean(_mean(facts[name] for facts in found.values()) for found in by_fold) for name in OF_K}
-    of_set |= {name: _mean(_number(fold.proxies.get(name)) for fold in folds) for name in OF_SET}
-    of_k = {k: _mean_of_known({name: _mean(found[k][name] for found in by_fold if k in found) for name in OF_K}) for k in counts}
-    return Proxies(_mean_of_known(of_set), of_k)
+def proxies_of(folds: Sequence[FoldRecord], columns: Sequence[ProxyColumn]) -> Proxies:
+    """Means of the proxies over evaluated folds, and for a set over its counts."""
+    by_fold = [{int(k): values for k, values in _per_count(fold).items() if isinstance(values, Mapping)} for fold in folds]
+    of_set: dict[str, float | None] = {}
+    of_k: dict[int, dict[str, float | None]] = {k: {} for k in sorted({k for by_k in by_fold for k in by_k})}
+    for column in columns:
+        name = column.name
+        if column.per_count:
+            values = [{k: _number(proxies.get(name)) for k, proxies in by_k.items()} for by_k in by_fold]
+            of_set[name] = mean(known(mean(known(of_fold.values())) for of_fold in values))
+            for k, proxies in of_k.items():
+                proxies[name] = mean(known(of_fold.get(k) for of_fold in values))
+        else:
+            of_set[name] = mean(known(_number(fold.proxies.get(name)) for fold in folds))
+    return Proxies(_without_none(of_set), {k: _without_none(proxies) for k, proxies in of_k.items()})
 
 
-def _of_k(fold: FoldRecord) -> dict[int, dict[str, float | None]]:
-    told = fold.proxies.get("k")
-    by_k = told if isinstance(told, Mapping) else {}
-    return {int(k): {name: _number(values.get(name)) for name in OF_K} for k, values in by_k.items() if isinstance(values, Mapping)}
+def _per_count(fold: FoldRecord) -> Mapping[str, Any]:
+    found = fold.proxies.get("k")
+    return found if isinstance(found, Mapping) else {}
 
 
 def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    return mean([value for value in values if value is not None])
-
-
-def _mean_of_known(values: Mapping[str, float | None]) -> dict[str, float]:
+def _without_none(values: Mapping[str, float | None]) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}

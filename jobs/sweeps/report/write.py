@@ -1,4 +1,4 @@
-"""Writes what a sweep hands back: tables, the JSON of its numbers, the picture, and what to run next. At any time, also on the way."""
+"""Writes the report of a sweep: tables, JSON, plot and commands to run next. Also for a sweep that is not finished."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from jobs.errors import UsageError
 from jobs.experiment.config import DEFAULT_RESOURCES, load_experiment, resolved_values
 from jobs.store.layout import Layout
-from jobs.store.records import Result, read_result, write_bytes, write_json, write_text
+from jobs.store.records import Result, read_result, write_bytes, write_json
 from jobs.sweeps.records import Sweep, TrialRecord, read_trials
 from jobs.sweeps.report.as_json import to_json
 from jobs.sweeps.report.choice import Choice, choice_of, lines_of, overrides_between
@@ -24,41 +24,39 @@ from jobs.worker.task import load_object, load_registry
 
 @dataclass(frozen=True)
 class SweepReport:
-    """What was written, and what it says."""
+    """The files that were written, and their content."""
 
     paths: tuple[Path, ...]
     summary: SweepSummary
     choice: Choice
-    choice_lines: tuple[str, ...]  # what to run next: commands of a shell, and comments
+    choice_lines: tuple[str, ...]  # commands to run next, and comments
 
 
 def write_report(sweep: Sweep) -> SweepReport:
-    """Read records and results of a sweep, and write its report into the folder `sweep` of its experiment, over that of any other."""
+    """Write the report of a sweep into the folder `sweep` of its experiment, replacing any former report."""
     trials = read_trials(sweep.folder)
     results, efforts = _read(sweep.layout, trials)
     summary = summarise(sweep, trials, results, efforts)
     choice = choice_of(summary, (*folder_options(sweep), *changed_settings(sweep)))
     lines = lines_of(summary, choice)
     folder = sweep.layout.sweep
-    pictures = {"plot.pdf": plot_pdf(summary), "plot.png": plot_png(summary)}
-    texts = {
-        "table.tex": render_latex(summary, choice),
-        "table.md": render_markdown(summary, choice),
-        "trials.csv": render_points_csv(summary),
-        "runs.csv": render_runs_csv(summary),
-        "choice.txt": "".join(f"{line}\n" for line in lines),
+    files = {
+        "table.tex": render_latex(summary, choice).encode(),
+        "table.md": render_markdown(summary, choice).encode(),
+        "trials.csv": render_points_csv(summary).encode(),
+        "runs.csv": render_runs_csv(summary).encode(),
+        "plot.pdf": plot_pdf(summary),
+        "plot.png": plot_png(summary),
+        "choice.txt": "".join(f"{line}\n" for line in lines).encode(),
     }
-    for name, data in pictures.items():
+    for name, data in files.items():
         write_bytes(folder / name, data)
-    for name, written in texts.items():
-        write_text(folder / name, written)
     write_json(folder / "summary.json", to_json(summary, choice))
-    names = ("table.tex", "table.md", "summary.json", "trials.csv", "runs.csv", "plot.pdf", "plot.png", "choice.txt")
-    return SweepReport(tuple(folder / name for name in names), summary, choice, lines)
+    return SweepReport(tuple(folder / name for name in (*files, "summary.json")), summary, choice, lines)
 
 
 def changed_settings(sweep: Sweep) -> tuple[str, ...]:
-    """`KEY=VALUE` by which the experiment of a sweep differs from what its file says, so that a grid of it can be asked for."""
+    """`KEY=VALUE` arguments by which the experiment of a sweep differs from its file, for the command of a grid."""
     stages = [stage for stage in sweep.experiment.resources if stage != DEFAULT_RESOURCES]
     load = partial(
         load_experiment,
@@ -70,16 +68,16 @@ def changed_settings(sweep: Sweep) -> tuple[str, ...]:
     )
     try:
         stated, site = load(overrides=[]), f"site={text(sweep.experiment.site)}"
-        beside = stated if stated.site == sweep.experiment.site else load(overrides=[site])  # its profile need not be repeated key by key
-    except UsageError:  # a file that was moved or edited since: the report is of what was computed
+        beside = stated if stated.site == sweep.experiment.site else load(overrides=[site])  # without the keys of the site's profile
+    except UsageError:  # the file was moved or edited since; the report does not depend on it
         return ()
     return (*([] if beside is stated else [site]), *overrides_between(resolved_values(beside), resolved_values(sweep.experiment)))
 
 
 def folder_options(sweep: Sweep) -> tuple[str, ...]:
-    """Options that name the data and the results of a sweep, where a grid would not look for them by itself."""
+    """Options for the folders of data and results of a sweep, if they are not the default of a grid."""
     code, results, corpus = Path(sweep.code), sweep.layout.root, Path(sweep.corpus.folder)
-    home = results.parent if code.is_relative_to(results) else code  # a snapshot, which lies among the results
+    home = results.parent if code.is_relative_to(results) else code  # a snapshot is below the results
     at_home = (home / "launch.py").is_file()
     data_there = at_home and corpus == (home / "data" / corpus.name).resolve()
     data = [] if data_there or corpus.name != sweep.experiment.corpus else ["--data", str(corpus.parent)]
@@ -87,7 +85,7 @@ def folder_options(sweep: Sweep) -> tuple[str, ...]:
 
 
 def _read(layout: Layout, trials: Sequence[TrialRecord]) -> tuple[Mapping[str, Result], Mapping[str, Effort]]:
-    """Results of all stages that the trials name, and what went into them."""
+    """Results and efforts of all stages in the records of trials, by key."""
     results: dict[str, Result] = {}
     efforts: dict[str, Effort] = {}
     for key, stage in {key: stage for trial in trials for fold in trial.folds for key, stage in fold.stages.items()}.items():

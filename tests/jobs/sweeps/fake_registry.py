@@ -16,16 +16,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Unpack
 
 from jobs.experiment.config import Experiment, Policy, StageResources
 from jobs.experiment.graph import MAX_SLOTS
 from jobs.experiment.launched import Corpus
+from jobs.experiment.registry import StageArguments
 from jobs.experiment.sweep_section import SweepSettings
 from jobs.store.layout import Layout
 from jobs.sweeps.records import Sweep, store_sweep
 from jobs.sweeps.trial import sweep_digest
 from jobs.worker.task import Workplace
+from ser_core.sweep import P_TAPT, SweptMethod, stage_proxies
 from tests.jobs.fake_registry import FakeCall, FakeStopError, _behave, _note, make_corpus, read_digest
 
 NAME = "tests.jobs.sweeps.fake_registry:REGISTRY"
@@ -54,6 +56,7 @@ class Recipe:
     ptapt: Ptapt = field(default_factory=Ptapt)
     failing: dict[str, str] = field(default_factory=dict)  # no part of the identity
     seconds: float = 0.0  # likewise: that every stage takes
+    swept: ClassVar[SweptMethod] = P_TAPT
 
 
 class FakeSweepRegistry:
@@ -100,34 +103,28 @@ class FakeSweepRegistry:
             _note(corpus / "proxies" / f"{k}-{fold}")
         return {"k": {str(k): {"purity": 1 - 1 / k, "nmi": 1 / k} for k in clusters}}
 
-    def run(
-        self,
-        stage: str,
-        *,
-        settings: Mapping[str, Any],
-        runtime: Mapping[str, Any],
-        corpus: Path,
-        fold: str,
-        seed: int,
-        upstream: Mapping[str, Path],
-        output: Path,
-        checkpoint: Path,
-        relief: int,
-        should_stop: Callable[[], bool],
-        report: Callable[[str], None],
-        team: Any = None,
-        shared: Path | None = None,
-    ) -> Mapping[str, Any]:
+    def stage_proxies(self, stage: str, settings: Mapping[str, Any], metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+        return stage_proxies(stage, settings, metrics)
+
+    def run(self, stage: str, **arguments: Unpack[StageArguments]) -> Mapping[str, Any]:
         """Hand on what is known of the point, or behave as the recipe says."""
+        settings, runtime, corpus, fold, seed = (
+            arguments["settings"],
+            arguments["runtime"],
+            arguments["corpus"],
+            arguments["fold"],
+            arguments["seed"],
+        )
+        output, checkpoint, should_stop = arguments["output"], arguments["checkpoint"], arguments["should_stop"]
         name = f"{stage}-{output.parents[2].name}"
         begun = _note(corpus / "starts" / name)
         behaviour = str(runtime["behaviour"])
-        _behave(behaviour, begun, relief, checkpoint, should_stop)
+        _behave(behaviour, begun, arguments["relief"], checkpoint, should_stop)
         if behaviour.startswith("steps:"):
             _steps(behaviour, corpus / "steps" / name, checkpoint, should_stop)
         time.sleep(runtime["seconds"])
         known: dict[str, Any] = {"counts": [], "learning_rate": 1e-3}
-        for folder in upstream.values():
+        for folder in arguments["upstream"].values():
             known |= json.loads((folder / "artifact.json").read_text())
         known |= settings
         (output / "artifact.json").write_text(json.dumps(known))

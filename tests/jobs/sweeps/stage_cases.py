@@ -82,7 +82,7 @@ def seen(folder: Path) -> dict[str, dict[str, Any]]:
     return {path.stem: json.loads(path.read_text()) for path in (folder / "corpus" / "seen").glob("*.json")}
 
 
-def wait_until(true: Callable[[], bool], stages: RayStages | None = None, seconds: float = 60.0) -> None:
+def wait_until(true: Callable[[], bool], stages: RayStages | None = None, seconds: float = 120.0) -> None:
     """Bounded; an executor is kept going meanwhile."""
     end = time.monotonic() + seconds
     while not true():

@@ -99,7 +99,7 @@ def sweep_of(folder: Path, name: str = "trial", site: SlurmSite | None = None, *
     return sweep
 
 
-def noted(sweep: Sweep, what: str, restart: int = 0, seconds: float = 90) -> dict[str, Any]:
+def noted(sweep: Sweep, what: str, restart: int = 0, seconds: float = 180) -> dict[str, Any]:
     """What the stand-in wrote down, as soon as it has."""
     file = sweep.folder.path / f"{what}.{restart}.json"
     until(file.exists, seconds)

@@ -1,4 +1,4 @@
-"""What is told of a sweep before it begins: with the registry of speech, prepared corpora, and a Python without Ray."""
+"""Checks of a sweep before it starts, with the speech registry, prepared corpora, and a Python without Ray."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_every_fold_is_given_validation_speakers(corpus: Corpus) -> None:
 
 
 def test_a_checkpoint_that_lies_here_is_named_by_its_absolute_path(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its stages would look for it elsewhere; what is no file here may be a name in a collection of models."""
+    """Stages run in other folders; a value that is not a local file may be the name of a published model."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.pt").touch()
     told = _error(corpus, settings={"states.wav2vec.checkpoint": ["own.pt"]})
@@ -92,7 +92,7 @@ def test_folds_of_the_sweep_come_before_those_of_the_experiment(corpus: Corpus) 
     assert "folds: corpus small has no fold 'x'; known are 1, 2, 3" in _error(corpus, folds=["x"])
 
 
-def test_a_part_for_validation_is_validated_on(tmp_path: Path) -> None:
+def test_the_validation_part_of_a_corpus_is_used(tmp_path: Path) -> None:
     """A corpus with a fixed split keeps it."""
     fixed = _corpus(tmp_path / "fixed", {"train": ["a", "b"], "validation": ["c"], "test": ["d"]}, ["test"])
     (speakers,) = _check(fixed).values()
@@ -100,13 +100,13 @@ def test_a_part_for_validation_is_validated_on(tmp_path: Path) -> None:
     assert not {"a", "b", "d"} & set(speakers)
 
 
-def test_nobody_left_for_validation_is_told(tmp_path: Path) -> None:
+def test_without_validation_speakers_a_sweep_is_refused(tmp_path: Path) -> None:
     """Two speakers: one is tested, the other trained on."""
     assert "no validation speakers are left" in _error(_corpus(tmp_path / "two", {"1": ["a"], "2": ["b"]}, ["1", "2"]), InputError)
 
 
-def test_more_clusters_than_frames_are_told(corpus: Corpus) -> None:
-    """With the fold that has fewest, and how many: fold 1 trains on the two utterances of one speaker."""
+def test_more_clusters_than_frames_are_refused(corpus: Corpus) -> None:
+    """The error names the fold with the fewest frames: fold 1 trains on the two utterances of one speaker."""
     frames = REGISTRY.training_frames(Path(corpus.folder), _recipe(), "1", ("b", "c"))
     assert 150 < frames < 250
     assert _check(corpus, counts=[8, frames])
@@ -116,8 +116,8 @@ def test_more_clusters_than_frames_are_told(corpus: Corpus) -> None:
     assert _check(corpus, folds=["3"], counts=[frames + 1])  # two speakers are trained on
 
 
-def test_settings_may_change_how_many_frames_there_are(corpus: Corpus) -> None:
-    """Every choice is looked at, not the recipe as it stands."""
+def test_number_of_frames_may_depend_on_settings(corpus: Corpus) -> None:
+    """Every choice is checked, not only the recipe's own value."""
     recipe = _recipe()
     recipe.states.wav2vec.config = {}
     recipe.states.wav2vec.checkpoint = "nowhere.pt"
@@ -132,7 +132,7 @@ def test_settings_may_change_how_many_frames_there_are(corpus: Corpus) -> None:
 
 
 def test_a_stage_on_several_nodes_is_refused(corpus: Corpus) -> None:
-    """Ray gives a stage one node; stages that a sweep does not have may have more."""
+    """A Ray task runs on one node; stages that are not in the sweep may use more."""
     assert _check(corpus, resources={"tapt": StageResources(nodes=2)})
     assert "resources.ptapt.nodes=2: in a sweep a stage is computed on one node" in _error(
         corpus, resources={"ptapt": StageResources(nodes=2)}
@@ -150,7 +150,7 @@ def test_a_stage_on_several_nodes_is_refused(corpus: Corpus) -> None:
     ],
 )
 def test_a_key_that_no_stage_depends_on_is_refused(corpus: Corpus, settings: dict[str, Any]) -> None:
-    """All its values would be the same runs: how something is computed, or a stage of another method."""
+    """All its values would be the same runs: an execution setting, or a stage of another method."""
     (key,) = settings
     found = _error(corpus, settings={**settings, "ptapt.learning_rate": [1e-4, 1e-3]}, search=Search.random)
     assert found == f"sweep.settings.{key}: no stage of ptapt depends on it, so that there is nothing to search"
@@ -179,27 +179,27 @@ def test_keys_of_every_stage_can_be_searched(corpus: Corpus) -> None:
     ],
 )
 def test_every_recipe_is_within_its_range(corpus: Corpus, settings: dict[str, Any], expected: str) -> None:
-    """The registry's own words for the first that is not, a choice or the end of a range."""
+    """The error of the registry for the first invalid choice or end of a range."""
     assert expected in _error(corpus, InputError, settings=settings, search=Search.random)
 
 
-def test_a_grid_without_end_is_refused(corpus: Corpus) -> None:
-    """A range is for a search that draws."""
+def test_a_grid_over_a_range_is_refused(corpus: Corpus) -> None:
+    """Ranges need a random search or Optuna."""
     settings = {"ptapt.learning_rate": {"low": 1e-5, "high": 1e-3}}
     assert "a grid needs choices" in _error(corpus, settings=settings)
     assert _check(corpus, settings=settings, search=Search.random)
 
 
-def test_ray_is_here() -> None:
-    """Where the extra is installed, nothing is said, and Ray is not imported."""
+def test_installed_ray_is_found_without_import() -> None:
+    """With the extra installed there is no error, and Ray is not imported."""
     program = "import sys\n"
     program += "from jobs.sweeps.preflight import *\n[require_ray(each) for each in Search]\nprint(set(sys.modules) & {'ray', 'optuna'})"
     found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout == "set()\n"
 
 
-def test_a_python_without_ray_is_told_what_to_install() -> None:
-    """What is missing, and the extra; Optuna only for a search with it."""
+def test_without_ray_the_extra_to_install_is_named() -> None:
+    """The error names the missing packages and the extra; Optuna only for a search with it."""
     program = (
         "import sys\nsys.path.insert(0, '.')\nfrom jobs.errors import UsageError\nfrom jobs.sweeps.preflight import *\n"
         "for search in Search:\n  try: require_ray(search)\n  except UsageError as error: print(error)"

@@ -1,4 +1,4 @@
-"""What to run next: commands that a shell and the command line read as they are meant."""
+"""Commands to run next: a shell and the command line parse them correctly."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DIVIDED = (  # fold 1 is best with 16, the others with 64
 )
 
 
-def test_the_best_and_the_smallest_as_good_are_grids() -> None:
+def test_choice_has_grids_of_the_best_and_of_a_smaller_point() -> None:
     """Named after the point, of the experiment's own file, with the point's settings."""
     found = _choice(*cases.some())
     assert found.grid == "python launch.py grid exp name=exp-k16-64 'recipe.cluster.counts=[16,64]'"
@@ -42,7 +42,7 @@ def test_the_best_and_the_smallest_as_good_are_grids() -> None:
     assert "Smaller, and not distinguishable from it: 64, validation UA 65.0 ± 0.3." in _lines(*cases.some())
 
 
-def test_on_slurm_if_the_sweep_was_and_with_all_settings_of_the_point() -> None:
+def test_choice_keeps_the_cluster_and_all_settings_of_the_point() -> None:
     """Every setting of the point is there, quoted for a shell."""
     record = cases.trial([16], dict.fromkeys(cases.FOLDS, (60.0, 61.0)), ptapt__learning_rate=0.0005)
     words = shlex.split(_choice(record, sweep=cases.on_slurm(cases.sweep())).grid)
@@ -50,7 +50,7 @@ def test_on_slurm_if_the_sweep_was_and_with_all_settings_of_the_point() -> None:
     assert words[7:] == ["recipe.cluster.counts=[16]", "recipe.ptapt.learning_rate=0.0005"]
 
 
-def test_each_fold_by_itself_is_a_grid_of_its_own() -> None:
+def test_nested_choice_has_one_grid_per_fold() -> None:
     """An experiment has one configuration, so each fold is an experiment; their runs are joined to one table."""
     found = _choice(*DIVIDED)
     assert [(choice.fold, choice.point.point.label) for choice, _ in found.by_fold] == [("1", "16"), ("2", "64"), ("3", "64")]
@@ -61,56 +61,56 @@ def test_each_fold_by_itself_is_a_grid_of_its_own() -> None:
     assert text.index("# Fold 1: 16, validation UA 70.5") < text.index("name=exp-nested-1")
 
 
-def test_folds_that_agree_need_no_grid_of_their_own() -> None:
+def test_folds_with_the_same_best_point_need_no_nested_grids() -> None:
     """One line says that the grid of the best is nested."""
     found = _choice(cases.trial([16], dict.fromkeys(cases.FOLDS, (60.0, 61.0))))
     assert (found.by_fold, found.collect) == ((), "")
-    assert found.caveats[-1].endswith("here every fold chooses this point by itself, so that its grid is nested.")
+    assert found.caveats[-1].endswith("here every fold chooses this point, so that its grid is nested.")
     assert "expect less" not in " ".join(found.caveats)  # nothing was chosen
 
 
-def test_folds_that_the_sweep_left_out_are_named() -> None:
-    """A grid tests them with what others have chosen, also where these agree."""
+def test_folds_that_were_not_evaluated_are_named() -> None:
+    """A grid tests them with a point chosen on other folds, also if those agree."""
     sweep = replace(cases.sweep(), experiment=replace(cases.sweep().experiment, folds=[*cases.FOLDS, "4", "5"]))
     found = _choice(cases.trial([16], dict.fromkeys(cases.FOLDS, (60.0, 61.0))), sweep=sweep)
-    assert "The sweep did not evaluate 4, 5: a grid tests there what other folds have chosen." in found.caveats
+    assert "The sweep did not evaluate 4, 5: there a grid tests a point chosen on other folds." in found.caveats
     assert len(found.by_fold) == len(cases.FOLDS)
     assert "so that its grid is nested" not in " ".join(found.caveats)
 
 
 def test_a_fixed_validation_part_is_tested_in_no_fold() -> None:
-    """Nothing is to be said of nesting then."""
+    """Then the choice has no caveat on nesting."""
     found = _choice(*DIVIDED, sweep=cases.sweep(cases.FIXED))
     assert (found.by_fold, len(found.caveats)) == ((), 1)
     assert "nested" not in _lines(*DIVIDED, sweep=cases.sweep(cases.FIXED))
 
 
-def test_early_stopping_takes_points_from_later_folds() -> None:
-    """The caveat says how to do without it."""
+def test_caveats_of_early_stopping_and_optuna() -> None:
+    """The caveat names the settings without it."""
     stopped = cases.trial([256], {"1": (10.0, 11.0)}, TrialState.stopped)
     text = _lines(*DIVIDED, stopped)
     assert "Best of 2 complete points (3 tried)" in text
-    assert "little to tell sets by" in text
+    assert "weak evidence" in text
     assert "strictly nested only with sweep.stopping=none" in text
     assert "sweep.stopping=none" not in _lines(*DIVIDED)
-    assert "by Optuna" in _lines(*DIVIDED, sweep=cases.sweep(search=Search.optuna))
+    assert "Optuna" in _lines(*DIVIDED, sweep=cases.sweep(search=Search.optuna))
 
 
-def test_nothing_complete_is_nothing_to_run() -> None:
-    """One comment that says where the trials stand."""
+def test_no_command_without_a_complete_point() -> None:
+    """One comment with the states of the trials."""
     found = _lines(cases.trial([16], {"1": (60.0,)}, TrialState.running), cases.trial([64], {}, TrialState.failed, "no"))
     assert found == "# Nothing to choose yet: no point is complete (2 trials: 1 failed, 1 running)."
     assert "no trial has begun" in _lines()
 
 
-def test_a_choice_on_the_way_says_that_it_may_change() -> None:
-    """While trials are under way."""
+def test_choice_of_an_unfinished_sweep_may_change() -> None:
+    """While trials are running."""
     assert "may change" in _lines(*cases.some(), cases.trial([512], {}, TrialState.running))
     assert "may change" not in _lines(*cases.some())
 
 
-def test_names_are_such_as_an_experiment_can_have() -> None:
-    """Whatever folds are called, and however long the name is."""
+def test_names_of_grids_are_valid_experiment_names() -> None:
+    """With any names of folds, and with a long name of the experiment."""
     folds = ("a/b c", "ß" * 90)
     trials = (
         cases.trial([16], {folds[0]: (70.0,), folds[1]: (50.0,)}),
@@ -126,7 +126,7 @@ def test_names_are_such_as_an_experiment_can_have() -> None:
     assert f'folds=["{folds[0]}"]' in shlex.split(found.by_fold[0][1])
 
 
-def test_folds_whose_names_come_out_alike_are_numbered() -> None:
+def test_folds_with_the_same_cleaned_name_are_numbered() -> None:
     """Two folds are never one experiment."""
     folds = ("a b", "a/b")
     trials = (
@@ -154,12 +154,13 @@ def test_the_lines_are_a_shell_script_that_runs(tmp_path: Path) -> None:
     assert [line.split()[1] for line in asked] == [*["grid"] * 5, "collect"]  # the best, a smaller one, each fold
 
 
-def test_what_the_experiment_says_otherwise_than_its_file_is_repeated(tmp_path: Path) -> None:
+def test_overrides_of_the_experiment_are_in_the_command(tmp_path: Path) -> None:
     """The command gives the recipe of the sweep, whatever overrides it was launched with, and the point's own keys once."""
     for folder in ("experiment", "site"):
         (tmp_path / folder).mkdir()
     (tmp_path / "site" / "default.yaml").write_text("{}\n")
-    (tmp_path / "experiment" / "exp.yaml").write_text("name: exp\ncorpus: demo\nseeds: 3\nrecipe: {ptapt: {steps: 20}}\n")
+    stated = "name: exp\ncorpus: demo\nmethods: [vft, ptapt]\nseeds: 3\nrecipe: {ptapt: {steps: 20}}\n"
+    (tmp_path / "experiment" / "exp.yaml").write_text(stated)
     asked = ["seeds=4", "recipe.ptapt.steps=7", "recipe.cluster.counts=[8,9]", 'folds=["03"]', "sweep.seeds=3", "resources.ptapt.gpus=0"]
     given = [
         resolved_values(load_experiment("exp", overrides, configs=tmp_path, recipe_schema=Recipe))

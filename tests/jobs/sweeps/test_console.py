@@ -1,4 +1,4 @@
-"""What a sweep prints: lines of trials, tables into a pipe and on a terminal."""
+"""Output of a sweep: lines for trials, tables in a pipe and on a terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jobs.experiment.config import Cluster
 from jobs.store.records import write_text
 from jobs.sweeps.driver_lock import driving
 from jobs.sweeps.records import Sweep, TrialState, latest_file, store_sweep, write_trial
-from jobs.sweeps.session import Standing, SweepLauncher, reopen
+from jobs.sweeps.session import SweepLauncher, SweepStatus, reopen
 from tests.jobs.sweeps import report_cases as cases
 from tests.jobs.sweeps.fake_registry import REGISTRY, make_sweep
 
@@ -27,7 +27,7 @@ def launcher_of(sweep: Sweep) -> SweepLauncher:
 
 
 def test_a_line_for_every_fold_and_every_end() -> None:
-    """Between two looks each fold and each end is told once, with the mean so far; nothing that was told before."""
+    """Each fold and each end of a trial is printed once, with the mean so far."""
     half = cases.trial([16], {"1": [50.0, 52.0]}, TrialState.running)
     whole = cases.trial([16], UAS)
     failed = cases.trial([64], {}, TrialState.failed, "ptapt: given up")
@@ -39,7 +39,7 @@ def test_a_line_for_every_fold_and_every_end() -> None:
 
 
 def test_show_prints_the_table_into_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Rows as aligned lines, cost, what to run next, where the files are, and where the sweep stands; as JSON one value."""
+    """Aligned rows, cost, commands to run next, files, and the state of the sweep; with JSON a single value."""
     sweep = make_sweep(tmp_path, replace(cases.sweep().experiment.sweep, folds=["1", "2"], counts=[16, 64]))
     for record in (cases.trial([16], UAS), cases.trial([64], {"1": [40.0, 41.0]}, TrialState.stopped)):
         write_trial(sweep.folder, record)
@@ -52,14 +52,14 @@ def test_show_prints_the_table_into_a_pipe(tmp_path: Path, capsys: pytest.Captur
     assert any(line.startswith("64 ") and line.endswith("stopped early") for line in lines)
     assert any(line.startswith("python launch.py grid exp ") and "'recipe.cluster.counts=[16]'" in line for line in lines)
     assert str(sweep.layout.sweep / "table.tex") in lines
-    assert "nobody is at it" in lines[-1]
+    assert "no driver is running" in lines[-1]
     console.show(launcher_of(sweep), as_json=True)
     value: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert (value["best"], value["standing"], value["job"]) == ("16", "interrupted", "")
 
 
 def test_on_a_terminal_the_table_is_drawn(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rich draws it; what stands in square brackets is text and no markup."""
+    """Drawn by rich; text in square brackets is not markup."""
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "120")
     console._print_rows(("point", "UA"), [("16, x=[red]", "50.0")], bold=[True])
@@ -69,17 +69,17 @@ def test_on_a_terminal_the_table_is_drawn(capsys: pytest.CaptureFixture[str], mo
 
 
 def test_before_the_first_trial_there_is_a_report_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A sweep that waits in a queue can be shown."""
+    """A sweep that is waiting in the queue has a report."""
     sweep = make_sweep(tmp_path)
     console.show(launcher_of(sweep), as_json=False)
     assert "Nothing to choose yet" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("cluster", [Cluster.local, Cluster.slurm])
-def test_launched_again_after_its_end_a_sweep_starts_nothing(
+def test_launching_a_finished_sweep_starts_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, cluster: Cluster
 ) -> None:
-    """Neither Ray nor a job: the report is printed, also where another sweep was launched since. A failed trial is tried again."""
+    """Neither Ray nor a job is started: the report is printed, also if another sweep was launched since. Failed trials are run again."""
     for plot in ("plot_pdf", "plot_png"):
         monkeypatch.setattr(f"jobs.sweeps.report.write.{plot}", lambda summary: b"")  # takes seconds
     for begins in ("run_here", "submit"):
@@ -102,11 +102,11 @@ def test_launched_again_after_its_end_a_sweep_starts_nothing(
     assert "1 trial failed: `python launch.py sweep exp" in capsys.readouterr().err
 
 
-def test_the_last_sweep_is_found_again(tmp_path: Path) -> None:
-    """`--show` and `--cancel` speak of the sweep launched last, as it was launched."""
+def test_show_and_cancel_use_the_last_sweep(tmp_path: Path) -> None:
+    """`--show` and `--cancel` use the sweep launched last, with its settings."""
     sweep = make_sweep(tmp_path)
     store_sweep(sweep)
     assert reopen(sweep.layout).digest == sweep.digest
-    assert launcher_of(sweep).standing() == Standing("interrupted", launcher_of(sweep).standing().sentence)
-    assert launcher_of(sweep).cancel() == ["exp: nothing to cancel, nobody is at it"]
+    assert launcher_of(sweep).status() == SweepStatus("interrupted", launcher_of(sweep).status().sentence)
+    assert launcher_of(sweep).cancel() == ["exp: nothing to cancel, it is not running"]
     assert not sweep.folder.stop.exists()

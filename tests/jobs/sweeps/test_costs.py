@@ -1,4 +1,4 @@
-"""What a sweep cost, and what it did not: sharing within it, stages that were there before, and early stopping."""
+"""Cost of a sweep, and savings by sharing, by stages finished before, and by early stopping."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from jobs.store.layout import StageFolder
 from jobs.store.records import Claim, Ending, Outcome, claim_attempt, write_outcome, write_result
 from jobs.sweeps.records import TrialRecord, TrialState
-from jobs.sweeps.report.costs import Effort, Hours, SweepCost, hours_of, read_effort, told_effort
+from jobs.sweeps.report.costs import Effort, Hours, SweepCost, hours_of, read_effort, reported_effort
 from jobs.sweeps.report.summary import summarise
 from tests.jobs.sweeps import report_cases as cases
 
@@ -20,8 +20,8 @@ def _cost(*trials: TrialRecord, seconds: dict[str, float] | None = None, **prove
     return summarise(cases.sweep(), trials, cases.results(trials, seconds, **provenance)).cost
 
 
-def test_each_stage_is_paid_for_once() -> None:
-    """Two sets of one fold share its states and one k-means; by themselves they would have cost these twice."""
+def test_each_stage_is_counted_once() -> None:
+    """Two sets on one fold share its states and one k-means; without sharing these would be computed twice."""
     one = {"1": (60.0,)}
     found = _cost(cases.trial([16], one, TrialState.running), cases.trial([16, 64], one, TrialState.running))
     assert found.stages == 7  # states, two k-means, two pretrainings, two fine-tunings
@@ -30,8 +30,8 @@ def test_each_stage_is_paid_for_once() -> None:
     assert (found.saved_within, found.saved_before, found.saved_stopping) == (Hours(cpu=2), Hours(), Hours())
 
 
-def test_what_was_there_before_the_sweep_cost_it_nothing() -> None:
-    """Of a stage that two trials share, one use is saved by its being there, and the other by sharing."""
+def test_stages_finished_before_the_sweep_cost_nothing() -> None:
+    """Of a stage that two trials share, one use is saved because it was finished before, the other by sharing."""
     one = {"1": (60.0,)}
     trials = [cases.trial([16], one, TrialState.running), cases.trial([64], one, TrialState.running)]
     results = cases.results(trials)
@@ -42,16 +42,16 @@ def test_what_was_there_before_the_sweep_cost_it_nothing() -> None:
     assert (found.stages, found.stages_before) == (7, 1)
 
 
-def test_a_sweep_that_was_launched_again_began_with_its_first_trial() -> None:
-    """What it computed before it was interrupted was not there before."""
+def test_start_of_a_resumed_sweep_is_that_of_its_first_trial() -> None:
+    """Stages computed before an interruption are part of the cost of the sweep."""
     record = cases.trial([16], {"1": (60.0,)}, TrialState.running)
     results = cases.results([record])
     later = replace(cases.sweep(), launched=cases.LAUNCHED + 10_000)
     assert summarise(later, [record], results).cost.stages_before == 0
 
 
-def test_early_stopping_saves_what_nobody_else_needed() -> None:
-    """Two folds at one pretraining and two fine-tunings each: states and k-means another set needs as well."""
+def test_early_stopping_saves_only_unshared_stages() -> None:
+    """Two folds with one pretraining and two fine-tunings each; another set also needs the states and k-means."""
     stopped = cases.trial([16], {"1": (50.0, 51.0)}, TrialState.stopped)
     found = _cost(stopped, cases.trial([16, 64], ALL), seconds={"ptapt": 7200.0})
     assert found.saved_stopping == Hours(cpu=2 * (2 + 2))
@@ -67,8 +67,8 @@ def test_units_are_gpus_and_cores() -> None:
     assert (hours_of(gpu, 3600.0), hours_of(cpu, 1800.0), hours_of(bare, 1800.0)) == (Hours(gpu=8), Hours(cpu=4), Hours(cpu=0.5))
 
 
-def test_results_that_are_gone_are_counted_as_such() -> None:
-    """Their cost is not known, and no other takes its place."""
+def test_missing_results_are_counted() -> None:
+    """Their cost is unknown and not replaced by another."""
     record = cases.trial([16], {"1": (60.0,)}, TrialState.running)
     results = cases.results([record])
     del results["s-1"]
@@ -76,8 +76,8 @@ def test_results_that_are_gone_are_counted_as_such() -> None:
     assert (found.stages, found.stages_unknown, found.spent) == (4, 1, Hours(cpu=3))
 
 
-def test_efforts_that_were_read_count_in_place_of_the_told_ones() -> None:
-    """The result knows of the attempts that led to it; the files of all."""
+def test_measured_efforts_replace_reported_ones() -> None:
+    """A result reports only the attempts that led to it; the files have all attempts."""
     record = cases.trial([16], {"1": (60.0,)}, TrialState.running)
     told = summarise(cases.sweep(), [record], cases.results([record], seconds_before=1800.0)).cost
     assert told.spent == Hours(cpu=6)
@@ -87,7 +87,7 @@ def test_efforts_that_were_read_count_in_place_of_the_told_ones() -> None:
 
 
 def test_all_attempts_are_read(tmp_path: Path) -> None:
-    """One that failed by its last word, one that was killed by its heartbeat, one that succeeded by the result."""
+    """A failed attempt by its outcome, a killed one by its heartbeat, a successful one by the result."""
     folder = StageFolder(tmp_path / "states" / "s-1")
     for number in (1, 2, 3):
         claim_attempt(folder, number, Claim(number, "host", 1, "", 1000.0))
@@ -99,6 +99,6 @@ def test_all_attempts_are_read(tmp_path: Path) -> None:
     assert read_effort(folder, result) == Effort(127.0, 5000.0)
 
 
-def test_a_result_that_does_not_say_when_was_not_there_before() -> None:
-    """Nothing is counted as saved without a reason."""
-    assert told_effort(cases.result("s-1", "states", 5.0, finished="someday")).finished == float("inf")
+def test_a_result_without_a_finish_time_is_not_from_before_the_sweep() -> None:
+    """Savings are not overestimated."""
+    assert reported_effort(cases.result("s-1", "states", 5.0, finished="someday")).finished == float("inf")

@@ -1,4 +1,4 @@
-"""Who drives a sweep: never two, and the next one when the last has left or is dead."""
+"""The driver lock: never two drivers, and the next one when the last has ended or is dead."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def another(folder: SweepFolder) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_a_second_driver_is_refused_while_the_first_one_lives(tmp_path: Path) -> None:
-    """It is told in one line who is at it; once that one was killed, the turn is free at once."""
+    """The error names the driver in one line; when that was killed, the lock is free at once."""
     folder = SweepFolder(tmp_path)
     with another(folder) as process:
         with pytest.raises(UsageError, match=rf"under way in process {process.pid} on .*--cancel") as refused, driving.driving(folder):
@@ -61,8 +61,8 @@ def test_a_second_driver_is_refused_while_the_first_one_lives(tmp_path: Path) ->
             assert holder.pid == os.getpid()
 
 
-def test_whoever_leaves_says_whether_all_is_done(tmp_path: Path) -> None:
-    """The last driver's word counts: a sweep that is driven again is not complete before it has come to its end again."""
+def test_the_last_driver_records_whether_the_sweep_is_complete(tmp_path: Path) -> None:
+    """The last driver counts: a sweep that is resumed is not complete until it has ended again."""
     folder = SweepFolder(tmp_path)
     assert not complete(folder)
     with driving.driving(folder) as turn:
@@ -76,8 +76,8 @@ def test_whoever_leaves_says_whether_all_is_done(tmp_path: Path) -> None:
     assert driver_of(folder) is None
 
 
-def test_of_many_that_come_at_once_one_drives(tmp_path: Path) -> None:
-    """However they interleave, nobody drives beside another."""
+def test_one_of_many_concurrent_drivers_gets_the_lock(tmp_path: Path) -> None:
+    """With any interleaving there is never a second driver."""
     folder, inside, most, refused = SweepFolder(tmp_path), 0, 0, 0
     guard, start = threading.Lock(), threading.Barrier(8)
 
@@ -109,8 +109,8 @@ def test_of_many_that_come_at_once_one_drives(tmp_path: Path) -> None:
     ("quiet", "allocated", "alive"),
     [(0.0, False, True), (GONE_SECONDS + 5, False, True), (GONE_SECONDS + 5, True, False), (QUIET_SECONDS + 5, False, False)],
 )
-def test_a_driver_on_another_machine_is_known_by_its_sign_of_life(quiet: float, allocated: bool, alive: bool, tmp_path: Path) -> None:
-    """In a new allocation of the same sweep the former one is gone as soon as its sign of life is not fresh; elsewhere it takes longer."""
+def test_liveness_of_a_remote_driver_depends_on_its_heartbeat(quiet: float, allocated: bool, alive: bool, tmp_path: Path) -> None:
+    """In a new allocation of the sweep the former driver is dead once its heartbeat is stale; elsewhere it takes longer."""
     folder, turn = SweepFolder(tmp_path), tmp_path / "driver" / "0001.json"
     write_json(turn, asdict(replace(new_claim(1), host="elsewhere", process_start="other/kernel/1", slurm_job="4711")))
     then = time.time() - quiet
@@ -118,8 +118,8 @@ def test_a_driver_on_another_machine_is_known_by_its_sign_of_life(quiet: float, 
     assert (driver_of(folder, allocated=allocated) is not None) is alive
 
 
-def test_a_torn_turn_is_nobodys_and_its_number_is_not_used_again(tmp_path: Path) -> None:
-    """A file that a full disk left empty neither blocks a sweep nor is overwritten."""
+def test_a_damaged_lock_file_is_free_and_its_number_is_not_reused(tmp_path: Path) -> None:
+    """An empty file after a full disk neither blocks a sweep nor is overwritten."""
     folder = SweepFolder(tmp_path)
     (tmp_path / "driver").mkdir()
     (tmp_path / "driver" / "0007.json").write_text("")

@@ -15,7 +15,7 @@ P_VALUES = st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=8)
 
 
 def test_holm_by_hand() -> None:
-    """The smallest times four, the next times three, and so on, never below one before it, never above 1."""
+    """The smallest p-value times four, the next times three, and so on; monotonic and at most 1."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx((0.03, 0.06, 0.06, 0.02))
     assert holm([0.5, None, 0.6]) == (1.0, None, 1.0)
     assert holm([]) == ()
@@ -24,7 +24,7 @@ def test_holm_by_hand() -> None:
 @settings(max_examples=40, deadline=None)
 @given(P_VALUES)
 def test_holm_keeps_the_order_and_lies_between_one_test_and_bonferroni(values: list[float | None]) -> None:
-    """No correction makes a p-value smaller, or larger than a Bonferroni correction does; what was not tested counts as nothing."""
+    """A corrected p-value is not below the original and not above Bonferroni's; untested comparisons are not counted."""
     found = holm(values)
     tested = [(before, after) for before, after in zip(values, found, strict=True) if before is not None]
     assert [value is None for value in found] == [value is None for value in values]
@@ -44,13 +44,13 @@ def test_rank_correlation_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("first", "second"), [([1, 2, 3], [1, 2, 3]), ([1, 1, 1, 1], [1, 2, 3, 4]), ([1, 2, 3, 4], [5, 5, 5, 5])])
-def test_no_rank_correlation_of_too_few_points_or_of_what_does_not_vary(first: list[float], second: list[float]) -> None:
-    """None, and no number that means nothing."""
+def test_no_rank_correlation_of_few_or_constant_points(first: list[float], second: list[float]) -> None:
+    """The result is None."""
     assert rank_correlation(first, second) is None
 
 
-def test_pairs_are_needed() -> None:
-    """Lists of different lengths are a mistake of the caller."""
+def test_rank_correlation_of_different_lengths_is_refused() -> None:
+    """Different lengths are a ValueError."""
     with pytest.raises(ValueError, match="4 and 5"):
         rank_correlation([1, 2, 3, 4], [1, 2, 3, 4, 5])
 
@@ -70,8 +70,8 @@ def test_exact_p_counts_every_arrangement(pairs: list[tuple[int, int]]) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.floats(-9, 9), st.floats(-9, 9)), min_size=4, max_size=12))
-def test_rho_is_that_of_scipy(pairs: list[tuple[float, float]]) -> None:
-    """And so is p, beyond the points that are counted one by one."""
+def test_rho_agrees_with_scipy(pairs: list[tuple[float, float]]) -> None:
+    """And so does p, above the number of points with an exact p."""
     first, second = zip(*pairs, strict=True)
     found = rank_correlation(first, second)
     if found is not None:

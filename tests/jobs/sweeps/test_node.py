@@ -21,7 +21,7 @@ from jobs.slurm.client import SlurmClient
 from jobs.store.snapshot import take_snapshot
 from jobs.sweeps.allocation import job_of, log_file, submit
 from jobs.sweeps.ray.containment import descendants, private_table, private_table_works
-from jobs.sweeps.ray.start import Meeting, Presence, Start, all_symmetric, free_ports, granted, head_options, options
+from jobs.sweeps.ray.start import NodeInfo, Rendezvous, Start, all_symmetric, free_ports, granted, head_options, options
 from jobs.sweeps.records import Sweep
 from tests.jobs.slurm_cases import until
 from tests.jobs.sweeps.sweep_cases import noted, source_of, sweep_of
@@ -87,7 +87,7 @@ def short() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def cluster(slurm_networks: Cluster) -> Cluster:
-    """The cluster; what no test wants to miss is said here."""
+    """The cluster of this module."""
     if not slurm_networks.settings.networks:
         pytest.skip("no network namespaces here: nodes of a test cluster cannot have addresses of their own")
     return slurm_networks
@@ -171,7 +171,7 @@ def test_the_first_node_is_lost_and_the_last_restart_ends(
     ],
 )
 def test_a_node_offers_what_the_job_was_given(environment: dict[str, str], expected: dict[str, int]) -> None:
-    """And not what the machine has."""
+    """Not all resources of the machine."""
     assert granted(environment) == expected
 
 
@@ -190,9 +190,9 @@ def test_no_port_is_fixed() -> None:
     assert len(set(free_ports("127.0.0.1", 20))) == 20
 
 
-def test_who_may_use_symmetric_run() -> None:
-    """All nodes, none without a process table of its own, and no two with an address in common."""
-    first, second = Presence("n1", ("10.0.0.1", "127.0.0.1"), True), Presence("n2", ("10.0.0.2", "127.0.0.1"), True)
+def test_when_symmetric_run_can_be_used() -> None:
+    """With all nodes, a PID namespace on each, and distinct addresses."""
+    first, second = NodeInfo("n1", ("10.0.0.1", "127.0.0.1"), True), NodeInfo("n2", ("10.0.0.2", "127.0.0.1"), True)
     assert all_symmetric([first, second], 2)
     assert all_symmetric([first], 1)
     assert not all_symmetric([first], 2)
@@ -201,35 +201,35 @@ def test_who_may_use_symmetric_run() -> None:
     assert not all_symmetric([first, replace(second, addresses=("127.0.0.1",))], 2)
 
 
-def test_a_meeting(tmp_path: Path) -> None:
-    """Nobody but its owner can look into it; what is said there is found, and the first end counts."""
-    meeting = Meeting(tmp_path / "nodes" / "1.0")
-    assert meeting.start() is None
-    assert meeting.code() is None
-    meeting.open()
-    meeting.open()
-    assert meeting.folder.stat().st_mode & 0o777 == 0o700
-    assert meeting.token.stat().st_mode & 0o777 == 0o600
-    presence = Presence("n1", ("10.0.0.1",), True)
-    meeting.attend(presence)
-    meeting.announce(Start(1, "10.0.0.1", 1234, symmetric=True))
-    assert meeting.present() == (presence,)
-    assert meeting.start() == Start(1, "10.0.0.1", 1234, symmetric=True)
-    meeting.end(3)
-    meeting.end(0)
-    assert meeting.code() == 3
+def test_a_rendezvous(tmp_path: Path) -> None:
+    """Its folder is private; announcements are found, and the first exit code counts."""
+    rendezvous = Rendezvous(tmp_path / "nodes" / "1.0")
+    assert rendezvous.start() is None
+    assert rendezvous.code() is None
+    rendezvous.open()
+    rendezvous.open()
+    assert rendezvous.folder.stat().st_mode & 0o777 == 0o700
+    assert rendezvous.token.stat().st_mode & 0o777 == 0o600
+    node = NodeInfo("n1", ("10.0.0.1",), True)
+    rendezvous.join(node)
+    rendezvous.announce(Start(1, "10.0.0.1", 1234, symmetric=True))
+    assert rendezvous.nodes() == (node,)
+    assert rendezvous.start() == Start(1, "10.0.0.1", 1234, symmetric=True)
+    rendezvous.end(3)
+    rendezvous.end(0)
+    assert rendezvous.code() == 3
 
 
 @pytest.fixture
 def outside() -> Iterator[subprocess.Popen[bytes]]:
-    """A process that has nothing to do with it."""
+    """An unrelated process."""
     with subprocess.Popen(["sleep", "60"]) as process:
         yield process
         process.kill()
 
 
-def test_a_private_process_table_hides_and_ends_what_is_in_it(outside: subprocess.Popen[bytes], tmp_path: Path) -> None:
-    """It shows no process of others, gives the command's exit code, and a process that was left behind in it ends with it."""
+def test_a_pid_namespace_isolates_and_kills_its_processes(outside: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    """It hides other processes, returns the command's exit code, and kills processes left in it."""
     if not private_table_works(os.environ):
         pytest.skip("this user may have no process table of its own here")
     mark = tmp_path / "pids"
@@ -241,8 +241,8 @@ def test_a_private_process_table_hides_and_ends_what_is_in_it(outside: subproces
     assert not [pid for pid in descendants(1) if _command(pid).endswith("97531")]
 
 
-def test_what_is_started_is_ended_with_all_that_it_started(outside: subprocess.Popen[bytes], tmp_path: Path) -> None:
-    """Also what has left its session and lost its parent; and nothing else."""
+def test_descendants_are_killed(outside: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    """Also those in other sessions and orphans; no other processes."""
     program = (
         "import json, os, subprocess, sys, time\n"
         "from jobs.sweeps.ray.containment import adopt_orphans, descendants, end_descendants\n"

@@ -1,4 +1,4 @@
-"""The picture of a sweep: the same bytes for the same sweep, and drawn of whatever is there."""
+"""The plot of a sweep: deterministic, and drawn for any summary."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _summary(*trials: TrialRecord) -> SweepSummary:
 
 
 def _texts(summary: SweepSummary) -> set[str]:
-    """What an SVG of it says."""
+    """The texts of its SVG."""
     from matplotlib import rc_context
 
     with rc_context({"svg.fonttype": "none"}):
@@ -41,7 +41,7 @@ def _texts(summary: SweepSummary) -> set[str]:
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("case", CASES)
-def test_it_is_drawn_of_whatever_is_there(case: str) -> None:
+def test_plot_of_any_summary(case: str) -> None:
     """Without a warning, with both axes named."""
     texts = _texts(_summary(*CASES[case]))
     assert {"Validation UA (%)", "k, number of clusters (log scale)", "ensemble size (numbers of clusters in a set)"} <= texts
@@ -52,28 +52,28 @@ def test_it_is_drawn_of_whatever_is_there(case: str) -> None:
     assert ("the best" in texts) == (case not in ("nothing has begun", "no fold is done", "none complete"))
 
 
-def test_what_is_shown_is_named() -> None:
-    """The best by its set, each k and each size on its axis, and hollow ones explained where there are any."""
+def test_legend_names_what_is_drawn() -> None:
+    """The best is labelled with its set, axes have each k and each size, and hollow points are explained if there are any."""
     texts = _texts(_summary(*cases.some()))
     assert {"16+64", "16", "64", "256", "1", "2", "not every fold done"} <= texts
     assert "not every fold done" not in _texts(_summary(*cases.some()[:4]))
 
 
-def test_a_name_is_no_formula() -> None:
+def test_labels_are_not_parsed_as_formulas() -> None:
     """Settings may hold any text; one too long for the picture is cut."""
     assert '16, name="$x_1$"' in {text.replace("&quot;", '"') for text in _texts(_summary(cases.trial([16], DONE, name="$x_1$")))}
     assert any(text.endswith("…") for text in _texts(_summary(cases.trial([16], DONE, name="x" * 40))))
 
 
 def test_the_same_sweep_gives_the_same_bytes() -> None:
-    """So that a report that changes nothing changes no file."""
+    """A report without changes does not change the file."""
     first, second = (_summary(*trials) for trials in (cases.some(), tuple(reversed(cases.some()))))
     assert plot_pdf(first) == plot_pdf(second)
     assert Image.open(io.BytesIO(plot_png(first))).size == (1440, 680)
 
 
 def test_points_of_one_size_stand_apart_and_near_it() -> None:
-    """The first in the middle; none on the place of another, nor nearer to the next size."""
+    """The first in the middle; none at the position of another, or closer to the next size."""
     summary = _summary(*CASES["many counts"])
     dots = [Dot(point, 50.0) for point in summary.points]
     places = _spread(dots)

@@ -1,4 +1,4 @@
-"""What a sweep would need, counted beforehand."""
+"""Stages and points of a sweep, counted before it starts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.jobs.sweeps.fake_registry import REGISTRY, make_sweep
 
 def needed(folder: Path, settings: SweepSettings) -> dict[str, tuple[int, int]]:
     sweep = make_sweep(folder, settings)
-    return {each.stage: (each.needed, each.there) for each in preview(sweep, REGISTRY).stages}
+    return {each.stage: (each.needed, each.finished) for each in preview(sweep, REGISTRY).stages}
 
 
 def test_shared_stages_are_counted_once(tmp_path: Path) -> None:
@@ -29,14 +29,14 @@ def test_shared_stages_are_counted_once(tmp_path: Path) -> None:
     assert found == {"states": (3, 0), "cluster": (6, 0), "ptapt": (9, 0), "finetune": (18, 0)}
 
 
-def test_what_is_there_is_not_counted_as_work(tmp_path: Path) -> None:
-    """After one fold of one set its stages are there, and the rest is costed by what they took."""
+def test_finished_stages_are_not_counted_as_work(tmp_path: Path) -> None:
+    """After one fold of one set its stages are finished, and the others are estimated from their times."""
     sweep = make_sweep(tmp_path, SweepSettings(counts=[16, 64], seeds=1))
     desired = _desired(sweep, Point((16,)), "1", REGISTRY)
     with LocalExecutor(sweep.own_place, sweep.own_layout, lambda stage: RESOURCES, Capacity(2, (), 8.0)) as executor:
         assert run_local(desired, executor).complete
     found = preview(sweep, REGISTRY)
-    assert {each.stage: (each.needed, each.there) for each in found.stages} == {
+    assert {each.stage: (each.needed, each.finished) for each in found.stages} == {
         "states": (3, 1),
         "cluster": (6, 1),
         "ptapt": (9, 1),
@@ -52,13 +52,13 @@ def test_what_is_there_is_not_counted_as_work(tmp_path: Path) -> None:
     ("search", "trials", "points"), [(Search.grid, 2, 7), (Search.random, 4, 4), (Search.optuna, 4, 4), (Search.random, 99, 7)]
 )
 def test_points_of_each_search(search: Search, trials: int, points: int, tmp_path: Path) -> None:
-    """A grid has all; random and Optuna as many as they are given, and never more than there are. Optuna's are not known."""
+    """A grid has all points; random and Optuna the requested number, at most all. Optuna's points are examples."""
     sweep = make_sweep(tmp_path, SweepSettings(search=search, trials=trials, stopping=Stopping.none))
     found = preview(sweep, REGISTRY)
     assert len(found.points) == len(set(found.points)) == points
-    assert found.stand_in is (search is Search.optuna)
+    assert found.example is (search is Search.optuna)
     lines = preview_lines(sweep, found)
-    assert ("  16" in lines or "  64" in lines or "  256" in lines) is not found.stand_in
+    assert ("  16" in lines or "  64" in lines or "  256" in lines) is not found.example
     assert "none is stopped early" in lines[0]
 
 
@@ -71,14 +71,14 @@ def test_points_of_each_search(search: Search, trials: int, points: int, tmp_pat
         ({"grace_folds": 5}, "none is stopped early"),
     ],
 )
-def test_when_points_are_stopped_is_told(asked: dict[str, int], told: str, tmp_path: Path) -> None:
+def test_preview_lists_the_rungs_of_early_stopping(asked: dict[str, int], told: str, tmp_path: Path) -> None:
     """At the rungs of ASHA, which are not all folds."""
     sweep = make_sweep(tmp_path, SweepSettings(sets=[[16]], **asked), folds=("1", "2", "3", "4", "5"))  # type: ignore[arg-type]
     assert preview_lines(sweep, preview(sweep, REGISTRY))[0].endswith(told)
 
 
 def test_the_validation_speakers_of_each_fold_are_named(tmp_path: Path) -> None:
-    """Who is kept out of training is to be seen before anything is spent."""
+    """The preview names the speakers that are excluded from training."""
     sweep = make_sweep(tmp_path, SweepSettings(folds=["3", "1"]))
     lines = preview_lines(sweep, preview(sweep, REGISTRY))
     assert [line for line in lines if "held out" in line and "scored" in line] == [

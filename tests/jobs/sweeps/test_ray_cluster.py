@@ -1,4 +1,4 @@
-"""A Ray of one's own: met by nobody else, behind a token, and gone without a trace."""
+"""The Ray of a sweep: isolated, with a token, and removed at the end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,16 @@ import pytest
 
 from jobs.errors import InternalError
 from jobs.sweeps.ray import cluster as ray_cluster
-from jobs.sweeps.ray.cluster import MAX_BASE, MAX_FOLDER, PREFIX, private_folder, ray_environment, ray_joined, without_foreign, write_token
+from jobs.sweeps.ray.cluster import (
+    MAX_BASE,
+    MAX_FOLDER,
+    PREFIX,
+    private_folder,
+    ray_environment,
+    ray_joined,
+    without_ray_variables,
+    write_token,
+)
 from jobs.worker.machine import Capacity
 from tests.jobs.sweeps.stage_cases import REPOSITORY, wait_until
 
@@ -28,7 +37,7 @@ ASK = "import sys; from ray._raylet import GcsClient; print(GcsClient(address=sy
 
 @contextlib.contextmanager
 def _own_ray(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
-    """Another process with its Ray, and what it says of it."""
+    """Another process with its Ray, and what it reports."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.jobs.sweeps.own_ray", *arguments],
         stdout=subprocess.PIPE,
@@ -47,7 +56,7 @@ def _own_ray(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.P
 
 
 def _processes(temp: str) -> list[str]:
-    """That know a folder of Ray by their environment."""
+    """Processes with a folder of Ray in their environment."""
     found: list[str] = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -56,8 +65,8 @@ def _processes(temp: str) -> list[str]:
     return found
 
 
-def test_two_rays_on_a_machine_never_meet(ray_here: Capacity, tmp_path: Path) -> None:
-    """Nor is one led to another by what is in the environment; its folder is short and closed, and Ctrl-C leaves nothing of it."""
+def test_two_rays_on_one_machine_are_isolated(ray_here: Capacity, tmp_path: Path) -> None:
+    """Variables of the environment do not lead to another Ray; the folder is short and private, and is removed after Ctrl-C."""
     import ray
 
     own = ray.get_runtime_context().gcs_address
@@ -81,7 +90,7 @@ def test_two_rays_on_a_machine_never_meet(ray_here: Capacity, tmp_path: Path) ->
         assert (folder / "token").stat().st_mode & 0o777 == 0o600
         assert not list(long.iterdir())
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: Ray's processes must be there for whoever wants to end in order
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=90)
         assert out == "still there\n"
         assert err.startswith("Traceback"), "Ray itself says nothing"
         assert err.strip().endswith("KeyboardInterrupt")
@@ -89,11 +98,11 @@ def test_two_rays_on_a_machine_never_meet(ray_here: Capacity, tmp_path: Path) ->
     wait_until(lambda: not _processes(str(folder)), seconds=5)
 
 
-def test_without_the_token_nobody_gets_in(ray_here: Capacity) -> None:
-    """Whoever reaches the port has to know the secret; who knows it is a member."""
+def test_a_connection_without_the_token_is_refused(ray_here: Capacity) -> None:
+    """Connecting needs the token."""
     import ray
 
-    address, clean = ray.get_runtime_context().gcs_address, without_foreign(os.environ)
+    address, clean = ray.get_runtime_context().gcs_address, without_ray_variables(os.environ)
     strangers = [{"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}, {"RAY_AUTH_MODE": "disabled"}]
     member = {name: os.environ[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")}
     asking = [
@@ -109,7 +118,7 @@ def test_without_the_token_nobody_gets_in(ray_here: Capacity) -> None:
 
 @pytest.mark.ray
 def test_a_killed_process_leaves_checkpoints_and_a_folder(tmp_path: Path) -> None:
-    """All its processes end by themselves, a stage with a checkpoint; the folder is removed by whoever comes next."""
+    """All its processes exit, a stage writes a checkpoint; the next sweep removes the folder."""
     with _own_ray(str(tmp_path)) as (process, told):
         process.kill()
         process.wait(10)
@@ -120,7 +129,7 @@ def test_a_killed_process_leaves_checkpoints_and_a_folder(tmp_path: Path) -> Non
 
 
 def test_a_ray_that_does_not_start_is_one_line_that_names_its_logs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the logs are there to be read."""
+    """And the logs are kept."""
 
     def fails(**options: Any) -> None:
         raise RuntimeError("no room\nand more")
@@ -136,14 +145,14 @@ def test_a_ray_that_does_not_start_is_one_line_that_names_its_logs(monkeypatch: 
     assert dict(os.environ) == before
 
 
-def test_there_must_be_a_ray_to_join(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_joining_without_an_address_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(InternalError, match="RAY_ADDRESS is not set"), ray_joined():
         pytest.fail("there is none")
 
 
 def test_the_environment_of_every_process_of_a_sweep(tmp_path: Path) -> None:
-    """No telemetry, no dashboards, a token where there is one; what came from elsewhere and leads there is taken out."""
+    """No telemetry, no dashboards, the token if given; variables of another Ray are removed."""
     found = ray_environment(tmp_path, tmp_path / "token")
     assert found["RAY_USAGE_STATS_ENABLED"] == "0"
     assert (found["RAY_AUTH_MODE"], found["RAY_AUTH_TOKEN_PATH"]) == ("token", str(tmp_path / "token"))
@@ -155,11 +164,11 @@ def test_the_environment_of_every_process_of_a_sweep(tmp_path: Path) -> None:
         "RAY_raylet_start_wait_time_s": "60",
         "PATH": "p",
     }
-    assert without_foreign(mixed) == {"RAY_raylet_start_wait_time_s": "60", "PATH": "p"}
+    assert without_ray_variables(mixed) == {"RAY_raylet_start_wait_time_s": "60", "PATH": "p"}
 
 
 def test_a_private_folder_is_private_short_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the folder for temporary files has a long name; however the block ends."""
+    """Also with a long name of the temporary folder; however the block ends."""
     long = tmp_path / ("long" * 20)
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
@@ -170,8 +179,8 @@ def test_a_private_folder_is_private_short_and_removed(tmp_path: Path, monkeypat
     assert not folder.exists()
 
 
-def test_folders_of_the_dead_are_removed_and_those_of_the_living_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lock tells; one without a lock may be just about to get it."""
+def test_only_folders_of_dead_processes_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By their locks; a folder without a lock may be just being created."""
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="t") as base:
         assert len(base) <= MAX_BASE
         monkeypatch.setattr(tempfile, "tempdir", base)
@@ -186,7 +195,7 @@ def test_folders_of_the_dead_are_removed_and_those_of_the_living_are_not(monkeyp
                 assert set(Path(base).iterdir()) == {living, new, own}
 
 
-def test_a_token_is_for_its_owner_alone_and_never_the_same(tmp_path: Path) -> None:
+def test_tokens_are_private_and_unique(tmp_path: Path) -> None:
     one, two = write_token(tmp_path / "one"), write_token(tmp_path / "two")
     assert one.stat().st_mode & 0o777 == 0o600
     assert one.read_text() != two.read_text()

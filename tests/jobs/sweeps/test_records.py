@@ -1,4 +1,4 @@
-"""Records of a sweep: what was launched and how far it came, read back as it was written, or not at all."""
+"""Records of a sweep are read back as written, or count as damaged."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from jobs.sweeps.records import (
     latest_file,
     latest_sweep,
     load_sweep,
-    press,
     read_trial,
     read_trials,
-    stop_asked,
+    set_stop_level,
+    stop_level,
     store_sweep,
     write_trial,
 )
@@ -40,7 +40,7 @@ FOLD = FoldRecord("1", (RUN,), {"k" * 20: "finetune"}, {"k": {"16": {"purity": 0
 
 
 def test_a_sweep_is_read_back_as_it_was_launched(tmp_path: Path) -> None:
-    """Also where the results have been moved: its folder says where it is."""
+    """Also after the results were moved: the path of its folder counts."""
     settings = SweepSettings(counts=[16, 64], settings={"ptapt.learning_rate": [1e-3, 1e-4]}, search=Search.random, folds=["2"])
     sweep = make_sweep(tmp_path / "a", settings)
     assert load_sweep(sweep.folder.path) == sweep
@@ -65,7 +65,7 @@ def test_a_damaged_sweep_is_an_error_in_one_line(tmp_path: Path, text: str) -> N
 
 
 def test_the_last_sweep_is_the_one_launched_last(tmp_path: Path) -> None:
-    """None where there was none; an error where the file that names it is damaged."""
+    """None without one; an error if the file with its name is damaged."""
     first = make_sweep(tmp_path, SweepSettings(seed=1))
     second = make_sweep(tmp_path, SweepSettings(seed=2))
     assert first.digest != second.digest
@@ -80,8 +80,8 @@ def _digest(sweep: Sweep, experiment: Experiment) -> str:
     return sweep_digest(experiment, sweep.corpus, sweep.validation, REGISTRY)
 
 
-def test_a_sweep_is_named_by_what_determines_it_and_by_nothing_else(tmp_path: Path) -> None:
-    """Where and on what it runs, or how many trials at once, makes it no other."""
+def test_the_digest_depends_on_what_determines_a_sweep_only(tmp_path: Path) -> None:
+    """Machines and the number of concurrent trials do not change it."""
     sweep = make_sweep(tmp_path, SweepSettings(counts=[16, 64]))
     given, settings = sweep.experiment, sweep.experiment.sweep
     same = [
@@ -109,7 +109,7 @@ def test_a_sweep_is_named_by_what_determines_it_and_by_nothing_else(tmp_path: Pa
     assert len(digests | {sweep.digest}) == len(others) + 2
 
 
-def test_trials_are_read_back_in_the_order_in_which_they_began_and_torn_ones_are_left_out(tmp_path: Path) -> None:
+def test_trials_are_read_in_order_of_start_without_damaged_ones(tmp_path: Path) -> None:
     folder = make_sweep(tmp_path).folder
     assert read_trials(folder) == ()
     late = TrialRecord("k16", Point((16,)), TrialState.complete, (FOLD,), began=2.0, ended=3.0)
@@ -129,7 +129,7 @@ def test_the_objective_is_the_mean_of_the_folds_done() -> None:
     assert record.ua == 56.0
 
 
-def test_who_is_gone_is_not_running(tmp_path: Path) -> None:
+def test_running_trials_become_interrupted(tmp_path: Path) -> None:
     folder = make_sweep(tmp_path).folder
     for name, state in (("k16", TrialState.running), ("k64", TrialState.complete)):
         write_trial(folder, TrialRecord(name, Point((16,)), state, (FOLD,)))
@@ -138,21 +138,21 @@ def test_who_is_gone_is_not_running(tmp_path: Path) -> None:
 
 
 def test_a_request_to_stop_holds_until_the_sweep_is_launched_again(tmp_path: Path) -> None:
-    """Whatever the file says that asks: a shell may have made it. The driver's word goes beyond it, and means nothing without it."""
+    """Whatever the content of the stop file. The level set by the driver counts only while the file exists."""
     sweep = make_sweep(tmp_path)
     folder = sweep.folder
-    assert stop_asked(folder) is StopLevel.none
-    press(folder, StopLevel.leave)
-    assert stop_asked(folder) is StopLevel.none
+    assert stop_level(folder) is StopLevel.none
+    set_stop_level(folder, StopLevel.leave)
+    assert stop_level(folder) is StopLevel.none
     store_sweep(sweep)
     folder.stop.write_text("cancelled\n")
     ask_to_stop(folder)
     assert folder.stop.read_text() == "cancelled\n"
-    assert stop_asked(folder) is StopLevel.stop
-    press(folder, StopLevel.hurry)
-    assert stop_asked(folder) is StopLevel.hurry
+    assert stop_level(folder) is StopLevel.stop
+    set_stop_level(folder, StopLevel.hurry)
+    assert stop_level(folder) is StopLevel.hurry
     store_sweep(sweep)
-    assert stop_asked(folder) is StopLevel.none
+    assert stop_level(folder) is StopLevel.none
 
 
 def test_a_record_is_plain_json(tmp_path: Path) -> None:

@@ -26,14 +26,14 @@ NAMES = {"table.tex", "table.md", "summary.json", "trials.csv", "runs.csv", "plo
 
 
 def _evaluate(sweep: Sweep, counts: tuple[int, ...], *folds: str) -> None:
-    """Compute a point and put it on record."""
+    """Compute a point and write its record."""
     point, resources = Point(counts), partial(resources_of, sweep.experiment)
     with LocalExecutor(sweep.own_place, sweep.own_layout, resources, Capacity(2, (), 8.0)) as executor:
         done = tuple(evaluate_fold(sweep, point, fold, executor) for fold in folds)
     write_trial(sweep.folder, TrialRecord(point.name, point, TrialState.complete, done, began=sweep.launched))
 
 
-def test_a_report_is_of_what_was_computed(tmp_path: Path) -> None:
+def test_report_of_a_computed_sweep(tmp_path: Path) -> None:
     """Scores of the runs, cost of the stages, the choice; all files, at any time, and the same again from the same records."""
     sweep = make_sweep(tmp_path, SweepSettings(sets=[[16], [64], [16, 64]]), folds=("1", "2"))
     sweep = replace(sweep, experiment=replace(sweep.experiment, sweep=replace(sweep.experiment.sweep, folds=["1"])))
@@ -65,8 +65,8 @@ def test_a_report_is_of_what_was_computed(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in report.paths} == written
 
 
-def test_overrides_of_the_launch_are_those_of_the_choice(tmp_path: Path) -> None:
-    """Told from the experiment's file, as it lies beside the code; a file that is not there any more tells none."""
+def test_overrides_of_the_launch_are_in_the_choice(tmp_path: Path) -> None:
+    """Compared with the experiment's file beside the code; none if the file is missing."""
     sweep = make_sweep(tmp_path, recipe=Recipe(ptapt=Ptapt(steps=7)))
     assert changed_settings(sweep) == ()
     configs = tmp_path / "code" / "configs"
@@ -83,8 +83,8 @@ def test_overrides_of_the_launch_are_those_of_the_choice(tmp_path: Path) -> None
     assert [each for each in found if not each.startswith("resources.")] == ["site=far", "slurm.qos=short", "recipe.ptapt.steps=7"]
 
 
-def test_folders_are_named_where_a_grid_would_look_elsewhere(tmp_path: Path) -> None:
-    """Not those beside the code, also where the sweep ran from a snapshot among the results, and not a corpus that is reached by a link."""
+def test_options_name_folders_that_are_not_the_default(tmp_path: Path) -> None:
+    """Default folders are not named, also if the sweep ran from a snapshot below the results or the corpus is a link."""
     made = make_sweep(tmp_path)
     home = tmp_path / "home"
     (home / "data").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""How points are found and trials given up, without a Ray: what Optuna is told, what the rungs of ASHA know after a restart."""
+"""Search and early stopping without Ray: what is reported to Optuna, and the rungs of ASHA after a restart."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ray.tune.search import Searcher
 
 from jobs.experiment.sweep_section import Search, Stopping, SweepSettings
 from jobs.sweeps.records import FoldRecord, Sweep, TrialRecord, TrialState, write_trial
-from jobs.sweeps.search import DistinctOptuna, listed_points, number_of_points, scheduler_of
-from jobs.sweeps.space import Point
+from jobs.sweeps.search import DistinctOptuna, scheduler_of
+from jobs.sweeps.space import Point, listed_points, number_of_points
 from jobs.sweeps.trainable import FOLDER, FOLDS, OBJECTIVE, POINT, point_of, point_text
 from tests.jobs.sweeps.fake_registry import make_sweep
 
 
 @dataclass(frozen=True)
 class FakeTrial:
-    """As much of Tune's trial as a scheduler looks at."""
+    """The attributes of Tune's trial that a scheduler uses."""
 
     trial_id: str
     config: dict[str, Any]
@@ -46,8 +46,8 @@ def _scheduler(sweep: Sweep, folds: int = 4) -> Any:
     return scheduler
 
 
-def test_the_rungs_are_filled_from_the_records_when_trials_come_back(tmp_path: Path) -> None:
-    """A trial that is worse than what others had reported before the restart is stopped; a scheduler without memory goes on with it."""
+def test_rungs_are_filled_from_records_after_a_restart(tmp_path: Path) -> None:
+    """A trial worse than results from before the restart is stopped; plain ASHA would continue it."""
     sweep = make_sweep(tmp_path, SweepSettings(sets=[[16], [64], [256]], grace_folds=1))
     _on_record(sweep, (16,), 60.0, 62.0)
     _on_record(sweep, (64,), 64.0)
@@ -63,8 +63,8 @@ def test_the_rungs_are_filled_from_the_records_when_trials_come_back(tmp_path: P
     assert forgetful.on_trial_result(controller, other, {FOLDS: 1, OBJECTIVE: 50.0}) == "CONTINUE"
 
 
-def test_a_trial_is_judged_also_where_its_record_was_there_before_its_report(tmp_path: Path) -> None:
-    """The driver was killed in between: its decision is made now, and not against itself."""
+def test_asha_decides_again_on_a_fold_that_is_already_recorded(tmp_path: Path) -> None:
+    """The driver was killed in between: it decides now, without counting the trial twice."""
     sweep = make_sweep(tmp_path, SweepSettings(sets=[[16], [64]]))
     _on_record(sweep, (16,), 50.0)
     _on_record(sweep, (64,), 60.0)
@@ -75,7 +75,7 @@ def test_a_trial_is_judged_also_where_its_record_was_there_before_its_report(tmp
     assert scheduler.on_trial_result(controller, _trial(sweep, 16), {FOLDS: 1, OBJECTIVE: 50.0}) == "STOP"
 
 
-def test_grace_is_given_and_a_report_without_a_fold_judges_nothing(tmp_path: Path) -> None:
+def test_asha_respects_grace_folds_and_ignores_reports_without_a_fold(tmp_path: Path) -> None:
     sweep = make_sweep(tmp_path, SweepSettings(sets=[[16], [64]], grace_folds=2))
     scheduler, controller = _scheduler(sweep), FakeController()
     good, bad = _trial(sweep, 64), _trial(sweep, 16)
@@ -88,8 +88,8 @@ def test_grace_is_given_and_a_report_without_a_fold_judges_nothing(tmp_path: Pat
 
 
 @pytest.mark.parametrize("stopping", [Stopping.asha, Stopping.none])
-def test_how_many_at_once_is_of_the_machines_now(tmp_path: Path, stopping: Stopping) -> None:
-    """Tune's file says how many it was when the sweep was first launched."""
+def test_concurrency_follows_the_current_machines(tmp_path: Path, stopping: Stopping) -> None:
+    """Tune's file has the number of the first launch."""
     sweep = make_sweep(tmp_path, SweepSettings(sets=[[16]], stopping=stopping))
     scheduler, controller = _scheduler(sweep), FakeController()
     controller.search_alg = type("Generator", (), {"max_concurrent": 9})()
@@ -101,7 +101,7 @@ def _optuna(sweep: Sweep) -> DistinctOptuna:
     return DistinctOptuna(sweep.space, sweep.folder.path, sweep.experiment.sweep, folds=2)
 
 
-def test_optuna_is_asked_until_a_point_is_new_and_ends_when_there_is_none(tmp_path: Path) -> None:
+def test_optuna_repeats_no_point_and_ends_when_none_is_left(tmp_path: Path) -> None:
     """Seven sets of three counts, each once, whether or not the trials before have ended."""
     sweep = make_sweep(tmp_path, SweepSettings(counts=[16, 64, 256], search=Search.optuna, trials=100))
     assert number_of_points(sweep.experiment) == 7
@@ -119,7 +119,7 @@ def test_optuna_is_asked_until_a_point_is_new_and_ends_when_there_is_none(tmp_pa
     assert search.suggest("t7") == Searcher.FINISHED
 
 
-def test_optuna_knows_who_was_stopped_early_and_who_failed(tmp_path: Path) -> None:
+def test_optuna_is_given_stopped_and_failed_trials(tmp_path: Path) -> None:
     """A mean over fewer folds is not a value like the others: that trial counts as pruned."""
     sweep = make_sweep(tmp_path, SweepSettings(counts=[16, 64, 256, 1024], search=Search.optuna, trials=8))
     search = _optuna(sweep)
@@ -143,8 +143,8 @@ def test_optuna_knows_who_was_stopped_early_and_who_failed(tmp_path: Path) -> No
     assert trials[asked["stopped"]].intermediate_values == {1: 70.0}
 
 
-def test_optuna_goes_on_with_what_it_had_learnt(tmp_path: Path) -> None:
-    """Saved and restored, as Tune does it, it asks for the points that it would have asked for."""
+def test_optuna_resumes_with_its_results(tmp_path: Path) -> None:
+    """Saved and restored as by Tune, it suggests the same points."""
     sweep = make_sweep(tmp_path, SweepSettings(counts=[16, 64, 256, 1024, 4096], search=Search.optuna, trials=12, seed=5))
 
     def ask(search: DistinctOptuna, numbers: range) -> list[str]:

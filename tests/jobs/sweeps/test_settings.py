@@ -25,11 +25,11 @@ def configs(tmp_path: Path) -> Path:
 
 
 def _load(configs: Path, *overrides: str) -> Experiment:
-    return load_experiment("small", overrides, configs=configs, recipe_schema=Recipe)
+    return load_experiment("small", overrides, configs=configs, recipe_schema=Recipe, methods=("vft", "tapt", "ptapt"))
 
 
 def test_defaults_and_layers(configs: Path) -> None:
-    """What nobody says is the schema's default; names of enums are read; an override wins over the file."""
+    """Defaults of the schema; names of enums; an override replaces the value of the file."""
     sweep = _load(configs, "sweep.search=random", "sweep.stopping=none", "sweep.resources.gpus=4", "sweep.sizes=[2]").sweep
     assert (sweep.search, sweep.stopping, sweep.resources.gpus, sweep.resources.cpus, sweep.sizes) == (
         Search.random,
@@ -52,7 +52,7 @@ def test_defaults_and_layers(configs: Path) -> None:
         ('sweep.settings.ptapt.learning_rate=["${recipe.ptapt.learning_rate}"]', [1e-3]),
     ],
 )
-def test_an_override_meets_the_key_of_the_file_however_both_are_written(configs: Path, override: str, expected: object) -> None:
+def test_overrides_match_nested_and_dotted_keys(configs: Path, override: str, expected: object) -> None:
     """Dotted or nested: one key, whose last writing counts, list or range; keys beside it stay."""
     assert _load(configs, override).sweep.settings == {"ptapt.learning_rate": expected, "ptapt.steps": [1, 2]}
 
@@ -76,17 +76,15 @@ def test_a_range_is_changed_key_by_key(configs: Path) -> None:
         ("counts: '${recipe.cluster.counts}'", ["sweep.sets=[[2]]"], ([], [], [[2]])),
     ],
 )
-def test_sets_by_name_and_sets_from_a_pool_replace_one_another(
-    configs: Path, stated: str, overrides: list[str], expected: tuple[object, ...]
-) -> None:
-    """What an override names takes the place of what the file does; two writings side by side stay, and are refused later."""
+def test_listed_sets_and_a_pool_replace_each_other(configs: Path, stated: str, overrides: list[str], expected: tuple[object, ...]) -> None:
+    """An override replaces the sets of the file; both in one place are kept, and refused later."""
     (configs / "experiment" / "small.yaml").write_text(f"corpus: demo\nsweep: {{{stated}}}\n")
     sweep = _load(configs, *overrides).sweep
     assert (sweep.counts, sweep.sizes, sweep.sets) == expected
 
 
-def test_keys_are_flat_however_deep_they_were_written() -> None:
-    """A mapping that has a key of a range is one, every other is a section; of two writings of a key the later counts."""
+def test_nested_keys_are_flattened() -> None:
+    """A mapping with a key of a range is a range, any other a section; the later of two equal keys counts."""
     settings = {"a.b": [1], "a": {"c": {"low": 1, "high": 2}, "d": {"e.f": [2]}}, "g": None, "empty": {}}
     assert flat(settings) == {"a.b": [1], "a.c": {"low": 1, "high": 2}, "a.d.e.f": [2], "g": None}
     assert flat({"a.b": [1], "a": {"b": [2]}}) == {"a.b": [2]}
@@ -115,7 +113,7 @@ def test_keys_are_flat_however_deep_they_were_written() -> None:
         ("sweep.resources.memory_gb=0", "sweep.resources.memory_gb out of range: 0; allowed: more than 0"),
         ("sweep.resources.minutes=0", "sweep.resources.minutes out of range"),
         ("sweep.counts=[a]", "sweep.counts[0] in KEY=VALUE"),
-        ("sweep.counts=16", "sweep.counts in KEY=VALUE: a list is wanted, in brackets"),
+        ("sweep.counts=16", "sweep.counts in KEY=VALUE: expected a list in brackets"),
         ("sweep=null", "sweep in KEY=VALUE"),
         ("sweep=[1]", "KEY=VALUE"),
         ("sweep.settings=[1]", "sweep.settings: write keys of the recipe"),
@@ -136,8 +134,8 @@ def test_a_stored_experiment_keeps_its_sweep(configs: Path) -> None:
     assert restore_experiment(json.loads(json.dumps(resolved_values(experiment))), recipe_schema=Recipe) == experiment
 
 
-def test_what_was_launched_before_there_were_sweeps_is_read(configs: Path) -> None:
-    """A stored configuration without the section is one that says nothing in it; one of another version still is refused."""
+def test_experiments_without_a_sweep_section_are_read(configs: Path) -> None:
+    """A stored configuration without the section has its defaults; one of another version is still refused."""
     experiment = _load(configs)
     values = resolved_values(experiment)
     del values["sweep"]

@@ -1,4 +1,4 @@
-"""The space of a sweep: which sets and settings it holds, how they are drawn, and that a point is what its override line says."""
+"""The space of a sweep: its sets and settings, drawing points, and the overrides of a point."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from jobs.sweeps.space import (
     decode,
     ends,
     grid_points,
+    overrides_of,
     parameters,
     point_from_json,
     random_points,
@@ -57,8 +58,8 @@ def _error(**sweep: Any) -> str:
     return str(caught.value)
 
 
-def test_sets_come_from_the_recipe_a_pool_or_by_name() -> None:
-    """Without a word of it every set of the recipe's counts; sizes choose among those of a pool; named sets are all there is."""
+def test_sets_come_from_the_recipe_a_pool_or_a_list() -> None:
+    """By default all sets of the recipe's counts; `sizes` selects sets of a pool; listed sets are used as they are."""
     assert [point.label for point in grid_points(space_of(_experiment()))] == [
         *("64", "512", "4096", "64+512", "64+4096", "512+4096"),
         "64+512+4096",
@@ -105,13 +106,13 @@ def test_sets_come_from_the_recipe_a_pool_or_by_name() -> None:
         ({"settings": {"features.padding": {"low": "reference", "high": "independent"}}}, "a range is of numbers"),
     ],
 )
-def test_what_cannot_be_searched_is_one_line(sweep: dict[str, Any], expected: str) -> None:
+def test_invalid_spaces_are_errors_in_one_line(sweep: dict[str, Any], expected: str) -> None:
     """Which key, what is wrong with it, what to do."""
     assert expected in _error(**sweep)
 
 
-def test_two_writings_of_one_value_are_one_point() -> None:
-    """`1e-4` may be text to YAML; counts come in any order; enums are told by name, in words or as members."""
+def test_equal_values_are_one_point() -> None:
+    """`1e-4` may be text in YAML; counts have any order; enums are given by name or as members."""
     asked = {"ptapt": {"learning_rate": ["1e-4", 0.0001, 5e-4]}, "features.padding": ["reference"]}
     space = space_of(_experiment(sets=[[64, 16]], settings=asked))
     assert grid_points(space) == tuple(
@@ -120,8 +121,8 @@ def test_two_writings_of_one_value_are_one_point() -> None:
     assert Point((64, 16), (("b", 1), ("a", 2))) == Point((16, 64), (("a", 2), ("b", 1)))
 
 
-def test_the_recipes_own_value_is_listed_where_it_was_asked_for() -> None:
-    """A point says all that was searched; a key that is null is not."""
+def test_a_choice_equal_to_the_default_is_kept() -> None:
+    """A point has every searched key; a null key is not searched."""
     own = Recipe().ptapt.steps
     space = space_of(_experiment(sets=[[16]], settings={"ptapt.steps": [own], "ptapt.learning_rate": None}))
     assert grid_points(space) == (Point((16,), (("ptapt.steps", own),)),)
@@ -133,7 +134,7 @@ def test_labels_names_and_json() -> None:
     assert (point.label, Point((16, 64)).label) == ("16+64, ptapt.learning_rate=0.0005", "16+64")
     assert Point((16, 64)).name == "k16-64"
     assert point.name.startswith("k16-64-")
-    assert point.overrides == ("recipe.cluster.counts=[16,64]", "recipe.ptapt.learning_rate=0.0005")
+    assert overrides_of(_experiment(), point) == ("recipe.cluster.counts=[16,64]", "recipe.ptapt.learning_rate=0.0005")
     assert point_from_json(json.loads(json.dumps(point.to_json()))) == point
     large = Point(tuple(range(1000, 1020)))
     assert len(large.name) < 64
@@ -144,7 +145,7 @@ def test_labels_names_and_json() -> None:
 
 
 def test_names_of_points_differ() -> None:
-    """Files of two points never meet, and need no quotes."""
+    """Names are unique and need no quoting."""
     asked = {**RATES, "ptapt.steps": list(range(1, 200)), "features.padding": ["reference", "independent"]}
     points = grid_points(space_of(_experiment(sets=[[16], [16, 64]], settings=asked)))
     names = {point.name for point in points}
@@ -160,15 +161,15 @@ OVERRIDDEN = {
 }
 
 
-def test_a_point_is_the_grid_of_its_override_line() -> None:
-    """The line of a point survives a shell, and gives the recipe and the very stages that `apply` gives; nothing else is changed."""
+def test_a_point_equals_the_experiment_of_its_overrides() -> None:
+    """The arguments survive a shell and give the same recipe and stages as `apply`; nothing else changes."""
     base = _load()
     experiment = replace(base, sweep=SweepSettings(sets=[[64, 16], [256]], settings=OVERRIDDEN))
     points = grid_points(space_of(experiment))
     assert len(points) == 2 * 2 * 2 * 3
     for point in points[::5]:
         swept = apply(experiment, point)
-        ordinary = _load(*shlex.split(shlex.join(point.overrides)), "methods=[ptapt]")
+        ordinary = _load(*shlex.split(shlex.join(overrides_of(experiment, point))), "methods=[ptapt]")
         assert swept.recipe == ordinary.recipe
         assert _keys(swept) == _keys(ordinary)
         assert swept == replace(ordinary, sweep=experiment.sweep)
@@ -190,7 +191,7 @@ def _keys(experiment: Experiment) -> frozenset[str]:
 
 
 def test_random_points_are_distinct_and_even() -> None:
-    """No point twice; every set and choice about as often as any other; all of them where more are asked for than there are."""
+    """No point twice; sets and choices with equal frequency; all points if more are requested."""
     space = space_of(_experiment(counts=[8, 16, 32], settings=RATES))
     assert sorted(point.label for point in random_points(space, 99, seed=3)) == sorted(point.label for point in grid_points(space))
     drawn = [point for seed in range(700) for point in random_points(space, 2, seed)]
@@ -208,8 +209,8 @@ PINNED = (
 )
 
 
-def test_random_points_are_the_same_everywhere() -> None:
-    """In another process, with another hash seed; and those of this version of the program, whatever Python runs it."""
+def test_random_points_are_reproducible() -> None:
+    """In another process with another hash seed, and in every version of Python."""
     asked = {"ptapt.learning_rate": {"low": 1e-5, "high": 1e-3, "log": True}, "ptapt.steps": {"low": 10, "high": 99}}
     points = random_points(space_of(_experiment(counts=[8, 16, 32], settings=asked)), 3, seed=7)
     assert tuple(point.label for point in points) == PINNED
@@ -228,8 +229,8 @@ def test_random_points_are_the_same_everywhere() -> None:
 
 
 @given(st.integers(1, 10**6), st.integers(1, 10**6), st.floats(0, 1), st.booleans(), st.booleans())
-def test_numbers_of_a_range_lie_in_it(low: int, width: int, share: float, log: bool, whole: bool) -> None:
-    """Whatever the share of the way, ends included; whole where the ends are; short to write."""
+def test_numbers_are_within_their_range(low: int, width: int, share: float, log: bool, whole: bool) -> None:
+    """For any share, ends included; integers for integer ends; with few digits."""
     given = Range(low, low + width, log) if whole else Range(low / 7, (low + width) / 7, log)
     number = given.at(share)
     assert given.low <= number <= given.high
@@ -289,7 +290,7 @@ def test_every_draw_of_the_parameters_is_a_point(data: st.DataObject, space: Spa
 @settings(max_examples=60, deadline=None)
 @given(spaces())
 def test_every_point_can_be_drawn(space: Space) -> None:
-    """For each set there are parameters that mean it: full weight for its counts, none for the others."""
+    """For each set there are parameters that decode to it: weight 1 for its counts, 0 for the others."""
     asked = parameters(space)
     rest = {name: values[0] if isinstance(values, tuple) else values.low for name, values in asked.items()}
     for counts in space.sets:
@@ -318,7 +319,7 @@ def test_parameters_name_each_count() -> None:
     assert parameters(space_of(_experiment(sets=[[8], [8, 16]]))) == {"set": ("8", "8+16")}
 
 
-def test_what_is_looked_at_before_a_trial() -> None:
+def test_ends_and_variations() -> None:
     """Every combination of choices and ends of ranges once; key by key, what differs in that key alone."""
     asked = {**RATES, "ptapt.steps": {"low": 1, "high": 9}}
     space = space_of(_experiment(counts=[8, 16], settings=asked))

@@ -1,4 +1,4 @@
-"""Stages as tasks of a real Ray: computed once, with what Ray gave; stopped with a checkpoint, resumed when what computed them is gone."""
+"""Stages as tasks of a real Ray: computed once on assigned resources, stopped with a checkpoint, resumed after losses."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from jobs.control.controller import Report, run_local
+from jobs.control.controller import Report, read_facts, run_local
 from jobs.control.facts import Phase
-from jobs.control.observe import Sight, read_facts
+from jobs.control.observe import PassContext
 from jobs.errors import InternalError
 from jobs.experiment.config import Resources
 from jobs.store.failures import FailureClass
@@ -40,12 +40,12 @@ SMALL, LARGE = Capacity(4, (), 16.0), Capacity(8, ("0", "1"), 32.0)
 
 
 def test_a_grid_with_failures_ends_complete(tmp_path: Path, ray_here: Capacity) -> None:
-    """As on this machine without Ray: the policy of each failure applies, every stage ends well once, as a child of a warm fork server."""
+    """As with the local executor: the failure policy applies, and every stage succeeds once, as a child of a warm fork server."""
     failing = {"finetune vft 1 0": "comm:1", "finetune vft 1 1": "kill:1", "tapt tapt 1 0": "oom:1"}
     wanted = local_launch.desired(tmp_path, {"failing": failing})
     lines: list[str] = []
     with executor(tmp_path) as stages:
-        report = run_local(wanted, stages, tell=lambda event: lines.append(event.line))
+        report = run_local(wanted, stages, on_event=lambda event: lines.append(event.line))
         assert stages.idle
     assert report.complete
     starts, ends = (fake_registry.count(tmp_path / "corpus", what) for what in ("starts", "ends"))
@@ -60,7 +60,7 @@ def test_a_grid_with_failures_ends_complete(tmp_path: Path, ray_here: Capacity) 
     assert len({each["server"] for each in found}) <= 2 + 1  # of two workers, one begun anew at the most
 
 
-def test_gpus_are_those_that_ray_gave(tmp_path: Path, ray_here: Capacity) -> None:
+def test_stages_see_the_gpus_that_ray_assigned(tmp_path: Path, ray_here: Capacity) -> None:
     """By their physical names, one for each stage at a time, both for one that wants two; workers that had a GPU are used again."""
     recipe = {"failing": {"tapt tapt * *": "meet:2"}}
     graph = fake_registry.make_graph(recipe, methods=("tapt",), folds=("1", "2"), seeds=1)
@@ -77,7 +77,7 @@ def test_gpus_are_those_that_ray_gave(tmp_path: Path, ray_here: Capacity) -> Non
 
 
 def test_two_executors_compute_a_stage_once(tmp_path: Path, ray_here: Capacity) -> None:
-    """Two trials ask for the same stages at the same moment; what one computes, the other waits for without a core, and has then."""
+    """Two trials submit the same stages at the same time; the second waits for the results of the first without using a core."""
     graph = fake_registry.make_graph({"seconds": 0.2}, methods=("ptapt", "tapt"), folds=("1",), seeds=2)
     reports: list[Report] = []
 
@@ -95,7 +95,7 @@ def test_two_executors_compute_a_stage_once(tmp_path: Path, ray_here: Capacity) 
     assert len(fake_registry.count(tmp_path / "corpus", "ends")) == len(graph.nodes)
 
 
-def test_who_waits_for_another_trials_stage_occupies_no_core(tmp_path: Path, ray_here: Capacity) -> None:
+def test_waiting_for_a_stage_of_another_trial_uses_no_core(tmp_path: Path, ray_here: Capacity) -> None:
     """The other stage of the second trial runs meanwhile on the only core that is left."""
     graph = fake_registry.make_graph({"failing": {"tapt tapt 1 0": "sleep:60"}}, methods=("tapt", "vft"), folds=("1",), seeds=1)
     tapt = next(key for key, node in graph.nodes.items() if node.stage == "tapt")
@@ -108,15 +108,15 @@ def test_who_waits_for_another_trials_stage_occupies_no_core(tmp_path: Path, ray
         assert [each.code for each in ended] == [3]
         assert second.departures([tapt]) == {}
         facts = read_facts(graph, layout_of(tmp_path))
-        assert facts[tapt].held
+        assert facts[tapt].executed_by
         submit(second, graph, vft)
         assert [each.code for each in _all_ended(second)] == [0]
         first.stop(grace=20)
     assert fake_registry.count(tmp_path / "corpus", "starts")[tapt] == 1
 
 
-def test_stopping_leaves_a_checkpoint_from_which_the_next_one_goes_on(tmp_path: Path, ray_here: Capacity) -> None:
-    """What waits is handed back, what runs is asked to leave and does; nothing is left, and nothing counts as a failure."""
+def test_a_stopped_stage_is_resumed_from_its_checkpoint(tmp_path: Path, ray_here: Capacity) -> None:
+    """Waiting stages are returned, running ones write checkpoints and exit; nothing counts as a failure."""
     graph = fake_registry.make_graph({"failing": {"tapt tapt 1 0": "sleep:60"}}, methods=("tapt",), folds=("1",), seeds=1)
     (tapt, run) = graph.nodes
     with executor(tmp_path) as stages:
@@ -135,8 +135,8 @@ def test_stopping_leaves_a_checkpoint_from_which_the_next_one_goes_on(tmp_path: 
 
 
 @pytest.mark.parametrize("hurried", [False, True])
-def test_who_does_not_hear_is_killed_after_the_grace_or_in_a_hurry(tmp_path: Path, ray_here: Capacity, hurried: bool) -> None:
-    """Its attempt is on record as interrupted, whichever it was."""
+def test_a_stage_that_ignores_stop_is_killed(tmp_path: Path, ray_here: Capacity, hurried: bool) -> None:
+    """In both cases its attempt is recorded as interrupted."""
     graph = graph_of_one("deaf:60")
     (key,) = graph.nodes
     with executor(tmp_path) as stages:
@@ -152,8 +152,8 @@ def test_who_does_not_hear_is_killed_after_the_grace_or_in_a_hurry(tmp_path: Pat
     assert not _left_over(tmp_path)
 
 
-def test_one_request_to_stop_is_one(tmp_path: Path, ray_here: Capacity) -> None:
-    """Ray says it once: a worker that takes its time for a checkpoint is not hurried."""
+def test_a_repeated_request_to_stop_counts_once(tmp_path: Path, ray_here: Capacity) -> None:
+    """A worker that needs time for a checkpoint is not killed."""
     graph = graph_of_one("deaf:2.7")
     with executor(tmp_path) as stages:
         submit(stages, graph)
@@ -164,7 +164,7 @@ def test_one_request_to_stop_is_one(tmp_path: Path, ray_here: Capacity) -> None:
 def test_a_worker_of_ray_that_is_killed_leaves_nothing_behind(
     tmp_path: Path, ray_here: Capacity, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The fork server sees its end, the stage writes a checkpoint and is resumed; the loss costs nothing, and is told in the log alone."""
+    """The fork server notices it, the stage writes a checkpoint and is resumed; the loss is only in the log."""
     graph = graph_of_one("sleep:60")
     (key,) = graph.nodes
     with executor(tmp_path) as stages:
@@ -187,7 +187,7 @@ def test_a_worker_of_ray_that_is_killed_leaves_nothing_behind(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_stage_that_cannot_even_begin_is_not_tried_for_ever(tmp_path: Path, ray_here: Capacity) -> None:
+def test_a_stage_that_cannot_start_is_given_up(tmp_path: Path, ray_here: Capacity) -> None:
     """Four tasks that end before they have claimed an attempt are enough."""
     graph = graph_of_one("")
     (key,) = graph.nodes
@@ -200,8 +200,8 @@ def test_a_stage_that_cannot_even_begin_is_not_tried_for_ever(tmp_path: Path, ra
     assert "4 jobs ended before the worker began" in report.facts[key].error
 
 
-def test_what_waits_can_be_handed_back(tmp_path: Path, ray_here: Capacity) -> None:
-    """What Ray has in its queue is cancelled there; what runs stays."""
+def test_waiting_stages_can_be_cancelled(tmp_path: Path, ray_here: Capacity) -> None:
+    """Tasks in Ray's queue are cancelled; running ones stay."""
     recipe = {"failing": {"finetune vft * *": "sleep:60"}}
     graph = fake_registry.make_graph(recipe, methods=("vft",), folds=("1",), seeds=3)
     with executor(tmp_path) as stages:
@@ -215,7 +215,7 @@ def test_what_waits_can_be_handed_back(tmp_path: Path, ray_here: Capacity) -> No
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_node_that_dies_under_a_stage_is_survived(tmp_path: Path) -> None:
+def test_a_stage_survives_the_loss_of_its_node(tmp_path: Path) -> None:
     """Ray of three nodes, two of them for stages: the one that computes is killed, and the other goes on from the checkpoint."""
     script = [sys.executable, "-m", "tests.jobs.sweeps.losing_node", str(tmp_path)]
     ran = subprocess.run(script, capture_output=True, text=True, timeout=120, check=False, cwd=REPOSITORY)
@@ -229,8 +229,8 @@ def test_a_node_that_dies_under_a_stage_is_survived(tmp_path: Path) -> None:
     assert not _left_over(tmp_path)
 
 
-def test_the_dead_claim_of_another_machine_is_given_up_once_its_task_is_known_to_be_gone(tmp_path: Path) -> None:
-    """45 seconds after its last sign of life, and not 300: whoever submitted the task knows that it ended."""
+def test_a_remote_claim_ends_when_its_task_is_known_to_be_gone(tmp_path: Path) -> None:
+    """45 seconds after its last heartbeat instead of 300, as the executor knows that its task has ended."""
     from jobs.control.facts import Departure
     from jobs.store.records import Claim, claim_attempt
 
@@ -241,15 +241,15 @@ def test_the_dead_claim_of_another_machine_is_given_up_once_its_task_is_known_to
     claim_attempt(folder, 1, claim)
     os.utime(folder.attempt(1).claim, (time.time() - 60, time.time() - 60))
     departure = Departure(key, "ray-abc-1", "", time.time() - 200, time.time())
-    assert read_facts(graph, layout_of(tmp_path))[key].held
-    facts = read_facts(graph, layout_of(tmp_path), Sight(departures=lambda keys: {key: (departure,)}))[key]
-    assert not facts.held
-    assert facts.gone == ("ray-abc-1",)
-    assert facts.failure == FailureClass.node.name
+    assert read_facts(graph, layout_of(tmp_path))[key].executed_by
+    facts = read_facts(graph, layout_of(tmp_path), PassContext(departures=lambda keys: {key: (departure,)}))[key]
+    assert not facts.executed_by
+    assert facts.lost_jobs == ("ray-abc-1",)
+    assert facts.failure is FailureClass.node
     assert not facts.stopped
 
 
-def test_what_no_machine_has_is_cut_to_the_one_that_has_most() -> None:
+def test_requests_are_limited_to_the_largest_machine() -> None:
     """GPUs count first, then cores; the share of a GPU is asked for as a part of it, and a whole one after memory ran out there."""
     assert needs_of(Resources(cpus=2, gpus=1, memory_gb=8.0), [SMALL, LARGE]) == Needs(2, 1, 8.0)
     assert needs_of(Resources(cpus=16, gpus=4, memory_gb=64.0), [SMALL, LARGE]) == Needs(8, 2, 32.0)
@@ -261,7 +261,7 @@ def test_what_no_machine_has_is_cut_to_the_one_that_has_most() -> None:
     assert options_of(Needs(2, 2, 1.5)) == {"num_cpus": 2, "num_gpus": 2, "memory": 3 << 29, "scheduling_strategy": "DEFAULT"}
 
 
-def test_machines_are_those_that_live() -> None:
+def test_machines_are_the_live_nodes() -> None:
     """And that have a core: a head that only coordinates computes nothing."""
     nodes: list[dict[str, Any]] = [
         {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 2.0, "memory": float(32 << 30)}},
@@ -273,11 +273,11 @@ def test_machines_are_those_that_live() -> None:
     assert not fits(Needs(8, 1, 1.0), SMALL)
 
 
-def test_devices_are_named_as_ray_names_them_and_must_be_as_many_as_asked_for() -> None:
+def test_gpu_ids_are_sorted_and_must_match_the_request() -> None:
     assert in_order([10, 9]) == ("9", "10")
     assert in_order(["GPU-b", "3", "GPU-a"]) == ("3", "GPU-a", "GPU-b")
     assert capacity_given(Needs(3, 2, 4.0), ("5", "7")) == Capacity(3, ("5", "7"), 4.0)
-    with pytest.raises(InternalError, match="gave GPUs none where 1"):
+    with pytest.raises(InternalError, match="assigned GPUs none, but 1"):
         capacity_given(Needs(1, 1, 1.0), ())
 
 
@@ -308,7 +308,7 @@ def _parent(pid: int) -> int:
 
 
 def _left_over(folder: Path) -> list[str]:
-    """Processes that compute below a folder: their log is their stdout."""
+    """Processes whose stdout is a log below a folder."""
     found: list[str] = []
     for process in Path("/proc").glob("[0-9]*"):
         try:

@@ -1,4 +1,4 @@
-"""What a sweep says of its points, by hand: means, spreads, differences, the best, the smallest as good, the nested choice, the cost."""
+"""Summary of a sweep: means, sd, differences, the best, a smaller one not distinguishable from it, nested choice, cost."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ def test_one_seed_has_no_spread() -> None:
     assert (point.ua.mean, point.ua.sd, point.ua.interval) == (60.0, None, None)
 
 
-def test_folds_weigh_the_same_whatever_runs_they_have() -> None:
+def test_folds_have_equal_weight() -> None:
     """A slot that one fold lacks is in the fold means, and in no spread."""
     (point,) = _summary(cases.trial([16], {"1": (50.0, 60.0), "2": (70.0,), "3": (70.0, 80.0)})).points
     assert point.ua.mean == pytest.approx((55 + 70 + 75) / 3)
     assert point.ua.sd is None
 
 
-def test_points_come_best_first_then_stopped_failed_and_under_way() -> None:
-    """Of complete ones by mean, of equal ones the smaller; of the others by how far they have come."""
+def test_points_are_sorted_by_state_and_score() -> None:
+    """Complete points by mean, the smaller of equal ones first; the others by their number of folds."""
     same = dict.fromkeys(cases.FOLDS, (60.0, 60.0))
     found = _summary(
         cases.trial([512], {}, TrialState.running),
@@ -72,8 +72,8 @@ def test_points_come_best_first_then_stopped_failed_and_under_way() -> None:
     }
 
 
-def test_a_point_with_every_fold_is_complete_whatever_its_record_says() -> None:
-    """A trial that was killed after its last fold, before its record said so."""
+def test_a_point_with_every_fold_is_complete() -> None:
+    """A trial that was killed after its last fold, before it was recorded as complete."""
     done = dict.fromkeys(cases.FOLDS, (60.0, 61.0))
     assert _summary(cases.trial([16], done, TrialState.interrupted)).best is not None
 
@@ -92,7 +92,7 @@ def test_differences_are_over_the_pairs_that_both_have() -> None:
     assert found.tested == 0
 
 
-def test_a_point_is_alike_until_a_corrected_test_tells_it_from_the_best() -> None:
+def test_points_are_compared_with_the_best_by_a_corrected_test() -> None:
     """p-values are those of the paired t-test, times three for the smallest of three; equal runs are alike without a test."""
     base = {"1": (50.0, 52.0), "2": (60.0, 62.0), "3": (70.0, 72.0)}
 
@@ -127,7 +127,7 @@ def test_a_point_is_alike_until_a_corrected_test_tells_it_from_the_best() -> Non
     assert (constant.alike, constant.test.mean) == (None, -3)  # no spread, no test: nothing is claimed
 
 
-def test_the_smallest_that_is_as_good() -> None:
+def test_the_smallest_point_not_distinguishable_from_the_best() -> None:
     """Fewest counts first, then what they add up to; only ones smaller than the best, and not distinguishable from it."""
     found = _summary(*cases.some())
     assert found.best is not None
@@ -138,8 +138,8 @@ def test_the_smallest_that_is_as_good() -> None:
     assert _summary(*(cases.trial([16], done, ptapt__steps=steps) for steps in (5, 6))).smaller is None  # alike, and of the same size
 
 
-def test_nothing_complete_has_no_best() -> None:
-    """And nothing is placed but by its own mean."""
+def test_no_best_without_a_complete_point() -> None:
+    """Points are placed by their own means."""
     found = _summary(cases.trial([16], {"1": (48.0, 52.0)}, TrialState.running), cases.trial([64], {}, TrialState.running))
     assert (found.best, found.smaller, found.under_way) == (None, None, True)
     assert [point.placed_ua for point in found.points] == [50.0, None]
@@ -148,7 +148,7 @@ def test_nothing_complete_has_no_best() -> None:
     assert (empty.points, empty.best, empty.by_fold, empty.by_size, empty.under_way) == ((), None, (), (), True)
 
 
-def test_each_fold_by_its_own_speakers() -> None:
+def test_best_point_of_each_fold() -> None:
     """The best of a fold may be one that was stopped later; of equal ones the smaller."""
     found = _summary(
         cases.trial([64], {"1": (50.0, 52.0), "2": (60.0, 62.0), "3": (70.0, 72.0)}),
@@ -162,7 +162,7 @@ def test_each_fold_by_its_own_speakers() -> None:
     ]
 
 
-def test_groups_hold_every_set_that_belongs() -> None:
+def test_groups_by_count_and_size() -> None:
     """By count: all sets that contain it; by size: all sets that hold so many."""
     done = cases.FOLDS
     found = _summary(
@@ -190,8 +190,8 @@ def test_proxies_are_means_over_folds_and_counts() -> None:
     assert _summary(*cases.some()[:3]).correlations["purity"] is None
 
 
-def test_proxies_that_are_not_known_are_left_out() -> None:
-    """Neither a missing value nor one that is no number becomes a figure."""
+def test_unknown_proxies_are_left_out() -> None:
+    """Neither missing values nor values that are not numbers are used."""
     whole = cases.trial([16, 64], {"1": (50.0,), "2": (50.0,)})
     folds = (
         replace(whole.folds[0], proxies={"k": {"16": {"purity": 0.5, "nmi": float("nan")}, "64": {}}}),
@@ -202,8 +202,8 @@ def test_proxies_that_are_not_known_are_left_out() -> None:
     assert found.of_k == {16: {"purity": pytest.approx(0.6)}, 64: {}}
 
 
-def test_diverged_runs_are_told_and_do_not_count() -> None:
-    """They are among the stages that a fold needed, and in no mean."""
+def test_diverged_runs_are_counted_and_excluded() -> None:
+    """They are in the stages of a fold, but in no mean."""
     record = cases.trial([16], {"1": (50.0, 52.0)})
     (fold,) = record.folds
     record = replace(record, folds=(replace(fold, stages={**fold.stages, "f-1-k16-x": "finetune"}),), state=TrialState.running)
@@ -212,8 +212,8 @@ def test_diverged_runs_are_told_and_do_not_count() -> None:
     assert (found.diverged, found.points[0].runs, found.points[0].ua.mean) == (1, 2, 51.0)
 
 
-def test_whether_validation_speakers_are_tested_elsewhere() -> None:
-    """Not where they are the same in all folds, nor where a grid has one fold; one of several folds does not tell."""
+def test_tests_apart() -> None:
+    """True if they are the same in all folds, or the grid has one fold; false for one of several folds."""
     assert not _summary().tests_apart
     assert _summary(validation=cases.FIXED).tests_apart
     one = cases.sweep(folds=("1",))
@@ -221,8 +221,8 @@ def test_whether_validation_speakers_are_tested_elsewhere() -> None:
     assert not summarise(replace(one, corpus=replace(one.corpus, folds=cases.FOLDS)), (), {}).tests_apart
 
 
-def test_whether_folds_chose_from_what_was_decided_without_the_others() -> None:
-    """Not where a point was stopped early, nor where Optuna proposed them."""
+def test_folds_apart() -> None:
+    """False if a point was stopped early, and with Optuna."""
     done = cases.trial([16], dict.fromkeys(cases.FOLDS, (60.0,)))
     stopped = cases.trial([64], {"1": (50.0,)}, TrialState.stopped)
     assert _summary(done, search=Search.grid).folds_apart
@@ -230,7 +230,7 @@ def test_whether_folds_chose_from_what_was_decided_without_the_others() -> None:
     assert not _summary(done, search=Search.optuna).folds_apart
 
 
-def test_a_grid_is_under_way_until_every_point_has_a_trial() -> None:
+def test_a_sweep_is_under_way_until_every_point_has_a_trial() -> None:
     """Optuna's too, which tries no point twice."""
     done = cases.trial([16], dict.fromkeys(cases.FOLDS, (60.0,)))
     assert _summary(done).planned == 1
@@ -245,7 +245,7 @@ def test_a_grid_is_under_way_until_every_point_has_a_trial() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.data())
-def test_what_is_said_does_not_depend_on_the_order_of_the_trials(data: st.DataObject) -> None:
+def test_summary_does_not_depend_on_the_order_of_trials(data: st.DataObject) -> None:
     """Means lie within their runs, p-values in [0, 1], the best is the highest, and any order of records gives the same summary."""
     percent = st.integers(0, 1000).map(lambda tenths: tenths / 10)
     states = st.sampled_from([TrialState.stopped, TrialState.running])

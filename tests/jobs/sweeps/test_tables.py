@@ -1,4 +1,4 @@
-"""The tables of a sweep in every format: what is marked, rounded and said, and a pdflatex that really compiles them."""
+"""The tables of a sweep in every format, compiled by pdflatex."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _markdown(*trials: TrialRecord, sweep: Sweep | None = None) -> str:
 
 
 def _compile(source: str, folder: Path) -> str:
-    """What the log says. The document stands on its own, but for the picture beside it."""
+    """Compile a document beside its plot; the log of pdflatex."""
     (folder / "table.tex").write_text(source, encoding="utf-8")
     done = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "table.tex"], cwd=folder, capture_output=True, timeout=60, check=False
@@ -43,8 +43,8 @@ def _compile(source: str, folder: Path) -> str:
     return (folder / "table.log").read_text(encoding="latin-1")
 
 
-def test_rows_say_what_a_point_is() -> None:
-    """The best bold; what cannot be told from it, what is lower, and what is not complete, in words."""
+def test_rows_of_points() -> None:
+    """The best is bold; remarks on points not distinguishable from it, below it, and incomplete."""
     lines = _markdown(*cases.some(), cases.trial([512], {}, TrialState.running)).splitlines()
     assert "| 16+64 | **65.3** ± 0.4 | 61.9 to 68.7 | 3/3 | 6 | – | – | – | – | best |" in lines
     assert "| 64 | 65.0 ± 0.3 | 62.0 to 67.9 | 3/3 | 6 | −0.3 | −1.5 to 0.8 | 6 | 0.493 | not distinguishable from the best |" in lines
@@ -55,37 +55,37 @@ def test_rows_say_what_a_point_is() -> None:
     assert "- 16+64+256: ptapt fold 1: 100% of the loss is NaN\\_" in lines
 
 
-def test_captions_say_what_the_numbers_are() -> None:
-    """What ± is, how many comparisons were corrected for, and what holds of this sweep only where it does."""
+def test_captions_explain_the_numbers() -> None:
+    """What ± is, the number of comparisons, and sentences on this sweep only if they apply."""
     said = _markdown(*cases.some())
     assert "over slots, of the mean over folds" in said
     assert "corrected for 3 comparisons (Holm)" in said
     assert "does not show that a set is as good" in said
-    assert "too high for new ones" in said
+    assert "biased upwards" in said
     assert "purity grows with k" in said
     assert "nine standard deviations" in said
     assert "is not tested" in said
     assert "diverged" not in said
-    assert "not at its end" not in said
+    assert "not finished" not in said
     five = replace(cases.sweep(), experiment=replace(cases.sweep().experiment, sweep=replace(cases.sweep().experiment.sweep, seeds=5)))
     assert "nine standard deviations" not in _markdown(*cases.some(), sweep=five)
     assert "is not tested" not in _markdown(*cases.some()[:4])
 
 
-def test_nothing_is_said_of_tests_that_were_not_made() -> None:
-    """One complete point is compared with those that were stopped, and none is tested; alone it is the best of nothing."""
+def test_caption_does_not_mention_tests_that_were_not_made() -> None:
+    """A single complete point is compared with stopped ones, without a test; without others there is no comparison."""
     done = cases.trial([16], dict.fromkeys(cases.FOLDS, (60.0, 61.0)))
     stopped = cases.trial([64], {"1": (50.0, 51.0)}, TrialState.stopped)
     said = _markdown(done, stopped)
     assert "Holm" not in said
-    assert "stopped for a low beginning" in said
-    assert "decided by other folds too" in said
+    assert "because of low first folds" in said
+    assert "depend on other folds too" in said
     assert "Difference" not in " ".join(tables_of(_summary(done), choice_of(_summary(done))).caption)
-    assert "the highest of several" not in _markdown(done)
+    assert "selected on these speakers" not in _markdown(done)
 
 
-def test_no_best_is_said_so() -> None:
-    """And neither bold nor a difference is printed."""
+def test_caption_without_a_best_point() -> None:
+    """Nothing is bold, and no difference is printed."""
     said = _markdown(cases.trial([16], {"1": (60.0, 61.0)}, TrialState.running))
     assert "No point is complete, so there is no best." in said
     assert "**" not in said
@@ -93,8 +93,8 @@ def test_no_best_is_said_so() -> None:
     assert "No point is complete" in _markdown()
 
 
-def test_cost_has_the_units_it_was_counted_in() -> None:
-    """GPU-hours only where a stage ran on one."""
+def test_cost_has_gpu_hours_only_with_gpus() -> None:
+    """Otherwise only CPU-hours."""
     trials = cases.some()
     on_gpu = summarise(cases.sweep(), trials, cases.results(trials, device="1 x NVIDIA H200"))
     for summary, headings in ((_summary(*trials), ("", "CPU-hours")), (on_gpu, ("", "GPU-hours", "CPU-hours"))):
@@ -140,7 +140,7 @@ def test_json_is_stable() -> None:
 
 @needs_pdflatex
 def test_pdflatex_compiles_a_report_with_its_picture(tmp_path: Path) -> None:
-    """As it stands, names full of special characters included, on as many pages as the points need, and no line too long."""
+    """With special characters in names, on several pages, without overfull lines."""
     (tmp_path / "plot.pdf").write_bytes(plot_pdf(_summary(*cases.some())))
     many = tuple(cases.trial([k], dict.fromkeys(cases.FOLDS, (40.0 + k % 7, 41.0))) for k in range(1000, 1000 + PAGE_ROWS + 2))
     nasty = cases.trial([16], {}, TrialState.failed, NASTY, name=NASTY)
@@ -154,6 +154,6 @@ def test_pdflatex_compiles_a_report_with_its_picture(tmp_path: Path) -> None:
 
 
 @needs_pdflatex
-def test_pdflatex_compiles_a_sweep_that_has_not_begun(tmp_path: Path) -> None:
+def test_pdflatex_compiles_an_empty_sweep(tmp_path: Path) -> None:
     """Without points there are no tables, and without a picture no figure."""
     _compile(render_latex(_summary(), choice_of(_summary())), tmp_path)

@@ -1,4 +1,4 @@
-"""A trial as Tune restores it: what Tune had not saved yet is known from the record, and a lost checkpoint costs nothing."""
+"""A trial restored by Tune: its record has what Tune had not saved, and a lost checkpoint costs nothing."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def _trial(sweep: Sweep) -> SweepTrial:
     return Quick(config={FOLDER: str(sweep.folder.path), POINT: point_text(POINT_OF)})
 
 
-def test_a_trial_that_the_scheduler_had_given_up_is_not_gone_on_with(tmp_path: Path) -> None:
-    """Tune had not saved that when its process was killed: neither with a checkpoint nor without one is another fold evaluated."""
+def test_a_stopped_trial_is_not_resumed(tmp_path: Path) -> None:
+    """Tune was killed before it saved that: no further fold is evaluated, with or without a checkpoint."""
     sweep, checkpoint = make_sweep(tmp_path), tmp_path / "checkpoint"
     first = _trial(sweep)
     assert (first.step()["done"], first.step()["done"]) == (False, False)
@@ -48,7 +48,7 @@ def test_a_trial_that_the_scheduler_had_given_up_is_not_gone_on_with(tmp_path: P
 
 
 @pytest.mark.parametrize("torn", [True, False])
-def test_a_checkpoint_that_is_torn_or_gone_is_done_without(tmp_path: Path, torn: bool) -> None:
+def test_a_trial_starts_without_a_readable_checkpoint(tmp_path: Path, torn: bool) -> None:
     """The trial begins with its first fold, whose stages are in the store."""
     sweep, folder = make_sweep(tmp_path), tmp_path / "checkpoint"
     trial: Any = _trial(sweep)

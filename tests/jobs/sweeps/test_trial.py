@@ -1,4 +1,4 @@
-"""A trial without Ray: what it computes, what it shares, what it says of its point, and how it ends when it cannot go on."""
+"""A trial without Ray: its stages, shared results, scores and proxies, failures and stops."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_fold_is_computed_once_and_shares_what_other_points_have_computed(tmp_
     assert counted(tmp_path / "corpus", "proxies") == {"16-1": 1, "64-1": 1}
 
 
-def test_every_stage_of_a_trial_knows_whom_it_must_not_train_on(tmp_path: Path) -> None:
+def test_stages_of_a_trial_exclude_validation_speakers(tmp_path: Path) -> None:
     """The keys are those that the registry's own calls give for these speakers, and none of them is a key of the grid."""
     sweep = make_sweep(tmp_path)
     graph = fold_graph(sweep.experiment, sweep.corpus, Point((16,)), "1", sweep.validation["1"], REGISTRY)
@@ -62,7 +62,7 @@ def test_every_stage_of_a_trial_knows_whom_it_must_not_train_on(tmp_path: Path) 
     assert not grid.nodes.keys() & graph.nodes.keys()
 
 
-def test_proxies_are_of_the_clusters_and_of_the_loss(tmp_path: Path) -> None:
+def test_proxies_of_clusters_and_loss(tmp_path: Path) -> None:
     """Inertia is of a frame, entropy also a share of its greatest, the loss a share of the loss of a uniform guess."""
     proxies = _evaluate(make_sweep(tmp_path), [16, 64]).proxies
     assert set(proxies["k"]) == {"16", "64"}
@@ -78,8 +78,8 @@ def test_proxies_are_of_the_clusters_and_of_the_loss(tmp_path: Path) -> None:
     assert proxies["ptapt_loss_share"] == pytest.approx(0.5)
 
 
-def test_proxies_that_cannot_be_had_fail_no_trial(tmp_path: Path) -> None:
-    """Artifacts that are gone, or that cannot be read, leave out what needs them; a line tells of the latter."""
+def test_missing_proxies_do_not_fail_a_trial(tmp_path: Path) -> None:
+    """Missing or unreadable artifacts leave out their proxies; unreadable ones are logged."""
     sweep, lines = make_sweep(tmp_path), list[str]()
     found = _evaluate(sweep, [16])
     (key,) = (key for key, stage in found.stages.items() if stage == "cluster")
@@ -95,8 +95,8 @@ def test_proxies_that_cannot_be_had_fail_no_trial(tmp_path: Path) -> None:
     assert lines == []
 
 
-def test_a_run_that_has_not_learnt_is_replaced_by_one_with_a_reserve_seed(tmp_path: Path) -> None:
-    """The mean is that of the runs that count."""
+def test_a_diverged_run_is_replaced_by_a_reserve_seed(tmp_path: Path) -> None:
+    """The mean is over the replacements."""
     lines: list[str] = []
     sweep = make_sweep(tmp_path, recipe=Recipe(failing={"finetune 64 1": "diverge-once"}))
     found = _evaluate(sweep, [64], lines=lines)
@@ -107,7 +107,7 @@ def test_a_run_that_has_not_learnt_is_replaced_by_one_with_a_reserve_seed(tmp_pa
 
 
 def test_a_stage_that_is_given_up_fails_the_fold_in_one_line(tmp_path: Path) -> None:
-    """With the stage and what went wrong in it; another point goes on."""
+    """With the stage and its error; other points are not affected."""
     lines: list[str] = []
     sweep = make_sweep(tmp_path, recipe=Recipe(failing={"ptapt 16+64 *": "fail:9"}))
     with pytest.raises(TrialFailedError, match=r"^ptapt ptapt fold 1 seed 0 \[\w{8}\]: .*made to fail, start 1$"):
@@ -117,7 +117,7 @@ def test_a_stage_that_is_given_up_fails_the_fold_in_one_line(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("grace", [60.0, 0.1])
-def test_a_trial_that_is_asked_to_stop_leaves_a_checkpoint_and_goes_on(tmp_path: Path, grace: float) -> None:
+def test_a_stopped_trial_writes_checkpoints_and_is_resumed(tmp_path: Path, grace: float) -> None:
     """No signal is needed; with the second request, or when the grace is over, what runs is ended, and at most one step is lost."""
     sweep = make_sweep(tmp_path, recipe=Recipe(failing={"ptapt * *": "steps:6:0.3"}))
     asked: list[int] = []

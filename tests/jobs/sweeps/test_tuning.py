@@ -1,4 +1,4 @@
-"""A sweep in a real Ray: what is tried, what is shared, who is stopped, and how it goes on after everything that can end it."""
+"""A sweep in a real Ray: its points, shared stages, early stopping, and resuming after every kind of interruption."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 from jobs.experiment.sweep_section import Search, Stopping, SweepSettings
 from jobs.sweeps.driver import restored, run_sweep, trials_at_once
 from jobs.sweeps.records import Sweep, TrialRecord, TrialState, ask_to_stop, load_sweep, read_trials
-from jobs.sweeps.search import listed_points
+from jobs.sweeps.space import listed_points
 from tests.jobs.sweeps.fake_registry import REPOSITORY, Recipe, counted, make_sweep, relaunched, ua_of
 
 pytestmark = pytest.mark.usefixtures("ray_here")
@@ -83,8 +83,8 @@ def test_a_grid_of_sets_computes_every_stage_once_and_stops_the_worst(tmp_path: 
     assert len(lines) == 1
 
 
-def test_random_points_are_tried_and_a_set_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
-    """The failed trial says why, in one line; launching again tries it again, and nothing else."""
+def test_a_failing_set_does_not_affect_other_random_points(tmp_path: Path) -> None:
+    """The error of the failed trial is one line; the next launch repeats only this trial."""
     settings = SweepSettings(counts=[16, 64, 256], search=Search.random, trials=2, seed=4, seeds=1, stopping=Stopping.none)
     sweep = make_sweep(tmp_path, settings, folds=("1", "2"))
     points = listed_points(sweep.experiment)
@@ -102,7 +102,7 @@ def test_random_points_are_tried_and_a_set_that_fails_leaves_the_others_alone(tm
     assert re.match(r"ptapt ptapt fold 2 seed 0 \[\w+\]: .*made to fail", failed.error)
     assert [fold.fold for fold in failed.folds] == ["1"]
     assert sum("failed: ptapt ptapt fold 2" in line for line in lines) == 1
-    assert not any("started again" in line for line in lines)
+    assert not any("is restarted (" in line for line in lines)
     assert "1 failed" in lines[-1]
     starts = counted(tmp_path / "corpus")
     assert set(starts.values()) == {1}
@@ -115,8 +115,8 @@ def test_random_points_are_tried_and_a_set_that_fails_leaves_the_others_alone(tm
     }
 
 
-def test_optuna_tries_no_point_twice_also_where_tunes_files_cannot_be_read(tmp_path: Path) -> None:
-    """Of a small space no more is asked for than it holds. Whatever is damaged, a line says that it begins anew; nothing is computed."""
+def test_optuna_repeats_no_point_even_with_damaged_tune_files(tmp_path: Path) -> None:
+    """A small space gives fewer points. With damaged files a line reports the restart, and nothing is computed again."""
     settings = SweepSettings(counts=[16, 64], folds=["1"], search=Search.optuna, trials=4, seeds=1, seed=3, stopping=Stopping.none)
     sweep = make_sweep(tmp_path, settings, folds=("1", "2"))
     assert _run(sweep)[0]
@@ -144,8 +144,8 @@ def test_optuna_tries_no_point_twice_also_where_tunes_files_cannot_be_read(tmp_p
     assert [record.state for record in read_trials(sweep.folder)] == [TrialState.complete] * 3
 
 
-def test_a_trial_whose_process_is_killed_goes_on_from_the_checkpoint_of_its_stage(tmp_path: Path) -> None:
-    """It is started again; the stage loses one step at the most; there is one record of it."""
+def test_a_killed_trial_resumes_from_the_checkpoint_of_its_stage(tmp_path: Path) -> None:
+    """It is restarted; the stage loses at most one step; there is one record of the trial."""
     recipe = Recipe(failing={"ptapt 64 1": "steps:6:0.3"})
     sweep = make_sweep(tmp_path, SweepSettings(sets=[[64]], seeds=1), recipe, folds=("1", "2"))
     corpus = tmp_path / "corpus"
@@ -153,7 +153,7 @@ def test_a_trial_whose_process_is_killed_goes_on_from_the_checkpoint_of_its_stag
     complete, lines = _run(sweep)
     watcher.join()
     assert complete
-    assert any("its process ended, and is started again (1 of " in line for line in lines)
+    assert any("its process died and is restarted (1 of " in line for line in lines)
     (record,) = read_trials(sweep.folder)
     assert record.state is TrialState.complete
     assert 6 <= max(counted(corpus, "steps").values()) <= 7
@@ -181,8 +181,8 @@ def _ancestors(pid: int) -> set[int]:
     return found
 
 
-def test_a_killed_driver_is_gone_on_with_and_what_falls_behind_is_still_stopped(tmp_path: Path) -> None:
-    """Nothing that was finished is computed again, and the rungs know the trials of before: the bad set is stopped after its first fold."""
+def test_a_killed_driver_is_resumed_and_asha_still_stops_trials(tmp_path: Path) -> None:
+    """Nothing is computed again, and the rungs have the earlier trials: the bad set is stopped after its first fold."""
     recipe = Recipe(failing={"ptapt 1024 1": "steps:6:0.3"})
     sweep = make_sweep(tmp_path, SweepSettings(sets=[[64], [1024]], seeds=1, at_once=1), recipe, folds=("1", "2"))
     corpus = tmp_path / "corpus"
@@ -199,7 +199,7 @@ def test_a_killed_driver_is_gone_on_with_and_what_falls_behind_is_still_stopped(
     assert {record.state for record in read_trials(sweep.folder)} == {TrialState.complete, TrialState.running}
     complete, lines = _run(relaunched(load_sweep(sweep.folder.path)))
     assert complete
-    assert not any("begins anew" in line for line in lines)
+    assert not any("the sweep is restarted" in line for line in lines)
     records = _by_name(sweep)
     assert records["k1024"].state is TrialState.stopped
     assert len(records["k1024"].folds) == 1
@@ -209,8 +209,8 @@ def test_a_killed_driver_is_gone_on_with_and_what_falls_behind_is_still_stopped(
     assert all(starts[name] == 1 for name in before)
 
 
-def test_a_sweep_that_is_asked_to_stop_leaves_checkpoints_and_goes_on(tmp_path: Path) -> None:
-    """By a signal, or by the file; trials are unfinished, not failed, and the next launch goes on with each stage where it was."""
+def test_a_stopped_sweep_writes_checkpoints_and_is_resumed(tmp_path: Path) -> None:
+    """By a signal or the stop file; trials are unfinished, not failed, and the next launch resumes their stages."""
     recipe = Recipe(failing={"ptapt * 1": "steps:16:0.25"})
     sweep = make_sweep(tmp_path, SweepSettings(sets=[[64], [16]], seeds=1, stopping=Stopping.none), recipe, folds=("1", "2"))
     corpus = tmp_path / "corpus"
@@ -222,7 +222,7 @@ def test_a_sweep_that_is_asked_to_stop_leaves_checkpoints_and_goes_on(tmp_path: 
         assert not complete
         assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == handlers
         assert sum(line.startswith("stopping: ") for line in lines) == 1
-        assert not any("begins anew" in line or "failed" in line for line in lines)
+        assert not any("the sweep is restarted" in line or "failed" in line for line in lines)
         assert lines[-1].startswith("sweep interrupted")
         assert TrialState.interrupted in {record.state for record in read_trials(sweep.folder)}
         assert not {TrialState.running, TrialState.failed} & {record.state for record in read_trials(sweep.folder)}
@@ -237,7 +237,7 @@ def test_a_sweep_that_is_asked_to_stop_leaves_checkpoints_and_goes_on(tmp_path: 
     assert set(counted(corpus, "ends").values()) == {1}
 
 
-def test_trials_at_once_are_as_many_as_machines_hold(tmp_path: Path) -> None:
+def test_concurrent_trials_depend_on_the_machines(tmp_path: Path) -> None:
     """Twice as many as stages fit on the two cores, never more than there are trials; or as asked for."""
     assert trials_at_once(make_sweep(tmp_path / "a", SweepSettings(sets=SETS))) == 4
     assert trials_at_once(make_sweep(tmp_path / "b", SweepSettings(sets=SETS[:3]))) == 3

@@ -1,4 +1,4 @@
-"""Values of recipe keys: typed by the schema, and written so that a command line reads them back."""
+"""Values of recipe keys: typed by the schema, and written as overrides."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class Schema:
         ("seed", 3, 3),
     ],
 )
-def test_a_value_becomes_what_the_schema_has(key: str, value: Any, expected: Any) -> None:
-    """Text that means a number where a number is due; a mapping without a schema takes what it is given."""
+def test_values_are_converted_to_the_types_of_the_schema(key: str, value: Any, expected: Any) -> None:
+    """Text is converted to a number where the schema has one; a mapping without a schema accepts any value."""
     found = typed(Schema, key, value)
     assert (found, type(found)) == (expected, type(expected))
 
@@ -72,12 +72,12 @@ def test_a_value_becomes_what_the_schema_has(key: str, value: Any, expected: Any
         ("inner.steps", 1.5, "sweep.settings.inner.steps: Value '1.5'"),
         ("inner.steps", "many", "sweep.settings.inner.steps: Value 'many'"),
         ("inner.steps", None, "is not Optional"),
-        ("inner.rate", "inf", "sweep.settings.inner.rate: inf is not a number"),
-        ("inner.rate", float("nan"), "nan is not a number"),
+        ("inner.rate", "inf", "sweep.settings.inner.rate: inf is not finite"),
+        ("inner.rate", float("nan"), "nan is not finite"),
         ("inner.colour", "green", "Invalid value 'green', expected one of [red, none]"),
     ],
 )
-def test_what_the_schema_does_not_have_is_one_line(key: str, value: Any, expected: str) -> None:
+def test_invalid_keys_and_values_are_errors_in_one_line(key: str, value: Any, expected: str) -> None:
     """Which key, what is wrong, the nearest known key."""
     with pytest.raises(UsageError) as caught:
         typed(Schema, key, value)
@@ -93,7 +93,7 @@ SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False,
     SCALARS | st.sampled_from(["null", "yes", "OFF", "1e-4", "1_000", "0x1F", "12:30", "2026-01-01", "~", ".inf", "a: b", "a#b", "'", '"'])
 )
 def test_text_is_read_back_as_the_same_value(value: Any) -> None:
-    """Through a shell's words and OmegaConf's dot-list, of the same type; words that YAML takes for something else are quoted."""
+    """Through a shell and OmegaConf's dot-list, with the same type; words with a meaning in YAML are quoted."""
     (word,) = shlex.split(shlex.quote(f"inner.config.key={text(value)}"))
     found = OmegaConf.to_container(OmegaConf.from_dotlist([word]))
     assert isinstance(found, dict)
@@ -102,6 +102,6 @@ def test_text_is_read_back_as_the_same_value(value: Any) -> None:
 
 
 def test_an_enum_is_its_name() -> None:
-    """What JSON has of it, and what an override says."""
+    """In JSON and in an override."""
     assert text(plain(typed(Schema, "inner.colour", "none"))) == "none"
     assert typed(Schema, "inner.colour", plain(Colour.none)) is Colour.none

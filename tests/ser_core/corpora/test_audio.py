@@ -1,4 +1,4 @@
-"""Whatever comes in, 16 kHz mono 16 bit comes out, or one line that says why not."""
+"""Any audio file becomes 16 kHz mono 16 bit, or one line with the reason why not."""
 
 from __future__ import annotations
 
@@ -132,8 +132,8 @@ def high_rate(path: Path) -> None:
         (high_rate, "wrong rate: the header says 16000000 Hz"),
     ],
 )
-def test_bad_recordings_say_what_is_wrong(tmp_path: Path, write: Callable[[Path], None], line: str) -> None:
-    """Each defect is told apart from the others, in one line."""
+def test_each_defect_of_a_recording_is_reported(tmp_path: Path, write: Callable[[Path], None], line: str) -> None:
+    """Each defect has its own message of one line."""
     write(tmp_path / "bad.wav")
     with pytest.raises(AudioError, match=line) as caught:
         convert(tmp_path / "bad.wav")
@@ -149,7 +149,7 @@ def test_damaged_flac_is_unreadable(tmp_path: Path) -> None:
         convert(tmp_path / "bad.flac")
 
 
-def test_a_wav_written_to_a_pipe_is_whole(tmp_path: Path) -> None:
+def test_a_wav_written_to_a_pipe_is_not_truncated(tmp_path: Path) -> None:
     """Programs that cannot seek leave a huge size in the header; that is no cut."""
     soundfile.write(tmp_path / "in.wav", noise(0.3), 16_000)
     content = bytearray((tmp_path / "in.wav").read_bytes())
@@ -159,7 +159,7 @@ def test_a_wav_written_to_a_pipe_is_whole(tmp_path: Path) -> None:
     np.testing.assert_array_equal(convert(tmp_path / "in.wav").samples, noise(0.3))
 
 
-def test_stored_audio_that_changed_is_refused(tmp_path: Path) -> None:
+def test_changed_stored_audio_is_an_input_error(tmp_path: Path) -> None:
     """A stage never trains on a file of another length than the manifest says, nor on one that is gone."""
     (tmp_path / "u.flac").write_bytes(encode(noise(0.5)))
     wrong = Utterance("u", "u.flac", 9_000, "a", "s", "1")

@@ -60,7 +60,7 @@ def test_the_layout_is_that_of_iemocap(folders: tuple[Path, Path]) -> None:
 
 
 def test_the_same_bytes_every_time(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    """Synthesis repeats bit for bit: everybody's demo is the same corpus, and a second one reuses every stage."""
+    """Synthesis is bit-identical: the demo corpus is the same everywhere, and stages are reused after synthesising it again."""
     subprocess.run([sys.executable, "-m", "ser_core.corpora.demo", str(tmp_path), "3", "1"], cwd=ROOT, check=True)
     again = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     before = {path.relative_to(folders[0]): path.read_bytes() for path in (folders[0] / "Session3").rglob("*") if path.is_file()}
@@ -73,14 +73,14 @@ def test_another_seed_is_another_corpus() -> None:
     assert speakers(1, 1) == speakers(1, 1) != speakers(1, 2)
 
 
-def test_what_a_kill_left_is_cleared(folders: tuple[Path, Path]) -> None:
+def test_leftovers_of_a_killed_synthesis_are_removed(folders: tuple[Path, Path]) -> None:
     """Nothing of a synthesis that was killed is in the corpus, and nothing hidden stays beside it."""
     assert not list(folders[0].rglob("half.wav"))
     assert sorted(path.name for path in folders[0].parent.iterdir()) == ["data", "source"]
 
 
-def test_what_is_there_is_kept(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    """A prepared demo needs its source no more; a damaged one is mended from it; an incomplete source is not taken for whole."""
+def test_existing_files_are_kept(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """A prepared demo no longer needs its source; a damaged one is repaired from it; an incomplete source is detected."""
     source, target = tmp_path / "source", tmp_path / "demo"
     shutil.copytree(folders[0], source)
     shutil.copytree(folders[1], target)
@@ -97,15 +97,15 @@ def test_what_is_there_is_kept(folders: tuple[Path, Path], tmp_path: Path) -> No
     assert not is_complete(source, seed=1)
 
 
-def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
-    """Synthesis never replaces what it did not make."""
+def test_a_folder_with_other_files_is_not_replaced(tmp_path: Path) -> None:
+    """Synthesis never replaces files of others."""
     pytest.importorskip("espeakng_loader", reason="the extra demo is not installed")
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(InputError, match="holds other things"):
         synthesise(tmp_path)
 
 
-def test_without_the_extra_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_espeak_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where espeak-ng is not installed one line says what to install."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"espeakng-loader is not installed; .* run `pip install espeakng-loader`"):

@@ -73,7 +73,7 @@ def test_digest_ignores_order(members: list[Utterance]) -> None:
         replace(TEN[3], audio_digest="0" * 64),
     ],
 )
-def test_digest_sees_every_change(changed: Utterance) -> None:
+def test_digest_depends_on_every_field(changed: Utterance) -> None:
     """Whatever can change a result changes the digest; the file's name and place do not."""
     before = content_digest(("a", "b"), FOLDS, TEN)
     assert content_digest(("a", "b"), FOLDS, [*TEN[:3], changed, *TEN[4:]]) != before
@@ -102,13 +102,13 @@ def test_missing_manifest_says_what_to_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 2}', '{"schema": 1, "sample_rate": 16000, "utterances": [{}]}'])
 def test_damaged_manifest_is_refused(tmp_path: Path, text: str) -> None:
-    """A torn, foreign or newer manifest is an error of the user's, with the file's name."""
+    """An incomplete file, another file or a newer schema is an InputError with the file's name."""
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(InputError, match=r"manifest\.json"):
         load_manifest(tmp_path)
 
 
-def test_edited_manifest_is_found_out(tmp_path: Path) -> None:
+def test_an_edited_manifest_is_detected(tmp_path: Path) -> None:
     """A label changed by hand no longer fits the digest: results computed from it would be filed under the old identity."""
     write_manifest(tmp_path, "c", FOLDS, TEN)
     path = tmp_path / "manifest.json"

@@ -1,4 +1,4 @@
-"""Prepare: everything or nothing, once, from where it stopped."""
+"""Prepare: atomic, only what changed, resumed after a kill."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ser_core.corpora.audio import load_audio
 from ser_core.corpora.checks import speakers_in_two_folds
 from ser_core.corpora.manifest import Manifest, load_manifest
 from ser_core.corpora.prepare import prepare
-from ser_core.corpora.source import Found
+from ser_core.corpora.recordings import Recording
 from ser_core.errors import InputError
 from tests.ser_core.corpora import sources
 
@@ -77,7 +77,7 @@ def test_every_kind(tmp_path: Path, kind: str) -> None:
 
 
 def test_recorded_speech(tmp_path: Path, emodb_source: Path) -> None:
-    """The real thing: 535 recordings whose published counts are met, bit for bit, and no speaker on both sides."""
+    """Real recordings: 535 files with the published counts, stored bit for bit, and no speaker on both sides of a fold."""
     manifest = prepare("emodb", emodb_source, tmp_path / "emodb")
     assert len(manifest.utterances) == 535
     assert 1030 < manifest.seconds < 1040
@@ -149,7 +149,7 @@ prepare("savee", Path(sys.argv[1]), Path(sys.argv[2]), workers=1, progress=progr
 """
 
 
-def test_a_killed_prepare_goes_on(tmp_path: Path) -> None:
+def test_a_killed_prepare_is_resumed(tmp_path: Path) -> None:
     """After SIGKILL there is no corpus; the next prepare converts the rest only and ends with the same bytes as one that was left alone."""
     source, target = sources.savee(tmp_path / "source"), tmp_path / "data" / "savee"
     killed = subprocess.run(
@@ -167,7 +167,7 @@ def test_a_killed_prepare_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_torn_file_of_a_killed_prepare_is_converted_again(tmp_path: Path) -> None:
-    """What a power cut left half on disk does not pass for whole because the journal names it."""
+    """A file left incomplete by a power failure is detected although the journal names it."""
     source, target = sources.savee(tmp_path / "source"), tmp_path / "savee"
     subprocess.run(
         [sys.executable, "-c", KILLED, str(source), str(target)], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False
@@ -212,7 +212,7 @@ def test_all_problems_at_once_and_nothing_written(tmp_path: Path) -> None:
 
 
 def test_a_bad_recording_found_on_the_way_leaves_the_corpus_as_it_was(tmp_path: Path) -> None:
-    """A corpus in use survives a source that went bad, byte for byte."""
+    """The existing corpus stays unchanged if the source has become unreadable."""
     source, target = sources.savee(tmp_path / "source"), tmp_path / "data" / "savee"
     prepare("savee", source, target)
     before = tree(target)
@@ -226,7 +226,7 @@ def test_a_bad_recording_found_on_the_way_leaves_the_corpus_as_it_was(tmp_path: 
 
 
 def test_counts_are_checked(tmp_path: Path) -> None:
-    """Too few recordings of a published corpus are an error; a stated subset is held to its word, an unchecked one to nothing."""
+    """Too few recordings of a published corpus are an error; a stated subset must match its counts; without the check any will do."""
     source = sources.savee(tmp_path / "source")
     (source / "expected_counts.json").unlink()
     with pytest.raises(InputError, match="utterances 56 not 480, class angry 8 not 60"):
@@ -254,7 +254,7 @@ def test_a_stated_subset_of_sessions(tmp_path: Path) -> None:
     assert manifest.source == {"kind": "iemocap", "dropped_turns_of_other_labels": 8}
 
 
-def test_foreign_targets_are_left_alone(tmp_path: Path) -> None:
+def test_a_target_with_other_files_is_not_replaced(tmp_path: Path) -> None:
     """A target that holds other things is never replaced."""
     source = sources.savee(tmp_path / "source")
     target = tmp_path / "home"
@@ -267,14 +267,14 @@ def test_foreign_targets_are_left_alone(tmp_path: Path) -> None:
     assert tree(target) == {"thesis.tex": b""}
 
 
-def test_two_at_once(tmp_path: Path) -> None:
-    """The second of two prepares of one target says so instead of mixing with the first."""
+def test_two_prepares_of_one_target(tmp_path: Path) -> None:
+    """The second of two simultaneous prepares of one target is an error."""
     source, target = sources.savee(tmp_path / "source"), tmp_path / "savee"
     refused: list[InputError] = []
 
     def intrude(done: int, _total: int) -> None:
         if done == 5:
-            with pytest.raises(InputError, match="another process is at work") as caught:
+            with pytest.raises(InputError, match="another process is preparing") as caught:
                 prepare("savee", source, target)
             refused.append(caught.value)
 
@@ -285,12 +285,12 @@ def test_two_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("imocap", {}, "no kind of corpus is called 'imocap'; there are iemocap, savee, emodb, csv, labels"),
+        ("imocap", {}, "unknown kind of corpus 'imocap'; known are iemocap, savee, emodb, csv, labels"),
         ("savee", {"four_classes": True}, "for emodb only"),
         ("savee", {"audio": Path()}, "for labels only"),
     ],
 )
-def test_wrong_use(tmp_path: Path, kind: str, options: dict[str, bool], message: str) -> None:
+def test_invalid_arguments(tmp_path: Path, kind: str, options: dict[str, bool], message: str) -> None:
     """A kind or an option that is not there is named."""
     with pytest.raises(InputError, match=message):
         prepare(kind, sources.savee(tmp_path / "source"), tmp_path / "target", **options)  # type: ignore[arg-type]
@@ -298,5 +298,5 @@ def test_wrong_use(tmp_path: Path, kind: str, options: dict[str, bool], message:
 
 def test_speakers_in_two_folds_are_found() -> None:
     """The check behind every corpus: it finds a speaker on both sides, and passes unknown ones."""
-    members = [Found("a", Path("a"), "x", "p", "1"), Found("b", Path("b"), "x", "p", "2"), Found("c", Path("c"), "x", "", "1")]
-    assert list(speakers_in_two_folds([*members, Found("d", Path("d"), "x", "", "2")])) == ["p"]
+    members = [Recording("a", Path("a"), "x", "p", "1"), Recording("b", Path("b"), "x", "p", "2"), Recording("c", Path("c"), "x", "", "1")]
+    assert list(speakers_in_two_folds([*members, Recording("d", Path("d"), "x", "", "2")])) == ["p"]

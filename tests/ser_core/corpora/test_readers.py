@@ -1,4 +1,4 @@
-"""Every kind of source, read right, and every way it can be wrong, told by file name."""
+"""Readers of all corpora: correct results, and every kind of problem reported with the file name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ser_core.corpora import csv_corpus, emodb, iemocap, labels, savee
 from ser_core.corpora.checks import count_problems, structure_problems
-from ser_core.corpora.source import Counts, Found, Reading
+from ser_core.corpora.recordings import ExpectedCounts, Recording, SourceListing
 from ser_core.errors import InputError
 from tests.ser_core.corpora import sources
 
@@ -98,7 +98,7 @@ def test_iemocap_problems(tmp_path: Path, change: Callable[[Path], None], line: 
 
 
 def test_iemocap_dropped_turns_need_no_audio(tmp_path: Path) -> None:
-    """A turn that is not used is not asked for."""
+    """A turn with a dropped label needs no recording."""
     source = sources.iemocap(tmp_path)
     (source / "Session2/sentences/wav/Ses02F_impro01/Ses02F_impro01_F005.wav").unlink()
     assert iemocap.read(source).problems == ()
@@ -174,7 +174,7 @@ def test_emodb_problems(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("read", [iemocap.read, savee.read, emodb.read])
-def test_empty_or_absent_source(tmp_path: Path, read: Callable[[Path], Reading]) -> None:
+def test_empty_or_absent_source(tmp_path: Path, read: Callable[[Path], SourceListing]) -> None:
     """A folder with nothing in it, and none at all, are told apart."""
     assert len(read(tmp_path).problems) == 1
     with pytest.raises(InputError, match="no such folder"):
@@ -187,7 +187,7 @@ def test_csv(tmp_path: Path) -> None:
     reading = csv_corpus.read(file)
     assert reading.problems == ()
     assert reading.folds == ("1", "2", "10")
-    assert reading.found[0] == Found("s1_calm", tmp_path / "clips/s1_calm.wav", "calm", "s1", "1")
+    assert reading.found[0] == Recording("s1_calm", tmp_path / "clips/s1_calm.wav", "calm", "s1", "1")
     assert csv_corpus.read(tmp_path) == reading
     file.write_text("\n".join(f"{line},{'age' if number == 0 else 40}" for number, line in enumerate(file.read_text().splitlines())))
     assert csv_corpus.read(file) == reading
@@ -302,21 +302,21 @@ def test_labels_problems(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"train": {}}', '{"Train": ["a"]}', '{"Train": {"a": "x"}, "Dev": {}}'])
-def test_labels_of_another_form(tmp_path: Path, text: str) -> None:
+def test_labels_in_another_format(tmp_path: Path, text: str) -> None:
     """Anything but the authors' form is refused with the form."""
     (tmp_path / "label.json").write_text(text)
     with pytest.raises(InputError, match=r"label\.json"):
         labels.read(tmp_path / "label.json")
 
 
-def found(name: str, label: str, speaker: str, fold: str) -> Found:
-    return Found(name, Path(f"{name}.wav"), label, speaker, fold)
+def found(name: str, label: str, speaker: str, fold: str) -> Recording:
+    return Recording(name, Path(f"{name}.wav"), label, speaker, fold)
 
 
 GOOD = [found(f"{speaker}{label}", label, speaker, fold) for speaker, fold in (("p", "1"), ("q", "2"), ("r", "3")) for label in "ab"]
 
 
-def test_a_sound_corpus_has_no_problem() -> None:
+def test_a_consistent_corpus_has_no_problem() -> None:
     """The checks pass what is right."""
     assert structure_problems(GOOD, ("1", "2", "3"), Path()) == []
 
@@ -340,8 +340,8 @@ def test_a_sound_corpus_has_no_problem() -> None:
         ([GOOD[0], GOOD[2]], ("1", "2"), ".: every utterance is labelled 'a'"),
     ],
 )
-def test_structure_problems(wrong: list[Found], folds: tuple[str, ...], line: str) -> None:
-    """What would leak a speaker, count a turn twice or leave a class untrained is told with a file to look at."""
+def test_structure_problems(wrong: list[Recording], folds: tuple[str, ...], line: str) -> None:
+    """Speakers in two folds, duplicate turns and classes without training utterances are reported with a file name."""
     lines = structure_problems(wrong, folds, Path())
     assert any(problem.startswith(line) for problem in lines), lines
 
@@ -358,8 +358,8 @@ def test_a_validation_part_may_share_speakers() -> None:
 
 
 def test_counts() -> None:
-    """A difference in the total, a class or a fold is told with both numbers, in one line that says how to mean it."""
-    assert count_problems(GOOD, Counts(6, {"a": 3, "b": 3}, {"1": 2, "2": 2, "3": 2}), Path("src")) == []
-    (line,) = count_problems(GOOD, Counts(7, {"a": 4, "b": 3}, {"1": 2, "2": 2, "3": 2, "4": 1}), Path("src"))
+    """A difference in the total, a class or a fold is reported with both numbers, in one line that says how to state a subset."""
+    assert count_problems(GOOD, ExpectedCounts(6, {"a": 3, "b": 3}, {"1": 2, "2": 2, "3": 2}), Path("src")) == []
+    (line,) = count_problems(GOOD, ExpectedCounts(7, {"a": 4, "b": 3}, {"1": 2, "2": 2, "3": 2, "4": 1}), Path("src"))
     assert line.startswith("src: does not hold what it should: utterances 6 not 7, class a 3 not 4, fold 4 0 not 1;")
     assert line.endswith("src/expected_counts.json")

@@ -1,4 +1,4 @@
-"""Who validates: by the corpus' own part, the next fold or half of the speakers, and what is refused."""
+"""Choice of validation speakers: the corpus' own part, the next fold, or half of the speakers; and what is an error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ser_core.corpora.manifest import VALIDATION, Manifest, Utterance
-from ser_core.corpora.validation import FIXED_PART, divide, is_fixed_part, validation_speakers
+from ser_core.corpora.validation import FIXED_PART, is_fixed_part, training_and_validation, validation_speakers
 from ser_core.errors import InputError
 
 Row = tuple[str, str, str]  # fold, speaker, label
@@ -64,7 +64,7 @@ def test_the_validation_part_of_a_fixed_split_validates() -> None:
     rows = [*both("train", "a"), *both(VALIDATION, "b"), *both("test", "c")]
     fixed = corpus(rows, ["test"])
     assert validation_speakers(fixed, "test") == FIXED_PART
-    training, held = divide(fixed, "test", list(FIXED_PART))
+    training, held = training_and_validation(fixed, "test", list(FIXED_PART))
     assert training == fixed.training("test")
     assert {utterance.speaker for utterance in held} == {"b"}
     assert is_fixed_part(list(FIXED_PART))
@@ -76,7 +76,7 @@ def test_a_speaker_who_is_also_elsewhere_in_training_leaves_it_whole() -> None:
     """No utterance of a validation speaker is trained on, whatever its fold."""
     manifest = corpus([*both("1", "a"), *both("2", "b"), *both("3", "b", "c")], ["1", "2", "3"])
     assert validation_speakers(manifest, "1") == ("b",)
-    training, held = divide(manifest, "1", ("b",))
+    training, held = training_and_validation(manifest, "1", ("b",))
     assert ({u.speaker for u in training}, {u.speaker for u in held}) == ({"c"}, {"b"})
     assert {u.fold for u in held} == {"2", "3"}
 
@@ -88,13 +88,13 @@ def test_a_speaker_who_is_also_elsewhere_in_training_leaves_it_whole() -> None:
         ([*both("1", "a"), *both("2", ""), *both("3", "c")], "123", "the speaker of u002 is not known"),
         ([*both("1", ""), *both("2", "b"), *both("3", "c")], "123", "the speaker of u000 is not known"),
         ([*both("1", "a"), *both("2", "a"), *both("3", "c")], "123", "validation speaker a is tested too"),
-        ([*both("1", "a"), *both("2", "b"), ("3", "c", "a")], "123", r"without the validation speakers \(b\) nobody says 'b'"),
+        ([*both("1", "a"), *both("2", "b"), ("3", "c", "a")], "123", r"without the validation speakers \(b\) no training utterance is 'b'"),
         ([*both("1", "a"), *both("2", "b"), *both(VALIDATION, "a")], "1", "validation speaker a is tested too"),
         ([*both("1", "a"), *both("2", "b"), *both(VALIDATION, "b")], "1", "validation speaker b is trained on too"),
         ([*both("1", "a"), *both("2", "b"), *both(VALIDATION, "")], "1", "the speaker of u004 is not known"),
     ],
 )
-def test_what_cannot_be_validated_is_one_line(rows: list[Row], folds: str, line: str) -> None:
+def test_impossible_validation_is_one_line(rows: list[Row], folds: str, line: str) -> None:
     """It names corpus and fold."""
     with pytest.raises(InputError, match=f"^c, fold '1': {line}[^\n]*$"):
         validation_speakers(corpus(rows, tuple(folds)), "1")
@@ -104,7 +104,7 @@ def test_what_cannot_be_validated_is_one_line(rows: list[Row], folds: str, line:
     ("validation", "line"),
     [
         (("nobody",), "no utterances to validate on when fold '1' is held out and validation is 'nobody'"),
-        ((), "no utterances to validate on .* validation is nobody"),
+        ((), "no utterances to validate on .* validation is empty"),
         (FIXED_PART, "no utterances to validate on"),
         (("F1",), "no utterances to validate on"),  # of the held-out fold
         (("F2", "M2"), "no utterances to train on"),
@@ -112,7 +112,7 @@ def test_what_cannot_be_validated_is_one_line(rows: list[Row], folds: str, line:
 )
 def test_a_division_with_nothing_on_one_side_is_refused(validation: tuple[str, ...], line: str) -> None:
     with pytest.raises(InputError, match=line):
-        divide(sessions(2), "1", validation)
+        training_and_validation(sessions(2), "1", validation)
 
 
 @given(
@@ -126,7 +126,7 @@ def test_no_speaker_is_on_two_sides(rows: list[Row], fold: str) -> None:
         chosen = validation_speakers(manifest, fold)
     except InputError:
         return
-    training, held = divide(manifest, fold, chosen)
+    training, held = training_and_validation(manifest, fold, chosen)
     test = manifest.test(fold)
     assert not {*training, *held} & set(test)
     assert not {u.speaker for u in held} & {u.speaker for u in (*training, *test)}

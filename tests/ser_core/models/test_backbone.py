@@ -98,8 +98,8 @@ def test_older_names_of_weight_norm(saved: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("load", [build_backbone, load_encoder])
-def test_keys_without_a_place(saved: Path, tmp_path: Path, load: Any) -> None:
-    """Unmatched, missing and misshapen keys are all named at once."""
+def test_keys_that_do_not_fit_the_model(saved: Path, tmp_path: Path, load: Any) -> None:
+    """Unknown and missing keys and keys of another shape are all reported at once."""
 
     def change(state: dict[str, torch.Tensor]) -> None:
         state["wav2vec2.encoder.extra.weight"] = torch.zeros(2)
@@ -110,7 +110,7 @@ def test_keys_without_a_place(saved: Path, tmp_path: Path, load: Any) -> None:
         load(copy(saved, tmp_path / "changed", change))
     text = "\n".join(caught.value.problems)
     assert len(caught.value.problems) == 3
-    for word in ("1 keys missing", "layer_norm.bias", "1 keys unmatched", "extra.weight", "1 keys of another shape", "q_proj.bias"):
+    for word in ("1 key missing", "layer_norm.bias", "1 key not in the model", "extra.weight", "1 key of another shape", "q_proj.bias"):
         assert word in text
 
 
@@ -142,13 +142,13 @@ def test_wrong_config() -> None:
         build_backbone(BackboneSettings(checkpoint=None, config={"conv_dim": [8, 8], "conv_kernel": [3], "conv_stride": [2]}))
     with pytest.raises(InputError, match="no mask embedding"):
         load_encoder(BackboneSettings(checkpoint=None, config={**rebuild.BACKBONE, "mask_time_prob": 0.0}))
-    with pytest.raises(InputError, match="adapter behind the transformer"):
+    with pytest.raises(InputError, match="adapter after the transformer"):
         load_encoder(BackboneSettings(checkpoint=None, config={**rebuild.BACKBONE, "add_adapter": True}))
     with pytest.raises(InputError, match="neither checkpoint nor config"):
         build_backbone(BackboneSettings(checkpoint=None))
 
 
-def test_want_of_memory_is_no_fault_of_the_configuration() -> None:
+def test_an_out_of_memory_error_is_not_an_input_error() -> None:
     """It may be there on another machine, so it comes out as torch tells it and not as something for the user to mend."""
     with pytest.raises(RuntimeError, match="can't allocate memory") as raised:
         build_backbone(BackboneSettings(checkpoint=None, config={**rebuild.BACKBONE, "intermediate_size": 10**13}))

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ser_core.models import products
+from ser_core.models import conv1d_matmul
 from ser_core.models.backbone import build_backbone
+from ser_core.models.conv1d_matmul import convolve_rows
 from ser_core.models.convolutions import convolve, supports
 from ser_core.models.front_end import project_independent
-from ser_core.models.products import convolve_rows
 from ser_core.settings import BackboneSettings
 from tests.ser_core.models import rebuild
 
@@ -39,7 +39,7 @@ def waves() -> list[Tensor]:
 @pytest.mark.parametrize(("norm", "bias"), list(itertools.product(["group", "layer"], [False, True])))
 def test_equal_to_transformers(changes: dict[str, Any], norm: str, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Frames and gradients of several utterances together are those of transformers' module on each alone; chunks meet inside them."""
-    monkeypatch.setattr(products, "CHUNK_ROWS", 50)
+    monkeypatch.setattr(conv1d_matmul, "CHUNK_ROWS", 50)
     extractor = extractor_of(**changes, feat_extract_norm=norm, conv_bias=bias)
     assert supports(extractor)
     ours, theirs = convolve(extractor, waves()), [extractor(wave[None])[0].T for wave in waves()]
@@ -71,7 +71,7 @@ def waves_of_float() -> list[Tensor]:
 @pytest.mark.parametrize("norm", ["group", "layer"])
 def test_gradient(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's own check of gradients, by differences."""
-    monkeypatch.setattr(products, "CHUNK_ROWS", 3)
+    monkeypatch.setattr(conv1d_matmul, "CHUNK_ROWS", 3)
     shape = {"conv_dim": [3, 2, 4], "conv_kernel": [4, 3, 2], "conv_stride": [2, 2, 2], "num_feat_extract_layers": 3}
     extractor = extractor_of(**shape, feat_extract_norm=norm, conv_bias=norm == "layer")
     parameters = dict(extractor.named_parameters())
@@ -107,7 +107,7 @@ def test_autocast(norm: str) -> None:
     assert all(each.grad.dtype == torch.float32 and bool(each.grad.isfinite().all()) for each in extractor.parameters())
 
 
-def test_other_extractors_are_left_to_transformers() -> None:
+def test_unsupported_extractors_use_transformers() -> None:
     """An activation that is not GELU runs through the module."""
     model = build_backbone(BackboneSettings(checkpoint=None, config={**rebuild.BACKBONE, "feat_extract_activation": "relu"}))
     assert not supports(model.wav2vec2.feature_extractor)
@@ -120,7 +120,7 @@ def test_other_extractors_are_left_to_transformers() -> None:
 @pytest.mark.parametrize("bias", [False, True])
 def test_one_convolution(inputs: int, kernel: int, stride: int, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """`convolve_rows` is torch's convolution."""
-    monkeypatch.setattr(products, "CHUNK_ROWS", 4)
+    monkeypatch.setattr(conv1d_matmul, "CHUNK_ROWS", 4)
     conv = nn.Conv1d(inputs, 5, kernel, stride, bias=bias).double()
     rows = torch.randn(3, 23, inputs, dtype=torch.float64)
     torch.testing.assert_close(convolve_rows(conv, rows), conv(rows.transpose(1, 2)).transpose(1, 2).detach())

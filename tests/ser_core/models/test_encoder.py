@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ser_core.models import encoder as own
 from ser_core.models.backbone import build_backbone
-from ser_core.models.encoder import Dropping, is_known, threshold_for, transform
+from ser_core.models.encoder import DropoutBits, is_supported, run_transformer, threshold_for
 from ser_core.models.front_end import valid_frames
 from ser_core.settings import Attention, BackboneSettings
 from tests.ser_core.models import rebuild
@@ -37,7 +37,7 @@ def results(encoder: Any, lengths: tuple[int, ...] | None = LENGTHS) -> tuple[Te
     hidden = features().requires_grad_()
     frames = None if lengths is None else torch.tensor(lengths)
     valid = valid_frames(torch.tensor(lengths or (LENGTHS[0],) * len(LENGTHS)), LENGTHS[0])
-    output = transform(encoder, hidden, frames)[valid]
+    output = run_transformer(encoder, hidden, frames)[valid]
     weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
     torch.autograd.backward((output * weights).sum())
     assert hidden.grad is not None
@@ -49,8 +49,8 @@ def results(encoder: Any, lengths: tuple[int, ...] | None = LENGTHS) -> tuple[Te
 def test_equal_to_transformers(config: dict[str, Any], lengths: tuple[int, ...] | None) -> None:
     """Post-norm and stable-layer-norm models, even and odd positional kernels, with and without padding: output and every gradient."""
     one, other = model(**config), model(eager=True, **config)
-    assert is_known(one.encoder)
-    assert not is_known(other.encoder)
+    assert is_supported(one.encoder)
+    assert not is_supported(other.encoder)
     one.train()
     other.train()
     ours, theirs = results(one, lengths), results(other, lengths)
@@ -67,7 +67,7 @@ def test_evaluation_is_equal_and_draws_nothing() -> None:
     one, other = model(**DROPOUT, layerdrop=0.5), model(eager=True, **DROPOUT, layerdrop=0.5)
     before = torch.get_rng_state()
     with torch.no_grad():
-        ours, theirs = (transform(each, features(), torch.tensor(LENGTHS)) for each in (one, other))
+        ours, theirs = (run_transformer(each, features(), torch.tensor(LENGTHS)) for each in (one, other))
     valid = valid_frames(torch.tensor(LENGTHS), LENGTHS[0])
     torch.testing.assert_close(ours[valid], theirs[valid], rtol=1e-5, atol=2e-6)
     assert torch.equal(before, torch.get_rng_state())
@@ -76,11 +76,11 @@ def test_evaluation_is_equal_and_draws_nothing() -> None:
 def test_an_utterance_does_not_see_the_others() -> None:
     """The same output alone and in a batch; what lies behind the valid frames has no influence."""
     encoder = model()
-    together = transform(encoder, features(), torch.tensor(LENGTHS))
+    together = run_transformer(encoder, features(), torch.tensor(LENGTHS))
     behind = features()
     behind[1, LENGTHS[1] :] = 99
-    assert torch.equal(together, transform(encoder, behind, torch.tensor(LENGTHS)))
-    alone = transform(encoder, features()[1:2, : LENGTHS[1]], None)
+    assert torch.equal(together, run_transformer(encoder, behind, torch.tensor(LENGTHS)))
+    alone = run_transformer(encoder, features()[1:2, : LENGTHS[1]], None)
     torch.testing.assert_close(together[1, : LENGTHS[1]], alone[0], rtol=1e-5, atol=2e-6)
 
 
@@ -88,8 +88,8 @@ def test_an_utterance_does_not_see_the_others() -> None:
 def test_gradients_with_dropout(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any]) -> None:
     """With the same bits drawn each time, loss and gradients are those of the layers written out with masks and autograd."""
     encoder = model(**config, **DROPOUT, num_hidden_layers=1).train()
-    seeds = Dropping(5)
-    monkeypatch.setattr(Dropping, "seeded", classmethod(lambda cls: cls(5)))
+    seeds = DropoutBits(5)
+    monkeypatch.setattr(DropoutBits, "seeded", classmethod(lambda cls: cls(5)))
     monkeypatch.setattr(F, "dropout", lambda x, *_: x)  # the one of torch before the first layer
     ours = results(encoder)
     fused = {name: gradient.clone() for name, gradient in ours[2].items()}
@@ -111,11 +111,11 @@ def test_gradients_with_dropout(monkeypatch: pytest.MonkeyPatch, config: dict[st
         inner, outer, *_ = options
         return residual + drop(block.output_dense(drop(F.gelu(block.intermediate_dense(hidden)), inner)), outer)
 
-    def numbers_only(self: Dropping, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def numbers_only(self: DropoutBits, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.nan_to_num(original(self, shape, dtype), nan=1.0)  # a pattern that is no number is kept, as 1 is
 
-    original = Dropping.bits
-    monkeypatch.setattr(Dropping, "bits", numbers_only)
+    original = DropoutBits.bits
+    monkeypatch.setattr(DropoutBits, "bits", numbers_only)
     monkeypatch.setattr(own, "_attend", attend)
     monkeypatch.setattr(own, "_feed_forward", feed)
     plain = results(encoder)
@@ -129,31 +129,31 @@ def test_gradients_with_dropout(monkeypatch: pytest.MonkeyPatch, config: dict[st
 @pytest.mark.parametrize("probability", [0.05, 0.1, 0.4])
 def test_dropped_share(dtype: torch.dtype, probability: float) -> None:
     """What is dropped of a million numbers is its share within five standard deviations, and neighbours are independent."""
-    bits = Dropping(3).bits((1000, 1000), dtype)
+    bits = DropoutBits(3).bits((1000, 1000), dtype)
     dropped = (own._dropped(torch.ones(1000, 1000, dtype=dtype), bits, probability) == 0).float()
     deviation = (probability * (1 - probability)) ** 0.5
     assert abs(float(dropped.mean()) - probability) < 5 * deviation / 1000
     assert abs(float((dropped[:, 1:] * dropped[:, :-1]).mean()) - probability**2) < 5 * probability / 1000
 
 
-def test_chance_comes_from_torch() -> None:
+def test_dropout_is_seeded_by_torch() -> None:
     """manual_seed decides; another seed draws other masks; the number of threads does not matter to the bits."""
     encoder = model(**DROPOUT, layerdrop=0.3).train()
     frames = torch.tensor(LENGTHS)
 
     def run(seed: int) -> Tensor:
         torch.manual_seed(seed)
-        output: Tensor = transform(encoder, features(), frames).detach()
+        output: Tensor = run_transformer(encoder, features(), frames).detach()
         return output
 
     assert torch.equal(run(1), run(1))
     assert not torch.equal(run(1), run(2))
-    shape = (own.LONG_DRAW, 4)
+    shape = (own.PARALLEL_DRAW_WORDS, 4)
     before = torch.get_num_threads()
     drawn = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        drawn.append(Dropping(1).bits(shape, torch.float32).view(torch.int32))
+        drawn.append(DropoutBits(1).bits(shape, torch.float32).view(torch.int32))
     torch.set_num_threads(before)
     assert torch.equal(*drawn)
 
@@ -171,6 +171,6 @@ def test_layer_drop() -> None:
 
 
 @pytest.mark.parametrize("change", [{"hidden_act": "relu"}, {"attention_dropout": 0.5}, {"adapter_attn_dim": 8, **STABLE}])
-def test_what_is_not_known_is_left_to_transformers(change: dict[str, Any]) -> None:
+def test_unsupported_configurations_use_transformers(change: dict[str, Any]) -> None:
     """Another activation, half of everything dropped, attention adapters."""
-    assert not is_known(model(**change).encoder)
+    assert not is_supported(model(**change).encoder)

@@ -59,7 +59,7 @@ def test_reference_padding_reaches_the_features() -> None:
     assert min(differences[1:]) > 0.01
 
 
-def test_layer_norm_models_do_not_mind_padding() -> None:
+def test_layer_norm_models_are_independent_of_padding() -> None:
     """Without a norm over time both ways give the same features."""
     model, batch = model_of(feat_extract_norm="layer"), waves()
     padded, frames = project_padded(model, batch)
@@ -78,7 +78,7 @@ def test_logits_do_not_depend_on_the_batch() -> None:
         torch.testing.assert_close(classifier(one[None], frames[row : row + 1])[0], together[row], rtol=1e-4, atol=1e-5)
 
 
-def test_cached_features_are_left_alone() -> None:
+def test_cached_features_are_not_modified() -> None:
     """The transformer never writes into the features it is given: they may come from a cache."""
     model = model_of()
     features, frames = project_padded(model, waves())
@@ -132,7 +132,7 @@ def test_with_gradient() -> None:
 
 
 def test_normalised_waves() -> None:
-    """A model that wants normalised waves does not hear how loud they are."""
+    """With normalised waves the features do not depend on loudness."""
     model = model_of(feat_extract_norm="layer")
     wave = waves()[0]
     plain = project_independent(model, [wave, 3 * wave + 0.1])

@@ -34,7 +34,7 @@ def test_only_masked_labels_count() -> None:
 
 
 def test_parts_add_up() -> None:
-    """Losses of parts of a batch, each told the whole's labelled frames, sum to the whole's."""
+    """Losses of the parts of a batch, each given the batch's number of labelled frames, add up to the batch's."""
     torch.manual_seed(0)
     mask = torch.from_numpy(rebuild.time_mask())
     labels = torch.from_numpy(rebuild.pseudo_labels(mask.numpy()))

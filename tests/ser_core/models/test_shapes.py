@@ -31,6 +31,6 @@ def test_expected_of_a_recipe(tmp_path: Path) -> None:
         (Wav2vecSettings(config={"layers": []}), "no such key"),
     ],
 )
-def test_what_is_no_wav2vec_is_told(settings: Wav2vecSettings, line: str) -> None:
+def test_invalid_wav2vec_settings_are_input_errors(settings: Wav2vecSettings, line: str) -> None:
     with pytest.raises(InputError, match=line):
         expected_shape(settings)

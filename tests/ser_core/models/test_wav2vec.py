@@ -85,7 +85,7 @@ def test_equal_to_fairseq(tmp_path: Path, style: str, options: dict[str, Any]) -
         torch.testing.assert_close(found, wanted, rtol=1e-6, atol=5e-6)  # sums in another order, where little is left of large terms
 
 
-def test_the_process_stays_as_it_was(tmp_path: Path) -> None:
+def test_importing_fairseq_has_no_side_effects(tmp_path: Path) -> None:
     """Opening a checkpoint leaves the root logger alone, which importing fairseq sets to debug."""
     theirs, values = fairseq_model(**VARIANTS[0])
     path = save(theirs.state_dict(), values, tmp_path / "w2v.pt", "args")
@@ -98,7 +98,7 @@ def test_the_process_stays_as_it_was(tmp_path: Path) -> None:
     assert done.stdout.strip().splitlines()[-1] == f"{logging.WARNING} []"
 
 
-def test_saved_in_our_form(tmp_path: Path) -> None:
+def test_save_and_load_in_our_format(tmp_path: Path) -> None:
     """A converted model is written and read without fairseq; the same bytes each time."""
     theirs, values = fairseq_model(**VARIANTS[0])
     model = build_wav2vec(Wav2vecSettings(checkpoint=str(save(theirs.state_dict(), values, tmp_path / "w2v.pt", "args"))))
@@ -123,7 +123,7 @@ def test_default_shape_is_fairseqs(tmp_path: Path) -> None:
     assert (ours.conv_bias, ours.zero_pad, ours.affine) == (not theirs.no_conv_bias, theirs.agg_zero_pad, not theirs.non_affine_group_norm)
 
 
-def test_refused_checkpoints(tmp_path: Path) -> None:
+def test_invalid_checkpoints_are_input_errors(tmp_path: Path) -> None:
     """No file, not a checkpoint, keys without a place, keys missing: one line each, naming the path."""
     theirs, values = fairseq_model()
     missing, unmatched = dict(theirs.state_dict()), dict(theirs.state_dict())

@@ -114,7 +114,7 @@ class Bench:
         should_stop: Callable[[], bool] = lambda: False,
         **runtime: Any,
     ) -> tuple[dict[str, Any], Path]:
-        """The outcome and the output folder; upstream stages that are not given run first."""
+        """The result and the output folder; upstream stages that are not given run first."""
         known = dict(upstream) if upstream is not None else {role: self.run(parent)[1] for role, parent in call.upstream.items()}
         self.runs += 1
         output = self.root / f"{self.runs:03d}-{call.stage}"

@@ -1,4 +1,4 @@
-"""The stage around k-means: stopped anywhere it goes on to the same artifacts, on any number of threads, from frames that it only maps."""
+"""The cluster stage: resumed from anywhere it writes the same artifacts, with any number of threads, from memory-mapped frames."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ser_core.stages.states import FRAMES, read_frames
 from tests.ser_core.stages.conftest import Bench, artifacts, stage_calls
 
 
-def test_stopped_stage_goes_on_to_the_same_artifacts(recipe: Recipe, bench: Bench, tmp_path: Path) -> None:
-    """Stopped while seeding, before the first iteration and each time one later, on one thread or two: the bits of one go."""
+def test_a_resumed_stage_writes_the_same_artifacts(recipe: Recipe, bench: Bench, tmp_path: Path) -> None:
+    """Stopped during seeding, before the first iteration and after each further one, with one or two threads: bit-identical artifacts."""
     call = stage_calls(recipe)["ptapt"].upstream["clusters.5"]
     upstream = {"states": bench.run(call.upstream["states"])[1]}
     whole, folder = bench.run(call, upstream=upstream)

@@ -1,4 +1,4 @@
-"""Stages on a real disk that is too small for them: a tmpfs in a mount namespace of its own."""
+"""Stages on a real disk that is too small: a tmpfs in a mount namespace."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def frugal(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def test_a_full_disk_ends_a_stage_and_spoils_nothing(frugal: Recipe, bench: Bench, tmp_path: Path) -> None:
-    """OSError with ENOSPC, whichever library was writing; earlier checkpoints stay whole; with room again the same numbers come out."""
+def test_a_full_disk_ends_a_stage_and_damages_nothing(frugal: Recipe, bench: Bench, tmp_path: Path) -> None:
+    """OSError with ENOSPC from every library; earlier checkpoints stay intact; with enough space the results are the same."""
     calls = {name: call for name, call in stage_calls(frugal).items() if name in ("finetune", "states")}
     expected, cases = {}, {}
     for name, call in calls.items():

@@ -1,4 +1,4 @@
-"""What ran out of memory is computed in smaller parts, and comes to the same."""
+"""A stage that ran out of memory is computed in smaller micro-batches, with the same result."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def curve(output: Path, name: str) -> list[float]:
 
 @pytest.mark.parametrize("padding", list(Padding))
 @pytest.mark.parametrize("stage", TRAINED)
-def test_relief_changes_memory_and_not_numbers(
+def test_relief_changes_memory_and_no_number(
     stage: str, padding: Padding, without_chance: Recipe, bench: Bench, passes: list[tuple[bool, int]]
 ) -> None:
     """Rows of a pass are halved each time, in training and in evaluation; curves and metrics stay, up to the order of sums."""
@@ -86,7 +86,7 @@ def test_relief_changes_memory_and_not_numbers(
 
 @pytest.mark.parametrize("stage", TRAINED)
 def test_a_checkpoint_is_resumed_in_smaller_parts(stage: str, without_chance: Recipe, bench: Bench, tmp_path: Path) -> None:
-    """Relief is no part of a checkpoint's identity: what was done before memory ran out is not done again."""
+    """Relief is not part of a checkpoint's identity: steps completed before memory ran out are not repeated."""
     without_chance.execution.feature_cache = FeatureCache.none  # so that the stop comes at a step
     call = stage_calls(without_chance)[stage]
     upstream = {role: bench.run(parent)[1] for role, parent in call.upstream.items()}

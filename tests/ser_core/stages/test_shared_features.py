@@ -1,4 +1,4 @@
-"""Stages that share a feature store: which of them fall on the same one, what each may see of it, and that no number changes."""
+"""Stages that share a feature store: which of them use the same one, what each may read, and that no number changes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def sharing(bench: Bench, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """(utterance, samples) of all that went through a front end to be kept."""
+    """(utterance, samples) of all features computed for the store."""
     seen: list[tuple[str, int]] = []
     compute = FrozenFeatures._computed
 
@@ -52,7 +52,7 @@ def stores(bench: Bench) -> int:
 def test_stages_with_the_same_front_end_compute_its_features_once(
     sharing: Bench, recipe: Recipe, corpus: Manifest, computed: list[tuple[str, int]]
 ) -> None:
-    """V-FT, P-TAPT and its fine-tunings, of all seeds, on one store; each TAPT checkpoint on its own; none for what differs otherwise."""
+    """V-FT, P-TAPT and its fine-tuning share one store for all seeds; each TAPT checkpoint has its own; another fold adds none."""
     limit = round(recipe.finetune.max_seconds * 16_000)
     sharing.run(REGISTRY.call("vft", recipe, fold="1", seed=0))
     cut = [(utterance.id, min(utterance.samples, limit)) for utterance in corpus.training("1")]
@@ -83,13 +83,13 @@ def test_stages_with_the_same_front_end_compute_its_features_once(
     sharing.run(REGISTRY.call("vft", recipe, fold="2", seed=0))  # finds what was tested, as far as it is not cut
     assert 0 < len(computed) < len(corpus.utterances)
     assert stores(sharing) == 2
-    assert not any("for itself" in line for line in sharing.lines)
+    assert not any("cannot be shared" in line for line in sharing.lines)
 
 
 @pytest.mark.parametrize("stage", ["finetune", "ptapt"])
 @pytest.mark.parametrize("norm", ["group", "layer"])
 def test_the_store_changes_no_number(stage: str, norm: str, sharing: Bench, recipe: Recipe) -> None:
-    """Filling it, finding it filled, memory, and nothing kept: the same metrics and the same bytes."""
+    """With an empty store, a filled one, a cache in memory, and no cache: the same metrics and the same bytes."""
     recipe.backbone.config["feat_extract_norm"] = norm
     call = stage_calls(recipe)[stage]
     upstream = {role: sharing.run(parent)[1] for role, parent in call.upstream.items()}

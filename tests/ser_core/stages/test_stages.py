@@ -19,14 +19,14 @@ from ser_core.errors import Diverged, InputError, Interrupted
 from ser_core.models.backbone import load_encoder
 from ser_core.registry import REGISTRY
 from ser_core.settings import FeatureCache, Padding, Precision, Recipe
-from ser_core.stages import finetune, tapt
+from ser_core.stages import context as stage_context
 from ser_core.stages.states import StateTraining
-from ser_core.training.loop import Objective, Trained, train
+from ser_core.training.loop import Objective, TrainingResult, train
 from tests.ser_core.stages.conftest import FOLDS, STAGES, Bench, artifacts, curves, stage_calls
 
 
 def stop_after(checks: int) -> Callable[[], bool]:
-    """A stop signal that turns true after being asked so often."""
+    """A `should_stop` that returns True after `checks` calls."""
     asked = iter(range(10**9))
     return lambda: next(asked) >= checks
 
@@ -116,7 +116,7 @@ def test_an_interrupted_stage_ends_as_an_uninterrupted_one(stage: str, checks: i
 
 
 @pytest.mark.parametrize("stage", ["finetune", "tapt"])
-def test_interruptions_at_random_steps_leave_no_trace(
+def test_interruptions_at_random_steps_change_no_number(
     stage: str, recipe: Recipe, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped four times, at other steps in every run of this test: weights, curves, artifacts and metrics are equal to the bit."""
@@ -127,14 +127,13 @@ def test_interruptions_at_random_steps_leave_no_trace(
     recipe.execution.log_every = rng.choice([1, 2, 3, 5])
     recipe.finetune.epochs, recipe.tapt.steps = 10, 20
     trained: list[dict[str, torch.Tensor]] = []
-    module = {"finetune": finetune, "tapt": tapt}[stage]
 
-    def recorded(objective: Objective, *arguments: Any) -> Trained:
+    def recorded(objective: Objective, *arguments: Any) -> TrainingResult:
         found = train(objective, *arguments)
         trained.append({name: tensor.clone() for name, tensor in objective.model.state_dict().items()})
         return found
 
-    monkeypatch.setattr(module, "train", recorded)
+    monkeypatch.setattr(stage_context, "train", recorded)
     call = stage_calls(recipe)[stage]
     expected, uninterrupted = bench.run(call)
     checkpoint = tmp_path / "resumable"
@@ -291,8 +290,8 @@ def test_an_unknown_stage_and_fold_name_the_known_ones(recipe: Recipe, bench: Be
 
 
 @pytest.mark.parametrize(("rate", "collapsed"), [(1e-3, False), (10.0, True)])
-def test_a_training_that_has_not_learnt_says_so(rate: float, collapsed: bool, recipe: Recipe, bench: Bench) -> None:
-    """Thrown back to the class prior by an absurd rate: it is tested and returned all the same, with the reason."""
+def test_a_collapsed_training_is_reported_as_diverged(rate: float, collapsed: bool, recipe: Recipe, bench: Bench) -> None:
+    """An absurd learning rate leads back to the class prior: the model is tested and returned all the same, with the reason."""
     recipe.finetune.learning_rate = rate
     recipe.finetune.epochs = 8
     outcome, _ = bench.run(stage_calls(recipe)["finetune"])
@@ -304,7 +303,7 @@ def test_a_training_that_has_not_learnt_says_so(rate: float, collapsed: bool, re
         assert any(outcome["diverged"] in line for line in bench.lines)
 
 
-def test_a_validation_loss_that_is_not_finite_is_divergence(recipe: Recipe, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_nan_validation_loss_is_divergence(recipe: Recipe, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """It cannot be compared with others, nor written as JSON."""
     monkeypatch.setattr(StateTraining, "validate", lambda self: (float("nan"), 0.0))
     with pytest.raises(Diverged, match="validation loss is nan"):

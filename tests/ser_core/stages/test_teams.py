@@ -13,9 +13,9 @@ import pytest
 from ser_core.errors import Interrupted
 from ser_core.registry import REGISTRY, StageCall
 from ser_core.settings import FeatureCache, Recipe
+from tests.ser_core.parallel.teams import FolderTeam, results, run_team
 from tests.ser_core.stages.conftest import Bench, artifacts, curves, stage_calls
 from tests.ser_core.stages.test_stages import stop_after
-from tests.ser_core.training.teams import FolderTeam, results, run_team
 
 TRAINED = ("finetune", "states", "tapt", "ptapt")
 RELATIVE = 1e-5  # of float32 sums in another order, after some steps

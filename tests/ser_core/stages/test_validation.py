@@ -1,4 +1,4 @@
-"""A sweep's stages never reach the held-out fold: they run, and give the same, with its recordings deleted and its labels false."""
+"""Stages of a sweep never read the held-out fold: they give the same results with its recordings deleted and its labels wrong."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def recorded(folder: Path, speakers: Mapping[str, tuple[str, ...]], folds: tuple
 
 
 def without(corpus: Manifest, speakers: tuple[str, ...], folder: Path, *, swapped: bool = False) -> Path:
-    """A copy in which the recordings of some speakers are deleted; `swapped`: and their labels false."""
+    """A copy in which the recordings of some speakers are deleted; `swapped`: with wrong labels too."""
     shutil.copytree(corpus.folder, folder)
     copied = load_manifest(folder)
     for utterance in copied.utterances:
@@ -81,7 +81,7 @@ def chain(bench: Bench, call: StageCall) -> dict[str, tuple[dict[str, Any], Path
 
 
 @pytest.mark.parametrize("cache", [FeatureCache.store, FeatureCache.none])
-def test_a_sweep_does_without_the_held_out_fold(cache: FeatureCache, sessions: Manifest, recipe: Recipe, tmp_path: Path) -> None:
+def test_a_sweep_runs_without_the_held_out_fold(cache: FeatureCache, sessions: Manifest, recipe: Recipe, tmp_path: Path) -> None:
     """The whole chain runs where the held-out recordings do not exist, scored on the validation speakers; a grid's test fails."""
     recipe.execution.feature_cache = cache
     fold = "2"
@@ -114,8 +114,8 @@ def test_a_sweep_does_without_the_held_out_fold(cache: FeatureCache, sessions: M
         bench.run(REGISTRY.call("ptapt", recipe, fold=fold, seed=0), upstream={"backbone": found["ptapt"][1]})
 
 
-def test_nothing_of_the_held_out_fold_has_a_part_in_a_number(sessions: Manifest, recipe: Recipe, tmp_path: Path) -> None:
-    """With its recordings there and its features in the store, or deleted and its labels false: the same bytes and metrics."""
+def test_the_held_out_fold_affects_no_number(sessions: Manifest, recipe: Recipe, tmp_path: Path) -> None:
+    """With its recordings present and its features in the store, or deleted and with wrong labels: the same bytes and metrics."""
     call = swept(recipe, "1", sessions)
     bench = Bench(sessions.folder, tmp_path / "whole", shared=tmp_path / "cache")
     bench.run(REGISTRY.call("vft", recipe, fold="3", seed=0))  # puts the features of fold 1 into the store
@@ -141,7 +141,7 @@ def test_no_recording_of_validation_is_opened_before_the_test(method: str, sessi
     assert max(steps) == recipe.finetune.epochs * EACH  # training was over: 16 utterances in batches of 4
 
 
-def test_the_validation_part_of_a_fixed_split_costs_no_training(recipe: Recipe, tmp_path: Path) -> None:
+def test_the_validation_part_of_a_fixed_split_leaves_training_unchanged(recipe: Recipe, tmp_path: Path) -> None:
     """Its upstream stages are the grid's; the fine-tuning trains on what the grid's does and is scored on the part."""
     folder = tmp_path / "fixed"
     folder.mkdir()
@@ -168,7 +168,7 @@ def test_the_validation_part_of_a_fixed_split_costs_no_training(recipe: Recipe, 
         (list(FIXED_PART), "no utterances to validate on"),
     ],
 )
-def test_validation_that_cannot_be_is_told_before_training(
+def test_impossible_validation_is_an_error_before_training(
     validation: list[str], line: str, sessions: Manifest, recipe: Recipe, tmp_path: Path
 ) -> None:
     call = REGISTRY.call("vft", recipe, fold="1", seed=0)

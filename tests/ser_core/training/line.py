@@ -13,7 +13,7 @@ from ser_core.parallel.group import Group
 from ser_core.settings import Precision
 from ser_core.training.checkpoints import Checkpoints
 from ser_core.training.device import choose_arithmetic
-from ser_core.training.loop import Objective, PartLoss, Plan, StepParts, Trained, train
+from ser_core.training.loop import Objective, PartLoss, StepParts, TrainingPlan, TrainingResult, train
 from ser_core.training.randomness import generator
 from ser_core.training.schedule import warmup_flat_linear
 
@@ -44,19 +44,19 @@ class Regression(Objective):
         loss = error.sum() / 12
         return PartLoss(loss, loss, (error < 1).sum(), len(part))
 
-    def after(self, step: int) -> Mapping[str, float]:
+    def after_step(self, step: int) -> Mapping[str, float]:
         self.best = torch.maximum(self.best, torch.tensor([float(step % 7)]))
         return {"best": float(self.best)} if step % 5 == 0 else {}
 
-    def kept(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def extra_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return {"best": self.best}, {"name": "best"}
 
-    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    def load_extra_state(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         assert facts == {"name": "best"}
         self.best = tensors["best"]
 
 
-def line_plan(**changes: Any) -> Plan:
+def line_plan(**changes: Any) -> TrainingPlan:
     """20 steps without a checkpoint on the way."""
     values: dict[str, Any] = {
         "name": "line",
@@ -68,12 +68,12 @@ def line_plan(**changes: Any) -> Plan:
         "checkpoint_seconds": 1e9,
         "log_every": 3,
     }
-    return Plan(**{**values, **changes})
+    return TrainingPlan(**{**values, **changes})
 
 
 def train_line(
     objective: Objective,
-    plan: Plan,
+    plan: TrainingPlan,
     checkpoint: Path,
     output: Path,
     *,
@@ -81,7 +81,7 @@ def train_line(
     should_stop: Callable[[], bool] = lambda: False,
     report: Callable[[str], None] = lambda line: None,
     group: Group | None = None,
-) -> Trained:
+) -> TrainingResult:
     return train(objective, plan, Checkpoints(checkpoint, identity), output, should_stop, report, group)
 
 

@@ -41,7 +41,7 @@ def test_the_newest_two_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "no state", "torn state", "other schema", "not safetensors"])
-def test_a_torn_checkpoint_is_passed_over_for_the_one_before(damage: str, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_skipped(damage: str, tmp_path: Path) -> None:
     checkpoints = written(tmp_path, 1, 2)
     newest = tmp_path / "step-000000002"
     weights, state = newest / "model.safetensors", newest / "state.json"
@@ -82,7 +82,7 @@ def test_the_checkpoint_of_another_stage_is_never_loaded(tmp_path: Path) -> None
 
 
 def test_a_write_that_was_killed_leaves_nothing_that_is_loaded(tmp_path: Path) -> None:
-    """What lies under a temporary name counts for nothing."""
+    """A temporary folder is never loaded."""
     checkpoints = written(tmp_path, 1)
     (tmp_path / "step-000000001").rename(tmp_path / ".step-000000001.4242.tmp")
     assert checkpoints.load() is None
@@ -106,7 +106,7 @@ def test_identity_depends_on_every_value() -> None:
 
 
 def test_later_checkpoints_that_cannot_be_resumed_make_room(tmp_path: Path) -> None:
-    """Foreign ones of later steps do not push out what is written now: the next attempt would begin at the start for ever."""
+    """Later checkpoints of another stage do not displace the one being written: otherwise every attempt would start from step 0."""
     written(tmp_path, 800, 900)
     mine = Checkpoints(tmp_path, "other")
     assert mine.load() is None

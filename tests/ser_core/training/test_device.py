@@ -8,7 +8,7 @@ import torch
 
 from ser_core.errors import InputError
 from ser_core.settings import Precision
-from ser_core.training.device import choose_arithmetic, choose_device, repeatable
+from ser_core.training.device import choose_arithmetic, choose_device, deterministic
 
 
 @pytest.mark.parametrize("units", ["amx_bf16", "avx512_bf16", "avx512_f"])
@@ -24,18 +24,18 @@ def test_a_cpu_computes_in_bfloat16_only_where_it_has_units_for_it(monkeypatch: 
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_a_gpu_that_is_not_there_is_said_so() -> None:
+def test_a_missing_gpu_is_an_input_error() -> None:
     assert choose_device("auto") == torch.device("cpu")
     with pytest.raises(InputError, match="sees no GPU"):
         choose_device("cuda")
 
 
-def test_switches_of_torch_are_put_back() -> None:
-    """A stage in this process leaves threads and determinism as they were, also when it fails."""
+def test_torch_settings_are_restored() -> None:
+    """Number of threads and determinism are restored after a stage, also if it fails."""
     before = (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled())
 
     def fail() -> None:
-        with repeatable(torch.device("cpu"), 1):
+        with deterministic(torch.device("cpu"), 1):
             assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == (1, True)
             raise RuntimeError("inside")
 
@@ -46,10 +46,10 @@ def test_switches_of_torch_are_put_back() -> None:
 
 GROWTH = """
 import resource, sys
-from ser_core.training.device import keep_memory
+from ser_core.training.device import keep_freed_memory
 import torch
 if sys.argv[1] == "keep":
-    assert keep_memory()
+    assert keep_freed_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10):
@@ -60,8 +60,8 @@ print(faults())
 """
 
 
-def test_memory_is_kept() -> None:
-    """A process that keeps its memory asks the kernel for no page when a large tensor is made again; one left alone does."""
+def test_freed_memory_stays_in_the_process() -> None:
+    """With `keep_freed_memory` allocating a large tensor again causes no page faults; without it, it does."""
     pages = {
         way: int(subprocess.run([sys.executable, "-c", GROWTH, way], check=True, capture_output=True, text=True, timeout=100).stdout)
         for way in ("keep", "plain")

@@ -1,40 +1,33 @@
-"""One training in real processes over gloo: the numbers of one process, and ends within a bounded time."""
+"""Training in several real processes over gloo: the numbers of one process, and termination within a bounded time."""
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-from hypothesis import given
-from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from jobs.store.failures import FailureClass, class_of_exception
 from ser_core.errors import Diverged, Interrupted
-from ser_core.parallel.group import Group, abort, buckets, process_group, stopping_together, sum_gradients
-from ser_core.parallel.rendezvous import addresses, rendezvous
+from ser_core.parallel.group import process_group
 from ser_core.parallel.team import Alone
 from ser_core.settings import Precision
 from ser_core.training.checkpoints import Checkpoints
 from ser_core.training.device import choose_arithmetic
 from ser_core.training.loop import PartLoss, StepParts
+from tests.ser_core.parallel.teams import FolderTeam, results, run_team
 from tests.ser_core.training.line import CPU, Regression, line_plan, train_line, weights
-from tests.ser_core.training.teams import FolderTeam, results, run_team
 
 SECONDS = 4.0  # that processes wait for each other in tests of ends
 
 
 class Uneven(Regression):
-    """Parts of 1, 2, 3, ... rows; a layer that a part may leave out, drawn by torch as layer drop is; and one that nobody uses."""
+    """Parts of 1, 2, 3, ... rows; a layer that a part randomly skips, drawn by torch as layer drop is; and an unused layer."""
 
     def __init__(self, parts: int = 4) -> None:
         super().__init__(parts)
@@ -87,7 +80,7 @@ def loss_curve(root: Path, name: str) -> list[float]:
 
 
 def test_a_training_has_the_same_numbers_in_any_number_of_processes(tmp_path: Path) -> None:
-    """Dropout and dropped layers on, parts of unlike size: one loss curve; weights equal to the bit in all processes of a team."""
+    """With dropout, layer drop and parts of different sizes: the same loss curve; bit-identical weights in all processes of a team."""
     expected = train_in_team(Alone(), tmp_path / "1", "out", {})
     curve = loss_curve(tmp_path / "1", "out")
     assert len(set(curve)) == 20
@@ -125,7 +118,7 @@ def idle(team: FolderTeam, root: Path) -> dict[str, Any]:
     return train_in_team(team, root, "out", {"arithmetic": arithmetic}, parts=2)
 
 
-def test_fewer_parts_than_processes_are_told_once(tmp_path: Path) -> None:
+def test_idle_processes_are_reported_once(tmp_path: Path) -> None:
     """Processes without a part take every step with the others, in float16 with one scale for all; the report says what to set."""
     root = tmp_path / "idle"
     found = results(run_team(tmp_path / "team", 3, idle, root))
@@ -142,13 +135,13 @@ def diverging(team: FolderTeam, root: Path) -> None:
         def loss(self, part: Tensor) -> PartLoss:
             found = super().loss(part)
             bad = len(self.asked) > 4 and len(part) == 1
-            return PartLoss(found.loss, found.shown * float("nan") if bad else found.shown, found.correct, found.counted)
+            return PartLoss(found.loss, found.curve_loss * float("nan") if bad else found.curve_loss, found.correct, found.counted)
 
     with process_group(team, CPU, 60.0) as group:
         train_line(Exploding(), line_plan(checkpoint_seconds=0.0), root / "checkpoints", root / "out", group=group)
 
 
-def test_a_loss_that_is_not_finite_in_one_process_ends_all_alike(tmp_path: Path) -> None:
+def test_a_nan_loss_in_one_process_raises_diverged_in_all(tmp_path: Path) -> None:
     ended = run_team(tmp_path / "team", 2, diverging, tmp_path)
     assert [(type(each.error), str(each.error)) for each in ended] == [
         (Diverged, "line: the loss is nan at step 5 (seed 1, learning rate 0.05)")
@@ -159,7 +152,7 @@ def test_a_loss_that_is_not_finite_in_one_process_ends_all_alike(tmp_path: Path)
 
 
 def failing(team: FolderTeam, root: Path, how: str) -> None:
-    """Process 1 meets its end in step 3."""
+    """Process 1 fails in step 3."""
 
     class Failing(Uneven):
         def loss(self, part: Tensor) -> PartLoss:
@@ -176,8 +169,8 @@ def failing(team: FolderTeam, root: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["dies", "raises", "hangs"])
-def test_the_others_end_soon_with_an_error_of_communication(how: str, tmp_path: Path) -> None:
-    """Whether one dies, fails or hangs: the others have ended before they had to be killed, and the one that failed says why."""
+def test_the_other_processes_raise_a_communication_error_in_time(how: str, tmp_path: Path) -> None:
+    """If one dies, raises or hangs, the others end without being killed, and the one that raised reports its own error."""
     ended = run_team(tmp_path / "team", 3, failing, tmp_path, how, hung=1 if how == "hangs" else None)
     for each in (ended[0], ended[2]):
         assert isinstance(each.error, ConnectionError)
@@ -188,108 +181,14 @@ def test_the_others_end_soon_with_an_error_of_communication(how: str, tmp_path: 
 
 
 def unlike(team: FolderTeam, root: Path) -> dict[str, Any]:
-    """Process 1 has another kind of machine."""
+    """Process 1 uses another precision."""
     precision = Precision.float16 if team.rank else Precision.float32
     return train_in_team(team, root, "out", {"arithmetic": choose_arithmetic(CPU, precision)})
 
 
-def test_processes_that_compute_otherwise_do_not_train_together(tmp_path: Path) -> None:
-    """Scaled gradients would be added to others: it is said, and is a matter of the machines."""
+def test_processes_with_different_precision_do_not_train_together(tmp_path: Path) -> None:
+    """Gradients with and without scaling must not be summed; it is a communication error, so the job is retried on other nodes."""
     ended = run_team(tmp_path / "team", 2, unlike, tmp_path)
     told = str(ended[1].error)
     assert told.startswith("process 1 of 2 has arithmetic cpu/torch.float16, process 0 has cpu/torch.float32")
     assert [class_of_exception(each.error) for each in ended if each.error] == [FailureClass.communication] * 2
-
-
-def test_a_group_is_ended_without_the_others(tmp_path: Path) -> None:
-    """And one that could not be ended keeps the next stage from its own, in the words of communication."""
-    store = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
-    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-    with pytest.raises(ConnectionError, match="could not be ended"), process_group(FolderTeam(tmp_path, 0, 2), CPU, 1.0):
-        pass
-    abort()
-    assert not dist.is_initialized()
-
-
-def stopping(team: FolderTeam, kind: str) -> str:
-    """Work of each process by itself, in which process 1 is asked to stop."""
-    with process_group(team, CPU, 20.0) as group:
-        try:
-            with stopping_together(group):
-                if team.rank == 1 and kind == "stop":
-                    raise Interrupted("asked")
-        except Interrupted as ending:
-            return str(ending)
-    return f"{team.promises[-1]:g}"
-
-
-def test_work_of_each_process_is_stopped_together(tmp_path: Path) -> None:
-    assert results(run_team(tmp_path / "stop", 2, stopping, "stop")) == ["another process was asked to stop", "asked"]
-    assert results(run_team(tmp_path / "none", 2, stopping, "none")) == ["0", "0"]
-
-
-def talking(team: FolderTeam, count: int) -> list[Any]:
-    """Groups one after the other, as stages of one task make them, and all that is said in them."""
-    told: list[Any] = []
-    for number in range(count):
-        with process_group(team, CPU, 20.0) as group:
-            tensors = [torch.full((3, 2), float(team.rank)), torch.arange(4.0).reshape(2, 2).T]
-            group.sum_(tensors)
-            own = torch.full((team.rank, 2), float(team.rank))
-            copied = torch.full((3,), team.rank + number, dtype=torch.int64)
-            group.copy_([copied, torch.zeros(0)])
-            told.append(
-                {
-                    "sums": [tensor.tolist() for tensor in tensors],
-                    "any": [group.any(team.rank == 1), group.any(False)],
-                    "exact": group.total(np.array([1 / 3 if team.rank == 1 else 0.0]))[0] == 1 / 3,
-                    "shared": group.share({"rank": team.rank}),
-                    "copied": copied.tolist(),
-                    "collected": [rows.tolist() for rows in group.collect(own, range(group.size))],
-                }
-            )
-    return told
-
-
-def test_what_a_group_says(tmp_path: Path) -> None:
-    """Twice, by two teams at the same time, on ports that nobody chose."""
-    for rank, told in enumerate(results(run_team(tmp_path / "team", 3, talking, 2))):
-        for number, each in enumerate(told):
-            assert each["sums"] == [[[3.0, 3.0]] * 3, [[0.0, 6.0], [3.0, 9.0]]]
-            assert each["any"] == [True, False]
-            assert each["exact"]
-            assert each["shared"] == {"rank": 0}
-            assert each["copied"] == [number] * 3
-            assert each["collected"] == ([[], [[1.0, 1.0]], [[2.0, 2.0]] * 2] if rank == 0 else [])
-
-
-def test_the_store_of_another_job_is_told_apart(tmp_path: Path) -> None:
-    """A leader's address may lead elsewhere: to a store that does not know its word, or to nothing."""
-    from datetime import timedelta
-
-    foreign = TCPStore("127.0.0.1", 0, None, True, timeout=timedelta(seconds=5), wait_for_workers=False)
-    team = FolderTeam(tmp_path, 1, 2)
-    (tmp_path / "shared-0").write_text(json.dumps({"addresses": ["127.0.0.1", "127.0.0.2"], "port": foreign.port, "word": "mine"}))
-    with pytest.raises(ConnectionError, match=r"no way to the leader.*127\.0\.0\.1: the store of another job"):
-        rendezvous(team, 5.0)
-
-
-def test_loopback_is_tried_last() -> None:
-    found = addresses()
-    assert found[-1] == "127.0.0.1"
-    assert len(set(found)) == len(found)
-
-
-@given(sizes=st.lists(st.integers(0, 50), max_size=40), limit=st.integers(1, 60))
-def test_messages_hold_neighbours_within_a_limit(sizes: list[int], limit: int) -> None:
-    found = buckets(sizes, limit)
-    assert [index for bucket in found for index in bucket] == list(range(len(sizes)))
-    assert all(len(bucket) == 1 or sum(sizes[index] for index in bucket) <= limit for bucket in found)
-
-
-def test_a_group_of_one_changes_nothing() -> None:
-    group, parameter = Group(), nn.Parameter(torch.ones(2))
-    shown, told = sum_gradients(group, [parameter], torch.ones(2), (3, True))
-    assert (shown.tolist(), tuple(told), parameter.grad) == ([1.0, 1.0], (3, True), None)
-    assert (group.leads, group.any(True), group.share("word")) == (True, True, "word")
-    assert [rows.tolist() for rows in group.collect(torch.ones(2, 1), [2])] == [[[1.0], [1.0]]]

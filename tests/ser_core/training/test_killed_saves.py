@@ -29,7 +29,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.parametrize("moment", KILLS)
 def test_a_save_that_is_killed_costs_one_step_at_most(moment: str, killed: dict[str, Any]) -> None:
-    """The next attempt goes on from the newest whole checkpoint, ends with the same weights and means, and cleans up."""
+    """The next attempt resumes from the newest intact checkpoint, ends with the same weights and means, and removes leftovers."""
     found = killed[moment]
     assert found["signal"] == signal.SIGKILL, found
     assert found["resumed_at"] == KILLS[moment]
@@ -38,15 +38,15 @@ def test_a_save_that_is_killed_costs_one_step_at_most(moment: str, killed: dict[
     assert found["kept"] == [f"step-{KILLS[moment]:09d}", "step-000000020"]
 
 
-def test_every_moment_leaves_something_else(killed: dict[str, Any]) -> None:
-    """The kills came where they were meant to: a temporary folder before the rename, none after it."""
+def test_kills_happened_at_different_moments(killed: dict[str, Any]) -> None:
+    """The processes were killed at the intended moments: with a temporary folder before the rename, without one after it."""
     for moment, step in KILLS.items():
         temporary = [name for name in killed[moment]["left"] if name.startswith(".")]
         assert bool(temporary) == (step < SAVE), (moment, temporary)
 
 
-def test_a_signal_during_a_save_stops_after_it(killed: dict[str, Any]) -> None:
-    """The checkpoint that was being written is the one that is resumed from, and it is whole."""
+def test_a_signal_during_a_save_takes_effect_after_it(killed: dict[str, Any]) -> None:
+    """The checkpoint being written when the signal came is intact, and the next attempt resumes from it."""
     found = killed[PREEMPTION]
     assert (found["signal"], found["exit"]) == (0, INTERRUPTED)
     assert found["resumed_at"] == SAVE

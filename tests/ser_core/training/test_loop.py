@@ -14,7 +14,7 @@ from ser_core.errors import Diverged, Interrupted
 from ser_core.settings import Precision
 from ser_core.training.checkpoints import SCHEMA, Checkpoints
 from ser_core.training.device import choose_arithmetic
-from ser_core.training.loop import Objective, PartLoss, Trained
+from ser_core.training.loop import Objective, PartLoss, TrainingResult
 from ser_core.training.schedule import constant, warmup_flat_linear
 from tests.ser_core.training.line import CPU, Regression, line_plan, train_line, weights
 
@@ -26,7 +26,7 @@ class Bench:
 
     def train(
         self, objective: Objective, name: str, *, stop_at: int = 10**9, identity: str = "mine", output: str = "out", **changes: Any
-    ) -> Trained:
+    ) -> TrainingResult:
         """Train for 20 steps; the signal to stop comes when it was asked for the `stop_at`-th time."""
         asked = iter(range(10**9))
         return train_line(
@@ -51,8 +51,8 @@ def bench(tmp_path: Path) -> Bench:
 
 
 @pytest.mark.parametrize("stops", [[1], [4, 2, 5], [0], [19], [7, 7]])
-def test_interruptions_leave_no_trace(stops: list[int], bench: Bench) -> None:
-    """Weights, means and curves of an interrupted training are those of an uninterrupted one, to the bit; no batch is asked for twice."""
+def test_interruptions_change_no_number(stops: list[int], bench: Bench) -> None:
+    """Weights, means and curves of an interrupted training are bit-identical to an uninterrupted one; no batch is computed twice."""
     whole = Regression()
     expected = bench.train(whole, "whole", output="whole")
     asked: list[int] = []
@@ -73,8 +73,8 @@ def test_interruptions_leave_no_trace(stops: list[int], bench: Bench) -> None:
 
 @pytest.mark.parametrize("torn", [1, 2])
 @pytest.mark.parametrize("damage", ["truncated tensors", "flipped byte", "truncated state", "other schema"])
-def test_a_torn_checkpoint_costs_steps_and_changes_no_number(damage: str, torn: int, bench: Bench) -> None:
-    """The newest torn: the one before is taken; both torn: the start."""
+def test_a_damaged_checkpoint_costs_steps_and_changes_no_number(damage: str, torn: int, bench: Bench) -> None:
+    """If the newest is damaged, training resumes from the previous one; if both are, it starts from step 0."""
     whole = Regression()
     bench.train(whole, "whole", output="whole")
     with pytest.raises(Interrupted):
@@ -102,7 +102,7 @@ def test_a_torn_checkpoint_costs_steps_and_changes_no_number(damage: str, torn: 
 
 
 def test_a_finished_training_is_not_done_again(bench: Bench) -> None:
-    """With the last step saved, the same call trains nothing and tells the same."""
+    """With the last step saved, the same call trains nothing and returns the same result."""
     first = bench.train(Regression(), "finished", save_last=True, output="a")
     again = Regression()
     second = bench.train(again, "finished", save_last=True, output="b")
@@ -119,13 +119,13 @@ def test_a_checkpoint_of_other_settings_is_not_resumed(bench: Bench) -> None:
 
 
 def test_checkpoints_are_written_on_the_way(bench: Bench) -> None:
-    """With an interval of no time every step but the last is saved; the newest two stay."""
+    """With interval 0 every step but the last is saved; the newest two are kept."""
     bench.train(Regression(), "often", checkpoint_seconds=0.0)
     assert sorted(path.name for path in (bench.root / "often").iterdir()) == ["step-000000018", "step-000000019"]
 
 
 def test_parts_add_up_to_the_whole(bench: Bench) -> None:
-    """A batch in four parts trains as the batch in one (no dropout: each part would draw its own)."""
+    """A batch in four parts trains like the whole batch (without dropout, which each part would draw separately)."""
     whole, parts = Regression(1, dropout=0.0), Regression(4, dropout=0.0)
     one, other = bench.train(whole, "one", output="one"), bench.train(parts, "four", output="four")
     assert other.loss == pytest.approx(one.loss, rel=1e-5)
@@ -143,13 +143,13 @@ def test_training_learns_under_the_schedule(bench: Bench) -> None:
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_at_once(bench: Bench) -> None:
-    """And no checkpoint holds the ruins."""
+    """And no checkpoint contains the NaN."""
 
     class Exploding(Regression):
         def loss(self, part: Tensor) -> PartLoss:
             found = super().loss(part)
             return (
-                PartLoss(found.loss * float("nan"), found.shown * float("nan"), found.correct, found.counted)
+                PartLoss(found.loss * float("nan"), found.curve_loss * float("nan"), found.correct, found.counted)
                 if len(self.asked) > 4
                 else found
             )
@@ -176,23 +176,23 @@ def test_sixteen_bit_arithmetic_trains_and_resumes(precision: Precision, bench: 
 
 
 def test_batches_made_ahead_are_the_same(bench: Bench) -> None:
-    """Making the next batch in a thread changes neither their order nor their number."""
-    from ser_core.training.loop import OwnParts, _Ahead
+    """Loading the next batch in a thread changes neither the order nor the number of batches."""
+    from ser_core.training.loop import LocalParts, _Prefetcher
 
     objective = Regression()
 
-    def own_parts(step: int) -> OwnParts:
+    def local_parts(step: int) -> LocalParts:
         planned = objective.plan(step)
-        return OwnParts(dict(enumerate(planned.parts)), len(planned.parts), planned.rows)
+        return LocalParts(dict(enumerate(planned.parts)), len(planned.parts), planned.rows)
 
-    with _Ahead(own_parts, ahead=True) as batches:
+    with _Prefetcher(local_parts, ahead=True) as batches:
         found = [batches.get(step, more=step < 5) for step in range(6)]
     assert objective.asked == list(range(6))
     assert all(torch.equal(parts.loaded[0], Regression().plan(step).parts[0]) for step, parts in enumerate(found))
 
 
 def test_a_gpu_without_bfloat16_resumes_what_one_with_it_began(bench: Bench) -> None:
-    """`auto` may choose another arithmetic on the next node: the scaler of float16 then begins anew, and the steps go on."""
+    """`auto` may choose another precision on the next node: the float16 scaler then starts from its default, and training resumes."""
     with pytest.raises(Interrupted):
         bench.train(Regression(), "nodes", stop_at=9, arithmetic=choose_arithmetic(CPU, Precision.bfloat16), output="first")
     last = Regression()
@@ -200,8 +200,8 @@ def test_a_gpu_without_bfloat16_resumes_what_one_with_it_began(bench: Bench) -> 
     assert (found.resumed_at, last.asked) == (9, list(range(9, 20)))
 
 
-def test_what_is_told_at_the_end_does_not_depend_on_how_often_curves_are_written(bench: Bench) -> None:
-    """`log_every` is no part of a stage's identity; the means are those of the last tenth of the steps."""
+def test_the_result_does_not_depend_on_how_often_curves_are_written(bench: Bench) -> None:
+    """`log_every` is not part of a stage's identity; the means are those of the last tenth of the steps."""
     told = [bench.train(Regression(), f"every{every}", output=f"every{every}", log_every=every) for every in (1, 3, 7, 50)]
     assert len({(each.loss, each.accuracy) for each in told}) == 1
     last = [value for step, value in bench.curve("every1", "train/loss") if step > 18]

@@ -7,7 +7,7 @@ from ser_core.training.metrics import scores
 
 
 def test_scores_of_a_matrix_worked_out_by_hand() -> None:
-    """Recalls 1/2, 2/3 and 0 of classes 0, 1, 2; class 3 does not occur and counts in no mean of recalls."""
+    """Recalls 1/2, 2/3 and 0 of classes 0, 1, 2; class 3 does not occur and is not part of the mean recall."""
     found = scores([0, 0, 1, 1, 1, 2], [0, 1, 1, 1, 2, 0], 4)
     assert found.ua == pytest.approx((1 / 2 + 2 / 3 + 0) / 3)
     assert found.wa == pytest.approx(3 / 6)
@@ -29,6 +29,6 @@ def test_scores_are_those_counted_one_by_one(seed: int) -> None:
     assert found.confusion == tuple(tuple(pairs.count((row, column)) for column in range(4)) for row in range(4))
 
 
-def test_no_utterances_are_no_score() -> None:
+def test_scores_of_no_utterances_are_an_error() -> None:
     with pytest.raises(ValueError, match="no utterances"):
         scores([], [], 3)

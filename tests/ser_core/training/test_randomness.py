@@ -6,14 +6,14 @@ from ser_core.training.randomness import generator, torch_seed
 
 
 def test_a_generator_is_a_function_of_its_name() -> None:
-    """The same seed, purpose and position give the same numbers in whatever order generators are asked for."""
+    """The same seed, purpose and position give the same numbers, in whatever order generators are created."""
     first = generator(3, "crop", 7, "a").random(5)
     generator(3, "crop", 8, "a").random(100)
     assert np.array_equal(first, generator(3, "crop", 7, "a").random(5))
 
 
 def test_neighbouring_names_give_other_numbers() -> None:
-    """Seed, purpose, each position and its type all count, and nothing runs together."""
+    """Seed, purpose, every position and its type affect the numbers, and their concatenation is unambiguous."""
     names = [
         (0, "crop", 1, 2),
         (1, "crop", 1, 2),

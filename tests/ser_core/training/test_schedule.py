@@ -12,7 +12,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "schedules.json"
 
 @pytest.mark.parametrize("stage", ["tapt", "ptapt", "states"])
 def test_the_factor_is_that_of_the_authors_code(stage: str) -> None:
-    """Values of the authors' schedule (see golden/README.md), at its corners and between them."""
+    """Values of the authors' schedule (see golden/README.md), at its corner points and between them."""
     golden = json.loads(GOLDEN.read_text())[f"schedule_{stage}"]
     schedule = warmup_flat_linear(golden["steps"], golden["warmup_steps"], int(golden["flat_fraction"] * golden["steps"]))
     for step, factor in golden["factors"].items():

@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.control.facts import NodeFacts
+from jobs.control.facts import StageFacts
 from jobs.control.outliers import rule_in_words
 from jobs.control.rounds import replay
 from jobs.errors import UsageError
 from jobs.experiment.config import OutlierRule, Policy
 from jobs.experiment.graph import Graph, Run
 from jobs.store.layout import Layout
-from jobs.tables.collect import collect, collect_foreign
+from jobs.tables.collect import collect, collect_csv
 from jobs.tables.display import render_csv
-from jobs.tables.from_csv import Judged, judge_foreign, read_foreign
+from jobs.tables.from_csv import Judged, judge_runs, read_runs
 from jobs.tables.summary import Entry, Scores, Status, summarise
 from tests.jobs.table_cases import entry, graph, published, result
 
@@ -45,7 +45,7 @@ def rows_of(collapsed: str = "") -> list[str]:
 
 
 def judged(path: Path, rule: OutlierRule | str = OutlierRule.pooled, rounds: int = 3) -> Judged:
-    return judge_foreign(read_foreign(path), rule, 2.0, rounds)
+    return judge_runs(read_runs(path), rule, 2.0, rounds)
 
 
 def named(entries: Sequence[Entry]) -> list[tuple[str, int, Status]]:
@@ -57,7 +57,7 @@ def test_columns_are_found_by_name(tmp_path: Path) -> None:
     path = written(
         tmp_path, "UA, note ,seed,slot,fold,method,corpus,wa", "", "62.25,x,7,0,1,vft,iemocap,63", ",,,,,,,", "0,,8,1,1,vft,iemocap,"
     )
-    assert read_foreign(path) == (
+    assert read_runs(path) == (
         Entry("iemocap", "vft", "1", 0, 7, Scores(62.25, 63.0), Status.accepted),
         Entry("iemocap", "vft", "1", 1, 8, Scores(0.0), Status.accepted),
     )
@@ -65,19 +65,19 @@ def test_columns_are_found_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_spreadsheets_write_marks_and_semicolons(tmp_path: Path, encoding: str, end: str) -> None:
+def test_byte_order_marks_and_semicolons_are_read(tmp_path: Path, encoding: str, end: str) -> None:
     """A byte order mark, semicolons and decimal commas are what spreadsheets of many countries write."""
     path = tmp_path / "tabelle.csv"
     text = end.join((HEADER.replace(",", ";"), 'é;vft;"a;b";0;0;62,25', "é;vft;c;0;0;25", ""))
     path.write_bytes(text.encode(encoding))
-    found = read_foreign(path)
+    found = read_runs(path)
     assert [(each.corpus, each.fold, each.scores) for each in found] == [("é", "a;b", Scores(62.25)), ("é", "c", Scores(25.0))]
 
 
-def test_states_may_stand_for_scores(tmp_path: Path) -> None:
+def test_a_status_can_replace_scores(tmp_path: Path) -> None:
     """A run with a status that has no score needs none; an empty status is a run like any other."""
     path = written(tmp_path, f"{HEADER},status", "c,m,1,0,0,,failed", "c,m,1,1,1,,Pending", "c,m,1,2,2,25,diverged", "c,m,1,3,3,70,")
-    assert [each.status.value for each in read_foreign(path)] == ["failed", "pending", "diverged", "accepted"]
+    assert [each.status.value for each in read_runs(path)] == ["failed", "pending", "diverged", "accepted"]
 
 
 @pytest.mark.parametrize(
@@ -107,25 +107,25 @@ def test_states_may_stand_for_scores(tmp_path: Path) -> None:
         ([HEADER, "c,m,1,0,0,0.62", "c,m,1,1,1,1"], "every ua lies between 0 and 1, but percent is expected"),
     ],
 )
-def test_what_cannot_be_read_is_one_line(tmp_path: Path, lines: list[str], message: str) -> None:
+def test_unreadable_rows_are_errors_in_one_line(tmp_path: Path, lines: list[str], message: str) -> None:
     """File, line and column are named, on one line, and nothing is guessed."""
     path = written(tmp_path, *lines)
     with pytest.raises(UsageError) as error:
-        read_foreign(path)
+        read_runs(path)
     assert message in str(error.value)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
+def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     """A missing file, a folder, and bytes that are no text."""
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00c")
     for name, message in (("missing.csv", "no such file"), (".", "directory"), ("binary.csv", "not UTF-8")):
         with pytest.raises(UsageError, match=message):
-            read_foreign(tmp_path / name)
+            read_runs(tmp_path / name)
 
 
-def test_run_that_is_out_stays_until_it_is_rerun(tmp_path: Path) -> None:
+def test_an_outlier_without_a_rerun_stays_in_the_mean(tmp_path: Path) -> None:
     """Without a rerun in the file a run that is out counts in the mean, is unresolved, and is asked for again."""
     found = judged(written(tmp_path, HEADER, *rows_of("2/3")))
     assert {each.status for each in found.entries} == {Status.accepted}
@@ -136,7 +136,7 @@ def test_run_that_is_out_stays_until_it_is_rerun(tmp_path: Path) -> None:
     assert method.cells[1].mean_ua == pytest.approx((sum(UAS["2"]) - 72.0 + 25.0) / 5)
 
 
-def test_row_below_is_its_rerun(tmp_path: Path) -> None:
+def test_a_later_row_of_a_slot_is_its_rerun(tmp_path: Path) -> None:
     """A later row of the slot replaces the run that is out, which stays on record."""
     found = judged(written(tmp_path, HEADER, *rows_of("2/3"), "iemocap,vft,2,3,1003,71.2"))
     assert [each for each in named(found.entries) if each[0] == "vft/2/3"] == [
@@ -146,7 +146,7 @@ def test_row_below_is_its_rerun(tmp_path: Path) -> None:
     assert (found.unresolved, found.rerun, found.unused) == ({}, (), ())
 
 
-def test_rounds_end(tmp_path: Path) -> None:
+def test_number_of_rounds_is_limited(tmp_path: Path) -> None:
     """After the last round a rerun that is out again is unresolved, and no further seed is asked for."""
     reruns = [f"iemocap,vft,2,3,{1000 * place + 3},{25.0 + place}" for place in (1, 2)]
     path = written(tmp_path, HEADER, *rows_of("2/3"), *reruns)
@@ -159,14 +159,14 @@ def test_rounds_end(tmp_path: Path) -> None:
     assert named(found.rerun) == [("vft/2/3", 2003, Status.accepted)]
 
 
-def test_further_rows_of_a_kept_run_are_named(tmp_path: Path) -> None:
+def test_later_rows_of_an_accepted_run_are_unused(tmp_path: Path) -> None:
     """A second run of a slot whose first is fine counts nowhere, and is named rather than chosen."""
     found = judged(written(tmp_path, HEADER, *rows_of(), "iemocap,vft,1,0,99,61.5"))
     assert named(found.unused) == [("vft/1/0", 99, Status.accepted)]
     assert 99 not in [each.seed for each in found.entries]
 
 
-def test_a_method_is_judged_when_all_its_runs_are_in(tmp_path: Path) -> None:
+def test_the_rule_is_applied_when_all_runs_are_finished(tmp_path: Path) -> None:
     """With a run missing nothing is dropped: the judgement could come out otherwise."""
     rows = [f"{row}," for row in rows_of("2/3")]
     found = judged(written(tmp_path, f"{HEADER},status", *rows, "iemocap,vft,1,5,5,,pending", "iemocap,vft,2,3,1003,71.2,"))
@@ -174,7 +174,7 @@ def test_a_method_is_judged_when_all_its_runs_are_in(tmp_path: Path) -> None:
     assert (found.unresolved, found.rerun) == ({}, ())
 
 
-def test_diverged_runs_are_replaced_and_asked_for(tmp_path: Path) -> None:
+def test_diverged_runs_are_replaced_or_reported_for_a_rerun(tmp_path: Path) -> None:
     """What diverged is in no judgement; a row below takes its place, and without one another seed is asked for."""
     rows = [f"{row}," for row in rows_of()]
     path = written(tmp_path, f"{HEADER},status", *rows, "iemocap,vft,1,5,5,25,diverged", "iemocap,vft,1,5,1005,62,")
@@ -185,7 +185,7 @@ def test_diverged_runs_are_replaced_and_asked_for(tmp_path: Path) -> None:
     assert named(found.rerun) == [("vft/1/5", 5, Status.diverged)]
 
 
-def test_methods_and_corpora_are_judged_apart(tmp_path: Path) -> None:
+def test_the_rule_is_applied_per_method_and_corpus(tmp_path: Path) -> None:
     """A run is compared with those of its own method and corpus."""
     others = [row.replace("vft", "tapt").replace(",6", ",2").replace(",7", ",3") for row in rows_of()]
     found = judged(written(tmp_path, HEADER, *rows_of(), *others))
@@ -212,20 +212,20 @@ def histories(draw: st.DrawFn) -> dict[tuple[str, int], list[float | None]]:
 
 @quick
 @given(histories(), st.sampled_from(["pooled", "none"]), st.integers(1, 4))
-def test_decisions_are_those_of_a_grid(history: dict[tuple[str, int], list[float | None]], rule: str, rounds: int) -> None:
+def test_decisions_agree_with_those_of_a_grid(history: dict[tuple[str, int], list[float | None]], rule: str, rounds: int) -> None:
     """The same results lead to the same drops, reruns and unresolved runs, whether from a file or from a grid's own records."""
     entries: list[Entry] = []
     runs: list[Run] = []
-    facts: dict[str, NodeFacts] = {}
+    facts: dict[str, StageFacts] = {}
     for (fold, slot), values in history.items():
         for generation, ua in enumerate(values):
             run = Run("vft", fold, slot, slot + 1000 * generation, f"{fold}-{slot}-{generation}", generation)
             runs.append(run)
-            facts[run.key] = NodeFacts(done=True, ua=ua, diverged="" if ua is not None else "NaN")
+            facts[run.key] = StageFacts(done=True, ua=ua, diverged="" if ua is not None else "NaN")
             entries.append(entry("vft", fold, slot, ua, None if ua is not None else Status.diverged, seed=run.seed))
     policy = Policy(outliers=OutlierRule[rule], sigmas=2.0, rounds=rounds, max_seeds=3)
     decided = replay(Graph({}, tuple(runs), "iemocap", "d", {}), facts, policy)
-    found = judge_foreign(entries, rule, 2.0, rounds)
+    found = judge_runs(entries, rule, 2.0, rounds)
     dropped = {(each.fold, each.slot, each.seed) for each in decided.dropped}
     filling = {(each.fold, each.slot): each.seed for each in found.entries if each.status is Status.accepted}
     assert filling == {
@@ -243,7 +243,7 @@ def test_decisions_are_those_of_a_grid(history: dict[tuple[str, int], list[float
         assert unresolved >= len(decided.unresolved)
 
 
-def test_own_runs_come_back_as_they_were(tmp_path: Path) -> None:
+def test_runs_csv_of_a_grid_gives_the_same_numbers(tmp_path: Path) -> None:
     """`runs.csv` of a grid with an outlier, a diverged and an unresolved run gives the same numbers when it is read back."""
     path = written(tmp_path, HEADER, *rows_of("2/3"), "iemocap,vft,2,3,1003,30", "iemocap,vft,2,3,2003,31")
     first = judged(path)
@@ -258,7 +258,7 @@ def test_own_runs_come_back_as_they_were(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pending", [False, True])
-def test_collected_grid_comes_back_as_it_was(tmp_path: Path, pending: bool) -> None:
+def test_collected_runs_csv_gives_the_same_summary(tmp_path: Path, pending: bool) -> None:
     """What `collect` writes is read by `collect --from`: same means, intervals, tests and counts, complete or not."""
     made = graph(methods=("vft", "tapt"), slots=5, corpus="iemocap")
     made = replace(
@@ -272,16 +272,16 @@ def test_collected_grid_comes_back_as_it_was(tmp_path: Path, pending: bool) -> N
     words = rule_in_words("pooled", 2.0, 3)
     own = collect(Layout(tmp_path, "demo"), made, results, {}, published(None), outlier_rule=words)
     assert own.summary.methods[1].outliers.runs == 1
-    report = collect_foreign(tmp_path / "demo/tables/runs.csv", published(None), rule="pooled", sigmas=2.0, rounds=3)
+    report = collect_csv(tmp_path / "demo/tables/runs.csv", published(None), rule="pooled", sigmas=2.0, rounds=3)
     assert replace(report.summary, experiment="demo", code=own.summary.code) == own.summary
     assert report.complete is not pending
     assert report.notes == ()
 
 
-def test_tables_of_results_from_elsewhere(tmp_path: Path) -> None:
+def test_tables_of_a_csv_file(tmp_path: Path) -> None:
     """The same files as of a grid, beside the file that was read, with the rule, what is unresolved, and what to rerun."""
     path = written(tmp_path, HEADER, *rows_of("2/3"), "iemocap,vft,1,0,99,61.5")
-    report = collect_foreign(path, published(None), rule=OutlierRule.pooled, sigmas=2.0, rounds=3)
+    report = collect_csv(path, published(None), rule=OutlierRule.pooled, sigmas=2.0, rounds=3)
     folder = tmp_path / "elsewhere-tables"
     assert {file.name for file in folder.iterdir()} == {"table.tex", "table.md", "runs.csv", "methods.csv", "summary.json"}
     assert set(report.paths) == set(folder.iterdir())
@@ -304,11 +304,11 @@ def test_tables_of_results_from_elsewhere(tmp_path: Path) -> None:
     assert "ddagger" in (folder / "table.tex").read_text(encoding="utf-8")
 
 
-def test_formats_and_folder_of_foreign_tables(tmp_path: Path) -> None:
+def test_formats_and_folder_of_tables_from_csv(tmp_path: Path) -> None:
     """Formats and folder are as for a grid; an unknown format leaves nothing behind."""
     path = written(tmp_path, HEADER, *rows_of())
     with pytest.raises(UsageError, match="'pdf'"):
-        collect_foreign(path, published(None), rule="none", sigmas=2.0, rounds=3, formats=["pdf"])
-    report = collect_foreign(path, published(None), rule="none", sigmas=2.0, rounds=3, formats=["json"], out=tmp_path / "out")
+        collect_csv(path, published(None), rule="none", sigmas=2.0, rounds=3, formats=["pdf"])
+    report = collect_csv(path, published(None), rule="none", sigmas=2.0, rounds=3, formats=["json"], out=tmp_path / "out")
     assert report.paths == (tmp_path / "out" / "summary.json",)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["elsewhere.csv", "out"]

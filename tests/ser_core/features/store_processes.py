@@ -1,9 +1,11 @@
-"""Processes that fill one feature store; a program, because it forks before torch has a thread, kills what it forked, and mounts disks.
+"""Processes that fill one feature store. A program of its own: it forks before torch has a thread, kills children, and mounts disks.
 
-    python -m tests.ser_core.training.builders processes FOLDER    twelve that start at once; two that are killed, two that follow
-    python -m tests.ser_core.training.builders disk FOLDER         one on a disk that is too small, then read-only: needs the right to mount
+    python -m tests.ser_core.features.store_processes processes FOLDER
+        twelve processes that start at the same time; then two that are killed, and two that take over their blocks
+    python -m tests.ser_core.features.store_processes disk FOLDER
+        one process on a disk that is too small, then read-only; needs the right to mount
 
-Prints one JSON value: what became of them.
+Prints one JSON value with the results.
 """
 
 from __future__ import annotations
@@ -106,7 +108,7 @@ def logged(log: Path) -> list[tuple[int, int]]:
 
 
 def forked(work: Callable[[], object]) -> int:
-    """The process that does it; what it returns is printed to nobody, what it raises is seen in its exit status."""
+    """Fork a process that calls the function; its result is discarded, an exception shows in its exit status."""
     child = os.fork()
     if child == 0:
         try:
@@ -141,7 +143,7 @@ def together(folder: Path) -> dict[str, Any]:
         deadline = time.monotonic() + WITHIN
         while count == 1 and len({process for process, _ in logged(log)}) < PROCESSES:
             if time.monotonic() > deadline:
-                raise TimeoutError("a process waits although there are blocks that nobody computes")
+                raise TimeoutError("a process waits although a block is unclaimed")
             time.sleep(0.01)
 
     def work() -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import normalized_mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix
 
-from ser_core.clustering.agreement import agreement, of_clusters
+from ser_core.clustering.agreement import agreement, agreement_by_k
 from ser_core.clustering.pseudo_labels import read_labels, write_labels
 from ser_core.errors import InputError
 
@@ -29,7 +29,7 @@ def columns(pairs: Pairs) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 @example([(3, 1), (3, 0)])  # one cluster
 @example([(3, 1), (5, 1)])  # one label
 @example([(4, 0), (4, 0), (9, 1), (9, 1)])  # the same, by other names
-def test_as_scikit_learn(pairs: Pairs) -> None:
+def test_equal_to_scikit_learn(pairs: Pairs) -> None:
     """Purity from its contingency table, and its normalised mutual information; clusters and labels that nothing has do not count."""
     clusters, labels = columns(pairs)
     found = agreement(clusters, labels)
@@ -45,14 +45,14 @@ def test_every_frame_has_the_label_of_its_utterance(tmp_path: Path) -> None:
     for k in (6, 2):
         (tmp_path / str(k)).mkdir()
         write_labels(tmp_path / str(k), ids, rng.integers(0, k, 6).astype(np.int32), frames, np.zeros((k, 4), np.float32))
-    found = of_clusters(ids, [1, 0, 1], {6: tmp_path / "6", 2: tmp_path / "2"})
+    found = agreement_by_k(ids, [1, 0, 1], {6: tmp_path / "6", 2: tmp_path / "2"})
     assert list(found) == [2, 6]
     for k, each in found.items():
         clusters = read_labels(tmp_path / str(k), ids)
         assert [len(one) for one in clusters] == [2, 3, 1]
         assert each == agreement(np.concatenate(clusters), np.asarray([1, 1, 0, 0, 0, 1]))
     with pytest.raises(InputError, match="other utterances"):
-        of_clusters(ids[:2], [1, 0], {2: tmp_path / "2"})
+        agreement_by_k(ids[:2], [1, 0], {2: tmp_path / "2"})
 
 
 @pytest.mark.parametrize(("clusters", "labels"), [([], []), ([0, 1], [0])])

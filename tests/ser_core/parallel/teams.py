@@ -1,4 +1,4 @@
-"""Teams of real processes for tests: forked from a server that has torch imported, rank 0 told apart by number alone."""
+"""Teams of real processes for tests, forked from a server that has already imported torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
-PRELOADED = "tests.ser_core.training.preloaded"
+PRELOADED = "tests.ser_core.parallel.preloaded"
 POLL = 0.01
 SHARE_SECONDS = 60.0
 

@@ -1,6 +1,6 @@
-"""What every reader hands back: the utterances it found in a source folder, and one line for everything wrong with it.
+"""What a corpus reader returns: the recordings of a source folder with their labels, and one line per problem. Shared parts of readers.
 
-Readers look at names and labels only. Nothing here decodes audio or writes.
+Readers use file names and label files only; they neither decode audio nor write.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from typing import Any
 from ser_core.errors import InputError
 
 AUDIO_SUFFIXES = (".wav", ".flac")
-# Endings a list of recordings may write: whatever libsndfile opens.
+# File extensions that libsndfile reads, which the names in a list of recordings may have.
 LISTED_SUFFIXES = (*AUDIO_SUFFIXES, ".aif", ".aiff", ".au", ".caf", ".mp3", ".ogg", ".opus", ".sph", ".w64")
 EXPECTED_COUNTS = "expected_counts.json"
 
 
 @dataclass(frozen=True)
-class Found:
+class Recording:
     """One labelled recording of a source."""
 
     id: str
     path: Path
     label: str
-    speaker: str  # "" where the source does not say
+    speaker: str  # "" if unknown
     fold: str
     dimensions: tuple[float, float, float] | None = None  # valence, activation, dominance
 
 
 @dataclass(frozen=True)
-class Counts:
-    """How many utterances a source should hold; None where that is not known."""
+class ExpectedCounts:
+    """Expected numbers of utterances of a source; None if unknown."""
 
     utterances: int | None = None
     classes: Mapping[str, int] | None = None
@@ -42,25 +42,25 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """A source as read: what will be prepared, what stands in the way, and what to compare with."""
+class SourceListing:
+    """The content of a source folder: recordings to prepare, problems, held-out folds, expected counts."""
 
-    found: tuple[Found, ...]
+    found: tuple[Recording, ...]
     problems: tuple[str, ...]
     folds: tuple[str, ...]  # held-out folds, in order
-    counts: Counts | None = None  # the published ones
+    counts: ExpectedCounts | None = None  # the published ones
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def require_folder(source: Path) -> Path:
-    """`source` itself; raises InputError where it is not a folder."""
+    """Return `source`. Raises InputError if it is not a folder."""
     if not source.is_dir():
         raise InputError(f"{source}: no such folder; --source must name the folder the corpus was unpacked to")
     return source
 
 
 def audio_files(folder: Path) -> Iterator[Path]:
-    """Every wav and FLAC file below `folder`, in the order of their names; never the `._*` files that macOS leaves."""
+    """Yield every wav and FLAC file below `folder`, sorted by name, without hidden files such as the `._*` files of macOS."""
     for root, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
@@ -69,17 +69,17 @@ def audio_files(folder: Path) -> Iterator[Path]:
 
 
 def stem(name: str) -> str:
-    """File name without folders and without an audio ending; a dot inside the name is no ending."""
+    """Return a file name without folders and without an audio extension; other text after a dot is part of the name."""
     return without_ending(name.replace("\\", "/").rpartition("/")[2])
 
 
 def without_ending(name: str) -> str:
-    """`name` without an audio ending."""
+    """Return `name` without an audio extension."""
     return next((name[: -len(suffix)] for suffix in LISTED_SUFFIXES if name.lower().endswith(suffix)), name)
 
 
 def by_stem(files: Iterable[Path]) -> dict[str, list[Path]]:
-    """Files that share a name without its ending, so that a recording present twice shows."""
+    """Return file name without extension -> files; more than one means a duplicate recording."""
     grouped: dict[str, list[Path]] = {}
     for path in files:
         grouped.setdefault(stem(path.name), []).append(path)
@@ -87,15 +87,15 @@ def by_stem(files: Iterable[Path]) -> dict[str, list[Path]]:
 
 
 def relative(path: Path, source: Path) -> str:
-    """`path` as a line on the screen names it: below the source where it lies there."""
+    """Return `path` for messages: relative to `source` if it is below it."""
     return path.relative_to(source).as_posix() if path.is_relative_to(source) else str(path)
 
 
-def read_expected_counts(source: Path) -> Counts | None:
-    """`SOURCE/expected_counts.json`, which says what a deliberate subset (or the demo corpus) holds; None where there is none.
+def read_expected_counts(source: Path) -> ExpectedCounts | None:
+    """Read `SOURCE/expected_counts.json`, the counts of a deliberate subset or of the demo corpus; None if there is no such file.
 
-    Form: {"utterances": 480, "classes": {"angry": 120, ...}, "folds": {"1": 96, ...}}; each key may be left out.
-    Raises InputError where it is not of this form.
+    Format: {"utterances": 480, "classes": {"angry": 120, ...}, "folds": {"1": 96, ...}}; every key is optional.
+    Raises InputError for any other format.
     """
     path = source / EXPECTED_COUNTS
     if not path.is_file():
@@ -105,7 +105,7 @@ def read_expected_counts(source: Path) -> Counts | None:
         if not isinstance(record, dict) or set(record) - {"utterances", "classes", "folds"}:
             raise ValueError("it must be an object with the keys utterances, classes and folds")
         total = record.get("utterances")
-        return Counts(None if total is None else int(total), _numbers(record.get("classes")), _numbers(record.get("folds")))
+        return ExpectedCounts(None if total is None else int(total), _numbers(record.get("classes")), _numbers(record.get("folds")))
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: {error}") from error
 

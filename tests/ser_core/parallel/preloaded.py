@@ -1,4 +1,4 @@
-"""What the server of `teams` imports before it forks, so that no process has to."""
+"""Imported by the fork server of `teams` before it forks."""
 
 from __future__ import annotations
 

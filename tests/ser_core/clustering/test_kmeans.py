@@ -1,4 +1,4 @@
-"""K-means: the answer of scikit-learn's Lloyd, the same bits on any number of threads, resumed or not, and no copy of the frames."""
+"""K-means: the result of scikit-learn's Lloyd, bit-identical with any number of threads and after resuming, without copying the frames."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from ser_core.clustering.kmeans import BLOCK, Clusters, Keeping, KMeans, Values, lloyd
+from ser_core.clustering.kmeans import BLOCK, Checkpointing, Float32Array, KMeans, KMeansResult, lloyd
 from ser_core.errors import Interrupted
-from ser_core.parallel.threads import Crew
+from ser_core.parallel.threads import DeterministicPool
 
 ROOT = Path(__file__).resolve().parents[3]
 CPU = torch.device("cpu")
 
 
-def mixture(count: int, channels: int, components: int, seed: int = 0) -> Values:
-    """What a ReLU leaves of clouds that overlap."""
+def mixture(count: int, channels: int, components: int, seed: int = 0) -> Float32Array:
+    """A ReLU of overlapping Gaussian clusters."""
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((components, channels), dtype=np.float32)
     noise = rng.standard_normal((count, channels), dtype=np.float32)
-    clouds: Values = np.maximum(centres[rng.integers(0, components, count)] + noise + np.float32(0.5), 0)
+    clouds: Float32Array = np.maximum(centres[rng.integers(0, components, count)] + noise + np.float32(0.5), 0)
     return clouds
 
 
-def nothing_kept(done: int, centroids: Values) -> None:
+def nothing_kept(done: int, centroids: Float32Array) -> None:
     del done, centroids
 
 
@@ -37,22 +37,24 @@ def quiet(iteration: int, inertia: float) -> None:
     del iteration, inertia
 
 
-def cluster(frames: Values, k: int, *, iterations: int = 20, threads: int = 1, seed: int = 0, start: Values | None = None) -> Clusters:
+def cluster(
+    frames: Float32Array, k: int, *, iterations: int = 20, threads: int = 1, seed: int = 0, start: Float32Array | None = None
+) -> KMeansResult:
     """From our seeds, or from centroids `start`."""
-    with Crew(threads) as crew:
-        means = KMeans(frames, crew, CPU)
+    with DeterministicPool(threads) as pool:
+        means = KMeans(frames, pool, CPU)
 
-        def first() -> Values:
-            return means.seeds(k, np.random.default_rng(seed)) if start is None else start - means.mean
+        def first() -> Float32Array:
+            return means.initial_centroids(k, np.random.default_rng(seed)) if start is None else start - means.mean
 
-        return lloyd(means, first, iterations, Keeping(nothing_kept, float("inf")), quiet)
+        return lloyd(means, first, iterations, Checkpointing(nothing_kept, float("inf")), quiet)
 
 
-def inertia_of(frames: Values, found: Clusters) -> float:
+def inertia_of(frames: Float32Array, found: KMeansResult) -> float:
     return float(((frames.astype(np.float64) - found.centroids[found.labels]) ** 2).sum())
 
 
-def same(one: Clusters, other: Clusters) -> bool:
+def same(one: KMeansResult, other: KMeansResult) -> bool:
     """To the bit."""
     arrays = zip((one.labels, one.centroids), (other.labels, other.centroids), strict=True)
     return all(np.array_equal(mine, theirs) for mine, theirs in arrays) and (one.inertia, one.iterations) == (
@@ -62,7 +64,7 @@ def same(one: Clusters, other: Clusters) -> bool:
 
 
 @pytest.mark.parametrize(("k", "iterations"), [(2, 20), (17, 20), (64, 3), (300, 20)])
-def test_result_is_that_of_scikit_learn(k: int, iterations: int) -> None:
+def test_result_equals_scikit_learn(k: int, iterations: int) -> None:
     """From the same start after as many iterations: labels, centroids, inertia; frames are more than a block, not whole chunks."""
     from sklearn.cluster import KMeans as Theirs
 
@@ -78,7 +80,7 @@ def test_result_is_that_of_scikit_learn(k: int, iterations: int) -> None:
     assert found.centroids.dtype == np.float32
 
 
-def test_bits_are_the_same_on_any_number_of_threads() -> None:
+def test_the_result_is_bit_identical_with_any_number_of_threads() -> None:
     """Seeds too, whose subset is cut into several shards; and again on the same number. The threads of torch are left as they were."""
     frames = mixture(2 * BLOCK + 77, 48, 60)
     before = torch.get_num_threads()
@@ -94,15 +96,15 @@ def test_seeds_are_frames_that_cover_the_clouds() -> None:
     centres = 100 * rng.standard_normal((50, 16))
     cloud = rng.integers(0, 50, 20_000)
     frames = (centres[cloud] + rng.standard_normal((20_000, 16))).astype(np.float32)
-    with Crew(2) as crew:
-        means = KMeans(frames, crew, CPU)
-        seeds = means.seeds(50, np.random.default_rng(3)) + means.mean
+    with DeterministicPool(2) as pool:
+        means = KMeans(frames, pool, CPU)
+        seeds = means.initial_centroids(50, np.random.default_rng(3)) + means.mean
     nearest = ((frames[None, :, :] - seeds[:, None, :]) ** 2).sum(2)
     assert nearest.min(1).max() < 1e-6
     assert len(set(cloud[nearest.argmin(1)])) == 50
 
 
-def test_interrupted_anywhere_it_ends_in_the_same_bits() -> None:
+def test_interrupted_anywhere_the_result_is_bit_identical() -> None:
     """Stopped at any of its looks, before the first iteration and in the last pass too, and gone on from what it kept."""
     frames = mixture(BLOCK + 500, 12, 20)
     start = frames[:40]
@@ -110,27 +112,27 @@ def test_interrupted_anywhere_it_ends_in_the_same_bits() -> None:
     assert whole.iterations == 5
     steps = set()
     for allowed in range(4, 16):
-        kept: list[tuple[int, Values]] = []
+        kept: list[tuple[int, Float32Array]] = []
         looks = iter(range(allowed))
 
         def stop(looks: object = looks) -> bool:
             return next(looks, None) is None  # type: ignore[call-overload]
 
-        def save(done: int, centroids: Values, kept: list[tuple[int, Values]] = kept) -> None:
+        def save(done: int, centroids: Float32Array, kept: list[tuple[int, Float32Array]] = kept) -> None:
             kept.append((done, centroids.copy()))
 
-        with Crew(2) as crew:
-            means = KMeans(frames, crew, CPU, stop)
+        with DeterministicPool(2) as pool:
+            means = KMeans(frames, pool, CPU, stop)
             with pytest.raises(Interrupted, match="in the checkpoint"):
-                lloyd(means, lambda means=means: start - means.mean, 5, Keeping(save, float("inf")), quiet)  # type: ignore[misc]
+                lloyd(means, lambda means=means: start - means.mean, 5, Checkpointing(save, float("inf")), quiet)  # type: ignore[misc]
             assert len(kept) == 1
             steps.add(kept[0][0])
-            resumed = lloyd(KMeans(frames, crew, CPU), _unused, 5, Keeping(nothing_kept, float("inf"), kept[0]), quiet)
+            resumed = lloyd(KMeans(frames, pool, CPU), _unused, 5, Checkpointing(nothing_kept, float("inf"), kept[0]), quiet)
         assert same(resumed, whole)
     assert steps == set(range(6))
 
 
-def _unused() -> Values:
+def _unused() -> Float32Array:
     raise AssertionError("a resumed clustering draws no seeds")
 
 
@@ -138,20 +140,27 @@ def test_centroids_are_kept_as_often_as_asked() -> None:
     frames = mixture(3000, 8, 20)
     often: list[int] = []
     never: list[int] = []
-    with Crew(1) as crew:
-        means = KMeans(frames, crew, CPU)
+    with DeterministicPool(1) as pool:
+        means = KMeans(frames, pool, CPU)
         for kept, seconds in ((often, 0.0), (never, 1e9)):
-            lloyd(means, lambda: frames[:30] - means.mean, 4, Keeping(lambda done, _, kept=kept: kept.append(done), seconds), quiet)  # type: ignore[misc]
+            checkpointing = Checkpointing(lambda done, _, kept=kept: kept.append(done), seconds)  # type: ignore[misc]
+            lloyd(means, lambda: frames[:30] - means.mean, 4, checkpointing, quiet)
     assert (often, never) == ([1, 2, 3, 4], [])
 
 
-def test_iterations_end_where_nothing_moves() -> None:
-    """And what is told is the inertia, which never grows."""
+def test_iterations_end_at_convergence() -> None:
+    """And the reported inertia never grows."""
     frames = mixture(2000, 4, 3)
     told: list[float] = []
-    with Crew(1) as crew:
-        means = KMeans(frames, crew, CPU)
-        found = lloyd(means, lambda: frames[:3] - means.mean, 500, Keeping(nothing_kept, 1e9), lambda number, inertia: told.append(inertia))
+    with DeterministicPool(1) as pool:
+        means = KMeans(frames, pool, CPU)
+        found = lloyd(
+            means,
+            lambda: frames[:3] - means.mean,
+            500,
+            Checkpointing(nothing_kept, 1e9),
+            lambda number, inertia: told.append(inertia),
+        )
     assert found.iterations == len(told) < 500
     assert all(after <= before * (1 + 1e-9) for before, after in itertools.pairwise(told))
     assert told[-1] == found.inertia
@@ -196,8 +205,8 @@ def test_fewer_distinct_frames_than_clusters() -> None:
 def test_frames_that_are_not_finite_are_refused(value: float) -> None:
     frames = mixture(100, 4, 3)
     frames[50, 2] = value
-    with Crew(1) as crew, pytest.raises(ValueError, match="not finite"):
-        KMeans(frames, crew, CPU)
+    with DeterministicPool(1) as pool, pytest.raises(ValueError, match="not finite"):
+        KMeans(frames, pool, CPU)
 
 
 def test_a_mean_far_from_zero_costs_no_precision() -> None:
@@ -211,13 +220,14 @@ def test_a_mean_far_from_zero_costs_no_precision() -> None:
 MEASURED = """
 import resource, sys
 import numpy as np, torch
-from ser_core.parallel.threads import Crew
-from ser_core.clustering.kmeans import KMeans, Keeping, lloyd
+from ser_core.parallel.threads import DeterministicPool
+from ser_core.clustering.kmeans import KMeans, Checkpointing, lloyd
 
 def run(frames, k):
-    with Crew(2) as crew:
-        means = KMeans(frames, crew, torch.device("cpu"))
-        lloyd(means, lambda: means.seeds(k, np.random.default_rng(0)), 2, Keeping(lambda done, centroids: None, 1e9), lambda *told: None)
+    with DeterministicPool(2) as pool:
+        means = KMeans(frames, pool, torch.device("cpu"))
+        start = lambda: means.initial_centroids(k, np.random.default_rng(0))
+        lloyd(means, start, 2, Checkpointing(lambda done, centroids: None, 1e9), lambda *told: None)
 
 run(np.ones((64, 8), dtype=np.float32), 2)
 own = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmData"))
@@ -243,15 +253,15 @@ def test_memory_does_not_grow_with_the_frames(tmp_path: Path) -> None:
         assert fits or "allocate" in done.stderr
 
 
-def test_a_failing_thread_is_heard_of() -> None:
-    """What a thread raises comes out of the map, in its place, and the crew ends."""
+def test_an_exception_in_a_thread_is_raised() -> None:
+    """What a thread raises comes out of the map, in its place, and the pool ends."""
 
     def inverse(value: int) -> float:
         return 1 / value
 
     found: list[float] = []
-    with Crew(2) as crew:
-        mapped = crew.map(inverse, [1, 2, 0, 5])
+    with DeterministicPool(2) as pool:
+        mapped = pool.map(inverse, [1, 2, 0, 5])
         found.extend(itertools.islice(mapped, 2))
         with pytest.raises(ZeroDivisionError):
             next(mapped)

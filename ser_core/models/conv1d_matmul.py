@@ -1,7 +1,7 @@
-"""A convolution without padding as matrix products: rows of (rows, channels), `stride` of them side by side, are one operand.
+"""Conv1d without padding as matrix products on (rows, channels), without copying windows (im2col).
 
-A convolution of kernel k and stride s is a sum of ceil(k / s) products: row t of the result reads the block of s rows at t, and the taps
-behind the first s read the blocks further down. No operand is copied.
+Viewed as blocks of s rows, (rows / s, s * channels), a convolution with kernel k and stride s is a sum of ceil(k / s) matrix products:
+output row t reads block t with the first s kernel taps, block t + 1 with the next s taps, and so on.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-CHUNK_ROWS = 4096  # of a product on a CPU: its operands stay in the last cache
+CHUNK_ROWS = 4096  # rows per matrix product on a CPU, so that its operands stay in the last-level cache
 
 
 @dataclass(frozen=True)
 class ConvolutionShape:
-    """Kernel and stride of a convolution, channels in and out."""
+    """Kernel size, stride, input and output channels of a convolution."""
 
     kernel: int
     stride: int
@@ -29,17 +29,17 @@ class ConvolutionShape:
         return ConvolutionShape(conv.kernel_size[0], conv.stride[0], conv.in_channels, conv.out_channels)
 
     @property
-    def products(self) -> int:
+    def matmuls(self) -> int:
         return -(-self.kernel // self.stride)
 
     def taps(self) -> list[tuple[int, int]]:
-        """First column and width, in the weights (outputs, kernel * inputs), of each product."""
+        """First column and width of each matrix product's weights in (outputs, kernel * inputs)."""
         wide = self.stride * self.inputs
         return [(first, min(wide, self.kernel * self.inputs - first)) for first in range(0, self.kernel * self.inputs, wide)]
 
 
-class Products:
-    """The products of one convolution behind the first, on chunks of rows, and their gradients."""
+class Conv1dMatmul:
+    """Forward and backward products of one convolution on chunks of rows, with weights (outputs, kernel * inputs)."""
 
     def __init__(self, shape: ConvolutionShape, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         self.taps = shape.taps()
@@ -48,7 +48,7 @@ class Products:
         self.before = len(self.taps) - 1
 
     def multiply(self, blocks: Tensor, out: Tensor) -> None:
-        """(rows + products - 1, stride * inputs) -> (rows, outputs)."""
+        """Forward: `blocks` (rows + matmuls - 1, stride * inputs) -> `out` (rows, outputs)."""
         for number, weight in enumerate(self.weights):
             part = blocks[number : number + len(out), : weight.shape[1]]
             if number:
@@ -59,17 +59,17 @@ class Products:
                 torch.addmm(self.bias, part, weight.T, out=out)
 
     def multiply_back(self, gradient: Tensor, out: Tensor) -> None:
-        """(products - 1 + rows, outputs), the rows before included, -> (rows, stride * inputs)."""
+        """Gradient of the input: `gradient` (matmuls - 1 + rows, outputs), preceding rows included -> `out` (rows, stride * inputs)."""
         for number, weight in enumerate(self.weights):
             part, columns = gradient[self.before - number : self.before - number + len(out)], out[:, : weight.shape[1]]
             if number:
                 columns.addmm_(part, weight)
             else:
                 torch.mm(part, weight, out=columns)
-        out[:, self.weights[0].shape[1] :].zero_()  # frames that the stride passes over
+        out[:, self.weights[0].shape[1] :].zero_()  # rows that the stride skips
 
     def add_gradient(self, blocks: Tensor, gradient: Tensor, out: Tensor) -> None:
-        """What a chunk adds to the gradient of the weights (outputs, kernel * inputs)."""
+        """Add a chunk's contribution to `out`, the gradient of the weights (outputs, kernel * inputs)."""
         for number, (first, width) in enumerate(self.taps):
             part = blocks[number : number + len(gradient), :width]
             if out.dtype == gradient.dtype:
@@ -79,18 +79,18 @@ class Products:
 
 
 def chunk_rows(device: torch.device) -> int:
-    """Rows of one product; 0: all at once."""
+    """Rows per matrix product on `device`; 0: all."""
     return CHUNK_ROWS if device.type == "cpu" else 0
 
 
 def row_chunks(rows: int, size: int) -> list[tuple[int, int]]:
-    """(first, end) of chunks of `size` rows; 0: one."""
+    """Return (first, end) of chunks of `size` rows; 0: one chunk."""
     return [(first, min(first + (size or rows), rows)) for first in range(0, rows, size or max(1, rows))]
 
 
 @torch.no_grad()
 def convolve_rows(conv: nn.Conv1d, rows: Tensor) -> Tensor:
-    """What a plain `conv` makes of (B, T, channels): (B, frames, channels), without gradient, in the type of autocast if that is on."""
+    """Apply `conv` (no padding, dilation or groups) to (B, T, channels) without gradient: (B, frames, channels), in the autocast type."""
     shape, length = ConvolutionShape.of(conv), rows.shape[1]
     frames = (length - shape.kernel) // shape.stride + 1
     device = rows.device.type
@@ -99,11 +99,11 @@ def convolve_rows(conv: nn.Conv1d, rows: Tensor) -> Tensor:
         if shape.inputs == 1:
             windows = rows[..., 0].unfold(1, shape.kernel, shape.stride).to(dtype)
             return F.linear(windows, conv.weight[:, 0].to(dtype), None if conv.bias is None else conv.bias.to(dtype))
-        slot = -(-length // shape.stride) * shape.stride  # each row begins a block
+        slot = -(-length // shape.stride) * shape.stride  # each sequence starts at a block
         blocks = F.pad(rows.to(dtype), (0, 0, 0, slot - length)).reshape(-1, shape.stride * shape.inputs)
-        products = Products(shape, conv.weight.transpose(1, 2).flatten(1), conv.bias, dtype)
-        out = blocks.new_empty(len(blocks), shape.outputs)  # what reaches over a row's end is garbage
-        count = len(blocks) - products.before
+        matmul = Conv1dMatmul(shape, conv.weight.transpose(1, 2).flatten(1), conv.bias, dtype)
+        out = blocks.new_empty(len(blocks), shape.outputs)  # rows that read beyond a sequence's end are cut off below
+        count = len(blocks) - matmul.before
         for start, stop in row_chunks(count, chunk_rows(rows.device)):
-            products.multiply(blocks[start : stop + products.before], out[start:stop])
+            matmul.multiply(blocks[start : stop + matmul.before], out[start:stop])
     return out.view(len(rows), -1, shape.outputs)[:, :frames]

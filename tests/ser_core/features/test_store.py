@@ -1,4 +1,4 @@
-"""Features of a frozen front end are the same wherever they come from, and computed once whoever needs them."""
+"""Features of a frozen front end are bit-identical from store, memory and recomputation, and computed once for all processes."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from ser_core.models.backbone import NORMALISE_KEY, build_backbone
 from ser_core.settings import BackboneSettings, FeatureCache
 from ser_core.training.progress import Progress
 from ser_core.training.splits import Split
+from tests.ser_core.features import store_processes
+from tests.ser_core.features.store_processes import computing, everything, fill, frozen, left_over, logged, noise, small_encoder
 from tests.ser_core.stages.test_full_disk import namespace
-from tests.ser_core.training import builders
-from tests.ser_core.training.builders import computing, everything, fill, frozen, left_over, logged, noise, small_encoder
 
 ROOT = Path(__file__).parents[3]
 LIMIT = 16_000  # samples; some utterances are longer
@@ -49,8 +49,8 @@ def encoder() -> Any:
     return small_encoder()
 
 
-def run_builders(what: str, folder: Path, command: Sequence[str] = ()) -> dict[str, Any]:
-    program = [*command, sys.executable, "-m", "tests.ser_core.training.builders", what, str(folder)]
+def run_store_processes(what: str, folder: Path, command: Sequence[str] = ()) -> dict[str, Any]:
+    program = [*command, sys.executable, "-m", "tests.ser_core.features.store_processes", what, str(folder)]
     done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
@@ -59,7 +59,7 @@ def run_builders(what: str, folder: Path, command: Sequence[str] = ()) -> dict[s
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run_builders("processes", tmp_path_factory.mktemp("processes"))
+    return run_store_processes("processes", tmp_path_factory.mktemp("processes"))
 
 
 @pytest.mark.parametrize("norm", ["group", "layer"])
@@ -97,12 +97,12 @@ def test_the_number_of_threads_changes_no_bit(tmp_path: Path) -> None:
         torch.set_num_threads(threads)
         features = frozen(encoder, split, cache, tmp_path)
         features.fill(lambda: False, Progress(lambda line: None))
-        found.add(builders.digest(features, split))
+        found.add(store_processes.digest(features, split))
         assert torch.get_num_threads() == threads
     assert len(found) == 1
 
 
-def test_a_block_that_is_there_is_not_replaced(corpus: Manifest, encoder: Any, tmp_path: Path) -> None:
+def test_an_existing_block_is_not_replaced(corpus: Manifest, encoder: Any, tmp_path: Path) -> None:
     """Others have it mapped: who was slow and comes late keeps his own to himself."""
     split = everything(corpus)
     log = tmp_path / "log"
@@ -115,7 +115,7 @@ def test_a_block_that_is_there_is_not_replaced(corpus: Manifest, encoder: Any, t
     assert left_over(store.folder) == []
 
 
-def test_what_is_copied_out_of_the_store_is_not_the_store(corpus: Manifest, encoder: Any, tmp_path: Path) -> None:
+def test_batches_are_copies_of_the_store(corpus: Manifest, encoder: Any, tmp_path: Path) -> None:
     """A batch may be written to; what is mapped may not."""
     features = frozen(encoder, everything(corpus), FeatureCache.store, tmp_path)
     features.fill(lambda: False, Progress(lambda line: None))
@@ -154,7 +154,7 @@ def test_cut_and_whole_utterances_share_the_blocks_of_short_ones(corpus: Manifes
         assert sorted(items) == sorted((u.id, min(u.samples, limit)) for u in corpus.utterances)
 
 
-def test_the_key_is_that_of_the_front_end(corpus: Manifest) -> None:
+def test_the_key_depends_on_the_front_end(corpus: Manifest) -> None:
     """Weights of the transformer have no part in it; those of the front end, normalisation, corpus and device have."""
     encoder = small_encoder()
     key = front_end_key(encoder, corpus.digest, "cpu")
@@ -178,11 +178,11 @@ def test_the_key_is_that_of_the_front_end(corpus: Manifest) -> None:
 
 
 def test_twelve_processes_that_start_together_compute_every_utterance_once(processes: dict[str, Any]) -> None:
-    """None waits while there is a block that nobody computes; all end with the features that one alone computes."""
+    """No process waits while a block is unclaimed; all end with the features that a single process computes."""
     found = processes["together"]
-    assert found["statuses"] == [0] * builders.PROCESSES
-    assert found["processes"] == builders.PROCESSES
-    assert found["blocks"][0] == found["blocks"][1] >= builders.PROCESSES
+    assert found["statuses"] == [0] * store_processes.PROCESSES
+    assert found["processes"] == store_processes.PROCESSES
+    assert found["blocks"][0] == found["blocks"][1] >= store_processes.PROCESSES
     assert found["computed"] == list(range(36))
     assert found["digests"] == [found["expected"]]
     assert found["left"] == []
@@ -200,11 +200,11 @@ def test_blocks_of_processes_that_were_killed_are_taken_over(processes: dict[str
     assert found["recomputed"] == 0
 
 
-def test_a_disk_without_room_costs_time_and_no_number(tmp_path: Path) -> None:
+def test_a_full_disk_costs_time_and_changes_no_number(tmp_path: Path) -> None:
     """Full, then read-only: one line, nothing half written, the same features; blocks that had room are used, the rest follows."""
     work = tmp_path / "work"
     work.mkdir()
-    found = run_builders("disk", work, namespace(tmp_path / "probe"))
+    found = run_store_processes("disk", work, namespace(tmp_path / "probe"))
     expected, wanted = found.pop("expected"), found.pop("wanted")
     for state, words in (("full", "No space left on device"), ("read-only", "Read-only file system")):
         assert found[state]["digest"] == expected
@@ -214,7 +214,7 @@ def test_a_disk_without_room_costs_time_and_no_number(tmp_path: Path) -> None:
     assert found["roomy"] == {"digest": expected, "lines": [], "blocks": wanted, "left": []}
 
 
-def test_a_shared_folder_that_cannot_be_made_is_done_without(corpus: Manifest, encoder: Any, tmp_path: Path) -> None:
+def test_a_shared_folder_that_cannot_be_created_is_not_used(corpus: Manifest, encoder: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     lines: list[str] = []
     features = frozen(encoder, everything(corpus), FeatureCache.store, tmp_path / "file" / "cache")
@@ -264,7 +264,7 @@ def test_a_damaged_block_is_rebuilt(damage: str, corpus: Manifest, encoder: Any,
     assert left_over(store.folder) == lines == []
 
 
-def test_a_disk_that_spoils_what_it_is_given_is_given_up(corpus: Manifest, encoder: Any, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_store_on_a_corrupting_disk_is_not_used(corpus: Manifest, encoder: Any, tmp_path: Path, monkeypatch: Any) -> None:
     """Features come from memory then, after a bounded number of attempts."""
     split = everything(corpus)
     write = FeatureStore._write
@@ -279,10 +279,10 @@ def test_a_disk_that_spoils_what_it_is_given_is_given_up(corpus: Manifest, encod
     features.fill(lambda: False, Progress(lines.append))
     assert len(lines) == 1
     assert "damaged" in lines[0]
-    assert builders.digest(features, split) == builders.digest(frozen(encoder, split, FeatureCache.none), split)
+    assert store_processes.digest(features, split) == store_processes.digest(frozen(encoder, split, FeatureCache.none), split)
 
 
-def test_a_stop_keeps_what_is_finished_and_lets_go_of_the_rest(corpus: Manifest, encoder: Any, tmp_path: Path) -> None:
+def test_a_stop_keeps_finished_blocks_and_releases_claims(corpus: Manifest, encoder: Any, tmp_path: Path) -> None:
     """The next one goes on without waiting for the claim of the one that stopped."""
     split, log = everything(corpus), tmp_path / "log"
     store = FeatureStore(tmp_path / "store", encoder.config.hidden_size, computing(split, encoder, log))

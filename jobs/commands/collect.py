@@ -1,0 +1,135 @@
+"""`collect`: write an experiment's tables and print them; at the end of an experiment, send the notices too."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.commands.console import note, say, warn_if_changed
+from jobs.commands.status_report import problem_lines, status_of, table_states
+from jobs.store.records import Result, read_result
+from jobs.text import counted, listed
+
+if TYPE_CHECKING:
+    from jobs.commands.notify import Notice
+    from jobs.commands.session import Session
+    from jobs.control.controller import Report
+    from jobs.control.facts import StageFacts
+    from jobs.experiment.graph import Graph
+    from jobs.store.layout import Layout
+    from jobs.tables.collect import CollectReport
+    from jobs.tables.published import Published
+
+
+def write_tables(
+    session: Session, report: Report, formats: Sequence[str] | None = None, out: Path | None = None, *, announce: bool = False
+) -> bool:
+    """Write and print the tables; with `announce`, send the notices of an ended experiment. Returns whether every run has a result."""
+    warn_if_changed(session)
+    written = collect_tables(session, report, formats, out)
+    _print_tables(written, session.published)
+    say(f"{(session.launched.layout.folder if out is None else out) / 'confusion'}: one matrix per run and method")
+    if announce:
+        for line in _notice_lines(send_notices(session, report, written)):
+            note(line)
+    return written.complete
+
+
+def write_csv_tables(
+    source: Path, rule: str | None, published_file: Path, formats: Sequence[str] | None = None, out: Path | None = None
+) -> bool:
+    """Write and print tables of the runs in a CSV file. Returns whether every run has a result."""
+    from jobs.experiment.config import Policy
+    from jobs.tables.collect import FORMATS, collect_csv
+    from jobs.tables.published import load_published
+
+    policy, published = Policy(), load_published(published_file, None)
+    written = collect_csv(
+        source,
+        published,
+        rule=rule or policy.outliers,
+        sigmas=policy.sigmas,
+        rounds=policy.rounds,
+        formats=formats or tuple(FORMATS),
+        out=out,
+    )
+    _print_tables(written, published)
+    for line in written.notes:
+        note(line)
+    return written.complete
+
+
+def write_and_notify(session: Session, report: Report, message: str = "") -> list[str]:
+    """Write the tables and send the notices; one line per notice. `message`: why the controller stopped before the end."""
+    return _notice_lines(send_notices(session, report, collect_tables(session, report), message))
+
+
+def collect_tables(session: Session, report: Report, formats: Sequence[str] | None = None, out: Path | None = None) -> CollectReport:
+    """Write the tables of what has a result; `formats` None: all, `out` None: the experiment's folder of tables."""
+    from jobs.control.outliers import rule_in_words
+    from jobs.tables.collect import FORMATS, collect
+
+    policy = session.launched.experiment.policy
+    return collect(
+        session.launched.layout,
+        report.graph,
+        read_results(report.graph, session.launched.layout, report.facts),
+        table_states(status_of(session.name, report)),
+        session.published,
+        formats=tuple(FORMATS) if formats is None else formats,
+        out=out,
+        outlier_rule=rule_in_words(policy.outliers, policy.sigmas, policy.rounds),
+        unresolved=Counter((report.graph.corpus, method) for method, _, _ in report.judgements.unresolved),
+    )
+
+
+def send_notices(session: Session, report: Report, written: CollectReport, message: str = "") -> tuple[Notice, ...]:
+    """Send what the policy asks for at the end of an experiment, once for each launch and outcome."""
+    policy = session.launched.experiment.policy
+    if policy.mail is None and policy.webhook is None:
+        return ()
+    from jobs.commands.notify import Ending, notify
+
+    ending = Ending(
+        experiment=session.name,
+        launched=session.launched.since,
+        outcome="stopped" if message else "complete" if written.complete else "incomplete",
+        runs=sum(method.n for method in written.summary.methods),
+        all_runs=len(report.graph.runs),
+        ua={f"{method.corpus} {method.method}": method.mean_ua for method in written.summary.methods},
+        problems=(*filter(None, [message]), *problem_lines(status_of(session.name, report))),
+        tables=str(session.launched.layout.tables.resolve()),
+    )
+    return notify(policy, session.launched.layout, ending)
+
+
+def read_results(graph: Graph, layout: Layout, facts: Mapping[str, StageFacts]) -> dict[str, Result]:
+    """Key -> result of every finished stage of a graph, those of dropped runs included."""
+    found: dict[str, Result] = {}
+    for key, node in graph.nodes.items():
+        if key in facts and facts[key].done and (result := read_result(layout.stage(node.stage, key), key)):
+            found[key] = result
+    return found
+
+
+def _notice_lines(notices: Sequence[Notice]) -> list[str]:
+    if not notices:
+        return []
+    from jobs.commands.notify import notice_line
+
+    return [notice_line(notice) for notice in notices]
+
+
+def _print_tables(written: CollectReport, published: Published) -> None:
+    """The tables, the files they were written to, and the runs without a result."""
+    from jobs.tables.display import print_tables
+
+    print_tables(written.summary, published)
+    for path in written.paths:
+        if "confusion" not in (path.parent.name, path.parent.parent.name):
+            say(str(path))
+    if not written.complete:
+        missing = written.missing
+        note(f"incomplete: {counted(len(missing), 'run')} missing: {listed(missing)}")

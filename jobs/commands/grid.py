@@ -1,0 +1,129 @@
+"""`grid` and `reconcile`: launch an experiment, or submit what is missing of one; `--dry-run` prints the plan instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from jobs.commands.collect import write_tables
+from jobs.commands.console import note, print_lines, say
+from jobs.commands.passes import ensure_chain, one_pass, run_here, wait_on_slurm
+from jobs.commands.status import read_status
+from jobs.commands.status_report import judged_lines, problem_lines, status_lines
+from jobs.control.controller import desired_of, experience_of
+from jobs.errors import UsageError
+from jobs.experiment.config import resources_of
+from jobs.experiment.launched import store
+from jobs.text import counted
+
+if TYPE_CHECKING:
+    from jobs.commands.session import Session
+    from jobs.control.controller import Report
+    from jobs.control.executor_protocol import Batch
+    from jobs.slurm.chain import ChainState
+
+
+def run_grid(session: Session, *, wait: bool) -> bool:
+    """Launch an experiment. Returns whether every run has a result or, where Slurm computes the rest in the background, may get one."""
+    if session.on_slurm:
+        session.arrays.limits()  # fails before anything is written if Slurm does not answer
+    store(session.launched)
+    if not session.on_slurm:
+        return finish(session, run_here(session))
+    session.chain.point_to_code()  # also without a controller: `status`, cron and `grid --wait` submit this launch's code
+    return finish(session, wait_on_slurm(session)) if wait else make_pass(session)
+
+
+def reconcile(session: Session) -> bool:
+    """One pass on Slurm for an experiment launched before. UsageError if it was launched on this machine, or is cancelled."""
+    if not session.on_slurm:
+        raise UsageError(f"{session.name} was launched on this machine: `grid {session.name}` resumes it")
+    if session.cancelled:
+        raise UsageError(f"{session.name} is cancelled: `{session.command}` with the same settings resumes it")
+    return make_pass(session)
+
+
+def make_pass(session: Session) -> bool:
+    """One pass, and a controller job for the next ones. Returns False where nothing is left to do and a run has no result."""
+    report = one_pass(session)
+    chain = None if report.settled else ensure_chain(session)
+    _print_pass(report, chain, session.name)
+    if report.settled and not report.complete:
+        print_lines(status_lines(read_status(session, report)))
+        return False
+    return True
+
+
+def finish(session: Session, report: Report) -> bool:
+    """Tables and notices of an experiment that ended, or why there are none. Returns whether every run has a result."""
+    if report.interrupted:
+        note(f"stopped; nothing is lost: `{session.command}` with the same settings resumes")
+        return False
+    status = read_status(session, report)
+    for line in (*judged_lines(status), *problem_lines(status)):
+        note(line)
+    complete = write_tables(session, report, announce=True)
+    if not complete:
+        for line in (*status.steps, f"not complete; logs are in {session.launched.layout.logs}"):
+            note(line)
+    return complete
+
+
+def print_plan(session: Session) -> None:
+    """What a launch would do: stages reused, tasks, estimated hours and, on Slurm, the batch scripts."""
+    from jobs.control.estimates import forecast, forecast_lines
+
+    report = session.look(with_limits=True)
+    expected = forecast(
+        report.graph,
+        report.facts,
+        report.plan,
+        lambda stage: resources_of(session.launched.experiment, stage),
+        _request_text(session, report) if session.on_slurm else lambda batch: "",
+    )
+    say(f"{session.name}: {len(report.graph.runs)} runs, {len(report.graph.nodes)} stages; reused {len(expected.plan.reused)}")
+    print_lines(forecast_lines(expected))
+    if not session.on_slurm:
+        return
+    for preview in session.arrays.previews(report.plan.batches, report.graph, report.in_flight):
+        say(f"\n# ---- {preview.name}\n{preview.script}")
+        for call in preview.refinements:
+            say(f"# then: {call}")
+    if session.launched.experiment.policy.controller:
+        say(f"\n# ---- {session.chain.name}, the controller of all of these\n{session.chain.script()}")
+
+
+def _request_text(session: Session, report: Report) -> Callable[[Batch], str]:
+    """Function from a batch of the report's plan to the time and memory it requests from Slurm, with the source of the figures."""
+    from jobs.control.estimates import CONFIGURED, asks_in_words, shape_in_words
+
+    predict = experience_of(desired_of(session.launched), report)
+
+    def text(batch: Batch) -> str:
+        asked = asks_in_words(session.arrays.asked(batch), predict(batch.stage, batch.method) if predict else CONFIGURED)
+        return asked + shape_in_words(resources_of(session.launched.experiment, batch.stage), max(len(task.keys) for task in batch.tasks))
+
+    return text
+
+
+def _print_pass(report: Report, chain: ChainState | None, name: str) -> None:
+    """What one pass submitted, the state of the rest, and what makes the next pass."""
+    plan = report.plan
+    for batch in plan.batches:
+        job = next((report.in_flight[key].job for key in batch.keys if key in report.in_flight), "not accepted by Slurm now")
+        say(f"{batch.stage} {batch.method}: {counted(len(batch.tasks), 'task')}, array {job.partition('_')[0]}")
+    counts: tuple[tuple[str, int], ...] = (
+        *(("stages done", len(plan.reused)), ("submitted", len(report.submitted)), ("in the queue or running", len(plan.waiting))),
+        *(("deferred", len(plan.deferred)), ("given up", len(plan.given_up)), ("blocked", len(plan.blocked))),
+        *((("held or cancelled", len(plan.held_or_cancelled)),) if plan.held_or_cancelled else ()),
+    )
+    say(", ".join(f"{count} {what}" for what, count in counts))
+    if chain is not None and not plan.settled:
+        say(chain.sentence)
+    if plan.complete:
+        say(f"complete: `python launch.py collect {name}` writes the tables")
+    elif not plan.settled:
+        supervised = chain is not None and not chain.problem
+        by_hand = f"`python launch.py reconcile {name}`, or any `status`, submits what failed or was deferred"
+        more = "the controller submits the rest and writes the tables" if supervised else by_hand
+        say(f"watch with `python launch.py status {name} --watch`; {more}")

@@ -1,0 +1,118 @@
+"""Passes of the controller as commands make them: one on Slurm, all on this machine, or those of a controller job inside Slurm."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from jobs.commands.collect import write_and_notify
+from jobs.commands.console import note, print_lines, say
+from jobs.control.controller import Event, Report, desired_of, reconcile
+from jobs.experiment.config import resources_of
+from jobs.text import counted
+
+if TYPE_CHECKING:
+    from jobs.commands.session import Session
+    from jobs.slurm.chain import ChainState
+    from jobs.slurm.chain_link import LinkEnd
+
+
+def one_pass(session: Session) -> Report:
+    """One pass of the controller on Slurm. UsageError where none may be made: other code, another user, a newer launch."""
+    session.require_same_code()
+    session.require_own()
+    session.require_last_launch()
+    report = reconcile(desired_of(session.launched), session.arrays)
+    session.queue_unknown, session.launched = False, replace(session.launched, graph=report.graph)  # with the runs that fill the slots now
+    return report
+
+
+def ensure_chain(session: Session) -> ChainState | None:
+    """Submit a controller job unless one is in the queue; None where the policy wants none."""
+    return session.chain.ensure() if session.launched.experiment.policy.controller else None
+
+
+def run_here(session: Session) -> Report:
+    """Compute every stage on this machine; each event is printed."""
+    from jobs.control.controller import run_local
+    from jobs.local.executor import LocalExecutor
+    from jobs.store.snapshot import code_facts
+    from jobs.worker.machine import capacity_here
+
+    executor = LocalExecutor(
+        place=replace(session.place, code=code_facts(session.root)),
+        layout=session.launched.layout,
+        resources=lambda stage: resources_of(session.launched.experiment, stage),
+        capacity=capacity_here(),
+        preload=session.preload,
+        code=session.root,
+    )
+    with executor:
+        return run_local(desired_of(session.launched), executor, on_event=_print_event, on_stop=_print_stopping)
+
+
+def wait_on_slurm(session: Session) -> Report:
+    """Passes until nothing is left to do; each event is printed."""
+    from jobs.control.controller import wait_for
+
+    return wait_for(
+        desired_of(session.launched),
+        session.arrays,
+        poll_seconds=session.launched.experiment.policy.poll_seconds,
+        on_event=_print_event,
+        on_pass=lambda report: session.require_last_launch(),
+    )
+
+
+def run_controller(session: Session) -> None:
+    """What the controller job in Slurm executes. All controller jobs of an experiment share one log: each line has its time and job."""
+    from jobs.store.attempts import own_slurm_job
+
+    job = f"{session.name}: controller {own_slurm_job()}".rstrip()
+
+    def log(text: str) -> None:
+        print_lines([f"{time.strftime('%Y-%m-%d %H:%M:%S')} {job} {text}"])
+
+    def log_submitted(report: Report) -> None:
+        if report.submitted:
+            log(f"submitted {counted(len(report.submitted), 'stage')}")
+
+    log("starts")
+    log(f"exits: {run_link(session, on_pass=log_submitted).value}")
+
+
+def run_link(session: Session, *, on_pass: Callable[[Report], None] = lambda report: None) -> LinkEnd:
+    """Passes until nothing is left to do or the job's time limit is near, then tables and notices. `on_pass` gets each pass's report."""
+    from jobs.slurm import chain_link
+
+    session.require_own()
+    policy = session.launched.experiment.policy
+    if not (session.on_slurm and policy.controller):  # this job is of an earlier launch: the last launch wants no controller
+        session.chain.withdraw_successors()
+        return chain_link.LinkEnd.stopped
+
+    def reported_pass() -> Report:
+        report = one_pass(session)
+        on_pass(report)
+        return report
+
+    return chain_link.run_link(
+        reported_pass,
+        session.chain,
+        poll_seconds=policy.poll_seconds,
+        minutes=policy.controller_minutes,
+        deadline=session.launched.since + 24 * 3600 * policy.controller_days,
+        launched=session.launched.since,
+        on_end=lambda report: print_lines(write_and_notify(session, report)),
+        on_stop=lambda message: print_lines(write_and_notify(session, session.look(ask_slurm=False), message)),
+    )
+
+
+def _print_event(event: Event) -> None:
+    say(event.line)
+
+
+def _print_stopping(running: int) -> None:
+    note(f"stopping: {running} running stages write a checkpoint (Ctrl-C again to stop at once)")

@@ -1,0 +1,153 @@
+"""`status`: print where an experiment stands; on Slurm after a pass of the controller, unless one may not be made here."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+from jobs.commands.console import note, print_lines, say
+from jobs.commands.passes import one_pass
+from jobs.commands.status_report import (
+    Status,
+    closing_lines,
+    judged_lines,
+    problem_lines,
+    status_lines,
+    status_of,
+    status_table,
+    status_to_json,
+)
+from jobs.errors import SlurmUnavailableError, UsageError
+from jobs.store.records import damaged_records, read_json
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from jobs.commands.session import Session
+    from jobs.control.controller import Report
+    from jobs.slurm.chain import ChainState
+
+WATCH_SECONDS = 5.0  # between two looks of --watch, at most
+
+
+def show_status(session: Session, *, look_only: bool, as_json: bool = False, watch: bool = False) -> None:
+    """Print where an experiment stands; with `watch` repeatedly until it has ended. `look_only`: make no pass of the controller."""
+    reason = session.read_only_reason()
+    if reason and (session.launched.changed or (session.on_slurm and not look_only)):
+        note(reason)
+    look_only = look_only or bool(reason)
+    if watch:
+        pause = min(WATCH_SECONDS, session.launched.experiment.policy.poll_seconds)
+        _watch(lambda: _current_status(session, look_only), pause)
+        return
+    status = _current_status(session, look_only)
+    if as_json:
+        say(json.dumps(status_to_json(status), indent=1))
+    elif sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(_rendered(status))
+    else:
+        say("\n".join(status_lines(status)))
+
+
+def read_status(session: Session, report: Report) -> Status:
+    """The status of a report, with the state of the controller chain, jobs that will never start, notices and tables."""
+    chain = chain_state(session)
+    watched = chain is not None and bool(chain.running or chain.waiting)
+    return status_of(
+        session.name,
+        report,
+        command=session.command,
+        controller="" if chain is None or (report.settled and not watched) else chain.sentence,
+        watched=watched,
+        stuck=session.arrays.stuck() if session.on_slurm else {},
+        cancelled=session.cancelled,
+        notices=_notice_lines(session),
+        tables=complete_tables(session) if report.complete else "",
+        damaged=damaged_records(*session.launched.layout.records),
+    )
+
+
+def chain_state(session: Session) -> ChainState | None:
+    """State of the controller chain; None where the experiment has none."""
+    if not session.on_slurm or not session.launched.experiment.policy.controller:
+        return None
+    from jobs.slurm import chain
+
+    layout = session.launched.layout
+    try:
+        unknown = session.queue_unknown or session.other_user
+        queue = None if unknown else session.client.queue(name=chain.link_name(layout), patient=False)
+    except (SlurmUnavailableError, UsageError):
+        queue = None
+    return chain.chain_state(layout, queue)
+
+
+def complete_tables(session: Session) -> str:
+    """Folder of the tables, if they were written since the last launch and contain every run; else ""."""
+    file = session.launched.layout.tables / "summary.json"
+    try:
+        current = file.stat().st_mtime >= session.launched.since
+    except OSError:
+        return ""
+    return str(file.parent) if current and (read_json(file) or {}).get("complete") is True else ""
+
+
+def _notice_lines(session: Session) -> list[str]:
+    policy = session.launched.experiment.policy
+    if policy.mail is None and policy.webhook is None:
+        return []
+    from jobs.commands.notify import notice_line, read_notices
+
+    return [notice_line(notice) for notice in read_notices(session.launched.layout, session.launched.since)]
+
+
+def _current_status(session: Session, look_only: bool) -> Status:
+    if not session.on_slurm or look_only or session.cancelled:
+        return read_status(session, session.look())
+    try:
+        return read_status(session, one_pass(session))
+    except (SlurmUnavailableError, UsageError) as error:
+        report = session.look()
+        if not session.queue_unknown:  # else the look has printed that
+            note(str(error))
+        return read_status(session, report)
+
+
+def _watch(read: Callable[[], Status], pause: float) -> None:
+    """Print the status every `pause` seconds until nothing is left to do, or Ctrl-C."""
+    if sys.stdout.isatty():
+        from rich.live import Live
+
+        live: Live | None = Live(auto_refresh=False)
+    else:
+        live = None
+    try:
+        with live or nullcontext():
+            while True:
+                status = read()
+                if live is None:
+                    print_lines([time.strftime("%Y-%m-%d %H:%M:%S"), *status_lines(status)])
+                else:
+                    live.update(_rendered(status), refresh=True)
+                if status.settled:
+                    return
+                time.sleep(pause)
+    except KeyboardInterrupt:
+        return
+
+
+def _rendered(status: Status) -> Group:
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[Any] = [status_table(status)]
+    parts.extend(Text(line, style="yellow") for line in judged_lines(status))
+    parts.extend(Text(line, style="red") for line in problem_lines(status))
+    parts.extend(Text(line) for line in closing_lines(status))
+    return Group(*parts)
