@@ -86,21 +86,28 @@ def _replayed(
     sigmas: float,
     rounds: int,
     max_seeds: int,
-) -> _Method:
+) -> MethodReplay:
     """The replay of one method; without a new result since the last look it is not judged again."""
     policy = Policy(outliers=outliers, sigmas=sigmas, rounds=rounds, max_seeds=max_seeds)
-    replayed = _Method(method, {slot: dict(known) for slot, known in trials}, policy)
+    replayed = MethodReplay(method, {slot: dict(known) for slot, known in trials}, policy)
     replayed.run()
     return replayed
 
 
-class _Method:
-    """The replay of one method."""
+class MethodReplay:
+    """The replay of one method. `seeds`: how many each slot may try (None: `max_seeds` of the policy)."""
 
-    def __init__(self, method: str, tried: Mapping[tuple[str, int], Mapping[int, Tried]], policy: Policy) -> None:
+    def __init__(
+        self,
+        method: str,
+        tried: Mapping[tuple[str, int], Mapping[int, Tried]],
+        policy: Policy,
+        seeds: Mapping[tuple[str, int], int] | None = None,
+    ) -> None:
         self._method = method
         self._tried = tried
         self._policy = policy
+        self._seeds = dict.fromkeys(tried, policy.max_seeds) if seeds is None else seeds
         self.now = dict.fromkeys(tried, 0)
         self.dropped: list[Dropped] = []
         self.rounds: list[tuple[Verdict, ...]] = []
@@ -148,7 +155,7 @@ class _Method:
     def _next(self, slot: tuple[str, int], reason: str, number: int) -> bool:
         """Drop the run that fills a slot and turn to the next seed; False if there is none left."""
         generation = self.now[slot]
-        if generation + 1 >= self._policy.max_seeds:
+        if generation + 1 >= self._seeds[slot]:
             return False
         seed = self._tried[slot][generation].seed
         self.dropped.append(Dropped(self._method, slot[0], slot[1], generation, seed, reason, number))
