@@ -69,7 +69,7 @@ class SweepLauncher:
     @property
     def command(self) -> str:
         """The command that resumes it."""
-        file = self.sweep.config or self.name
+        file = self.sweep.file or self.name
         named = file if file == self.name else f"{file} name={self.name}"
         return f"python launch.py sweep {named}{' --cluster slurm' if self.on_slurm else ''}"
 

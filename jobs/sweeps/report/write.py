@@ -60,7 +60,7 @@ def changed_settings(sweep: Sweep) -> tuple[str, ...]:
     stages = [stage for stage in sweep.experiment.resources if stage != DEFAULT_RESOURCES]
     load = partial(
         load_experiment,
-        sweep.config or sweep.experiment.name,
+        sweep.file or sweep.experiment.name,
         configs=Path(sweep.code) / "configs",
         recipe_schema=load_object(sweep.recipe_schema),
         stages=stages,
