@@ -22,12 +22,6 @@ if TYPE_CHECKING:
 
 
 COLUMNS = ("point", "UA", "± sd", "95 %", "folds", "runs", "to the best", "p", "")
-ENDINGS = {
-    TrialState.complete: "complete",
-    TrialState.stopped: "stopped early",
-    TrialState.failed: "failed",
-    TrialState.interrupted: "interrupted",
-}
 
 
 def print_preview(launcher: SweepLauncher) -> None:
@@ -125,8 +119,8 @@ def trial_lines(before: Mapping[str, TrialRecord], now: Sequence[TrialRecord], f
             lines.append(
                 f"{record.point.label}: fold {fold.fold} ({number + 1} of {folds}) validation UA {fold.ua:.1f}, mean {means[number]:.1f}"
             )
-        if record.state in ENDINGS and (former is None or former.state is not record.state):
-            lines.append(f"{record.point.label}: {ENDINGS[record.state]}{record.error and f': {record.error}'}")
+        if record.state is not TrialState.running and (former is None or former.state is not record.state):
+            lines.append(f"{record.point.label}: {record.state.text}{record.error and f': {record.error}'}")
     return lines
 
 

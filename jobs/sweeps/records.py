@@ -134,6 +134,11 @@ class TrialState(Enum):
     failed = "failed"
     interrupted = "interrupted"  # resumed by the next launch
 
+    @property
+    def text(self) -> str:
+        """For messages and tables."""
+        return {TrialState.running: "under way", TrialState.stopped: "stopped early"}.get(self, self.value)
+
 
 class StopLevel(IntEnum):
     """What the driver requests from running trials."""

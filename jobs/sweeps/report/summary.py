@@ -39,12 +39,6 @@ from jobs.sweeps.report.costs import Effort, SweepCost, TrialStages, sweep_cost
 from jobs.sweeps.space import Point, number_of_points, swept_method
 from jobs.tables.summary import CodeFacts, code_facts, slot_means
 
-REMARKS = {
-    TrialState.stopped: "stopped early",
-    TrialState.failed: "failed",
-    TrialState.running: "under way",
-    TrialState.interrupted: "interrupted",
-}
 LISTED = (TrialState.complete, TrialState.stopped, TrialState.failed, TrialState.running, TrialState.interrupted)
 
 
@@ -348,7 +342,7 @@ def _cost(
 def remark_of(summary: SweepSummary, point: PointSummary) -> str:
     """Short remark on a point: its state, or how it compares with the best."""
     if not point.complete:
-        return REMARKS[point.state]
+        return point.state.text
     if summary.best is point:
         return "best"
     alike = None if point.to_best is None else point.to_best.alike
