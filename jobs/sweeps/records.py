@@ -6,7 +6,6 @@ A trial's record has its point and its scores by fold. Results of stages are in 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from enum import Enum, IntEnum
@@ -266,11 +265,7 @@ def read_trial(folder: SweepFolder, trial: str) -> TrialRecord | None:
 
 def read_trials(folder: SweepFolder) -> tuple[TrialRecord, ...]:
     """All records, in the order in which the trials began; damaged ones are left out."""
-    try:
-        names = [name.removesuffix(".json") for name in os.listdir(folder.trials) if name.endswith(".json") and name[0] != "."]
-    except (FileNotFoundError, NotADirectoryError):
-        return ()
-    found = filter(None, (read_trial(folder, name) for name in names))
+    found = filter(None, (read_trial(folder, path.stem) for path in folder.trials.glob("[!.]*.json")))
     return tuple(sorted(found, key=lambda record: (record.began, record.trial)))
 
 
