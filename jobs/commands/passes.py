@@ -50,7 +50,7 @@ def run_here(session: Session) -> Report:
         code=session.root,
     )
     with executor:
-        return run_local(desired_of(session.launched), executor, tell=_print_event, stopping=_print_stopping)
+        return run_local(desired_of(session.launched), executor, on_event=_print_event, on_stop=_print_stopping)
 
 
 def wait_on_slurm(session: Session) -> Report:
@@ -61,8 +61,8 @@ def wait_on_slurm(session: Session) -> Report:
         desired_of(session.launched),
         session.arrays,
         poll_seconds=session.launched.experiment.policy.poll_seconds,
-        tell=_print_event,
-        each_pass=lambda report: session.require_last_launch(),
+        on_event=_print_event,
+        on_pass=lambda report: session.require_last_launch(),
     )
 
 

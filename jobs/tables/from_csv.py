@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from jobs.control.outliers import Verdict, check_rule
-from jobs.control.rounds import MethodReplay, Tried
+from jobs.control.rounds import MethodReplay, SeedResult
 from jobs.errors import UsageError
 from jobs.experiment.config import OutlierRule, Policy
 from jobs.tables.summary import Entry, Scores, Status
@@ -80,18 +80,18 @@ def judge_runs(entries: Sequence[Entry], rule: OutlierRule | str, sigmas: float,
     rerun: list[Entry] = []
     unresolved: dict[tuple[str, str], int] = {}
     for name, slots in methods.items():
-        tried = {slot: dict(enumerate(map(_tried, runs))) for slot, runs in slots.items()}
+        results = {slot: dict(enumerate(map(_seed_result, runs))) for slot, runs in slots.items()}
         policy = Policy(outliers=OutlierRule(rule), sigmas=sigmas, rounds=rounds)
-        replayed = MethodReplay(name[1], tried, policy, {slot: len(runs) for slot, runs in slots.items()})
+        replayed = MethodReplay(name[1], results, policy, {slot: len(runs) for slot, runs in slots.items()})
         replayed.run()
         for slot, runs in slots.items():
-            current = replayed.now[slot]
+            current = replayed.generations[slot]
             kept.extend(replace(run, status=Status.outlier) if _finished(run) else run for run in runs[:current])
             kept.append(replace(runs[current], status=Status.accepted) if _finished(runs[current]) else runs[current])
             # Later diverged runs stay in the table; other later runs are unused.
             kept.extend(run for run in runs[current + 1 :] if run.status is Status.diverged)
             unused.extend(run for run in runs[current + 1 :] if run.status is not Status.diverged)
-        filling = {slot: runs[replayed.now[slot]] for slot, runs in slots.items()}
+        filling = {slot: runs[replayed.generations[slot]] for slot, runs in slots.items()}
         # By round, the slots whose outlier has no rerun in the file.
         without = [{slot for slot, place in _out(verdicts).items() if place + 1 == len(slots[slot])} for verdicts in replayed.rounds]
         finished = all(map(_finished, filling.values()))
@@ -108,9 +108,13 @@ def _out(verdicts: Iterable[Verdict]) -> dict[Slot, int]:
     return {(each.fold, each.slot): each.generation for each in verdicts if each.out}
 
 
-def _tried(run: Entry) -> Tried:
+def _seed_result(run: Entry) -> SeedResult:
     """A run for the replay, which passes over an unfinished run as over a diverged one."""
-    return Tried(run.seed, run.scores.ua) if run.scores is not None and _finished(run) else Tried(run.seed, diverged=run.status.value)
+    return (
+        SeedResult(run.seed, run.scores.ua)
+        if run.scores is not None and _finished(run)
+        else SeedResult(run.seed, diverged=run.status.value)
+    )
 
 
 def _finished(run: Entry) -> bool:
