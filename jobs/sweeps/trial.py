@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 from jobs.control.controller import Change, Desired, Event, Report, run_local
@@ -18,7 +19,7 @@ from jobs.control.executor_protocol import NearbyExecutor
 from jobs.experiment.config import Experiment, OutlierRule
 from jobs.experiment.graph import Graph, Run, Slot, build_graph, canonical_json, seeds_of_slots
 from jobs.experiment.launched import Corpus
-from jobs.experiment.registry import Registry, StageCall, SweepRegistry
+from jobs.experiment.registry import Registry, SweepRegistry
 from jobs.store.records import artifacts_present, read_json, read_result, write_json
 from jobs.store.scores import confusion_of
 from jobs.sweeps.records import DIGITS, FoldRecord, RunRecord, Sweep, folds_of
@@ -36,17 +37,6 @@ class TrialStoppedError(Exception):
     """The trial was asked to stop. Its running stages have written checkpoints, and the next launch resumes them."""
 
 
-@dataclass(frozen=True)
-class ValidationCalls:
-    """The calls of a registry for runs that are scored on validation speakers; as much of a registry as `build_graph` uses."""
-
-    registry: SweepRegistry
-    validation: Mapping[str, Sequence[str]]  # by fold
-
-    def calls(self, method: str, recipe: Any) -> Callable[[str, int], StageCall]:
-        return self.registry.calls(method, recipe, validation=self.validation)
-
-
 def fold_graph(
     experiment: Experiment,
     corpus: Corpus,
@@ -59,8 +49,9 @@ def fold_graph(
 ) -> Graph:
     """Every stage of a point on one fold. `generations` and `base` are as in `jobs.experiment.launched`."""
     methods = [swept_method(experiment).name]
+    scored = SimpleNamespace(calls=functools.partial(registry.calls, validation={fold: validation}))  # as much as `build_graph` uses
     return build_graph(
-        cast(Registry, ValidationCalls(registry, {fold: validation})),
+        cast(Registry, scored),
         apply(experiment, point).recipe,
         corpus=corpus.name,
         corpus_digest=corpus.digest,
