@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -55,33 +55,20 @@ class StageRow:
 
 
 @dataclass(frozen=True)
-class RunRow:
+class RunRow(Run):
     """One run that fills a slot; its state is that of its last stage."""
 
-    method: str
-    fold: str
-    slot: int
-    seed: int
-    key: str
-    state: State
-    generation: int = 0
+    state: State = State.missing
     diverged: bool = False  # with no reserve seed left
 
 
 @dataclass(frozen=True)
-class DroppedRow:
+class DroppedRow(Dropped):
     """One run that was dropped; its slot has another seed."""
 
-    method: str
-    fold: str
-    slot: int
-    seed: int
-    generation: int
     key: str
     ua: float | None  # percent
     kind: str  # `outlier` or `diverged`
-    round: int  # of the outlier rule; 0: dropped before any because it diverged
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -198,23 +185,14 @@ def node_states(graph: Graph, plan: Plan, facts: Mapping[str, NodeFacts], in_fli
 
 def status_to_json(status: Status) -> dict[str, Any]:
     """Stable, versioned JSON value: keys are only ever added."""
-    return {
-        "schema": SCHEMA,
-        "experiment": status.experiment,
-        "complete": status.complete,
-        "stages": [{**asdict(row), "total": row.total} for row in status.stages],
-        "runs": [{**asdict(run), "state": run.state.value} for run in status.runs],
-        "problems": [asdict(problem) for problem in status.problems],
-        "settled": status.settled,
-        "dropped": [asdict(row) for row in status.dropped],
-        "judged": [{**asdict(row), "unresolved": list(row.unresolved)} for row in status.judged],
-        "held": [{"reason": reason, "stages": count} for reason, count in status.held.items()],
-        "stuck": [{"reason": reason, "stages": count} for reason, count in status.stuck.items()],
-        "controller": status.controller,
-        "notices": list(status.notices),
-        "steps": list(status.steps),
-        "damaged": list(status.damaged),
-    }
+    from pydantic_core import to_jsonable_python
+
+    value = {"schema": SCHEMA, **to_jsonable_python(replace(status, held={}, stuck={}))}
+    for row, each in zip(value["stages"], status.stages, strict=True):
+        row["total"] = each.total
+    for name, reasons in (("held", status.held), ("stuck", status.stuck)):
+        value[name] = [{"reason": reason, "stages": count} for reason, count in reasons.items()]
+    return value
 
 
 def status_lines(status: Status) -> list[str]:
@@ -311,7 +289,7 @@ _OF_TABLE: Mapping[State, str] = {
 
 def _run_row(run: Run, states: Mapping[str, State], facts: Mapping[str, NodeFacts]) -> RunRow:
     diverged = states[run.key] is State.failed and run.key in facts and bool(facts[run.key].diverged)
-    return RunRow(run.method, run.fold, run.slot, run.seed, run.key, states[run.key], run.generation, diverged)
+    return RunRow(run.method, run.fold, run.slot, run.seed, run.key, run.generation, states[run.key], diverged)
 
 
 def _dropped_row(graph: Graph, facts: Mapping[str, NodeFacts], judgements: Judgements) -> list[DroppedRow]:
@@ -324,7 +302,7 @@ def _dropped_row(graph: Graph, facts: Mapping[str, NodeFacts], judgements: Judge
         if each is not None:
             kind = "outlier" if each.round else "diverged"
             ua = facts[run.key].ua if run.key in facts else None
-            found.append(DroppedRow(run.method, run.fold, run.slot, run.seed, run.generation, run.key, ua, kind, each.round, each.reason))
+            found.append(DroppedRow(**vars(each), key=run.key, ua=ua, kind=kind))
     return found
 
 
