@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 
 from jobs.commands.collect import write_and_notify
 from jobs.commands.console import note, print_lines, say
-from jobs.control.controller import Event, Report, desired_of, reconcile
+from jobs.control.controller import Report, desired_of, reconcile
 from jobs.experiment.config import resources_of
 from jobs.text import counted
 
 if TYPE_CHECKING:
     from jobs.commands.session import Session
-    from jobs.slurm.chain import ChainState
     from jobs.slurm.chain_link import LinkEnd
 
 
@@ -27,11 +26,6 @@ def one_pass(session: Session) -> Report:
     report = reconcile(desired_of(session.launched), session.arrays)
     session.queue_unknown, session.launched = False, replace(session.launched, graph=report.graph)  # with the runs that fill the slots now
     return report
-
-
-def ensure_chain(session: Session) -> ChainState | None:
-    """Submit a controller job unless one is in the queue; None where the policy wants none."""
-    return session.chain.ensure() if session.launched.experiment.policy.controller else None
 
 
 def run_here(session: Session) -> Report:
@@ -50,7 +44,7 @@ def run_here(session: Session) -> Report:
         code=session.root,
     )
     with executor:
-        return run_local(desired_of(session.launched), executor, tell=_print_event, stopping=_print_stopping)
+        return run_local(desired_of(session.launched), executor, tell=lambda event: say(event.line), stopping=_print_stopping)
 
 
 def wait_on_slurm(session: Session) -> Report:
@@ -61,7 +55,7 @@ def wait_on_slurm(session: Session) -> Report:
         desired_of(session.launched),
         session.arrays,
         poll_seconds=session.launched.experiment.policy.poll_seconds,
-        tell=_print_event,
+        tell=lambda event: say(event.line),
         each_pass=lambda report: session.require_last_launch(),
     )
 
@@ -108,10 +102,6 @@ def run_link(session: Session, *, on_pass: Callable[[Report], None] = lambda rep
         on_end=lambda report: print_lines(write_and_notify(session, report)),
         on_stop=lambda message: print_lines(write_and_notify(session, session.look(ask_slurm=False), message)),
     )
-
-
-def _print_event(event: Event) -> None:
-    say(event.line)
 
 
 def _print_stopping(running: int) -> None:
