@@ -10,7 +10,7 @@ from typing import Protocol
 
 from jobs.control.executor_protocol import Batch, Limits, Task
 from jobs.control.facts import InFlight, NodeFacts, Phase, Request
-from jobs.experiment.graph import Graph, Node
+from jobs.experiment.graph import Graph, Node, with_upstream
 
 ALIKE = 3  # stages of a kind that all fail in the same words before the rest of them is held
 ALIKE_CLASSES = ("code", "refused")  # names of jobs.store.failures.FailureClass
@@ -61,16 +61,7 @@ def needed_keys(graph: Graph, facts: Mapping[str, NodeFacts]) -> tuple[str, ...]
 
     What lies upstream of a finished stage is not needed: it is not computed again even if it is gone.
     """
-    found: set[str] = set()
-    stack = [run.key for run in graph.runs]
-    while stack:
-        key = stack.pop()
-        if key in found:
-            continue
-        found.add(key)
-        if not _fact(facts, key).done:
-            stack.extend(graph.nodes[key].upstream.values())
-    return tuple(key for key in graph.nodes if key in found)
+    return with_upstream(graph, (run.key for run in graph.runs), lambda key: not _fact(facts, key).done)
 
 
 def make_plan(
