@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -63,22 +62,19 @@ def wait_on_slurm(session: Session) -> Report:
 def run_controller(session: Session) -> None:
     """What the controller job in Slurm executes. All controller jobs of an experiment share one log: each line has its time and job."""
     from jobs.store.attempts import own_slurm_job
+    from jobs.worker.main import print_line
 
     job = f"{session.name}: controller {own_slurm_job()}".rstrip()
 
     def log(text: str) -> None:
-        print_lines([f"{time.strftime('%Y-%m-%d %H:%M:%S')} {job} {text}"])
-
-    def log_submitted(report: Report) -> None:
-        if report.submitted:
-            log(f"submitted {counted(len(report.submitted), 'stage')}")
+        print_line(f"{job} {text}")
 
     log("starts")
-    log(f"exits: {run_link(session, on_pass=log_submitted).value}")
+    log(f"exits: {run_link(session, log=log).value}")
 
 
-def run_link(session: Session, *, on_pass: Callable[[Report], None] = lambda report: None) -> LinkEnd:
-    """Passes until nothing is left to do or the job's time limit is near, then tables and notices. `on_pass` gets each pass's report."""
+def run_link(session: Session, *, log: Callable[[str], None] = say) -> LinkEnd:
+    """Passes until nothing is left to do or the job's time limit is near, then tables and notices."""
     from jobs.slurm import chain_link
 
     session.require_own()
@@ -87,13 +83,14 @@ def run_link(session: Session, *, on_pass: Callable[[Report], None] = lambda rep
         session.chain.withdraw_successors()
         return chain_link.LinkEnd.stopped
 
-    def reported_pass() -> Report:
+    def logged_pass() -> Report:
         report = one_pass(session)
-        on_pass(report)
+        if report.submitted:
+            log(f"submitted {counted(len(report.submitted), 'stage')}")
         return report
 
     return chain_link.run_link(
-        reported_pass,
+        logged_pass,
         session.chain,
         poll_seconds=policy.poll_seconds,
         minutes=policy.controller_minutes,
