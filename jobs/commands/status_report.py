@@ -120,23 +120,12 @@ class Status:
 
 
 def status_of(
-    experiment: str,
-    report: Report,
-    *,
-    command: str = "",
-    controller: str = "",
-    watched: bool = False,
-    stuck: Mapping[str, str] | None = None,
-    cancelled: bool = False,
-    notices: Sequence[str] = (),
-    tables: str = "",
-    damaged: Sequence[str] = (),
+    experiment: str, report: Report, *, command: str = "", watched: bool = False, cancelled: bool = False, tables: str = ""
 ) -> Status:
-    """The status by a pass's report.
+    """The status by a pass's report; what the report does not contain (controller, stuck, notices, damaged) is empty.
 
-    `command` launches the experiment again; `watched`: a controller job submits the rest, so nothing is asked of the user; `stuck`: key
-    of a queued stage -> why its job will never start; `cancelled`: the whole experiment is; `tables`: folder of the complete tables;
-    `damaged`: records that cannot be decoded.
+    `command` launches the experiment again; `watched`: a controller job submits the rest, so nothing is asked of the user; `cancelled`:
+    the whole experiment is; `tables`: folder of the complete tables.
     """
     graph, facts, plan = report.graph, report.facts, report.plan
     states = node_states(graph, plan, facts, report.in_flight)
@@ -145,7 +134,11 @@ def status_of(
     for node in graph.nodes.values():
         counts.setdefault((node.method, node.stage), Counter())[states[node.key]] += 1
     rows = [StageRow(method, stage, {state.value: found[state] for state in State}) for (method, stage), found in counts.items()]
-    runs = tuple(_run_row(run, states, facts) for run in graph.runs)
+    diverged = frozenset(key for key, fact in facts.items() if fact.diverged and states.get(key) is State.failed)
+    runs = tuple(
+        RunRow(run.method, run.fold, run.slot, run.seed, run.key, run.generation, states[run.key], run.key in diverged)
+        for run in graph.runs
+    )
     problems = tuple(
         _problem(graph, key, facts.get(key) or NodeFacts(), states[key], plan)
         for key in graph.nodes
@@ -161,11 +154,7 @@ def status_of(
         dropped=tuple(_dropped_row(graph, facts, report.judgements)),
         judged=tuple(_judged_rows(report.judgements)),
         held=Counter(plan.reasons[key] for key in plan.stayed if states[key] is State.held),
-        stuck=Counter((stuck or {}).values()),
-        controller=controller,
-        notices=tuple(notices),
         steps=_steps(experiment, plan, list(states.values()), runs, command, watched, cancelled, tables),
-        damaged=tuple(damaged),
     )
 
 
@@ -285,11 +274,6 @@ _OF_TABLE: Mapping[State, str] = {
     State.running: "running",
     **dict.fromkeys((State.failed, State.blocked), "failed"),
 }
-
-
-def _run_row(run: Run, states: Mapping[str, State], facts: Mapping[str, NodeFacts]) -> RunRow:
-    diverged = states[run.key] is State.failed and run.key in facts and bool(facts[run.key].diverged)
-    return RunRow(run.method, run.fold, run.slot, run.seed, run.key, run.generation, states[run.key], diverged)
 
 
 def _dropped_row(graph: Graph, facts: Mapping[str, NodeFacts], judgements: Judgements) -> list[DroppedRow]:
