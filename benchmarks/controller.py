@@ -153,22 +153,24 @@ def change_runs(launched: Any, first: int) -> int:
 # ---- one process that makes passes
 
 
-class Idle:
+def idle_executor() -> Any:
     """An executor without capacity."""
+    from jobs.control.executor_protocol import Executor, Limits
 
-    def limits(self) -> Any:
-        from jobs.control.executor_protocol import Limits
+    class Idle(Executor):
+        def limits(self) -> Limits:
+            return Limits()
 
-        return Limits()
+        def in_flight(self) -> Mapping[str, Any]:
+            return {}
 
-    def in_flight(self) -> Mapping[str, Any]:
-        return {}
+        def submit(self, batch: Any, graph: Any, upstream: Mapping[str, Any]) -> Mapping[str, Any]:
+            return {}
 
-    def submit(self, batch: Any, graph: Any, upstream: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {}
+        def cancel(self, keys: Collection[str]) -> tuple[str, ...]:
+            return ()
 
-    def cancel(self, keys: Collection[str]) -> tuple[str, ...]:
-        return ()
+    return Idle()
 
 
 def counted_arrays(launched: Any, folder: Path) -> tuple[Any, Counter[str]]:
@@ -208,7 +210,7 @@ def make_passes(folder: Path, passes: int, *, began: float, slurm: bool, change:
     opened = time.time()
     launched = open_experiment(folder)
     opening = time.time() - opened
-    executor, calls = counted_arrays(launched, folder) if slurm else (Idle(), Counter())
+    executor, calls = counted_arrays(launched, folder) if slurm else (idle_executor(), Counter())
     desired = desired_of(launched)
     for number in range(passes):
         if number and change:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jobs.control.outliers import Attempt, judge
+from jobs.control.outliers import FinishedRun, judge
 
 FOLDS = 5
 MEAN_UA, FOLD_SD, SEED_SD, CHANCE = 70.0, 3.0, 1.5, 25.0
@@ -102,7 +102,7 @@ def shipped(grids: Grids, generations: Numbers) -> Flags:
             (str(fold), slot): generation for fold, cell in enumerate(generations[repeat].tolist()) for slot, generation in enumerate(cell)
         }
         attempts = [
-            Attempt(fold, slot, generation, 1000 * generation + slot, grid[int(fold)][slot][generation])
+            FinishedRun(fold, slot, generation, 1000 * generation + slot, grid[int(fold)][slot][generation])
             for (fold, slot), last in now.items()
             for generation in range(last + 1)
         ]

@@ -14,8 +14,15 @@ class UsageError(Exception):
     """Wrong command, configuration or site: one line (what, where, what to do); the command line exits with 2."""
 
 
+class SlurmUnavailableError(Exception):
+    """Slurm did not answer a query, so the state of the queue is unknown. Temporary: a caller retries, or passes the error on.
+
+    At the command line it is one line and exit code 2, like UsageError.
+    """
+
+
 class SubmissionFailedError(Exception):
-    """sbatch gave no job number; the text is what it wrote, or that it was killed for not answering."""
+    """sbatch returned no job id; the text is what it wrote, or that it was killed after its time limit."""
 
 
 class InternalError(RuntimeError):
@@ -25,7 +32,3 @@ class InternalError(RuntimeError):
 def is_mendable(error: OSError) -> bool:
     """Whether an error of the operating system is one of files that the user mends, rather than one of the program."""
     return error.errno in _MENDABLE
-
-
-class SlurmUnavailableError(UsageError):
-    """Slurm did not answer a look-up: nothing is known of the queue, and nothing may be concluded. Later it may be."""

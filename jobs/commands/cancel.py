@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from jobs.commands.console import say
-from jobs.control.facts import InFlight, Phase
-from jobs.control.plan import needed_keys
+from jobs.control.facts import InFlight, Phase, needed_keys
 from jobs.errors import SlurmUnavailableError, UsageError
 from jobs.experiment.graph import with_upstream
 from jobs.experiment.lookup import find_target
@@ -72,7 +71,7 @@ def cancel(session: Session, runs: Sequence[str], *, now: float | None = None) -
     record_cancellation(layout, None if keys is None else keys | reserves, moment)
     over = [key for key in seen.graph.nodes if (keys is None or key in keys) and not seen.facts[key].done]
     if not session.on_slurm:
-        return Cancellation(len(over), 0, tuple(dict.fromkeys(seen.facts[key].held for key in over if seen.facts[key].held)))
+        return Cancellation(len(over), 0, tuple(dict.fromkeys(seen.facts[key].executed_by for key in over if seen.facts[key].executed_by)))
     try:
         if keys is None:
             controllers = session.chain.stop() if session.launched.experiment.policy.controller else ()

@@ -15,7 +15,7 @@ from jobs.text import counted, listed
 if TYPE_CHECKING:
     from jobs.commands.session import Session
     from jobs.control.controller import Report
-    from jobs.control.facts import NodeFacts
+    from jobs.control.facts import StageFacts
     from jobs.experiment.graph import Graph
     from jobs.store.layout import Layout
     from jobs.tables.collect import CollectReport
@@ -104,7 +104,7 @@ def send_notices(session: Session, report: Report, written: CollectReport, messa
     return [notice_line(notice) for notice in notify(policy, session.launched.layout, ending)]
 
 
-def read_results(graph: Graph, layout: Layout, facts: Mapping[str, NodeFacts]) -> dict[str, Result]:
+def read_results(graph: Graph, layout: Layout, facts: Mapping[str, StageFacts]) -> dict[str, Result]:
     """Key -> result of every finished stage of a graph, those of dropped runs included."""
     found: dict[str, Result] = {}
     for key, node in graph.nodes.items():

@@ -37,7 +37,7 @@ from jobs.commands.doctor_checks import (
 from jobs.errors import SlurmUnavailableError, UsageError
 from jobs.experiment.config import Experiment, SlurmSite
 from jobs.slurm.client import SlurmClient
-from jobs.slurm.script import LinkJob, launcher_python, parameters, render_script
+from jobs.slurm.script import LinkJob, launcher_python, render_script
 from jobs.store.layout import Layout
 from jobs.store.records import create_json, read_json, write_json
 from jobs.text import one_line
@@ -182,18 +182,18 @@ def collect_slurm(client: SlurmClient, site: SlurmSite) -> SlurmFacts:
     if missing:
         return SlurmFacts(missing=missing)
     try:
-        config = client.site()
+        config = client.configuration()
     except SlurmUnavailableError as error:
         return SlurmFacts(error=str(error))
     accepted = _accepted(client, site)
     return SlurmFacts(
-        version=client.answer("sinfo", "--version") or "Slurm of an unknown version",
+        version=client.output("sinfo", "--version") or "Slurm of an unknown version",
         config=config,
         partitions=read_partitions(
-            client.answer("scontrol", "show", "partition", "--oneliner") or "", client.answer("sinfo", "--noheader", "--format=%R|%G") or ""
+            client.output("scontrol", "show", "partition", "--oneliner") or "", client.output("sinfo", "--noheader", "--format=%R|%G") or ""
         ),
         submit_limit=client.submit_limit(site),
-        accounting=client.answer("sacct", "--allocations", "--noheader", "--jobs=1") is not None,
+        accounting=client.output("sacct", "--allocations", "--noheader", "--jobs=1") is not None,
         accepted=accepted,
         accepted_without_memory=accepted[0] or _accepted(client, SlurmSite(**{**vars(site), "memory_requests": False}))[0],
     )
@@ -255,7 +255,7 @@ def _submit_probe(client: SlurmClient, job: LinkJob, site: SlurmSite, folder: Pa
     from jobs.slurm.submissions import call_sbatch
 
     try:
-        reply = call_sbatch(client, folder / "scripts", render_script(job, site, _templates()), parameters(job, site), site)
+        reply = call_sbatch(client, folder / "scripts", job, site, _templates())
     except UsageError as error:
         return str(error)
     return "" if reply.refusal is Refusal.unknown else reply.text
@@ -307,7 +307,7 @@ def _probe_job(site: SlurmSite, folder: Path, token: str) -> LinkJob:
 def _accepted(client: SlurmClient, site: SlurmSite) -> tuple[bool, str]:
     with tempfile.TemporaryDirectory(prefix="ser-grid-doctor-") as name:
         script = Path(name) / "script.sh"
-        job = LinkJob("ser-grid.doctor", 1, ("true",), "/", "/", "/dev/null", dependency="")
+        job = LinkJob(name="ser-grid.doctor", minutes=1, command=("true",), description="/", folder="/", output="/dev/null", dependency="")
         script.write_text(render_script(job, site, _templates()), encoding="utf-8")
         return client.would_accept(script, site)
 

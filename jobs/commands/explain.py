@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from jobs.commands.console import print_lines, warn_if_changed
 from jobs.control.estimates import asks_in_words
-from jobs.control.facts import Asked, Departure, InFlight, NodeFacts, Phase, Request
-from jobs.control.failure_policy import COMMUNICATION_RETRIES, DISK_RETRIES, MEMORY_RETRIES, MEMORY_STEP, Ended, ended_attempts
-from jobs.control.observe import Sight, read_attempts
+from jobs.control.facts import Asked, Departure, InFlight, Phase, Request, StageFacts
+from jobs.control.failure_policy import COMMUNICATION_RETRIES, DISK_RETRIES, MEMORY_RETRIES, MEMORY_STEP, EndedAttempt, ended_attempts
+from jobs.control.observe import PassContext, read_attempts
 from jobs.control.outliers import Verdict, verdict_in_words
 from jobs.control.plan import Plan
 from jobs.experiment.graph import Graph, Node, Run
@@ -54,7 +54,7 @@ class AttemptHistory:
     claim: Claim
     log: str
     seconds: float | None  # None: not recorded
-    ended: Ended | None  # None: running, or its result counts
+    ended: EndedAttempt | None  # None: running, or its result counts
     state: str  # of its Slurm job, the last one reported
     asked: Asked | None  # time and memory requested from Slurm; None: not recorded
 
@@ -74,15 +74,15 @@ def print_explanation(session: Session, run: str) -> None:
     warn_if_changed(session)
     report = session.look()
     target = find_target(report.graph, run)
-    histories = read_histories(stages_of(report.graph, target.node), session.launched.layout, session.sight())
+    histories = read_histories(stages_of(report.graph, target.node), session.launched.layout, session.context())
     print_lines(explain_lines(target, report, histories, session.launched.experiment.policy, submitter=session.submitter))
     print_lines(f"damaged record, counts as missing: {each}" for each in damaged_records(session.launched.layout.folder))
 
 
-def read_histories(nodes: Collection[Node], layout: Layout, sight: Sight) -> tuple[StageHistory, ...]:
+def read_histories(nodes: Collection[Node], layout: Layout, context: PassContext) -> tuple[StageHistory, ...]:
     """The recorded history of some stages, in their order."""
-    departures = sight.departures([node.key for node in nodes])
-    return tuple(_read_history(node, layout, sight, departures.get(node.key, ())) for node in nodes)
+    departures = context.departures([node.key for node in nodes])
+    return tuple(_read_history(node, layout, context, departures.get(node.key, ())) for node in nodes)
 
 
 def explain_lines(
@@ -93,11 +93,11 @@ def explain_lines(
     if target.run is not None:
         lines.extend(_seed_lines(target.run, report.graph, report.facts, report.judgements, policy))
     for history in histories:
-        lines.extend(_stage_lines(history, report.facts.get(history.node.key) or NodeFacts(), report.in_flight, report.plan, submitter))
+        lines.extend(_stage_lines(history, report.facts.get(history.node.key) or StageFacts(), report.in_flight, report.plan, submitter))
     return lines
 
 
-def next_step(key: str, fact: NodeFacts, in_flight: Mapping[str, InFlight], plan: Plan, submitter: str) -> str:
+def next_step(key: str, fact: StageFacts, in_flight: Mapping[str, InFlight], plan: Plan, submitter: str) -> str:
     """What happens next to a stage; "" if it has its result."""
     flight = in_flight.get(key)
     if fact.done and key not in plan.given_up:
@@ -105,10 +105,12 @@ def next_step(key: str, fact: NodeFacts, in_flight: Mapping[str, InFlight], plan
     if key in plan.given_up:
         lifts = "change the recipe, or raise policy.max_seeds," if fact.diverged else "fix that"
         return f"given up: {plan.reasons[key]}; {lifts} and launch again"
-    if key in plan.stayed:
+    if key in plan.held_or_cancelled:
         return plan.reasons[key]
-    if fact.held:
-        return f"running: {fact.held} computes it"
+    if fact.settling and not fact.executed_by:
+        return "waits: Slurm has not reported yet how the last job ended"
+    if fact.executed_by:
+        return f"running: {fact.executed_by} computes it"
     if flight is not None:
         job = "" if flight.job.startswith(("?", "local-")) else f" as {flight.job}"
         if flight.job.startswith("?"):
@@ -123,7 +125,7 @@ def next_step(key: str, fact: NodeFacts, in_flight: Mapping[str, InFlight], plan
     return "not needed: every stage that reads it has its result, or its run was dropped"
 
 
-def _seed_lines(run: Run, graph: Graph, facts: Mapping[str, NodeFacts], judgements: Judgements, policy: Policy) -> list[str]:
+def _seed_lines(run: Run, graph: Graph, facts: Mapping[str, StageFacts], judgements: Judgements, policy: Policy) -> list[str]:
     same_slot = (each for each in (*graph.superseded, *graph.runs) if each.slot_id == run.slot_id)
     tried = sorted(same_slot, key=lambda each: each.generation)
     seeds = f"{counted(len(tried), 'seed')} so far (at most {policy.max_seeds})"
@@ -132,7 +134,7 @@ def _seed_lines(run: Run, graph: Graph, facts: Mapping[str, NodeFacts], judgemen
     for each in tried:
         which = f"  seed {each.seed} [{each.key[:8]}]"
         dropped = judgements.dropping(each)
-        fact = facts.get(each.key) or NodeFacts()
+        fact = facts.get(each.key) or StageFacts()
         if dropped is not None:
             when = f"dropped in round {dropped.round}" if dropped.round else "dropped"
             verdict = _verdict(judgements.rounds.get(run.method, ())[dropped.round - 1], each) if dropped.round else None
@@ -149,7 +151,7 @@ def _seed_lines(run: Run, graph: Graph, facts: Mapping[str, NodeFacts], judgemen
     return lines
 
 
-def _stage_lines(history: StageHistory, fact: NodeFacts, in_flight: Mapping[str, InFlight], plan: Plan, submitter: str) -> list[str]:
+def _stage_lines(history: StageHistory, fact: StageFacts, in_flight: Mapping[str, InFlight], plan: Plan, submitter: str) -> list[str]:
     node = history.node
     attempts = [(each.claim.started, _attempt_lines(each)) for each in history.attempts]
     unstarted = [(each.gone, [_departure_line(each)]) for each in history.departures]
@@ -162,7 +164,7 @@ def _stage_lines(history: StageHistory, fact: NodeFacts, in_flight: Mapping[str,
     if request and not fact.done:
         lines.append(f"  the next attempt requests {request}")
     following = next_step(node.key, fact, in_flight, plan, submitter)
-    if fact.held and any(each.files.alive and each.state for each in history.attempts):
+    if fact.executed_by and any(each.files.alive and each.state for each in history.attempts):
         following = f"counted as ended when its worker has been silent for {GONE_SECONDS:.0f} s; the next pass then resumes it"
     return [*lines, f"  next: {following}"] if following else lines
 
@@ -212,14 +214,14 @@ def _ending(each: AttemptHistory) -> str:
 
 def _departure_line(each: Departure) -> str:
     state = f"Slurm state {each.state}" if each.state else "no state in accounting"
-    by = ", cancelled by the program" if each.ours else ", cancelled by hand" if cancelled_by_hand(each.state) else ""
+    by = ", cancelled by the program" if each.withdrawn else ", cancelled by hand" if cancelled_by_hand(each.state) else ""
     left = f"submitted {moment(each.submitted)}, left the queue by {moment(each.gone)} before its worker started"
     return f"  job {each.job}, {left} ({state}{by})"
 
 
-def _read_history(node: Node, layout: Layout, sight: Sight, departures: Sequence[Departure]) -> StageHistory:
+def _read_history(node: Node, layout: Layout, context: PassContext, departures: Sequence[Departure]) -> StageHistory:
     folder = layout.stage(node.stage, node.key)
-    files = read_attempts(folder, sight)
+    files = read_attempts(folder, context)
     states = {each.job: each.state for each in departures}
     asked = {each.job: each.asked for each in departures}
     ended = {each.started: each for each in ended_attempts(files, departures, newest_checkpoint(folder))}

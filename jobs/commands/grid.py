@@ -81,7 +81,7 @@ def print_plan(session: Session) -> None:
         lambda stage: resources_of(session.launched.experiment, stage),
         _request_text(session, report) if session.on_slurm else lambda batch: "",
     )
-    say(f"{session.name}: {len(report.graph.runs)} runs, {len(report.graph.nodes)} stages; reused {expected.reused}")
+    say(f"{session.name}: {len(report.graph.runs)} runs, {len(report.graph.nodes)} stages; reused {len(expected.plan.reused)}")
     print_lines(forecast_lines(expected))
     if not session.on_slurm:
         return
@@ -115,7 +115,7 @@ def _print_pass(report: Report, chain: ChainState | None, name: str) -> None:
     counts: tuple[tuple[str, int], ...] = (
         *(("stages done", len(plan.reused)), ("submitted", len(report.submitted)), ("in the queue or running", len(plan.waiting))),
         *(("deferred", len(plan.deferred)), ("given up", len(plan.given_up)), ("blocked", len(plan.blocked))),
-        *((("held or cancelled", len(plan.stayed)),) if plan.stayed else ()),
+        *((("held or cancelled", len(plan.held_or_cancelled)),) if plan.held_or_cancelled else ()),
     )
     say(", ".join(f"{count} {what}" for what, count in counts))
     if chain is not None and not plan.settled:

@@ -43,7 +43,7 @@ def run_here(session: Session) -> Report:
         code=session.root,
     )
     with executor:
-        return run_local(desired_of(session.launched), executor, tell=lambda event: say(event.line), stopping=_print_stopping)
+        return run_local(desired_of(session.launched), executor, on_event=lambda event: say(event.line), on_stop=_print_stopping)
 
 
 def wait_on_slurm(session: Session) -> Report:
@@ -54,8 +54,8 @@ def wait_on_slurm(session: Session) -> Report:
         desired_of(session.launched),
         session.arrays,
         poll_seconds=session.launched.experiment.policy.poll_seconds,
-        tell=lambda event: say(event.line),
-        each_pass=lambda report: session.require_last_launch(),
+        on_event=lambda event: say(event.line),
+        on_pass=lambda report: session.require_last_launch(),
     )
 
 

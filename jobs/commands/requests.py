@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from jobs.commands.console import print_lines, say, warn_if_changed
-from jobs.control.facts import Asked, Departure, NodeFacts
+from jobs.control.facts import Asked, Departure, Shortage, StageFacts
 from jobs.control.failure_policy import ended_attempts, lacks_memory_of_host
-from jobs.control.observe import Sight, read_attempts
+from jobs.control.observe import PassContext, read_attempts
 from jobs.errors import UsageError
 from jobs.experiment.config import Resources, at_once_of, resources_of
 from jobs.experiment.graph import Graph, Node
@@ -37,7 +37,7 @@ class TaskUse:
     asked: Asked
     seconds: float
     memory: int = 0  # bytes on its node at the peak; 0: not known
-    short_of: str = ""  # `time`, `memory`, or `time or memory` if it is not known which
+    short_of: Shortage = Shortage.none  # both if it is not known which
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def show_requests(session: Session, *, as_json: bool = False) -> None:
         report.graph,
         report.facts,
         session.launched.layout,
-        session.sight(),
+        session.context(),
         lambda stage: resources_of(experiment, stage),
     )
     rows = rows_of(tasks)
@@ -81,19 +81,21 @@ def show_requests(session: Session, *, as_json: bool = False) -> None:
 def read_tasks(
     records: Iterable[Submission],
     graph: Graph,
-    facts: Mapping[str, NodeFacts],
+    facts: Mapping[str, StageFacts],
     layout: Layout,
-    sight: Sight,
+    context: PassContext,
     resources: Callable[[str], Resources],
 ) -> list[TaskUse]:
     """What array elements requested and used, of those whose stages belong to the experiment now."""
-    departures = sight.departures(list(graph.nodes))
+    departures = context.departures(list(graph.nodes))
     found = []
     for record in records:
         for place in record.left if record.asked is not None else ():
             keys, job = record.tasks[int(place)], record.element(int(place))
             if all(key in graph.nodes for key in keys):
-                used = (_used(graph.nodes[key], facts.get(key) or NodeFacts(), departures.get(key, ()), layout, sight, job) for key in keys)
+                used = (
+                    _used(graph.nodes[key], facts.get(key) or StageFacts(), departures.get(key, ()), layout, context, job) for key in keys
+                )
                 parts = [part for part in used if part is not None]
                 task = _task(record, parts, resources(record.stage), whole=len(parts) == len(keys))
                 found.extend([task] if task is not None else [])
@@ -119,35 +121,37 @@ def requests_to_json(name: str, rows: Sequence[RequestsRow]) -> dict[str, Any]:
     return {"schema": SCHEMA, "experiment": name, "requests": [asdict(row) for row in rows]}
 
 
-def _used(node: Node, fact: NodeFacts, left: Sequence[Departure], layout: Layout, sight: Sight, job: str) -> tuple[float, int, str] | None:
-    """Seconds, peak bytes of a process, and what a stage ran out of in a job ("": nothing, the job computed its result).
+def _used(
+    node: Node, fact: StageFacts, left: Sequence[Departure], layout: Layout, context: PassContext, job: str
+) -> tuple[float, int, Shortage] | None:
+    """Seconds, peak bytes of a process, and what a stage ran out of in a job (nothing: the job computed its result).
 
     None if the job did not start the stage, or the attempt ended for another reason.
     """
     if fact.done and fact.attempts == 1 and len(left) == 1:
-        return fact.seconds, fact.memory, ""
+        return fact.seconds, fact.memory, Shortage.none
     folder = layout.stage(node.stage, node.key)
-    files = read_attempts(folder, sight)
+    files = read_attempts(folder, context)
     if any(each.job == job and each.published for each in files):
-        return fact.seconds, fact.memory, ""
+        return fact.seconds, fact.memory, Shortage.none
     here = {each.claim.started: each for each in files if each.claim and each.job == job}
     for each in reversed([each for each in ended_attempts(files, left, 0.0) if each.started in here]):
         late, full = each.failure is FailureClass.time_limit, lacks_memory_of_host(each.failure, each.error)
-        short = each.short_of or ("time" if late else "memory" if full else "")
+        short = each.short_of or (Shortage.time if late else Shortage.memory if full else Shortage.none)
         if short:
             outcome = here[each.started].outcome
             return outcome.seconds if outcome else 0.0, 0, short
     return None
 
 
-def _task(record: Submission, parts: Sequence[tuple[float, int, str]], given: Resources, *, whole: bool) -> TaskUse | None:
+def _task(record: Submission, parts: Sequence[tuple[float, int, Shortage]], given: Resources, *, whole: bool) -> TaskUse | None:
     """Use of one array element. Stages computed at the same time share its seconds; what they used of its memory together is not known."""
-    short = next((short for _, _, short in parts if short), "")
+    short = next((short for _, _, short in parts if short), Shortage.none)
     if record.asked is None or not (whole or short):
         return None
     together = min(at_once_of(given) or len(parts), len(parts))
     seconds = sum(seconds for seconds, _, _ in parts) / together
-    if short == "time":
+    if short is Shortage.time:
         seconds = record.asked.minutes * 60.0
     memory = max(memory for _, memory, _ in parts) * given.processes_per_node if at_once_of(given) == 1 else 0
     return TaskUse(record.stage, record.method, record.asked, seconds, memory, short)
@@ -164,9 +168,9 @@ def _row(stage: str, method: str, tasks: Sequence[TaskUse]) -> RequestsRow:
         method,
         len(tasks),
         len(less_time),
-        sum("time" not in task.short_of for task in less_time),
+        sum(Shortage.time not in task.short_of for task in less_time),
         len(less_memory),
-        sum("memory" not in task.short_of for task in less_memory),
+        sum(Shortage.memory not in task.short_of for task in less_memory),
         _ratio(sum(task.asked.minutes for task in tasks) / 60, hours),
         _ratio(sum(task.asked.configured_minutes for task in tasks) / 60, hours),
         _ratio(sum(task.asked.memory_mb for task in known), used),

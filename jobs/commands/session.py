@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.control.controller import Report, desired_of, look, plan_of, sight_of
+from jobs.control.controller import Report, context_of, desired_of, look, plan_of
 from jobs.control.executor_protocol import Limits
 from jobs.errors import UsageError
 from jobs.experiment.config import Cluster
@@ -20,7 +20,7 @@ from jobs.store.cancellations import read_cancellations
 
 if TYPE_CHECKING:
     from jobs.control.facts import InFlight
-    from jobs.control.observe import Sight
+    from jobs.control.observe import PassContext
     from jobs.experiment.launched import Launched
     from jobs.slurm.chain import Chain
     from jobs.slurm.client import SlurmClient
@@ -123,9 +123,9 @@ class Session:
         plan = plan_of(desired if self.on_slurm else replace(desired, runs_per_task={}), seen, in_flight, limits)
         return Report(plan, seen.graph, seen.facts, in_flight, seen.judgements)
 
-    def sight(self) -> Sight:
+    def context(self) -> PassContext:
         """What reading single attempts needs beside their files."""
-        return sight_of(desired_of(self.launched), self.arrays if self.on_slurm and not (self.queue_unknown or self.other_user) else None)
+        return context_of(desired_of(self.launched), self.arrays if self.on_slurm and not (self.queue_unknown or self.other_user) else None)
 
     def read_only_reason(self) -> str:
         """Why no pass may be made here; "" if one may."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from jobs.control.facts import InFlight, NodeFacts, Phase
+from jobs.control.facts import InFlight, Phase, StageFacts
 from jobs.control.plan import Plan
-from jobs.control.rounds import Dropped, Judgements
+from jobs.control.rounds import DroppedRun, Judgements
 from jobs.experiment.graph import Graph, Run
 from jobs.store.failures import FailureClass
 from jobs.text import counted, listed
@@ -63,7 +63,7 @@ class RunRow(Run):
 
 
 @dataclass(frozen=True)
-class DroppedRow(Dropped):
+class DroppedRow(DroppedRun):
     """One run that was dropped; its slot has another seed."""
 
     key: str
@@ -140,7 +140,7 @@ def status_of(
         for run in graph.runs
     )
     problems = tuple(
-        _problem(graph, key, facts.get(key) or NodeFacts(), states[key], plan)
+        _problem(graph, key, facts.get(key) or StageFacts(), states[key], plan)
         for key in graph.nodes
         if states[key] is not State.superseded and (key in given_up or (key in facts and facts[key].error and not facts[key].done))
     )
@@ -153,21 +153,21 @@ def status_of(
         settled=plan.settled,
         dropped=tuple(_dropped_row(graph, facts, report.judgements)),
         judged=tuple(_judged_rows(report.judgements)),
-        held=Counter(plan.reasons[key] for key in plan.stayed if states[key] is State.held),
+        held=Counter(plan.reasons[key] for key in plan.held_or_cancelled if states[key] is State.held),
         steps=_steps(experiment, plan, list(states.values()), runs, command, watched, cancelled, tables),
     )
 
 
-def node_states(graph: Graph, plan: Plan, facts: Mapping[str, NodeFacts], in_flight: Mapping[str, InFlight]) -> dict[str, State]:
+def node_states(graph: Graph, plan: Plan, facts: Mapping[str, StageFacts], in_flight: Mapping[str, InFlight]) -> dict[str, State]:
     """State of every stage of the graph."""
     found = {key: State.done if key in facts and facts[key].done else State.unneeded for key in graph.nodes}
     found.update({run.key: State.superseded for run in graph.superseded})
     for keys, state in ((plan.deferred, State.missing), (plan.blocked, State.blocked), (plan.given_up, State.failed)):
         found.update(dict.fromkeys(keys, state))
-    found.update({key: State.cancelled if key in facts and facts[key].cancelled else State.held for key in plan.stayed})
+    found.update({key: State.cancelled if key in facts and facts[key].cancelled else State.held for key in plan.held_or_cancelled})
     found.update({key: State.missing for batch in plan.batches for key in batch.keys})
     for key in plan.waiting:
-        queued = key in in_flight and in_flight[key].phase is Phase.queued and not facts[key].held
+        queued = key in in_flight and in_flight[key].phase is Phase.queued and not facts[key].awaited
         found[key] = State.queued if queued else State.running
     return found
 
@@ -276,8 +276,8 @@ _OF_TABLE: Mapping[State, str] = {
 }
 
 
-def _dropped_row(graph: Graph, facts: Mapping[str, NodeFacts], judgements: Judgements) -> list[DroppedRow]:
-    reasons: dict[tuple[str, str, int, int], Dropped] = {
+def _dropped_row(graph: Graph, facts: Mapping[str, StageFacts], judgements: Judgements) -> list[DroppedRow]:
+    reasons: dict[tuple[str, str, int, int], DroppedRun] = {
         (each.method, each.fold, each.slot, each.generation): each for each in judgements.dropped
     }
     found = []
@@ -300,15 +300,15 @@ def _judged_rows(judgements: Judgements) -> list[JudgedRow]:
     return found
 
 
-def _problem(graph: Graph, key: str, fact: NodeFacts, state: State, plan: Plan) -> Problem:
+def _problem(graph: Graph, key: str, fact: StageFacts, state: State, plan: Plan) -> Problem:
     node = graph.nodes[key]
     reason = plan.reasons.get(key, "")
     last = f" (last: {fact.error})" if fact.error and fact.error not in reason else ""
     error = f"{reason}{last}" if state is State.failed and reason else fact.error or reason
-    given_up = state is State.failed
-    ending = state is State.running and not fact.held  # its job is still in the queue, or is requeued
+    given_up, failure = state is State.failed, fact.failure.name if fact.failure else ""
+    ending = state is State.running and not fact.awaited  # its job is still in the queue, or is requeued
     after = "failed, its job is still in the queue" if ending else _AFTER.get(state, "will be tried again")
-    return Problem(key, node.stage, node.method, node.fold, node.seed, fact.failures, given_up, error, fact.failure, fact.attempts, after)
+    return Problem(key, node.stage, node.method, node.fold, node.seed, fact.failures, given_up, error, failure, fact.attempts, after)
 
 
 _AFTER = {

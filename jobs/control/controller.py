@@ -1,7 +1,7 @@
-"""Level-triggered control: look at files and queue, plan, submit; again until nothing is left to do. It keeps no state that matters.
+"""Level-triggered controller: read store and queue, judge, plan, submit; repeat until nothing is left to do. Keeps no state that matters.
 
 `reconcile` is one pass, for any executor. `wait_for` repeats it with a pause in between, `run_local` whenever a task of this process ends.
-A pass that is cut off anywhere is made good by the next: what it submitted is in flight, what it did not is planned again.
+A pass may be killed at any point: what it submitted is in flight for the next pass, what it did not submit is planned again.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from jobs.control.estimates import Bounds, Experience
-from jobs.control.executor_protocol import Batch, Executor, Limits, NearbyExecutor, NotesDepartures, SeesQueue
-from jobs.control.facts import InFlight, NodeFacts, Phase
-from jobs.control.observe import Sight, read_facts
+from jobs.control.executor_protocol import Batch, Executor, Limits, NearbyExecutor
+from jobs.control.facts import InFlight, Phase, StageFacts
+from jobs.control.failure_policy import judge_stages
+from jobs.control.observe import PassContext, observe
 from jobs.control.plan import Plan, make_plan
 from jobs.control.result_index import index_of
 from jobs.control.rounds import Judgements, replay
@@ -30,26 +31,26 @@ from jobs.store.failures import FailureClass
 from jobs.store.layout import Layout
 from jobs.text import duration
 
-MAX_UNSEEN = 30  # passes in a row that could not look at the queue
-HELD_SECONDS = 2.0  # between looks at stages that another launcher on this machine computes
+MAX_QUEUE_FAILURES = 30  # passes in a row in which Slurm did not answer
+ELSEWHERE_SECONDS = 2.0  # between readings of stages that another launcher on this machine computes
 
 
 @dataclass(frozen=True)
 class Desired:
-    """What should be, and how hard to try."""
+    """The desired state of an experiment, and the limits of retrying."""
 
     graph: Graph  # its runs fill the slots, as far as is known
     layout: Layout
     policy: Policy = field(default_factory=Policy)
-    since: float = 0.0  # seconds since the epoch; failures of attempts begun before are forgiven: the time of the last launch by hand
+    since: float = 0.0  # time of the last launch, seconds since the epoch; failures of earlier attempts do not count
     runs_per_task: Mapping[str, int] = field(default_factory=dict)  # by stage name
     refill: Callable[[Mapping[Slot, int]], Graph] | None = None  # the graph for slots of these generations; None: no run is ever dropped
     clock: Callable[[], float] = time.time
-    bounds: Bounds | None = None  # of what is predicted from finished siblings; None: everything is asked for as configured
+    bounds: Bounds | None = None  # of requests predicted from finished siblings; None: everything is requested as configured
 
 
 def desired_of(launched: Launched) -> Desired:
-    """What the controller is to bring about for an experiment as it was launched."""
+    """The desired state of an experiment as it was launched."""
     given, policy = launched.experiment, launched.experiment.policy
     stages = {node.stage for node in launched.graph.nodes.values()}
     most = {stage: resources_of(given, stage) for stage in stages}
@@ -61,11 +62,11 @@ def desired_of(launched: Launched) -> Desired:
 
 
 @dataclass(frozen=True)
-class Look:
-    """The graph with the runs that fill the slots now, what the files say of it, and what was decided on its runs."""
+class ExperimentState:
+    """The graph with the runs that fill the slots now, the facts of its stages, and the outlier judgements of its runs."""
 
     graph: Graph
-    facts: Mapping[str, NodeFacts]
+    facts: Mapping[str, StageFacts]
     judgements: Judgements = field(default_factory=Judgements)
 
 
@@ -82,7 +83,7 @@ class Change(Enum):
 
 @dataclass(frozen=True)
 class Event:
-    """Something to tell the user: one line."""
+    """A change to report to the user in one line."""
 
     change: Change
     node: Node
@@ -97,15 +98,15 @@ class Event:
 
 @dataclass(frozen=True)
 class Report:
-    """Where an experiment stands after a pass."""
+    """The state of an experiment after a pass."""
 
     plan: Plan
     graph: Graph
-    facts: Mapping[str, NodeFacts]
+    facts: Mapping[str, StageFacts]
     in_flight: Mapping[str, InFlight]
     judgements: Judgements = field(default_factory=Judgements)
     submitted: tuple[str, ...] = ()  # keys, by this pass
-    interrupted: bool = False  # the user asked to stop
+    interrupted: bool = False  # by the user
 
     @property
     def complete(self) -> bool:
@@ -120,13 +121,13 @@ class Report:
 
 def reconcile(desired: Desired, executor: Executor) -> Report:
     """One pass: observe, judge, plan, submit. Running it twice submits nothing twice."""
-    in_flight = dict(executor.in_flight())  # before the files: what ends in between is seen as done rather than as lost
+    in_flight = dict(executor.in_flight())  # before the store: a stage that ends in between counts as done rather than as lost
     return _plan_and_submit(desired, executor, look(desired, executor), in_flight)
 
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """A look at a large experiment makes a million objects and no cycle: the collector would go through all of them again and again."""
+    """Disable cyclic garbage collection: a pass allocates about 10^6 acyclic objects."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -138,39 +139,51 @@ def _collector_paused() -> Iterator[None]:
 
 @_collector_paused()
 def look(
-    desired: Desired, executor: Executor | None = None, *, keys: Iterable[str] | None = None, known: Mapping[str, NodeFacts] | None = None
-) -> Look:
-    """What the files say, and the seeds that fill the slots by it: as long as a run is dropped, its slot's next one is read too.
+    desired: Desired, executor: Executor | None = None, *, keys: Iterable[str] | None = None, known: Mapping[str, StageFacts] | None = None
+) -> ExperimentState:
+    """Read the facts of all stages and replay the judgements; repeated with the next seed of every slot whose run was dropped.
 
-    `keys` and `known` are as for `read_facts`. Ends because a slot has `policy.max_seeds` seeds at the most.
+    `keys` and `known` are as for `read_facts`. Ends because a slot has at most `policy.max_seeds` seeds.
     """
-    sight = sight_of(desired, executor)
+    context = context_of(desired, executor)
     graph, index = desired.graph, index_of(desired.layout)
     if desired.refill is not None and index.generations and not graph.superseded and keys is None:
-        graph = desired.refill(index.generations)  # a guess that saves looking again and again; the results decide
-    facts: Mapping[str, NodeFacts] = read_facts(graph, desired.layout, sight, keys=keys, known=known)
+        graph = desired.refill(index.generations)  # a guess that saves repetitions; the results decide
+    facts = read_facts(graph, desired.layout, context, keys=keys, known=known)
     while True:
         judgements = replay(graph, facts, desired.policy)
         present = {(run.method, run.fold, run.slot): run.generation for run in graph.runs if run.generation}
         if desired.refill is None or judgements.generations == present:
             index.remember(present)
-            return Look(graph, facts, judgements)
+            return ExperimentState(graph, facts, judgements)
         graph = desired.refill(judgements.generations)
-        facts = read_facts(graph, desired.layout, sight, keys=[key for key in graph.nodes if key not in facts], known=facts)
+        facts = read_facts(graph, desired.layout, context, keys=[key for key in graph.nodes if key not in facts], known=facts)
 
 
-def sight_of(desired: Desired, executor: Executor | None) -> Sight:
-    """What reading the files needs to know beside them."""
-    seen = executor if isinstance(executor, SeesQueue) else None
-    return Sight(
+def read_facts(
+    graph: Graph,
+    layout: Layout,
+    context: PassContext | None = None,
+    *,
+    keys: Iterable[str] | None = None,
+    known: Mapping[str, StageFacts] | None = None,
+) -> dict[str, StageFacts]:
+    """Facts of every stage of the graph; with `keys`, only those are read and the rest is taken from `known`."""
+    context = context or PassContext()
+    return judge_stages(graph, observe(graph, layout, context, keys=keys, known=known), context)
+
+
+def context_of(desired: Desired, executor: Executor | None) -> PassContext:
+    """The context of a pass; without an executor the queue counts as unknown."""
+    context = PassContext(
         since=desired.since,
         max_attempts=desired.policy.max_attempts,
-        live_jobs=seen.live_jobs() if seen else None,
-        departures=executor.departures if isinstance(executor, NotesDepartures) else lambda keys: {},
-        settling=seen.settling() if seen else frozenset(),
         cancelled=read_cancellations(desired.layout, desired.since),
         clock=desired.clock,
     )
+    if executor is None:
+        return context
+    return replace(context, live_jobs=executor.live_jobs(), departures=executor.departures, settling=executor.settling())
 
 
 def wait_for(
@@ -178,30 +191,30 @@ def wait_for(
     executor: Executor,
     *,
     poll_seconds: float,
-    tell: Callable[[Event], None] = lambda event: None,
-    each_pass: Callable[[Report], None] = lambda report: None,
+    on_event: Callable[[Event], None] = lambda event: None,
+    on_pass: Callable[[Report], None] = lambda report: None,
 ) -> Report:
-    """Passes with `poll_seconds` in between, until every run is done or given up, or the user interrupts; jobs go on in that case.
+    """Passes with `poll_seconds` in between, until every run is done or given up, or the user interrupts; jobs then keep running.
 
-    Raises SlurmUnavailableError when Slurm has not answered in `MAX_UNSEEN` passes one after another; fewer are waited out.
+    Raises SlurmUnavailableError if Slurm did not answer in `MAX_QUEUE_FAILURES` passes in a row.
     """
     former: Report | None = None
-    unseen = 0
+    unanswered = 0
     with Interrupts() as interrupts:
         while True:
             try:
                 report = reconcile(desired, executor)
             except SlurmUnavailableError:
-                unseen += 1
-                if unseen >= MAX_UNSEEN or interrupts.count:
+                unanswered += 1
+                if unanswered >= MAX_QUEUE_FAILURES or interrupts.count:
                     raise
                 interrupts.pause(poll_seconds)
                 continue
-            unseen = 0
+            unanswered = 0
             desired = replace(desired, graph=report.graph)
             for event in changes(former, report):
-                tell(event)
-            each_pass(report)
+                on_event(event)
+            on_pass(report)
             if report.plan.settled:
                 return report
             former = report
@@ -215,36 +228,36 @@ def run_local(
     executor: NearbyExecutor,
     *,
     grace_seconds: float = 60.0,
-    tell: Callable[[Event], None] = lambda event: None,
-    stopping: Callable[[int], None] = lambda running: None,
-    stopped: Callable[[], int] | None = None,
+    on_event: Callable[[Event], None] = lambda event: None,
+    on_stop: Callable[[int], None] = lambda running: None,
+    stop_count: Callable[[], int] | None = None,
 ) -> Report:
     """Run until every run is done or given up, planning again whenever a task ends.
 
-    On Ctrl-C (or SIGTERM, SIGHUP) `stopping` is told how many workers are asked to write a checkpoint; they get `grace_seconds`, a second
-    Ctrl-C ends the grace. The same command goes on from there. Where `stopped` is given, no signal is heard: it says how often this was
-    asked to stop, and is called at every look.
+    On Ctrl-C (or SIGTERM, SIGHUP) `on_stop` gets the number of workers that are asked to write a checkpoint; they have `grace_seconds`, a
+    second Ctrl-C kills them at once. The same command resumes the run. With `stop_count`, signals are not handled: it returns how often a
+    stop was requested, and is polled.
     """
-    desired = replace(desired, runs_per_task={}, bounds=None)  # workers are forked: nothing is gained by computing several stages in one
+    desired = replace(desired, runs_per_task={}, bounds=None)  # workers are forked: several stages in one task save nothing
     report = reconcile(desired, executor)
-    with Interrupts(stopped) as interrupts:
-        looked = time.monotonic()
+    with Interrupts(stop_count) as interrupts:
+        last_read = time.monotonic()
         while not report.plan.settled and not interrupts.count:
             touched = {key for ended in executor.wait(SLICE_SECONDS) for key in ended.keys}
             if executor.idle:
                 interrupts.pause(SLICE_SECONDS)
             elsewhere = set(report.plan.waiting) - set(report.in_flight)  # another launcher computes these
-            if elsewhere and time.monotonic() - looked > HELD_SECONDS:
+            if elsewhere and time.monotonic() - last_read > ELSEWHERE_SECONDS:
                 touched |= elsewhere
             if not touched:
                 continue
-            looked = time.monotonic()
+            last_read = time.monotonic()
             former = report
-            report = _look_again(replace(desired, graph=former.graph), executor, former, touched)
+            report = _partial_pass(replace(desired, graph=former.graph), executor, former, touched)
             for event in changes(former, report, ended=touched):
-                tell(event)
+                on_event(event)
         if not report.plan.settled:
-            stopping(sum(flight.phase is Phase.running for flight in executor.in_flight().values()))
+            on_stop(sum(flight.phase is Phase.running for flight in executor.in_flight().values()))
             executor.stop(grace=grace_seconds, hurry=lambda: interrupts.count > 1)
             now = look(replace(desired, graph=report.graph), executor)
             report = Report(plan_of(desired, now, {}, executor.limits()), now.graph, now.facts, {}, now.judgements, interrupted=True)
@@ -252,7 +265,7 @@ def run_local(
 
 
 def changes(former: Report | None, now: Report, *, ended: Iterable[str] | None = None) -> list[Event]:
-    """What happened between two passes, worth a line each. Pure.
+    """What happened between two passes, one event per change. Pure.
 
     `ended`: keys of tasks known to have ended; without them, those that were in flight before and are not now.
     """
@@ -268,7 +281,7 @@ def changes(former: Report | None, now: Report, *, ended: Iterable[str] | None =
         node = now.graph.nodes[key]
         if after.done and not before.done:
             found.append(Event(Change.done, node, f"done in {duration(after.seconds)}", done, total))
-        elif after.ended > before.ended and after.failure == FailureClass.interrupted.name and not after.stopped:
+        elif after.ended > before.ended and after.failure is FailureClass.interrupted and not after.stopped:
             found.append(Event(Change.interrupted, node, "interrupted", done, total))
         elif (after.ended > before.ended or (after.stopped and not before.stopped)) and after.error:
             again = " (tried again)" if key in now.in_flight else " (given up)" if key in now.plan.given_up else ""
@@ -276,20 +289,19 @@ def changes(former: Report | None, now: Report, *, ended: Iterable[str] | None =
     known = set(former.judgements.dropped)
     nodes = {(run.method, run.fold, run.slot, run.generation): now.graph.nodes[run.key] for run in now.graph.superseded}
     for each in now.judgements.dropped:
-        if each not in known and (each.method, each.fold, each.slot, each.generation) in nodes:
-            node = nodes[each.method, each.fold, each.slot, each.generation]
-            found.append(Event(Change.dropped, node, f"dropped: {each.reason}; slot {each.slot} gets another seed", done, total))
-    if len(now.plan.stayed) > len(former.plan.stayed):
-        first = now.plan.stayed[0]
-        found.append(
-            Event(Change.held, now.graph.nodes[first], f"and {len(now.plan.stayed) - 1} more: {now.plan.reasons[first]}", done, total)
-        )
+        node_of_run = nodes.get((each.method, each.fold, each.slot, each.generation))
+        if node_of_run is not None and each not in known:
+            found.append(Event(Change.dropped, node_of_run, f"dropped: {each.reason}; slot {each.slot} gets another seed", done, total))
+    held = now.plan.held_or_cancelled
+    if len(held) > len(former.plan.held_or_cancelled):
+        text = f"and {len(held) - 1} more: {now.plan.reasons[held[0]]}"
+        found.append(Event(Change.held, now.graph.nodes[held[0]], text, done, total))
     return found
 
 
-def _look_again(desired: Desired, executor: Executor, former: Report, touched: set[str]) -> Report:
-    """A pass that reads only what can have changed: the given stages, what they read, and what the user has cancelled meanwhile."""
-    known = touched & desired.graph.nodes.keys()  # a result that somebody took away may have taken a reserve seed's run along
+def _partial_pass(desired: Desired, executor: Executor, former: Report, touched: set[str]) -> Report:
+    """A pass that reads only what can have changed: the given stages, those directly upstream, and those cancelled since."""
+    known = touched & desired.graph.nodes.keys()  # a reserve seed's run leaves the graph if the result that called for it was removed
     keys = known | {parent for key in known for parent in desired.graph.nodes[key].upstream.values()}
     cancelled = read_cancellations(desired.layout, desired.since)
     keys |= {key for key, fact in former.facts.items() if key in cancelled and not (fact.done or fact.cancelled)}
@@ -297,7 +309,7 @@ def _look_again(desired: Desired, executor: Executor, former: Report, touched: s
     return _plan_and_submit(desired, executor, look(desired, executor, keys=keys, known=former.facts), in_flight)
 
 
-def _plan_and_submit(desired: Desired, executor: Executor, now: Look, in_flight: dict[str, InFlight]) -> Report:
+def _plan_and_submit(desired: Desired, executor: Executor, now: ExperimentState, in_flight: dict[str, InFlight]) -> Report:
     index_of(desired.layout).store()
     plan = plan_of(desired, now, in_flight, executor.limits())
     if plan.withdrawn:
@@ -313,14 +325,14 @@ def _plan_and_submit(desired: Desired, executor: Executor, now: Look, in_flight:
         in_flight.update(taken)
         submitted.extend(taken)
     cancelled = read_cancellations(desired.layout, desired.since)
-    late = [key for key in submitted if key in cancelled]  # the user cancelled while they were handed in, and may have missed them
+    late = [key for key in submitted if key in cancelled]  # cancelled by the user during submission, who may have missed them
     for key in executor.cancel(late) if late else ():
         in_flight.pop(key, None)
     return Report(plan, now.graph, now.facts, in_flight, now.judgements, tuple(submitted))
 
 
-def plan_of(desired: Desired, now: Look, in_flight: Mapping[str, InFlight], limits: Limits) -> Plan:
-    """What a pass would submit and withdraw, by what was observed. Pure."""
+def plan_of(desired: Desired, now: ExperimentState, in_flight: Mapping[str, InFlight], limits: Limits) -> Plan:
+    """The plan of a pass over an observed state. Pure."""
     return make_plan(
         now.graph,
         now.facts,
@@ -333,18 +345,17 @@ def plan_of(desired: Desired, now: Look, in_flight: Mapping[str, InFlight], limi
     )
 
 
-def experience_of(desired: Desired, now: Look | Report) -> Experience | None:
-    """What predicts requests from what is finished by now; None where everything is asked for as configured."""
+def experience_of(desired: Desired, now: ExperimentState | Report) -> Experience | None:
+    """Predicts requests from the finished stages; None if everything is requested as configured."""
     return Experience(now.graph, now.facts, desired.bounds) if desired.bounds is not None else None
 
 
 def _submittable(
-    batch: Batch, graph: Graph, facts: Mapping[str, NodeFacts], in_flight: Mapping[str, InFlight], cancelled: Cancelled
+    batch: Batch, graph: Graph, facts: Mapping[str, StageFacts], in_flight: Mapping[str, InFlight], cancelled: Cancelled
 ) -> Batch:
-    """A batch without the tasks whose upstream stages the executor did not take, and without those cancelled since the pass began."""
-    parents = graph.nodes
+    """A batch without the tasks whose upstream stages the executor did not accept, and without those cancelled since the pass began."""
 
-    def standing(key: str) -> bool:
-        return key not in cancelled and all(facts[parent].done or parent in in_flight for parent in parents[key].upstream.values())
+    def submittable(key: str) -> bool:
+        return key not in cancelled and all(facts[parent].done or parent in in_flight for parent in graph.nodes[key].upstream.values())
 
-    return replace(batch, tasks=tuple(task for task in batch.tasks if all(standing(key) for key in task.keys)))
+    return replace(batch, tasks=tuple(task for task in batch.tasks if all(submittable(key) for key in task.keys)))

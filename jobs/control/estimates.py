@@ -1,16 +1,16 @@
-"""What to ask of Slurm for a stage, predicted from finished siblings: a quantile of what they took, plus a margin. Pure.
+"""Time and memory to request from Slurm for a stage, predicted from finished siblings: a quantile of theirs plus a margin. Pure.
 
-Siblings are stages of the same name in one experiment's graph: the recipe is the same, fold and seed are not. Those of the same method
-count first, else those of any method. They took as long as all their attempts since the stage was last begun anew, so that one which was
-interrupted and resumed counts in full. One that has not come to its end took at least what it took so far.
+Siblings are stages of the same name in one experiment's graph: same recipe, another fold or seed. Those of the same method are preferred,
+else those of any method are used. The time of a sibling is that of all its attempts since its last start without a checkpoint, so that one
+that was interrupted and resumed counts in full. The time of an unfinished sibling so far is a lower bound.
 
-Of memory, what a process has of its own gets quantile and margin, times the processes of a node. Pages of files (features, frames) are
-asked for once on top, as many as the largest had: the kernel could drop them, and the stage would wait for the disk at every pass.
+The private memory of a process gets quantile and margin, times the processes of a node. File pages (features, frames) are added once, as
+many as the largest sibling mapped: without them the kernel would drop them, and the stage would read the disk in every pass.
 
 The rule, for n values: their 0.95 quantile (the k-th smallest, k = ceil(0.95 n): up to n = 19 that is the largest) times
-1.25 (1 + 1/sqrt n). It assumes no distribution. A bound from the mean and deviation of the logarithms asks for less where they are
-normal, and fails where they are not: with one node in five 1.7 times as slow it is enough for 94 % only, at any n.
-`benchmarks/requests.py` has the figures, of both.
+1.25 (1 + 1/sqrt n). It assumes no distribution. A bound from mean and standard deviation of the logarithms requests less where these are
+normal, and fails where they are not: if one node in five is 1.7 times slower, it suffices in only 94 % of cases, at any n.
+`benchmarks/requests.py` measures both.
 """
 
 from __future__ import annotations
@@ -22,40 +22,41 @@ from enum import Enum
 from statistics import median
 
 from jobs.control.executor_protocol import Batch
-from jobs.control.facts import OUTSIDE, Asked, NodeFacts
+from jobs.control.facts import OUTSIDE, Asked, StageFacts
 from jobs.control.plan import Plan
 from jobs.experiment.config import Resources, at_once_of
 from jobs.experiment.graph import Graph
+from jobs.text import counted
 
 QUANTILE = 0.95
 MARGIN = 1.25  # with very many siblings; twice that with one
-OTHER_METHOD = 1.5  # beyond it, where no sibling is of the same method
-START_SECONDS = 180.0  # until a worker begins its stage: the program is loaded, a shared folder shows what others wrote
-SPARE_GB = 0.5  # the interpreter and its libraries; what the kernel counts for a job beside them
-STEP_GB = 0.25  # asked for in multiples of it
+OTHER_METHOD = 1.5  # a further factor if no sibling is of the same method
+START_SECONDS = 180.0  # until a worker starts its stage: loading the program, waiting for files on the shared folder
+SPARE_GB = 0.5  # the interpreter, its libraries, and kernel memory charged to the job
+STEP_GB = 0.25  # requests are multiples of it
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one stage of a kind is asked for; None: as configured."""
+    """What is requested for one stage of a kind; None: as configured."""
 
     minutes: int | None = None
     memory_gb: float | None = None
     siblings: int = 0
-    any_method: bool = False  # none of them is of the method in question
-    seconds: float = 0.0  # quantile of theirs
-    memory_bytes: float = 0.0  # 0: not known, or not predicted
+    any_method: bool = False  # none of them is of the same method
+    seconds: float = 0.0  # quantile of the siblings
+    memory_bytes: float = 0.0  # likewise; 0: unknown, or not predicted
 
     @property
     def source(self) -> str:
-        """Where it comes from, in words."""
+        """What the prediction is based on, for messages."""
         if not self.siblings:
             return ""
         kind = " of any method" if self.any_method else ""
         memory = f" and {self.memory_bytes / GIB:.1f} GB" if self.memory_bytes else ""
         return (
-            f"from {self.siblings} finished sibling{'' if self.siblings == 1 else 's'}{kind}: {QUANTILE:.0%} took at most "
+            f"from {counted(self.siblings, 'finished sibling')}{kind}: {QUANTILE:.0%} took at most "
             f"{self.seconds / 60:.1f} min{memory}, and a margin"
         )
 
@@ -64,7 +65,7 @@ CONFIGURED = Prediction()
 
 
 def asks_in_words(asked: Asked, prediction: Prediction = CONFIGURED) -> str:
-    """What Slurm is asked for each task of an array, and why.
+    """The request for each task of an array, and what it is based on:
 
     `asks for 13 min and 2.25 GB a task (configured: 90 min, 32 GB): from 37 finished siblings: ...`
     """
@@ -80,20 +81,20 @@ def asks_in_words(asked: Asked, prediction: Prediction = CONFIGURED) -> str:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a prediction never goes beyond, and what it needs."""
+    """Upper bounds of predictions, and what they require."""
 
-    most: Mapping[str, Resources]  # by stage name, as configured; a stage without an entry gets what is configured
-    siblings: int = 3  # finished ones that it takes
-    warning_seconds: float = 0.0  # before the time limit Slurm asks for an end
-    partitions: frozenset[str] = frozenset()  # that jobs are sent to; empty: the site's default
+    most: Mapping[str, Resources]  # by stage name, as configured; a stage without an entry is not predicted
+    siblings: int = 3  # finished ones required
+    warning_seconds: float = 0.0  # between Slurm's signal and the time limit
+    partitions: frozenset[str] = frozenset()  # that jobs are submitted to; empty: the site's default
 
 
 class Experience:
-    """Predictions by stage and method, made from the facts when first asked for."""
+    """Predictions by stage and method, computed at first use."""
 
-    def __init__(self, graph: Graph, facts: Mapping[str, NodeFacts], bounds: Bounds) -> None:
+    def __init__(self, graph: Graph, facts: Mapping[str, StageFacts], bounds: Bounds) -> None:
         self._graph, self._facts, self._bounds = graph, facts, bounds
-        self._kinds: dict[str, dict[str, list[NodeFacts]]] | None = None  # stage -> method -> what is known of those begun
+        self._kinds: dict[str, dict[str, list[StageFacts]]] | None = None  # stage -> method -> facts of started stages
         self._made: dict[tuple[str, str], Prediction] = {}
 
     def __call__(self, stage: str, method: str) -> Prediction:
@@ -120,11 +121,11 @@ class Experience:
         return CONFIGURED
 
 
-def comparable(siblings: Iterable[NodeFacts], most: Resources, partitions: Collection[str] = ()) -> list[NodeFacts]:
-    """Those computed by Slurm, by as many processes as will be, with no more threads, and on the kind of device that is asked for, if any.
+def comparable(siblings: Iterable[StageFacts], most: Resources, partitions: Collection[str] = ()) -> list[StageFacts]:
+    """Siblings computed by Slurm with the same number of processes, no more threads, and on the same kind of device if there are any.
 
-    A stage that is given a GPU may leave it alone. Different GPUs and processors of the same partitions are left to the quantile. Of an
-    unfinished one all that is not known, and it counts.
+    A stage that requests a GPU may not use it. Different GPUs and CPUs within the same partitions are covered by the quantile. Unknown
+    fields of an unfinished sibling stay empty; it counts as a lower bound.
     """
     places = {"", *partitions}
     threads = most.cpus_per_process // max(1, min(at_once_of(most), most.runs_per_task))
@@ -139,10 +140,10 @@ def comparable(siblings: Iterable[NodeFacts], most: Resources, partitions: Colle
     return alike if any(fact.done for fact in alike) or not most.gpus else there
 
 
-def predict(siblings: Sequence[NodeFacts], most: Resources, spare_seconds: float, *, any_method: bool = False) -> Prediction:
-    """From siblings of which at least one is finished; the rest are lower bounds. `spare_seconds` are added to the bound.
+def predict(siblings: Sequence[StageFacts], most: Resources, spare_seconds: float, *, any_method: bool = False) -> Prediction:
+    """A prediction from siblings of which at least one is finished; the others are lower bounds. `spare_seconds` are added to the time.
 
-    Memory is not predicted where several stages of a task share it.
+    Memory is not predicted if several stages of a task share it.
     """
     done = [fact for fact in siblings if fact.done]
     wider = OTHER_METHOD if any_method else 1.0
@@ -164,23 +165,23 @@ def predict(siblings: Sequence[NodeFacts], most: Resources, spare_seconds: float
 
 
 def upper_bound(values: Sequence[float]) -> float:
-    """What the next value of the same kind will stay below, as a rule: the quantile times the margin."""
+    """A bound that the next value of the same kind rarely exceeds: the quantile times the margin."""
     return quantile(values) * MARGIN * (1 + 1 / math.sqrt(len(values)))
 
 
 def quantile(values: Sequence[float], share: float = QUANTILE) -> float:
-    """The smallest of the values that so large a share of them does not exceed."""
+    """The smallest value that at least this share of the values does not exceed."""
     return sorted(values)[math.ceil(round(share * len(values), 9)) - 1]
 
 
 def with_bounds(values: Sequence[float], bounds: Iterable[float]) -> list[float]:
-    """Finished values, and of the others those that have already gone beyond all of them; what a shorter one will come to is not known."""
+    """Finished values, and those lower bounds that exceed all of them: of the others the final value is unknown."""
     longest = max(values, default=math.inf)
     return [*values, *(bound for bound in bounds if bound > longest)]
 
 
 class Source(Enum):
-    """Where an estimate comes from."""
+    """What an estimate is based on."""
 
     siblings = "finished siblings"  # median seconds of finished stages of the same name in this experiment
     requested = "requested time"  # an upper bound
@@ -198,18 +199,14 @@ class Cost:
     source: Source
     gpu_hours: float
     cpu_hours: float
-    asks: str = ""  # time and memory for a task, and where they come from; "": nobody is asked
+    asks: str = ""  # time and memory requested for a task, and why; "": nothing is requested
 
 
 @dataclass(frozen=True)
 class Forecast:
     """What a launch will reuse, submit and cost."""
 
-    reused: int
-    waiting: int
-    deferred: int
-    blocked: int
-    given_up: int
+    plan: Plan
     costs: tuple[Cost, ...]
 
     @property
@@ -227,14 +224,14 @@ class Forecast:
 
 def forecast(
     graph: Graph,
-    facts: Mapping[str, NodeFacts],
+    facts: Mapping[str, StageFacts],
     plan: Plan,
     resources: Callable[[str], Resources],
     asks: Callable[[Batch], str] = lambda batch: "",
 ) -> Forecast:
-    """The forecast of a plan; `resources` says what a stage is given, by name, and `asks` what Slurm is asked for a batch, in words.
+    """The forecast of a plan. `resources`: of a stage, by name; `asks`: the text of a batch's request to Slurm.
 
-    Deferred stages will run too, but not in this pass: they are counted and not costed.
+    Deferred stages will run too, but not in this pass: they are counted, and their cost is not estimated.
     """
     siblings = sibling_seconds(graph, facts)
     costs = []
@@ -243,24 +240,17 @@ def forecast(
         measured = siblings.get((batch.stage, batch.method), siblings.get((batch.stage, "")))
         source = Source.requested if measured is None else Source.siblings
         seconds = given.minutes * 60.0 if measured is None else measured
-        at_once = max(1, at_once_of(given))  # stages that share what one task is given; 0, as memory allows, may be one
+        at_once = max(1, at_once_of(given))  # stages that share the resources of a task; 0, as memory allows, may be one
         rounds = sum(math.ceil(len(task.keys) / at_once) for task in batch.tasks)
         hours = seconds * rounds * given.nodes / 3600
         gpu_hours, cpu_hours = hours * given.gpus, hours * given.cpus
         costs.append(Cost(batch.stage, batch.method, len(batch.tasks), count, seconds, source, gpu_hours, cpu_hours, asks(batch)))
-    return Forecast(
-        reused=len(plan.reused),
-        waiting=len(plan.waiting),
-        deferred=len(plan.deferred),
-        blocked=len(plan.blocked),
-        given_up=len(plan.given_up),
-        costs=tuple(costs),
-    )
+    return Forecast(plan, tuple(costs))
 
 
 def forecast_lines(expected: Forecast) -> list[str]:
-    """For each batch what it costs, and what Slurm is asked for; then the whole."""
-    lines = []
+    """The cost and the request of each batch, then the totals."""
+    lines, plan = [], expected.plan
     for cost in expected.costs:
         lines.append(
             f"submit {cost.stage} {cost.method}: {cost.tasks} tasks, {cost.stages} stages, {cost.gpu_hours:.1f} GPU-hours, "
@@ -268,14 +258,14 @@ def forecast_lines(expected: Forecast) -> list[str]:
         )
         lines.extend([f"  {cost.asks}"] if cost.asks else [])
     whole = (
-        f"under way {expected.waiting}, deferred {expected.deferred}, blocked {expected.blocked}, given up {expected.given_up}; "
-        f"in all {expected.tasks} tasks, at most about {expected.gpu_hours:.1f} GPU-hours and {expected.cpu_hours:.1f} CPU-hours"
+        f"in flight {len(plan.waiting)}, deferred {len(plan.deferred)}, blocked {len(plan.blocked)}, given up {len(plan.given_up)}; "
+        f"in total {expected.tasks} tasks, at most about {expected.gpu_hours:.1f} GPU-hours and {expected.cpu_hours:.1f} CPU-hours"
     )
     return [*lines, whole]
 
 
 def shape_in_words(given: Resources, stages: int) -> str:
-    """How the `stages` of one task are computed, where it is not by one process, one after another."""
+    """How the `stages` of one task are computed, unless by one process, one after another."""
     at_once = at_once_of(given)
     if given.team > 1:
         nodes = f" on {given.nodes} nodes, memory is that of each" if given.nodes > 1 else ""
@@ -285,7 +275,7 @@ def shape_in_words(given: Resources, stages: int) -> str:
     return f"; {min(at_once, stages)} of {stages} stages at once" if at_once else f"; of {stages} stages as many at once as memory allows"
 
 
-def sibling_seconds(graph: Graph, facts: Mapping[str, NodeFacts]) -> dict[tuple[str, str], float]:
+def sibling_seconds(graph: Graph, facts: Mapping[str, StageFacts]) -> dict[tuple[str, str], float]:
     """(stage, method) -> median seconds of those that are done; (stage, "") over all methods."""
     found: dict[tuple[str, str], list[float]] = {}
     for key, node in graph.nodes.items():

@@ -1,77 +1,78 @@
-"""What an executor is to the controller: the batches it is given, its limits, and the calls it answers."""
+"""What the controller needs from an executor: the calls it answers, its limits, and the batches it is given."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from jobs.control.facts import Departure, InFlight, Request
 from jobs.experiment.graph import Graph
 
 
-@runtime_checkable
-class NotesDepartures(Protocol):
-    """An executor that knows what has left it."""
+class Executor(ABC):
+    """Executes batches of tasks: job arrays of Slurm, processes of this machine, or tasks of Ray."""
+
+    @abstractmethod
+    def limits(self) -> Limits:
+        """What may be submitted now."""
+
+    @abstractmethod
+    def in_flight(self) -> Mapping[str, InFlight]:
+        """Key -> phase and job of every stage that is queued or running here."""
+
+    @abstractmethod
+    def submit(self, batch: Batch, graph: Graph, upstream: Mapping[str, InFlight]) -> Mapping[str, InFlight]:
+        """Accept a batch; a task starts only after the jobs of its upstream stages have ended well.
+
+        Returns the accepted keys: those of a batch that was rejected, or accepted only in part, are planned again in the next pass.
+        """
+
+    @abstractmethod
+    def cancel(self, keys: Collection[str]) -> tuple[str, ...]:
+        """Withdraw what is queued, not running, of these keys; returns the keys that were withdrawn."""
 
     def departures(self, keys: Collection[str]) -> Mapping[str, tuple[Departure, ...]]:
-        """Key -> its elements that have left the queue, oldest first."""
-
-
-@runtime_checkable
-class SeesQueue(NotesDepartures, Protocol):
-    """An executor that can name every job in the queue, and what has left it."""
+        """Key -> its jobs that have left the queue, oldest first, as far as this executor records them."""
+        return {}
 
     def live_jobs(self) -> frozenset[str] | None:
-        """`JOB` or `ARRAY_INDEX` of all jobs that run or wait, whoever submitted them; None if that is not known now."""
+        """`JOB` or `ARRAY_INDEX` of all jobs in the queue, of every user and experiment; None if the queue cannot be read."""
+        return None
 
     def settling(self) -> frozenset[str]:
-        """Keys of elements that have left the queue a short while ago, and it is not known yet how they ended."""
+        """Keys of jobs that have recently left the queue and whose end is not known yet."""
+        return frozenset()
 
 
-class Ended(Protocol):
-    """A task that is over."""
+class EndedTask(Protocol):
+    """A task that has ended."""
 
     @property
     def keys(self) -> tuple[str, ...]: ...
 
 
-class Executor(Protocol):
-    """Runs tasks somewhere."""
-
-    def limits(self) -> Limits:
-        """What may be submitted now."""
-
-    def in_flight(self) -> Mapping[str, InFlight]:
-        """Key -> where it stands, for every stage this executor holds."""
-
-    def submit(self, batch: Batch, graph: Graph, upstream: Mapping[str, InFlight]) -> Mapping[str, InFlight]:
-        """Take a batch; a task starts only after the jobs that hold its upstream stages have ended well.
-
-        Returns the keys it took: those of a batch that was not taken, or only in part, are planned again in the next pass.
-        """
-
-    def cancel(self, keys: Collection[str]) -> tuple[str, ...]:
-        """Withdraw what is queued, not running, of these keys; returns the keys that were withdrawn."""
-
-
-class NearbyExecutor(Executor, Protocol):
-    """An executor that this process waits for, and whose tasks it can ask to leave."""
+class NearbyExecutor(Executor):
+    """An executor whose tasks are children of this process: it can wait for them and stop them."""
 
     @property
+    @abstractmethod
     def idle(self) -> bool:
-        """Nothing waits or runs there."""
+        """Nothing is queued or running."""
 
-    def wait(self, seconds: float) -> Sequence[Ended]:
-        """Wait for a task to end, at most `seconds`; returns the tasks that have ended."""
+    @abstractmethod
+    def wait(self, seconds: float) -> Sequence[EndedTask]:
+        """Wait at most `seconds` for a task to end; returns the tasks that have ended."""
 
-    def stop(self, *, grace: float, hurry: Callable[[], bool]) -> Sequence[Ended]:
-        """Ask all tasks to write a checkpoint and leave; end what is left after `grace` seconds, or as soon as `hurry` says so."""
+    @abstractmethod
+    def stop(self, *, grace: float, hurry: Callable[[], bool]) -> Sequence[EndedTask]:
+        """Ask all tasks to write a checkpoint and exit; kill the rest after `grace` seconds, or as soon as `hurry` returns True."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a site allows; 0: no limit."""
+    """Limits of a site; 0: no limit."""
 
     array_size: int = 0  # tasks in one array (Slurm's MaxArraySize is a limit on the index: size 1001 allows indices 0 to 1000)
     queue_room: int = 0  # tasks that may be submitted in this pass; negative: the queue is full, none
@@ -92,7 +93,7 @@ class Batch:
     method: str
     tasks: tuple[Task, ...]
     request: Request = Request()  # noqa: RUF009 - frozen, and holds only immutable values
-    gone: tuple[str, ...] = ()  # jobs known to be gone that once held one of its stages: their workers need not be waited for
+    gone: tuple[str, ...] = ()  # jobs that executed one of its stages and have left the queue: workers need not wait for them
 
     @property
     def keys(self) -> tuple[str, ...]:

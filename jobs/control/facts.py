@@ -1,15 +1,19 @@
-"""Facts about a stage that planning is based on: its phase in the queue, its attempts, and the jobs that have left the queue."""
+"""Facts that planning is based on: stages in flight, finished or failed, what their next attempt requests, jobs that left the queue."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, Flag, auto
+
+from jobs.experiment.graph import Graph, with_upstream
+from jobs.store.failures import FailureClass
 
 OUTSIDE = "-"  # in place of a partition: computed outside of Slurm
 
 
 class Phase(Enum):
-    """Where a stage stands in somebody's queue."""
+    """Where a stage stands in the queue of an executor."""
 
     queued = "queued"
     running = "running"
@@ -17,31 +21,31 @@ class Phase(Enum):
 
 @dataclass(frozen=True)
 class InFlight:
-    """A stage that an executor holds now."""
+    """A stage that is queued or running in an executor."""
 
     phase: Phase
-    job: str  # what others may depend on: Slurm `JOB` or `ARRAY_INDEX`; for the local executor its own name
+    job: str  # what other jobs may depend on: Slurm `JOB` or `ARRAY_INDEX`; for the local executor a name of its own
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the next attempt of a stage asks for beside its resources: learnt from attempts that failed, and from finished siblings."""
+    """What the next attempt of a stage requests beyond its resources: learnt from failed attempts and from finished siblings."""
 
     relief: int = 0  # how often memory ran out: the work of one forward pass is halved that many times
-    memory_factor: float = 1.0  # on the memory asked for
-    exclude: tuple[str, ...] = ()  # nodes, sorted
+    memory_factor: float = 1.0  # multiplies the requested memory
+    exclude: tuple[str, ...] = ()  # Slurm nodes, sorted
     minutes: int | None = None  # for one stage of a task, predicted (jobs.control.estimates); None: as configured
     memory_gb: float | None = None  # per node, likewise
 
     @property
     def identity(self) -> dict[str, object]:
-        """What tells two requests for the same stages apart: what is predicted may change while sbatch is on its way."""
+        """The part that distinguishes two requests for the same stages: predictions may change while sbatch is running."""
         return {"relief": self.relief, "memory_factor": self.memory_factor, "exclude": self.exclude}
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What an array asked of Slurm for each of its elements, and what it would have asked as configured."""
+    """What an array requested from Slurm for each of its elements, and what it would have requested as configured."""
 
     minutes: int
     memory_mb: int  # per node
@@ -57,45 +61,66 @@ class Asked:
         return self.memory_mb < self.configured_mb
 
 
+class Shortage(Flag):
+    """What was requested by prediction, less than configured, and was not enough."""
+
+    none = 0
+    time = auto()
+    memory = auto()
+
+
 @dataclass(frozen=True, slots=True)
-class NodeFacts:
-    """What the files say of one stage."""
+class StageFacts:
+    """The state of one stage, by its records and the failure policy."""
 
     done: bool = False
-    failures: int = 0  # attempts since the last launch that cost (interruptions and lost nodes do not)
-    stopped: str = ""  # why it is not tried again by itself; "": it may be
-    error: str = ""  # what ended the last attempt, in one line
-    failure: str = ""  # its class, a name of jobs.store.failures.FailureClass
-    held: str = ""  # who executes it now, known from a live claim; its holder may be another launcher
-    attempts: int = 0  # executions ever begun
-    ended: int = 0  # of them, those that are over and left no result
+    failures: int = 0  # attempts since the last launch that count against the budgets (interruptions and lost nodes do not)
+    stopped: str = ""  # why it is not retried; "": it may be
+    error: str = ""  # of the last attempt, in one line
+    failure: FailureClass | None = None  # of the last attempt
+    executed_by: str = ""  # the job or process with a live claim, possibly of another launcher
+    settling: bool = False  # its last job has left the queue, and Slurm has not reported yet how it ended
+    attempts: int = 0  # executions ever started
+    ended: int = 0  # of them, those that ended without a result
     seconds: float = 0.0  # of the attempt that ended in the result
-    all_seconds: float = 0.0  # of all attempts since it was last begun anew; not done: so far
-    memory: int = 0  # bytes that a process took at its peak, 0: not known; not done: what was asked for its node, and not enough
+    all_seconds: float = 0.0  # of all attempts since the last start without a checkpoint; not done: so far
+    memory: int = 0  # bytes of the largest process at its peak, 0: unknown; not done: requested for its node, and not enough
     mapped: int = 0  # of them, pages of files, which the kernel can drop
-    on_gpu: bool = False  # computed there
-    processes: int = 0  # of its team; 0: not known
-    threads: int = 0  # of each; 0: not known
-    partition: str = ""  # of Slurm that it was computed in, or `OUTSIDE`; "": not known
+    on_gpu: bool = False  # computed on a GPU
+    processes: int = 0  # of its process group; 0: unknown
+    threads: int = 0  # per process; 0: unknown
+    partition: str = ""  # Slurm's, or `OUTSIDE`; "": unknown
     finished: float = 0.0  # when the result was written, seconds since the epoch
     ua: float | None = None  # percent, of a result that has one
     diverged: str = ""  # why the run does not count, with or without a result
     cancelled: bool = False  # by the user, and not launched again since
     request: Request = Request()  # of the next attempt
-    bad_nodes: tuple[str, ...] = ()  # that failed under it, one entry for each time
-    gone: tuple[str, ...] = ()  # jobs that have left the queue and whose worker said nothing
-    short_of_time: bool = False  # a predicted time limit was not enough: as configured from now on
-    short_of_memory: bool = False  # likewise
+    bad_nodes: tuple[str, ...] = ()  # Slurm nodes that failed under it, one entry per failure
+    lost_jobs: tuple[str, ...] = ()  # jobs that left the queue and whose workers recorded no outcome
+    short_of: Shortage = Shortage.none  # requested as configured from now on
+
+    @property
+    def awaited(self) -> bool:
+        """An attempt is running, or Slurm has not reported yet how the last one ended: nothing is submitted meanwhile."""
+        return bool(self.executed_by) or self.settling
 
 
 @dataclass(frozen=True)
 class Departure:
-    """An element that has left Slurm's queue, as the records of submissions tell it of one of its stages."""
+    """An array element that has left Slurm's queue, as the records of submissions describe it for one of its stages."""
 
     key: str
     job: str  # `ARRAY_INDEX`
-    state: str  # the last that accounting gave; "" where it does not say; `CANCELLED by UID` of a cancellation by hand
+    state: str  # the last one in accounting; "" if there is none; `CANCELLED by UID` if a user cancelled it
     submitted: float  # seconds since the epoch
-    gone: float  # when it was first seen missing
-    ours: bool = False  # the program itself cancelled it
-    asked: Asked | None = None  # for the element; None: not on record
+    gone: float  # when it was first missing from the queue, seconds since the epoch
+    withdrawn: bool = False  # cancelled by the program itself
+    asked: Asked | None = None  # for the element; None: not recorded
+
+
+def needed_keys(graph: Graph, facts: Mapping[str, StageFacts]) -> tuple[str, ...]:
+    """Keys of the runs and of every stage still to be computed for them, upstream first.
+
+    Stages upstream of a finished stage are not needed: they are not computed again even if their results are gone.
+    """
+    return with_upstream(graph, (run.key for run in graph.runs), lambda key: key not in facts or not facts[key].done)

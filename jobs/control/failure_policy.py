@@ -5,22 +5,26 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
-from jobs.control.facts import Asked, Departure, NodeFacts, Request
+from jobs.control.facts import Asked, Departure, Request, Shortage, StageFacts
+from jobs.control.observe import NO_RECORDS, Observation, PassContext, StageRecords
 from jobs.experiment.graph import Graph
-from jobs.store.attempts import SUPERSEDED, AttemptFiles
+from jobs.store.attempts import SUPERSEDED, AttemptFiles, holder
 from jobs.store.failures import FailureClass, blames_node, cancelled_by_hand, class_of_state
-from jobs.store.records import Ending
+from jobs.store.records import Claim, Ending, Outcome
 
-MAX_LOST = 5  # attempts in a row that may end by interruption or without a word and without a newer checkpoint
-MAX_SILENT = 4  # jobs of a stage that may leave the queue, everything upstream of it done, before the worker begins
-DOUBTFUL_SILENT = 2  # of them, after which it may have been a predicted request: a start that takes longer than any before
+MAX_LOST = 5  # attempts in a row that may be lost or interrupted without a newer checkpoint
+MAX_FAILED_STARTS = 4  # jobs of a stage that may leave the queue, everything upstream of it done, before the worker starts
+DOUBTFUL_FAILED_STARTS = 2  # of them, after which a predicted request may be the cause: a start that takes longer than any before
 MEMORY_RETRIES = 2
-MEMORY_STEP = 1.5  # on the memory asked for, each time
+MEMORY_STEP = 1.5  # factor on the requested memory, each time
 COMMUNICATION_RETRIES = 3
 DISK_RETRIES = 2
+# A job of an earlier launch that its owner cancels counts as cancelled if it was first missing this much later than the launch: one that
+# was missing sooner may have been cancelled just before the launch, which lifts that.
+RELAUNCH_SECONDS = 600.0
 _GPU = re.compile(r"CUDA|\bHIP\b|OutOfMemoryError")
 COSTLY = (
     FailureClass.time_limit,
@@ -30,16 +34,12 @@ COSTLY = (
     FailureClass.code,
     FailureClass.refused,
 )
-_OF_ENDING = {
-    Ending.failed: FailureClass.code,
-    Ending.interrupted: FailureClass.interrupted,
-    Ending.refused: FailureClass.refused,
-}
+_OF_ENDING = {Ending.failed: FailureClass.code, Ending.interrupted: FailureClass.interrupted, Ending.refused: FailureClass.refused}
 
 
 @dataclass(frozen=True)
-class Ended:
-    """An attempt that has no result and is over."""
+class EndedAttempt:
+    """An attempt that ended without a result."""
 
     started: float  # seconds since the epoch
     failure: FailureClass
@@ -47,115 +47,80 @@ class Ended:
     node: str = ""
     nodes_fault: bool = False  # Slurm blames the node
     progress: bool = False  # it left a newer checkpoint than it found
-    short_of: str = ""  # `time`, `memory` or `time or memory`, predicted from siblings, less than configured, and not enough
-    suspects: tuple[str, ...] = ()  # machines that a failure of communication may be due to, where that is not `node` alone
+    short_of: Shortage = Shortage.none
+    suspects: tuple[str, ...] = ()  # nodes that may have caused a failure of communication, if not `node` alone
 
 
-def short_of(asked: Asked | None, failure: FailureClass, error: str, *, killed: bool = False, told: bool = True) -> str:
-    """What an attempt that ended so was short of because less was asked for than configured: `time`, `memory`, `time or memory` or nothing.
+def judge_stages(graph: Graph, observed: Observation, context: PassContext) -> dict[str, StageFacts]:
+    """Facts of every stage: what was read, and what follows from the ended attempts and jobs of those without a result."""
+    facts = dict(observed.facts)
+    for key, records in observed.unfinished.items():
+        cancelled, settling = key in context.cancelled, key in context.settling
+        if records is NO_RECORDS and not cancelled and not settling:
+            continue  # never started
+        parents = [facts[parent] for parent in graph.nodes[key].upstream.values()]
+        unstarted = failed_starts(parents, records.unstarted, context.since)
+        facts[key] = _judged(records, unstarted, context, cancelled=cancelled, settling=settling)
+    for key, records in observed.retried.items():  # a node that failed is remembered although the stage was finished elsewhere
+        ended = ended_attempts(records.attempts, records.departures, 0.0)
+        bad_nodes = tuple(each.node for each in ended if each.nodes_fault and each.node and each.started >= context.since)
+        facts[key] = replace(facts[key], bad_nodes=bad_nodes)
+    return facts
 
-    A worker that was `killed`, nobody says why, may have been killed for its memory: not every site tells. Where Slurm has not `told` at
-    all how its job ended, it may have been for its time.
-    """
-    if asked is None:
-        return ""
-    time = failure is FailureClass.time_limit or (killed and not told)
-    memory = killed or lacks_memory_of_host(failure, error)
-    return " or ".join([*(["time"] if time and asked.less_time else []), *(["memory"] if memory and asked.less_memory else [])])
 
-
-def lacks_memory_of_host(failure: FailureClass, error: str) -> bool:
-    """Whether memory ran out that is asked of Slurm: that of a GPU is not."""
-    return failure is FailureClass.memory and _GPU.search(error) is None
-
-
-def judge(
-    attempts: Sequence[Ended],
+def decide(
+    attempts: Sequence[EndedAttempt],
     *,
     since: float,
     max_attempts: int,
-    silent: Sequence[Departure] = (),
+    failed_starts: Sequence[Departure] = (),
     cancelled: bool = False,
-) -> NodeFacts:
-    """What is to become of a stage without a result, from its attempts that are over, oldest first.
+) -> StageFacts:
+    """Whether and how a stage without a result is retried, from its ended attempts, oldest first.
 
-    Attempts begun before `since` (the last launch by hand) are forgiven, except that a training that diverged would do so again.
-    What a prediction had made too short costs nothing, and is not forgotten by a launch: from then on it is as configured. So is it after
-    `DOUBTFUL_SILENT` silent jobs, whatever ended them.
-    `silent`: jobs submitted since then that left the queue before the worker began although everything upstream was done, and that no user
-    cancelled. `cancelled`: by the user; an attempt that the user's scancel ended says the same.
+    Attempts started before `since` (the last launch) do not count, except that a training that diverged would do so again. An attempt whose
+    predicted request was not enough costs nothing, and a launch does not reset that: from then on the stage requests what is configured, as
+    it does after `DOUBTFUL_FAILED_STARTS` failed starts. `failed_starts`: jobs since the last launch, see the function of this name.
+    `cancelled`: by the user; an attempt ended by the user's scancel has the same effect.
     """
     diverged = next((each.error for each in reversed(attempts) if each.failure is FailureClass.divergence), "")
     recent = [each for each in attempts if each.started >= since and each.failure is not FailureClass.divergence]
     last = recent[-1] if recent else None
-    charged = [each for each in recent if not each.short_of]  # the others are the prediction's fault, and happen once
+    charged = [each for each in recent if not each.short_of]  # the others are due to a prediction, which happens once
     counts = Counter(each.failure for each in charged)
-    by_hand = cancelled or any(each.failure is FailureClass.cancelled for each in recent)
-    stopped = _reason_to_stop(charged, counts, silent, max_attempts)
-    blamed = [each.node for each in recent if each.nodes_fault and each.node]
-    cut_off = [each for each in recent if each.failure is FailureClass.communication]
-    apart = {name for each in cut_off for name in each.suspects or (each.node,) if name}
-    memory = min(counts[FailureClass.memory], MEMORY_RETRIES)
-    doubtful = len(silent) >= DOUBTFUL_SILENT
-    return NodeFacts(
+    communication = [each for each in recent if each.failure is FailureClass.communication]
+    exclude = {name for each in communication for name in each.suspects or (each.node,) if name}
+    relief = min(counts[FailureClass.memory], MEMORY_RETRIES)
+    short_of = Shortage.time | Shortage.memory if len(failed_starts) >= DOUBTFUL_FAILED_STARTS else Shortage.none
+    for each in attempts:
+        short_of |= each.short_of
+    failure = last.failure if last else FailureClass.node if failed_starts else None
+    return StageFacts(
         failures=sum(each.failure in COSTLY and not (each.failure is FailureClass.time_limit and each.progress) for each in charged),
-        stopped=stopped,
-        error=diverged or (last.error if last else _silent_error(silent)),
-        failure=FailureClass.divergence.name if diverged else last.failure.name if last else FailureClass.node.name if silent else "",
+        stopped=_reason_to_stop(charged, counts, failed_starts, max_attempts),
+        error=diverged or (last.error if last else _failed_start_error(failed_starts)),
+        failure=FailureClass.divergence if diverged else failure,
         diverged=diverged,
-        cancelled=by_hand,
-        request=Request(memory, MEMORY_STEP**memory, tuple(sorted(apart))),
-        bad_nodes=tuple(blamed),
-        short_of_time=doubtful or any("time" in each.short_of for each in attempts),
-        short_of_memory=doubtful or any("memory" in each.short_of for each in attempts),
+        cancelled=cancelled or any(each.failure is FailureClass.cancelled for each in recent),
+        request=Request(relief, MEMORY_STEP**relief, tuple(sorted(exclude))),
+        bad_nodes=tuple(each.node for each in recent if each.nodes_fault and each.node),
+        short_of=short_of,
     )
 
 
-def _reason_to_stop(recent: Sequence[Ended], counts: Counter[FailureClass], silent: Sequence[Departure], max_attempts: int) -> str:
-    """Why nothing more is tried by itself; "" while there is something to try."""
-    last = recent[-1] if recent else None
-    if last is not None and last.failure in (FailureClass.code, FailureClass.refused):
-        return last.error
-    for failure, retries, what in (
-        (FailureClass.memory, MEMORY_RETRIES, "memory ran out {} times, at last with a quarter of the work per pass"),
-        (FailureClass.communication, COMMUNICATION_RETRIES, "{} attempts failed in communication"),
-        (FailureClass.disk, DISK_RETRIES, "{} attempts found the disk full: make room"),
-    ):
-        if counts[failure] > retries:
-            return what.format(counts[failure])
-    if counts[FailureClass.time_limit] >= 2 and last is not None and last.failure is FailureClass.time_limit and not last.progress:
-        return "two attempts ended at the time limit and the last one left no newer checkpoint: ask for more `minutes`"
-    free = (FailureClass.node, FailureClass.interrupted, FailureClass.crowded)
-    stalled = len(list(itertools.takewhile(lambda each: each.failure in free and not each.progress, reversed(recent))))
-    if stalled > MAX_LOST:
-        return f"{stalled} attempts in a row were lost or interrupted without a newer checkpoint"
-    if len(silent) >= MAX_SILENT:
-        return _silent_error(silent)
-    fruitless = sum(not each.progress for each in recent)
-    return f"{fruitless} attempts brought it no further (policy.max_attempts)" if fruitless >= max_attempts else ""
+def ended_attempts(files: Sequence[AttemptFiles], departures: Sequence[Departure], newest_checkpoint: float) -> list[EndedAttempt]:
+    """The attempts that have ended without a result, oldest first, each with its class of failure.
 
-
-def _silent_error(silent: Sequence[Departure]) -> str:
-    if not silent:
-        return ""
-    state = f", Slurm says {silent[-1].state}" if silent[-1].state else ""
-    return f"{len(silent)} jobs ended before the worker began (last {silent[-1].job}{state})"
-
-
-def ended_attempts(files: Sequence[AttemptFiles], departures: Sequence[Departure], newest_checkpoint: float) -> list[Ended]:
-    """The attempts that are over, oldest first, each with its class. Pure.
-
-    An attempt without a last word was killed, or its machine was; Slurm's state of its job says which, unless a later attempt ran under
-    the same job: then Slurm had it requeued. A worker that was asked to stop cannot know whether its time was up: there too Slurm's word
-    counts, as far as there is one (a preempted job gets the same warning). A job that the program withdrew itself was interrupted, not
-    cancelled by its owner, although Slurm names the same user for both.
+    An attempt without an outcome was killed, or its node failed. The Slurm state of its job tells which, unless a later attempt ran in the
+    same job: then Slurm requeued it. A worker that was asked to stop cannot know whether its time limit was near: there too the state of
+    the job decides if there is one (a preempted job gets the same warning). A job that the program withdrew was interrupted, not cancelled
+    by its owner, although Slurm reports the same user for both. `newest_checkpoint`: seconds since the epoch.
     """
-    ours = {each.job for each in departures if each.ours and cancelled_by_hand(each.state)}
-    states = {each.job: each.state for each in departures}
-    asked = {each.job: each.asked for each in departures}
+    of_job = {each.job: each for each in departures}
+    withdrawn = {each.job for each in departures if each.withdrawn and cancelled_by_hand(each.state)}
     last_of_job = {attempt.job: attempt.number for attempt in files if attempt.job}
     claims = [attempt.claim for attempt in files]
-    found: list[Ended] = []
+    found: list[EndedAttempt] = []
     for place, attempt in enumerate(files):
         claim, outcome = attempt.claim, attempt.outcome
         if claim is None or attempt.published or (outcome is None and attempt.alive):
@@ -163,61 +128,141 @@ def ended_attempts(files: Sequence[AttemptFiles], departures: Sequence[Departure
         if outcome is not None and outcome.error == SUPERSEDED:
             continue
         later = next((each.checkpoint for each in claims[place + 1 :] if each is not None), newest_checkpoint)
-        progress = later > claim.checkpoint
         requeued = bool(attempt.job) and last_of_job[attempt.job] != attempt.number
-        state = "" if requeued else states.get(attempt.job, "")
-        if outcome is not None:
-            failure = FailureClass[outcome.kind] if outcome.kind in FailureClass.__members__ else _OF_ENDING[outcome.ending]
-            if failure in (FailureClass.interrupted, FailureClass.time_limit):
-                failure = _why_asked_to_stop(failure, state, requeued)
-            error = f"{outcome.error}: {outcome.message}"
-            if failure is FailureClass.communication and class_of_state(state) is FailureClass.memory:
-                failure = FailureClass.memory  # the process of a team that was lost was killed for it
-            suspects = (outcome.node,) if outcome.node else tuple(filter(None, claim.team.split(",")))
-            short = short_of(asked.get(attempt.job), failure, error)
-            found.append(Ended(claim.started, failure, error, claim.node, progress=progress, short_of=short, suspects=suspects))
-            continue
-        failure = class_of_state(state)
-        if requeued:
-            failure = FailureClass.node
-        elif attempt.job in ours:
-            failure = FailureClass.interrupted
-        said = f"Slurm says {state}" if state else "its job was requeued" if requeued else "nothing is known of its job"
-        error = f"ended without a word on {claim.node or claim.host} ({said})"
-        nodes_fault = requeued or blames_node(state)
-        killed = failure is FailureClass.node and not nodes_fault and state != "PREEMPTED"
-        short = short_of(asked.get(attempt.job), failure, error, killed=killed, told=bool(state))
-        found.append(Ended(claim.started, failure, error, claim.node, nodes_fault, progress, short))
+        left = of_job.get(attempt.job)
+        state, asked = ("" if requeued or left is None else left.state), left.asked if left else None
+        if outcome is None:
+            ended = _without_outcome(claim, state, asked, requeued=requeued, withdrawn=attempt.job in withdrawn)
+        else:
+            ended = _with_outcome(claim, outcome, state, asked, requeued=requeued)
+        found.append(replace(ended, progress=later > claim.checkpoint))
     return found
 
 
-def _why_asked_to_stop(said: FailureClass, state: str, requeued: bool) -> FailureClass:
-    if requeued or state == "PREEMPTED":  # what ends at its limit is not begun again by Slurm
-        return FailureClass.interrupted
-    return FailureClass.time_limit if class_of_state(state) is FailureClass.time_limit else said
+def failed_starts(parents: Collection[StageFacts], unstarted: Sequence[Departure], since: float) -> list[Departure]:
+    """Jobs since the last launch that left the queue before the worker started, although everything upstream was done by then.
 
-
-def asked_bytes(departure: Departure) -> int:
-    """Memory per node that a job asked for, where it was less than configured; else 0."""
-    return departure.asked.memory_mb << 20 if departure.asked and departure.asked.less_memory else 0
-
-
-def silent_departures(
-    graph: Graph, key: str, facts: Mapping[str, NodeFacts], unbegun: Sequence[Departure], since: float
-) -> list[Departure]:
-    """Jobs that left the queue before the worker began, although everything upstream was there by then.
-
-    What the program withdrew itself is none of them, unless Slurm could not start it: a site where nothing starts is not asked for ever.
+    Jobs cancelled by a user do not count. Nor do those that the program withdrew, unless Slurm could not start them: on a site where no job
+    starts, submission stops after `MAX_FAILED_STARTS`.
     """
-    parents = [facts[parent] for parent in graph.nodes[key].upstream.values()]
     if not all(parent.done for parent in parents):
         return []
     ready = max((parent.finished for parent in parents), default=0.0)
     return [
         each
-        for each in unbegun
+        for each in unstarted
         if each.submitted >= since
-        and (not each.ours or blames_node(each.state))
+        and (not each.withdrawn or blames_node(each.state))
         and not cancelled_by_hand(each.state)
         and each.gone > ready
     ]
+
+
+def shortage(asked: Asked | None, failure: FailureClass, error: str, *, killed: bool = False, state_known: bool = True) -> Shortage:
+    """What an attempt that ended so lacked because less was requested than configured.
+
+    A worker that was `killed` for an unknown reason may have been killed for its memory: not every site reports that. If Slurm has not
+    reported the state of its job at all, it may have reached its time limit.
+    """
+    if asked is None:
+        return Shortage.none
+    time = asked.less_time and (failure is FailureClass.time_limit or (killed and not state_known))
+    memory = asked.less_memory and (killed or lacks_memory_of_host(failure, error))
+    return (Shortage.time if time else Shortage.none) | (Shortage.memory if memory else Shortage.none)
+
+
+def lacks_memory_of_host(failure: FailureClass, error: str) -> bool:
+    """Whether memory ran out that is requested from Slurm: the memory of a GPU is not."""
+    return failure is FailureClass.memory and _GPU.search(error) is None
+
+
+def requested_bytes(departure: Departure) -> int:
+    """Memory per node that a job requested, if that was less than configured; else 0."""
+    return departure.asked.memory_mb << 20 if departure.asked and departure.asked.less_memory else 0
+
+
+def _judged(records: StageRecords, unstarted: Sequence[Departure], context: PassContext, *, cancelled: bool, settling: bool) -> StageFacts:
+    departures, attempts = records.departures, records.attempts
+    ended = ended_attempts(attempts, departures, records.newest_checkpoint)
+    cancelled = cancelled or any(_cancelled_by_owner(each, context.since) for each in departures)
+    facts = decide(ended, since=context.since, max_attempts=context.max_attempts, failed_starts=unstarted, cancelled=cancelled)
+    running = next((holder(attempt.claim) for attempt in attempts if attempt.alive and attempt.claim), "")
+    last = next((each.job for each in reversed(departures) if not each.withdrawn or blames_node(each.state)), "") if settling else ""
+    unsettled = sum(attempt.job == last for attempt in attempts) if last else 0  # reported once Slurm has given the end of the job
+    no_outcome = (attempt for attempt in attempts if not (attempt.outcome or attempt.alive or attempt.published))
+    short_of_memory = any(each.short_of is Shortage.memory for each in ended)
+    return replace(
+        facts,
+        executed_by=running,
+        settling=settling,
+        attempts=len(attempts),
+        ended=max(0, len(ended) - unsettled),
+        lost_jobs=tuple(sorted({attempt.job for attempt in no_outcome if attempt.job})),
+        all_seconds=records.seconds,
+        memory=max((requested_bytes(each) for each in departures), default=0) if short_of_memory else 0,
+    )
+
+
+def _cancelled_by_owner(departure: Departure, since: float) -> bool:
+    """Whether the owner cancelled an element after the launch at `since`; holds until the next launch, whatever departs later."""
+    after = departure.submitted >= since or departure.gone >= since + RELAUNCH_SECONDS
+    return after and not departure.withdrawn and cancelled_by_hand(departure.state)
+
+
+def _reason_to_stop(
+    recent: Sequence[EndedAttempt], counts: Counter[FailureClass], unstarted: Sequence[Departure], max_attempts: int
+) -> str:
+    """Why the stage is not retried; "" if it is."""
+    last = recent[-1] if recent else None
+    if last is not None and last.failure in (FailureClass.code, FailureClass.refused):
+        return last.error
+    for failure, retries, what in (
+        (FailureClass.memory, MEMORY_RETRIES, "memory ran out {} times, the last time with a quarter of the work per pass"),
+        (FailureClass.communication, COMMUNICATION_RETRIES, "{} attempts failed in communication"),
+        (FailureClass.disk, DISK_RETRIES, "{} attempts found the disk full: make room"),
+    ):
+        if counts[failure] > retries:
+            return what.format(counts[failure])
+    if counts[FailureClass.time_limit] >= 2 and last is not None and last.failure is FailureClass.time_limit and not last.progress:
+        return "two attempts ended at the time limit and the last one left no newer checkpoint: request more `minutes`"
+    free = (FailureClass.node, FailureClass.interrupted, FailureClass.crowded)
+    stalled = len(list(itertools.takewhile(lambda each: each.failure in free and not each.progress, reversed(recent))))
+    if stalled > MAX_LOST:
+        return f"{stalled} attempts in a row were lost or interrupted without a newer checkpoint"
+    if len(unstarted) >= MAX_FAILED_STARTS:
+        return _failed_start_error(unstarted)
+    fruitless = sum(not each.progress for each in recent)
+    return f"{fruitless} attempts left no newer checkpoint (policy.max_attempts)" if fruitless >= max_attempts else ""
+
+
+def _failed_start_error(unstarted: Sequence[Departure]) -> str:
+    if not unstarted:
+        return ""
+    state = f", Slurm says {unstarted[-1].state}" if unstarted[-1].state else ""
+    return f"{len(unstarted)} jobs ended before the worker began (last {unstarted[-1].job}{state})"
+
+
+def _with_outcome(claim: Claim, outcome: Outcome, state: str, asked: Asked | None, *, requeued: bool) -> EndedAttempt:
+    failure = FailureClass[outcome.kind] if outcome.kind in FailureClass.__members__ else _OF_ENDING[outcome.ending]
+    job_failure = class_of_state(state)
+    if failure in (FailureClass.interrupted, FailureClass.time_limit):
+        if requeued or state == "PREEMPTED":  # Slurm does not requeue a job that has reached its time limit
+            failure = FailureClass.interrupted
+        elif job_failure is FailureClass.time_limit:
+            failure = job_failure
+    elif failure is FailureClass.communication and job_failure is FailureClass.memory:
+        failure = FailureClass.memory  # another process of its group was killed for its memory
+    error = f"{outcome.error}: {outcome.message}"
+    suspects = (outcome.node,) if outcome.node else tuple(filter(None, claim.team.split(",")))
+    short_of = shortage(asked, failure, error)
+    return EndedAttempt(claim.started, failure, error, claim.node, short_of=short_of, suspects=suspects)
+
+
+def _without_outcome(claim: Claim, state: str, asked: Asked | None, *, requeued: bool, withdrawn: bool) -> EndedAttempt:
+    failure = FailureClass.node if requeued else FailureClass.interrupted if withdrawn else class_of_state(state)
+    reason = f"Slurm says {state}" if state else "its job was requeued" if requeued else "nothing is known of its job"
+    error = f"ended without an outcome on {claim.node or claim.host} ({reason})"
+    nodes_fault = requeued or blames_node(state)
+    killed = failure is FailureClass.node and not nodes_fault and state != "PREEMPTED"
+    short_of = shortage(asked, failure, error, killed=killed, state_known=bool(state))
+    return EndedAttempt(claim.started, failure, error, claim.node, nodes_fault, short_of=short_of)

@@ -1,17 +1,17 @@
-"""Which runs of a method are out: the one place where an outlier is judged. Pure.
+"""Which runs of a method are outliers: the only module that judges this. Pure.
 
 `pooled`, the default: a run is out when it lies more than `sigmas` scales from the centre of its cell, above or below. The centre is the
 median of the cell; the scale is 1.4826 times the median distance from these centres, pooled over the folds of the method; both come from
 every run ever made, dropped ones included, so that dropping a run narrows nothing. In each cell the smallest distance is left out of the
 scale: a centre is fitted to its own runs, and with five of them one lies at distance zero by construction. With it, a rule of two
 sigmas would drop 13 % of flawless runs at five seeds, without it 5 %, close to the 4.6 % that lie beyond two sigmas of a normal
-distribution. Where more than half of the distances are zero, which says nothing of the rest, their mean times 1.2533 stands in for the
-median; where all are zero, nothing is out.
+distribution. If more than half of the distances are zero, the median carries no information about the rest, and the scale is 1.2533 times
+the mean distance; if all are zero, nothing is out.
 
 `cell`, the literal rule: further than `sigmas` sample standard deviations from the mean of the runs that fill the cell now. It cannot
 fire in small cells (`check_rule`).
 
-Numbers are taken at their shortest decimal form, so that two runs equally far above and below a centre are judged alike.
+Numbers are taken in their shortest decimal form, so that runs equally far above and below a centre get the same verdict.
 """
 
 from __future__ import annotations
@@ -22,25 +22,27 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 from enum import Enum
 from operator import itemgetter
+from statistics import median
 from typing import TYPE_CHECKING
 
 from jobs.errors import UsageError
 from jobs.statistics import mean, round_half_up, sd
+from jobs.text import counted
 
 if TYPE_CHECKING:
     from jobs.experiment.config import OutlierRule
 
 
-Trial = tuple[str, int, int]  # fold, slot, generation
-MEDIAN_TO_SIGMA = Decimal("1.4826")  # of a normal distribution: sigma over the median distance from the centre
-MEAN_TO_SIGMA = Decimal("1.2533")  # the same over the mean distance
+RunId = tuple[str, int, int]  # fold, slot, generation
+MEDIAN_TO_SIGMA = Decimal("1.4826")  # of a normal distribution: sigma divided by the median distance from the centre
+MEAN_TO_SIGMA = Decimal("1.2533")  # sigma divided by the mean distance
 _RULES = ("pooled", "cell", "none")
 _EXACT = Context(prec=60, rounding=ROUND_HALF_EVEN)  # differences of percentages are exact: a float has at most 17 digits
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
-    """A run that was made and did not diverge."""
+class FinishedRun:
+    """A run that has its result and did not diverge."""
 
     fold: str
     slot: int
@@ -49,20 +51,20 @@ class Attempt:
     ua: float  # percent
 
     @property
-    def trial(self) -> Trial:
+    def run_id(self) -> RunId:
         return self.fold, self.slot, self.generation
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the rule says of one run that fills a slot."""
+    """The judgement of one run that fills a slot."""
 
     fold: str
     slot: int
     generation: int
     ua: float
     centre: float  # of its cell
-    scale: float  # what one sigma is, in points of UA
+    scale: float  # one sigma, in points of UA
     distance: float  # from the centre, in sigmas
     out: bool
 
@@ -80,34 +82,34 @@ class Judgement:
         return tuple(verdict for verdict in self.verdicts if verdict.out)
 
 
-def judge(rule: OutlierRule | str, attempts: Iterable[Attempt], current: Collection[Trial], sigmas: float) -> Judgement:
+def judge(rule: OutlierRule | str, runs: Iterable[FinishedRun], current: Collection[RunId], sigmas: float) -> Judgement:
     """Judge the runs of one method that fill its slots now.
 
-    `attempts` are all that were ever made and did not diverge, in any order; `current` names those of them to judge. Raises ValueError for
-    one that is named twice or not there, and for a UA that is no number: these are the caller's mistakes.
+    `runs`: all runs ever finished that did not diverge, in any order; `current`: ids of those to judge. Raises ValueError if a run is there
+    twice or missing, or its UA is not finite: these are errors of the caller.
     """
     name = _name(rule)
     cells: dict[str, list[Decimal]] = {}
-    judged: list[tuple[Attempt, Decimal]] = []
-    seen: set[Trial] = set()
-    for trial, attempt in sorted(((each.trial, each) for each in attempts), key=itemgetter(0)):
-        if trial in seen or not math.isfinite(attempt.ua):
-            raise ValueError(f"attempt {trial} is there twice, or its UA {attempt.ua} is no number")
-        seen.add(trial)
-        ua = Decimal(repr(float(attempt.ua)))
-        cells.setdefault(attempt.fold, []).append(ua)
-        if trial in current:
-            judged.append((attempt, ua))
+    judged: list[tuple[FinishedRun, Decimal]] = []
+    seen: set[RunId] = set()
+    for run_id, run in sorted(((each.run_id, each) for each in runs), key=itemgetter(0)):
+        if run_id in seen or not math.isfinite(run.ua):
+            raise ValueError(f"run {run_id} is there twice, or its UA {run.ua} is not finite")
+        seen.add(run_id)
+        ua = Decimal(repr(float(run.ua)))
+        cells.setdefault(run.fold, []).append(ua)
+        if run_id in current:
+            judged.append((run, ua))
     if len(judged) != len(set(current)):
-        raise ValueError(f"to be judged, but not among the attempts: {sorted(set(current) - seen)[:3]}")
+        raise ValueError(f"to be judged, but not among the runs: {sorted(set(current) - seen)[:3]}")
     with localcontext(_EXACT):
-        spreads = _cell_spreads([attempt for attempt, _ in judged]) if name == "cell" else _pooled_spreads(cells)
+        spreads = _cell_spreads([run for run, _ in judged]) if name == "cell" else _pooled_spreads(cells)
         limit = None if name == "none" else Decimal(repr(float(sigmas)))
-        return Judgement(name, sigmas, tuple(_verdict(attempt, ua, *spreads[attempt.fold], limit) for attempt, ua in judged))
+        return Judgement(name, sigmas, tuple(_verdict(run, ua, *spreads[run.fold], limit) for run, ua in judged))
 
 
 def check_rule(rule: OutlierRule | str, seeds: int, sigmas: float) -> None:
-    """UsageError for a rule that could never drop a run of a cell with so many seeds, or whose limit is no positive number."""
+    """UsageError for a rule that can never drop a run of a cell with so many seeds, or whose limit is not a positive number."""
     name = _name(rule)
     if not math.isfinite(sigmas) or sigmas <= 0:
         raise UsageError(f"policy.sigmas {sigmas}: give a number above 0, for example 2")
@@ -124,11 +126,11 @@ def check_rule(rule: OutlierRule | str, seeds: int, sigmas: float) -> None:
 
 
 def rule_in_words(rule: OutlierRule | str, sigmas: float, rounds: int) -> str:
-    """The rule as a table states it, without a full stop: what is dropped, how far out, how often judged."""
+    """The rule as tables print it, without a full stop: what is dropped, beyond which distance, in how many rounds."""
     name = _name(rule)
     if name == "none":
         return "none"
-    times = f"judged in at most {rounds} round{'' if rounds == 1 else 's'}"
+    times = f"judged in at most {counted(rounds, 'round')}"
     if name == "cell":
         return (
             f"cell: a run further than {sigmas:g} sample standard deviations from the mean of its cell (method and fold), above or below, "
@@ -160,40 +162,34 @@ def _name(rule: OutlierRule | str) -> str:
 
 def _pooled_spreads(cells: Mapping[str, Sequence[Decimal]]) -> dict[str, tuple[Decimal, Decimal]]:
     """Fold -> centre and scale; the scale is the same in all."""
-    centres = {fold: _median(sorted(values)) for fold, values in cells.items()}
+    centres = {fold: median(values) for fold, values in cells.items()}
     distances: list[Decimal] = []
     for fold, values in cells.items():
         distances.extend(sorted(abs(value - centres[fold]) for value in values)[1:])
-    distances.sort()
-    scale = MEDIAN_TO_SIGMA * _median(distances) if distances else Decimal(0)
+    scale = MEDIAN_TO_SIGMA * median(distances) if distances else Decimal(0)
     if not scale and distances:
         scale = MEAN_TO_SIGMA * sum(distances, Decimal(0)) / len(distances)
     return {fold: (centre, scale) for fold, centre in centres.items()}
 
 
-def _cell_spreads(judged: Sequence[Attempt]) -> dict[str, tuple[Decimal, Decimal]]:
+def _cell_spreads(judged: Sequence[FinishedRun]) -> dict[str, tuple[Decimal, Decimal]]:
     """Fold -> mean and sample standard deviation of the runs that fill its slots."""
     cells: dict[str, list[float]] = {}
-    for attempt in judged:
-        cells.setdefault(attempt.fold, []).append(attempt.ua)
+    for run in judged:
+        cells.setdefault(run.fold, []).append(run.ua)
     return {fold: (Decimal(repr(mean(values) or 0.0)), Decimal(repr(sd(values) or 0.0))) for fold, values in cells.items()}
 
 
-def _verdict(attempt: Attempt, ua: Decimal, centre: Decimal, scale: Decimal, limit: Decimal | None) -> Verdict:
+def _verdict(run: FinishedRun, ua: Decimal, centre: Decimal, scale: Decimal, limit: Decimal | None) -> Verdict:
     distance = abs(ua - centre)
     return Verdict(
-        attempt.fold,
-        attempt.slot,
-        attempt.generation,
-        attempt.ua,
+        run.fold,
+        run.slot,
+        run.generation,
+        run.ua,
         float(centre),
         float(scale),
         float(distance / scale) if scale else 0.0,
         # A scale of zero: all runs are alike.
         limit is not None and bool(scale) and distance > limit * scale,
     )
-
-
-def _median(ordered: Sequence[Decimal]) -> Decimal:
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

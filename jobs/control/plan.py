@@ -1,4 +1,4 @@
-"""What to do next: desired graph, facts from files and the queue in, actions out. Pure, and the same for every executor."""
+"""What to do next: from the graph, the facts of its stages and the queue to the actions. Pure, and the same for every executor."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from jobs.control.executor_protocol import Batch, Limits, Task
-from jobs.control.facts import InFlight, NodeFacts, Phase, Request
-from jobs.experiment.graph import Graph, Node, with_upstream
+from jobs.control.facts import InFlight, Phase, Request, Shortage, StageFacts, needed_keys
+from jobs.experiment.graph import Graph, Node
+from jobs.store.failures import FailureClass
 
-ALIKE = 3  # stages of a kind that all fail in the same words before the rest of them is held
-ALIKE_CLASSES = ("code", "refused")  # names of jobs.store.failures.FailureClass
-NODE_FAILURES = 2  # after which a machine is excluded
-_NUMBER = re.compile(r"0x[0-9a-f]+|[0-9a-f]{8,}|[0-9]+")  # what differs between errors that are alike: counts, addresses, keys
+ALIKE = 3  # stages of a kind that all fail with the same error before the rest of them is held
+NODE_FAILURES = 2  # after which a Slurm node is excluded
+_NUMBER = re.compile(r"0x[0-9a-f]+|[0-9a-f]{8,}|[0-9]+")  # what differs between equal errors: counts, addresses, keys
+_BLANK = StageFacts()
 
 
 @dataclass(frozen=True)
@@ -23,28 +24,28 @@ class Plan:
     """The outcome of planning; every needed key is in exactly one of the first seven."""
 
     reused: tuple[str, ...]
-    waiting: tuple[str, ...]  # in flight
+    waiting: tuple[str, ...]  # in flight, or computed by another launcher
     batches: tuple[Batch, ...]  # in an order where upstream batches come first
-    deferred: tuple[str, ...]  # no room in the queue now, or upstream of it somebody else's job cannot be depended on
+    deferred: tuple[str, ...]  # the queue is full, or a job of another launcher is upstream, on which no job can depend
     blocked: tuple[str, ...]  # something upstream is given up, held or cancelled
-    given_up: tuple[str, ...]  # the policy of its failure says so
-    stayed: tuple[str, ...] = ()  # held, because the first of their kind all failed alike; or cancelled
-    withdrawn: tuple[str, ...] = ()  # queued by the executor, and not to be computed: to be cancelled
-    reasons: Mapping[str, str] = field(default_factory=dict)  # why a stage is given up or stayed
+    given_up: tuple[str, ...]  # by the failure policy
+    held_or_cancelled: tuple[str, ...] = ()  # held: the first stages of their kind all failed alike
+    withdrawn: tuple[str, ...] = ()  # queued and no longer needed: to be cancelled
+    reasons: Mapping[str, str] = field(default_factory=dict)  # why a stage is given up, held or cancelled
 
     @property
     def settled(self) -> bool:
-        """Nothing to do and nothing to wait for."""
+        """Nothing is left to submit or to wait for."""
         return not (self.waiting or self.batches or self.deferred)
 
     @property
     def complete(self) -> bool:
-        """Everything needed is there."""
-        return self.settled and not (self.blocked or self.given_up or self.stayed)
+        """Every needed stage has its result."""
+        return self.settled and not (self.blocked or self.given_up or self.held_or_cancelled)
 
 
 class Predicted(Protocol):
-    """What one stage of a kind is asked for; None: as configured."""
+    """What is requested for one stage of a kind; None: as configured."""
 
     @property
     def minutes(self) -> int | None: ...
@@ -56,44 +57,36 @@ class Predicted(Protocol):
 Predict = Callable[[str, str], Predicted]  # of a stage and a method
 
 
-def needed_keys(graph: Graph, facts: Mapping[str, NodeFacts]) -> tuple[str, ...]:
-    """Keys of the runs and of everything still to be computed for them, upstream first.
-
-    What lies upstream of a finished stage is not needed: it is not computed again even if it is gone.
-    """
-    return with_upstream(graph, (run.key for run in graph.runs), lambda key: not _fact(facts, key).done)
-
-
 def make_plan(
     graph: Graph,
-    facts: Mapping[str, NodeFacts],
+    facts: Mapping[str, StageFacts],
     in_flight: Mapping[str, InFlight],
     *,
-    runs_per_task: Callable[[str], int] | Mapping[str, int],
+    runs_per_task: Mapping[str, int],
     limits: Limits,
     max_failures: int = 0,
     since: float = 0.0,
     predict: Predict | None = None,
 ) -> Plan:
-    """Decide where every needed stage stands and which ones to submit.
+    """Decide for every needed stage whether it is done, in flight, to be submitted, deferred, blocked, given up or held.
 
-    `runs_per_task` gives, by stage name, how many stages one task computes (1 where a mapping says nothing). A stage is
-    submitted only if each of its upstream stages is done, in flight, or submitted in this same plan. `max_failures` is the budget of the
-    whole experiment (0: none); `since`, the last launch, tells its results from older ones. `predict` says what a stage of a kind may be
-    asked for (None: everything as configured).
+    `runs_per_task` gives, by stage name, how many stages one task computes (1 without an entry). A stage is
+    submitted only if each of its upstream stages is done, in flight, or submitted in this same plan. `max_failures` is the budget of failed
+    attempts of the whole experiment (0: none), `since` the time of the last launch, seconds since the epoch. `predict` gives what is
+    requested for a stage of a kind (None: everything as configured).
     """
     depth = _depths(graph)
-    height = _heights(graph)
+    height = critical_minutes(graph, lambda stage: 1.0)  # in stages
     reused: list[str] = []
     waiting: list[str] = []
     blocked: list[str] = []
     given_up: list[str] = []
-    stayed: list[str] = []
+    held_or_cancelled: list[str] = []
     deferred: list[str] = []
     batches: list[Batch] = []
     reasons: dict[str, str] = {}
-    hopeless: set[str] = set()  # given up, stayed or blocked
-    later: set[str] = set()  # dependants cannot be submitted now
+    hopeless: set[str] = set()  # given up, held, cancelled or blocked
+    later: set[str] = set()  # stages downstream of these cannot be submitted now
     candidates: dict[int, list[Node]] = {}
     needed = needed_keys(graph, facts)
     filling = {run.key for run in graph.runs}
@@ -101,17 +94,17 @@ def make_plan(
     excluded = _excluded(facts)
     spent = max_failures > 0 and sum(fact.failures for fact in facts.values()) >= max_failures
     for key in needed:
-        node, fact = graph.nodes[key], _fact(facts, key)
+        node, fact = graph.nodes[key], facts.get(key, _BLANK)
         running = key in in_flight and in_flight[key].phase is Phase.running
         reason = _reason_not_to_try(fact, spent, alike.get((node.stage, node.method), ""), key in filling)
         if fact.done and not reason:
             reused.append(key)
-        elif running or fact.held:
+        elif running or fact.awaited:
             waiting.append(key)
             if key not in in_flight:
                 later.add(key)
         elif reason:
-            (stayed if fact.cancelled or not (fact.stopped or fact.diverged or fact.failures) else given_up).append(key)
+            (held_or_cancelled if fact.cancelled or not (fact.stopped or fact.diverged or fact.failures) else given_up).append(key)
             reasons[key] = reason
             hopeless.add(key)
         elif any(parent in hopeless for parent in node.upstream.values()):
@@ -131,13 +124,13 @@ def make_plan(
             else:
                 ready.append(node)
         for (stage, method, request), nodes in _groups(ready, height, facts, excluded, predict):
-            tasks = _pack(nodes, _packing(runs_per_task, stage))
+            tasks = _pack(nodes, max(1, runs_per_task.get(stage, 1)))
             taken = tasks if room is None else tasks[:room]
             room = None if room is None else room - len(taken)
-            dropped = [key for task in tasks[len(taken) :] for key in task.keys]
-            deferred.extend(dropped)
-            later.update(dropped)
-            gone = tuple(sorted({job for node in nodes for job in _fact(facts, node.key).gone}))
+            rest = [key for task in tasks[len(taken) :] for key in task.keys]
+            deferred.extend(rest)
+            later.update(rest)
+            gone = tuple(sorted({job for node in nodes for job in facts.get(node.key, _BLANK).lost_jobs}))
             batches.extend(Batch(stage, method, part, request, gone) for part in _cut(taken, limits.array_size))
     return Plan(
         reused=tuple(reused),
@@ -146,16 +139,16 @@ def make_plan(
         deferred=tuple(deferred),
         blocked=tuple(blocked),
         given_up=tuple(given_up),
-        stayed=tuple(stayed),
+        held_or_cancelled=tuple(held_or_cancelled),
         withdrawn=_withdrawn(graph, in_flight, waiting),
         reasons=reasons,
     )
 
 
 def _withdrawn(graph: Graph, in_flight: Mapping[str, InFlight], waiting: Collection[str]) -> tuple[str, ...]:
-    """What is queued and nothing waits for: done, hopeless, superseded, or of an earlier configuration and unknown to the graph.
+    """Queued stages that are not waited for: done, given up, superseded, or of an earlier configuration and not in the graph.
 
-    A stage that is done stays queued as long as another element may depend on it: Slurm would end that one too.
+    A stage that is done stays queued while another element may depend on it: Slurm would cancel that one too.
     """
     waits = frozenset(waiting)
     depended = {parent for key in waits & in_flight.keys() for parent in graph.nodes[key].upstream.values()}
@@ -164,16 +157,12 @@ def _withdrawn(graph: Graph, in_flight: Mapping[str, InFlight], waiting: Collect
 
 
 def critical_minutes(graph: Graph, minutes: Callable[[str], float]) -> dict[str, float]:
-    """Key -> minutes of the longest chain of stages that begins with it; `minutes` gives those of one stage by name."""
+    """Key -> minutes of the longest chain of stages that starts with it; `minutes` gives those of one stage by name."""
     found: dict[str, float] = {}
     for key in reversed(tuple(graph.nodes)):
         after = max((found[child] for child in graph.children[key]), default=0.0)
         found[key] = minutes(graph.nodes[key].stage) + after
     return found
-
-
-def _fact(facts: Mapping[str, NodeFacts], key: str) -> NodeFacts:
-    return facts.get(key) or NodeFacts()
 
 
 def _depths(graph: Graph) -> dict[str, int]:
@@ -183,12 +172,8 @@ def _depths(graph: Graph) -> dict[str, int]:
     return found
 
 
-def _heights(graph: Graph) -> dict[str, int]:
-    return {key: int(value) for key, value in critical_minutes(graph, lambda stage: 1.0).items()}
-
-
-def _reason_not_to_try(fact: NodeFacts, spent: bool, alike: str, fills_slot: bool) -> str:
-    """Why a stage is not attempted, or why what it has does not count; "": it may be, or it does."""
+def _reason_not_to_try(fact: StageFacts, spent: bool, alike: str, fills_slot: bool) -> str:
+    """Why a stage is not submitted, or why its result does not count; "" if neither holds."""
     if fact.done:
         return f"{fact.diverged}, and no reserve seed is left" if fact.diverged and fills_slot else ""
     if fact.cancelled:
@@ -202,42 +187,42 @@ def _reason_not_to_try(fact: NodeFacts, spent: bool, alike: str, fills_slot: boo
     return alike if not fact.attempts else ""
 
 
-def _alike(graph: Graph, facts: Mapping[str, NodeFacts], needed: Iterable[str], since: float) -> dict[tuple[str, str], str]:
-    """(stage, method) -> why the rest of them is held: the first ones all failed, in the same words."""
+def _alike(graph: Graph, facts: Mapping[str, StageFacts], needed: Iterable[str], since: float) -> dict[tuple[str, str], str]:
+    """(stage, method) -> why the rest of them is held: the first ones all failed with the same error."""
     failed: dict[tuple[str, str], list[str]] = {}
     succeeded: set[tuple[str, str]] = set()
     for key in needed:
-        node, fact = graph.nodes[key], _fact(facts, key)
+        node, fact = graph.nodes[key], facts.get(key, _BLANK)
         if fact.done and fact.finished >= since:
             succeeded.add((node.stage, node.method))
-        elif fact.stopped and fact.failure in ALIKE_CLASSES:
+        elif fact.stopped and fact.failure in (FailureClass.code, FailureClass.refused):
             failed.setdefault((node.stage, node.method), []).append(fact.error)
     found: dict[tuple[str, str], str] = {}
     for kind, errors in failed.items():
         if kind not in succeeded and len(errors) >= ALIKE and len({_NUMBER.sub("#", error) for error in errors}) == 1:
-            found[kind] = f"held: the first {len(errors)} of {kind[0]} {kind[1]} all failed alike ({errors[0]}); mend that and launch again"
+            found[kind] = f"held: the first {len(errors)} of {kind[0]} {kind[1]} all failed alike ({errors[0]}); fix that and launch again"
     return found
 
 
-def _excluded(facts: Mapping[str, NodeFacts]) -> tuple[str, ...]:
-    """Machines that failed twice under this experiment."""
+def _excluded(facts: Mapping[str, StageFacts]) -> tuple[str, ...]:
+    """Slurm nodes that failed `NODE_FAILURES` times under this experiment."""
     blamed = Counter(node for fact in facts.values() for node in fact.bad_nodes)
     return tuple(sorted(node for node, times in blamed.items() if times >= NODE_FAILURES))
 
 
 def _groups(
     nodes: Iterable[Node],
-    height: Mapping[str, int],
-    facts: Mapping[str, NodeFacts],
+    height: Mapping[str, float],
+    facts: Mapping[str, StageFacts],
     excluded: tuple[str, ...],
     predict: Predict | None,
 ) -> list[tuple[tuple[str, str, Request], list[Node]]]:
-    """Nodes of one depth by stage, method and request; those with the longest chain still to come first."""
+    """Stages of one depth by stage name, method and request; those with the longest chain downstream first."""
     found: dict[tuple[str, str, Request], list[Node]] = {}
-    requests: dict[tuple[str, str, Request, bool, bool], Request] = {}
+    requests: dict[tuple[str, str, Request, Shortage], Request] = {}
     for node in nodes:
-        fact = _fact(facts, node.key)
-        kind = (node.stage, node.method, fact.request, fact.short_of_time, fact.short_of_memory)
+        fact = facts.get(node.key, _BLANK)
+        kind = (node.stage, node.method, fact.request, fact.short_of)
         if kind not in requests:
             requests[kind] = _request(node, fact, excluded, predict)
         request = requests[kind]
@@ -245,29 +230,25 @@ def _groups(
     return sorted(found.items(), key=lambda item: -max(height[node.key] for node in item[1]))
 
 
-def _request(node: Node, fact: NodeFacts, excluded: tuple[str, ...], predict: Predict | None) -> Request:
-    """What the next attempt of a stage asks for."""
+def _request(node: Node, fact: StageFacts, excluded: tuple[str, ...], predict: Predict | None) -> Request:
+    """What the next attempt of a stage requests."""
     found = replace(fact.request, exclude=tuple(sorted({*fact.request.exclude, *excluded}))) if excluded else fact.request
     if predict is None or found.relief:  # less work a pass takes longer
         return found
-    told = predict(node.stage, node.method)
+    predicted = predict(node.stage, node.method)
     return replace(
         found,
-        minutes=None if fact.short_of_time else told.minutes,
-        memory_gb=None if fact.short_of_memory else told.memory_gb,
+        minutes=None if Shortage.time in fact.short_of else predicted.minutes,
+        memory_gb=None if Shortage.memory in fact.short_of else predicted.memory_gb,
     )
 
 
 def _pack(nodes: Sequence[Node], size: int) -> tuple[Task, ...]:
-    """Tasks of at most `size` stages that have fold and upstream in common, in the order in which they were first asked for."""
+    """Tasks of at most `size` stages with the same fold and upstream stages, in the order of `nodes`."""
     alike: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for node in nodes:
         alike.setdefault((node.fold, tuple(sorted(node.upstream.values()))), []).append(node.key)
     return tuple(Task(tuple(keys[start : start + size])) for keys in alike.values() for start in range(0, len(keys), size))
-
-
-def _packing(runs_per_task: Callable[[str], int] | Mapping[str, int], stage: str) -> int:
-    return max(1, runs_per_task.get(stage, 1) if isinstance(runs_per_task, Mapping) else runs_per_task(stage))
 
 
 def _cut(tasks: tuple[Task, ...], size: int) -> tuple[tuple[Task, ...], ...]:

@@ -1,11 +1,11 @@
-"""What was read of finished stages, remembered, so that a pass looks at each result's file without opening it.
+"""Cache of the facts of finished stages, so that a pass needs one `stat` per result and opens none of them.
 
-A result is told by its file's time, size and inode: while these stay, so does what it says. What a process has read it remembers; the
-controller stores it beside the experiment, so that the next process need not read a hundred thousand files to learn that nothing has
-changed. This is a cache and never the truth: where it is missing, torn, of another version or behind, results are read.
+An entry is valid while modification time, size and inode of the result's file stay the same. Each process keeps its entries in memory; the
+controller also stores them beside the experiment, so that the next process need not read 100 000 files to learn that nothing has changed.
+If the stored index is missing, torn, outdated or of another version, results are read.
 
-It also remembers which slots were at a reserve seed, so that the next look begins with these runs; what fills the slots is still decided
-by the results.
+The index also stores which slots were at a reserve seed, so that the next pass starts with these runs; which runs fill the slots is still
+decided by the results.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from jobs.control.facts import OUTSIDE, NodeFacts
+from jobs.control.facts import OUTSIDE, StageFacts
 from jobs.experiment.graph import Slot
 from jobs.statistics import percent
 from jobs.store.layout import Layout, StageFolder
 from jobs.store.records import Decoder, Result, read_result, write_bytes
 from jobs.store.scores import confusion_of
 
-SCHEMA = 3  # raised when the facts of a result, or the way they are found, change
-ENOUGH = 100  # changes after which an index is stored, and at least one in
-SHARE = 50  # of its results: the others are read again by the next process
+SCHEMA = 3  # raised when the facts of a result, or the way they are computed, change
+ENOUGH = 100  # changes after which the index is stored, and at least one
+SHARE = 50  # of its entries: the next process reads fewer results than that again
 RESULT = StageFolder(Path()).result.name
-Signature = tuple[int, int, int]  # time of change in nanoseconds, size, inode
+Signature = tuple[int, int, int]  # modification time in nanoseconds, size, inode
 _log = logging.getLogger(__name__)
-# Signature, attempts, UA, why it diverged, seconds, all seconds, memory, mapped, on a GPU, processes, threads, partition
+# A signature, then the stored fields of StageFacts: a row of the index
+FIELDS = ("attempts", "ua", "diverged", "seconds", "all_seconds", "memory", "mapped", "on_gpu", "processes", "threads", "partition")
 _Row = tuple[int, int, int, int, float | None, str, float, float, int, int, bool, int, int, str]
 
 
@@ -49,50 +50,51 @@ _BODY = Decoder(_Stored, None)
 
 
 class ResultIndex:
-    """Facts of finished stages by key."""
+    """Facts of the finished stages of an experiment."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._stored, self._generations = _read_index(file)
-        self._known: dict[str, tuple[Signature, NodeFacts]] = {}
+        self._known: dict[str, tuple[Signature, StageFacts]] = {}
         self._changes = 0
 
     @property
     def generations(self) -> Mapping[Slot, int]:
-        """Of the slots that were beyond their first seed when last looked at."""
+        """Of the slots that were past their first seed in the last pass."""
         return self._generations
 
-    def facts(self, key: str, folder: str) -> NodeFacts | None:
-        """Of the stage in that folder; None if it has no valid result. One look at the file, and a reading of it if it is not known."""
+    def facts(self, key: str, folder: str) -> StageFacts | None:
+        """Of the stage in that folder; None if it has no valid result. One `stat`, and the result is read if it is not in the index."""
         try:
-            seen = os.stat(f"{folder}/{RESULT}")  # noqa: PTH116 - a path object for each of 100 000 stages takes longer than the look
+            status = os.stat(f"{folder}/{RESULT}")  # noqa: PTH116 - 100 000 Path objects take longer than the calls
         except (FileNotFoundError, NotADirectoryError):
             if self._known.pop(key, None) or self._stored.pop(key, None):
                 self._changes += 1
             return None
-        signature = (seen.st_mtime_ns, seen.st_size, seen.st_ino)
+        signature = (status.st_mtime_ns, status.st_size, status.st_ino)
         known = self._known.get(key)
         if known is not None and known[0] == signature:
             return known[1]
         stored = self._stored.get(key)
         if stored is not None and stored[:3] == signature:
-            found: NodeFacts | None = _from_row(stored)
+            found: StageFacts | None = _from_row(stored)
         else:
             self._changes += 1
-            result = read_result(StageFolder(Path(folder)), key)  # after the look: of a newer file, the signature is too old to be believed
+            # Read after the stat: if the file is replaced in between, its old signature does not match and it is read again.
+            result = read_result(StageFolder(Path(folder)), key)
             found = None if result is None else facts_of(result, signature[0])
         if found is not None:
             self._known[key] = signature, found
         return found
 
     def remember(self, generations: Mapping[Slot, int]) -> None:
-        """What fills the slots now; a wrong guess costs the next process as much as many results."""
+        """Store which generations fill the slots now: a wrong guess costs the next process as much as many results."""
         if generations != self._generations:
             self._generations = dict(generations)
             self._changes += len(self._known) // SHARE
 
     def store(self) -> None:
-        """Write what is known if that is enough more than what is stored. Nothing depends on it: a full disk is no error."""
+        """Write the index if enough has changed since it was last stored. Nothing depends on it: a full disk is not an error."""
         if self._changes < max(ENOUGH, len(self._known) // SHARE):
             return
         slots = [[*slot, generation] for slot, generation in self._generations.items()]
@@ -107,25 +109,25 @@ class ResultIndex:
 
 @lru_cache(maxsize=4)
 def index_of(layout: Layout) -> ResultIndex:
-    """The index of an experiment; one for all of a process."""
+    """The index of an experiment, shared by all callers in a process."""
     return ResultIndex(layout.index)
 
 
-def facts_of(result: Result, written: int) -> NodeFacts:
-    """What a result says, written at that time (nanoseconds since the epoch)."""
-    told = result.provenance
-    seconds, peak, own = (float(told.get(name) or 0) for name in ("seconds", "peak_rss_bytes", "peak_own_bytes"))
-    processes, slurm = int(told.get("processes") or 0), told.get("slurm")
-    return NodeFacts(
+def facts_of(result: Result, written: int) -> StageFacts:
+    """The facts of a result. `written`: modification time of its file, nanoseconds since the epoch."""
+    recorded = result.provenance
+    seconds, peak, own = (float(recorded.get(name) or 0) for name in ("seconds", "peak_rss_bytes", "peak_own_bytes"))
+    processes, slurm = int(recorded.get("processes") or 0), recorded.get("slurm")
+    return StageFacts(
         done=True,
         attempts=result.attempt,
         seconds=seconds,
-        all_seconds=seconds + (told.get("seconds_before") or 0),
+        all_seconds=seconds + (recorded.get("seconds_before") or 0),
         memory=int(peak),
-        mapped=max(0, int(peak - own)) if own and processes <= 1 else 0,  # of a team only the peak is that of its largest process
-        on_gpu=told.get("device", "cpu") != "cpu",
+        mapped=max(0, int(peak - own)) if own and processes <= 1 else 0,  # of several processes only the peak is that of the largest
+        on_gpu=recorded.get("device", "cpu") != "cpu",
         processes=processes,
-        threads=int(told.get("threads") or 0),
+        threads=int(recorded.get("threads") or 0),
         partition=slurm.get("job_partition", "") if slurm else OUTSIDE if slurm is not None else "",
         finished=written / 1e9,
         ua=_ua(result),
@@ -141,29 +143,13 @@ def _ua(result: Result) -> float | None:
     return percent(share) if isinstance(share, int | float) and 0 <= share <= 1 else None
 
 
-def _to_row(signature: Signature, facts: NodeFacts) -> _Row:
-    measured = (facts.seconds, facts.all_seconds, facts.memory, facts.mapped)
-    place = (facts.on_gpu, facts.processes, facts.threads, facts.partition)
-    return (*signature, facts.attempts, facts.ua, facts.diverged, *measured, *place)
+def _to_row(signature: Signature, facts: StageFacts) -> tuple[Any, ...]:
+    return (*signature, *(getattr(facts, name) for name in FIELDS))
 
 
-def _from_row(row: _Row) -> NodeFacts:
-    changed, _, _, attempts, ua, diverged, seconds, all_seconds, memory, mapped, on_gpu, processes, threads, partition = row
-    return NodeFacts(
-        done=True,
-        attempts=attempts,
-        seconds=seconds,
-        all_seconds=all_seconds,
-        memory=memory,
-        mapped=mapped,
-        on_gpu=on_gpu,
-        processes=processes,
-        threads=threads,
-        partition=partition,
-        finished=changed / 1e9,
-        ua=ua,
-        diverged=diverged,
-    )
+def _from_row(row: _Row) -> StageFacts:
+    stored: dict[str, Any] = dict(zip(FIELDS, row[3:], strict=True))
+    return StageFacts(done=True, finished=row[0] / 1e9, **stored)
 
 
 def _head(body: bytes) -> dict[str, Any]:
@@ -171,7 +157,7 @@ def _head(body: bytes) -> dict[str, Any]:
 
 
 def _read_index(file: Path) -> tuple[dict[str, _Row], dict[Slot, int]]:
-    """Key -> row, and the generations, of a stored index if it is whole. A damaged cache costs time only and is not reported."""
+    """Key -> row, and the generations, of a stored index if it is intact. A damaged cache only costs time and is not reported."""
     try:
         head, _, body = file.read_bytes().partition(b"\n")
         if json.loads(head) != _head(body):

@@ -1,8 +1,8 @@
-"""Rounds of judgement, replayed from results: which seed fills every slot, what was dropped and why. Pure.
+"""Rounds of judgement, replayed from results: which seed fills every slot, which runs were dropped and why. Pure.
 
-A slot whose run diverged gets its next seed at once. When every slot of a method has a run that did not, the rule judges them (round 1);
-slots of runs that are out get their next seeds, and when those are in, the rule judges again, at most `rounds` times. Nothing of this is
-stored: the same results give the same decisions, whoever asks, so two controllers agree and no file can be lost that matters.
+A slot whose run diverged gets its next seed at once. When every slot of a method has a run that did not diverge, the outlier rule judges
+them (round 1); slots of outliers get their next seeds, and when those have results, the rule judges again, at most `rounds` times.
+Decisions are not stored: the same results give the same decisions, so two controllers agree and no record of them can be lost.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from jobs.control.facts import NodeFacts
-from jobs.control.outliers import Attempt, Verdict, judge, verdict_in_words
+from jobs.control.facts import StageFacts
+from jobs.control.outliers import FinishedRun, Verdict, judge, verdict_in_words
 from jobs.experiment.config import OutlierRule, Policy
 from jobs.experiment.graph import Graph, Run, Slot
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
-    """What is known of one run that fills a slot, or did."""
+class SeedResult:
+    """The result of one seed of a slot, so far."""
 
     seed: int
-    ua: float | None = None  # percent; None: not in
+    ua: float | None = None  # percent; None: no result yet
     diverged: str = ""
 
 
 @dataclass(frozen=True)
-class Dropped:
-    """A run that counts no more."""
+class DroppedRun:
+    """A run that no longer counts."""
 
     method: str
     fold: str
@@ -41,37 +41,37 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Judgements:
-    """Everything that was decided on one experiment."""
+    """All decisions on the runs of one experiment."""
 
-    generations: Mapping[Slot, int] = field(default_factory=dict)  # of slots beyond their first seed
-    dropped: tuple[Dropped, ...] = ()
+    generations: Mapping[Slot, int] = field(default_factory=dict)  # of slots past their first seed
+    dropped: tuple[DroppedRun, ...] = ()
     rounds: Mapping[str, tuple[tuple[Verdict, ...], ...]] = field(default_factory=dict)  # method -> round -> a verdict per slot
-    unresolved: Mapping[Slot, Verdict] = field(default_factory=dict)  # what is out after the last round, or without a seed left
+    unresolved: Mapping[Slot, Verdict] = field(default_factory=dict)  # outliers after the last round, or without a seed left
 
-    def dropping(self, run: Run) -> Dropped | None:
+    def dropping(self, run: Run) -> DroppedRun | None:
         """Why a run was dropped; None if it was not."""
         name = (run.method, run.fold, run.slot, run.generation)
         return next((each for each in self.dropped if (each.method, each.fold, each.slot, each.generation) == name), None)
 
 
-def replay(graph: Graph, facts: Mapping[str, NodeFacts], policy: Policy) -> Judgements:
-    """The decisions that the results of a graph's runs, present and superseded, lead to, whatever the order of the runs.
+def replay(graph: Graph, facts: Mapping[str, StageFacts], policy: Policy) -> Judgements:
+    """The decisions that follow from the results of a graph's runs, present and superseded, in any order.
 
-    A slot may be given a seed whose run the graph does not hold yet: build it anew with `generations` and replay.
+    A slot may get a seed whose run is not in the graph yet: rebuild the graph with `generations` and replay.
     """
-    tried: dict[str, dict[tuple[str, int], dict[int, Tried]]] = {run.method: {} for run in graph.runs}
+    results: dict[str, dict[tuple[str, int], dict[int, SeedResult]]] = {run.method: {} for run in graph.runs}
     for run in (*graph.superseded, *graph.runs):
-        fact = facts.get(run.key) or NodeFacts()
-        known = Tried(run.seed, fact.ua if fact.done and not fact.diverged else None, fact.diverged)
-        tried[run.method].setdefault((run.fold, run.slot), {})[run.generation] = known
+        fact = facts.get(run.key) or StageFacts()
+        known = SeedResult(run.seed, fact.ua if fact.done and not fact.diverged else None, fact.diverged)
+        results[run.method].setdefault((run.fold, run.slot), {})[run.generation] = known
     generations: dict[Slot, int] = {}
-    dropped: list[Dropped] = []
+    dropped: list[DroppedRun] = []
     rounds: dict[str, tuple[tuple[Verdict, ...], ...]] = {}
     unresolved: dict[Slot, Verdict] = {}
-    for method, slots in tried.items():
-        trials = tuple((slot, tuple(known.items())) for slot, known in sorted(slots.items()))
-        replayed = _replayed(method, trials, policy.outliers, policy.sigmas, policy.rounds, policy.max_seeds)
-        generations.update({(method, *slot): number for slot, number in replayed.now.items() if number})
+    for method, of_slots in results.items():
+        frozen = tuple((slot, tuple(known.items())) for slot, known in sorted(of_slots.items()))
+        replayed = _replayed(method, frozen, policy.outliers, policy.sigmas, policy.rounds, policy.max_seeds)
+        generations.update({(method, *slot): number for slot, number in replayed.generations.items() if number})
         dropped.extend(replayed.dropped)
         rounds[method] = tuple(replayed.rounds)
         unresolved.update({(method, verdict.fold, verdict.slot): verdict for verdict in replayed.unresolved})
@@ -81,15 +81,15 @@ def replay(graph: Graph, facts: Mapping[str, NodeFacts], policy: Policy) -> Judg
 @lru_cache(maxsize=16)
 def _replayed(
     method: str,
-    trials: tuple[tuple[tuple[str, int], tuple[tuple[int, Tried], ...]], ...],
+    results: tuple[tuple[tuple[str, int], tuple[tuple[int, SeedResult], ...]], ...],
     outliers: OutlierRule,
     sigmas: float,
     rounds: int,
     max_seeds: int,
 ) -> _Method:
-    """The replay of one method; without a new result since the last look it is not judged again."""
+    """The replay of one method; cached, so that it is not judged again without a new result."""
     policy = Policy(outliers=outliers, sigmas=sigmas, rounds=rounds, max_seeds=max_seeds)
-    replayed = _Method(method, {slot: dict(known) for slot, known in trials}, policy)
+    replayed = _Method(method, {slot: dict(known) for slot, known in results}, policy)
     replayed.run()
     return replayed
 
@@ -97,60 +97,60 @@ def _replayed(
 class _Method:
     """The replay of one method."""
 
-    def __init__(self, method: str, tried: Mapping[tuple[str, int], Mapping[int, Tried]], policy: Policy) -> None:
+    def __init__(self, method: str, results: Mapping[tuple[str, int], Mapping[int, SeedResult]], policy: Policy) -> None:
         self._method = method
-        self._tried = tried
+        self._results = results
         self._policy = policy
-        self.now = dict.fromkeys(tried, 0)
-        self.dropped: list[Dropped] = []
+        self.generations = dict.fromkeys(results, 0)  # that fill the slots now
+        self.dropped: list[DroppedRun] = []
         self.rounds: list[tuple[Verdict, ...]] = []
         self.unresolved: tuple[Verdict, ...] = ()
-        self._attempts = [
-            Attempt(fold, slot, generation, known.seed, known.ua)
-            for (fold, slot), generations in tried.items()
+        self._finished = [
+            FinishedRun(fold, slot, generation, known.seed, known.ua)
+            for (fold, slot), generations in results.items()
             for generation, known in sorted(generations.items())
             if known.ua is not None
         ]
 
     def run(self) -> None:
         for number in range(1, self._policy.rounds + 1):
-            if not self._past_diverged():
+            if not self._skip_diverged():
                 return
             verdicts = self._judge()
             self.rounds.append(verdicts)
-            out, moved = [verdict for verdict in verdicts if verdict.out], False
+            out, replaced = [verdict for verdict in verdicts if verdict.out], False
             for verdict in out:
                 reason = verdict_in_words(self._policy.outliers, verdict)
-                moved = self._next((verdict.fold, verdict.slot), reason, number) or moved
-            if not moved:
+                replaced = self._drop((verdict.fold, verdict.slot), reason, number) or replaced
+            if not replaced:
                 self.unresolved = tuple(out)
                 return
-        if self._past_diverged():
+        if self._skip_diverged():
             self.unresolved = tuple(verdict for verdict in self._judge() if verdict.out)
 
-    def _past_diverged(self) -> bool:
-        """Give slots whose run diverged their next seed; whether every slot has a run that is in."""
+    def _skip_diverged(self) -> bool:
+        """Give slots whose run diverged their next seed; returns whether every slot has a result that counts."""
         complete = True
-        for slot, generations in self._tried.items():
-            while (known := generations.get(self.now[slot])) is not None and known.diverged:
-                if not self._next(slot, known.diverged, 0):
+        for slot, generations in self._results.items():
+            while (known := generations.get(self.generations[slot])) is not None and known.diverged:
+                if not self._drop(slot, known.diverged, 0):
                     break
-            known = generations.get(self.now[slot])
+            known = generations.get(self.generations[slot])
             complete = complete and known is not None and known.ua is not None
         return complete
 
     def _judge(self) -> tuple[Verdict, ...]:
-        """What the rule says of the runs that fill the slots, by all that have filled one so far."""
-        attempts = [each for each in self._attempts if each.generation <= self.now[each.fold, each.slot]]
-        current = frozenset((fold, slot, generation) for (fold, slot), generation in self.now.items())
-        return judge(self._policy.outliers, attempts, current, self._policy.sigmas).verdicts
+        """Verdicts on the runs that fill the slots, with centre and scale from all runs that have filled one so far."""
+        runs = [each for each in self._finished if each.generation <= self.generations[each.fold, each.slot]]
+        current = frozenset((fold, slot, generation) for (fold, slot), generation in self.generations.items())
+        return judge(self._policy.outliers, runs, current, self._policy.sigmas).verdicts
 
-    def _next(self, slot: tuple[str, int], reason: str, number: int) -> bool:
-        """Drop the run that fills a slot and turn to the next seed; False if there is none left."""
-        generation = self.now[slot]
+    def _drop(self, slot: tuple[str, int], reason: str, number: int) -> bool:
+        """Drop the run that fills a slot and select the next seed; False if there is none left."""
+        generation = self.generations[slot]
         if generation + 1 >= self._policy.max_seeds:
             return False
-        seed = self._tried[slot][generation].seed
-        self.dropped.append(Dropped(self._method, slot[0], slot[1], generation, seed, reason, number))
-        self.now[slot] = generation + 1
+        seed = self._results[slot][generation].seed
+        self.dropped.append(DroppedRun(self._method, slot[0], slot[1], generation, seed, reason, number))
+        self.generations[slot] = generation + 1
         return True

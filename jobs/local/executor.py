@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.control.executor_protocol import Batch, Limits
+from jobs.control.executor_protocol import Batch, Limits, NearbyExecutor
 from jobs.control.facts import Departure, InFlight, Phase
 from jobs.control.plan import critical_minutes
 from jobs.errors import InternalError
@@ -77,8 +77,8 @@ class _Task:
 
 
 @dataclass
-class LocalExecutor:
-    """Runs tasks of one experiment; satisfies jobs.control.executor_protocol.Executor.
+class LocalExecutor(NearbyExecutor):
+    """Runs tasks of one experiment.
 
     `resources`: what a stage may use, by name. `preload`: modules (or `module:function`) that the fork server imports before the first
     fork. `code`: the folder that workers import from. `environment` is added to theirs. `lag_seconds`: how long they wait for files of

@@ -1,9 +1,9 @@
-"""Which element waits for which: dependencies between arrays of different shapes, element by element. Pure.
+"""Dependencies between arrays of different shapes, per element. Pure.
 
-An array is submitted once, with one dependency for all its elements. Where elements wait for different things (fine-tunings of five
-folds wait for five upstream elements), the array is submitted waiting for all of them, and each group of elements with the same
-upstream set is then told to wait for that set alone. Should the second step fail, elements start later than they could, and never
-too early. Where element i waits for element i of other arrays, Slurm's own `aftercorr` says so at once.
+An array is submitted once, with one dependency for all its elements. Where elements wait for different jobs (the fine-tunings of five folds
+wait for five upstream elements), the array is submitted waiting for all of them, and `scontrol update` then reduces the dependency of each
+group of elements with the same upstream jobs. If that second step fails, elements start later than they could, and never too early. Where
+element i waits for element i of other arrays, Slurm's `aftercorr` expresses it directly.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from jobs.control.executor_protocol import Batch
 from jobs.control.facts import InFlight
 from jobs.experiment.graph import Graph
+from jobs.slurm.parse import JobRef
 
 SLURM_JOB = re.compile(r"[0-9]+(?:_[0-9]+)?")
 
@@ -28,7 +29,7 @@ class Dependency:
 
 
 def upstream_jobs(batch: Batch, graph: Graph, upstream: Mapping[str, InFlight]) -> tuple[frozenset[str], ...]:
-    """For each task the jobs that hold its upstream stages (of stages that are done there is none)."""
+    """For each task the jobs that compute its upstream stages; a stage that is done has none."""
     found: list[frozenset[str]] = []
     for task in batch.tasks:
         parents = {parent for key in task.keys for parent in graph.nodes[key].upstream.values()} - set(task.keys)
@@ -41,21 +42,17 @@ def make_dependency(waits: tuple[frozenset[str], ...]) -> Dependency:
     sets = dict.fromkeys(waits)
     if len(sets) <= 1:
         return Dependency(_after_ok(waits[0]) if waits else "")
-    arrays = [{job.partition("_")[0] for job in jobs} for jobs in waits]
-    corresponding = all(
-        jobs and len(of) == len(jobs) and of == arrays[0] and all(job == f"{job.partition('_')[0]}_{index}" for job in jobs)
-        for index, (jobs, of) in enumerate(zip(waits, arrays, strict=True))
-    )
-    if corresponding:
-        own = ",".join(f"aftercorr:{array}" for array in _in_order(arrays[0]))
-        # Said twice: beside `singleton`, which the first request carries, elements wait for the whole upstream array (seen on Slurm 22.05).
+    arrays = {JobRef.parse(job).array for job in waits[0]}
+    if arrays and all(jobs == {str(JobRef(array, index)) for array in arrays} for index, jobs in enumerate(waits)):
+        own = ",".join(f"aftercorr:{array}" for array in _in_order(arrays))
+        # Also refined: beside `singleton`, which is part of the first request, elements wait for the whole upstream array (Slurm 22.05).
         return Dependency(own, ((tuple(range(len(waits))), own),))
     groups = tuple((tuple(index for index, jobs in enumerate(waits) if jobs == chosen), _after_ok(chosen)) for chosen in sets)
     return Dependency(_after_ok(frozenset().union(*waits)), groups)
 
 
 def with_singleton(dependency: str) -> str:
-    """The same, and only one array of this name at a time: should a lost one turn up, it and its double never run together."""
+    """The same plus `singleton`: arrays with the same name (a submission taken for lost, and its repetition) run one at a time."""
     return ",".join(filter(None, (dependency, "singleton")))
 
 
@@ -65,4 +62,4 @@ def _after_ok(jobs: Iterable[str]) -> str:
 
 
 def _in_order(jobs: Iterable[str]) -> list[str]:
-    return sorted(jobs, key=lambda job: [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", job)])
+    return sorted(jobs, key=lambda job: JobRef.parse(job).order)

@@ -1,4 +1,4 @@
-"""What Slurm's commands print, parsed: the queue, accounting, the site's configuration, and why sbatch said no. Pure."""
+"""Parses the output of Slurm's commands: the queue, accounting, the site's configuration, and why sbatch failed. Pure."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-QUEUE_FORMAT = "%i|%T|%r|%j"  # the name last: another job's name may hold the separator
+QUEUE_FORMAT = "%i|%T|%r|%j"  # the name last: it may contain the separator
 ACCOUNTING_FORMAT = "JobID,State"
-LONGEST_EXPRESSION = 8000  # characters of one array expression in a command
+LONGEST_EXPRESSION = 8000  # characters of one array expression on a command line
 _ARRAY = re.compile(r"(\d+)_\[([0-9,:-]+)(?:%\d+)?\]")
 _SINGLE = re.compile(r"(\d+)(?:_(\d+))?(?:\+\d+)?")
-_ENDINGS = frozenset(
+_FINAL_STATES = frozenset(
     ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT")
 )
 HELD_BY_USER = "held by you: `scontrol release` lets it start"
 _LAUNCH_FAILURES = frozenset(("launch failed requeued held", "user env retrieval failed requeued held"))
-# Reasons of squeue, in lower case. What may pass by itself (Resources, Priority, ReqNodeNotAvail, AssocMaxJobsLimit, AssocGrp...,
-# QOSMaxJobs..., PartitionDown, Licenses, ...) is none of them.
+# Reasons of squeue, in lower case. Temporary ones (Resources, Priority, ReqNodeNotAvail, AssocMaxJobsLimit, AssocGrp..., QOSMaxJobs...,
+# PartitionDown, Licenses, ...) are not listed.
 _STUCK = {
     **dict.fromkeys(_LAUNCH_FAILURES, "Slurm could not start it on the node it chose"),
     "jobhelduser": HELD_BY_USER,
@@ -34,13 +34,35 @@ _STUCK = {
     "qosnotallowed": "its QOS may not be used there",
     "reservationdeleted": "its reservation was deleted",
 }
-# A limit on each single job, on its own size or time (of an association or a QOS): waiting does not help.
+# A limit of an association or a QOS on the size or time of one job: waiting does not help.
 _ABOVE_LIMIT = re.compile(r"(?:assoc|qos)max[a-z/]+per(?:job|node)(?:limit)?|qosmin[a-z/]+|maxmemperlimit")
 
 
 @dataclass(frozen=True)
+class JobRef:
+    """A job id as Slurm prints it, split: `JOB`, or `ARRAY_INDEX` of one array element."""
+
+    array: str
+    index: int | None = None  # None: a whole job
+
+    @classmethod
+    def parse(cls, job: str) -> JobRef:
+        """Any other text is a job without an index: `JOB1` of a preview, `?NAME` of a submission whose job id is not known yet."""
+        array, _, index = job.partition("_")
+        return cls(array, int(index)) if index.isdecimal() else cls(job)
+
+    @property
+    def order(self) -> tuple[int, str, int]:
+        """Sort key: by number, job 9 before job 10."""
+        return len(self.array), self.array, -1 if self.index is None else self.index
+
+    def __str__(self) -> str:
+        return self.array if self.index is None else f"{self.array}_{self.index}"
+
+
+@dataclass(frozen=True)
 class QueuedElement:
-    """One job or array element that Slurm holds now."""
+    """One job or array element in Slurm's queue."""
 
     job: str  # `JOB` or `ARRAY_INDEX`
     state: str  # PENDING, RUNNING, COMPLETING, ...
@@ -48,15 +70,15 @@ class QueuedElement:
     name: str
 
     @property
-    def array(self) -> str:
-        return self.job.partition("_")[0]
+    def ref(self) -> JobRef:
+        return JobRef.parse(self.job)
 
 
 class Refusal(Enum):
-    """What a failed sbatch tells."""
+    """Why sbatch returned no job id."""
 
-    full = "full"  # a limit on jobs in the queue: try again later
-    refused = "refused"  # Slurm looked at the request and declined: nobody but the user can mend it
+    full = "full"  # a limit on jobs in the queue: retry later
+    refused = "refused"  # Slurm rejected the request: the user has to change it
     unknown = "unknown"  # the reply was lost or never came: the job may exist
 
 
@@ -82,22 +104,25 @@ def compress_indices(indices: Iterable[int]) -> str:
 
 
 def expand_job(text: str) -> tuple[str, ...]:
-    """Elements behind a printed job id: `12` -> 12; `12_3` -> 12_3; `12_[3-5%2]` -> 12_3, 12_4, 12_5; () for what is none."""
+    """Elements of a printed job id: `12` -> 12; `12_3` -> 12_3; `12_[3-5%2]` -> 12_3, 12_4, 12_5; () for any other text."""
     array = _ARRAY.fullmatch(text)
     if array:
         return tuple(f"{array[1]}_{index}" for index in expand_indices(array[2]))
     single = _SINGLE.fullmatch(text)
-    if not single:
-        return ()
-    return (f"{single[1]}_{single[2]}" if single[2] is not None else single[1],)
+    return (f"{single[1]}_{single[2]}" if single[2] else single[1],) if single else ()
 
 
 def array_expressions(elements: Iterable[str]) -> tuple[str, ...]:
-    """Array elements as commands take them, each expression of a bounded length: 12_0, 12_1, 13_4 -> `12_[0-1]`, `13_[4]`."""
+    """Array elements as arguments of commands: 12_0, 12_1, 13_4 -> `12_[0-1]`, `13_[4]`.
+
+    No expression is longer than LONGEST_EXPRESSION. ValueError for a job without an index.
+    """
     arrays: dict[str, list[int]] = {}
     for element in elements:
-        array, _, index = element.partition("_")
-        arrays.setdefault(array, []).append(int(index))
+        ref = JobRef.parse(element)
+        if ref.index is None:
+            raise ValueError(f"{element}: an element is ARRAY_INDEX")
+        arrays.setdefault(ref.array, []).append(ref.index)
     found: list[str] = []
     for array in sorted(arrays, key=int):
         part: list[str] = []
@@ -111,16 +136,16 @@ def array_expressions(elements: Iterable[str]) -> tuple[str, ...]:
 
 
 def parse_queue(text: str) -> tuple[QueuedElement, ...]:
-    """Elements in the output of `squeue --noheader --format=QUEUE_FORMAT`; ValueError if a line cannot be understood.
+    """Elements in the output of `squeue --noheader --format=QUEUE_FORMAT`.
 
-    A line skipped in silence would be a job taken for gone, so there is none.
+    ValueError for a line that cannot be parsed: if it were skipped, a job would be taken for ended.
     """
     found: list[QueuedElement] = []
     for line in filter(None, text.splitlines()):
         fields = line.split("|", 3)
         jobs = expand_job(fields[0].strip())
         if len(fields) != 4 or not jobs:
-            raise ValueError(f"squeue printed a line that is none of a queue: {line[:200]!r}")
+            raise ValueError(f"unexpected output of squeue: {line[:200]!r}")
         found.extend(QueuedElement(job, fields[1].strip(), fields[2].strip(), fields[3].strip()) for job in jobs)
     return tuple(found)
 
@@ -128,8 +153,8 @@ def parse_queue(text: str) -> tuple[QueuedElement, ...]:
 def parse_accounting(text: str) -> dict[str, str]:
     """Element -> state in the output of `sacct -X --noheader --parsable2 --format=ACCOUNTING_FORMAT`.
 
-    States are as printed: `CANCELLED by 1000` names who cancelled (0: root), plain `CANCELLED` is Slurm itself, for want of a dependency.
-    Lines that cannot be understood are left out: accounting only explains, it decides nothing.
+    States are as printed: `CANCELLED by 1000` gives the uid that cancelled (0: root), plain `CANCELLED` means that a dependency failed.
+    Lines that cannot be parsed are ignored: accounting only explains, it decides nothing.
     """
     found: dict[str, str] = {}
     for line in text.splitlines():
@@ -139,23 +164,29 @@ def parse_accounting(text: str) -> dict[str, str]:
     return found
 
 
-def has_ended(state: str) -> bool:
-    """Whether a state of accounting is one that a job ends in: what lags may still call it pending or running."""
-    return state.partition(" ")[0] in _ENDINGS
+def is_final(state: str) -> bool:
+    """Whether a state of accounting is final; accounting that lags may still report an ended job as pending or running."""
+    return state.partition(" ")[0] in _FINAL_STATES
 
 
 def failed_to_launch(element: QueuedElement) -> bool:
-    """Whether Slurm could not start an element on the node it chose, and holds it now until somebody interferes."""
-    return element.state == "PENDING" and _words(element.reason) in _LAUNCH_FAILURES
+    """Whether Slurm could not start an element on the node it chose and put it back into the queue, held."""
+    return element.state == "PENDING" and _normalised(element.reason) in _LAUNCH_FAILURES
 
 
 def why_stuck(element: QueuedElement) -> str:
-    """Why a pending element will never start unless somebody interferes; "" if it only waits. Only reasons known for it are."""
+    """Why a pending element will never start without intervention; "" if it only waits, also for reasons that are not known here."""
     if element.state != "PENDING":
         return ""
-    reason = _words(element.reason)
+    reason = _normalised(element.reason)
     found = _STUCK.get(reason, "") or ("its request is above a limit of the site" if _ABOVE_LIMIT.fullmatch(reason) else "")
     return f"{found} ({element.reason})" if found else ""
+
+
+def describe_pending(element: QueuedElement) -> str:
+    """`waits (Priority)`, or `will never start: ...`."""
+    stuck = why_stuck(element)
+    return f"will never start: {stuck}" if stuck else f"waits ({element.reason})"
 
 
 def parse_site(text: str) -> dict[str, str]:
@@ -165,14 +196,14 @@ def parse_site(text: str) -> dict[str, str]:
 
 
 def site_number(site: Mapping[str, str], key: str) -> int:
-    """A whole number of the site's configuration; 0 where it says nothing or no limit."""
+    """A whole number of the site's configuration; 0 if it is missing or no number."""
     return int(site.get(key, "")) if site.get(key, "").isdigit() else 0
 
 
 def least_limit(text: str, columns: Mapping[int, str], limit: int) -> int:
     """The smallest limit among the rows of `sacctmgr --noheader --parsable2`; 0 if there is none.
 
-    Only rows count whose column `i` is `columns[i]`; the limit stands in column `limit`.
+    Only rows whose column `i` equals `columns[i]` count; column `limit` holds the limit.
     """
     rows = [line.split("|") for line in text.splitlines()]
     fitting = [row for row in rows if len(row) > limit and all(row[column] == value for column, value in columns.items())]
@@ -201,19 +232,19 @@ _FULL = (
     "job size limit",
     "too many jobs",
 )
-_LOOKED_AT = ("batch job submission failed", "invalid", "unrecognized", "sbatch: error: unable to open", "sbatch: fatal", "not permitted")
+_REFUSED = ("batch job submission failed", "invalid", "unrecognized", "sbatch: error: unable to open", "sbatch: fatal", "not permitted")
 
 
-def read_refusal(text: str) -> Refusal:
-    """Why sbatch failed, by what it wrote. What is not known for a refusal counts as a lost reply: the job may exist."""
+def classify_refusal(text: str) -> Refusal:
+    """Why sbatch failed, by its error message. An unfamiliar message counts as a lost reply: the job may exist."""
     words = text.lower()
     if any(mark in words for mark in _LOST_REPLY):
         return Refusal.unknown
     if any(mark in words for mark in _FULL):
         return Refusal.full
-    return Refusal.refused if any(mark in words for mark in _LOOKED_AT) else Refusal.unknown
+    return Refusal.refused if any(mark in words for mark in _REFUSED) else Refusal.unknown
 
 
-def _words(reason: str) -> str:
-    """A reason as it is compared: squeue prints some with blanks that scontrol prints with underscores."""
+def _normalised(reason: str) -> str:
+    """A reason in lower case with blanks: squeue prints blanks where scontrol prints underscores."""
     return reason.replace("_", " ").lower()

@@ -1,4 +1,4 @@
-"""What the records of submissions and one look at the queue say together: who holds a stage, what has left, what is held twice. Pure."""
+"""Joins the records of submissions with one reading of Slurm's queue: where each stage is, what has left, what is duplicated. Pure."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from jobs.control.facts import Departure, InFlight, Phase
 from jobs.slurm.parse import QueuedElement, why_stuck
 from jobs.slurm.submissions import State, Submission
 
+Rank = tuple[bool, bool, int, int]
+
 
 @dataclass(frozen=True)
-class Holding:
-    """An element of a submission that is in the queue."""
+class OwnElement:
+    """An array element in the queue that belongs to a submission of this experiment."""
 
     record: Submission
     index: int
@@ -20,11 +22,12 @@ class Holding:
 
     @property
     def keys(self) -> tuple[str, ...]:
+        """Keys of the stages that it computes."""
         return self.record.tasks[self.index]
 
     @property
-    def waits(self) -> bool:
-        """It has not been given a node."""
+    def pending(self) -> bool:
+        """It has no node yet."""
         return self.element.state == "PENDING"
 
     @property
@@ -34,95 +37,89 @@ class Holding:
 
     @property
     def phase(self) -> Phase:
+        """CONFIGURING counts as queued: the nodes are still booting."""
         return Phase.queued if self.element.state in ("PENDING", "CONFIGURING") else Phase.running
 
     @property
-    def rank(self) -> tuple[bool, bool, int, int]:
-        """Who keeps a stage that two hold: the lowest. What runs before what waits, then the oldest."""
-        return (self.withdrawn, self.waits, int(self.record.job), self.index)
+    def rank(self) -> Rank:
+        """Of several elements with the same stage the one of the lowest rank is kept: running before pending, then the oldest."""
+        return (self.withdrawn, self.pending, int(self.record.job), self.index)
 
 
 def arrays_named(name: str, queue: Iterable[QueuedElement]) -> list[str]:
-    """Numbers of the arrays of that name, oldest first."""
-    return sorted({element.array for element in queue if element.name == name}, key=int)
+    """Job ids of the arrays of that name, oldest first."""
+    return sorted({element.ref.array for element in queue if element.name == name}, key=int)
 
 
-def find_holdings(records: Iterable[Submission], queue: Iterable[QueuedElement]) -> tuple[Holding, ...]:
-    """Every element of submitted records that is in the queue.
+def own_elements(records: Iterable[Submission], queue: Iterable[QueuedElement]) -> tuple[OwnElement, ...]:
+    """Every element of the submitted records that is in the queue.
 
-    The name counts too: a controller of Slurm that was killed forgets its last jobs and gives their numbers to others.
+    Job id and name must both match: a slurmctld that was killed may lose its last jobs and give their ids to others.
     """
     by_job = {record.job: record for record in records if record.state is State.submitted}
-    found: list[Holding] = []
+    found: list[OwnElement] = []
     for element in queue:
-        array, _, index = element.job.partition("_")
-        record = by_job.get(array)
-        if record is not None and element.name == record.job_name and index and int(index) < len(record.tasks):
-            found.append(Holding(record, int(index), element))
+        ref = element.ref
+        record = by_job.get(ref.array)
+        if record is not None and element.name == record.job_name and ref.index is not None and ref.index < len(record.tasks):
+            found.append(OwnElement(record, ref.index, element))
     return tuple(found)
 
 
-def flights(records: Iterable[Submission], holdings: Iterable[Holding]) -> dict[str, InFlight]:
-    """Key -> who holds it; all keys of a submission of unknown outcome are taken for queued, under a name that nothing can depend on."""
+def stages_in_flight(records: Iterable[Submission], elements: Iterable[OwnElement]) -> dict[str, InFlight]:
+    """Key -> the element that computes it. Stages of an intent count as queued, with `?NAME` in place of a job id."""
     found: dict[str, InFlight] = {}
     for record in records:
         if record.state is State.intent:
             found.update({key: InFlight(Phase.queued, f"?{record.name}") for keys in record.tasks for key in keys})
-    for holding in sorted(holdings, key=lambda each: each.rank, reverse=True):
-        found.update({key: InFlight(holding.phase, holding.element.job) for key in holding.keys})
+    for own in sorted(elements, key=lambda each: each.rank, reverse=True):
+        found.update({key: InFlight(own.phase, own.element.job) for key in own.keys})
     return found
 
 
-def all_queued(record: Submission) -> dict[str, InFlight]:
-    """Key -> element of a submission that was made just now, or that nobody can look at."""
+def stages_queued(record: Submission) -> dict[str, InFlight]:
+    """Key -> element of a submission that was just made, or whose state in the queue cannot be read."""
     return {key: InFlight(Phase.queued, record.element(index)) for index, keys in enumerate(record.tasks) for key in keys}
 
 
-def left_by(record: Submission, holdings: Iterable[Holding]) -> tuple[int, ...]:
-    """Elements of a submitted record that are not in the queue."""
-    present = {holding.index for holding in holdings if holding.record.name == record.name}
-    return tuple(index for index in range(len(record.tasks)) if index not in present)
+def duplicates(elements: Iterable[OwnElement]) -> tuple[OwnElement, ...]:
+    """Pending elements each of whose stages another element of lower rank computes. The element kept for a stage is never among them."""
+    elements = tuple(own for own in elements if not own.withdrawn)
+    kept: dict[str, Rank] = {}
+    for own in elements:
+        for key in own.keys:
+            kept[key] = min(own.rank, kept.get(key, own.rank))
+    return tuple(own for own in elements if own.pending and all(kept[key] < own.rank for key in own.keys))
 
 
-def held_twice(holdings: Iterable[Holding]) -> tuple[Holding, ...]:
-    """Waiting elements each of whose stages another element holds that runs, or is older. Whoever keeps a stage is never among them."""
-    holdings = tuple(holding for holding in holdings if not holding.withdrawn)
-    keeps: dict[str, tuple[bool, bool, int, int]] = {}
-    for holding in holdings:
-        for key in holding.keys:
-            keeps[key] = min(holding.rank, keeps.get(key, holding.rank))
-    return tuple(each for each in holdings if each.waits and all(keeps[key] < each.rank for key in each.keys))
-
-
-def withdrawable(holdings: Iterable[Holding], keys: Collection[str]) -> tuple[Holding, ...]:
-    """Waiting elements that hold none but these keys."""
+def cancellable(elements: Iterable[OwnElement], keys: Collection[str]) -> tuple[OwnElement, ...]:
+    """Pending elements that compute no other stages than these."""
     wanted = frozenset(keys)
-    return tuple(holding for holding in holdings if holding.waits and wanted.issuperset(holding.keys))
+    return tuple(own for own in elements if own.pending and wanted.issuperset(own.keys))
 
 
-def stuck_keys(holdings: Iterable[Holding]) -> dict[str, str]:
-    """Key -> why its waiting element will never start unless somebody interferes."""
-    return {key: why for holding in holdings if (why := why_stuck(holding.element)) for key in holding.keys}
+def stuck_keys(elements: Iterable[OwnElement]) -> dict[str, str]:
+    """Key -> why its pending element will never start without intervention."""
+    return {key: why for own in elements if (why := why_stuck(own.element)) for key in own.keys}
 
 
 def departures_of(records: Iterable[Submission], keys: Collection[str]) -> dict[str, tuple[Departure, ...]]:
-    """Key -> elements that held it and have left the queue, oldest first."""
+    """Key -> its elements that have left the queue, oldest submission first."""
     wanted = frozenset(keys)
     found: dict[str, list[Departure]] = {}
     for record in sorted(records, key=lambda each: (each.created, each.name)):
         ours = frozenset(record.cancelled)
         for place, gone in record.left.items():
             index = int(place)
-            for key in record.tasks[index]:
-                if key in wanted:
-                    state = record.ended.get(place, "")
-                    left = Departure(key, record.element(index), state, record.created, gone, index in ours, record.asked)
-                    found.setdefault(key, []).append(left)
-    return {key: tuple(sorted(each, key=lambda one: one.submitted)) for key, each in found.items()}
+            for key in wanted.intersection(record.tasks[index]):
+                state = record.ended.get(place, "")
+                departure = Departure(key, record.element(index), state, record.created, gone, index in ours, record.asked)
+                found.setdefault(key, []).append(departure)
+    return {key: tuple(each) for key, each in found.items()}
 
 
 def failed_launches(records: Sequence[Submission], since: float) -> Mapping[str, float]:
-    """Node -> when an element last left the queue because Slurm could not start it there, as far as that is known."""
+    """Node -> time (seconds since the epoch) at which an element last left the queue because Slurm could not start it there."""
     found: dict[str, float] = {}
     for record in records:
         for place, node in record.nodes.items():

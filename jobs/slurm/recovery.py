@@ -1,7 +1,7 @@
-"""Keeps the records of submissions in step with Slurm's queue: what was cut off, doubled or lost is made good in the next pass.
+"""Repairs the records of submissions after a crash or a lost reply: one pass compares them with Slurm's queue and corrects both.
 
-Every step is written down before it is taken, and none relies on the one before it having been finished: killed anywhere, the next pass
-finds the same record and the same queue, and takes the step again.
+Every step is recorded before it is taken, and none relies on the completion of the one before: after a kill at any point the next pass
+finds the same record and the same queue, and repeats the step.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from dataclasses import replace
 
 from jobs.errors import SlurmUnavailableError
 from jobs.slurm.client import SlurmClient
-from jobs.slurm.parse import QueuedElement, compress_indices, failed_to_launch, has_ended
-from jobs.slurm.queue import Holding, arrays_named, find_holdings, held_twice, left_by
+from jobs.slurm.parse import QueuedElement, compress_indices, failed_to_launch, is_final
+from jobs.slurm.queue import OwnElement, arrays_named, duplicates, own_elements
 from jobs.slurm.submissions import LAUNCH_FAILED, Guard, State, Submission, SubmissionBook, double_of
 
 REFINEMENT_TRIES = 3
 _log = logging.getLogger(__name__)
 
 
-class Upkeep:
-    """The records of one experiment, and Slurm."""
+class Recovery:
+    """Keeps the submission records of one experiment consistent with Slurm."""
 
     def __init__(
         self, book: SubmissionBook, guard: Guard, client: SlurmClient, *, settle_seconds: float, clock: Callable[[], float]
@@ -32,38 +32,40 @@ class Upkeep:
         self._settle_seconds = settle_seconds
         self._clock = clock
 
-    def catch_up(
+    def update(
         self, records: Sequence[Submission], queue: Sequence[QueuedElement], abandoned: Collection[str]
-    ) -> tuple[tuple[Submission, ...], tuple[Holding, ...]]:
-        """One pass over all open records; they, and the elements that the queue holds of them."""
+    ) -> tuple[tuple[Submission, ...], tuple[OwnElement, ...]]:
+        """One pass over all open records. Returns them, corrected, and their elements in the queue."""
         records = self.resolve(records, queue, abandoned)
         records = (*records, *self._adopt(records, queue))
-        holdings = self._withdraw_hopeless(find_holdings(records, queue))
-        self._refine_again(holdings)
-        self.note_departures(records, holdings)
-        return records, holdings
+        elements = own_elements(records, queue)
+        self._withdraw_useless(elements)
+        self._repeat_refinements(elements)
+        self.record_departures(records, elements)
+        return records, elements
 
     def resolve(self, records: Sequence[Submission], queue: Sequence[QueuedElement], abandoned: Collection[str]) -> tuple[Submission, ...]:
-        """Find the job of every intent by its name; close the record of one that is long enough known to have none."""
-        lost = [record for record in records if record.state is State.intent and not arrays_named(record.name, queue)]
-        ended = self._client.accounting_by_name([record.name for record in lost], min(record.created for record in lost)) if lost else None
+        """Find the job of every intent by its name; close an intent as lost if it has had none for the settle time."""
+        missing = [record for record in records if record.state is State.intent and not arrays_named(record.name, queue)]
+        ended: Mapping[str, str] = {}
+        if missing:
+            since = min(record.created for record in missing)
+            ended = self._client.accounting_by_name([record.name for record in missing], since) or {}
         found: list[Submission] = []
         for record in records:
-            current = record
+            current: Submission | None = record
             if record.state is State.intent:
-                jobs = arrays_named(record.name, queue)
-                number = jobs[0] if jobs else (ended or {}).get(record.name, "")
-                settled = self._guard.settle(record, number, abandoned=record.name in abandoned)
-                if settled is None:
-                    self._book.close(record, State.lost)
-                    continue
-                current = settled
-            found.append(current)
+                job = next(iter(arrays_named(record.name, queue)), ended.get(record.name, ""))
+                current = self._guard.settle(record, job, abandoned=record.name in abandoned)
+            if current is None:
+                self._book.close(record, State.lost)
+            else:
+                found.append(current)
         return tuple(found)
 
-    def refine(self, record: Submission, waiting: Collection[int]) -> Submission:
-        """Let the elements that still wait wait for their own upstream alone, so that they start as early as they can."""
-        left = [(tuple(index for index in indices if index in waiting), own) for indices, own in record.refine]
+    def refine(self, record: Submission, pending: Collection[int]) -> Submission:
+        """Reduce the dependency of pending elements to their own upstream jobs, so that they start as early as they can."""
+        left = [(tuple(index for index in indices if index in pending), own) for indices, own in record.refine]
         failed = tuple(
             (indices, own)
             for indices, own in left
@@ -74,31 +76,30 @@ class Upkeep:
             failed = ()
         return self._book.change(record, refine=failed, tries=record.tries + 1)
 
-    def withdraw(self, holdings: Iterable[Holding], state: str = "") -> None:
-        """Cancel elements; that it is our doing is on record first, and `state`, where their end is known already."""
-        chosen: dict[str, list[Holding]] = {}
-        for holding in holdings:
-            chosen.setdefault(holding.record.name, []).append(holding)
+    def withdraw(self, elements: Iterable[OwnElement], state: str = "") -> None:
+        """Cancel elements. Recorded first: that the program does it, and `state`, their final state, if it is already known."""
+        chosen = _by_record(elements)
         if not chosen:
             return
-        self._mark(chosen, state)
-        self._client.cancel([holding.element.job for each in chosen.values() for holding in each])
-        self._mark(chosen, state)  # once more, for nothing as a rule: another process may have written what it read just before
+        self._record_withdrawal(chosen, state)
+        self._client.cancel([own.element.job for each in chosen.values() for own in each])
+        self._record_withdrawal(chosen, state)  # repeated: a concurrent writer may have overwritten the mark with a stale copy
 
-    def note_departures(self, records: Sequence[Submission], holdings: Sequence[Holding]) -> None:
-        """Write down which elements have left the queue and how they ended; put records away of which everything is known."""
-        present: dict[str, list[Holding]] = {}
-        for holding in holdings:
-            present.setdefault(holding.record.name, []).append(holding)
-        left = {record.name: left_by(record, present.get(record.name, ())) for record in records if record.state is State.submitted}
+    def record_departures(self, records: Sequence[Submission], elements: Sequence[OwnElement]) -> None:
+        """Record which elements have left the queue and their final state; close a record of which everything is known."""
+        present = _by_record(elements)
         now = self._clock()
-        seen = [
-            replace(record, left={**{str(index): now for index in left.get(record.name, ())}, **record.left})
-            if record.name in left
-            else record
-            for record in records
-        ]
-        states, nodes = self._ask([record for record in seen if record.unexplained])
+        seen: list[Submission] = []
+        gone: dict[str, int] = {}
+        for record in records:
+            if record.state is State.submitted:
+                queued = {own.index for own in present.get(record.name, ())}
+                left = {str(index): now for index in range(len(record.tasks)) if index not in queued}
+                gone[record.name] = len(left)
+                seen.append(replace(record, left={**left, **record.left}))
+            else:
+                seen.append(record)
+        states, nodes = self._ask_accounting([record for record in seen if record.unexplained])
         for former, record in zip(records, seen, strict=True):
             ended, places = dict(record.ended), dict(record.nodes)
             for index in record.unexplained:
@@ -106,23 +107,23 @@ class Upkeep:
                 settled = now - record.left[place] >= self._settle_seconds
                 if place in ended:
                     places.update({place: nodes.get(job, "")} if job in nodes or settled else {})
-                elif has_ended(state := (states or {}).get(job, "")):
+                elif is_final(state := (states or {}).get(job, "")):
                     ended[place] = state
                 elif states is None or settled:
                     ended[place] = ""
             current = replace(record, ended=ended, nodes=places)
-            if len(left.get(record.name, ())) == len(record.tasks) and not current.unexplained:
+            if gone.get(record.name) == len(record.tasks) and not current.unexplained:
                 self._book.close(former, State.ended, left=current.left, ended=ended, nodes=places)
             elif current != former:
                 self._book.change(former, left=current.left, ended=ended, nodes=places)
 
-    def _mark(self, chosen: Mapping[str, Sequence[Holding]], state: str) -> None:
+    def _record_withdrawal(self, chosen: Mapping[str, Sequence[OwnElement]], state: str) -> None:
         for each in chosen.values():
-            indices = [holding.index for holding in each]
+            indices = [own.index for own in each]
             self._book.change(each[0].record, cancelled=indices, ended=dict.fromkeys(map(str, indices), state) if state else {})
 
-    def _ask(self, records: Iterable[Submission]) -> tuple[dict[str, str] | None, dict[str, str]]:
-        """What accounting says now: how elements ended (None: there is no accounting), and where those ran that could not be started."""
+    def _ask_accounting(self, records: Iterable[Submission]) -> tuple[dict[str, str] | None, dict[str, str]]:
+        """Element -> state (None: no accounting on this site), and element -> node for elements that could not be started there."""
         jobs: set[str] = set()
         unplaced: list[str] = []
         for record in records:
@@ -133,41 +134,44 @@ class Upkeep:
         return states, self._client.launch_nodes(unplaced) if unplaced else {}
 
     def _adopt(self, records: Sequence[Submission], queue: Sequence[QueuedElement]) -> tuple[Submission, ...]:
-        """Arrays that turned up: of a submission that counted as lost, or a second one under a name. Each gets a record of its own."""
+        """Record arrays that turned up: of a submission that was closed as lost, or a second one with the same name."""
         closed = self._book.closed()
-        numbers = {record.job for record in (*records, *closed)}
+        known = {record.job for record in (*records, *closed)}
         names = {record.name: record for record in (*closed, *records)}
-        unknown = {(element.array, element.name) for element in queue if element.name in names and element.array not in numbers}
+        arrived = {(element.ref.array, element.name) for element in queue if element.name in names}
         found: list[Submission] = []
         taken = {record.name for record in (*records, *closed) if record.state is not State.lost}
-        for array, name in sorted(unknown, key=lambda each: int(each[0])):
+        for array, name in sorted((each for each in arrived if each[0] not in known), key=lambda each: int(each[0])):
             record = replace(names[name], state=State.submitted, job=array)
             if name in taken:
                 record = double_of(record, array, self._clock())
             taken.add(record.name)
             self._book.adopt(record)
-            _log.warning("array %s turned up under the name %s; what is held twice is withdrawn", array, name)
+            _log.warning("array %s turned up under the name %s; duplicate elements are withdrawn", array, name)
             found.append(record)
         return tuple(found)
 
-    def _withdraw_hopeless(self, holdings: tuple[Holding, ...]) -> tuple[Holding, ...]:
-        """Withdraw what waits in vain: held by Slurm after a failed launch, held twice, or withdrawn before without effect."""
-        failed = [holding for holding in holdings if failed_to_launch(holding.element) and not holding.withdrawn]
-        again = [holding for holding in holdings if holding.waits and holding.withdrawn]
-        jobs = {holding.element.job for holding in failed}
-        twice = held_twice(holding for holding in holdings if holding.element.job not in jobs)
+    def _withdraw_useless(self, elements: Sequence[OwnElement]) -> None:
+        """Withdraw elements that Slurm holds after a failed launch, duplicates, and those that an earlier cancel did not reach."""
+        failed = [own for own in elements if failed_to_launch(own.element) and not own.withdrawn]
+        again = [own for own in elements if own.pending and own.withdrawn]
+        jobs = {own.element.job for own in failed}
+        twice = duplicates(own for own in elements if own.element.job not in jobs)
         try:
             self.withdraw(failed, LAUNCH_FAILED)
             self.withdraw([*again, *twice])
         except SlurmUnavailableError as error:
             _log.warning("%s; withdrawn in the next pass", error)  # it is on record
-        return holdings
 
-    def _refine_again(self, holdings: Iterable[Holding]) -> None:
-        """What a pass that was cut off, or refused, left undone."""
-        waiting: dict[str, list[Holding]] = {}
-        for holding in holdings:
-            if holding.record.refine and holding.waits:
-                waiting.setdefault(holding.record.name, []).append(holding)
-        for each in waiting.values():
-            self.refine(each[0].record, {holding.index for holding in each})
+    def _repeat_refinements(self, elements: Iterable[OwnElement]) -> None:
+        """Refine what an earlier pass did not: it was interrupted, or Slurm refused."""
+        for each in _by_record(own for own in elements if own.record.refine and own.pending).values():
+            self.refine(each[0].record, {own.index for own in each})
+
+
+def _by_record(elements: Iterable[OwnElement]) -> dict[str, list[OwnElement]]:
+    """Name of the submission -> its elements."""
+    found: dict[str, list[OwnElement]] = {}
+    for own in elements:
+        found.setdefault(own.record.name, []).append(own)
+    return found

@@ -1,6 +1,6 @@
-"""submitit's Slurm executor with our script text: it checks the parameters, calls sbatch and reads the job's number.
+"""submitit's Slurm executor with our own script: submitit checks the parameters, calls sbatch and parses the job id.
 
-Nothing is pickled: what an element runs is our worker, which reads a description. Imported only when something is submitted.
+Nothing is pickled: the script starts our worker, which reads a description file. Imported only for a submission.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import submitit
 from submitit.core import utils
 
 from jobs.errors import SubmissionFailedError, UsageError
+from jobs.text import one_line
 
 
 class TemplateExecutor(submitit.SlurmExecutor):  # type: ignore[misc]  # submitit has no types
-    """Submits one script as it was rendered.
+    """Submits one rendered script.
 
-    `folder` takes the scripts (`JOB_submission.sh`), `command` is sbatch with whatever limits its time and environment.
+    `folder`: where scripts are kept (`JOB_submission.sh`); `command`: sbatch behind the commands that limit its time and environment.
     """
 
     def __init__(self, folder: Path, command: Sequence[str]) -> None:
@@ -34,16 +35,16 @@ class TemplateExecutor(submitit.SlurmExecutor):  # type: ignore[misc]  # submiti
         self._uid = ""
 
     def submit_script(self, text: str, parameters: Mapping[str, Any]) -> str:
-        """Number of the new job. UsageError if submitit refuses a parameter, SubmissionFailedError if sbatch gives no number."""
+        """Job id of the new job. UsageError if submitit rejects a parameter, SubmissionFailedError if sbatch returns no job id."""
         try:
             self.update_parameters(**parameters)
         except (ValueError, TypeError, AssertionError) as error:
-            raise UsageError(f"submitit refuses the request: {' '.join(str(error).split())}") from error
+            raise UsageError(f"submitit refuses the request: {one_line(error)}") from error
         self._text = text
         self._first_folder().mkdir(parents=True, exist_ok=True)
         printed = io.StringIO()
         try:
-            with contextlib.redirect_stderr(printed):  # it prints what it then raises
+            with contextlib.redirect_stderr(printed):  # submitit prints the message that it then raises
                 return str(self._submit_command("").job_id)
         except (utils.FailedJobError, utils.FailedSubmissionError) as error:
             cause = error.__cause__
@@ -59,7 +60,7 @@ class TemplateExecutor(submitit.SlurmExecutor):  # type: ignore[misc]  # submiti
         return [*self._command, str(submission_file_path)]
 
     def _write_job_id(self, job_id: str, uid: str) -> None:
-        self._temporary().unlink(missing_ok=True)  # by now a link to JOB_submission.sh
+        self._temporary().unlink(missing_ok=True)  # submitit has linked it to JOB_submission.sh
 
     def _first_folder(self) -> Path:
         return Path(utils.JobPaths.get_first_id_independent_folder(self.folder))

@@ -1,11 +1,11 @@
-"""Every batch script and its parameters: of an array of stages, of a link of the controller chain, of a sweep's allocation. Pure.
+"""All batch scripts and their sbatch parameters: of an array of stages, a link of the controller chain, a sweep's allocation. Pure.
 
-What a job asks of Slurm is stated once, in `Header`: the script's `#SBATCH` lines (`slurm_templates/header.sh.j2`) and the parameters that
-submitit checks are made of it. The rest of a script is its template's own.
+`Header` holds what a job requests of Slurm: the `#SBATCH` lines (`slurm_templates/header.sh.j2`) and the parameters that submitit checks
+are both made from it. The rest of a script is in its template.
 
-Nothing reaches a script unquoted: a template may only print numbers and values that went through one of the filters `option` (the value
-of an `#SBATCH` line), `shell` (one or several words of the shell) and `verbatim` (lines of the site's administrator); anything else is
-an error, an undefined name too.
+No value reaches a script unquoted: a template may only print numbers and values that passed one of the filters `option` (value of an
+`#SBATCH` line), `shell` (one or several shell words) and `verbatim` (shell lines of the site profile). Anything else is an error, and so is
+an undefined name.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,20 +24,20 @@ from jobs.errors import UsageError
 from jobs.experiment.config import Resources, SlurmSite, at_once_of
 from jobs.experiment.sweep_section import SweepResources
 
-# Set by the template or the program, or without sense in a script.
+# sbatch options that `slurm.extra` may not set: the program or the template sets them, or they make no sense in a script.
 _ARRAY_OPTIONS = ("array", "job-name", "dependency", "kill-on-invalid-dep", "begin", "hold", "requeue", "no-requeue")
 _SIZE_OPTIONS = ("time", "nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "gpus-per-node", "mem")
 _OUTPUT_OPTIONS = ("output", "error", "open-mode", "export", "export-file", "get-user-env", "parsable", "quiet", "verbose", "test-only")
 _OTHER_OPTIONS = ("help", "usage", "version", "uid", "gid", "signal", "wait", "wrap", "chdir")
 OWN_OPTIONS = frozenset(_ARRAY_OPTIONS + _SIZE_OPTIONS + _OUTPUT_OPTIONS + _OTHER_OPTIONS)
 LINK_CPUS = 1
-LINK_MEMORY_MB = 2048  # the tables at the end are the largest thing that a link does
-LINK_WARNING_SECONDS = 120  # before the time limit a link stops to begin passes
-# Of the further options of a site those that a link shares: who pays, and where. What asks for resources is meant for the stages.
+LINK_MEMORY_MB = 2048  # making the tables at the end needs the most
+LINK_WARNING_SECONDS = 120  # before the time limit, from which a link starts no more passes
+# Options in `slurm.extra` that also apply to links; options that request resources apply to stages only.
 SHARED_OPTIONS = ("comment", "nice", "reservation", "wckey")
-LEAVE_SECONDS = 30  # at most, for the nodes of a sweep to leave, after the driver has
-RESERVE_SECONDS = 15  # of the warning before the time limit: for a sweep's job to be put back into the queue
-LEAST_PATIENCE = 10  # seconds that driver and nodes of a sweep are given in any case
+LEAVE_SECONDS = 30  # time limit for a sweep's nodes to exit after the driver
+RESERVE_SECONDS = 15  # of the warning before the time limit, for the requeue of a sweep's job
+LEAST_PATIENCE = 10  # seconds that the driver and the nodes of a sweep have at least to exit
 _OPTION = re.compile(r"[a-z][a-z0-9-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x80-\x9f\u2028\u2029]")
@@ -45,55 +46,72 @@ _SITE_OPTIONS = ("partition", "account", "qos", "constraint", "gpu_type", "exclu
 
 @dataclass(frozen=True)
 class Header:
-    """What a job asks of Slurm; "", 0 and None: nothing."""
+    """What a job requests of Slurm; "", 0 and None: the option is left out."""
 
-    name: str
-    output: str  # file of its log, with Slurm's own `%` patterns
+    output: str  # log file, may contain Slurm's `%` patterns
     minutes: int
-    cpus: int  # of each process
-    memory_mb: int  # of each node
+    cpus: int  # per process
+    memory_mb: int  # per node
     partition: str | None
     constraint: str | None
     exclude: str
     extra: Mapping[str, str]
-    dependency: str
     signal_seconds: int  # before the time limit
     nodes: int = 1
-    processes_per_node: int = 1  # 0: one process in all
-    gpus: str = ""  # of each node
+    processes_per_node: int = 1  # 0: one process in total
+    gpus: str = ""  # per node
     array: str = ""
     kill_on_invalid_dependency: bool = False
-    signal_to: str = "B:"  # the batch script alone; "": the processes of its steps
-    no_kill: bool = False  # the job goes on when a node is lost
+    signal_to: str = "B:"  # signal the batch script only; "": the processes of its steps
+    no_kill: bool = False  # the job continues when a node fails
     requeue: bool = True
 
 
-@dataclass(frozen=True)
-class ArrayJob:
-    """One array of stages, and the command that each of its elements runs."""
+@dataclass(frozen=True, kw_only=True)
+class Job(ABC):
+    """A batch job; `output` is its log file, of an array the folder of the logs."""
 
     name: str
+    command: tuple[str, ...]
+    description: str  # file that the command needs; the script waits for it, as a shared folder may lag
+    folder: str  # working directory
+    output: str
+    binds: tuple[str, ...] = ()  # folders to mount in a container
+    dependency: str = "singleton"  # value of `--dependency`
+
+    @abstractmethod
+    def template(self, site: SlurmSite) -> str:
+        """Name of its template."""
+
+    @abstractmethod
+    def header(self, site: SlurmSite) -> Header:
+        """What it requests of Slurm."""
+
+    def facts(self, site: SlurmSite) -> Mapping[str, Any]:
+        """Further values for its template."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayJob(Job):
+    """An array of stages; each of its elements runs the command."""
+
     size: int  # elements
     resources: Resources
-    stages_per_element: int  # the longest element's; the time limit is for all of them
-    command: tuple[str, ...]  # of the worker
-    description: str  # file that the command reads: waited for where a shared folder lags
-    folder: str  # where the command runs: the snapshot of the code
-    output: str  # folder of the logs
-    binds: tuple[str, ...] = ()  # folders that a container must see
-    dependency: str = ""  # of `--dependency`
-    request: Request = field(default_factory=Request)  # beyond `resources`
-    avoided: tuple[str, ...] = ()  # nodes on which Slurm lately could not start an element
+    stages_per_element: int  # of the largest element, which the time limit is made for
+    dependency: str = ""
+    request: Request = field(default_factory=Request)  # replaces values of `resources`
+    avoided: tuple[str, ...] = ()  # nodes on which Slurm recently could not start an element
 
     @property
     def minutes(self) -> int:
-        """Of an element: its stages one after another, or so many of them at a time; where memory is to decide that, it may be one."""
+        """Time limit of an element: its stages run `at_once` at a time, one at a time where the worker decides by memory."""
         rounds = math.ceil(max(1, self.stages_per_element) / max(1, at_once_of(self.resources)))
         return (self.request.minutes or self.resources.minutes) * rounds
 
     @property
     def asked(self) -> Asked:
-        """For one element, for the records."""
+        """Time and memory of one element, for the records."""
         plain = replace(self, request=replace(self.request, minutes=None, memory_gb=None))
         return Asked(self.minutes, memory_mb(self), plain.minutes, memory_mb(plain))
 
@@ -102,7 +120,6 @@ class ArrayJob:
 
     def header(self, site: SlurmSite) -> Header:
         return Header(
-            name=self.name,
             output=f"{_literal(self.output)}/%x_%A_%a.out",
             minutes=self.minutes,
             cpus=self.resources.cpus_per_process,
@@ -111,7 +128,6 @@ class ArrayJob:
             constraint=site.constraint,
             exclude=excluded_nodes(self, site),
             extra=site.extra,
-            dependency=self.dependency,
             signal_seconds=signal_seconds(self.minutes, site),
             nodes=self.resources.nodes,
             processes_per_node=self.resources.processes_per_node,
@@ -122,29 +138,20 @@ class ArrayJob:
         )
 
     def facts(self, site: SlurmSite) -> Mapping[str, Any]:
-        """What its template needs beyond the header and the site."""
         return {"team": self.resources.team}
 
 
-@dataclass(frozen=True)
-class LinkJob:
-    """One link of the controller chain, or another small job of this program's own."""
+@dataclass(frozen=True, kw_only=True)
+class LinkJob(Job):
+    """A link of the controller chain, or another small job of the program itself."""
 
-    name: str
     minutes: int
-    command: tuple[str, ...]
-    description: str  # file without which the command makes no sense: waited for where a shared folder lags
-    folder: str  # where it runs
-    output: str  # file of its log
-    binds: tuple[str, ...] = ()  # folders that a container must see
-    dependency: str = "singleton"
 
     def template(self, site: SlurmSite) -> str:
         return "controller.sh.j2"
 
     def header(self, site: SlurmSite) -> Header:
         return Header(
-            name=self.name,
             output=_literal(self.output),
             minutes=self.minutes,
             cpus=LINK_CPUS,
@@ -153,38 +160,26 @@ class LinkJob:
             constraint=None,
             exclude=site.exclude or "",
             extra={key: site.extra[key] for key in SHARED_OPTIONS if site.extra.get(key)},
-            dependency=self.dependency,
             signal_seconds=link_signal_seconds(self.minutes),
             processes_per_node=0,
             requeue=False,
         )
 
-    def facts(self, site: SlurmSite) -> Mapping[str, Any]:
-        """What its template needs beyond the header and the site."""
-        return {}
 
+@dataclass(frozen=True, kw_only=True)
+class SweepJob(Job):
+    """The allocation of a sweep; every node runs the command."""
 
-@dataclass(frozen=True)
-class SweepJob:
-    """The allocation of a sweep."""
-
-    name: str
     resources: SweepResources
-    command: tuple[str, ...]  # on every node
-    description: str  # file without which the command makes no sense: waited for where a shared folder lags
-    stop: str  # file that has the driver stop
-    meetings: str  # folder in which the nodes meet
-    folder: str  # where it runs: the snapshot of the code
-    output: str  # file of its log
-    restarts: int
-    binds: tuple[str, ...] = ()  # folders that a container must see
+    stop: str  # file whose presence asks the driver to stop
+    meetings: str  # folder of the files by which the nodes find each other
+    restarts: int  # requeues at most
 
     def template(self, site: SlurmSite) -> str:
         return "sweep.sh.j2"
 
     def header(self, site: SlurmSite) -> Header:
         return Header(
-            name=self.name,
             output=_literal(self.output),
             minutes=self.resources.minutes,
             cpus=self.resources.cpus,
@@ -193,7 +188,6 @@ class SweepJob:
             constraint=site.constraint,
             exclude=site.exclude or "",
             extra=site.extra,
-            dependency="singleton",
             signal_seconds=signal_seconds(self.resources.minutes, site),
             nodes=self.resources.nodes,
             gpus=gpu_expression(self.resources.gpus, site),
@@ -201,7 +195,6 @@ class SweepJob:
         )
 
     def facts(self, site: SlurmSite) -> Mapping[str, Any]:
-        """What its template needs beyond the header and the site."""
         return {
             "patience": max(LEAST_PATIENCE, signal_seconds(self.resources.minutes, site) - RESERVE_SECONDS),
             "leave_seconds": LEAVE_SECONDS,
@@ -211,30 +204,27 @@ class SweepJob:
         }
 
 
-Job = ArrayJob | LinkJob | SweepJob
-
-
 class Quoted(str):
-    """Text that a template may print as it is."""
+    """Text that is quoted already."""
 
     __slots__ = ()
 
 
 def render_script(job: Job, site: SlurmSite, templates: Path) -> str:
-    """The script of a job. UsageError for a value that no script can hold, and for a template that is missing or wrong."""
+    """The batch script of a job. UsageError for a value that cannot be quoted, and for a missing or wrong template."""
     check_site(site)
     if "/" in site.template or site.template.startswith("."):
         raise UsageError(f"slurm.template {site.template!r}: name a file of {templates}")
-    place = {name: getattr(job, name) for name in ("binds", "folder", "description", "command")}
-    facts = {**vars(job.header(site)), **place, **job.facts(site), "login_shell": bool(site.modules), "site": site}
+    own = {name: getattr(job, name) for name in ("name", "binds", "folder", "description", "command", "dependency")}
+    facts = {**vars(job.header(site)), **own, **job.facts(site), "login_shell": bool(site.modules), "site": site}
     return _render_template(job.template(site), facts, templates)
 
 
 def parameters(job: Job, site: SlurmSite) -> dict[str, Any]:
-    """The request in submitit's words, for its own checks."""
+    """The request under submitit's parameter names, which submitit checks."""
     header = job.header(site)
     found = {
-        "job_name": header.name,
+        "job_name": job.name,
         "time": header.minutes,
         "nodes": header.nodes,
         "ntasks_per_node": header.processes_per_node or 1,
@@ -246,7 +236,7 @@ def parameters(job: Job, site: SlurmSite) -> dict[str, Any]:
         "qos": site.qos,
         "constraint": header.constraint,
         "exclude": header.exclude,
-        "dependency": header.dependency,
+        "dependency": job.dependency,
         "signal_delay_s": header.signal_seconds,
         "additional_parameters": {**({"array": header.array} if header.array else {}), **header.extra},
     }
@@ -254,7 +244,7 @@ def parameters(job: Job, site: SlurmSite) -> dict[str, Any]:
 
 
 def _render_template(name: str, facts: Mapping[str, Any], templates: Path) -> str:
-    """A template with its facts, every value quoted. UsageError for a template that is missing or wrong."""
+    """The rendered template. UsageError for a missing or wrong template, and for a value that it prints unquoted."""
     import jinja2
 
     environment = jinja2.Environment(  # noqa: S701 - a shell script, no HTML: quoting is enforced by `finalize`
@@ -278,7 +268,7 @@ def _render_template(name: str, facts: Mapping[str, Any], templates: Path) -> st
 
 
 def check_site(site: SlurmSite) -> None:
-    """UsageError for the first key of a site profile that cannot be put into a script."""
+    """UsageError for the first key of a site profile whose value cannot be written into a script."""
     for key in _SITE_OPTIONS:
         if getattr(site, key) is not None:
             _checked(f"slurm.{key}", getattr(site, key), option=True)
@@ -309,7 +299,7 @@ def memory_mb(job: ArrayJob) -> int:
 
 
 def excluded_nodes(job: ArrayJob, site: SlurmSite) -> str:
-    """Nodes that the site, the request or a launch that failed rules out; "" for none."""
+    """Nodes excluded by the site, the request, or after a failed launch; "" for none."""
     found = (site.exclude or "", *job.request.exclude, *job.avoided)
     return ",".join(dict.fromkeys(filter(None, found)))
 
@@ -322,22 +312,22 @@ def gpu_expression(gpus: int, site: SlurmSite) -> str:
 
 
 def signal_seconds(minutes: int, site: SlurmSite) -> int:
-    """When to warn before the time limit: as the site says, but not within the first three quarters of the time. 0: never."""
+    """How long before the time limit Slurm sends the warning signal: as the site says, at most a quarter of the time. 0: never."""
     return min(site.signal_seconds, minutes * 60 // 4)
 
 
 def link_signal_seconds(minutes: float) -> int:
-    """How long before its time limit a link of the controller chain is warned, and leaves."""
+    """How long before its time limit a link of the controller chain is warned and hands over."""
     return signal_seconds(int(minutes), SlurmSite(signal_seconds=LINK_WARNING_SECONDS))
 
 
 def launcher_python(site: SlurmSite, here: str) -> str:
-    """The interpreter on the compute nodes: the site's, inside a container its `python3`, else the one that runs here."""
+    """The interpreter on compute nodes: the site's, else `python3` of the container, else the one of this process."""
     return site.python or ("python3" if site.container else here)
 
 
 def _literal(path: str) -> str:
-    """A path in an option in which `%` begins a pattern."""
+    """A path for an option in which `%` starts a pattern."""
     return path.replace("%", "%%")
 
 
@@ -350,7 +340,7 @@ def _checked(what: str, value: str, *, option: bool = False) -> str:
     if found:
         raise UsageError(f"{what}: control character {found[0]!r} in {value!r}")
     if option and "\\" in value:
-        raise UsageError(f"{what}: sbatch reads a backslash as a mark of its own, so {value!r} cannot be asked for")
+        raise UsageError(f"{what}: sbatch interprets a backslash itself, so {value!r} cannot be passed to it")
     return value
 
 

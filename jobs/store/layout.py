@@ -1,29 +1,29 @@
-"""Where everything lies under `results/`: the one place that knows the folder names.
+"""Paths of all folders and files under `results/`: the only module that knows their names.
 
 results/
   store/STAGE/KEY/                  one stage, shared by all experiments
-    result.json                     the truth: written last, names the attempt whose artifacts count
-    checkpoint/                     resumable state, handed from attempt to attempt
+    result.json                     decides that the stage is done: written last, names the attempt whose artifacts count
+    checkpoint/                     resumable state, passed from attempt to attempt
     attempts/0001/                  one execution
-      claim.json                    who took it: host, process, Slurm job, start
+      claim.json                    which process executes it: host, pid, Slurm job, start
       output/                       artifacts
-      outcome.json                  how it ended, when it did not end in a result
-  store/cache/                      what stages keep for one another; may be removed whenever nothing runs
+      outcome.json                  how it ended, if not in a result
+  store/cache/                      data shared between stages; may be removed whenever nothing runs
   EXPERIMENT/
     experiment.json                 resolved configuration of the last launch
     cancelled.json                  what the user cancelled since
-    index.json                      what was read of finished stages: a cache, never the truth
-    submissions/NAME.json           one Slurm array: intent, then job id
-    teams/JOB.RESTART.STEP.json     where the processes of a job find one another, until they have (mode 0600)
+    index.json                      cache of the facts of finished stages
+    submissions/NAME.json           one Slurm array: intent, then job number
+    teams/JOB.RESTART.STEP.json     address of a job's process group until all processes have joined (mode 0600)
     snapshots/DIGEST/               code the jobs run
     logs/  tables/  confusion/
     sweep/                          report of the last sweep; jobs.sweeps.records writes the rest
       latest                        name of the last sweep launched
-      DIGEST/                       one sweep, named by all that determines it
+      DIGEST/                       one sweep, named by the digest of its configuration
         sweep.json                  what was launched
-        trials/TRIAL.json           which point a trial tried, and how far it came
-        ray/                        what Ray Tune keeps for itself
-        stop                        asks the sweep to stop
+        trials/TRIAL.json           the point of a trial, and its progress
+        ray/                        files of Ray Tune
+        stop                        requests the sweep to stop
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Layout:
 
     @property
     def cache(self) -> Path:
-        """What stages of all experiments have in common and can compute again."""
+        """Data that stages of all experiments share and can compute again."""
         return self.root / STORE / "cache"
 
     @property
@@ -135,7 +135,7 @@ class Layout:
         return self.folder / "tables"
 
     def log_of(self, stage: str, key: str) -> Path:
-        """Where a stage's output goes when it is computed on this machine; attempts follow one another."""
+        """The log of a stage that is computed on this machine; attempts append to it."""
         return self.logs / f"{stage}-{key}.log"
 
     @property

@@ -1,4 +1,4 @@
-"""Scores of a finished run, as its result file stores them. Pure."""
+"""Scores of a finished run, from the confusion matrix in its result. Pure."""
 
 from __future__ import annotations
 

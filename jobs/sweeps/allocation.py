@@ -11,8 +11,6 @@ not submitted again. The guard of jobs.slurm.submissions sees to it that there i
 
 from __future__ import annotations
 
-import shutil
-import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,8 +20,8 @@ from pathlib import Path
 
 from jobs.errors import UsageError
 from jobs.slurm.client import SlurmClient
-from jobs.slurm.parse import QueuedElement, Refusal, why_stuck
-from jobs.slurm.script import SweepJob, launcher_python, parameters, render_script
+from jobs.slurm.parse import QueuedElement, Refusal, describe_pending, why_stuck
+from jobs.slurm.script import SweepJob, launcher_python, render_script
 from jobs.slurm.submissions import SETTLE_SECONDS, Guard, State, Submission, SubmissionRecords, fixed_name, this_writer
 from jobs.store.records import write_text
 from jobs.store.snapshot import plan_snapshot, take_snapshot
@@ -94,10 +92,6 @@ def submit(sweep: Sweep, source: Path, client: SlurmClient, *, job: SweepJob | N
         return present[0].job
     snapshot = take_snapshot(source, sweep.layout)
     wanted = job or job_of(sweep, snapshot.path)
-    site = sweep.experiment.slurm
-    script = render_script(wanted, site, snapshot.path / "slurm_templates")
-    if shutil.which("sbatch") is None:
-        raise UsageError(f"sbatch is not in PATH on {socket.gethostname()}: no Slurm here (--cluster local needs none)")
     records = SubmissionRecords(sweep.layout.submissions.resolve() / "scripts", lambda _: sweep.folder.submission)
     guard = Guard(records, client, settle_seconds=settle_seconds, clock=time.time)
     pause = min(LOOK_AGAIN_SECONDS, settle_seconds)
@@ -116,7 +110,7 @@ def submit(sweep: Sweep, source: Path, client: SlurmClient, *, job: SweepJob | N
         records.withdraw(former)
     sweep.layout.logs.mkdir(parents=True, exist_ok=True)
     sweep.folder.stop.unlink(missing_ok=True)
-    intent, reply = guard.send(intent, look, script, parameters(wanted, site), site)
+    intent, reply = guard.send(intent, look, wanted, sweep.experiment.slurm, snapshot.path / "slurm_templates")
     if reply.refusal is Refusal.unknown:
         found = _job_of(intent, records, guard, look, pause)
         if found:
@@ -139,9 +133,7 @@ def state(sweep: Sweep, client: SlurmClient) -> AllocationState:
         return AllocationState(Phase.running, f"job {first.job} is ending, or about to wait for its next turn", first.job)
     if first.state != "PENDING":
         return AllocationState(Phase.running, f"job {first.job} runs (log {log_file(sweep)})", first.job)
-    stuck = why_stuck(first)
-    text = f"will never start: {stuck}" if stuck else f"waits for its turn ({first.reason})"
-    return AllocationState(Phase.pending, f"job {first.job} {text}", first.job, stuck)
+    return AllocationState(Phase.pending, f"job {first.job} {describe_pending(first)}", first.job, why_stuck(first))
 
 
 def cancel(sweep: Sweep, client: SlurmClient) -> tuple[str, ...]:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from jobs.control.controller import read_facts
 from jobs.control.estimates import Source, sibling_seconds
-from jobs.control.facts import NodeFacts
-from jobs.control.observe import read_facts
+from jobs.control.facts import StageFacts
 from jobs.errors import UsageError
 from jobs.experiment.config import Experiment, nearest, resources_of
 from jobs.experiment.graph import Graph, Node
@@ -191,13 +191,13 @@ def _counts(experiment: Experiment, corpus: Corpus, layout: Layout, nodes: Mappi
     graph = Graph(nodes, (), corpus.name, corpus.digest, dict.fromkeys(nodes, ()))
     facts = read_facts(graph, layout)
     seconds = sibling_seconds(graph, facts)
-    by_stage: dict[str, list[NodeFacts]] = {}
+    by_stage: dict[str, list[StageFacts]] = {}
     for key, node in nodes.items():
         by_stage.setdefault(node.stage, []).append(facts[key])
     return tuple(_count(experiment, stage, found, seconds.get((stage, ""))) for stage, found in by_stage.items())
 
 
-def _count(experiment: Experiment, stage: str, facts: Sequence[NodeFacts], measured: float | None) -> StageCount:
+def _count(experiment: Experiment, stage: str, facts: Sequence[StageFacts], measured: float | None) -> StageCount:
     resources, finished = resources_of(experiment, stage), sum(fact.done for fact in facts)
     seconds = resources.minutes * 60.0 if measured is None else measured
     hours = seconds * (len(facts) - finished) / 3600

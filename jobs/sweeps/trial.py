@@ -94,7 +94,7 @@ def evaluate_fold(
         if event.change in LOGGED_CHANGES:
             tell(f"{event.node.name} {event.text}")
 
-    report = run_local(desired, executor, grace_seconds=grace_seconds, tell=log, stopped=stopped)
+    report = run_local(desired, executor, grace_seconds=grace_seconds, on_event=log, stop_count=stopped)
     if not report.settled:
         raise TrialStoppedError(f"{point.label}: asked to stop in fold {fold}")
     if not report.complete:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.control.outliers import Attempt, check_rule, judge
+from jobs.control.outliers import FinishedRun, check_rule, judge
 from jobs.errors import UsageError
 from jobs.tables.summary import Entry, Scores, Status
 
@@ -138,7 +138,7 @@ class _Rounds:
 
     def _judge(self) -> tuple[Slot, ...]:
         attempts = [
-            Attempt(run.fold, run.slot, place, run.seed, run.scores.ua)
+            FinishedRun(run.fold, run.slot, place, run.seed, run.scores.ua)
             for slot, runs in self._slots.items()
             for place, run in enumerate(runs[: self.current[slot] + 1])
             if run.scores is not None and _finished(run)

@@ -1,4 +1,4 @@
-"""What must hold after the chaos: the table of the undisturbed run, and no two executions of one stage at the same time."""
+"""Checks after a chaos run: the table of the undisturbed run, and no two executions of one stage at the same time."""
 
 from __future__ import annotations
 

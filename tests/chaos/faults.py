@@ -1,4 +1,4 @@
-"""Faults injected into a running grid: each does one thing to real processes, and says whether it found something to do it to."""
+"""Faults injected into a running grid: each acts once on real processes and returns whether it found a target."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Scene:
         return True
 
     def start_pass(self) -> subprocess.Popen[bytes]:
-        """A pass of the controller by hand, beside whatever else is going on."""
+        """Start a pass of the controller by hand, beside everything else that runs."""
         command = [sys.executable, "launch.py", "reconcile", "chaos", "--results", str(self.results)]
         with (self.results.parent / "by-hand.log").open("ab") as log:
             process = subprocess.Popen(command, cwd=self.source, stdout=log, stderr=log, env=dict(self.cluster.environment))
@@ -95,7 +95,7 @@ def second_pass(scene: Scene) -> bool:
 
 
 def kill_node(scene: Scene) -> bool:
-    """Power a node off; Slurm is told, as a health check would, or finds out by itself."""
+    """Power a node off; Slurm is informed, as by a health check, or detects it itself."""
     up = [node for node in scene.cluster.settings.node_names if node not in scene.down]
     if len(up) < 2:
         return False
@@ -123,7 +123,7 @@ def requeue_element(scene: Scene) -> bool:
 
 
 def deafen_slurmctld(scene: Scene) -> bool:
-    """slurmctld hears nothing for a moment."""
+    """Suspend slurmctld for a moment."""
     scene.cluster.pause_controller()
     time.sleep(scene.random.uniform(1.0, 4.0))
     scene.cluster.resume_controller()
@@ -131,7 +131,7 @@ def deafen_slurmctld(scene: Scene) -> bool:
 
 
 def tear_result(scene: Scene) -> bool:
-    """Cut a result short: it is neither success nor failure any more."""
+    """Truncate a result: it then counts neither as success nor as failure."""
     found = [path for path in scene.results.glob("store/finetune/*/result.json") if path.stat().st_size]
     if not found:
         return False
@@ -161,7 +161,7 @@ def running_elements(scene: Scene) -> list[str]:
 
 
 def restore(scene: Scene, *, everything: bool = False) -> None:
-    """Start again what has been away long enough, and do what an administrator does: resume nodes that Slurm has drained.
+    """Restart what has been down long enough, and resume nodes that Slurm has drained, as an administrator does.
 
     A slurmctld that was killed forgets its last second; where a node then reports a job that it does not know, the node is drained.
     """
@@ -176,7 +176,7 @@ def restore(scene: Scene, *, everything: bool = False) -> None:
 
 
 def quietly(scene: Scene, *command: str) -> str:
-    """Output of a client command; "" where Slurm does not answer."""
+    """Output of a client command; "" if Slurm does not answer."""
     with contextlib.suppress(subprocess.SubprocessError):
         return scene.cluster.run(*command, check=False, timeout=15)
     return ""

@@ -1,4 +1,4 @@
-"""The command line of the chaos run: what launch.py is to real experiments, with the stages of the chaos registry and shorter waits.
+"""The command line of the chaos run: like launch.py, with the stages of the chaos registry and shorter waits.
 
     launch.py start | local | reconcile | control | worker | collect  ...      copied as `launch.py` into the source tree of the run
 
@@ -32,7 +32,7 @@ NAME = "chaos"
 
 
 def shorten_waits() -> None:
-    """Seconds instead of minutes where nothing but time is waited for; before modules that take over the values are imported."""
+    """Set waits to seconds instead of minutes; called before the modules that copy the values are imported."""
     liveness.GONE_SECONDS, liveness.QUIET_SECONDS = 25.0, 60.0
     slurm_client.UNDERWAY_SECONDS = 12.0
 
@@ -123,7 +123,12 @@ def one_pass(results: Path) -> int:
     launched = reopened(results)
     report = reconcile(desired_of(launched), arrays(launched))
     plan = report.plan
-    counts = {"done": len(plan.reused), "waiting": len(plan.waiting), "submitted": len(report.submitted), "stayed": len(plan.stayed)}
+    counts = {
+        "done": len(plan.reused),
+        "waiting": len(plan.waiting),
+        "submitted": len(report.submitted),
+        "held": len(plan.held_or_cancelled),
+    }
     counts |= {"deferred": len(plan.deferred), "given_up": len(plan.given_up), "blocked": len(plan.blocked)}
     sys.stdout.write(f"{time.strftime('%H:%M:%S')} {counts} settled={plan.settled}\n")
     for key, reason in list(plan.reasons.items())[:5]:
@@ -144,7 +149,7 @@ def start(results: Path, corpus: Path, folds: int, seeds: int, steps: int, step_
 
 
 def table(results: Path) -> int:
-    """Write the product's tables of what is there, and print them; before them every run that counts or did, with what it computed."""
+    """Write and print the tables; before them every run, superseded ones too, with the digest of its result."""
     from jobs.commands.collect import collect_tables
     from jobs.commands.session import Session
     from jobs.store.records import read_result

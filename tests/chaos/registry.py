@@ -29,7 +29,7 @@ DIVERGED = 8  # of 256 seeds are not finite
 
 @dataclass
 class Recipe:
-    """How long stages take; only `steps` decides what comes out."""
+    """How long stages take; only `steps` affects their results."""
 
     steps: int = 20
     step_seconds: float = 0.5
@@ -56,7 +56,7 @@ class Stopped(Exception):  # noqa: N818 - an ending, not an error
 
 
 class Diverged(Exception):  # noqa: N818
-    """The seed leads to a number that is none."""
+    """Training with this seed gives NaN."""
 
     diverged = True
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from jobs.control.controller import Desired, Report, reconcile
 from jobs.control.failure_policy import ended_attempts
-from jobs.control.observe import Sight, read_attempts
+from jobs.control.observe import PassContext, read_attempts
 from jobs.experiment.config import Cluster as Where
 from jobs.experiment.config import Experiment, Policy, SlurmSite, StageResources
 from jobs.experiment.graph import Graph, Run, Slot
@@ -106,7 +106,7 @@ class Trial:
     def classes(self, slot: int) -> list[str]:
         """The class of every attempt that ended without a result."""
         key = self.run(slot).key
-        files = read_attempts(self.stage(slot), Sight(live_jobs=self.arrays.live_jobs()))
+        files = read_attempts(self.stage(slot), PassContext(live_jobs=self.arrays.live_jobs()))
         return [each.failure.name for each in ended_attempts(files, self.arrays.departures([key]).get(key, ()), 0.0)]
 
     def states(self, slot: int) -> list[str]:

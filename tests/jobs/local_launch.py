@@ -50,8 +50,8 @@ def main(folder: Path, recipe: dict[str, object], grace: float) -> Report:
             desired(folder, recipe),
             local,
             grace_seconds=grace,
-            tell=lambda event: print(event.line, flush=True),  # noqa: T201
-            stopping=lambda running: print(f"stopping {running}", flush=True),  # noqa: T201
+            on_event=lambda event: print(event.line, flush=True),  # noqa: T201
+            on_stop=lambda running: print(f"stopping {running}", flush=True),  # noqa: T201
         )
 
 

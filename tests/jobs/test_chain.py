@@ -19,7 +19,18 @@ import pytest
 from jobs.commands.doctor import cron_line
 from jobs.errors import UsageError
 from jobs.experiment.config import Cluster, Experiment, Policy, SlurmSite
-from jobs.slurm.chain import Chain, ChainState, ControllerRecord, Phase, chain_state, link_name, read_record, record_file, write_record
+from jobs.slurm.chain import (
+    Chain,
+    ChainState,
+    ControllerRecord,
+    LinkState,
+    Phase,
+    chain_state,
+    link_name,
+    read_record,
+    record_file,
+    write_record,
+)
 from jobs.slurm.chain_link import MAX_FAILING, MAX_FRUITLESS
 from jobs.slurm.client import SlurmClient
 from jobs.slurm.parse import QueuedElement
@@ -162,8 +173,8 @@ def chains(slurm_cluster: SlurmCluster, tmp_path: Path) -> Iterator[SlurmCluster
 
 
 @pytest.mark.slurm
-def test_started_twice_and_at_once_it_is_one_chain_and_ends_by_itself(chains: SlurmCluster, tmp_path: Path) -> None:
-    """Four launchers at once, twice: one link runs, one waits; settled, tables are made once and nothing is left in the queue."""
+def test_concurrent_starts_make_one_chain_that_ends_by_itself(chains: SlurmCluster, tmp_path: Path) -> None:
+    """Four launchers at once, twice: one running and one pending link; once settled, tables are made once and the queue is empty."""
     layout = launch(tmp_path)
     assert look(layout).phase is Phase.none
     chain_of(tmp_path)
@@ -184,30 +195,30 @@ def test_started_twice_and_at_once_it_is_one_chain_and_ends_by_itself(chains: Sl
     until(lambda: not in_queue(chains, layout))
     assert lines(tmp_path, "ends") == ["settled"]
     assert look(layout).phase is Phase.ended
-    assert "every run is in" in look(layout).sentence
+    assert "every run has a result" in look(layout).sentence
 
 
 @pytest.mark.slurm
-def test_it_outlives_the_death_of_links_and_of_slurms_controller(chains: SlurmCluster, tmp_path: Path) -> None:
-    """SIGKILL to slurmctld, then to the link: the chain goes on, one running and one waiting, and an outage alone ends no link."""
+def test_the_chain_survives_killed_links_and_a_killed_slurmctld(chains: SlurmCluster, tmp_path: Path) -> None:
+    """SIGKILL to slurmctld, then to the link: again one running and one pending link, and an outage alone ends no link."""
     layout = launch(tmp_path)
     chain_of(tmp_path).ensure()
     until(lambda: steady(chains, tmp_path))
     chains.stop_controller(signal.SIGKILL)
-    until(lambda: "squeue" in (read_record(layout) or ControllerRecord("")).last_error, 60)
+    until(lambda: "squeue" in (read_record(layout) or ControllerRecord()).last_error, 60)
     assert not lines(tmp_path, "links"), "an outage is waited out"
     passes = len(lines(tmp_path, "passes"))
     chains.start_controller()
     until(lambda: steady(chains, tmp_path) and len(lines(tmp_path, "passes")) > passes + 2, 60)
-    assert (read_record(layout) or ControllerRecord("")).last_error == ""
+    assert (read_record(layout) or ControllerRecord()).last_error == ""
     first = runs(chains, tmp_path)
     chains.run("scancel", "--signal=KILL", "--batch", first)
     until(lambda: steady(chains, tmp_path, after=first))
 
 
 @pytest.mark.slurm
-def test_where_the_queue_is_full_a_link_runs_again(chains: SlurmCluster, tmp_path: Path) -> None:
-    """No place for a successor, as when arrays have taken all that the site allows: the link takes its own place once more."""
+def test_a_link_requeues_itself_if_the_queue_is_full(chains: SlurmCluster, tmp_path: Path) -> None:
+    """The submit limit leaves no place for a successor: the link is requeued, which needs no further place."""
     layout = launch(tmp_path, minutes=0.02)
     programs = tmp_path / "programs"
     programs.mkdir()
@@ -217,16 +228,16 @@ def test_where_the_queue_is_full_a_link_runs_again(chains: SlurmCluster, tmp_pat
     site = SlurmSite(environment={"PATH": f"{programs}:{os.environ['PATH']}"})
     (tmp_path / "full").touch()
     first = chain_of(tmp_path, site).ensure().waiting
-    until(lambda: in_queue(chains, layout) == [("PENDING", first)] and (read_record(layout) or ControllerRecord("")).successor == first)
-    assert "QOSMaxSubmitJobPerUserLimit" in (read_record(layout) or ControllerRecord("")).problem
+    until(lambda: in_queue(chains, layout) == [("PENDING", first)] and (read_record(layout) or ControllerRecord()).successor == first)
+    assert "QOSMaxSubmitJobPerUserLimit" in (read_record(layout) or ControllerRecord()).problem
     (tmp_path / "full").unlink()
     order(tmp_path)
     until(lambda: steady(chains, tmp_path, after=str(int(first) - 1)))  # Slurm lets some seconds go by before it starts a job anew
 
 
 @pytest.mark.slurm
-def test_cancelled_by_hand_it_is_gone(chains: SlurmCluster, tmp_path: Path) -> None:
-    """`scancel` of both links means both: the one that runs submits no other on its way out, and the chain counts as broken off."""
+def test_scancel_of_all_links_ends_the_chain(chains: SlurmCluster, tmp_path: Path) -> None:
+    """After `scancel` of both links the running one submits no other, and the state of the chain is broken."""
     layout = launch(tmp_path, poll=2)
     chain_of(tmp_path).ensure()
     until(lambda: steady(chains, tmp_path))
@@ -237,8 +248,8 @@ def test_cancelled_by_hand_it_is_gone(chains: SlurmCluster, tmp_path: Path) -> N
 
 
 @pytest.mark.slurm
-def test_links_follow_each_other_with_their_time_and_with_new_code(chains: SlurmCluster, tmp_path: Path) -> None:
-    """A link leaves when its time is nearly up or the experiment is launched anew, then with the code of that launch."""
+def test_a_link_hands_over_at_its_time_limit_and_after_a_new_launch(chains: SlurmCluster, tmp_path: Path) -> None:
+    """A link hands over when its time limit is near or after a new launch; the next one runs the code of that launch."""
     layout = launch(tmp_path, minutes=0.02)
     chain_of(tmp_path).ensure()
     until(lambda: len(lines(tmp_path, "links")) >= 2)
@@ -260,8 +271,8 @@ def test_links_follow_each_other_with_their_time_and_with_new_code(chains: Slurm
 
 
 @pytest.mark.slurm
-def test_chains_of_two_folders_do_not_touch_each_other(chains: SlurmCluster, tmp_path: Path) -> None:
-    """The same experiment below another results folder is another chain; the end of its budget ends that one alone."""
+def test_chains_of_two_results_folders_are_independent(chains: SlurmCluster, tmp_path: Path) -> None:
+    """The same experiment in another results folder has another chain; the end of its budget ends only that one."""
     one, other = tmp_path / "one", tmp_path / "other"
     launch(one)
     launch(other, deadline=time.time() + 4)
@@ -277,7 +288,7 @@ def test_chains_of_two_folders_do_not_touch_each_other(chains: SlurmCluster, tmp
 
 @pytest.mark.slurm
 def test_passes_that_never_succeed_end_the_chain(chains: SlurmCluster, tmp_path: Path) -> None:
-    """Three links of five failing passes, then it says so and leaves nothing behind; one failure among good passes is only noted."""
+    """Three links of five failed passes each, then the chain ends and reports it; a failure among successful passes is only recorded."""
     layout = launch(tmp_path, fail="no table\nof that name", poll=0.02)
     chain_of(tmp_path).ensure()
     until(lambda: look(layout).phase is Phase.broken and not in_queue(chains, layout), 60)
@@ -292,13 +303,13 @@ def test_passes_that_never_succeed_end_the_chain(chains: SlurmCluster, tmp_path:
     order(tmp_path, fail="once")
     until(lambda: "the last " in look(layout).sentence and "once" in look(layout).sentence)
     order(tmp_path)
-    until(lambda: not (read_record(layout) or ControllerRecord("")).last_error)
+    until(lambda: not (read_record(layout) or ControllerRecord()).last_error)
     assert look(layout).phase is Phase.running
 
 
 @pytest.mark.slurm
-def test_a_site_that_takes_no_link_is_told_in_words(chains: SlurmCluster, tmp_path: Path) -> None:
-    """Slurm's reason is returned and kept for whoever looks later."""
+def test_a_rejected_link_is_reported_with_slurms_reason(chains: SlurmCluster, tmp_path: Path) -> None:
+    """Slurm's reason is returned, and kept in the record for `status`."""
     layout = launch(tmp_path)
     state = chain_of(tmp_path, SlurmSite(controller_partition="nowhere")).ensure()
     assert state.phase is Phase.broken
@@ -306,37 +317,37 @@ def test_a_site_that_takes_no_link_is_told_in_words(chains: SlurmCluster, tmp_pa
     assert state.problem in look(layout).sentence
 
 
-def test_where_sbatch_is_missing_that_is_the_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As inside a container without Slurm: no exception, a sentence."""
+def test_missing_sbatch_is_reported_as_the_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As inside a container without Slurm: no exception but a problem in the state."""
     launch(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     chain = chain_of(tmp_path)
     state = chain.ensure(queue=[])
     assert (state.phase, state.running, state.waiting) == (Phase.broken, "", "")
     assert "sbatch is not in PATH" in state.problem
-    assert chain.hopeless
+    assert chain.cannot_submit
 
 
 def element(layout: Layout, job: str, state: str, reason: str = "None") -> QueuedElement:
     return QueuedElement(job, state, reason, link_name(layout))
 
 
-def test_what_status_says(tmp_path: Path) -> None:
-    """One sentence for every way a chain can stand; a record of an earlier launch says nothing."""
+def test_chain_state_in_one_sentence(tmp_path: Path) -> None:
+    """Every state of a chain; a record of an earlier launch is ignored."""
     layout = launch(tmp_path, launched=100.0)
     other = QueuedElement("3", "RUNNING", "None", "somebody.else")
     assert chain_state(layout, [other]).phase is Phase.none
     waiting = chain_state(layout, [other, element(layout, "7", "PENDING", "Priority")])
     assert (waiting.phase, waiting.waiting) == (Phase.pending, "7")
     assert "Priority" in waiting.sentence
-    write_record(layout, ControllerRecord("running", "6", "n2", 100.0, 150.0, 3, 200.0, problem="Access denied"))
+    write_record(layout, ControllerRecord(LinkState.running, "6", "n2", 100.0, 150.0, 3, 200.0, problem="Access denied"))
     found = chain_state(layout, [element(layout, "6", "RUNNING")], now=230.0)
     assert found.sentence == "controller: job 6 on n2, last pass 30 s ago, without a successor: Access denied"
     gone = chain_state(layout, [element(layout, "6", "COMPLETING")], now=230.0)
     assert gone.phase is Phase.broken
     assert "Access denied" in gone.sentence
     assert chain_state(layout, None, now=230.0).phase is Phase.running
-    write_record(layout, ControllerRecord("broken", "6", launched=100.0, message="3 links in a row"))
+    write_record(layout, ControllerRecord(LinkState.broken, "6", launched=100.0, message="3 links in a row"))
     assert chain_state(layout, [other]).sentence.endswith("any more: 3 links in a row")
     launch(tmp_path, launched=300.0)
     assert chain_state(layout, [other]).phase is Phase.none
@@ -371,8 +382,8 @@ SITES = {
 
 
 @pytest.mark.parametrize("name", SITES)
-def test_the_script_of_a_link_is_the_golden_one(name: str) -> None:
-    """A small job in the controller's partition, without a GPU. SER_GRID_WRITE_GOLDEN=1 writes them anew."""
+def test_link_script_equals_the_golden_file(name: str) -> None:
+    """A small job in the controller's partition, without a GPU. SER_GRID_WRITE_GOLDEN=1 writes the files again."""
     text = render_script(JOB, SITES[name], TEMPLATES)
     file = GOLDEN / f"{name}.sh"
     if os.environ.get("SER_GRID_WRITE_GOLDEN"):
@@ -381,15 +392,15 @@ def test_the_script_of_a_link_is_the_golden_one(name: str) -> None:
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
 
 
-def test_no_value_of_a_profile_is_printed_unquoted() -> None:
+def test_every_value_of_a_profile_is_quoted() -> None:
     """As in the scripts of stages."""
     with pytest.raises(UsageError, match="control character"):
         render_script(JOB, SlurmSite(environment={"A": "x\ntouch pwned"}), TEMPLATES)
     assert "'$(touch pwned)'" in render_script(JOB, SlurmSite(controller_partition="$(touch pwned)"), TEMPLATES)
 
 
-def test_the_line_for_cron_runs_as_it_stands(tmp_path: Path) -> None:
-    """Through a shell as cron starts it, from a folder whose name is awkward: the command gets its words."""
+def test_the_cron_line_runs_as_printed(tmp_path: Path) -> None:
+    """In a shell as cron starts it, from a folder with special characters in its name: the command gets its arguments."""
     folder = tmp_path / "it's 100% $HOME"
     folder.mkdir()
     (folder / "launch.py").write_text("import json, os, sys\nprint(json.dumps([sys.argv[1:], os.getcwd(), os.environ['SLURM_CONF']]))\n")
@@ -406,8 +417,8 @@ def test_the_line_for_cron_runs_as_it_stands(tmp_path: Path) -> None:
         cron_line(layout, folder=tmp_path / "a\nb")
 
 
-def test_the_time_limit_of_a_link_is_the_policys(tmp_path: Path) -> None:
-    """And what `grid --dry-run` shows is made without touching anything."""
+def test_the_time_limit_of_a_link_is_policy_controller_minutes(tmp_path: Path) -> None:
+    """And the script that `grid --dry-run` shows is made without writing anything."""
     launch(tmp_path)
     chain_of(tmp_path)
     experiment = Experiment(name="trial", corpus="test", policy=Policy(controller_minutes=7))

@@ -13,10 +13,10 @@ from unittest import mock
 
 import pytest
 
-from jobs.control.controller import MAX_UNSEEN, Change, Desired, Event, Report, changes, look, reconcile, wait_for
-from jobs.control.executor_protocol import Batch, Limits, NotesDepartures, SeesQueue
+from jobs.control.controller import MAX_QUEUE_FAILURES, Change, Desired, Event, Report, changes, context_of, look, reconcile, wait_for
+from jobs.control.executor_protocol import Batch, Executor, Limits
 from jobs.control.facts import Departure, InFlight, Phase, Request
-from jobs.control.failure_policy import COMMUNICATION_RETRIES, MAX_SILENT
+from jobs.control.failure_policy import COMMUNICATION_RETRIES, MAX_FAILED_STARTS
 from jobs.control.plan import ALIKE
 from jobs.errors import SlurmUnavailableError
 from jobs.experiment.config import Policy
@@ -31,7 +31,7 @@ from tests.jobs import fake_registry, local_launch
 
 
 @dataclass
-class QueueOfThreads:
+class QueueOfThreads(Executor):
     """An executor with a queue of its own: every look at it runs the elements whose upstream is done, with the real worker."""
 
     folder: Path
@@ -69,12 +69,12 @@ class QueueOfThreads:
         withdrawn = [each for each in self.processes if set(each[2]) <= set(keys)]
         self.processes = [each for each in self.processes if each not in withdrawn]
         for _, _, held in withdrawn:
-            self.leave(held, "CANCELLED by 1000", ours=True)
+            self.leave(held, "CANCELLED by 1000", withdrawn=True)
         return tuple(key for _, _, held in withdrawn for key in held)
 
-    def leave(self, keys: Collection[str], state: str, *, ours: bool = False) -> None:
+    def leave(self, keys: Collection[str], state: str, *, withdrawn: bool = False) -> None:
         for key in keys:
-            self.gone.append(Departure(key, self.queue.pop(key).job, state, time.time(), time.time(), ours))
+            self.gone.append(Departure(key, self.queue.pop(key).job, state, time.time(), time.time(), withdrawn))
 
     def submit(self, batch: Batch, graph: Graph, upstream: Mapping[str, InFlight]) -> Mapping[str, InFlight]:
         if self.refuses:
@@ -108,11 +108,11 @@ def executor(tmp_path: Path) -> QueueOfThreads:
 
 def _wait(desired: Desired, executor: QueueOfThreads) -> tuple[Report, list[Event]]:
     events: list[Event] = []
-    return wait_for(desired, executor, poll_seconds=0.001, tell=events.append, each_pass=executor.run), events
+    return wait_for(desired, executor, poll_seconds=0.001, on_event=events.append, on_pass=executor.run), events
 
 
 def test_the_whole_graph_is_submitted_in_one_pass_and_only_once(tmp_path: Path, executor: QueueOfThreads) -> None:
-    """One pass hands everything over, with the jobs to depend on; the next finds it in flight."""
+    """One pass submits everything, with the jobs to depend on; the next finds it in flight."""
     desired = local_launch.desired(tmp_path, {})
     first = reconcile(desired, executor)
     assert sorted(first.submitted) == sorted(desired.graph.nodes)
@@ -124,8 +124,8 @@ def test_the_whole_graph_is_submitted_in_one_pass_and_only_once(tmp_path: Path, 
     assert len(second.plan.waiting) == 20
 
 
-def test_waiting_ends_when_everything_is_there(tmp_path: Path, executor: QueueOfThreads) -> None:
-    """All runs get their results; every stage is told of once; a second wait submits nothing."""
+def test_waiting_ends_when_everything_is_done(tmp_path: Path, executor: QueueOfThreads) -> None:
+    """All runs get their results; every stage is reported once; a second wait submits nothing."""
     desired = local_launch.desired(tmp_path, {})
     report, events = _wait(desired, executor)
     assert report.complete
@@ -139,7 +139,7 @@ def test_waiting_ends_when_everything_is_there(tmp_path: Path, executor: QueueOf
 
 
 def test_each_class_of_failure_has_its_policy(tmp_path: Path, executor: QueueOfThreads) -> None:
-    """Communication: elsewhere, a few times. Memory: with relief. Code: once, and what needs it is blocked. All are told of."""
+    """Communication: on other nodes, a few times. Memory: with relief. Code: once, its downstream stages are blocked. All are reported."""
     failing = {"finetune vft 1 0": "comm:2", "finetune vft 1 1": "oom:2", "finetune vft 2 0": "comm:9", "tapt tapt 1 0": "fail:9"}
     desired = local_launch.desired(tmp_path, {"failing": failing})
     report, events = _wait(desired, executor)
@@ -156,8 +156,8 @@ def test_each_class_of_failure_has_its_policy(tmp_path: Path, executor: QueueOfT
     assert requests == {Request(), Request(1, 1.5), Request(2, 2.25), Request(exclude=("n1",))}
 
 
-def test_a_diverged_run_makes_room_for_the_reserve_seed(tmp_path: Path, executor: QueueOfThreads) -> None:
-    """Found as NaN, or by the training-side test of a result that is there: the slot's next seed runs, and the first is on record."""
+def test_a_diverged_run_is_replaced_by_the_reserve_seed(tmp_path: Path, executor: QueueOfThreads) -> None:
+    """Detected as NaN, or by the training-side test of an existing result: the slot's next seed runs, and the first is recorded."""
     recipe: dict[str, object] = {"failing": {"finetune vft 1 0": "nan", "finetune tapt 2 1": "collapse"}}
     report, events = _wait(local_launch.desired(tmp_path, recipe), executor)
     assert report.complete
@@ -172,8 +172,8 @@ def test_a_diverged_run_makes_room_for_the_reserve_seed(tmp_path: Path, executor
     assert again.judgements == report.judgements, "another process, later, decides the same"
 
 
-def test_an_outlier_is_run_again_and_the_budget_of_seeds_ends_it(tmp_path: Path, executor: QueueOfThreads) -> None:
-    """One low run is replaced; a slot that diverges with every seed it may use is given up, with that reason."""
+def test_an_outlier_is_rerun_until_the_seeds_are_used_up(tmp_path: Path, executor: QueueOfThreads) -> None:
+    """One low run is replaced; a slot that diverges with every seed is given up, with that reason."""
     low = {"failing": {"finetune vft 1 0": "low"}}
 
     def refill(generations: Mapping[Slot, int]) -> Graph:
@@ -197,13 +197,13 @@ def _vft(folder: Path, behaviour: str, seeds: int = 6) -> Desired:
     return replace(local_launch.desired(folder, {}), graph=graph, refill=None)
 
 
-def test_when_the_first_all_fail_alike_the_rest_is_taken_back(tmp_path: Path, executor: QueueOfThreads) -> None:
-    """Three of six run, and fail in the same words; the others never start, until it is mended and launched again."""
+def test_when_the_first_all_fail_alike_the_rest_is_withdrawn(tmp_path: Path, executor: QueueOfThreads) -> None:
+    """Three of six run and fail with the same error; the others do not start until it is fixed and launched again."""
     executor.at_once = 1
     report, events = _wait(_vft(tmp_path, "broken"), executor)
     assert not report.complete
     assert len(report.plan.given_up) == ALIKE
-    assert len(report.plan.stayed) == 6 - ALIKE
+    assert len(report.plan.held_or_cancelled) == 6 - ALIKE
     assert executor.queue == {}
     assert len(fake_registry.count(tmp_path / "corpus", "starts")) == ALIKE
     (told,) = [event for event in events if event.change is Change.held]
@@ -213,24 +213,24 @@ def test_when_the_first_all_fail_alike_the_rest_is_taken_back(tmp_path: Path, ex
     assert _wait(_vft(tmp_path, "broken"), executor)[0].complete
 
 
-def test_what_was_cancelled_is_not_submitted_before_it_is_launched_again(tmp_path: Path, executor: QueueOfThreads) -> None:
-    """By the record of it, or by the owner's own scancel: nothing new, what waits is taken back, and a launch lifts it."""
+def test_cancelled_stages_are_not_submitted_before_the_next_launch(tmp_path: Path, executor: QueueOfThreads) -> None:
+    """By the cancellation record or the owner's scancel: nothing is submitted, queued jobs are withdrawn, and a launch lifts it."""
     desired = _vft(tmp_path, "", seeds=2)
     first, second = (run.key for run in desired.graph.runs)
     reconcile(desired, executor)
     record_cancellation(desired.layout, [first], time.time())
     report = reconcile(desired, executor)
-    assert (report.plan.stayed, report.plan.waiting) == ((first,), (second,))
+    assert (report.plan.held_or_cancelled, report.plan.waiting) == ((first,), (second,))
     assert set(executor.queue) == {second}
     executor.processes.clear()
     executor.leave([second], "CANCELLED by 1000")
     report = reconcile(desired, executor)
-    assert set(report.plan.stayed) == {first, second}
+    assert set(report.plan.held_or_cancelled) == {first, second}
     assert (report.submitted, report.settled, report.complete) == ((), True, False)
     assert set(reconcile(_vft(tmp_path, "", seeds=2), executor).submitted) == {first, second}
 
 
-def test_until_slurm_says_how_it_ended_nothing_follows(tmp_path: Path, executor: QueueOfThreads) -> None:
+def test_nothing_is_submitted_until_slurm_reports_how_a_job_ended(tmp_path: Path, executor: QueueOfThreads) -> None:
     """A job that has just left the queue may have been cancelled by hand."""
     desired = _vft(tmp_path, "comm:1", seeds=1)
     (key,) = desired.graph.nodes
@@ -247,8 +247,8 @@ def test_until_slurm_says_how_it_ended_nothing_follows(tmp_path: Path, executor:
     assert "(tried again)" in event.text
 
 
-def test_a_queue_that_cannot_be_seen_changes_nothing(tmp_path: Path, executor: QueueOfThreads) -> None:
-    """Neither submitted nor withdrawn nor written."""
+def test_a_pass_without_an_answer_of_slurm_changes_nothing(tmp_path: Path, executor: QueueOfThreads) -> None:
+    """Nothing is submitted, withdrawn or written."""
     desired = _vft(tmp_path, "")
     reconcile(desired, executor)
     held, files = dict(executor.queue), sorted(tmp_path.rglob("*"))
@@ -258,8 +258,8 @@ def test_a_queue_that_cannot_be_seen_changes_nothing(tmp_path: Path, executor: Q
     assert (executor.queue, len(executor.submissions), sorted(tmp_path.rglob("*"))) == (held, 2, files)
 
 
-def test_jobs_of_an_earlier_configuration_are_left_alone(tmp_path: Path, executor: QueueOfThreads) -> None:
-    """They are in the queue, and not in the graph: no pass stumbles over them when they end."""
+def test_jobs_of_an_earlier_configuration_do_not_disturb_a_pass(tmp_path: Path, executor: QueueOfThreads) -> None:
+    """They are in the queue and not in the graph, and no pass fails when they end."""
     desired = _vft(tmp_path, "", seeds=1)
     executor.queue["another"] = InFlight(Phase.running, "9_0")
     report, events = _wait(desired, executor)
@@ -278,8 +278,8 @@ def test_a_full_queue_defers(tmp_path: Path, executor: QueueOfThreads) -> None:
     assert set(fake_registry.count(tmp_path / "corpus", "starts").values()) == {1}
 
 
-def test_what_was_not_taken_is_planned_again(tmp_path: Path, executor: QueueOfThreads) -> None:
-    """A batch that sbatch refused takes nothing with it: its dependants are kept back, and all of it follows in the next pass."""
+def test_rejected_batches_are_planned_again(tmp_path: Path, executor: QueueOfThreads) -> None:
+    """If sbatch rejects a batch, its downstream stages are not submitted either; all of it follows in the next pass."""
     executor.refuses = 2
     desired = local_launch.desired(tmp_path, {})
     first = reconcile(desired, executor)
@@ -291,35 +291,38 @@ def test_what_was_not_taken_is_planned_again(tmp_path: Path, executor: QueueOfTh
 
 
 def test_jobs_that_never_start_are_not_submitted_for_ever(tmp_path: Path, executor: QueueOfThreads) -> None:
-    """A broken prologue leaves no attempt on disk; after a few times the stages are given up, with that reason."""
+    """A failing prologue leaves no attempt on disk; after a few times the stages are given up, with that reason."""
     executor.broken = True
     report, _ = _wait(local_launch.desired(tmp_path, {}), executor)
     assert not report.complete
     assert set(report.plan.given_up) == {key for key, node in local_launch.desired(tmp_path, {}).graph.nodes.items() if not node.upstream}
     assert all("before the worker began" in report.facts[key].error for key in report.plan.given_up)
-    assert {sum(key in batch.keys for batch in executor.submissions) for key in report.plan.given_up} == {MAX_SILENT}
+    assert {sum(key in batch.keys for batch in executor.submissions) for key in report.plan.given_up} == {MAX_FAILED_STARTS}
 
 
-def test_a_queue_that_cannot_be_seen_is_waited_for_and_not_for_ever(tmp_path: Path, executor: QueueOfThreads) -> None:
-    """Hiccups cost passes and nothing else; a Slurm that stays away ends the wait with its error."""
-    executor.unseen = MAX_UNSEEN - 1
+def test_waiting_for_an_answer_of_slurm_is_bounded(tmp_path: Path, executor: QueueOfThreads) -> None:
+    """Short outages cost passes and nothing else; a longer one ends the wait with its error."""
+    executor.unseen = MAX_QUEUE_FAILURES - 1
     report, _ = _wait(local_launch.desired(tmp_path, {}), executor)
     assert report.complete
-    executor.unseen = MAX_UNSEEN
+    executor.unseen = MAX_QUEUE_FAILURES
     with pytest.raises(SlurmUnavailableError):
         _wait(local_launch.desired(tmp_path, {}), executor)
 
 
-def test_an_executor_that_sees_the_queue_is_asked(executor: QueueOfThreads) -> None:
-    """The optional method is found by its name."""
-    assert isinstance(executor, SeesQueue)
+def test_the_context_of_a_pass_holds_what_its_executor_knows(tmp_path: Path, executor: QueueOfThreads) -> None:
+    """The queue of one that has it; of the local executor the tasks that departed, and no queue."""
+    desired = local_launch.desired(tmp_path, {})
+    executor.queue, executor.unsettled = {"key": InFlight(Phase.queued, "1_0")}, frozenset(("other",))
+    seen = context_of(desired, executor)
+    assert (seen.live_jobs, seen.settling, seen.departures) == ({"1_0"}, {"other"}, executor.departures)
     local = local_launch.executor(executor.folder)
-    assert isinstance(local, NotesDepartures)
-    assert not isinstance(local, SeesQueue)
+    seen = context_of(desired, local)
+    assert (seen.live_jobs, seen.settling, seen.departures) == (None, frozenset(), local.departures)
 
 
 def test_an_interrupt_ends_the_wait_and_leaves_the_jobs(tmp_path: Path, executor: QueueOfThreads) -> None:
-    """Ctrl-C in `--wait`: the report says so, nothing is withdrawn."""
+    """Ctrl-C in `--wait`: the report is marked as interrupted, nothing is withdrawn."""
     desired = local_launch.desired(tmp_path, {})
     main = threading.main_thread()
     timer = threading.Timer(0.3, lambda: _interrupt(main))

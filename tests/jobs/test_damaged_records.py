@@ -26,7 +26,7 @@ from jobs.errors import UsageError
 from jobs.experiment.config import Experiment
 from jobs.experiment.launched import Corpus, Launched, launch, reopen, store
 from jobs.local.executor import LocalExecutor
-from jobs.slurm.chain import ControllerRecord, launched_at, read_record, record_file, write_record
+from jobs.slurm.chain import ControllerRecord, LinkState, launched_at, read_record, record_file, write_record
 from jobs.slurm.submissions import State, Submission, SubmissionBook, Writer
 from jobs.store.attempts import claim_alive
 from jobs.store.cancellations import read_cancellations, record_cancellation
@@ -164,7 +164,7 @@ def _write_launch_time(folder: Path) -> Path:
 
 
 def _write_link(folder: Path) -> Path:
-    write_record(_layout(folder), ControllerRecord("running", "7", "h", 1.5, 2.5, 3, 4.5, 1, 2, "E", "8", "p", "m"))
+    write_record(_layout(folder), ControllerRecord(LinkState.running, "7", "h", 1.5, 2.5, 3, 4.5, 1, 2, "E", "8", "p", "m"))
     return record_file(_layout(folder))
 
 

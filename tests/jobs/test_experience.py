@@ -1,4 +1,4 @@
-"""Requests from experience: bounds of the rule, which siblings count, and what follows where a prediction was not enough."""
+"""Requests from experience: bounds of the rule, which siblings count, and what follows if a prediction was not enough."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.control.controller import desired_of
+from jobs.control.controller import desired_of, read_facts
 from jobs.control.estimates import (
     CONFIGURED,
     GIB,
@@ -25,9 +25,9 @@ from jobs.control.estimates import (
     upper_bound,
 )
 from jobs.control.executor_protocol import Limits
-from jobs.control.facts import OUTSIDE, Asked, Departure, NodeFacts, Request
-from jobs.control.failure_policy import Ended, ended_attempts, judge, short_of
-from jobs.control.observe import Sight, read_attempts, read_facts
+from jobs.control.facts import OUTSIDE, Asked, Departure, Request, Shortage, StageFacts
+from jobs.control.failure_policy import EndedAttempt, decide, ended_attempts, shortage
+from jobs.control.observe import PassContext, read_attempts
 from jobs.control.plan import make_plan
 from jobs.control.result_index import ResultIndex, facts_of
 from jobs.errors import UsageError
@@ -49,19 +49,19 @@ GIVEN = Resources(cpus=2, gpus=0, memory_gb=32.0, minutes=90)
 SECONDS = st.lists(st.floats(0.01, 1e6), min_size=1, max_size=60)
 
 
-def done(seconds: float, gigabytes: float = 1.0, *, on_gpu: bool = False, processes: int = 1) -> NodeFacts:
-    return NodeFacts(
+def done(seconds: float, gigabytes: float = 1.0, *, on_gpu: bool = False, processes: int = 1) -> StageFacts:
+    return StageFacts(
         done=True, attempts=1, seconds=seconds, all_seconds=seconds, memory=int(gigabytes * GIB), on_gpu=on_gpu, processes=processes
     )
 
 
-def experience(graph: Graph, facts: dict[str, NodeFacts], given: Resources = GIVEN, siblings: int = 3) -> Experience:
+def experience(graph: Graph, facts: dict[str, StageFacts], given: Resources = GIVEN, siblings: int = 3) -> Experience:
     return Experience(graph, facts, Bounds({"finetune": given, "tapt": given}, siblings, 120.0))
 
 
 @given(SECONDS, st.data())
-def test_a_longer_sibling_never_asks_for_less(values: list[float], data: st.DataObject) -> None:
-    """Whichever of them takes longer; and what nearly all of them took is covered with a margin of a quarter at least."""
+def test_a_longer_sibling_never_lowers_the_request(values: list[float], data: st.DataObject) -> None:
+    """Whichever takes longer; the request covers nearly all of them with a margin of at least a quarter."""
     place, more = data.draw(st.integers(0, len(values) - 1)), data.draw(st.floats(1, 10))
     longer = [value * more if index == place else value for index, value in enumerate(values)]
     assert upper_bound(longer) >= upper_bound(values)
@@ -108,8 +108,8 @@ def test_siblings_of_the_same_method_count_first() -> None:
     assert experience(graph, facts)("finetune", "tapt").siblings == 3
 
 
-def test_only_what_was_computed_alike_is_compared() -> None:
-    """A team of the same size; on a GPU where one is asked for, and any device where none of them used one."""
+def test_only_siblings_with_the_same_processes_and_device_count() -> None:
+    """A process group of the same size; on a GPU if one is requested, on any device if none of them used one."""
     graph = make_graph(methods=("vft",), folds=("1",), seeds=6)
     keys = [run.key for run in graph.runs]
     mixed = dict(zip(keys, [*[done(6000.0)] * 3, *[done(60.0, on_gpu=True)] * 3], strict=True))
@@ -119,8 +119,8 @@ def test_only_what_was_computed_alike_is_compared() -> None:
     assert experience(graph, mixed, replace(GIVEN, nodes=2))("finetune", "vft") is CONFIGURED
 
 
-def test_other_machines_and_more_threads_are_no_siblings() -> None:
-    """What was computed outside of Slurm, in other partitions, or with more threads says nothing; what nothing is known of does."""
+def test_other_partitions_and_more_threads_do_not_count() -> None:
+    """Siblings computed outside of Slurm, in other partitions or with more threads do not count; those without a record do."""
     graph = make_graph(methods=("vft",), folds=("1",), seeds=9)
     keys = [run.key for run in graph.runs]
     kinds = [*[done(60.0)] * 3, *[replace(done(600.0), partition="v100", threads=2)] * 3, *[replace(done(6.0), partition=OUTSIDE)] * 3]
@@ -142,14 +142,14 @@ def test_an_unfinished_sibling_counts_on_a_gpu_too() -> None:
     facts = {key: done(600.0, on_gpu=True) for key in keys[:3]}
     given = replace(GIVEN, gpus=1)
     plain = experience(graph, facts, given)("finetune", "vft").minutes
-    longer = experience(graph, {**facts, keys[3]: NodeFacts(all_seconds=1500.0)}, given)("finetune", "vft").minutes
+    longer = experience(graph, {**facts, keys[3]: StageFacts(all_seconds=1500.0)}, given)("finetune", "vft").minutes
     assert plain is not None
     assert longer is not None
     assert longer > plain
 
 
-def test_pages_of_files_are_asked_for_once() -> None:
-    """They get no margin; only what is a process's own does."""
+def test_file_pages_are_requested_once() -> None:
+    """They get no margin; only the private memory of a process does."""
     mapped = [replace(done(60.0, 4.0), mapped=3 * GIB)] * 100
     found = predict(mapped, GIVEN, 300.0)
     assert found.memory_gb == 5.0, "1.25 * 1.1 + 3 + 0.5, in quarters"
@@ -167,24 +167,24 @@ def test_memory_is_that_of_all_processes_of_a_node() -> None:
     assert predict([done(60.0, 0.0)] * 5, GIVEN, 300.0).memory_gb is None
 
 
-def test_what_was_not_enough_is_a_lower_bound() -> None:
-    """An unfinished sibling that went beyond all others raises the request; one that was only begun says nothing."""
+def test_a_request_that_was_not_enough_is_a_lower_bound() -> None:
+    """An unfinished sibling that exceeded all others raises the request; one that only started does not."""
     siblings = [done(600.0)] * 5
     plain = predict(siblings, GIVEN, 300.0)
-    assert predict([*siblings, NodeFacts(all_seconds=3.0)], GIVEN, 300.0) == plain
-    longer = predict([*siblings, NodeFacts(all_seconds=1800.0, memory=4 * GIB)], GIVEN, 300.0)
+    assert predict([*siblings, StageFacts(all_seconds=3.0)], GIVEN, 300.0) == plain
+    longer = predict([*siblings, StageFacts(all_seconds=1800.0, memory=4 * GIB)], GIVEN, 300.0)
     assert longer.minutes is not None
     assert longer.minutes > 1800 * 1.25 / 60
     assert longer.memory_gb is not None
     assert longer.memory_gb > 4 * 1.25
 
 
-def test_a_plan_asks_for_the_prediction_until_it_was_not_enough() -> None:
-    """Stages of a kind share one batch; what was short of something is asked for it as configured, and with less work a pass for all."""
+def test_a_plan_requests_the_prediction_until_it_was_not_enough() -> None:
+    """Stages of a kind share one batch; time or memory that was not enough is requested as configured, with relief both are."""
     graph = make_graph(methods=("vft",), folds=("1",), seeds=6)
     keys = [run.key for run in graph.runs]
-    facts = {keys[2]: NodeFacts(attempts=1, short_of_time=True), keys[3]: NodeFacts(attempts=1, short_of_memory=True)}
-    facts[keys[4]] = NodeFacts(attempts=1, request=Request(1, 1.5))
+    facts = {keys[2]: StageFacts(attempts=1, short_of=Shortage.time), keys[3]: StageFacts(attempts=1, short_of=Shortage.memory)}
+    facts[keys[4]] = StageFacts(attempts=1, request=Request(1, 1.5))
     told = Prediction(12, 2.5, 9)
     plan = make_plan(graph, facts, {}, runs_per_task={}, limits=Limits(), predict=lambda stage, method: told)
     assert {batch.keys: batch.request for batch in plan.batches} == {
@@ -197,8 +197,8 @@ def test_a_plan_asks_for_the_prediction_until_it_was_not_enough() -> None:
     assert all((batch.request.minutes, batch.request.memory_gb) == (None, None) for batch in plain.batches)
 
 
-def test_a_prediction_that_changes_does_not_change_a_submission() -> None:
-    """Two controllers that have seen different siblings hand in the same job, under one name."""
+def test_a_changed_prediction_does_not_change_a_submission() -> None:
+    """Two controllers that have read different siblings submit the same job, under one name."""
     layout, batch = layout_of(Path("/nowhere")), batch_of([node("a", "finetune")])
     names = {base_name(layout, replace(batch, request=request)) for request in (Request(), Request(minutes=7), Request(memory_gb=1.5))}
     assert len(names) == 1
@@ -212,58 +212,60 @@ PLAIN = Asked(90, 32768, 90, 32768)
 @pytest.mark.parametrize(
     ("asked", "failure", "error", "killed", "what"),
     [
-        (ASKED, FailureClass.time_limit, "ended without a word", False, "time"),
-        (ASKED, FailureClass.memory, "MemoryError: no message", False, "memory"),
-        (ASKED, FailureClass.memory, "ended without a word on n1 (Slurm says OUT_OF_MEMORY)", False, "memory"),
-        (ASKED, FailureClass.memory, "OutOfMemoryError: CUDA out of memory", False, ""),
-        (ASKED, FailureClass.node, "ended without a word on n1 (Slurm says FAILED)", True, "memory"),
-        (ASKED, FailureClass.code, "ValueError: 3", False, ""),
-        (PLAIN, FailureClass.time_limit, "", False, ""),
-        (PLAIN, FailureClass.memory, "MemoryError", False, ""),
-        (replace(ASKED, memory_mb=32768), FailureClass.memory, "MemoryError", False, ""),
-        (None, FailureClass.time_limit, "", False, ""),
+        (ASKED, FailureClass.time_limit, "ended without an outcome", False, Shortage.time),
+        (ASKED, FailureClass.memory, "MemoryError: no message", False, Shortage.memory),
+        (ASKED, FailureClass.memory, "ended without an outcome on n1 (Slurm says OUT_OF_MEMORY)", False, Shortage.memory),
+        (ASKED, FailureClass.memory, "OutOfMemoryError: CUDA out of memory", False, Shortage.none),
+        (ASKED, FailureClass.node, "ended without an outcome on n1 (Slurm says FAILED)", True, Shortage.memory),
+        (ASKED, FailureClass.code, "ValueError: 3", False, Shortage.none),
+        (PLAIN, FailureClass.time_limit, "", False, Shortage.none),
+        (PLAIN, FailureClass.memory, "MemoryError", False, Shortage.none),
+        (replace(ASKED, memory_mb=32768), FailureClass.memory, "MemoryError", False, Shortage.none),
+        (None, FailureClass.time_limit, "", False, Shortage.none),
     ],
 )
-def test_what_a_prediction_is_blamed_for(asked: Asked | None, failure: FailureClass, error: str, killed: bool, what: str) -> None:
-    """Only of what less was asked for, and never for the memory of a GPU."""
-    assert short_of(asked, failure, error, killed=killed) == what
+def test_which_failures_are_due_to_a_prediction(
+    asked: Asked | None, failure: FailureClass, error: str, killed: bool, what: Shortage
+) -> None:
+    """Only of time or memory requested below the configuration, and never of the memory of a GPU."""
+    assert shortage(asked, failure, error, killed=killed) == what
 
 
-def test_where_slurm_says_nothing_it_may_have_been_either(tmp_path: Path) -> None:
-    """Without accounting a worker that outstays a predicted limit is killed in silence: the next attempt is as configured."""
+def test_without_accounting_time_or_memory_may_have_been_short(tmp_path: Path) -> None:
+    """Without accounting a worker that exceeds a predicted limit leaves no trace: the next attempt is as configured."""
     node_failed = FailureClass.node
-    assert short_of(ASKED, node_failed, "", killed=True, told=False) == "time or memory"
-    assert short_of(replace(ASKED, minutes=90), node_failed, "", killed=True, told=False) == "memory"
-    assert short_of(PLAIN, node_failed, "", killed=True, told=False) == ""
+    assert shortage(ASKED, node_failed, "", killed=True, state_known=False) == Shortage.time | Shortage.memory
+    assert shortage(replace(ASKED, minutes=90), node_failed, "", killed=True, state_known=False) == Shortage.memory
+    assert shortage(PLAIN, node_failed, "", killed=True, state_known=False) == Shortage.none
     graph, layout = make_graph(methods=("vft",), folds=("1",), seeds=1), Layout(tmp_path, "exp")
     key = graph.runs[0].key
     attempt(layout, key, 1, 700.0, word=False)
     departure = Departure(key, "7_1", "", 0.0, 1.0, asked=ASKED)
-    fact = read_facts(graph, layout, Sight(departures=lambda keys: {key: (departure,)}))[key]
-    assert (fact.short_of_time, fact.short_of_memory, fact.failures, fact.stopped) == (True, True, 0, "")
+    fact = read_facts(graph, layout, PassContext(departures=lambda keys: {key: (departure,)}))[key]
+    assert (fact.short_of, fact.failures, fact.stopped) == (Shortage.time | Shortage.memory, 0, "")
     assert fact.memory == 0, "nobody said that memory was short"
 
 
-def test_jobs_that_end_before_the_worker_begins_are_asked_for_as_configured() -> None:
-    """A program that takes longer to load than before must not be stopped by a prediction: the last two of four tries have all of it."""
+def test_after_failed_starts_stages_are_requested_as_configured() -> None:
+    """A program that takes longer to load than before must not be stopped by a prediction: the last two of four jobs get all of it."""
     silent = [Departure("k", f"7_{number}", "TIMEOUT", float(number), 2.0, asked=ASKED) for number in range(4)]
-    assert not judge([], since=0.0, max_attempts=12, silent=silent[:1]).short_of_time
-    twice = judge([], since=0.0, max_attempts=12, silent=silent[:2])
-    assert (twice.short_of_time, twice.short_of_memory, twice.stopped) == (True, True, "")
-    assert judge([], since=0.0, max_attempts=12, silent=silent).stopped
+    assert not decide([], since=0.0, max_attempts=12, failed_starts=silent[:1]).short_of
+    twice = decide([], since=0.0, max_attempts=12, failed_starts=silent[:2])
+    assert (twice.short_of, twice.stopped) == (Shortage.time | Shortage.memory, "")
+    assert decide([], since=0.0, max_attempts=12, failed_starts=silent).stopped
 
 
 def test_a_prediction_that_was_not_enough_costs_nothing() -> None:
     """It is not one of the two time limits after which a stage is stopped, nor an out-of-memory that halves the work of a pass."""
     limit, memory = FailureClass.time_limit, FailureClass.memory
-    short = [Ended(1.0, limit, "late", short_of="time"), Ended(2.0, memory, "full", short_of="memory")]
-    facts = judge(short, since=0.0, max_attempts=12)
+    short = [EndedAttempt(1.0, limit, "late", short_of=Shortage.time), EndedAttempt(2.0, memory, "full", short_of=Shortage.memory)]
+    facts = decide(short, since=0.0, max_attempts=12)
     assert (facts.failures, facts.stopped, facts.request) == (0, "", Request())
-    assert (facts.short_of_time, facts.short_of_memory) == (True, True)
-    once = judge([*short, Ended(3.0, limit, "late")], since=0.0, max_attempts=12)
+    assert facts.short_of == Shortage.time | Shortage.memory
+    once = decide([*short, EndedAttempt(3.0, limit, "late")], since=0.0, max_attempts=12)
     assert (once.failures, once.stopped) == (1, "")
-    assert judge([*short, Ended(3.0, limit, "late"), Ended(4.0, limit, "late")], since=0.0, max_attempts=12).stopped
-    assert judge(short, since=100.0, max_attempts=12).short_of_time, "launching again does not make it enough"
+    assert decide([*short, EndedAttempt(3.0, limit, "late"), EndedAttempt(4.0, limit, "late")], since=0.0, max_attempts=12).stopped
+    assert decide(short, since=100.0, max_attempts=12).short_of, "launching again does not make it enough"
 
 
 def attempt(layout: Layout, key: str, number: int, seconds: float, *, checkpoint: float = 0.0, word: bool = True) -> None:
@@ -275,8 +277,8 @@ def attempt(layout: Layout, key: str, number: int, seconds: float, *, checkpoint
         write_outcome(folder.attempt(number), outcome)
 
 
-def test_a_resumed_stage_took_what_its_attempts_took(tmp_path: Path) -> None:
-    """From the last one on that found no checkpoint; one that was killed took until its last heartbeat."""
+def test_a_resumed_stage_takes_the_time_of_its_attempts(tmp_path: Path) -> None:
+    """Of the last one that found no checkpoint and all after it; a killed one lasted until its last heartbeat."""
     graph, layout = make_graph(methods=("vft",), folds=("1",), seeds=1), Layout(tmp_path, "exp")
     key = graph.runs[0].key
     attempt(layout, key, 1, 40.0)
@@ -286,14 +288,14 @@ def test_a_resumed_stage_took_what_its_attempts_took(tmp_path: Path) -> None:
     folder = layout.stage("finetune", key)
     assert [seconds_before(folder, number) for number in (1, 2, 3, 4)] == [0.0, 0.0, 300.0, 320.0]
     departure = Departure(key, "7_4", "FAILED", 0.0, 1.0, asked=ASKED)
-    fact = read_facts(graph, layout, Sight(departures=lambda keys: {key: (departure,)}))[key]
-    assert (fact.all_seconds, fact.short_of_time, fact.failures) == (327.0, True, 1), "the first alone: then progress, and a prediction"
-    ended = ended_attempts(read_attempts(folder, Sight()), [departure], 0.0)
-    assert [each.short_of for each in ended] == ["", "", "", "time"]
+    fact = read_facts(graph, layout, PassContext(departures=lambda keys: {key: (departure,)}))[key]
+    assert (fact.all_seconds, fact.short_of, fact.failures) == (327.0, Shortage.time, 1), "the first alone: then progress, and a prediction"
+    ended = ended_attempts(read_attempts(folder, PassContext()), [departure], 0.0)
+    assert [each.short_of for each in ended] == [Shortage.none, Shortage.none, Shortage.none, Shortage.time]
     told = {"seconds": 7.0, "seconds_before": 320.0, "peak_rss_bytes": GIB, "device": "1 x GPU", "processes": 4}
     result = Result(key, "finetune", 1, "1", 0, "fake", "d1", {}, {}, 4, {}, told)
     write_result(folder, result)
-    expected = NodeFacts(done=True, attempts=4, seconds=7.0, all_seconds=327.0, memory=GIB, on_gpu=True, processes=4)
+    expected = StageFacts(done=True, attempts=4, seconds=7.0, all_seconds=327.0, memory=GIB, on_gpu=True, processes=4)
     assert replace(facts_of(result, 0), finished=0.0) == expected
     index = ResultIndex(layout.index)
     told |= {"processes": 1, "peak_own_bytes": GIB // 4, "threads": 3, "slurm": {"job_partition": "gpu"}}
@@ -308,8 +310,8 @@ def test_a_resumed_stage_took_what_its_attempts_took(tmp_path: Path) -> None:
     assert ResultIndex(layout.index).facts(key, str(folder.path)) == first
 
 
-def test_what_was_asked_is_on_record(tmp_path: Path) -> None:
-    """With the submission, with one that turns up twice, and of every element that leaves; an older record says nothing."""
+def test_requests_are_recorded(tmp_path: Path) -> None:
+    """With the submission, with one that is adopted twice, and for every element that leaves; an older record has none."""
     layout, batch = layout_of(tmp_path), batch_of([node("a", "finetune")])
     book = SubmissionBook(layout)
     record = new_submission(book.next_name(batch), batch, 1.0, asked=ASKED)
@@ -321,8 +323,8 @@ def test_what_was_asked_is_on_record(tmp_path: Path) -> None:
     assert book.find(other.name) == other
 
 
-def test_only_slurm_is_asked(tmp_path: Path) -> None:
-    """Predictions are the default there; the key turns them off, and is checked."""
+def test_requests_are_predicted_only_on_slurm(tmp_path: Path) -> None:
+    """Predictions are the default there; the configuration turns them off, and is validated."""
 
     def bounds(*overrides: str) -> Bounds | None:
         experiment = load_experiment("demo", ["methods=[vft]", "seeds=1", *overrides], configs=CONFIGS, recipe_schema=Recipe)
@@ -344,8 +346,8 @@ def test_only_slurm_is_asked(tmp_path: Path) -> None:
         bounds("policy.requests=guess")
 
 
-def test_the_words_of_a_request() -> None:
-    """What is asked, what is configured where that is more, and from what."""
+def test_the_text_of_a_request() -> None:
+    """What is requested, what is configured if that is more, and what the prediction is based on."""
     told = Prediction(12, 2.0, 37, seconds=300.0, memory_bytes=1.5 * GIB)
     expected = "asks for 12 min and 2 GB a task (configured: 90 min, 32 GB), from 37 finished siblings: 95% took at most 5.0 min and 1.5 GB"
     assert asks_in_words(ASKED, told) == f"{expected}, and a margin"

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from jobs.commands.explain import explain_lines, next_step, read_histories, request_text
-from jobs.control.controller import Desired, Report, run_local, sight_of
+from jobs.control.controller import Desired, Report, context_of, read_facts, run_local
 from jobs.control.executor_protocol import Limits
-from jobs.control.facts import Departure, InFlight, NodeFacts, Phase, Request
-from jobs.control.observe import Sight, read_facts
+from jobs.control.facts import Departure, InFlight, Phase, Request, StageFacts
+from jobs.control.observe import PassContext
 from jobs.control.plan import make_plan
 from jobs.control.rounds import replay
 from jobs.experiment.config import Policy, Resources
@@ -45,7 +45,7 @@ def launch(folder: Path, recipe: dict[str, Any], **experiment: Any) -> tuple[Des
 def explained(desired: Desired, report: Report, name: str) -> str:
     """The lines of a run, as one text."""
     target = find_target(report.graph, name)
-    stories = read_histories(stages_of(report.graph, target.node), desired.layout, sight_of(desired, None))
+    stories = read_histories(stages_of(report.graph, target.node), desired.layout, context_of(desired, None))
     return "\n".join(explain_lines(target, report, stories, desired.policy))
 
 
@@ -82,10 +82,10 @@ def test_seeds_are_listed_with_the_verdict_that_dropped_them() -> None:
     """For each dropped seed of the slot: round, rule and distance; for the current one: its last verdict."""
     slots = seeds_of_slots(("vft",), ("1", "2"), seeds=5, first_seed=0, generations={("vft", "1", 0): 2})
     graph = build_graph(REGISTRY, {}, corpus="fake", corpus_digest="d1", methods=("vft",), folds=("1", "2"), seeds=slots)
-    facts = {run.key: NodeFacts(done=True, ua=60.0 + run.slot) for run in graph.runs}
+    facts = {run.key: StageFacts(done=True, ua=60.0 + run.slot) for run in graph.runs}
     outlier, diverged = graph.superseded
-    facts[outlier.key] = NodeFacts(done=True, ua=25.0)
-    facts[diverged.key] = NodeFacts(diverged="training loss 1.386 is still at the class prior, 1.386", done=True, ua=25.0)
+    facts[outlier.key] = StageFacts(done=True, ua=25.0)
+    facts[diverged.key] = StageFacts(diverged="training loss 1.386 is still at the class prior, 1.386", done=True, ua=25.0)
     plan = make_plan(graph, facts, {}, runs_per_task={}, limits=Limits())
     report = Report(plan, graph, facts, {}, replay(graph, facts, Policy()))
     lines = explain_lines(find_target(graph, "vft/1/0"), report, (), Policy())
@@ -111,19 +111,19 @@ def test_slurm_states_of_jobs_without_an_outcome(tmp_path: Path) -> None:
             Departure(key, "13_0", "BOOT_FAIL", 1110.0, 1200.0),
         )
     }
-    sight = Sight(departures=lambda keys: departures, live_jobs=frozenset(), clock=lambda: 2000.0)
-    facts = read_facts(graph, layout, sight)
+    context = PassContext(departures=lambda keys: departures, live_jobs=frozenset(), clock=lambda: 2000.0)
+    facts = read_facts(graph, layout, context)
     plan = make_plan(graph, facts, {}, runs_per_task={}, limits=Limits())
-    stories = read_histories(stages_of(graph, graph.nodes[key]), layout, sight)
+    stories = read_histories(stages_of(graph, graph.nodes[key]), layout, context)
     text = "\n".join(explain_lines(find_target(graph, key[:6]), Report(plan, graph, facts, {}), stories, Policy()))
-    assert "on login (node node3), Slurm job 12_0, 1 min 30 s: ended without a word on node3 (Slurm says NODE_FAIL)" in text
+    assert "on login (node node3), Slurm job 12_0, 1 min 30 s: ended without an outcome on node3 (Slurm says NODE_FAIL)" in text
     assert "node: resumes from its checkpoint with the same seed; costs no attempt while it makes progress" in text
     assert re.search(r"job 13_0, submitted .*, left the queue by .* before its worker started \(Slurm state BOOT_FAIL\)", text)
     assert text.index("12_0") < text.index("13_0")
     assert f"log: {tmp_path / 'a.out'}" in text
     assert text.endswith("next: will be submitted by the next pass")
 
-    early = Sight(departures=lambda keys: departures, live_jobs=frozenset(), clock=lambda: 1110.0)  # its last sign of life is 20 s old
+    early = PassContext(departures=lambda keys: departures, live_jobs=frozenset(), clock=lambda: 1110.0)  # heartbeat 20 s ago
     facts = read_facts(graph, layout, early)
     plan = make_plan(graph, facts, {}, runs_per_task={}, limits=Limits())
     stories = read_histories(stages_of(graph, graph.nodes[key]), layout, early)
@@ -135,16 +135,17 @@ def test_slurm_states_of_jobs_without_an_outcome(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fact", "flight", "expected"),
     [
-        (NodeFacts(), InFlight(Phase.queued, "123_4"), "in the queue as 123_4"),
-        (NodeFacts(), InFlight(Phase.running, "123_4"), "running as 123_4"),
-        (NodeFacts(), InFlight(Phase.queued, "?exp.finetune.vft.1"), "submitted; its job number is not known yet"),
-        (NodeFacts(held="Slurm job 9_1"), None, "running: Slurm job 9_1 computes it"),
-        (NodeFacts(cancelled=True), None, "cancelled; launching again lifts that"),
-        (NodeFacts(stopped="two attempts ended at the time limit", failures=2), None, "given up: two attempts ended at the time limit"),
-        (NodeFacts(done=True), None, ""),
+        (StageFacts(), InFlight(Phase.queued, "123_4"), "in the queue as 123_4"),
+        (StageFacts(), InFlight(Phase.running, "123_4"), "running as 123_4"),
+        (StageFacts(), InFlight(Phase.queued, "?exp.finetune.vft.1"), "submitted; its job number is not known yet"),
+        (StageFacts(executed_by="Slurm job 9_1"), None, "running: Slurm job 9_1 computes it"),
+        (StageFacts(settling=True), None, "waits: Slurm has not reported yet how the last job ended"),
+        (StageFacts(cancelled=True), None, "cancelled; launching again lifts that"),
+        (StageFacts(stopped="two attempts ended at the time limit", failures=2), None, "given up: two attempts ended at the time limit"),
+        (StageFacts(done=True), None, ""),
     ],
 )
-def test_next_step(fact: NodeFacts, flight: InFlight | None, expected: str) -> None:
+def test_next_step(fact: StageFacts, flight: InFlight | None, expected: str) -> None:
     """One phrase for each state of a stage."""
     graph = make_graph(methods=("vft",), folds=("1",), seeds=1)
     key = graph.runs[0].key

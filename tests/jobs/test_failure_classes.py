@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jobs.control.controller import Report
-from jobs.control.facts import NodeFacts
+from jobs.control.facts import StageFacts
 from jobs.experiment.config import SlurmSite
 from jobs.store.failures import FailureClass
 from jobs.store.records import Claim
@@ -47,7 +47,7 @@ class Storm:
         self.struck: set[str] = set()
         self.report: Report | None = None
 
-    def fact(self, slot: int) -> NodeFacts:
+    def fact(self, slot: int) -> StageFacts:
         assert self.report is not None
         return self.report.facts[self.trial.run(slot).key]
 
@@ -127,7 +127,7 @@ def test_everything_but_code_and_a_hopeless_limit_is_there_in_the_end(storm: Sto
     assert report is not None
     hopeless = {storm.trial.run(slot).key for slot in (STALLED, WRONG)}
     assert set(report.plan.given_up) == hopeless
-    assert (report.plan.blocked, report.plan.stayed) == ((), ())
+    assert (report.plan.blocked, report.plan.held_or_cancelled) == ((), ())
     assert all(report.facts[run.key].done for run in report.graph.runs if run.key not in hopeless)
     assert set(fake_registry.count(storm.trial.corpus, "ends").values()) == {1}
     assert storm.struck == {"begun", "timed out", "stalled again", "killed"}

@@ -14,8 +14,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.control.facts import Departure, NodeFacts, Request
-from jobs.control.failure_policy import COMMUNICATION_RETRIES, DISK_RETRIES, MAX_LOST, MAX_SILENT, MEMORY_RETRIES, MEMORY_STEP, Ended, judge
+from jobs.control.facts import Departure, Request, StageFacts
+from jobs.control.failure_policy import (
+    COMMUNICATION_RETRIES,
+    DISK_RETRIES,
+    MAX_FAILED_STARTS,
+    MAX_LOST,
+    MEMORY_RETRIES,
+    MEMORY_STEP,
+    EndedAttempt,
+    decide,
+)
 from jobs.errors import UsageError
 from jobs.store.failures import FailureClass, blames_node, cancelled_by_hand, class_of_exception, class_of_state
 
@@ -25,28 +34,31 @@ MAX_ATTEMPTS = 12
 
 def ended(
     *failures: FailureClass, progress: bool = False, node: str = "n1", nodes_fault: bool = False, first: float = LAUNCH
-) -> list[Ended]:
+) -> list[EndedAttempt]:
     return [
-        Ended(first + number, failure, f"{failure.value} {number}", node, nodes_fault, progress) for number, failure in enumerate(failures)
+        EndedAttempt(first + number, failure, f"{failure.value} {number}", node, nodes_fault, progress)
+        for number, failure in enumerate(failures)
     ]
 
 
-def judged(attempts: Sequence[Ended], *, silent: Sequence[Departure] = (), cancelled: bool = False, since: float = LAUNCH) -> NodeFacts:
-    return judge(attempts, since=since, max_attempts=MAX_ATTEMPTS, silent=silent, cancelled=cancelled)
+def judged(
+    attempts: Sequence[EndedAttempt], *, failed_starts: Sequence[Departure] = (), cancelled: bool = False, since: float = LAUNCH
+) -> StageFacts:
+    return decide(attempts, since=since, max_attempts=MAX_ATTEMPTS, failed_starts=failed_starts, cancelled=cancelled)
 
 
 def silent(number: int, state: str = "FAILED") -> list[Departure]:
     return [Departure("k", f"{each}_0", state, LAUNCH + each, LAUNCH + each + 5) for each in range(number)]
 
 
-def test_nothing_ended_is_nothing_to_judge() -> None:
-    """A stage that was never begun may be tried, and asks for nothing special."""
-    assert judged([]) == NodeFacts()
+def test_a_stage_without_attempts_may_be_submitted() -> None:
+    """It requests nothing special."""
+    assert judged([]) == StageFacts()
 
 
 @pytest.mark.parametrize("failure", [FailureClass.node, FailureClass.interrupted, FailureClass.crowded])
 def test_lost_and_interrupted_attempts_are_free_while_they_progress(failure: FailureClass) -> None:
-    """They cost nothing; without a newer checkpoint a few in a row are allowed, and one that progressed begins the count anew."""
+    """They cost nothing; without a newer checkpoint a few in a row are allowed, and one that progressed resets the count."""
     allowed = judged(ended(*[failure] * MAX_LOST))
     assert (allowed.stopped, allowed.failures, allowed.request) == ("", 0, Request())
     assert "without a newer checkpoint" in judged(ended(*[failure] * (MAX_LOST + 1))).stopped
@@ -55,8 +67,8 @@ def test_lost_and_interrupted_attempts_are_free_while_they_progress(failure: Fai
     assert not judged(ended(*[failure] * 50, progress=True)).stopped
 
 
-def test_a_machine_is_blamed_only_where_slurm_says_so() -> None:
-    """Once for each time; nothing is said of attempts before the launch."""
+def test_a_node_is_blamed_only_if_slurm_reports_it() -> None:
+    """Once per failure; attempts before the launch do not count."""
     attempts = [*ended(FailureClass.node, nodes_fault=True, first=1.0), *ended(*[FailureClass.node] * 2, nodes_fault=True)]
     assert judged([*attempts, *ended(FailureClass.node, node="n2")]).bad_nodes == ("n1", "n1")
 
@@ -86,8 +98,8 @@ def test_memory_is_halved_and_raised_twice() -> None:
     assert "memory ran out 3 times" in judged(ended(*[memory] * (MEMORY_RETRIES + 1))).stopped
 
 
-def test_communication_goes_to_other_machines_three_times() -> None:
-    """Each machine it failed on is avoided from then on by this stage; that is no blame."""
+def test_communication_failures_are_retried_on_other_nodes_three_times() -> None:
+    """Each node it failed on is excluded for this stage from then on, without counting as a failed node."""
     attempts = [each for node in ("n3", "n1", "n1") for each in ended(FailureClass.communication, node=node)]
     facts = judged(attempts)
     assert not facts.stopped
@@ -96,34 +108,34 @@ def test_communication_goes_to_other_machines_three_times() -> None:
     assert "4 attempts failed in communication" in judged(ended(*[FailureClass.communication] * (COMMUNICATION_RETRIES + 1))).stopped
 
 
-def test_a_full_disk_is_met_twice() -> None:
-    """Somebody may make room in between."""
+def test_a_full_disk_is_retried_twice() -> None:
+    """Space may have been freed in between."""
     assert not judged(ended(*[FailureClass.disk] * DISK_RETRIES)).stopped
     assert "make room" in judged(ended(*[FailureClass.disk] * (DISK_RETRIES + 1))).stopped
 
 
 @pytest.mark.parametrize("failure", [FailureClass.code, FailureClass.refused])
 def test_code_and_configuration_are_not_retried(failure: FailureClass) -> None:
-    """The first time ends it, with the error as the reason."""
+    """The first failure stops the stage, with the error as the reason."""
     facts = judged(ended(FailureClass.node, failure))
     assert facts.stopped == facts.error == f"{failure.value} 1"
-    assert (facts.failure, facts.failures) == (failure.name, 1)
+    assert (facts.failure, facts.failures) == (failure, 1)
 
 
-def test_divergence_is_not_retried_and_not_forgiven() -> None:
-    """The same seed would do so again: neither later attempts nor a new launch change that."""
+def test_divergence_is_not_retried_and_not_reset() -> None:
+    """The same seed would diverge again: neither later attempts nor a new launch change that."""
     attempts = [*ended(FailureClass.divergence), *ended(FailureClass.node, first=LAUNCH + 5)]
     for since in (LAUNCH, LAUNCH + 100):
         facts = judged(attempts, since=since)
         assert facts.diverged == facts.error == "divergence 0"
-        assert facts.failure == FailureClass.divergence.name
+        assert facts.failure is FailureClass.divergence
         assert facts.failures == 0
 
 
 @pytest.mark.parametrize("failure", [each for each in FailureClass if each is not FailureClass.divergence])
-def test_a_launch_forgives(failure: FailureClass) -> None:
-    """Attempts begun before it leave no trace, however many."""
-    assert judged(ended(*[failure] * 20, first=1.0)) == NodeFacts()
+def test_a_launch_resets_failures(failure: FailureClass) -> None:
+    """Attempts started before it leave no trace, however many."""
+    assert judged(ended(*[failure] * 20, first=1.0)) == StageFacts()
 
 
 def test_a_cancellation_stops_until_the_next_launch() -> None:
@@ -134,12 +146,12 @@ def test_a_cancellation_stops_until_the_next_launch() -> None:
     assert not judged(ended(FailureClass.cancelled, first=1.0)).cancelled
 
 
-def test_jobs_that_end_before_the_worker_begins_are_counted() -> None:
-    """A broken prologue leaves no attempt; after a few such jobs the stage is stopped, with the last job and what Slurm says."""
-    few = judged([], silent=silent(MAX_SILENT - 1))
-    assert (few.stopped, few.failure) == ("", FailureClass.node.name)
+def test_jobs_that_end_before_the_worker_starts_are_counted() -> None:
+    """A failing prologue leaves no attempt; after a few such jobs the stage is stopped, with the last job and its Slurm state."""
+    few = judged([], failed_starts=silent(MAX_FAILED_STARTS - 1))
+    assert (few.stopped, few.failure) == ("", FailureClass.node)
     assert "before the worker began (last 2_0, Slurm says FAILED)" in few.error
-    assert judged([], silent=silent(MAX_SILENT)).stopped
+    assert judged([], failed_starts=silent(MAX_FAILED_STARTS)).stopped
 
 
 RETRIED = [each for each in FailureClass if each not in (FailureClass.divergence, FailureClass.cancelled)]
@@ -147,8 +159,8 @@ RETRIED = [each for each in FailureClass if each not in (FailureClass.divergence
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.sampled_from(RETRIED), min_size=MAX_ATTEMPTS))
-def test_every_sequence_without_progress_comes_to_an_end(failures: list[FailureClass]) -> None:
-    """Whatever goes wrong, and in whatever order: tried again only while the policy allows, never more than `max_attempts` times."""
+def test_every_sequence_without_progress_ends(failures: list[FailureClass]) -> None:
+    """Whatever fails in whatever order: retried only while the policy allows, at most `max_attempts` times."""
     for number in range(1, len(failures) + 1):
         facts = judged(ended(*failures[:number]))
         if facts.stopped:
@@ -160,9 +172,9 @@ def test_every_sequence_without_progress_comes_to_an_end(failures: list[FailureC
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(RETRIED), st.booleans()), max_size=40))
-def test_with_progress_what_costs_is_bounded_all_the_same(steps: list[tuple[FailureClass, bool]]) -> None:
-    """Only losses, interruptions and time limits that come further may go on; everything else has its number of retries."""
-    attempts: list[Ended] = []
+def test_failures_that_count_are_bounded_even_with_progress(steps: list[tuple[FailureClass, bool]]) -> None:
+    """Only losses, interruptions and time limits with progress may continue; every other class has its number of retries."""
+    attempts: list[EndedAttempt] = []
     for failure, progress in steps:
         attempts += ended(failure, progress=progress, first=LAUNCH + len(attempts))
         if judged(attempts).stopped:
@@ -193,8 +205,8 @@ def test_with_progress_what_costs_is_bounded_all_the_same(steps: list[tuple[Fail
         ("CANCELLED by 1000", FailureClass.cancelled),
     ],
 )
-def test_what_slurm_says_of_a_worker_without_a_word(state: str, failure: FailureClass) -> None:
-    """Slurm itself cancels as user 0; only NODE_FAIL and the like blame the machine."""
+def test_the_class_of_a_slurm_state(state: str, failure: FailureClass) -> None:
+    """Slurm itself cancels as user 0; only NODE_FAIL and the like blame the node."""
     assert class_of_state(state) is failure
     assert cancelled_by_hand(state) is (failure is FailureClass.cancelled)
     assert blames_node(state) is (state in ("NODE_FAIL", "BOOT_FAIL"))
@@ -279,7 +291,7 @@ def _raised(call: Callable[[], None]) -> BaseException:
     ],
 )
 def test_exceptions_of_the_libraries(call: Callable[[], None], failure: FailureClass) -> None:
-    """As they raise them."""
+    """As the libraries raise them."""
     assert class_of_exception(_raised(call)) is failure
 
 
@@ -310,12 +322,12 @@ def test_exceptions_of_the_libraries(call: Callable[[], None], failure: FailureC
     ],
 )
 def test_classes_of_exceptions(error: BaseException, failure: FailureClass) -> None:
-    """By type, attribute, error number or words."""
+    """By type, attribute, error number or message."""
     assert class_of_exception(error) is failure
 
 
-def test_what_an_exception_was_raised_from_counts() -> None:
-    """Wrapped or met while another was handled; not what the code has put aside with `from None`, nor a stop that was handled."""
+def test_the_cause_of_an_exception_counts() -> None:
+    """Its `__cause__` or `__context__`; not one suppressed by `from None`, nor a stop that was handled."""
     full = OSError(errno.ENOSPC, "No space left on device")
     assert class_of_exception(_chained(full, ValueError("cannot save"), cause=True)) is FailureClass.disk
     assert class_of_exception(_chained(MemoryError(), ValueError("cannot build"))) is FailureClass.memory
@@ -353,8 +365,8 @@ def test_a_peer_that_dies_is_a_failure_of_communication(tmp_path: Path) -> None:
         peer.join(20)
 
 
-def test_a_ring_of_exceptions_is_walked_once() -> None:
-    """Nothing hangs on a cause that leads back."""
+def test_a_cycle_of_exceptions_is_followed_once() -> None:
+    """A cause that leads back does not hang."""
     first, second = ValueError("a"), ValueError("b")
     first.__cause__, second.__cause__ = second, first
     assert class_of_exception(first) is FailureClass.code

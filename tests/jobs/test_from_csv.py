@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.control.facts import NodeFacts
+from jobs.control.facts import StageFacts
 from jobs.control.outliers import rule_in_words
 from jobs.control.rounds import replay
 from jobs.errors import UsageError
@@ -216,12 +216,12 @@ def test_decisions_agree_with_those_of_a_grid(history: dict[tuple[str, int], lis
     """The same results lead to the same drops, reruns and unresolved runs, whether from a file or from a grid's own records."""
     entries: list[Entry] = []
     runs: list[Run] = []
-    facts: dict[str, NodeFacts] = {}
+    facts: dict[str, StageFacts] = {}
     for (fold, slot), values in history.items():
         for generation, ua in enumerate(values):
             run = Run("vft", fold, slot, slot + 1000 * generation, f"{fold}-{slot}-{generation}", generation)
             runs.append(run)
-            facts[run.key] = NodeFacts(done=True, ua=ua, diverged="" if ua is not None else "NaN")
+            facts[run.key] = StageFacts(done=True, ua=ua, diverged="" if ua is not None else "NaN")
             entries.append(entry("vft", fold, slot, ua, None if ua is not None else Status.diverged, seed=run.seed))
     policy = Policy(outliers=OutlierRule[rule], sigmas=2.0, rounds=rounds, max_seeds=3)
     decided = replay(Graph({}, tuple(runs), "iemocap", "d", {}), facts, policy)

@@ -1,4 +1,4 @@
-"""The index of results: it saves reading, and never says what the files do not."""
+"""The index of results: it saves reading results, and never contradicts the files."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.control.facts import NodeFacts
-from jobs.control.observe import read_facts
+from jobs.control.controller import read_facts
+from jobs.control.facts import StageFacts
 from jobs.control.result_index import ENOUGH, ResultIndex, index_of
 from jobs.experiment.graph import Graph, Node
 from jobs.store.layout import Layout, StageFolder
@@ -61,14 +61,14 @@ def finish_all(layout: Layout, graph: Graph) -> None:
         folder.result.write_text(json.dumps(value))
 
 
-def in_new_process(graph: Graph, layout: Layout) -> dict[str, NodeFacts]:
+def in_new_process(graph: Graph, layout: Layout) -> dict[str, StageFacts]:
     """Facts as a process reads them that has only the stored index."""
     index_of.cache_clear()
     return read_facts(graph, layout)
 
 
-def test_what_is_known_is_not_read_again(layout: Layout, graph: Graph, reads: list[str]) -> None:
-    """A second look, in this process or in another one with the stored index, opens no result and says the same."""
+def test_indexed_results_are_not_read_again(layout: Layout, graph: Graph, reads: list[str]) -> None:
+    """A second pass, in this process or in another one with the stored index, opens no result and gives the same facts."""
     finish_all(layout, graph)
     facts = in_new_process(graph, layout)
     assert sorted(reads) == sorted(graph.nodes)
@@ -118,7 +118,7 @@ def test_another_result_of_the_same_size_and_time_is_read(layout: Layout, graph:
 
 
 @pytest.mark.parametrize("stored", [False, True])
-def test_a_result_that_was_written_over_is_read(layout: Layout, graph: Graph, stored: bool) -> None:
+def test_an_overwritten_result_is_read(layout: Layout, graph: Graph, stored: bool) -> None:
     """The same file with other bytes of the same number, and one that is torn now."""
     finish_all(layout, graph)
     first, second = list(graph.nodes.values())[5:7]
@@ -148,8 +148,8 @@ def test_a_result_that_was_written_over_is_read(layout: Layout, graph: Graph, st
         lambda text: text + b" ",
     ],
 )
-def test_a_damaged_index_is_no_index(layout: Layout, graph: Graph, damage: object, reads: list[str]) -> None:
-    """Torn, empty, of another schema or with other numbers in it: results are read, and the index is made anew."""
+def test_a_damaged_index_is_ignored(layout: Layout, graph: Graph, damage: object, reads: list[str]) -> None:
+    """Torn, empty, of another schema or with other numbers in it: results are read, and the index is rebuilt."""
     finish_all(layout, graph)
     facts = in_new_process(graph, layout)
     index_of(layout).remember({("vft", "1", 3): 1})
@@ -167,8 +167,8 @@ def test_a_damaged_index_is_no_index(layout: Layout, graph: Graph, damage: objec
     assert layout.index.read_bytes() == text
 
 
-def test_it_is_written_when_enough_has_changed(layout: Layout, graph: Graph) -> None:
-    """Looking writes nothing; the controller does once a hundred results are new; where it cannot, it goes on."""
+def test_the_index_is_stored_when_enough_has_changed(layout: Layout, graph: Graph) -> None:
+    """Reading stores nothing; the controller does once a hundred results are new; if it cannot, it continues."""
     finish_all(layout, graph)
     first, *rest = graph.nodes.values()
     few = ResultIndex(layout.index)
@@ -192,7 +192,7 @@ def test_it_is_written_when_enough_has_changed(layout: Layout, graph: Graph) -> 
     assert layout.index.stat().st_ino == written
 
 
-def test_a_result_of_another_stage_is_none(layout: Layout, graph: Graph) -> None:
+def test_a_result_of_another_stage_does_not_count(layout: Layout, graph: Graph) -> None:
     """A result that was copied into the folder of another key counts for neither."""
     first, second, *_ = graph.nodes.values()
     file = finish(layout, first)

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.control.controller import Desired, Report, run_local
+from jobs.control.controller import Desired, Report, read_facts, run_local
 from jobs.control.executor_protocol import Batch, Task
 from jobs.control.facts import Phase
-from jobs.control.failure_policy import MAX_SILENT, MEMORY_RETRIES
-from jobs.control.observe import read_facts
+from jobs.control.failure_policy import MAX_FAILED_STARTS, MEMORY_RETRIES
 from jobs.local.executor import Ended, LocalExecutor
 from jobs.store.failures import FailureClass
 from jobs.store.layout import Layout
@@ -33,7 +32,7 @@ def _run(folder: Path, recipe: dict[str, object]) -> tuple[Report, Desired, list
     wanted = local_launch.desired(folder, recipe)
     lines: list[str] = []
     with local_launch.executor(folder) as executor:
-        report = run_local(wanted, executor, tell=lambda event: lines.append(event.line))
+        report = run_local(wanted, executor, on_event=lambda event: lines.append(event.line))
     return report, wanted, lines
 
 
@@ -286,8 +285,8 @@ def test_two_launchers_share_the_work(tmp_path: Path) -> None:
     with _launch(tmp_path, {"seconds": 0.1}) as process:
         _wait_for_starts(tmp_path, 1)
         report, wanted, _ = _run(tmp_path, {"seconds": 0.1})
-        process.communicate(timeout=60)
-        assert process.returncode == 0
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, output
     assert report.complete
     assert set(fake_registry.count(tmp_path / "corpus", "starts").values()) == {1}
     assert len(fake_registry.count(tmp_path / "corpus", "ends")) == len(wanted.graph.nodes)
@@ -302,7 +301,7 @@ def test_a_stage_that_cannot_claim_an_attempt_is_stopped(tmp_path: Path) -> None
     folder.attempts.write_text("a file where a folder belongs")
     report, _, _ = _run(tmp_path, {})
     assert report.plan.given_up == (run,)
-    assert f"{MAX_SILENT} jobs ended before the worker began" in report.facts[run].error
+    assert f"{MAX_FAILED_STARTS} jobs ended before the worker began" in report.facts[run].error
     assert len(report.plan.reused) == 11
 
 
@@ -329,7 +328,7 @@ def test_a_dead_fork_server_is_an_error_that_names_its_log(tmp_path: Path) -> No
             executor.wait(10.0)
     assert _gone(_worker_pids(tmp_path))
     assert read_result(Layout(tmp_path / "results", "exp").stage("finetune", key), key) is None
-    assert not read_facts(graph, wanted.layout)[key].held
+    assert not read_facts(graph, wanted.layout)[key].executed_by
 
 
 def _wait_in(executor: LocalExecutor, folder: Path) -> None:

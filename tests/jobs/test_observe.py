@@ -1,4 +1,4 @@
-"""Facts from files: what counts as done, failed, lost, held."""
+"""Facts of stages from the store: which are done, failed, lost, executed or settling."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from jobs.control.controller import read_facts
 from jobs.control.executor_protocol import Limits
-from jobs.control.facts import Departure, NodeFacts
-from jobs.control.failure_policy import MAX_LOST, MAX_SILENT, ended_attempts
-from jobs.control.observe import Sight, read_facts
+from jobs.control.facts import Departure, StageFacts
+from jobs.control.failure_policy import MAX_FAILED_STARTS, MAX_LOST, ended_attempts
+from jobs.control.observe import PassContext
 from jobs.control.plan import make_plan
 from jobs.experiment.graph import Graph, Node
 from jobs.store.attempts import AttemptFiles, new_claim
@@ -71,19 +72,19 @@ def _departed(*departures: Departure) -> Callable[[Collection[str]], Mapping[str
     return lambda keys: {key: found for key in keys if (found := [each for each in departures if each.key == key])}
 
 
-def _departure(node: Node, job: str, state: str = "", submitted: float = 10.0, *, ours: bool = False) -> Departure:
-    return Departure(node.key, job, state, submitted, submitted + 5, ours)
+def _departure(node: Node, job: str, state: str = "", submitted: float = 10.0, *, withdrawn: bool = False) -> Departure:
+    return Departure(node.key, job, state, submitted, submitted + 5, withdrawn)
 
 
 def _node(graph: Graph, stage: str) -> Node:
     return next(node for node in graph.nodes.values() if node.stage == stage)
 
 
-def test_nothing_on_disk_is_nothing_begun(layout: Layout, graph: Graph) -> None:
+def test_stages_of_an_empty_store_have_blank_facts(layout: Layout, graph: Graph) -> None:
     """An empty store gives facts for every stage, all of them blank."""
     facts = read_facts(graph, layout)
     assert set(facts) == set(graph.nodes)
-    assert set(facts.values()) == {NodeFacts()}
+    assert set(facts.values()) == {StageFacts()}
 
 
 def test_a_result_is_done_with_its_duration(layout: Layout, graph: Graph) -> None:
@@ -95,7 +96,7 @@ def test_a_result_is_done_with_its_duration(layout: Layout, graph: Graph) -> Non
     assert fact.seconds == 2.5
 
 
-def test_missing_artifacts_undo_a_stage_only_for_those_who_read_them(layout: Layout, graph: Graph) -> None:
+def test_missing_artifacts_undo_a_stage_only_if_another_stage_reads_them(layout: Layout, graph: Graph) -> None:
     """A pretraining whose weights are gone is computed again while a fine-tuning needs it; a finished run counts without its weights."""
     for node in graph.nodes.values():
         _finish(layout, node)
@@ -110,8 +111,8 @@ def test_missing_artifacts_undo_a_stage_only_for_those_who_read_them(layout: Lay
     assert [batch.keys for batch in plan.batches] == [(tapt.key,), (graph.runs[0].key,)]
 
 
-def test_missing_artifacts_are_found_all_the_way_up(layout: Layout) -> None:
-    """When a recomputed stage reads one whose artifacts are gone as well, that one is undone too."""
+def test_missing_artifacts_are_found_recursively_upstream(layout: Layout) -> None:
+    """When a recomputed stage reads another whose artifacts are missing too, that one is recomputed as well."""
     graph = make_graph(methods=("ptapt",), folds=("1",), seeds=1)
     for node in graph.nodes.values():
         if node.stage != "finetune":
@@ -120,20 +121,20 @@ def test_missing_artifacts_are_found_all_the_way_up(layout: Layout) -> None:
     assert not any(fact.done for fact in read_facts(graph, layout).values())
 
 
-def test_failures_cost_and_interruptions_do_not(layout: Layout, graph: Graph) -> None:
-    """Memory, communication, interrupted: two that cost, three that ended, and the error of the last one."""
+def test_failures_count_and_interruptions_do_not(layout: Layout, graph: Graph) -> None:
+    """Memory, communication, interrupted: two that count, three that ended, and the error of the last one."""
     node = graph.nodes[graph.runs[0].key]
     for number, failure in enumerate((FailureClass.memory, FailureClass.communication, FailureClass.interrupted), 1):
         _attempt(layout, node, number, failure, where="n7")
     fact = read_facts(graph, layout)[node.key]
     assert (fact.failures, fact.attempts, fact.ended) == (2, 3, 3)
     assert fact.stopped == ""
-    assert (fact.error, fact.failure) == ("ValueError: number 3", FailureClass.interrupted.name)
+    assert (fact.error, fact.failure) == ("ValueError: number 3", FailureClass.interrupted)
     assert (fact.request.relief, fact.request.exclude) == (1, ("n7",))
 
 
-def test_the_last_ending_says_whether_it_is_stopped(layout: Layout, graph: Graph) -> None:
-    """Refused is the user's to mend; what came after it tells whether it was."""
+def test_the_last_attempt_decides_whether_a_stage_is_stopped(layout: Layout, graph: Graph) -> None:
+    """A refused configuration stops it; a later attempt that ended otherwise shows that it was fixed."""
     first, second = (graph.nodes[run.key] for run in graph.runs)
     _attempt(layout, first, 1, FailureClass.refused)
     _attempt(layout, second, 1, FailureClass.refused)
@@ -143,58 +144,58 @@ def test_the_last_ending_says_whether_it_is_stopped(layout: Layout, graph: Graph
     assert not facts[second.key].stopped
 
 
-def test_an_outcome_of_an_older_version_is_told_by_its_ending(layout: Layout, graph: Graph) -> None:
-    """Without a class of its own a failure is one of code."""
+def test_an_outcome_of_an_older_version_gets_its_class_from_its_ending(layout: Layout, graph: Graph) -> None:
+    """A failure without a recorded class counts as one of code."""
     node = graph.nodes[graph.runs[0].key]
     claim_attempt(layout.stage(node.stage, node.key), 1, _dead_claim(1))
     write_outcome(layout.stage(node.stage, node.key).attempt(1), Outcome(1, Ending.failed, "KeyError", "x", "", "elsewhere", 1.0))
-    assert read_facts(graph, layout)[node.key].failure == FailureClass.code.name
+    assert read_facts(graph, layout)[node.key].failure is FailureClass.code
 
 
-def test_launching_again_forgives(layout: Layout, graph: Graph) -> None:
-    """Failures of attempts begun before `since` do not count; that they were is known."""
+def test_failures_before_the_last_launch_do_not_count(layout: Layout, graph: Graph) -> None:
+    """They still count as attempts."""
     node = graph.nodes[graph.runs[0].key]
     _attempt(layout, node, 1, FailureClass.code, started=100.0)
     _attempt(layout, node, 2, FailureClass.code, started=200.0)
-    assert read_facts(graph, layout, Sight(since=150.0))[node.key].failures == 1
-    assert read_facts(graph, layout, Sight(since=300.0))[node.key] == NodeFacts(attempts=2, ended=2, all_seconds=1.0)
+    assert read_facts(graph, layout, PassContext(since=150.0))[node.key].failures == 1
+    assert read_facts(graph, layout, PassContext(since=300.0))[node.key] == StageFacts(attempts=2, ended=2, all_seconds=1.0)
 
 
-def test_a_live_claim_is_held_and_a_dead_one_is_lost(layout: Layout, graph: Graph) -> None:
-    """Our own process lives; a claim without heartbeat for years does not."""
+def test_a_live_claim_names_its_process_and_a_dead_one_is_lost(layout: Layout, graph: Graph) -> None:
+    """This process is alive; a claim without a heartbeat for years is not."""
     first, second = (graph.nodes[run.key] for run in graph.runs)
     claim_attempt(layout.stage(first.stage, first.key), 1, new_claim(1))
     _attempt(layout, second, 1, None)
     facts = read_facts(graph, layout)
-    assert str(os.getpid()) in facts[first.key].held
+    assert str(os.getpid()) in facts[first.key].executed_by
     assert (facts[first.key].attempts, facts[first.key].ended) == (1, 0)
-    assert not facts[second.key].held
-    assert (facts[second.key].failure, facts[second.key].failures) == (FailureClass.node.name, 0)
+    assert not facts[second.key].executed_by
+    assert (facts[second.key].failure, facts[second.key].failures) == (FailureClass.node, 0)
 
 
-def test_the_former_execution_of_a_requeued_job_is_over(layout: Layout, graph: Graph) -> None:
-    """However fresh its heartbeat is, and although the queue still names its job."""
+def test_the_previous_execution_of_a_requeued_job_has_ended(layout: Layout, graph: Graph) -> None:
+    """However recent its heartbeat, and although the queue still shows its job."""
     node = graph.nodes[graph.runs[0].key]
     folder = layout.stage(node.stage, node.key)
     for number in (1, 2):
         claim_attempt(folder, number, replace(_dead_claim(number, float(number)), slurm_job="7_1", node=f"n{number}"))
-    fact = read_facts(graph, layout, Sight(live_jobs={"7_1"}))[node.key]
-    assert fact.held == "Slurm job 7_1"
+    fact = read_facts(graph, layout, PassContext(live_jobs={"7_1"}))[node.key]
+    assert fact.executed_by == "Slurm job 7_1"
     assert (fact.ended, fact.bad_nodes) == (1, ("n1",))
 
 
-def test_a_torn_outcome_is_an_attempt_without_a_word(layout: Layout, graph: Graph) -> None:
+def test_a_torn_outcome_counts_as_no_outcome(layout: Layout, graph: Graph) -> None:
     """A half-written outcome is neither failure nor success."""
     node = graph.nodes[graph.runs[0].key]
     _attempt(layout, node, 1, FailureClass.code)
     outcome = layout.stage(node.stage, node.key).attempt(1).outcome
     outcome.write_text(outcome.read_text()[:30])
     fact = read_facts(graph, layout)[node.key]
-    assert (fact.failures, fact.stopped, fact.failure) == (0, "", FailureClass.node.name)
+    assert (fact.failures, fact.stopped, fact.failure) == (0, "", FailureClass.node)
 
 
 def test_lost_attempts_are_free_up_to_a_limit_and_while_they_progress(layout: Layout, graph: Graph) -> None:
-    """Without a newer checkpoint the sixth lost attempt in a row ends it; a checkpoint written since lets it go on."""
+    """Without a newer checkpoint the sixth lost attempt in a row stops the stage; with one written since it is retried."""
     node = graph.nodes[graph.runs[0].key]
     for number in range(1, MAX_LOST + 2):
         _attempt(layout, node, number, None, started=float(number))
@@ -218,7 +219,7 @@ def _files(*attempts: tuple[float, str, str]) -> list[AttemptFiles]:
 
 
 def test_progress_is_a_newer_checkpoint_than_the_one_it_found() -> None:
-    """The next attempt's claim tells what this one left, the folder what the last one did."""
+    """The claim of the next attempt shows what this one left, the checkpoint folder what the last one left."""
     files = _files((0.0, "", ""), (5.0, "", ""), (5.0, "", ""))
     assert [each.progress for each in ended_attempts(files, [], 5.0)] == [True, False, False]
     assert [each.progress for each in ended_attempts(files, [], 6.0)] == [True, False, True]
@@ -241,23 +242,23 @@ def _classes(files: Sequence[AttemptFiles], *departures: tuple[str, str]) -> lis
         ("CANCELLED by 1000", FailureClass.cancelled, False),
     ],
 )
-def test_slurm_explains_what_left_no_word(state: str, failure: FailureClass, blamed: bool) -> None:
-    """The state of the job it ran in, and in words."""
+def test_the_state_of_its_job_explains_an_attempt_without_an_outcome(state: str, failure: FailureClass, blamed: bool) -> None:
+    """By class of failure and in the error."""
     (found,) = ended_attempts(_files((0.0, "7_1", "")), [Departure("k", "7_1", state, 0.0, 1.0)], 0.0)
     assert (found.failure, found.nodes_fault, found.node) == (failure, blamed, "n1")
     assert (state or "nothing is known of its job") in found.error
 
 
-def test_a_job_that_runs_on_in_another_attempt_was_requeued() -> None:
-    """Its last state is that of the last attempt, and what was lost before blames the machine."""
+def test_a_job_with_a_later_attempt_was_requeued() -> None:
+    """Its last state is that of the last attempt; the node is blamed for the attempt before."""
     first, second = ended_attempts(_files((0.0, "7_1", ""), (0.0, "7_1", "")), [Departure("k", "7_1", "TIMEOUT", 0.0, 1.0)], 0.0)
     assert (first.failure, first.nodes_fault) == (FailureClass.node, True)
     assert "requeued" in first.error
     assert (second.failure, second.nodes_fault) == (FailureClass.time_limit, False)
 
 
-def test_who_was_asked_to_stop_is_told_why_by_slurm() -> None:
-    """The same signals come before a time limit and before a preemption; what was requeued had time left."""
+def test_the_state_of_its_job_tells_why_a_worker_was_asked_to_stop() -> None:
+    """The same signal precedes a time limit and a preemption; a requeued job had time left."""
     limit, asked = FailureClass.time_limit, FailureClass.interrupted
     assert _classes(_files((0.0, "7_1", "time_limit")), ("7_1", "FAILED")) == [limit]
     assert _classes(_files((0.0, "7_1", "time_limit")), ("7_1", "PREEMPTED")) == [asked]
@@ -267,37 +268,37 @@ def test_who_was_asked_to_stop_is_told_why_by_slurm() -> None:
     assert _classes(_files((0.0, "7_1", "memory")), ("7_1", "TIMEOUT")) == [FailureClass.memory]
 
 
-def test_what_another_attempt_made_pointless_is_no_ending() -> None:
-    """Nor is the attempt that has the result."""
+def test_a_superseded_attempt_does_not_count_as_ended() -> None:
+    """Nor does the attempt that has the result."""
     outcome = Outcome(1, Ending.interrupted, "Superseded", "too late", "", "n1", 1.0, kind="interrupted")
     superseded = AttemptFiles(1, _dead_claim(1), outcome, alive=False)
     published = AttemptFiles(2, _dead_claim(2), None, alive=False, published=True)
     assert ended_attempts([superseded, published], [], 0.0) == []
 
 
-def test_a_finished_stage_still_tells_which_machine_failed_under_it(layout: Layout, graph: Graph) -> None:
-    """Requeued from a dead node and done elsewhere: the node is remembered, until the next launch."""
+def test_a_finished_stage_remembers_the_node_that_failed_under_it(layout: Layout, graph: Graph) -> None:
+    """Requeued from a dead node and finished elsewhere: the node is remembered until the next launch."""
     node = graph.nodes[graph.runs[0].key]
     _attempt(layout, node, 1, None, started=50.0, job="7_1", where="n3")
     _finish(layout, node, attempt=2, job="7_1")
-    fact = read_facts(graph, layout, Sight(since=40.0))[node.key]
+    fact = read_facts(graph, layout, PassContext(since=40.0))[node.key]
     assert fact.done
     assert fact.bad_nodes == ("n3",)
-    assert read_facts(graph, layout, Sight(since=60.0))[node.key].bad_nodes == ()
+    assert read_facts(graph, layout, PassContext(since=60.0))[node.key].bad_nodes == ()
 
 
-def test_until_slurm_says_how_a_job_ended_its_stage_is_held(layout: Layout, graph: Graph) -> None:
-    """Whether it was cancelled by hand, or ran out of time, decides what follows; the ending is told once that is known."""
+def test_a_stage_is_settling_until_slurm_reports_how_its_job_ended(layout: Layout, graph: Graph) -> None:
+    """Whether it was cancelled by hand or ran out of time decides what follows; the end counts once that is known."""
     node = graph.nodes[graph.runs[0].key]
     _attempt(layout, node, 1, FailureClass.memory, started=1.0, job="6_1")
     _attempt(layout, node, 2, FailureClass.interrupted, started=2.0, job="7_1")
     departures = _departed(_departure(node, "6_1", "FAILED"), _departure(node, "7_1"))
-    waiting = read_facts(graph, layout, Sight(departures=departures, settling={node.key}))[node.key]
-    assert waiting.held
+    waiting = read_facts(graph, layout, PassContext(departures=departures, settling={node.key}))[node.key]
+    assert waiting.settling
     assert waiting.ended == 1
     known = _departed(_departure(node, "6_1", "FAILED"), _departure(node, "7_1", "CANCELLED by 1000"))
-    told = read_facts(graph, layout, Sight(departures=known))[node.key]
-    assert (told.held, told.ended, told.cancelled) == ("", 2, True)
+    told = read_facts(graph, layout, PassContext(departures=known))[node.key]
+    assert (told.executed_by, told.ended, told.cancelled) == ("", 2, True)
 
 
 @pytest.mark.parametrize(
@@ -313,95 +314,95 @@ def test_until_slurm_says_how_a_job_ended_its_stage_is_held(layout: Layout, grap
 def test_a_job_cancelled_by_its_owner_is_not_submitted_again(
     layout: Layout, graph: Graph, state: str, ours: bool, submitted: float, cancelled: bool
 ) -> None:
-    """Unless the program itself did it, Slurm did, or it was launched again since."""
+    """Unless the program or Slurm cancelled it, or the experiment was launched again since."""
     node = _node(graph, "tapt")
-    departures = _departed(_departure(node, "7_1", state, submitted, ours=ours))
-    assert read_facts(graph, layout, Sight(since=5.0, departures=departures))[node.key].cancelled is cancelled
+    departures = _departed(_departure(node, "7_1", state, submitted, withdrawn=ours))
+    assert read_facts(graph, layout, PassContext(since=5.0, departures=departures))[node.key].cancelled is cancelled
 
 
 def test_a_cancellation_by_the_owner_outlives_later_departures(layout: Layout, graph: Graph) -> None:
-    """A late array that the program withdraws, or one that fails, is no word of the owner's."""
+    """A late array that the program withdraws, or one that fails, does not change it."""
     node = _node(graph, "tapt")
     by_hand = _departure(node, "7_1", "CANCELLED by 1000", 10.0)
-    withdrawn = _departure(node, "9_1", "CANCELLED by 1000", 20.0, ours=True)
+    withdrawn = _departure(node, "9_1", "CANCELLED by 1000", 20.0, withdrawn=True)
     lost = _departure(node, "11_1", "NODE_FAIL", 30.0)
     for later in ((withdrawn,), (lost,), (lost, withdrawn)):
-        assert read_facts(graph, layout, Sight(since=5.0, departures=_departed(by_hand, *later)))[node.key].cancelled
-        assert not read_facts(graph, layout, Sight(since=5.0, departures=_departed(*later)))[node.key].cancelled
-        assert not read_facts(graph, layout, Sight(since=15.0, departures=_departed(by_hand, *later)))[node.key].cancelled
+        assert read_facts(graph, layout, PassContext(since=5.0, departures=_departed(by_hand, *later)))[node.key].cancelled
+        assert not read_facts(graph, layout, PassContext(since=5.0, departures=_departed(*later)))[node.key].cancelled
+        assert not read_facts(graph, layout, PassContext(since=15.0, departures=_departed(by_hand, *later)))[node.key].cancelled
 
 
-def test_what_the_program_withdraws_as_it_begins_is_not_cancelled_by_the_owner(layout: Layout, graph: Graph) -> None:
-    """Slurm names the same user for both; an attempt that was killed without a word is tried again."""
+def test_a_job_withdrawn_as_it_starts_is_not_cancelled_by_the_owner(layout: Layout, graph: Graph) -> None:
+    """Slurm reports the same user for both; a killed attempt without an outcome is retried."""
     node = _node(graph, "tapt")
     _attempt(layout, node, 1, None, started=11.0, job="7_1")
     for ours, failure in ((True, FailureClass.interrupted), (False, FailureClass.cancelled)):
-        departures = _departed(_departure(node, "7_1", "CANCELLED by 1000", ours=ours))
-        facts = read_facts(graph, layout, Sight(since=5.0, departures=departures))[node.key]
-        assert (facts.failure, facts.cancelled, facts.stopped) == (failure.name, not ours, "")
+        departures = _departed(_departure(node, "7_1", "CANCELLED by 1000", withdrawn=ours))
+        facts = read_facts(graph, layout, PassContext(since=5.0, departures=departures))[node.key]
+        assert (facts.failure, facts.cancelled, facts.stopped) == (failure, not ours, "")
 
 
-def test_an_ending_is_told_once_although_a_late_array_was_withdrawn_since(layout: Layout, graph: Graph) -> None:
-    """The job that accounting is still asked about need not be the last that departed."""
+def test_an_end_counts_once_although_a_late_array_was_withdrawn_since(layout: Layout, graph: Graph) -> None:
+    """The job whose end is still unknown need not be the last that departed."""
     node = _node(graph, "tapt")
     _attempt(layout, node, 1, FailureClass.interrupted, started=11.0, job="7_1")
-    departures = _departed(_departure(node, "7_1"), _departure(node, "9_1", "CANCELLED by 1000", 20.0, ours=True))
-    assert read_facts(graph, layout, Sight(departures=departures, settling={node.key}))[node.key].ended == 0
-    assert read_facts(graph, layout, Sight(departures=departures))[node.key].ended == 1
+    departures = _departed(_departure(node, "7_1"), _departure(node, "9_1", "CANCELLED by 1000", 20.0, withdrawn=True))
+    assert read_facts(graph, layout, PassContext(departures=departures, settling={node.key}))[node.key].ended == 0
+    assert read_facts(graph, layout, PassContext(departures=departures))[node.key].ended == 1
 
 
 def test_cancelled_stages_are_cancelled(layout: Layout, graph: Graph) -> None:
     """Those named, or all that have no result."""
     tapt = _node(graph, "tapt")
-    facts = read_facts(graph, layout, Sight(cancelled=Cancelled(keys=frozenset((tapt.key,)))))
+    facts = read_facts(graph, layout, PassContext(cancelled=Cancelled(keys=frozenset((tapt.key,)))))
     assert [key for key, fact in facts.items() if fact.cancelled] == [tapt.key]
     _finish(layout, tapt)
-    facts = read_facts(graph, layout, Sight(cancelled=Cancelled(everything=True)))
+    facts = read_facts(graph, layout, PassContext(cancelled=Cancelled(everything=True)))
     assert [fact.cancelled for fact in facts.values()] == [fact.done is False for fact in facts.values()]
 
 
-def _silent_jobs(node: Node, number: int = MAX_SILENT) -> list[Departure]:
+def _silent_jobs(node: Node, number: int = MAX_FAILED_STARTS) -> list[Departure]:
     return [_departure(node, f"{job}_0", "FAILED", submitted=10.0 + job) for job in range(number)]
 
 
-def test_jobs_that_end_before_the_worker_begins_stop_a_stage(layout: Layout, graph: Graph) -> None:
-    """Not one too few, not those of an earlier launch, and not while something upstream is not there."""
+def test_jobs_that_end_before_the_worker_starts_stop_a_stage(layout: Layout, graph: Graph) -> None:
+    """Not with one too few, not those of an earlier launch, and not while an upstream stage is missing."""
     tapt, run = _node(graph, "tapt"), graph.nodes[graph.runs[0].key]
     jobs = _silent_jobs(tapt)
-    assert "before the worker began" in read_facts(graph, layout, Sight(departures=_departed(*jobs)))[tapt.key].stopped
-    assert not read_facts(graph, layout, Sight(departures=_departed(*jobs[1:])))[tapt.key].stopped
-    assert not read_facts(graph, layout, Sight(since=11.0, departures=_departed(*jobs)))[tapt.key].stopped
-    assert not read_facts(graph, layout, Sight(departures=_departed(*_silent_jobs(run))))[run.key].stopped
+    assert "before the worker began" in read_facts(graph, layout, PassContext(departures=_departed(*jobs)))[tapt.key].stopped
+    assert not read_facts(graph, layout, PassContext(departures=_departed(*jobs[1:])))[tapt.key].stopped
+    assert not read_facts(graph, layout, PassContext(since=11.0, departures=_departed(*jobs)))[tapt.key].stopped
+    assert not read_facts(graph, layout, PassContext(departures=_departed(*_silent_jobs(run))))[run.key].stopped
     _finish(layout, tapt)
     os.utime(layout.stage("tapt", tapt.key).result, (16.0, 16.0))
     late = [replace(each, gone=20.0) for each in _silent_jobs(run)]
-    assert not read_facts(graph, layout, Sight(departures=_departed(*late[:2], *_silent_jobs(run)[:1], late[2])))[run.key].stopped
-    assert read_facts(graph, layout, Sight(departures=_departed(*late)))[run.key].stopped
+    assert not read_facts(graph, layout, PassContext(departures=_departed(*late[:2], *_silent_jobs(run)[:1], late[2])))[run.key].stopped
+    assert read_facts(graph, layout, PassContext(departures=_departed(*late)))[run.key].stopped
 
 
-def test_a_site_that_starts_nothing_is_not_asked_for_ever(layout: Layout, graph: Graph) -> None:
-    """An element that Slurm could not start is withdrawn by the program, and counts all the same; what else it withdraws does not."""
+def test_jobs_that_slurm_cannot_start_are_not_submitted_for_ever(layout: Layout, graph: Graph) -> None:
+    """An element that Slurm could not start is withdrawn by the program and counts nevertheless; its other withdrawals do not."""
     tapt = _node(graph, "tapt")
-    failed = [_departure(tapt, f"{job}_0", "LAUNCH_FAILED", submitted=10.0 + job, ours=True) for job in range(MAX_SILENT)]
-    assert "LAUNCH_FAILED" in read_facts(graph, layout, Sight(departures=_departed(*failed)))[tapt.key].stopped
-    assert not read_facts(graph, layout, Sight(departures=_departed(*failed[1:])))[tapt.key].stopped
+    failed = [_departure(tapt, f"{job}_0", "LAUNCH_FAILED", submitted=10.0 + job, withdrawn=True) for job in range(MAX_FAILED_STARTS)]
+    assert "LAUNCH_FAILED" in read_facts(graph, layout, PassContext(departures=_departed(*failed)))[tapt.key].stopped
+    assert not read_facts(graph, layout, PassContext(departures=_departed(*failed[1:])))[tapt.key].stopped
     withdrawn = [replace(each, state="CANCELLED by 1000") for each in failed]
-    assert not read_facts(graph, layout, Sight(departures=_departed(*withdrawn)))[tapt.key].stopped
+    assert not read_facts(graph, layout, PassContext(departures=_departed(*withdrawn)))[tapt.key].stopped
 
 
-def test_a_job_that_began_with_another_of_its_stages_is_not_silent(layout: Layout) -> None:
-    """Packed stages that did not get their turn before the time was up, whether the others have finished since or not."""
+def test_a_job_that_started_another_of_its_stages_is_not_a_failed_start(layout: Layout) -> None:
+    """Packed stages that did not get their turn before the time limit, whether the others have finished since or not."""
     graph = make_graph(methods=("vft",), folds=("1",), seeds=3)
     first, second, third = (graph.nodes[run.key] for run in graph.runs)
-    jobs = [f"{number}_0" for number in range(MAX_SILENT)]
+    jobs = [f"{number}_0" for number in range(MAX_FAILED_STARTS)]
     departures = _departed(*(_departure(node, job, "TIMEOUT") for node in (first, second, third) for job in jobs))
     for number, job in enumerate(jobs[:-1], 1):
         _attempt(layout, first, number, FailureClass.time_limit, started=20.0 + number, job=job)
-    assert read_facts(graph, layout, Sight(departures=departures))[third.key].failure == FailureClass.node.name, "one was silent"
-    _finish(layout, first, attempt=MAX_SILENT, job=jobs[-1])
-    facts = read_facts(graph, layout, Sight(departures=departures))
+    assert read_facts(graph, layout, PassContext(departures=departures))[third.key].failure is FailureClass.node, "one was silent"
+    _finish(layout, first, attempt=MAX_FAILED_STARTS, job=jobs[-1])
+    facts = read_facts(graph, layout, PassContext(departures=departures))
     assert facts[first.key].done
-    assert facts[second.key] == facts[third.key] == NodeFacts()
+    assert facts[second.key] == facts[third.key] == StageFacts()
 
 
 def test_a_diverged_run_is_known_with_and_without_a_result(layout: Layout, graph: Graph) -> None:
@@ -409,13 +410,13 @@ def test_a_diverged_run_is_known_with_and_without_a_result(layout: Layout, graph
     first, second = (graph.nodes[run.key] for run in graph.runs)
     _attempt(layout, first, 1, FailureClass.divergence)
     _finish(layout, second, diverged="the loss is still that of the prior")
-    facts = read_facts(graph, layout, Sight(since=1e9))
+    facts = read_facts(graph, layout, PassContext(since=1e9))
     assert (facts[first.key].done, facts[first.key].diverged) == (False, "ValueError: number 1")
     assert (facts[second.key].done, facts[second.key].diverged) == (True, "the loss is still that of the prior")
 
 
-def test_only_the_keys_asked_for_are_read_again(layout: Layout, graph: Graph) -> None:
-    """The rest is taken as known, also where the disk says otherwise by now."""
+def test_only_the_given_keys_are_read_again(layout: Layout, graph: Graph) -> None:
+    """The facts of the others are kept, even if the disk has changed."""
     known = read_facts(graph, layout)
     for node in graph.nodes.values():
         _finish(layout, node)
@@ -425,9 +426,9 @@ def test_only_the_keys_asked_for_are_read_again(layout: Layout, graph: Graph) ->
 
 
 @pytest.mark.parametrize(("missed", "cancelled"), [(700.0, True), (30.0, False)])
-def test_a_job_of_a_former_launch_cancelled_by_its_owner(layout: Layout, graph: Graph, missed: float, cancelled: bool) -> None:
-    """After the launch it counts; what was cancelled just before, and only missed then, is what launching lifts."""
+def test_a_job_of_an_earlier_launch_cancelled_by_its_owner(layout: Layout, graph: Graph, missed: float, cancelled: bool) -> None:
+    """It counts if cancelled after the launch; a cancellation just before it, noticed only then, is lifted by launching."""
     key, launched = graph.runs[0].key, 1000.0
     gone = Departure(key, "7_0", "CANCELLED by 1000", submitted=500.0, gone=launched + missed)
-    facts = read_facts(graph, layout, Sight(since=launched, departures=lambda keys: {key: (gone,)}))
+    facts = read_facts(graph, layout, PassContext(since=launched, departures=lambda keys: {key: (gone,)}))
     assert facts[key].cancelled is cancelled

@@ -1,4 +1,4 @@
-"""Which runs are out: what the rules find and leave alone, on what they do not depend, and that the benchmark still shows it."""
+"""Outlier rules: what they drop and keep, what they do not depend on, and that the benchmark still shows it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.control.outliers import Attempt, Judgement, Trial, check_rule, judge, rule_in_words, verdict_in_words
+from jobs.control.outliers import FinishedRun, Judgement, RunId, check_rule, judge, rule_in_words, verdict_in_words
 from jobs.errors import UsageError
 from jobs.experiment.config import OutlierRule
 
@@ -23,11 +23,11 @@ quick = settings(max_examples=60, deadline=None)
 GRID = {"1": (60.0, 61.0, 62.0, 63.0, 64.0), "2": (70.5, 71.5, 70.0, 72.0, 71.0), "3": (55.0, 56.0, 57.0, 54.0, 55.5)}
 
 
-def attempts_of(cells: Mapping[str, Sequence[float]], generation: int = 0) -> list[Attempt]:
-    return [Attempt(fold, slot, generation, slot, ua) for fold, cell in cells.items() for slot, ua in enumerate(cell)]
+def attempts_of(cells: Mapping[str, Sequence[float]], generation: int = 0) -> list[FinishedRun]:
+    return [FinishedRun(fold, slot, generation, slot, ua) for fold, cell in cells.items() for slot, ua in enumerate(cell)]
 
 
-def judged(attempts: Sequence[Attempt], rule: OutlierRule | str = OutlierRule.pooled, sigmas: float = 2.0) -> Judgement:
+def judged(attempts: Sequence[FinishedRun], rule: OutlierRule | str = OutlierRule.pooled, sigmas: float = 2.0) -> Judgement:
     """The newest run of every slot, judged among all."""
     newest: dict[tuple[str, int], int] = {}
     for attempt in attempts:
@@ -35,17 +35,17 @@ def judged(attempts: Sequence[Attempt], rule: OutlierRule | str = OutlierRule.po
     return judge(rule, attempts, {(*slot, generation) for slot, generation in newest.items()}, sigmas)
 
 
-def out_of(attempts: Sequence[Attempt], rule: OutlierRule | str = OutlierRule.pooled, sigmas: float = 2.0) -> set[Trial]:
+def out_of(attempts: Sequence[FinishedRun], rule: OutlierRule | str = OutlierRule.pooled, sigmas: float = 2.0) -> set[RunId]:
     return {(verdict.fold, verdict.slot, verdict.generation) for verdict in judged(attempts, rule, sigmas).out}
 
 
 @st.composite
-def grids(draw: st.DrawFn) -> list[Attempt]:
+def grids(draw: st.DrawFn) -> list[FinishedRun]:
     """Some folds and slots, a few of them run again; UA in quarters, so that shifts and halves are exact, with gross outliers and ties."""
     shape = draw(st.lists(st.integers(1, 7), min_size=1, max_size=4))
     ua = st.one_of(st.integers(240, 260), st.integers(0, 400)).map(lambda quarters: quarters / 4)
     return [
-        Attempt(str(fold), slot, generation, slot + 1000 * generation, draw(ua))
+        FinishedRun(str(fold), slot, generation, slot + 1000 * generation, draw(ua))
         for fold, slots in enumerate(shape)
         for slot in range(slots)
         for generation in range(draw(st.integers(1, 3)))
@@ -79,7 +79,7 @@ def test_dropped_runs_still_make_centre_and_scale() -> None:
     """A rerun is judged against every run ever made: dropping a run narrows nothing."""
     first = attempts_of({"1": (60.0, 61.0, 62.0, 64.0, 80.0), "2": (50.0, 51.0, 70.0, 48.0, 49.0)})
     assert out_of(first) == {("1", 4, 0), ("2", 2, 0)}
-    rerun = [Attempt("1", 4, 1, 1004, 67.0), Attempt("2", 2, 1, 1002, 50.5)]
+    rerun = [FinishedRun("1", 4, 1, 1004, 67.0), FinishedRun("2", 2, 1, 1002, 50.5)]
     found = judged([*first, *rerun]).verdicts
     assert found[4].centre == 63.0  # of 60, 61, 62, 64, 67, 80
     assert found[4].scale == pytest.approx(1.4826 * statistics.median([1, 2, 3, 4, 17, 0.25, 0.75, 1.25, 2.25, 19.75]))
@@ -91,14 +91,14 @@ def test_dropped_runs_still_make_centre_and_scale() -> None:
 
 def test_only_runs_that_fill_slots_are_judged() -> None:
     """Every slot has one verdict, of its newest run, in the order of folds and slots."""
-    runs = [*attempts_of(GRID), Attempt("2", 3, 1, 1003, 71.0)]
+    runs = [*attempts_of(GRID), FinishedRun("2", 3, 1, 1003, 71.0)]
     trials = [(verdict.fold, verdict.slot, verdict.generation) for verdict in judged(runs).verdicts]
     assert trials == [(fold, slot, int((fold, slot) == ("2", 3))) for fold in "123" for slot in range(5)]
 
 
 @quick
 @given(grids(), st.integers(-1000, 1000), st.sampled_from(["pooled", "cell"]))
-def test_shift_changes_nothing(runs: list[Attempt], quarters: int, rule: str) -> None:
+def test_shift_changes_nothing(runs: list[FinishedRun], quarters: int, rule: str) -> None:
     """Points added to every run move the centres alone."""
     moved = [replace(each, ua=each.ua + quarters / 4) for each in runs]
     assert out_of(moved, rule) == out_of(runs, rule)
@@ -106,21 +106,21 @@ def test_shift_changes_nothing(runs: list[Attempt], quarters: int, rule: str) ->
 
 @quick
 @given(grids(), st.dictionaries(st.sampled_from("0123"), st.integers(-100, 100), min_size=4, max_size=4))
-def test_difficulty_of_a_fold_changes_nothing(runs: list[Attempt], shifts: dict[str, int]) -> None:
+def test_difficulty_of_a_fold_changes_nothing(runs: list[FinishedRun], shifts: dict[str, int]) -> None:
     """A fold that is harder for all its runs leaves the pooled rule as it was."""
     assert out_of([replace(each, ua=each.ua + shifts[each.fold]) for each in runs]) == out_of(runs)
 
 
 @quick
 @given(grids(), st.sampled_from([0.25, 0.5, 2.0, 10.0, 1024.0]), st.sampled_from(["pooled", "cell"]))
-def test_scale_changes_nothing(runs: list[Attempt], factor: float, rule: str) -> None:
+def test_scale_changes_nothing(runs: list[FinishedRun], factor: float, rule: str) -> None:
     """In other units the same runs are out."""
     assert out_of([replace(each, ua=each.ua * factor) for each in runs], rule) == out_of(runs, rule)
 
 
 @quick
 @given(grids(), st.randoms(use_true_random=False), st.sampled_from(list(OutlierRule)))
-def test_order_changes_nothing(runs: list[Attempt], order: random.Random, rule: OutlierRule) -> None:
+def test_order_changes_nothing(runs: list[FinishedRun], order: random.Random, rule: OutlierRule) -> None:
     """Whatever the order of the attempts, the judgement is the same to the last digit."""
     shuffled = list(runs)
     order.shuffle(shuffled)
@@ -129,23 +129,23 @@ def test_order_changes_nothing(runs: list[Attempt], order: random.Random, rule: 
 
 @quick
 @given(grids(), st.sampled_from(["pooled", "cell"]))
-def test_both_sides_are_alike(runs: list[Attempt], rule: str) -> None:
+def test_both_sides_are_alike(runs: list[FinishedRun], rule: str) -> None:
     """Mirrored results are judged alike."""
     assert out_of([replace(each, ua=100 - each.ua) for each in runs], rule) == out_of(runs, rule)
 
 
 @quick
 @given(grids(), st.floats(0.5, 5), st.floats(0.1, 5))
-def test_wider_limits_drop_fewer(runs: list[Attempt], sigmas: float, more: float) -> None:
+def test_wider_limits_drop_fewer(runs: list[FinishedRun], sigmas: float, more: float) -> None:
     """What is out at more sigmas is out at fewer."""
     assert out_of(runs, sigmas=sigmas + more) <= out_of(runs, sigmas=sigmas)
 
 
 @quick
 @given(grids())
-def test_never_is_a_whole_method_out(runs: list[Attempt]) -> None:
-    """Of all runs ever made some are nearest to their centres, and would be kept, whatever the results."""
-    found = judge("pooled", runs, {each.trial for each in runs}, 1.0)
+def test_never_is_a_whole_method_out(runs: list[FinishedRun]) -> None:
+    """Of all runs some are nearest to their centres and would be kept, whatever the results."""
+    found = judge("pooled", runs, {each.run_id for each in runs}, 1.0)
     assert len(found.out) < len(found.verdicts)
 
 
@@ -165,8 +165,8 @@ def test_alike_runs_are_never_out() -> None:
     assert {(verdict.scale, verdict.distance) for verdict in found.verdicts} == {(0.0, 0.0)}
 
 
-def test_few_runs_that_differ_among_many_alike() -> None:
-    """Where most runs are the same, the mean distance stands in for a median of zero: one that differs is out, many are a spread."""
+def test_few_runs_that_differ_among_many_equal() -> None:
+    """If most runs are equal, the mean distance replaces a median of zero: one that differs is out, many are a spread."""
     alike = {str(fold): (100.0,) * 5 for fold in range(4)}
     assert out_of(attempts_of({**alike, "4": (100.0, 100.0, 25.0, 100.0, 100.0)})) == {("4", 2, 0)}
     spread = {str(fold): (100.0, 100.0, 97.0, 100.0, 97.0) for fold in range(4)}
@@ -175,7 +175,7 @@ def test_few_runs_that_differ_among_many_alike() -> None:
     assert not found.out
 
 
-def test_one_seed_has_nothing_to_be_compared_with() -> None:
+def test_one_seed_cannot_be_compared() -> None:
     """Cells of one run are their own medians."""
     assert out_of(attempts_of({"1": (60.0,), "2": (25.0,)})) == set()
     assert judge("pooled", [], set(), 2.0).verdicts == ()
@@ -201,7 +201,7 @@ def test_literal_rule_fires_from_six_seeds_on() -> None:
 def test_literal_rule_takes_the_runs_that_fill_the_slots() -> None:
     """A dropped run no longer counts in mean and standard deviation of `cell`."""
     values = (70.0, 71.0, 69.0, 70.5, 69.5, 25.0)
-    runs = [*attempts_of({"1": values}), Attempt("1", 5, 1, 1005, 72.4)]
+    runs = [*attempts_of({"1": values}), FinishedRun("1", 5, 1, 1005, 72.4)]
     found = judged(runs, OutlierRule.cell)
     assert found.verdicts[5].centre == pytest.approx(statistics.mean([*values[:5], 72.4]))
 
@@ -243,8 +243,8 @@ def test_unknown_rules_are_refused_by_name() -> None:
         judge("iqr", [], set(), 2.0)
 
 
-def test_mistakes_of_a_caller_are_errors() -> None:
-    """An attempt that is there twice, one to judge that is not there, and a UA that is no number are not judged around."""
+def test_invalid_arguments_raise_errors() -> None:
+    """A run that is there twice, one to judge that is not there, or a UA that is not finite."""
     runs = attempts_of(GRID)
     for wrong, current in (
         (([*runs, runs[0]]), {("1", 0, 0)}),
@@ -255,8 +255,8 @@ def test_mistakes_of_a_caller_are_errors() -> None:
             judge("pooled", wrong, current, 2.0)
 
 
-def test_words_say_rule_and_parameters() -> None:
-    """A table can state the rule, and `explain` a verdict, from these alone."""
+def test_texts_give_rule_and_parameters() -> None:
+    """A table can print the rule, and `explain` a verdict, from these alone."""
     assert rule_in_words(OutlierRule.none, 2.0, 3) == "none"
     pooled = rule_in_words(OutlierRule.pooled, 2.5, 1)
     assert all(part in pooled for part in ("pooled", "2.5 sigmas", "median", "1.4826", "every run ever made", "at most 1 round"))
@@ -270,7 +270,7 @@ def test_words_say_rule_and_parameters() -> None:
 
 
 def test_judging_imports_nothing_heavy() -> None:
-    """Every look at an experiment judges: it must not wait for numpy or the configuration."""
+    """Every pass judges: it must not import numpy or the configuration."""
     heavy = ("numpy", "scipy", "pandas", "omegaconf", "jobs.experiment.config")
     code = f"import sys, jobs.control.outliers; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)

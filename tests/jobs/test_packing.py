@@ -18,9 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.control.controller import run_local
-from jobs.control.facts import NodeFacts
-from jobs.control.observe import read_facts
+from jobs.control.controller import read_facts, run_local
+from jobs.control.facts import StageFacts
 from jobs.experiment.config import Resources
 from jobs.local.executor import LocalExecutor
 from jobs.store.attempts import process_start
@@ -151,7 +150,7 @@ class Element:
         """The classes of all attempts without a result, stage by stage."""
         return [[outcome.kind for outcome in self.outcomes(number)] for number in range(len(self.nodes))]
 
-    def facts(self) -> list[NodeFacts]:
+    def facts(self) -> list[StageFacts]:
         found = read_facts(self.graph, self.layout)
         return [found[node.key] for node in self.nodes]
 
@@ -314,7 +313,7 @@ def local(folder: Path, at_once: int, gpu_bytes: int = 0) -> LocalExecutor:
     return LocalExecutor(local_launch.workplace(folder), layout, lambda stage: resources, Capacity(4, ("0",), 8.0, gpu_bytes))
 
 
-def grid(folder: Path, behaviours: Mapping[int, str], executor: LocalExecutor) -> dict[str, NodeFacts]:
+def grid(folder: Path, behaviours: Mapping[int, str], executor: LocalExecutor) -> dict[str, StageFacts]:
     recipe: dict[str, object] = {"failing": {f"finetune vft 1 {seed}": behaviour for seed, behaviour in behaviours.items()}}
     desired = local_launch.desired(folder, recipe)
     graph = fake_registry.make_graph(recipe, methods=("vft",), folds=("1",), seeds=len(behaviours))

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.control.executor_protocol import Limits
-from jobs.control.facts import InFlight, NodeFacts, Phase, Request
-from jobs.control.plan import ALIKE, Plan, critical_minutes, make_plan, needed_keys
+from jobs.control.facts import InFlight, Phase, Request, StageFacts, needed_keys
+from jobs.control.plan import ALIKE, Plan, critical_minutes, make_plan
 from jobs.experiment.graph import Graph, Node, Run, build_graph
 from jobs.store.failures import FailureClass
 from tests.jobs.fake_registry import REGISTRY, make_graph
@@ -28,12 +28,12 @@ class Situation:
     """Everything a plan is made of."""
 
     graph: Graph
-    facts: Mapping[str, NodeFacts]
+    facts: Mapping[str, StageFacts]
     in_flight: Mapping[str, InFlight]
     limits: Limits
     packing: int
 
-    def plan(self, facts: Mapping[str, NodeFacts] | None = None, in_flight: Mapping[str, InFlight] | None = None) -> Plan:
+    def plan(self, facts: Mapping[str, StageFacts] | None = None, in_flight: Mapping[str, InFlight] | None = None) -> Plan:
         return make_plan(
             self.graph,
             self.facts if facts is None else facts,
@@ -66,14 +66,14 @@ def situations(draw: st.DrawFn) -> Situation:
     graph = draw(graphs())
     rarely = st.sampled_from([False, False, False, True])
     fact = st.builds(
-        NodeFacts,
+        StageFacts,
         done=st.booleans(),
         failures=st.integers(0, 3),
         attempts=st.integers(0, 3),
         stopped=st.sampled_from(["", "", "", REASON]),
         error=st.just(REASON),
-        failure=st.sampled_from(["", *(failure.name for failure in FailureClass)]),
-        held=st.sampled_from(["", "", "", "process 5 on host"]),
+        failure=st.sampled_from([None, *FailureClass]),
+        executed_by=st.sampled_from(["", "", "", "process 5 on host"]),
         diverged=st.sampled_from(["", "", "", "NaN at step 7"]),
         cancelled=rarely,
         request=st.builds(Request, relief=st.integers(0, 2), exclude=st.sampled_from([(), ("n1",)])),
@@ -87,7 +87,7 @@ def situations(draw: st.DrawFn) -> Situation:
 
 
 def _places(plan: Plan) -> Counter[str]:
-    keys = [*plan.reused, *plan.waiting, *plan.deferred, *plan.blocked, *plan.given_up, *plan.stayed]
+    keys = [*plan.reused, *plan.waiting, *plan.deferred, *plan.blocked, *plan.given_up, *plan.held_or_cancelled]
     return Counter(keys + [key for batch in plan.batches for key in batch.keys])
 
 
@@ -106,13 +106,13 @@ def test_every_needed_stage_is_in_exactly_one_place(situation: Situation) -> Non
 
 @quick
 @given(situations())
-def test_only_what_is_open_is_submitted(situation: Situation) -> None:
-    """What has a result, is held, stopped, diverged, cancelled or in flight is not submitted; nor a failed one once the budget is spent."""
+def test_only_open_stages_are_submitted(situation: Situation) -> None:
+    """No stage that is done, running, stopped, diverged, cancelled or in flight; no failed one once the budget is spent."""
     spent = sum(fact.failures for fact in situation.facts.values()) >= MAX_FAILURES
     for key in _submitted(situation.plan()):
-        fact = situation.facts.get(key, NodeFacts())
+        fact = situation.facts.get(key, StageFacts())
         assert not fact.done
-        assert not any((fact.held, fact.stopped, fact.diverged, fact.cancelled, spent and fact.failures))
+        assert not any((fact.executed_by, fact.stopped, fact.diverged, fact.cancelled, spent and fact.failures))
         assert key not in situation.in_flight
 
 
@@ -148,27 +148,27 @@ def test_limits_are_kept(situation: Situation) -> None:
 
 @quick
 @given(situations())
-def test_a_batch_asks_for_what_each_of_its_stages_needs(situation: Situation) -> None:
-    """One request a batch: the one that every stage of it has learnt, and the machines that failed twice under anything."""
+def test_a_batch_requests_what_each_of_its_stages_needs(situation: Situation) -> None:
+    """One request per batch: that of all its stages, without the Slurm nodes that failed twice."""
     blamed = Counter(node for fact in situation.facts.values() for node in fact.bad_nodes)
     twice = {node for node, times in blamed.items() if times >= 2}
     for batch in situation.plan().batches:
         for key in batch.keys:
-            own = situation.facts.get(key, NodeFacts()).request
+            own = situation.facts.get(key, StageFacts()).request
             assert (batch.request.relief, batch.request.memory_factor) == (own.relief, own.memory_factor)
             assert batch.request.exclude == tuple(sorted({*own.exclude, *twice}))
 
 
 @quick
 @given(situations())
-def test_what_is_taken_back_waits_in_vain(situation: Situation) -> None:
-    """All that is queued and not waited for is withdrawn, never what runs; all that is not tried has a reason."""
+def test_everything_queued_in_vain_is_withdrawn(situation: Situation) -> None:
+    """All that is queued and not waited for is withdrawn, never what runs; every stage that is not submitted has a reason."""
     plan = situation.plan()
     queued = {key for key, flight in situation.in_flight.items() if flight.phase is Phase.queued}
     above = {parent for key in plan.waiting for parent in situation.graph.nodes[key].upstream.values()}
     assert queued - set(plan.waiting) - above <= set(plan.withdrawn) <= queued - set(plan.waiting)
-    assert queued & {*plan.stayed, *plan.given_up, *plan.blocked} <= set(plan.withdrawn)
-    assert set(plan.reasons) == {*plan.stayed, *plan.given_up}
+    assert queued & {*plan.held_or_cancelled, *plan.given_up, *plan.blocked} <= set(plan.withdrawn)
+    assert set(plan.reasons) == {*plan.held_or_cancelled, *plan.given_up}
     assert all(plan.reasons.values())
 
 
@@ -194,32 +194,32 @@ def test_planning_is_a_function(situation: Situation) -> None:
 
 @quick
 @given(situations())
-def test_a_world_without_failures_ends_complete(situation: Situation) -> None:
-    """When all that is submitted succeeds, a bounded number of passes brings every run its result."""
-    facts = {key: NodeFacts(done=fact.done) for key, fact in situation.facts.items()}
+def test_without_failures_an_experiment_ends_complete(situation: Situation) -> None:
+    """If every submitted stage succeeds, a bounded number of passes gives every run its result."""
+    facts = {key: StageFacts(done=fact.done) for key, fact in situation.facts.items()}
     limits = Limits(situation.limits.array_size, max(0, situation.limits.queue_room))
     calm = Situation(situation.graph, facts, {}, limits, situation.packing)
     for _ in range(len(situation.graph.nodes) + 1):
         plan = calm.plan(facts=facts, in_flight={})
         if plan.complete:
             break
-        facts.update({key: NodeFacts(done=True) for key in _submitted(plan)})
+        facts.update({key: StageFacts(done=True) for key in _submitted(plan)})
     assert all(facts[run.key].done for run in situation.graph.runs)
 
 
 @quick
 @given(situations())
 def test_blocked_means_something_upstream_is_given_up(situation: Situation) -> None:
-    """A blocked stage has a given-up or stayed one above it, a submitted or deferred one has none."""
+    """A blocked stage has one upstream that is given up, held or cancelled; a submitted or deferred one has none."""
     plan = situation.plan()
-    given_up = {*plan.given_up, *plan.stayed}
+    given_up = {*plan.given_up, *plan.held_or_cancelled}
 
     def above(key: str) -> set[str]:
         open_ = [key]
         found: set[str] = set()
         while open_:
             for parent in situation.graph.nodes[open_.pop()].upstream.values():
-                fact = situation.facts.get(parent, NodeFacts())
+                fact = situation.facts.get(parent, StageFacts())
                 if parent not in found and parent not in plan.waiting and (parent in given_up or not fact.done):
                     found.add(parent)
                     open_.append(parent)
@@ -230,33 +230,33 @@ def test_blocked_means_something_upstream_is_given_up(situation: Situation) -> N
 
 
 def test_upstream_of_finished_runs_is_not_computed_again() -> None:
-    """When all runs of a fold are done, missing pretraining is left alone; when one is open, it comes back."""
+    """When all runs of a fold are done, missing pretraining is not recomputed; when one run is missing, it is."""
     graph = make_graph(methods=("tapt",), folds=("1",), seeds=2)
     runs = [run.key for run in graph.runs]
-    done = {key: NodeFacts(done=True) for key in runs}
+    done = {key: StageFacts(done=True) for key in runs}
     assert make_plan(graph, done, {}, runs_per_task={}, limits=Limits()).complete
-    plan = make_plan(graph, {runs[0]: NodeFacts(done=True)}, {}, runs_per_task={}, limits=Limits())
+    plan = make_plan(graph, {runs[0]: StageFacts(done=True)}, {}, runs_per_task={}, limits=Limits())
     assert [batch.stage for batch in plan.batches] == ["tapt", "finetune"]
     assert plan.batches[1].keys == (runs[1],)
 
 
-def _plan(graph: Graph, facts: Mapping[str, NodeFacts], in_flight: Mapping[str, InFlight] | None = None, max_failures: int = 0) -> Plan:
+def _plan(graph: Graph, facts: Mapping[str, StageFacts], in_flight: Mapping[str, InFlight] | None = None, max_failures: int = 0) -> Plan:
     return make_plan(graph, facts, in_flight or {}, runs_per_task={}, limits=Limits(), max_failures=max_failures, since=100.0)
 
 
-def _failed(failure: FailureClass = FailureClass.code, error: str = "ValueError: no layer 7") -> NodeFacts:
-    return NodeFacts(failures=1, attempts=1, stopped=error, error=error, failure=failure.name)
+def _failed(failure: FailureClass = FailureClass.code, error: str = "ValueError: no layer 7") -> StageFacts:
+    return StageFacts(failures=1, attempts=1, stopped=error, error=error, failure=failure)
 
 
 def test_when_the_first_of_a_kind_all_fail_alike_the_rest_is_held() -> None:
-    """In the same words but for numbers: what waits is taken back, what runs is left, and the reason names the error."""
+    """With the same error but for numbers: queued stages are withdrawn, running ones are left, and the reason quotes the error."""
     graph = make_graph(methods=("vft", "tapt"), folds=("1",), seeds=8)
     runs = [run.key for run in graph.runs if run.method == "vft"]
     facts = {key: _failed(error=f"ValueError: no layer {number}") for number, key in enumerate(runs[:ALIKE])}
     in_flight = {runs[5]: InFlight(Phase.running, "7_5"), runs[6]: IN_FLIGHT}
     plan = _plan(graph, facts, in_flight)
     assert set(plan.given_up) == set(runs[:3])
-    assert set(plan.stayed) == {runs[3], runs[4], runs[6], runs[7]}
+    assert set(plan.held_or_cancelled) == {runs[3], runs[4], runs[6], runs[7]}
     assert plan.withdrawn == (runs[6],)
     assert plan.waiting == (runs[5],)
     assert "no layer 0" in plan.reasons[runs[3]]
@@ -268,26 +268,26 @@ def test_when_the_first_of_a_kind_all_fail_alike_the_rest_is_held() -> None:
     [
         _failed(error="KeyError: 'angry'"),
         _failed(FailureClass.communication),
-        NodeFacts(done=True, finished=101.0),
-        NodeFacts(),
+        StageFacts(done=True, finished=101.0),
+        StageFacts(),
     ],
     ids=["other words", "another class", "a result", "only two"],
 )
-def test_what_does_not_look_alike_holds_nothing(other: NodeFacts) -> None:
-    """Three failures of code in the same words and no result since the launch are needed."""
+def test_failures_that_differ_hold_nothing(other: StageFacts) -> None:
+    """It takes three failures of code with the same error, and no result since the launch."""
     graph = make_graph(methods=("vft",), folds=("1",), seeds=6)
     runs = [run.key for run in graph.runs]
     plan = _plan(graph, {runs[0]: _failed(), runs[1]: _failed(), runs[2]: other})
-    assert not plan.stayed
-    old = _plan(graph, {runs[0]: _failed(), runs[1]: _failed(), runs[2]: _failed(), runs[3]: NodeFacts(done=True, finished=99.0)})
-    assert len(old.stayed) == 2, "a result of an earlier launch says nothing of this one's code"
+    assert not plan.held_or_cancelled
+    old = _plan(graph, {runs[0]: _failed(), runs[1]: _failed(), runs[2]: _failed(), runs[3]: StageFacts(done=True, finished=99.0)})
+    assert len(old.held_or_cancelled) == 2, "a result of an earlier launch says nothing of this one's code"
 
 
-def test_a_spent_budget_ends_second_tries_only() -> None:
-    """What failed is given up, with the reason; what has not failed is still tried."""
+def test_a_spent_budget_ends_retries_only() -> None:
+    """A failed stage is given up, with the reason; one that has not failed is still submitted."""
     graph = make_graph(methods=("vft",), folds=("1",), seeds=3)
     first, second, third = (run.key for run in graph.runs)
-    facts = {first: NodeFacts(failures=2, attempts=2), second: NodeFacts(failures=1, attempts=1)}
+    facts = {first: StageFacts(failures=2, attempts=2), second: StageFacts(failures=1, attempts=1)}
     plan = _plan(graph, facts, max_failures=3)
     assert plan.given_up == (first, second)
     assert "policy.max_failures" in plan.reasons[first]
@@ -299,22 +299,22 @@ def test_a_diverged_run_counts_as_missing_only_while_it_fills_its_slot() -> None
     """With or without a result: no reserve seed is left. A superseded one is not needed at all."""
     graph = make_graph(methods=("vft",), folds=("1",), seeds=2)
     first, second = (run.key for run in graph.runs)
-    facts = {first: NodeFacts(diverged="NaN at step 7", attempts=1), second: NodeFacts(done=True, diverged="stuck at the prior")}
+    facts = {first: StageFacts(diverged="NaN at step 7", attempts=1), second: StageFacts(done=True, diverged="stuck at the prior")}
     plan = _plan(graph, facts)
     assert plan.given_up == (first, second)
     assert all("no reserve seed is left" in reason for reason in plan.reasons.values())
     assert not plan.complete
     reserve = make_graph(methods=("vft",), folds=("1",), seeds=2, generations={("vft", "1", 0): 1, ("vft", "1", 1): 1})
-    done = {run.key: NodeFacts(done=True) for run in reserve.runs}
+    done = {run.key: StageFacts(done=True) for run in reserve.runs}
     assert _plan(reserve, {**facts, **done}).complete
 
 
-def test_a_machine_that_failed_twice_is_avoided_by_all() -> None:
-    """Once under each of two stages, one of them finished since; communication keeps only the stage itself away."""
+def test_a_node_that_failed_twice_is_excluded_for_all() -> None:
+    """Once under each of two stages, one of them finished since; a failure of communication excludes it for that stage only."""
     graph = make_graph(methods=("vft",), folds=("1",), seeds=3)
     first, second, third = (run.key for run in graph.runs)
-    facts = {first: NodeFacts(done=True, bad_nodes=("n1",)), second: NodeFacts(attempts=1, bad_nodes=("n1", "n2"))}
-    facts[third] = NodeFacts(attempts=1, request=Request(exclude=("n3",)))
+    facts = {first: StageFacts(done=True, bad_nodes=("n1",)), second: StageFacts(attempts=1, bad_nodes=("n1", "n2"))}
+    facts[third] = StageFacts(attempts=1, request=Request(exclude=("n3",)))
     requests = {batch.keys: batch.request for batch in _plan(graph, facts).batches}
     assert requests == {(second,): Request(exclude=("n1",)), (third,): Request(exclude=("n1", "n3"))}
 
@@ -325,7 +325,7 @@ def test_what_is_queued_and_no_longer_needed_is_withdrawn() -> None:
     graph = build_graph(REGISTRY, {}, corpus="fake", corpus_digest="d1", methods=("tapt",), folds=("1",), seeds=slots)
     (superseded,), (first, second) = graph.superseded, graph.runs
     tapt = next(key for key, node in graph.nodes.items() if node.stage == "tapt")
-    facts = {superseded.key: NodeFacts(diverged="NaN at step 7"), tapt: NodeFacts(done=True), second.key: NodeFacts(done=True)}
+    facts = {superseded.key: StageFacts(diverged="NaN at step 7"), tapt: StageFacts(done=True), second.key: StageFacts(done=True)}
     queued = dict.fromkeys((superseded.key, "of fewer folds", tapt, second.key), IN_FLIGHT)
     running = {**queued, superseded.key: InFlight(Phase.running, "7_0")}
     assert set(_plan(graph, facts, {**queued, first.key: IN_FLIGHT}).withdrawn) == {superseded.key, "of fewer folds", second.key}
@@ -333,20 +333,20 @@ def test_what_is_queued_and_no_longer_needed_is_withdrawn() -> None:
     assert set(_plan(graph, facts, running).withdrawn) == queued.keys() - {superseded.key}
 
 
-def test_a_cancelled_stage_stays_and_blocks_what_needs_it() -> None:
-    """Its own queued job and those below it are taken back; another method goes on."""
+def test_a_cancelled_stage_blocks_its_downstream_stages() -> None:
+    """Its own queued job and those downstream are withdrawn; another method continues."""
     graph = make_graph(methods=("vft", "tapt"), folds=("1",), seeds=1)
     tapt = next(key for key, node in graph.nodes.items() if node.stage == "tapt")
     run = next(run.key for run in graph.runs if run.method == "tapt")
-    plan = _plan(graph, {tapt: NodeFacts(cancelled=True)}, {tapt: IN_FLIGHT, run: IN_FLIGHT})
-    assert (plan.stayed, plan.blocked) == ((tapt,), (run,))
+    plan = _plan(graph, {tapt: StageFacts(cancelled=True)}, {tapt: IN_FLIGHT, run: IN_FLIGHT})
+    assert (plan.held_or_cancelled, plan.blocked) == ((tapt,), (run,))
     assert set(plan.withdrawn) == {tapt, run}
     assert "launching again" in plan.reasons[tapt]
     assert len(plan.batches) == 1
 
 
 def test_the_longest_chain_goes_first() -> None:
-    """Where there is room for few, the stages with most to come after them get it."""
+    """If the queue has little room, the stages with the longest chains downstream get it."""
     graph = make_graph(folds=("1",), seeds=3)
     plan = make_plan(graph, {}, {}, runs_per_task={}, limits=Limits(queue_room=1))
     assert [batch.stage for batch in plan.batches] == ["states"]
@@ -356,7 +356,7 @@ def test_the_longest_chain_goes_first() -> None:
 def test_runs_of_a_fold_are_packed_together() -> None:
     """Three runs per task: tasks hold runs of one fold, the last one what is left."""
     graph = make_graph(methods=("vft",), folds=("1", "2"), seeds=5)
-    plan = make_plan(graph, {}, {}, runs_per_task=lambda stage: 3, limits=Limits())
+    plan = make_plan(graph, {}, {}, runs_per_task={"finetune": 3}, limits=Limits())
     (batch,) = plan.batches
     assert [[graph.nodes[key].fold for key in task.keys] for task in batch.tasks] == [["1"] * 3, ["1"] * 2, ["2"] * 3, ["2"] * 2]
 
@@ -371,11 +371,11 @@ def test_room_in_the_queue(room: int, tasks: int) -> None:
     assert not plan.settled
 
 
-def test_what_waits_for_another_launcher_is_deferred() -> None:
-    """A stage held by a process we cannot depend on is waited for; its dependants are submitted once it is done."""
+def test_stages_downstream_of_another_launcher_are_deferred() -> None:
+    """A stage computed by a process that no job can depend on is waited for; those downstream are submitted once it is done."""
     graph = make_graph(methods=("tapt",), folds=("1",), seeds=2)
     tapt = next(key for key, node in graph.nodes.items() if node.stage == "tapt")
-    plan = make_plan(graph, {tapt: NodeFacts(held="process 3 on node1")}, {}, runs_per_task={}, limits=Limits())
+    plan = make_plan(graph, {tapt: StageFacts(executed_by="process 3 on node1")}, {}, runs_per_task={}, limits=Limits())
     assert plan.waiting == (tapt,)
     assert len(plan.deferred) == 2
     assert not plan.batches
@@ -389,10 +389,10 @@ def test_critical_minutes_add_up_the_longest_chain() -> None:
     assert found == {"states": 36.0, "cluster": 26.0, "ptapt": 21.0, "finetune": 1.0}
 
 
-def test_jobs_that_are_gone_are_told_to_whoever_comes_next() -> None:
-    """A worker cannot ask the queue: what the controller knows of former jobs goes with the batch, and is no part of what it is."""
+def test_a_batch_names_the_lost_jobs_of_its_stages() -> None:
+    """A worker cannot ask the queue: the batch lists the former jobs that are known to have ended; this does not change its identity."""
     graph = make_graph(methods=("vft",), folds=("1",), seeds=2)
     first, second = (run.key for run in graph.runs)
-    facts = {first: NodeFacts(attempts=1, gone=("7_0",)), second: NodeFacts(attempts=1, gone=("7_1",))}
+    facts = {first: StageFacts(attempts=1, lost_jobs=("7_0",)), second: StageFacts(attempts=1, lost_jobs=("7_1",))}
     (batch,) = make_plan(graph, facts, {}, runs_per_task={}, limits=Limits()).batches
     assert batch.gone == ("7_0", "7_1")

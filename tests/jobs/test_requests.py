@@ -11,11 +11,11 @@ import pytest
 
 from jobs.commands.explain import explain_lines, read_histories
 from jobs.commands.requests import RequestsRow, TaskUse, read_tasks, requests_lines, requests_to_json, rows_of
-from jobs.control.controller import experience_of, look, sight_of
+from jobs.control.controller import context_of, experience_of, look
 from jobs.control.estimates import Bounds, asks_in_words
 from jobs.control.executor_protocol import Limits
-from jobs.control.facts import Asked
-from jobs.control.observe import Sight
+from jobs.control.facts import Asked, Shortage
+from jobs.control.observe import PassContext
 from jobs.control.plan import make_plan
 from jobs.experiment.config import Resources
 from jobs.experiment.lookup import find_target, stages_of
@@ -75,7 +75,7 @@ def test_the_second_launch_requests_what_the_first_one_used(slurm_cluster: Clust
     assert result.provenance["seconds_before"] > 0
 
     assert wait_until(lambda: not trial.arrays.in_flight(), 30, 0.3), "the last one has left the queue too"
-    tasks = read_tasks(trial.arrays.submissions(), report.graph, report.facts, trial.layout, sight(trial), lambda stage: given)
+    tasks = read_tasks(trial.arrays.submissions(), report.graph, report.facts, trial.layout, context(trial), lambda stage: given)
     (row,) = rows_of(tasks)
     assert (row.tasks, row.predicted_time, row.enough_time, row.predicted_memory, row.enough_memory) == (9, 4, 3, 5, 5)
     assert row.time_asked < row.time_configured
@@ -83,7 +83,7 @@ def test_the_second_launch_requests_what_the_first_one_used(slurm_cluster: Clust
     (line,) = requests_lines("trial", [row])
     assert line.startswith("finetune vft: 9 tasks; time predicted for 4, enough for 3 (75%); memory predicted for 5, enough for 5 (100%); ")
     target = find_target(report.graph, f"vft/1/{TOO_LONG}")
-    stories = read_histories(stages_of(report.graph, target.node), trial.layout, sight(trial))
+    stories = read_histories(stages_of(report.graph, target.node), trial.layout, context(trial))
     lines = explain_lines(target, report, stories, trial.policy)
     assert any("its job asks for 6 min" in each and "(configured: 60 min" in each for each in lines)
     assert any("time limit: resumes from its checkpoint with the time and memory configured" in each for each in lines)
@@ -96,10 +96,10 @@ def end_soon(cluster: Cluster, job: str) -> None:
     assert wait_until(lambda: subprocess.run(command, env=environment, capture_output=True).returncode == 0, 10, 0.2)
 
 
-def sight(trial: Trial) -> Sight:
+def context(trial: Trial) -> PassContext:
     """Refresh what is known of the queue."""
     trial.arrays.in_flight()
-    return sight_of(trial.desired, trial.arrays)
+    return context_of(trial.desired, trial.arrays)
 
 
 ASKED = Asked(minutes=12, memory_mb=2048, configured_minutes=60, configured_mb=8192)
@@ -111,10 +111,10 @@ def test_the_report_counts_predictions_and_compares_all_tasks() -> None:
     tasks = [
         TaskUse("finetune", "vft", PLAIN, 360.0, 1024 << 20),
         *[TaskUse("finetune", "vft", ASKED, 360.0, 1024 << 20)] * 3,
-        TaskUse("finetune", "vft", ASKED, 720.0, 0, "time"),
-        TaskUse("tapt", "tapt", ASKED, 60.0, 0, "memory"),
+        TaskUse("finetune", "vft", ASKED, 720.0, 0, Shortage.time),
+        TaskUse("tapt", "tapt", ASKED, 60.0, 0, Shortage.memory),
     ]
-    (either,) = rows_of([TaskUse("tapt", "tapt", ASKED, 60.0, 0, "time or memory")])
+    (either,) = rows_of([TaskUse("tapt", "tapt", ASKED, 60.0, 0, Shortage.time | Shortage.memory)])
     assert (either.predicted_time, either.enough_time, either.predicted_memory, either.enough_memory) == (1, 0, 1, 0)
     runs, tapt, every = rows_of(tasks)
     hours = (4 * 360 + 720) / 3600

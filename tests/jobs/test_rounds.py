@@ -1,4 +1,4 @@
-"""Rounds of judgement: the same results give the same decisions, whoever asks, in whatever order, and whatever else is there already."""
+"""Rounds of judgement: the same results give the same decisions, in every process and for any order of the runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.control.facts import NodeFacts
+from jobs.control.facts import StageFacts
 from jobs.control.outliers import judge
 from jobs.control.rounds import Judgements, replay
 from jobs.experiment.config import OutlierRule, Policy
@@ -39,7 +39,7 @@ class World:
     def outcome(self, run: Run) -> Outcome:
         return self.results.get((run.method, run.fold, run.slot, run.generation), GOOD[run.seed % 5])
 
-    def facts(self, graph: Graph) -> dict[str, NodeFacts]:
+    def facts(self, graph: Graph) -> dict[str, StageFacts]:
         return {run.key: fact(self.outcome(run)) for run in (*graph.superseded, *graph.runs)}
 
     def settle(self, policy: Policy = POLICY) -> tuple[Graph, Judgements]:
@@ -54,10 +54,10 @@ class World:
         raise AssertionError("new runs are asked for without end")
 
 
-def fact(outcome: Outcome) -> NodeFacts:
+def fact(outcome: Outcome) -> StageFacts:
     if isinstance(outcome, str):
-        return NodeFacts(diverged=outcome, attempts=1)
-    return NodeFacts(done=outcome is not None, ua=outcome)
+        return StageFacts(diverged=outcome, attempts=1)
+    return StageFacts(done=outcome is not None, ua=outcome)
 
 
 def slots_dropped(judgements: Judgements) -> list[tuple[str, int, int, int]]:
@@ -65,7 +65,7 @@ def slots_dropped(judgements: Judgements) -> list[tuple[str, int, int, int]]:
 
 
 def test_good_runs_stay() -> None:
-    """One round, nobody out, a verdict for every slot."""
+    """One round, no outlier, a verdict for every slot."""
     graph, judgements = World({}).settle()
     assert not graph.superseded
     assert judgements.dropped == ()
@@ -73,8 +73,8 @@ def test_good_runs_stay() -> None:
     assert [len(verdicts) for verdicts in judgements.rounds["vft"]] == [10]
 
 
-def test_an_outlier_is_dropped_in_words_and_its_slot_gets_the_reserve_seed() -> None:
-    """The second round finds nobody out; what was dropped stays on record, with its seed and the distance."""
+def test_an_outlier_is_dropped_with_a_reason_and_replaced_by_the_reserve_seed() -> None:
+    """The second round finds no outlier; the dropped run stays recorded, with its seed and distance."""
     graph, judgements = World({("vft", "2", 3, 0): LOW}).settle()
     (dropped,) = judgements.dropped
     assert (dropped.method, dropped.fold, dropped.slot, dropped.generation, dropped.seed, dropped.round) == ("vft", "2", 3, 0, 3, 1)
@@ -86,7 +86,7 @@ def test_an_outlier_is_dropped_in_words_and_its_slot_gets_the_reserve_seed() -> 
     assert len(judgements.rounds["vft"]) == 2
 
 
-def test_nobody_is_judged_before_every_slot_of_the_method_is_in() -> None:
+def test_a_method_is_judged_when_all_its_slots_have_results() -> None:
     """Another method does not wait for it."""
     world = World({("vft", "1", 0, 0): None, ("vft", "2", 1, 0): LOW, ("tapt", "2", 1, 0): LOW}, methods=("vft", "tapt"))
     _, judgements = world.settle()
@@ -95,7 +95,7 @@ def test_nobody_is_judged_before_every_slot_of_the_method_is_in() -> None:
 
 
 def test_a_diverged_run_is_replaced_at_once() -> None:
-    """Before any judgement, as often as there are seeds; the judgement then sees what fills the slot."""
+    """Before any judgement, as often as there are seeds; then the runs that fill the slots are judged."""
     graph = World({}).graph()
     facts = {graph.runs[0].key: fact("NaN at step 7")}
     assert replay(graph, facts, POLICY).generations == {("vft", "1", 0): 1}
@@ -107,8 +107,8 @@ def test_a_diverged_run_is_replaced_at_once() -> None:
     assert [len(verdicts) for verdicts in judgements.rounds["vft"]] == [10]
 
 
-def test_a_slot_that_diverges_with_every_seed_is_left() -> None:
-    """The last seed is dropped for nothing: the slot stays empty, and nobody of the method is judged."""
+def test_a_slot_that_diverges_with_every_seed_stays_empty() -> None:
+    """The last seed is not dropped, the slot stays empty, and the method is not judged."""
     results: dict[Trial, Outcome] = {("vft", "1", 0, generation): "NaN" for generation in range(POLICY.max_seeds)}
     _, judgements = World(results).settle()
     assert judgements.generations == {("vft", "1", 0): POLICY.max_seeds - 1}
@@ -116,8 +116,8 @@ def test_a_slot_that_diverges_with_every_seed_is_left() -> None:
     assert judgements.rounds["vft"] == ()
 
 
-def test_what_is_out_after_the_last_round_is_unresolved() -> None:
-    """Three rounds drop three runs of a slot that is always low; the fourth is kept and reported, and counts as no round."""
+def test_an_outlier_after_the_last_round_is_unresolved() -> None:
+    """Three rounds drop three runs of a slot that is always low; the fourth is kept and reported, and does not count as a round."""
     results: dict[Trial, Outcome] = {("vft", "1", 0, generation): LOW for generation in range(9)}
     _, judgements = World(results, seeds=9).settle()
     assert slots_dropped(judgements) == [("1", 0, 0, 1), ("1", 0, 1, 2), ("1", 0, 2, 3)]
@@ -135,16 +135,16 @@ def test_an_outlier_without_a_seed_left_is_unresolved() -> None:
     assert set(judgements.unresolved) == {("vft", "1", 0)}
 
 
-def test_the_rule_none_drops_only_what_diverged() -> None:
-    """Low runs stay, and are not called unresolved."""
+def test_the_rule_none_drops_only_diverged_runs() -> None:
+    """Low runs stay, and are not reported as unresolved."""
     world = World({("vft", "1", 0, 0): LOW, ("vft", "1", 1, 0): "NaN"})
     _, judgements = world.settle(Policy(outliers=OutlierRule.none))
     assert slots_dropped(judgements) == [("1", 1, 0, 0)]
     assert judgements.unresolved == {}
 
 
-def test_runs_that_were_dropped_still_shape_the_judgement() -> None:
-    """Centre and scale of the second round come from every run that filled a slot, but not from one that never did."""
+def test_dropped_runs_still_count_for_centre_and_scale() -> None:
+    """Centre and scale of the second round come from every run that filled a slot, not from one that never did."""
     world = World({("vft", "1", 0, 0): LOW})
     _, judgements = world.settle()
     second = judgements.rounds["vft"][1]
@@ -177,8 +177,8 @@ policies = st.builds(
 
 @quick
 @given(worlds(), policies, st.randoms(use_true_random=False))
-def test_the_order_of_runs_and_what_else_is_there_change_nothing(world: World, policy: Policy, shuffle: random.Random) -> None:
-    """Replayed twice, with runs in another order, from a graph that holds all reserve runs already: the same decisions."""
+def test_neither_the_order_of_runs_nor_unused_reserve_runs_matter(world: World, policy: Policy, shuffle: random.Random) -> None:
+    """Replayed twice, with runs in another order, and from a graph that already has all reserve runs: the same decisions."""
     graph, judgements = world.settle(policy)
     facts = world.facts(graph)
     assert replay(graph, facts, policy) == judgements
@@ -194,8 +194,8 @@ def test_the_order_of_runs_and_what_else_is_there_change_nothing(world: World, p
 
 @quick
 @given(worlds(), policies)
-def test_decisions_keep_their_bounds(world: World, policy: Policy) -> None:
-    """No slot gets more seeds than allowed, none without a reason, no method more rounds; what is dropped is what filled the slot."""
+def test_decisions_stay_within_their_limits(world: World, policy: Policy) -> None:
+    """No slot gets more seeds than allowed, no method more rounds; every dropped run filled its slot and has a reason."""
     graph, judgements = world.settle(policy)
     assert all(0 < generation < policy.max_seeds for generation in judgements.generations.values())
     assert all(len(rounds) <= policy.rounds for rounds in judgements.rounds.values())
@@ -217,7 +217,7 @@ def test_decisions_keep_their_bounds(world: World, policy: Policy) -> None:
 @quick
 @given(worlds(), policies)
 def test_more_results_never_undo_a_decision(world: World, policy: Policy) -> None:
-    """Whoever looks earlier, at a graph without the reserve runs, decides a part of what is decided in the end."""
+    """An earlier pass, over a graph without the reserve runs, makes a part of the final decisions."""
     _, final = world.settle(policy)
     first = world.graph()
     early = replay(first, world.facts(first), policy)
@@ -241,13 +241,13 @@ def test_seeds_of_slots_follow_the_generations() -> None:
 
 
 @pytest.mark.parametrize("rule", list(OutlierRule))
-def test_the_rule_itself_is_the_one_that_is_asked(rule: OutlierRule) -> None:
-    """A round says what jobs.control.outliers says of the same runs."""
-    from jobs.control.outliers import Attempt
+def test_rounds_apply_the_outlier_rule(rule: OutlierRule) -> None:
+    """A round gives the verdicts of jobs.control.outliers on the same runs."""
+    from jobs.control.outliers import FinishedRun
 
     world = World({("vft", "1", 0, 0): 40.0}, seeds=8)
     graph = world.graph()
     judgements = replay(graph, world.facts(graph), Policy(outliers=rule))
-    attempts = [Attempt(run.fold, run.slot, 0, run.seed, float(world.outcome(run) or 0.0)) for run in graph.runs]
+    attempts = [FinishedRun(run.fold, run.slot, 0, run.seed, float(world.outcome(run) or 0.0)) for run in graph.runs]
     expected = judge(rule, attempts, frozenset((run.fold, run.slot, 0) for run in graph.runs), 2.0)
     assert judgements.rounds["vft"] == (expected.verdicts,)

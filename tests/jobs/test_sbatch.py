@@ -59,8 +59,8 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_script_is_the_golden_one(name: str) -> None:
-    """A change of a template shows in a file that somebody reads. SER_GRID_WRITE_GOLDEN=1 writes them anew."""
+def test_script_equals_the_golden_file(name: str) -> None:
+    """A change of a template shows in the golden files. SER_GRID_WRITE_GOLDEN=1 writes them again."""
     text = render_script(*CASES[name], TEMPLATES)
     file = GOLDEN / f"{name}.sh"
     if os.environ.get("SER_GRID_WRITE_GOLDEN"):
@@ -69,8 +69,8 @@ def test_the_script_is_the_golden_one(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_bash_takes_the_script(name: str) -> None:
-    """It parses, and srun is the last thing it becomes."""
+def test_bash_parses_the_script(name: str) -> None:
+    """And `exec srun` is its last command."""
     text = render_script(*CASES[name], TEMPLATES)
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
     assert text.rstrip().replace("\\\n", "").splitlines()[-1].startswith("exec srun ")
@@ -112,8 +112,8 @@ RECORDER = '#!/bin/bash\n{ printf "%s\\0" "${0##*/}" "$@" "A=$A" "B_2=$B_2"; } >
 @example(site=SlurmSite(partition="' --wrap=x", environment={"A": "'$(touch pwned)'"}), path="$(touch pwned) 'x' \"y\"")
 @example(site=SlurmSite(modules=["x; touch pwned"], container="$(touch pwned)", container_arguments=["a b", ""]), path="x")
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_no_value_escapes(site: SlurmSite, path: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Either the value is refused in words, or sbatch, module and srun get it as it is and nothing else happens."""
+def test_every_value_is_quoted(site: SlurmSite, path: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Either the value is refused with a message, or sbatch, module and srun receive it unchanged and nothing else is executed."""
     folder = tmp_path_factory.mktemp("run")
     code = folder / "code"
     code.mkdir()
@@ -164,7 +164,7 @@ def test_no_value_escapes(site: SlurmSite, path: str, tmp_path_factory: pytest.T
         (SlurmSite(template="none.j2"), "no template"),
     ],
 )
-def test_what_no_script_can_hold_is_refused_by_name(site: SlurmSite, words: str) -> None:
+def test_values_that_cannot_be_quoted_are_refused(site: SlurmSite, words: str) -> None:
     """One line that names the key."""
     with pytest.raises(UsageError, match=words) as caught:
         render_script(JOB, site, TEMPLATES)
@@ -181,8 +181,8 @@ def test_what_no_script_can_hold_is_refused_by_name(site: SlurmSite, words: str)
         ("{{ site.no_such_key | shell }}\n", "no_such_key"),
     ],
 )
-def test_a_template_that_quotes_nothing_or_knows_no_name_is_refused(text: str, words: str, tmp_path: Path) -> None:
-    """The rule holds for a template of the site's own."""
+def test_a_template_with_unquoted_or_undefined_values_is_refused(text: str, words: str, tmp_path: Path) -> None:
+    """This holds for a template of the site too."""
     (tmp_path / "stage.sh.j2").write_text(text)
     with pytest.raises(UsageError, match=words):
         render_script(JOB, UNIVERSITY, tmp_path)
@@ -206,8 +206,8 @@ def test_numbers() -> None:
     assert "--time=180" in text
 
 
-def test_what_a_failed_attempt_taught_is_asked_for() -> None:
-    """More memory, rounded up to whole MiB, and other nodes, beside those that the site rules out."""
+def test_requests_adapted_after_a_failure() -> None:
+    """More memory, rounded up to whole MiB, and further excluded nodes beside those of the site."""
     job = replace(JOB, request=Request(memory_factor=1.1, exclude=("n1", "n3")), avoided=("n3", "n4"))
     assert memory_mb(job) == 26471
     assert memory_mb(replace(job, resources=replace(job.resources, memory_gb=10))) == 11264
@@ -218,7 +218,7 @@ def test_what_a_failed_attempt_taught_is_asked_for() -> None:
 
 
 def test_a_percent_sign_in_the_path_of_logs_is_no_pattern() -> None:
-    """sbatch replaces `%j` in the name of a log."""
+    """sbatch would replace `%j` in the name of a log."""
     assert "--output=/a%%j/%x_%A_%a.out" in render_script(replace(JOB, output="/a%j"), SlurmSite(), TEMPLATES)
 
 

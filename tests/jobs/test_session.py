@@ -17,7 +17,7 @@ from jobs.commands.session import Session
 from jobs.commands.status import complete_tables
 from jobs.control.controller import Report
 from jobs.control.executor_protocol import Limits
-from jobs.control.facts import InFlight, NodeFacts, Phase
+from jobs.control.facts import InFlight, Phase, StageFacts
 from jobs.control.plan import make_plan
 from jobs.errors import UsageError
 from jobs.experiment.config import Cluster, Experiment, Policy
@@ -32,8 +32,8 @@ from tests.jobs.fake_registry import REGISTRY, make_graph
 from tests.jobs.local_launch import workplace
 
 
-def seen(graph: Graph, facts: dict[str, NodeFacts] | None = None) -> Report:
-    known = {key: NodeFacts() for key in graph.nodes} | (facts or {})
+def seen(graph: Graph, facts: dict[str, StageFacts] | None = None) -> Report:
+    known = {key: StageFacts() for key in graph.nodes} | (facts or {})
     return Report(make_plan(graph, known, {}, runs_per_task={}, limits=Limits()), graph, known, {})
 
 
@@ -44,8 +44,8 @@ def test_upstream_stages_of_another_run_are_not_cancelled() -> None:
     upstream = graph.nodes[first].upstream["backbone"]
     assert keys_to_cancel(seen(graph), [first]) == {first}
     assert keys_to_cancel(seen(graph), [first, second]) == {first, second, upstream}
-    assert keys_to_cancel(seen(graph, {second: NodeFacts(done=True)}), [first]) == {first, upstream}
-    assert keys_to_cancel(seen(graph, {upstream: NodeFacts(done=True)}), [first, second]) == {first, second}
+    assert keys_to_cancel(seen(graph, {second: StageFacts(done=True)}), [first]) == {first, upstream}
+    assert keys_to_cancel(seen(graph, {upstream: StageFacts(done=True)}), [first, second]) == {first, second}
     assert keys_to_cancel(seen(graph), [upstream]) == {upstream}
 
 

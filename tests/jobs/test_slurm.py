@@ -42,7 +42,7 @@ def five_to_fifteen(*, failing: int | None = None) -> tuple[Graph, list[Node], l
 
 
 def test_elements_start_when_their_own_upstream_element_has_ended(slurm_cluster: Cluster, tmp_path: Path) -> None:
-    """Three upstream elements, nine downstream: the first start while the last upstream one still runs; a failure stops only its own."""
+    """Nine downstream elements of three upstream ones: the first start while one upstream element runs; a failure stops only its own."""
     graph, upstream, runs = five_to_fifteen(failing=1)
     arrays = arrays_of(tmp_path)
     held = dict(arrays.submit(batch_of(upstream), graph, {}))
@@ -58,7 +58,7 @@ def test_elements_start_when_their_own_upstream_element_has_ended(slurm_cluster:
 
 
 def test_equal_shapes_correspond_element_by_element(slurm_cluster: Cluster, tmp_path: Path) -> None:
-    """Element i waits for element i: one dependency of the whole array says so, and one call repeats it without `singleton`."""
+    """Element i waits for element i: `aftercorr` for the whole array, and one call that repeats it without `singleton`."""
     upstream = [node(f"up{fold}", "states", sleep=0.5 + 3 * fold, fail=fold == 2) for fold in range(3)]
     chain = [node(f"down{fold}", "cluster", {"states": f"up{fold}"}) for fold in range(3)]
     graph = graph_of([*upstream, *chain])
@@ -106,7 +106,7 @@ def test_thirty_elements_under_a_throttle_and_several_stages_in_one(slurm_cluste
 
 
 def test_a_second_submit_of_the_same_batch_submits_nothing(slurm_cluster: Cluster, tmp_path: Path) -> None:
-    """By the same process and by another one; once it has ended, it is submitted again under the next number."""
+    """By the same process and by another one; after it has ended it is submitted again under the next number."""
     nodes = [node("one", "states", sleep=30), node("two", "states", sleep=30)]
     graph, batch = graph_of(nodes), batch_of(nodes)
     arrays = arrays_of(tmp_path)
@@ -143,7 +143,7 @@ def test_every_signal_of_slurm_reaches_the_worker(slurm_cluster: Cluster, tmp_pa
 
 
 def test_jobs_run_the_snapshot_although_the_code_was_edited(slurm_cluster: Cluster, tmp_path: Path) -> None:
-    """The upstream stage still runs when the code changes; the downstream job starts later and runs what was launched."""
+    """The upstream stage still runs when the code changes; the downstream job starts later and runs the code of the launch."""
     nodes = [node("one", "states", sleep=2), node("two", "finetune", {"states": "one"})]
     graph = graph_of(nodes)
     arrays = arrays_of(tmp_path)
@@ -163,8 +163,8 @@ def test_jobs_run_the_snapshot_although_the_code_was_edited(slurm_cluster: Clust
     assert Path(facts["cwd"]).parent == layout_of(tmp_path).snapshots
 
 
-def test_hostile_names_stay_names(slurm_cluster: Cluster, tmp_path: Path) -> None:
-    """Blanks, quotes and `$(...)` in paths, variables and options arrive as they are, and run nothing."""
+def test_special_characters_are_quoted(slurm_cluster: Cluster, tmp_path: Path) -> None:
+    """Blanks, quotes and `$(...)` in paths, variables and options arrive unchanged, and are not executed."""
     folder = tmp_path / 'it\'s a "folder" $(touch pwned) %j ; * &'
     folder.mkdir()
     value = "a 'b' \"c\" $(touch pwned) `touch pwned` \\ ; & | > # *"
@@ -184,8 +184,8 @@ def test_hostile_names_stay_names(slurm_cluster: Cluster, tmp_path: Path) -> Non
     assert [file.name for file in layout_of(folder).logs.iterdir()] == [f"{description.stem}_{held['one'].job}.out"]
 
 
-def test_only_what_is_named_is_exported(slurm_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job does not depend on the shell that launched it, nor on a job that launches from inside another."""
+def test_only_listed_variables_are_exported(slurm_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job depends neither on the shell that launched it nor on the job from which it was launched."""
     monkeypatch.setenv("LEAKED", "1")
     monkeypatch.setenv("SLURM_MEM_PER_NODE", "99999999")
     monkeypatch.setenv("SBATCH_TIMELIMIT", "7")
@@ -206,7 +206,7 @@ def test_only_what_is_named_is_exported(slurm_cluster: Cluster, tmp_path: Path, 
 
 
 def test_limits_are_read_from_the_site(slurm_cluster: Cluster, tmp_path: Path) -> None:
-    """MaxArraySize and what is left under MaxJobCount or the profile's own limit; a full queue leaves no room."""
+    """MaxArraySize, and what is left under MaxJobCount or the profile's own limit; a full queue leaves no room."""
     arrays = arrays_of(tmp_path)
     limits = arrays.limits()
     assert limits.array_size == slurm_cluster.settings.max_array_size
@@ -222,8 +222,8 @@ def test_limits_are_read_from_the_site(slurm_cluster: Cluster, tmp_path: Path) -
     assert len(own.live_jobs() or ()) == 5
 
 
-def test_calls_do_not_grow_with_the_number_of_runs(slurm_cluster: Cluster, tmp_path: Path) -> None:
-    """A pass over two arrays: one squeue, and one sacct while elements leave; a submission: as many as there are folds, and two."""
+def test_the_number_of_slurm_calls_does_not_grow_with_the_runs(slurm_cluster: Cluster, tmp_path: Path) -> None:
+    """A pass over two arrays: one squeue, and one sacct while elements leave. A submission: one call per fold, and two."""
     client = SlurmClient()
     arrays = arrays_of(tmp_path, client=client)
     upstream = [node(f"up{fold}", "states", fold=str(fold), sleep=30) for fold in range(3)]
@@ -248,8 +248,8 @@ def test_calls_do_not_grow_with_the_number_of_runs(slurm_cluster: Cluster, tmp_p
     assert client.calls == 10 + 2
 
 
-def test_how_elements_left_the_queue(slurm_cluster: Cluster, tmp_path: Path) -> None:
-    """As accounting says it: done, failed, cancelled by a user; from the records of any process."""
+def test_final_states_from_accounting(slurm_cluster: Cluster, tmp_path: Path) -> None:
+    """Done, failed, cancelled by a user; from the records of any process."""
     nodes = [node("fine", "states"), node("fails", "states", fail=True), node("by hand", "states", sleep=60)]
     arrays = arrays_of(tmp_path)
     held = arrays.submit(batch_of(nodes), graph_of(nodes), {})
@@ -263,12 +263,12 @@ def test_how_elements_left_the_queue(slurm_cluster: Cluster, tmp_path: Path) -> 
         "by hand": [f"CANCELLED by {os.getuid()}"],
     }
     assert {departure.job for departures in found.values() for departure in departures} == {flight.job for flight in held.values()}
-    assert not any(departure.ours for departures in found.values() for departure in departures)
+    assert not any(departure.withdrawn for departures in found.values() for departure in departures)
     assert SubmissionBook(layout_of(tmp_path)).open() == ()
 
 
-def test_what_waits_can_be_withdrawn(slurm_cluster: Cluster, tmp_path: Path) -> None:
-    """And what runs is left; the record says whose doing it was, also where the launcher was killed before it told Slurm."""
+def test_pending_elements_can_be_withdrawn(slurm_cluster: Cluster, tmp_path: Path) -> None:
+    """Running ones are left; the record marks them as withdrawn also if the launcher was killed before scancel."""
     nodes = [node(f"key{number}", "states", sleep=0 if number else 3) for number in range(10)]
     arrays = arrays_of(tmp_path, experiment_of(throttle=1))
     held = arrays.submit(batch_of(nodes, 2), graph_of(nodes), {})
@@ -282,12 +282,12 @@ def test_what_waits_can_be_withdrawn(slurm_cluster: Cluster, tmp_path: Path) -> 
     until(drained(arrays))
     assert [len(runs_of(tmp_path, one.key)) for one in nodes] == [1, 1, 1, 1, 0, 0, 0, 0, 0, 0]
     found = arrays.departures([one.key for one in nodes])
-    assert {key for key, (departure,) in found.items() if departure.ours} == {f"key{number}" for number in range(4, 10)}
+    assert {key for key, (departure,) in found.items() if departure.withdrawn} == {f"key{number}" for number in range(4, 10)}
     assert held["key8"].job == found["key8"][0].job
 
 
 def test_one_element_is_requeued_alone(slurm_cluster: Cluster, tmp_path: Path) -> None:
-    """The last one, whose raw number is the array's: it runs once more under the same name, and none of the others does."""
+    """The last one, whose raw job id is the array's: it runs again under the same name, and no other element does."""
     nodes = [node(f"key{number}", "states", sleep=2 if number == 2 else 0) for number in range(3)]
     client = SlurmClient()
     arrays = arrays_of(tmp_path, client=client)
@@ -303,8 +303,8 @@ def test_one_element_is_requeued_alone(slurm_cluster: Cluster, tmp_path: Path) -
         client.requeue(last.partition("_")[0])
 
 
-def test_a_node_that_cannot_start_jobs_is_left_aside(slurm_cluster: Cluster, tmp_path: Path) -> None:
-    """Slurm holds the element for ever and blames nobody: it is withdrawn, told as a launch that failed, and runs elsewhere."""
+def test_a_node_that_cannot_start_jobs_is_excluded(slurm_cluster: Cluster, tmp_path: Path) -> None:
+    """Slurm holds the element for ever: it is withdrawn, recorded as a failed launch, and runs on another node."""
     nodes = [node("one", "states")]
     graph, batch = graph_of(nodes), batch_of(nodes)
     arrays = arrays_of(tmp_path, experiment_of(SlurmSite(exclude="n1,n2")))
@@ -320,7 +320,7 @@ def test_a_node_that_cannot_start_jobs_is_left_aside(slurm_cluster: Cluster, tmp
         spool.with_name("away").rename(spool)
     until(lambda: not arrays.in_flight() and not arrays.settling())
     (departure,) = arrays.departures(["one"])["one"]
-    assert (departure.job, departure.state, departure.ours) == (held["one"].job, "LAUNCH_FAILED", True)
+    assert (departure.job, departure.state, departure.withdrawn) == (held["one"].job, "LAUNCH_FAILED", True)
     assert runs_of(tmp_path, "one") == []
     again = arrays_of(tmp_path)
     assert "#SBATCH --exclude=n3\n" in again.preview(batch, graph, {}).script

@@ -21,7 +21,7 @@ def everything(folder: Path) -> set[Path]:
 
 
 def test_a_whole_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three arrays, the later ones waiting for numbers that only submission will give; no command is there to be called."""
+    """Three arrays; placeholders stand for job ids that are known only after submission. No Slurm command is in PATH."""
     monkeypatch.setenv("PATH", str(tmp_path))
     states = [node(f"s{fold}", "states", fold=str(fold)) for fold in range(2)]
     cluster = [node(f"c{fold}", "cluster", {"states": f"s{fold}"}, fold=str(fold)) for fold in range(2)]
@@ -42,7 +42,7 @@ def test_a_whole_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len({preview.name for preview in found}) == 3
 
 
-def test_a_preview_is_what_is_submitted(tmp_path: Path) -> None:
+def test_a_preview_equals_the_submission(tmp_path: Path) -> None:
     """The folder that it names is the snapshot that a launch would take."""
     nodes = [node("a", "states"), node("b", "tapt", {"states": "a"})]
     arrays = arrays_of(tmp_path)
@@ -52,8 +52,8 @@ def test_a_preview_is_what_is_submitted(tmp_path: Path) -> None:
     assert f"cd -- {snapshot.path} " in preview.script
 
 
-def test_what_waits_for_an_unknown_outcome_is_left_for_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is asked, nothing is written."""
+def test_stages_downstream_of_an_unknown_outcome_are_deferred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No command is called, nothing is written."""
     monkeypatch.setenv("PATH", str(tmp_path))
     nodes = [node("a", "states"), node("b", "tapt", {"states": "a"})]
     arrays = arrays_of(tmp_path)
@@ -63,8 +63,8 @@ def test_what_waits_for_an_unknown_outcome_is_left_for_later(tmp_path: Path, mon
     assert everything(tmp_path) == before
 
 
-def test_a_dry_run_where_there_is_no_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was submitted counts as queued, the limits are the profile's, and a real pass is refused in one line."""
+def test_a_dry_run_without_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was submitted counts as queued, the limits are the profile's, and a real pass fails with one line."""
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     arrays = arrays_of(tmp_path, experiment_of(SlurmSite(max_array_size=7)))
     before = everything(tmp_path)

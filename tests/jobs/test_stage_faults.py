@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.control.controller import Report, reconcile, run_local
+from jobs.control.controller import Report, read_facts, reconcile, run_local
 from jobs.control.executor_protocol import Batch, Task
 from jobs.control.facts import Phase
-from jobs.control.observe import read_facts
 from jobs.control.plan import ALIKE
 from jobs.errors import SlurmUnavailableError
 from jobs.experiment.config import SlurmSite
@@ -41,9 +40,9 @@ def test_when_the_first_tasks_all_fail_alike_the_rest_is_withdrawn(slurm_cluster
     starts = sum(fake_registry.count(trial.corpus, "starts").values())
     assert ALIKE <= starts < 6
     assert len(report.plan.given_up) == starts
-    assert len(report.plan.stayed) == 6 - starts
+    assert len(report.plan.held_or_cancelled) == 6 - starts
     assert not slurm_cluster.run("squeue", "-h")
-    assert "all failed alike" in report.plan.reasons[report.plan.stayed[0]]
+    assert "all failed alike" in report.plan.reasons[report.plan.held_or_cancelled[0]]
     (trial.corpus / "mended").touch()
     assert not trial.look().submitted, "nothing is tried again by itself"
     trial.experiment.resources["default"].throttle = 0
@@ -132,8 +131,8 @@ def test_what_is_cancelled_as_it_ends_stays_either_way(slurm_cluster: Cluster, t
     for _ in range(3):
         assert not trial.look().submitted
     assert fake_registry.count(trial.corpus, "starts") == begun
-    assert {*report.plan.reused, *report.plan.stayed} == {run.key for run in report.graph.runs}
-    assert report.plan.stayed
+    assert {*report.plan.reused, *report.plan.held_or_cancelled} == {run.key for run in report.graph.runs}
+    assert report.plan.held_or_cancelled
     trial.launch_again()
     assert trial.settle().complete
 
@@ -162,7 +161,7 @@ def test_a_queue_that_cannot_be_seen_or_lies_submits_nothing(
         report = trial.look()
         assert report.submitted == ()
         assert report.plan.waiting == (trial.run(0).key,)
-        assert report.facts[trial.run(0).key].held == f"Slurm job {trial.claims(0)[0].slurm_job}"
+        assert report.facts[trial.run(0).key].executed_by == f"Slurm job {trial.claims(0)[0].slurm_job}"
     trial.arrays = trial.executor()
     report = trial.look()
     assert report.in_flight[trial.run(0).key].phase is Phase.running
@@ -229,7 +228,7 @@ def test_a_full_disk_is_its_own_class_and_leaves_nothing_torn(tmp_path: Path) ->
     assert not attempt.output.exists()
     assert not list(kept.rglob(".*")), "no temporary file"
     facts = read_facts(graph, layout)
-    assert (facts[large.key].failure, facts[large.key].stopped, facts[small.key].done) == ("disk", "", True)
+    assert (facts[large.key].failure, facts[large.key].stopped, facts[small.key].done) == (FailureClass.disk, "", True)
 
 
 def namespace() -> list[str]:

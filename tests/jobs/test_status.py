@@ -15,11 +15,12 @@ from jobs.commands.status_report import State, Status, status_lines, status_of, 
 from jobs.control.controller import Report
 from jobs.control.estimates import Source, forecast, shape_in_words
 from jobs.control.executor_protocol import Limits
-from jobs.control.facts import InFlight, NodeFacts, Phase
+from jobs.control.facts import InFlight, Phase, StageFacts
 from jobs.control.plan import make_plan
 from jobs.control.rounds import replay
 from jobs.experiment.config import Policy, Resources
 from jobs.experiment.graph import Graph, build_graph, seeds_of_slots
+from jobs.store.failures import FailureClass
 from tests.jobs.fake_registry import REGISTRY, make_graph
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -30,7 +31,7 @@ def _keys(graph: Graph, stage: str) -> list[str]:
 
 
 def _report(
-    graph: Graph, facts: dict[str, NodeFacts], in_flight: dict[str, InFlight] | None = None, policy: Policy | None = None
+    graph: Graph, facts: dict[str, StageFacts], in_flight: dict[str, InFlight] | None = None, policy: Policy | None = None
 ) -> Report:
     held = in_flight or {}
     plan = make_plan(graph, facts, held, runs_per_task={}, limits=Limits())
@@ -42,12 +43,14 @@ def status() -> Status:
     """Two folds of all methods: vft has every state, the states stage of P-TAPT is given up in one fold."""
     graph = make_graph()
     vft = [run.key for run in graph.runs if run.method == "vft"]
-    facts = {key: NodeFacts() for key in graph.nodes}
-    facts[vft[0]] = NodeFacts(done=True, seconds=5.0)
-    facts[vft[1]] = NodeFacts(attempts=1, failures=1, error="MemoryError: once", failure="memory")
+    facts = {key: StageFacts() for key in graph.nodes}
+    facts[vft[0]] = StageFacts(done=True, seconds=5.0)
+    facts[vft[1]] = StageFacts(attempts=1, failures=1, error="MemoryError: once", failure=FailureClass.memory)
     given_up = "3 attempts found the disk full: make room"
-    facts[_keys(graph, "states")[0]] = NodeFacts(attempts=3, failures=3, error="OSError: disk full", stopped=given_up, failure="disk")
-    facts[_keys(graph, "tapt")[0]] = NodeFacts(held="process 5 on node1")
+    facts[_keys(graph, "states")[0]] = StageFacts(
+        attempts=3, failures=3, error="OSError: disk full", stopped=given_up, failure=FailureClass.disk
+    )
+    facts[_keys(graph, "tapt")[0]] = StageFacts(executed_by="process 5 on node1")
     in_flight = {vft[1]: InFlight(Phase.queued, "7_0"), vft[2]: InFlight(Phase.running, "7_1")}
     return status_of("exp", _report(graph, facts, in_flight))
 
@@ -83,7 +86,7 @@ def test_many_stages_with_the_same_error_are_one_line() -> None:
     graph = make_graph(methods=("vft",), folds=("1",), seeds=4)
     errors = [f"ValueError: cannot read clip {number}" for number in range(3)] + ["KeyError: other"]
     facts = {
-        run.key: NodeFacts(attempts=1, failures=1, error=error, stopped=error, failure="code")
+        run.key: StageFacts(attempts=1, failures=1, error=error, stopped=error, failure=FailureClass.code)
         for run, error in zip(graph.runs, errors, strict=True)
     }
     lines = [line for line in status_lines(status_of("exp", _report(graph, facts))) if "given up" in line]
@@ -96,9 +99,9 @@ def test_held_and_cancelled_stages_are_counted_separately() -> None:
     graph = make_graph(methods=("vft", "tapt"), folds=("1",), seeds=5)
     vft, tapt = ([run.key for run in graph.runs if run.method == method] for method in ("vft", "tapt"))
     alike = "ValueError: no such layer"
-    facts = {key: NodeFacts(attempts=1, failures=1, error=alike, stopped=alike, failure="code") for key in vft[:3]}
-    facts |= {key: NodeFacts(cancelled=True) for key in tapt}
-    facts |= {key: NodeFacts(done=True) for key in _keys(graph, "tapt")}
+    facts = {key: StageFacts(attempts=1, failures=1, error=alike, stopped=alike, failure=FailureClass.code) for key in vft[:3]}
+    facts |= {key: StageFacts(cancelled=True) for key in tapt}
+    facts |= {key: StageFacts(done=True) for key in _keys(graph, "tapt")}
     now = status_of("exp", _report(graph, facts))
     counts = {row.method: row.counts for row in now.stages if row.stage == "finetune"}
     assert (counts["vft"]["failed"], counts["vft"]["held"]) == (3, 2)
@@ -113,10 +116,10 @@ def test_a_dropped_run_is_superseded_and_stays_on_record() -> None:
     """Its stage counts as superseded, the new run of its slot as missing; in tables it is an outlier or diverged; a line counts them."""
     slots = seeds_of_slots(("vft",), ("1", "2"), seeds=5, first_seed=0, generations={("vft", "1", 0): 1, ("vft", "2", 1): 1})
     graph = build_graph(REGISTRY, {}, corpus="fake", corpus_digest="d1", methods=("vft",), folds=("1", "2"), seeds=slots)
-    facts = {run.key: NodeFacts(done=True, ua=60.0 + run.slot) for run in graph.runs}
+    facts = {run.key: StageFacts(done=True, ua=60.0 + run.slot) for run in graph.runs}
     first, second = graph.superseded
-    facts[first.key] = NodeFacts(done=True, ua=25.0)
-    facts[second.key] = NodeFacts(attempts=1, error="the loss is nan", failure="divergence", diverged="the loss is nan")
+    facts[first.key] = StageFacts(done=True, ua=25.0)
+    facts[second.key] = StageFacts(attempts=1, error="the loss is nan", failure=FailureClass.divergence, diverged="the loss is nan")
     now = status_of("exp", _report(graph, facts))
     assert now.stages[0].counts["superseded"] == 2
     assert now.complete
@@ -130,7 +133,7 @@ def test_a_dropped_run_is_superseded_and_stays_on_record() -> None:
 def test_a_complete_experiment_names_the_folder_of_its_tables() -> None:
     """Already written, about to be written by the controller, or to be written by `collect`."""
     graph = make_graph(methods=("vft",), folds=("1",), seeds=1)
-    report = _report(graph, {graph.runs[0].key: NodeFacts(done=True, ua=60.0)})
+    report = _report(graph, {graph.runs[0].key: StageFacts(done=True, ua=60.0)})
     assert status_of("exp", report).steps == ("complete: `python launch.py collect exp` writes the tables",)
     assert status_of("exp", report, watched=True).steps == ("complete: the controller writes the tables now",)
     (there,) = status_of("exp", report, tables="/results/exp/tables").steps
@@ -140,7 +143,7 @@ def test_a_complete_experiment_names_the_folder_of_its_tables() -> None:
 def test_a_run_that_diverged_without_a_seed_left_has_failed() -> None:
     """It is given up, with the reason; in tables it is diverged."""
     graph = make_graph(methods=("vft",), folds=("1",), seeds=1)
-    facts = {graph.runs[0].key: NodeFacts(done=True, ua=25.0, diverged="loss at the class prior")}
+    facts = {graph.runs[0].key: StageFacts(done=True, ua=25.0, diverged="loss at the class prior")}
     now = status_of("exp", _report(graph, facts, policy=Policy(max_seeds=1)))
     assert now.settled
     assert not now.complete
@@ -171,7 +174,7 @@ def test_the_table_shows_every_row(status: Status) -> None:
 def test_a_finished_experiment_whose_pretraining_is_gone_is_complete() -> None:
     """The pretraining counts as unneeded, and nothing is missing."""
     graph = make_graph(methods=("tapt",))
-    facts = {run.key: NodeFacts(done=True) for run in graph.runs}
+    facts = {run.key: StageFacts(done=True) for run in graph.runs}
     status = status_of("exp", _report(graph, facts))
     assert status.complete
     assert {row.stage: row.counts[State.unneeded.value] for row in status.stages} == {"tapt": 2, "finetune": 0}
@@ -181,7 +184,7 @@ def test_a_forecast_prefers_finished_siblings() -> None:
     """Median of the same stage and method, else of the same stage, else the time requested; GPU-hours count nodes and GPUs."""
     graph = make_graph(methods=("vft", "tapt"), folds=("1",), seeds=4)
     vft = [run.key for run in graph.runs if run.method == "vft"]
-    facts = {key: NodeFacts(done=True, seconds=seconds) for key, seconds in zip(vft, (60.0, 120.0, 600.0), strict=False)}
+    facts = {key: StageFacts(done=True, seconds=seconds) for key, seconds in zip(vft, (60.0, 120.0, 600.0), strict=False)}
     resources = {"finetune": Resources(cpus=2, gpus=1, minutes=30), "tapt": Resources(cpus=8, gpus=4, nodes=2, minutes=90)}
     plan = make_plan(graph, facts, {}, runs_per_task={"finetune": 2}, limits=Limits())
     found = forecast(graph, facts, plan, resources.__getitem__)
@@ -193,7 +196,7 @@ def test_a_forecast_prefers_finished_siblings() -> None:
     assert costs["tapt", "tapt"].source is Source.requested
     assert costs["tapt", "tapt"].gpu_hours == pytest.approx(1.5 * 8)
     assert costs["tapt", "tapt"].cpu_hours == pytest.approx(1.5 * 16)
-    assert (found.reused, found.tasks) == (3, 4)
+    assert (len(found.plan.reused), found.tasks) == (3, 4)
     assert found.gpu_hours == pytest.approx(12 + 5 * 120 / 3600)
     packed = forecast(graph, facts, plan, {**resources, "finetune": Resources(cpus=2, gpus=1, minutes=30, at_once=2)}.__getitem__)
     assert packed.gpu_hours == pytest.approx(12 + 3 * 120 / 3600), "two of a task share its GPU"

@@ -135,7 +135,7 @@ def killed_launcher(folder: Path, point: str, sleep: float) -> None:
 
 @pytest.mark.parametrize("point", ["tasks", "intent", "sbatch", "record"])
 def test_a_launcher_killed_at_any_step(slurm_cluster: Cluster, tmp_path: Path, point: str) -> None:
-    """The next launcher makes exactly one array of it, which runs everything once; elements wait for their own upstream alone."""
+    """The next launcher makes exactly one array, which runs everything once; elements wait for their own upstream jobs only."""
     unrefined = point == "record"
     graph, upstream, runs = two_levels(5 if unrefined else 0.5)
     before = array_jobs(slurm_cluster)
@@ -148,8 +148,8 @@ def test_a_launcher_killed_at_any_step(slurm_cluster: Cluster, tmp_path: Path, p
     assert not list(tmp_path.rglob("*.pkl"))
 
 
-def test_sbatch_goes_on_when_its_launcher_is_killed(slurm_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its launcher is known to be dead, but sbatch is under way: nothing is submitted before it has ended."""
+def test_sbatch_survives_its_launcher(slurm_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launcher is known to be dead, but its sbatch runs: nothing is submitted before it has ended."""
     graph, upstream, runs = two_levels()
     slow = 'case $(grep job-name "$1") in *finetune*) kill -9 $(cat $HERE/launcher); sleep 3;; esac\nexec $REAL "$@"'
     before = array_jobs(slurm_cluster)
@@ -169,7 +169,7 @@ def test_sbatch_goes_on_when_its_launcher_is_killed(slurm_cluster: Cluster, tmp_
     ids=["killed", "silent", "hangs", "times out"],
 )
 def test_the_reply_of_sbatch_is_lost(slurm_cluster: Cluster, tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It made the array and did not say so: the intent stays, the array turns up under its name and is the only one."""
+    """It made the array without reporting it: the intent stays, the array is found by its name and is the only one."""
     nodes = [node("one", "states"), node("two", "states")]
     graph, batch = graph_of(nodes), batch_of(nodes)
     monkeypatch.setattr("jobs.slurm.client.SUBMIT_SECONDS", 2)
@@ -190,7 +190,7 @@ def test_the_reply_of_sbatch_is_lost(slurm_cluster: Cluster, tmp_path: Path, end
 
 
 def test_sbatch_that_never_submits(slurm_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed before it asked: after the settle time the same name is used again."""
+    """Killed before its request: after the settle time the same name is used again."""
     nodes = [node("one", "states")]
     graph, batch = graph_of(nodes), batch_of(nodes)
     with monkeypatch.context() as during:
@@ -202,8 +202,8 @@ def test_sbatch_that_never_submits(slurm_cluster: Cluster, tmp_path: Path, monke
     assert {each.name for each in SubmissionBook(layout_of(tmp_path)).open()} <= {record.name}
 
 
-def test_the_controller_dies_before_it_hears_of_the_job(slurm_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """sbatch waits for it in vain; when the controller is back and does not know the name, the batch is submitted again."""
+def test_slurmctld_dies_before_the_request(slurm_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sbatch waits in vain; when slurmctld is back and does not know the name, the batch is submitted again."""
 
     class Cut(SlurmClient):
         def submit(self, folder: Path, script: str, parameters: Mapping[str, Any], site: SlurmSite) -> str:
@@ -221,8 +221,8 @@ def test_the_controller_dies_before_it_hears_of_the_job(slurm_cluster: Cluster, 
     assert len(runs_of(tmp_path, "one")) == 1
 
 
-def test_a_controller_that_is_deaf_and_hears_later(slurm_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """sbatch gives up, the controller takes the job afterwards: it is found, and there is one."""
+def test_slurmctld_accepts_the_job_after_sbatch_gave_up(slurm_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job is found by its name and is the only one."""
 
     class Deaf(SlurmClient):
         def submit(self, folder: Path, script: str, parameters: Mapping[str, Any], site: SlurmSite) -> str:
@@ -242,8 +242,8 @@ def test_a_controller_that_is_deaf_and_hears_later(slurm_cluster: Cluster, tmp_p
     assert len(arrays_since(slurm_cluster, before)) == 1
 
 
-def test_a_controller_that_forgets_its_last_second(slurm_cluster: Cluster, tmp_path: Path) -> None:
-    """Killed right after a submission, whether it kept it or not: every stage runs, and at the end the record is closed."""
+def test_slurmctld_killed_right_after_a_submission(slurm_cluster: Cluster, tmp_path: Path) -> None:
+    """Whether it kept the job or not: every stage runs, and at the end the record is closed."""
     graph, upstream, runs = two_levels()
     arrays = arrays_of(tmp_path)
     arrays.submit(runs, graph, dict(arrays.submit(upstream, graph, {})))
@@ -253,8 +253,8 @@ def test_a_controller_that_forgets_its_last_second(slurm_cluster: Cluster, tmp_p
     assert all(facts_of(tmp_path, key) for key in graph.nodes)
 
 
-def test_the_same_name_twice(slurm_cluster: Cluster, tmp_path: Path) -> None:
-    """A second array under a name, submitted by hand: what waits of it is withdrawn, and the first runs everything once."""
+def test_two_arrays_of_one_name(slurm_cluster: Cluster, tmp_path: Path) -> None:
+    """The second is submitted by hand: its pending elements are withdrawn, and the first runs everything once."""
     graph, upstream, runs = two_levels(3)
     arrays = arrays_of(tmp_path)
     held = dict(arrays.submit(upstream, graph, {}))
@@ -272,7 +272,7 @@ def test_the_same_name_twice(slurm_cluster: Cluster, tmp_path: Path) -> None:
 
 
 def test_one_stage_in_two_arrays(slurm_cluster: Cluster, tmp_path: Path) -> None:
-    """Two launchers cut their batches differently: of a stage that waits twice the younger element goes, of one that runs the other."""
+    """Two launchers make different batches: of two pending elements the younger is withdrawn, beside a running one the pending one."""
     nodes = [node("one", "states", sleep=3), node("two", "states"), node("three", "states")]
     graph = graph_of(nodes)
     arrays = arrays_of(tmp_path, experiment_of(throttle=1))
@@ -288,7 +288,7 @@ def test_one_stage_in_two_arrays(slurm_cluster: Cluster, tmp_path: Path) -> None
 
 
 def test_an_array_larger_than_the_site_allows(slurm_cluster: Cluster, tmp_path: Path) -> None:
-    """Slurm declines it in one line and no intent stays; cut to the limit that the site states, all of it is accepted."""
+    """Slurm rejects it in one line and no intent stays; split at the site's limit, all of it is accepted."""
     first = node("first", "states", sleep=60)
     rest = [node(f"key{number:04}", "finetune", {"states": "first"}) for number in range(1003)]
     graph = graph_of([first, *rest])
@@ -334,7 +334,7 @@ def another_cluster(kind: type[Cluster], settings: ClusterSettings, monkeypatch:
 
 
 def test_a_submit_limit_is_respected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limit of the account is read from the site; what does not fit is deferred, also where nobody told the limit beforehand."""
+    """The account's limit is read from the site; what exceeds it is deferred, also if the limit was not known before."""
     with another_cluster(Enforcing, ClusterSettings(nodes=1), monkeypatch) as cluster:
         user = ["user", "where", f"user={cluster.run('id', '-un')}"]
         cluster.run("sacctmgr", "--immediate", "add", "user", user[2].partition("=")[2], "account=root", check=False)
@@ -354,7 +354,7 @@ def test_a_submit_limit_is_respected(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_site_without_accounting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """How an element ended is unknown at once: nobody waits for a state that never comes, a stage that failed can go on."""
+    """The final state is unknown at once: no waiting for it, and a stage that failed can be submitted again."""
     with another_cluster(Cluster, ClusterSettings(nodes=1, accounting=False), monkeypatch) as cluster:
         nodes = [node("one", "states", fail=True), node("two", "states", sleep=60)]
         graph, batch = graph_of(nodes), batch_of(nodes)
@@ -394,7 +394,7 @@ def test_a_lost_reply_is_found_by_name(slurm_cluster: Cluster, tmp_path: Path) -
 
 
 def test_an_ended_job_with_a_lost_reply_is_found_in_accounting(slurm_cluster: Cluster, tmp_path: Path) -> None:
-    """The queue does not know the job any more, accounting does: it counts as submitted and ended, not as lost."""
+    """It has left the queue, but accounting knows it: recorded as submitted and ended, not as lost."""
     nodes = [node("one", "states")]
     graph, batch = graph_of(nodes), batch_of(nodes)
     arrays = arrays_of(tmp_path)
@@ -433,8 +433,8 @@ def test_an_intent_without_a_job_is_submitted_again_after_the_settle_time(slurm_
     assert (record.name, record.state) == (name, State.submitted)
 
 
-def test_a_queue_that_cannot_be_seen_is_an_error(slurm_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Never an empty queue: a controller that is away, or a squeue that prints nonsense, concludes nothing."""
+def test_a_failed_squeue_is_an_error(slurm_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And never an empty queue: nothing follows from a slurmctld that is down or from unexpected output."""
     nodes = [node("one", "states", sleep=30)]
     graph = graph_of(nodes)
     client = SlurmClient(look_seconds=1.0, looks=2, pause=0.1)
@@ -456,8 +456,8 @@ def test_a_queue_that_cannot_be_seen_is_an_error(slurm_cluster: Cluster, tmp_pat
         arrays.in_flight()
 
 
-def test_a_request_that_slurm_declines_is_told_and_leaves_no_intent(slurm_cluster: Cluster, tmp_path: Path) -> None:
-    """One line with Slurm's reason; after the profile is mended the same batch goes through."""
+def test_a_rejected_request_is_reported_and_leaves_no_intent(slurm_cluster: Cluster, tmp_path: Path) -> None:
+    """One line with Slurm's reason; with a corrected profile the same batch is accepted."""
     nodes = [node("one", "states")]
     graph, batch = graph_of(nodes), batch_of(nodes)
     with pytest.raises(UsageError, match="Invalid partition name"):

@@ -30,8 +30,8 @@ def book(tmp_path: Path) -> SubmissionBook:
     return SubmissionBook(layout_of(tmp_path))
 
 
-def test_names_tell_what_is_submitted(tmp_path: Path) -> None:
-    """Same batch, same name; any difference another one; short, and safe in every shell and pattern."""
+def test_names_identify_what_is_submitted(tmp_path: Path) -> None:
+    """Same batch, same name; any difference gives another one. Short, and safe in a shell and in patterns."""
     layout = layout_of(tmp_path)
     name = base_name(layout, BATCH)
     assert name == base_name(layout_of(tmp_path), BATCH)
@@ -51,8 +51,8 @@ def test_names_tell_what_is_submitted(tmp_path: Path) -> None:
     assert re.fullmatch(r"[A-Za-z0-9_.-]{1,60}", long)
 
 
-def test_a_folder_reached_by_another_way_is_the_same(tmp_path: Path) -> None:
-    """Through a symbolic link the names are those of the real folder."""
+def test_names_do_not_depend_on_symbolic_links(tmp_path: Path) -> None:
+    """A results folder behind a symbolic link gives the names of the real folder."""
     layout = layout_of(tmp_path / "real")
     layout.root.mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "real")
@@ -60,7 +60,7 @@ def test_a_folder_reached_by_another_way_is_the_same(tmp_path: Path) -> None:
 
 
 def test_intent_submitted_ended(book: SubmissionBook) -> None:
-    """Read back as written at every step; an ended one gives the next a new number."""
+    """Every state is read back as written; after an ended submission the next has a new number."""
     name = book.next_name(BATCH)
     assert name.endswith(".1")
     record = new_submission(name, BATCH, 100.0)
@@ -76,16 +76,16 @@ def test_intent_submitted_ended(book: SubmissionBook) -> None:
     assert book.next_name(BATCH) == name.removesuffix("1") + "2"
 
 
-def test_only_one_may_begin(book: SubmissionBook) -> None:
-    """Two launchers at once: the second is told."""
+def test_only_one_process_can_begin_a_submission(book: SubmissionBook) -> None:
+    """Of two launchers at once the second gets False."""
     record = new_submission(book.next_name(BATCH), BATCH, 100.0)
     assert book.begin(record)
     assert not book.begin(replace(record, created=101.0))
     assert book.open() == (record,)
 
 
-def test_a_lost_submission_keeps_its_name(book: SubmissionBook) -> None:
-    """So that Slurm itself keeps the lost job, should it turn up, from running beside its double."""
+def test_a_lost_submission_is_repeated_under_its_name(book: SubmissionBook) -> None:
+    """So that `singleton` keeps the lost array, if it turns up, from running beside the repetition."""
     name = book.next_name(BATCH)
     record = new_submission(name, BATCH, 100.0)
     book.begin(record)
@@ -97,7 +97,7 @@ def test_a_lost_submission_keeps_its_name(book: SubmissionBook) -> None:
 
 
 def test_killed_between_the_two_steps_of_closing(book: SubmissionBook) -> None:
-    """A record that lies in both folders is closed."""
+    """A record in both folders counts as closed."""
     record = new_submission(book.next_name(BATCH), BATCH, 100.0)
     book.begin(record)
     content = (book.folder / f"{record.name}.json").read_bytes()
@@ -107,16 +107,16 @@ def test_killed_between_the_two_steps_of_closing(book: SubmissionBook) -> None:
     assert book.next_name(BATCH).endswith(".2")
 
 
-def test_what_is_not_a_record_is_not_read(book: SubmissionBook) -> None:
-    """Torn, of another schema, or somebody's notes."""
+def test_files_that_are_no_records_are_ignored(book: SubmissionBook) -> None:
+    """Torn, of another schema, or a user's notes."""
     book.folder.mkdir(parents=True)
     for name, text in (("torn.json", '{"schema": 1, "na'), ("other.json", '{"schema": 99}'), ("notes.txt", "x"), ("list.json", "[]")):
         (book.folder / name).write_text(text)
     assert book.open() == ()
 
 
-def test_an_older_view_is_never_written_back(book: SubmissionBook) -> None:
-    """Two processes read the same record, each learns something else; both things are on record, and what was seen first stays."""
+def test_a_stale_copy_is_never_written_back(book: SubmissionBook) -> None:
+    """Two processes read the same record and each adds a fact: both are recorded, and the first value of an element is kept."""
     record = new_submission(book.next_name(BATCH), BATCH, 100.0, (((0,), "afterok:3_0"),))
     book.begin(record)
     other = SubmissionBook(layout_of(book.folder.parents[2]))
@@ -134,8 +134,8 @@ def test_an_older_view_is_never_written_back(book: SubmissionBook) -> None:
     assert other.closed()[0].ended == {"0": "", "1": "FAILED"}
 
 
-def test_a_record_made_anew_is_not_changed_by_who_knows_the_old_one(book: SubmissionBook) -> None:
-    """Lost and submitted again under its name; a slower process neither overwrites nor closes the new one."""
+def test_a_new_intent_is_not_changed_by_a_process_with_the_old_one(book: SubmissionBook) -> None:
+    """Lost and submitted again under its name: a slower process neither overwrites nor closes the new record."""
     old = new_submission(book.next_name(BATCH), BATCH, 100.0)
     book.begin(old)
     book.close(old, State.lost)
@@ -147,8 +147,8 @@ def test_a_record_made_anew_is_not_changed_by_who_knows_the_old_one(book: Submis
     assert book.open() == (new,)
 
 
-def test_what_has_left_the_queue_is_no_obstacle(book: SubmissionBook) -> None:
-    """Accounting may still be asked how a submission ended while its batch is submitted again under the next number."""
+def test_a_batch_whose_elements_have_left_can_be_submitted_again(book: SubmissionBook) -> None:
+    """Under the next number, while accounting is still queried for the first."""
     record = new_submission(book.next_name(BATCH), BATCH, 100.0)
     book.begin(record)
     book.change(record, state=State.submitted, job="12", left={"0": 130.0, "1": 130.0})
@@ -159,8 +159,8 @@ def test_what_has_left_the_queue_is_no_obstacle(book: SubmissionBook) -> None:
     assert book.next_name(BATCH) == second
 
 
-def test_records_are_read_once(book: SubmissionBook, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until somebody writes them anew, whoever that is."""
+def test_unchanged_records_are_read_once(book: SubmissionBook, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until any process writes them again."""
     for number in range(3):
         batch = batch_of([node(f"k{number}", "states")])
         book.begin(new_submission(book.next_name(batch), batch, float(number)))
@@ -183,7 +183,7 @@ def test_records_are_read_once(book: SubmissionBook, monkeypatch: pytest.MonkeyP
 
 
 def test_records_of_other_versions(book: SubmissionBook) -> None:
-    """What an older program did not write is unknown, what a newer one adds is left aside."""
+    """Fields that an older version did not write have their defaults; fields of a newer version are ignored."""
     record = new_submission(book.next_name(BATCH), BATCH, 100.0)
     book.begin(record)
     file = book.folder / f"{record.name}.json"
@@ -195,8 +195,8 @@ def test_records_of_other_versions(book: SubmissionBook) -> None:
     assert not writer_gone(book.open()[0])
 
 
-def test_who_wrote_an_intent_and_is_gone_is_known_here_only(book: SubmissionBook) -> None:
-    """A process of this machine that has ended; not this one, and none of another machine or of which nothing is known."""
+def test_whether_the_writer_of_an_intent_has_ended(book: SubmissionBook) -> None:
+    """True for an ended process of this machine; False for this process, another machine, or an unknown process."""
     record = new_submission(book.next_name(BATCH), BATCH, 100.0)
     assert record.writer.pid == os.getpid()
     assert not writer_gone(record)
@@ -210,8 +210,8 @@ def test_who_wrote_an_intent_and_is_gone_is_known_here_only(book: SubmissionBook
     assert not writer_gone(elsewhere)
 
 
-def test_a_damaged_open_record_is_told_by_name(tmp_path: Path) -> None:
-    """Nobody could ever close it, and what it holds would look submitted for good."""
+def test_a_damaged_open_record_is_reported_by_path(tmp_path: Path) -> None:
+    """It could never be closed, and its stages would count as submitted for ever."""
     book = SubmissionBook(Layout(tmp_path, "trial"))
     book.check("trial.states.vft.0.1")
     (book.folder / "trial.states.vft.0.1.json").parent.mkdir(parents=True)
@@ -240,8 +240,8 @@ class Looks:
         return self.guard.settle(current, job, abandoned=bool(self.guard.abandoned([current])))
 
 
-def test_the_settle_time_begins_when_no_sbatch_is_under_way(book: SubmissionBook) -> None:
-    """An sbatch outlives its launcher and is killed by its own time limit: the controller may take its job later still."""
+def test_the_settle_time_starts_when_no_sbatch_is_running(book: SubmissionBook) -> None:
+    """An sbatch outlives its launcher until its own time limit, and slurmctld may accept its job later still."""
     looks = Looks(book)
     with subprocess.Popen(
         [sys.executable, "-c", "input()", "sbatch", str(book.scripts)], stdin=subprocess.PIPE
@@ -255,8 +255,8 @@ def test_the_settle_time_begins_when_no_sbatch_is_under_way(book: SubmissionBook
     assert book.open() != (), "what becomes of the record, the caller decides"
 
 
-def test_an_intent_of_another_machine_outlives_every_sbatch(book: SubmissionBook) -> None:
-    """Whether its writer lives is not known from here: the settle time begins when its sbatch must have ended."""
+def test_the_settle_time_of_an_intent_of_another_machine(book: SubmissionBook) -> None:
+    """Whether its writer is alive cannot be known here: the settle time starts when its sbatch must have ended."""
     looks = Looks(book)
     book.change(looks.intent, writer=Writer("there", 1, "another boot/pid:[1]/7"))
     for seconds in (1, UNDERWAY_SECONDS - 1, UNDERWAY_SECONDS + 59):

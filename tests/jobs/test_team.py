@@ -19,7 +19,7 @@ import pytest
 
 from jobs.control.controller import Desired, run_local
 from jobs.control.facts import Departure
-from jobs.control.failure_policy import ended_attempts, judge
+from jobs.control.failure_policy import decide, ended_attempts
 from jobs.experiment.config import Resources
 from jobs.experiment.graph import Node
 from jobs.local.executor import LocalExecutor
@@ -438,7 +438,7 @@ def ended(outcome: Outcome, state: str = "", team: str = "n1,n2,n3") -> tuple[Fa
     claim = replace(new_claim(1, team=team), node="n1", slurm_job="5_0")
     departures = [Departure("key", "5_0", state, 0.0, 1.0)] if state else []
     attempts = ended_attempts([AttemptFiles(1, claim, outcome, False)], departures, 0.0)
-    return attempts[0].failure, judge(attempts, since=0.0, max_attempts=9).request.exclude
+    return attempts[0].failure, decide(attempts, since=0.0, max_attempts=9).request.exclude
 
 
 def test_the_machine_of_the_lost_process_is_avoided() -> None:

@@ -1,4 +1,4 @@
-"""Folders for simulated laboratories."""
+"""Folders for simulations."""
 
 from __future__ import annotations
 

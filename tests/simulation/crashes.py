@@ -1,8 +1,8 @@
-"""Numbered points of a simulated process: before and after everything it does to the world. At one of them something happens to it.
+"""Numbered points of a simulated process: before and after each of its effects. At one of them an event is injected.
 
 A process is a call of production code inside `running`. Changes of files (rename, link, unlink) are points by themselves; the simulated
-client of Slurm reaches its own. A point may kill the process: nothing that it still does, in `finally` for instance, has an effect then,
-as after SIGKILL. Or somebody else acts while it stands there: another process, the user, the cluster.
+client of Slurm has its own. A point may kill the process: then nothing that it still does, in `finally` for instance, has an effect, as
+after SIGKILL. Or another process, the user or the cluster acts while the process is suspended there.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Process:
     points: list[str] = field(default_factory=list)
 
     def reach(self, what: str) -> None:
-        """Stand at the next point."""
+        """Reach the next point."""
         if self.dead:
             raise Killed
         TALLY["points"] += 1
@@ -81,7 +81,7 @@ def running(process: Process) -> Iterator[Process]:
 
 @contextlib.contextmanager
 def instrumented() -> Iterator[None]:
-    """Changes of files are points, and nothing waits for a disk."""
+    """Make changes of files points, and skip fsync."""
     with contextlib.ExitStack() as stack:
         for verb in ("replace", "rename", "hardlink_to", "unlink"):
             stack.enter_context(mock.patch.object(Path, verb, _with_points(verb, getattr(Path, verb))))
@@ -118,6 +118,6 @@ def _with_points(verb: str, original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _kind_of(path: Path) -> str:
-    """What a file is, without the names of single stages and submissions."""
+    """The kind of a file, without the names of single stages and submissions."""
     known = ("submissions", "ended", "tasks", "scripts", "attempts")
     return "/".join([*(part for part in path.parts if part in known), path.name if path.parent.name not in known else ""])

@@ -1,4 +1,4 @@
-"""`python -m tests.simulation.explore`: the state machine of the controller with fresh examples, on all cores, for a while.
+"""`python -m tests.simulation.explore`: the state machine of the controller with fresh examples, on all cores, for a given time.
 
 Examples are drawn in rounds, each with a seed of its own. A failure is printed with the command that replays its round.
 """
@@ -28,7 +28,7 @@ ROUND = 200  # examples, about a minute
 
 @dataclass(frozen=True)
 class Round:
-    """What came of one round."""
+    """The result of one round."""
 
     seed: int
     examples: int
@@ -48,13 +48,13 @@ def run_round(seed: int, examples: int, machine: type[Laboratory] = Laboratory) 
 
 
 def replay_command(seed: int, examples: int) -> str:
-    """What a shell is given to run a round again."""
+    """The shell command that runs a round again."""
     test = "tests/simulation/test_state_machine.py"
     return f"SER_GRID_EXAMPLES={examples} {sys.executable} -m pytest {test} --hypothesis-seed={seed}"
 
 
 def explore(seeds: Iterator[int], *, seconds: float, processes: int, examples: int = ROUND) -> list[Round]:
-    """Rounds until the time is up, at least one for each process, or until one fails; those under way are finished."""
+    """Run rounds until the time is up, at least one per process, or until one fails; running rounds are finished."""
     deadline = time.monotonic() + seconds
     done: list[Round] = []
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _quiet) as pool:
@@ -68,7 +68,7 @@ def explore(seeds: Iterator[int], *, seconds: float, processes: int, examples: i
 
 
 def _quiet() -> None:
-    """What the program warns of is what the examples consist of."""
+    """Silence warnings: the examples consist of the faults that they report."""
     logging.disable(logging.WARNING)
 
 

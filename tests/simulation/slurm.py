@@ -1,7 +1,7 @@
 """A simulated Slurm: arrays, dependencies, nodes that fail, requeue, cancellation, limits, accounting, and replies that get lost.
 
-It understands the very commands that `jobs.slurm.client` types, and prints what Slurm prints. Its queue is the truth, as squeue's is;
-everything else may lag, be silent or be missing. It keeps no time of its own: somebody else moves the clock.
+It accepts the commands that `jobs.slurm.client` runs, and prints what Slurm prints. Its queue is exact, like that of squeue; everything
+else may lag, not answer or be missing. It has no clock of its own: the test advances the clock.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Clock:
 
 
 class Reply(Enum):
-    """What becomes of the next sbatch."""
+    """What happens to the next sbatch."""
 
     given = "given"
     lost = "lost"  # the job exists, the reply does not
@@ -53,7 +53,7 @@ class Reply(Enum):
 
 
 class Accounting(Enum):
-    """How sacct does."""
+    """How sacct answers."""
 
     fine = "fine"
     slow = "slow"  # ended elements still count as running for `LAG_SECONDS`
@@ -106,7 +106,7 @@ class Array:
 
 @dataclass
 class UnderWay:
-    """A request whose sbatch nobody waits for any more."""
+    """A request whose sbatch is no longer waited for."""
 
     lands: float
     name: str
@@ -116,7 +116,7 @@ class UnderWay:
 
 
 class SimulatedSlurm:
-    """The cluster as its controller sees it. `created` is told of each new array, `ended` of each element whose processes are killed."""
+    """The cluster as slurmctld sees it. `created` is called with each new array, `ended` with each element whose processes are killed."""
 
     def __init__(self, clock: Clock, *, nodes: int = 3, slots: int = 2, max_submit: int = 0, max_array_size: int = 1001) -> None:
         self.clock = clock
@@ -144,7 +144,7 @@ class SimulatedSlurm:
     # ---- what users and the program see
 
     def elements(self) -> Iterable[tuple[Array, Element]]:
-        """All that the queue shows."""
+        """All elements in the queue."""
         return [(array, element) for array in self.arrays.values() for element in array.elements if element.queued]
 
     def find(self, name: str) -> Element:
@@ -152,7 +152,7 @@ class SimulatedSlurm:
         return self.arrays[int(number)].elements[int(index)]
 
     def submit(self, name: str, parameters: Mapping[str, Any]) -> int:
-        """A new array; SubmissionFailedError where Slurm declines."""
+        """A new array; SubmissionFailedError if Slurm rejects it."""
         indices = expand_indices(str(parameters["additional_parameters"]["array"]))
         exclude = frozenset(filter(None, str(parameters.get("exclude") or "").split(",")))
         if max(indices) >= self.max_array_size:
@@ -184,7 +184,7 @@ class SimulatedSlurm:
     # ---- what happens to elements
 
     def eligible(self) -> list[Element]:
-        """Pending elements that wait for nothing but a node, oldest first."""
+        """Pending elements that wait only for a node, oldest first."""
         self.settle_dependencies()
         return [
             element
@@ -209,7 +209,7 @@ class SimulatedSlurm:
         self.settle_dependencies()
 
     def requeue(self, element: Element, state: str) -> None:
-        """A running element dies and waits again under its number."""
+        """A running element is killed and pends again under its number."""
         element.former.append((element.node, state))
         element.state, element.node, element.restarts = "PENDING", "", element.restarts + 1
         self.killed(element)
@@ -221,7 +221,7 @@ class SimulatedSlurm:
         element.held = "launch failed requeued held"
 
     def fail_node(self, node: str, *, requeue: bool) -> None:
-        """A machine dies with everything on it."""
+        """A node fails with everything on it."""
         self.up[node] = False
         for _, element in self.elements():
             if element.state == "RUNNING" and element.node == node:
@@ -231,7 +231,7 @@ class SimulatedSlurm:
                     self.end(element, "NODE_FAIL")
 
     def moved_on(self) -> None:
-        """To be called when the clock has moved: requests land, elements run out of time or stop completing."""
+        """To be called after the clock has advanced: late requests arrive, elements reach their time limit or finish completing."""
         for request in [each for each in self.under_way if each.lands <= self.clock()]:
             self.under_way.remove(request)
             self.landing = request
@@ -249,7 +249,7 @@ class SimulatedSlurm:
         self.settle_dependencies()
 
     def settle_dependencies(self) -> None:
-        """Lift what is fulfilled; kill what never will be (the scripts ask for that)."""
+        """Remove fulfilled dependencies; cancel elements whose dependency can never be (the scripts request that)."""
         changed = True
         while changed:
             changed = False
@@ -266,7 +266,7 @@ class SimulatedSlurm:
                             element.state, element.left = "CANCELLED", self.clock()
 
     def _verdict(self, array: Array, element: Element) -> bool | None:
-        """True: fulfilled; False: never will be; None: it waits."""
+        """True: fulfilled; False: can never be; None: pending."""
         verdicts = [self._of_one(array, element, part) for part in element.waits.split(",")]
         if False in verdicts:
             return False
@@ -304,7 +304,7 @@ class SimulatedSlurm:
     # ---- commands
 
     def run(self, command: Sequence[str]) -> tuple[int, str, str] | None:
-        """Exit code, output and errors of one command; None: it does not answer."""
+        """Exit code, stdout and stderr of one command; None: no answer."""
         self.calls.append(command[0])
         if command[0] == "sacct":
             return self._sacct(command[1:])
@@ -415,7 +415,7 @@ class SimulatedSlurm:
 
 
 class SimulatedClient(SlurmClient):
-    """Types the commands of the real client into the simulated Slurm; each call is two points of the process that makes it."""
+    """Runs the commands of the production client on the simulated Slurm; each call is two points of the calling process."""
 
     def __init__(self, slurm: SimulatedSlurm) -> None:
         super().__init__(looks=1, pause=0.0)

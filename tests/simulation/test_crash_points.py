@@ -1,4 +1,4 @@
-"""Every point at which a pass can be cut off, or stand still while others act, one after another, in situations that matter."""
+"""Every point at which a pass can be killed, or suspended while other processes act, one after another, in important situations."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def when_elements_have_ended(lab: World) -> None:
 
 
 def when_the_owner_has_cancelled_an_array(lab: World) -> None:
-    """Accounting does not say so yet."""
+    """Accounting does not show it yet."""
     lab.run_pass()
     lab.slurm.accounting = Accounting.slow
     for element in lab.slurm.eligible():
@@ -90,7 +90,7 @@ def when_a_launch_failed(lab: World) -> None:
 
 
 def when_some_are_cancelled(lab: World) -> None:
-    """On record, and Slurm has not been told."""
+    """Recorded, but not yet cancelled in Slurm."""
     lab.run_pass()
     keys = [run.key for run in lab.graph.runs][:1]
     lab.slurm.back_at = lab.clock() + 1
@@ -153,7 +153,7 @@ def scancel(lab: World) -> None:
 def test_whatever_happens_at_a_point_is_made_good(
     folder: Path, situation: Callable[[World], None], happens: Callable[[World], None]
 ) -> None:
-    """All that may come in comes in, nothing twice, and nothing against the user's word."""
+    """Every run that may get its result does, none twice, and none after its cancellation."""
     with world(folder / "undisturbed", SHAPE) as lab:
         situation(lab)
         points = lab.interleave(0, 0, lambda: None)
@@ -167,7 +167,7 @@ def test_whatever_happens_at_a_point_is_made_good(
 
 @pytest.mark.parametrize("same_machine", [True, False])
 def test_an_sbatch_that_outlives_its_caller_is_waited_for(folder: Path, same_machine: bool) -> None:
-    """The job may come in long after its name was looked for in vain."""
+    """The job may appear long after its name was not found in the queue."""
     with world(folder / "world", Shape(methods=("tapt",), same_machine=same_machine)) as lab:
         lab.kill_at(0, 1, "during sbatch")
         while lab.slurm.under_way:

@@ -11,7 +11,7 @@ from tests.simulation.test_state_machine import Laboratory
 
 
 class Broken(Laboratory):
-    """A laboratory that breaks a promise as soon as it is open."""
+    """A state machine whose invariant fails at once."""
 
     @invariant()
     def never_open(self) -> None:

@@ -1,4 +1,4 @@
-"""What the simulation has found, each as short as it was made."""
+"""Failures found by the simulation, each reduced to its shortest sequence."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def _submit_with_a_late_double(lab: World) -> None:
 
 
 def test_what_is_cancelled_while_a_pass_is_under_way_is_not_submitted_by_it(folder: Path) -> None:
-    """The pass had planned it before: neither is its array made, nor, made at that very moment, left in the queue."""
+    """The pass had planned it before: its array is not submitted, or, if submitted at that moment, is withdrawn."""
     for at in range(1, 13):
         with world(folder / str(at), ONE_RUN) as lab:
             lab.interleave(0, at, lab.cancel)
             assert not [element for _, element in lab.slurm.elements() if element.live]
 
 
-def test_a_site_all_of_whose_nodes_have_failed_twice_is_not_ruled_out(folder: Path) -> None:
-    """Slurm declines a request that excludes every node; without the exclusion it is taken."""
+def test_a_site_all_of_whose_nodes_have_failed_twice_is_still_used(folder: Path) -> None:
+    """Slurm rejects a request that excludes every node; without the exclusion it is accepted."""
     with world(folder / "world", Shape(methods=("vft",), folds=1, seeds=2, nodes=2)) as lab:
         for _ in range(3):
             lab.run_pass()
@@ -47,7 +47,7 @@ def test_a_site_all_of_whose_nodes_have_failed_twice_is_not_ruled_out(folder: Pa
 
 
 def test_a_job_that_turns_up_when_nothing_is_open_is_adopted(folder: Path) -> None:
-    """Its sbatch was given up long ago, what replaced it is over, and the user launches again: it is not submitted beside it."""
+    """Its sbatch was given up long ago, its replacement has ended, and the user launches again: no second job is submitted beside it."""
     with world(folder / "world", ONE_RUN) as lab:
         _submit_with_a_late_double(lab)
         lab.cancel()
@@ -63,7 +63,7 @@ def test_a_job_that_turns_up_when_nothing_is_open_is_adopted(folder: Path) -> No
 
 
 def test_a_run_that_its_owner_cancelled_stays_cancelled_when_a_late_double_is_withdrawn(folder: Path) -> None:
-    """The double departs last, and by the program's own doing; the owner's scancel before it counts all the same."""
+    """The double departs last, withdrawn by the program; the owner's earlier scancel still counts."""
     with world(folder / "world", ONE_RUN) as lab:
         _submit_with_a_late_double(lab)
         lab.start()
@@ -83,7 +83,7 @@ def test_a_run_that_its_owner_cancelled_stays_cancelled_when_a_late_double_is_wi
 
 
 def test_a_late_double_of_a_diverged_run_is_withdrawn(folder: Path) -> None:
-    """Its slot has another seed: nothing waits for what the double holds, although it is not among the needed stages."""
+    """Its slot has another seed, and the stage of the double is not needed: nothing waits for it."""
     with world(folder / "world", ONE_RUN) as lab:
         _submit_with_a_late_double(lab)
         (worker,) = lab.start()

@@ -1,4 +1,4 @@
-"""The simulated cluster behaves as a Slurm does, as far as the program can tell; and a world where nothing goes wrong comes to its end."""
+"""The simulated cluster behaves like Slurm as far as the program can observe; without faults an experiment completes."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def test_a_dependency_is_lifted_or_kills(slurm: SimulatedSlurm) -> None:
     assert slurm.eligible() == [one_of, each[1], double]
 
 
-def test_elements_are_told_apart_by_an_update(slurm: SimulatedSlurm) -> None:
-    """A range of pending elements may wait for something else; one that has begun may not."""
+def test_an_update_changes_single_elements(slurm: SimulatedSlurm) -> None:
+    """The dependency of a range of pending elements can be changed; that of a running one cannot."""
     array_of(slurm, "parents", 2)
     children = array_of(slurm, "children", 2, "afterok:100,singleton")
     client = SimulatedClient(slurm)
@@ -79,7 +79,7 @@ def test_elements_are_told_apart_by_an_update(slurm: SimulatedSlurm) -> None:
 
 
 def test_limits_are_kept(slurm: SimulatedSlurm) -> None:
-    """More elements than one may have, an index too high, and no node left to run on are declined in Slurm's words."""
+    """Too many elements, an index too high, or no node left to run on are rejected with Slurm's message."""
     slurm.max_submit, slurm.max_array_size = 2, 2
     for size, exclude, words in ((3, "", "Invalid job array"), (1, "n0,n1", "node configuration")):
         with pytest.raises(SubmissionFailedError, match=words):
@@ -90,7 +90,7 @@ def test_limits_are_kept(slurm: SimulatedSlurm) -> None:
 
 
 def test_replies_get_lost(slurm: SimulatedSlurm, tmp_path: Path) -> None:
-    """Without a reply there may be a job, now, later or never."""
+    """Without a reply of sbatch there may be a job at once, later or never."""
     client, site = SimulatedClient(slurm), SlurmSite()
     request = {"job_name": "one", "time": 60, "additional_parameters": {"array": "0-0"}}
     counts: list[int] = []
@@ -108,8 +108,8 @@ def test_replies_get_lost(slurm: SimulatedSlurm, tmp_path: Path) -> None:
     assert len(slurm.arrays) == 3
 
 
-def test_accounting_tells_lags_or_is_not_there(slurm: SimulatedSlurm) -> None:
-    """What sacct says of one element that was cancelled and one that was requeued."""
+def test_accounting_answers_lags_or_is_unavailable(slurm: SimulatedSlurm) -> None:
+    """The output of sacct for one element that was cancelled and one that was requeued."""
     first, second = array_of(slurm, "one", 2)
     for element in (first, second):
         slurm.start(element)
@@ -130,8 +130,8 @@ def test_accounting_tells_lags_or_is_not_there(slurm: SimulatedSlurm) -> None:
     }
 
 
-def test_a_process_dies_where_it_is_told_to(tmp_path: Path) -> None:
-    """Its points are the changes of files and its calls; what it does in `finally` after that has no effect."""
+def test_a_process_dies_at_the_given_point(tmp_path: Path) -> None:
+    """Points are changes of files and calls of Slurm; what the process does in `finally` after that has no effect."""
     old, new, kept = tmp_path / "old", tmp_path / "new", tmp_path / "kept"
     for at, left in ((1, {"old", "kept"}), (2, {"new", "kept"}), (3, {"new", "kept"}), (4, {"new"})):
         for path in tmp_path.iterdir():
@@ -151,8 +151,8 @@ def _rename_and_remove(process: Process, old: Path, new: Path, kept: Path) -> No
             kept.unlink()
 
 
-def test_a_worker_leaves_what_a_worker_leaves(lab: World) -> None:
-    """It waits for a claim that is quiet, leaves at once before one that beats, and goes on where another one died."""
+def test_a_simulated_worker_leaves_the_records_of_a_worker(lab: World) -> None:
+    """It waits for a claim without heartbeat, exits at once if there is one with, and resumes where another worker died."""
     lab.run_pass()
     first = lab.start(1)[0]
     for _ in range(4):
@@ -182,7 +182,7 @@ def test_a_worker_leaves_what_a_worker_leaves(lab: World) -> None:
 
 
 @pytest.mark.parametrize("shape", [Shape(), Shape(runs_per_task=2, max_submit=3), Shape(max_array_size=2, nodes=1)], ids=str)
-def test_everything_comes_in_where_nothing_goes_wrong(folder: Path, shape: Shape) -> None:
+def test_without_faults_every_run_gets_its_result(folder: Path, shape: Shape) -> None:
     """Every stage is executed once, and the number of sbatch calls is that of the arrays."""
     with world(folder, shape) as lab:
         lab.finish_everything()

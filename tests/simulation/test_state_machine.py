@@ -1,7 +1,7 @@
-"""Whatever happens to whom at whatever moment, no run is lost, none is computed twice, and what is cancelled stays so.
+"""For any sequence of events no run is lost, none is computed twice, and cancelled runs stay cancelled.
 
 Hypothesis drives production code of the controller against a simulated cluster (tests.simulation.world): it starts and kills workers,
-nodes, passes and replies in any order it likes. SER_GRID_EXAMPLES sets how many examples are tried; `make explore` draws fresh ones.
+nodes and passes and loses replies, in any order. SER_GRID_EXAMPLES sets how many examples are tried; `make explore` draws fresh ones.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ SHAPES = st.builds(
 
 
 class Laboratory(RuleBasedStateMachine):
-    """People, machines and bad luck."""
+    """Actions of users, controllers, nodes and Slurm, with faults."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -214,7 +214,7 @@ class Laboratory(RuleBasedStateMachine):
 
     @rule(number=NUMBER, failure=st.one_of(FAILURES, ENDS), times=st.integers(2, 7), which=WHICH)
     def a_stage_keeps_failing(self, number: int, failure: FailureClass | str, times: int, which: int) -> None:
-        """Whether it says so, or its element just ends: at once, where the worker has not begun."""
+        """With an outcome, or by the end of its element alone; at once if the worker has not started."""
         worker = self._worker(number)
         key = worker.key if worker is not None else ""
         for _ in range(times):
@@ -332,7 +332,7 @@ class Laboratory(RuleBasedStateMachine):
 
 
 def run_laboratory(machine: type[Laboratory], examples: int) -> None:
-    """Try examples, until one fails."""
+    """Run examples until one fails."""
     chosen = settings(
         max_examples=examples,
         stateful_step_count=STEPS,
@@ -344,8 +344,8 @@ def run_laboratory(machine: type[Laboratory], examples: int) -> None:
 
 
 @pytest.mark.hypothesis
-def test_nothing_is_lost_doubled_or_started_against_the_users_word() -> None:
-    """Steps in any order, each invariant after each of them; then everything recovers, and every run must come in."""
+def test_no_run_is_lost_doubled_or_started_after_its_cancellation() -> None:
+    """Steps in any order, all invariants after each; then everything recovers, and every run must get its result."""
     TALLY.clear()
     run_laboratory(Laboratory, EXAMPLES)
     if "SER_GRID_EXAMPLES" in os.environ:

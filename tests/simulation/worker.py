@@ -1,6 +1,6 @@
-"""A simulated worker: leaves on the disk what `jobs.worker.main` leaves there, in steps between which it may die.
+"""A simulated worker: writes the records that `jobs.worker.main` writes, in steps between which it may die.
 
-It reads and writes the real records with the real functions; only the waiting and the computing are gone.
+It reads and writes real records with the production functions; only waiting and computing are left out.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Place(Enum):
 
 @dataclass
 class Execution:
-    """One claimed attempt, as the cluster itself knows it."""
+    """One claimed attempt, as recorded by the simulation."""
 
     key: str
     attempt: int
@@ -143,7 +143,7 @@ class SimulatedWorker:
                 pass
 
     def run(self) -> None:
-        """To the end, unless it has to wait for somebody."""
+        """Work to the end, unless it has to wait for another process."""
         for _ in range(7 * len(self.keys)):
             self.step()
 
@@ -157,13 +157,13 @@ class SimulatedWorker:
             self.execution.progress = True
 
     def fail(self, failure: FailureClass, words: str = "it went wrong") -> None:
-        """The stage raises; the next one has its turn."""
+        """The stage raises; the next one follows."""
         if self.place in (Place.work, Place.artifacts):
             self._outcome(failure, failure.name, words)
             self._next(3 if failure in (FailureClass.interrupted, FailureClass.time_limit) else 1)
 
     def stop(self, failure: FailureClass = FailureClass.interrupted) -> None:
-        """A signal asks it to leave, and it does, after a checkpoint."""
+        """It gets a signal, writes a checkpoint and exits."""
         if self.claimed and self.place in (Place.work, Place.artifacts):
             self.place = Place.work
             self.checkpoint()
@@ -172,12 +172,12 @@ class SimulatedWorker:
         self.codes.append(3)
 
     def beat(self) -> None:
-        """Touch the claim that is held."""
+        """Touch its own claim: the heartbeat."""
         if self.claimed:
             stamp(self.attempt.claim, self.clock())
 
     def die(self) -> None:
-        """Without a word."""
+        """Die without an outcome."""
         if self.execution is not None:
             self.execution.alive, self.execution.ended = False, self.clock()
         self.execution, self.place = None, Place.over
@@ -201,7 +201,7 @@ class SimulatedWorker:
         return None
 
     def _wait_for_holder(self) -> None:
-        """Leave before a claim that beats; wait for a quiet one until it beats again or counts as dead."""
+        """Exit if another claim has a heartbeat; wait for one without until it has one again or counts as dead."""
         quiet, taken = self._live_claim(self.stage)
         if not taken:
             self.attempt.path.mkdir(parents=True, exist_ok=True)
@@ -308,5 +308,5 @@ class SimulatedWorker:
 
 
 def stamp(path: Path, now: float) -> None:
-    """Give a file the simulated time."""
+    """Set the modification time of a file to the simulated time."""
     os.utime(path, (now, now))

@@ -1,7 +1,7 @@
-"""A small laboratory: an experiment on a simulated cluster, controllers that look after it, and what must hold whatever happens.
+"""An experiment on a simulated cluster, its controllers, and the invariants that must hold after every event.
 
-The controllers run production code on real records in a folder. The world keeps its own books of what was created, executed and said,
-and compares: nothing here asks production code whether production code is right.
+The controllers run production code on real records in a folder. The world records independently what was created and executed and which
+failures occurred, and compares: no invariant relies on the production code that it checks.
 """
 
 from __future__ import annotations
@@ -20,10 +20,8 @@ from unittest import mock
 
 from jobs.control.controller import Desired, Report, reconcile
 from jobs.control.estimates import Bounds
-from jobs.control.facts import Asked
-from jobs.control.failure_policy import COMMUNICATION_RETRIES, DISK_RETRIES, MAX_LOST, MAX_SILENT, MEMORY_RETRIES
-from jobs.control.observe import RELAUNCH_SECONDS
-from jobs.control.plan import needed_keys
+from jobs.control.facts import Asked, needed_keys
+from jobs.control.failure_policy import COMMUNICATION_RETRIES, DISK_RETRIES, MAX_FAILED_STARTS, MAX_LOST, MEMORY_RETRIES, RELAUNCH_SECONDS
 from jobs.control.result_index import ResultIndex
 from jobs.errors import SlurmUnavailableError
 from jobs.experiment.config import Cluster, Experiment, Policy, SlurmSite, StageResources, resources_of
@@ -65,7 +63,7 @@ LAST_ROUNDS = 60
 
 @dataclass(frozen=True)
 class Shape:
-    """The size of the laboratory."""
+    """The size of the experiment and the cluster."""
 
     methods: tuple[str, ...] = ("vft", "tapt", "ptapt")
     folds: int = 2
@@ -80,7 +78,7 @@ class Shape:
 
 @dataclass
 class Controller:
-    """One process that looks after the experiment, pass after pass; a new one takes its place when it is killed."""
+    """One controller process that makes passes; a new one replaces it when it is killed."""
 
     name: str
     executor: SlurmArrays
@@ -90,7 +88,7 @@ class Controller:
 
 
 class World:
-    """Everything there is. `folder` must be empty."""
+    """The whole simulation. `folder` must be empty."""
 
     def __init__(self, folder: Path, shape: Shape | None = None) -> None:
         self.shape = shape or Shape()
@@ -197,7 +195,7 @@ class World:
         self.run_pass(which, at=at, kind=kind, act=kill)
 
     def interleave(self, which: int, at: int, act: Callable[[], None], kind: str = "") -> int:
-        """Somebody acts in the middle of a pass. Returns how many points it has had."""
+        """Another process or user acts in the middle of a pass. Returns how many points the pass had."""
         self.interleaved += 1
         try:
             report = self.run_pass(which, at=at, kind=kind, act=act)
@@ -211,7 +209,7 @@ class World:
         return self.points
 
     def advance(self, seconds: float) -> None:
-        """Time goes by; who lives shows it."""
+        """Advance the clock; living processes touch their heartbeats."""
         self.clock.now += seconds
         self.slurm.moved_on()
         for worker in self.workers.values():
@@ -229,12 +227,12 @@ class World:
         return begun
 
     def finish(self, worker: SimulatedWorker) -> None:
-        """A worker does all it has to do, and its element ends."""
+        """A worker finishes all its stages, and its element ends."""
         worker.run()
         self.leave(worker)
 
     def leave(self, worker: SimulatedWorker, *, completing: bool = False) -> None:
-        """The element of a worker that is over ends."""
+        """End the element of a worker that has finished."""
         if worker.over and self.workers.get(worker.job) is worker:
             element = self.slurm.find(worker.job)
             self.slurm.end(element, "FAILED" if worker.exit_code else "COMPLETED", completing=completing)
@@ -261,7 +259,7 @@ class World:
         return number.isdigit() and set(self.keys_of[int(number)][int(index)]) <= set(keys)
 
     def scancel_by_hand(self, element: Element, *, heard: bool) -> None:
-        """The owner cancels one element himself."""
+        """The owner cancels one element with scancel."""
         worker = self.workers.get(element.name)
         if heard and worker is not None:
             worker.stop()
@@ -287,7 +285,7 @@ class World:
         self.controllers = [self._controller(each.name) for each in self.controllers]  # those of former launches refuse to go on
 
     def launch_with_seeds(self, seeds: int) -> None:
-        """`grid` again, with another number of slots in each cell; whoever looks after it now begins anew."""
+        """`grid` again, with another number of slots in each cell; all controllers restart."""
         self.shape = replace(self.shape, seeds=seeds)
         self._graphs.clear()
         self.graph = self._graph({})
@@ -295,7 +293,7 @@ class World:
         self.launch()
 
     def spoil(self, key: str, how: int) -> None:
-        """Something happens to a result on the disk."""
+        """Damage or remove a result on disk."""
         folder = self.layout.stage(self.graph.nodes[key].stage, key)
         result = read_result(folder, key)
         if result is None:
@@ -313,21 +311,21 @@ class World:
     # ---- questions
 
     def desired(self, graph: Graph) -> Desired:
-        """What should be, beginning with this graph."""
+        """The desired state, starting with this graph."""
         packing = {"finetune": self.shape.runs_per_task}
         bounds = Bounds({stage: resources_of(self.experiment, stage) for stage in STAGES}, siblings=2)
         return Desired(graph, self.layout, self.shape.policy, self.since, packing, self._graph, self.clock, bounds)
 
     def running(self) -> list[SimulatedWorker]:
-        """Workers that live, in the order in which they began."""
+        """Living workers, in the order of their start."""
         return list(self.workers.values())
 
     def live_holders(self, key: str) -> list[Element]:
-        """Elements in the queue that hold a stage."""
+        """Elements in the queue that are to compute a stage."""
         return [element for array, element in self.slurm.elements() if element.live and key in self.keys_of[array.number][element.index]]
 
     def recover(self) -> None:
-        """Everything works from now on."""
+        """End all faults."""
         self.slurm.updates_work, self.slurm.back_at = True, 0.0
         self.slurm.reply = Reply.given
         self.slurm.accounting = Accounting.fine if self.slurm.accounting is not Accounting.absent else Accounting.absent
@@ -337,7 +335,7 @@ class World:
             element.held = ""
 
     def settle(self) -> Report:
-        """Passes with the clock going on and everybody well, until nothing is left to do; AssertionError where that does not come."""
+        """Passes without faults, the clock advancing, until nothing is left to do; AssertionError if that takes too long."""
         self.recover()
         self.next_ua = (0.6, "")
         report: Report | None = None
@@ -358,7 +356,7 @@ class World:
         raise AssertionError(f"not settled after {LAST_ROUNDS} rounds: {self._describe(report)}")
 
     def finish_everything(self) -> None:
-        """Everything recovers, and what has no reason to be missing comes in; after another launch, all of it does."""
+        """Everything recovers; every run without a reason to be missing gets its result, and after another launch all do."""
         report = self.settle()
         self.check()
         self.check_complete(report)
@@ -368,19 +366,21 @@ class World:
         report = self.settle()
         self.check()
         self.check_complete(report)
-        assert not report.plan.stayed, f"launched again, and still {[report.plan.reasons[key] for key in report.plan.stayed]}"
+        assert not report.plan.held_or_cancelled, (
+            f"launched again, and still {[report.plan.reasons[key] for key in report.plan.held_or_cancelled]}"
+        )
         for key in report.plan.given_up:
             assert report.facts[key].diverged, f"launched again, and still: {report.plan.reasons[key]}"
 
     def set_accounting(self, accounting: Accounting) -> None:
-        """How sacct does from now on."""
+        """Set how sacct answers from now on."""
         self.slurm.accounting = accounting
         self.by_hand_unsure |= accounting not in RELIABLE and bool(self.cancelled_by_hand)
 
     # ---- what must hold
 
     def check(self) -> None:
-        """After every step."""
+        """Invariants that hold after every step."""
         alive = Counter(execution.key for execution in self.executions if execution.alive)
         running = {(array.name, array.number) for array, element in self.slurm.elements() if element.state == "RUNNING"}
         assert len({name for name, _ in running}) == len(running), f"two arrays of one name run: {sorted(running)}"
@@ -394,20 +394,20 @@ class World:
             assert count <= 1 + self.spoilt[key], f"{self.name(key)} has been computed {count} times"
 
     def check_complete(self, report: Report) -> None:
-        """After everything has recovered and settled: what is missing is missing for a reason."""
+        """After everything has recovered and settled: every missing result has a reason."""
         plan = report.plan
         for key in plan.given_up:
             assert plan.reasons.get(key), f"{self.name(key)} given up without a reason"
             blamed = [each for each in self.executions if each.key == key and not each.result]
             alone = bool(report.facts[key].diverged) or bool(blamed) or self._silent_ends(key) > 0 or self.spoilt[key] > 0
             assert alone, f"{self.name(key)} given up ({plan.reasons[key]}) although nothing went wrong with it"
-        for key in plan.stayed:
+        for key in plan.held_or_cancelled:
             assert plan.reasons.get(key), f"{self.name(key)} stayed without a reason"
             held = plan.reasons[key].startswith("held")
             assert held or self.all_cancelled or key in self.cancelled or key in self.perhaps_cancelled, (
                 f"{self.name(key)} stayed: {plan.reasons[key]}"
             )
-        hopeless = {*plan.given_up, *plan.stayed, *plan.blocked}
+        hopeless = {*plan.given_up, *plan.held_or_cancelled, *plan.blocked}
         for key in plan.blocked:
             assert any(parent in hopeless for parent in report.graph.nodes[key].upstream.values()), f"{self.name(key)} blocked by nothing"
         for key in self.cancelled:
@@ -429,7 +429,7 @@ class World:
             if run.key not in self.graph.nodes:
                 self.graph = graph
         planned = [key for batch in plan.batches for key in batch.keys]
-        places = [*plan.reused, *plan.waiting, *planned, *plan.deferred, *plan.blocked, *plan.given_up, *plan.stayed]
+        places = [*plan.reused, *plan.waiting, *planned, *plan.deferred, *plan.blocked, *plan.given_up, *plan.held_or_cancelled]
         needed = needed_keys(graph, report.facts)
         assert sorted(places) == sorted(needed), "a stage is lost, or planned twice"
         slots = Counter((run.method, run.fold, run.slot) for run in graph.runs)
@@ -439,13 +439,13 @@ class World:
         assert set(seeds.values()) <= {1}, "a seed is in two slots"
         for run in graph.runs:
             assert run.generation < self.shape.policy.max_seeds
-        for key in (*plan.given_up, *plan.stayed):
+        for key in (*plan.given_up, *plan.held_or_cancelled):
             assert plan.reasons.get(key), f"{self.name(key)} has no reason"
         if calm:
             self._check_doubles()
             self._check_needed(report)
             for key in plan.waiting:
-                assert key in report.in_flight or report.facts[key].held
+                assert key in report.in_flight or report.facts[key].awaited
             for key, fact in report.facts.items():
                 assert fact.done <= (self.published[key] > 0), f"{self.name(key)} counts as done and is not"
             if not sum(self.spoilt.values()):
@@ -461,7 +461,7 @@ class World:
                     assert run.key in plan.reused, f"{self.name(run.key)} has a result and is not taken for done"
 
     def _check_doubles(self) -> None:
-        """After a pass that nothing disturbed: what waits is held by nobody else."""
+        """After an undisturbed pass: no other element computes what a pending one is to compute."""
         holding: dict[tuple[str, ...], list[Element]] = {}
         for array, element in self.slurm.elements():
             if element.live:
@@ -471,7 +471,7 @@ class World:
             assert len(elements) == 1 or not waiting, f"{waiting} wait for what {len(elements)} elements hold"
 
     def _check_needed(self, report: Report) -> None:
-        """After a pass that nothing disturbed: for what waits somebody else waits too."""
+        """After an undisturbed pass: every pending element is still needed."""
         wanted = {*report.plan.waiting, *report.submitted}
         wanted |= {parent for key in report.plan.waiting for parent in report.graph.nodes[key].upstream.values()}
         for array, element in self.slurm.elements():
@@ -484,7 +484,7 @@ class World:
         return node is not None and read_result(self.layout.stage(node.stage, key), key) is not None
 
     def _created(self, array: Array) -> None:
-        """A new array has come in: was it right to submit it?"""
+        """Check that a new array was rightly submitted."""
         description = self._description(array.name)
         self.keys_of[array.number] = description.tasks
         record = SubmissionBook(self.layout).find(array.name)
@@ -514,7 +514,7 @@ class World:
                 assert not (short and asked and asked.less_memory), f"{self.name(key)} is short of memory, and asks for no more"
 
     def _blamed(self, execution: Execution) -> bool:
-        """An attempt that asked for less than configured, and may have failed for that: it is free."""
+        """Whether an attempt requested less than configured and may have failed for that: then it does not count."""
         asked = self.asked.get(int(execution.job.partition("_")[0]))
         if asked is None or execution.superseded:
             return False
@@ -537,7 +537,7 @@ class World:
         lost = itertools.takewhile(lambda each: each.said in (None, FailureClass.interrupted) and not each.progress, reversed(recent))
         assert len(list(lost)) <= MAX_LOST, f"{name} is tried again although it gets lost again and again"
         silent = self._silent_ends(key, self.since)
-        assert silent < MAX_SILENT + 2, f"{name} is tried again although {silent} jobs ended without having begun"
+        assert silent < MAX_FAILED_STARTS + 2, f"{name} is tried again although {silent} jobs ended without having begun"
         fruitless = [each for each in recent if not each.progress]
         assert len(fruitless) < self.shape.policy.max_attempts, f"{name}: {len(fruitless)} attempts in vain, and another"
         told = failures[key][FailureClass.memory]
@@ -548,7 +548,7 @@ class World:
             assert spent < self.shape.policy.max_failures, f"{name} is tried again, the budget of the experiment being spent"
 
     def _failures(self, keys: Iterable[str]) -> dict[str, Counter[FailureClass]]:
-        """Key -> what its attempts since the launch said of themselves, also for these keys."""
+        """Key -> classes of failure that its attempts since the launch recorded, also for these keys."""
         found: dict[str, Counter[FailureClass]] = {key: Counter() for key in keys}
         for each in self.executions:
             at_limit = each.said is FailureClass.time_limit and each.progress  # costs nothing
@@ -557,7 +557,7 @@ class World:
         return found
 
     def _silent_ends(self, key: str, since: float = 0.0) -> int:
-        """How many elements of a stage have run, since then, without any of their stages having begun."""
+        """How many elements of a stage have left the queue since then without starting any of their stages."""
         jobs = {execution.job for execution in self.executions}
         return sum(
             bool(element.begun) and not element.queued and element.name not in jobs and key in self.keys_of[array.number][element.index]

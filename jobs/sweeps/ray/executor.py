@@ -20,7 +20,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, TaskCancelledError
 
-from jobs.control.executor_protocol import Batch, Limits
+from jobs.control.executor_protocol import Batch, Limits, NearbyExecutor
 from jobs.control.facts import Departure, InFlight, Phase
 from jobs.control.plan import critical_minutes
 from jobs.experiment.config import Resources, at_once_of
@@ -54,8 +54,8 @@ class _StageTask:
 
 
 @dataclass
-class RayStages:
-    """Computes stages of one experiment as Ray tasks; implements jobs.control.executor_protocol.Executor.
+class RayStages(NearbyExecutor):
+    """Computes stages of one experiment as Ray tasks.
 
     Use it in a driver or an actor of Ray, in a `with` block, which ends its tasks. The arguments are those of LocalExecutor.
     """

@@ -24,7 +24,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jobs.errors import UsageError
+from jobs.errors import SlurmUnavailableError, UsageError
 from jobs.signals import install_handler
 from jobs.slurm.client import SlurmClient
 from jobs.store.attempts import own_node
@@ -183,7 +183,7 @@ def _first_node_lost(rendezvous: Rendezvous, announced: Start, client: SlurmClie
     while time.monotonic() < end and not _superseded(rendezvous, announced) and not ray_start.answers(announced):
         try:
             nodes = client.nodes_of(os.environ["SLURM_JOB_ID"])
-        except UsageError as error:  # Slurm does not answer, or is not available in a container
+        except (SlurmUnavailableError, UsageError) as error:  # Slurm does not answer, or is not available in a container
             _log(str(error))
             nodes = ()
         if nodes and announced.node not in nodes:

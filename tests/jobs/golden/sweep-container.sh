@@ -26,23 +26,23 @@ meeting=/project/results/iemocap/sweep/0123456789ab/nodes/$SLURM_JOB_ID.${SLURM_
 cancelled() { [ "$(cat -- "$stop" 2>/dev/null)" = cancelled ]; }
 
 cancelled && exit 3
-rm -f -- "$stop" # of an execution before this one
+rm -f -- "$stop" # left by an earlier execution
 warned='' ending='' patience=10
 trap 'warned=1; touch -- "$stop"' USR1
-trap 'ending=1; touch -- "$stop"' TERM # Slurm ends the job, or has put it back itself
+trap 'ending=1; touch -- "$stop"' TERM # Slurm ends the job, or has requeued it itself
 
 srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --cpus-per-task=16 --export=ALL --mpi=none --no-kill --kill-on-bad-exit=0 --wait=0 \
   apptainer exec --nv --bind /project/results --bind /project/data/iemocap --pwd /project/results/iemocap/snapshots/0123456789abcdef --bind /scratch '/images/ser grid.sif' \
   /opt/venv/bin/python -m jobs.sweeps.ray.node /project/results/iemocap/sweep/0123456789ab -- /opt/venv/bin/python launch.py tune /project/results/iemocap/sweep/0123456789ab &
 step=$!
 
-# Until the sweep is over (then a file says how it ended), the step is, or the time for a checkpoint is up.
+# Until the sweep has ended (its exit code is then in a file), the step has ended, or the time for a checkpoint is over.
 while kill -0 "$step" 2>/dev/null && [ ! -e "$meeting/over" ] && [ "$patience" -gt 0 ]; do
   sleep 1 &
-  wait $! # unlike sleep itself, it is cut short by a signal
+  wait $! # unlike sleep itself, interrupted by a signal
   [ -z "$warned" ] || patience=$((patience - 1))
 done
-# A node that was lost, and that Slurm does not miss yet, keeps the step from ending.
+# A failed node that Slurm has not noticed yet keeps the step from ending.
 for _ in {1..30}; do
   kill -0 "$step" 2>/dev/null && [ "$patience" -gt 0 ] || break
   sleep 1
@@ -51,7 +51,7 @@ done
 
 code=$(cat -- "$meeting/over" 2>/dev/null) || code=${warned:+3}
 rm -rf -- "$meeting"
-# Where a job is to be preempted some sites tell its processes, and not this script: then the driver has made the file.
+# On preemption some sites signal the processes but not this script: then the driver has created the file.
 [ -e "$stop" ] && warned=1
 if [ "$code" = 3 ] && [ "$warned" ] && [ -z "$ending" ] && ! cancelled && [ "${SLURM_RESTART_COUNT:-0}" -lt 20 ]; then
   exec scontrol requeue "$SLURM_JOB_ID"

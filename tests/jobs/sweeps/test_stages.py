@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from jobs.control.controller import Report, run_local
+from jobs.control.controller import Report, read_facts, run_local
 from jobs.control.facts import Phase
-from jobs.control.observe import Sight, read_facts
+from jobs.control.observe import PassContext
 from jobs.errors import InternalError
 from jobs.experiment.config import Resources
 from jobs.store.failures import FailureClass
@@ -45,7 +45,7 @@ def test_a_grid_with_failures_ends_complete(tmp_path: Path, ray_here: Capacity) 
     wanted = local_launch.desired(tmp_path, {"failing": failing})
     lines: list[str] = []
     with executor(tmp_path) as stages:
-        report = run_local(wanted, stages, tell=lambda event: lines.append(event.line))
+        report = run_local(wanted, stages, on_event=lambda event: lines.append(event.line))
         assert stages.idle
     assert report.complete
     starts, ends = (fake_registry.count(tmp_path / "corpus", what) for what in ("starts", "ends"))
@@ -108,7 +108,7 @@ def test_waiting_for_a_stage_of_another_trial_uses_no_core(tmp_path: Path, ray_h
         assert [each.code for each in ended] == [3]
         assert second.departures([tapt]) == {}
         facts = read_facts(graph, layout_of(tmp_path))
-        assert facts[tapt].held
+        assert facts[tapt].executed_by
         submit(second, graph, vft)
         assert [each.code for each in _all_ended(second)] == [0]
         first.stop(grace=20)
@@ -241,11 +241,11 @@ def test_a_remote_claim_ends_when_its_task_is_known_to_be_gone(tmp_path: Path) -
     claim_attempt(folder, 1, claim)
     os.utime(folder.attempt(1).claim, (time.time() - 60, time.time() - 60))
     departure = Departure(key, "ray-abc-1", "", time.time() - 200, time.time())
-    assert read_facts(graph, layout_of(tmp_path))[key].held
-    facts = read_facts(graph, layout_of(tmp_path), Sight(departures=lambda keys: {key: (departure,)}))[key]
-    assert not facts.held
-    assert facts.gone == ("ray-abc-1",)
-    assert facts.failure == FailureClass.node.name
+    assert read_facts(graph, layout_of(tmp_path))[key].executed_by
+    facts = read_facts(graph, layout_of(tmp_path), PassContext(departures=lambda keys: {key: (departure,)}))[key]
+    assert not facts.executed_by
+    assert facts.lost_jobs == ("ray-abc-1",)
+    assert facts.failure is FailureClass.node
     assert not facts.stopped
 
 

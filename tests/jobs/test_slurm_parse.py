@@ -11,23 +11,23 @@ from jobs.slurm.parse import (
     QueuedElement,
     Refusal,
     array_expressions,
+    classify_refusal,
     compress_indices,
     expand_indices,
     expand_job,
     failed_to_launch,
-    has_ended,
+    is_final,
     least_limit,
     parse_accounting,
     parse_queue,
     parse_site,
-    read_refusal,
     site_number,
     why_stuck,
 )
 
 
 @given(st.sets(st.integers(0, 300), min_size=1))
-def test_array_expressions_there_and_back(indices: set[int]) -> None:
+def test_array_expressions_round_trip(indices: set[int]) -> None:
     """Whatever is compressed expands to itself, and is accepted inside a job id."""
     text = compress_indices(indices)
     assert expand_indices(text) == tuple(sorted(indices))
@@ -66,9 +66,9 @@ def test_a_queue() -> None:
 
 
 @pytest.mark.parametrize("line", ["12_[1-4,...|PENDING|None|a", "12|RUNNING", "slurm_load_jobs error: x", "a|b|c|d"])
-def test_a_queue_that_is_none_is_an_error(line: str) -> None:
-    """A line left out would be a job taken for gone."""
-    with pytest.raises(ValueError, match="squeue printed"):
+def test_unexpected_output_of_squeue_is_an_error(line: str) -> None:
+    """If a line were skipped, its job would be taken for ended."""
+    with pytest.raises(ValueError, match="unexpected output of squeue"):
         parse_queue(f"11|RUNNING|None|a\n{line}\n")
 
 
@@ -79,10 +79,10 @@ def test_accounting() -> None:
     assert parse_accounting(text) == {**expected, "15": "CANCELLED"}
 
 
-def test_what_lags_is_no_end() -> None:
-    """Accounting may call a job pending or running that has left the queue."""
-    assert all(has_ended(state) for state in ("COMPLETED", "CANCELLED by 0", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"))
-    assert not any(has_ended(state) for state in ("", "PENDING", "RUNNING", "REQUEUED", "SUSPENDED", "COMPLETING"))
+def test_final_states() -> None:
+    """Accounting that lags may report a job that has left the queue as pending or running."""
+    assert all(is_final(state) for state in ("COMPLETED", "CANCELLED by 0", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"))
+    assert not any(is_final(state) for state in ("", "PENDING", "RUNNING", "REQUEUED", "SUSPENDED", "COMPLETING"))
 
 
 @given(st.sets(st.tuples(st.integers(1, 3), st.integers(0, 9000)), max_size=60))
@@ -124,7 +124,7 @@ def test_a_long_expression_is_cut() -> None:
         *((reason, "above a limit") for reason in ("QOSMaxMemoryPerNode", "QOSMinCpuNotSatisfied", "MaxMemPerLimit", "QOSMinGRES")),
     ],
 )
-def test_what_never_starts_by_itself(reason: str, words: str) -> None:
+def test_reasons_that_need_intervention(reason: str, words: str) -> None:
     """Reasons as Slurm 22.05 gives them; of an element that runs already none counts."""
     assert words in why_stuck(QueuedElement("12_0", "PENDING", reason, "a"))
     assert why_stuck(QueuedElement("12_0", "RUNNING", reason, "a")) == ""
@@ -140,7 +140,7 @@ def test_what_never_starts_by_itself(reason: str, words: str) -> None:
         *("QOSGrpNodeLimit", "MaxCpuPerAccount", "QOSUsageThreshold", "something that a later Slurm says"),
     ],
 )
-def test_what_only_waits(reason: str) -> None:
+def test_reasons_that_are_temporary(reason: str) -> None:
     """It may start when others end, when nodes come back, when a period is over."""
     assert why_stuck(QueuedElement("12_0", "PENDING", reason, "a")) == ""
 
@@ -183,6 +183,6 @@ def test_least_limit() -> None:
         ("sbatch: error: Batch job submission failed: Resource temporarily unavailable", Refusal.full),
     ],
 )  # fmt: skip
-def test_why_sbatch_said_no(text: str, verdict: Refusal) -> None:
-    """What may have made a job is never taken for a refusal."""
-    assert read_refusal(text) is verdict
+def test_refusals(text: str, verdict: Refusal) -> None:
+    """A call that may have made a job is never classified as refused."""
+    assert classify_refusal(text) is verdict

@@ -132,8 +132,8 @@ def states_of(found: Mapping[str, Sequence[Departure]]) -> dict[str, list[str]]:
     return {key: [each.state for each in departures] for key, departures in found.items()}
 
 
-def test_how_elements_left(case: Case) -> None:
-    """While others still run, and when all are gone; who cancelled is kept; asked for once."""
+def test_final_states_of_elements_that_left(case: Case) -> None:
+    """While others still run, and when all are gone; the uid that cancelled is kept; accounting is queried once."""
     case.submit("a", "b", "c")
     case.gone("12_0", "12_1")
     case.client.states = {"12_0": "NODE_FAIL", "12_1": "CANCELLED by 1000", "12_2": "RUNNING"}
@@ -158,8 +158,8 @@ def test_how_elements_left(case: Case) -> None:
 
 
 @pytest.mark.parametrize("lagging", [{"12_0": "RUNNING"}, {"12_0": "PENDING"}, {}], ids=["running", "pending", "not at all"])
-def test_accounting_that_lags_is_asked_again(case: Case, lagging: dict[str, str]) -> None:
-    """Until it knows."""
+def test_lagging_accounting_is_queried_again(case: Case, lagging: dict[str, str]) -> None:
+    """Until it reports a final state."""
     case.submit("a")
     case.gone("12_0")
     case.client.states = dict(lagging)
@@ -174,8 +174,8 @@ def test_accounting_that_lags_is_asked_again(case: Case, lagging: dict[str, str]
     assert case.book.open() == ()
 
 
-def test_accounting_that_never_knows_is_given_up(case: Case) -> None:
-    """After the settle time the state is unknown for good, and nobody asks any more."""
+def test_accounting_without_an_answer_is_given_up(case: Case) -> None:
+    """After the settle time the state stays unknown, and accounting is not queried again."""
     case.submit("a")
     case.gone("12_0")
     for _ in range(3):
@@ -189,8 +189,8 @@ def test_accounting_that_never_knows_is_given_up(case: Case) -> None:
     assert states_of(case.departed("a")) == {"a": [""]}
 
 
-def test_without_accounting_nobody_waits(case: Case) -> None:
-    """The state is unknown at once."""
+def test_without_accounting_the_state_is_unknown_at_once(case: Case) -> None:
+    """There is nothing to wait for."""
     case.submit("a", "b")
     case.gone("12_0")
     case.client.states = None
@@ -199,8 +199,8 @@ def test_without_accounting_nobody_waits(case: Case) -> None:
     assert case.arrays.settling() == frozenset()
 
 
-def test_a_batch_is_submitted_again_while_accounting_is_asked(case: Case) -> None:
-    """The next number; the end of the first is still learnt."""
+def test_a_batch_is_submitted_again_while_accounting_lags(case: Case) -> None:
+    """Under the next number; the final state of the first submission is still recorded."""
     case.submit("a")
     case.gone("12_0")
     case.passes()
@@ -212,7 +212,7 @@ def test_a_batch_is_submitted_again_while_accounting_is_asked(case: Case) -> Non
 
 
 def test_another_request_is_another_submission(case: Case) -> None:
-    """More memory and other nodes, in the script and in the name; what the workers are told comes along."""
+    """More memory and excluded nodes, in the script and in the name; the workers' description has the request too."""
     case.submit("a")
     case.gone("12_0")
     case.client.states = None
@@ -226,8 +226,8 @@ def test_another_request_is_another_submission(case: Case) -> None:
     assert '"relief": 1' in case.book.tasks_file(second).read_text()
 
 
-def test_nodes_that_slurm_does_not_know_are_left_out(case: Case) -> None:
-    """A node that is no more would have Slurm decline every attempt; the request is made once more without such names, and only once."""
+def test_excluded_nodes_that_slurm_does_not_know_are_dropped(case: Case) -> None:
+    """Slurm would reject every submission that excludes a removed node; it is repeated once without these names."""
     unknown = "sbatch: error: Batch job submission failed: Invalid node name specified"
     case.client.errors = [unknown]
     assert case.submit("a", request=Request(exclude=("gone",))) == "13"
@@ -237,8 +237,8 @@ def test_nodes_that_slurm_does_not_know_are_left_out(case: Case) -> None:
         case.submit("b", request=Request(exclude=("gone",)))
 
 
-def test_withdrawn_and_on_record_before_slurm_is_told(case: Case) -> None:
-    """Only what waits and holds nothing else; a scancel without effect is repeated."""
+def test_a_withdrawal_is_recorded_before_scancel(case: Case) -> None:
+    """Only pending elements that compute nothing else; a scancel without effect is repeated."""
     case.submit("a", "b", "c", "d", "e", runs_per_task=2)
     case.client.become("12_1", "RUNNING")
     case.passes()
@@ -252,7 +252,7 @@ def test_withdrawn_and_on_record_before_slurm_is_told(case: Case) -> None:
     case.passes()
     assert case.client.cancelled() == ["12_0"]
     assert set(case.passes()) == set("cde")
-    assert case.departed("a")["a"][0].ours
+    assert case.departed("a")["a"][0].withdrawn
     assert case.arrays.settling() == frozenset(), "nobody waits to hear how it ended"
     assert case.arrays.cancel(["c", "d"]) == ()
     assert case.arrays.cancel([]) == ()
@@ -263,7 +263,7 @@ def test_withdrawn_and_on_record_before_slurm_is_told(case: Case) -> None:
 
 
 def test_an_intent_is_cancelled_by_name_and_when_it_turns_up(case: Case) -> None:
-    """Nobody knows its number, its sbatch may be under way."""
+    """Its job id is unknown, and its sbatch may still be running."""
     batch = batch_of([node("a", "states")])
     name = case.book.next_name(batch)
     case.book.begin(new_submission(name, batch, case.now))
@@ -281,8 +281,8 @@ def waiting_batch() -> tuple[Batch, Any]:
     return batch_of(nodes), graph_of([node("u0", "states"), node("u1", "states"), *nodes])
 
 
-def test_a_refinement_is_repeated_a_few_times(case: Case, caplog: pytest.LogCaptureFixture) -> None:
-    """Slurm refuses: three tries, one warning; then elements start later than they could."""
+def test_a_refused_refinement_is_tried_three_times(case: Case, caplog: pytest.LogCaptureFixture) -> None:
+    """Then one warning, and the elements start later than they could."""
     batch, graph = waiting_batch()
     held = case.arrays.submit(batch_of([graph.nodes["u0"], graph.nodes["u1"]]), graph, {})
     case.client.takes_dependencies = False
@@ -297,8 +297,8 @@ def test_a_refinement_is_repeated_a_few_times(case: Case, caplog: pytest.LogCapt
     ]
 
 
-def test_a_refinement_that_was_cut_off_is_made_good(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed between sbatch and scontrol: the next pass tells what still waits, and tells it once."""
+def test_an_interrupted_refinement_is_completed_in_the_next_pass(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between sbatch and scontrol: the next pass sets the dependency of the pending elements, once."""
     batch, graph = waiting_batch()
     held = case.arrays.submit(batch_of([graph.nodes["u0"], graph.nodes["u1"]]), graph, {})
     with monkeypatch.context() as killed:
@@ -313,8 +313,8 @@ def test_a_refinement_that_was_cut_off_is_made_good(case: Case, monkeypatch: pyt
     assert all(record.refine == () for record in case.book.open())
 
 
-def test_a_second_array_of_a_name_is_withdrawn_where_it_waits(case: Case) -> None:
-    """It has a record of its own; elements of it that run are left, and their stages count as held."""
+def test_pending_elements_of_a_second_array_with_the_same_name_are_withdrawn(case: Case) -> None:
+    """It has its own record; its running elements are left, and their stages count as in flight."""
     case.submit("a", "b", "c")
     name = case.book.open()[0].name
     case.client.become("12_0", "RUNNING")
@@ -329,7 +329,7 @@ def test_a_second_array_of_a_name_is_withdrawn_where_it_waits(case: Case) -> Non
     for _ in range(5):
         assert case.passes() == {}
     assert case.book.open() == ()
-    assert sorted((each.job, each.state, each.ours) for each in case.departed("b")["b"]) == [
+    assert sorted((each.job, each.state, each.withdrawn) for each in case.departed("b")["b"]) == [
         ("12_1", "", True),
         ("15_1", "NODE_FAIL", False),
     ]
@@ -338,7 +338,7 @@ def test_a_second_array_of_a_name_is_withdrawn_where_it_waits(case: Case) -> Non
 
 
 def test_a_lost_array_that_turns_up_after_its_resubmission(case: Case) -> None:
-    """Under the same name or another: the older one is kept while both wait, and nothing is held twice."""
+    """Under the same name or another: the older one is kept while both are pending, and no stage is in flight twice."""
     case.client.errors = [""]
     nodes = [node(key, "states") for key in "ab"]
     assert case.arrays.submit(batch_of(nodes), graph_of(nodes), {})["a"].job.startswith("?")
@@ -356,8 +356,8 @@ def test_a_lost_array_that_turns_up_after_its_resubmission(case: Case) -> None:
     assert case.book.closed() == ()
 
 
-def test_an_element_that_could_not_be_started_goes_elsewhere(case: Case) -> None:
-    """Withdrawn, told as such although accounting says cancelled; the next array keeps away from the node for a while."""
+def test_a_failed_launch_is_withdrawn_and_its_node_excluded(case: Case) -> None:
+    """Recorded as a failed launch although accounting reports it as cancelled; the next arrays exclude the node for a while."""
     case.submit("a", "b")
     case.client.become("12_0", "PENDING", LAUNCH)
     case.client.states = {"12_0": "CANCELLED by 0", "12_1": "RUNNING"}
@@ -369,7 +369,7 @@ def test_an_element_that_could_not_be_started_goes_elsewhere(case: Case) -> None
     case.client.nodes = {"12_0": "n3"}
     case.passes()
     assert case.arrays.settling() == frozenset()
-    assert case.departed("a") == {"a": (Departure("a", "12_0", "LAUNCH_FAILED", 1000.0, 1040.0, ours=True),)}
+    assert case.departed("a") == {"a": (Departure("a", "12_0", "LAUNCH_FAILED", 1000.0, 1040.0, withdrawn=True),)}
     case.submit("a")
     assert "--exclude=n3\n" in case.client.scripts[-1]
     case.now += 7 * 3600
@@ -377,8 +377,8 @@ def test_an_element_that_could_not_be_started_goes_elsewhere(case: Case) -> None
     assert "--exclude" not in case.client.scripts[-1]
 
 
-def test_what_is_stuck_is_told(case: Case) -> None:
-    """And left: whoever looks after the site, or the user, may still mend it."""
+def test_stuck_elements_are_reported(case: Case) -> None:
+    """And left in the queue: the user or the administrator may still correct the cause."""
     case.submit("a", "b", "c")
     case.client.become("12_0", "PENDING", "PartitionTimeLimit")
     case.client.become("12_1", "PENDING", "JobHeldUser")
@@ -390,8 +390,8 @@ def test_what_is_stuck_is_told(case: Case) -> None:
     assert set(case.arrays.stuck()) == {"a", "b"}
 
 
-def test_a_full_queue_defers(case: Case) -> None:
-    """sbatch says that a limit is reached: no error, no intent; the same batch goes through later."""
+def test_a_full_queue_defers_the_submission(case: Case) -> None:
+    """A limit is reached: no error, no intent; the same batch is accepted later."""
     limit = "sbatch: error: QOSMaxSubmitJobPerUserLimit\nsbatch: error: Batch job submission failed: Job violates accounting/QOS policy"
     case.client.errors = [limit]
     nodes = [node("a", "states")]
