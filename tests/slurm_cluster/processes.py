@@ -51,7 +51,12 @@ class ProcessBook:
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._logs / f"{name}.out").open("ab") as output:
             child = subprocess.Popen(
-                list(command), stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=dict(environment), start_new_session=True
+                ["prlimit", "--core=0:0", *command],  # a daemon that is killed on purpose leaves no core dump in a checkout
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=dict(environment),
+                start_new_session=True,
             )
         return self.record(name, child.pid)
 
