@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,15 +77,12 @@ def run_on_slurm(launcher: SweepLauncher, *, wait: bool) -> bool:
 def drive(folder: Path) -> bool:
     """Run a sweep's driver inside the Ray cluster of its allocation; log lines have a time. Returns False if it was interrupted."""
     from jobs.sweeps.session import drive as run
+    from jobs.worker.main import print_line
 
     sweep = load_sweep(folder)
-
-    def log(text: str) -> None:
-        print_lines([f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}"])
-
-    log(f"{sweep.layout.experiment}: sweep {sweep.digest} begins")
-    ended = run(sweep, tell=log)
-    log("every trial has ended" if ended else "interrupted")
+    print_line(f"{sweep.layout.experiment}: sweep {sweep.digest} begins")
+    ended = run(sweep, tell=print_line)
+    print_line("every trial has ended" if ended else "interrupted")
     return ended
 
 
