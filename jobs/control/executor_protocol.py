@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
 
 from jobs.control.facts import Departure, InFlight, Request
 from jobs.experiment.graph import Graph
@@ -46,11 +46,14 @@ class Executor(ABC):
         return frozenset()
 
 
-class EndedTask(Protocol):
-    """A task that has ended."""
+@dataclass(frozen=True)
+class EndedTask:
+    """A task that has ended, successfully or not. Exit code and signal: at least one of the two is None."""
 
-    @property
-    def keys(self) -> tuple[str, ...]: ...
+    keys: tuple[str, ...]
+    code: int | None
+    signal: int | None
+    log: Path
 
 
 class NearbyExecutor(Executor):
@@ -62,11 +65,11 @@ class NearbyExecutor(Executor):
         """Nothing is queued or running."""
 
     @abstractmethod
-    def wait(self, seconds: float) -> Sequence[EndedTask]:
+    def wait(self, seconds: float) -> tuple[EndedTask, ...]:
         """Wait at most `seconds` for a task to end; returns the tasks that have ended."""
 
     @abstractmethod
-    def stop(self, *, grace: float, hurry: Callable[[], bool]) -> Sequence[EndedTask]:
+    def stop(self, *, grace: float, hurry: Callable[[], bool]) -> tuple[EndedTask, ...]:
         """Ask all tasks to write a checkpoint and exit; kill the rest after `grace` seconds, or as soon as `hurry` returns True."""
 
 

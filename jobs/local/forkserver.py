@@ -1,8 +1,8 @@
 """A process that imports the heavy packages once and forks a worker for every task, so that only the first start is slow.
 
-    python -m jobs.local.forkserver [PRELOAD ...]      PRELOAD: `module` or `module:function`, which must only import
+    python -m jobs.local.forkserver FD [PRELOAD ...]      PRELOAD: `module` or `module:function`, which must only import
 
-Requests come as JSON lines on stdin, events leave as JSON lines on stdout:
+FD is an inherited end of a multiprocessing.Pipe, on which requests come and events leave as JSON:
 
     {"start": NAME, "task": DESCRIPTION, "index": I, "threads": N, "environment": {...}, "concurrent": M, "lag": L, "log": FILE}
         -> {"ended": NAME, "pid": P, "code": C or null, "signal": S or null}
@@ -10,9 +10,9 @@ Requests come as JSON lines on stdin, events leave as JSON lines on stdout:
 
 `concurrent`: how many other tasks may share its GPU. `lag`: seconds for which the file system may hide what another node has written.
 
-When stdin ends, because the launcher closed it or died, the workers are terminated, killed after a grace period, and the server exits. If
-the server itself is killed, the kernel sends SIGTERM to its workers. The server has one thread, and no preloaded module may start another:
-after a fork only the forking thread exists in the child.
+When the launcher closes its end or dies, the workers are terminated, killed after a grace period, and the server exits. If the server
+itself is killed, the kernel sends SIGTERM to its workers. The server has one thread, and no preloaded module may start another: after a
+fork only the forking thread exists in the child.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import functools
 import io
 import json
 import os
-import selectors
 import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from jobs.signals import STOP_SIGNALS, StopRequest, install_handler
 from jobs.store.records import prepare_decoders
@@ -44,11 +44,9 @@ UNSTARTED = 71  # exit code of a task that could not be forked (sysexits.h: syst
 class Server:
     """Forks, signals and reaps workers; everything happens in `serve`, one event after another."""
 
-    def __init__(self, requests: BinaryIO, events: BinaryIO) -> None:
-        self._requests = requests
-        self._events = events
+    def __init__(self, launcher: Connection) -> None:
+        self._launcher = launcher
         self._workers: dict[int, str] = {}  # pid -> name
-        self._partial = b""
         self._wakeup, waker = os.pipe()
         os.set_blocking(waker, False)
         os.set_blocking(self._wakeup, False)
@@ -57,26 +55,24 @@ class Server:
         self._waker = waker
 
     def serve(self) -> None:
-        """Handle requests until stdin ends."""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._requests, selectors.EVENT_READ)
-            selector.register(self._wakeup, selectors.EVENT_READ)
-            open_ = True
-            while open_:
-                ready = {key.fileobj for key, _ in selector.select()}
-                if self._wakeup in ready:
-                    os.read(self._wakeup, 4096)
-                self._reap()
-                if self._requests in ready:
-                    open_ = self._read()
+        """Handle requests until the launcher closes its end."""
+        open_ = True
+        while open_:
+            ready = wait([self._launcher, self._wakeup])
+            if self._wakeup in ready:
+                os.read(self._wakeup, 4096)
+            self._reap()
+            if self._launcher in ready:
+                open_ = self._read()
         self._leave()
 
     def _read(self) -> bool:
-        received = os.read(self._requests.fileno(), 1 << 20)
-        *lines, self._partial = (self._partial + received).split(b"\n")
-        for line in lines:
-            self._handle(json.loads(line))
-        return bool(received)
+        try:
+            request = self._launcher.recv_bytes()
+        except (EOFError, OSError):
+            return False
+        self._handle(json.loads(request))
+        return True
 
     def _handle(self, request: Mapping[str, Any]) -> None:
         if "start" in request:
@@ -105,8 +101,9 @@ class Server:
         stop = StopRequest()
         stop.install()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-        for descriptor in (self._wakeup, self._waker, self._events.fileno()):
+        for descriptor in (self._wakeup, self._waker):
             os.close(descriptor)
+        self._launcher.close()
         _redirect(request["log"])
         os.setsid()
         os.environ.update(request["environment"])
@@ -136,20 +133,16 @@ class Server:
 
     def _emit(self, event: Mapping[str, Any]) -> None:
         try:
-            self._events.write(json.dumps(event).encode() + b"\n")
-            self._events.flush()
-        except BrokenPipeError:
-            print_line("the launcher has exited")  # stdin ends as well, and with it the loop
+            self._launcher.send_bytes(json.dumps(event).encode())
+        except ConnectionError:
+            print_line("the launcher has exited")  # there are no more requests either, which ends the loop
 
 
-def main(names: Sequence[str]) -> int:
-    """Serve on stdin and stdout; other output goes to stderr."""
-    events = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
+def main(arguments: Sequence[str]) -> int:
+    """Serve the launcher at the other end of an inherited pipe."""
     install_handler((*STOP_SIGNALS, signal.SIGHUP), signal.SIG_IGN)  # the launcher decides when to stop; workers install their own
-    preload([prepare_decoders, *(functools.partial(_load, name) for name in names)])
-    with os.fdopen(0, "rb", buffering=0, closefd=False) as requests:
-        Server(requests, events).serve()
+    preload([prepare_decoders, *(functools.partial(_load, name) for name in arguments[1:])])
+    Server(Connection(int(arguments[0]))).serve()
     return 0
 
 
@@ -162,11 +155,9 @@ def _load(name: str) -> None:
 def _redirect(log: str) -> None:
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for source, target in ((nothing, 0), (output, 1), (output, 2)):
-        os.dup2(source, target)
+    for target in (1, 2):
+        os.dup2(output, target)
     os.close(output)
-    os.close(nothing)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)  # logs are read while they grow

@@ -137,29 +137,25 @@ def _reason(error: Exception, schema: int | None) -> str:
     return f"{where}: {first['msg']}" if where else first["msg"]
 
 
-@dataclass(frozen=True)
-class _Known:
-    """Annotation of a mapping: the types of those of its entries that are computed with. Each may be null or absent: not known.
+class _Measured:
+    """Annotation of provenance: the types of those of its entries that are computed with; others are left as they are.
 
-    All other entries are left as they are.
+    Each of them may be null or absent: not known.
     """
 
-    numbers: tuple[str, ...]
-    texts: tuple[str, ...]  # mappings of texts to texts
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+    @staticmethod
+    def __get_pydantic_core_schema__(source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         from pydantic_core import core_schema as core
 
         integer = core.int_schema(ge=-LARGEST_INTEGER, le=LARGEST_INTEGER, strict=True)
         number = core.union_schema([integer, core.float_schema(allow_inf_nan=False, strict=True)], mode="left_to_right")
-        texts = core.dict_schema(core.str_schema(), core.str_schema())
-        kinds = {**dict.fromkeys(self.numbers, number), **dict.fromkeys(self.texts, texts)}
+        kinds = {**dict.fromkeys(MEASURED, number), "slurm": core.dict_schema(core.str_schema(), core.str_schema())}
         known = {name: core.typed_dict_field(core.nullable_schema(kind), required=False) for name, kind in kinds.items()}
         return core.typed_dict_schema(known, extra_behavior="allow")
 
 
 MEASURED = ("seconds", "seconds_before", "peak_rss_bytes", "peak_own_bytes", "peak_gpu_bytes", "processes", "threads")
-Provenance = Annotated[Mapping[str, Any], _Known(numbers=MEASURED, texts=("slurm",))]
+Provenance = Annotated[Mapping[str, Any], _Measured]
 
 
 def check_times(*times: float) -> None:

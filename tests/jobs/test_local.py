@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from jobs.control.controller import Desired, Report, read_facts, run_local
-from jobs.control.executor_protocol import Batch, Task
+from jobs.control.executor_protocol import Batch, EndedTask, Task
 from jobs.control.facts import Phase
 from jobs.control.failure_policy import MAX_FAILED_STARTS, MEMORY_RETRIES
-from jobs.local.executor import Ended, LocalExecutor
+from jobs.local.executor import LocalExecutor
 from jobs.store.failures import FailureClass
 from jobs.store.layout import Layout
 from jobs.store.records import Ending, read_outcome, read_result
@@ -102,7 +102,7 @@ def test_as_many_stages_as_cores(tmp_path: Path) -> None:
     with local_launch.executor(tmp_path) as executor:
         original = executor.wait
 
-        def counting(seconds: float) -> tuple[Ended, ...]:
+        def counting(seconds: float) -> tuple[EndedTask, ...]:
             ended = original(0.01)
             at_once.append(sum(flight.phase is Phase.running for flight in executor.in_flight().values()))
             return ended
@@ -186,7 +186,7 @@ def test_tasks_whose_upstream_fails_are_returned(tmp_path: Path) -> None:
         for key, node in graph.nodes.items():
             executor.submit(Batch(node.stage, node.method, (Task((key,)),)), graph, executor.in_flight())
         assert len(executor.in_flight()) == 4
-        ended: list[Ended] = []
+        ended: list[EndedTask] = []
         while not executor.idle:
             ended.extend(executor.wait(5.0))
         assert [graph.nodes[one.keys[0]].stage for one in ended] == ["states"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,185 +20,116 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, TaskCancelledError
 
-from jobs.control.executor_protocol import Batch, Limits, NearbyExecutor
-from jobs.control.facts import Departure, InFlight, Phase
-from jobs.control.plan import critical_minutes
+from jobs.control.executor_protocol import EndedTask
 from jobs.experiment.config import Resources, at_once_of
-from jobs.experiment.graph import Graph, Node
-from jobs.local.executor import EXIT_SECONDS, REPOSITORY, Ended
+from jobs.experiment.graph import Node
+from jobs.local.executor import REPOSITORY
+from jobs.local.stage_tasks import EXIT_SECONDS, StageExecutor, StageTask
 from jobs.store.layout import Layout
-from jobs.store.records import attempt_numbers, read_claim, read_result
+from jobs.store.records import attempt_numbers, read_claim
 from jobs.sweeps.ray.task import STOPPED, Answer, Order, compute
 from jobs.worker.machine import Capacity, Needs, needs_here
 from jobs.worker.memory import was_crowded
-from jobs.worker.task import Workplace
 
 GRACE_SECONDS = 60.0  # for a checkpoint
 MACHINES_SECONDS = 5.0  # the list of Ray's machines is cached for so long
-PAUSE_SECONDS = 0.1  # between polls while stopping
 
 
 @dataclass
-class _StageTask:
-    """A stage that was submitted to this executor and has not ended."""
+class _RayTask(StageTask):
+    """A stage that waits or runs as a task of Ray."""
 
-    job: str
-    node: Node
-    graph: Graph
-    priority: float
-    batch: Batch
-    submitted: float  # seconds since the epoch
     needs: Needs | None = None  # requested from Ray
-    task: Any = None  # ObjectRef, once it was submitted to Ray
+    reference: Any = None  # ObjectRef, once it was submitted to Ray
     running: bool = False  # it has a claim of this task
 
 
 @dataclass
-class RayStages(NearbyExecutor):
+class RayStages(StageExecutor[_RayTask]):
     """Computes stages of one experiment as Ray tasks.
 
-    Use it in a driver or an actor of Ray, in a `with` block, which ends its tasks. The arguments are those of LocalExecutor.
+    Use it in a driver or an actor of Ray. The arguments are those of LocalExecutor.
     """
 
-    place: Workplace
-    layout: Layout
-    resources: Callable[[str], Resources]
+    # The first interrupt asks for a checkpoint, the second kills the stage, the third kills the Ray worker.
+    kill_seconds = (EXIT_SECONDS, EXIT_SECONDS)
+
     code: Path = REPOSITORY
     preload: Sequence[str] = ()
     grace: float = GRACE_SECONDS
-    _name: str = field(default_factory=lambda: f"ray-{uuid.uuid4().hex[:12]}")
-    _stages: dict[str, _StageTask] = field(default_factory=dict)  # by key
-    _jobs: int = 0
-    _stopping: bool = False
-    _departures: dict[str, list[Departure]] = field(default_factory=dict)
-    _critical: tuple[Graph | None, dict[str, float]] = (None, {})
+    _prefix: str = field(default_factory=lambda: f"ray-{uuid.uuid4().hex[:12]}", init=False)
     _machines: tuple[float, tuple[Capacity, ...]] = (0.0, ())
     _remote: Any = None
 
-    def __enter__(self) -> RayStages:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def limits(self) -> Limits:
-        """No limits: Ray queues tasks that do not fit."""
-        return Limits()
-
-    def in_flight(self) -> Mapping[str, InFlight]:
-        """Every stage that waits or runs in this executor."""
-        return {key: self._flight(entry) for key, entry in self._stages.items()}
-
-    def submit(self, batch: Batch, graph: Graph, upstream: Mapping[str, InFlight]) -> Mapping[str, InFlight]:
-        """Accept all stages of a batch, each as its own task."""
-        if self._critical[0] is not graph:
-            self._critical = (graph, critical_minutes(graph, lambda stage: float(self.resources(stage).minutes)))
-        for key in batch.keys:
-            entry = _StageTask("", graph.nodes[key], graph, self._critical[1][key], batch, time.time())
-            entry.job = self._new_job()
-            self._stages[key] = entry
-        return {key: self._flight(self._stages[key]) for key in batch.keys}
-
-    def cancel(self, keys: Collection[str]) -> tuple[str, ...]:
-        """Cancel the waiting stages of these keys and return their keys. A stage that is just starting writes a checkpoint."""
-        waiting = [key for key in keys if key in self._stages and self._flight(self._stages[key]).phase is Phase.queued]
-        for key in waiting:
-            self._withdraw(self._stages.pop(key))
-        return tuple(waiting)
-
-    def departures(self, keys: Collection[str]) -> Mapping[str, tuple[Departure, ...]]:
-        """Tasks that ended without a record: killed, lost with their machine, or failed before they claimed an attempt."""
-        return {key: tuple(self._departures[key]) for key in keys if key in self._departures}
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing waits or runs in this executor."""
-        return not self._stages
-
-    def wait(self, seconds: float) -> tuple[Ended, ...]:
+    def wait(self, seconds: float) -> tuple[EndedTask, ...]:
         """Submit ready stages to Ray, then wait at most `seconds` for a task to end; returns the ended tasks."""
         if not self._stopping:
             self._submit_ready()
-        tasks = {entry.task: entry for entry in self._stages.values() if entry.task is not None}
+        tasks = {task.reference: task for task in self._tasks.values() if task.started}
         if not tasks:
-            if self._stages:
+            if self._tasks:
                 time.sleep(seconds)
             return ()
         if not ray.wait(list(tasks), num_returns=1, timeout=seconds)[0]:
             return ()
         ended, _ = ray.wait(list(tasks), num_returns=len(tasks), timeout=0)
-        return tuple(self._collect(tasks[task]) for task in ended)
-
-    def stop(self, *, grace: float, hurry: Callable[[], bool] = lambda: False) -> tuple[Ended, ...]:
-        """Ask all workers to write a checkpoint and exit; kill those left after `grace` seconds, or once `hurry()` is true."""
-        self._stopping = True
-        for key in [key for key, entry in self._stages.items() if entry.task is None]:
-            del self._stages[key]
-        ended: list[Ended] = []
-        # The first interrupt asks for a checkpoint, the second kills the stage, the third kills the Ray worker.
-        for attempt, patience in enumerate((grace, EXIT_SECONDS, EXIT_SECONDS)):
-            for entry in self._stages.values():
-                ray.cancel(entry.task, force=attempt == 2, recursive=False)
-            deadline = time.monotonic() + patience
-            while self._stages and time.monotonic() < deadline and not (attempt == 0 and hurry()):
-                ended.extend(self.wait(PAUSE_SECONDS))
-        return tuple(ended)
+        return tuple(self._collect(tasks[reference]) for reference in ended)
 
     def close(self) -> None:
         """End all running tasks."""
-        if self._stages and ray.is_initialized():
+        if self._tasks and ray.is_initialized():
             self.stop(grace=EXIT_SECONDS)
-        self._stages.clear()
+        self._tasks.clear()
 
-    def _new_job(self) -> str:
-        self._jobs += 1
-        return f"{self._name}-{self._jobs}"
+    def _task(self, task: StageTask) -> _RayTask:
+        return _RayTask(**vars(task))
 
-    def _flight(self, entry: _StageTask) -> InFlight:
-        if not entry.running and entry.task is not None:
-            entry.running = _claimed_by(entry.job, self.layout, entry.node)
-        return InFlight(Phase.running if entry.running else Phase.queued, entry.job)
+    def _request_end(self, step: int) -> None:
+        for task in self._tasks.values():
+            ray.cancel(task.reference, force=step == 2, recursive=False)
+
+    def _runs(self, task: _RayTask) -> bool:
+        task.running = task.running or (task.started and _claimed_by(task.name, self.layout, task.node))
+        return task.running
 
     # ---- to Ray
 
     def _submit_ready(self) -> None:
         machines = self._live_machines()
-        for entry in self._stages.values():  # a task that fits on no machine any more would wait in Ray's queue forever
-            if entry.task is not None and entry.needs is not None and not any(fits(entry.needs, each) for each in machines) and machines:
-                self._withdraw(entry)
-                entry.task, entry.running, entry.job = None, False, self._new_job()
-        waiting = [entry for entry in self._stages.values() if entry.task is None]
-        ready = [entry for entry in waiting if not any(key in self._stages for key in entry.node.upstream.values())]
-        for entry in sorted(ready, key=lambda entry: -entry.priority) if machines else ():
-            self._begin(entry, machines)
+        for task in self._tasks.values():  # one that fits on no machine any more would wait in Ray's queue forever
+            if task.started and task.needs is not None and not any(fits(task.needs, each) for each in machines) and machines:
+                self._withdraw(task)
+                task.reference, task.started, task.running, task.name = None, False, False, self._new_name()
+        for task in self._ready() if machines else ():
+            self._begin(task, machines)
 
-    def _begin(self, entry: _StageTask, machines: Iterable[Capacity]) -> None:
-        configured, request = self.resources(entry.node.stage), entry.batch.request
+    def _begin(self, task: _RayTask, machines: Iterable[Capacity]) -> None:
+        configured, request = self.resources(task.node.stage), task.batch.request
         wanted = replace(configured, memory_gb=configured.memory_gb * request.memory_factor)
-        crowded = was_crowded(self.layout.stage(entry.node.stage, entry.node.key))
-        entry.needs = needs_of(wanted, machines, alone=crowded)
+        crowded = was_crowded(self.layout.stage(task.node.stage, task.node.key))
+        task.needs = needs_of(wanted, machines, alone=crowded)
         order = Order(
-            job=entry.job,
+            job=task.name,
             place=self.place,
             layout=self.layout,
             code=self.code,
             preload=tuple(self.preload),
-            node=entry.node,
-            parents=tuple(entry.graph.nodes[key] for key in dict.fromkeys(entry.node.upstream.values())),
+            node=task.node,
+            parents=tuple(task.graph.nodes[key] for key in dict.fromkeys(task.node.upstream.values())),
             resources=configured,
-            needs=entry.needs,
+            needs=task.needs,
             relief=request.relief,
-            gone=entry.batch.gone,
+            gone=task.batch.gone,
             grace=self.grace,
         )
         if self._remote is None:
             # Ray workers are reused, also those with GPUs: stages run in child processes, so no GPU memory stays allocated.
             self._remote = ray.remote(max_calls=0, max_retries=0)(compute)
-        entry.task = self._remote.options(**options_of(entry.needs), name=entry.node.name).remote(order)
+        task.started, task.reference = True, self._remote.options(**options_of(task.needs), name=task.node.name).remote(order)
 
-    def _withdraw(self, entry: _StageTask) -> None:
-        if entry.task is not None:
-            ray.cancel(entry.task, force=False, recursive=False)
+    def _withdraw(self, task: _RayTask) -> None:
+        if task.started:
+            ray.cancel(task.reference, force=False, recursive=False)
 
     def _live_machines(self) -> tuple[Capacity, ...]:
         if time.monotonic() - self._machines[0] > MACHINES_SECONDS or not self._machines[1]:
@@ -207,26 +138,15 @@ class RayStages(NearbyExecutor):
 
     # ---- from Ray
 
-    def _collect(self, entry: _StageTask) -> Ended:
-        key, log = entry.node.key, self.layout.log_of(entry.node.stage, entry.node.key)
+    def _collect(self, task: _RayTask) -> EndedTask:
         try:
-            answer: Answer = ray.get(entry.task)
+            answer: Answer = ray.get(task.reference)
         except TaskCancelledError:
             answer = STOPPED
         except RayError as error:
             answer = Answer(None, unclaimed=True)
-            _note(log, f"{entry.node.name}: task {entry.job} of Ray ended: {type(error).__name__}: {error}")
-        if answer.unclaimed:
-            self._departures.setdefault(key, []).append(Departure(key, entry.job, "", entry.submitted, time.time()))
-        del self._stages[key]
-        if read_result(self.layout.stage(entry.node.stage, key), key) is None:
-            self._drop_dependants(key)
-        return Ended((key,), answer.code, answer.signal, log)
-
-    def _drop_dependants(self, key: str) -> None:
-        for lost in [lost for lost, entry in self._stages.items() if key in entry.node.upstream.values() and entry.task is None]:
-            if self._stages.pop(lost, None) is not None:
-                self._drop_dependants(lost)
+            _note(self._log(task), f"{task.node.name}: task {task.name} of Ray ended: {type(error).__name__}: {error}")
+        return self._end(task, answer.code, answer.signal, unclaimed=answer.unclaimed)
 
 
 def needs_of(resources: Resources, machines: Iterable[Capacity], *, alone: bool = False) -> Needs:

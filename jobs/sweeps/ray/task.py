@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jobs.control.executor_protocol import Batch, Task
+from jobs.control.executor_protocol import Batch, EndedTask, Task
 from jobs.control.facts import Request
 from jobs.errors import InternalError
 from jobs.experiment.config import Resources
 from jobs.experiment.graph import Graph, Node
-from jobs.local.executor import Ended, LocalExecutor
+from jobs.local.executor import LocalExecutor
 from jobs.signals import Interrupts
 from jobs.store.attempts import JOB_VARIABLE
 from jobs.store.layout import Layout
@@ -103,7 +103,7 @@ def compute(order: Order) -> Answer:
     executor.resources = lambda stage: replace(order.resources, at_once=order.needs.share)
     # Set for every stage: the server was started with the GPUs of an earlier one, and a stage without GPUs must not see any.
     executor.environment = {JOB_VARIABLE: order.job, "CUDA_VISIBLE_DEVICES": ",".join(devices)}
-    ended: list[Ended] = []
+    ended: list[EndedTask] = []
     with Interrupts() as interrupts:
         try:
             executor.submit(order.batch, order.graph, {})
