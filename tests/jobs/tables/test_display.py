@@ -39,7 +39,7 @@ from jobs.tables.published import Published, PublishedRow, load_published
 from jobs.tables.summary import CodeFacts, Entry, Scores, Status, Summary, summarise, to_json
 from tests.jobs.table_cases import CONFIGS, entry, graph, paper_like, published, result, summary
 
-GOLDEN = Path(__file__).parent / "golden" / "tables"
+GOLDEN = Path(__file__).parents[1] / "golden" / "tables"
 NASTY = "a_b%c&d\\e{f}g#h$i~j^k|l<m>n`o'p\"q--r*[s] ±×– é ĩ ß 喜\t\nu"
 CODE = CodeFacts(("0123456789abcdef",), True, {"torch": ("2.13.0",), "transformers": ("5.22.0", "5.23.0"), "unlisted": ("1",)})
 needs_pdflatex = pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
@@ -469,7 +469,10 @@ def test_heavy_packages_are_imported_late() -> None:
 
 
 def write_golden() -> None:
-    """Render all golden files anew: `python -c 'from tests.jobs.test_tables import write_golden; write_golden()'`, then look at them."""
+    """Render all golden files again, then check the difference.
+
+    python -c 'from tests.jobs.tables.test_display import write_golden; write_golden()'
+    """
     for case, make in CASES.items():
         found, beside = make()
         for name in ("table.tex", "table.md", "runs.csv", "methods.csv", "terminal.txt", "summary.json"):

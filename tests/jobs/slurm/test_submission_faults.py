@@ -100,7 +100,7 @@ import jobs.slurm.executor
 from jobs.slurm.client import SlurmClient
 from jobs.slurm.submissions import SubmissionBook
 from tests.jobs.slurm_cases import arrays_of
-from tests.jobs.test_submission_faults import two_levels
+from tests.jobs.slurm.test_submission_faults import two_levels
 
 folder, point, sleep = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 graph, upstream, runs = two_levels(sleep)
