@@ -390,7 +390,7 @@ def _launch_sweep(arguments: list[str], cluster: str | None, data: Path, results
     since = time.time()
     found = Sweep(
         experiment=experiment,
-        config=_file_of(arguments),
+        file=_file_of(arguments),
         corpus=corpus,
         layout=layout,
         place=_workplace(layout, corpus, since),

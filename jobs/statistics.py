@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Context, Decimal
@@ -48,14 +49,14 @@ def known(values: Iterable[float | None]) -> list[float]:
 
 def mean(values: Sequence[float]) -> float | None:
     """Arithmetic mean, None of no values; raises ValueError for NaN and infinity."""
-    return float(_mean(_exact(values))) if values else None
+    return float(statistics.mean(_exact(values))) if values else None
 
 
 def sd(values: Sequence[float]) -> float | None:
     """Sample standard deviation (n - 1), None below 2 values; exactly 0 for equal values."""
     if len(values) < 2:
         return None
-    return math.sqrt(_variance(_exact(values)))
+    return math.sqrt(statistics.variance(_exact(values)))
 
 
 def t_interval(values: Sequence[float]) -> Interval | None:
@@ -79,7 +80,7 @@ def paired_test(first: Sequence[float], second: Sequence[float]) -> PairedTest:
     values = [float(difference) for difference in differences]
     return PairedTest(
         pairs=len(values),
-        mean=float(_mean(differences)) if differences else None,
+        mean=float(statistics.mean(differences)) if differences else None,
         interval=t_interval(values),
         t_p=_t_p(differences),
         wilcoxon_p=_wilcoxon_p(differences),
@@ -116,24 +117,15 @@ def _exact(values: Sequence[float]) -> list[Fraction]:
     return [Fraction(repr(float(value))) for value in values]
 
 
-def _mean(values: Sequence[Fraction]) -> Fraction:
-    return sum(values, Fraction(0)) / len(values)
-
-
-def _variance(values: Sequence[Fraction]) -> Fraction:
-    centre = _mean(values)
-    return sum(((value - centre) ** 2 for value in values), Fraction(0)) / (len(values) - 1)
-
-
 def _t_p(differences: Sequence[Fraction]) -> float | None:
     if len(differences) < 2:
         return None
-    variance = _variance(differences)
+    variance = statistics.variance(differences)
     if variance == 0:
         return None
     from scipy.special import stdtr
 
-    statistic = float(_mean(differences)) / math.sqrt(variance / len(differences))
+    statistic = float(statistics.mean(differences)) / math.sqrt(variance / len(differences))
     return float(2 * stdtr(len(differences) - 1, -abs(statistic)))
 
 

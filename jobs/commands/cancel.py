@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from jobs.commands.console import say
 from jobs.control.facts import InFlight, Phase, needed_keys
 from jobs.errors import SlurmUnavailableError, UsageError
+from jobs.experiment.graph import with_upstream
 from jobs.experiment.lookup import find_target
 from jobs.store.cancellations import record_cancellation
 from jobs.text import counted, listed
@@ -87,15 +88,11 @@ def keys_to_cancel(seen: Report, chosen: Collection[str]) -> frozenset[str]:
     """The chosen stages without a result, and those upstream of them that no other run needs."""
     others = replace(seen.graph, runs=tuple(run for run in seen.graph.runs if run.key not in chosen))
     needed = set(needed_keys(others, seen.facts))
-    found: set[str] = set()
-    stack = list(chosen)
-    while stack:
-        key = stack.pop()
-        if key in found or (key in needed and key not in chosen) or seen.facts[key].done:
-            continue
-        found.add(key)
-        stack.extend(seen.graph.nodes[key].upstream.values())
-    return frozenset(found)
+
+    def cancelled(key: str) -> bool:
+        return (key in chosen or key not in needed) and not seen.facts[key].done
+
+    return frozenset(filter(cancelled, with_upstream(seen.graph, chosen, cancelled)))
 
 
 def whole_jobs(in_flight: Mapping[str, InFlight], keys: Collection[str]) -> dict[str, tuple[str, ...]]:

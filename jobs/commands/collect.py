@@ -13,7 +13,6 @@ from jobs.store.records import Result, read_result
 from jobs.text import counted, listed
 
 if TYPE_CHECKING:
-    from jobs.commands.notify import Notice
     from jobs.commands.session import Session
     from jobs.control.controller import Report
     from jobs.control.facts import StageFacts
@@ -32,7 +31,7 @@ def write_tables(
     _print_tables(written, session.published)
     say(f"{(session.launched.layout.folder if out is None else out) / 'confusion'}: one matrix per run and method")
     if announce:
-        for line in _notice_lines(send_notices(session, report, written)):
+        for line in send_notices(session, report, written):
             note(line)
     return written.complete
 
@@ -63,7 +62,7 @@ def write_csv_tables(
 
 def write_and_notify(session: Session, report: Report, message: str = "") -> list[str]:
     """Write the tables and send the notices; one line per notice. `message`: why the controller stopped before the end."""
-    return _notice_lines(send_notices(session, report, collect_tables(session, report), message))
+    return send_notices(session, report, collect_tables(session, report), message)
 
 
 def collect_tables(session: Session, report: Report, formats: Sequence[str] | None = None, out: Path | None = None) -> CollectReport:
@@ -85,12 +84,12 @@ def collect_tables(session: Session, report: Report, formats: Sequence[str] | No
     )
 
 
-def send_notices(session: Session, report: Report, written: CollectReport, message: str = "") -> tuple[Notice, ...]:
-    """Send what the policy asks for at the end of an experiment, once for each launch and outcome."""
+def send_notices(session: Session, report: Report, written: CollectReport, message: str = "") -> list[str]:
+    """Send what the policy asks for at the end of an experiment, once for each launch and outcome. Returns one line per notice."""
     policy = session.launched.experiment.policy
     if policy.mail is None and policy.webhook is None:
-        return ()
-    from jobs.commands.notify import Ending, notify
+        return []
+    from jobs.commands.notify import Ending, notice_line, notify
 
     ending = Ending(
         experiment=session.name,
@@ -102,7 +101,7 @@ def send_notices(session: Session, report: Report, written: CollectReport, messa
         problems=(*filter(None, [message]), *problem_lines(status_of(session.name, report))),
         tables=str(session.launched.layout.tables.resolve()),
     )
-    return notify(policy, session.launched.layout, ending)
+    return [notice_line(notice) for notice in notify(policy, session.launched.layout, ending)]
 
 
 def read_results(graph: Graph, layout: Layout, facts: Mapping[str, StageFacts]) -> dict[str, Result]:
@@ -112,14 +111,6 @@ def read_results(graph: Graph, layout: Layout, facts: Mapping[str, StageFacts]) 
         if key in facts and facts[key].done and (result := read_result(layout.stage(node.stage, key), key)):
             found[key] = result
     return found
-
-
-def _notice_lines(notices: Sequence[Notice]) -> list[str]:
-    if not notices:
-        return []
-    from jobs.commands.notify import notice_line
-
-    return [notice_line(notice) for notice in notices]
 
 
 def _print_tables(written: CollectReport, published: Published) -> None:

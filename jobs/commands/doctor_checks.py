@@ -312,8 +312,7 @@ def check_lines(checks: Sequence[Check]) -> list[str]:
 
 def checks_to_json(checks: Sequence[Check]) -> dict[str, object]:
     """Versioned JSON value."""
-    values = [{"name": check.name, "verdict": check.verdict.value, "text": check.text, "advice": check.advice} for check in checks]
-    return {"schema": 1, "problems": _problems(checks), "checks": values}
+    return {"schema": 1, "problems": _problems(checks), "checks": [{**vars(check), "verdict": check.verdict.value} for check in checks]}
 
 
 def _problems(checks: Sequence[Check]) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from jobs.commands.collect import write_tables
 from jobs.commands.console import note, print_lines, say
-from jobs.commands.passes import ensure_chain, one_pass, run_here, wait_on_slurm
+from jobs.commands.passes import one_pass, run_here, wait_on_slurm
 from jobs.commands.status import read_status
 from jobs.commands.status_report import judged_lines, problem_lines, status_lines
 from jobs.control.controller import desired_of, experience_of
@@ -46,7 +46,7 @@ def reconcile(session: Session) -> bool:
 def make_pass(session: Session) -> bool:
     """One pass, and a controller job for the next ones. Returns False where nothing is left to do and a run has no result."""
     report = one_pass(session)
-    chain = None if report.settled else ensure_chain(session)
+    chain = session.chain.ensure() if session.launched.experiment.policy.controller and not report.settled else None
     _print_pass(report, chain, session.name)
     if report.settled and not report.complete:
         print_lines(status_lines(read_status(session, report)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ from jobs.errors import UsageError
 from jobs.experiment.graph import Node
 from jobs.experiment.lookup import find_target, stages_of
 from jobs.store.attempts import claim_alive, modified_at
-from jobs.store.layout import AttemptFolder, Layout, StageFolder
+from jobs.store.layout import Layout
 from jobs.store.records import attempt_numbers, read_claim, read_outcome, read_result
 
 if TYPE_CHECKING:
@@ -64,12 +64,11 @@ def print_log(session: Session, run: str, *, stage: str | None, attempt: int | N
 
 def choose_stage(layout: Layout, nodes: Sequence[Node], stage: str | None) -> Node:
     """Of a run's stages, upstream first: the one named, else the last that was started, else the last of all."""
-    if stage is not None:
-        chosen = [node for node in nodes if node.stage == stage]
-        if not chosen:
-            raise UsageError(f"--stage {stage}: this run has {', '.join(dict.fromkeys(node.stage for node in nodes))}")
-        return _last_started(layout, chosen)
-    return _last_started(layout, nodes)
+    chosen = [node for node in nodes if stage in (None, node.stage)]
+    if not chosen:
+        raise UsageError(f"--stage {stage}: this run has {', '.join(dict.fromkeys(node.stage for node in nodes))}")
+    started = [node for node in chosen if attempt_numbers(layout.stage(node.stage, node.key))]
+    return (started or chosen)[-1]
 
 
 def find_log(layout: Layout, node: Node, attempt: int | None = None) -> Log | None:
@@ -102,7 +101,7 @@ def section(lines: Sequence[str], key: str, attempt: int) -> tuple[str, ...]:
     return tuple(line for line in part if not _of_another(line, key))
 
 
-def attempt_over(layout: Layout, log: Log, *, live_jobs: Collection[str] | None = None) -> str:
+def attempt_over(layout: Layout, log: Log) -> str:
     """How an attempt ended, in one line; "" while it runs."""
     folder = layout.stage(log.node.stage, log.node.key)
     attempt = folder.attempt(log.attempt)
@@ -112,7 +111,9 @@ def attempt_over(layout: Layout, log: Log, *, live_jobs: Collection[str] | None 
     outcome = read_outcome(attempt)
     if outcome is not None:
         return f"{outcome.ending.value}: {outcome.error}: {outcome.message}"
-    return "" if _alive(folder, attempt, live_jobs) else "ended without a record of how"
+    claim, heartbeat = read_claim(attempt), modified_at(attempt.claim)
+    alive = claim is not None and heartbeat > 0 and claim_alive(claim, heartbeat, live_jobs=None, now=time.time())
+    return "" if alive else "ended without a record of how"
 
 
 def read_log(log: Log) -> tuple[str, ...]:
@@ -167,13 +168,3 @@ def _attempt_started_by(line: str, key: str) -> int:
     _, found, rest = line.partition(f"[{key[:8]}]: attempt ")
     number = rest.partition(" on ")[0]
     return int(number) if found and number.isdigit() else 0
-
-
-def _last_started(layout: Layout, nodes: Sequence[Node]) -> Node:
-    started = [node for node in nodes if attempt_numbers(layout.stage(node.stage, node.key))]
-    return (started or list(nodes))[-1]
-
-
-def _alive(folder: StageFolder, attempt: AttemptFolder, live_jobs: Collection[str] | None) -> bool:
-    claim, heartbeat = read_claim(attempt), modified_at(attempt.claim)
-    return claim is not None and heartbeat > 0 and claim_alive(claim, heartbeat, live_jobs=live_jobs, now=time.time())

@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from email.message import EmailMessage
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +101,9 @@ def notify(
     """Send the notices of the policy that were not sent before. Returns the state of all; raises OSError only, for a failing disk."""
     channels: list[tuple[str, str, Callable[[], None]]] = []
     if policy.mail is not None:
-        address = policy.mail
-        channels.append(("mail", address, lambda: _send_mail(address, policy.mail_server, ending)))
+        channels.append(("mail", policy.mail, partial(_send_mail, policy.mail, policy.mail_server, ending)))
     if policy.webhook is not None:
-        url = policy.webhook
-        channels.append(("webhook", _host_or_nothing(url), lambda: _post(url, ending)))
+        channels.append(("webhook", _host_or_nothing(policy.webhook), partial(_post, policy.webhook, ending)))
     found: list[Notice] = []
     for channel, target, send in channels:
         mine = Notice(channel, target, "sending", clock(), socket.gethostname())

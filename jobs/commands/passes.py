@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from jobs.commands.collect import write_and_notify
 from jobs.commands.console import note, print_lines, say
-from jobs.control.controller import Event, Report, desired_of, reconcile
+from jobs.control.controller import Report, desired_of, reconcile
 from jobs.experiment.config import resources_of
 from jobs.text import counted
 
 if TYPE_CHECKING:
     from jobs.commands.session import Session
-    from jobs.slurm.chain import ChainState
     from jobs.slurm.chain_link import LinkEnd
 
 
@@ -27,11 +25,6 @@ def one_pass(session: Session) -> Report:
     report = reconcile(desired_of(session.launched), session.arrays)
     session.queue_unknown, session.launched = False, replace(session.launched, graph=report.graph)  # with the runs that fill the slots now
     return report
-
-
-def ensure_chain(session: Session) -> ChainState | None:
-    """Submit a controller job unless one is in the queue; None where the policy wants none."""
-    return session.chain.ensure() if session.launched.experiment.policy.controller else None
 
 
 def run_here(session: Session) -> Report:
@@ -50,7 +43,7 @@ def run_here(session: Session) -> Report:
         code=session.root,
     )
     with executor:
-        return run_local(desired_of(session.launched), executor, on_event=_print_event, on_stop=_print_stopping)
+        return run_local(desired_of(session.launched), executor, on_event=lambda event: say(event.line), on_stop=_print_stopping)
 
 
 def wait_on_slurm(session: Session) -> Report:
@@ -61,7 +54,7 @@ def wait_on_slurm(session: Session) -> Report:
         desired_of(session.launched),
         session.arrays,
         poll_seconds=session.launched.experiment.policy.poll_seconds,
-        on_event=_print_event,
+        on_event=lambda event: say(event.line),
         on_pass=lambda report: session.require_last_launch(),
     )
 
@@ -69,22 +62,19 @@ def wait_on_slurm(session: Session) -> Report:
 def run_controller(session: Session) -> None:
     """What the controller job in Slurm executes. All controller jobs of an experiment share one log: each line has its time and job."""
     from jobs.store.attempts import own_slurm_job
+    from jobs.worker.main import print_line
 
     job = f"{session.name}: controller {own_slurm_job()}".rstrip()
 
     def log(text: str) -> None:
-        print_lines([f"{time.strftime('%Y-%m-%d %H:%M:%S')} {job} {text}"])
-
-    def log_submitted(report: Report) -> None:
-        if report.submitted:
-            log(f"submitted {counted(len(report.submitted), 'stage')}")
+        print_line(f"{job} {text}")
 
     log("starts")
-    log(f"exits: {run_link(session, on_pass=log_submitted).value}")
+    log(f"exits: {run_link(session, log=log).value}")
 
 
-def run_link(session: Session, *, on_pass: Callable[[Report], None] = lambda report: None) -> LinkEnd:
-    """Passes until nothing is left to do or the job's time limit is near, then tables and notices. `on_pass` gets each pass's report."""
+def run_link(session: Session, *, log: Callable[[str], None] = say) -> LinkEnd:
+    """Passes until nothing is left to do or the job's time limit is near, then tables and notices."""
     from jobs.slurm import chain_link
 
     session.require_own()
@@ -93,13 +83,14 @@ def run_link(session: Session, *, on_pass: Callable[[Report], None] = lambda rep
         session.chain.withdraw_successors()
         return chain_link.LinkEnd.stopped
 
-    def reported_pass() -> Report:
+    def logged_pass() -> Report:
         report = one_pass(session)
-        on_pass(report)
+        if report.submitted:
+            log(f"submitted {counted(len(report.submitted), 'stage')}")
         return report
 
     return chain_link.run_link(
-        reported_pass,
+        logged_pass,
         session.chain,
         poll_seconds=policy.poll_seconds,
         minutes=policy.controller_minutes,
@@ -108,10 +99,6 @@ def run_link(session: Session, *, on_pass: Callable[[Report], None] = lambda rep
         on_end=lambda report: print_lines(write_and_notify(session, report)),
         on_stop=lambda message: print_lines(write_and_notify(session, session.look(ask_slurm=False), message)),
     )
-
-
-def _print_event(event: Event) -> None:
-    say(event.line)
 
 
 def _print_stopping(running: int) -> None:

@@ -16,7 +16,7 @@ from jobs.control.failure_policy import ended_attempts, lacks_memory_of_host
 from jobs.control.observe import PassContext, read_attempts
 from jobs.errors import UsageError
 from jobs.experiment.config import Resources, at_once_of, resources_of
-from jobs.experiment.graph import Graph
+from jobs.experiment.graph import Graph, Node
 from jobs.slurm.submissions import Submission
 from jobs.store.failures import FailureClass
 from jobs.store.layout import Layout
@@ -91,10 +91,12 @@ def read_tasks(
     found = []
     for record in records:
         for place in record.left if record.asked is not None else ():
-            keys = record.tasks[int(place)]
+            keys, job = record.tasks[int(place)], record.element(int(place))
             if all(key in graph.nodes for key in keys):
-                held = [_used(graph, facts, layout, context, departures, key, record.element(int(place))) for key in keys]
-                parts = [part for part in held if part is not None]
+                used = (
+                    _used(graph.nodes[key], facts.get(key) or StageFacts(), departures.get(key, ()), layout, context, job) for key in keys
+                )
+                parts = [part for part in used if part is not None]
                 task = _task(record, parts, resources(record.stage), whole=len(parts) == len(keys))
                 found.extend([task] if task is not None else [])
     return found
@@ -120,22 +122,15 @@ def requests_to_json(name: str, rows: Sequence[RequestsRow]) -> dict[str, Any]:
 
 
 def _used(
-    graph: Graph,
-    facts: Mapping[str, StageFacts],
-    layout: Layout,
-    context: PassContext,
-    departures: Mapping[str, Sequence[Departure]],
-    key: str,
-    job: str,
+    node: Node, fact: StageFacts, left: Sequence[Departure], layout: Layout, context: PassContext, job: str
 ) -> tuple[float, int, Shortage] | None:
     """Seconds, peak bytes of a process, and what a stage ran out of in a job (nothing: the job computed its result).
 
     None if the job did not start the stage, or the attempt ended for another reason.
     """
-    fact, left = facts.get(key) or StageFacts(), departures.get(key, ())
     if fact.done and fact.attempts == 1 and len(left) == 1:
         return fact.seconds, fact.memory, Shortage.none
-    folder = layout.stage(graph.nodes[key].stage, key)
+    folder = layout.stage(node.stage, node.key)
     files = read_attempts(folder, context)
     if any(each.job == job and each.published for each in files):
         return fact.seconds, fact.memory, Shortage.none

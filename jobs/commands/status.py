@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jobs.commands.console import note, print_lines, say
@@ -59,16 +61,12 @@ def read_status(session: Session, report: Report) -> Status:
     """The status of a report, with the state of the controller chain, jobs that will never start, notices and tables."""
     chain = chain_state(session)
     watched = chain is not None and bool(chain.running or chain.waiting)
-    return status_of(
-        session.name,
-        report,
-        command=session.command,
+    tables = complete_tables(session) if report.complete else ""
+    return replace(
+        status_of(session.name, report, command=session.command, watched=watched, cancelled=session.cancelled, tables=tables),
         controller="" if chain is None or (report.settled and not watched) else chain.sentence,
-        watched=watched,
-        stuck=session.arrays.stuck() if session.on_slurm else {},
-        cancelled=session.cancelled,
+        stuck=Counter(session.arrays.stuck().values() if session.on_slurm else ()),
         notices=_notice_lines(session),
-        tables=complete_tables(session) if report.complete else "",
         damaged=damaged_records(*session.launched.layout.records),
     )
 
@@ -98,13 +96,13 @@ def complete_tables(session: Session) -> str:
     return str(file.parent) if current and (read_json(file) or {}).get("complete") is True else ""
 
 
-def _notice_lines(session: Session) -> list[str]:
+def _notice_lines(session: Session) -> tuple[str, ...]:
     policy = session.launched.experiment.policy
     if policy.mail is None and policy.webhook is None:
-        return []
+        return ()
     from jobs.commands.notify import notice_line, read_notices
 
-    return [notice_line(notice) for notice in read_notices(session.launched.layout, session.launched.since)]
+    return tuple(notice_line(notice) for notice in read_notices(session.launched.layout, session.launched.since))
 
 
 def _current_status(session: Session, look_only: bool) -> Status:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -55,33 +55,20 @@ class StageRow:
 
 
 @dataclass(frozen=True)
-class RunRow:
+class RunRow(Run):
     """One run that fills a slot; its state is that of its last stage."""
 
-    method: str
-    fold: str
-    slot: int
-    seed: int
-    key: str
-    state: State
-    generation: int = 0
+    state: State = State.missing
     diverged: bool = False  # with no reserve seed left
 
 
 @dataclass(frozen=True)
-class DroppedRow:
+class DroppedRow(DroppedRun):
     """One run that was dropped; its slot has another seed."""
 
-    method: str
-    fold: str
-    slot: int
-    seed: int
-    generation: int
     key: str
     ua: float | None  # percent
     kind: str  # `outlier` or `diverged`
-    round: int  # of the outlier rule; 0: dropped before any because it diverged
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -133,23 +120,12 @@ class Status:
 
 
 def status_of(
-    experiment: str,
-    report: Report,
-    *,
-    command: str = "",
-    controller: str = "",
-    watched: bool = False,
-    stuck: Mapping[str, str] | None = None,
-    cancelled: bool = False,
-    notices: Sequence[str] = (),
-    tables: str = "",
-    damaged: Sequence[str] = (),
+    experiment: str, report: Report, *, command: str = "", watched: bool = False, cancelled: bool = False, tables: str = ""
 ) -> Status:
-    """The status by a pass's report.
+    """The status by a pass's report; what the report does not contain (controller, stuck, notices, damaged) is empty.
 
-    `command` launches the experiment again; `watched`: a controller job submits the rest, so nothing is asked of the user; `stuck`: key
-    of a queued stage -> why its job will never start; `cancelled`: the whole experiment is; `tables`: folder of the complete tables;
-    `damaged`: records that cannot be decoded.
+    `command` launches the experiment again; `watched`: a controller job submits the rest, so nothing is asked of the user; `cancelled`:
+    the whole experiment is; `tables`: folder of the complete tables.
     """
     graph, facts, plan = report.graph, report.facts, report.plan
     states = node_states(graph, plan, facts, report.in_flight)
@@ -158,7 +134,11 @@ def status_of(
     for node in graph.nodes.values():
         counts.setdefault((node.method, node.stage), Counter())[states[node.key]] += 1
     rows = [StageRow(method, stage, {state.value: found[state] for state in State}) for (method, stage), found in counts.items()]
-    runs = tuple(_run_row(run, states, facts) for run in graph.runs)
+    diverged = frozenset(key for key, fact in facts.items() if fact.diverged and states.get(key) is State.failed)
+    runs = tuple(
+        RunRow(run.method, run.fold, run.slot, run.seed, run.key, run.generation, states[run.key], run.key in diverged)
+        for run in graph.runs
+    )
     problems = tuple(
         _problem(graph, key, facts.get(key) or StageFacts(), states[key], plan)
         for key in graph.nodes
@@ -174,11 +154,7 @@ def status_of(
         dropped=tuple(_dropped_row(graph, facts, report.judgements)),
         judged=tuple(_judged_rows(report.judgements)),
         held=Counter(plan.reasons[key] for key in plan.held_or_cancelled if states[key] is State.held),
-        stuck=Counter((stuck or {}).values()),
-        controller=controller,
-        notices=tuple(notices),
         steps=_steps(experiment, plan, list(states.values()), runs, command, watched, cancelled, tables),
-        damaged=tuple(damaged),
     )
 
 
@@ -198,23 +174,14 @@ def node_states(graph: Graph, plan: Plan, facts: Mapping[str, StageFacts], in_fl
 
 def status_to_json(status: Status) -> dict[str, Any]:
     """Stable, versioned JSON value: keys are only ever added."""
-    return {
-        "schema": SCHEMA,
-        "experiment": status.experiment,
-        "complete": status.complete,
-        "stages": [{**asdict(row), "total": row.total} for row in status.stages],
-        "runs": [{**asdict(run), "state": run.state.value} for run in status.runs],
-        "problems": [asdict(problem) for problem in status.problems],
-        "settled": status.settled,
-        "dropped": [asdict(row) for row in status.dropped],
-        "judged": [{**asdict(row), "unresolved": list(row.unresolved)} for row in status.judged],
-        "held": [{"reason": reason, "stages": count} for reason, count in status.held.items()],
-        "stuck": [{"reason": reason, "stages": count} for reason, count in status.stuck.items()],
-        "controller": status.controller,
-        "notices": list(status.notices),
-        "steps": list(status.steps),
-        "damaged": list(status.damaged),
-    }
+    from pydantic_core import to_jsonable_python
+
+    value = {"schema": SCHEMA, **to_jsonable_python(replace(status, held={}, stuck={}))}
+    for row, each in zip(value["stages"], status.stages, strict=True):
+        row["total"] = each.total
+    for name, reasons in (("held", status.held), ("stuck", status.stuck)):
+        value[name] = [{"reason": reason, "stages": count} for reason, count in reasons.items()]
+    return value
 
 
 def status_lines(status: Status) -> list[str]:
@@ -309,11 +276,6 @@ _OF_TABLE: Mapping[State, str] = {
 }
 
 
-def _run_row(run: Run, states: Mapping[str, State], facts: Mapping[str, StageFacts]) -> RunRow:
-    diverged = states[run.key] is State.failed and run.key in facts and bool(facts[run.key].diverged)
-    return RunRow(run.method, run.fold, run.slot, run.seed, run.key, states[run.key], run.generation, diverged)
-
-
 def _dropped_row(graph: Graph, facts: Mapping[str, StageFacts], judgements: Judgements) -> list[DroppedRow]:
     reasons: dict[tuple[str, str, int, int], DroppedRun] = {
         (each.method, each.fold, each.slot, each.generation): each for each in judgements.dropped
@@ -324,7 +286,7 @@ def _dropped_row(graph: Graph, facts: Mapping[str, StageFacts], judgements: Judg
         if each is not None:
             kind = "outlier" if each.round else "diverged"
             ua = facts[run.key].ua if run.key in facts else None
-            found.append(DroppedRow(run.method, run.fold, run.slot, run.seed, run.generation, run.key, ua, kind, each.round, each.reason))
+            found.append(DroppedRow(**vars(each), key=run.key, ua=ua, kind=kind))
     return found
 
 

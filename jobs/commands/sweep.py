@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.commands.console import note, print_lines, say
-from jobs.sweeps.records import TrialRecord, TrialState, load_sweep, running_means
+from jobs.sweeps.records import TrialRecord, TrialState, load_sweep, read_trials, running_means
 from jobs.text import counted
 
 if TYPE_CHECKING:
@@ -22,28 +21,22 @@ if TYPE_CHECKING:
 
 
 COLUMNS = ("point", "UA", "± sd", "95 %", "folds", "runs", "to the best", "p", "")
-ENDINGS = {
-    TrialState.complete: "complete",
-    TrialState.stopped: "stopped early",
-    TrialState.failed: "failed",
-    TrialState.interrupted: "interrupted",
-}
 
 
 def print_preview(launcher: SweepLauncher) -> None:
     """What a launch would do; on Slurm with the batch script."""
-    from jobs.sweeps.preflight import preview_lines
+    from jobs.sweeps import allocation, preflight
 
-    print_lines(preview_lines(launcher.sweep, launcher.preview()))
+    print_lines(preflight.preview_lines(launcher.sweep, preflight.preview(launcher.sweep, launcher.registry)))
     if launcher.on_slurm:
-        say(f"\n# ---- the job that computes all of it\n{launcher.script()}")
+        say(f"\n# ---- the job that computes all of it\n{allocation.preview(launcher.sweep, launcher.root)}")
 
 
 def run_here(launcher: SweepLauncher) -> bool:
     """Run a sweep on this machine and print its report. Returns whether it completed without a failed trial."""
     if launcher.nothing_left():
         return _nothing_left(launcher)
-    before = {record.trial: record for record in launcher.trials()}
+    before = {record.trial: record for record in read_trials(launcher.sweep.folder)}
     if before:
         say(f"{launcher.name}: resumes sweep {launcher.sweep.digest}, {counted(len(before), 'trial')} started before")
     if not launcher.run_here(tell=lambda line: print_lines([line])):
@@ -56,8 +49,11 @@ def run_on_slurm(launcher: SweepLauncher, *, wait: bool) -> bool:
     """Submit the allocation; with `wait`, print progress until it has ended."""
     if launcher.nothing_left():
         return _nothing_left(launcher)
+    from jobs.sweeps.allocation import log_file
+
     job, new = launcher.submit()
-    say(f"{launcher.name}: sweep {launcher.sweep.digest} is job {job}{'' if new else ', submitted before'}; its log: {launcher.log}")
+    before = "" if new else ", submitted before"
+    say(f"{launcher.name}: sweep {launcher.sweep.digest} is job {job}{before}; its log: {log_file(launcher.sweep)}")
     look = f"`python launch.py sweep {launcher.name} --show`"
     if not wait:
         say(f"watch with {look}; the job writes the report at the end")
@@ -81,22 +77,21 @@ def run_on_slurm(launcher: SweepLauncher, *, wait: bool) -> bool:
 def drive(folder: Path) -> bool:
     """Run a sweep's driver inside the Ray cluster of its allocation; log lines have a time. Returns False if it was interrupted."""
     from jobs.sweeps.session import drive as run
+    from jobs.worker.main import print_line
 
     sweep = load_sweep(folder)
-
-    def log(text: str) -> None:
-        print_lines([f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}"])
-
-    log(f"{sweep.layout.experiment}: sweep {sweep.digest} begins")
-    ended = run(sweep, tell=log)
-    log("every trial has ended" if ended else "interrupted")
+    print_line(f"{sweep.layout.experiment}: sweep {sweep.digest} begins")
+    ended = run(sweep, tell=print_line)
+    print_line("every trial has ended" if ended else "interrupted")
     return ended
 
 
 def show(launcher: SweepLauncher, *, as_json: bool) -> None:
     """Print the report so far and the state of the sweep."""
+    from jobs.sweeps.report.write import write_report
+
     status = launcher.status()
-    report = launcher.report()
+    report = write_report(launcher.sweep)
     if as_json:
         from jobs.sweeps.report.as_json import to_json
 
@@ -125,8 +120,8 @@ def trial_lines(before: Mapping[str, TrialRecord], now: Sequence[TrialRecord], f
             lines.append(
                 f"{record.point.label}: fold {fold.fold} ({number + 1} of {folds}) validation UA {fold.ua:.1f}, mean {means[number]:.1f}"
             )
-        if record.state in ENDINGS and (former is None or former.state is not record.state):
-            lines.append(f"{record.point.label}: {ENDINGS[record.state]}{record.error and f': {record.error}'}")
+        if record.state is not TrialState.running and (former is None or former.state is not record.state):
+            lines.append(f"{record.point.label}: {record.state.text}{record.error and f': {record.error}'}")
     return lines
 
 
@@ -137,9 +132,11 @@ def _nothing_left(launcher: SweepLauncher) -> bool:
 
 def _print_report(launcher: SweepLauncher) -> bool:
     """Write and print the report. Returns False if no point is complete, or one failed."""
-    report = launcher.report()
+    from jobs.sweeps.report.write import write_report
+
+    report = write_report(launcher.sweep)
     _print(report)
-    failed = sum(record.state is TrialState.failed for record in launcher.trials())
+    failed = sum(record.state is TrialState.failed for record in read_trials(launcher.sweep.folder))
     if failed:
         note(f"{counted(failed, 'trial')} failed: `{launcher.command}` with the same settings tries again")
     return report.summary.best is not None and not failed

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, Flag, auto
 
-from jobs.experiment.graph import Graph
+from jobs.experiment.graph import Graph, with_upstream
 from jobs.store.failures import FailureClass
 
 OUTSIDE = "-"  # in place of a partition: computed outside of Slurm
@@ -123,12 +123,4 @@ def needed_keys(graph: Graph, facts: Mapping[str, StageFacts]) -> tuple[str, ...
 
     Stages upstream of a finished stage are not needed: they are not computed again even if their results are gone.
     """
-    found: set[str] = set()
-    stack = [run.key for run in graph.runs]
-    while stack:
-        key = stack.pop()
-        if key not in found:
-            found.add(key)
-            if key not in facts or not facts[key].done:
-                stack.extend(graph.nodes[key].upstream.values())
-    return tuple(key for key in graph.nodes if key in found)
+    return with_upstream(graph, (run.key for run in graph.runs), lambda key: key not in facts or not facts[key].done)

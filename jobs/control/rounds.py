@@ -86,21 +86,28 @@ def _replayed(
     sigmas: float,
     rounds: int,
     max_seeds: int,
-) -> _Method:
+) -> MethodReplay:
     """The replay of one method; cached, so that it is not judged again without a new result."""
     policy = Policy(outliers=outliers, sigmas=sigmas, rounds=rounds, max_seeds=max_seeds)
-    replayed = _Method(method, {slot: dict(known) for slot, known in results}, policy)
+    replayed = MethodReplay(method, {slot: dict(known) for slot, known in results}, policy)
     replayed.run()
     return replayed
 
 
-class _Method:
-    """The replay of one method."""
+class MethodReplay:
+    """The replay of one method. `seeds`: how many each slot may try (None: `max_seeds` of the policy)."""
 
-    def __init__(self, method: str, results: Mapping[tuple[str, int], Mapping[int, SeedResult]], policy: Policy) -> None:
+    def __init__(
+        self,
+        method: str,
+        results: Mapping[tuple[str, int], Mapping[int, SeedResult]],
+        policy: Policy,
+        seeds: Mapping[tuple[str, int], int] | None = None,
+    ) -> None:
         self._method = method
         self._results = results
         self._policy = policy
+        self._seeds = dict.fromkeys(results, policy.max_seeds) if seeds is None else seeds
         self.generations = dict.fromkeys(results, 0)  # that fill the slots now
         self.dropped: list[DroppedRun] = []
         self.rounds: list[tuple[Verdict, ...]] = []
@@ -148,7 +155,7 @@ class _Method:
     def _drop(self, slot: tuple[str, int], reason: str, number: int) -> bool:
         """Drop the run that fills a slot and select the next seed; False if there is none left."""
         generation = self.generations[slot]
-        if generation + 1 >= self._policy.max_seeds:
+        if generation + 1 >= self._seeds[slot]:
             return False
         seed = self._results[slot][generation].seed
         self.dropped.append(DroppedRun(self._method, slot[0], slot[1], generation, seed, reason, number))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -238,29 +239,19 @@ def restore_experiment(values: Mapping[str, Any], *, recipe_schema: type[Any]) -
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        values = {"sweep": _plain(asdict(SweepSettings())), **values}  # stored before sweeps existed
         recipe = TypeAdapter(recipe_schema).validate_python(values["recipe"])
         experiment = replace(TypeAdapter(Experiment).validate_python({**values, "recipe": None}), recipe=recipe)
     except (KeyError, TypeError, ValidationError) as error:
         raise UsageError(f"stored configuration: {first_line(error)}; launch `grid` again to renew it") from error
-    if resolved_values(experiment) != values:
+    resolved = resolved_values(experiment)
+    if resolved != {"sweep": resolved["sweep"], **values}:  # without `sweep`: stored before sweeps existed
         raise UsageError("stored configuration: written by another version of the program; launch `grid` again to renew it")
     return experiment
 
 
 def resolved_values(experiment: Experiment) -> dict[str, Any]:
     """Plain JSON values of an experiment, every default filled in, enums by name."""
-    return cast(dict[str, Any], _plain(asdict(experiment)))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Enum):
-        return value.name
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
+    return cast(dict[str, Any], json.loads(json.dumps(asdict(experiment), default=attrgetter("name"))))
 
 
 def _merge(base: DictConfig, layer: Any, source: str) -> DictConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -157,6 +157,19 @@ def build_graph(
         for parent in node.upstream.values():
             children.setdefault(parent, []).append(node.key)
     return Graph(nodes, tuple(runs), corpus, corpus_digest, {key: tuple(children.get(key, ())) for key in nodes}, tuple(superseded))
+
+
+def with_upstream(graph: Graph, keys: Iterable[str], enter: Callable[[str], bool] = lambda key: True) -> tuple[str, ...]:
+    """Keys of stages and of those upstream of them, in the order of the graph. A stage's own upstream is left out unless `enter(key)`."""
+    found: set[str] = set()
+    stack = list(keys)
+    while stack:
+        key = stack.pop()
+        if key not in found:
+            found.add(key)
+            if enter(key):
+                stack.extend(graph.nodes[key].upstream.values())
+    return tuple(key for key in graph.nodes if key in found)
 
 
 def seeds_of(slot: int, generation: int, *, first_seed: int) -> tuple[int, ...]:

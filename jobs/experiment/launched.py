@@ -7,7 +7,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from jobs.errors import UsageError
@@ -74,17 +74,9 @@ def launch(experiment: Experiment, corpus: Corpus, registry: Registry, layout: L
 
 def store(launched: Launched) -> None:
     """Store an experiment under its name."""
-    corpus = launched.corpus
-    value = {
-        "schema": SCHEMA,
-        "launched": launched.since,
-        "file": launched.config,
-        "user": launched.user,
-        "config": resolved_values(launched.experiment),
-        "corpus": {"name": corpus.name, "digest": corpus.digest, "folds": list(corpus.folds), "folder": corpus.folder},
-        "stages": _digest(launched.graph),
-    }
-    write_json(launched.layout.experiment_file, value)
+    config, stages = resolved_values(launched.experiment), _digest(launched.graph)
+    record = _Stored(launched.since, launched.corpus, config, launched.config, launched.user, stages)
+    write_json(launched.layout.experiment_file, {"schema": SCHEMA, **asdict(record)})
 
 
 def reopen(layout: Layout, registry: Registry, recipe_schema: type[Any]) -> Launched:

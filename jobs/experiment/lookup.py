@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from jobs.errors import UsageError
-from jobs.experiment.graph import Graph, Node, Run
+from jobs.experiment.graph import Graph, Node, Run, with_upstream
 from jobs.text import did_you_mean
 
 LEAST_DIGITS = 6  # of a key, so that no name of an experiment is mistaken for one
@@ -62,11 +62,4 @@ def find_run(graph: Graph, text: str) -> Run:
 
 def stages_of(graph: Graph, node: Node) -> tuple[Node, ...]:
     """A stage and everything upstream of it, upstream first."""
-    found: set[str] = set()
-    stack = [node.key]
-    while stack:
-        key = stack.pop()
-        if key not in found:
-            found.add(key)
-            stack.extend(graph.nodes[key].upstream.values())
-    return tuple(graph.nodes[key] for key in graph.nodes if key in found)
+    return tuple(graph.nodes[key] for key in with_upstream(graph, [node.key]))

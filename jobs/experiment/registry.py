@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, Protocol, TypedDict, Unpack
 
+StopSignal = Callable[[], bool]
+
 
 class StageCall(Protocol):
     """One stage and everything that determines its output except the corpus."""
@@ -41,13 +43,6 @@ class StageCall(Protocol):
     @property
     def seed(self) -> int:
         """Seed of all random numbers of the stage."""
-
-
-class StopSignal(Protocol):
-    """Asks a running stage to write a checkpoint and exit."""
-
-    def __call__(self) -> bool:
-        """True as soon as the stage should stop."""
 
 
 class Team(Protocol):
@@ -83,7 +78,7 @@ class StageArguments(TypedDict):
     upstream: Mapping[str, Path]  # role -> folder with the artifacts of that stage
     output: Path
     checkpoint: Path
-    should_stop: StopSignal
+    should_stop: StopSignal  # True as soon as the stage should write a checkpoint and exit
     report: Callable[[str], None]  # writes a line to the log
     relief: int  # how often the stage ran out of memory: the micro-batch is halved that many times, the result stays the same
     team: NotRequired[Team | None]  # the processes that compute it together, all with the same folders; the result does not depend on it

@@ -62,12 +62,6 @@ TUNE_ENVIRONMENT = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the driver logs them
 }
 ENDED = ("TERMINATED", "ERROR")  # states of trials in Tune
-WORDS = {
-    TrialState.complete: "complete",
-    TrialState.stopped: "stopped early",
-    TrialState.failed: "failed",
-    TrialState.interrupted: "interrupted",
-}
 
 
 def run_sweep(sweep: Sweep, *, tell: Callable[[str], None], heard: Callable[[], bool] = lambda: False) -> bool:
@@ -264,7 +258,7 @@ class Events(tune.Callback):  # type: ignore[misc]  # Ray has no types
         write_trial(driver.sweep.folder, replace(record, state=state, ended=time.time()))
         after = "" if state is TrialState.complete else f" after {len(record.folds)} of {len(folds)} folds"
         ua = "" if record.ua is None else f", validation UA {record.ua:.1f}"
-        driver.log(trials, trial, f"{WORDS[state]}{after}{ua}", over=True)
+        driver.log(trials, trial, f"{state.text}{after}{ua}", over=True)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial has failed, or its process has died too often."""
@@ -361,7 +355,7 @@ def _summary(sweep: Sweep, total: int, *, stopped: bool, seconds: float) -> str:
     """The last line of the log."""
     records = read_trials(sweep.folder)
     states = Counter(record.state for record in records)
-    counts = ", ".join(f"{states[state]} {word}" for state, word in WORDS.items() if states[state])
+    counts = ", ".join(f"{states[state]} {state.text}" for state in TrialState if states[state])
     waiting = f", {total - len(records)} not started" if total > len(records) else ""
     best = max((record for record in records if record.state is TrialState.complete), key=lambda record: record.ua or 0.0, default=None)
     found = f"; best {best.point.label}, validation UA {best.ua:.1f}" if best is not None and best.ua is not None else ""

@@ -6,9 +6,8 @@ A trial's record has its point and its scores by fold. Results of stages are in 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from enum import Enum, IntEnum
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +18,7 @@ from jobs.experiment.config import Experiment, resolved_values, restore_experime
 from jobs.experiment.launched import Corpus
 from jobs.store.layout import Layout
 from jobs.store.records import DamagedRecordError, Decoder, report_damage, write_json, write_text
-from jobs.sweeps.space import Point, Space, point_from_json, space_of
+from jobs.sweeps.space import Point, Space, space_of
 from jobs.worker.task import Workplace, load_object
 
 SCHEMA = 1
@@ -68,14 +67,12 @@ class SweepFolder:
         return self.path / "stopping"
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """One sweep, with everything that is needed to run it."""
+@dataclass(frozen=True, kw_only=True)
+class _Recorded:
+    """What the record of a sweep holds besides the values of its experiment."""
 
-    experiment: Experiment
-    config: str  # name of the experiment's file in configs/experiment/
+    file: str  # name of the experiment's file in configs/experiment/
     corpus: Corpus
-    layout: Layout
     place: Workplace
     recipe_schema: str  # `module:attribute`
     validation: Mapping[str, tuple[str, ...]]  # fold -> speakers that its trials are scored on
@@ -83,6 +80,21 @@ class Sweep:
     digest: str  # its name: hash of everything that determines it
     code: str  # folder that workers import from
     preload: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _StoredSweep(_Recorded):
+    """The record of a sweep."""
+
+    config: Mapping[str, Any]  # the resolved values of its experiment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep(_Recorded):
+    """One sweep, with everything that is needed to run it."""
+
+    experiment: Experiment
+    layout: Layout
 
     @property
     def folder(self) -> SweepFolder:
@@ -120,6 +132,11 @@ class TrialState(Enum):
     stopped = "stopped"  # by the scheduler, before its last fold
     failed = "failed"
     interrupted = "interrupted"  # resumed by the next launch
+
+    @property
+    def text(self) -> str:
+        """For messages and tables."""
+        return {TrialState.running: "under way", TrialState.stopped: "stopped early"}.get(self, self.value)
 
 
 class StopLevel(IntEnum):
@@ -174,35 +191,7 @@ class TrialRecord:
         return running_means(self.folds)[-1] if self.folds else None
 
 
-@dataclass(frozen=True)
-class _StoredSweep:
-    """The record of a sweep."""
-
-    config: Mapping[str, Any]
-    file: str
-    corpus: Corpus
-    place: Workplace
-    recipe_schema: str
-    validation: Mapping[str, tuple[str, ...]]
-    launched: float
-    code: str
-    preload: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _StoredTrial:
-    """The record of a trial."""
-
-    trial: str
-    point: Mapping[str, Any]
-    state: TrialState
-    folds: tuple[FoldRecord, ...]
-    error: str
-    began: float
-    ended: float
-
-
-_SWEEPS, _TRIALS, _FOLDS = Decoder(_StoredSweep, SCHEMA), Decoder(_StoredTrial, SCHEMA), Decoder(FoldRecord, None)
+_SWEEPS, _TRIALS, _FOLDS = Decoder(_StoredSweep, SCHEMA), Decoder(TrialRecord, SCHEMA), Decoder(FoldRecord, None)
 
 
 def running_means(folds: tuple[FoldRecord, ...]) -> tuple[float, ...]:
@@ -212,20 +201,9 @@ def running_means(folds: tuple[FoldRecord, ...]) -> tuple[float, ...]:
 
 def store_sweep(sweep: Sweep) -> None:
     """Record a sweep as the last one launched, and remove a request to stop it."""
-    value = {
-        "schema": SCHEMA,
-        "config": resolved_values(sweep.experiment),
-        "file": sweep.config,
-        "corpus": asdict(sweep.corpus),
-        "place": asdict(sweep.place),
-        "recipe_schema": sweep.recipe_schema,
-        "validation": dict(sweep.validation),
-        "launched": sweep.launched,
-        "digest": sweep.digest,
-        "code": sweep.code,
-        "preload": sweep.preload,
-    }
-    write_json(sweep.folder.sweep, value)
+    recorded = {each.name: getattr(sweep, each.name) for each in fields(_Recorded)}
+    stored = _StoredSweep(**recorded, config=resolved_values(sweep.experiment))
+    write_json(sweep.folder.sweep, {"schema": SCHEMA, **asdict(stored)})
     store_latest(sweep)
     clear_stop(sweep.folder)
 
@@ -246,19 +224,9 @@ def load_sweep(path: Path) -> Sweep:
     except (DamagedRecordError, ImportError, AttributeError, ValueError) as error:
         raise UsageError(f"{folder.sweep}: damaged ({error}); {AGAIN}") from error
     layout = Layout(folder.path.parents[2], folder.path.parents[1].name)
-    return Sweep(
-        experiment=restore_experiment(stored.config, recipe_schema=schema),
-        config=stored.file,
-        corpus=stored.corpus,
-        layout=layout,
-        place=replace(stored.place, results=str(layout.root)),
-        recipe_schema=stored.recipe_schema,
-        validation=stored.validation,
-        launched=stored.launched,
-        digest=folder.path.name,
-        code=stored.code,
-        preload=stored.preload,
-    )
+    recorded = {each.name: getattr(stored, each.name) for each in fields(_Recorded)}
+    recorded |= {"place": replace(stored.place, results=str(layout.root)), "digest": folder.path.name}
+    return Sweep(**recorded, experiment=restore_experiment(stored.config, recipe_schema=schema), layout=layout)
 
 
 def latest_file(layout: Layout) -> Path:
@@ -288,27 +256,16 @@ def write_trial(folder: SweepFolder, record: TrialRecord) -> None:
 def read_trial(folder: SweepFolder, trial: str) -> TrialRecord | None:
     """The record of one trial; None if it is missing or damaged."""
     file = _trial_file(folder, trial)
-    stored = _TRIALS.read(file)
-    if stored is None:
+    record = _TRIALS.read(file)
+    if record is not None and record.trial != trial:
+        report_damage(file, f"the record of another trial, {record.trial}")
         return None
-    try:
-        point = point_from_json(stored.point)
-    except ValueError as error:
-        report_damage(file, str(error))
-        return None
-    if stored.trial != trial:
-        report_damage(file, f"the record of another trial, {stored.trial}")
-        return None
-    return TrialRecord(trial, point, stored.state, stored.folds, stored.error, stored.began, stored.ended)
+    return record
 
 
 def read_trials(folder: SweepFolder) -> tuple[TrialRecord, ...]:
     """All records, in the order in which the trials began; damaged ones are left out."""
-    try:
-        names = [name.removesuffix(".json") for name in os.listdir(folder.trials) if name.endswith(".json") and name[0] != "."]
-    except (FileNotFoundError, NotADirectoryError):
-        return ()
-    found = filter(None, (read_trial(folder, name) for name in names))
+    found = filter(None, (read_trial(folder, path.stem) for path in folder.trials.glob("[!.]*.json")))
     return tuple(sorted(found, key=lambda record: (record.began, record.trial)))
 
 

@@ -15,7 +15,7 @@ from jobs.signals import Interrupts
 from jobs.slurm.client import SlurmClient
 from jobs.store.layout import Layout, valid_experiment_name
 from jobs.store.snapshot import code_facts, snapshot_facts, take_snapshot
-from jobs.sweeps import allocation, preflight
+from jobs.sweeps import allocation
 from jobs.sweeps.driver_lock import complete, driver_of, driving, in_words, refusal
 from jobs.sweeps.records import (
     Sweep,
@@ -34,7 +34,6 @@ from jobs.worker.machine import capacity_here
 if TYPE_CHECKING:
     from jobs.experiment.registry import SweepRegistry
     from jobs.store.records import Claim
-    from jobs.sweeps.report.write import SweepReport
 
 
 MAX_UNANSWERED = 30  # polls in a row without an answer of Slurm, then `wait` gives up
@@ -69,7 +68,7 @@ class SweepLauncher:
     @property
     def command(self) -> str:
         """The command that resumes it."""
-        file = self.sweep.config or self.name
+        file = self.sweep.file or self.name
         named = file if file == self.name else f"{file} name={self.name}"
         return f"python launch.py sweep {named}{' --cluster slurm' if self.on_slurm else ''}"
 
@@ -79,38 +78,15 @@ class SweepLauncher:
 
     # ---- reading
 
-    def preview(self) -> preflight.Preview:
-        """What a launch would do; changes nothing."""
-        return preflight.preview(self.sweep, self.registry)
-
-    def script(self) -> str:
-        """The batch script of a launch on Slurm."""
-        return allocation.preview(self.sweep, self.root)
-
-    @property
-    def log(self) -> Path:
-        """The log of its Slurm jobs."""
-        return allocation.log_file(self.sweep)
-
-    def trials(self) -> tuple[TrialRecord, ...]:
-        """The records of its trials."""
-        return read_trials(self.sweep.folder)
-
     def nothing_left(self) -> bool:
         """Whether all trials ended in an earlier launch without failures; then it is recorded as the last sweep launched."""
         if not complete(self.sweep.folder) or driver_of(self.sweep.folder) is not None:
             return False
-        trials = self.trials()
+        trials = read_trials(self.sweep.folder)
         if not trials or any(record.state not in (TrialState.complete, TrialState.stopped) for record in trials):
             return False
         store_latest(self.sweep)
         return True
-
-    def report(self) -> SweepReport:
-        """Write the report of the current state."""
-        from jobs.sweeps.report.write import write_report
-
-        return write_report(self.sweep)
 
     def status(self) -> SweepStatus:
         """Whether the sweep is running, waiting in the queue, complete or interrupted, and where."""
@@ -129,7 +105,7 @@ class SweepLauncher:
             if found.phase is not allocation.Phase.none:
                 state = "running" if found.phase is allocation.Phase.running else "waiting"
                 return SweepStatus(state, f"{self.name}: {found.sentence}", found.job)
-            resume = f"its log is {self.log}; {resume}"
+            resume = f"its log is {allocation.log_file(self.sweep)}; {resume}"
         return SweepStatus("interrupted", f"{self.name}: interrupted, no driver is running: {resume}")
 
     # ---- acting
@@ -180,7 +156,7 @@ class SweepLauncher:
                         raise
                     time.sleep(pause)
                     continue
-                on_trials(self.trials())
+                on_trials(read_trials(self.sweep.folder))
                 if found.phase is allocation.Phase.none:
                     break
                 if found.stuck or time.monotonic() > latest:
@@ -195,7 +171,7 @@ class SweepLauncher:
                 time.sleep(min(1.0, pause))
         except KeyboardInterrupt:
             return None
-        on_trials(self.trials())
+        on_trials(read_trials(self.sweep.folder))
         return complete(self.sweep.folder)
 
     def cancel(self) -> list[str]:

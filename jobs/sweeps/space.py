@@ -31,6 +31,7 @@ from jobs.experiment.sweep_section import MAX_POINTS, RANGE_KEYS, Search, flat
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+    from pydantic_core import CoreSchema
 
 SECTION = "sweep.settings"  # the section of an experiment with the searched keys
 _WORDS = "true|false|null|yes|no|on|off|y|n"  # YAML does not read these as text
@@ -65,6 +66,13 @@ class Point:
 
     def to_json(self) -> dict[str, Any]:
         return {"counts": list(self.counts), "settings": dict(self.settings)}
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: type[Point], handler: object) -> CoreSchema:
+        """A record contains a point as `to_json` gives it."""
+        from pydantic_core.core_schema import no_info_plain_validator_function
+
+        return no_info_plain_validator_function(point_from_json)
 
 
 def point_from_json(value: Mapping[str, Any]) -> Point:

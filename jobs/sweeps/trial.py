@@ -9,16 +9,17 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 from jobs.control.controller import Change, Desired, Event, Report, run_local
 from jobs.control.executor_protocol import NearbyExecutor
 from jobs.experiment.config import Experiment, OutlierRule
-from jobs.experiment.graph import Graph, Run, Slot, build_graph, canonical_json, seeds_of_slots
+from jobs.experiment.graph import Graph, Run, Slot, build_graph, canonical_json, seeds_of_slots, with_upstream
 from jobs.experiment.launched import Corpus
-from jobs.experiment.registry import Registry, StageCall, SweepRegistry
+from jobs.experiment.registry import Registry, SweepRegistry
 from jobs.store.records import artifacts_present, read_json, read_result, write_json
 from jobs.store.scores import confusion_of
 from jobs.sweeps.records import DIGITS, FoldRecord, RunRecord, Sweep, folds_of
@@ -36,17 +37,6 @@ class TrialStoppedError(Exception):
     """The trial was asked to stop. Its running stages have written checkpoints, and the next launch resumes them."""
 
 
-@dataclass(frozen=True)
-class ValidationCalls:
-    """The calls of a registry for runs that are scored on validation speakers; as much of a registry as `build_graph` uses."""
-
-    registry: SweepRegistry
-    validation: Mapping[str, Sequence[str]]  # by fold
-
-    def calls(self, method: str, recipe: Any) -> Callable[[str, int], StageCall]:
-        return self.registry.calls(method, recipe, validation=self.validation)
-
-
 def fold_graph(
     experiment: Experiment,
     corpus: Corpus,
@@ -59,8 +49,9 @@ def fold_graph(
 ) -> Graph:
     """Every stage of a point on one fold. `generations` and `base` are as in `jobs.experiment.launched`."""
     methods = [swept_method(experiment).name]
+    scored = SimpleNamespace(calls=functools.partial(registry.calls, validation={fold: validation}))  # as much as `build_graph` uses
     return build_graph(
-        cast(Registry, ValidationCalls(registry, {fold: validation})),
+        cast(Registry, scored),
         apply(experiment, point).recipe,
         corpus=corpus.name,
         corpus_digest=corpus.digest,
@@ -118,8 +109,8 @@ def _failure(report: Report) -> str:
 
 def _record(sweep: Sweep, fold: str, graph: Graph, registry: SweepRegistry, tell: Callable[[str], None]) -> FoldRecord:
     runs = tuple(_run_record(sweep, graph, run) for run in graph.runs)
-    needed = _with_upstream(graph, [run.key for run in graph.runs])
-    computed = _with_upstream(graph, [run.key for run in (*graph.runs, *graph.superseded)])  # diverged runs are part of the cost
+    needed = with_upstream(graph, [run.key for run in graph.runs])
+    computed = with_upstream(graph, [run.key for run in (*graph.runs, *graph.superseded)])  # diverged runs are part of the cost
     return FoldRecord(
         fold=fold,
         runs=runs,
@@ -138,18 +129,6 @@ def _run_record(sweep: Sweep, graph: Graph, run: Run) -> RunRecord:
     if confusion is None:
         raise TrialFailedError(f"{node.name}: its result has no confusion matrix, so it cannot be scored")
     return RunRecord(run.fold, run.slot, run.seed, run.key, confusion.ua, confusion.wa, confusion.macro_f1, result.diverged)
-
-
-def _with_upstream(graph: Graph, keys: Sequence[str]) -> tuple[str, ...]:
-    """Keys of stages and of everything upstream of them, in the order of the graph."""
-    found: set[str] = set()
-    left = list(keys)
-    while left:
-        key = left.pop()
-        if key not in found:
-            found.add(key)
-            left.extend(graph.nodes[key].upstream.values())
-    return tuple(key for key in graph.nodes if key in found)
 
 
 def _proxies(

@@ -14,7 +14,7 @@ from jobs.store.layout import Layout
 from jobs.store.records import Result, write_json, write_text
 from jobs.tables import published as published_figures
 from jobs.tables.confusion import write_confusions
-from jobs.tables.display import render_csv, render_latex, render_markdown, render_methods_csv
+from jobs.tables.display import render, render_csv, render_methods_csv
 from jobs.tables.from_csv import Judged, judge_runs, read_runs
 from jobs.tables.published import Published
 from jobs.tables.summary import Entry, Status, Summary, code_facts, entries_of, summarise, to_json
@@ -138,10 +138,8 @@ def _write_tables(folder: Path, summary: Summary, published: Published, formats:
         write_text(folder / name, text)
 
     for name in formats:
-        if name == "latex":
-            write(FORMATS[name], render_latex(summary, published))
-        elif name == "markdown":
-            write(FORMATS[name], render_markdown(summary, published))
+        if name in ("latex", "markdown"):
+            write(FORMATS[name], render(FORMATS[name], summary, published))
         elif name == "csv":
             write(FORMATS[name], render_csv(summary))
             write(METHODS_CSV, render_methods_csv(summary))

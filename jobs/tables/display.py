@@ -6,14 +6,14 @@ column is bold (with all ties on the printed digits); a column with an incomplet
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.statistics import p_text, round_half_up
-from jobs.tables.format import DASH, code_sentence, csv_text, interval_text, latex, markdown, rendered, signed
+from jobs.tables.format import DASH, code_sentence, csv_text, interval_text, rendered, signed
 from jobs.tables.published import Published
 from jobs.tables.summary import Comparison, Dropped, MethodSummary, Summary
 from jobs.text import counted
@@ -69,27 +69,13 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """One row of the comparisons of methods, as printed."""
-
-    label: str
-    mean: str
-    interval: str
-    pairs: str
-    t_p: str
-    wilcoxon_p: str
-    folds: str
-    folds_p: str
-
-
-@dataclass(frozen=True)
 class Table:
     """Everything printed for one corpus, as plain text; each format escapes it."""
 
     title: str
     columns: tuple[str, ...]
     blocks: tuple[Block, ...]
-    differences: tuple[Difference, ...]
+    differences: tuple[tuple[str, ...], ...]  # the cells of a row for each comparison of methods
     caption: tuple[str, ...]  # sentences
     outliers: tuple[str, ...]  # sentences of the caption on dropped runs
     differences_caption: tuple[str, ...]
@@ -101,14 +87,9 @@ def tables_of(summary: Summary, published: Published) -> tuple[Table, ...]:
     return tuple(_table(summary, published, corpus) for corpus in corpora)
 
 
-def render_latex(summary: Summary, published: Published) -> str:
-    """A LaTeX document (booktabs) that pdflatex compiles as it stands."""
-    return _render("table.tex.j2", latex, summary, published)
-
-
-def render_markdown(summary: Summary, published: Published) -> str:
-    """The same tables as Markdown."""
-    return _render("table.md.j2", markdown, summary, published)
+def render(file: str, summary: Summary, published: Published) -> str:
+    """`table.tex`: a LaTeX document (booktabs) that pdflatex compiles as it stands. `table.md`: the same tables as Markdown."""
+    return rendered(TEMPLATES / f"{file}.j2", experiment=summary.experiment, tables=tables_of(summary, published))
 
 
 def render_csv(summary: Summary) -> str:
@@ -190,17 +171,13 @@ def _print_whole(console: Console, table: RichTable) -> None:
         console.width = before
 
 
-def _render(template: str, escape: Callable[[str], str], summary: Summary, published: Published) -> str:
-    return rendered(TEMPLATES / template, escape, experiment=summary.experiment, tables=tables_of(summary, published))
-
-
 def _table(summary: Summary, published: Published, corpus: str) -> Table:
     methods = [method for method in summary.methods if method.corpus == corpus]
     folds = [cell.fold for cell in methods[0].cells]
     blocks = [Block("This experiment", _best([_measured(method, published) for method in methods], len(methods)))]
     if published.rows:
         rows = [
-            Row(row.label, tuple(_cell(row.ua.get(fold), row.sd.get(fold)) for fold in folds), _cell(row.mean, None))
+            Row(row.label, tuple(_cell(row.ua.get(fold), row.sd.get(fold)) for fold in folds), _cell(row.mean_ua, None))
             for row in published.rows
         ]
         blocks.append(Block(f"Published: {published.source}", _best(rows, sum(row.method is not None for row in published.rows))))
@@ -252,19 +229,12 @@ def _mark(cell: Cell, top: str | None) -> Cell:
     return replace(cell, best=cell.mean == top)
 
 
-def _difference(found: Comparison, published: Published) -> Difference:
+def _difference(found: Comparison, published: Published) -> tuple[str, ...]:
     first, second = (published.labels.get(name, name) for name in (found.first, found.second))
     pairs, folds = found.over_pairs, found.over_folds
-    return Difference(
-        label=f"{second} − {first}",
-        mean=DASH if pairs.mean is None else signed(pairs.mean),
-        interval=interval_text(pairs.interval),
-        pairs=str(pairs.pairs),
-        t_p=p_text(pairs.t_p),
-        wilcoxon_p=p_text(pairs.wilcoxon_p),
-        folds=str(folds.pairs),
-        folds_p=p_text(folds.t_p),
-    )
+    mean = DASH if pairs.mean is None else signed(pairs.mean)
+    over_pairs = (interval_text(pairs.interval), str(pairs.pairs), p_text(pairs.t_p), p_text(pairs.wilcoxon_p))
+    return (f"{second} − {first}", mean, *over_pairs, str(folds.pairs), p_text(folds.t_p))
 
 
 def _plain_cell(cell: Cell) -> str:

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +103,8 @@ def code_sentence(whose: str, code: CodeFacts, packages: Sequence[str]) -> str:
     return f"{whose}; {'; '.join([f'code at commit {commits}{changed}', *versions])}."
 
 
-def rendered(template: Path, escape: Callable[[str], str], **values: Any) -> str:
-    """A filled-in Jinja template. The filter `e`, which templates apply to every value, is `escape`."""
+def rendered(template: Path, **values: Any) -> str:
+    """A filled-in Jinja template `*.tex.j2` or `*.md.j2`. The filter `e`, which it applies to every value, escapes for its format."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     # Delimiters that neither LaTeX nor Markdown uses; autoescape is for HTML, here every value passes through `escape`.
@@ -122,7 +122,7 @@ def rendered(template: Path, escape: Callable[[str], str], **values: Any) -> str
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["e"] = escape
+    environment.filters["e"] = latex if template.name.endswith(".tex.j2") else markdown
     return environment.get_template(template.name).render(**values)
 
 

@@ -12,18 +12,15 @@ import csv
 import io
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from jobs.control.outliers import FinishedRun, check_rule, judge
+from jobs.control.outliers import Verdict, check_rule
+from jobs.control.rounds import MethodReplay, SeedResult
 from jobs.errors import UsageError
+from jobs.experiment.config import OutlierRule, Policy
 from jobs.tables.summary import Entry, Scores, Status
-
-if TYPE_CHECKING:
-    from jobs.experiment.config import OutlierRule
-
 
 REQUIRED = ("corpus", "method", "fold", "slot", "seed", "ua")
 OPTIONAL = ("wa", "macro_f1", "status")
@@ -83,74 +80,41 @@ def judge_runs(entries: Sequence[Entry], rule: OutlierRule | str, sigmas: float,
     rerun: list[Entry] = []
     unresolved: dict[tuple[str, str], int] = {}
     for name, slots in methods.items():
-        method = _Rounds(slots, rule, sigmas)
-        method.run(rounds)
+        results = {slot: dict(enumerate(map(_seed_result, runs))) for slot, runs in slots.items()}
+        policy = Policy(outliers=OutlierRule(rule), sigmas=sigmas, rounds=rounds)
+        replayed = MethodReplay(name[1], results, policy, {slot: len(runs) for slot, runs in slots.items()})
+        replayed.run()
         for slot, runs in slots.items():
-            current = method.current[slot]
+            current = replayed.generations[slot]
             kept.extend(replace(run, status=Status.outlier) if _finished(run) else run for run in runs[:current])
             kept.append(replace(runs[current], status=Status.accepted) if _finished(runs[current]) else runs[current])
             # Later diverged runs stay in the table; other later runs are unused.
             kept.extend(run for run in runs[current + 1 :] if run.status is Status.diverged)
             unused.extend(run for run in runs[current + 1 :] if run.status is not Status.diverged)
-        rerun.extend(slots[slot][method.current[slot]] for slot in method.to_rerun)
-        if method.outliers:
-            unresolved[name] = len(method.outliers)
+        filling = {slot: runs[replayed.generations[slot]] for slot, runs in slots.items()}
+        # By round, the slots whose outlier has no rerun in the file.
+        without = [{slot for slot, place in _out(verdicts).items() if place + 1 == len(slots[slot])} for verdicts in replayed.rounds]
+        finished = all(map(_finished, filling.values()))
+        outliers = set(_out(replayed.unresolved)) if finished else without[-1] if without else set()
+        to_rerun = outliers & set[Slot]().union(*without)
+        rerun.extend(run for slot, run in filling.items() if slot in to_rerun or run.status is Status.diverged)
+        if outliers:
+            unresolved[name] = len(outliers)
     return Judged(tuple(kept), unresolved, tuple(rerun), tuple(unused))
 
 
-class _Rounds:
-    """The rounds of the outlier rule on one method. `current`: for each slot, the index of its current run among its rows."""
+def _out(verdicts: Iterable[Verdict]) -> dict[Slot, int]:
+    """Slot -> place of its outlier among the rows of the slot."""
+    return {(each.fold, each.slot): each.generation for each in verdicts if each.out}
 
-    def __init__(self, slots: Mapping[Slot, Sequence[Entry]], rule: OutlierRule | str, sigmas: float) -> None:
-        self._slots = slots
-        self._rule = rule
-        self._sigmas = sigmas
-        self.current = dict.fromkeys(slots, 0)
-        self.outliers: tuple[Slot, ...] = ()  # after the last round, not replaced
-        self.to_rerun: tuple[Slot, ...] = ()  # slots that need a run with another seed
 
-    def run(self, rounds: int) -> None:
-        no_rerun: set[Slot] = set()
-        for _ in range(rounds):
-            if not self._skip_unfinished():
-                break
-            self.outliers = self._judge()
-            replaced = [slot for slot in self.outliers if self._next(slot)]
-            no_rerun.update(set(self.outliers) - set(replaced))
-            self.outliers = tuple(slot for slot in self.outliers if slot not in replaced)
-            if not replaced:
-                break
-        else:
-            if self._skip_unfinished():
-                self.outliers = self._judge()
-        self.to_rerun = tuple(
-            slot
-            for slot, runs in self._slots.items()
-            if (slot in self.outliers and slot in no_rerun) or runs[self.current[slot]].status is Status.diverged
-        )
-
-    def _skip_unfinished(self) -> bool:
-        """Move to the next run of slots whose current run has no score; whether every slot has a finished run now."""
-        for slot, runs in self._slots.items():
-            while not _finished(runs[self.current[slot]]) and self._next(slot):
-                pass
-        return all(_finished(runs[self.current[slot]]) for slot, runs in self._slots.items())
-
-    def _judge(self) -> tuple[Slot, ...]:
-        attempts = [
-            FinishedRun(run.fold, run.slot, place, run.seed, run.scores.ua)
-            for slot, runs in self._slots.items()
-            for place, run in enumerate(runs[: self.current[slot] + 1])
-            if run.scores is not None and _finished(run)
-        ]
-        current = {(*slot, place) for slot, place in self.current.items()}
-        return tuple((verdict.fold, verdict.slot) for verdict in judge(self._rule, attempts, current, self._sigmas).out)
-
-    def _next(self, slot: Slot) -> bool:
-        if self.current[slot] + 1 >= len(self._slots[slot]):
-            return False
-        self.current[slot] += 1
-        return True
+def _seed_result(run: Entry) -> SeedResult:
+    """A run for the replay, which passes over an unfinished run as over a diverged one."""
+    return (
+        SeedResult(run.seed, run.scores.ua)
+        if run.scores is not None and _finished(run)
+        else SeedResult(run.seed, diverged=run.status.value)
+    )
 
 
 def _finished(run: Entry) -> bool:

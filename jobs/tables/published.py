@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ class PublishedRow:
     label: str
     ua: Mapping[str, float]  # fold -> UA
     sd: Mapping[str, float]  # fold -> sd over seeds; empty if not published
-    mean: float  # as published, rounded by its authors
+    mean_ua: float  # as published, rounded by its authors
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,7 @@ def to_json(published: Published) -> dict[str, Any] | None:
     """JSON values of the published part; None without rows."""
     if not published.rows:
         return None
-    rows = [
-        {"method": row.method, "label": row.label, "ua": dict(row.ua), "sd": dict(row.sd), "mean_ua": row.mean} for row in published.rows
-    ]
-    return {"source": published.source, "title": published.title, "rows": rows}
+    return {"source": published.source, "title": published.title, "rows": [asdict(row) for row in published.rows]}
 
 
 def _row(folds: list[str], row: Any) -> PublishedRow:

@@ -108,7 +108,7 @@ def _grid(sweep: Sweep, overrides: Sequence[str], name: str, point: PointSummary
     chosen = [*overrides_of(sweep.experiment, point.point), *([] if fold is None else [f"folds={json.dumps([fold])}"])]
     keys = {argument.partition("=")[0] for argument in chosen}
     kept = [argument for argument in overrides if argument.partition("=")[0] not in keys]
-    words = [sweep.config or sweep.experiment.name, *cluster, f"name={name}", *kept, *chosen]
+    words = [sweep.file or sweep.experiment.name, *cluster, f"name={name}", *kept, *chosen]
     return shlex.join(["python", "launch.py", "grid", *words])
 
 

@@ -15,6 +15,7 @@ from datetime import datetime
 from jobs.control.result_index import facts_of
 from jobs.store.layout import StageFolder
 from jobs.store.records import Result, attempt_numbers, read_claim, read_outcome
+from jobs.sweeps.records import TrialRecord
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,6 @@ class Effort:
 
     seconds: float  # wall-clock, all attempts
     finished: float  # seconds since the epoch
-
-
-@dataclass(frozen=True)
-class TrialStages:
-    """The stage keys of a trial by fold, and the number of folds that early stopping has skipped."""
-
-    folds: tuple[frozenset[str], ...]
-    skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,31 +91,36 @@ def hours_of(result: Result, seconds: float) -> Hours:
     return Hours(gpu=hours) if facts.on_gpu else Hours(cpu=hours * max(1, facts.threads))
 
 
-def sweep_cost(trials: Sequence[TrialStages], results: Mapping[str, Result], efforts: Mapping[str, Effort], began: float) -> SweepCost:
-    """The cost of the trials of a sweep. `results` and `efforts` are by stage key; a missing effort is that reported by the result."""
-    needed = sorted({key for trial in trials for keys in trial.folds for key in keys})
+def sweep_cost(
+    trials: Sequence[TrialRecord], skipped: Mapping[str, int], results: Mapping[str, Result], efforts: Mapping[str, Effort], began: float
+) -> SweepCost:
+    """The cost of the trials of a sweep. `skipped`: trial -> number of folds that early stopping has skipped.
+
+    `results` and `efforts` are by stage key; a missing effort is that reported by the result.
+    """
+    needed = sorted({key for trial in trials for fold in trial.folds for key in fold.stages})
     effort = {key: efforts.get(key) or reported_effort(results[key]) for key in needed if key in results}
     cost = {key: hours_of(results[key], each.seconds) for key, each in effort.items()}
     before = {key for key, each in effort.items() if each.finished < began}
     once, spent = sum(cost.values(), Hours()), sum((hours for key, hours in cost.items() if key not in before), Hours())
-    unshared = sum((cost[key] for trial in trials for keys in trial.folds for key in sorted(keys) if key in cost), Hours())
+    unshared = sum((cost[key] for trial in trials for fold in trial.folds for key in sorted(fold.stages) if key in cost), Hours())
     return SweepCost(
         spent=spent,
         unshared=unshared,
         saved_within=unshared - once,
         saved_before=once - spent,
-        saved_stopping=_saved_by_stopping(trials, cost),
+        saved_stopping=_saved_by_stopping(trials, skipped, cost),
         stages=len(needed),
         stages_before=len(before),
         stages_unknown=len(needed) - len(cost),
     )
 
 
-def _saved_by_stopping(trials: Sequence[TrialStages], cost: Mapping[str, Hours]) -> Hours:
+def _saved_by_stopping(trials: Sequence[TrialRecord], skipped: Mapping[str, int], cost: Mapping[str, Hours]) -> Hours:
     """Counts only stages that no other trial needs: the others would have been computed anyway."""
-    users = Counter(key for trial in trials for keys in trial.folds for key in keys)
+    users = Counter(key for trial in trials for fold in trial.folds for key in fold.stages)
     total = Hours()
-    for trial in (trial for trial in trials if trial.skipped and trial.folds):
-        own = sum((cost[key] for keys in trial.folds for key in sorted(keys) if key in cost and users[key] == 1), Hours())
-        total += own * (trial.skipped / len(trial.folds))
+    for trial in (trial for trial in trials if trial.folds):
+        own = sum((cost[key] for fold in trial.folds for key in sorted(fold.stages) if key in cost and users[key] == 1), Hours())
+        total += own * (skipped.get(trial.trial, 0) / len(trial.folds))
     return total

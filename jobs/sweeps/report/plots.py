@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#767676"
 SIZE = (7.2, 3.4)  # inches: the width of a page of text
 DPI = 200
+VARYING = {"png": "Software", "pdf": "CreationDate", "svg": "Date"}  # metadata that would change the bytes
 MANY = 8  # with more cluster counts, tick labels are vertical
 INTERVAL_POINTS = 3  # minimum size of a group with an interval: that of two points is wider than the plot
 ROOM = 0.08  # margin of the y axis, as a share of the range of values
@@ -50,17 +51,8 @@ class Dot:
         return {"marker": "o", "markersize": 5, "color": colour, "markerfacecolor": face, "linestyle": "none"}
 
 
-def plot_png(summary: SweepSummary) -> bytes:
-    """The plot as PNG."""
-    return _saved(summary, "png", {"Software": None})
-
-
-def plot_pdf(summary: SweepSummary) -> bytes:
-    """The plot as PDF."""
-    return _saved(summary, "pdf", {"CreationDate": None})
-
-
-def _saved(summary: SweepSummary, kind: str, metadata: dict[str, Any]) -> bytes:
+def plot(summary: SweepSummary, kind: str) -> bytes:
+    """The plot as a file of one kind: `png`, `pdf` or `svg`."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -83,7 +75,7 @@ def _saved(summary: SweepSummary, kind: str, metadata: dict[str, Any]) -> bytes:
                 axes.text(0.5, 0.5, "no fold is done yet", ha="center", va="center", transform=axes.transAxes, color=GREY)
                 axes.set_xticks([])
                 axes.set_yticks([])
-        figure.savefig(data, format=kind, metadata=metadata)
+        figure.savefig(data, format=kind, metadata={VARYING[kind]: None})
     return data.getvalue()
 
 

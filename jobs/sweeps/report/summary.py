@@ -35,16 +35,10 @@ from jobs.statistics import (
 )
 from jobs.store.records import Result
 from jobs.sweeps.records import FoldRecord, RunRecord, Sweep, TrialRecord, TrialState
-from jobs.sweeps.report.costs import Effort, SweepCost, TrialStages, sweep_cost
+from jobs.sweeps.report.costs import Effort, SweepCost, sweep_cost
 from jobs.sweeps.space import Point, number_of_points, swept_method
 from jobs.tables.summary import CodeFacts, code_facts, slot_means
 
-REMARKS = {
-    TrialState.stopped: "stopped early",
-    TrialState.failed: "failed",
-    TrialState.running: "under way",
-    TrialState.interrupted: "interrupted",
-}
 LISTED = (TrialState.complete, TrialState.stopped, TrialState.failed, TrialState.running, TrialState.interrupted)
 
 
@@ -341,14 +335,13 @@ def _cost(
     efforts: Mapping[str, Effort],
 ) -> SweepCost:
     skipped = {point.trial: len(sweep.folds) - len(point.folds) for point in points if point.state is TrialState.stopped}
-    needed = [TrialStages(tuple(frozenset(fold.stages) for fold in trial.folds), skipped.get(trial.trial, 0)) for trial in trials]
-    return sweep_cost(needed, results, efforts, min([sweep.launched, *(trial.began for trial in trials if trial.began)]))
+    return sweep_cost(trials, skipped, results, efforts, min([sweep.launched, *(trial.began for trial in trials if trial.began)]))
 
 
 def remark_of(summary: SweepSummary, point: PointSummary) -> str:
     """Short remark on a point: its state, or how it compares with the best."""
     if not point.complete:
-        return REMARKS[point.state]
+        return point.state.text
     if summary.best is point:
         return "best"
     alike = None if point.to_best is None else point.to_best.alike

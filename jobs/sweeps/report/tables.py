@@ -19,7 +19,7 @@ from jobs.sweeps.report.choice import Choice, lines_of, states_in_words
 from jobs.sweeps.report.costs import Hours
 from jobs.sweeps.report.summary import PointSummary, SweepSummary, remark_of
 from jobs.sweeps.space import swept_method
-from jobs.tables.format import DASH, code_sentence, csv_text, interval_text, latex, markdown, negative, rendered, signed
+from jobs.tables.format import DASH, code_sentence, csv_text, interval_text, negative, rendered, signed
 from jobs.text import counted
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -80,14 +80,6 @@ class Tables:
     figure: str
     commands: tuple[str, ...]  # shell commands and comments
 
-    @property
-    def pages(self) -> tuple[tuple[Row, ...], ...]:
-        return tuple(self.rows[start : start + PAGE_ROWS] for start in range(0, len(self.rows), PAGE_ROWS))
-
-    @property
-    def proxy_pages(self) -> tuple[tuple[tuple[str, ...], ...], ...]:
-        return tuple(self.proxies.rows[start : start + PAGE_ROWS] for start in range(0, len(self.proxies.rows), PAGE_ROWS))
-
 
 def tables_of(summary: SweepSummary, choice: Choice) -> Tables:
     """Everything printed for a sweep."""
@@ -107,14 +99,9 @@ def tables_of(summary: SweepSummary, choice: Choice) -> Tables:
     )
 
 
-def render_latex(summary: SweepSummary, choice: Choice) -> str:
-    """A complete LaTeX document (booktabs) for pdflatex; it includes `plot.pdf` if it exists."""
-    return rendered(TEMPLATES / "sweep.tex.j2", latex, tables=tables_of(summary, choice))
-
-
-def render_markdown(summary: SweepSummary, choice: Choice) -> str:
-    """The same in Markdown, with `plot.png`."""
-    return rendered(TEMPLATES / "sweep.md.j2", markdown, tables=tables_of(summary, choice))
+def render(file: str, summary: SweepSummary, choice: Choice) -> str:
+    """`sweep.tex`: a complete LaTeX document (booktabs) with `plot.pdf` if it exists. `sweep.md`: Markdown with `plot.png`."""
+    return rendered(TEMPLATES / f"{file}.j2", tables=tables_of(summary, choice), page_rows=PAGE_ROWS)
 
 
 def render_points_csv(summary: SweepSummary) -> str:

@@ -15,9 +15,9 @@ from jobs.sweeps.records import Sweep, TrialRecord, read_trials
 from jobs.sweeps.report.as_json import to_json
 from jobs.sweeps.report.choice import Choice, choice_of, lines_of, overrides_between
 from jobs.sweeps.report.costs import Effort, read_effort
-from jobs.sweeps.report.plots import plot_pdf, plot_png
+from jobs.sweeps.report.plots import plot
 from jobs.sweeps.report.summary import SweepSummary, summarise
-from jobs.sweeps.report.tables import render_latex, render_markdown, render_points_csv, render_runs_csv
+from jobs.sweeps.report.tables import render, render_points_csv, render_runs_csv
 from jobs.sweeps.space import text
 from jobs.worker.task import load_object, load_registry
 
@@ -41,12 +41,12 @@ def write_report(sweep: Sweep) -> SweepReport:
     lines = lines_of(summary, choice)
     folder = sweep.layout.sweep
     files = {
-        "table.tex": render_latex(summary, choice).encode(),
-        "table.md": render_markdown(summary, choice).encode(),
+        "table.tex": render("sweep.tex", summary, choice).encode(),
+        "table.md": render("sweep.md", summary, choice).encode(),
         "trials.csv": render_points_csv(summary).encode(),
         "runs.csv": render_runs_csv(summary).encode(),
-        "plot.pdf": plot_pdf(summary),
-        "plot.png": plot_png(summary),
+        "plot.pdf": plot(summary, "pdf"),
+        "plot.png": plot(summary, "png"),
         "choice.txt": "".join(f"{line}\n" for line in lines).encode(),
     }
     for name, data in files.items():
@@ -60,7 +60,7 @@ def changed_settings(sweep: Sweep) -> tuple[str, ...]:
     stages = [stage for stage in sweep.experiment.resources if stage != DEFAULT_RESOURCES]
     load = partial(
         load_experiment,
-        sweep.config or sweep.experiment.name,
+        sweep.file or sweep.experiment.name,
         configs=Path(sweep.code) / "configs",
         recipe_schema=load_object(sweep.recipe_schema),
         stages=stages,

@@ -194,7 +194,7 @@ def make_sweep(
     validation = {fold: REGISTRY.validation_speakers(corpus_folder, fold) for fold in folds}
     made = Sweep(
         experiment=experiment,
-        config="exp",
+        file="exp",
         corpus=corpus,
         layout=layout,
         place=Workplace(NAME, str(layout.root), "exp", "fake", str(corpus_folder), "d1", DIGEST_OF, launched=launched),

@@ -33,7 +33,7 @@ def sweep(
     experiment = Experiment(name="exp", corpus="demo", recipe=Recipe(), sweep=asked)
     return Sweep(
         experiment=experiment,
-        config="exp",
+        file="exp",
         corpus=Corpus("demo", "d1", tuple(folds), "/corpus"),
         layout=Layout(root, "exp"),
         place=Workplace(NAME, str(root), "exp", "demo", "/corpus", "d1"),

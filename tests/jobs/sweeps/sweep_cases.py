@@ -84,7 +84,7 @@ def sweep_of(folder: Path, name: str = "trial", site: SlurmSite | None = None, *
     place = Workplace("none:none", str(results), name, "test", str(folder), "0" * 64)
     sweep = Sweep(
         experiment=experiment,
-        config=name,
+        file=name,
         corpus=Corpus("test", "0" * 64, ("1", "2", "3"), str(folder)),
         layout=Layout(results, name),
         place=place,

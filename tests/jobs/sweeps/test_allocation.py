@@ -26,9 +26,9 @@ from jobs.store.attempts import process_start
 from jobs.store.records import write_json
 from jobs.sweeps.allocation import CANCELLED, Phase, cancel, job_name, job_of, log_file, preview, state, submit
 from jobs.sweeps.records import Sweep
+from tests.jobs.slurm.test_script import COMMANDS, CONTAINER, UNIVERSITY
 from tests.jobs.slurm_cases import until
 from tests.jobs.sweeps.sweep_cases import ROOT, source_of, sweep_of
-from tests.jobs.test_sbatch import COMMANDS, CONTAINER, UNIVERSITY
 from tests.slurm_cluster import Cluster
 
 TEMPLATES = ROOT / "slurm_templates"

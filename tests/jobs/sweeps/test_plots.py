@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from jobs.sweeps.records import TrialRecord, TrialState
-from jobs.sweeps.report.plots import Dot, _range, _saved, _spread, plot_pdf, plot_png
+from jobs.sweeps.report.plots import Dot, _range, _spread, plot
 from jobs.sweeps.report.summary import SweepSummary, summarise
 from tests.jobs.sweeps import report_cases as cases
 
@@ -35,7 +35,7 @@ def _texts(summary: SweepSummary) -> set[str]:
     from matplotlib import rc_context
 
     with rc_context({"svg.fonttype": "none"}):
-        drawn = _saved(summary, "svg", {"Date": None}).decode()
+        drawn = plot(summary, "svg").decode()
     return {re.sub(r"<[^>]*>", "", text).strip() for text in re.findall(r"<text[^>]*>.*?</text>", drawn, re.DOTALL)}
 
 
@@ -68,8 +68,8 @@ def test_labels_are_not_parsed_as_formulas() -> None:
 def test_the_same_sweep_gives_the_same_bytes() -> None:
     """A report without changes does not change the file."""
     first, second = (_summary(*trials) for trials in (cases.some(), tuple(reversed(cases.some()))))
-    assert plot_pdf(first) == plot_pdf(second)
-    assert Image.open(io.BytesIO(plot_png(first))).size == (1440, 680)
+    assert plot(first, "pdf") == plot(second, "pdf")
+    assert Image.open(io.BytesIO(plot(first, "png"))).size == (1440, 680)
 
 
 def test_points_of_one_size_stand_apart_and_near_it() -> None:

@@ -15,9 +15,9 @@ import pytest
 from jobs.sweeps.records import Sweep, TrialRecord, TrialState
 from jobs.sweeps.report.as_json import to_json
 from jobs.sweeps.report.choice import choice_of
-from jobs.sweeps.report.plots import plot_pdf
+from jobs.sweeps.report.plots import plot
 from jobs.sweeps.report.summary import SweepSummary, summarise
-from jobs.sweeps.report.tables import PAGE_ROWS, render_latex, render_markdown, render_points_csv, render_runs_csv, tables_of
+from jobs.sweeps.report.tables import PAGE_ROWS, render, render_points_csv, render_runs_csv, tables_of
 from tests.jobs.sweeps import report_cases as cases
 
 needs_pdflatex = pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
@@ -30,7 +30,7 @@ def _summary(*trials: TrialRecord, sweep: Sweep | None = None) -> SweepSummary:
 
 def _markdown(*trials: TrialRecord, sweep: Sweep | None = None) -> str:
     summary = _summary(*trials, sweep=sweep)
-    return render_markdown(summary, choice_of(summary))
+    return render("sweep.md", summary, choice_of(summary))
 
 
 def _compile(source: str, folder: Path) -> str:
@@ -141,13 +141,13 @@ def test_json_is_stable() -> None:
 @needs_pdflatex
 def test_pdflatex_compiles_a_report_with_its_picture(tmp_path: Path) -> None:
     """With special characters in names, on several pages, without overfull lines."""
-    (tmp_path / "plot.pdf").write_bytes(plot_pdf(_summary(*cases.some())))
+    (tmp_path / "plot.pdf").write_bytes(plot(_summary(*cases.some()), "pdf"))
     many = tuple(cases.trial([k], dict.fromkeys(cases.FOLDS, (40.0 + k % 7, 41.0))) for k in range(1000, 1000 + PAGE_ROWS + 2))
     nasty = cases.trial([16], {}, TrialState.failed, NASTY, name=NASTY)
     sweep = replace(cases.sweep(), corpus=replace(cases.sweep().corpus, name=NASTY))
     sweep = replace(sweep, experiment=replace(sweep.experiment, name=NASTY))
     summary = _summary(*cases.some(), *many, nasty, sweep=sweep)
-    log = _compile(render_latex(summary, choice_of(summary)), tmp_path)
+    log = _compile(render("sweep.tex", summary, choice_of(summary)), tmp_path)
     assert "plot.pdf" in log
     assert "Overfull" not in log
     assert "Float too large" not in log
@@ -156,4 +156,4 @@ def test_pdflatex_compiles_a_report_with_its_picture(tmp_path: Path) -> None:
 @needs_pdflatex
 def test_pdflatex_compiles_an_empty_sweep(tmp_path: Path) -> None:
     """Without points there are no tables, and without a picture no figure."""
-    _compile(render_latex(_summary(), choice_of(_summary())), tmp_path)
+    _compile(render("sweep.tex", _summary(), choice_of(_summary())), tmp_path)

@@ -24,7 +24,7 @@ from jobs.store.layout import Layout
 from jobs.store.records import Ending, read_outcome, read_result
 from tests.jobs import fake_registry, local_launch
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 STARTED = re.compile(r"attempt \d+ on \S+, process (\d+)")
 
 

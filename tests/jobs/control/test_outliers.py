@@ -18,7 +18,7 @@ from jobs.control.outliers import FinishedRun, Judgement, RunId, check_rule, jud
 from jobs.errors import UsageError
 from jobs.experiment.config import OutlierRule
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 quick = settings(max_examples=60, deadline=None)
 GRID = {"1": (60.0, 61.0, 62.0, 63.0, 64.0), "2": (70.5, 71.5, 70.0, 72.0, 71.0), "3": (55.0, 56.0, 57.0, 54.0, 55.5)}
 

@@ -48,10 +48,10 @@ from jobs.worker.team_follower import Follower
 from jobs.worker.team_leader import Leader
 from jobs.worker.team_start import join
 from tests.jobs import fake_registry, local_launch
-from tests.jobs.test_worker import Place
+from tests.jobs.worker.test_stage import Place
 from tests.slurm_cluster.processes import wait_until
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 QUICK = Timeouts(silent=1.2, join=1.0, settle=0.3, grace=0.2, finish=0.5, share=0.5)
 SILENT = 2.0  # seconds, of the workers below
 ENDS_WITHIN = SILENT + 20.0  # silence, two seconds for the reason, five for the main thread, and a machine that is busy

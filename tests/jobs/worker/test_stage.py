@@ -39,7 +39,7 @@ from jobs.worker.stage import NotFiniteError, Verdict, WorkerProcess, check_retu
 from jobs.worker.task import Workplace, compute, describe, description_from_json, description_to_json, read_description, write_description
 from tests.jobs import fake_registry
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 class Place:

@@ -23,7 +23,7 @@ from jobs.experiment.graph import Graph, build_graph, seeds_of_slots
 from jobs.store.failures import FailureClass
 from tests.jobs.fake_registry import REGISTRY, make_graph
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def _keys(graph: Graph, stage: str) -> list[str]:

@@ -29,9 +29,8 @@ from jobs.tables.display import (
     CSV_COLUMNS,
     METHOD_COLUMNS,
     print_tables,
+    render,
     render_csv,
-    render_latex,
-    render_markdown,
     render_methods_csv,
     tables_of,
 )
@@ -40,7 +39,7 @@ from jobs.tables.published import Published, PublishedRow, load_published
 from jobs.tables.summary import CodeFacts, Entry, Scores, Status, Summary, summarise, to_json
 from tests.jobs.table_cases import CONFIGS, entry, graph, paper_like, published, result, summary
 
-GOLDEN = Path(__file__).parent / "golden" / "tables"
+GOLDEN = Path(__file__).parents[1] / "golden" / "tables"
 NASTY = "a_b%c&d\\e{f}g#h$i~j^k|l<m>n`o'p\"q--r*[s] ±×– é ĩ ß 喜\t\nu"
 CODE = CodeFacts(("0123456789abcdef",), True, {"torch": ("2.13.0",), "transformers": ("5.22.0", "5.23.0"), "unlisted": ("1",)})
 needs_pdflatex = pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
@@ -85,9 +84,9 @@ def test_json_is_golden(case: str) -> None:
 
 def rendered(found: Summary, beside: Published, name: str) -> str:
     if name == "table.tex":
-        return render_latex(found, beside)
+        return render("table.tex", found, beside)
     if name == "table.md":
-        return render_markdown(found, beside)
+        return render("table.md", found, beside)
     if name == "runs.csv":
         return render_csv(found)
     if name == "methods.csv":
@@ -200,7 +199,7 @@ def test_published_means_follow_from_published_cells(table: str) -> None:
     for row in published(table).rows:
         found = mean(list(row.ua.values()))
         assert found is not None
-        assert round_half_up(found) == round_half_up(row.mean)
+        assert round_half_up(found) == round_half_up(row.mean_ua)
 
 
 def test_published_table_is_looked_up_by_name() -> None:
@@ -273,8 +272,8 @@ def test_unresolved_runs_are_marked() -> None:
     found, beside = incomplete_case()
     [table] = tables_of(found, beside)
     assert [row.mean.unresolved for row in table.blocks[0].rows] == [False, False, True]
-    assert render_markdown(found, beside).count("‡") == 2  # the mean and its note
-    assert render_latex(found, beside).count(r"\ddagger") == 2
+    assert render("table.md", found, beside).count("‡") == 2  # the mean and its note
+    assert render("table.tex", found, beside).count(r"\ddagger") == 2
     text = io.StringIO()
     print_tables(found, beside, Console(file=text, width=200, highlight=False))
     assert text.getvalue().count("‡") == 2
@@ -289,7 +288,7 @@ def test_csv_keeps_awkward_names() -> None:
 
 def test_markdown_rows_are_of_one_width() -> None:
     """Every row of a Markdown table has as many cells as its header, whatever the names hold."""
-    text = render_markdown(*nasty_case())
+    text = render("table.md", *nasty_case())
     rows = [re.sub(r"\\.", "", line) for line in text.splitlines() if line.startswith("|")]
     assert {line.count("|") for line in rows[: rows.index(next(line for line in rows if "Difference" in line))]} == {5}
 
@@ -323,7 +322,7 @@ def test_escaped_latex_is_ascii_and_balanced(text: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_pdflatex_compiles_tables(case: str, tmp_path: Path) -> None:
     """The document compiles as it stands, the published rows and incomplete cells included, and all is on the page."""
-    text = compiled(render_latex(*CASES[case]()), tmp_path)
+    text = compiled(render("table.tex", *CASES[case]()), tmp_path)
     if text is not None:
         assert "P-TAPT" in text
         assert "Published" in text
@@ -333,7 +332,7 @@ def test_pdflatex_compiles_tables(case: str, tmp_path: Path) -> None:
 @needs_pdflatex
 def test_pdflatex_compiles_awkward_names(tmp_path: Path) -> None:
     """Names full of special characters compile, and print as themselves (an underscore is drawn as a rule, which is no text)."""
-    text = compiled(render_latex(*nasty_case()), tmp_path)
+    text = compiled(render("table.tex", *nasty_case()), tmp_path)
     if text is not None:
         flat = "".join(text.split())
         for part in ("ab%c&d\\e{f}g#h$i~j^k|l<m>n", "q--r*[s]±×–", "[U+559C]"):
@@ -347,7 +346,7 @@ def test_pdflatex_compiles_any_name(tmp_path_factory: pytest.TempPathFactory, na
     """No corpus, method or fold name stops LaTeX."""
     corpus, method, fold = names
     runs = tuple(Entry(corpus, name, fold, 0, 0, Scores(70.0, 70.0, 70.0), Status.accepted) for name in (method, method + "2"))
-    compiled(render_latex(summary(runs), published(None)), tmp_path_factory.mktemp("latex"))
+    compiled(render("table.tex", summary(runs), published(None)), tmp_path_factory.mktemp("latex"))
 
 
 @needs_pdflatex
@@ -356,7 +355,7 @@ def test_pdflatex_compiles_a_wide_table(tmp_path: Path) -> None:
     runs = tuple(
         entry(method, f"speaker {fold}", slot, 60.0 + fold + slot) for method in ("vft", "tapt") for fold in range(20) for slot in range(2)
     )
-    compiled(render_latex(summary(runs), published(None)), tmp_path)
+    compiled(render("table.tex", summary(runs), published(None)), tmp_path)
     assert "Overfull" not in (tmp_path / "table.log").read_text(encoding="latin-1")
 
 
@@ -470,7 +469,10 @@ def test_heavy_packages_are_imported_late() -> None:
 
 
 def write_golden() -> None:
-    """Render all golden files anew: `python -c 'from tests.jobs.test_tables import write_golden; write_golden()'`, then look at them."""
+    """Render all golden files again, then check the difference.
+
+    python -c 'from tests.jobs.tables.test_display import write_golden; write_golden()'
+    """
     for case, make in CASES.items():
         found, beside = make()
         for name in ("table.tex", "table.md", "runs.csv", "methods.csv", "terminal.txt", "summary.json"):

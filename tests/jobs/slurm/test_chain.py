@@ -39,9 +39,9 @@ from jobs.store.layout import Layout
 from jobs.store.records import write_json
 from tests.slurm_cluster import Cluster as SlurmCluster
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TEMPLATES = ROOT / "slurm_templates"
-GOLDEN = Path(__file__).with_name("golden")
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 # A launch.py whose passes do as `orders.json` says, in a link of the real chain.
 LINK = """\

@@ -34,7 +34,7 @@ from tests.jobs import fake_registry, local_launch
 from tests.jobs.failure_trial import Trial
 from tests.slurm_cluster import Cluster
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 GB = 1 << 30
 H200 = Room(128 * GB, 143_771 << 20, 16)
 

@@ -18,9 +18,9 @@ from jobs.errors import UsageError
 from jobs.experiment.config import Resources, SlurmSite
 from jobs.slurm.script import ArrayJob, array_expression, excluded_nodes, memory_mb, render_script, signal_seconds
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TEMPLATES = ROOT / "slurm_templates"
-GOLDEN = Path(__file__).with_name("golden")
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 JOB = ArrayJob(
     name="iemocap.finetune.tapt.0123456789ab.1",

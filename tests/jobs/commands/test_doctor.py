@@ -36,7 +36,7 @@ from jobs.slurm.client import SlurmClient
 from tests.slurm_cluster import Cluster as SlurmCluster
 from tests.slurm_cluster.configuration import ClusterSettings
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def by_name(checks: tuple[Check, ...] | list[Check]) -> dict[str, Check]:

@@ -44,7 +44,7 @@ from ser_core.settings import Recipe
 from tests.jobs.fake_registry import make_graph
 from tests.jobs.slurm_cases import batch_of, layout_of, node
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 GIVEN = Resources(cpus=2, gpus=0, memory_gb=32.0, minutes=90)
 SECONDS = st.lists(st.floats(0.01, 1e6), min_size=1, max_size=60)
 
