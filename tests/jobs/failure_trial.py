@@ -1,4 +1,4 @@
-"""A small experiment on a real Slurm whose stages fail as they are told: what the tests of failures launch and look at."""
+"""A small experiment on a real Slurm whose stages fail on request: launched by the tests of failure classes."""
 
 from __future__ import annotations
 

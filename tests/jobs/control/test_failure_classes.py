@@ -149,7 +149,7 @@ def test_a_node_that_dies_is_left_and_then_avoided(storm: Storm) -> None:
 
 @pytest.mark.slurm
 def test_a_worker_that_is_killed_is_followed_by_another_job(storm: Storm) -> None:
-    """FAILED by signal 9, without a word: nobody's fault, nothing learnt, tried again."""
+    """FAILED by signal 9, without an outcome: class node, no change of the request, retried."""
     first, second = storm.trial.claims(KILLED)
     assert first.slurm_job != second.slurm_job
     assert storm.trial.states(KILLED)[0] == "FAILED"

@@ -58,7 +58,7 @@ ENDINGS = {FailureClass.interrupted: Ending.interrupted, FailureClass.time_limit
 def _attempt(
     layout: Layout, node: Node, number: int, failure: FailureClass | None, started: float = 0.0, *, job: str = "", where: str = ""
 ) -> None:
-    """An attempt that is over, with its last word or (None) without."""
+    """An attempt that has ended, with its outcome or (None) without one."""
     folder = layout.stage(node.stage, node.key)
     claim_attempt(folder, number, replace(_dead_claim(number, started), slurm_job=job, node=where))
     os.utime(folder.attempt(number).claim, (1, 1))
@@ -209,7 +209,7 @@ def test_lost_attempts_are_free_up_to_a_limit_and_while_they_progress(layout: La
 
 
 def _files(*attempts: tuple[float, str, str]) -> list[AttemptFiles]:
-    """Attempts that are over: the checkpoint that each found, its job, and the class in its last word ("": none)."""
+    """Attempts that have ended: the checkpoint that each found, its job, and the class in its outcome ("": none)."""
     found = []
     for number, (checkpoint, job, kind) in enumerate(attempts, 1):
         claim = replace(_dead_claim(number, float(number)), checkpoint=checkpoint, slurm_job=job, node="n1")

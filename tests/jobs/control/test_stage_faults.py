@@ -202,7 +202,7 @@ print(json.dumps([execute(process, nodes[key]).value for (key,) in process.descr
 
 
 def test_a_full_disk_is_its_own_class_and_leaves_nothing_torn(tmp_path: Path) -> None:
-    """A real one of eight megabytes: the worker's last word still fits, no result is there, and the stage that is small goes through."""
+    """A real disk of eight megabytes: the worker's outcome still fits, there is no result, and the small stage succeeds."""
     folder, disk = tmp_path / "trial", tmp_path / "trial" / "results"
     place = local_launch.workplace(folder)
     graph = fake_registry.make_graph({"failing": {"finetune vft 1 0": "write:20"}}, methods=("vft",), folds=("1",), seeds=2)

@@ -275,7 +275,7 @@ def test_a_stage_that_has_diverged_is_not_computed_again(tmp_path: Path) -> None
 
 
 def test_a_result_of_a_stage_that_diverged_meanwhile_says_so(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An attempt that counted as dead had its last word while the next one computed."""
+    """An attempt that counted as dead wrote its outcome while the next one computed."""
     claim_attempt(place.folder(place.tapt), 1, replace(new_claim(1), host="elsewhere", process_start=""))
     os.utime(place.folder(place.tapt).attempt(1).claim, (1, 1))
 
