@@ -1,12 +1,12 @@
-"""A sweep inside one Slurm allocation: the script, its submission (once, whatever happens to sbatch's reply), how it stands, its end.
+"""The Slurm allocation of a sweep: its batch script, its submission, its state in the queue, its cancellation.
 
-The name of the job follows from the results folder and the sweep, and the queue is asked for it first: a sweep that Slurm has already is
-not submitted again. The guard of jobs.slurm.submissions sees to it that there is one job per intent. Should two jobs of a sweep ever meet,
-`--dependency=singleton` has the second wait for the first, and it finds all done.
+The job name follows from the results folder and the sweep, and the queue is asked for it first: a sweep that has a job is not submitted
+again. The guard in jobs.slurm.submissions ensures one job per intent. If there were two jobs of a sweep all the same,
+`--dependency=singleton` makes the second wait for the first, and it finds every stage done.
 
-    submit ----> pending ----> running ----> ended                      jobs/sweeps/ray/node.py says what happens on the nodes
+    submit ----> pending ----> running ----> ended                      what happens on the nodes: jobs/sweeps/ray/node.py
                     ^             |
-                    +-------------+    time limit: told to stop, it puts itself back; first node lost: the others do
+                    +-------------+    requeued: by itself before its time limit, by another node if the first node is lost
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from jobs.store.records import write_text
 from jobs.store.snapshot import plan_snapshot, take_snapshot
 from jobs.sweeps.records import Sweep
 
-CANCELLED = "cancelled"  # what the file that stops a sweep says when its user wants it stopped for good
-LOOK_AGAIN_SECONDS = 2.0
+CANCELLED = "cancelled"  # content of the stop file if the user cancelled the sweep: the job must not requeue itself
+LOOK_AGAIN_SECONDS = 2.0  # between two looks at the queue
 
 
 class Phase(Enum):
-    """How the job of a sweep stands."""
+    """State of the job of a sweep."""
 
     running = "running"
     pending = "pending"
@@ -41,26 +41,26 @@ class Phase(Enum):
 
 @dataclass(frozen=True)
 class AllocationState:
-    """How the job of a sweep stands, with a sentence for people."""
+    """State of the job of a sweep, with a sentence for the user."""
 
     phase: Phase
     sentence: str
     job: str = ""
-    stuck: str = ""  # why it will never start unless somebody interferes
+    stuck: str = ""  # why the pending job cannot start without intervention
 
 
 def job_name(sweep: Sweep) -> str:
-    """Name of a sweep's job; the same sweep in another results folder is another one."""
+    """Job name of a sweep; it depends on the results folder too."""
     return fixed_name(sweep.layout, "sweep", "sweep", sweep.digest)
 
 
 def log_file(sweep: Sweep) -> Path:
-    """The log of a sweep's jobs, one after another."""
+    """The log to which all jobs of a sweep append."""
     return sweep.layout.logs.resolve() / f"{job_name(sweep)}.out"
 
 
 def job_of(sweep: Sweep, folder: Path) -> SweepJob:
-    """The job of a sweep whose code lies in `folder`."""
+    """The job of a sweep that runs the code in `folder`."""
     place = sweep.folder.path.resolve()
     python = launcher_python(sweep.experiment.slurm, sys.executable)
     return SweepJob(
@@ -78,14 +78,14 @@ def job_of(sweep: Sweep, folder: Path) -> SweepJob:
 
 
 def preview(sweep: Sweep, source: Path) -> str:
-    """The script as it would be submitted from the code in `source`; touches nothing."""
+    """The batch script that would be submitted for the code in `source`; writes nothing."""
     return render_script(job_of(sweep, plan_snapshot(source, sweep.layout).path), sweep.experiment.slurm, source / "slurm_templates")
 
 
 def submit(sweep: Sweep, source: Path, client: SlurmClient, *, job: SweepJob | None = None, settle_seconds: float = SETTLE_SECONDS) -> str:
-    """Number of the job of a sweep: of the one that Slurm has, or of a new one that runs a snapshot of the code in `source`.
+    """Id of the job of a sweep: the one in the queue, or a new one that runs a snapshot of the code in `source`.
 
-    `job`: another one than `job_of` gives. UsageError in one line where there is none in the end, or none is known.
+    `job` replaces the result of `job_of`. Raises UsageError if Slurm rejects the job, or it stays unknown whether there is one.
     """
     present = _elements(sweep, client)
     if present:
@@ -119,27 +119,27 @@ def submit(sweep: Sweep, source: Path, client: SlurmClient, *, job: SweepJob | N
     if not reply.job:
         full = reply.refusal is Refusal.full
         advice = "the queue has no room for it now, try again later" if full else "see the site's profile and sweep.resources"
-        raise UsageError(f"Slurm declines the sweep's job ({reply.text}): {advice}")
+        raise UsageError(f"Slurm rejects the sweep's job ({reply.text}): {advice}")
     return reply.job
 
 
 def state(sweep: Sweep, client: SlurmClient) -> AllocationState:
-    """How the job of a sweep stands. SlurmUnavailableError where Slurm does not say."""
+    """State of the job of a sweep. Raises SlurmUnavailableError if squeue fails."""
     found = _elements(sweep, client, patient=False, ending=not _cancelled(sweep))
     if not found:
         return AllocationState(Phase.none, f"no job of this sweep in Slurm (log {log_file(sweep)})")
     first = found[0]
     if first.state == "COMPLETING":
-        return AllocationState(Phase.running, f"job {first.job} is ending, or about to wait for its next turn", first.job)
+        return AllocationState(Phase.running, f"job {first.job} is ending, or is being requeued", first.job)
     if first.state != "PENDING":
         return AllocationState(Phase.running, f"job {first.job} runs (log {log_file(sweep)})", first.job)
     return AllocationState(Phase.pending, f"job {first.job} {describe_pending(first)}", first.job, why_stuck(first))
 
 
 def cancel(sweep: Sweep, client: SlurmClient) -> tuple[str, ...]:
-    """End the job of a sweep and keep it from coming back; the jobs that were there. SlurmUnavailableError where Slurm does not answer."""
+    """Cancel the jobs of a sweep and prevent their requeue; returns their ids. Raises SlurmUnavailableError if Slurm does not answer."""
     found = _elements(sweep, client)
-    write_text(sweep.folder.stop, f"{CANCELLED}\n")  # first: a job that is told to leave must not put itself back
+    write_text(sweep.folder.stop, f"{CANCELLED}\n")  # before scancel: the signalled job must not requeue itself
     client.cancel_named(job_name(sweep))
     return tuple(element.job for element in found)
 
@@ -152,9 +152,9 @@ def _cancelled(sweep: Sweep) -> bool:
 
 
 def _elements(sweep: Sweep, client: SlurmClient, *, patient: bool = True, ending: bool = False) -> list[QueuedElement]:
-    """The jobs of a sweep that Slurm has, the one that runs or will run first at first. Those that are ending only if `ending`.
+    """The jobs of a sweep in the queue, running before pending ones; COMPLETING ones only if `ending`.
 
-    A job that puts itself back is ending, too, until its nodes are free.
+    A job that requeues itself is COMPLETING, too, until its nodes are free.
     """
     name = job_name(sweep)
     queue = client.queue(name=name, patient=patient)
@@ -164,7 +164,7 @@ def _elements(sweep: Sweep, client: SlurmClient, *, patient: bool = True, ending
 
 
 def _job_of(record: Submission, records: SubmissionRecords, guard: Guard, look: Callable[[], Sequence[str]], pause: float) -> str:
-    """The job of a submission on record, as soon as Slurm shows it; "" once it is known that there is none, or it is on record no more."""
+    """Id of the job of a recorded submission once Slurm shows it; "" if it is certain that there is none, or the record is gone."""
     current: Submission | None = record
     while current is not None and current.created == record.created:
         abandoned = guard.abandoned([current])

@@ -163,7 +163,7 @@ def test_submitted_twice_it_is_one_job_and_cancelled_it_stays_away(slurm_cluster
 def test_a_job_that_cannot_start_says_why(slurm_cluster: Cluster, tmp_path: Path) -> None:
     """More GPUs than a node has are declined in one line; a job behind others says what it waits for."""
     client = SlurmClient()
-    with pytest.raises(UsageError, match=r"Slurm declines the sweep's job .*sweep\.resources") as caught:
+    with pytest.raises(UsageError, match=r"Slurm rejects the sweep's job .*sweep\.resources") as caught:
         submit(sweep_of(tmp_path, gpus=9), source_of(tmp_path), client)
     assert "\n" not in str(caught.value)
     first, second = sweep_of(tmp_path, "first", nodes=3, cpus=4), sweep_of(tmp_path, "second", nodes=3, cpus=4)
