@@ -86,7 +86,7 @@ class Cluster:
             self.run("ip", "link", "delete", self.settings.bridge, check=False)
 
     def clear(self) -> None:
-        """Cancel every job until the queue is empty: one that is being cancelled may submit another."""
+        """Cancel every job until the queue is empty (one that is being cancelled may submit another), and resume drained nodes."""
 
         def empty() -> bool:
             self.run("scancel", "--quiet", f"--user={getpass.getuser()}", check=False)
@@ -94,6 +94,10 @@ class Cluster:
 
         if not wait_until(empty, 30, 0.2):
             raise ClusterError(f"jobs do not end: {self.run('squeue', '-h')}")
+        for line in self.run("sinfo", "-h", "-N", "-o", "%n %T").splitlines():
+            node, state = line.split()
+            if "drain" in state:  # e.g. "Duplicate jobid", after a slurmctld that was killed gave a job id twice
+                self.run("scontrol", "update", f"nodename={node}", "state=resume")
 
     def kill_node(self, node: str) -> None:
         """Power a node off: daemon, steps and job processes (without namespaces: only the daemon)."""

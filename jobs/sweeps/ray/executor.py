@@ -159,12 +159,12 @@ def needs_of(resources: Resources, machines: Iterable[Capacity], *, alone: bool 
 
 
 def options_of(needs: Needs) -> dict[str, Any]:
-    """The same as options of a Ray task. `DEFAULT`: on any machine, outside the placement group of the trial. Pure."""
+    """The same as options of a Ray task. `SPREAD`: evenly over the machines, outside the placement group of the trial. Pure."""
     return {
         "num_cpus": needs.cpus,
         "num_gpus": needs.gpus / needs.share,
         "memory": int(needs.memory_gb * 2**30),
-        "scheduling_strategy": "DEFAULT",
+        "scheduling_strategy": "SPREAD",
     }
 
 

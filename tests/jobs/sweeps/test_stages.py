@@ -258,7 +258,7 @@ def test_requests_are_limited_to_the_largest_machine() -> None:
     shared = Resources(cpus=1, gpus=1, memory_gb=1.0, at_once=4)
     assert options_of(needs_of(shared, [LARGE]))["num_gpus"] == 0.25
     assert options_of(needs_of(shared, [LARGE], alone=True))["num_gpus"] == 1
-    assert options_of(Needs(2, 2, 1.5)) == {"num_cpus": 2, "num_gpus": 2, "memory": 3 << 29, "scheduling_strategy": "DEFAULT"}
+    assert options_of(Needs(2, 2, 1.5)) == {"num_cpus": 2, "num_gpus": 2, "memory": 3 << 29, "scheduling_strategy": "SPREAD"}
 
 
 def test_machines_are_the_live_nodes() -> None:
