@@ -37,6 +37,7 @@ class Cluster:
         self.folder = folder.resolve()
         self.settings = settings or self._saved_settings() or ClusterSettings()
         self.processes = ProcessBook(self.folder)
+        self._jobs_forgotten = False  # slurmctld was killed
 
     @property
     def slurm_conf(self) -> Path:
@@ -94,10 +95,23 @@ class Cluster:
 
         if not wait_until(empty, 30, 0.2):
             raise ClusterError(f"jobs do not end: {self.run('squeue', '-h')}")
-        for line in self.run("sinfo", "-h", "-N", "-o", "%n %T").splitlines():
-            node, state = line.split()
-            if "drain" in state:  # e.g. "Duplicate jobid", after a slurmctld that was killed gave a job id twice
-                self.run("scontrol", "update", f"nodename={node}", "state=resume")
+        if self._jobs_forgotten:  # they still run, and slurmctld gives their ids to new jobs, which slurmd then refuses
+            for node in self.settings.node_names:
+                self.kill_node(node)
+                self.start_node(node)
+        listing = self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%n %T")
+        for node in (line.split()[0] for line in listing.splitlines() if "drain" in line.split()[1]):
+            self.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)
+        if self._jobs_forgotten:
+            self._wait_for_nodes()
+            self._jobs_forgotten = False
+
+    def _wait_for_nodes(self) -> None:
+        def idle() -> bool:
+            return self.run("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N").count("n") == self.settings.nodes
+
+        if not wait_until(idle, 40, 0.1):
+            raise ClusterError(f"not all nodes came up: {self.folder}/log/slurmd-*.log, {self.folder}/log/unshare-*.out")
 
     def kill_node(self, node: str) -> None:
         """Power a node off: daemon, steps and job processes (without namespaces: only the daemon)."""
@@ -121,8 +135,9 @@ class Cluster:
             self._plug_in(node, init)
 
     def stop_controller(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """End slurmctld."""
+        """End slurmctld; killed, it loses what it has not written yet, jobs among it."""
         self.processes.stop(["slurmctld"], number)
+        self._jobs_forgotten = self._jobs_forgotten or number == signal.SIGKILL
 
     def pause_controller(self) -> None:
         """Make slurmctld deaf until `resume_controller`."""
@@ -163,19 +178,15 @@ class Cluster:
         self.start_controller()
         for node in self.settings.node_names:
             self.start_node(node)
-        if not wait_until(
-            lambda: self.run("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N").count("n") == self.settings.nodes, 40, 0.1
-        ):
-            raise ClusterError(f"not all nodes came up: {folder}/log/slurmd-*.log, {folder}/log/unshare-*.out")
+        self._wait_for_nodes()
 
     def _start_accounting(self) -> None:
-        environment, database, user = self.environment, self.folder / "database", getpass.getuser()
+        database, user = self.folder / "database", getpass.getuser()
+        environment = {**self.environment, "TMPDIR": str(database)}  # databases that are made at once in one folder break each other
         arguments = ["--no-defaults", f"--datadir={database}/files", f"--user={user}"]
         authentication = ["--auth-root-authentication-method=socket", f"--auth-root-socket-user={user}", "--skip-test-db"]
         with (self.folder / "log" / "database-install.log").open("wb") as log:
-            made = subprocess.run(
-                ["mariadb-install-db", *arguments, *authentication], stdout=log, stderr=log, env=dict(environment), timeout=120
-            )
+            made = subprocess.run(["mariadb-install-db", *arguments, *authentication], stdout=log, stderr=log, env=environment, timeout=120)
         if made.returncode != 0:
             raise ClusterError(f"the accounting database cannot be made: {self.folder}/log/database-install.log")
         small = ["--innodb-flush-log-at-trx-commit=0", "--innodb-buffer-pool-size=128M", "--innodb-log-file-size=16M"]

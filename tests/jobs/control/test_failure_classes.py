@@ -196,7 +196,7 @@ def test_a_stage_that_comes_no_further_in_its_time_is_stopped(storm: Storm) -> N
     """Two limits, no newer checkpoint: more of the same would not help, and what would is said."""
     assert storm.trial.states(STALLED) == ["TIMEOUT", "FAILED"]
     assert storm.trial.classes(STALLED) == ["time_limit", "time_limit"]
-    assert "ask for more `minutes`" in storm.fact(STALLED).stopped
+    assert "request more `minutes`" in storm.fact(STALLED).stopped
 
 
 @pytest.mark.slurm
