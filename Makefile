@@ -1,5 +1,5 @@
 # make grid: environment, demo corpus, the whole grid on this machine, a table.
-# make test: everything the tests need, and all tests.   make test-fast: those without Slurm, Ray and whole grids.   make lint: style, types.
+# make test: everything the tests need, and all tests.   make test-fast: those without Slurm, Ray and whole grids, and none that takes long.   make lint: style, types.
 # make explore: the state machine of the controller with fresh random examples; MINUTES=20, SEED=n repeats a run.
 # make chaos: a grid on a real Slurm whose nodes, steps, controllers and slurmctld are killed at random, for ten minutes.
 PYTHON ?= python3
@@ -34,7 +34,7 @@ test: setup
 	$(RUN) -m pytest $(PARALLEL)
 
 test-fast: setup
-	$(RUN) -m pytest $(PARALLEL) -m "not slurm and not ray and not end_to_end"
+	$(RUN) -m pytest $(PARALLEL) -m "not slurm and not ray and not end_to_end and not slow"
 
 explore: setup
 	$(RUN) -m tests.simulation.explore --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))

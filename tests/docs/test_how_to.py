@@ -75,6 +75,7 @@ def follow(blocks: list[Block], folder: Path) -> None:
             pytest.fail(f"a block of {block.language} that nothing is done with")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("title", sections())
 def test_a_section_can_be_followed(title: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Its files are written, its changes fit the code, its commands succeed and print what the page shows."""
@@ -87,6 +88,7 @@ def test_a_section_can_be_followed(title: str, tmp_path: Path, request: pytest.F
     follow(blocks, tmp_path)
 
 
+@pytest.mark.slow
 def test_every_subject_has_an_example_that_is_executed() -> None:
     """A section without a block would pass unseen."""
     found = sections()
@@ -94,6 +96,7 @@ def test_every_subject_has_an_example_that_is_executed() -> None:
     assert all(any(block.language in ("python", "sh") and not block.file for block in blocks) for blocks in found.values())
 
 
+@pytest.mark.slow
 def test_a_change_that_does_not_fit_is_noticed() -> None:
     """Lines that are gone, or are there twice, fail with the lines in the message."""
     assert apply_diff("a\nb\nc\n", " a\n-b\n+B\n@@\n c\n+d\n") == "a\nB\nc\nd\n"

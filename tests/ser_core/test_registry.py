@@ -218,6 +218,7 @@ def test_planning_imports_nothing_heavy() -> None:
     assert found.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_preloading_starts_no_thread() -> None:
     """After `preload` everything a stage imports is there, and this process has one thread."""
     code = (

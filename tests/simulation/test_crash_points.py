@@ -148,6 +148,7 @@ def scancel(lab: World) -> None:
     lab.perhaps_cancelled.update(key for run in lab.graph.runs for key in (run.key, *lab.graph.nodes[run.key].upstream.values()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("happens", [die, other_pass, other_pass_and_work, cancel, scancel], ids=lambda each: each.__name__)
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda each: each.__name__)
 def test_whatever_happens_at_a_point_is_made_good(
@@ -165,6 +166,7 @@ def test_whatever_happens_at_a_point_is_made_good(
             lab.finish_everything()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("same_machine", [True, False])
 def test_an_sbatch_that_outlives_its_caller_is_waited_for(folder: Path, same_machine: bool) -> None:
     """The job may appear long after its name was not found in the queue."""

@@ -40,9 +40,9 @@ def main(arguments: list[str]) -> None:
         }
         for folder in arguments:
             compute(Path(folder))
-        sys.stdout.write(json.dumps(told) + "\n")
-        sys.stdout.flush()
         try:
+            sys.stdout.write(json.dumps(told) + "\n")
+            sys.stdout.flush()
             time.sleep(60)
         except KeyboardInterrupt:
             time.sleep(0.5)

@@ -124,6 +124,7 @@ def endings(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, tuple[Plac
     return {behaviour: (places[behaviour], *end(process)) for behaviour, process in started.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("behaviour", LOST_ENDS)
 def test_a_lost_process_ends_the_attempt(endings: Mapping[str, tuple[Place, int, str]], behaviour: str) -> None:
     """In time although the main thread hangs, with one class and the traceback of a rank's own error; no process is left."""

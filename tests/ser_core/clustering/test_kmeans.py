@@ -239,6 +239,7 @@ run(frames, 64)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_frames(tmp_path: Path) -> None:
     """300 MB of frames are clustered by a process that may not have 250 MB more of its own; a copy would not fit."""
     written: NDArray[np.float32] = np.lib.format.open_memmap(tmp_path / "frames.npy", mode="w+", dtype=np.float32, shape=(150_000, 512))

@@ -177,6 +177,7 @@ def test_the_key_depends_on_the_front_end(corpus: Manifest) -> None:
     assert len({key, *others}) == len(others) + 1
 
 
+@pytest.mark.slow
 def test_twelve_processes_that_start_together_compute_every_utterance_once(processes: dict[str, Any]) -> None:
     """No process waits while a block is unclaimed; all end with the features that a single process computes."""
     found = processes["together"]
@@ -200,6 +201,7 @@ def test_blocks_of_processes_that_were_killed_are_taken_over(processes: dict[str
     assert found["recomputed"] == 0
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_time_and_changes_no_number(tmp_path: Path) -> None:
     """Full, then read-only: one line, nothing half written, the same features; blocks that had room are used, the rest follows."""
     work = tmp_path / "work"

@@ -85,6 +85,7 @@ def test_equal_to_fairseq(tmp_path: Path, style: str, options: dict[str, Any]) -
         torch.testing.assert_close(found, wanted, rtol=1e-6, atol=5e-6)  # sums in another order, where little is left of large terms
 
 
+@pytest.mark.slow
 def test_importing_fairseq_has_no_side_effects(tmp_path: Path) -> None:
     """Opening a checkpoint leaves the root logger alone, which importing fairseq sets to debug."""
     theirs, values = fairseq_model(**VARIANTS[0])

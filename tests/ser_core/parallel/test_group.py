@@ -46,6 +46,7 @@ def stopping(team: FolderTeam, kind: str) -> str:
     return f"{team.promises[-1]:g}"
 
 
+@pytest.mark.slow
 def test_work_without_communication_is_interrupted_in_all_processes(tmp_path: Path) -> None:
     assert results(run_team(tmp_path / "stop", 2, stopping, "stop")) == ["another process was asked to stop", "asked"]
     assert results(run_team(tmp_path / "none", 2, stopping, "none")) == ["0", "0"]

@@ -74,6 +74,7 @@ def frugal(recipe: Recipe) -> Recipe:
     return recipe
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_a_stage_and_damages_nothing(frugal: Recipe, bench: Bench, tmp_path: Path) -> None:
     """OSError with ENOSPC from every library; earlier checkpoints stay intact; with enough space the results are the same."""
     calls = {name: call for name, call in stage_calls(frugal).items() if name in ("finetune", "states")}

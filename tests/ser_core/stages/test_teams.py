@@ -81,6 +81,7 @@ def close(found: Mapping[Any, float], expected: Mapping[Any, float]) -> None:
     assert found == pytest.approx(expected, rel=RELATIVE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", TRAINED)
 def test_a_stage_has_the_same_numbers_in_any_number_of_processes(stage: str, chancy: Recipe, bench: Bench, tmp_path: Path) -> None:
     """Loss curves, metrics and artifacts of one, two and four processes; the last step of many has fewer parts than there are processes."""
@@ -107,6 +108,7 @@ def predictions(folder: Path) -> list[float]:
         return [float(row["p_sad"]) for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["states", "tapt"])
 def test_a_stage_is_resumed_by_a_team_of_another_size(stage: str, chancy: Recipe, bench: Bench, tmp_path: Path) -> None:
     """Two processes, of which the follower is asked to stop; then one, to the end."""

@@ -60,6 +60,7 @@ print(faults())
 """
 
 
+@pytest.mark.slow
 def test_freed_memory_stays_in_the_process() -> None:
     """With `keep_freed_memory` allocating a large tensor again causes no page faults; without it, it does."""
     pages = {

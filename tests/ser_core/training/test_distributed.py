@@ -79,6 +79,7 @@ def loss_curve(root: Path, name: str) -> list[float]:
     return [event.value for event in found.Scalars("train/loss")]
 
 
+@pytest.mark.slow
 def test_a_training_has_the_same_numbers_in_any_number_of_processes(tmp_path: Path) -> None:
     """With dropout, layer drop and parts of different sizes: the same loss curve; bit-identical weights in all processes of a team."""
     expected = train_in_team(Alone(), tmp_path / "1", "out", {})

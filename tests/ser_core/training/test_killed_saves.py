@@ -27,6 +27,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", KILLS)
 def test_a_save_that_is_killed_costs_one_step_at_most(moment: str, killed: dict[str, Any]) -> None:
     """The next attempt resumes from the newest intact checkpoint, ends with the same weights and means, and removes leftovers."""
@@ -38,6 +39,7 @@ def test_a_save_that_is_killed_costs_one_step_at_most(moment: str, killed: dict[
     assert found["kept"] == [f"step-{KILLS[moment]:09d}", "step-000000020"]
 
 
+@pytest.mark.slow
 def test_kills_happened_at_different_moments(killed: dict[str, Any]) -> None:
     """The processes were killed at the intended moments: with a temporary folder before the rename, without one after it."""
     for moment, step in KILLS.items():
@@ -45,6 +47,7 @@ def test_kills_happened_at_different_moments(killed: dict[str, Any]) -> None:
         assert bool(temporary) == (step < SAVE), (moment, temporary)
 
 
+@pytest.mark.slow
 def test_a_signal_during_a_save_takes_effect_after_it(killed: dict[str, Any]) -> None:
     """The checkpoint being written when the signal came is intact, and the next attempt resumes from it."""
     found = killed[PREEMPTION]
