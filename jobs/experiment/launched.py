@@ -63,7 +63,9 @@ class Launched:
 
 
 def launch(experiment: Experiment, corpus: Corpus, registry: Registry, layout: Layout, config: str = "") -> Launched:
-    """A new launch of an experiment. Raises UsageError for an unknown method or fold."""
+    """A new launch of an experiment. Raises UsageError for an unknown method or fold, and if there is no method."""
+    if not experiment.methods:
+        raise UsageError(f"methods: name at least one of {', '.join(registry.methods)}")
     _known("methods", experiment.methods, registry.methods)
     _known("folds", experiment.folds, corpus.folds)
     graph = _graph(experiment, corpus, registry, {})

@@ -12,6 +12,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -37,13 +38,14 @@ def shorten_waits() -> None:
     slurm_client.UNDERWAY_SECONDS = 12.0
 
 
-def experiment_of(folds: int, seeds: int, recipe: Any, cluster: Cluster) -> Experiment:
-    """Three methods, short stages, one CPU each."""
+def experiment_of(methods: Sequence[str], folds: int, seeds: int, recipe: Any, cluster: Cluster) -> Experiment:
+    """Short stages, one CPU each."""
     small = StageResources(cpus=1, gpus=0, memory_gb=0.2, minutes=10, runs_per_task=1)
     policy = Policy(poll_seconds=2.0, controller_minutes=3, max_attempts=40, max_failures=10_000, outliers=OutlierRule.pooled)
     return Experiment(
         name=NAME,
         corpus="chaos",
+        methods=list(methods),
         folds=[f"f{number}" for number in range(folds)],
         seeds=seeds,
         cluster=cluster,
@@ -56,7 +58,7 @@ def experiment_of(folds: int, seeds: int, recipe: Any, cluster: Cluster) -> Expe
 def launched_of(results: Path, corpus: Path, folds: int, seeds: int, steps: int, step_seconds: float, cluster: Cluster) -> Launched:
     """The experiment, launched now."""
     module = load_object(REGISTRY_NAME.partition(":")[0])
-    experiment = experiment_of(folds, seeds, module.Recipe(steps=steps, step_seconds=step_seconds), cluster)
+    experiment = experiment_of(module.REGISTRY.methods, folds, seeds, module.Recipe(steps=steps, step_seconds=step_seconds), cluster)
     prepared = Corpus("chaos", "d1", tuple(experiment.folds), str(corpus))
     return launch(experiment, prepared, module.REGISTRY, Layout(results.resolve(), NAME))
 
