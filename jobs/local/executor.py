@@ -2,7 +2,7 @@
 
 Workers are forked from a server that has imported the heavy packages already (jobs.local.forkserver).
 
-If `resources.STAGE.at_once` says so, tasks share a GPU: that many, or (0) as many as fit by the peak memory of a finished stage of the same
+`resources.STAGE.at_once` tasks share a GPU; 0: as many as fit by the peak memory of a finished stage of the same
 kind. A task that runs out of memory on a shared GPU is retried on a GPU of its own, and fewer of its kind share the others.
 """
 

@@ -180,7 +180,7 @@ class Claim:
     attempt: int
     host: str
     pid: int
-    process_start: str  # of the kernel, so that a reused pid is told apart; "" where unknown
+    process_start: str  # of the kernel, distinguishes a reused pid; "" if unknown
     started: float  # seconds since the epoch
     slurm_job: str = ""  # JOB or ARRAY_INDEX
     node: str = ""  # as Slurm calls the machine

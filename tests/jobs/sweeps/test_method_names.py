@@ -36,7 +36,7 @@ def literals(module: Path) -> set[str]:
 
 @pytest.mark.parametrize("package", ["store", "control", "worker", "local", "slurm", "tables", "sweeps"])
 def test_job_system_names_no_method_and_no_proxy(package: str) -> None:
-    """Neither alone nor as a word of a longer text, such as a caption."""
+    """No text constant contains such a name, alone or as a word of a longer text such as a caption."""
     modules = sorted((ROOT / "jobs" / package).rglob("*.py"))
     assert modules
     found = {
