@@ -20,12 +20,12 @@ WITHOUT_CHECKPOINT = "methods=[vft,tapt]"  # P-TAPT of these reads the digest of
 @pytest.mark.parametrize(
     ("name", "folds", "overrides", "stages", "digest"),
     [
-        ("demo", 5, (), 105, "f537605ea148d9ba3cb05d0d"),
-        ("emodb", 5, (), 75, "70bf2166c8ac002ebe7e3a0c"),
-        ("emodb-base", 10, (WITHOUT_CHECKPOINT,), 410, "834e5b6b233dbe0332a20457"),
-        ("iemocap", 5, (WITHOUT_CHECKPOINT,), 55, "fe7ef8b4ae0c3f02db931286"),
-        ("iemocap", 5, (WITHOUT_CHECKPOINT, "seeds=3", "first_seed=7"), 35, "1f450a58efd394aea16de642"),
-        ("savee", 4, (WITHOUT_CHECKPOINT,), 164, "a02b5b5f1e06c16f7fa2a4d0"),
+        ("demo", 5, (), 105, "49bcc88e9424fb3ba8286eb4"),
+        ("emodb", 5, (), 75, "dfed1b95138b59eb7cc25be1"),
+        ("emodb-base", 10, (WITHOUT_CHECKPOINT,), 410, "651bfbf1ac5849e5a387d60d"),
+        ("iemocap", 5, (WITHOUT_CHECKPOINT,), 55, "a7693f38e29eb0aa7b67fa50"),
+        ("iemocap", 5, (WITHOUT_CHECKPOINT, "seeds=3", "first_seed=7"), 35, "c53dd1e8498a454315b5b535"),
+        ("savee", 4, (WITHOUT_CHECKPOINT,), 164, "791b8140c2b3d23fcb67b1e7"),
     ],
 )
 def test_keys_of_the_shipped_experiments_change_only_with_a_stage_version(
