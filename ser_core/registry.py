@@ -15,7 +15,7 @@ from typing import Any, NotRequired, TypedDict, Unpack
 from ser_core.corpora.manifest import Manifest, Utterance, load_manifest
 from ser_core.corpora.validation import is_fixed_part, training_and_validation, validation_speakers
 from ser_core.errors import InputError
-from ser_core.models.identity import backbone_identity, wav2vec_identity
+from ser_core.models.identity import backbone_identity, backbone_origin, wav2vec_identity
 from ser_core.models.shapes import expected_shape, state_count
 from ser_core.parallel.team import Team
 from ser_core.settings import Recipe
@@ -74,7 +74,7 @@ class SpeechRegistry:
         """
         tested: dict[str, Any] = {"validation": sorted(set(validation))} if validation else {}
         kept_out: dict[str, Any] = {} if is_fixed_part(validation) else tested
-        runtime = {"execution": plain(recipe.execution), "backbone": plain(recipe.backbone)}
+        runtime = {"execution": plain(recipe.execution), "backbone": plain(recipe.backbone), "weights": backbone_origin(recipe.backbone)}
         features = plain(recipe.features)
 
         def stage(name: str, settings: dict[str, Any], upstream: Mapping[str, StageCall], number: int, **more: Any) -> StageCall:

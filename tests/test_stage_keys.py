@@ -22,10 +22,10 @@ WITHOUT_CHECKPOINT = "methods=[vft,tapt]"  # P-TAPT of these reads the digest of
     [
         ("demo", 5, (), 105, "f537605ea148d9ba3cb05d0d"),
         ("emodb", 5, (), 75, "70bf2166c8ac002ebe7e3a0c"),
-        ("emodb-base", 10, (WITHOUT_CHECKPOINT,), 410, "834e5b6b233dbe0332a20457"),
-        ("iemocap", 5, (WITHOUT_CHECKPOINT,), 55, "fe7ef8b4ae0c3f02db931286"),
-        ("iemocap", 5, (WITHOUT_CHECKPOINT, "seeds=3", "first_seed=7"), 35, "1f450a58efd394aea16de642"),
-        ("savee", 4, (WITHOUT_CHECKPOINT,), 164, "a02b5b5f1e06c16f7fa2a4d0"),
+        ("emodb-base", 10, (WITHOUT_CHECKPOINT,), 410, "1125653aef66f281a764c440"),
+        ("iemocap", 5, (WITHOUT_CHECKPOINT,), 55, "79a9b071c0980700eb6b246d"),
+        ("iemocap", 5, (WITHOUT_CHECKPOINT, "seeds=3", "first_seed=7"), 35, "4addf8afdae796da2914048c"),
+        ("savee", 4, (WITHOUT_CHECKPOINT,), 164, "213ed29d7cdedad7ab9517b4"),
     ],
 )
 def test_keys_of_the_shipped_experiments_change_only_with_a_stage_version(

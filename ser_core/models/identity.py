@@ -14,6 +14,9 @@ from ser_core.settings import BackboneSettings, Wav2vecSettings
 CONFIG_FILE = "config.json"
 WEIGHT_FILES = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
 
+CACHED_MODEL = "models--"  # prefix of a model's folder in the cache of the Hugging Face hub
+SHOWN_DIGEST = 12  # characters
+
 NO_BACKBONE = "backbone: neither checkpoint nor config is set; name a wav2vec 2.0 checkpoint or give the keys of a small model"
 NO_WAV2VEC = "states.wav2vec: neither checkpoint nor config is set; give the path of wav2vec_large.pt, or the keys of a small model"
 MISSING_WAV2VEC = "no such wav2vec checkpoint; set states.wav2vec.checkpoint to the path of wav2vec_large.pt"
@@ -35,6 +38,26 @@ def backbone_identity(settings: BackboneSettings) -> dict[str, Any]:
     if folder is None:
         return {"checkpoint": settings.checkpoint, "revision": settings.revision}
     return folder_identity(folder)
+
+
+def backbone_origin(settings: BackboneSettings) -> str:
+    """Describe in one line where the backbone's weights come from: name and revision, or a folder's digest. Raises as `backbone_identity`.
+
+    The hub's cache keeps each revision in `models--OWNER--NAME/snapshots/COMMIT`; the revision of any other folder is not known.
+    """
+    if settings.checkpoint is None:
+        return f"random weights (seed {settings.init_seed})"
+    pinned = settings.revision
+    folder = checkpoint_folder(settings.checkpoint)
+    if folder is None:
+        return f"{settings.checkpoint}, {f'revision {pinned}' if pinned else 'no revision pinned'}"
+    folder = folder.resolve()
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith(CACHED_MODEL):
+        name, revision = folder.parent.parent.name.removeprefix(CACHED_MODEL).replace("--", "/", 1), folder.name
+        other = f", not {pinned} as configured" if pinned not in (None, revision) else ""
+        return f"{name}, revision {revision}{other}"
+    digests = " ".join(file_digest(path)[:SHOWN_DIGEST] for path in weight_files(folder))
+    return f"local folder {folder.name}, weights sha256 {digests}{f' (whether revision {pinned} is not known)' if pinned else ''}"
 
 
 def wav2vec_identity(settings: Wav2vecSettings) -> dict[str, Any]:

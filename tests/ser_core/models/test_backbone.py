@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from ser_core.errors import InputError, is_memory_error
@@ -25,6 +28,8 @@ from ser_core.models.backbone import (
     save_backbone,
     save_encoder,
 )
+from ser_core.models.encoder import is_supported
+from ser_core.models.identity import backbone_origin
 from ser_core.settings import Attention, BackboneSettings
 from tests.ser_core.models import rebuild
 
@@ -170,6 +175,21 @@ def test_normalised_waves(tmp_path: Path) -> None:
         assert getattr(build_backbone(folder / "again").config, NORMALISE_KEY, False) is expected
 
 
+def test_gradient_checkpointing_of_a_checkpoint_is_switched_off(saved: Path, tmp_path: Path) -> None:
+    """A configuration with `gradient_checkpointing: true`, neither recomputes activations nor bypasses our encoder."""
+    from transformers import Wav2Vec2Model
+
+    folder = tmp_path / "checkpointing"
+    folder.mkdir()
+    (folder / "model.safetensors").symlink_to(saved / "model.safetensors")
+    config = json.loads((saved / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "gradient_checkpointing": True}))
+    assert Wav2Vec2Model.from_pretrained(folder).encoder.gradient_checkpointing  # else this test shows nothing
+    for model in (load_encoder(folder), build_backbone(folder).wav2vec2):
+        assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+        assert is_supported(model.encoder)
+
+
 def test_frame_count(saved: Path) -> None:
     """Frames are counted as the convolutions make them, for one length or many; below one frame there are none."""
     model = build_backbone(saved)
@@ -201,6 +221,35 @@ def test_identity(saved: Path, tmp_path: Path) -> None:
     assert backbone_identity(BackboneSettings(revision="abc")) == {"checkpoint": "facebook/wav2vec2-base", "revision": "abc"}
     with pytest.raises(InputError, match="not a checkpoint"):
         backbone_identity(BackboneSettings(checkpoint=str(tmp_path)))
+
+
+def test_origin_of_the_weights(saved: Path, tmp_path: Path) -> None:
+    """A hub name with its revision, a folder of the hub's cache with its commit, any other folder with the digest of its weights."""
+    pinned, other = "2dcc7b7f9b11f0ef271067e62599a27317a03114", "0b5b8e868dd84f03fd87d01f9c4ff0f080fecfe8"
+    assert backbone_origin(BackboneSettings(revision=pinned)) == f"facebook/wav2vec2-base, revision {pinned}"
+    assert backbone_origin(BackboneSettings()) == "facebook/wav2vec2-base, no revision pinned"
+    assert backbone_origin(SMALL) == "random weights (seed 0)"
+
+    cached = tmp_path / "models--facebook--wav2vec2-base" / "snapshots" / other
+    cached.parent.mkdir(parents=True)
+    shutil.copytree(saved, cached)
+    assert backbone_origin(BackboneSettings(checkpoint=str(cached))) == f"facebook/wav2vec2-base, revision {other}"
+    assert backbone_origin(BackboneSettings(checkpoint=str(cached), revision=other)) == f"facebook/wav2vec2-base, revision {other}"
+    named = backbone_origin(BackboneSettings(checkpoint=str(cached), revision=pinned))
+    assert named == f"facebook/wav2vec2-base, revision {other}, not {pinned} as configured"
+
+    digest = hashlib.sha256((saved / "model.safetensors").read_bytes()).hexdigest()[:12]
+    assert backbone_origin(BackboneSettings(checkpoint=str(saved))) == f"local folder {saved.name}, weights sha256 {digest}"
+    unknown = backbone_origin(BackboneSettings(checkpoint=str(saved), revision=pinned))
+    assert unknown == f"local folder {saved.name}, weights sha256 {digest} (whether revision {pinned} is not known)"
+
+
+@pytest.mark.parametrize("experiment", ["iemocap", "savee", "emodb-base"])
+def test_experiments_pin_the_revision_of_the_hub_model(experiment: str) -> None:
+    """Without a revision the hub's newest file would be loaded, and its weights would not be part of a stage's key."""
+    backbone = OmegaConf.load(Path(__file__).parents[3] / "configs" / "experiment" / f"{experiment}.yaml").recipe.backbone
+    assert backbone.checkpoint == "facebook/wav2vec2-base"
+    assert backbone.revision == "2dcc7b7f9b11f0ef271067e62599a27317a03114"
 
 
 def test_identity_is_cheap_to_import() -> None:
