@@ -53,7 +53,7 @@ from ser_core.settings import (
     TaptSettings,
     Wav2vecSettings,
 )
-from ser_core.training.batches import Batch, bucketed_epoch, shuffled_epoch
+from ser_core.training.batches import Batch, Bucketing, bucketed_epoch, shuffled_epoch
 
 MEAN_SECONDS, SPREAD, SHORTEST_SECONDS, LONGEST_SECONDS = 4.5, 0.55, 0.6, 10.0
 CLASSES = ("angry", "happy", "neutral", "sad")
@@ -362,7 +362,9 @@ def epoch_of(stage: str, lengths: list[int], recipe: Recipe) -> list[Batch]:
         return shuffled_epoch(len(lengths), recipe.finetune.batch_size, 0, 0)
     if stage == "states":
         return shuffled_epoch(max(1, len(lengths) * 9 // 10), recipe.states.batch_size, 0, 0)
-    return bucketed_epoch(lengths, round(recipe.tapt.batch_seconds * SAMPLE_RATE), recipe.tapt.buckets, 0, 0)
+    tapt = recipe.tapt
+    by = Bucketing(round(tapt.batch_seconds * SAMPLE_RATE), tapt.buckets, tapt.batches_per_bucket, tapt.drop_last)
+    return bucketed_epoch(lengths, by, 0, 0)
 
 
 def row(stage: str, setting: str, pair: Mapping[str, Measured], peak: float) -> str:

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, Unpack
 
-from ser_core.corpora.manifest import Manifest, Utterance, load_manifest
+from ser_core.corpora.manifest import SAMPLE_RATE, Manifest, Utterance, load_manifest
 from ser_core.corpora.validation import is_fixed_part, training_and_validation, validation_speakers
 from ser_core.errors import InputError
 from ser_core.models.identity import backbone_identity, backbone_origin, wav2vec_identity
@@ -24,7 +24,7 @@ from ser_core.sweep import stage_proxies
 METHODS = ("vft", "tapt", "ptapt")
 
 # Part of a stage's key: increment it when a stage computes something else, so that existing artifacts are not reused.
-VERSIONS: Mapping[str, int] = {"states": 2, "cluster": 2, "tapt": 2, "ptapt": 2, "finetune": 3}
+VERSIONS: Mapping[str, int] = {"states": 3, "cluster": 2, "tapt": 3, "ptapt": 3, "finetune": 4}
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,22 @@ class SpeechRegistry:
         if problems:
             raise InputError(problems)
 
+    def cost_notes(self, corpus: Path, stages: Sequence[Any]) -> tuple[str, ...]:
+        """Return a line for a dry run if stages compute a frozen front end at every step; `stages` have `stage`, `settings`, `fold`."""
+        repeated = [
+            call for call in stages if call.stage in ("finetune", "ptapt") and call.settings["features"]["padding"] != "independent"
+        ]
+        if not repeated:
+            return ()
+        manifest = load_manifest(corpus)
+        hours = sum(_front_end_hours(manifest, call) for call in repeated)
+        once = sum(utterance.samples for utterance in manifest.utterances) / SAMPLE_RATE / 3600
+        return (
+            f"features.padding=reference: {len(repeated)} stages compute the front end at every training step, on batches padded to one "
+            f"length: {hours:.1f} hours of audio without the padding. Features are not stored; `independent` features would be computed "
+            f"once, from {once:.1f} hours of audio",
+        )
+
     def run(self, stage: str, **arguments: Unpack[StageArguments]) -> Mapping[str, Any]:
         """Compute one stage: artifacts go to `output`, checkpoints to `checkpoint`.
 
@@ -197,6 +213,15 @@ class SpeechRegistry:
         del omegaconf, sklearn, torch, transformers, run
 
 
+def _front_end_hours(manifest: Manifest, call: Any) -> float:
+    """Hours of audio that pass the front end while a stage trains."""
+    if call.stage == "ptapt":
+        return float(call.settings["ptapt"]["steps"] * call.settings["ptapt"]["batch_seconds"] / 3600)
+    settings = call.settings["finetune"]
+    seconds = [utterance.samples / SAMPLE_RATE for utterance in _trained_on(manifest, call.fold, call.settings.get("validation", ()))]
+    return float(settings["epochs"] * sum(min(each, settings["max_seconds"]) for each in seconds) / 3600)
+
+
 def _trained_on(manifest: Manifest, fold: str, validation: Sequence[str]) -> tuple[Utterance, ...]:
     return training_and_validation(manifest, fold, validation)[0] if validation else manifest.training(fold)
 
@@ -228,6 +253,7 @@ AT_LEAST: Mapping[str, float] = {
     "tapt.steps": 1,
     "tapt.warmup_steps": 0,
     "tapt.buckets": 1,
+    "tapt.batches_per_bucket": 0,
     "tapt.negatives": 1,
     "tapt.diversity_weight": 0,
     "tapt.mask_minimum": 1,
@@ -241,6 +267,7 @@ AT_LEAST: Mapping[str, float] = {
     "ptapt.steps": 1,
     "ptapt.warmup_steps": 0,
     "ptapt.buckets": 1,
+    "ptapt.batches_per_bucket": 0,
     "ptapt.mask_length": 1,
     "ptapt.mask_minimum": 1,
     "ptapt.head_units": 1,

@@ -2,6 +2,8 @@
 
 The classes are OmegaConf schemas: reading a configuration with an unknown key or a value of the wrong type raises an error.
 Section numbers are those of Chen & Rudnicky, arXiv 2110.06309; "code" is the authors' public implementation.
+The defaults are the preset `paper` (configs/recipe/paper.yaml): the paper where it speaks, the code where it does not, and no utterance's
+features depend on its batch. The preset `published` (configs/recipe/published.yaml) follows the code in everything.
 """
 
 from __future__ import annotations
@@ -20,6 +22,20 @@ class Pooling(Enum):
 
     paper = "paper"  # masked mean over valid frames, then ReLU (section 3.1)
     reference = "reference"  # code: ReLU on the frames first, and the last valid frame is left out
+
+
+class SpansPer(Enum):
+    """What a number of masked spans is drawn for."""
+
+    utterance = "utterance"  # from the utterance's own length; an utterance's mask does not depend on its batch
+    batch = "batch"  # code: one number for all rows, from the padded length; spans are then cut to the valid frames
+
+
+class NegativeFrames(Enum):
+    """Frames of an utterance's row that the negatives of the contrastive loss are drawn from."""
+
+    valid = "valid"  # all frames of the utterance
+    padded = "padded"  # code: all frames of the padded row
 
 
 class Padding(Enum):
@@ -81,11 +97,12 @@ class FeatureSettings:
 
 @dataclass
 class SpecAugmentSettings:
-    """Spans masked during training (section 3.1; lengths and probabilities from the code)."""
+    """Spans masked during training (lengths and probabilities from the code)."""
 
+    spans_per: SpansPer = SpansPer.utterance
     time_length: int = 15
     time_probability: float = 0.08
-    time_minimum: int = 2
+    time_minimum: int = 0  # spans of each utterance, or of the batch
     feature_length: int = 64
     feature_probability: float = 0.05
     feature_minimum: int = 1
@@ -121,11 +138,16 @@ class TaptSettings:
     flat_fraction: float = 0.05
     batch_seconds: float = 250.0
     max_seconds: float = 10.0  # random crop
-    buckets: int = 50
+    buckets: int = 50  # of similar length, at most
+    batches_per_bucket: float = 1.5  # at least, so that the batches of a small corpus differ between epochs; 0: always `buckets` buckets
+    drop_last: bool = False  # drop the last incomplete batch, which has the longest utterances; False: equal batches, nothing dropped
     negatives: int = 100
+    negative_frames: NegativeFrames = NegativeFrames.valid
     temperature: float = 0.1
-    diversity_weight: float = 0.1
+    diversity_weight: float = 0.1  # of the batch's diversity, added once to the sum over masked frames
+    attention_mask: bool = True  # False: the transformer attends to padding (the code passes no mask)
     mask_minimum: int = 2  # spans; their length and probability are those of the backbone's configuration
+    mask_spans_per: SpansPer = SpansPer.utterance
     precision: Precision = Precision.auto
 
 
@@ -143,7 +165,7 @@ class StatesSettings:
     validate_every: int = 0  # steps; 0: once per epoch
     rnn_units: int = 256  # per direction
     head_units: int = 128
-    spec_augment: SpecAugmentSettings = field(default_factory=SpecAugmentSettings)
+    spec_augment: SpecAugmentSettings = field(default_factory=lambda: SpecAugmentSettings(time_minimum=2))
     precision: Precision = Precision.auto
 
 
@@ -165,10 +187,13 @@ class PtaptSettings:
     flat_fraction: float = 0.05
     batch_seconds: float = 250.0
     max_seconds: float = 10.0
-    buckets: int = 50
+    buckets: int = 50  # this and the next two as in `TaptSettings`
+    batches_per_bucket: float = 1.5
+    drop_last: bool = False
     mask_length: int = 15
     mask_probability: float = 0.06
     mask_minimum: int = 2
+    mask_spans_per: SpansPer = SpansPer.utterance
     head_units: int = 256
     precision: Precision = Precision.auto
 
@@ -193,6 +218,9 @@ class Recipe:
 
     swept: ClassVar[SweptMethod] = P_TAPT  # the method whose settings `sweep` searches
 
+    not_of_preset: ClassVar[tuple[str, ...]] = ("preset", "execution", "states.wav2vec.checkpoint")  # no departures from a preset
+
+    preset: str = "paper"  # configs/recipe/NAME.yaml, which the other settings override; not part of a stage's key
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
     features: FeatureSettings = field(default_factory=FeatureSettings)
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)

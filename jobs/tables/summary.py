@@ -20,6 +20,7 @@ from typing import Any
 
 from jobs.errors import UsageError
 from jobs.experiment.graph import Graph, Run
+from jobs.experiment.recipes import MethodRecipe
 from jobs.statistics import Interval, PairedTest, known, mean, paired_by_key, percent, sd, t_interval
 from jobs.store.records import Result
 from jobs.store.scores import confusion_of
@@ -157,6 +158,7 @@ class Summary:
     comparisons: tuple[Comparison, ...]
     outlier_rule: str  # description; `none` if none was applied
     code: CodeFacts
+    recipes: tuple[MethodRecipe, ...] = ()  # of each method; empty if not known
 
     @property
     def complete(self) -> bool:
@@ -217,6 +219,7 @@ def summarise(
     outlier_rule: str = "none",
     unresolved: Mapping[tuple[str, str], int] | None = None,
     code: CodeFacts | None = None,
+    recipes: Sequence[MethodRecipe] = (),
 ) -> Summary:
     """The numbers of an experiment; corpora, methods and folds in the order of the entries.
 
@@ -238,7 +241,7 @@ def summarise(
         ]
         methods.extend(found)
         comparisons.extend(_compare(corpus, first, second) for first, second in itertools.combinations(found, 2))
-    return Summary(experiment, tuple(methods), tuple(comparisons), outlier_rule, code or CodeFacts())
+    return Summary(experiment, tuple(methods), tuple(comparisons), outlier_rule, code or CodeFacts(), tuple(recipes))
 
 
 def to_json(summary: Summary, published: object = None) -> dict[str, Any]:
@@ -249,6 +252,7 @@ def to_json(summary: Summary, published: object = None) -> dict[str, Any]:
         "methods": [_method_json(method) for method in summary.methods],
         "comparisons": [_comparison_json(comparison) for comparison in summary.comparisons],
         "outlier_rule": summary.outlier_rule,
+        "recipes": [asdict(recipe) for recipe in summary.recipes],
         "code": summary.code.to_json(),
         "published": published,
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -59,6 +61,20 @@ def time_mask(
         mask[row, (chosen[:, None] + offsets).ravel()] = True
     result: BoolArray = mask[:, :frames] & valid
     return result
+
+
+def row_masks(
+    lengths: NDArray[np.integer], frames: int, *, probability: float, span: int, minimum: int, rngs: Sequence[np.random.Generator]
+) -> BoolArray:
+    """Draw the mask of `time_mask` with a generator for each row, or with a single one for all rows, which then have equally many spans."""
+    lengths = np.asarray(lengths)
+    shared = len(rngs) != len(lengths)
+    groups = [lengths] if shared else lengths[:, None]
+    drawn = [
+        time_mask(group, frames, probability=probability, span=span, minimum=minimum, rng=rng, shared_count=shared)
+        for group, rng in zip(groups, rngs, strict=True)
+    ]
+    return np.concatenate(drawn)
 
 
 def feature_mask(

@@ -121,7 +121,7 @@ def test_tapt(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = golden("tapt")["tapt"]
     model = backbone().train()
     mask = rebuild.time_mask()
-    result = tapt_loss(model, waves(), TaptDraw(mask, rebuild.negatives(mask)[mask]), padding=Padding.reference)
+    result = tapt_loss(model, waves(), TaptDraw(mask, rebuild.negatives(mask)[mask]), padding=Padding.reference, attention_mask=False)
     close(result.loss, expected["loss"])
     close(result.contrastive, expected["contrastive"])
     close(result.diversity, expected["diversity"])
@@ -135,7 +135,7 @@ def test_tapt(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ptapt() -> None:
     """Loss over two heads, logits and gradient, with frames that have no label."""
     expected = golden("ptapt")["ptapt"]
-    model = PseudoLabelModel(backbone().wav2vec2, rebuild.CLUSTERS, rebuild.HEAD_UNITS, relu=True).train()
+    model = PseudoLabelModel(backbone().wav2vec2, rebuild.CLUSTERS, rebuild.HEAD_UNITS).train()
     rebuild.fill({f"heads.{name}": parameter for name, parameter in model.heads.named_parameters()}, seed=4)
     mask = torch.from_numpy(rebuild.time_mask())
     features, frames = project_padded(model.wav2vec2, waves())

@@ -305,7 +305,7 @@ def test_a_collapsed_training_is_reported_as_diverged(rate: float, collapsed: bo
 
 def test_a_nan_validation_loss_is_divergence(recipe: Recipe, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """It cannot be compared with others, nor written as JSON."""
-    monkeypatch.setattr(StateTraining, "validate", lambda self: (float("nan"), 0.0))
+    monkeypatch.setattr(StateTraining, "validate", lambda self, step: (float("nan"), 0.0))
     with pytest.raises(Diverged, match="validation loss is nan"):
         bench.run(stage_calls(recipe)["states"])
 
