@@ -29,8 +29,8 @@ from ser_core.models.backbone import (
     save_encoder,
 )
 from ser_core.models.encoder import is_supported
-from ser_core.models.identity import backbone_origin
-from ser_core.settings import Attention, BackboneSettings
+from ser_core.models.identity import backbone_origin, wav2vec_origin
+from ser_core.settings import Attention, BackboneSettings, Wav2vecSettings
 from tests.ser_core.models import rebuild
 
 SMALL = BackboneSettings(checkpoint=None, config=rebuild.BACKBONE)
@@ -223,28 +223,39 @@ def test_identity(saved: Path, tmp_path: Path) -> None:
         backbone_identity(BackboneSettings(checkpoint=str(tmp_path)))
 
 
+def test_origin_of_wav2vec_v1(tmp_path: Path) -> None:
+    """A file by its name and digest."""
+    file = tmp_path / "wav2vec_large.pt"
+    file.write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()[:12]
+    assert wav2vec_origin(Wav2vecSettings(checkpoint=str(file))) == f"wav2vec v1 wav2vec_large.pt, sha256 {digest}"
+    assert wav2vec_origin(Wav2vecSettings(config={"affine": True})) == "wav2vec v1 with random weights (seed 0)"
+
+
 def test_origin_of_the_weights(saved: Path, tmp_path: Path) -> None:
     """A hub name with its revision, a folder of the hub's cache with its commit, any other folder with the digest of its weights."""
     pinned, other = "2dcc7b7f9b11f0ef271067e62599a27317a03114", "0b5b8e868dd84f03fd87d01f9c4ff0f080fecfe8"
-    assert backbone_origin(BackboneSettings(revision=pinned)) == f"facebook/wav2vec2-base, revision {pinned}"
-    assert backbone_origin(BackboneSettings()) == "facebook/wav2vec2-base, no revision pinned"
-    assert backbone_origin(SMALL) == "random weights (seed 0)"
+    assert backbone_origin(BackboneSettings(revision=pinned)) == f"wav2vec 2.0 facebook/wav2vec2-base, revision {pinned}"
+    assert backbone_origin(BackboneSettings()) == "wav2vec 2.0 facebook/wav2vec2-base, no revision pinned"
+    assert backbone_origin(SMALL) == "wav2vec 2.0 with random weights (seed 0)"
 
     cached = tmp_path / "models--facebook--wav2vec2-base" / "snapshots" / other
     cached.parent.mkdir(parents=True)
     shutil.copytree(saved, cached)
-    assert backbone_origin(BackboneSettings(checkpoint=str(cached))) == f"facebook/wav2vec2-base, revision {other}"
-    assert backbone_origin(BackboneSettings(checkpoint=str(cached), revision=other)) == f"facebook/wav2vec2-base, revision {other}"
+    assert backbone_origin(BackboneSettings(checkpoint=str(cached))) == f"wav2vec 2.0 facebook/wav2vec2-base, revision {other}"
+    assert (
+        backbone_origin(BackboneSettings(checkpoint=str(cached), revision=other)) == f"wav2vec 2.0 facebook/wav2vec2-base, revision {other}"
+    )
     named = backbone_origin(BackboneSettings(checkpoint=str(cached), revision=pinned))
-    assert named == f"facebook/wav2vec2-base, revision {other}, not {pinned} as configured"
+    assert named == f"wav2vec 2.0 facebook/wav2vec2-base, revision {other}, not {pinned} as configured"
 
     digest = hashlib.sha256((saved / "model.safetensors").read_bytes()).hexdigest()[:12]
-    assert backbone_origin(BackboneSettings(checkpoint=str(saved))) == f"local folder {saved.name}, weights sha256 {digest}"
+    assert backbone_origin(BackboneSettings(checkpoint=str(saved))) == f"wav2vec 2.0 from the local folder {saved.name}, sha256 {digest}"
     unknown = backbone_origin(BackboneSettings(checkpoint=str(saved), revision=pinned))
-    assert unknown == f"local folder {saved.name}, weights sha256 {digest} (whether revision {pinned} is not known)"
+    assert unknown == f"wav2vec 2.0 from the local folder {saved.name}, sha256 {digest} (not known whether revision {pinned})"
 
 
-@pytest.mark.parametrize("experiment", ["iemocap", "savee", "emodb-base"])
+@pytest.mark.parametrize("experiment", ["iemocap", "iemocap-ablation", "savee", "emodb-base"])
 def test_experiments_pin_the_revision_of_the_hub_model(experiment: str) -> None:
     """Without a revision the hub's newest file would be loaded, and its weights would not be part of a stage's key."""
     backbone = OmegaConf.load(Path(__file__).parents[3] / "configs" / "experiment" / f"{experiment}.yaml").recipe.backbone
