@@ -15,7 +15,7 @@ from typing import Any, NotRequired, TypedDict, Unpack
 from ser_core.corpora.manifest import SAMPLE_RATE, Manifest, Utterance, load_manifest
 from ser_core.corpora.validation import is_fixed_part, training_and_validation, validation_speakers
 from ser_core.errors import InputError
-from ser_core.models.identity import backbone_identity, wav2vec_identity
+from ser_core.models.identity import backbone_identity, backbone_origin, wav2vec_identity, wav2vec_origin
 from ser_core.models.shapes import expected_shape, state_count
 from ser_core.parallel.team import Team
 from ser_core.settings import Recipe
@@ -82,25 +82,29 @@ class SpeechRegistry:
             return StageCall(name, VERSIONS[name], {**settings, **kept}, {**runtime, **more}, fold, number, upstream)
 
         def finetune(own: dict[str, Any], upstream: Mapping[str, StageCall]) -> StageCall:
-            return stage("finetune", {"finetune": plain(recipe.finetune), "features": features, **own}, upstream, seed)
+            settings = {"finetune": plain(recipe.finetune), "features": features, **own}
+            return stage("finetune", settings, upstream, seed, **({} if upstream else initial))
 
         if method not in METHODS:
             raise InputError(f"method {method!r}: unknown; known are {', '.join(METHODS)}")
         backbone = {"backbone": backbone_identity(recipe.backbone)}
+        initial = {"weights": backbone_origin(recipe.backbone)}
         if method == "vft":
             return finetune(backbone, {})
         if method == "tapt":
             settings = {"tapt": plain(recipe.tapt), "features": features, **backbone}
-            return finetune({}, {"backbone": stage("tapt", settings, {}, recipe.upstream_seed)})
+            return finetune({}, {"backbone": stage("tapt", settings, {}, recipe.upstream_seed, **initial)})
         own = plain(recipe.states)
         own.pop("wav2vec")
         identity = {"wav2vec": wav2vec_identity(recipe.states.wav2vec)}
-        states = stage("states", {"states": own, **identity}, {}, recipe.upstream_seed, wav2vec=plain(recipe.states.wav2vec))
+        wav2vec = recipe.states.wav2vec
+        more = {"wav2vec": plain(wav2vec), "weights": wav2vec_origin(wav2vec)}
+        states = stage("states", {"states": own, **identity}, {}, recipe.upstream_seed, **more)
         counts, iterations = sorted(recipe.cluster.counts), recipe.cluster.iterations
         number = recipe.upstream_seed
         clusters = {f"clusters.{k}": stage("cluster", {"k": k, "iterations": iterations}, {"states": states}, number) for k in counts}
         settings = {"ptapt": plain(recipe.ptapt), "counts": counts, "features": features, **backbone}
-        return finetune({}, {"backbone": stage("ptapt", settings, clusters, recipe.upstream_seed)})
+        return finetune({}, {"backbone": stage("ptapt", settings, clusters, recipe.upstream_seed, **initial)})
 
     def calls(self, method: str, recipe: Recipe, validation: Mapping[str, Sequence[str]] | None = None) -> Callable[[str, int], StageCall]:
         """Return a function (fold, seed) -> the result of `call`. Upstream stages are built once per fold and shared by its seeds.

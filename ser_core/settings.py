@@ -20,7 +20,7 @@ from ser_core.sweep import P_TAPT, SweptMethod
 class Pooling(Enum):
     """How the classification head averages frames."""
 
-    paper = "paper"  # masked mean over valid frames, then ReLU (section 3.1)
+    paper = "paper"  # masked mean over valid frames, then ReLU (section 2.2)
     reference = "reference"  # code: ReLU on the frames first, and the last valid frame is left out
 
 
@@ -117,7 +117,7 @@ class HeadSettings:
 
 @dataclass
 class FinetuneSettings:
-    """Fine-tuning (section 4.2): IEMOCAP 15 epochs of batch 64, SAVEE 30 epochs of batch 32."""
+    """Fine-tuning (V-FT in section 2.2, training in 3.2): IEMOCAP 15 epochs of batch 64, SAVEE 30 epochs of batch 32."""
 
     epochs: int = 15
     batch_size: int = 64
@@ -130,7 +130,7 @@ class FinetuneSettings:
 
 @dataclass
 class TaptSettings:
-    """Continued wav2vec 2.0 pretraining (section 3.2)."""
+    """Continued wav2vec 2.0 pretraining (TAPT in section 2.2, training in 3.2)."""
 
     steps: int = 20_000
     learning_rate: float = 1e-4
@@ -153,7 +153,7 @@ class TaptSettings:
 
 @dataclass
 class StatesSettings:
-    """P-TAPT stage 1, emotion states from wav2vec v1 (section 3.3)."""
+    """P-TAPT stage 1, emotion states from wav2vec v1 (section 2.3)."""
 
     wav2vec: Wav2vecSettings = field(default_factory=Wav2vecSettings)
     steps: int = 10_000
@@ -171,15 +171,15 @@ class StatesSettings:
 
 @dataclass
 class ClusterSettings:
-    """P-TAPT stage 2, k-means on frames of the training folds (section 3.3)."""
+    """P-TAPT stage 2, k-means on frames of the training folds (section 2.3)."""
 
-    counts: list[int] = field(default_factory=lambda: [64, 512, 4096])
+    counts: list[int] = field(default_factory=lambda: [64, 512, 4096])  # the published script's; the paper names none
     iterations: int = 20
 
 
 @dataclass
 class PtaptSettings:
-    """P-TAPT stage 3, pretraining on pseudo-labels (section 3.3)."""
+    """P-TAPT stage 3, pretraining on pseudo-labels (section 2.3)."""
 
     steps: int = 20_000
     learning_rate: float = 1e-4

@@ -262,6 +262,8 @@ def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Publ
         if set(published.columns) != set(folds):
             sentences.append(f"The published means are over all {len(published.columns)} folds of the paper, ours over {len(folds)}.")
     sentences.extend(recipe_sentences(summary.recipes, published.labels))
+    if summary.code.weights:
+        sentences.append(f"Pretrained weights: {'; '.join(summary.code.weights)}.")
     sentences.append(code_sentence(f"Experiment {summary.experiment}", summary.code, CAPTION_PACKAGES))
     return tuple(sentences)
 

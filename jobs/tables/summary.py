@@ -138,15 +138,16 @@ class Comparison:
 
 @dataclass(frozen=True)
 class CodeFacts:
-    """Commits and package versions that computed the runs, sorted."""
+    """Commits, package versions and pretrained weights that computed the runs, sorted."""
 
     commits: tuple[str, ...] = ()
     modified: bool = False  # a run was computed with uncommitted changes
     packages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    weights: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         packages = {name: list(versions) for name, versions in self.packages.items()}
-        return {"commits": list(self.commits), "modified": self.modified, "packages": packages}
+        return {"commits": list(self.commits), "modified": self.modified, "packages": packages, "weights": list(self.weights)}
 
 
 @dataclass(frozen=True)
@@ -194,10 +195,11 @@ def entries_of(graph: Graph, results: Mapping[str, Result], states: Mapping[str,
 
 
 def code_facts(results: Iterable[Result]) -> CodeFacts:
-    """Commits and versions in the provenance of results (keys `commit`, `dirty`, `python`, `packages`; missing ones are ignored)."""
+    """Facts in the provenance of results (`commit`, `dirty`, `python`, `packages`, `runtime.weights`; missing ones are ignored)."""
     commits: set[str] = set()
     modified = False
     packages: dict[str, set[str]] = {}
+    weights: set[str] = set()
     for result in results:
         commit = result.provenance.get("commit")
         if isinstance(commit, str) and commit:
@@ -208,7 +210,12 @@ def code_facts(results: Iterable[Result]) -> CodeFacts:
         for name, version in versions.items():
             if isinstance(version, str) and version:
                 packages.setdefault(str(name), set()).add(version)
-    return CodeFacts(tuple(sorted(commits)), modified, {name: tuple(sorted(found)) for name, found in sorted(packages.items())})
+        runtime = result.provenance.get("runtime")
+        origin = runtime.get("weights") if isinstance(runtime, Mapping) else None
+        if isinstance(origin, str) and origin:
+            weights.add(origin)
+    versions_found = {name: tuple(sorted(found)) for name, found in sorted(packages.items())}
+    return CodeFacts(tuple(sorted(commits)), modified, versions_found, tuple(sorted(weights)))
 
 
 def summarise(

@@ -25,7 +25,7 @@ LOWEST_RATE = 8_000  # Hz, telephone speech; a header with a lower rate is broke
 HIGHEST_RATE = 192_000  # Hz
 FULL_SCALE = 1 << 15
 # Samples of one emotion state, the longest receptive field of all models: a wav2vec v1 frame covers 465 samples, frames are 160 samples
-# apart, and the emotion-state convolution has kernel 4 (section 3.3 of the paper).
+# apart, and the emotion-state convolution has kernel 4 (authors' code).
 SHORTEST = 465 + 3 * 160
 STREAMED = 0x7FFF_0000  # bytes; a wav header that declares at least this size was written to a pipe
 OVERSHOOT = 1.1  # peak up to which a float file is clipped without an error, as resampling may overshoot; above it the scale is wrong

@@ -87,7 +87,7 @@ def feature_mask(
     if probability > 0 and span >= channels:
         raise InputError(
             f"spec_augment.feature_length={span} would zero all {channels} channels of this model: "
-            f"set it below {channels} (the paper's is 64 of 768), or feature_probability=0"
+            f"set it below {channels} (published: 64 of 768), or feature_probability=0"
         )
     lengths = np.full(batch, channels, dtype=np.int64)
     return time_mask(lengths, channels, probability=probability, span=span, minimum=minimum, rng=rng, shared_count=shared_count)

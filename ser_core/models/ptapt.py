@@ -1,4 +1,4 @@
-"""P-TAPT stage 3 (section 3.3): predict the pseudo-labels of masked frames, with one head for each number of clusters."""
+"""P-TAPT stage 3 (section 2.3): predict the pseudo-labels of masked frames, with one head for each number of clusters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fine-tuning (sections 3.1 and 4.2): a classifier on a frozen front end, trained on the other folds and tested once on the held-out fold.
+"""Fine-tuning (V-FT in section 2.2, training in 3.2): a classifier on a frozen front end, tested once on the held-out fold.
 
 In a sweep the test split is the validation speakers, who are excluded from training; `run_stage` chooses the split.
 

@@ -1,4 +1,4 @@
-"""P-TAPT stage 3 (section 3.3): predict the pseudo-labels of masked frames, on a frozen front end.
+"""P-TAPT stage 3 (section 2.3): predict the pseudo-labels of masked frames, on a frozen front end.
 
 Artifact: `encoder/`, the model without its heads, from which fine-tuning starts.
 """

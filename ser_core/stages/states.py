@@ -1,4 +1,4 @@
-"""P-TAPT stage 1 (section 3.3): emotion states, wav2vec v1 trained on the labels of the utterances.
+"""P-TAPT stage 1 (section 2.3): emotion states, wav2vec v1 trained on the labels of the utterances.
 
 The emotion states (frames) of the training folds are computed once here and saved: every k of the ensemble and every sweep over k reads
 them, on nodes without a GPU, without the corpus and the network. They are float32 (1.2 million frames of 512: 2.4 GiB) and are written
@@ -64,7 +64,7 @@ class Part:
 
 
 class StateTraining(Objective):
-    """Utterance and frame classification (section 3.3); keeps the weights with the lowest validation loss."""
+    """Utterance and frame classification (section 2.3); keeps the weights with the lowest validation loss."""
 
     model: EmotionStates
 

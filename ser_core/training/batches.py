@@ -14,7 +14,7 @@ Batch = list[int]  # positions in the training split
 
 
 def shuffled_epoch(count: int, batch_size: int, seed: int, epoch: int) -> list[Batch]:
-    """Return the batches of an epoch: shuffled, without the last incomplete batch (section 4.2).
+    """Return the batches of an epoch: shuffled, without the last incomplete batch, as in the authors' code.
 
     A training set smaller than one batch is one batch with all utterances.
     """

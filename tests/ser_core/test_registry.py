@@ -54,6 +54,14 @@ def test_only_fine_tuning_takes_the_seed_of_the_run() -> None:
     assert {call.seed for name, call in stages(other).items() if name != "finetune"} == {5}
 
 
+def test_the_stages_that_load_pretrained_weights_state_their_origin() -> None:
+    """The stage that starts from the backbone, and `states` from wav2vec v1; no stage that starts from an upstream artifact."""
+    v1, v2 = (f"wav2vec {version} with random weights (seed 0)" for version in ("v1", "2.0"))
+    for method, expected in (("vft", {"finetune": v2}), ("tapt", {"tapt": v2}), ("ptapt", {"states": v1, "ptapt": v2})):
+        found = stages(REGISTRY.call(method, recipe(), fold="1", seed=0))
+        assert {name: call.runtime["weights"] for name, call in found.items() if "weights" in call.runtime} == expected
+
+
 def test_settings_are_json_and_hold_what_determines_the_output() -> None:
     """Every setting of a stage is included, enums by name; a backbone from an upstream stage is not included again."""
     found = stages(REGISTRY.call("ptapt", recipe(), fold="1", seed=0))

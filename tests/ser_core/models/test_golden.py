@@ -94,6 +94,8 @@ def test_finetune_training() -> None:
     close(loss, expected["loss"])
     torch.autograd.backward(loss)
     close(gradient_norm(model.wav2vec2.encoder.parameters()), expected["gradient_norm"])
+    close(gradient_norm(model.head.parameters()), expected["gradient_norm_head"])
+    assert not any(parameter.grad is not None for parameter in model.wav2vec2.feature_projection.parameters())
 
 
 def test_paper_pooling_differs() -> None:
@@ -144,6 +146,9 @@ def test_ptapt() -> None:
     close(result.loss, expected["loss"])
     torch.autograd.backward(result.loss)
     close(gradient_norm(model.parameters()), expected["gradient_norm"])
+    close(gradient_norm(model.wav2vec2.encoder.parameters()), expected["gradient_norm_encoder"])
+    for head, theirs in zip(model.heads, expected["gradient_norm_heads"], strict=True):
+        close(gradient_norm(head.parameters()), theirs)
 
 
 def states() -> tuple[EmotionStates, Tensor]:
