@@ -73,7 +73,7 @@ def _departed(*departures: Departure) -> Callable[[Collection[str]], Mapping[str
 
 
 def _departure(node: Node, job: str, state: str = "", submitted: float = 10.0, *, withdrawn: bool = False) -> Departure:
-    return Departure(node.key, job, state, submitted, submitted + 5, withdrawn)
+    return Departure(node.key, job, state, submitted, submitted + 5, withdrawn, ended=submitted + 0.5)
 
 
 def _node(graph: Graph, stage: str) -> Node:
