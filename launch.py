@@ -309,7 +309,7 @@ def _experiment(arguments: list[str], cluster: str | None, command: str) -> Expe
             raise UsageError(f"--cluster {cluster}: known are {', '.join(Cluster.__members__)}")
         experiment = replace(experiment, cluster=Cluster[cluster])
     load_published(PUBLISHED, experiment.table)  # fails now rather than after everything is computed
-    for recipe in experiment.recipes:
+    for recipe in (experiment.recipe, *experiment.recipes.values()):
         REGISTRY.check(recipe)
     check_rule(experiment.policy.outliers, experiment.seeds, experiment.policy.sigmas)
     check_notify(experiment.policy)
@@ -328,7 +328,7 @@ def _launch(arguments: list[str], cluster: str | None, data: Path, results: Path
     from ser_core.settings import resolve_checkpoints
 
     experiment = _experiment(arguments, cluster, "grid")
-    for recipe in experiment.recipes:
+    for recipe in experiment.recipes.values():
         resolve_checkpoints(recipe, (Path.cwd(), ROOT))
     layout = Layout(results.resolve(), experiment.name)
     return _session(launch(experiment, _corpus(experiment, data, dry_run), REGISTRY, layout, _file_of(arguments)), new=True)

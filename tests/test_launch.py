@@ -140,6 +140,8 @@ def test_without_ray_or_optuna_the_extra_is_named(missing: str, search: str, cod
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
         assert missing in done.stderr
         assert "pip install -c constraints.txt -e '.[sweep]'" in done.stderr
+    else:
+        assert "Recipe: preset paper with backbone.checkpoint=null," in done.stdout
     assert not run.results.exists()
 
 

@@ -53,9 +53,9 @@ def test_an_experiment_selects_a_preset_and_overrides_single_settings() -> None:
     chosen = experiment("recipe.preset=published", "recipe.features.padding=independent")
     values = flat(plain(chosen.recipe))
     assert {key: values[key] for key in preset("published")} == {**preset("published"), "features.padding": "independent"}
-    (vft, *_) = method_recipes(chosen, CONFIGS)
+    (vft, *_) = method_recipes(chosen.recipes, CONFIGS)
     assert (vft.preset, vft.departures) == ("published", ("features.padding=independent",))
-    assert {each.departures for each in method_recipes(experiment(), CONFIGS)} == {()}
+    assert {each.departures for each in method_recipes(experiment().recipes, CONFIGS)} == {()}
 
 
 def test_an_unknown_preset_names_the_known_ones() -> None:

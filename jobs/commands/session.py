@@ -95,7 +95,7 @@ class Session:
     @cached_property
     def recipes(self) -> tuple[MethodRecipe, ...]:
         """The recipe of each method, compared with the presets beside the published results."""
-        return method_recipes(self.launched.experiment, self.published_file.parent)
+        return method_recipes(self.launched.experiment.recipes, self.published_file.parent)
 
     @cached_property
     def client(self) -> SlurmClient:

@@ -175,9 +175,9 @@ class Experiment:
     recipe: Any = None  # settings of the stages, with the schema of their package
 
     @property
-    def recipes(self) -> tuple[Any, ...]:
-        """The experiment's recipe and those of its variants."""
-        return self.recipe, *(variant.recipe for variant in self.variants.values())
+    def recipes(self) -> dict[str, Any]:
+        """The recipe of each method, in the order of the tables."""
+        return {name: self.variants[name].recipe if name in self.variants else self.recipe for name in self.methods}
 
 
 def resources_of(experiment: Experiment, stage: str) -> Resources:

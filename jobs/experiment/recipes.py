@@ -9,13 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jobs.errors import UsageError
 from jobs.text import did_you_mean, one_line
-
-if TYPE_CHECKING:
-    from jobs.experiment.config import Experiment
 
 FOLDER = "recipe"  # in configs/
 PRESET = "preset"  # key of the recipe with the preset's name
@@ -49,11 +46,10 @@ def preset_file(configs: Path, name: str) -> Path:
     return file
 
 
-def method_recipes(experiment: Experiment, configs: Path) -> tuple[MethodRecipe, ...]:
-    """The recipe of each method in the order of the tables; empty for a recipe without presets."""
+def method_recipes(recipes: Mapping[str, Any], configs: Path) -> tuple[MethodRecipe, ...]:
+    """Preset and departures of each recipe; empty without presets. `recipes`: by method, in the order of the tables."""
     found = []
-    for method in experiment.methods:
-        recipe = experiment.variants[method].recipe if method in experiment.variants else experiment.recipe
+    for method, recipe in recipes.items():
         if not is_dataclass(recipe) or not hasattr(recipe, PRESET):
             return ()
         name = str(getattr(recipe, PRESET))

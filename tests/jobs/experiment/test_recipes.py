@@ -86,7 +86,7 @@ def test_layers_of_a_variant(configs: Path) -> None:
 
 def test_every_departure_is_named(configs: Path) -> None:
     """Settings that differ from the preset, whatever layer they come from; not those that the schema excludes."""
-    found = method_recipes(walls(configs, "recipe.speed=4"), configs)
+    found = method_recipes(walls(configs, "recipe.speed=4").recipes, configs)
     assert found == (
         MethodRecipe("vft", "plain", ("training.epochs=3",)),
         MethodRecipe("long", "plain", ("training.epochs=9",)),
