@@ -218,7 +218,8 @@ class Recipe:
 
     swept: ClassVar[SweptMethod] = P_TAPT  # the method whose settings `sweep` searches
 
-    not_of_preset: ClassVar[tuple[str, ...]] = ("preset", "execution", "states.wav2vec.checkpoint")  # no departures from a preset
+    # No departures from a preset; tables state revision and digest of the weights that were used.
+    not_of_preset: ClassVar[tuple[str, ...]] = ("preset", "execution", "backbone.revision", "states.wav2vec.checkpoint")
 
     preset: str = "paper"  # configs/recipe/NAME.yaml, which the other settings override; not part of a stage's key
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
