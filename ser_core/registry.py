@@ -79,21 +79,20 @@ class SpeechRegistry:
 
         def stage(name: str, settings: dict[str, Any], upstream: Mapping[str, StageCall], number: int, **more: Any) -> StageCall:
             kept = tested if name == "finetune" else kept_out
-            return StageCall(name, VERSIONS[name], {**settings, **kept}, {**runtime, **more}, fold, number, upstream)
+            origin = {"weights": backbone_origin(recipe.backbone)} if "backbone" in settings else {}
+            return StageCall(name, VERSIONS[name], {**settings, **kept}, {**runtime, **origin, **more}, fold, number, upstream)
 
         def finetune(own: dict[str, Any], upstream: Mapping[str, StageCall]) -> StageCall:
-            settings = {"finetune": plain(recipe.finetune), "features": features, **own}
-            return stage("finetune", settings, upstream, seed, **({} if upstream else initial))
+            return stage("finetune", {"finetune": plain(recipe.finetune), "features": features, **own}, upstream, seed)
 
         if method not in METHODS:
             raise InputError(f"method {method!r}: unknown; known are {', '.join(METHODS)}")
         backbone = {"backbone": backbone_identity(recipe.backbone)}
-        initial = {"weights": backbone_origin(recipe.backbone)}
         if method == "vft":
             return finetune(backbone, {})
         if method == "tapt":
             settings = {"tapt": plain(recipe.tapt), "features": features, **backbone}
-            return finetune({}, {"backbone": stage("tapt", settings, {}, recipe.upstream_seed, **initial)})
+            return finetune({}, {"backbone": stage("tapt", settings, {}, recipe.upstream_seed)})
         own = plain(recipe.states)
         own.pop("wav2vec")
         identity = {"wav2vec": wav2vec_identity(recipe.states.wav2vec)}
@@ -104,7 +103,7 @@ class SpeechRegistry:
         number = recipe.upstream_seed
         clusters = {f"clusters.{k}": stage("cluster", {"k": k, "iterations": iterations}, {"states": states}, number) for k in counts}
         settings = {"ptapt": plain(recipe.ptapt), "counts": counts, "features": features, **backbone}
-        return finetune({}, {"backbone": stage("ptapt", settings, clusters, recipe.upstream_seed, **initial)})
+        return finetune({}, {"backbone": stage("ptapt", settings, clusters, recipe.upstream_seed)})
 
     def calls(self, method: str, recipe: Recipe, validation: Mapping[str, Sequence[str]] | None = None) -> Callable[[str, int], StageCall]:
         """Return a function (fold, seed) -> the result of `call`. Upstream stages are built once per fold and shared by its seeds.

@@ -218,7 +218,7 @@ class Recipe:
 
     swept: ClassVar[SweptMethod] = P_TAPT  # the method whose settings `sweep` searches
 
-    # No departures from a preset: tables state the weights' origin apart.
+    # No departures from a preset; tables state revision and digest of the weights that were used.
     not_of_preset: ClassVar[tuple[str, ...]] = ("preset", "execution", "backbone.revision", "states.wav2vec.checkpoint")
 
     preset: str = "paper"  # configs/recipe/NAME.yaml, which the other settings override; not part of a stage's key

@@ -32,7 +32,7 @@ class StageCall(Protocol):
     def runtime(self) -> Mapping[str, Any]:
         """Paths and options that do not change the output, JSON values only; not part of the key.
 
-        An entry `weights` (text) describes the pretrained weights that the stage starts from; tables state it.
+        An entry `weights` (text) describes the weights that the stage starts from; tables state it.
         """
 
     @property

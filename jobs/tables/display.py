@@ -263,7 +263,7 @@ def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Publ
             sentences.append(f"The published means are over all {len(published.columns)} folds of the paper, ours over {len(folds)}.")
     sentences.extend(recipe_sentences(summary.recipes, published.labels))
     if summary.code.weights:
-        sentences.append(f"Pretrained weights: {'; '.join(summary.code.weights)}.")
+        sentences.append(f"Initial weights: {'; '.join(summary.code.weights)}.")
     sentences.append(code_sentence(f"Experiment {summary.experiment}", summary.code, CAPTION_PACKAGES))
     return tuple(sentences)
 

@@ -138,7 +138,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class CodeFacts:
-    """Commits, package versions and pretrained weights that computed the runs, sorted."""
+    """Commits, package versions and initial weights of the runs, sorted."""
 
     commits: tuple[str, ...] = ()
     modified: bool = False  # a run was computed with uncommitted changes

@@ -173,7 +173,7 @@ def test_caption_states_the_conditions() -> None:
         "n = 5 runs a cell",
         "Seeds differ in fine-tuning only",
         "Outlier rule: none in force. Dropped: 0 outliers (0 rerun) and 0 diverged runs (0 rerun); 0 unresolved. Published",
-        "Pretrained weights: wav2vec 2.0 of revision 2dcc7b7f9b; wav2vec v1 wav2vec_large.pt. Experiment",
+        "Initial weights: wav2vec 2.0 of revision 2dcc7b7f9b; wav2vec v1 wav2vec_large.pt. Experiment",
         "code at commit 0123456789 with uncommitted changes; torch 2.13.0; transformers 5.22.0/5.23.0.",
     ):
         assert part in text
