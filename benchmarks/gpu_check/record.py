@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 
+NOTE = 240
+
+
 class Record:
     """Appends the findings of a part to a file of JSON lines, and knows the part's time limit.
 
@@ -29,8 +32,8 @@ class Record:
         self._append({"kind": "row", "table": table, "values": values})
 
     def note(self, text: str) -> None:
-        """Record a line of text."""
-        self._append({"kind": "note", "text": text})
+        """Record a line of text, cut to NOTE characters: torch's messages can be pages."""
+        self._append({"kind": "note", "text": text if len(text) <= NOTE else f"{text[:NOTE]}..."})
 
     def left(self) -> float:
         """Return the seconds until the part is killed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,9 @@ from ser_core.training import loop
 from ser_core.training.curves import Row
 
 
+_get_parts = loop._Prefetcher.get
+
+
 def _ignore(step: int) -> None:
     del step
 
@@ -31,6 +35,7 @@ class Watch:
     stop_at: int | None = None
     losses: list[float] = field(default_factory=list)  # of each logged step, also of those before a resumption
     validation: list[float] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)  # seconds of each step of this run that the loop waited for its data
     _step: int | None = None  # None: not in the training loop
 
     def should_stop(self) -> bool:
@@ -48,6 +53,13 @@ class Watch:
         del output
         self._step = 0
         return _Curves(self, rows)
+
+    def get_parts(self, prefetcher: Any, step: int, *, more: bool) -> loop.LocalParts:
+        """Stands in for the loop's `_Prefetcher.get`, and takes its time."""
+        started = time.perf_counter()
+        parts = _get_parts(prefetcher, step, more=more)
+        self.waits.append(time.perf_counter() - started)
+        return parts
 
     def ended(self) -> None:
         """The loop has ended."""
@@ -114,7 +126,11 @@ class Bench:
         output = self.root / f"{self._count:03d}-{call.stage}"
         runtime = {**call.runtime, "execution": {**call.runtime["execution"], **execution}}
         runtime["threads"] = threads or self.threads
-        with mock.patch.object(loop, "Curves", watch.curves):
+
+        def get_parts(prefetcher: Any, step: int, *, more: bool) -> loop.LocalParts:
+            return watch.get_parts(prefetcher, step, more=more)
+
+        with mock.patch.object(loop, "Curves", watch.curves), mock.patch.object(loop._Prefetcher, "get", get_parts):
             outcome = REGISTRY.run(
                 call.stage,
                 settings=json.loads(json.dumps(call.settings)),  # as it comes back from a file
