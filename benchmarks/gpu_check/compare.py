@@ -21,8 +21,9 @@ class Tolerance:
     probability: float
 
 
-# On one CPU two implementations of the encoder differ by 2e-7 in float32, and bfloat16 from float32 by 1e-2, after 20 steps. A GPU adds up in
-# another order, and Adam turns a tiny difference of a gradient near zero into one of up to the learning rate. Chosen before a run on a GPU.
+# On one CPU two implementations of the encoder differ by 2e-7 in float32, and bfloat16 from float32 by 1e-2, after 20 steps. A GPU adds up
+# in another order, and Adam turns a tiny difference of a gradient near zero into one of up to the learning rate. Chosen before a run on a
+# GPU.
 TOLERANCES = {
     "float32": Tolerance(first=1e-4, loss=2e-3, probability=0.01),
     "bfloat16": Tolerance(first=2e-2, loss=5e-2, probability=0.1),

@@ -13,7 +13,8 @@ from ser_core.models.shapes import MATCH_KERNEL, MATCH_STRIDE, Wav2vecConfig, co
 
 TRAINED = 3  # forward, gradient of the input, gradient of the weights
 ADAM_BYTES = 28  # a parameter: weight, gradient and two moments are read, weight and both moments are written, 4 bytes each
-PART_BYTES = 16  # a parameter and part: weight read and written as bfloat16, read forward and backward, gradient added up (read and written)
+# A parameter and part: the weight read and written as bfloat16, that read forward and backward, the gradient read and written to add up.
+PART_BYTES = 18
 ACTIVATION_BYTES = 34  # a hidden unit, frame and layer, saved for the backward pass in 16 bits (arXiv 2205.05198, equation 2)
 
 

@@ -42,9 +42,10 @@ def run(record: Record, plan: Plan) -> None:
     """The layers as they are, compiled for any shape, and captured as CUDA graphs of one shape."""
     measure(record, plan, "as it is", lambda layers, hidden: list(layers))
     backend = "inductor" if plan.device == "cuda" else "eager"
-    if record.has_time(SLOW_SECONDS, "CUDA graphs") and plan.device == "cuda":
+    if plan.device == "cuda" and record.has_time(SLOW_SECONDS, "CUDA graphs"):
         measure(record, plan, "CUDA graphs", captured)
     if record.has_time(SLOW_SECONDS, "torch.compile"):
+        torch._dynamo.config.recompile_limit = 64  # the layers share their code
         compiled = functools.partial(torch.compile, dynamic=True, backend=backend)
         measure(record, plan, "torch.compile", lambda layers, hidden: [compiled(layer) for layer in layers])
 
@@ -60,15 +61,14 @@ def captured(layers: list[Layer], hidden: Tensor) -> list[Any]:
 
 def measure(record: Record, plan: Plan, name: str, prepare: Prepare) -> None:
     """Record seconds of preparation and of a forward and backward pass for the first shape, and seconds for new shapes."""
-    shapes = SMALL_SHAPES if plan.small or plan.device != "cuda" else SHAPES
+    shapes = SMALL_SHAPES if plan.small else SHAPES
     settings = base_recipe(steps=1, small=plan.small).backbone
-    settings.config = {**settings.config, "layerdrop": 0.0, "num_hidden_layers": 2 if plan.device != "cuda" else 12}
+    settings.config = {**settings.config, "layerdrop": 0.0, "num_hidden_layers": 2 if plan.small else 12}
     encoder = load_encoder(settings).encoder.to(plan.device).train()
     layers = [Layer(layer) for layer in encoder.layers]
     hidden = [torch.randn(*shape, encoder.config.hidden_size, device=plan.device) for shape in shapes]
-    dtype = half_type(plan.device)
     # Captured graphs must not refer to autocast's copies of the weights.
-    with torch.autocast(plan.device, dtype=torch.bfloat16 if plan.device != "cuda" else dtype, cache_enabled=False):
+    with torch.autocast(plan.device, dtype=torch.bfloat16 if plan.small else half_type(plan.device), cache_enabled=False):
         started = time.perf_counter()
         try:
             ready = prepare(layers, hidden[0])
@@ -92,9 +92,7 @@ def measure(record: Record, plan: Plan, name: str, prepare: Prepare) -> None:
 def forward_and_backward(layers: list[Any], hidden: Tensor) -> None:
     """One pass through all layers, with gradients of the weights."""
     for layer in layers:
-        module = layer if isinstance(layer, nn.Module) else None
-        if module is not None:
-            module.zero_grad(set_to_none=False)
+        layer.zero_grad(set_to_none=False)
     output = hidden.detach().requires_grad_()
     for layer in layers:
         output = layer(output)

@@ -108,5 +108,3 @@ def _limited(limit: int, device: str) -> Iterator[None]:
 
     with mock.patch.object(EmotionClassifier, "forward", limited):
         yield
-
-

@@ -117,7 +117,9 @@ def compare_clusters(record: Record, bench: Bench, recipe: Recipe, made: Mapping
         labels = [np.concatenate(read_labels(each.output, ids)) for each in (expected, found)]
         same = float((labels[0] == labels[1]).mean())
         inertia = compare.largest_difference([expected.outcome["metrics"]["inertia"]], [found.outcome["metrics"]["inertia"]])
-        text = f"{100 * same:.2f} % of {len(labels[0])} labels equal (needed {100 * compare.LABELS:.0f} %), inertia differs by {inertia:.1e}"
+        text = (
+            f"{100 * same:.2f} % of {len(labels[0])} labels equal (needed {100 * compare.LABELS:.0f} %), inertia differs by {inertia:.1e}"
+        )
         record.proof(f"k-means, {role}", same >= compare.LABELS and inertia <= compare.INERTIA, text)
 
 
@@ -140,5 +142,3 @@ def _predictions(expected: Ran, found: Ran, tolerance: compare.Tolerance) -> tup
 def _precisions(device: str) -> list[Precision]:
     """bfloat16 and float16 on a GPU, bfloat16 on a CPU, where this project's encoder stays float32 between the products."""
     return [Precision.bfloat16, Precision.float16] if device == "cuda" else [Precision.bfloat16]
-
-

@@ -23,7 +23,6 @@ def run(record: Record, plan: Plan) -> None:
         record.note(f"left out: {', '.join(missing)} not installed; the part `stages` compares the same stages")
         return
     report = plan.folder / "suite.xml"
-    report.unlink(missing_ok=True)
     # Without the options of pyproject.toml, which load plugins for Slurm.
     options = ["-q", "-m", "gpu", "-o", "addopts=", "-p", "no:cacheprovider", f"--junitxml={report}"]
     found = subprocess.run([sys.executable, "-m", "pytest", *options, *FOLDERS], cwd=ROOT, check=False)

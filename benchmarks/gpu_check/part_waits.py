@@ -56,14 +56,16 @@ def profile(record: Record, base: BaseBench, stage: str) -> None:
     """Record the share of the steps in which a kernel runs, and the kernels that take longest."""
     clock = Profiled(device=base.plan.device, first=2 if base.plan.small else 6, count=1 if base.plan.small else PROFILED)
     base.measure(stage, clock=clock)
-    events = clock.profiler.events()
+    events = [event for event in clock.profiler.events() if not getattr(event, "is_user_annotation", False)]
     if base.plan.device == "cuda":
         events = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
     else:
         events = [event for event in events if event.cpu_parent is None]
     spans = [(event.time_range.start / 1e6, event.time_range.end / 1e6) for event in events]
     seconds = clock.seconds * clock.count
-    record.row("busy", stage=stage, step_seconds=clock.seconds, busy_share=covered(spans) / seconds, kernels_a_step=len(spans) / clock.count)
+    record.row(
+        "busy", stage=stage, step_seconds=clock.seconds, busy_share=covered(spans) / seconds, kernels_a_step=len(spans) / clock.count
+    )
     totals: Counter[str] = Counter()
     for event, (start, end) in zip(events, spans, strict=True):
         totals[event.name] += end - start
@@ -119,7 +121,7 @@ def lines_of(found: Iterable[warnings.WarningMessage]) -> Counter[str]:
 
 def batch_copies(record: Record, plan: Plan) -> None:
     """The features of a step: laid out on the host and copied, from pageable and pinned memory, and gathered on the device."""
-    rows, frames, hidden = SMALL_BATCH if plan.small or plan.device != "cuda" else BATCH
+    rows, frames, hidden = SMALL_BATCH if plan.small else BATCH
     arrays = [torch.randn(frames - number % 3, hidden) for number in range(rows)]
     pinned = plan.device == "cuda"
 

@@ -19,11 +19,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a part is told: where to put files, on which device, and how large."""
+    """What a part is told: where to put files, and the device under test."""
 
-    folder: Path  # for files that the parts share
+    folder: Path  # for corpora and stages
     device: str  # "cuda", or "cpu": the CPU halves, with transformers' encoder in place of the GPU
-    small: bool  # a size for tests
+
+    @property
+    def small(self) -> bool:
+        """Whether to measure small models: on a CPU, where the figures mean nothing."""
+        return self.device != "cuda"
 
 
 PARTS = (

@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-
 NOTE = 240
 
 
 class Record:
     """Appends the findings of a part to a file of JSON lines, and knows the part's time limit.
 
-    A *proof* holds or does not hold; the check passes if all proofs hold. A *row* belongs to a table of figures. A *note* is a line of text.
+    A *proof* holds or does not hold; the check passes if all proofs hold. A *row* belongs to a table of figures. A *note* is a line.
     """
 
     def __init__(self, path: Path, seconds: float) -> None:

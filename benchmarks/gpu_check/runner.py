@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from benchmarks.gpu_check.parts import Part, Plan, seconds_for
 from benchmarks.gpu_check.record import read_findings
 
 ROOT = Path(__file__).resolve().parents[2]
-SCHEMA = 1
 DONE, FAILED, TIMED_OUT, NO_TIME = "done", "failed", "timed out", "no time"
 LEAST_SECONDS = 5.0  # a part that would get less is not started
 SHOWN_LINES = 3  # of the log of a part that failed
@@ -40,15 +39,23 @@ class PartResult:
 
 
 def run_parts(
-    parts: Sequence[Part], plan: Plan, seconds: float, report: Callable[[list[PartResult]], None], show: Callable[[str], None]
+    parts: Sequence[Part],
+    plan: Plan,
+    logs: Path,
+    seconds: float,
+    report: Callable[[list[PartResult]], None],
+    show: Callable[[str], None],
 ) -> list[PartResult]:
-    """Run the parts within `seconds` in total; `report` gets all results so far after every part, `show` a line."""
+    """Run the parts within `seconds` in total; `report` gets all results so far after every part, `show` a line.
+
+    Stops after the part `environment` if a proof of it does not hold: nothing could be computed.
+    """
     deadline = time.monotonic() + seconds
     results: list[PartResult] = []
     for number, part in enumerate(parts):
         limit = seconds_for([each.seconds for each in parts[number:]], deadline - time.monotonic())
         show(f"{part.name}: {part.title} (at most {limit:.0f} s)")
-        results.append(run_part(part, plan, limit))
+        results.append(run_part(part, plan, logs, limit))
         report(results)
         show(f"{part.name}: {one_line(results[-1])}")
         if part.name == "environment" and any(not proof["holds"] for proof in results[-1].proofs):
@@ -56,14 +63,14 @@ def run_parts(
     return results
 
 
-def run_part(part: Part, plan: Plan, limit: float) -> PartResult:
-    """Run one part in a new process, kill it and all its children at the limit, and read what it has recorded."""
-    findings, log = plan.folder / f"{part.name}.jsonl", plan.folder / f"{part.name}.log"
+def run_part(part: Part, plan: Plan, logs: Path, limit: float) -> PartResult:
+    """Run one part in a new process, kill it and all its children at the limit, and read what it has recorded in `logs`."""
+    findings, log = logs / f"{part.name}.jsonl", logs / f"{part.name}.log"
     findings.unlink(missing_ok=True)
     started = time.monotonic()
     status, error = NO_TIME, "the total time was used up"
     if limit >= LEAST_SECONDS:
-        status, error = _executed(_command(part, plan, findings, limit), log, limit)
+        status, error = _executed(_command(part, plan, findings, limit), _environment(plan), log, limit)
     lines = findings.read_text(encoding="utf-8").splitlines() if findings.exists() else []
     found = read_findings(lines)
     took = time.monotonic() - started
@@ -71,14 +78,19 @@ def run_part(part: Part, plan: Plan, limit: float) -> PartResult:
 
 
 def _command(part: Part, plan: Plan, findings: Path, limit: float) -> list[str]:
-    request = {**asdict(plan), "folder": str(plan.folder), "findings": str(findings), "seconds": limit, "module": part.module}
+    request = {"folder": str(plan.folder), "device": plan.device, "findings": str(findings), "seconds": limit, "module": part.module}
     return [sys.executable, "-m", "benchmarks.gpu_check.worker", json.dumps(request)]
 
 
-def _executed(command: list[str], log: Path, limit: float) -> tuple[str, str]:
+def _environment(plan: Plan) -> dict[str, str]:
+    """One CPU thread without a GPU: the models are small, and threads that wait for each other stall on a busy machine."""
+    return {**os.environ, "OMP_NUM_THREADS": "1"} if plan.device == "cpu" else dict(os.environ)
+
+
+def _executed(command: list[str], environment: dict[str, str], log: Path, limit: float) -> tuple[str, str]:
     """Return status and error of a command."""
     with log.open("wb") as file:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             code = process.wait(limit)
         except subprocess.TimeoutExpired:

@@ -19,7 +19,6 @@ from ser_core.registry import REGISTRY, StageCall
 from ser_core.training import loop
 from ser_core.training.curves import Row
 
-
 _get_parts = loop._Prefetcher.get
 
 

@@ -14,7 +14,7 @@ from benchmarks.gpu_check.record import Record
 def main(request: str) -> None:
     """Run the part that the JSON request names; an exception ends the process with its traceback and exit code 1."""
     told = json.loads(request)
-    plan = Plan(Path(told["folder"]), told["device"], bool(told["small"]))
+    plan = Plan(Path(told["folder"]), told["device"])
     record = Record(Path(told["findings"]), float(told["seconds"]))
     module = importlib.import_module(told["module"] if "." in told["module"] else f"benchmarks.gpu_check.{told['module']}")
     module.run(record, plan)
