@@ -63,9 +63,18 @@ def facts() -> dict[str, Any]:
             "compute_capability": f"{card.major}.{card.minor}",
             "multiprocessors": card.multi_processor_count,
             "cudnn": torch.backends.cudnn.version(),
-            "nccl": ".".join(map(str, torch.cuda.nccl.version())),  # type: ignore[no-untyped-call]
+            "nccl": _nccl_version(),
         }
     return found
+
+
+def _nccl_version() -> str | None:
+    import torch.distributed
+
+    if not torch.distributed.is_nccl_available():
+        return None
+    version: Any = getattr(torch.cuda.nccl, "version")  # noqa: B009 - untyped
+    return ".".join(map(str, version()))
 
 
 def _version(distribution: str) -> str | None:

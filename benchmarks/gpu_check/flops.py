@@ -80,4 +80,4 @@ def tapt_step(config: Any, samples: Sequence[int], frames: Sequence[int]) -> flo
 def step_bytes(parameters: int, parts: float, config: Any, frames: int) -> float:
     """Least bytes that a step in 16 bits moves: the optimiser, the weights of each part, and activations written and read once."""
     activations = 2 * ACTIVATION_BYTES * config.hidden_size * config.num_hidden_layers * (1 - config.layerdrop) * frames
-    return parameters * (ADAM_BYTES + PART_BYTES * parts) + activations
+    return float(parameters * (ADAM_BYTES + PART_BYTES * parts) + activations)

@@ -75,7 +75,7 @@ def forward_and_backward(attend: Attend, inputs: Sequence[Tensor]) -> None:
     """One pass with gradients of queries, keys and values."""
     for each in inputs:
         each.grad = None
-    attend(*inputs).sum().backward()
+    torch.autograd.backward(attend(*inputs).sum())
 
 
 def kernels(lengths: Sequence[int], device: str) -> dict[str, tuple[bool, Attend]]:
@@ -99,9 +99,8 @@ def kernels(lengths: Sequence[int], device: str) -> dict[str, tuple[bool, Attend
         return torch.cat(found)
 
     def nested(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        rows = (torch.nested.nested_tensor_from_jagged(each, wide_offsets).transpose(1, 2) for each in (q, k, v))
-        output: Tensor = F.scaled_dot_product_attention(*rows).transpose(1, 2)
-        return output.values()
+        queries, keys, values = (torch.nested.nested_tensor_from_jagged(each, wide_offsets).transpose(1, 2) for each in (q, k, v))
+        return F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).values()
 
     def torch_varlen(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn

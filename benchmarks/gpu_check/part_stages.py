@@ -20,8 +20,8 @@ from ser_core.models.backbone import load_encoder
 from ser_core.models.front_end import project_independent
 from ser_core.registry import REGISTRY
 from ser_core.settings import Precision, Recipe
-from ser_core.stages.finetune import PREDICTIONS
 from ser_core.stages.states import FRAMES
+from ser_core.training.evaluate import PREDICTIONS
 from ser_core.training.splits import Split
 
 STEPS, FEW_STEPS = 20, 4

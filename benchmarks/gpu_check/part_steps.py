@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.gpu_check import flops
 from benchmarks.gpu_check.base_steps import BaseBench, Measured, release, transformer_config
 from benchmarks.gpu_check.parts import Plan
-from benchmarks.gpu_check.recipes import STAGES, base_recipe
+from benchmarks.gpu_check.recipes import STAGES, WHOLE, base_recipe
 from benchmarks.gpu_check.record import Record
 from benchmarks.gpu_check.timing import copy_bandwidth, half_type, matrix_peak
 from ser_core.errors import first_line, is_memory_error
@@ -43,13 +43,13 @@ def run(record: Record, plan: Plan) -> None:
 
 def reference(record: Record, base: BaseBench, stage: str) -> Measured | None:
     """Measure the authors' way in one part, or in parts of a few utterances if memory runs out."""
-    for rows in ({}, {"micro_batch": FEWER_ROWS}):
+    for rows in (WHOLE, FEWER_ROWS):
         try:
-            return base.measure(stage, reference=True, **rows)
+            return base.measure(stage, reference=True, micro_batch=rows)
         except (RuntimeError, MemoryError) as error:
             if not is_memory_error(error):
                 raise
-            record.note(f"reference of {stage}, {rows or 'a single part'}: {first_line(error)}")
+            record.note(f"reference of {stage}, parts of {'all' if rows == WHOLE else rows} utterances: {first_line(error)}")
         release()
     return None
 

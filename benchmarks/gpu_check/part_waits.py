@@ -58,7 +58,7 @@ def profile(record: Record, base: BaseBench, stage: str) -> None:
     base.measure(stage, clock=clock)
     events = [event for event in clock.profiler.events() if not getattr(event, "is_user_annotation", False)]
     if base.plan.device == "cuda":
-        events = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+        events = [event for event in events if event.device_type == torch.profiler.DeviceType.CUDA]
     else:
         events = [event for event in events if event.cpu_parent is None]
     spans = [(event.time_range.start / 1e6, event.time_range.end / 1e6) for event in events]
