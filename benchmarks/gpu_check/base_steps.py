@@ -88,6 +88,7 @@ class BaseBench:
         self.plan = plan
         self.corpus: Manifest = noise(plan.folder, small=plan.small)
         self.bench = Bench(self.corpus.folder, plan.folder / name, threads=1 if plan.small else None)
+        self._shared = plan.folder / "shared"  # features, computed by the first part that needs them
         self._labels: dict[tuple[int, ...], dict[str, Path]] = {}
 
     def measure(self, stage: str, *, reference: bool = False, clock: StepClock | None = None, **execution: Any) -> Measured:
@@ -99,7 +100,7 @@ class BaseBench:
         call = calls_of(recipe)[stage]
         upstream = self.random_labels(recipe) if stage == "ptapt" else {}
         release()
-        ran = self.bench.run(call, {"device": self.plan.device, **execution}, upstream=upstream, watch=clock)
+        ran = self.bench.run(call, {"device": self.plan.device, **execution}, upstream=upstream, watch=clock, shared=self._shared)
         durations = ran.outcome["durations"]
         tested = ran.outcome["metrics"].get("test_utterances")
         on_gpu = self.plan.device == "cuda"

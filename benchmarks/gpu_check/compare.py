@@ -28,7 +28,7 @@ TOLERANCES = {
     "float32": Tolerance(first=1e-4, loss=2e-3, probability=0.01),
     "bfloat16": Tolerance(first=2e-2, loss=5e-2, probability=0.1),
     # The loss scale starts too high: the first optimiser steps are skipped, so later losses lag behind.
-    "float16": Tolerance(first=2e-2, loss=2e-1, probability=0.3),
+    "float16": Tolerance(first=2e-2, loss=3e-1, probability=0.3),
 }
 FEATURES = 1e-4  # of the largest feature; float32 without TF32
 FRAMES = 2e-2  # relative error (norms) of the emotion states after training

@@ -31,18 +31,18 @@ class Plan:
 
 
 PARTS = (
-    Part("environment", "versions and devices", "part_environment", 20),
-    Part("suite", "the GPU tests of the test suite", "part_suite", 45),
-    Part("stages", "every stage and method: CPU against GPU", "part_stages", 75),
+    Part("environment", "versions and devices", "part_environment", 12),
+    Part("suite", "the GPU tests of the test suite", "part_suite", 30),
+    Part("stages", "every stage and method: CPU against GPU", "part_stages", 60),
     Part("resume", "checkpoints resumed on the other device", "part_resume", 30),
-    Part("memory", "out of memory met by halving", "part_memory", 35),
+    Part("memory", "out of memory met by halving", "part_memory", 25),
     Part("processes", "two processes, NCCL and gloo", "part_processes", 60),
-    Part("steps", "steps at base size", "part_steps", 70),
-    Part("waits", "where the device and the host wait", "part_waits", 40),
-    Part("part_seconds", "length of the parts of a step", "part_lengths", 40),
-    Part("attention", "attention kernels", "part_attention", 25),
-    Part("optimiser", "Adam and k-means", "part_optimiser", 40),
-    Part("together", "several fine-tunings on one GPU", "part_together", 50),
+    Part("steps", "steps at base size", "part_steps", 75),
+    Part("waits", "where the device and the host wait", "part_waits", 50),
+    Part("part_seconds", "length of the parts of a step", "part_lengths", 75),
+    Part("attention", "attention kernels", "part_attention", 15),
+    Part("optimiser", "Adam and k-means", "part_optimiser", 30),
+    Part("together", "several fine-tunings on one GPU", "part_together", 55),
     Part("compile", "torch.compile and CUDA graphs", "part_compile", 60),
 )
 

@@ -120,7 +120,7 @@ def base_recipe(*, reference: bool = False, steps: int, small: bool = False) -> 
         ptapt=PtaptSettings(**pretraining),
         execution=ExecutionSettings(
             attention=Attention.eager if reference else Attention.sdpa,
-            feature_cache=FeatureCache.none if reference else FeatureCache.memory,
+            feature_cache=FeatureCache.none if reference else FeatureCache.store,
             micro_batch=WHOLE if reference else 0,
             evaluation_batch=1 if reference else 8,
         ),
