@@ -62,7 +62,7 @@ def facts() -> dict[str, Any]:
             "gpu_memory_gib": card.total_memory / 2**30,
             "compute_capability": f"{card.major}.{card.minor}",
             "multiprocessors": card.multi_processor_count,
-            "cudnn": torch.backends.cudnn.version(),
+            "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
             "nccl": _nccl_version(),
         }
     return found
