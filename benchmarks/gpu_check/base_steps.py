@@ -22,7 +22,8 @@ from ser_core.corpora.manifest import SAMPLE_RATE, Manifest
 from ser_core.models.backbone import frame_count
 from ser_core.models.shapes import expected_shape, state_count
 from ser_core.settings import Recipe
-from ser_core.training.batches import Batch, bucketed_epoch, shuffled_epoch
+
+EPOCHS = 15  # of the paper's fine-tuning: they share one pass of the front end
 
 
 @dataclass
@@ -64,7 +65,7 @@ class StepClock(Watch):
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one stage in one setting. `frames`, `samples`: valid ones of each utterance of each batch of an epoch."""
+    """Of one stage in one setting. `frames`, `samples`: valid ones of each utterance of each measured step."""
 
     seconds: float  # a step
     front_end: float  # seconds, all training utterances once
@@ -75,10 +76,16 @@ class Measured:
     losses: list[float]
     frames: list[list[int]]
     samples: list[list[int]]
+    corpus_frames: int  # of all training utterances, as the stage cuts them
 
     @property
     def frames_a_step(self) -> float:
         return sum(map(sum, self.frames)) / len(self.frames)
+
+    @property
+    def epoch_seconds(self) -> float:
+        """Seconds of all training utterances once, and of this epoch's share of the front end's single pass."""
+        return self.seconds * self.corpus_frames / self.frames_a_step + self.front_end / EPOCHS
 
 
 class BaseBench:
@@ -95,8 +102,8 @@ class BaseBench:
         """Run `stage` for the steps of `clock` and measure them; `execution` replaces settings."""
         clock = clock or self.clock(reference=reference)
         recipe = base_recipe(reference=reference, steps=clock.steps, small=self.plan.small)
-        batches = epoch_batches(stage, recipe, [utterance.samples for utterance in self.corpus.training(FOLD)])
-        recipe.finetune.epochs = -(-clock.steps // len(batches))
+        lengths = [utterance.samples for utterance in self.corpus.training(FOLD)]
+        recipe.finetune.epochs = -(-clock.steps // max(1, len(lengths) // recipe.finetune.batch_size))
         call = calls_of(recipe)[stage]
         upstream = self.random_labels(recipe) if stage == "ptapt" else {}
         release()
@@ -105,8 +112,8 @@ class BaseBench:
         tested = ran.outcome["metrics"].get("test_utterances")
         on_gpu = self.plan.device == "cuda"
         limit = round((recipe.finetune.max_seconds if stage == "finetune" else recipe.tapt.max_seconds) * SAMPLE_RATE)
-        lengths = [utterance.samples for utterance in self.corpus.training(FOLD)]
-        samples = [step_samples(stage, [lengths[position] for position in batch], limit) for batch in batches]
+        samples = [step_samples(stage, parts, lengths, limit) for parts in clock.batches[clock.first : clock.first + clock.count]]
+        config = transformer_config(recipe)
         return Measured(
             seconds=clock.seconds,
             front_end=float(durations.get("front_end", 0.0)),
@@ -115,8 +122,9 @@ class BaseBench:
             allocated=torch.cuda.max_memory_allocated() if on_gpu else 0,
             reserved=torch.cuda.max_memory_reserved() if on_gpu else 0,
             losses=ran.losses,
-            frames=[[int(frame_count(transformer_config(recipe), each)) for each in batch] for batch in samples],
+            frames=[[int(frame_count(config, each)) for each in batch] for batch in samples],
             samples=samples,
+            corpus_frames=sum(int(frame_count(config, min(length, limit))) for length in lengths),
         )
 
     def clock(self, *, reference: bool = False) -> StepClock:
@@ -143,22 +151,14 @@ class BaseBench:
         return self._labels[counts]
 
 
-def epoch_batches(stage: str, recipe: Recipe, lengths: Sequence[int]) -> list[Batch]:
-    """Return the batches of the first epoch, as the stage makes them."""
-    if stage == "finetune":
-        return shuffled_epoch(len(lengths), recipe.finetune.batch_size, 0, 0)
+def step_samples(stage: str, parts: Sequence[tuple[Sequence[int], int]], lengths: Sequence[int], limit: int) -> list[int]:
+    """Return the samples of each utterance that a step computes, from the positions and `samples` of its parts.
+
+    `states` cuts all to the same length; the others cut the utterances of `lengths` to `limit`.
+    """
     if stage == "states":
-        return shuffled_epoch(max(1, len(lengths) * 9 // 10), recipe.states.batch_size, 0, 0)
-    settings = recipe.tapt if stage == "tapt" else recipe.ptapt
-    limit = round(settings.max_seconds * SAMPLE_RATE)
-    return bucketed_epoch(
-        [min(length, limit) for length in lengths], round(settings.batch_seconds * SAMPLE_RATE), settings.buckets, recipe.upstream_seed, 0
-    )
-
-
-def step_samples(stage: str, lengths: Sequence[int], limit: int) -> list[int]:
-    """Return the samples of each utterance that a step computes: cut to the shortest in `states`, else to `limit`."""
-    return [min(lengths)] * len(lengths) if stage == "states" else [min(length, limit) for length in lengths]
+        return [samples for positions, samples in parts for _ in positions]
+    return [min(lengths[position], limit) for positions, _ in parts for position in positions]
 
 
 def transformer_config(recipe: Recipe) -> Any:

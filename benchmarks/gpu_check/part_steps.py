@@ -10,12 +10,12 @@ from benchmarks.gpu_check.parts import Plan
 from benchmarks.gpu_check.recipes import STAGES, WHOLE, base_recipe
 from benchmarks.gpu_check.record import Record
 from benchmarks.gpu_check.timing import copy_bandwidth, half_type, matrix_peak
+from ser_core.corpora.manifest import SAMPLE_RATE
 from ser_core.errors import first_line, is_memory_error
 from ser_core.models.shapes import parse_config
 from ser_core.settings import Recipe
 from ser_core.training.device import AUTO_PART_SECONDS
 
-EPOCHS = 15  # of the paper: they share one pass of the front end
 REFERENCE_STAGES = ("finetune", "ptapt", "tapt")
 SLOW_SECONDS = 12.0
 FEWER_ROWS = 8  # of a part of the reference, where its whole batch does not fit
@@ -38,7 +38,9 @@ def run(record: Record, plan: Plan) -> None:
             theirs = reference(record, base, stage)
             if theirs is not None:
                 record.row("steps", **described(stage, "reference", theirs, plan, peak, bandwidth))
-                record.row("ratios", stage=stage, step=theirs.seconds / ours[stage].seconds, epoch=epoch(theirs) / epoch(ours[stage]))
+                record.row(
+                    "ratios", stage=stage, step=theirs.seconds / ours[stage].seconds, epoch=theirs.epoch_seconds / ours[stage].epoch_seconds
+                )
 
 
 def reference(record: Record, base: BaseBench, stage: str) -> Measured | None:
@@ -52,11 +54,6 @@ def reference(record: Record, base: BaseBench, stage: str) -> Measured | None:
             record.note(f"reference of {stage}, parts of {'all' if rows == WHOLE else rows} utterances: {first_line(error)}")
         release()
     return None
-
-
-def epoch(measured: Measured) -> float:
-    """Seconds of an epoch: its steps and its share of the front end's single pass."""
-    return measured.seconds * len(measured.frames) + measured.front_end / EPOCHS
 
 
 def described(stage: str, setting: str, measured: Measured, plan: Plan, peak: float, bandwidth: float) -> dict[str, Any]:
@@ -80,7 +77,7 @@ def described(stage: str, setting: str, measured: Measured, plan: Plan, peak: fl
     }
     if stage != "states":
         config = transformer_config(recipe)
-        seconds = sum(map(sum, measured.samples)) / len(measured.samples) / 16_000
+        seconds = sum(map(sum, measured.samples)) / len(measured.samples) / SAMPLE_RATE
         parts = max(1.0, seconds / AUTO_PART_SECONDS[plan.device]) if setting == "ours" else 1.0
         moved = flops.step_bytes(parameters(config), parts, config, round(frames))
         row["share_of_bandwidth"] = moved / measured.seconds / bandwidth
@@ -90,7 +87,7 @@ def described(stage: str, setting: str, measured: Measured, plan: Plan, peak: fl
 
 
 def step_operations(stage: str, recipe: Recipe, measured: Measured) -> float:
-    """Mean operations of a step over the batches of an epoch, on valid frames."""
+    """Mean operations of a measured step, on valid frames."""
     config = transformer_config(recipe)
     if stage == "states":
         shape = parse_config(recipe.states.wav2vec.config)

@@ -35,6 +35,7 @@ class Watch:
     losses: list[float] = field(default_factory=list)  # of each logged step, also of those before a resumption
     validation: list[float] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)  # seconds of each step of this run that the loop waited for its data
+    batches: list[list[tuple[list[int], int]]] = field(default_factory=list)  # of each step: positions and `samples` of its parts
     _step: int | None = None  # None: not in the training loop
 
     def should_stop(self) -> bool:
@@ -58,6 +59,7 @@ class Watch:
         started = time.perf_counter()
         parts = _get_parts(prefetcher, step, more=more)
         self.waits.append(time.perf_counter() - started)
+        self.batches.append([(list(part.positions), int(part.samples)) for part in parts.loaded.values()])
         return parts
 
     def ended(self) -> None:

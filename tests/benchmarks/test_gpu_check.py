@@ -38,41 +38,74 @@ def check(output: Path, *arguments: str, environment: Mapping[str, str] | None =
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
+# All parts in one interpreter: each would import torch and transformers again.
+ALL_PARTS = """
+import importlib, sys
+from pathlib import Path
+from benchmarks.gpu_check.parts import PARTS, Plan
+from benchmarks.gpu_check.record import Record
+folder = Path(sys.argv[1])
+for part in PARTS:
+    importlib.import_module(f"benchmarks.gpu_check.{part.module}").run(Record(folder / f"{part.name}.jsonl", 3600.0), Plan(folder, "cpu"))
+    print(part.name, flush=True)
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_all_parts_run_without_a_gpu_and_with_the_needed_packages_alone(tmp_path: Path) -> None:
-    """Every proof holds, every part is done, and neither fairseq, Ray, Slurm's submitit nor TensorBoard is there."""
+    """Every proof holds, every part has its tables, and neither fairseq, Ray, Slurm's submitit nor TensorBoard is there."""
     (tmp_path / "sitecustomize.py").write_text(BLOCKER)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    ran = check(tmp_path / "out", "--cpu", "--seconds", "800", environment=environment)
-    found = json.loads((tmp_path / "out/results.json").read_text())
-    text = (tmp_path / "out/report.txt").read_text()
-    assert ran.returncode == 0, text
-    assert text.startswith("PASSED: ")
-    assert text in ran.stdout
-    assert (found["schema"], found["device"], found["complete"], found["passed"]) == (1, "cpu", True, True)
-    assert {part["name"]: part["status"] for part in found["parts"]} == {part.name: DONE for part in PARTS}
-    by_name = {part["name"]: part for part in found["parts"]}
-    assert by_name["suite"]["notes"] == [
-        "left out: pytest, hypothesis, tensorboard not installed; the part `stages` compares the same stages"
-    ]
-    proofs = {name: [proof["name"] for proof in part["proofs"]] for name, part in by_name.items()}
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", ALL_PARTS, str(tmp_path)]
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    found = {part.name: read_findings((tmp_path / f"{part.name}.jsonl").read_text().splitlines()) for part in PARTS}
+    assert [(name, proof) for name, each in found.items() for proof in each.proofs if not proof["holds"]] == []
+    (note,) = found["suite"].notes
+    assert note == "left out: pytest, hypothesis, tensorboard not installed; the part `stages` compares the same stages"
+    proofs = {name: [proof["name"] for proof in each.proofs] for name, each in found.items()}
     for stage in ("finetune", "tapt", "states", "ptapt"):
-        assert f"float32, losses of {stage}" in proofs["stages"]
-    assert {"features", "k-means, clusters.4", "fine-tuning after ptapt, test"} <= set(proofs["stages"])
+        for setting in ("float32", "bfloat16", "authors' padding, float32"):
+            assert f"{setting}, losses of {stage}" in proofs["stages"]
+    assert {"features", "k-means, clusters.4", "fine-tuning after ptapt, test", "layer-norm model, float32, losses of tapt"} <= set(
+        proofs["stages"]
+    )
     assert "finetune, CPU to transformers' encoder" in proofs["resume"]
     assert proofs["memory"] == ["the whole batch does not fit", "halving makes it fit", "same losses"]
     assert "finetune in two processes, cpu:gloo,cuda:gloo" in proofs["processes"]
-    tables = {name: rows for part in found["parts"] for name, rows in part["rows"].items()}
-    assert {row["stage"] for row in tables["steps"]} == {"finetune", "tapt", "states", "ptapt"}
-    assert {row["setting"] for row in tables["steps"]} == {"ours", "reference"}
-    assert {"part_seconds", "attention", "adam", "k_means", "together", "compile", "batch", "busy", "kernels"} <= set(tables)
+    tables = {name: rows for each in found.values() for name, rows in each.rows.items()}
+    assert {(row["stage"], row["setting"]) for row in tables["steps"]} == {
+        *((stage, "ours") for stage in ("finetune", "tapt", "states", "ptapt")),
+        ("finetune", "reference"),
+    }
+    assert all(0 < row["share_of_matrix_peak"] < 1 for row in tables["steps"])
+    assert [row["part_seconds"] for row in tables["part_seconds"]] == [2.0, 8.0]
+    assert [row["at_once"] for row in tables["together"]] == [1, 2]
+    assert [row["way"] for row in tables["compile"]] == ["as it is", "torch.compile"]
+    assert [row["implementation"] for row in tables["adam"]] == ["fused", "foreach", "loop"]
+    assert {"attention", "k_means", "batch", "busy", "kernels", "ratios", "machine"} <= set(tables)
+
+
+@pytest.mark.slow
+def test_the_command_without_a_gpu(tmp_path: Path) -> None:
+    """The JSON, the page and the exit code of two parts."""
+    ran = check(tmp_path, "--cpu", "--only", "environment", "memory", "--seconds", "110")
+    found = json.loads((tmp_path / "results.json").read_text())
+    text = (tmp_path / "report.txt").read_text()
+    assert ran.returncode == 0, text
+    assert text.startswith("PASSED: 4 of 4 proofs hold\nCPU halves only: nothing here is about a GPU\n")
+    assert text in ran.stdout
+    assert (found["schema"], found["device"], found["complete"], found["passed"]) == (1, "cpu", True, True)
+    assert [(part["name"], part["status"]) for part in found["parts"]] == [("environment", DONE), ("memory", DONE)]
+    assert set(found["parts"][0]) == {"name", "title", "status", "seconds", "limit", "proofs", "rows", "notes", "error"}
+    assert found["environment"]["torch"] == torch.__version__
     assert (found["advice"], found["goals"]) == ([], [])  # small models on a CPU say nothing about a GPU
 
 
 @pytest.mark.slow
 def test_the_gpu_tests_of_the_suite_are_found_and_skipped_here(tmp_path: Path) -> None:
-    ran = check(tmp_path, "--cpu", "--only", "suite")
+    ran = check(tmp_path, "--cpu", "--only", "suite", "--seconds", "110")
     assert ran.returncode == 0, ran.stdout
     (part,) = json.loads((tmp_path / "results.json").read_text())["parts"]
     assert part["proofs"] == [{"name": "tests that need a GPU are skipped", "holds": True, "text": "9 of 9 skipped"}]

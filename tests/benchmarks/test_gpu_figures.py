@@ -153,8 +153,9 @@ def test_a_clock_that_did_not_reach_its_steps_says_so() -> None:
 
 
 def test_a_step_computes_what_its_stage_cuts() -> None:
-    assert step_samples("states", [5, 3, 9], 4) == [3, 3, 3]
-    assert step_samples("tapt", [5, 3, 9], 4) == [4, 3, 4]
+    parts = [([2, 0], 3), ([1], 3)]
+    assert step_samples("states", parts, [5, 3, 9], 4) == [3, 3, 3]
+    assert step_samples("tapt", parts, [5, 3, 9], 4) == [4, 4, 3]
     lengths = part_lengths(72.0)
     assert lengths == sorted(lengths, reverse=True)
     assert len(lengths) * max(lengths) <= 72 * 50
