@@ -42,7 +42,7 @@ def run(record: Record, plan: Plan) -> None:
         for precision in _precisions(plan.device):
             if record.has_time(SLOW_SECONDS, precision.name):
                 recipe = small_recipe(precision, steps=steps)
-                compare_stages(record, bench, recipe, plan.device, precision.name, "", expected_in=plain)
+                compare_stages(record, bench, recipe, plan.device, precision.name, "", expected_runs=made)
         if record.has_time(SLOW_SECONDS, "authors' padding"):
             authors = small_recipe(Precision.float32, reference=True, steps=steps)
             compare_stages(record, bench, authors, plan.device, "float32", "authors' padding, ")
@@ -77,22 +77,24 @@ def compare_stages(
     label: str,
     *,
     stages: tuple[str, ...] = STAGES,
-    expected_in: Recipe | None = None,
+    expected_runs: Mapping[str, Ran] | None = None,
 ) -> dict[str, Ran]:
-    """Compare the stages; `expected_in`: the recipe for the CPU, where it is another. Returns the runs on the CPU.
+    """Compare the stages with `expected_runs`, by default those of the same recipe on the CPU; return them.
 
     Both sides of P-TAPT's stage 3 read the clusters of the CPU.
     """
     tolerance = compare.TOLERANCES[precision]
-    calls, theirs = calls_of(recipe), calls_of(expected_in or recipe)
-    made: dict[str, Ran] = {}
+    calls = calls_of(recipe)
+    made: dict[str, Ran] = dict(expected_runs or {})
     for stage in stages:
-        upstream: Mapping[str, Path] = {}
-        if stage == "ptapt":
-            states = {"states": made["states"].output}
-            upstream = {role: bench.run(call, ON_CPU, upstream=states).output for role, call in theirs["ptapt"].upstream.items()}
-        made[stage] = expected = bench.run(theirs[stage], ON_CPU, upstream=upstream)
-        found = bench.run(calls[stage], on(device), upstream=upstream, shared=bench.root / f"shared-{device}")
+        if stage not in made:
+            upstream: Mapping[str, Path] = {}
+            if stage == "ptapt":
+                states = {"states": made["states"].output}
+                upstream = {role: bench.run(call, ON_CPU, upstream=states).output for role, call in calls["ptapt"].upstream.items()}
+            made[stage] = bench.run(calls[stage], ON_CPU, upstream=upstream)
+        expected = made[stage]
+        found = bench.run(calls[stage], on(device), upstream=expected.upstream, shared=bench.root / f"shared-{device}")
         holds, text = compare.same_losses(expected.losses, found.losses, tolerance)
         record.proof(f"{label}{precision}, losses of {stage}", holds, text)
         if stage == "finetune":

@@ -96,6 +96,7 @@ class Ran:
     output: Path
     losses: list[float]
     validation: list[float]
+    upstream: Mapping[str, Path]
 
 
 class Bench:
@@ -148,7 +149,7 @@ class Bench:
                 team=team,
                 shared=shared,
             )
-        return Ran(json.loads(json.dumps(outcome)), output, watch.losses, watch.validation)
+        return Ran(json.loads(json.dumps(outcome)), output, watch.losses, watch.validation, known)
 
 
 def _silent(line: str) -> None:

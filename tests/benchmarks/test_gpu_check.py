@@ -52,7 +52,7 @@ for part in PARTS:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_all_parts_run_without_a_gpu_and_with_the_needed_packages_alone(tmp_path: Path) -> None:
     """Every proof holds, every part has its tables, and neither fairseq, Ray, Slurm's submitit nor TensorBoard is there."""
     (tmp_path / "sitecustomize.py").write_text(BLOCKER)
