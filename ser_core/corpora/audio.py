@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import soundfile
-import soxr
 from numpy.typing import NDArray
 
 from ser_core.corpora.manifest import SAMPLE_RATE, Manifest, Utterance
@@ -89,6 +88,8 @@ def to_target_rate(decoded: NDArray[np.float64], rate: int) -> Samples:
         raise AudioError(f"its samples reach {peak:.4g}; float samples must lie within ±1")
     mono = decoded.mean(axis=1)
     if rate != SAMPLE_RATE:
+        import soxr  # only to prepare a corpus, so that stages run in an environment without it
+
         mono = soxr.resample(mono, rate, SAMPLE_RATE, quality="VHQ")
     rounded: Samples = np.clip(np.rint(mono * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
     return rounded

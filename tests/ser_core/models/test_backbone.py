@@ -159,6 +159,7 @@ def test_an_out_of_memory_error_is_not_an_input_error() -> None:
         build_backbone(BackboneSettings(checkpoint=None, config={**rebuild.BACKBONE, "intermediate_size": 10**13}))
     assert is_memory_error(raised.value)
     assert is_memory_error(MemoryError())
+    assert is_memory_error(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert not is_memory_error(RuntimeError("expected a tensor"))
 
 

@@ -307,6 +307,7 @@ def test_a_nan_validation_loss_is_divergence(recipe: Recipe, bench: Bench, monke
         bench.run(stage_calls(recipe)["states"])
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("method", ["vft", "tapt", "ptapt"])
