@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from jobs.commands.collect import write_and_notify
 from jobs.commands.console import note, print_lines, say
 from jobs.control.controller import Report, desired_of, reconcile
 from jobs.experiment.config import resources_of
@@ -27,8 +26,8 @@ def one_pass(session: Session) -> Report:
     return report
 
 
-def run_here(session: Session) -> Report:
-    """Compute every stage on this machine; each event is printed."""
+def run_here(session: Session, *, stop_count: Callable[[], int] | None = None) -> Report:
+    """Compute every stage on this machine; each event is printed. `stop_count`: as for `run_local`."""
     from jobs.control.controller import run_local
     from jobs.local.executor import LocalExecutor
     from jobs.store.snapshot import code_facts
@@ -43,19 +42,29 @@ def run_here(session: Session) -> Report:
         code=session.root,
     )
     with executor:
-        return run_local(desired_of(session.launched), executor, on_event=lambda event: say(event.line), on_stop=_print_stopping)
+        return run_local(
+            desired_of(session.launched),
+            executor,
+            on_event=lambda event: print_lines([event.line, *session.news()]),
+            on_stop=_print_stopping,
+            stop_count=stop_count,
+        )
 
 
 def wait_on_slurm(session: Session) -> Report:
     """Passes until nothing is left to do; each event is printed."""
     from jobs.control.controller import wait_for
 
+    def after_pass(report: Report) -> None:
+        session.require_last_launch()
+        print_lines(session.news())
+
     return wait_for(
         desired_of(session.launched),
         session.arrays,
         poll_seconds=session.launched.experiment.policy.poll_seconds,
         on_event=lambda event: say(event.line),
-        on_pass=lambda report: session.require_last_launch(),
+        on_pass=after_pass,
     )
 
 
@@ -87,6 +96,8 @@ def run_link(session: Session, *, log: Callable[[str], None] = say) -> LinkEnd:
         report = one_pass(session)
         if report.submitted:
             log(f"submitted {counted(len(report.submitted), 'stage')}")
+        for line in session.news():
+            log(line)
         return report
 
     return chain_link.run_link(
@@ -96,8 +107,8 @@ def run_link(session: Session, *, log: Callable[[str], None] = say) -> LinkEnd:
         minutes=policy.controller_minutes,
         deadline=session.launched.since + 24 * 3600 * policy.controller_days,
         launched=session.launched.since,
-        on_end=lambda report: print_lines(write_and_notify(session, report)),
-        on_stop=lambda message: print_lines(write_and_notify(session, session.look(ask_slurm=False), message)),
+        on_end=lambda report: print_lines(session.end(report)),
+        on_stop=lambda message: print_lines(session.end(session.look(ask_slurm=False), message)),
     )
 
 

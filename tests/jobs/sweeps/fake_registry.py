@@ -18,6 +18,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Unpack
 
+from jobs.sweeps.trial import sweep_digest
+
 from jobs.experiment.config import Experiment, Policy, StageResources
 from jobs.experiment.graph import MAX_SLOTS
 from jobs.experiment.launched import Corpus
@@ -25,7 +27,6 @@ from jobs.experiment.registry import StageArguments
 from jobs.experiment.sweep_section import SweepSettings
 from jobs.store.layout import Layout
 from jobs.sweeps.records import Sweep, store_sweep
-from jobs.sweeps.trial import sweep_digest
 from jobs.worker.task import Workplace
 from ser_core.sweep import P_TAPT, SweptMethod, stage_proxies
 from tests.jobs.fake_registry import FakeCall, FakeStopError, _behave, _note, make_corpus, read_digest

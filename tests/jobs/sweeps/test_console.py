@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jobs.sweeps.session import SweepLauncher, SweepStatus, reopen
 
 from jobs.commands import sweep as console
 from jobs.experiment.config import Cluster
 from jobs.store.records import write_text
 from jobs.sweeps.driver_lock import driving
 from jobs.sweeps.records import Sweep, TrialState, latest_file, store_sweep, write_trial
-from jobs.sweeps.session import SweepLauncher, SweepStatus, reopen
 from tests.jobs.sweeps import report_cases as cases
 from tests.jobs.sweeps.fake_registry import REGISTRY, make_sweep
 

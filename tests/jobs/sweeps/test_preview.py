@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from jobs.sweeps.trial import _desired
 
 from jobs.control.controller import run_local
 from jobs.experiment.sweep_section import Search, Stopping, SweepSettings
 from jobs.local.executor import LocalExecutor
 from jobs.sweeps.preflight import preview, preview_lines
 from jobs.sweeps.space import Point
-from jobs.sweeps.trial import _desired
 from jobs.worker.machine import Capacity
 from tests.jobs.local_launch import RESOURCES
 from tests.jobs.sweeps.fake_registry import REGISTRY, make_sweep

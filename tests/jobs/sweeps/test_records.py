@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from jobs.sweeps.trial import sweep_digest
 
 from jobs.errors import UsageError
 from jobs.experiment.config import Experiment, StageResources
@@ -32,7 +33,6 @@ from jobs.sweeps.records import (
     write_trial,
 )
 from jobs.sweeps.space import Point
-from jobs.sweeps.trial import sweep_digest
 from tests.jobs.sweeps.fake_registry import REGISTRY, Recipe, make_sweep
 
 RUN = RunRecord("1", 0, 0, "k" * 20, 61.5, 60.0, 59.0)

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from jobs.sweeps.trial import evaluate_fold
 
 from jobs.experiment.config import SlurmSite, resources_of
 from jobs.experiment.sweep_section import SweepSettings
@@ -18,7 +19,6 @@ from jobs.store.layout import Layout
 from jobs.sweeps.records import Sweep, TrialRecord, TrialState, write_trial
 from jobs.sweeps.report.write import changed_settings, folder_options, write_report
 from jobs.sweeps.space import Point
-from jobs.sweeps.trial import evaluate_fold
 from jobs.worker.machine import Capacity
 from tests.jobs.sweeps.fake_registry import Ptapt, Recipe, make_sweep, ua_of
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jobs.sweeps.trainable import FOLDER, FOLDS, OBJECTIVE, POINT, point_of, point_text
 from optuna.trial import TrialState as OptunaState
 from ray.tune.search import Searcher
 
@@ -14,7 +15,6 @@ from jobs.experiment.sweep_section import Search, Stopping, SweepSettings
 from jobs.sweeps.records import FoldRecord, Sweep, TrialRecord, TrialState, write_trial
 from jobs.sweeps.search import DistinctOptuna, scheduler_of
 from jobs.sweeps.space import Point, listed_points, number_of_points
-from jobs.sweeps.trainable import FOLDER, FOLDS, OBJECTIVE, POINT, point_of, point_text
 from tests.jobs.sweeps.fake_registry import make_sweep
 
 

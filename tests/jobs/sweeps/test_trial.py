@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from jobs.sweeps.trial import TrialFailedError, TrialStoppedError, evaluate_fold, fold_graph
 
 from jobs.experiment.config import resources_of
 from jobs.experiment.graph import MAX_SLOTS, build_graph, seeds_of_slots
@@ -16,7 +17,6 @@ from jobs.experiment.sweep_section import SweepSettings
 from jobs.local.executor import LocalExecutor
 from jobs.sweeps.records import FoldRecord, Sweep
 from jobs.sweeps.space import Point
-from jobs.sweeps.trial import TrialFailedError, TrialStoppedError, evaluate_fold, fold_graph
 from jobs.worker.machine import Capacity
 from jobs.worker.task import load_registry
 from tests.jobs.sweeps.fake_registry import REGISTRY, Recipe, counted, make_sweep, ua_of

@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from jobs.sweeps.driver import restored, run_sweep, trials_at_once
 
 from jobs.experiment.sweep_section import Search, Stopping, SweepSettings
-from jobs.sweeps.driver import restored, run_sweep, trials_at_once
 from jobs.sweeps.records import Sweep, TrialRecord, TrialState, ask_to_stop, load_sweep, read_trials
 from jobs.sweeps.space import listed_points
 from tests.jobs.sweeps.fake_registry import REPOSITORY, Recipe, counted, make_sweep, relaunched, ua_of
