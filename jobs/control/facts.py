@@ -116,6 +116,7 @@ class Departure:
     gone: float  # when it was first missing from the queue, seconds since the epoch
     withdrawn: bool = False  # cancelled by the program itself
     asked: Asked | None = None  # for the element; None: not recorded
+    ended: float | None = None  # end by Slurm's accounting, seconds since the epoch; None: not known
 
 
 def needed_keys(graph: Graph, facts: Mapping[str, StageFacts]) -> tuple[str, ...]:

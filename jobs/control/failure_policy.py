@@ -22,9 +22,6 @@ MEMORY_RETRIES = 2
 MEMORY_STEP = 1.5  # factor on the requested memory, each time
 COMMUNICATION_RETRIES = 3
 DISK_RETRIES = 2
-# A job of an earlier launch that its owner cancels counts as cancelled if it was first missing this much later than the launch: one that
-# was missing sooner may have been cancelled just before the launch, which lifts that.
-RELAUNCH_SECONDS = 600.0
 _GPU = re.compile(r"CUDA|\bHIP\b|OutOfMemoryError")
 COSTLY = (
     FailureClass.time_limit,
@@ -205,8 +202,8 @@ def _judged(records: StageRecords, unstarted: Sequence[Departure], context: Pass
 
 def _cancelled_by_owner(departure: Departure, since: float) -> bool:
     """Whether the owner cancelled an element after the launch at `since`; holds until the next launch, whatever departs later."""
-    after = departure.submitted >= since or departure.gone >= since + RELAUNCH_SECONDS
-    return after and not departure.withdrawn and cancelled_by_hand(departure.state)
+    end = departure.gone if departure.ended is None else departure.ended  # a pass may miss it long after it was cancelled
+    return end >= since and not departure.withdrawn and cancelled_by_hand(departure.state)
 
 
 def _reason_to_stop(

@@ -21,6 +21,7 @@ from jobs.experiment.config import SlurmSite
 from jobs.slurm.parse import (
     ACCOUNTING_FORMAT,
     QUEUE_FORMAT,
+    Accounted,
     JobRef,
     QueuedElement,
     array_expressions,
@@ -72,8 +73,8 @@ class SlurmClient:
         except ValueError as error:
             raise SlurmUnavailableError(str(error)) from error
 
-    def accounting(self, jobs: Iterable[str]) -> dict[str, str] | None:
-        """Element -> state of the jobs that accounting knows already; None if the site has no accounting."""
+    def accounting(self, jobs: Iterable[str]) -> dict[str, Accounted] | None:
+        """Element -> state and end of the jobs that accounting knows already; None if the site has no accounting."""
         found = self._sacct([f"--jobs={','.join(jobs)}", f"--format={ACCOUNTING_FORMAT}"])
         return None if found is None else parse_accounting(found)
 
@@ -213,7 +214,8 @@ class SlurmClient:
     def _run(self, command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str] | None:
         self.calls += 1
         environment = {name: value for name, value in os.environ.items() if not name.startswith(_SLURM_PREFIXES) or name == "SLURM_CONF"}
-        environment |= {"LC_ALL": "C", "SLURM_BITSTR_LEN": "0"}  # 0: array expressions in full, not cut after 64 characters
+        # SLURM_BITSTR_LEN=0: array expressions in full, not cut after 64 characters; %s: seconds since the epoch
+        environment |= {"LC_ALL": "C", "SLURM_BITSTR_LEN": "0", "SLURM_TIME_FORMAT": "%s"}
         try:
             return subprocess.run(
                 list(command), env=environment, timeout=seconds, check=False, capture_output=True, encoding="utf-8", errors="replace"

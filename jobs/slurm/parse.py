@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 QUEUE_FORMAT = "%i|%T|%r|%j"  # the name last: it may contain the separator
-ACCOUNTING_FORMAT = "JobID,State"
+ACCOUNTING_FORMAT = "JobID,State,End"  # with SLURM_TIME_FORMAT=%s: the end in seconds since the epoch
 LONGEST_EXPRESSION = 8000  # characters of one array expression on a command line
 _ARRAY = re.compile(r"(\d+)_\[([0-9,:-]+)(?:%\d+)?\]")
 _SINGLE = re.compile(r"(\d+)(?:_(\d+))?(?:\+\d+)?")
@@ -72,6 +72,14 @@ class QueuedElement:
     @property
     def ref(self) -> JobRef:
         return JobRef.parse(self.job)
+
+
+@dataclass(frozen=True)
+class Accounted:
+    """What accounting reports of one job or array element."""
+
+    state: str  # as printed: COMPLETED, `CANCELLED by 1000`, ...
+    end: float | None = None  # seconds since the epoch; None: not ended, or not in that format
 
 
 class Refusal(Enum):
@@ -150,17 +158,18 @@ def parse_queue(text: str) -> tuple[QueuedElement, ...]:
     return tuple(found)
 
 
-def parse_accounting(text: str) -> dict[str, str]:
-    """Element -> state in the output of `sacct -X --noheader --parsable2 --format=ACCOUNTING_FORMAT`.
+def parse_accounting(text: str) -> dict[str, Accounted]:
+    """Element -> state and end in the output of `sacct -X --noheader --parsable2 --format=ACCOUNTING_FORMAT`.
 
     States are as printed: `CANCELLED by 1000` gives the uid that cancelled (0: root), plain `CANCELLED` means that a dependency failed.
     Lines that cannot be parsed are ignored: accounting only explains, it decides nothing.
     """
-    found: dict[str, str] = {}
+    found: dict[str, Accounted] = {}
     for line in text.splitlines():
-        job, _, state = line.partition("|")
+        job, state, end, *_ = [*line.split("|"), "", ""]
+        seconds = float(end) if end.isdecimal() and int(end) else None
         for element in expand_job(job.strip()):
-            found[element] = " ".join(state.split())
+            found[element] = Accounted(" ".join(state.split()), seconds)
     return found
 
 

@@ -112,8 +112,16 @@ def departures_of(records: Iterable[Submission], keys: Collection[str]) -> dict[
         for place, gone in record.left.items():
             index = int(place)
             for key in wanted.intersection(record.tasks[index]):
-                state = record.ended.get(place, "")
-                departure = Departure(key, record.element(index), state, record.created, gone, index in ours, record.asked)
+                departure = Departure(
+                    key,
+                    record.element(index),
+                    record.ended.get(place, ""),
+                    record.created,
+                    gone,
+                    withdrawn=index in ours,
+                    asked=record.asked,
+                    ended=record.ended_at.get(place),
+                )
                 found.setdefault(key, []).append(departure)
     return {key: tuple(each) for key, each in found.items()}
 

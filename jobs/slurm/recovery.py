@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from jobs.errors import SlurmUnavailableError
 from jobs.slurm.client import SlurmClient
-from jobs.slurm.parse import QueuedElement, compress_indices, failed_to_launch, is_final
+from jobs.slurm.parse import Accounted, QueuedElement, compress_indices, failed_to_launch, is_final
 from jobs.slurm.queue import OwnElement, arrays_named, duplicates, own_elements
 from jobs.slurm.submissions import LAUNCH_FAILED, Guard, State, Submission, SubmissionBook, double_of
 
@@ -101,29 +101,30 @@ class Recovery:
                 seen.append(record)
         states, nodes = self._ask_accounting([record for record in seen if record.unexplained])
         for former, record in zip(records, seen, strict=True):
-            ended, places = dict(record.ended), dict(record.nodes)
+            ended, ends, places = dict(record.ended), dict(record.ended_at), dict(record.nodes)
             for index in record.unexplained:
                 place, job = str(index), record.element(index)
                 settled = now - record.left[place] >= self._settle_seconds
                 if place in ended:
                     places.update({place: nodes.get(job, "")} if job in nodes or settled else {})
-                elif is_final(state := (states or {}).get(job, "")):
-                    ended[place] = state
+                elif (accounted := (states or {}).get(job)) and is_final(accounted.state):
+                    ended[place] = accounted.state
+                    ends.update({} if accounted.end is None else {place: accounted.end})
                 elif states is None or settled:
                     ended[place] = ""
-            current = replace(record, ended=ended, nodes=places)
+            current = replace(record, ended=ended, ended_at=ends, nodes=places)
             if gone.get(record.name) == len(record.tasks) and not current.unexplained:
-                self._book.close(former, State.ended, left=current.left, ended=ended, nodes=places)
+                self._book.close(former, State.ended, left=current.left, ended=ended, ended_at=ends, nodes=places)
             elif current != former:
-                self._book.change(former, left=current.left, ended=ended, nodes=places)
+                self._book.change(former, left=current.left, ended=ended, ended_at=ends, nodes=places)
 
     def _record_withdrawal(self, chosen: Mapping[str, Sequence[OwnElement]], state: str) -> None:
         for each in chosen.values():
             indices = [own.index for own in each]
             self._book.change(each[0].record, cancelled=indices, ended=dict.fromkeys(map(str, indices), state) if state else {})
 
-    def _ask_accounting(self, records: Iterable[Submission]) -> tuple[dict[str, str] | None, dict[str, str]]:
-        """Element -> state (None: no accounting on this site), and element -> node for elements that could not be started there."""
+    def _ask_accounting(self, records: Iterable[Submission]) -> tuple[dict[str, Accounted] | None, dict[str, str]]:
+        """Element -> state and end (None: no accounting on this site), and element -> node for elements that could not be started there."""
         jobs: set[str] = set()
         unplaced: list[str] = []
         for record in records:

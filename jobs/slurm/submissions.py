@@ -87,14 +87,15 @@ class Submission:
     cancelled: tuple[int, ...] = ()  # elements that the program withdraws, recorded before scancel
     left: Mapping[str, float] = field(default_factory=dict)  # index -> time at which it was first missing from the queue
     ended: Mapping[str, str] = field(default_factory=dict)  # index -> final state; "": accounting did not report it
+    ended_at: Mapping[str, float] = field(default_factory=dict)  # index -> end in accounting, by slurmctld's clock; missing: unknown
     nodes: Mapping[str, str] = field(default_factory=dict)  # index -> node on which Slurm could not start it; "": unknown
     asked: Asked | None = None  # time and memory requested for each element; None: not recorded
 
     def __post_init__(self) -> None:
-        wrong = [index for index in (*self.left, *self.ended, *self.nodes) if not index.isdecimal()]
+        wrong = [index for index in (*self.left, *self.ended, *self.ended_at, *self.nodes) if not index.isdecimal()]
         if wrong:
             raise ValueError(f"{wrong[0]!r} is not the index of an element")
-        check_times(self.created, *self.left.values())
+        check_times(self.created, *self.left.values(), *self.ended_at.values())
 
     @property
     def job_name(self) -> str:
@@ -354,7 +355,7 @@ def _changed(submission: Submission, changes: Mapping[str, Any]) -> Submission:
     added = dict(changes)
     if "cancelled" in added:
         added["cancelled"] = tuple(sorted({*submission.cancelled, *added["cancelled"]}))
-    for name in ("left", "ended", "nodes"):  # the first value of an element is kept
+    for name in ("left", "ended", "ended_at", "nodes"):  # the first value of an element is kept
         if name in added:
             added[name] = {**added[name], **getattr(submission, name)}
     return replace(submission, **added)

@@ -406,11 +406,12 @@ class SimulatedSlurm:
                 recent = self.clock() - element.left < LAG_SECONDS
                 lags = self.accounting is Accounting.stale or (self.accounting is Accounting.slow and recent)
                 state = "RUNNING" if lags and not element.live else element.state
-                lines.append(self._row(array, element, columns, element.node, state))
+                lines.append(self._row(array, element, columns, element.node, state, 0 if lags else int(element.left)))
         return 0, "".join(f"{line}\n" for line in lines), ""
 
-    def _row(self, array: Array, element: Element, columns: Sequence[str], node: str, state: str) -> str:
-        facts = {"JobID": element.name, "JobName": array.name, "State": state, "NodeList": node or "None assigned"}
+    def _row(self, array: Array, element: Element, columns: Sequence[str], node: str, state: str, end: int = 0) -> str:
+        place = node or "None assigned"
+        facts = {"JobID": element.name, "JobName": array.name, "State": state, "NodeList": place, "End": str(end) if end else "Unknown"}
         return "|".join(facts[column] for column in columns)
 
 

@@ -82,6 +82,28 @@ def test_a_run_that_its_owner_cancelled_stays_cancelled_when_a_late_double_is_wi
         assert lab.published.total() == 1
 
 
+def test_a_launch_lifts_an_earlier_scancel_that_is_noticed_long_after_it(folder: Path) -> None:
+    """Slurm did not answer for an hour around the launch: the end in accounting decides, not the first pass that missed the job."""
+    for launches_after in (True, False):
+        with world(folder / str(launches_after), ONE_RUN) as lab:
+            lab.run_pass()
+            lab.start()
+            (array,) = lab.slurm.arrays.values()
+            if not launches_after:
+                lab.launch()
+            lab.scancel_by_hand(array.elements[0], heard=True)
+            lab.slurm.back_at = lab.clock() + 3600
+            lab.advance(100)
+            if launches_after:
+                lab.launch()
+            assert lab.run_pass() is None
+            lab.advance(3600)
+            report = lab.run_pass()
+            assert report is not None
+            assert bool(report.plan.reasons) is not launches_after
+            lab.finish_everything()
+
+
 def test_a_late_double_of_a_diverged_run_is_withdrawn(folder: Path) -> None:
     """Its slot has another seed, and the stage of the double is not needed: nothing waits for it."""
     with world(folder / "world", ONE_RUN) as lab:

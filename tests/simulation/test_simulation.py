@@ -119,7 +119,9 @@ def test_accounting_answers_lags_or_is_unavailable(slurm: SimulatedSlurm) -> Non
     told = {}
     for accounting in Accounting:
         slurm.accounting = accounting
-        told[accounting] = client.accounting(["100"])
+        found = client.accounting(["100"])
+        told[accounting] = None if found is None else {job: each.state for job, each in found.items()}
+        assert not found or found["100_0"].end == (slurm.clock() if accounting is Accounting.fine else None)
     assert told == {
         Accounting.fine: {"100_0": "CANCELLED by 1000", "100_1": "PENDING"},
         Accounting.slow: {"100_0": "RUNNING", "100_1": "PENDING"},

@@ -21,7 +21,7 @@ from unittest import mock
 from jobs.control.controller import Desired, Report, reconcile
 from jobs.control.estimates import Bounds
 from jobs.control.facts import Asked, needed_keys
-from jobs.control.failure_policy import COMMUNICATION_RETRIES, DISK_RETRIES, MAX_FAILED_STARTS, MAX_LOST, MEMORY_RETRIES, RELAUNCH_SECONDS
+from jobs.control.failure_policy import COMMUNICATION_RETRIES, DISK_RETRIES, MAX_FAILED_STARTS, MAX_LOST, MEMORY_RETRIES
 from jobs.control.result_index import ResultIndex
 from jobs.errors import SlurmUnavailableError
 from jobs.experiment.config import Cluster, Experiment, Policy, SlurmSite, StageResources, resources_of
@@ -267,9 +267,7 @@ class World:
         self.slurm.cancel([element.name], OWNER)
         for key in self.keys_of[element.job][element.index]:
             self.perhaps_cancelled.add(key)
-            # An element of before the last launch may have been cancelled before it too: nobody can tell, for a while.
-            sure = self.intended[element.job] >= self.since or self.clock() >= self.since + RELAUNCH_SECONDS
-            if sure and not self._done(key):
+            if not self._done(key):
                 self.cancelled_by_hand[key] = self.clock()
 
     def launch(self) -> None:

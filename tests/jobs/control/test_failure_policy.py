@@ -340,10 +340,10 @@ def test_the_cause_of_an_exception_counts() -> None:
 def _peer(rank: int, folder: str, found: multiprocessing.Queue[str]) -> None:
     import torch.distributed as dist
 
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=timedelta(seconds=20))
-    if rank == 1:
-        os._exit(1)
-    try:
+    try:  # the other may leave before this one has connected to it
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=timedelta(seconds=20))
+        if rank == 1:
+            os._exit(1)
         for _ in range(3):  # the first may be over before the other has gone
             dist.barrier()
     except RuntimeError as error:

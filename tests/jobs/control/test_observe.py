@@ -73,7 +73,7 @@ def _departed(*departures: Departure) -> Callable[[Collection[str]], Mapping[str
 
 
 def _departure(node: Node, job: str, state: str = "", submitted: float = 10.0, *, withdrawn: bool = False) -> Departure:
-    return Departure(node.key, job, state, submitted, submitted + 5, withdrawn)
+    return Departure(node.key, job, state, submitted, submitted + 5, withdrawn, ended=submitted + 0.5)
 
 
 def _node(graph: Graph, stage: str) -> Node:
@@ -425,10 +425,13 @@ def test_only_the_given_keys_are_read_again(layout: Layout, graph: Graph) -> Non
     assert [key for key, fact in facts.items() if fact.done] == [one]
 
 
-@pytest.mark.parametrize(("missed", "cancelled"), [(700.0, True), (30.0, False)])
-def test_a_job_of_an_earlier_launch_cancelled_by_its_owner(layout: Layout, graph: Graph, missed: float, cancelled: bool) -> None:
-    """It counts if cancelled after the launch; a cancellation just before it, noticed only then, is lifted by launching."""
+@pytest.mark.parametrize(("missed", "ended", "cancelled"), [(30, 10, True), (700, -5, False), (700, None, True), (-20, None, False)])
+def test_a_job_of_an_earlier_launch_cancelled_by_its_owner(
+    layout: Layout, graph: Graph, missed: float, ended: float | None, cancelled: bool
+) -> None:
+    """It counts if it ended after the launch, whenever a pass first missed it; a cancellation before the launch is lifted by it."""
     key, launched = graph.runs[0].key, 1000.0
-    gone = Departure(key, "7_0", "CANCELLED by 1000", submitted=500.0, gone=launched + missed)
+    end = None if ended is None else launched + ended
+    gone = Departure(key, "7_0", "CANCELLED by 1000", submitted=500.0, gone=launched + missed, ended=end)
     facts = read_facts(graph, layout, PassContext(since=launched, departures=lambda keys: {key: (gone,)}))
     assert facts[key].cancelled is cancelled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -249,12 +250,18 @@ def test_the_number_of_slurm_calls_does_not_grow_with_the_runs(slurm_cluster: Cl
 
 
 def test_final_states_from_accounting(slurm_cluster: Cluster, tmp_path: Path) -> None:
-    """Done, failed, cancelled by a user; from the records of any process."""
+    """Done, failed, cancelled by a user, and when they ended; from the records of any process."""
     nodes = [node("fine", "states"), node("fails", "states", fail=True), node("by hand", "states", sleep=60)]
     arrays = arrays_of(tmp_path)
     held = arrays.submit(batch_of(nodes), graph_of(nodes), {})
     until(lambda: facts_of(tmp_path, "by hand", begun=True) is not None)
+    before = time.time()
     slurm_cluster.run("scancel", held["by hand"].job)
+    until(
+        lambda: "CANCELLED" in slurm_cluster.run("sacct", "--allocations", "--noheader", "--format=State", f"--jobs={held['by hand'].job}")
+    )
+    after = time.time()
+    time.sleep(2)  # the pass that misses it comes later than its end
     until(lambda: not arrays.in_flight() and not arrays.settling())
     found = arrays_of(tmp_path).departures([node.key for node in nodes])
     assert {key: [each.state for each in departures] for key, departures in found.items()} == {
@@ -264,6 +271,9 @@ def test_final_states_from_accounting(slurm_cluster: Cluster, tmp_path: Path) ->
     }
     assert {departure.job for departures in found.values() for departure in departures} == {flight.job for flight in held.values()}
     assert not any(departure.withdrawn for departures in found.values() for departure in departures)
+    (cancelled,) = found["by hand"]
+    assert cancelled.ended is not None
+    assert int(before) <= cancelled.ended <= after < cancelled.gone
     assert SubmissionBook(layout_of(tmp_path)).open() == ()
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from jobs.slurm.parse import (
     LONGEST_EXPRESSION,
+    Accounted,
     QueuedElement,
     Refusal,
     array_expressions,
@@ -73,10 +74,22 @@ def test_unexpected_output_of_squeue_is_an_error(line: str) -> None:
 
 
 def test_accounting() -> None:
-    """Ranges, and who cancelled; nonsense is left out."""
-    text = "12_0|COMPLETED\n12_[1-2]|PENDING\n12_3|CANCELLED by 1000\nnonsense\n13|OUT_OF_MEMORY\n14|\n15|CANCELLED\n"
-    expected = {"12_0": "COMPLETED", "12_1": "PENDING", "12_2": "PENDING", "12_3": "CANCELLED by 1000", "13": "OUT_OF_MEMORY", "14": ""}
-    assert parse_accounting(text) == {**expected, "15": "CANCELLED"}
+    """Ranges, who cancelled, and when it ended; nonsense is left out."""
+    ended = "12_0|COMPLETED|1700000000\n12_3|CANCELLED by 1000|1700000009\n13|OUT_OF_MEMORY|2026-01-01T00:00:00\n"
+    text = f"{ended}12_[1-2]|PENDING|Unknown\nnonsense\n"
+    expected = {
+        "12_0": Accounted("COMPLETED", 1.7e9),
+        "12_1": Accounted("PENDING"),
+        "12_2": Accounted("PENDING"),
+        "12_3": Accounted("CANCELLED by 1000", 1.7e9 + 9),
+        "13": Accounted("OUT_OF_MEMORY"),
+    }
+    assert parse_accounting(text) == expected
+    assert parse_accounting("14|\n15|CANCELLED\n16|FAILED|0") == {
+        "14": Accounted(""),
+        "15": Accounted("CANCELLED"),
+        "16": Accounted("FAILED"),
+    }
 
 
 def test_final_states() -> None:

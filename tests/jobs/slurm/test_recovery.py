@@ -16,7 +16,7 @@ from jobs.errors import SlurmUnavailableError, SubmissionFailedError, UsageError
 from jobs.experiment.config import SlurmSite
 from jobs.slurm.client import SlurmClient
 from jobs.slurm.executor import SlurmArrays
-from jobs.slurm.parse import QueuedElement
+from jobs.slurm.parse import Accounted, QueuedElement
 from jobs.slurm.recovery import REFINEMENT_TRIES
 from jobs.slurm.submissions import State, SubmissionBook, new_submission
 from tests.jobs.slurm_cases import arrays_of, batch_of, experiment_of, graph_of, layout_of, node
@@ -30,6 +30,7 @@ class RecordedClient(SlurmClient):
 
     held: dict[str, tuple[str, str, str]] = field(default_factory=dict)  # element -> state, reason, name
     states: dict[str, str] | None = field(default_factory=dict)
+    ends: dict[str, float] = field(default_factory=dict)
     nodes: dict[str, str] = field(default_factory=dict)
     takes_dependencies: bool = True
     answers: bool = True
@@ -41,10 +42,12 @@ class RecordedClient(SlurmClient):
         found = (QueuedElement(job, *facts) for job, facts in self.held.items())
         return tuple(each for each in found if name is None or each.name == name)
 
-    def accounting(self, jobs: Iterable[str]) -> dict[str, str] | None:
+    def accounting(self, jobs: Iterable[str]) -> dict[str, Accounted] | None:
         asked = set(jobs)
         self.told.append(("accounting", ",".join(sorted(asked))))
-        return None if self.states is None else {job: state for job, state in self.states.items() if job.partition("_")[0] in asked}
+        if self.states is None:
+            return None
+        return {job: Accounted(state, self.ends.get(job)) for job, state in self.states.items() if job.partition("_")[0] in asked}
 
     def accounting_by_name(self, names: Iterable[str], since: float) -> dict[str, str] | None:
         return {}
@@ -137,10 +140,11 @@ def test_final_states_of_elements_that_left(case: Case) -> None:
     case.submit("a", "b", "c")
     case.gone("12_0", "12_1")
     case.client.states = {"12_0": "NODE_FAIL", "12_1": "CANCELLED by 1000", "12_2": "RUNNING"}
+    case.client.ends = {"12_1": 1012.0}
     assert set(case.passes()) == {"c"}
     assert case.departed("a", "b", "c") == {
         "a": (Departure("a", "12_0", "NODE_FAIL", 1000.0, 1020.0),),
-        "b": (Departure("b", "12_1", "CANCELLED by 1000", 1000.0, 1020.0),),
+        "b": (Departure("b", "12_1", "CANCELLED by 1000", 1000.0, 1020.0, ended=1012.0),),
     }
     case.client.told.clear()
     case.passes()
