@@ -19,7 +19,7 @@ from jobs.sweeps.records import Proposal
 from jobs.sweeps.space import Range, Space, decode, parameters, random_points
 
 FOLDS, OBJECTIVE = "folds", "validation_ua"  # keys of a result: number of folds, and mean over them in percent
-ASKS = 50  # attempts to get a new point from Optuna before one is drawn at random
+ASKS = 20  # attempts to get a new point from Optuna before one is drawn at random
 STARTUP_TRIALS = 10  # at most so many random trials before the sampler models results
 BATCH = 4  # points that Optuna proposes together, unless configured
 
@@ -83,8 +83,8 @@ def propose(
 ) -> tuple[Proposal, ...]:
     """Optuna's next points, after the trials of all earlier batches have ended; () if there are enough. None is proposed twice.
 
-    Different parameters can decode to the same point: such a sample is reported back with the known result, and another one is drawn.
-    A trial that ASHA has stopped counts as pruned: worse than trials with more folds, whatever its mean.
+    Different parameters can decode to the same point; then another sample is drawn. A trial that ASHA has stopped counts as
+    pruned: worse than trials with more folds, whatever its mean.
     """
     known = {each.point: result for batch, of in zip(batches, results, strict=True) for each, result in zip(batch, of, strict=True)}
     missing = min(settings.trials, space.size) - len(known)
@@ -104,10 +104,7 @@ def propose(
                 found.append(Proposal(asked, point))
                 if len(found) == size:
                     return tuple(found)
-            elif known[point].complete:
-                search.on_trial_complete(str(ask), {OBJECTIVE: known[point].means[-1]})
-            else:
-                search.on_trial_complete(str(ask), error=True)
+            # A sample of a known point stays open: for the sampler it is as bad as the worst (constant liar), so that it turns elsewhere.
     drawn = random_points(space, len(known) + size, settings.seed)
     found.extend(Proposal({}, point) for point in drawn if point not in known)
     return tuple(found[:size])

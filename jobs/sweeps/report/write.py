@@ -10,14 +10,14 @@ from pathlib import Path
 from jobs.errors import UsageError
 from jobs.experiment.config import DEFAULT_RESOURCES, load_experiment, resolved_values
 from jobs.experiment.graph import Graph
-from jobs.store.records import read_result, write_bytes, write_json
+from jobs.store.records import Result, read_result, write_bytes, write_json
 from jobs.sweeps.decisions import Trial
 from jobs.sweeps.records import Sweep
 from jobs.sweeps.report.as_json import to_json
 from jobs.sweeps.report.choice import Choice, choice_of, lines_of, overrides_between
 from jobs.sweeps.report.costs import read_effort
 from jobs.sweeps.report.plots import plot
-from jobs.sweeps.report.scores import trial_records
+from jobs.sweeps.report.scores import TrialRecord, trial_records
 from jobs.sweeps.report.summary import SweepSummary, summarise
 from jobs.sweeps.report.tables import render, render_points_csv, render_runs_csv
 from jobs.sweeps.space import text
@@ -35,9 +35,9 @@ class SweepReport:
 
 def write_report(sweep: Sweep, graph: Graph, trials: Sequence[Trial]) -> SweepReport:
     """Write the report of a sweep into the folder `sweep` of its experiment, replacing any former report."""
-    results = {key: found for key, node in graph.nodes.items() if (found := read_result(sweep.layout.stage(node.stage, key), key))}
+    records, results = records_of(sweep, graph, trials)
     efforts = {key: read_effort(sweep.layout.stage(found.stage, key), found) for key, found in results.items()}
-    summary = summarise(sweep, trial_records(sweep, graph, trials, results), results, efforts)
+    summary = summarise(sweep, records, results, efforts)
     choice = choice_of(summary, (*folder_options(sweep), *changed_settings(sweep)))
     lines = lines_of(summary, choice)
     folder = sweep.layout.sweep
@@ -54,6 +54,12 @@ def write_report(sweep: Sweep, graph: Graph, trials: Sequence[Trial]) -> SweepRe
         write_bytes(folder / name, data)
     write_json(folder / "summary.json", to_json(summary, choice))
     return SweepReport(tuple(folder / name for name in (*files, "summary.json")), summary, choice, lines)
+
+
+def records_of(sweep: Sweep, graph: Graph, trials: Sequence[Trial]) -> tuple[tuple[TrialRecord, ...], dict[str, Result]]:
+    """Trials with what their results report, and the results of all finished stages by key."""
+    results = {key: found for key, node in graph.nodes.items() if (found := read_result(sweep.layout.stage(node.stage, key), key))}
+    return trial_records(sweep, graph, trials, results), results
 
 
 def changed_settings(sweep: Sweep) -> tuple[str, ...]:
