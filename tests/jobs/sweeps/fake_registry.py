@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Unpack
 
-from jobs.commands.sweep import SweepSession, session_of
+from jobs.commands.sweep import SweepSession, launch, session_of
 from jobs.control.controller import Report, desired_of, run_local
 from jobs.experiment.config import Experiment, Policy, StageResources, resources_of
 from jobs.experiment.graph import MAX_SLOTS
@@ -243,11 +243,15 @@ def load(sweep: Sweep) -> Sweep:
     return load_sweep(sweep.layout, sweep.digest, REGISTRY, Recipe, REPOSITORY)
 
 
-def relaunched(sweep: Sweep) -> Sweep:
-    """The same sweep, launched now."""
-    again = replace(load(sweep), launched=time.time())
-    store_sweep(again)
-    return again
+def launched_now(sweep: Sweep) -> Sweep:
+    """The same sweep as another launch has it."""
+    return replace(sweep, launched=time.time())
+
+
+def launch_here(sweep: Sweep) -> tuple[bool, SweepSession]:
+    """Launch a sweep as the command does, on this machine."""
+    session = session_of(launched_now(sweep), place_of(sweep), REPOSITORY, preload=["tests.jobs.fake_registry:preload"], new=True)
+    return launch(session, wait=False), session
 
 
 def compute(sweep: Sweep, *, stop_count: Callable[[], int] | None = None, tell: Callable[[str], None] = lambda line: None) -> SweepRun:
