@@ -233,9 +233,8 @@ def _submit(session: SweepSession) -> bool:
     print_lines(session.news())
     if report.settled:
         return _finish(session, report)
-    say(
-        f"{session.name}: sweep {session.sweep.digest}: {counted(len(report.submitted), 'stage')} submitted, {len(report.in_flight)} in Slurm"
-    )
+    submitted = f"{counted(len(report.submitted), 'stage')} submitted, {len(report.in_flight)} in Slurm"
+    say(f"{session.name}: sweep {session.sweep.digest}: {submitted}")
     if session.launched.experiment.policy.controller:
         say(f"{session.chain.ensure().sentence}; it submits the rest and writes the report at the end")
     else:

@@ -6,6 +6,7 @@ decision is therefore the same in every process, and does not depend on the orde
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -125,12 +126,9 @@ def _searcher(space: Space, settings: SweepSettings, tried: int) -> Any:
 
 def _report(search: Any, proposal: Proposal, result: Evaluated) -> None:
     if proposal.parameters and result.means:
-        search.add_evaluated_point(
-            dict(proposal.parameters),
-            result.means[-1] if result.complete else None,
-            pruned=not result.complete,
-            intermediate_values=list(result.means),
-        )
+        value = result.means[-1] if result.complete else None
+        with contextlib.suppress(ValueError):  # parameters on record that do not fit the space: the sampler does without them
+            search.add_evaluated_point(dict(proposal.parameters), value, pruned=not result.complete, intermediate_values=list(result.means))
 
 
 def distributions(space: Space) -> dict[str, Any]:

@@ -31,9 +31,7 @@ def by_name(trials: tuple[Trial, ...]) -> Mapping[str, Trial]:
 def start(sweep: Sweep) -> subprocess.Popen[str]:
     """Launch a sweep in a process of its own."""
     command = [sys.executable, "-m", "tests.jobs.sweeps.drive", str(sweep.layout.root), sweep.digest]
-    return subprocess.Popen(
-        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
 
 def until(true: Callable[[], bool], seconds: float = 60) -> None:
@@ -117,7 +115,7 @@ def test_optuna_needs_no_record_of_its_proposals(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_driver_that_is_killed_again_and_again_gives_the_same_sweep(tmp_path: Path) -> None:
-    """SIGKILL in every phase: no trial is lost or doubled, no stage ends twice; the decisions and numbers are those of an undisturbed one."""
+    """SIGKILL in every phase: no trial is lost or doubled, no stage ends twice; decisions and numbers are those of an undisturbed one."""
     settings = SweepSettings(sets=SETS[:4], seeds=1)
     recipe = Recipe(seconds=0.2)
     undisturbed = launch_here(make_sweep(tmp_path / "a", settings, recipe, folds=("1", "2")))[1]
