@@ -37,7 +37,7 @@ INCOMPLETE = 3
 REGISTRY_NAME = "ser_core.registry:REGISTRY"
 PRELOAD = (f"{REGISTRY_NAME}.preload",)
 PACKAGES = (
-    *("torch", "transformers", "fairseq-fixed", "numpy", "scipy", "scikit-learn", "safetensors"),
+    *("torch", "transformers", "numpy", "scipy", "scikit-learn", "safetensors"),
     *("soundfile", "omegaconf", "submitit", "tensorboard"),
 )
 
