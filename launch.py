@@ -264,7 +264,11 @@ def control(experiment: str, results: Results = ROOT / "results") -> None:
     from jobs.commands.passes import run_controller
 
     name, _, digest = experiment.partition("/sweep/")
-    run_controller(_reopen_sweep(name, results, digest, look_only=False) if digest else _reopen(name, results))
+    if digest:
+        sweep = _reopen_sweep(name, results, digest, look_only=False)
+        run_controller(sweep, end=sweep.end)
+    else:
+        run_controller(_reopen(name, results))
 
 
 @app.command(hidden=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
+from jobs.commands.collect import write_and_notify
 from jobs.commands.console import note, print_lines, say
 from jobs.control.controller import Report, desired_of, reconcile
 from jobs.experiment.config import resources_of
@@ -14,6 +16,9 @@ from jobs.text import counted
 if TYPE_CHECKING:
     from jobs.commands.session import Session
     from jobs.slurm.chain_link import LinkEnd
+
+# Of the last report, and why the controller stopped before the end or "": writes the results, and returns lines for the log
+End = Callable[[Report, str], list[str]]
 
 
 def one_pass(session: Session) -> Report:
@@ -68,8 +73,11 @@ def wait_on_slurm(session: Session) -> Report:
     )
 
 
-def run_controller(session: Session) -> None:
-    """What the controller job in Slurm executes. All controller jobs of an experiment share one log: each line has its time and job."""
+def run_controller(session: Session, end: End | None = None) -> None:
+    """What the controller job in Slurm executes. All controller jobs of an experiment share one log: each line has its time and job.
+
+    `end`: what to do when nothing is left to do; None: tables and notices of a grid.
+    """
     from jobs.store.attempts import own_slurm_job
     from jobs.worker.main import print_line
 
@@ -79,15 +87,15 @@ def run_controller(session: Session) -> None:
         print_line(f"{job} {text}")
 
     log("starts")
-    log(f"exits: {run_link(session, log=log).value}")
+    log(f"exits: {run_link(session, end, log=log).value}")
 
 
-def run_link(session: Session, *, log: Callable[[str], None] = say) -> LinkEnd:
+def run_link(session: Session, end: End | None = None, *, log: Callable[[str], None] = say) -> LinkEnd:
     """Passes until nothing is left to do or the job's time limit is near, then tables and notices."""
     from jobs.slurm import chain_link
 
     session.require_own()
-    policy = session.launched.experiment.policy
+    policy, finish = session.launched.experiment.policy, end or partial(write_and_notify, session)
     if not (session.on_slurm and policy.controller):  # this job is of an earlier launch: the last launch wants no controller
         session.chain.withdraw_successors()
         return chain_link.LinkEnd.stopped
@@ -107,8 +115,8 @@ def run_link(session: Session, *, log: Callable[[str], None] = say) -> LinkEnd:
         minutes=policy.controller_minutes,
         deadline=session.launched.since + 24 * 3600 * policy.controller_days,
         launched=session.launched.since,
-        on_end=lambda report: print_lines(session.end(report)),
-        on_stop=lambda message: print_lines(session.end(session.look(ask_slurm=False), message)),
+        on_end=lambda report: print_lines(finish(report, "")),
+        on_stop=lambda message: print_lines(finish(session.look(ask_slurm=False), message)),
     )
 
 
