@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from jobs.commands.collect import write_and_notify
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from jobs.commands.session import Session
     from jobs.slurm.chain_link import LinkEnd
 
+# Of the last report, and why the controller stopped before the end or "": writes the results, and returns lines for the log
+End = Callable[[Report, str], list[str]]
+
 
 def one_pass(session: Session) -> Report:
     """One pass of the controller on Slurm. UsageError where none may be made: other code, another user, a newer launch."""
@@ -27,8 +31,8 @@ def one_pass(session: Session) -> Report:
     return report
 
 
-def run_here(session: Session) -> Report:
-    """Compute every stage on this machine; each event is printed."""
+def run_here(session: Session, *, stop_count: Callable[[], int] | None = None) -> Report:
+    """Compute every stage on this machine; each event is printed. `stop_count`: as for `run_local`."""
     from jobs.control.controller import run_local
     from jobs.local.executor import LocalExecutor
     from jobs.store.snapshot import code_facts
@@ -43,24 +47,37 @@ def run_here(session: Session) -> Report:
         code=session.root,
     )
     with executor:
-        return run_local(desired_of(session.launched), executor, on_event=lambda event: say(event.line), on_stop=_print_stopping)
+        return run_local(
+            desired_of(session.launched),
+            executor,
+            on_event=lambda event: print_lines([event.line, *session.news()]),
+            on_stop=_print_stopping,
+            stop_count=stop_count,
+        )
 
 
 def wait_on_slurm(session: Session) -> Report:
     """Passes until nothing is left to do; each event is printed."""
     from jobs.control.controller import wait_for
 
+    def after_pass(report: Report) -> None:
+        session.require_last_launch()
+        print_lines(session.news())
+
     return wait_for(
         desired_of(session.launched),
         session.arrays,
         poll_seconds=session.launched.experiment.policy.poll_seconds,
         on_event=lambda event: say(event.line),
-        on_pass=lambda report: session.require_last_launch(),
+        on_pass=after_pass,
     )
 
 
-def run_controller(session: Session) -> None:
-    """What the controller job in Slurm executes. All controller jobs of an experiment share one log: each line has its time and job."""
+def run_controller(session: Session, end: End | None = None) -> None:
+    """What the controller job in Slurm executes. All controller jobs of an experiment share one log: each line has its time and job.
+
+    `end`: what to do when nothing is left to do; None: tables and notices of a grid.
+    """
     from jobs.store.attempts import own_slurm_job
     from jobs.worker.main import print_line
 
@@ -70,15 +87,15 @@ def run_controller(session: Session) -> None:
         print_line(f"{job} {text}")
 
     log("starts")
-    log(f"exits: {run_link(session, log=log).value}")
+    log(f"exits: {run_link(session, end, log=log).value}")
 
 
-def run_link(session: Session, *, log: Callable[[str], None] = say) -> LinkEnd:
+def run_link(session: Session, end: End | None = None, *, log: Callable[[str], None] = say) -> LinkEnd:
     """Passes until nothing is left to do or the job's time limit is near, then tables and notices."""
     from jobs.slurm import chain_link
 
     session.require_own()
-    policy = session.launched.experiment.policy
+    policy, finish = session.launched.experiment.policy, end or partial(write_and_notify, session)
     if not (session.on_slurm and policy.controller):  # this job is of an earlier launch: the last launch wants no controller
         session.chain.withdraw_successors()
         return chain_link.LinkEnd.stopped
@@ -87,6 +104,8 @@ def run_link(session: Session, *, log: Callable[[str], None] = say) -> LinkEnd:
         report = one_pass(session)
         if report.submitted:
             log(f"submitted {counted(len(report.submitted), 'stage')}")
+        for line in session.news():
+            log(line)
         return report
 
     return chain_link.run_link(
@@ -96,8 +115,8 @@ def run_link(session: Session, *, log: Callable[[str], None] = say) -> LinkEnd:
         minutes=policy.controller_minutes,
         deadline=session.launched.since + 24 * 3600 * policy.controller_days,
         launched=session.launched.since,
-        on_end=lambda report: print_lines(write_and_notify(session, report)),
-        on_stop=lambda message: print_lines(write_and_notify(session, session.look(ask_slurm=False), message)),
+        on_end=lambda report: print_lines(finish(report, "")),
+        on_stop=lambda message: print_lines(finish(session.look(ask_slurm=False), message)),
     )
 
 

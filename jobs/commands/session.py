@@ -116,6 +116,10 @@ class Session:
         binds = (self.launched.corpus.folder,)
         return Chain(self.launched.experiment, self.launched.layout, source=self.source, binds=binds, client=self.client)
 
+    def news(self) -> list[str]:
+        """Lines on what the results seen last have decided; of a grid none, as its events say everything."""
+        return []
+
     def look(self, *, ask_slurm: bool = True, with_limits: bool = False) -> Report:
         """The state of the experiment and the plan of a next pass; changes nothing.
 
