@@ -84,6 +84,7 @@ class SlurmArrays(Executor):
         self._worker = tuple(worker) if worker else (launcher_python(experiment.slurm, sys.executable), "launch.py", "worker")
         self._client = client or SlurmClient()
         self._clock = clock
+        self._settle_seconds = settle_seconds
         self._book = SubmissionBook(self._layout)
         self._guard = Guard(self._book, self._client, settle_seconds=settle_seconds, clock=clock)
         self._recovery = Recovery(self._book, self._guard, self._client, settle_seconds=settle_seconds, clock=clock)
@@ -164,7 +165,7 @@ class SlurmArrays(Executor):
         return departures_of((*self._book.open(), *self._book.closed()), keys)
 
     def settling(self) -> frozenset[str]:
-        """Keys of elements that have left the queue and whose final state is not accounted yet: never longer than the settle time.
+        """Keys of elements that have left the queue less than the settle time ago and whose final state is not known yet.
 
         Elements that the program withdrew are not waited for, unless the node on which they could not be started is still unknown.
         """
@@ -174,7 +175,9 @@ class SlurmArrays(Executor):
             for index in record.unexplained
             if index not in record.cancelled or record.unplaced(str(index))
         )
-        return frozenset(key for record, index in waiting for key in record.tasks[index])
+        now = self._clock()
+        recent = ((record, index) for record, index in waiting if now - record.left[str(index)] < self._settle_seconds)
+        return frozenset(key for record, index in recent for key in record.tasks[index])
 
     def stuck(self) -> Mapping[str, str]:
         """Key -> why its pending element will never start without intervention; `held by you: ...` if the user holds it."""

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-QUEUE_FORMAT = "%i|%T|%r|%j"  # the name last: it may contain the separator
-ACCOUNTING_FORMAT = "JobID,State,End"  # with SLURM_TIME_FORMAT=%s: the end in seconds since the epoch
+QUEUE_FORMAT = "%i|%T|%r|%j"  # the name last: it may contain the separator; a mark before it, because a name may contain line breaks
+ACCOUNTING_FORMAT = "JobID,State,End,JobName%100"  # with SLURM_TIME_FORMAT=%s: the end in seconds since the epoch
 LONGEST_EXPRESSION = 8000  # characters of one array expression on a command line
 _ARRAY = re.compile(r"(\d+)_\[([0-9,:-]+)(?:%\d+)?\]")
 _SINGLE = re.compile(r"(\d+)(?:_(\d+))?(?:\+\d+)?")
@@ -80,6 +80,7 @@ class Accounted:
 
     state: str  # as printed: COMPLETED, `CANCELLED by 1000`, ...
     end: float | None = None  # seconds since the epoch; None: not ended, or not in that format
+    name: str = ""
 
 
 class Refusal(Enum):
@@ -143,38 +144,43 @@ def array_expressions(elements: Iterable[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def parse_queue(text: str) -> tuple[QueuedElement, ...]:
-    """Elements in the output of `squeue --noheader --format=QUEUE_FORMAT`.
+def parse_queue(text: str, mark: str) -> tuple[QueuedElement, ...]:
+    """Elements in the output of `squeue --noheader --format=MARK QUEUE_FORMAT`; `mark`: what begins each job, unknown to other programs.
 
-    ValueError for a line that cannot be parsed: if it were skipped, a job would be taken for ended.
+    A job in the state REVOKED runs on another cluster of a federation and is left out. ValueError for a job that cannot be parsed: if it
+    were skipped, it would be taken for ended.
     """
+    first, *jobs_printed = text.split(mark)
+    if first.strip():
+        raise ValueError(f"unexpected output of squeue: {first[:200]!r}")
     found: list[QueuedElement] = []
-    for line in filter(None, text.splitlines()):
-        fields = line.split("|", 3)
+    for line in jobs_printed:
+        fields = line.removesuffix("\n").split("|", 3)
         jobs = expand_job(fields[0].strip())
         if len(fields) != 4 or not jobs:
             raise ValueError(f"unexpected output of squeue: {line[:200]!r}")
-        found.extend(QueuedElement(job, fields[1].strip(), fields[2].strip(), fields[3].strip()) for job in jobs)
+        if fields[1].strip() != "REVOKED":
+            found.extend(QueuedElement(job, fields[1].strip(), fields[2].strip(), fields[3].strip()) for job in jobs)
     return tuple(found)
 
 
 def parse_accounting(text: str) -> dict[str, Accounted]:
-    """Element -> state and end in the output of `sacct -X --noheader --parsable2 --format=ACCOUNTING_FORMAT`.
+    """Element -> state, end and job name in the output of `sacct -X --noheader --parsable2 --format=ACCOUNTING_FORMAT`.
 
     States are as printed: `CANCELLED by 1000` gives the uid that cancelled (0: root), plain `CANCELLED` means that a dependency failed.
     Lines that cannot be parsed are ignored: accounting only explains, it decides nothing.
     """
     found: dict[str, Accounted] = {}
     for line in text.splitlines():
-        job, state, end, *_ = [*line.split("|"), "", ""]
+        job, state, end, name = [*line.split("|", 3), "", "", ""][:4]
         seconds = float(end) if end.isdecimal() and int(end) else None
         for element in expand_job(job.strip()):
-            found[element] = Accounted(" ".join(state.split()), seconds)
+            found[element] = Accounted(" ".join(state.split()), seconds, name.strip())
     return found
 
 
 def is_final(state: str) -> bool:
-    """Whether a state of accounting is final; accounting that lags may still report an ended job as pending or running."""
+    """Whether a job in that state has ended; accounting that lags may still report an ended job as pending or running."""
     return state.partition(" ")[0] in _FINAL_STATES
 
 

@@ -33,6 +33,7 @@ from jobs.commands.doctor_checks import (
 )
 from jobs.experiment.config import Cluster, Experiment, Policy, SlurmSite
 from jobs.slurm.client import SlurmClient
+from jobs.slurm.parse import QueuedElement
 from tests.slurm_cluster import Cluster as SlurmCluster
 from tests.slurm_cluster.configuration import ClusterSettings
 
@@ -91,7 +92,7 @@ def test_problems_on_a_compute_node(slurm_cluster: SlurmCluster, tmp_path: Path)
     assert (facts.ended, facts.host, "/nowhere/python" in facts.log) == (True, "", True)
     assert by_name(judge_probe(facts, ""))["shared folder"].verdict is Verdict.problem
     checks = judge_slurm(collect_slurm(client, SlurmSite(partition="nowhere")), SlurmSite(partition="nowhere"), Policy())
-    assert by_name(checks)["partition"].advice == "slurm.partition: one of high, main"
+    assert by_name(checks)["partition"].advice == "slurm.partition: one of hidden, high, main"
     assert "invalid partition" in by_name(checks)["request"].text
     assert "invalid partition" in probe(client, SlurmSite(partition="nowhere"), tmp_path).submitted
     assert list(tmp_path.iterdir()) == []
@@ -210,6 +211,20 @@ def test_a_folder_that_nodes_do_not_see() -> None:
     """The probe answers, but could not read the question."""
     facts = ProbeFacts("", True, True, 3.0, "n2", False, True, "")
     assert by_name(judge_probe(facts, ""))["shared folder"].verdict is Verdict.problem
+
+
+def test_a_queue_that_does_not_list_ones_own_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probe is looked up by its name: a squeue that hides it, while slurmctld has it, is a problem of its own."""
+    monkeypatch.setattr(SlurmClient, "submit", lambda *arguments: "7")
+    monkeypatch.setattr(SlurmClient, "queue", lambda *arguments, **options: ())
+    monkeypatch.setattr(
+        SlurmClient, "jobs_known", lambda client, jobs: tuple(QueuedElement(job, "PENDING", "Priority", "x") for job in jobs)
+    )
+    monkeypatch.setattr(SlurmClient, "cancel_named", lambda *arguments: None)
+    facts = probe(SlurmClient(), SlurmSite(), tmp_path)
+    (check,) = judge_probe(facts, "")
+    assert (check.name, check.verdict) == ("queue", Verdict.problem)
+    assert "does not list your own job" in check.text
 
 
 def test_lines() -> None:

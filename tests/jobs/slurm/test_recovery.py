@@ -17,7 +17,7 @@ from jobs.experiment.config import SlurmSite
 from jobs.slurm.client import SlurmClient
 from jobs.slurm.executor import SlurmArrays
 from jobs.slurm.parse import Accounted, QueuedElement
-from jobs.slurm.recovery import REFINEMENT_TRIES
+from jobs.slurm.recovery import LATE_SECONDS, REFINEMENT_TRIES
 from jobs.slurm.submissions import State, SubmissionBook, new_submission
 from tests.jobs.slurm_cases import arrays_of, batch_of, experiment_of, graph_of, layout_of, node
 
@@ -29,6 +29,7 @@ class RecordedClient(SlurmClient):
     """Slurm's replies, set by a test; what it was told."""
 
     held: dict[str, tuple[str, str, str]] = field(default_factory=dict)  # element -> state, reason, name
+    known: dict[str, tuple[str, str, str]] = field(default_factory=dict)  # the same, of jobs asked for by number
     states: dict[str, str] | None = field(default_factory=dict)
     ends: dict[str, float] = field(default_factory=dict)
     nodes: dict[str, str] = field(default_factory=dict)
@@ -42,7 +43,11 @@ class RecordedClient(SlurmClient):
         found = (QueuedElement(job, *facts) for job, facts in self.held.items())
         return tuple(each for each in found if name is None or each.name == name)
 
-    def accounting(self, jobs: Iterable[str]) -> dict[str, Accounted] | None:
+    def jobs_known(self, jobs: Iterable[str]) -> tuple[QueuedElement, ...]:
+        asked = set(jobs)
+        return tuple(QueuedElement(job, *facts) for job, facts in self.known.items() if job.partition("_")[0] in asked)
+
+    def accounting(self, jobs: Mapping[str, str]) -> dict[str, Accounted] | None:
         asked = set(jobs)
         self.told.append(("accounting", ",".join(sorted(asked))))
         if self.states is None:
@@ -135,6 +140,20 @@ def states_of(found: Mapping[str, Sequence[Departure]]) -> dict[str, list[str]]:
     return {key: [each.state for each in departures] for key, departures in found.items()}
 
 
+def test_a_job_that_squeue_does_not_list_has_not_left_the_queue(case: Case) -> None:
+    """Whatever hides it: slurmctld shows it when asked by number, and its stages stay in flight."""
+    case.submit("a", "b")
+    case.client.known = {job: ("PENDING", "Priority", case.client.held[job][2]) for job in ("12_0", "12_1")}
+    case.gone("12_0", "12_1")
+    for _ in range(5):
+        case.passes()
+    assert case.departed("a", "b") == {}
+    case.client.known = {"12_0": ("RUNNING", "None", "of somebody else"), "12_1": ("OUT_OF_MEMORY", "None", case.book.open()[0].name)}
+    case.client.states = None  # no accounting
+    case.passes()
+    assert states_of(case.departed("a", "b")) == {"a": [""], "b": ["OUT_OF_MEMORY"]}
+
+
 def test_final_states_of_elements_that_left(case: Case) -> None:
     """While others still run, and when all are gone; the uid that cancelled is kept; accounting is queried once."""
     case.submit("a", "b", "c")
@@ -178,8 +197,8 @@ def test_lagging_accounting_is_queried_again(case: Case, lagging: dict[str, str]
     assert case.book.open() == ()
 
 
-def test_accounting_without_an_answer_is_given_up(case: Case) -> None:
-    """After the settle time the state stays unknown, and accounting is not queried again."""
+def test_accounting_that_is_hours_late_is_still_asked(case: Case) -> None:
+    """After the settle time the stage is retried, its end unknown; an end that is accounted two hours later is recorded."""
     case.submit("a")
     case.gone("12_0")
     for _ in range(3):
@@ -187,7 +206,22 @@ def test_accounting_without_an_answer_is_given_up(case: Case) -> None:
         assert case.arrays.settling() == {"a"}
     case.passes()
     assert case.arrays.settling() == frozenset()
+    assert states_of(case.departed("a")) == {"a": [""]}
+    case.passes(7200)
+    case.client.states = {"12_0": "OUT_OF_MEMORY"}
+    case.passes()
+    assert states_of(case.departed("a")) == {"a": ["OUT_OF_MEMORY"]}
     assert case.book.open() == ()
+
+
+def test_accounting_that_never_answers_is_given_up(case: Case) -> None:
+    """After `LATE_SECONDS` the record is closed, and accounting is not asked again."""
+    case.submit("a")
+    case.gone("12_0")
+    case.passes()
+    case.passes(LATE_SECONDS)
+    assert case.book.open() == ()
+    assert case.arrays.settling() == frozenset()
     case.client.states = {"12_0": "TIMEOUT"}
     case.passes()
     assert states_of(case.departed("a")) == {"a": [""]}
