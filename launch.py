@@ -267,10 +267,10 @@ def doctor(
 
 @app.command(hidden=True)
 def control(experiment: str, results: Results = ROOT / "results") -> None:
-    """What the controller job in Slurm executes: passes until its time limit or the end of the experiment."""
+    """What a controller job in Slurm executes: one pass. Exit code 1: no other job could be submitted for the next one."""
     from jobs.commands.passes import run_controller
 
-    run_controller(_reopen(experiment, results))
+    raise typer.Exit(0 if run_controller(_reopen(experiment, results)) else 1)
 
 
 @app.command(hidden=True)

@@ -59,8 +59,12 @@ def wait_on_slurm(session: Session) -> Report:
     )
 
 
-def run_controller(session: Session) -> None:
-    """What the controller job in Slurm executes. All controller jobs of an experiment share one log: each line has its time and job."""
+def run_controller(session: Session) -> bool:
+    """What the controller job in Slurm executes; False if the next pass must be made by the same job, because no other could be submitted.
+
+    All controller jobs of an experiment share one log: each line has its time and job.
+    """
+    from jobs.slurm.chain_link import LinkEnd
     from jobs.store.attempts import own_slurm_job
     from jobs.worker.main import print_line
 
@@ -69,12 +73,14 @@ def run_controller(session: Session) -> None:
     def log(text: str) -> None:
         print_line(f"{job} {text}")
 
-    log("starts")
-    log(f"exits: {run_link(session, log=log).value}")
+    end = run_link(session, log=log)
+    if end is not LinkEnd.handed_over:
+        log(f"exits: {end.value}")
+    return end is not LinkEnd.alone
 
 
 def run_link(session: Session, *, log: Callable[[str], None] = say) -> LinkEnd:
-    """Passes until nothing is left to do or the job's time limit is near, then tables and notices."""
+    """One pass; if nothing is left to do, tables and notices."""
     from jobs.slurm import chain_link
 
     session.require_own()
@@ -92,8 +98,6 @@ def run_link(session: Session, *, log: Callable[[str], None] = say) -> LinkEnd:
     return chain_link.run_link(
         logged_pass,
         session.chain,
-        poll_seconds=policy.poll_seconds,
-        minutes=policy.controller_minutes,
         deadline=session.launched.since + 24 * 3600 * policy.controller_days,
         launched=session.launched.since,
         on_end=lambda report: print_lines(write_and_notify(session, report)),

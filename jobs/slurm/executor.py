@@ -118,7 +118,7 @@ class SlurmArrays(Executor):
             return self._most
         queue = self._last_queue()
         links = sum(element.name == link_name(self._layout) for element in queue)
-        kept = max(0, LINKS - links) if self._experiment.policy.controller and self._most.queue_room >= ROOM_FOR_LINKS else 0
+        kept = max(0, LINKS + 1 - links) if self._experiment.policy.controller and self._most.queue_room >= ROOM_FOR_LINKS else 0
         room = self._most.queue_room - len(queue) - kept
         return replace(self._most, queue_room=room if room > 0 else -1)
 

@@ -191,16 +191,16 @@ def test_partitions_and_their_limits() -> None:
     """Parsed from Slurm's output; the controller job must fit into its partition."""
     shown = (
         "PartitionName=gpu AllowGroups=ALL Default=NO DefaultTime=01:00:00 MaxTime=2-00:30:00 State=UP TRES=cpu=4\n"
-        "PartitionName=short Default=YES DefaultTime=NONE MaxTime=00:30:00 State=DOWN\n"
+        "PartitionName=short Default=YES DefaultTime=NONE MaxTime=00:10:00 State=DOWN\n"
     )
     gpu, short = read_partitions(shown, "gpu|gpu:a100:4(S:0-1)\ngpu|gpu:h100:8,nvme:1\nshort|(null)\n")
     assert gpu == Partition("gpu", False, True, 2910, 60, "gpu:a100:4, gpu:h100:8")
-    assert short == Partition("short", True, False, 30, 0, "")
+    assert short == Partition("short", True, False, 10, 0, "")
     assert [read_minutes(text) for text in ("UNLIMITED", "NONE", "7-00:00:00", "")] == [0, 0, 10080, 0]
     facts = SlurmFacts(version="slurm 24", partitions=(gpu, replace(short, up=True)), accounting=True)
     checks = by_name(judge_slurm(facts, SlurmSite(partition="gpu", controller_partition="short"), Policy()))
     assert checks["partition"].text == "gpu: time limit 2 d 0.5 h, gpu:a100:4, gpu:h100:8"
-    assert checks["controller partition"].advice.startswith("policy.controller_minutes=30")
+    assert checks["controller partition"].advice.startswith("policy.controller_minutes=10")
     without = by_name(judge_slurm(facts, SlurmSite(partition="gpu", controller_partition="short"), Policy(controller=False)))
     assert "controller partition" not in without
     down = by_name(judge_slurm(replace(facts, partitions=(gpu, short)), SlurmSite(), Policy(controller=False)))
