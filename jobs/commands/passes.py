@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from jobs.commands.collect import write_and_notify
+from jobs.commands.collect import notify_of_stuck_jobs, write_and_notify
 from jobs.commands.console import note, print_lines, say
 from jobs.control.controller import Report, desired_of, reconcile
+from jobs.errors import UsageError
 from jobs.experiment.config import resources_of
 from jobs.text import counted
 
@@ -50,12 +51,17 @@ def wait_on_slurm(session: Session) -> Report:
     """Passes until nothing is left to do; each event is printed."""
     from jobs.control.controller import wait_for
 
+    def after_pass(report: Report) -> None:
+        session.require_last_launch()
+        if report.refused and not report.in_flight:
+            raise UsageError(report.refused[0])
+
     return wait_for(
         desired_of(session.launched),
         session.arrays,
         poll_seconds=session.launched.experiment.policy.poll_seconds,
         on_event=lambda event: say(event.line),
-        on_pass=lambda report: session.require_last_launch(),
+        on_pass=after_pass,
     )
 
 
@@ -101,6 +107,7 @@ def run_link(session: Session, *, log: Callable[[str], None] = say) -> LinkEnd:
         deadline=session.launched.since + 24 * 3600 * policy.controller_days,
         launched=session.launched.since,
         on_end=lambda report: print_lines(write_and_notify(session, report)),
+        on_stuck=lambda report: print_lines(notify_of_stuck_jobs(session, report)),
         on_stop=lambda message: print_lines(write_and_notify(session, session.look(ask_slurm=False), message)),
     )
 

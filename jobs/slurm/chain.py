@@ -32,7 +32,7 @@ from pathlib import Path
 from jobs.errors import UsageError
 from jobs.experiment.config import Experiment
 from jobs.slurm.client import SlurmClient
-from jobs.slurm.parse import QueuedElement, Refusal, describe_pending, why_stuck
+from jobs.slurm.parse import WAITING_STATES, QueuedElement, Refusal, describe_pending, why_stuck
 from jobs.slurm.script import LinkJob, launcher_python, render_script
 from jobs.slurm.submissions import call_sbatch, fixed_name
 from jobs.store.attempts import own_slurm_job
@@ -88,6 +88,7 @@ class ControllerRecord:
     passes: int = 0  # since the launch that succeeded
     last_pass: float = 0.0
     failing: int = 0  # links in a row whose pass failed or did not end; a shared folder or a Slurm that does not answer is not counted
+    stuck_since: float = 0.0  # since when each pass has found jobs that will never start; 0: the last one found none
     last_error: str = ""
     successor: str = ""
     problem: str = ""  # why there is no successor
@@ -274,8 +275,8 @@ class Chain:
 def chain_jobs(name: str, queue: Iterable[QueuedElement]) -> tuple[list[str], list[str]]:
     """Job ids of the running and of the pending links of that name, oldest first; a completing one is neither. Pure."""
     found = [element for element in queue if element.name == name]
-    waiting = [element.job for element in found if element.state == "PENDING"]
-    running = [element.job for element in found if element.state not in ("PENDING", "COMPLETING")]
+    waiting = [element.job for element in found if element.state in WAITING_STATES]
+    running = [element.job for element in found if element.state not in (*WAITING_STATES, "COMPLETING")]
     return sorted(running, key=int), sorted(waiting, key=int)
 
 

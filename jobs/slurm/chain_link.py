@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Generic, Protocol, TypeVar
@@ -26,6 +26,7 @@ from jobs.errors import SlurmUnavailableError
 from jobs.slurm.chain import Chain, ControllerRecord, LinkState, launched_at, read_record, record_file, write_record
 from jobs.text import one_line
 
+STUCK_SECONDS = 6 * 3600.0  # for which jobs may be unable to start before the user is told
 MAX_FAILING = 12  # links in a row whose pass failed, then the chain ends
 
 
@@ -39,6 +40,10 @@ class Pass(Protocol):
     @property
     def complete(self) -> bool:
         """Every run has a result."""
+
+    @property
+    def stuck(self) -> Mapping[str, str]:
+        """Key -> why its queued job will never start without intervention."""
 
 
 PassT = TypeVar("PassT", bound=Pass)
@@ -63,16 +68,17 @@ def run_link(
     launched: float | None = None,
     on_end: Callable[[PassT], None] = lambda report: None,
     on_stop: Callable[[str], None] = lambda message: None,
+    on_stuck: Callable[[PassT], None] = lambda report: None,
     clock: Callable[[], float] = time.time,
 ) -> LinkEnd:
     """Run one link of a chain.
 
     `deadline`: end of the chain's budget, seconds since the epoch. `launched`: time of the launch that `one_pass` belongs to (None: the
     last one). `on_end` is called with the settled pass, and possibly again by a successor; `on_stop` with the reason if the chain ends
-    otherwise.
+    otherwise; `on_stuck` with a pass if for `STUCK_SECONDS` there were jobs that will never start, after each such pass.
     """
     since = launched_at(chain.layout) if launched is None else launched
-    return _Link(one_pass, chain, deadline, since, on_end, on_stop, clock).run()
+    return _Link(one_pass, chain, deadline, since, on_end, on_stop, on_stuck, clock).run()
 
 
 @dataclass
@@ -85,12 +91,14 @@ class _Link(Generic[PassT]):
     launched: float
     on_end: Callable[[PassT], None]
     on_stop: Callable[[str], None]
+    on_stuck: Callable[[PassT], None]
     clock: Callable[[], float]
 
     def run(self) -> LinkEnd:
         former = self._former()
         own = ControllerRecord(LinkState.running, self.chain.own_job, socket.gethostname(), self.launched, self.clock())
-        self.record = replace(own, passes=former.passes, last_pass=former.last_pass, failing=former.failing, last_error=former.last_error)
+        kept = {name: getattr(former, name) for name in ("passes", "last_pass", "failing", "stuck_since", "last_error")}
+        self.record = replace(own, **kept)
         if self._stopped():
             self._withdraw()
             return LinkEnd.stopped
@@ -102,14 +110,19 @@ class _Link(Generic[PassT]):
         self._write(failing=former.failing + 1)  # until the pass has ended
         try:
             report = self.one_pass()
+            stuck_since = (former.stuck_since or self.clock()) if report.stuck else 0.0
             if report.settled:
                 self.on_end(report)
+            elif stuck_since and self.clock() - stuck_since >= STUCK_SECONDS:
+                self.on_stuck(report)
         except (SlurmUnavailableError, OSError) as error:
             return self._hand_over(failing=former.failing, last_error=_described(error))
         except Exception as error:  # the next pass may succeed: an error must not end the chain
             traceback.print_exc()
             return self._hand_over(last_error=_described(error))
-        self.record = replace(self.record, passes=self.record.passes + 1, last_pass=self.clock(), failing=0, last_error="")
+        self.record = replace(
+            self.record, passes=self.record.passes + 1, last_pass=self.clock(), failing=0, stuck_since=stuck_since, last_error=""
+        )
         if report.settled:
             return self._end(
                 LinkEnd.settled, "every run has a result" if report.complete else "nothing left to do, but not every run has a result"

@@ -15,7 +15,14 @@ _SINGLE = re.compile(r"(\d+)(?:_(\d+))?(?:\+\d+)?")
 _FINAL_STATES = frozenset(
     ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT")
 )
+# No node, and none before it is released or, PENDING, before its turn. CONFIGURING is not among them: its nodes are booting.
+WAITING_STATES = frozenset(("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"))
 HELD_BY_USER = "held by you: `scontrol release` lets it start"
+_STUCK_STATES = {
+    "REQUEUE_HOLD": "requeued and held: `scontrol release` lets it start",
+    "SPECIAL_EXIT": "requeued and held in the state SPECIAL_EXIT: `scontrol release` lets it start",
+    "RESV_DEL_HOLD": "held because its reservation was deleted: cancel it, or `scontrol release`",
+}
 _LAUNCH_FAILURES = frozenset(("launch failed requeued held", "user env retrieval failed requeued held"))
 # Reasons of squeue, in lower case. Temporary ones (Resources, Priority, ReqNodeNotAvail, AssocMaxJobsLimit, AssocGrp..., QOSMaxJobs...,
 # PartitionDown, Licenses, ...) are not listed.
@@ -186,15 +193,19 @@ def is_final(state: str) -> bool:
 
 def failed_to_launch(element: QueuedElement) -> bool:
     """Whether Slurm could not start an element on the node it chose and put it back into the queue, held."""
-    return element.state == "PENDING" and _normalised(element.reason) in _LAUNCH_FAILURES
+    return element.state in WAITING_STATES and _normalised(element.reason) in _LAUNCH_FAILURES
 
 
 def why_stuck(element: QueuedElement) -> str:
-    """Why a pending element will never start without intervention; "" if it only waits, also for reasons that are not known here."""
-    if element.state != "PENDING":
+    """Why a waiting element will never start without intervention; "" if it only waits, also for reasons that are not known here."""
+    if element.state not in WAITING_STATES:
         return ""
     reason = _normalised(element.reason)
-    found = _STUCK.get(reason, "") or ("its request is above a limit of the site" if _ABOVE_LIMIT.fullmatch(reason) else "")
+    found = (
+        _STUCK.get(reason, "")
+        or _STUCK_STATES.get(element.state, "")
+        or ("its request is above a limit of the site" if _ABOVE_LIMIT.fullmatch(reason) else "")
+    )
     return f"{found} ({element.reason})" if found else ""
 
 
@@ -215,6 +226,13 @@ def site_number(site: Mapping[str, str], key: str) -> int:
     return int(site.get(key, "")) if site.get(key, "").isdigit() else 0
 
 
+def largest_array(site: Mapping[str, str]) -> int:
+    """Most tasks of one array by the site's configuration: MaxArraySize, or max_array_tasks of SchedulerParameters; 0: no limit."""
+    tasks = re.search(r"(?:^|,)max_array_tasks=(\d+)", site.get("SchedulerParameters", ""))
+    limits = (site_number(site, "MaxArraySize"), int(tasks[1]) if tasks else 0)
+    return min(filter(None, limits), default=0)
+
+
 def least_limit(text: str, columns: Mapping[int, str], limit: int) -> int:
     """The smallest limit among the rows of `sacctmgr --noheader --parsable2`; 0 if there is none.
 
@@ -225,6 +243,7 @@ def least_limit(text: str, columns: Mapping[int, str], limit: int) -> int:
     return min((int(row[limit]) for row in fitting if row[limit].isdigit()), default=0)
 
 
+_LIMIT = re.compile(r"\b(?:assoc|qos)(?:max|min|grp)\w*", re.IGNORECASE)  # the limit that a request exceeds, on a line of its own
 _LOST_REPLY = (
     "timed out",
     "unable to contact slurm",
@@ -235,6 +254,10 @@ _LOST_REPLY = (
     "transport endpoint",
     "broken pipe",
     "backup controller",
+    "standby mode",
+    "authentication",
+    "munge",
+    "unspecified error",
     "unexpected message",
     "i/o error",
 )
@@ -251,8 +274,15 @@ _REFUSED = ("batch job submission failed", "invalid", "unrecognized", "sbatch: e
 
 
 def classify_refusal(text: str) -> Refusal:
-    """Why sbatch failed, by its error message. An unfamiliar message counts as a lost reply: the job may exist."""
+    """Why sbatch failed, by its error message. An unfamiliar message counts as a lost reply: the job may exist.
+
+    A limit that is named decides: one on jobs in the queue (`QOSMaxSubmitJobPerUserLimit`) is temporary, any other one is permanent. The
+    general message beside it mentions both.
+    """
     words = text.lower()
+    limits = _LIMIT.findall(words)
+    if limits:
+        return Refusal.full if any("submit" in limit for limit in limits) else Refusal.refused
     if any(mark in words for mark in _LOST_REPLY):
         return Refusal.unknown
     if any(mark in words for mark in _FULL):

@@ -591,7 +591,14 @@ class World:
         self._tokens += 1
         client = SimulatedClient(self.slurm)
         executor = SlurmArrays(
-            self.experiment, self.layout, self.place, source=ROOT, client=client, settle_seconds=SETTLE_SECONDS, clock=self.clock
+            self.experiment,
+            self.layout,
+            self.place,
+            source=ROOT,
+            client=client,
+            settle_seconds=SETTLE_SECONDS,
+            clock=self.clock,
+            user=OWNER,
         )
         return Controller(name, executor, f"{name}{self._tokens}", ResultIndex(self.layout.index), self._graph({}))
 

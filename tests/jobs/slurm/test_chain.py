@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ from jobs.slurm.chain import (
     record_file,
     write_record,
 )
-from jobs.slurm.chain_link import MAX_FAILING
+from jobs.slurm.chain_link import MAX_FAILING, STUCK_SECONDS, LinkEnd, run_link
 from jobs.slurm.client import SlurmClient
 from jobs.slurm.parse import QueuedElement
 from jobs.slurm.script import LinkJob, render_script
@@ -50,7 +51,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 # A launch.py whose passes do as `orders.json` says, in a link of the real chain.
 LINK = """\
 import json, os, sys, time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, {root!r})
@@ -78,6 +79,7 @@ if node in orders.get("bad_nodes", []):
 class Seen:
     settled: bool
     complete: bool = True
+    stuck: dict = field(default_factory=dict)
 
 def one_pass():
     tell("passes", f"{{os.environ['SLURM_JOB_ID']}} {{VERSION}} {{os.getcwd()}} {{node}} {{time.time()}}")
@@ -375,6 +377,28 @@ def test_a_rejected_link_is_reported_with_slurms_reason(chains: SlurmCluster, tm
     assert state.phase is Phase.broken
     assert "invalid partition" in state.problem
     assert state.problem in look(layout).sentence
+
+
+def test_the_user_is_told_of_jobs_that_never_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After `STUCK_SECONDS` in which every pass found some; not if they have started meanwhile. Before: nobody was told."""
+    layout = launch(tmp_path)
+    monkeypatch.setattr(Chain, "ensure", lambda chain: ChainState(Phase.pending, "", waiting="8"))
+    told: list[float] = []
+    now = 1000.0
+
+    def link(stuck: bool) -> None:
+        report = SimpleNamespace(settled=False, complete=False, stuck={"key": "no node fits its request"} if stuck else {})
+        chain = chain_of(tmp_path)
+        assert (
+            run_link(lambda: report, chain, deadline=1e9, on_stuck=lambda seen: told.append(now), clock=lambda: now) is LinkEnd.handed_over
+        )
+
+    for stuck, later in ((True, STUCK_SECONDS - 1), (False, 10.0), (True, STUCK_SECONDS - 1), (True, 2.0)):
+        link(stuck)
+        now += later
+    assert told == [], "the second time began later"
+    link(True)
+    assert told == [now]
 
 
 def test_missing_sbatch_is_reported_as_the_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

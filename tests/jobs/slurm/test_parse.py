@@ -18,6 +18,7 @@ from jobs.slurm.parse import (
     expand_job,
     failed_to_launch,
     is_final,
+    largest_array,
     least_limit,
     parse_accounting,
     parse_queue,
@@ -25,6 +26,9 @@ from jobs.slurm.parse import (
     site_number,
     why_stuck,
 )
+
+# Beside it sbatch prints the limit that is exceeded, on a line of its own.
+POLICY = "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
 
 
 @given(st.sets(st.integers(0, 300), min_size=1))
@@ -152,6 +156,13 @@ def test_reasons_that_need_intervention(reason: str, words: str) -> None:
     assert failed_to_launch(QueuedElement("12_0", "PENDING", reason, "a")) == ("could not start" in words)
 
 
+@pytest.mark.parametrize("state", ["REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"])
+def test_states_in_which_a_job_is_held(state: str) -> None:
+    """It has no node, and needs the user: neither running nor about to start."""
+    assert "held" in why_stuck(QueuedElement("12_0", state, "None", "a"))
+    assert failed_to_launch(QueuedElement("12_0", state, "launch failed requeued held", "a"))
+
+
 @pytest.mark.parametrize(
     "reason",
     [
@@ -173,6 +184,14 @@ def test_site() -> None:
     assert site_number(site, "MaxStepCount") == 0
     assert site_number(site, "Missing") == 0
     assert site["A"] == "b = c"
+
+
+def test_the_largest_array() -> None:
+    """MaxArraySize bounds the index, max_array_tasks the number of tasks; the smaller one counts."""
+    assert largest_array({"MaxArraySize": "1001"}) == 1001
+    assert largest_array({"MaxArraySize": "1001", "SchedulerParameters": "bf_interval=1,max_array_tasks=200,defer"}) == 200
+    assert largest_array({"MaxArraySize": "100", "SchedulerParameters": "max_array_tasks=200"}) == 100
+    assert largest_array({"SchedulerParameters": "bf_max_array_tasks=7"}) == 0
 
 
 def test_least_limit() -> None:
@@ -199,6 +218,16 @@ def test_least_limit() -> None:
         ("", Refusal.unknown),
         ("sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, ...)", Refusal.full),
         ("sbatch: error: AssocMaxSubmitJobLimit", Refusal.full),
+        (f"sbatch: error: QOSMaxWallDurationPerJobLimit\n{POLICY}", Refusal.refused),
+        (f"sbatch: error: QOSMaxCpuPerJobLimit\n{POLICY}", Refusal.refused),
+        (f"sbatch: error: QOSMaxMemoryPerNode\n{POLICY}", Refusal.refused),
+        (f"sbatch: error: QOSMinCpuNotSatisfied\n{POLICY}", Refusal.refused),
+        (f"sbatch: error: AssocGrpSubmitJobsLimit\n{POLICY}", Refusal.full),
+        (POLICY, Refusal.full),
+        ("sbatch: error: Batch job submission failed: Unspecified error", Refusal.unknown),
+        ("sbatch: error: Batch job submission failed: Slurm backup controller in standby mode", Refusal.unknown),
+        ("sbatch: error: If munged is up, restart with --num-threads=10\nsbatch: error: Munge encode failed", Refusal.unknown),
+        ("sbatch: error: Batch job submission failed: Protocol authentication error", Refusal.unknown),
         ("sbatch: error: QOSMaxSubmitJobPerUserLimit", Refusal.full),
         ("sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying", Refusal.full),
         ("sbatch: error: Batch job submission failed: Resource temporarily unavailable", Refusal.full),

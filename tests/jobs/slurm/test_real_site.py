@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import pwd
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jobs.control.facts import Phase
 from jobs.experiment.config import SlurmSite
-from tests.jobs.slurm_cases import arrays_of, batch_of, experiment_of, graph_of, node, runs_of, until
+from jobs.slurm.executor import SlurmArrays
+from tests.jobs.slurm_cases import arrays_of, batch_of, experiment_of, facts_of, graph_of, node, runs_of, until
 from tests.slurm_cluster import Cluster
-from tests.slurm_cluster.users import as_user, folder_of, interpreter_of, require_user
+from tests.slurm_cluster.users import as_user, folder_of, interpreter_of, make_users, require_user
 
 pytestmark = pytest.mark.slurm
 
@@ -98,3 +101,68 @@ def test_accounting_of_another_job_with_the_same_number_is_not_ours(slurm_cluste
     assert SlurmClient().accounting({job: "ours"}) == {}
     assert [each.state for each in SlurmClient().jobs_known([job])] == ["FAILED"]
     assert SlurmClient().jobs_known(["999999"]) == ()
+
+
+@pytest.fixture
+def strict_qos(slurm_cluster: Cluster) -> Iterator[Cluster]:
+    """The QOS of all users with a limit on the time of a job, which denies what is above it."""
+    modify = ("sacctmgr", "--immediate", "modify", "qos", "normal", "set")
+    slurm_cluster.run(*modify, "MaxWall=5", "flags=DenyOnLimit")
+    yield slurm_cluster
+    slurm_cluster.run(*modify, "MaxWall=-1", "flags=-1")
+
+
+def test_a_permanent_denial_is_no_full_queue(strict_qos: Cluster, user: OrdinaryUser) -> None:
+    """A request above a limit of the QOS is rejected with the limit's name; one below it is accepted.
+
+    Before: it counted as a full queue, because Slurm's general message mentions the submit limit, and was tried for 14 days.
+    """
+    nodes = [node("one", "states")]
+    graph, batch = graph_of(nodes), batch_of(nodes)
+
+    def submit(minutes: int) -> set[str]:
+        return set(arrays_of(user.folder, experiment_of(user.site(), minutes=minutes)).submit(batch, graph, {}))
+
+    with pytest.raises(AssertionError, match=r"RequestRefusedError.*QOSMaxWallDurationPerJobLimit"):
+        user(submit, 10)
+    assert user(submit, 5) == {"one"}
+
+
+def test_a_job_that_another_account_cancelled_is_not_given_up(slurm_cluster: Cluster, user: OrdinaryUser) -> None:
+    """A second user, an operator, cancels a running and a pending element: the owner's stages count as lost, not as cancelled.
+
+    Before: any scancel but root's was taken for the owner's, and was final.
+    """
+    other = make_users()[1]
+    slurm_cluster.run("sacctmgr", "--immediate", "modify", "user", other, "set", "AdminLevel=Operator")
+    nodes = [node(key, "states", sleep=60) for key in ("one", "two")]
+    worker = (user.python, "launch.py", "worker")
+
+    def arrays() -> SlurmArrays:
+        return arrays_of(user.folder, experiment_of(user.site()), worker=worker, settle_seconds=5)
+
+    def states() -> list[str]:
+        executor = arrays()
+        executor.in_flight()
+        return sorted(each.state for left in executor.departures(["one", "two"]).values() for each in left)
+
+    user(lambda: set(arrays().submit(batch_of(nodes), graph_of(nodes), {})))
+    until(lambda: facts_of(user.folder, "two", begun=True) is not None)
+    slurm_cluster.run("scancel", f"--user={user.name}", user=other)
+    expected = f"CANCELLED by another account ({pwd.getpwnam(other).pw_uid})"
+    until(lambda: user(states) == [expected, expected])
+    slurm_cluster.run("sacctmgr", "--immediate", "modify", "user", other, "set", "AdminLevel=None")
+
+
+def test_a_job_in_special_exit_is_shown_as_stuck(slurm_cluster: Cluster, tmp_path: Path) -> None:
+    """Requeued and held: it waits for the user, and a later pass may withdraw it. Before: it counted as running for ever."""
+    nodes = [node("one", "states", sleep=60)]
+    arrays = arrays_of(tmp_path)
+    job = arrays.submit(batch_of(nodes), graph_of(nodes), {})["one"].job
+    until(lambda: facts_of(tmp_path, "one", begun=True) is not None)
+    slurm_cluster.run("scontrol", "requeuehold", "State=SpecialExit", job)
+    until(lambda: slurm_cluster.run("squeue", "--noheader", "--format=%T") == "SPECIAL_EXIT")
+    assert arrays.in_flight()["one"].phase is Phase.queued
+    assert "SPECIAL_EXIT" in arrays.stuck()["one"]
+    assert arrays.cancel(["one"]) == ("one",)
+    until(lambda: not arrays.in_flight())

@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 
 from jobs.control.executor_protocol import Batch
-from jobs.control.facts import Departure, Request
-from jobs.errors import SlurmUnavailableError, SubmissionFailedError, UsageError
+from jobs.control.facts import Departure, Phase, Request
+from jobs.errors import RequestRefusedError, SlurmUnavailableError, SubmissionFailedError, UsageError
 from jobs.experiment.config import SlurmSite
 from jobs.slurm.client import SlurmClient
 from jobs.slurm.executor import SlurmArrays
 from jobs.slurm.parse import Accounted, QueuedElement
 from jobs.slurm.recovery import LATE_SECONDS, REFINEMENT_TRIES
 from jobs.slurm.submissions import State, SubmissionBook, new_submission
+from jobs.store.failures import FailureClass, class_of_state
 from tests.jobs.slurm_cases import arrays_of, batch_of, experiment_of, graph_of, layout_of, node
 
 LAUNCH = "launch failed requeued held"
@@ -107,7 +108,7 @@ class Case:
 
     def fresh(self) -> SlurmArrays:
         """As another process would have it."""
-        return arrays_of(self.folder, experiment_of(), client=self.client, settle_seconds=60, clock=lambda: self.now)
+        return arrays_of(self.folder, experiment_of(), client=self.client, settle_seconds=60, clock=lambda: self.now, user=1000)
 
     def submit(self, *keys: str, request: Request | None = None, runs_per_task: int = 1) -> str:
         """Number of the array."""
@@ -262,6 +263,41 @@ def test_another_request_is_another_submission(case: Case) -> None:
     assert first.rpartition(".")[0] != second.rpartition(".")[0]
     assert second.endswith(".1")
     assert '"relief": 1' in case.book.tasks_file(second).read_text()
+
+
+def test_a_rejected_request_is_kept_with_its_reason(case: Case) -> None:
+    """For the passes of other processes too, until the stage is submitted again."""
+    case.client.errors = ["sbatch: error: QOSMaxCpuPerJobLimit", "sbatch: error: QOSMaxCpuPerJobLimit"]
+    for when in (1000.0, 1020.0):
+        case.now = when
+        with pytest.raises(RequestRefusedError, match="QOSMaxCpuPerJobLimit"):
+            case.submit("a")
+    expected = {"a": ((1000.0, "sbatch: error: QOSMaxCpuPerJobLimit"), (1020.0, "sbatch: error: QOSMaxCpuPerJobLimit"))}
+    assert case.arrays.refusals(["a", "b"]) == case.fresh().refusals(["a"]) == expected
+    assert case.passes() == {}
+    case.submit("a")
+    assert case.arrays.refusals(["a"]) == {}
+
+
+def test_a_held_requeued_element_waits_and_can_be_withdrawn(case: Case) -> None:
+    """In SPECIAL_EXIT and the like: queued, shown as stuck, not running for ever."""
+    case.submit("a", "b")
+    case.client.become("12_0", "SPECIAL_EXIT")
+    found = case.passes()
+    assert {key: flight.phase for key, flight in found.items()} == {"a": Phase.queued, "b": Phase.queued}
+    assert set(case.arrays.stuck()) == {"a"}
+    assert case.arrays.cancel(["a"]) == ("a",)
+
+
+def test_a_cancellation_by_another_account_is_no_decision_of_the_owner(case: Case) -> None:
+    """An operator's or a reaper's scancel counts as a lost job, which is retried within bounds; the owner's own is final."""
+    case.submit("a", "b")
+    case.gone("12_0", "12_1")
+    case.client.states = {"12_0": "CANCELLED by 4711", "12_1": "CANCELLED by 1000"}
+    case.passes()
+    found = states_of(case.departed("a", "b"))
+    assert found == {"a": ["CANCELLED by another account (4711)"], "b": ["CANCELLED by 1000"]}
+    assert [class_of_state(state[0]) for state in found.values()] == [FailureClass.node, FailureClass.cancelled]
 
 
 def test_excluded_nodes_that_slurm_does_not_know_are_dropped(case: Case) -> None:
