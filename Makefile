@@ -1,5 +1,5 @@
 # make grid: environment, demo corpus, the whole grid on this machine, a table.
-# make test: everything the tests need, and all tests.   make test-fast: those without Slurm, Ray and whole grids, and none that takes long.   make lint: style, types.
+# make test: everything the tests need, and all tests.   make test-fast: those without Slurm and whole grids, and none that takes long.   make lint: style, types.
 # make explore: the state machine of the controller with fresh random examples; MINUTES=20, SEED=n repeats a run.
 # make chaos: a grid on a real Slurm whose nodes, steps, controllers and slurmctld are killed at random, for ten minutes.
 PYTHON ?= python3
@@ -7,7 +7,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
-WORKERS ?= 4# test processes: those of Slurm and Ray mostly wait, so more than there are cores
+WORKERS ?= 4# test processes: those of Slurm mostly wait, so more than there are cores
 PARALLEL = --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 MINUTES ?= 20
 unexport PYTHONDONTWRITEBYTECODE  # the tests start hundreds of processes: each would compile every module again
@@ -34,7 +34,7 @@ test: setup
 	$(RUN) -m pytest $(PARALLEL)
 
 test-fast: setup
-	$(RUN) -m pytest $(PARALLEL) -m "not slurm and not ray and not end_to_end and not slow"
+	$(RUN) -m pytest $(PARALLEL) -m "not slurm and not end_to_end and not slow"
 
 explore: setup
 	$(RUN) -m tests.simulation.explore --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))

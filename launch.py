@@ -23,10 +23,10 @@ from ser_core.errors import InputError
 
 if TYPE_CHECKING:
     from jobs.commands.session import Session
+    from jobs.commands.sweep import SweepSession
     from jobs.experiment.config import Experiment
     from jobs.experiment.launched import Corpus, Launched
     from jobs.store.layout import Layout
-    from jobs.sweeps.session import SweepLauncher
     from jobs.worker.task import Workplace
 
 ROOT = Path(__file__).resolve().parent
@@ -35,9 +35,9 @@ PUBLISHED = CONFIGS / "published.yaml"
 DEFAULT_EXPERIMENT = "iemocap"
 INCOMPLETE = 3
 REGISTRY_NAME = "ser_core.registry:REGISTRY"
-RECIPE_NAME = "ser_core.settings:Recipe"
+PRELOAD = (f"{REGISTRY_NAME}.preload",)
 PACKAGES = (
-    *("torch", "transformers", "fairseq-fixed", "numpy", "scipy", "scikit-learn", "safetensors"),
+    *("torch", "transformers", "numpy", "scipy", "scikit-learn", "safetensors"),
     *("soundfile", "omegaconf", "submitit", "tensorboard"),
 )
 
@@ -226,24 +226,17 @@ def sweep(
     if as_json and not show:
         raise UsageError("sweep: --json goes with --show")
     if show or cancel_it:
-        launcher = _reopen_sweep(arguments or [], modes[0], results)
-        console.show(launcher, as_json=as_json) if show else console.cancel(launcher)
+        named = arguments or [DEFAULT_EXPERIMENT]
+        if len(named) > 1 or "=" in named[0]:
+            raise UsageError(f"sweep: {modes[0]} is of the sweep launched last: `sweep [EXPERIMENT] {modes[0]}`, without settings")
+        session = _reopen_sweep(named[0], results)
+        console.show(session, as_json=as_json) if show else console.cancel(session)
         return
-    launcher = _launch_sweep(arguments or [], cluster, data, results, dry_run=dry_run)
+    session = _launch_sweep(arguments or [], cluster, data, results, dry_run=dry_run)
     if dry_run:
-        console.print_preview(launcher)
-    elif not launcher.on_slurm:
-        _exit(console.run_here(launcher))
+        console.print_preview(session)
     else:
-        _exit(console.run_on_slurm(launcher, wait=bool(wait)))
-
-
-@app.command(hidden=True)
-def tune(folder: Path) -> None:
-    """Run the driver of a sweep inside the Ray cluster of its allocation: what the first node executes."""
-    from jobs.commands.sweep import drive
-
-    _exit(drive(folder))
+        _exit(console.launch(session, wait=bool(wait)))
 
 
 @app.command()
@@ -267,10 +260,12 @@ def doctor(
 
 @app.command(hidden=True)
 def control(experiment: str, results: Results = ROOT / "results") -> None:
-    """What a controller job in Slurm executes: one pass. Exit code 1: no other job could be submitted for the next one."""
+    """What a controller job in Slurm executes: one pass for an experiment, or a sweep of it. Exit code 1: no job for the next one."""
     from jobs.commands.passes import run_controller
 
-    raise typer.Exit(0 if run_controller(_reopen(experiment, results)) else 1)
+    name, _, digest = experiment.partition("/sweep/")
+    session = _reopen_sweep(name, results, digest, look_only=False) if digest else _reopen(name, results)
+    raise typer.Exit(0 if run_controller(session) else 1)
 
 
 @app.command(hidden=True)
@@ -366,17 +361,17 @@ def _session(launched: Launched, *, new: bool = False, patient: bool = True) -> 
     from jobs.commands.session import Session
 
     place = _workplace(launched.layout, launched.corpus, launched.since)
-    return Session(launched, place, ROOT, PUBLISHED, preload=(f"{REGISTRY_NAME}.preload",), new=new, patient=patient)
+    return Session(launched, place, ROOT, PUBLISHED, PRELOAD, new=new, patient=patient)
 
 
-def _launch_sweep(arguments: list[str], cluster: str | None, data: Path, results: Path, *, dry_run: bool) -> SweepLauncher:
+def _launch_sweep(arguments: list[str], cluster: str | None, data: Path, results: Path, *, dry_run: bool) -> SweepSession:
     """A sweep to launch. Everything that can be checked before it starts is checked here."""
+    from jobs.commands.sweep import session_of
     from jobs.store.layout import Layout
     from jobs.sweeps.preflight import check_sweep, require_ray
-    from jobs.sweeps.records import Sweep
-    from jobs.sweeps.session import SweepLauncher
+    from jobs.sweeps.records import Sweep, began
     from jobs.sweeps.space import listed_points, space_of
-    from jobs.sweeps.trial import sweep_digest
+    from jobs.sweeps.stages import sweep_digest
     from ser_core.registry import REGISTRY
     from ser_core.settings import resolve_checkpoints
 
@@ -385,35 +380,36 @@ def _launch_sweep(arguments: list[str], cluster: str | None, data: Path, results
     listed_points(experiment)  # checks that need no corpus come before one is prepared
     require_ray(experiment.sweep.search)
     resolve_checkpoints(experiment.recipe, (Path.cwd(), ROOT))
-    corpus, layout = _corpus(experiment, data, dry_run), Layout(results.resolve(), experiment.name)
+    corpus, layout, since = _corpus(experiment, data, dry_run), Layout(results.resolve(), experiment.name), time.time()
     validation = check_sweep(experiment, space, REGISTRY, corpus)
-    since = time.time()
-    found = Sweep(
+    digest = sweep_digest(experiment, corpus, validation, REGISTRY)
+    sweep = Sweep(
         experiment=experiment,
         file=_file_of(arguments),
         corpus=corpus,
         layout=layout,
-        place=_workplace(layout, corpus, since),
-        recipe_schema=RECIPE_NAME,
         validation=validation,
         launched=since,
-        digest=sweep_digest(experiment, corpus, validation, REGISTRY),
-        code=str(ROOT),
-        preload=(f"{REGISTRY_NAME}.preload",),
+        began=began(layout, digest) or since,
+        digest=digest,
+        registry=REGISTRY,
+        code=ROOT,
     )
-    return SweepLauncher(found, REGISTRY, ROOT)
+    return session_of(sweep, _workplace(layout, corpus, since), ROOT, preload=PRELOAD, new=True, read_only=dry_run)
 
 
-def _reopen_sweep(arguments: list[str], mode: str, results: Path) -> SweepLauncher:
-    """The sweep of an experiment that was launched last."""
+def _reopen_sweep(experiment: str, results: Path, digest: str = "", *, look_only: bool = True) -> SweepSession:
+    """A sweep of an experiment, by default the one launched last. `look_only`: for a person who waits, and nothing is recorded."""
+    from jobs.commands.sweep import session_of
     from jobs.store.layout import Layout
-    from jobs.sweeps.session import SweepLauncher, reopen
+    from jobs.sweeps.records import load_sweep, require_latest
     from ser_core.registry import REGISTRY
+    from ser_core.settings import Recipe
 
-    if len(arguments) > 1 or any("=" in text for text in arguments):
-        raise UsageError(f"sweep: {mode} is of the sweep launched last: `sweep [EXPERIMENT] {mode}`, without settings")
-    layout = Layout(results.resolve(), arguments[0] if arguments else DEFAULT_EXPERIMENT)
-    return SweepLauncher(reopen(layout), REGISTRY, ROOT)
+    layout = Layout(results.resolve(), experiment)
+    sweep = load_sweep(layout, digest or require_latest(layout), REGISTRY, Recipe, ROOT)
+    place = _workplace(layout, sweep.corpus, sweep.launched)
+    return session_of(sweep, place, ROOT, preload=PRELOAD, patient=not look_only, read_only=look_only)
 
 
 def _workplace(layout: Layout, corpus: Corpus, since: float) -> Workplace:

@@ -16,7 +16,7 @@ from tests.hypothesis_settings import load_settings
 
 TESTS = Path(__file__).resolve().parent
 SPEECH = "SER_GRID_SPEECH"
-KINDS = {"ray": 300, "end_to_end": 900, "slurm": 600}  # in this order they begin; seconds before a test is aborted
+KINDS = {"end_to_end": 900, "slurm": 600}  # in this order they begin; seconds before a test is aborted
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # more processes than cores; read when torch is imported, here or in a process that a test starts
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -28,8 +28,6 @@ load_settings()
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by what they need, and begin with those that take longest. The tests of a file run in one process."""
     for item in items:
-        if "ray_here" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.ray)
         if item.path.is_relative_to(TESTS / "end_to_end"):
             item.add_marker(pytest.mark.end_to_end)
         kind = kind_of(item)

@@ -60,7 +60,8 @@ NO_POOL = ("sweep.counts=[]", "sweep.sizes=[]")  # of the demo
         (("sweep", "demo", "--show", "--dry-run"), ("--dry-run and --show", "one at a time")),
         (("sweep", "demo", "--show", "seeds=2"), ("--show", "without settings")),
         (("sweep", "../demo", "--show"), ("'../demo'", "not a name")),
-        (("tune", "/nowhere/at/all"), ("/nowhere/at/all", "no such sweep")),
+        (("control", "demo/sweep/0123456789ab"), ("demo/sweep/0123456789ab", "no such sweep")),
+        (("sweep", "demo", "sweep.resources.nodes=2"), ("unknown key", "sweep.resources")),
         (("prepare", "iemocap"), ("--source",)),
         (("prepare", "savee", "--source", "/nowhere/at/all"), ("/nowhere/at/all",)),
         (("prepare", "timit", "--source", "."), ("timit", "iemocap")),
@@ -106,7 +107,6 @@ def without_ray(site: Path, program: str = RAY_ENDS_IT) -> dict[str, str]:
         ({"1": "ab", "2": "cd", "3": "ef"}, ("sweep.counts=[8,100000]",), ("k=100000", "number of training frames", "sweep.counts")),
         ({"1": "a", "2": "b"}, (), ("validation", "fold '1'")),
         ({"1": "ab", "2": "cd", "3": "ef"}, ("sweep.folds=[4]",), ("sweep.folds", "'4'")),
-        ({"1": "ab", "2": "cd", "3": "ef"}, ("resources.ptapt.nodes=2",), ("resources.ptapt.nodes=2", "one node")),
     ],
 )
 def test_an_impossible_sweep_is_a_usage_error_before_ray_starts(

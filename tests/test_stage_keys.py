@@ -10,6 +10,9 @@ import pytest
 from jobs.experiment.config import load_experiment
 from jobs.experiment.launched import Corpus, launch
 from jobs.store.layout import Layout
+from jobs.sweeps.records import folds_of
+from jobs.sweeps.space import listed_points
+from jobs.sweeps.stages import point_graph, sweep_digest
 from ser_core.registry import REGISTRY
 from ser_core.settings import Recipe
 
@@ -37,3 +40,21 @@ def test_keys_of_the_shipped_experiments_change_only_with_a_stage_version(
     keys = list(launch(experiment, corpus, REGISTRY, Layout(Path("/nowhere"), name)).graph.nodes)
     assert len(keys) == stages
     assert hashlib.sha256(" ".join(keys).encode()).hexdigest()[:24] == digest
+
+
+@pytest.mark.parametrize(
+    ("name", "folds", "stages", "keys", "sweep"),
+    [("demo", 2, 36, "5b93b6b8a9be5ccab9fe025d", "ca4cffdcfbf6"), ("emodb", 5, 190, "6925c02387ec0ce3361996ce", "dda721464650")],
+)
+def test_keys_of_the_shipped_sweeps_are_those_of_their_first_version(name: str, folds: int, stages: int, keys: str, sweep: str) -> None:
+    """Pinned with the code of 0.4, in which a sweep was computed by Ray: a sweep of that time is resumed with all of its results."""
+    experiment = load_experiment(name, [], configs=ROOT / "configs", recipe_schema=Recipe)
+    corpus = Corpus(experiment.corpus, "d" * 64, tuple(str(fold) for fold in range(1, folds + 1)), "/nowhere")
+    validation = {fold: (f"speaker of {fold}",) for fold in corpus.folds}
+    points = listed_points(experiment)
+    assert points is not None
+    graphs = [point_graph(experiment, corpus, point, folds_of(experiment, corpus), validation, REGISTRY) for point in points]
+    found = sorted({key for graph in graphs for key in graph.nodes})
+    assert len(found) == stages
+    assert hashlib.sha256(" ".join(found).encode()).hexdigest()[:24] == keys
+    assert sweep_digest(experiment, corpus, validation, REGISTRY) == sweep

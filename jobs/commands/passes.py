@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from jobs.commands.collect import notify_of_stuck_jobs, write_and_notify
 from jobs.commands.console import note, print_lines, say
 from jobs.control.controller import Report, desired_of, reconcile
 from jobs.errors import UsageError
@@ -28,8 +27,8 @@ def one_pass(session: Session) -> Report:
     return report
 
 
-def run_here(session: Session) -> Report:
-    """Compute every stage on this machine; each event is printed."""
+def run_here(session: Session, *, stop_count: Callable[[], int] | None = None) -> Report:
+    """Compute every stage on this machine; each event is printed. `stop_count`: as for `run_local`."""
     from jobs.control.controller import run_local
     from jobs.local.executor import LocalExecutor
     from jobs.store.snapshot import code_facts
@@ -44,7 +43,13 @@ def run_here(session: Session) -> Report:
         code=session.root,
     )
     with executor:
-        return run_local(desired_of(session.launched), executor, on_event=lambda event: say(event.line), on_stop=_print_stopping)
+        return run_local(
+            desired_of(session.launched),
+            executor,
+            on_event=lambda event: print_lines([event.line, *session.news()]),
+            on_stop=_print_stopping,
+            stop_count=stop_count,
+        )
 
 
 def wait_on_slurm(session: Session) -> Report:
@@ -55,6 +60,7 @@ def wait_on_slurm(session: Session) -> Report:
         session.require_last_launch()
         if report.refused and not report.in_flight:
             raise UsageError(report.refused[0])
+        print_lines(session.news())
 
     return wait_for(
         desired_of(session.launched),
@@ -99,6 +105,8 @@ def run_link(session: Session, *, log: Callable[[str], None] = say) -> LinkEnd:
         report = one_pass(session)
         if report.submitted:
             log(f"submitted {counted(len(report.submitted), 'stage')}")
+        for line in session.news():
+            log(line)
         return report
 
     return chain_link.run_link(
@@ -106,9 +114,9 @@ def run_link(session: Session, *, log: Callable[[str], None] = say) -> LinkEnd:
         session.chain,
         deadline=session.launched.since + 24 * 3600 * policy.controller_days,
         launched=session.launched.since,
-        on_end=lambda report: print_lines(write_and_notify(session, report)),
-        on_stuck=lambda report: print_lines(notify_of_stuck_jobs(session, report)),
-        on_stop=lambda message: print_lines(write_and_notify(session, session.look(ask_slurm=False), message)),
+        on_end=lambda report: print_lines(session.end(report)),
+        on_stuck=lambda report: print_lines(session.tell_stuck(report)),
+        on_stop=lambda message: print_lines(session.end(session.look(ask_slurm=False), message)),
     )
 
 

@@ -1,4 +1,4 @@
-"""`sweep`: run or submit a sweep, print its plan, state and report. jobs.sweeps.session does the work.
+"""`sweep`: launch or resume a sweep, print its plan, state and report. A sweep is computed by the passes and executors of a grid.
 
 Functions that return bool return whether the command succeeded.
 """
@@ -7,139 +7,288 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs.commands.cancel import cancel as cancel_stages
 from jobs.commands.console import note, print_lines, say
-from jobs.sweeps.records import TrialRecord, TrialState, load_sweep, read_trials, running_means
+from jobs.commands.passes import one_pass, run_here, wait_on_slurm
+from jobs.commands.session import Session
+from jobs.commands.status import chain_state
+from jobs.errors import SlurmUnavailableError, UsageError
+from jobs.experiment.config import OutlierRule
+from jobs.experiment.launched import Launched
+from jobs.signals import Interrupts
+from jobs.store.cancellations import last_cancellation, read_cancellations
+from jobs.sweeps.decisions import Decisions, Trial, TrialState
+from jobs.sweeps.driver_lock import driver_of, driving, in_words, refusal
+from jobs.sweeps.records import Sweep, store_latest, store_sweep
+from jobs.sweeps.stages import sweep_digest
 from jobs.text import counted
 
 if TYPE_CHECKING:
+    from jobs.control.controller import Report
     from jobs.sweeps.report.write import SweepReport
-    from jobs.sweeps.session import SweepLauncher
-
+    from jobs.worker.task import Workplace
 
 COLUMNS = ("point", "UA", "± sd", "95 %", "folds", "runs", "to the best", "p", "")
+CANCELLED_SECONDS = 1.0  # between two looks at whether the sweep was cancelled
 
 
-def print_preview(launcher: SweepLauncher) -> None:
-    """What a launch would do; on Slurm with the batch script."""
-    from jobs.sweeps import allocation, preflight
+@dataclass
+class SweepSession(Session):
+    """A session whose experiment is a sweep: its graph grows by the decisions on its trials."""
 
-    print_lines(preflight.preview_lines(launcher.sweep, preflight.preview(launcher.sweep, launcher.registry)))
-    if launcher.on_slurm:
-        say(f"\n# ---- the job that computes all of it\n{allocation.preview(launcher.sweep, launcher.root)}")
+    sweep: Sweep = field(kw_only=True)
+    decisions: Decisions = field(kw_only=True)
+    _told: dict[str, Trial] = field(default_factory=dict, init=False)
 
+    @property
+    def name(self) -> str:
+        return self.sweep.layout.experiment
 
-def run_here(launcher: SweepLauncher) -> bool:
-    """Run a sweep on this machine and print its report. Returns whether it completed without a failed trial."""
-    if launcher.nothing_left():
-        return _nothing_left(launcher)
-    before = {record.trial: record for record in read_trials(launcher.sweep.folder)}
-    if before:
-        say(f"{launcher.name}: resumes sweep {launcher.sweep.digest}, {counted(len(before), 'trial')} started before")
-    if not launcher.run_here(tell=lambda line: print_lines([line])):
-        note(f"stopped; nothing is lost: `{launcher.command}` with the same settings resumes")
-        return False
-    return _print_report(launcher)
+    @property
+    def command(self) -> str:
+        return super().command.replace("launch.py grid", "launch.py sweep", 1)
 
+    def news(self) -> list[str]:
+        lines = trial_lines(self._told, self.decisions.trials, self.sweep.folds)
+        self._told = {trial.point.name: trial for trial in self.decisions.trials}
+        return lines
 
-def run_on_slurm(launcher: SweepLauncher, *, wait: bool) -> bool:
-    """Submit the allocation; with `wait`, print progress until it has ended."""
-    if launcher.nothing_left():
-        return _nothing_left(launcher)
-    from jobs.sweeps.allocation import log_file
+    def end(self, report: Report, message: str = "") -> list[str]:
+        return [*filter(None, [message]), *map(str, write(self, report).paths)]
 
-    job, new = launcher.submit()
-    before = "" if new else ", submitted before"
-    say(f"{launcher.name}: sweep {launcher.sweep.digest} is job {job}{before}; its log: {log_file(launcher.sweep)}")
-    look = f"`python launch.py sweep {launcher.name} --show`"
-    if not wait:
-        say(f"watch with {look}; the job writes the report at the end")
-        return True
-    seen: dict[str, TrialRecord] = {}
-
-    def tell(records: Sequence[TrialRecord]) -> None:
-        print_lines(trial_lines(seen, records, len(launcher.sweep.folds)))
-        seen.update({record.trial: record for record in records})
-
-    ended = launcher.wait(on_trials=tell, on_state=lambda sentence: print_lines([f"{launcher.name}: {sentence}"]))
-    if ended is None:
-        note(f"job {job} keeps running: {look} shows its state, `python launch.py sweep {launcher.name} --cancel` ends it")
-        return False
-    found = _print_report(launcher)
-    if not ended:
-        note(launcher.status().sentence)
-    return found and ended
+    def tell_stuck(self, report: Report) -> list[str]:
+        return [f"{report.graph.nodes[key].name} will not start: {why}" for key, why in report.stuck.items() if key in report.graph.nodes]
 
 
-def drive(folder: Path) -> bool:
-    """Run a sweep's driver inside the Ray cluster of its allocation; log lines have a time. Returns False if it was interrupted."""
-    from jobs.sweeps.session import drive as run
-    from jobs.worker.main import print_line
+@dataclass(frozen=True)
+class SweepStatus:
+    """The state of a sweep, with a sentence for the user."""
 
-    sweep = load_sweep(folder)
-    print_line(f"{sweep.layout.experiment}: sweep {sweep.digest} begins")
-    ended = run(sweep, tell=print_line)
-    print_line("every trial has ended" if ended else "interrupted")
-    return ended
+    state: str  # running, waiting, complete, interrupted
+    sentence: str
+    job: str = ""  # of its controller in Slurm
 
 
-def show(launcher: SweepLauncher, *, as_json: bool) -> None:
+def session_of(
+    sweep: Sweep,
+    place: Workplace,
+    root: Path,
+    *,
+    preload: Sequence[str] = (),
+    new: bool = False,
+    patient: bool = True,
+    read_only: bool = False,
+) -> SweepSession:
+    """A session for a sweep. `new`: this command launches it. `read_only`: the points that Optuna proposes are not recorded."""
+    if new:  # clocks of two machines differ, and a launch lifts every cancellation before it
+        sweep = replace(sweep, launched=max(sweep.launched, last_cancellation(sweep.own_layout) + 0.001))
+    decisions = Decisions(sweep, read_only=read_only)
+    policy = replace(sweep.experiment.policy, outliers=OutlierRule.none)  # low runs of a bad point are not outliers
+    launched = Launched(
+        replace(sweep.experiment, policy=policy),
+        sweep.corpus,
+        decisions.refill({}),
+        sweep.own_layout,
+        sweep.launched,
+        decisions.refill,
+        changed=not new and sweep.digest != sweep_digest(sweep.experiment, sweep.corpus, sweep.validation, sweep.registry),
+        user=sweep.user,
+        config=sweep.file,
+        extend=decisions.extend,
+    )
+    place = replace(place, experiment=sweep.own_layout.experiment, launched=sweep.launched)
+    return SweepSession(launched, place, root, root, preload, new, patient, sweep=sweep, decisions=decisions)
+
+
+def print_preview(session: SweepSession) -> None:
+    """What a launch would do; on Slurm with the batch scripts of the first pass and of the controller."""
+    from jobs.sweeps.preflight import preview, preview_lines
+
+    print_lines(preview_lines(session.sweep, preview(session.sweep)))
+    if not session.on_slurm:
+        return
+    report = session.look(ask_slurm=False)
+    for script in session.arrays.previews(report.plan.batches, report.graph, report.in_flight):
+        say(f"\n# ---- {script.name}\n{script.script}")
+    if session.launched.experiment.policy.controller:
+        say(f"\n# ---- {session.chain.name}, the controller of all of these\n{session.chain.script()}")
+
+
+def launch(session: SweepSession, *, wait: bool) -> bool:
+    """Launch or resume a sweep: on this machine, or in Slurm, and with `wait` stay until it has ended."""
+    report, began = session.look(ask_slurm=False), session.sweep.own_layout.experiment_file.is_file()
+    if report.complete:
+        (store_latest if began else store_sweep)(session.sweep)
+        say(f"{session.name}: sweep {session.sweep.digest}: every trial has ended, nothing is left to compute")
+        return _finish(session, report)
+    if began:
+        done = sum(fact.done for fact in report.facts.values())
+        say(f"{session.name}: resumes sweep {session.sweep.digest}, {done} of {len(report.facts)} stages done")
+    session.news()  # what is known already is not printed again
+    if session.on_slurm and not wait:
+        if (holder := driver_of(session.sweep.folder)) is not None:
+            raise UsageError(refusal(session.sweep.folder, in_words(holder)))
+        return _submit(session)
+    if job := _controller(session):
+        raise UsageError(refusal(session.sweep.folder, f"job {job}"))
+    with driving(session.sweep.folder):
+        if session.on_slurm:
+            session.arrays.limits()  # fails before anything is written if Slurm does not answer
+        store_sweep(session.sweep)
+        if session.on_slurm:
+            session.chain.point_to_code()
+            report = wait_on_slurm(session)
+        else:
+            with Interrupts() as interrupts:
+                cancelled = _cancellation_poll(session)
+                report = run_here(session, stop_count=lambda: max(interrupts.count, cancelled()))
+    return _finish(session, report)
+
+
+def show(session: SweepSession, *, as_json: bool) -> None:
     """Print the report so far and the state of the sweep."""
-    from jobs.sweeps.report.write import write_report
-
-    status = launcher.status()
-    report = write_report(launcher.sweep)
+    report = session.look(ask_slurm=False)
+    found = status(session)
+    written = write(session, report, driven=found.state in ("running", "waiting"))
     if as_json:
         from jobs.sweeps.report.as_json import to_json
 
-        value = {**to_json(report.summary, report.choice), "standing": status.state, "job": status.job}
-        say(json.dumps(value, indent=1))
+        say(json.dumps({**to_json(written.summary, written.choice), "standing": found.state, "job": found.job}, indent=1))
         return
-    _print(report)
-    say(status.sentence)
+    _print(written)
+    say(found.sentence)
 
 
-def cancel(launcher: SweepLauncher) -> None:
-    """Cancel a sweep until it is launched again."""
-    print_lines(launcher.cancel())
-    if launcher.status().state != "complete":
-        say(f"`{launcher.command}` with the same settings resumes")
+def cancel(session: SweepSession) -> None:
+    """Cancel a sweep until it is launched again: its stages write checkpoints, its controller ends."""
+    session.look(ask_slurm=False)
+    holder = driver_of(session.sweep.folder)
+    if status(session).state == "complete":
+        say(f"{session.name}: nothing to cancel, every trial has ended")
+        return
+    done = cancel_stages(session, [])
+    if holder is not None:
+        say(f"{session.name}: {in_words(holder)} is asked to stop; stages under way write a checkpoint")
+    for what, jobs in (
+        (f"{counted(done.withdrawn, 'stage')} withdrawn from Slurm", done.withdrawn),
+        ("controller ended", done.controllers),
+    ):
+        if jobs:
+            say(f"{session.name}: {what}")
+    if not (holder or done.withdrawn or done.controllers):
+        say(f"{session.name}: nothing to cancel, it is not running")
+    say(f"`{session.command}` with the same settings resumes")
 
 
-def trial_lines(before: Mapping[str, TrialRecord], now: Sequence[TrialRecord], folds: int) -> list[str]:
-    """Lines on folds computed and trials ended between two reads of the records. Pure."""
+def status(session: SweepSession) -> SweepStatus:
+    """The state of a sweep; `session` has looked at the results before."""
+    if (holder := driver_of(session.sweep.folder)) is not None:
+        return SweepStatus("running", f"{session.name}: under way in {in_words(holder)}")
+    if not any(trial.state is TrialState.running for trial in session.decisions.trials):
+        return SweepStatus("complete", f"{session.name}: every trial has ended")
+    chain = chain_state(session)
+    if chain is not None and (chain.running or chain.waiting):
+        state = "running" if chain.running else "waiting"
+        return SweepStatus(state, f"{session.name}: {chain.sentence}", chain.running or chain.waiting)
+    why = f" ({chain.sentence})" if chain is not None else ""
+    return SweepStatus(
+        "interrupted", f"{session.name}: interrupted, no driver is running{why}: `{session.command}` with the same settings resumes"
+    )
+
+
+def write(session: SweepSession, report: Report, *, driven: bool = False) -> SweepReport:
+    """Write the report of a sweep. `driven`: something computes the folds that are missing."""
+    from jobs.sweeps.report.write import write_report
+
+    trials = session.decisions.trials
+    if not driven:
+        trials = tuple(replace(each, state=TrialState.interrupted) if each.state is TrialState.running else each for each in trials)
+    return write_report(session.sweep, report.graph, trials)
+
+
+def trial_lines(before: Mapping[str, Trial], now: Sequence[Trial], folds: Sequence[str]) -> list[str]:
+    """Lines on folds computed and trials ended between two looks. Pure."""
     lines = []
-    for record in now:
-        former = before.get(record.trial)
-        means = running_means(record.folds)
-        for number in range(0 if former is None else len(former.folds), len(record.folds)):
-            fold = record.folds[number]
-            lines.append(
-                f"{record.point.label}: fold {fold.fold} ({number + 1} of {folds}) validation UA {fold.ua:.1f}, mean {means[number]:.1f}"
-            )
-        if record.state is not TrialState.running and (former is None or former.state is not record.state):
-            lines.append(f"{record.point.label}: {record.state.text}{record.error and f': {record.error}'}")
+    for trial in now:
+        former = before.get(trial.point.name)
+        for fold, ua in trial.scores.items():
+            if former is None or fold not in former.scores:
+                mean = sum(trial.scores.values()) / len(trial.scores)
+                lines.append(f"{trial.point.label}: fold {fold} validation UA {ua:.1f}, mean of {len(trial.scores)} {mean:.1f}")
+        if trial.state is not TrialState.running and (former is None or former.state is not trial.state):
+            after = f" after {trial.wanted} of {len(folds)} folds" if trial.state is TrialState.stopped else ""
+            lines.append(f"{trial.point.label}: {trial.state.text}{after}{trial.error and f': {trial.error}'}")
     return lines
 
 
-def _nothing_left(launcher: SweepLauncher) -> bool:
-    say(f"{launcher.name}: sweep {launcher.sweep.digest}: every trial has ended, nothing is left to compute")
-    return _print_report(launcher)
+def _submit(session: SweepSession) -> bool:
+    """Submit the stages that can be computed now, and a controller that submits the rest."""
+    session.arrays.limits()
+    store_sweep(session.sweep)
+    session.chain.point_to_code()
+    report = one_pass(session)
+    print_lines(session.news())
+    if report.settled:
+        return _finish(session, report)
+    submitted = f"{counted(len(report.submitted), 'stage')} submitted, {len(report.in_flight)} in Slurm"
+    say(f"{session.name}: sweep {session.sweep.digest}: {submitted}")
+    if session.launched.experiment.policy.controller:
+        say(f"{session.chain.ensure(renew=True).sentence}; it submits the rest and writes the report at the end")
+    else:
+        say(f"no controller (policy.controller=false): `{session.command}` submits what follows")
+    say(f"watch with `python launch.py sweep {session.name} --show`")
+    return True
 
 
-def _print_report(launcher: SweepLauncher) -> bool:
-    """Write and print the report. Returns False if no point is complete, or one failed."""
-    from jobs.sweeps.report.write import write_report
+def _controller(session: SweepSession) -> str:
+    """Job of the controller in Slurm that drives the sweep, from an earlier launch; "" if there is none, or Slurm does not answer."""
+    from jobs.slurm.chain import chain_jobs, link_name, read_record
 
-    report = write_report(launcher.sweep)
-    _print(report)
-    failed = sum(record.state is TrialState.failed for record in read_trials(launcher.sweep.folder))
-    if failed:
-        note(f"{counted(failed, 'trial')} failed: `{launcher.command}` with the same settings tries again")
-    return report.summary.best is not None and not failed
+    name = link_name(session.launched.layout)
+    if read_record(session.launched.layout) is None:
+        return ""
+    try:
+        running, waiting = chain_jobs(name, session.client.queue(name=name, patient=False))
+    except (SlurmUnavailableError, UsageError):
+        return ""
+    return next(iter((*running, *waiting)), "")
+
+
+def _cancellation_poll(session: SweepSession) -> Callable[[], int]:
+    """Function that returns 1 once the sweep was cancelled; it reads the record at most every `CANCELLED_SECONDS`."""
+    looked, found = 0.0, 0
+
+    def cancelled() -> int:
+        nonlocal looked, found
+        if not found and time.monotonic() - looked > CANCELLED_SECONDS:
+            looked, found = time.monotonic(), int(read_cancellations(session.launched.layout, session.launched.since).everything)
+        return found
+
+    return cancelled
+
+
+def _finish(session: SweepSession, report: Report) -> bool:
+    """Write and print the report. Returns False if trials are missing, no point is complete, or one failed."""
+    if report.interrupted:
+        note(f"stopped; nothing is lost: `{session.command}` with the same settings resumes")
+        return False
+    written = write(session, report)
+    _print(written)
+    states = [trial.state for trial in session.decisions.trials]
+    if failed := states.count(TrialState.failed):
+        note(f"{counted(failed, 'trial')} failed: `{session.command}` with the same settings tries again")
+    missing = states.count(TrialState.running)
+    if missing:
+        for reason in dict.fromkeys(report.plan.reasons.values()):
+            note(reason)
+        note(f"{counted(missing, 'trial')} not finished: `{session.command}` with the same settings resumes")
+    return written.summary.best is not None and not failed and not missing
 
 
 def _print(report: SweepReport) -> None:

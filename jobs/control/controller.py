@@ -23,7 +23,7 @@ from jobs.control.result_index import index_of
 from jobs.control.rounds import Judgements, replay
 from jobs.errors import RequestRefusedError, SlurmUnavailableError
 from jobs.experiment.config import Cluster, Policy, Requests, resources_of
-from jobs.experiment.graph import Graph, Node, Slot
+from jobs.experiment.graph import Extend, Graph, Node, Refill
 from jobs.experiment.launched import Launched
 from jobs.signals import SLICE_SECONDS, Interrupts
 from jobs.store.cancellations import Cancelled, read_cancellations
@@ -44,7 +44,8 @@ class Desired:
     policy: Policy = field(default_factory=Policy)
     since: float = 0.0  # time of the last launch, seconds since the epoch; failures of earlier attempts do not count
     runs_per_task: Mapping[str, int] = field(default_factory=dict)  # by stage name
-    refill: Callable[[Mapping[Slot, int]], Graph] | None = None  # the graph for slots of these generations; None: no run is ever dropped
+    refill: Refill | None = None  # the graph for slots of these generations; None: no run is ever dropped
+    extend: Extend | None = None  # runs that results call for, as in a sweep; None: results add none
     clock: Callable[[], float] = time.time
     bounds: Bounds | None = None  # of requests predicted from finished siblings; None: everything is requested as configured
 
@@ -58,7 +59,7 @@ def desired_of(launched: Launched) -> Desired:
     predicted = given.cluster is Cluster.slurm and policy.requests is Requests.experience
     partitions = frozenset(filter(None, (given.slurm.partition or "").split(",")))
     bounds = Bounds(most, policy.min_siblings, given.slurm.signal_seconds, partitions) if predicted else None
-    return Desired(launched.graph, launched.layout, policy, launched.since, packing, launched.refill, bounds=bounds)
+    return Desired(launched.graph, launched.layout, policy, launched.since, packing, launched.refill, launched.extend, bounds=bounds)
 
 
 @dataclass(frozen=True)
@@ -143,22 +144,26 @@ def _collector_paused() -> Iterator[None]:
 def look(
     desired: Desired, executor: Executor | None = None, *, keys: Iterable[str] | None = None, known: Mapping[str, StageFacts] | None = None
 ) -> ExperimentState:
-    """Read the facts of all stages and replay the judgements; repeated with the next seed of every slot whose run was dropped.
+    """Read the facts of all stages and replay the judgements; repeated with the next seed of every slot whose run was dropped, and with
+    the runs by which the results extend the graph.
 
-    `keys` and `known` are as for `read_facts`. Ends because a slot has at most `policy.max_seeds` seeds.
+    `keys` and `known` are as for `read_facts`. Ends because a slot has at most `policy.max_seeds` seeds, and `extend` only adds runs.
     """
     context = context_of(desired, executor)
-    graph, index = desired.graph, index_of(desired.layout)
-    if desired.refill is not None and index.generations and not graph.superseded and keys is None:
-        graph = desired.refill(index.generations)  # a guess that saves repetitions; the results decide
+    graph, refill, index = desired.graph, desired.refill, index_of(desired.layout)
+    if refill is not None and index.generations and not graph.superseded and keys is None:
+        graph = refill(index.generations)  # a guess that saves repetitions; the results decide
     facts = read_facts(graph, desired.layout, context, keys=keys, known=known)
     while True:
         judgements = replay(graph, facts, desired.policy)
         present = {(run.method, run.fold, run.slot): run.generation for run in graph.runs if run.generation}
-        if desired.refill is None or judgements.generations == present:
-            index.remember(present)
-            return ExperimentState(graph, facts, judgements)
-        graph = desired.refill(judgements.generations)
+        if refill is None or judgements.generations == present:
+            larger = desired.extend(graph, facts) if desired.extend is not None else None
+            if larger is None:
+                index.remember(present)
+                return ExperimentState(graph, facts, judgements)
+            refill = larger
+        graph = refill(judgements.generations)
         facts = read_facts(graph, desired.layout, context, keys=[key for key in graph.nodes if key not in facts], known=facts)
 
 

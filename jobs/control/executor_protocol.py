@@ -12,7 +12,7 @@ from jobs.experiment.graph import Graph
 
 
 class Executor(ABC):
-    """Executes batches of tasks: job arrays of Slurm, processes of this machine, or tasks of Ray."""
+    """Executes batches of tasks: job arrays of Slurm, or processes of this machine."""
 
     @abstractmethod
     def limits(self) -> Limits:

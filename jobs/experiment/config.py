@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from jobs.errors import UsageError
 from jobs.experiment.graph import MAX_SLOTS
-from jobs.experiment.sweep_section import SWEEP_BOUNDS, SweepSettings, flat, merged
+from jobs.experiment.sweep_section import FORMER_KEYS, SWEEP_BOUNDS, SweepSettings, flat, merged
 from jobs.store.layout import valid_experiment_name
 from jobs.text import did_you_mean, first_line, one_line
 
@@ -246,7 +246,8 @@ def restore_experiment(values: Mapping[str, Any], *, recipe_schema: type[Any]) -
     except (KeyError, TypeError, ValidationError) as error:
         raise UsageError(f"stored configuration: {first_line(error)}; launch `grid` again to renew it") from error
     resolved = resolved_values(experiment)
-    if resolved != {"sweep": resolved["sweep"], **values}:  # without `sweep`: stored before sweeps existed
+    asked = values.get("sweep", resolved["sweep"])  # without `sweep`: stored before sweeps existed
+    if resolved != {**values, "sweep": {key: value for key, value in asked.items() if key not in FORMER_KEYS}}:
         raise UsageError("stored configuration: written by another version of the program; launch `grid` again to renew it")
     return experiment
 

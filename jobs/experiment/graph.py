@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jobs.experiment.registry import Registry, StageCall
@@ -70,6 +70,10 @@ class Graph:
     corpus_digest: str
     children: Mapping[str, tuple[str, ...]] = field(repr=False)
     superseded: tuple[Run, ...] = ()
+
+
+Refill = Callable[[Mapping[Slot, int]], Graph]  # generation of each slot -> the graph
+Extend = Callable[[Graph, Mapping[str, Any]], Refill | None]  # graph and facts of its stages -> a larger graph that follows; None: none
 
 
 def canonical_json(value: object) -> str:
@@ -152,11 +156,24 @@ def build_graph(
                     key = adopt(found, base.nodes) if base and found else add(stage_of(fold, seed), method)
                     run = Run(method, fold, slot, seed, key, generation)
                     (runs if generation == len(tried) - 1 else superseded).append(run)
-    children: dict[str, list[str]] = {}
+    return Graph(nodes, tuple(runs), corpus, corpus_digest, _children(nodes), tuple(superseded))
+
+
+def united(graphs: Mapping[str, Graph]) -> Graph:
+    """One graph of several on the same corpus, each stage once. A run's method becomes the name of its graph: slots stay distinct."""
+    nodes = {key: node for graph in graphs.values() for key, node in graph.nodes.items()}
+    runs = tuple(replace(run, method=name) for name, graph in graphs.items() for run in graph.runs)
+    superseded = tuple(replace(run, method=name) for name, graph in graphs.items() for run in graph.superseded)
+    first = next(iter(graphs.values()))
+    return Graph(nodes, runs, first.corpus, first.corpus_digest, _children(nodes), superseded)
+
+
+def _children(nodes: Mapping[str, Node]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, list[str]] = {key: [] for key in nodes}
     for node in nodes.values():
         for parent in node.upstream.values():
-            children.setdefault(parent, []).append(node.key)
-    return Graph(nodes, tuple(runs), corpus, corpus_digest, {key: tuple(children.get(key, ())) for key in nodes}, tuple(superseded))
+            found[parent].append(node.key)
+    return {key: tuple(keys) for key, keys in found.items()}
 
 
 def with_upstream(graph: Graph, keys: Iterable[str], enter: Callable[[str], bool] = lambda key: True) -> tuple[str, ...]:

@@ -6,13 +6,13 @@ import functools
 import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from jobs.errors import UsageError
 from jobs.experiment.config import Experiment, resolved_values, restore_experiment
-from jobs.experiment.graph import Graph, Slot, build_graph, seeds_of_slots
+from jobs.experiment.graph import Extend, Graph, Refill, Slot, build_graph, seeds_of_slots
 from jobs.experiment.registry import Registry
 from jobs.store.cancellations import last_cancellation
 from jobs.store.layout import Layout, valid_experiment_name
@@ -56,10 +56,11 @@ class Launched:
     graph: Graph
     layout: Layout
     since: float  # time of the last launch by the user, seconds since the epoch
-    refill: Callable[[Mapping[Slot, int]], Graph]  # generation of each slot -> the graph
+    refill: Refill
     changed: bool = False  # the code changed since the launch and defines other stages for this configuration
     user: int | None = None  # uid of the launch; None: not recorded
     config: str = ""  # name of its file in configs/experiment/; "": not recorded
+    extend: Extend | None = None  # None: results add no runs
 
 
 def launch(experiment: Experiment, corpus: Corpus, registry: Registry, layout: Layout, config: str = "") -> Launched:

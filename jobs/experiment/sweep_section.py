@@ -1,4 +1,4 @@
-"""Section `sweep` of an experiment: search space, search method, folds, seeds and resources of a sweep."""
+"""Section `sweep` of an experiment: search space, search method, folds and seeds of a sweep."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from jobs.experiment.graph import MAX_SLOTS
 
 MAX_POINTS = 4096  # points of a grid, sets of a space, trials of a search; more is taken for a typing error
 RANGE_KEYS = frozenset(("low", "high", "log"))
+FORMER_KEYS = frozenset(("restarts", "resources"))  # in records of older versions: of the Slurm allocation that a sweep had
 
 
 class Search(Enum):
@@ -30,17 +31,6 @@ class Stopping(Enum):
 
 
 @dataclass
-class SweepResources:
-    """Slurm allocation of a sweep; cores, GPUs and memory are per node."""
-
-    nodes: int = 1
-    cpus: int = 8
-    gpus: int = 1
-    memory_gb: float = 48.0
-    minutes: int = 1440
-
-
-@dataclass
 class SweepSettings:
     """A search over sets of cluster counts and over other settings of the recipe."""
 
@@ -56,19 +46,16 @@ class SweepSettings:
     stopping: Stopping = Stopping.asha
     grace_folds: int = 1  # computed for every trial before it can be stopped
     reduction: int = 2  # ASHA: one in so many trials continues; the next rung has so many times the folds
-    at_once: int = 0  # concurrent trials; 0: as many as the machines have room for
-    restarts: int = 20  # at most, of the sweep's job on Slurm after its time limit
-    resources: SweepResources = field(default_factory=SweepResources)
+    at_once: int = 0  # points that optuna proposes together, before it sees their results; 0: 4
 
 
 SWEEP_BOUNDS: Mapping[str, tuple[float, float]] = {  # key of the section -> minimum, maximum
     "trials": (1, MAX_POINTS),
     "seed": (0, 2**32 - 1),
     "seeds": (1, MAX_SLOTS),
-    **dict.fromkeys(("grace_folds", "resources.nodes", "resources.cpus", "resources.minutes"), (1, math.inf)),
-    **dict.fromkeys(("at_once", "restarts", "resources.gpus"), (0, math.inf)),
+    "grace_folds": (1, math.inf),
+    "at_once": (0, math.inf),
     "reduction": (2, math.inf),
-    "resources.memory_gb": (math.ulp(0.0), math.inf),
 }
 
 

@@ -13,56 +13,121 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from jobs.control.executor_protocol import EndedTask
+from jobs.control.executor_protocol import Batch, EndedTask, Limits, NearbyExecutor
+from jobs.control.facts import Departure, InFlight, Phase
+from jobs.control.plan import critical_minutes
 from jobs.errors import InternalError
-from jobs.experiment.config import at_once_of
-from jobs.local.stage_tasks import EXIT_SECONDS, StageExecutor, StageTask
+from jobs.experiment.config import Resources, at_once_of
+from jobs.experiment.graph import Graph, Node
+from jobs.store.layout import Layout
+from jobs.store.records import read_result
 from jobs.worker.deaths import RECORDED_EXITS, attempt_of, class_of_death, record_death
 from jobs.worker.machine import Capacity, Needs, needs_here, processes_here, tasks_to_start
 from jobs.worker.memory import Peak, Room, how_many_fit, larger_peak, measured_peak, was_crowded
 from jobs.worker.processes import FORKABLE, Exit
-from jobs.worker.task import describe, description_to_json
+from jobs.worker.task import Workplace, describe, description_to_json
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+EXIT_SECONDS = 10.0  # for killed workers to end
+PAUSE_SECONDS = 0.1  # between checks while stopping
 
 
 @dataclass
-class _Task(StageTask):
+class _Task:
     """A stage that waits or runs here."""
 
-    needs: Needs = field(kw_only=True)
-    crowded: bool = field(kw_only=True)  # it has run out of memory on a shared GPU
+    name: str
+    node: Node
+    graph: Graph
+    batch: Batch
+    priority: float  # minutes of the longest chain of stages that starts with it
+    submitted: float  # seconds since the epoch
+    needs: Needs
+    crowded: bool  # it has run out of memory on a shared GPU
     devices: tuple[str, ...] = ()
+    started: bool = False
 
     @property
     def kind(self) -> tuple[str, str]:
         """Tasks of one kind use about the same memory."""
         return self.node.stage, self.node.method
 
+    @property
+    def in_flight(self) -> InFlight:
+        return InFlight(Phase.running if self.started else Phase.queued, self.name)
+
 
 @dataclass
-class LocalExecutor(StageExecutor[_Task]):
-    """Runs tasks of one experiment.
+class LocalExecutor(NearbyExecutor):
+    """Runs tasks of one experiment, each stage as a task of its own. Use it in a `with` block: no process outlives it.
 
-    `preload`: modules (or `module:function`) that the fork server imports before the first fork. `code`: the folder that workers import
-    from. `environment` is added to theirs. `lag_seconds`: how long they wait for files of another machine to become visible.
+    A task starts only when none of its upstream stages waits or runs here; if an upstream stage ends without a result, the tasks that
+    waited for it are returned to the planner. `resources`: what a stage may use, by name. `preload`: modules (or `module:function`) that
+    the fork server imports before the first fork. `code`: the folder that workers import from.
     """
 
+    place: Workplace
+    layout: Layout
+    resources: Callable[[str], Resources]
     capacity: Capacity
     preload: Sequence[str] = ()
     code: Path = REPOSITORY
-    environment: Mapping[str, str] = field(default_factory=dict)
-    lag_seconds: float = 0.0
+    _names: int = 0
+    _tasks: dict[str, _Task] = field(default_factory=dict)  # by key
+    _stopping: bool = False
+    _departures: dict[str, list[Departure]] = field(default_factory=dict)
+    _critical: tuple[Graph | None, dict[str, float]] = (None, {})
     _server: tuple[subprocess.Popen[bytes], Connection] | None = None
     _peaks: dict[tuple[str, str], Peak | None] = field(default_factory=dict)  # kind of task -> largest peak of finished ones
     _most: dict[tuple[str, str], int] = field(default_factory=dict)  # kind of task -> how many may share a GPU, after one was crowded
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def limits(self) -> Limits:
+        """No limits: tasks that do not fit now wait."""
+        return Limits()
+
+    def in_flight(self) -> Mapping[str, InFlight]:
+        """Every stage that waits or runs in this executor."""
+        return {key: task.in_flight for key, task in self._tasks.items()}
+
+    def submit(self, batch: Batch, graph: Graph, upstream: Mapping[str, InFlight]) -> Mapping[str, InFlight]:
+        """Accept all stages of a batch, each as a task of its own."""
+        if self._critical[0] is not graph:
+            self._critical = (graph, critical_minutes(graph, lambda stage: float(self.resources(stage).minutes)))
+        for key in batch.keys:
+            node, self._names = graph.nodes[key], self._names + 1
+            name, needs = f"local-{os.getpid()}-{self._names}", needs_here(self.resources(node.stage), self.capacity)
+            crowded = was_crowded(self.layout.stage(node.stage, key))
+            self._tasks[key] = _Task(name, node, graph, batch, self._critical[1][key], time.time(), needs, crowded)
+        return {key: self._tasks[key].in_flight for key in batch.keys}
+
+    def cancel(self, keys: Collection[str]) -> tuple[str, ...]:
+        """Remove the tasks of these keys that do not run; returns their keys."""
+        waiting = tuple(key for key in keys if key in self._tasks and not self._tasks[key].started)
+        for key in waiting:
+            del self._tasks[key]
+        return waiting
+
+    def departures(self, keys: Collection[str]) -> Mapping[str, tuple[Departure, ...]]:
+        """Tasks that ended without a record: they failed, or were lost, before they claimed an attempt."""
+        return {key: tuple(self._departures[key]) for key in keys if key in self._departures}
+
+    @property
+    def idle(self) -> bool:
+        return not self._tasks
 
     def wait(self, seconds: float) -> tuple[EndedTask, ...]:
         """Start the tasks that fit, then wait at most `seconds` for one to end; returns the tasks that have ended, oldest first.
@@ -71,6 +136,18 @@ class LocalExecutor(StageExecutor[_Task]):
         """
         self._start_what_fits()
         return tuple(filter(None, (self._handle(event) for event in self._events(seconds))))
+
+    def stop(self, *, grace: float, hurry: Callable[[], bool] = lambda: False) -> tuple[EndedTask, ...]:
+        self._stopping = True
+        self._tasks = {key: task for key, task in self._tasks.items() if task.started}
+        ended: list[EndedTask] = []
+        for request, patience in (("terminate", grace), ("kill", EXIT_SECONDS)):
+            if self._tasks:
+                self._send({request: list(self._tasks)})
+            deadline = time.monotonic() + patience
+            while self._tasks and time.monotonic() < deadline and not (request == "terminate" and hurry()):
+                ended.extend(self.wait(PAUSE_SECONDS))
+        return tuple(ended)
 
     def close(self) -> None:
         """End the fork server and its workers."""
@@ -87,19 +164,12 @@ class LocalExecutor(StageExecutor[_Task]):
             server.kill()
             server.wait()
 
-    def _task(self, task: StageTask) -> _Task:
-        stage = task.node.stage
-        needs, crowded = needs_here(self.resources(stage), self.capacity), was_crowded(self.layout.stage(stage, task.node.key))
-        return _Task(**vars(task), needs=needs, crowded=crowded)
-
-    def _request_end(self, step: int) -> None:
-        self._send({"kill" if step else "terminate": list(self._tasks)})
-
     def _start_what_fits(self) -> None:
         if self._stopping:
             return
         in_use = [(task.needs, task.devices) for task in self._tasks.values() if task.started]
-        ready = self._ready()
+        waiting = [each for each in self._tasks.values() if not each.started and self._tasks.keys().isdisjoint(each.node.upstream.values())]
+        ready = sorted(waiting, key=lambda task: -task.priority)
         for task in ready:
             task.needs = replace(task.needs, share=self._share(task))
         for index, devices in tasks_to_start([task.needs for task in ready], in_use, self.capacity):
@@ -128,9 +198,8 @@ class LocalExecutor(StageExecutor[_Task]):
                 "task": description_to_json(replace(description, team=processes_here(self.resources(task.node.stage), task.needs))),
                 "index": 0,
                 "threads": task.needs.cpus,
-                "environment": {**environment, **self.environment},
+                "environment": environment,
                 "concurrent": task.needs.share - 1,
-                "lag": self.lag_seconds,
                 "log": str(self._log(task)),
             }
         )
@@ -194,3 +263,22 @@ class LocalExecutor(StageExecutor[_Task]):
         elif task.needs.share > 1 and was_crowded(folder):
             self._most[task.kind] = max(1, task.needs.share // 2)
         return self._end(task, how.code, how.signal, unclaimed=how.code not in (0, 3) and attempt_of(folder, pid) is None)
+
+    def _end(self, task: _Task, code: int | None, signal: int | None, *, unclaimed: bool) -> EndedTask:
+        """Remove a task that has ended. `unclaimed`: it has left no record."""
+        node = task.node
+        self._tasks.pop(node.key, None)
+        if unclaimed:
+            self._departures.setdefault(node.key, []).append(Departure(node.key, task.name, "", task.submitted, time.time()))
+        if read_result(self.layout.stage(node.stage, node.key), node.key) is None:
+            self._return_dependants(node.key)
+        return EndedTask((node.key,), code, signal, self._log(task))
+
+    def _log(self, task: _Task) -> Path:
+        return self.layout.log_of(task.node.stage, task.node.key)
+
+    def _return_dependants(self, key: str) -> None:
+        """Remove the waiting tasks that need a stage, directly or not."""
+        for dependant in [each for each, task in self._tasks.items() if key in task.node.upstream.values() and not task.started]:
+            if self._tasks.pop(dependant, None) is not None:
+                self._return_dependants(dependant)

@@ -4,11 +4,11 @@
 
 FD is an inherited end of a multiprocessing.Pipe, on which requests come and events leave as JSON:
 
-    {"start": NAME, "task": DESCRIPTION, "index": I, "threads": N, "environment": {...}, "concurrent": M, "lag": L, "log": FILE}
+    {"start": NAME, "task": DESCRIPTION, "index": I, "threads": N, "environment": {...}, "concurrent": M, "log": FILE}
         -> {"ended": NAME, "pid": P, "code": C or null, "signal": S or null}
     {"terminate": [NAME, ...]}  SIGTERM: the worker writes a checkpoint      {"kill": [NAME, ...]}  SIGKILL, to its children too
 
-`concurrent`: how many other tasks may share its GPU. `lag`: seconds for which the file system may hide what another node has written.
+`concurrent`: how many other tasks may share its GPU.
 
 When the launcher closes its end or dies, the workers are terminated, killed after a grace period, and the server exits. If the server
 itself is killed, the kernel sends SIGTERM to its workers. The server has one thread, and no preloaded module may start another: after a
@@ -109,8 +109,8 @@ class Server:
         os.environ.update(request["environment"])
         threads, concurrent = int(request["threads"]), int(request["concurrent"])
         limit_threads(threads)
-        task, lag = description_from_json(request["task"]), float(request["lag"])
-        process = WorkerProcess(task, threads, print_line, stop, request["log"], lag_seconds=lag, concurrent=lambda: concurrent)
+        task = description_from_json(request["task"])
+        process = WorkerProcess(task, threads, print_line, stop, request["log"], lag_seconds=0.0, concurrent=lambda: concurrent)
         return work_together(process, lambda: run_task(process, int(request["index"])), {})
 
     def _signal(self, number: signal.Signals, pids: Sequence[int]) -> None:

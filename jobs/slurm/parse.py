@@ -202,8 +202,8 @@ def why_stuck(element: QueuedElement) -> str:
         return ""
     reason = _normalised(element.reason)
     found = (
-        _STUCK.get(reason, "")
-        or _STUCK_STATES.get(element.state, "")
+        _STUCK_STATES.get(element.state, "")
+        or _STUCK.get(reason, "")
         or ("its request is above a limit of the site" if _ABOVE_LIMIT.fullmatch(reason) else "")
     )
     return f"{found} ({element.reason})" if found else ""

@@ -1,4 +1,4 @@
-"""All batch scripts and their sbatch parameters: of an array of stages, a link of the controller chain, a sweep's allocation. Pure.
+"""All batch scripts and their sbatch parameters: of an array of stages, and of a link of the controller chain. Pure.
 
 `Header` holds what a job requests of Slurm: the `#SBATCH` lines (`slurm_templates/header.sh.j2`) and the parameters that submitit checks
 are both made from it. The rest of a script is in its template.
@@ -22,7 +22,6 @@ from typing import Any
 from jobs.control.facts import Asked, Request
 from jobs.errors import UsageError
 from jobs.experiment.config import Resources, SlurmSite, at_once_of
-from jobs.experiment.sweep_section import SweepResources
 
 # sbatch options that `slurm.extra` may not set: the program or the template sets them, or they make no sense in a script.
 _ARRAY_OPTIONS = ("array", "job-name", "dependency", "kill-on-invalid-dep", "begin", "hold", "requeue", "no-requeue")
@@ -36,9 +35,6 @@ MOST_AGAIN = 60  # links in a row that may fail before their pass; with pauses t
 MOST_REQUEUES = 500  # of one link, where the queue has no room for another: about 17 hours, as Slurm waits two minutes each time
 # Options in `slurm.extra` that also apply to links; options that request resources apply to stages only.
 SHARED_OPTIONS = ("comment", "nice", "reservation", "wckey")
-LEAVE_SECONDS = 30  # time limit for a sweep's nodes to exit after the driver
-RESERVE_SECONDS = 15  # of the warning before the time limit, for the requeue of a sweep's job
-LEAST_PATIENCE = 10  # seconds that the driver and the nodes of a sweep have at least to exit
 _OPTION = re.compile(r"[a-z][a-z0-9-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x80-\x9f\u2028\u2029]")
@@ -64,7 +60,6 @@ class Header:
     array: str = ""
     kill_on_invalid_dependency: bool = False
     signal_to: str = "B:"  # signal the batch script only; "": the processes of its steps
-    no_kill: bool = False  # the job continues when a node fails
     requeue: bool = True
     begin_seconds: int = 0  # after the submission; 0: at once
 
@@ -172,44 +167,6 @@ class LinkJob(Job):
 
     def facts(self, site: SlurmSite) -> Mapping[str, Any]:
         return {"again_seconds": self.again_seconds, "most_again": MOST_AGAIN, "most_requeues": MOST_REQUEUES, "log": self.output}
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepJob(Job):
-    """The allocation of a sweep; every node runs the command."""
-
-    resources: SweepResources
-    stop: str  # file whose presence asks the driver to stop
-    meetings: str  # folder of the files by which the nodes find each other
-    restarts: int  # requeues at most
-
-    def template(self, site: SlurmSite) -> str:
-        return "sweep.sh.j2"
-
-    def header(self, site: SlurmSite) -> Header:
-        return Header(
-            output=_literal(self.output),
-            minutes=self.resources.minutes,
-            cpus=self.resources.cpus,
-            memory_mb=_mebibytes(self.resources.memory_gb) if site.memory_requests else 0,
-            partition=site.partition,
-            constraint=site.constraint,
-            exclude=site.exclude or "",
-            extra=site.extra,
-            signal_seconds=signal_seconds(self.resources.minutes, site),
-            nodes=self.resources.nodes,
-            gpus=gpu_expression(self.resources.gpus, site),
-            no_kill=not site.container,
-        )
-
-    def facts(self, site: SlurmSite) -> Mapping[str, Any]:
-        return {
-            "patience": max(LEAST_PATIENCE, signal_seconds(self.resources.minutes, site) - RESERVE_SECONDS),
-            "leave_seconds": LEAVE_SECONDS,
-            "restarts": self.restarts,
-            "stop": self.stop,
-            "meetings": self.meetings,
-        }
 
 
 class Quoted(str):

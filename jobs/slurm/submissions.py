@@ -1,4 +1,4 @@
-"""At most one job per intent, for job arrays and for sweeps: the records of submissions, and the guard around sbatch.
+"""At most one job per intent: the records of submissions, and the guard around sbatch.
 
 An intent is written before sbatch is called and the job id after it, so that a lost reply is noticed.
 
@@ -10,7 +10,6 @@ An intent is written before sbatch is called and the job id after it, so that a 
 The name of a submission is its identity: it is the job's name in Slurm, and a process that finds an intent without a job id asks Slurm for
 that name. The name of an array is made of its content and of the number of earlier submissions of that content. Its open record is in
 `submissions/`, a closed one in `submissions/ended/`, the workers' description in `submissions/tasks/`, scripts in `submissions/scripts/`.
-A sweep has one name and one record, `submission.json` in its folder, which the next submission replaces.
 
 Several processes may control one experiment at once. A change is therefore applied to the content of the file at that moment, only if it is
 still the record of the same intent (`created`), and facts about single elements are only added, never replaced.
@@ -19,7 +18,6 @@ still the record of the same intent (`created`), and facts about single elements
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import socket
@@ -39,7 +37,7 @@ from jobs.slurm.parse import Refusal, classify_refusal
 from jobs.slurm.script import Job, parameters, render_script
 from jobs.store.attempts import claim_alive, process_start
 from jobs.store.layout import Layout
-from jobs.store.records import Claim, DamagedRecordError, Decoder, check_times, create_json, read_json, write_json
+from jobs.store.records import Claim, Decoder, check_times, create_json, write_json
 from jobs.text import one_line
 
 SCHEMA = 1
@@ -69,7 +67,7 @@ class Writer:
 
 @dataclass(frozen=True)
 class Submission:
-    """One array, or one job without elements, that was or is to be submitted.
+    """One array that was or is to be submitted.
 
     Indices of elements are text where they are keys of a JSON object.
     """
@@ -126,18 +124,19 @@ class Submission:
 _SUBMISSIONS = Decoder(Submission, SCHEMA)  # what an older version did not write has the value that says nothing
 
 
-class SubmissionRecords:
-    """Open records of submissions, one file each. `scripts`: folder of the batch scripts; `file`: path of the record of a name."""
+class SubmissionBook:
+    """The submission records of one experiment's arrays, open and closed; the only writer of their folder."""
 
-    def __init__(self, scripts: Path, file: Callable[[str], Path]) -> None:
-        self.scripts = scripts
-        self._file = file
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self.folder = layout.submissions
+        self.scripts = self.folder / "scripts"
+        self._ended = self.folder / "ended"
+        self._known: dict[Path, tuple[tuple[int, int, int], Submission | None]] = {}  # path -> (file identity, its record)
 
     def find(self, name: str) -> Submission | None:
         """An open record, read without the cache: on a shared folder the times of a file may be a minute old, its content is not."""
-        path = self._file(name)
-        former = _former_record(read_json(path))
-        return _SUBMISSIONS.read(path) if former is None else former
+        return _SUBMISSIONS.read(self._file(name))
 
     def check(self, name: str) -> None:
         """UsageError if the record of an open submission exists and cannot be read: it would never be closed."""
@@ -146,7 +145,11 @@ class SubmissionRecords:
             raise UsageError(f"{file}: a damaged record of a submission; if squeue shows no job {name}, delete it")
 
     def begin(self, submission: Submission) -> bool:
-        """Write an intent; False if the record exists: another process submits, or has submitted, the same."""
+        """Write an intent; False if the record exists: another process submits, or has submitted, the same.
+
+        The closed record of a lost submission of that name is removed.
+        """
+        (self._ended / f"{submission.name}.json").unlink(missing_ok=True)
         return create_json(self._file(submission.name), _to_json(submission))
 
     def change(self, submission: Submission, **changes: Any) -> Submission:
@@ -172,17 +175,6 @@ class SubmissionRecords:
         current = self.find(submission.name)
         return current if current is not None and current.created == submission.created else None
 
-
-class SubmissionBook(SubmissionRecords):
-    """The submission records of one experiment's arrays, open and closed; the only writer of their folder."""
-
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        self.folder = layout.submissions
-        super().__init__(self.folder / "scripts", lambda name: self.folder / f"{name}.json")
-        self._ended = self.folder / "ended"
-        self._known: dict[Path, tuple[tuple[int, int, int], Submission | None]] = {}  # path -> (file identity, its record)
-
     def tasks_file(self, name: str) -> Path:
         """The description that the workers of a submission read."""
         return self.folder / "tasks" / f"{name}.json"
@@ -203,14 +195,9 @@ class SubmissionBook(SubmissionRecords):
         ended = sum(record is None or record.state is not State.lost for record in closed)
         return f"{base}.{1 + ended + sum(record.all_left and bool(_number(f'{record.name}.json', base)) for record in self.open())}"
 
-    def begin(self, submission: Submission) -> bool:
-        """The same; the closed record of a lost submission of that name is removed."""
-        (self._ended / f"{submission.name}.json").unlink(missing_ok=True)
-        return super().begin(submission)
-
     def adopt(self, submission: Submission) -> bool:
         """Write the record of an array that turned up, and remove its closed record, if any. False if there is an open record already."""
-        made = super().begin(submission)
+        made = create_json(self._file(submission.name), _to_json(submission))
         (self._ended / f"{submission.name}.json").unlink(missing_ok=True)
         return made
 
@@ -220,7 +207,10 @@ class SubmissionBook(SubmissionRecords):
         if current is not None and current.created != submission.created:
             return  # another process has closed it as lost and written a new intent
         write_json(self._ended / f"{submission.name}.json", _to_json(_changed(current or submission, {**changes, "state": state})))
-        (self.folder / f"{submission.name}.json").unlink(missing_ok=True)
+        self._file(submission.name).unlink(missing_ok=True)
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
 
     def _records(self, folder: Path, names: Iterable[str]) -> tuple[Submission, ...]:
         found = [self._read(folder / name) for name in names]
@@ -261,7 +251,7 @@ def call_sbatch(client: SlurmClient, folder: Path, job: Job, site: SlurmSite, te
 class Guard:
     """Makes at most one job per intent, whichever process submits, is killed, or loses sbatch's reply."""
 
-    def __init__(self, records: SubmissionRecords, client: SlurmClient, *, settle_seconds: float, clock: Callable[[], float]) -> None:
+    def __init__(self, records: SubmissionBook, client: SlurmClient, *, settle_seconds: float, clock: Callable[[], float]) -> None:
         self._records = records
         self._client = client
         self._settle_seconds = settle_seconds
@@ -372,19 +362,6 @@ def _number(file: str, base: str) -> str:
 
 def _to_json(submission: Submission) -> dict[str, object]:
     return {"schema": SCHEMA, **asdict(submission), "state": submission.state.value}
-
-
-def _former_record(value: dict[str, Any] | None) -> Submission | None:
-    """The record of a sweep by an older version, converted; None for any other record."""
-    if value is None or "writer" in value or "host" not in value:
-        return None
-    writer = {name: value[name] for name in ("host", "pid", "start") if name in value}
-    state = State.submitted if value.get("job") else State.intent
-    renamed = {**value, "stage": "sweep", "method": "", "tasks": [], "state": state.value, "writer": writer}
-    try:
-        return _SUBMISSIONS.decode(json.dumps(renamed).encode())
-    except DamagedRecordError:
-        return None
 
 
 def _listing(folder: Path) -> Sequence[str]:

@@ -23,7 +23,6 @@ SUPERSEDED = "Superseded"  # error of the outcome of an attempt whose stage got 
 HEARTBEAT_SECONDS = 10.0
 QUIET_SECONDS = 300.0  # without a heartbeat a claim counts as dead: several times the attribute cache of NFS (60 s)
 GONE_SECONDS = 45.0  # the same if the job is not in Slurm's queue, which may have been read just before the job started
-JOB_VARIABLE = "SER_GRID_JOB"  # names a worker where several run in one Slurm job, or none runs in a Slurm job
 
 
 def own_node() -> str:
@@ -39,21 +38,13 @@ def new_claim(number: int, *, log: str = "", relief: int = 0, checkpoint: float 
         pid=os.getpid(),
         process_start=process_start(os.getpid()),
         started=time.time(),
-        slurm_job=own_job(),
+        slurm_job=own_slurm_job(),
         node=own_node(),
         log=log,
         relief=relief,
         checkpoint=checkpoint,
         team=team,
     )
-
-
-def own_job() -> str:
-    """Name of the job that this process belongs to, as claims record it: the value of JOB_VARIABLE, else the Slurm job.
-
-    A name stands for one execution at a time. That holds for a Slurm job, but not for the tasks that a sweep computes within one.
-    """
-    return os.environ.get(JOB_VARIABLE, "") or own_slurm_job()
 
 
 def own_slurm_job() -> str:
@@ -63,7 +54,7 @@ def own_slurm_job() -> str:
 
 
 def is_slurm_job(job: str) -> bool:
-    """Whether the job named in a claim is a Slurm job, not a value of JOB_VARIABLE."""
+    """Whether the job named in a claim is a Slurm job; older versions have recorded other names for stages of a sweep."""
     return job[:1].isdigit()
 
 
@@ -93,7 +84,7 @@ def claim_alive(claim: Claim, heartbeat: float, *, live_jobs: Collection[str] | 
         return claim.slurm_job in live_jobs or quiet < GONE_SECONDS
     if claim.slurm_job and claim.slurm_job in gone:
         return quiet < GONE_SECONDS
-    if claim.slurm_job and claim.slurm_job == own_job() and claim.pid != os.getpid():
+    if claim.slurm_job and claim.slurm_job == own_slurm_job() and claim.pid != os.getpid():
         return False  # this is the same job, requeued: its previous execution has ended
     return quiet < QUIET_SECONDS
 

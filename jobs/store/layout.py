@@ -19,11 +19,10 @@ results/
     logs/  tables/  confusion/
     sweep/                          report of the last sweep; jobs.sweeps.records writes the rest
       latest                        name of the last sweep launched
-      DIGEST/                       one sweep, named by the digest of its configuration
-        sweep.json                  what was launched
-        trials/TRIAL.json           the point of a trial, and its progress
-        ray/                        files of Ray Tune
-        stop                        requests the sweep to stop
+      DIGEST/                       one sweep, named by the digest of its configuration; folders as in EXPERIMENT
+        proposals.json              points proposed by Optuna
+        proxies/                    cache of proxies of the clusters
+        driver/                     which processes have driven it
 """
 
 from __future__ import annotations

@@ -16,12 +16,13 @@ from jobs.experiment.config import Experiment, nearest, resources_of
 from jobs.experiment.graph import Graph, Node
 from jobs.experiment.launched import Corpus
 from jobs.experiment.registry import SweepRegistry
-from jobs.experiment.sweep_section import MAX_POINTS, Search, Stopping
+from jobs.experiment.sweep_section import MAX_POINTS, Search
 from jobs.store.layout import Layout
 from jobs.sweeps.records import Sweep, folds_of
 from jobs.sweeps.report.costs import Hours
+from jobs.sweeps.search import rungs
 from jobs.sweeps.space import SECTION, Point, Space, apply, ends, grid_points, listed_points, random_points, swept_method, variations
-from jobs.sweeps.trial import fold_graph
+from jobs.sweeps.stages import point_graph
 from jobs.text import counted
 
 SHOWN = 64  # points listed one by one
@@ -46,9 +47,8 @@ def check_sweep(experiment: Experiment, space: Space, registry: SweepRegistry, c
     validation = {fold: registry.validation_speakers(Path(corpus.folder), fold) for fold in folds}
 
     def stages(point: Point) -> Mapping[str, Node]:
-        return fold_graph(experiment, corpus, point, folds[0], validation[folds[0]], registry).nodes
+        return point_graph(experiment, corpus, point, folds[:1], validation, registry).nodes
 
-    _check_resources(experiment, stages(next(ends(space))))
     _check_settings(space, experiment, stages)
     _check_counts(space, experiment, registry, corpus, validation, stages)
     require_ray(experiment.sweep.search)
@@ -81,12 +81,6 @@ def _check_paths(space: Space, path_keys: Sequence[str]) -> None:
             path = Path(value) if isinstance(value, str) and key.rpartition(".")[2] in path_keys else None
             if path is not None and not path.is_absolute() and path.expanduser().exists():
                 raise UsageError(f"{SECTION}.{key}: {value}: name it by its absolute path, {path.expanduser().resolve()}")
-
-
-def _check_resources(experiment: Experiment, nodes: Mapping[str, Node]) -> None:
-    for stage in sorted({node.stage for node in nodes.values()}):
-        if (asked := resources_of(experiment, stage).nodes) > 1:
-            raise UsageError(f"resources.{stage}.nodes={asked}: in a sweep a stage is computed on one node; set resources.{stage}.nodes=1")
 
 
 def _check_settings(space: Space, experiment: Experiment, stages: Callable[[Point], Mapping[str, Node]]) -> None:
@@ -157,14 +151,13 @@ class Preview:
         return sum((each.cost for each in self.stages), Hours())
 
 
-def preview(sweep: Sweep, registry: SweepRegistry) -> Preview:
+def preview(sweep: Sweep) -> Preview:
     """Reads results, writes nothing."""
     asked, points = sweep.experiment.sweep, listed_points(sweep.experiment)
     shown = random_points(sweep.space, asked.trials, asked.seed) if points is None else points
     nodes: dict[str, Node] = {}
     for point in shown:
-        for fold in sweep.folds:
-            nodes |= fold_graph(sweep.experiment, sweep.corpus, point, fold, sweep.validation[fold], registry).nodes
+        nodes |= point_graph(sweep.experiment, sweep.corpus, point, sweep.folds, sweep.validation, sweep.registry).nodes
     return Preview(shown, points is None, _counts(sweep.experiment, sweep.corpus, sweep.layout, nodes))
 
 
@@ -206,11 +199,8 @@ def _count(experiment: Experiment, stage: str, facts: Sequence[StageFacts], meas
 
 
 def _stopping(sweep: Sweep) -> str:
-    asked = sweep.experiment.sweep
-    if asked.stopping is Stopping.none or len(sweep.folds) <= asked.grace_folds:
+    asked, of_asha = sweep.experiment.sweep, rungs(sweep.experiment.sweep, len(sweep.folds))
+    if not of_asha:
         return "none is stopped early"
-    rungs = [asked.grace_folds]
-    while rungs[-1] * asked.reduction < len(sweep.folds):
-        rungs.append(rungs[-1] * asked.reduction)
-    when = " and ".join(filter(None, (", ".join(map(str, rungs[:-1])), str(rungs[-1]))))
+    when = " and ".join(filter(None, (", ".join(map(str, of_asha[:-1])), str(of_asha[-1]))))
     return f"after {when} of {len(sweep.folds)} folds one point in {asked.reduction} goes on (ASHA)"

@@ -1,87 +1,134 @@
-"""Search algorithms and schedulers for Ray Tune: Optuna without repeated points, ASHA that survives a restart."""
+"""The decisions of Ray Tune: which trials ASHA stops at a rung, and which points Optuna proposes next. Pure; no Ray is started.
+
+Tune's scheduler and searcher are asked anew for every decision, with the results that it depends on, and keep nothing in between. A
+decision is therefore the same in every process, and does not depend on the order in which results arrived.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from pathlib import Path
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
-
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
-from ray.tune.search import ConcurrencyLimiter, Searcher
-from ray.tune.search.optuna import OptunaSearch
 
 from jobs.experiment.graph import canonical_json
 from jobs.experiment.sweep_section import Stopping, SweepSettings
-from jobs.sweeps.records import read_trial, running_means
-from jobs.sweeps.space import Point, Range, Space, decode, parameters, random_points
-from jobs.sweeps.trainable import FOLDER, FOLDS, OBJECTIVE, POINT, folder_of, point_of, point_text
+from jobs.sweeps.records import Proposal
+from jobs.sweeps.space import Range, Space, decode, parameters, random_points
 
-ASKS = 50  # attempts to get a new point from Optuna before one is drawn at random
+FOLDS, OBJECTIVE = "folds", "validation_ua"  # keys of a result: number of folds, and mean over them in percent
+ASKS = 20  # attempts to get a new point from Optuna before one is drawn at random
 STARTUP_TRIALS = 10  # at most so many random trials before the sampler models results
+BATCH = 4  # points that Optuna proposes together, unless configured
 
 
-class DistinctOptuna(OptunaSearch):  # type: ignore[misc]  # Ray has no types
-    """Optuna's tree-structured Parzen estimator, without repeated points.
+@dataclass(frozen=True)
+class Evaluated:
+    """What is reported of a trial to Optuna. `means`: the objective after each fold; () if it has failed."""
 
-    Different samples can decode to the same point. A sample of a completed point is reported to Optuna with the known value, and the
-    next one is drawn. Trials stopped by ASHA count as pruned: worse than trials with more folds, whatever the mean of their folds.
+    means: tuple[float, ...]
+    complete: bool
+
+
+def rungs(settings: SweepSettings, folds: int) -> tuple[int, ...]:
+    """Numbers of folds after which ASHA stops trials, ascending; () if it stops none."""
+    if settings.stopping is Stopping.none:
+        return ()
+    found, rung = [], settings.grace_folds
+    while rung < folds:
+        found.append(rung)
+        rung *= settings.reduction
+    return tuple(found)
+
+
+def survivors(values: Mapping[str, float], former: Sequence[float], rung: int, folds: int, settings: SweepSettings) -> frozenset[str]:
+    """The trials of a batch that ASHA continues after a rung.
+
+    `values`: trial -> mean over the first `rung` folds, percent. `former`: such means of trials of earlier batches. Each trial is judged as
+    if it were the last to arrive: against all others.
     """
+    ranked = sorted(values.items(), key=lambda item: (item[1], item[0]))
+    means = [value for _, value in ranked]
 
-    def __init__(self, space: Space, folder: Path, settings: SweepSettings, folds: int) -> None:
-        from optuna.samplers import TPESampler
+    def continues(index: int) -> bool:
+        return _asha_continues(means[index], [*former, *means[:index], *means[index + 1 :]], rung, folds, settings)
 
-        startup = max(2, min(STARTUP_TRIALS, settings.trials // 4))
-        with _no_warnings():
-            sampler = TPESampler(seed=settings.seed, n_startup_trials=startup, multivariate=True, constant_liar=True)
-        self._points, self._folder, self._folds, self._draw_seed = space, str(folder), folds, settings.seed
-        self._texts = {name: _by_text(asked) for name, asked in parameters(space).items() if not isinstance(asked, Range)}
-        self._of_trial: dict[str, str] = {}  # trial -> name of its point
-        self._values: dict[str, float | None] = {}  # name of a point -> its value if complete
-        super().__init__(distributions(space), metric=OBJECTIVE, mode="max", sampler=sampler)
+    # A higher mean continues wherever a lower one does, so that a binary search finds the first.
+    return frozenset(name for name, _ in ranked[bisect_left(range(len(ranked)), True, key=continues) :])
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The configuration of a new point; FINISHED if there is none."""
-        point = self._asked(trial_id) or self._drawn()
-        if point is None:
-            return str(Searcher.FINISHED)
-        self._of_trial[trial_id] = point.name
-        self._values[point.name] = None
-        return {FOLDER: self._folder, POINT: point_text(point)}
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        if trial_id in self._ot_trials and OBJECTIVE in result:
-            with _no_warnings():
-                super().on_trial_result(trial_id, result)
+def _asha_continues(value: float, others: Sequence[float], rung: int, folds: int, settings: SweepSettings) -> bool:
+    from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        known = result is not None and OBJECTIVE in result
-        complete = known and result is not None and int(result[FOLDS]) >= self._folds
-        if complete and result is not None and trial_id in self._of_trial:
-            self._values[self._of_trial[trial_id]] = float(result[OBJECTIVE])
-        if trial_id not in self._ot_trials or trial_id in self._completed_trials:
-            return
-        if known and not complete and result is not None:
-            self.on_trial_result(trial_id, result)  # Tune does not pass the last result on
-        super().on_trial_complete(trial_id, result if complete else None, error or not known)
+    scheduler = ASHAScheduler(
+        time_attr=FOLDS,
+        metric=OBJECTIVE,
+        mode="max",
+        max_t=folds,
+        grace_period=settings.grace_folds,
+        reduction_factor=settings.reduction,
+    )
+    decision = TrialScheduler.CONTINUE
+    for number, mean in enumerate((*others, value)):
+        trial = SimpleNamespace(trial_id=str(number))  # all that the scheduler reads of a trial
+        scheduler.on_trial_add(None, trial)
+        decision = scheduler.on_trial_result(None, trial, {FOLDS: rung, OBJECTIVE: mean})
+    return bool(decision == TrialScheduler.CONTINUE)
 
-    def _asked(self, trial_id: str) -> Point | None:
-        from optuna.trial import TrialState
 
-        for _ in range(ASKS):
-            with _no_warnings():
-                found = super().suggest(trial_id)
-            values = {name: self._texts[name][value] if name in self._texts else value for name, value in found.items()}
-            point = decode(self._points, values)
-            if point.name not in self._values:
-                return point
-            asked, value = self._ot_trials.pop(trial_id), self._values[point.name]
-            self._ot_study.tell(asked, value, state=TrialState.FAIL if value is None else TrialState.COMPLETE)
-        return None
+def propose(
+    space: Space, settings: SweepSettings, batches: Sequence[Sequence[Proposal]], results: Sequence[Sequence[Evaluated]]
+) -> tuple[Proposal, ...]:
+    """Optuna's next points, after the trials of all earlier batches have ended; () if there are enough. None is proposed twice.
 
-    def _drawn(self) -> Point | None:
-        """A random new point."""
-        points = random_points(self._points, len(self._values) + 1, self._draw_seed)
-        return next((point for point in points if point.name not in self._values), None)
+    Different parameters can decode to the same point; then another sample is drawn. A trial that ASHA has stopped counts as
+    pruned: worse than trials with more folds, whatever its mean.
+    """
+    known = {each.point: result for batch, of in zip(batches, results, strict=True) for each, result in zip(batch, of, strict=True)}
+    missing = min(settings.trials, space.size) - len(known)
+    size = int(min(missing, settings.at_once or BATCH))
+    if size <= 0:
+        return ()
+    with warnings.catch_warnings(action="ignore"):  # experimental features
+        search = _searcher(space, settings, len(known))
+        for proposal, result in ((each, known[each.point]) for batch in batches for each in batch):
+            _report(search, proposal, result)
+        found: list[Proposal] = []
+        for ask in range(ASKS * size):
+            asked = search.suggest(str(ask))
+            point = decode(space, {name: _plain(space, name, value) for name, value in asked.items()})
+            if point not in known:
+                known[point] = Evaluated((), complete=False)
+                found.append(Proposal(asked, point))
+                if len(found) == size:
+                    return tuple(found)
+            # A sample of a known point stays open: for the sampler it is as bad as the worst (constant liar), so that it turns elsewhere.
+    drawn = random_points(space, len(known) + size, settings.seed)
+    found.extend(Proposal({}, point) for point in drawn if point not in known)
+    return tuple(found[:size])
+
+
+def _searcher(space: Space, settings: SweepSettings, tried: int) -> Any:
+    """Optuna's tree-structured Parzen estimator. The seed differs between batches, as each has a new sampler."""
+    from optuna import logging
+    from optuna.samplers import TPESampler
+    from ray.tune.search.optuna import OptunaSearch
+
+    logging.set_verbosity(logging.ERROR)
+    startup = max(2, min(STARTUP_TRIALS, settings.trials // 4))
+    seed = (settings.seed + tried) % 2**32
+    sampler = TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, constant_liar=True)
+    return OptunaSearch(distributions(space), metric=OBJECTIVE, mode="max", sampler=sampler)
+
+
+def _report(search: Any, proposal: Proposal, result: Evaluated) -> None:
+    if proposal.parameters and result.means:
+        value = result.means[-1] if result.complete else None
+        with contextlib.suppress(ValueError):  # parameters on record that do not fit the space: the sampler does without them
+            search.add_evaluated_point(dict(proposal.parameters), value, pruned=not result.complete, intermediate_values=list(result.means))
 
 
 def distributions(space: Space) -> dict[str, Any]:
@@ -91,7 +138,7 @@ def distributions(space: Space) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, asked in parameters(space).items():
         if not isinstance(asked, Range):
-            found[name] = CategoricalDistribution(tuple(_by_text(asked)))
+            found[name] = CategoricalDistribution(tuple(map(canonical_json, asked)))
         elif asked.whole:
             found[name] = IntDistribution(int(asked.low), int(asked.high), log=asked.log)
         else:
@@ -99,63 +146,7 @@ def distributions(space: Space) -> dict[str, Any]:
     return found
 
 
-class _Adjusting:
-    """Sets the number of concurrent trials to `at_once` whenever a trial is added, as the machines may have changed since a restart."""
-
-    at_once = 0  # a class attribute, as Tune restores instances with the values of the first launch
-
-    def adjust(self, search_alg: Any) -> None:
-        searcher = getattr(search_alg, "searcher", None)
-        limiter = searcher if isinstance(searcher, ConcurrencyLimiter) else search_alg
-        if _Adjusting.at_once and hasattr(limiter, "max_concurrent"):
-            limiter.max_concurrent = _Adjusting.at_once
-
-
-class InTurn(_Adjusting, FIFOScheduler):  # type: ignore[misc]
-    """FIFO: every trial is completed."""
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        self.adjust(tune_controller.search_alg)
-        super().on_trial_add(tune_controller, trial)
-
-
-class RememberingAsha(_Adjusting, ASHAScheduler):  # type: ignore[misc]
-    """ASHA that fills its rungs from the records of the sweep: Tune does not restore them, and would stop no trial."""
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        self.adjust(tune_controller.search_alg)
-        super().on_trial_add(tune_controller, trial)
-        record = read_trial(folder_of(trial.config), point_of(trial.config).name)
-        means = running_means(record.folds) if record else ()
-        for milestone, reached in self._trial_info[trial.trial_id]._rungs:
-            if milestone <= len(means):
-                reached[trial.trial_id] = means[int(milestone) - 1]
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Decide at every rung, also if the rung was filled from the record: the former decision may have been lost."""
-        for milestone, reached in self._trial_info[trial.trial_id]._rungs:
-            if milestone == result.get(FOLDS):
-                reached.pop(trial.trial_id, None)
-        return str(super().on_trial_result(tune_controller, trial, result))
-
-
-def scheduler_of(settings: SweepSettings, folds: int, at_once: int) -> Any:
-    """The Tune scheduler that stops trials early; its unit of time is a fold."""
-    set_concurrency(at_once)
-    if settings.stopping is Stopping.none:
-        return InTurn()
-    return RememberingAsha(time_attr=FOLDS, max_t=folds, grace_period=min(settings.grace_folds, folds), reduction_factor=settings.reduction)
-
-
-def set_concurrency(at_once: int) -> None:
-    """Set the number of concurrent trials of the sweep that this process runs."""
-    _Adjusting.at_once = at_once
-
-
-def _by_text(values: tuple[Any, ...]) -> dict[str, Any]:
-    return {canonical_json(value): value for value in values}
-
-
-def _no_warnings() -> warnings.catch_warnings[Any]:
-    """Suppresses warnings on experimental features, and on results that are reported again after a restart."""
-    return warnings.catch_warnings(action="ignore")
+def _plain(space: Space, name: str, value: Any) -> Any:
+    """A value of `distributions` as a value of `parameters`."""
+    asked = parameters(space)[name]
+    return value if isinstance(asked, Range) else {canonical_json(each): each for each in asked}[value]

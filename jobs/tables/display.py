@@ -29,7 +29,7 @@ METHOD_COLUMNS = (
     *("corpus", "method", "mean_ua", "sd_ua", "mean_ua_all_runs", "sd_ua_all_runs", "n"),
     *("outliers", "outliers_rerun", "diverged", "diverged_rerun", "unresolved", "complete", "outlier_rule"),
 )
-CAPTION_PACKAGES = ("python", "torch", "transformers", "fairseq-fixed", "scikit-learn", "numpy")
+CAPTION_PACKAGES = ("python", "torch", "transformers", "scikit-learn", "numpy")
 DIFFERENCES_CAPTION = (
     "Differences of UA between methods in points, over (fold, slot) pairs: mean, 95 % interval, paired t-test, Wilcoxon signed-rank test.",
     "Pairs of one fold share speakers and upstream stages, so these p-values are valid for new seeds on these folds only; "

@@ -1,4 +1,4 @@
-"""Whole sweeps by the command line: corpus to chosen set, interrupted on the way, on this machine and on two nodes of a real Slurm."""
+"""Whole sweeps by the command line: corpus to chosen set, interrupted on the way, on this machine and on a real Slurm."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import subprocess
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from tests.slurm_cluster.processes import wait_until
 FOLDS, SETS = ("1", "2"), ("8", "8+16")
 SMALL = (
     *("corpus=small", "methods=[ptapt]", "folds=[1,2]", "seeds=1", "policy.poll_seconds=0.2", "resources.default.memory_gb=1"),
-    *("sweep.folds=[]", "sweep.counts=[]", "sweep.sets=[[8],[8,16]]", "sweep.stopping=none", "sweep.resources.memory_gb=4"),
+    *("sweep.folds=[]", "sweep.counts=[]", "sweep.sets=[[8],[8,16]]", "sweep.stopping=none"),
     *("recipe.finetune.epochs=3", "recipe.finetune.batch_size=8"),  # less, and it has not learnt
     *("recipe.states.steps=3", "recipe.ptapt.steps=3", "recipe.ptapt.warmup_steps=1"),
 )
@@ -44,7 +45,7 @@ class Swept:
 
 @pytest.fixture(scope="module")
 def swept(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
-    """Begun, refused beside itself while Ray starts, interrupted when it has computed something, and run again."""
+    """Begun, refused beside itself, interrupted when it has computed something, and run again."""
     run = CommandLine(small_data, tmp_path_factory.mktemp("sweep") / "results")
     process = run.start("sweep", "demo", *SMALL)
     try:
@@ -84,7 +85,7 @@ def table(report: Path, name: str) -> list[dict[str, str]]:
 @pytest.mark.slow
 def test_an_interrupted_sweep_goes_on_and_computes_each_stage_once(swept: Swept) -> None:
     """After a signal nothing is left running, the same command finishes; every stage of every set has one result and one whole attempt."""
-    assert "sweep demo" in swept.interrupted
+    assert "stopped; nothing is lost" in swept.interrupted
     assert (swept.refused.returncode, len(swept.refused.stderr.splitlines())) == (2, 1), swept.refused.stderr
     assert "under way in process" in swept.refused.stderr
     store = swept.run.results / "store"
@@ -123,33 +124,96 @@ def test_it_ends_in_tables_that_compile_and_in_a_choice_that_runs(swept: Swept) 
     assert [(method["method"], method["n"]) for method in summary["methods"]] == [("ptapt", 1)]
 
 
+def show(run: CommandLine) -> dict[str, Any]:
+    """What `--show --json` prints."""
+    done = run("sweep", "demo", "--show", "--json")
+    assert done.returncode == 0, done.stderr
+    value: dict[str, Any] = json.loads(done.stdout)
+    return value
+
+
+def controllers(cluster: Cluster) -> list[str]:
+    """Jobs of running links of the controller chain."""
+    lines = cluster.run("squeue", "--noheader", "--states=RUNNING", "--format=%i %j").splitlines()
+    return [line.split()[0] for line in lines if ".control." in line]
+
+
+def claims(run: CommandLine) -> list[Path]:
+    return list((run.results / "store").glob("*/*/attempts/*/claim.json"))
+
+
 @pytest.mark.slow
 @pytest.mark.slurm
-def test_two_nodes_of_slurm_give_the_same_numbers(slurm_cluster: Cluster, swept: Swept, tmp_path: Path) -> None:
-    """One allocation with Ray on both nodes gives the numbers of this machine for a fold, and leaves no job and no process behind."""
+def test_arrays_of_slurm_give_the_same_numbers_whatever_happens_to_the_driver(slurm_cluster: Cluster, swept: Swept, tmp_path: Path) -> None:
+    """One array for each kind of stage. The first link comes to its time limit, the second one is killed; the next one ends the sweep."""
     run = CommandLine(swept.run.data, tmp_path / "results")
-    settings = ("--cluster", "slurm", *SMALL, "sweep.folds=[1]", "sweep.resources.nodes=2", "sweep.resources.cpus=1")
-    done = run("sweep", "demo", *settings, "--wait", timeout=400)
-    log = "".join(path.read_text() for path in (run.results / "demo" / "logs").glob("*.sweep.*.out"))
-    assert done.returncode == 0, done.stdout + done.stderr + log
-    assert "8+16: fold 1 (1 of 1) validation UA" in done.stdout
-    ours = sorted(table(run.results / "demo" / "sweep", "runs.csv"), key=lambda row: row["point"])
-    here = sorted((row for row in table(swept.report, "runs.csv") if row["fold"] == "1"), key=lambda row: row["point"])
-    assert [row["point"] for row in ours] == sorted(SETS)
-    assert ours == here
-    assert len({json.loads(path.read_text())["node"] for path in (run.results / "store").glob("*/*/attempts/*/claim.json")}) == 2, log
-    assert wait_until(lambda: not slurm_cluster.run("squeue", "--noheader"), 30)
-    assert wait_until(lambda: not processes_of(run), 10), processes_of(run)
+    done = run("sweep", "demo", "--cluster", "slurm", *SMALL, "resources.ptapt.nodes=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "14 stages submitted, 14 in Slurm" in done.stdout
+    for signal_name in ("USR1", "KILL"):  # Slurm's warning before the time limit; a dead node
+        assert wait_until(lambda: len(controllers(slurm_cluster)) == 1, 60)
+        (link,) = controllers(slurm_cluster)
+        assert wait_until(lambda: show(run)["standing"] == "running", 60)
+        slurm_cluster.run("scancel", f"--signal={signal_name}", "--batch", link)
+        assert wait_until(lambda link=link: link not in controllers(slurm_cluster), 60)  # type: ignore[misc]
+    assert wait_until(lambda: show(run)["standing"] == "complete", 300), log_of(run)
+    assert wait_until(lambda: not slurm_cluster.run("squeue", "--noheader"), 60)
+    folder = next(run.results.glob("demo/sweep/*/submissions"))
+    arrays = [json.loads(path.read_text()) for path in (*folder.glob("*.json"), *folder.glob("ended/*.json"))]
+    assert Counter({record["stage"]: len(record["tasks"]) for record in arrays}) == STAGES
+    assert len(arrays) == len(STAGES)
+    assert Counter(path.parents[3].name for path in claims(run)) == STAGES  # nothing was computed twice
+    ours = sorted(table(run.results / "demo" / "sweep", "runs.csv"), key=lambda row: (row["point"], row["fold"]))
+    here = sorted(table(swept.report, "runs.csv"), key=lambda row: (row["point"], row["fold"]))
+    assert [row["key"] for row in show(run)["points"][0]["folds"][0]["runs"]]
+    assert [(row["point"], row["fold"], row["seed"]) for row in ours] == [(row["point"], row["fold"], row["seed"]) for row in here]
+    assert [float(row["ua"]) for row in ours] == pytest.approx([float(row["ua"]) for row in here], abs=15)  # P-TAPT by two processes
+    again = run("sweep", "demo", "--cluster", "slurm", *SMALL)
+    assert "every trial has ended, nothing is left to compute" in again.stdout, again.stdout + again.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_a_cancelled_sweep_leaves_slurm_and_resumes(slurm_cluster: Cluster, swept: Swept, tmp_path: Path) -> None:
+    """Arrays and links are cancelled. The next launch, here with `--wait`, decides rung by rung, and gives the numbers of this machine."""
+    run = CommandLine(swept.run.data, tmp_path / "results")
+    settings = ("sweep", "demo", "--cluster", "slurm", *(each for each in SMALL if each != "sweep.stopping=none"))
+    assert run(*settings).returncode == 0
+    assert wait_until(lambda: len(claims(run)) > 0, 120)
     cancelled = run("sweep", "demo", "--cancel")
-    assert (cancelled.returncode, "nothing to cancel" in cancelled.stdout) == (0, True), cancelled.stdout + cancelled.stderr
+    assert cancelled.returncode == 0, cancelled.stderr
+    assert "withdrawn from Slurm" in cancelled.stdout
+    assert "controller ended" in cancelled.stdout
+    assert wait_until(lambda: not slurm_cluster.run("squeue", "--noheader"), 60)
+    assert show(run)["standing"] == "interrupted"
+    done = run(*settings, "--wait", timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    value = show(run)
+    assert (value["standing"], value["trials"]["complete"], value["trials"]["stopped"]) in (("complete", 1, 1), ("complete", 2, 0))
+    ours = sorted(table(run.results / "demo" / "sweep", "runs.csv"), key=lambda row: (row["point"], row["fold"]))
+    here = {(row["point"], row["fold"]): row["ua"] for row in table(swept.report, "runs.csv")}
+    assert {(row["point"], row["fold"]): row["ua"] for row in ours}.items() <= here.items()
+    assert "nothing to cancel" in run("sweep", "demo", "--cancel").stdout
+
+
+def log_of(run: CommandLine) -> str:
+    """The log of the controller chain."""
+    return "".join(path.read_text() for path in run.results.glob("demo/sweep/*/logs/*.control.*.out"))
 
 
 def test_a_dry_run_touches_nothing(small_data: Path, tmp_path: Path) -> None:
-    """Points, validation speakers, stages and the script are shown; no file is written and Slurm is not asked."""
+    """Points, validation speakers, stages and the scripts are shown; no file is written and Slurm is not asked."""
     run = CommandLine(small_data, tmp_path / "results", {"SLURM_CONF": str(tmp_path / "nowhere")})
-    done = run("sweep", "demo", "--cluster", "slurm", "--dry-run", *SMALL, "sweep.resources.nodes=2", "resources.default.gpus=1")
+    done = run("sweep", "demo", "--cluster", "slurm", "--dry-run", *SMALL, "resources.ptapt.nodes=2", "resources.default.gpus=1")
     assert done.returncode == 0, done.stdout + done.stderr
-    for text in ("2 points", "  8+16\n", "fold 1 held out: scored on 2F, 2M", "#SBATCH --nodes=2", " -m jobs.sweeps.ray.node "):
+    for text in (
+        "2 points",
+        "  8+16\n",
+        "fold 1 held out: scored on 2F, 2M",
+        "#SBATCH --nodes=2",
+        "#SBATCH --array=0-3",
+        " control demo/sweep/",
+    ):
         assert text in done.stdout
     assert "  ptapt: 4 needed, 0 there, 4 to compute: 1.0 GPU-hours and 1.0 CPU-hours (requested time)" in done.stdout
     assert not run.results.exists()

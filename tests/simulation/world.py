@@ -312,7 +312,7 @@ class World:
         """The desired state, starting with this graph."""
         packing = {"finetune": self.shape.runs_per_task}
         bounds = Bounds({stage: resources_of(self.experiment, stage) for stage in STAGES}, siblings=2)
-        return Desired(graph, self.layout, self.shape.policy, self.since, packing, self._graph, self.clock, bounds)
+        return Desired(graph, self.layout, self.shape.policy, self.since, packing, self._graph, clock=self.clock, bounds=bounds)
 
     def running(self) -> list[SimulatedWorker]:
         """Living workers, in the order of their start."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from jobs.sweeps.records import TrialState
+from jobs.sweeps.decisions import TrialState
 from jobs.sweeps.report.choice import Choice
 from jobs.sweeps.report.costs import SweepCost
 from jobs.sweeps.report.summary import FoldSummary, Group, Measure, PointSummary, SweepSummary, remark_of

@@ -15,7 +15,8 @@ from typing import Any
 from jobs.experiment.config import Cluster
 from jobs.statistics import round_half_up
 from jobs.store.layout import Layout
-from jobs.sweeps.records import Sweep, TrialState
+from jobs.sweeps.decisions import TrialState
+from jobs.sweeps.records import Sweep
 from jobs.sweeps.report.summary import LISTED, FoldChoice, PointSummary, SweepSummary
 from jobs.sweeps.space import overrides_of, text
 from jobs.text import counted, one_line

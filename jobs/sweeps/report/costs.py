@@ -15,7 +15,7 @@ from datetime import datetime
 from jobs.control.result_index import facts_of
 from jobs.store.layout import StageFolder
 from jobs.store.records import Result, attempt_numbers, read_claim, read_outcome
-from jobs.sweeps.records import TrialRecord
+from jobs.sweeps.report.scores import TrialRecord
 
 
 @dataclass(frozen=True)

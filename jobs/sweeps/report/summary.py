@@ -34,8 +34,10 @@ from jobs.statistics import (
     t_interval,
 )
 from jobs.store.records import Result
-from jobs.sweeps.records import FoldRecord, RunRecord, Sweep, TrialRecord, TrialState
+from jobs.sweeps.decisions import TrialState
+from jobs.sweeps.records import Sweep
 from jobs.sweeps.report.costs import Effort, SweepCost, sweep_cost
+from jobs.sweeps.report.scores import FoldRecord, RunRecord, TrialRecord
 from jobs.sweeps.space import Point, number_of_points, swept_method
 from jobs.tables.summary import CodeFacts, code_facts, slot_means
 
@@ -59,7 +61,7 @@ class FoldSummary:
     fold: str
     mean_ua: float | None
     sd_ua: float | None  # over seeds
-    runs: tuple[RunRecord, ...]  # that did not diverge, by slot
+    runs: tuple[RunRecord, ...]  # by slot
     diverged: int  # number of diverged runs
 
 
@@ -227,7 +229,7 @@ def _point(sweep: Sweep, trial: TrialRecord, results: Mapping[str, Result], colu
     return PointSummary(
         point=trial.point,
         trial=trial.trial,
-        state=TrialState.complete if len(folds) == len(sweep.folds) else trial.state,  # it may have been killed before its last record
+        state=trial.state,
         error=trial.error,
         folds=folds,
         ua=_measure([{run.slot: run.ua for run in fold.runs} for fold in folds]),
@@ -238,7 +240,7 @@ def _point(sweep: Sweep, trial: TrialRecord, results: Mapping[str, Result], colu
 
 
 def _fold(record: FoldRecord, results: Mapping[str, Result]) -> FoldSummary:
-    runs = tuple(sorted((run for run in record.runs if not run.diverged), key=lambda run: (run.slot, run.seed)))
+    runs = tuple(sorted(record.runs, key=lambda run: run.slot))
     values = [run.ua for run in runs]
     diverged = sum(bool(results[key].diverged) for key in record.stages if key in results)
     return FoldSummary(record.fold, mean(values), sd(values), runs, diverged)
@@ -335,7 +337,7 @@ def _cost(
     efforts: Mapping[str, Effort],
 ) -> SweepCost:
     skipped = {point.trial: len(sweep.folds) - len(point.folds) for point in points if point.state is TrialState.stopped}
-    return sweep_cost(trials, skipped, results, efforts, min([sweep.launched, *(trial.began for trial in trials if trial.began)]))
+    return sweep_cost(trials, skipped, results, efforts, sweep.began)
 
 
 def remark_of(summary: SweepSummary, point: PointSummary) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jobs.experiment.registry import ProxyColumn
 from jobs.statistics import ALPHA, EXACT_POINTS, MIN_POINTS, p_text, round_half_up
-from jobs.sweeps.records import TrialState
+from jobs.sweeps.decisions import TrialState
 from jobs.sweeps.report.as_json import point_json
 from jobs.sweeps.report.choice import Choice, lines_of, states_in_words
 from jobs.sweeps.report.costs import Hours

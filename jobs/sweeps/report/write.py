@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from jobs.errors import UsageError
 from jobs.experiment.config import DEFAULT_RESOURCES, load_experiment, resolved_values
-from jobs.store.layout import Layout
+from jobs.experiment.graph import Graph
 from jobs.store.records import Result, read_result, write_bytes, write_json
-from jobs.sweeps.records import Sweep, TrialRecord, read_trials
+from jobs.sweeps.decisions import Trial
+from jobs.sweeps.records import Sweep
 from jobs.sweeps.report.as_json import to_json
 from jobs.sweeps.report.choice import Choice, choice_of, lines_of, overrides_between
-from jobs.sweeps.report.costs import Effort, read_effort
+from jobs.sweeps.report.costs import read_effort
 from jobs.sweeps.report.plots import plot
+from jobs.sweeps.report.scores import TrialRecord, trial_records
 from jobs.sweeps.report.summary import SweepSummary, summarise
 from jobs.sweeps.report.tables import render, render_points_csv, render_runs_csv
 from jobs.sweeps.space import text
-from jobs.worker.task import load_object, load_registry
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,11 @@ class SweepReport:
     choice_lines: tuple[str, ...]  # commands to run next, and comments
 
 
-def write_report(sweep: Sweep) -> SweepReport:
+def write_report(sweep: Sweep, graph: Graph, trials: Sequence[Trial]) -> SweepReport:
     """Write the report of a sweep into the folder `sweep` of its experiment, replacing any former report."""
-    trials = read_trials(sweep.folder)
-    results, efforts = _read(sweep.layout, trials)
-    summary = summarise(sweep, trials, results, efforts)
+    records, results = records_of(sweep, graph, trials)
+    efforts = {key: read_effort(sweep.layout.stage(found.stage, key), found) for key, found in results.items()}
+    summary = summarise(sweep, records, results, efforts)
     choice = choice_of(summary, (*folder_options(sweep), *changed_settings(sweep)))
     lines = lines_of(summary, choice)
     folder = sweep.layout.sweep
@@ -55,16 +56,22 @@ def write_report(sweep: Sweep) -> SweepReport:
     return SweepReport(tuple(folder / name for name in (*files, "summary.json")), summary, choice, lines)
 
 
+def records_of(sweep: Sweep, graph: Graph, trials: Sequence[Trial]) -> tuple[tuple[TrialRecord, ...], dict[str, Result]]:
+    """Trials with what their results report, and the results of all finished stages by key."""
+    results = {key: found for key, node in graph.nodes.items() if (found := read_result(sweep.layout.stage(node.stage, key), key))}
+    return trial_records(sweep, graph, trials, results), results
+
+
 def changed_settings(sweep: Sweep) -> tuple[str, ...]:
     """`KEY=VALUE` arguments by which the experiment of a sweep differs from its file, for the command of a grid."""
     stages = [stage for stage in sweep.experiment.resources if stage != DEFAULT_RESOURCES]
     load = partial(
         load_experiment,
         sweep.file or sweep.experiment.name,
-        configs=Path(sweep.code) / "configs",
-        recipe_schema=load_object(sweep.recipe_schema),
+        configs=sweep.code / "configs",
+        recipe_schema=type(sweep.experiment.recipe),
         stages=stages,
-        teams=load_registry(sweep.place).teams,
+        teams=sweep.registry.teams,
     )
     try:
         stated, site = load(overrides=[]), f"site={text(sweep.experiment.site)}"
@@ -76,21 +83,9 @@ def changed_settings(sweep: Sweep) -> tuple[str, ...]:
 
 def folder_options(sweep: Sweep) -> tuple[str, ...]:
     """Options for the folders of data and results of a sweep, if they are not the default of a grid."""
-    code, results, corpus = Path(sweep.code), sweep.layout.root, Path(sweep.corpus.folder)
+    code, results, corpus = sweep.code, sweep.layout.root, Path(sweep.corpus.folder)
     home = results.parent if code.is_relative_to(results) else code  # a snapshot is below the results
     at_home = (home / "launch.py").is_file()
     data_there = at_home and corpus == (home / "data" / corpus.name).resolve()
     data = [] if data_there or corpus.name != sweep.experiment.corpus else ["--data", str(corpus.parent)]
     return (*data, *([] if at_home and results == (home / "results").resolve() else ["--results", str(results)]))
-
-
-def _read(layout: Layout, trials: Sequence[TrialRecord]) -> tuple[Mapping[str, Result], Mapping[str, Effort]]:
-    """Results and efforts of all stages in the records of trials, by key."""
-    results: dict[str, Result] = {}
-    efforts: dict[str, Effort] = {}
-    for key, stage in {key: stage for trial in trials for fold in trial.folds for key, stage in fold.stages.items()}.items():
-        folder = layout.stage(stage, key)
-        result = read_result(folder, key)
-        if result is not None:
-            results[key], efforts[key] = result, read_effort(folder, result)
-    return results, efforts

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -15,12 +16,12 @@ import pytest
 
 from jobs.control.controller import MAX_QUEUE_FAILURES, Change, Desired, Event, Report, changes, context_of, look, reconcile, wait_for
 from jobs.control.executor_protocol import Batch, Executor, Limits
-from jobs.control.facts import Departure, InFlight, Phase, Request
+from jobs.control.facts import Departure, InFlight, Phase, Request, StageFacts
 from jobs.control.failure_policy import COMMUNICATION_RETRIES, MAX_FAILED_STARTS, MAX_REFUSALS
 from jobs.control.plan import ALIKE
 from jobs.errors import RequestRefusedError, SlurmUnavailableError
 from jobs.experiment.config import Policy
-from jobs.experiment.graph import Graph, Slot
+from jobs.experiment.graph import Graph, Refill, Slot
 from jobs.signals import Interrupts, StopRequest
 from jobs.slurm.executor import describe_batch
 from jobs.store.cancellations import record_cancellation
@@ -167,6 +168,27 @@ def test_waiting_ends_when_everything_is_done(tmp_path: Path, executor: QueueOfT
     assert report.complete
     assert events == []
     assert len(executor.submissions) == submitted
+
+
+def test_results_extend_the_graph_in_the_pass_that_sees_them(tmp_path: Path, executor: QueueOfThreads) -> None:
+    """A second fold is wanted when the first is done; its stages are submitted in the same pass, also by a process that starts then."""
+
+    def refill(folds: tuple[str, ...], generations: Mapping[Slot, int]) -> Graph:
+        return fake_registry.make_graph({}, methods=("tapt",), folds=folds, generations=generations)
+
+    def extend(graph: Graph, facts: Mapping[str, StageFacts]) -> Refill | None:
+        larger = len({run.fold for run in graph.runs}) == 1 and all(facts[run.key].done for run in graph.runs)
+        return partial(refill, ("1", "2")) if larger else None
+
+    first = partial(refill, ("1",))
+    desired = replace(local_launch.desired(tmp_path, {}), graph=first({}), refill=first, extend=extend)
+    assert len(reconcile(desired, executor).graph.nodes) == 3
+    report, events = _wait(desired, executor)
+    assert report.complete
+    assert [run.fold for run in report.graph.runs] == ["1", "1", "2", "2"]
+    assert (len(events), events[-1].done, events[-1].total) == (6, 6, 6)
+    assert [{report.graph.nodes[key].fold for key in batch.keys} for batch in executor.submissions] == [*({"1"}, {"1"}, {"2"}, {"2"})]
+    assert look(desired).graph.nodes == report.graph.nodes
 
 
 def test_each_class_of_failure_has_its_policy(tmp_path: Path, executor: QueueOfThreads) -> None:

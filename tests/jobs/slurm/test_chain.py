@@ -381,7 +381,7 @@ def test_a_rejected_link_is_reported_with_slurms_reason(chains: SlurmCluster, tm
 
 def test_the_user_is_told_of_jobs_that_never_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After `STUCK_SECONDS` in which every pass found some; not if they have started meanwhile. Before: nobody was told."""
-    layout = launch(tmp_path)
+    launch(tmp_path)
     monkeypatch.setattr(Chain, "ensure", lambda chain: ChainState(Phase.pending, "", waiting="8"))
     told: list[float] = []
     now = 1000.0

@@ -14,13 +14,11 @@ import pytest
 
 from jobs.store.attempts import (
     GONE_SECONDS,
-    JOB_VARIABLE,
     QUIET_SECONDS,
     Heartbeat,
     claim_alive,
     is_slurm_job,
     new_claim,
-    own_job,
     own_slurm_job,
     process_start,
 )
@@ -72,8 +70,9 @@ def test_the_queue_decides_where_it_was_read(jobs: set[str] | None, age: float, 
 
 
 def test_a_job_name_that_is_not_slurms_is_not_looked_up_in_the_queue() -> None:
-    """A grid on Slurm beside a sweep: the tasks of the sweep are alive although the queue has no job of these names."""
+    """A claim that an older version has recorded for a stage of a sweep: alive although the queue has no job of this name."""
     claim = replace(ELSEWHERE, slurm_job="ray-abc-1")
+    assert not is_slurm_job(claim.slurm_job)
     assert claim_alive(claim, 1000.0, live_jobs={"7_3"}, now=1000.0 + QUIET_SECONDS - 1)
     assert not claim_alive(claim, 1000.0, live_jobs={"7_3"}, now=1000.0 + QUIET_SECONDS + 1)
 
@@ -85,22 +84,6 @@ def test_a_requeued_job_does_not_wait_for_itself(monkeypatch: pytest.MonkeyPatch
     assert own_slurm_job() == "7_3"
     assert not claim_alive(replace(ELSEWHERE, slurm_job="7_3"), 1000.0, live_jobs=None, now=1000.0)
     assert claim_alive(replace(ELSEWHERE, slurm_job="7_4"), 1000.0, live_jobs=None, now=1000.0)
-
-
-def test_tasks_of_one_slurm_job_on_two_nodes_are_distinguished_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All nodes of an allocation have the same job id. Tasks with different names are both alive; one restarted under its name is not."""
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv(JOB_VARIABLE, "ray-abc-1")
-    claim = new_claim(1)
-    assert (claim.slurm_job, own_job(), own_slurm_job()) == ("ray-abc-1", "ray-abc-1", "7")
-    monkeypatch.setenv(JOB_VARIABLE, "ray-abc-2")  # from here on as the other node sees it
-    elsewhere = replace(claim, process_start=ELSEWHERE.process_start, pid=4)
-    assert claim_alive(elsewhere, 1000.0, live_jobs=None, now=1000.0 + GONE_SECONDS + 1)
-    assert claim_alive(replace(elsewhere, slurm_job="ray-abc-3"), 1000.0, live_jobs=None, now=1000.0)
-    assert not claim_alive(replace(elsewhere, slurm_job="ray-abc-2"), 1000.0, live_jobs=None, now=1000.0)
-    assert not claim_alive(elsewhere, 1000.0, live_jobs=None, now=1000.0 + GONE_SECONDS + 1, gone=("ray-abc-1",))
-    monkeypatch.delenv(JOB_VARIABLE)
-    assert (own_job(), is_slurm_job(own_job()), is_slurm_job("ray-abc-1"), is_slurm_job("")) == ("7", True, False, False)
 
 
 @pytest.mark.parametrize(("age", "alive"), [(GONE_SECONDS - 1, True), (GONE_SECONDS + 1, False)])

@@ -47,9 +47,10 @@ from jobs.store.records import (
 )
 from jobs.store.snapshot import plan_snapshot, take_snapshot
 from jobs.sweeps.driver_lock import driver_of
-from jobs.sweeps.records import FoldRecord, RunRecord, SweepFolder, TrialRecord, TrialState, read_trial, write_trial
+from jobs.sweeps.records import Proposal, Sweep, began, load_sweep, read_proposals, store_sweep, write_proposals
 from jobs.sweeps.space import Point
 from tests.jobs import fake_registry, local_launch
+from tests.jobs.sweeps.fake_registry import REGISTRY
 
 RESULT = Result(
     key="k1",
@@ -91,7 +92,6 @@ SUBMISSION = Submission(
     nodes={"0": "n1"},
     asked=Asked(10, 1000, 20, 2000),
 )
-FOLD = FoldRecord("1", (RunRecord("1", 0, 0, "k1", 50.5, 51.5, 49.5),), {"k1": "finetune"}, {"k": {}}, 50.5)
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def _write_launch_time(folder: Path) -> Path:
 
 
 def _write_link(folder: Path) -> Path:
-    write_record(_layout(folder), ControllerRecord(LinkState.running, "7", "h", 1.5, 2.5, 3, 4.5, 1, "E", "8", "p", "m"))
+    write_record(_layout(folder), ControllerRecord(LinkState.running, "7", "h", 1.5, 2.5, 3, 4.5, 1, 6.5, "E", "8", "p", "m"))
     return record_file(_layout(folder))
 
 
@@ -186,15 +186,39 @@ def _use_snapshot(folder: Path) -> object:
     return plan_snapshot(snapshot, _layout(folder))
 
 
-def _write_trial(folder: Path) -> Path:
-    record = TrialRecord("k16", Point((16,), (("lr", 0.5),)), TrialState.running, (FOLD,), "", 1.5, 2.5)
-    write_trial(SweepFolder(folder), record)
-    return SweepFolder(folder).trials / "k16.json"
+def _sweep(folder: Path) -> Sweep:
+    experiment, corpus = Experiment("exp", "fake", recipe={}), Corpus("fake", "d1", ("1", "2"), "/corpus")
+    return Sweep(
+        experiment=experiment,
+        file="exp",
+        corpus=corpus,
+        layout=_layout(folder),
+        validation={"1": ("a", "b")},
+        launched=2.5,
+        began=1.5,
+        digest="0123456789ab",
+        registry=REGISTRY,
+        code=folder,
+    )
 
 
-def _use_trial(folder: Path) -> object:
-    record = read_trial(SweepFolder(folder), "k16")
-    return record and (record.ua, hash(record.point), record.point.label)
+def _write_sweep(folder: Path) -> Path:
+    store_sweep(_sweep(folder))
+    return _sweep(folder).own_layout.experiment_file
+
+
+def _use_sweep(folder: Path) -> object:
+    sweep = load_sweep(_layout(folder), "0123456789ab", REGISTRY, dict, folder)
+    return sweep.folds, sweep.folder, sweep.validation.get("1"), began(_layout(folder), "0123456789ab")
+
+
+def _write_proposals(folder: Path) -> Path:
+    write_proposals(_sweep(folder), [[Proposal({"size": "1"}, Point((16,), (("lr", 0.5),)))]])
+    return _sweep(folder).folder / "proposals.json"
+
+
+def _use_proposals(folder: Path) -> object:
+    return [(hash(each.point), each.point.label) for batch in read_proposals(_sweep(folder)) for each in batch]
 
 
 def _write_turn(folder: Path) -> Path:
@@ -227,12 +251,9 @@ KINDS = {
     "link": Kind(_write_link, lambda folder: read_record(_layout(folder))),
     "notice": Kind(_write_notice, lambda folder: read_notices(_layout(folder), 5.0)),
     "snapshot": Kind(_write_snapshot, _use_snapshot, free=("folder", "dirty")),
-    "trial": Kind(
-        *(_write_trial, _use_trial),
-        free=("folds.0.proxies.k", "point.settings.lr"),
-        optional=("folds.0.runs.0.wa", "folds.0.runs.0.macro_f1"),
-    ),
-    "turn": Kind(_write_turn, lambda folder: driver_of(SweepFolder(folder))),
+    "sweep": Kind(_write_sweep, _use_sweep, elsewhere=("config",), optional=("user",), refused=True),
+    "proposals": Kind(_write_proposals, _use_proposals, free=("batches.0.0.parameters", "batches.0.0.point.settings.lr")),
+    "turn": Kind(_write_turn, driver_of),
 }
 WRONG: tuple[Any, ...] = (
     *(None, True, -1, 5, 10**400, 1.5, 1e300, "text", "", [], [None], ["text"], [[1.5]], {}, {"text": None}),

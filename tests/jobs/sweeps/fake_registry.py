@@ -15,23 +15,30 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Unpack
 
-from jobs.experiment.config import Experiment, Policy, StageResources
+from jobs.commands.sweep import SweepSession, launch, session_of
+from jobs.control.controller import Report, desired_of, run_local
+from jobs.experiment.config import Experiment, Policy, StageResources, resources_of
 from jobs.experiment.graph import MAX_SLOTS
 from jobs.experiment.launched import Corpus
 from jobs.experiment.registry import StageArguments
 from jobs.experiment.sweep_section import SweepSettings
+from jobs.local.executor import LocalExecutor
 from jobs.store.layout import Layout
-from jobs.sweeps.records import Sweep, store_sweep
-from jobs.sweeps.trial import sweep_digest
+from jobs.sweeps.decisions import Trial
+from jobs.sweeps.records import Sweep, load_sweep, store_sweep
+from jobs.sweeps.report.scores import TrialRecord
+from jobs.sweeps.report.write import records_of
+from jobs.sweeps.stages import sweep_digest
+from jobs.worker.machine import Capacity
 from jobs.worker.task import Workplace
 from ser_core.sweep import P_TAPT, SweptMethod, stage_proxies
 from tests.jobs.fake_registry import FakeCall, FakeStopError, _behave, _note, make_corpus, read_digest
 
 NAME = "tests.jobs.sweeps.fake_registry:REGISTRY"
-SCHEMA = "tests.jobs.sweeps.fake_registry:Recipe"
 DIGEST_OF = "tests.jobs.sweeps.fake_registry:read_digest"
 REPOSITORY = Path(__file__).resolve().parents[3]
 FOLDS = ("1", "2", "3")
@@ -57,6 +64,23 @@ class Recipe:
     failing: dict[str, str] = field(default_factory=dict)  # no part of the identity
     seconds: float = 0.0  # likewise: that every stage takes
     swept: ClassVar[SweptMethod] = P_TAPT
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """What `compute` has done."""
+
+    session: SweepSession
+    report: Report
+
+    @property
+    def trials(self) -> dict[str, Trial]:
+        return {trial.point.name: trial for trial in self.session.decisions.trials}
+
+    @property
+    def records(self) -> dict[str, TrialRecord]:
+        found = records_of(self.session.sweep, self.report.graph, self.session.decisions.trials)[0]
+        return {record.trial: record for record in found}
 
 
 class FakeSweepRegistry:
@@ -190,30 +214,54 @@ def make_sweep(
         sweep=sweep or SweepSettings(),
         recipe=recipe or Recipe(),
     )
-    layout, launched = Layout(folder / "results", "exp"), time.time()
+    launched = time.time()
     validation = {fold: REGISTRY.validation_speakers(corpus_folder, fold) for fold in folds}
     made = Sweep(
         experiment=experiment,
         file="exp",
         corpus=corpus,
-        layout=layout,
-        place=Workplace(NAME, str(layout.root), "exp", "fake", str(corpus_folder), "d1", DIGEST_OF, launched=launched),
-        recipe_schema=SCHEMA,
+        layout=Layout(folder / "results", "exp"),
         validation=validation,
         launched=launched,
+        began=launched,
         digest=sweep_digest(experiment, corpus, validation, REGISTRY),
-        code=str(REPOSITORY),
+        registry=REGISTRY,
+        code=REPOSITORY,
     )
     store_sweep(made)
     return made
 
 
-def relaunched(sweep: Sweep) -> Sweep:
-    """The same sweep, launched now."""
-    now = time.time()
-    again = replace(sweep, launched=now, place=replace(sweep.place, launched=now))
-    store_sweep(again)
-    return again
+def place_of(sweep: Sweep) -> Workplace:
+    """Where its stages are computed."""
+    root, corpus = str(sweep.layout.root), sweep.corpus
+    return Workplace(NAME, root, sweep.own_layout.experiment, corpus.name, corpus.folder, corpus.digest, DIGEST_OF, launched=sweep.launched)
+
+
+def load(sweep: Sweep) -> Sweep:
+    """The sweep as it is on record."""
+    return load_sweep(sweep.layout, sweep.digest, REGISTRY, Recipe, REPOSITORY)
+
+
+def launched_now(sweep: Sweep) -> Sweep:
+    """The same sweep as another launch has it."""
+    return replace(sweep, launched=time.time())
+
+
+def launch_here(sweep: Sweep) -> tuple[bool, SweepSession]:
+    """Launch a sweep as the command does, on this machine."""
+    session = session_of(launched_now(sweep), place_of(sweep), REPOSITORY, preload=["tests.jobs.fake_registry:preload"], new=True)
+    return launch(session, wait=False), session
+
+
+def compute(sweep: Sweep, *, stop_count: Callable[[], int] | None = None, tell: Callable[[str], None] = lambda line: None) -> SweepRun:
+    """Compute what is wanted of a sweep here, on two cores."""
+    session = session_of(sweep, place_of(sweep), REPOSITORY)
+    resources = partial(resources_of, sweep.experiment)
+    with LocalExecutor(session.place, sweep.own_layout, resources, Capacity(2, (), 8.0), ["tests.jobs.fake_registry:preload"]) as executor:
+        desired = desired_of(session.launched)
+        report = run_local(desired, executor, grace_seconds=20, on_event=lambda event: tell(event.line), stop_count=stop_count)
+    return SweepRun(session, report)
 
 
 def _steps(behaviour: str, notes: Path, checkpoint: Path, should_stop: Callable[[], bool]) -> None:
@@ -230,4 +278,4 @@ def _steps(behaviour: str, notes: Path, checkpoint: Path, should_stop: Callable[
             raise FakeStopError(f"asked to stop at step {step + 1}")
 
 
-__all__ = ["DIGEST_OF", "NAME", "REGISTRY", "SCHEMA", "Recipe", "counted", "make_sweep", "read_digest", "relaunched", "ua_of"]
+__all__ = ["read_digest"]  # named by DIGEST_OF

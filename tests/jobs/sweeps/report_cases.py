@@ -13,10 +13,11 @@ from jobs.experiment.launched import Corpus
 from jobs.experiment.sweep_section import Search, SweepSettings
 from jobs.store.layout import Layout
 from jobs.store.records import Result
-from jobs.sweeps.records import FoldRecord, RunRecord, Sweep, TrialRecord, TrialState
+from jobs.sweeps.decisions import TrialState
+from jobs.sweeps.records import Sweep
+from jobs.sweeps.report.scores import FoldRecord, RunRecord, TrialRecord
 from jobs.sweeps.space import Point
-from jobs.worker.task import Workplace
-from tests.jobs.sweeps.fake_registry import NAME, SCHEMA, Recipe
+from tests.jobs.sweeps.fake_registry import REGISTRY, Recipe
 
 FOLDS = ("1", "2", "3")
 LAUNCHED = 1_700_000_000.0
@@ -36,12 +37,12 @@ def sweep(
         file="exp",
         corpus=Corpus("demo", "d1", tuple(folds), "/corpus"),
         layout=Layout(root, "exp"),
-        place=Workplace(NAME, str(root), "exp", "demo", "/corpus", "d1"),
-        recipe_schema=SCHEMA,
         validation=validation,
         launched=LAUNCHED,
+        began=LAUNCHED,
         digest="0123456789ab",
-        code="/nowhere",
+        registry=REGISTRY,
+        code=Path("/nowhere"),
     )
 
 
@@ -53,7 +54,7 @@ def trial(counts: Sequence[int], uas: Uas, state: TrialState = TrialState.comple
     """A point whose fold F needs the stages `s-F`, `c-F-K` for each k, `p-F-SET`, and `f-F-SET-SLOT` for each run."""
     point = Point(tuple(counts), tuple((key.replace("__", "."), value) for key, value in settings.items()))
     folds = tuple(_fold(point, fold, values) for fold, values in uas.items())
-    return TrialRecord(point.name, point, state, folds, error, began=LAUNCHED + 1)
+    return TrialRecord(point.name, point, state, folds, error)
 
 
 def _fold(point: Point, fold: str, values: Sequence[float]) -> FoldRecord:

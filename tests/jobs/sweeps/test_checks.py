@@ -131,13 +131,9 @@ def test_number_of_frames_may_depend_on_settings(corpus: Corpus) -> None:
     assert "k=300 is above" in _error(corpus, recipe=recipe, counts=[8, 300], settings=asked)
 
 
-def test_a_stage_on_several_nodes_is_refused(corpus: Corpus) -> None:
-    """A Ray task runs on one node; stages that are not in the sweep may use more."""
-    assert _check(corpus, resources={"tapt": StageResources(nodes=2)})
-    assert "resources.ptapt.nodes=2: in a sweep a stage is computed on one node" in _error(
-        corpus, resources={"ptapt": StageResources(nodes=2)}
-    )
-    assert "resources.cluster.nodes=3" in _error(corpus, resources={"default": StageResources(nodes=3)})
+def test_a_stage_may_need_several_nodes(corpus: Corpus) -> None:
+    """As in a grid: a sweep sets no limit of its own to resources."""
+    assert _check(corpus, resources={"ptapt": StageResources(nodes=2), "default": StageResources(nodes=3)})
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,10 @@ import pytest
 from jobs.experiment.config import load_experiment, resolved_values
 from jobs.experiment.sweep_section import Search
 from jobs.store.layout import valid_experiment_name
-from jobs.sweeps.records import Sweep, TrialRecord, TrialState
+from jobs.sweeps.decisions import TrialState
+from jobs.sweeps.records import Sweep
 from jobs.sweeps.report.choice import Choice, choice_of, lines_of, overrides_between
+from jobs.sweeps.report.scores import TrialRecord
 from jobs.sweeps.report.summary import summarise
 from tests.jobs.sweeps import report_cases as cases
 from tests.jobs.sweeps.fake_registry import Recipe

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from jobs.store.layout import StageFolder
 from jobs.store.records import Claim, Ending, Outcome, claim_attempt, write_outcome, write_result
-from jobs.sweeps.records import TrialRecord, TrialState
+from jobs.sweeps.decisions import TrialState
 from jobs.sweeps.report.costs import Effort, Hours, SweepCost, hours_of, read_effort, reported_effort
+from jobs.sweeps.report.scores import TrialRecord
 from jobs.sweeps.report.summary import summarise
 from tests.jobs.sweeps import report_cases as cases
 

@@ -8,8 +8,9 @@ import re
 import pytest
 from PIL import Image
 
-from jobs.sweeps.records import TrialRecord, TrialState
+from jobs.sweeps.decisions import TrialState
 from jobs.sweeps.report.plots import Dot, _range, _spread, plot
+from jobs.sweeps.report.scores import TrialRecord
 from jobs.sweeps.report.summary import SweepSummary, summarise
 from tests.jobs.sweeps import report_cases as cases
 

@@ -7,20 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from jobs.control.controller import run_local
 from jobs.experiment.sweep_section import Search, Stopping, SweepSettings
-from jobs.local.executor import LocalExecutor
 from jobs.sweeps.preflight import preview, preview_lines
-from jobs.sweeps.space import Point
-from jobs.sweeps.trial import _desired
-from jobs.worker.machine import Capacity
-from tests.jobs.local_launch import RESOURCES
-from tests.jobs.sweeps.fake_registry import REGISTRY, make_sweep
+from tests.jobs.sweeps.fake_registry import compute, make_sweep
 
 
 def needed(folder: Path, settings: SweepSettings) -> dict[str, tuple[int, int]]:
     sweep = make_sweep(folder, settings)
-    return {each.stage: (each.needed, each.finished) for each in preview(sweep, REGISTRY).stages}
+    return {each.stage: (each.needed, each.finished) for each in preview(sweep).stages}
 
 
 def test_shared_stages_are_counted_once(tmp_path: Path) -> None:
@@ -32,10 +26,9 @@ def test_shared_stages_are_counted_once(tmp_path: Path) -> None:
 def test_finished_stages_are_not_counted_as_work(tmp_path: Path) -> None:
     """After one fold of one set its stages are finished, and the others are estimated from their times."""
     sweep = make_sweep(tmp_path, SweepSettings(counts=[16, 64], seeds=1))
-    desired = _desired(sweep, Point((16,)), "1", REGISTRY)
-    with LocalExecutor(sweep.own_place, sweep.own_layout, lambda stage: RESOURCES, Capacity(2, (), 8.0)) as executor:
-        assert run_local(desired, executor).complete
-    found = preview(sweep, REGISTRY)
+    only = replace(sweep, experiment=replace(sweep.experiment, sweep=replace(sweep.experiment.sweep, sets=[[16]], counts=[], folds=["1"])))
+    assert compute(only).report.complete
+    found = preview(sweep)
     assert {each.stage: (each.needed, each.finished) for each in found.stages} == {
         "states": (3, 1),
         "cluster": (6, 1),
@@ -54,7 +47,7 @@ def test_finished_stages_are_not_counted_as_work(tmp_path: Path) -> None:
 def test_points_of_each_search(search: Search, trials: int, points: int, tmp_path: Path) -> None:
     """A grid has all points; random and Optuna the requested number, at most all. Optuna's points are examples."""
     sweep = make_sweep(tmp_path, SweepSettings(search=search, trials=trials, stopping=Stopping.none))
-    found = preview(sweep, REGISTRY)
+    found = preview(sweep)
     assert len(found.points) == len(set(found.points)) == points
     assert found.example is (search is Search.optuna)
     lines = preview_lines(sweep, found)
@@ -74,17 +67,17 @@ def test_points_of_each_search(search: Search, trials: int, points: int, tmp_pat
 def test_preview_lists_the_rungs_of_early_stopping(asked: dict[str, int], told: str, tmp_path: Path) -> None:
     """At the rungs of ASHA, which are not all folds."""
     sweep = make_sweep(tmp_path, SweepSettings(sets=[[16]], **asked), folds=("1", "2", "3", "4", "5"))  # type: ignore[arg-type]
-    assert preview_lines(sweep, preview(sweep, REGISTRY))[0].endswith(told)
+    assert preview_lines(sweep, preview(sweep))[0].endswith(told)
 
 
 def test_the_validation_speakers_of_each_fold_are_named(tmp_path: Path) -> None:
     """The preview names the speakers that are excluded from training."""
     sweep = make_sweep(tmp_path, SweepSettings(folds=["3", "1"]))
-    lines = preview_lines(sweep, preview(sweep, REGISTRY))
+    lines = preview_lines(sweep, preview(sweep))
     assert [line for line in lines if "held out" in line and "scored" in line] == [
         "  fold 3 held out: scored on speaker of 1",
         "  fold 1 held out: scored on speaker of 2",
     ]
     resources = {"default": replace(sweep.experiment.resources["default"], gpus=2, minutes=60)}
     dear = replace(sweep, experiment=replace(sweep.experiment, resources=resources))
-    assert "states: 2 needed, 0 there, 2 to compute: 4.0 GPU-hours" in "\n".join(preview_lines(dear, preview(dear, REGISTRY)))
+    assert "states: 2 needed, 0 there, 2 to compute: 4.0 GPU-hours" in "\n".join(preview_lines(dear, preview(dear)))

@@ -1,4 +1,4 @@
-"""Records of a sweep are read back as written, or count as damaged."""
+"""Records of a sweep are read back as written, or refused in one line."""
 
 from __future__ import annotations
 
@@ -10,70 +10,108 @@ import pytest
 
 from jobs.errors import UsageError
 from jobs.experiment.config import Experiment, StageResources
+from jobs.experiment.graph import with_upstream
 from jobs.experiment.sweep_section import Search, Stopping, SweepSettings
 from jobs.store.layout import Layout
+from jobs.store.records import write_json
 from jobs.sweeps.records import (
-    FoldRecord,
-    RunRecord,
-    StopLevel,
+    Proposal,
     Sweep,
-    TrialRecord,
-    TrialState,
-    ask_to_stop,
-    interrupt_trials,
+    began,
     latest_file,
-    latest_sweep,
     load_sweep,
-    read_trial,
-    read_trials,
-    set_stop_level,
-    stop_level,
+    read_proposals,
+    require_latest,
     store_sweep,
-    write_trial,
+    write_proposals,
 )
 from jobs.sweeps.space import Point
-from jobs.sweeps.trial import sweep_digest
-from tests.jobs.sweeps.fake_registry import REGISTRY, Recipe, make_sweep
-
-RUN = RunRecord("1", 0, 0, "k" * 20, 61.5, 60.0, 59.0)
-FOLD = FoldRecord("1", (RUN,), {"k" * 20: "finetune"}, {"k": {"16": {"purity": 0.5}}, "ptapt_loss": 2.5}, 61.5)
+from jobs.sweeps.stages import SweepGraphs, point_graph, sweep_digest
+from tests.jobs.sweeps.fake_registry import REGISTRY, REPOSITORY, Recipe, launched_now, load, make_sweep
 
 
 def test_a_sweep_is_read_back_as_it_was_launched(tmp_path: Path) -> None:
-    """Also after the results were moved: the path of its folder counts."""
+    """Also after the results were moved: the folder that is named counts. The time of the first launch is kept."""
     settings = SweepSettings(counts=[16, 64], settings={"ptapt.learning_rate": [1e-3, 1e-4]}, search=Search.random, folds=["2"])
     sweep = make_sweep(tmp_path / "a", settings)
-    assert load_sweep(sweep.folder.path) == sweep
-    assert latest_sweep(sweep.layout) == sweep
+    assert replace(load(sweep), user=None) == sweep
+    assert require_latest(sweep.layout) == sweep.digest
     assert sweep.folds == ("2",)
+    later = launched_now(sweep)
+    store_sweep(later)
+    assert began(sweep.layout, sweep.digest) == sweep.launched < load(sweep).launched
     (tmp_path / "a").rename(tmp_path / "b")
-    moved = load_sweep(tmp_path / "b" / "results" / "exp" / "sweep" / sweep.digest)
-    assert moved.layout == Layout(tmp_path / "b" / "results", "exp")
-    assert moved.place.results == str(tmp_path / "b" / "results")
+    moved = load_sweep(Layout(tmp_path / "b" / "results", "exp"), sweep.digest, REGISTRY, Recipe, REPOSITORY)
     assert moved.own_layout.stage("states", "K").path == tmp_path / "b" / "results" / "store" / "states" / "K"
-    assert moved.own_layout.logs == moved.folder.path / "logs"
+    assert moved.own_layout.logs == tmp_path / "b" / "results" / "exp" / "sweep" / sweep.digest / "logs"
 
 
-@pytest.mark.parametrize("text", ["", "torn", "[]", '{"schema": 99}', '{"schema": 1}'])
+@pytest.mark.parametrize("text", ["", "torn", "[]", '{"schema": 99}', '{"schema": 2}'])
 def test_a_damaged_sweep_is_an_error_in_one_line(tmp_path: Path, text: str) -> None:
     sweep = make_sweep(tmp_path)
-    sweep.folder.sweep.write_text(text)
-    with pytest.raises(UsageError, match=r"sweep\.json: damaged.*launch `sweep` again to renew it$"):
-        load_sweep(sweep.folder.path)
+    sweep.own_layout.experiment_file.write_text(text)
+    with pytest.raises(UsageError, match=r"experiment\.json: damaged.*launch `sweep` again to renew it; stages in the store are reused$"):
+        load(sweep)
     with pytest.raises(UsageError, match="no such sweep"):
-        load_sweep(sweep.folder.path.parent / "0123456789ab")
+        load(replace(sweep, digest="0123456789ab"))
+    assert began(sweep.layout, sweep.digest) == 0.0
+
+
+def test_a_sweep_of_an_earlier_version_is_refused_in_one_line(tmp_path: Path) -> None:
+    """Its record had another name, and its trials were records too; the same command launches it again."""
+    sweep = make_sweep(tmp_path)
+    sweep.own_layout.experiment_file.rename(sweep.folder / "sweep.json")
+    with pytest.raises(
+        UsageError, match=r"sweep\.json: launched by an earlier version; launch `sweep` again to renew it; stages in the"
+    ) as told:
+        load(sweep)
+    assert "\n" not in str(told.value)
 
 
 def test_the_last_sweep_is_the_one_launched_last(tmp_path: Path) -> None:
-    """None without one; an error if the file with its name is damaged."""
+    """An error in one line without one, and if the file with its name is damaged."""
     first = make_sweep(tmp_path, SweepSettings(seed=1))
     second = make_sweep(tmp_path, SweepSettings(seed=2))
-    assert first.digest != second.digest
-    assert latest_sweep(first.layout) == second
-    assert latest_sweep(Layout(tmp_path / "results", "other")) is None
-    latest_file(first.layout).write_text("../..\n")
-    with pytest.raises(UsageError, match="latest: damaged"):
-        latest_sweep(first.layout)
+    assert first.digest != second.digest == require_latest(first.layout)
+    with pytest.raises(UsageError, match=r"'other': no sweep was launched \(nothing in .*\); there are sweeps of: exp"):
+        require_latest(Layout(tmp_path / "results", "other"))
+    for damaged in (b"../..\n", b"\xff\xfe"):
+        latest_file(first.layout).write_bytes(damaged)
+        with pytest.raises(UsageError, match="latest: damaged"):
+            require_latest(first.layout)
+
+
+def test_proposals_are_read_back_as_written(tmp_path: Path) -> None:
+    """Damaged ones count as none: they are proposed again."""
+    sweep = make_sweep(tmp_path)
+    batches = [[Proposal({"size": "1", "weight.16": 0.5}, Point((16,)))], [Proposal({}, Point((16, 64), (("ptapt.learning_rate", 1e-3),)))]]
+    assert read_proposals(sweep) == ()
+    write_proposals(sweep, batches)
+    assert read_proposals(sweep) == tuple(map(tuple, batches))
+    (sweep.folder / "proposals.json").write_text("torn")
+    assert read_proposals(sweep) == ()
+
+
+def test_the_graph_of_a_sweep_has_every_stage_once_under_its_usual_key(tmp_path: Path) -> None:
+    """The stages of the graphs of its points, upstream first; every run belongs to its point."""
+    sweep = make_sweep(tmp_path, SweepSettings(seeds=2))
+    points = [Point((16,)), Point((16, 64)), Point((64, 256))]
+    graph = SweepGraphs(sweep).graph([(point, 2) for point in points])
+    single = {point.name: point_graph(sweep.experiment, sweep.corpus, point, ["1", "2"], sweep.validation, REGISTRY) for point in points}
+    assert graph.nodes == {key: node for each in single.values() for key, node in each.nodes.items()}
+    assert [node.stage for node in graph.nodes.values()].count("states") == 2
+    places = {key: place for place, key in enumerate(graph.nodes)}
+    assert all(places[parent] < places[key] for key, node in graph.nodes.items() for parent in node.upstream.values())
+    assert {key: set(children) for key, children in graph.children.items()} == {
+        key: {other for other, node in graph.nodes.items() if key in node.upstream.values()} for key in graph.nodes
+    }
+    for name, each in single.items():
+        runs = [run for run in graph.runs if run.method == name]
+        assert [(run.fold, run.slot, run.key) for run in runs] == [(run.fold, run.slot, run.key) for run in each.runs]
+        assert set(with_upstream(graph, (run.key for run in runs))) == each.nodes.keys()
+    again = SweepGraphs(sweep).graph([(point, 2) for point in points], {("k16", "2", 1): 1})
+    assert [(run.method, run.fold, run.slot, run.generation) for run in again.superseded] == [("k16", "2", 1, 0)]
+    assert [run.generation for run in again.runs if run.slot_id == ("k16", "2", 1)] == [1]
 
 
 def _digest(sweep: Sweep, experiment: Experiment) -> str:
@@ -86,7 +124,7 @@ def test_the_digest_depends_on_what_determines_a_sweep_only(tmp_path: Path) -> N
     given, settings = sweep.experiment, sweep.experiment.sweep
     same = [
         replace(given, resources={"ptapt": StageResources(cpus=2)}),
-        replace(given, sweep=replace(settings, at_once=3, restarts=1)),
+        replace(given, sweep=replace(settings, at_once=3)),
         replace(given, recipe=Recipe(failing={"ptapt * *": "kill:1"})),
         replace(given, methods=["vft"], seeds=9),
     ]
@@ -109,57 +147,10 @@ def test_the_digest_depends_on_what_determines_a_sweep_only(tmp_path: Path) -> N
     assert len(digests | {sweep.digest}) == len(others) + 2
 
 
-def test_trials_are_read_in_order_of_start_without_damaged_ones(tmp_path: Path) -> None:
-    folder = make_sweep(tmp_path).folder
-    assert read_trials(folder) == ()
-    late = TrialRecord("k16", Point((16,)), TrialState.complete, (FOLD,), began=2.0, ended=3.0)
-    early = TrialRecord("k16-64-ab", Point((16, 64), (("ptapt.learning_rate", 1e-4),)), TrialState.failed, (), "why", 1.0, 1.5)
-    for record in (late, early):
-        write_trial(folder, record)
-    (folder.trials / "k64.json").write_text('{"schema": 1, "trial": "k64"}')
-    (folder.trials / "k256.json").write_text("torn")
-    assert read_trials(folder) == (early, late)
-    assert read_trial(folder, "k64") is None
-    assert late.ua == 61.5
-    assert early.ua is None
-
-
-def test_the_objective_is_the_mean_of_the_folds_done() -> None:
-    record = TrialRecord("k16", Point((16,)), TrialState.running, (FOLD, replace(FOLD, fold="2", ua=50.5)))
-    assert record.ua == 56.0
-
-
-def test_running_trials_become_interrupted(tmp_path: Path) -> None:
-    folder = make_sweep(tmp_path).folder
-    for name, state in (("k16", TrialState.running), ("k64", TrialState.complete)):
-        write_trial(folder, TrialRecord(name, Point((16,)), state, (FOLD,)))
-    interrupt_trials(folder)
-    assert {record.trial: record.state for record in read_trials(folder)} == {"k16": TrialState.interrupted, "k64": TrialState.complete}
-
-
-def test_a_request_to_stop_holds_until_the_sweep_is_launched_again(tmp_path: Path) -> None:
-    """Whatever the content of the stop file. The level set by the driver counts only while the file exists."""
-    sweep = make_sweep(tmp_path)
-    folder = sweep.folder
-    assert stop_level(folder) is StopLevel.none
-    set_stop_level(folder, StopLevel.leave)
-    assert stop_level(folder) is StopLevel.none
-    store_sweep(sweep)
-    folder.stop.write_text("cancelled\n")
-    ask_to_stop(folder)
-    assert folder.stop.read_text() == "cancelled\n"
-    assert stop_level(folder) is StopLevel.stop
-    set_stop_level(folder, StopLevel.hurry)
-    assert stop_level(folder) is StopLevel.hurry
-    store_sweep(sweep)
-    assert stop_level(folder) is StopLevel.none
-
-
 def test_a_record_is_plain_json(tmp_path: Path) -> None:
     """Other programs may read it."""
-    folder = make_sweep(tmp_path).folder
-    write_trial(folder, TrialRecord("k16", Point((16,)), TrialState.stopped, (FOLD,)))
-    value = json.loads((folder.trials / "k16.json").read_text())
-    assert value["state"] == "stopped"
-    assert value["point"] == {"counts": [16], "settings": {}}
-    assert value["folds"][0]["runs"][0]["ua"] == 61.5
+    sweep = make_sweep(tmp_path)
+    value = json.loads(sweep.own_layout.experiment_file.read_text())
+    assert (value["schema"], value["corpus"]["name"], value["validation"]["1"]) == (2, "fake", ["speaker of 2"])
+    write_json(sweep.own_layout.experiment_file, {**value, "validation": {**value["validation"], "1": ["other"]}})
+    assert load(sweep).validation["1"] == ("other",)

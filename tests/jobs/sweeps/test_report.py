@@ -6,52 +6,38 @@ import csv
 import json
 import shlex
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from jobs.experiment.config import SlurmSite, resources_of
-from jobs.experiment.sweep_section import SweepSettings
-from jobs.local.executor import LocalExecutor
+from jobs.experiment.config import SlurmSite
+from jobs.experiment.sweep_section import Stopping, SweepSettings
 from jobs.store.layout import Layout
-from jobs.sweeps.records import Sweep, TrialRecord, TrialState, write_trial
+from jobs.sweeps.decisions import Decisions
 from jobs.sweeps.report.write import changed_settings, folder_options, write_report
-from jobs.sweeps.space import Point
-from jobs.sweeps.trial import evaluate_fold
-from jobs.worker.machine import Capacity
-from tests.jobs.sweeps.fake_registry import Ptapt, Recipe, make_sweep, ua_of
+from tests.jobs.sweeps.fake_registry import Ptapt, Recipe, compute, make_sweep, ua_of
 
 NAMES = {"table.tex", "table.md", "summary.json", "trials.csv", "runs.csv", "plot.pdf", "plot.png", "choice.txt"}
 
 
-def _evaluate(sweep: Sweep, counts: tuple[int, ...], *folds: str) -> None:
-    """Compute a point and write its record."""
-    point, resources = Point(counts), partial(resources_of, sweep.experiment)
-    with LocalExecutor(sweep.own_place, sweep.own_layout, resources, Capacity(2, (), 8.0)) as executor:
-        done = tuple(evaluate_fold(sweep, point, fold, executor) for fold in folds)
-    write_trial(sweep.folder, TrialRecord(point.name, point, TrialState.complete, done, began=sweep.launched))
-
-
 def test_report_of_a_computed_sweep(tmp_path: Path) -> None:
     """Scores of the runs, cost of the stages, the choice; all files, at any time, and the same again from the same records."""
-    sweep = make_sweep(tmp_path, SweepSettings(sets=[[16], [64], [16, 64]]), folds=("1", "2"))
-    sweep = replace(sweep, experiment=replace(sweep.experiment, sweep=replace(sweep.experiment.sweep, folds=["1"])))
-    before = write_report(sweep)
+    settings = SweepSettings(sets=[[16, 64], [16]], folds=["1"], stopping=Stopping.none)
+    sweep = make_sweep(tmp_path, settings, Recipe(failing={"ptapt 16 1": "fail:9"}), folds=("1", "2"))
+    decisions = Decisions(sweep)
+    before = write_report(sweep, decisions.refill({}), decisions.trials)
     assert {path.name for path in before.paths} == NAMES
-    assert before.choice_lines == ("# Nothing to choose yet: no point is complete (no trial has begun).",)
-    _evaluate(sweep, (16, 64), "1")
-    failed = Point((16,))
-    write_trial(sweep.folder, TrialRecord(failed.name, failed, TrialState.failed, (), "no room", sweep.launched))
-    report = write_report(sweep)
+    assert before.choice_lines == ("# Nothing to choose yet: no point is complete (2 trials: 2 running).",)
+    run = compute(sweep)
+    report = write_report(sweep, run.report.graph, run.session.decisions.trials)
     assert all(path.is_file() and path.parent == sweep.layout.sweep for path in report.paths)
     value = json.loads((sweep.layout.sweep / "summary.json").read_text())
-    assert (value["best"], value["under_way"]) == ("16+64", True)  # 64 has no trial yet
+    assert (value["best"], value["under_way"]) == ("16+64", False)
     first, second = value["points"]
     assert first["mean_ua"] == pytest.approx(sum(ua_of([16, 64], "1", seed) for seed in (0, 1)) / 2)
     assert first["proxies"]["k"]["64"] == {"purity": 1 - 1 / 64, "nmi": 1 / 64, "inertia": 1 / 64, "entropy_share": pytest.approx(0.5)}
     assert first["proxies"]["ptapt_loss_share"] == pytest.approx(0.5)
-    assert second["error"] == "no room"
+    assert "made to fail" in second["error"]
     assert (value["cost"]["stages"], value["cost"]["stages_before"], value["cost"]["stages_unknown"]) == (6, 0, 0)
     assert value["cost"]["spent"]["cpu_hours"] > 0
     assert value["code"]["packages"]
@@ -61,7 +47,7 @@ def test_report_of_a_computed_sweep(tmp_path: Path) -> None:
         assert [row["seed"] for row in csv.DictReader(file)] == ["0", "1"]
     assert (sweep.layout.sweep / "choice.txt").read_text() == "".join(f"{line}\n" for line in report.choice_lines)
     written = {path: path.read_bytes() for path in report.paths}
-    write_report(sweep)
+    write_report(sweep, run.report.graph, run.session.decisions.trials)
     assert {path: path.read_bytes() for path in report.paths} == written
 
 
@@ -74,12 +60,12 @@ def test_overrides_of_the_launch_are_in_the_choice(tmp_path: Path) -> None:
     for folder, text in files.items():
         (configs / folder).parent.mkdir(parents=True, exist_ok=True)
         (configs / f"{folder}.yaml").write_text(text)
-    found = changed_settings(replace(sweep, code=str(tmp_path / "code")))
+    found = changed_settings(replace(sweep, code=tmp_path / "code"))
     assert "recipe.ptapt.steps=7" in found
     assert [each for each in found if not each.startswith("resources.")] == ["recipe.ptapt.steps=7"]
     assert not any(each.endswith("=null") for each in found)
     far = replace(sweep.experiment, site="far", slurm=SlurmSite(partition="gpu", qos="short"))
-    found = changed_settings(replace(sweep, code=str(tmp_path / "code"), experiment=far))
+    found = changed_settings(replace(sweep, code=tmp_path / "code", experiment=far))
     assert [each for each in found if not each.startswith("resources.")] == ["site=far", "slurm.qos=short", "recipe.ptapt.steps=7"]
 
 
@@ -94,10 +80,10 @@ def test_options_name_folders_that_are_not_the_default(tmp_path: Path) -> None:
         experiment=replace(made.experiment, corpus="demo"),
         corpus=replace(made.corpus, folder=str(home / "data" / "demo")),
         layout=Layout(home / "results", "exp"),
-        code=str(home),
+        code=home,
     )
     assert folder_options(beside) == ()
-    assert folder_options(replace(beside, code=str(home / "results" / "exp" / "snapshots" / "0123"))) == ()
+    assert folder_options(replace(beside, code=home / "results" / "exp" / "snapshots" / "0123")) == ()
     away = replace(beside, corpus=replace(beside.corpus, folder="/far/demo"), layout=Layout(tmp_path / "my results", "exp"))
     assert folder_options(away) == ("--data", "/far", "--results", str(tmp_path / "my results"))
     assert folder_options(replace(beside, corpus=replace(beside.corpus, folder="/far/demo-16k"))) == ()

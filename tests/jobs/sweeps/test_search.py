@@ -1,166 +1,138 @@
-"""Search and early stopping without Ray: what is reported to Optuna, and the rungs of ASHA after a restart."""
+"""What Ray Tune decides: the trials that ASHA continues, the points that Optuna proposes. No Ray is started."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import random
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from optuna.trial import TrialState as OptunaState
-from ray.tune.search import Searcher
 
 from jobs.experiment.sweep_section import Search, Stopping, SweepSettings
-from jobs.sweeps.records import FoldRecord, Sweep, TrialRecord, TrialState, write_trial
-from jobs.sweeps.search import DistinctOptuna, scheduler_of
-from jobs.sweeps.space import Point, listed_points, number_of_points
-from jobs.sweeps.trainable import FOLDER, FOLDS, OBJECTIVE, POINT, point_of, point_text
+from jobs.sweeps import search
+from jobs.sweeps.records import Proposal
+from jobs.sweeps.search import Evaluated, propose, rungs, survivors
+from jobs.sweeps.space import Space, space_of
 from tests.jobs.sweeps.fake_registry import make_sweep
 
-
-@dataclass(frozen=True)
-class FakeTrial:
-    """The attributes of Tune's trial that a scheduler uses."""
-
-    trial_id: str
-    config: dict[str, Any]
+SETTINGS = SweepSettings()
 
 
-class FakeController:
-    search_alg: Any = None
+@pytest.mark.parametrize(
+    ("asked", "folds", "found"),
+    [
+        ({}, 5, (1, 2, 4)),
+        ({}, 4, (1, 2)),
+        ({"reduction": 3}, 10, (1, 3, 9)),
+        ({"grace_folds": 2}, 5, (2, 4)),
+        ({"grace_folds": 5}, 5, ()),
+        ({"stopping": Stopping.none}, 5, ()),
+    ],
+)
+def test_rungs_are_before_the_last_fold(asked: dict[str, int], folds: int, found: tuple[int, ...]) -> None:
+    assert rungs(SweepSettings(**asked), folds) == found  # type: ignore[arg-type]
 
 
-def _trial(sweep: Sweep, *counts: int) -> FakeTrial:
-    point = Point(counts)
-    return FakeTrial(point.name, {FOLDER: str(sweep.folder.path), POINT: point_text(point)})
+def test_asha_continues_the_better_half() -> None:
+    """Of two the better one; equal ones both; of many about one in `reduction`."""
+    assert survivors({"a": 50.0, "b": 60.0}, [], 1, 4, SETTINGS) == {"b"}
+    assert survivors({"a": 50.0, "b": 50.0}, [], 1, 4, SETTINGS) == {"a", "b"}
+    assert survivors({"a": 50.0}, [], 1, 4, SETTINGS) == {"a"}
+    many = {f"t{number}": float(number) for number in range(12)}
+    assert survivors(many, [], 1, 4, SETTINGS) == {f"t{number}" for number in range(6, 12)}
+    assert survivors(many, [], 1, 9, SweepSettings(reduction=3)) == {f"t{number}" for number in range(8, 12)}
 
 
-def _on_record(sweep: Sweep, counts: tuple[int, ...], *uas: float) -> None:
-    folds = tuple(FoldRecord(str(number), (), {}, {}, ua) for number, ua in enumerate(uas, 1))
-    write_trial(sweep.folder, TrialRecord(Point(counts).name, Point(counts), TrialState.interrupted, folds))
+def test_trials_of_earlier_batches_are_part_of_a_rung() -> None:
+    """A batch whose trials are all worse than the former ones is stopped as a whole."""
+    assert survivors({"a": 50.0, "b": 60.0}, [70.0, 71.0, 72.0], 2, 4, SETTINGS) == set()
+    assert survivors({"a": 50.0, "b": 80.0}, [70.0, 71.0, 72.0], 2, 4, SETTINGS) == {"b"}
 
 
-def _scheduler(sweep: Sweep, folds: int = 4) -> Any:
-    scheduler = scheduler_of(sweep.experiment.sweep, folds, 2)
-    scheduler.set_search_properties(OBJECTIVE, "max")
-    return scheduler
+@given(st.dictionaries(st.text("abcdefgh", min_size=1, max_size=4), st.integers(0, 12).map(float), min_size=1, max_size=24), st.data())
+def test_a_rung_depends_neither_on_the_order_nor_on_names(values: dict[str, float], data: st.DataObject) -> None:
+    """Ties are decided alike, somebody continues, and nobody continues who is below one that is stopped."""
+    found = survivors(values, [], 1, 4, SETTINGS)
+    shuffled = dict(data.draw(st.permutations(list(values.items()))))
+    assert survivors(shuffled, [], 1, 4, SETTINGS) == found
+    renamed = {f"{name}'": value for name, value in values.items()}
+    assert survivors(renamed, [], 1, 4, SETTINGS) == {f"{name}'" for name in found}
+    assert found
+    assert {values[name] for name in found}.isdisjoint({value for name, value in values.items() if name not in found})
+    assert min(values[name] for name in found) >= max((value for name, value in values.items() if name not in found), default=0.0)
 
 
-def test_rungs_are_filled_from_records_after_a_restart(tmp_path: Path) -> None:
-    """A trial worse than results from before the restart is stopped; plain ASHA would continue it."""
-    sweep = make_sweep(tmp_path, SweepSettings(sets=[[16], [64], [256]], grace_folds=1))
-    _on_record(sweep, (16,), 60.0, 62.0)
-    _on_record(sweep, (64,), 64.0)
-    scheduler, controller = _scheduler(sweep), FakeController()
-    trials = {counts: _trial(sweep, counts) for counts in (16, 64, 256)}
-    for trial in trials.values():
-        scheduler.on_trial_add(controller, trial)
-    assert scheduler.on_trial_result(controller, trials[256], {FOLDS: 1, OBJECTIVE: 50.0}) == "STOP"
-    assert scheduler.on_trial_result(controller, trials[64], {FOLDS: 2, OBJECTIVE: 60.5}) == "STOP"  # the mean of 16 over two folds is 61
-    forgetful = _scheduler(make_sweep(tmp_path / "other", sweep.experiment.sweep))
-    other = _trial(make_sweep(tmp_path / "other", sweep.experiment.sweep), 256)
-    forgetful.on_trial_add(controller, other)
-    assert forgetful.on_trial_result(controller, other, {FOLDS: 1, OBJECTIVE: 50.0}) == "CONTINUE"
+def _space(folder: Path, counts: Sequence[int]) -> Space:
+    return space_of(make_sweep(folder, SweepSettings(counts=list(counts))).experiment)
 
 
-def test_asha_decides_again_on_a_fold_that_is_already_recorded(tmp_path: Path) -> None:
-    """The driver was killed in between: it decides now, without counting the trial twice."""
-    sweep = make_sweep(tmp_path, SweepSettings(sets=[[16], [64]]))
-    _on_record(sweep, (16,), 50.0)
-    _on_record(sweep, (64,), 60.0)
-    scheduler, controller = _scheduler(sweep), FakeController()
-    for counts in (16, 64):
-        scheduler.on_trial_add(controller, _trial(sweep, counts))
-    assert scheduler.on_trial_result(controller, _trial(sweep, 64), {FOLDS: 1, OBJECTIVE: 60.0}) == "CONTINUE"
-    assert scheduler.on_trial_result(controller, _trial(sweep, 16), {FOLDS: 1, OBJECTIVE: 50.0}) == "STOP"
+def _all(space: Space, settings: SweepSettings) -> list[tuple[Proposal, ...]]:
+    """All batches; every trial is complete, and the better the more counts it has."""
+    batches: list[tuple[Proposal, ...]] = []
+    while batch := propose(space, settings, batches, [[_complete(each) for each in former] for former in batches]):
+        batches.append(batch)
+    return batches
 
 
-def test_asha_respects_grace_folds_and_ignores_reports_without_a_fold(tmp_path: Path) -> None:
-    sweep = make_sweep(tmp_path, SweepSettings(sets=[[16], [64]], grace_folds=2))
-    scheduler, controller = _scheduler(sweep), FakeController()
-    good, bad = _trial(sweep, 64), _trial(sweep, 16)
-    for trial in (good, bad):
-        scheduler.on_trial_add(controller, trial)
-    assert scheduler.on_trial_result(controller, bad, {"failed": "why"}) == "CONTINUE"
-    for folds, decision in ((1, "CONTINUE"), (2, "STOP")):
-        assert scheduler.on_trial_result(controller, good, {FOLDS: folds, OBJECTIVE: 60.0}) == "CONTINUE"
-        assert scheduler.on_trial_result(controller, bad, {FOLDS: folds, OBJECTIVE: 50.0}) == decision
-
-
-@pytest.mark.parametrize("stopping", [Stopping.asha, Stopping.none])
-def test_concurrency_follows_the_current_machines(tmp_path: Path, stopping: Stopping) -> None:
-    """Tune's file has the number of the first launch."""
-    sweep = make_sweep(tmp_path, SweepSettings(sets=[[16]], stopping=stopping))
-    scheduler, controller = _scheduler(sweep), FakeController()
-    controller.search_alg = type("Generator", (), {"max_concurrent": 9})()
-    scheduler.on_trial_add(controller, _trial(sweep, 16))
-    assert controller.search_alg.max_concurrent == 2
-
-
-def _optuna(sweep: Sweep) -> DistinctOptuna:
-    return DistinctOptuna(sweep.space, sweep.folder.path, sweep.experiment.sweep, folds=2)
+def _complete(proposal: Proposal) -> Evaluated:
+    return Evaluated((40.0, 40.0 + len(proposal.point.counts)), complete=True)
 
 
 def test_optuna_repeats_no_point_and_ends_when_none_is_left(tmp_path: Path) -> None:
-    """Seven sets of three counts, each once, whether or not the trials before have ended."""
-    sweep = make_sweep(tmp_path, SweepSettings(counts=[16, 64, 256], search=Search.optuna, trials=100))
-    assert number_of_points(sweep.experiment) == 7
-    assert listed_points(sweep.experiment) is None
-    search = _optuna(sweep)
-    names: list[str] = []
-    for number in range(7):
-        config = search.suggest(f"t{number}")
-        assert isinstance(config, dict)
-        assert config[FOLDER] == str(sweep.folder.path)
-        names.append(point_of(config).name)
-        if number % 2:
-            search.on_trial_complete(f"t{number}", {OBJECTIVE: 50.0 + number, FOLDS: 2, "training_iteration": 2})
-    assert len(set(names)) == 7
-    assert search.suggest("t7") == Searcher.FINISHED
+    """Seven sets of three counts, each once, in batches of the size asked for."""
+    space = _space(tmp_path, [16, 64, 256])
+    batches = _all(space, SweepSettings(search=Search.optuna, trials=100, at_once=3))
+    assert [len(batch) for batch in batches] == [3, 3, 1]
+    assert len({each.point for batch in batches for each in batch}) == 7
 
 
-def test_optuna_is_given_stopped_and_failed_trials(tmp_path: Path) -> None:
-    """A mean over fewer folds is not a value like the others: that trial counts as pruned."""
-    sweep = make_sweep(tmp_path, SweepSettings(counts=[16, 64, 256, 1024], search=Search.optuna, trials=8))
-    search = _optuna(sweep)
-    for name in ("complete", "stopped", "failed", "dead"):
-        search.suggest(name)
-    asked = {name: search._ot_trials[name].number for name in ("complete", "stopped", "failed", "dead")}
-    search.on_trial_result("complete", {OBJECTIVE: 55.0, FOLDS: 1, "training_iteration": 1})
-    search.on_trial_complete("complete", {OBJECTIVE: 60.0, FOLDS: 2, "training_iteration": 2})
-    search.on_trial_complete("stopped", {OBJECTIVE: 70.0, FOLDS: 1, "training_iteration": 1})
-    search.on_trial_result("failed", {"failed": "why"})
-    search.on_trial_complete("failed", {"failed": "why"})
-    search.on_trial_complete("dead", error=True)
-    trials = search._ot_study.trials
-    assert {name: trials[number].state for name, number in asked.items()} == {
-        "complete": OptunaState.COMPLETE,
-        "stopped": OptunaState.PRUNED,
-        "failed": OptunaState.FAIL,
-        "dead": OptunaState.FAIL,
-    }
-    assert trials[asked["complete"]].value == 60.0
-    assert trials[asked["stopped"]].intermediate_values == {1: 70.0}
+def test_optuna_proposes_the_same_again(tmp_path: Path) -> None:
+    """Whatever else has drawn random numbers meanwhile; another seed proposes something else; no Ray is started."""
+    space, settings = _space(tmp_path, [16, 64, 256, 1024, 4096]), SweepSettings(search=Search.optuna, trials=12, seed=5)
+    whole = _all(space, settings)
+    random.seed(1)
+    assert _all(space, settings) == whole
+    assert sum(map(len, whole)) == 12
+    assert all(each.parameters for each in whole[0])
+    assert _all(space, SweepSettings(search=Search.optuna, trials=12, seed=6)) != whole
+    assert not sys.modules["ray"].is_initialized()
 
 
-def test_optuna_resumes_with_its_results(tmp_path: Path) -> None:
-    """Saved and restored as by Tune, it suggests the same points."""
-    sweep = make_sweep(tmp_path, SweepSettings(counts=[16, 64, 256, 1024, 4096], search=Search.optuna, trials=12, seed=5))
+def test_optuna_learns_from_the_results(tmp_path: Path) -> None:
+    """With a result that rewards few counts it proposes smaller sets than with one that rewards many."""
+    space = _space(tmp_path, [8, 16, 32, 64, 128, 256, 512, 1024])
 
-    def ask(search: DistinctOptuna, numbers: range) -> list[str]:
-        names: list[str] = []
-        for number in numbers:
-            config = search.suggest(f"t{number}")
-            assert isinstance(config, dict)
-            names.append(point_of(config).name)
-            search.on_trial_complete(f"t{number}", {OBJECTIVE: 40.0 + len(names[-1]), FOLDS: 2, "training_iteration": 2})
-        return names
+    def sizes(sign: int, seed: int) -> int:
+        """Counts in the sets of the last four of eight batches."""
+        settings, batches = SweepSettings(search=Search.optuna, trials=40, seed=seed), list[tuple[Proposal, ...]]()
+        for _ in range(8):
+            of = [[Evaluated((50.0 + sign * len(each.point.counts),), complete=True) for each in batch] for batch in batches]
+            batches.append(propose(space, settings, batches, of))
+        return sum(len(each.point.counts) for batch in batches[4:] for each in batch)
 
-    whole = ask(_optuna(sweep), range(12))
-    first = _optuna(sweep)
-    assert ask(first, range(6)) == whole[:6]
-    first.save(str(tmp_path / "state"))
-    second = _optuna(sweep)
-    second.restore(str(tmp_path / "state"))
-    assert ask(second, range(6, 12)) == whole[6:]
-    assert len(set(whole)) == 12
+    assert sizes(1, 2) > sizes(-1, 2) + 4
+
+
+def test_optuna_is_given_stopped_and_failed_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mean over fewer folds is not a value like the others: that trial counts as pruned. A failed one is left out."""
+    space, settings = _space(tmp_path, [16, 64, 256, 1024]), SweepSettings(search=Search.optuna, trials=8, at_once=3)
+    first = propose(space, settings, [], [])
+    made: list[search.Any] = []
+    real = search._searcher
+
+    def kept(*arguments: search.Any) -> search.Any:
+        made.append(real(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(search, "_searcher", kept)
+    of = [Evaluated((55.0, 60.0), complete=True), Evaluated((70.0,), complete=False), Evaluated((), complete=False)]
+    propose(space, settings, [first], [of])
+    told = made[-1]._ot_study.get_trials(states=(OptunaState.COMPLETE, OptunaState.PRUNED, OptunaState.FAIL))
+    assert [trial.state for trial in told[:2]] == [OptunaState.COMPLETE, OptunaState.PRUNED]
+    assert told[0].value == 60.0
+    assert told[1].intermediate_values == {0: 70.0}
+    assert all(trial.params != first[2].parameters for trial in told)

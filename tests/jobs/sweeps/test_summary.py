@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.experiment.sweep_section import Search
-from jobs.sweeps.records import TrialRecord, TrialState
+from jobs.sweeps.decisions import TrialState
+from jobs.sweeps.report.scores import TrialRecord
 from jobs.sweeps.report.summary import SweepSummary, summarise
 from tests.jobs.sweeps import report_cases as cases
 
@@ -70,12 +71,6 @@ def test_points_are_sorted_by_state_and_score() -> None:
         TrialState.running: 1,
         TrialState.interrupted: 1,
     }
-
-
-def test_a_point_with_every_fold_is_complete() -> None:
-    """A trial that was killed after its last fold, before it was recorded as complete."""
-    done = dict.fromkeys(cases.FOLDS, (60.0, 61.0))
-    assert _summary(cases.trial([16], done, TrialState.interrupted)).best is not None
 
 
 def test_differences_are_over_the_pairs_that_both_have() -> None:

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs.sweeps.records import Sweep, TrialRecord, TrialState
+from jobs.sweeps.decisions import TrialState
+from jobs.sweeps.records import Sweep
 from jobs.sweeps.report.as_json import to_json
 from jobs.sweeps.report.choice import choice_of
 from jobs.sweeps.report.plots import plot
+from jobs.sweeps.report.scores import TrialRecord
 from jobs.sweeps.report.summary import SweepSummary, summarise
 from jobs.sweeps.report.tables import PAGE_ROWS, render, render_points_csv, render_runs_csv, tables_of
 from tests.jobs.sweeps import report_cases as cases

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -86,17 +85,71 @@ def test_equal_to_fairseq(tmp_path: Path, style: str, options: dict[str, Any]) -
 
 
 @pytest.mark.slow
-def test_importing_fairseq_has_no_side_effects(tmp_path: Path) -> None:
-    """Opening a checkpoint leaves the root logger alone, which importing fairseq sets to debug."""
+def test_a_checkpoint_is_opened_without_fairseq(tmp_path: Path) -> None:
+    """Also an old one that contains the counters of its training run."""
+    from fairseq.logging.meters import AverageMeter, StopwatchMeter, TimeMeter
+
     theirs, values = fairseq_model(**VARIANTS[0])
     path = save(theirs.state_dict(), values, tmp_path / "w2v.pt", "args")
+    state = torch.load(path, weights_only=False)
+    state["extra_state"]["train_meters"] = {"loss": AverageMeter(), "ups": TimeMeter(), "wall": StopwatchMeter()}
+    torch.save(state, path)
     code = (
-        "import logging; from pathlib import Path; from ser_core.models.fairseq_checkpoint import convert_checkpoint; "
-        f"convert_checkpoint(Path({str(path)!r})); print(logging.getLogger().level, logging.getLogger().handlers)"
+        "import sys; sys.modules['fairseq'] = None; from pathlib import Path; "
+        "from ser_core.models.fairseq_checkpoint import convert_checkpoint; "
+        f"config, state = convert_checkpoint(Path({str(path)!r})); print(len(state), config.log_compression)"
     )
     root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    assert done.stdout.strip().splitlines()[-1] == f"{logging.WARNING} []"
+    ours = build_wav2vec(Wav2vecSettings(checkpoint=str(path)))
+    assert done.stdout.split() == [str(len(ours.state_dict())), "True"]
+
+
+class _RunsCode:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        "__import__('pathlib').Path('MARK').touch() or [(12, 10, 5)]",
+        "[(12, 10, 5)] * 1000000000",
+        "[(12, 10, 5)] * (2 ** 40)",
+        "'a' * 99",
+        "[(1000000000, 1000000000, 1)]",
+        "[(-1, 2, 1)]",
+        "[]",
+        "[(12, 10)]",
+    ],
+)
+def test_settings_of_a_checkpoint_are_not_executed(layers: str, tmp_path: Path) -> None:
+    """fairseq evaluates its layers as Python; here they are layers that fit the weights, or an error."""
+    theirs, values = fairseq_model()
+    mark = tmp_path / "mark"
+    for style in ("args", "cfg"):
+        path = save(
+            theirs.state_dict(), {**values, "conv_feature_layers": layers.replace("MARK", str(mark))}, tmp_path / f"{style}.pt", style
+        )
+        with pytest.raises(InputError, match=rf"{style}\.pt"):
+            build_wav2vec(Wav2vecSettings(checkpoint=str(path)))
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("place", ["model", "args", "extra_state"])
+def test_a_pickle_that_runs_code_is_refused(place: str, tmp_path: Path) -> None:
+    """Wherever it is in the file."""
+    theirs, values = fairseq_model()
+    path = save(theirs.state_dict(), values, tmp_path / "w2v.pt", "args")
+    state = torch.load(path, weights_only=False)
+    state[place] = {"x": _RunsCode(tmp_path / "mark")}
+    torch.save(state, path)
+    with pytest.raises(InputError, match=r"w2v\.pt: not a checkpoint that can be read safely"):
+        convert_checkpoint(path)
+    assert not (tmp_path / "mark").exists()
 
 
 def test_save_and_load_in_our_format(tmp_path: Path) -> None:
@@ -132,10 +185,10 @@ def test_invalid_checkpoints_are_input_errors(tmp_path: Path) -> None:
     unmatched["extra.weight"] = torch.zeros(1)
     for name, state in (("missing", missing), ("unmatched", unmatched)):
         path = save(state, values, tmp_path / f"{name}.pt", "args")
-        with pytest.raises(InputError, match=rf"{name}\.pt: fairseq cannot open it"):
-            convert_checkpoint(path)
+        with pytest.raises(InputError, match=rf"{name}\.pt: 1 key .*(feature_aggregator|aggregator.layers|extra.weight)"):
+            build_wav2vec(Wav2vecSettings(checkpoint=str(path)))
     (tmp_path / "torn.pt").write_bytes(b"PK\x03\x04 torn")
-    with pytest.raises(InputError, match=r"torn\.pt: fairseq cannot open it"):
+    with pytest.raises(InputError, match=r"torn\.pt: not a checkpoint that can be read safely"):
         convert_checkpoint(tmp_path / "torn.pt")
     with pytest.raises(InputError, match="no such wav2vec checkpoint"):
         convert_checkpoint(tmp_path / "nowhere.pt")

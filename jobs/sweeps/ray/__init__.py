@@ -1,1 +1,0 @@
-"""Ray on this machine or on the nodes of a Slurm allocation."""
