@@ -401,6 +401,30 @@ def test_the_user_is_told_of_jobs_that_never_start(tmp_path: Path, monkeypatch: 
     assert told == [now]
 
 
+def test_a_link_that_cannot_read_its_records_makes_its_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ESTALE wherever it looks: not known now. It has a successor and makes its pass. Before: the error ended the link without either."""
+    launch(tmp_path)
+    chain = chain_of(tmp_path)
+    monkeypatch.setattr(Chain, "ensure", lambda chain: ChainState(Phase.pending, "", waiting="8"))
+
+    def stale(*arguments: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    for name in ("read_record", "write_record", "launched_at"):
+        monkeypatch.setattr(f"jobs.slurm.chain_link.{name}", stale)
+    made: list[int] = []
+
+    def one_pass() -> SimpleNamespace:
+        made.append(1)
+        return SimpleNamespace(settled=False, complete=False, stuck={})
+
+    assert run_link(one_pass, chain, deadline=1e12, launched=1.0) is LinkEnd.handed_over
+    assert made
+    monkeypatch.setattr(Chain, "ensure", stale)
+    assert run_link(one_pass, chain, deadline=1e12, launched=1.0) is LinkEnd.alone, "its script submits it again"
+    assert len(made) == 2
+
+
 def test_missing_sbatch_is_reported_as_the_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As inside a container without Slurm: no exception but a problem in the state."""
     launch(tmp_path)
