@@ -21,7 +21,7 @@ from tests.slurm_cluster.processes import wait_until
 from tests.slurm_cluster.users import command_as, folder_of, interpreter_of, require_user
 
 SMALL = (
-    *("corpus=small", "folds=[1,2]", "seeds=1", "recipe.cluster.counts=[8,16]", "policy.poll_seconds=0.2", "policy.poll_minutes=0.02"),
+    *("corpus=small", "folds=[1,2]", "seeds=1", "recipe.cluster.counts=[8,16]", "policy.poll_seconds=0.2", "policy.poll_minutes=0.1"),
     *("recipe.finetune.epochs=3", "recipe.finetune.batch_size=8"),  # less, and it has not learnt
     *("recipe.tapt.steps=3", "recipe.states.steps=3", "recipe.ptapt.steps=3", "recipe.tapt.warmup_steps=1", "recipe.ptapt.warmup_steps=1"),
 )

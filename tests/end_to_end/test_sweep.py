@@ -27,7 +27,7 @@ SMALL = (
         "folds=[1,2]",
         "seeds=1",
         "policy.poll_seconds=0.2",
-        "policy.poll_minutes=0.05",
+        "policy.poll_minutes=0.1",
         "resources.default.memory_gb=1",
     ),
     *("sweep.folds=[]", "sweep.counts=[]", "sweep.sets=[[8],[8,16]]", "sweep.stopping=none"),
