@@ -264,8 +264,12 @@ def control(experiment: str, results: Results = ROOT / "results") -> None:
     from jobs.commands.passes import run_controller
 
     name, _, digest = experiment.partition("/sweep/")
-    session = _reopen_sweep(name, results, digest, look_only=False) if digest else _reopen(name, results)
-    raise typer.Exit(0 if run_controller(session) else 1)
+    if digest:
+        sweep = _reopen_sweep(name, results, digest, look_only=False)
+        followed = run_controller(sweep, end=sweep.end)
+    else:
+        followed = run_controller(_reopen(name, results))
+    raise typer.Exit(0 if followed else 1)
 
 
 @app.command(hidden=True)

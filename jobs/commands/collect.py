@@ -65,11 +65,9 @@ def write_and_notify(session: Session, report: Report, message: str = "") -> lis
     return send_notices(session, report, collect_tables(session, report), message)
 
 
-def notify_of_stuck_jobs(session: Session, report: Report) -> list[str]:
-    """Send the notice that jobs will never start; one line per notice."""
-    reasons = Counter(report.stuck.values())
-    text = "; ".join(f"{counted(count, 'stage')} in the queue will not start: {reason}" for reason, count in reasons.items())
-    return send_notices(session, report, collect_tables(session, report), text, "stuck")
+def notify_of_stuck_jobs(session: Session, lines: Sequence[str], report: Report) -> list[str]:
+    """Send the notice that jobs will never start, which `lines` describe; one line per notice."""
+    return send_notices(session, report, collect_tables(session, report), "; ".join(lines), "stuck")
 
 
 def collect_tables(session: Session, report: Report, formats: Sequence[str] | None = None, out: Path | None = None) -> CollectReport:

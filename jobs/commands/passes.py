@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
+from jobs.commands.collect import notify_of_stuck_jobs, write_and_notify
 from jobs.commands.console import note, print_lines, say
 from jobs.control.controller import Report, desired_of, reconcile
 from jobs.errors import UsageError
@@ -15,6 +18,9 @@ from jobs.text import counted
 if TYPE_CHECKING:
     from jobs.commands.session import Session
     from jobs.slurm.chain_link import LinkEnd
+
+# Of the last report, and why the controller stopped before the end or "": writes the results, and returns lines for the log
+End = Callable[[Report, str], list[str]]
 
 
 def one_pass(session: Session) -> Report:
@@ -71,10 +77,11 @@ def wait_on_slurm(session: Session) -> Report:
     )
 
 
-def run_controller(session: Session) -> bool:
+def run_controller(session: Session, end: End | None = None) -> bool:
     """What the controller job in Slurm executes; False if the next pass must be made by the same job, because no other could be submitted.
 
-    All controller jobs of an experiment share one log: each line has its time and job.
+    `end`: what to do when nothing is left to do; None: tables and notices of a grid. All controller jobs of an experiment share one log:
+    each line has its time and job.
     """
     from jobs.slurm.chain_link import LinkEnd
     from jobs.store.attempts import own_slurm_job
@@ -85,18 +92,18 @@ def run_controller(session: Session) -> bool:
     def log(text: str) -> None:
         print_line(f"{job} {text}")
 
-    end = run_link(session, log=log)
-    if end is not LinkEnd.handed_over:
-        log(f"exits: {end.value}")
-    return end is not LinkEnd.alone
+    ended = run_link(session, end, log=log)
+    if ended is not LinkEnd.handed_over:
+        log(f"exits: {ended.value}")
+    return ended is not LinkEnd.alone
 
 
-def run_link(session: Session, *, log: Callable[[str], None] = say) -> LinkEnd:
+def run_link(session: Session, end: End | None = None, *, log: Callable[[str], None] = say) -> LinkEnd:
     """One pass; if nothing is left to do, tables and notices."""
     from jobs.slurm import chain_link
 
     session.require_own()
-    policy = session.launched.experiment.policy
+    policy, finish = session.launched.experiment.policy, end or partial(write_and_notify, session)
     if not (session.on_slurm and policy.controller):  # this job is of an earlier launch: the last launch wants no controller
         session.chain.withdraw_successors()
         return chain_link.LinkEnd.stopped
@@ -114,10 +121,16 @@ def run_link(session: Session, *, log: Callable[[str], None] = say) -> LinkEnd:
         session.chain,
         deadline=session.launched.since + 24 * 3600 * policy.controller_days,
         launched=session.launched.since,
-        on_end=lambda report: print_lines(session.end(report)),
-        on_stuck=lambda report: print_lines(session.tell_stuck(report)),
-        on_stop=lambda message: print_lines(session.end(session.look(ask_slurm=False), message)),
+        on_end=lambda report: print_lines(finish(report, "")),
+        on_stuck=lambda report: print_lines(stuck_lines(report) if end else notify_of_stuck_jobs(session, stuck_lines(report), report)),
+        on_stop=lambda message: print_lines(finish(session.look(ask_slurm=False), message)),
     )
+
+
+def stuck_lines(report: Report) -> list[str]:
+    """One line for each reason why queued jobs will never start."""
+    reasons = Counter(report.stuck.values())
+    return [f"{counted(count, 'stage')} in the queue will not start: {reason}" for reason, count in reasons.items()]
 
 
 def _print_stopping(running: int) -> None:

@@ -112,18 +112,6 @@ class Session:
         """Lines on what the results seen last have decided; of a grid none, as its events say everything."""
         return []
 
-    def end(self, report: Report, message: str = "") -> list[str]:
-        """Write the tables and send the notices; a line per notice. `message`: why the controller stopped before the end."""
-        from jobs.commands.collect import write_and_notify
-
-        return write_and_notify(self, report, message)
-
-    def tell_stuck(self, report: Report) -> list[str]:
-        """Send the notice that some queued jobs will never start; a line per notice."""
-        from jobs.commands.collect import notify_of_stuck_jobs
-
-        return notify_of_stuck_jobs(self, report)
-
     def look(self, *, ask_slurm: bool = True, with_limits: bool = False) -> Report:
         """The state of the experiment and the plan of a next pass; changes nothing.
 

@@ -60,10 +60,8 @@ class SweepSession(Session):
         return lines
 
     def end(self, report: Report, message: str = "") -> list[str]:
-        return [*filter(None, [message]), *map(str, write(self, report).paths)]
-
-    def tell_stuck(self, report: Report) -> list[str]:
-        return [f"{report.graph.nodes[key].name} will not start: {why}" for key, why in report.stuck.items() if key in report.graph.nodes]
+        """Write the report and send the notices; lines for the log. `message`: why the controller stopped before the end."""
+        return [*map(str, write(self, report).paths), *send_notices(self, report, message)]
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ def launch(session: SweepSession, *, wait: bool) -> bool:
     if report.complete:
         (store_latest if began else store_sweep)(session.sweep)
         say(f"{session.name}: sweep {session.sweep.digest}: every trial has ended, nothing is left to compute")
-        return _finish(session, report)
+        return _finish(session, report, announce=False)
     if began:
         done = sum(fact.done for fact in report.facts.values())
         say(f"{session.name}: resumes sweep {session.sweep.digest}, {done} of {len(report.facts)} stages done")
@@ -212,6 +210,27 @@ def write(session: SweepSession, report: Report, *, driven: bool = False) -> Swe
     return write_report(session.sweep, report.graph, trials)
 
 
+def send_notices(session: SweepSession, report: Report, message: str = "") -> list[str]:
+    """Send what the policy asks for at the end of a sweep. Returns a line for each notice. `message`: why it stopped before the end."""
+    policy, trials = session.launched.experiment.policy, session.decisions.trials
+    if policy.mail is None and policy.webhook is None:
+        return []
+    from jobs.commands.notify import Ending, notice_line, notify
+
+    ended = [trial for trial in trials if trial.state in (TrialState.complete, TrialState.stopped)]
+    ending = Ending(
+        experiment=f"{session.name}, sweep {session.sweep.digest}",
+        launched=session.launched.since,
+        outcome="stopped" if message else "complete" if report.complete else "incomplete",
+        runs=sum(report.facts[run.key].done for run in report.graph.runs),
+        all_runs=len(report.graph.runs),
+        ua={trial.point.label: trial.means[-1] for trial in ended},
+        problems=(*filter(None, [message]), *(f"{trial.point.label}: {trial.error}" for trial in trials if trial.error)),
+        tables=str(session.sweep.layout.sweep),
+    )
+    return [notice_line(notice) for notice in notify(policy, session.launched.layout, ending)]
+
+
 def trial_lines(before: Mapping[str, Trial], now: Sequence[Trial], folds: Sequence[str]) -> list[str]:
     """Lines on folds computed and trials ended between two looks. Pure."""
     lines = []
@@ -273,13 +292,15 @@ def _cancellation_poll(session: SweepSession) -> Callable[[], int]:
     return cancelled
 
 
-def _finish(session: SweepSession, report: Report) -> bool:
+def _finish(session: SweepSession, report: Report, *, announce: bool = True) -> bool:
     """Write and print the report. Returns False if trials are missing, no point is complete, or one failed."""
     if report.interrupted:
         note(f"stopped; nothing is lost: `{session.command}` with the same settings resumes")
         return False
     written = write(session, report)
     _print(written)
+    for line in send_notices(session, report) if announce else ():
+        note(line)
     states = [trial.state for trial in session.decisions.trials]
     if failed := states.count(TrialState.failed):
         note(f"{counted(failed, 'trial')} failed: `{session.command}` with the same settings tries again")

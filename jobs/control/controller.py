@@ -45,9 +45,9 @@ class Desired:
     since: float = 0.0  # time of the last launch, seconds since the epoch; failures of earlier attempts do not count
     runs_per_task: Mapping[str, int] = field(default_factory=dict)  # by stage name
     refill: Refill | None = None  # the graph for slots of these generations; None: no run is ever dropped
-    extend: Extend | None = None  # runs that results call for, as in a sweep; None: results add none
     clock: Callable[[], float] = time.time
     bounds: Bounds | None = None  # of requests predicted from finished siblings; None: everything is requested as configured
+    extend: Extend | None = None  # the runs that results call for, as in a sweep; None: results add none
 
 
 def desired_of(launched: Launched) -> Desired:
@@ -59,7 +59,7 @@ def desired_of(launched: Launched) -> Desired:
     predicted = given.cluster is Cluster.slurm and policy.requests is Requests.experience
     partitions = frozenset(filter(None, (given.slurm.partition or "").split(",")))
     bounds = Bounds(most, policy.min_siblings, given.slurm.signal_seconds, partitions) if predicted else None
-    return Desired(launched.graph, launched.layout, policy, launched.since, packing, launched.refill, launched.extend, bounds=bounds)
+    return Desired(launched.graph, launched.layout, policy, launched.since, packing, launched.refill, bounds=bounds, extend=launched.extend)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -244,11 +245,12 @@ def _request(node: Node, fact: StageFacts, excluded: tuple[str, ...], predict: P
 
 
 def _pack(nodes: Sequence[Node], size: int) -> tuple[Task, ...]:
-    """Tasks of at most `size` stages with the same fold and upstream stages, in the order of `nodes`."""
-    alike: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    """Tasks of at most `size` stages of one fold, in the order of `nodes`; those with the same upstream stages next to one another."""
+    folds: dict[str, dict[tuple[str, ...], list[str]]] = {}
     for node in nodes:
-        alike.setdefault((node.fold, tuple(sorted(node.upstream.values()))), []).append(node.key)
-    return tuple(Task(tuple(keys[start : start + size])) for keys in alike.values() for start in range(0, len(keys), size))
+        folds.setdefault(node.fold, {}).setdefault(tuple(sorted(node.upstream.values())), []).append(node.key)
+    of_folds = [list(itertools.chain(*alike.values())) for alike in folds.values()]
+    return tuple(Task(tuple(keys[start : start + size])) for keys in of_folds for start in range(0, len(keys), size))
 
 
 def _cut(tasks: tuple[Task, ...], size: int) -> tuple[tuple[Task, ...], ...]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jobs.control.executor_protocol import Limits
 from jobs.control.facts import InFlight, Phase, Request, StageFacts, needed_keys
 from jobs.control.plan import ALIKE, Plan, critical_minutes, make_plan
-from jobs.experiment.graph import Graph, Node, Run, build_graph
+from jobs.experiment.graph import Graph, Node, Run, build_graph, united
 from jobs.store.failures import FailureClass
 from tests.jobs.fake_registry import REGISTRY, make_graph
 
@@ -359,6 +359,16 @@ def test_runs_of_a_fold_are_packed_together() -> None:
     plan = make_plan(graph, {}, {}, runs_per_task={"finetune": 3}, limits=Limits())
     (batch,) = plan.batches
     assert [[graph.nodes[key].fold for key in task.keys] for task in batch.tasks] == [["1"] * 3, ["1"] * 2, ["2"] * 3, ["2"] * 2]
+
+
+def test_a_task_may_hold_runs_with_different_upstream_stages() -> None:
+    """As in a sweep, where every set has one P-TAPT: stages with the same upstream are together, what is left shares a task."""
+    graph = united({f"set{number}": make_graph({"work": number}, methods=("tapt",), folds=("1",), seeds=3) for number in range(2)})
+    plan = make_plan(graph, {}, {}, runs_per_task={"finetune": 2, "tapt": 4}, limits=Limits())
+    tasks = {batch.stage: [[graph.nodes[key].upstream for key in task.keys] for task in batch.tasks] for batch in plan.batches}
+    assert [len(task) for task in tasks["tapt"]] == [2]
+    first, second, third = tasks["finetune"]
+    assert first[0] == first[1] == second[0] != second[1] == third[0] == third[1]
 
 
 @pytest.mark.parametrize(("room", "tasks"), [(0, 4), (-1, 0), (3, 3)])

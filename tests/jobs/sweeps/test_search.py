@@ -6,6 +6,7 @@ import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -121,10 +122,10 @@ def test_optuna_is_given_stopped_and_failed_trials(tmp_path: Path, monkeypatch: 
     """A mean over fewer folds is not a value like the others: that trial counts as pruned. A failed one is left out."""
     space, settings = _space(tmp_path, [16, 64, 256, 1024]), SweepSettings(search=Search.optuna, trials=8, at_once=3)
     first = propose(space, settings, [], [])
-    made: list[search.Any] = []
+    made: list[Any] = []
     real = search._searcher
 
-    def kept(*arguments: search.Any) -> search.Any:
+    def kept(*arguments: Any) -> Any:
         made.append(real(*arguments))
         return made[-1]
 
