@@ -19,6 +19,7 @@ import soxr
 from numpy.typing import NDArray
 
 from ser_core.corpora.manifest import SAMPLE_RATE, Manifest, Utterance
+from ser_core.disk import check_readable, raise_storage_error
 from ser_core.errors import InputError
 
 LOWEST_RATE = 8_000  # Hz, telephone speech; a header with a lower rate is broken
@@ -66,6 +67,7 @@ def convert(path: Path) -> Converted:
             exact = rate == SAMPLE_RATE and stream.channels == 1 and subtype in ("PCM_16", "PCM_U8", "PCM_S8", "ULAW", "ALAW")
             decoded: NDArray[Any] = stream.read(dtype="int16" if exact else "float64", always_2d=True)
     except (soundfile.SoundFileError, OSError, RuntimeError) as error:
+        _raise_if_not_readable(path, error)
         raise AudioError(f"unreadable: {_first_line(error)}") from error
     if len(decoded) < declared:
         raise AudioError(f"unreadable: cut off after {len(decoded)} of {declared} samples")
@@ -110,6 +112,7 @@ def load_audio(manifest: Manifest, utterance: Utterance) -> NDArray[np.float32]:
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=False)
     except (soundfile.SoundFileError, OSError, RuntimeError) as error:
+        _raise_if_not_readable(path, error)
         raise InputError(f"{path}: {_first_line(error)}; run `python launch.py prepare` again") from error
     if rate != SAMPLE_RATE or samples.shape != (utterance.samples,):
         raise InputError(
@@ -133,6 +136,15 @@ def _bytes_cut_off(path: Path) -> int:
                 return 0 if size >= STREAMED else max(0, size - (end - stream.tell()))
             stream.seek(size + size % 2, io.SEEK_CUR)
     return 0
+
+
+def _raise_if_not_readable(path: Path, error: Exception) -> None:
+    """Raise OSError if the file system failed, which libsndfile reports like a damaged file."""
+    try:
+        check_readable(path)
+    except OSError as found:
+        raise_storage_error(found)
+    raise_storage_error(error)
 
 
 def _first_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from ser_core.disk import os_errors
+from ser_core.disk import os_errors, raise_storage_error
 from ser_core.errors import InputError, first_line, is_memory_error
 from ser_core.models.checkpoint_keys import key_problems, unknown_key
 from ser_core.models.identity import CONFIG_FILE, NO_BACKBONE, backbone_identity, checkpoint_folder
@@ -167,6 +167,7 @@ def _from_checkpoint(model_class: Any, settings: BackboneSettings, attention: At
             # The local cache is used without asking the hub, so that jobs on nodes without network work.
             model, report = model_class.from_pretrained(source, local_files_only=True, **options)
         except OSError as error:
+            raise_storage_error(error)
             if folder is not None:
                 raise InputError(f"{folder}: cannot be loaded: {first_line(error)}") from error
             model, report = _from_hub(model_class, source, options)
@@ -230,6 +231,7 @@ def _normalises(source: str, folder: Path | None, config: Any, revision: str | N
     try:
         return bool(json.loads(Path(path).read_text()).get("do_normalize", False))
     except (OSError, ValueError) as error:
+        raise_storage_error(error)
         raise InputError(f"{path}: cannot be read: {error}") from error
 
 

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ser_core.disk import raise_storage_error
 from ser_core.errors import InputError
 from ser_core.settings import BackboneSettings, Wav2vecSettings
 
@@ -81,6 +82,7 @@ def folder_identity(folder: Path) -> dict[str, Any]:
     try:
         settings = json.loads(config.read_text())
     except (ValueError, OSError) as error:
+        raise_storage_error(error)
         raise InputError(f"{config}: cannot be read: {error}") from error
     kept = {key: value for key, value in settings.items() if key not in VOLATILE_CONFIG_KEYS}
     return {"weights": [file_digest(path) for path in files], "config": kept}
