@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.errors import InternalError, SlurmUnavailableError, UsageError, is_mendable
+from jobs.errors import InternalError, SlurmUnavailableError, StoredConfigurationError, UsageError, is_mendable
 from ser_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -175,10 +175,18 @@ def cancel(
 ) -> None:
     """Cancel an experiment, or single runs of it, until it is launched again. Results stay; running Slurm jobs write a checkpoint."""
     from jobs.commands.cancel import print_cancellation
+    from jobs.experiment.launched import without_configuration
+    from jobs.store.layout import Layout
 
     named = words or []
     experiment, runs = (DEFAULT_EXPERIMENT, named) if not named or "/" in named[0] else (named[0], named[1:])
-    print_cancellation(_reopen(experiment, results), runs)
+    try:
+        session = _reopen(experiment, results)
+    except StoredConfigurationError:
+        if runs:
+            raise
+        session = _session(without_configuration(Layout(results.resolve(), experiment)))
+    print_cancellation(session, runs)
 
 
 @app.command()
