@@ -195,6 +195,7 @@ def collect(
     formats: Annotated[list[str] | None, typer.Option("--format", help="latex | markdown | csv | json; default: all")] = None,
     out: Annotated[Path | None, typer.Option(help="folder to write to; default: results/EXPERIMENT/tables")] = None,
     allow_incomplete: Annotated[bool, typer.Option("--allow-incomplete", help="exit with 0 even if runs are missing")] = False,
+    force: Annotated[bool, typer.Option("--force", help="overwrite complete tables with incomplete ones of fewer runs")] = False,
     source: Annotated[Path | None, typer.Option("--from", metavar="RUNS.CSV", help="results from elsewhere, one row a run")] = None,
     outliers: Annotated[str | None, typer.Option(metavar="RULE", help="with --from: pooled (default) | cell | none")] = None,
     results: Results = ROOT / "results",
@@ -210,7 +211,7 @@ def collect(
         raise UsageError("--outliers goes with --from: an experiment is judged by the rule it was launched with (policy.outliers)")
     else:
         session = _reopen(experiment, results)
-        complete = write_tables(session, session.look(ask_slurm=False), formats, out)
+        complete = write_tables(session, session.look(ask_slurm=False), formats, out, force=force)
     _exit(complete or allow_incomplete)
 
 
