@@ -15,7 +15,15 @@ from pathlib import Path
 from jobs.control.facts import Departure, StageFacts, needed_keys
 from jobs.control.result_index import index_of
 from jobs.experiment.graph import Graph
-from jobs.store.attempts import AttemptFiles, attempt_seconds, claim_alive, modified_at, newest_checkpoint, seconds_since_restart
+from jobs.store.attempts import (
+    AttemptFiles,
+    attempt_seconds,
+    claim_alive,
+    modified_at,
+    newest_checkpoint,
+    own_cluster,
+    seconds_since_restart,
+)
 from jobs.store.cancellations import Cancelled
 from jobs.store.layout import Layout, StageFolder
 from jobs.store.records import artifacts_present, attempt_numbers, read_claim, read_outcome, read_result
@@ -29,7 +37,8 @@ class PassContext:
 
     since: float = 0.0  # time of the last launch, seconds since the epoch: only failures after it count
     max_attempts: int = 12
-    live_jobs: Collection[str] | None = None  # all jobs in Slurm's queue; None if it was not read
+    live_jobs: Collection[str] | None = None  # this user's jobs in Slurm's queue; None if it was not read
+    cluster: Callable[[], str] = own_cluster  # Slurm's name of the cluster with that queue; "": not known
     departures: Callable[[Collection[str]], Mapping[str, Sequence[Departure]]] = lambda keys: {}
     refusals: Callable[[Collection[str]], Mapping[str, Sequence[tuple[float, str]]]] = lambda keys: {}  # time and message of each
     settling: Collection[str] = frozenset()  # keys of stages whose last job has left the queue, its end not known yet
@@ -110,7 +119,14 @@ def read_attempts(folder: StageFolder, context: PassContext, gone: Collection[st
         if claim is None:
             continue
         over = outcome is not None or number == published
-        alive = not over and claim_alive(claim, modified_at(attempt.claim), live_jobs=context.live_jobs, now=context.clock(), gone=gone)
+        alive = not over and claim_alive(
+            claim,
+            modified_at(attempt.claim),
+            live_jobs=context.live_jobs,
+            now=context.clock(),
+            gone=gone,
+            cluster=context.cluster,
+        )
         found.append(AttemptFiles(number, claim, outcome, alive, number == published))
     last_of_job = {attempt.job: attempt.number for attempt in found if attempt.job}
     # Slurm ends one execution of a job before it starts the next: what runs under the number of a requeued job is the last attempt.

@@ -188,6 +188,8 @@ class Claim:
     relief: int = 0  # how often the work of a pass was halved for want of memory
     checkpoint: float = 0.0  # when the newest resumable state was written that it found, seconds since the epoch
     team: str = ""  # machines of all processes that compute it together, a comma between them; "": `node` alone
+    uid: int | None = None  # of the user; None in claims of older versions
+    cluster: str = ""  # Slurm's name of the cluster of `slurm_job`; "": not known
 
     def __post_init__(self) -> None:
         check_times(self.started)

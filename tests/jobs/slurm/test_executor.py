@@ -356,3 +356,13 @@ def test_an_experiment_whose_configuration_cannot_be_read_is_cancelled(slurm_clu
     assert (done.stages, done.withdrawn) == (None, len(graph.nodes))
     until(drained(arrays))
     assert read_cancellations(layout, 1.0).everything
+
+
+def test_the_cluster_is_asked_for_its_name_once(slurm_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the claims of its jobs state it. Inside a job the environment has it."""
+    client = SlurmClient()
+    arrays = arrays_of(tmp_path, client=client)
+    job = slurm_cluster.run("srun", "printenv", "SLURM_CLUSTER_NAME").strip()
+    assert (arrays.cluster(), arrays.cluster(), client.calls) == (job, job, 1)
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "other")
+    assert arrays.cluster() == "other"
