@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from jobs.errors import StoredConfigurationError, UsageError
-from jobs.experiment.config import Cluster, Experiment, resolved_values, restore_experiment
+from jobs.experiment.config import Cluster, Experiment, resolved_values, restore_experiment, secrets_of
 from jobs.experiment.graph import Extend, Graph, Refill, Slot, build_graph, seeds_of_slots
 from jobs.experiment.registry import Registry
 from jobs.store.cancellations import last_cancellation
@@ -80,10 +80,11 @@ def launch(experiment: Experiment, corpus: Corpus, registry: Registry, layout: L
 
 
 def store(launched: Launched) -> None:
-    """Store an experiment under its name."""
+    """Store an experiment under its name; only its user can read the record if it has settings that may hold secrets."""
     config, stages = resolved_values(launched.experiment), _digest(launched.graph)
     record = _Stored(launched.since, launched.corpus, config, launched.config, launched.user, stages)
-    write_json(launched.layout.experiment_file, {"schema": SCHEMA, **asdict(record)})
+    private = bool(secrets_of(launched.experiment))
+    write_json(launched.layout.experiment_file, {"schema": SCHEMA, **asdict(record)}, private=private)
 
 
 def reopen(layout: Layout, registry: Registry, recipe_schema: type[Any]) -> Launched:
