@@ -476,7 +476,11 @@ def main() -> int:
     except OSError as error:
         if not is_mendable(error):
             raise
-        typer.echo(f"{error.filename or 'a file'}: {error.strerror}; fix that and run the same command again", err=True)
+        from jobs.store.access import denied_line
+
+        plain = f"{error.filename or 'a file'}: {error.strerror}"
+        line = denied_line(error) if isinstance(error, PermissionError) else plain
+        typer.echo(f"{line}; fix that and run the same command again", err=True)
         return 2
     return 0
 

@@ -18,6 +18,7 @@ from typing import Any
 from jobs.errors import UsageError
 from jobs.experiment.graph import Node, canonical_json
 from jobs.signals import WARNING_SIGNAL, StopRequest
+from jobs.store.access import denied_line
 from jobs.store.attempts import (
     GONE_SECONDS,
     QUIET_SECONDS,
@@ -174,7 +175,8 @@ def outcome_of(error: BaseException, attempt: AttemptFolder, watch: Stopwatch, *
         kind = FailureClass.time_limit if at_limit else kind
         return _outcome(attempt, watch, Ending.interrupted, name, first_line(error), kind=kind)
     if kind is FailureClass.refused:
-        lines = [str(problem) for problem in getattr(error, "problems", ())] or [str(error)]
+        lines = [str(problem) for problem in getattr(error, "problems", ())]
+        lines = lines or [denied_line(error) if isinstance(error, PermissionError) else str(error)]
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
         return _outcome(attempt, watch, Ending.refused, name, lines[0] + more, "\n".join(lines), kind=kind)
     if kind is FailureClass.memory and concurrent:

@@ -458,9 +458,9 @@ def test_complete_tables_are_not_overwritten_with_fewer_runs(tmp_path: Path) -> 
     """After a change of the code nothing has a result: the files stay unless forced. More runs, or a complete experiment, replace them."""
     layout, made = Layout(tmp_path, "demo"), graph(slots=2)
 
-    def collected(made: Graph, finished: Sequence[Run], **options: bool) -> tuple[str, bytes]:
+    def collected(made: Graph, finished: Sequence[Run], force: bool = False) -> tuple[str, bytes]:
         results = {run.key: result(run, ((3 + run.slot, 1), (0, 4)), ("a", "b")) for run in finished}
-        report = collect(layout, made, results, {}, published(None), **options)
+        report = collect(layout, made, results, {}, published(None), force=force)
         assert bool(report.paths) is not bool(report.kept)
         return report.kept, b"".join(path.read_bytes() for path in sorted(layout.folder.rglob("*.*")))
 
