@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import soundfile
-import soxr
 from numpy.typing import NDArray
 
 from ser_core.corpora.manifest import SAMPLE_RATE, Manifest, Utterance
@@ -26,7 +25,7 @@ LOWEST_RATE = 8_000  # Hz, telephone speech; a header with a lower rate is broke
 HIGHEST_RATE = 192_000  # Hz
 FULL_SCALE = 1 << 15
 # Samples of one emotion state, the longest receptive field of all models: a wav2vec v1 frame covers 465 samples, frames are 160 samples
-# apart, and the emotion-state convolution has kernel 4 (section 3.3 of the paper).
+# apart, and the emotion-state convolution has kernel 4 (authors' code).
 SHORTEST = 465 + 3 * 160
 STREAMED = 0x7FFF_0000  # bytes; a wav header that declares at least this size was written to a pipe
 OVERSHOOT = 1.1  # peak up to which a float file is clipped without an error, as resampling may overshoot; above it the scale is wrong
@@ -89,6 +88,8 @@ def to_target_rate(decoded: NDArray[np.float64], rate: int) -> Samples:
         raise AudioError(f"its samples reach {peak:.4g}; float samples must lie within ±1")
     mono = decoded.mean(axis=1)
     if rate != SAMPLE_RATE:
+        import soxr  # only to prepare a corpus, so that stages run in an environment without it
+
         mono = soxr.resample(mono, rate, SAMPLE_RATE, quality="VHQ")
     rounded: Samples = np.clip(np.rint(mono * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
     return rounded

@@ -185,9 +185,11 @@ def _from_hub(model_class: Any, name: str, options: dict[str, Any]) -> tuple[Any
     try:
         model, report = model_class.from_pretrained(name, **options)
     except (OSError, ValueError, RuntimeError) as error:
+        pinned = options.get("revision")
         raise InputError(
-            f"{name}: not in the local cache and cannot be downloaded from the Hugging Face hub ({first_line(error)}); "
-            "download it where there is network and set backbone.checkpoint to its folder"
+            f"{name}{f', revision {pinned}' if pinned else ''}: not in the local cache and cannot be downloaded from the Hugging Face hub "
+            f"({first_line(error)}); download it where there is network and set backbone.checkpoint to its folder"
+            f"{', or, if this model has no such revision, set backbone.revision to one of its own or to null' if pinned else ''}"
         ) from error
     return model, report
 
@@ -254,6 +256,10 @@ def _ready(model: Any, source: str) -> Any:
         raise InputError(f"{source}: has no mask embedding because mask_time_prob is 0 in its configuration; every stage masks frames")
     if model.config.add_adapter:
         raise InputError(f"{source}: has an adapter after the transformer (add_adapter); a checkpoint without one is needed")
+    for module in model.modules():
+        if hasattr(module, "gradient_checkpointing"):
+            # A checkpoint's configuration may switch it on: wasted time here, and the authors' code switches it off too.
+            module.gradient_checkpointing = False
     model.float()
     model.eval()
     return model

@@ -18,10 +18,11 @@ from ser_core.corpora.manifest import Manifest, load_manifest
 from ser_core.errors import Diverged, InputError, Interrupted
 from ser_core.models.backbone import load_encoder
 from ser_core.registry import REGISTRY
-from ser_core.settings import FeatureCache, Padding, Precision, Recipe
+from ser_core.settings import FeatureCache, Precision, Recipe
 from ser_core.stages import context as stage_context
 from ser_core.stages.states import StateTraining
 from ser_core.training.loop import Objective, TrainingResult, train
+from tests.ser_core.presets import with_preset
 from tests.ser_core.stages.conftest import FOLDS, STAGES, Bench, artifacts, curves, stage_calls
 
 
@@ -53,6 +54,7 @@ def test_seeds_change_the_fine_tuning_and_nothing_upstream(recipe: Recipe, bench
     assert outcomes[0]["metrics"]["training_loss"] != outcomes[1]["metrics"]["training_loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("fold", FOLDS)
 def test_no_audio_of_the_held_out_fold_is_opened_before_the_test(
@@ -80,6 +82,7 @@ def test_no_audio_of_the_held_out_fold_is_opened_before_the_test(
         assert not any(tested)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["states", "cluster", "tapt", "ptapt"])
 def test_upstream_stages_do_not_depend_on_the_held_out_fold(
     stage: str, recipe: Recipe, bench: Bench, corpus: Manifest, tmp_path: Path
@@ -96,6 +99,7 @@ def test_upstream_stages_do_not_depend_on_the_held_out_fold(
     assert artifacts(whole) == artifacts(without)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["finetune", "tapt", "ptapt", "states"])
 @pytest.mark.parametrize("checks", [1, 2])
 def test_an_interrupted_stage_ends_as_an_uninterrupted_one(stage: str, checks: int, recipe: Recipe, bench: Bench, tmp_path: Path) -> None:
@@ -115,6 +119,7 @@ def test_an_interrupted_stage_ends_as_an_uninterrupted_one(stage: str, checks: i
     assert artifacts(output) == artifacts(uninterrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["finetune", "tapt"])
 def test_interruptions_at_random_steps_change_no_number(
     stage: str, recipe: Recipe, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -150,14 +155,12 @@ def test_interruptions_at_random_steps_change_no_number(
     assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["vft", "tapt", "ptapt"])
-@pytest.mark.parametrize("padding", list(Padding))
-def test_every_method_ends_in_scores_of_the_held_out_fold(
-    method: str, padding: Padding, recipe: Recipe, bench: Bench, corpus: Manifest
-) -> None:
-    """Metrics, confusion and predictions.csv describe the same test utterances, in both ways of padding."""
-    recipe.features.padding = padding
-    outcome, output = bench.run(REGISTRY.call(method, recipe, fold="2", seed=3))
+@pytest.mark.parametrize("preset", ["paper", "published"])
+def test_every_method_ends_in_scores_of_the_held_out_fold(method: str, preset: str, recipe: Recipe, bench: Bench, corpus: Manifest) -> None:
+    """Metrics, confusion and predictions.csv describe the same test utterances, with both presets."""
+    outcome, output = bench.run(REGISTRY.call(method, with_preset(recipe, preset), fold="2", seed=3))
     test = corpus.test("2")
     confusion = np.array(outcome["confusion"])
     assert outcome["classes"] == list(corpus.classes)
@@ -184,14 +187,13 @@ def test_kept_and_recomputed_features_train_alike(stage: str, recipe: Recipe, be
     assert artifacts(outputs[0][1]) == artifacts(outputs[1][1])
 
 
-@pytest.mark.parametrize("padding", list(Padding))
-def test_micro_batches_train_like_whole_batches(padding: Padding, recipe: Recipe, bench: Bench) -> None:
+@pytest.mark.parametrize("preset", ["paper", "published"])
+def test_micro_batches_train_like_whole_batches(preset: str, recipe: Recipe, bench: Bench) -> None:
     """Without dropout a step in parts is the step in one, up to the order of sums; so it is where features depend on the whole batch."""
-    recipe.features.padding = padding
     recipe.backbone.config |= dict.fromkeys(
         ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "layerdrop"), 0.0
     )
-    call = stage_calls(recipe)["finetune"]
+    call = stage_calls(with_preset(recipe, preset))["finetune"]
     whole, _ = bench.run(call)
     parts, _ = bench.run(call, execution={**call.runtime["execution"], "micro_batch": 1})
     assert parts["metrics"]["training_loss"] == pytest.approx(whole["metrics"]["training_loss"], rel=1e-4)
@@ -305,11 +307,12 @@ def test_a_collapsed_training_is_reported_as_diverged(rate: float, collapsed: bo
 
 def test_a_nan_validation_loss_is_divergence(recipe: Recipe, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """It cannot be compared with others, nor written as JSON."""
-    monkeypatch.setattr(StateTraining, "validate", lambda self: (float("nan"), 0.0))
+    monkeypatch.setattr(StateTraining, "validate", lambda self, step: (float("nan"), 0.0))
     with pytest.raises(Diverged, match="validation loss is nan"):
         bench.run(stage_calls(recipe)["states"])
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("method", ["vft", "tapt", "ptapt"])
