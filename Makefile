@@ -1,6 +1,7 @@
 # make grid: environment, demo corpus, the whole grid on this machine, a table.
 # make test: everything the tests need, and all tests.   make test-fast: those without Slurm and whole grids, and none that takes long.   make lint: style, types.
 # make explore: the state machine of the controller with fresh random examples; MINUTES=20, SEED=n repeats a run.
+# make gpu-check: what only a GPU can prove, and how fast it is there, in 8 minutes; ARGS=--cpu runs what needs none.
 # make chaos: a grid on a real Slurm whose nodes, steps, controllers and slurmctld are killed at random, for ten minutes.
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +13,7 @@ PARALLEL = --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 MINUTES ?= 20
 unexport PYTHONDONTWRITEBYTECODE  # the tests start hundreds of processes: each would compile every module again
 
-.PHONY: setup grid test test-fast explore chaos lint format clean
+.PHONY: setup grid test test-fast explore chaos gpu-check lint format clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -42,6 +43,10 @@ explore: setup
 chaos: setup
 	bash tests/install_packages.sh
 	$(RUN) -m tests.chaos --minutes 10
+
+# Without `setup`: PYTHON names an environment with CUDA torch and what docs/gpu-check.md lists.
+gpu-check:
+	$(PYTHON) -m benchmarks.gpu_check $(ARGS)
 
 lint: setup
 	$(VENV)/bin/ruff check .

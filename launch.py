@@ -104,10 +104,11 @@ def grid(
 ) -> None:
     """Run every stage of an experiment that has no result, and write its tables. Safe to repeat; lifts a `cancel`."""
     from jobs.commands.grid import print_plan, run_grid
+    from ser_core.registry import REGISTRY
 
     session = _launch(arguments or [], cluster, data, results, dry_run=dry_run)
     if dry_run:
-        print_plan(session)
+        print_plan(session, REGISTRY.cost_notes)
     else:
         _exit(run_grid(session, wait=bool(wait)))
 
@@ -306,7 +307,8 @@ def _experiment(arguments: list[str], cluster: str | None, command: str) -> Expe
             raise UsageError(f"--cluster {cluster}: known are {', '.join(Cluster.__members__)}")
         experiment = replace(experiment, cluster=Cluster[cluster])
     load_published(PUBLISHED, experiment.table)  # fails now rather than after everything is computed
-    REGISTRY.check(experiment.recipe)
+    for recipe in (experiment.recipe, *experiment.recipes.values()):
+        REGISTRY.check(recipe)
     check_rule(experiment.policy.outliers, experiment.seeds, experiment.policy.sigmas)
     check_notify(experiment.policy)
     return experiment
@@ -324,7 +326,8 @@ def _launch(arguments: list[str], cluster: str | None, data: Path, results: Path
     from ser_core.settings import resolve_checkpoints
 
     experiment = _experiment(arguments, cluster, "grid")
-    resolve_checkpoints(experiment.recipe, (Path.cwd(), ROOT))
+    for recipe in experiment.recipes.values():
+        resolve_checkpoints(recipe, (Path.cwd(), ROOT))
     layout = Layout(results.resolve(), experiment.name)
     return _session(launch(experiment, _corpus(experiment, data, dry_run), REGISTRY, layout, _file_of(arguments)), new=True)
 

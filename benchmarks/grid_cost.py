@@ -1,27 +1,28 @@
-"""Compute of the full IEMOCAP grid (5 folds x 5 seeds x 3 methods), the authors' scripts compared with ours, from measured step times.
+"""Compute of the full IEMOCAP grid (5 folds x 5 seeds x 3 methods): both presets beside the authors' scripts, from measured step times.
 
     python benchmarks/training.py --backbone base --output measured.json ...
     python benchmarks/grid_cost.py --measured measured.json other.json --kmeans kmeans.json
-    python benchmarks/grid_cost.py --step finetune=165,18 tapt=200,60 ptapt=200,45 states=30,20 --test 0.9,0.5 --front-end 0.05
+    python benchmarks/grid_cost.py --step finetune=165,60,18 tapt=200,90,60 ptapt=200,90,45 states=30,20,20 --test 0.9,0.5,0.5
 
 Nothing is trained here. The stages are those of the experiment's graph (configs/experiment/iemocap.yaml, the real registry) for utterances
 of IEMOCAP's number and lengths; their steps are the recipe's. Hours are those of the device on which the step times were measured; for a
 CPU read ratios only, and a GPU has other ratios.
 
 authors: the same stages, because the authors too repeat only fine-tuning per seed. Front end computed at every step, batches padded to
-their longest utterance, test in batches of one, as `reference` was measured (float32, unless measured with their fp16 flag). k-means takes
-as long as ours unless `kmeans_reference` is given; both on CPUs.
-ours: the frozen front end runs once for the published checkpoint (V-FT and P-TAPT) and once for each fold's TAPT checkpoint.
+their longest utterance, test in batches of one, as measured by benchmarks/training.py (float32, unless measured with their fp16 flag).
+k-means takes as long as ours unless `kmeans_authors` is given; both on CPUs.
+published: the same recipe in this project; the front end is computed at every step too.
+paper: the frozen front end runs once for the published checkpoint (V-FT and P-TAPT) and once for each fold's TAPT checkpoint.
 
 Makespan: list scheduling of the graph, longest chain first, one GPU per stage, k-means on unlimited CPUs. Bound: max(longest chain, GPU
 hours / GPUs). One pretraining of 20 000 steps bounds 64 GPUs, so pretraining on several GPUs is shown too, with `--efficiency` for each
 doubling. Times measured with other batch sizes (`batch_size`, `batch_seconds` in the file) are scaled to the recipe's, including the part
-of a step that does not depend on the batch (the optimiser), on both sides: for small batches the ratio is underestimated. Several files may
-hold some stages each, measured on the same kind of device; a stage missing in all of them is an error unless `--without` omits it on both
-sides. Not counted for ours: the few utterances whose features are stored both whole and cut; for both: start-up, checkpoints, copies.
+of a step that does not depend on the batch (the optimiser), on all sides: for small batches the ratio is underestimated. Several files may
+hold some stages each, measured on the same kind of device; a stage missing in all of them is an error unless `--without` omits it on all
+sides. Not counted for `paper`: the few utterances whose features are stored both whole and cut; for all: start-up, checkpoints, copies.
 
-The file: {"stages": {STAGE: {"reference": {"step_seconds": s, "test_utterance_seconds": s}, "ours": {...}}}, "kmeans": {K: s},
-"front_end_utterance_seconds": s}; optional: "batch_size", "batch_seconds", "kmeans_frames", "kmeans_reference", "device".
+The file: {"stages": {STAGE: {"authors": {"step_seconds": s, "test_utterance_seconds": s}, "published": {...}, "paper": {...}}},
+"kmeans": {K: s}, "front_end_utterance_seconds": s}; optional: "batch_size", "batch_seconds", "kmeans_frames", "kmeans_authors", "device".
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ STATES_PER_SECOND = 50
 GRADIENT_STAGES = ("states", "tapt", "ptapt", "finetune")
 SPREADABLE = ("states", "tapt", "ptapt")
 FRONT_END = "front end"
+AUTHORS, PUBLISHED, PAPER = SIDES = ("authors", "published", "paper")
 PAPER_FRAMES = 1_200_000
 STAND_IN = {"stand_in": True}  # in place of a checkpoint's identity; this graph is not run
 
@@ -246,8 +248,8 @@ def simulate(jobs: Mapping[str, Job], gpus: int) -> Schedule:
     return Schedule(now, max(chain, gpu_hours / gpus), chain, gpu_hours, starts)
 
 
-def parse_measured(found: Mapping[str, Any], recipe: Recipe, without: Sequence[str] = ()) -> tuple[Setting, Setting]:
-    """The reference's and our seconds in a file of measurements, at the recipe's batch; 0 for the stages `without`.
+def parse_measured(found: Mapping[str, Any], recipe: Recipe, without: Sequence[str] = ()) -> dict[str, Setting]:
+    """Side -> its seconds in a file of measurements, at the recipe's batch; 0 for the stages `without`.
 
     Raises ValueError that names what is missing.
     """
@@ -261,25 +263,26 @@ def parse_measured(found: Mapping[str, Any], recipe: Recipe, without: Sequence[s
 
     frames = PAPER_FRAMES / float(found.get("kmeans_frames", PAPER_FRAMES))
     ours = {int(k): float(value) * frames for k, value in found.get("kmeans", {}).items()}
-    theirs = {int(k): float(value) * frames for k, value in found.get("kmeans_reference", {}).items()}
+    theirs = {int(k): float(value) * frames for k, value in found.get("kmeans_authors", {}).items()}
     for k in recipe.cluster.counts:
         if k not in ours:
             raise ValueError(f"kmeans.{k}: missing; benchmarks/kmeans.py --output measures it")
-    return tuple(  # type: ignore[return-value]
-        Setting(
-            {stage: 0.0 if stage in without else seconds(stage, way, "step_seconds") for stage in GRADIENT_STAGES},
-            seconds("finetune", way, "test_utterance_seconds"),
-            {**ours, **theirs} if way == "reference" else ours,
-            0.0 if way == "reference" else float(found.get("front_end_utterance_seconds", 0.0)),
+    return {
+        side: Setting(
+            {stage: 0.0 if stage in without else seconds(stage, side, "step_seconds") for stage in GRADIENT_STAGES},
+            seconds("finetune", side, "test_utterance_seconds"),
+            {**ours, **theirs} if side == AUTHORS else ours,
+            float(found.get("front_end_utterance_seconds", 0.0)) if side == PAPER else 0.0,
         )
-        for way in ("reference", "ours")
-    )
+        for side in SIDES
+    }
 
 
 def stage_table(sides: Mapping[str, Mapping[str, Job]]) -> list[str]:
-    """Markdown: how many of each stage, and hours for either side."""
+    """Markdown: how many of each stage, and hours for each side; the ratio is that of the authors and `paper`."""
     names = [*GRADIENT_STAGES[:1], "cluster", *GRADIENT_STAGES[1:], FRONT_END]
-    lines = ["| stage | times | authors, hours | ours, hours | ratio |", "|---|---|---|---|---|"]
+    headings = " | ".join(f"{side}, hours" for side in sides)
+    lines = [f"| stage | times | {headings} | ratio |", "|---|---|" + "---|" * len(sides) + "---|"]
     totals = dict.fromkeys(sides, 0.0)
     for name in names:
         counts = [sum(job.stage == name for job in jobs.values()) for jobs in sides.values()]
@@ -287,14 +290,14 @@ def stage_table(sides: Mapping[str, Mapping[str, Job]]) -> list[str]:
         for side, value in zip(totals, hours, strict=True):
             totals[side] += value
         if max(hours):  # what was left out is no row
-            ratio = f"{hours[0] / hours[1]:.2f}" if min(hours) > 0 else "–"
-            lines.append(f"| {name} | {max(counts)} | {hours[0]:.2f} | {hours[1]:.2f} | {ratio} |")
-    first, second = totals.values()
-    return [*lines, f"| total | | {first:.2f} | {second:.2f} | {first / second:.2f} |"]
+            ratio = f"{hours[0] / hours[-1]:.2f}" if min(hours) > 0 else "–"
+            lines.append(f"| {name} | {max(counts)} | {' | '.join(f'{each:.2f}' for each in hours)} | {ratio} |")
+    whole = list(totals.values())
+    return [*lines, f"| total | | {' | '.join(f'{each:.2f}' for each in whole)} | {whole[0] / whole[-1]:.2f} |"]
 
 
 def makespan_table(sides: Mapping[str, Mapping[str, Job]], gpus: Sequence[int], over: Sequence[int], efficiency: float) -> list[str]:
-    """Markdown: makespan and bound for either side on so many GPUs, pretrainings on one and on more."""
+    """Markdown: makespan and bound for each side on so many GPUs, pretrainings on one and on more."""
     lines = [
         "| GPUs | a pretraining on | side | makespan, hours | bound, hours | makespan / bound | bounded by |",
         "|---|---|---|---|---|---|---|",
@@ -302,7 +305,7 @@ def makespan_table(sides: Mapping[str, Mapping[str, Job]], gpus: Sequence[int], 
     for count in gpus:
         for width in [each for each in over if each <= count]:
             for side, jobs in sides.items():
-                if side == "authors" and width > 1:  # their scripts use one
+                if side == AUTHORS and width > 1:  # their scripts use one
                     continue
                 found = simulate(spread(jobs, width, efficiency), count)
                 by = "longest chain" if found.chain > found.gpu_hours / count else "work"
@@ -314,16 +317,15 @@ def makespan_table(sides: Mapping[str, Mapping[str, Job]], gpus: Sequence[int], 
 def from_flags(options: argparse.Namespace) -> dict[str, Any]:
     """Parse command-line pairs to the structure of a file. Raises ValueError for an invalid pair."""
 
-    def pair(text: str) -> tuple[float, float]:
-        reference, ours = (float(value) for value in text.split(","))
-        return reference, ours
+    def sides(text: str) -> dict[str, float]:
+        return dict(zip(SIDES, map(float, text.split(",")), strict=True))
 
     stages: dict[str, dict[str, dict[str, float]]] = {}
     for each in options.step:
         stage, _, values = each.partition("=")
-        stages[stage] = {way: {"step_seconds": value} for way, value in zip(("reference", "ours"), pair(values), strict=True)}
-    for way, value in zip(("reference", "ours"), pair(options.test), strict=True):
-        stages.setdefault("finetune", {}).setdefault(way, {})["test_utterance_seconds"] = value
+        stages[stage] = {side: {"step_seconds": value} for side, value in sides(values).items()}
+    for side, value in sides(options.test).items():
+        stages.setdefault("finetune", {}).setdefault(side, {})["test_utterance_seconds"] = value
     return {"stages": stages, "front_end_utterance_seconds": options.front_end, "device": "given by flags"}
 
 
@@ -332,9 +334,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measured", type=Path, nargs="+", help="JSON of benchmarks/training.py; of several, each with other stages")
     parser.add_argument("--kmeans", type=Path, nargs="+", default=[], help="JSON of benchmarks/kmeans.py, where the others have none")
-    parser.add_argument("--without", nargs="+", default=[], choices=SPREADABLE, help="stages not measured: left out on both sides")
-    parser.add_argument("--step", nargs="+", metavar="STAGE=REFERENCE,OURS", help="seconds of a step, where there is no file")
-    parser.add_argument("--test", default="0,0", metavar="REFERENCE,OURS", help="seconds of a tested utterance")
+    parser.add_argument("--without", nargs="+", default=[], choices=SPREADABLE, help="stages not measured: left out on all sides")
+    parser.add_argument("--step", nargs="+", metavar="STAGE=AUTHORS,PUBLISHED,PAPER", help="seconds of a step, where there is no file")
+    parser.add_argument("--test", default="0,0,0", metavar="AUTHORS,PUBLISHED,PAPER", help="seconds of a tested utterance")
     parser.add_argument("--front-end", type=float, default=0.0, help="seconds of an utterance's features")
     parser.add_argument("--kmeans-seconds", nargs="+", default=[], metavar="K=SECONDS", help="of k-means on the paper's 1.2 million frames")
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64])
@@ -355,7 +357,7 @@ def main() -> None:
             found["kmeans"] = {**found.get("kmeans", {}), **own}
             extrapolated |= {str(row["k"]) for row in other.get("rows", ()) if row["variant"] == "ours" and row["extrapolated"]}
         found.setdefault("kmeans", {}).update({k: float(value) for k, _, value in (each.partition("=") for each in options.kmeans_seconds)})
-        reference, ours = parse_measured(found, recipe, options.without)
+        settings = parse_measured(found, recipe, options.without)
     except (OSError, ValueError, KeyError, TypeError) as error:
         parser.error(str(error) if isinstance(error, (OSError, ValueError)) else f"not a file of measurements: {error!r}")
     manifest = synthetic_manifest()
@@ -364,18 +366,18 @@ def main() -> None:
     def gpus(stage: str) -> int:
         return 0 if stage == "cluster" else 1
 
-    sides = {side: grid_jobs(graph, manifest, recipe, setting, gpus) for side, setting in (("authors", reference), ("ours", ours))}
+    sides = {side: grid_jobs(graph, manifest, recipe, setting, gpus) for side, setting in settings.items()}
     hours = sum(utterance.samples for utterance in manifest.utterances) / SAMPLE_RATE / 3600
     print(
         f"{len(manifest.utterances)} utterances, {hours:.1f} h of audio; {len(graph.runs)} runs, {len(graph.nodes)} stages. "
         f"Hours of the measured device: {found.get('device', 'not named; step times of a CPU unless the file says otherwise')}.\n"
     )
     if options.without:
-        print(f"Left out, on both sides and in all that follows: {', '.join(options.without)} (not measured).\n")
+        print(f"Left out, on all sides and in all that follows: {', '.join(options.without)} (not measured).\n")
     if extrapolated:
         print(f"k-means with {', '.join(sorted(extrapolated, key=int))} clusters: extrapolated from its first iterations.\n")
-    if not ours.front_end_utterance:
-        print("Features of a frozen front end: not measured apart; ours counts them where the steps hold them, if they do.\n")
+    if not settings[PAPER].front_end_utterance:
+        print("Features of a frozen front end: not measured apart; `paper` counts them where the steps hold them, if they do.\n")
     print("\n".join(stage_table(sides)))
     print(f"\nGPUs as quick as that device, {options.efficiency:g} of the pace kept at each doubling:\n")
     print("\n".join(makespan_table(sides, options.gpus, options.spread, options.efficiency)))

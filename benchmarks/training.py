@@ -1,13 +1,15 @@
-"""Time of each stage that trains by gradient descent, ours compared with a `reference` setting that computes like the authors' code.
+"""Time of each stage that trains by gradient descent: the presets `published` and `paper` beside the authors' loop.
 
     python benchmarks/training.py --quick
     python benchmarks/training.py --backbone base --stages finetune --utterances 64 --steps 2 --output measured.json
 
-Both settings are stages of this project on the same utterances: noise of IEMOCAP-like lengths (log-normal, mean 4.5 s, at most 10 s).
-`reference`: random batches padded to their longest utterance, front end computed at every step, float32, transformers' encoder with eager
-attention and torch's dropout, default allocator, test in batches of one.
-`ours`: features of a frozen front end computed once, micro-batches of similar length, the requested precision, test in batches by length.
-Every stage runs in its own process, so that allocator and peak memory are its own; both settings use the same utterances and seeds. Steps
+All three are stages of this project on the same utterances: noise of IEMOCAP-like lengths (log-normal, mean 4.5 s, at most 10 s).
+`authors`: the preset `published` computed as their loop does: each batch in one pass, padded to its longest utterance, float32,
+transformers' encoder with eager attention and torch's dropout, default allocator, test in batches of one.
+`published`: the same recipe with this project's encoder, parts by length, the requested precision, test in batches by length. The front end
+is computed at every step on batches padded to one length: that is the recipe.
+`paper`: features of a frozen front end computed once, else like `published`.
+Every stage runs in its own process, so that allocator and peak memory are its own; all use the same utterances and seeds. Steps
 are medians. An epoch is its steps and, for fine-tuning, its share of the front end, which is computed once for all epochs of the recipe
 (and in an experiment for all its runs, which is not counted here). FLOPs are those of the transformer on valid frames, forward and backward
 (6 per weight and frame, plus attention), whatever else a setting computes; they are related to float32 matrix products measured in this
@@ -42,21 +44,20 @@ from ser_core.settings import (
     ClusterSettings,
     ExecutionSettings,
     FeatureCache,
-    FeatureSettings,
     FinetuneSettings,
-    Padding,
     Precision,
     PtaptSettings,
     Recipe,
-    SpecAugmentSettings,
     StatesSettings,
     TaptSettings,
     Wav2vecSettings,
 )
-from ser_core.training.batches import Batch, bucketed_epoch, shuffled_epoch
+from ser_core.training.batches import Batch, Bucketing, bucketed_epoch, shuffled_epoch
 
 MEAN_SECONDS, SPREAD, SHORTEST_SECONDS, LONGEST_SECONDS = 4.5, 0.55, 0.6, 10.0
 CLASSES = ("angry", "happy", "neutral", "sad")
+AUTHORS, PUBLISHED, PAPER = SETTINGS = ("authors", "published", "paper")
+PRESETS = Path(__file__).resolve().parents[1] / "configs" / "recipe"
 STAGES = ("finetune", "tapt", "ptapt", "states")
 HOP = 320  # samples a frame
 SHOWN_STEPS = 8
@@ -118,36 +119,41 @@ def noise_corpus(folder: Path, training: int, test: int) -> Manifest:
     return write_manifest(folder, "noise", ["test", "train"], utterances)
 
 
-def make_recipe(options: argparse.Namespace, stage: str, *, reference: bool) -> Recipe:
-    """Return the recipe of one of the two settings."""
+def make_recipe(options: argparse.Namespace, stage: str, setting: str) -> Recipe:
+    """Return the recipe of one of the settings."""
+    from omegaconf import OmegaConf
+
     # Every pass of a fine-tuning step is padded to the longest of the whole batch; TAPT in passes would run its front end twice.
-    whole = options.reference_batch if stage == "finetune" else 1 << 20
+    whole = options.authors_batch if stage == "finetune" else 1 << 20
     tiny = options.backbone == "tiny"
-    precision = Precision.float32 if reference else Precision[options.precision]
+    authors = setting == AUTHORS
+    precision = Precision.float32 if authors else Precision[options.precision]
     pretraining: dict[str, Any] = {"steps": options.steps, "batch_seconds": options.batch_seconds, "precision": precision}
-    spec_augment = SpecAugmentSettings(feature_length=16 if tiny else 64)
-    return Recipe(
+    recipe = Recipe(
         backbone=BackboneSettings(checkpoint=None, config=TINY_BACKBONE if tiny else BASE_BACKBONE),
-        features=FeatureSettings(Padding.reference if reference else Padding.independent),
-        finetune=FinetuneSettings(epochs=options.epochs, batch_size=options.batch_size, spec_augment=spec_augment, precision=precision),
+        finetune=FinetuneSettings(epochs=options.epochs, batch_size=options.batch_size, precision=precision),
         tapt=TaptSettings(**pretraining),
         states=StatesSettings(
             wav2vec=Wav2vecSettings(config=TINY_WAV2VEC if tiny else BASE_WAV2VEC),
             steps=options.steps,
             batch_size=options.batch_size,
-            spec_augment=spec_augment,
             precision=precision,
         ),
         cluster=ClusterSettings(counts=[8, 32], iterations=2),
         ptapt=PtaptSettings(**pretraining),
         execution=ExecutionSettings(
-            attention=Attention.eager if reference else Attention.sdpa,
-            feature_cache=FeatureCache.none if reference else FeatureCache.memory,
-            micro_batch=whole if reference else options.micro_batch,
-            evaluation_batch=1 if reference else 8,
+            attention=Attention.eager if authors else Attention.sdpa,
+            feature_cache=FeatureCache.memory,
+            micro_batch=whole if authors else options.micro_batch,
+            evaluation_batch=1 if authors else 8,
             log_every=1,
         ),
     )
+    for each in (recipe.finetune, recipe.states):
+        each.spec_augment.feature_length = 16 if tiny else 64
+    preset = OmegaConf.load(PRESETS / f"{PAPER if setting == PAPER else PUBLISHED}.yaml")
+    chosen: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(recipe), preset))
+    return chosen  # type: ignore[no-any-return]
 
 
 class Bench:
@@ -179,7 +185,7 @@ class Bench:
         outcome: dict[str, Any] = json.loads(answer.read_text())
         return outcome, output
 
-    def measure(self, call: StageCall, lengths: list[int], batches: list[Batch], reference: bool, device: str) -> Measured:
+    def measure(self, call: StageCall, lengths: list[int], batches: list[Batch], setting: str, device: str) -> Measured:
         """Measure one stage; `batches` are those of an epoch, `samples` the lengths of the utterances."""
         outcome, output = self.run(call)
         durations = outcome["durations"]
@@ -189,7 +195,7 @@ class Bench:
         share = front_end / EPOCHS if call.stage == "finetune" else 0.0
         frames = [[lengths[index] // HOP for index in batch] for batch in batches]
         valid = sum(map(sum, frames))
-        packed = not reference and device == "cpu" and call.stage != "states"
+        packed = setting != AUTHORS and device == "cpu" and call.stage != "states" and not (setting == PUBLISHED and call.stage == "tapt")
         padded = valid if packed else sum(max(batch) * len(batch) for batch in frames)
         return Measured(
             step=durations["step"],
@@ -306,13 +312,14 @@ def main() -> None:
     parser.add_argument("--utterances", type=int, default=64, help="to train on; a quarter as many are tested")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--batch-seconds", type=float, default=250.0)
-    parser.add_argument("--micro-batch", type=int, default=0, help="utterances in a part of ours; 0: by length")
-    parser.add_argument(
-        "--reference-batch", type=int, default=8, help="utterances in a pass of the reference's fine-tuning, for want of memory"
-    )
+    parser.add_argument("--micro-batch", type=int, default=0, help="utterances in a part of the presets; 0: by length")
+    parser.add_argument("--authors-batch", type=int, default=8, help="utterances in a pass of the authors' fine-tuning, for want of memory")
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--steps", type=int, default=3, help="of the pretraining stages")
     parser.add_argument("--epochs", type=int, default=1, help="of fine-tuning")
-    parser.add_argument("--precision", choices=[each.name for each in Precision], default="auto", help="of ours; the reference is float32")
+    parser.add_argument(
+        "--precision", choices=[each.name for each in Precision], default="auto", help="of the presets; the authors' is float32"
+    )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--quick", action="store_true", help="base size, fine-tuning on 8 utterances, one step: minutes")
@@ -335,23 +342,23 @@ def main() -> None:
         peak = matrix_gflops(options.threads, device)
         print(
             f"{options.backbone} backbone, {options.utterances} utterances, mean {np.mean(lengths) / SAMPLE_RATE:.1f} s, "
-            f"batch {options.batch_size} or {options.batch_seconds:g} s, ours {options.precision}, {options.threads} threads, {device}, "
+            f"batch {options.batch_size} or {options.batch_seconds:g} s, presets {options.precision}, {options.threads} threads, {device}, "
             f"matrix products {peak:.0f} GFLOP/s"
         )
         print(HEADER)
         found: dict[str, dict[str, Measured]] = {}
         for stage in options.stages:
             pair: dict[str, Measured] = {}
-            for setting in ("reference", "ours"):
-                recipe = make_recipe(options, stage, reference=setting == "reference")
+            for setting in options.settings:
+                recipe = make_recipe(options, stage, setting)
                 batches = epoch_of(stage, lengths, recipe)
-                pair[setting] = bench.measure(calls_of(recipe)[stage], lengths, batches, setting == "reference", device)
+                pair[setting] = bench.measure(calls_of(recipe)[stage], lengths, batches, setting, device)
                 print(row(stage, setting, pair, peak), flush=True)
             for setting, measured in pair.items():
                 print(f"  loss of {setting:<9} {' '.join(f'{loss:.4f}' for loss in measured.curve[:SHOWN_STEPS])}")
             found[stage] = pair
             if device == "cuda":
-                print_gpu(pair["ours"])
+                print_gpu(pair[options.settings[-1]])
         if options.output:
             options.output.write_text(json.dumps(summary(found, options, device), indent=2) + "\n")
 
@@ -362,12 +369,14 @@ def epoch_of(stage: str, lengths: list[int], recipe: Recipe) -> list[Batch]:
         return shuffled_epoch(len(lengths), recipe.finetune.batch_size, 0, 0)
     if stage == "states":
         return shuffled_epoch(max(1, len(lengths) * 9 // 10), recipe.states.batch_size, 0, 0)
-    return bucketed_epoch(lengths, round(recipe.tapt.batch_seconds * SAMPLE_RATE), recipe.tapt.buckets, 0, 0)
+    tapt = recipe.tapt
+    by = Bucketing(round(tapt.batch_seconds * SAMPLE_RATE), tapt.buckets, tapt.batches_per_bucket, tapt.drop_last)
+    return bucketed_epoch(lengths, by, 0, 0)
 
 
 def row(stage: str, setting: str, pair: Mapping[str, Measured], peak: float) -> str:
-    """One line of the table; ratios are reference / this."""
-    base, this = pair["reference"], pair[setting]
+    """One line of the table; ratios are the first setting's / this."""
+    base, this = next(iter(pair.values())), pair[setting]
     rate = this.gflops / this.epoch
     test = ""
     if this.test_utterance is not None and base.test_utterance is not None:
@@ -402,8 +411,8 @@ def summary(found: Mapping[str, Mapping[str, Measured]], options: argparse.Names
         for stage, pair in found.items()
     }
     facts = {"stages": stages, "batch_size": options.batch_size, "batch_seconds": options.batch_seconds, "device": device}
-    if "finetune" in found:
-        facts["front_end_utterance_seconds"] = found["finetune"]["ours"].front_end / options.utterances
+    if PAPER in found.get("finetune", {}):
+        facts["front_end_utterance_seconds"] = found["finetune"][PAPER].front_end / options.utterances
     return facts
 
 

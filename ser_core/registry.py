@@ -12,10 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, Unpack
 
-from ser_core.corpora.manifest import Manifest, Utterance, load_manifest
+from ser_core.corpora.manifest import SAMPLE_RATE, Manifest, Utterance, load_manifest
 from ser_core.corpora.validation import is_fixed_part, training_and_validation, validation_speakers
 from ser_core.errors import InputError
-from ser_core.models.identity import backbone_identity, wav2vec_identity
+from ser_core.models.identity import backbone_identity, backbone_origin, wav2vec_identity, wav2vec_origin
 from ser_core.models.shapes import expected_shape, state_count
 from ser_core.parallel.team import Team
 from ser_core.settings import Recipe
@@ -24,7 +24,7 @@ from ser_core.sweep import stage_proxies
 METHODS = ("vft", "tapt", "ptapt")
 
 # Part of a stage's key: increment it when a stage computes something else, so that existing artifacts are not reused.
-VERSIONS: Mapping[str, int] = {"states": 2, "cluster": 2, "tapt": 2, "ptapt": 2, "finetune": 3}
+VERSIONS: Mapping[str, int] = {"states": 3, "cluster": 2, "tapt": 3, "ptapt": 3, "finetune": 4}
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ class SpeechRegistry:
 
         def stage(name: str, settings: dict[str, Any], upstream: Mapping[str, StageCall], number: int, **more: Any) -> StageCall:
             kept = tested if name == "finetune" else kept_out
-            return StageCall(name, VERSIONS[name], {**settings, **kept}, {**runtime, **more}, fold, number, upstream)
+            origin = {"weights": backbone_origin(recipe.backbone)} if "backbone" in settings else {}
+            return StageCall(name, VERSIONS[name], {**settings, **kept}, {**runtime, **origin, **more}, fold, number, upstream)
 
         def finetune(own: dict[str, Any], upstream: Mapping[str, StageCall]) -> StageCall:
             return stage("finetune", {"finetune": plain(recipe.finetune), "features": features, **own}, upstream, seed)
@@ -95,7 +96,9 @@ class SpeechRegistry:
         own = plain(recipe.states)
         own.pop("wav2vec")
         identity = {"wav2vec": wav2vec_identity(recipe.states.wav2vec)}
-        states = stage("states", {"states": own, **identity}, {}, recipe.upstream_seed, wav2vec=plain(recipe.states.wav2vec))
+        wav2vec = recipe.states.wav2vec
+        more = {"wav2vec": plain(wav2vec), "weights": wav2vec_origin(wav2vec)}
+        states = stage("states", {"states": own, **identity}, {}, recipe.upstream_seed, **more)
         counts, iterations = sorted(recipe.cluster.counts), recipe.cluster.iterations
         number = recipe.upstream_seed
         clusters = {f"clusters.{k}": stage("cluster", {"k": k, "iterations": iterations}, {"states": states}, number) for k in counts}
@@ -158,6 +161,22 @@ class SpeechRegistry:
         if problems:
             raise InputError(problems)
 
+    def cost_notes(self, corpus: Path, stages: Sequence[Any]) -> tuple[str, ...]:
+        """Return a line for a dry run if stages compute a frozen front end at every step; `stages` have `stage`, `settings`, `fold`."""
+        repeated = [
+            call for call in stages if call.stage in ("finetune", "ptapt") and call.settings["features"]["padding"] != "independent"
+        ]
+        if not repeated:
+            return ()
+        manifest = load_manifest(corpus)
+        hours = sum(_front_end_hours(manifest, call) for call in repeated)
+        once = sum(utterance.samples for utterance in manifest.utterances) / SAMPLE_RATE / 3600
+        return (
+            f"features.padding=reference: {len(repeated)} stages compute the front end at every training step, on batches padded to one "
+            f"length: {hours:.1f} hours of audio without the padding. Features are not stored; `independent` features would be computed "
+            f"once, from {once:.1f} hours of audio",
+        )
+
     def run(self, stage: str, **arguments: Unpack[StageArguments]) -> Mapping[str, Any]:
         """Compute one stage: artifacts go to `output`, checkpoints to `checkpoint`.
 
@@ -197,6 +216,15 @@ class SpeechRegistry:
         del omegaconf, sklearn, torch, transformers, run
 
 
+def _front_end_hours(manifest: Manifest, call: Any) -> float:
+    """Hours of audio that pass the front end while a stage trains."""
+    if call.stage == "ptapt":
+        return float(call.settings["ptapt"]["steps"] * call.settings["ptapt"]["batch_seconds"] / 3600)
+    settings = call.settings["finetune"]
+    seconds = [utterance.samples / SAMPLE_RATE for utterance in _trained_on(manifest, call.fold, call.settings.get("validation", ()))]
+    return float(settings["epochs"] * sum(min(each, settings["max_seconds"]) for each in seconds) / 3600)
+
+
 def _trained_on(manifest: Manifest, fold: str, validation: Sequence[str]) -> tuple[Utterance, ...]:
     return training_and_validation(manifest, fold, validation)[0] if validation else manifest.training(fold)
 
@@ -228,6 +256,7 @@ AT_LEAST: Mapping[str, float] = {
     "tapt.steps": 1,
     "tapt.warmup_steps": 0,
     "tapt.buckets": 1,
+    "tapt.batches_per_bucket": 0,
     "tapt.negatives": 1,
     "tapt.diversity_weight": 0,
     "tapt.mask_minimum": 1,
@@ -241,6 +270,7 @@ AT_LEAST: Mapping[str, float] = {
     "ptapt.steps": 1,
     "ptapt.warmup_steps": 0,
     "ptapt.buckets": 1,
+    "ptapt.batches_per_bucket": 0,
     "ptapt.mask_length": 1,
     "ptapt.mask_minimum": 1,
     "ptapt.head_units": 1,

@@ -2,6 +2,8 @@
 
 The classes are OmegaConf schemas: reading a configuration with an unknown key or a value of the wrong type raises an error.
 Section numbers are those of Chen & Rudnicky, arXiv 2110.06309; "code" is the authors' public implementation.
+The defaults are the preset `paper` (configs/recipe/paper.yaml): the paper where it speaks, the code where it does not, and no utterance's
+features depend on its batch. The preset `published` (configs/recipe/published.yaml) follows the code in everything.
 """
 
 from __future__ import annotations
@@ -18,8 +20,22 @@ from ser_core.sweep import P_TAPT, SweptMethod
 class Pooling(Enum):
     """How the classification head averages frames."""
 
-    paper = "paper"  # masked mean over valid frames, then ReLU (section 3.1)
+    paper = "paper"  # masked mean over valid frames, then ReLU (section 2.2)
     reference = "reference"  # code: ReLU on the frames first, and the last valid frame is left out
+
+
+class SpansPer(Enum):
+    """What a number of masked spans is drawn for."""
+
+    utterance = "utterance"  # from the utterance's own length; an utterance's mask does not depend on its batch
+    batch = "batch"  # code: one number for all rows, from the padded length; spans are then cut to the valid frames
+
+
+class NegativeFrames(Enum):
+    """Frames of an utterance's row that the negatives of the contrastive loss are drawn from."""
+
+    valid = "valid"  # all frames of the utterance
+    padded = "padded"  # code: all frames of the padded row
 
 
 class Padding(Enum):
@@ -81,11 +97,12 @@ class FeatureSettings:
 
 @dataclass
 class SpecAugmentSettings:
-    """Spans masked during training (section 3.1; lengths and probabilities from the code)."""
+    """Spans masked during training (lengths and probabilities from the code)."""
 
+    spans_per: SpansPer = SpansPer.utterance
     time_length: int = 15
     time_probability: float = 0.08
-    time_minimum: int = 2
+    time_minimum: int = 0  # spans of each utterance, or of the batch
     feature_length: int = 64
     feature_probability: float = 0.05
     feature_minimum: int = 1
@@ -100,7 +117,7 @@ class HeadSettings:
 
 @dataclass
 class FinetuneSettings:
-    """Fine-tuning (section 4.2): IEMOCAP 15 epochs of batch 64, SAVEE 30 epochs of batch 32."""
+    """Fine-tuning (V-FT in section 2.2, training in 3.2): IEMOCAP 15 epochs of batch 64, SAVEE 30 epochs of batch 32."""
 
     epochs: int = 15
     batch_size: int = 64
@@ -113,7 +130,7 @@ class FinetuneSettings:
 
 @dataclass
 class TaptSettings:
-    """Continued wav2vec 2.0 pretraining (section 3.2)."""
+    """Continued wav2vec 2.0 pretraining (TAPT in section 2.2, training in 3.2)."""
 
     steps: int = 20_000
     learning_rate: float = 1e-4
@@ -121,17 +138,22 @@ class TaptSettings:
     flat_fraction: float = 0.05
     batch_seconds: float = 250.0
     max_seconds: float = 10.0  # random crop
-    buckets: int = 50
+    buckets: int = 50  # of similar length, at most
+    batches_per_bucket: float = 1.5  # at least, so that the batches of a small corpus differ between epochs; 0: always `buckets` buckets
+    drop_last: bool = False  # drop the last incomplete batch, which has the longest utterances; False: equal batches, nothing dropped
     negatives: int = 100
+    negative_frames: NegativeFrames = NegativeFrames.valid
     temperature: float = 0.1
-    diversity_weight: float = 0.1
+    diversity_weight: float = 0.1  # of the batch's diversity, added once to the sum over masked frames
+    attention_mask: bool = True  # False: the transformer attends to padding (the code passes no mask)
     mask_minimum: int = 2  # spans; their length and probability are those of the backbone's configuration
+    mask_spans_per: SpansPer = SpansPer.utterance
     precision: Precision = Precision.auto
 
 
 @dataclass
 class StatesSettings:
-    """P-TAPT stage 1, emotion states from wav2vec v1 (section 3.3)."""
+    """P-TAPT stage 1, emotion states from wav2vec v1 (section 2.3)."""
 
     wav2vec: Wav2vecSettings = field(default_factory=Wav2vecSettings)
     steps: int = 10_000
@@ -143,21 +165,21 @@ class StatesSettings:
     validate_every: int = 0  # steps; 0: once per epoch
     rnn_units: int = 256  # per direction
     head_units: int = 128
-    spec_augment: SpecAugmentSettings = field(default_factory=SpecAugmentSettings)
+    spec_augment: SpecAugmentSettings = field(default_factory=lambda: SpecAugmentSettings(time_minimum=2))
     precision: Precision = Precision.auto
 
 
 @dataclass
 class ClusterSettings:
-    """P-TAPT stage 2, k-means on frames of the training folds (section 3.3)."""
+    """P-TAPT stage 2, k-means on frames of the training folds (section 2.3)."""
 
-    counts: list[int] = field(default_factory=lambda: [64, 512, 4096])
+    counts: list[int] = field(default_factory=lambda: [64, 512, 4096])  # the published script's; the paper names none
     iterations: int = 20
 
 
 @dataclass
 class PtaptSettings:
-    """P-TAPT stage 3, pretraining on pseudo-labels (section 3.3)."""
+    """P-TAPT stage 3, pretraining on pseudo-labels (section 2.3)."""
 
     steps: int = 20_000
     learning_rate: float = 1e-4
@@ -165,10 +187,13 @@ class PtaptSettings:
     flat_fraction: float = 0.05
     batch_seconds: float = 250.0
     max_seconds: float = 10.0
-    buckets: int = 50
+    buckets: int = 50  # this and the next two as in `TaptSettings`
+    batches_per_bucket: float = 1.5
+    drop_last: bool = False
     mask_length: int = 15
     mask_probability: float = 0.06
     mask_minimum: int = 2
+    mask_spans_per: SpansPer = SpansPer.utterance
     head_units: int = 256
     precision: Precision = Precision.auto
 
@@ -193,6 +218,10 @@ class Recipe:
 
     swept: ClassVar[SweptMethod] = P_TAPT  # the method whose settings `sweep` searches
 
+    # No departures from a preset; tables state revision and digest of the weights that were used.
+    not_of_preset: ClassVar[tuple[str, ...]] = ("preset", "execution", "backbone.revision", "states.wav2vec.checkpoint")
+
+    preset: str = "paper"  # configs/recipe/NAME.yaml, which the other settings override; not part of a stage's key
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
     features: FeatureSettings = field(default_factory=FeatureSettings)
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)

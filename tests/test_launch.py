@@ -30,6 +30,12 @@ NO_POOL = ("sweep.counts=[]", "sweep.sizes=[]")  # of the demo
             ("resources.finetun: no such stage", "default, states, cluster, tapt, ptapt, finetune"),
         ),
         (("grid", "demo", "recipe=null"), ("recipe",)),
+        (("grid", "demo", "recipe.preset=publshed"), ("recipe.preset", "did you mean 'published'?")),
+        (
+            ("grid", "iemocap-ablation", "variants.spans.recipe.finetune.epoch=1"),
+            ("variants.spans", "did you mean 'recipe.finetune.epochs'?"),
+        ),
+        (("grid", "iemocap-ablation", "variants.spans.recipe.finetune.epochs=0"), ("recipe.finetune.epochs=0",)),
         (("grid", "demo", "table=table9"), ("table 'table9'", "iemocap_table1")),
         (("status", "../demo"), ("'../demo'", "not a name")),
         (("grid", "demo", "savee"), ("one experiment at a time",)),
@@ -134,6 +140,26 @@ def test_without_ray_or_optuna_the_extra_is_named(missing: str, search: str, cod
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
         assert missing in done.stderr
         assert "pip install -c constraints.txt -e '.[sweep]'" in done.stderr
+    else:
+        assert "Recipe: preset paper with backbone.checkpoint=null," in done.stdout
+    assert not run.results.exists()
+
+
+def test_a_dry_run_names_the_recipe_and_what_it_costs(tmp_path: Path) -> None:
+    """The preset and each departure; with `published`, that the front end runs at every step, and for how many hours of audio."""
+    small_corpus(tmp_path / "data" / "emodb", {"03-08": "ab", "2": "cd", "3": "ef"})
+    run = CommandLine(tmp_path / "data", tmp_path / "results")
+    done = run("grid", "emodb-ablation", "--dry-run", "methods=[published,independent,pooling]", "recipe.finetune.epochs=15")
+    assert done.returncode == 0, done.stderr
+    assert "published: preset published; + independent features: preset published with features.padding=independent;" in done.stdout
+    assert "+ pooling of the paper: preset paper." in done.stdout
+    assert (
+        "In all recipes: backbone.checkpoint=null, backbone.config={...}, finetune.batch_size=32," in done.stdout
+    )  # 15 epochs: the preset's
+    # 5 fine-tunings of 15 epochs on 4 speakers' 2 recordings of 10 s; the corpus has 12 recordings.
+    assert "5 stages compute the front end at every training step" in done.stdout
+    assert f"{5 * 15 * 8 * 10 / 3600:.1f} hours of audio" in done.stdout
+    assert "submit finetune independent: 5 tasks" in done.stdout
     assert not run.results.exists()
 
 

@@ -23,12 +23,12 @@ WITHOUT_CHECKPOINT = "methods=[vft,tapt]"  # P-TAPT of these reads the digest of
 @pytest.mark.parametrize(
     ("name", "folds", "overrides", "stages", "digest"),
     [
-        ("demo", 5, (), 105, "f537605ea148d9ba3cb05d0d"),
-        ("emodb", 5, (), 75, "70bf2166c8ac002ebe7e3a0c"),
-        ("emodb-base", 10, (WITHOUT_CHECKPOINT,), 410, "834e5b6b233dbe0332a20457"),
-        ("iemocap", 5, (WITHOUT_CHECKPOINT,), 55, "fe7ef8b4ae0c3f02db931286"),
-        ("iemocap", 5, (WITHOUT_CHECKPOINT, "seeds=3", "first_seed=7"), 35, "1f450a58efd394aea16de642"),
-        ("savee", 4, (WITHOUT_CHECKPOINT,), 164, "a02b5b5f1e06c16f7fa2a4d0"),
+        ("demo", 5, (), 105, "49bcc88e9424fb3ba8286eb4"),
+        ("emodb", 5, (), 75, "dfed1b95138b59eb7cc25be1"),
+        ("emodb-base", 10, (WITHOUT_CHECKPOINT,), 410, "3bfb543911cf3f854e1ba038"),
+        ("iemocap", 5, (WITHOUT_CHECKPOINT,), 55, "9f12976a1a53eec7625d73b9"),
+        ("iemocap", 5, (WITHOUT_CHECKPOINT, "seeds=3", "first_seed=7"), 35, "7676511f1592211621c87e9e"),
+        ("savee", 4, (WITHOUT_CHECKPOINT,), 164, "ba3373c9cfad45758ce9b86a"),
     ],
 )
 def test_keys_of_the_shipped_experiments_change_only_with_a_stage_version(

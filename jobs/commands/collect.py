@@ -81,6 +81,7 @@ def collect_tables(session: Session, report: Report, formats: Sequence[str] | No
         out=out,
         outlier_rule=rule_in_words(policy.outliers, policy.sigmas, policy.rounds),
         unresolved=Counter((report.graph.corpus, method) for method, _, _ in report.judgements.unresolved),
+        recipes=session.recipes,
     )
 
 

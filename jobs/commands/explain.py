@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING
 from jobs.commands.console import print_lines, warn_if_changed
 from jobs.control.estimates import asks_in_words
 from jobs.control.facts import Asked, Departure, InFlight, Phase, Request, StageFacts
-from jobs.control.failure_policy import COMMUNICATION_RETRIES, DISK_RETRIES, MEMORY_RETRIES, MEMORY_STEP, EndedAttempt, ended_attempts
+from jobs.control.failure_policy import (
+    COMMUNICATION_RETRIES,
+    DISK_RETRIES,
+    MEMORY_RETRIES,
+    MEMORY_STEP,
+    STORAGE_RETRIES,
+    EndedAttempt,
+    ended_attempts,
+)
 from jobs.control.observe import PassContext, read_attempts
 from jobs.control.outliers import Verdict, verdict_in_words
 from jobs.control.plan import Plan
@@ -38,6 +46,7 @@ POLICIES: Mapping[FailureClass, str] = {
     FailureClass.memory: f"same seed with half the work of a pass and {MEMORY_STEP:g} times the memory, at most {MEMORY_RETRIES} times",
     FailureClass.crowded: "resumes from its checkpoint, alone on its GPU from now on: memory was short for several stages together",
     FailureClass.communication: f"same seed on other nodes, at most {COMMUNICATION_RETRIES} times",
+    FailureClass.storage: f"same seed from its checkpoint after a pause of 5 minutes to 6 hours, at most {STORAGE_RETRIES} times in a row",
     FailureClass.disk: f"same seed, at most {DISK_RETRIES} times",
     FailureClass.code: "not retried: fix the code or the configuration",
     FailureClass.refused: "not retried: fix the configuration or the data",
@@ -118,6 +127,8 @@ def next_step(key: str, fact: StageFacts, in_flight: Mapping[str, InFlight], pla
         return f"running{job}" if flight.phase is Phase.running else f"in the queue{job}"
     if key in plan.blocked:
         return "blocked: an upstream stage is given up, held or cancelled"
+    if key in plan.deferred and fact.not_before > time.time():
+        return f"paused until {moment(fact.not_before)}: the file system failed under its last attempt"
     if key in plan.deferred:
         return f"deferred: no room in the queue now, or an upstream stage is computed by another process; {submitter} tries again"
     if any(key in batch.keys for batch in plan.batches):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from jobs.commands.collect import write_tables
 from jobs.commands.console import note, print_lines, say
@@ -14,6 +15,7 @@ from jobs.control.controller import desired_of, experience_of
 from jobs.errors import UsageError
 from jobs.experiment.config import resources_of
 from jobs.experiment.launched import store
+from jobs.experiment.recipes import recipe_sentences
 from jobs.text import counted
 
 if TYPE_CHECKING:
@@ -69,8 +71,11 @@ def finish(session: Session, report: Report) -> bool:
     return complete
 
 
-def print_plan(session: Session) -> None:
-    """What a launch would do: stages reused, tasks, estimated hours and, on Slurm, the batch scripts."""
+def print_plan(session: Session, cost_notes: Callable[[Path, Sequence[Any]], Sequence[str]]) -> None:
+    """What a launch would do: stages reused, recipes, tasks, estimated hours and, on Slurm, the batch scripts.
+
+    `cost_notes`: from the corpus folder and the stages to be computed (with `stage`, `settings`, `fold`) to lines on what makes them slow.
+    """
     from jobs.control.estimates import forecast, forecast_lines
 
     report = session.look(with_limits=True)
@@ -82,6 +87,9 @@ def print_plan(session: Session) -> None:
         _request_text(session, report) if session.on_slurm else lambda batch: "",
     )
     say(f"{session.name}: {len(report.graph.runs)} runs, {len(report.graph.nodes)} stages; reused {len(expected.plan.reused)}")
+    print_lines(recipe_sentences(session.recipes, session.published.labels))
+    reused = set(expected.plan.reused)
+    print_lines(cost_notes(Path(session.launched.corpus.folder), [node for key, node in report.graph.nodes.items() if key not in reused]))
     print_lines(forecast_lines(expected))
     if not session.on_slurm:
         return

@@ -16,6 +16,7 @@ from jobs.control.controller import Report, context_of, desired_of, look, plan_o
 from jobs.control.executor_protocol import Limits
 from jobs.errors import UsageError
 from jobs.experiment.config import Cluster
+from jobs.experiment.recipes import MethodRecipe, method_recipes
 from jobs.store.cancellations import read_cancellations
 
 if TYPE_CHECKING:
@@ -87,7 +88,14 @@ class Session:
         """The published results printed beside ours."""
         from jobs.tables.published import load_published
 
-        return load_published(self.published_file, self.launched.experiment.table)
+        found = load_published(self.published_file, self.launched.experiment.table)
+        own = {name: variant.label or name for name, variant in self.launched.experiment.variants.items()}
+        return replace(found, labels={**found.labels, **own})
+
+    @cached_property
+    def recipes(self) -> tuple[MethodRecipe, ...]:
+        """The recipe of each method, compared with the presets beside the published results."""
+        return method_recipes(self.launched.experiment.recipes, self.published_file.parent)
 
     @cached_property
     def client(self) -> SlurmClient:

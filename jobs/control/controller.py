@@ -254,6 +254,7 @@ def run_local(
             elsewhere = set(report.plan.waiting) - set(report.in_flight)  # another launcher computes these
             if elsewhere and time.monotonic() - last_read > ELSEWHERE_SECONDS:
                 touched |= elsewhere
+            touched |= {key for key in report.plan.deferred if 0.0 < report.facts[key].not_before <= desired.clock()}
             if not touched:
                 continue
             last_read = time.monotonic()
@@ -346,6 +347,7 @@ def plan_of(desired: Desired, now: ExperimentState, in_flight: Mapping[str, InFl
         limits=limits,
         max_failures=desired.policy.max_failures,
         since=desired.since,
+        now=desired.clock(),
         predict=experience_of(desired, now),
     )
 

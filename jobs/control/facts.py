@@ -98,6 +98,7 @@ class StageFacts:
     bad_nodes: tuple[str, ...] = ()  # Slurm nodes that failed under it, one entry per failure
     lost_jobs: tuple[str, ...] = ()  # jobs that left the queue and whose workers recorded no outcome
     short_of: Shortage = Shortage.none  # requested as configured from now on
+    not_before: float = 0.0  # earliest time of the next attempt, seconds since the epoch; 0: now
 
     @property
     def awaited(self) -> bool:

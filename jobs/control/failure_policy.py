@@ -22,6 +22,9 @@ MEMORY_RETRIES = 2
 MEMORY_STEP = 1.5  # factor on the requested memory, each time
 COMMUNICATION_RETRIES = 3
 DISK_RETRIES = 2
+STORAGE_RETRIES = 14  # without a newer checkpoint, about two days
+STORAGE_SECONDS = 300.0  # pause after the first of them; twice as long after each further one
+LONGEST_PAUSE = 6 * 3600.0
 _GPU = re.compile(r"CUDA|\bHIP\b|OutOfMemoryError")
 COSTLY = (
     FailureClass.time_limit,
@@ -45,6 +48,7 @@ class EndedAttempt:
     nodes_fault: bool = False  # Slurm blames the node
     progress: bool = False  # it left a newer checkpoint than it found
     short_of: Shortage = Shortage.none
+    ended: float = 0.0  # seconds since the epoch; 0: not recorded
     suspects: tuple[str, ...] = ()  # nodes that may have caused a failure of communication, if not `node` alone
 
 
@@ -102,6 +106,7 @@ def decide(
         request=Request(relief, MEMORY_STEP**relief, tuple(sorted(exclude))),
         bad_nodes=tuple(each.node for each in recent if each.nodes_fault and each.node),
         short_of=short_of,
+        not_before=_end_of_pause(recent),
     )
 
 
@@ -216,7 +221,7 @@ def _reason_to_stop(
     for failure, retries, what in (
         (FailureClass.memory, MEMORY_RETRIES, "memory ran out {} times, the last time with a quarter of the work per pass"),
         (FailureClass.communication, COMMUNICATION_RETRIES, "{} attempts failed in communication"),
-        (FailureClass.disk, DISK_RETRIES, "{} attempts found the disk full: make room"),
+        (FailureClass.disk, DISK_RETRIES, "its artifacts, or those upstream of it, were damaged {} times: check the disk"),
     ):
         if counts[failure] > retries:
             return what.format(counts[failure])
@@ -226,10 +231,26 @@ def _reason_to_stop(
     stalled = len(list(itertools.takewhile(lambda each: each.failure in free and not each.progress, reversed(recent))))
     if stalled > MAX_LOST:
         return f"{stalled} attempts in a row were lost or interrupted without a newer checkpoint"
+    if _storage_failures(recent) > STORAGE_RETRIES:
+        return f"the file system failed under {_storage_failures(recent)} attempts without a newer checkpoint"
     if len(unstarted) >= MAX_FAILED_STARTS:
         return _failed_start_error(unstarted)
-    fruitless = sum(not each.progress for each in recent)
+    fruitless = sum(not each.progress and each.failure is not FailureClass.storage for each in recent)
     return f"{fruitless} attempts left no newer checkpoint (policy.max_attempts)" if fruitless >= max_attempts else ""
+
+
+def _storage_failures(recent: Sequence[EndedAttempt]) -> int:
+    """How many attempts the file system failed under since the last one that left a newer checkpoint."""
+    without_progress = itertools.takewhile(lambda each: not each.progress, reversed(recent))
+    return sum(each.failure is FailureClass.storage for each in without_progress)
+
+
+def _end_of_pause(recent: Sequence[EndedAttempt]) -> float:
+    """The earliest time of the next attempt (seconds since the epoch) if the file system failed under the last one; else 0."""
+    if not recent or recent[-1].failure is not FailureClass.storage:
+        return 0.0
+    repeated = max(1, _storage_failures(recent))
+    return recent[-1].ended + min(STORAGE_SECONDS * 2.0 ** (repeated - 1), LONGEST_PAUSE)
 
 
 def _failed_start_error(unstarted: Sequence[Departure]) -> str:
@@ -252,7 +273,8 @@ def _with_outcome(claim: Claim, outcome: Outcome, state: str, asked: Asked | Non
     error = f"{outcome.error}: {outcome.message}"
     suspects = (outcome.node,) if outcome.node else tuple(filter(None, claim.team.split(",")))
     short_of = shortage(asked, failure, error)
-    return EndedAttempt(claim.started, failure, error, claim.node, short_of=short_of, suspects=suspects)
+    ended = claim.started + outcome.seconds
+    return EndedAttempt(claim.started, failure, error, claim.node, short_of=short_of, ended=ended, suspects=suspects)
 
 
 def _without_outcome(claim: Claim, state: str, asked: Asked | None, *, requeued: bool, withdrawn: bool) -> EndedAttempt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -27,7 +28,7 @@ class Plan:
     reused: tuple[str, ...]
     waiting: tuple[str, ...]  # in flight, or computed by another launcher
     batches: tuple[Batch, ...]  # in an order where upstream batches come first
-    deferred: tuple[str, ...]  # the queue is full, or a job of another launcher is upstream, on which no job can depend
+    deferred: tuple[str, ...]  # the queue is full, a pause is not over, or a job of another launcher, on which none can depend, is upstream
     blocked: tuple[str, ...]  # something upstream is given up, held or cancelled
     given_up: tuple[str, ...]  # by the failure policy
     held_or_cancelled: tuple[str, ...] = ()  # held: the first stages of their kind all failed alike
@@ -67,14 +68,15 @@ def make_plan(
     limits: Limits,
     max_failures: int = 0,
     since: float = 0.0,
+    now: float = math.inf,
     predict: Predict | None = None,
 ) -> Plan:
     """Decide for every needed stage whether it is done, in flight, to be submitted, deferred, blocked, given up or held.
 
     `runs_per_task` gives, by stage name, how many stages one task computes (1 without an entry). A stage is
     submitted only if each of its upstream stages is done, in flight, or submitted in this same plan. `max_failures` is the budget of failed
-    attempts of the whole experiment (0: none), `since` the time of the last launch, seconds since the epoch. `predict` gives what is
-    requested for a stage of a kind (None: everything as configured).
+    attempts of the whole experiment (0: none), `since` the time of the last launch, `now` that of this pass (seconds since the epoch).
+    `predict` gives what is requested for a stage of a kind (None: everything as configured).
     """
     depth = _depths(graph)
     height = critical_minutes(graph, lambda stage: 1.0)  # in stages
@@ -113,6 +115,9 @@ def make_plan(
             hopeless.add(key)
         elif key in in_flight:
             waiting.append(key)
+        elif fact.not_before > now:
+            deferred.append(key)
+            later.add(key)
         else:
             candidates.setdefault(depth[key], []).append(node)
     room = None if limits.queue_room == 0 else max(0, limits.queue_room)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from jobs.errors import UsageError
 from jobs.experiment.graph import MAX_SLOTS
+from jobs.experiment.recipes import PRESET, Variant, preset_file
 from jobs.experiment.sweep_section import FORMER_KEYS, SWEEP_BOUNDS, SweepSettings, flat, merged
 from jobs.store.layout import valid_experiment_name
 from jobs.text import did_you_mean, first_line, one_line
@@ -159,7 +160,8 @@ class Experiment:
 
     name: str = "???"
     corpus: str = "???"  # a prepared corpus
-    methods: list[str] = field(default_factory=list)  # default: all of the registry
+    methods: list[str] = field(default_factory=list)  # of the registry, or names in `variants`; default: all of the registry
+    variants: dict[str, Variant] = field(default_factory=dict)  # by name
     folds: list[str] = field(default_factory=list)  # empty: all of the corpus
     seeds: int = 5  # slots per cell
     first_seed: int = 0
@@ -171,6 +173,11 @@ class Experiment:
     slurm: SlurmSite = field(default_factory=SlurmSite)
     sweep: SweepSettings = field(default_factory=SweepSettings)
     recipe: Any = None  # settings of the stages, with the schema of their package
+
+    @property
+    def recipes(self) -> dict[str, Any]:
+        """The recipe of each method, in the order of the tables."""
+        return {name: self.variants[name].recipe if name in self.variants else self.recipe for name in self.methods}
 
 
 def resources_of(experiment: Experiment, stage: str) -> Resources:
@@ -197,7 +204,9 @@ def load_experiment(
     teams: Sequence[str] | None = None,
     methods: Sequence[str] = (),
 ) -> Experiment:
-    """Schema, then the site profile, then `configs/experiment/NAME.yaml`, then `KEY=VALUE` overrides.
+    """Schema, then the site profile, the recipe's preset, `configs/experiment/NAME.yaml`, and `KEY=VALUE` overrides.
+
+    The recipe of a variant is made in the same way, with the variant's settings last.
 
     `stages`: names that `resources` may have an entry for (None: any). `teams`: stages that several processes can compute together (None:
     all); the others get one process whatever the entry `default` is. `methods`: used if no layer names any. Raises UsageError, in one
@@ -219,16 +228,22 @@ def load_experiment(
     if not site_file.is_file():
         known = _stems(configs / "site")
         raise UsageError(f"no site profile {site!r}: known are {', '.join(known) or 'none'} (configs/site/NAME.yaml, key `site`)")
-    whole = schema
-    sources = [(str(site_file), OmegaConf.create({"slurm": _read_yaml(site_file)})), (str(file), layers[0]), ("KEY=VALUE", layers[1])]
-    for source, layer in sources:
-        whole = _merge(whole, layer, source)
+    site_layer = (str(site_file), OmegaConf.create({"slurm": _read_yaml(site_file)}))
+    sources = [(str(file), layers[0]), ("KEY=VALUE", layers[1])]
+    whole = _with_preset(schema, [site_layer, *sources], configs)
     if OmegaConf.is_missing(whole, "name"):
         whole.name = name
     if not any("methods" in layer for layer in layers):
         whole.methods = list(methods)
     whole.sweep.settings = searched
-    return _checked(whole, file, stages, teams)
+    experiment = _checked(whole, file, stages, teams)
+    for name, variant in experiment.variants.items():
+        if not isinstance(variant.recipe, dict | None):
+            raise UsageError(f"variants.{name}.recipe: expected settings, got {variant.recipe!r}")
+        own = OmegaConf.create({"recipe": variant.recipe or {}})
+        merged_recipe = _with_preset(schema, [*sources, (f"variants.{name}", own)], configs).recipe
+        variant.recipe = _converted(merged_recipe, f"variants.{name}")
+    return experiment
 
 
 def restore_experiment(values: Mapping[str, Any], *, recipe_schema: type[Any]) -> Experiment:
@@ -241,6 +256,8 @@ def restore_experiment(values: Mapping[str, Any], *, recipe_schema: type[Any]) -
     try:
         recipe = TypeAdapter(recipe_schema).validate_python(values["recipe"])
         experiment = replace(TypeAdapter(Experiment).validate_python({**values, "recipe": None}), recipe=recipe)
+        for variant in experiment.variants.values():
+            variant.recipe = TypeAdapter(recipe_schema).validate_python(variant.recipe)
     except (KeyError, TypeError, ValidationError) as error:
         raise UsageError(f"stored configuration: {first_line(error)}; launch `grid` again to renew it") from error
     resolved = resolved_values(experiment)
@@ -273,14 +290,34 @@ def _merge(base: DictConfig, layer: Any, source: str) -> DictConfig:
         raise UsageError(f"{error.full_key or 'configuration'} in {source}: {reason}") from error
 
 
-def _checked(merged: DictConfig, file: Path, stages: Sequence[str] | None, teams: Sequence[str] | None) -> Experiment:
+def _with_preset(schema: DictConfig, sources: Sequence[tuple[str, DictConfig]], configs: Path) -> DictConfig:
+    """The schema with all sources merged, above the preset that the last of them names, or the schema does."""
+    from omegaconf import DictConfig, OmegaConf
+
+    sections = [section for _, layer in sources if isinstance(section := layer.get("recipe"), DictConfig)]
+    whole = schema
+    if isinstance(schema.recipe, DictConfig) and PRESET in schema.recipe:
+        name = next((section[PRESET] for section in reversed(sections) if PRESET in section), schema.recipe[PRESET])
+        file = preset_file(configs, str(name))
+        whole = _merge(whole, OmegaConf.create({"recipe": _read_yaml(file)}), str(file))
+    for source, layer in sources:
+        whole = _merge(whole, layer, source)
+    return whole
+
+
+def _converted(config: DictConfig, source: str) -> Any:
+    """A merged configuration as an object of its schema."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        experiment = OmegaConf.to_object(merged)
+        return OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
-        raise UsageError(f"{error.full_key} in {file}: {first_line(error)}") from error
+        raise UsageError(f"{error.full_key} in {source}: {first_line(error)}") from error
+
+
+def _checked(merged: DictConfig, file: Path, stages: Sequence[str] | None, teams: Sequence[str] | None) -> Experiment:
+    experiment = _converted(merged, str(file))
     if not isinstance(experiment, Experiment):
         raise UsageError(f"{file}: not an experiment")
     if experiment.recipe is None:
@@ -299,6 +336,9 @@ def _checked(merged: DictConfig, file: Path, stages: Sequence[str] | None, teams
     _settle_teams(experiment, stages or (), teams)
     if len(set(experiment.methods)) != len(experiment.methods) or not experiment.methods:
         raise UsageError(f"methods: name each method once, at least one (got {experiment.methods})")
+    for name in experiment.variants:
+        if not valid_experiment_name(name):
+            raise UsageError(f"variants.{name} in {file}: use letters, digits, '_', '.', '-' for a variant's name (at most 64)")
     return experiment
 
 

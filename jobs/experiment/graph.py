@@ -107,9 +107,11 @@ def build_graph(
     folds: Sequence[str],
     seeds: Mapping[tuple[str, str, int], Sequence[int]],
     base: Graph | None = None,
+    variants: Mapping[str, tuple[str, Any]] | None = None,
 ) -> Graph:
     """The graph of an experiment.
 
+    `variants`: name in `methods` -> method of the registry and its recipe; other methods have `recipe`.
     `seeds`: (method, fold, slot) -> all seeds of the slot, of which the last fills it now. Runs are ordered by method, fold, slot and
     generation. `base`: a graph of the same experiment with other seeds, whose stages are reused instead of hashed again.
     """
@@ -147,7 +149,7 @@ def build_graph(
     for method, fold, slot in seeds:
         slots.setdefault((method, fold), []).append(slot)
     for method in methods:
-        stage_of = registry.calls(method, recipe)
+        stage_of = registry.calls(*(variants or {}).get(method, (method, recipe)))
         for fold in folds:
             for slot in sorted(slots.get((method, fold), ())):
                 tried = seeds[method, fold, slot]

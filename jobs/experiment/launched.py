@@ -67,7 +67,11 @@ def launch(experiment: Experiment, corpus: Corpus, registry: Registry, layout: L
     """A new launch of an experiment. Raises UsageError for an unknown method or fold, and if there is no method."""
     if not experiment.methods:
         raise UsageError(f"methods: name at least one of {', '.join(registry.methods)}")
-    _known("methods", experiment.methods, registry.methods)
+    _known("methods", experiment.methods, (*registry.methods, *experiment.variants))
+    for name, variant in experiment.variants.items():
+        if name in registry.methods:
+            raise UsageError(f"variants.{name}: is the name of a method; choose another")
+        _known(f"variants.{name}.method", [variant.method], registry.methods)
     _known("folds", experiment.folds, corpus.folds)
     graph = _graph(experiment, corpus, registry, {})
     refill = functools.partial(_graph, experiment, corpus, registry, base=graph)
@@ -113,6 +117,7 @@ def _graph(experiment: Experiment, corpus: Corpus, registry: Registry, generatio
         folds=folds,
         seeds=slots,
         base=base,
+        variants={name: (variant.method, variant.recipe) for name, variant in experiment.variants.items()},
     )
 
 

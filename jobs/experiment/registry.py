@@ -30,7 +30,10 @@ class StageCall(Protocol):
 
     @property
     def runtime(self) -> Mapping[str, Any]:
-        """Paths and options that do not change the output, JSON values only; not part of the key."""
+        """Paths and options that do not change the output, JSON values only; not part of the key.
+
+        An entry `weights` (text) describes the weights that the stage starts from; tables state it.
+        """
 
     @property
     def upstream(self) -> Mapping[str, StageCall]:

@@ -8,7 +8,8 @@
 | memory        | OUT_OF_MEMORY, out-of-memory errors                      | half the micro-batch and more memory; twice      |
 | crowded       | the same while other stages shared its memory            | resumed, from now on with no stage beside it     |
 | communication | errors of NCCL, gloo, sockets between processes          | same seed on other nodes; three times            |
-| disk          | no space left, quota exceeded                            | same seed; twice                                 |
+| storage       | I/O errors of a file system, no space left, quota        | same seed after a pause, 5 minutes to 6 hours    |
+| disk          | an artifact that is damaged                              | same seed; twice                                 |
 | code          | any other exception                                      | stopped                                          |
 | refused       | wrong configuration or data                              | stopped                                          |
 | divergence    | NaN, a result that is not finite                         | another seed for the slot (jobs.control.rounds)  |
@@ -36,6 +37,7 @@ class FailureClass(Enum):
     memory = "memory"
     crowded = "crowded"
     communication = "communication"
+    storage = "storage"
     disk = "disk"
     code = "code"
     refused = "refused"
@@ -65,8 +67,17 @@ _COMMUNICATION = re.compile(
     r"|uncorrectable (ECC|NVLink)",
     re.IGNORECASE,
 )
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-_FULL_DISK_MESSAGE = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
+# Of a file system that is full, read-only, or whose server does not answer, and of resources that a node lacks for a while.
+_STORAGE = frozenset(
+    (
+        *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.EREMOTEIO),
+        *(errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EAGAIN, errno.EMFILE, errno.ENFILE),
+    )
+)
+# The same in the text of libraries that raise errors of their own.
+_STORAGE_MESSAGE = re.compile(
+    r"no space left on device|disk quota exceeded|input/output error|stale (NFS )?file handle|read-only file system", re.IGNORECASE
+)
 
 
 def class_of_exception(error: BaseException) -> FailureClass:
@@ -84,7 +95,7 @@ def class_of_exception(error: BaseException) -> FailureClass:
         return FailureClass.divergence
     for matches, failure in (
         (_is_out_of_memory, FailureClass.memory),
-        (_is_full_disk, FailureClass.disk),
+        (is_storage_error, FailureClass.storage),
         (_is_communication, FailureClass.communication),
     ):
         if any(matches(each) for each in seen):
@@ -116,8 +127,9 @@ def _is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _is_full_disk(error: BaseException) -> bool:
-    return (isinstance(error, OSError) and error.errno in _FULL_DISK) or _FULL_DISK_MESSAGE.search(str(error)) is not None
+def is_storage_error(error: BaseException) -> bool:
+    """Whether a file system failed: what is stored there is neither known to be missing nor wrong."""
+    return (isinstance(error, OSError) and error.errno in _STORAGE) or _STORAGE_MESSAGE.search(str(error)) is not None
 
 
 def _is_communication(error: BaseException) -> bool:

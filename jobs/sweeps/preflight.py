@@ -21,7 +21,19 @@ from jobs.store.layout import Layout
 from jobs.sweeps.records import Sweep, folds_of
 from jobs.sweeps.report.costs import Hours
 from jobs.sweeps.search import rungs
-from jobs.sweeps.space import SECTION, Point, Space, apply, ends, grid_points, listed_points, random_points, swept_method, variations
+from jobs.sweeps.space import (
+    SECTION,
+    Point,
+    Space,
+    apply,
+    ends,
+    grid_points,
+    listed_points,
+    random_points,
+    recipe_of_sweep,
+    swept_method,
+    variations,
+)
 from jobs.sweeps.stages import point_graph
 from jobs.text import counted
 
@@ -165,6 +177,7 @@ def preview_lines(sweep: Sweep, found: Preview) -> list[str]:
     """For a terminal or a pipe."""
     asked, points = sweep.experiment.sweep, counted(len(found.points), "point")
     lines = [f"{sweep.layout.experiment}: sweep {sweep.digest}: {points}, {SEARCHES[asked.search]}; {_stopping(sweep)}"]
+    lines.extend(recipe_of_sweep(sweep.experiment, sweep.code))
     if not found.example:
         lines.extend(f"  {point.label}" for point in found.points[:SHOWN])
         lines.extend([f"  and {len(found.points) - SHOWN} more"] if len(found.points) > SHOWN else [])

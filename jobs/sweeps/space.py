@@ -22,10 +22,12 @@ import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from jobs.errors import UsageError
 from jobs.experiment.config import Experiment, known_keys, nearest
+from jobs.experiment.recipes import method_recipes, recipe_sentences
 from jobs.experiment.registry import SweptMethod
 from jobs.experiment.sweep_section import MAX_POINTS, RANGE_KEYS, Search, flat
 
@@ -90,6 +92,11 @@ def point_from_json(value: Mapping[str, Any]) -> Point:
 def _is_setting(item: tuple[Any, Any]) -> bool:
     key, value = item
     return isinstance(key, str) and (value is None or isinstance(value, str | int | float))
+
+
+def recipe_of_sweep(experiment: Experiment, code: str | Path) -> tuple[str, ...]:
+    """What the report and the dry run say of the recipe that the points start from. `code`: folder of the program."""
+    return recipe_sentences(method_recipes({swept_method(experiment).name: experiment.recipe}, Path(code) / "configs"), {})
 
 
 def swept_method(experiment: Experiment) -> SweptMethod:

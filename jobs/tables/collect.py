@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from jobs.control.outliers import rule_in_words
 from jobs.errors import UsageError
 from jobs.experiment.graph import Graph
+from jobs.experiment.recipes import MethodRecipe
 from jobs.store.layout import Layout
 from jobs.store.records import Result, write_json, write_text
 from jobs.tables import published as published_figures
@@ -65,11 +66,12 @@ def summary_of(
     states: Mapping[str, str],
     outlier_rule: str = "none",
     unresolved: Mapping[tuple[str, str], int] | None = None,
+    recipes: Sequence[MethodRecipe] = (),
 ) -> Summary:
     """The numbers of an experiment. `results` and `states` as for `entries_of`; the others as for `summarise`."""
     entries = entries_of(graph, results, states)
     code = code_facts(results[key] for key in graph.nodes if key in results)
-    return summarise(entries, experiment=experiment, outlier_rule=outlier_rule, unresolved=unresolved, code=code)
+    return summarise(entries, experiment=experiment, outlier_rule=outlier_rule, unresolved=unresolved, code=code, recipes=recipes)
 
 
 def collect(
@@ -83,16 +85,17 @@ def collect(
     out: Path | None = None,
     outlier_rule: str = "none",
     unresolved: Mapping[tuple[str, str], int] | None = None,
+    recipes: Sequence[MethodRecipe] = (),
 ) -> CollectReport:
     """Write the tables into `tables/` of the experiment and the confusion matrices into `confusion/`, or all below `out`.
 
     `results` and `states` are as for `jobs.tables.summary.entries_of`; `formats` are keys of `FORMATS`; `outlier_rule` describes the
     rule that was applied, as `jobs.control.outliers.rule_in_words` does; `unresolved` is the number of outliers in the mean by
-    (corpus, method). An incomplete experiment is written too and marked as such. Raises UsageError for results without usable
-    scores and for an unknown format.
+    (corpus, method); `recipes` are named in the captions. An incomplete experiment is written too and marked as such. Raises
+    UsageError for results without usable scores and for an unknown format.
     """
     check_formats(formats)
-    summary = summary_of(layout.experiment, graph, results, states, outlier_rule, unresolved)
+    summary = summary_of(layout.experiment, graph, results, states, outlier_rule, unresolved, recipes)
     paths = _write_tables(layout.tables if out is None else out, summary, published, formats)
     confusion = (layout.folder if out is None else out) / "confusion"
     paths.extend(write_confusions(confusion, graph, results, published.labels))

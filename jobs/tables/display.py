@@ -12,6 +12,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs.experiment.recipes import recipe_sentences
 from jobs.statistics import p_text, round_half_up
 from jobs.tables.format import DASH, code_sentence, csv_text, interval_text, rendered, signed
 from jobs.tables.published import Published
@@ -260,6 +261,9 @@ def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Publ
         sentences.append(f"Published figures: {published.source}.")
         if set(published.columns) != set(folds):
             sentences.append(f"The published means are over all {len(published.columns)} folds of the paper, ours over {len(folds)}.")
+    sentences.extend(recipe_sentences(summary.recipes, published.labels))
+    if summary.code.weights:
+        sentences.append(f"Initial weights: {'; '.join(summary.code.weights)}.")
     sentences.append(code_sentence(f"Experiment {summary.experiment}", summary.code, CAPTION_PACKAGES))
     return tuple(sentences)
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from jobs.errors import UsageError
 from jobs.experiment.graph import Graph, Run
+from jobs.experiment.recipes import MethodRecipe
 from jobs.statistics import Interval, PairedTest, known, mean, paired_by_key, percent, sd, t_interval
 from jobs.store.records import Result
 from jobs.store.scores import confusion_of
@@ -137,15 +138,16 @@ class Comparison:
 
 @dataclass(frozen=True)
 class CodeFacts:
-    """Commits and package versions that computed the runs, sorted."""
+    """Commits, package versions and initial weights of the runs, sorted."""
 
     commits: tuple[str, ...] = ()
     modified: bool = False  # a run was computed with uncommitted changes
     packages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    weights: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         packages = {name: list(versions) for name, versions in self.packages.items()}
-        return {"commits": list(self.commits), "modified": self.modified, "packages": packages}
+        return {"commits": list(self.commits), "modified": self.modified, "packages": packages, "weights": list(self.weights)}
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,7 @@ class Summary:
     comparisons: tuple[Comparison, ...]
     outlier_rule: str  # description; `none` if none was applied
     code: CodeFacts
+    recipes: tuple[MethodRecipe, ...] = ()  # of each method; empty if not known
 
     @property
     def complete(self) -> bool:
@@ -192,10 +195,11 @@ def entries_of(graph: Graph, results: Mapping[str, Result], states: Mapping[str,
 
 
 def code_facts(results: Iterable[Result]) -> CodeFacts:
-    """Commits and versions in the provenance of results (keys `commit`, `dirty`, `python`, `packages`; missing ones are ignored)."""
+    """Facts in the provenance of results (`commit`, `dirty`, `python`, `packages`, `runtime.weights`; missing ones are ignored)."""
     commits: set[str] = set()
     modified = False
     packages: dict[str, set[str]] = {}
+    weights: set[str] = set()
     for result in results:
         commit = result.provenance.get("commit")
         if isinstance(commit, str) and commit:
@@ -206,7 +210,12 @@ def code_facts(results: Iterable[Result]) -> CodeFacts:
         for name, version in versions.items():
             if isinstance(version, str) and version:
                 packages.setdefault(str(name), set()).add(version)
-    return CodeFacts(tuple(sorted(commits)), modified, {name: tuple(sorted(found)) for name, found in sorted(packages.items())})
+        runtime = result.provenance.get("runtime")
+        origin = runtime.get("weights") if isinstance(runtime, Mapping) else None
+        if isinstance(origin, str) and origin:
+            weights.add(origin)
+    versions_found = {name: tuple(sorted(found)) for name, found in sorted(packages.items())}
+    return CodeFacts(tuple(sorted(commits)), modified, versions_found, tuple(sorted(weights)))
 
 
 def summarise(
@@ -217,6 +226,7 @@ def summarise(
     outlier_rule: str = "none",
     unresolved: Mapping[tuple[str, str], int] | None = None,
     code: CodeFacts | None = None,
+    recipes: Sequence[MethodRecipe] = (),
 ) -> Summary:
     """The numbers of an experiment; corpora, methods and folds in the order of the entries.
 
@@ -238,7 +248,7 @@ def summarise(
         ]
         methods.extend(found)
         comparisons.extend(_compare(corpus, first, second) for first, second in itertools.combinations(found, 2))
-    return Summary(experiment, tuple(methods), tuple(comparisons), outlier_rule, code or CodeFacts())
+    return Summary(experiment, tuple(methods), tuple(comparisons), outlier_rule, code or CodeFacts(), tuple(recipes))
 
 
 def to_json(summary: Summary, published: object = None) -> dict[str, Any]:
@@ -249,6 +259,7 @@ def to_json(summary: Summary, published: object = None) -> dict[str, Any]:
         "methods": [_method_json(method) for method in summary.methods],
         "comparisons": [_comparison_json(comparison) for comparison in summary.comparisons],
         "outlier_rule": summary.outlier_rule,
+        "recipes": [asdict(recipe) for recipe in summary.recipes],
         "code": summary.code.to_json(),
         "published": published,
     }

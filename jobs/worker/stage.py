@@ -189,7 +189,7 @@ def team_outcome(failure: TeamFailure, attempt: AttemptFolder, watch: Stopwatch)
 
 def _record_outcome(process: WorkerProcess, node: Node, attempt: AttemptFolder, outcome: Outcome) -> None:
     process.report(f"{node.name}: {outcome.ending.value}: {outcome.error}: {outcome.message}\n{outcome.detail}")
-    if outcome.kind == FailureClass.disk.name:  # its output is useless, and the record needs the space
+    if outcome.kind == FailureClass.storage.name:  # its output is useless, and the record needs the space
         shutil.rmtree(attempt.output, ignore_errors=True)
     write_outcome(attempt, outcome)
 

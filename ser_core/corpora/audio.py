@@ -15,17 +15,17 @@ from typing import Any
 
 import numpy as np
 import soundfile
-import soxr
 from numpy.typing import NDArray
 
 from ser_core.corpora.manifest import SAMPLE_RATE, Manifest, Utterance
+from ser_core.disk import check_readable, raise_storage_error
 from ser_core.errors import InputError
 
 LOWEST_RATE = 8_000  # Hz, telephone speech; a header with a lower rate is broken
 HIGHEST_RATE = 192_000  # Hz
 FULL_SCALE = 1 << 15
 # Samples of one emotion state, the longest receptive field of all models: a wav2vec v1 frame covers 465 samples, frames are 160 samples
-# apart, and the emotion-state convolution has kernel 4 (section 3.3 of the paper).
+# apart, and the emotion-state convolution has kernel 4 (authors' code).
 SHORTEST = 465 + 3 * 160
 STREAMED = 0x7FFF_0000  # bytes; a wav header that declares at least this size was written to a pipe
 OVERSHOOT = 1.1  # peak up to which a float file is clipped without an error, as resampling may overshoot; above it the scale is wrong
@@ -66,6 +66,7 @@ def convert(path: Path) -> Converted:
             exact = rate == SAMPLE_RATE and stream.channels == 1 and subtype in ("PCM_16", "PCM_U8", "PCM_S8", "ULAW", "ALAW")
             decoded: NDArray[Any] = stream.read(dtype="int16" if exact else "float64", always_2d=True)
     except (soundfile.SoundFileError, OSError, RuntimeError) as error:
+        _raise_if_not_readable(path, error)
         raise AudioError(f"unreadable: {_first_line(error)}") from error
     if len(decoded) < declared:
         raise AudioError(f"unreadable: cut off after {len(decoded)} of {declared} samples")
@@ -87,6 +88,8 @@ def to_target_rate(decoded: NDArray[np.float64], rate: int) -> Samples:
         raise AudioError(f"its samples reach {peak:.4g}; float samples must lie within ±1")
     mono = decoded.mean(axis=1)
     if rate != SAMPLE_RATE:
+        import soxr  # only to prepare a corpus, so that stages run in an environment without it
+
         mono = soxr.resample(mono, rate, SAMPLE_RATE, quality="VHQ")
     rounded: Samples = np.clip(np.rint(mono * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
     return rounded
@@ -110,6 +113,7 @@ def load_audio(manifest: Manifest, utterance: Utterance) -> NDArray[np.float32]:
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=False)
     except (soundfile.SoundFileError, OSError, RuntimeError) as error:
+        _raise_if_not_readable(path, error)
         raise InputError(f"{path}: {_first_line(error)}; run `python launch.py prepare` again") from error
     if rate != SAMPLE_RATE or samples.shape != (utterance.samples,):
         raise InputError(
@@ -133,6 +137,15 @@ def _bytes_cut_off(path: Path) -> int:
                 return 0 if size >= STREAMED else max(0, size - (end - stream.tell()))
             stream.seek(size + size % 2, io.SEEK_CUR)
     return 0
+
+
+def _raise_if_not_readable(path: Path, error: Exception) -> None:
+    """Raise OSError if the file system failed, which libsndfile reports like a damaged file."""
+    try:
+        check_readable(path)
+    except OSError as found:
+        raise_storage_error(found)
+    raise_storage_error(error)
 
 
 def _first_line(error: Exception) -> str:

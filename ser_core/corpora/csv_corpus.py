@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from ser_core.corpora.manifest import DIMENSIONS, natural_order
 from ser_core.corpora.recordings import Recording, SourceListing, relative, stem, without_ending
+from ser_core.disk import raise_storage_error
 from ser_core.errors import InputError
 
 COLUMNS = ("path", "label", "speaker", "fold")
@@ -29,6 +30,7 @@ def read(source: Path) -> SourceListing:
             header = [name.strip() for name in next(reader, [])]
             rows = [(reader.line_num, [value.strip() for value in row]) for row in reader if any(value.strip() for value in row)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise_storage_error(error)
         raise InputError(f"{file}: cannot be read as comma-separated UTF-8 text ({error})") from error
     _check_header(file, header, rows)
     with_dimensions = all(name in header for name in DIMENSIONS)

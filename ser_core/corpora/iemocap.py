@@ -10,7 +10,7 @@ from ser_core.corpora.manifest import natural_order
 from ser_core.corpora.recordings import ExpectedCounts, Recording, SourceListing, audio_files, by_stem, relative, require_folder
 
 SESSIONS = ("1", "2", "3", "4", "5")
-# The paper's four classes; excited is merged into happy (section 4.1).
+# The paper's four classes; excited is merged into happy (section 3.1).
 KEPT = {"neu": "neutral", "hap": "happy", "exc": "happy", "ang": "angry", "sad": "sad"}
 DROPPED = ("fru", "fea", "sur", "dis", "oth", "xxx")
 # Utterances of the four classes, as reported in papers that use this selection.

@@ -14,6 +14,7 @@ from ser_core.corpora import emodb, iemocap, savee
 from ser_core.corpora.csv_corpus import identifiers
 from ser_core.corpora.manifest import VALIDATION
 from ser_core.corpora.recordings import Recording, SourceListing, audio_files, by_stem, relative, stem
+from ser_core.disk import raise_storage_error
 from ser_core.errors import InputError
 
 FOLD_OF = {"Train": "train", "Val": VALIDATION, "Test": "test"}
@@ -94,6 +95,7 @@ def _parse(file: Path) -> dict[str, dict[str, Any]]:
     try:
         record = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=_Repeated)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise_storage_error(error)
         raise InputError(f"{file}: cannot be read as JSON ({error})") from error
     wrong = "" if isinstance(record, dict) else "it is not an object"
     if not wrong:

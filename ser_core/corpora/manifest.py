@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ser_core.disk import sync_folder
+from ser_core.disk import raise_storage_error, sync_folder
 from ser_core.errors import InputError
 
 SCHEMA = 1
@@ -143,6 +143,7 @@ def load_manifest(folder: Path) -> Manifest:
     except FileNotFoundError:
         raise InputError(f"{path}: no prepared corpus here; run `python launch.py prepare`") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise_storage_error(error)
         raise InputError(f"{path}: cannot be read ({error}); run `python launch.py prepare` again") from error
     if not isinstance(record, dict) or record.get("schema") != SCHEMA or record.get("sample_rate") != SAMPLE_RATE:
         raise InputError(f"{path}: not a manifest of schema {SCHEMA} at {SAMPLE_RATE} Hz; run `python launch.py prepare` again")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ser_core.disk import raise_storage_error
 from ser_core.errors import InputError
 
 AUDIO_SUFFIXES = (".wav", ".flac")
@@ -107,6 +108,7 @@ def read_expected_counts(source: Path) -> ExpectedCounts | None:
         total = record.get("utterances")
         return ExpectedCounts(None if total is None else int(total), _numbers(record.get("classes")), _numbers(record.get("folds")))
     except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise_storage_error(error)
         raise InputError(f"{path}: {error}") from error
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from ser_core.disk import os_errors
+from ser_core.disk import os_errors, raise_storage_error
 from ser_core.errors import InputError, first_line, is_memory_error
 from ser_core.models.checkpoint_keys import key_problems, unknown_key
 from ser_core.models.identity import CONFIG_FILE, NO_BACKBONE, backbone_identity, checkpoint_folder
@@ -167,6 +167,7 @@ def _from_checkpoint(model_class: Any, settings: BackboneSettings, attention: At
             # The local cache is used without asking the hub, so that jobs on nodes without network work.
             model, report = model_class.from_pretrained(source, local_files_only=True, **options)
         except OSError as error:
+            raise_storage_error(error)
             if folder is not None:
                 raise InputError(f"{folder}: cannot be loaded: {first_line(error)}") from error
             model, report = _from_hub(model_class, source, options)
@@ -184,9 +185,11 @@ def _from_hub(model_class: Any, name: str, options: dict[str, Any]) -> tuple[Any
     try:
         model, report = model_class.from_pretrained(name, **options)
     except (OSError, ValueError, RuntimeError) as error:
+        pinned = options.get("revision")
         raise InputError(
-            f"{name}: not in the local cache and cannot be downloaded from the Hugging Face hub ({first_line(error)}); "
-            "download it where there is network and set backbone.checkpoint to its folder"
+            f"{name}{f', revision {pinned}' if pinned else ''}: not in the local cache and cannot be downloaded from the Hugging Face hub "
+            f"({first_line(error)}); download it where there is network and set backbone.checkpoint to its folder"
+            f"{', or, if this model has no such revision, set backbone.revision to one of its own or to null' if pinned else ''}"
         ) from error
     return model, report
 
@@ -230,6 +233,7 @@ def _normalises(source: str, folder: Path | None, config: Any, revision: str | N
     try:
         return bool(json.loads(Path(path).read_text()).get("do_normalize", False))
     except (OSError, ValueError) as error:
+        raise_storage_error(error)
         raise InputError(f"{path}: cannot be read: {error}") from error
 
 
@@ -252,6 +256,10 @@ def _ready(model: Any, source: str) -> Any:
         raise InputError(f"{source}: has no mask embedding because mask_time_prob is 0 in its configuration; every stage masks frames")
     if model.config.add_adapter:
         raise InputError(f"{source}: has an adapter after the transformer (add_adapter); a checkpoint without one is needed")
+    for module in model.modules():
+        if hasattr(module, "gradient_checkpointing"):
+            # A checkpoint's configuration may switch it on: wasted time here, and the authors' code switches it off too.
+            module.gradient_checkpointing = False
     model.float()
     model.eval()
     return model

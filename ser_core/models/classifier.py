@@ -1,4 +1,4 @@
-"""Fine-tuning network (section 3.1): transformer encoder on frozen features, masked mean over frames, one linear layer; weighted loss."""
+"""Fine-tuning network (section 2.2): transformer encoder on frozen features, masked mean over frames, one linear layer; weighted loss."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def encode(encoder: Any, features: Tensor, frames: Tensor, time_mask: Tensor | N
 def pool(hidden: Tensor, frames: Tensor, pooling: Pooling) -> Tensor:
     """Average frames: (B, T, hidden) with (B,) valid frames -> (B, hidden).
 
-    `paper` (section 3.1): mean over the valid frames, then ReLU. `reference` (authors' code): ReLU first, and the mean omits the last valid
+    `paper` (section 2.2): mean over the valid frames, then ReLU. `reference` (authors' code): ReLU first, and the mean omits the last valid
     frame (except for an utterance of one frame, for which the authors' code divides by zero).
     """
     counted = frames

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ser_core.disk import os_errors, raise_storage_error
 from ser_core.errors import InputError, first_line, is_memory_error
 from ser_core.models.checkpoint_keys import key_problems
 from ser_core.models.identity import CONFIG_FILE, MISSING_WAV2VEC, NO_WAV2VEC, wav2vec_identity
@@ -108,6 +109,7 @@ def _read(path: Path) -> Mapping[str, Any]:
         with torch.serialization.safe_globals([argparse.Namespace, *counters]):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, KeyError, AttributeError, ValueError, TypeError, EOFError, OSError) as error:
+        raise_storage_error(error)
         if is_memory_error(error):
             raise
         raise InputError(f"{path}: not a checkpoint that can be read safely: {first_line(error)}") from error
@@ -209,8 +211,10 @@ def _open_folder(folder: Path) -> Wav2vec:
 
     try:
         config = parse_config(json.loads((folder / CONFIG_FILE).read_text()))
-        state = load_file(folder / WEIGHTS_FILE)
+        with os_errors(folder / WEIGHTS_FILE):
+            state = load_file(folder / WEIGHTS_FILE)
     except (OSError, ValueError, SafetensorError) as error:
+        raise_storage_error(error)
         raise InputError(f"{folder}: not a saved wav2vec model: {error}") from error
     return _with_weights(config, state, folder)
 

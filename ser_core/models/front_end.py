@@ -93,16 +93,19 @@ def extract(model: Wav2Vec2Model | Wav2Vec2ForPreTraining, waves: Sequence[Tenso
     return Extracted(torch.cat(_convolve_apart(encoder, prepared)), frames)
 
 
-def project(model: Wav2Vec2Model | Wav2Vec2ForPreTraining, extracted: Extracted) -> FrontEnd:
-    """Apply layer norm and projection to the output of the convolutions, with the model's dropout."""
+def project(model: Wav2Vec2Model | Wav2Vec2ForPreTraining, extracted: Extracted, length: int = 0) -> FrontEnd:
+    """Apply layer norm and projection to the output of the convolutions, with the model's dropout.
+
+    `length`: frames that T has at least, with zeros after the frames of `independent` rows.
+    """
     projected, normalised = encoder_of(model).feature_projection(extracted.rows)
     frames = torch.tensor(extracted.frames, dtype=torch.int64, device=projected.device)
-    return FrontEnd(_padded(projected, extracted.frames), _padded(normalised, extracted.frames), frames)
+    return FrontEnd(_padded(projected, extracted.frames, length), _padded(normalised, extracted.frames, length), frames)
 
 
-def normalise(model: Wav2Vec2Model | Wav2Vec2ForPreTraining, extracted: Extracted) -> Tensor:
+def normalise(model: Wav2Vec2Model | Wav2Vec2ForPreTraining, extracted: Extracted, length: int = 0) -> Tensor:
     """Return the quantizer's input (B, T, channels): `normalised` of `project`, without computing the projection."""
-    return _padded(encoder_of(model).feature_projection.layer_norm(extracted.rows), extracted.frames)
+    return _padded(encoder_of(model).feature_projection.layer_norm(extracted.rows), extracted.frames, length)
 
 
 def valid_frames(frames: Tensor, length: int) -> Tensor:
@@ -140,9 +143,12 @@ def _frames(encoder: Any, waves: Sequence[Tensor]) -> Tensor:
     return torch.tensor([frame_count(encoder.config, len(wave)) for wave in waves], dtype=torch.int64, device=device)
 
 
-def _padded(rows: Tensor, frames: Sequence[int]) -> Tensor:
-    """Concatenated frames (frames, n) as (B, T, n) with zero padding; a padded batch unchanged."""
-    return rows if rows.dim() == 3 else pad_sequence(list(torch.split(rows, list(frames))), batch_first=True)
+def _padded(rows: Tensor, frames: Sequence[int], length: int) -> Tensor:
+    """Concatenated frames (frames, n) as (B, T, n) with zero padding, T at least `length`; a padded batch unchanged."""
+    if rows.dim() == 3:
+        return rows
+    padded = pad_sequence(list(torch.split(rows, list(frames))), batch_first=True)
+    return F.pad(padded, (0, 0, 0, max(length - padded.shape[1], 0)))
 
 
 def _convolve_apart(encoder: Any, waves: Sequence[Tensor]) -> list[Tensor]:

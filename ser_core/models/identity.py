@@ -8,11 +8,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ser_core.disk import raise_storage_error
 from ser_core.errors import InputError
 from ser_core.settings import BackboneSettings, Wav2vecSettings
 
 CONFIG_FILE = "config.json"
 WEIGHT_FILES = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
+
+CACHED_MODEL = "models--"  # prefix of a model's folder in the cache of the Hugging Face hub
+SHOWN_DIGEST = 12  # characters
 
 NO_BACKBONE = "backbone: neither checkpoint nor config is set; name a wav2vec 2.0 checkpoint or give the keys of a small model"
 NO_WAV2VEC = "states.wav2vec: neither checkpoint nor config is set; give the path of wav2vec_large.pt, or the keys of a small model"
@@ -35,6 +39,34 @@ def backbone_identity(settings: BackboneSettings) -> dict[str, Any]:
     if folder is None:
         return {"checkpoint": settings.checkpoint, "revision": settings.revision}
     return folder_identity(folder)
+
+
+def backbone_origin(settings: BackboneSettings) -> str:
+    """Describe where the weights of wav2vec 2.0 come from: name and revision, or a folder's digest. Raises as `backbone_identity`.
+
+    The hub's cache keeps each revision in `models--OWNER--NAME/snapshots/COMMIT`; the revision of any other folder is not known.
+    """
+    if settings.checkpoint is None:
+        return f"wav2vec 2.0 with random weights (seed {settings.init_seed})"
+    pinned = settings.revision
+    folder = checkpoint_folder(settings.checkpoint)
+    if folder is None:
+        return f"wav2vec 2.0 {settings.checkpoint}, {f'revision {pinned}' if pinned else 'no revision pinned'}"
+    folder = folder.resolve()
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith(CACHED_MODEL):
+        name, revision = folder.parent.parent.name.removeprefix(CACHED_MODEL).replace("--", "/", 1), folder.name
+        other = f", not {pinned} as configured" if pinned not in (None, revision) else ""
+        return f"wav2vec 2.0 {name}, revision {revision}{other}"
+    unknown = f" (not known whether revision {pinned})" if pinned else ""
+    return f"wav2vec 2.0 from the local folder {folder.name}, sha256 {_digests(weight_files(folder))}{unknown}"
+
+
+def wav2vec_origin(settings: Wav2vecSettings) -> str:
+    """Describe where the weights of wav2vec v1 come from: file name and digest. Raises InputError as `wav2vec_identity`."""
+    if settings.checkpoint is None:
+        return f"wav2vec v1 with random weights (seed {settings.init_seed})"
+    path = Path(settings.checkpoint).expanduser()
+    return f"wav2vec v1 {path.name}, sha256 {_digests(weight_files(path) if path.is_dir() else [path])}"
 
 
 def wav2vec_identity(settings: Wav2vecSettings) -> dict[str, Any]:
@@ -81,9 +113,14 @@ def folder_identity(folder: Path) -> dict[str, Any]:
     try:
         settings = json.loads(config.read_text())
     except (ValueError, OSError) as error:
+        raise_storage_error(error)
         raise InputError(f"{config}: cannot be read: {error}") from error
     kept = {key: value for key, value in settings.items() if key not in VOLATILE_CONFIG_KEYS}
     return {"weights": [file_digest(path) for path in files], "config": kept}
+
+
+def _digests(files: list[Path]) -> str:
+    return " ".join(file_digest(path)[:SHOWN_DIGEST] for path in files)
 
 
 def file_digest(path: Path) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -61,6 +63,20 @@ def time_mask(
     return result
 
 
+def row_masks(
+    lengths: NDArray[np.integer], frames: int, *, probability: float, span: int, minimum: int, rngs: Sequence[np.random.Generator]
+) -> BoolArray:
+    """Draw the mask of `time_mask` with a generator for each row, or with a single one for all rows, which then have equally many spans."""
+    lengths = np.asarray(lengths)
+    shared = len(rngs) != len(lengths)
+    groups = [lengths] if shared else lengths[:, None]
+    drawn = [
+        time_mask(group, frames, probability=probability, span=span, minimum=minimum, rng=rng, shared_count=shared)
+        for group, rng in zip(groups, rngs, strict=True)
+    ]
+    return np.concatenate(drawn)
+
+
 def feature_mask(
     batch: int, channels: int, *, probability: float, span: int, minimum: int, rng: np.random.Generator, shared_count: bool = False
 ) -> BoolArray:
@@ -71,7 +87,7 @@ def feature_mask(
     if probability > 0 and span >= channels:
         raise InputError(
             f"spec_augment.feature_length={span} would zero all {channels} channels of this model: "
-            f"set it below {channels} (the paper's is 64 of 768), or feature_probability=0"
+            f"set it below {channels} (published: 64 of 768), or feature_probability=0"
         )
     lengths = np.full(batch, channels, dtype=np.int64)
     return time_mask(lengths, channels, probability=probability, span=span, minimum=minimum, rng=rng, shared_count=shared_count)

@@ -1,4 +1,4 @@
-"""P-TAPT stage 3 (section 3.3): predict the pseudo-labels of masked frames, with one head for each number of clusters."""
+"""P-TAPT stage 3 (section 2.3): predict the pseudo-labels of masked frames, with one head for each number of clusters."""
 
 from __future__ import annotations
 
@@ -31,15 +31,14 @@ class PtaptLoss:
 
 
 class PseudoLabelModel(nn.Module):
-    """wav2vec 2.0 with a head Linear(hidden, head_units)-Tanh-Linear(head_units, k) for each k; only transformer and heads are trained.
+    """wav2vec 2.0 with a head ReLU-Linear(hidden, head_units)-Tanh-Linear(head_units, k) for each k.
 
-    `relu` adds a ReLU between encoder and heads, as in the authors' code; the paper does not mention it.
+    Only the transformer and the heads are trained. The ReLU is in the authors' code; the paper mentions only the linear layers.
     """
 
-    def __init__(self, encoder: Wav2Vec2Model, counts: Sequence[int], head_units: int = 256, *, relu: bool = False) -> None:
+    def __init__(self, encoder: Wav2Vec2Model, counts: Sequence[int], head_units: int = 256) -> None:
         super().__init__()
         self.wav2vec2: Any = encoder
-        self.relu = relu
         hidden = encoder.config.hidden_size
         self.heads = nn.ModuleList(nn.Sequential(nn.Linear(hidden, head_units), nn.Tanh(), nn.Linear(head_units, k)) for k in counts)
         freeze_front_end(encoder)
@@ -49,9 +48,7 @@ class PseudoLabelModel(nn.Module):
 
         `features` (B, T, hidden) without dropout, `frames` (B,) numbers of valid frames, `mask` (B, T) bool.
         """
-        hidden = encode(self.wav2vec2, features, frames, mask)[mask]
-        if self.relu:
-            hidden = F.relu(hidden)
+        hidden = F.relu(encode(self.wav2vec2, features, frames, mask)[mask])
         return [head(hidden) for head in self.heads]
 
 

@@ -19,7 +19,7 @@ from ser_core.settings import Wav2vecSettings
 
 Layers = tuple[tuple[int, int, int], ...]  # (channels, kernel, stride) of each convolution
 
-# Convolution from the 10 ms frames of wav2vec v1 to the 20 ms frames of wav2vec 2.0 (section 3.3).
+# Convolution from the 10 ms frames of wav2vec v1 to the 20 ms frames of wav2vec 2.0 (section 2.3).
 MATCH_KERNEL = 4
 MATCH_STRIDE = 2
 

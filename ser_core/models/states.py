@@ -1,4 +1,4 @@
-"""P-TAPT stage 1 (section 3.3): emotion states, frames of wav2vec v1 trained to classify the emotion per utterance and per frame."""
+"""P-TAPT stage 1 (section 2.3): emotion states, frames of wav2vec v1 trained to classify the emotion per utterance and per frame."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class StatesLoss:
 class EmotionStates(nn.Module):
     """wav2vec v1 -> Conv1d(kernel 4, stride 2) -> ReLU = emotion states, then a BiLSTM with a head per utterance and an MLP per frame.
 
-    The extractor is frozen; aggregator, convolution, BiLSTM and both heads are trained. `rnn_units` per direction. Sections 3.3 and 4.1 of
-    the paper state 256 and 128.
+    The extractor is frozen; aggregator, convolution, BiLSTM and both heads are trained. `rnn_units` per direction. Sizes are those
+    of the authors' code.
     """
 
     def __init__(self, wav2vec: Wav2vec, classes: int, rnn_units: int = 256, head_units: int = 128) -> None:

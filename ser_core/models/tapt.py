@@ -1,7 +1,7 @@
-"""TAPT (section 3.2): the wav2vec 2.0 pretraining loss on in-domain speech, contrastive loss plus codebook diversity.
+"""TAPT: the wav2vec 2.0 pretraining loss on in-domain speech, contrastive loss plus codebook diversity.
 
-Negatives are other masked frames of the same utterance (wav2vec 2.0, section 3.2 of arXiv 2006.11477, and current transformers). With
-`reference` padding they are any other frame of the padded row, as in transformers 4.10.0, the version of the authors' container image.
+Negatives are any other frames of the same utterance, masked or not. In transformers 4.10.0, the version of the authors' container image,
+they are any other frames of the padded row; in wav2vec 2.0 (section 3.2 of arXiv 2006.11477) and current transformers, masked frames only.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from ser_core.models.encoder import run_transformer
 from ser_core.models.front_end import Extracted, encoder_of, extract, normalise, project
-from ser_core.models.masking import BoolArray, time_mask
-from ser_core.settings import Padding
+from ser_core.models.masking import BoolArray, row_masks
+from ser_core.settings import NegativeFrames, Padding
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,50 +83,42 @@ def draw_tapt(
     *,
     minimum: int,
     negatives: int,
-    padding: Padding,
-    rng: np.random.Generator,
+    negative_frames: NegativeFrames,
+    rngs: Sequence[np.random.Generator],
 ) -> TaptDraw:
     """Draw mask and negatives for rows with `frames` (B,) valid frames; T is their maximum.
 
-    Mask probability and span length are those of `config`; `minimum` spans per row, `negatives` per masked frame.
+    Mask probability and span length are those of `config`; `minimum` spans per row, `negatives` per masked frame. `rngs`: a generator for
+    each row, or a single one for all rows, which then have equally many spans (see `row_masks`).
     """
     length = int(np.max(frames))
-    reference = padding is Padding.reference
-    mask = time_mask(
-        frames,
-        length,
-        probability=config.mask_time_prob,
-        span=config.mask_time_length,
-        minimum=minimum,
-        rng=rng,
-        shared_count=reference,
-    )
-    candidates = np.ones_like(mask) if reference else mask
-    return TaptDraw(mask, sample_negatives(mask, negatives, rng, candidates))
+    mask = row_masks(frames, length, probability=config.mask_time_prob, span=config.mask_time_length, minimum=minimum, rngs=rngs)
+    candidates = frames if negative_frames is NegativeFrames.valid else np.full_like(frames, length)
+    return TaptDraw(mask, sample_negatives(mask, negatives, rngs, candidates))
 
 
-def sample_negatives(mask: BoolArray, count: int, rng: np.random.Generator, candidates: BoolArray | None = None) -> NDArray[np.int64]:
+def sample_negatives(
+    mask: BoolArray, count: int, rngs: Sequence[np.random.Generator], candidates: NDArray[np.integer]
+) -> NDArray[np.int64]:
     """Draw `count` negatives for each masked frame: (M, count) int64, flat indices row * T + frame, never the frame itself.
 
-    `candidates` (B, T) bool: frames that may be drawn, by default the masked ones; they must include the masked frames. If a row has no
-    other candidate, the frame itself is returned, and the loss ignores it.
+    They are among the first `candidates` (B,) frames of the row, which must include the masked frames. If a row has no other frame, the
+    frame itself is returned, and the loss ignores it. `rngs`: a generator for each row, or a single one for all rows.
     """
-    allowed = mask if candidates is None else candidates
-    if bool((mask & ~allowed).any()):
-        raise ValueError("a masked frame must be among the candidates for negatives")
     length = mask.shape[1]
     drawn = []
-    for row in range(mask.shape[0]):
-        pool = np.flatnonzero(allowed[row])
-        own = np.searchsorted(pool, np.flatnonzero(mask[row]))
+    for row, pool in enumerate(candidates.tolist()):
+        own = np.flatnonzero(mask[row])
         if len(own) == 0:
             continue
-        if len(pool) == 1:
+        if own[-1] >= pool:
+            raise ValueError("a masked frame must be among the candidates for negatives")
+        if pool == 1:
             chosen = np.zeros((1, count), dtype=np.int64)
         else:
-            chosen = rng.integers(0, len(pool) - 1, size=(len(own), count))
+            chosen = rngs[row % len(rngs)].integers(0, pool - 1, size=(len(own), count))
             chosen += chosen >= own[:, None]
-        drawn.append(pool[chosen] + row * length)
+        drawn.append(chosen + row * length)
     return np.concatenate(drawn).astype(np.int64) if drawn else np.zeros((0, count), dtype=np.int64)
 
 
@@ -138,47 +130,47 @@ def tapt_loss(
     temperature: float = 0.1,
     diversity_weight: float = 0.1,
     padding: Padding = Padding.independent,
+    attention_mask: bool = True,
     gumbel_temperature: float = GUMBEL_TEMPERATURE,
     samples: int = 0,
     whole: WholeBatch | None = None,
 ) -> TaptLoss:
     """Return the loss of a batch of waves (samples,), or of their `extract` output, with gradients.
 
-    `independent`: the front end processes each utterance alone, attention ignores padding, the diversity term is weighted by the number of
-    masked frames (fairseq, and transformers since 4.12). `reference`: zero-padded batch without attention mask, the diversity term counted
-    once per batch, as in the authors' transformers 4.10.0. In training mode dropout is active and codes are drawn with Gumbel noise from
-    torch's default generator; in evaluation mode the most likely codes are used.
+    `padding`: how the front end processes the batch. Without `attention_mask` the transformer attends to padding too. The diversity term is
+    added once to the sum over masked frames, as in the authors' transformers 4.10.0 (fairseq, and transformers since 4.12, multiply it by
+    their number). In training mode dropout is active and codes are drawn with Gumbel noise from torch's default generator; in evaluation
+    mode the most likely codes are used.
 
     For gradient accumulation pass the length of the batch's longest wave as `samples` and the summed `code_sums` of its micro-batches as
     `whole`: their losses (and gradients) then add up to those of the batch. `diversity` is this micro-batch's share.
     """
     encoder = encoder_of(model)
-    features = project(model, waves if isinstance(waves, Extracted) else extract(model, waves, padding, samples))
+    extracted = waves if isinstance(waves, Extracted) else extract(model, waves, padding, samples)
+    features = project(model, extracted, draw.mask.shape[1])
     device = features.projected.device
     mask = torch.from_numpy(draw.mask).to(device)
     if mask.shape != features.projected.shape[:2]:
         raise ValueError(f"mask of shape {tuple(mask.shape)} for features of {tuple(features.projected.shape[:2])} frames")
-    reference = padding is Padding.reference
     embedding = encoder.masked_spec_embed  # under autocast too, the residual stream has the type of the parameters
     hidden = torch.where(mask[..., None], embedding, features.projected.to(embedding.dtype))
-    encoded = run_transformer(encoder, hidden, None if reference else features.frames)
+    encoded = run_transformer(encoder, hidden, features.frames if attention_mask else None)
     predicted = model.project_hid(encoded[mask])
 
-    # Only possible targets and negatives are quantized.
-    candidates = torch.ones_like(mask) if reference else mask
-    quantized = _quantize(model, model.dropout_features(features.normalised[candidates]), mask[candidates], gumbel_temperature)
-    position = candidates.flatten().long().cumsum(0) - 1
-    positives = position[mask.flatten()]
-    negatives = position[torch.from_numpy(draw.negatives).to(device)]
+    # Only targets and negatives are quantized.
+    drawn = torch.from_numpy(draw.negatives).to(device)
+    used = mask.flatten().index_fill(0, drawn.flatten(), True).view_as(mask)
+    quantized = _quantize(model, model.dropout_features(features.normalised[used]), mask[used], gumbel_temperature)
+    position = used.flatten().long().cumsum(0) - 1
+    positives, negatives = position[mask.flatten()], position[drawn]
     logits = _contrastive_logits(predicted, model.project_q(quantized.vectors), quantized.codes, positives, negatives) / temperature
 
     masked = int(draw.negatives.shape[0])
     target = torch.zeros(masked, dtype=torch.int64, device=device)
     contrastive = F.cross_entropy(logits, target, reduction="sum")
     diversity = codebook_diversity(quantized.sums, masked) if whole is None else _diversity_share(quantized.sums, masked, whole)
-    weight = diversity_weight * (1 if reference else masked if whole is None else whole.masked)
     correct = (logits.argmax(-1) == 0).sum()
-    return TaptLoss(contrastive + weight * diversity, contrastive, diversity, correct, masked, quantized.sums)
+    return TaptLoss(contrastive + diversity_weight * diversity, contrastive, diversity, correct, masked, quantized.sums)
 
 
 @torch.no_grad()
@@ -195,7 +187,8 @@ def code_sums(
     They do not depend on the Gumbel noise, and on dropout only if the configuration has dropout before the quantizer (no published model
     has).
     """
-    normalised = normalise(model, waves if isinstance(waves, Extracted) else extract(model, waves, padding, samples))
+    extracted = waves if isinstance(waves, Extracted) else extract(model, waves, padding, samples)
+    normalised = normalise(model, extracted, mask.shape[1])
     counted = torch.from_numpy(mask).to(normalised.device)
     chosen = model.dropout_features(normalised[counted])
     return _quantize(model, chosen, torch.ones(len(chosen), dtype=torch.bool, device=chosen.device), GUMBEL_TEMPERATURE).sums

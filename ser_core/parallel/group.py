@@ -26,6 +26,7 @@ from ser_core.parallel.team import Team
 
 BUCKET = 8 << 20  # float32 elements per all-reduce: 32 MiB
 ABORT_SECONDS = 10.0  # for NCCL to abort its pending operations; it may itself wait for a process that has exited
+CUDA_BACKEND = "cpu:gloo,cuda:nccl"
 # NCCL's watchdog would kill this process as soon as another is lost, before the cause is recorded. The job system ends the processes.
 NCCL_WATCHDOG_OFF = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_NCCL_ENABLE_MONITORING": "0"}
 
@@ -172,7 +173,7 @@ def process_group(team: Team, device: torch.device, seconds: float) -> Iterator[
         for name, value in NCCL_WATCHDOG_OFF.items():
             os.environ.setdefault(name, value)
     store, address = rendezvous(team, seconds)
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    backend = CUDA_BACKEND if device.type == "cuda" else "gloo"
     try:
         with interface_for_gloo(address):
             dist.init_process_group(backend, store=store, rank=team.rank, world_size=team.size, timeout=timedelta(seconds=seconds))

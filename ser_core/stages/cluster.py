@@ -1,4 +1,4 @@
-"""P-TAPT stage 2 (section 3.3): k-means on the emotion states of the training folds, one stage for each k.
+"""P-TAPT stage 2 (section 2.3): k-means on the emotion states of the training folds, one stage for each k.
 
 At most `cluster.iterations` Lloyd iterations on all frames in float32, from k-means++ centroids chosen on a subset
 (`ser_core/clustering/kmeans.py`). The frames are memory-mapped: at the paper's size (1.2 million frames of 512, 2.3 GiB) they are read once

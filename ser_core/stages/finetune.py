@@ -1,4 +1,4 @@
-"""Fine-tuning (sections 3.1 and 4.2): a classifier on a frozen front end, trained on the other folds and tested once on the held-out fold.
+"""Fine-tuning (V-FT in section 2.2, training in 3.2): a classifier on a frozen front end, tested once on the held-out fold.
 
 In a sweep the test split is the validation speakers, who are excluded from training; `run_stage` chooses the split.
 
@@ -67,11 +67,12 @@ class Finetuning(Objective):
         batch = longest_first(self._plan.batch(step), self._lengths)
         labels = torch.tensor([split.labels[position] for position in batch])
         total = label_weight(labels.to(context.device), self._weights)
-        rngs = row_generators(context.seed, step, [split.utterances[position].id for position in batch], context.features.padding)
+        spec_augment = self._settings.spec_augment
+        rngs = row_generators(context.seed, step, [split.utterances[position].id for position in batch], spec_augment.spans_per)
         config = self.model.wav2vec2.config
         frames = [max(1, frame_count(config, self._lengths[position])) for position in batch]
-        # Drawn for the whole step: with reference padding all rows share one generator.
-        time_mask, feature_mask = spans(self._settings.spec_augment, frames, max(frames), config.hidden_size, rngs)
+        # Drawn for the whole step: its rows may share one generator.
+        time_mask, feature_mask = spans(spec_augment, frames, max(frames), config.hidden_size, rngs)
         longest = self._lengths[batch[0]]
         alike = context.features.padding is Padding.reference  # then every row is padded to the step's longest
         slices = context.row_parts([longest if alike else self._lengths[position] for position in batch])

@@ -1,4 +1,4 @@
-"""P-TAPT stage 3 (section 3.3): predict the pseudo-labels of masked frames, on a frozen front end.
+"""P-TAPT stage 3 (section 2.3): predict the pseudo-labels of masked frames, on a frozen front end.
 
 Artifact: `encoder/`, the model without its heads, from which fine-tuning starts.
 """
@@ -26,7 +26,7 @@ from ser_core.parallel.group import stop_together
 from ser_core.settings import Padding, PtaptSettings
 from ser_core.stages.context import ENCODER, StageContext, parse_settings, stage_result
 from ser_core.training.augmentation import row_generators, time_spans
-from ser_core.training.batches import Batch, StepPlan, bucketed_epoch, longest_first
+from ser_core.training.batches import Batch, Bucketing, StepPlan, bucketed_epoch, longest_first
 from ser_core.training.loop import Objective, PartLoss, StepParts
 from ser_core.training.randomness import generator
 from ser_core.training.schedule import warmup_flat_linear
@@ -71,7 +71,8 @@ class PseudoLabelling(Objective):
         self._crop_frames = max(1, frame_count(self._config, limit))
         self._lengths = lengths = [min(samples, limit) for samples in split.samples]
         budget = round(settings.batch_seconds * SAMPLE_RATE)
-        self._plan = StepPlan(lambda epoch: bucketed_epoch(lengths, budget, settings.buckets, context.seed, epoch))
+        batches = Bucketing(budget, settings.buckets, settings.batches_per_bucket, settings.drop_last)
+        self._plan = StepPlan(lambda epoch: bucketed_epoch(lengths, batches, context.seed, epoch))
         arithmetic = context.arithmetic(settings.precision)
         padding, cache = context.features.padding, context.execution.feature_cache
         self.features = FrozenFeatures(model.wav2vec2, split, None, padding, cache, arithmetic, context.shared)
@@ -87,11 +88,11 @@ class PseudoLabelling(Objective):
             self._cropped_labels(position, first, count, wave) for position, (first, count), wave in zip(batch, crops, samples, strict=True)
         ]
         targets = torch.from_numpy(np.stack([align_labels(each, length) for each in labels]))
-        # Drawn for the whole step: with reference padding all rows share one generator.
+        # Drawn for the whole step: its rows may share one generator.
         mask = time_spans(
             frames,
             length,
-            row_generators(context.seed, step, [split.utterances[position].id for position in batch], context.features.padding),
+            row_generators(context.seed, step, [split.utterances[position].id for position in batch], self._settings.mask_spans_per),
             span=self._settings.mask_length,
             probability=self._settings.mask_probability,
             minimum=self._settings.mask_minimum,
@@ -145,9 +146,7 @@ def run(context: StageContext) -> dict[str, Any]:
     encoder = load_encoder(context.backbone(), attention=context.execution.attention)
     labels = pseudo_labels(context, counts, encoder.config)
     context.seed_initialisation()
-    # The ReLU before the heads is in the authors' code and not in the paper: only with `reference` padding.
-    relu = context.features.padding is Padding.reference
-    model = PseudoLabelModel(encoder, counts, settings.head_units, relu=relu).to(context.device)
+    model = PseudoLabelModel(encoder, counts, settings.head_units).to(context.device)
     objective = PseudoLabelling(context, settings, model, labels)
     started = time.monotonic()
     with stop_together(context.group):

@@ -1,4 +1,4 @@
-"""P-TAPT stage 1 (section 3.3): emotion states, wav2vec v1 trained on the labels of the utterances.
+"""P-TAPT stage 1 (section 2.3): emotion states, wav2vec v1 trained on the labels of the utterances.
 
 The emotion states (frames) of the training folds are computed once here and saved: every k of the ensemble and every sweep over k reads
 them, on nodes without a GPU, without the corpus and the network. They are float32 (1.2 million frames of 512: 2.4 GiB) and are written
@@ -31,7 +31,7 @@ from ser_core.models.classifier import class_weights, label_weight
 from ser_core.models.fairseq_checkpoint import build_wav2vec
 from ser_core.models.shapes import extractor_frames, minimum_samples, state_count
 from ser_core.models.states import EmotionStates, states_loss
-from ser_core.settings import Padding, StatesSettings
+from ser_core.settings import StatesSettings
 from ser_core.stages.context import StageContext, parse_settings, stage_result
 from ser_core.training.augmentation import row_generators, spans
 from ser_core.training.batches import Batch, StepPlan, shares, shuffled_epoch
@@ -48,18 +48,23 @@ FRAMES_AT_ONCE = 8  # utterances per process computed before they are written
 
 @dataclass(frozen=True)
 class Part:
-    """A micro-batch, cropped to the `samples` of the step's shortest utterance. `total_weight` is that of the whole step's labels."""
+    """A micro-batch, cropped to the `samples` of the step's shortest utterance, with its rows of the masks.
+
+    `total_weight` is that of the whole step's labels.
+    """
 
     step: int
     positions: Batch
     samples: int
     labels: Tensor
+    time_mask: Tensor
+    feature_mask: Tensor
     total_weight: float | None  # None: the step is a single micro-batch
     waves: Tensor | None = None  # (B, samples), loaded by the process that computes the micro-batch
 
 
 class StateTraining(Objective):
-    """Utterance and frame classification (section 3.3); keeps the weights with the lowest validation loss."""
+    """Utterance and frame classification (section 2.3); keeps the weights with the lowest validation loss."""
 
     model: EmotionStates
 
@@ -86,28 +91,33 @@ class StateTraining(Objective):
         labels = torch.tensor([self._split.labels[position] for position in batch])
         slices = self._context.row_parts([samples] * len(batch))
         total = float(label_weight(labels, self._class_weights)) if len(slices) > 1 else None
-        parts = [Part(step, batch[rows], samples, labels[rows], total) for rows in slices]
+        frames = extractor_frames(self.model.wav2vec.config, samples)
+        spec_augment = self._settings.spec_augment
+        rngs = row_generators(self._context.seed, step, [self._split.utterances[each].id for each in batch], spec_augment.spans_per)
+        # Drawn for the whole step: its rows may share one generator.
+        time_mask, feature_mask = spans(spec_augment, [frames] * len(batch), frames, self.model.wav2vec.channels, rngs)
+        parts = [Part(step, batch[rows], samples, labels[rows], time_mask[rows], feature_mask[rows], total) for rows in slices]
         return StepParts(parts, [len(part.positions) for part in parts], len(batch))
 
     def load(self, part: Part) -> Part:
+        return replace(part, waves=self._crops(self._split, part.positions, part.samples, "crop", part.step))
+
+    def _crops(self, split: Split, positions: Batch, samples: int, purpose: str, step: int) -> Tensor:
+        """Random crops (B, samples) of utterances; a shorter utterance is padded with zeros."""
         waves = []
-        for position in part.positions:
-            wave = self._split.wave(position)
-            spare = len(wave) - part.samples
-            start = int(generator(self._context.seed, "crop", part.step, position).integers(0, spare + 1)) if spare > 0 else 0
-            waves.append(torch.nn.functional.pad(wave[start : start + part.samples], (0, max(0, part.samples - len(wave)))))
-        return replace(part, waves=torch.stack(waves))
+        for position in positions:
+            wave = split.wave(position)
+            spare = len(wave) - samples
+            start = int(generator(self._context.seed, purpose, step, position).integers(0, spare + 1)) if spare > 0 else 0
+            waves.append(torch.nn.functional.pad(wave[start : start + samples], (0, max(0, samples - len(wave)))))
+        return torch.stack(waves)
 
     def loss(self, part: Part) -> PartLoss:
         if part.waves is None:
             raise ValueError("a part must be loaded first")
         device = self._context.device
-        frames = extractor_frames(self.model.wav2vec.config, part.samples)
-        ids = [self._split.utterances[position].id for position in part.positions]
-        rngs = row_generators(self._context.seed, part.step, ids, Padding.independent)  # rows have equal lengths: no padding
-        time_mask, feature_mask = spans(self._settings.spec_augment, [frames] * len(ids), frames, self.model.wav2vec.channels, rngs)
         waves, labels, time_mask, feature_mask = (
-            each.to(device, non_blocking=True) for each in (part.waves, part.labels, time_mask, feature_mask)
+            each.to(device, non_blocking=True) for each in (part.waves, part.labels, part.time_mask, part.feature_mask)
         )
         utterance, frame = self.model(waves, time_mask, feature_mask)
         found = states_loss(utterance, frame, labels, self._weights, part.total_weight)
@@ -117,7 +127,7 @@ class StateTraining(Objective):
         """Validate periodically and after the last step; keep the best weights. Raises Diverged for a NaN or infinite loss."""
         if step % self._validate_every and step != self._settings.steps:
             return {}
-        loss, accuracy = self.validate()
+        loss, accuracy = self.validate(step)
         if not math.isfinite(loss):
             raise Diverged(f"states: the validation loss is {loss} at step {step} (seed {self._context.seed})")
         if loss < self._best_loss:
@@ -134,29 +144,29 @@ class StateTraining(Objective):
         self._best_step = int(facts["best_step"])
 
     @torch.no_grad()
-    def validate(self) -> tuple[float, float]:
-        """Return weighted mean loss and accuracy on the validation utterances, in batches by length, cut to the batch's shortest.
+    def validate(self, step: int) -> tuple[float, float]:
+        """Return weighted mean loss and accuracy on the validation utterances after `step` steps.
 
-        The processes share the batches; results are summed in a fixed order, so they are bit-identical in all processes.
+        Their batches have a random order, the same at every validation, and random crops to the batch's shortest utterance, as in the
+        authors' code. The processes share the batches; results are summed in a fixed order, so they are bit-identical in all processes.
         """
         self.model.eval()
         group, split = self._context.group, self._validation
-        order = sorted(range(len(split)), key=lambda position: (split.samples[position], position))
+        order = generator(self._context.seed, "validation order").permutation(len(split)).tolist()
         batches = [order[start : start + self._settings.batch_size] for start in range(0, len(order), self._settings.batch_size)]
         lengths = [max(self._shortest, min(split.samples[position] for position in batch)) for batch in batches]
         found = np.zeros((len(batches), 3))
         costs = [len(batch) * length for batch, length in zip(batches, lengths, strict=True)]
         for number in shares(costs, group.size)[group.rank]:
             group.expect_progress()
-            found[number] = self._validated(batches[number], lengths[number])
+            found[number] = self._validated(batches[number], lengths[number], step)
         loss, weight, correct = group.all_reduce(found).sum(axis=0).tolist()
         return loss / weight, correct / len(order)
 
-    def _validated(self, batch: Batch, length: int) -> tuple[float, float, float]:
-        """Weighted loss, weight and correct utterances of a batch of validation."""
+    def _validated(self, batch: Batch, length: int, step: int) -> tuple[float, float, float]:
+        """Weighted loss, weight and correct utterances of a batch of validation, in crops of `length` samples."""
         device = self._context.device
-        waves = [self._validation.wave(position)[:length] for position in batch]
-        stacked = torch.stack([torch.nn.functional.pad(wave, (0, length - len(wave))) for wave in waves])
+        stacked = self._crops(self._validation, batch, length, "validation crop", step)
         labels = torch.tensor([self._validation.labels[position] for position in batch], device=device)
         weight = float(label_weight(labels, self._weights))
         slices = self._context.row_parts([length] * len(batch))

@@ -1,4 +1,4 @@
-"""TAPT (section 3.2): continued wav2vec 2.0 pretraining on the training folds; all parameters are trained.
+"""TAPT (section 2.2): continued wav2vec 2.0 pretraining on the training folds; all parameters are trained.
 
 Artifact: `encoder/`, the model without its pretraining heads, from which fine-tuning starts.
 """
@@ -17,9 +17,10 @@ from ser_core.corpora.manifest import SAMPLE_RATE
 from ser_core.models.backbone import build_backbone, frame_count, save_encoder
 from ser_core.models.front_end import Extracted, extract
 from ser_core.models.tapt import TaptDraw, WholeBatch, code_sums, draw_tapt, tapt_loss
-from ser_core.settings import Padding, TaptSettings
+from ser_core.settings import NegativeFrames, Padding, TaptSettings
 from ser_core.stages.context import ENCODER, StageContext, parse_settings, stage_result
-from ser_core.training.batches import Batch, StepPlan, bucketed_epoch, longest_first
+from ser_core.training.augmentation import row_generators
+from ser_core.training.batches import Batch, Bucketing, StepPlan, bucketed_epoch, longest_first
 from ser_core.training.loop import LocalParts, Objective, PartLoss, StepParts
 from ser_core.training.randomness import generator, torch_seed
 from ser_core.training.schedule import warmup_flat_linear
@@ -60,7 +61,11 @@ class Pretraining(Objective):
         budget = round(settings.batch_seconds * SAMPLE_RATE)
         self._code_sums = torch.zeros(0)  # of the current step, if it has several micro-batches
         self._extracted: dict[int, Extracted] = {}  # by number of the micro-batch
-        self._plan = StepPlan(lambda epoch: bucketed_epoch(self._lengths, budget, settings.buckets, context.seed, epoch))
+        batches = Bucketing(budget, settings.buckets, settings.batches_per_bucket, settings.drop_last)
+        self._plan = StepPlan(lambda epoch: bucketed_epoch(self._lengths, batches, context.seed, epoch))
+        # With padded features, or where padding is used, all rows have the length of the step; else a micro-batch is cut to its longest.
+        independent = context.features.padding is Padding.independent
+        self._cut = independent and settings.attention_mask and settings.negative_frames is NegativeFrames.valid
 
     def plan(self, step: int) -> StepParts:
         context, seed = self._context, self._context.seed
@@ -73,11 +78,10 @@ class Pretraining(Objective):
             frames,
             minimum=self._settings.mask_minimum,
             negatives=self._settings.negatives,
-            padding=context.features.padding,
-            rng=generator(seed, "mask and negatives", step),
+            negative_frames=self._settings.negative_frames,
+            rngs=row_generators(seed, step, [context.training.utterances[each].id for each in batch], self._settings.mask_spans_per),
         )
-        cut = context.features.padding is Padding.independent  # with reference padding all rows keep the length of the step
-        slices = context.row_parts(samples if cut else samples[:1] * len(samples))
+        slices = context.row_parts(samples if self._cut else samples[:1] * len(samples))
         masked, length = len(draw.negatives), int(frames.max())
         parts = [
             Part(
@@ -86,7 +90,7 @@ class Pretraining(Objective):
                 count=len(slices),
                 positions=batch[rows],
                 starts=starts[rows],
-                draw=draw.part(rows, int(frames[rows].max()) if cut else length),
+                draw=draw.part(rows, int(frames[rows].max()) if self._cut else length),
                 samples=samples[0],
                 masked=masked,
             )
@@ -130,6 +134,7 @@ class Pretraining(Objective):
             temperature=self._settings.temperature,
             diversity_weight=self._settings.diversity_weight,
             padding=self._context.features.padding,
+            attention_mask=self._settings.attention_mask,
             samples=part.samples,
             whole=whole,
         )

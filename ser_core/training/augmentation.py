@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ser_core.models.masking import feature_mask, time_mask
-from ser_core.settings import Padding, SpecAugmentSettings
+from ser_core.models.masking import feature_mask, row_masks
+from ser_core.settings import SpansPer, SpecAugmentSettings
 from ser_core.training.randomness import generator
 
 
@@ -28,19 +28,12 @@ def time_spans(
     """
     if probability <= 0:
         return torch.zeros(len(frames), length, dtype=torch.bool)
-    lengths = np.asarray(frames)
-    shared = len(rngs) != len(frames)
-    groups = [lengths] if shared else lengths[:, None]
-    rows = [
-        time_mask(group, length, probability=probability, span=span, minimum=minimum, rng=rng, shared_count=shared)
-        for group, rng in zip(groups, rngs, strict=True)
-    ]
-    return torch.from_numpy(np.concatenate(rows))
+    return torch.from_numpy(row_masks(np.asarray(frames), length, probability=probability, span=span, minimum=minimum, rngs=rngs))
 
 
-def row_generators(seed: int, step: int, ids: Sequence[str], padding: Padding) -> list[np.random.Generator]:
-    """Return a generator for each utterance of a batch, or a single one for all rows with `reference` padding."""
-    if padding is Padding.reference and len(ids) > 1:
+def row_generators(seed: int, step: int, ids: Sequence[str], spans_per: SpansPer) -> list[np.random.Generator]:
+    """Return a generator for each utterance of a batch, or a single one for all rows if spans are counted per batch."""
+    if spans_per is SpansPer.batch and len(ids) > 1:
         return [generator(seed, "mask", step, *ids)]
     return [generator(seed, "mask", step, each) for each in ids]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ser_core.training.randomness import generator
 
@@ -12,7 +14,7 @@ Batch = list[int]  # positions in the training split
 
 
 def shuffled_epoch(count: int, batch_size: int, seed: int, epoch: int) -> list[Batch]:
-    """Return the batches of an epoch: shuffled, without the last incomplete batch (section 4.2).
+    """Return the batches of an epoch: shuffled, without the last incomplete batch, as in the authors' code.
 
     A training set smaller than one batch is one batch with all utterances.
     """
@@ -22,34 +24,69 @@ def shuffled_epoch(count: int, batch_size: int, seed: int, epoch: int) -> list[B
     return [order[start : start + batch_size] for start in range(0, count - batch_size + 1, batch_size)]
 
 
-def bucket_count(lengths: Sequence[int], budget: int, buckets: int) -> int:
-    """Return the number of length buckets: at most `buckets`, and few enough that each holds at least one and a half batches.
+@dataclass(frozen=True)
+class Bucketing:
+    """How pretraining batches are made: `budget` samples of audio a batch, padding not counted; the rest as in `TaptSettings`."""
 
-    With smaller buckets the same utterances would always share a batch. IEMOCAP's training folds (5.4 h) are just large enough for the 50
-    buckets of the authors' code.
+    budget: int
+    buckets: int
+    batches_per_bucket: float
+    drop_last: bool
+
+
+def bucket_count(lengths: Sequence[int], by: Bucketing) -> int:
+    """Return the number of length buckets: at most `buckets`, and few enough that each holds `batches_per_bucket` batches (0: no minimum).
+
+    With smaller buckets the same utterances would always share a batch. IEMOCAP's training folds (5.4 h) are just large enough for 50
+    buckets of one and a half batches.
     """
-    return max(1, min(buckets, len(lengths), 2 * sum(lengths) // (3 * max(1, budget))))
+    if by.batches_per_bucket <= 0:
+        return by.buckets
+    return max(1, min(by.buckets, len(lengths), int(sum(lengths) / (by.batches_per_bucket * max(1, by.budget)))))
 
 
-def bucketed_epoch(lengths: Sequence[int], budget: int, buckets: int, seed: int, epoch: int) -> list[Batch]:
-    """Return batches of similar length with every utterance once, at most `budget` samples when padded (section 3.2: about 250 s).
+def bucketed_epoch(lengths: Sequence[int], by: Bucketing, seed: int, epoch: int) -> list[Batch]:
+    """Return batches of utterances of similar length, in random order.
 
-    `lengths`: samples of each utterance after cropping. Utterances are shuffled within buckets of equal count; the last batch of a bucket
-    is filled up from the next bucket; batches are in random order. An utterance longer than the budget is a batch of its own.
+    `lengths`: samples of each utterance after cropping. Utterances are shuffled within buckets of equal count, in which they follow each
+    other from short to long; the longest that are left over are a bucket of their own. Batches are cut from this order:
+
+    - `drop_last` (the authors' code): a batch is complete with the utterance that fills the budget; the last incomplete batch, hence some
+      of the longest utterances, is dropped, unless it is the only one.
+    - otherwise every utterance is in one batch, and all batches have the same share of the audio up to an utterance: the number of batches
+      is the nearest to a budget each.
     """
     by_length = np.argsort(np.asarray(lengths), kind="stable")
+    count = bucket_count(lengths, by)
+    size = len(lengths) // count
     order: list[int] = []
-    for number, bucket in enumerate(np.array_split(by_length, bucket_count(lengths, budget, buckets))):
+    for number, bucket in enumerate(np.split(by_length, [size * each for each in range(1, count + 1)])):
         order.extend(generator(seed, "bucket", epoch, number).permutation(bucket).tolist())
-    batches: list[Batch] = []
-    longest = 0
-    for index in order:
-        longest = max(longest, lengths[index]) if batches else lengths[index]
-        if not batches or longest * (len(batches[-1]) + 1) > budget:
-            batches.append([])
-            longest = lengths[index]
-        batches[-1].append(index)
+    ends = np.cumsum([lengths[index] for index in order])
+    batches = _complete_batches(order, ends, by.budget) if by.drop_last else _equal_batches(order, ends, by.budget)
     return [batches[position] for position in generator(seed, "batch order", epoch).permutation(len(batches))]
+
+
+def _complete_batches(order: Sequence[int], ends: NDArray[np.int64], budget: int) -> list[Batch]:
+    """Batches of at least `budget` samples; `ends`: running sum of the lengths in `order`."""
+    batches: list[Batch] = []
+    start, before = 0, 0
+    while (stop := int(np.searchsorted(ends, before + budget)) + 1) <= len(order):
+        batches.append(list(order[start:stop]))
+        start, before = stop, int(ends[stop - 1])
+    return batches or [list(order)]
+
+
+def _equal_batches(order: Sequence[int], ends: NDArray[np.int64], budget: int) -> list[Batch]:
+    """All of `order` in as many batches as the budget goes into it, rounded; each is cut where its share of the samples ends."""
+    total = int(ends[-1])
+    count = max(1, min(len(order), round(total / max(1, budget))))
+    middles = (ends - np.diff(ends, prepend=0) / 2) * count / total
+    numbers = np.minimum(middles.astype(np.int64), count - 1).tolist()
+    batches: list[Batch] = [[] for _ in range(count)]
+    for index, number in zip(order, numbers, strict=True):
+        batches[number].append(index)
+    return [batch for batch in batches if batch]
 
 
 def longest_first(batch: Batch, lengths: Sequence[int]) -> Batch:

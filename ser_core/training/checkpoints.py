@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ser_core.disk import os_errors, sync_folder
+from ser_core.disk import os_errors, raise_storage_error, sync_folder
 
 SCHEMA = 2
 KEPT = 2  # the newest, and one to fall back on
@@ -110,7 +110,8 @@ class Checkpoints:
                 # Copied out of the memory map: the verified bytes are used, and the file may be removed later.
                 tensors[name.removesuffix(SUFFIX)] = {key: tensor.clone() for key, tensor in load_file(path / name).items()}
             return Saved(int(state["step"]), tensors, dict(state["facts"]))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            raise_storage_error(error)
             return None  # damaged in whatever way: the previous checkpoint is tried
 
 

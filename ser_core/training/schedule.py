@@ -8,7 +8,7 @@ Schedule = Callable[[int], float]  # step, from 0 -> factor
 
 
 def constant() -> Schedule:
-    """Fine-tuning (section 4.2): constant factor 1."""
+    """Fine-tuning, in the authors' code: constant factor 1."""
     return lambda step: 1.0
 
 

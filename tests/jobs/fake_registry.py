@@ -25,6 +25,7 @@ Of a team, the processes wait for one another a few times and share what the lea
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -188,6 +189,8 @@ def _behave(behaviour: str, begun: int, relief: int, checkpoint: Path, should_st
         raise ValueError(f"made to fail, start {begun}\nwith a second line")
     if name == "refuse":
         raise FakeInputError(("no such checkpoint: name another", "and a second problem"))
+    if name == "storage" and begun <= int(argument):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), "/corpus/u1.flac")
     if name == "kill" and begun <= int(argument):
         os.kill(os.getpid(), signal.SIGKILL)
     if name == "exit" and begun <= int(argument):

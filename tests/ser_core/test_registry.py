@@ -54,6 +54,14 @@ def test_only_fine_tuning_takes_the_seed_of_the_run() -> None:
     assert {call.seed for name, call in stages(other).items() if name != "finetune"} == {5}
 
 
+def test_the_stages_that_load_pretrained_weights_state_their_origin() -> None:
+    """The stage that starts from the backbone, and `states` from wav2vec v1; no stage that starts from an upstream artifact."""
+    v1, v2 = (f"wav2vec {version} with random weights (seed 0)" for version in ("v1", "2.0"))
+    for method, expected in (("vft", {"finetune": v2}), ("tapt", {"tapt": v2}), ("ptapt", {"states": v1, "ptapt": v2})):
+        found = stages(REGISTRY.call(method, recipe(), fold="1", seed=0))
+        assert {name: call.runtime["weights"] for name, call in found.items() if "weights" in call.runtime} == expected
+
+
 def test_settings_are_json_and_hold_what_determines_the_output() -> None:
     """Every setting of a stage is included, enums by name; a backbone from an upstream stage is not included again."""
     found = stages(REGISTRY.call("ptapt", recipe(), fold="1", seed=0))
@@ -177,7 +185,7 @@ def identity(call: StageCall) -> str:
 
 def test_keys_of_a_grid_are_unchanged() -> None:
     """If their keys changed unintentionally, every existing result would be computed again. Their settings contain no validation."""
-    for method, expected in (("vft", "d5c38e48912bd15a"), ("tapt", "5da0f9b95920e0fd"), ("ptapt", "86866ce950e060c3")):
+    for method, expected in (("vft", "4f6cf378e9bb69df"), ("tapt", "1397ef33e99014f8"), ("ptapt", "03ad8be666150970")):
         call = REGISTRY.calls(method, recipe())("2", 7)
         assert identity(call) == expected, method
         assert call == REGISTRY.call(method, recipe(), fold="2", seed=7)

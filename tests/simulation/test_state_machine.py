@@ -35,6 +35,7 @@ FAILURES = st.sampled_from(
         FailureClass.memory,
         FailureClass.communication,
         FailureClass.disk,
+        FailureClass.storage,
         FailureClass.divergence,
         FailureClass.refused,
         FailureClass.interrupted,

@@ -21,7 +21,7 @@ from unittest import mock
 from jobs.control.controller import Desired, Report, reconcile
 from jobs.control.estimates import Bounds
 from jobs.control.facts import Asked, needed_keys
-from jobs.control.failure_policy import COMMUNICATION_RETRIES, DISK_RETRIES, MAX_FAILED_STARTS, MAX_LOST, MEMORY_RETRIES
+from jobs.control.failure_policy import COMMUNICATION_RETRIES, DISK_RETRIES, MAX_FAILED_STARTS, MAX_LOST, MEMORY_RETRIES, STORAGE_RETRIES
 from jobs.control.result_index import ResultIndex
 from jobs.errors import SlurmUnavailableError
 from jobs.experiment.config import Cluster, Experiment, Policy, SlurmSite, StageResources, resources_of
@@ -53,6 +53,7 @@ RETRIES = {
     FailureClass.memory: MEMORY_RETRIES,
     FailureClass.communication: COMMUNICATION_RETRIES,
     FailureClass.disk: DISK_RETRIES,
+    FailureClass.storage: STORAGE_RETRIES,
 }
 RELIABLE = (Accounting.fine, Accounting.slow)
 STAGES = ("states", "cluster", "tapt", "ptapt", "finetune")
@@ -140,7 +141,7 @@ class World:
     def __enter__(self) -> World:
         patched: list[tuple[str, Any]] = [
             ("jobs.slurm.executor.take_snapshot", lambda source, layout: self.snapshot),
-            ("jobs.slurm.executor.render_script", lambda job, site, templates: "#!/bin/bash\n"),
+            ("jobs.slurm.submissions.render_script", lambda job, site, templates: "#!/bin/bash\n"),
             # Names hold a digest of the folder, which is another one each time: an example must do the same when it is run again.
             ("jobs.slurm.submissions.base_name", lambda layout, batch: base_name(Layout(Path("/results"), layout.experiment), batch)),
             # What a process remembers of results dies with it, and is stored at every change: the thousands that it is for are not here.
@@ -341,6 +342,9 @@ class World:
             self.advance(ROUND_SECONDS)
             report = self.run_pass(0)
             assert report is not None
+            pauses = [report.facts[key].not_before for key in report.plan.deferred if report.facts[key].not_before]
+            if pauses and not (report.plan.waiting or report.submitted):
+                self.advance(max(0.0, min(pauses) - self.clock()))
             if report.settled and not list(self.slurm.elements()) and not self.slurm.under_way:
                 return report
             for _ in range(4 * len(self.graph.nodes)):
@@ -536,7 +540,7 @@ class World:
         assert len(list(lost)) <= MAX_LOST, f"{name} is tried again although it gets lost again and again"
         silent = self._silent_ends(key, self.since)
         assert silent < MAX_FAILED_STARTS + 2, f"{name} is tried again although {silent} jobs ended without having begun"
-        fruitless = [each for each in recent if not each.progress]
+        fruitless = [each for each in recent if not each.progress and each.said is not FailureClass.storage]
         assert len(fruitless) < self.shape.policy.max_attempts, f"{name}: {len(fruitless)} attempts in vain, and another"
         told = failures[key][FailureClass.memory]
         assert description.relief >= min(told, MEMORY_RETRIES), f"{name} is given no relief after memory ran out {told} times"

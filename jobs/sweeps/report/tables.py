@@ -18,7 +18,7 @@ from jobs.sweeps.report.as_json import point_json
 from jobs.sweeps.report.choice import Choice, lines_of, states_in_words
 from jobs.sweeps.report.costs import Hours
 from jobs.sweeps.report.summary import PointSummary, SweepSummary, remark_of
-from jobs.sweeps.space import swept_method
+from jobs.sweeps.space import recipe_of_sweep, swept_method
 from jobs.tables.format import DASH, code_sentence, csv_text, interval_text, negative, rendered, signed
 from jobs.text import counted
 
@@ -181,6 +181,7 @@ def _caption(summary: SweepSummary) -> tuple[str, ...]:
         )
     if summary.diverged:
         sentences.append(f"{counted(summary.diverged, 'run')} diverged, were replaced by reserve seeds and are not included.")
+    sentences.extend(recipe_of_sweep(summary.sweep.experiment, summary.sweep.code))
     return (*sentences, code_sentence(f"Sweep {summary.sweep.digest}", summary.code, CAPTION_PACKAGES))
 
 

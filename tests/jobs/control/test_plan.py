@@ -391,6 +391,19 @@ def test_stages_downstream_of_another_launcher_are_deferred() -> None:
     assert not plan.batches
 
 
+def test_a_paused_stage_and_those_downstream_are_deferred_until_its_time() -> None:
+    """The others are submitted."""
+    graph = make_graph(methods=("vft", "tapt"), folds=("1",), seeds=2)
+    tapt = next(key for key, node in graph.nodes.items() if node.stage == "tapt")
+    facts = {tapt: StageFacts(attempts=1, failure=FailureClass.storage, not_before=100.0)}
+    early, late = (make_plan(graph, facts, {}, runs_per_task={}, limits=Limits(), now=now) for now in (99.0, 100.0))
+    assert tapt in early.deferred
+    assert len(early.deferred) == 3
+    assert {key for batch in early.batches for key in batch.keys} == {run.key for run in graph.runs if run.method == "vft"}
+    assert not early.settled
+    assert not late.deferred
+
+
 def test_critical_minutes_add_up_the_longest_chain() -> None:
     """states 10 + cluster 5 + ptapt 20 + finetune 1."""
     graph = make_graph(methods=("ptapt",), folds=("1",), seeds=1)

@@ -223,12 +223,12 @@ def test_a_full_disk_is_its_own_class_and_leaves_nothing_torn(tmp_path: Path) ->
     attempt = layout.stage("finetune", large.key).attempt(1)
     outcome = read_outcome(attempt)
     assert outcome is not None
-    assert (outcome.error, outcome.kind) == ("OSError", FailureClass.disk.name)
+    assert (outcome.error, outcome.kind) == ("OSError", FailureClass.storage.name)
     assert "No space left on device" in outcome.message
     assert not attempt.output.exists()
     assert not list(kept.rglob(".*")), "no temporary file"
     facts = read_facts(graph, layout)
-    assert (facts[large.key].failure, facts[large.key].stopped, facts[small.key].done) == (FailureClass.disk, "", True)
+    assert (facts[large.key].failure, facts[large.key].stopped, facts[small.key].done) == (FailureClass.storage, "", True)
 
 
 def namespace() -> list[str]:

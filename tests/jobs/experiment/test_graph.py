@@ -28,7 +28,7 @@ KEYS = {
     "ptapt ptapt": "3d03ea5667dd38ded88f",
     "finetune ptapt": "f0265a90952404a4ec61",
 }
-SPEECH_KEYS = {"tapt": "e6977f0334cab006f9d7", "states": "d197f5723eea5eda2a92", "ptapt": "631ecf25bfbc7ed56429"}
+SPEECH_KEYS = {"tapt": "e69b2eb443c6fed7d19c", "states": "fceed29bda9e285aa59b", "ptapt": "bbac01080dbb07b53296"}
 
 
 def _plainly(call: FakeCall | Node, corpus_digest: str, upstream: Mapping[str, str]) -> str:

@@ -179,6 +179,22 @@ def test_a_diverged_run_is_replaced_by_its_reserve_seed(tmp_path: Path) -> None:
     assert sum("dropped: " in line and "gets another seed" in line for line in lines) == 2
 
 
+def test_after_an_error_of_the_file_system_a_stage_is_retried_after_a_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three stages in a row with the same error hold nothing, and nothing is given up."""
+    monkeypatch.setattr("jobs.control.failure_policy.STORAGE_SECONDS", 0.5)
+    failing = {f"finetune vft 1 {seed}": "storage:2" for seed in range(2)} | {"finetune vft 2 0": "storage:1"}
+    started = time.time()
+    report, wanted, lines = _run(tmp_path, {"failing": failing})
+    assert report.complete
+    assert sum("Stale file handle" in line for line in lines) == 5
+    assert not any("held" in line for line in lines)
+    assert sum(fact.failures for fact in report.facts.values()) == 0
+    twice = [
+        wanted.layout.stage("finetune", run.key).attempt(3).claim for run in wanted.graph.runs if (run.method, run.fold) == ("vft", "1")
+    ]
+    assert all(claim.stat().st_mtime - started > 0.5 + 1.0 for claim in twice)
+
+
 def test_tasks_whose_upstream_fails_are_returned(tmp_path: Path) -> None:
     """A waiting task leaves the executor when a stage upstream of it, directly or not, ends without a result."""
     graph = fake_registry.make_graph({"failing": {"states ptapt 1 0": "fail:1"}}, methods=("ptapt",), folds=("1",), seeds=1)

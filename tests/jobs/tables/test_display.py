@@ -41,7 +41,12 @@ from tests.jobs.table_cases import CONFIGS, entry, graph, paper_like, published,
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tables"
 NASTY = "a_b%c&d\\e{f}g#h$i~j^k|l<m>n`o'p\"q--r*[s] ±×– é ĩ ß 喜\t\nu"
-CODE = CodeFacts(("0123456789abcdef",), True, {"torch": ("2.13.0",), "transformers": ("5.22.0", "5.23.0"), "unlisted": ("1",)})
+CODE = CodeFacts(
+    ("0123456789abcdef",),
+    True,
+    {"torch": ("2.13.0",), "transformers": ("5.22.0", "5.23.0"), "unlisted": ("1",)},
+    ("wav2vec 2.0 of revision 2dcc7b7f9b", "wav2vec v1 wav2vec_large.pt"),
+)
 needs_pdflatex = pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 
 
@@ -168,6 +173,7 @@ def test_caption_states_the_conditions() -> None:
         "n = 5 runs a cell",
         "Seeds differ in fine-tuning only",
         "Outlier rule: none in force. Dropped: 0 outliers (0 rerun) and 0 diverged runs (0 rerun); 0 unresolved. Published",
+        "Initial weights: wav2vec 2.0 of revision 2dcc7b7f9b; wav2vec v1 wav2vec_large.pt. Experiment",
         "code at commit 0123456789 with uncommitted changes; torch 2.13.0; transformers 5.22.0/5.23.0.",
     ):
         assert part in text
@@ -419,6 +425,7 @@ def test_collect_writes_every_format(tmp_path: Path) -> None:
         "commits": ["0123456789abcdef"],
         "modified": False,
         "packages": {"torch": ["2.13.0"], "transformers": ["5.23.0"]},
+        "weights": [],
     }
     frame = pd.read_csv(layout.tables / "runs.csv")
     assert frame.groupby("method").ua.mean().to_dict() == pytest.approx(

@@ -245,8 +245,8 @@ def test_code_facts_gather_every_version() -> None:
     """All commits and versions among the runs are stated, so that a mixed table shows that it is mixed."""
     [run] = graph(methods=("vft",), folds=("1",), slots=1).runs
     results = [
-        result(run, (), (), provenance={"commit": "b", "dirty": True, "packages": {"torch": "2.13.0"}}),
+        result(run, (), (), provenance={"commit": "b", "dirty": True, "packages": {"torch": "2.13.0"}, "runtime": {"weights": "large"}}),
         result(run, (), (), provenance={"commit": "a", "dirty": "", "python": "3.11.2", "packages": {"torch": "2.12.0", "numpy": None}}),
-        result(run, (), (), provenance={"commit": None, "packages": "unknown"}),
+        result(run, (), (), provenance={"commit": None, "packages": "unknown", "runtime": {"weights": "base", "threads": 2}}),
     ]
-    assert code_facts(results) == CodeFacts(("a", "b"), True, {"python": ("3.11.2",), "torch": ("2.12.0", "2.13.0")})
+    assert code_facts(results) == CodeFacts(("a", "b"), True, {"python": ("3.11.2",), "torch": ("2.12.0", "2.13.0")}, ("base", "large"))

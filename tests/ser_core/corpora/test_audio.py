@@ -168,3 +168,11 @@ def test_changed_stored_audio_is_an_input_error(tmp_path: Path) -> None:
     for utterance in (wrong, gone):
         with pytest.raises(InputError, match=r"run `python launch.py prepare` again"):
             load_audio(manifest, utterance)
+
+
+def test_an_error_of_the_file_system_is_not_taken_for_a_damaged_file(tmp_path: Path) -> None:
+    """Reading the start of a process's memory gives EIO; libsndfile calls that a bad file."""
+    (tmp_path / "u.flac").symlink_to("/proc/self/mem")
+    utterance = Utterance("u", "u.flac", 8_000, "a", "s", "1")
+    with pytest.raises(OSError, match="Input/output error"):
+        load_audio(Manifest("c", "", ("a",), ("1",), (utterance,), tmp_path), utterance)

@@ -15,7 +15,7 @@ from ser_core.models.front_end import project_padded
 from ser_core.models.ptapt import PseudoLabelModel, ptapt_loss
 from ser_core.models.states import EmotionStates, states_loss
 from ser_core.models.tapt import draw_tapt, tapt_loss
-from ser_core.settings import BackboneSettings, Padding, Wav2vecSettings
+from ser_core.settings import BackboneSettings, NegativeFrames, Wav2vecSettings
 from tests.ser_core.models import rebuild
 
 LABELS = torch.tensor(rebuild.LABELS)
@@ -63,9 +63,8 @@ def test_features_that_are_projected_under_autocast() -> None:
 def test_tapt() -> None:
     """The contrastive loss; codes are drawn from rounded logits, so that some differ."""
     model = backbone().eval()
-    draw = draw_tapt(
-        model.config, np.array(rebuild.FRAMES), minimum=2, negatives=50, padding=Padding.independent, rng=np.random.default_rng(0)
-    )
+    rngs = [np.random.default_rng(0)]
+    draw = draw_tapt(model.config, np.array(rebuild.FRAMES), minimum=2, negatives=50, negative_frames=NegativeFrames.valid, rngs=rngs)
     both(lambda: tapt_loss(model, waves(), draw).loss, model, 0.05)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from ser_core.errors import InputError, is_memory_error
@@ -25,7 +28,9 @@ from ser_core.models.backbone import (
     save_backbone,
     save_encoder,
 )
-from ser_core.settings import Attention, BackboneSettings
+from ser_core.models.encoder import is_supported
+from ser_core.models.identity import backbone_origin, wav2vec_origin
+from ser_core.settings import Attention, BackboneSettings, Wav2vecSettings
 from tests.ser_core.models import rebuild
 
 SMALL = BackboneSettings(checkpoint=None, config=rebuild.BACKBONE)
@@ -154,6 +159,7 @@ def test_an_out_of_memory_error_is_not_an_input_error() -> None:
         build_backbone(BackboneSettings(checkpoint=None, config={**rebuild.BACKBONE, "intermediate_size": 10**13}))
     assert is_memory_error(raised.value)
     assert is_memory_error(MemoryError())
+    assert is_memory_error(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert not is_memory_error(RuntimeError("expected a tensor"))
 
 
@@ -168,6 +174,21 @@ def test_normalised_waves(tmp_path: Path) -> None:
         assert getattr(loaded.config, NORMALISE_KEY, False) is expected
         save_backbone(loaded, folder / "again")
         assert getattr(build_backbone(folder / "again").config, NORMALISE_KEY, False) is expected
+
+
+def test_gradient_checkpointing_of_a_checkpoint_is_switched_off(saved: Path, tmp_path: Path) -> None:
+    """A configuration with `gradient_checkpointing: true`, neither recomputes activations nor bypasses our encoder."""
+    from transformers import Wav2Vec2Model
+
+    folder = tmp_path / "checkpointing"
+    folder.mkdir()
+    (folder / "model.safetensors").symlink_to(saved / "model.safetensors")
+    config = json.loads((saved / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "gradient_checkpointing": True}))
+    assert Wav2Vec2Model.from_pretrained(folder).encoder.gradient_checkpointing  # else this test shows nothing
+    for model in (load_encoder(folder), build_backbone(folder).wav2vec2):
+        assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+        assert is_supported(model.encoder)
 
 
 def test_frame_count(saved: Path) -> None:
@@ -201,6 +222,46 @@ def test_identity(saved: Path, tmp_path: Path) -> None:
     assert backbone_identity(BackboneSettings(revision="abc")) == {"checkpoint": "facebook/wav2vec2-base", "revision": "abc"}
     with pytest.raises(InputError, match="not a checkpoint"):
         backbone_identity(BackboneSettings(checkpoint=str(tmp_path)))
+
+
+def test_origin_of_wav2vec_v1(tmp_path: Path) -> None:
+    """A file by its name and digest."""
+    file = tmp_path / "wav2vec_large.pt"
+    file.write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()[:12]
+    assert wav2vec_origin(Wav2vecSettings(checkpoint=str(file))) == f"wav2vec v1 wav2vec_large.pt, sha256 {digest}"
+    assert wav2vec_origin(Wav2vecSettings(config={"affine": True})) == "wav2vec v1 with random weights (seed 0)"
+
+
+def test_origin_of_the_weights(saved: Path, tmp_path: Path) -> None:
+    """A hub name with its revision, a folder of the hub's cache with its commit, any other folder with the digest of its weights."""
+    pinned, other = "2dcc7b7f9b11f0ef271067e62599a27317a03114", "0b5b8e868dd84f03fd87d01f9c4ff0f080fecfe8"
+    assert backbone_origin(BackboneSettings(revision=pinned)) == f"wav2vec 2.0 facebook/wav2vec2-base, revision {pinned}"
+    assert backbone_origin(BackboneSettings()) == "wav2vec 2.0 facebook/wav2vec2-base, no revision pinned"
+    assert backbone_origin(SMALL) == "wav2vec 2.0 with random weights (seed 0)"
+
+    cached = tmp_path / "models--facebook--wav2vec2-base" / "snapshots" / other
+    cached.parent.mkdir(parents=True)
+    shutil.copytree(saved, cached)
+    assert backbone_origin(BackboneSettings(checkpoint=str(cached))) == f"wav2vec 2.0 facebook/wav2vec2-base, revision {other}"
+    assert (
+        backbone_origin(BackboneSettings(checkpoint=str(cached), revision=other)) == f"wav2vec 2.0 facebook/wav2vec2-base, revision {other}"
+    )
+    named = backbone_origin(BackboneSettings(checkpoint=str(cached), revision=pinned))
+    assert named == f"wav2vec 2.0 facebook/wav2vec2-base, revision {other}, not {pinned} as configured"
+
+    digest = hashlib.sha256((saved / "model.safetensors").read_bytes()).hexdigest()[:12]
+    assert backbone_origin(BackboneSettings(checkpoint=str(saved))) == f"wav2vec 2.0 from the local folder {saved.name}, sha256 {digest}"
+    unknown = backbone_origin(BackboneSettings(checkpoint=str(saved), revision=pinned))
+    assert unknown == f"wav2vec 2.0 from the local folder {saved.name}, sha256 {digest} (not known whether revision {pinned})"
+
+
+@pytest.mark.parametrize("experiment", ["iemocap", "iemocap-ablation", "savee", "emodb-base"])
+def test_experiments_pin_the_revision_of_the_hub_model(experiment: str) -> None:
+    """Without a revision the hub's newest file would be loaded, and its weights would not be part of a stage's key."""
+    backbone = OmegaConf.load(Path(__file__).parents[3] / "configs" / "experiment" / f"{experiment}.yaml").recipe.backbone
+    assert backbone.checkpoint == "facebook/wav2vec2-base"
+    assert backbone.revision == "2dcc7b7f9b11f0ef271067e62599a27317a03114"
 
 
 def test_identity_is_cheap_to_import() -> None:

@@ -94,6 +94,8 @@ def test_finetune_training() -> None:
     close(loss, expected["loss"])
     torch.autograd.backward(loss)
     close(gradient_norm(model.wav2vec2.encoder.parameters()), expected["gradient_norm"])
+    close(gradient_norm(model.head.parameters()), expected["gradient_norm_head"])
+    assert not any(parameter.grad is not None for parameter in model.wav2vec2.feature_projection.parameters())
 
 
 def test_paper_pooling_differs() -> None:
@@ -119,7 +121,7 @@ def test_tapt(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = golden("tapt")["tapt"]
     model = backbone().train()
     mask = rebuild.time_mask()
-    result = tapt_loss(model, waves(), TaptDraw(mask, rebuild.negatives(mask)[mask]), padding=Padding.reference)
+    result = tapt_loss(model, waves(), TaptDraw(mask, rebuild.negatives(mask)[mask]), padding=Padding.reference, attention_mask=False)
     close(result.loss, expected["loss"])
     close(result.contrastive, expected["contrastive"])
     close(result.diversity, expected["diversity"])
@@ -133,7 +135,7 @@ def test_tapt(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ptapt() -> None:
     """Loss over two heads, logits and gradient, with frames that have no label."""
     expected = golden("ptapt")["ptapt"]
-    model = PseudoLabelModel(backbone().wav2vec2, rebuild.CLUSTERS, rebuild.HEAD_UNITS, relu=True).train()
+    model = PseudoLabelModel(backbone().wav2vec2, rebuild.CLUSTERS, rebuild.HEAD_UNITS).train()
     rebuild.fill({f"heads.{name}": parameter for name, parameter in model.heads.named_parameters()}, seed=4)
     mask = torch.from_numpy(rebuild.time_mask())
     features, frames = project_padded(model.wav2vec2, waves())
@@ -144,6 +146,9 @@ def test_ptapt() -> None:
     close(result.loss, expected["loss"])
     torch.autograd.backward(result.loss)
     close(gradient_norm(model.parameters()), expected["gradient_norm"])
+    close(gradient_norm(model.wav2vec2.encoder.parameters()), expected["gradient_norm_encoder"])
+    for head, theirs in zip(model.heads, expected["gradient_norm_heads"], strict=True):
+        close(gradient_norm(head.parameters()), theirs)
 
 
 def states() -> tuple[EmotionStates, Tensor]:

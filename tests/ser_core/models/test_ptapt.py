@@ -58,16 +58,6 @@ def test_nothing_labelled() -> None:
     assert (float(result.loss.detach()), result.labelled) == (0.0, 0)
 
 
-def test_reference_relu() -> None:
-    """The authors' ReLU before the heads is another function, and only there on request."""
-    base = encoder()
-    mask = torch.from_numpy(rebuild.time_mask())
-    features, frames = torch.randn(4, mask.shape[1], 32), torch.tensor(rebuild.FRAMES)
-    plain, relu = (PseudoLabelModel(base, (5,), 8, relu=relu).eval() for relu in (False, True))
-    relu.load_state_dict(plain.state_dict())
-    assert not torch.allclose(plain(features, frames, mask)[0], relu(features, frames, mask)[0])
-
-
 @pytest.mark.parametrize("start", [0, 80, 800, 39, 41, 2960])
 def test_cropped_labels_stay_with_the_audio(start: int) -> None:
     """The label of each frame of a crop is that of the utterance's frame nearest to it; where the utterance ends, none."""

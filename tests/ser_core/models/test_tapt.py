@@ -14,7 +14,7 @@ from torch import Tensor
 from ser_core.models.backbone import build_backbone
 from ser_core.models.front_end import run_front_end
 from ser_core.models.tapt import TaptDraw, WholeBatch, code_sums, codebook_diversity, draw_tapt, sample_negatives, tapt_loss
-from ser_core.settings import BackboneSettings, Padding
+from ser_core.settings import BackboneSettings, NegativeFrames, Padding
 from tests.ser_core.models import rebuild
 
 
@@ -31,17 +31,21 @@ def waves() -> list[Tensor]:
 @settings(max_examples=100, deadline=None)
 @given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=5), span=st.integers(1, 12), seed=st.integers(0, 99))
 def test_negatives(lengths: list[int], span: int, seed: int) -> None:
-    """Distractors are masked frames of the same row, never padding, never the frame itself unless it has no other."""
-    rng = np.random.default_rng(seed)
-    config = model_config(span)
-    draw = draw_tapt(config, np.array(lengths), minimum=2, negatives=7, padding=Padding.independent, rng=rng)
+    """Negatives are frames of the same utterance, never padding, never the frame itself unless it has no other."""
+    draw = draws(model_config(span), lengths, 7, seed=seed)
     rows, frames = np.nonzero(draw.mask)
     assert draw.negatives.shape == (len(rows), 7)
     for row, frame, chosen in zip(rows, frames, draw.negatives, strict=True):
         assert (chosen // max(lengths) == row).all()
-        assert draw.mask[row, chosen % max(lengths)].all()
-        if draw.mask[row].sum() > 1:
+        assert (chosen % max(lengths) < lengths[row]).all()
+        if lengths[row] > 1:
             assert (chosen % max(lengths) != frame).all()
+
+
+def draws(config: Any, lengths: Any, negatives: int, frames: NegativeFrames = NegativeFrames.valid, seed: int = 0) -> TaptDraw:
+    """At least two spans a row, a generator for each row."""
+    rngs = [np.random.default_rng((seed, row)) for row in range(len(lengths))]
+    return draw_tapt(config, np.array(lengths), minimum=2, negatives=negatives, negative_frames=frames, rngs=rngs)
 
 
 def model_config(span: int) -> Any:
@@ -50,14 +54,22 @@ def model_config(span: int) -> Any:
     return Wav2Vec2Config(mask_time_prob=0.3, mask_time_length=span)
 
 
-def test_reference_negatives() -> None:
-    """`reference` draws from every frame of the padded row, each but its own equally often."""
+@pytest.mark.parametrize("frames", [7, 10])
+def test_every_candidate_is_drawn_equally_often(frames: int) -> None:
+    """Of a row of 10 frames, padding included or not: each candidate but the frame itself, masked or not."""
     mask = np.zeros((2, 10), dtype=bool)
     mask[:, 2:5] = True
-    chosen = sample_negatives(mask, 3000, np.random.default_rng(0), np.ones_like(mask))
+    chosen = sample_negatives(mask, 3000, [np.random.default_rng(0)], np.full(2, frames))
     counts = np.bincount(chosen[4] - 10, minlength=10)  # row 1, frame 3
     assert counts[3] == 0
-    assert np.delete(counts, 3).min() > 250
+    assert counts[frames:].sum() == 0
+    assert np.delete(counts[:frames], 3).min() > 0.75 * 3000 / (frames - 1)
+
+
+def test_a_masked_frame_outside_the_candidates_is_an_error() -> None:
+    mask = np.ones((1, 4), dtype=bool)
+    with pytest.raises(ValueError, match="among the candidates"):
+        sample_negatives(mask, 3, [np.random.default_rng(0)], np.array([3]))
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -69,7 +81,7 @@ def test_equal_to_transformers(training: bool, monkeypatch: pytest.MonkeyPatch) 
     every = rebuild.negatives(mask)
     padded = torch.nn.utils.rnn.pad_sequence(waves(), batch_first=True)
     theirs = model(padded, mask_time_indices=torch.from_numpy(mask), sampled_negative_indices=torch.from_numpy(every))
-    ours = tapt_loss(model, waves(), TaptDraw(mask, every[mask]), padding=Padding.reference)
+    ours = tapt_loss(model, waves(), TaptDraw(mask, every[mask]), padding=Padding.reference, attention_mask=False)
     torch.testing.assert_close(ours.contrastive, theirs.contrastive_loss, rtol=1e-4, atol=0)
     torch.testing.assert_close(ours.diversity * ours.masked, theirs.diversity_loss, rtol=2e-4, atol=1e-5)  # no epsilon there
 
@@ -80,7 +92,7 @@ def test_utterances_do_not_depend_on_their_batch() -> None:
     sums = {}
     for padding in Padding:
         mask = rebuild.time_mask()
-        negatives = sample_negatives(mask, 20, np.random.default_rng(0))
+        negatives = sample_negatives(mask, 20, [np.random.default_rng(0)], np.array(rebuild.FRAMES))
         whole = tapt_loss(model, waves(), TaptDraw(mask, negatives), padding=padding)
         rows = np.repeat(np.arange(4), mask.sum(1))
         parts = 0.0
@@ -93,22 +105,34 @@ def test_utterances_do_not_depend_on_their_batch() -> None:
     assert sums[Padding.reference] > 1e-3
 
 
+@pytest.mark.parametrize("attention_mask", [True, False])
+@pytest.mark.parametrize("frames", list(NegativeFrames))
 @pytest.mark.parametrize("padding", list(Padding))
-def test_parts_add_up_to_the_batch(padding: Padding, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_add_up_to_the_batch(padding: Padding, frames: NegativeFrames, attention_mask: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss and gradients of a batch in three parts are those of the batch, diversity included; without the whole's sums they are not."""
     monkeypatch.setattr(torch.nn.functional, "gumbel_softmax", rebuild.likeliest_softmax)
     model = model_of().train()
-    draw = draw_tapt(model.config, np.array(rebuild.FRAMES), minimum=2, negatives=9, padding=padding, rng=np.random.default_rng(0))
+    draw = draws(model.config, rebuild.FRAMES, 9, frames)
     longest = max(len(wave) for wave in waves())
+    cut = padding is Padding.independent and frames is NegativeFrames.valid and attention_mask
 
     def trained(cuts: list[slice], *, knowing: bool = True) -> tuple[float, dict[str, Tensor]]:
         model.zero_grad()
-        draws = [draw.part(rows, max(rebuild.FRAMES[rows]) if padding is Padding.independent else draw.mask.shape[1]) for rows in cuts]
+        draws = [draw.part(rows, max(rebuild.FRAMES[rows]) if cut else draw.mask.shape[1]) for rows in cuts]
         sums = [code_sums(model, waves()[rows], own.mask, padding=padding, samples=longest) for rows, own in zip(cuts, draws, strict=True)]
         whole = WholeBatch(torch.stack(sums).sum(0), int(draw.mask.sum())) if knowing else None
         loss = 0.0
         for rows, own in zip(cuts, draws, strict=True):
-            found = tapt_loss(model, waves()[rows], own, padding=padding, diversity_weight=5.0, samples=longest, whole=whole)
+            found = tapt_loss(
+                model,
+                waves()[rows],
+                own,
+                padding=padding,
+                attention_mask=attention_mask,
+                diversity_weight=500.0,
+                samples=longest,
+                whole=whole,
+            )
             torch.autograd.backward(found.loss)
             loss += float(found.loss.detach())
         return loss, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
@@ -125,9 +149,7 @@ def test_parts_add_up_to_the_batch(padding: Padding, monkeypatch: pytest.MonkeyP
 def test_everything_is_trained() -> None:
     """Every parameter gets a gradient: convolutions, projection, mask embedding, transformer, quantizer, both projections."""
     model = model_of().train()
-    draw = draw_tapt(
-        model.config, np.array(rebuild.FRAMES), minimum=2, negatives=20, padding=Padding.independent, rng=np.random.default_rng(0)
-    )
+    draw = draws(model.config, rebuild.FRAMES, 20)
     result = tapt_loss(model, waves(), draw)
     torch.autograd.backward(result.loss)
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()] == []
@@ -137,9 +159,7 @@ def test_everything_is_trained() -> None:
 def test_identical_codes_are_no_negatives() -> None:
     """With one entry in each codebook all frames share their codes: nothing is left to be told apart, the loss is 0 and not NaN."""
     model = model_of(num_codevectors_per_group=1).eval()
-    draw = draw_tapt(
-        model.config, np.array(rebuild.FRAMES), minimum=2, negatives=9, padding=Padding.independent, rng=np.random.default_rng(0)
-    )
+    draw = draws(model.config, rebuild.FRAMES, 9)
     assert float(tapt_loss(model, waves(), draw).contrastive) == 0
 
 
@@ -149,7 +169,7 @@ def test_short_clips() -> None:
     clips = [torch.randn(30), torch.randn(500), torch.randn(800)]
     frames = run_front_end(model, clips, Padding.independent).frames.numpy()
     assert frames.max() < model.config.mask_time_length
-    draw = draw_tapt(model.config, frames, minimum=2, negatives=5, padding=Padding.independent, rng=np.random.default_rng(0))
+    draw = draws(model.config, frames, 5)
     result = tapt_loss(model, clips, draw)
     torch.autograd.backward(result.loss)
     assert all(bool(torch.isfinite(parameter.grad).all()) for parameter in model.parameters() if parameter.grad is not None)

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from ser_core.errors import Interrupted
 from ser_core.models.tapt import TaptLoss, tapt_loss
-from ser_core.settings import FeatureCache, Padding, Recipe
+from ser_core.settings import FeatureCache, Recipe
 from ser_core.stages import tapt
 from tests.ser_core.models.rebuild import likeliest_softmax
+from tests.ser_core.presets import with_preset
 from tests.ser_core.stages.conftest import Bench, artifacts, curves, stage_calls
 from tests.ser_core.stages.test_stages import stop_after
 
@@ -56,14 +57,13 @@ def curve(output: Path, name: str) -> list[float]:
     return [value for _, value in curves(output)[name]]
 
 
-@pytest.mark.parametrize("padding", list(Padding))
+@pytest.mark.parametrize("preset", ["paper", "published"])
 @pytest.mark.parametrize("stage", TRAINED)
 def test_relief_changes_memory_and_no_number(
-    stage: str, padding: Padding, without_chance: Recipe, bench: Bench, passes: list[tuple[bool, int]]
+    stage: str, preset: str, without_chance: Recipe, bench: Bench, passes: list[tuple[bool, int]]
 ) -> None:
     """Rows of a pass are halved each time, in training and in evaluation; curves and metrics stay, up to the order of sums."""
-    without_chance.features.padding = padding
-    call = stage_calls(without_chance)[stage]
+    call = stage_calls(with_preset(without_chance, preset))[stage]
     upstream = {role: bench.run(parent)[1] for role, parent in call.upstream.items()}
     largest: dict[bool, list[int]] = {True: [], False: []}
     found = []

@@ -18,10 +18,11 @@ from ser_core.corpora.manifest import Manifest, load_manifest
 from ser_core.errors import Diverged, InputError, Interrupted
 from ser_core.models.backbone import load_encoder
 from ser_core.registry import REGISTRY
-from ser_core.settings import FeatureCache, Padding, Precision, Recipe
+from ser_core.settings import FeatureCache, Precision, Recipe
 from ser_core.stages import context as stage_context
 from ser_core.stages.states import StateTraining
 from ser_core.training.loop import Objective, TrainingResult, train
+from tests.ser_core.presets import with_preset
 from tests.ser_core.stages.conftest import FOLDS, STAGES, Bench, artifacts, curves, stage_calls
 
 
@@ -151,13 +152,10 @@ def test_interruptions_at_random_steps_change_no_number(
 
 
 @pytest.mark.parametrize("method", ["vft", "tapt", "ptapt"])
-@pytest.mark.parametrize("padding", list(Padding))
-def test_every_method_ends_in_scores_of_the_held_out_fold(
-    method: str, padding: Padding, recipe: Recipe, bench: Bench, corpus: Manifest
-) -> None:
-    """Metrics, confusion and predictions.csv describe the same test utterances, in both ways of padding."""
-    recipe.features.padding = padding
-    outcome, output = bench.run(REGISTRY.call(method, recipe, fold="2", seed=3))
+@pytest.mark.parametrize("preset", ["paper", "published"])
+def test_every_method_ends_in_scores_of_the_held_out_fold(method: str, preset: str, recipe: Recipe, bench: Bench, corpus: Manifest) -> None:
+    """Metrics, confusion and predictions.csv describe the same test utterances, with both presets."""
+    outcome, output = bench.run(REGISTRY.call(method, with_preset(recipe, preset), fold="2", seed=3))
     test = corpus.test("2")
     confusion = np.array(outcome["confusion"])
     assert outcome["classes"] == list(corpus.classes)
@@ -184,14 +182,13 @@ def test_kept_and_recomputed_features_train_alike(stage: str, recipe: Recipe, be
     assert artifacts(outputs[0][1]) == artifacts(outputs[1][1])
 
 
-@pytest.mark.parametrize("padding", list(Padding))
-def test_micro_batches_train_like_whole_batches(padding: Padding, recipe: Recipe, bench: Bench) -> None:
+@pytest.mark.parametrize("preset", ["paper", "published"])
+def test_micro_batches_train_like_whole_batches(preset: str, recipe: Recipe, bench: Bench) -> None:
     """Without dropout a step in parts is the step in one, up to the order of sums; so it is where features depend on the whole batch."""
-    recipe.features.padding = padding
     recipe.backbone.config |= dict.fromkeys(
         ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "layerdrop"), 0.0
     )
-    call = stage_calls(recipe)["finetune"]
+    call = stage_calls(with_preset(recipe, preset))["finetune"]
     whole, _ = bench.run(call)
     parts, _ = bench.run(call, execution={**call.runtime["execution"], "micro_batch": 1})
     assert parts["metrics"]["training_loss"] == pytest.approx(whole["metrics"]["training_loss"], rel=1e-4)
@@ -305,11 +302,12 @@ def test_a_collapsed_training_is_reported_as_diverged(rate: float, collapsed: bo
 
 def test_a_nan_validation_loss_is_divergence(recipe: Recipe, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """It cannot be compared with others, nor written as JSON."""
-    monkeypatch.setattr(StateTraining, "validate", lambda self: (float("nan"), 0.0))
+    monkeypatch.setattr(StateTraining, "validate", lambda self, step: (float("nan"), 0.0))
     with pytest.raises(Diverged, match="validation loss is nan"):
         bench.run(stage_calls(recipe)["states"])
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("method", ["vft", "tapt", "ptapt"])

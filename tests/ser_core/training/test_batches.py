@@ -3,12 +3,31 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ser_core.training.batches import StepPlan, bucket_count, bucketed_epoch, length_parts, longest_first, shares, shuffled_epoch
+from ser_core.settings import TaptSettings
+from ser_core.training.batches import Bucketing, StepPlan, bucket_count, bucketed_epoch, length_parts, longest_first, shares, shuffled_epoch
 
 LENGTHS = st.lists(st.integers(1, 400), min_size=1, max_size=80)
+SECOND = 16_000
+
+
+def by(budget: int, buckets: int = 50, batches_per_bucket: float = 1.5, *, drop_last: bool = False) -> Bucketing:
+    return Bucketing(budget, buckets, batches_per_bucket, drop_last)
+
+
+def corpus_lengths(count: int, mean: float, spread: float, shortest: float, longest: float) -> list[int]:
+    """Samples of log-normal lengths (`mean` and limits in seconds), cut to the 10 s of a crop."""
+    rng = np.random.default_rng(0)
+    seconds = np.clip(rng.lognormal(np.log(mean) - spread**2 / 2, spread, count), shortest, longest)
+    return [int(each) for each in np.minimum(seconds, 10) * SECOND]
+
+
+IEMOCAP = corpus_lengths(4_290, 4.6, 0.62, 0.585, 34.14)  # training utterances of session 5's fold: 5.4 h
+SAVEE = corpus_lengths(360, 3.8, 0.25, 1.6, 7.1)  # three speakers: 23 min
 
 
 @given(count=st.integers(1, 200), size=st.integers(1, 70), seed=st.integers(0, 5), epoch=st.integers(0, 5))
@@ -29,36 +48,77 @@ def test_epochs_and_seeds_have_different_orders() -> None:
 
 
 @given(lengths=LENGTHS, budget=st.integers(1, 2000), buckets=st.integers(1, 50), epoch=st.integers(0, 3))
-def test_a_bucketed_epoch_has_every_utterance_once_within_the_budget(lengths: list[int], budget: int, buckets: int, epoch: int) -> None:
-    """Padded batches stay within the budget, apart from an utterance that alone exceeds it."""
-    batches = bucketed_epoch(lengths, budget, buckets, 0, epoch)
+def test_equal_batches_have_every_utterance_once_and_the_same_share_of_the_audio(
+    lengths: list[int], budget: int, buckets: int, epoch: int
+) -> None:
+    """As many batches as the budget goes into the audio; each has its share, up to an utterance at either end."""
+    batches = bucketed_epoch(lengths, by(budget, buckets), 0, epoch)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
-    assert all(len(batch) == 1 or max(lengths[index] for index in batch) * len(batch) <= budget for batch in batches)
+    count = max(1, min(len(lengths), round(sum(lengths) / budget)))
+    assert len(batches) <= count
+    sums = [sum(lengths[index] for index in batch) for batch in batches]
+    assert all(abs(each - sum(lengths) / count) <= max(lengths) for each in sums)
+
+
+@given(lengths=LENGTHS, budget=st.integers(1, 2000), buckets=st.integers(1, 50), epoch=st.integers(0, 3))
+def test_with_drop_last_every_batch_is_complete(lengths: list[int], budget: int, buckets: int, epoch: int) -> None:
+    """A batch ends with the utterance that fills the budget; less than a budget is left out, of the longest bucket or the last batch."""
+    batches = bucketed_epoch(lengths, by(budget, buckets, 0, drop_last=True), 0, epoch)
+    used = [index for batch in batches for index in batch]
+    assert len(set(used)) == len(used)
+    if sum(lengths) < budget:
+        assert sorted(used) == list(range(len(lengths)))
+        return
+    for batch in batches:
+        total = sum(lengths[index] for index in batch)
+        assert total >= budget
+        assert any(total - lengths[index] < budget for index in batch)
+    assert sum(lengths) - sum(lengths[index] for index in used) < budget
+
+
+@pytest.mark.parametrize(("lengths", "batches", "buckets"), [(IEMOCAP, range(70, 85), 50), (SAVEE, range(5, 7), 3)])
+def test_no_batch_of_the_default_recipe_is_below_half_its_budget(lengths: list[int], batches: range, buckets: int) -> None:
+    """On corpora of IEMOCAP's and of SAVEE's size every batch has at least half of its 250 s, and nothing is dropped."""
+    budget = round(TaptSettings().batch_seconds) * SECOND
+    assert bucket_count(lengths, by(budget)) == buckets
+    for epoch in range(20):
+        found = bucketed_epoch(lengths, by(budget), 0, epoch)
+        sizes = [sum(lengths[index] for index in batch) / budget for batch in found]
+        assert len(found) in batches
+        assert min(sizes) > 0.75
+        assert max(sizes) < 1.25
+        assert sum(map(len, found)) == len(lengths)
+
+
+def test_drop_last_leaves_out_the_longest() -> None:
+    """As in the authors' code: with 50 buckets of SAVEE's lengths, what is dropped are utterances of the longest buckets."""
+    budget = 250 * SECOND
+    for epoch in range(20):
+        found = bucketed_epoch(SAVEE, by(budget, batches_per_bucket=0, drop_last=True), 0, epoch)
+        dropped = set(range(len(SAVEE))) - {index for batch in found for index in batch}
+        assert dropped
+        assert min(SAVEE[index] for index in dropped) > np.quantile(SAVEE, 0.7)
 
 
 def test_buckets_keep_padding_small() -> None:
     """With 50 buckets of IEMOCAP-like lengths there is little padding; with one bucket there is much."""
-    import numpy as np
-
-    lengths = np.clip(np.random.default_rng(0).lognormal(1.3, 0.6, 4000) * 16_000, 9_000, 160_000).astype(int).tolist()
 
     def padded(buckets: int) -> float:
-        batches = bucketed_epoch(lengths, 250 * 16_000, buckets, 0, 0)
-        return float(sum(max(lengths[index] for index in batch) * len(batch) for batch in batches) / sum(lengths))
+        batches = bucketed_epoch(IEMOCAP, by(250 * SECOND, buckets), 0, 0)
+        return float(sum(max(IEMOCAP[index] for index in batch) * len(batch) for batch in batches) / sum(IEMOCAP))
 
     assert padded(50) < 1.1
     assert padded(1) > 1.5
-    sizes = [sum(lengths[index] for index in batch) / 16_000 for batch in bucketed_epoch(lengths, 250 * 16_000, 50, 0, 0)]
-    assert 200 < np.median(sizes) <= 250
 
 
 def test_a_small_corpus_has_few_buckets() -> None:
     """A bucket holds more than a batch, so that batches differ between epochs; the paper's corpus gets the paper's number of buckets."""
-    assert bucket_count([100] * 30, 1000, 50) == 2
-    assert bucket_count([4_500] * 4_300, 250_000, 50) == 50
-    assert bucket_count([100], 1000, 50) == 1
-    assert bucket_count([100] * 10_000, 1000, 50) == 50
-    first, second = (sorted(map(sorted, bucketed_epoch([100] * 30, 1000, 50, 0, epoch))) for epoch in (0, 1))
+    assert bucket_count([100] * 30, by(1000)) == 2
+    assert bucket_count([4_500] * 4_300, by(250_000)) == 50
+    assert bucket_count([100], by(1000)) == 1
+    assert bucket_count([100] * 10_000, by(1000)) == 50
+    assert bucket_count([100] * 30, by(1000, batches_per_bucket=0)) == 50
+    first, second = (sorted(map(sorted, bucketed_epoch([100] * 30, by(1000), 0, epoch))) for epoch in (0, 1))
     assert first != second
 
 

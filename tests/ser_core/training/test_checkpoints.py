@@ -76,6 +76,17 @@ def test_a_damaged_checkpoint_is_skipped(damage: str, tmp_path: Path) -> None:
     assert float(again.tensors["model"]["weight"][0, 0]) == 9
 
 
+@pytest.mark.parametrize("name", ["state.json", "model.safetensors"])
+def test_an_unreadable_file_system_loses_no_progress(name: str, tmp_path: Path) -> None:
+    """It is an error: an older checkpoint, or the start, would be taken in place of the newest."""
+    checkpoints = written(tmp_path, 1, 2)
+    file = tmp_path / "step-000000002" / name
+    file.unlink()
+    file.symlink_to("/proc/self/mem")  # reading its start gives EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        checkpoints.load()
+
+
 def test_the_checkpoint_of_another_stage_is_never_loaded(tmp_path: Path) -> None:
     written(tmp_path, 1, 2)
     assert Checkpoints(tmp_path, "theirs").load() is None

@@ -1,0 +1,126 @@
+"""The recipes of an experiment: presets, variants of a method, and which settings depart from a preset. Knows no setting by name.
+
+A recipe whose schema has the key `preset` starts from `configs/recipe/PRESET.yaml`, which the experiment's own settings override.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import UsageError
+from jobs.text import did_you_mean, one_line
+
+FOLDER = "recipe"  # in configs/
+PRESET = "preset"  # key of the recipe with the preset's name
+
+
+@dataclass
+class Variant:
+    """A method with settings of its own: one more row of the table, named by its key in `variants`."""
+
+    method: str = "???"  # of the registry
+    label: str | None = None  # in tables; default: the variant's name
+    recipe: Any = None  # settings that override those of the experiment; after loading, the whole recipe
+
+
+@dataclass(frozen=True)
+class MethodRecipe:
+    """The preset of a method's recipe, and each setting that departs from it as `KEY=VALUE`."""
+
+    method: str
+    preset: str
+    departures: tuple[str, ...]
+
+
+def preset_file(configs: Path, name: str) -> Path:
+    """The file of a preset. UsageError for an unknown one."""
+    file = configs / FOLDER / f"{name}.yaml"
+    if not file.is_file():
+        known = sorted(path.stem for path in (configs / FOLDER).glob("*.yaml"))
+        hint = did_you_mean(name, known, otherwise=f"known are {', '.join(known) or 'none'}")
+        raise UsageError(f"recipe.{PRESET}: no preset {name!r} (configs/{FOLDER}/NAME.yaml); {hint}")
+    return file
+
+
+def method_recipes(recipes: Mapping[str, Any], configs: Path) -> tuple[MethodRecipe, ...]:
+    """Preset and departures of each recipe; empty without presets. `recipes`: by method, in the order of the tables."""
+    found = []
+    for method, recipe in recipes.items():
+        if not is_dataclass(recipe) or not hasattr(recipe, PRESET):
+            return ()
+        name = str(getattr(recipe, PRESET))
+        found.append(MethodRecipe(method, name, tuple(departures(recipe, _preset_values(preset_file(configs, name))))))
+    return tuple(found)
+
+
+def departures(recipe: Any, preset: Mapping[str, Any]) -> list[str]:
+    """Settings of a recipe whose value is not the preset's, nor the default of a setting that the preset does not have: `KEY=VALUE`.
+
+    `preset`: nested values as in its file. Settings that the schema lists in its class attribute `not_of_preset` are left out.
+    """
+    ignored = set(getattr(type(recipe), "not_of_preset", ()))
+    return [
+        f"{key}={_text(value)}"
+        for key, value, expected in _compared(recipe, type(recipe)(), preset)
+        if _plain(value) != _plain(expected) and key not in ignored and not any(key.startswith(f"{each}.") for each in ignored)
+    ]
+
+
+def recipe_sentences(recipes: Sequence[MethodRecipe], labels: Mapping[str, str]) -> tuple[str, ...]:
+    """What tables and the dry run say: the preset and its departures, once if all methods have the same."""
+    if not recipes:
+        return ()
+    described = {(each.preset, each.departures) for each in recipes}
+    if len(described) == 1:
+        return (f"Recipe: preset {_described(recipes[0].preset, recipes[0].departures)}.",)
+    shared = [each for each in recipes[0].departures if all(each in other.departures for other in recipes)]
+    own = [
+        f"{labels.get(each.method, each.method)}: preset {_described(each.preset, [key for key in each.departures if key not in shared])}"
+        for each in recipes
+    ]
+    common = (f"In all recipes: {', '.join(shared)}.",) if shared else ()
+    return (f"Recipes: {'; '.join(own)}.", *common)
+
+
+def _described(preset: str, departing: Sequence[str]) -> str:
+    return f"{preset} with {', '.join(departing)}" if departing else preset
+
+
+def _preset_values(file: Path) -> Mapping[str, Any]:
+    import yaml
+
+    try:
+        loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{file}: {one_line(error)}") from error
+    if not isinstance(loaded, Mapping):
+        raise UsageError(f"{file}: expected keys and values at the top")
+    return loaded
+
+
+def _compared(recipe: Any, default: Any, preset: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Key, value and the preset's value of every setting below dataclasses; a mapping is one setting."""
+    for each in fields(recipe):
+        value, expected = getattr(recipe, each.name), getattr(default, each.name)
+        given = preset.get(each.name)
+        if is_dataclass(value):
+            yield from _compared(value, expected, given or {}, f"{prefix}{each.name}.")
+        else:
+            yield f"{prefix}{each.name}", value, preset.get(each.name, expected)
+
+
+def _plain(value: Any) -> Any:
+    return value.name if isinstance(value, Enum) else value
+
+
+def _text(value: Any) -> str:
+    plain = _plain(value)
+    if isinstance(plain, Mapping):
+        return "{...}" if plain else "{}"
+    if plain is None or isinstance(plain, bool):
+        return {None: "null", True: "true", False: "false"}[plain]
+    return f"{plain:g}" if isinstance(plain, float) else str(plain)
