@@ -261,15 +261,16 @@ def doctor(
 
 @app.command(hidden=True)
 def control(experiment: str, results: Results = ROOT / "results") -> None:
-    """What the controller job in Slurm executes: passes until its time limit or the end of the experiment, or of a sweep of it."""
+    """What a controller job in Slurm executes: one pass for an experiment, or a sweep of it. Exit code 1: no job for the next one."""
     from jobs.commands.passes import run_controller
 
     name, _, digest = experiment.partition("/sweep/")
     if digest:
         sweep = _reopen_sweep(name, results, digest, look_only=False)
-        run_controller(sweep, end=sweep.end)
+        followed = run_controller(sweep, end=sweep.end)
     else:
-        run_controller(_reopen(name, results))
+        followed = run_controller(_reopen(name, results))
+    raise typer.Exit(0 if followed else 1)
 
 
 @app.command(hidden=True)

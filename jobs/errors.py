@@ -14,6 +14,10 @@ class UsageError(Exception):
     """Wrong command, configuration or site: one line (what, where, what to do); the command line exits with 2."""
 
 
+class RequestRefusedError(UsageError):
+    """Slurm rejected the request of one batch; waiting does not help. Other batches are not affected."""
+
+
 class SlurmUnavailableError(Exception):
     """Slurm did not answer a query, so the state of the queue is unknown. Temporary: a caller retries, or passes the error on.
 

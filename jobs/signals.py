@@ -53,16 +53,14 @@ class StopRequest:
 class Interrupts:
     """Counts requests to stop while its `with` block lasts; the code inside decides when to act on them.
 
-    `numbers`: signals that request a stop. `warning`: a signal that is recorded in `warned` instead of being counted (0: none).
+    `numbers`: signals that request a stop.
     `requests`: returns the count, where requests arrive some other way than by signals; no handler is installed then.
     """
 
-    def __init__(self, requests: Callable[[], int] | None = None, *, numbers: Sequence[int] = INTERRUPT_SIGNALS, warning: int = 0) -> None:
-        self.warned = False
+    def __init__(self, requests: Callable[[], int] | None = None, *, numbers: Sequence[int] = INTERRUPT_SIGNALS) -> None:
         self._requests = requests
         self._count = 0
-        self._warning = warning
-        self._numbers = () if requests else (*numbers, *filter(None, (warning,)))
+        self._numbers = () if requests else tuple(numbers)
         self._former = restored_handlers(self._numbers)
 
     def __enter__(self) -> Interrupts:
@@ -83,14 +81,11 @@ class Interrupts:
         return self._requests() if self._requests else self._count
 
     def pause(self, seconds: float) -> None:
-        """Sleep until a request to stop, or a warning, arrives; not at all after a request."""
-        end, warned = time.monotonic() + seconds, self.warned
-        while not self.count and self.warned == warned and (left := end - time.monotonic()) > 0:
+        """Sleep until a request to stop arrives; not at all after one."""
+        end = time.monotonic() + seconds
+        while not self.count and (left := end - time.monotonic()) > 0:
             time.sleep(min(left, SLICE_SECONDS))
 
     def note(self, number: int = 0, frame: FrameType | None = None) -> None:
-        """The signal handler: count a request, or record the warning."""
-        if number and number == self._warning:
-            self.warned = True
-        else:
-            self._count += 1
+        """The signal handler: count a request."""
+        self._count += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-# Messages of torch's allocators, of cuBLAS and cuDNN, and of oneDNN, which reports any failed allocation as a primitive that cannot be created.
+# Messages of torch and oneDNN; the latter reports any failed allocation as a primitive that cannot be created.
 _MEMORY = re.compile(r"out of memory|allocate memory|STATUS_ALLOC_FAILED|could not (create|execute) a primitive", re.IGNORECASE)
 
 

@@ -19,6 +19,7 @@ class CommandLine:
     data: Path
     results: Path
     variables: Mapping[str, str] = field(default_factory=dict)  # of the environment
+    program: tuple[str, ...] = (sys.executable,)  # the interpreter, behind the command that makes it another user's
 
     @property
     def environment(self) -> dict[str, str]:
@@ -26,12 +27,12 @@ class CommandLine:
 
     def __call__(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Run one command; its output is captured, its exit code is for the caller to look at."""
-        command = [sys.executable, str(ROOT / "launch.py"), *arguments]
+        command = [*self.program, str(ROOT / "launch.py"), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=self.environment, cwd=ROOT, check=False)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Begin one command in a process group of its own, to be interrupted."""
-        command = [sys.executable, str(ROOT / "launch.py"), *arguments]
+        command = [*self.program, str(ROOT / "launch.py"), *arguments]
         return subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=self.environment, cwd=ROOT, start_new_session=True
         )

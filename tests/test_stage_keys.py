@@ -23,7 +23,7 @@ WITHOUT_CHECKPOINT = "methods=[vft,tapt]"  # P-TAPT of these reads the digest of
 @pytest.mark.parametrize(
     ("name", "folds", "overrides", "stages", "digest"),
     [
-        ("demo", 5, (), 105, "49bcc88e9424fb3ba8286eb4"),
+        ("demo", 5, (), 105, "7203b1439f3e8fe80b44a2f1"),
         ("emodb", 5, (), 75, "dfed1b95138b59eb7cc25be1"),
         ("emodb-base", 10, (WITHOUT_CHECKPOINT,), 410, "3bfb543911cf3f854e1ba038"),
         ("iemocap", 5, (WITHOUT_CHECKPOINT,), 55, "9f12976a1a53eec7625d73b9"),

@@ -65,6 +65,11 @@ def write_and_notify(session: Session, report: Report, message: str = "") -> lis
     return send_notices(session, report, collect_tables(session, report), message)
 
 
+def notify_of_stuck_jobs(session: Session, lines: Sequence[str], report: Report) -> list[str]:
+    """Send the notice that jobs will never start, which `lines` describe; one line per notice."""
+    return send_notices(session, report, collect_tables(session, report), "; ".join(lines), "stuck")
+
+
 def collect_tables(session: Session, report: Report, formats: Sequence[str] | None = None, out: Path | None = None) -> CollectReport:
     """Write the tables of what has a result; `formats` None: all, `out` None: the experiment's folder of tables."""
     from jobs.control.outliers import rule_in_words
@@ -85,8 +90,11 @@ def collect_tables(session: Session, report: Report, formats: Sequence[str] | No
     )
 
 
-def send_notices(session: Session, report: Report, written: CollectReport, message: str = "") -> list[str]:
-    """Send what the policy asks for at the end of an experiment, once for each launch and outcome. Returns one line per notice."""
+def send_notices(session: Session, report: Report, written: CollectReport, message: str = "", outcome: str = "stopped") -> list[str]:
+    """Send what the policy asks for at the end of an experiment, once for each launch and outcome. Returns one line per notice.
+
+    `message`: what has happened instead of an end, with its `outcome`.
+    """
     policy = session.launched.experiment.policy
     if policy.mail is None and policy.webhook is None:
         return []
@@ -95,7 +103,7 @@ def send_notices(session: Session, report: Report, written: CollectReport, messa
     ending = Ending(
         experiment=session.name,
         launched=session.launched.since,
-        outcome="stopped" if message else "complete" if written.complete else "incomplete",
+        outcome=outcome if message else "complete" if written.complete else "incomplete",
         runs=sum(method.n for method in written.summary.methods),
         all_runs=len(report.graph.runs),
         ua={f"{method.corpus} {method.method}": method.mean_ua for method in written.summary.methods},

@@ -37,6 +37,7 @@ from jobs.commands.doctor_checks import (
 from jobs.errors import SlurmUnavailableError, UsageError
 from jobs.experiment.config import Experiment, SlurmSite
 from jobs.slurm.client import SlurmClient
+from jobs.slurm.parse import Refusal, is_final
 from jobs.slurm.script import LinkJob, launcher_python, render_script
 from jobs.store.layout import Layout
 from jobs.store.records import create_json, read_json, write_json
@@ -236,10 +237,12 @@ def probe(
         folder.mkdir()
         (folder / "probe.py").write_text(PROBE, encoding="utf-8")
         write_json(folder / "question.json", {"token": token})
-        problem = _submit_probe(client, job, site, folder)
+        number, problem = _submit_probe(client, job, site, folder)
         if problem:
             return ProbeFacts(submitted=problem)
         try:
+            if number and _unlisted(client, job.name, number):
+                return ProbeFacts(unlisted=True)
             return _await_answer(client, job.name, folder, token, seconds, lag_seconds)
         finally:
             _cancel(client, job.name)
@@ -249,16 +252,24 @@ def probe(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _submit_probe(client: SlurmClient, job: LinkJob, site: SlurmSite, folder: Path) -> str:
-    """Error of the submission; "" if the job was, or may have been, submitted."""
-    from jobs.slurm.parse import Refusal
+def _submit_probe(client: SlurmClient, job: LinkJob, site: SlurmSite, folder: Path) -> tuple[str, str]:
+    """Job id, "" if the reply was lost, and error of the submission, "" if the job was, or may have been, submitted."""
     from jobs.slurm.submissions import call_sbatch
 
     try:
         reply = call_sbatch(client, folder / "scripts", job, site, _templates())
     except UsageError as error:
-        return str(error)
-    return "" if reply.refusal is Refusal.unknown else reply.text
+        return "", str(error)
+    return reply.job, "" if reply.job or reply.refusal is Refusal.unknown else reply.text
+
+
+def _unlisted(client: SlurmClient, name: str, job: str) -> bool:
+    """Whether slurmctld has a job in its queue that squeue does not list by its name; False if Slurm does not answer."""
+    try:
+        listed = any(element.job == job for element in client.queue(name=name))
+        return not listed and any(not is_final(element.state) for element in client.jobs_known([job]))
+    except SlurmUnavailableError:
+        return False
 
 
 def _await_answer(client: SlurmClient, name: str, folder: Path, token: str, seconds: float, lag_seconds: float) -> ProbeFacts:

@@ -117,6 +117,7 @@ class ProbeFacts:
     submits: bool = False
     said: str = ""  # message of sbatch there
     log: str = ""  # last lines of the job's output
+    unlisted: bool = False  # squeue does not list the job, although slurmctld has it in the queue
 
 
 def judge_python(facts: PythonFacts) -> list[Check]:
@@ -276,6 +277,9 @@ def judge_probe(facts: ProbeFacts, cron: str) -> list[Check]:
     """Whether compute nodes see the results folder and may submit jobs. `cron`: crontab line that replaces a controller inside Slurm."""
     if facts.submitted:
         return [_problem("probe", f"no job could be submitted: {facts.submitted}", "correct the site profile (keys slurm.*)")]
+    if facts.unlisted:
+        text = "squeue does not list your own job by its name, although it is in the queue: passes would not see what they submitted"
+        return [_problem("queue", text, "ask the administrator what hides jobs from their owner, or choose another slurm.partition")]
     if not facts.host and not facts.ended:
         how = "has not ended" if facts.started else "did not start"
         text = f"not known yet: the probe job {how} within {facts.waited:.0f} s"

@@ -48,8 +48,13 @@ def reconcile(session: Session) -> bool:
 def make_pass(session: Session) -> bool:
     """One pass, and a controller job for the next ones. Returns False where nothing is left to do and a run has no result."""
     report = one_pass(session)
-    chain = session.chain.ensure() if session.launched.experiment.policy.controller and not report.settled else None
+    if report.refused and not report.in_flight:
+        raise UsageError(report.refused[0])
+    supervised = session.launched.experiment.policy.controller and not report.settled
+    chain = session.chain.ensure(renew=session.new) if supervised else None
     _print_pass(report, chain, session.name)
+    if report.refused:
+        raise UsageError(report.refused[0])
     if report.settled and not report.complete:
         print_lines(status_lines(read_status(session, report)))
         return False

@@ -43,7 +43,7 @@ class Ending:
 
     experiment: str
     launched: float  # seconds since the epoch; launch and outcome identify the notice
-    outcome: str  # complete, incomplete, stopped
+    outcome: str  # complete, incomplete, stopped; stuck: not ended, but some jobs will never start
     runs: int  # with a result
     all_runs: int
     ua: Mapping[str, float | None] = field(default_factory=dict)  # method -> mean UA in percent

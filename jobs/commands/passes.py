@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from jobs.commands.collect import write_and_notify
+from jobs.commands.collect import notify_of_stuck_jobs, write_and_notify
 from jobs.commands.console import note, print_lines, say
 from jobs.control.controller import Report, desired_of, reconcile
+from jobs.errors import UsageError
 from jobs.experiment.config import resources_of
 from jobs.text import counted
 
@@ -62,6 +64,8 @@ def wait_on_slurm(session: Session) -> Report:
 
     def after_pass(report: Report) -> None:
         session.require_last_launch()
+        if report.refused and not report.in_flight:
+            raise UsageError(report.refused[0])
         print_lines(session.news())
 
     return wait_for(
@@ -73,11 +77,13 @@ def wait_on_slurm(session: Session) -> Report:
     )
 
 
-def run_controller(session: Session, end: End | None = None) -> None:
-    """What the controller job in Slurm executes. All controller jobs of an experiment share one log: each line has its time and job.
+def run_controller(session: Session, end: End | None = None) -> bool:
+    """What the controller job in Slurm executes; False if the next pass must be made by the same job, because no other could be submitted.
 
-    `end`: what to do when nothing is left to do; None: tables and notices of a grid.
+    `end`: what to do when nothing is left to do; None: tables and notices of a grid. All controller jobs of an experiment share one log:
+    each line has its time and job.
     """
+    from jobs.slurm.chain_link import LinkEnd
     from jobs.store.attempts import own_slurm_job
     from jobs.worker.main import print_line
 
@@ -86,12 +92,14 @@ def run_controller(session: Session, end: End | None = None) -> None:
     def log(text: str) -> None:
         print_line(f"{job} {text}")
 
-    log("starts")
-    log(f"exits: {run_link(session, end, log=log).value}")
+    ended = run_link(session, end, log=log)
+    if ended is not LinkEnd.handed_over:
+        log(f"exits: {ended.value}")
+    return ended is not LinkEnd.alone
 
 
 def run_link(session: Session, end: End | None = None, *, log: Callable[[str], None] = say) -> LinkEnd:
-    """Passes until nothing is left to do or the job's time limit is near, then tables and notices."""
+    """One pass; if nothing is left to do, tables and notices."""
     from jobs.slurm import chain_link
 
     session.require_own()
@@ -111,13 +119,18 @@ def run_link(session: Session, end: End | None = None, *, log: Callable[[str], N
     return chain_link.run_link(
         logged_pass,
         session.chain,
-        poll_seconds=policy.poll_seconds,
-        minutes=policy.controller_minutes,
         deadline=session.launched.since + 24 * 3600 * policy.controller_days,
         launched=session.launched.since,
         on_end=lambda report: print_lines(finish(report, "")),
+        on_stuck=lambda report: print_lines(stuck_lines(report) if end else notify_of_stuck_jobs(session, stuck_lines(report), report)),
         on_stop=lambda message: print_lines(finish(session.look(ask_slurm=False), message)),
     )
+
+
+def stuck_lines(report: Report) -> list[str]:
+    """One line for each reason why queued jobs will never start."""
+    reasons = Counter(report.stuck.values())
+    return [f"{counted(count, 'stage')} in the queue will not start: {reason}" for reason, count in reasons.items()]
 
 
 def _print_stopping(running: int) -> None:

@@ -258,7 +258,7 @@ def _submit(session: SweepSession) -> bool:
     submitted = f"{counted(len(report.submitted), 'stage')} submitted, {len(report.in_flight)} in Slurm"
     say(f"{session.name}: sweep {session.sweep.digest}: {submitted}")
     if session.launched.experiment.policy.controller:
-        say(f"{session.chain.ensure().sentence}; it submits the rest and writes the report at the end")
+        say(f"{session.chain.ensure(renew=True).sentence}; it submits the rest and writes the report at the end")
     else:
         say(f"no controller (policy.controller=false): `{session.command}` submits what follows")
     say(f"watch with `python launch.py sweep {session.name} --show`")

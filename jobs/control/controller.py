@@ -21,7 +21,7 @@ from jobs.control.observe import PassContext, observe
 from jobs.control.plan import Plan, make_plan
 from jobs.control.result_index import index_of
 from jobs.control.rounds import Judgements, replay
-from jobs.errors import SlurmUnavailableError
+from jobs.errors import RequestRefusedError, SlurmUnavailableError
 from jobs.experiment.config import Cluster, Policy, Requests, resources_of
 from jobs.experiment.graph import Extend, Graph, Node, Refill
 from jobs.experiment.launched import Launched
@@ -108,6 +108,8 @@ class Report:
     judgements: Judgements = field(default_factory=Judgements)
     submitted: tuple[str, ...] = ()  # keys, by this pass
     interrupted: bool = False  # by the user
+    refused: tuple[str, ...] = ()  # one message for each batch whose request Slurm rejected in this pass
+    stuck: Mapping[str, str] = field(default_factory=dict)  # key -> why its queued job will never start without intervention
 
     @property
     def complete(self) -> bool:
@@ -188,7 +190,9 @@ def context_of(desired: Desired, executor: Executor | None) -> PassContext:
     )
     if executor is None:
         return context
-    return replace(context, live_jobs=executor.live_jobs(), departures=executor.departures, settling=executor.settling())
+    return replace(
+        context, live_jobs=executor.live_jobs(), departures=executor.departures, refusals=executor.refusals, settling=executor.settling()
+    )
 
 
 def wait_for(
@@ -322,19 +326,24 @@ def _plan_and_submit(desired: Desired, executor: Executor, now: ExperimentState,
         for key in executor.cancel(plan.withdrawn):
             in_flight.pop(key, None)
     submitted: list[str] = []
+    refused: list[str] = []
     for batch in plan.batches:
         ready = _submittable(batch, now.graph, now.facts, in_flight, read_cancellations(desired.layout, desired.since))
         if not ready.tasks:
             continue
         parents = {parent for key in ready.keys for parent in now.graph.nodes[key].upstream.values()}
-        taken = executor.submit(ready, now.graph, {key: in_flight[key] for key in parents if key in in_flight})
+        try:
+            taken = executor.submit(ready, now.graph, {key: in_flight[key] for key in parents if key in in_flight})
+        except RequestRefusedError as error:
+            refused.append(str(error))
+            continue
         in_flight.update(taken)
         submitted.extend(taken)
     cancelled = read_cancellations(desired.layout, desired.since)
     late = [key for key in submitted if key in cancelled]  # cancelled by the user during submission, who may have missed them
     for key in executor.cancel(late) if late else ():
         in_flight.pop(key, None)
-    return Report(plan, now.graph, now.facts, in_flight, now.judgements, tuple(submitted))
+    return Report(plan, now.graph, now.facts, in_flight, now.judgements, tuple(submitted), refused=tuple(refused), stuck=executor.stuck())
 
 
 def plan_of(desired: Desired, now: ExperimentState, in_flight: Mapping[str, InFlight], limits: Limits) -> Plan:

@@ -26,7 +26,8 @@ class Executor(ABC):
     def submit(self, batch: Batch, graph: Graph, upstream: Mapping[str, InFlight]) -> Mapping[str, InFlight]:
         """Accept a batch; a task starts only after the jobs of its upstream stages have ended well.
 
-        Returns the accepted keys: those of a batch that was rejected, or accepted only in part, are planned again in the next pass.
+        Returns the accepted keys: those that were not accepted now are planned again in the next pass. Raises RequestRefusedError if
+        the request itself is rejected.
         """
 
     @abstractmethod
@@ -35,6 +36,14 @@ class Executor(ABC):
 
     def departures(self, keys: Collection[str]) -> Mapping[str, tuple[Departure, ...]]:
         """Key -> its jobs that have left the queue, oldest first, as far as this executor records them."""
+        return {}
+
+    def refusals(self, keys: Collection[str]) -> Mapping[str, tuple[tuple[float, str], ...]]:
+        """Key -> (time, message) of each rejection of its request since its last submission that was accepted, oldest first."""
+        return {}
+
+    def stuck(self) -> Mapping[str, str]:
+        """Key -> why its queued job will never start without intervention."""
         return {}
 
     def live_jobs(self) -> frozenset[str] | None:

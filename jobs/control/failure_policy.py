@@ -22,6 +22,7 @@ MEMORY_RETRIES = 2
 MEMORY_STEP = 1.5  # factor on the requested memory, each time
 COMMUNICATION_RETRIES = 3
 DISK_RETRIES = 2
+MAX_REFUSALS = 3  # passes in a row in which Slurm may reject the request of a stage
 STORAGE_RETRIES = 14  # without a newer checkpoint, about two days
 STORAGE_SECONDS = 300.0  # pause after the first of them; twice as long after each further one
 LONGEST_PAUSE = 6 * 3600.0
@@ -62,6 +63,10 @@ def judge_stages(graph: Graph, observed: Observation, context: PassContext) -> d
         parents = [facts[parent] for parent in graph.nodes[key].upstream.values()]
         unstarted = failed_starts(parents, records.unstarted, context.since)
         facts[key] = _judged(records, unstarted, context, cancelled=cancelled, settling=settling)
+    for key, messages in context.refusals(observed.unfinished).items():
+        recent = [message for when, message in messages if when >= context.since]
+        if recent:
+            facts[key] = _refused(facts[key], recent)
     for key, records in observed.retried.items():  # a node that failed is remembered although the stage was finished elsewhere
         ended = ended_attempts(records.attempts, records.departures, 0.0)
         bad_nodes = tuple(each.node for each in ended if each.nodes_fault and each.node and each.started >= context.since)
@@ -108,6 +113,17 @@ def decide(
         short_of=short_of,
         not_before=_end_of_pause(recent),
     )
+
+
+def _refused(facts: StageFacts, messages: Sequence[str]) -> StageFacts:
+    """The facts of a stage whose request Slurm rejected since its last attempt."""
+    error = (
+        f"Slurm rejected its request {len(messages)} times: {messages[-1]}"
+        if len(messages) > 1
+        else f"Slurm rejected its request: {messages[0]}"
+    )
+    stopped = facts.stopped or (error if len(messages) >= MAX_REFUSALS else "")
+    return replace(facts, error=error, failure=FailureClass.refused, stopped=stopped)
 
 
 def ended_attempts(files: Sequence[AttemptFiles], departures: Sequence[Departure], newest_checkpoint: float) -> list[EndedAttempt]:

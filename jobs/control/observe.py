@@ -31,6 +31,7 @@ class PassContext:
     max_attempts: int = 12
     live_jobs: Collection[str] | None = None  # all jobs in Slurm's queue; None if it was not read
     departures: Callable[[Collection[str]], Mapping[str, Sequence[Departure]]] = lambda keys: {}
+    refusals: Callable[[Collection[str]], Mapping[str, Sequence[tuple[float, str]]]] = lambda keys: {}  # time and message of each
     settling: Collection[str] = frozenset()  # keys of stages whose last job has left the queue, its end not known yet
     cancelled: Cancelled = field(default_factory=Cancelled)
     clock: Callable[[], float] = time.time

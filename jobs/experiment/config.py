@@ -28,6 +28,7 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {  # key -> minimum, maximum
     "first_seed": (0, math.inf),
     "policy.sigmas": (_TINY, math.inf),
     "policy.poll_seconds": (_TINY, 3600),
+    "policy.poll_minutes": (_TINY, 24 * 60),
     "policy.controller_minutes": (2, 7 * 24 * 60),
     "policy.controller_days": (_TINY, 366),
     **{f"policy.{key}": (1, math.inf) for key in ("max_attempts", "rounds", "max_seeds", "max_failures", "min_siblings")},
@@ -145,9 +146,10 @@ class Policy:
     requests: Requests = Requests.experience
     min_siblings: int = 3  # finished runs needed to predict a request
     max_failures: int = 100  # failed attempts of the whole experiment since the last launch, interruptions not counted
-    poll_seconds: float = 20.0  # between passes
-    controller: bool = True  # on Slurm a small job makes the passes
-    controller_minutes: int = 60  # time limit of one controller job
+    poll_seconds: float = 20.0  # between passes of `grid --wait`
+    controller: bool = True  # on Slurm small jobs make the passes
+    poll_minutes: float = 5.0  # between passes of controller jobs
+    controller_minutes: int = 15  # time limit of one controller job, which makes one pass
     controller_days: float = 14.0  # after the last launch no further controller job is submitted
     mail: str | None = None  # gets a notice when the experiment ends
     mail_server: str = "localhost"

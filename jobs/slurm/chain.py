@@ -1,14 +1,18 @@
-"""The controller chain: small Slurm jobs (links) that run the controller one after another, so that no user has to stay logged in.
+"""The controller chain: small Slurm jobs (links), each of which makes one pass of the controller, so that no user has to stay logged in.
 
-    launch --> link 1 (running) --> link 2 (pending) --> ...       same job name, --dependency=singleton
+    launch --> link 1   link 2        same job name, --dependency=singleton, --begin at now + 1 and 2 x policy.poll_minutes
+                  |        |
+                pass     pass         a link first submits what is missing of two successors, then makes its pass (jobs.slurm.chain_link)
+                  |        |
+               link 3   link 4
 
-The job name follows from the experiment and the results folder, and squeue finds the links by it, so no record is needed. `Chain.ensure`
-restores the state of one running and one pending link, however often and from however many processes it is called. A link may be killed at
-any point: its successor repeats the pass, which is idempotent (jobs.slurm.chain_link is the loop of a link).
-Links are submitted without an intent: a second pending link is cancelled by the next call and never runs beside the first, whereas a link
-that waited for the outcome of a lost reply could reach its time limit without a successor.
-`EXPERIMENT/controller.json` is for display. Only two of its entries have an effect: the count of links without a good pass, and that the
-user stopped the chain.
+No process waits between passes. The job name follows from the experiment and the results folder, and squeue finds the links by it, so no
+record is needed. `Chain.ensure` restores the state of two pending links, however often and from however many processes it is called. A link
+may be killed at any point: its successors repeat the pass, which is idempotent. A link that cannot run on its node submits itself again
+(slurm_templates/controller.sh.j2).
+Links are submitted without an intent: a superfluous pending link is cancelled by the next call and never runs beside another one.
+`EXPERIMENT/controller.json` is for display. Only two of its entries have an effect: the count of failed passes, and that the user stopped
+the chain.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ from pathlib import Path
 from jobs.errors import UsageError
 from jobs.experiment.config import Experiment
 from jobs.slurm.client import SlurmClient
-from jobs.slurm.parse import QueuedElement, Refusal, describe_pending, why_stuck
+from jobs.slurm.parse import WAITING_STATES, QueuedElement, Refusal, describe_pending, why_stuck
 from jobs.slurm.script import LinkJob, launcher_python, render_script
 from jobs.slurm.submissions import call_sbatch, fixed_name
 from jobs.store.attempts import own_slurm_job
@@ -37,8 +41,7 @@ from jobs.store.records import Decoder, write_json
 from jobs.store.snapshot import Snapshot, take_snapshot
 
 SCHEMA = 1
-LINKS = 2  # in the queue at once: one running, one pending
-MAX_REFUSED = 3  # sbatch calls of one link that Slurm rejects before it stops trying
+LINKS = 2  # pending at once, beside one that makes its pass
 _log = logging.getLogger(__name__)
 
 
@@ -48,6 +51,7 @@ class Phase(Enum):
     running = "running"
     pending = "pending"
     none = "none"  # no link since the launch
+    unknown = "unknown"  # Slurm does not answer
     ended = "ended"  # regularly
     broken = "broken"  # no link, although the experiment is not finished
 
@@ -59,15 +63,15 @@ class ChainState:
     phase: Phase
     sentence: str
     running: str = ""  # job id of the running link
-    waiting: str = ""  # job id of its successor
+    waiting: str = ""  # job id of the next link
     problem: str = ""  # why no successor could be submitted
 
 
 class LinkState(Enum):
     """State of the last link, as recorded."""
 
-    running = "running"
-    handed_over = "handed over"  # the successor continues
+    running = "running"  # makes its pass, or was killed
+    handed_over = "handed over"  # the next link continues
     ended = "ended"  # and with it the chain
     broken = "broken"  # the chain ended with an error
 
@@ -81,10 +85,10 @@ class ControllerRecord:
     host: str = ""
     launched: float = 0.0  # the launch that the link belongs to
     started: float = 0.0
-    passes: int = 0  # of this link that succeeded
+    passes: int = 0  # since the launch that succeeded
     last_pass: float = 0.0
-    failing: int = 0  # passes in a row that failed
-    fruitless: int = 0  # links in a row without a successful pass; includes this one until its first
+    failing: int = 0  # links in a row whose pass failed or did not end; a shared folder or a Slurm that does not answer is not counted
+    stuck_since: float = 0.0  # since when each pass has found jobs that will never start; 0: the last one found none
     last_error: str = ""
     successor: str = ""
     problem: str = ""  # why there is no successor
@@ -159,48 +163,36 @@ class Chain:
         self._command = tuple(command) or (python, "launch.py", "control", self.layout.experiment, "--results", root)
         self._binds = (root, *binds)
         self._client = client or SlurmClient()
-        self._refused = 0
-        self._successor = ""  # job id when last seen
-        self._full = False  # the queue had no room for a successor
 
-    def ensure(self, queue: Sequence[QueuedElement] | None = None) -> ChainState:
-        """Make sure that exactly one pending link exists besides the calling one. `queue`: a reading of squeue, if there is a recent one.
+    def ensure(self, queue: Sequence[QueuedElement] | None = None, *, renew: bool = False) -> ChainState:
+        """Make sure that two pending links exist besides the calling one. `queue`: a reading of squeue, if there is a recent one.
 
-        Raises SlurmUnavailableError if squeue fails. A failed submission is not raised but returned as `problem`.
+        `renew`: replace the pending links, whose settings are those of an earlier launch. Raises SlurmUnavailableError if squeue fails. A
+        failed submission is not raised but returned as `problem`.
         """
         running, waiting = self._others(queue)
-        if len(waiting) > 1:
-            self._client.cancel_jobs(waiting[1:])
         self.point_to_code()
-        self._full = False
-        if not waiting and self._successor:
-            # Cancelled or failed. A user who cancels both links does so one after the other; a third one must not appear in between.
-            job, problem = "", f"the successor {self._successor} has left the queue; the next pass submits another one"
-        else:
-            job, problem = (waiting[0], "") if waiting else self._submit()
-        self._successor = job
+        kept = [] if renew else waiting[:LINKS]
+        submitted: list[str] = []
+        problem = ""
+        while len(kept) + len(submitted) < LINKS and not problem:
+            job, problem = self._submit(len(kept) + len(submitted) + 1)
+            submitted.extend(filter(None, [job]))
+        if not renew or submitted:
+            self._client.cancel_jobs([job for job in waiting if job not in kept])
+        following = [*kept, *submitted] or waiting
         present = self.own_job or (running[0] if running else "")
+        next_link = following[0] if following else ""
         if present:
-            text = f"controller: job {present}, " + (f"its successor {job} waits" if job else f"without a successor: {problem}")
-            return ChainState(Phase.running, text, present, job, problem)
-        if job:
-            return ChainState(Phase.pending, f"controller: job {job} waits for its turn", "", job)
+            text = f"controller: job {present} makes a pass, " + (
+                f"job {next_link} the next" if next_link else f"no job follows: {problem}"
+            )
+            return ChainState(Phase.running, text, present, next_link, problem)
+        if next_link:
+            after = f"{self._experiment.policy.poll_minutes:g} min"
+            return ChainState(Phase.pending, f"controller: job {next_link} makes the next pass, in {after}", "", next_link, problem)
         write_record(self.layout, ControllerRecord(LinkState.broken, launched=launched_at(self.layout), problem=problem, message=problem))
         return ChainState(Phase.broken, f"no controller in Slurm: {problem}", problem=problem)
-
-    @property
-    def cannot_submit(self) -> bool:
-        """This process cannot submit a successor, now or later."""
-        return self._refused >= MAX_REFUSED or shutil.which("sbatch") is None
-
-    @property
-    def code_is_current(self) -> bool:
-        """Whether the next link would run the code of this process; True if this process is no link."""
-        return not self._in_snapshot or not self._current.is_dir() or self._current.resolve() == self._snapshot.path
-
-    def requeue_self(self) -> bool:
-        """Requeue the calling link if the queue had no room for a successor: that needs no further place. False if it was not requeued."""
-        return self._full and bool(self.own_job) and self._client.requeue_job(self.own_job)
 
     def withdraw_successors(self) -> tuple[str, ...]:
         """Cancel the pending links and return their job ids. SlurmUnavailableError if Slurm does not answer."""
@@ -219,14 +211,16 @@ class Chain:
 
     def script(self) -> str:
         """The batch script of a link, from the templates of `source`. Writes nothing."""
-        return render_script(self._link_job(), self._experiment.slurm, self._source / "slurm_templates")
+        return render_script(self._link_job(1), self._experiment.slurm, self._source / "slurm_templates")
 
     def _others(self, queue: Sequence[QueuedElement] | None) -> tuple[list[str], list[str]]:
         """Running and pending links except the calling one, oldest first."""
         found = queue if queue is not None else self._client.queue(name=self.name)
         return chain_jobs(self.name, [element for element in found if element.job != self.own_job])
 
-    def _link_job(self) -> LinkJob:
+    def _link_job(self, polls: int) -> LinkJob:
+        """A link that begins in `polls` times the time between passes."""
+        seconds = max(1, round(60 * self._experiment.policy.poll_minutes))
         return LinkJob(
             name=self.name,
             minutes=self._experiment.policy.controller_minutes,
@@ -235,6 +229,8 @@ class Chain:
             folder=str(self._current),
             output=str(log_file(self.layout)),
             binds=self._binds,
+            begin_seconds=polls * seconds,
+            again_seconds=seconds,
         )
 
     @cached_property
@@ -262,22 +258,16 @@ class Chain:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _submit(self) -> tuple[str, str]:
-        """Job id of a new link and "", or "" and why there is none."""
-        if self._refused >= MAX_REFUSED:
-            return "", "sbatch rejects it (see the controller's log)"
+    def _submit(self, polls: int) -> tuple[str, str]:
+        """Job id of a new link that begins in `polls` times the time between passes and "", or "" and why there is none."""
         self.layout.logs.mkdir(parents=True, exist_ok=True)
         scripts, templates = self.layout.submissions / "scripts", self._current.resolve() / "slurm_templates"
         try:
-            reply = call_sbatch(self._client, scripts, self._link_job(), self._experiment.slurm, templates)
+            reply = call_sbatch(self._client, scripts, self._link_job(polls), self._experiment.slurm, templates)
         except UsageError as error:
-            self._refused += 1
             return "", str(error)
         if reply.job:
             return reply.job, ""
-        self._full = reply.refusal is Refusal.full
-        if reply.refusal is Refusal.refused:
-            self._refused += 1
         _log.warning("%s: %s", self.name, reply.text)
         return "", reply.text if reply.refusal is not Refusal.unknown else f"{reply.text}; the next pass looks for it by name"
 
@@ -285,8 +275,8 @@ class Chain:
 def chain_jobs(name: str, queue: Iterable[QueuedElement]) -> tuple[list[str], list[str]]:
     """Job ids of the running and of the pending links of that name, oldest first; a completing one is neither. Pure."""
     found = [element for element in queue if element.name == name]
-    waiting = [element.job for element in found if element.state == "PENDING"]
-    running = [element.job for element in found if element.state not in ("PENDING", "COMPLETING")]
+    waiting = [element.job for element in found if element.state in WAITING_STATES]
+    running = [element.job for element in found if element.state not in (*WAITING_STATES, "COMPLETING")]
     return sorted(running, key=int), sorted(waiting, key=int)
 
 
@@ -296,35 +286,34 @@ def chain_state(layout: Layout, queue: Sequence[QueuedElement] | None, *, now: f
     moment = time.time() if now is None else now
     current = record if record is not None and record.launched == launched else None
     running, waiting = chain_jobs(link_name(layout), queue or ())
+    elements = {element.job: element for element in queue or ()}
+    last = (_last_pass(current, moment) + _failing(current)) if current else ""
     if running:
-        return _running_state(running[0], waiting, current, moment)
+        own = current if current is not None and current.job == running[0] else ControllerRecord()
+        follows = f", job {waiting[0]} the next" if waiting else f", no job follows: {own.problem}" if own.problem else ""
+        where = f" on {own.host}" if own.host else ""
+        text = f"controller: job {running[0]}{where} makes a pass{follows}{last}"
+        return ChainState(Phase.running, text, running[0], waiting[0] if waiting else "", own.problem)
     if waiting:
-        element = next(element for element in queue or () if element.job == waiting[0])
-        return ChainState(Phase.pending, f"controller: job {waiting[0]} {describe_pending(element)}", "", waiting[0], why_stuck(element))
-    if current is None:
-        return ChainState(Phase.none, "no controller in Slurm")
-    if current.state is LinkState.ended:
+        text = f"controller: job {waiting[0]} {describe_pending(elements[waiting[0]])}{last or ', no pass yet'}"
+        return ChainState(Phase.pending, text, "", waiting[0], why_stuck(elements[waiting[0]]))
+    if current is not None and current.state is LinkState.ended:
         return ChainState(Phase.ended, f"controller: ended ({current.message})")
-    if current.state is LinkState.broken:
+    if current is not None and current.state is LinkState.broken:
         return ChainState(Phase.broken, f"no controller in Slurm any more: {current.message}", problem=current.problem)
     if queue is None:
-        text = f"controller: was job {current.job}{_last_pass(current, moment)}; Slurm does not answer now"
-        return ChainState(Phase.running, text, current.job, current.successor, current.problem)
+        return ChainState(Phase.unknown, f"controller: not known, Slurm does not answer now{last}")
+    if current is None:
+        return ChainState(Phase.none, "no controller in Slurm")
     why = "; ".join(filter(None, (current.problem or current.last_error, f"log {log_file(layout)}")))
     text = f"no controller in Slurm any more: job {current.job} left no successor ({why})"
     return ChainState(Phase.broken, text, problem=current.problem)
 
 
-def _running_state(job: str, waiting: Sequence[str], record: ControllerRecord | None, now: float) -> ChainState:
-    own = record if record is not None and record.job == job else ControllerRecord()
-    text = f"controller: job {job}" + (f" on {own.host}" if own.host else "") + (_last_pass(own, now) or ", no pass yet")
-    if waiting:
-        text += f", its successor {waiting[0]} waits"
-    elif own.problem:
-        text += f", without a successor: {own.problem}"
-    if own.failing:
-        text += f"; the last {own.failing} passes failed: {own.last_error}"
-    return ChainState(Phase.running, text, job, waiting[0] if waiting else "", own.problem)
+def _failing(record: ControllerRecord) -> str:
+    if record.failing > 1:
+        return f"; the last {record.failing} passes failed: {record.last_error}"
+    return f"; the last pass failed: {record.last_error}" if record.last_error else ""
 
 
 def _last_pass(record: ControllerRecord, now: float) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import pwd
+import secrets
 import shutil
 import socket
 import subprocess
@@ -44,6 +45,7 @@ EXPORTED: tuple[str, ...] = ("HOME", "USER", "LOGNAME", "SHELL", "PATH", "LANG",
 EXPORTED += ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE")
 _SLURM_PREFIXES = ("SLURM_", "SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_", "SALLOC_", "SRUN_")
 _MISSING = 127  # a shell's exit code for a command that was not found
+_UNKNOWN_JOB = "Invalid job id specified"  # of squeue, when slurmctld knows none of the jobs
 _OPTIONAL = ("sacct", "sacctmgr")  # sites without accounting may lack them
 _DEFAULTS = {"SBATCH_ACCOUNT": "account", "SBATCH_PARTITION": "partition", "SBATCH_QOS": "qos"}
 _log = logging.getLogger(__name__)
@@ -62,21 +64,32 @@ class SlurmClient:
         self.calls = 0
 
     def queue(self, *, name: str | None = None, patient: bool = True) -> tuple[QueuedElement, ...]:
-        """This user's pending, running, suspended and completing jobs. SlurmUnavailableError if squeue fails.
+        """This user's pending, running, suspended and completing jobs on this cluster, in hidden partitions too.
 
-        `patient=False`: one try with a short time limit, while a user waits for the output.
+        SlurmUnavailableError if squeue fails. `patient=False`: one try with a short time limit, while a user waits for the output.
         """
-        chosen = [f"--name={name}"] if name else []
-        text = self._query(["squeue", "--noheader", f"--user={os.getuid()}", f"--format={QUEUE_FORMAT}", *chosen], patient=patient)
-        try:
-            return parse_queue(text)
-        except ValueError as error:
-            raise SlurmUnavailableError(str(error)) from error
+        mark = _mark()
+        command = _queue_command(mark, *([f"--name={name}"] if name else []))
+        return _parsed(self._query(command, patient=patient), mark)
 
-    def accounting(self, jobs: Iterable[str]) -> dict[str, Accounted] | None:
-        """Element -> state and end of the jobs that accounting knows already; None if the site has no accounting."""
+    def jobs_known(self, jobs: Iterable[str]) -> tuple[QueuedElement, ...]:
+        """What slurmctld knows of some of this user's jobs, asked by number: of ended ones too, for MinJobAge (300 s by default).
+
+        SlurmUnavailableError if squeue fails.
+        """
+        mark = _mark()
+        command = _queue_command(mark, "--states=all", f"--jobs={','.join(jobs)}")
+        return _parsed(self._query(command, none=_UNKNOWN_JOB), mark)
+
+    def accounting(self, jobs: Mapping[str, str]) -> dict[str, Accounted] | None:
+        """Element -> state and end of the jobs that accounting knows already; None if the site has no accounting. `jobs`: number -> name.
+
+        Only jobs of that name count: a slurmctld that lost its state gives their numbers to others.
+        """
         found = self._sacct([f"--jobs={','.join(jobs)}", f"--format={ACCOUNTING_FORMAT}"])
-        return None if found is None else parse_accounting(found)
+        if found is None:
+            return None
+        return {job: each for job, each in parse_accounting(found).items() if each.name == jobs.get(JobRef.parse(job).array)}
 
     def launch_nodes(self, elements: Iterable[str]) -> dict[str, str]:
         """Element -> node on which it last started, for elements that were requeued and that accounting knows."""
@@ -184,7 +197,8 @@ class SlurmClient:
 
     def _sacct(self, arguments: Sequence[str]) -> str | None:
         """Output of sacct; "" if it fails; None if the site has no accounting."""
-        done = self._run(["sacct", "--allocations", "--noheader", "--parsable2", *arguments], self._look_seconds)
+        options = ["--allocations", "--noheader", "--parsable2", "--local", f"--user={os.getuid()}"]
+        done = self._run(["sacct", *options, *arguments], self._look_seconds)
         if done is None:
             return ""
         if done.returncode == 0:
@@ -198,7 +212,8 @@ class SlurmClient:
             return False
         return True
 
-    def _query(self, command: Sequence[str], *, patient: bool = True) -> str:
+    def _query(self, command: Sequence[str], *, patient: bool = True, none: str = "") -> str:
+        """Output of a command. SlurmUnavailableError if it fails; `none`: an error message that stands for no output."""
         problem = ""
         tries, seconds = (self._looks, self._look_seconds) if patient else (1, min(self._look_seconds, SHORT_SECONDS))
         for number in range(tries):
@@ -208,6 +223,8 @@ class SlurmClient:
             if done is not None and done.returncode == 0:
                 return done.stdout
             problem = f"no answer within {seconds:g} s" if done is None else one_line(done.stderr) or f"exit code {done.returncode}"
+            if none and none in problem:
+                return ""
         often = f"{tries} times" if tries > 1 else "once"
         raise SlurmUnavailableError(f"{command[0]} failed {often} ({problem}): Slurm's queue is not known; try again later")
 
@@ -226,6 +243,23 @@ class SlurmClient:
             if command[0] in _OPTIONAL:
                 return subprocess.CompletedProcess(list(command), _MISSING, "", "")
             raise UsageError(f"{command[0]} is not in PATH: no Slurm here (--cluster local needs none)") from error
+
+
+def _mark() -> str:
+    """Text that begins each job in the output of squeue, and that no name of another program's job can contain."""
+    return f"{secrets.token_hex(8)} "
+
+
+def _queue_command(mark: str, *chosen: str) -> list[str]:
+    """squeue for this user's jobs. `--all`: those in hidden partitions too; `--local`: not those of other clusters of a federation."""
+    return ["squeue", "--all", "--local", "--noheader", f"--user={os.getuid()}", f"--format={mark}{QUEUE_FORMAT}", *chosen]
+
+
+def _parsed(text: str, mark: str) -> tuple[QueuedElement, ...]:
+    try:
+        return parse_queue(text, mark)
+    except ValueError as error:
+        raise SlurmUnavailableError(str(error)) from error
 
 
 def sbatch_under_way(scripts: Path) -> bool:

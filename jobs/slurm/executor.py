@@ -7,6 +7,7 @@ accounting only explains; whether a stage is done is decided by the files. The n
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,13 +17,13 @@ from pathlib import Path
 
 from jobs.control.executor_protocol import Batch, Executor, Limits
 from jobs.control.facts import Asked, Departure, InFlight, Phase
-from jobs.errors import SlurmUnavailableError, UsageError
+from jobs.errors import RequestRefusedError, SlurmUnavailableError, UsageError
 from jobs.experiment.config import Experiment, SlurmSite, at_once_of, resources_of
 from jobs.experiment.graph import Graph
 from jobs.slurm.chain import LINKS, link_name
 from jobs.slurm.client import SlurmClient
 from jobs.slurm.dependencies import SLURM_JOB, Dependency, make_dependency, upstream_jobs, with_singleton
-from jobs.slurm.parse import QueuedElement, Refusal, compress_indices, site_number
+from jobs.slurm.parse import QueuedElement, Refusal, compress_indices, largest_array, site_number
 from jobs.slurm.queue import (
     OwnElement,
     arrays_named,
@@ -30,6 +31,7 @@ from jobs.slurm.queue import (
     departures_of,
     failed_launches,
     own_elements,
+    refusals_of,
     stages_in_flight,
     stages_queued,
     stuck_keys,
@@ -76,7 +78,9 @@ class SlurmArrays(Executor):
         client: SlurmClient | None = None,
         settle_seconds: float = SETTLE_SECONDS,
         clock: Callable[[], float] = time.time,
+        user: int | None = None,
     ) -> None:
+        self._user = os.getuid() if user is None else user  # who launched the experiment: only they make passes
         self._experiment = experiment
         self._layout = replace(layout, root=layout.root.resolve())
         self._place = place
@@ -84,6 +88,7 @@ class SlurmArrays(Executor):
         self._worker = tuple(worker) if worker else (launcher_python(experiment.slurm, sys.executable), "launch.py", "worker")
         self._client = client or SlurmClient()
         self._clock = clock
+        self._settle_seconds = settle_seconds
         self._book = SubmissionBook(self._layout)
         self._guard = Guard(self._book, self._client, settle_seconds=settle_seconds, clock=clock)
         self._recovery = Recovery(self._book, self._guard, self._client, settle_seconds=settle_seconds, clock=clock)
@@ -117,7 +122,7 @@ class SlurmArrays(Executor):
             return self._most
         queue = self._last_queue()
         links = sum(element.name == link_name(self._layout) for element in queue)
-        kept = max(0, LINKS - links) if self._experiment.policy.controller and self._most.queue_room >= ROOM_FOR_LINKS else 0
+        kept = max(0, LINKS + 1 - links) if self._experiment.policy.controller and self._most.queue_room >= ROOM_FOR_LINKS else 0
         room = self._most.queue_room - len(queue) - kept
         return replace(self._most, queue_room=room if room > 0 else -1)
 
@@ -161,10 +166,14 @@ class SlurmArrays(Executor):
         The state is "" while accounting lags (`settling`), and stays "" without accounting, or if the element was cancelled while pending,
         which Slurm does not account.
         """
-        return departures_of((*self._book.open(), *self._book.closed()), keys)
+        return departures_of((*self._book.open(), *self._book.closed()), keys, self._user)
+
+    def refusals(self, keys: Collection[str]) -> Mapping[str, tuple[tuple[float, str], ...]]:
+        """Key -> (time, message) of each rejection of its request by Slurm since its last submission that was accepted, oldest first."""
+        return refusals_of((*self._book.open(), *self._book.closed()), keys)
 
     def settling(self) -> frozenset[str]:
-        """Keys of elements that have left the queue and whose final state is not accounted yet: never longer than the settle time.
+        """Keys of elements that have left the queue less than the settle time ago and whose final state is not known yet.
 
         Elements that the program withdrew are not waited for, unless the node on which they could not be started is still unknown.
         """
@@ -174,7 +183,9 @@ class SlurmArrays(Executor):
             for index in record.unexplained
             if index not in record.cancelled or record.unplaced(str(index))
         )
-        return frozenset(key for record, index in waiting for key in record.tasks[index])
+        now = self._clock()
+        recent = ((record, index) for record, index in waiting if now - record.left[str(index)] < self._settle_seconds)
+        return frozenset(key for record, index in recent for key in record.tasks[index])
 
     def stuck(self) -> Mapping[str, str]:
         """Key -> why its pending element will never start without intervention; `held by you: ...` if the user holds it."""
@@ -219,7 +230,7 @@ class SlurmArrays(Executor):
     def submit(self, batch: Batch, graph: Graph, upstream: Mapping[str, InFlight]) -> Mapping[str, InFlight]:
         """Submit a batch unless it is submitted already. Returns its stages in flight; {} if it must be submitted in a later pass.
 
-        Raises UsageError if Slurm rejects the request, SlurmUnavailableError if squeue fails.
+        Raises RequestRefusedError if Slurm rejects the request, SlurmUnavailableError if squeue fails.
         """
         waits = upstream_jobs(batch, graph, upstream)
         if not all(SLURM_JOB.fullmatch(job) for jobs in waits for job in jobs):
@@ -280,7 +291,7 @@ class SlurmArrays(Executor):
         enforcement = config.get("AccountingStorageEnforce", "")
         enforced = "limits" in enforcement or "safe" in enforcement
         room = [site_number(config, "MaxJobCount"), self._site.max_submit, self._client.submit_limit(self._site) if enforced else 0]
-        array = [site_number(config, "MaxArraySize"), self._site.max_array_size]
+        array = [largest_array(config), self._site.max_array_size]
         return Limits(array_size=min(filter(None, array), default=0), queue_room=min(filter(None, room), default=0))
 
     def _resume(self, record: Submission) -> Mapping[str, InFlight] | None:
@@ -316,7 +327,8 @@ class SlurmArrays(Executor):
         if any(message in reply.text.lower() for message in _EXCLUDED_TOO_MANY) and (job.request.exclude or job.avoided):
             _log.warning("%s: %s; submitted again without excluding nodes that failed", record.name, reply.text)
             return self._send(replace(job, request=replace(job.request, exclude=()), avoided=()), batch, dependency)
-        raise UsageError(
+        self._book.close(record, State.refused, refused=reply.text)
+        raise RequestRefusedError(
             f"{record.stage} {record.method}: {reply.text} (site profile `{self._experiment.site}`, resources of {record.stage})"
         )
 

@@ -7,15 +7,22 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-QUEUE_FORMAT = "%i|%T|%r|%j"  # the name last: it may contain the separator
-ACCOUNTING_FORMAT = "JobID,State,End"  # with SLURM_TIME_FORMAT=%s: the end in seconds since the epoch
+QUEUE_FORMAT = "%i|%T|%r|%j"  # the name last: it may contain the separator; a mark before it, because a name may contain line breaks
+ACCOUNTING_FORMAT = "JobID,State,End,JobName%100"  # with SLURM_TIME_FORMAT=%s: the end in seconds since the epoch
 LONGEST_EXPRESSION = 8000  # characters of one array expression on a command line
 _ARRAY = re.compile(r"(\d+)_\[([0-9,:-]+)(?:%\d+)?\]")
 _SINGLE = re.compile(r"(\d+)(?:_(\d+))?(?:\+\d+)?")
 _FINAL_STATES = frozenset(
     ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT")
 )
+# No node, and none before it is released or, PENDING, before its turn. CONFIGURING is not among them: its nodes are booting.
+WAITING_STATES = frozenset(("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"))
 HELD_BY_USER = "held by you: `scontrol release` lets it start"
+_STUCK_STATES = {
+    "REQUEUE_HOLD": "requeued and held: `scontrol release` lets it start",
+    "SPECIAL_EXIT": "requeued and held in the state SPECIAL_EXIT: `scontrol release` lets it start",
+    "RESV_DEL_HOLD": "held because its reservation was deleted: cancel it, or `scontrol release`",
+}
 _LAUNCH_FAILURES = frozenset(("launch failed requeued held", "user env retrieval failed requeued held"))
 # Reasons of squeue, in lower case. Temporary ones (Resources, Priority, ReqNodeNotAvail, AssocMaxJobsLimit, AssocGrp..., QOSMaxJobs...,
 # PartitionDown, Licenses, ...) are not listed.
@@ -80,6 +87,7 @@ class Accounted:
 
     state: str  # as printed: COMPLETED, `CANCELLED by 1000`, ...
     end: float | None = None  # seconds since the epoch; None: not ended, or not in that format
+    name: str = ""
 
 
 class Refusal(Enum):
@@ -143,52 +151,61 @@ def array_expressions(elements: Iterable[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def parse_queue(text: str) -> tuple[QueuedElement, ...]:
-    """Elements in the output of `squeue --noheader --format=QUEUE_FORMAT`.
+def parse_queue(text: str, mark: str) -> tuple[QueuedElement, ...]:
+    """Elements in the output of `squeue --noheader --format=MARK QUEUE_FORMAT`; `mark`: what begins each job, unknown to other programs.
 
-    ValueError for a line that cannot be parsed: if it were skipped, a job would be taken for ended.
+    A job in the state REVOKED runs on another cluster of a federation and is left out. ValueError for a job that cannot be parsed: if it
+    were skipped, it would be taken for ended.
     """
+    first, *jobs_printed = text.split(mark)
+    if first.strip():
+        raise ValueError(f"unexpected output of squeue: {first[:200]!r}")
     found: list[QueuedElement] = []
-    for line in filter(None, text.splitlines()):
-        fields = line.split("|", 3)
+    for line in jobs_printed:
+        fields = line.removesuffix("\n").split("|", 3)
         jobs = expand_job(fields[0].strip())
         if len(fields) != 4 or not jobs:
             raise ValueError(f"unexpected output of squeue: {line[:200]!r}")
-        found.extend(QueuedElement(job, fields[1].strip(), fields[2].strip(), fields[3].strip()) for job in jobs)
+        if fields[1].strip() != "REVOKED":
+            found.extend(QueuedElement(job, fields[1].strip(), fields[2].strip(), fields[3].strip()) for job in jobs)
     return tuple(found)
 
 
 def parse_accounting(text: str) -> dict[str, Accounted]:
-    """Element -> state and end in the output of `sacct -X --noheader --parsable2 --format=ACCOUNTING_FORMAT`.
+    """Element -> state, end and job name in the output of `sacct -X --noheader --parsable2 --format=ACCOUNTING_FORMAT`.
 
     States are as printed: `CANCELLED by 1000` gives the uid that cancelled (0: root), plain `CANCELLED` means that a dependency failed.
     Lines that cannot be parsed are ignored: accounting only explains, it decides nothing.
     """
     found: dict[str, Accounted] = {}
     for line in text.splitlines():
-        job, state, end, *_ = [*line.split("|"), "", ""]
+        job, state, end, name = [*line.split("|", 3), "", "", ""][:4]
         seconds = float(end) if end.isdecimal() and int(end) else None
         for element in expand_job(job.strip()):
-            found[element] = Accounted(" ".join(state.split()), seconds)
+            found[element] = Accounted(" ".join(state.split()), seconds, name.strip())
     return found
 
 
 def is_final(state: str) -> bool:
-    """Whether a state of accounting is final; accounting that lags may still report an ended job as pending or running."""
+    """Whether a job in that state has ended; accounting that lags may still report an ended job as pending or running."""
     return state.partition(" ")[0] in _FINAL_STATES
 
 
 def failed_to_launch(element: QueuedElement) -> bool:
     """Whether Slurm could not start an element on the node it chose and put it back into the queue, held."""
-    return element.state == "PENDING" and _normalised(element.reason) in _LAUNCH_FAILURES
+    return element.state in WAITING_STATES and _normalised(element.reason) in _LAUNCH_FAILURES
 
 
 def why_stuck(element: QueuedElement) -> str:
-    """Why a pending element will never start without intervention; "" if it only waits, also for reasons that are not known here."""
-    if element.state != "PENDING":
+    """Why a waiting element will never start without intervention; "" if it only waits, also for reasons that are not known here."""
+    if element.state not in WAITING_STATES:
         return ""
     reason = _normalised(element.reason)
-    found = _STUCK.get(reason, "") or ("its request is above a limit of the site" if _ABOVE_LIMIT.fullmatch(reason) else "")
+    found = (
+        _STUCK_STATES.get(element.state, "")
+        or _STUCK.get(reason, "")
+        or ("its request is above a limit of the site" if _ABOVE_LIMIT.fullmatch(reason) else "")
+    )
     return f"{found} ({element.reason})" if found else ""
 
 
@@ -209,6 +226,13 @@ def site_number(site: Mapping[str, str], key: str) -> int:
     return int(site.get(key, "")) if site.get(key, "").isdigit() else 0
 
 
+def largest_array(site: Mapping[str, str]) -> int:
+    """Most tasks of one array by the site's configuration: MaxArraySize, or max_array_tasks of SchedulerParameters; 0: no limit."""
+    tasks = re.search(r"(?:^|,)max_array_tasks=(\d+)", site.get("SchedulerParameters", ""))
+    limits = (site_number(site, "MaxArraySize"), int(tasks[1]) if tasks else 0)
+    return min(filter(None, limits), default=0)
+
+
 def least_limit(text: str, columns: Mapping[int, str], limit: int) -> int:
     """The smallest limit among the rows of `sacctmgr --noheader --parsable2`; 0 if there is none.
 
@@ -219,6 +243,7 @@ def least_limit(text: str, columns: Mapping[int, str], limit: int) -> int:
     return min((int(row[limit]) for row in fitting if row[limit].isdigit()), default=0)
 
 
+_LIMIT = re.compile(r"\b(?:assoc|qos)(?:max|min|grp)\w*", re.IGNORECASE)  # the limit that a request exceeds, on a line of its own
 _LOST_REPLY = (
     "timed out",
     "unable to contact slurm",
@@ -229,6 +254,10 @@ _LOST_REPLY = (
     "transport endpoint",
     "broken pipe",
     "backup controller",
+    "standby mode",
+    "authentication",
+    "munge",
+    "unspecified error",
     "unexpected message",
     "i/o error",
 )
@@ -245,8 +274,15 @@ _REFUSED = ("batch job submission failed", "invalid", "unrecognized", "sbatch: e
 
 
 def classify_refusal(text: str) -> Refusal:
-    """Why sbatch failed, by its error message. An unfamiliar message counts as a lost reply: the job may exist."""
+    """Why sbatch failed, by its error message. An unfamiliar message counts as a lost reply: the job may exist.
+
+    A limit that is named decides: one on jobs in the queue (`QOSMaxSubmitJobPerUserLimit`) is temporary, any other one is permanent. The
+    general message beside it mentions both.
+    """
     words = text.lower()
+    limits = _LIMIT.findall(words)
+    if limits:
+        return Refusal.full if any("submit" in limit for limit in limits) else Refusal.refused
     if any(mark in words for mark in _LOST_REPLY):
         return Refusal.unknown
     if any(mark in words for mark in _FULL):

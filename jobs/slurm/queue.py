@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from jobs.control.facts import Departure, InFlight, Phase
-from jobs.slurm.parse import QueuedElement, why_stuck
+from jobs.slurm.parse import WAITING_STATES, QueuedElement, why_stuck
 from jobs.slurm.submissions import State, Submission
 
 Rank = tuple[bool, bool, int, int]
@@ -28,7 +28,7 @@ class OwnElement:
     @property
     def pending(self) -> bool:
         """It has no node yet."""
-        return self.element.state == "PENDING"
+        return self.element.state in WAITING_STATES
 
     @property
     def withdrawn(self) -> bool:
@@ -38,7 +38,7 @@ class OwnElement:
     @property
     def phase(self) -> Phase:
         """CONFIGURING counts as queued: the nodes are still booting."""
-        return Phase.queued if self.element.state in ("PENDING", "CONFIGURING") else Phase.running
+        return Phase.queued if self.pending or self.element.state == "CONFIGURING" else Phase.running
 
     @property
     def rank(self) -> Rank:
@@ -103,8 +103,8 @@ def stuck_keys(elements: Iterable[OwnElement]) -> dict[str, str]:
     return {key: why for own in elements if (why := why_stuck(own.element)) for key in own.keys}
 
 
-def departures_of(records: Iterable[Submission], keys: Collection[str]) -> dict[str, tuple[Departure, ...]]:
-    """Key -> its elements that have left the queue, oldest submission first."""
+def departures_of(records: Iterable[Submission], keys: Collection[str], user: int) -> dict[str, tuple[Departure, ...]]:
+    """Key -> its elements that have left the queue, oldest submission first. `user`: uid whose scancel is a decision of the owner."""
     wanted = frozenset(keys)
     found: dict[str, list[Departure]] = {}
     for record in sorted(records, key=lambda each: (each.created, each.name)):
@@ -115,7 +115,7 @@ def departures_of(records: Iterable[Submission], keys: Collection[str]) -> dict[
                 departure = Departure(
                     key,
                     record.element(index),
-                    record.ended.get(place, ""),
+                    _state_for(record.ended.get(place, ""), user),
                     record.created,
                     gone,
                     withdrawn=index in ours,
@@ -123,6 +123,25 @@ def departures_of(records: Iterable[Submission], keys: Collection[str]) -> dict[
                     ended=record.ended_at.get(place),
                 )
                 found.setdefault(key, []).append(departure)
+    return {key: tuple(each) for key, each in found.items()}
+
+
+def _state_for(state: str, user: int) -> str:
+    """A final state as the owner `user` has to read it: a job that another account cancelled was lost, not given up by its owner."""
+    by = state.removeprefix("CANCELLED by ")
+    return f"CANCELLED by another account ({by})" if by != state and by not in ("0", str(user)) else state
+
+
+def refusals_of(records: Iterable[Submission], keys: Collection[str]) -> dict[str, tuple[tuple[float, str], ...]]:
+    """Key -> (time, message) of each rejection of its request by Slurm since its last submission that was accepted, oldest first."""
+    wanted = frozenset(keys)
+    found: dict[str, list[tuple[float, str]]] = {}
+    for record in sorted(records, key=lambda each: (each.created, each.name)):
+        for key in wanted.intersection(key for task in record.tasks for key in task):
+            if record.state is State.refused:
+                found.setdefault(key, []).append((record.created, record.refused))
+            else:
+                found.pop(key, None)
     return {key: tuple(each) for key, each in found.items()}
 
 

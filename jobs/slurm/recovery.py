@@ -17,6 +17,8 @@ from jobs.slurm.queue import OwnElement, arrays_named, duplicates, own_elements
 from jobs.slurm.submissions import LAUNCH_FAILED, Guard, State, Submission, SubmissionBook, double_of
 
 REFINEMENT_TRIES = 3
+LATE_SECONDS = 6 * 3600.0  # for which accounting is asked for the final state of a job that has left the queue
+_ENDED, _CANCELLED = "COMPLETED", "CANCELLED"
 _log = logging.getLogger(__name__)
 
 
@@ -86,14 +88,19 @@ class Recovery:
         self._record_withdrawal(chosen, state)  # repeated: a concurrent writer may have overwritten the mark with a stale copy
 
     def record_departures(self, records: Sequence[Submission], elements: Sequence[OwnElement]) -> None:
-        """Record which elements have left the queue and their final state; close a record of which everything is known."""
+        """Record which elements have left the queue and their final state; close a record of which everything is known.
+
+        An element that is missing in the queue has left it only if slurmctld, asked for its job by number, does not show it as queued.
+        """
         present = _by_record(elements)
         now = self._clock()
+        known = self._known_jobs(records, present)
         seen: list[Submission] = []
         gone: dict[str, int] = {}
         for record in records:
             if record.state is State.submitted:
                 queued = {own.index for own in present.get(record.name, ())}
+                queued |= {index for index in range(len(record.tasks)) if not is_final(known.get(record.element(index), _ENDED))}
                 left = {str(index): now for index in range(len(record.tasks)) if index not in queued}
                 gone[record.name] = len(left)
                 seen.append(replace(record, left={**left, **record.left}))
@@ -110,13 +117,29 @@ class Recovery:
                 elif (accounted := (states or {}).get(job)) and is_final(accounted.state):
                     ended[place] = accounted.state
                     ends.update({} if accounted.end is None else {place: accounted.end})
-                elif states is None or settled:
+                elif known.get(job, _CANCELLED) != _CANCELLED:  # by whom a job was cancelled only accounting knows
+                    ended[place] = known[job]
+                elif states is None or now - record.left[place] >= (self._settle_seconds if index in record.cancelled else LATE_SECONDS):
                     ended[place] = ""
             current = replace(record, ended=ended, ended_at=ends, nodes=places)
             if gone.get(record.name) == len(record.tasks) and not current.unexplained:
                 self._book.close(former, State.ended, left=current.left, ended=ended, ended_at=ends, nodes=places)
             elif current != former:
                 self._book.change(former, left=current.left, ended=ended, ended_at=ends, nodes=places)
+
+    def _known_jobs(self, records: Iterable[Submission], present: Mapping[str, Sequence[OwnElement]]) -> dict[str, str]:
+        """Element -> state in slurmctld, of the submitted records with elements that are not in the queue and whose end is not known."""
+        missing = [
+            record
+            for record in records
+            if record.state is State.submitted
+            and (record.unexplained or len(record.tasks) > len({*record.left, *(str(own.index) for own in present.get(record.name, ()))}))
+        ]
+        if not missing:
+            return {}
+        names = {record.job: record.job_name for record in missing}
+        found = self._client.jobs_known(names)
+        return {each.job: each.state for each in found if each.name == names.get(each.ref.array)}
 
     def _record_withdrawal(self, chosen: Mapping[str, Sequence[OwnElement]], state: str) -> None:
         for each in chosen.values():
@@ -125,13 +148,13 @@ class Recovery:
 
     def _ask_accounting(self, records: Iterable[Submission]) -> tuple[dict[str, Accounted] | None, dict[str, str]]:
         """Element -> state and end (None: no accounting on this site), and element -> node for elements that could not be started there."""
-        jobs: set[str] = set()
+        jobs: dict[str, str] = {}
         unplaced: list[str] = []
         for record in records:
             places = [index for index in record.unexplained if record.unplaced(str(index))]
             unplaced.extend(record.element(index) for index in places)
-            jobs.update([record.job] if len(places) < len(record.unexplained) else [])
-        states = self._client.accounting(sorted(jobs, key=int)) if jobs else {}
+            jobs.update({record.job: record.job_name} if len(places) < len(record.unexplained) else {})
+        states = self._client.accounting(jobs) if jobs else {}
         return states, self._client.launch_nodes(unplaced) if unplaced else {}
 
     def _adopt(self, records: Sequence[Submission], queue: Sequence[QueuedElement]) -> tuple[Submission, ...]:

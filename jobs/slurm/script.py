@@ -31,7 +31,8 @@ _OTHER_OPTIONS = ("help", "usage", "version", "uid", "gid", "signal", "wait", "w
 OWN_OPTIONS = frozenset(_ARRAY_OPTIONS + _SIZE_OPTIONS + _OUTPUT_OPTIONS + _OTHER_OPTIONS)
 LINK_CPUS = 1
 LINK_MEMORY_MB = 2048  # making the tables at the end needs the most
-LINK_WARNING_SECONDS = 120  # before the time limit, from which a link starts no more passes
+MOST_AGAIN = 60  # links in a row that may fail before their pass; with pauses that grow to 12 polls, two days at 5 minutes a poll
+MOST_REQUEUES = 500  # of one link, where the queue has no room for another: about 17 hours, as Slurm waits two minutes each time
 # Options in `slurm.extra` that also apply to links; options that request resources apply to stages only.
 SHARED_OPTIONS = ("comment", "nice", "reservation", "wckey")
 _OPTION = re.compile(r"[a-z][a-z0-9-]*")
@@ -60,6 +61,7 @@ class Header:
     kill_on_invalid_dependency: bool = False
     signal_to: str = "B:"  # signal the batch script only; "": the processes of its steps
     requeue: bool = True
+    begin_seconds: int = 0  # after the submission; 0: at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,13 +143,15 @@ class LinkJob(Job):
     """A link of the controller chain, or another small job of the program itself."""
 
     minutes: int
+    begin_seconds: int = 0  # after the submission
+    again_seconds: int = 0  # a link that fails submits itself again, to begin after this time, longer after each failure; 0: it does not
 
     def template(self, site: SlurmSite) -> str:
         return "controller.sh.j2"
 
     def header(self, site: SlurmSite) -> Header:
         return Header(
-            output=_literal(self.output),
+            output="/dev/null" if self.again_seconds else _literal(self.output),  # a job whose log cannot be opened does not start
             minutes=self.minutes,
             cpus=LINK_CPUS,
             memory_mb=LINK_MEMORY_MB if site.memory_requests else 0,
@@ -155,10 +159,14 @@ class LinkJob(Job):
             constraint=None,
             exclude=site.exclude or "",
             extra={key: site.extra[key] for key in SHARED_OPTIONS if site.extra.get(key)},
-            signal_seconds=link_signal_seconds(self.minutes),
+            signal_seconds=0,
             processes_per_node=0,
-            requeue=False,
+            requeue=self.again_seconds > 0,
+            begin_seconds=self.begin_seconds,
         )
+
+    def facts(self, site: SlurmSite) -> Mapping[str, Any]:
+        return {"again_seconds": self.again_seconds, "most_again": MOST_AGAIN, "most_requeues": MOST_REQUEUES, "log": self.output}
 
 
 class Quoted(str):
@@ -271,11 +279,6 @@ def gpu_expression(gpus: int, site: SlurmSite) -> str:
 def signal_seconds(minutes: int, site: SlurmSite) -> int:
     """How long before the time limit Slurm sends the warning signal: as the site says, at most a quarter of the time. 0: never."""
     return min(site.signal_seconds, minutes * 60 // 4)
-
-
-def link_signal_seconds(minutes: float) -> int:
-    """How long before its time limit a link of the controller chain is warned and hands over."""
-    return signal_seconds(int(minutes), SlurmSite(signal_seconds=LINK_WARNING_SECONDS))
 
 
 def launcher_python(site: SlurmSite, here: str) -> str:

@@ -5,6 +5,7 @@ An intent is written before sbatch is called and the job id after it, so that a 
     intent ----> submitted ----> ended        all elements have left the queue, and their final states are known or never will be
        |             ^
        +-------> lost                         no job of the name in Slurm for the settle time; it may still turn up
+       +-------> refused                      Slurm rejected the request
 
 The name of a submission is its identity: it is the job's name in Slurm, and a process that finds an intent without a job id asks Slurm for
 that name. The name of an array is made of its content and of the number of earlier submissions of that content. Its open record is in
@@ -52,6 +53,7 @@ class State(Enum):
     submitted = "submitted"
     ended = "ended"
     lost = "lost"
+    refused = "refused"
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Submission:
     ended_at: Mapping[str, float] = field(default_factory=dict)  # index -> end in accounting, by slurmctld's clock; missing: unknown
     nodes: Mapping[str, str] = field(default_factory=dict)  # index -> node on which Slurm could not start it; "": unknown
     asked: Asked | None = None  # time and memory requested for each element; None: not recorded
+    refused: str = ""  # Slurm's message, if it rejected the request
 
     def __post_init__(self) -> None:
         wrong = [index for index in (*self.left, *self.ended, *self.ended_at, *self.nodes) if not index.isdecimal()]

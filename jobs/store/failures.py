@@ -2,7 +2,8 @@
 
 | class         | seen as                                                  | what follows                                     |
 |---------------|----------------------------------------------------------|--------------------------------------------------|
-| node          | NODE_FAIL, BOOT_FAIL, PREEMPTED, requeued, lost, killed  | same seed, resumed; free while it makes progress |
+| node          | NODE_FAIL, BOOT_FAIL, PREEMPTED, requeued, lost, killed, | same seed, resumed; free while it makes progress |
+|               | cancelled by another account                             |                                                  |
 | interrupted   | asked to stop, and stopped                               | the same                                         |
 | time limit    | TIMEOUT, Slurm's warning before it                       | resumed; free, and not stopped, with progress    |
 | memory        | OUT_OF_MEMORY, out-of-memory errors                      | half the micro-batch and more memory; twice      |
@@ -111,7 +112,7 @@ def class_of_state(state: str) -> FailureClass:
 
 
 def cancelled_by_hand(state: str) -> bool:
-    """Whether a user cancelled the job: Slurm itself, and root, cancel as user 0."""
+    """Whether its owner cancelled the job. Slurm itself and root cancel as user 0, another account is in words (jobs.slurm.queue)."""
     by = _CANCELLED_BY.fullmatch(state)
     return by is not None and int(by[1]) != 0
 

@@ -41,7 +41,7 @@ def shorten_waits() -> None:
 def experiment_of(methods: Sequence[str], folds: int, seeds: int, recipe: Any, cluster: Cluster) -> Experiment:
     """Short stages, one CPU each."""
     small = StageResources(cpus=1, gpus=0, memory_gb=0.2, minutes=10, runs_per_task=1)
-    policy = Policy(poll_seconds=2.0, controller_minutes=3, max_attempts=40, max_failures=10_000, outliers=OutlierRule.pooled)
+    policy = Policy(poll_minutes=0.05, controller_minutes=3, max_attempts=40, max_failures=10_000, outliers=OutlierRule.pooled)
     return Experiment(
         name=NAME,
         corpus="chaos",
@@ -94,11 +94,9 @@ def control(results: Path) -> int:
     end = run_link(
         lambda: reconcile(desired_of(launched), executor),
         Chain(launched.experiment, launched.layout, source=ROOT),
-        poll_seconds=policy.poll_seconds,
-        minutes=policy.controller_minutes,
         deadline=launched.since + policy.controller_days * 86400,
     )
-    return 1 if end is LinkEnd.broken else 0
+    return 1 if end is LinkEnd.alone else 0
 
 
 def run_here(results: Path, corpus: Path, folds: int, seeds: int, steps: int) -> int:

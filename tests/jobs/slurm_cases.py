@@ -102,8 +102,8 @@ def arrays_of(folder: Path, experiment: Experiment | None = None, **arguments: A
     source = folder / "source"
     if not source.exists():
         make_source(source)
-    worker = (sys.executable, "launch.py", "worker")
-    return SlurmArrays(experiment or experiment_of(), layout_of(folder), place_of(folder), source=source, worker=worker, **arguments)
+    given = {"worker": (sys.executable, "launch.py", "worker"), **arguments}
+    return SlurmArrays(experiment or experiment_of(), layout_of(folder), place_of(folder), source=source, **given)
 
 
 def facts_of(folder: Path, key: str, *, begun: bool = False) -> dict[str, Any] | None:

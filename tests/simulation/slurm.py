@@ -326,12 +326,14 @@ class SimulatedSlurm:
 
     def _squeue(self, arguments: Sequence[str]) -> tuple[int, str, str]:
         options = dict(word.partition("=")[::2] for word in arguments)
-        unknown = set(options) - {"--noheader", "--user", "--format", "--name"}
-        if unknown or options["--format"] != QUEUE_FORMAT:
+        unknown = set(options) - {"--all", "--local", "--noheader", "--user", "--format", "--name", "--states", "--jobs"}
+        mark = options["--format"].removesuffix(QUEUE_FORMAT)
+        if unknown or "--all" not in options or mark == options["--format"] or options.get("--states", "all") != "all":
             raise NotImplementedError(f"squeue {arguments}")
+        asked = [int(job) for job in options["--jobs"].split(",")] if "--jobs" in options else list(self.arrays)
         lines: list[str] = []
         for array in self.arrays.values():
-            if options.get("--name", array.name) != array.name:
+            if options.get("--name", array.name) != array.name or array.number not in asked:
                 continue
             pending: dict[str, list[int]] = {}
             for element in array.elements:
@@ -340,9 +342,13 @@ class SimulatedSlurm:
                     pending.setdefault(reason, []).append(element.index)
                 elif element.queued:
                     state = "COMPLETING" if element.completing else element.state
-                    lines.append(f"{element.name}|{state}|None|{array.name}")
+                    lines.append(f"{mark}{element.name}|{state}|None|{array.name}")
+                elif "--states" in options and self.clock() - element.left <= FORGOTTEN_SECONDS:
+                    lines.append(f"{mark}{element.name}|{element.state.partition(' ')[0]}|None|{array.name}")
             for reason, indices in pending.items():
-                lines.append(f"{array.number}_[{compress_indices(indices)}]|PENDING|{reason}|{array.name}")
+                lines.append(f"{mark}{array.number}_[{compress_indices(indices)}]|PENDING|{reason}|{array.name}")
+        if len(asked) == 1 and not lines and "--jobs" in options:
+            return 1, "", "slurm_load_jobs error: Invalid job id specified"
         return 0, "\n".join(lines) + "\n", ""
 
     def _scancel(self, arguments: Sequence[str]) -> tuple[int, str, str]:
@@ -388,7 +394,18 @@ class SimulatedSlurm:
         if self.accounting is Accounting.forgetful:
             return 0, "", ""
         options = dict(word.partition("=")[::2] for word in arguments)
-        known = {"--allocations", "--noheader", "--parsable2", "--jobs", "--name", "--starttime", "--format", "--duplicates", "--user"}
+        known = {
+            "--allocations",
+            "--noheader",
+            "--parsable2",
+            "--jobs",
+            "--name",
+            "--starttime",
+            "--format",
+            "--duplicates",
+            "--user",
+            "--local",
+        }
         if set(options) - known:
             raise NotImplementedError(f"sacct {arguments}")
         columns = [column.partition("%")[0] for column in options["--format"].split(",")]

@@ -119,7 +119,7 @@ def test_accounting_answers_lags_or_is_unavailable(slurm: SimulatedSlurm) -> Non
     told = {}
     for accounting in Accounting:
         slurm.accounting = accounting
-        found = client.accounting(["100"])
+        found = client.accounting({"100": "one"})
         told[accounting] = None if found is None else {job: each.state for job, each in found.items()}
         assert not found or found["100_0"].end == (slurm.clock() if accounting is Accounting.fine else None)
     assert told == {

@@ -313,7 +313,7 @@ class World:
         """The desired state, starting with this graph."""
         packing = {"finetune": self.shape.runs_per_task}
         bounds = Bounds({stage: resources_of(self.experiment, stage) for stage in STAGES}, siblings=2)
-        return Desired(graph, self.layout, self.shape.policy, self.since, packing, self._graph, self.clock, bounds)
+        return Desired(graph, self.layout, self.shape.policy, self.since, packing, self._graph, clock=self.clock, bounds=bounds)
 
     def running(self) -> list[SimulatedWorker]:
         """Living workers, in the order of their start."""
@@ -595,7 +595,14 @@ class World:
         self._tokens += 1
         client = SimulatedClient(self.slurm)
         executor = SlurmArrays(
-            self.experiment, self.layout, self.place, source=ROOT, client=client, settle_seconds=SETTLE_SECONDS, clock=self.clock
+            self.experiment,
+            self.layout,
+            self.place,
+            source=ROOT,
+            client=client,
+            settle_seconds=SETTLE_SECONDS,
+            clock=self.clock,
+            user=OWNER,
         )
         return Controller(name, executor, f"{name}{self._tokens}", ResultIndex(self.layout.index), self._graph({}))
 

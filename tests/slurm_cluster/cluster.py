@@ -20,6 +20,7 @@ from pathlib import Path
 from tests.slurm_cluster.configuration import ClusterSettings, gres_conf, hosts, slurm_conf, slurmdbd_conf
 from tests.slurm_cluster.node import NETWORK_INTERFACE
 from tests.slurm_cluster.processes import ProcessBook, wait_until
+from tests.slurm_cluster.users import ACCOUNT, command_as, make_users
 
 ALWAYS = ("munged", "munge", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel", "sinfo")
 ACCOUNTING = ("slurmdbd", "mariadbd", "mariadb-install-db", "mariadb", "sacct")
@@ -51,10 +52,15 @@ class Cluster:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_", "SQUEUE_", "SACCT_"))}
         return {**clean, "PATH": extended, "SLURM_CONF": str(self.slurm_conf), "MYSQL_UNIX_PORT": str(self.folder / "database" / "socket")}
 
-    def run(self, *command: str, check: bool = True, timeout: float = 60.0) -> str:
-        """Standard output of a client command of this cluster."""
+    def run(self, *command: str, check: bool = True, timeout: float = 60.0, user: str = "") -> str:
+        """Standard output of a client command of this cluster; `user`: who runs it, if not the user of the suite."""
         return subprocess.run(
-            list(command), env=dict(self.environment), check=check, timeout=timeout, capture_output=True, text=True
+            command_as(user, *command) if user else list(command),
+            env=dict(self.environment),
+            check=check,
+            timeout=timeout,
+            capture_output=True,
+            text=True,
         ).stdout.strip()
 
     def up(self) -> None:
@@ -90,7 +96,8 @@ class Cluster:
         """Cancel every job until the queue is empty (one that is being cancelled may submit another), and resume drained nodes."""
 
         def empty() -> bool:
-            self.run("scancel", "--quiet", f"--user={getpass.getuser()}", check=False)
+            for user in (getpass.getuser(), *make_users()):
+                self.run("scancel", "--quiet", f"--user={user}", check=False)
             return not self.run("squeue", "-h")
 
         if not wait_until(empty, 30, 0.2):
@@ -198,6 +205,11 @@ class Cluster:
         )
         self.processes.start("slurmdbd", ["slurmdbd", "-D"], environment)
         self._wait("slurmdbd", 60, "sacctmgr", "-n", "-P", "show", "stats", expect="")
+        if self.settings.enforce:  # before slurmctld starts, which then finds them
+            self.run("sacctmgr", "--immediate", "add", "cluster", "test")
+            self.run("sacctmgr", "--immediate", "add", "account", ACCOUNT)
+            for name in make_users():
+                self.run("sacctmgr", "--immediate", "add", "user", name, f"account={ACCOUNT}")
 
     def _wait(self, name: str, seconds: float, *command: str, expect: str) -> None:
         def answers() -> bool:

@@ -23,6 +23,7 @@ class ClusterSettings:
     max_array_size: int = 1001  # Slurm's own default
     max_job_count: int = 10000
     accounting: bool = True
+    enforce: bool = False  # limits of associations and QOS; needs accounting
     namespaces: bool = True  # every node with its own host name and process table
     networks: bool = False  # and with its own network stack and address
     subnet: str = ""  # first three numbers of those addresses
@@ -69,6 +70,8 @@ AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=localhost
 AccountingStoragePort={settings.accounting_port}
 AccountingStoragePass={folder}/munge/socket"""
+    if settings.enforce:
+        accounting += "\nAccountingStorageEnforce=limits,qos"
     # cred_expire is also the wait before a requeued job starts again (default 120 s, least 5 s)
     return f"""\
 ClusterName=test
@@ -122,6 +125,7 @@ NodeName={nodes} NodeHostname={host} NodeAddr={addresses} Port={_span(settings.p
 CPUs={settings.cpus} Boards=1 SocketsPerBoard=1 CoresPerSocket={settings.cpus} ThreadsPerCore=1 \
 RealMemory={settings.memory_mb}{gres} State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES PriorityTier=1 GraceTime=10 DefaultTime=60 MaxTime=INFINITE State=UP
+PartitionName=hidden Nodes=ALL Hidden=YES PriorityTier=1 GraceTime=10 DefaultTime=60 MaxTime=60 State=UP
 PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF DefaultTime=60 MaxTime=INFINITE State=UP
 """
 

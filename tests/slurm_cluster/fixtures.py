@@ -37,8 +37,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def slurm_session() -> Iterator[Cluster]:
-    """A Slurm of three nodes with accounting; `SLURM_CONF` points to it as long as the session lasts."""
-    with running_cluster(ClusterSettings()) as cluster:
+    """A Slurm of three nodes with accounting and enforced limits; `SLURM_CONF` points to it as long as the session lasts."""
+    with running_cluster(ClusterSettings(enforce=True)) as cluster:
         yield cluster
 
 

@@ -33,6 +33,7 @@ from jobs.commands.doctor_checks import (
 )
 from jobs.experiment.config import Cluster, Experiment, Policy, SlurmSite
 from jobs.slurm.client import SlurmClient
+from jobs.slurm.parse import QueuedElement
 from tests.slurm_cluster import Cluster as SlurmCluster
 from tests.slurm_cluster.configuration import ClusterSettings
 
@@ -91,7 +92,7 @@ def test_problems_on_a_compute_node(slurm_cluster: SlurmCluster, tmp_path: Path)
     assert (facts.ended, facts.host, "/nowhere/python" in facts.log) == (True, "", True)
     assert by_name(judge_probe(facts, ""))["shared folder"].verdict is Verdict.problem
     checks = judge_slurm(collect_slurm(client, SlurmSite(partition="nowhere")), SlurmSite(partition="nowhere"), Policy())
-    assert by_name(checks)["partition"].advice == "slurm.partition: one of high, main"
+    assert by_name(checks)["partition"].advice == "slurm.partition: one of hidden, high, main"
     assert "invalid partition" in by_name(checks)["request"].text
     assert "invalid partition" in probe(client, SlurmSite(partition="nowhere"), tmp_path).submitted
     assert list(tmp_path.iterdir()) == []
@@ -190,16 +191,16 @@ def test_partitions_and_their_limits() -> None:
     """Parsed from Slurm's output; the controller job must fit into its partition."""
     shown = (
         "PartitionName=gpu AllowGroups=ALL Default=NO DefaultTime=01:00:00 MaxTime=2-00:30:00 State=UP TRES=cpu=4\n"
-        "PartitionName=short Default=YES DefaultTime=NONE MaxTime=00:30:00 State=DOWN\n"
+        "PartitionName=short Default=YES DefaultTime=NONE MaxTime=00:10:00 State=DOWN\n"
     )
     gpu, short = read_partitions(shown, "gpu|gpu:a100:4(S:0-1)\ngpu|gpu:h100:8,nvme:1\nshort|(null)\n")
     assert gpu == Partition("gpu", False, True, 2910, 60, "gpu:a100:4, gpu:h100:8")
-    assert short == Partition("short", True, False, 30, 0, "")
+    assert short == Partition("short", True, False, 10, 0, "")
     assert [read_minutes(text) for text in ("UNLIMITED", "NONE", "7-00:00:00", "")] == [0, 0, 10080, 0]
     facts = SlurmFacts(version="slurm 24", partitions=(gpu, replace(short, up=True)), accounting=True)
     checks = by_name(judge_slurm(facts, SlurmSite(partition="gpu", controller_partition="short"), Policy()))
     assert checks["partition"].text == "gpu: time limit 2 d 0.5 h, gpu:a100:4, gpu:h100:8"
-    assert checks["controller partition"].advice.startswith("policy.controller_minutes=30")
+    assert checks["controller partition"].advice.startswith("policy.controller_minutes=10")
     without = by_name(judge_slurm(facts, SlurmSite(partition="gpu", controller_partition="short"), Policy(controller=False)))
     assert "controller partition" not in without
     down = by_name(judge_slurm(replace(facts, partitions=(gpu, short)), SlurmSite(), Policy(controller=False)))
@@ -210,6 +211,20 @@ def test_a_folder_that_nodes_do_not_see() -> None:
     """The probe answers, but could not read the question."""
     facts = ProbeFacts("", True, True, 3.0, "n2", False, True, "")
     assert by_name(judge_probe(facts, ""))["shared folder"].verdict is Verdict.problem
+
+
+def test_a_queue_that_does_not_list_ones_own_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probe is looked up by its name: a squeue that hides it, while slurmctld has it, is a problem of its own."""
+    monkeypatch.setattr(SlurmClient, "submit", lambda *arguments: "7")
+    monkeypatch.setattr(SlurmClient, "queue", lambda *arguments, **options: ())
+    monkeypatch.setattr(
+        SlurmClient, "jobs_known", lambda client, jobs: tuple(QueuedElement(job, "PENDING", "Priority", "x") for job in jobs)
+    )
+    monkeypatch.setattr(SlurmClient, "cancel_named", lambda *arguments: None)
+    facts = probe(SlurmClient(), SlurmSite(), tmp_path)
+    (check,) = judge_probe(facts, "")
+    assert (check.name, check.verdict) == ("queue", Verdict.problem)
+    assert "does not list your own job" in check.text
 
 
 def test_lines() -> None:

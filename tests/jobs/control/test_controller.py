@@ -17,9 +17,9 @@ import pytest
 from jobs.control.controller import MAX_QUEUE_FAILURES, Change, Desired, Event, Report, changes, context_of, look, reconcile, wait_for
 from jobs.control.executor_protocol import Batch, Executor, Limits
 from jobs.control.facts import Departure, InFlight, Phase, Request, StageFacts
-from jobs.control.failure_policy import COMMUNICATION_RETRIES, MAX_FAILED_STARTS
+from jobs.control.failure_policy import COMMUNICATION_RETRIES, MAX_FAILED_STARTS, MAX_REFUSALS
 from jobs.control.plan import ALIKE
-from jobs.errors import SlurmUnavailableError
+from jobs.errors import RequestRefusedError, SlurmUnavailableError
 from jobs.experiment.config import Policy
 from jobs.experiment.graph import Graph, Refill, Slot
 from jobs.signals import Interrupts, StopRequest
@@ -39,6 +39,8 @@ class QueueOfThreads(Executor):
     room: int = 0
     broken: bool = False  # jobs end before the worker begins
     refuses: int = 0  # the first so many batches are not taken
+    rejects: str = ""  # a stage whose requests Slurm rejects
+    rejected: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
     unseen: int = 0  # the first so many looks fail
     at_once: int = 0  # elements that run between two looks; 0: all
     unsettled: frozenset[str] = frozenset()
@@ -63,6 +65,9 @@ class QueueOfThreads(Executor):
     def departures(self, keys: Collection[str]) -> Mapping[str, tuple[Departure, ...]]:
         return {key: tuple(each for each in self.gone if each.key == key) for key in keys}
 
+    def refusals(self, keys: Collection[str]) -> Mapping[str, tuple[tuple[float, str], ...]]:
+        return {key: tuple(self.rejected[key]) for key in keys if key in self.rejected}
+
     def settling(self) -> frozenset[str]:
         return self.unsettled
 
@@ -81,6 +86,10 @@ class QueueOfThreads(Executor):
         if self.refuses:
             self.refuses -= 1
             return {}
+        if batch.stage == self.rejects:
+            for key in batch.keys:
+                self.rejected.setdefault(key, []).append((time.time(), "QOSMaxCpuPerJobLimit"))
+            raise RequestRefusedError("QOSMaxCpuPerJobLimit")
         self.submissions.append(batch)
         self.upstreams.append(upstream)
         description = describe_batch(local_launch.workplace(self.folder), graph, batch)
@@ -123,6 +132,28 @@ def test_the_whole_graph_is_submitted_in_one_pass_and_only_once(tmp_path: Path, 
     second = reconcile(desired, executor)
     assert second.submitted == ()
     assert len(second.plan.waiting) == 20
+
+
+def test_a_rejected_request_blocks_no_other_and_is_given_up(tmp_path: Path, executor: QueueOfThreads) -> None:
+    """The other stages of the grid are computed; what Slurm rejects three times in a row ends with its message.
+
+    Before: the first rejected batch ended every pass, and nothing behind it was submitted.
+    """
+    desired = local_launch.desired(tmp_path, {})
+    executor.rejects = next(node.stage for node in desired.graph.nodes.values() if node.stage != "finetune" and not node.upstream)
+    first = reconcile(desired, executor)
+    assert set(first.refused) == {"QOSMaxCpuPerJobLimit"}
+    assert first.submitted, "the rest"
+    report, _ = _wait(desired, executor)
+    assert report.settled
+    assert not report.complete
+    given_up = [report.graph.nodes[key] for key in report.plan.given_up]
+    assert {node.stage for node in given_up} == {executor.rejects}
+    assert {len(executor.rejected[node.key]) for node in given_up} == {MAX_REFUSALS}
+    assert all("QOSMaxCpuPerJobLimit" in report.plan.reasons[node.key] for node in given_up)
+    executor.rejects = ""
+    again, _ = _wait(replace(desired, since=time.time()), executor)
+    assert again.complete
 
 
 def test_waiting_ends_when_everything_is_done(tmp_path: Path, executor: QueueOfThreads) -> None:

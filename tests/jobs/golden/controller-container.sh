@@ -1,16 +1,28 @@
 #!/bin/bash
 #SBATCH --job-name=iemocap.control.0123456789ab
-#SBATCH --output=/project/results/iemocap/logs/100%%.out
+#SBATCH --output=/dev/null
 #SBATCH --open-mode=append
 #SBATCH --time=60
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
 #SBATCH --cpus-per-task=1
 #SBATCH --partition=gpu
+#SBATCH --begin=now+600
 #SBATCH --dependency=singleton
-#SBATCH --signal=B:USR1@120
-#SBATCH --no-requeue
+#SBATCH --requeue
 #SBATCH --export=ALL
+
+failed=$((${1:-0} + 1)) nodes=${2:+$2,}${SLURMD_NODENAME:-} excluded=''
+again() {
+  [ "$failed" -le 60 ] && [ "${SLURM_RESTART_COUNT:-0}" -le 500 ] || return
+  begin=now+$((300 * (failed < 12 ? failed : 12)))
+  submit=(env -u SLURM_RESTART_COUNT timeout --kill-after=5 120 sbatch "--begin=$begin")
+  "${submit[@]}" "--exclude=${excluded:+$excluded,}$nodes" "$0" "$failed" "$nodes" ||
+    "${submit[@]}" "$0" "$failed" || scontrol requeue "$SLURM_JOB_ID"
+}
+trap '[ $? = 0 ] || again' EXIT
+trap 'trap - EXIT; exit 1' TERM
+exec >>/project/results/iemocap/logs/100%.out 2>&1
 
 export OMP_NUM_THREADS=1
 export PYTHONUNBUFFERED=1
@@ -22,6 +34,5 @@ for _ in {1..60}; do
 done
 cd -- /project/results/iemocap/snapshots/current || exit 1
 
-exec \
   apptainer exec --bind /project/results --pwd /project/results/iemocap/snapshots/current '/images/ser grid.sif' \
   /opt/venv/bin/python launch.py control iemocap --results /project/results

@@ -239,6 +239,7 @@ def _wait_for_starts(folder: Path, number: int) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_after_an_interrupt_the_next_launch_resumes_from_checkpoints(
     tmp_path: Path, launched: subprocess.Popen[str], number: signal.Signals

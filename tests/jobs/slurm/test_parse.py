@@ -18,6 +18,7 @@ from jobs.slurm.parse import (
     expand_job,
     failed_to_launch,
     is_final,
+    largest_array,
     least_limit,
     parse_accounting,
     parse_queue,
@@ -25,6 +26,9 @@ from jobs.slurm.parse import (
     site_number,
     why_stuck,
 )
+
+# Beside it sbatch prints the limit that is exceeded, on a line of its own.
+POLICY = "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
 
 
 @given(st.sets(st.integers(0, 300), min_size=1))
@@ -56,29 +60,37 @@ def test_job_ids(text: str, jobs: tuple[str, ...]) -> None:
 
 def test_a_queue() -> None:
     """One entry for each element; another job's name may hold the separator."""
-    text = "12_[1-2%5]|PENDING|JobArrayTaskLimit|a.b\n12_0|RUNNING|None|a.b\n7|PENDING|(null)|x|y z\n"
-    assert parse_queue(text) == (
+    text = "@12_[1-2%5]|PENDING|JobArrayTaskLimit|a.b\n@12_0|RUNNING|None|a.b\n@7|PENDING|(null)|x|y z\n@8|REVOKED|None|a.b\n"
+    assert parse_queue(text, "@") == (
         QueuedElement("12_1", "PENDING", "JobArrayTaskLimit", "a.b"),
         QueuedElement("12_2", "PENDING", "JobArrayTaskLimit", "a.b"),
         QueuedElement("12_0", "RUNNING", "None", "a.b"),
         QueuedElement("7", "PENDING", "(null)", "x|y z"),
     )
-    assert parse_queue("") == ()
+    assert parse_queue("", "@") == ()
+
+
+def test_a_name_with_line_breaks_misleads_nobody() -> None:
+    """Of another program's job: what looks like a job in its name is part of the name."""
+    assert parse_queue("@7|RUNNING|None|x\n12_0|RUNNING|None|ours\n@9|PENDING|None|y\n", "@") == (
+        QueuedElement("7", "RUNNING", "None", "x\n12_0|RUNNING|None|ours"),
+        QueuedElement("9", "PENDING", "None", "y"),
+    )
 
 
 @pytest.mark.parametrize("line", ["12_[1-4,...|PENDING|None|a", "12|RUNNING", "slurm_load_jobs error: x", "a|b|c|d"])
 def test_unexpected_output_of_squeue_is_an_error(line: str) -> None:
     """If a line were skipped, its job would be taken for ended."""
     with pytest.raises(ValueError, match="unexpected output of squeue"):
-        parse_queue(f"11|RUNNING|None|a\n{line}\n")
+        parse_queue(f"@11|RUNNING|None|a\n@{line}\n", "@")
 
 
 def test_accounting() -> None:
     """Ranges, who cancelled, and when it ended; nonsense is left out."""
-    ended = "12_0|COMPLETED|1700000000\n12_3|CANCELLED by 1000|1700000009\n13|OUT_OF_MEMORY|2026-01-01T00:00:00\n"
+    ended = "12_0|COMPLETED|1700000000|a|b\n12_3|CANCELLED by 1000|1700000009\n13|OUT_OF_MEMORY|2026-01-01T00:00:00\n"
     text = f"{ended}12_[1-2]|PENDING|Unknown\nnonsense\n"
     expected = {
-        "12_0": Accounted("COMPLETED", 1.7e9),
+        "12_0": Accounted("COMPLETED", 1.7e9, "a|b"),
         "12_1": Accounted("PENDING"),
         "12_2": Accounted("PENDING"),
         "12_3": Accounted("CANCELLED by 1000", 1.7e9 + 9),
@@ -144,6 +156,13 @@ def test_reasons_that_need_intervention(reason: str, words: str) -> None:
     assert failed_to_launch(QueuedElement("12_0", "PENDING", reason, "a")) == ("could not start" in words)
 
 
+@pytest.mark.parametrize("state", ["REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"])
+def test_states_in_which_a_job_is_held(state: str) -> None:
+    """It has no node, and needs the user: neither running nor about to start."""
+    assert "held" in why_stuck(QueuedElement("12_0", state, "None", "a"))
+    assert failed_to_launch(QueuedElement("12_0", state, "launch failed requeued held", "a"))
+
+
 @pytest.mark.parametrize(
     "reason",
     [
@@ -165,6 +184,14 @@ def test_site() -> None:
     assert site_number(site, "MaxStepCount") == 0
     assert site_number(site, "Missing") == 0
     assert site["A"] == "b = c"
+
+
+def test_the_largest_array() -> None:
+    """MaxArraySize bounds the index, max_array_tasks the number of tasks; the smaller one counts."""
+    assert largest_array({"MaxArraySize": "1001"}) == 1001
+    assert largest_array({"MaxArraySize": "1001", "SchedulerParameters": "bf_interval=1,max_array_tasks=200,defer"}) == 200
+    assert largest_array({"MaxArraySize": "100", "SchedulerParameters": "max_array_tasks=200"}) == 100
+    assert largest_array({"SchedulerParameters": "bf_max_array_tasks=7"}) == 0
 
 
 def test_least_limit() -> None:
@@ -191,6 +218,16 @@ def test_least_limit() -> None:
         ("", Refusal.unknown),
         ("sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, ...)", Refusal.full),
         ("sbatch: error: AssocMaxSubmitJobLimit", Refusal.full),
+        (f"sbatch: error: QOSMaxWallDurationPerJobLimit\n{POLICY}", Refusal.refused),
+        (f"sbatch: error: QOSMaxCpuPerJobLimit\n{POLICY}", Refusal.refused),
+        (f"sbatch: error: QOSMaxMemoryPerNode\n{POLICY}", Refusal.refused),
+        (f"sbatch: error: QOSMinCpuNotSatisfied\n{POLICY}", Refusal.refused),
+        (f"sbatch: error: AssocGrpSubmitJobsLimit\n{POLICY}", Refusal.full),
+        (POLICY, Refusal.full),
+        ("sbatch: error: Batch job submission failed: Unspecified error", Refusal.unknown),
+        ("sbatch: error: Batch job submission failed: Slurm backup controller in standby mode", Refusal.unknown),
+        ("sbatch: error: If munged is up, restart with --num-threads=10\nsbatch: error: Munge encode failed", Refusal.unknown),
+        ("sbatch: error: Batch job submission failed: Protocol authentication error", Refusal.unknown),
         ("sbatch: error: QOSMaxSubmitJobPerUserLimit", Refusal.full),
         ("sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying", Refusal.full),
         ("sbatch: error: Batch job submission failed: Resource temporarily unavailable", Refusal.full),

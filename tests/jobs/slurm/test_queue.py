@@ -102,7 +102,7 @@ def test_departures() -> None:
     """One for each stage of each element that has left, oldest first, open and closed records alike; only of what is asked for."""
     first = record("12", ("a", "b"), ("c",), left={"0": 130.0, "1": 140.0}, ended={"0": "NODE_FAIL", "1": "FAILED"}, cancelled=(1,))
     second = record("13", ("a",), ("d",), created=200.0, left={"0": 230.0})
-    assert departures_of([second, first], {"a", "c", "x"}) == {
+    assert departures_of([second, first], {"a", "c", "x"}, 1000) == {
         "a": (Departure("a", "12_0", "NODE_FAIL", 100.0, 130.0), Departure("a", "13_0", "", 200.0, 230.0)),
         "c": (Departure("c", "12_1", "FAILED", 100.0, 140.0, withdrawn=True),),
     }
@@ -124,5 +124,5 @@ def test_a_hundred_thousand_stages() -> None:
     queue = [element(f"{number}_{index}") for number in range(1, 201) for index in range(250, 500)]
     elements = own_elements(records, queue)
     held = stages_in_flight(records, elements)
-    gone = departures_of(records, {key for each in records for task in each.tasks for key in task})
+    gone = departures_of(records, {key for each in records for task in each.tasks for key in task}, 1000)
     assert (len(held), len(gone), len(duplicates(elements))) == (50_000, 50_000, 0)

@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 
 from jobs.control.executor_protocol import Batch
-from jobs.control.facts import Departure, Request
-from jobs.errors import SlurmUnavailableError, SubmissionFailedError, UsageError
+from jobs.control.facts import Departure, Phase, Request
+from jobs.errors import RequestRefusedError, SlurmUnavailableError, SubmissionFailedError, UsageError
 from jobs.experiment.config import SlurmSite
 from jobs.slurm.client import SlurmClient
 from jobs.slurm.executor import SlurmArrays
 from jobs.slurm.parse import Accounted, QueuedElement
-from jobs.slurm.recovery import REFINEMENT_TRIES
+from jobs.slurm.recovery import LATE_SECONDS, REFINEMENT_TRIES
 from jobs.slurm.submissions import State, SubmissionBook, new_submission
+from jobs.store.failures import FailureClass, class_of_state
 from tests.jobs.slurm_cases import arrays_of, batch_of, experiment_of, graph_of, layout_of, node
 
 LAUNCH = "launch failed requeued held"
@@ -29,6 +30,7 @@ class RecordedClient(SlurmClient):
     """Slurm's replies, set by a test; what it was told."""
 
     held: dict[str, tuple[str, str, str]] = field(default_factory=dict)  # element -> state, reason, name
+    known: dict[str, tuple[str, str, str]] = field(default_factory=dict)  # the same, of jobs asked for by number
     states: dict[str, str] | None = field(default_factory=dict)
     ends: dict[str, float] = field(default_factory=dict)
     nodes: dict[str, str] = field(default_factory=dict)
@@ -42,7 +44,11 @@ class RecordedClient(SlurmClient):
         found = (QueuedElement(job, *facts) for job, facts in self.held.items())
         return tuple(each for each in found if name is None or each.name == name)
 
-    def accounting(self, jobs: Iterable[str]) -> dict[str, Accounted] | None:
+    def jobs_known(self, jobs: Iterable[str]) -> tuple[QueuedElement, ...]:
+        asked = set(jobs)
+        return tuple(QueuedElement(job, *facts) for job, facts in self.known.items() if job.partition("_")[0] in asked)
+
+    def accounting(self, jobs: Mapping[str, str]) -> dict[str, Accounted] | None:
         asked = set(jobs)
         self.told.append(("accounting", ",".join(sorted(asked))))
         if self.states is None:
@@ -102,7 +108,7 @@ class Case:
 
     def fresh(self) -> SlurmArrays:
         """As another process would have it."""
-        return arrays_of(self.folder, experiment_of(), client=self.client, settle_seconds=60, clock=lambda: self.now)
+        return arrays_of(self.folder, experiment_of(), client=self.client, settle_seconds=60, clock=lambda: self.now, user=1000)
 
     def submit(self, *keys: str, request: Request | None = None, runs_per_task: int = 1) -> str:
         """Number of the array."""
@@ -133,6 +139,20 @@ def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
 
 def states_of(found: Mapping[str, Sequence[Departure]]) -> dict[str, list[str]]:
     return {key: [each.state for each in departures] for key, departures in found.items()}
+
+
+def test_a_job_that_squeue_does_not_list_has_not_left_the_queue(case: Case) -> None:
+    """Whatever hides it: slurmctld shows it when asked by number, and its stages stay in flight."""
+    case.submit("a", "b")
+    case.client.known = {job: ("PENDING", "Priority", case.client.held[job][2]) for job in ("12_0", "12_1")}
+    case.gone("12_0", "12_1")
+    for _ in range(5):
+        case.passes()
+    assert case.departed("a", "b") == {}
+    case.client.known = {"12_0": ("RUNNING", "None", "of somebody else"), "12_1": ("OUT_OF_MEMORY", "None", case.book.open()[0].name)}
+    case.client.states = None  # no accounting
+    case.passes()
+    assert states_of(case.departed("a", "b")) == {"a": [""], "b": ["OUT_OF_MEMORY"]}
 
 
 def test_final_states_of_elements_that_left(case: Case) -> None:
@@ -178,8 +198,8 @@ def test_lagging_accounting_is_queried_again(case: Case, lagging: dict[str, str]
     assert case.book.open() == ()
 
 
-def test_accounting_without_an_answer_is_given_up(case: Case) -> None:
-    """After the settle time the state stays unknown, and accounting is not queried again."""
+def test_accounting_that_is_hours_late_is_still_asked(case: Case) -> None:
+    """After the settle time the stage is retried, its end unknown; an end that is accounted two hours later is recorded."""
     case.submit("a")
     case.gone("12_0")
     for _ in range(3):
@@ -187,7 +207,22 @@ def test_accounting_without_an_answer_is_given_up(case: Case) -> None:
         assert case.arrays.settling() == {"a"}
     case.passes()
     assert case.arrays.settling() == frozenset()
+    assert states_of(case.departed("a")) == {"a": [""]}
+    case.passes(7200)
+    case.client.states = {"12_0": "OUT_OF_MEMORY"}
+    case.passes()
+    assert states_of(case.departed("a")) == {"a": ["OUT_OF_MEMORY"]}
     assert case.book.open() == ()
+
+
+def test_accounting_that_never_answers_is_given_up(case: Case) -> None:
+    """After `LATE_SECONDS` the record is closed, and accounting is not asked again."""
+    case.submit("a")
+    case.gone("12_0")
+    case.passes()
+    case.passes(LATE_SECONDS)
+    assert case.book.open() == ()
+    assert case.arrays.settling() == frozenset()
     case.client.states = {"12_0": "TIMEOUT"}
     case.passes()
     assert states_of(case.departed("a")) == {"a": [""]}
@@ -228,6 +263,41 @@ def test_another_request_is_another_submission(case: Case) -> None:
     assert first.rpartition(".")[0] != second.rpartition(".")[0]
     assert second.endswith(".1")
     assert '"relief": 1' in case.book.tasks_file(second).read_text()
+
+
+def test_a_rejected_request_is_kept_with_its_reason(case: Case) -> None:
+    """For the passes of other processes too, until the stage is submitted again."""
+    case.client.errors = ["sbatch: error: QOSMaxCpuPerJobLimit", "sbatch: error: QOSMaxCpuPerJobLimit"]
+    for when in (1000.0, 1020.0):
+        case.now = when
+        with pytest.raises(RequestRefusedError, match="QOSMaxCpuPerJobLimit"):
+            case.submit("a")
+    expected = {"a": ((1000.0, "sbatch: error: QOSMaxCpuPerJobLimit"), (1020.0, "sbatch: error: QOSMaxCpuPerJobLimit"))}
+    assert case.arrays.refusals(["a", "b"]) == case.fresh().refusals(["a"]) == expected
+    assert case.passes() == {}
+    case.submit("a")
+    assert case.arrays.refusals(["a"]) == {}
+
+
+def test_a_held_requeued_element_waits_and_can_be_withdrawn(case: Case) -> None:
+    """In SPECIAL_EXIT and the like: queued, shown as stuck, not running for ever."""
+    case.submit("a", "b")
+    case.client.become("12_0", "SPECIAL_EXIT")
+    found = case.passes()
+    assert {key: flight.phase for key, flight in found.items()} == {"a": Phase.queued, "b": Phase.queued}
+    assert set(case.arrays.stuck()) == {"a"}
+    assert case.arrays.cancel(["a"]) == ("a",)
+
+
+def test_a_cancellation_by_another_account_is_no_decision_of_the_owner(case: Case) -> None:
+    """An operator's or a reaper's scancel counts as a lost job, which is retried within bounds; the owner's own is final."""
+    case.submit("a", "b")
+    case.gone("12_0", "12_1")
+    case.client.states = {"12_0": "CANCELLED by 4711", "12_1": "CANCELLED by 1000"}
+    case.passes()
+    found = states_of(case.departed("a", "b"))
+    assert found == {"a": ["CANCELLED by another account (4711)"], "b": ["CANCELLED by 1000"]}
+    assert [class_of_state(state[0]) for state in found.values()] == [FailureClass.node, FailureClass.cancelled]
 
 
 def test_excluded_nodes_that_slurm_does_not_know_are_dropped(case: Case) -> None:

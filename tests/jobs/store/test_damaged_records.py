@@ -164,7 +164,7 @@ def _write_launch_time(folder: Path) -> Path:
 
 
 def _write_link(folder: Path) -> Path:
-    write_record(_layout(folder), ControllerRecord(LinkState.running, "7", "h", 1.5, 2.5, 3, 4.5, 1, 2, "E", "8", "p", "m"))
+    write_record(_layout(folder), ControllerRecord(LinkState.running, "7", "h", 1.5, 2.5, 3, 4.5, 1, 6.5, "E", "8", "p", "m"))
     return record_file(_layout(folder))
 
 

@@ -142,6 +142,7 @@ def test_a_lost_process_ends_the_attempt(endings: Mapping[str, tuple[Place, int,
     assert attempt_numbers(place.folder(place.runs[0])) == (), "the rest of the task is left to another"
 
 
+@pytest.mark.slow
 def test_after_a_loss_the_next_attempt_succeeds(endings: Mapping[str, tuple[Place, int, str]]) -> None:
     """Nothing of the first attempt is in its way."""
     place, _, _ = endings["lost:1"]

@@ -37,6 +37,7 @@ def manifest(folders: tuple[Path, Path]) -> Manifest:
     return prepare_demo(folders[1], folders[0])
 
 
+@pytest.mark.slow
 def test_size(manifest: Manifest) -> None:
     """5 sessions x 2 speakers x 4 emotions x 12 sentences of about a second, so that a whole grid trains in minutes."""
     assert manifest.corpus == "demo"

@@ -62,6 +62,7 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return run_store_processes("processes", tmp_path_factory.mktemp("processes"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["group", "layer"])
 @pytest.mark.parametrize("limit", [None, LIMIT])
 def test_features_are_the_same_bits_wherever_they_come_from(norm: str, limit: int | None, corpus: Manifest, tmp_path: Path) -> None:
@@ -189,6 +190,7 @@ def test_twelve_processes_that_start_together_compute_every_utterance_once(proce
     assert found["left"] == []
 
 
+@pytest.mark.slow
 def test_blocks_of_processes_that_were_killed_are_taken_over(processes: dict[str, Any]) -> None:
     """Killed between two utterances and with all written but not renamed: others finish and tidy up."""
     found = processes["killed"]
@@ -247,6 +249,7 @@ DAMAGES: dict[str, Callable[[Path, Path], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_block_is_rebuilt(damage: str, corpus: Manifest, encoder: Any, tmp_path: Path) -> None:
     """Found out before it is used; its utterances and no others are computed again, and the file is what it was."""

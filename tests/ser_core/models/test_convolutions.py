@@ -35,6 +35,7 @@ def waves() -> list[Tensor]:
     return [torch.from_numpy(wave).double() for wave in rebuild.waves((6000, 4100, 401, 5333))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", SHAPES)
 @pytest.mark.parametrize(("norm", "bias"), list(itertools.product(["group", "layer"], [False, True])))
 def test_equal_to_transformers(changes: dict[str, Any], norm: str, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,6 +69,7 @@ def waves_of_float() -> list[Tensor]:
     return [wave.float() for wave in waves()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["group", "layer"])
 def test_gradient(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's own check of gradients, by differences."""

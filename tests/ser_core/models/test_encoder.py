@@ -44,6 +44,7 @@ def results(encoder: Any, lengths: tuple[int, ...] | None = LENGTHS) -> tuple[Te
     return output.detach(), hidden.grad, {name: p.grad for name, p in encoder.encoder.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lengths", [LENGTHS, None])
 @pytest.mark.parametrize("config", [{}, STABLE, {"num_conv_pos_embeddings": 15, "num_conv_pos_embedding_groups": 2}])
 def test_equal_to_transformers(config: dict[str, Any], lengths: tuple[int, ...] | None) -> None:

@@ -32,6 +32,7 @@ def waves() -> list[Tensor]:
     return [torch.from_numpy(wave) for wave in rebuild.waves()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", OTHERS)
 def test_independent_features(changes: dict[str, Any]) -> None:
     """An utterance's features are the same to the bit alone, in a batch, and in another order; as many as frame_count says."""

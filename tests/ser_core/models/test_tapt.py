@@ -86,6 +86,7 @@ def test_equal_to_transformers(training: bool, monkeypatch: pytest.MonkeyPatch) 
     torch.testing.assert_close(ours.diversity * ours.masked, theirs.diversity_loss, rtol=2e-4, atol=1e-5)  # no epsilon there
 
 
+@pytest.mark.slow
 def test_utterances_do_not_depend_on_their_batch() -> None:
     """The contrastive loss of a batch is the sum of its utterances' own; with reference padding it is not."""
     model = model_of().eval()
@@ -105,6 +106,7 @@ def test_utterances_do_not_depend_on_their_batch() -> None:
     assert sums[Padding.reference] > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention_mask", [True, False])
 @pytest.mark.parametrize("frames", list(NegativeFrames))
 @pytest.mark.parametrize("padding", list(Padding))

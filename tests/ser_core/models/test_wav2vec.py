@@ -69,6 +69,7 @@ def save(state_dict: dict[str, torch.Tensor], values: dict[str, Any], path: Path
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("style", "options"), [*zip(["args", "cfg", "args", "cfg"], VARIANTS, strict=True), ("cfg", VARIANTS[0])])
 def test_equal_to_fairseq(tmp_path: Path, style: str, options: dict[str, Any]) -> None:
     """Extracted and aggregated frames of a converted checkpoint agree to 1e-6 relative."""
@@ -177,6 +178,7 @@ def test_default_shape_is_fairseqs(tmp_path: Path) -> None:
     assert (ours.conv_bias, ours.zero_pad, ours.affine) == (not theirs.no_conv_bias, theirs.agg_zero_pad, not theirs.non_affine_group_norm)
 
 
+@pytest.mark.slow
 def test_invalid_checkpoints_are_input_errors(tmp_path: Path) -> None:
     """No file, not a checkpoint, keys without a place, keys missing: one line each, naming the path."""
     theirs, values = fairseq_model()

@@ -27,6 +27,7 @@ def split(corpus: Manifest) -> Split:
     return Split(corpus, corpus.test("1"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["group", "layer"])
 def test_a_batch_of_the_test_gives_the_logits_of_each_utterance_alone(norm: str, recipe: Recipe, split: Split) -> None:
     """Batches by length, padded in the transformer only, change no logit beyond rounding; order is that of the split."""

@@ -57,6 +57,7 @@ def curve(output: Path, name: str) -> list[float]:
     return [value for _, value in curves(output)[name]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["paper", "published"])
 @pytest.mark.parametrize("stage", TRAINED)
 def test_relief_changes_memory_and_no_number(
@@ -84,6 +85,7 @@ def test_relief_changes_memory_and_no_number(
     assert len(curve(reference, "train/loss")) == expected["metrics"]["steps"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", TRAINED)
 def test_a_checkpoint_is_resumed_in_smaller_parts(stage: str, without_chance: Recipe, bench: Bench, tmp_path: Path) -> None:
     """Relief is not part of a checkpoint's identity: steps completed before memory ran out are not repeated."""

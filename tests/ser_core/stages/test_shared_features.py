@@ -86,6 +86,7 @@ def test_stages_with_the_same_front_end_compute_its_features_once(
     assert not any("cannot be shared" in line for line in sharing.lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["finetune", "ptapt"])
 @pytest.mark.parametrize("norm", ["group", "layer"])
 def test_the_store_changes_no_number(stage: str, norm: str, sharing: Bench, recipe: Recipe) -> None:

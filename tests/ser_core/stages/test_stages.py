@@ -54,6 +54,7 @@ def test_seeds_change_the_fine_tuning_and_nothing_upstream(recipe: Recipe, bench
     assert outcomes[0]["metrics"]["training_loss"] != outcomes[1]["metrics"]["training_loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("fold", FOLDS)
 def test_no_audio_of_the_held_out_fold_is_opened_before_the_test(
@@ -81,6 +82,7 @@ def test_no_audio_of_the_held_out_fold_is_opened_before_the_test(
         assert not any(tested)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["states", "cluster", "tapt", "ptapt"])
 def test_upstream_stages_do_not_depend_on_the_held_out_fold(
     stage: str, recipe: Recipe, bench: Bench, corpus: Manifest, tmp_path: Path
@@ -97,6 +99,7 @@ def test_upstream_stages_do_not_depend_on_the_held_out_fold(
     assert artifacts(whole) == artifacts(without)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["finetune", "tapt", "ptapt", "states"])
 @pytest.mark.parametrize("checks", [1, 2])
 def test_an_interrupted_stage_ends_as_an_uninterrupted_one(stage: str, checks: int, recipe: Recipe, bench: Bench, tmp_path: Path) -> None:
@@ -116,6 +119,7 @@ def test_an_interrupted_stage_ends_as_an_uninterrupted_one(stage: str, checks: i
     assert artifacts(output) == artifacts(uninterrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["finetune", "tapt"])
 def test_interruptions_at_random_steps_change_no_number(
     stage: str, recipe: Recipe, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -151,6 +155,7 @@ def test_interruptions_at_random_steps_change_no_number(
     assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["vft", "tapt", "ptapt"])
 @pytest.mark.parametrize("preset", ["paper", "published"])
 def test_every_method_ends_in_scores_of_the_held_out_fold(method: str, preset: str, recipe: Recipe, bench: Bench, corpus: Manifest) -> None:

@@ -80,6 +80,7 @@ def chain(bench: Bench, call: StageCall) -> dict[str, tuple[dict[str, Any], Path
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", [FeatureCache.store, FeatureCache.none])
 def test_a_sweep_runs_without_the_held_out_fold(cache: FeatureCache, sessions: Manifest, recipe: Recipe, tmp_path: Path) -> None:
     """The whole chain runs where the held-out recordings do not exist, scored on the validation speakers; a grid's test fails."""
