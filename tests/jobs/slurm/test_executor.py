@@ -224,7 +224,7 @@ def test_limits_are_read_from_the_site(slurm_cluster: Cluster, tmp_path: Path) -
 
 
 def test_the_number_of_slurm_calls_does_not_grow_with_the_runs(slurm_cluster: Cluster, tmp_path: Path) -> None:
-    """A pass over two arrays: one squeue, another one by number and one sacct while elements leave. A submission: one call per fold, and two."""
+    """A pass over two arrays: one squeue, one by number and one sacct while elements leave. A submission: one call per fold, and two."""
     client = SlurmClient()
     arrays = arrays_of(tmp_path, client=client)
     upstream = [node(f"up{fold}", "states", fold=str(fold), sleep=30) for fold in range(3)]
