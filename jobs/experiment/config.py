@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from jobs.errors import StoredConfigurationError, UsageError
+from jobs.errors import UsageError
 from jobs.experiment.graph import MAX_SLOTS
 from jobs.experiment.recipes import PRESET, Variant, preset_file
-from jobs.experiment.sweep_section import FORMER_KEYS, SWEEP_BOUNDS, SweepSettings, flat, merged
+from jobs.experiment.sweep_section import SWEEP_BOUNDS, SweepSettings, flat, merged
 from jobs.store.layout import valid_experiment_name
 from jobs.text import did_you_mean, first_line, one_line
 
@@ -252,47 +251,6 @@ def load_experiment(
         merged_recipe = _with_preset(schema, [*sources, (f"variants.{name}", own)], configs).recipe
         variant.recipe = _converted(merged_recipe, f"variants.{name}")
     return experiment
-
-
-def restore_experiment(values: Mapping[str, Any], *, recipe_schema: type[Any]) -> Experiment:
-    """The experiment of stored `resolved_values`; keys that have been added to the schema since get their defaults.
-
-    Raises StoredConfigurationError for a key that the schema does not have, or a value that it does not allow. Uses pydantic: importing
-    OmegaConf alone would take half of the time that `status` may take.
-    """
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        recipe = TypeAdapter(recipe_schema).validate_python(values["recipe"])
-        experiment = replace(TypeAdapter(Experiment).validate_python({**values, "recipe": None}), recipe=recipe)
-        for variant in experiment.variants.values():
-            variant.recipe = TypeAdapter(recipe_schema).validate_python(variant.recipe)
-    except (KeyError, TypeError, ValidationError) as error:
-        raise StoredConfigurationError(f"stored configuration: {first_line(error)}; launch `grid` again to renew it") from error
-    differing = next(_differing(values, resolved_values(experiment)), "")
-    if differing:
-        raise StoredConfigurationError(
-            f"stored configuration: {differing}: written by another version of the program; launch `grid` again to renew it"
-        )
-    return experiment
-
-
-def _differing(stored: Any, restored: Any, key: str = "") -> Iterator[str]:
-    """Keys of the stored values that were not restored as they are, except those of `FORMER_KEYS`."""
-    if not (isinstance(stored, Mapping) and isinstance(restored, Mapping)):
-        if stored != restored:
-            yield key
-        return
-    for name, value in stored.items():
-        if name in restored:
-            yield from _differing(value, restored[name], f"{key}.{name}".lstrip("."))
-        elif not (key == "sweep" and name in FORMER_KEYS):
-            yield f"{key}.{name}".lstrip(".")
-
-
-def resolved_values(experiment: Experiment) -> dict[str, Any]:
-    """Plain JSON values of an experiment, every default filled in, enums by name."""
-    return cast(dict[str, Any], json.loads(json.dumps(asdict(experiment), default=attrgetter("name"))))
 
 
 def _merge(base: DictConfig, layer: Any, source: str) -> DictConfig:

@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from jobs.errors import StoredConfigurationError, UsageError
-from jobs.experiment.config import Cluster, Experiment, resolved_values, restore_experiment, secrets_of
+from jobs.experiment.config import Cluster, Experiment, secrets_of
 from jobs.experiment.graph import Extend, Graph, Refill, Slot, build_graph, seeds_of_slots
 from jobs.experiment.registry import Registry
+from jobs.experiment.stored_config import resolved_values, restore_experiment
 from jobs.store.cancellations import last_cancellation
 from jobs.store.layout import Layout, valid_experiment_name
 from jobs.store.records import DamagedRecordError, Decoder, read_json, write_json

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import UsageError
-from jobs.experiment.config import Experiment, resolved_values, restore_experiment, secrets_of
+from jobs.experiment.config import Experiment, secrets_of
 from jobs.experiment.launched import Corpus
 from jobs.experiment.registry import SweepRegistry
+from jobs.experiment.stored_config import resolved_values, restore_experiment
 from jobs.store.layout import Layout, valid_experiment_name
 from jobs.store.records import DamagedRecordError, Decoder, write_json, write_text
 from jobs.sweeps.space import Point, Space, space_of
