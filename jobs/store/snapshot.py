@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -78,7 +78,7 @@ def plan_snapshot(source: Path, layout: Layout) -> Snapshot:
     names = sorted(name for name in {*tracked, *fitting} if _is_code(name) and (source / name).is_file())
     if not names:
         raise UsageError(f"{source}: no code to run there (expected {', '.join(CODE)})")
-    files = {name: int(os.access(source / name, os.X_OK)) for name in names}
+    files = _with_modes(source, names)
     commit = _git(source, "rev-parse", "HEAD", check=False).strip() if in_git else ""
     changed = _git(source, "diff", "--name-only", "--relative", "-z", "HEAD", check=False).split("\0") if commit else []
     digest = _digest(source, files)
@@ -94,9 +94,15 @@ def plan_snapshot(source: Path, layout: Layout) -> Snapshot:
 
 
 def take_snapshot(source: Path, layout: Layout) -> Snapshot:
-    """Copy the code unless the same content was copied before. UsageError if files change while they are copied."""
+    """Copy the code unless the same content was copied before.
+
+    UsageError if files change while they are copied, or if the earlier copy was changed since.
+    """
     snapshot = plan_snapshot(source, layout)
     if snapshot.taken:
+        whole = all((snapshot.path / name).is_file() for name in snapshot.files)
+        if not whole or _digest(snapshot.path, _with_modes(snapshot.path, snapshot.files)) != snapshot.digest:
+            raise UsageError(f"{snapshot.path}: this copy of the code was changed: remove the folder when no job uses it, and launch again")
         return snapshot
     snapshot.path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{snapshot.digest}.", dir=snapshot.path.parent))
@@ -134,7 +140,7 @@ def _known_snapshot(source: Path, layout: Layout) -> Snapshot | None:
     record = _RECORDS.read(source / "snapshot.json")
     if record is None or not record.files or not all((source / name).is_file() for name in record.files):
         return None
-    files = {name: int(os.access(source / name, os.X_OK)) for name in sorted(record.files)}
+    files = _with_modes(source, sorted(record.files))
     if _digest(source, files) != record.snapshot:
         return None
     path = layout.snapshots.resolve() / record.snapshot
@@ -154,6 +160,11 @@ def _publish(temporary: Path, path: Path) -> None:
     except OSError:  # another process has made the same snapshot
         if not (path / "snapshot.json").is_file():
             raise
+
+
+def _with_modes(folder: Path, names: Iterable[str]) -> dict[str, int]:
+    """Name -> 1 if executable."""
+    return {name: int(os.access(folder / name, os.X_OK)) for name in names}
 
 
 def _digest(folder: Path, files: Mapping[str, int]) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,19 @@ def test_large_untracked_files_are_not_read(checkout: Path, monkeypatch: pytest.
     assert with_speech == code_facts(checkout) != clean
     (checkout / "speech.wav").write_bytes(bytes(201))
     assert code_facts(checkout) != with_speech
+
+
+@pytest.mark.parametrize("change", [lambda file: file.write_text("A = 3\n"), Path.unlink, lambda file: file.chmod(0o755)])
+def test_a_copy_that_was_changed_is_refused(change: Callable[[Path], object], checkout: Path, tmp_path: Path) -> None:
+    """Jobs would run other code than the digest in their results says."""
+    layout = layout_of(tmp_path)
+    taken = take_snapshot(checkout, layout)
+    assert take_snapshot(checkout, layout).path == taken.path
+    change(taken.path / "jobs" / "a.py")
+    with pytest.raises(UsageError, match="this copy of the code was changed"):
+        take_snapshot(checkout, layout)
+    shutil.rmtree(taken.path)
+    assert (take_snapshot(checkout, layout).path / "jobs" / "a.py").read_text() == "A = 1\n"
 
 
 def test_once_for_each_content(checkout: Path, tmp_path: Path) -> None:
