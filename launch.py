@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.errors import InternalError, SlurmUnavailableError, UsageError, is_mendable
+from jobs.errors import InternalError, SlurmUnavailableError, StoredConfigurationError, UsageError, is_mendable
 from ser_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -175,10 +175,18 @@ def cancel(
 ) -> None:
     """Cancel an experiment, or single runs of it, until it is launched again. Results stay; running Slurm jobs write a checkpoint."""
     from jobs.commands.cancel import print_cancellation
+    from jobs.experiment.launched import without_configuration
+    from jobs.store.layout import Layout
 
     named = words or []
     experiment, runs = (DEFAULT_EXPERIMENT, named) if not named or "/" in named[0] else (named[0], named[1:])
-    print_cancellation(_reopen(experiment, results), runs)
+    try:
+        session = _reopen(experiment, results)
+    except StoredConfigurationError:
+        if runs:
+            raise
+        session = _session(without_configuration(Layout(results.resolve(), experiment)))
+    print_cancellation(session, runs)
 
 
 @app.command()
@@ -187,6 +195,7 @@ def collect(
     formats: Annotated[list[str] | None, typer.Option("--format", help="latex | markdown | csv | json; default: all")] = None,
     out: Annotated[Path | None, typer.Option(help="folder to write to; default: results/EXPERIMENT/tables")] = None,
     allow_incomplete: Annotated[bool, typer.Option("--allow-incomplete", help="exit with 0 even if runs are missing")] = False,
+    force: Annotated[bool, typer.Option("--force", help="overwrite complete tables with incomplete ones of fewer runs")] = False,
     source: Annotated[Path | None, typer.Option("--from", metavar="RUNS.CSV", help="results from elsewhere, one row a run")] = None,
     outliers: Annotated[str | None, typer.Option(metavar="RULE", help="with --from: pooled (default) | cell | none")] = None,
     results: Results = ROOT / "results",
@@ -202,7 +211,7 @@ def collect(
         raise UsageError("--outliers goes with --from: an experiment is judged by the rule it was launched with (policy.outliers)")
     else:
         session = _reopen(experiment, results)
-        complete = write_tables(session, session.look(ask_slurm=False), formats, out)
+        complete = write_tables(session, session.look(ask_slurm=False), formats, out, force=force)
     _exit(complete or allow_incomplete)
 
 
@@ -467,7 +476,11 @@ def main() -> int:
     except OSError as error:
         if not is_mendable(error):
             raise
-        typer.echo(f"{error.filename or 'a file'}: {error.strerror}; fix that and run the same command again", err=True)
+        from jobs.store.access import denied_line
+
+        plain = f"{error.filename or 'a file'}: {error.strerror}"
+        line = denied_line(error) if isinstance(error, PermissionError) else plain
+        typer.echo(f"{line}; fix that and run the same command again", err=True)
         return 2
     return 0
 

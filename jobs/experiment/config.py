@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from jobs.errors import UsageError
 from jobs.experiment.graph import MAX_SLOTS
 from jobs.experiment.recipes import PRESET, Variant, preset_file
-from jobs.experiment.sweep_section import FORMER_KEYS, SWEEP_BOUNDS, SweepSettings, flat, merged
+from jobs.experiment.sweep_section import SWEEP_BOUNDS, SweepSettings, flat, merged
 from jobs.store.layout import valid_experiment_name
 from jobs.text import did_you_mean, first_line, one_line
 
@@ -40,6 +39,7 @@ _RESOURCE_BOUNDS: Mapping[str, float] = {  # key of an entry of `resources` -> m
     **dict.fromkeys(("gpus", "processes", "at_once", "throttle"), 0),
     "memory_gb": _TINY,
 }
+SECRETS = ("policy.webhook", "slurm.environment")  # keys whose values may hold secrets: not published, stored for their user only
 DEFAULT_RESOURCES = "default"  # the entry of `resources` that every stage inherits from
 
 
@@ -191,6 +191,11 @@ def resources_of(experiment: Experiment, stage: str) -> Resources:
     return found
 
 
+def secrets_of(experiment: Experiment) -> tuple[str, ...]:
+    """The keys of `SECRETS` that are set."""
+    return tuple(key for key in SECRETS if attrgetter(key)(experiment))
+
+
 def at_once_of(resources: Resources) -> int:
     """Stages of one task computed concurrently; 0: as memory allows. Stages of several processes are never packed."""
     return 1 if resources.team > 1 else resources.at_once
@@ -246,32 +251,6 @@ def load_experiment(
         merged_recipe = _with_preset(schema, [*sources, (f"variants.{name}", own)], configs).recipe
         variant.recipe = _converted(merged_recipe, f"variants.{name}")
     return experiment
-
-
-def restore_experiment(values: Mapping[str, Any], *, recipe_schema: type[Any]) -> Experiment:
-    """The experiment of stored `resolved_values`. UsageError if the schema has changed since.
-
-    Uses pydantic: importing OmegaConf alone would take half of the time that `status` may take.
-    """
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        recipe = TypeAdapter(recipe_schema).validate_python(values["recipe"])
-        experiment = replace(TypeAdapter(Experiment).validate_python({**values, "recipe": None}), recipe=recipe)
-        for variant in experiment.variants.values():
-            variant.recipe = TypeAdapter(recipe_schema).validate_python(variant.recipe)
-    except (KeyError, TypeError, ValidationError) as error:
-        raise UsageError(f"stored configuration: {first_line(error)}; launch `grid` again to renew it") from error
-    resolved = resolved_values(experiment)
-    asked = values.get("sweep", resolved["sweep"])  # without `sweep`: stored before sweeps existed
-    if resolved != {**values, "sweep": {key: value for key, value in asked.items() if key not in FORMER_KEYS}}:
-        raise UsageError("stored configuration: written by another version of the program; launch `grid` again to renew it")
-    return experiment
-
-
-def resolved_values(experiment: Experiment) -> dict[str, Any]:
-    """Plain JSON values of an experiment, every default filled in, enums by name."""
-    return cast(dict[str, Any], json.loads(json.dumps(asdict(experiment), default=attrgetter("name"))))
 
 
 def _merge(base: DictConfig, layer: Any, source: str) -> DictConfig:

@@ -10,16 +10,8 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import UsageError
-from jobs.experiment.config import (
-    Cluster,
-    OutlierRule,
-    Policy,
-    Resources,
-    load_experiment,
-    resolved_values,
-    resources_of,
-    restore_experiment,
-)
+from jobs.experiment.config import Cluster, OutlierRule, Policy, Resources, load_experiment, resources_of
+from jobs.experiment.stored_config import resolved_values, restore_experiment
 
 
 @dataclass
@@ -181,6 +173,25 @@ def test_stored_values_give_the_same_experiment(configs: Path) -> None:
     for damaged in ([], "text", None):
         with pytest.raises(UsageError, match="launch `grid` again"):
             restore_experiment(damaged, recipe_schema=FakeRecipe)  # type: ignore[arg-type]
+
+
+def test_keys_that_were_added_since_have_their_defaults(configs: Path) -> None:
+    """An experiment that an earlier version stored, without a key of any section; a key of a later version is named."""
+    experiment = load_experiment(
+        "small", ["cluster=slurm", "site=campus", "resources.tapt.cpus=3"], configs=configs, recipe_schema=FakeRecipe
+    )
+    values = json.loads(json.dumps(resolved_values(experiment)))
+    for section, key in (
+        (values, "table"),
+        (values["policy"], "poll_minutes"),
+        (values["slurm"], "exclude"),
+        (values["resources"]["tapt"], "nodes"),
+    ):
+        del section[key]
+    assert restore_experiment(values, recipe_schema=FakeRecipe) == experiment
+    values["policy"]["later"] = 1
+    with pytest.raises(UsageError, match=r"policy\.later: written by another version"):
+        restore_experiment(values, recipe_schema=FakeRecipe)
 
 
 @pytest.mark.parametrize(("overrides", "given"), [((), (1, 1, 1)), (("resources.default.gpus=4", "resources.default.nodes=2"), (2, 4, 4))])
