@@ -346,10 +346,9 @@ def test_a_node_that_cannot_start_jobs_is_excluded(slurm_cluster: Cluster, tmp_p
 
 def test_an_experiment_whose_configuration_cannot_be_read_is_cancelled(slurm_cluster: Cluster, tmp_path: Path) -> None:
     """Its arrays leave the queue, running elements too, and no link of the chain stays."""
-    graph, upstream, runs = five_to_fifteen()
-    arrays, layout = arrays_of(tmp_path), layout_of(tmp_path)
-    held = dict(arrays.submit(batch_of(upstream), graph, {}))
-    arrays.submit(batch_of(runs), graph, held)
+    nodes = [node(f"up{number}", "states", sleep=120) for number in range(3)]
+    graph, arrays, layout = graph_of(nodes), arrays_of(tmp_path), layout_of(tmp_path)
+    arrays.submit(batch_of(nodes), graph, {})
     layout.experiment_file.write_text('{"launched": 1, "config": {"later": 1}')
     session = Session(without_configuration(layout), place_of(tmp_path), tmp_path / "source", tmp_path / "published.yaml")
     done = cancel(session, ())
