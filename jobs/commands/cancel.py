@@ -48,7 +48,7 @@ def print_cancellation(session: Session, runs: Sequence[str]) -> None:
         say(f"controller ended (jobs {', '.join(done.controllers)})")
     if done.running:
         say(f"still computing a stage, whose result is kept: {listed(done.running)}; no other stage is started")
-    say(f"`{session.command}` with the same settings resumes")
+    say(f"{session.resume_command} resumes")
 
 
 def cancel(session: Session, runs: Sequence[str], *, now: float | None = None) -> Cancellation:

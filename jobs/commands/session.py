@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs.commands.hints import Hints
 from jobs.control.controller import Report, context_of, desired_of, look, plan_of
 from jobs.control.executor_protocol import Limits
 from jobs.errors import UsageError
@@ -56,16 +57,28 @@ class Session:
         return self.launched.experiment.cluster is Cluster.slurm
 
     @property
-    def command(self) -> str:
-        """The command that launches the experiment again."""
-        file = self.launched.config or self.name
-        named = file if file == self.name else f"{file} name={self.name}"
-        return f"python launch.py grid {named}{' --cluster slurm' if self.on_slurm else ''}"
+    def hints(self) -> Hints:
+        """Commands for the user to paste."""
+        results, usual = self.launched.layout.root.resolve(), (self.root / "results").resolve()
+        return Hints(self.name, "" if results == usual else str(results), self.launched.typed or self._launch_words)
+
+    @property
+    def resume_command(self) -> str:
+        """The command that launches again with the stored settings."""
+        return self.hints.resume
+
+    @property
+    def _launch_words(self) -> tuple[str, ...]:
+        """The command of a launch that did not record it (until version 0.4), without its settings."""
+        named = [self.name] if self.launched.config in ("", self.name) else [self.launched.config, f"name={self.name}"]
+        return ("grid", *named, *(("--cluster", "slurm") if self.on_slurm else ()))
 
     @property
     def submitter(self) -> str:
         """What submits missing stages next, for messages."""
-        return "the next pass" if self.on_slurm else f"`{self.command}`"
+        if not self.on_slurm:
+            return self.resume_command
+        return "the next pass of the controller" if self.launched.experiment.policy.controller else self.hints.of("reconcile")
 
     @property
     def cancelled(self) -> bool:
@@ -143,7 +156,8 @@ class Session:
         """Why no pass may be made here; "" if one may."""
         if self.launched.changed:
             return (
-                f"the code defines other stages now than when {self.name} was launched: shown are these; `{self.command}` launches it again"
+                f"the code defines other stages now than when {self.name} was launched: shown are these; "
+                f"{self.resume_command} launches it again with its settings"
             )
         if self.other_user:
             return f"{self.name} was launched by another user ({self.launched.user}), who alone can submit its jobs: status only"
@@ -155,8 +169,8 @@ class Session:
         """UsageError if the code defines other stages now than at the launch."""
         if self.launched.changed:
             raise UsageError(
-                f"{self.name}: the code defines other stages now than when it was launched; `{self.command}` launches it again, "
-                f"`cancel {self.name}` ends it"
+                f"{self.name}: the code defines other stages now than when it was launched; "
+                f"{self.resume_command} launches it again with its settings, {self.hints.of('cancel')} ends it"
             )
 
     def require_own(self) -> None:
@@ -164,7 +178,7 @@ class Session:
         if self.other_user:
             raise UsageError(
                 f"{self.name} was launched by another user ({self.launched.user}): only they can resume or cancel it; "
-                f"`{self.command}` launches it as yours"
+                f"{self.resume_command} launches it as yours"
             )
 
     def require_last_launch(self) -> None:

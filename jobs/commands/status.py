@@ -63,7 +63,7 @@ def read_status(session: Session, report: Report) -> Status:
     watched = chain is not None and bool(chain.running or chain.waiting)
     tables = complete_tables(session) if report.complete else ""
     return replace(
-        status_of(session.name, report, command=session.command, watched=watched, cancelled=session.cancelled, tables=tables),
+        status_of(session.name, report, hints=session.hints, watched=watched, cancelled=session.cancelled, tables=tables),
         controller="" if chain is None or (report.settled and not watched) else chain.sentence,
         stuck=Counter(session.arrays.stuck().values() if session.on_slurm else ()),
         notices=_notice_lines(session),

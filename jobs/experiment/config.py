@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from jobs.errors import UsageError
 from jobs.experiment.graph import MAX_SLOTS
 from jobs.experiment.recipes import PRESET, Variant, preset_file
-from jobs.experiment.sweep_section import FORMER_KEYS, SWEEP_BOUNDS, SweepSettings, flat, merged
+from jobs.experiment.sweep_section import SWEEP_BOUNDS, SweepSettings, flat, merged
 from jobs.store.layout import valid_experiment_name
 from jobs.text import did_you_mean, first_line, one_line
 
@@ -246,32 +245,6 @@ def load_experiment(
         merged_recipe = _with_preset(schema, [*sources, (f"variants.{name}", own)], configs).recipe
         variant.recipe = _converted(merged_recipe, f"variants.{name}")
     return experiment
-
-
-def restore_experiment(values: Mapping[str, Any], *, recipe_schema: type[Any]) -> Experiment:
-    """The experiment of stored `resolved_values`. UsageError if the schema has changed since.
-
-    Uses pydantic: importing OmegaConf alone would take half of the time that `status` may take.
-    """
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        recipe = TypeAdapter(recipe_schema).validate_python(values["recipe"])
-        experiment = replace(TypeAdapter(Experiment).validate_python({**values, "recipe": None}), recipe=recipe)
-        for variant in experiment.variants.values():
-            variant.recipe = TypeAdapter(recipe_schema).validate_python(variant.recipe)
-    except (KeyError, TypeError, ValidationError) as error:
-        raise UsageError(f"stored configuration: {first_line(error)}; launch `grid` again to renew it") from error
-    resolved = resolved_values(experiment)
-    asked = values.get("sweep", resolved["sweep"])  # without `sweep`: stored before sweeps existed
-    if resolved != {**values, "sweep": {key: value for key, value in asked.items() if key not in FORMER_KEYS}}:
-        raise UsageError("stored configuration: written by another version of the program; launch `grid` again to renew it")
-    return experiment
-
-
-def resolved_values(experiment: Experiment) -> dict[str, Any]:
-    """Plain JSON values of an experiment, every default filled in, enums by name."""
-    return cast(dict[str, Any], json.loads(json.dumps(asdict(experiment), default=attrgetter("name"))))
 
 
 def _merge(base: DictConfig, layer: Any, source: str) -> DictConfig:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from jobs.errors import UsageError
-from jobs.experiment.config import Experiment, resolved_values, restore_experiment
+from jobs.experiment.config import Experiment
 from jobs.experiment.graph import Extend, Graph, Refill, Slot, build_graph, seeds_of_slots
 from jobs.experiment.registry import Registry
+from jobs.experiment.stored_settings import resolved_values, restore_experiment
 from jobs.store.cancellations import last_cancellation
 from jobs.store.layout import Layout, valid_experiment_name
 from jobs.store.records import DamagedRecordError, Decoder, write_json
@@ -42,6 +44,7 @@ class _Stored:
     file: str = ""
     user: int | None = None
     stages: str = ""  # digest of the graph
+    typed: tuple[str, ...] = ()
 
 
 _RECORDS = Decoder(_Stored, SCHEMA)
@@ -61,9 +64,12 @@ class Launched:
     user: int | None = None  # uid of the launch; None: not recorded
     config: str = ""  # name of its file in configs/experiment/; "": not recorded
     extend: Extend | None = None  # None: results add no runs
+    typed: tuple[str, ...] = ()  # words of the last launch, after `launch.py`; (): not recorded
 
 
-def launch(experiment: Experiment, corpus: Corpus, registry: Registry, layout: Layout, config: str = "") -> Launched:
+def launch(
+    experiment: Experiment, corpus: Corpus, registry: Registry, layout: Layout, file: str = "", typed: tuple[str, ...] = ()
+) -> Launched:
     """A new launch of an experiment. Raises UsageError for an unknown method or fold, and if there is no method."""
     if not experiment.methods:
         raise UsageError(f"methods: name at least one of {', '.join(registry.methods)}")
@@ -76,18 +82,53 @@ def launch(experiment: Experiment, corpus: Corpus, registry: Registry, layout: L
     graph = _graph(experiment, corpus, registry, {})
     refill = functools.partial(_graph, experiment, corpus, registry, base=graph)
     since = max(time.time(), last_cancellation(layout) + 0.001)  # later than any cancellation it lifts, also if clocks differ
-    return Launched(experiment, corpus, graph, layout, since, refill, user=os.getuid(), config=config)
+    return Launched(experiment, corpus, graph, layout, since, refill, user=os.getuid(), config=file, typed=typed)
 
 
 def store(launched: Launched) -> None:
     """Store an experiment under its name."""
     config, stages = resolved_values(launched.experiment), _digest(launched.graph)
-    record = _Stored(launched.since, launched.corpus, config, launched.config, launched.user, stages)
+    record = _Stored(launched.since, launched.corpus, config, launched.config, launched.user, stages, launched.typed)
     write_json(launched.layout.experiment_file, {"schema": SCHEMA, **asdict(record)})
 
 
 def reopen(layout: Layout, registry: Registry, recipe_schema: type[Any]) -> Launched:
     """The experiment as it was launched last. Raises UsageError if there is none of that name, or its record is damaged."""
+    stored = _load(layout)
+    again = f"`python launch.py resume {layout.experiment} --results {layout.root}` renews it"
+    experiment = restore_experiment(stored.config, recipe_schema=recipe_schema, again=again)
+    graph = _graph(experiment, stored.corpus, registry, {})
+    refill = functools.partial(_graph, experiment, stored.corpus, registry, base=graph)
+    changed = bool(stored.stages) and stored.stages != _digest(graph)
+    return Launched(
+        experiment, stored.corpus, graph, layout, stored.launched, refill, changed, stored.user, stored.file, typed=stored.typed
+    )
+
+
+def relaunch(layout: Layout, registry: Registry, recipe_schema: type[Any]) -> Launched:
+    """A new launch with the settings of the last one, whatever its file in configs/experiment says now.
+
+    Settings that this version of the program has added get their defaults. UsageError if it lacks one of the stored settings, and as for
+    `reopen`.
+    """
+    stored = _load(layout)
+    command = shlex.join(("python", "launch.py", *(stored.typed or ("grid", stored.file or layout.experiment))))
+    again = f"`{command}` launches with the settings of its file"
+    experiment = restore_experiment(stored.config, recipe_schema=recipe_schema, again=again, add_settings=True)
+    return launch(experiment, stored.corpus, registry, layout, stored.file, stored.typed)
+
+
+def require_same_corpus(launched: Launched, digest: str, launch_command: str) -> None:
+    """UsageError if the corpus has another digest now than at the launch. `launch_command`: launches with the corpus as it is now."""
+    corpus = launched.corpus
+    if digest != corpus.digest:
+        raise UsageError(
+            f"corpus {corpus.name} in {corpus.folder} was prepared again since the launch "
+            f"(digest {digest[:12]}, at the launch {corpus.digest[:12]}): {launch_command} launches with it as it is now"
+        )
+
+
+def _load(layout: Layout) -> _Stored:
     if not valid_experiment_name(layout.experiment):
         raise UsageError(f"experiment {layout.experiment!r}: not a name that an experiment can have")
     try:
@@ -98,11 +139,7 @@ def reopen(layout: Layout, registry: Registry, recipe_schema: type[Any]) -> Laun
         known = sorted(path.parent.name for path in layout.root.glob("*/experiment.json"))
         hint = did_you_mean(layout.experiment, known, otherwise=f"launched are: {', '.join(known) or 'none'}")
         raise UsageError(f"experiment {layout.experiment!r} was not launched (nothing in {layout.folder}); {hint}")
-    experiment = restore_experiment(stored.config, recipe_schema=recipe_schema)
-    graph = _graph(experiment, stored.corpus, registry, {})
-    refill = functools.partial(_graph, experiment, stored.corpus, registry, base=graph)
-    changed = bool(stored.stages) and stored.stages != _digest(graph)
-    return Launched(experiment, stored.corpus, graph, layout, stored.launched, refill, changed, stored.user, stored.file)
+    return stored
 
 
 def _graph(experiment: Experiment, corpus: Corpus, registry: Registry, generations: Mapping[Slot, int], base: Graph | None = None) -> Graph:

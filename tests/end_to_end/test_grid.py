@@ -146,13 +146,13 @@ def test_launched_cancelled_and_left_to_itself_it_ends_in_tables(slurm_cluster: 
     scripts = sorted(folder.glob("submissions/scripts/*"))
     shown = run("status", "demo")
     assert shown.returncode == 0, shown.stderr
-    assert "with the same settings resumes" in shown.stdout
+    assert f"cancelled: `python launch.py resume demo --results {run.results}` resumes" in shown.stdout
     refused = run("reconcile", "demo")
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
     assert sorted(folder.glob("submissions/scripts/*")) == scripts
     assert not slurm_cluster.run("squeue", "--noheader")
 
-    again = run("grid", "demo", *settings)
+    again = run("resume", "demo")
     assert again.returncode == 0, again.stdout + again.stderr
     assert wait_until(lambda: bool(read_json(folder / "tables" / "summary.json").get("complete")), 240)
     assert wait_until(lambda: not slurm_cluster.run("squeue", "--noheader"), 60)

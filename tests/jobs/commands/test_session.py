@@ -78,7 +78,7 @@ def test_later_commands_submit_the_code_of_the_launch(tmp_path: Path) -> None:
     assert session(new=False).source == snapshot
     moved_on = session(new=False, changed=True)
     assert "defines other stages" in moved_on.read_only_reason()
-    with pytest.raises(UsageError, match="`cancel exp` ends it"):
+    with pytest.raises(UsageError, match="cancel exp` ends it"):
         one_pass(moved_on)
 
 
@@ -95,12 +95,15 @@ def session_of(folder: Path, *, since: float = 1000.0, new: bool = False, user: 
     return Session(launched, workplace(folder), source, folder / "published.yaml", new=new)
 
 
-def test_the_command_that_launches_again_names_file_and_experiment(tmp_path: Path) -> None:
-    """An experiment may have another name than its file in configs/experiment."""
+def test_hints_repeat_what_was_typed(tmp_path: Path) -> None:
+    """The whole command of the launch; of one that did not record it: file and name, which may differ. `resume` needs no settings."""
     session = session_of(tmp_path)
-    assert session.command == "python launch.py grid exp --cluster slurm"
+    assert session.hints.launch == "`python launch.py grid exp --cluster slurm`"
     session.launched = replace(session.launched, config="demo")
-    assert session.command == "python launch.py grid demo name=exp --cluster slurm"
+    assert session.hints.launch == "`python launch.py grid demo name=exp --cluster slurm`"
+    session.launched = replace(session.launched, typed=("grid", "exp", "site=my site", "--cluster", "slurm"))
+    assert session.hints.launch == "`python launch.py grid exp 'site=my site' --cluster slurm`"
+    assert session.resume_command == f"`python launch.py resume exp --results {tmp_path / 'results'}`"
 
 
 def test_tables_are_reported_when_complete_and_of_this_launch(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_held_and_cancelled_stages_are_counted_separately() -> None:
     assert counts["tapt"]["cancelled"] == 5
     text = "\n".join(status_lines(now))
     assert "2 stages held: the first 3 of finetune vft all failed alike" in text
-    assert "cancelled: `python launch.py grid exp` with the same settings resumes" in text
+    assert "cancelled: `python launch.py resume exp` resumes" in text
     assert "`python launch.py explain exp vft/1/0`" in text
 
 
@@ -149,7 +149,7 @@ def test_a_run_that_diverged_without_a_seed_left_has_failed() -> None:
     assert not now.complete
     assert table_states(now) == {graph.runs[0].key: "diverged"}
     assert "loss at the class prior, and no reserve seed is left" in "\n".join(status_lines(now))
-    assert any(line.endswith("change the recipe, or raise policy.max_seeds, and launch again") for line in now.steps)
+    assert any(line.endswith("change the recipe, or raise policy.max_seeds: `python launch.py grid exp`") for line in now.steps)
 
 
 def test_json_is_one_versioned_value(status: Status) -> None:

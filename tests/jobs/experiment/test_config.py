@@ -10,16 +10,8 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import UsageError
-from jobs.experiment.config import (
-    Cluster,
-    OutlierRule,
-    Policy,
-    Resources,
-    load_experiment,
-    resolved_values,
-    resources_of,
-    restore_experiment,
-)
+from jobs.experiment.config import Cluster, OutlierRule, Policy, Resources, load_experiment, resources_of
+from jobs.experiment.stored_settings import resolved_values, restore_experiment
 
 
 @dataclass

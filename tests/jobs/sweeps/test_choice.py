@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.experiment.config import load_experiment, resolved_values
+from jobs.experiment.config import load_experiment
+from jobs.experiment.stored_settings import resolved_values
 from jobs.experiment.sweep_section import Search
 from jobs.store.layout import valid_experiment_name
 from jobs.sweeps.decisions import TrialState

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import UsageError
-from jobs.experiment.config import Experiment, load_experiment, resolved_values, restore_experiment
+from jobs.experiment.config import Experiment, load_experiment
+from jobs.experiment.stored_settings import resolved_values, restore_experiment
 from jobs.experiment.sweep_section import Search, Stopping, SweepSettings, flat, merged
 from tests.jobs.sweeps.fake_registry import Recipe
 
