@@ -143,11 +143,10 @@ def status(
     experiment: Name = DEFAULT_EXPERIMENT,
     watch: Annotated[bool, typer.Option("--watch", help="repeat until nothing is left to do")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON value, nothing else")] = False,
-    look: Annotated[bool, typer.Option("--look", help="make no pass of the controller")] = False,
     requests: Annotated[bool, typer.Option("--requests", help="only: how often the requested time and memory were enough")] = False,
     results: Results = ROOT / "results",
 ) -> None:
-    """Show where an experiment stands. On Slurm it also submits missing stages, as every pass of the controller does."""
+    """Show where an experiment stands. It submits nothing."""
     if watch and as_json:
         raise UsageError("status: --json is one value: leave out --watch")
     if requests:
@@ -157,7 +156,7 @@ def status(
         return
     from jobs.commands.status import show_status
 
-    show_status(_reopen(experiment, results, patient=False), look_only=look, as_json=as_json, watch=watch)
+    show_status(_reopen(experiment, results, patient=False), as_json=as_json, watch=watch)
 
 
 @app.command()

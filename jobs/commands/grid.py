@@ -33,7 +33,7 @@ def run_grid(session: Session, *, wait: bool) -> bool:
     store(session.launched)
     if not session.on_slurm:
         return finish(session, run_here(session))
-    session.chain.point_to_code()  # also without a controller: `status`, cron and `grid --wait` submit this launch's code
+    session.chain.point_to_code()  # also without a controller: `reconcile`, cron and `grid --wait` submit this launch's code
     return finish(session, wait_on_slurm(session)) if wait else make_pass(session)
 
 

@@ -152,17 +152,17 @@ class Session:
         """What reading single attempts needs beside their files."""
         return context_of(desired_of(self.launched), self.arrays if self.on_slurm and not (self.queue_unknown or self.other_user) else None)
 
-    def read_only_reason(self) -> str:
-        """Why no pass may be made here; "" if one may."""
+    def limits_of_look(self) -> str:
+        """Why what is shown is not the whole state of what was launched; "" if it is."""
         if self.launched.changed:
             return (
                 f"the code defines other stages now than when {self.name} was launched: shown are these; "
                 f"{self.resume_command} launches it again with its settings"
             )
         if self.other_user:
-            return f"{self.name} was launched by another user ({self.launched.user}), who alone can submit its jobs: status only"
-        if not os.access(self.launched.layout.folder, os.W_OK):
-            return f"{self.launched.layout.folder} cannot be written: status only"
+            return (
+                f"{self.name} was launched by another user ({self.launched.user}), whose jobs are not seen here: shown is what files state"
+            )
         return ""
 
     def require_same_code(self) -> None:

@@ -121,12 +121,19 @@ class Status:
 
 
 def status_of(
-    experiment: str, report: Report, *, hints: Hints | None = None, watched: bool = False, cancelled: bool = False, tables: str = ""
+    experiment: str,
+    report: Report,
+    *,
+    hints: Hints | None = None,
+    watched: bool = False,
+    cancelled: bool = False,
+    tables: str = "",
+    queue_read: bool = False,
 ) -> Status:
     """The status by a pass's report; what the report does not contain (controller, stuck, notices, damaged) is empty.
 
     `hints`: commands for the user; `watched`: a controller job submits the rest, so nothing is asked of the user; `cancelled`:
-    the whole experiment is; `tables`: folder of the complete tables.
+    the whole experiment is; `tables`: folder of the complete tables; `queue_read`: the report has everything that Slurm's queue has.
     """
     graph, facts, plan = report.graph, report.facts, report.plan
     states = node_states(graph, plan, facts, report.in_flight)
@@ -155,7 +162,16 @@ def status_of(
         dropped=tuple(_dropped_row(graph, facts, report.judgements)),
         judged=tuple(_judged_rows(report.judgements)),
         held=Counter(plan.reasons[key] for key in plan.held_or_cancelled if states[key] is State.held),
-        steps=_steps(hints or Hints(experiment), plan, list(states.values()), runs, watched, cancelled, tables),
+        steps=_steps(
+            hints or Hints(experiment),
+            plan,
+            list(states.values()),
+            runs,
+            watched=watched,
+            cancelled=cancelled,
+            tables=tables,
+            vanished=queue_read and not (report.in_flight or watched or cancelled),
+        ),
     )
 
 
@@ -323,7 +339,15 @@ _AFTER = {
 
 
 def _steps(
-    hints: Hints, plan: Plan, states: Sequence[State], runs: Sequence[RunRow], watched: bool, cancelled: bool, tables: str
+    hints: Hints,
+    plan: Plan,
+    states: Sequence[State],
+    runs: Sequence[RunRow],
+    *,
+    watched: bool,
+    cancelled: bool,
+    tables: str,
+    vanished: bool,
 ) -> tuple[str, ...]:
     if plan.complete:
         collect = hints.of("collect")
@@ -341,7 +365,12 @@ def _steps(
         steps.append(f"{hints.of('explain', run)} says what happened, {hints.of('logs', run)} shows its log; {then}")
     if plan.settled and any(run.state is State.done for run in runs):
         steps.append(f"{hints.of('collect', '--allow-incomplete')} writes tables of the results so far")
-    if not (plan.settled or plan.waiting or watched or cancelled):
+    if vanished and not plan.settled:
+        steps.append(
+            f"no task and no controller of {hints.experiment} is in Slurm's queue, so nothing more is submitted by itself: "
+            f"{hints.resume} launches it again, {hints.of('reconcile')} makes one pass and starts the controller"
+        )
+    elif not (plan.settled or plan.waiting or watched or cancelled):
         steps.append(f"nothing is queued or running: {hints.resume} resumes")
     return tuple(steps)
 

@@ -162,6 +162,28 @@ def test_launched_cancelled_and_left_to_itself_it_ends_in_tables(slurm_cluster: 
     assert not [path for path in folder.glob("submissions/*.json") if read_json(path).get("state") == "intent"]
 
 
+@pytest.mark.slurm
+def test_status_only_looks_and_reconcile_acts(slurm_cluster: Cluster, small_data: Path, tmp_path: Path) -> None:
+    """After `scancel` of everything `status` submits nothing, and names the commands that do; `reconcile` is one of them."""
+    run = CommandLine(small_data, tmp_path / "results")
+    settings = ("--cluster", "slurm", "methods=[vft]", "resources.default.memory_gb=1", *SMALL, "policy.poll_minutes=5")
+    launched = run("grid", "demo", *settings, "recipe.finetune.epochs=20000")
+    assert launched.returncode == 0, launched.stdout + launched.stderr
+    slurm_cluster.run("scancel", f"--user={os.getuid()}")
+    assert wait_until(lambda: not slurm_cluster.run("squeue", "--noheader"), 60)
+    for options in ((), ("--json",)):
+        shown = run("status", "demo", *options)
+        assert shown.returncode == 0, shown.stderr
+        assert "no task and no controller of demo is in Slurm's queue" in shown.stdout
+        for command in ("resume", "reconcile"):
+            assert f"`python launch.py {command} demo --results {run.results}`" in shown.stdout
+        assert not slurm_cluster.run("squeue", "--noheader")
+    acted = run("reconcile", "demo")
+    assert acted.returncode == 0, acted.stdout + acted.stderr
+    assert "makes the next pass" in acted.stdout
+    assert slurm_cluster.run("squeue", "--noheader")
+
+
 @pytest.fixture
 def one_job_at_once(slurm_cluster: Cluster) -> Iterator[str]:
     """An ordinary user of whom one job may run at a time."""
