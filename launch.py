@@ -53,7 +53,7 @@ Name = Annotated[str, typer.Argument(metavar="[EXPERIMENT]", help="name under wh
 RUN = "RUN: METHOD/FOLD/SLOT, or at least 6 digits of a stage's key"
 Words = Annotated[list[str], typer.Argument(metavar="[EXPERIMENT] RUN", help=f"{RUN}; of two arguments the first is the experiment")]
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT] [KEY=VALUE ...]")]
-Where = Annotated[str | None, typer.Option("--cluster", help="local | slurm; default: that of the experiment")]
+Where = Annotated[str | None, typer.Option("--cluster", help="local | slurm; default: as launched last, or as in its file")]
 
 
 @app.command()
@@ -309,17 +309,21 @@ def _code() -> Code:
 
 
 def _launch(arguments: list[str], cluster: str | None, wait: bool | None, data: Path, results: Path, *, dry_run: bool) -> Session:
-    from jobs.commands.launching import read_experiment, words_of
+    from jobs.commands.console import note
+    from jobs.commands.launching import experiment_to_launch, words_of
     from jobs.experiment.launched import launch
     from jobs.store.layout import Layout
     from ser_core.registry import REGISTRY
 
     words = words_of("grid", arguments, cluster, DEFAULT_EXPERIMENT)
-    experiment = read_experiment(words, _code())
+    experiment, where = experiment_to_launch(words, _code(), results)
     _resolve_checkpoints(experiment)
     layout = Layout(results.resolve(), experiment.name)
     typed = _typed("grid", arguments, cluster, wait, data, results)
-    return _session(launch(experiment, _corpus(experiment, data, dry_run), REGISTRY, layout, words.file, typed), new=True)
+    launched = launch(experiment, _corpus(experiment, data, dry_run), REGISTRY, layout, words.file, typed)
+    if where:
+        note(where)
+    return _session(launched, new=True)
 
 
 def _relaunch(name: str, results: Path) -> Session:
@@ -393,7 +397,8 @@ def _launch_sweep(
     arguments: list[str], cluster: str | None, wait: bool | None, data: Path, results: Path, *, dry_run: bool
 ) -> SweepSession:
     """A sweep to launch. Everything that can be checked before it starts is checked here."""
-    from jobs.commands.launching import read_experiment, words_of
+    from jobs.commands.console import note
+    from jobs.commands.launching import experiment_to_launch, words_of
     from jobs.commands.sweep import new_sweep, session_of
     from jobs.store.layout import Layout
     from jobs.sweeps.preflight import require_ray
@@ -401,13 +406,15 @@ def _launch_sweep(
     from ser_core.registry import REGISTRY
 
     words = words_of("sweep", arguments, cluster, DEFAULT_EXPERIMENT)
-    experiment = read_experiment(words, _code())
+    experiment, where = experiment_to_launch(words, _code(), results)
     listed_points(experiment)  # checks that need no corpus come before one is prepared
     require_ray(experiment.sweep.search)
     _resolve_checkpoints(experiment)
     corpus, layout = _corpus(experiment, data, dry_run), Layout(results.resolve(), experiment.name)
     typed = _typed("sweep", arguments, cluster, wait, data, results)
     sweep = new_sweep(experiment, words.file, corpus, layout, REGISTRY, code=ROOT, typed=typed)
+    if where:
+        note(where)
     return session_of(sweep, _workplace(layout, corpus, sweep.launched), ROOT, preload=PRELOAD, new=True, read_only=dry_run)
 
 

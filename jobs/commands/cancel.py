@@ -43,7 +43,7 @@ def print_cancellation(session: Session, runs: Sequence[str]) -> None:
         return
     stages = counted(done.stages, "stage")
     what = f"{stages} cancelled" if runs else f"everything cancelled ({stages} had no result)"
-    say(f"{session.name}: {what}{f'; {done.withdrawn} withdrawn from Slurm' if session.on_slurm else ''}")
+    say(f"{session.name}: {what}{f'; {done.withdrawn} withdrawn from Slurm' if session.may_have_jobs else ''}")
     if done.controllers:
         say(f"controller ended (jobs {', '.join(done.controllers)})")
     if done.running:
@@ -70,18 +70,20 @@ def cancel(session: Session, runs: Sequence[str], *, now: float | None = None) -
     reserves = _reserve_keys(session.launched, [target.run for target in targets if target.run and keys and target.node.key in keys])
     record_cancellation(layout, None if keys is None else keys | reserves, moment)
     over = [key for key in seen.graph.nodes if (keys is None or key in keys) and not seen.facts[key].done]
-    if not session.on_slurm:
-        return Cancellation(len(over), 0, tuple(dict.fromkeys(seen.facts[key].executed_by for key in over if seen.facts[key].executed_by)))
+    executed = tuple(dict.fromkeys(seen.facts[key].executed_by for key in over if seen.facts[key].executed_by))
+    here = () if session.on_slurm else executed
+    if not session.may_have_jobs:
+        return Cancellation(len(over), 0, here)
     try:
         if keys is None:
-            controllers = session.chain.stop() if session.launched.experiment.policy.controller else ()
-            return Cancellation(len(over), len(session.arrays.cancel_all()), (), controllers)
+            controllers = session.chain.stop()
+            return Cancellation(len(over), len(session.arrays.cancel_all()), here, controllers)
         withdrawn = session.arrays.cancel(keys)
         running = whole_jobs(session.arrays.in_flight(), keys)
         session.client.cancel(tuple(running))
     except (SlurmUnavailableError, UsageError) as error:
         raise UsageError(f"cancelled on record, so nothing is submitted again; but {error}: `cancel` once more ends the jobs") from error
-    return Cancellation(len(over), len(withdrawn) + sum(map(len, running.values())))
+    return Cancellation(len(over), len(withdrawn) + sum(map(len, running.values())), here)
 
 
 def keys_to_cancel(seen: Report, chosen: Collection[str]) -> frozenset[str]:

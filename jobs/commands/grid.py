@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 def run_grid(session: Session, *, wait: bool) -> bool:
     """Launch an experiment. Returns whether every run has a result or, where Slurm computes the rest in the background, may get one."""
+    session.require_nothing_in_slurm()
     if session.on_slurm:
         session.arrays.limits()  # fails before anything is written if Slurm does not answer
     store(session.launched)

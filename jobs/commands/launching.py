@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +11,9 @@ from typing import Any
 
 from jobs.errors import UsageError
 from jobs.experiment.config import Cluster, Experiment, load_experiment
+from jobs.experiment.launched import last_place
 from jobs.experiment.registry import Registry
+from jobs.store.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,32 @@ def words_of(command: str, arguments: Sequence[str], cluster: str | None, defaul
         raise UsageError(f"--cluster {cluster}: known are {', '.join(Cluster.__members__)}")
     overrides = tuple(text for text in arguments if "=" in text)
     return Words(named[0] if named else default, overrides, Cluster[cluster] if cluster else None)
+
+
+def experiment_to_launch(words: Words, code: Code, results: Path) -> tuple[Experiment, str]:
+    """The experiment of a launch, and a line on where it will compute if that was not typed; "" if it was, or is no news.
+
+    An experiment whose last launch was on Slurm stays there, with its site profile unless another one is typed.
+    """
+    experiment = read_experiment(words, code)
+    if words.cluster is not None or any(text.startswith("cluster=") for text in words.overrides):
+        return experiment, ""
+    last = last_place(Layout(results.resolve(), experiment.name))
+    if last is not None and last[0] is Cluster.slurm and experiment.cluster is Cluster.local:
+        site = () if any(text.startswith("site=") for text in words.overrides) else (f"site={last[1]}",)
+        experiment = read_experiment(replace(words, overrides=(*site, *words.overrides), cluster=Cluster.slurm), code)
+        return experiment, f"{place_line(experiment)}, as at its last launch; `--cluster local` computes on this machine"
+    if last is not None or shutil.which("sbatch") is None:
+        return experiment, ""
+    other = "local` computes on this machine" if experiment.cluster is Cluster.slurm else "slurm site=NAME` submits jobs to Slurm instead"
+    return experiment, f"{place_line(experiment)}; `--cluster {other}"
+
+
+def place_line(experiment: Experiment) -> str:
+    """Where an experiment will compute, without a full stop."""
+    if experiment.cluster is Cluster.slurm:
+        return f"{experiment.name}: submits jobs to Slurm (site {experiment.site})"
+    return f"{experiment.name}: computes on this machine ({socket.gethostname()}), not in Slurm"
 
 
 def read_experiment(words: Words, code: Code) -> Experiment:

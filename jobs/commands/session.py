@@ -6,6 +6,7 @@ The commands themselves are functions in modules of their own (grid, status, exp
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,6 +20,7 @@ from jobs.errors import UsageError
 from jobs.experiment.config import Cluster
 from jobs.experiment.recipes import MethodRecipe, method_recipes
 from jobs.store.cancellations import read_cancellations
+from jobs.text import counted
 
 if TYPE_CHECKING:
     from jobs.control.facts import InFlight
@@ -55,6 +57,11 @@ class Session:
     @property
     def on_slurm(self) -> bool:
         return self.launched.experiment.cluster is Cluster.slurm
+
+    @property
+    def may_have_jobs(self) -> bool:
+        """Whether Slurm may have jobs of the experiment, of its last launch or of an earlier one."""
+        return self.on_slurm or (self.launched.layout.submissions.is_dir() and shutil.which("squeue") is not None)
 
     @property
     def hints(self) -> Hints:
@@ -179,6 +186,21 @@ class Session:
             raise UsageError(
                 f"{self.name} was launched by another user ({self.launched.user}): only they can resume or cancel it; "
                 f"{self.resume_command} launches it as yours"
+            )
+
+    def require_nothing_in_slurm(self) -> None:
+        """UsageError if this machine is to compute an experiment that has jobs in Slurm, or may have them because Slurm does not answer."""
+        if self.on_slurm or not self.may_have_jobs:
+            return
+        from jobs.slurm.chain import chain_jobs, link_name
+
+        layout = self.launched.layout
+        running, waiting = chain_jobs(link_name(layout), self.client.queue(name=link_name(layout)))
+        stages, links = len(self.arrays.look_only()), len(running) + len(waiting)
+        if stages or links:
+            raise UsageError(
+                f"{self.name} has {counted(stages, 'stage')} and {counted(links, 'controller job')} in Slurm's queue: "
+                f"{self.hints.of('cancel')} withdraws them, `--cluster slurm` continues there"
             )
 
     def require_last_launch(self) -> None:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from jobs.errors import UsageError
-from jobs.experiment.config import Experiment
+from jobs.experiment.config import Cluster, Experiment
 from jobs.experiment.graph import Extend, Graph, Refill, Slot, build_graph, seeds_of_slots
 from jobs.experiment.registry import Registry
 from jobs.experiment.stored_settings import resolved_values, restore_experiment
@@ -65,6 +65,13 @@ class Launched:
     config: str = ""  # name of its file in configs/experiment/; "": not recorded
     extend: Extend | None = None  # None: results add no runs
     typed: tuple[str, ...] = ()  # words of the last launch, after `launch.py`; (): not recorded
+
+
+def last_place(layout: Layout) -> tuple[Cluster, str] | None:
+    """Where an experiment was launched last, and with which site profile; None if it was not launched, or its record cannot be read."""
+    stored = _RECORDS.read(layout.experiment_file)
+    cluster = str(stored.config.get("cluster")) if stored else ""
+    return (Cluster[cluster], str(stored.config.get("site"))) if stored and cluster in Cluster.__members__ else None
 
 
 def launch(

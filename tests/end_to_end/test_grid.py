@@ -184,6 +184,32 @@ def test_status_only_looks_and_reconcile_acts(slurm_cluster: Cluster, small_data
     assert slurm_cluster.run("squeue", "--noheader")
 
 
+@pytest.mark.slurm
+def test_an_experiment_with_jobs_in_slurm_stays_there(slurm_cluster: Cluster, small_data: Path, tmp_path: Path) -> None:
+    """Without --cluster it continues in Slurm; `local` is refused; `cancel` withdraws its jobs even if its record says `local`."""
+    run = CommandLine(small_data, tmp_path / "results")
+    settings = ("methods=[vft]", "resources.default.memory_gb=1", *SMALL, "policy.poll_minutes=5", "recipe.finetune.epochs=20000")
+    launched = run("grid", "demo", "--cluster", "slurm", *settings)
+    assert launched.returncode == 0, launched.stdout + launched.stderr
+    again = run("grid", "demo", *settings, "seeds=2", "--dry-run")
+    assert again.returncode == 0, again.stderr
+    assert "demo: submits jobs to Slurm (site default), as at its last launch" in again.stderr
+    assert "#SBATCH --array=0-1" in again.stdout
+    refused = run("grid", "demo", "--cluster", "local", *settings)
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
+    assert "demo has 2 stages and 2 controller jobs in Slurm's queue" in refused.stderr
+    assert f"`python launch.py cancel demo --results {run.results}` withdraws them" in refused.stderr
+
+    file = run.results / "demo" / "experiment.json"
+    record = read_json(file)
+    file.write_text(json.dumps({**record, "config": {**record["config"], "cluster": "local"}}))
+    cancelled = run("cancel", "demo")
+    assert cancelled.returncode == 0, cancelled.stderr
+    assert "2 withdrawn from Slurm" in cancelled.stdout
+    assert "controller ended" in cancelled.stdout
+    assert wait_until(lambda: not slurm_cluster.run("squeue", "--noheader"), 60)
+
+
 @pytest.fixture
 def one_job_at_once(slurm_cluster: Cluster) -> Iterator[str]:
     """An ordinary user of whom one job may run at a time."""
