@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -36,3 +37,63 @@ class CommandLine:
         return subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=self.environment, cwd=ROOT, start_new_session=True
         )
+
+
+FORKS = """
+import contextlib, io, json, os, sys, tempfile
+import launch
+for command in ("grid", "sweep", "status", "explain", "collect", "doctor"):  # imports what they need before their first error
+    sys.argv = ["launch.py", command, "demo", *(["--cluster", "cloud"] if command == "doctor" else ["vft/1/0", "seed=3"])]
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
+        launch.main()
+for line in sys.stdin:
+    request = json.loads(line)
+    files = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+    pid = os.fork()
+    if pid == 0:
+        for number, file in enumerate((open(os.devnull), *files)):
+            os.dup2(file.fileno(), number)
+        os.environ.update(request["environment"])
+        sys.argv = ["launch.py", *request["arguments"]]
+        code = 1
+        try:
+            code = launch.main()
+        except SystemExit as ending:
+            code = ending.code or 0
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    written = []
+    for file in files:
+        file.seek(0)
+        written.append(file.read().decode())
+    print(json.dumps([code, *written]), flush=True)
+"""
+
+
+class Forks:
+    """Runs commands in forks of one interpreter that has imported `launch.py`: for many cases that differ in their arguments only."""
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        environment = {**os.environ, "COLUMNS": "200", **variables}
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
+        )
+
+    def __call__(self, line: CommandLine, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run one command with the folders of `line`."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        folders = {name: line.environment[name] for name in ("SER_GRID_DATA", "SER_GRID_RESULTS")}
+        self._process.stdin.write(json.dumps({"arguments": arguments, "environment": folders}) + "\n")
+        self._process.stdin.flush()
+        code, output, errors = json.loads(self._process.stdout.readline())
+        return subprocess.CompletedProcess(arguments, code, output, errors)
+
+    def close(self) -> None:
+        """End the interpreter."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(30)

@@ -6,6 +6,7 @@ import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,16 @@ from jobs.store.layout import Layout
 from ser_core.corpora.manifest import Utterance, load_manifest, write_manifest
 from ser_core.registry import REGISTRY
 from ser_core.settings import Recipe
-from tests.command_line import ROOT, CommandLine
+from tests.command_line import ROOT, CommandLine, Forks
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """An interpreter that ends at an import of Ray or Optuna."""
+    found = Forks(without_ray(tmp_path_factory.mktemp("forks") / "site"))
+    yield found
+    found.close()
+
 
 NO_POOL = ("sweep.counts=[]", "sweep.sizes=[]")  # of the demo
 
@@ -80,9 +90,11 @@ NO_POOL = ("sweep.counts=[]", "sweep.sizes=[]")  # of the demo
         (("prepare", "timit", "--source", "."), ("timit", "iemocap")),
     ],
 )
-def test_wrong_usage_is_one_line_and_exit_code_2(arguments: tuple[str, ...], expected: tuple[str, ...], tmp_path: Path) -> None:
-    """One line with the error, its place and what to do; nothing is written."""
-    done = CommandLine(tmp_path / "data", tmp_path / "results", without_ray(tmp_path / "site"))(*arguments)
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    arguments: tuple[str, ...], expected: tuple[str, ...], tmp_path: Path, forks: Forks
+) -> None:
+    """One line with the error, its place and what to do; nothing is written, and Ray is not imported."""
+    done = forks(CommandLine(tmp_path / "data", tmp_path / "results"), *arguments)
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     for text in expected:

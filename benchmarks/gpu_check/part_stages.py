@@ -29,7 +29,7 @@ SLOW_SECONDS = 15.0  # what one comparison may take on a slow machine
 
 
 def run(record: Record, plan: Plan) -> None:
-    """Compare in float32 first, then in the types that the device has units for, then the authors' padding and other norms."""
+    """Compare in float32 first, then in the types that the device has units for, then the preset `published` and other norms."""
     corpus = tones(plan.folder)
     bench = Bench(corpus.folder, plan.folder / "stages", threads=1)  # the models are small
     steps = FEW_STEPS if plan.small else STEPS
@@ -43,9 +43,9 @@ def run(record: Record, plan: Plan) -> None:
             if record.has_time(SLOW_SECONDS, precision.name):
                 recipe = small_recipe(precision, steps=steps)
                 compare_stages(record, bench, recipe, plan.device, precision.name, "", expected_runs=made)
-        if record.has_time(SLOW_SECONDS, "authors' padding"):
-            authors = small_recipe(Precision.float32, reference=True, steps=steps)
-            compare_stages(record, bench, authors, plan.device, "float32", "authors' padding, ")
+        if record.has_time(SLOW_SECONDS, "preset published"):
+            published = small_recipe(Precision.float32, reference=True, steps=steps)
+            compare_stages(record, bench, published, plan.device, "float32", "preset published, ")
         if record.has_time(SLOW_SECONDS, "layer norm"):
             large = small_recipe(Precision.float32, steps=steps, backbone=LAYER_NORM)
             compare_stages(record, bench, large, plan.device, "float32", "layer-norm model, ", stages=("finetune", "tapt"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.training import BASE_BACKBONE, BASE_WAV2VEC
+from benchmarks.training import BASE_BACKBONE, BASE_WAV2VEC, PRESETS
 from ser_core.registry import REGISTRY, StageCall
 from ser_core.settings import (
     Attention,
@@ -12,9 +12,7 @@ from ser_core.settings import (
     ClusterSettings,
     ExecutionSettings,
     FeatureCache,
-    FeatureSettings,
     FinetuneSettings,
-    Padding,
     Precision,
     PtaptSettings,
     Recipe,
@@ -51,9 +49,13 @@ SMALL_WAV2VEC: dict[str, Any] = {
 DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "final_dropout", "layerdrop")
 
 
-def padded_like_the_authors(recipe: Recipe) -> None:
-    """Choose the authors' padding. The only place of the check that names settings of padding."""
-    recipe.features = FeatureSettings(Padding.reference)
+def with_published_preset(recipe: Recipe) -> Recipe:
+    """Return the recipe with the settings of the preset `published`, as the authors' code computes. Others stay."""
+    from omegaconf import OmegaConf
+
+    preset = OmegaConf.load(PRESETS / "published.yaml")
+    chosen: Recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(recipe), preset))  # type: ignore[assignment]
+    return chosen
 
 
 def small_recipe(precision: Precision, *, reference: bool = False, steps: int = 20, backbone: dict[str, Any] | None = None) -> Recipe:
@@ -88,9 +90,7 @@ def small_recipe(precision: Precision, *, reference: bool = False, steps: int = 
         ptapt=PtaptSettings(**pretraining, head_units=32, mask_length=5),
         execution=ExecutionSettings(log_every=1, micro_batch=3),
     )
-    if reference:
-        padded_like_the_authors(recipe)
-    return recipe
+    return with_published_preset(recipe) if reference else recipe
 
 
 def base_recipe(*, reference: bool = False, steps: int, small: bool = False) -> Recipe:
@@ -125,9 +125,7 @@ def base_recipe(*, reference: bool = False, steps: int, small: bool = False) -> 
             evaluation_batch=1 if reference else 8,
         ),
     )
-    if reference:
-        padded_like_the_authors(recipe)
-    return recipe
+    return with_published_preset(recipe) if reference else recipe
 
 
 def calls_of(recipe: Recipe) -> dict[str, StageCall]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 POLL = 0.02
-SHARE_SECONDS = 60.0
+SHARE_SECONDS = 300.0
 
 
 @dataclass

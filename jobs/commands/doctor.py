@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from jobs.commands.doctor_checks import (
     Check,
@@ -35,10 +36,10 @@ from jobs.commands.doctor_checks import (
     judge_torch,
 )
 from jobs.errors import SlurmUnavailableError, UsageError
-from jobs.experiment.config import Experiment, SlurmSite
+from jobs.experiment.config import Experiment, SlurmSite, resources_of
 from jobs.slurm.client import SlurmClient
 from jobs.slurm.parse import Refusal, is_final
-from jobs.slurm.script import LinkJob, launcher_python, render_script
+from jobs.slurm.script import ArrayJob, Job, LinkJob, launcher_python, render_script
 from jobs.store.layout import Layout
 from jobs.store.records import create_json, read_json, write_json
 from jobs.text import one_line
@@ -47,6 +48,7 @@ PROBE_SECONDS = 60.0  # waited for the probe job to start
 LAG_SECONDS = 10.0  # for which a shared file system may not show the answer of an ended job
 POLL_SECONDS = 0.5
 TORCH_SECONDS = 180.0
+_NOTHING: Mapping[str, Any] = {"command": ("true",), "description": "/", "folder": "/", "output": "/dev"}  # of a job that is not submitted
 COMMANDS = ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "srun")
 TORCH = """
 import json, torch, torch.distributed as d
@@ -98,7 +100,7 @@ def examine(
     if experiment is None:
         return tuple(checks)
     client = client or SlurmClient()
-    facts = collect_slurm(client, experiment.slurm)
+    facts = collect_slurm(client, experiment.slurm, experiment)
     checks += judge_slurm(facts, experiment.slurm, experiment.policy)
     if not facts.missing and not facts.error and not folder.error:
         tell(f"a probe job of one minute; waiting at most {probe_seconds:.0f} s for it")
@@ -177,8 +179,11 @@ def file_system(path: Path, mounts: str) -> str:
     return kind
 
 
-def collect_slurm(client: SlurmClient, site: SlurmSite) -> SlurmFacts:
-    """Properties of the site by Slurm's commands, and whether sbatch would accept a small job with the profile's options."""
+def collect_slurm(client: SlurmClient, site: SlurmSite, experiment: Experiment | None = None) -> SlurmFacts:
+    """Properties of the site by Slurm's commands, and whether sbatch would accept a small job with the profile's options.
+
+    `experiment`: also whether it would accept what the stages ask for.
+    """
     missing = tuple(name for name in COMMANDS if shutil.which(name) is None)
     if missing:
         return SlurmFacts(missing=missing)
@@ -197,6 +202,7 @@ def collect_slurm(client: SlurmClient, site: SlurmSite) -> SlurmFacts:
         accounting=client.output("sacct", "--allocations", "--noheader", "--jobs=1") is not None,
         accepted=accepted,
         accepted_without_memory=accepted[0] or _accepted(client, SlurmSite(**{**vars(site), "memory_requests": False}))[0],
+        refused=_refused(client, experiment) if experiment is not None and accepted[0] else {},
     )
 
 
@@ -315,10 +321,22 @@ def _probe_job(site: SlurmSite, folder: Path, token: str) -> LinkJob:
     )
 
 
-def _accepted(client: SlurmClient, site: SlurmSite) -> tuple[bool, str]:
+def _refused(client: SlurmClient, experiment: Experiment) -> dict[str, str]:
+    """Entry of `resources` -> sbatch's message, of those whose request it would reject."""
+    found: dict[str, str] = {}
+    for name in experiment.resources:
+        resources = resources_of(experiment, name)
+        job = ArrayJob(size=1, resources=resources, stages_per_element=resources.runs_per_task, name="ser-grid.doctor", **_NOTHING)
+        accepted, said = _accepted(client, experiment.slurm, job)
+        found.update({} if accepted else {name: said})
+    return found
+
+
+def _accepted(client: SlurmClient, site: SlurmSite, job: Job | None = None) -> tuple[bool, str]:
+    """Whether sbatch would accept a job, by default a small one, and its message."""
+    job = job or LinkJob(name="ser-grid.doctor", minutes=1, dependency="", **_NOTHING)
     with tempfile.TemporaryDirectory(prefix="ser-grid-doctor-") as name:
         script = Path(name) / "script.sh"
-        job = LinkJob(name="ser-grid.doctor", minutes=1, command=("true",), description="/", folder="/", output="/dev/null", dependency="")
         script.write_text(render_script(job, site, _templates()), encoding="utf-8")
         return client.would_accept(script, site)
 

@@ -102,6 +102,7 @@ class SlurmFacts:
     accounting: bool = False  # sacct answers
     accepted: tuple[bool, str] = (True, "")  # whether a small job with the profile's options would be, and sbatch's message
     accepted_without_memory: bool = True
+    refused: Mapping[str, str] = field(default_factory=dict)  # entry of `resources` whose request Slurm would reject -> sbatch's message
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,10 @@ def judge_slurm(facts: SlurmFacts, site: SlurmSite, policy: Policy) -> list[Chec
         *_partitions(facts, site, policy),
         _interruptions(facts.config),
         _request(facts, site),
+        *(
+            _problem("request", f"Slurm rejects what {name} asks for: {said}", f"lower resources.{name}")
+            for name, said in facts.refused.items()
+        ),
     ]
 
 

@@ -66,7 +66,7 @@ def test_all_parts_run_without_a_gpu_and_with_the_needed_packages_alone(tmp_path
     assert note == "left out: pytest, hypothesis, tensorboard not installed; the part `stages` compares the same stages"
     proofs = {name: [proof["name"] for proof in each.proofs] for name, each in found.items()}
     for stage in ("finetune", "tapt", "states", "ptapt"):
-        for setting in ("float32", "bfloat16", "authors' padding, float32"):
+        for setting in ("float32", "bfloat16", "preset published, float32"):
             assert f"{setting}, losses of {stage}" in proofs["stages"]
     assert {"features", "k-means, clusters.4", "fine-tuning after ptapt, test", "layer-norm model, float32, losses of tapt"} <= set(
         proofs["stages"]

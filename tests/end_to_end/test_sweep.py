@@ -194,7 +194,7 @@ def test_a_cancelled_sweep_leaves_slurm_and_resumes(slurm_cluster: Cluster, swep
     assert "controller ended" in cancelled.stdout
     assert wait_until(lambda: not slurm_cluster.run("squeue", "--noheader"), 60)
     assert show(run)["standing"] == "interrupted"
-    done = run(*settings, "--wait", timeout=400)
+    done = run(*settings, "--wait", timeout=700)
     assert done.returncode == 0, done.stdout + done.stderr
     value = show(run)
     assert (value["standing"], value["trials"]["complete"], value["trials"]["stopped"]) in (("complete", 1, 1), ("complete", 2, 0))

@@ -20,6 +20,7 @@ from jobs.slurm.parse import QUEUE_FORMAT, compress_indices, expand_indices, exp
 from tests.simulation.crashes import Killed, reach
 
 OWNER = 1000
+OTHER = 2000  # another account, of an operator
 LAG_SECONDS = 30.0
 LATE_SECONDS = 20.0
 SBATCH_SECONDS = 110.0  # that sbatch may take when nobody waits for it

@@ -272,6 +272,12 @@ class Laboratory(RuleBasedStateMachine):
         if element is not None:
             self.lab.scancel_by_hand(element, heard=heard)
 
+    @rule(number=NUMBER, heard=st.booleans())
+    def another_account_types_scancel(self, number: int, heard: bool) -> None:
+        element = self._element(number)
+        if element is not None and element.state == "RUNNING":
+            self.lab.scancel_by_another(element, heard=heard)
+
     @rule(which=WHICH)
     def the_owner_launches_again(self, which: int) -> None:
         self.lab.launch()

@@ -36,7 +36,7 @@ from jobs.store.snapshot import Snapshot
 from jobs.worker.task import Description, Workplace, read_description
 from tests.jobs.fake_registry import REGISTRY
 from tests.simulation.crashes import TALLY, Killed, Process, current, instrumented, kill, running
-from tests.simulation.slurm import OWNER, Accounting, Array, Clock, Element, Reply, SimulatedClient, SimulatedSlurm
+from tests.simulation.slurm import OTHER, OWNER, Accounting, Array, Clock, Element, Reply, SimulatedClient, SimulatedSlurm
 from tests.simulation.worker import Execution, SimulatedWorker, stamp
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -270,6 +270,13 @@ class World:
             self.perhaps_cancelled.add(key)
             if not self._done(key):
                 self.cancelled_by_hand[key] = self.clock()
+
+    def scancel_by_another(self, element: Element, *, heard: bool) -> None:
+        """An operator cancels one element that runs: nothing of it is given up."""
+        worker = self.workers.get(element.name)
+        if heard and worker is not None:
+            worker.stop()
+        self.slurm.cancel([element.name], OTHER)
 
     def launch(self) -> None:
         """`grid` again."""

@@ -123,6 +123,17 @@ def test_a_permanent_denial_is_no_full_queue(strict_qos: Cluster, user: Ordinary
     def submit(minutes: int) -> set[str]:
         return set(arrays_of(user.folder, experiment_of(user.site(), minutes=minutes)).submit(batch, graph, {}))
 
+    def check(minutes: int) -> list[str]:
+        from jobs.commands.doctor import collect_slurm
+        from jobs.slurm.client import SlurmClient
+
+        facts = collect_slurm(SlurmClient(), user.site(), experiment_of(user.site(), minutes=minutes))
+        return [f"{name}: {said}" for name, said in facts.refused.items()]
+
+    (refused,) = user(check, 10)
+    assert refused.startswith("default: ")
+    assert "QOSMaxWallDurationPerJobLimit" in refused
+    assert user(check, 5) == []
     with pytest.raises(AssertionError, match=r"RequestRefusedError.*QOSMaxWallDurationPerJobLimit"):
         user(submit, 10)
     assert user(submit, 5) == {"one"}

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.control.facts import StageFacts
@@ -78,6 +78,7 @@ def test_a_trial_ends_with_its_last_fold() -> None:
     assert (found["k16"].state, found["k16"].scores) == (TrialState.stopped, {"1": 50.0})
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.one_of(st.none(), st.integers(40, 60).map(float)), min_size=5, max_size=5), min_size=4, max_size=4), st.data())
 def test_decisions_do_not_depend_on_the_order_of_results(uas: list[list[float | None]], data: st.DataObject) -> None:
     """Results arrive one by one in any order, and only those that were wanted: the end is always that of all results at once.

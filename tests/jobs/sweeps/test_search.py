@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState as OptunaState
 
@@ -54,6 +54,7 @@ def test_trials_of_earlier_batches_are_part_of_a_rung() -> None:
     assert survivors({"a": 50.0, "b": 80.0}, [70.0, 71.0, 72.0], 2, 4, SETTINGS) == {"b"}
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text("abcdefgh", min_size=1, max_size=4), st.integers(0, 12).map(float), min_size=1, max_size=24), st.data())
 def test_a_rung_depends_neither_on_the_order_nor_on_names(values: dict[str, float], data: st.DataObject) -> None:
     """Ties are decided alike, somebody continues, and nobody continues who is below one that is stopped."""
