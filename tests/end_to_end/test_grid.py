@@ -117,7 +117,7 @@ def test_ctrl_c_stops_cleanly_and_a_second_launch_goes_on(small_data: Path, tmp_
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 3, output
-    assert "grid demo" in output
+    assert f"`python launch.py resume demo --results {run.results}` resumes" in output
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
     early = run("collect", "demo")
