@@ -15,7 +15,7 @@ from jobs.errors import UsageError
 from jobs.experiment.config import Cluster, Experiment
 from jobs.experiment.graph import Extend, Graph, Refill, Slot, build_graph, seeds_of_slots
 from jobs.experiment.registry import Registry
-from jobs.experiment.stored_settings import resolved_values, restore_experiment
+from jobs.experiment.stored_config import resolved_values, restore_experiment
 from jobs.store.cancellations import last_cancellation
 from jobs.store.layout import Layout, valid_experiment_name
 from jobs.store.records import DamagedRecordError, Decoder, write_json

@@ -16,7 +16,7 @@ from jobs.errors import UsageError
 from jobs.experiment.config import Experiment
 from jobs.experiment.launched import Corpus
 from jobs.experiment.registry import SweepRegistry
-from jobs.experiment.stored_settings import resolved_values, restore_experiment
+from jobs.experiment.stored_config import resolved_values, restore_experiment
 from jobs.store.layout import Layout, valid_experiment_name
 from jobs.store.records import DamagedRecordError, Decoder, write_json, write_text
 from jobs.sweeps.space import Point, Space, space_of

@@ -10,7 +10,7 @@ from pathlib import Path
 from jobs.errors import UsageError
 from jobs.experiment.config import DEFAULT_RESOURCES, load_experiment
 from jobs.experiment.graph import Graph
-from jobs.experiment.stored_settings import resolved_values
+from jobs.experiment.stored_config import resolved_values
 from jobs.store.records import Result, read_result, write_bytes, write_json
 from jobs.sweeps.decisions import Trial
 from jobs.sweeps.records import Sweep

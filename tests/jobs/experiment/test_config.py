@@ -11,7 +11,7 @@ import pytest
 
 from jobs.errors import UsageError
 from jobs.experiment.config import Cluster, OutlierRule, Policy, Resources, load_experiment, resources_of
-from jobs.experiment.stored_settings import resolved_values, restore_experiment
+from jobs.experiment.stored_config import resolved_values, restore_experiment
 
 
 @dataclass

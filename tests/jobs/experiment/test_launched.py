@@ -63,7 +63,7 @@ def stored(folder: Path) -> Layout:
     return layout
 
 
-def test_a_relaunch_has_the_stored_settings(tmp_path: Path) -> None:
+def test_a_relaunch_has_the_stored_config(tmp_path: Path) -> None:
     """Settings, corpus and words of the last launch, with a later time; stored, it is the last launch."""
     layout = stored(tmp_path)
     first, again = reopen(layout, REGISTRY, Recipe), relaunch(layout, REGISTRY, Recipe)
@@ -74,7 +74,7 @@ def test_a_relaunch_has_the_stored_settings(tmp_path: Path) -> None:
     assert reopen(layout, REGISTRY, Recipe).since == again.since
 
 
-def test_after_an_upgrade_a_relaunch_has_the_stored_settings(tmp_path: Path) -> None:
+def test_after_an_upgrade_a_relaunch_has_the_stored_config(tmp_path: Path) -> None:
     """A setting that was added has its default, other stages are no obstacle; a setting that is gone is, and the launch is named."""
     layout = stored(tmp_path)
     write_json(layout.experiment_file, {**(read_json(layout.experiment_file) or {}), "stages": "of other code"})

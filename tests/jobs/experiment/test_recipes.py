@@ -15,7 +15,7 @@ from jobs.errors import UsageError
 from jobs.experiment.config import Experiment, load_experiment
 from jobs.experiment.launched import Corpus, launch
 from jobs.experiment.recipes import MethodRecipe, departures, method_recipes, recipe_sentences
-from jobs.experiment.stored_settings import resolved_values, restore_experiment
+from jobs.experiment.stored_config import resolved_values, restore_experiment
 from jobs.store.layout import Layout
 from tests.jobs.fake_registry import FakeCall, FakeRegistry
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jobs.experiment.config import load_experiment
-from jobs.experiment.stored_settings import resolved_values
+from jobs.experiment.stored_config import resolved_values
 from jobs.experiment.sweep_section import Search
 from jobs.store.layout import valid_experiment_name
 from jobs.sweeps.decisions import TrialState

@@ -9,7 +9,7 @@ import pytest
 
 from jobs.errors import UsageError
 from jobs.experiment.config import Experiment, load_experiment
-from jobs.experiment.stored_settings import resolved_values, restore_experiment
+from jobs.experiment.stored_config import resolved_values, restore_experiment
 from jobs.experiment.sweep_section import Search, Stopping, SweepSettings, flat, merged
 from tests.jobs.sweeps.fake_registry import Recipe
 
