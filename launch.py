@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.errors import InternalError, SlurmUnavailableError, UsageError, is_mendable
+from jobs.errors import InternalError, SlurmUnavailableError, StoredConfigurationError, UsageError, is_mendable
 from ser_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -193,10 +193,18 @@ def cancel(
 ) -> None:
     """Cancel an experiment, or single runs of it, until it is launched again. Results stay; running Slurm jobs write a checkpoint."""
     from jobs.commands.cancel import print_cancellation
+    from jobs.experiment.launched import without_configuration
+    from jobs.store.layout import Layout
 
     named = words or []
     experiment, runs = (DEFAULT_EXPERIMENT, named) if not named or "/" in named[0] else (named[0], named[1:])
-    print_cancellation(_reopen(experiment, results), runs)
+    try:
+        session = _reopen(experiment, results)
+    except StoredConfigurationError:
+        if runs:
+            raise
+        session = _session(without_configuration(Layout(results.resolve(), experiment)))
+    print_cancellation(session, runs)
 
 
 @app.command()
@@ -205,6 +213,7 @@ def collect(
     formats: Annotated[list[str] | None, typer.Option("--format", help="latex | markdown | csv | json; default: all")] = None,
     out: Annotated[Path | None, typer.Option(help="folder to write to; default: results/EXPERIMENT/tables")] = None,
     allow_incomplete: Annotated[bool, typer.Option("--allow-incomplete", help="exit with 0 even if runs are missing")] = False,
+    force: Annotated[bool, typer.Option("--force", help="overwrite complete tables with incomplete ones of fewer runs")] = False,
     source: Annotated[Path | None, typer.Option("--from", metavar="RUNS.CSV", help="results from elsewhere, one row a run")] = None,
     outliers: Annotated[str | None, typer.Option(metavar="RULE", help="with --from: pooled (default) | cell | none")] = None,
     results: Results = ROOT / "results",
@@ -220,7 +229,7 @@ def collect(
         raise UsageError("--outliers goes with --from: an experiment is judged by the rule it was launched with (policy.outliers)")
     else:
         session = _reopen(experiment, results)
-        complete = write_tables(session, session.look(ask_slurm=False), formats, out)
+        complete = write_tables(session, session.look(ask_slurm=False), formats, out, force=force)
     _exit(complete or allow_incomplete)
 
 
@@ -433,19 +442,9 @@ def _reopen_sweep(experiment: str, results: Path, digest: str = "", *, look_only
 
 
 def _workplace(layout: Layout, corpus: Corpus, since: float) -> Workplace:
-    from jobs.worker.task import Workplace
+    from jobs.commands.launching import workplace
 
-    return Workplace(
-        registry=REGISTRY_NAME,
-        results=str(layout.root),
-        experiment=layout.experiment,
-        corpus=corpus.name,
-        corpus_folder=corpus.folder,
-        corpus_digest=corpus.digest,
-        digest_of="ser_core.corpora.manifest:load_manifest",
-        packages=PACKAGES,
-        launched=since,
-    )
+    return workplace(layout, corpus, since, REGISTRY_NAME, "ser_core.corpora.manifest:load_manifest", PACKAGES)
 
 
 def _exit(complete: bool) -> None:
@@ -469,7 +468,11 @@ def main() -> int:
     except OSError as error:
         if not is_mendable(error):
             raise
-        typer.echo(f"{error.filename or 'a file'}: {error.strerror}; fix that and run the same command again", err=True)
+        from jobs.store.access import denied_line
+
+        plain = f"{error.filename or 'a file'}: {error.strerror}"
+        line = denied_line(error) if isinstance(error, PermissionError) else plain
+        typer.echo(f"{line}; fix that and run the same command again", err=True)
         return 2
     return 0
 

@@ -14,6 +14,10 @@ class UsageError(Exception):
     """Wrong command, configuration or site: one line (what, where, what to do); the command line exits with 2."""
 
 
+class StoredConfigurationError(UsageError):
+    """The record of a launch is damaged or of another version of the program: its stages are not known here."""
+
+
 class RequestRefusedError(UsageError):
     """Slurm rejected the request of one batch; waiting does not help. Other batches are not affected."""
 

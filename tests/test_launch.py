@@ -13,6 +13,7 @@ import pytest
 
 from jobs.experiment.config import load_experiment
 from jobs.experiment.launched import Corpus, launch, store
+from jobs.store.cancellations import read_cancellations
 from jobs.store.layout import Layout
 from ser_core.corpora.manifest import Utterance, load_manifest, write_manifest
 from ser_core.registry import REGISTRY
@@ -220,7 +221,7 @@ DAMAGED = ("", "{", "[]", "{}", '{"schema": 1}', '{"schema": 1, "launched": 0, "
 
 @pytest.mark.parametrize(
     ("command", "text"),
-    [*(("status", text) for text in DAMAGED), *((name, "{") for name in ("collect", "reconcile", "resume", "cancel", "control"))],
+    [*(("status", text) for text in DAMAGED), *((name, "{") for name in ("collect", "reconcile", "resume", "control"))],
 )
 def test_a_damaged_experiment_is_one_line(command: str, text: str, tmp_path: Path) -> None:
     """The file, and the command that renews it."""
@@ -232,6 +233,22 @@ def test_a_damaged_experiment_is_one_line(command: str, text: str, tmp_path: Pat
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert "experiment.json" in done.stderr
     assert "grid" in done.stderr
+
+
+@pytest.mark.parametrize("text", [*DAMAGED, '{"schema": 1, "launched": 5, "config": {"cluster": "local", "newer": 1}, "corpus": {}}'])
+def test_an_experiment_is_cancelled_without_its_configuration(text: str, tmp_path: Path) -> None:
+    """Its record is damaged, or of another version of the program: everything is cancelled; single runs need the stages."""
+    layout = Layout(tmp_path / "results", "demo")
+    layout.folder.mkdir(parents=True)
+    layout.experiment_file.write_text(text)
+    run = CommandLine(tmp_path / "data", layout.root)
+    done = run("cancel", "demo", "vft/1/0")
+    assert done.returncode == 2, done.stderr
+    assert not layout.cancellations.exists()
+    done = run("cancel", "demo")
+    assert done.returncode == 0, done.stderr
+    assert "demo: everything cancelled" in done.stdout
+    assert read_cancellations(layout, 5.0).everything
 
 
 def test_results_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Cancellation:
     """What a `cancel` did."""
 
-    stages: int  # recorded as cancelled; of a whole experiment: those without a result
+    stages: int | None  # recorded as cancelled; of a whole experiment: those without a result, None if its stages are not known
     withdrawn: int  # stages whose Slurm jobs were cancelled, pending or running
     running: tuple[str, ...] = ()  # processes on this machine that still compute one of the stages
     controllers: tuple[str, ...] = ()  # controller jobs that were cancelled
@@ -38,11 +38,14 @@ def print_cancellation(session: Session, runs: Sequence[str]) -> None:
     if runs and not done.stages:
         say(f"{session.name}: nothing to cancel, what was named has its result")
         return
-    if not (done.stages or done.withdrawn or done.controllers):
+    if not (done.stages is None or done.stages or done.withdrawn or done.controllers):
         say(f"{session.name}: nothing to cancel, every stage has its result")
         return
-    stages = counted(done.stages, "stage")
-    what = f"{stages} cancelled" if runs else f"everything cancelled ({stages} had no result)"
+    if done.stages is None:
+        what = "everything cancelled (its stored configuration cannot be read)"
+    else:
+        stages = counted(done.stages, "stage")
+        what = f"{stages} cancelled" if runs else f"everything cancelled ({stages} had no result)"
     say(f"{session.name}: {what}{f'; {done.withdrawn} withdrawn from Slurm' if session.may_have_jobs else ''}")
     if done.controllers:
         say(f"controller ended (jobs {', '.join(done.controllers)})")
@@ -54,7 +57,8 @@ def print_cancellation(session: Session, runs: Sequence[str]) -> None:
 def cancel(session: Session, runs: Sequence[str], *, now: float | None = None) -> Cancellation:
     """Cancel some runs, or everything: first on record, then in Slurm. `now`: seconds since the epoch.
 
-    Stages upstream of a run are cancelled only where no other run needs them.
+    Stages upstream of a run are cancelled only where no other run needs them. To cancel everything, the stages need not be known
+    (jobs.experiment.launched.without_configuration).
     """
     if runs:
         session.require_same_code()
@@ -70,20 +74,21 @@ def cancel(session: Session, runs: Sequence[str], *, now: float | None = None) -
     reserves = _reserve_keys(session.launched, [target.run for target in targets if target.run and keys and target.node.key in keys])
     record_cancellation(layout, None if keys is None else keys | reserves, moment)
     over = [key for key in seen.graph.nodes if (keys is None or key in keys) and not seen.facts[key].done]
+    stages = len(over) if seen.graph.nodes else None
     executed = tuple(dict.fromkeys(seen.facts[key].executed_by for key in over if seen.facts[key].executed_by))
     here = () if session.on_slurm else executed
     if not session.may_have_jobs:
-        return Cancellation(len(over), 0, here)
+        return Cancellation(stages, 0, here)
     try:
         if keys is None:
             controllers = session.chain.stop()
-            return Cancellation(len(over), len(session.arrays.cancel_all()), here, controllers)
+            return Cancellation(stages, len(session.arrays.cancel_all()), here, controllers)
         withdrawn = session.arrays.cancel(keys)
         running = whole_jobs(session.arrays.in_flight(), keys)
         session.client.cancel(tuple(running))
     except (SlurmUnavailableError, UsageError) as error:
         raise UsageError(f"cancelled on record, so nothing is submitted again; but {error}: `cancel` once more ends the jobs") from error
-    return Cancellation(len(over), len(withdrawn) + sum(map(len, running.values())), here)
+    return Cancellation(stages, len(withdrawn) + sum(map(len, running.values())), here)
 
 
 def keys_to_cancel(seen: Report, chosen: Collection[str]) -> frozenset[str]:

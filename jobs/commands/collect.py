@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from jobs.commands.console import note, say, warn_if_changed
 from jobs.commands.status_report import problem_lines, status_of, table_states
+from jobs.errors import UsageError
 from jobs.store.records import Result, read_result
 from jobs.text import counted, listed
 
@@ -23,13 +24,28 @@ if TYPE_CHECKING:
 
 
 def write_tables(
-    session: Session, report: Report, formats: Sequence[str] | None = None, out: Path | None = None, *, announce: bool = False
+    session: Session,
+    report: Report,
+    formats: Sequence[str] | None = None,
+    out: Path | None = None,
+    *,
+    force: bool = False,
+    announce: bool = False,
 ) -> bool:
-    """Write and print the tables; with `announce`, send the notices of an ended experiment. Returns whether every run has a result."""
+    """Write and print the tables. Returns whether every run has a result.
+
+    `force`: overwrite better tables too. `announce`: this is the end of the experiment: notices are sent, and better tables are kept with a
+    line on stderr. Otherwise UsageError is raised for them.
+    """
     warn_if_changed(session)
-    written = collect_tables(session, report, formats, out)
+    written = collect_tables(session, report, formats, out, force=force)
+    if written.kept and not announce:
+        raise UsageError(_kept_line(session, written))
     _print_tables(written, session.published)
-    say(f"{(session.launched.layout.folder if out is None else out) / 'confusion'}: one matrix per run and method")
+    if written.kept:
+        note(_kept_line(session, written))
+    else:
+        say(f"{(session.launched.layout.folder if out is None else out) / 'confusion'}: one matrix per run and method")
     if announce:
         for line in send_notices(session, report, written):
             note(line)
@@ -70,8 +86,10 @@ def notify_of_stuck_jobs(session: Session, lines: Sequence[str], report: Report)
     return send_notices(session, report, collect_tables(session, report), "; ".join(lines), "stuck")
 
 
-def collect_tables(session: Session, report: Report, formats: Sequence[str] | None = None, out: Path | None = None) -> CollectReport:
-    """Write the tables of what has a result; `formats` None: all, `out` None: the experiment's folder of tables."""
+def collect_tables(
+    session: Session, report: Report, formats: Sequence[str] | None = None, out: Path | None = None, *, force: bool = False
+) -> CollectReport:
+    """Write the tables of what has a result; `formats` None: all, `out` None: the experiment's folder of tables, `force` as there."""
     from jobs.control.outliers import rule_in_words
     from jobs.tables.collect import FORMATS, collect
 
@@ -87,6 +105,7 @@ def collect_tables(session: Session, report: Report, formats: Sequence[str] | No
         outlier_rule=rule_in_words(policy.outliers, policy.sigmas, policy.rounds),
         unresolved=Counter((report.graph.corpus, method) for method, _, _ in report.judgements.unresolved),
         recipes=session.recipes,
+        force=force,
     )
 
 
@@ -107,7 +126,7 @@ def send_notices(session: Session, report: Report, written: CollectReport, messa
         runs=sum(method.n for method in written.summary.methods),
         all_runs=len(report.graph.runs),
         ua={f"{method.corpus} {method.method}": method.mean_ua for method in written.summary.methods},
-        problems=(*filter(None, [message]), *problem_lines(status_of(session.name, report))),
+        problems=(*filter(None, [message, _kept_line(session, written)]), *problem_lines(status_of(session.name, report))),
         tables=str(session.launched.layout.tables.resolve()),
     )
     return [notice_line(notice) for notice in notify(policy, session.launched.layout, ending)]
@@ -120,6 +139,12 @@ def read_results(graph: Graph, layout: Layout, facts: Mapping[str, StageFacts]) 
         if key in facts and facts[key].done and (result := read_result(layout.stage(node.stage, key), key)):
             found[key] = result
     return found
+
+
+def _kept_line(session: Session, written: CollectReport) -> str:
+    """Why the tables were not written and how to write them; "" if they were."""
+    how = f"`python launch.py collect {session.name} --force` overwrites them, `--out DIR` writes elsewhere"
+    return f"{written.kept}; {how}" if written.kept else ""
 
 
 def _print_tables(written: CollectReport, published: Published) -> None:

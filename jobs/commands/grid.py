@@ -16,6 +16,7 @@ from jobs.errors import UsageError
 from jobs.experiment.config import resources_of
 from jobs.experiment.launched import store
 from jobs.experiment.recipes import recipe_sentences
+from jobs.store.access import check_store
 from jobs.text import counted
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def run_grid(session: Session, *, wait: bool) -> bool:
     session.require_nothing_in_slurm()
     if session.on_slurm:
         session.arrays.limits()  # fails before anything is written if Slurm does not answer
+    check_store(session.launched.layout, [(node.stage, key) for key, node in session.launched.graph.nodes.items()])
     store(session.launched)
     if not session.on_slurm:
         return finish(session, run_here(session))

@@ -11,9 +11,10 @@ from typing import Any
 
 from jobs.errors import UsageError
 from jobs.experiment.config import Cluster, Experiment, load_experiment
-from jobs.experiment.launched import last_place
+from jobs.experiment.launched import Corpus, last_place
 from jobs.experiment.registry import Registry
 from jobs.store.layout import Layout
+from jobs.worker.task import Workplace
 
 
 @dataclass(frozen=True)
@@ -102,3 +103,18 @@ def check_experiment(experiment: Experiment, code: Code) -> None:
         code.check(recipe)
     check_rule(experiment.policy.outliers, experiment.seeds, experiment.policy.sigmas)
     check_notify(experiment.policy)
+
+
+def workplace(layout: Layout, corpus: Corpus, since: float, registry: str, digest_of: str, packages: tuple[str, ...]) -> Workplace:
+    """What every task of an experiment gets. `since`: time of its launch; `registry`, `digest_of`, `packages`: as in `Workplace`."""
+    return Workplace(
+        registry=registry,
+        results=str(layout.root),
+        experiment=layout.experiment,
+        corpus=corpus.name,
+        corpus_folder=corpus.folder,
+        corpus_digest=corpus.digest,
+        digest_of=digest_of,
+        packages=packages,
+        launched=since,
+    )

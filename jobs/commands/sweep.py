@@ -22,6 +22,7 @@ from jobs.errors import SlurmUnavailableError, UsageError
 from jobs.experiment.config import OutlierRule
 from jobs.experiment.launched import Launched
 from jobs.signals import Interrupts
+from jobs.store.access import check_store
 from jobs.store.cancellations import last_cancellation, read_cancellations
 from jobs.sweeps.decisions import Decisions, Trial, TrialState
 from jobs.sweeps.driver_lock import driver_of, driving, in_words, refusal
@@ -159,6 +160,7 @@ def launch(session: SweepSession, *, wait: bool) -> bool:
         (store_latest if resumes else store_sweep)(session.sweep)
         say(f"{session.name}: sweep {session.sweep.digest}: every trial has ended, nothing is left to compute")
         return _finish(session, report, announce=False)
+    check_store(session.sweep.layout, [(node.stage, key) for key, node in report.graph.nodes.items()])
     if resumes:
         done = sum(fact.done for fact in report.facts.values())
         say(f"{session.name}: resumes sweep {session.sweep.digest}, {done} of {len(report.facts)} stages done")

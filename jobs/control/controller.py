@@ -191,7 +191,12 @@ def context_of(desired: Desired, executor: Executor | None) -> PassContext:
     if executor is None:
         return context
     return replace(
-        context, live_jobs=executor.live_jobs(), departures=executor.departures, refusals=executor.refusals, settling=executor.settling()
+        context,
+        live_jobs=executor.live_jobs(),
+        cluster=executor.cluster,
+        departures=executor.departures,
+        refusals=executor.refusals,
+        settling=executor.settling(),
     )
 
 

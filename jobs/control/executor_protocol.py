@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jobs.control.facts import Departure, InFlight, Request
 from jobs.experiment.graph import Graph
+from jobs.store.attempts import own_cluster
 
 
 class Executor(ABC):
@@ -47,8 +48,12 @@ class Executor(ABC):
         return {}
 
     def live_jobs(self) -> frozenset[str] | None:
-        """`JOB` or `ARRAY_INDEX` of all jobs in the queue, of every user and experiment; None if the queue cannot be read."""
+        """`JOB` or `ARRAY_INDEX` of all jobs of this user in the queue, of every experiment; None if the queue cannot be read."""
         return None
+
+    def cluster(self) -> str:
+        """Slurm's name of the cluster with that queue; "" if not known."""
+        return own_cluster()
 
     def settling(self) -> frozenset[str]:
         """Keys of jobs that have recently left the queue and whose end is not known yet."""

@@ -63,6 +63,8 @@ def judge_stages(graph: Graph, observed: Observation, context: PassContext) -> d
         parents = [facts[parent] for parent in graph.nodes[key].upstream.values()]
         unstarted = failed_starts(parents, records.unstarted, context.since)
         facts[key] = _judged(records, unstarted, context, cancelled=cancelled, settling=settling)
+        if records.denied:
+            facts[key] = replace(facts[key], error=records.denied, stopped=records.denied, failure=FailureClass.refused)
     for key, messages in context.refusals(observed.unfinished).items():
         recent = [message for when, message in messages if when >= context.since]
         if recent:

@@ -15,7 +15,16 @@ from pathlib import Path
 from jobs.control.facts import Departure, StageFacts, needed_keys
 from jobs.control.result_index import index_of
 from jobs.experiment.graph import Graph
-from jobs.store.attempts import AttemptFiles, attempt_seconds, claim_alive, modified_at, newest_checkpoint, seconds_since_restart
+from jobs.store.access import denied_line
+from jobs.store.attempts import (
+    AttemptFiles,
+    attempt_seconds,
+    claim_alive,
+    modified_at,
+    newest_checkpoint,
+    own_cluster,
+    seconds_since_restart,
+)
 from jobs.store.cancellations import Cancelled
 from jobs.store.layout import Layout, StageFolder
 from jobs.store.records import artifacts_present, attempt_numbers, read_claim, read_outcome, read_result
@@ -29,7 +38,8 @@ class PassContext:
 
     since: float = 0.0  # time of the last launch, seconds since the epoch: only failures after it count
     max_attempts: int = 12
-    live_jobs: Collection[str] | None = None  # all jobs in Slurm's queue; None if it was not read
+    live_jobs: Collection[str] | None = None  # this user's jobs in Slurm's queue; None if it was not read
+    cluster: Callable[[], str] = own_cluster  # Slurm's name of the cluster with that queue; "": not known
     departures: Callable[[Collection[str]], Mapping[str, Sequence[Departure]]] = lambda keys: {}
     refusals: Callable[[Collection[str]], Mapping[str, Sequence[tuple[float, str]]]] = lambda keys: {}  # time and message of each
     settling: Collection[str] = frozenset()  # keys of stages whose last job has left the queue, its end not known yet
@@ -46,6 +56,7 @@ class StageRecords:
     unstarted: tuple[Departure, ...] = ()  # of them, those in which no stage was started
     newest_checkpoint: float = 0.0  # seconds since the epoch; 0: none
     seconds: float = 0.0  # of all attempts since the last start without a checkpoint
+    denied: str = ""  # why its files cannot be read: path and owner; "": they can
 
 
 NO_RECORDS = StageRecords()
@@ -73,10 +84,14 @@ def observe(
     started = {stage: _names(folder) for stage, folder in folders.items()}
     wanted = list(graph.nodes if keys is None else keys)
     index = index_of(layout)
+    denied: dict[str, str] = {}
     for key in wanted:
         stage = graph.nodes[key].stage
-        facts[key] = (index.facts(key, f"{folders[stage]}/{key}") if key in started[stage] else None) or BLANK
-    damaged = _discount_missing_artifacts(graph, layout, facts)
+        try:
+            facts[key] = (index.facts(key, f"{folders[stage]}/{key}") if key in started[stage] else None) or BLANK
+        except PermissionError as error:
+            facts[key], denied[key] = BLANK, denied_line(error)
+    damaged = _discount_missing_artifacts(graph, layout, facts, denied)
     undone = [key for key in dict.fromkeys([*wanted, *damaged]) if not facts[key].done]
     retried = [key for key in wanted if facts[key].done and facts[key].attempts > 1 and facts[key].finished >= context.since]
     incomplete = [*undone, *retried]
@@ -84,8 +99,13 @@ def observe(
     records: dict[str, StageRecords] = {}
     for key in incomplete:
         left = tuple(departures.get(key, ()))
-        if facts[key].done or key in started[graph.nodes[key].stage]:
-            records[key] = _read_records(layout.stage(graph.nodes[key].stage, key), context, left)
+        if key in denied:
+            records[key] = StageRecords(departures=left, denied=denied[key])
+        elif facts[key].done or key in started[graph.nodes[key].stage]:
+            try:
+                records[key] = _read_records(layout.stage(graph.nodes[key].stage, key), context, left)
+            except PermissionError as error:
+                records[key] = StageRecords(departures=left, denied=denied_line(error))
         else:
             records[key] = StageRecords(departures=left) if left else NO_RECORDS
     own_jobs = {attempt.job for read in records.values() for attempt in read.attempts if attempt.job}
@@ -110,7 +130,14 @@ def read_attempts(folder: StageFolder, context: PassContext, gone: Collection[st
         if claim is None:
             continue
         over = outcome is not None or number == published
-        alive = not over and claim_alive(claim, modified_at(attempt.claim), live_jobs=context.live_jobs, now=context.clock(), gone=gone)
+        alive = not over and claim_alive(
+            claim,
+            modified_at(attempt.claim),
+            live_jobs=context.live_jobs,
+            now=context.clock(),
+            gone=gone,
+            cluster=context.cluster,
+        )
         found.append(AttemptFiles(number, claim, outcome, alive, number == published))
     last_of_job = {attempt.job: attempt.number for attempt in found if attempt.job}
     # Slurm ends one execution of a job before it starts the next: what runs under the number of a requeued job is the last attempt.
@@ -135,8 +162,11 @@ def _jobs_of_finished(
     return found
 
 
-def _discount_missing_artifacts(graph: Graph, layout: Layout, facts: dict[str, StageFacts]) -> set[str]:
-    """Reset the facts of finished stages that still have to be read and whose artifacts are gone; returns their keys."""
+def _discount_missing_artifacts(graph: Graph, layout: Layout, facts: dict[str, StageFacts], denied: dict[str, str]) -> set[str]:
+    """Reset the facts of finished stages that still have to be read and whose artifacts are gone; returns their keys.
+
+    Adds to `denied` the stages whose artifacts this user may not read, with path and owner.
+    """
     checked: set[str] = set()
     damaged: set[str] = set()
     while True:
@@ -147,8 +177,12 @@ def _discount_missing_artifacts(graph: Graph, layout: Layout, facts: dict[str, S
         checked |= read
         for key in read:
             folder = layout.stage(graph.nodes[key].stage, key)
-            result = read_result(folder, key)
-            if result is None or not artifacts_present(folder, result):
+            try:
+                result = read_result(folder, key)
+                present = result is not None and artifacts_present(folder, result)
+            except PermissionError as error:
+                present, denied[key] = False, denied_line(error)
+            if not present:
                 facts[key] = BLANK
                 damaged.add(key)
 

@@ -39,6 +39,7 @@ _RESOURCE_BOUNDS: Mapping[str, float] = {  # key of an entry of `resources` -> m
     **dict.fromkeys(("gpus", "processes", "at_once", "throttle"), 0),
     "memory_gb": _TINY,
 }
+SECRETS = ("policy.webhook", "slurm.environment")  # keys whose values may hold secrets: not published, stored for their user only
 DEFAULT_RESOURCES = "default"  # the entry of `resources` that every stage inherits from
 
 
@@ -188,6 +189,11 @@ def resources_of(experiment: Experiment, stage: str) -> Resources:
         if name in experiment.resources:
             found = replace(found, **{key: value for key, value in asdict(experiment.resources[name]).items() if value is not None})
     return found
+
+
+def secrets_of(experiment: Experiment) -> tuple[str, ...]:
+    """The keys of `SECRETS` that are set."""
+    return tuple(key for key in SECRETS if attrgetter(key)(experiment))
 
 
 def at_once_of(resources: Resources) -> int:

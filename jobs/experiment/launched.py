@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from jobs.errors import UsageError
-from jobs.experiment.config import Cluster, Experiment
+from jobs.errors import StoredConfigurationError, UsageError
+from jobs.experiment.config import Cluster, Experiment, secrets_of
 from jobs.experiment.graph import Extend, Graph, Refill, Slot, build_graph, seeds_of_slots
 from jobs.experiment.registry import Registry
 from jobs.experiment.stored_config import resolved_values, restore_experiment
 from jobs.store.cancellations import last_cancellation
 from jobs.store.layout import Layout, valid_experiment_name
-from jobs.store.records import DamagedRecordError, Decoder, write_json
+from jobs.store.records import DamagedRecordError, Decoder, read_json, write_json
 from jobs.text import did_you_mean
 
 SCHEMA = 1
@@ -93,17 +93,20 @@ def launch(
 
 
 def store(launched: Launched) -> None:
-    """Store an experiment under its name."""
+    """Store an experiment under its name; only its user can read the record if it has settings that may hold secrets."""
     config, stages = resolved_values(launched.experiment), _digest(launched.graph)
     record = _Stored(launched.since, launched.corpus, config, launched.config, launched.user, stages, launched.typed)
-    write_json(launched.layout.experiment_file, {"schema": SCHEMA, **asdict(record)})
+    private = bool(secrets_of(launched.experiment))
+    write_json(launched.layout.experiment_file, {"schema": SCHEMA, **asdict(record)}, private=private)
 
 
 def reopen(layout: Layout, registry: Registry, recipe_schema: type[Any]) -> Launched:
-    """The experiment as it was launched last. Raises UsageError if there is none of that name, or its record is damaged."""
+    """The experiment as it was launched last.
+
+    Raises UsageError if there is none of that name, StoredConfigurationError if its record is damaged or of another version.
+    """
     stored = _load(layout)
-    again = f"`python launch.py resume {layout.experiment} --results {layout.root}` renews it"
-    experiment = restore_experiment(stored.config, recipe_schema=recipe_schema, again=again)
+    experiment = _restore(stored, layout, registry, recipe_schema)
     graph = _graph(experiment, stored.corpus, registry, {})
     refill = functools.partial(_graph, experiment, stored.corpus, registry, base=graph)
     changed = bool(stored.stages) and stored.stages != _digest(graph)
@@ -119,9 +122,7 @@ def relaunch(layout: Layout, registry: Registry, recipe_schema: type[Any]) -> La
     `reopen`.
     """
     stored = _load(layout)
-    command = shlex.join(("python", "launch.py", *(stored.typed or ("grid", stored.file or layout.experiment))))
-    again = f"`{command}` launches with the settings of its file"
-    experiment = restore_experiment(stored.config, recipe_schema=recipe_schema, again=again, add_settings=True)
+    experiment = _restore(stored, layout, registry, recipe_schema)
     return launch(experiment, stored.corpus, registry, layout, stored.file, stored.typed)
 
 
@@ -135,18 +136,53 @@ def require_same_corpus(launched: Launched, digest: str, launch_command: str) ->
         )
 
 
+def _restore(stored: _Stored, layout: Layout, registry: Registry, recipe_schema: type[Any]) -> Experiment:
+    """The stored experiment. StoredConfigurationError, with the command of the launch, if this version lacks a setting of it."""
+    command = shlex.join(("python", "launch.py", *(stored.typed or ("grid", stored.file or layout.experiment))))
+    again = f"`{command}` launches with the settings of its file"
+    experiment = restore_experiment(stored.config, recipe_schema=recipe_schema, again=again)
+    gone = [name for name in experiment.methods if name not in (*registry.methods, *experiment.variants)]
+    if gone:
+        raise StoredConfigurationError(f"stored configuration: method {gone[0]!r} does not exist any more; {again}")
+    return experiment
+
+
 def _load(layout: Layout) -> _Stored:
     if not valid_experiment_name(layout.experiment):
         raise UsageError(f"experiment {layout.experiment!r}: not a name that an experiment can have")
     try:
         stored = _RECORDS.load(layout.experiment_file)
     except DamagedRecordError as error:
-        raise UsageError(f"{layout.experiment_file}: damaged ({error}); launch `grid` again to renew it") from error
+        raise StoredConfigurationError(f"{layout.experiment_file}: damaged ({error}); launch `grid` again to renew it") from error
     if stored is None:
         known = sorted(path.parent.name for path in layout.root.glob("*/experiment.json"))
         hint = did_you_mean(layout.experiment, known, otherwise=f"launched are: {', '.join(known) or 'none'}")
         raise UsageError(f"experiment {layout.experiment!r} was not launched (nothing in {layout.folder}); {hint}")
     return stored
+
+
+def without_configuration(layout: Layout) -> Launched:
+    """What `cancel` needs of a launch whose configuration cannot be read: its time, user and cluster. It has no stages.
+
+    Parts of the record that are damaged too count as not known: the user is then the owner of the file, the time 0, and the cluster is
+    Slurm's if anything was submitted.
+    """
+    stored = read_json(layout.experiment_file) or {}
+    config, since, user = (stored.get(name) for name in ("config", "launched", "user"))
+    cluster = config.get("cluster") if isinstance(config, dict) else None
+    on_slurm = cluster == Cluster.slurm.name or layout.submissions.is_dir()
+    experiment = Experiment(name=layout.experiment, cluster=Cluster.slurm if on_slurm else Cluster.local)
+    graph = Graph({}, (), "", "", {})
+    return Launched(
+        experiment,
+        Corpus("", "", (), ""),
+        graph,
+        layout,
+        float(since) if isinstance(since, int | float) else 0.0,
+        lambda generations: graph,
+        changed=True,
+        user=user if isinstance(user, int) else layout.experiment_file.stat().st_uid,
+    )
 
 
 def _graph(experiment: Experiment, corpus: Corpus, registry: Registry, generations: Mapping[Slot, int], base: Graph | None = None) -> Graph:

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from operator import attrgetter
 from typing import Any, cast
 
-from jobs.errors import UsageError
+from jobs.errors import StoredConfigurationError
 from jobs.experiment.config import Experiment
 from jobs.experiment.sweep_section import FORMER_KEYS
 from jobs.text import first_line
@@ -16,14 +16,11 @@ from jobs.text import first_line
 AGAIN = "launch `grid` again to renew it"
 
 
-def restore_experiment(
-    values: Mapping[str, Any], *, recipe_schema: type[Any], again: str = AGAIN, add_settings: bool = False
-) -> Experiment:
-    """The experiment of stored `resolved_values`. UsageError, ending in `again`, if the schema has changed since.
+def restore_experiment(values: Mapping[str, Any], *, recipe_schema: type[Any], again: str = AGAIN) -> Experiment:
+    """The experiment of stored `resolved_values`; keys that have been added to the schema since get their defaults.
 
-    `add_settings`: only if the schema lacks a stored setting; one that it has added gets its default.
-
-    Uses pydantic: importing OmegaConf alone would take half of the time that `status` may take.
+    Raises StoredConfigurationError, ending in `again`, for a key that the schema does not have, or a value that it does not allow. Uses
+    pydantic: importing OmegaConf alone would take half of the time that `status` may take.
     """
     from pydantic import TypeAdapter, ValidationError
 
@@ -33,25 +30,24 @@ def restore_experiment(
         for variant in experiment.variants.values():
             variant.recipe = TypeAdapter(recipe_schema).validate_python(variant.recipe)
     except (KeyError, TypeError, ValidationError) as error:
-        raise UsageError(f"stored configuration: {first_line(error)}; {again}") from error
-    resolved = resolved_values(experiment)
-    asked = values.get("sweep", resolved["sweep"])  # without `sweep`: stored before sweeps existed
-    stored = {**values, "sweep": {key: value for key, value in asked.items() if key not in FORMER_KEYS}}
-    if add_settings and (lost := next(_lost_settings(stored, resolved), "")):
-        raise UsageError(f"stored configuration: this version has no setting {lost}; {again}")
-    if not add_settings and resolved != stored:
-        raise UsageError(f"stored configuration: written by another version of the program; {again}")
+        raise StoredConfigurationError(f"stored configuration: {first_line(error)}; {again}") from error
+    differing = next(_differing(values, resolved_values(experiment)), "")
+    if differing:
+        raise StoredConfigurationError(f"stored configuration: {differing}: written by another version of the program; {again}")
     return experiment
 
 
-def _lost_settings(stored: Mapping[str, Any], resolved: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted keys of stored settings that the resolved ones lack, or have another value of."""
-    for key, value in stored.items():
-        there = resolved.get(key)
-        if isinstance(value, Mapping) and isinstance(there, Mapping):
-            yield from _lost_settings(value, there, f"{prefix}{key}.")
-        elif key not in resolved or there != value:
-            yield f"{prefix}{key}={value}"
+def _differing(stored: Any, restored: Any, key: str = "") -> Iterator[str]:
+    """Keys of the stored values that were not restored as they are, except those of `FORMER_KEYS`."""
+    if not (isinstance(stored, Mapping) and isinstance(restored, Mapping)):
+        if stored != restored:
+            yield key
+        return
+    for name, value in stored.items():
+        if name in restored:
+            yield from _differing(value, restored[name], f"{key}.{name}".lstrip("."))
+        elif not (key == "sweep" and name in FORMER_KEYS):
+            yield f"{key}.{name}".lstrip(".")
 
 
 def resolved_values(experiment: Experiment) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from jobs.slurm.queue import (
 from jobs.slurm.recovery import Recovery
 from jobs.slurm.script import ArrayJob, launcher_python, render_script
 from jobs.slurm.submissions import SETTLE_SECONDS, Guard, State, Submission, SubmissionBook, new_submission
+from jobs.store.attempts import own_cluster
 from jobs.store.layout import Layout
 from jobs.store.snapshot import Snapshot, plan_snapshot, snapshot_facts, take_snapshot
 from jobs.worker.task import Description, Workplace, describe, write_description
@@ -194,6 +195,18 @@ class SlurmArrays(Executor):
     def live_jobs(self) -> frozenset[str] | None:
         """`JOB` or `ARRAY_INDEX` of everything that this user has in the queue, of any experiment; None if not known."""
         return None if self._blind else frozenset(element.job for element in self._last_queue())
+
+    def cluster(self) -> str:
+        """Slurm's name of this cluster; "" if Slurm does not answer. Asked once per process, if a claim states a cluster."""
+        return own_cluster() or self._cluster
+
+    @cached_property
+    def _cluster(self) -> str:
+        try:
+            return "" if self._blind else self._client.configuration().get("ClusterName", "")
+        except (SlurmUnavailableError, UsageError) as error:
+            _log.warning("the name of this cluster is not known: %s", error)
+            return ""
 
     def cancel(self, keys: Collection[str]) -> tuple[str, ...]:
         """Cancel the pending elements that compute no other stages than these. Returns the keys that were withdrawn.

@@ -54,6 +54,7 @@ class TemplateExecutor(submitit.SlurmExecutor):  # type: ignore[misc]  # submiti
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
         self._uid = uid
+        self._temporary().chmod(0o600)  # created empty by submitit; the text may hold secrets of the site's environment
         return self._text
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:

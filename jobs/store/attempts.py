@@ -44,6 +44,8 @@ def new_claim(number: int, *, log: str = "", relief: int = 0, checkpoint: float 
         relief=relief,
         checkpoint=checkpoint,
         team=team,
+        uid=os.getuid(),
+        cluster=own_cluster(),
     )
 
 
@@ -51,6 +53,11 @@ def own_slurm_job() -> str:
     """`ARRAY_INDEX` or `JOB` of the Slurm job this process runs in; "" outside of Slurm."""
     array, index = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{index}" if array and index else os.environ.get("SLURM_JOB_ID", "")
+
+
+def own_cluster() -> str:
+    """Slurm's name of the cluster that this process is a job of; "" outside of Slurm."""
+    return os.environ.get("SLURM_CLUSTER_NAME", "")
 
 
 def is_slurm_job(job: str) -> bool:
@@ -70,16 +77,27 @@ def process_start(pid: int) -> str:
     return f"{_kernel()}/{fields[19]}"
 
 
-def claim_alive(claim: Claim, heartbeat: float, *, live_jobs: Collection[str] | None, now: float, gone: Collection[str] = ()) -> bool:
+def claim_alive(
+    claim: Claim,
+    heartbeat: float,
+    *,
+    live_jobs: Collection[str] | None,
+    now: float,
+    gone: Collection[str] = (),
+    cluster: Callable[[], str] = own_cluster,
+) -> bool:
     """Whether the process that holds a claim still works on it.
 
-    `heartbeat`: modification time of the claim file; `now`: the time to compare it with; both in seconds since the epoch. `live_jobs`: all
-    jobs in Slurm's queue (`JOB` or `ARRAY_INDEX`), None if the queue was not read; `gone`: some jobs that have left it.
+    `heartbeat`: modification time of the claim file; `now`: the time to compare it with; both in seconds since the epoch. `live_jobs`: jobs
+    of this user in Slurm's queue (`JOB` or `ARRAY_INDEX`), None if the queue was not read; `gone`: some that have left it. `cluster`: name
+    of the cluster with that queue, "" if not known. The queue shows no job of another user or cluster: there the heartbeat decides.
     """
     kernel, _, _ = claim.process_start.rpartition("/")
     if kernel and kernel == _kernel():
         return process_start(claim.pid) == claim.process_start
     quiet = now - heartbeat
+    if claim.uid not in (None, os.getuid()) or (claim.cluster and cluster() not in ("", claim.cluster)):
+        return quiet < QUIET_SECONDS
     if is_slurm_job(claim.slurm_job) and live_jobs is not None:
         return claim.slurm_job in live_jobs or quiet < GONE_SECONDS
     if claim.slurm_job and claim.slurm_job in gone:

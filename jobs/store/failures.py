@@ -12,7 +12,7 @@
 | storage       | I/O errors of a file system, no space left, quota        | same seed after a pause, 5 minutes to 6 hours    |
 | disk          | an artifact that is damaged                              | same seed; twice                                 |
 | code          | any other exception                                      | stopped                                          |
-| refused       | wrong configuration or data                              | stopped                                          |
+| refused       | wrong configuration or data, no permission for a file    | stopped                                          |
 | divergence    | NaN, a result that is not finite                         | another seed for the slot (jobs.control.rounds)  |
 | cancelled     | `cancel`, or scancel by a user                           | stopped until the user launches again            |
 
@@ -85,7 +85,7 @@ def class_of_exception(error: BaseException) -> FailureClass:
     """Class of an exception, by the types, attributes and messages of itself and of the exceptions it was raised from."""
     if getattr(error, "interrupted", False):
         return FailureClass.interrupted
-    if isinstance(error, UsageError) or getattr(error, "problems", None) is not None:
+    if isinstance(error, UsageError | PermissionError) or getattr(error, "problems", None) is not None:
         return FailureClass.refused
     seen: list[BaseException] = []
     current: BaseException | None = error

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import stat
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -188,6 +189,8 @@ class Claim:
     relief: int = 0  # how often the work of a pass was halved for want of memory
     checkpoint: float = 0.0  # when the newest resumable state was written that it found, seconds since the epoch
     team: str = ""  # machines of all processes that compute it together, a comma between them; "": `node` alone
+    uid: int | None = None  # of the user; None in claims of older versions
+    cluster: str = ""  # Slurm's name of the cluster of `slurm_job`; "": not known
 
     def __post_init__(self) -> None:
         check_times(self.started)
@@ -266,7 +269,9 @@ def create_json(path: Path, value: object) -> bool:
     try:
         path.hardlink_to(temporary)
     except FileExistsError:
-        return False
+        # NFS repeats a request whose reply was lost, and reports the file that the first one has made: link(2), open(2) on O_EXCL
+        if temporary.stat().st_nlink != 2:
+            return False
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)
@@ -309,16 +314,24 @@ def usable_confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) ->
     return square and len(set(classes)) == size and min(map(min, counts)) >= 0 and any(map(any, counts))
 
 
+def file_exists(path: Path) -> bool:
+    """Whether a regular file is there; OSError if that cannot be read, where `Path.is_file` of Python 3.14 returns False."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
 def result_intact(folder: StageFolder, result: Result) -> bool:
-    """Whether the artifacts named by a result lie there with the digests it states (reads every byte)."""
+    """Whether the artifacts named by a result lie there with the digests it states (reads every byte). OSError if they cannot be read."""
     output = folder.attempt(result.attempt).output
-    return all((output / name).is_file() and file_digest(output / name) == digest for name, digest in result.artifacts.items())
+    return all(file_exists(output / name) and file_digest(output / name) == digest for name, digest in result.artifacts.items())
 
 
 def artifacts_present(folder: StageFolder, result: Result) -> bool:
     """Whether the artifacts named by a result lie there (reads no content)."""
     output = folder.attempt(result.attempt).output
-    return all((output / name).is_file() for name in result.artifacts)
+    return all(file_exists(output / name) for name in result.artifacts)
 
 
 def claim_attempt(folder: StageFolder, number: int, claim: Claim) -> bool:

@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from jobs.store.layout import Layout
 from jobs.store.records import Decoder, write_json
 
 SCHEMA = 1
-CODE = ("launch.py", "jobs", "ser_core", "configs", "slurm_templates")  # what jobs need; used outside of git
-NOT_CODE = ("tests", "docs", "benchmarks", "results", "data")  # top-level folders that jobs never read
+CODE = ("launch.py", "jobs", "ser_core", "configs", "slurm_templates")  # what jobs need: files that git does not track are copied from here
+NOT_CODE = ("tests", "docs", "benchmarks", "results", "data", "checkpoints")  # top-level folders that jobs never read
+SECRET = (".env", ".env.*", ".netrc", "*.key", "*.pem")  # names of files that are never copied, tracked or not
 LARGEST = 8 * 2**20  # bytes; a larger untracked file counts as data, not code
 DIGEST_LENGTH = 16
 GIT_SECONDS = 60
@@ -39,7 +41,7 @@ class Snapshot:
     files: Mapping[str, int]  # relative name -> 1 if executable
     commit: str  # "" outside of git
     changed: tuple[str, ...]  # files that differ from the commit or are unknown to it
-    left_out: tuple[str, ...]  # untracked and too large to be code
+    left_out: tuple[str, ...]  # untracked, and outside of `CODE` or too large to be code
 
     @property
     def taken(self) -> bool:
@@ -68,7 +70,11 @@ def plan_snapshot(source: Path, layout: Layout) -> Snapshot:
         return known
     in_git = _is_checkout(source)
     tracked, untracked = _git_files(source) if in_git else (_walk(source), [])
-    fitting = [name for name in untracked if (source / name).is_file() and (source / name).stat().st_size <= LARGEST]
+    fitting = [
+        name
+        for name in untracked
+        if Path(name).parts[0] in CODE and (source / name).is_file() and (source / name).stat().st_size <= LARGEST
+    ]
     names = sorted(name for name in {*tracked, *fitting} if _is_code(name) and (source / name).is_file())
     if not names:
         raise UsageError(f"{source}: no code to run there (expected {', '.join(CODE)})")
@@ -101,6 +107,7 @@ def take_snapshot(source: Path, layout: Layout) -> Snapshot:
             shutil.copy(snapshot.source / name, target)
         if _digest(temporary, snapshot.files) != snapshot.digest:
             raise UsageError(f"{snapshot.source}: code changed while it was copied; launch again")
+        (temporary / "dirty.diff").touch(mode=0o600)  # of files that may be readable by their user only
         (temporary / "dirty.diff").write_text(_dirty_diff(snapshot), encoding="utf-8", errors="surrogateescape")
         record = {"schema": SCHEMA, **snapshot_facts(snapshot), "files": sorted(snapshot.files), "left_out": list(snapshot.left_out)}
         write_json(temporary / "snapshot.json", record)
@@ -159,7 +166,9 @@ def _digest(folder: Path, files: Mapping[str, int]) -> str:
 
 def _is_code(name: str) -> bool:
     parts = Path(name).parts
-    return parts[0] not in NOT_CODE and "__pycache__" not in parts and name not in ("snapshot.json", "dirty.diff")
+    if parts[0] in NOT_CODE or "__pycache__" in parts or name in ("snapshot.json", "dirty.diff"):
+        return False
+    return not any(fnmatchcase(parts[-1], pattern) for pattern in SECRET)
 
 
 def _walk(source: Path) -> list[str]:
@@ -206,14 +215,15 @@ def _git_environment() -> dict[str, str]:
 
 
 def code_facts(repository: Path) -> dict[str, Any]:
-    """`commit` of a working tree and `dirty`, a digest of everything that differs from it ("" if nothing does).
+    """`commit` of a working tree and `dirty`, a digest of the code that differs from it ("" if none does).
 
-    Both are None without git or a repository. Called once per launch, never by workers.
+    Of an untracked file that is too large to be code, only the size counts. Both are None without git or a repository. Called once per
+    launch, never by workers.
     """
     try:
         commit = _git(repository, "rev-parse", "HEAD").strip()
         changed = _git(repository, "diff", "HEAD", "--binary")
-        untracked = _git_files(repository)[1]
+        untracked = list(filter(_is_code, _git_files(repository)[1]))
     except UsageError:
         return {"commit": None, "dirty": None}
     digest = hashlib.sha256(os.fsencode(changed))
@@ -224,6 +234,9 @@ def code_facts(repository: Path) -> dict[str, Any]:
 
 def _content(path: Path) -> bytes:
     try:
+        size = path.stat().st_size
+        if size > LARGEST:
+            return str(size).encode()
         return hashlib.sha256(path.read_bytes()).digest()
     except OSError:  # removed since it was listed, or a folder with a repository of its own: its name is in the digest
         return b""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import UsageError
-from jobs.experiment.config import Experiment
+from jobs.experiment.config import Experiment, secrets_of
 from jobs.experiment.launched import Corpus
 from jobs.experiment.registry import SweepRegistry
 from jobs.experiment.stored_config import resolved_values, restore_experiment
@@ -109,10 +109,11 @@ def folds_of(experiment: Experiment, corpus: Corpus) -> tuple[str, ...]:
 
 
 def store_sweep(sweep: Sweep) -> None:
-    """Record a sweep as the last one launched."""
+    """Record a sweep as the last one launched; only its user can read the record if it has settings that may hold secrets."""
     recorded = {each.name: getattr(sweep, each.name) for each in fields(_Stored) if each.name != "config"}
     stored = _Stored(**{**recorded, "user": os.getuid()}, config=resolved_values(sweep.experiment))
-    write_json(sweep.own_layout.experiment_file, {"schema": SCHEMA, **asdict(stored)})
+    private = bool(secrets_of(sweep.experiment))
+    write_json(sweep.own_layout.experiment_file, {"schema": SCHEMA, **asdict(stored)}, private=private)
     store_latest(sweep)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from jobs.errors import UsageError
 from jobs.experiment.graph import Graph
 from jobs.experiment.recipes import MethodRecipe
 from jobs.store.layout import Layout
-from jobs.store.records import Result, write_json, write_text
+from jobs.store.records import Decoder, Result, write_json, write_text
 from jobs.tables import published as published_figures
 from jobs.tables.confusion import write_confusions
 from jobs.tables.display import render, render_csv, render_methods_csv
@@ -35,6 +35,7 @@ class CollectReport:
     paths: tuple[Path, ...]
     complete: bool
     summary: Summary
+    kept: str = field(default="", kw_only=True)  # why nothing was written: the folder has better tables; "": the tables were written
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -86,20 +87,55 @@ def collect(
     outlier_rule: str = "none",
     unresolved: Mapping[tuple[str, str], int] | None = None,
     recipes: Sequence[MethodRecipe] = (),
+    force: bool = False,
 ) -> CollectReport:
     """Write the tables into `tables/` of the experiment and the confusion matrices into `confusion/`, or all below `out`.
 
     `results` and `states` are as for `jobs.tables.summary.entries_of`; `formats` are keys of `FORMATS`; `outlier_rule` describes the
     rule that was applied, as `jobs.control.outliers.rule_in_words` does; `unresolved` is the number of outliers in the mean by
-    (corpus, method); `recipes` are named in the captions. An incomplete experiment is written too and marked as such. Raises
-    UsageError for results without usable scores and for an unknown format.
+    (corpus, method); `recipes` are named in the captions. An incomplete experiment is written too and marked as such, but does not replace
+    complete tables of more runs without `force`. Raises UsageError for results without usable scores and for an unknown format.
     """
     check_formats(formats)
     summary = summary_of(layout.experiment, graph, results, states, outlier_rule, unresolved, recipes)
-    paths = _write_tables(layout.tables if out is None else out, summary, published, formats)
+    folder = layout.tables if out is None else out
+    kept = "" if force else reason_to_keep(_EARLIER.read(folder / FORMATS["json"]), summary)
+    if kept:
+        return CollectReport((), summary.complete, summary, kept=f"{folder}: {kept}")
+    paths = _write_tables(folder, summary, published, formats)
     confusion = (layout.folder if out is None else out) / "confusion"
     paths.extend(write_confusions(confusion, graph, results, published.labels))
     return CollectReport(tuple(paths), summary.complete, summary)
+
+
+@dataclass(frozen=True)
+class EarlierMethod:
+    """The part of a method of an earlier `summary.json` that is read again."""
+
+    n: int  # finished runs
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """The part of an earlier `summary.json` that is read again."""
+
+    complete: bool
+    methods: tuple[EarlierMethod, ...]
+
+
+_EARLIER = Decoder(Earlier)
+
+
+def reason_to_keep(earlier: Earlier | None, summary: Summary) -> str:
+    """Why tables are not overwritten: they are complete, the new ones are not and have fewer runs; "" if they may be. Pure.
+
+    `earlier`: their `summary.json`, None without one. This happens if the code or the settings have changed and other stages are needed.
+    """
+    if summary.complete or earlier is None or not earlier.complete:
+        return ""
+    before = sum(method.n for method in earlier.methods)
+    now = sum(method.n for method in summary.methods)
+    return f"complete tables of {before} runs are not overwritten with incomplete ones of {now}" if now < before else ""
 
 
 def collect_csv(

@@ -14,6 +14,8 @@ from jobs.statistics import Interval, round_half_up
 from jobs.tables.summary import CodeFacts
 from jobs.text import one_line
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # first characters of a cell that spreadsheets execute
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
 # Commands are those of OT1 and the math fonts, which every LaTeX has; braces keep them apart from what follows.
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -87,12 +89,26 @@ def interval_text(interval: Interval | None) -> str:
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A CSV file with a header. Floats are written with all their digits, None as an empty cell."""
+    """A CSV file with a header. Floats are written with all their digits, None as an empty cell; text that is a formula is quoted."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
+    for row in (columns, *rows):
+        writer.writerow([quoted_formula(cell) if isinstance(cell, str) else cell for cell in row])
     return text.getvalue()
+
+
+def quoted_formula(text: str) -> str:
+    """The text of a cell after an apostrophe, if a spreadsheet would execute it (OWASP, "CSV Injection"); numbers stay as they are."""
+    return f"'{text}" if _is_formula(text) else text
+
+
+def unquoted_formula(text: str) -> str:
+    """The inverse of `quoted_formula`."""
+    return text[1:] if text.startswith("'") and _is_formula(text[1:]) else text
+
+
+def _is_formula(text: str) -> bool:
+    return text.lstrip("'").startswith(_FORMULA) and not _NUMBER.fullmatch(text)
 
 
 def code_sentence(whose: str, code: CodeFacts, packages: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ from jobs.control.outliers import Verdict, check_rule
 from jobs.control.rounds import MethodReplay, SeedResult
 from jobs.errors import UsageError
 from jobs.experiment.config import OutlierRule, Policy
+from jobs.tables.format import unquoted_formula
 from jobs.tables.summary import Entry, Scores, Status
 
 REQUIRED = ("corpus", "method", "fold", "slot", "seed", "ua")
@@ -191,7 +192,7 @@ def _rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], bool]:
     # `read_text` has already normalised line ends.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=";" if semicolon else ",", strict=True)
     try:
-        rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+        rows = [(reader.line_num, list(map(unquoted_formula, cells))) for cells in reader if any(cell.strip() for cell in cells)]
     except csv.Error as error:
         raise UsageError(f"{path} line {reader.line_num}: {error}") from error
     if not rows:

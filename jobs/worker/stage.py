@@ -18,6 +18,7 @@ from typing import Any
 from jobs.errors import UsageError
 from jobs.experiment.graph import Node, canonical_json
 from jobs.signals import WARNING_SIGNAL, StopRequest
+from jobs.store.access import denied_line
 from jobs.store.attempts import (
     GONE_SECONDS,
     QUIET_SECONDS,
@@ -148,6 +149,8 @@ def execute(process: WorkerProcess, node: Node) -> Verdict:
                 late = "another attempt had the result first"
                 write_outcome(attempt, _outcome(attempt, watch, Ending.interrupted, SUPERSEDED, late, kind=FailureClass.interrupted))
                 return Verdict.already
+            if isinstance(upstream, OSError):
+                raise upstream
             process.report(f"{node.name}: attempt {attempt.number} on {socket.gethostname()}, process {os.getpid()}")
             result = _compute(process, node, folder, attempt, upstream, watch)
             write_result(folder, result)
@@ -172,7 +175,8 @@ def outcome_of(error: BaseException, attempt: AttemptFolder, watch: Stopwatch, *
         kind = FailureClass.time_limit if at_limit else kind
         return _outcome(attempt, watch, Ending.interrupted, name, first_line(error), kind=kind)
     if kind is FailureClass.refused:
-        lines = [str(problem) for problem in getattr(error, "problems", ())] or [str(error)]
+        lines = [str(problem) for problem in getattr(error, "problems", ())]
+        lines = lines or [denied_line(error) if isinstance(error, PermissionError) else str(error)]
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
         return _outcome(attempt, watch, Ending.refused, name, lines[0] + more, "\n".join(lines), kind=kind)
     if kind is FailureClass.memory and concurrent:
@@ -209,19 +213,30 @@ def _is_cancelled(place: Workplace, node: Node) -> bool:
         return False
 
 
-def _wait_for_upstream(process: WorkerProcess, node: Node) -> dict[str, Path] | str:
-    """Role -> folder with the verified artifacts of that upstream stage; or an error message if one is missing or damaged."""
+def _wait_for_upstream(process: WorkerProcess, node: Node) -> dict[str, Path] | str | OSError:
+    """Role -> folder with the verified artifacts of that upstream stage; an error message if one is missing or damaged.
+
+    Or the error of a file system that does not let them be read: what is stored there is then neither missing nor damaged.
+    """
     deadline = time.monotonic() + process.lag_seconds
     while True:
-        found = {role: _verified_output(process, key) for role, key in node.upstream.items()}
-        missing = [role for role, output in found.items() if output is None]
-        if not missing:
-            return {role: output for role, output in found.items() if output is not None}
-        if process.stop() or time.monotonic() >= deadline:
-            break
+        try:
+            found = {role: _verified_output(process, key) for role, key in node.upstream.items()}
+        except OSError as error:
+            if process.stop() or time.monotonic() >= deadline:
+                return error
+        else:
+            missing = [role for role, output in found.items() if output is None]
+            if not missing:
+                return {role: output for role, output in found.items() if output is not None}
+            if process.stop() or time.monotonic() >= deadline:
+                break
         time.sleep(min(1.0, process.lag_seconds / 4))
     damaged = [process.description.nodes[node.upstream[role]] for role in missing]
-    withdrawn = [parent.name for parent in damaged if not process.stop() and _withdraw(process.folder(parent), parent)]
+    try:
+        withdrawn = [parent.name for parent in damaged if not process.stop() and _withdraw(process.folder(parent), parent)]
+    except OSError as error:
+        return error
     if withdrawn:
         return f"artifacts of {', '.join(withdrawn)} differ from the digests in its result; it will be computed again"
     return f"no result of {', '.join(parent.name for parent in damaged)}"

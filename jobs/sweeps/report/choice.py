@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.experiment.config import Cluster
+from jobs.experiment.config import SECRETS, Cluster, secrets_of
 from jobs.statistics import round_half_up
 from jobs.store.layout import Layout
 from jobs.sweeps.decisions import TrialState
@@ -79,13 +79,19 @@ def lines_of(summary: SweepSummary, choice: Choice) -> tuple[str, ...]:
 
 
 def overrides_between(stated: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[str, ...]:
-    """`KEY=VALUE` arguments that change the values of one experiment into those of another, for keys that a grid depends on."""
+    """`KEY=VALUE` arguments that change the values of one experiment into those of another, for keys that a grid depends on.
+
+    Keys that may hold secrets are left out, because the commands are published.
+    """
     before, after = _flat(stated), _flat(values)
     unsaid = {key for key, value in after.items() if value is None and key not in before and key.split(".")[0] == RESOURCES}
     return tuple(
         f"{key}={_text(value)}"
         for key, value in after.items()
-        if key.split(".")[0] not in NOT_OF_GRID and key not in unsaid and (key not in before or before[key] != value)
+        if key.split(".")[0] not in NOT_OF_GRID
+        and ".".join(key.split(".")[:2]) not in SECRETS
+        and key not in unsaid
+        and (key not in before or before[key] != value)
     )
 
 
@@ -141,6 +147,8 @@ def _caveats(summary: SweepSummary, best: PointSummary) -> tuple[str, ...]:
             f"Points were stopped early after few folds with {seeds} each, which is weak evidence: see the intervals of the differences. "
             "To compare sets, sweep with sweep.stopping=none; it computes only the missing stages."
         )
+    if secret := secrets_of(summary.sweep.experiment):
+        found.append(f"The commands leave out {' and '.join(secret)}, which may hold secrets: give them again unless the files have them.")
     if summary.tests_apart:
         return tuple(found)
     if not summary.folds_apart:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from jobs.commands.cancel import cancel, keys_to_cancel, whole_jobs
+from jobs.commands.collect import write_tables
 from jobs.commands.passes import one_pass, run_link
 from jobs.commands.session import Session
 from jobs.commands.status import complete_tables
@@ -116,6 +117,23 @@ def test_tables_are_reported_when_complete_and_of_this_launch(tmp_path: Path) ->
     write_json(folder / "summary.json", {"complete": True})
     assert complete_tables(session) == str(folder)
     assert complete_tables(session_of(tmp_path, since=time.time() + 60)) == ""
+
+
+def test_better_tables_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`collect` refuses and names the option; the end of an experiment prints the same line and goes on to the notices."""
+    session = session_of(tmp_path)
+    session.published_file = Path(__file__).parents[3] / "configs" / "published.yaml"
+    file = session.launched.layout.tables / "summary.json"
+    write_json(file, {"schema": 1, "complete": True, "methods": [{"n": 5}]})
+    before = file.read_bytes()
+    report = session.look(ask_slurm=False)
+    with pytest.raises(UsageError, match=r"tables: complete tables of 5 runs .* `python launch\.py collect exp --force`"):
+        write_tables(session, report)
+    assert not write_tables(session, report, announce=True)
+    assert "collect exp --force" in capsys.readouterr().err
+    assert file.read_bytes() == before
+    assert not write_tables(session, report, force=True)
+    assert file.read_bytes() != before
 
 
 def test_without_a_controller_the_code_of_the_launch_is_submitted_too(tmp_path: Path) -> None:

@@ -184,6 +184,21 @@ def test_the_previous_execution_of_a_requeued_job_has_ended(layout: Layout, grap
     assert (fact.ended, fact.bad_nodes) == (1, ("n1",))
 
 
+def test_a_live_claim_of_another_user_or_cluster_is_awaited(layout: Layout, graph: Graph) -> None:
+    """One's own queue does not show its job, or shows another one of that number: its heartbeat of a minute ago decides."""
+    node = graph.nodes[graph.runs[0].key]
+    folder = layout.stage(node.stage, node.key)
+    claim = replace(_dead_claim(1, 1.0), slurm_job="7_1", uid=os.getuid(), cluster="here")
+    context = PassContext(live_jobs=frozenset(), clock=lambda: 1060.0, cluster=lambda: "here")
+    for number, (other, awaited) in enumerate(
+        ((claim, False), (replace(claim, uid=os.getuid() + 1), True), (replace(claim, cluster="there"), True)), 1
+    ):
+        claim_attempt(folder, number, replace(other, attempt=number, slurm_job=f"7_{number}"))
+        os.utime(folder.attempt(number).claim, (1000.0, 1000.0))
+        assert read_facts(graph, layout, context)[node.key].awaited is awaited
+        write_outcome(folder.attempt(number), Outcome(number, Ending.interrupted, "Stop", "stopped", "", "node9", 1.0))
+
+
 def test_a_torn_outcome_counts_as_no_outcome(layout: Layout, graph: Graph) -> None:
     """A half-written outcome is neither failure nor success."""
     node = graph.nodes[graph.runs[0].key]

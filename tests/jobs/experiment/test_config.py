@@ -175,6 +175,25 @@ def test_stored_values_give_the_same_experiment(configs: Path) -> None:
             restore_experiment(damaged, recipe_schema=FakeRecipe)  # type: ignore[arg-type]
 
 
+def test_keys_that_were_added_since_have_their_defaults(configs: Path) -> None:
+    """An experiment that an earlier version stored, without a key of any section; a key of a later version is named."""
+    experiment = load_experiment(
+        "small", ["cluster=slurm", "site=campus", "resources.tapt.cpus=3"], configs=configs, recipe_schema=FakeRecipe
+    )
+    values = json.loads(json.dumps(resolved_values(experiment)))
+    for section, key in (
+        (values, "table"),
+        (values["policy"], "poll_minutes"),
+        (values["slurm"], "exclude"),
+        (values["resources"]["tapt"], "nodes"),
+    ):
+        del section[key]
+    assert restore_experiment(values, recipe_schema=FakeRecipe) == experiment
+    values["policy"]["later"] = 1
+    with pytest.raises(UsageError, match=r"policy\.later: written by another version"):
+        restore_experiment(values, recipe_schema=FakeRecipe)
+
+
 @pytest.mark.parametrize(("overrides", "given"), [((), (1, 1, 1)), (("resources.default.gpus=4", "resources.default.nodes=2"), (2, 4, 4))])
 def test_a_stage_without_team_support_gets_one_process(configs: Path, overrides: tuple[str, ...], given: tuple[int, int, int]) -> None:
     """Whatever `default` is; it keeps its cores and memory, also in the stored configuration."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from jobs.errors import UsageError
-from jobs.experiment.config import Experiment
+from jobs.experiment.config import Experiment, Policy, SlurmSite
 from jobs.experiment.launched import Corpus, launch, relaunch, reopen, require_same_corpus, store
 from jobs.store.layout import Layout
 from jobs.store.records import read_json, write_json
@@ -78,13 +78,12 @@ def test_after_an_upgrade_a_relaunch_has_the_stored_config(tmp_path: Path) -> No
     """A setting that was added has its default, other stages are no obstacle; a setting that is gone is, and the launch is named."""
     layout = stored(tmp_path)
     write_json(layout.experiment_file, {**(read_json(layout.experiment_file) or {}), "stages": "of other code"})
-    with pytest.raises(UsageError, match=r"another version of the program; `python launch.py resume exp --results .*` renews it"):
-        reopen(layout, REGISTRY, LaterRecipe)
+    assert reopen(layout, REGISTRY, LaterRecipe).changed
     again = relaunch(layout, REGISTRY, LaterRecipe)
     assert again.experiment.recipe == LaterRecipe(epochs=5, added=7)
     assert not again.changed
     launch_again = "`python launch.py grid file name=exp seeds=2 --results '/project/my results'` launches"
-    with pytest.raises(UsageError, match=r"no setting recipe\.former=3; ") as caught:
+    with pytest.raises(UsageError, match=r"recipe\.former: written by another version") as caught:
         relaunch(layout, REGISTRY, OtherRecipe)
     assert launch_again in str(caught.value)
 
@@ -105,3 +104,21 @@ def test_a_corpus_that_was_prepared_again_is_refused(tmp_path: Path) -> None:
         UsageError, match=r"corpus fake .* was prepared again since the launch \(digest d2, at the launch d1\): `grid` launches"
     ):
         require_same_corpus(again, "d2", "`grid`")
+
+
+@pytest.mark.parametrize(
+    ("changes", "mode"),
+    [
+        ({}, 0o644),
+        ({"policy": Policy(webhook="https://example.org/s3cret")}, 0o600),
+        ({"slurm": SlurmSite(environment={"TOKEN": "s3cret"})}, 0o600),
+    ],
+)
+def test_settings_that_may_hold_secrets_are_readable_by_their_user_only(changes: dict[str, Any], mode: int, tmp_path: Path) -> None:
+    """A launch again with or without them changes the mode."""
+    layout = Layout(tmp_path, "exp")
+    for before in ({}, {"policy": Policy(webhook="https://example.org/other")}):
+        for given in (before, changes):
+            experiment = Experiment(name="exp", corpus="fake", methods=["vft"], seeds=1, recipe={}, **given)
+            store(launch(experiment, Corpus("fake", "d1", ("1",), str(tmp_path)), REGISTRY, layout))
+        assert layout.experiment_file.stat().st_mode & 0o777 == mode

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from jobs.commands.cancel import cancel
+from jobs.commands.session import Session
 from jobs.control.facts import InFlight, Phase
 from jobs.experiment.config import SlurmSite
 from jobs.experiment.graph import Graph, Node
+from jobs.experiment.launched import without_configuration
 from jobs.slurm.client import SlurmClient
 from jobs.slurm.parse import expand_indices
 from jobs.slurm.submissions import SubmissionBook
+from jobs.store.cancellations import read_cancellations
 from tests.jobs.slurm_cases import (
     array_jobs,
     arrays_of,
@@ -26,6 +30,7 @@ from tests.jobs.slurm_cases import (
     graph_of,
     layout_of,
     node,
+    place_of,
     runs_of,
     started,
     until,
@@ -337,3 +342,27 @@ def test_a_node_that_cannot_start_jobs_is_excluded(slurm_cluster: Cluster, tmp_p
     again.submit(batch, graph, {})
     until(drained(again))
     assert len(runs_of(tmp_path, "one")) == 1
+
+
+def test_an_experiment_whose_configuration_cannot_be_read_is_cancelled(slurm_cluster: Cluster, tmp_path: Path) -> None:
+    """Its arrays leave the queue, running elements too, and no link of the chain stays."""
+    graph, upstream, runs = five_to_fifteen()
+    arrays, layout = arrays_of(tmp_path), layout_of(tmp_path)
+    held = dict(arrays.submit(batch_of(upstream), graph, {}))
+    arrays.submit(batch_of(runs), graph, held)
+    layout.experiment_file.write_text('{"launched": 1, "config": {"later": 1}')
+    session = Session(without_configuration(layout), place_of(tmp_path), tmp_path / "source", tmp_path / "published.yaml")
+    done = cancel(session, ())
+    assert (done.stages, done.withdrawn) == (None, len(graph.nodes))
+    until(drained(arrays))
+    assert read_cancellations(layout, 1.0).everything
+
+
+def test_the_cluster_is_asked_for_its_name_once(slurm_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the claims of its jobs state it. Inside a job the environment has it."""
+    client = SlurmClient()
+    arrays = arrays_of(tmp_path, client=client)
+    job = slurm_cluster.run("srun", "printenv", "SLURM_CLUSTER_NAME").strip()
+    assert (arrays.cluster(), arrays.cluster(), client.calls) == (job, job, 1)
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "other")
+    assert arrays.cluster() == "other"

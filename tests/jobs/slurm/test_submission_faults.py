@@ -262,6 +262,7 @@ def test_two_arrays_of_one_name(slurm_cluster: Cluster, tmp_path: Path) -> None:
     held |= arrays.submit(runs, graph, held)
     first = held["r0"].job.partition("_")[0]
     script = layout_of(tmp_path).submissions / "scripts" / f"{first}_submission.sh"
+    assert script.stat().st_mode & 0o777 == 0o600
     second = slurm_cluster.run("sbatch", "--parsable", str(script))
     found = arrays.in_flight()
     assert {found[key].job.partition("_")[0] for key in DOWN} == {first}

@@ -69,6 +69,33 @@ def test_the_queue_decides_where_it_was_read(jobs: set[str] | None, age: float, 
     assert claim_alive(claim, 1000.0, live_jobs=jobs, now=1000.0 + age) is alive
 
 
+@pytest.mark.parametrize(("uid", "cluster"), [(1, "here"), (0, "there")])
+@pytest.mark.parametrize(("age", "alive"), [(GONE_SECONDS + 1, True), (QUIET_SECONDS - 1, True), (QUIET_SECONDS + 1, False)])
+def test_the_queue_does_not_decide_on_another_users_or_clusters_job(uid: int, cluster: str, age: float, alive: bool) -> None:
+    """Neither that it lacks the job, nor that it has one of the same number, nor that such a job has left it: the heartbeat decides."""
+    claim = replace(ELSEWHERE, slurm_job="7_3", uid=os.getuid() + uid, cluster=cluster)
+    for jobs in ((), ("7_3",), None):
+        for gone in ((), ("7_3",)):
+            assert claim_alive(claim, 1000.0, live_jobs=jobs, now=1000.0 + age, gone=gone, cluster=lambda: "here") is alive
+
+
+def test_the_same_job_number_on_another_cluster_is_not_this_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its claim is not one of a previous execution of this job."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "here")
+    claim = replace(ELSEWHERE, slurm_job="7", uid=os.getuid(), cluster="here")
+    assert not claim_alive(claim, 1000.0, live_jobs=None, now=1000.0)
+    assert claim_alive(replace(claim, cluster="there"), 1000.0, live_jobs=None, now=1000.0)
+    own = new_claim(1)
+    assert (own.uid, own.cluster) == (os.getuid(), "here")
+
+
+def test_where_the_cluster_or_the_user_is_not_known_the_queue_decides() -> None:
+    """Claims of older versions, and a Slurm that does not state its name."""
+    for claim in (replace(ELSEWHERE, slurm_job="7_3"), replace(ELSEWHERE, slurm_job="7_3", uid=os.getuid(), cluster="there")):
+        assert not claim_alive(claim, 1000.0, live_jobs=(), now=1000.0 + GONE_SECONDS + 1, cluster=lambda: "")
+
+
 def test_a_job_name_that_is_not_slurms_is_not_looked_up_in_the_queue() -> None:
     """A claim that an older version has recorded for a stage of a sweep: alive although the queue has no job of this name."""
     claim = replace(ELSEWHERE, slurm_job="ray-abc-1")

@@ -75,7 +75,7 @@ RESULT = Result(
     confusion=((3, 1), (0, 4)),
     classes=("angry", "sad"),
 )
-CLAIM = Claim(1, "h", 2, "boot/ns/5", 3.5, "7_0", "n1", "/logs/7_0.out", 1, 2.5, "n1,n2")
+CLAIM = Claim(1, "h", 2, "boot/ns/5", 3.5, "7_0", "n1", "/logs/7_0.out", 1, 2.5, "n1,n2", 1000, "c1")
 SUBMISSION = Submission(
     name="exp.finetune.vft.0.1",
     stage="finetune",
@@ -233,7 +233,7 @@ KINDS = {
         free=("settings.lr", "metrics.ua"),
         optional=tuple(f"provenance.{name}" for name in RESULT.provenance),
     ),
-    "claim": Kind(_write_claim, _use_claim),
+    "claim": Kind(_write_claim, _use_claim, optional=("uid",)),
     "outcome": Kind(_write_outcome, lambda folder: read_outcome(AttemptFolder(folder, 1))),
     "submission": Kind(_write_submission, _use_submission, optional=("asked",)),
     "cancellations": Kind(
@@ -253,7 +253,7 @@ KINDS = {
     "snapshot": Kind(_write_snapshot, _use_snapshot, free=("folder", "dirty")),
     "sweep": Kind(_write_sweep, _use_sweep, elsewhere=("config",), optional=("user",), refused=True),
     "proposals": Kind(_write_proposals, _use_proposals, free=("batches.0.0.parameters", "batches.0.0.point.settings.lr")),
-    "turn": Kind(_write_turn, driver_of),
+    "turn": Kind(_write_turn, driver_of, optional=("uid",)),
 }
 WRONG: tuple[Any, ...] = (
     *(None, True, -1, 5, 10**400, 1.5, 1e300, "text", "", [], [None], ["text"], [[1.5]], {}, {"text": None}),

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,7 @@ from jobs.store.records import (
     create_json,
     damaged_records,
     file_digest,
+    file_exists,
     read_claim,
     read_json,
     read_outcome,
@@ -55,6 +57,37 @@ RESULT = Result(
 @pytest.fixture
 def folder(tmp_path: Path) -> StageFolder:
     return StageFolder(tmp_path / "store" / "finetune" / "k1")
+
+
+def test_a_link_that_was_made_although_an_error_says_it_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS repeats a request whose reply was lost: the process that made the file has won; one that finds another's file has not."""
+    link = os.link
+
+    def link_twice(*arguments: Any, **options: Any) -> None:
+        link(*arguments, **options)
+        link(*arguments, **options)
+
+    monkeypatch.setattr(os, "link", link_twice)
+    file = tmp_path / "claim.json"
+    assert create_json(file, {"winner": 1})
+    assert not create_json(file, {"winner": 2})
+    assert read_json(file) == {"winner": 1}
+    assert os.listdir(tmp_path) == ["claim.json"]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_only_a_missing_file_is_missing(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that cannot be read raises; a name that is not there, or below a file, does not exist."""
+    (tmp_path / "file").write_text("")
+    assert file_exists(tmp_path / "file")
+    assert not any(file_exists(tmp_path / name) for name in ("other", "file/below", "."))
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "stat", fail)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        file_exists(tmp_path / "file")
 
 
 def test_a_result_reads_back_as_it_was_written(folder: StageFolder) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 import jobs.store.snapshot
 from jobs.errors import UsageError
-from jobs.store.snapshot import plan_snapshot, snapshot_facts, take_snapshot
+from jobs.store.snapshot import code_facts, plan_snapshot, snapshot_facts, take_snapshot
 from tests.jobs.slurm_cases import layout_of
 
 
@@ -63,6 +63,36 @@ def test_tracked_changed_and_new_files_are_copied(checkout: Path, tmp_path: Path
     assert {"jobs/a.py", "jobs/new.py"} <= set(record["changed"])
     assert "+A = 2" in (snapshot.path / "dirty.diff").read_text()
     assert snapshot_facts(snapshot)["snapshot"] == snapshot.path.name == snapshot.digest
+
+
+def test_secrets_and_files_that_jobs_do_not_need_are_not_copied(checkout: Path, tmp_path: Path) -> None:
+    """Tracked or not, at any depth; untracked files are copied only from the folders that jobs need, and the others are named."""
+    hidden = (".env", "configs/.env", "jobs/.env.local", "configs/site.pem", "checkpoints/wav2vec_large.pt")
+    for name in (*hidden, "notes.txt", "mine/b.py"):
+        (checkout / name).parent.mkdir(exist_ok=True)
+        (checkout / name).write_text("TOKEN=1\n")
+    git(checkout, "add", "--force", "configs/.env")
+    git(checkout, "commit", "--quiet", "--message=two")
+    snapshot = take_snapshot(checkout, layout_of(tmp_path))
+    assert files_of(snapshot.path) == {".gitignore", "launch.py", "jobs/a.py", "configs/x y.yaml", "snapshot.json", "dirty.diff"}
+    assert snapshot.left_out == ("mine/b.py", "notes.txt")
+    assert not snapshot_facts(snapshot)["dirty"]
+    assert (snapshot.path / "dirty.diff").stat().st_mode & 0o777 == 0o600
+
+
+def test_large_untracked_files_are_not_read(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The digest of a working tree has their size, and nothing of weights in `checkpoints/`."""
+    monkeypatch.setattr(jobs.store.snapshot, "LARGEST", 100)
+    clean = code_facts(checkout)
+    (checkout / "checkpoints").mkdir()
+    (checkout / "checkpoints" / "base.pt").write_bytes(bytes(200))
+    assert code_facts(checkout) == clean
+    (checkout / "speech.wav").write_bytes(bytes(200))
+    with_speech = code_facts(checkout)
+    (checkout / "speech.wav").write_bytes(b"1" * 200)
+    assert with_speech == code_facts(checkout) != clean
+    (checkout / "speech.wav").write_bytes(bytes(201))
+    assert code_facts(checkout) != with_speech
 
 
 def test_once_for_each_content(checkout: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.experiment.config import load_experiment
+from jobs.experiment.config import Policy, SlurmSite, load_experiment
 from jobs.experiment.stored_config import resolved_values
 from jobs.experiment.sweep_section import Search
 from jobs.store.layout import valid_experiment_name
@@ -177,6 +177,20 @@ def test_overrides_of_the_experiment_are_in_the_command(tmp_path: Path) -> None:
     assert again["recipe"] == {**given[1]["recipe"], "cluster": {"counts": [16, 64], "iterations": 20}}
     assert (again["folds"], again["seeds"], again["resources"]) == (["03"], 4, given[1]["resources"])
     assert sum(word.startswith("recipe.cluster.counts=") for word in words) == 1
+
+
+def test_settings_that_may_hold_secrets_are_not_in_the_command() -> None:
+    """A webhook and variables of the environment; the lines name them."""
+    given = {"policy": {"webhook": "https://example.org/s3cret", "mail": "a@example.org"}, "slurm": {"environment": {"TOKEN": "s3cret"}}}
+    overrides = overrides_between({}, given)
+    assert overrides == ('policy.mail="a@example.org"',)
+    sweep, trials = cases.sweep(), cases.some()
+    assert "secrets" not in _lines(*trials, sweep=sweep)
+    policy, slurm = Policy(webhook="https://example.org/s3cret"), SlurmSite(environment={"TOKEN": "s3cret"})
+    private = replace(sweep, experiment=replace(sweep.experiment, policy=policy, slurm=slurm))
+    lines = _lines(*trials, sweep=private)
+    assert "leave out policy.webhook and slurm.environment" in lines
+    assert "s3cret" not in lines
 
 
 @pytest.mark.parametrize("value", [None, True, 1.5, "true", "two words", ["a", None], {}])

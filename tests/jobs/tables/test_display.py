@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from rich.console import Console
 
 from jobs.control.outliers import rule_in_words
 from jobs.errors import UsageError
+from jobs.experiment.graph import Graph, Run
 from jobs.statistics import mean, round_half_up
 from jobs.store.layout import Layout
 from jobs.tables import published as figures
@@ -450,6 +452,34 @@ def test_collect_marks_what_is_missing(tmp_path: Path) -> None:
     assert report.missing == ("vft/1/1 (failed)", "vft/1/2 (pending)")
     assert "87.5 (1/3)†" in (tmp_path / "elsewhere" / FORMATS["markdown"]).read_text(encoding="utf-8")
     assert not (tmp_path / "demo").exists()
+
+
+def test_complete_tables_are_not_overwritten_with_fewer_runs(tmp_path: Path) -> None:
+    """After a change of the code nothing has a result: the files stay unless forced. More runs, or a complete experiment, replace them."""
+    layout, made = Layout(tmp_path, "demo"), graph(slots=2)
+
+    def collected(made: Graph, finished: Sequence[Run], force: bool = False) -> tuple[str, bytes]:
+        results = {run.key: result(run, ((3 + run.slot, 1), (0, 4)), ("a", "b")) for run in finished}
+        report = collect(layout, made, results, {}, published(None), force=force)
+        assert bool(report.paths) is not bool(report.kept)
+        return report.kept, b"".join(path.read_bytes() for path in sorted(layout.folder.rglob("*.*")))
+
+    kept, complete = collected(made, made.runs)
+    assert not kept
+    larger = graph(slots=3)
+    for fewer in ((), larger.runs[:11]):
+        assert len(fewer) < len(made.runs)
+        kept, files = collected(larger, fewer)
+        assert f"complete tables of 12 runs are not overwritten with incomplete ones of {len(fewer)}" in kept
+        assert files == complete
+    kept, files = collected(larger, larger.runs[:12])
+    assert not kept
+    assert files != complete
+    assert not collected(made, made.runs)[0]
+    fewer_slots = graph(slots=1)
+    assert not collected(fewer_slots, fewer_slots.runs)[0], "complete with fewer runs, as launched"
+    assert collected(fewer_slots, ())[0]
+    assert not collected(fewer_slots, (), force=True)[0]
 
 
 def test_collect_without_any_result(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,10 +21,10 @@ from jobs.experiment.config import OutlierRule, Policy
 from jobs.experiment.graph import Graph, Run
 from jobs.store.layout import Layout
 from jobs.tables.collect import collect, collect_csv
-from jobs.tables.display import render_csv
+from jobs.tables.display import render_csv, render_methods_csv
 from jobs.tables.from_csv import Judged, judge_runs, read_runs
 from jobs.tables.summary import Entry, Scores, Status, summarise
-from tests.jobs.table_cases import entry, graph, published, result
+from tests.jobs.table_cases import entry, graph, published, result, summary
 
 quick = settings(max_examples=100, deadline=None)
 HEADER = "corpus,method,fold,slot,seed,ua"
@@ -276,6 +278,18 @@ def test_collected_runs_csv_gives_the_same_summary(tmp_path: Path, pending: bool
     assert replace(report.summary, experiment="demo", code=own.summary.code) == own.summary
     assert report.complete is not pending
     assert report.notes == ()
+
+
+@pytest.mark.parametrize("corpus", ["=HYPERLINK(1)", "+cmd", "-cmd|' /C calc'!A0", "@SUM(1)", "\tx", "'=1+1", "-1.5", "plain", "it's"])
+def test_text_that_a_spreadsheet_would_execute_is_quoted(corpus: str, tmp_path: Path) -> None:
+    """In every CSV table; read again it is the same. Numbers and other text stay as they are."""
+    made = summary((entry("vft", "1", 0, 60.5, corpus=corpus), entry("vft", "1", 1, 61.5, corpus=corpus)))
+    for text in (render_csv(made), render_methods_csv(made)):
+        for row in csv.reader(io.StringIO(text, newline="")):
+            assert row[0][0] not in "=+-@\t" or row[0] == "-1.5"
+    file = tmp_path / "runs.csv"
+    file.write_text(render_csv(made), encoding="utf-8")
+    assert [run.corpus for run in read_runs(file)] == [corpus] * 2
 
 
 def test_tables_of_a_csv_file(tmp_path: Path) -> None:

@@ -152,6 +152,20 @@ def test_a_result_with_a_damaged_artifact_is_withdrawn(place: Place) -> None:
     assert place.execute(place.runs[0]) is Verdict.done
 
 
+def test_an_artifact_that_cannot_be_read_is_not_damaged(place: Place) -> None:
+    """An I/O error while it is read: the result stays, and the attempt that needed it ends with class `storage`, which is retried later."""
+    place.execute(place.tapt)
+    artifact = place.folder(place.tapt).attempt(1).output / "sum.json"
+    kept = artifact.rename(artifact.with_name("kept"))
+    artifact.symlink_to("/proc/self/mem")  # reading its start gives EIO
+    assert place.execute(place.runs[0]) is Verdict.failed
+    assert place.outcome(place.runs[0]).kind == FailureClass.storage.name
+    assert place.result(place.tapt).attempt == 1
+    artifact.unlink()
+    kept.rename(artifact)
+    assert place.execute(place.runs[0]) is Verdict.done
+
+
 def test_a_missing_artifact_is_computed_again(place: Place) -> None:
     """A result without its artifacts counts as missing."""
     place.execute(place.tapt)
