@@ -124,10 +124,7 @@ def resume(
     from ser_core.registry import REGISTRY
 
     session = _relaunch(experiment, results)
-    if dry_run:
-        print_plan(session, REGISTRY.cost_notes)
-    else:
-        _exit(run_grid(session, wait=bool(wait)))
+    print_plan(session, REGISTRY.cost_notes) if dry_run else _exit(run_grid(session, wait=bool(wait)))
 
 
 @app.command()
