@@ -78,7 +78,7 @@ class SweepSession(Session):
 class SweepStatus:
     """The state of a sweep, with a sentence for the user."""
 
-    state: str  # running, waiting, complete, interrupted
+    state: str  # running, waiting, complete, interrupted; unknown: Slurm does not answer
     sentence: str
     job: str = ""  # of its controller in Slurm
 
@@ -189,7 +189,7 @@ def show(session: SweepSession, *, as_json: bool) -> None:
     """Print the report so far and the state of the sweep."""
     report = session.look(ask_slurm=False)
     found = status(session)
-    written = write(session, report, driven=found.state in ("running", "waiting"))
+    written = write(session, report, driven=found.state not in ("complete", "interrupted"))
     if as_json:
         from jobs.sweeps.report.as_json import to_json
 
@@ -230,6 +230,8 @@ def status(session: SweepSession) -> SweepStatus:
     if chain is not None and (chain.running or chain.waiting):
         state = "running" if chain.running else "waiting"
         return SweepStatus(state, f"{session.name}: {chain.sentence}", chain.running or chain.waiting)
+    if chain is not None and chain.phase.value == "unknown":  # Phase is not imported: it would bring in submissions
+        return SweepStatus("unknown", f"{session.name}: {chain.sentence}")
     why = f" ({chain.sentence})" if chain is not None else ""
     return SweepStatus("interrupted", f"{session.name}: interrupted, no driver is running{why}: {session.resume_command} resumes")
 
