@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from jobs.experiment.config import SECRETS
+
 
 @dataclass(frozen=True)
 class Hints:
@@ -35,8 +37,11 @@ class Hints:
 def launch_words(
     command: str, arguments: Sequence[str], *, cluster: str | None, wait: bool | None, folders: Iterable[tuple[str, Path, Path]]
 ) -> tuple[str, ...]:
-    """What was typed to launch, after `launch.py`. `folders`: option, folder, default; given if they differ, also if a variable did it."""
-    words = [command, *arguments]
+    """What was typed to launch, after `launch.py`. `folders`: option, folder, default; given if they differ, also if a variable did it.
+
+    Settings that may hold secrets are left out: the words are printed. `resume` has them all the same.
+    """
+    words = [command, *(text for text in arguments if not text.startswith(SECRETS))]
     if cluster is not None:
         words.extend(("--cluster", cluster))
     if wait is not None:

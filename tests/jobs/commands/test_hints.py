@@ -16,11 +16,12 @@ def test_a_hint_is_quoted_and_names_the_folder_of_the_results() -> None:
 
 
 def test_what_was_typed_comes_back_whole(tmp_path: Path) -> None:
-    """Settings, site profile, cluster and folders; a shell reads the quoted command as the same words. Default folders are left out."""
+    """Settings, site profile, cluster and folders; a shell reads the same words. Default folders and secrets are left out."""
     arguments = ["exp", "methods=[vft]", "site=mysite", "slurm.extra.comment=two words"]
     usual, other = tmp_path / "data", tmp_path / "other results"
     folders = (("--data", usual, usual), ("--results", other, tmp_path / "results"))
-    words = launch_words("grid", arguments, cluster="slurm", wait=True, folders=folders)
+    secret = ("policy.webhook=https://example.org/s3cret", "slurm.environment.TOKEN=s3cret")
+    words = launch_words("grid", [*arguments, *secret], cluster="slurm", wait=True, folders=folders)
     assert words == ("grid", *arguments, "--cluster", "slurm", "--wait", "--results", str(other))
     launch = Hints("exp", typed=words).launch
     assert shlex.split(launch.strip("`")) == ["python", "launch.py", *words]
