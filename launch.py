@@ -11,8 +11,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +20,7 @@ from jobs.errors import InternalError, SlurmUnavailableError, StoredConfiguratio
 from ser_core.errors import InputError
 
 if TYPE_CHECKING:
+    from jobs.commands.launching import Code
     from jobs.commands.session import Session
     from jobs.commands.sweep import SweepSession
     from jobs.experiment.config import Experiment
@@ -54,7 +53,7 @@ Name = Annotated[str, typer.Argument(metavar="[EXPERIMENT]", help="name under wh
 RUN = "RUN: METHOD/FOLD/SLOT, or at least 6 digits of a stage's key"
 Words = Annotated[list[str], typer.Argument(metavar="[EXPERIMENT] RUN", help=f"{RUN}; of two arguments the first is the experiment")]
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT] [KEY=VALUE ...]")]
-Where = Annotated[str | None, typer.Option("--cluster", help="local | slurm; default: that of the experiment")]
+Where = Annotated[str | None, typer.Option("--cluster", help="local | slurm; default: as launched last, or as in its file")]
 
 
 @app.command()
@@ -106,11 +105,26 @@ def grid(
     from jobs.commands.grid import print_plan, run_grid
     from ser_core.registry import REGISTRY
 
-    session = _launch(arguments or [], cluster, data, results, dry_run=dry_run)
+    session = _launch(arguments or [], cluster, wait, data, results, dry_run=dry_run)
     if dry_run:
         print_plan(session, REGISTRY.cost_notes)
     else:
         _exit(run_grid(session, wait=bool(wait)))
+
+
+@app.command()
+def resume(
+    experiment: Name = DEFAULT_EXPERIMENT,
+    wait: Annotated[bool | None, typer.Option("--wait/--detach", help="slurm: stay until all is done; default: --detach")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be reused and submitted; change nothing")] = False,
+    results: Results = ROOT / "results",
+) -> None:
+    """Launch an experiment again with the settings it was launched with, whatever its file says now. Lifts a `cancel`."""
+    from jobs.commands.grid import print_plan, run_grid
+    from ser_core.registry import REGISTRY
+
+    session = _relaunch(experiment, results)
+    print_plan(session, REGISTRY.cost_notes) if dry_run else _exit(run_grid(session, wait=bool(wait)))
 
 
 @app.command()
@@ -126,11 +140,10 @@ def status(
     experiment: Name = DEFAULT_EXPERIMENT,
     watch: Annotated[bool, typer.Option("--watch", help="repeat until nothing is left to do")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON value, nothing else")] = False,
-    look: Annotated[bool, typer.Option("--look", help="make no pass of the controller")] = False,
     requests: Annotated[bool, typer.Option("--requests", help="only: how often the requested time and memory were enough")] = False,
     results: Results = ROOT / "results",
 ) -> None:
-    """Show where an experiment stands. On Slurm it also submits missing stages, as every pass of the controller does."""
+    """Show where an experiment stands. It submits nothing."""
     if watch and as_json:
         raise UsageError("status: --json is one value: leave out --watch")
     if requests:
@@ -140,15 +153,16 @@ def status(
         return
     from jobs.commands.status import show_status
 
-    show_status(_reopen(experiment, results, patient=False), look_only=look, as_json=as_json, watch=watch)
+    show_status(_reopen(experiment, results, patient=False), as_json=as_json, watch=watch)
 
 
 @app.command()
 def explain(words: Words, results: Results = ROOT / "results") -> None:
     """Print the history of a run: its seeds, every attempt of every stage, the retry policy applied, and the next step."""
     from jobs.commands.explain import print_explanation
+    from jobs.experiment.lookup import experiment_and_run
 
-    experiment, run = _named(words, "explain")
+    experiment, run = experiment_and_run(words, f"explain [EXPERIMENT] RUN; {RUN}", DEFAULT_EXPERIMENT)
     print_explanation(_reopen(experiment, results, patient=False), run)
 
 
@@ -163,8 +177,9 @@ def logs(
 ) -> None:
     """Print the log of a run: of the newest attempt of its last stage that was started."""
     from jobs.commands.logs import print_log
+    from jobs.experiment.lookup import experiment_and_run
 
-    experiment, run = _named(words, "logs")
+    experiment, run = experiment_and_run(words, f"logs [EXPERIMENT] RUN; {RUN}", DEFAULT_EXPERIMENT)
     _exit(print_log(_reopen(experiment, results, patient=False), run, stage=stage, attempt=attempt, lines=lines, follow=follow))
 
 
@@ -242,7 +257,7 @@ def sweep(
         session = _reopen_sweep(named[0], results)
         console.show(session, as_json=as_json) if show else console.cancel(session)
         return
-    session = _launch_sweep(arguments or [], cluster, data, results, dry_run=dry_run)
+    session = _launch_sweep(arguments or [], cluster, wait, data, results, dry_run=dry_run)
     if dry_run:
         console.print_preview(session)
     else:
@@ -259,9 +274,10 @@ def doctor(
     """Check this machine and, with --cluster slurm, the site: limits, accounting, a probe job on a compute node."""
     from jobs.commands.doctor import examine
     from jobs.commands.doctor_checks import check_lines, checks_to_json, exit_code
+    from jobs.commands.launching import read_experiment, words_of
     from jobs.experiment.config import Cluster
 
-    experiment = _experiment(arguments or ["demo"], cluster, "doctor")
+    experiment = read_experiment(words_of("doctor", arguments or [], cluster, "demo"), _code())
     slurm = experiment if experiment.cluster is Cluster.slurm else None
     checks = examine(results.resolve(), source=ROOT, experiment=slurm, tell=lambda text: typer.echo(text, err=True))
     typer.echo(json.dumps(checks_to_json(checks), indent=1) if as_json else "\n".join(check_lines(checks)))
@@ -290,56 +306,59 @@ def worker(description: Path, index: Annotated[int | None, typer.Argument()] = N
     raise typer.Exit(work([str(description), *([] if index is None else [str(index)])]))
 
 
-def _experiment(arguments: list[str], cluster: str | None, command: str) -> Experiment:
-    """The experiment of `[EXPERIMENT] [KEY=VALUE ...]`; everything that needs no corpus is checked."""
-    from jobs.commands.notify import check_notify
-    from jobs.control.outliers import check_rule
-    from jobs.experiment.config import Cluster, load_experiment
-    from jobs.tables.published import load_published
+def _code() -> Code:
+    from jobs.commands.launching import Code
     from ser_core.registry import REGISTRY, VERSIONS
     from ser_core.settings import Recipe
 
-    named = [text for text in arguments if "=" not in text]
-    if len(named) > 1:
-        raise UsageError(f"{command}: one experiment at a time (got {', '.join(named)}); settings are given as KEY=VALUE")
-    overrides = [text for text in arguments if "=" in text]
-    experiment = load_experiment(
-        _file_of(arguments),
-        overrides,
-        configs=CONFIGS,
-        recipe_schema=Recipe,
-        stages=tuple(VERSIONS),
-        teams=REGISTRY.teams,
-        methods=REGISTRY.methods,
-    )
-    if cluster is not None:
-        if cluster not in Cluster.__members__:
-            raise UsageError(f"--cluster {cluster}: known are {', '.join(Cluster.__members__)}")
-        experiment = replace(experiment, cluster=Cluster[cluster])
-    load_published(PUBLISHED, experiment.table)  # fails now rather than after everything is computed
-    for recipe in (experiment.recipe, *experiment.recipes.values()):
-        REGISTRY.check(recipe)
-    check_rule(experiment.policy.outliers, experiment.seeds, experiment.policy.sigmas)
-    check_notify(experiment.policy)
-    return experiment
+    return Code(REGISTRY, REGISTRY.check, tuple(VERSIONS), Recipe, CONFIGS, PUBLISHED)
 
 
-def _file_of(arguments: list[str]) -> str:
-    """Name of the file in configs/experiment/ of `[EXPERIMENT] [KEY=VALUE ...]`."""
-    return next((text for text in arguments if "=" not in text), DEFAULT_EXPERIMENT)
-
-
-def _launch(arguments: list[str], cluster: str | None, data: Path, results: Path, *, dry_run: bool) -> Session:
+def _launch(arguments: list[str], cluster: str | None, wait: bool | None, data: Path, results: Path, *, dry_run: bool) -> Session:
+    from jobs.commands.console import note
+    from jobs.commands.launching import experiment_to_launch, words_of
     from jobs.experiment.launched import launch
     from jobs.store.layout import Layout
     from ser_core.registry import REGISTRY
+
+    words = words_of("grid", arguments, cluster, DEFAULT_EXPERIMENT)
+    experiment, where = experiment_to_launch(words, _code(), results)
+    _resolve_checkpoints(experiment)
+    layout = Layout(results.resolve(), experiment.name)
+    typed = _typed("grid", arguments, cluster, wait, data, results)
+    launched = launch(experiment, _corpus(experiment, data, dry_run), REGISTRY, layout, words.file, typed)
+    if where:
+        note(where)
+    return _session(launched, new=True)
+
+
+def _relaunch(name: str, results: Path) -> Session:
+    from jobs.commands.launching import check_experiment
+    from jobs.experiment.launched import relaunch, require_same_corpus
+    from jobs.store.layout import Layout
+    from ser_core.corpora.manifest import load_manifest
+    from ser_core.registry import REGISTRY
+    from ser_core.settings import Recipe
+
+    session = _session(relaunch(Layout(results.resolve(), name), REGISTRY, Recipe), new=True)
+    check_experiment(session.launched.experiment, _code())
+    _resolve_checkpoints(session.launched.experiment)
+    require_same_corpus(session.launched, load_manifest(Path(session.launched.corpus.folder)).digest, session.hints.launch)
+    return session
+
+
+def _resolve_checkpoints(experiment: Experiment) -> None:
     from ser_core.settings import resolve_checkpoints
 
-    experiment = _experiment(arguments, cluster, "grid")
-    for recipe in experiment.recipes.values():
+    for recipe in (experiment.recipe, *experiment.recipes.values()):
         resolve_checkpoints(recipe, (Path.cwd(), ROOT))
-    layout = Layout(results.resolve(), experiment.name)
-    return _session(launch(experiment, _corpus(experiment, data, dry_run), REGISTRY, layout, _file_of(arguments)), new=True)
+
+
+def _typed(command: str, arguments: list[str], cluster: str | None, wait: bool | None, data: Path, results: Path) -> tuple[str, ...]:
+    from jobs.commands.hints import launch_words
+
+    folders = (("--data", data, ROOT / "data"), ("--results", results, ROOT / "results"))
+    return launch_words(command, arguments, cluster=cluster, wait=wait, folders=folders)
 
 
 def _corpus(experiment: Experiment, data: Path, dry_run: bool) -> Corpus:
@@ -380,38 +399,29 @@ def _session(launched: Launched, *, new: bool = False, patient: bool = True) -> 
     return Session(launched, place, ROOT, PUBLISHED, PRELOAD, new=new, patient=patient)
 
 
-def _launch_sweep(arguments: list[str], cluster: str | None, data: Path, results: Path, *, dry_run: bool) -> SweepSession:
+def _launch_sweep(
+    arguments: list[str], cluster: str | None, wait: bool | None, data: Path, results: Path, *, dry_run: bool
+) -> SweepSession:
     """A sweep to launch. Everything that can be checked before it starts is checked here."""
-    from jobs.commands.sweep import session_of
+    from jobs.commands.console import note
+    from jobs.commands.launching import experiment_to_launch, words_of
+    from jobs.commands.sweep import new_sweep, session_of
     from jobs.store.layout import Layout
-    from jobs.sweeps.preflight import check_sweep, require_ray
-    from jobs.sweeps.records import Sweep, began
-    from jobs.sweeps.space import listed_points, space_of
-    from jobs.sweeps.stages import sweep_digest
+    from jobs.sweeps.preflight import require_ray
+    from jobs.sweeps.space import listed_points
     from ser_core.registry import REGISTRY
-    from ser_core.settings import resolve_checkpoints
 
-    experiment = _experiment(arguments, cluster, "sweep")
-    space = space_of(experiment)
+    words = words_of("sweep", arguments, cluster, DEFAULT_EXPERIMENT)
+    experiment, where = experiment_to_launch(words, _code(), results)
     listed_points(experiment)  # checks that need no corpus come before one is prepared
     require_ray(experiment.sweep.search)
-    resolve_checkpoints(experiment.recipe, (Path.cwd(), ROOT))
-    corpus, layout, since = _corpus(experiment, data, dry_run), Layout(results.resolve(), experiment.name), time.time()
-    validation = check_sweep(experiment, space, REGISTRY, corpus)
-    digest = sweep_digest(experiment, corpus, validation, REGISTRY)
-    sweep = Sweep(
-        experiment=experiment,
-        file=_file_of(arguments),
-        corpus=corpus,
-        layout=layout,
-        validation=validation,
-        launched=since,
-        began=began(layout, digest) or since,
-        digest=digest,
-        registry=REGISTRY,
-        code=ROOT,
-    )
-    return session_of(sweep, _workplace(layout, corpus, since), ROOT, preload=PRELOAD, new=True, read_only=dry_run)
+    _resolve_checkpoints(experiment)
+    corpus, layout = _corpus(experiment, data, dry_run), Layout(results.resolve(), experiment.name)
+    typed = _typed("sweep", arguments, cluster, wait, data, results)
+    sweep = new_sweep(experiment, words.file, corpus, layout, REGISTRY, code=ROOT, typed=typed)
+    if where:
+        note(where)
+    return session_of(sweep, _workplace(layout, corpus, sweep.launched), ROOT, preload=PRELOAD, new=True, read_only=dry_run)
 
 
 def _reopen_sweep(experiment: str, results: Path, digest: str = "", *, look_only: bool = True) -> SweepSession:
@@ -429,30 +439,9 @@ def _reopen_sweep(experiment: str, results: Path, digest: str = "", *, look_only
 
 
 def _workplace(layout: Layout, corpus: Corpus, since: float) -> Workplace:
-    from jobs.worker.task import Workplace
+    from jobs.commands.launching import workplace
 
-    return Workplace(
-        registry=REGISTRY_NAME,
-        results=str(layout.root),
-        experiment=layout.experiment,
-        corpus=corpus.name,
-        corpus_folder=corpus.folder,
-        corpus_digest=corpus.digest,
-        digest_of="ser_core.corpora.manifest:load_manifest",
-        packages=PACKAGES,
-        launched=since,
-    )
-
-
-def _named(words: list[str], command: str) -> tuple[str, str]:
-    """The experiment and the run of `[EXPERIMENT] RUN`."""
-    from jobs.experiment.lookup import names_run
-
-    if len(words) > 2:
-        raise UsageError(f"{command}: one run at a time: {command} [EXPERIMENT] RUN")
-    if len(words) == 1 and not names_run(words[0]):
-        raise UsageError(f"{command}: {words[0]!r} names no run: {command} [EXPERIMENT] RUN; {RUN}")
-    return (words[0] if len(words) == 2 else DEFAULT_EXPERIMENT), words[-1]
+    return workplace(layout, corpus, since, REGISTRY_NAME, "ser_core.corpora.manifest:load_manifest", PACKAGES)
 
 
 def _exit(complete: bool) -> None:

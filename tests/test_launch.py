@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,9 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from jobs.experiment.config import load_experiment
+from jobs.experiment.launched import Corpus, launch, store
 from jobs.store.cancellations import read_cancellations
 from jobs.store.layout import Layout
-from ser_core.corpora.manifest import Utterance, write_manifest
+from ser_core.corpora.manifest import Utterance, load_manifest, write_manifest
+from ser_core.registry import REGISTRY
+from ser_core.settings import Recipe
 from tests.command_line import ROOT, CommandLine, Forks
 
 
@@ -53,6 +58,7 @@ NO_POOL = ("sweep.counts=[]", "sweep.sizes=[]")  # of the demo
         (("grid", "demo", "savee"), ("one experiment at a time",)),
         (("grid", "demo", "--cluster", "cloud"), ("--cluster cloud",)),
         (("status", "demo"), ("was not launched",)),
+        (("resume", "demo"), ("was not launched",)),
         (("status", "demo", "--json", "--watch"), ("--json", "--watch")),
         (("explain", "demo", "vft/1/0"), ("was not launched",)),
         (("explain", "demo", "vft/1/0", "vft/1/1"), ("one run at a time",)),
@@ -179,7 +185,7 @@ def test_a_dry_run_names_the_recipe_and_what_it_costs(tmp_path: Path) -> None:
 
 def small_corpus(folder: Path, speakers: dict[str, str]) -> None:
     """A manifest without recordings: each speaker of a fold has ten seconds of both classes."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     spoken = [
         Utterance(f"{speaker}-{label}", f"{speaker}-{label}.flac", 160_000, label, speaker, fold, audio_digest=speaker + label)
         for fold, names in speakers.items()
@@ -189,11 +195,33 @@ def small_corpus(folder: Path, speakers: dict[str, str]) -> None:
     write_manifest(folder, "demo", list(speakers), spoken)
 
 
+def test_resume_needs_only_the_name(tmp_path: Path) -> None:
+    """The settings of the launch, not those of the experiment's file; a corpus prepared again is refused with the whole command."""
+    data, results = tmp_path / "data", tmp_path / "results"
+    small_corpus(data / "demo", {"1": "ab", "2": "cd", "3": "ef"})
+    manifest = load_manifest(data / "demo")
+    corpus = Corpus(manifest.corpus, manifest.digest, manifest.folds, str(manifest.folder))
+    settings = ("methods=[vft]", "folds=[1,2]", "seeds=3", "recipe.finetune.epochs=7")
+    experiment = load_experiment("demo", settings, configs=ROOT / "configs", recipe_schema=Recipe, methods=REGISTRY.methods)
+    typed = ("grid", "demo", *settings, "--results", str(results))
+    store(launch(experiment, corpus, REGISTRY, Layout(results, "demo"), "demo", typed))
+    run = CommandLine(data, results)
+    done = run("resume", "demo", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "demo: 6 runs, 6 stages; reused 0" in done.stdout
+    assert "finetune.epochs=7" in done.stdout
+    small_corpus(data / "demo", {"1": "ab", "2": "cd", "3": "eg"})
+    refused = run("resume", "demo")
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
+    assert shlex.join(("python", "launch.py", *typed)) in refused.stderr
+
+
 DAMAGED = ("", "{", "[]", "{}", '{"schema": 1}', '{"schema": 1, "launched": 0, "config": [], "corpus": []}')
 
 
 @pytest.mark.parametrize(
-    ("command", "text"), [*(("status", text) for text in DAMAGED), *((name, "{") for name in ("collect", "reconcile", "control"))]
+    ("command", "text"),
+    [*(("status", text) for text in DAMAGED), *((name, "{") for name in ("collect", "reconcile", "resume", "control"))],
 )
 def test_a_damaged_experiment_is_one_line(command: str, text: str, tmp_path: Path) -> None:
     """The file, and the command that renews it."""

@@ -46,12 +46,12 @@ def print_cancellation(session: Session, runs: Sequence[str]) -> None:
     else:
         stages = counted(done.stages, "stage")
         what = f"{stages} cancelled" if runs else f"everything cancelled ({stages} had no result)"
-    say(f"{session.name}: {what}{f'; {done.withdrawn} withdrawn from Slurm' if session.on_slurm else ''}")
+    say(f"{session.name}: {what}{f'; {done.withdrawn} withdrawn from Slurm' if session.may_have_jobs else ''}")
     if done.controllers:
         say(f"controller ended (jobs {', '.join(done.controllers)})")
     if done.running:
         say(f"still computing a stage, whose result is kept: {listed(done.running)}; no other stage is started")
-    say(f"`{session.command}` with the same settings resumes")
+    say(f"{session.resume_command} resumes")
 
 
 def cancel(session: Session, runs: Sequence[str], *, now: float | None = None) -> Cancellation:
@@ -75,18 +75,20 @@ def cancel(session: Session, runs: Sequence[str], *, now: float | None = None) -
     record_cancellation(layout, None if keys is None else keys | reserves, moment)
     over = [key for key in seen.graph.nodes if (keys is None or key in keys) and not seen.facts[key].done]
     stages = len(over) if seen.graph.nodes else None
-    if not session.on_slurm:
-        return Cancellation(stages, 0, tuple(dict.fromkeys(seen.facts[key].executed_by for key in over if seen.facts[key].executed_by)))
+    executed = tuple(dict.fromkeys(seen.facts[key].executed_by for key in over if seen.facts[key].executed_by))
+    here = () if session.on_slurm else executed
+    if not session.may_have_jobs:
+        return Cancellation(stages, 0, here)
     try:
         if keys is None:
-            controllers = session.chain.stop() if session.launched.experiment.policy.controller else ()
-            return Cancellation(stages, len(session.arrays.cancel_all()), (), controllers)
+            controllers = session.chain.stop()
+            return Cancellation(stages, len(session.arrays.cancel_all()), here, controllers)
         withdrawn = session.arrays.cancel(keys)
         running = whole_jobs(session.arrays.in_flight(), keys)
         session.client.cancel(tuple(running))
     except (SlurmUnavailableError, UsageError) as error:
         raise UsageError(f"cancelled on record, so nothing is submitted again; but {error}: `cancel` once more ends the jobs") from error
-    return Cancellation(stages, len(withdrawn) + sum(map(len, running.values())))
+    return Cancellation(stages, len(withdrawn) + sum(map(len, running.values())), here)
 
 
 def keys_to_cancel(seen: Report, chosen: Collection[str]) -> frozenset[str]:

@@ -34,7 +34,7 @@ def print_lines(lines: Iterable[str]) -> None:
 def warn_if_changed(session: Session) -> None:
     """A line on stderr if the code defines other stages now than at the launch."""
     if session.launched.changed:
-        note(session.read_only_reason())
+        note(session.limits_of_look())
 
 
 def with_progress(what: str, work: Callable[[Callable[[int, int], None]], ResultT]) -> ResultT:

@@ -20,6 +20,7 @@ from jobs.store.access import check_store
 from jobs.text import counted
 
 if TYPE_CHECKING:
+    from jobs.commands.hints import Hints
     from jobs.commands.session import Session
     from jobs.control.controller import Report
     from jobs.control.executor_protocol import Batch
@@ -28,22 +29,23 @@ if TYPE_CHECKING:
 
 def run_grid(session: Session, *, wait: bool) -> bool:
     """Launch an experiment. Returns whether every run has a result or, where Slurm computes the rest in the background, may get one."""
+    session.require_nothing_in_slurm()
     if session.on_slurm:
         session.arrays.limits()  # fails before anything is written if Slurm does not answer
     check_store(session.launched.layout, [(node.stage, key) for key, node in session.launched.graph.nodes.items()])
     store(session.launched)
     if not session.on_slurm:
         return finish(session, run_here(session))
-    session.chain.point_to_code()  # also without a controller: `status`, cron and `grid --wait` submit this launch's code
+    session.chain.point_to_code()  # also without a controller: `reconcile`, cron and `grid --wait` submit this launch's code
     return finish(session, wait_on_slurm(session)) if wait else make_pass(session)
 
 
 def reconcile(session: Session) -> bool:
     """One pass on Slurm for an experiment launched before. UsageError if it was launched on this machine, or is cancelled."""
     if not session.on_slurm:
-        raise UsageError(f"{session.name} was launched on this machine: `grid {session.name}` resumes it")
+        raise UsageError(f"{session.name} was launched on this machine: {session.resume_command} resumes it")
     if session.cancelled:
-        raise UsageError(f"{session.name} is cancelled: `{session.command}` with the same settings resumes it")
+        raise UsageError(f"{session.name} is cancelled: {session.resume_command} resumes it")
     return make_pass(session)
 
 
@@ -54,7 +56,7 @@ def make_pass(session: Session) -> bool:
         raise UsageError(report.refused[0])
     supervised = session.launched.experiment.policy.controller and not report.settled
     chain = session.chain.ensure(renew=session.new) if supervised else None
-    _print_pass(report, chain, session.name)
+    _print_pass(report, chain, session.hints)
     if report.refused:
         raise UsageError(report.refused[0])
     if report.settled and not report.complete:
@@ -66,7 +68,7 @@ def make_pass(session: Session) -> bool:
 def finish(session: Session, report: Report) -> bool:
     """Tables and notices of an experiment that ended, or why there are none. Returns whether every run has a result."""
     if report.interrupted:
-        note(f"stopped; nothing is lost: `{session.command}` with the same settings resumes")
+        note(f"stopped; nothing is lost: {session.resume_command} resumes")
         return False
     status = read_status(session, report)
     for line in (*judged_lines(status), *problem_lines(status)):
@@ -121,7 +123,7 @@ def _request_text(session: Session, report: Report) -> Callable[[Batch], str]:
     return text
 
 
-def _print_pass(report: Report, chain: ChainState | None, name: str) -> None:
+def _print_pass(report: Report, chain: ChainState | None, hints: Hints) -> None:
     """What one pass submitted, the state of the rest, and what makes the next pass."""
     plan = report.plan
     for batch in plan.batches:
@@ -136,9 +138,9 @@ def _print_pass(report: Report, chain: ChainState | None, name: str) -> None:
     if chain is not None and not plan.settled:
         say(chain.sentence)
     if plan.complete:
-        say(f"complete: `python launch.py collect {name}` writes the tables")
+        say(f"complete: {hints.of('collect')} writes the tables")
     elif not plan.settled:
         supervised = chain is not None and not chain.problem
-        by_hand = f"`python launch.py reconcile {name}`, or any `status`, submits what failed or was deferred"
+        by_hand = f"{hints.of('reconcile')} submits what failed or was deferred"
         more = "the controller submits the rest and writes the tables" if supervised else by_hand
-        say(f"watch with `python launch.py status {name} --watch`; {more}")
+        say(f"watch with {hints.of('status', '--watch')}; {more}")

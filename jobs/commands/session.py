@@ -6,18 +6,21 @@ The commands themselves are functions in modules of their own (grid, status, exp
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs.commands.hints import Hints
 from jobs.control.controller import Report, context_of, desired_of, look, plan_of
 from jobs.control.executor_protocol import Limits
 from jobs.errors import UsageError
 from jobs.experiment.config import Cluster
 from jobs.experiment.recipes import MethodRecipe, method_recipes
 from jobs.store.cancellations import read_cancellations
+from jobs.text import counted
 
 if TYPE_CHECKING:
     from jobs.control.facts import InFlight
@@ -56,16 +59,33 @@ class Session:
         return self.launched.experiment.cluster is Cluster.slurm
 
     @property
-    def command(self) -> str:
-        """The command that launches the experiment again."""
-        file = self.launched.config or self.name
-        named = file if file == self.name else f"{file} name={self.name}"
-        return f"python launch.py grid {named}{' --cluster slurm' if self.on_slurm else ''}"
+    def may_have_jobs(self) -> bool:
+        """Whether Slurm may have jobs of the experiment, of its last launch or of an earlier one."""
+        return self.on_slurm or (self.launched.layout.submissions.is_dir() and shutil.which("squeue") is not None)
+
+    @property
+    def hints(self) -> Hints:
+        """Commands for the user to paste."""
+        results, usual = self.launched.layout.root.resolve(), (self.root / "results").resolve()
+        return Hints(self.name, "" if results == usual else str(results), self.launched.typed or self._launch_words)
+
+    @property
+    def resume_command(self) -> str:
+        """The command that launches again with the stored settings."""
+        return self.hints.resume
+
+    @property
+    def _launch_words(self) -> tuple[str, ...]:
+        """The command of a launch that did not record it (until version 0.4), without its settings."""
+        named = [self.name] if self.launched.config in ("", self.name) else [self.launched.config, f"name={self.name}"]
+        return ("grid", *named, *(("--cluster", "slurm") if self.on_slurm else ()))
 
     @property
     def submitter(self) -> str:
         """What submits missing stages next, for messages."""
-        return "the next pass" if self.on_slurm else f"`{self.command}`"
+        if not self.on_slurm:
+            return self.resume_command
+        return "the next pass of the controller" if self.launched.experiment.policy.controller else self.hints.of("reconcile")
 
     @property
     def cancelled(self) -> bool:
@@ -139,24 +159,25 @@ class Session:
         """What reading single attempts needs beside their files."""
         return context_of(desired_of(self.launched), self.arrays if self.on_slurm and not (self.queue_unknown or self.other_user) else None)
 
-    def read_only_reason(self) -> str:
-        """Why no pass may be made here; "" if one may."""
+    def limits_of_look(self) -> str:
+        """Why what is shown is not the whole state of what was launched; "" if it is."""
         if self.launched.changed:
             return (
-                f"the code defines other stages now than when {self.name} was launched: shown are these; `{self.command}` launches it again"
+                f"the code defines other stages now than when {self.name} was launched: shown are these; "
+                f"{self.resume_command} launches it again with its settings"
             )
         if self.other_user:
-            return f"{self.name} was launched by another user ({self.launched.user}), who alone can submit its jobs: status only"
-        if not os.access(self.launched.layout.folder, os.W_OK):
-            return f"{self.launched.layout.folder} cannot be written: status only"
+            return (
+                f"{self.name} was launched by another user ({self.launched.user}), whose jobs are not seen here: shown is what files state"
+            )
         return ""
 
     def require_same_code(self) -> None:
         """UsageError if the code defines other stages now than at the launch."""
         if self.launched.changed:
             raise UsageError(
-                f"{self.name}: the code defines other stages now than when it was launched; `{self.command}` launches it again, "
-                f"`cancel {self.name}` ends it"
+                f"{self.name}: the code defines other stages now than when it was launched; "
+                f"{self.resume_command} launches it again with its settings, {self.hints.of('cancel')} ends it"
             )
 
     def require_own(self) -> None:
@@ -164,7 +185,22 @@ class Session:
         if self.other_user:
             raise UsageError(
                 f"{self.name} was launched by another user ({self.launched.user}): only they can resume or cancel it; "
-                f"`{self.command}` launches it as yours"
+                f"{self.resume_command} launches it as yours"
+            )
+
+    def require_nothing_in_slurm(self) -> None:
+        """UsageError if this machine is to compute an experiment that has jobs in Slurm, or may have them because Slurm does not answer."""
+        if self.on_slurm or not self.may_have_jobs:
+            return
+        from jobs.slurm.chain import chain_jobs, link_name
+
+        layout = self.launched.layout
+        running, waiting = chain_jobs(link_name(layout), self.client.queue(name=link_name(layout)))
+        stages, links = len(self.arrays.look_only()), len(running) + len(waiting)
+        if stages or links:
+            raise UsageError(
+                f"{self.name} has {counted(stages, 'stage')} and {counted(links, 'controller job')} in Slurm's queue: "
+                f"{self.hints.of('cancel')} withdraws them, `--cluster slurm` continues there"
             )
 
     def require_last_launch(self) -> None:

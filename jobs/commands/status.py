@@ -1,4 +1,4 @@
-"""`status`: print where an experiment stands; on Slurm after a pass of the controller, unless one may not be made here."""
+"""`status`: print where an experiment stands. It makes no pass and submits nothing."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jobs.commands.console import note, print_lines, say
-from jobs.commands.passes import one_pass
 from jobs.commands.status_report import (
     Status,
     closing_lines,
@@ -36,17 +34,14 @@ if TYPE_CHECKING:
 WATCH_SECONDS = 5.0  # between two looks of --watch, at most
 
 
-def show_status(session: Session, *, look_only: bool, as_json: bool = False, watch: bool = False) -> None:
-    """Print where an experiment stands; with `watch` repeatedly until it has ended. `look_only`: make no pass of the controller."""
-    reason = session.read_only_reason()
-    if reason and (session.launched.changed or (session.on_slurm and not look_only)):
-        note(reason)
-    look_only = look_only or bool(reason)
+def show_status(session: Session, *, as_json: bool = False, watch: bool = False) -> None:
+    """Print where an experiment stands; with `watch` repeatedly until it has ended. UsageError if it is launched again meanwhile."""
+    if limits := session.limits_of_look():
+        note(limits)
     if watch:
-        pause = min(WATCH_SECONDS, session.launched.experiment.policy.poll_seconds)
-        _watch(lambda: _current_status(session, look_only), pause)
+        _watch(session, min(WATCH_SECONDS, session.launched.experiment.policy.poll_seconds))
         return
-    status = _current_status(session, look_only)
+    status = read_status(session, session.look())
     if as_json:
         say(json.dumps(status_to_json(status), indent=1))
     elif sys.stdout.isatty():
@@ -61,9 +56,10 @@ def read_status(session: Session, report: Report) -> Status:
     """The status of a report, with the state of the controller chain, jobs that will never start, notices and tables."""
     chain = chain_state(session)
     watched = chain is not None and bool(chain.running or chain.waiting)
+    known = session.on_slurm and not (session.queue_unknown or session.other_user) and (chain is None or chain.known)
     tables = complete_tables(session) if report.complete else ""
     return replace(
-        status_of(session.name, report, command=session.command, watched=watched, cancelled=session.cancelled, tables=tables),
+        status_of(session.name, report, hints=session.hints, watched=watched, cancelled=session.cancelled, tables=tables, queue_read=known),
         controller="" if chain is None or (report.settled and not watched) else chain.sentence,
         stuck=Counter(session.arrays.stuck().values() if session.on_slurm else ()),
         notices=_notice_lines(session),
@@ -105,19 +101,7 @@ def _notice_lines(session: Session) -> tuple[str, ...]:
     return tuple(notice_line(notice) for notice in read_notices(session.launched.layout, session.launched.since))
 
 
-def _current_status(session: Session, look_only: bool) -> Status:
-    if not session.on_slurm or look_only or session.cancelled:
-        return read_status(session, session.look())
-    try:
-        return read_status(session, one_pass(session))
-    except (SlurmUnavailableError, UsageError) as error:
-        report = session.look()
-        if not session.queue_unknown:  # else the look has printed that
-            note(str(error))
-        return read_status(session, report)
-
-
-def _watch(read: Callable[[], Status], pause: float) -> None:
+def _watch(session: Session, pause: float) -> None:
     """Print the status every `pause` seconds until nothing is left to do, or Ctrl-C."""
     if sys.stdout.isatty():
         from rich.live import Live
@@ -128,7 +112,8 @@ def _watch(read: Callable[[], Status], pause: float) -> None:
     try:
         with live or nullcontext():
             while True:
-                status = read()
+                session.require_last_launch()
+                status = read_status(session, session.look())
                 if live is None:
                     print_lines([time.strftime("%Y-%m-%d %H:%M:%S"), *status_lines(status)])
                 else:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from jobs.commands.hints import Hints
 from jobs.control.facts import InFlight, Phase, StageFacts
 from jobs.control.plan import Plan
 from jobs.control.rounds import DroppedRun, Judgements
@@ -120,12 +121,19 @@ class Status:
 
 
 def status_of(
-    experiment: str, report: Report, *, command: str = "", watched: bool = False, cancelled: bool = False, tables: str = ""
+    experiment: str,
+    report: Report,
+    *,
+    hints: Hints | None = None,
+    watched: bool = False,
+    cancelled: bool = False,
+    tables: str = "",
+    queue_read: bool = False,
 ) -> Status:
     """The status by a pass's report; what the report does not contain (controller, stuck, notices, damaged) is empty.
 
-    `command` launches the experiment again; `watched`: a controller job submits the rest, so nothing is asked of the user; `cancelled`:
-    the whole experiment is; `tables`: folder of the complete tables.
+    `hints`: commands for the user; `watched`: a controller job submits the rest, so nothing is asked of the user; `cancelled`:
+    the whole experiment is; `tables`: folder of the complete tables; `queue_read`: the report has everything that Slurm's queue has.
     """
     graph, facts, plan = report.graph, report.facts, report.plan
     states = node_states(graph, plan, facts, report.in_flight)
@@ -154,7 +162,16 @@ def status_of(
         dropped=tuple(_dropped_row(graph, facts, report.judgements)),
         judged=tuple(_judged_rows(report.judgements)),
         held=Counter(plan.reasons[key] for key in plan.held_or_cancelled if states[key] is State.held),
-        steps=_steps(experiment, plan, list(states.values()), runs, command, watched, cancelled, tables),
+        steps=_steps(
+            hints or Hints(experiment),
+            plan,
+            list(states.values()),
+            runs,
+            watched=watched,
+            cancelled=cancelled,
+            tables=tables,
+            vanished=queue_read and not (report.in_flight or watched or cancelled),
+        ),
     )
 
 
@@ -322,28 +339,44 @@ _AFTER = {
 
 
 def _steps(
-    name: str, plan: Plan, states: Sequence[State], runs: Sequence[RunRow], command: str, watched: bool, cancelled: bool, tables: str
+    hints: Hints,
+    plan: Plan,
+    states: Sequence[State],
+    runs: Sequence[RunRow],
+    *,
+    watched: bool,
+    cancelled: bool,
+    tables: str,
+    vanished: bool,
 ) -> tuple[str, ...]:
-    again = f"`{command or f'python launch.py grid {name}'}` with the same settings"
     if plan.complete:
-        collect = f"`python launch.py collect {name}`"
+        collect = hints.of("collect")
         there = f"the tables are in {tables}; {collect} prints and writes them again" if tables else f"{collect} writes the tables"
         return (f"complete: {'the controller writes the tables now' if watched and not tables else there}",)
     steps = []
     cancelled = cancelled or State.cancelled in states
     if cancelled:
-        steps.append(f"cancelled: {again} resumes")
+        steps.append(f"cancelled: {hints.resume} resumes")
     bad = [run for run in runs if run.state in (State.failed, State.blocked, State.held)]
     if bad:
         run = f"{bad[0].method}/{bad[0].fold}/{bad[0].slot}"
         hopeless = all(each.diverged for each in bad)  # launching again repeats failures, but the same seeds would diverge again
-        then = "change the recipe, or raise policy.max_seeds, and launch again" if hopeless else f"once that is fixed, {again} tries again"
-        steps.append(f"`python launch.py explain {name} {run}` says what happened, `logs {name} {run}` shows its log; {then}")
+        then = f"change the recipe, or raise policy.max_seeds: {hints.launch}" if hopeless else _once_fixed(hints)
+        steps.append(f"{hints.of('explain', run)} says what happened, {hints.of('logs', run)} shows its log; {then}")
     if plan.settled and any(run.state is State.done for run in runs):
-        steps.append(f"`python launch.py collect {name} --allow-incomplete` writes tables of the results so far")
-    if not (plan.settled or plan.waiting or watched or cancelled):
-        steps.append(f"nothing is queued or running: {again} resumes")
+        steps.append(f"{hints.of('collect', '--allow-incomplete')} writes tables of the results so far")
+    if vanished and not plan.settled:
+        steps.append(
+            f"no task and no controller of {hints.experiment} is in Slurm's queue, so nothing more is submitted by itself: "
+            f"{hints.resume} launches it again, {hints.of('reconcile')} makes one pass and starts the controller"
+        )
+    elif not (plan.settled or plan.waiting or watched or cancelled):
+        steps.append(f"nothing is queued or running: {hints.resume} resumes")
     return tuple(steps)
+
+
+def _once_fixed(hints: Hints) -> str:
+    return f"once that is fixed, {hints.resume} tries again with the same settings, {hints.launch} with those of its file"
 
 
 def _counts_in_words(row: StageRow) -> str:

@@ -26,12 +26,17 @@ from jobs.store.access import check_store
 from jobs.store.cancellations import last_cancellation, read_cancellations
 from jobs.sweeps.decisions import Decisions, Trial, TrialState
 from jobs.sweeps.driver_lock import driver_of, driving, in_words, refusal
-from jobs.sweeps.records import Sweep, store_latest, store_sweep
+from jobs.sweeps.records import Sweep, began, store_latest, store_sweep
+from jobs.sweeps.space import space_of
 from jobs.sweeps.stages import sweep_digest
 from jobs.text import counted
 
 if TYPE_CHECKING:
     from jobs.control.controller import Report
+    from jobs.experiment.config import Experiment
+    from jobs.experiment.launched import Corpus
+    from jobs.experiment.registry import SweepRegistry
+    from jobs.store.layout import Layout
     from jobs.sweeps.report.write import SweepReport
     from jobs.worker.task import Workplace
 
@@ -52,8 +57,12 @@ class SweepSession(Session):
         return self.sweep.layout.experiment
 
     @property
-    def command(self) -> str:
-        return super().command.replace("launch.py grid", "launch.py sweep", 1)
+    def resume_command(self) -> str:
+        return self.hints.launch  # launching a sweep again resumes it
+
+    @property
+    def _launch_words(self) -> tuple[str, ...]:
+        return ("sweep", *super()._launch_words[1:])
 
     def news(self) -> list[str]:
         lines = trial_lines(self._told, self.decisions.trials, self.sweep.folds)
@@ -72,6 +81,30 @@ class SweepStatus:
     state: str  # running, waiting, complete, interrupted; unknown: Slurm does not answer
     sentence: str
     job: str = ""  # of its controller in Slurm
+
+
+def new_sweep(
+    experiment: Experiment, file: str, corpus: Corpus, layout: Layout, registry: SweepRegistry, *, code: Path, typed: tuple[str, ...]
+) -> Sweep:
+    """A sweep that is launched now. `file`, `typed`, `code`: as in `Sweep`. UsageError if the corpus does not allow it."""
+    from jobs.sweeps.preflight import check_sweep
+
+    since = time.time()
+    validation = check_sweep(experiment, space_of(experiment), registry, corpus)
+    digest = sweep_digest(experiment, corpus, validation, registry)
+    return Sweep(
+        experiment=experiment,
+        file=file,
+        typed=typed,
+        corpus=corpus,
+        layout=layout,
+        validation=validation,
+        launched=since,
+        began=began(layout, digest) or since,
+        digest=digest,
+        registry=registry,
+        code=code,
+    )
 
 
 def session_of(
@@ -99,6 +132,7 @@ def session_of(
         changed=not new and sweep.digest != sweep_digest(sweep.experiment, sweep.corpus, sweep.validation, sweep.registry),
         user=sweep.user,
         config=sweep.file,
+        typed=sweep.typed,
         extend=decisions.extend,
     )
     place = replace(place, experiment=sweep.own_layout.experiment, launched=sweep.launched)
@@ -121,13 +155,13 @@ def print_preview(session: SweepSession) -> None:
 
 def launch(session: SweepSession, *, wait: bool) -> bool:
     """Launch or resume a sweep: on this machine, or in Slurm, and with `wait` stay until it has ended."""
-    report, began = session.look(ask_slurm=False), session.sweep.own_layout.experiment_file.is_file()
+    report, resumes = session.look(ask_slurm=False), session.sweep.own_layout.experiment_file.is_file()
     if report.complete:
-        (store_latest if began else store_sweep)(session.sweep)
+        (store_latest if resumes else store_sweep)(session.sweep)
         say(f"{session.name}: sweep {session.sweep.digest}: every trial has ended, nothing is left to compute")
         return _finish(session, report, announce=False)
     check_store(session.sweep.layout, [(node.stage, key) for key, node in report.graph.nodes.items()])
-    if began:
+    if resumes:
         done = sum(fact.done for fact in report.facts.values())
         say(f"{session.name}: resumes sweep {session.sweep.digest}, {done} of {len(report.facts)} stages done")
     session.news()  # what is known already is not printed again
@@ -183,7 +217,7 @@ def cancel(session: SweepSession) -> None:
             say(f"{session.name}: {what}")
     if not (holder or done.withdrawn or done.controllers):
         say(f"{session.name}: nothing to cancel, it is not running")
-    say(f"`{session.command}` with the same settings resumes")
+    say(f"{session.resume_command} resumes")
 
 
 def status(session: SweepSession) -> SweepStatus:
@@ -199,9 +233,7 @@ def status(session: SweepSession) -> SweepStatus:
     if chain is not None and chain.phase.value == "unknown":  # Phase is not imported: it would bring in submissions
         return SweepStatus("unknown", f"{session.name}: {chain.sentence}")
     why = f" ({chain.sentence})" if chain is not None else ""
-    return SweepStatus(
-        "interrupted", f"{session.name}: interrupted, no driver is running{why}: `{session.command}` with the same settings resumes"
-    )
+    return SweepStatus("interrupted", f"{session.name}: interrupted, no driver is running{why}: {session.resume_command} resumes")
 
 
 def write(session: SweepSession, report: Report, *, driven: bool = False) -> SweepReport:
@@ -264,8 +296,8 @@ def _submit(session: SweepSession) -> bool:
     if session.launched.experiment.policy.controller:
         say(f"{session.chain.ensure(renew=True).sentence}; it submits the rest and writes the report at the end")
     else:
-        say(f"no controller (policy.controller=false): `{session.command}` submits what follows")
-    say(f"watch with `python launch.py sweep {session.name} --show`")
+        say(f"no controller (policy.controller=false): {session.resume_command} submits what follows")
+    say(f"watch with {session.hints.of('sweep', '--show')}")
     return True
 
 
@@ -299,7 +331,7 @@ def _cancellation_poll(session: SweepSession) -> Callable[[], int]:
 def _finish(session: SweepSession, report: Report, *, announce: bool = True) -> bool:
     """Write and print the report. Returns False if trials are missing, no point is complete, or one failed."""
     if report.interrupted:
-        note(f"stopped; nothing is lost: `{session.command}` with the same settings resumes")
+        note(f"stopped; nothing is lost: {session.resume_command} resumes")
         return False
     written = write(session, report)
     _print(written)
@@ -307,12 +339,12 @@ def _finish(session: SweepSession, report: Report, *, announce: bool = True) -> 
         note(line)
     states = [trial.state for trial in session.decisions.trials]
     if failed := states.count(TrialState.failed):
-        note(f"{counted(failed, 'trial')} failed: `{session.command}` with the same settings tries again")
+        note(f"{counted(failed, 'trial')} failed: {session.resume_command} tries again")
     missing = states.count(TrialState.running)
     if missing:
         for reason in dict.fromkeys(report.plan.reasons.values()):
             note(reason)
-        note(f"{counted(missing, 'trial')} not finished: `{session.command}` with the same settings resumes")
+        note(f"{counted(missing, 'trial')} not finished: {session.resume_command} resumes")
     return written.summary.best is not None and not failed and not missing
 
 

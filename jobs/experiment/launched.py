@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -43,6 +44,7 @@ class _Stored:
     file: str = ""
     user: int | None = None
     stages: str = ""  # digest of the graph
+    typed: tuple[str, ...] = ()
 
 
 _RECORDS = Decoder(_Stored, SCHEMA)
@@ -62,9 +64,19 @@ class Launched:
     user: int | None = None  # uid of the launch; None: not recorded
     config: str = ""  # name of its file in configs/experiment/; "": not recorded
     extend: Extend | None = None  # None: results add no runs
+    typed: tuple[str, ...] = ()  # words of the last launch, after `launch.py`; (): not recorded
 
 
-def launch(experiment: Experiment, corpus: Corpus, registry: Registry, layout: Layout, config: str = "") -> Launched:
+def last_place(layout: Layout) -> tuple[Cluster, str] | None:
+    """Where an experiment was launched last, and with which site profile; None if it was not launched, or its record cannot be read."""
+    stored = _RECORDS.read(layout.experiment_file)
+    cluster = str(stored.config.get("cluster")) if stored else ""
+    return (Cluster[cluster], str(stored.config.get("site"))) if stored and cluster in Cluster.__members__ else None
+
+
+def launch(
+    experiment: Experiment, corpus: Corpus, registry: Registry, layout: Layout, file: str = "", typed: tuple[str, ...] = ()
+) -> Launched:
     """A new launch of an experiment. Raises UsageError for an unknown method or fold, and if there is no method."""
     if not experiment.methods:
         raise UsageError(f"methods: name at least one of {', '.join(registry.methods)}")
@@ -77,13 +89,13 @@ def launch(experiment: Experiment, corpus: Corpus, registry: Registry, layout: L
     graph = _graph(experiment, corpus, registry, {})
     refill = functools.partial(_graph, experiment, corpus, registry, base=graph)
     since = max(time.time(), last_cancellation(layout) + 0.001)  # later than any cancellation it lifts, also if clocks differ
-    return Launched(experiment, corpus, graph, layout, since, refill, user=os.getuid(), config=config)
+    return Launched(experiment, corpus, graph, layout, since, refill, user=os.getuid(), config=file, typed=typed)
 
 
 def store(launched: Launched) -> None:
     """Store an experiment under its name; only its user can read the record if it has settings that may hold secrets."""
     config, stages = resolved_values(launched.experiment), _digest(launched.graph)
-    record = _Stored(launched.since, launched.corpus, config, launched.config, launched.user, stages)
+    record = _Stored(launched.since, launched.corpus, config, launched.config, launched.user, stages, launched.typed)
     private = bool(secrets_of(launched.experiment))
     write_json(launched.layout.experiment_file, {"schema": SCHEMA, **asdict(record)}, private=private)
 
@@ -93,6 +105,49 @@ def reopen(layout: Layout, registry: Registry, recipe_schema: type[Any]) -> Laun
 
     Raises UsageError if there is none of that name, StoredConfigurationError if its record is damaged or of another version.
     """
+    stored = _load(layout)
+    experiment = _restore(stored, layout, registry, recipe_schema)
+    graph = _graph(experiment, stored.corpus, registry, {})
+    refill = functools.partial(_graph, experiment, stored.corpus, registry, base=graph)
+    changed = bool(stored.stages) and stored.stages != _digest(graph)
+    return Launched(
+        experiment, stored.corpus, graph, layout, stored.launched, refill, changed, stored.user, stored.file, typed=stored.typed
+    )
+
+
+def relaunch(layout: Layout, registry: Registry, recipe_schema: type[Any]) -> Launched:
+    """A new launch with the settings of the last one, whatever its file in configs/experiment says now.
+
+    Settings that this version of the program has added get their defaults. UsageError if it lacks one of the stored settings, and as for
+    `reopen`.
+    """
+    stored = _load(layout)
+    experiment = _restore(stored, layout, registry, recipe_schema)
+    return launch(experiment, stored.corpus, registry, layout, stored.file, stored.typed)
+
+
+def require_same_corpus(launched: Launched, digest: str, launch_command: str) -> None:
+    """UsageError if the corpus has another digest now than at the launch. `launch_command`: launches with the corpus as it is now."""
+    corpus = launched.corpus
+    if digest != corpus.digest:
+        raise UsageError(
+            f"corpus {corpus.name} in {corpus.folder} was prepared again since the launch "
+            f"(digest {digest[:12]}, at the launch {corpus.digest[:12]}): {launch_command} launches with it as it is now"
+        )
+
+
+def _restore(stored: _Stored, layout: Layout, registry: Registry, recipe_schema: type[Any]) -> Experiment:
+    """The stored experiment. StoredConfigurationError, with the command of the launch, if this version lacks a setting of it."""
+    command = shlex.join(("python", "launch.py", *(stored.typed or ("grid", stored.file or layout.experiment))))
+    again = f"`{command}` launches with the settings of its file"
+    experiment = restore_experiment(stored.config, recipe_schema=recipe_schema, again=again)
+    gone = [name for name in experiment.methods if name not in (*registry.methods, *experiment.variants)]
+    if gone:
+        raise StoredConfigurationError(f"stored configuration: method {gone[0]!r} does not exist any more; {again}")
+    return experiment
+
+
+def _load(layout: Layout) -> _Stored:
     if not valid_experiment_name(layout.experiment):
         raise UsageError(f"experiment {layout.experiment!r}: not a name that an experiment can have")
     try:
@@ -103,14 +158,7 @@ def reopen(layout: Layout, registry: Registry, recipe_schema: type[Any]) -> Laun
         known = sorted(path.parent.name for path in layout.root.glob("*/experiment.json"))
         hint = did_you_mean(layout.experiment, known, otherwise=f"launched are: {', '.join(known) or 'none'}")
         raise UsageError(f"experiment {layout.experiment!r} was not launched (nothing in {layout.folder}); {hint}")
-    experiment = restore_experiment(stored.config, recipe_schema=recipe_schema)
-    gone = [name for name in experiment.methods if name not in (*registry.methods, *experiment.variants)]
-    if gone:
-        raise StoredConfigurationError(f"stored configuration: method {gone[0]!r} does not exist any more; launch `grid` again to renew it")
-    graph = _graph(experiment, stored.corpus, registry, {})
-    refill = functools.partial(_graph, experiment, stored.corpus, registry, base=graph)
-    changed = bool(stored.stages) and stored.stages != _digest(graph)
-    return Launched(experiment, stored.corpus, graph, layout, stored.launched, refill, changed, stored.user, stored.file)
+    return stored
 
 
 def without_configuration(layout: Layout) -> Launched:

@@ -1,4 +1,4 @@
-"""The configuration of a launch as plain values, and read again by this or a later version of the program."""
+"""The settings of an experiment as a launch stores them, and the experiment of stored settings."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from jobs.experiment.config import Experiment
 from jobs.experiment.sweep_section import FORMER_KEYS
 from jobs.text import first_line
 
+AGAIN = "launch `grid` again to renew it"
 
-def restore_experiment(values: Mapping[str, Any], *, recipe_schema: type[Any]) -> Experiment:
+
+def restore_experiment(values: Mapping[str, Any], *, recipe_schema: type[Any], again: str = AGAIN) -> Experiment:
     """The experiment of stored `resolved_values`; keys that have been added to the schema since get their defaults.
 
-    Raises StoredConfigurationError for a key that the schema does not have, or a value that it does not allow. Uses pydantic: importing
-    OmegaConf alone would take half of the time that `status` may take.
+    Raises StoredConfigurationError, ending in `again`, for a key that the schema does not have, or a value that it does not allow. Uses
+    pydantic: importing OmegaConf alone would take half of the time that `status` may take.
     """
     from pydantic import TypeAdapter, ValidationError
 
@@ -28,12 +30,10 @@ def restore_experiment(values: Mapping[str, Any], *, recipe_schema: type[Any]) -
         for variant in experiment.variants.values():
             variant.recipe = TypeAdapter(recipe_schema).validate_python(variant.recipe)
     except (KeyError, TypeError, ValidationError) as error:
-        raise StoredConfigurationError(f"stored configuration: {first_line(error)}; launch `grid` again to renew it") from error
+        raise StoredConfigurationError(f"stored configuration: {first_line(error)}; {again}") from error
     differing = next(_differing(values, resolved_values(experiment)), "")
     if differing:
-        raise StoredConfigurationError(
-            f"stored configuration: {differing}: written by another version of the program; launch `grid` again to renew it"
-        )
+        raise StoredConfigurationError(f"stored configuration: {differing}: written by another version of the program; {again}")
     return experiment
 
 

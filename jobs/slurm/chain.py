@@ -66,6 +66,11 @@ class ChainState:
     waiting: str = ""  # job id of the next link
     problem: str = ""  # why no successor could be submitted
 
+    @property
+    def known(self) -> bool:
+        """Slurm has answered."""
+        return self.phase is not Phase.unknown
+
 
 class LinkState(Enum):
     """State of the last link, as recorded."""

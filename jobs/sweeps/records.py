@@ -36,6 +36,7 @@ class _Stored:
     launched: float  # seconds since the epoch
     began: float = 0.0  # its first launch
     user: int | None = None  # uid of the launch
+    typed: tuple[str, ...] = ()  # words of the last launch, after `launch.py`
     config: Mapping[str, Any] = field(default_factory=dict)  # the resolved values of the experiment
 
 
@@ -72,6 +73,7 @@ class Sweep:
     registry: SweepRegistry
     code: Path  # folder of the running code
     user: int | None = None
+    typed: tuple[str, ...] = ()  # words of the last launch, after `launch.py`
 
     @property
     def folds(self) -> tuple[str, ...]:
@@ -138,7 +140,7 @@ def load_sweep(layout: Layout, digest: str, registry: SweepRegistry, recipe_sche
         what = f"{former}: launched by an earlier version" if former.is_file() else f"{own.experiment_file}: no such sweep"
         raise UsageError(f"{what}; {AGAIN}")
     recorded = {each.name: getattr(stored, each.name) for each in fields(_Stored) if each.name != "config"}
-    experiment = restore_experiment(stored.config, recipe_schema=recipe_schema)
+    experiment = restore_experiment(stored.config, recipe_schema=recipe_schema, again=AGAIN)
     return Sweep(**recorded, experiment=experiment, layout=layout, digest=digest, registry=registry, code=code)
 
 

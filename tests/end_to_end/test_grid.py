@@ -117,7 +117,7 @@ def test_ctrl_c_stops_cleanly_and_a_second_launch_goes_on(small_data: Path, tmp_
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 3, output
-    assert "grid demo" in output
+    assert f"`python launch.py resume demo --results {run.results}` resumes" in output
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
     early = run("collect", "demo")
@@ -146,13 +146,13 @@ def test_launched_cancelled_and_left_to_itself_it_ends_in_tables(slurm_cluster: 
     scripts = sorted(folder.glob("submissions/scripts/*"))
     shown = run("status", "demo")
     assert shown.returncode == 0, shown.stderr
-    assert "with the same settings resumes" in shown.stdout
+    assert f"cancelled: `python launch.py resume demo --results {run.results}` resumes" in shown.stdout
     refused = run("reconcile", "demo")
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
     assert sorted(folder.glob("submissions/scripts/*")) == scripts
     assert not slurm_cluster.run("squeue", "--noheader")
 
-    again = run("grid", "demo", *settings)
+    again = run("resume", "demo")
     assert again.returncode == 0, again.stdout + again.stderr
     assert wait_until(lambda: bool(read_json(folder / "tables" / "summary.json").get("complete")), 240)
     assert wait_until(lambda: not slurm_cluster.run("squeue", "--noheader"), 60)
@@ -160,6 +160,54 @@ def test_launched_cancelled_and_left_to_itself_it_ends_in_tables(slurm_cluster: 
     assert json.loads(done.stdout)["complete"] is True
     assert attempts(run.results) >= 2
     assert not [path for path in folder.glob("submissions/*.json") if read_json(path).get("state") == "intent"]
+
+
+@pytest.mark.slurm
+def test_status_only_looks_and_reconcile_acts(slurm_cluster: Cluster, small_data: Path, tmp_path: Path) -> None:
+    """After `scancel` of everything `status` submits nothing, and names the commands that do; `reconcile` is one of them."""
+    run = CommandLine(small_data, tmp_path / "results")
+    settings = ("--cluster", "slurm", "methods=[vft]", "resources.default.memory_gb=1", *SMALL, "policy.poll_minutes=5")
+    launched = run("grid", "demo", *settings, "recipe.finetune.epochs=20000")
+    assert launched.returncode == 0, launched.stdout + launched.stderr
+    slurm_cluster.run("scancel", f"--user={os.getuid()}")
+    assert wait_until(lambda: not slurm_cluster.run("squeue", "--noheader"), 60)
+    for options in ((), ("--json",)):
+        shown = run("status", "demo", *options)
+        assert shown.returncode == 0, shown.stderr
+        assert "no task and no controller of demo is in Slurm's queue" in shown.stdout
+        for command in ("resume", "reconcile"):
+            assert f"`python launch.py {command} demo --results {run.results}`" in shown.stdout
+        assert not slurm_cluster.run("squeue", "--noheader")
+    acted = run("reconcile", "demo")
+    assert acted.returncode == 0, acted.stdout + acted.stderr
+    assert "makes the next pass" in acted.stdout
+    assert slurm_cluster.run("squeue", "--noheader")
+
+
+@pytest.mark.slurm
+def test_an_experiment_with_jobs_in_slurm_stays_there(slurm_cluster: Cluster, small_data: Path, tmp_path: Path) -> None:
+    """Without --cluster it continues in Slurm; `local` is refused; `cancel` withdraws its jobs even if its record says `local`."""
+    run = CommandLine(small_data, tmp_path / "results")
+    settings = ("methods=[vft]", "resources.default.memory_gb=1", *SMALL, "policy.poll_minutes=5", "recipe.finetune.epochs=20000")
+    launched = run("grid", "demo", "--cluster", "slurm", *settings)
+    assert launched.returncode == 0, launched.stdout + launched.stderr
+    again = run("grid", "demo", *settings, "seeds=2", "--dry-run")
+    assert again.returncode == 0, again.stderr
+    assert "demo: submits jobs to Slurm (site default), as at its last launch" in again.stderr
+    assert "#SBATCH --array=0-1" in again.stdout
+    refused = run("grid", "demo", "--cluster", "local", *settings)
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
+    assert "demo has 2 stages and 2 controller jobs in Slurm's queue" in refused.stderr
+    assert f"`python launch.py cancel demo --results {run.results}` withdraws them" in refused.stderr
+
+    file = run.results / "demo" / "experiment.json"
+    record = read_json(file)
+    file.write_text(json.dumps({**record, "config": {**record["config"], "cluster": "local"}}))
+    cancelled = run("cancel", "demo")
+    assert cancelled.returncode == 0, cancelled.stderr
+    assert "2 withdrawn from Slurm" in cancelled.stdout
+    assert "controller ended" in cancelled.stdout
+    assert wait_until(lambda: not slurm_cluster.run("squeue", "--noheader"), 60)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def test_a_run_that_diverges_with_every_seed_is_told_whole(demo_data: Path, tmp_
 
 @pytest.mark.slow
 def test_cancelled_here_it_ends_and_a_launch_goes_on(demo_data: Path, tmp_path: Path) -> None:
-    """What runs is kept and can be followed to its end, nothing new is begun; launched again, only the rest is computed."""
+    """What runs is kept and can be followed to its end, nothing new is begun; the printed command computes the rest of it."""
     run = CommandLine(demo_data, tmp_path / "results")
     process = run.start("grid", "demo", *ONE, IN_TURN, "seeds=2")
     assert wait_until(lambda: claims(run.results) == 1, 60)
@@ -64,7 +65,9 @@ def test_cancelled_here_it_ends_and_a_launch_goes_on(demo_data: Path, tmp_path: 
     assert re.search(r"still computing a stage, whose result is kept: process \d+ on .*; no other stage is started", cancelled.stdout)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 3, output
-    assert "cancelled: `python launch.py grid demo` with the same settings resumes" in output
+    pasted = re.search(r"cancelled: `python launch.py (.*)` resumes", output)
+    assert pasted is not None, output
+    assert f"--results {run.results}" in pasted[1]
     followed, _ = following.communicate(timeout=60)
     assert following.returncode == 0
     assert "attempt 1 on" in followed
@@ -79,7 +82,7 @@ def test_cancelled_here_it_ends_and_a_launch_goes_on(demo_data: Path, tmp_path: 
 
     assert "nothing to cancel" in run("cancel", "demo", "vft/1/0").stdout
 
-    again = run("grid", "demo", *ONE, IN_TURN, "seeds=2")
+    again = run(*shlex.split(pasted[1]))
     assert again.returncode == 0, again.stdout + again.stderr
     assert claims(run.results) == 2
 

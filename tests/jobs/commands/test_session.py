@@ -78,8 +78,8 @@ def test_later_commands_submit_the_code_of_the_launch(tmp_path: Path) -> None:
     assert session(new=True).source == tmp_path
     assert session(new=False).source == snapshot
     moved_on = session(new=False, changed=True)
-    assert "defines other stages" in moved_on.read_only_reason()
-    with pytest.raises(UsageError, match="`cancel exp` ends it"):
+    assert "defines other stages" in moved_on.limits_of_look()
+    with pytest.raises(UsageError, match="cancel exp` ends it"):
         one_pass(moved_on)
 
 
@@ -96,12 +96,15 @@ def session_of(folder: Path, *, since: float = 1000.0, new: bool = False, user: 
     return Session(launched, workplace(folder), source, folder / "published.yaml", new=new)
 
 
-def test_the_command_that_launches_again_names_file_and_experiment(tmp_path: Path) -> None:
-    """An experiment may have another name than its file in configs/experiment."""
+def test_hints_repeat_what_was_typed(tmp_path: Path) -> None:
+    """The whole command of the launch; of one that did not record it: file and name, which may differ. `resume` needs no settings."""
     session = session_of(tmp_path)
-    assert session.command == "python launch.py grid exp --cluster slurm"
+    assert session.hints.launch == "`python launch.py grid exp --cluster slurm`"
     session.launched = replace(session.launched, config="demo")
-    assert session.command == "python launch.py grid demo name=exp --cluster slurm"
+    assert session.hints.launch == "`python launch.py grid demo name=exp --cluster slurm`"
+    session.launched = replace(session.launched, typed=("grid", "exp", "site=my site", "--cluster", "slurm"))
+    assert session.hints.launch == "`python launch.py grid exp 'site=my site' --cluster slurm`"
+    assert session.resume_command == f"`python launch.py resume exp --results {tmp_path / 'results'}`"
 
 
 def test_tables_are_reported_when_complete_and_of_this_launch(tmp_path: Path) -> None:
@@ -134,7 +137,7 @@ def test_better_tables_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_without_a_controller_the_code_of_the_launch_is_submitted_too(tmp_path: Path) -> None:
-    """What cron or `status` submits later is the code of the last launch: not later edits, nor an earlier launch."""
+    """What cron or `reconcile` submits later is the code of the last launch: not later edits, nor an earlier launch."""
     for words in ("first", "second"):
         session = session_of(tmp_path, new=True, controller=False)
         (session.root / "launch.py").write_text(words)
@@ -144,7 +147,7 @@ def test_without_a_controller_the_code_of_the_launch_is_submitted_too(tmp_path: 
 
 
 def test_nothing_is_submitted_for_an_earlier_launch(tmp_path: Path) -> None:
-    """A `status --watch` or controller job started before the experiment was launched again has outdated settings."""
+    """A `grid --wait` or controller job started before the experiment was launched again has outdated settings."""
     earlier, last = session_of(tmp_path, since=1000.0), session_of(tmp_path, since=2000.0)
     store(last.launched)
     with pytest.raises(UsageError, match="launched again, or moved, since this command began"):
@@ -182,12 +185,12 @@ def test_nothing_of_another_users_experiment_is_submitted_or_cancelled(tmp_path:
     """Its jobs are not in the queue we see, and would all count as lost. Old experiments do not record their user."""
     other = session_of(tmp_path, user=os.getuid() + 1)
     store(other.launched)
-    assert "another user" in other.read_only_reason()
+    assert "another user" in other.limits_of_look()
     for act in (one_pass, run_link, lambda session: cancel(session, ())):
         with pytest.raises(UsageError, match="launched by another user"):
             act(other)
     assert not other.launched.layout.cancellations.exists()
-    assert session_of(tmp_path, user=os.getuid()).read_only_reason() == session_of(tmp_path).read_only_reason() == ""
+    assert session_of(tmp_path, user=os.getuid()).limits_of_look() == session_of(tmp_path).limits_of_look() == ""
 
 
 def test_a_cancellation_is_later_than_the_launch_if_clocks_differ(tmp_path: Path) -> None:

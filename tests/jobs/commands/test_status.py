@@ -108,7 +108,7 @@ def test_held_and_cancelled_stages_are_counted_separately() -> None:
     assert counts["tapt"]["cancelled"] == 5
     text = "\n".join(status_lines(now))
     assert "2 stages held: the first 3 of finetune vft all failed alike" in text
-    assert "cancelled: `python launch.py grid exp` with the same settings resumes" in text
+    assert "cancelled: `python launch.py resume exp` resumes" in text
     assert "`python launch.py explain exp vft/1/0`" in text
 
 
@@ -140,6 +140,29 @@ def test_a_complete_experiment_names_the_folder_of_its_tables() -> None:
     assert there.startswith("complete: the tables are in /results/exp/tables; ")
 
 
+def test_what_has_vanished_from_the_queue_is_reported() -> None:
+    """Neither a task nor a controller is in Slurm's queue: the commands that act are named.
+
+    Not where the queue could not be read, where one of them is there, nor for a cancelled experiment.
+    """
+    graph = make_graph(methods=("vft",), folds=("1",), seeds=2)
+    one, two = (run.key for run in graph.runs)
+    missing = {key: StageFacts() for key in graph.nodes}
+    dying = missing | {one: StageFacts(executed_by="job 7_0 on node1")}  # its worker was killed, its heartbeat is recent
+    for facts in (missing, dying):
+        (step,) = status_of("exp", _report(graph, facts), queue_read=True).steps
+        assert step.startswith("no task and no controller of exp is in Slurm's queue")
+        assert "`python launch.py resume exp` launches it again, `python launch.py reconcile exp` makes one pass" in step
+    queued = _report(graph, missing, {two: InFlight(Phase.queued, "7_1")})
+    for now in (
+        status_of("exp", queued, queue_read=True),
+        status_of("exp", _report(graph, missing), queue_read=True, watched=True),
+        status_of("exp", _report(graph, dying)),
+        status_of("exp", _report(graph, missing), queue_read=True, cancelled=True),
+    ):
+        assert "no task and no controller" not in " ".join(now.steps)
+
+
 def test_a_run_that_diverged_without_a_seed_left_has_failed() -> None:
     """It is given up, with the reason; in tables it is diverged."""
     graph = make_graph(methods=("vft",), folds=("1",), seeds=1)
@@ -149,7 +172,7 @@ def test_a_run_that_diverged_without_a_seed_left_has_failed() -> None:
     assert not now.complete
     assert table_states(now) == {graph.runs[0].key: "diverged"}
     assert "loss at the class prior, and no reserve seed is left" in "\n".join(status_lines(now))
-    assert any(line.endswith("change the recipe, or raise policy.max_seeds, and launch again") for line in now.steps)
+    assert any(line.endswith("change the recipe, or raise policy.max_seeds: `python launch.py grid exp`") for line in now.steps)
 
 
 def test_json_is_one_versioned_value(status: Status) -> None:

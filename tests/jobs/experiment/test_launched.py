@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,9 @@ import pytest
 
 from jobs.errors import UsageError
 from jobs.experiment.config import Experiment, Policy, SlurmSite
-from jobs.experiment.launched import Corpus, launch, store
+from jobs.experiment.launched import Corpus, launch, relaunch, reopen, require_same_corpus, store
 from jobs.store.layout import Layout
+from jobs.store.records import read_json, write_json
 from tests.jobs.fake_registry import REGISTRY
 
 
@@ -17,6 +19,91 @@ def test_an_experiment_without_methods_is_refused(tmp_path: Path) -> None:
     experiment = Experiment(name="exp", corpus="fake")
     with pytest.raises(UsageError, match="methods: name at least one of"):
         launch(experiment, Corpus("fake", "d1", ("1",), str(tmp_path)), REGISTRY, Layout(tmp_path, "exp"))
+
+
+class Readable:
+    """Read by the fake registry as a mapping."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return getattr(self, key, default)
+
+
+@dataclass
+class Recipe(Readable):
+    """The settings of the stages."""
+
+    epochs: int = 1
+    former: int = 3
+
+
+@dataclass
+class LaterRecipe(Readable):
+    """The same in a later version: one setting is added."""
+
+    epochs: int = 1
+    former: int = 3
+    added: int = 7
+
+
+@dataclass
+class OtherRecipe(Readable):
+    """The same in a version without one of the settings."""
+
+    epochs: int = 1
+
+
+TYPED = ("grid", "file", "name=exp", "seeds=2", "--results", "/project/my results")
+
+
+def stored(folder: Path) -> Layout:
+    """An experiment with two seeds and a setting that is not the default, launched and stored."""
+    layout = Layout(folder / "results", "exp")
+    experiment = Experiment(name="exp", corpus="fake", methods=["vft"], seeds=2, recipe=Recipe(epochs=5))
+    store(launch(experiment, Corpus("fake", "d1", ("1",), str(folder)), REGISTRY, layout, "file", TYPED))
+    return layout
+
+
+def test_a_relaunch_has_the_stored_config(tmp_path: Path) -> None:
+    """Settings, corpus and words of the last launch, with a later time; stored, it is the last launch."""
+    layout = stored(tmp_path)
+    first, again = reopen(layout, REGISTRY, Recipe), relaunch(layout, REGISTRY, Recipe)
+    assert (again.experiment, again.corpus, again.config, again.typed) == (first.experiment, first.corpus, "file", TYPED)
+    assert list(again.graph.nodes) == list(first.graph.nodes)
+    assert again.since > first.since
+    store(again)
+    assert reopen(layout, REGISTRY, Recipe).since == again.since
+
+
+def test_after_an_upgrade_a_relaunch_has_the_stored_config(tmp_path: Path) -> None:
+    """A setting that was added has its default, other stages are no obstacle; a setting that is gone is, and the launch is named."""
+    layout = stored(tmp_path)
+    write_json(layout.experiment_file, {**(read_json(layout.experiment_file) or {}), "stages": "of other code"})
+    assert reopen(layout, REGISTRY, LaterRecipe).changed
+    again = relaunch(layout, REGISTRY, LaterRecipe)
+    assert again.experiment.recipe == LaterRecipe(epochs=5, added=7)
+    assert not again.changed
+    launch_again = "`python launch.py grid file name=exp seeds=2 --results '/project/my results'` launches"
+    with pytest.raises(UsageError, match=r"recipe\.former: written by another version") as caught:
+        relaunch(layout, REGISTRY, OtherRecipe)
+    assert launch_again in str(caught.value)
+
+
+def test_a_record_without_the_words_of_its_launch_is_read(tmp_path: Path) -> None:
+    """It was stored before they were recorded."""
+    layout = stored(tmp_path)
+    values: dict[str, Any] = read_json(layout.experiment_file) or {}
+    write_json(layout.experiment_file, {key: value for key, value in values.items() if key != "typed"})
+    assert relaunch(layout, REGISTRY, Recipe).typed == ()
+
+
+def test_a_corpus_that_was_prepared_again_is_refused(tmp_path: Path) -> None:
+    """Stored settings with other recordings would be another experiment."""
+    again = relaunch(stored(tmp_path), REGISTRY, Recipe)
+    require_same_corpus(again, "d1", "`grid`")
+    with pytest.raises(
+        UsageError, match=r"corpus fake .* was prepared again since the launch \(digest d2, at the launch d1\): `grid` launches"
+    ):
+        require_same_corpus(again, "d2", "`grid`")
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_show_prints_the_report_of_an_unfinished_sweep(tmp_path: Path, capsys: p
     assert any(line.startswith("64 ") and "1/2" in line and line.endswith("interrupted") for line in shown)
     assert any(line.startswith("python launch.py grid exp ") and "'recipe.cluster.counts=[16]'" in line for line in shown)
     assert str(sweep.layout.sweep / "table.tex") in shown
-    assert shown[-1] == "exp: interrupted, no driver is running: `python launch.py sweep exp` with the same settings resumes"
+    assert shown[-1] == "exp: interrupted, no driver is running: `python launch.py sweep exp` resumes"
     console.show(session_of(sweep), as_json=True)
     value: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert (value["best"], value["standing"], value["job"], value["trials"]["interrupted"]) == ("16", "interrupted", "", 1)

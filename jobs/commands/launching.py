@@ -1,0 +1,120 @@
+"""The experiment that a command line asks for: its words, its settings, and the checks before a launch that need no corpus."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import UsageError
+from jobs.experiment.config import Cluster, Experiment, load_experiment
+from jobs.experiment.launched import Corpus, last_place
+from jobs.experiment.registry import Registry
+from jobs.store.layout import Layout
+from jobs.worker.task import Workplace
+
+
+@dataclass(frozen=True)
+class Code:
+    """What defines experiments: the registry of stages, and the files of settings."""
+
+    registry: Registry
+    check: Callable[[Any], None]  # raises for a recipe that cannot be computed
+    stages: tuple[str, ...]  # names of all stages
+    recipe_schema: type[Any]
+    configs: Path  # folder
+    published: Path  # file of the published results
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words of `COMMAND [EXPERIMENT] [KEY=VALUE ...] [--cluster CLUSTER]`."""
+
+    file: str  # name of the experiment's file in configs/experiment/
+    overrides: tuple[str, ...]
+    cluster: Cluster | None = None  # None: not given as an option
+
+
+def words_of(command: str, arguments: Sequence[str], cluster: str | None, default: str) -> Words:
+    """The words of a command line. `default`: experiment if none is named. UsageError for two experiments or an unknown cluster."""
+    named = [text for text in arguments if "=" not in text]
+    if len(named) > 1:
+        raise UsageError(f"{command}: one experiment at a time (got {', '.join(named)}); settings are given as KEY=VALUE")
+    if cluster is not None and cluster not in Cluster.__members__:
+        raise UsageError(f"--cluster {cluster}: known are {', '.join(Cluster.__members__)}")
+    overrides = tuple(text for text in arguments if "=" in text)
+    return Words(named[0] if named else default, overrides, Cluster[cluster] if cluster else None)
+
+
+def experiment_to_launch(words: Words, code: Code, results: Path) -> tuple[Experiment, str]:
+    """The experiment of a launch, and a line on where it will compute if that was not typed; "" if it was, or is no news.
+
+    An experiment whose last launch was on Slurm stays there, with its site profile unless another one is typed.
+    """
+    experiment = read_experiment(words, code)
+    if words.cluster is not None or any(text.startswith("cluster=") for text in words.overrides):
+        return experiment, ""
+    last = last_place(Layout(results.resolve(), experiment.name))
+    if last is not None and last[0] is Cluster.slurm and experiment.cluster is Cluster.local:
+        site = () if any(text.startswith("site=") for text in words.overrides) else (f"site={last[1]}",)
+        experiment = read_experiment(replace(words, overrides=(*site, *words.overrides), cluster=Cluster.slurm), code)
+        return experiment, f"{place_line(experiment)}, as at its last launch; `--cluster local` computes on this machine"
+    if last is not None or shutil.which("sbatch") is None:
+        return experiment, ""
+    other = "local` computes on this machine" if experiment.cluster is Cluster.slurm else "slurm site=NAME` submits jobs to Slurm instead"
+    return experiment, f"{place_line(experiment)}; `--cluster {other}"
+
+
+def place_line(experiment: Experiment) -> str:
+    """Where an experiment will compute, without a full stop."""
+    if experiment.cluster is Cluster.slurm:
+        return f"{experiment.name}: submits jobs to Slurm (site {experiment.site})"
+    return f"{experiment.name}: computes on this machine ({socket.gethostname()}), not in Slurm"
+
+
+def read_experiment(words: Words, code: Code) -> Experiment:
+    """The experiment of a command line, checked as far as that needs no corpus."""
+    experiment = load_experiment(
+        words.file,
+        words.overrides,
+        configs=code.configs,
+        recipe_schema=code.recipe_schema,
+        stages=code.stages,
+        teams=code.registry.teams,
+        methods=code.registry.methods,
+    )
+    if words.cluster is not None:
+        experiment = replace(experiment, cluster=words.cluster)
+    check_experiment(experiment, code)
+    return experiment
+
+
+def check_experiment(experiment: Experiment, code: Code) -> None:
+    """UsageError for settings that would only fail after everything is computed, or in every job."""
+    from jobs.commands.notify import check_notify
+    from jobs.control.outliers import check_rule
+    from jobs.tables.published import load_published
+
+    load_published(code.published, experiment.table)
+    for recipe in (experiment.recipe, *experiment.recipes.values()):
+        code.check(recipe)
+    check_rule(experiment.policy.outliers, experiment.seeds, experiment.policy.sigmas)
+    check_notify(experiment.policy)
+
+
+def workplace(layout: Layout, corpus: Corpus, since: float, registry: str, digest_of: str, packages: tuple[str, ...]) -> Workplace:
+    """What every task of an experiment gets. `since`: time of its launch; `registry`, `digest_of`, `packages`: as in `Workplace`."""
+    return Workplace(
+        registry=registry,
+        results=str(layout.root),
+        experiment=layout.experiment,
+        corpus=corpus.name,
+        corpus_folder=corpus.folder,
+        corpus_digest=corpus.digest,
+        digest_of=digest_of,
+        packages=packages,
+        launched=since,
+    )

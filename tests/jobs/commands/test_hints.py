@@ -1,0 +1,27 @@
+"""Commands for the user to paste."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from jobs.commands.hints import Hints, launch_words
+
+
+def test_a_hint_is_quoted_and_names_the_folder_of_the_results() -> None:
+    """Where it is not the default one: the command is pasted into a shell that may lack SER_GRID_RESULTS."""
+    assert Hints("exp").of("logs", "tapt/1/0") == "`python launch.py logs exp tapt/1/0`"
+    hints = Hints("exp", results="/project/my results")
+    assert hints.resume == "`python launch.py resume exp --results '/project/my results'`"
+
+
+def test_what_was_typed_comes_back_whole(tmp_path: Path) -> None:
+    """Settings, site profile, cluster and folders; a shell reads the same words. Default folders and secrets are left out."""
+    arguments = ["exp", "methods=[vft]", "site=mysite", "slurm.extra.comment=two words"]
+    usual, other = tmp_path / "data", tmp_path / "other results"
+    folders = (("--data", usual, usual), ("--results", other, tmp_path / "results"))
+    secret = ("policy.webhook=https://example.org/s3cret", "slurm.environment.TOKEN=s3cret")
+    words = launch_words("grid", [*arguments, *secret], cluster="slurm", wait=True, folders=folders)
+    assert words == ("grid", *arguments, "--cluster", "slurm", "--wait", "--results", str(other))
+    launch = Hints("exp", typed=words).launch
+    assert shlex.split(launch.strip("`")) == ["python", "launch.py", *words]

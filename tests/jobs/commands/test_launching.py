@@ -1,0 +1,73 @@
+"""Where an experiment computes if that is not typed."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from jobs.commands.launching import Code, experiment_to_launch, words_of
+from jobs.experiment.config import Cluster
+from jobs.experiment.launched import Corpus, launch, store
+from jobs.store.layout import Layout
+from ser_core.registry import REGISTRY, VERSIONS
+from ser_core.settings import Recipe
+from tests.command_line import ROOT
+
+CONFIGS = ROOT / "configs"
+CODE = Code(REGISTRY, REGISTRY.check, tuple(VERSIONS), Recipe, CONFIGS, CONFIGS / "published.yaml")
+SITE = "example-university"
+
+
+@pytest.fixture
+def login_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A PATH on which there is an `sbatch`, which is never called."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "sbatch").write_text("#!/bin/sh\nexit 1\n")
+    (folder / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    return folder
+
+
+def place(results: Path, *arguments: str, cluster: str | None = None) -> tuple[Cluster, str, str]:
+    """Cluster, site and line of `grid demo ...`."""
+    experiment, line = experiment_to_launch(words_of("grid", ["demo", *arguments], cluster, "iemocap"), CODE, results)
+    return experiment.cluster, experiment.site, line
+
+
+def launched(results: Path, *arguments: str, cluster: str | None = None) -> None:
+    experiment, _ = experiment_to_launch(words_of("grid", ["demo", *arguments], cluster, "iemocap"), CODE, results)
+    store(launch(experiment, Corpus("demo", "d1", ("1",), str(results)), REGISTRY, Layout(results, "demo")))
+
+
+def test_where_slurm_is_found_a_new_experiment_says_where_it_computes(
+    login_node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line with what to type for the other place; none if the place was typed, on later launches, or without Slurm."""
+    here = place(tmp_path)
+    assert here[0] is Cluster.local
+    assert here[2] == (
+        f"demo: computes on this machine ({socket.gethostname()}), not in Slurm; `--cluster slurm site=NAME` submits jobs to Slurm instead"
+    )
+    assert place(tmp_path, cluster="local") == (Cluster.local, "default", "")
+    assert place(tmp_path, "cluster=slurm", f"site={SITE}") == (Cluster.slurm, SITE, "")
+    launched(tmp_path, cluster="local")
+    assert place(tmp_path) == (Cluster.local, "default", "")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert place(tmp_path / "other") == (Cluster.local, "default", "")
+
+
+def test_an_experiment_launched_on_slurm_stays_there(tmp_path: Path) -> None:
+    """With its site profile; what is typed counts."""
+    launched(tmp_path, f"site={SITE}", cluster="slurm")
+    assert place(tmp_path) == (
+        Cluster.slurm,
+        SITE,
+        f"demo: submits jobs to Slurm (site {SITE}), as at its last launch; `--cluster local` computes on this machine",
+    )
+    assert place(tmp_path, "site=default")[:2] == (Cluster.slurm, "default")
+    assert place(tmp_path, cluster="local") == (Cluster.local, "default", "")
+    assert place(tmp_path, "cluster=local") == (Cluster.local, "default", "")
+    assert place(tmp_path, "name=other")[0] is Cluster.local
