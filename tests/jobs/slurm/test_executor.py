@@ -65,7 +65,7 @@ def test_elements_start_when_their_own_upstream_element_has_ended(slurm_cluster:
 
 def test_equal_shapes_correspond_element_by_element(slurm_cluster: Cluster, tmp_path: Path) -> None:
     """Element i waits for element i: `aftercorr` for the whole array, and one call that repeats it without `singleton`."""
-    upstream = [node(f"up{fold}", "states", sleep=0.5 + 3 * fold, fail=fold == 2) for fold in range(3)]
+    upstream = [node(f"up{fold}", "states", sleep=0.5 + 6 * fold, fail=fold == 2) for fold in range(3)]
     chain = [node(f"down{fold}", "cluster", {"states": f"up{fold}"}) for fold in range(3)]
     graph = graph_of([*upstream, *chain])
     arrays = arrays_of(tmp_path)

@@ -356,7 +356,7 @@ def test_a_submit_limit_is_respected(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_site_without_accounting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The final state is unknown at once: no waiting for it, and a stage that failed can be submitted again."""
+    """The final state is what slurmctld still knows, which is not who cancelled: no waiting; a stage that failed can be submitted again."""
     with another_cluster(Cluster, ClusterSettings(nodes=1, accounting=False), monkeypatch) as cluster:
         nodes = [node("one", "states", fail=True), node("two", "states", sleep=60)]
         graph, batch = graph_of(nodes), batch_of(nodes)
@@ -366,7 +366,7 @@ def test_a_site_without_accounting(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         cluster.run("scancel", "--signal=KILL", held["two"].job)
         until(drained(arrays))
         assert {key: [each.state for each in found] for key, found in arrays.departures(["one", "two"]).items()} == {
-            "one": [""],
+            "one": ["FAILED"],
             "two": [""],
         }
         assert arrays.settling() == frozenset()
