@@ -256,7 +256,7 @@ def test_results_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "results").write_text("")
     (tmp_path / "data" / "demo").mkdir(parents=True)
     write_manifest(tmp_path / "data" / "demo", "demo", ["1"], [Utterance("a", "a.wav", 16000, "happy", "1F", "1", audio_digest="0")])
-    done = CommandLine(tmp_path / "data", tmp_path / "results")("grid", "demo")
+    done = CommandLine(tmp_path / "data", tmp_path / "results")("grid", "demo", "--cluster", "local")
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert str(tmp_path / "results") in done.stderr

@@ -73,7 +73,7 @@ def test_the_number_of_processes_changes_no_number(slurm_cluster: Cluster, small
     one, two, four = (CommandLine(small_data, tmp_path / name) for name in ("one", "two", "four"))
     running = [four.start("grid", "demo", "--cluster", "slurm", "--wait", *TINY, *ON_TWO_NODES), one.start("grid", "demo", *TINY)]
     try:
-        checkpoint = wait_until(lambda: any((four.results / "store" / "tapt").glob("*/checkpoint/[!.]*")), 120, 0.05)
+        checkpoint = wait_until(lambda: any((four.results / "store" / "tapt").glob("*/checkpoint/[!.]*")), 240, 0.05)
         assert checkpoint
         lost = process_of_rank(3, four.results)
         assert lost
