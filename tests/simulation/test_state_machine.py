@@ -352,6 +352,7 @@ def run_laboratory(machine: type[Laboratory], examples: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.hypothesis
+@pytest.mark.timeout(900)
 def test_no_run_is_lost_doubled_or_started_after_its_cancellation() -> None:
     """Steps in any order, all invariants after each; then everything recovers, and every run must get its result."""
     TALLY.clear()
