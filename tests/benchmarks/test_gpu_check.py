@@ -128,7 +128,9 @@ def test_what_is_missing_is_named_in_one_line(tmp_path: Path) -> None:
     (line,) = ran.stderr.splitlines()
     assert f"lacks {', '.join(NEEDED.values())}: pip install" in line
     assert missing_packages(("json", "no_such_module")) == ["no_such_module"]
-    dry = subprocess.run(["make", "-n", "gpu-check", "PYTHON=py", "ARGS=--cpu"], cwd=ROOT, capture_output=True, text=True, check=True)
+    dry = subprocess.run(
+        ["make", "--no-print-directory", "-n", "gpu-check", "PYTHON=py", "ARGS=--cpu"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert dry.stdout == "py -m benchmarks.gpu_check --cpu\n"
 
 
