@@ -19,7 +19,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a part is told: where to put files, and the device under test."""
+    """Arguments of a part: its folder, and the device under test."""
 
     folder: Path  # for corpora and stages
     device: str  # "cuda", or "cpu": the CPU halves, with transformers' encoder in place of the GPU

@@ -26,7 +26,7 @@ from jobs.errors import SlurmUnavailableError
 from jobs.slurm.chain import Chain, ControllerRecord, LinkState, launched_at, read_record, record_file, write_record
 from jobs.text import one_line
 
-STUCK_SECONDS = 6 * 3600.0  # for which jobs may be unable to start before the user is told
+STUCK_SECONDS = 6 * 3600.0  # jobs may be unable to start for so long before a notice is sent
 MAX_FAILING = 12  # links in a row whose pass failed, then the chain ends
 
 

@@ -120,7 +120,7 @@ def test_tables_are_reported_when_complete_and_of_this_launch(tmp_path: Path) ->
 
 
 def test_better_tables_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`collect` refuses and names the option; the end of an experiment prints the same line and goes on to the notices."""
+    """`collect` refuses and names the option; the end of an experiment prints the same line, then sends the notices."""
     session = session_of(tmp_path)
     session.published_file = Path(__file__).parents[3] / "configs" / "published.yaml"
     file = session.launched.layout.tables / "summary.json"

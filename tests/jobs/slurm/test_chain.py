@@ -244,7 +244,7 @@ def test_the_chain_survives_killed_links_and_a_killed_slurmctld(chains: SlurmClu
 
 @pytest.mark.slurm
 def test_a_hand_over_on_a_bad_node_costs_a_pass(chains: SlurmCluster, tmp_path: Path) -> None:
-    """A node on which the program cannot run: links that start there are submitted again elsewhere, and the chain goes on.
+    """A node on which the program cannot run: links that start there are submitted again elsewhere, and the chain continues.
 
     Before: such a link ended before it had a successor. With the program broken on every node the chain waits until it runs again.
     """
@@ -358,7 +358,7 @@ def test_chains_of_two_results_folders_are_independent(chains: SlurmCluster, tmp
 
 @pytest.mark.slurm
 def test_passes_that_never_succeed_end_the_chain(chains: SlurmCluster, tmp_path: Path) -> None:
-    """After `MAX_FAILING` links it ends and says so; a shared folder that does not answer is waited out, and counts as no failure."""
+    """After `MAX_FAILING` links it ends with a message; a shared folder that does not answer is waited out, and counts as no failure."""
     layout = launch(tmp_path, disk=errno.ESTALE)
     chain_of(tmp_path).ensure()
     assert goes_on(tmp_path)
@@ -388,7 +388,7 @@ def test_a_rejected_link_is_reported_with_slurms_reason(chains: SlurmCluster, tm
 
 
 def test_the_user_is_told_of_jobs_that_never_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After `STUCK_SECONDS` in which every pass found some; not if they have started meanwhile. Before: nobody was told."""
+    """After `STUCK_SECONDS` in which every pass found some; not if they have started meanwhile. Before: no notice was sent."""
     launch(tmp_path)
     monkeypatch.setattr(Chain, "ensure", lambda chain: ChainState(Phase.pending, "", waiting="8"))
     told: list[float] = []

@@ -47,7 +47,7 @@ def test_without_stopping_every_fold_is_wanted_at_once() -> None:
 
 
 def test_a_rung_is_judged_when_all_its_trials_have_reached_it() -> None:
-    """Before that nobody gets another fold; then the better half gets the folds up to the next rung."""
+    """Before that no trial gets another fold; then the better half gets the folds up to the next rung."""
     first = {"k16": [50.0], "k64": [60.0], "k256": [55.0]}
     waiting = by_name(decide(ASHA, FOLDS, one_batch(), scores(first)))
     assert {trial.wanted for trial in waiting.values()} == {1}
