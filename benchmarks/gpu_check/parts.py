@@ -9,12 +9,17 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Part:
-    """`module` of this package has the function `run(record, plan)`. `seconds`: its share of the time, on a GPU."""
+    """`module` of this package has the function `run(record, plan)`. `gpu_seconds`, `cpu_seconds`: shares of the total time."""
 
     name: str
     title: str
     module: str
-    seconds: float
+    gpu_seconds: float
+    cpu_seconds: float
+
+    def share(self, device: str) -> float:
+        """Return its share of the total time on `device`, in seconds of a complete check."""
+        return self.gpu_seconds if device == "cuda" else self.cpu_seconds
 
 
 @dataclass(frozen=True)
@@ -31,19 +36,19 @@ class Plan:
 
 
 PARTS = (
-    Part("environment", "versions and devices", "part_environment", 12),
-    Part("suite", "the GPU tests of the test suite", "part_suite", 30),
-    Part("stages", "every stage and method: CPU against GPU", "part_stages", 60),
-    Part("resume", "checkpoints resumed on the other device", "part_resume", 30),
-    Part("memory", "out of memory met by halving", "part_memory", 25),
-    Part("processes", "two processes, NCCL and gloo", "part_processes", 60),
-    Part("steps", "steps at base size", "part_steps", 75),
-    Part("waits", "where the device and the host wait", "part_waits", 50),
-    Part("part_seconds", "length of the parts of a step", "part_lengths", 75),
-    Part("attention", "attention kernels", "part_attention", 15),
-    Part("optimiser", "Adam and k-means", "part_optimiser", 30),
-    Part("together", "several fine-tunings on one GPU", "part_together", 55),
-    Part("compile", "torch.compile and CUDA graphs", "part_compile", 60),
+    Part("environment", "versions and devices", "part_environment", 12, 12),
+    Part("suite", "the GPU tests of the test suite", "part_suite", 30, 8),
+    Part("stages", "every stage and method: CPU against GPU", "part_stages", 60, 45),
+    Part("resume", "checkpoints resumed on the other device", "part_resume", 30, 25),
+    Part("memory", "out of memory met by halving", "part_memory", 25, 25),
+    Part("processes", "two processes, NCCL and gloo", "part_processes", 60, 25),
+    Part("steps", "steps at base size", "part_steps", 75, 14),
+    Part("waits", "where the device and the host wait", "part_waits", 50, 10),
+    Part("part_seconds", "length of the parts of a step", "part_lengths", 75, 10),
+    Part("attention", "attention kernels", "part_attention", 15, 10),
+    Part("optimiser", "Adam and k-means", "part_optimiser", 30, 8),
+    Part("together", "several fine-tunings on one GPU", "part_together", 55, 18),
+    Part("compile", "torch.compile and CUDA graphs", "part_compile", 60, 10),
 )
 
 

@@ -53,7 +53,7 @@ def run_parts(
     deadline = time.monotonic() + seconds
     results: list[PartResult] = []
     for number, part in enumerate(parts):
-        limit = seconds_for([each.seconds for each in parts[number:]], deadline - time.monotonic())
+        limit = seconds_for([each.share(plan.device) for each in parts[number:]], deadline - time.monotonic())
         show(f"{part.name}: {part.title} (at most {limit:.0f} s)")
         results.append(run_part(part, plan, logs, limit))
         report(results)

@@ -142,7 +142,7 @@ def test_an_unknown_part_is_refused(tmp_path: Path) -> None:
 
 
 def fake(name: str, seconds: float = 10.0) -> Part:
-    return Part(name, f"a part that is {name}", f"tests.benchmarks.gpu_check_parts.{name}", seconds)
+    return Part(name, f"a part that is {name}", f"tests.benchmarks.gpu_check_parts.{name}", seconds, seconds)
 
 
 def test_a_part_that_crashes_or_hangs_leaves_what_was_found(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_proofs_decide_and_measurements_do_not() -> None:
 
 
 def test_time_is_divided_by_the_shares_of_what_is_left() -> None:
-    shares = [part.seconds for part in PARTS]
+    shares = [part.gpu_seconds for part in PARTS]
     left, limits = 480.0, []
     for number in range(len(shares)):
         limits.append(seconds_for(shares[number:], left))
