@@ -22,7 +22,7 @@ class FileTeam:
     folder: Path
     rank: int
     size: int
-    local_rank: int
+    local_rank: int = 0
     _shared: int = 0
 
     def share(self, value: str = "") -> str:

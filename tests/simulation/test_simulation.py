@@ -13,8 +13,9 @@ from jobs.experiment.config import SlurmSite
 from jobs.store.attempts import QUIET_SECONDS
 from jobs.store.failures import FailureClass
 from jobs.store.records import read_outcome, read_result
+from tests.simulation.client import SimulatedClient
 from tests.simulation.crashes import Killed, Process, instrumented, kill, running
-from tests.simulation.slurm import OWNER, Accounting, Clock, Element, Reply, SimulatedClient, SimulatedSlurm
+from tests.simulation.slurm import OWNER, Accounting, Clock, Element, Reply, SimulatedSlurm
 from tests.simulation.world import Shape, World, world
 
 

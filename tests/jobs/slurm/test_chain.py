@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import errno
 import itertools
-import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from jobs.commands.doctor import cron_line
-from jobs.errors import UsageError
-from jobs.experiment.config import Cluster, Experiment, Policy, SlurmSite
+from jobs.experiment.config import SlurmSite
 from jobs.slurm.chain import (
     LINKS,
     Chain,
@@ -37,134 +32,11 @@ from jobs.slurm.chain import (
     write_record,
 )
 from jobs.slurm.chain_link import MAX_FAILING, STUCK_SECONDS, LinkEnd, run_link
-from jobs.slurm.client import SlurmClient
 from jobs.slurm.parse import QueuedElement
-from jobs.slurm.script import LinkJob, render_script
 from jobs.store.layout import Layout
 from jobs.store.records import write_json
+from tests.jobs.slurm.chain_cases import chain_of, goes_on, in_queue, launch, layout_of, lines, look, order, pending, until
 from tests.slurm_cluster import Cluster as SlurmCluster
-
-ROOT = Path(__file__).resolve().parents[3]
-TEMPLATES = ROOT / "slurm_templates"
-GOLDEN = Path(__file__).parents[1] / "golden"
-
-# A launch.py whose passes do as `orders.json` says, in a link of the real chain.
-LINK = """\
-import json, os, sys, time
-from dataclasses import dataclass, field
-from pathlib import Path
-
-sys.path.insert(0, {root!r})
-from jobs.slurm.chain import Chain
-from jobs.experiment.config import Cluster, Experiment, Policy, SlurmSite
-from jobs.store.layout import Layout
-from jobs.slurm.chain_link import LinkEnd, run_link
-from jobs.slurm.client import SlurmClient
-
-VERSION = "first"
-results = Path(sys.argv[sys.argv.index("--results") + 1])
-folder = results.parent
-orders = json.loads((folder / "orders.json").read_text())
-node = os.environ["SLURMD_NODENAME"]
-
-def tell(name, text):
-    with (folder / name).open("a") as file:
-        file.write(text + "\\n")
-
-if node in orders.get("bad_nodes", []):
-    tell("bad", node)
-    sys.exit(7)
-
-@dataclass
-class Seen:
-    settled: bool
-    complete: bool = True
-    stuck: dict = field(default_factory=dict)
-
-def one_pass():
-    tell("passes", f"{{os.environ['SLURM_JOB_ID']}} {{VERSION}} {{os.getcwd()}} {{node}} {{time.time()}}")
-    time.sleep(orders.get("sleep", 0))
-    if "fail" in orders:
-        raise RuntimeError(orders["fail"])
-    if "disk" in orders:
-        raise OSError(orders["disk"], "no answer from the file server")
-    return Seen(orders.get("settled", False))
-
-site = SlurmSite(**orders.get("site", {{}}))
-experiment = Experiment(name="trial", corpus="test", cluster=Cluster.slurm, policy=Policy(poll_minutes={poll!r}), slurm=site)
-client = SlurmClient(look_seconds=3, looks=1, pause=0.1)
-chain = Chain(experiment, Layout(results, sys.argv[2]), source=Path(__file__).parent, client=client)
-end = run_link(one_pass, chain, deadline=orders.get("deadline", time.time() + 3600),
-               on_end=lambda report: tell("ends", "settled"), on_stop=lambda message: tell("ends", message))
-tell("links", f"{{os.environ['SLURM_JOB_ID']}} {{end.name}}")
-sys.exit(end is LinkEnd.alone)
-"""
-POLL = 1 / 60  # minutes
-
-
-def until(true: Callable[[], Any], seconds: float = 40) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > end:
-            raise AssertionError("it did not come to pass in time")
-        time.sleep(0.1)
-
-
-def layout_of(folder: Path) -> Layout:
-    return Layout(folder / "results", "trial")
-
-
-def order(folder: Path, **orders: Any) -> None:
-    write_json(folder / "orders.json", orders)
-
-
-def launch(folder: Path, launched: float | None = None, **orders: Any) -> Layout:
-    """What `grid` leaves: the experiment's file, and here what passes are to do."""
-    order(folder, **orders)
-    layout = layout_of(folder)
-    write_json(layout.experiment_file, {"launched": time.time() if launched is None else launched})
-    return layout
-
-
-def chain_of(folder: Path, site: SlurmSite | None = None) -> Chain:
-    """The chain as a launcher has it: its code is an ordinary folder."""
-    source = folder / "source"
-    if not source.exists():
-        source.mkdir(parents=True)
-        (source / "launch.py").write_text(LINK.format(root=str(ROOT), poll=POLL))
-        shutil.copytree(TEMPLATES, source / "slurm_templates")
-    policy = Policy(poll_minutes=POLL)
-    experiment = Experiment(name="trial", corpus="test", cluster=Cluster.slurm, slurm=site or SlurmSite(), policy=policy)
-    return Chain(experiment, layout_of(folder), source=source)
-
-
-def lines(folder: Path, name: str) -> list[str]:
-    try:
-        return (folder / name).read_text().splitlines()
-    except FileNotFoundError:
-        return []
-
-
-def in_queue(cluster: SlurmCluster, layout: Layout) -> list[tuple[str, str]]:
-    """(state, job) of the chain's links."""
-    text = cluster.run("squeue", "--noheader", f"--name={link_name(layout)}", "--format=%T %i", check=False)
-    return sorted((line.split()[0], line.split()[1]) for line in text.splitlines())
-
-
-def goes_on(folder: Path, passes: int = 3) -> bool:
-    """That many more passes are made, each by another job."""
-    before = len(lines(folder, "passes"))
-    until(lambda: len({line.split()[0] for line in lines(folder, "passes")[before:]}) >= passes, 60)
-    return True
-
-
-def pending(cluster: SlurmCluster, layout: Layout) -> list[str]:
-    """Jobs of the links that wait."""
-    return [job for state, job in in_queue(cluster, layout) if state == "PENDING"]
-
-
-def look(layout: Layout) -> ChainState:
-    return chain_state(layout, SlurmClient().queue())
 
 
 @pytest.fixture
@@ -474,77 +346,3 @@ def test_chain_state_in_one_sentence(tmp_path: Path) -> None:
     assert chain_state(layout, [other]).phase is Phase.none
     record_file(layout).write_text("{torn")
     assert chain_state(layout, [other]).phase is Phase.none
-
-
-JOB = LinkJob(
-    name="iemocap.control.0123456789ab",
-    minutes=60,
-    command=("/opt/venv/bin/python", "launch.py", "control", "iemocap", "--results", "/project/results"),
-    description="/project/results/iemocap/experiment.json",
-    folder="/project/results/iemocap/snapshots/current",
-    output="/project/results/iemocap/logs/100%.out",
-    begin_seconds=600,
-    again_seconds=300,
-    binds=("/project/results",),
-)
-SITES = {
-    "controller": SlurmSite(
-        partition="gpu",
-        controller_partition="cpu",
-        account="speech-lab",
-        qos="long",
-        constraint="a100",
-        gpu_type="a100",
-        modules=["python/3.11"],
-        environment={"NOTE": "it's fine"},
-        prologue=["ulimit -n 4096"],
-        extra={"reservation": "speech", "exclusive": ""},
-    ),
-    "controller-container": SlurmSite(partition="gpu", container="/images/ser grid.sif", memory_requests=False),
-}
-
-
-@pytest.mark.parametrize("name", SITES)
-def test_link_script_equals_the_golden_file(name: str) -> None:
-    """A small job in the controller's partition, without a GPU. SER_GRID_WRITE_GOLDEN=1 writes the files again."""
-    text = render_script(JOB, SITES[name], TEMPLATES)
-    file = GOLDEN / f"{name}.sh"
-    if os.environ.get("SER_GRID_WRITE_GOLDEN"):
-        file.write_text(text)
-    assert text == file.read_text()
-    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
-
-
-def test_every_value_of_a_profile_is_quoted() -> None:
-    """As in the scripts of stages."""
-    with pytest.raises(UsageError, match="control character"):
-        render_script(JOB, SlurmSite(environment={"A": "x\ntouch pwned"}), TEMPLATES)
-    assert "'$(touch pwned)'" in render_script(JOB, SlurmSite(controller_partition="$(touch pwned)"), TEMPLATES)
-
-
-def test_the_cron_line_runs_as_printed(tmp_path: Path) -> None:
-    """In a shell as cron starts it, from a folder with special characters in its name: the command gets its arguments."""
-    folder = tmp_path / "it's 100% $HOME"
-    folder.mkdir()
-    (folder / "launch.py").write_text("import json, os, sys\nprint(json.dumps([sys.argv[1:], os.getcwd(), os.environ['SLURM_CONF']]))\n")
-    layout = Layout(folder / "results", "trial")
-    layout.logs.mkdir(parents=True)
-    line = cron_line(layout, folder=folder, python=sys.executable, environment={"SLURM_CONF": "/etc/a b.conf"})
-    schedule, command = line[: len("*/10 * * * * ")], line[len("*/10 * * * * ") :]
-    assert schedule == "*/10 * * * * "
-    assert "%" not in command.replace("\\%", "")
-    subprocess.run(["/bin/sh", "-c", command.replace("\\%", "%")], env={"PATH": "/usr/bin:/bin"}, check=True, cwd="/")
-    said = json.loads((layout.logs / "cron.out").read_text())
-    assert said == [["reconcile", "trial", "--results", str(folder / "results")], str(folder), "/etc/a b.conf"]
-    with pytest.raises(UsageError, match="line break"):
-        cron_line(layout, folder=tmp_path / "a\nb")
-
-
-def test_the_time_limit_of_a_link_is_policy_controller_minutes(tmp_path: Path) -> None:
-    """And the script that `grid --dry-run` shows is made without writing anything."""
-    launch(tmp_path)
-    chain_of(tmp_path)
-    experiment = Experiment(name="trial", corpus="test", policy=Policy(controller_minutes=7))
-    script = Chain(experiment, layout_of(tmp_path), source=tmp_path / "source").script()
-    assert "#SBATCH --time=7\n" in script
-    assert not layout_of(tmp_path).snapshots.exists()

@@ -6,27 +6,21 @@ import io
 import json
 import math
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
 from jobs.control.outliers import rule_in_words
 from jobs.errors import UsageError
-from jobs.experiment.graph import Graph, Run
 from jobs.statistics import mean, round_half_up
-from jobs.store.layout import Layout
 from jobs.tables import published as figures
-from jobs.tables.collect import FORMATS, collect, summary_of
 from jobs.tables.display import (
     CSV_COLUMNS,
     METHOD_COLUMNS,
@@ -36,39 +30,13 @@ from jobs.tables.display import (
     render_methods_csv,
     tables_of,
 )
-from jobs.tables.format import latex, markdown
-from jobs.tables.published import Published, PublishedRow, load_published
-from jobs.tables.summary import CodeFacts, Entry, Scores, Status, Summary, summarise, to_json
-from tests.jobs.table_cases import CONFIGS, entry, graph, paper_like, published, result, summary
+from jobs.tables.format import markdown
+from jobs.tables.published import Published, load_published
+from jobs.tables.summary import Entry, Scores, Status, Summary, to_json
+from tests.jobs.table_cases import CONFIGS, entry, paper_like, published, summary
+from tests.jobs.tables.display_cases import complete_case, incomplete_case, nasty_case
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tables"
-NASTY = "a_b%c&d\\e{f}g#h$i~j^k|l<m>n`o'p\"q--r*[s] ±×– é ĩ ß 喜\t\nu"
-CODE = CodeFacts(
-    ("0123456789abcdef",),
-    True,
-    {"torch": ("2.13.0",), "transformers": ("5.22.0", "5.23.0"), "unlisted": ("1",)},
-    ("wav2vec 2.0 of revision 2dcc7b7f9b", "wav2vec v1 wav2vec_large.pt"),
-)
-needs_pdflatex = pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
-
-
-def complete_case() -> tuple[Summary, Published]:
-    return replace(summary(paper_like("iemocap_table1")), code=CODE), published("iemocap_table1")
-
-
-def incomplete_case() -> tuple[Summary, Published]:
-    """SAVEE with the human row, 3 seeds: a failed run, a cell that is not in, two dropped runs (one replaced), one unresolved."""
-    runs = list(paper_like("savee_table2", seeds=3))
-    for place, item in enumerate(runs):
-        if (item.method, item.fold) == ("tapt", "JK") or item.name == "ptapt/DC/1":
-            runs[place] = replace(item, scores=None, status=Status.failed if item.method == "ptapt" else Status.running)
-    runs.append(replace(runs[0], seed=99, scores=Scores(14.3, 14.0, 5.0), status=Status.outlier))
-    runs[1] = replace(runs[1], scores=Scores(20.0), status=Status.diverged)
-    rule = rule_in_words("pooled", 2.0, 3)
-    found = summarise(tuple(runs), experiment="savee", outlier_rule=rule, unresolved={("savee", "ptapt"): 1})
-    return found, published("savee_table2")
-
-
 CASES = {"complete": complete_case, "incomplete": incomplete_case}
 
 
@@ -313,85 +281,6 @@ def test_escaped_markdown_prints_itself(text: str) -> None:
     assert not re.search(r"[*_`|<\[]", re.sub(r"\\.", "", source))
 
 
-@given(st.text(st.characters(codec="utf-8"), max_size=30))
-def test_escaped_latex_is_ascii_and_balanced(text: str) -> None:
-    """LaTeX source is printable ASCII without bare special characters, with balanced braces and no ligature of dashes."""
-    source = latex(text)
-    assert source.isascii()
-    assert source.isprintable() or not source
-    bare = re.sub(r"\\[{}$&%#_]", "", source)
-    assert not re.search(r"[$&%#_]", bare)
-    assert bare.count("{") == bare.count("}")
-    assert "--" not in source
-    assert "''" not in source
-
-
-@needs_pdflatex
-@pytest.mark.parametrize("case", CASES)
-def test_pdflatex_compiles_tables(case: str, tmp_path: Path) -> None:
-    """The document compiles as it stands, the published rows and incomplete cells included, and all is on the page."""
-    text = compiled(render("table.tex", *CASES[case]()), tmp_path)
-    if text is not None:
-        assert "P-TAPT" in text
-        assert "Published" in text
-        assert ("†" in text) == (case == "incomplete")
-
-
-@needs_pdflatex
-def test_pdflatex_compiles_awkward_names(tmp_path: Path) -> None:
-    """Names full of special characters compile, and print as themselves (an underscore is drawn as a rule, which is no text)."""
-    text = compiled(render("table.tex", *nasty_case()), tmp_path)
-    if text is not None:
-        flat = "".join(text.split())
-        for part in ("ab%c&d\\e{f}g#h$i~j^k|l<m>n", "q--r*[s]±×–", "[U+559C]"):
-            assert part in flat.replace("∼", "~").replace("ˆ", "^").replace("˜", "~")
-
-
-@needs_pdflatex
-@settings(max_examples=4, deadline=None, derandomize=True)
-@given(st.lists(st.text(st.characters(codec="utf-8", max_codepoint=0x17F), min_size=1, max_size=25), min_size=3, max_size=3))
-def test_pdflatex_compiles_any_name(tmp_path_factory: pytest.TempPathFactory, names: list[str]) -> None:
-    """No corpus, method or fold name stops LaTeX."""
-    corpus, method, fold = names
-    runs = tuple(Entry(corpus, name, fold, 0, 0, Scores(70.0, 70.0, 70.0), Status.accepted) for name in (method, method + "2"))
-    compiled(render("table.tex", summary(runs), published(None)), tmp_path_factory.mktemp("latex"))
-
-
-@needs_pdflatex
-def test_pdflatex_compiles_a_wide_table(tmp_path: Path) -> None:
-    """Twenty folds are scaled to the page, without an overfull line."""
-    runs = tuple(
-        entry(method, f"speaker {fold}", slot, 60.0 + fold + slot) for method in ("vft", "tapt") for fold in range(20) for slot in range(2)
-    )
-    compiled(render("table.tex", summary(runs), published(None)), tmp_path)
-    assert "Overfull" not in (tmp_path / "table.log").read_text(encoding="latin-1")
-
-
-def nasty_case() -> tuple[Summary, Published]:
-    runs = tuple(
-        Entry(NASTY, name, fold, slot, slot, Scores(70.0 + slot, 70.0, 70.0), Status.accepted)
-        for name in (NASTY, f"[{NASTY}", f"*{NASTY}")
-        for fold in (NASTY,)
-        for slot in range(2)
-    )
-    beside = Published(NASTY, NASTY, {}, {NASTY: NASTY}, (PublishedRow(None, NASTY, {NASTY: 1.0}, {NASTY: 2.0}, 3.0),))
-    return summary(runs, NASTY), beside
-
-
-def compiled(source: str, folder: Path) -> str | None:
-    """Compile a document; the text of its PDF where pdftotext is there to read it."""
-    (folder / "table.tex").write_text(source, encoding="utf-8")
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "table.tex"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
-    assert (folder / "table.pdf").read_bytes().startswith(b"%PDF-")
-    if shutil.which("pdftotext") is None:
-        return None
-    return subprocess.run(
-        ["pdftotext", "-layout", "table.pdf", "-"], cwd=folder, capture_output=True, timeout=60, check=True
-    ).stdout.decode()
-
-
 def test_terminal_never_cuts_a_number() -> None:
     """On a narrow terminal cells break between words; every mean and sd is still there in full."""
     found, beside = complete_case()
@@ -403,98 +292,6 @@ def test_terminal_never_cuts_a_number() -> None:
         for cell in (*row.cells, row.mean):
             assert cell.mean in printed
             assert cell.sd in printed
-
-
-def test_collect_writes_every_format(tmp_path: Path) -> None:
-    """All files of an experiment lie where the layout says, and agree with each other."""
-    layout, made = Layout(tmp_path, "demo"), graph()
-    results = {run.key: result(run, ((3 + run.slot, 1), (0, 4)), ("a", "b")) for run in made.runs}
-    report = collect(layout, made, results, {}, published(None))
-    assert report.complete
-    assert report.missing == ()
-    assert [path.relative_to(tmp_path / "demo").as_posix() for path in report.paths] == [
-        "tables/table.tex",
-        "tables/table.md",
-        "tables/runs.csv",
-        "tables/methods.csv",
-        "tables/summary.json",
-        *(f"confusion/{method}.{kind}" for method in ("vft", "tapt", "ptapt") for kind in ("csv", "png")),
-    ]
-    assert all(path.is_file() for path in report.paths)
-    values = json.loads((layout.tables / "summary.json").read_text(encoding="utf-8"))
-    assert values == to_json(summary_of("demo", made, results, {}))
-    assert values["code"] == {
-        "commits": ["0123456789abcdef"],
-        "modified": False,
-        "packages": {"torch": ["2.13.0"], "transformers": ["5.23.0"]},
-        "weights": [],
-    }
-    frame = pd.read_csv(layout.tables / "runs.csv")
-    assert frame.groupby("method").ua.mean().to_dict() == pytest.approx(
-        {method["method"]: method["mean_ua"] for method in values["methods"]}
-    )
-
-
-def test_collect_marks_what_is_missing(tmp_path: Path) -> None:
-    """With runs missing the files are written and marked, and the report names the runs and their states."""
-    made = graph(methods=("vft",), folds=("1",), slots=3)
-    first, second, _ = made.runs
-    report = collect(
-        Layout(tmp_path, "demo"),
-        made,
-        {first.key: result(first, ((3, 1), (0, 4)), ("a", "b"))},
-        {second.key: "failed"},
-        published(None),
-        formats=["markdown"],
-        out=tmp_path / "elsewhere",
-    )
-    assert not report.complete
-    assert report.missing == ("vft/1/1 (failed)", "vft/1/2 (pending)")
-    assert "87.5 (1/3)†" in (tmp_path / "elsewhere" / FORMATS["markdown"]).read_text(encoding="utf-8")
-    assert not (tmp_path / "demo").exists()
-
-
-def test_complete_tables_are_not_overwritten_with_fewer_runs(tmp_path: Path) -> None:
-    """After a change of the code nothing has a result: the files stay unless forced. More runs, or a complete experiment, replace them."""
-    layout, made = Layout(tmp_path, "demo"), graph(slots=2)
-
-    def collected(made: Graph, finished: Sequence[Run], force: bool = False) -> tuple[str, bytes]:
-        results = {run.key: result(run, ((3 + run.slot, 1), (0, 4)), ("a", "b")) for run in finished}
-        report = collect(layout, made, results, {}, published(None), force=force)
-        assert bool(report.paths) is not bool(report.kept)
-        return report.kept, b"".join(path.read_bytes() for path in sorted(layout.folder.rglob("*.*")))
-
-    kept, complete = collected(made, made.runs)
-    assert not kept
-    larger = graph(slots=3)
-    for fewer in ((), larger.runs[:11]):
-        assert len(fewer) < len(made.runs)
-        kept, files = collected(larger, fewer)
-        assert f"complete tables of 12 runs are not overwritten with incomplete ones of {len(fewer)}" in kept
-        assert files == complete
-    kept, files = collected(larger, larger.runs[:12])
-    assert not kept
-    assert files != complete
-    assert not collected(made, made.runs)[0]
-    fewer_slots = graph(slots=1)
-    assert not collected(fewer_slots, fewer_slots.runs)[0], "complete with fewer runs, as launched"
-    assert collected(fewer_slots, ())[0]
-    assert not collected(fewer_slots, (), force=True)[0]
-
-
-def test_collect_without_any_result(tmp_path: Path) -> None:
-    """An experiment that has not begun gives tables of dashes, and no pictures."""
-    report = collect(Layout(tmp_path, "demo"), graph(), {}, {}, published("iemocap_table1"))
-    assert not report.complete
-    assert len(report.missing) == len(graph().runs)
-    assert len(report.paths) == len(FORMATS) + 1  # a format of two files: runs and methods
-
-
-def test_unknown_format_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    """A format that is not known leaves no half of the files."""
-    with pytest.raises(UsageError, match=r"'pdf'.*latex, markdown, csv, json"):
-        collect(Layout(tmp_path, "demo"), graph(), {}, {}, published(None), formats=["csv", "pdf"])
-    assert not (tmp_path / "demo").exists()
 
 
 def test_heavy_packages_are_imported_late() -> None:

@@ -13,35 +13,16 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_check.team import FileTeam
+
 PRELOADED = "tests.ser_core.parallel.preloaded"
-POLL = 0.01
-SHARE_SECONDS = 60.0
 
 
 @dataclass
-class FolderTeam:
-    """Satisfies ser_core.parallel.team.Team: what the leader shares is a file."""
+class FolderTeam(FileTeam):
+    """A team whose promises of progress are recorded."""
 
-    folder: Path
-    rank: int
-    size: int
-    local_rank: int = 0
-    shared: int = 0
     promises: list[float] = field(default_factory=list)
-
-    def share(self, value: str = "") -> str:
-        path = self.folder / f"shared-{self.shared}"
-        self.shared += 1
-        if self.rank == 0:
-            path.with_suffix(".tmp").write_text(value)
-            path.with_suffix(".tmp").rename(path)
-            return value
-        deadline = time.monotonic() + SHARE_SECONDS
-        while not path.exists():
-            if time.monotonic() > deadline:
-                raise ConnectionError("the leader shares nothing")
-            time.sleep(POLL)
-        return path.read_text()
 
     def advance(self, within: float) -> None:
         self.promises.append(within)
