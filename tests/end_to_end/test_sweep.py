@@ -146,6 +146,12 @@ def controllers(cluster: Cluster) -> list[str]:
     return [line.split()[0] for line in lines if ".control." in line]
 
 
+def link_of_record(run: CommandLine) -> int:
+    """Job of the last link that has made sure of its successors; 0 before the first one."""
+    records = [json.loads(path.read_text()) for path in run.results.glob("demo/sweep/*/controller.json")]
+    return int(records[0]["job"] or 0) if records else 0
+
+
 def claims(run: CommandLine) -> list[Path]:
     return list((run.results / "store").glob("*/*/attempts/*/claim.json"))
 
@@ -158,9 +164,11 @@ def test_arrays_of_slurm_give_the_same_numbers_whatever_happens_to_the_driver(sl
     done = run("sweep", "demo", "--cluster", "slurm", *SMALL, "resources.ptapt.nodes=2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "14 stages submitted, 14 in Slurm" in done.stdout
-    for signal_name in ("TERM", "KILL"):  # the time limit; a dead node
+    for signal_name in ("TERM", "KILL"):  # the time limit, possibly before the link has submitted any; a dead node, after it has
         assert wait_until(lambda: len(controllers(slurm_cluster)) == 1, 60)
         (link,) = controllers(slurm_cluster)
+        if signal_name == "KILL":  # two links in a row that end before they have submitted another one end the chain
+            assert wait_until(lambda link=link: link_of_record(run) >= int(link), 60)  # type: ignore[misc]
         slurm_cluster.run("scancel", f"--signal={signal_name}", "--full", link, check=False)
         assert show(run)["standing"] in ("running", "waiting")
         assert wait_until(lambda link=link: link not in controllers(slurm_cluster), 60)  # type: ignore[misc]
