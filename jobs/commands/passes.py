@@ -13,7 +13,7 @@ from jobs.commands.console import note, print_lines, say
 from jobs.control.controller import Report, desired_of, reconcile
 from jobs.errors import UsageError
 from jobs.experiment.config import resources_of
-from jobs.text import counted
+from jobs.text import counted, duration, one_line
 
 if TYPE_CHECKING:
     from jobs.commands.session import Session
@@ -74,6 +74,7 @@ def wait_on_slurm(session: Session) -> Report:
         poll_seconds=session.launched.experiment.policy.poll_seconds,
         on_event=lambda event: say(event.line),
         on_pass=after_pass,
+        on_outage=lambda error, pause: note(f"{one_line(error)}; nothing is lost, the next try is in {duration(pause)}"),
     )
 
 
