@@ -197,6 +197,11 @@ def attempt_seconds(folder: StageFolder, attempt: AttemptFiles) -> float:
     return max(0.0, modified_at(folder.attempt(attempt.number).claim) - attempt.claim.started)
 
 
+def newest_claim(folder: StageFolder) -> int:
+    """Number of the last attempt that was claimed; 0: none. Opening the folder makes NFS ask its server (close-to-open consistency)."""
+    return next((number for number in reversed(attempt_numbers(folder)) if folder.attempt(number).claim.exists()), 0)
+
+
 def divergence_of(folder: StageFolder) -> str:
     """The error of the last attempt that ended in divergence; "" if none did. It is final: the same seed would diverge again."""
     outcomes = (read_outcome(folder.attempt(number)) for number in reversed(attempt_numbers(folder)))
