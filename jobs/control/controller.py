@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import partial
 
 from jobs.control.estimates import Bounds, Experience
 from jobs.control.executor_protocol import Batch, Executor, Limits, NearbyExecutor
@@ -27,6 +28,7 @@ from jobs.experiment.graph import Extend, Graph, Node, Refill
 from jobs.experiment.launched import Launched
 from jobs.signals import SLICE_SECONDS, Interrupts
 from jobs.store.cancellations import Cancelled, read_cancellations
+from jobs.store.clock import file_time
 from jobs.store.failures import FailureClass
 from jobs.store.layout import Layout
 from jobs.text import duration
@@ -60,7 +62,8 @@ def desired_of(launched: Launched) -> Desired:
     predicted = given.cluster is Cluster.slurm and policy.requests is Requests.experience
     partitions = frozenset(filter(None, (given.slurm.partition or "").split(",")))
     bounds = Bounds(most, policy.min_siblings, given.slurm.signal_seconds, partitions) if predicted else None
-    return Desired(launched.graph, launched.layout, policy, launched.since, packing, launched.refill, bounds=bounds, extend=launched.extend)
+    clock = partial(file_time, launched.layout.root)
+    return Desired(launched.graph, launched.layout, policy, launched.since, packing, launched.refill, clock, bounds, launched.extend)
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,7 @@ def context_of(desired: Desired, executor: Executor | None) -> PassContext:
         max_attempts=desired.policy.max_attempts,
         cancelled=read_cancellations(desired.layout, desired.since),
         clock=desired.clock,
+        experiment=desired.layout.experiment,
     )
     if executor is None:
         return context

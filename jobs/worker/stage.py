@@ -35,7 +35,9 @@ from jobs.store.attempts import (
     seconds_before,
 )
 from jobs.store.cancellations import read_cancellations
+from jobs.store.clock import file_time
 from jobs.store.failures import FailureClass, class_of_exception
+from jobs.store.launches import launched_at
 from jobs.store.layout import AttemptFolder, StageFolder
 from jobs.store.records import (
     UNUSABLE,
@@ -317,7 +319,7 @@ def _live_claim(folder: StageFolder, node: Node, gone: Collection[str]) -> tuple
         claim = read_claim(attempt)
         if claim is None or read_outcome(attempt) is not None or (result is not None and result.attempt == number):
             continue
-        heartbeat, now = attempt.claim.stat().st_mtime, time.time()
+        heartbeat, now = attempt.claim.stat().st_mtime, file_time(folder.root)
         if claim_alive(claim, heartbeat, live_jobs=None, now=now, gone=gone):
             return now - heartbeat, f"{holder(claim)} works on it"
     return 0.0, ""
@@ -326,7 +328,16 @@ def _live_claim(folder: StageFolder, node: Node, gone: Collection[str]) -> tuple
 def _claim(process: WorkerProcess, folder: StageFolder, number: int) -> AttemptFolder | str:
     """Claim an attempt; a message if another worker was faster."""
     team = ",".join(dict.fromkeys(process.team.nodes)) if process.team else ""
-    claim = new_claim(number, log=process.log, relief=process.description.relief, checkpoint=newest_checkpoint(folder), team=team)
+    claim = new_claim(
+        number,
+        started=file_time(folder.root),
+        log=process.log,
+        relief=process.description.relief,
+        checkpoint=newest_checkpoint(folder),
+        team=team,
+        experiment=process.place.experiment,
+        launch=launched_at(process.place.layout),
+    )
     if not claim_attempt(folder, number, claim):
         return f"another worker claimed attempt {number} just now"
     return folder.attempt(number)
