@@ -28,7 +28,7 @@ from jobs.experiment.graph import Slot
 from jobs.statistics import percent
 from jobs.store.layout import Layout, StageFolder
 from jobs.store.records import Decoder, Result, read_result, write_bytes
-from jobs.store.scores import confusion_of
+from jobs.store.scores import Confusion
 
 SCHEMA = 3  # raised when the facts of a result, or the way they are computed, change
 ENOUGH = 100  # changes after which the index is stored, and at least one
@@ -153,9 +153,8 @@ def facts_of(result: Result, written: int) -> StageFacts:
 
 
 def _ua(result: Result) -> float | None:
-    confusion = confusion_of(result)
-    if confusion is not None:
-        return confusion.ua
+    if result.confusion:  # `read_result` has checked it
+        return Confusion(result.classes, result.confusion).ua
     share = result.metrics.get("ua")
     return percent(share) if isinstance(share, int | float) and 0 <= share <= 1 else None
 

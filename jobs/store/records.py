@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 
 SCHEMA = 1
+READ_BYTES = 1 << 16  # more than most records have
 LARGEST_INTEGER = 2**63  # in the measured part of a result
 LATEST = 1e11  # seconds since the epoch; later is no time that a record can state
 UNUSABLE = "its confusion matrix is not square with one row per class and at least one utterance"
@@ -68,8 +69,7 @@ class Decoder(Generic[RecordT]):
     def load(self, path: Path) -> RecordT | None:
         """The record in a file; None where there is none. Raises DamagedRecordError, which says what is wrong with it."""
         try:
-            with path.open("rb", buffering=0) as file:  # read at every look at a large experiment
-                data = file.read()
+            data = _content(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
         record = self.decode(data)
@@ -371,6 +371,15 @@ def file_digest(path: Path) -> str:
     """sha256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _content(path: Path) -> bytes:
+    """All bytes of a file: fewer system calls than `Path.read_bytes`, as a first pass reads 100 000 files."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return b"".join(iter(lambda: os.read(descriptor, READ_BYTES), b""))
+    finally:
+        os.close(descriptor)
 
 
 def _encoded(value: object) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 
 from jobs.errors import UsageError
 from jobs.store.records import Result, usable_confusion
@@ -25,20 +24,20 @@ class Confusion:
     @property
     def ua(self) -> float:
         """Unweighted accuracy in percent."""
-        recalls = [Fraction(row[index], sum(row)) for index, row in enumerate(self.counts) if sum(row)]
-        return _percent(recalls)
+        totals = [sum(row) for row in self.counts]
+        return _percent([(row[index], total) for index, (row, total) in enumerate(zip(self.counts, totals, strict=True)) if total])
 
     @property
     def wa(self) -> float:
         """Weighted accuracy in percent."""
-        return _percent([Fraction(self._right, self.total)])
+        return _percent([(self._right, self.total)])
 
     @property
     def macro_f1(self) -> float:
         """Macro-averaged F1 in percent."""
         columns = [sum(column) for column in zip(*self.counts, strict=True)]
         seen = [(row[index], sum(row) + columns[index]) for index, row in enumerate(self.counts)]
-        return _percent([Fraction(2 * right, both) for right, both in seen if both])
+        return _percent([(2 * right, both) for right, both in seen if both])
 
     @property
     def _right(self) -> int:
@@ -60,6 +59,7 @@ def confusion_of(result: Result) -> Confusion | None:
     return Confusion(result.classes, result.confusion)
 
 
-def _percent(shares: Sequence[Fraction]) -> float:
-    whole = math.lcm(*(share.denominator for share in shares))
-    return 100 * sum(share.numerator * (whole // share.denominator) for share in shares) / (whole * len(shares))
+def _percent(shares: Sequence[tuple[int, int]]) -> float:
+    """The mean of some (numerator, denominator) in percent, rounded once: the division of two integers is exact to the last bit."""
+    whole = math.lcm(*(denominator for _, denominator in shares))
+    return 100 * sum(numerator * (whole // denominator) for numerator, denominator in shares) / (whole * len(shares))
