@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.errors import InternalError, SlurmUnavailableError, StoredConfigurationError, UsageError, is_mendable
-from ser_core.errors import InputError
+from ser_core.errors import InputError, shortened
 
 if TYPE_CHECKING:
     from jobs.commands.launching import Code
@@ -311,12 +311,12 @@ def _code() -> Code:
     from ser_core.registry import REGISTRY, VERSIONS
     from ser_core.settings import Recipe
 
-    return Code(REGISTRY, REGISTRY.check, tuple(VERSIONS), Recipe, CONFIGS, PUBLISHED)
+    return Code(REGISTRY, REGISTRY.check, tuple(VERSIONS), Recipe, CONFIGS, PUBLISHED, REGISTRY.check_corpus)
 
 
 def _launch(arguments: list[str], cluster: str | None, wait: bool | None, data: Path, results: Path, *, dry_run: bool) -> Session:
     from jobs.commands.console import note
-    from jobs.commands.launching import experiment_to_launch, words_of
+    from jobs.commands.launching import check_corpus, experiment_to_launch, words_of
     from jobs.experiment.launched import launch
     from jobs.store.layout import Layout
     from ser_core.registry import REGISTRY
@@ -327,13 +327,14 @@ def _launch(arguments: list[str], cluster: str | None, wait: bool | None, data: 
     layout = Layout(results.resolve(), experiment.name)
     typed = _typed("grid", arguments, cluster, wait, data, results)
     launched = launch(experiment, _corpus(experiment, data, dry_run), REGISTRY, layout, words.file, typed)
+    check_corpus(launched.experiment, launched.corpus, _code())
     if where:
         note(where)
     return _session(launched, new=True)
 
 
 def _relaunch(name: str, results: Path) -> Session:
-    from jobs.commands.launching import check_experiment
+    from jobs.commands.launching import check_corpus, check_experiment
     from jobs.experiment.launched import relaunch, require_same_corpus
     from jobs.store.layout import Layout
     from ser_core.corpora.manifest import load_manifest
@@ -344,6 +345,7 @@ def _relaunch(name: str, results: Path) -> Session:
     check_experiment(session.launched.experiment, _code())
     _resolve_checkpoints(session.launched.experiment)
     require_same_corpus(session.launched, load_manifest(Path(session.launched.corpus.folder)).digest, session.hints.launch)
+    check_corpus(session.launched.experiment, session.launched.corpus, _code())
     return session
 
 
@@ -453,8 +455,11 @@ def main() -> int:
     """Run the command line; errors that the user can fix are lines on stderr and exit code 2."""
     try:
         app(standalone_mode=True)
-    except (UsageError, SlurmUnavailableError, InputError) as error:
+    except (UsageError, SlurmUnavailableError) as error:
         typer.echo(str(error), err=True)
+        return 2
+    except InputError as error:
+        typer.echo("\n".join(shortened(error.problems)), err=True)
         return 2
     except InternalError as error:
         typer.echo(str(error), err=True)

@@ -173,7 +173,7 @@ def launch(session: SweepSession, *, wait: bool) -> bool:
         raise UsageError(refusal(session.sweep.folder, f"job {job}"))
     with driving(session.sweep.folder):
         if session.on_slurm:
-            session.arrays.limits()  # fails before anything is written if Slurm does not answer
+            session.require_slurm()
         store_sweep(session.sweep)
         if session.on_slurm:
             session.chain.point_to_code()
@@ -284,7 +284,7 @@ def trial_lines(before: Mapping[str, Trial], now: Sequence[Trial], folds: Sequen
 
 def _submit(session: SweepSession) -> bool:
     """Submit the stages that can be computed now, and a controller that submits the rest."""
-    session.arrays.limits()
+    session.require_slurm()
     store_sweep(session.sweep)
     session.chain.point_to_code()
     report = one_pass(session)

@@ -229,6 +229,7 @@ def load_experiment(
     schema.recipe = OmegaConf.structured(recipe_schema)
     layers = [_read_yaml(file), _read_overrides(overrides)]
     searched = _take_settings(layers)
+    _check_pools(layers)
     _replace_sets(layers)
     site = next((str(layer["site"]) for layer in reversed(layers) if "site" in layer), schema.site)
     site_file = configs / "site" / f"{site}.yaml"
@@ -403,6 +404,16 @@ def _replace_sets(layers: Sequence[DictConfig]) -> None:
                 for before, key in itertools.product(sections[:number], replaced):
                     if key in before.keys():  # noqa: SIM118 - `in` would resolve an interpolation
                         del before[key]
+
+
+def _check_pools(layers: Sequence[DictConfig]) -> None:
+    """UsageError for an empty `sweep.counts` without `sweep.sets` in the same layer."""
+    from omegaconf import DictConfig, OmegaConf
+
+    sections = [section for layer in layers if isinstance(section := layer.get("sweep"), DictConfig)]
+    named = [cast(dict[str, Any], OmegaConf.to_container(section, resolve=False)) for section in sections]
+    if any(own.get("counts") == [] and not own.get("sets") for own in named):
+        raise UsageError("sweep.counts=[]: name at least one number of clusters, or leave it out for the counts of the recipe")
 
 
 def known_keys(config: DictConfig, prefix: str = "") -> list[str]:

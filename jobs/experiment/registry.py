@@ -178,6 +178,12 @@ class SweepRegistry(Registry, Protocol):
     def check(self, recipe: Any) -> None:
         """Raise an error with lines for the user where a value is out of its range."""
 
+    def check_corpus(self, corpus: Path, methods: Sequence[tuple[str, Any]], folds: Mapping[str, Sequence[str]]) -> None:
+        """Raise an error with lines for the user where a corpus is too small for the recipe of a method (`methods`: each with its recipe).
+
+        `folds`: held-out fold -> the speakers that its runs are scored on; (): on the held-out fold.
+        """
+
     def validation_speakers(self, corpus: Path, fold: str) -> tuple[str, ...]:
         """The speakers that runs of a fold are scored on. Raises an error with one line for the user where none are left."""
 

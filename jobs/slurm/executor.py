@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +20,7 @@ from pathlib import Path
 from jobs.control.executor_protocol import Batch, Executor, Limits
 from jobs.control.facts import Asked, Departure, InFlight, Phase
 from jobs.errors import RequestRefusedError, SlurmUnavailableError, UsageError
-from jobs.experiment.config import Experiment, SlurmSite, at_once_of, resources_of
+from jobs.experiment.config import Experiment, Resources, SlurmSite, at_once_of, resources_of
 from jobs.experiment.graph import Graph
 from jobs.slurm.chain import LINKS, link_name
 from jobs.slurm.client import SlurmClient
@@ -37,7 +39,7 @@ from jobs.slurm.queue import (
     stuck_keys,
 )
 from jobs.slurm.recovery import Recovery
-from jobs.slurm.script import ArrayJob, launcher_python, render_script
+from jobs.slurm.script import ArrayJob, check_site, launcher_python, render_script
 from jobs.slurm.submissions import SETTLE_SECONDS, Guard, State, Submission, SubmissionBook, new_submission
 from jobs.store.attempts import own_cluster
 from jobs.store.layout import Layout
@@ -126,6 +128,32 @@ class SlurmArrays(Executor):
         kept = max(0, LINKS + 1 - links) if self._experiment.policy.controller and self._most.queue_room >= ROOM_FOR_LINKS else 0
         room = self._most.queue_room - len(queue) - kept
         return replace(self._most, queue_room=room if room > 0 else -1)
+
+    def check_options(self) -> None:
+        """UsageError if a value of the site profile cannot be in a script, or if sbatch does not know an option of `slurm.extra`.
+
+        What slurmctld rejects, such as a reservation that does not exist, is found by the submission.
+        """
+        check_site(self._site)
+        if not self._site.extra:
+            return
+        job = ArrayJob(
+            name="ser-grid.options",
+            size=1,
+            resources=Resources(gpus=0),
+            stages_per_element=1,
+            command=("true",),
+            description="",
+            folder="/",
+            output="/",
+        )
+        with tempfile.TemporaryDirectory(prefix="ser-grid-options-") as folder:
+            script = Path(folder) / "script.sh"
+            script.write_text(render_script(job, self._site, self._source / "slurm_templates"), encoding="utf-8")
+            _, said = self._client.would_accept(script, self._site)
+        wrong = [name for name in self._site.extra if re.search(rf"--{name}\b", said)]
+        if wrong:
+            raise UsageError(f"slurm.extra.{wrong[0]} (site profile `{self._experiment.site}`): sbatch does not accept it: {said}")
 
     def in_flight(self) -> Mapping[str, InFlight]:
         """Key -> element of every stage in the queue; those of a submission of unknown outcome count until it is resolved.
