@@ -323,8 +323,8 @@ def _launch(arguments: list[str], cluster: str | None, wait: bool | None, data: 
 
     words = words_of("grid", arguments, cluster, DEFAULT_EXPERIMENT)
     experiment, where = experiment_to_launch(words, _code(), results)
-    _resolve_checkpoints(experiment)
     layout = Layout(results.resolve(), experiment.name)
+    _resolve_checkpoints(experiment, layout)
     typed = _typed("grid", arguments, cluster, wait, data, results)
     launched = launch(experiment, _corpus(experiment, data, dry_run), REGISTRY, layout, words.file, typed)
     check_corpus(launched.experiment, launched.corpus, _code())
@@ -343,17 +343,26 @@ def _relaunch(name: str, results: Path) -> Session:
 
     session = _session(relaunch(Layout(results.resolve(), name), REGISTRY, Recipe), new=True)
     check_experiment(session.launched.experiment, _code())
-    _resolve_checkpoints(session.launched.experiment)
+    _resolve_checkpoints(session.launched.experiment, session.launched.layout)
     require_same_corpus(session.launched, load_manifest(Path(session.launched.corpus.folder)).digest, session.hints.launch)
     check_corpus(session.launched.experiment, session.launched.corpus, _code())
     return session
 
 
-def _resolve_checkpoints(experiment: Experiment) -> None:
-    from ser_core.settings import resolve_checkpoints
+def _resolve_checkpoints(experiment: Experiment, *launched: Layout) -> None:
+    """Make paths of checkpoints absolute, and resolve hub names to the commits of earlier launches (the last counts), else of the cache."""
+    from jobs.commands.console import note
+    from jobs.experiment.launched import last_recipes
+    from ser_core.models.identity import pin_commit
+    from ser_core.settings import commits_of, resolve_checkpoints
 
+    former = commits_of(recipe for layout in launched for recipe in last_recipes(layout))
+    lines = []
     for recipe in (experiment.recipe, *experiment.recipes.values()):
         resolve_checkpoints(recipe, (Path.cwd(), ROOT))
+        lines.append(pin_commit(recipe.backbone, former))
+    for line in filter(None, dict.fromkeys(lines)):
+        note(line)
 
 
 def _typed(command: str, arguments: list[str], cluster: str | None, wait: bool | None, data: Path, results: Path) -> tuple[str, ...]:
@@ -410,6 +419,7 @@ def _launch_sweep(
     from jobs.commands.sweep import new_sweep, session_of
     from jobs.store.layout import Layout
     from jobs.sweeps.preflight import require_ray
+    from jobs.sweeps.records import sweeps_of
     from jobs.sweeps.space import listed_points
     from ser_core.registry import REGISTRY
 
@@ -417,8 +427,9 @@ def _launch_sweep(
     experiment, where = experiment_to_launch(words, _code(), results)
     listed_points(experiment)  # checks that need no corpus come before one is prepared
     require_ray(experiment.sweep.search)
-    _resolve_checkpoints(experiment)
-    corpus, layout = _corpus(experiment, data, dry_run), Layout(results.resolve(), experiment.name)
+    layout = Layout(results.resolve(), experiment.name)
+    _resolve_checkpoints(experiment, *sweeps_of(layout), layout)
+    corpus = _corpus(experiment, data, dry_run)
     typed = _typed("sweep", arguments, cluster, wait, data, results)
     sweep = new_sweep(experiment, words.file, corpus, layout, REGISTRY, code=ROOT, typed=typed)
     if where:

@@ -74,6 +74,16 @@ def last_place(layout: Layout) -> tuple[Cluster, str] | None:
     return (Cluster[cluster], str(stored.config.get("site"))) if stored and cluster in Cluster.__members__ else None
 
 
+def last_recipes(layout: Layout) -> tuple[Mapping[str, Any], ...]:
+    """The recipes of an experiment's last launch as JSON values, those of its variants included; () if there is no readable record."""
+    stored = _RECORDS.read(layout.experiment_file)
+    if stored is None:
+        return ()
+    variants = stored.config.get("variants")
+    sections = [stored.config, *(variants.values() if isinstance(variants, Mapping) else ())]
+    return tuple(recipe for section in sections if isinstance(section, Mapping) and isinstance(recipe := section.get("recipe"), Mapping))
+
+
 def launch(
     experiment: Experiment, corpus: Corpus, registry: Registry, layout: Layout, file: str = "", typed: tuple[str, ...] = ()
 ) -> Launched:
