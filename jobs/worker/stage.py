@@ -320,12 +320,7 @@ def _compute(
     process: WorkerProcess, node: Node, folder: StageFolder, attempt: AttemptFolder, upstream: Mapping[str, Path], watch: Stopwatch
 ) -> Result:
     place = process.place
-    digest = read_corpus_digest(place)
-    if digest != place.corpus_digest:
-        raise UsageError(
-            f"corpus {place.corpus} in {place.corpus_folder} is not the one this experiment was launched with "
-            f"(digest {digest[:12]}, at launch {place.corpus_digest[:12]}): launch again, or prepare the former one again"
-        )
+    _check_corpus(place, "")
     attempt.output.mkdir(parents=True, exist_ok=True)
     folder.checkpoint.mkdir(parents=True, exist_ok=True)
     relief = process.description.relief
@@ -338,6 +333,7 @@ def _compute(
     with team.computing(request, record_failure) if team else nullcontext():
         returned = compute(request, team, process.stop, process.report)
     values = check_returned(returned)
+    _check_corpus(place, "while the stage was computed: it read parts of both; ")
     provenance = {
         **place.code,
         **process_facts(place.packages, threads=process.threads),
@@ -369,6 +365,16 @@ def _compute(
         # An earlier attempt that counted as dead may have diverged meanwhile: its slot has another seed then.
         diverged=str(values["diverged"]) or divergence_of(folder),
     )
+
+
+def _check_corpus(place: Workplace, when: str) -> None:
+    """UsageError if the corpus has another digest than at the launch. `when`: a part of the message."""
+    digest = read_corpus_digest(place)
+    if digest != place.corpus_digest:
+        raise UsageError(
+            f"corpus {place.corpus} in {place.corpus_folder} was prepared again since the launch {when}"
+            f"(digest {digest[:12]}, at launch {place.corpus_digest[:12]}): launch again, or prepare the former one again"
+        )
 
 
 def _team_facts(team: Leader | None, facts: Mapping[str, Any]) -> dict[str, Any]:

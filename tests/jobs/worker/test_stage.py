@@ -333,8 +333,23 @@ def test_another_corpus_is_refused(place: Place) -> None:
     """The corpus must still be the one of the launch."""
     (place.corpus / "digest").write_text("d2")
     assert place.execute(place.tapt) is Verdict.refused
-    assert "is not the one" in place.outcome(place.tapt).message
+    assert "was prepared again since the launch (digest d2" in place.outcome(place.tapt).message
     assert place.starts(place.tapt) == 0
+
+
+def test_a_corpus_that_is_prepared_again_during_a_stage_gives_no_result(place: Place) -> None:
+    """The stage may have read parts of both."""
+    process = place.process(place.tapt)
+
+    def report(line: str) -> None:
+        if "start 1 with" in line:  # the stage is being computed
+            (place.corpus / "digest").write_text("d2")
+
+    process.report = report
+    assert execute(process, place.tapt) is Verdict.refused
+    assert "while the stage was computed" in place.outcome(place.tapt).message
+    assert read_result(place.folder(place.tapt), place.tapt.key) is None
+    assert place.starts(place.tapt) == 1
 
 
 def test_a_failed_stage_does_not_end_its_task(tmp_path: Path) -> None:
