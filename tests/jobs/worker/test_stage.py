@@ -34,6 +34,7 @@ from jobs.store.records import (
     result_intact,
     write_outcome,
 )
+from jobs.store.snapshot import check_snapshot, snapshot_facts, take_snapshot
 from jobs.worker.main import run_task
 from jobs.worker.stage import NotFiniteError, Verdict, WorkerProcess, check_returned, execute
 from jobs.worker.task import Workplace, compute, describe, description_from_json, description_to_json, read_description, write_description
@@ -350,6 +351,22 @@ def test_a_corpus_that_is_prepared_again_during_a_stage_gives_no_result(place: P
     assert "while the stage was computed" in place.outcome(place.tapt).message
     assert read_result(place.folder(place.tapt), place.tapt.key) is None
     assert place.starts(place.tapt) == 1
+
+
+def test_changed_code_is_refused(place: Place, tmp_path: Path) -> None:
+    """The snapshot of the launch is verified once in every process, before anything is computed."""
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "launch.py").write_text("print(1)\n")
+    snapshot = take_snapshot(tmp_path / "source", place.layout)
+    place.place = replace(place.place, code=snapshot_facts(snapshot))
+    assert place.execute(place.tapt) is Verdict.done
+    assert place.result(place.tapt).provenance["snapshot"] == snapshot.digest
+    (snapshot.path / "launch.py").write_text("print(2)\n")
+    assert place.execute(place.runs[0]) is Verdict.done  # this process has verified it
+    check_snapshot.cache_clear()
+    assert place.execute(place.runs[1]) is Verdict.refused
+    assert "this copy of the code was changed since the launch" in place.outcome(place.runs[1]).message
+    assert place.starts(place.runs[1]) == 0
 
 
 def test_a_failed_stage_does_not_end_its_task(tmp_path: Path) -> None:
