@@ -123,7 +123,7 @@ def resume(
     from jobs.commands.grid import print_plan, run_grid
     from ser_core.registry import REGISTRY
 
-    session = _relaunch(experiment, results)
+    session = _relaunch(experiment, results, dry_run=dry_run)
     print_plan(session, REGISTRY.cost_notes) if dry_run else _exit(run_grid(session, wait=bool(wait)))
 
 
@@ -318,12 +318,15 @@ def _launch(arguments: list[str], cluster: str | None, wait: bool | None, data: 
     from jobs.commands.console import note
     from jobs.commands.launching import check_corpus, experiment_to_launch, words_of
     from jobs.experiment.launched import launch
+    from jobs.store.clock import measure
     from jobs.store.layout import Layout
     from ser_core.registry import REGISTRY
 
     words = words_of("grid", arguments, cluster, DEFAULT_EXPERIMENT)
     experiment, where = experiment_to_launch(words, _code(), results)
     layout = Layout(results.resolve(), experiment.name)
+    if not dry_run:
+        measure(layout.root)
     _resolve_checkpoints(experiment, layout)
     typed = _typed("grid", arguments, cluster, wait, data, results)
     launched = launch(experiment, _corpus(experiment, data, dry_run), REGISTRY, layout, words.file, typed)
@@ -333,15 +336,19 @@ def _launch(arguments: list[str], cluster: str | None, wait: bool | None, data: 
     return _session(launched, new=True)
 
 
-def _relaunch(name: str, results: Path) -> Session:
+def _relaunch(name: str, results: Path, *, dry_run: bool) -> Session:
     from jobs.commands.launching import check_corpus, check_experiment
     from jobs.experiment.launched import relaunch, require_same_corpus
+    from jobs.store.clock import measure
     from jobs.store.layout import Layout
     from ser_core.corpora.manifest import load_manifest
     from ser_core.registry import REGISTRY
     from ser_core.settings import Recipe
 
-    session = _session(relaunch(Layout(results.resolve(), name), REGISTRY, Recipe), new=True)
+    layout = Layout(results.resolve(), name)
+    if not dry_run:
+        measure(layout.root)
+    session = _session(relaunch(layout, REGISTRY, Recipe), new=True)
     check_experiment(session.launched.experiment, _code())
     _resolve_checkpoints(session.launched.experiment, session.launched.layout)
     require_same_corpus(session.launched, load_manifest(Path(session.launched.corpus.folder)).digest, session.hints.launch)
@@ -417,6 +424,7 @@ def _launch_sweep(
     from jobs.commands.console import note
     from jobs.commands.launching import experiment_to_launch, words_of
     from jobs.commands.sweep import new_sweep, session_of
+    from jobs.store.clock import measure
     from jobs.store.layout import Layout
     from jobs.sweeps.preflight import require_ray
     from jobs.sweeps.records import sweeps_of
@@ -428,6 +436,8 @@ def _launch_sweep(
     listed_points(experiment)  # checks that need no corpus come before one is prepared
     require_ray(experiment.sweep.search)
     layout = Layout(results.resolve(), experiment.name)
+    if not dry_run:
+        measure(layout.root)
     _resolve_checkpoints(experiment, *sweeps_of(layout), layout)
     corpus = _corpus(experiment, data, dry_run)
     typed = _typed("sweep", arguments, cluster, wait, data, results)

@@ -55,6 +55,8 @@ class StageArguments(TypedDict):
     relief: int
     should_stop: Callable[[], bool]
     report: Callable[[str], None]
+    attempt: NotRequired[int]
+    superseded: NotRequired[Callable[[], bool]]
     team: NotRequired[Team | None]
     shared: NotRequired[Path | None]
 

@@ -23,7 +23,8 @@ from jobs.experiment.config import OutlierRule
 from jobs.experiment.launched import Launched
 from jobs.signals import Interrupts
 from jobs.store.access import check_store
-from jobs.store.cancellations import last_cancellation, read_cancellations
+from jobs.store.cancellations import read_cancellations
+from jobs.store.launches import next_launch
 from jobs.sweeps.decisions import Decisions, Trial, TrialState
 from jobs.sweeps.driver_lock import driver_of, driving, in_words, refusal
 from jobs.sweeps.records import Sweep, began, store_latest, store_sweep
@@ -119,7 +120,7 @@ def session_of(
 ) -> SweepSession:
     """A session for a sweep. `new`: this command launches it. `read_only`: the points that Optuna proposes are not recorded."""
     if new:  # clocks of two machines differ, and a launch lifts every cancellation before it
-        sweep = replace(sweep, launched=max(sweep.launched, last_cancellation(sweep.own_layout) + 0.001))
+        sweep = replace(sweep, launched=next_launch(sweep.own_layout))
     decisions = Decisions(sweep, read_only=read_only)
     policy = replace(sweep.experiment.policy, outliers=OutlierRule.none)  # low runs of a bad point are not outliers
     launched = Launched(
