@@ -16,7 +16,7 @@ from jobs.experiment.recipes import recipe_sentences
 from jobs.statistics import p_text, round_half_up
 from jobs.tables.format import DASH, code_sentence, csv_text, interval_text, rendered, signed
 from jobs.tables.published import Published
-from jobs.tables.summary import Comparison, Dropped, MethodSummary, Summary
+from jobs.tables.summary import VERDICT, Comparison, Dropped, MethodSummary, Summary, Unreplaced, verdict_values
 from jobs.text import counted
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 TEMPLATES = Path(__file__).parent / "templates"
-CSV_COLUMNS = ("corpus", "method", "fold", "slot", "seed", "ua", "wa", "macro_f1", "status")
+CSV_COLUMNS = ("corpus", "method", "fold", "slot", "seed", "ua", "wa", "macro_f1", "status", *VERDICT)
 METHOD_COLUMNS = (
     *("corpus", "method", "mean_ua", "sd_ua", "mean_ua_all_runs", "sd_ua_all_runs", "n"),
     *("outliers", "outliers_rerun", "diverged", "diverged_rerun", "unresolved", "complete", "outlier_rule"),
@@ -58,7 +58,9 @@ class Row:
     cells: tuple[Cell, ...]
     mean: Cell
     interval: str = ""
-    n: str = ""
+    n: str = ""  # runs a cell
+    dropped: str = ""
+    every: Cell = Cell("")  # mean and sd over all runs, dropped ones included
 
 
 @dataclass(frozen=True)
@@ -94,12 +96,14 @@ def render(file: str, summary: Summary, published: Published) -> str:
 
 
 def render_csv(summary: Summary) -> str:
-    """One row per run, columns `CSV_COLUMNS`; scores are not rounded, and empty for a run without scores."""
+    """One row per run, columns `CSV_COLUMNS`; numbers are not rounded, and empty for a run without scores or verdict."""
     entries = (entry for method in summary.methods for cell in method.cells for entry in cell.runs)
     rows = []
     for entry in entries:
         scores = (None, None, None) if entry.scores is None else astuple(entry.scores)
-        rows.append((entry.corpus, entry.method, entry.fold, entry.slot, entry.seed, *scores, entry.status.value))
+        out, *place = verdict_values(entry)
+        flag = "" if out is None else _flag(out)
+        rows.append((entry.corpus, entry.method, entry.fold, entry.slot, entry.seed, *scores, entry.status.value, flag, *place))
     return csv_text(CSV_COLUMNS, rows)
 
 
@@ -109,9 +113,12 @@ def render_methods_csv(summary: Summary) -> str:
     for method in summary.methods:
         numbers = (method.mean_ua, method.sd_ua, method.mean_ua_all_runs, method.sd_ua_all_runs, method.n)
         counts = (*astuple(method.outliers), *astuple(method.diverged), method.unresolved)
-        complete = "true" if method.complete else "false"
-        rows.append((method.corpus, method.method, *numbers, *counts, complete, summary.outlier_rule))
+        rows.append((method.corpus, method.method, *numbers, *counts, _flag(method.complete), summary.outlier_rule))
     return csv_text(METHOD_COLUMNS, rows)
+
+
+def _flag(value: bool) -> str:
+    return "true" if value else "false"
 
 
 def terminal_tables(summary: Summary, published: Published) -> tuple[RichTable, ...]:
@@ -125,23 +132,27 @@ def terminal_tables(summary: Summary, published: Published) -> tuple[RichTable, 
         shown = RichTable(title=Text(f"{summary.experiment}: {table.title}"), box=SIMPLE_HEAD, pad_edge=False, title_justify="left")
         shown.caption = Text(table.blocks[1].title) if len(table.blocks) > 1 else None
         rows = [
-            (index, (f"{row.label}, published" if index else row.label, *map(_plain_cell, (*row.cells, row.mean)), row.n), row)
+            (index, (f"{row.label}, published" if index else row.label, *map(_plain_cell, (*row.cells, row.mean)), *_runs_of(row)), row)
             for index, block in enumerate(table.blocks)
             for row in block.rows
         ]
-        headings = ("", *table.columns, "Mean", "n")
+        headings = ("", *table.columns, "Mean", "n", "Dropped", "All runs")
         for place, heading in enumerate(headings):
             # A narrow terminal breaks cells between words; a number is never cut.
             words = [word for text in (heading, *(texts[place] for _, texts, _ in rows)) for word in text.split()]
             shown.add_column(Text(heading), justify="right" if place else "left", min_width=max(map(len, words), default=1))
-        for index, (label, *texts, n), row in rows:
+        for index, (label, *texts), row in rows:
             if index and len(shown.rows) == len(table.blocks[0].rows):
                 shown.add_section()
             cells = (*row.cells, row.mean)
-            bold = [Text(text, style="bold" if cell.best else "") for text, cell in zip(texts, cells, strict=True)]
-            shown.add_row(Text(label), *bold, Text(n), style="dim" if index else "")
+            bold = [Text(text, style="bold" if cell.best else "") for text, cell in zip(texts, cells, strict=False)]
+            shown.add_row(Text(label), *bold, *map(Text, texts[len(cells) :]), style="dim" if index else "")
         found.append(shown)
     return tuple(found)
+
+
+def _runs_of(row: Row) -> tuple[str, str, str]:
+    return row.n, row.dropped, _plain_cell(row.every)
 
 
 def print_tables(summary: Summary, published: Published, console: Console | None = None) -> None:
@@ -201,7 +212,8 @@ def _measured(method: MethodSummary, published: Published) -> Row:
     mean = replace(_cell(method.mean_ua, method.sd_ua, "" if method.complete else f"{method.n}/{wanted}"), unresolved=method.unresolved > 0)
     counts = {cell.n for cell in method.cells}
     n = str(min(counts)) if len(counts) == 1 else f"{min(counts)}–{max(counts)}"
-    return Row(_label(method, published), tuple(cells), mean, interval_text(method.interval), n)
+    every = _cell(method.mean_ua_all_runs, method.sd_ua_all_runs)
+    return Row(_label(method, published), tuple(cells), mean, interval_text(method.interval), n, str(method.dropped), every)
 
 
 def _cell(mean: float | None, sd: float | None, note: str = "") -> Cell:
@@ -251,6 +263,7 @@ def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Publ
         "Seeds differ in fine-tuning only; upstream stages are computed once per fold.",
         "Mean: mean of the cell means; its ± and 95 % interval (Student's t) are over slots, of the mean over folds: "
         "they describe the variation between seeds, not between speakers.",
+        "n: runs a cell in the means; dropped: runs that are not; all runs: mean and ± with the dropped runs.",
     ]
     if any(not method.complete for method in methods):
         sentences.append("† Incomplete: finished / expected runs; such a column has no best, and a mean is over the folds with runs.")
@@ -273,7 +286,7 @@ def _judged(summary: Summary) -> bool:
 
 
 def _dropping_sentences(summary: Summary, methods: Sequence[MethodSummary], published: Published) -> tuple[str, ...]:
-    """Dropped and unresolved runs, and the means over all runs."""
+    """How many runs were dropped and are unresolved."""
     outliers, diverged = _total([method.outliers for method in methods]), _total([method.diverged for method in methods])
     unresolved = [method for method in methods if method.unresolved]
     sentences = [
@@ -284,15 +297,8 @@ def _dropping_sentences(summary: Summary, methods: Sequence[MethodSummary], publ
         sentences.append("The rule is applied to a method once all its runs are finished.")
     if unresolved:
         named = ", ".join(f"{_label(method, published)} {counted(method.unresolved, 'run')}" for method in unresolved)
-        sentences.append(f"‡ Unresolved: outliers that were not replaced and are kept in the mean ({named}).")
-    if outliers.runs or diverged.runs:
-        every = [
-            f"{_label(method, published)} {_plain_cell(_cell(method.mean_ua_all_runs, method.sd_ua_all_runs))}"
-            for method in methods
-            if method.mean_ua_all_runs is not None
-        ]
-        if every:
-            sentences.append(f"Mean and standard deviation over all runs, dropped ones included: {', '.join(every)}.")
+        fate = "are kept in the mean" if summary.unreplaced is Unreplaced.keep else "are left out of the mean (--unreplaced drop)"
+        sentences.append(f"‡ Unresolved: outliers that were not replaced and {fate} ({named}).")
     return tuple(sentences)
 
 

@@ -21,6 +21,7 @@ from jobs.control.outliers import rule_in_words
 from jobs.errors import UsageError
 from jobs.statistics import mean, round_half_up
 from jobs.tables import published as figures
+from jobs.tables.as_json import to_json
 from jobs.tables.display import (
     CSV_COLUMNS,
     METHOD_COLUMNS,
@@ -32,7 +33,7 @@ from jobs.tables.display import (
 )
 from jobs.tables.format import markdown
 from jobs.tables.published import Published, load_published
-from jobs.tables.summary import Entry, Scores, Status, Summary, to_json
+from jobs.tables.summary import Entry, Scores, Status, Summary
 from tests.jobs.table_cases import CONFIGS, entry, paper_like, published, summary
 from tests.jobs.tables.display_cases import complete_case, incomplete_case, nasty_case
 
@@ -148,14 +149,18 @@ def test_caption_states_the_conditions() -> None:
     ):
         assert part in text
     found, beside = incomplete_case()
-    text = " ".join(tables_of(found, beside)[0].caption)
+    [table] = tables_of(found, beside)
+    assert [(row.n, row.dropped, row.every.mean, row.every.sd) for row in table.blocks[0].rows][:2] == [
+        ("2–3", "2", "55.1", "6.8"),
+        ("0–3", "0", "71.9", ""),
+    ]
+    text = " ".join(table.caption)
     assert "n = 0 to 3 runs a cell" in text
     for part in (
         "Outlier rule: pooled: a run further than 2 sigmas from the median of its cell",
         "judged in at most 3 rounds. Dropped: 1 outlier (1 rerun) and 1 diverged run (0 rerun); 1 unresolved.",
         "The rule is applied to a method once all its runs are finished. "
         "‡ Unresolved: outliers that were not replaced and are kept in the mean (P-TAPT 1 run).",
-        "Mean and standard deviation over all runs, dropped ones included: V-FT 55.1 ± 6.8, TAPT 71.9, P-TAPT",
     ):
         assert part in text
 
@@ -226,6 +231,8 @@ def test_csv_round_trip_through_pandas(tmp_path: Path) -> None:
         scores = item.scores
         expected = (scores.ua, scores.wa, scores.macro_f1) if scores else (None, None, None)
         assert [None if pd.isna(number) else number for number in (row.ua, row.wa, row.macro_f1)] == list(expected)
+    [out] = frame[frame.out.notna()].itertuples(index=False)
+    assert (out.method, out.fold, out.slot, out.out, out.centre, out.scale) == ("ptapt", "DC", 2, True, 70.5, 1.5)
 
 
 def test_csv_of_methods_states_the_rule() -> None:
@@ -266,7 +273,7 @@ def test_markdown_rows_are_of_one_width() -> None:
     """Every row of a Markdown table has as many cells as its header, whatever the names hold."""
     text = render("table.md", *nasty_case())
     rows = [re.sub(r"\\.", "", line) for line in text.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in rows[: rows.index(next(line for line in rows if "Difference" in line))]} == {5}
+    assert {line.count("|") for line in rows[: rows.index(next(line for line in rows if "Difference" in line))]} == {8}
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=30))
