@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from jobs.statistics import Interval, PairedTest
+from jobs.statistics import CrossedMean, Interval, PairedTest
 from jobs.tables.summary import VERDICT, CellSummary, Comparison, Entry, MethodSummary, Summary, verdict_values
 
 SCHEMA = 1
@@ -42,6 +42,7 @@ def _method_json(method: MethodSummary) -> dict[str, Any]:
         "cells": [_cell_json(cell) for cell in method.cells],
         **picked(method, "complete", "sd_ua_all_runs"),
         "interval_95": interval_json(method.interval),
+        "over_folds_and_seeds": None if method.crossed is None else _method_crossed_json(method.crossed),
         "outliers": {"dropped": method.outliers.runs, "rerun": method.outliers.rerun},
         "diverged": {"dropped": method.diverged.runs, "rerun": method.diverged.rerun},
     }
@@ -63,8 +64,32 @@ def _run_json(entry: Entry) -> dict[str, Any]:
 
 
 def _comparison_json(comparison: Comparison) -> dict[str, Any]:
-    tests = {name: paired_test_json(getattr(comparison, name)) for name in ("over_pairs", "over_folds")}
-    return {**picked(comparison, "corpus", "first", "second"), **tests}
+    corrected, crossed = comparison.corrected, comparison.crossed
+    return {
+        **picked(comparison, "corpus", "first", "second"),
+        "over_pairs": {
+            **paired_test_json(comparison.over_pairs),
+            "t_p_holm": corrected.pairs_t,
+            "wilcoxon_p_holm": corrected.pairs_wilcoxon,
+        },
+        "over_folds": {**paired_test_json(comparison.over_folds), "t_p_holm": corrected.folds_t},
+        "over_folds_and_seeds": None
+        if crossed is None
+        else {
+            **picked(crossed, "folds", "seeds", "p"),
+            "p_holm": corrected.crossed,
+            "mean_difference": crossed.mean,
+            "interval_95": interval_json(crossed.interval),
+            "degrees_of_freedom": crossed.degrees,
+            "detectable_difference": crossed.detectable,
+        },
+    }
+
+
+def _method_crossed_json(crossed: CrossedMean) -> dict[str, Any]:
+    shares = None if crossed.shares is None else asdict(crossed.shares)
+    interval = interval_json(crossed.interval)
+    return {**picked(crossed, "folds", "seeds"), "interval_95": interval, "degrees_of_freedom": crossed.degrees, "variance_shares": shares}
 
 
 def paired_test_json(test: PairedTest) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from jobs.experiment.recipes import recipe_sentences
 from jobs.statistics import p_text, round_half_up
 from jobs.tables.format import DASH, code_sentence, csv_text, interval_text, rendered, signed
-from jobs.tables.published import Published
+from jobs.tables.published import Published, position
 from jobs.tables.summary import VERDICT, Comparison, Dropped, MethodSummary, Summary, Unreplaced, verdict_values
 from jobs.text import counted
 
@@ -33,9 +33,10 @@ METHOD_COLUMNS = (
 CAPTION_PACKAGES = ("python", "torch", "transformers", "scikit-learn", "numpy")
 DIFFERENCES_CAPTION = (
     "Differences of UA between methods in points, over (fold, slot) pairs: mean, 95 % interval, paired t-test, Wilcoxon signed-rank test.",
-    "Pairs of one fold share speakers and upstream stages, so these p-values are valid for new seeds on these folds only; "
-    "the last column is the paired t-test over fold means.",
-    "p-values are two-sided and not corrected for the number of comparisons; – if there are too few data.",
+    "Pairs of one fold share speakers and upstream stages, so these p-values are valid for new seeds on these folds only.",
+    "Folds and seeds: interval and test for new folds and new seeds, from a mixed model in which both are random effects; "
+    "detectable: the smallest difference that this test finds with probability 0.8 at this number of folds and seeds.",
+    "p-values are two-sided; Holm: corrected for the number of comparisons in the table; – if there are too few data.",
 )
 
 
@@ -57,7 +58,8 @@ class Row:
     label: str
     cells: tuple[Cell, ...]
     mean: Cell
-    interval: str = ""
+    interval: str = ""  # over seeds
+    both: str = ""  # interval over folds and seeds
     n: str = ""  # runs a cell
     dropped: str = ""
     every: Cell = Cell("")  # mean and sd over all runs, dropped ones included
@@ -213,7 +215,8 @@ def _measured(method: MethodSummary, published: Published) -> Row:
     counts = {cell.n for cell in method.cells}
     n = str(min(counts)) if len(counts) == 1 else f"{min(counts)}–{max(counts)}"
     every = _cell(method.mean_ua_all_runs, method.sd_ua_all_runs)
-    return Row(_label(method, published), tuple(cells), mean, interval_text(method.interval), n, str(method.dropped), every)
+    both = interval_text(method.crossed and method.crossed.interval)
+    return Row(_label(method, published), tuple(cells), mean, interval_text(method.interval), both, n, str(method.dropped), every)
 
 
 def _cell(mean: float | None, sd: float | None, note: str = "") -> Cell:
@@ -244,10 +247,15 @@ def _mark(cell: Cell, top: str | None) -> Cell:
 
 def _difference(found: Comparison, published: Published) -> tuple[str, ...]:
     first, second = (published.labels.get(name, name) for name in (found.first, found.second))
-    pairs, folds = found.over_pairs, found.over_folds
+    pairs, crossed, corrected = found.over_pairs, found.crossed, found.corrected
     mean = DASH if pairs.mean is None else signed(pairs.mean)
-    over_pairs = (interval_text(pairs.interval), str(pairs.pairs), p_text(pairs.t_p), p_text(pairs.wilcoxon_p))
-    return (f"{second} − {first}", mean, *over_pairs, str(folds.pairs), p_text(folds.t_p))
+    tests = map(p_text, (pairs.t_p, corrected.pairs_t, pairs.wilcoxon_p, corrected.pairs_wilcoxon))
+    both = (
+        (interval_text(crossed.interval), p_text(crossed.p), p_text(corrected.crossed), round_half_up(crossed.detectable))
+        if crossed
+        else (DASH,) * 4
+    )
+    return (f"{second} − {first}", mean, interval_text(pairs.interval), str(pairs.pairs), *tests, *both)
 
 
 def _plain_cell(cell: Cell) -> str:
@@ -261,8 +269,9 @@ def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Publ
     sentences = [
         f"Cells: mean ± sample standard deviation over seeds, {n} runs a cell.",
         "Seeds differ in fine-tuning only; upstream stages are computed once per fold.",
-        "Mean: mean of the cell means; its ± and 95 % interval (Student's t) are over slots, of the mean over folds: "
+        "Mean: mean of the cell means; its ± and the 95 % interval over seeds (Student's t) are over slots, of the mean over folds: "
         "they describe the variation between seeds, not between speakers.",
+        "The 95 % interval over folds and seeds is for new folds too (mixed model, fold and seed as random effects).",
         "n: runs a cell in the means; dropped: runs that are not; all runs: mean and ± with the dropped runs.",
     ]
     if any(not method.complete for method in methods):
@@ -270,8 +279,13 @@ def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Publ
     sentences.append("Bold: best mean of a column, ties included.")
     sentences.append(f"Outlier rule: {summary.outlier_rule if _judged(summary) else 'none in force'}.")
     sentences.extend(_dropping_sentences(summary, methods, published))
+    shares = [(_label(method, published), method.crossed.shares) for method in methods if method.crossed and method.crossed.shares]
+    if shares:
+        each = ", ".join(f"{label} {' / '.join(round_half_up(100 * share, 0) for share in astuple(found))} %" for label, found in shares)
+        sentences.append(f"Share of the variance of a run's UA that folds / seeds / the rest have: {each}.")
     if published.rows:
         sentences.append(f"Published figures: {published.source}.")
+        sentences.extend(_beside_published(methods, published, folds))
         if set(published.columns) != set(folds):
             sentences.append(f"The published means are over all {len(published.columns)} folds of the paper, ours over {len(folds)}.")
     sentences.extend(recipe_sentences(summary.recipes, published.labels))
@@ -279,6 +293,20 @@ def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Publ
         sentences.append(f"Initial weights: {'; '.join(summary.code.weights)}.")
     sentences.append(code_sentence(f"Experiment {summary.experiment}", summary.code, CAPTION_PACKAGES))
     return tuple(sentences)
+
+
+def _beside_published(methods: Sequence[MethodSummary], published: Published, folds: Sequence[str]) -> tuple[str, ...]:
+    """The published means beside our intervals over seeds: the folds are the same, and only the seeds differ."""
+    if set(published.columns) != set(folds):
+        return ()
+    means = {row.method: row.mean_ua for row in published.rows}
+    places = [
+        f"{_label(method, published)} {position(means[method.method], method.interval)}"
+        for method in methods
+        if method.method in means and method.interval
+    ]
+    what = "The published mean lies inside, below or above our 95 % interval over seeds (no test: it has no spread)"
+    return (f"{what}: {', '.join(places)}.",) if places else ()
 
 
 def _judged(summary: Summary) -> bool:

@@ -3,7 +3,8 @@
 Conventions, repeated in every caption: UA in percent. A cell's mean and sample sd are over its accepted runs (seeds). A
 method's mean is the mean of its cell means, every fold with the same weight. A method's sd and 95 % interval are over
 slots: each slot that is accepted in every fold gives one mean over folds. They measure the variance between fine-tuning
-seeds, not between speakers. Methods are compared over the (fold, slot) pairs accepted in both, and over fold means.
+seeds, not between speakers; the interval over folds and seeds (`jobs.statistics.crossed_mean`) measures both. Methods are
+compared over the (fold, slot) pairs accepted in both, over fold means, and over folds and seeds together.
 
 `..._all_runs` include dropped runs: a cell's mean and sd are over all its runs, a method's mean is the mean of these, and its
 sd is over slots as above, where a slot with several runs counts with their mean.
@@ -21,7 +22,20 @@ from typing import TYPE_CHECKING, Any
 from jobs.errors import UsageError
 from jobs.experiment.graph import Graph, Run
 from jobs.experiment.recipes import MethodRecipe
-from jobs.statistics import Interval, PairedTest, known, mean, paired_by_key, percent, sd, t_interval
+from jobs.statistics import (
+    CrossedMean,
+    Interval,
+    PairedTest,
+    crossed_mean,
+    differences_by_key,
+    holm,
+    known,
+    mean,
+    paired_by_key,
+    percent,
+    sd,
+    t_interval,
+)
 from jobs.store.records import Result
 from jobs.store.scores import confusion_of
 
@@ -121,7 +135,8 @@ class MethodSummary:
     corpus: str
     mean_ua: float | None
     sd_ua: float | None
-    interval: Interval | None  # None while incomplete
+    interval: Interval | None  # over slots; None while incomplete
+    crossed: CrossedMean | None  # over folds and seeds; None while incomplete
     mean_ua_all_runs: float | None  # dropped runs included
     sd_ua_all_runs: float | None
     n: int
@@ -144,6 +159,16 @@ class MethodSummary:
 
 
 @dataclass(frozen=True)
+class Corrected:
+    """The p-values of a comparison after Holm's correction for all comparisons on its corpus, test by test."""
+
+    pairs_t: float | None = None
+    pairs_wilcoxon: float | None = None
+    folds_t: float | None = None
+    crossed: float | None = None
+
+
+@dataclass(frozen=True)
 class Comparison:
     """`second - first`, in points of UA, on one corpus."""
 
@@ -152,6 +177,8 @@ class Comparison:
     second: str
     over_pairs: PairedTest  # (fold, slot) pairs accepted in both
     over_folds: PairedTest  # cell means of folds that both have: fewer values, but they vary with the speakers
+    crossed: CrossedMean | None  # of the differences, over folds and seeds together
+    corrected: Corrected = Corrected()
 
 
 @dataclass(frozen=True)
@@ -270,7 +297,7 @@ def summarise(
             _method(corpus, method, [_cell(fold, by_fold.get(fold, []), slots) for fold in folds]) for method, by_fold in by_method.items()
         ]
         methods.extend(found)
-        comparisons.extend(_compare(corpus, first, second) for first, second in itertools.combinations(found, 2))
+        comparisons.extend(_corrected([_compare(corpus, first, second) for first, second in itertools.combinations(found, 2)]))
     return Summary(experiment, tuple(methods), tuple(comparisons), outlier_rule, code or CodeFacts(), tuple(recipes), unreplaced)
 
 
@@ -337,13 +364,16 @@ def _left_out(entries: Iterable[Entry]) -> set[int]:
 
 
 def _method(corpus: str, method: str, cells: Sequence[CellSummary]) -> MethodSummary:
-    by_slot = slot_means([_accepted(cell.runs) for cell in cells])
+    by_fold = [_accepted(cell.runs) for cell in cells]
+    by_slot = slot_means(by_fold)
+    complete = all(cell.complete for cell in cells)
     return MethodSummary(
         method=method,
         corpus=corpus,
         mean_ua=mean(known(cell.mean_ua for cell in cells)),
         sd_ua=sd(by_slot),
-        interval=t_interval(by_slot) if all(cell.complete for cell in cells) else None,
+        interval=t_interval(by_slot) if complete else None,
+        crossed=crossed_mean(by_fold) if complete else None,
         mean_ua_all_runs=mean(known(cell.mean_ua_all_runs for cell in cells)),
         sd_ua_all_runs=sd(slot_means([_all_by_slot(cell.runs) for cell in cells])),
         n=sum(cell.n for cell in cells),
@@ -391,7 +421,20 @@ def _compare(corpus: str, first: MethodSummary, second: MethodSummary) -> Compar
         return {cell.fold: cell.mean_ua for cell in method.cells if cell.mean_ua is not None}
 
     over_pairs, over_folds = paired_by_key(pairs(first), pairs(second)), paired_by_key(folds(first), folds(second))
-    return Comparison(corpus, first.method, second.method, over_pairs, over_folds)
+    of_second = {cell.fold: _accepted(cell.runs) for cell in second.cells}
+    differences = [differences_by_key(_accepted(cell.runs), of_second[cell.fold]) for cell in first.cells if cell.fold in of_second]
+    return Comparison(corpus, first.method, second.method, over_pairs, over_folds, crossed_mean(list(filter(None, differences))))
+
+
+def _corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The comparisons of one corpus with their p-values corrected."""
+    columns = (
+        holm([each.over_pairs.t_p for each in comparisons]),
+        holm([each.over_pairs.wilcoxon_p for each in comparisons]),
+        holm([each.over_folds.t_p for each in comparisons]),
+        holm([each.crossed.p if each.crossed else None for each in comparisons]),
+    )
+    return [replace(each, corrected=Corrected(*values)) for each, values in zip(comparisons, zip(*columns, strict=True), strict=True)]
 
 
 def verdict_values(entry: Entry) -> tuple[bool | None, float | None, float | None, float | None]:

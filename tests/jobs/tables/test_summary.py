@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import statistics
@@ -275,3 +276,20 @@ def test_code_facts_gather_every_version() -> None:
         result(run, (), (), provenance={"commit": None, "packages": "unknown", "runtime": {"weights": "base", "threads": 2}}),
     ]
     assert code_facts(results) == CodeFacts(("a", "b"), True, {"python": ("3.11.2",), "torch": ("2.12.0", "2.13.0")}, ("base", "large"))
+
+
+def test_an_interval_over_folds_and_seeds_is_beside_that_over_seeds() -> None:
+    """It is wider where folds differ, is missing while the method is incomplete, and a comparison has both too, with Holm's correction."""
+    found = summary(paper_like("iemocap_table1"))
+    for method in found.methods:
+        assert method.interval is not None
+        assert method.crossed is not None
+        assert method.crossed.mean == pytest.approx(method.mean_ua)
+        assert method.crossed.interval.low < method.interval.low < method.interval.high < method.crossed.interval.high
+    for tests in zip(*(dataclasses.astuple(each.corrected) for each in found.comparisons), strict=True):
+        assert None not in tests
+    raw = [each.crossed.p for each in found.comparisons if each.crossed is not None and each.crossed.p is not None]
+    corrected = [each.corrected.crossed for each in found.comparisons]
+    assert min(p for p in corrected if p is not None) == pytest.approx(3 * min(raw))
+    assert to_json(found)["comparisons"][0]["over_folds_and_seeds"]["p_holm"] == corrected[0]
+    assert summary((*paper_like("iemocap_table1"), entry("vft", "1", 9, None))).methods[0].crossed is None
