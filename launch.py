@@ -212,7 +212,10 @@ def collect(
     allow_incomplete: Annotated[bool, typer.Option("--allow-incomplete", help="exit with 0 even if runs are missing")] = False,
     force: Annotated[bool, typer.Option("--force", help="overwrite complete tables with incomplete ones of fewer runs")] = False,
     source: Annotated[Path | None, typer.Option("--from", metavar="RUNS.CSV", help="results from elsewhere, one row a run")] = None,
-    outliers: Annotated[str | None, typer.Option(metavar="RULE", help="with --from: pooled (default) | cell | none")] = None,
+    outliers: Annotated[str | None, typer.Option(metavar="RULE", help="with --from: pooled (default) | common | cell | none")] = None,
+    unreplaced: Annotated[
+        str | None, typer.Option(metavar="keep|drop", help="outliers that no other run replaces: keep (default) in the means, or drop")
+    ] = None,
     results: Results = ROOT / "results",
 ) -> None:
     """Write the tables of an experiment: LaTeX that compiles, Markdown, CSV, JSON, confusion matrices."""
@@ -221,12 +224,12 @@ def collect(
 
     check_formats(formats or ())
     if source is not None:
-        complete = write_csv_tables(source, outliers, PUBLISHED, formats, out)
+        complete = write_csv_tables(source, outliers, PUBLISHED, formats, out, unreplaced)
     elif outliers is not None:
         raise UsageError("--outliers goes with --from: an experiment is judged by the rule it was launched with (policy.outliers)")
     else:
         session = _reopen(experiment, results)
-        complete = write_tables(session, session.look(ask_slurm=False), formats, out, force=force)
+        complete = write_tables(session, session.look(ask_slurm=False), formats, out, unreplaced=unreplaced, force=force)
     _exit(complete or allow_incomplete)
 
 

@@ -67,6 +67,7 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
         (("collect", "demo", "--format", "docx"), ("docx", "latex")),
         (("collect", "--from", "/nowhere/runs.csv"), ("/nowhere/runs.csv",)),
         (("collect", "demo", "--outliers", "cell"), ("--from", "policy.outliers")),
+        (("collect", "--from", "runs.csv", "--unreplaced", "forget"), ("'forget'", "keep or drop")),
         (("doctor", "demo", "--cluster", "cloud"), ("--cluster cloud",)),
         (("sweep", "iemocap"), ("prepare iemocap --source",)),
         (("sweep", "demo", "sweep.sets=[[8],[]]"), ("sweep.sets", "an empty set")),
@@ -308,6 +309,10 @@ def test_collect_from_a_csv_file(tmp_path: Path) -> None:
     assert "rerun with another seed, and add the row below: ours vft/1/3 seed 3" in done.stderr
     summary = json.loads((tmp_path / "runs-tables" / "summary.json").read_text())
     assert summary["methods"][0]["unresolved"] == 1
+    assert summary["methods"][0]["cells"][0]["runs"][3]["out"] is True
+    done = CommandLine(tmp_path / "data", tmp_path / "results")("collect", "--from", str(source), "--unreplaced", "drop")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "runs-tables" / "summary.json").read_text())["methods"][0]["n"] == 9
     assert not (tmp_path / "results").exists()
 
 

@@ -54,6 +54,7 @@ class OutlierRule(Enum):
     """Rule by which runs are dropped for their result and run again with another seed (jobs.control.outliers)."""
 
     pooled = "pooled"
+    common = "common"  # `pooled` of earlier versions: one scale for all folds
     cell = "cell"
     none = "none"
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from jobs.errors import StoredConfigurationError, UsageError
-from jobs.experiment.config import Cluster, Experiment, secrets_of
+from jobs.experiment.config import Cluster, Experiment, OutlierRule, secrets_of
 from jobs.experiment.graph import Extend, Graph, Refill, Slot, build_graph, seeds_of_slots
 from jobs.experiment.registry import Registry
 from jobs.experiment.stored_config import resolved_values, restore_experiment
@@ -21,6 +21,7 @@ from jobs.store.records import DamagedRecordError, Decoder, read_json, write_jso
 from jobs.text import did_you_mean
 
 SCHEMA = 1
+POOLED = 2  # version of the outlier rule `pooled`; version 1 is now called `common`
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class _Stored:
     user: int | None = None
     stages: str = ""  # digest of the graph
     typed: tuple[str, ...] = ()
+    pooled: int = 1  # version of the outlier rule `pooled` at the launch
 
 
 _RECORDS = Decoder(_Stored, SCHEMA)
@@ -103,7 +105,7 @@ def launch(
 def store(launched: Launched) -> None:
     """Store an experiment under its name; only its user can read the record if it has settings that may hold secrets."""
     config, stages = resolved_values(launched.experiment), _digest(launched.graph)
-    record = _Stored(launched.since, launched.corpus, config, launched.config, launched.user, stages, launched.typed)
+    record = _Stored(launched.since, launched.corpus, config, launched.config, launched.user, stages, launched.typed, POOLED)
     private = bool(secrets_of(launched.experiment))
     write_json(launched.layout.experiment_file, {"schema": SCHEMA, **asdict(record)}, private=private)
 
@@ -145,10 +147,15 @@ def require_same_corpus(launched: Launched, digest: str, launch_command: str) ->
 
 
 def _restore(stored: _Stored, layout: Layout, registry: Registry, recipe_schema: type[Any]) -> Experiment:
-    """The stored experiment. StoredConfigurationError, with the command of the launch, if this version lacks a setting of it."""
+    """The stored experiment, with the outlier rule of its launch.
+
+    StoredConfigurationError, with the command of the launch, if this version lacks a setting of it.
+    """
     command = shlex.join(("python", "launch.py", *(stored.typed or ("grid", stored.file or layout.experiment))))
     again = f"`{command}` launches with the settings of its file"
     experiment = restore_experiment(stored.config, recipe_schema=recipe_schema, again=again)
+    if stored.pooled < POOLED and experiment.policy.outliers is OutlierRule.pooled:
+        experiment.policy.outliers = OutlierRule.common
     gone = [name for name in experiment.methods if name not in (*registry.methods, *experiment.variants)]
     if gone:
         raise StoredConfigurationError(f"stored configuration: method {gone[0]!r} does not exist any more; {again}")
