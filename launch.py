@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs.commands.arguments import RUN, Data, Name, Results, Settings, Where, Words
+from jobs.commands.disk_arguments import add_disk_commands
 from jobs.errors import InternalError, SlurmUnavailableError, StoredConfigurationError, UsageError, is_mendable
 from ser_core.errors import InputError
 
 if TYPE_CHECKING:
     from jobs.commands.launching import Code
+    from jobs.commands.owners import Opening
     from jobs.commands.session import Session
     from jobs.commands.sweep import SweepSession
     from jobs.experiment.config import Experiment
@@ -46,14 +49,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Experiment grids on this machine or a Slurm cluster whose last step is a trustworthy table.",
 )
-
-Data = Annotated[Path, typer.Option("--data", envvar="SER_GRID_DATA", help="folder of the prepared corpora")]
-Results = Annotated[Path, typer.Option("--results", envvar="SER_GRID_RESULTS", help="folder of the results")]
-Name = Annotated[str, typer.Argument(metavar="[EXPERIMENT]", help="name under which the experiment was launched")]
-RUN = "RUN: METHOD/FOLD/SLOT, or at least 6 digits of a stage's key"
-Words = Annotated[list[str], typer.Argument(metavar="[EXPERIMENT] RUN", help=f"{RUN}; of two arguments the first is the experiment")]
-Settings = Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT] [KEY=VALUE ...]")]
-Where = Annotated[str | None, typer.Option("--cluster", help="local | slurm; default: as launched last, or as in its file")]
 
 
 @app.command()
@@ -282,6 +277,22 @@ def doctor(
     checks = examine(results.resolve(), source=ROOT, experiment=slurm, tell=lambda text: typer.echo(text, err=True))
     typer.echo(json.dumps(checks_to_json(checks), indent=1) if as_json else "\n".join(check_lines(checks)))
     raise typer.Exit(exit_code(checks))
+
+
+def _opening(results: Path) -> Opening:
+    from jobs.commands.owners import Opening
+    from jobs.store.layout import Layout
+    from jobs.sweeps.records import load_sweep
+    from ser_core.registry import REGISTRY
+    from ser_core.settings import Recipe
+
+    return Opening(
+        lambda name: _reopen(name, results, patient=False),
+        lambda name, digest: load_sweep(Layout(results.resolve(), name), digest, REGISTRY, Recipe, ROOT),
+    )
+
+
+add_disk_commands(app, ROOT / "results", _opening)
 
 
 @app.command(hidden=True)
