@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.commands.arguments import RUN, Data, Name, Results, Settings, Where, Words
+from jobs.commands.arguments import RUN, AsJson, Data, DryRun, Name, Results, Settings, Wait, Where, Words
 from jobs.commands.disk_arguments import add_disk_commands
 from jobs.errors import InternalError, SlurmUnavailableError, StoredConfigurationError, UsageError, is_mendable
 from ser_core.errors import InputError
@@ -91,8 +91,8 @@ def prepare(
 def grid(
     arguments: Settings = None,
     cluster: Where = None,
-    wait: Annotated[bool | None, typer.Option("--wait/--detach", help="slurm: stay until all is done; default: --detach")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be reused and submitted; change nothing")] = False,
+    wait: Wait = None,
+    dry_run: DryRun = False,
     data: Data = ROOT / "data",
     results: Results = ROOT / "results",
 ) -> None:
@@ -110,8 +110,8 @@ def grid(
 @app.command()
 def resume(
     experiment: Name = DEFAULT_EXPERIMENT,
-    wait: Annotated[bool | None, typer.Option("--wait/--detach", help="slurm: stay until all is done; default: --detach")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be reused and submitted; change nothing")] = False,
+    wait: Wait = None,
+    dry_run: DryRun = False,
     results: Results = ROOT / "results",
 ) -> None:
     """Launch an experiment again with the settings it was launched with, whatever its file says now. Lifts a `cancel`."""
@@ -134,7 +134,7 @@ def reconcile(experiment: Name = DEFAULT_EXPERIMENT, results: Results = ROOT / "
 def status(
     experiment: Name = DEFAULT_EXPERIMENT,
     watch: Annotated[bool, typer.Option("--watch", help="repeat until nothing is left to do")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON value, nothing else")] = False,
+    as_json: AsJson = False,
     requests: Annotated[bool, typer.Option("--requests", help="only: how often the requested time and memory were enough")] = False,
     results: Results = ROOT / "results",
 ) -> None:
@@ -263,7 +263,7 @@ def sweep(
 def doctor(
     arguments: Settings = None,
     cluster: Where = None,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON value, nothing else")] = False,
+    as_json: AsJson = False,
     results: Results = ROOT / "results",
 ) -> None:
     """Check this machine and, with --cluster slurm, the site: limits, accounting, a probe job on a compute node."""

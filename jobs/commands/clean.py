@@ -48,7 +48,7 @@ def clean(root: Path, opening: Opening, asked: Asked) -> None:
     if asked.experiment:
         require_experiment(root, asked.experiment)
     removals = removals_of(root, opening, asked)
-    print_lines(removal_lines(removals, dry_run=asked.dry_run))
+    print_lines(removal_lines(removals, dry_run=asked.dry_run or (asked.whole and not asked.yes)))
     if asked.dry_run or not removals:
         return
     if asked.whole and not asked.yes:

@@ -122,7 +122,8 @@ def session_of(
     if new:  # clocks of two machines differ, and a launch lifts every cancellation before it
         sweep = replace(sweep, launched=max(sweep.launched, last_cancellation(sweep.own_layout) + 0.001))
     decisions = Decisions(sweep, read_only=read_only)
-    policy = replace(sweep.experiment.policy, outliers=OutlierRule.none)  # low runs of a bad point are not outliers
+    # low runs of a bad point are not outliers, and a point that diverges is a result of the search
+    policy = replace(sweep.experiment.policy, outliers=OutlierRule.none, hold_diverging=False)
     launched = Launched(
         replace(sweep.experiment, policy=policy),
         sweep.corpus,
