@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs.commands.arguments import RUN, AsJson, Data, DryRun, Name, Results, Settings, Wait, Where, Words
+from jobs.commands.disk_arguments import add_disk_commands
 from jobs.errors import InternalError, SlurmUnavailableError, StoredConfigurationError, UsageError, is_mendable
 from ser_core.errors import InputError, shortened
 
 if TYPE_CHECKING:
     from jobs.commands.launching import Code
+    from jobs.commands.owners import Opening
     from jobs.commands.session import Session
     from jobs.commands.sweep import SweepSession
     from jobs.experiment.config import Experiment
@@ -46,14 +49,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Experiment grids on this machine or a Slurm cluster whose last step is a trustworthy table.",
 )
-
-Data = Annotated[Path, typer.Option("--data", envvar="SER_GRID_DATA", help="folder of the prepared corpora")]
-Results = Annotated[Path, typer.Option("--results", envvar="SER_GRID_RESULTS", help="folder of the results")]
-Name = Annotated[str, typer.Argument(metavar="[EXPERIMENT]", help="name under which the experiment was launched")]
-RUN = "RUN: METHOD/FOLD/SLOT, or at least 6 digits of a stage's key"
-Words = Annotated[list[str], typer.Argument(metavar="[EXPERIMENT] RUN", help=f"{RUN}; of two arguments the first is the experiment")]
-Settings = Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT] [KEY=VALUE ...]")]
-Where = Annotated[str | None, typer.Option("--cluster", help="local | slurm; default: as launched last, or as in its file")]
 
 
 @app.command()
@@ -96,8 +91,8 @@ def prepare(
 def grid(
     arguments: Settings = None,
     cluster: Where = None,
-    wait: Annotated[bool | None, typer.Option("--wait/--detach", help="slurm: stay until all is done; default: --detach")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be reused and submitted; change nothing")] = False,
+    wait: Wait = None,
+    dry_run: DryRun = False,
     data: Data = ROOT / "data",
     results: Results = ROOT / "results",
 ) -> None:
@@ -115,8 +110,8 @@ def grid(
 @app.command()
 def resume(
     experiment: Name = DEFAULT_EXPERIMENT,
-    wait: Annotated[bool | None, typer.Option("--wait/--detach", help="slurm: stay until all is done; default: --detach")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be reused and submitted; change nothing")] = False,
+    wait: Wait = None,
+    dry_run: DryRun = False,
     results: Results = ROOT / "results",
 ) -> None:
     """Launch an experiment again with the settings it was launched with, whatever its file says now. Lifts a `cancel`."""
@@ -139,7 +134,7 @@ def reconcile(experiment: Name = DEFAULT_EXPERIMENT, results: Results = ROOT / "
 def status(
     experiment: Name = DEFAULT_EXPERIMENT,
     watch: Annotated[bool, typer.Option("--watch", help="repeat until nothing is left to do")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON value, nothing else")] = False,
+    as_json: AsJson = False,
     requests: Annotated[bool, typer.Option("--requests", help="only: how often the requested time and memory were enough")] = False,
     results: Results = ROOT / "results",
 ) -> None:
@@ -271,7 +266,7 @@ def sweep(
 def doctor(
     arguments: Settings = None,
     cluster: Where = None,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON value, nothing else")] = False,
+    as_json: AsJson = False,
     results: Results = ROOT / "results",
 ) -> None:
     """Check this machine and, with --cluster slurm, the site: limits, accounting, a probe job on a compute node."""
@@ -285,6 +280,22 @@ def doctor(
     checks = examine(results.resolve(), source=ROOT, experiment=slurm, tell=lambda text: typer.echo(text, err=True))
     typer.echo(json.dumps(checks_to_json(checks), indent=1) if as_json else "\n".join(check_lines(checks)))
     raise typer.Exit(exit_code(checks))
+
+
+def _opening(results: Path) -> Opening:
+    from jobs.commands.owners import Opening
+    from jobs.store.layout import Layout
+    from jobs.sweeps.records import load_sweep
+    from ser_core.registry import REGISTRY
+    from ser_core.settings import Recipe
+
+    return Opening(
+        lambda name: _reopen(name, results, patient=False),
+        lambda name, digest: load_sweep(Layout(results.resolve(), name), digest, REGISTRY, Recipe, ROOT),
+    )
+
+
+add_disk_commands(app, ROOT / "results", _opening)
 
 
 @app.command(hidden=True)

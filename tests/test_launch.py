@@ -55,6 +55,8 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
         (("grid", "demo", "savee"), ("one experiment at a time",)),
         (("grid", "demo", "--cluster", "cloud"), ("--cluster cloud",)),
         (("status", "demo"), ("was not launched",)),
+        (("clean", "--whole"), ("--whole goes with the name of an experiment",)),
+        (("clean", "demo"), ("nothing of that name in", "there are none")),
         (("resume", "demo"), ("was not launched",)),
         (("status", "demo", "--json", "--watch"), ("--json", "--watch")),
         (("explain", "demo", "vft/1/0"), ("was not launched",)),

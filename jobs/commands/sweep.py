@@ -17,6 +17,7 @@ from jobs.commands.cancel import cancel as cancel_stages
 from jobs.commands.console import note, print_lines, say
 from jobs.commands.passes import one_pass, run_here, wait_on_slurm
 from jobs.commands.session import Session
+from jobs.commands.startable import require_startable
 from jobs.commands.status import chain_state
 from jobs.errors import SlurmUnavailableError, UsageError
 from jobs.experiment.config import OutlierRule
@@ -122,7 +123,8 @@ def session_of(
     if new:  # clocks of two machines differ, and a launch lifts every cancellation before it
         sweep = replace(sweep, launched=next_launch(sweep.own_layout))
     decisions = Decisions(sweep, read_only=read_only)
-    policy = replace(sweep.experiment.policy, outliers=OutlierRule.none)  # low runs of a bad point are not outliers
+    # low runs of a bad point are not outliers, and a point that diverges is a result of the search
+    policy = replace(sweep.experiment.policy, outliers=OutlierRule.none, hold_diverging=False)
     launched = Launched(
         replace(sweep.experiment, policy=policy),
         sweep.corpus,
@@ -169,12 +171,13 @@ def launch(session: SweepSession, *, wait: bool) -> bool:
     if session.on_slurm and not wait:
         if (holder := driver_of(session.sweep.folder)) is not None:
             raise UsageError(refusal(session.sweep.folder, in_words(holder)))
-        return _submit(session)
+        return _submit(session, report)
     if job := _controller(session):
         raise UsageError(refusal(session.sweep.folder, f"job {job}"))
     with driving(session.sweep.folder):
         if session.on_slurm:
             session.require_slurm()
+            require_startable(session, report)
         store_sweep(session.sweep)
         if session.on_slurm:
             session.chain.point_to_code()
@@ -283,9 +286,10 @@ def trial_lines(before: Mapping[str, Trial], now: Sequence[Trial], folds: Sequen
     return lines
 
 
-def _submit(session: SweepSession) -> bool:
-    """Submit the stages that can be computed now, and a controller that submits the rest."""
+def _submit(session: SweepSession, seen: Report) -> bool:
+    """Submit the stages that can be computed now, and a controller that submits the rest. `seen`: the state before."""
     session.require_slurm()
+    require_startable(session, seen)
     store_sweep(session.sweep)
     session.chain.point_to_code()
     report = one_pass(session)

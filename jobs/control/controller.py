@@ -376,6 +376,7 @@ def plan_of(desired: Desired, now: ExperimentState, in_flight: Mapping[str, InFl
         runs_per_task=desired.runs_per_task,
         limits=limits,
         max_failures=desired.policy.max_failures,
+        hold_diverging=desired.policy.hold_diverging,
         since=desired.since,
         now=desired.clock(),
         predict=experience_of(desired, now),

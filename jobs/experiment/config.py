@@ -146,6 +146,7 @@ class Policy:
     max_attempts: int = 12  # of one stage since the last launch without a result or a newer checkpoint
     requests: Requests = Requests.experience
     min_siblings: int = 3  # finished runs needed to predict a request
+    hold_diverging: bool = True  # a method whose first runs diverge is held, instead of all its runs being tried with every seed
     max_failures: int = 100  # failed attempts of the whole experiment since the last launch, interruptions not counted
     poll_seconds: float = 20.0  # between passes of `grid --wait`
     controller: bool = True  # on Slurm small jobs make the passes

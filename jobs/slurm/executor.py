@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 from jobs.control.executor_protocol import Batch, Executor, Limits
 from jobs.control.facts import Asked, Departure, InFlight, Phase
@@ -39,6 +40,7 @@ from jobs.slurm.queue import (
 )
 from jobs.slurm.recovery import Recovery
 from jobs.slurm.script import ArrayJob, check_site, launcher_python, render_script
+from jobs.slurm.startable import impossible
 from jobs.slurm.submissions import SETTLE_SECONDS, Guard, State, Submission, SubmissionBook, new_submission
 from jobs.store.attempts import own_cluster
 from jobs.store.clock import file_time
@@ -308,6 +310,13 @@ class SlurmArrays(Executor):
     def asked(self, batch: Batch) -> Asked:
         """Time and memory requested for each element of a batch."""
         return self._sized(batch).asked
+
+    def impossible(self, batches: Sequence[Batch]) -> Mapping[Batch, str]:
+        """Those of some batches whose tasks can never start at this site, each with the reason. Nothing is submitted."""
+        empty: dict[str, Any] = {"size": 1, "name": "test", "command": ("true",), "description": "/", "folder": "/", "output": "/dev"}
+        jobs = [replace(self._sized(batch), **empty) for batch in batches]
+        reasons = impossible(self._client, jobs, self._site, self._source / "slurm_templates")
+        return {batch: why for batch, why in zip(batches, reasons, strict=True) if why}
 
     def previews(self, batches: Sequence[Batch], graph: Graph, in_flight: Mapping[str, InFlight]) -> tuple[Preview, ...]:
         """Scripts of a whole plan; JOB1, JOB2, ... stand for the job ids of its arrays, which are not known yet."""

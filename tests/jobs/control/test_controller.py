@@ -19,13 +19,14 @@ from jobs.control.controller import Change, Desired, Event, Report, changes, con
 from jobs.control.executor_protocol import Batch, Executor, Limits
 from jobs.control.facts import Departure, InFlight, Phase, Request, StageFacts
 from jobs.control.failure_policy import COMMUNICATION_RETRIES, MAX_FAILED_STARTS, MAX_REFUSALS
-from jobs.control.plan import ALIKE
+from jobs.control.holds import ALIKE, FIRST
 from jobs.errors import RequestRefusedError, SlurmUnavailableError
 from jobs.experiment.config import Policy
 from jobs.experiment.graph import Graph, Refill, Slot
 from jobs.signals import Interrupts, StopRequest
 from jobs.slurm.executor import describe_batch
 from jobs.store.cancellations import record_cancellation
+from jobs.store.layout import Layout
 from jobs.text import duration
 from jobs.worker.main import run_task
 from jobs.worker.stage import WorkerProcess
@@ -250,6 +251,26 @@ def test_an_outlier_is_rerun_until_the_seeds_are_used_up(tmp_path: Path, executo
 def _vft(folder: Path, behaviour: str, seeds: int = 6) -> Desired:
     graph = fake_registry.make_graph({"failing": {"finetune vft * *": behaviour}}, methods=("vft",), folds=("1",), seeds=seeds)
     return replace(local_launch.desired(folder, {}), graph=graph, refill=None)
+
+
+def test_a_recipe_that_does_not_learn_is_not_multiplied(tmp_path: Path, executor: QueueOfThreads) -> None:
+    """Four runs of which every seed diverges: three are computed, and the user is told. Before: all four with all their seeds, 24."""
+    executor.at_once = 1
+    collapsing: dict[str, object] = {"failing": {"finetune vft * *": "collapse"}}
+
+    def refill(generations: Mapping[Slot, int]) -> Graph:
+        return fake_registry.make_graph(collapsing, methods=("vft",), folds=("1",), seeds=4, generations=generations)
+
+    desired = replace(local_launch.desired(tmp_path, {}), graph=refill({}), refill=refill)
+    report, events = _wait(desired, executor)
+    assert sum(fake_registry.count(tmp_path / "corpus", "starts").values()) == FIRST
+    assert not report.complete
+    assert len(report.plan.held_or_cancelled) == 4
+    assert any(event.change is Change.held and "runs of vft diverged" in event.line for event in events)
+    other = QueueOfThreads(tmp_path / "other")
+    desired = replace(desired, layout=Layout(other.folder / "results", "exp"), policy=Policy(hold_diverging=False, max_seeds=2))
+    report, _ = _wait(desired, other)
+    assert sum(fake_registry.count(other.folder / "corpus", "starts").values()) == 8
 
 
 def test_when_the_first_all_fail_alike_the_rest_is_withdrawn(tmp_path: Path, executor: QueueOfThreads) -> None:
