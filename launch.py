@@ -58,6 +58,7 @@ def prepare(
     name: Annotated[str | None, typer.Option(help="name of the prepared corpus; default: its kind, or the source's name")] = None,
     audio: Annotated[Path | None, typer.Option(help="labels: folder of the recordings; default: that of the file")] = None,
     four_classes: Annotated[bool, typer.Option("--four-classes", help="emodb: only the four classes of IEMOCAP")] = False,
+    folds: Annotated[str | None, typer.Option(metavar="RULE", help="csv without a fold column: leave-one-speaker-out, or K")] = None,
     check_counts: Annotated[bool, typer.Option(help="compare classes and folds with the published counts")] = True,
     data: Data = ROOT / "data",
 ) -> None:
@@ -66,6 +67,8 @@ def prepare(
     from ser_core.corpora.demo import prepare_demo
     from ser_core.corpora.prepare import prepare as prepare_corpus
 
+    if folds is not None and kind != "csv":
+        raise UsageError(f"prepare {kind}: --folds is for csv only, {kind} has folds of its own")
     if kind == "demo":
         manifest = with_progress("demo", lambda tick: prepare_demo(data / (name or "demo"), source or data / "demo-source", tick))
     elif source is None:
@@ -77,7 +80,15 @@ def prepare(
         manifest = with_progress(
             own,
             lambda tick: prepare_corpus(
-                kind, found, data / own, name=own, check_counts=check_counts, four_classes=four_classes, audio=audio, progress=tick
+                kind,
+                found,
+                data / own,
+                name=own,
+                check_counts=check_counts,
+                four_classes=four_classes,
+                audio=audio,
+                folds=folds,
+                progress=tick,
             ),
         )
     speakers = len({utterance.speaker for utterance in manifest.utterances})
@@ -85,6 +96,36 @@ def prepare(
         f"{manifest.corpus}: {len(manifest.utterances)} utterances, {manifest.seconds / 60:.1f} min, {speakers} speakers, "
         f"classes {', '.join(manifest.classes)}, folds {', '.join(manifest.folds)}; digest {manifest.digest[:12]}; in {manifest.folder}"
     )
+
+
+@app.command()
+def init(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="of the new experiment")],
+    corpus: Annotated[str, typer.Option(help="a prepared corpus")],
+    like: Annotated[str, typer.Option(metavar="EXPERIMENT", help="whose settings it starts from")] = "emodb-base",
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="default: configs/experiment/NAME.yaml")] = None,
+    data: Data = ROOT / "data",
+) -> None:
+    """Write the file of a new experiment on a prepared corpus, with every key explained."""
+    from jobs.commands.init import prepared_corpus, write_experiment
+
+    write_experiment(name, _prepared(data / prepared_corpus(corpus, _corpora(data))), like, out, _code())
+
+
+@app.command()
+def config(
+    arguments: Settings = None,
+    cluster: Where = None,
+    changed: Annotated[bool, typer.Option("--changed", help="only settings that are not at their default")] = False,
+    data: Data = ROOT / "data",
+) -> None:
+    """Print every setting of an experiment and its source: command line, experiment file, preset, site profile or default."""
+    from jobs.commands.init import print_config
+    from jobs.commands.launching import require_file, words_of
+
+    words = words_of("config", arguments or [], cluster, DEFAULT_EXPERIMENT)
+    require_file(words.file, CONFIGS, _corpora(data))
+    print_config(words, _code(), changed=changed)
 
 
 @app.command()
@@ -337,7 +378,7 @@ def _launch(arguments: list[str], cluster: str | None, wait: bool | None, data: 
     from ser_core.registry import REGISTRY
 
     words = words_of("grid", arguments, cluster, DEFAULT_EXPERIMENT)
-    experiment, where = experiment_to_launch(words, _code(), results)
+    experiment, where = experiment_to_launch(words, _code(), results, _corpora(data))
     layout = Layout(results.resolve(), experiment.name)
     if not dry_run:
         measure(layout.root)
@@ -393,10 +434,12 @@ def _typed(command: str, arguments: list[str], cluster: str | None, wait: bool |
     return launch_words(command, arguments, cluster=cluster, wait=wait, folders=folders)
 
 
-def _corpus(experiment: Experiment, data: Path, dry_run: bool) -> Corpus:
-    from jobs.experiment.launched import Corpus
-    from ser_core.corpora.manifest import load_manifest
+def _corpora(data: Path) -> list[str]:
+    """Names of the prepared corpora."""
+    return sorted(path.parent.name for path in data.glob("*/manifest.json"))
 
+
+def _corpus(experiment: Experiment, data: Path, dry_run: bool) -> Corpus:
     name = experiment.corpus
     folder = (data / name).resolve()
     if not (folder / "manifest.json").is_file():
@@ -411,8 +454,15 @@ def _corpus(experiment: Experiment, data: Path, dry_run: bool) -> Corpus:
                 f"corpus {name!r} is not prepared (no {folder}): run `python launch.py prepare {kind} --source FOLDER{more}`, "
                 "or try `python launch.py grid demo`, which needs no data"
             )
+    return _prepared(folder)
+
+
+def _prepared(folder: Path) -> Corpus:
+    from jobs.experiment.launched import Corpus
+    from ser_core.corpora.manifest import load_manifest
+
     manifest = load_manifest(folder)
-    return Corpus(manifest.corpus, manifest.digest, manifest.folds, str(folder))
+    return Corpus(manifest.corpus, manifest.digest, manifest.folds, str(folder.resolve()))
 
 
 def _reopen(name: str, results: Path, *, patient: bool = True) -> Session:
@@ -446,7 +496,7 @@ def _launch_sweep(
     from ser_core.registry import REGISTRY
 
     words = words_of("sweep", arguments, cluster, DEFAULT_EXPERIMENT)
-    experiment, where = experiment_to_launch(words, _code(), results)
+    experiment, where = experiment_to_launch(words, _code(), results, _corpora(data))
     listed_points(experiment)  # checks that need no corpus come before one is prepared
     require_ray(experiment.sweep.search)
     layout = Layout(results.resolve(), experiment.name)

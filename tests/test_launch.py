@@ -44,10 +44,12 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
             ("resources.finetun: no such stage", "default, states, cluster, tapt, ptapt, finetune"),
         ),
         (("grid", "demo", "recipe=null"), ("recipe",)),
+        (("grid", "mine.yaml"), ("no experiment '/", "mine.yaml'", "no such file")),
+        (("grid", "demo", "methods=vft,tapt"), ("methods in KEY=VALUE", "a list in brackets")),
         (("grid", "demo", "recipe.preset=publshed"), ("recipe.preset", "did you mean 'published'?")),
         (
             ("grid", "iemocap-ablation", "variants.spans.recipe.finetune.epoch=1"),
-            ("variants.spans", "did you mean 'recipe.finetune.epochs'?"),
+            ("'variants.spans.recipe.finetune.epoch'", "did you mean 'variants.spans.recipe.finetune.epochs'?"),
         ),
         (("grid", "iemocap-ablation", "variants.spans.recipe.finetune.epochs=0"), ("recipe.finetune.epochs=0",)),
         (("grid", "demo", "table=table9"), ("table 'table9'", "iemocap_table1")),
@@ -92,6 +94,9 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
         (("sweep", "demo", "sweep.resources.nodes=2"), ("unknown key", "sweep.resources")),
         (("prepare", "iemocap"), ("--source",)),
         (("prepare", "savee", "--source", "/nowhere/at/all"), ("/nowhere/at/all",)),
+        (("prepare", "demo", "--folds", "5"), ("prepare demo", "--folds is for csv only")),
+        (("init", "mine", "--corpus", "mine"), ("--corpus mine: no prepared corpus", "prepare csv --source FILE.csv --name mine")),
+        (("config", "demo", "recipe.finetune.epoch=3"), ("did you mean 'recipe.finetune.epochs'?",)),
         (("prepare", "timit", "--source", "."), ("timit", "iemocap")),
     ],
 )
