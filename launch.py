@@ -19,7 +19,7 @@ import typer
 from jobs.commands.arguments import RUN, AsJson, Data, DryRun, Name, Results, Settings, Wait, Where, Words
 from jobs.commands.disk_arguments import add_disk_commands
 from jobs.errors import InternalError, SlurmUnavailableError, StoredConfigurationError, UsageError, is_mendable
-from ser_core.errors import InputError
+from ser_core.errors import InputError, shortened
 
 if TYPE_CHECKING:
     from jobs.commands.launching import Code
@@ -118,7 +118,7 @@ def resume(
     from jobs.commands.grid import print_plan, run_grid
     from ser_core.registry import REGISTRY
 
-    session = _relaunch(experiment, results)
+    session = _relaunch(experiment, results, dry_run=dry_run)
     print_plan(session, REGISTRY.cost_notes) if dry_run else _exit(run_grid(session, wait=bool(wait)))
 
 
@@ -207,7 +207,10 @@ def collect(
     allow_incomplete: Annotated[bool, typer.Option("--allow-incomplete", help="exit with 0 even if runs are missing")] = False,
     force: Annotated[bool, typer.Option("--force", help="overwrite complete tables with incomplete ones of fewer runs")] = False,
     source: Annotated[Path | None, typer.Option("--from", metavar="RUNS.CSV", help="results from elsewhere, one row a run")] = None,
-    outliers: Annotated[str | None, typer.Option(metavar="RULE", help="with --from: pooled (default) | cell | none")] = None,
+    outliers: Annotated[str | None, typer.Option(metavar="RULE", help="with --from: pooled (default) | common | cell | none")] = None,
+    unreplaced: Annotated[
+        str | None, typer.Option(metavar="keep|drop", help="outliers that no other run replaces: keep (default) in the means, or drop")
+    ] = None,
     results: Results = ROOT / "results",
 ) -> None:
     """Write the tables of an experiment: LaTeX that compiles, Markdown, CSV, JSON, confusion matrices."""
@@ -216,12 +219,12 @@ def collect(
 
     check_formats(formats or ())
     if source is not None:
-        complete = write_csv_tables(source, outliers, PUBLISHED, formats, out)
+        complete = write_csv_tables(source, outliers, PUBLISHED, formats, out, unreplaced)
     elif outliers is not None:
         raise UsageError("--outliers goes with --from: an experiment is judged by the rule it was launched with (policy.outliers)")
     else:
         session = _reopen(experiment, results)
-        complete = write_tables(session, session.look(ask_slurm=False), formats, out, force=force)
+        complete = write_tables(session, session.look(ask_slurm=False), formats, out, unreplaced=unreplaced, force=force)
     _exit(complete or allow_incomplete)
 
 
@@ -322,47 +325,65 @@ def _code() -> Code:
     from ser_core.registry import REGISTRY, VERSIONS
     from ser_core.settings import Recipe
 
-    return Code(REGISTRY, REGISTRY.check, tuple(VERSIONS), Recipe, CONFIGS, PUBLISHED)
+    return Code(REGISTRY, REGISTRY.check, tuple(VERSIONS), Recipe, CONFIGS, PUBLISHED, REGISTRY.check_corpus)
 
 
 def _launch(arguments: list[str], cluster: str | None, wait: bool | None, data: Path, results: Path, *, dry_run: bool) -> Session:
     from jobs.commands.console import note
-    from jobs.commands.launching import experiment_to_launch, words_of
+    from jobs.commands.launching import check_corpus, experiment_to_launch, words_of
     from jobs.experiment.launched import launch
+    from jobs.store.clock import measure
     from jobs.store.layout import Layout
     from ser_core.registry import REGISTRY
 
     words = words_of("grid", arguments, cluster, DEFAULT_EXPERIMENT)
     experiment, where = experiment_to_launch(words, _code(), results)
-    _resolve_checkpoints(experiment)
     layout = Layout(results.resolve(), experiment.name)
+    if not dry_run:
+        measure(layout.root)
+    _resolve_checkpoints(experiment, layout)
     typed = _typed("grid", arguments, cluster, wait, data, results)
     launched = launch(experiment, _corpus(experiment, data, dry_run), REGISTRY, layout, words.file, typed)
+    check_corpus(launched.experiment, launched.corpus, _code())
     if where:
         note(where)
     return _session(launched, new=True)
 
 
-def _relaunch(name: str, results: Path) -> Session:
-    from jobs.commands.launching import check_experiment
+def _relaunch(name: str, results: Path, *, dry_run: bool) -> Session:
+    from jobs.commands.launching import check_corpus, check_experiment
     from jobs.experiment.launched import relaunch, require_same_corpus
+    from jobs.store.clock import measure
     from jobs.store.layout import Layout
     from ser_core.corpora.manifest import load_manifest
     from ser_core.registry import REGISTRY
     from ser_core.settings import Recipe
 
-    session = _session(relaunch(Layout(results.resolve(), name), REGISTRY, Recipe), new=True)
+    layout = Layout(results.resolve(), name)
+    if not dry_run:
+        measure(layout.root)
+    session = _session(relaunch(layout, REGISTRY, Recipe), new=True)
     check_experiment(session.launched.experiment, _code())
-    _resolve_checkpoints(session.launched.experiment)
+    _resolve_checkpoints(session.launched.experiment, session.launched.layout)
     require_same_corpus(session.launched, load_manifest(Path(session.launched.corpus.folder)).digest, session.hints.launch)
+    check_corpus(session.launched.experiment, session.launched.corpus, _code())
     return session
 
 
-def _resolve_checkpoints(experiment: Experiment) -> None:
-    from ser_core.settings import resolve_checkpoints
+def _resolve_checkpoints(experiment: Experiment, *launched: Layout) -> None:
+    """Make paths of checkpoints absolute, and resolve hub names to the commits of earlier launches (the last counts), else of the cache."""
+    from jobs.commands.console import note
+    from jobs.experiment.launched import last_recipes
+    from ser_core.models.identity import pin_commit
+    from ser_core.settings import commits_of, resolve_checkpoints
 
+    former = commits_of(recipe for layout in launched for recipe in last_recipes(layout))
+    lines = []
     for recipe in (experiment.recipe, *experiment.recipes.values()):
         resolve_checkpoints(recipe, (Path.cwd(), ROOT))
+        lines.append(pin_commit(recipe.backbone, former))
+    for line in filter(None, dict.fromkeys(lines)):
+        note(line)
 
 
 def _typed(command: str, arguments: list[str], cluster: str | None, wait: bool | None, data: Path, results: Path) -> tuple[str, ...]:
@@ -417,8 +438,10 @@ def _launch_sweep(
     from jobs.commands.console import note
     from jobs.commands.launching import experiment_to_launch, words_of
     from jobs.commands.sweep import new_sweep, session_of
+    from jobs.store.clock import measure
     from jobs.store.layout import Layout
     from jobs.sweeps.preflight import require_ray
+    from jobs.sweeps.records import sweeps_of
     from jobs.sweeps.space import listed_points
     from ser_core.registry import REGISTRY
 
@@ -426,8 +449,11 @@ def _launch_sweep(
     experiment, where = experiment_to_launch(words, _code(), results)
     listed_points(experiment)  # checks that need no corpus come before one is prepared
     require_ray(experiment.sweep.search)
-    _resolve_checkpoints(experiment)
-    corpus, layout = _corpus(experiment, data, dry_run), Layout(results.resolve(), experiment.name)
+    layout = Layout(results.resolve(), experiment.name)
+    if not dry_run:
+        measure(layout.root)
+    _resolve_checkpoints(experiment, *sweeps_of(layout), layout)
+    corpus = _corpus(experiment, data, dry_run)
     typed = _typed("sweep", arguments, cluster, wait, data, results)
     sweep = new_sweep(experiment, words.file, corpus, layout, REGISTRY, code=ROOT, typed=typed)
     if where:
@@ -464,8 +490,11 @@ def main() -> int:
     """Run the command line; errors that the user can fix are lines on stderr and exit code 2."""
     try:
         app(standalone_mode=True)
-    except (UsageError, SlurmUnavailableError, InputError) as error:
+    except (UsageError, SlurmUnavailableError) as error:
         typer.echo(str(error), err=True)
+        return 2
+    except InputError as error:
+        typer.echo("\n".join(shortened(error.problems)), err=True)
         return 2
     except InternalError as error:
         typer.echo(str(error), err=True)

@@ -32,7 +32,7 @@ def run_grid(session: Session, *, wait: bool) -> bool:
     """Launch an experiment. Returns whether every run has a result or, where Slurm computes the rest in the background, may get one."""
     session.require_nothing_in_slurm()
     if session.on_slurm:
-        session.arrays.limits()  # fails before anything is written if Slurm does not answer
+        session.require_slurm()
         require_startable(session, session.look(ask_slurm=False))
     check_store(session.launched.layout, [(node.stage, key) for key, node in session.launched.graph.nodes.items()])
     store(session.launched)
@@ -89,6 +89,8 @@ def print_plan(session: Session, cost_notes: Callable[[Path, Sequence[Any]], Seq
     """
     from jobs.control.estimates import forecast, forecast_lines
 
+    if session.on_slurm:
+        session.require_slurm()
     report = session.look(with_limits=True)
     expected = forecast(
         report.graph,

@@ -54,6 +54,7 @@ class OutlierRule(Enum):
     """Rule by which runs are dropped for their result and run again with another seed (jobs.control.outliers)."""
 
     pooled = "pooled"
+    common = "common"  # `pooled` of earlier versions: one scale for all folds
     cell = "cell"
     none = "none"
 
@@ -230,6 +231,7 @@ def load_experiment(
     schema.recipe = OmegaConf.structured(recipe_schema)
     layers = [_read_yaml(file), _read_overrides(overrides)]
     searched = _take_settings(layers)
+    _check_pools(layers)
     _replace_sets(layers)
     site = next((str(layer["site"]) for layer in reversed(layers) if "site" in layer), schema.site)
     site_file = configs / "site" / f"{site}.yaml"
@@ -404,6 +406,16 @@ def _replace_sets(layers: Sequence[DictConfig]) -> None:
                 for before, key in itertools.product(sections[:number], replaced):
                     if key in before.keys():  # noqa: SIM118 - `in` would resolve an interpolation
                         del before[key]
+
+
+def _check_pools(layers: Sequence[DictConfig]) -> None:
+    """UsageError for an empty `sweep.counts` without `sweep.sets` in the same layer."""
+    from omegaconf import DictConfig, OmegaConf
+
+    sections = [section for layer in layers if isinstance(section := layer.get("sweep"), DictConfig)]
+    named = [cast(dict[str, Any], OmegaConf.to_container(section, resolve=False)) for section in sections]
+    if any(own.get("counts") == [] and not own.get("sets") for own in named):
+        raise UsageError("sweep.counts=[]: name at least one number of clusters, or leave it out for the counts of the recipe")
 
 
 def known_keys(config: DictConfig, prefix: str = "") -> list[str]:

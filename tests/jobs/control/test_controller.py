@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -14,7 +15,7 @@ from unittest import mock
 
 import pytest
 
-from jobs.control.controller import MAX_QUEUE_FAILURES, Change, Desired, Event, Report, changes, context_of, look, reconcile, wait_for
+from jobs.control.controller import Change, Desired, Event, Report, changes, context_of, look, reconcile, wait_for
 from jobs.control.executor_protocol import Batch, Executor, Limits
 from jobs.control.facts import Departure, InFlight, Phase, Request, StageFacts
 from jobs.control.failure_policy import COMMUNICATION_RETRIES, MAX_FAILED_STARTS, MAX_REFUSALS
@@ -43,6 +44,7 @@ class QueueOfThreads(Executor):
     rejects: str = ""  # a stage whose requests Slurm rejects
     rejected: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
     unseen: int = 0  # the first so many looks fail
+    unseen_error: Exception = field(default_factory=lambda: SlurmUnavailableError("squeue did not answer"))
     at_once: int = 0  # elements that run between two looks; 0: all
     unsettled: frozenset[str] = frozenset()
     queue: dict[str, InFlight] = field(default_factory=dict)
@@ -57,7 +59,7 @@ class QueueOfThreads(Executor):
     def in_flight(self) -> Mapping[str, InFlight]:
         if self.unseen:
             self.unseen -= 1
-            raise SlurmUnavailableError("squeue did not answer")
+            raise self.unseen_error
         return dict(self.queue)
 
     def live_jobs(self) -> frozenset[str] | None:
@@ -391,14 +393,50 @@ def test_jobs_that_never_start_are_not_submitted_for_ever(tmp_path: Path, execut
     assert {sum(key in batch.keys for batch in executor.submissions) for key in report.plan.given_up} == {MAX_FAILED_STARTS}
 
 
-def test_waiting_for_an_answer_of_slurm_is_bounded(tmp_path: Path, executor: QueueOfThreads) -> None:
-    """Short outages cost passes and nothing else; a longer one ends the wait with its error."""
-    executor.unseen = MAX_QUEUE_FAILURES - 1
-    report, _ = _wait(local_launch.desired(tmp_path, {}), executor)
+def test_an_outage_of_slurm_or_of_the_file_system_is_waited_out(tmp_path: Path, executor: QueueOfThreads) -> None:
+    """`--wait` survives any number of passes without an answer, in pauses that grow, and ends with the same results."""
+    reported: list[tuple[str, float]] = []
+    executor.unseen, executor.unseen_error = 60, SlurmUnavailableError("squeue did not answer")
+    desired = local_launch.desired(tmp_path, {})
+    looks = iter([OSError(errno.ESTALE, "Stale file handle")] * 40)
+
+    def after_pass(report: Report) -> None:
+        if (error := next(looks, None)) is not None:
+            raise error
+        executor.run(report)
+
+    report = wait_for(
+        desired,
+        executor,
+        poll_seconds=1e-9,
+        longest_pause=1e-3,
+        on_pass=after_pass,
+        on_outage=lambda error, pause: reported.append((str(error), pause)),
+    )
     assert report.complete
-    executor.unseen = MAX_QUEUE_FAILURES
-    with pytest.raises(SlurmUnavailableError):
-        _wait(local_launch.desired(tmp_path, {}), executor)
+    assert len(reported) == 100
+    assert [pause for _, pause in reported[:4]] == [1e-9, 2e-9, 4e-9, 8e-9]
+    assert max(pause for _, pause in reported) == 1e-3
+    assert "squeue did not answer" in reported[0][0]
+    assert "Stale file handle" in reported[-1][0]
+
+
+@pytest.mark.parametrize("error", [SlurmUnavailableError("squeue did not answer"), OSError(errno.EIO, "Input/output error")])
+def test_waiting_for_an_answer_is_bounded(tmp_path: Path, executor: QueueOfThreads, error: Exception) -> None:
+    """An outage that lasts longer than the bound ends the wait with its error."""
+    executor.unseen, executor.unseen_error = 10**9, error
+    with pytest.raises(type(error)):
+        wait_for(local_launch.desired(tmp_path, {}), executor, poll_seconds=0.001, outage_seconds=0.1)
+
+
+def test_a_reader_that_closed_the_pipe_is_no_outage(tmp_path: Path, executor: QueueOfThreads) -> None:
+    """`grid --wait | head` ends when its output has no reader."""
+
+    def after_pass(report: Report) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):
+        wait_for(local_launch.desired(tmp_path, {}), executor, poll_seconds=0.001, on_pass=after_pass)
 
 
 def test_the_context_of_a_pass_holds_what_its_executor_knows(tmp_path: Path, executor: QueueOfThreads) -> None:
