@@ -12,12 +12,13 @@ from jobs.errors import UsageError
 from jobs.experiment.graph import Graph
 from jobs.experiment.recipes import MethodRecipe
 from jobs.store.layout import Layout
-from jobs.store.records import Decoder, Result, write_json, write_text
+from jobs.store.records import Decoder, Result, json_text, write_text
 from jobs.tables import published as published_figures
 from jobs.tables.as_json import to_json
 from jobs.tables.confusion import write_confusions
-from jobs.tables.display import render, render_csv, render_methods_csv
+from jobs.tables.display import render_csv, render_markdown, render_methods_csv
 from jobs.tables.from_csv import Judged, judge_runs, read_runs
+from jobs.tables.latex import PLAIN, Style, document, fragments
 from jobs.tables.published import Published
 from jobs.tables.summary import Entry, Status, Summary, Unreplaced, code_facts, entries_of, summarise
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from jobs.experiment.config import OutlierRule
 
 
-FORMATS = {"latex": "table.tex", "markdown": "table.md", "csv": "runs.csv", "json": "summary.json"}
+FORMATS = {"latex": "tables.tex", "markdown": "table.md", "csv": "runs.csv", "json": "summary.json"}
 METHODS_CSV = "methods.csv"  # beside `runs.csv`
 
 
@@ -91,6 +92,7 @@ def collect(
     judgements: Judgements | None = None,
     recipes: Sequence[MethodRecipe] = (),
     unreplaced: Unreplaced = Unreplaced.keep,
+    style: Style = PLAIN,
     force: bool = False,
 ) -> CollectReport:
     """Write the tables into `tables/` of the experiment and the confusion matrices into `confusion/`, or all below `out`.
@@ -107,7 +109,7 @@ def collect(
     kept = "" if force else reason_to_keep(_EARLIER.read(folder / FORMATS["json"]), summary)
     if kept:
         return CollectReport((), summary.complete, summary, kept=f"{folder}: {kept}")
-    paths = _write_tables(folder, summary, published, formats)
+    paths = _write_tables(folder, summary, published, formats, style)
     confusion = (layout.folder if out is None else out) / "confusion"
     paths.extend(write_confusions(confusion, graph, results, published.labels))
     return CollectReport(tuple(paths), summary.complete, summary)
@@ -151,6 +153,7 @@ def collect_csv(
     sigmas: float,
     rounds: int,
     unreplaced: Unreplaced = Unreplaced.keep,
+    style: Style = PLAIN,
     formats: Sequence[str] = tuple(FORMATS),
     out: Path | None = None,
 ) -> CsvReport:
@@ -159,13 +162,20 @@ def collect_csv(
     Raises UsageError for a file that `jobs.tables.from_csv` cannot read, a rule that can never drop a run, and an unknown format.
     """
     check_formats(formats)
+    summary, judged = summary_of_csv(path, rule=rule, sigmas=sigmas, rounds=rounds, unreplaced=unreplaced)
+    paths = _write_tables(path.with_name(f"{path.stem}-tables") if out is None else out, summary, published, formats, style)
+    return CsvReport(tuple(paths), summary.complete, summary, judged)
+
+
+def summary_of_csv(
+    path: Path, *, rule: OutlierRule | str, sigmas: float, rounds: int, unreplaced: Unreplaced = Unreplaced.keep
+) -> tuple[Summary, Judged]:
+    """The numbers of the runs in a CSV file, and the decisions of the outlier rule. Raises UsageError as `collect_csv`."""
     judged = judge_runs(read_runs(path), rule, sigmas, rounds)
     words = rule_in_words(rule, sigmas, rounds)
     if judged.unused:
         words += f"; runs of the file that are not used, since the rule keeps an earlier one of their slot: {len(judged.unused)}"
-    summary = summarise(judged.entries, experiment=path.stem, outlier_rule=words, unreplaced=unreplaced)
-    paths = _write_tables(path.with_name(f"{path.stem}-tables") if out is None else out, summary, published, formats)
-    return CsvReport(tuple(paths), summary.complete, summary, judged)
+    return summarise(judged.entries, experiment=path.stem, outlier_rule=words, unreplaced=unreplaced), judged
 
 
 def check_formats(formats: Sequence[str]) -> None:
@@ -175,7 +185,18 @@ def check_formats(formats: Sequence[str]) -> None:
         raise UsageError(f"format {unknown[0]!r}: known are {', '.join(FORMATS)}")
 
 
-def _write_tables(folder: Path, summary: Summary, published: Published, formats: Sequence[str]) -> list[Path]:
+def text_of(format_name: str, summary: Summary, published: Published, style: Style) -> str:
+    """One format as one text: LaTeX with its fragments in the document, CSV with one row per run."""
+    if format_name == "latex":
+        return document(fragments(summary, published, style), style, inline=True)
+    if format_name == "markdown":
+        return render_markdown(summary, published)
+    if format_name == "csv":
+        return render_csv(summary)
+    return json_text(to_json(summary, published_figures.to_json(published)))
+
+
+def _write_tables(folder: Path, summary: Summary, published: Published, formats: Sequence[str], style: Style) -> list[Path]:
     paths: list[Path] = []
 
     def write(name: str, text: str) -> None:
@@ -183,14 +204,14 @@ def _write_tables(folder: Path, summary: Summary, published: Published, formats:
         write_text(folder / name, text)
 
     for name in formats:
-        if name in ("latex", "markdown"):
-            write(FORMATS[name], render(FORMATS[name], summary, published))
-        elif name == "csv":
-            write(FORMATS[name], render_csv(summary))
-            write(METHODS_CSV, render_methods_csv(summary))
+        if name == "latex":
+            parts = fragments(summary, published, style)
+            for file, text in {**parts, FORMATS[name]: document(parts, style)}.items():
+                write(file, text)
         else:
-            paths.append(folder / FORMATS[name])
-            write_json(paths[-1], to_json(summary, published_figures.to_json(published)))
+            write(FORMATS[name], text_of(name, summary, published, style))
+        if name == "csv":
+            write(METHODS_CSV, render_methods_csv(summary))
     return paths
 
 
