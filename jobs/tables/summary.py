@@ -24,6 +24,7 @@ from jobs.experiment.recipes import MethodRecipe
 from jobs.statistics import Interval, PairedTest, known, mean, paired_by_key, percent, sd, t_interval
 from jobs.store.records import Result
 from jobs.store.scores import confusion_of
+from jobs.tables.arithmetic import Arithmetic
 
 SCHEMA = 1
 
@@ -160,6 +161,7 @@ class Summary:
     outlier_rule: str  # description; `none` if none was applied
     code: CodeFacts
     recipes: tuple[MethodRecipe, ...] = ()  # of each method; empty if not known
+    arithmetic: Arithmetic = field(default_factory=Arithmetic)  # not known of runs from a CSV file
 
     @property
     def complete(self) -> bool:
@@ -261,6 +263,7 @@ def to_json(summary: Summary, published: object = None) -> dict[str, Any]:
         "outlier_rule": summary.outlier_rule,
         "recipes": [asdict(recipe) for recipe in summary.recipes],
         "code": summary.code.to_json(),
+        "arithmetic": summary.arithmetic.to_json(),
         "published": published,
     }
 
