@@ -222,6 +222,8 @@ def _print_tables(written: CollectReport, published: Published) -> None:
     for path in written.paths:
         if "confusion" not in (path.parent.name, path.parent.parent.name):
             say(str(path))
+    for line in written.summary.arithmetic.warnings:
+        note(f"warning: {line}")
     if not written.complete:
         missing = written.missing
         note(f"incomplete: {counted(len(missing), 'run')} missing: {listed(missing)}")

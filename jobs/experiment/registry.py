@@ -111,8 +111,8 @@ class Registry(Protocol):
         """Compute one stage: artifacts go to `output`, resumable state to `checkpoint`.
 
         Returns JSON values: `metrics` (numbers), and for a run `confusion` (rows: true class), `classes`, and `diverged`: why the
-        training does not count, or "". If `should_stop` returned True, raises an exception with the attribute `interrupted = True` after
-        writing a checkpoint.
+        training does not count, or "". `arithmetic` (text values): what the hardware decides and tables name, such as `device` and
+        `precision`. If `should_stop` returned True, raises an exception with the attribute `interrupted = True` after writing a checkpoint.
         """
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from jobs.experiment.recipes import MethodRecipe
 from jobs.store.layout import Layout
 from jobs.store.records import Decoder, Result, json_text, write_text
 from jobs.tables import published as published_figures
+from jobs.tables.arithmetic import arithmetic_of
 from jobs.tables.as_json import to_json
 from jobs.tables.confusion import write_confusions
 from jobs.tables.display import render_csv, render_markdown, render_methods_csv
@@ -76,7 +77,8 @@ def summary_of(
     """The numbers of an experiment. `results`, `states` and `judgements` as for `entries_of`; the others as for `summarise`."""
     entries = entries_of(graph, results, states, judgements)
     code = code_facts(results[key] for key in graph.nodes if key in results)
-    return summarise(entries, experiment=experiment, outlier_rule=outlier_rule, unreplaced=unreplaced, code=code, recipes=recipes)
+    found = summarise(entries, experiment=experiment, outlier_rule=outlier_rule, unreplaced=unreplaced, code=code, recipes=recipes)
+    return replace(found, arithmetic=arithmetic_of(graph, results))
 
 
 def collect(

@@ -292,6 +292,7 @@ def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Publ
     sentences.extend(recipe_sentences(summary.recipes, published.labels))
     if summary.code.weights:
         sentences.append(f"Initial weights: {'; '.join(summary.code.weights)}.")
+    sentences.extend(summary.arithmetic.sentences)
     sentences.append(code_sentence(f"Experiment {summary.experiment}", summary.code, CAPTION_PACKAGES))
     return tuple(sentences)
 

@@ -361,6 +361,7 @@ def _compute(
         **_team_facts(team, watch.facts()),
         "seed": node.seed,
         "durations": values["durations"],
+        "arithmetic": values["arithmetic"],
         "runtime": dict(node.runtime),
         "relief": relief,
         "beside": process.concurrent(),
