@@ -137,15 +137,22 @@ def reconcile(experiment: Name = DEFAULT_EXPERIMENT, results: Results = ROOT / "
 
 @app.command()
 def status(
-    experiment: Name = DEFAULT_EXPERIMENT,
-    watch: Annotated[bool, typer.Option("--watch", help="repeat until nothing is left to do")] = False,
+    experiment: Annotated[str | None, typer.Argument(help="name under which it was launched; default: a line for each one")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="repeat until nothing is left to do, or Ctrl-C")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON value, nothing else")] = False,
     requests: Annotated[bool, typer.Option("--requests", help="only: how often the requested time and memory were enough")] = False,
     results: Results = ROOT / "results",
 ) -> None:
-    """Show where an experiment stands. It submits nothing."""
+    """Show where an experiment stands, or a line for each one. It submits nothing."""
     if watch and as_json:
         raise UsageError("status: --json is one value: leave out --watch")
+    if experiment is None:
+        from jobs.commands.status_list import show_list
+
+        if watch or requests:
+            raise UsageError(f"status: {'--watch' if watch else '--requests'} is of one experiment: name it")
+        show_list(results.resolve(), lambda name: _reopen(name, results, patient=False), as_json=as_json)
+        return
     if requests:
         from jobs.commands.requests import show_requests
 
