@@ -165,7 +165,7 @@ def status(
 
 @app.command()
 def explain(words: Words, results: Results = ROOT / "results") -> None:
-    """Print the history of a run: its seeds, every attempt of every stage, the retry policy applied, and the next step."""
+    """Print the history of a run: its seeds, every attempt of every stage, the retry policy applied, its artifacts, and the next step."""
     from jobs.commands.explain import print_explanation
     from jobs.experiment.lookup import experiment_and_run
 
@@ -213,7 +213,7 @@ def cancel(
 
 @app.command()
 def collect(
-    experiment: Name = DEFAULT_EXPERIMENT,
+    experiments: Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT ...]", help="several: one table, with --out")] = None,
     formats: Annotated[list[str] | None, typer.Option("--format", help="latex | markdown | csv | json; default: all")] = None,
     out: Annotated[Path | None, typer.Option(help="folder to write to; default: results/EXPERIMENT/tables")] = None,
     allow_incomplete: Annotated[bool, typer.Option("--allow-incomplete", help="exit with 0 even if runs are missing")] = False,
@@ -222,8 +222,8 @@ def collect(
     outliers: Annotated[str | None, typer.Option(metavar="RULE", help="with --from: pooled (default) | cell | none")] = None,
     results: Results = ROOT / "results",
 ) -> None:
-    """Write the tables of an experiment: LaTeX that compiles, Markdown, CSV, JSON, confusion matrices."""
-    from jobs.commands.collect import write_csv_tables, write_tables
+    """Write the tables of an experiment: LaTeX that compiles, Markdown, CSV, JSON, confusion matrices. Of several: one table."""
+    from jobs.commands.collect import write_csv_tables, write_joint_tables, write_tables
     from jobs.tables.collect import check_formats
 
     check_formats(formats or ())
@@ -231,8 +231,10 @@ def collect(
         complete = write_csv_tables(source, outliers, PUBLISHED, formats, out)
     elif outliers is not None:
         raise UsageError("--outliers goes with --from: an experiment is judged by the rule it was launched with (policy.outliers)")
+    elif experiments and len(experiments) > 1:
+        complete = write_joint_tables([_reopen(name, results) for name in experiments], formats, out)
     else:
-        session = _reopen(experiment, results)
+        session = _reopen(experiments[0] if experiments else DEFAULT_EXPERIMENT, results)
         complete = write_tables(session, session.look(ask_slurm=False), formats, out, force=force)
     _exit(complete or allow_incomplete)
 

@@ -52,6 +52,38 @@ def write_tables(
     return written.complete
 
 
+def write_joint_tables(sessions: Sequence[Session], formats: Sequence[str] | None, out: Path | None) -> bool:
+    """Write and print one table of several experiments. Returns whether every run has a result. UsageError without a folder."""
+    from jobs.control.outliers import rule_in_words
+    from jobs.tables.collect import FORMATS, collect_several
+    from jobs.tables.several import Part
+
+    names = [session.name for session in sessions]
+    if len(set(names)) != len(names):
+        raise UsageError(f"collect {' '.join(names)}: name each experiment once")
+    if out is None:
+        raise UsageError(f"collect {' '.join(names)}: name the folder of the joint table: --out DIR")
+    parts = []
+    for session in sessions:
+        warn_if_changed(session)
+        report, policy = session.look(ask_slurm=False), session.launched.experiment.policy
+        parts.append(
+            Part(
+                session.name,
+                report.graph,
+                read_results(report.graph, session.launched.layout, report.facts),
+                table_states(status_of(session.name, report)),
+                rule_in_words(policy.outliers, policy.sigmas, policy.rounds),
+                _unresolved(report),
+                session.recipes,
+                session.published.labels,
+            )
+        )
+    written, published = collect_several(parts, [session.published for session in sessions], out, formats or tuple(FORMATS))
+    _print_tables(written, published)
+    return written.complete
+
+
 def write_csv_tables(
     source: Path, rule: str | None, published_file: Path, formats: Sequence[str] | None = None, out: Path | None = None
 ) -> bool:
@@ -103,7 +135,7 @@ def collect_tables(
         formats=tuple(FORMATS) if formats is None else formats,
         out=out,
         outlier_rule=rule_in_words(policy.outliers, policy.sigmas, policy.rounds),
-        unresolved=Counter((report.graph.corpus, method) for method, _, _ in report.judgements.unresolved),
+        unresolved=_unresolved(report),
         recipes=session.recipes,
         force=force,
     )
@@ -141,6 +173,11 @@ def read_results(graph: Graph, layout: Layout, facts: Mapping[str, StageFacts]) 
     return found
 
 
+def _unresolved(report: Report) -> Counter[tuple[str, str]]:
+    """(corpus, method) -> number of outliers in the mean."""
+    return Counter((report.graph.corpus, method) for method, _, _ in report.judgements.unresolved)
+
+
 def _kept_line(session: Session, written: CollectReport) -> str:
     """Why the tables were not written and how to write them; "" if they were."""
     how = f"`python launch.py collect {session.name} --force` overwrites them, `--out DIR` writes elsewhere"
@@ -148,13 +185,19 @@ def _kept_line(session: Session, written: CollectReport) -> str:
 
 
 def _print_tables(written: CollectReport, published: Published) -> None:
-    """The tables, the files they were written to, and the runs without a result."""
+    """The tables, the files they were written to, a warning where the order depends on the outlier rule, and the missing runs."""
     from jobs.tables.display import print_tables
+    from jobs.tables.order import order_sentences
 
     print_tables(written.summary, published)
     for path in written.paths:
         if "confusion" not in (path.parent.name, path.parent.parent.name):
             say(str(path))
+    for line in (
+        *written.gaps,
+        *(f"{corpus}: {sentence}" for corpus, sentence in order_sentences(written.summary, published.labels).items()),
+    ):
+        note(line)
     if not written.complete:
         missing = written.missing
         note(f"incomplete: {counted(len(missing), 'run')} missing: {listed(missing)}")

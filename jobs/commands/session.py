@@ -115,7 +115,9 @@ class Session:
     @cached_property
     def recipes(self) -> tuple[MethodRecipe, ...]:
         """The recipe of each method, compared with the presets beside the published results."""
-        return method_recipes(self.launched.experiment.recipes, self.published_file.parent)
+        experiment = self.launched.experiment
+        methods = {name: variant.method for name, variant in experiment.variants.items()}
+        return method_recipes(experiment.recipes, self.published_file.parent, methods)
 
     @cached_property
     def client(self) -> SlurmClient:

@@ -17,8 +17,11 @@ from jobs.tables import published as published_figures
 from jobs.tables.confusion import write_confusions
 from jobs.tables.display import render, render_csv, render_methods_csv
 from jobs.tables.from_csv import Judged, judge_runs, read_runs
+from jobs.tables.joined import write_joined
 from jobs.tables.published import Published
+from jobs.tables.several import Part, joint_published, joint_summary
 from jobs.tables.summary import Entry, Status, Summary, code_facts, entries_of, summarise, to_json
+from jobs.text import counted
 
 if TYPE_CHECKING:
     from jobs.experiment.config import OutlierRule
@@ -36,6 +39,7 @@ class CollectReport:
     complete: bool
     summary: Summary
     kept: str = field(default="", kw_only=True)  # why nothing was written: the folder has better tables; "": the tables were written
+    gaps: tuple[str, ...] = field(default=(), kw_only=True)  # a line for each file that lacks runs
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -93,7 +97,8 @@ def collect(
 
     `results` and `states` are as for `jobs.tables.summary.entries_of`; `formats` are keys of `FORMATS`; `outlier_rule` describes the
     rule that was applied, as `jobs.control.outliers.rule_in_words` does; `unresolved` is the number of outliers in the mean by
-    (corpus, method); `recipes` are named in the captions. An incomplete experiment is written too and marked as such, but does not replace
+    (corpus, method); `recipes` are named in the captions. Formats that the folder has already are written too, and matrices of other runs
+    are removed, so that all files have the same runs. An incomplete experiment is written too and marked as such, but does not replace
     complete tables of more runs without `force`. Raises UsageError for results without usable scores and for an unknown format.
     """
     check_formats(formats)
@@ -102,10 +107,25 @@ def collect(
     kept = "" if force else reason_to_keep(_EARLIER.read(folder / FORMATS["json"]), summary)
     if kept:
         return CollectReport((), summary.complete, summary, kept=f"{folder}: {kept}")
+    formats = (*formats, *(name for name, file in FORMATS.items() if name not in formats and (folder / file).is_file()))
     paths = _write_tables(folder, summary, published, formats)
     confusion = (layout.folder if out is None else out) / "confusion"
     paths.extend(write_confusions(confusion, graph, results, published.labels))
-    return CollectReport(tuple(paths), summary.complete, summary)
+    joined, gaps = write_joined(folder, layout, graph, results, (*FORMATS.values(), METHODS_CSV)) if "csv" in formats else ([], [])
+    return CollectReport((*paths, *joined), summary.complete, summary, gaps=tuple(gaps))
+
+
+def collect_several(
+    parts: Sequence[Part], published: Sequence[Published], out: Path, formats: Sequence[str] = tuple(FORMATS)
+) -> tuple[CollectReport, Published]:
+    """Write the tables of several experiments as one into `out`; `published`: of each. Returns the files and what is printed beside ours.
+
+    Confusion matrices and predictions are written for single experiments only. Raises UsageError as `collect`.
+    """
+    check_formats(formats)
+    summary, labels = joint_summary(parts)
+    beside = joint_published(published, labels)
+    return CollectReport(tuple(_write_tables(out, summary, beside, formats)), summary.complete, summary), beside
 
 
 @dataclass(frozen=True)
@@ -135,7 +155,7 @@ def reason_to_keep(earlier: Earlier | None, summary: Summary) -> str:
         return ""
     before = sum(method.n for method in earlier.methods)
     now = sum(method.n for method in summary.methods)
-    return f"complete tables of {before} runs are not overwritten with incomplete ones of {now}" if now < before else ""
+    return f"complete tables of {counted(before, 'run')} are not overwritten with incomplete ones of {now}" if now < before else ""
 
 
 def collect_csv(
