@@ -68,6 +68,7 @@ def prepare(
 ) -> None:
     """Check a corpus, convert it to 16 kHz mono, write its manifest. Every problem is listed by file name."""
     from jobs.commands.console import with_progress
+    from jobs.text import counted
     from ser_core.corpora.demo import prepare_demo
     from ser_core.corpora.prepare import prepare as prepare_corpus
 
@@ -86,9 +87,10 @@ def prepare(
             ),
         )
     speakers = len({utterance.speaker for utterance in manifest.utterances})
+    size = f"{counted(len(manifest.utterances), 'utterance')}, {manifest.seconds / 60:.1f} min, {counted(speakers, 'speaker')}"
     typer.echo(
-        f"{manifest.corpus}: {len(manifest.utterances)} utterances, {manifest.seconds / 60:.1f} min, {speakers} speakers, "
-        f"classes {', '.join(manifest.classes)}, folds {', '.join(manifest.folds)}; digest {manifest.digest[:12]}; in {manifest.folder}"
+        f"{manifest.corpus}: {size}, classes {', '.join(manifest.classes)}, folds {', '.join(manifest.folds)}; "
+        f"digest {manifest.digest[:12]}; in {manifest.folder}"
     )
 
 
