@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from jobs.store.layout import Layout
     from jobs.tables.collect import CollectReport
     from jobs.tables.published import Published
+    from jobs.tables.summary import Unreplaced
 
 
 def write_tables(
@@ -29,6 +29,7 @@ def write_tables(
     formats: Sequence[str] | None = None,
     out: Path | None = None,
     *,
+    unreplaced: str | None = None,
     force: bool = False,
     announce: bool = False,
 ) -> bool:
@@ -38,7 +39,7 @@ def write_tables(
     line on stderr. Otherwise UsageError is raised for them.
     """
     warn_if_changed(session)
-    written = collect_tables(session, report, formats, out, force=force)
+    written = collect_tables(session, report, formats, out, unreplaced=unreplaced, force=force)
     if written.kept and not announce:
         raise UsageError(_kept_line(session, written))
     _print_tables(written, session.published)
@@ -52,7 +53,7 @@ def write_tables(
     return written.complete
 
 
-def write_joint_tables(sessions: Sequence[Session], formats: Sequence[str] | None, out: Path | None) -> bool:
+def write_joint_tables(sessions: Sequence[Session], formats: Sequence[str] | None, out: Path | None, unreplaced: str | None = None) -> bool:
     """Write and print one table of several experiments. Returns whether every run has a result. UsageError without a folder."""
     from jobs.control.outliers import rule_in_words
     from jobs.tables.collect import FORMATS, collect_several
@@ -74,18 +75,24 @@ def write_joint_tables(sessions: Sequence[Session], formats: Sequence[str] | Non
                 read_results(report.graph, session.launched.layout, report.facts),
                 table_states(status_of(session.name, report)),
                 rule_in_words(policy.outliers, policy.sigmas, policy.rounds),
-                _unresolved(report),
+                report.judgements,
                 session.recipes,
                 session.published.labels,
             )
         )
-    written, published = collect_several(parts, [session.published for session in sessions], out, formats or tuple(FORMATS))
+    beside = [session.published for session in sessions]
+    written, published = collect_several(parts, beside, out, formats or tuple(FORMATS), unreplaced_of(unreplaced))
     _print_tables(written, published)
     return written.complete
 
 
 def write_csv_tables(
-    source: Path, rule: str | None, published_file: Path, formats: Sequence[str] | None = None, out: Path | None = None
+    source: Path,
+    rule: str | None,
+    published_file: Path,
+    formats: Sequence[str] | None = None,
+    out: Path | None = None,
+    unreplaced: str | None = None,
 ) -> bool:
     """Write and print tables of the runs in a CSV file. Returns whether every run has a result."""
     from jobs.experiment.config import Policy
@@ -99,6 +106,7 @@ def write_csv_tables(
         rule=rule or policy.outliers,
         sigmas=policy.sigmas,
         rounds=policy.rounds,
+        unreplaced=unreplaced_of(unreplaced),
         formats=formats or tuple(FORMATS),
         out=out,
     )
@@ -106,6 +114,15 @@ def write_csv_tables(
     for line in written.notes:
         note(line)
     return written.complete
+
+
+def unreplaced_of(text: str | None) -> Unreplaced:
+    """The value of `--unreplaced`, by default keep. UsageError for an unknown one."""
+    from jobs.tables.summary import Unreplaced
+
+    if text is not None and text not in Unreplaced.__members__:
+        raise UsageError(f"--unreplaced {text!r}: keep or drop the outliers that no other run replaces")
+    return Unreplaced[text] if text is not None else Unreplaced.keep
 
 
 def write_and_notify(session: Session, report: Report, message: str = "") -> list[str]:
@@ -119,9 +136,18 @@ def notify_of_stuck_jobs(session: Session, lines: Sequence[str], report: Report)
 
 
 def collect_tables(
-    session: Session, report: Report, formats: Sequence[str] | None = None, out: Path | None = None, *, force: bool = False
+    session: Session,
+    report: Report,
+    formats: Sequence[str] | None = None,
+    out: Path | None = None,
+    *,
+    unreplaced: str | None = None,
+    force: bool = False,
 ) -> CollectReport:
-    """Write the tables of what has a result; `formats` None: all, `out` None: the experiment's folder of tables, `force` as there."""
+    """Write the tables of what has a result; None: all formats, the experiment's folder of tables, unreplaced outliers are kept.
+
+    `force` as for `jobs.tables.collect.collect`.
+    """
     from jobs.control.outliers import rule_in_words
     from jobs.tables.collect import FORMATS, collect
 
@@ -135,7 +161,8 @@ def collect_tables(
         formats=tuple(FORMATS) if formats is None else formats,
         out=out,
         outlier_rule=rule_in_words(policy.outliers, policy.sigmas, policy.rounds),
-        unresolved=_unresolved(report),
+        judgements=report.judgements,
+        unreplaced=unreplaced_of(unreplaced),
         recipes=session.recipes,
         force=force,
     )
@@ -171,11 +198,6 @@ def read_results(graph: Graph, layout: Layout, facts: Mapping[str, StageFacts]) 
         if key in facts and facts[key].done and (result := read_result(layout.stage(node.stage, key), key)):
             found[key] = result
     return found
-
-
-def _unresolved(report: Report) -> Counter[tuple[str, str]]:
-    """(corpus, method) -> number of outliers in the mean."""
-    return Counter((report.graph.corpus, method) for method, _, _ in report.judgements.unresolved)
 
 
 def _kept_line(session: Session, written: CollectReport) -> str:

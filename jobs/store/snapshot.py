@@ -7,6 +7,7 @@ jobs passes on the same snapshot, with what git reported at launch.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import shutil
@@ -124,6 +125,16 @@ def take_snapshot(source: Path, layout: Layout) -> Snapshot:
     return snapshot
 
 
+@functools.cache
+def check_snapshot(folder: Path, digest: str) -> None:
+    """UsageError if `folder` is not the unchanged snapshot of that digest. The files are read once per process."""
+    found = _intact(folder)
+    if found is None or found[0].snapshot != digest:
+        raise UsageError(
+            f"{folder}: this copy of the code was changed since the launch: remove the folder when no job uses it, and launch again"
+        )
+
+
 def snapshot_facts(snapshot: Snapshot) -> dict[str, object]:
     """Provenance for results: digest and folder of the code, commit, files that differ from it."""
     return {
@@ -137,14 +148,21 @@ def snapshot_facts(snapshot: Snapshot) -> dict[str, object]:
 
 def _known_snapshot(source: Path, layout: Layout) -> Snapshot | None:
     """The snapshot that `source` is; None if it is none, or its code was changed."""
-    record = _RECORDS.read(source / "snapshot.json")
-    if record is None or not record.files or not all((source / name).is_file() for name in record.files):
+    found = _intact(source)
+    if found is None:
         return None
-    files = _with_modes(source, sorted(record.files))
-    if _digest(source, files) != record.snapshot:
-        return None
+    record, files = found
     path = layout.snapshots.resolve() / record.snapshot
     return Snapshot(source, path, record.snapshot, files, record.commit, record.changed, record.left_out)
+
+
+def _intact(folder: Path) -> tuple[_Record, dict[str, int]] | None:
+    """The record and the files of a snapshot; None if it is none, or its code was changed."""
+    record = _RECORDS.read(folder / "snapshot.json")
+    if record is None or not record.files or not all((folder / name).is_file() for name in record.files):
+        return None
+    files = _with_modes(folder, sorted(record.files))
+    return (record, files) if _digest(folder, files) == record.snapshot else None
 
 
 def _dirty_diff(snapshot: Snapshot) -> str:
@@ -164,7 +182,7 @@ def _publish(temporary: Path, path: Path) -> None:
 
 def _with_modes(folder: Path, names: Iterable[str]) -> dict[str, int]:
     """Name -> 1 if executable."""
-    return {name: int(os.access(folder / name, os.X_OK)) for name in names}
+    return {name: int((folder / name).stat().st_mode & 0o111 != 0) for name in names}  # os.access: false on a noexec mount
 
 
 def _digest(folder: Path, files: Mapping[str, int]) -> str:

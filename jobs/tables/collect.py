@@ -14,16 +14,18 @@ from jobs.experiment.recipes import MethodRecipe
 from jobs.store.layout import Layout
 from jobs.store.records import Decoder, Result, write_json, write_text
 from jobs.tables import published as published_figures
+from jobs.tables.as_json import to_json
 from jobs.tables.confusion import write_confusions
 from jobs.tables.display import render, render_csv, render_methods_csv
 from jobs.tables.from_csv import Judged, judge_runs, read_runs
 from jobs.tables.joined import write_joined
 from jobs.tables.published import Published
 from jobs.tables.several import Part, joint_published, joint_summary
-from jobs.tables.summary import Entry, Status, Summary, code_facts, entries_of, summarise, to_json
+from jobs.tables.summary import Entry, Status, Summary, Unreplaced, code_facts, entries_of, summarise
 from jobs.text import counted
 
 if TYPE_CHECKING:
+    from jobs.control.rounds import Judgements
     from jobs.experiment.config import OutlierRule
 
 
@@ -70,13 +72,14 @@ def summary_of(
     results: Mapping[str, Result],
     states: Mapping[str, str],
     outlier_rule: str = "none",
-    unresolved: Mapping[tuple[str, str], int] | None = None,
+    judgements: Judgements | None = None,
     recipes: Sequence[MethodRecipe] = (),
+    unreplaced: Unreplaced = Unreplaced.keep,
 ) -> Summary:
-    """The numbers of an experiment. `results` and `states` as for `entries_of`; the others as for `summarise`."""
-    entries = entries_of(graph, results, states)
+    """The numbers of an experiment. `results`, `states` and `judgements` as for `entries_of`; the others as for `summarise`."""
+    entries = entries_of(graph, results, states, judgements)
     code = code_facts(results[key] for key in graph.nodes if key in results)
-    return summarise(entries, experiment=experiment, outlier_rule=outlier_rule, unresolved=unresolved, code=code, recipes=recipes)
+    return summarise(entries, experiment=experiment, outlier_rule=outlier_rule, unreplaced=unreplaced, code=code, recipes=recipes)
 
 
 def collect(
@@ -89,20 +92,22 @@ def collect(
     formats: Sequence[str] = tuple(FORMATS),
     out: Path | None = None,
     outlier_rule: str = "none",
-    unresolved: Mapping[tuple[str, str], int] | None = None,
+    judgements: Judgements | None = None,
     recipes: Sequence[MethodRecipe] = (),
+    unreplaced: Unreplaced = Unreplaced.keep,
     force: bool = False,
 ) -> CollectReport:
     """Write the tables into `tables/` of the experiment and the confusion matrices into `confusion/`, or all below `out`.
 
     `results` and `states` are as for `jobs.tables.summary.entries_of`; `formats` are keys of `FORMATS`; `outlier_rule` describes the
-    rule that was applied, as `jobs.control.outliers.rule_in_words` does; `unresolved` is the number of outliers in the mean by
-    (corpus, method); `recipes` are named in the captions. Formats that the folder has already are written too, and matrices of other runs
-    are removed, so that all files have the same runs. An incomplete experiment is written too and marked as such, but does not replace
-    complete tables of more runs without `force`. Raises UsageError for results without usable scores and for an unknown format.
+    rule that was applied, as `jobs.control.outliers.rule_in_words` does; `judgements` are its verdicts, and `unreplaced` is what becomes
+    of the outliers that no run replaces; `recipes` are named in the captions. Formats that the folder has already are written too, and
+    matrices of other runs are removed, so that all files have the same runs. An incomplete experiment is written too and marked as such,
+    but does not replace complete tables of more runs without `force`. Raises UsageError for results without usable scores and for an
+    unknown format.
     """
     check_formats(formats)
-    summary = summary_of(layout.experiment, graph, results, states, outlier_rule, unresolved, recipes)
+    summary = summary_of(layout.experiment, graph, results, states, outlier_rule, judgements, recipes, unreplaced)
     folder = layout.tables if out is None else out
     kept = "" if force else reason_to_keep(_EARLIER.read(folder / FORMATS["json"]), summary)
     if kept:
@@ -116,14 +121,18 @@ def collect(
 
 
 def collect_several(
-    parts: Sequence[Part], published: Sequence[Published], out: Path, formats: Sequence[str] = tuple(FORMATS)
+    parts: Sequence[Part],
+    published: Sequence[Published],
+    out: Path,
+    formats: Sequence[str] = tuple(FORMATS),
+    unreplaced: Unreplaced = Unreplaced.keep,
 ) -> tuple[CollectReport, Published]:
     """Write the tables of several experiments as one into `out`; `published`: of each. Returns the files and what is printed beside ours.
 
     Confusion matrices and predictions are written for single experiments only. Raises UsageError as `collect`.
     """
     check_formats(formats)
-    summary, labels = joint_summary(parts)
+    summary, labels = joint_summary(parts, unreplaced)
     beside = joint_published(published, labels)
     return CollectReport(tuple(_write_tables(out, summary, beside, formats)), summary.complete, summary), beside
 
@@ -165,6 +174,7 @@ def collect_csv(
     rule: OutlierRule | str,
     sigmas: float,
     rounds: int,
+    unreplaced: Unreplaced = Unreplaced.keep,
     formats: Sequence[str] = tuple(FORMATS),
     out: Path | None = None,
 ) -> CsvReport:
@@ -177,7 +187,7 @@ def collect_csv(
     words = rule_in_words(rule, sigmas, rounds)
     if judged.unused:
         words += f"; runs of the file that are not used, since the rule keeps an earlier one of their slot: {len(judged.unused)}"
-    summary = summarise(judged.entries, experiment=path.stem, outlier_rule=words, unresolved=judged.unresolved)
+    summary = summarise(judged.entries, experiment=path.stem, outlier_rule=words, unreplaced=unreplaced)
     paths = _write_tables(path.with_name(f"{path.stem}-tables") if out is None else out, summary, published, formats)
     return CsvReport(tuple(paths), summary.complete, summary, judged)
 

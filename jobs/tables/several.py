@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from jobs.experiment.graph import Graph
 from jobs.experiment.recipes import MethodRecipe
 from jobs.store.records import Result
 from jobs.tables.published import Published
-from jobs.tables.summary import Summary, code_facts, entries_of, summarise
+from jobs.tables.summary import Summary, Unreplaced, code_facts, entries_of, summarise
+
+if TYPE_CHECKING:
+    from jobs.control.rounds import Judgements
 
 
 @dataclass(frozen=True)
@@ -22,29 +26,30 @@ class Part:
     results: Mapping[str, Result]
     states: Mapping[str, str]
     outlier_rule: str
-    unresolved: Mapping[tuple[str, str], int]
+    judgements: Judgements | None
     recipes: Sequence[MethodRecipe]
     labels: Mapping[str, str] = field(default_factory=dict)  # of its methods
 
 
-def joint_summary(parts: Sequence[Part]) -> tuple[Summary, dict[str, str]]:
+def joint_summary(parts: Sequence[Part], unreplaced: Unreplaced = Unreplaced.keep) -> tuple[Summary, dict[str, str]]:
     """The numbers of all experiments, and the labels of their methods.
 
-    A method that several experiments have on the same corpus is named `METHOD@EXPERIMENT`. Rules that differ are listed by experiment.
+    `unreplaced`: what becomes of outliers that no other run replaces. A method that several experiments have on the same corpus is named
+    `METHOD@EXPERIMENT`. Rules that differ are listed by experiment.
     """
     twice = Counter((part.graph.corpus, method) for part in parts for method in dict.fromkeys(run.method for run in part.graph.runs))
     names = {(part.name, method): _name(part, method, twice) for part in parts for method in _methods(part)}
     entries = [
         replace(entry, method=names[part.name, entry.method])
         for part in parts
-        for entry in entries_of(part.graph, part.results, part.states)
+        for entry in entries_of(part.graph, part.results, part.states, part.judgements)
     ]
     rules = {part.outlier_rule for part in parts}
     summary = summarise(
         entries,
         experiment=" and ".join(part.name for part in parts),
         outlier_rule=rules.pop() if len(rules) == 1 else "; ".join(f"{part.name}: {part.outlier_rule}" for part in parts),
-        unresolved={(corpus, names[part.name, method]): n for part in parts for (corpus, method), n in part.unresolved.items()},
+        unreplaced=unreplaced,
         code=code_facts(part.results[key] for part in parts for key in part.graph.nodes if key in part.results),
         recipes=[replace(recipe, method=names.get((part.name, recipe.method), recipe.method)) for part in parts for recipe in part.recipes],
     )

@@ -13,8 +13,8 @@ import pytest
 from jobs.errors import UsageError
 from jobs.experiment.graph import Graph, Run
 from jobs.store.layout import Layout
+from jobs.tables.as_json import to_json
 from jobs.tables.collect import FORMATS, collect, summary_of
-from jobs.tables.summary import to_json
 from tests.jobs.table_cases import graph, published, result
 
 

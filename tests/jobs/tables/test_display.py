@@ -19,8 +19,9 @@ from rich.console import Console
 
 from jobs.control.outliers import rule_in_words
 from jobs.errors import UsageError
-from jobs.statistics import mean, round_half_up
+from jobs.statistics import Interval, mean, round_half_up
 from jobs.tables import published as figures
+from jobs.tables.as_json import to_json
 from jobs.tables.display import (
     CSV_COLUMNS,
     METHOD_COLUMNS,
@@ -31,8 +32,8 @@ from jobs.tables.display import (
     tables_of,
 )
 from jobs.tables.format import markdown
-from jobs.tables.published import Published, load_published
-from jobs.tables.summary import Entry, Scores, Status, Summary, to_json
+from jobs.tables.published import Published, load_published, position
+from jobs.tables.summary import Entry, Scores, Status, Summary
 from tests.jobs.table_cases import CONFIGS, entry, paper_like, published, summary
 from tests.jobs.tables.display_cases import complete_case, incomplete_case, nasty_case
 
@@ -142,20 +143,25 @@ def test_caption_states_the_conditions() -> None:
     for part in (
         "n = 5 runs a cell",
         "Seeds differ in fine-tuning only",
-        "Outlier rule: none in force. Dropped: 0 outliers (0 rerun) and 0 diverged runs (0 rerun); 0 unresolved. Published",
+        "Outlier rule: none in force. Dropped: 0 outliers (0 rerun) and 0 diverged runs (0 rerun); 0 unresolved. Share",
+        "Share of the variance of a run's UA that folds / seeds / the rest have: V-FT 90 / 0 / 10 %, TAPT",
         "Initial weights: wav2vec 2.0 of revision 2dcc7b7f9b; wav2vec v1 wav2vec_large.pt. Experiment",
         "code at commit 0123456789 with uncommitted changes; torch 2.13.0; transformers 5.22.0/5.23.0.",
     ):
         assert part in text
     found, beside = incomplete_case()
-    text = " ".join(tables_of(found, beside)[0].caption)
+    [table] = tables_of(found, beside)
+    assert [(row.n, row.dropped, row.every.mean, row.every.sd) for row in table.blocks[0].rows][:2] == [
+        ("2–3", "2", "55.1", "6.8"),
+        ("0–3", "0", "71.9", ""),
+    ]
+    text = " ".join(table.caption)
     assert "n = 0 to 3 runs a cell" in text
     for part in (
         "Outlier rule: pooled: a run further than 2 sigmas from the median of its cell",
         "judged in at most 3 rounds. Dropped: 1 outlier (1 rerun) and 1 diverged run (0 rerun); 1 unresolved.",
         "The rule is applied to a method once all its runs are finished. "
         "‡ Unresolved: outliers that were not replaced and are kept in the mean (P-TAPT 1 run).",
-        "Mean and standard deviation over all runs, dropped ones included: V-FT 55.1 ± 6.8, TAPT 71.9, P-TAPT",
     ):
         assert part in text
 
@@ -167,6 +173,15 @@ def test_published_means_over_other_folds_are_told_apart() -> None:
     assert table.columns == ("Session 4", "Session 2")
     assert [cell.mean for cell in table.blocks[1].rows[0].cells] == ["68.7", "76.2"]
     assert any("over all 5 folds of the paper, ours over 2" in sentence for sentence in table.caption)
+
+
+def test_published_means_stand_beside_our_interval() -> None:
+    """Inside, below or above the interval over seeds as printed; without a sentence where our folds are not those of the paper."""
+    assert [position(value, Interval(69.96, 72.04)) for value in (69.94, 69.95, 72.04, 72.05)] == ["below", "inside", "inside", "above"]
+    [table] = tables_of(*complete_case())
+    assert any("our 95 % interval over seeds (no test: it has no spread): V-FT inside" in sentence for sentence in table.caption)
+    [table] = tables_of(summary((entry("vft", "4", 0, 70.0), entry("vft", "4", 1, 71.0))), published("iemocap_table1"))
+    assert not any("has no spread" in sentence for sentence in table.caption)
 
 
 @pytest.mark.parametrize("table", ["iemocap_table1", "savee_table2"])
@@ -226,6 +241,8 @@ def test_csv_round_trip_through_pandas(tmp_path: Path) -> None:
         scores = item.scores
         expected = (scores.ua, scores.wa, scores.macro_f1) if scores else (None, None, None)
         assert [None if pd.isna(number) else number for number in (row.ua, row.wa, row.macro_f1)] == list(expected)
+    [out] = frame[frame.out.notna()].itertuples(index=False)
+    assert (out.method, out.fold, out.slot, out.out, out.centre, out.scale) == ("ptapt", "DC", 2, True, 70.5, 1.5)
 
 
 def test_csv_of_methods_states_the_rule() -> None:
@@ -266,7 +283,7 @@ def test_markdown_rows_are_of_one_width() -> None:
     """Every row of a Markdown table has as many cells as its header, whatever the names hold."""
     text = render("table.md", *nasty_case())
     rows = [re.sub(r"\\.", "", line) for line in text.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in rows[: rows.index(next(line for line in rows if "Difference" in line))]} == {5}
+    assert {line.count("|") for line in rows[: rows.index(next(line for line in rows if "Difference" in line))]} == {9}
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=30))
