@@ -253,7 +253,9 @@ def cancel(
 def collect(
     experiments: Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT ...]", help="several: one table, with --out")] = None,
     formats: Annotated[list[str] | None, typer.Option("--format", help="latex | markdown | csv | json; default: all")] = None,
-    out: Annotated[Path | None, typer.Option(help="folder to write to; default: results/EXPERIMENT/tables")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder to write to; default: results/EXPERIMENT/tables; -: one format to standard output")
+    ] = None,
     allow_incomplete: Annotated[bool, typer.Option("--allow-incomplete", help="exit with 0 even if runs are missing")] = False,
     force: Annotated[bool, typer.Option("--force", help="overwrite complete tables with incomplete ones of fewer runs")] = False,
     source: Annotated[Path | None, typer.Option("--from", metavar="RUNS.CSV", help="results from elsewhere, one row a run")] = None,
@@ -261,22 +263,28 @@ def collect(
     unreplaced: Annotated[
         str | None, typer.Option(metavar="keep|drop", help="outliers that no other run replaces: keep (default) in the means, or drop")
     ] = None,
+    width: Annotated[str | None, typer.Option(metavar="column|page", help="LaTeX: fit one column or the page (default)")] = None,
+    numbers: Annotated[str | None, typer.Option(metavar="plain|siunitx", help="LaTeX: numbers as text (default), or by siunitx")] = None,
+    bold: Annotated[bool, typer.Option("--bold/--no-bold", help="LaTeX: the best mean of a column in bold (default)")] = True,
+    marks: Annotated[bool, typer.Option("--marks", help="LaTeX: a star where a method differs from the first one")] = False,
     results: Results = ROOT / "results",
 ) -> None:
     """Write the tables of an experiment: LaTeX that compiles, Markdown, CSV, JSON, confusion matrices. Of several: one table."""
-    from jobs.commands.collect import write_csv_tables, write_joint_tables, write_tables
+    from jobs.commands.collect import Asked, write_csv_tables, write_joint_tables, write_tables
     from jobs.tables.collect import check_formats
+    from jobs.tables.latex import style_of
 
     check_formats(formats or ())
+    asked = Asked(formats, out, unreplaced, style_of(width, numbers, bold=bold, marks=marks), force)
     if source is not None:
-        complete = write_csv_tables(source, outliers, PUBLISHED, formats, out, unreplaced)
+        complete = write_csv_tables(source, outliers, PUBLISHED, asked)
     elif outliers is not None:
         raise UsageError("--outliers goes with --from: an experiment is judged by the rule it was launched with (policy.outliers)")
     elif experiments and len(experiments) > 1:
-        complete = write_joint_tables([_reopen(name, results) for name in experiments], formats, out, unreplaced)
+        complete = write_joint_tables([_reopen(name, results) for name in experiments], asked)
     else:
         session = _reopen(experiments[0] if experiments else DEFAULT_EXPERIMENT, results)
-        complete = write_tables(session, session.look(ask_slurm=False), formats, out, unreplaced=unreplaced, force=force)
+        complete = write_tables(session, session.look(ask_slurm=False), asked)
     _exit(complete or allow_incomplete)
 
 

@@ -72,6 +72,8 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
         (("collect", "--from", "/nowhere/runs.csv"), ("/nowhere/runs.csv",)),
         (("collect", "demo", "--outliers", "cell"), ("--from", "policy.outliers")),
         (("collect", "--from", "runs.csv", "--unreplaced", "forget"), ("'forget'", "keep or drop")),
+        (("collect", "--from", "runs.csv", "--width", "wide"), ("'wide'", "column, page")),
+        (("collect", "--from", "runs.csv", "--out", "-"), ("--out -", "--format")),
         (("doctor", "demo", "--cluster", "cloud"), ("--cluster cloud",)),
         (("sweep", "iemocap"), ("prepare iemocap --source",)),
         (("sweep", "demo", "sweep.sets=[[8],[]]"), ("sweep.sets", "an empty set")),
@@ -320,6 +322,10 @@ def test_collect_from_a_csv_file(tmp_path: Path) -> None:
     done = CommandLine(tmp_path / "data", tmp_path / "results")("collect", "--from", str(source), "--unreplaced", "drop")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "runs-tables" / "summary.json").read_text())["methods"][0]["n"] == 9
+    done = CommandLine(tmp_path / "data", tmp_path / "results")("collect", "--from", str(source), "--format", "csv", "--out", "-")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (tmp_path / "runs-tables" / "runs.csv").read_text().replace("3,20.0,,,outlier", "3,20.0,,,accepted")
+    assert not Path("-").exists()
     assert not (tmp_path / "results").exists()
 
 

@@ -82,6 +82,7 @@ class Change(Enum):
     done = "done"
     failed = "failed"
     interrupted = "interrupted"
+    cancelled = "cancelled"
     dropped = "dropped"
     held = "held"
 
@@ -312,6 +313,9 @@ def changes(former: Report | None, now: Report, *, ended: Iterable[str] | None =
         node = now.graph.nodes[key]
         if after.done and not before.done:
             found.append(Event(Change.done, node, f"done in {duration(after.seconds)}", done, total))
+        elif after.cancelled and not after.done and (not before.cancelled or after.ended > before.ended):
+            text = "cancelled, stopping" if key in now.plan.waiting else "cancelled"
+            found.append(Event(Change.cancelled, node, text, done, total))
         elif after.ended > before.ended and after.failure is FailureClass.interrupted and not after.stopped:
             found.append(Event(Change.interrupted, node, "interrupted", done, total))
         elif (after.ended > before.ended or (after.stopped and not before.stopped)) and after.error:
@@ -323,11 +327,15 @@ def changes(former: Report | None, now: Report, *, ended: Iterable[str] | None =
         node_of_run = nodes.get((each.method, each.fold, each.slot, each.generation))
         if node_of_run is not None and each not in known:
             found.append(Event(Change.dropped, node_of_run, f"dropped: {each.reason}; slot {each.slot} gets another seed", done, total))
-    held = now.plan.held_or_cancelled
-    if len(held) > len(former.plan.held_or_cancelled):
+    held, held_before = _held(now), _held(former)
+    if len(held) > len(held_before):
         text = f"and {len(held) - 1} more: {now.plan.reasons[held[0]]}"
         found.append(Event(Change.held, now.graph.nodes[held[0]], text, done, total))
     return found
+
+
+def _held(report: Report) -> list[str]:
+    return [key for key in report.plan.held_or_cancelled if not report.facts[key].cancelled]
 
 
 def _partial_pass(desired: Desired, executor: Executor, former: Report, touched: set[str]) -> Report:

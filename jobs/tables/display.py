@@ -1,4 +1,4 @@
-"""Tables in the layout of the paper, rendered as LaTeX, Markdown, CSV and for a terminal. Pure.
+"""Tables in the layout of the paper, and their text as Markdown, CSV and for a terminal. Pure.
 
 Rows are methods, columns are held-out folds; our results are above the published ones. In each block the best mean of a
 column is bold (with all ties on the printed digits); a column with an incomplete cell has no best.
@@ -32,6 +32,7 @@ METHOD_COLUMNS = (
     *("outliers", "outliers_rerun", "diverged", "diverged_rerun", "unresolved", "complete", "outlier_rule"),
 )
 CAPTION_PACKAGES = ("python", "torch", "transformers", "scikit-learn", "numpy")
+BOLD = "Bold: best mean of a column, ties included."
 DIFFERENCES_CAPTION = (
     "Differences of UA between methods in points, over (fold, slot) pairs: mean, 95 % interval, paired t-test, Wilcoxon signed-rank test.",
     "Pairs of one fold share speakers and upstream stages, so these p-values are valid for new seeds on these folds only.",
@@ -93,9 +94,9 @@ def tables_of(summary: Summary, published: Published) -> tuple[Table, ...]:
     return tuple(_table(summary, published, corpus) for corpus in corpora)
 
 
-def render(file: str, summary: Summary, published: Published) -> str:
-    """`table.tex`: a LaTeX document (booktabs) that pdflatex compiles as it stands. `table.md`: the same tables as Markdown."""
-    return rendered(TEMPLATES / f"{file}.j2", experiment=summary.experiment, tables=tables_of(summary, published))
+def render_markdown(summary: Summary, published: Published) -> str:
+    """The tables as Markdown."""
+    return rendered(TEMPLATES / "table.md.j2", experiment=summary.experiment, tables=tables_of(summary, published))
 
 
 def render_csv(summary: Summary) -> str:
@@ -277,7 +278,7 @@ def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Publ
     ]
     if any(not method.complete for method in methods):
         sentences.append("† Incomplete: finished / expected runs; such a column has no best, and a mean is over the folds with runs.")
-    sentences.append("Bold: best mean of a column, ties included.")
+    sentences.append(BOLD)
     sentences.append(f"Outlier rule: {summary.outlier_rule if _judged(summary) else 'none in force'}.")
     sentences.extend(_dropping_sentences(summary, methods, published))
     sentences.extend(sentence for corpus, sentence in order_sentences(summary, published.labels).items() if corpus == methods[0].corpus)

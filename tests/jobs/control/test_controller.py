@@ -306,6 +306,23 @@ def test_cancelled_stages_are_not_submitted_before_the_next_launch(tmp_path: Pat
     assert set(reconcile(_vft(tmp_path, "", seeds=2), executor).submitted) == {first, second}
 
 
+def test_a_cancelled_stage_is_reported_as_cancelled(tmp_path: Path, executor: QueueOfThreads) -> None:
+    """Stopping while it runs, then cancelled, also if its job ended by `scancel`. Before: failed."""
+    desired = _vft(tmp_path, "", seeds=2)
+    first, second = (run.key for run in desired.graph.runs)
+    former = reconcile(desired, executor)
+    record_cancellation(desired.layout, [first], time.time())
+    executor.leave([second], "CANCELLED by 1000")
+    report = reconcile(desired, executor)
+    assert {event.node.key: (event.change, event.text) for event in changes(former, report)} == {
+        first: (Change.cancelled, "cancelled"),
+        second: (Change.cancelled, "cancelled"),
+    }
+    assert changes(report, reconcile(desired, executor)) == []
+    running = replace(report, plan=replace(report.plan, waiting=(first,)))
+    assert [event.text for event in changes(former, running) if event.node.key == first] == ["cancelled, stopping"]
+
+
 def test_nothing_is_submitted_until_slurm_reports_how_a_job_ended(tmp_path: Path, executor: QueueOfThreads) -> None:
     """A job that has just left the queue may have been cancelled by hand."""
     desired = _vft(tmp_path, "comm:1", seeds=1)

@@ -26,7 +26,9 @@ def test_collect_writes_every_format(tmp_path: Path) -> None:
     assert report.complete
     assert report.missing == ()
     assert [path.relative_to(tmp_path / "demo").as_posix() for path in report.paths] == [
-        "tables/table.tex",
+        "tables/table1.tex",
+        "tables/table1-differences.tex",
+        "tables/tables.tex",
         "tables/table.md",
         "tables/runs.csv",
         "tables/methods.csv",
@@ -62,7 +64,9 @@ def test_no_file_has_runs_of_an_earlier_collect(tmp_path: Path) -> None:
     for path in own:
         path.write_text("mine")
     assert (confusion / "tapt.csv").is_file()
+    (layout.tables / "table2.tex").write_text("of another corpus")
     collected(few, "json")
+    assert not (layout.tables / "table2.tex").exists()
     assert not (layout.tables / FORMATS["latex"]).exists()
     assert "TAPT" not in (layout.tables / FORMATS["markdown"]).read_text().partition("Published")[0]
     assert set(pd.read_csv(layout.tables / "runs.csv").slot) == {0, 1}
@@ -151,7 +155,7 @@ def test_collect_without_any_result(tmp_path: Path) -> None:
     report = collect(Layout(tmp_path, "demo"), graph(), {}, {}, published("iemocap_table1"))
     assert not report.complete
     assert len(report.missing) == len(graph().runs)
-    assert len(report.paths) == len(FORMATS) + 1  # a format of two files: runs and methods
+    assert len(report.paths) == len(FORMATS) + 3  # two fragments beside the document, and methods beside runs
 
 
 def test_unknown_format_is_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from jobs.control.rounds import Judgements
 from jobs.errors import UsageError
 from jobs.experiment.graph import Graph
 from jobs.experiment.recipes import MethodRecipe
-from jobs.tables.collect import collect_several
+from jobs.tables.collect import FORMATS, collect_several
 from jobs.tables.published import Published
-from jobs.tables.several import Part, joint_summary
+from jobs.tables.several import Part, joint_published, joint_summary
 from tests.jobs.table_cases import graph, published, result
 
 LABELS = {"vft": "V-FT", "tapt": "TAPT"}
@@ -41,7 +41,9 @@ def other(made: Graph) -> Graph:
 def test_a_method_of_two_experiments_is_two_rows(tmp_path: Path) -> None:
     """Each under the name of its experiment, and compared over (fold, slot); a method of one experiment keeps its name."""
     one, two = graph(methods=("vft", "tapt"), slots=2), other(graph(methods=("vft",), slots=2))
-    written, beside = collect_several([part("base", one, 4), part("long", two, 6)], [published(None)] * 2, tmp_path)
+    summary, labels = joint_summary([part("base", one, 4), part("long", two, 6)])
+    beside = joint_published([published(None)] * 2, labels)
+    written = collect_several(summary, beside, tmp_path, tuple(FORMATS))
     assert written.complete
     value = json.loads((tmp_path / "summary.json").read_text())
     assert value["experiment"] == "base and long"
@@ -51,7 +53,7 @@ def test_a_method_of_two_experiments_is_two_rows(tmp_path: Path) -> None:
     pairs = {(each["first"], each["second"]): each["over_pairs"]["mean_difference"] for each in value["comparisons"]}
     assert pairs["vft@base", "vft@long"] == pytest.approx(25.0)
     assert beside.labels == {"vft@base": "V-FT (base)", "tapt": "TAPT", "vft@long": "V-FT (long)"}
-    assert "V-FT (long)" in (tmp_path / "table.tex").read_text()
+    assert "V-FT (long)" in (tmp_path / "table.md").read_text()
 
 
 def test_experiments_on_other_corpora_have_a_table_each() -> None:
@@ -64,10 +66,11 @@ def test_experiments_on_other_corpora_have_a_table_each() -> None:
 
 
 def test_published_figures_are_those_of_all_experiments_or_none(tmp_path: Path) -> None:
-    """A table of two corpora has none beside it."""
-    parts = [part("base", graph(methods=("vft",)), 4), part("long", other(graph(methods=("vft",))), 6)]
+    """A table of two corpora has none beside it; an unknown format is refused."""
     table = published("iemocap_table1")
-    assert collect_several(parts, [table, table], tmp_path, ["json"])[1].rows == table.rows
-    assert collect_several(parts, [table, Published()], tmp_path, ["json"])[1].rows == ()
+    assert joint_published([table, table], LABELS).rows == table.rows
+    assert joint_published([table, Published()], LABELS).rows == ()
+    assert joint_published([table, Published()], LABELS).labels == LABELS
+    summary, _ = joint_summary([part("base", graph(methods=("vft",)), 4), part("long", other(graph(methods=("vft",))), 6)])
     with pytest.raises(UsageError, match="docx"):
-        collect_several(parts, [table, table], tmp_path, ["docx"])
+        collect_several(summary, table, tmp_path, ["docx"])
