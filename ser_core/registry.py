@@ -180,8 +180,9 @@ class SpeechRegistry:
         manifest = load_manifest(corpus)
         hours = sum(_front_end_hours(manifest, call) for call in repeated)
         once = sum(utterance.samples for utterance in manifest.utterances) / SAMPLE_RATE / 3600
+        stages = f"{len(repeated)} stages compute" if len(repeated) > 1 else "1 stage computes"
         return (
-            f"recipe.features.padding=reference: {len(repeated)} stages compute the front end at every training step, on batches padded "
+            f"recipe.features.padding=reference: {stages} the front end at every training step, on batches padded "
             f"to one length: {hours:.1f} hours of audio without the padding. Features are not stored; `independent` features would be "
             f"computed once, from {once:.1f} hours of audio",
         )
