@@ -55,6 +55,8 @@ class StageArguments(TypedDict):
     relief: int
     should_stop: Callable[[], bool]
     report: Callable[[str], None]
+    attempt: NotRequired[int]
+    superseded: NotRequired[Callable[[], bool]]
     team: NotRequired[Team | None]
     shared: NotRequired[Path | None]
 
@@ -179,9 +181,9 @@ class SpeechRegistry:
         hours = sum(_front_end_hours(manifest, call) for call in repeated)
         once = sum(utterance.samples for utterance in manifest.utterances) / SAMPLE_RATE / 3600
         return (
-            f"features.padding=reference: {len(repeated)} stages compute the front end at every training step, on batches padded to one "
-            f"length: {hours:.1f} hours of audio without the padding. Features are not stored; `independent` features would be computed "
-            f"once, from {once:.1f} hours of audio",
+            f"recipe.features.padding=reference: {len(repeated)} stages compute the front end at every training step, on batches padded "
+            f"to one length: {hours:.1f} hours of audio without the padding. Features are not stored; `independent` features would be "
+            f"computed once, from {once:.1f} hours of audio",
         )
 
     def run(self, stage: str, **arguments: Unpack[StageArguments]) -> Mapping[str, Any]:
@@ -361,5 +363,5 @@ def _grid_problems(recipe: Recipe) -> Iterator[str]:
     if hop != states_hop:
         yield (
             f"recipe.states.wav2vec.config: an emotion state every {states_hop} samples, but the backbone has a frame every {hop}; "
-            "twice the product of wav2vec's strides must be the product of backbone.config.conv_stride"
+            "twice the product of wav2vec's strides must be the product of recipe.backbone.config.conv_stride"
         )

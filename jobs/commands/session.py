@@ -210,7 +210,7 @@ class Session:
 
     def require_last_launch(self) -> None:
         """UsageError if the experiment was launched again since this process read its settings: they are no longer valid."""
-        from jobs.slurm.chain import launched_at
+        from jobs.store.launches import launched_at
 
         if launched_at(self.launched.layout) != self.launched.since:
             raise UsageError(f"{self.name} was launched again, or moved, since this command began: run it again")

@@ -11,11 +11,11 @@ import os
 import re
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 from jobs.control.executor_protocol import Batch, Executor, Limits
 from jobs.control.facts import Asked, Departure, InFlight, Phase
@@ -40,8 +40,10 @@ from jobs.slurm.queue import (
 )
 from jobs.slurm.recovery import Recovery
 from jobs.slurm.script import ArrayJob, check_site, launcher_python, render_script
+from jobs.slurm.startable import impossible
 from jobs.slurm.submissions import SETTLE_SECONDS, Guard, State, Submission, SubmissionBook, new_submission
 from jobs.store.attempts import own_cluster
+from jobs.store.clock import file_time
 from jobs.store.layout import Layout
 from jobs.store.snapshot import Snapshot, plan_snapshot, snapshot_facts, take_snapshot
 from jobs.worker.task import Description, Workplace, describe, write_description
@@ -80,7 +82,7 @@ class SlurmArrays(Executor):
         worker: Sequence[str] | None = None,
         client: SlurmClient | None = None,
         settle_seconds: float = SETTLE_SECONDS,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
         user: int | None = None,
     ) -> None:
         self._user = os.getuid() if user is None else user  # who launched the experiment: only they make passes
@@ -90,6 +92,7 @@ class SlurmArrays(Executor):
         self._source = source
         self._worker = tuple(worker) if worker else (launcher_python(experiment.slurm, sys.executable), "launch.py", "worker")
         self._client = client or SlurmClient()
+        clock = clock or partial(file_time, layout.root)
         self._clock = clock
         self._settle_seconds = settle_seconds
         self._book = SubmissionBook(self._layout)
@@ -308,6 +311,13 @@ class SlurmArrays(Executor):
         """Time and memory requested for each element of a batch."""
         return self._sized(batch).asked
 
+    def impossible(self, batches: Sequence[Batch]) -> Mapping[Batch, str]:
+        """Those of some batches whose tasks can never start at this site, each with the reason. Nothing is submitted."""
+        empty: dict[str, Any] = {"size": 1, "name": "test", "command": ("true",), "description": "/", "folder": "/", "output": "/dev"}
+        jobs = [replace(self._sized(batch), **empty) for batch in batches]
+        reasons = impossible(self._client, jobs, self._site, self._source / "slurm_templates")
+        return {batch: why for batch, why in zip(batches, reasons, strict=True) if why}
+
     def previews(self, batches: Sequence[Batch], graph: Graph, in_flight: Mapping[str, InFlight]) -> tuple[Preview, ...]:
         """Scripts of a whole plan; JOB1, JOB2, ... stand for the job ids of its arrays, which are not known yet."""
         upstream = dict(in_flight)
@@ -348,7 +358,7 @@ class SlurmArrays(Executor):
 
     def _send(self, job: ArrayJob, batch: Batch, dependency: Dependency) -> Mapping[str, InFlight]:
         """Submit an array. Returns its stages in flight; {} if the queue has no room for it."""
-        record = new_submission(job.name, batch, self._clock(), dependency.refined, job.asked)
+        record = new_submission(job.name, batch, self._clock(), dependency.refined, job.asked, self._place.launched)
         if not self._book.begin(record):
             self._book.check(job.name)
             return stages_in_flight([record], ())  # another process submits it

@@ -12,9 +12,10 @@ from jobs.control.controller import read_facts
 from jobs.control.estimates import Source, sibling_seconds
 from jobs.control.facts import StageFacts
 from jobs.errors import UsageError
-from jobs.experiment.config import Experiment, nearest, resources_of
+from jobs.experiment.config import Experiment, resources_of
 from jobs.experiment.graph import Graph, Node
 from jobs.experiment.launched import Corpus
+from jobs.experiment.layers import nearest
 from jobs.experiment.registry import SweepRegistry
 from jobs.experiment.sweep_section import MAX_POINTS, Search
 from jobs.store.layout import Layout
