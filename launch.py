@@ -399,12 +399,13 @@ def _launch(arguments: list[str], cluster: str | None, wait: bool | None, data: 
     words = words_of("grid", arguments, cluster, DEFAULT_EXPERIMENT)
     experiment, where = experiment_to_launch(words, _code(), results, _corpora(data))
     layout = Layout(results.resolve(), experiment.name)
+    _resolve_checkpoints(experiment, layout)
+    corpus = _corpus(experiment, data, dry_run)
+    check_corpus(experiment, corpus, _code())
     if not dry_run:
         measure(layout.root)
-    _resolve_checkpoints(experiment, layout)
     typed = _typed("grid", arguments, cluster, wait, data, results)
-    launched = launch(experiment, _corpus(experiment, data, dry_run), REGISTRY, layout, words.file, typed)
-    check_corpus(launched.experiment, launched.corpus, _code())
+    launched = launch(experiment, corpus, REGISTRY, layout, words.file, typed)
     if where:
         note(where)
     return _session(launched, new=True)

@@ -92,7 +92,7 @@ def print_plan(session: Session, cost_notes: Callable[[Path, Sequence[Any]], Seq
     from jobs.control.estimates import forecast, forecast_lines
 
     if session.on_slurm:
-        session.require_slurm()
+        session.arrays.check_options()
     report = session.look(with_limits=True)
     expected = forecast(
         report.graph,

@@ -8,10 +8,11 @@ from typing import Any
 from jobs.experiment.graph import Graph
 from jobs.store.records import Result
 from jobs.tables.arithmetic import Arithmetic, MixedCell, arithmetic_of
+from jobs.tables.as_json import to_json
 from jobs.tables.collect import summary_of
-from jobs.tables.display import render
+from jobs.tables.display import render_markdown
+from jobs.tables.latex import PLAIN, document, fragments
 from jobs.tables.published import Published
-from jobs.tables.summary import to_json
 from tests.jobs.table_cases import graph, result
 
 CONFUSION, CLASSES = ((3, 1), (0, 4)), ("angry", "sad")
@@ -69,7 +70,7 @@ def test_tables_and_json_state_them() -> None:
     """In every caption, and with the mixed cells in the JSON."""
     made = graph(methods=("vft",), folds=("1", "2"), slots=2)
     summary = summary_of("e", made, results(made, {"vft/2/1": {"arithmetic": CPU}}), {})
-    for text in (render("table.tex", summary, Published()), render("table.md", summary, Published())):
+    for text in (document(fragments(summary, Published(), PLAIN), PLAIN, inline=True), render_markdown(summary, Published())):
         assert "Runs were computed with device NVIDIA H200 and cpu, precision bfloat16 and float32." in text
         assert "Runs of one cell differ in device: vft/2 (NVIDIA H200; cpu)." in text
     stated = to_json(summary)["arithmetic"]
