@@ -66,6 +66,16 @@ class Team(Protocol):
     def share(self, value: str = "") -> str:
         """Broadcast of rank 0's value; every process must call it equally often. Raises ConnectionError if a process has exited."""
 
+    @property
+    def address(self) -> str:
+        """IPv4 address of this machine on the network that connects the team; a loopback address if the leader is reached by one."""
+
+    def post(self, key: str, value: str) -> None:
+        """Make a value known to all processes under a key that no process has used in this stage."""
+
+    def find(self, key: str, seconds: float) -> str:
+        """Return the value that some process has posted. Raises ConnectionError if none arrives in time, or a process has exited."""
+
     def advance(self, within: float) -> None:
         """Report progress, and announce the next report within so many seconds (0: no limit). A process that misses it counts as hung."""
 
