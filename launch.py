@@ -576,10 +576,12 @@ def main() -> int:
         if not is_mendable(error):
             raise
         from jobs.store.access import denied_line
+        from jobs.store.disk_space import FULL
 
         plain = f"{error.filename or 'a file'}: {error.strerror}"
         line = denied_line(error) if isinstance(error, PermissionError) else plain
-        typer.echo(f"{line}; fix that and run the same command again", err=True)
+        advice = "make room there (`python launch.py clean` frees what failed)" if error.errno in FULL else "fix that"
+        typer.echo(f"{line}; {advice} and run the same command again", err=True)
         return 2
     return 0
 
