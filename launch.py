@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs.commands.arguments import RUN, AsJson, Data, DryRun, Name, Results, Settings, Wait, Where, Words
+from jobs.commands.disk_arguments import add_disk_commands
 from jobs.errors import InternalError, SlurmUnavailableError, StoredConfigurationError, UsageError, is_mendable
-from ser_core.errors import InputError
+from ser_core.errors import InputError, shortened
 
 if TYPE_CHECKING:
     from jobs.commands.launching import Code
+    from jobs.commands.owners import Opening
     from jobs.commands.session import Session
     from jobs.commands.sweep import SweepSession
     from jobs.experiment.config import Experiment
@@ -47,14 +50,6 @@ app = typer.Typer(
     help="Experiment grids on this machine or a Slurm cluster whose last step is a trustworthy table.",
 )
 
-Data = Annotated[Path, typer.Option("--data", envvar="SER_GRID_DATA", help="folder of the prepared corpora")]
-Results = Annotated[Path, typer.Option("--results", envvar="SER_GRID_RESULTS", help="folder of the results")]
-Name = Annotated[str, typer.Argument(metavar="[EXPERIMENT]", help="name under which the experiment was launched")]
-RUN = "RUN: METHOD/FOLD/SLOT, or at least 6 digits of a stage's key"
-Words = Annotated[list[str], typer.Argument(metavar="[EXPERIMENT] RUN", help=f"{RUN}; of two arguments the first is the experiment")]
-Settings = Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT] [KEY=VALUE ...]")]
-Where = Annotated[str | None, typer.Option("--cluster", help="local | slurm; default: as launched last, or as in its file")]
-
 
 @app.command()
 def prepare(
@@ -63,6 +58,7 @@ def prepare(
     name: Annotated[str | None, typer.Option(help="name of the prepared corpus; default: its kind, or the source's name")] = None,
     audio: Annotated[Path | None, typer.Option(help="labels: folder of the recordings; default: that of the file")] = None,
     four_classes: Annotated[bool, typer.Option("--four-classes", help="emodb: only the four classes of IEMOCAP")] = False,
+    folds: Annotated[str | None, typer.Option(metavar="RULE", help="csv without a fold column: leave-one-speaker-out, or K")] = None,
     check_counts: Annotated[bool, typer.Option(help="compare classes and folds with the published counts")] = True,
     data: Data = ROOT / "data",
 ) -> None:
@@ -71,6 +67,8 @@ def prepare(
     from ser_core.corpora.demo import prepare_demo
     from ser_core.corpora.prepare import prepare as prepare_corpus
 
+    if folds is not None and kind != "csv":
+        raise UsageError(f"prepare {kind}: --folds is for csv only, {kind} has folds of its own")
     if kind == "demo":
         manifest = with_progress("demo", lambda tick: prepare_demo(data / (name or "demo"), source or data / "demo-source", tick))
     elif source is None:
@@ -82,7 +80,15 @@ def prepare(
         manifest = with_progress(
             own,
             lambda tick: prepare_corpus(
-                kind, found, data / own, name=own, check_counts=check_counts, four_classes=four_classes, audio=audio, progress=tick
+                kind,
+                found,
+                data / own,
+                name=own,
+                check_counts=check_counts,
+                four_classes=four_classes,
+                audio=audio,
+                folds=folds,
+                progress=tick,
             ),
         )
     speakers = len({utterance.speaker for utterance in manifest.utterances})
@@ -93,11 +99,41 @@ def prepare(
 
 
 @app.command()
+def init(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="of the new experiment")],
+    corpus: Annotated[str, typer.Option(help="a prepared corpus")],
+    like: Annotated[str, typer.Option(metavar="EXPERIMENT", help="whose settings it starts from")] = "emodb-base",
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="default: configs/experiment/NAME.yaml")] = None,
+    data: Data = ROOT / "data",
+) -> None:
+    """Write the file of a new experiment on a prepared corpus, with every key explained."""
+    from jobs.commands.init import prepared_corpus, write_experiment
+
+    write_experiment(name, _prepared(data / prepared_corpus(corpus, _corpora(data))), like, out, _code())
+
+
+@app.command()
+def config(
+    arguments: Settings = None,
+    cluster: Where = None,
+    changed: Annotated[bool, typer.Option("--changed", help="only settings that are not at their default")] = False,
+    data: Data = ROOT / "data",
+) -> None:
+    """Print every setting of an experiment and its source: command line, experiment file, preset, site profile or default."""
+    from jobs.commands.init import print_config
+    from jobs.commands.launching import require_file, words_of
+
+    words = words_of("config", arguments or [], cluster, DEFAULT_EXPERIMENT)
+    require_file(words.file, CONFIGS, _corpora(data))
+    print_config(words, _code(), changed=changed)
+
+
+@app.command()
 def grid(
     arguments: Settings = None,
     cluster: Where = None,
-    wait: Annotated[bool | None, typer.Option("--wait/--detach", help="slurm: stay until all is done; default: --detach")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be reused and submitted; change nothing")] = False,
+    wait: Wait = None,
+    dry_run: DryRun = False,
     data: Data = ROOT / "data",
     results: Results = ROOT / "results",
 ) -> None:
@@ -115,15 +151,15 @@ def grid(
 @app.command()
 def resume(
     experiment: Name = DEFAULT_EXPERIMENT,
-    wait: Annotated[bool | None, typer.Option("--wait/--detach", help="slurm: stay until all is done; default: --detach")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be reused and submitted; change nothing")] = False,
+    wait: Wait = None,
+    dry_run: DryRun = False,
     results: Results = ROOT / "results",
 ) -> None:
     """Launch an experiment again with the settings it was launched with, whatever its file says now. Lifts a `cancel`."""
     from jobs.commands.grid import print_plan, run_grid
     from ser_core.registry import REGISTRY
 
-    session = _relaunch(experiment, results)
+    session = _relaunch(experiment, results, dry_run=dry_run)
     print_plan(session, REGISTRY.cost_notes) if dry_run else _exit(run_grid(session, wait=bool(wait)))
 
 
@@ -139,7 +175,7 @@ def reconcile(experiment: Name = DEFAULT_EXPERIMENT, results: Results = ROOT / "
 def status(
     experiment: Name = DEFAULT_EXPERIMENT,
     watch: Annotated[bool, typer.Option("--watch", help="repeat until nothing is left to do")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON value, nothing else")] = False,
+    as_json: AsJson = False,
     requests: Annotated[bool, typer.Option("--requests", help="only: how often the requested time and memory were enough")] = False,
     results: Results = ROOT / "results",
 ) -> None:
@@ -279,7 +315,7 @@ def sweep(
 def doctor(
     arguments: Settings = None,
     cluster: Where = None,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON value, nothing else")] = False,
+    as_json: AsJson = False,
     results: Results = ROOT / "results",
 ) -> None:
     """Check this machine and, with --cluster slurm, the site: limits, accounting, a probe job on a compute node."""
@@ -293,6 +329,22 @@ def doctor(
     checks = examine(results.resolve(), source=ROOT, experiment=slurm, tell=lambda text: typer.echo(text, err=True))
     typer.echo(json.dumps(checks_to_json(checks), indent=1) if as_json else "\n".join(check_lines(checks)))
     raise typer.Exit(exit_code(checks))
+
+
+def _opening(results: Path) -> Opening:
+    from jobs.commands.owners import Opening
+    from jobs.store.layout import Layout
+    from jobs.sweeps.records import load_sweep
+    from ser_core.registry import REGISTRY
+    from ser_core.settings import Recipe
+
+    return Opening(
+        lambda name: _reopen(name, results, patient=False),
+        lambda name, digest: load_sweep(Layout(results.resolve(), name), digest, REGISTRY, Recipe, ROOT),
+    )
+
+
+add_disk_commands(app, ROOT / "results", _opening)
 
 
 @app.command(hidden=True)
@@ -322,47 +374,65 @@ def _code() -> Code:
     from ser_core.registry import REGISTRY, VERSIONS
     from ser_core.settings import Recipe
 
-    return Code(REGISTRY, REGISTRY.check, tuple(VERSIONS), Recipe, CONFIGS, PUBLISHED)
+    return Code(REGISTRY, REGISTRY.check, tuple(VERSIONS), Recipe, CONFIGS, PUBLISHED, REGISTRY.check_corpus)
 
 
 def _launch(arguments: list[str], cluster: str | None, wait: bool | None, data: Path, results: Path, *, dry_run: bool) -> Session:
     from jobs.commands.console import note
-    from jobs.commands.launching import experiment_to_launch, words_of
+    from jobs.commands.launching import check_corpus, experiment_to_launch, words_of
     from jobs.experiment.launched import launch
+    from jobs.store.clock import measure
     from jobs.store.layout import Layout
     from ser_core.registry import REGISTRY
 
     words = words_of("grid", arguments, cluster, DEFAULT_EXPERIMENT)
-    experiment, where = experiment_to_launch(words, _code(), results)
-    _resolve_checkpoints(experiment)
+    experiment, where = experiment_to_launch(words, _code(), results, _corpora(data))
     layout = Layout(results.resolve(), experiment.name)
+    if not dry_run:
+        measure(layout.root)
+    _resolve_checkpoints(experiment, layout)
     typed = _typed("grid", arguments, cluster, wait, data, results)
     launched = launch(experiment, _corpus(experiment, data, dry_run), REGISTRY, layout, words.file, typed)
+    check_corpus(launched.experiment, launched.corpus, _code())
     if where:
         note(where)
     return _session(launched, new=True)
 
 
-def _relaunch(name: str, results: Path) -> Session:
-    from jobs.commands.launching import check_experiment
+def _relaunch(name: str, results: Path, *, dry_run: bool) -> Session:
+    from jobs.commands.launching import check_corpus, check_experiment
     from jobs.experiment.launched import relaunch, require_same_corpus
+    from jobs.store.clock import measure
     from jobs.store.layout import Layout
     from ser_core.corpora.manifest import load_manifest
     from ser_core.registry import REGISTRY
     from ser_core.settings import Recipe
 
-    session = _session(relaunch(Layout(results.resolve(), name), REGISTRY, Recipe), new=True)
+    layout = Layout(results.resolve(), name)
+    if not dry_run:
+        measure(layout.root)
+    session = _session(relaunch(layout, REGISTRY, Recipe), new=True)
     check_experiment(session.launched.experiment, _code())
-    _resolve_checkpoints(session.launched.experiment)
+    _resolve_checkpoints(session.launched.experiment, session.launched.layout)
     require_same_corpus(session.launched, load_manifest(Path(session.launched.corpus.folder)).digest, session.hints.launch)
+    check_corpus(session.launched.experiment, session.launched.corpus, _code())
     return session
 
 
-def _resolve_checkpoints(experiment: Experiment) -> None:
-    from ser_core.settings import resolve_checkpoints
+def _resolve_checkpoints(experiment: Experiment, *launched: Layout) -> None:
+    """Make paths of checkpoints absolute, and resolve hub names to the commits of earlier launches (the last counts), else of the cache."""
+    from jobs.commands.console import note
+    from jobs.experiment.launched import last_recipes
+    from ser_core.models.identity import pin_commit
+    from ser_core.settings import commits_of, resolve_checkpoints
 
+    former = commits_of(recipe for layout in launched for recipe in last_recipes(layout))
+    lines = []
     for recipe in (experiment.recipe, *experiment.recipes.values()):
         resolve_checkpoints(recipe, (Path.cwd(), ROOT))
+        lines.append(pin_commit(recipe.backbone, former))
+    for line in filter(None, dict.fromkeys(lines)):
+        note(line)
 
 
 def _typed(command: str, arguments: list[str], cluster: str | None, wait: bool | None, data: Path, results: Path) -> tuple[str, ...]:
@@ -372,10 +442,12 @@ def _typed(command: str, arguments: list[str], cluster: str | None, wait: bool |
     return launch_words(command, arguments, cluster=cluster, wait=wait, folders=folders)
 
 
-def _corpus(experiment: Experiment, data: Path, dry_run: bool) -> Corpus:
-    from jobs.experiment.launched import Corpus
-    from ser_core.corpora.manifest import load_manifest
+def _corpora(data: Path) -> list[str]:
+    """Names of the prepared corpora."""
+    return sorted(path.parent.name for path in data.glob("*/manifest.json"))
 
+
+def _corpus(experiment: Experiment, data: Path, dry_run: bool) -> Corpus:
     name = experiment.corpus
     folder = (data / name).resolve()
     if not (folder / "manifest.json").is_file():
@@ -390,8 +462,15 @@ def _corpus(experiment: Experiment, data: Path, dry_run: bool) -> Corpus:
                 f"corpus {name!r} is not prepared (no {folder}): run `python launch.py prepare {kind} --source FOLDER{more}`, "
                 "or try `python launch.py grid demo`, which needs no data"
             )
+    return _prepared(folder)
+
+
+def _prepared(folder: Path) -> Corpus:
+    from jobs.experiment.launched import Corpus
+    from ser_core.corpora.manifest import load_manifest
+
     manifest = load_manifest(folder)
-    return Corpus(manifest.corpus, manifest.digest, manifest.folds, str(folder))
+    return Corpus(manifest.corpus, manifest.digest, manifest.folds, str(folder.resolve()))
 
 
 def _reopen(name: str, results: Path, *, patient: bool = True) -> Session:
@@ -417,17 +496,22 @@ def _launch_sweep(
     from jobs.commands.console import note
     from jobs.commands.launching import experiment_to_launch, words_of
     from jobs.commands.sweep import new_sweep, session_of
+    from jobs.store.clock import measure
     from jobs.store.layout import Layout
     from jobs.sweeps.preflight import require_ray
+    from jobs.sweeps.records import sweeps_of
     from jobs.sweeps.space import listed_points
     from ser_core.registry import REGISTRY
 
     words = words_of("sweep", arguments, cluster, DEFAULT_EXPERIMENT)
-    experiment, where = experiment_to_launch(words, _code(), results)
+    experiment, where = experiment_to_launch(words, _code(), results, _corpora(data))
     listed_points(experiment)  # checks that need no corpus come before one is prepared
     require_ray(experiment.sweep.search)
-    _resolve_checkpoints(experiment)
-    corpus, layout = _corpus(experiment, data, dry_run), Layout(results.resolve(), experiment.name)
+    layout = Layout(results.resolve(), experiment.name)
+    if not dry_run:
+        measure(layout.root)
+    _resolve_checkpoints(experiment, *sweeps_of(layout), layout)
+    corpus = _corpus(experiment, data, dry_run)
     typed = _typed("sweep", arguments, cluster, wait, data, results)
     sweep = new_sweep(experiment, words.file, corpus, layout, REGISTRY, code=ROOT, typed=typed)
     if where:
@@ -464,8 +548,11 @@ def main() -> int:
     """Run the command line; errors that the user can fix are lines on stderr and exit code 2."""
     try:
         app(standalone_mode=True)
-    except (UsageError, SlurmUnavailableError, InputError) as error:
+    except (UsageError, SlurmUnavailableError) as error:
         typer.echo(str(error), err=True)
+        return 2
+    except InputError as error:
+        typer.echo("\n".join(shortened(error.problems)), err=True)
         return 2
     except InternalError as error:
         typer.echo(str(error), err=True)

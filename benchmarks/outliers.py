@@ -220,8 +220,8 @@ def main() -> None:
             grids = draw(arguments.repeats, slots, share, arguments.seed, sds, step)
             for name in ("common", "pooled"):
                 found = measure(grids, partial(shipped, name), OUR_ROUNDS)
-                columns = (found.power, found.false_flags, found.bias, found.sd)
-                print(f"| {slots} | {share:g} | {spread} | `{name}` | {' | '.join(columns)} |", flush=True)
+                kept = (found.power, found.false_flags, found.bias, found.sd)
+                print(f"| {slots} | {share:g} | {spread} | `{name}` | {' | '.join(kept)} |", flush=True)
 
 
 def _table(name: str, columns: tuple[str, ...]) -> None:

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import os
 import shlex
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from jobs.experiment.config import Cluster, Experiment, OutlierRule, secrets_of
 from jobs.experiment.graph import Extend, Graph, Refill, Slot, build_graph, seeds_of_slots
 from jobs.experiment.registry import Registry
 from jobs.experiment.stored_config import resolved_values, restore_experiment
-from jobs.store.cancellations import last_cancellation
+from jobs.store.launches import next_launch
 from jobs.store.layout import Layout, valid_experiment_name
 from jobs.store.records import DamagedRecordError, Decoder, read_json, write_json
 from jobs.text import did_you_mean
@@ -60,7 +59,7 @@ class Launched:
     corpus: Corpus
     graph: Graph
     layout: Layout
-    since: float  # time of the last launch by the user, seconds since the epoch
+    since: float  # time and number of the last launch by the user (jobs.store.launches), seconds since the epoch
     refill: Refill
     changed: bool = False  # the code changed since the launch and defines other stages for this configuration
     user: int | None = None  # uid of the launch; None: not recorded
@@ -74,6 +73,16 @@ def last_place(layout: Layout) -> tuple[Cluster, str] | None:
     stored = _RECORDS.read(layout.experiment_file)
     cluster = str(stored.config.get("cluster")) if stored else ""
     return (Cluster[cluster], str(stored.config.get("site"))) if stored and cluster in Cluster.__members__ else None
+
+
+def last_recipes(layout: Layout) -> tuple[Mapping[str, Any], ...]:
+    """The recipes of an experiment's last launch as JSON values, those of its variants included; () if there is no readable record."""
+    stored = _RECORDS.read(layout.experiment_file)
+    if stored is None:
+        return ()
+    variants = stored.config.get("variants")
+    sections = [stored.config, *(variants.values() if isinstance(variants, Mapping) else ())]
+    return tuple(recipe for section in sections if isinstance(section, Mapping) and isinstance(recipe := section.get("recipe"), Mapping))
 
 
 def launch(
@@ -90,8 +99,7 @@ def launch(
     _known("folds", experiment.folds, corpus.folds)
     graph = _graph(experiment, corpus, registry, {})
     refill = functools.partial(_graph, experiment, corpus, registry, base=graph)
-    since = max(time.time(), last_cancellation(layout) + 0.001)  # later than any cancellation it lifts, also if clocks differ
-    return Launched(experiment, corpus, graph, layout, since, refill, user=os.getuid(), config=file, typed=typed)
+    return Launched(experiment, corpus, graph, layout, next_launch(layout), refill, user=os.getuid(), config=file, typed=typed)
 
 
 def store(launched: Launched) -> None:

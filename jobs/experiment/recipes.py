@@ -20,11 +20,14 @@ PRESET = "preset"  # key of the recipe with the preset's name
 
 @dataclass
 class Variant:
-    """A method with settings of its own: one more row of the table, named by its key in `variants`."""
+    """A method with settings of its own: one more row of the table, named by its key in `variants`.
+
+    After loading, `recipe` is the whole recipe.
+    """
 
     method: str = "???"  # of the registry
     label: str | None = None  # in tables; default: the variant's name
-    recipe: Any = None  # settings that override those of the experiment; after loading, the whole recipe
+    recipe: Any = None  # settings that override those of the experiment
 
 
 @dataclass(frozen=True)

@@ -191,6 +191,8 @@ class Claim:
     team: str = ""  # machines of all processes that compute it together, a comma between them; "": `node` alone
     uid: int | None = None  # of the user; None in claims of older versions
     cluster: str = ""  # Slurm's name of the cluster of `slurm_job`; "": not known
+    experiment: str = ""  # whose task it is
+    launch: float = 0.0  # number of the last launch of that experiment (jobs.store.launches); 0: not known
 
     def __post_init__(self) -> None:
         check_times(self.started)

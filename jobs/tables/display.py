@@ -216,7 +216,7 @@ def _measured(method: MethodSummary, published: Published) -> Row:
     counts = {cell.n for cell in method.cells}
     n = str(min(counts)) if len(counts) == 1 else f"{min(counts)}–{max(counts)}"
     every = _cell(method.mean_ua_all_runs, method.sd_ua_all_runs)
-    both = interval_text(method.crossed and method.crossed.interval)
+    both = interval_text(method.crossed.interval if method.crossed else None)
     return Row(_label(method, published), tuple(cells), mean, interval_text(method.interval), both, n, str(method.dropped), every)
 
 

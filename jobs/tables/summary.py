@@ -53,6 +53,7 @@ class Status(Enum):
     outlier = "outlier"  # dropped by the outlier rule
     diverged = "diverged"  # dropped: training diverged or did not learn
     failed = "failed"
+    cancelled = "cancelled"  # by the user
     pending = "pending"
     running = "running"
 
