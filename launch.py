@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -139,18 +140,23 @@ def grid(
     cluster: Where = None,
     wait: Annotated[bool | None, typer.Option("--wait/--detach", help="slurm: stay until all is done; default: --detach")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be reused and submitted; change nothing")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="withdraw stages in Slurm that nobody needs any more, without asking")] = False,
+    keep_old: Annotated[bool, typer.Option("--keep-old", help="leave such stages in Slurm")] = False,
     data: Data = ROOT / "data",
     results: Results = ROOT / "results",
 ) -> None:
     """Run every stage of an experiment that has no result, and write its tables. Safe to repeat; lifts a `cancel`."""
     from jobs.commands.grid import print_plan, run_grid
+    from jobs.commands.relaunch import old_stages
     from ser_core.registry import REGISTRY
 
+    if yes and keep_old:
+        raise UsageError("grid: --yes and --keep-old: one of them")
     session = _launch(arguments or [], cluster, wait, data, results, dry_run=dry_run)
     if dry_run:
         print_plan(session, REGISTRY.cost_notes)
     else:
-        _exit(run_grid(session, wait=bool(wait)))
+        _exit(run_grid(session, wait=bool(wait), old=old_stages(yes=yes, keep=keep_old)))
 
 
 @app.command()
@@ -358,9 +364,10 @@ def _code() -> Code:
 def _launch(arguments: list[str], cluster: str | None, wait: bool | None, data: Path, results: Path, *, dry_run: bool) -> Session:
     from jobs.commands.console import note
     from jobs.commands.launching import experiment_to_launch, words_of
-    from jobs.experiment.launched import launch
+    from jobs.experiment.launched import last_launch, launch
     from jobs.store.layout import Layout
     from ser_core.registry import REGISTRY
+    from ser_core.settings import Recipe
 
     words = words_of("grid", arguments, cluster, DEFAULT_EXPERIMENT)
     experiment, where = experiment_to_launch(words, _code(), results, _corpora(data))
@@ -370,7 +377,7 @@ def _launch(arguments: list[str], cluster: str | None, wait: bool | None, data: 
     launched = launch(experiment, _corpus(experiment, data, dry_run), REGISTRY, layout, words.file, typed)
     if where:
         note(where)
-    return _session(launched, new=True)
+    return replace(_session(launched, new=True), former=last_launch(layout, REGISTRY, Recipe))
 
 
 def _relaunch(name: str, results: Path) -> Session:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.commands.collect import write_tables
 from jobs.commands.console import note, print_lines, say
 from jobs.commands.passes import one_pass, run_here, wait_on_slurm
+from jobs.commands.relaunch import OldStages, difference_lines, new_lines, settle_old_stages, unneeded_now
 from jobs.commands.status import read_status
 from jobs.commands.status_report import judged_lines, problem_lines, status_lines
 from jobs.control.controller import desired_of, experience_of
@@ -27,12 +28,16 @@ if TYPE_CHECKING:
     from jobs.slurm.chain import ChainState
 
 
-def run_grid(session: Session, *, wait: bool) -> bool:
-    """Launch an experiment. Returns whether every run has a result or, where Slurm computes the rest in the background, may get one."""
+def run_grid(session: Session, *, wait: bool, old: OldStages = OldStages.ask) -> bool:
+    """Launch an experiment. Returns whether every run has a result or, where Slurm computes the rest in the background, may get one.
+
+    `old`: what becomes of queued and running stages that this launch does not need.
+    """
     session.require_nothing_in_slurm()
     if session.on_slurm:
         session.arrays.limits()  # fails before anything is written if Slurm does not answer
     check_store(session.launched.layout, [(node.stage, key) for key, node in session.launched.graph.nodes.items()])
+    settle_old_stages(session, old)
     store(session.launched)
     if not session.on_slurm:
         return finish(session, run_here(session))
@@ -87,6 +92,7 @@ def print_plan(session: Session, cost_notes: Callable[[Path, Sequence[Any]], Seq
     """
     from jobs.control.estimates import forecast, forecast_lines
 
+    print_lines(difference_lines(session))
     report = session.look(with_limits=True)
     expected = forecast(
         report.graph,
@@ -99,6 +105,10 @@ def print_plan(session: Session, cost_notes: Callable[[Path, Sequence[Any]], Seq
     print_lines(recipe_sentences(session.recipes, session.published.labels))
     reused = set(expected.plan.reused)
     print_lines(cost_notes(Path(session.launched.corpus.folder), [node for key, node in report.graph.nodes.items() if key not in reused]))
+    print_lines(new_lines(session, report))
+    old = unneeded_now(session)
+    if old.queued or old.running:
+        say(f"would withdraw {old}, which nobody needs any more; --keep-old keeps them")
     print_lines(forecast_lines(expected))
     if not session.on_slurm:
         return

@@ -136,7 +136,7 @@ def session_of(
         extend=decisions.extend,
     )
     place = replace(place, experiment=sweep.own_layout.experiment, launched=sweep.launched)
-    return SweepSession(launched, place, root, root, preload, new, patient, sweep=sweep, decisions=decisions)
+    return SweepSession(launched, place, root, root, preload, new=new, patient=patient, sweep=sweep, decisions=decisions)
 
 
 def print_preview(session: SweepSession) -> None:

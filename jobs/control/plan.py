@@ -70,13 +70,15 @@ def make_plan(
     since: float = 0.0,
     now: float = math.inf,
     predict: Predict | None = None,
+    keep_old: bool = False,
 ) -> Plan:
     """Decide for every needed stage whether it is done, in flight, to be submitted, deferred, blocked, given up or held.
 
     `runs_per_task` gives, by stage name, how many stages one task computes (1 without an entry). A stage is
     submitted only if each of its upstream stages is done, in flight, or submitted in this same plan. `max_failures` is the budget of failed
     attempts of the whole experiment (0: none), `since` the time of the last launch, `now` that of this pass (seconds since the epoch).
-    `predict` gives what is requested for a stage of a kind (None: everything as configured).
+    `predict` gives what is requested for a stage of a kind (None: everything as configured). With `keep_old` queued stages
+    that are not in the graph are not withdrawn.
     """
     depth = _depths(graph)
     height = critical_minutes(graph, lambda stage: 1.0)  # in stages
@@ -146,7 +148,7 @@ def make_plan(
         blocked=tuple(blocked),
         given_up=tuple(given_up),
         held_or_cancelled=tuple(held_or_cancelled),
-        withdrawn=_withdrawn(graph, in_flight, waiting),
+        withdrawn=tuple(key for key in _withdrawn(graph, in_flight, waiting) if key in graph.nodes or not keep_old),
         reasons=reasons,
     )
 
