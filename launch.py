@@ -17,11 +17,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs.commands.arguments import RUN, AsJson, Data, DryRun, Name, Results, Settings, Wait, Where, Words
+from jobs.commands.disk_arguments import add_disk_commands
 from jobs.errors import InternalError, SlurmUnavailableError, StoredConfigurationError, UsageError, is_mendable
-from ser_core.errors import InputError
+from ser_core.errors import InputError, shortened
 
 if TYPE_CHECKING:
     from jobs.commands.launching import Code
+    from jobs.commands.owners import Opening
     from jobs.commands.session import Session
     from jobs.commands.sweep import SweepSession
     from jobs.experiment.config import Experiment
@@ -47,14 +50,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Experiment grids on this machine or a Slurm cluster whose last step is a trustworthy table.",
 )
-
-Data = Annotated[Path, typer.Option("--data", envvar="SER_GRID_DATA", help="folder of the prepared corpora")]
-Results = Annotated[Path, typer.Option("--results", envvar="SER_GRID_RESULTS", help="folder of the results")]
-Name = Annotated[str, typer.Argument(metavar="[EXPERIMENT]", help="name under which the experiment was launched")]
-RUN = "RUN: METHOD/FOLD/SLOT, or at least 6 digits of a stage's key"
-Words = Annotated[list[str], typer.Argument(metavar="[EXPERIMENT] RUN", help=f"{RUN}; of two arguments the first is the experiment")]
-Settings = Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT] [KEY=VALUE ...]")]
-Where = Annotated[str | None, typer.Option("--cluster", help="local | slurm; default: as launched last, or as in its file")]
 
 
 @app.command()
@@ -138,8 +133,8 @@ def config(
 def grid(
     arguments: Settings = None,
     cluster: Where = None,
-    wait: Annotated[bool | None, typer.Option("--wait/--detach", help="slurm: stay until all is done; default: --detach")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be reused and submitted; change nothing")] = False,
+    wait: Wait = None,
+    dry_run: DryRun = False,
     yes: Annotated[bool, typer.Option("--yes", help="withdraw stages in Slurm that nobody needs any more, without asking")] = False,
     keep_old: Annotated[bool, typer.Option("--keep-old", help="leave such stages in Slurm")] = False,
     data: Data = ROOT / "data",
@@ -162,15 +157,15 @@ def grid(
 @app.command()
 def resume(
     experiment: Name = DEFAULT_EXPERIMENT,
-    wait: Annotated[bool | None, typer.Option("--wait/--detach", help="slurm: stay until all is done; default: --detach")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be reused and submitted; change nothing")] = False,
+    wait: Wait = None,
+    dry_run: DryRun = False,
     results: Results = ROOT / "results",
 ) -> None:
     """Launch an experiment again with the settings it was launched with, whatever its file says now. Lifts a `cancel`."""
     from jobs.commands.grid import print_plan, run_grid
     from ser_core.registry import REGISTRY
 
-    session = _relaunch(experiment, results)
+    session = _relaunch(experiment, results, dry_run=dry_run)
     print_plan(session, REGISTRY.cost_notes) if dry_run else _exit(run_grid(session, wait=bool(wait)))
 
 
@@ -186,7 +181,7 @@ def reconcile(experiment: Name = DEFAULT_EXPERIMENT, results: Results = ROOT / "
 def status(
     experiment: Name = DEFAULT_EXPERIMENT,
     watch: Annotated[bool, typer.Option("--watch", help="repeat until nothing is left to do")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON value, nothing else")] = False,
+    as_json: AsJson = False,
     requests: Annotated[bool, typer.Option("--requests", help="only: how often the requested time and memory were enough")] = False,
     results: Results = ROOT / "results",
 ) -> None:
@@ -255,25 +250,36 @@ def cancel(
 def collect(
     experiment: Name = DEFAULT_EXPERIMENT,
     formats: Annotated[list[str] | None, typer.Option("--format", help="latex | markdown | csv | json; default: all")] = None,
-    out: Annotated[Path | None, typer.Option(help="folder to write to; default: results/EXPERIMENT/tables")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder to write to; default: results/EXPERIMENT/tables; -: one format to standard output")
+    ] = None,
     allow_incomplete: Annotated[bool, typer.Option("--allow-incomplete", help="exit with 0 even if runs are missing")] = False,
     force: Annotated[bool, typer.Option("--force", help="overwrite complete tables with incomplete ones of fewer runs")] = False,
     source: Annotated[Path | None, typer.Option("--from", metavar="RUNS.CSV", help="results from elsewhere, one row a run")] = None,
-    outliers: Annotated[str | None, typer.Option(metavar="RULE", help="with --from: pooled (default) | cell | none")] = None,
+    outliers: Annotated[str | None, typer.Option(metavar="RULE", help="with --from: pooled (default) | common | cell | none")] = None,
+    unreplaced: Annotated[
+        str | None, typer.Option(metavar="keep|drop", help="outliers that no other run replaces: keep (default) in the means, or drop")
+    ] = None,
+    width: Annotated[str | None, typer.Option(metavar="column|page", help="LaTeX: fit one column or the page (default)")] = None,
+    numbers: Annotated[str | None, typer.Option(metavar="plain|siunitx", help="LaTeX: numbers as text (default), or by siunitx")] = None,
+    bold: Annotated[bool, typer.Option("--bold/--no-bold", help="LaTeX: the best mean of a column in bold (default)")] = True,
+    marks: Annotated[bool, typer.Option("--marks", help="LaTeX: a star where a method differs from the first one")] = False,
     results: Results = ROOT / "results",
 ) -> None:
     """Write the tables of an experiment: LaTeX that compiles, Markdown, CSV, JSON, confusion matrices."""
-    from jobs.commands.collect import write_csv_tables, write_tables
+    from jobs.commands.collect import Asked, write_csv_tables, write_tables
     from jobs.tables.collect import check_formats
+    from jobs.tables.latex import style_of
 
     check_formats(formats or ())
+    asked = Asked(formats, out, unreplaced, style_of(width, numbers, bold=bold, marks=marks), force)
     if source is not None:
-        complete = write_csv_tables(source, outliers, PUBLISHED, formats, out)
+        complete = write_csv_tables(source, outliers, PUBLISHED, asked)
     elif outliers is not None:
         raise UsageError("--outliers goes with --from: an experiment is judged by the rule it was launched with (policy.outliers)")
     else:
         session = _reopen(experiment, results)
-        complete = write_tables(session, session.look(ask_slurm=False), formats, out, force=force)
+        complete = write_tables(session, session.look(ask_slurm=False), asked)
     _exit(complete or allow_incomplete)
 
 
@@ -315,7 +321,7 @@ def sweep(
 def doctor(
     arguments: Settings = None,
     cluster: Where = None,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON value, nothing else")] = False,
+    as_json: AsJson = False,
     results: Results = ROOT / "results",
 ) -> None:
     """Check this machine and, with --cluster slurm, the site: limits, accounting, a probe job on a compute node."""
@@ -329,6 +335,22 @@ def doctor(
     checks = examine(results.resolve(), source=ROOT, experiment=slurm, tell=lambda text: typer.echo(text, err=True))
     typer.echo(json.dumps(checks_to_json(checks), indent=1) if as_json else "\n".join(check_lines(checks)))
     raise typer.Exit(exit_code(checks))
+
+
+def _opening(results: Path) -> Opening:
+    from jobs.commands.owners import Opening
+    from jobs.store.layout import Layout
+    from jobs.sweeps.records import load_sweep
+    from ser_core.registry import REGISTRY
+    from ser_core.settings import Recipe
+
+    return Opening(
+        lambda name: _reopen(name, results, patient=False),
+        lambda name, digest: load_sweep(Layout(results.resolve(), name), digest, REGISTRY, Recipe, ROOT),
+    )
+
+
+add_disk_commands(app, ROOT / "results", _opening)
 
 
 @app.command(hidden=True)
@@ -358,48 +380,66 @@ def _code() -> Code:
     from ser_core.registry import REGISTRY, VERSIONS
     from ser_core.settings import Recipe
 
-    return Code(REGISTRY, REGISTRY.check, tuple(VERSIONS), Recipe, CONFIGS, PUBLISHED)
+    return Code(REGISTRY, REGISTRY.check, tuple(VERSIONS), Recipe, CONFIGS, PUBLISHED, REGISTRY.check_corpus)
 
 
 def _launch(arguments: list[str], cluster: str | None, wait: bool | None, data: Path, results: Path, *, dry_run: bool) -> Session:
     from jobs.commands.console import note
-    from jobs.commands.launching import experiment_to_launch, words_of
+    from jobs.commands.launching import check_corpus, experiment_to_launch, words_of
     from jobs.experiment.launched import last_launch, launch
+    from jobs.store.clock import measure
     from jobs.store.layout import Layout
     from ser_core.registry import REGISTRY
     from ser_core.settings import Recipe
 
     words = words_of("grid", arguments, cluster, DEFAULT_EXPERIMENT)
     experiment, where = experiment_to_launch(words, _code(), results, _corpora(data))
-    _resolve_checkpoints(experiment)
     layout = Layout(results.resolve(), experiment.name)
+    if not dry_run:
+        measure(layout.root)
+    _resolve_checkpoints(experiment, layout)
     typed = _typed("grid", arguments, cluster, wait, data, results)
     launched = launch(experiment, _corpus(experiment, data, dry_run), REGISTRY, layout, words.file, typed)
+    check_corpus(launched.experiment, launched.corpus, _code())
     if where:
         note(where)
     return replace(_session(launched, new=True), former=last_launch(layout, REGISTRY, Recipe))
 
 
-def _relaunch(name: str, results: Path) -> Session:
-    from jobs.commands.launching import check_experiment
+def _relaunch(name: str, results: Path, *, dry_run: bool) -> Session:
+    from jobs.commands.launching import check_corpus, check_experiment
     from jobs.experiment.launched import relaunch, require_same_corpus
+    from jobs.store.clock import measure
     from jobs.store.layout import Layout
     from ser_core.corpora.manifest import load_manifest
     from ser_core.registry import REGISTRY
     from ser_core.settings import Recipe
 
-    session = _session(relaunch(Layout(results.resolve(), name), REGISTRY, Recipe), new=True)
+    layout = Layout(results.resolve(), name)
+    if not dry_run:
+        measure(layout.root)
+    session = _session(relaunch(layout, REGISTRY, Recipe), new=True)
     check_experiment(session.launched.experiment, _code())
-    _resolve_checkpoints(session.launched.experiment)
+    _resolve_checkpoints(session.launched.experiment, session.launched.layout)
     require_same_corpus(session.launched, load_manifest(Path(session.launched.corpus.folder)).digest, session.hints.launch)
+    check_corpus(session.launched.experiment, session.launched.corpus, _code())
     return session
 
 
-def _resolve_checkpoints(experiment: Experiment) -> None:
-    from ser_core.settings import resolve_checkpoints
+def _resolve_checkpoints(experiment: Experiment, *launched: Layout) -> None:
+    """Make paths of checkpoints absolute, and resolve hub names to the commits of earlier launches (the last counts), else of the cache."""
+    from jobs.commands.console import note
+    from jobs.experiment.launched import last_recipes
+    from ser_core.models.identity import pin_commit
+    from ser_core.settings import commits_of, resolve_checkpoints
 
+    former = commits_of(recipe for layout in launched for recipe in last_recipes(layout))
+    lines = []
     for recipe in (experiment.recipe, *experiment.recipes.values()):
         resolve_checkpoints(recipe, (Path.cwd(), ROOT))
+        lines.append(pin_commit(recipe.backbone, former))
+    for line in filter(None, dict.fromkeys(lines)):
+        note(line)
 
 
 def _typed(command: str, arguments: list[str], cluster: str | None, wait: bool | None, data: Path, results: Path) -> tuple[str, ...]:
@@ -463,8 +503,10 @@ def _launch_sweep(
     from jobs.commands.console import note
     from jobs.commands.launching import experiment_to_launch, words_of
     from jobs.commands.sweep import new_sweep, session_of
+    from jobs.store.clock import measure
     from jobs.store.layout import Layout
     from jobs.sweeps.preflight import require_ray
+    from jobs.sweeps.records import sweeps_of
     from jobs.sweeps.space import listed_points
     from ser_core.registry import REGISTRY
 
@@ -472,8 +514,11 @@ def _launch_sweep(
     experiment, where = experiment_to_launch(words, _code(), results, _corpora(data))
     listed_points(experiment)  # checks that need no corpus come before one is prepared
     require_ray(experiment.sweep.search)
-    _resolve_checkpoints(experiment)
-    corpus, layout = _corpus(experiment, data, dry_run), Layout(results.resolve(), experiment.name)
+    layout = Layout(results.resolve(), experiment.name)
+    if not dry_run:
+        measure(layout.root)
+    _resolve_checkpoints(experiment, *sweeps_of(layout), layout)
+    corpus = _corpus(experiment, data, dry_run)
     typed = _typed("sweep", arguments, cluster, wait, data, results)
     sweep = new_sweep(experiment, words.file, corpus, layout, REGISTRY, code=ROOT, typed=typed)
     if where:
@@ -510,8 +555,11 @@ def main() -> int:
     """Run the command line; errors that the user can fix are lines on stderr and exit code 2."""
     try:
         app(standalone_mode=True)
-    except (UsageError, SlurmUnavailableError, InputError) as error:
+    except (UsageError, SlurmUnavailableError) as error:
         typer.echo(str(error), err=True)
+        return 2
+    except InputError as error:
+        typer.echo("\n".join(shortened(error.problems)), err=True)
         return 2
     except InternalError as error:
         typer.echo(str(error), err=True)

@@ -12,12 +12,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, Unpack
 
-from ser_core.corpora.manifest import SAMPLE_RATE, Manifest, Utterance, load_manifest
-from ser_core.corpora.validation import is_fixed_part, training_and_validation, validation_speakers
+from ser_core.corpora.manifest import SAMPLE_RATE, Manifest, load_manifest
+from ser_core.corpora.validation import is_fixed_part, validation_speakers
 from ser_core.errors import InputError
+from ser_core.models.backbone_config import config_problems
 from ser_core.models.identity import backbone_identity, backbone_origin, wav2vec_identity, wav2vec_origin
-from ser_core.models.shapes import expected_shape, state_count
 from ser_core.parallel.team import Team
+from ser_core.preflight import corpus_problems, trained_on, training_frames
 from ser_core.settings import Recipe
 from ser_core.sweep import stage_proxies
 
@@ -54,6 +55,8 @@ class StageArguments(TypedDict):
     relief: int
     should_stop: Callable[[], bool]
     report: Callable[[str], None]
+    attempt: NotRequired[int]
+    superseded: NotRequired[Callable[[], bool]]
     team: NotRequired[Team | None]
     shared: NotRequired[Path | None]
 
@@ -130,12 +133,8 @@ class SpeechRegistry:
         return validation_speakers(load_manifest(corpus), fold)
 
     def training_frames(self, corpus: Path, recipe: Recipe, fold: str, validation: Sequence[str] = ()) -> int:
-        """Return the number of emotion states (frames) that k-means clusters, which is the largest possible number of clusters.
-
-        A wav2vec checkpoint file is not opened; it is assumed to have the layers of `wav2vec_large.pt`.
-        """
-        shape = expected_shape(recipe.states.wav2vec)
-        return sum(max(1, state_count(shape, utterance.samples)) for utterance in _trained_on(load_manifest(corpus), fold, validation))
+        """Return the number of emotion states (frames) that k-means clusters (`ser_core.preflight.training_frames`)."""
+        return training_frames(trained_on(load_manifest(corpus), fold, validation), recipe.states.wav2vec)
 
     def proxies(self, corpus: Path, fold: str, validation: Sequence[str], clusters: Mapping[int, Path]) -> dict[str, Any]:
         """Return how well the clusters of each k agree with the emotion labels: {"k": {"64": {"purity": ..., "nmi": ...}, ...}}.
@@ -146,7 +145,7 @@ class SpeechRegistry:
         from ser_core.clustering.agreement import agreement_by_k
 
         manifest = load_manifest(corpus)
-        utterances = _trained_on(manifest, fold, validation)
+        utterances = trained_on(manifest, fold, validation)
         labels = [manifest.class_index(utterance) for utterance in utterances]
         found = agreement_by_k([utterance.id for utterance in utterances], labels, clusters)
         return {"k": {str(k): {"purity": each.purity, "nmi": each.nmi} for k, each in found.items()}}
@@ -160,6 +159,16 @@ class SpeechRegistry:
         problems = list(_problems(recipe))
         if problems:
             raise InputError(problems)
+
+    def check_corpus(self, corpus: Path, methods: Sequence[tuple[str, Recipe]], folds: Mapping[str, Sequence[str]]) -> None:
+        """Raise InputError with one line per setting that the training part of a fold is too small for (`ser_core.preflight`).
+
+        `methods`: each with its recipe. `folds`: held-out fold -> the validation speakers of a sweep, else ().
+        """
+        manifest = load_manifest(corpus)
+        problems = [line for method, recipe in methods for line in corpus_problems(method, recipe, manifest, folds)]
+        if problems:
+            raise InputError(list(dict.fromkeys(problems)))
 
     def cost_notes(self, corpus: Path, stages: Sequence[Any]) -> tuple[str, ...]:
         """Return a line for a dry run if stages compute a frozen front end at every step; `stages` have `stage`, `settings`, `fold`."""
@@ -221,12 +230,8 @@ def _front_end_hours(manifest: Manifest, call: Any) -> float:
     if call.stage == "ptapt":
         return float(call.settings["ptapt"]["steps"] * call.settings["ptapt"]["batch_seconds"] / 3600)
     settings = call.settings["finetune"]
-    seconds = [utterance.samples / SAMPLE_RATE for utterance in _trained_on(manifest, call.fold, call.settings.get("validation", ()))]
+    seconds = [utterance.samples / SAMPLE_RATE for utterance in trained_on(manifest, call.fold, call.settings.get("validation", ()))]
     return float(settings["epochs"] * sum(min(each, settings["max_seconds"]) for each in seconds) / 3600)
-
-
-def _trained_on(manifest: Manifest, fold: str, validation: Sequence[str]) -> tuple[Utterance, ...]:
-    return training_and_validation(manifest, fold, validation)[0] if validation else manifest.training(fold)
 
 
 REGISTRY = SpeechRegistry()
@@ -332,6 +337,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
             yield f"recipe.cluster.counts={counts}: {count} is not a number of clusters; at least 2"
     if recipe.execution.device not in DEVICES:
         yield f"recipe.execution.device={recipe.execution.device}: unknown; known are {', '.join(DEVICES)}"
+    yield from config_problems(recipe.backbone.config if recipe.backbone.checkpoint is None else {})
     yield from _grid_problems(recipe)
 
 

@@ -8,7 +8,7 @@ features depend on its batch. The preset `published` (configs/recipe/published.y
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -77,6 +77,7 @@ class BackboneSettings:
     revision: str | None = None  # of a Hugging Face name
     config: dict[str, Any] = field(default_factory=dict)  # keys of transformers.Wav2Vec2Config, used when checkpoint is null
     init_seed: int = 0  # of random weights
+    commits: dict[str, str] = field(default_factory=dict)  # hub name -> commit; set by a launch (ser_core.models.hub), not part of a key
 
 
 @dataclass
@@ -219,7 +220,7 @@ class Recipe:
     swept: ClassVar[SweptMethod] = P_TAPT  # the method whose settings `sweep` searches
 
     # No departures from a preset; tables state revision and digest of the weights that were used.
-    not_of_preset: ClassVar[tuple[str, ...]] = ("preset", "execution", "backbone.revision", "states.wav2vec.checkpoint")
+    not_of_preset: ClassVar[tuple[str, ...]] = ("preset", "execution", "backbone.revision", "backbone.commits", "states.wav2vec.checkpoint")
 
     preset: str = "paper"  # configs/recipe/NAME.yaml, which the other settings override; not part of a stage's key
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
@@ -231,6 +232,16 @@ class Recipe:
     ptapt: PtaptSettings = field(default_factory=PtaptSettings)
     execution: ExecutionSettings = field(default_factory=ExecutionSettings)
     upstream_seed: int = 0  # of states, cluster, tapt and ptapt, which are computed once per fold for all seeds
+
+
+def commits_of(recipes: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the commits of hub models in stored recipes (JSON values); a recipe of an earlier version has none."""
+    found: dict[str, str] = {}
+    for recipe in recipes:
+        backbone = recipe.get("backbone")
+        commits = backbone.get("commits") if isinstance(backbone, Mapping) else None
+        found |= {str(name): str(commit) for name, commit in commits.items()} if isinstance(commits, Mapping) else {}
+    return found
 
 
 def resolve_checkpoints(recipe: Recipe, folders: Iterable[Path]) -> None:

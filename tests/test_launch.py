@@ -30,9 +30,6 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     found.close()
 
 
-NO_POOL = ("sweep.counts=[]", "sweep.sizes=[]")  # of the demo
-
-
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -61,6 +58,8 @@ NO_POOL = ("sweep.counts=[]", "sweep.sizes=[]")  # of the demo
         (("grid", "demo", "savee"), ("one experiment at a time",)),
         (("grid", "demo", "--cluster", "cloud"), ("--cluster cloud",)),
         (("status", "demo"), ("was not launched",)),
+        (("clean", "--whole"), ("--whole goes with the name of an experiment",)),
+        (("clean", "demo"), ("nothing of that name in", "there are none")),
         (("resume", "demo"), ("was not launched",)),
         (("status", "demo", "--json", "--watch"), ("--json", "--watch")),
         (("explain", "demo", "vft/1/0"), ("was not launched",)),
@@ -73,9 +72,16 @@ NO_POOL = ("sweep.counts=[]", "sweep.sizes=[]")  # of the demo
         (("collect", "demo", "--format", "docx"), ("docx", "latex")),
         (("collect", "--from", "/nowhere/runs.csv"), ("/nowhere/runs.csv",)),
         (("collect", "demo", "--outliers", "cell"), ("--from", "policy.outliers")),
+        (("collect", "--from", "runs.csv", "--unreplaced", "forget"), ("'forget'", "keep or drop")),
+        (("collect", "--from", "runs.csv", "--width", "wide"), ("'wide'", "column, page")),
+        (("collect", "--from", "runs.csv", "--out", "-"), ("--out -", "--format")),
         (("doctor", "demo", "--cluster", "cloud"), ("--cluster cloud",)),
         (("sweep", "iemocap"), ("prepare iemocap --source",)),
-        (("sweep", "demo", *NO_POOL, "sweep.sets=[[8],[]]"), ("sweep.sets", "an empty set")),
+        (("sweep", "demo", "sweep.sets=[[8],[]]"), ("sweep.sets", "an empty set")),
+        (("sweep", "demo", "sweep.counts=[]"), ("sweep.counts=[]", "the counts of the recipe")),
+        (("grid", "demo", "recipe.backbone.config.hidden_size=66"), ("hidden_size=66", "num_conv_pos_embedding_groups=4")),
+        (("grid", "demo", "recipe.backbone.config.num_attention_heads=3"), ("hidden_size=64", "num_attention_heads=3")),
+        (("grid", "demo", "recipe.backbone.config.hiden_size=64"), ("recipe.backbone.config.hiden_size", "did you mean hidden_size?")),
         (("sweep", "demo", "sweep.counts=[16,64,16]"), ("sweep.counts", "twice")),
         (("sweep", "demo", "sweep.sizes=[9]"), ("sweep.sizes", "allowed: 1 to 3")),
         (("sweep", "demo", "sweep.search=bayes"), ("sweep.search", "bayes", "optuna")),
@@ -161,7 +167,8 @@ def test_without_ray_or_optuna_the_extra_is_named(missing: str, search: str, cod
     small_corpus(tmp_path / "data" / "demo", {"1": "ab", "2": "cd", "3": "ef"})
     program = RAY_ENDS_IT + NO_RAY.replace("MISSING", repr(missing))
     run = CommandLine(tmp_path / "data", tmp_path / "results", without_ray(tmp_path / "site", program))
-    done = run("sweep", "demo", "sweep.folds=[]", "sweep.counts=[8,16]", f"sweep.search={search}", "--dry-run")
+    sizes = ("recipe.finetune.batch_size=20", "recipe.states.batch_size=18")
+    done = run("sweep", "demo", "sweep.folds=[]", "sweep.counts=[8,16]", f"sweep.search={search}", *sizes, "--dry-run")
     assert done.returncode == code, done.stdout + done.stderr
     if code:
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
@@ -183,21 +190,22 @@ def test_a_dry_run_names_the_recipe_and_what_it_costs(tmp_path: Path) -> None:
     assert (
         "In all recipes: backbone.checkpoint=null, backbone.config={...}, finetune.batch_size=32," in done.stdout
     )  # 15 epochs: the preset's
-    # 5 fine-tunings of 15 epochs on 4 speakers' 2 recordings of 10 s; the corpus has 12 recordings.
+    # 5 fine-tunings of 15 epochs on 4 speakers' 10 recordings of 2 s.
     assert "5 stages compute the front end at every training step" in done.stdout
-    assert f"{5 * 15 * 8 * 10 / 3600:.1f} hours of audio" in done.stdout
+    assert f"{5 * 15 * 40 * 2 / 3600:.1f} hours of audio" in done.stdout
     assert "submit finetune independent: 5 tasks" in done.stdout
     assert not run.results.exists()
 
 
 def small_corpus(folder: Path, speakers: dict[str, str]) -> None:
-    """A manifest without recordings: each speaker of a fold has ten seconds of both classes."""
+    """A manifest without recordings: each speaker of a fold has five of two seconds of both classes."""
     folder.mkdir(parents=True, exist_ok=True)
     spoken = [
-        Utterance(f"{speaker}-{label}", f"{speaker}-{label}.flac", 160_000, label, speaker, fold, audio_digest=speaker + label)
+        Utterance(f"{speaker}-{label}-{take}", "a.flac", 32_000, label, speaker, fold, audio_digest=f"{speaker}{label}{take}")
         for fold, names in speakers.items()
         for speaker in names
         for label in ("happy", "sad")
+        for take in range(5)
     ]
     write_manifest(folder, "demo", list(speakers), spoken)
 
@@ -283,12 +291,44 @@ def test_an_experiment_is_cancelled_without_its_configuration(text: str, tmp_pat
 def test_results_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
     """A file in place of the folder, a full disk: the error, the path, and exit code 2."""
     (tmp_path / "results").write_text("")
-    (tmp_path / "data" / "demo").mkdir(parents=True)
-    write_manifest(tmp_path / "data" / "demo", "demo", ["1"], [Utterance("a", "a.wav", 16000, "happy", "1F", "1", audio_digest="0")])
+    small_corpus(tmp_path / "data" / "demo", {"1": "ab", "2": "cd", "3": "ef"})
     done = CommandLine(tmp_path / "data", tmp_path / "results")("grid", "demo", "--cluster", "local")
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert str(tmp_path / "results") in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("recipe.finetune.batch_size=41",), ("recipe.finetune.batch_size=41", "40 training utterances", "at most 40")),
+        (("methods=[ptapt]", "recipe.cluster.counts=[8,99999]"), ("recipe.cluster.counts=[8, 99999]", "frames")),
+        (("table=savee_table2",), ("table=savee_table2", "DC, JE, JK, KL", "corpus demo has 1, 2, 3", "table=null")),
+    ],
+)
+@pytest.mark.parametrize("command", [("grid",), ("grid", "--dry-run")])
+def test_what_does_not_fit_the_corpus_is_refused_before_a_launch(
+    command: tuple[str, ...], arguments: tuple[str, ...], expected: tuple[str, ...], tmp_path: Path, forks: Forks
+) -> None:
+    """One line, and no record of a launch."""
+    small_corpus(tmp_path / "data" / "demo", {"1": "ab", "2": "cd", "3": "ef"})
+    done = forks(CommandLine(tmp_path / "data", tmp_path / "results"), *command, "demo", "--cluster", "local", *arguments)
+    assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stderr
+    for text in expected:
+        assert text in done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_wrong_source_is_reported_with_twenty_problems_at_most(tmp_path: Path) -> None:
+    """And the number of the others: a wrong folder has a problem per file."""
+    names = "".join(f"no-such-file-{number}.wav,happy,speaker,1\n" for number in range(25))
+    (tmp_path / "list.csv").write_text("path,label,speaker,fold\n" + names)
+    done = CommandLine(tmp_path / "data", tmp_path / "results")("prepare", "csv", "--source", str(tmp_path / "list.csv"))
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 21, done.stderr
+    assert all("no-such-file" in line for line in lines[:20])
+    assert lines[20] == "and 5 more problems of 25"
 
 
 def test_collect_from_a_csv_file(tmp_path: Path) -> None:
@@ -302,6 +342,14 @@ def test_collect_from_a_csv_file(tmp_path: Path) -> None:
     assert "rerun with another seed, and add the row below: ours vft/1/3 seed 3" in done.stderr
     summary = json.loads((tmp_path / "runs-tables" / "summary.json").read_text())
     assert summary["methods"][0]["unresolved"] == 1
+    assert summary["methods"][0]["cells"][0]["runs"][3]["out"] is True
+    done = CommandLine(tmp_path / "data", tmp_path / "results")("collect", "--from", str(source), "--unreplaced", "drop")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "runs-tables" / "summary.json").read_text())["methods"][0]["n"] == 9
+    done = CommandLine(tmp_path / "data", tmp_path / "results")("collect", "--from", str(source), "--format", "csv", "--out", "-")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (tmp_path / "runs-tables" / "runs.csv").read_text().replace("3,20.0,,,outlier", "3,20.0,,,accepted")
+    assert not Path("-").exists()
     assert not (tmp_path / "results").exists()
 
 

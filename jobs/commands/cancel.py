@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from jobs.errors import SlurmUnavailableError, UsageError
 from jobs.experiment.graph import with_upstream
 from jobs.experiment.lookup import find_target
 from jobs.store.cancellations import record_cancellation
+from jobs.store.clock import file_time
 from jobs.text import counted, listed
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def cancel(session: Session, runs: Sequence[str], *, now: float | None = None) -
     if session.on_slurm:
         session.require_own()
     # Clocks of two machines differ: a cancellation is recorded as later than the launch that it cancels.
-    layout, moment = session.launched.layout, max(session.launched.since, time.time() if now is None else now)
+    layout, moment = session.launched.layout, max(session.launched.since, file_time(session.launched.layout.root) if now is None else now)
     seen = session.look(ask_slurm=False)
     targets = [find_target(seen.graph, run) for run in runs]
     keys = keys_to_cancel(seen, [target.node.key for target in targets]) if runs else None

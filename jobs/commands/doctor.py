@@ -39,7 +39,8 @@ from jobs.errors import SlurmUnavailableError, UsageError
 from jobs.experiment.config import Experiment, SlurmSite, resources_of
 from jobs.slurm.client import SlurmClient
 from jobs.slurm.parse import Refusal, is_final
-from jobs.slurm.script import ArrayJob, Job, LinkJob, launcher_python, render_script
+from jobs.slurm.script import ArrayJob, Job, LinkJob, launcher_python
+from jobs.slurm.startable import accepted
 from jobs.store.layout import Layout
 from jobs.store.records import create_json, read_json, write_json
 from jobs.text import one_line
@@ -191,7 +192,7 @@ def collect_slurm(client: SlurmClient, site: SlurmSite, experiment: Experiment |
         config = client.configuration()
     except SlurmUnavailableError as error:
         return SlurmFacts(error=str(error))
-    accepted = _accepted(client, site)
+    small = _accepted(client, site)
     return SlurmFacts(
         version=client.output("sinfo", "--version") or "Slurm of an unknown version",
         config=config,
@@ -200,9 +201,9 @@ def collect_slurm(client: SlurmClient, site: SlurmSite, experiment: Experiment |
         ),
         submit_limit=client.submit_limit(site),
         accounting=client.output("sacct", "--allocations", "--noheader", "--jobs=1") is not None,
-        accepted=accepted,
-        accepted_without_memory=accepted[0] or _accepted(client, SlurmSite(**{**vars(site), "memory_requests": False}))[0],
-        refused=_refused(client, experiment) if experiment is not None and accepted[0] else {},
+        accepted=small,
+        accepted_without_memory=small[0] or _accepted(client, SlurmSite(**{**vars(site), "memory_requests": False}))[0],
+        refused=_refused(client, experiment) if experiment is not None and small[0] else {},
     )
 
 
@@ -327,18 +328,14 @@ def _refused(client: SlurmClient, experiment: Experiment) -> dict[str, str]:
     for name in experiment.resources:
         resources = resources_of(experiment, name)
         job = ArrayJob(size=1, resources=resources, stages_per_element=resources.runs_per_task, name="ser-grid.doctor", **_NOTHING)
-        accepted, said = _accepted(client, experiment.slurm, job)
-        found.update({} if accepted else {name: said})
+        fits, said = _accepted(client, experiment.slurm, job)
+        found.update({} if fits else {name: said})
     return found
 
 
 def _accepted(client: SlurmClient, site: SlurmSite, job: Job | None = None) -> tuple[bool, str]:
     """Whether sbatch would accept a job, by default a small one, and its message."""
-    job = job or LinkJob(name="ser-grid.doctor", minutes=1, dependency="", **_NOTHING)
-    with tempfile.TemporaryDirectory(prefix="ser-grid-doctor-") as name:
-        script = Path(name) / "script.sh"
-        script.write_text(render_script(job, site, _templates()), encoding="utf-8")
-        return client.would_accept(script, site)
+    return accepted(client, job or LinkJob(name="ser-grid.doctor", minutes=1, dependency="", **_NOTHING), site, _templates())
 
 
 def _templates() -> Path:

@@ -116,6 +116,9 @@ def next_step(key: str, fact: StageFacts, in_flight: Mapping[str, InFlight], pla
         return f"given up: {plan.reasons[key]}; {lifts} and launch again"
     if key in plan.held_or_cancelled:
         return plan.reasons[key]
+    executed_by = fact.executed_by or (f"job {flight.job}" if flight is not None and flight.phase is Phase.running else "")
+    if fact.cancelled and executed_by:
+        return f"cancelled, stopping: {executed_by} has not ended yet"
     if fact.settling and not fact.executed_by:
         return "waits: Slurm has not reported yet how the last job ended"
     if fact.executed_by:

@@ -10,6 +10,7 @@ from jobs.commands.collect import write_tables
 from jobs.commands.console import note, print_lines, say
 from jobs.commands.passes import one_pass, run_here, wait_on_slurm
 from jobs.commands.relaunch import OldStages, difference_lines, new_lines, settle_old_stages, unneeded_now
+from jobs.commands.startable import require_startable
 from jobs.commands.status import read_status
 from jobs.commands.status_report import judged_lines, problem_lines, status_lines
 from jobs.control.controller import desired_of, experience_of
@@ -35,7 +36,8 @@ def run_grid(session: Session, *, wait: bool, old: OldStages = OldStages.ask) ->
     """
     session.require_nothing_in_slurm()
     if session.on_slurm:
-        session.arrays.limits()  # fails before anything is written if Slurm does not answer
+        session.require_slurm()
+        require_startable(session, session.look(ask_slurm=False))
     check_store(session.launched.layout, [(node.stage, key) for key, node in session.launched.graph.nodes.items()])
     settle_old_stages(session, old)
     store(session.launched)
@@ -92,6 +94,8 @@ def print_plan(session: Session, cost_notes: Callable[[Path, Sequence[Any]], Seq
     """
     from jobs.control.estimates import forecast, forecast_lines
 
+    if session.on_slurm:
+        session.require_slurm()
     print_lines(difference_lines(session))
     report = session.look(with_limits=True)
     expected = forecast(

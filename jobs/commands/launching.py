@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import socket
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ class Code:
     recipe_schema: type[Any]
     configs: Path  # folder
     published: Path  # file of the published results
+    # Folder of a corpus, (method, recipe) of each row, held-out folds: raises where the corpus is too small for a recipe.
+    check_corpus: Callable[[Path, Sequence[tuple[str, Any]], Mapping[str, Sequence[str]]], None]
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,22 @@ def check_experiment(experiment: Experiment, code: Code) -> None:
         code.check(recipe)
     check_rule(experiment.policy.outliers, experiment.seeds, experiment.policy.sigmas)
     check_notify(experiment.policy)
+
+
+def check_corpus(experiment: Experiment, corpus: Corpus, code: Code) -> None:
+    """UsageError, or the registry's error, where an experiment does not fit its corpus: another table's folds, too few utterances."""
+    from jobs.tables.published import load_published
+
+    published = load_published(code.published, experiment.table)
+    other = [fold for fold in corpus.folds if fold not in published.columns]
+    if published.rows and other:
+        raise UsageError(
+            f"table={experiment.table}: its folds are {', '.join(published.columns)}, corpus {corpus.name} has {', '.join(corpus.folds)}; "
+            "name the table of this corpus, or table=null"
+        )
+    variants = experiment.variants
+    methods = [(variants[name].method if name in variants else name, recipe) for name, recipe in experiment.recipes.items()]
+    code.check_corpus(Path(corpus.folder), methods, dict.fromkeys(experiment.folds or corpus.folds, ()))
 
 
 def workplace(layout: Layout, corpus: Corpus, since: float, registry: str, digest_of: str, packages: tuple[str, ...]) -> Workplace:

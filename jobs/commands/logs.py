@@ -20,6 +20,7 @@ from jobs.errors import UsageError
 from jobs.experiment.graph import Node
 from jobs.experiment.lookup import find_target, stages_of
 from jobs.store.attempts import claim_alive, modified_at
+from jobs.store.clock import file_time
 from jobs.store.layout import Layout
 from jobs.store.records import attempt_numbers, read_claim, read_outcome, read_result
 
@@ -112,7 +113,7 @@ def attempt_over(layout: Layout, log: Log) -> str:
     if outcome is not None:
         return f"{outcome.ending.value}: {outcome.error}: {outcome.message}"
     claim, heartbeat = read_claim(attempt), modified_at(attempt.claim)
-    alive = claim is not None and heartbeat > 0 and claim_alive(claim, heartbeat, live_jobs=None, now=time.time())
+    alive = claim is not None and heartbeat > 0 and claim_alive(claim, heartbeat, live_jobs=None, now=file_time(layout.root))
     return "" if alive else "ended without a record of how"
 
 

@@ -13,7 +13,8 @@ from jobs.commands.console import note, print_lines, say
 from jobs.control.controller import Report, desired_of, reconcile
 from jobs.errors import UsageError
 from jobs.experiment.config import resources_of
-from jobs.text import counted
+from jobs.store.clock import measure
+from jobs.text import counted, duration, one_line
 
 if TYPE_CHECKING:
     from jobs.commands.session import Session
@@ -28,6 +29,7 @@ def one_pass(session: Session) -> Report:
     session.require_same_code()
     session.require_own()
     session.require_last_launch()
+    measure(session.launched.layout.root)
     report = reconcile(desired_of(session.launched), session.arrays)
     session.queue_unknown, session.launched = False, replace(session.launched, graph=report.graph)  # with the runs that fill the slots now
     return report
@@ -40,6 +42,7 @@ def run_here(session: Session, *, stop_count: Callable[[], int] | None = None) -
     from jobs.store.snapshot import code_facts
     from jobs.worker.machine import capacity_here
 
+    measure(session.launched.layout.root)
     executor = LocalExecutor(
         place=replace(session.place, code=code_facts(session.root)),
         layout=session.launched.layout,
@@ -68,12 +71,14 @@ def wait_on_slurm(session: Session) -> Report:
             raise UsageError(report.refused[0])
         print_lines(session.news())
 
+    measure(session.launched.layout.root)
     return wait_for(
         desired_of(session.launched),
         session.arrays,
         poll_seconds=session.launched.experiment.policy.poll_seconds,
         on_event=lambda event: say(event.line),
         on_pass=after_pass,
+        on_outage=lambda error, pause: note(f"{one_line(error)}; nothing is lost, the next try is in {duration(pause)}"),
     )
 
 

@@ -181,6 +181,11 @@ class Session:
                 f"{self.resume_command} launches it again with its settings, {self.hints.of('cancel')} ends it"
             )
 
+    def require_slurm(self) -> None:
+        """SlurmUnavailableError or UsageError, before anything is written, if Slurm does not answer or does not know an option."""
+        self.arrays.limits()
+        self.arrays.check_options()
+
     def require_own(self) -> None:
         """UsageError for another user's experiment: its jobs are not in the queue seen here, and would be submitted twice."""
         if self.other_user:
@@ -206,7 +211,7 @@ class Session:
 
     def require_last_launch(self) -> None:
         """UsageError if the experiment was launched again since this process read its settings: they are no longer valid."""
-        from jobs.slurm.chain import launched_at
+        from jobs.store.launches import launched_at
 
         if launched_at(self.launched.layout) != self.launched.since:
             raise UsageError(f"{self.name} was launched again, or moved, since this command began: run it again")

@@ -32,14 +32,20 @@ class State(Enum):
 
     done = "done"
     running = "running"
+    stopping = "stopping"  # cancelled by the user, and still running
     queued = "queued"
     missing = "missing"  # never started, or between two attempts
-    held = "held"  # the first of its stage and method all failed with the same error
+    held = "held"  # the first of its kind all failed alike, or its method does not learn
     cancelled = "cancelled"  # by the user
     blocked = "blocked"  # an upstream stage is given up, held or cancelled
     failed = "failed"  # given up
     superseded = "superseded"  # of a dropped run: its slot has another seed now
     unneeded = "unneeded"  # no result, and every stage that reads it has one
+
+    @property
+    def label(self) -> str:
+        """In messages and tables."""
+        return "cancelled, stopping" if self is State.stopping else self.value
 
 
 @dataclass(frozen=True)
@@ -185,7 +191,7 @@ def node_states(graph: Graph, plan: Plan, facts: Mapping[str, StageFacts], in_fl
     found.update({key: State.missing for batch in plan.batches for key in batch.keys})
     for key in plan.waiting:
         queued = key in in_flight and in_flight[key].phase is Phase.queued and not facts[key].awaited
-        found[key] = State.queued if queued else State.running
+        found[key] = State.stopping if facts[key].cancelled else State.queued if queued else State.running
     return found
 
 
@@ -266,7 +272,7 @@ def status_table(status: Status) -> Table:
     for name in ("method", "stage"):
         table.add_column(name)
     for state in shown:
-        table.add_column(state.value, justify="right", style=STYLES[state])
+        table.add_column(state.label, justify="right", style=STYLES[state])
     table.add_column("total", justify="right")
     for row in status.stages:
         numbers = [str(row.counts[state.value] or "") for state in shown]
@@ -277,6 +283,7 @@ def status_table(status: Status) -> Table:
 STYLES = {
     State.done: "green",
     State.running: "cyan",
+    State.stopping: "yellow",
     State.queued: "blue",
     State.missing: "",
     State.held: "yellow",
@@ -289,6 +296,7 @@ STYLES = {
 _OF_TABLE: Mapping[State, str] = {
     State.done: "accepted",
     State.running: "running",
+    **dict.fromkeys((State.cancelled, State.stopping), "cancelled"),
     **dict.fromkeys((State.failed, State.blocked), "failed"),
 }
 
@@ -332,6 +340,7 @@ _AFTER = {
     State.failed: "given up",
     State.queued: "failed, in the queue again",
     State.running: "failed, running again",
+    State.stopping: "cancelled, stopping",
     State.cancelled: "cancelled",
     State.held: "held",
     State.blocked: "failed, and blocked upstream",
@@ -354,7 +363,7 @@ def _steps(
         there = f"the tables are in {tables}; {collect} prints and writes them again" if tables else f"{collect} writes the tables"
         return (f"complete: {'the controller writes the tables now' if watched and not tables else there}",)
     steps = []
-    cancelled = cancelled or State.cancelled in states
+    cancelled = cancelled or State.cancelled in states or State.stopping in states
     if cancelled:
         steps.append(f"cancelled: {hints.resume} resumes")
     bad = [run for run in runs if run.state in (State.failed, State.blocked, State.held)]
@@ -380,4 +389,4 @@ def _once_fixed(hints: Hints) -> str:
 
 
 def _counts_in_words(row: StageRow) -> str:
-    return ", ".join(f"{count} {name}" for name, count in row.counts.items() if count) + f" of {row.total}"
+    return ", ".join(f"{count} {State[name].label}" for name, count in row.counts.items() if count) + f" of {row.total}"

@@ -17,13 +17,15 @@ from jobs.commands.cancel import cancel as cancel_stages
 from jobs.commands.console import note, print_lines, say
 from jobs.commands.passes import one_pass, run_here, wait_on_slurm
 from jobs.commands.session import Session
+from jobs.commands.startable import require_startable
 from jobs.commands.status import chain_state
 from jobs.errors import SlurmUnavailableError, UsageError
 from jobs.experiment.config import OutlierRule
 from jobs.experiment.launched import Launched
 from jobs.signals import Interrupts
 from jobs.store.access import check_store
-from jobs.store.cancellations import last_cancellation, read_cancellations
+from jobs.store.cancellations import read_cancellations
+from jobs.store.launches import next_launch
 from jobs.sweeps.decisions import Decisions, Trial, TrialState
 from jobs.sweeps.driver_lock import driver_of, driving, in_words, refusal
 from jobs.sweeps.records import Sweep, began, store_latest, store_sweep
@@ -119,9 +121,10 @@ def session_of(
 ) -> SweepSession:
     """A session for a sweep. `new`: this command launches it. `read_only`: the points that Optuna proposes are not recorded."""
     if new:  # clocks of two machines differ, and a launch lifts every cancellation before it
-        sweep = replace(sweep, launched=max(sweep.launched, last_cancellation(sweep.own_layout) + 0.001))
+        sweep = replace(sweep, launched=next_launch(sweep.own_layout))
     decisions = Decisions(sweep, read_only=read_only)
-    policy = replace(sweep.experiment.policy, outliers=OutlierRule.none)  # low runs of a bad point are not outliers
+    # low runs of a bad point are not outliers, and a point that diverges is a result of the search
+    policy = replace(sweep.experiment.policy, outliers=OutlierRule.none, hold_diverging=False)
     launched = Launched(
         replace(sweep.experiment, policy=policy),
         sweep.corpus,
@@ -168,12 +171,13 @@ def launch(session: SweepSession, *, wait: bool) -> bool:
     if session.on_slurm and not wait:
         if (holder := driver_of(session.sweep.folder)) is not None:
             raise UsageError(refusal(session.sweep.folder, in_words(holder)))
-        return _submit(session)
+        return _submit(session, report)
     if job := _controller(session):
         raise UsageError(refusal(session.sweep.folder, f"job {job}"))
     with driving(session.sweep.folder):
         if session.on_slurm:
-            session.arrays.limits()  # fails before anything is written if Slurm does not answer
+            session.require_slurm()
+            require_startable(session, report)
         store_sweep(session.sweep)
         if session.on_slurm:
             session.chain.point_to_code()
@@ -282,9 +286,10 @@ def trial_lines(before: Mapping[str, Trial], now: Sequence[Trial], folds: Sequen
     return lines
 
 
-def _submit(session: SweepSession) -> bool:
-    """Submit the stages that can be computed now, and a controller that submits the rest."""
-    session.arrays.limits()
+def _submit(session: SweepSession, seen: Report) -> bool:
+    """Submit the stages that can be computed now, and a controller that submits the rest. `seen`: the state before."""
+    session.require_slurm()
+    require_startable(session, seen)
     store_sweep(session.sweep)
     session.chain.point_to_code()
     report = one_pass(session)

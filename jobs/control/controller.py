@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import partial
 
 from jobs.control.estimates import Bounds, Experience
 from jobs.control.executor_protocol import Batch, Executor, Limits, NearbyExecutor
@@ -27,11 +28,13 @@ from jobs.experiment.graph import Extend, Graph, Node, Refill
 from jobs.experiment.launched import Launched
 from jobs.signals import SLICE_SECONDS, Interrupts
 from jobs.store.cancellations import Cancelled, read_cancellations
+from jobs.store.clock import file_time
 from jobs.store.failures import FailureClass
 from jobs.store.layout import Layout
 from jobs.text import duration
 
-MAX_QUEUE_FAILURES = 30  # passes in a row in which Slurm did not answer
+OUTAGE_SECONDS = 24 * 3600.0  # how long `wait_for` waits for a Slurm or a file system that does not answer
+LONGEST_PAUSE = 300.0  # seconds between two passes meanwhile
 ELSEWHERE_SECONDS = 2.0  # between readings of stages that another launcher on this machine computes
 
 
@@ -67,8 +70,9 @@ def desired_of(launched: Launched) -> Desired:
         launched.since,
         packing,
         launched.refill,
-        bounds=bounds,
-        extend=launched.extend,
+        partial(file_time, launched.layout.root),
+        bounds,
+        launched.extend,
         keep_old=launched.keep_old,
     )
 
@@ -89,6 +93,7 @@ class Change(Enum):
     done = "done"
     failed = "failed"
     interrupted = "interrupted"
+    cancelled = "cancelled"
     dropped = "dropped"
     held = "held"
 
@@ -198,6 +203,7 @@ def context_of(desired: Desired, executor: Executor | None) -> PassContext:
         max_attempts=desired.policy.max_attempts,
         cancelled=read_cancellations(desired.layout, desired.since),
         clock=desired.clock,
+        experiment=desired.layout.experiment,
     )
     if executor is None:
         return context
@@ -216,36 +222,47 @@ def wait_for(
     executor: Executor,
     *,
     poll_seconds: float,
+    outage_seconds: float = OUTAGE_SECONDS,
+    longest_pause: float = LONGEST_PAUSE,
     on_event: Callable[[Event], None] = lambda event: None,
     on_pass: Callable[[Report], None] = lambda report: None,
+    on_outage: Callable[[Exception, float], None] = lambda error, pause: None,
 ) -> Report:
     """Passes with `poll_seconds` in between, until every run is done or given up, or the user interrupts; jobs then keep running.
 
-    Raises SlurmUnavailableError if Slurm did not answer in `MAX_QUEUE_FAILURES` passes in a row.
+    A Slurm that does not answer (SlurmUnavailableError) and a file system that fails (OSError) are waited out, with pauses that double up
+    to `longest_pause`: `on_outage` gets the error of the pass and the seconds until the next. The error is raised if it lasts
+    `outage_seconds`, or if the user interrupts before a first pass succeeded.
     """
     former: Report | None = None
-    unanswered = 0
+    pause, outage = poll_seconds, 0.0  # seconds; `outage`: when the first of the failed passes ended, 0 if the last pass succeeded
     with Interrupts() as interrupts:
         while True:
             try:
                 report = reconcile(desired, executor)
-            except SlurmUnavailableError:
-                unanswered += 1
-                if unanswered >= MAX_QUEUE_FAILURES or interrupts.count:
+                before, former = former, report
+                desired = replace(desired, graph=report.graph)
+                for event in changes(before, report):
+                    on_event(event)
+                on_pass(report)
+            except BrokenPipeError:  # the reader of the output is gone
+                raise
+            except (SlurmUnavailableError, OSError) as error:
+                outage = outage or time.monotonic()
+                if time.monotonic() - outage >= outage_seconds:
                     raise
-                interrupts.pause(poll_seconds)
-                continue
-            unanswered = 0
-            desired = replace(desired, graph=report.graph)
-            for event in changes(former, report):
-                on_event(event)
-            on_pass(report)
-            if report.plan.settled:
-                return report
-            former = report
-            interrupts.pause(poll_seconds)
-            if interrupts.count:
-                return replace(report, interrupted=True)
+                on_outage(error, pause)
+                interrupts.pause(pause)
+                if interrupts.count and former is None:
+                    raise
+                pause = max(poll_seconds, min(2 * pause, longest_pause))
+            else:
+                if report.plan.settled:
+                    return report
+                pause, outage = poll_seconds, 0.0
+                interrupts.pause(pause)
+            if interrupts.count and former is not None:
+                return replace(former, interrupted=True)
 
 
 def run_local(
@@ -307,6 +324,9 @@ def changes(former: Report | None, now: Report, *, ended: Iterable[str] | None =
         node = now.graph.nodes[key]
         if after.done and not before.done:
             found.append(Event(Change.done, node, f"done in {duration(after.seconds)}", done, total))
+        elif after.cancelled and not after.done and (not before.cancelled or after.ended > before.ended):
+            text = "cancelled, stopping" if key in now.plan.waiting else "cancelled"
+            found.append(Event(Change.cancelled, node, text, done, total))
         elif after.ended > before.ended and after.failure is FailureClass.interrupted and not after.stopped:
             found.append(Event(Change.interrupted, node, "interrupted", done, total))
         elif (after.ended > before.ended or (after.stopped and not before.stopped)) and after.error:
@@ -318,11 +338,15 @@ def changes(former: Report | None, now: Report, *, ended: Iterable[str] | None =
         node_of_run = nodes.get((each.method, each.fold, each.slot, each.generation))
         if node_of_run is not None and each not in known:
             found.append(Event(Change.dropped, node_of_run, f"dropped: {each.reason}; slot {each.slot} gets another seed", done, total))
-    held = now.plan.held_or_cancelled
-    if len(held) > len(former.plan.held_or_cancelled):
+    held, held_before = _held(now), _held(former)
+    if len(held) > len(held_before):
         text = f"and {len(held) - 1} more: {now.plan.reasons[held[0]]}"
         found.append(Event(Change.held, now.graph.nodes[held[0]], text, done, total))
     return found
+
+
+def _held(report: Report) -> list[str]:
+    return [key for key in report.plan.held_or_cancelled if not report.facts[key].cancelled]
 
 
 def _partial_pass(desired: Desired, executor: Executor, former: Report, touched: set[str]) -> Report:
@@ -371,6 +395,7 @@ def plan_of(desired: Desired, now: ExperimentState, in_flight: Mapping[str, InFl
         runs_per_task=desired.runs_per_task,
         limits=limits,
         max_failures=desired.policy.max_failures,
+        hold_diverging=desired.policy.hold_diverging,
         since=desired.since,
         now=desired.clock(),
         predict=experience_of(desired, now),

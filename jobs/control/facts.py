@@ -118,6 +118,7 @@ class Departure:
     withdrawn: bool = False  # cancelled by the program itself
     asked: Asked | None = None  # for the element; None: not recorded
     ended: float | None = None  # end by Slurm's accounting, seconds since the epoch; None: not known
+    launch: float = 0.0  # number of the launch that submitted it (jobs.store.launches); 0: not recorded
 
 
 def needed_keys(graph: Graph, facts: Mapping[str, StageFacts]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from jobs.control.observe import NO_RECORDS, Observation, PassContext, StageReco
 from jobs.experiment.graph import Graph
 from jobs.store.attempts import SUPERSEDED, AttemptFiles, holder
 from jobs.store.failures import FailureClass, blames_node, cancelled_by_hand, class_of_state
+from jobs.store.launches import in_launch
 from jobs.store.records import Claim, Ending, Outcome
 
 MAX_LOST = 5  # attempts in a row that may be lost or interrupted without a newer checkpoint
@@ -51,6 +52,7 @@ class EndedAttempt:
     short_of: Shortage = Shortage.none
     ended: float = 0.0  # seconds since the epoch; 0: not recorded
     suspects: tuple[str, ...] = ()  # nodes that may have caused a failure of communication, if not `node` alone
+    launch: float = 0.0  # number of the last launch before it started; 0: not known, `started` decides
 
 
 def judge_stages(graph: Graph, observed: Observation, context: PassContext) -> dict[str, StageFacts]:
@@ -70,8 +72,9 @@ def judge_stages(graph: Graph, observed: Observation, context: PassContext) -> d
         if recent:
             facts[key] = _refused(facts[key], recent)
     for key, records in observed.retried.items():  # a node that failed is remembered although the stage was finished elsewhere
-        ended = ended_attempts(records.attempts, records.departures, 0.0)
-        bad_nodes = tuple(each.node for each in ended if each.nodes_fault and each.node and each.started >= context.since)
+        ended = ended_attempts(records.attempts, records.departures, 0.0, context.experiment)
+        recent_ones = (each for each in ended if in_launch(each.launch, each.started, context.since))
+        bad_nodes = tuple(each.node for each in recent_ones if each.nodes_fault and each.node)
         facts[key] = replace(facts[key], bad_nodes=bad_nodes)
     return facts
 
@@ -92,7 +95,8 @@ def decide(
     `cancelled`: by the user; an attempt ended by the user's scancel has the same effect.
     """
     diverged = next((each.error for each in reversed(attempts) if each.failure is FailureClass.divergence), "")
-    recent = [each for each in attempts if each.started >= since and each.failure is not FailureClass.divergence]
+    after_launch = (each for each in attempts if in_launch(each.launch, each.started, since))
+    recent = [each for each in after_launch if each.failure is not FailureClass.divergence]
     last = recent[-1] if recent else None
     charged = [each for each in recent if not each.short_of]  # the others are due to a prediction, which happens once
     counts = Counter(each.failure for each in charged)
@@ -128,13 +132,16 @@ def _refused(facts: StageFacts, messages: Sequence[str]) -> StageFacts:
     return replace(facts, error=error, failure=FailureClass.refused, stopped=stopped)
 
 
-def ended_attempts(files: Sequence[AttemptFiles], departures: Sequence[Departure], newest_checkpoint: float) -> list[EndedAttempt]:
+def ended_attempts(
+    files: Sequence[AttemptFiles], departures: Sequence[Departure], newest_checkpoint: float, experiment: str = ""
+) -> list[EndedAttempt]:
     """The attempts that have ended without a result, oldest first, each with its class of failure.
 
     An attempt without an outcome was killed, or its node failed. The Slurm state of its job tells which, unless a later attempt ran in the
     same job: then Slurm requeued it. A worker that was asked to stop cannot know whether its time limit was near: there too the state of
     the job decides if there is one (a preempted job gets the same warning). A job that the program withdrew was interrupted, not cancelled
-    by its owner, although Slurm reports the same user for both. `newest_checkpoint`: seconds since the epoch.
+    by its owner, although Slurm reports the same user for both. `newest_checkpoint`: seconds since the epoch. `experiment`: numbers of its
+    launches are kept, another experiment's mean nothing to it.
     """
     of_job = {each.job: each for each in departures}
     withdrawn = {each.job for each in departures if each.withdrawn and cancelled_by_hand(each.state)}
@@ -155,7 +162,8 @@ def ended_attempts(files: Sequence[AttemptFiles], departures: Sequence[Departure
             ended = _without_outcome(claim, state, asked, requeued=requeued, withdrawn=attempt.job in withdrawn)
         else:
             ended = _with_outcome(claim, outcome, state, asked, requeued=requeued)
-        found.append(replace(ended, progress=later > claim.checkpoint))
+        launch = claim.launch if experiment and claim.experiment == experiment else 0.0
+        found.append(replace(ended, progress=later > claim.checkpoint, launch=launch))
     return found
 
 
@@ -171,7 +179,7 @@ def failed_starts(parents: Collection[StageFacts], unstarted: Sequence[Departure
     return [
         each
         for each in unstarted
-        if each.submitted >= since
+        if in_launch(each.launch, each.submitted, since)
         and (not each.withdrawn or blames_node(each.state))
         and not cancelled_by_hand(each.state)
         and each.gone > ready
@@ -203,7 +211,7 @@ def requested_bytes(departure: Departure) -> int:
 
 def _judged(records: StageRecords, unstarted: Sequence[Departure], context: PassContext, *, cancelled: bool, settling: bool) -> StageFacts:
     departures, attempts = records.departures, records.attempts
-    ended = ended_attempts(attempts, departures, records.newest_checkpoint)
+    ended = ended_attempts(attempts, departures, records.newest_checkpoint, context.experiment)
     cancelled = cancelled or any(_cancelled_by_owner(each, context.since) for each in departures)
     facts = decide(ended, since=context.since, max_attempts=context.max_attempts, failed_starts=unstarted, cancelled=cancelled)
     running = next((holder(attempt.claim) for attempt in attempts if attempt.alive and attempt.claim), "")

@@ -26,6 +26,7 @@ from jobs.store.attempts import (
     seconds_since_restart,
 )
 from jobs.store.cancellations import Cancelled
+from jobs.store.launches import in_launch
 from jobs.store.layout import Layout, StageFolder
 from jobs.store.records import artifacts_present, attempt_numbers, read_claim, read_outcome, read_result
 
@@ -45,6 +46,7 @@ class PassContext:
     settling: Collection[str] = frozenset()  # keys of stages whose last job has left the queue, its end not known yet
     cancelled: Cancelled = field(default_factory=Cancelled)
     clock: Callable[[], float] = time.time
+    experiment: str = ""  # numbers of launches are its own
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def observe(
     own_jobs = {attempt.job for read in records.values() for attempt in read.attempts if attempt.job}
     unstarted = {key: [each for each in departures[key] if each.job not in own_jobs] for key in undone if departures.get(key)}
     ready = (key for key in unstarted if all(facts[parent].done for parent in graph.nodes[key].upstream.values()))
-    doubtful = {each.job for key in ready for each in unstarted[key] if each.submitted >= context.since}
+    doubtful = {each.job for key in ready for each in unstarted[key] if in_launch(each.launch, each.submitted, context.since)}
     if doubtful:
         doubtful -= _jobs_of_finished(graph, layout, context, facts, doubtful)
     for key, jobs in unstarted.items():

@@ -53,7 +53,8 @@ class Cluster(Enum):
 class OutlierRule(Enum):
     """Rule by which runs are dropped for their result and run again with another seed (jobs.control.outliers)."""
 
-    pooled = "pooled"  # distance from the median of the cell, on a robust scale of all folds
+    pooled = "pooled"  # distance from the median of the cell, on a robust scale of its fold and of all folds
+    common = "common"  # `pooled` of earlier versions: one robust scale for all folds
     cell = "cell"  # distance from the mean of the cell in standard deviations; needs 6 seeds
     none = "none"  # every run counts
 
@@ -145,6 +146,7 @@ class Policy:
     max_attempts: int = 12  # of one stage since the last launch without a result or a newer checkpoint
     requests: Requests = Requests.experience  # time and memory asked of Slurm
     min_siblings: int = 3  # finished runs needed to predict a request
+    hold_diverging: bool = True  # a method whose first runs diverge is held, instead of all its runs being tried with every seed
     max_failures: int = 100  # failed attempts of the whole experiment since the last launch, interruptions not counted
     poll_seconds: float = 20.0  # between passes of `grid --wait`
     controller: bool = True  # on Slurm small jobs make the passes

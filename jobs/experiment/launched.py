@@ -6,22 +6,22 @@ import functools
 import hashlib
 import os
 import shlex
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from jobs.errors import StoredConfigurationError, UsageError
-from jobs.experiment.config import Cluster, Experiment, secrets_of
+from jobs.experiment.config import Cluster, Experiment, OutlierRule, secrets_of
 from jobs.experiment.graph import Extend, Graph, Refill, Slot, build_graph, seeds_of_slots
 from jobs.experiment.registry import Registry
 from jobs.experiment.stored_config import resolved_values, restore_experiment
-from jobs.store.cancellations import last_cancellation
+from jobs.store.launches import next_launch
 from jobs.store.layout import Layout, valid_experiment_name
 from jobs.store.records import DamagedRecordError, Decoder, read_json, write_json
 from jobs.text import did_you_mean
 
 SCHEMA = 1
+POOLED = 2  # version of the outlier rule `pooled`; version 1 is now called `common`
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class _Stored:
     user: int | None = None
     stages: str = ""  # digest of the graph
     typed: tuple[str, ...] = ()
+    pooled: int = 1  # version of the outlier rule `pooled` at the launch
     keep_old: bool = False
 
 
@@ -59,7 +60,7 @@ class Launched:
     corpus: Corpus
     graph: Graph
     layout: Layout
-    since: float  # time of the last launch by the user, seconds since the epoch
+    since: float  # time and number of the last launch by the user (jobs.store.launches), seconds since the epoch
     refill: Refill
     changed: bool = False  # the code changed since the launch and defines other stages for this configuration
     user: int | None = None  # uid of the launch; None: not recorded
@@ -100,6 +101,16 @@ def last_launch(layout: Layout, registry: Registry, recipe_schema: type[Any]) ->
     return LastLaunch(resolved_values(experiment), stored.corpus, stored.launched, graph if same else None)
 
 
+def last_recipes(layout: Layout) -> tuple[Mapping[str, Any], ...]:
+    """The recipes of an experiment's last launch as JSON values, those of its variants included; () if there is no readable record."""
+    stored = _RECORDS.read(layout.experiment_file)
+    if stored is None:
+        return ()
+    variants = stored.config.get("variants")
+    sections = [stored.config, *(variants.values() if isinstance(variants, Mapping) else ())]
+    return tuple(recipe for section in sections if isinstance(section, Mapping) and isinstance(recipe := section.get("recipe"), Mapping))
+
+
 def launch(
     experiment: Experiment, corpus: Corpus, registry: Registry, layout: Layout, file: str = "", typed: tuple[str, ...] = ()
 ) -> Launched:
@@ -114,14 +125,15 @@ def launch(
     _known("folds", experiment.folds, corpus.folds)
     graph = _graph(experiment, corpus, registry, {})
     refill = functools.partial(_graph, experiment, corpus, registry, base=graph)
-    since = max(time.time(), last_cancellation(layout) + 0.001)  # later than any cancellation it lifts, also if clocks differ
-    return Launched(experiment, corpus, graph, layout, since, refill, user=os.getuid(), config=file, typed=typed)
+    return Launched(experiment, corpus, graph, layout, next_launch(layout), refill, user=os.getuid(), config=file, typed=typed)
 
 
 def store(launched: Launched) -> None:
     """Store an experiment under its name; only its user can read the record if it has settings that may hold secrets."""
     config, stages = resolved_values(launched.experiment), _digest(launched.graph)
-    record = _Stored(launched.since, launched.corpus, config, launched.config, launched.user, stages, launched.typed, launched.keep_old)
+    record = _Stored(
+        launched.since, launched.corpus, config, launched.config, launched.user, stages, launched.typed, POOLED, launched.keep_old
+    )
     private = bool(secrets_of(launched.experiment))
     write_json(launched.layout.experiment_file, {"schema": SCHEMA, **asdict(record)}, private=private)
 
@@ -173,10 +185,15 @@ def require_same_corpus(launched: Launched, digest: str, launch_command: str) ->
 
 
 def _restore(stored: _Stored, layout: Layout, registry: Registry, recipe_schema: type[Any]) -> Experiment:
-    """The stored experiment. StoredConfigurationError, with the command of the launch, if this version lacks a setting of it."""
+    """The stored experiment, with the outlier rule of its launch.
+
+    StoredConfigurationError, with the command of the launch, if this version lacks a setting of it.
+    """
     command = shlex.join(("python", "launch.py", *(stored.typed or ("grid", stored.file or layout.experiment))))
     again = f"`{command}` launches with the settings of its file"
     experiment = restore_experiment(stored.config, recipe_schema=recipe_schema, again=again)
+    if stored.pooled < POOLED and experiment.policy.outliers is OutlierRule.pooled:
+        experiment.policy.outliers = OutlierRule.common
     gone = [name for name in experiment.methods if name not in (*registry.methods, *experiment.variants)]
     if gone:
         raise StoredConfigurationError(f"stored configuration: method {gone[0]!r} does not exist any more; {again}")

@@ -84,6 +84,8 @@ class StageArguments(TypedDict):
     should_stop: StopSignal  # True as soon as the stage should write a checkpoint and exit
     report: Callable[[str], None]  # writes a line to the log
     relief: int  # how often the stage ran out of memory: the micro-batch is halved that many times, the result stays the same
+    attempt: NotRequired[int]  # number of this execution: files in `checkpoint` of an earlier one may be removed, of a later one not
+    superseded: NotRequired[StopSignal]  # True once a later execution has begun, which owns `checkpoint`: nothing may be written there
     team: NotRequired[Team | None]  # the processes that compute it together, all with the same folders; the result does not depend on it
     shared: NotRequired[Path | None]  # folder for what stages of all experiments share; many processes on many machines use it at once
 
@@ -177,6 +179,12 @@ class SweepRegistry(Registry, Protocol):
 
     def check(self, recipe: Any) -> None:
         """Raise an error with lines for the user where a value is out of its range."""
+
+    def check_corpus(self, corpus: Path, methods: Sequence[tuple[str, Any]], folds: Mapping[str, Sequence[str]]) -> None:
+        """Raise an error with lines for the user where a corpus is too small for the recipe of a method (`methods`: each with its recipe).
+
+        `folds`: held-out fold -> the speakers that its runs are scored on; (): on the held-out fold.
+        """
 
     def validation_speakers(self, corpus: Path, fold: str) -> tuple[str, ...]:
         """The speakers that runs of a fold are scored on. Raises an error with one line for the user where none are left."""

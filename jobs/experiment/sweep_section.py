@@ -34,7 +34,7 @@ class Stopping(Enum):
 class SweepSettings:
     """A search over sets of cluster counts and over other settings of the recipe."""
 
-    counts: list[int] = field(default_factory=list)  # the pool that sets are drawn from; empty: the counts of the recipe
+    counts: list[int] = field(default_factory=list)  # the pool that sets are drawn from; not named: the counts of the recipe
     sizes: list[int] = field(default_factory=list)  # how many counts of the pool a set holds; empty: from one to all
     sets: list[Any] = field(default_factory=list)  # the sets themselves, each a list of counts, in place of `counts` and `sizes`
     settings: dict[str, Any] = field(default_factory=dict)  # key below `recipe.` -> choices, or {low, high, log}; null: not searched

@@ -27,6 +27,7 @@ from jobs.control.plan import critical_minutes
 from jobs.errors import InternalError
 from jobs.experiment.config import Resources, at_once_of
 from jobs.experiment.graph import Graph, Node
+from jobs.store.clock import file_time
 from jobs.store.layout import Layout
 from jobs.store.records import read_result
 from jobs.worker.deaths import RECORDED_EXITS, attempt_of, class_of_death, record_death
@@ -111,7 +112,7 @@ class LocalExecutor(NearbyExecutor):
             node, self._names = graph.nodes[key], self._names + 1
             name, needs = f"local-{os.getpid()}-{self._names}", needs_here(self.resources(node.stage), self.capacity)
             crowded = was_crowded(self.layout.stage(node.stage, key))
-            self._tasks[key] = _Task(name, node, graph, batch, self._critical[1][key], time.time(), needs, crowded)
+            self._tasks[key] = _Task(name, node, graph, batch, self._critical[1][key], file_time(self.layout.root), needs, crowded)
         return {key: self._tasks[key].in_flight for key in batch.keys}
 
     def cancel(self, keys: Collection[str]) -> tuple[str, ...]:
@@ -269,7 +270,8 @@ class LocalExecutor(NearbyExecutor):
         node = task.node
         self._tasks.pop(node.key, None)
         if unclaimed:
-            self._departures.setdefault(node.key, []).append(Departure(node.key, task.name, "", task.submitted, time.time()))
+            departure = Departure(node.key, task.name, "", task.submitted, file_time(self.layout.root), launch=self.place.launched)
+            self._departures.setdefault(node.key, []).append(departure)
         if read_result(self.layout.stage(node.stage, node.key), node.key) is None:
             self._return_dependants(node.key)
         return EndedTask((node.key,), code, signal, self._log(task))

@@ -36,6 +36,7 @@ from jobs.slurm.parse import WAITING_STATES, QueuedElement, Refusal, describe_pe
 from jobs.slurm.script import LinkJob, launcher_python, render_script
 from jobs.slurm.submissions import call_sbatch, fixed_name
 from jobs.store.attempts import own_slurm_job
+from jobs.store.launches import launched_at
 from jobs.store.layout import Layout
 from jobs.store.records import Decoder, write_json
 from jobs.store.snapshot import Snapshot, take_snapshot
@@ -100,14 +101,7 @@ class ControllerRecord:
     message: str = ""  # why it ended
 
 
-@dataclass(frozen=True)
-class _Launch:
-    """The part of `experiment.json` that a link reads."""
-
-    launched: float
-
-
-_RECORDS, _LAUNCHES = Decoder(ControllerRecord, SCHEMA), Decoder(_Launch, None)
+_RECORDS = Decoder(ControllerRecord, SCHEMA)
 
 
 def link_name(layout: Layout) -> str:
@@ -133,12 +127,6 @@ def read_record(layout: Layout) -> ControllerRecord | None:
 def write_record(layout: Layout, record: ControllerRecord) -> None:
     """Replace the record."""
     write_json(record_file(layout), {"schema": SCHEMA, **asdict(record), "state": record.state.value})
-
-
-def launched_at(layout: Layout) -> float:
-    """Time of the last launch in seconds since the epoch; 0 if there was none."""
-    found = _LAUNCHES.read(layout.experiment_file)
-    return found.launched if found else 0.0
 
 
 class Chain:

@@ -23,7 +23,8 @@ from enum import Enum
 from typing import Any, Generic, Protocol, TypeVar
 
 from jobs.errors import SlurmUnavailableError
-from jobs.slurm.chain import Chain, ControllerRecord, LinkState, launched_at, read_record, record_file, write_record
+from jobs.slurm.chain import Chain, ControllerRecord, LinkState, read_record, record_file, write_record
+from jobs.store.launches import launched_at
 from jobs.text import one_line
 
 STUCK_SECONDS = 6 * 3600.0  # jobs may be unable to start for so long before a notice is sent

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
-import time
+import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 from jobs.control.executor_protocol import Batch, Executor, Limits
 from jobs.control.facts import Asked, Departure, InFlight, Phase
 from jobs.errors import RequestRefusedError, SlurmUnavailableError, UsageError
-from jobs.experiment.config import Experiment, SlurmSite, at_once_of, resources_of
+from jobs.experiment.config import Experiment, Resources, SlurmSite, at_once_of, resources_of
 from jobs.experiment.graph import Graph
 from jobs.slurm.chain import LINKS, link_name
 from jobs.slurm.client import SlurmClient
@@ -37,9 +39,11 @@ from jobs.slurm.queue import (
     stuck_keys,
 )
 from jobs.slurm.recovery import Recovery
-from jobs.slurm.script import ArrayJob, launcher_python, render_script
+from jobs.slurm.script import ArrayJob, check_site, launcher_python, render_script
+from jobs.slurm.startable import impossible
 from jobs.slurm.submissions import SETTLE_SECONDS, Guard, State, Submission, SubmissionBook, new_submission
 from jobs.store.attempts import own_cluster
+from jobs.store.clock import file_time
 from jobs.store.layout import Layout
 from jobs.store.snapshot import Snapshot, plan_snapshot, snapshot_facts, take_snapshot
 from jobs.worker.task import Description, Workplace, describe, write_description
@@ -78,7 +82,7 @@ class SlurmArrays(Executor):
         worker: Sequence[str] | None = None,
         client: SlurmClient | None = None,
         settle_seconds: float = SETTLE_SECONDS,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
         user: int | None = None,
     ) -> None:
         self._user = os.getuid() if user is None else user  # who launched the experiment: only they make passes
@@ -88,6 +92,7 @@ class SlurmArrays(Executor):
         self._source = source
         self._worker = tuple(worker) if worker else (launcher_python(experiment.slurm, sys.executable), "launch.py", "worker")
         self._client = client or SlurmClient()
+        clock = clock or partial(file_time, layout.root)
         self._clock = clock
         self._settle_seconds = settle_seconds
         self._book = SubmissionBook(self._layout)
@@ -126,6 +131,32 @@ class SlurmArrays(Executor):
         kept = max(0, LINKS + 1 - links) if self._experiment.policy.controller and self._most.queue_room >= ROOM_FOR_LINKS else 0
         room = self._most.queue_room - len(queue) - kept
         return replace(self._most, queue_room=room if room > 0 else -1)
+
+    def check_options(self) -> None:
+        """UsageError if a value of the site profile cannot be in a script, or if sbatch does not know an option of `slurm.extra`.
+
+        What slurmctld rejects, such as a reservation that does not exist, is found by the submission.
+        """
+        check_site(self._site)
+        if not self._site.extra:
+            return
+        job = ArrayJob(
+            name="ser-grid.options",
+            size=1,
+            resources=Resources(gpus=0),
+            stages_per_element=1,
+            command=("true",),
+            description="",
+            folder="/",
+            output="/",
+        )
+        with tempfile.TemporaryDirectory(prefix="ser-grid-options-") as folder:
+            script = Path(folder) / "script.sh"
+            script.write_text(render_script(job, self._site, self._source / "slurm_templates"), encoding="utf-8")
+            _, said = self._client.would_accept(script, self._site)
+        wrong = [name for name in self._site.extra if re.search(rf"--{name}\b", said)]
+        if wrong:
+            raise UsageError(f"slurm.extra.{wrong[0]} (site profile `{self._experiment.site}`): sbatch does not accept it: {said}")
 
     def in_flight(self) -> Mapping[str, InFlight]:
         """Key -> element of every stage in the queue; those of a submission of unknown outcome count until it is resolved.
@@ -291,6 +322,13 @@ class SlurmArrays(Executor):
         """Time and memory requested for each element of a batch."""
         return self._sized(batch).asked
 
+    def impossible(self, batches: Sequence[Batch]) -> Mapping[Batch, str]:
+        """Those of some batches whose tasks can never start at this site, each with the reason. Nothing is submitted."""
+        empty: dict[str, Any] = {"size": 1, "name": "test", "command": ("true",), "description": "/", "folder": "/", "output": "/dev"}
+        jobs = [replace(self._sized(batch), **empty) for batch in batches]
+        reasons = impossible(self._client, jobs, self._site, self._source / "slurm_templates")
+        return {batch: why for batch, why in zip(batches, reasons, strict=True) if why}
+
     def previews(self, batches: Sequence[Batch], graph: Graph, in_flight: Mapping[str, InFlight]) -> tuple[Preview, ...]:
         """Scripts of a whole plan; JOB1, JOB2, ... stand for the job ids of its arrays, which are not known yet."""
         upstream = dict(in_flight)
@@ -331,7 +369,7 @@ class SlurmArrays(Executor):
 
     def _send(self, job: ArrayJob, batch: Batch, dependency: Dependency) -> Mapping[str, InFlight]:
         """Submit an array. Returns its stages in flight; {} if the queue has no room for it."""
-        record = new_submission(job.name, batch, self._clock(), dependency.refined, job.asked)
+        record = new_submission(job.name, batch, self._clock(), dependency.refined, job.asked, self._place.launched)
         if not self._book.begin(record):
             self._book.check(job.name)
             return stages_in_flight([record], ())  # another process submits it

@@ -121,6 +121,7 @@ def departures_of(records: Iterable[Submission], keys: Collection[str], user: in
                     withdrawn=index in ours,
                     asked=record.asked,
                     ended=record.ended_at.get(place),
+                    launch=record.launch,
                 )
                 found.setdefault(key, []).append(departure)
     return {key: tuple(each) for key, each in found.items()}

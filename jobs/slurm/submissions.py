@@ -91,6 +91,7 @@ class Submission:
     nodes: Mapping[str, str] = field(default_factory=dict)  # index -> node on which Slurm could not start it; "": unknown
     asked: Asked | None = None  # time and memory requested for each element; None: not recorded
     refused: str = ""  # Slurm's message, if it rejected the request
+    launch: float = 0.0  # number of the launch it belongs to (jobs.store.launches); 0: not recorded
 
     def __post_init__(self) -> None:
         wrong = [index for index in (*self.left, *self.ended, *self.ended_at, *self.nodes) if not index.isdecimal()]
@@ -327,10 +328,13 @@ def fixed_name(layout: Layout, word: str, kind: str, *identity: str) -> str:
     return f"{re.sub(r'[^A-Za-z0-9_-]', '_', layout.experiment[:40])}.{word}.{digest}"
 
 
-def new_submission(name: str, batch: Batch, now: float, refine: Refinements = (), asked: Asked | None = None) -> Submission:
+def new_submission(
+    name: str, batch: Batch, now: float, refine: Refinements = (), asked: Asked | None = None, launch: float = 0.0
+) -> Submission:
     """A new intent of this process for a batch. `now`: seconds since the epoch."""
     tasks = tuple(task.keys for task in batch.tasks)
-    return Submission(name, batch.stage, batch.method, tasks, now, State.intent, writer=this_writer(), refine=refine, asked=asked)
+    intent = Submission(name, batch.stage, batch.method, tasks, now, State.intent, launch=launch)
+    return replace(intent, writer=this_writer(), refine=refine, asked=asked)
 
 
 def this_writer() -> Writer:
@@ -341,7 +345,9 @@ def this_writer() -> Writer:
 def double_of(submission: Submission, job: str, now: float) -> Submission:
     """A record for a second array in Slurm under a submission's name."""
     name = f"{submission.name}+{job}"
-    return Submission(name, submission.stage, submission.method, submission.tasks, now, State.submitted, job, asked=submission.asked)
+    state = State.submitted
+    alike = Submission(name, submission.stage, submission.method, submission.tasks, now, state, job, launch=submission.launch)
+    return replace(alike, asked=submission.asked)
 
 
 def _changed(submission: Submission, changes: Mapping[str, Any]) -> Submission:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jobs.store.failures import FailureClass
 from jobs.store.layout import StageFolder
@@ -30,22 +31,19 @@ def own_node() -> str:
     return os.environ.get("SLURMD_NODENAME", "") or socket.gethostname()
 
 
-def new_claim(number: int, *, log: str = "", relief: int = 0, checkpoint: float = 0.0, team: str = "") -> Claim:
-    """A claim of attempt `number` by this process; see `Claim` for the other arguments."""
+def new_claim(number: int, *, started: float | None = None, **known: Any) -> Claim:
+    """A claim of attempt `number` by this process, `started` (None: now, by this machine's clock). `known`: other fields of `Claim`."""
     return Claim(
         attempt=number,
         host=socket.gethostname(),
         pid=os.getpid(),
         process_start=process_start(os.getpid()),
-        started=time.time(),
+        started=time.time() if started is None else started,
         slurm_job=own_slurm_job(),
         node=own_node(),
-        log=log,
-        relief=relief,
-        checkpoint=checkpoint,
-        team=team,
         uid=os.getuid(),
         cluster=own_cluster(),
+        **known,
     )
 
 
@@ -88,9 +86,10 @@ def claim_alive(
 ) -> bool:
     """Whether the process that holds a claim still works on it.
 
-    `heartbeat`: modification time of the claim file; `now`: the time to compare it with; both in seconds since the epoch. `live_jobs`: jobs
-    of this user in Slurm's queue (`JOB` or `ARRAY_INDEX`), None if the queue was not read; `gone`: some that have left it. `cluster`: name
-    of the cluster with that queue, "" if not known. The queue shows no job of another user or cluster: there the heartbeat decides.
+    `heartbeat`: modification time of the claim file; `now`: the time by the same clock (jobs.store.clock); both in seconds since the epoch.
+    `live_jobs`: jobs of this user in Slurm's queue (`JOB` or `ARRAY_INDEX`), None if the queue was not read; `gone`: some that have left
+    it. `cluster`: name of the cluster with that queue, "" if not known. The queue shows no job of another user or cluster: there the
+    heartbeat decides.
     """
     kernel, _, _ = claim.process_start.rpartition("/")
     if kernel and kernel == _kernel():
@@ -195,6 +194,11 @@ def attempt_seconds(folder: StageFolder, attempt: AttemptFiles) -> float:
     if attempt.outcome is not None or attempt.claim is None:
         return attempt.outcome.seconds if attempt.outcome else 0.0
     return max(0.0, modified_at(folder.attempt(attempt.number).claim) - attempt.claim.started)
+
+
+def newest_claim(folder: StageFolder) -> int:
+    """Number of the last attempt that was claimed; 0: none. Opening the folder makes NFS ask its server (close-to-open consistency)."""
+    return next((number for number in reversed(attempt_numbers(folder)) if folder.attempt(number).claim.exists()), 0)
 
 
 def divergence_of(folder: StageFolder) -> str:

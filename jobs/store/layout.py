@@ -42,6 +42,11 @@ class StageFolder:
     path: Path
 
     @property
+    def root(self) -> Path:
+        """The folder `results`."""
+        return self.path.parents[2]
+
+    @property
     def result(self) -> Path:
         return self.path / "result.json"
 

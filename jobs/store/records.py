@@ -191,6 +191,8 @@ class Claim:
     team: str = ""  # machines of all processes that compute it together, a comma between them; "": `node` alone
     uid: int | None = None  # of the user; None in claims of older versions
     cluster: str = ""  # Slurm's name of the cluster of `slurm_job`; "": not known
+    experiment: str = ""  # whose task it is
+    launch: float = 0.0  # number of the last launch of that experiment (jobs.store.launches); 0: not known
 
     def __post_init__(self) -> None:
         check_times(self.started)
@@ -246,6 +248,11 @@ def prepare_decoders() -> None:
 def write_json(path: Path, value: object, *, private: bool = False) -> None:
     """Write one JSON file atomically and durably, `private`: readable by this user only. See `write_bytes`."""
     write_bytes(path, _encoded(value), private=private)
+
+
+def json_text(value: object) -> str:
+    """The text that `write_json` writes."""
+    return _encoded(value).decode()
 
 
 def write_text(path: Path, text: str) -> None:

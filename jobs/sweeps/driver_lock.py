@@ -15,6 +15,7 @@ from pathlib import Path
 
 from jobs.errors import UsageError
 from jobs.store.attempts import Heartbeat, claim_alive, new_claim
+from jobs.store.clock import file_time, measure
 from jobs.store.records import Claim, Decoder, create_json, read_json, write_json
 
 
@@ -31,6 +32,7 @@ _TURNS = Decoder(_Turn, None)
 @contextlib.contextmanager
 def driving(folder: Path) -> Iterator[None]:
     """Hold the driver lock of the sweep in a folder. UsageError in one line if another process holds it."""
+    measure(folder)
     while (mine := _take(folder)) is None:
         if (holder := driver_of(folder)) is not None:
             raise UsageError(refusal(folder, in_words(holder)))
@@ -76,7 +78,7 @@ def _holder(turn: Path) -> Claim | None:
         heartbeat = turn.stat().st_mtime
     except OSError:
         return None
-    return claim if claim_alive(claim, heartbeat, live_jobs=None, now=time.time()) else None
+    return claim if claim_alive(claim, heartbeat, live_jobs=None, now=file_time(turn.parents[1])) else None
 
 
 def _turns(folder: Path) -> list[Path]:

@@ -63,7 +63,7 @@ def check_sweep(experiment: Experiment, space: Space, registry: SweepRegistry, c
         return point_graph(experiment, corpus, point, folds[:1], validation, registry).nodes
 
     _check_settings(space, experiment, stages)
-    _check_counts(space, experiment, registry, corpus, validation, stages)
+    _check_sizes(space, experiment, registry, corpus, validation, stages)
     require_ray(experiment.sweep.search)
     return validation
 
@@ -108,7 +108,7 @@ def _check_settings(space: Space, experiment: Experiment, stages: Callable[[Poin
             raise UsageError(f"{SECTION}.{key}: no stage of {method} depends on it, so that there is nothing to search")
 
 
-def _check_counts(
+def _check_sizes(
     space: Space,
     experiment: Experiment,
     registry: SweepRegistry,
@@ -116,7 +116,7 @@ def _check_counts(
     validation: Mapping[str, Sequence[str]],
     stages: Callable[[Point], Mapping[str, Node]],
 ) -> None:
-    """No cluster count may exceed the number of training frames of any fold, which may depend on settings."""
+    """No cluster count may exceed the number of training frames of any fold, which may depend on settings, and no batch its utterances."""
     method = swept_method(experiment)
 
     def divided(point: Point) -> frozenset[str]:
@@ -134,6 +134,8 @@ def _check_counts(
                 f"sweep: k={most} is above the number of training frames, {frames[fold]} in fold {fold!r}; "
                 f"name smaller counts (sweep.counts, sweep.sets or recipe.{method.counts})"
             )
+    for point in dict.fromkeys(points):
+        registry.check_corpus(Path(corpus.folder), [(method.name, apply(experiment, point).recipe)], validation)
 
 
 @dataclass(frozen=True)

@@ -12,19 +12,22 @@ from jobs.errors import UsageError
 from jobs.experiment.graph import Graph
 from jobs.experiment.recipes import MethodRecipe
 from jobs.store.layout import Layout
-from jobs.store.records import Decoder, Result, write_json, write_text
+from jobs.store.records import Decoder, Result, json_text, write_text
 from jobs.tables import published as published_figures
+from jobs.tables.as_json import to_json
 from jobs.tables.confusion import write_confusions
-from jobs.tables.display import render, render_csv, render_methods_csv
+from jobs.tables.display import render_csv, render_markdown, render_methods_csv
 from jobs.tables.from_csv import Judged, judge_runs, read_runs
+from jobs.tables.latex import PLAIN, Style, document, fragments
 from jobs.tables.published import Published
-from jobs.tables.summary import Entry, Status, Summary, code_facts, entries_of, summarise, to_json
+from jobs.tables.summary import Entry, Status, Summary, Unreplaced, code_facts, entries_of, summarise
 
 if TYPE_CHECKING:
+    from jobs.control.rounds import Judgements
     from jobs.experiment.config import OutlierRule
 
 
-FORMATS = {"latex": "table.tex", "markdown": "table.md", "csv": "runs.csv", "json": "summary.json"}
+FORMATS = {"latex": "tables.tex", "markdown": "table.md", "csv": "runs.csv", "json": "summary.json"}
 METHODS_CSV = "methods.csv"  # beside `runs.csv`
 
 
@@ -66,13 +69,14 @@ def summary_of(
     results: Mapping[str, Result],
     states: Mapping[str, str],
     outlier_rule: str = "none",
-    unresolved: Mapping[tuple[str, str], int] | None = None,
+    judgements: Judgements | None = None,
     recipes: Sequence[MethodRecipe] = (),
+    unreplaced: Unreplaced = Unreplaced.keep,
 ) -> Summary:
-    """The numbers of an experiment. `results` and `states` as for `entries_of`; the others as for `summarise`."""
-    entries = entries_of(graph, results, states)
+    """The numbers of an experiment. `results`, `states` and `judgements` as for `entries_of`; the others as for `summarise`."""
+    entries = entries_of(graph, results, states, judgements)
     code = code_facts(results[key] for key in graph.nodes if key in results)
-    return summarise(entries, experiment=experiment, outlier_rule=outlier_rule, unresolved=unresolved, code=code, recipes=recipes)
+    return summarise(entries, experiment=experiment, outlier_rule=outlier_rule, unreplaced=unreplaced, code=code, recipes=recipes)
 
 
 def collect(
@@ -85,24 +89,27 @@ def collect(
     formats: Sequence[str] = tuple(FORMATS),
     out: Path | None = None,
     outlier_rule: str = "none",
-    unresolved: Mapping[tuple[str, str], int] | None = None,
+    judgements: Judgements | None = None,
     recipes: Sequence[MethodRecipe] = (),
+    unreplaced: Unreplaced = Unreplaced.keep,
+    style: Style = PLAIN,
     force: bool = False,
 ) -> CollectReport:
     """Write the tables into `tables/` of the experiment and the confusion matrices into `confusion/`, or all below `out`.
 
     `results` and `states` are as for `jobs.tables.summary.entries_of`; `formats` are keys of `FORMATS`; `outlier_rule` describes the
-    rule that was applied, as `jobs.control.outliers.rule_in_words` does; `unresolved` is the number of outliers in the mean by
-    (corpus, method); `recipes` are named in the captions. An incomplete experiment is written too and marked as such, but does not replace
-    complete tables of more runs without `force`. Raises UsageError for results without usable scores and for an unknown format.
+    rule that was applied, as `jobs.control.outliers.rule_in_words` does; `judgements` are its verdicts, and `unreplaced` is what becomes
+    of the outliers that no run replaces; `recipes` are named in the captions. An incomplete experiment is written too and marked as such,
+    but does not replace complete tables of more runs without `force`. Raises UsageError for results without usable scores and for an
+    unknown format.
     """
     check_formats(formats)
-    summary = summary_of(layout.experiment, graph, results, states, outlier_rule, unresolved, recipes)
+    summary = summary_of(layout.experiment, graph, results, states, outlier_rule, judgements, recipes, unreplaced)
     folder = layout.tables if out is None else out
     kept = "" if force else reason_to_keep(_EARLIER.read(folder / FORMATS["json"]), summary)
     if kept:
         return CollectReport((), summary.complete, summary, kept=f"{folder}: {kept}")
-    paths = _write_tables(folder, summary, published, formats)
+    paths = _write_tables(folder, summary, published, formats, style)
     confusion = (layout.folder if out is None else out) / "confusion"
     paths.extend(write_confusions(confusion, graph, results, published.labels))
     return CollectReport(tuple(paths), summary.complete, summary)
@@ -145,6 +152,8 @@ def collect_csv(
     rule: OutlierRule | str,
     sigmas: float,
     rounds: int,
+    unreplaced: Unreplaced = Unreplaced.keep,
+    style: Style = PLAIN,
     formats: Sequence[str] = tuple(FORMATS),
     out: Path | None = None,
 ) -> CsvReport:
@@ -153,13 +162,20 @@ def collect_csv(
     Raises UsageError for a file that `jobs.tables.from_csv` cannot read, a rule that can never drop a run, and an unknown format.
     """
     check_formats(formats)
+    summary, judged = summary_of_csv(path, rule=rule, sigmas=sigmas, rounds=rounds, unreplaced=unreplaced)
+    paths = _write_tables(path.with_name(f"{path.stem}-tables") if out is None else out, summary, published, formats, style)
+    return CsvReport(tuple(paths), summary.complete, summary, judged)
+
+
+def summary_of_csv(
+    path: Path, *, rule: OutlierRule | str, sigmas: float, rounds: int, unreplaced: Unreplaced = Unreplaced.keep
+) -> tuple[Summary, Judged]:
+    """The numbers of the runs in a CSV file, and the decisions of the outlier rule. Raises UsageError as `collect_csv`."""
     judged = judge_runs(read_runs(path), rule, sigmas, rounds)
     words = rule_in_words(rule, sigmas, rounds)
     if judged.unused:
         words += f"; runs of the file that are not used, since the rule keeps an earlier one of their slot: {len(judged.unused)}"
-    summary = summarise(judged.entries, experiment=path.stem, outlier_rule=words, unresolved=judged.unresolved)
-    paths = _write_tables(path.with_name(f"{path.stem}-tables") if out is None else out, summary, published, formats)
-    return CsvReport(tuple(paths), summary.complete, summary, judged)
+    return summarise(judged.entries, experiment=path.stem, outlier_rule=words, unreplaced=unreplaced), judged
 
 
 def check_formats(formats: Sequence[str]) -> None:
@@ -169,7 +185,18 @@ def check_formats(formats: Sequence[str]) -> None:
         raise UsageError(f"format {unknown[0]!r}: known are {', '.join(FORMATS)}")
 
 
-def _write_tables(folder: Path, summary: Summary, published: Published, formats: Sequence[str]) -> list[Path]:
+def text_of(format_name: str, summary: Summary, published: Published, style: Style) -> str:
+    """One format as one text: LaTeX with its fragments in the document, CSV with one row per run."""
+    if format_name == "latex":
+        return document(fragments(summary, published, style), style, inline=True)
+    if format_name == "markdown":
+        return render_markdown(summary, published)
+    if format_name == "csv":
+        return render_csv(summary)
+    return json_text(to_json(summary, published_figures.to_json(published)))
+
+
+def _write_tables(folder: Path, summary: Summary, published: Published, formats: Sequence[str], style: Style) -> list[Path]:
     paths: list[Path] = []
 
     def write(name: str, text: str) -> None:
@@ -177,14 +204,14 @@ def _write_tables(folder: Path, summary: Summary, published: Published, formats:
         write_text(folder / name, text)
 
     for name in formats:
-        if name in ("latex", "markdown"):
-            write(FORMATS[name], render(FORMATS[name], summary, published))
-        elif name == "csv":
-            write(FORMATS[name], render_csv(summary))
-            write(METHODS_CSV, render_methods_csv(summary))
+        if name == "latex":
+            parts = fragments(summary, published, style)
+            for file, text in {**parts, FORMATS[name]: document(parts, style)}.items():
+                write(file, text)
         else:
-            paths.append(folder / FORMATS[name])
-            write_json(paths[-1], to_json(summary, published_figures.to_json(published)))
+            write(FORMATS[name], text_of(name, summary, published, style))
+        if name == "csv":
+            write(METHODS_CSV, render_methods_csv(summary))
     return paths
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from jobs.errors import UsageError
+from jobs.statistics import Interval, round_half_up
 from jobs.text import did_you_mean, one_line
 
 
@@ -63,6 +65,12 @@ def load_published(file: Path, table: str | None) -> Published:
         return Published(source, str(entry["title"]), labels, columns, rows)
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{file}: tables.{table}: {error} (expected title, folds, columns, rows with method, label, ua, mean)") from error
+
+
+def position(published: float, interval: Interval) -> str:
+    """Where a published mean lies beside the interval of ours, as printed: `inside`, `below` or `above`."""
+    value, low, high = (Decimal(round_half_up(each)) for each in (published, *interval))
+    return "below" if value < low else "above" if value > high else "inside"
 
 
 def to_json(published: Published) -> dict[str, Any] | None:

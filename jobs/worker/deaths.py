@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import socket
-import time
 from pathlib import Path
 from signal import SIGKILL, Signals
 
 from jobs.experiment.graph import Node
+from jobs.store.clock import file_time
 from jobs.store.failures import FailureClass
 from jobs.store.layout import AttemptFolder, StageFolder
 from jobs.store.records import Ending, Outcome, attempt_numbers, read_claim, read_outcome, read_result, write_outcome
@@ -34,7 +34,7 @@ def record_death(folder: StageFolder, node: Node, pid: int, failure: FailureClas
         return
     ending = Ending.interrupted if failure is FailureClass.interrupted else Ending.failed
     error, message = _error(ended, log)
-    seconds = round(time.time() - claim.started, 3)
+    seconds = round(file_time(folder.root) - claim.started, 3)
     write_outcome(
         attempt, Outcome(claim.attempt, ending, error, message, f"log: {log}", claim.host, seconds, claim.slurm_job, failure.name)
     )

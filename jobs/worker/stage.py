@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import socket
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import UsageError
-from jobs.experiment.graph import Node, canonical_json
+from jobs.experiment.graph import Node
 from jobs.signals import WARNING_SIGNAL, StopRequest
 from jobs.store.access import denied_line
 from jobs.store.attempts import (
@@ -29,33 +28,34 @@ from jobs.store.attempts import (
     holder,
     new_claim,
     newest_checkpoint,
+    newest_claim,
     own_node,
     own_slurm_job,
     seconds_before,
 )
 from jobs.store.cancellations import read_cancellations
+from jobs.store.clock import file_time
 from jobs.store.failures import FailureClass, class_of_exception
+from jobs.store.launches import launched_at
 from jobs.store.layout import AttemptFolder, StageFolder
 from jobs.store.records import (
-    UNUSABLE,
     Ending,
     Outcome,
     Result,
     artifacts_present,
     attempt_numbers,
     claim_attempt,
-    file_digest,
     read_claim,
     read_outcome,
     read_result,
     result_intact,
-    sync,
-    usable_confusion,
     write_outcome,
     write_result,
 )
+from jobs.store.snapshot import check_snapshot
 from jobs.text import first_line
 from jobs.worker.provenance import Stopwatch, process_facts
+from jobs.worker.returned import artifact_digests, check_returned
 from jobs.worker.task import Description, Workplace, compute, read_corpus_digest, stage_request
 from jobs.worker.team_channel import TeamFailure
 from jobs.worker.team_leader import Leader
@@ -83,10 +83,12 @@ class Verdict(Enum):
         return {"done": 0, "already": 0, "failed": 1, "refused": 1}.get(self.name, 3)
 
 
-class NotFiniteError(Exception):
-    """A metric is NaN or infinite."""
+class SupersededError(Exception):
+    """The stage has a result, or a later attempt, which has taken over the checkpoints: this attempt may write neither."""
 
-    diverged = True
+    def __init__(self, message: str, verdict: Verdict) -> None:
+        super().__init__(message)
+        self.verdict = verdict
 
 
 @dataclass
@@ -137,7 +139,9 @@ def execute(process: WorkerProcess, node: Node) -> Verdict:
     if isinstance(upstream, str):
         process.report(f"{node.name}: {upstream}")
         return Verdict.unready
-    number = _next_attempt(folder)  # before other claims are read: a worker that claims in between takes this very number
+    # Before other claims are read: a worker that claims in between takes this very number. A folder without a claim belongs to a worker
+    # that is about to claim it, or died before: the first to write the claim owns it.
+    number = newest_claim(folder) + 1
     attempt = _wait_for_holder(process, folder, node) or _claim(process, folder, number)
     if isinstance(attempt, str):
         process.report(f"{node.name}: {attempt}")
@@ -145,19 +149,23 @@ def execute(process: WorkerProcess, node: Node) -> Verdict:
     watch = Stopwatch()
     with Heartbeat(attempt.claim, also=watch.sample):
         try:
-            if _has_result(folder, node):
-                late = "another attempt had the result first"
-                write_outcome(attempt, _outcome(attempt, watch, Ending.interrupted, SUPERSEDED, late, kind=FailureClass.interrupted))
-                return Verdict.already
+            _require_newest(folder, node, attempt)
             if isinstance(upstream, OSError):
                 raise upstream
             process.report(f"{node.name}: attempt {attempt.number} on {socket.gethostname()}, process {os.getpid()}")
             result = _compute(process, node, folder, attempt, upstream, watch)
+            _require_newest(folder, node, attempt)
             write_result(folder, result)
+        except SupersededError as error:
+            process.report(f"{node.name}: {error}")
+            write_outcome(attempt, _outcome(attempt, watch, Ending.interrupted, SUPERSEDED, str(error), kind=FailureClass.interrupted))
+            return error.verdict
         except (Exception, SystemExit) as error:
             outcome = outcome_of(error, attempt, watch, at_limit=process.stop.signal == WARNING_SIGNAL, concurrent=process.concurrent())
             cause = process.team.root_cause() if process.team and outcome.kind == FailureClass.communication.name else None
             outcome = team_outcome(cause, attempt, watch) if cause else outcome
+            if outcome.kind != FailureClass.divergence.name and newest_claim(folder) > attempt.number:  # its files are the newer one's now
+                outcome = replace(outcome, ending=Ending.interrupted, error=SUPERSEDED, kind=FailureClass.interrupted.name)
             _record_outcome(process, node, attempt, outcome)
             return Verdict[outcome.ending.name]
     shutil.rmtree(folder.checkpoint, ignore_errors=True)  # resumable state is large and not read again
@@ -201,6 +209,15 @@ def _record_outcome(process: WorkerProcess, node: Node, attempt: AttemptFolder, 
 def _has_result(folder: StageFolder, node: Node) -> bool:
     result = read_result(folder, node.key)
     return result is not None and artifacts_present(folder, result)
+
+
+def _require_newest(folder: StageFolder, node: Node, attempt: AttemptFolder) -> None:
+    """SupersededError if the stage has a result, or if this attempt counted as dead (its node was cut off) and another one was claimed."""
+    if _has_result(folder, node):
+        raise SupersededError("another attempt had the result first", Verdict.already)
+    newest = newest_claim(folder)
+    if newest > attempt.number:
+        raise SupersededError(f"attempt {newest} was claimed, as attempt {attempt.number} counted as dead", Verdict.taken)
 
 
 def _is_cancelled(place: Workplace, node: Node) -> bool:
@@ -293,24 +310,25 @@ def _live_claim(folder: StageFolder, node: Node, gone: Collection[str]) -> tuple
         claim = read_claim(attempt)
         if claim is None or read_outcome(attempt) is not None or (result is not None and result.attempt == number):
             continue
-        heartbeat, now = attempt.claim.stat().st_mtime, time.time()
+        heartbeat, now = attempt.claim.stat().st_mtime, file_time(folder.root)
         if claim_alive(claim, heartbeat, live_jobs=None, now=now, gone=gone):
             return now - heartbeat, f"{holder(claim)} works on it"
     return 0.0, ""
 
 
-def _next_attempt(folder: StageFolder) -> int:
-    """Number of the first unclaimed attempt.
-
-    A folder without a claim belongs to a worker that is about to claim it, or died before: the first to write the claim owns it.
-    """
-    return max((number for number in attempt_numbers(folder) if folder.attempt(number).claim.exists()), default=0) + 1
-
-
 def _claim(process: WorkerProcess, folder: StageFolder, number: int) -> AttemptFolder | str:
     """Claim an attempt; a message if another worker was faster."""
     team = ",".join(dict.fromkeys(process.team.nodes)) if process.team else ""
-    claim = new_claim(number, log=process.log, relief=process.description.relief, checkpoint=newest_checkpoint(folder), team=team)
+    claim = new_claim(
+        number,
+        started=file_time(folder.root),
+        log=process.log,
+        relief=process.description.relief,
+        checkpoint=newest_checkpoint(folder),
+        team=team,
+        experiment=process.place.experiment,
+        launch=launched_at(process.place.layout),
+    )
     if not claim_attempt(folder, number, claim):
         return f"another worker claimed attempt {number} just now"
     return folder.attempt(number)
@@ -320,24 +338,23 @@ def _compute(
     process: WorkerProcess, node: Node, folder: StageFolder, attempt: AttemptFolder, upstream: Mapping[str, Path], watch: Stopwatch
 ) -> Result:
     place = process.place
-    digest = read_corpus_digest(place)
-    if digest != place.corpus_digest:
-        raise UsageError(
-            f"corpus {place.corpus} in {place.corpus_folder} is not the one this experiment was launched with "
-            f"(digest {digest[:12]}, at launch {place.corpus_digest[:12]}): launch again, or prepare the former one again"
-        )
+    if place.code.get("snapshot"):  # on Slurm; stages on this machine run the code of the launch
+        check_snapshot(Path(place.code["folder"]), place.code["snapshot"])
+    _check_corpus(place, "")
     attempt.output.mkdir(parents=True, exist_ok=True)
     folder.checkpoint.mkdir(parents=True, exist_ok=True)
     relief = process.description.relief
-    request = stage_request(node, place, upstream=upstream, output=attempt.output, checkpoint=folder.checkpoint, relief=relief)
+    folders = {"output": attempt.output, "checkpoint": folder.checkpoint}
+    request = stage_request(node, place, upstream=upstream, **folders, relief=relief, attempt=attempt.number)
     team = process.team
 
     def record_failure(cause: TeamFailure) -> None:
         _record_outcome(process, node, attempt, team_outcome(cause, attempt, watch))
 
     with team.computing(request, record_failure) if team else nullcontext():
-        returned = compute(request, team, process.stop, process.report)
+        returned = compute(request, team, process.stop, process.report, lambda: newest_claim(folder) > attempt.number)
     values = check_returned(returned)
+    _check_corpus(place, "while the stage was computed: it read parts of both; ")
     provenance = {
         **place.code,
         **process_facts(place.packages, threads=process.threads),
@@ -363,12 +380,22 @@ def _compute(
         attempt=attempt.number,
         metrics=values["metrics"],
         provenance=provenance,
-        artifacts=_artifact_digests(attempt.output),
+        artifacts=artifact_digests(attempt.output),
         confusion=tuple(tuple(int(count) for count in row) for row in values["confusion"]),
         classes=tuple(str(name) for name in values["classes"]),
         # An earlier attempt that counted as dead may have diverged meanwhile: its slot has another seed then.
         diverged=str(values["diverged"]) or divergence_of(folder),
     )
+
+
+def _check_corpus(place: Workplace, when: str) -> None:
+    """UsageError if the corpus has another digest than at the launch. `when`: a part of the message."""
+    digest = read_corpus_digest(place)
+    if digest != place.corpus_digest:
+        raise UsageError(
+            f"corpus {place.corpus} in {place.corpus_folder} was prepared again since the launch {when}"
+            f"(digest {digest[:12]}, at launch {place.corpus_digest[:12]}): launch again, or prepare the former one again"
+        )
 
 
 def _team_facts(team: Leader | None, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -377,42 +404,6 @@ def _team_facts(team: Leader | None, facts: Mapping[str, Any]) -> dict[str, Any]
         return {**facts, "processes": 1, "hosts": [own_node()]}
     peak = team.peak_rss_bytes(int(facts["peak_rss_bytes"]))
     return {**facts, "peak_rss_bytes": peak, "processes": team.size, "hosts": list(dict.fromkeys(team.nodes))}
-
-
-def check_returned(returned: Mapping[str, Any]) -> dict[str, Any]:
-    """`metrics`, `durations`, `confusion`, `classes` and `diverged` of what a stage returned.
-
-    Raises NotFiniteError where a metric is NaN or infinite, ValueError for unknown keys, TypeError for values that are not JSON.
-    """
-    known: dict[str, Any] = {"metrics": {}, "durations": {}, "confusion": (), "classes": (), "diverged": ""}
-    unknown = sorted(set(returned) - set(known))
-    if unknown:
-        raise ValueError(f"the stage returned {', '.join(unknown)}: a result holds {', '.join(known)}")
-    values = {**known, **returned}
-    wrong = _not_finite("metrics", values["metrics"])
-    if wrong:
-        raise NotFiniteError(f"{wrong} is not a finite number: the training diverged")
-    canonical_json(values)
-    if not usable_confusion(values["confusion"], values["classes"]):
-        raise ValueError(f"the stage returned a result that cannot be scored: {UNUSABLE}")
-    return values
-
-
-def _not_finite(name: str, value: object) -> str:
-    if isinstance(value, Mapping):
-        return next(filter(None, (_not_finite(f"{name}.{key}", inner) for key, inner in value.items())), "")
-    if isinstance(value, list | tuple):
-        return next(filter(None, (_not_finite(f"{name}[{index}]", inner) for index, inner in enumerate(value))), "")
-    return name if isinstance(value, float) and not math.isfinite(value) else ""
-
-
-def _artifact_digests(output: Path) -> dict[str, str]:
-    """Relative name -> sha256 of every file, each flushed to disk first: after a crash a result must not list files that are lost."""
-    found: dict[str, str] = {}
-    for path in sorted(path for path in output.rglob("*") if path.is_file()):
-        sync(path)
-        found[path.relative_to(output).as_posix()] = file_digest(path)
-    return found
 
 
 def _outcome(

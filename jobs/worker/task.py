@@ -123,15 +123,24 @@ def read_corpus_digest(place: Workplace) -> str:
 
 
 def stage_request(
-    node: Node, place: Workplace, *, upstream: Mapping[str, Path], output: Path, checkpoint: Path, relief: int
+    node: Node, place: Workplace, *, upstream: Mapping[str, Path], output: Path, checkpoint: Path, relief: int, attempt: int
 ) -> dict[str, Any]:
     """What every process of a team needs to compute a stage, as a JSON value."""
     folders = {"upstream": {role: str(path) for role, path in upstream.items()}, "output": str(output), "checkpoint": str(checkpoint)}
-    return {"node": asdict(node), "place": asdict(place), "relief": relief, **folders}
+    return {"node": asdict(node), "place": asdict(place), "relief": relief, "attempt": attempt, **folders}
 
 
-def compute(request: Mapping[str, Any], team: Team | None, stop: StopSignal, report: Callable[[str], None]) -> Mapping[str, Any]:
-    """What the registry returns for a stage, in any process that computes it; `team` None: it computes alone."""
+def compute(
+    request: Mapping[str, Any],
+    team: Team | None,
+    stop: StopSignal,
+    report: Callable[[str], None],
+    superseded: Callable[[], bool] = lambda: False,
+) -> Mapping[str, Any]:
+    """What the registry returns for a stage, in any process that computes it; `team` None: it computes alone.
+
+    `superseded`: whether a later attempt of the stage was claimed; only the process that writes checkpoints has to know.
+    """
     node, place = Node(**request["node"]), _workplace(request["place"])
     return load_registry(place).run(
         node.stage,
@@ -146,6 +155,8 @@ def compute(request: Mapping[str, Any], team: Team | None, stop: StopSignal, rep
         should_stop=stop,
         report=lambda line: report(f"{node.name}: {line}"),
         relief=int(request["relief"]),
+        attempt=int(request["attempt"]),
+        superseded=superseded,
         team=team,
         shared=place.layout.cache,
     )

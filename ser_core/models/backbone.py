@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ser_core.disk import os_errors, raise_storage_error
 from ser_core.errors import InputError, first_line, is_memory_error
 from ser_core.models.checkpoint_keys import key_problems, unknown_key
+from ser_core.models.hub import pinned_revision
 from ser_core.models.identity import CONFIG_FILE, NO_BACKBONE, backbone_identity, checkpoint_folder
 from ser_core.settings import Attention, BackboneSettings
 
@@ -160,8 +161,8 @@ def _from_checkpoint(model_class: Any, settings: BackboneSettings, attention: At
         "ignore_mismatched_sizes": True,  # `_check_keys` reports them together with the other keys
         "attn_implementation": attention.value,
     }
-    if folder is None and settings.revision is not None:
-        options["revision"] = settings.revision
+    if folder is None and (revision := pinned_revision(settings)) is not None:
+        options["revision"] = revision
     with _quiet_transformers():
         try:
             # The local cache is used without asking the hub, so that jobs on nodes without network work.

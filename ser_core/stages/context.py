@@ -49,6 +49,8 @@ class StageContext:
     relief: int  # how often the stage ran out of memory; each time halves the utterances per forward pass, in training and test
     should_stop: Callable[[], bool]
     report: Callable[[str], None]
+    attempt: int = 0  # number of this execution of the stage
+    superseded: Callable[[], bool] = lambda: False  # whether a later execution has begun, which owns the checkpoints
     team: Team = field(default_factory=Alone)
     group: Group = field(default_factory=Group)  # process group of the team
     shared: Path | None = None  # cache folder shared by stages; None: no cache
@@ -89,7 +91,7 @@ class StageContext:
         Not by `relief`: a stage that ran out of memory resumes from its checkpoint with smaller micro-batches.
         """
         identity = [self.stage, dict(self.settings), self.fold, self.seed, self.corpus_digest]
-        return Checkpoints(self.checkpoint, identity_of(identity))
+        return Checkpoints(self.checkpoint, identity_of(identity), self.attempt, self.superseded)
 
     def train(
         self,

@@ -49,6 +49,8 @@ def run_stage(stage: str, **arguments: Unpack[StageArguments]) -> dict[str, Any]
         checkpoint=arguments["checkpoint"],
         relief=arguments["relief"],
         should_stop=arguments["should_stop"],
+        attempt=arguments.get("attempt", 0),
+        superseded=arguments.get("superseded", lambda: False),
         report=arguments["report"] if team.rank == 0 else lambda line: None,
         team=team,
         shared=arguments.get("shared"),

@@ -30,8 +30,8 @@ SMALL = (
         "policy.poll_minutes=0.1",
         "resources.default.memory_gb=1",
     ),
-    *("sweep.folds=[]", "sweep.counts=[]", "sweep.sets=[[8],[8,16]]", "sweep.stopping=none"),
-    *("recipe.finetune.epochs=3", "recipe.finetune.batch_size=8"),  # less, and it has not learnt
+    *("sweep.folds=[]", "sweep.sets=[[8],[8,16]]", "sweep.stopping=none"),
+    *("recipe.finetune.epochs=3", "recipe.finetune.batch_size=8", "recipe.states.batch_size=29"),  # less, and it has not learnt
     *("recipe.states.steps=3", "recipe.ptapt.steps=3", "recipe.ptapt.warmup_steps=1"),
 )
 STAGES = {name: len(FOLDS) * count for name, count in (("states", 1), ("cluster", 2), ("ptapt", 2), ("finetune", 2))}  # each once

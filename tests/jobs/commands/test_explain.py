@@ -141,6 +141,8 @@ def test_slurm_states_of_jobs_without_an_outcome(tmp_path: Path) -> None:
         (StageFacts(executed_by="Slurm job 9_1"), None, "running: Slurm job 9_1 computes it"),
         (StageFacts(settling=True), None, "waits: Slurm has not reported yet how the last job ended"),
         (StageFacts(cancelled=True), None, "cancelled; launching again lifts that"),
+        (StageFacts(cancelled=True, executed_by="process 7 on n1"), None, "cancelled, stopping: process 7 on n1 has not ended yet"),
+        (StageFacts(cancelled=True), InFlight(Phase.running, "123_4"), "cancelled, stopping: job 123_4 has not ended yet"),
         (StageFacts(stopped="two attempts ended at the time limit", failures=2), None, "given up: two attempts ended at the time limit"),
         (StageFacts(done=True), None, ""),
     ],

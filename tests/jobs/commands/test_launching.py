@@ -17,7 +17,7 @@ from ser_core.settings import Recipe
 from tests.command_line import ROOT
 
 CONFIGS = ROOT / "configs"
-CODE = Code(REGISTRY, REGISTRY.check, tuple(VERSIONS), Recipe, CONFIGS, CONFIGS / "published.yaml")
+CODE = Code(REGISTRY, REGISTRY.check, tuple(VERSIONS), Recipe, CONFIGS, CONFIGS / "published.yaml", REGISTRY.check_corpus)
 SITE = "example-university"
 
 

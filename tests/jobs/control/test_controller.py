@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -14,17 +15,18 @@ from unittest import mock
 
 import pytest
 
-from jobs.control.controller import MAX_QUEUE_FAILURES, Change, Desired, Event, Report, changes, context_of, look, reconcile, wait_for
+from jobs.control.controller import Change, Desired, Event, Report, changes, context_of, look, reconcile, wait_for
 from jobs.control.executor_protocol import Batch, Executor, Limits
 from jobs.control.facts import Departure, InFlight, Phase, Request, StageFacts
 from jobs.control.failure_policy import COMMUNICATION_RETRIES, MAX_FAILED_STARTS, MAX_REFUSALS
-from jobs.control.plan import ALIKE
+from jobs.control.holds import ALIKE, FIRST
 from jobs.errors import RequestRefusedError, SlurmUnavailableError
 from jobs.experiment.config import Policy
 from jobs.experiment.graph import Graph, Refill, Slot
 from jobs.signals import Interrupts, StopRequest
 from jobs.slurm.executor import describe_batch
 from jobs.store.cancellations import record_cancellation
+from jobs.store.layout import Layout
 from jobs.text import duration
 from jobs.worker.main import run_task
 from jobs.worker.stage import WorkerProcess
@@ -42,6 +44,7 @@ class QueueOfThreads(Executor):
     rejects: str = ""  # a stage whose requests Slurm rejects
     rejected: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
     unseen: int = 0  # the first so many looks fail
+    unseen_error: Exception = field(default_factory=lambda: SlurmUnavailableError("squeue did not answer"))
     at_once: int = 0  # elements that run between two looks; 0: all
     unsettled: frozenset[str] = frozenset()
     queue: dict[str, InFlight] = field(default_factory=dict)
@@ -56,7 +59,7 @@ class QueueOfThreads(Executor):
     def in_flight(self) -> Mapping[str, InFlight]:
         if self.unseen:
             self.unseen -= 1
-            raise SlurmUnavailableError("squeue did not answer")
+            raise self.unseen_error
         return dict(self.queue)
 
     def live_jobs(self) -> frozenset[str] | None:
@@ -250,6 +253,26 @@ def _vft(folder: Path, behaviour: str, seeds: int = 6) -> Desired:
     return replace(local_launch.desired(folder, {}), graph=graph, refill=None)
 
 
+def test_a_recipe_that_does_not_learn_is_not_multiplied(tmp_path: Path, executor: QueueOfThreads) -> None:
+    """Four runs of which every seed diverges: three are computed, and the user is told. Before: all four with all their seeds, 24."""
+    executor.at_once = 1
+    collapsing: dict[str, object] = {"failing": {"finetune vft * *": "collapse"}}
+
+    def refill(generations: Mapping[Slot, int]) -> Graph:
+        return fake_registry.make_graph(collapsing, methods=("vft",), folds=("1",), seeds=4, generations=generations)
+
+    desired = replace(local_launch.desired(tmp_path, {}), graph=refill({}), refill=refill)
+    report, events = _wait(desired, executor)
+    assert sum(fake_registry.count(tmp_path / "corpus", "starts").values()) == FIRST
+    assert not report.complete
+    assert len(report.plan.held_or_cancelled) == 4
+    assert any(event.change is Change.held and "runs of vft diverged" in event.line for event in events)
+    other = QueueOfThreads(tmp_path / "other")
+    desired = replace(desired, layout=Layout(other.folder / "results", "exp"), policy=Policy(hold_diverging=False, max_seeds=2))
+    report, _ = _wait(desired, other)
+    assert sum(fake_registry.count(other.folder / "corpus", "starts").values()) == 8
+
+
 def test_when_the_first_all_fail_alike_the_rest_is_withdrawn(tmp_path: Path, executor: QueueOfThreads) -> None:
     """Three of six run and fail with the same error; the others do not start until it is fixed and launched again."""
     executor.at_once = 1
@@ -281,6 +304,23 @@ def test_cancelled_stages_are_not_submitted_before_the_next_launch(tmp_path: Pat
     assert set(report.plan.held_or_cancelled) == {first, second}
     assert (report.submitted, report.settled, report.complete) == ((), True, False)
     assert set(reconcile(_vft(tmp_path, "", seeds=2), executor).submitted) == {first, second}
+
+
+def test_a_cancelled_stage_is_reported_as_cancelled(tmp_path: Path, executor: QueueOfThreads) -> None:
+    """Stopping while it runs, then cancelled, also if its job ended by `scancel`. Before: failed."""
+    desired = _vft(tmp_path, "", seeds=2)
+    first, second = (run.key for run in desired.graph.runs)
+    former = reconcile(desired, executor)
+    record_cancellation(desired.layout, [first], time.time())
+    executor.leave([second], "CANCELLED by 1000")
+    report = reconcile(desired, executor)
+    assert {event.node.key: (event.change, event.text) for event in changes(former, report)} == {
+        first: (Change.cancelled, "cancelled"),
+        second: (Change.cancelled, "cancelled"),
+    }
+    assert changes(report, reconcile(desired, executor)) == []
+    running = replace(report, plan=replace(report.plan, waiting=(first,)))
+    assert [event.text for event in changes(former, running) if event.node.key == first] == ["cancelled, stopping"]
 
 
 def test_nothing_is_submitted_until_slurm_reports_how_a_job_ended(tmp_path: Path, executor: QueueOfThreads) -> None:
@@ -353,14 +393,50 @@ def test_jobs_that_never_start_are_not_submitted_for_ever(tmp_path: Path, execut
     assert {sum(key in batch.keys for batch in executor.submissions) for key in report.plan.given_up} == {MAX_FAILED_STARTS}
 
 
-def test_waiting_for_an_answer_of_slurm_is_bounded(tmp_path: Path, executor: QueueOfThreads) -> None:
-    """Short outages cost passes and nothing else; a longer one ends the wait with its error."""
-    executor.unseen = MAX_QUEUE_FAILURES - 1
-    report, _ = _wait(local_launch.desired(tmp_path, {}), executor)
+def test_an_outage_of_slurm_or_of_the_file_system_is_waited_out(tmp_path: Path, executor: QueueOfThreads) -> None:
+    """`--wait` survives any number of passes without an answer, in pauses that grow, and ends with the same results."""
+    reported: list[tuple[str, float]] = []
+    executor.unseen, executor.unseen_error = 60, SlurmUnavailableError("squeue did not answer")
+    desired = local_launch.desired(tmp_path, {})
+    looks = iter([OSError(errno.ESTALE, "Stale file handle")] * 40)
+
+    def after_pass(report: Report) -> None:
+        if (error := next(looks, None)) is not None:
+            raise error
+        executor.run(report)
+
+    report = wait_for(
+        desired,
+        executor,
+        poll_seconds=1e-9,
+        longest_pause=1e-3,
+        on_pass=after_pass,
+        on_outage=lambda error, pause: reported.append((str(error), pause)),
+    )
     assert report.complete
-    executor.unseen = MAX_QUEUE_FAILURES
-    with pytest.raises(SlurmUnavailableError):
-        _wait(local_launch.desired(tmp_path, {}), executor)
+    assert len(reported) == 100
+    assert [pause for _, pause in reported[:4]] == [1e-9, 2e-9, 4e-9, 8e-9]
+    assert max(pause for _, pause in reported) == 1e-3
+    assert "squeue did not answer" in reported[0][0]
+    assert "Stale file handle" in reported[-1][0]
+
+
+@pytest.mark.parametrize("error", [SlurmUnavailableError("squeue did not answer"), OSError(errno.EIO, "Input/output error")])
+def test_waiting_for_an_answer_is_bounded(tmp_path: Path, executor: QueueOfThreads, error: Exception) -> None:
+    """An outage that lasts longer than the bound ends the wait with its error."""
+    executor.unseen, executor.unseen_error = 10**9, error
+    with pytest.raises(type(error)):
+        wait_for(local_launch.desired(tmp_path, {}), executor, poll_seconds=0.001, outage_seconds=0.1)
+
+
+def test_a_reader_that_closed_the_pipe_is_no_outage(tmp_path: Path, executor: QueueOfThreads) -> None:
+    """`grid --wait | head` ends when its output has no reader."""
+
+    def after_pass(report: Report) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):
+        wait_for(local_launch.desired(tmp_path, {}), executor, poll_seconds=0.001, on_pass=after_pass)
 
 
 def test_the_context_of_a_pass_holds_what_its_executor_knows(tmp_path: Path, executor: QueueOfThreads) -> None:

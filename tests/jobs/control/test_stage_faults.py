@@ -16,7 +16,7 @@ import pytest
 from jobs.control.controller import Report, read_facts, reconcile, run_local
 from jobs.control.executor_protocol import Batch, Task
 from jobs.control.facts import Phase
-from jobs.control.plan import ALIKE
+from jobs.control.holds import ALIKE
 from jobs.errors import SlurmUnavailableError
 from jobs.experiment.config import SlurmSite
 from jobs.slurm.client import SlurmClient

@@ -20,7 +20,7 @@ from tests.command_line import ROOT
 from tools import experiment_keys as tool
 
 CONFIGS = ROOT / "configs"
-CODE = Code(REGISTRY, REGISTRY.check, tuple(VERSIONS), Recipe, CONFIGS, CONFIGS / "published.yaml")
+CODE = Code(REGISTRY, REGISTRY.check, tuple(VERSIONS), Recipe, CONFIGS, CONFIGS / "published.yaml", REGISTRY.check_corpus)
 CORPUS = Corpus("mine", "d1", ("anna", "bert", "carl"), "/nowhere")
 KEYS = [leaf for key in experiment_keys(Recipe) for leaf in key.leaves()]
 

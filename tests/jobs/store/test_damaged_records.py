@@ -26,10 +26,11 @@ from jobs.errors import UsageError
 from jobs.experiment.config import Experiment
 from jobs.experiment.launched import Corpus, Launched, launch, reopen, store
 from jobs.local.executor import LocalExecutor
-from jobs.slurm.chain import ControllerRecord, LinkState, launched_at, read_record, record_file, write_record
+from jobs.slurm.chain import ControllerRecord, LinkState, read_record, record_file, write_record
 from jobs.slurm.submissions import State, Submission, SubmissionBook, Writer
 from jobs.store.attempts import claim_alive
 from jobs.store.cancellations import read_cancellations, record_cancellation
+from jobs.store.launches import launched_at
 from jobs.store.layout import AttemptFolder, Layout, StageFolder
 from jobs.store.records import (
     Claim,

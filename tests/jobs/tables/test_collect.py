@@ -12,8 +12,8 @@ import pytest
 from jobs.errors import UsageError
 from jobs.experiment.graph import Graph, Run
 from jobs.store.layout import Layout
+from jobs.tables.as_json import to_json
 from jobs.tables.collect import FORMATS, collect, summary_of
-from jobs.tables.summary import to_json
 from tests.jobs.table_cases import graph, published, result
 
 
@@ -25,7 +25,9 @@ def test_collect_writes_every_format(tmp_path: Path) -> None:
     assert report.complete
     assert report.missing == ()
     assert [path.relative_to(tmp_path / "demo").as_posix() for path in report.paths] == [
-        "tables/table.tex",
+        "tables/table1.tex",
+        "tables/table1-differences.tex",
+        "tables/tables.tex",
         "tables/table.md",
         "tables/runs.csv",
         "tables/methods.csv",
@@ -99,7 +101,7 @@ def test_collect_without_any_result(tmp_path: Path) -> None:
     report = collect(Layout(tmp_path, "demo"), graph(), {}, {}, published("iemocap_table1"))
     assert not report.complete
     assert len(report.missing) == len(graph().runs)
-    assert len(report.paths) == len(FORMATS) + 1  # a format of two files: runs and methods
+    assert len(report.paths) == len(FORMATS) + 3  # two fragments beside the document, and methods beside runs
 
 
 def test_unknown_format_is_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ser_core.errors import Interrupted
 from ser_core.training.checkpoints import Checkpoints, identity_of
 
 
@@ -74,6 +75,30 @@ def test_a_damaged_checkpoint_is_skipped(damage: str, tmp_path: Path) -> None:
     again = checkpoints.load()
     assert again is not None
     assert float(again.tensors["model"]["weight"][0, 0]) == 9
+
+
+def test_a_superseded_attempt_writes_and_removes_nothing(tmp_path: Path) -> None:
+    """Attempt 1 still runs and finds the folder in use by attempt 2, at the start of its save or at the end: all of attempt 2 stays."""
+    superseded_before = Checkpoints(tmp_path, "mine", 1, superseded=lambda: True)
+    superseded_meanwhile = Checkpoints(tmp_path, "mine", 1, superseded=iter([False, True]).__next__)
+    Checkpoints(tmp_path, "mine", 2).save(30, tensors(30), {})
+    saving = tmp_path / ".step-000000040.2.4242.tmp"  # attempt 2 is in the middle of a save
+    saving.mkdir()
+    before = {path: path.stat().st_ino for path in tmp_path.rglob("*")}
+    for checkpoints in (superseded_before, superseded_meanwhile):
+        with pytest.raises(Interrupted, match="a later attempt than 1 has begun"):
+            checkpoints.save(30, tensors(1), {})
+    assert {path: path.stat().st_ino for path in tmp_path.rglob("*")} == before
+
+
+def test_only_files_of_earlier_attempts_are_removed(tmp_path: Path) -> None:
+    """What attempts 1 and 2 left is removed by attempt 2; what attempt 3 has written since its last look is not."""
+    for attempt, step in ((1, 50), (2, 60), (3, 70)):
+        Checkpoints(tmp_path, "mine", attempt).save(step, tensors(step), {})
+        (tmp_path / f".step-000000080.{attempt}.4242.tmp").mkdir()
+    (tmp_path / ".step-000000080.4242.tmp").mkdir()  # of an earlier version, which gave no number
+    Checkpoints(tmp_path, "mine", 2).save(40, tensors(40), {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".step-000000080.3.4242.tmp", "step-000000040", "step-000000070"]
 
 
 @pytest.mark.parametrize("name", ["state.json", "model.safetensors"])

@@ -1,0 +1,30 @@
+"""Arguments and options that several commands of `launch.py` have in common.
+
+Each is a type: a command that names it in its signature has the argument, with this help and this environment variable. The default value
+is given in the signature, where it may differ from command to command. Typer evaluates the names in the module of the command, so they are
+imported there at run time. Nothing else is imported here: `--help` and `status` start fast.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RUN = "RUN: METHOD/FOLD/SLOT, or at least 6 digits of a stage's key"
+
+# what a command is about
+Name = Annotated[str, typer.Argument(metavar="[EXPERIMENT]", help="name under which the experiment was launched")]
+Words = Annotated[list[str], typer.Argument(metavar="[EXPERIMENT] RUN", help=f"{RUN}; of two arguments the first is the experiment")]
+Settings = Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT] [KEY=VALUE ...]")]
+
+# where it reads and writes
+Data = Annotated[Path, typer.Option("--data", envvar="SER_GRID_DATA", help="folder of the prepared corpora")]
+Results = Annotated[Path, typer.Option("--results", envvar="SER_GRID_RESULTS", help="folder of the results")]
+Where = Annotated[str | None, typer.Option("--cluster", help="local | slurm; default: as launched last, or as in its file")]
+Wait = Annotated[bool | None, typer.Option("--wait/--detach", help="slurm: stay until all is done; default: --detach")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="show what would be reused and submitted; change nothing")]
+
+# what it prints
+AsJson = Annotated[bool, typer.Option("--json", help="one JSON value, nothing else")]
