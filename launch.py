@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.commands.arguments import RUN, AsJson, Data, DryRun, Name, Results, Settings, Wait, Where, Words
+from jobs.commands.arguments import RUN, AsJson, Data, DryRun, Name, Results, Scripts, Settings, Wait, Where, Words
 from jobs.commands.disk_arguments import add_disk_commands
 from jobs.errors import InternalError, SlurmUnavailableError, StoredConfigurationError, UsageError, is_mendable
 from ser_core.errors import InputError, shortened
@@ -126,6 +126,7 @@ def config(
 
     words = words_of("config", arguments or [], cluster, DEFAULT_EXPERIMENT)
     require_file(words.file, CONFIGS, _corpora(data))
+    _note(words.line)
     print_config(words, _code(), changed=changed)
 
 
@@ -135,6 +136,7 @@ def grid(
     cluster: Where = None,
     wait: Wait = None,
     dry_run: DryRun = False,
+    scripts: Scripts = False,
     yes: Annotated[bool, typer.Option("--yes", help="withdraw stages in Slurm that nobody needs any more, without asking")] = False,
     keep_old: Annotated[bool, typer.Option("--keep-old", help="leave such stages in Slurm")] = False,
     data: Data = ROOT / "data",
@@ -145,32 +147,35 @@ def grid(
     from jobs.commands.relaunch import old_stages
     from ser_core.registry import REGISTRY
 
+    _check_scripts(scripts, dry_run)
     if yes and keep_old:
         raise UsageError("grid: --yes and --keep-old: one of them")
     session = _launch(arguments or [], cluster, wait, data, results, dry_run=dry_run)
     if dry_run:
-        print_plan(session, REGISTRY.cost_notes)
+        print_plan(session, REGISTRY.cost_notes, scripts=scripts)
     else:
         _exit(run_grid(session, wait=bool(wait), old=old_stages(yes=yes, keep=keep_old)))
 
 
 @app.command()
 def resume(
-    experiment: Name = DEFAULT_EXPERIMENT,
+    experiment: Name = None,
     wait: Wait = None,
     dry_run: DryRun = False,
+    scripts: Scripts = False,
     results: Results = ROOT / "results",
 ) -> None:
     """Launch an experiment again with the settings it was launched with, whatever its file says now. Lifts a `cancel`."""
     from jobs.commands.grid import print_plan, run_grid
     from ser_core.registry import REGISTRY
 
+    _check_scripts(scripts, dry_run)
     session = _relaunch(experiment, results, dry_run=dry_run)
-    print_plan(session, REGISTRY.cost_notes) if dry_run else _exit(run_grid(session, wait=bool(wait)))
+    print_plan(session, REGISTRY.cost_notes, scripts=scripts) if dry_run else _exit(run_grid(session, wait=bool(wait)))
 
 
 @app.command()
-def reconcile(experiment: Name = DEFAULT_EXPERIMENT, results: Results = ROOT / "results") -> None:
+def reconcile(experiment: Name = None, results: Results = ROOT / "results") -> None:
     """One pass of the controller on Slurm: submit missing stages that are not queued or running, and a controller job if there is none."""
     from jobs.commands.grid import reconcile as reconcile_experiment
 
@@ -179,7 +184,7 @@ def reconcile(experiment: Name = DEFAULT_EXPERIMENT, results: Results = ROOT / "
 
 @app.command()
 def status(
-    experiment: Name = DEFAULT_EXPERIMENT,
+    experiment: Name = None,
     watch: Annotated[bool, typer.Option("--watch", help="repeat until nothing is left to do")] = False,
     as_json: AsJson = False,
     requests: Annotated[bool, typer.Option("--requests", help="only: how often the requested time and memory were enough")] = False,
@@ -204,7 +209,7 @@ def explain(words: Words, results: Results = ROOT / "results") -> None:
     from jobs.commands.explain import print_explanation
     from jobs.experiment.lookup import experiment_and_run
 
-    experiment, run = experiment_and_run(words, f"explain [EXPERIMENT] RUN; {RUN}", DEFAULT_EXPERIMENT)
+    experiment, run = experiment_and_run(words, f"explain [EXPERIMENT] RUN; {RUN}")
     print_explanation(_reopen(experiment, results, patient=False), run)
 
 
@@ -221,7 +226,7 @@ def logs(
     from jobs.commands.logs import print_log
     from jobs.experiment.lookup import experiment_and_run
 
-    experiment, run = experiment_and_run(words, f"logs [EXPERIMENT] RUN; {RUN}", DEFAULT_EXPERIMENT)
+    experiment, run = experiment_and_run(words, f"logs [EXPERIMENT] RUN; {RUN}")
     _exit(print_log(_reopen(experiment, results, patient=False), run, stage=stage, attempt=attempt, lines=lines, follow=follow))
 
 
@@ -236,19 +241,19 @@ def cancel(
     from jobs.store.layout import Layout
 
     named = words or []
-    experiment, runs = (DEFAULT_EXPERIMENT, named) if not named or "/" in named[0] else (named[0], named[1:])
+    experiment, runs = (None, named) if not named or "/" in named[0] else (named[0], named[1:])
     try:
         session = _reopen(experiment, results)
     except StoredConfigurationError:
         if runs:
             raise
-        session = _session(without_configuration(Layout(results.resolve(), experiment)))
+        session = _session(without_configuration(Layout(results.resolve(), _chosen(experiment, results)[0])))
     print_cancellation(session, runs)
 
 
 @app.command()
 def collect(
-    experiment: Name = DEFAULT_EXPERIMENT,
+    experiment: Name = None,
     formats: Annotated[list[str] | None, typer.Option("--format", help="latex | markdown | csv | json; default: all")] = None,
     out: Annotated[
         Path | None, typer.Option(help="folder to write to; default: results/EXPERIMENT/tables; -: one format to standard output")
@@ -289,6 +294,7 @@ def sweep(
     cluster: Where = None,
     wait: Annotated[bool | None, typer.Option("--wait/--detach", help="slurm: stay until it has ended; default: --detach")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show the points, the stages and the hours; change nothing")] = False,
+    scripts: Scripts = False,
     show: Annotated[bool, typer.Option("--show", help="state of the last sweep, and its results so far")] = False,
     cancel_it: Annotated[bool, typer.Option("--cancel", help="end it; running stages write a checkpoint, results stay")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="with --show: one JSON value, nothing else")] = False,
@@ -308,11 +314,13 @@ def sweep(
         if len(named) > 1 or "=" in named[0]:
             raise UsageError(f"sweep: {modes[0]} is of the sweep launched last: `sweep [EXPERIMENT] {modes[0]}`, without settings")
         session = _reopen_sweep(named[0], results)
+        _note("" if arguments else f"experiment {DEFAULT_EXPERIMENT}: the default, as none is named")
         console.show(session, as_json=as_json) if show else console.cancel(session)
         return
+    _check_scripts(scripts, dry_run)
     session = _launch_sweep(arguments or [], cluster, wait, data, results, dry_run=dry_run)
     if dry_run:
-        console.print_preview(session)
+        console.print_preview(session, scripts=scripts)
     else:
         _exit(console.launch(session, wait=bool(wait)))
 
@@ -384,7 +392,6 @@ def _code() -> Code:
 
 
 def _launch(arguments: list[str], cluster: str | None, wait: bool | None, data: Path, results: Path, *, dry_run: bool) -> Session:
-    from jobs.commands.console import note
     from jobs.commands.launching import check_corpus, experiment_to_launch, words_of
     from jobs.experiment.launched import last_launch, launch
     from jobs.store.clock import measure
@@ -401,12 +408,11 @@ def _launch(arguments: list[str], cluster: str | None, wait: bool | None, data: 
     typed = _typed("grid", arguments, cluster, wait, data, results)
     launched = launch(experiment, _corpus(experiment, data, dry_run), REGISTRY, layout, words.file, typed)
     check_corpus(launched.experiment, launched.corpus, _code())
-    if where:
-        note(where)
+    _note(words.line, where)
     return replace(_session(launched, new=True), former=last_launch(layout, REGISTRY, Recipe))
 
 
-def _relaunch(name: str, results: Path, *, dry_run: bool) -> Session:
+def _relaunch(named: str | None, results: Path, *, dry_run: bool) -> Session:
     from jobs.commands.launching import check_corpus, check_experiment
     from jobs.experiment.launched import relaunch, require_same_corpus
     from jobs.store.clock import measure
@@ -415,6 +421,7 @@ def _relaunch(name: str, results: Path, *, dry_run: bool) -> Session:
     from ser_core.registry import REGISTRY
     from ser_core.settings import Recipe
 
+    name, line = _chosen(named, results)
     layout = Layout(results.resolve(), name)
     if not dry_run:
         measure(layout.root)
@@ -423,12 +430,12 @@ def _relaunch(name: str, results: Path, *, dry_run: bool) -> Session:
     _resolve_checkpoints(session.launched.experiment, session.launched.layout)
     require_same_corpus(session.launched, load_manifest(Path(session.launched.corpus.folder)).digest, session.hints.launch)
     check_corpus(session.launched.experiment, session.launched.corpus, _code())
+    _note(line)
     return session
 
 
 def _resolve_checkpoints(experiment: Experiment, *launched: Layout) -> None:
     """Make paths of checkpoints absolute, and resolve hub names to the commits of earlier launches (the last counts), else of the cache."""
-    from jobs.commands.console import note
     from jobs.experiment.launched import last_recipes
     from ser_core.models.identity import pin_commit
     from ser_core.settings import commits_of, resolve_checkpoints
@@ -438,8 +445,7 @@ def _resolve_checkpoints(experiment: Experiment, *launched: Layout) -> None:
     for recipe in (experiment.recipe, *experiment.recipes.values()):
         resolve_checkpoints(recipe, (Path.cwd(), ROOT))
         lines.append(pin_commit(recipe.backbone, former))
-    for line in filter(None, dict.fromkeys(lines)):
-        note(line)
+    _note(*dict.fromkeys(lines))
 
 
 def _typed(command: str, arguments: list[str], cluster: str | None, wait: bool | None, data: Path, results: Path) -> tuple[str, ...]:
@@ -480,13 +486,34 @@ def _prepared(folder: Path) -> Corpus:
     return Corpus(manifest.corpus, manifest.digest, manifest.folds, str(folder.resolve()))
 
 
-def _reopen(name: str, results: Path, *, patient: bool = True) -> Session:
+def _check_scripts(scripts: bool, dry_run: bool) -> None:
+    if scripts and not dry_run:
+        raise UsageError("--scripts goes with --dry-run")
+
+
+def _note(*lines: str) -> None:
+    from jobs.commands.console import note
+
+    for line in filter(None, lines):
+        note(line)
+
+
+def _chosen(named: str | None, results: Path) -> tuple[str, str]:
+    from jobs.commands.launching import chosen_experiment
+
+    return chosen_experiment(named, results, DEFAULT_EXPERIMENT)
+
+
+def _reopen(named: str | None, results: Path, *, patient: bool = True) -> Session:
     from jobs.experiment.launched import reopen
     from jobs.store.layout import Layout
     from ser_core.registry import REGISTRY
     from ser_core.settings import Recipe
 
-    return _session(reopen(Layout(results.resolve(), name), REGISTRY, Recipe), patient=patient)
+    name, line = _chosen(named, results)
+    session = _session(reopen(Layout(results.resolve(), name), REGISTRY, Recipe), patient=patient)
+    _note(line)
+    return session
 
 
 def _session(launched: Launched, *, new: bool = False, patient: bool = True) -> Session:
@@ -500,7 +527,6 @@ def _launch_sweep(
     arguments: list[str], cluster: str | None, wait: bool | None, data: Path, results: Path, *, dry_run: bool
 ) -> SweepSession:
     """A sweep to launch. Everything that can be checked before it starts is checked here."""
-    from jobs.commands.console import note
     from jobs.commands.launching import experiment_to_launch, words_of
     from jobs.commands.sweep import new_sweep, session_of
     from jobs.store.clock import measure
@@ -521,8 +547,7 @@ def _launch_sweep(
     corpus = _corpus(experiment, data, dry_run)
     typed = _typed("sweep", arguments, cluster, wait, data, results)
     sweep = new_sweep(experiment, words.file, corpus, layout, REGISTRY, code=ROOT, typed=typed)
-    if where:
-        note(where)
+    _note(words.line, where)
     return session_of(sweep, _workplace(layout, corpus, sweep.launched), ROOT, preload=PRELOAD, new=True, read_only=dry_run)
 
 

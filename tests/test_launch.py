@@ -98,6 +98,7 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
         (("prepare", "iemocap"), ("--source",)),
         (("prepare", "savee", "--source", "/nowhere/at/all"), ("/nowhere/at/all",)),
         (("prepare", "demo", "--folds", "5"), ("prepare demo", "--folds is for csv only")),
+        (("grid", "demo", "--scripts"), ("--scripts goes with --dry-run",)),
         (("grid", "demo", "--yes", "--keep-old"), ("--yes and --keep-old",)),
         (("init", "mine", "--corpus", "mine"), ("--corpus mine: no prepared corpus", "prepare csv --source FILE.csv --name mine")),
         (("config", "demo", "recipe.finetune.epoch=3"), ("did you mean 'recipe.finetune.epochs'?",)),
@@ -229,6 +230,18 @@ def test_resume_needs_only_the_name(tmp_path: Path) -> None:
     refused = run("resume", "demo")
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
     assert shlex.join(("python", "launch.py", *typed)) in refused.stderr
+
+
+def test_the_experiment_is_named_where_the_user_did_not(tmp_path: Path) -> None:
+    """Only one was launched: it is meant. Otherwise the default; the line is on stderr, and an error stays one line."""
+    run, results = CommandLine(tmp_path / "data", tmp_path / "results"), tmp_path / "results"
+    experiment = load_experiment(
+        "demo", ["methods=vft", "name=own"], configs=ROOT / "configs", recipe_schema=Recipe, methods=REGISTRY.methods
+    )
+    store(launch(experiment, Corpus("demo", "d1", ("1", "2"), str(tmp_path)), REGISTRY, Layout(results, "own"), "demo"))
+    done = run("status", "--json")
+    assert (done.returncode, json.loads(done.stdout)["experiment"]) == (0, "own"), done.stderr
+    assert "experiment own: the only one that was launched\n" in done.stderr
 
 
 def test_a_launch_with_other_settings_prints_what_has_changed(tmp_path: Path) -> None:

@@ -87,17 +87,20 @@ def finish(session: Session, report: Report) -> bool:
     return complete
 
 
-def print_plan(session: Session, cost_notes: Callable[[Path, Sequence[Any]], Sequence[str]]) -> None:
-    """What a launch would do: stages reused, recipes, tasks, estimated hours and, on Slurm, the batch scripts.
+def print_plan(session: Session, cost_notes: Callable[[Path, Sequence[Any]], Sequence[str]], *, scripts: bool = False) -> None:
+    """What a launch would do: stages reused, recipes, tasks, estimated hours; the totals are the last line.
 
-    `cost_notes`: from the corpus folder and the stages to be computed (with `stage`, `settings`, `fold`) to lines on what makes them slow.
+    `scripts`: on Slurm first the batch scripts. `cost_notes`: from the corpus folder and the stages to be computed (with `stage`,
+    `settings`, `fold`) to lines on what makes them slow.
     """
     from jobs.control.estimates import forecast, forecast_lines
 
     if session.on_slurm:
         session.require_slurm()
-    print_lines(difference_lines(session))
     report = session.look(with_limits=True)
+    if scripts:
+        print_scripts(session, report)
+    print_lines(difference_lines(session))
     expected = forecast(
         report.graph,
         report.facts,
@@ -114,14 +117,19 @@ def print_plan(session: Session, cost_notes: Callable[[Path, Sequence[Any]], Seq
     if old.queued or old.running:
         say(f"would withdraw {old}, which nobody needs any more; --keep-old keeps them")
     print_lines(forecast_lines(expected))
+
+
+def print_scripts(session: Session, report: Report) -> None:
+    """Print the batch scripts of a plan and of the controller. UsageError for an experiment on this machine."""
     if not session.on_slurm:
-        return
+        raise UsageError(f"--scripts: {session.name} computes on this machine, without batch scripts; --cluster slurm has some")
     for preview in session.arrays.previews(report.plan.batches, report.graph, report.in_flight):
-        say(f"\n# ---- {preview.name}\n{preview.script}")
+        say(f"# ---- {preview.name}\n{preview.script}")
         for call in preview.refinements:
             say(f"# then: {call}")
+        say("")
     if session.launched.experiment.policy.controller:
-        say(f"\n# ---- {session.chain.name}, the controller of all of these\n{session.chain.script()}")
+        say(f"# ---- {session.chain.name}, the controller of all of these\n{session.chain.script()}\n")
 
 
 def _request_text(session: Session, report: Report) -> Callable[[Batch], str]:
