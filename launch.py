@@ -24,6 +24,7 @@ from ser_core.errors import InputError, shortened
 
 if TYPE_CHECKING:
     from jobs.commands.launching import Code
+    from jobs.commands.needs import Needs
     from jobs.commands.owners import Opening
     from jobs.commands.session import Session
     from jobs.commands.sweep import SweepSession
@@ -330,19 +331,46 @@ def doctor(
     arguments: Settings = None,
     cluster: Where = None,
     as_json: AsJson = False,
+    data: Data = ROOT / "data",
     results: Results = ROOT / "results",
 ) -> None:
-    """Check this machine and, with --cluster slurm, the site: limits, accounting, a probe job on a compute node."""
+    """Check this machine, what EXPERIMENT needs and, with --cluster slurm, the site: limits, accounting, a probe job on a node."""
     from jobs.commands.doctor import examine
     from jobs.commands.doctor_checks import check_lines, checks_to_json, exit_code
-    from jobs.commands.launching import read_experiment, words_of
+    from jobs.commands.launching import read_experiment, require_file, words_of
     from jobs.experiment.config import Cluster
 
-    experiment = read_experiment(words_of("doctor", arguments or [], cluster, "demo"), _code())
+    words = words_of("doctor", arguments or [], cluster, "demo")
+    require_file(words.file, CONFIGS, _corpora(data))
+    experiment = read_experiment(words, _code())
     slurm = experiment if experiment.cluster is Cluster.slurm else None
-    checks = examine(results.resolve(), source=ROOT, experiment=slurm, tell=lambda text: typer.echo(text, err=True))
+    needs = _needs(experiment, data) if words.named else None
+    checks = examine(results.resolve(), source=ROOT, experiment=slurm, tell=lambda text: typer.echo(text, err=True), needs=needs)
     typer.echo(json.dumps(checks_to_json(checks), indent=1) if as_json else "\n".join(check_lines(checks)))
     raise typer.Exit(exit_code(checks))
+
+
+def _needs(experiment: Experiment, data: Path) -> Needs:
+    from jobs.commands.launching import check_corpus
+    from jobs.commands.needs import Needs, stages_of
+    from ser_core.models.needed_weights import needed_weights
+    from ser_core.registry import REGISTRY
+    from ser_core.settings import resolve_checkpoints
+
+    problem, code = "", _code()
+    methods = {name: experiment.variants[name].method if name in experiment.variants else name for name in experiment.methods}
+    for recipe in experiment.recipes.values():
+        resolve_checkpoints(recipe, (Path.cwd(), ROOT))
+    try:
+        check_corpus(experiment, _corpus(experiment, data, True), code)
+    except (UsageError, InputError) as error:
+        problem = str(error)
+    try:
+        stages = stages_of(REGISTRY.call(methods[name], recipe, fold="", seed=0) for name, recipe in experiment.recipes.items())
+    except InputError:  # of missing weights, which have a line of their own
+        stages = code.stages
+    weights = dict.fromkeys(each for name, recipe in experiment.recipes.items() for each in needed_weights(methods[name], recipe))
+    return Needs(experiment.corpus, (data / experiment.corpus).resolve(), problem, tuple(weights), stages)
 
 
 def _opening(results: Path) -> Opening:

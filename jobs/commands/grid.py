@@ -10,7 +10,7 @@ from jobs.commands.collect import write_tables
 from jobs.commands.console import note, print_lines, say
 from jobs.commands.passes import one_pass, run_here, wait_on_slurm
 from jobs.commands.relaunch import OldStages, difference_lines, new_lines, settle_old_stages, unneeded_now
-from jobs.commands.startable import require_startable
+from jobs.commands.startable import impossible_lines, require_startable
 from jobs.commands.status import read_status
 from jobs.commands.status_report import judged_lines, problem_lines, status_lines
 from jobs.control.controller import desired_of, experience_of
@@ -116,6 +116,8 @@ def print_plan(session: Session, cost_notes: Callable[[Path, Sequence[Any]], Seq
     old = unneeded_now(session)
     if old.queued or old.running:
         say(f"would withdraw {old}, which nobody needs any more; --keep-old keeps them")
+    if session.on_slurm:
+        print_lines(impossible_lines(session, report))
     print_lines(forecast_lines(expected))
 
 
