@@ -15,7 +15,9 @@ import typer
 RUN = "RUN: METHOD/FOLD/SLOT, or at least 6 digits of a stage's key"
 
 # what a command is about
-Name = Annotated[str, typer.Argument(metavar="[EXPERIMENT]", help="name under which the experiment was launched")]
+Name = Annotated[
+    str | None, typer.Argument(metavar="[EXPERIMENT]", help="name under which it was launched; default: the only one launched, or iemocap")
+]
 Words = Annotated[list[str], typer.Argument(metavar="[EXPERIMENT] RUN", help=f"{RUN}; of two arguments the first is the experiment")]
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT] [KEY=VALUE ...]")]
 
@@ -25,6 +27,7 @@ Results = Annotated[Path, typer.Option("--results", envvar="SER_GRID_RESULTS", h
 Where = Annotated[str | None, typer.Option("--cluster", help="local | slurm; default: as launched last, or as in its file")]
 Wait = Annotated[bool | None, typer.Option("--wait/--detach", help="slurm: stay until all is done; default: --detach")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="show what would be reused and submitted; change nothing")]
+Scripts = Annotated[bool, typer.Option("--scripts", help="with --dry-run: first print the batch scripts")]
 
 # what it prints
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON value, nothing else")]

@@ -118,6 +118,7 @@ class ProbeFacts:
     submits: bool = False
     said: str = ""  # message of sbatch there
     log: str = ""  # last lines of the job's output
+    unseen: tuple[str, ...] = ()  # files named to it that it does not see
     unlisted: bool = False  # squeue does not list the job, although slurmctld has it in the queue
 
 
