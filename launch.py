@@ -66,6 +66,7 @@ def prepare(
 ) -> None:
     """Check a corpus, convert it to 16 kHz mono, write its manifest. Every problem is listed by file name."""
     from jobs.commands.console import with_progress
+    from jobs.text import counted
     from ser_core.corpora.demo import prepare_demo
     from ser_core.corpora.prepare import prepare as prepare_corpus
 
@@ -94,9 +95,10 @@ def prepare(
             ),
         )
     speakers = len({utterance.speaker for utterance in manifest.utterances})
+    size = f"{counted(len(manifest.utterances), 'utterance')}, {manifest.seconds / 60:.1f} min, {counted(speakers, 'speaker')}"
     typer.echo(
-        f"{manifest.corpus}: {len(manifest.utterances)} utterances, {manifest.seconds / 60:.1f} min, {speakers} speakers, "
-        f"classes {', '.join(manifest.classes)}, folds {', '.join(manifest.folds)}; digest {manifest.digest[:12]}; in {manifest.folder}"
+        f"{manifest.corpus}: {size}, classes {', '.join(manifest.classes)}, folds {', '.join(manifest.folds)}; "
+        f"digest {manifest.digest[:12]}; in {manifest.folder}"
     )
 
 
@@ -185,15 +187,22 @@ def reconcile(experiment: Name = None, results: Results = ROOT / "results") -> N
 
 @app.command()
 def status(
-    experiment: Name = None,
-    watch: Annotated[bool, typer.Option("--watch", help="repeat until nothing is left to do")] = False,
+    experiment: Annotated[str | None, typer.Argument(help="name under which it was launched; default: a line for each one")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="repeat until nothing is left to do, or Ctrl-C")] = False,
     as_json: AsJson = False,
     requests: Annotated[bool, typer.Option("--requests", help="only: how often the requested time and memory were enough")] = False,
     results: Results = ROOT / "results",
 ) -> None:
-    """Show where an experiment stands. It submits nothing."""
+    """Show where an experiment stands, or a line for each one. It submits nothing."""
     if watch and as_json:
         raise UsageError("status: --json is one value: leave out --watch")
+    if experiment is None:
+        from jobs.commands.status_list import show_list
+
+        if watch or requests:
+            raise UsageError(f"status: {'--watch' if watch else '--requests'} is of one experiment: name it")
+        show_list(results.resolve(), lambda name: _reopen(name, results, patient=False), as_json=as_json)
+        return
     if requests:
         from jobs.commands.requests import show_requests
 
@@ -206,7 +215,7 @@ def status(
 
 @app.command()
 def explain(words: Words, results: Results = ROOT / "results") -> None:
-    """Print the history of a run: its seeds, every attempt of every stage, the retry policy applied, and the next step."""
+    """Print the history of a run: its seeds, every attempt of every stage, the retry policy applied, its artifacts, and the next step."""
     from jobs.commands.explain import print_explanation
     from jobs.experiment.lookup import experiment_and_run
 
@@ -254,7 +263,7 @@ def cancel(
 
 @app.command()
 def collect(
-    experiment: Name = None,
+    experiments: Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT ...]", help="several: one table, with --out")] = None,
     formats: Annotated[list[str] | None, typer.Option("--format", help="latex | markdown | csv | json; default: all")] = None,
     out: Annotated[
         Path | None, typer.Option(help="folder to write to; default: results/EXPERIMENT/tables; -: one format to standard output")
@@ -272,8 +281,8 @@ def collect(
     marks: Annotated[bool, typer.Option("--marks", help="LaTeX: a star where a method differs from the first one")] = False,
     results: Results = ROOT / "results",
 ) -> None:
-    """Write the tables of an experiment: LaTeX that compiles, Markdown, CSV, JSON, confusion matrices."""
-    from jobs.commands.collect import Asked, write_csv_tables, write_tables
+    """Write the tables of an experiment: LaTeX that compiles, Markdown, CSV, JSON, confusion matrices. Of several: one table."""
+    from jobs.commands.collect import Asked, write_csv_tables, write_joint_tables, write_tables
     from jobs.tables.collect import check_formats
     from jobs.tables.latex import style_of
 
@@ -283,8 +292,10 @@ def collect(
         complete = write_csv_tables(source, outliers, PUBLISHED, asked)
     elif outliers is not None:
         raise UsageError("--outliers goes with --from: an experiment is judged by the rule it was launched with (policy.outliers)")
+    elif experiments and len(experiments) > 1:
+        complete = write_joint_tables([_reopen(name, results) for name in experiments], asked)
     else:
-        session = _reopen(experiment, results)
+        session = _reopen(experiments[0] if experiments else None, results)
         complete = write_tables(session, session.look(ask_slurm=False), asked)
     _exit(complete or allow_incomplete)
 
@@ -431,12 +442,13 @@ def _launch(arguments: list[str], cluster: str | None, wait: bool | None, data: 
     words = words_of("grid", arguments, cluster, DEFAULT_EXPERIMENT)
     experiment, where = experiment_to_launch(words, _code(), results, _corpora(data))
     layout = Layout(results.resolve(), experiment.name)
+    _resolve_checkpoints(experiment, layout)
+    corpus = _corpus(experiment, data, dry_run)
+    check_corpus(experiment, corpus, _code())
     if not dry_run:
         measure(layout.root)
-    _resolve_checkpoints(experiment, layout)
     typed = _typed("grid", arguments, cluster, wait, data, results)
-    launched = launch(experiment, _corpus(experiment, data, dry_run), REGISTRY, layout, words.file, typed)
-    check_corpus(launched.experiment, launched.corpus, _code())
+    launched = launch(experiment, corpus, REGISTRY, layout, words.file, typed)
     _note(words.line, where)
     return replace(_session(launched, new=True), former=last_launch(layout, REGISTRY, Recipe))
 
@@ -625,10 +637,12 @@ def main() -> int:
         if not is_mendable(error):
             raise
         from jobs.store.access import denied_line
+        from jobs.store.disk_space import FULL
 
         plain = f"{error.filename or 'a file'}: {error.strerror}"
         line = denied_line(error) if isinstance(error, PermissionError) else plain
-        typer.echo(f"{line}; fix that and run the same command again", err=True)
+        advice = "make room there (`python launch.py clean` frees what failed)" if error.errno in FULL else "fix that"
+        typer.echo(f"{line}; {advice} and run the same command again", err=True)
         return 2
     return 0
 

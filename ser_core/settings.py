@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
 from ser_core.sweep import P_TAPT, SweptMethod
@@ -233,6 +233,16 @@ class Recipe:
     execution: ExecutionSettings = field(default_factory=ExecutionSettings)
     upstream_seed: int = 0  # of states, cluster, tapt and ptapt, which are computed once per fold for all seeds
 
+    def trained(self, method: str) -> tuple[str, ...]:
+        """What a method of the registry trains, for the captions of tables: the model and the length of each training."""
+        model = self.backbone.checkpoint or f"wav2vec 2.0 with random weights (init_seed {self.backbone.init_seed})"
+        found = [f"backbone {PurePath(model).name if model.startswith('/') else model}"]
+        if method == "tapt":
+            found.append(f"TAPT of {_times(self.tapt.steps, 'step')}")
+        if method == "ptapt":
+            found.append(f"P-TAPT of {_times(self.ptapt.steps, 'step')} on k = {', '.join(map(str, self.cluster.counts))}")
+        return (*found, f"fine-tuning of {_times(self.finetune.epochs, 'epoch')}")
+
 
 def commits_of(recipes: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Return the commits of hub models in stored recipes (JSON values); a recipe of an earlier version has none."""
@@ -250,3 +260,7 @@ def resolve_checkpoints(recipe: Recipe, folders: Iterable[Path]) -> None:
         for folder in folders:
             if settings.checkpoint and (folder / settings.checkpoint).exists():
                 settings.checkpoint = str((folder / settings.checkpoint).resolve())
+
+
+def _times(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"

@@ -75,6 +75,44 @@ def write_tables(session: Session, report: Report, asked: Asked = EVERYTHING, *,
     return written.complete
 
 
+def write_joint_tables(sessions: Sequence[Session], asked: Asked) -> bool:
+    """Write and print one table of several experiments. Returns whether every run has a result. UsageError without a folder."""
+    from jobs.control.outliers import rule_in_words
+    from jobs.tables.collect import FORMATS, collect_several
+    from jobs.tables.latex import PLAIN
+    from jobs.tables.several import Part, joint_published, joint_summary
+
+    names = [session.name for session in sessions]
+    if len(set(names)) != len(names):
+        raise UsageError(f"collect {' '.join(names)}: name each experiment once")
+    if asked.out is None:
+        raise UsageError(f"collect {' '.join(names)}: name the folder of the joint table: --out DIR")
+    parts = []
+    for session in sessions:
+        warn_if_changed(session)
+        report, policy = session.look(ask_slurm=False), session.launched.experiment.policy
+        parts.append(
+            Part(
+                session.name,
+                report.graph,
+                read_results(report.graph, session.launched.layout, report.facts),
+                table_states(status_of(session.name, report)),
+                rule_in_words(policy.outliers, policy.sigmas, policy.rounds),
+                report.judgements,
+                session.recipes,
+                session.published.labels,
+            )
+        )
+    summary, labels = joint_summary(parts, unreplaced_of(asked.unreplaced))
+    published = joint_published([session.published for session in sessions], labels)
+    if asked.to_stdout:
+        _print_text(asked, summary, published)
+        return summary.complete
+    written = collect_several(summary, published, asked.out, asked.formats or tuple(FORMATS), asked.style or PLAIN)
+    _print_tables(written, published)
+    return written.complete
+
+
 def write_csv_tables(source: Path, rule: str | None, published_file: Path, asked: Asked = EVERYTHING) -> bool:
     """Write and print tables of the runs in a CSV file. Returns whether every run has a result."""
     from jobs.experiment.config import Policy
@@ -215,13 +253,20 @@ def _kept_line(session: Session, written: CollectReport) -> str:
 
 
 def _print_tables(written: CollectReport, published: Published) -> None:
-    """The tables, the files they were written to, and the runs without a result."""
+    """The tables, the files they were written to, a warning where the order depends on the outlier rule, and the missing runs."""
     from jobs.tables.display import print_tables
+    from jobs.tables.order import order_sentences
 
     print_tables(written.summary, published)
     for path in written.paths:
         if "confusion" not in (path.parent.name, path.parent.parent.name):
             say(str(path))
+    for line in (
+        *(f"warning: {line}" for line in written.summary.arithmetic.warnings),
+        *written.gaps,
+        *(f"{corpus}: {sentence}" for corpus, sentence in order_sentences(written.summary, published.labels).items()),
+    ):
+        note(line)
     if not written.complete:
         missing = written.missing
         note(f"incomplete: {counted(len(missing), 'run')} missing: {listed(missing)}")

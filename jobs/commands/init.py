@@ -16,7 +16,7 @@ from jobs.experiment.origins import setting_lines, settings_of
 from jobs.experiment.schema_keys import experiment_keys
 from jobs.experiment.template import render
 from jobs.store.layout import valid_experiment_name
-from jobs.text import did_you_mean
+from jobs.text import counted, did_you_mean
 
 
 def prepared_corpus(name: str, corpora: Collection[str]) -> str:
@@ -43,13 +43,14 @@ def write_experiment(name: str, corpus: Corpus, like: str, out: Path | None, cod
     origin = read_experiment(Words(like, ()), code)
     values = values_like(cast(Mapping[str, Any], _plain(experiment_file(like, code.configs))), name, corpus.name)
     head = (
-        f"Experiment {name} on the corpus {corpus.name} ({len(corpus.folds)} folds), with the settings of {origin.name}.",
+        f"Experiment {name} on the corpus {corpus.name} ({counted(len(corpus.folds), 'fold')}), with the settings of {origin.name}.",
         "A key in a comment has the default that it shows; delete the `# ` before it to set it. See docs/experiments.md.",
         f"`python launch.py config {out or name} --changed` prints what is set, and where.",
     )
     file.write_text(render(head, experiment_keys(code.recipe_schema), values), encoding="utf-8")
     named = str(out) if out else name
-    say(f"{file}: {len(origin.methods)} methods, {len(corpus.folds)} folds, {origin.seeds} seeds, with the settings of {origin.name}")
+    size = ", ".join(counted(*each) for each in ((len(origin.methods), "method"), (len(corpus.folds), "fold"), (origin.seeds, "seed")))
+    say(f"{file}: {size}, with the settings of {origin.name}")
     note(f"next: `python launch.py grid {named} --dry-run` shows what it would compute, `python launch.py grid {named}` computes it")
     return file
 

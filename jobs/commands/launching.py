@@ -153,7 +153,8 @@ def check_corpus(experiment: Experiment, corpus: Corpus, code: Code) -> None:
         )
     variants = experiment.variants
     methods = [(variants[name].method if name in variants else name, recipe) for name, recipe in experiment.recipes.items()]
-    code.check_corpus(Path(corpus.folder), methods, dict.fromkeys(experiment.folds or corpus.folds, ()))
+    folds = [fold for fold in experiment.folds or corpus.folds if fold in corpus.folds]  # others are refused by the launch
+    code.check_corpus(Path(corpus.folder), methods, dict.fromkeys(folds, ()))
 
 
 def workplace(layout: Layout, corpus: Corpus, since: float, registry: str, digest_of: str, packages: tuple[str, ...]) -> Workplace:

@@ -15,6 +15,7 @@ from jobs.store.attempts import SUPERSEDED, AttemptFiles, holder
 from jobs.store.failures import FailureClass, blames_node, cancelled_by_hand, class_of_state
 from jobs.store.launches import in_launch
 from jobs.store.records import Claim, Ending, Outcome
+from jobs.text import counted
 
 MAX_LOST = 5  # attempts in a row that may be lost or interrupted without a newer checkpoint
 MAX_FAILED_STARTS = 4  # jobs of a stage that may leave the queue, everything upstream of it done, before the worker starts
@@ -256,13 +257,13 @@ def _reason_to_stop(
     free = (FailureClass.node, FailureClass.interrupted, FailureClass.crowded)
     stalled = len(list(itertools.takewhile(lambda each: each.failure in free and not each.progress, reversed(recent))))
     if stalled > MAX_LOST:
-        return f"{stalled} attempts in a row were lost or interrupted without a newer checkpoint"
+        return f"{counted(stalled, 'attempt')} in a row were lost or interrupted without a newer checkpoint"
     if _storage_failures(recent) > STORAGE_RETRIES:
-        return f"the file system failed under {_storage_failures(recent)} attempts without a newer checkpoint"
+        return f"the file system failed under {counted(_storage_failures(recent), 'attempt')} without a newer checkpoint"
     if len(unstarted) >= MAX_FAILED_STARTS:
         return _failed_start_error(unstarted)
     fruitless = sum(not each.progress and each.failure is not FailureClass.storage for each in recent)
-    return f"{fruitless} attempts left no newer checkpoint (policy.max_attempts)" if fruitless >= max_attempts else ""
+    return f"{counted(fruitless, 'attempt')} left no newer checkpoint (policy.max_attempts)" if fruitless >= max_attempts else ""
 
 
 def _storage_failures(recent: Sequence[EndedAttempt]) -> int:
@@ -283,7 +284,7 @@ def _failed_start_error(unstarted: Sequence[Departure]) -> str:
     if not unstarted:
         return ""
     state = f", Slurm says {unstarted[-1].state}" if unstarted[-1].state else ""
-    return f"{len(unstarted)} jobs ended before the worker began (last {unstarted[-1].job}{state})"
+    return f"{counted(len(unstarted), 'job')} ended before the worker began (last {unstarted[-1].job}{state})"
 
 
 def _with_outcome(claim: Claim, outcome: Outcome, state: str, asked: Asked | None, *, requeued: bool) -> EndedAttempt:

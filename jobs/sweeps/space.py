@@ -180,7 +180,7 @@ def space_of(experiment: Experiment) -> Space:
         if asked is None:
             continue
         if key == counts_key:
-            raise UsageError(f"{SECTION}.{key}: sets of cluster counts are asked for by sweep.counts and sweep.sizes, or by sweep.sets")
+            raise UsageError(f"{SECTION}.{key}: sets of cluster counts are set by sweep.counts and sweep.sizes, or by sweep.sets")
         if isinstance(asked, Mapping):
             ranges[key] = _range(type(experiment.recipe), key, asked)
         else:

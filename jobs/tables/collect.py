@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,13 +15,16 @@ from jobs.experiment.recipes import MethodRecipe
 from jobs.store.layout import Layout
 from jobs.store.records import Decoder, Result, json_text, write_text
 from jobs.tables import published as published_figures
+from jobs.tables.arithmetic import arithmetic_of
 from jobs.tables.as_json import to_json
 from jobs.tables.confusion import write_confusions
 from jobs.tables.display import render_csv, render_markdown, render_methods_csv
 from jobs.tables.from_csv import Judged, judge_runs, read_runs
+from jobs.tables.joined import write_joined
 from jobs.tables.latex import PLAIN, Style, document, fragments
 from jobs.tables.published import Published
 from jobs.tables.summary import Entry, Status, Summary, Unreplaced, code_facts, entries_of, summarise
+from jobs.text import counted
 
 if TYPE_CHECKING:
     from jobs.control.rounds import Judgements
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 
 FORMATS = {"latex": "tables.tex", "markdown": "table.md", "csv": "runs.csv", "json": "summary.json"}
 METHODS_CSV = "methods.csv"  # beside `runs.csv`
+_FRAGMENT = re.compile(r"table\d*(?:-differences)?\.tex")
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class CollectReport:
     complete: bool
     summary: Summary
     kept: str = field(default="", kw_only=True)  # why nothing was written: the folder has better tables; "": the tables were written
+    gaps: tuple[str, ...] = field(default=(), kw_only=True)  # a line for each file that lacks runs
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -76,7 +82,8 @@ def summary_of(
     """The numbers of an experiment. `results`, `states` and `judgements` as for `entries_of`; the others as for `summarise`."""
     entries = entries_of(graph, results, states, judgements)
     code = code_facts(results[key] for key in graph.nodes if key in results)
-    return summarise(entries, experiment=experiment, outlier_rule=outlier_rule, unreplaced=unreplaced, code=code, recipes=recipes)
+    found = summarise(entries, experiment=experiment, outlier_rule=outlier_rule, unreplaced=unreplaced, code=code, recipes=recipes)
+    return replace(found, arithmetic=arithmetic_of(graph, results))
 
 
 def collect(
@@ -99,7 +106,8 @@ def collect(
 
     `results` and `states` are as for `jobs.tables.summary.entries_of`; `formats` are keys of `FORMATS`; `outlier_rule` describes the
     rule that was applied, as `jobs.control.outliers.rule_in_words` does; `judgements` are its verdicts, and `unreplaced` is what becomes
-    of the outliers that no run replaces; `recipes` are named in the captions. An incomplete experiment is written too and marked as such,
+    of the outliers that no run replaces; `recipes` are named in the captions. Formats that the folder has already are written too, and
+    matrices of other runs are removed, so that all files have the same runs. An incomplete experiment is written too and marked as such,
     but does not replace complete tables of more runs without `force`. Raises UsageError for results without usable scores and for an
     unknown format.
     """
@@ -109,10 +117,23 @@ def collect(
     kept = "" if force else reason_to_keep(_EARLIER.read(folder / FORMATS["json"]), summary)
     if kept:
         return CollectReport((), summary.complete, summary, kept=f"{folder}: {kept}")
+    formats = (*formats, *(name for name, file in FORMATS.items() if name not in formats and (folder / file).is_file()))
     paths = _write_tables(folder, summary, published, formats, style)
+    if out is None:
+        _remove_other_fragments(folder, paths)
     confusion = (layout.folder if out is None else out) / "confusion"
     paths.extend(write_confusions(confusion, graph, results, published.labels))
-    return CollectReport(tuple(paths), summary.complete, summary)
+    joined, gaps = write_joined(folder, layout, graph, results, (*FORMATS.values(), METHODS_CSV)) if "csv" in formats else ([], [])
+    return CollectReport((*paths, *joined), summary.complete, summary, gaps=tuple(gaps))
+
+
+def collect_several(summary: Summary, published: Published, out: Path, formats: Sequence[str], style: Style = PLAIN) -> CollectReport:
+    """Write the tables of several experiments (jobs.tables.several) into `out`. UsageError for an unknown format.
+
+    Confusion matrices and predictions are written for single experiments only.
+    """
+    check_formats(formats)
+    return CollectReport(tuple(_write_tables(out, summary, published, formats, style)), summary.complete, summary)
 
 
 @dataclass(frozen=True)
@@ -142,7 +163,7 @@ def reason_to_keep(earlier: Earlier | None, summary: Summary) -> str:
         return ""
     before = sum(method.n for method in earlier.methods)
     now = sum(method.n for method in summary.methods)
-    return f"complete tables of {before} runs are not overwritten with incomplete ones of {now}" if now < before else ""
+    return f"complete tables of {counted(before, 'run')} are not overwritten with incomplete ones of {now}" if now < before else ""
 
 
 def collect_csv(
@@ -213,6 +234,13 @@ def _write_tables(folder: Path, summary: Summary, published: Published, formats:
         if name == "csv":
             write(METHODS_CSV, render_methods_csv(summary))
     return paths
+
+
+def _remove_other_fragments(folder: Path, written: Sequence[Path]) -> None:
+    """Remove LaTeX fragments of corpora that are not in the tables any more, and the `table.tex` of versions until 0.4."""
+    for path in folder.glob("table*.tex"):
+        if _FRAGMENT.fullmatch(path.name) and path not in written:
+            path.unlink(missing_ok=True)
 
 
 def _named(entry: Entry) -> str:

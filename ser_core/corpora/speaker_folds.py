@@ -42,11 +42,11 @@ def _balanced(found: Sequence[Recording], count: int) -> list[str]:
     ordered = sorted(range(len(found)), key=lambda position: found[position].id)
     speakers = [found[position].speaker for position in ordered]
     if count > len(set(speakers)):
-        raise InputError(f"--folds {count}: more folds than the {len(set(speakers))} speakers; a speaker belongs to one fold")
+        raise InputError(f"--folds {count}: more folds than speakers ({len(set(speakers))}); a speaker belongs to one fold")
     labels = [found[position].label for position in ordered]
     most = max(labels.count(label) for label in set(labels))
     if most < count:
-        raise InputError(f"--folds {count}: more folds than the {most} recordings of the largest class")
+        raise InputError(f"--folds {count}: more folds than recordings of the largest class ({most})")
     folds = [""] * len(found)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of a class with fewer recordings than folds, which some folds then lack
