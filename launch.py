@@ -19,6 +19,7 @@ import typer
 
 from jobs.commands.arguments import RUN, AsJson, Data, DryRun, Name, Results, Scripts, Settings, Wait, Where, Words
 from jobs.commands.disk_arguments import add_disk_commands
+from jobs.commands.examples import add_examples
 from jobs.errors import InternalError, SlurmUnavailableError, StoredConfigurationError, UsageError, is_mendable
 from ser_core.errors import InputError, shortened
 
@@ -46,7 +47,6 @@ PACKAGES = (
 )
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Experiment grids on this machine or a Slurm cluster whose last step is a trustworthy table.",
@@ -398,6 +398,7 @@ def _opening(results: Path) -> Opening:
 
 
 add_disk_commands(app, ROOT / "results", _opening)
+add_examples(app)
 
 
 @app.command(hidden=True)

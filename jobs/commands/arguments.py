@@ -12,14 +12,35 @@ from typing import Annotated
 
 import typer
 
+ROOT = Path(__file__).resolve().parents[2]
 RUN = "RUN: METHOD/FOLD/SLOT, or at least 6 digits of a stage's key"
+
+
+def _launched(context: typer.Context, incomplete: str) -> list[str]:
+    """Experiments that were launched, for completion."""
+    results = context.params.get("results") or ROOT / "results"
+    return sorted(path.parent.name for path in Path(results).glob(f"{incomplete}*/experiment.json"))
+
+
+def _experiments(incomplete: str) -> list[str]:
+    """Experiments of configs/experiment/, for completion."""
+    return sorted(path.stem for path in (ROOT / "configs" / "experiment").glob(f"{incomplete}*.yaml"))
+
 
 # what a command is about
 Name = Annotated[
-    str | None, typer.Argument(metavar="[EXPERIMENT]", help="name under which it was launched; default: the only one launched, or iemocap")
+    str | None,
+    typer.Argument(
+        metavar="[EXPERIMENT]",
+        help="as it was launched; default: the only one, or iemocap",
+        autocompletion=_launched,
+    ),
 ]
-Words = Annotated[list[str], typer.Argument(metavar="[EXPERIMENT] RUN", help=f"{RUN}; of two arguments the first is the experiment")]
-Settings = Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT] [KEY=VALUE ...]")]
+Words = Annotated[
+    list[str],
+    typer.Argument(metavar="[EXPERIMENT] RUN", help=f"{RUN}; of two arguments the first is the experiment", autocompletion=_launched),
+]
+Settings = Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT] [KEY=VALUE ...]", autocompletion=_experiments)]
 
 # where it reads and writes
 Data = Annotated[Path, typer.Option("--data", envvar="SER_GRID_DATA", help="folder of the prepared corpora")]
