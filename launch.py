@@ -58,14 +58,18 @@ def prepare(
     name: Annotated[str | None, typer.Option(help="name of the prepared corpus; default: its kind, or the source's name")] = None,
     audio: Annotated[Path | None, typer.Option(help="labels: folder of the recordings; default: that of the file")] = None,
     four_classes: Annotated[bool, typer.Option("--four-classes", help="emodb: only the four classes of IEMOCAP")] = False,
+    folds: Annotated[str | None, typer.Option(metavar="RULE", help="csv without a fold column: leave-one-speaker-out, or K")] = None,
     check_counts: Annotated[bool, typer.Option(help="compare classes and folds with the published counts")] = True,
     data: Data = ROOT / "data",
 ) -> None:
     """Check a corpus, convert it to 16 kHz mono, write its manifest. Every problem is listed by file name."""
     from jobs.commands.console import with_progress
+    from jobs.text import counted
     from ser_core.corpora.demo import prepare_demo
     from ser_core.corpora.prepare import prepare as prepare_corpus
 
+    if folds is not None and kind != "csv":
+        raise UsageError(f"prepare {kind}: --folds is for csv only, {kind} has folds of its own")
     if kind == "demo":
         manifest = with_progress("demo", lambda tick: prepare_demo(data / (name or "demo"), source or data / "demo-source", tick))
     elif source is None:
@@ -77,14 +81,53 @@ def prepare(
         manifest = with_progress(
             own,
             lambda tick: prepare_corpus(
-                kind, found, data / own, name=own, check_counts=check_counts, four_classes=four_classes, audio=audio, progress=tick
+                kind,
+                found,
+                data / own,
+                name=own,
+                check_counts=check_counts,
+                four_classes=four_classes,
+                audio=audio,
+                folds=folds,
+                progress=tick,
             ),
         )
     speakers = len({utterance.speaker for utterance in manifest.utterances})
+    size = f"{counted(len(manifest.utterances), 'utterance')}, {manifest.seconds / 60:.1f} min, {counted(speakers, 'speaker')}"
     typer.echo(
-        f"{manifest.corpus}: {len(manifest.utterances)} utterances, {manifest.seconds / 60:.1f} min, {speakers} speakers, "
-        f"classes {', '.join(manifest.classes)}, folds {', '.join(manifest.folds)}; digest {manifest.digest[:12]}; in {manifest.folder}"
+        f"{manifest.corpus}: {size}, classes {', '.join(manifest.classes)}, folds {', '.join(manifest.folds)}; "
+        f"digest {manifest.digest[:12]}; in {manifest.folder}"
     )
+
+
+@app.command()
+def init(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="of the new experiment")],
+    corpus: Annotated[str, typer.Option(help="a prepared corpus")],
+    like: Annotated[str, typer.Option(metavar="EXPERIMENT", help="whose settings it starts from")] = "emodb-base",
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="default: configs/experiment/NAME.yaml")] = None,
+    data: Data = ROOT / "data",
+) -> None:
+    """Write the file of a new experiment on a prepared corpus, with every key explained."""
+    from jobs.commands.init import prepared_corpus, write_experiment
+
+    write_experiment(name, _prepared(data / prepared_corpus(corpus, _corpora(data))), like, out, _code())
+
+
+@app.command()
+def config(
+    arguments: Settings = None,
+    cluster: Where = None,
+    changed: Annotated[bool, typer.Option("--changed", help="only settings that are not at their default")] = False,
+    data: Data = ROOT / "data",
+) -> None:
+    """Print every setting of an experiment and its source: command line, experiment file, preset, site profile or default."""
+    from jobs.commands.init import print_config
+    from jobs.commands.launching import require_file, words_of
+
+    words = words_of("config", arguments or [], cluster, DEFAULT_EXPERIMENT)
+    require_file(words.file, CONFIGS, _corpora(data))
+    print_config(words, _code(), changed=changed)
 
 
 @app.command()
@@ -132,15 +175,22 @@ def reconcile(experiment: Name = DEFAULT_EXPERIMENT, results: Results = ROOT / "
 
 @app.command()
 def status(
-    experiment: Name = DEFAULT_EXPERIMENT,
-    watch: Annotated[bool, typer.Option("--watch", help="repeat until nothing is left to do")] = False,
+    experiment: Annotated[str | None, typer.Argument(help="name under which it was launched; default: a line for each one")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="repeat until nothing is left to do, or Ctrl-C")] = False,
     as_json: AsJson = False,
     requests: Annotated[bool, typer.Option("--requests", help="only: how often the requested time and memory were enough")] = False,
     results: Results = ROOT / "results",
 ) -> None:
-    """Show where an experiment stands. It submits nothing."""
+    """Show where an experiment stands, or a line for each one. It submits nothing."""
     if watch and as_json:
         raise UsageError("status: --json is one value: leave out --watch")
+    if experiment is None:
+        from jobs.commands.status_list import show_list
+
+        if watch or requests:
+            raise UsageError(f"status: {'--watch' if watch else '--requests'} is of one experiment: name it")
+        show_list(results.resolve(), lambda name: _reopen(name, results, patient=False), as_json=as_json)
+        return
     if requests:
         from jobs.commands.requests import show_requests
 
@@ -153,7 +203,7 @@ def status(
 
 @app.command()
 def explain(words: Words, results: Results = ROOT / "results") -> None:
-    """Print the history of a run: its seeds, every attempt of every stage, the retry policy applied, and the next step."""
+    """Print the history of a run: its seeds, every attempt of every stage, the retry policy applied, its artifacts, and the next step."""
     from jobs.commands.explain import print_explanation
     from jobs.experiment.lookup import experiment_and_run
 
@@ -201,9 +251,11 @@ def cancel(
 
 @app.command()
 def collect(
-    experiment: Name = DEFAULT_EXPERIMENT,
+    experiments: Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT ...]", help="several: one table, with --out")] = None,
     formats: Annotated[list[str] | None, typer.Option("--format", help="latex | markdown | csv | json; default: all")] = None,
-    out: Annotated[Path | None, typer.Option(help="folder to write to; default: results/EXPERIMENT/tables")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder to write to; default: results/EXPERIMENT/tables; -: one format to standard output")
+    ] = None,
     allow_incomplete: Annotated[bool, typer.Option("--allow-incomplete", help="exit with 0 even if runs are missing")] = False,
     force: Annotated[bool, typer.Option("--force", help="overwrite complete tables with incomplete ones of fewer runs")] = False,
     source: Annotated[Path | None, typer.Option("--from", metavar="RUNS.CSV", help="results from elsewhere, one row a run")] = None,
@@ -211,20 +263,28 @@ def collect(
     unreplaced: Annotated[
         str | None, typer.Option(metavar="keep|drop", help="outliers that no other run replaces: keep (default) in the means, or drop")
     ] = None,
+    width: Annotated[str | None, typer.Option(metavar="column|page", help="LaTeX: fit one column or the page (default)")] = None,
+    numbers: Annotated[str | None, typer.Option(metavar="plain|siunitx", help="LaTeX: numbers as text (default), or by siunitx")] = None,
+    bold: Annotated[bool, typer.Option("--bold/--no-bold", help="LaTeX: the best mean of a column in bold (default)")] = True,
+    marks: Annotated[bool, typer.Option("--marks", help="LaTeX: a star where a method differs from the first one")] = False,
     results: Results = ROOT / "results",
 ) -> None:
-    """Write the tables of an experiment: LaTeX that compiles, Markdown, CSV, JSON, confusion matrices."""
-    from jobs.commands.collect import write_csv_tables, write_tables
+    """Write the tables of an experiment: LaTeX that compiles, Markdown, CSV, JSON, confusion matrices. Of several: one table."""
+    from jobs.commands.collect import Asked, write_csv_tables, write_joint_tables, write_tables
     from jobs.tables.collect import check_formats
+    from jobs.tables.latex import style_of
 
     check_formats(formats or ())
+    asked = Asked(formats, out, unreplaced, style_of(width, numbers, bold=bold, marks=marks), force)
     if source is not None:
-        complete = write_csv_tables(source, outliers, PUBLISHED, formats, out, unreplaced)
+        complete = write_csv_tables(source, outliers, PUBLISHED, asked)
     elif outliers is not None:
         raise UsageError("--outliers goes with --from: an experiment is judged by the rule it was launched with (policy.outliers)")
+    elif experiments and len(experiments) > 1:
+        complete = write_joint_tables([_reopen(name, results) for name in experiments], asked)
     else:
-        session = _reopen(experiment, results)
-        complete = write_tables(session, session.look(ask_slurm=False), formats, out, unreplaced=unreplaced, force=force)
+        session = _reopen(experiments[0] if experiments else DEFAULT_EXPERIMENT, results)
+        complete = write_tables(session, session.look(ask_slurm=False), asked)
     _exit(complete or allow_incomplete)
 
 
@@ -337,14 +397,15 @@ def _launch(arguments: list[str], cluster: str | None, wait: bool | None, data: 
     from ser_core.registry import REGISTRY
 
     words = words_of("grid", arguments, cluster, DEFAULT_EXPERIMENT)
-    experiment, where = experiment_to_launch(words, _code(), results)
+    experiment, where = experiment_to_launch(words, _code(), results, _corpora(data))
     layout = Layout(results.resolve(), experiment.name)
+    _resolve_checkpoints(experiment, layout)
+    corpus = _corpus(experiment, data, dry_run)
+    check_corpus(experiment, corpus, _code())
     if not dry_run:
         measure(layout.root)
-    _resolve_checkpoints(experiment, layout)
     typed = _typed("grid", arguments, cluster, wait, data, results)
-    launched = launch(experiment, _corpus(experiment, data, dry_run), REGISTRY, layout, words.file, typed)
-    check_corpus(launched.experiment, launched.corpus, _code())
+    launched = launch(experiment, corpus, REGISTRY, layout, words.file, typed)
     if where:
         note(where)
     return _session(launched, new=True)
@@ -393,10 +454,12 @@ def _typed(command: str, arguments: list[str], cluster: str | None, wait: bool |
     return launch_words(command, arguments, cluster=cluster, wait=wait, folders=folders)
 
 
-def _corpus(experiment: Experiment, data: Path, dry_run: bool) -> Corpus:
-    from jobs.experiment.launched import Corpus
-    from ser_core.corpora.manifest import load_manifest
+def _corpora(data: Path) -> list[str]:
+    """Names of the prepared corpora."""
+    return sorted(path.parent.name for path in data.glob("*/manifest.json"))
 
+
+def _corpus(experiment: Experiment, data: Path, dry_run: bool) -> Corpus:
     name = experiment.corpus
     folder = (data / name).resolve()
     if not (folder / "manifest.json").is_file():
@@ -411,8 +474,15 @@ def _corpus(experiment: Experiment, data: Path, dry_run: bool) -> Corpus:
                 f"corpus {name!r} is not prepared (no {folder}): run `python launch.py prepare {kind} --source FOLDER{more}`, "
                 "or try `python launch.py grid demo`, which needs no data"
             )
+    return _prepared(folder)
+
+
+def _prepared(folder: Path) -> Corpus:
+    from jobs.experiment.launched import Corpus
+    from ser_core.corpora.manifest import load_manifest
+
     manifest = load_manifest(folder)
-    return Corpus(manifest.corpus, manifest.digest, manifest.folds, str(folder))
+    return Corpus(manifest.corpus, manifest.digest, manifest.folds, str(folder.resolve()))
 
 
 def _reopen(name: str, results: Path, *, patient: bool = True) -> Session:
@@ -446,7 +516,7 @@ def _launch_sweep(
     from ser_core.registry import REGISTRY
 
     words = words_of("sweep", arguments, cluster, DEFAULT_EXPERIMENT)
-    experiment, where = experiment_to_launch(words, _code(), results)
+    experiment, where = experiment_to_launch(words, _code(), results, _corpora(data))
     listed_points(experiment)  # checks that need no corpus come before one is prepared
     require_ray(experiment.sweep.search)
     layout = Layout(results.resolve(), experiment.name)

@@ -167,7 +167,7 @@ def measure(grids: Grids, rule: Rule, rounds: int) -> Figures:
     first = rule(grids, generations)
     out = first.copy()
     for _ in range(rounds):
-        changed = out.any((1, 2))  # a grid in which none is out does not change, and needs no second judgement
+        changed = np.asarray(out.any((1, 2)))  # a grid in which none is out does not change, and needs no second judgement
         if not changed.any():
             break
         generations = generations + out
@@ -220,8 +220,8 @@ def main() -> None:
             grids = draw(arguments.repeats, slots, share, arguments.seed, sds, step)
             for name in ("common", "pooled"):
                 found = measure(grids, partial(shipped, name), OUR_ROUNDS)
-                figures = (found.power, found.false_flags, found.bias, found.sd)
-                print(f"| {slots} | {share:g} | {spread} | `{name}` | {' | '.join(figures)} |", flush=True)
+                kept = (found.power, found.false_flags, found.bias, found.sd)
+                print(f"| {slots} | {share:g} | {spread} | `{name}` | {' | '.join(kept)} |", flush=True)
 
 
 def _table(name: str, columns: tuple[str, ...]) -> None:

@@ -37,6 +37,8 @@ def corpus_problems(method: str, recipe: Recipe, manifest: Manifest, folds: Mapp
 
     `folds`: held-out fold -> the validation speakers of a sweep, else ().
     """
+    if not folds:
+        return
     training = {fold: trained_on(manifest, fold, validation) for fold, validation in folds.items()}
 
     def least(size: Callable[[Sequence[Utterance]], int]) -> tuple[str, int]:

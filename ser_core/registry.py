@@ -180,10 +180,11 @@ class SpeechRegistry:
         manifest = load_manifest(corpus)
         hours = sum(_front_end_hours(manifest, call) for call in repeated)
         once = sum(utterance.samples for utterance in manifest.utterances) / SAMPLE_RATE / 3600
+        stages = f"{len(repeated)} stages compute" if len(repeated) > 1 else "1 stage computes"
         return (
-            f"features.padding=reference: {len(repeated)} stages compute the front end at every training step, on batches padded to one "
-            f"length: {hours:.1f} hours of audio without the padding. Features are not stored; `independent` features would be computed "
-            f"once, from {once:.1f} hours of audio",
+            f"recipe.features.padding=reference: {stages} the front end at every training step, on batches padded "
+            f"to one length: {hours:.1f} hours of audio without the padding. Features are not stored; `independent` features would be "
+            f"computed once, from {once:.1f} hours of audio",
         )
 
     def run(self, stage: str, **arguments: Unpack[StageArguments]) -> Mapping[str, Any]:
@@ -203,7 +204,8 @@ class SpeechRegistry:
         Micro-batches do not depend on the size of the team, and so neither do the numbers. `cluster` needs the same memory at any
         relief. A checkpoint can be resumed under another relief and by a team of another size.
 
-        Returns JSON values: `metrics` (numbers, reproducible for a seed), `durations` (seconds), and for `finetune` also `confusion` (rows:
+        Returns JSON values: `metrics` (numbers, reproducible for a seed), `durations` (seconds), `arithmetic` (`device`: `cpu` or the name
+        of the GPU, and `precision`: the autocast type), and for `finetune` also `confusion` (rows:
         true class), `classes` and `diverged` ("", or the reason why training counts as diverged; the model is tested all the same).
         `runtime["threads"]` is the number of CPU threads; by default torch's setting. Raises Interrupted after writing a checkpoint if
         `should_stop` returned True, Diverged for a loss that is NaN or infinite, InputError for wrong data or settings, and OSError if
@@ -362,5 +364,5 @@ def _grid_problems(recipe: Recipe) -> Iterator[str]:
     if hop != states_hop:
         yield (
             f"recipe.states.wav2vec.config: an emotion state every {states_hop} samples, but the backbone has a frame every {hop}; "
-            "twice the product of wav2vec's strides must be the product of backbone.config.conv_stride"
+            "twice the product of wav2vec's strides must be the product of recipe.backbone.config.conv_stride"
         )

@@ -44,10 +44,12 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
             ("resources.finetun: no such stage", "default, states, cluster, tapt, ptapt, finetune"),
         ),
         (("grid", "demo", "recipe=null"), ("recipe",)),
+        (("grid", "mine.yaml"), ("no experiment '/", "mine.yaml'", "no such file")),
+        (("grid", "demo", "methods=vft,tapt"), ("methods in KEY=VALUE", "a list in brackets")),
         (("grid", "demo", "recipe.preset=publshed"), ("recipe.preset", "did you mean 'published'?")),
         (
             ("grid", "iemocap-ablation", "variants.spans.recipe.finetune.epoch=1"),
-            ("variants.spans", "did you mean 'recipe.finetune.epochs'?"),
+            ("'variants.spans.recipe.finetune.epoch'", "did you mean 'variants.spans.recipe.finetune.epochs'?"),
         ),
         (("grid", "iemocap-ablation", "variants.spans.recipe.finetune.epochs=0"), ("recipe.finetune.epochs=0",)),
         (("grid", "demo", "table=table9"), ("table 'table9'", "iemocap_table1")),
@@ -70,6 +72,8 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
         (("collect", "--from", "/nowhere/runs.csv"), ("/nowhere/runs.csv",)),
         (("collect", "demo", "--outliers", "cell"), ("--from", "policy.outliers")),
         (("collect", "--from", "runs.csv", "--unreplaced", "forget"), ("'forget'", "keep or drop")),
+        (("collect", "--from", "runs.csv", "--width", "wide"), ("'wide'", "column, page")),
+        (("collect", "--from", "runs.csv", "--out", "-"), ("--out -", "--format")),
         (("doctor", "demo", "--cluster", "cloud"), ("--cluster cloud",)),
         (("sweep", "iemocap"), ("prepare iemocap --source",)),
         (("sweep", "demo", "sweep.sets=[[8],[]]"), ("sweep.sets", "an empty set")),
@@ -92,6 +96,9 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
         (("sweep", "demo", "sweep.resources.nodes=2"), ("unknown key", "sweep.resources")),
         (("prepare", "iemocap"), ("--source",)),
         (("prepare", "savee", "--source", "/nowhere/at/all"), ("/nowhere/at/all",)),
+        (("prepare", "demo", "--folds", "5"), ("prepare demo", "--folds is for csv only")),
+        (("init", "mine", "--corpus", "mine"), ("--corpus mine: no prepared corpus", "prepare csv --source FILE.csv --name mine")),
+        (("config", "demo", "recipe.finetune.epoch=3"), ("did you mean 'recipe.finetune.epochs'?",)),
         (("prepare", "timit", "--source", "."), ("timit", "iemocap")),
     ],
 )
@@ -315,6 +322,10 @@ def test_collect_from_a_csv_file(tmp_path: Path) -> None:
     done = CommandLine(tmp_path / "data", tmp_path / "results")("collect", "--from", str(source), "--unreplaced", "drop")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "runs-tables" / "summary.json").read_text())["methods"][0]["n"] == 9
+    done = CommandLine(tmp_path / "data", tmp_path / "results")("collect", "--from", str(source), "--format", "csv", "--out", "-")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (tmp_path / "runs-tables" / "runs.csv").read_text().replace("3,20.0,,,outlier", "3,20.0,,,accepted")
+    assert not Path("-").exists()
     assert not (tmp_path / "results").exists()
 
 

@@ -205,7 +205,7 @@ def judge_slurm(facts: SlurmFacts, site: SlurmSite, policy: Policy) -> list[Chec
         _interruptions(facts.config),
         _request(facts, site),
         *(
-            _problem("request", f"Slurm rejects what {name} asks for: {said}", f"lower resources.{name}")
+            _problem("request", f"Slurm rejects the request of {name}: {said}", f"lower resources.{name}")
             for name, said in facts.refused.items()
         ),
     ]

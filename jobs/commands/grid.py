@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.commands.collect import write_tables
 from jobs.commands.console import note, print_lines, say
 from jobs.commands.passes import one_pass, run_here, wait_on_slurm
+from jobs.commands.progress import opening_line
 from jobs.commands.startable import require_startable
 from jobs.commands.status import read_status
 from jobs.commands.status_report import judged_lines, problem_lines, status_lines
@@ -36,6 +37,7 @@ def run_grid(session: Session, *, wait: bool) -> bool:
         require_startable(session, session.look(ask_slurm=False))
     check_store(session.launched.layout, [(node.stage, key) for key, node in session.launched.graph.nodes.items()])
     store(session.launched)
+    print_lines([opening_line(session.name, session.look(ask_slurm=False))])
     if not session.on_slurm:
         return finish(session, run_here(session))
     session.chain.point_to_code()  # also without a controller: `reconcile`, cron and `grid --wait` submit this launch's code
@@ -90,7 +92,7 @@ def print_plan(session: Session, cost_notes: Callable[[Path, Sequence[Any]], Seq
     from jobs.control.estimates import forecast, forecast_lines
 
     if session.on_slurm:
-        session.require_slurm()
+        session.arrays.check_options()
     report = session.look(with_limits=True)
     expected = forecast(
         report.graph,
@@ -99,7 +101,8 @@ def print_plan(session: Session, cost_notes: Callable[[Path, Sequence[Any]], Seq
         lambda stage: resources_of(session.launched.experiment, stage),
         _request_text(session, report) if session.on_slurm else lambda batch: "",
     )
-    say(f"{session.name}: {len(report.graph.runs)} runs, {len(report.graph.nodes)} stages; reused {len(expected.plan.reused)}")
+    runs, stages = counted(len(report.graph.runs), "run"), counted(len(report.graph.nodes), "stage")
+    say(f"{session.name}: {runs}, {stages}; reused {len(expected.plan.reused)}")
     print_lines(recipe_sentences(session.recipes, session.published.labels))
     reused = set(expected.plan.reused)
     print_lines(cost_notes(Path(session.launched.corpus.folder), [node for key, node in report.graph.nodes.items() if key not in reused]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from jobs.errors import UsageError
 from jobs.experiment.config import Cluster, Experiment, load_experiment
 from jobs.experiment.launched import Corpus, last_place
+from jobs.experiment.layers import experiment_file, is_path
 from jobs.experiment.registry import Registry
 from jobs.store.layout import Layout
 from jobs.worker.task import Workplace
@@ -35,7 +36,7 @@ class Code:
 class Words:
     """The words of `COMMAND [EXPERIMENT] [KEY=VALUE ...] [--cluster CLUSTER]`."""
 
-    file: str  # name of the experiment's file in configs/experiment/
+    file: str  # name of the experiment's file in configs/experiment/, or the absolute path of one
     overrides: tuple[str, ...]
     cluster: Cluster | None = None  # None: not given as an option
 
@@ -48,14 +49,17 @@ def words_of(command: str, arguments: Sequence[str], cluster: str | None, defaul
     if cluster is not None and cluster not in Cluster.__members__:
         raise UsageError(f"--cluster {cluster}: known are {', '.join(Cluster.__members__)}")
     overrides = tuple(text for text in arguments if "=" in text)
-    return Words(named[0] if named else default, overrides, Cluster[cluster] if cluster else None)
+    file = named[0] if named else default
+    return Words(str(Path(file).resolve()) if is_path(file) else file, overrides, Cluster[cluster] if cluster else None)
 
 
-def experiment_to_launch(words: Words, code: Code, results: Path) -> tuple[Experiment, str]:
+def experiment_to_launch(words: Words, code: Code, results: Path, corpora: Collection[str] = ()) -> tuple[Experiment, str]:
     """The experiment of a launch, and a line on where it will compute if that was not typed; "" if it was, or is no news.
 
-    An experiment whose last launch was on Slurm stays there, with its site profile unless another one is typed.
+    An experiment whose last launch was on Slurm stays there, with its site profile unless another one is typed. `corpora`: names of the
+    prepared ones.
     """
+    require_file(words.file, code.configs, corpora)
     experiment = read_experiment(words, code)
     if words.cluster is not None or any(text.startswith("cluster=") for text in words.overrides):
         return experiment, ""
@@ -68,6 +72,17 @@ def experiment_to_launch(words: Words, code: Code, results: Path) -> tuple[Exper
         return experiment, ""
     other = "local` computes on this machine" if experiment.cluster is Cluster.slurm else "slurm site=NAME` submits jobs to Slurm instead"
     return experiment, f"{place_line(experiment)}; `--cluster {other}"
+
+
+def require_file(name: str, configs: Path, corpora: Collection[str]) -> Path:
+    """The file of an experiment. UsageError if there is none; it names `init` where a corpus of that name is prepared."""
+    try:
+        return experiment_file(name, configs)
+    except UsageError as error:
+        if name not in corpora:
+            raise
+        command = f"`python launch.py init {name} --corpus {name}`"
+        raise UsageError(f"no experiment {name!r}, only a prepared corpus of that name: {command} writes a file for it") from error
 
 
 def place_line(experiment: Experiment) -> str:
@@ -120,7 +135,8 @@ def check_corpus(experiment: Experiment, corpus: Corpus, code: Code) -> None:
         )
     variants = experiment.variants
     methods = [(variants[name].method if name in variants else name, recipe) for name, recipe in experiment.recipes.items()]
-    code.check_corpus(Path(corpus.folder), methods, dict.fromkeys(experiment.folds or corpus.folds, ()))
+    folds = [fold for fold in experiment.folds or corpus.folds if fold in corpus.folds]  # others are refused by the launch
+    code.check_corpus(Path(corpus.folder), methods, dict.fromkeys(folds, ()))
 
 
 def workplace(layout: Layout, corpus: Corpus, since: float, registry: str, digest_of: str, packages: tuple[str, ...]) -> Workplace:

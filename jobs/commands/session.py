@@ -115,13 +115,15 @@ class Session:
     @cached_property
     def recipes(self) -> tuple[MethodRecipe, ...]:
         """The recipe of each method, compared with the presets beside the published results."""
-        return method_recipes(self.launched.experiment.recipes, self.published_file.parent)
+        experiment = self.launched.experiment
+        methods = {name: variant.method for name, variant in experiment.variants.items()}
+        return method_recipes(experiment.recipes, self.published_file.parent, methods)
 
     @cached_property
     def client(self) -> SlurmClient:
-        from jobs.slurm.client import SHORT_SECONDS, SlurmClient
+        from jobs.slurm.client import LookClient, SlurmClient
 
-        return SlurmClient() if self.patient else SlurmClient(looks=1, look_seconds=SHORT_SECONDS)
+        return SlurmClient() if self.patient else LookClient()
 
     @cached_property
     def arrays(self) -> SlurmArrays:
@@ -135,6 +137,11 @@ class Session:
 
         binds = (self.launched.corpus.folder,)
         return Chain(self.launched.experiment, self.launched.layout, source=self.source, binds=binds, client=self.client)
+
+    def look_again(self) -> None:
+        """Forget what Slurm has answered, so that the next look asks again."""
+        for name in ("client", "arrays", "chain"):
+            self.__dict__.pop(name, None)
 
     def news(self) -> list[str]:
         """Lines on what the results seen last have decided; of a grid none, as its events say everything."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from jobs.commands.activity import Activity, activity_lines
 from jobs.commands.hints import Hints
 from jobs.control.facts import InFlight, Phase, StageFacts
 from jobs.control.plan import Plan
@@ -124,6 +125,7 @@ class Status:
     notices: tuple[str, ...] = ()  # notices of the end, sent or failed
     steps: tuple[str, ...] = ()  # commands for the user, one sentence each
     damaged: tuple[str, ...] = ()  # records that cannot be decoded and count as missing, each with the reason
+    activity: Activity | None = None  # what runs and waits; None: not looked for
 
 
 def status_of(
@@ -208,9 +210,14 @@ def status_to_json(status: Status) -> dict[str, Any]:
 
 
 def status_lines(status: Status) -> list[str]:
-    """Plain text without a terminal: a line per method and stage, then outliers, failures and next steps."""
+    """Plain text without a terminal: a line per method and stage, then what runs and waits, outliers, failures and next steps."""
     lines = [f"{row.method} {row.stage}: {_counts_in_words(row)}" for row in status.stages]
-    return [*lines, *judged_lines(status), *problem_lines(status), *closing_lines(status)]
+    return [*lines, *now_lines(status), *judged_lines(status), *problem_lines(status), *closing_lines(status)]
+
+
+def now_lines(status: Status) -> list[str]:
+    """What runs and waits, and the time left."""
+    return activity_lines(status.activity) if status.activity else []
 
 
 def judged_lines(status: Status) -> list[str]:
@@ -243,11 +250,11 @@ def problem_lines(status: Status) -> list[str]:
         often = f", attempt {first.attempts}" if first.attempts else ""
         why = f" ({FailureClass[first.failure].value}{often})" if first.failure in FailureClass.__members__ else ""
         if len(group) > 1:
-            lines.append(f"{first.stage} {first.method}, {len(group)} stages: {first.after}{why}: {first.error}; first {which}")
+            lines.append(f"{first.stage} {first.method}, {counted(len(group), 'stage')}: {first.after}{why}: {first.error}; first {which}")
         else:
             lines.append(f"{first.stage} {first.method} {which}: {first.after}{why}: {first.error}")
-    lines.extend(f"{count} stages {reason}" for reason, count in status.held.items())
-    lines.extend(f"{count} stages in the queue will not start: {reason}" for reason, count in status.stuck.items())
+    lines.extend(f"{counted(count, 'stage')} {reason}" for reason, count in status.held.items())
+    lines.extend(f"{counted(count, 'stage')} in the queue will not start: {reason}" for reason, count in status.stuck.items())
     lines.extend(f"damaged record, counts as missing: {each}" for each in status.damaged)
     return lines
 

@@ -166,7 +166,7 @@ def launch(session: SweepSession, *, wait: bool) -> bool:
     check_store(session.sweep.layout, [(node.stage, key) for key, node in report.graph.nodes.items()])
     if resumes:
         done = sum(fact.done for fact in report.facts.values())
-        say(f"{session.name}: resumes sweep {session.sweep.digest}, {done} of {len(report.facts)} stages done")
+        say(f"{session.name}: resumes sweep {session.sweep.digest}, {done} of {counted(len(report.facts), 'stage')} done")
     session.news()  # what is known already is not printed again
     if session.on_slurm and not wait:
         if (holder := driver_of(session.sweep.folder)) is not None:
@@ -281,7 +281,7 @@ def trial_lines(before: Mapping[str, Trial], now: Sequence[Trial], folds: Sequen
                 mean = sum(trial.scores.values()) / len(trial.scores)
                 lines.append(f"{trial.point.label}: fold {fold} validation UA {ua:.1f}, mean of {len(trial.scores)} {mean:.1f}")
         if trial.state is not TrialState.running and (former is None or former.state is not trial.state):
-            after = f" after {trial.wanted} of {len(folds)} folds" if trial.state is TrialState.stopped else ""
+            after = f" after {trial.wanted} of {counted(len(folds), 'fold')}" if trial.state is TrialState.stopped else ""
             lines.append(f"{trial.point.label}: {trial.state.text}{after}{trial.error and f': {trial.error}'}")
     return lines
 

@@ -271,13 +271,13 @@ def _reason_to_stop(
     free = (FailureClass.node, FailureClass.interrupted, FailureClass.crowded)
     stalled = len(list(itertools.takewhile(lambda each: each.failure in free and not each.progress, reversed(recent))))
     if stalled > MAX_LOST:
-        return f"{stalled} attempts in a row were lost or interrupted without a newer checkpoint"
+        return f"{counted(stalled, 'attempt')} in a row were lost or interrupted without a newer checkpoint"
     if _storage_failures(recent) > STORAGE_RETRIES:
-        return f"the file system failed under {_storage_failures(recent)} attempts without a newer checkpoint"
+        return f"the file system failed under {counted(_storage_failures(recent), 'attempt')} without a newer checkpoint"
     if len(unstarted) >= MAX_FAILED_STARTS:
         return _failed_start_error(unstarted)
     fruitless = sum(not each.progress and each.failure is not FailureClass.storage for each in recent)
-    return f"{fruitless} attempts left no newer checkpoint (policy.max_attempts)" if fruitless >= max_attempts else ""
+    return f"{counted(fruitless, 'attempt')} left no newer checkpoint (policy.max_attempts)" if fruitless >= max_attempts else ""
 
 
 def _storage_failures(recent: Sequence[EndedAttempt]) -> int:

@@ -122,7 +122,7 @@ def check_rule(rule: OutlierRule | str, seeds: int, sigmas: float) -> None:
     least = math.ceil(((sigmas + math.sqrt(sigmas * sigmas + 4)) / 2) ** 2)
     least += (least - 1) / math.sqrt(least) <= sigmas
     raise UsageError(
-        f"outlier rule 'cell' can never drop a run of {seeds} seeds: no value lies further than (n-1)/sqrt(n) = "
+        f"outlier rule 'cell' can never drop a run of {counted(seeds, 'seed')}: no value lies further than (n-1)/sqrt(n) = "
         f"{round_half_up(furthest, 2)} standard deviations from the mean of its n, and the rule drops beyond {sigmas:g}; "
         f"use at least {least} seeds, or the rule pooled"
     )

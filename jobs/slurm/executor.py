@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.control.executor_protocol import Batch, Executor, Limits
-from jobs.control.facts import Asked, Departure, InFlight, Phase
+from jobs.control.facts import Asked, Departure, InFlight, Pending, Phase
 from jobs.errors import RequestRefusedError, SlurmUnavailableError, UsageError
 from jobs.experiment.config import Experiment, Resources, SlurmSite, at_once_of, resources_of
 from jobs.experiment.graph import Graph
@@ -33,6 +33,7 @@ from jobs.slurm.queue import (
     departures_of,
     failed_launches,
     own_elements,
+    pending_stages,
     refusals_of,
     stages_in_flight,
     stages_queued,
@@ -222,6 +223,10 @@ class SlurmArrays(Executor):
     def stuck(self) -> Mapping[str, str]:
         """Key -> why its pending element will never start without intervention; `held by you: ...` if the user holds it."""
         return stuck_keys(self._elements or ())
+
+    def pending(self) -> Mapping[str, Pending]:
+        """Key -> Slurm's reason and the time of submission, of stages that have no node yet, by the last reading of the queue."""
+        return pending_stages(self._elements or ())
 
     def live_jobs(self) -> frozenset[str] | None:
         """`JOB` or `ARRAY_INDEX` of everything that this user has in the queue, of any experiment; None if not known."""

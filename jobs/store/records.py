@@ -251,6 +251,11 @@ def write_json(path: Path, value: object, *, private: bool = False) -> None:
     write_bytes(path, _encoded(value), private=private)
 
 
+def json_text(value: object) -> str:
+    """The text that `write_json` writes."""
+    return _encoded(value).decode()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write one UTF-8 file atomically and durably, newlines as they are."""
     write_bytes(path, text.encode())

@@ -1,4 +1,4 @@
-"""Tables in the layout of the paper, rendered as LaTeX, Markdown, CSV and for a terminal. Pure.
+"""Tables in the layout of the paper, and their text as Markdown, CSV and for a terminal. Pure.
 
 Rows are methods, columns are held-out folds; our results are above the published ones. In each block the best mean of a
 column is bold (with all ties on the printed digits); a column with an incomplete cell has no best.
@@ -12,9 +12,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.experiment.recipes import recipe_sentences
+from jobs.experiment.recipes import recipe_sentences, training_sentences
 from jobs.statistics import p_text, round_half_up
 from jobs.tables.format import DASH, code_sentence, csv_text, interval_text, rendered, signed
+from jobs.tables.order import order_sentences
 from jobs.tables.published import Published, position
 from jobs.tables.summary import VERDICT, Comparison, Dropped, MethodSummary, Summary, Unreplaced, verdict_values
 from jobs.text import counted
@@ -31,6 +32,7 @@ METHOD_COLUMNS = (
     *("outliers", "outliers_rerun", "diverged", "diverged_rerun", "unresolved", "complete", "outlier_rule"),
 )
 CAPTION_PACKAGES = ("python", "torch", "transformers", "scikit-learn", "numpy")
+BOLD = "Bold: best mean of a column, ties included."
 DIFFERENCES_CAPTION = (
     "Differences of UA between methods in points, over (fold, slot) pairs: mean, 95 % interval, paired t-test, Wilcoxon signed-rank test.",
     "Pairs of one fold share speakers and upstream stages, so these p-values are valid for new seeds on these folds only.",
@@ -92,9 +94,9 @@ def tables_of(summary: Summary, published: Published) -> tuple[Table, ...]:
     return tuple(_table(summary, published, corpus) for corpus in corpora)
 
 
-def render(file: str, summary: Summary, published: Published) -> str:
-    """`table.tex`: a LaTeX document (booktabs) that pdflatex compiles as it stands. `table.md`: the same tables as Markdown."""
-    return rendered(TEMPLATES / f"{file}.j2", experiment=summary.experiment, tables=tables_of(summary, published))
+def render_markdown(summary: Summary, published: Published) -> str:
+    """The tables as Markdown."""
+    return rendered(TEMPLATES / "table.md.j2", experiment=summary.experiment, tables=tables_of(summary, published))
 
 
 def render_csv(summary: Summary) -> str:
@@ -171,7 +173,7 @@ def print_tables(summary: Summary, published: Published, console: Console | None
     for method in (method for method in summary.methods if not method.complete):
         wanted = sum(cell.slots for cell in method.cells)
         label = published.labels.get(method.method, method.method)
-        console.print(f"incomplete: {label} has {method.n} of {wanted} runs", markup=False, soft_wrap=True)
+        console.print(f"incomplete: {label} has {method.n} of {counted(wanted, 'run')}", markup=False, soft_wrap=True)
 
 
 def _print_whole(console: Console, table: RichTable) -> None:
@@ -215,7 +217,7 @@ def _measured(method: MethodSummary, published: Published) -> Row:
     counts = {cell.n for cell in method.cells}
     n = str(min(counts)) if len(counts) == 1 else f"{min(counts)}–{max(counts)}"
     every = _cell(method.mean_ua_all_runs, method.sd_ua_all_runs)
-    both = interval_text(method.crossed and method.crossed.interval)
+    both = interval_text(method.crossed.interval if method.crossed else None)
     return Row(_label(method, published), tuple(cells), mean, interval_text(method.interval), both, n, str(method.dropped), every)
 
 
@@ -265,9 +267,9 @@ def _plain_cell(cell: Cell) -> str:
 
 def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Published, folds: Sequence[str]) -> tuple[str, ...]:
     counts = sorted({cell.n for method in methods for cell in method.cells})
-    n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
+    n = f"n = {counted(counts[0], 'run')}" if len(counts) == 1 else f"n = {counts[0]} to {counted(counts[-1], 'run')}"
     sentences = [
-        f"Cells: mean ± sample standard deviation over seeds, {n} runs a cell.",
+        f"Cells: mean ± sample standard deviation over seeds, {n} a cell.",
         "Seeds differ in fine-tuning only; upstream stages are computed once per fold.",
         "Mean: mean of the cell means; its ± and the 95 % interval over seeds (Student's t) are over slots, of the mean over folds: "
         "they describe the variation between seeds, not between speakers.",
@@ -276,9 +278,10 @@ def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Publ
     ]
     if any(not method.complete for method in methods):
         sentences.append("† Incomplete: finished / expected runs; such a column has no best, and a mean is over the folds with runs.")
-    sentences.append("Bold: best mean of a column, ties included.")
+    sentences.append(BOLD)
     sentences.append(f"Outlier rule: {summary.outlier_rule if _judged(summary) else 'none in force'}.")
     sentences.extend(_dropping_sentences(summary, methods, published))
+    sentences.extend(sentence for corpus, sentence in order_sentences(summary, published.labels).items() if corpus == methods[0].corpus)
     shares = [(_label(method, published), method.crossed.shares) for method in methods if method.crossed and method.crossed.shares]
     if shares:
         each = ", ".join(f"{label} {' / '.join(round_half_up(100 * share, 0) for share in astuple(found))} %" for label, found in shares)
@@ -287,10 +290,14 @@ def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Publ
         sentences.append(f"Published figures: {published.source}.")
         sentences.extend(_beside_published(methods, published, folds))
         if set(published.columns) != set(folds):
-            sentences.append(f"The published means are over all {len(published.columns)} folds of the paper, ours over {len(folds)}.")
+            sentences.append(
+                f"The published means are over all {counted(len(published.columns), 'fold')} of the paper, ours over {len(folds)}."
+            )
     sentences.extend(recipe_sentences(summary.recipes, published.labels))
+    sentences.extend(training_sentences(summary.recipes, published.labels))
     if summary.code.weights:
         sentences.append(f"Initial weights: {'; '.join(summary.code.weights)}.")
+    sentences.extend(summary.arithmetic.sentences)
     sentences.append(code_sentence(f"Experiment {summary.experiment}", summary.code, CAPTION_PACKAGES))
     return tuple(sentences)
 

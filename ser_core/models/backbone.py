@@ -125,7 +125,7 @@ def _from_config(settings: BackboneSettings, attention: Attention) -> Wav2Vec2Fo
     if not settings.config:
         raise InputError(NO_BACKBONE)
     known = set(Wav2Vec2Config().to_dict())
-    problems = [unknown_key("backbone.config", key, known) for key in sorted(set(settings.config) - known)]
+    problems = [unknown_key("recipe.backbone.config", key, known) for key in sorted(set(settings.config) - known)]
     if problems:
         raise InputError(problems)
     values = dict(settings.config)
@@ -140,9 +140,9 @@ def _from_config(settings: BackboneSettings, attention: Attention) -> Wav2Vec2Fo
         if is_memory_error(error):
             raise
         # transformers wraps the error of a configuration check in one that only names the check.
-        raise InputError(f"backbone.config: {first_line(error.__cause__ or error)}") from error
+        raise InputError(f"recipe.backbone.config: {first_line(error.__cause__ or error)}") from error
     model.set_attn_implementation(attention.value)
-    return _ready(model, "backbone.config")
+    return _ready(model, "recipe.backbone.config")
 
 
 def _from_checkpoint(model_class: Any, settings: BackboneSettings, attention: Attention, ignored: tuple[str, ...]) -> Any:
@@ -189,8 +189,8 @@ def _from_hub(model_class: Any, name: str, options: dict[str, Any]) -> tuple[Any
         pinned = options.get("revision")
         raise InputError(
             f"{name}{f', revision {pinned}' if pinned else ''}: not in the local cache and cannot be downloaded from the Hugging Face hub "
-            f"({first_line(error)}); download it where there is network and set backbone.checkpoint to its folder"
-            f"{', or, if this model has no such revision, set backbone.revision to one of its own or to null' if pinned else ''}"
+            f"({first_line(error)}); download it where there is network and set recipe.backbone.checkpoint to its folder"
+            f"{', or, if this model has no such revision, set recipe.backbone.revision to one of its own or to null' if pinned else ''}"
         ) from error
     return model, report
 

@@ -19,9 +19,9 @@ WEIGHT_FILES = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin",
 
 SHOWN_DIGEST = 12  # characters
 
-NO_BACKBONE = "backbone: neither checkpoint nor config is set; name a wav2vec 2.0 checkpoint or give the keys of a small model"
-NO_WAV2VEC = "states.wav2vec: neither checkpoint nor config is set; give the path of wav2vec_large.pt, or the keys of a small model"
-MISSING_WAV2VEC = "no such wav2vec checkpoint; set states.wav2vec.checkpoint to the path of wav2vec_large.pt"
+NO_BACKBONE = "recipe.backbone: neither checkpoint nor config is set; name a wav2vec 2.0 checkpoint or give the keys of a small model"
+NO_WAV2VEC = "recipe.states.wav2vec: neither checkpoint nor config is set; give the path of wav2vec_large.pt, or the keys of a small model"
+MISSING_WAV2VEC = "no such wav2vec checkpoint; set recipe.states.wav2vec.checkpoint to the path of wav2vec_large.pt"
 
 # Keys of config.json that do not affect the network.
 VOLATILE_CONFIG_KEYS = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"})
@@ -117,7 +117,7 @@ def checkpoint_folder(checkpoint: str) -> Path | None:
         return path
     if path.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") > 1 or path.exists():
         raise InputError(
-            f"{checkpoint}: no such backbone folder; backbone.checkpoint is a Hugging Face name or a folder with {CONFIG_FILE}"
+            f"{checkpoint}: no such backbone folder; recipe.backbone.checkpoint is a Hugging Face name or a folder with {CONFIG_FILE}"
         )
     return None
 

@@ -49,9 +49,9 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def compile_table(folder: Path) -> Path:
-    """Compile table.tex as it stands."""
-    subprocess.run(["pdflatex", "-interaction=nonstopmode", "table.tex"], cwd=folder, check=True, capture_output=True, timeout=60)
-    return folder / "table.pdf"
+    """Compile tables.tex as it stands."""
+    subprocess.run(["pdflatex", "-interaction=nonstopmode", "tables.tex"], cwd=folder, check=True, capture_output=True, timeout=60)
+    return folder / "tables.pdf"
 
 
 @pytest.mark.slow

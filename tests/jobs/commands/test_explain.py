@@ -72,6 +72,10 @@ def test_out_of_memory_lists_the_request_of_the_next_attempt(tmp_path: Path) -> 
     desired, report = launch(tmp_path, {"failing": {"finetune vft 1 0": "oom:2"}}, methods=("vft",), folds=("1",), seeds=1)
     text = explained(desired, report, "vft/1/0")
     assert report.complete
+    output = desired.layout.stage("finetune", report.graph.runs[0].key).attempt(3).output
+    assert [line for line in text.splitlines() if "artifact" in line] == [f"  artifact: {output}/parts/", f"  artifact: {output}/sum.json"]
+    (output / "sum.json").unlink()
+    assert f"artifact: {output}/sum.json (removed)" in explained(desired, report, "vft/1/0")
     assert text.count("memory: same seed with half the work of a pass and 1.5 times the memory, at most 2 times") == 2
     assert re.search(r"attempt 2.*CUDA out of memory.*\(1/2 of the work of one pass\)", text)
     assert re.search(r"attempt 3.*its result counts \(1/4 of the work of one pass\)", text)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.commands.launching import Code, experiment_to_launch, words_of
+from jobs.errors import UsageError
 from jobs.experiment.config import Cluster
 from jobs.experiment.launched import Corpus, launch, store
 from jobs.store.layout import Layout
@@ -57,6 +58,25 @@ def test_where_slurm_is_found_a_new_experiment_says_where_it_computes(
     assert place(tmp_path) == (Cluster.local, "default", "")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert place(tmp_path / "other") == (Cluster.local, "default", "")
+
+
+def test_where_only_a_corpus_is_prepared_init_is_named(tmp_path: Path) -> None:
+    """The name of a corpus is not that of an experiment yet: the message has the command that writes its file."""
+    words = words_of("grid", ["mine"], None, "iemocap")
+    with pytest.raises(UsageError, match=r"^no experiment 'mine', .*`python launch.py init mine --corpus mine` writes"):
+        experiment_to_launch(words, CODE, tmp_path, ["mine", "demo"])
+    with pytest.raises(UsageError, match=r"^no experiment 'mine': known are demo,"):
+        experiment_to_launch(words, CODE, tmp_path, ["demo"])
+
+
+def test_an_experiment_is_the_path_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative to the folder where it was typed; named after the file."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text("corpus: demo\nseeds: 2\n")
+    words = words_of("grid", ["own.yaml", "seeds=3"], None, "iemocap")
+    monkeypatch.chdir("/")
+    experiment, _ = experiment_to_launch(words, CODE, tmp_path)
+    assert (experiment.name, experiment.corpus, experiment.seeds, words.file) == ("own", "demo", 3, str(tmp_path / "own.yaml"))
 
 
 def test_an_experiment_launched_on_slurm_stays_there(tmp_path: Path) -> None:

@@ -26,12 +26,13 @@ from jobs.tables.display import (
     CSV_COLUMNS,
     METHOD_COLUMNS,
     print_tables,
-    render,
     render_csv,
+    render_markdown,
     render_methods_csv,
     tables_of,
 )
 from jobs.tables.format import markdown
+from jobs.tables.latex import PLAIN, fragments
 from jobs.tables.published import Published, load_published, position
 from jobs.tables.summary import Entry, Scores, Status, Summary
 from tests.jobs.table_cases import CONFIGS, entry, paper_like, published, summary
@@ -42,7 +43,7 @@ CASES = {"complete": complete_case, "incomplete": incomplete_case}
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", ["table.tex", "table.md", "runs.csv", "methods.csv", "terminal.txt"])
+@pytest.mark.parametrize("name", ["table1.tex", "table1-differences.tex", "table.md", "runs.csv", "methods.csv", "terminal.txt"])
 def test_text_formats_are_golden(case: str, name: str) -> None:
     """Every character of a table is as it was when somebody last looked at it."""
     found, beside = CASES[case]()
@@ -59,10 +60,10 @@ def test_json_is_golden(case: str) -> None:
 
 
 def rendered(found: Summary, beside: Published, name: str) -> str:
-    if name == "table.tex":
-        return render("table.tex", found, beside)
+    if name.endswith(".tex"):
+        return fragments(found, beside, PLAIN)[name]
     if name == "table.md":
-        return render("table.md", found, beside)
+        return render_markdown(found, beside)
     if name == "runs.csv":
         return render_csv(found)
     if name == "methods.csv":
@@ -265,8 +266,8 @@ def test_unresolved_runs_are_marked() -> None:
     found, beside = incomplete_case()
     [table] = tables_of(found, beside)
     assert [row.mean.unresolved for row in table.blocks[0].rows] == [False, False, True]
-    assert render("table.md", found, beside).count("‡") == 2  # the mean and its note
-    assert render("table.tex", found, beside).count(r"\ddagger") == 2
+    assert render_markdown(found, beside).count("‡") == 2  # the mean and its note
+    assert fragments(found, beside, PLAIN)["table1.tex"].count(r"\ddagger") == 2
     text = io.StringIO()
     print_tables(found, beside, Console(file=text, width=200, highlight=False))
     assert text.getvalue().count("‡") == 2
@@ -281,7 +282,7 @@ def test_csv_keeps_awkward_names() -> None:
 
 def test_markdown_rows_are_of_one_width() -> None:
     """Every row of a Markdown table has as many cells as its header, whatever the names hold."""
-    text = render("table.md", *nasty_case())
+    text = render_markdown(*nasty_case())
     rows = [re.sub(r"\\.", "", line) for line in text.splitlines() if line.startswith("|")]
     assert {line.count("|") for line in rows[: rows.index(next(line for line in rows if "Difference" in line))]} == {9}
 
@@ -326,7 +327,7 @@ def write_golden() -> None:
     """
     for case, make in CASES.items():
         found, beside = make()
-        for name in ("table.tex", "table.md", "runs.csv", "methods.csv", "terminal.txt", "summary.json"):
+        for name in ("table1.tex", "table1-differences.tex", "table.md", "runs.csv", "methods.csv", "terminal.txt", "summary.json"):
             path = GOLDEN / case / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(rendered(found, beside, name), encoding="utf-8")

@@ -36,7 +36,8 @@ from jobs.store.records import (
 )
 from jobs.store.snapshot import check_snapshot, snapshot_facts, take_snapshot
 from jobs.worker.main import run_task
-from jobs.worker.stage import NotFiniteError, Verdict, WorkerProcess, check_returned, execute
+from jobs.worker.returned import NotFiniteError, check_returned
+from jobs.worker.stage import Verdict, WorkerProcess, execute
 from jobs.worker.task import Workplace, compute, describe, description_from_json, description_to_json, read_description, write_description
 from tests.jobs import fake_registry
 
@@ -120,6 +121,7 @@ def test_provenance_is_complete(place: Place) -> None:
     assert provenance["threads"] == 1
     assert provenance["seed"] == 0
     assert provenance["device"] == "cpu"
+    assert provenance["arithmetic"] == {"device": "abacus", "precision": "exact"}
     assert provenance["seconds"] >= 0
     assert provenance["peak_rss_bytes"] > 1 << 20
     assert {"host", "python", "started", "finished", "slurm"} <= set(provenance)

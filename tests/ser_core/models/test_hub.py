@@ -46,7 +46,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def weights(settings: BackboneSettings) -> torch.Tensor:
-    return load_encoder(settings).feature_projection.projection.weight.detach()
+    found: torch.Tensor = load_encoder(settings).feature_projection.projection.weight.detach()
+    return found
 
 
 def test_a_stage_loads_the_commit_of_the_launch_after_the_branch_has_moved(cache: Path) -> None:
