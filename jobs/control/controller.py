@@ -204,6 +204,7 @@ def context_of(desired: Desired, executor: Executor | None) -> PassContext:
         cancelled=read_cancellations(desired.layout, desired.since),
         clock=desired.clock,
         experiment=desired.layout.experiment,
+        folder=str(desired.layout.root),
     )
     if executor is None:
         return context
