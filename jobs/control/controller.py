@@ -17,7 +17,7 @@ from functools import partial
 from jobs.control.estimates import Bounds, Experience
 from jobs.control.executor_protocol import Batch, Executor, Limits, NearbyExecutor
 from jobs.control.facts import InFlight, Phase, StageFacts
-from jobs.control.failure_policy import judge_stages
+from jobs.control.failure_policy import blamed_nodes, judge_stages
 from jobs.control.observe import PassContext, observe
 from jobs.control.plan import Plan, make_plan
 from jobs.control.result_index import index_of
@@ -193,7 +193,7 @@ def read_facts(
 ) -> dict[str, StageFacts]:
     """Facts of every stage of the graph; with `keys`, only those are read and the rest is taken from `known`."""
     context = context or PassContext()
-    return judge_stages(graph, observe(graph, layout, context, keys=keys, known=known), context)
+    return judge_stages(graph, observe(graph, layout, context, keys=keys, known=known, blame=blamed_nodes), context)
 
 
 def context_of(desired: Desired, executor: Executor | None) -> PassContext:
