@@ -28,7 +28,7 @@ def subset(manifest: Manifest, fold: str, utterances: Sequence[Utterance], fract
     if missing:
         raise InputError(
             f"recipe.training_fraction={fraction:g}: without a training utterance of class {missing[0]!r} when fold {fold!r} of "
-            f"{manifest.corpus} is held out ({size} of {len(utterances)} utterances); choose a larger fraction"
+            f"{manifest.corpus} is held out (utterances: {size} of {len(utterances)}); choose a larger fraction"
         )
     return found
 
