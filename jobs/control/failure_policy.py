@@ -82,8 +82,8 @@ def judge_stages(graph: Graph, observed: Observation, context: PassContext) -> d
             facts[key] = _refused(facts[key], recent)
     for key, blamed in observed.blamed.items():  # a node that failed is remembered although the stage was finished elsewhere
         if blamed:
-            recent = (each.node for each in blamed if in_launch(each.launch, each.started, context.since))
-            facts[key] = replace(facts[key], bad_nodes=tuple(recent))
+            nodes = tuple(each.node for each in blamed if in_launch(each.launch, each.started, context.since))
+            facts[key] = replace(facts[key], bad_nodes=nodes)
     return facts
 
 

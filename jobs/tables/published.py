@@ -137,7 +137,7 @@ def _settings(entry: Any) -> SettingsTable:
     )
     for row in rows:
         if len(row.methods) != len(columns) or len(row.ua) not in (0, len(columns)):
-            raise ValueError(f"row {row.label}: expected a method and a figure for each of the columns {", ".join(columns)}")
+            raise ValueError(f"row {row.label}: expected a method and a figure for each of the columns {', '.join(columns)}")
     ratio = Ratio(**{key: str(value) for key, value in entry["ratio"].items()}) if "ratio" in entry else None
     if ratio is not None and not {ratio.base, ratio.of, ratio.to} <= {row.label for row in rows}:
         raise ValueError(f"ratio: of rows that are not there, {ratio.base}, {ratio.of}, {ratio.to}")

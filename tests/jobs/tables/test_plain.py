@@ -98,8 +98,11 @@ def test_plain_tables_are_in_every_format() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rows": [{"label": "a", "methods": ["x"]}]}, "row a: 1 methods and 0 figures for 2 columns"),
-        ({"rows": [{"label": "a", "methods": ["x", "y"], "ua": [1]}]}, "row a: 2 methods and 1 figures for 2 columns"),
+        ({"rows": [{"label": "a", "methods": ["x"]}]}, "row a: expected a method and a figure for each of the columns 1, 2"),
+        (
+            {"rows": [{"label": "a", "methods": ["x", "y"], "ua": [1]}]},
+            "row a: expected a method and a figure for each of the columns 1, 2",
+        ),
         ({"ratio": {"label": "r", "base": "a", "of": "b", "to": "c"}}, "ratio: of rows that are not there"),
         ({"rows": [{"methods": ["x", "y"]}]}, "'label'"),
     ],
