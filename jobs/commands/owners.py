@@ -144,7 +144,9 @@ def _sweep(layout: Layout, digest: str, opening: Opening) -> Owner:
     except UsageError as error:
         return replace(owner, unknown=str(error))
     cancelled = read_cancellations(own, sweep.launched)
-    facts = read_facts(graph, own, PassContext(sweep.launched, sweep.experiment.policy.max_attempts, cancelled=cancelled))
+    policy = sweep.experiment.policy
+    context = PassContext(sweep.launched, policy.max_attempts, cancelled=cancelled, experiment=own.experiment)
+    facts = read_facts(graph, own, context)
     executed = {key for key, fact in facts.items() if fact.awaited}
     return replace(owner, needs={key: end_of(facts[key]) for key in graph.nodes}, in_flight=owner.in_flight | executed)
 

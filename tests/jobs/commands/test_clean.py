@@ -19,17 +19,20 @@ from jobs.control.executor_protocol import Batch, Task
 from jobs.errors import UsageError
 from jobs.experiment.config import Experiment, OutlierRule, Policy
 from jobs.experiment.launched import Corpus, launch, reopen, store
+from jobs.experiment.sweep_section import SweepSettings
 from jobs.slurm.submissions import SubmissionBook, new_submission
 from jobs.store.attempts import new_claim
 from jobs.store.cancellations import record_cancellation
 from jobs.store.layout import Layout, StageFolder
 from jobs.store.records import Ending, Outcome, claim_attempt, read_result, write_outcome
 from jobs.store.usage import ASIDE, Size, remove, size_of, stored_stages
+from jobs.sweeps.stages import every_stage
 from jobs.worker.stage import WorkerProcess, execute
 from jobs.worker.task import describe
 from tests.command_line import ROOT
 from tests.jobs.fake_registry import REGISTRY, make_corpus
 from tests.jobs.local_launch import workplace
+from tests.jobs.sweeps.fake_registry import load, make_sweep, place_of
 
 FAILING = {"finetune vft 1 1": "diverge", "finetune vft 2 0": "fail:9", "finetune vft 2 1": "collapse"}
 LARGE = bytes(1 << 20)
@@ -319,3 +322,29 @@ def test_sizes_are_those_of_du(tmp_path: Path) -> None:
     assert size_of(tmp_path / "missing") == Size()
     shown: Callable[[int], str] = lambda number: in_units(Size(number))  # noqa: E731
     assert [shown(each) for each in (0, 999, 1000, 1234567, 12 * 10**9)] == ["0 B", "999 B", "1.0 kB", "1.2 MB", "12 GB"]
+
+
+def test_stages_of_a_sweep_are_needed_by_it(tmp_path: Path) -> None:
+    """Those of its points, and what it has computed besides; they go with the experiment that it is of. Ray is not asked."""
+    sweep = make_sweep(tmp_path, SweepSettings(counts=[16, 64]))
+    graph = every_stage(sweep)
+    node = next(iter(graph.nodes.values()))
+    other = replace(node, key="0" * len(node.key))  # as of a reserve seed, which no point names
+    for each in (node, other):
+        description = describe(place_of(sweep), replace(graph, nodes={each.key: each}), [[each.key]])
+        log = str(sweep.own_layout.log_of(each.stage, each.key))
+        execute(WorkerProcess(description, 1, lambda line: None, log=log, lag_seconds=0.0), each)
+    root = sweep.layout.root
+
+    def no_grid(name: str) -> Session:
+        raise UsageError(f"{name}: was not launched as a grid")
+
+    opening = Opening(no_grid, lambda name, digest: load(sweep))
+    (line,) = list_lines(rows_of(root, read_experiments(root, opening), ()))[1:]
+    assert line.startswith("exp ")
+    assert line.endswith("-, 1 sweep")
+    clean(root, opening, Asked(unneeded=True))
+    assert {stage.key for stage in stored_stages(root)} == {node.key, other.key}
+    clean(root, opening, Asked("exp", whole=True, yes=True))
+    assert not list(stored_stages(root))
+    assert not sweep.layout.folder.exists()
