@@ -53,20 +53,17 @@ TORCH_SECONDS = 180.0
 _NOTHING: Mapping[str, Any] = {"command": ("true",), "description": "/", "folder": "/", "output": "/dev"}  # of a job that is not submitted
 COMMANDS = ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "srun")
 TORCH = """
-import importlib.util, json, torch, torch.distributed as d
-def imported(load):
-    try:
-        load()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}".splitlines()[0]
-    return ""
-audio = imported(lambda: importlib.util.find_spec("torchaudio") and __import__("torchaudio"))
-models = imported(lambda: __import__("transformers").Wav2Vec2ForPreTraining)
+import json, torch, torch.distributed as d
+models = ""
+try:
+    from transformers import Wav2Vec2ForPreTraining
+except Exception as error:
+    models = f"{type(error).__name__}: {error}".splitlines()[0]
 there = d.is_available()
 cuda = torch.cuda.is_available()
 names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else []
 nccl = there and d.is_nccl_available()
-print(json.dumps([torch.__version__, torch.version.cuda or "", names, nccl, there and d.is_gloo_available(), audio, models]))
+print(json.dumps([torch.__version__, torch.version.cuda or "", names, nccl, there and d.is_gloo_available(), models]))
 """
 # Executed on a compute node, standard library only; answer.json is renamed into place, so that it is complete or absent.
 PROBE = """
@@ -155,12 +152,12 @@ def collect_torch() -> TorchFacts:
     """torch, imported in a separate process because it takes seconds and much memory."""
     try:
         done = subprocess.run([sys.executable, "-c", TORCH], capture_output=True, text=True, timeout=TORCH_SECONDS, check=False)
-        version, cuda, gpus, nccl, gloo, audio, models = json.loads(done.stdout.strip().splitlines()[-1])
+        version, cuda, gpus, nccl, gloo, models = json.loads(done.stdout.strip().splitlines()[-1])
     except subprocess.TimeoutExpired:
         return TorchFacts(error=f"importing torch takes more than {TORCH_SECONDS:.0f} s")
     except (ValueError, IndexError):
         return TorchFacts(error=f"torch cannot be imported: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
-    return TorchFacts(version, cuda, tuple(gpus), nccl, gloo, audio=audio, models=models)
+    return TorchFacts(version, cuda, tuple(gpus), nccl, gloo, models=models)
 
 
 def collect_folder(results: Path, mounts: Path = Path("/proc/mounts")) -> FolderFacts:

@@ -63,8 +63,7 @@ class TorchFacts:
     nccl: bool = False
     gloo: bool = False
     error: str = ""
-    audio: str = ""  # why torchaudio, which is installed, cannot be imported; "": it can, or is not there
-    models: str = ""  # the same of the wav2vec 2.0 of transformers
+    models: str = ""  # why the wav2vec 2.0 of transformers cannot be imported; "": it can
 
 
 @dataclass(frozen=True)
@@ -163,11 +162,11 @@ def judge_torch(facts: TorchFacts, *, slurm: bool) -> list[Check]:
         checks.append(_ok("communication", "gloo for CPUs, no NCCL"))
     else:
         checks.append(_note("communication", "neither NCCL nor gloo: a stage is one process", "install another build of torch"))
-    if facts.models:
+    if "torchaudio" in facts.models:  # stages do without it (ser_core.models)
+        advice = "`pip uninstall torchaudio`: it was built for another torch, and no stage needs it"
+        checks.append(_note("transformers", f"your own programs cannot import its wav2vec 2.0: {facts.models}", advice))
+    elif facts.models:
         checks.append(_problem("transformers", f"its wav2vec 2.0 cannot be imported: {facts.models}", "run `make setup`"))
-    if facts.audio:
-        text = f"cannot be imported, nor models of transformers that use it: {facts.audio}"
-        checks.append(_note("torchaudio", text, "`pip uninstall torchaudio`: nothing here needs it; it was built for another torch"))
     return checks
 
 
