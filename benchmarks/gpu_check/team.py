@@ -23,24 +23,43 @@ class FileTeam:
     rank: int
     size: int
     local_rank: int = 0
+    address: str = "127.0.0.1"
     _shared: int = 0
 
     def share(self, value: str = "") -> str:
         path = self.folder / f"shared-{self._shared}"
         self._shared += 1
         if self.rank == 0:
-            path.with_suffix(".tmp").write_text(value)
-            path.with_suffix(".tmp").rename(path)
+            _write(path, value)
             return value
-        deadline = time.monotonic() + SHARE_SECONDS
-        while not path.exists():
-            if time.monotonic() > deadline:
-                raise ConnectionError("the leader shares nothing")
-            time.sleep(POLL)
-        return path.read_text()
+        return _wait_for(path, SHARE_SECONDS)
+
+    def post(self, key: str, value: str) -> None:
+        _write(self._posted(key), value)
+
+    def find(self, key: str, seconds: float) -> str:
+        return _wait_for(self._posted(key), seconds)
+
+    def _posted(self, key: str) -> Path:
+        """The file of a key; since the leader shared another value the same key is another one, as in the next stage of a real team."""
+        return self.folder / f"posted-{self._shared}-{key.encode().hex()}"
 
     def advance(self, within: float) -> None:
         del within
+
+
+def _write(path: Path, value: str) -> None:
+    path.with_suffix(".tmp").write_text(value)
+    path.with_suffix(".tmp").rename(path)
+
+
+def _wait_for(path: Path, seconds: float) -> str:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise ConnectionError(f"{path.name}: not there after {seconds:g} s")
+        time.sleep(POLL)
+    return path.read_text()
 
 
 @dataclass(frozen=True)

@@ -262,6 +262,7 @@ def _print_tables(written: CollectReport, published: Published) -> None:
         if "confusion" not in (path.parent.name, path.parent.parent.name):
             say(str(path))
     for line in (
+        *(f"warning: {line}" for line in written.summary.arithmetic.warnings),
         *written.gaps,
         *(f"{corpus}: {sentence}" for corpus, sentence in order_sentences(written.summary, published.labels).items()),
     ):

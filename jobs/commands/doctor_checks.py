@@ -63,6 +63,8 @@ class TorchFacts:
     nccl: bool = False
     gloo: bool = False
     error: str = ""
+    audio: str = ""  # why torchaudio, which is installed, cannot be imported; "": it can, or is not there
+    models: str = ""  # the same of the wav2vec 2.0 of transformers
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ class ProbeFacts:
     submits: bool = False
     said: str = ""  # message of sbatch there
     log: str = ""  # last lines of the job's output
+    unseen: tuple[str, ...] = ()  # files named to it that it does not see
     unlisted: bool = False  # squeue does not list the job, although slurmctld has it in the queue
 
 
@@ -160,6 +163,11 @@ def judge_torch(facts: TorchFacts, *, slurm: bool) -> list[Check]:
         checks.append(_ok("communication", "gloo for CPUs, no NCCL"))
     else:
         checks.append(_note("communication", "neither NCCL nor gloo: a stage is one process", "install another build of torch"))
+    if facts.models:
+        checks.append(_problem("transformers", f"its wav2vec 2.0 cannot be imported: {facts.models}", "run `make setup`"))
+    if facts.audio:
+        text = f"cannot be imported, nor models of transformers that use it: {facts.audio}"
+        checks.append(_note("torchaudio", text, "`pip uninstall torchaudio`: nothing here needs it; it was built for another torch"))
     return checks
 
 

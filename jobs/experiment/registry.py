@@ -66,6 +66,16 @@ class Team(Protocol):
     def share(self, value: str = "") -> str:
         """Broadcast of rank 0's value; every process must call it equally often. Raises ConnectionError if a process has exited."""
 
+    @property
+    def address(self) -> str:
+        """IPv4 address of this machine on the network that connects the team; a loopback address if the leader is reached by one."""
+
+    def post(self, key: str, value: str) -> None:
+        """Make a value known to all processes under a key that no process has used in this stage."""
+
+    def find(self, key: str, seconds: float) -> str:
+        """Return the value that some process has posted. Raises ConnectionError if none arrives in time, or a process has exited."""
+
     def advance(self, within: float) -> None:
         """Report progress, and announce the next report within so many seconds (0: no limit). A process that misses it counts as hung."""
 
@@ -111,8 +121,8 @@ class Registry(Protocol):
         """Compute one stage: artifacts go to `output`, resumable state to `checkpoint`.
 
         Returns JSON values: `metrics` (numbers), and for a run `confusion` (rows: true class), `classes`, and `diverged`: why the
-        training does not count, or "". If `should_stop` returned True, raises an exception with the attribute `interrupted = True` after
-        writing a checkpoint.
+        training does not count, or "". `arithmetic` (text values): what the hardware decides and tables name, such as `device` and
+        `precision`. If `should_stop` returned True, raises an exception with the attribute `interrupted = True` after writing a checkpoint.
         """
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import UsageError
+from jobs.store.disk_space import naming
 from jobs.store.layout import Layout
 from jobs.store.records import Decoder, write_json
 
@@ -116,12 +117,14 @@ def take_snapshot(source: Path, layout: Layout) -> Snapshot:
     try:
         for name in snapshot.files:
             target = temporary / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(snapshot.source / name, target)
+            with naming(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(snapshot.source / name, target)
         if _digest(temporary, snapshot.files) != snapshot.digest:
             raise UsageError(f"{snapshot.source}: code changed while it was copied; launch again")
         (temporary / "dirty.diff").touch(mode=0o600)  # of files that may be readable by their user only
-        (temporary / "dirty.diff").write_text(_dirty_diff(snapshot), encoding="utf-8", errors="surrogateescape")
+        with naming(temporary / "dirty.diff"):
+            (temporary / "dirty.diff").write_text(_dirty_diff(snapshot), encoding="utf-8", errors="surrogateescape")
         record = {"schema": SCHEMA, **snapshot_facts(snapshot), "files": sorted(snapshot.files), "left_out": list(snapshot.left_out)}
         write_json(temporary / "snapshot.json", record)
         temporary.chmod(0o755)

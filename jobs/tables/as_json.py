@@ -22,6 +22,7 @@ def to_json(summary: Summary, published: object = None) -> dict[str, Any]:
         "unreplaced": summary.unreplaced.value,
         "recipes": [asdict(recipe) for recipe in summary.recipes],
         "code": summary.code.to_json(),
+        "arithmetic": summary.arithmetic.to_json(),
         "published": published,
     }
 

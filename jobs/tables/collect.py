@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,12 +15,14 @@ from jobs.experiment.recipes import MethodRecipe
 from jobs.store.layout import Layout
 from jobs.store.records import Decoder, Result, json_text, write_text
 from jobs.tables import published as published_figures
+from jobs.tables.arithmetic import arithmetic_of
 from jobs.tables.as_json import to_json
 from jobs.tables.confusion import write_confusions
 from jobs.tables.display import render_csv, render_markdown, render_methods_csv
 from jobs.tables.from_csv import Judged, judge_runs, read_runs
 from jobs.tables.joined import write_joined
 from jobs.tables.latex import PLAIN, Style, document, fragments
+from jobs.tables.plain import settings_json
 from jobs.tables.published import Published
 from jobs.tables.summary import Entry, Status, Summary, Unreplaced, code_facts, entries_of, summarise
 from jobs.text import counted
@@ -81,7 +83,8 @@ def summary_of(
     """The numbers of an experiment. `results`, `states` and `judgements` as for `entries_of`; the others as for `summarise`."""
     entries = entries_of(graph, results, states, judgements)
     code = code_facts(results[key] for key in graph.nodes if key in results)
-    return summarise(entries, experiment=experiment, outlier_rule=outlier_rule, unreplaced=unreplaced, code=code, recipes=recipes)
+    found = summarise(entries, experiment=experiment, outlier_rule=outlier_rule, unreplaced=unreplaced, code=code, recipes=recipes)
+    return replace(found, arithmetic=arithmetic_of(graph, results))
 
 
 def collect(
@@ -212,7 +215,7 @@ def text_of(format_name: str, summary: Summary, published: Published, style: Sty
         return render_markdown(summary, published)
     if format_name == "csv":
         return render_csv(summary)
-    return json_text(to_json(summary, published_figures.to_json(published)))
+    return json_text({**to_json(summary, published_figures.to_json(published)), "settings_table": settings_json(summary, published)})
 
 
 def _write_tables(folder: Path, summary: Summary, published: Published, formats: Sequence[str], style: Style) -> list[Path]:

@@ -38,6 +38,7 @@ from jobs.statistics import (
 )
 from jobs.store.records import Result
 from jobs.store.scores import confusion_of
+from jobs.tables.arithmetic import Arithmetic
 
 if TYPE_CHECKING:
     from jobs.control.outliers import Verdict
@@ -207,6 +208,7 @@ class Summary:
     code: CodeFacts
     recipes: tuple[MethodRecipe, ...] = ()  # of each method; empty if not known
     unreplaced: Unreplaced = Unreplaced.keep
+    arithmetic: Arithmetic = field(default_factory=Arithmetic)  # not known of runs from a CSV file
 
     @property
     def complete(self) -> bool:

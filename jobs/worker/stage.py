@@ -35,6 +35,7 @@ from jobs.store.attempts import (
 )
 from jobs.store.cancellations import read_cancellations
 from jobs.store.clock import file_time
+from jobs.store.disk_space import name_full_disk
 from jobs.store.failures import FailureClass, class_of_exception
 from jobs.store.launches import launched_at
 from jobs.store.layout import AttemptFolder, StageFolder
@@ -178,6 +179,7 @@ def outcome_of(error: BaseException, attempt: AttemptFolder, watch: Stopwatch, *
     `at_limit`: it was asked to stop because its time limit is near. `concurrent`: stages that shared the memory; running out of it is then
     no proof that this stage needs too much.
     """
+    name_full_disk(error, attempt.output)
     kind, name = class_of_exception(error), type(error).__name__
     if kind is FailureClass.interrupted:
         kind = FailureClass.time_limit if at_limit else kind
@@ -361,6 +363,7 @@ def _compute(
         **_team_facts(team, watch.facts()),
         "seed": node.seed,
         "durations": values["durations"],
+        "arithmetic": values["arithmetic"],
         "runtime": dict(node.runtime),
         "relief": relief,
         "beside": process.concurrent(),

@@ -169,6 +169,14 @@ class Connection:
     def fileno(self) -> int:
         return self._connection.fileno()
 
+    @property
+    def own_address(self) -> str:
+        """IPv4 address of this end of the connection; "" if it is closed."""
+        try:
+            return str(self._connection.getsockname()[0])
+        except OSError:
+            return ""
+
     def set_timeout(self, seconds: float) -> None:
         """The longest time that sending may block."""
         self._connection.settimeout(seconds)

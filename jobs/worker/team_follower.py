@@ -27,6 +27,7 @@ from jobs.store.failures import FailureClass, class_of_exception
 from jobs.text import first_line
 from jobs.worker.processes import exit_now
 from jobs.worker.provenance import peak_rss_bytes
+from jobs.worker.team_board import Board
 from jobs.worker.team_channel import TEAM_LOST, Connection, ProcessRank, TeamError, Timeouts
 
 
@@ -47,6 +48,7 @@ class Follower:
         self._stop, self._exit_process = stop or StopRequest(), exit_process
         self._requests: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._shared: queue.Queue[str] = queue.Queue()
+        self._board = Board()
         self._number = 0  # of the current request
         self._busy = False
         self._deadline, self._within = math.inf, 0.0  # announced by `advance`
@@ -77,6 +79,20 @@ class Follower:
             return self._shared.get(timeout=self._timeouts.share)
         except queue.Empty:
             raise TeamError(f"the leader has shared nothing for {self._timeouts.share:g} s") from None
+
+    @property
+    def address(self) -> str:
+        """See jobs.experiment.registry.Team."""
+        return self._leader.own_address
+
+    def post(self, key: str, value: str) -> None:
+        """See jobs.experiment.registry.Team. Raises OSError if the leader is lost."""
+        self._board.put(self._number, key, value)
+        self._leader.send({"posted": [key, value], "number": self._number})
+
+    def find(self, key: str, seconds: float) -> str:
+        """See jobs.experiment.registry.Team."""
+        return self._board.find(self._number, key, seconds)
 
     def advance(self, within: float) -> None:
         """See jobs.experiment.registry.Team."""
@@ -132,8 +148,12 @@ class Follower:
     def _handle(self, message: Mapping[str, Any]) -> None:
         if "compute" in message:
             self._number, self._busy, self._shared = int(message["number"]), True, queue.Queue()
+            self._board.clear_before(self._number)
             self._requests.put(message["compute"])
         if "stop" in message:
             self._stop.request(int(message["stop"]))
+        if "posted" in message:
+            key, value = message["posted"]
+            self._board.put(int(message["number"]), str(key), str(value))
         if "shared" in message and message["number"] == self._number:
             self._shared.put(str(message["shared"]))

@@ -23,7 +23,18 @@ from jobs.signals import StopRequest
 from jobs.store.attempts import own_node
 from jobs.store.failures import FailureClass
 from jobs.worker.processes import exit_now, reap
-from jobs.worker.team_channel import TEAM_LOST, Connection, Rendezvous, TeamError, TeamFailure, Timeouts, accept_follower
+from jobs.worker.team_board import Board
+from jobs.worker.team_channel import (
+    LOOPBACK,
+    TEAM_LOST,
+    Connection,
+    Rendezvous,
+    TeamError,
+    TeamFailure,
+    Timeouts,
+    accept_follower,
+    is_loopback,
+)
 
 KILL_SECONDS = 5.0  # for a killed process to end
 
@@ -72,6 +83,7 @@ class Leader:
         self._stop_sent = False
         self._members: dict[int, _Member] = {}
         self._lock = threading.RLock()  # protects everything below
+        self._board = Board()
         self._number = 0  # of the current or last request
         self._record_failure: Callable[[TeamFailure], None] | None = None  # while a stage is computed
         self._failures: list[TeamFailure] = []
@@ -133,6 +145,7 @@ class Leader:
         """
         with self._lock:
             self._number += 1
+            self._board.clear_before(self._number)
             self._failures, self._first_failure, self._deadline = [], math.inf, math.inf
             self._record_failure = record_failure
             for member in self._members.values():
@@ -159,6 +172,22 @@ class Leader:
         self._check()
         self._broadcast({"shared": value, "number": self._number})
         return value
+
+    @property
+    def address(self) -> str:
+        """See jobs.experiment.registry.Team: an address by which a process of another machine has reached this one, if there is any."""
+        with self._lock:
+            used = [self._members[rank].connection.own_address for rank in sorted(self._members)]
+        return next((address for address in used if address and not is_loopback(address)), LOOPBACK)
+
+    def post(self, key: str, value: str) -> None:
+        """See jobs.experiment.registry.Team."""
+        self._board.put(self._number, key, value)
+        self._broadcast({"posted": [key, value], "number": self._number})
+
+    def find(self, key: str, seconds: float) -> str:
+        """See jobs.experiment.registry.Team."""
+        return self._board.find(self._number, key, seconds, self._check)
 
     def advance(self, within: float) -> None:
         """See jobs.experiment.registry.Team. Raises TeamError once another process is lost."""
@@ -266,7 +295,12 @@ class Leader:
                     self._add_failure(_reported(member, message["failed"]))
                 if "stuck" in message and not late:
                     self._add_failure(_hangs(f"{member} made no progress within the {message['stuck']:g} s it announced"))
+                others = [each for each in self._members.values() if each is not member and not each.lost]
                 self._changed.notify_all()
+            if "posted" in message and not late:
+                key, value = message["posted"]
+                self._board.put(self._number, str(key), str(value))
+                self._send(others, {"posted": [key, value], "number": self._number})
 
     def _lose(self, member: _Member, how: str) -> None:
         with self._changed:

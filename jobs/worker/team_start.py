@@ -54,7 +54,7 @@ def work_together(process: WorkerProcess, work: Callable[[], int], environment: 
     if own.rank > 0 and file is not None:
         return follow(own, lambda: read_rendezvous(file), process, timeouts)
     try:
-        with _leading(process, own.size, file, timeouts) as process.team:
+        with _leading(process, own.size, file, timeouts, one_machine=environment.get("SLURM_STEP_NUM_NODES") == "1") as process.team:
             return work()
     except TeamError as error:  # before any attempt is claimed
         process.report(f"no team: {error}")
@@ -95,9 +95,12 @@ def join(own: ProcessRank, find: Callable[[], Rendezvous | None], timeouts: Time
 
 
 @contextlib.contextmanager
-def _leading(process: WorkerProcess, size: int, file: Path | None, timeouts: Timeouts) -> Iterator[Leader]:
-    """The leader of a team that connects by a file or, without one, on this machine. TeamError if it is not complete in time."""
-    server, rendezvous = listen(local=file is None)
+def _leading(process: WorkerProcess, size: int, file: Path | None, timeouts: Timeouts, *, one_machine: bool) -> Iterator[Leader]:
+    """The leader of a team that connects by a file or, without one, on this machine. TeamError if it is not complete in time.
+
+    `one_machine`: all processes of the Slurm step are on this one.
+    """
+    server, rendezvous = listen(local=one_machine or file is None)
     children: list[int] = []
     try:
         if file is None:

@@ -8,6 +8,7 @@ no step waits for a GPU.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -53,8 +54,8 @@ class Group:
         """Whether `flag` is true in any process."""
         return bool(self.all_reduce(np.array([float(flag)]))[0])
 
-    def broadcast_object(self, value: Any) -> Any:
-        """Return the leader's value."""
+    def broadcast_json(self, value: Any) -> Any:
+        """Return the leader's value, a JSON value: in a team of several processes tuples become lists."""
         return value
 
     def broadcast_(self, tensors: Iterable[Tensor]) -> None:
@@ -107,11 +108,8 @@ class DistributedGroup(Group):
         result: NDArray[np.float64] = summed.numpy()
         return result
 
-    def broadcast_object(self, value: Any) -> Any:
-        shared = [value if self.is_leader else None]
-        with self._communication_errors():
-            dist.broadcast_object_list(shared, 0, device=torch.device("cpu"))
-        return shared[0]
+    def broadcast_json(self, value: Any) -> Any:
+        return json.loads(self._team.share(json.dumps(value) if self.is_leader else ""))
 
     def broadcast_(self, tensors: Iterable[Tensor]) -> None:
         with self._communication_errors():
@@ -177,7 +175,7 @@ def process_group(team: Team, device: torch.device, seconds: float) -> Iterator[
     try:
         with interface_for_gloo(address):
             dist.init_process_group(backend, store=store, rank=team.rank, world_size=team.size, timeout=timedelta(seconds=seconds))
-    except RuntimeError as error:
+    except (RuntimeError, ConnectionError) as error:
         raise ConnectionError(f"process {team.rank} of {team.size}: no process group: {first_line(error)}") from error
     group = DistributedGroup(team, seconds)
     try:
@@ -204,7 +202,7 @@ def abort() -> None:
 
 def require_equal(group: Group, what: str, own: str) -> None:
     """Raise ConnectionError if `own` differs from the leader's: the job is then retried on other nodes."""
-    leaders = group.broadcast_object(own)
+    leaders = group.broadcast_json(own)
     if leaders != own:
         who = f"process {group.rank} of {group.size}"
         raise ConnectionError(f"{who} has {what} {own}, process 0 has {leaders}: ask for machines that are alike")
@@ -258,10 +256,13 @@ def stop_together(group: Group) -> Iterator[None]:
 
 def broadcast_tensors(group: Group, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
     """Return the leader's CPU tensors, group name -> tensor name -> tensor, in every process."""
-    shapes = group.broadcast_object(
-        {name: [(key, each.shape, each.dtype) for key, each in named.items()] for name, named in tensors.items()}
+    shapes = group.broadcast_json(
+        {name: [(key, list(each.shape), str(each.dtype)) for key, each in named.items()] for name, named in tensors.items()}
     )
     if not group.is_leader:
-        tensors = {name: {key: torch.empty(shape, dtype=dtype) for key, shape, dtype in keys} for name, keys in shapes.items()}
+        tensors = {
+            name: {key: torch.empty(shape, dtype=getattr(torch, dtype.removeprefix("torch."))) for key, shape, dtype in keys}
+            for name, keys in shapes.items()
+        }
     group.broadcast_(each for named in tensors.values() for each in named.values())
     return {name: dict(named) for name, named in tensors.items()}

@@ -1,78 +1,75 @@
-"""Rendezvous of a team: the leader opens a TCPStore on a free port and shares its addresses, port and a random token.
+"""Rendezvous of a team: what gloo and NCCL exchange to connect its processes travels over the team's own authenticated connections.
 
-There is no fixed port, so two jobs on a node cannot collide. The token detects an address that leads to another job's store: every node has
-a loopback address, and many have the same bridge address.
+A TCPStore of torch listens on all interfaces and serves whatever process connects, so that a stranger could read and change the addresses
+that the processes connect to. `TeamStore` listens nowhere. The processes of one machine connect over its loopback interface.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fcntl
-import json
 import os
-import secrets
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from pathlib import Path
 
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import Store  # type: ignore[attr-defined]
 
-from ser_core.errors import first_line
 from ser_core.parallel.team import Team
 
 SIOCGIFADDR = 0x8915  # linux/sockios.h: the IPv4 address of an interface
-CONNECT_SECONDS = 10.0  # timeout for one address of the leader
 GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 
 
-def rendezvous(team: Team, seconds: float) -> tuple[TCPStore, str]:
-    """Return the store shared by all processes of the team, and this node's address on the network that connects them.
+class TeamStore(Store):
+    """The store of `torch.distributed` over a team: the operations that gloo and NCCL use to form a group of a fixed size.
 
-    Raises ConnectionError if the leader or another process cannot be reached within `seconds`.
+    Each key is set once. The methods raise ConnectionError if a process of the team is lost, or does not answer within `seconds`.
     """
-    limit = timedelta(seconds=seconds)
-    try:
-        if team.rank:
-            return _connect_to_leader(team, limit)
-        store = TCPStore("127.0.0.1", 0, None, True, timeout=limit, wait_for_workers=False)
-        token = secrets.token_hex(16)
-        store.set(token, "")
-        team.share(json.dumps({"addresses": addresses(), "port": store.port, "token": token}))
-        reached = [store.get(f"reached/{rank}").decode() for rank in range(1, team.size)]
-    except RuntimeError as error:  # DistNetworkError, DistStoreError
-        raise ConnectionError(f"process {team.rank} of {team.size}: {first_line(error)}") from error
-    return store, next((address for address in reached if not _is_loopback(address)), reached[0])
 
+    def __init__(self, team: Team, seconds: float) -> None:
+        super().__init__()
+        self._team = team
+        self._seconds = seconds
+        self._known: dict[str, bytes] = {}
 
-def _connect_to_leader(team: Team, limit: timedelta) -> tuple[TCPStore, str]:
-    leader = json.loads(team.share())
-    port, refused = int(leader["port"]), []
-    for address in leader["addresses"]:
+    def set(self, key: str, value: str | bytes) -> None:
+        data = value.encode() if isinstance(value, str) else bytes(value)
+        self._known[key] = data
+        self._team.post(key, base64.b64encode(data).decode())
+
+    def get(self, key: str) -> bytes:
+        return self._found(key, self._seconds)
+
+    def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:
+        for key in keys:
+            self._found(key, self._seconds if timeout is None else timeout.total_seconds())
+
+    def check(self, keys: Sequence[str]) -> bool:
         try:
-            with socket.create_connection((address, port), CONNECT_SECONDS) as probe:
-                own, theirs = str(probe.getsockname()[0]), str(probe.getpeername()[0])
-            store = TCPStore(address, port, None, False, timeout=timedelta(seconds=CONNECT_SECONDS), wait_for_workers=False)
-            if not store.check([leader["token"]]):
-                refused.append(f"{address}: the store of another job")
-                continue
-        except (OSError, RuntimeError) as error:
-            refused.append(f"{address}: {first_line(error)}")
-            continue
-        store.set_timeout(limit)
-        store.set(f"reached/{team.rank}", theirs)
-        return store, own
-    raise ConnectionError(f"process {team.rank} of {team.size}: no way to the leader at port {port} ({'; '.join(refused)})")
+            self.wait(keys, timedelta(0))
+        except ConnectionError:
+            return False
+        return True
+
+    def clone(self) -> TeamStore:
+        return self
+
+    def _found(self, key: str, seconds: float) -> bytes:
+        if key not in self._known:
+            self._known[key] = base64.b64decode(self._team.find(key, seconds))
+        return self._known[key]
 
 
-def addresses() -> list[str]:
-    """Addresses of this node in order of preference: gloo's configured interface, default route, other interfaces, host name, loopback."""
-    by_interface = interfaces()
-    preferred = [os.environ.get(GLOO_INTERFACE, ""), _default_interface()]
-    ordered = sorted(by_interface, key=lambda name: preferred.index(name) if name in preferred else len(preferred))
-    outside = [by_interface[name] for name in ordered if not _is_loopback(by_interface[name])]
-    return list(dict.fromkeys([*outside, socket.gethostname(), "127.0.0.1"]))
+def rendezvous(team: Team, seconds: float) -> tuple[TeamStore, str]:
+    """Return the store shared by all processes of the team, and this machine's IPv4 address on the network that connects them.
+
+    A process on the leader's machine reaches the leader over loopback: if the team has other machines too, its address is the leader's.
+    """
+    leaders = team.share(team.address)
+    return TeamStore(team, seconds), leaders if is_loopback(team.address) else team.address
 
 
 def interfaces() -> dict[str, str]:
@@ -92,7 +89,10 @@ def interface_for_gloo(address: str) -> Iterator[None]:
 
     By default gloo uses the address of the host name, which on many nodes is a loopback address that no other node can reach.
     """
-    name = next((name for name, own in interfaces().items() if own == address), "")
+    by_interface = interfaces()
+    name = next((name for name, own in by_interface.items() if own == address), "")
+    if not name and is_loopback(address):  # any address of 127.0.0.0/8 belongs to the loopback interface
+        name = next((name for name, own in by_interface.items() if is_loopback(own)), "")
     if not name or GLOO_INTERFACE in os.environ:
         yield
         return
@@ -103,13 +103,6 @@ def interface_for_gloo(address: str) -> Iterator[None]:
         os.environ.pop(GLOO_INTERFACE, None)
 
 
-def _default_interface() -> str:
-    try:
-        routes = [line.split() for line in Path("/proc/net/route").read_text(encoding="ascii").splitlines()[1:]]
-    except OSError:
-        return ""
-    return next((route[0] for route in routes if len(route) > 1 and route[1] == "00000000"), "")
-
-
-def _is_loopback(address: str) -> bool:
-    return address.startswith("127.") or address == "::1"
+def is_loopback(address: str) -> bool:
+    """Whether an IPv4 address leads to the machine that uses it."""
+    return address.startswith("127.")

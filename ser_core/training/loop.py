@@ -324,7 +324,7 @@ class _Prefetcher:
 def _newest(checkpoints: Checkpoints, group: Group) -> Saved | None:
     """Return the leader's newest checkpoint in every process: on a network file system two processes may see different ones."""
     saved = checkpoints.load() if group.is_leader else None
-    shared = group.broadcast_object(None if saved is None else (saved.step, saved.facts))
+    shared = group.broadcast_json(None if saved is None else (saved.step, saved.facts))
     if shared is None:
         return None
     step, facts = shared

@@ -231,3 +231,13 @@ def test_lines() -> None:
     """One line per check, its advice below it."""
     lines = check_lines([Check("a", Verdict.ok, "fine"), Check("longer", Verdict.problem, "bad", "mend it")])
     assert lines == ["ok      a       fine", "problem longer  bad", "                -> mend it", "1 problem"]
+
+
+def test_imports_that_torchaudio_breaks() -> None:
+    """A torchaudio of another build is named, with what to do; wav2vec 2.0 of transformers that cannot be imported is a problem."""
+    fine = TorchFacts("2.13.0", "", (), False, True)
+    assert not {"torchaudio", "transformers"} & by_name(judge_torch(fine, slurm=False)).keys()
+    broken = by_name(judge_torch(replace(fine, audio="OSError: libc10_cuda.so", models="RuntimeError: no"), slurm=False))
+    assert (broken["torchaudio"].verdict, broken["transformers"].verdict) == (Verdict.note, Verdict.problem)
+    assert "OSError: libc10_cuda.so" in broken["torchaudio"].text
+    assert "pip uninstall torchaudio" in broken["torchaudio"].advice

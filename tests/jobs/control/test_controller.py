@@ -323,6 +323,23 @@ def test_a_cancelled_stage_is_reported_as_cancelled(tmp_path: Path, executor: Qu
     assert [event.text for event in changes(former, running) if event.node.key == first] == ["cancelled, stopping"]
 
 
+def test_jobs_on_nodes_that_do_not_see_the_results_are_explained(tmp_path: Path, executor: QueueOfThreads) -> None:
+    """The jobs of two stages end before their worker began: both errors ask for the folder; that of one job alone does not.
+
+    Before: "jobs ended before the worker began" four times for each stage, and nothing to do about it.
+    """
+    desired = _vft(tmp_path, "", seeds=3)
+    first, second, third = (run.key for run in desired.graph.runs)
+    reconcile(desired, executor)
+    for number, key in enumerate((first, second), 1):
+        executor.queue[key] = InFlight(Phase.queued, f"7_{number}")
+        executor.leave([key], "FAILED")
+        errors = [reconcile(desired, executor).facts[each].error for each in (first, second, third)]
+        asked = f"1 job ended before the worker began (last 7_{number}, Slurm says FAILED)"
+        assert asked in errors[number - 1]
+        assert [f"can the nodes see {desired.layout.root}? run `doctor`" in error for error in errors] == [number == 2, number == 2, False]
+
+
 def test_nothing_is_submitted_until_slurm_reports_how_a_job_ended(tmp_path: Path, executor: QueueOfThreads) -> None:
     """A job that has just left the queue may have been cancelled by hand."""
     desired = _vft(tmp_path, "comm:1", seeds=1)

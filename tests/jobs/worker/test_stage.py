@@ -121,6 +121,7 @@ def test_provenance_is_complete(place: Place) -> None:
     assert provenance["threads"] == 1
     assert provenance["seed"] == 0
     assert provenance["device"] == "cpu"
+    assert provenance["arithmetic"] == {"device": "abacus", "precision": "exact"}
     assert provenance["seconds"] >= 0
     assert provenance["peak_rss_bytes"] > 1 << 20
     assert {"host", "python", "started", "finished", "slurm"} <= set(provenance)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,12 @@ from torch import nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from ser_core.errors import Interrupted
-from ser_core.parallel.group import Group, abort, buckets, process_group, stop_together, sum_gradients
-from ser_core.parallel.rendezvous import addresses, rendezvous
+from ser_core.parallel.group import DistributedGroup, Group, abort, buckets, process_group, stop_together, sum_gradients
+from ser_core.parallel.rendezvous import TeamStore, rendezvous
 from tests.ser_core.parallel.teams import FolderTeam, results, run_team
 
 CPU = torch.device("cpu")
+LISTEN = "0A"  # state of a socket in /proc/net/tcp
 
 
 def test_a_group_is_aborted_without_the_other_processes(tmp_path: Path) -> None:
@@ -67,7 +66,7 @@ def talking(team: FolderTeam, count: int) -> list[Any]:
                     "sums": [tensor.tolist() for tensor in tensors],
                     "any": [group.any(team.rank == 1), group.any(False)],
                     "exact": group.all_reduce(np.array([1 / 3 if team.rank == 1 else 0.0]))[0] == 1 / 3,
-                    "shared": group.broadcast_object({"rank": team.rank}),
+                    "shared": group.broadcast_json({"rank": team.rank}),
                     "copied": copied.tolist(),
                     "collected": [rows.tolist() for rows in group.gather(own, range(group.size))],
                 }
@@ -87,19 +86,71 @@ def test_collective_operations(tmp_path: Path) -> None:
             assert each["collected"] == ([[], [[1.0, 1.0]], [[2.0, 2.0]] * 2] if rank == 0 else [])
 
 
-def test_the_store_of_another_job_is_detected(tmp_path: Path) -> None:
-    """An address of the leader may lead to another job's store, which does not have the token, or to nothing."""
-    other_job = TCPStore("127.0.0.1", 0, None, True, timeout=timedelta(seconds=5), wait_for_workers=False)
-    team = FolderTeam(tmp_path, 1, 2)
-    (tmp_path / "shared-0").write_text(json.dumps({"addresses": ["127.0.0.1", "127.0.0.2"], "port": other_job.port, "token": "mine"}))
-    with pytest.raises(ConnectionError, match=r"no way to the leader.*127\.0\.0\.1: the store of another job"):
-        rendezvous(team, 5.0)
+def listening(team: FolderTeam, how: str) -> list[str]:
+    """IPv4 and IPv6 addresses on which this process listens while its group exists."""
+    with process_group(team, CPU, 20.0) as group:
+        group.barrier()
+        inodes = {link.readlink().name for link in Path("/proc/self/fd").iterdir() if link.is_symlink()}
+        rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/self/net/{name}").read_text().splitlines()[1:]]
+        found = sorted({row[1].partition(":")[0] for row in rows if row[3] == LISTEN and f"socket:[{row[9]}]" in inodes})
+        group.barrier()
+    return found
 
 
-def test_loopback_is_tried_last() -> None:
-    found = addresses()
-    assert found[-1] == "127.0.0.1"
-    assert len(set(found)) == len(found)
+@pytest.mark.slow
+def test_processes_of_one_machine_listen_on_loopback_only(tmp_path: Path) -> None:
+    """Nobody outside of the machine can reach the connections of a team that needs none."""
+    assert results(run_team(tmp_path / "team", 2, listening, "")) == [["0100007F"]] * 2  # 127.0.0.1 in /proc/net/tcp
+
+
+def alone(team: FolderTeam, seconds: float) -> str:
+    """What a process says whose team is not complete."""
+    try:
+        with process_group(team, CPU, seconds):
+            return "a group"
+    except ConnectionError as error:
+        return str(error)
+
+
+@pytest.mark.slow
+def test_without_another_process_there_is_no_group(tmp_path: Path) -> None:
+    """A communication error within the group's timeout."""
+    (tmp_path / "team").mkdir()
+    assert "process 0 of 2" in alone(FolderTeam(tmp_path / "team", 0, 2), 1.0)
+
+
+def test_a_process_on_the_leaders_machine_uses_the_leaders_address(tmp_path: Path) -> None:
+    """Which other machines can reach; without other machines the processes use loopback."""
+    for leaders, own, used in (
+        ("10.0.0.1", "127.0.0.1", "10.0.0.1"),
+        ("10.0.0.1", "10.0.0.2", "10.0.0.2"),
+        ("127.0.0.1", "127.0.0.1", "127.0.0.1"),
+    ):
+        folder = tmp_path / f"{leaders}-{own}"
+        folder.mkdir()
+        assert rendezvous(FolderTeam(folder, 0, 2, address=leaders), 1.0)[1] == leaders
+        assert rendezvous(FolderTeam(folder, 1, 2, address=own), 1.0)[1] == used
+
+
+def test_a_store_has_what_any_process_has_set(tmp_path: Path) -> None:
+    """Bytes arrive as they are; a key that nobody sets ends the wait with a communication error."""
+    first, second = (TeamStore(FolderTeam(tmp_path, rank, 2), 0.1) for rank in range(2))
+    first.set("a/b", bytes(range(256)))
+    second.set("c", "text")
+    assert (first.get("a/b"), second.get("a/b"), first.get("c")) == (bytes(range(256)), bytes(range(256)), b"text")
+    assert (first.check(["a/b", "c"]), second.check(["c", "d"])) == (True, False)
+    with pytest.raises(ConnectionError):
+        first.get("d")
+    with pytest.raises(ConnectionError):
+        first.wait(["d"])
+
+
+def test_values_travel_as_json(tmp_path: Path) -> None:
+    """No value of another process is unpickled: what JSON does not have is an error."""
+    group = DistributedGroup(FolderTeam(tmp_path, 0, 2), 1.0)
+    assert group.broadcast_json({"step": (3, 0.1)}) == {"step": [3, 0.1]}
+    with pytest.raises(TypeError):
+        group.broadcast_json(Path("a"))
 
 
 @given(sizes=st.lists(st.integers(0, 50), max_size=40), limit=st.integers(1, 60))
@@ -113,5 +164,5 @@ def test_a_group_of_one_changes_nothing() -> None:
     group, parameter = Group(), nn.Parameter(torch.ones(2))
     shown, told = sum_gradients(group, [parameter], torch.ones(2), (3, True))
     assert (shown.tolist(), tuple(told), parameter.grad) == ([1.0, 1.0], (3, True), None)
-    assert (group.is_leader, group.any(True), group.broadcast_object("token")) == (True, True, "token")
+    assert (group.is_leader, group.any(True), group.broadcast_json("token")) == (True, True, "token")
     assert [rows.tolist() for rows in group.gather(torch.ones(2, 1), [2])] == [[[1.0], [1.0]]]
