@@ -19,6 +19,7 @@ ALPHA = 0.05
 MIN_POINTS = 4  # of a rank correlation: with three points no p-value is below 1/3
 EXACT_POINTS = 8  # up to here the p-value of a rank correlation is exact: all 8! = 40 320 permutations take 0.1 s
 LEVEL = 0.95
+POWER = 0.8  # of the smallest difference that counts as detectable
 EXACT_PAIRS = 150  # the exact distribution of the signed-rank statistic costs n^4 bits of work: about 0.1 s here
 _WIDE = Context(prec=700, rounding=ROUND_HALF_UP)  # a float has at most 309 digits before the point and 324 + 17 after it
 Key = TypeVar("Key", bound=Hashable)
@@ -71,6 +72,13 @@ def t_interval(values: Sequence[float]) -> Interval | None:
     return Interval(centre - reach, centre + reach)
 
 
+def differences_by_key(first: Mapping[Key, float], second: Mapping[Key, float]) -> dict[Key, float]:
+    """`second - first`, exact in decimal, for the keys that both have."""
+    shared = [key for key in first if key in second]
+    left, right = _exact([first[key] for key in shared]), _exact([second[key] for key in shared])
+    return {key: float(after - before) for key, before, after in zip(shared, left, right, strict=True)}
+
+
 def paired_test(first: Sequence[float], second: Sequence[float]) -> PairedTest:
     """Tests of `second - first`, pair by pair.
 
@@ -91,6 +99,108 @@ def paired_by_key(first: Mapping[Key, float], second: Mapping[Key, float]) -> Pa
     """Tests of `second - first` over the keys that both have."""
     shared = [key for key in first if key in second]
     return paired_test([first[key] for key in shared], [second[key] for key in shared])
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Shares of the variance of one score that folds, seeds and the rest have; they sum to 1."""
+
+    folds: float
+    seeds: float
+    rest: float
+
+
+@dataclass(frozen=True)
+class CrossedMean:
+    """The mean of scores over folds and seeds, both taken as samples."""
+
+    folds: int
+    seeds: int
+    mean: float
+    error: float  # standard error
+    degrees: float  # of freedom of the error, by Satterthwaite's approximation
+    interval: Interval  # Student's t, 95 %
+    p: float | None  # two-sided, of a mean of zero; None if all scores are equal
+    shares: Shares | None  # None if all scores are equal
+    detectable: float  # mean that a test at 5 % finds with probability `POWER`, if error and degrees stay
+
+
+def crossed_mean(by_fold: Sequence[Mapping[int, float]]) -> CrossedMean | None:
+    """Mean and interval for new folds and new seeds. `by_fold`: slot -> score, for each fold; slots that a fold lacks are left out.
+
+    The model is score = mean + fold + seed + rest with three independent random effects, estimated by the method of moments from the
+    mean squares of the two-way layout (Searle, Casella and McCulloch, Variance Components, 1992, chapter 4); for such data it gives the
+    estimates of REML unless one of them would be negative, which counts as zero. The variance of the mean is
+    (MS_folds + MS_seeds - MS_rest) / (folds * seeds), with the degrees of freedom of Satterthwaite (Biometrics Bulletin 2, 1946).
+    None below 2 folds or 2 seeds.
+    """
+    shared = [slot for slot in (by_fold[0] if by_fold else {}) if all(slot in scores for scores in by_fold)]
+    folds, seeds = len(by_fold), len(shared)
+    if folds < 2 or seeds < 2:
+        return None
+    rows = [_exact([scores[slot] for slot in shared]) for scores in by_fold]
+    centre = statistics.mean(itertools.chain.from_iterable(rows))
+    of_folds = [statistics.mean(row) - centre for row in rows]
+    of_seeds = [statistics.mean(column) - centre for column in zip(*rows, strict=True)]
+    rest = Fraction(0)
+    for row, fold in zip(rows, of_folds, strict=True):
+        rest += sum((value - centre - fold - seed) ** 2 for value, seed in zip(row, of_seeds, strict=True))
+    squares = (
+        float(seeds * sum(fold**2 for fold in of_folds) / (folds - 1)),
+        float(folds * sum(seed**2 for seed in of_seeds) / (seeds - 1)),
+        float(rest / ((folds - 1) * (seeds - 1))),
+    )
+    return _crossed(folds, seeds, float(centre), *squares)
+
+
+def _crossed(folds: int, seeds: int, centre: float, ms_folds: float, ms_seeds: float, ms_rest: float) -> CrossedMean:
+    """From the mean squares of folds, seeds and the rest."""
+    degrees_of = (folds - 1, seeds - 1, (folds - 1) * (seeds - 1))
+    # An effect whose mean square is below that of the rest has a variance of zero, and its mean square is no part of the error.
+    parts = [(1, ms_folds, degrees_of[0])] if ms_folds > ms_rest else []
+    parts += [(1, ms_seeds, degrees_of[1])] if ms_seeds > ms_rest else []
+    parts += [(1 - len(parts), ms_rest, degrees_of[2])] if len(parts) != 1 else []
+    variance = sum(sign * square for sign, square, _ in parts)
+    error = math.sqrt(variance / (folds * seeds))
+    degrees = variance**2 / sum(square**2 / freedom for _, square, freedom in parts) if variance else float(degrees_of[2])
+    components = (max(0.0, ms_folds - ms_rest) / seeds, max(0.0, ms_seeds - ms_rest) / folds, ms_rest)
+    total = sum(components)
+    from scipy.special import stdtr, stdtrit
+
+    reach = float(stdtrit(degrees, 0.5 + LEVEL / 2)) * error
+    return CrossedMean(
+        folds=folds,
+        seeds=seeds,
+        mean=centre,
+        error=error,
+        degrees=degrees,
+        interval=Interval(centre - reach, centre + reach),
+        p=float(2 * stdtr(degrees, -abs(centre) / error)) if error else None,
+        shares=Shares(*(component / total for component in components)) if total else None,
+        detectable=detectable(error, degrees),
+    )
+
+
+def detectable(error: float, degrees: float) -> float:
+    """The smallest mean that a two-sided t-test at the level `ALPHA` finds, with the right sign, with the probability `POWER`.
+
+    `error`: standard error of the mean, `degrees`: its degrees of freedom. From the noncentral t distribution (Cohen, Statistical Power
+    Analysis, 1988, chapter 2).
+    """
+    from scipy.optimize import brentq
+    from scipy.special import nctdtr, stdtrit
+
+    limit = float(stdtrit(degrees, 1 - ALPHA / 2))
+
+    def missing(shift: float) -> float:
+        return POWER - float(1 - nctdtr(degrees, shift, limit))
+
+    if not error:
+        return 0.0
+    shift = limit
+    while missing(shift) > 0:
+        shift *= 1.25
+    return error * float(brentq(missing, 0.0, shift))
 
 
 def percent(share: float) -> float:

@@ -1,14 +1,15 @@
-"""Small pieces of text for messages: counts with their noun, spelling hints, one-line errors, durations. Pure."""
+"""Small pieces of text for messages: counts with their noun, spelling hints, one-line errors, durations and times. Pure."""
 
 from __future__ import annotations
 
 import difflib
+import time
 from collections.abc import Iterable, Sequence
 
 
-def counted(number: int, noun: str) -> str:
-    """`1 run`, `3 runs`."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """`1 run`, `3 runs`; `plural`: of a noun that does not take an s."""
+    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:
@@ -39,3 +40,8 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def moment(seconds: float) -> str:
+    """Local date and time of seconds since the epoch: `2026-11-29 17:40:05`."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

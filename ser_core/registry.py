@@ -12,12 +12,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, Unpack
 
-from ser_core.corpora.manifest import SAMPLE_RATE, Manifest, Utterance, load_manifest
-from ser_core.corpora.validation import is_fixed_part, training_and_validation, validation_speakers
+from ser_core.corpora.manifest import SAMPLE_RATE, Manifest, load_manifest
+from ser_core.corpora.subsets import subset
+from ser_core.corpora.validation import is_fixed_part, validation_speakers
 from ser_core.errors import InputError
+from ser_core.models.backbone_config import config_problems
 from ser_core.models.identity import backbone_identity, backbone_origin, wav2vec_identity, wav2vec_origin
-from ser_core.models.shapes import expected_shape, state_count
 from ser_core.parallel.team import Team
+from ser_core.preflight import corpus_problems, trained_on, training_frames
 from ser_core.settings import Recipe
 from ser_core.sweep import stage_proxies
 
@@ -75,6 +77,7 @@ class SpeechRegistry:
         `finetune` differs from the grid's.
         """
         tested: dict[str, Any] = {"validation": sorted(set(validation))} if validation else {}
+        part: dict[str, Any] = {} if recipe.training_fraction == 1 else {"training_fraction": recipe.training_fraction}
         kept_out: dict[str, Any] = {} if is_fixed_part(validation) else tested
         runtime = {"execution": plain(recipe.execution), "backbone": plain(recipe.backbone)}
         features = plain(recipe.features)
@@ -82,7 +85,7 @@ class SpeechRegistry:
         def stage(name: str, settings: dict[str, Any], upstream: Mapping[str, StageCall], number: int, **more: Any) -> StageCall:
             kept = tested if name == "finetune" else kept_out
             origin = {"weights": backbone_origin(recipe.backbone)} if "backbone" in settings else {}
-            return StageCall(name, VERSIONS[name], {**settings, **kept}, {**runtime, **origin, **more}, fold, number, upstream)
+            return StageCall(name, VERSIONS[name], {**settings, **kept, **part}, {**runtime, **origin, **more}, fold, number, upstream)
 
         def finetune(own: dict[str, Any], upstream: Mapping[str, StageCall]) -> StageCall:
             return stage("finetune", {"finetune": plain(recipe.finetune), "features": features, **own}, upstream, seed)
@@ -132,12 +135,8 @@ class SpeechRegistry:
         return validation_speakers(load_manifest(corpus), fold)
 
     def training_frames(self, corpus: Path, recipe: Recipe, fold: str, validation: Sequence[str] = ()) -> int:
-        """Return the number of emotion states (frames) that k-means clusters, which is the largest possible number of clusters.
-
-        A wav2vec checkpoint file is not opened; it is assumed to have the layers of `wav2vec_large.pt`.
-        """
-        shape = expected_shape(recipe.states.wav2vec)
-        return sum(max(1, state_count(shape, utterance.samples)) for utterance in _trained_on(load_manifest(corpus), fold, validation))
+        """Return the number of emotion states (frames) that k-means clusters (`ser_core.preflight.training_frames`)."""
+        return training_frames(trained_on(load_manifest(corpus), fold, validation), recipe.states.wav2vec)
 
     def proxies(self, corpus: Path, fold: str, validation: Sequence[str], clusters: Mapping[int, Path]) -> dict[str, Any]:
         """Return how well the clusters of each k agree with the emotion labels: {"k": {"64": {"purity": ..., "nmi": ...}, ...}}.
@@ -148,7 +147,7 @@ class SpeechRegistry:
         from ser_core.clustering.agreement import agreement_by_k
 
         manifest = load_manifest(corpus)
-        utterances = _trained_on(manifest, fold, validation)
+        utterances = trained_on(manifest, fold, validation)
         labels = [manifest.class_index(utterance) for utterance in utterances]
         found = agreement_by_k([utterance.id for utterance in utterances], labels, clusters)
         return {"k": {str(k): {"purity": each.purity, "nmi": each.nmi} for k, each in found.items()}}
@@ -163,6 +162,16 @@ class SpeechRegistry:
         if problems:
             raise InputError(problems)
 
+    def check_corpus(self, corpus: Path, methods: Sequence[tuple[str, Recipe]], folds: Mapping[str, Sequence[str]]) -> None:
+        """Raise InputError with one line per setting that the training part of a fold is too small for (`ser_core.preflight`).
+
+        `methods`: each with its recipe. `folds`: held-out fold -> the validation speakers of a sweep, else ().
+        """
+        manifest = load_manifest(corpus)
+        problems = [line for method, recipe in methods for line in corpus_problems(method, recipe, manifest, folds)]
+        if problems:
+            raise InputError(list(dict.fromkeys(problems)))
+
     def cost_notes(self, corpus: Path, stages: Sequence[Any]) -> tuple[str, ...]:
         """Return a line for a dry run if stages compute a frozen front end at every step; `stages` have `stage`, `settings`, `fold`."""
         repeated = [
@@ -173,10 +182,11 @@ class SpeechRegistry:
         manifest = load_manifest(corpus)
         hours = sum(_front_end_hours(manifest, call) for call in repeated)
         once = sum(utterance.samples for utterance in manifest.utterances) / SAMPLE_RATE / 3600
+        stages = f"{len(repeated)} stages compute" if len(repeated) > 1 else "1 stage computes"
         return (
-            f"features.padding=reference: {len(repeated)} stages compute the front end at every training step, on batches padded to one "
-            f"length: {hours:.1f} hours of audio without the padding. Features are not stored; `independent` features would be computed "
-            f"once, from {once:.1f} hours of audio",
+            f"recipe.features.padding=reference: {stages} the front end at every training step, on batches padded "
+            f"to one length: {hours:.1f} hours of audio without the padding. Features are not stored; `independent` features would be "
+            f"computed once, from {once:.1f} hours of audio",
         )
 
     def run(self, stage: str, **arguments: Unpack[StageArguments]) -> Mapping[str, Any]:
@@ -196,7 +206,8 @@ class SpeechRegistry:
         Micro-batches do not depend on the size of the team, and so neither do the numbers. `cluster` needs the same memory at any
         relief. A checkpoint can be resumed under another relief and by a team of another size.
 
-        Returns JSON values: `metrics` (numbers, reproducible for a seed), `durations` (seconds), and for `finetune` also `confusion` (rows:
+        Returns JSON values: `metrics` (numbers, reproducible for a seed), `durations` (seconds), `arithmetic` (`device`: `cpu` or the name
+        of the GPU, and `precision`: the autocast type), and for `finetune` also `confusion` (rows:
         true class), `classes` and `diverged` ("", or the reason why training counts as diverged; the model is tested all the same).
         `runtime["threads"]` is the number of CPU threads; by default torch's setting. Raises Interrupted after writing a checkpoint if
         `should_stop` returned True, Diverged for a loss that is NaN or infinite, InputError for wrong data or settings, and OSError if
@@ -223,12 +234,10 @@ def _front_end_hours(manifest: Manifest, call: Any) -> float:
     if call.stage == "ptapt":
         return float(call.settings["ptapt"]["steps"] * call.settings["ptapt"]["batch_seconds"] / 3600)
     settings = call.settings["finetune"]
-    seconds = [utterance.samples / SAMPLE_RATE for utterance in _trained_on(manifest, call.fold, call.settings.get("validation", ()))]
+    trained = trained_on(manifest, call.fold, call.settings.get("validation", ()))
+    part = subset(manifest, call.fold, trained, call.settings.get("training_fraction", 1))
+    seconds = [utterance.samples / SAMPLE_RATE for utterance in part]
     return float(settings["epochs"] * sum(min(each, settings["max_seconds"]) for each in seconds) / 3600)
-
-
-def _trained_on(manifest: Manifest, fold: str, validation: Sequence[str]) -> tuple[Utterance, ...]:
-    return training_and_validation(manifest, fold, validation)[0] if validation else manifest.training(fold)
 
 
 REGISTRY = SpeechRegistry()
@@ -322,6 +331,8 @@ def _problems(recipe: Recipe) -> Iterator[str]:
             yield f"recipe.{key}={value(key)}: must lie between 0 and 1"
     if not 0 < recipe.states.validation_fraction < 1:
         yield f"recipe.states.validation_fraction={recipe.states.validation_fraction}: must lie between 0 and 1, both excluded"
+    if not 0 < recipe.training_fraction <= 1:
+        yield f"recipe.training_fraction={recipe.training_fraction}: must be above 0 and at most 1"
     if recipe.ptapt.mask_probability == 0:
         yield "recipe.ptapt.mask_probability=0: without a masked frame there is nothing to predict"
     counts = recipe.cluster.counts
@@ -334,6 +345,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
             yield f"recipe.cluster.counts={counts}: {count} is not a number of clusters; at least 2"
     if recipe.execution.device not in DEVICES:
         yield f"recipe.execution.device={recipe.execution.device}: unknown; known are {', '.join(DEVICES)}"
+    yield from config_problems(recipe.backbone.config if recipe.backbone.checkpoint is None else {})
     yield from _grid_problems(recipe)
 
 
@@ -358,5 +370,5 @@ def _grid_problems(recipe: Recipe) -> Iterator[str]:
     if hop != states_hop:
         yield (
             f"recipe.states.wav2vec.config: an emotion state every {states_hop} samples, but the backbone has a frame every {hop}; "
-            "twice the product of wav2vec's strides must be the product of backbone.config.conv_stride"
+            "twice the product of wav2vec's strides must be the product of recipe.backbone.config.conv_stride"
         )

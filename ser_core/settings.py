@@ -8,10 +8,10 @@ features depend on its batch. The preset `published` (configs/recipe/published.y
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
 from ser_core.sweep import P_TAPT, SweptMethod
@@ -49,7 +49,7 @@ class Precision(Enum):
     """Autocast type of the stages that train by gradient descent."""
 
     auto = "auto"  # bfloat16 on a GPU or CPU with bfloat16 instructions, float16 on an older GPU, else float32
-    float32 = "float32"
+    float32 = "float32"  # no autocast
     bfloat16 = "bfloat16"
     float16 = "float16"
 
@@ -65,90 +65,91 @@ class FeatureCache(Enum):
 class Attention(Enum):
     """Attention kernel of the encoder."""
 
-    sdpa = "sdpa"
-    eager = "eager"
+    sdpa = "sdpa"  # torch's scaled_dot_product_attention
+    eager = "eager"  # matrix products and a softmax
 
 
 @dataclass
 class BackboneSettings:
     """wav2vec 2.0: a checkpoint (Hugging Face name or folder), or a model with random weights from `config` and `init_seed`."""
 
-    checkpoint: str | None = "facebook/wav2vec2-base"
-    revision: str | None = None
+    checkpoint: str | None = "facebook/wav2vec2-base"  # Hugging Face name, or a folder; null: random weights
+    revision: str | None = None  # of a Hugging Face name
     config: dict[str, Any] = field(default_factory=dict)  # keys of transformers.Wav2Vec2Config, used when checkpoint is null
-    init_seed: int = 0
+    init_seed: int = 0  # of random weights
+    commits: dict[str, str] = field(default_factory=dict)  # hub name -> commit; set by a launch (ser_core.models.hub), not part of a key
 
 
 @dataclass
 class Wav2vecSettings:
     """wav2vec v1: a fairseq checkpoint (`wav2vec_large.pt`), or a model with random weights from `config` and `init_seed`."""
 
-    checkpoint: str | None = None
-    config: dict[str, Any] = field(default_factory=dict)  # fields of ser_core.models.shapes.Wav2vecConfig
-    init_seed: int = 0
+    checkpoint: str | None = None  # path of wav2vec_large.pt; null: random weights
+    config: dict[str, Any] = field(default_factory=dict)  # fields of ser_core.models.shapes.Wav2vecConfig, used when checkpoint is null
+    init_seed: int = 0  # of random weights
 
 
 @dataclass
 class FeatureSettings:
     """Padding of the front end's input (not stated in the paper; the code pads)."""
 
-    padding: Padding = Padding.independent
+    padding: Padding = Padding.independent  # whether padding affects an utterance's features
 
 
 @dataclass
 class SpecAugmentSettings:
     """Spans masked during training (lengths and probabilities from the code)."""
 
-    spans_per: SpansPer = SpansPer.utterance
-    time_length: int = 15
-    time_probability: float = 0.08
+    spans_per: SpansPer = SpansPer.utterance  # what a number of spans is drawn for
+    time_length: int = 15  # frames of a span
+    time_probability: float = 0.08  # share of the frames in spans, overlaps counted twice
     time_minimum: int = 0  # spans of each utterance, or of the batch
-    feature_length: int = 64
-    feature_probability: float = 0.05
-    feature_minimum: int = 1
+    feature_length: int = 64  # channels of a span
+    feature_probability: float = 0.05  # share of the channels in spans, overlaps counted twice
+    feature_minimum: int = 1  # spans at least
 
 
 @dataclass
 class HeadSettings:
     """The classification head."""
 
-    pooling: Pooling = Pooling.paper
+    pooling: Pooling = Pooling.paper  # how frames are averaged
 
 
 @dataclass
 class FinetuneSettings:
     """Fine-tuning (V-FT in section 2.2, training in 3.2): IEMOCAP 15 epochs of batch 64, SAVEE 30 epochs of batch 32."""
 
-    epochs: int = 15
-    batch_size: int = 64
-    learning_rate: float = 1e-4
+    epochs: int = 15  # passes over the training utterances
+    batch_size: int = 64  # utterances
+    learning_rate: float = 1e-4  # constant
     max_seconds: float = 10.0  # training utterances are cut to their first seconds
     head: HeadSettings = field(default_factory=HeadSettings)
     spec_augment: SpecAugmentSettings = field(default_factory=SpecAugmentSettings)
-    precision: Precision = Precision.auto
+    precision: Precision = Precision.auto  # autocast type
 
 
 @dataclass
 class TaptSettings:
     """Continued wav2vec 2.0 pretraining (TAPT in section 2.2, training in 3.2)."""
 
-    steps: int = 20_000
-    learning_rate: float = 1e-4
-    warmup_steps: int = 100
-    flat_fraction: float = 0.05
-    batch_seconds: float = 250.0
+    steps: int = 20_000  # of the optimiser
+    learning_rate: float = 1e-4  # at its maximum
+    warmup_steps: int = 100  # linear rise of the rate
+    flat_fraction: float = 0.05  # share of the steps at the maximum; then a linear decay to 0
+    batch_seconds: float = 250.0  # audio of a batch
     max_seconds: float = 10.0  # random crop
     buckets: int = 50  # of similar length, at most
     batches_per_bucket: float = 1.5  # at least, so that the batches of a small corpus differ between epochs; 0: always `buckets` buckets
     drop_last: bool = False  # drop the last incomplete batch, which has the longest utterances; False: equal batches, nothing dropped
-    negatives: int = 100
-    negative_frames: NegativeFrames = NegativeFrames.valid
-    temperature: float = 0.1
+    negatives: int = 100  # of each masked frame
+    negative_frames: NegativeFrames = NegativeFrames.valid  # where they are drawn from
+    temperature: float = 0.1  # of the contrastive loss
     diversity_weight: float = 0.1  # of the batch's diversity, added once to the sum over masked frames
     attention_mask: bool = True  # False: the transformer attends to padding (the code passes no mask)
     mask_minimum: int = 2  # spans; their length and probability are those of the backbone's configuration
-    mask_spans_per: SpansPer = SpansPer.utterance
-    precision: Precision = Precision.auto
+    mask_spans_per: SpansPer = SpansPer.utterance  # what a number of spans is drawn for
+    precision: Precision = Precision.auto  # autocast type
 
 
 @dataclass
@@ -156,17 +157,17 @@ class StatesSettings:
     """P-TAPT stage 1, emotion states from wav2vec v1 (section 2.3)."""
 
     wav2vec: Wav2vecSettings = field(default_factory=Wav2vecSettings)
-    steps: int = 10_000
-    learning_rate: float = 1e-4
-    warmup_fraction: float = 0.05
-    flat_fraction: float = 0.05
-    batch_size: int = 64
-    validation_fraction: float = 0.1
+    steps: int = 10_000  # of the optimiser
+    learning_rate: float = 1e-4  # at its maximum
+    warmup_fraction: float = 0.05  # share of the steps in which the rate rises
+    flat_fraction: float = 0.05  # share of the steps at the maximum; then a linear decay to 0
+    batch_size: int = 64  # utterances
+    validation_fraction: float = 0.1  # share of the training utterances that choose the best model
     validate_every: int = 0  # steps; 0: once per epoch
     rnn_units: int = 256  # per direction
-    head_units: int = 128
+    head_units: int = 128  # hidden units of the classifier of a frame
     spec_augment: SpecAugmentSettings = field(default_factory=lambda: SpecAugmentSettings(time_minimum=2))
-    precision: Precision = Precision.auto
+    precision: Precision = Precision.auto  # autocast type
 
 
 @dataclass
@@ -174,28 +175,28 @@ class ClusterSettings:
     """P-TAPT stage 2, k-means on frames of the training folds (section 2.3)."""
 
     counts: list[int] = field(default_factory=lambda: [64, 512, 4096])  # the published script's; the paper names none
-    iterations: int = 20
+    iterations: int = 20  # of k-means at most
 
 
 @dataclass
 class PtaptSettings:
     """P-TAPT stage 3, pretraining on pseudo-labels (section 2.3)."""
 
-    steps: int = 20_000
-    learning_rate: float = 1e-4
-    warmup_steps: int = 100
-    flat_fraction: float = 0.05
-    batch_seconds: float = 250.0
-    max_seconds: float = 10.0
-    buckets: int = 50  # this and the next two as in `TaptSettings`
-    batches_per_bucket: float = 1.5
-    drop_last: bool = False
-    mask_length: int = 15
-    mask_probability: float = 0.06
-    mask_minimum: int = 2
-    mask_spans_per: SpansPer = SpansPer.utterance
-    head_units: int = 256
-    precision: Precision = Precision.auto
+    steps: int = 20_000  # of the optimiser
+    learning_rate: float = 1e-4  # at its maximum
+    warmup_steps: int = 100  # linear rise of the rate
+    flat_fraction: float = 0.05  # share of the steps at the maximum; then a linear decay to 0
+    batch_seconds: float = 250.0  # audio of a batch
+    max_seconds: float = 10.0  # random crop
+    buckets: int = 50  # of similar length, at most
+    batches_per_bucket: float = 1.5  # at least, so that the batches of a small corpus differ between epochs; 0: always `buckets` buckets
+    drop_last: bool = False  # drop the last incomplete batch; False: equal batches, nothing dropped
+    mask_length: int = 15  # frames of a span
+    mask_probability: float = 0.06  # share of the frames in spans, overlaps counted twice
+    mask_minimum: int = 2  # spans at least
+    mask_spans_per: SpansPer = SpansPer.utterance  # what a number of spans is drawn for
+    head_units: int = 256  # hidden units of the head of each k
+    precision: Precision = Precision.auto  # autocast type
 
 
 @dataclass
@@ -203,11 +204,11 @@ class ExecutionSettings:
     """How a stage is computed; not part of a stage's key."""
 
     device: str = "auto"  # auto | cpu | cuda
-    attention: Attention = Attention.sdpa
-    feature_cache: FeatureCache = FeatureCache.store
+    attention: Attention = Attention.sdpa  # kernel of the encoder
+    feature_cache: FeatureCache = FeatureCache.store  # of the outputs of a frozen front end
     micro_batch: int = 0  # utterances per forward pass in training; 0: by length (AUTO_PART_SECONDS in ser_core/training/device.py)
     evaluation_batch: int = 8  # utterances of similar length per forward pass in the test
-    checkpoint_minutes: float = 10.0
+    checkpoint_minutes: float = 10.0  # between checkpoints
     communication_minutes: float = 10.0  # timeout of collective operations
     log_every: int = 10  # steps
 
@@ -219,7 +220,7 @@ class Recipe:
     swept: ClassVar[SweptMethod] = P_TAPT  # the method whose settings `sweep` searches
 
     # No departures from a preset; tables state revision and digest of the weights that were used.
-    not_of_preset: ClassVar[tuple[str, ...]] = ("preset", "execution", "backbone.revision", "states.wav2vec.checkpoint")
+    not_of_preset: ClassVar[tuple[str, ...]] = ("preset", "execution", "backbone.revision", "backbone.commits", "states.wav2vec.checkpoint")
 
     preset: str = "paper"  # configs/recipe/NAME.yaml, which the other settings override; not part of a stage's key
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
@@ -230,7 +231,28 @@ class Recipe:
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     ptapt: PtaptSettings = field(default_factory=PtaptSettings)
     execution: ExecutionSettings = field(default_factory=ExecutionSettings)
+    training_fraction: float = 1.0  # of the training utterances that every stage trains on (ser_core.corpora.subsets)
     upstream_seed: int = 0  # of states, cluster, tapt and ptapt, which are computed once per fold for all seeds
+
+    def trained(self, method: str) -> tuple[str, ...]:
+        """What a method of the registry trains, for the captions of tables: the model and the length of each training."""
+        model = self.backbone.checkpoint or f"wav2vec 2.0 with random weights (init_seed {self.backbone.init_seed})"
+        found = [f"backbone {PurePath(model).name if model.startswith('/') else model}"]
+        if method == "tapt":
+            found.append(f"TAPT of {_times(self.tapt.steps, 'step')}")
+        if method == "ptapt":
+            found.append(f"P-TAPT of {_times(self.ptapt.steps, 'step')} on k = {', '.join(map(str, self.cluster.counts))}")
+        return (*found, f"fine-tuning of {_times(self.finetune.epochs, 'epoch')}")
+
+
+def commits_of(recipes: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the commits of hub models in stored recipes (JSON values); a recipe of an earlier version has none."""
+    found: dict[str, str] = {}
+    for recipe in recipes:
+        backbone = recipe.get("backbone")
+        commits = backbone.get("commits") if isinstance(backbone, Mapping) else None
+        found |= {str(name): str(commit) for name, commit in commits.items()} if isinstance(commits, Mapping) else {}
+    return found
 
 
 def resolve_checkpoints(recipe: Recipe, folders: Iterable[Path]) -> None:
@@ -239,3 +261,7 @@ def resolve_checkpoints(recipe: Recipe, folders: Iterable[Path]) -> None:
         for folder in folders:
             if settings.checkpoint and (folder / settings.checkpoint).exists():
                 settings.checkpoint = str((folder / settings.checkpoint).resolve())
+
+
+def _times(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"

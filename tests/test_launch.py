@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -29,9 +30,6 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     found.close()
 
 
-NO_POOL = ("sweep.counts=[]", "sweep.sizes=[]")  # of the demo
-
-
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -47,10 +45,12 @@ NO_POOL = ("sweep.counts=[]", "sweep.sizes=[]")  # of the demo
             ("resources.finetun: no such stage", "default, states, cluster, tapt, ptapt, finetune"),
         ),
         (("grid", "demo", "recipe=null"), ("recipe",)),
+        (("grid", "mine.yaml"), ("no experiment '/", "mine.yaml'", "no such file")),
+        (("grid", "demo", "methods=vft,tapt"), ("methods in KEY=VALUE", "a list in brackets")),
         (("grid", "demo", "recipe.preset=publshed"), ("recipe.preset", "did you mean 'published'?")),
         (
             ("grid", "iemocap-ablation", "variants.spans.recipe.finetune.epoch=1"),
-            ("variants.spans", "did you mean 'recipe.finetune.epochs'?"),
+            ("'variants.spans.recipe.finetune.epoch'", "did you mean 'variants.spans.recipe.finetune.epochs'?"),
         ),
         (("grid", "iemocap-ablation", "variants.spans.recipe.finetune.epochs=0"), ("recipe.finetune.epochs=0",)),
         (("grid", "demo", "table=table9"), ("table 'table9'", "iemocap_table1")),
@@ -58,6 +58,8 @@ NO_POOL = ("sweep.counts=[]", "sweep.sizes=[]")  # of the demo
         (("grid", "demo", "savee"), ("one experiment at a time",)),
         (("grid", "demo", "--cluster", "cloud"), ("--cluster cloud",)),
         (("status", "demo"), ("was not launched",)),
+        (("clean", "--whole"), ("--whole goes with the name of an experiment",)),
+        (("clean", "demo"), ("nothing of that name in", "there are none")),
         (("resume", "demo"), ("was not launched",)),
         (("status", "demo", "--json", "--watch"), ("--json", "--watch")),
         (("explain", "demo", "vft/1/0"), ("was not launched",)),
@@ -70,9 +72,16 @@ NO_POOL = ("sweep.counts=[]", "sweep.sizes=[]")  # of the demo
         (("collect", "demo", "--format", "docx"), ("docx", "latex")),
         (("collect", "--from", "/nowhere/runs.csv"), ("/nowhere/runs.csv",)),
         (("collect", "demo", "--outliers", "cell"), ("--from", "policy.outliers")),
+        (("collect", "--from", "runs.csv", "--unreplaced", "forget"), ("'forget'", "keep or drop")),
+        (("collect", "--from", "runs.csv", "--width", "wide"), ("'wide'", "column, page")),
+        (("collect", "--from", "runs.csv", "--out", "-"), ("--out -", "--format")),
         (("doctor", "demo", "--cluster", "cloud"), ("--cluster cloud",)),
         (("sweep", "iemocap"), ("prepare iemocap --source",)),
-        (("sweep", "demo", *NO_POOL, "sweep.sets=[[8],[]]"), ("sweep.sets", "an empty set")),
+        (("sweep", "demo", "sweep.sets=[[8],[]]"), ("sweep.sets", "an empty set")),
+        (("sweep", "demo", "sweep.counts=[]"), ("sweep.counts=[]", "the counts of the recipe")),
+        (("grid", "demo", "recipe.backbone.config.hidden_size=66"), ("hidden_size=66", "num_conv_pos_embedding_groups=4")),
+        (("grid", "demo", "recipe.backbone.config.num_attention_heads=3"), ("hidden_size=64", "num_attention_heads=3")),
+        (("grid", "demo", "recipe.backbone.config.hiden_size=64"), ("recipe.backbone.config.hiden_size", "did you mean hidden_size?")),
         (("sweep", "demo", "sweep.counts=[16,64,16]"), ("sweep.counts", "twice")),
         (("sweep", "demo", "sweep.sizes=[9]"), ("sweep.sizes", "allowed: 1 to 3")),
         (("sweep", "demo", "sweep.search=bayes"), ("sweep.search", "bayes", "optuna")),
@@ -88,6 +97,11 @@ NO_POOL = ("sweep.counts=[]", "sweep.sizes=[]")  # of the demo
         (("sweep", "demo", "sweep.resources.nodes=2"), ("unknown key", "sweep.resources")),
         (("prepare", "iemocap"), ("--source",)),
         (("prepare", "savee", "--source", "/nowhere/at/all"), ("/nowhere/at/all",)),
+        (("prepare", "demo", "--folds", "5"), ("prepare demo", "--folds is for csv only")),
+        (("grid", "demo", "--scripts"), ("--scripts goes with --dry-run",)),
+        (("grid", "demo", "--yes", "--keep-old"), ("--yes and --keep-old",)),
+        (("init", "mine", "--corpus", "mine"), ("--corpus mine: no prepared corpus", "prepare csv --source FILE.csv --name mine")),
+        (("config", "demo", "recipe.finetune.epoch=3"), ("did you mean 'recipe.finetune.epochs'?",)),
         (("prepare", "timit", "--source", "."), ("timit", "iemocap")),
     ],
 )
@@ -154,7 +168,8 @@ def test_without_ray_or_optuna_the_extra_is_named(missing: str, search: str, cod
     small_corpus(tmp_path / "data" / "demo", {"1": "ab", "2": "cd", "3": "ef"})
     program = RAY_ENDS_IT + NO_RAY.replace("MISSING", repr(missing))
     run = CommandLine(tmp_path / "data", tmp_path / "results", without_ray(tmp_path / "site", program))
-    done = run("sweep", "demo", "sweep.folds=[]", "sweep.counts=[8,16]", f"sweep.search={search}", "--dry-run")
+    sizes = ("recipe.finetune.batch_size=20", "recipe.states.batch_size=18")
+    done = run("sweep", "demo", "sweep.folds=[]", "sweep.counts=[8,16]", f"sweep.search={search}", *sizes, "--dry-run")
     assert done.returncode == code, done.stdout + done.stderr
     if code:
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
@@ -176,21 +191,22 @@ def test_a_dry_run_names_the_recipe_and_what_it_costs(tmp_path: Path) -> None:
     assert (
         "In all recipes: backbone.checkpoint=null, backbone.config={...}, finetune.batch_size=32," in done.stdout
     )  # 15 epochs: the preset's
-    # 5 fine-tunings of 15 epochs on 4 speakers' 2 recordings of 10 s; the corpus has 12 recordings.
+    # 5 fine-tunings of 15 epochs on 4 speakers' 10 recordings of 2 s.
     assert "5 stages compute the front end at every training step" in done.stdout
-    assert f"{5 * 15 * 8 * 10 / 3600:.1f} hours of audio" in done.stdout
+    assert f"{5 * 15 * 40 * 2 / 3600:.1f} hours of audio" in done.stdout
     assert "submit finetune independent: 5 tasks" in done.stdout
     assert not run.results.exists()
 
 
 def small_corpus(folder: Path, speakers: dict[str, str]) -> None:
-    """A manifest without recordings: each speaker of a fold has ten seconds of both classes."""
+    """A manifest without recordings: each speaker of a fold has five of two seconds of both classes."""
     folder.mkdir(parents=True, exist_ok=True)
     spoken = [
-        Utterance(f"{speaker}-{label}", f"{speaker}-{label}.flac", 160_000, label, speaker, fold, audio_digest=speaker + label)
+        Utterance(f"{speaker}-{label}-{take}", "a.flac", 32_000, label, speaker, fold, audio_digest=f"{speaker}{label}{take}")
         for fold, names in speakers.items()
         for speaker in names
         for label in ("happy", "sad")
+        for take in range(5)
     ]
     write_manifest(folder, "demo", list(speakers), spoken)
 
@@ -214,6 +230,40 @@ def test_resume_needs_only_the_name(tmp_path: Path) -> None:
     refused = run("resume", "demo")
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
     assert shlex.join(("python", "launch.py", *typed)) in refused.stderr
+
+
+def test_the_experiment_is_named_where_the_user_did_not(tmp_path: Path) -> None:
+    """Only one was launched: it is meant. Otherwise the default; the line is on stderr, and an error stays one line."""
+    run, results = CommandLine(tmp_path / "data", tmp_path / "results"), tmp_path / "results"
+    experiment = load_experiment(
+        "demo", ["methods=vft", "name=own"], configs=ROOT / "configs", recipe_schema=Recipe, methods=REGISTRY.methods
+    )
+    store(launch(experiment, Corpus("demo", "d1", ("1", "2"), str(tmp_path)), REGISTRY, Layout(results, "own"), "demo"))
+    done = run("explain", "vft/1/0")
+    assert (done.returncode, "own" in done.stdout) == (0, True), done.stderr
+    assert "experiment own: the only one that was launched\n" in done.stderr
+
+
+def test_a_launch_with_other_settings_prints_what_has_changed(tmp_path: Path) -> None:
+    """Each key with both values, also the corpus; the dry run says which key makes stages new, and stores nothing."""
+    data, results = tmp_path / "data", tmp_path / "results"
+    small_corpus(data / "demo", {"1": "ab", "2": "cd", "3": "ef"})
+    manifest = load_manifest(data / "demo")
+    corpus = Corpus(manifest.corpus, manifest.digest, manifest.folds, str(manifest.folder))
+    experiment = load_experiment("demo", ["methods=vft"], configs=ROOT / "configs", recipe_schema=Recipe, methods=REGISTRY.methods)
+    store(launch(experiment, corpus, REGISTRY, Layout(results, "demo"), "demo"))
+    record, run = (results / "demo" / "experiment.json").read_bytes(), CommandLine(data, results)
+    done = run("grid", "demo", "--dry-run", "methods=vft", "seeds=3", "recipe.finetune.epochs=6")
+    assert done.returncode == 0, done.stderr
+    assert re.search(
+        r"^demo differs from its last launch \(.*\):\n  seeds: 5 -> 3\n  recipe.finetune.epochs: 5 -> 6\ndemo: 9 runs", done.stdout, re.M
+    )
+    assert "new: finetune vft, 9 stages: recipe.finetune.epochs 5 -> 6\n" in done.stdout
+    small_corpus(data / "demo", {"1": "ab", "2": "cd", "3": "eg"})
+    done = run("grid", "demo", "--dry-run", "methods=vft")
+    assert f"  digest of corpus demo: {manifest.digest[:12]} -> " in done.stdout
+    assert f"new: finetune vft, 15 stages: corpus digest {manifest.digest[:12]} -> " in done.stdout
+    assert (results / "demo" / "experiment.json").read_bytes() == record
 
 
 DAMAGED = ("", "{", "[]", "{}", '{"schema": 1}', '{"schema": 1, "launched": 0, "config": [], "corpus": []}')
@@ -254,12 +304,44 @@ def test_an_experiment_is_cancelled_without_its_configuration(text: str, tmp_pat
 def test_results_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
     """A file in place of the folder, a full disk: the error, the path, and exit code 2."""
     (tmp_path / "results").write_text("")
-    (tmp_path / "data" / "demo").mkdir(parents=True)
-    write_manifest(tmp_path / "data" / "demo", "demo", ["1"], [Utterance("a", "a.wav", 16000, "happy", "1F", "1", audio_digest="0")])
+    small_corpus(tmp_path / "data" / "demo", {"1": "ab", "2": "cd", "3": "ef"})
     done = CommandLine(tmp_path / "data", tmp_path / "results")("grid", "demo", "--cluster", "local")
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert str(tmp_path / "results") in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("recipe.finetune.batch_size=41",), ("recipe.finetune.batch_size=41", "40 training utterances", "at most 40")),
+        (("methods=[ptapt]", "recipe.cluster.counts=[8,99999]"), ("recipe.cluster.counts=[8, 99999]", "frames")),
+        (("table=savee_table2",), ("table=savee_table2", "DC, JE, JK, KL", "corpus demo has 1, 2, 3", "table=null")),
+    ],
+)
+@pytest.mark.parametrize("command", [("grid",), ("grid", "--dry-run")])
+def test_what_does_not_fit_the_corpus_is_refused_before_a_launch(
+    command: tuple[str, ...], arguments: tuple[str, ...], expected: tuple[str, ...], tmp_path: Path, forks: Forks
+) -> None:
+    """One line, and no record of a launch."""
+    small_corpus(tmp_path / "data" / "demo", {"1": "ab", "2": "cd", "3": "ef"})
+    done = forks(CommandLine(tmp_path / "data", tmp_path / "results"), *command, "demo", "--cluster", "local", *arguments)
+    assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stderr
+    for text in expected:
+        assert text in done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_wrong_source_is_reported_with_twenty_problems_at_most(tmp_path: Path) -> None:
+    """And the number of the others: a wrong folder has a problem per file."""
+    names = "".join(f"no-such-file-{number}.wav,happy,speaker,1\n" for number in range(25))
+    (tmp_path / "list.csv").write_text("path,label,speaker,fold\n" + names)
+    done = CommandLine(tmp_path / "data", tmp_path / "results")("prepare", "csv", "--source", str(tmp_path / "list.csv"))
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 21, done.stderr
+    assert all("no-such-file" in line for line in lines[:20])
+    assert lines[20] == "and 5 more problems of 25"
 
 
 def test_collect_from_a_csv_file(tmp_path: Path) -> None:
@@ -273,6 +355,14 @@ def test_collect_from_a_csv_file(tmp_path: Path) -> None:
     assert "rerun with another seed, and add the row below: ours vft/1/3 seed 3" in done.stderr
     summary = json.loads((tmp_path / "runs-tables" / "summary.json").read_text())
     assert summary["methods"][0]["unresolved"] == 1
+    assert summary["methods"][0]["cells"][0]["runs"][3]["out"] is True
+    done = CommandLine(tmp_path / "data", tmp_path / "results")("collect", "--from", str(source), "--unreplaced", "drop")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "runs-tables" / "summary.json").read_text())["methods"][0]["n"] == 9
+    done = CommandLine(tmp_path / "data", tmp_path / "results")("collect", "--from", str(source), "--format", "csv", "--out", "-")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (tmp_path / "runs-tables" / "runs.csv").read_text().replace("3,20.0,,,outlier", "3,20.0,,,accepted")
+    assert not Path("-").exists()
     assert not (tmp_path / "results").exists()
 
 

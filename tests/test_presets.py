@@ -58,6 +58,21 @@ def test_an_experiment_selects_a_preset_and_overrides_single_settings() -> None:
     assert {each.departures for each in method_recipes(experiment().recipes, CONFIGS)} == {()}
 
 
+def test_what_is_trained_and_how_it_differs_from_the_published() -> None:
+    """Backbone, lengths and k of each method; the preset `published` differs in nothing, `paper` in every setting that they disagree on."""
+    chosen = experiment("recipe.preset=published", "recipe.finetune.epochs=1", "recipe.cluster.counts=[8,32]", "recipe.tapt.steps=9")
+    vft, tapt, ptapt = method_recipes(chosen.recipes, CONFIGS)
+    model, *_ = vft.trained
+    assert vft.trained == (model, "fine-tuning of 1 epoch")
+    assert tapt.trained == (model, "TAPT of 9 steps", "fine-tuning of 1 epoch")
+    assert ptapt.trained == (model, f"P-TAPT of {chosen.recipe.ptapt.steps} steps on k = 8, 32", "fine-tuning of 1 epoch")
+    assert "features.padding=independent" not in vft.unlike_published
+    paper, *_ = method_recipes(experiment().recipes, CONFIGS)
+    assert {"features.padding=independent", "finetune.head.pooling=paper", "tapt.drop_last=false"} <= set(paper.unlike_published)
+    as_variant = method_recipes({"mine": chosen.recipe}, CONFIGS, {"mine": "ptapt"})[0]
+    assert as_variant.trained == ptapt.trained
+
+
 def test_an_unknown_preset_names_the_known_ones() -> None:
     with pytest.raises(UsageError, match=r"recipe.preset: no preset 'publshed' .*; did you mean 'published'\?"):
         experiment("recipe.preset=publshed")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,60 +21,145 @@ if TYPE_CHECKING:
     from jobs.experiment.graph import Graph
     from jobs.store.layout import Layout
     from jobs.tables.collect import CollectReport
+    from jobs.tables.latex import Style
     from jobs.tables.published import Published
+    from jobs.tables.summary import Summary, Unreplaced
 
 
-def write_tables(
-    session: Session,
-    report: Report,
-    formats: Sequence[str] | None = None,
-    out: Path | None = None,
-    *,
-    force: bool = False,
-    announce: bool = False,
-) -> bool:
+@dataclass(frozen=True)
+class Asked:
+    """What `collect` is asked to write."""
+
+    formats: Sequence[str] | None = None  # None: all
+    out: Path | None = None  # None: the experiment's folder of tables, or that beside the CSV file
+    unreplaced: str | None = None  # `--unreplaced`
+    style: Style | None = None  # of LaTeX; None: the default
+    force: bool = False  # overwrite complete tables with incomplete ones of fewer runs
+
+    @property
+    def to_stdout(self) -> str:
+        """The format that is written to standard output; "" if files are written. UsageError if it is not one format."""
+        if self.out != STDOUT:
+            return ""
+        if self.formats is None or len(self.formats) != 1:
+            raise UsageError("--out - writes one format to standard output: name it with --format")
+        return self.formats[0]
+
+
+STDOUT = Path("-")
+EVERYTHING = Asked()
+
+
+def write_tables(session: Session, report: Report, asked: Asked = EVERYTHING, *, announce: bool = False) -> bool:
     """Write and print the tables. Returns whether every run has a result.
 
-    `force`: overwrite better tables too. `announce`: this is the end of the experiment: notices are sent, and better tables are kept with a
-    line on stderr. Otherwise UsageError is raised for them.
+    `announce`: this is the end of the experiment: notices are sent, and better tables are kept with a line on stderr. Otherwise UsageError
+    is raised for them.
     """
     warn_if_changed(session)
-    written = collect_tables(session, report, formats, out, force=force)
+    if asked.to_stdout:
+        summary = _summary(session, report, asked)
+        _print_text(asked, summary, session.published)
+        return summary.complete
+    written = collect_tables(session, report, asked)
     if written.kept and not announce:
         raise UsageError(_kept_line(session, written))
     _print_tables(written, session.published)
     if written.kept:
         note(_kept_line(session, written))
     else:
-        say(f"{(session.launched.layout.folder if out is None else out) / 'confusion'}: one matrix per run and method")
+        say(f"{(session.launched.layout.folder if asked.out is None else asked.out) / 'confusion'}: one matrix per run and method")
     if announce:
         for line in send_notices(session, report, written):
             note(line)
     return written.complete
 
 
-def write_csv_tables(
-    source: Path, rule: str | None, published_file: Path, formats: Sequence[str] | None = None, out: Path | None = None
-) -> bool:
+def write_joint_tables(sessions: Sequence[Session], asked: Asked) -> bool:
+    """Write and print one table of several experiments. Returns whether every run has a result. UsageError without a folder."""
+    from jobs.control.outliers import rule_in_words
+    from jobs.tables.collect import FORMATS, collect_several
+    from jobs.tables.latex import PLAIN
+    from jobs.tables.several import Part, joint_published, joint_summary
+
+    names = [session.name for session in sessions]
+    if len(set(names)) != len(names):
+        raise UsageError(f"collect {' '.join(names)}: name each experiment once")
+    if asked.out is None:
+        raise UsageError(f"collect {' '.join(names)}: name the folder of the joint table: --out DIR")
+    parts = []
+    for session in sessions:
+        warn_if_changed(session)
+        report, policy = session.look(ask_slurm=False), session.launched.experiment.policy
+        parts.append(
+            Part(
+                session.name,
+                report.graph,
+                read_results(report.graph, session.launched.layout, report.facts),
+                table_states(status_of(session.name, report)),
+                rule_in_words(policy.outliers, policy.sigmas, policy.rounds),
+                report.judgements,
+                session.recipes,
+                session.published.labels,
+            )
+        )
+    summary, labels = joint_summary(parts, unreplaced_of(asked.unreplaced))
+    published = joint_published([session.published for session in sessions], labels)
+    if asked.to_stdout:
+        _print_text(asked, summary, published)
+        return summary.complete
+    written = collect_several(summary, published, asked.out, asked.formats or tuple(FORMATS), asked.style or PLAIN)
+    _print_tables(written, published)
+    return written.complete
+
+
+def write_csv_tables(source: Path, rule: str | None, published_file: Path, asked: Asked = EVERYTHING) -> bool:
     """Write and print tables of the runs in a CSV file. Returns whether every run has a result."""
     from jobs.experiment.config import Policy
-    from jobs.tables.collect import FORMATS, collect_csv
+    from jobs.tables.collect import FORMATS, collect_csv, summary_of_csv
+    from jobs.tables.latex import PLAIN
     from jobs.tables.published import load_published
 
     policy, published = Policy(), load_published(published_file, None)
+    chosen, unreplaced = rule or policy.outliers, unreplaced_of(asked.unreplaced)
+    if asked.to_stdout:
+        summary, _ = summary_of_csv(source, rule=chosen, sigmas=policy.sigmas, rounds=policy.rounds, unreplaced=unreplaced)
+        _print_text(asked, summary, published)
+        return summary.complete
     written = collect_csv(
         source,
         published,
-        rule=rule or policy.outliers,
+        rule=chosen,
         sigmas=policy.sigmas,
         rounds=policy.rounds,
-        formats=formats or tuple(FORMATS),
-        out=out,
+        unreplaced=unreplaced,
+        style=asked.style or PLAIN,
+        formats=asked.formats or tuple(FORMATS),
+        out=asked.out,
     )
     _print_tables(written, published)
     for line in written.notes:
         note(line)
     return written.complete
+
+
+def _print_text(asked: Asked, summary: Summary, published: Published) -> None:
+    """One format on standard output, and nothing else there."""
+    from jobs.tables.collect import text_of
+    from jobs.tables.latex import PLAIN
+
+    sys.stdout.write(text_of(asked.to_stdout, summary, published, asked.style or PLAIN))
+    if not summary.complete:
+        note(f"incomplete: {counted(len(summary.missing), 'run')} missing")
+
+
+def unreplaced_of(text: str | None) -> Unreplaced:
+    """The value of `--unreplaced`, by default keep. UsageError for an unknown one."""
+    from jobs.tables.summary import Unreplaced
+
+    if text is not None and text not in Unreplaced.__members__:
+        raise UsageError(f"--unreplaced {text!r}: keep or drop the outliers that no other run replaces")
+    return Unreplaced[text] if text is not None else Unreplaced.keep
 
 
 def write_and_notify(session: Session, report: Report, message: str = "") -> list[str]:
@@ -86,12 +172,11 @@ def notify_of_stuck_jobs(session: Session, lines: Sequence[str], report: Report)
     return send_notices(session, report, collect_tables(session, report), "; ".join(lines), "stuck")
 
 
-def collect_tables(
-    session: Session, report: Report, formats: Sequence[str] | None = None, out: Path | None = None, *, force: bool = False
-) -> CollectReport:
-    """Write the tables of what has a result; `formats` None: all, `out` None: the experiment's folder of tables, `force` as there."""
+def collect_tables(session: Session, report: Report, asked: Asked = EVERYTHING) -> CollectReport:
+    """Write the tables of what has a result."""
     from jobs.control.outliers import rule_in_words
     from jobs.tables.collect import FORMATS, collect
+    from jobs.tables.latex import PLAIN
 
     policy = session.launched.experiment.policy
     return collect(
@@ -100,12 +185,32 @@ def collect_tables(
         read_results(report.graph, session.launched.layout, report.facts),
         table_states(status_of(session.name, report)),
         session.published,
-        formats=tuple(FORMATS) if formats is None else formats,
-        out=out,
+        formats=tuple(FORMATS) if asked.formats is None else asked.formats,
+        out=asked.out,
         outlier_rule=rule_in_words(policy.outliers, policy.sigmas, policy.rounds),
-        unresolved=Counter((report.graph.corpus, method) for method, _, _ in report.judgements.unresolved),
+        judgements=report.judgements,
         recipes=session.recipes,
-        force=force,
+        unreplaced=unreplaced_of(asked.unreplaced),
+        style=asked.style or PLAIN,
+        force=asked.force,
+    )
+
+
+def _summary(session: Session, report: Report, asked: Asked) -> Summary:
+    """The numbers of what has a result."""
+    from jobs.control.outliers import rule_in_words
+    from jobs.tables.collect import summary_of
+
+    policy = session.launched.experiment.policy
+    return summary_of(
+        session.name,
+        report.graph,
+        read_results(report.graph, session.launched.layout, report.facts),
+        table_states(status_of(session.name, report)),
+        rule_in_words(policy.outliers, policy.sigmas, policy.rounds),
+        report.judgements,
+        session.recipes,
+        unreplaced_of(asked.unreplaced),
     )
 
 
@@ -148,13 +253,20 @@ def _kept_line(session: Session, written: CollectReport) -> str:
 
 
 def _print_tables(written: CollectReport, published: Published) -> None:
-    """The tables, the files they were written to, and the runs without a result."""
+    """The tables, the files they were written to, a warning where the order depends on the outlier rule, and the missing runs."""
     from jobs.tables.display import print_tables
+    from jobs.tables.order import order_sentences
 
     print_tables(written.summary, published)
     for path in written.paths:
         if "confusion" not in (path.parent.name, path.parent.parent.name):
             say(str(path))
+    for line in (
+        *(f"warning: {line}" for line in written.summary.arithmetic.warnings),
+        *written.gaps,
+        *(f"{corpus}: {sentence}" for corpus, sentence in order_sentences(written.summary, published.labels).items()),
+    ):
+        note(line)
     if not written.complete:
         missing = written.missing
         note(f"incomplete: {counted(len(missing), 'run')} missing: {listed(missing)}")

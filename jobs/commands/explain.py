@@ -1,4 +1,4 @@
-"""`explain`: the history of a run: its seeds, every attempt of every stage, the retry policy applied, and the next step.
+"""`explain`: the history of a run: its seeds, every attempt of every stage, the retry policy applied, its artifacts, and the next step.
 
 `read_histories` reads records; the rest is pure.
 """
@@ -30,8 +30,8 @@ from jobs.experiment.lookup import Target, find_target, stages_of
 from jobs.store.attempts import GONE_SECONDS, AttemptFiles, is_slurm_job, modified_at, newest_checkpoint
 from jobs.store.failures import FailureClass, cancelled_by_hand
 from jobs.store.layout import Layout, StageFolder
-from jobs.store.records import Claim, damaged_records, read_result
-from jobs.text import counted, duration
+from jobs.store.records import Claim, Result, damaged_records, read_result
+from jobs.text import counted, duration, moment
 
 if TYPE_CHECKING:
     from jobs.commands.session import Session
@@ -76,6 +76,7 @@ class StageHistory:
     attempts: tuple[AttemptHistory, ...] = ()
     departures: tuple[Departure, ...] = ()  # jobs that left the queue before their worker started
     damaged: tuple[str, ...] = ()  # records that cannot be decoded, each with the reason
+    artifacts: tuple[str, ...] = ()  # paths of the files and folders of its result; `(removed)` follows one that is not there
 
 
 def print_explanation(session: Session, run: str) -> None:
@@ -116,6 +117,9 @@ def next_step(key: str, fact: StageFacts, in_flight: Mapping[str, InFlight], pla
         return f"given up: {plan.reasons[key]}; {lifts} and launch again"
     if key in plan.held_or_cancelled:
         return plan.reasons[key]
+    executed_by = fact.executed_by or (f"job {flight.job}" if flight is not None and flight.phase is Phase.running else "")
+    if fact.cancelled and executed_by:
+        return f"cancelled, stopping: {executed_by} has not ended yet"
     if fact.settling and not fact.executed_by:
         return "waits: Slurm has not reported yet how the last job ended"
     if fact.executed_by:
@@ -168,6 +172,7 @@ def _stage_lines(history: StageHistory, fact: StageFacts, in_flight: Mapping[str
     unstarted = [(each.gone, [_departure_line(each)]) for each in history.departures]
     events = [line for _, lines in sorted([*attempts, *unstarted], key=lambda item: item[0]) for line in lines]
     lines = [f"{node.name}: {'done' if fact.done else 'not done'}{'' if events else ', never started'}", *events]
+    lines.extend(f"  artifact: {each}" for each in history.artifacts)
     if fact.done and not history.attempts:
         lines.append("  the records of its attempt are gone; the result counts")
     lines.extend(f"  damaged record, counts as missing: {each}" for each in history.damaged)
@@ -248,7 +253,14 @@ def _read_history(node: Node, layout: Layout, context: PassContext, departures: 
         found.append(AttemptHistory(each, each.claim, log, seconds, end, state, asked.get(each.job)))
     started = {each.claim.slurm_job for each in found}
     unstarted = tuple(each for each in departures if each.job not in started)
-    return StageHistory(node, tuple(found), unstarted, damaged_records(folder.path))
+    return StageHistory(node, tuple(found), unstarted, damaged_records(folder.path), _artifact_paths(folder, result) if result else ())
+
+
+def _artifact_paths(folder: StageFolder, result: Result) -> tuple[str, ...]:
+    """Paths of what a result names: files, and folders (with `/` at the end) once; `(removed)` follows what is not there."""
+    output = folder.attempt(result.attempt).output
+    names = dict.fromkeys(f"{top}/" if rest else top for top, _, rest in (name.partition("/") for name in result.artifacts))
+    return tuple(f"{output}/{name}{'' if (output / name).exists() else ' (removed)'}" for name in names)
 
 
 def _recorded_seconds(folder: StageFolder, attempt: AttemptFiles) -> float | None:
@@ -261,8 +273,3 @@ def _recorded_seconds(folder: StageFolder, attempt: AttemptFiles) -> float | Non
 
 def _verdict(verdicts: Sequence[Verdict], run: Run) -> Verdict | None:
     return next((each for each in verdicts if (each.fold, each.slot, each.generation) == (run.fold, run.slot, run.generation)), None)
-
-
-def moment(seconds: float) -> str:
-    """Local date and time of seconds since the epoch."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

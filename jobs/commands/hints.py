@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.experiment.config import SECRETS
+from jobs.experiment.layers import is_path
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,10 @@ def launch_words(
 ) -> tuple[str, ...]:
     """What was typed to launch, after `launch.py`. `folders`: option, folder, default; given if they differ, also if a variable did it.
 
-    Settings that may hold secrets are left out: the words are printed. `resume` has them all the same.
+    Settings that may hold secrets are left out: the words are printed. `resume` has them all the same. The path of a file is absolute.
     """
-    words = [command, *(text for text in arguments if not text.startswith(SECRETS))]
+    typed = [text for text in arguments if not text.startswith(SECRETS)]
+    words = [command, *(str(Path(text).resolve()) if "=" not in text and is_path(text) else text for text in typed)]
     if cluster is not None:
         words.extend(("--cluster", cluster))
     if wait is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ from typing import Any
 from jobs.errors import UsageError
 from jobs.experiment.config import Cluster, Experiment, load_experiment
 from jobs.experiment.launched import Corpus, last_place
+from jobs.experiment.layers import ENDINGS, experiment_file, is_path
 from jobs.experiment.registry import Registry
 from jobs.store.layout import Layout
+from jobs.text import listed
 from jobs.worker.task import Workplace
 
 
@@ -27,15 +29,23 @@ class Code:
     recipe_schema: type[Any]
     configs: Path  # folder
     published: Path  # file of the published results
+    # Folder of a corpus, (method, recipe) of each row, held-out folds: raises where the corpus is too small for a recipe.
+    check_corpus: Callable[[Path, Sequence[tuple[str, Any]], Mapping[str, Sequence[str]]], None]
 
 
 @dataclass(frozen=True)
 class Words:
     """The words of `COMMAND [EXPERIMENT] [KEY=VALUE ...] [--cluster CLUSTER]`."""
 
-    file: str  # name of the experiment's file in configs/experiment/
+    file: str  # name of the experiment's file in configs/experiment/, or the absolute path of one
     overrides: tuple[str, ...]
     cluster: Cluster | None = None  # None: not given as an option
+    named: bool = True  # False: `file` is the default
+
+    @property
+    def line(self) -> str:
+        """Names the experiment where the user did not; "" otherwise."""
+        return "" if self.named else f"experiment {self.file}: the default, as none is named"
 
 
 def words_of(command: str, arguments: Sequence[str], cluster: str | None, default: str) -> Words:
@@ -46,14 +56,28 @@ def words_of(command: str, arguments: Sequence[str], cluster: str | None, defaul
     if cluster is not None and cluster not in Cluster.__members__:
         raise UsageError(f"--cluster {cluster}: known are {', '.join(Cluster.__members__)}")
     overrides = tuple(text for text in arguments if "=" in text)
-    return Words(named[0] if named else default, overrides, Cluster[cluster] if cluster else None)
+    file = named[0] if named else default
+    return Words(str(Path(file).resolve()) if is_path(file) else file, overrides, Cluster[cluster] if cluster else None, bool(named))
 
 
-def experiment_to_launch(words: Words, code: Code, results: Path) -> tuple[Experiment, str]:
+def chosen_experiment(named: str | None, results: Path, default: str) -> tuple[str, str]:
+    """The experiment that a command is about, and a line that names it where the user did not: the only one launched, else the default."""
+    if named is not None:
+        return (Path(named).stem if named.endswith(ENDINGS) else named), ""
+    launched = sorted(path.parent.name for path in results.glob("*/experiment.json"))
+    if len(launched) == 1:
+        return launched[0], f"experiment {launched[0]}: the only one that was launched"
+    more = f"; launched are {listed(launched)}" if launched else ""
+    return default, f"experiment {default}: the default, as none is named{more}"
+
+
+def experiment_to_launch(words: Words, code: Code, results: Path, corpora: Collection[str] = ()) -> tuple[Experiment, str]:
     """The experiment of a launch, and a line on where it will compute if that was not typed; "" if it was, or is no news.
 
-    An experiment whose last launch was on Slurm stays there, with its site profile unless another one is typed.
+    An experiment whose last launch was on Slurm stays there, with its site profile unless another one is typed. `corpora`: names of the
+    prepared ones.
     """
+    require_file(words.file, code.configs, corpora)
     experiment = read_experiment(words, code)
     if words.cluster is not None or any(text.startswith("cluster=") for text in words.overrides):
         return experiment, ""
@@ -66,6 +90,17 @@ def experiment_to_launch(words: Words, code: Code, results: Path) -> tuple[Exper
         return experiment, ""
     other = "local` computes on this machine" if experiment.cluster is Cluster.slurm else "slurm site=NAME` submits jobs to Slurm instead"
     return experiment, f"{place_line(experiment)}; `--cluster {other}"
+
+
+def require_file(name: str, configs: Path, corpora: Collection[str]) -> Path:
+    """The file of an experiment. UsageError if there is none; it names `init` where a corpus of that name is prepared."""
+    try:
+        return experiment_file(name, configs)
+    except UsageError as error:
+        if name not in corpora:
+            raise
+        command = f"`python launch.py init {name} --corpus {name}`"
+        raise UsageError(f"no experiment {name!r}, only a prepared corpus of that name: {command} writes a file for it") from error
 
 
 def place_line(experiment: Experiment) -> str:
@@ -103,6 +138,23 @@ def check_experiment(experiment: Experiment, code: Code) -> None:
         code.check(recipe)
     check_rule(experiment.policy.outliers, experiment.seeds, experiment.policy.sigmas)
     check_notify(experiment.policy)
+
+
+def check_corpus(experiment: Experiment, corpus: Corpus, code: Code) -> None:
+    """UsageError, or the registry's error, where an experiment does not fit its corpus: another table's folds, too few utterances."""
+    from jobs.tables.published import load_published
+
+    published = load_published(code.published, experiment.table)
+    other = [fold for fold in corpus.folds if fold not in published.columns]
+    if published.rows and other:
+        raise UsageError(
+            f"table={experiment.table}: its folds are {', '.join(published.columns)}, corpus {corpus.name} has {', '.join(corpus.folds)}; "
+            "name the table of this corpus, or table=null"
+        )
+    variants = experiment.variants
+    methods = [(variants[name].method if name in variants else name, recipe) for name, recipe in experiment.recipes.items()]
+    folds = [fold for fold in experiment.folds or corpus.folds if fold in corpus.folds]  # others are refused by the launch
+    code.check_corpus(Path(corpus.folder), methods, dict.fromkeys(folds, ()))
 
 
 def workplace(layout: Layout, corpus: Corpus, since: float, registry: str, digest_of: str, packages: tuple[str, ...]) -> Workplace:

@@ -25,7 +25,7 @@ from jobs.errors import UsageError
 from jobs.experiment.config import Policy
 from jobs.store.layout import Layout
 from jobs.store.records import Decoder, create_json, write_json
-from jobs.text import one_line
+from jobs.text import counted, one_line
 
 SCHEMA = 1
 SERVER_SECONDS = 10.0  # one exchange with a server
@@ -57,7 +57,7 @@ class Ending:
     @property
     def headline(self) -> str:
         """One line for a subject."""
-        return f"{self.experiment}: {self.outcome}, {self.runs} of {self.all_runs} runs"
+        return f"{self.experiment}: {self.outcome}, {self.runs} of {counted(self.all_runs, 'run')}"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from jobs.commands.collect import notify_of_stuck_jobs, write_and_notify
 from jobs.commands.console import note, print_lines, say
+from jobs.commands.progress import stage_progress
 from jobs.control.controller import Report, desired_of, reconcile
 from jobs.errors import UsageError
 from jobs.experiment.config import resources_of
@@ -36,8 +37,8 @@ def one_pass(session: Session) -> Report:
 
 
 def run_here(session: Session, *, stop_count: Callable[[], int] | None = None) -> Report:
-    """Compute every stage on this machine; each event is printed. `stop_count`: as for `run_local`."""
-    from jobs.control.controller import run_local
+    """Compute every stage on this machine; shows progress and prints each event. `stop_count`: as for `run_local`."""
+    from jobs.control.controller import Event, run_local
     from jobs.local.executor import LocalExecutor
     from jobs.store.snapshot import code_facts
     from jobs.worker.machine import capacity_here
@@ -51,35 +52,43 @@ def run_here(session: Session, *, stop_count: Callable[[], int] | None = None) -
         preload=session.preload,
         code=session.root,
     )
-    with executor:
+    with executor, stage_progress(session.name) as progress:
+
+        def on_event(event: Event) -> None:
+            progress.event(event)
+            print_lines(session.news())
+
         return run_local(
             desired_of(session.launched),
             executor,
-            on_event=lambda event: print_lines([event.line, *session.news()]),
+            on_event=on_event,
             on_stop=_print_stopping,
             stop_count=stop_count,
         )
 
 
 def wait_on_slurm(session: Session) -> Report:
-    """Passes until nothing is left to do; each event is printed."""
+    """Passes until nothing is left to do; shows progress and prints each event."""
     from jobs.control.controller import wait_for
 
-    def after_pass(report: Report) -> None:
-        session.require_last_launch()
-        if report.refused and not report.in_flight:
-            raise UsageError(report.refused[0])
-        print_lines(session.news())
-
     measure(session.launched.layout.root)
-    return wait_for(
-        desired_of(session.launched),
-        session.arrays,
-        poll_seconds=session.launched.experiment.policy.poll_seconds,
-        on_event=lambda event: say(event.line),
-        on_pass=after_pass,
-        on_outage=lambda error, pause: note(f"{one_line(error)}; nothing is lost, the next try is in {duration(pause)}"),
-    )
+    with stage_progress(session.name) as progress:
+
+        def after_pass(report: Report) -> None:
+            session.require_last_launch()
+            if report.refused and not report.in_flight:
+                raise UsageError(report.refused[0])
+            progress.look(report)
+            print_lines(session.news())
+
+        return wait_for(
+            desired_of(session.launched),
+            session.arrays,
+            poll_seconds=session.launched.experiment.policy.poll_seconds,
+            on_event=progress.event,
+            on_pass=after_pass,
+            on_outage=lambda error, pause: note(f"{one_line(error)}; nothing is lost, the next try is in {duration(pause)}"),
+        )
 
 
 def run_controller(session: Session, end: End | None = None) -> bool:
@@ -139,4 +148,4 @@ def stuck_lines(report: Report) -> list[str]:
 
 
 def _print_stopping(running: int) -> None:
-    note(f"stopping: {running} running stages write a checkpoint (Ctrl-C again to stop at once)")
+    note(f"stopping: waiting for {counted(running, 'stage')} to write a checkpoint (Ctrl-C again to stop at once)")

@@ -187,7 +187,7 @@ def _row_line(row: RequestsRow) -> str:
     for what, predicted, enough in (("time", row.predicted_time, row.enough_time), ("memory", row.predicted_memory, row.enough_memory)):
         parts.append(f"{what} predicted for {predicted}" + (f", enough for {enough} ({enough / predicted:.0%})" if predicted else ""))
     if row.time_asked:
-        parts.append(f"{row.time_asked:g} h requested per hour used (as configured: {row.time_configured:g})")
+        parts.append(f"requested {row.time_asked:g} times the time used (as configured: {row.time_configured:g} times)")
     if row.memory_asked:
-        parts.append(f"{row.memory_asked:g} GB requested per GB used ({row.memory_configured:g})")
+        parts.append(f"requested {row.memory_asked:g} times the memory used ({row.memory_configured:g} times)")
     return f"{row.stage} {row.method}".rstrip() + f": {'; '.join(parts)}"

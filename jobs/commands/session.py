@@ -25,7 +25,7 @@ from jobs.text import counted
 if TYPE_CHECKING:
     from jobs.control.facts import InFlight
     from jobs.control.observe import PassContext
-    from jobs.experiment.launched import Launched
+    from jobs.experiment.launched import LastLaunch, Launched
     from jobs.slurm.chain import Chain
     from jobs.slurm.client import SlurmClient
     from jobs.slurm.executor import SlurmArrays
@@ -47,6 +47,7 @@ class Session:
     published_file: Path
     preload: Sequence[str] = ()  # functions that local workers call once before they are forked
     new: bool = False  # this command is the launch
+    former: LastLaunch | None = None  # of a launch: the one before
     patient: bool = True  # False: Slurm is asked once, with a short time limit, because a person waits for the answer
     queue_unknown: bool = field(default=False, init=False)  # Slurm did not answer the last look
 
@@ -115,13 +116,15 @@ class Session:
     @cached_property
     def recipes(self) -> tuple[MethodRecipe, ...]:
         """The recipe of each method, compared with the presets beside the published results."""
-        return method_recipes(self.launched.experiment.recipes, self.published_file.parent)
+        experiment = self.launched.experiment
+        methods = {name: variant.method for name, variant in experiment.variants.items()}
+        return method_recipes(experiment.recipes, self.published_file.parent, methods)
 
     @cached_property
     def client(self) -> SlurmClient:
-        from jobs.slurm.client import SHORT_SECONDS, SlurmClient
+        from jobs.slurm.client import LookClient, SlurmClient
 
-        return SlurmClient() if self.patient else SlurmClient(looks=1, look_seconds=SHORT_SECONDS)
+        return SlurmClient() if self.patient else LookClient()
 
     @cached_property
     def arrays(self) -> SlurmArrays:
@@ -135,6 +138,11 @@ class Session:
 
         binds = (self.launched.corpus.folder,)
         return Chain(self.launched.experiment, self.launched.layout, source=self.source, binds=binds, client=self.client)
+
+    def look_again(self) -> None:
+        """Forget what Slurm has answered, so that the next look asks again."""
+        for name in ("client", "arrays", "chain"):
+            self.__dict__.pop(name, None)
 
     def news(self) -> list[str]:
         """Lines on what the results seen last have decided; of a grid none, as its events say everything."""
@@ -179,6 +187,11 @@ class Session:
                 f"{self.name}: the code defines other stages now than when it was launched; "
                 f"{self.resume_command} launches it again with its settings, {self.hints.of('cancel')} ends it"
             )
+
+    def require_slurm(self) -> None:
+        """SlurmUnavailableError or UsageError, before anything is written, if Slurm does not answer or does not know an option."""
+        self.arrays.limits()
+        self.arrays.check_options()
 
     def require_own(self) -> None:
         """UsageError for another user's experiment: its jobs are not in the queue seen here, and would be submitted twice."""

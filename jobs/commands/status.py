@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from jobs.commands.activity import read_activity
 from jobs.commands.console import note, print_lines, say
 from jobs.commands.status_report import (
     Status,
     closing_lines,
     judged_lines,
+    now_lines,
     problem_lines,
     status_lines,
     status_of,
@@ -22,6 +23,7 @@ from jobs.commands.status_report import (
     status_to_json,
 )
 from jobs.errors import SlurmUnavailableError, UsageError
+from jobs.signals import Interrupts
 from jobs.store.records import damaged_records, read_json
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ def show_status(session: Session, *, as_json: bool = False, watch: bool = False)
     if watch:
         _watch(session, min(WATCH_SECONDS, session.launched.experiment.policy.poll_seconds))
         return
-    status = read_status(session, session.look())
+    status = look(session)
     if as_json:
         say(json.dumps(status_to_json(status), indent=1))
     elif sys.stdout.isatty():
@@ -50,6 +52,12 @@ def show_status(session: Session, *, as_json: bool = False, watch: bool = False)
         Console().print(_rendered(status))
     else:
         say("\n".join(status_lines(status)))
+
+
+def look(session: Session) -> Status:
+    """The status now, with what runs and waits."""
+    report = session.look()
+    return replace(read_status(session, report), activity=read_activity(session, report))
 
 
 def read_status(session: Session, report: Report) -> Status:
@@ -102,27 +110,25 @@ def _notice_lines(session: Session) -> tuple[str, ...]:
 
 
 def _watch(session: Session, pause: float) -> None:
-    """Print the status every `pause` seconds until nothing is left to do, or Ctrl-C."""
+    """Show the status every `pause` seconds until nothing is left to do, or Ctrl-C: a live table on a terminal, else plain lines."""
     if sys.stdout.isatty():
         from rich.live import Live
 
-        live: Live | None = Live(auto_refresh=False)
+        live: Live | None = Live(auto_refresh=False)  # no higher than the terminal
     else:
         live = None
-    try:
-        with live or nullcontext():
-            while True:
-                session.require_last_launch()
-                status = read_status(session, session.look())
-                if live is None:
-                    print_lines([time.strftime("%Y-%m-%d %H:%M:%S"), *status_lines(status)])
-                else:
-                    live.update(_rendered(status), refresh=True)
-                if status.settled:
-                    return
-                time.sleep(pause)
-    except KeyboardInterrupt:
-        return
+    with live or nullcontext(), Interrupts() as interrupts:
+        while not interrupts.count:
+            session.require_last_launch()
+            session.look_again()
+            status = look(session)
+            if live is None:
+                print_lines([*status_lines(status), ""])
+            else:
+                live.update(_rendered(status), refresh=True)
+            if status.settled:
+                return
+            interrupts.pause(pause)
 
 
 def _rendered(status: Status) -> Group:
@@ -130,6 +136,7 @@ def _rendered(status: Status) -> Group:
     from rich.text import Text
 
     parts: list[Any] = [status_table(status)]
+    parts.extend(Text(line, style="cyan" if line.startswith("running") else "") for line in now_lines(status))
     parts.extend(Text(line, style="yellow") for line in judged_lines(status))
     parts.extend(Text(line, style="red") for line in problem_lines(status))
     parts.extend(Text(line) for line in closing_lines(status))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from jobs.commands.activity import Activity, activity_lines
 from jobs.commands.hints import Hints
 from jobs.control.facts import InFlight, Phase, StageFacts
 from jobs.control.plan import Plan
@@ -32,14 +33,20 @@ class State(Enum):
 
     done = "done"
     running = "running"
+    stopping = "stopping"  # cancelled by the user, and still running
     queued = "queued"
     missing = "missing"  # never started, or between two attempts
-    held = "held"  # the first of its stage and method all failed with the same error
+    held = "held"  # the first of its kind all failed alike, or its method does not learn
     cancelled = "cancelled"  # by the user
     blocked = "blocked"  # an upstream stage is given up, held or cancelled
     failed = "failed"  # given up
     superseded = "superseded"  # of a dropped run: its slot has another seed now
     unneeded = "unneeded"  # no result, and every stage that reads it has one
+
+    @property
+    def label(self) -> str:
+        """In messages and tables."""
+        return "cancelled, stopping" if self is State.stopping else self.value
 
 
 @dataclass(frozen=True)
@@ -118,9 +125,8 @@ class Status:
     notices: tuple[str, ...] = ()  # notices of the end, sent or failed
     steps: tuple[str, ...] = ()  # commands for the user, one sentence each
     damaged: tuple[str, ...] = ()  # records that cannot be decoded and count as missing, each with the reason
-    former: tuple[
-        str, ...
-    ] = ()  # jobs in the queue of stages that the experiment does not have any more, after a launch with other settings
+    activity: Activity | None = None  # what runs and waits; None: not looked for
+    former: tuple[str, ...] = ()  # jobs in the queue of stages that the experiment has no more, after a launch with other settings
 
 
 def status_of(
@@ -189,7 +195,7 @@ def node_states(graph: Graph, plan: Plan, facts: Mapping[str, StageFacts], in_fl
     found.update({key: State.missing for batch in plan.batches for key in batch.keys})
     for key in plan.waiting:
         queued = key in in_flight and in_flight[key].phase is Phase.queued and not facts[key].awaited
-        found[key] = State.queued if queued else State.running
+        found[key] = State.stopping if facts[key].cancelled else State.queued if queued else State.running
     return found
 
 
@@ -206,9 +212,14 @@ def status_to_json(status: Status) -> dict[str, Any]:
 
 
 def status_lines(status: Status) -> list[str]:
-    """Plain text without a terminal: a line per method and stage, then outliers, failures and next steps."""
+    """Plain text without a terminal: a line per method and stage, then what runs and waits, outliers, failures and next steps."""
     lines = [f"{row.method} {row.stage}: {_counts_in_words(row)}" for row in status.stages]
-    return [*lines, *judged_lines(status), *problem_lines(status), *closing_lines(status)]
+    return [*lines, *now_lines(status), *judged_lines(status), *problem_lines(status), *closing_lines(status)]
+
+
+def now_lines(status: Status) -> list[str]:
+    """What runs and waits, and the time left."""
+    return activity_lines(status.activity) if status.activity else []
 
 
 def judged_lines(status: Status) -> list[str]:
@@ -241,11 +252,11 @@ def problem_lines(status: Status) -> list[str]:
         often = f", attempt {first.attempts}" if first.attempts else ""
         why = f" ({FailureClass[first.failure].value}{often})" if first.failure in FailureClass.__members__ else ""
         if len(group) > 1:
-            lines.append(f"{first.stage} {first.method}, {len(group)} stages: {first.after}{why}: {first.error}; first {which}")
+            lines.append(f"{first.stage} {first.method}, {counted(len(group), 'stage')}: {first.after}{why}: {first.error}; first {which}")
         else:
             lines.append(f"{first.stage} {first.method} {which}: {first.after}{why}: {first.error}")
-    lines.extend(f"{count} stages {reason}" for reason, count in status.held.items())
-    lines.extend(f"{count} stages in the queue will not start: {reason}" for reason, count in status.stuck.items())
+    lines.extend(f"{counted(count, 'stage')} {reason}" for reason, count in status.held.items())
+    lines.extend(f"{counted(count, 'stage')} in the queue will not start: {reason}" for reason, count in status.stuck.items())
     if status.former:
         lines.append(
             f"{counted(len(status.former), 'job')} in Slurm's queue from a launch with other settings: {listed(status.former)}; "
@@ -275,7 +286,7 @@ def status_table(status: Status) -> Table:
     for name in ("method", "stage"):
         table.add_column(name)
     for state in shown:
-        table.add_column(state.value, justify="right", style=STYLES[state])
+        table.add_column(state.label, justify="right", style=STYLES[state])
     table.add_column("total", justify="right")
     for row in status.stages:
         numbers = [str(row.counts[state.value] or "") for state in shown]
@@ -286,6 +297,7 @@ def status_table(status: Status) -> Table:
 STYLES = {
     State.done: "green",
     State.running: "cyan",
+    State.stopping: "yellow",
     State.queued: "blue",
     State.missing: "",
     State.held: "yellow",
@@ -298,6 +310,7 @@ STYLES = {
 _OF_TABLE: Mapping[State, str] = {
     State.done: "accepted",
     State.running: "running",
+    **dict.fromkeys((State.cancelled, State.stopping), "cancelled"),
     **dict.fromkeys((State.failed, State.blocked), "failed"),
 }
 
@@ -341,6 +354,7 @@ _AFTER = {
     State.failed: "given up",
     State.queued: "failed, in the queue again",
     State.running: "failed, running again",
+    State.stopping: "cancelled, stopping",
     State.cancelled: "cancelled",
     State.held: "held",
     State.blocked: "failed, and blocked upstream",
@@ -363,7 +377,7 @@ def _steps(
         there = f"the tables are in {tables}; {collect} prints and writes them again" if tables else f"{collect} writes the tables"
         return (f"complete: {'the controller writes the tables now' if watched and not tables else there}",)
     steps = []
-    cancelled = cancelled or State.cancelled in states
+    cancelled = cancelled or State.cancelled in states or State.stopping in states
     if cancelled:
         steps.append(f"cancelled: {hints.resume} resumes")
     bad = [run for run in runs if run.state in (State.failed, State.blocked, State.held)]
@@ -389,4 +403,4 @@ def _once_fixed(hints: Hints) -> str:
 
 
 def _counts_in_words(row: StageRow) -> str:
-    return ", ".join(f"{count} {name}" for name, count in row.counts.items() if count) + f" of {row.total}"
+    return ", ".join(f"{count} {State[name].label}" for name, count in row.counts.items() if count) + f" of {row.total}"

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 
 from jobs.commands.cancel import cancel as cancel_stages
 from jobs.commands.console import note, print_lines, say
+from jobs.commands.grid import print_scripts
 from jobs.commands.passes import one_pass, run_here, wait_on_slurm
 from jobs.commands.session import Session
+from jobs.commands.startable import require_startable
 from jobs.commands.status import chain_state
 from jobs.errors import SlurmUnavailableError, UsageError
 from jobs.experiment.config import OutlierRule
@@ -122,7 +124,8 @@ def session_of(
     if new:  # clocks of two machines differ, and a launch lifts every cancellation before it
         sweep = replace(sweep, launched=next_launch(sweep.own_layout))
     decisions = Decisions(sweep, read_only=read_only)
-    policy = replace(sweep.experiment.policy, outliers=OutlierRule.none)  # low runs of a bad point are not outliers
+    # low runs of a bad point are not outliers, and a point that diverges is a result of the search
+    policy = replace(sweep.experiment.policy, outliers=OutlierRule.none, hold_diverging=False)
     launched = Launched(
         replace(sweep.experiment, policy=policy),
         sweep.corpus,
@@ -137,21 +140,16 @@ def session_of(
         extend=decisions.extend,
     )
     place = replace(place, experiment=sweep.own_layout.experiment, launched=sweep.launched)
-    return SweepSession(launched, place, root, root, preload, new, patient, sweep=sweep, decisions=decisions)
+    return SweepSession(launched, place, root, root, preload, new=new, patient=patient, sweep=sweep, decisions=decisions)
 
 
-def print_preview(session: SweepSession) -> None:
-    """What a launch would do; on Slurm with the batch scripts of the first pass and of the controller."""
+def print_preview(session: SweepSession, *, scripts: bool = False) -> None:
+    """What a launch would do; `scripts`: on Slurm first the batch scripts of the first pass and of the controller."""
     from jobs.sweeps.preflight import preview, preview_lines
 
+    if scripts:
+        print_scripts(session, session.look(ask_slurm=False))
     print_lines(preview_lines(session.sweep, preview(session.sweep)))
-    if not session.on_slurm:
-        return
-    report = session.look(ask_slurm=False)
-    for script in session.arrays.previews(report.plan.batches, report.graph, report.in_flight):
-        say(f"\n# ---- {script.name}\n{script.script}")
-    if session.launched.experiment.policy.controller:
-        say(f"\n# ---- {session.chain.name}, the controller of all of these\n{session.chain.script()}")
 
 
 def launch(session: SweepSession, *, wait: bool) -> bool:
@@ -164,17 +162,18 @@ def launch(session: SweepSession, *, wait: bool) -> bool:
     check_store(session.sweep.layout, [(node.stage, key) for key, node in report.graph.nodes.items()])
     if resumes:
         done = sum(fact.done for fact in report.facts.values())
-        say(f"{session.name}: resumes sweep {session.sweep.digest}, {done} of {len(report.facts)} stages done")
+        say(f"{session.name}: resumes sweep {session.sweep.digest}, {done} of {counted(len(report.facts), 'stage')} done")
     session.news()  # what is known already is not printed again
     if session.on_slurm and not wait:
         if (holder := driver_of(session.sweep.folder)) is not None:
             raise UsageError(refusal(session.sweep.folder, in_words(holder)))
-        return _submit(session)
+        return _submit(session, report)
     if job := _controller(session):
         raise UsageError(refusal(session.sweep.folder, f"job {job}"))
     with driving(session.sweep.folder):
         if session.on_slurm:
-            session.arrays.limits()  # fails before anything is written if Slurm does not answer
+            session.require_slurm()
+            require_startable(session, report)
         store_sweep(session.sweep)
         if session.on_slurm:
             session.chain.point_to_code()
@@ -278,14 +277,15 @@ def trial_lines(before: Mapping[str, Trial], now: Sequence[Trial], folds: Sequen
                 mean = sum(trial.scores.values()) / len(trial.scores)
                 lines.append(f"{trial.point.label}: fold {fold} validation UA {ua:.1f}, mean of {len(trial.scores)} {mean:.1f}")
         if trial.state is not TrialState.running and (former is None or former.state is not trial.state):
-            after = f" after {trial.wanted} of {len(folds)} folds" if trial.state is TrialState.stopped else ""
+            after = f" after {trial.wanted} of {counted(len(folds), 'fold')}" if trial.state is TrialState.stopped else ""
             lines.append(f"{trial.point.label}: {trial.state.text}{after}{trial.error and f': {trial.error}'}")
     return lines
 
 
-def _submit(session: SweepSession) -> bool:
-    """Submit the stages that can be computed now, and a controller that submits the rest."""
-    session.arrays.limits()
+def _submit(session: SweepSession, seen: Report) -> bool:
+    """Submit the stages that can be computed now, and a controller that submits the rest. `seen`: the state before."""
+    session.require_slurm()
+    require_startable(session, seen)
     store_sweep(session.sweep)
     session.chain.point_to_code()
     report = one_pass(session)

@@ -51,6 +51,7 @@ class Desired:
     clock: Callable[[], float] = time.time
     bounds: Bounds | None = None  # of requests predicted from finished siblings; None: everything is requested as configured
     extend: Extend | None = None  # the runs that results call for, as in a sweep; None: results add none
+    keep_old: bool = False  # queued stages that are not in the graph are not withdrawn
 
 
 def desired_of(launched: Launched) -> Desired:
@@ -62,8 +63,18 @@ def desired_of(launched: Launched) -> Desired:
     predicted = given.cluster is Cluster.slurm and policy.requests is Requests.experience
     partitions = frozenset(filter(None, (given.slurm.partition or "").split(",")))
     bounds = Bounds(most, policy.min_siblings, given.slurm.signal_seconds, partitions) if predicted else None
-    clock = partial(file_time, launched.layout.root)
-    return Desired(launched.graph, launched.layout, policy, launched.since, packing, launched.refill, clock, bounds, launched.extend)
+    return Desired(
+        launched.graph,
+        launched.layout,
+        policy,
+        launched.since,
+        packing,
+        launched.refill,
+        partial(file_time, launched.layout.root),
+        bounds,
+        launched.extend,
+        keep_old=launched.keep_old,
+    )
 
 
 @dataclass(frozen=True)
@@ -82,6 +93,7 @@ class Change(Enum):
     done = "done"
     failed = "failed"
     interrupted = "interrupted"
+    cancelled = "cancelled"
     dropped = "dropped"
     held = "held"
 
@@ -192,6 +204,7 @@ def context_of(desired: Desired, executor: Executor | None) -> PassContext:
         cancelled=read_cancellations(desired.layout, desired.since),
         clock=desired.clock,
         experiment=desired.layout.experiment,
+        folder=str(desired.layout.root),
     )
     if executor is None:
         return context
@@ -312,6 +325,9 @@ def changes(former: Report | None, now: Report, *, ended: Iterable[str] | None =
         node = now.graph.nodes[key]
         if after.done and not before.done:
             found.append(Event(Change.done, node, f"done in {duration(after.seconds)}", done, total))
+        elif after.cancelled and not after.done and (not before.cancelled or after.ended > before.ended):
+            text = "cancelled, stopping" if key in now.plan.waiting else "cancelled"
+            found.append(Event(Change.cancelled, node, text, done, total))
         elif after.ended > before.ended and after.failure is FailureClass.interrupted and not after.stopped:
             found.append(Event(Change.interrupted, node, "interrupted", done, total))
         elif (after.ended > before.ended or (after.stopped and not before.stopped)) and after.error:
@@ -323,11 +339,15 @@ def changes(former: Report | None, now: Report, *, ended: Iterable[str] | None =
         node_of_run = nodes.get((each.method, each.fold, each.slot, each.generation))
         if node_of_run is not None and each not in known:
             found.append(Event(Change.dropped, node_of_run, f"dropped: {each.reason}; slot {each.slot} gets another seed", done, total))
-    held = now.plan.held_or_cancelled
-    if len(held) > len(former.plan.held_or_cancelled):
+    held, held_before = _held(now), _held(former)
+    if len(held) > len(held_before):
         text = f"and {len(held) - 1} more: {now.plan.reasons[held[0]]}"
         found.append(Event(Change.held, now.graph.nodes[held[0]], text, done, total))
     return found
+
+
+def _held(report: Report) -> list[str]:
+    return [key for key in report.plan.held_or_cancelled if not report.facts[key].cancelled]
 
 
 def _partial_pass(desired: Desired, executor: Executor, former: Report, touched: set[str]) -> Report:
@@ -376,9 +396,11 @@ def plan_of(desired: Desired, now: ExperimentState, in_flight: Mapping[str, InFl
         runs_per_task=desired.runs_per_task,
         limits=limits,
         max_failures=desired.policy.max_failures,
+        hold_diverging=desired.policy.hold_diverging,
         since=desired.since,
         now=desired.clock(),
         predict=experience_of(desired, now),
+        keep_old=desired.keep_old,
     )
 
 

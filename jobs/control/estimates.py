@@ -67,16 +67,16 @@ CONFIGURED = Prediction()
 def asks_in_words(asked: Asked, prediction: Prediction = CONFIGURED) -> str:
     """The request for each task of an array, and what it is based on:
 
-    `asks for 13 min and 2.25 GB a task (configured: 90 min, 32 GB): from 37 finished siblings: ...`
+    `requests 13 min and 2.25 GB a task (configured: 90 min, 32 GB): from 37 finished siblings: ...`
     """
     time, memory = f"{asked.minutes} min", f"{asked.memory_mb / 1024:g} GB"
     if not (asked.less_time or asked.less_memory):
-        return f"asks for {time} and {memory} a task, as configured"
+        return f"requests {time} and {memory} a task, as configured"
     most = [
         *([f"{asked.configured_minutes} min"] if asked.less_time else []),
         *([f"{asked.configured_mb / 1024:g} GB"] if asked.less_memory else []),
     ]
-    return f"asks for {time} and {memory} a task (configured: {', '.join(most)}){prediction.source and f', {prediction.source}'}"
+    return f"requests {time} and {memory} a task (configured: {', '.join(most)}){prediction.source and f', {prediction.source}'}"
 
 
 @dataclass(frozen=True)
@@ -184,6 +184,7 @@ class Source(Enum):
     """What an estimate is based on."""
 
     siblings = "finished siblings"  # median seconds of finished stages of the same name in this experiment
+    progress = "progress of running stages"  # the time to go that their logs state
     requested = "requested time"  # an upper bound
 
 
@@ -253,13 +254,14 @@ def forecast_lines(expected: Forecast) -> list[str]:
     lines, plan = [], expected.plan
     for cost in expected.costs:
         lines.append(
-            f"submit {cost.stage} {cost.method}: {cost.tasks} tasks, {cost.stages} stages, {cost.gpu_hours:.1f} GPU-hours, "
-            f"{cost.cpu_hours:.1f} CPU-hours ({cost.source.value})"
+            f"submit {cost.stage} {cost.method}: {counted(cost.tasks, 'task')}, {counted(cost.stages, 'stage')}, "
+            f"{cost.gpu_hours:.1f} GPU-hours, {cost.cpu_hours:.1f} CPU-hours ({cost.source.value})"
         )
         lines.extend([f"  {cost.asks}"] if cost.asks else [])
     whole = (
         f"in flight {len(plan.waiting)}, deferred {len(plan.deferred)}, blocked {len(plan.blocked)}, given up {len(plan.given_up)}; "
-        f"in total {expected.tasks} tasks, at most about {expected.gpu_hours:.1f} GPU-hours and {expected.cpu_hours:.1f} CPU-hours"
+        f"in total {counted(expected.tasks, 'task')}, "
+        f"at most about {expected.gpu_hours:.1f} GPU-hours and {expected.cpu_hours:.1f} CPU-hours"
     )
     return [*lines, whole]
 
@@ -268,11 +270,15 @@ def shape_in_words(given: Resources, stages: int) -> str:
     """How the `stages` of one task are computed, unless by one process, one after another."""
     at_once = at_once_of(given)
     if given.team > 1:
-        nodes = f" on {given.nodes} nodes, memory is that of each" if given.nodes > 1 else ""
-        return f"; {given.team} processes{nodes}"
+        nodes = f" on {counted(given.nodes, 'node')}, memory is that of each" if given.nodes > 1 else ""
+        return f"; {counted(given.team, 'process', 'processes')}{nodes}"
     if at_once == 1 or stages == 1:
         return ""
-    return f"; {min(at_once, stages)} of {stages} stages at once" if at_once else f"; of {stages} stages as many at once as memory allows"
+    return (
+        f"; {min(at_once, stages)} of {counted(stages, 'stage')} at once"
+        if at_once
+        else f"; of {counted(stages, 'stage')} as many at once as memory allows"
+    )
 
 
 def sibling_seconds(graph: Graph, facts: Mapping[str, StageFacts]) -> dict[tuple[str, str], float]:

@@ -28,6 +28,14 @@ class InFlight:
 
 
 @dataclass(frozen=True)
+class Pending:
+    """Why a stage in Slurm's queue has no node yet, and since when it is there."""
+
+    reason: str  # as squeue prints it; "": none given
+    since: float  # when it was submitted, seconds since the epoch
+
+
+@dataclass(frozen=True)
 class Request:
     """What the next attempt of a stage requests beyond its resources: learnt from failed attempts and from finished siblings."""
 

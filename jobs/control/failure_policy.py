@@ -5,20 +5,22 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from jobs.control.facts import Asked, Blamed, Departure, Request, Shortage, StageFacts
 from jobs.control.observe import NO_RECORDS, Observation, PassContext, StageRecords
 from jobs.experiment.graph import Graph
-from jobs.store.attempts import SUPERSEDED, AttemptFiles, holder
+from jobs.store.attempts import SUPERSEDED, AttemptFiles, holder, is_slurm_job
 from jobs.store.failures import FailureClass, blames_node, cancelled_by_hand, class_of_state
 from jobs.store.launches import in_launch
 from jobs.store.records import Claim, Ending, Outcome
+from jobs.text import counted
 
 MAX_LOST = 5  # attempts in a row that may be lost or interrupted without a newer checkpoint
 MAX_FAILED_STARTS = 4  # jobs of a stage that may leave the queue, everything upstream of it done, before the worker starts
 DOUBTFUL_FAILED_STARTS = 2  # of them, after which a predicted request may be the cause: a start that takes longer than any before
+UNSEEN_JOBS = 2  # jobs of an experiment that end so, after which the user is asked whether the nodes see the results folder
 MEMORY_RETRIES = 2
 MEMORY_STEP = 1.5  # factor on the requested memory, each time
 COMMUNICATION_RETRIES = 3
@@ -58,6 +60,7 @@ class EndedAttempt:
 def judge_stages(graph: Graph, observed: Observation, context: PassContext) -> dict[str, StageFacts]:
     """Facts of every stage: what was read, and what follows from the ended attempts and jobs of those without a result."""
     facts = dict(observed.facts)
+    never_began: dict[str, list[Departure]] = {}  # stages without any attempt -> jobs that ended before their worker began
     for key, records in observed.unfinished.items():
         cancelled, settling = key in context.cancelled, key in context.settling
         if records is NO_RECORDS and not cancelled and not settling:
@@ -65,17 +68,29 @@ def judge_stages(graph: Graph, observed: Observation, context: PassContext) -> d
         parents = [facts[parent] for parent in graph.nodes[key].upstream.values()]
         unstarted = failed_starts(parents, records.unstarted, context.since)
         facts[key] = _judged(records, unstarted, context, cancelled=cancelled, settling=settling)
+        if unstarted and not facts[key].attempts:
+            never_began[key] = unstarted
         if records.denied:
             facts[key] = replace(facts[key], error=records.denied, stopped=records.denied, failure=FailureClass.refused)
+    if question := folder_question(itertools.chain(*never_began.values()), context.folder):
+        for key in never_began:
+            stopped = facts[key].stopped and facts[key].stopped + question
+            facts[key] = replace(facts[key], error=facts[key].error + question, stopped=stopped)
     for key, messages in context.refusals(observed.unfinished).items():
         recent = [message for when, message in messages if when >= context.since]
         if recent:
             facts[key] = _refused(facts[key], recent)
     for key, blamed in observed.blamed.items():  # a node that failed is remembered although the stage was finished elsewhere
         if blamed:
-            recent = (each.node for each in blamed if in_launch(each.launch, each.started, context.since))
-            facts[key] = replace(facts[key], bad_nodes=tuple(recent))
+            nodes = tuple(each.node for each in blamed if in_launch(each.launch, each.started, context.since))
+            facts[key] = replace(facts[key], bad_nodes=nodes)
     return facts
+
+
+def folder_question(never_began: Iterable[Departure], folder: str) -> str:
+    """What to ask if several Slurm jobs ended before their worker began and no node is blamed: `folder` may be unknown to the nodes."""
+    jobs = {each.job for each in never_began if is_slurm_job(each.job) and not blames_node(each.state)}
+    return f"; can the nodes see {folder}? run `doctor`" if folder and len(jobs) >= UNSEEN_JOBS else ""
 
 
 def blamed_nodes(records: StageRecords, experiment: str) -> tuple[Blamed, ...]:
@@ -261,13 +276,13 @@ def _reason_to_stop(
     free = (FailureClass.node, FailureClass.interrupted, FailureClass.crowded)
     stalled = len(list(itertools.takewhile(lambda each: each.failure in free and not each.progress, reversed(recent))))
     if stalled > MAX_LOST:
-        return f"{stalled} attempts in a row were lost or interrupted without a newer checkpoint"
+        return f"{counted(stalled, 'attempt')} in a row were lost or interrupted without a newer checkpoint"
     if _storage_failures(recent) > STORAGE_RETRIES:
-        return f"the file system failed under {_storage_failures(recent)} attempts without a newer checkpoint"
+        return f"the file system failed under {counted(_storage_failures(recent), 'attempt')} without a newer checkpoint"
     if len(unstarted) >= MAX_FAILED_STARTS:
         return _failed_start_error(unstarted)
     fruitless = sum(not each.progress and each.failure is not FailureClass.storage for each in recent)
-    return f"{fruitless} attempts left no newer checkpoint (policy.max_attempts)" if fruitless >= max_attempts else ""
+    return f"{counted(fruitless, 'attempt')} left no newer checkpoint (policy.max_attempts)" if fruitless >= max_attempts else ""
 
 
 def _storage_failures(recent: Sequence[EndedAttempt]) -> int:
@@ -288,7 +303,7 @@ def _failed_start_error(unstarted: Sequence[Departure]) -> str:
     if not unstarted:
         return ""
     state = f", Slurm says {unstarted[-1].state}" if unstarted[-1].state else ""
-    return f"{len(unstarted)} jobs ended before the worker began (last {unstarted[-1].job}{state})"
+    return f"{counted(len(unstarted), 'job')} ended before the worker began (last {unstarted[-1].job}{state})"
 
 
 def _with_outcome(claim: Claim, outcome: Outcome, state: str, asked: Asked | None, *, requeued: bool) -> EndedAttempt:

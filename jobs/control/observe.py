@@ -47,6 +47,7 @@ class PassContext:
     cancelled: Cancelled = field(default_factory=Cancelled)
     clock: Callable[[], float] = time.time
     experiment: str = ""  # numbers of launches are its own
+    folder: str = ""  # of the results, for messages
 
 
 @dataclass(frozen=True)

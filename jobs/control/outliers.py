@@ -1,12 +1,14 @@
 """Which runs of a method are outliers: the only module that judges this. Pure.
 
 `pooled`, the default: a run is out when it lies more than `sigmas` scales from the centre of its cell, above or below. The centre is the
-median of the cell; the scale is 1.4826 times the median distance from these centres, pooled over the folds of the method; both come from
-every run ever made, dropped ones included, so that dropping a run narrows nothing. In each cell the smallest distance is left out of the
-scale: a centre is fitted to its own runs, and with five of them one lies at distance zero by construction. With it, a rule of two
-sigmas would drop 13 % of flawless runs at five seeds, without it 5 %, close to the 4.6 % that lie beyond two sigmas of a normal
-distribution. If more than half of the distances are zero, the median carries no information about the rest, and the scale is 1.2533 times
-the mean distance; if all are zero, nothing is out.
+median of the cell. The scale of a fold is `min(max(pooled, own), 2.5 * pooled)`: `own` is 1.4826 times the median distance from the centre
+in the cell, `pooled` the same over all folds of the method. A fold whose seeds vary more than those of others so has a wider limit, and a
+cell in which most runs collapsed cannot widen its limit beyond 2.5 times the pooled one. Both come from every run ever made, dropped ones
+included, so that dropping a run narrows nothing. In each cell the smallest distance is left out of both: a centre is fitted to its own
+runs, and with five of them one lies at distance zero by construction. If more than half of the pooled distances are zero, their median
+carries no information about the rest, and `pooled` is 1.2533 times the mean distance; if all are zero, nothing is out.
+
+`common`, the default of earlier versions: as `pooled`, with the pooled scale in every fold. Experiments launched with it keep it.
 
 `cell`, the literal rule: further than `sigmas` sample standard deviations from the mean of the runs that fill the cell now. It cannot
 fire in small cells (`check_rule`).
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
 RunId = tuple[str, int, int]  # fold, slot, generation
 MEDIAN_TO_SIGMA = Decimal("1.4826")  # of a normal distribution: sigma divided by the median distance from the centre
 MEAN_TO_SIGMA = Decimal("1.2533")  # sigma divided by the mean distance
-_RULES = ("pooled", "cell", "none")
+WIDEST = Decimal("2.5")  # scale of a fold at most, in pooled scales; chosen by simulation (docs/statistics.md)
+_RULES = ("pooled", "common", "cell", "none")
 _EXACT = Context(prec=60, rounding=ROUND_HALF_EVEN)  # differences of percentages are exact: a float has at most 17 digits
 
 
@@ -103,7 +106,7 @@ def judge(rule: OutlierRule | str, runs: Iterable[FinishedRun], current: Collect
     if len(judged) != len(set(current)):
         raise ValueError(f"to be judged, but not among the runs: {sorted(set(current) - seen)[:3]}")
     with localcontext(_EXACT):
-        spreads = _cell_spreads([run for run, _ in judged]) if name == "cell" else _pooled_spreads(cells)
+        spreads = _cell_spreads([run for run, _ in judged]) if name == "cell" else _pooled_spreads(cells, common=name == "common")
         limit = None if name == "none" else Decimal(repr(float(sigmas)))
         return Judgement(name, sigmas, tuple(_verdict(run, ua, *spreads[run.fold], limit) for run, ua in judged))
 
@@ -119,7 +122,7 @@ def check_rule(rule: OutlierRule | str, seeds: int, sigmas: float) -> None:
     least = math.ceil(((sigmas + math.sqrt(sigmas * sigmas + 4)) / 2) ** 2)
     least += (least - 1) / math.sqrt(least) <= sigmas
     raise UsageError(
-        f"outlier rule 'cell' can never drop a run of {seeds} seeds: no value lies further than (n-1)/sqrt(n) = "
+        f"outlier rule 'cell' can never drop a run of {counted(seeds, 'seed')}: no value lies further than (n-1)/sqrt(n) = "
         f"{round_half_up(furthest, 2)} standard deviations from the mean of its n, and the rule drops beyond {sigmas:g}; "
         f"use at least {least} seeds, or the rule pooled"
     )
@@ -136,21 +139,29 @@ def rule_in_words(rule: OutlierRule | str, sigmas: float, rounds: int) -> str:
             f"cell: a run further than {sigmas:g} sample standard deviations from the mean of its cell (method and fold), above or below, "
             f"is dropped and its slot run again with another seed; {times}"
         )
+    distance = "1.4826 times the median distance from the cell medians, pooled over folds, the smallest distance of each cell left out"
+    if name == "pooled":
+        sigma = (
+            f"sigma of a fold is 1.4826 times the median distance in its cell, at least the pooled sigma and at most {WIDEST} times it; "
+        )
+        sigma += f"the pooled sigma is {distance}"
+    else:
+        sigma = f"sigma is {distance}; this is the rule pooled of earlier versions, with one sigma for all folds"
     return (
-        f"pooled: a run further than {sigmas:g} sigmas from the median of its cell (method and fold), above or below, is dropped and its "
-        "slot run again with another seed; sigma is 1.4826 times the median distance from the cell medians, pooled over folds, the "
-        f"smallest distance of each cell left out; medians and sigma from every run ever made; {times}"
+        f"{name}: a run further than {sigmas:g} sigmas from the median of its cell (method and fold), above or below, is dropped and its "
+        f"slot run again with another seed; {sigma}; medians and sigmas from every run ever made; {times}"
     )
 
 
 def verdict_in_words(rule: OutlierRule | str, verdict: Verdict) -> str:
-    """`UA 25.0 lies 7.13 sigmas below the median 62.3 of its cell (sigma 5.2, pooled over folds)`."""
+    """`UA 25.0 lies 7.13 sigmas below the median 62.3 of its cell (sigma 5.2 of its fold)`."""
     side = "below" if verdict.ua < verdict.centre else "above"
     ua, centre, scale = (round_half_up(value) for value in (verdict.ua, verdict.centre, verdict.scale))
     distance = round_half_up(verdict.distance, 2)
     if _name(rule) == "cell":
         return f"UA {ua} lies {distance} standard deviations {side} the mean {centre} of its cell (standard deviation {scale})"
-    return f"UA {ua} lies {distance} sigmas {side} the median {centre} of its cell (sigma {scale}, pooled over folds)"
+    whose = ", pooled over folds" if _name(rule) == "common" else " of its fold"
+    return f"UA {ua} lies {distance} sigmas {side} the median {centre} of its cell (sigma {scale}{whose})"
 
 
 def _name(rule: OutlierRule | str) -> str:
@@ -160,16 +171,19 @@ def _name(rule: OutlierRule | str) -> str:
     return name
 
 
-def _pooled_spreads(cells: Mapping[str, Sequence[Decimal]]) -> dict[str, tuple[Decimal, Decimal]]:
-    """Fold -> centre and scale; the scale is the same in all."""
+def _pooled_spreads(cells: Mapping[str, Sequence[Decimal]], *, common: bool) -> dict[str, tuple[Decimal, Decimal]]:
+    """Fold -> centre and scale. `common`: the pooled scale in every fold."""
     centres = {fold: median(values) for fold, values in cells.items()}
-    distances: list[Decimal] = []
-    for fold, values in cells.items():
-        distances.extend(sorted(abs(value - centres[fold]) for value in values)[1:])
-    scale = MEDIAN_TO_SIGMA * median(distances) if distances else Decimal(0)
-    if not scale and distances:
-        scale = MEAN_TO_SIGMA * sum(distances, Decimal(0)) / len(distances)
-    return {fold: (centre, scale) for fold, centre in centres.items()}
+    distances = {fold: sorted(abs(value - centres[fold]) for value in values)[1:] for fold, values in cells.items()}
+    together = [distance for of_fold in distances.values() for distance in of_fold]
+    pooled = _sigma(together) or (MEAN_TO_SIGMA * sum(together, Decimal(0)) / len(together) if together else Decimal(0))
+    if common:
+        return {fold: (centre, pooled) for fold, centre in centres.items()}
+    return {fold: (centre, min(max(pooled, _sigma(distances[fold])), WIDEST * pooled)) for fold, centre in centres.items()}
+
+
+def _sigma(distances: Sequence[Decimal]) -> Decimal:
+    return MEDIAN_TO_SIGMA * median(distances) if distances else Decimal(0)
 
 
 def _cell_spreads(judged: Sequence[FinishedRun]) -> dict[str, tuple[Decimal, Decimal]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,12 +11,10 @@ from typing import Protocol
 
 from jobs.control.executor_protocol import Batch, Limits, Task
 from jobs.control.facts import InFlight, Phase, Request, Shortage, StageFacts, needed_keys
+from jobs.control.holds import held_stages
 from jobs.experiment.graph import Graph, Node
-from jobs.store.failures import FailureClass
 
-ALIKE = 3  # stages of a kind that all fail with the same error before the rest of them is held
 NODE_FAILURES = 2  # after which a Slurm node is excluded
-_NUMBER = re.compile(r"0x[0-9a-f]+|[0-9a-f]{8,}|[0-9]+")  # what differs between equal errors: counts, addresses, keys
 _BLANK = StageFacts()
 
 
@@ -31,7 +28,7 @@ class Plan:
     deferred: tuple[str, ...]  # the queue is full, a pause is not over, or a job of another launcher, on which none can depend, is upstream
     blocked: tuple[str, ...]  # something upstream is given up, held or cancelled
     given_up: tuple[str, ...]  # by the failure policy
-    held_or_cancelled: tuple[str, ...] = ()  # held: the first stages of their kind all failed alike
+    held_or_cancelled: tuple[str, ...] = ()  # held: see jobs.control.holds
     withdrawn: tuple[str, ...] = ()  # queued and no longer needed: to be cancelled
     reasons: Mapping[str, str] = field(default_factory=dict)  # why a stage is given up, held or cancelled
 
@@ -67,16 +64,19 @@ def make_plan(
     runs_per_task: Mapping[str, int],
     limits: Limits,
     max_failures: int = 0,
+    hold_diverging: bool = True,
     since: float = 0.0,
     now: float = math.inf,
     predict: Predict | None = None,
+    keep_old: bool = False,
 ) -> Plan:
     """Decide for every needed stage whether it is done, in flight, to be submitted, deferred, blocked, given up or held.
 
     `runs_per_task` gives, by stage name, how many stages one task computes (1 without an entry). A stage is
     submitted only if each of its upstream stages is done, in flight, or submitted in this same plan. `max_failures` is the budget of failed
     attempts of the whole experiment (0: none), `since` the time of the last launch, `now` that of this pass (seconds since the epoch).
-    `predict` gives what is requested for a stage of a kind (None: everything as configured).
+    `hold_diverging`: a method whose first runs diverge is held (jobs.control.holds). `predict` gives what is requested for a stage of a
+    kind (None: everything as configured). With `keep_old` queued stages that are not in the graph are not withdrawn.
     """
     depth = _depths(graph)
     height = critical_minutes(graph, lambda stage: 1.0)  # in stages
@@ -93,13 +93,13 @@ def make_plan(
     candidates: dict[int, list[Node]] = {}
     needed = needed_keys(graph, facts)
     filling = {run.key for run in graph.runs}
-    alike = _alike(graph, facts, needed, since)
+    held = held_stages(graph, facts, needed, since, diverging=hold_diverging)
     excluded = _excluded(facts)
     spent = max_failures > 0 and sum(fact.failures for fact in facts.values()) >= max_failures
     for key in needed:
         node, fact = graph.nodes[key], facts.get(key, _BLANK)
         running = key in in_flight and in_flight[key].phase is Phase.running
-        reason = _reason_not_to_try(fact, spent, alike.get((node.stage, node.method), ""), key in filling)
+        reason = _reason_not_to_try(fact, spent, held.get(key, ""), key in filling)
         if fact.done and not reason:
             reused.append(key)
         elif running or fact.awaited:
@@ -146,7 +146,7 @@ def make_plan(
         blocked=tuple(blocked),
         given_up=tuple(given_up),
         held_or_cancelled=tuple(held_or_cancelled),
-        withdrawn=_withdrawn(graph, in_flight, waiting),
+        withdrawn=tuple(key for key in _withdrawn(graph, in_flight, waiting) if key in graph.nodes or not keep_old),
         reasons=reasons,
     )
 
@@ -178,7 +178,7 @@ def _depths(graph: Graph) -> dict[str, int]:
     return found
 
 
-def _reason_not_to_try(fact: StageFacts, spent: bool, alike: str, fills_slot: bool) -> str:
+def _reason_not_to_try(fact: StageFacts, spent: bool, held: str, fills_slot: bool) -> str:
     """Why a stage is not submitted, or why its result does not count; "" if neither holds."""
     if fact.done:
         return f"{fact.diverged}, and no reserve seed is left" if fact.diverged and fills_slot else ""
@@ -190,24 +190,7 @@ def _reason_not_to_try(fact: StageFacts, spent: bool, alike: str, fills_slot: bo
         return f"{fact.diverged}{', and no reserve seed is left' if fills_slot else ''}"
     if spent and fact.failures:
         return "the experiment's budget of failed attempts is spent (policy.max_failures)"
-    return alike if not fact.attempts else ""
-
-
-def _alike(graph: Graph, facts: Mapping[str, StageFacts], needed: Iterable[str], since: float) -> dict[tuple[str, str], str]:
-    """(stage, method) -> why the rest of them is held: the first ones all failed with the same error."""
-    failed: dict[tuple[str, str], list[str]] = {}
-    succeeded: set[tuple[str, str]] = set()
-    for key in needed:
-        node, fact = graph.nodes[key], facts.get(key, _BLANK)
-        if fact.done and fact.finished >= since:
-            succeeded.add((node.stage, node.method))
-        elif fact.stopped and fact.failure in (FailureClass.code, FailureClass.refused):
-            failed.setdefault((node.stage, node.method), []).append(fact.error)
-    found: dict[tuple[str, str], str] = {}
-    for kind, errors in failed.items():
-        if kind not in succeeded and len(errors) >= ALIKE and len({_NUMBER.sub("#", error) for error in errors}) == 1:
-            found[kind] = f"held: the first {len(errors)} of {kind[0]} {kind[1]} all failed alike ({errors[0]}); fix that and launch again"
-    return found
+    return held if not fact.attempts else ""
 
 
 def _excluded(facts: Mapping[str, StageFacts]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from jobs.control.facts import StageFacts
-from jobs.control.outliers import FinishedRun, Verdict, judge, verdict_in_words
+from jobs.control.outliers import FinishedRun, RunId, Verdict, judge, verdict_in_words
 from jobs.experiment.config import OutlierRule, Policy
 from jobs.experiment.graph import Graph, Run, Slot
 
@@ -47,6 +47,7 @@ class Judgements:
     dropped: tuple[DroppedRun, ...] = ()
     rounds: Mapping[str, tuple[tuple[Verdict, ...], ...]] = field(default_factory=dict)  # method -> round -> a verdict per slot
     unresolved: Mapping[Slot, Verdict] = field(default_factory=dict)  # outliers after the last round, or without a seed left
+    verdicts: Mapping[tuple[str, str, int, int], Verdict] = field(default_factory=dict)  # the last one on each run, by method and RunId
 
     def dropping(self, run: Run) -> DroppedRun | None:
         """Why a run was dropped; None if it was not."""
@@ -68,6 +69,7 @@ def replay(graph: Graph, facts: Mapping[str, StageFacts], policy: Policy) -> Jud
     dropped: list[DroppedRun] = []
     rounds: dict[str, tuple[tuple[Verdict, ...], ...]] = {}
     unresolved: dict[Slot, Verdict] = {}
+    verdicts: dict[tuple[str, str, int, int], Verdict] = {}
     for method, of_slots in results.items():
         frozen = tuple((slot, tuple(known.items())) for slot, known in sorted(of_slots.items()))
         replayed = _replayed(method, frozen, policy.outliers, policy.sigmas, policy.rounds, policy.max_seeds)
@@ -75,7 +77,8 @@ def replay(graph: Graph, facts: Mapping[str, StageFacts], policy: Policy) -> Jud
         dropped.extend(replayed.dropped)
         rounds[method] = tuple(replayed.rounds)
         unresolved.update({(method, verdict.fold, verdict.slot): verdict for verdict in replayed.unresolved})
-    return Judgements(generations, tuple(dropped), rounds, unresolved)
+        verdicts.update({(method, *run_id): verdict for run_id, verdict in replayed.verdicts.items()})
+    return Judgements(generations, tuple(dropped), rounds, unresolved, verdicts)
 
 
 @lru_cache(maxsize=16)
@@ -112,6 +115,7 @@ class MethodReplay:
         self.dropped: list[DroppedRun] = []
         self.rounds: list[tuple[Verdict, ...]] = []
         self.unresolved: tuple[Verdict, ...] = ()
+        self.verdicts: dict[RunId, Verdict] = {}  # the last one on each run
         self._finished = [
             FinishedRun(fold, slot, generation, known.seed, known.ua)
             for (fold, slot), generations in results.items()
@@ -150,7 +154,9 @@ class MethodReplay:
         """Verdicts on the runs that fill the slots, with centre and scale from all runs that have filled one so far."""
         runs = [each for each in self._finished if each.generation <= self.generations[each.fold, each.slot]]
         current = frozenset((fold, slot, generation) for (fold, slot), generation in self.generations.items())
-        return judge(self._policy.outliers, runs, current, self._policy.sigmas).verdicts
+        verdicts = judge(self._policy.outliers, runs, current, self._policy.sigmas).verdicts
+        self.verdicts.update({(verdict.fold, verdict.slot, verdict.generation): verdict for verdict in verdicts})
+        return verdicts
 
     def _drop(self, slot: tuple[str, int], reason: str, number: int) -> bool:
         """Drop the run that fills a slot and select the next seed; False if there is none left."""

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from jobs.errors import UsageError
 from jobs.experiment.graph import MAX_SLOTS
-from jobs.experiment.recipes import PRESET, Variant, preset_file
-from jobs.experiment.sweep_section import SWEEP_BOUNDS, SweepSettings, flat, merged
+from jobs.experiment.layers import Layer, experiment_file, merge_layers, read_layers
+from jobs.experiment.recipes import Variant
+from jobs.experiment.sweep_section import SWEEP_BOUNDS, SweepSettings
 from jobs.store.layout import valid_experiment_name
-from jobs.text import did_you_mean, first_line, one_line
+from jobs.text import first_line
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -46,34 +46,35 @@ DEFAULT_RESOURCES = "default"  # the entry of `resources` that every stage inher
 class Cluster(Enum):
     """Where stages are executed."""
 
-    local = "local"
-    slurm = "slurm"
+    local = "local"  # on this machine
+    slurm = "slurm"  # as jobs of Slurm
 
 
 class OutlierRule(Enum):
     """Rule by which runs are dropped for their result and run again with another seed (jobs.control.outliers)."""
 
-    pooled = "pooled"
-    cell = "cell"
-    none = "none"
+    pooled = "pooled"  # distance from the median of the cell, on a robust scale of its fold and of all folds
+    common = "common"  # `pooled` of earlier versions: one robust scale for all folds
+    cell = "cell"  # distance from the mean of the cell in standard deviations; needs 6 seeds
+    none = "none"  # every run counts
 
 
 class Requests(Enum):
     """How the time and memory requested from Slurm for a stage are chosen."""
 
     experience = "experience"  # use of finished runs and a margin (jobs.control.estimates), at most as configured
-    configured = "configured"
+    configured = "configured"  # as in `resources`
 
 
 @dataclass
 class Resources:
     """Resources of one attempt of a stage; cores, GPUs and memory are per node."""
 
-    cpus: int = 4  # divided among the processes
-    gpus: int = 1
-    nodes: int = 1
-    memory_gb: float = 16.0
-    minutes: int = 60
+    cpus: int = 4  # of a node; divided among the processes
+    gpus: int = 1  # of a node
+    nodes: int = 1  # that compute one stage together
+    memory_gb: float = 16.0  # of a node
+    minutes: int = 60  # time limit
     processes: int = 0  # per node, that compute one stage together; 0: one per GPU, at least one
     runs_per_task: int = 1  # stages computed in one array task
     at_once: int = 1  # of them, computed concurrently on the same GPU; 0: as many as fit by measured memory
@@ -111,40 +112,41 @@ class StageResources:
 
 @dataclass
 class SlurmSite:
-    """A site profile: sbatch options and environment of one cluster."""
+    """sbatch options and environment of one cluster: those of the site profile, which keys here override."""
 
-    partition: str | None = None
+    partition: str | None = None  # of the stages; default: the site's
     controller_partition: str | None = None  # of the controller job; default: `partition`
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
+    account: str | None = None  # that is charged
+    qos: str | None = None  # quality of service
+    constraint: str | None = None  # features that a node must have, e.g. "a100|h100"
     gpu_type: str | None = None  # `--gpus-per-node=TYPE:N`
-    exclude: str | None = None
+    exclude: str | None = None  # nodes never to use, e.g. node[07,13]
     template: str = "stage.sh.j2"  # in slurm_templates/
-    modules: list[str] = field(default_factory=list)
+    modules: list[str] = field(default_factory=list)  # environment modules loaded on the node, after `module purge`
     container: str | None = None  # image for `apptainer exec --nv`
-    container_arguments: list[str] = field(default_factory=list)
+    container_arguments: list[str] = field(default_factory=list)  # of `apptainer exec`, e.g. ["--bind", "/scratch"]
     python: str | None = None  # interpreter on the compute nodes; default: the one of the launch
-    environment: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)  # variables of the jobs
     prologue: list[str] = field(default_factory=list)  # shell lines executed before the worker, trusted
     extra: dict[str, str] = field(default_factory=dict)  # further sbatch options, e.g. {"reservation": "speech"}
     memory_requests: bool = True  # False for sites that reject --mem
     signal_seconds: int = 120  # SIGUSR1 so long before the time limit
     max_submit: int = 0  # our jobs in the queue at most; 0: the site's limit
-    max_array_size: int = 0  # 0: the site's limit
+    max_array_size: int = 0  # tasks of one array at most; 0: the site's limit
 
 
 @dataclass
 class Policy:
     """Policies for outliers, failures, requests and the controller."""
 
-    outliers: OutlierRule = OutlierRule.pooled
-    sigmas: float = 2.0  # a run further from the centre is an outlier
+    outliers: OutlierRule = OutlierRule.pooled  # rule by which runs are dropped and run again with another seed
+    sigmas: float = 2.0  # a run further from the centre, in scales of its cell, is an outlier
     rounds: int = 3  # of the outlier rule at most
     max_seeds: int = 6  # per slot at most, the first included
     max_attempts: int = 12  # of one stage since the last launch without a result or a newer checkpoint
-    requests: Requests = Requests.experience
+    requests: Requests = Requests.experience  # time and memory asked of Slurm
     min_siblings: int = 3  # finished runs needed to predict a request
+    hold_diverging: bool = True  # a method whose first runs diverge is held, instead of all its runs being tried with every seed
     max_failures: int = 100  # failed attempts of the whole experiment since the last launch, interruptions not counted
     poll_seconds: float = 20.0  # between passes of `grid --wait`
     controller: bool = True  # on Slurm small jobs make the passes
@@ -152,25 +154,25 @@ class Policy:
     controller_minutes: int = 15  # time limit of one controller job, which makes one pass
     controller_days: float = 14.0  # after the last launch no further controller job is submitted
     mail: str | None = None  # gets a notice when the experiment ends
-    mail_server: str = "localhost"
-    webhook: str | None = None
+    mail_server: str = "localhost"  # SMTP
+    webhook: str | None = None  # URL that gets the notice
 
 
 @dataclass
 class Experiment:
     """One experiment: a corpus, its folds, a few methods, N seeds."""
 
-    name: str = "???"
+    name: str = "???"  # of the experiment and of its folder in results/; default: the name of its file
     corpus: str = "???"  # a prepared corpus
     methods: list[str] = field(default_factory=list)  # of the registry, or names in `variants`; default: all of the registry
-    variants: dict[str, Variant] = field(default_factory=dict)  # by name
+    variants: dict[str, Variant] = field(default_factory=dict)  # methods with settings of their own, by name
     folds: list[str] = field(default_factory=list)  # empty: all of the corpus
     seeds: int = 5  # slots per cell
-    first_seed: int = 0
+    first_seed: int = 0  # of slot 0
     table: str | None = None  # key of configs/published.yaml, printed beside the results
-    cluster: Cluster = Cluster.local
+    cluster: Cluster = Cluster.local  # where the stages are computed; on the command line `--cluster`
     site: str = "default"  # configs/site/NAME.yaml
-    resources: dict[str, StageResources] = field(default_factory=dict)  # by stage; `default` for every stage
+    resources: dict[str, StageResources] = field(default_factory=dict)  # of one attempt, by stage; `default` for every stage
     policy: Policy = field(default_factory=Policy)
     slurm: SlurmSite = field(default_factory=SlurmSite)
     sweep: SweepSettings = field(default_factory=SweepSettings)
@@ -180,6 +182,9 @@ class Experiment:
     def recipes(self) -> dict[str, Any]:
         """The recipe of each method, in the order of the tables."""
         return {name: self.variants[name].recipe if name in self.variants else self.recipe for name in self.methods}
+
+
+ENTRIES: Mapping[str, Sequence[str]] = {"resources": [each.name for each in fields(StageResources)]}  # sections of entries with these keys
 
 
 def resources_of(experiment: Experiment, stage: str) -> Resources:
@@ -211,79 +216,42 @@ def load_experiment(
     teams: Sequence[str] | None = None,
     methods: Sequence[str] = (),
 ) -> Experiment:
-    """Schema, then the site profile, the recipe's preset, `configs/experiment/NAME.yaml`, and `KEY=VALUE` overrides.
+    """Schema, then the site profile, the recipe's preset, the experiment's file, and `KEY=VALUE` overrides.
 
     The recipe of a variant is made in the same way, with the variant's settings last.
 
+    `name`: of a file in configs/experiment, or the path of one, whose experiment is named after it.
     `stages`: names that `resources` may have an entry for (None: any). `teams`: stages that several processes can compute together (None:
     all); the others get one process whatever the entry `default` is. `methods`: used if no layer names any. Raises UsageError, in one
     line, for an unknown experiment, site, stage or key, and for a value of the wrong type or out of range.
     """
     from omegaconf import OmegaConf
 
-    file = configs / "experiment" / f"{name}.yaml"
-    if not file.is_file():
-        known = _stems(configs / "experiment")
-        raise UsageError(f"no experiment {name!r}: known are {', '.join(known) or 'none'}{nearest(name, known)}")
-    schema = OmegaConf.structured(Experiment(recipe=None))
-    schema.recipe = OmegaConf.structured(recipe_schema)
-    layers = [_read_yaml(file), _read_overrides(overrides)]
-    searched = _take_settings(layers)
-    _replace_sets(layers)
-    site = next((str(layer["site"]) for layer in reversed(layers) if "site" in layer), schema.site)
-    site_file = configs / "site" / f"{site}.yaml"
-    if not site_file.is_file():
-        known = _stems(configs / "site")
-        raise UsageError(f"no site profile {site!r}: known are {', '.join(known) or 'none'} (configs/site/NAME.yaml, key `site`)")
-    site_layer = (str(site_file), OmegaConf.create({"slurm": _read_yaml(site_file)}))
-    sources = [(str(file), layers[0]), ("KEY=VALUE", layers[1])]
-    whole = _with_preset(schema, [site_layer, *sources], configs)
+    schema = schema_of(recipe_schema)
+    layers = read_layers(experiment_file(name, configs), overrides, configs, schema.site)
+    whole = merge_layers(schema, [layers.site, *layers.own], configs, ENTRIES)
     if OmegaConf.is_missing(whole, "name"):
-        whole.name = name
-    if not any("methods" in layer for layer in layers):
+        whole.name = layers.file.stem
+    if not any("methods" in layer.values for layer in layers.own):
         whole.methods = list(methods)
-    whole.sweep.settings = searched
-    experiment = _checked(whole, file, stages, teams)
+    whole.sweep.settings = dict(layers.searched)
+    experiment = _checked(whole, layers.file, stages, teams)
     for name, variant in experiment.variants.items():
         if not isinstance(variant.recipe, dict | None):
             raise UsageError(f"variants.{name}.recipe: expected settings, got {variant.recipe!r}")
-        own = OmegaConf.create({"recipe": variant.recipe or {}})
-        merged_recipe = _with_preset(schema, [*sources, (f"variants.{name}", own)], configs).recipe
+        own = Layer(f"variants.{name}", OmegaConf.create({"recipe": variant.recipe or {}}), f"variants.{name}.")
+        merged_recipe = merge_layers(schema, [*layers.own, own], configs, ENTRIES).recipe
         variant.recipe = _converted(merged_recipe, f"variants.{name}")
     return experiment
 
 
-def _merge(base: DictConfig, layer: Any, source: str) -> DictConfig:
+def schema_of(recipe_schema: type[Any]) -> DictConfig:
+    """The schema of experiments with a recipe, as a configuration of its defaults."""
     from omegaconf import OmegaConf
-    from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-    try:
-        return OmegaConf.merge(base, layer)  # type: ignore[return-value]
-    except ConfigKeyError as error:
-        key = str(error.full_key or error.key)
-        known = known_keys(base)
-        if key.startswith("resources.") and key.count(".") > 1:  # keys of an entry that no layer has yet
-            known.extend(f"{key.rpartition('.')[0]}.{each.name}" for each in fields(StageResources))
-        raise UsageError(f"unknown key {key!r} in {source}{nearest(key, known)}") from error
-    except OmegaConfBaseException as error:
-        listed = "ListConfig" in str(error)  # OmegaConf's name of a list
-        reason = "expected a list in brackets: [a, b]" if listed else first_line(error)
-        raise UsageError(f"{error.full_key or 'configuration'} in {source}: {reason}") from error
-
-
-def _with_preset(schema: DictConfig, sources: Sequence[tuple[str, DictConfig]], configs: Path) -> DictConfig:
-    """The schema with all sources merged, above the preset that the last of them names, or the schema does."""
-    from omegaconf import DictConfig, OmegaConf
-
-    sections = [section for _, layer in sources if isinstance(section := layer.get("recipe"), DictConfig)]
-    whole = schema
-    if isinstance(schema.recipe, DictConfig) and PRESET in schema.recipe:
-        name = next((section[PRESET] for section in reversed(sections) if PRESET in section), schema.recipe[PRESET])
-        file = preset_file(configs, str(name))
-        whole = _merge(whole, OmegaConf.create({"recipe": _read_yaml(file)}), str(file))
-    for source, layer in sources:
-        whole = _merge(whole, layer, source)
-    return whole
+    schema: DictConfig = OmegaConf.structured(Experiment(recipe=None))
+    schema.recipe = OmegaConf.structured(recipe_schema)
+    return schema
 
 
 def _converted(config: DictConfig, source: str) -> Any:
@@ -349,80 +317,3 @@ def _settle_teams(experiment: Experiment, stages: Sequence[str], teams: Sequence
 def _range(key: str, value: float, least: float, most: float) -> str:
     allowed = "more than 0" if 0 < least < 1 else f"{least:g} or more"
     return f"{key} out of range: {value:g}; allowed: {allowed}{'' if math.isinf(most) else f', at most {most:g}'}"
-
-
-def _read_yaml(file: Path) -> DictConfig:
-    from omegaconf import DictConfig, OmegaConf
-    from yaml import YAMLError
-
-    try:
-        loaded = OmegaConf.load(file)
-    except (YAMLError, OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file}: {one_line(error)}") from error
-    if not isinstance(loaded, DictConfig):
-        raise UsageError(f"{file}: expected keys and values at the top")
-    return loaded
-
-
-def _read_overrides(overrides: Sequence[str]) -> DictConfig:
-    from omegaconf import OmegaConf
-    from yaml import YAMLError
-
-    for text in overrides:
-        if "=" not in text or text.startswith("="):
-            raise UsageError(f"override {text!r}: write KEY=VALUE, for example seeds=20 or policy.rounds=2")
-    try:
-        return OmegaConf.from_dotlist(list(overrides))
-    except (YAMLError, ValueError) as error:
-        raise UsageError(f"overrides {list(overrides)}: {one_line(error)}") from error
-
-
-def _take_settings(layers: Sequence[DictConfig]) -> dict[str, Any]:
-    """Remove `sweep.settings` from the layers and merge it, by dotted key: OmegaConf cannot merge a list with a mapping."""
-    from omegaconf import DictConfig, OmegaConf
-
-    found: dict[str, Any] = {}
-    for layer in layers:
-        section = layer.get("sweep")
-        if isinstance(section, DictConfig) and "settings" in section:
-            if not isinstance(section.settings, DictConfig):
-                raise UsageError("sweep.settings: write keys of the recipe, each with a list of choices or a range")
-            found = merged(found, flat(cast(dict[str, Any], OmegaConf.to_container(section.pop("settings")))))
-    return found
-
-
-def _replace_sets(layers: Sequence[DictConfig]) -> None:
-    """Remove `sweep.sets` of a layer if a later layer has counts or sizes, and the reverse: they exclude each other."""
-    from omegaconf import DictConfig, OmegaConf
-
-    sections = [section for layer in layers if isinstance(section := layer.get("sweep"), DictConfig)]
-    for number, section in enumerate(sections):
-        own = cast(dict[str, Any], OmegaConf.to_container(section, resolve=False))
-        for named, replaced in ((("sets",), ("counts", "sizes")), (("counts", "sizes"), ("sets",))):
-            if any(own.get(key) for key in named):
-                for before, key in itertools.product(sections[:number], replaced):
-                    if key in before.keys():  # noqa: SIM118 - `in` would resolve an interpolation
-                        del before[key]
-
-
-def known_keys(config: DictConfig, prefix: str = "") -> list[str]:
-    """Dotted keys of a configuration, including those of its sections."""
-    from omegaconf import DictConfig, OmegaConf
-
-    found: list[str] = []
-    for key in map(str, config):
-        name = f"{prefix}{key}"
-        found.append(name)
-        if not OmegaConf.is_missing(config, key) and isinstance(config[key], DictConfig):
-            found.extend(known_keys(config[key], f"{name}."))
-    return found
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """`: did you mean 'X'?` to end a message with; "" if no known name is near."""
-    hint = did_you_mean(name, known)
-    return f": {hint}" if hint else ""
-
-
-def _stems(folder: Path) -> list[str]:
-    return sorted(path.stem for path in folder.glob("*.yaml"))

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from jobs.errors import StoredConfigurationError, UsageError
-from jobs.experiment.config import Cluster, Experiment, secrets_of
+from jobs.experiment.config import Cluster, Experiment, OutlierRule, secrets_of
 from jobs.experiment.graph import Extend, Graph, Refill, Slot, build_graph, seeds_of_slots
 from jobs.experiment.registry import Registry
 from jobs.experiment.stored_config import resolved_values, restore_experiment
@@ -21,6 +21,7 @@ from jobs.store.records import DamagedRecordError, Decoder, read_json, write_jso
 from jobs.text import did_you_mean
 
 SCHEMA = 1
+POOLED = 2  # version of the outlier rule `pooled`; version 1 is now called `common`
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class _Stored:
     user: int | None = None
     stages: str = ""  # digest of the graph
     typed: tuple[str, ...] = ()
+    pooled: int = 1  # version of the outlier rule `pooled` at the launch
+    keep_old: bool = False
 
 
 _RECORDS = Decoder(_Stored, SCHEMA)
@@ -64,6 +67,17 @@ class Launched:
     config: str = ""  # name of its file in configs/experiment/; "": not recorded
     extend: Extend | None = None  # None: results add no runs
     typed: tuple[str, ...] = ()  # words of the last launch, after `launch.py`; (): not recorded
+    keep_old: bool = False  # queued stages of earlier settings are not withdrawn
+
+
+@dataclass(frozen=True)
+class LastLaunch:
+    """What an experiment was launched with before the launch that is under way."""
+
+    values: Mapping[str, Any]  # as `resolved_values`
+    corpus: Corpus
+    time: float  # seconds since the epoch
+    graph: Graph | None  # None: this version of the program lacks one of its settings, or defines other stages for them
 
 
 def last_place(layout: Layout) -> tuple[Cluster, str] | None:
@@ -71,6 +85,30 @@ def last_place(layout: Layout) -> tuple[Cluster, str] | None:
     stored = _RECORDS.read(layout.experiment_file)
     cluster = str(stored.config.get("cluster")) if stored else ""
     return (Cluster[cluster], str(stored.config.get("site"))) if stored and cluster in Cluster.__members__ else None
+
+
+def last_launch(layout: Layout, registry: Registry, recipe_schema: type[Any]) -> LastLaunch | None:
+    """The last launch on record; None if there is none, or its record is damaged."""
+    stored = _RECORDS.read(layout.experiment_file)
+    if stored is None:
+        return None
+    try:
+        experiment = _restore(stored, layout, registry, recipe_schema)
+        graph = _graph(experiment, stored.corpus, registry, {})
+    except UsageError:
+        return LastLaunch(stored.config, stored.corpus, stored.launched, None)
+    same = not stored.stages or stored.stages == _digest(graph)
+    return LastLaunch(resolved_values(experiment), stored.corpus, stored.launched, graph if same else None)
+
+
+def last_recipes(layout: Layout) -> tuple[Mapping[str, Any], ...]:
+    """The recipes of an experiment's last launch as JSON values, those of its variants included; () if there is no readable record."""
+    stored = _RECORDS.read(layout.experiment_file)
+    if stored is None:
+        return ()
+    variants = stored.config.get("variants")
+    sections = [stored.config, *(variants.values() if isinstance(variants, Mapping) else ())]
+    return tuple(recipe for section in sections if isinstance(section, Mapping) and isinstance(recipe := section.get("recipe"), Mapping))
 
 
 def launch(
@@ -93,7 +131,9 @@ def launch(
 def store(launched: Launched) -> None:
     """Store an experiment under its name; only its user can read the record if it has settings that may hold secrets."""
     config, stages = resolved_values(launched.experiment), _digest(launched.graph)
-    record = _Stored(launched.since, launched.corpus, config, launched.config, launched.user, stages, launched.typed)
+    record = _Stored(
+        launched.since, launched.corpus, config, launched.config, launched.user, stages, launched.typed, POOLED, launched.keep_old
+    )
     private = bool(secrets_of(launched.experiment))
     write_json(launched.layout.experiment_file, {"schema": SCHEMA, **asdict(record)}, private=private)
 
@@ -109,7 +149,17 @@ def reopen(layout: Layout, registry: Registry, recipe_schema: type[Any]) -> Laun
     refill = functools.partial(_graph, experiment, stored.corpus, registry, base=graph)
     changed = bool(stored.stages) and stored.stages != _digest(graph)
     return Launched(
-        experiment, stored.corpus, graph, layout, stored.launched, refill, changed, stored.user, stored.file, typed=stored.typed
+        experiment,
+        stored.corpus,
+        graph,
+        layout,
+        stored.launched,
+        refill,
+        changed,
+        stored.user,
+        stored.file,
+        typed=stored.typed,
+        keep_old=stored.keep_old,
     )
 
 
@@ -135,10 +185,15 @@ def require_same_corpus(launched: Launched, digest: str, launch_command: str) ->
 
 
 def _restore(stored: _Stored, layout: Layout, registry: Registry, recipe_schema: type[Any]) -> Experiment:
-    """The stored experiment. StoredConfigurationError, with the command of the launch, if this version lacks a setting of it."""
+    """The stored experiment, with the outlier rule of its launch.
+
+    StoredConfigurationError, with the command of the launch, if this version lacks a setting of it.
+    """
     command = shlex.join(("python", "launch.py", *(stored.typed or ("grid", stored.file or layout.experiment))))
     again = f"`{command}` launches with the settings of its file"
     experiment = restore_experiment(stored.config, recipe_schema=recipe_schema, again=again)
+    if stored.pooled < POOLED and experiment.policy.outliers is OutlierRule.pooled:
+        experiment.policy.outliers = OutlierRule.common
     gone = [name for name in experiment.methods if name not in (*registry.methods, *experiment.variants)]
     if gone:
         raise StoredConfigurationError(f"stored configuration: method {gone[0]!r} does not exist any more; {again}")

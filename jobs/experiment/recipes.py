@@ -5,7 +5,7 @@ A recipe whose schema has the key `preset` starts from `configs/recipe/PRESET.ya
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -16,15 +16,19 @@ from jobs.text import did_you_mean, one_line
 
 FOLDER = "recipe"  # in configs/
 PRESET = "preset"  # key of the recipe with the preset's name
+REFERENCE = "published"  # preset of the code that made the published figures
 
 
 @dataclass
 class Variant:
-    """A method with settings of its own: one more row of the table, named by its key in `variants`."""
+    """A method with settings of its own: one more row of the table, named by its key in `variants`.
+
+    After loading, `recipe` is the whole recipe.
+    """
 
     method: str = "???"  # of the registry
     label: str | None = None  # in tables; default: the variant's name
-    recipe: Any = None  # settings that override those of the experiment; after loading, the whole recipe
+    recipe: Any = None  # settings that override those of the experiment
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class MethodRecipe:
     method: str
     preset: str
     departures: tuple[str, ...]
+    trained: tuple[str, ...] = ()  # what the method trains, by the recipe: `fine-tuning 15 epochs`
+    unlike_published: tuple[str, ...] = ()  # settings that depart from the preset `REFERENCE`, as `departures`
 
 
 def preset_file(configs: Path, name: str) -> Path:
@@ -46,14 +52,21 @@ def preset_file(configs: Path, name: str) -> Path:
     return file
 
 
-def method_recipes(recipes: Mapping[str, Any], configs: Path) -> tuple[MethodRecipe, ...]:
-    """Preset and departures of each recipe; empty without presets. `recipes`: by method, in the order of the tables."""
+def method_recipes(recipes: Mapping[str, Any], configs: Path, variants: Mapping[str, str] | None = None) -> tuple[MethodRecipe, ...]:
+    """Preset and departures of each recipe; empty without presets. `recipes`: by method, in the order of the tables.
+
+    `variants`: name of each variant -> its method. What is trained is the recipe's own method `trained`, if its schema has one.
+    """
     found = []
+    reference = _preset_values(preset_file(configs, REFERENCE)) if (configs / FOLDER / f"{REFERENCE}.yaml").is_file() else None
     for method, recipe in recipes.items():
         if not is_dataclass(recipe) or not hasattr(recipe, PRESET):
             return ()
         name = str(getattr(recipe, PRESET))
-        found.append(MethodRecipe(method, name, tuple(departures(recipe, _preset_values(preset_file(configs, name))))))
+        trained = recipe.trained((variants or {}).get(method, method)) if hasattr(recipe, "trained") else ()
+        unlike = departures(recipe, reference) if reference is not None else ()
+        own = departures(recipe, _preset_values(preset_file(configs, name)))
+        found.append(MethodRecipe(method, name, tuple(own), tuple(trained), tuple(unlike)))
     return tuple(found)
 
 
@@ -84,6 +97,29 @@ def recipe_sentences(recipes: Sequence[MethodRecipe], labels: Mapping[str, str])
     ]
     common = (f"In all recipes: {', '.join(shared)}.",) if shared else ()
     return (f"Recipes: {'; '.join(own)}.", *common)
+
+
+def training_sentences(recipes: Sequence[MethodRecipe], labels: Mapping[str, str]) -> tuple[str, ...]:
+    """What captions say of the training: what was trained, and in what it differs from the code that made the published figures.
+
+    Once if all methods have the same recipe, else for each method.
+    """
+    return (
+        *_for_each("Trained", recipes, labels, lambda each: each.trained, "; "),
+        *_for_each("Differs from the published code in", recipes, labels, lambda each: each.unlike_published, ", "),
+    )
+
+
+def _for_each(
+    what: str, recipes: Sequence[MethodRecipe], labels: Mapping[str, str], parts: Callable[[MethodRecipe], Sequence[str]], between: str
+) -> tuple[str, ...]:
+    """`WHAT: ...` with the parts of all recipes, each once, or those of each recipe if the recipes differ; () without parts."""
+    if not any(parts(each) for each in recipes):
+        return ()
+    if len({(each.preset, each.departures) for each in recipes}) == 1:
+        return (f"{what}: {between.join(dict.fromkeys(part for each in recipes for part in parts(each)))}.",)
+    own = [f"{labels.get(each.method, each.method)} {between.join(parts(each)) or 'nothing'}" for each in recipes]
+    return (f"{what}: {' | '.join(own)}.",)
 
 
 def _described(preset: str, departing: Sequence[str]) -> str:

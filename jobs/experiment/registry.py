@@ -92,7 +92,7 @@ class StageArguments(TypedDict):
     output: Path
     checkpoint: Path
     should_stop: StopSignal  # True as soon as the stage should write a checkpoint and exit
-    report: Callable[[str], None]  # writes a line to the log
+    report: Callable[[str], None]  # writes a line to the log; `status` shows `WHAT DONE/TOTAL` and reads `SECONDS s to go` in the last one
     relief: int  # how often the stage ran out of memory: the micro-batch is halved that many times, the result stays the same
     attempt: NotRequired[int]  # number of this execution: files in `checkpoint` of an earlier one may be removed, of a later one not
     superseded: NotRequired[StopSignal]  # True once a later execution has begun, which owns `checkpoint`: nothing may be written there
@@ -121,8 +121,8 @@ class Registry(Protocol):
         """Compute one stage: artifacts go to `output`, resumable state to `checkpoint`.
 
         Returns JSON values: `metrics` (numbers), and for a run `confusion` (rows: true class), `classes`, and `diverged`: why the
-        training does not count, or "". If `should_stop` returned True, raises an exception with the attribute `interrupted = True` after
-        writing a checkpoint.
+        training does not count, or "". `arithmetic` (text values): what the hardware decides and tables name, such as `device` and
+        `precision`. If `should_stop` returned True, raises an exception with the attribute `interrupted = True` after writing a checkpoint.
         """
 
 
@@ -189,6 +189,12 @@ class SweepRegistry(Registry, Protocol):
 
     def check(self, recipe: Any) -> None:
         """Raise an error with lines for the user where a value is out of its range."""
+
+    def check_corpus(self, corpus: Path, methods: Sequence[tuple[str, Any]], folds: Mapping[str, Sequence[str]]) -> None:
+        """Raise an error with lines for the user where a corpus is too small for the recipe of a method (`methods`: each with its recipe).
+
+        `folds`: held-out fold -> the speakers that its runs are scored on; (): on the held-out fold.
+        """
 
     def validation_speakers(self, corpus: Path, fold: str) -> tuple[str, ...]:
         """The speakers that runs of a fold are scored on. Raises an error with one line for the user where none are left."""

@@ -27,23 +27,23 @@ class Stopping(Enum):
     """Early stopping of trials."""
 
     asha = "asha"  # asynchronous successive halving by the mean validation UA of the folds so far
-    none = "none"
+    none = "none"  # every trial gets all folds
 
 
 @dataclass
 class SweepSettings:
     """A search over sets of cluster counts and over other settings of the recipe."""
 
-    counts: list[int] = field(default_factory=list)  # the pool that sets are drawn from; empty: the counts of the recipe
+    counts: list[int] = field(default_factory=list)  # the pool that sets are drawn from; not named: the counts of the recipe
     sizes: list[int] = field(default_factory=list)  # how many counts of the pool a set holds; empty: from one to all
     sets: list[Any] = field(default_factory=list)  # the sets themselves, each a list of counts, in place of `counts` and `sizes`
     settings: dict[str, Any] = field(default_factory=dict)  # key below `recipe.` -> choices, or {low, high, log}; null: not searched
-    search: Search = Search.grid
+    search: Search = Search.grid  # how points are chosen
     trials: int = 16  # of random and optuna
     seed: int = 0  # of the search
     seeds: int = 2  # runs per fold
     folds: list[str] = field(default_factory=list)  # held-out folds evaluated; empty: those of the experiment
-    stopping: Stopping = Stopping.asha
+    stopping: Stopping = Stopping.asha  # early stopping of trials
     grace_folds: int = 1  # computed for every trial before it can be stopped
     reduction: int = 2  # ASHA: one in so many trials continues; the next rung has so many times the folds
     at_once: int = 0  # points that optuna proposes together, before it sees their results; 0: 4

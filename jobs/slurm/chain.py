@@ -40,6 +40,7 @@ from jobs.store.launches import launched_at
 from jobs.store.layout import Layout
 from jobs.store.records import Decoder, write_json
 from jobs.store.snapshot import Snapshot, take_snapshot
+from jobs.text import counted
 
 SCHEMA = 1
 LINKS = 2  # pending at once, beside one that makes its pass
@@ -305,7 +306,7 @@ def chain_state(layout: Layout, queue: Sequence[QueuedElement] | None, *, now: f
 
 def _failing(record: ControllerRecord) -> str:
     if record.failing > 1:
-        return f"; the last {record.failing} passes failed: {record.last_error}"
+        return f"; the last {counted(record.failing, 'pass', 'passes')} failed: {record.last_error}"
     return f"; the last pass failed: {record.last_error}" if record.last_error else ""
 
 

@@ -25,7 +25,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from jobs.errors import SlurmUnavailableError
 from jobs.slurm.chain import Chain, ControllerRecord, LinkState, read_record, record_file, write_record
 from jobs.store.launches import launched_at
-from jobs.text import one_line
+from jobs.text import counted, one_line
 
 STUCK_SECONDS = 6 * 3600.0  # jobs may be unable to start for so long before a notice is sent
 MAX_FAILING = 12  # links in a row whose pass failed, then the chain ends
@@ -106,7 +106,9 @@ class _Link(Generic[PassT]):
         if self.clock() >= self.deadline:
             return self._end(LinkEnd.budget, "policy.controller_days are over; `grid` starts a new chain")
         if former.failing >= MAX_FAILING:
-            return self._end(LinkEnd.broken, f"{former.failing} passes in a row failed; the last error: {former.last_error}")
+            return self._end(
+                LinkEnd.broken, f"{counted(former.failing, 'pass', 'passes')} in a row failed; the last error: {former.last_error}"
+            )
         self._ensure()
         self._write(failing=former.failing + 1)  # until the pass has ended
         try:

@@ -245,6 +245,28 @@ class SlurmClient:
             raise UsageError(f"{command[0]} is not in PATH: no Slurm here (--cluster local needs none)") from error
 
 
+class LookClient(SlurmClient):
+    """A client of one look at one or several experiments, for a user who waits: squeue is called once, with a short time limit.
+
+    A later call returns the same jobs, or raises the same error.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(looks=1, look_seconds=SHORT_SECONDS)
+        self._answer: tuple[QueuedElement, ...] | SlurmUnavailableError | UsageError | None = None
+
+    def queue(self, *, name: str | None = None, patient: bool = False) -> tuple[QueuedElement, ...]:
+        """As for SlurmClient, by the first answer."""
+        if self._answer is None:
+            try:
+                self._answer = super().queue(patient=patient)
+            except (SlurmUnavailableError, UsageError) as error:
+                self._answer = error
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return tuple(element for element in self._answer if name in (None, element.name))
+
+
 def _mark() -> str:
     """Text that begins each job in the output of squeue, and that no name of another program's job can contain."""
     return f"{secrets.token_hex(8)} "

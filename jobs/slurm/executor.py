@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
+import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 from jobs.control.executor_protocol import Batch, Executor, Limits
-from jobs.control.facts import Asked, Departure, InFlight, Phase
+from jobs.control.facts import Asked, Departure, InFlight, Pending, Phase
 from jobs.errors import RequestRefusedError, SlurmUnavailableError, UsageError
-from jobs.experiment.config import Experiment, SlurmSite, at_once_of, resources_of
+from jobs.experiment.config import Experiment, Resources, SlurmSite, at_once_of, resources_of
 from jobs.experiment.graph import Graph
 from jobs.slurm.chain import LINKS, link_name
 from jobs.slurm.client import SlurmClient
@@ -30,13 +33,15 @@ from jobs.slurm.queue import (
     departures_of,
     failed_launches,
     own_elements,
+    pending_stages,
     refusals_of,
     stages_in_flight,
     stages_queued,
     stuck_keys,
 )
 from jobs.slurm.recovery import Recovery
-from jobs.slurm.script import ArrayJob, launcher_python, render_script
+from jobs.slurm.script import ArrayJob, check_site, launcher_python, render_script
+from jobs.slurm.startable import impossible
 from jobs.slurm.submissions import SETTLE_SECONDS, Guard, State, Submission, SubmissionBook, new_submission
 from jobs.store.attempts import own_cluster
 from jobs.store.clock import file_time
@@ -128,6 +133,32 @@ class SlurmArrays(Executor):
         room = self._most.queue_room - len(queue) - kept
         return replace(self._most, queue_room=room if room > 0 else -1)
 
+    def check_options(self) -> None:
+        """UsageError if a value of the site profile cannot be in a script, or if sbatch does not know an option of `slurm.extra`.
+
+        What slurmctld rejects, such as a reservation that does not exist, is found by the submission.
+        """
+        check_site(self._site)
+        if not self._site.extra:
+            return
+        job = ArrayJob(
+            name="ser-grid.options",
+            size=1,
+            resources=Resources(gpus=0),
+            stages_per_element=1,
+            command=("true",),
+            description="",
+            folder="/",
+            output="/",
+        )
+        with tempfile.TemporaryDirectory(prefix="ser-grid-options-") as folder:
+            script = Path(folder) / "script.sh"
+            script.write_text(render_script(job, self._site, self._source / "slurm_templates"), encoding="utf-8")
+            _, said = self._client.would_accept(script, self._site)
+        wrong = [name for name in self._site.extra if re.search(rf"--{name}\b", said)]
+        if wrong:
+            raise UsageError(f"slurm.extra.{wrong[0]} (site profile `{self._experiment.site}`): sbatch does not accept it: {said}")
+
     def in_flight(self) -> Mapping[str, InFlight]:
         """Key -> element of every stage in the queue; those of a submission of unknown outcome count until it is resolved.
 
@@ -193,6 +224,10 @@ class SlurmArrays(Executor):
         """Key -> why its pending element will never start without intervention; `held by you: ...` if the user holds it."""
         return stuck_keys(self._elements or ())
 
+    def pending(self) -> Mapping[str, Pending]:
+        """Key -> Slurm's reason and the time of submission, of stages that have no node yet, by the last reading of the queue."""
+        return pending_stages(self._elements or ())
+
     def live_jobs(self) -> frozenset[str] | None:
         """`JOB` or `ARRAY_INDEX` of everything that this user has in the queue, of any experiment; None if not known."""
         return None if self._blind else frozenset(element.job for element in self._last_queue())
@@ -223,6 +258,17 @@ class SlurmArrays(Executor):
             if record.state is State.intent:  # its elements are cancelled when the array turns up
                 self._book.change(record, cancelled=[index for index, task in enumerate(record.tasks) if wanted.issuperset(task)])
         return self._cancel(cancellable(self._elements or (), wanted))
+
+    def withdraw(self, keys: Collection[str]) -> tuple[str, ...]:
+        """Cancel the pending and running elements that compute no other stages than these; running ones write a checkpoint.
+
+        Returns the keys that were withdrawn.
+        """
+        pending = self.cancel(keys)
+        self.in_flight()
+        wanted = frozenset(keys)
+        running = [own for own in self._elements or () if not own.withdrawn and wanted.issuperset(own.keys)]
+        return tuple(dict.fromkeys((*pending, *self._cancel(running))))
 
     def cancel_all(self) -> tuple[str, ...]:
         """Cancel every pending and running element, and arrays whose sbatch may be under way. Returns the keys that were in the queue."""
@@ -280,6 +326,13 @@ class SlurmArrays(Executor):
     def asked(self, batch: Batch) -> Asked:
         """Time and memory requested for each element of a batch."""
         return self._sized(batch).asked
+
+    def impossible(self, batches: Sequence[Batch]) -> Mapping[Batch, str]:
+        """Those of some batches whose tasks can never start at this site, each with the reason. Nothing is submitted."""
+        empty: dict[str, Any] = {"size": 1, "name": "test", "command": ("true",), "description": "/", "folder": "/", "output": "/dev"}
+        jobs = [replace(self._sized(batch), **empty) for batch in batches]
+        reasons = impossible(self._client, jobs, self._site, self._source / "slurm_templates")
+        return {batch: why for batch, why in zip(batches, reasons, strict=True) if why}
 
     def previews(self, batches: Sequence[Batch], graph: Graph, in_flight: Mapping[str, InFlight]) -> tuple[Preview, ...]:
         """Scripts of a whole plan; JOB1, JOB2, ... stand for the job ids of its arrays, which are not known yet."""

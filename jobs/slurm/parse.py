@@ -34,7 +34,7 @@ _STUCK = {
     "badconstraints": "no node fits its request",
     "dependencyneversatisfied": "what it waits for has failed",
     "partitiontimelimit": "its time limit is above the partition's",
-    "partitionnodelimit": "it asks for more nodes than the partition gives",
+    "partitionnodelimit": "it requests more nodes than the partition allows",
     "invalidaccount": "its account is not valid",
     "invalidqos": "its QOS is not valid",
     "accountnotallowed": "its account may not use the partition",
@@ -209,10 +209,15 @@ def why_stuck(element: QueuedElement) -> str:
     return f"{found} ({element.reason})" if found else ""
 
 
+def reason_given(element: QueuedElement) -> str:
+    """Slurm's reason why an element is pending; "" if it states none: its scheduler has not considered the element yet."""
+    return "" if element.reason.strip("()").lower() in ("", "none", "null", "n/a") else element.reason
+
+
 def describe_pending(element: QueuedElement) -> str:
-    """`waits (Priority)`, or `will never start: ...`."""
-    stuck = why_stuck(element)
-    return f"will never start: {stuck}" if stuck else f"waits ({element.reason})"
+    """`is pending (Priority)`, `is pending`, or `will never start: ...`."""
+    stuck, reason = why_stuck(element), reason_given(element)
+    return f"will never start: {stuck}" if stuck else f"is pending ({reason})" if reason else "is pending"
 
 
 def parse_site(text: str) -> dict[str, str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from jobs.control.facts import Departure, InFlight, Phase
-from jobs.slurm.parse import WAITING_STATES, QueuedElement, why_stuck
+from jobs.control.facts import Departure, InFlight, Pending, Phase
+from jobs.slurm.parse import WAITING_STATES, QueuedElement, reason_given, why_stuck
 from jobs.slurm.submissions import State, Submission
 
 Rank = tuple[bool, bool, int, int]
@@ -101,6 +101,11 @@ def cancellable(elements: Iterable[OwnElement], keys: Collection[str]) -> tuple[
 def stuck_keys(elements: Iterable[OwnElement]) -> dict[str, str]:
     """Key -> why its pending element will never start without intervention."""
     return {key: why for own in elements if (why := why_stuck(own.element)) for key in own.keys}
+
+
+def pending_stages(elements: Iterable[OwnElement]) -> dict[str, Pending]:
+    """Key -> Slurm's reason and the time of submission, of stages whose element has no node yet."""
+    return {key: Pending(reason_given(own.element), own.record.created) for own in elements if own.pending for key in own.keys}
 
 
 def departures_of(records: Iterable[Submission], keys: Collection[str], user: int) -> dict[str, tuple[Departure, ...]]:

@@ -16,6 +16,7 @@ import submitit
 from submitit.core import utils
 
 from jobs.errors import SubmissionFailedError, UsageError
+from jobs.store.disk_space import naming
 from jobs.text import one_line
 
 
@@ -44,7 +45,7 @@ class TemplateExecutor(submitit.SlurmExecutor):  # type: ignore[misc]  # submiti
         self._first_folder().mkdir(parents=True, exist_ok=True)
         printed = io.StringIO()
         try:
-            with contextlib.redirect_stderr(printed):  # submitit prints the message that it then raises
+            with naming(self._first_folder()), contextlib.redirect_stderr(printed):  # submitit prints the message that it then raises
                 return str(self._submit_command("").job_id)
         except (utils.FailedJobError, utils.FailedSubmissionError) as error:
             cause = error.__cause__

@@ -20,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar, cast
 
+from jobs.store.disk_space import naming
 from jobs.store.layout import AttemptFolder, StageFolder
 
 if TYPE_CHECKING:
@@ -250,6 +251,11 @@ def write_json(path: Path, value: object, *, private: bool = False) -> None:
     write_bytes(path, _encoded(value), private=private)
 
 
+def json_text(value: object) -> str:
+    """The text that `write_json` writes."""
+    return _encoded(value).decode()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write one UTF-8 file atomically and durably, newlines as they are."""
     write_bytes(path, text.encode())
@@ -387,11 +393,12 @@ def _encoded(value: object) -> bytes:
 
 
 def _write_temporary(path: Path, data: bytes, *, private: bool = False) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # of mode 0600
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # of mode 0600
     temporary = Path(name)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with naming(path), os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

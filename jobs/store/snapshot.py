@@ -7,7 +7,9 @@ jobs passes on the same snapshot, with what git reported at launch.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import UsageError
+from jobs.store.disk_space import naming
 from jobs.store.layout import Layout
 from jobs.store.records import Decoder, write_json
 
@@ -26,9 +29,15 @@ SCHEMA = 1
 CODE = ("launch.py", "jobs", "ser_core", "configs", "slurm_templates")  # what jobs need: files that git does not track are copied from here
 NOT_CODE = ("tests", "docs", "benchmarks", "results", "data", "checkpoints")  # top-level folders that jobs never read
 SECRET = (".env", ".env.*", ".netrc", "*.key", "*.pem")  # names of files that are never copied, tracked or not
-LARGEST = 8 * 2**20  # bytes; a larger untracked file counts as data, not code
+DATA = (  # names of files that are data, in lower case: recordings, arrays, weights, archives
+    *("*.wav", "*.flac", "*.mp3", "*.ogg", "*.sph", "*.m4a", "*.npy", "*.npz", "*.h5", "*.hdf5", "*.parquet", "*.arrow", "*.tfevents*"),
+    *("*.pt", "*.pth", "*.ckpt", "*.bin", "*.safetensors", "*.onnx", "*.pkl", "*.zip", "*.tar", "*.tgz", "*.gz", "*.bz2", "*.xz", "*.7z"),
+)
+LARGEST = 8 * 2**20  # bytes; a larger file counts as data if it is not tracked, or outside of `CODE`
+LARGE = 20_000_000  # bytes of a whole snapshot, above which its user is told
 DIGEST_LENGTH = 16
 GIT_SECONDS = 60
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,7 @@ class Snapshot:
     files: Mapping[str, int]  # relative name -> 1 if executable
     commit: str  # "" outside of git
     changed: tuple[str, ...]  # files that differ from the commit or are unknown to it
-    left_out: tuple[str, ...]  # untracked, and outside of `CODE` or too large to be code
+    left_out: tuple[str, ...]  # data, tracked or not, and what is untracked outside of `CODE`
 
     @property
     def taken(self) -> bool:
@@ -70,12 +79,9 @@ def plan_snapshot(source: Path, layout: Layout) -> Snapshot:
         return known
     in_git = _is_checkout(source)
     tracked, untracked = _git_files(source) if in_git else (_walk(source), [])
-    fitting = [
-        name
-        for name in untracked
-        if Path(name).parts[0] in CODE and (source / name).is_file() and (source / name).stat().st_size <= LARGEST
-    ]
-    names = sorted(name for name in {*tracked, *fitting} if _is_code(name) and (source / name).is_file())
+    present = [name for name in {*tracked, *untracked} if _is_code(name) and (source / name).is_file()]
+    new = set(untracked)
+    names = sorted(name for name in present if not _is_data(source, name, tracked=name not in new))
     if not names:
         raise UsageError(f"{source}: no code to run there (expected {', '.join(CODE)})")
     files = _with_modes(source, names)
@@ -88,8 +94,10 @@ def plan_snapshot(source: Path, layout: Layout) -> Snapshot:
         digest=digest,
         files=files,
         commit=commit,
-        changed=tuple(sorted(name for name in {*changed, *fitting} if name and _is_code(name))),
-        left_out=tuple(sorted(name for name in set(untracked) - set(fitting) if _is_code(name))),
+        changed=tuple(
+            sorted(name for name in {*changed, *new.intersection(names)} if name and _is_code(name) and not _has_data_name(name))
+        ),
+        left_out=tuple(sorted(set(present) - set(names))),
     )
 
 
@@ -109,19 +117,47 @@ def take_snapshot(source: Path, layout: Layout) -> Snapshot:
     try:
         for name in snapshot.files:
             target = temporary / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(snapshot.source / name, target)
+            with naming(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(snapshot.source / name, target)
         if _digest(temporary, snapshot.files) != snapshot.digest:
             raise UsageError(f"{snapshot.source}: code changed while it was copied; launch again")
         (temporary / "dirty.diff").touch(mode=0o600)  # of files that may be readable by their user only
-        (temporary / "dirty.diff").write_text(_dirty_diff(snapshot), encoding="utf-8", errors="surrogateescape")
+        with naming(temporary / "dirty.diff"):
+            (temporary / "dirty.diff").write_text(_dirty_diff(snapshot), encoding="utf-8", errors="surrogateescape")
         record = {"schema": SCHEMA, **snapshot_facts(snapshot), "files": sorted(snapshot.files), "left_out": list(snapshot.left_out)}
         write_json(temporary / "snapshot.json", record)
         temporary.chmod(0o755)
+        if large := size_warning(temporary, snapshot.files):
+            _log.warning("%s: %s", snapshot.path, large)
         _publish(temporary, snapshot.path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return snapshot
+
+
+def size_warning(folder: Path, files: Iterable[str]) -> str:
+    """What to tell about a snapshot above `LARGE`: its size, the largest files, what to do; "" below."""
+    sizes = {name: (folder / name).stat().st_size for name in files}
+    total = sum(sizes.values())
+    if total <= LARGE:
+        return ""
+    largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
+    named = ", ".join(f"{name} {sizes[name] / 1e6:.1f} MB" for name in largest)
+    return (
+        f"the copy of the code for jobs has {total / 1e6:.0f} MB, once for each version that is launched; largest: {named}; "
+        f"what jobs do not read belongs into data/ or checkpoints/, or into .gitignore"
+    )
+
+
+@functools.cache
+def check_snapshot(folder: Path, digest: str) -> None:
+    """UsageError if `folder` is not the unchanged snapshot of that digest. The files are read once per process."""
+    found = _intact(folder)
+    if found is None or found[0].snapshot != digest:
+        raise UsageError(
+            f"{folder}: this copy of the code was changed since the launch: remove the folder when no job uses it, and launch again"
+        )
 
 
 def snapshot_facts(snapshot: Snapshot) -> dict[str, object]:
@@ -137,21 +173,29 @@ def snapshot_facts(snapshot: Snapshot) -> dict[str, object]:
 
 def _known_snapshot(source: Path, layout: Layout) -> Snapshot | None:
     """The snapshot that `source` is; None if it is none, or its code was changed."""
-    record = _RECORDS.read(source / "snapshot.json")
-    if record is None or not record.files or not all((source / name).is_file() for name in record.files):
+    found = _intact(source)
+    if found is None:
         return None
-    files = _with_modes(source, sorted(record.files))
-    if _digest(source, files) != record.snapshot:
-        return None
+    record, files = found
     path = layout.snapshots.resolve() / record.snapshot
     return Snapshot(source, path, record.snapshot, files, record.commit, record.changed, record.left_out)
+
+
+def _intact(folder: Path) -> tuple[_Record, dict[str, int]] | None:
+    """The record and the files of a snapshot; None if it is none, or its code was changed."""
+    record = _RECORDS.read(folder / "snapshot.json")
+    if record is None or not record.files or not all((folder / name).is_file() for name in record.files):
+        return None
+    files = _with_modes(folder, sorted(record.files))
+    return (record, files) if _digest(folder, files) == record.snapshot else None
 
 
 def _dirty_diff(snapshot: Snapshot) -> str:
     earlier = snapshot.source / "dirty.diff"
     if (snapshot.source / "snapshot.json").is_file() and earlier.is_file():
         return earlier.read_text(encoding="utf-8", errors="surrogateescape")
-    return _git(snapshot.source, "diff", "--binary", "--relative", "HEAD", check=False) if snapshot.commit else ""
+    without = [f":(exclude,icase,glob)**/{pattern}" for pattern in DATA]
+    return _git(snapshot.source, "diff", "--binary", "--relative", "HEAD", "--", ".", *without, check=False) if snapshot.commit else ""
 
 
 def _publish(temporary: Path, path: Path) -> None:
@@ -164,7 +208,7 @@ def _publish(temporary: Path, path: Path) -> None:
 
 def _with_modes(folder: Path, names: Iterable[str]) -> dict[str, int]:
     """Name -> 1 if executable."""
-    return {name: int(os.access(folder / name, os.X_OK)) for name in names}
+    return {name: int((folder / name).stat().st_mode & 0o111 != 0) for name in names}  # os.access: false on a noexec mount
 
 
 def _digest(folder: Path, files: Mapping[str, int]) -> str:
@@ -180,6 +224,17 @@ def _is_code(name: str) -> bool:
     if parts[0] in NOT_CODE or "__pycache__" in parts or name in ("snapshot.json", "dirty.diff"):
         return False
     return not any(fnmatchcase(parts[-1], pattern) for pattern in SECRET)
+
+
+def _is_data(source: Path, name: str, *, tracked: bool) -> bool:
+    in_code = Path(name).parts[0] in CODE
+    if not (tracked or in_code) or _has_data_name(name):
+        return True
+    return not (tracked and in_code) and (source / name).stat().st_size > LARGEST
+
+
+def _has_data_name(name: str) -> bool:
+    return any(fnmatchcase(Path(name).name.lower(), pattern) for pattern in DATA)
 
 
 def _walk(source: Path) -> list[str]:

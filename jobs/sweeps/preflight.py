@@ -12,9 +12,10 @@ from jobs.control.controller import read_facts
 from jobs.control.estimates import Source, sibling_seconds
 from jobs.control.facts import StageFacts
 from jobs.errors import UsageError
-from jobs.experiment.config import Experiment, nearest, resources_of
+from jobs.experiment.config import Experiment, resources_of
 from jobs.experiment.graph import Graph, Node
 from jobs.experiment.launched import Corpus
+from jobs.experiment.layers import nearest
 from jobs.experiment.registry import SweepRegistry
 from jobs.experiment.sweep_section import MAX_POINTS, Search
 from jobs.store.layout import Layout
@@ -62,7 +63,7 @@ def check_sweep(experiment: Experiment, space: Space, registry: SweepRegistry, c
         return point_graph(experiment, corpus, point, folds[:1], validation, registry).nodes
 
     _check_settings(space, experiment, stages)
-    _check_counts(space, experiment, registry, corpus, validation, stages)
+    _check_sizes(space, experiment, registry, corpus, validation, stages)
     require_ray(experiment.sweep.search)
     return validation
 
@@ -107,7 +108,7 @@ def _check_settings(space: Space, experiment: Experiment, stages: Callable[[Poin
             raise UsageError(f"{SECTION}.{key}: no stage of {method} depends on it, so that there is nothing to search")
 
 
-def _check_counts(
+def _check_sizes(
     space: Space,
     experiment: Experiment,
     registry: SweepRegistry,
@@ -115,7 +116,7 @@ def _check_counts(
     validation: Mapping[str, Sequence[str]],
     stages: Callable[[Point], Mapping[str, Node]],
 ) -> None:
-    """No cluster count may exceed the number of training frames of any fold, which may depend on settings."""
+    """No cluster count may exceed the number of training frames of any fold, which may depend on settings, and no batch its utterances."""
     method = swept_method(experiment)
 
     def divided(point: Point) -> frozenset[str]:
@@ -133,6 +134,8 @@ def _check_counts(
                 f"sweep: k={most} is above the number of training frames, {frames[fold]} in fold {fold!r}; "
                 f"name smaller counts (sweep.counts, sweep.sets or recipe.{method.counts})"
             )
+    for point in dict.fromkeys(points):
+        registry.check_corpus(Path(corpus.folder), [(method.name, apply(experiment, point).recipe)], validation)
 
 
 @dataclass(frozen=True)
@@ -185,11 +188,13 @@ def preview_lines(sweep: Sweep, found: Preview) -> list[str]:
         f"{counted(len(sweep.folds), 'fold')}, {counted(asked.seeds, 'fine-tuning')} each; no stage opens a recording of the held-out fold"
     )
     lines.extend(f"  fold {fold} held out: scored on {', '.join(sweep.validation[fold])}" for fold in sweep.folds)
-    lines.append("stages" + (f", counted for {len(found.points)} points drawn at random in place of Optuna's" if found.example else ""))
+    lines.append(
+        "stages" + (f", counted for {counted(len(found.points), 'point')} drawn at random in place of Optuna's" if found.example else "")
+    )
     for each in found.stages:
         cost = f": {each.cost.text} ({each.source.value})" if each.missing else ""
         lines.append(f"  {each.stage}: {each.needed} needed, {each.finished} there, {each.missing} to compute{cost}")
-    lines.append(f"in all {sum(each.missing for each in found.stages)} stages to compute, at most about {found.cost.text}")
+    lines.append(f"in all {counted(sum(each.missing for each in found.stages), 'stage')} to compute, at most about {found.cost.text}")
     return lines
 
 
@@ -216,4 +221,4 @@ def _stopping(sweep: Sweep) -> str:
     if not of_asha:
         return "none is stopped early"
     when = " and ".join(filter(None, (", ".join(map(str, of_asha[:-1])), str(of_asha[-1]))))
-    return f"after {when} of {len(sweep.folds)} folds one point in {asked.reduction} goes on (ASHA)"
+    return f"after {when} of {counted(len(sweep.folds), 'fold')} one point in {asked.reduction} continues (ASHA)"

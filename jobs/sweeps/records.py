@@ -103,6 +103,11 @@ def sweep_layout(layout: Layout, digest: str) -> Layout:
     return Layout(layout.root, (layout.sweep / digest).relative_to(layout.root).as_posix())
 
 
+def sweeps_of(layout: Layout) -> tuple[Layout, ...]:
+    """Layouts of all sweeps of an experiment that were launched."""
+    return tuple(sweep_layout(layout, file.parent.name) for file in sorted(layout.sweep.glob("*/experiment.json")))
+
+
 def folds_of(experiment: Experiment, corpus: Corpus) -> tuple[str, ...]:
     """The held-out folds that every trial is evaluated on, in this order."""
     return tuple(experiment.sweep.folds or experiment.folds or corpus.folds)

@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from jobs.errors import UsageError
-from jobs.experiment.config import Experiment, known_keys, nearest
+from jobs.experiment.config import Experiment
+from jobs.experiment.layers import known_keys, nearest
 from jobs.experiment.recipes import method_recipes, recipe_sentences
 from jobs.experiment.registry import SweptMethod
 from jobs.experiment.sweep_section import MAX_POINTS, RANGE_KEYS, Search, flat
@@ -179,7 +180,7 @@ def space_of(experiment: Experiment) -> Space:
         if asked is None:
             continue
         if key == counts_key:
-            raise UsageError(f"{SECTION}.{key}: sets of cluster counts are asked for by sweep.counts and sweep.sizes, or by sweep.sets")
+            raise UsageError(f"{SECTION}.{key}: sets of cluster counts are set by sweep.counts and sweep.sizes, or by sweep.sets")
         if isinstance(asked, Mapping):
             ranges[key] = _range(type(experiment.recipe), key, asked)
         else:

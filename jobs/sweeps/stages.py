@@ -17,8 +17,8 @@ from jobs.experiment.config import Experiment
 from jobs.experiment.graph import Graph, Slot, build_graph, canonical_json, seeds_of_slots, united
 from jobs.experiment.launched import Corpus
 from jobs.experiment.registry import Registry, SweepRegistry
-from jobs.sweeps.records import Sweep, folds_of
-from jobs.sweeps.space import Point, apply, space_of, swept_method
+from jobs.sweeps.records import Sweep, folds_of, read_proposals
+from jobs.sweeps.space import Point, apply, listed_points, space_of, swept_method
 
 DIGITS = 12  # of the digest that names a sweep
 Wanted = Sequence[tuple[Point, int]]  # points, each with how many of the folds, from the first, are to be evaluated
@@ -96,3 +96,12 @@ def sweep_digest(experiment: Experiment, corpus: Corpus, validation: Mapping[str
         "stages": stages,
     }
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:DIGITS]
+
+
+def every_stage(sweep: Sweep) -> Graph:
+    """Every stage that the points of a sweep may have, on all folds, whatever its search decides: those proposed so far, if it proposes."""
+    listed = listed_points(sweep.experiment)
+    points = listed if listed is not None else [each.point for batch in read_proposals(sweep) for each in batch]
+    if not points:
+        return Graph({}, (), sweep.corpus.name, sweep.corpus.digest, {})
+    return SweepGraphs(sweep).graph([(point, len(sweep.folds)) for point in dict.fromkeys(points)])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,20 +13,28 @@ from jobs.errors import UsageError
 from jobs.experiment.graph import Graph
 from jobs.experiment.recipes import MethodRecipe
 from jobs.store.layout import Layout
-from jobs.store.records import Decoder, Result, write_json, write_text
+from jobs.store.records import Decoder, Result, json_text, write_text
 from jobs.tables import published as published_figures
+from jobs.tables.arithmetic import arithmetic_of
+from jobs.tables.as_json import to_json
 from jobs.tables.confusion import write_confusions
-from jobs.tables.display import render, render_csv, render_methods_csv
+from jobs.tables.display import render_csv, render_markdown, render_methods_csv
 from jobs.tables.from_csv import Judged, judge_runs, read_runs
+from jobs.tables.joined import write_joined
+from jobs.tables.latex import PLAIN, Style, document, fragments
+from jobs.tables.plain import settings_json
 from jobs.tables.published import Published
-from jobs.tables.summary import Entry, Status, Summary, code_facts, entries_of, summarise, to_json
+from jobs.tables.summary import Entry, Status, Summary, Unreplaced, code_facts, entries_of, summarise
+from jobs.text import counted
 
 if TYPE_CHECKING:
+    from jobs.control.rounds import Judgements
     from jobs.experiment.config import OutlierRule
 
 
-FORMATS = {"latex": "table.tex", "markdown": "table.md", "csv": "runs.csv", "json": "summary.json"}
+FORMATS = {"latex": "tables.tex", "markdown": "table.md", "csv": "runs.csv", "json": "summary.json"}
 METHODS_CSV = "methods.csv"  # beside `runs.csv`
+_FRAGMENT = re.compile(r"table\d*(?:-differences)?\.tex")
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,7 @@ class CollectReport:
     complete: bool
     summary: Summary
     kept: str = field(default="", kw_only=True)  # why nothing was written: the folder has better tables; "": the tables were written
+    gaps: tuple[str, ...] = field(default=(), kw_only=True)  # a line for each file that lacks runs
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -66,13 +76,15 @@ def summary_of(
     results: Mapping[str, Result],
     states: Mapping[str, str],
     outlier_rule: str = "none",
-    unresolved: Mapping[tuple[str, str], int] | None = None,
+    judgements: Judgements | None = None,
     recipes: Sequence[MethodRecipe] = (),
+    unreplaced: Unreplaced = Unreplaced.keep,
 ) -> Summary:
-    """The numbers of an experiment. `results` and `states` as for `entries_of`; the others as for `summarise`."""
-    entries = entries_of(graph, results, states)
+    """The numbers of an experiment. `results`, `states` and `judgements` as for `entries_of`; the others as for `summarise`."""
+    entries = entries_of(graph, results, states, judgements)
     code = code_facts(results[key] for key in graph.nodes if key in results)
-    return summarise(entries, experiment=experiment, outlier_rule=outlier_rule, unresolved=unresolved, code=code, recipes=recipes)
+    found = summarise(entries, experiment=experiment, outlier_rule=outlier_rule, unreplaced=unreplaced, code=code, recipes=recipes)
+    return replace(found, arithmetic=arithmetic_of(graph, results))
 
 
 def collect(
@@ -85,27 +97,44 @@ def collect(
     formats: Sequence[str] = tuple(FORMATS),
     out: Path | None = None,
     outlier_rule: str = "none",
-    unresolved: Mapping[tuple[str, str], int] | None = None,
+    judgements: Judgements | None = None,
     recipes: Sequence[MethodRecipe] = (),
+    unreplaced: Unreplaced = Unreplaced.keep,
+    style: Style = PLAIN,
     force: bool = False,
 ) -> CollectReport:
     """Write the tables into `tables/` of the experiment and the confusion matrices into `confusion/`, or all below `out`.
 
     `results` and `states` are as for `jobs.tables.summary.entries_of`; `formats` are keys of `FORMATS`; `outlier_rule` describes the
-    rule that was applied, as `jobs.control.outliers.rule_in_words` does; `unresolved` is the number of outliers in the mean by
-    (corpus, method); `recipes` are named in the captions. An incomplete experiment is written too and marked as such, but does not replace
-    complete tables of more runs without `force`. Raises UsageError for results without usable scores and for an unknown format.
+    rule that was applied, as `jobs.control.outliers.rule_in_words` does; `judgements` are its verdicts, and `unreplaced` is what becomes
+    of the outliers that no run replaces; `recipes` are named in the captions. Formats that the folder has already are written too, and
+    matrices of other runs are removed, so that all files have the same runs. An incomplete experiment is written too and marked as such,
+    but does not replace complete tables of more runs without `force`. Raises UsageError for results without usable scores and for an
+    unknown format.
     """
     check_formats(formats)
-    summary = summary_of(layout.experiment, graph, results, states, outlier_rule, unresolved, recipes)
+    summary = summary_of(layout.experiment, graph, results, states, outlier_rule, judgements, recipes, unreplaced)
     folder = layout.tables if out is None else out
     kept = "" if force else reason_to_keep(_EARLIER.read(folder / FORMATS["json"]), summary)
     if kept:
         return CollectReport((), summary.complete, summary, kept=f"{folder}: {kept}")
-    paths = _write_tables(folder, summary, published, formats)
+    formats = (*formats, *(name for name, file in FORMATS.items() if name not in formats and (folder / file).is_file()))
+    paths = _write_tables(folder, summary, published, formats, style)
+    if out is None:
+        _remove_other_fragments(folder, paths)
     confusion = (layout.folder if out is None else out) / "confusion"
     paths.extend(write_confusions(confusion, graph, results, published.labels))
-    return CollectReport(tuple(paths), summary.complete, summary)
+    joined, gaps = write_joined(folder, layout, graph, results, (*FORMATS.values(), METHODS_CSV)) if "csv" in formats else ([], [])
+    return CollectReport((*paths, *joined), summary.complete, summary, gaps=tuple(gaps))
+
+
+def collect_several(summary: Summary, published: Published, out: Path, formats: Sequence[str], style: Style = PLAIN) -> CollectReport:
+    """Write the tables of several experiments (jobs.tables.several) into `out`. UsageError for an unknown format.
+
+    Confusion matrices and predictions are written for single experiments only.
+    """
+    check_formats(formats)
+    return CollectReport(tuple(_write_tables(out, summary, published, formats, style)), summary.complete, summary)
 
 
 @dataclass(frozen=True)
@@ -135,7 +164,7 @@ def reason_to_keep(earlier: Earlier | None, summary: Summary) -> str:
         return ""
     before = sum(method.n for method in earlier.methods)
     now = sum(method.n for method in summary.methods)
-    return f"complete tables of {before} runs are not overwritten with incomplete ones of {now}" if now < before else ""
+    return f"complete tables of {counted(before, 'run')} are not overwritten with incomplete ones of {now}" if now < before else ""
 
 
 def collect_csv(
@@ -145,6 +174,8 @@ def collect_csv(
     rule: OutlierRule | str,
     sigmas: float,
     rounds: int,
+    unreplaced: Unreplaced = Unreplaced.keep,
+    style: Style = PLAIN,
     formats: Sequence[str] = tuple(FORMATS),
     out: Path | None = None,
 ) -> CsvReport:
@@ -153,13 +184,20 @@ def collect_csv(
     Raises UsageError for a file that `jobs.tables.from_csv` cannot read, a rule that can never drop a run, and an unknown format.
     """
     check_formats(formats)
+    summary, judged = summary_of_csv(path, rule=rule, sigmas=sigmas, rounds=rounds, unreplaced=unreplaced)
+    paths = _write_tables(path.with_name(f"{path.stem}-tables") if out is None else out, summary, published, formats, style)
+    return CsvReport(tuple(paths), summary.complete, summary, judged)
+
+
+def summary_of_csv(
+    path: Path, *, rule: OutlierRule | str, sigmas: float, rounds: int, unreplaced: Unreplaced = Unreplaced.keep
+) -> tuple[Summary, Judged]:
+    """The numbers of the runs in a CSV file, and the decisions of the outlier rule. Raises UsageError as `collect_csv`."""
     judged = judge_runs(read_runs(path), rule, sigmas, rounds)
     words = rule_in_words(rule, sigmas, rounds)
     if judged.unused:
         words += f"; runs of the file that are not used, since the rule keeps an earlier one of their slot: {len(judged.unused)}"
-    summary = summarise(judged.entries, experiment=path.stem, outlier_rule=words, unresolved=judged.unresolved)
-    paths = _write_tables(path.with_name(f"{path.stem}-tables") if out is None else out, summary, published, formats)
-    return CsvReport(tuple(paths), summary.complete, summary, judged)
+    return summarise(judged.entries, experiment=path.stem, outlier_rule=words, unreplaced=unreplaced), judged
 
 
 def check_formats(formats: Sequence[str]) -> None:
@@ -169,7 +207,18 @@ def check_formats(formats: Sequence[str]) -> None:
         raise UsageError(f"format {unknown[0]!r}: known are {', '.join(FORMATS)}")
 
 
-def _write_tables(folder: Path, summary: Summary, published: Published, formats: Sequence[str]) -> list[Path]:
+def text_of(format_name: str, summary: Summary, published: Published, style: Style) -> str:
+    """One format as one text: LaTeX with its fragments in the document, CSV with one row per run."""
+    if format_name == "latex":
+        return document(fragments(summary, published, style), style, inline=True)
+    if format_name == "markdown":
+        return render_markdown(summary, published)
+    if format_name == "csv":
+        return render_csv(summary)
+    return json_text({**to_json(summary, published_figures.to_json(published)), "settings_table": settings_json(summary, published)})
+
+
+def _write_tables(folder: Path, summary: Summary, published: Published, formats: Sequence[str], style: Style) -> list[Path]:
     paths: list[Path] = []
 
     def write(name: str, text: str) -> None:
@@ -177,15 +226,22 @@ def _write_tables(folder: Path, summary: Summary, published: Published, formats:
         write_text(folder / name, text)
 
     for name in formats:
-        if name in ("latex", "markdown"):
-            write(FORMATS[name], render(FORMATS[name], summary, published))
-        elif name == "csv":
-            write(FORMATS[name], render_csv(summary))
-            write(METHODS_CSV, render_methods_csv(summary))
+        if name == "latex":
+            parts = fragments(summary, published, style)
+            for file, text in {**parts, FORMATS[name]: document(parts, style)}.items():
+                write(file, text)
         else:
-            paths.append(folder / FORMATS[name])
-            write_json(paths[-1], to_json(summary, published_figures.to_json(published)))
+            write(FORMATS[name], text_of(name, summary, published, style))
+        if name == "csv":
+            write(METHODS_CSV, render_methods_csv(summary))
     return paths
+
+
+def _remove_other_fragments(folder: Path, written: Sequence[Path]) -> None:
+    """Remove LaTeX fragments of corpora that are not in the tables any more, and the `table.tex` of versions until 0.4."""
+    for path in folder.glob("table*.tex"):
+        if _FRAGMENT.fullmatch(path.name) and path not in written:
+            path.unlink(missing_ok=True)
 
 
 def _named(entry: Entry) -> str:

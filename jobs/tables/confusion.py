@@ -65,14 +65,16 @@ def picture(confusion: Confusion, title: str) -> bytes:
 def write_confusions(folder: Path, graph: Graph, results: Mapping[str, Result], labels: Mapping[str, str]) -> tuple[Path, ...]:
     """METHOD/fold_F_slot_S_seed_N.csv per run, METHOD.csv and METHOD.png per method; returns the paths of the latter two.
 
-    Unchanged files are not written again.
+    Unchanged files are not written again; files of other runs and methods are removed.
     """
     by_method: dict[str, list[Confusion]] = {}
+    current: set[Path] = set()
     for run in graph.runs:
         confusion = confusion_of(results[run.key]) if run.key in results else None
         if confusion is not None:
             by_method.setdefault(run.method, []).append(confusion)
             name = f"fold_{file_name(run.fold)}_slot_{run.slot}_seed_{run.seed}.csv"
+            current.add(folder / file_name(run.method) / name)
             _write_changed(folder / file_name(run.method) / name, to_csv(confusion))
     written: list[Path] = []
     for method, found in by_method.items():
@@ -82,6 +84,7 @@ def write_confusions(folder: Path, graph: Graph, results: Mapping[str, Result], 
         if _write_changed(table, to_csv(total)) or not image.is_file():
             write_bytes(image, picture(total, f"{labels.get(method, method)}, {counted(len(found), 'run')}"))
         written.extend((table, image))
+    _remove_others(folder, {*current, *written})
     return tuple(written)
 
 
@@ -89,6 +92,14 @@ def file_name(text: str) -> str:
     """A name from a configuration as part of a file name: letters, digits, `_`, `-`, `.`, the rest percent-encoded."""
     encoded = quote(text, safe="")
     return encoded.replace(".", "%2E", 1) if encoded.startswith(".") else encoded
+
+
+def _remove_others(folder: Path, current: set[Path]) -> None:
+    """Remove the matrices of runs and methods that are not in `current`, with their pictures; any other file stays."""
+    for path in (*folder.glob("*/fold_*_slot_*_seed_*.csv"), *folder.glob("*.csv")):
+        if path not in current and path.read_text(encoding="utf-8", errors="replace").startswith(f"{CORNER},"):
+            path.unlink(missing_ok=True)
+            path.with_suffix(".png").unlink(missing_ok=True)
 
 
 def _write_changed(path: Path, text: str) -> bool:

@@ -1,4 +1,4 @@
-"""Tables in the layout of the paper, rendered as LaTeX, Markdown, CSV and for a terminal. Pure.
+"""Tables in the layout of the paper, and their text as Markdown, CSV and for a terminal. Pure.
 
 Rows are methods, columns are held-out folds; our results are above the published ones. In each block the best mean of a
 column is bold (with all ties on the printed digits); a column with an incomplete cell has no best.
@@ -12,11 +12,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.experiment.recipes import recipe_sentences
+from jobs.experiment.recipes import recipe_sentences, training_sentences
 from jobs.statistics import p_text, round_half_up
 from jobs.tables.format import DASH, code_sentence, csv_text, interval_text, rendered, signed
-from jobs.tables.published import Published
-from jobs.tables.summary import Comparison, Dropped, MethodSummary, Summary
+from jobs.tables.order import order_sentences
+from jobs.tables.plain import PlainTable, plain_tables
+from jobs.tables.published import Published, position
+from jobs.tables.summary import VERDICT, Comparison, Dropped, MethodSummary, Summary, Unreplaced, verdict_values
 from jobs.text import counted
 
 if TYPE_CHECKING:
@@ -25,17 +27,19 @@ if TYPE_CHECKING:
 
 
 TEMPLATES = Path(__file__).parent / "templates"
-CSV_COLUMNS = ("corpus", "method", "fold", "slot", "seed", "ua", "wa", "macro_f1", "status")
+CSV_COLUMNS = ("corpus", "method", "fold", "slot", "seed", "ua", "wa", "macro_f1", "status", *VERDICT)
 METHOD_COLUMNS = (
     *("corpus", "method", "mean_ua", "sd_ua", "mean_ua_all_runs", "sd_ua_all_runs", "n"),
     *("outliers", "outliers_rerun", "diverged", "diverged_rerun", "unresolved", "complete", "outlier_rule"),
 )
 CAPTION_PACKAGES = ("python", "torch", "transformers", "scikit-learn", "numpy")
+BOLD = "Bold: best mean of a column, ties included."
 DIFFERENCES_CAPTION = (
     "Differences of UA between methods in points, over (fold, slot) pairs: mean, 95 % interval, paired t-test, Wilcoxon signed-rank test.",
-    "Pairs of one fold share speakers and upstream stages, so these p-values are valid for new seeds on these folds only; "
-    "the last column is the paired t-test over fold means.",
-    "p-values are two-sided and not corrected for the number of comparisons; – if there are too few data.",
+    "Pairs of one fold share speakers and upstream stages, so these p-values are valid for new seeds on these folds only.",
+    "Folds and seeds: interval and test for new folds and new seeds, from a mixed model in which both are random effects; "
+    "detectable: the smallest difference that this test finds with probability 0.8 at this number of folds and seeds.",
+    "p-values are two-sided; Holm: corrected for the number of comparisons in the table; – if there are too few data.",
 )
 
 
@@ -57,8 +61,11 @@ class Row:
     label: str
     cells: tuple[Cell, ...]
     mean: Cell
-    interval: str = ""
-    n: str = ""
+    interval: str = ""  # over seeds
+    both: str = ""  # interval over folds and seeds
+    n: str = ""  # runs a cell
+    dropped: str = ""
+    every: Cell = Cell("")  # mean and sd over all runs, dropped ones included
 
 
 @dataclass(frozen=True)
@@ -88,18 +95,21 @@ def tables_of(summary: Summary, published: Published) -> tuple[Table, ...]:
     return tuple(_table(summary, published, corpus) for corpus in corpora)
 
 
-def render(file: str, summary: Summary, published: Published) -> str:
-    """`table.tex`: a LaTeX document (booktabs) that pdflatex compiles as it stands. `table.md`: the same tables as Markdown."""
-    return rendered(TEMPLATES / f"{file}.j2", experiment=summary.experiment, tables=tables_of(summary, published))
+def render_markdown(summary: Summary, published: Published) -> str:
+    """The tables as Markdown."""
+    plain = plain_tables(summary, published)
+    return rendered(TEMPLATES / "table.md.j2", experiment=summary.experiment, tables=tables_of(summary, published), plain=plain)
 
 
 def render_csv(summary: Summary) -> str:
-    """One row per run, columns `CSV_COLUMNS`; scores are not rounded, and empty for a run without scores."""
+    """One row per run, columns `CSV_COLUMNS`; numbers are not rounded, and empty for a run without scores or verdict."""
     entries = (entry for method in summary.methods for cell in method.cells for entry in cell.runs)
     rows = []
     for entry in entries:
         scores = (None, None, None) if entry.scores is None else astuple(entry.scores)
-        rows.append((entry.corpus, entry.method, entry.fold, entry.slot, entry.seed, *scores, entry.status.value))
+        out, *place = verdict_values(entry)
+        flag = "" if out is None else _flag(out)
+        rows.append((entry.corpus, entry.method, entry.fold, entry.slot, entry.seed, *scores, entry.status.value, flag, *place))
     return csv_text(CSV_COLUMNS, rows)
 
 
@@ -109,9 +119,12 @@ def render_methods_csv(summary: Summary) -> str:
     for method in summary.methods:
         numbers = (method.mean_ua, method.sd_ua, method.mean_ua_all_runs, method.sd_ua_all_runs, method.n)
         counts = (*astuple(method.outliers), *astuple(method.diverged), method.unresolved)
-        complete = "true" if method.complete else "false"
-        rows.append((method.corpus, method.method, *numbers, *counts, complete, summary.outlier_rule))
+        rows.append((method.corpus, method.method, *numbers, *counts, _flag(method.complete), summary.outlier_rule))
     return csv_text(METHOD_COLUMNS, rows)
+
+
+def _flag(value: bool) -> str:
+    return "true" if value else "false"
 
 
 def terminal_tables(summary: Summary, published: Published) -> tuple[RichTable, ...]:
@@ -125,23 +138,27 @@ def terminal_tables(summary: Summary, published: Published) -> tuple[RichTable, 
         shown = RichTable(title=Text(f"{summary.experiment}: {table.title}"), box=SIMPLE_HEAD, pad_edge=False, title_justify="left")
         shown.caption = Text(table.blocks[1].title) if len(table.blocks) > 1 else None
         rows = [
-            (index, (f"{row.label}, published" if index else row.label, *map(_plain_cell, (*row.cells, row.mean)), row.n), row)
+            (index, (f"{row.label}, published" if index else row.label, *map(_plain_cell, (*row.cells, row.mean)), *_runs_of(row)), row)
             for index, block in enumerate(table.blocks)
             for row in block.rows
         ]
-        headings = ("", *table.columns, "Mean", "n")
+        headings = ("", *table.columns, "Mean", "n", "Dropped", "All runs")
         for place, heading in enumerate(headings):
             # A narrow terminal breaks cells between words; a number is never cut.
             words = [word for text in (heading, *(texts[place] for _, texts, _ in rows)) for word in text.split()]
             shown.add_column(Text(heading), justify="right" if place else "left", min_width=max(map(len, words), default=1))
-        for index, (label, *texts, n), row in rows:
+        for index, (label, *texts), row in rows:
             if index and len(shown.rows) == len(table.blocks[0].rows):
                 shown.add_section()
             cells = (*row.cells, row.mean)
-            bold = [Text(text, style="bold" if cell.best else "") for text, cell in zip(texts, cells, strict=True)]
-            shown.add_row(Text(label), *bold, Text(n), style="dim" if index else "")
+            bold = [Text(text, style="bold" if cell.best else "") for text, cell in zip(texts, cells, strict=False)]
+            shown.add_row(Text(label), *bold, *map(Text, texts[len(cells) :]), style="dim" if index else "")
         found.append(shown)
     return tuple(found)
+
+
+def _runs_of(row: Row) -> tuple[str, str, str]:
+    return row.n, row.dropped, _plain_cell(row.every)
 
 
 def print_tables(summary: Summary, published: Published, console: Console | None = None) -> None:
@@ -155,10 +172,27 @@ def print_tables(summary: Summary, published: Published, console: Console | None
         if _judged(summary):
             rule = summary.outlier_rule.partition(":")[0]
             console.print(f"Outlier rule: {rule}. {' '.join(table.outliers)}", markup=False, soft_wrap=True)
+    for plain in plain_tables(summary, published):
+        _print_whole(console, _plain_rich(plain))
     for method in (method for method in summary.methods if not method.complete):
         wanted = sum(cell.slots for cell in method.cells)
         label = published.labels.get(method.method, method.method)
-        console.print(f"incomplete: {label} has {method.n} of {wanted} runs", markup=False, soft_wrap=True)
+        console.print(f"incomplete: {label} has {method.n} of {counted(wanted, 'run')}", markup=False, soft_wrap=True)
+
+
+def _plain_rich(table: PlainTable) -> RichTable:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    shown = RichTable(title=Text(table.caption[0]), box=SIMPLE_HEAD, pad_edge=False, title_justify="left")
+    for place, column in enumerate(table.columns):
+        shown.add_column(Text(column), justify="right" if place else "left")
+    for rows in table.blocks:
+        for row in rows:
+            shown.add_row(*map(Text, row))
+        shown.add_section()
+    return shown
 
 
 def _print_whole(console: Console, table: RichTable) -> None:
@@ -201,7 +235,9 @@ def _measured(method: MethodSummary, published: Published) -> Row:
     mean = replace(_cell(method.mean_ua, method.sd_ua, "" if method.complete else f"{method.n}/{wanted}"), unresolved=method.unresolved > 0)
     counts = {cell.n for cell in method.cells}
     n = str(min(counts)) if len(counts) == 1 else f"{min(counts)}–{max(counts)}"
-    return Row(_label(method, published), tuple(cells), mean, interval_text(method.interval), n)
+    every = _cell(method.mean_ua_all_runs, method.sd_ua_all_runs)
+    both = interval_text(method.crossed.interval if method.crossed else None)
+    return Row(_label(method, published), tuple(cells), mean, interval_text(method.interval), both, n, str(method.dropped), every)
 
 
 def _cell(mean: float | None, sd: float | None, note: str = "") -> Cell:
@@ -232,10 +268,15 @@ def _mark(cell: Cell, top: str | None) -> Cell:
 
 def _difference(found: Comparison, published: Published) -> tuple[str, ...]:
     first, second = (published.labels.get(name, name) for name in (found.first, found.second))
-    pairs, folds = found.over_pairs, found.over_folds
+    pairs, crossed, corrected = found.over_pairs, found.crossed, found.corrected
     mean = DASH if pairs.mean is None else signed(pairs.mean)
-    over_pairs = (interval_text(pairs.interval), str(pairs.pairs), p_text(pairs.t_p), p_text(pairs.wilcoxon_p))
-    return (f"{second} − {first}", mean, *over_pairs, str(folds.pairs), p_text(folds.t_p))
+    tests = map(p_text, (pairs.t_p, corrected.pairs_t, pairs.wilcoxon_p, corrected.pairs_wilcoxon))
+    both = (
+        (interval_text(crossed.interval), p_text(crossed.p), p_text(corrected.crossed), round_half_up(crossed.detectable))
+        if crossed
+        else (DASH,) * 4
+    )
+    return (f"{second} − {first}", mean, interval_text(pairs.interval), str(pairs.pairs), *tests, *both)
 
 
 def _plain_cell(cell: Cell) -> str:
@@ -245,27 +286,53 @@ def _plain_cell(cell: Cell) -> str:
 
 def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Published, folds: Sequence[str]) -> tuple[str, ...]:
     counts = sorted({cell.n for method in methods for cell in method.cells})
-    n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
+    n = f"n = {counted(counts[0], 'run')}" if len(counts) == 1 else f"n = {counts[0]} to {counted(counts[-1], 'run')}"
     sentences = [
-        f"Cells: mean ± sample standard deviation over seeds, {n} runs a cell.",
+        f"Cells: mean ± sample standard deviation over seeds, {n} a cell.",
         "Seeds differ in fine-tuning only; upstream stages are computed once per fold.",
-        "Mean: mean of the cell means; its ± and 95 % interval (Student's t) are over slots, of the mean over folds: "
+        "Mean: mean of the cell means; its ± and the 95 % interval over seeds (Student's t) are over slots, of the mean over folds: "
         "they describe the variation between seeds, not between speakers.",
+        "The 95 % interval over folds and seeds is for new folds too (mixed model, fold and seed as random effects).",
+        "n: runs a cell in the means; dropped: runs that are not; all runs: mean and ± with the dropped runs.",
     ]
     if any(not method.complete for method in methods):
         sentences.append("† Incomplete: finished / expected runs; such a column has no best, and a mean is over the folds with runs.")
-    sentences.append("Bold: best mean of a column, ties included.")
+    sentences.append(BOLD)
     sentences.append(f"Outlier rule: {summary.outlier_rule if _judged(summary) else 'none in force'}.")
     sentences.extend(_dropping_sentences(summary, methods, published))
+    sentences.extend(sentence for corpus, sentence in order_sentences(summary, published.labels).items() if corpus == methods[0].corpus)
+    shares = [(_label(method, published), method.crossed.shares) for method in methods if method.crossed and method.crossed.shares]
+    if shares:
+        each = ", ".join(f"{label} {' / '.join(round_half_up(100 * share, 0) for share in astuple(found))} %" for label, found in shares)
+        sentences.append(f"Share of the variance of a run's UA that folds / seeds / the rest have: {each}.")
     if published.rows:
         sentences.append(f"Published figures: {published.source}.")
+        sentences.extend(_beside_published(methods, published, folds))
         if set(published.columns) != set(folds):
-            sentences.append(f"The published means are over all {len(published.columns)} folds of the paper, ours over {len(folds)}.")
+            sentences.append(
+                f"The published means are over all {counted(len(published.columns), 'fold')} of the paper, ours over {len(folds)}."
+            )
     sentences.extend(recipe_sentences(summary.recipes, published.labels))
+    sentences.extend(training_sentences(summary.recipes, published.labels))
     if summary.code.weights:
         sentences.append(f"Initial weights: {'; '.join(summary.code.weights)}.")
+    sentences.extend(summary.arithmetic.sentences)
     sentences.append(code_sentence(f"Experiment {summary.experiment}", summary.code, CAPTION_PACKAGES))
     return tuple(sentences)
+
+
+def _beside_published(methods: Sequence[MethodSummary], published: Published, folds: Sequence[str]) -> tuple[str, ...]:
+    """The published means beside our intervals over seeds: the folds are the same, and only the seeds differ."""
+    if set(published.columns) != set(folds):
+        return ()
+    means = {row.method: row.mean_ua for row in published.rows}
+    places = [
+        f"{_label(method, published)} {position(means[method.method], method.interval)}"
+        for method in methods
+        if method.method in means and method.interval
+    ]
+    what = "The published mean lies inside, below or above our 95 % interval over seeds (no test: it has no spread)"
+    return (f"{what}: {', '.join(places)}.",) if places else ()
 
 
 def _judged(summary: Summary) -> bool:
@@ -273,7 +340,7 @@ def _judged(summary: Summary) -> bool:
 
 
 def _dropping_sentences(summary: Summary, methods: Sequence[MethodSummary], published: Published) -> tuple[str, ...]:
-    """Dropped and unresolved runs, and the means over all runs."""
+    """How many runs were dropped and are unresolved."""
     outliers, diverged = _total([method.outliers for method in methods]), _total([method.diverged for method in methods])
     unresolved = [method for method in methods if method.unresolved]
     sentences = [
@@ -284,15 +351,8 @@ def _dropping_sentences(summary: Summary, methods: Sequence[MethodSummary], publ
         sentences.append("The rule is applied to a method once all its runs are finished.")
     if unresolved:
         named = ", ".join(f"{_label(method, published)} {counted(method.unresolved, 'run')}" for method in unresolved)
-        sentences.append(f"‡ Unresolved: outliers that were not replaced and are kept in the mean ({named}).")
-    if outliers.runs or diverged.runs:
-        every = [
-            f"{_label(method, published)} {_plain_cell(_cell(method.mean_ua_all_runs, method.sd_ua_all_runs))}"
-            for method in methods
-            if method.mean_ua_all_runs is not None
-        ]
-        if every:
-            sentences.append(f"Mean and standard deviation over all runs, dropped ones included: {', '.join(every)}.")
+        fate = "are kept in the mean" if summary.unreplaced is Unreplaced.keep else "are left out of the mean (--unreplaced drop)"
+        sentences.append(f"‡ Unresolved: outliers that were not replaced and {fate} ({named}).")
     return tuple(sentences)
 
 

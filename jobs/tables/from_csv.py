@@ -2,8 +2,8 @@
 
 One row per run; columns corpus, method, fold, slot, seed, ua (percent), and optionally wa, macro_f1 and status; `runs.csv` of `collect`
 is such a file. The rows of a slot, in file order, are its first run and its reruns. A status of diverged, failed, pending or running is
-kept; the rule decides on all other runs, whatever their status in the file. An outlier without a rerun in the file stays in the mean and
-is counted as unresolved: no run is dropped without a replacement.
+kept; the rule decides on all other runs, whatever their status in the file. An outlier without a rerun in the file is counted as
+unresolved; it stays in the means, unless `summarise` is asked to leave it out.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobs.control.outliers import Verdict, check_rule
@@ -33,9 +33,13 @@ class Judged:
     """Runs from a CSV file after the rounds of the outlier rule."""
 
     entries: tuple[Entry, ...]
-    unresolved: Mapping[tuple[str, str], int] = field(default_factory=dict)  # (corpus, method) -> outliers in the mean
     rerun: tuple[Entry, ...] = ()  # runs whose slots need a run with another seed, in a row below
     unused: tuple[Entry, ...] = ()  # later runs of slots whose earlier run is accepted; in no table
+
+    @property
+    def unresolved(self) -> Mapping[tuple[str, str], int]:
+        """(corpus, method) -> outliers that no other run replaces."""
+        return Counter((entry.corpus, entry.method) for entry in self.entries if entry.unreplaced)
 
 
 def read_runs(path: Path) -> tuple[Entry, ...]:
@@ -79,19 +83,11 @@ def judge_runs(entries: Sequence[Entry], rule: OutlierRule | str, sigmas: float,
     kept: list[Entry] = []
     unused: list[Entry] = []
     rerun: list[Entry] = []
-    unresolved: dict[tuple[str, str], int] = {}
     for name, slots in methods.items():
         results = {slot: dict(enumerate(map(_seed_result, runs))) for slot, runs in slots.items()}
         policy = Policy(outliers=OutlierRule(rule), sigmas=sigmas, rounds=rounds)
         replayed = MethodReplay(name[1], results, policy, {slot: len(runs) for slot, runs in slots.items()})
         replayed.run()
-        for slot, runs in slots.items():
-            current = replayed.generations[slot]
-            kept.extend(replace(run, status=Status.outlier) if _finished(run) else run for run in runs[:current])
-            kept.append(replace(runs[current], status=Status.accepted) if _finished(runs[current]) else runs[current])
-            # Later diverged runs stay in the table; other later runs are unused.
-            kept.extend(run for run in runs[current + 1 :] if run.status is Status.diverged)
-            unused.extend(run for run in runs[current + 1 :] if run.status is not Status.diverged)
         filling = {slot: runs[replayed.generations[slot]] for slot, runs in slots.items()}
         # By round, the slots whose outlier has no rerun in the file.
         without = [{slot for slot, place in _out(verdicts).items() if place + 1 == len(slots[slot])} for verdicts in replayed.rounds]
@@ -99,9 +95,19 @@ def judge_runs(entries: Sequence[Entry], rule: OutlierRule | str, sigmas: float,
         outliers = set(_out(replayed.unresolved)) if finished else without[-1] if without else set()
         to_rerun = outliers & set[Slot]().union(*without)
         rerun.extend(run for slot, run in filling.items() if slot in to_rerun or run.status is Status.diverged)
-        if outliers:
-            unresolved[name] = len(outliers)
-    return Judged(tuple(kept), unresolved, tuple(rerun), tuple(unused))
+        for slot, runs in slots.items():
+            current = replayed.generations[slot]
+            for place, run in enumerate(runs):
+                verdict = replayed.verdicts.get((*slot, place))
+                if place <= current:
+                    known = Status.outlier if place < current else Status.accepted
+                    status, unreplaced = known if _finished(run) else run.status, place == current and slot in outliers
+                    kept.append(replace(run, status=status, verdict=verdict, unreplaced=unreplaced))
+                elif run.status is Status.diverged:  # it stays in the table
+                    kept.append(run)
+                else:
+                    unused.append(run)
+    return Judged(tuple(kept), tuple(rerun), tuple(unused))
 
 
 def _out(verdicts: Iterable[Verdict]) -> dict[Slot, int]:

@@ -1,9 +1,10 @@
-"""The numbers of a table, computed from runs, and their JSON (`summary.json`). Pure.
+"""The numbers of a table, computed from runs. Pure.
 
 Conventions, repeated in every caption: UA in percent. A cell's mean and sample sd are over its accepted runs (seeds). A
 method's mean is the mean of its cell means, every fold with the same weight. A method's sd and 95 % interval are over
 slots: each slot that is accepted in every fold gives one mean over folds. They measure the variance between fine-tuning
-seeds, not between speakers. Methods are compared over the (fold, slot) pairs accepted in both, and over fold means.
+seeds, not between speakers; the interval over folds and seeds (`jobs.statistics.crossed_mean`) measures both. Methods are
+compared over the (fold, slot) pairs accepted in both, over fold means, and over folds and seeds together.
 
 `..._all_runs` include dropped runs: a cell's mean and sd are over all its runs, a method's mean is the mean of these, and its
 sd is over slots as above, where a slot with several runs counts with their mean.
@@ -14,18 +15,36 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.errors import UsageError
 from jobs.experiment.graph import Graph, Run
 from jobs.experiment.recipes import MethodRecipe
-from jobs.statistics import Interval, PairedTest, known, mean, paired_by_key, percent, sd, t_interval
+from jobs.statistics import (
+    CrossedMean,
+    Interval,
+    PairedTest,
+    crossed_mean,
+    differences_by_key,
+    holm,
+    known,
+    mean,
+    paired_by_key,
+    percent,
+    sd,
+    t_interval,
+)
 from jobs.store.records import Result
 from jobs.store.scores import confusion_of
+from jobs.tables.arithmetic import Arithmetic
 
-SCHEMA = 1
+if TYPE_CHECKING:
+    from jobs.control.outliers import Verdict
+    from jobs.control.rounds import Judgements
+
+VERDICT = ("out", "centre", "scale", "distance")  # of a run, in JSON and CSV
 
 
 class Status(Enum):
@@ -35,11 +54,19 @@ class Status(Enum):
     outlier = "outlier"  # dropped by the outlier rule
     diverged = "diverged"  # dropped: training diverged or did not learn
     failed = "failed"
+    cancelled = "cancelled"  # by the user
     pending = "pending"
     running = "running"
 
 
 DROPPED = (Status.outlier, Status.diverged)
+
+
+class Unreplaced(Enum):
+    """What becomes of an outlier that no other run replaces."""
+
+    keep = "keep"  # it stays in the means
+    drop = "drop"  # it is left out, as if it had been replaced
 
 
 @dataclass(frozen=True)
@@ -62,6 +89,8 @@ class Entry:
     seed: int
     scores: Scores | None
     status: Status
+    verdict: Verdict | None = None  # the last one of the outlier rule; None: not judged
+    unreplaced: bool = False  # an outlier that no other run replaces
 
     @property
     def name(self) -> str:
@@ -79,12 +108,17 @@ class CellSummary:
     sd_ua_all_runs: float | None
     interval: Interval | None
     n: int  # accepted runs
+    left_out: int  # outliers that no other run replaces and that are in no mean
     slots: int  # runs the cell should have
     runs: tuple[Entry, ...]  # by slot; of a slot, those that were dropped first, in the order of their seeds
 
     @property
     def complete(self) -> bool:
-        return self.n == self.slots > 0
+        return self.n + self.left_out == self.slots > 0
+
+    @property
+    def dropped(self) -> int:
+        return sum(entry.status in DROPPED for entry in self.runs)
 
 
 @dataclass(frozen=True)
@@ -103,13 +137,14 @@ class MethodSummary:
     corpus: str
     mean_ua: float | None
     sd_ua: float | None
-    interval: Interval | None  # None while incomplete
+    interval: Interval | None  # over slots; None while incomplete
+    crossed: CrossedMean | None  # over folds and seeds; None while incomplete
     mean_ua_all_runs: float | None  # dropped runs included
     sd_ua_all_runs: float | None
     n: int
     outliers: Dropped
     diverged: Dropped
-    unresolved: int  # outliers that were not replaced and stay in the mean
+    unresolved: int  # outliers that were not replaced
     cells: tuple[CellSummary, ...]
 
     @property
@@ -126,6 +161,16 @@ class MethodSummary:
 
 
 @dataclass(frozen=True)
+class Corrected:
+    """The p-values of a comparison after Holm's correction for all comparisons on its corpus, test by test."""
+
+    pairs_t: float | None = None
+    pairs_wilcoxon: float | None = None
+    folds_t: float | None = None
+    crossed: float | None = None
+
+
+@dataclass(frozen=True)
 class Comparison:
     """`second - first`, in points of UA, on one corpus."""
 
@@ -134,6 +179,8 @@ class Comparison:
     second: str
     over_pairs: PairedTest  # (fold, slot) pairs accepted in both
     over_folds: PairedTest  # cell means of folds that both have: fewer values, but they vary with the speakers
+    crossed: CrossedMean | None  # of the differences, over folds and seeds together
+    corrected: Corrected = Corrected()
 
 
 @dataclass(frozen=True)
@@ -160,6 +207,8 @@ class Summary:
     outlier_rule: str  # description; `none` if none was applied
     code: CodeFacts
     recipes: tuple[MethodRecipe, ...] = ()  # of each method; empty if not known
+    unreplaced: Unreplaced = Unreplaced.keep
+    arithmetic: Arithmetic = field(default_factory=Arithmetic)  # not known of runs from a CSV file
 
     @property
     def complete(self) -> bool:
@@ -167,30 +216,36 @@ class Summary:
 
     @property
     def missing(self) -> tuple[Entry, ...]:
-        """The last run of every slot that has no accepted one."""
+        """The last run of every slot that has neither an accepted run nor an outlier that is left out."""
         found: list[Entry] = []
         for cell in (cell for method in self.methods for cell in method.cells):
-            filled = _accepted(cell.runs)
+            filled = {*_accepted(cell.runs), *_left_out(cell.runs)}
             found.extend({entry.slot: entry for entry in cell.runs if entry.slot not in filled}.values())
         return tuple(found)
 
 
-def entries_of(graph: Graph, results: Mapping[str, Result], states: Mapping[str, str]) -> tuple[Entry, ...]:
+def entries_of(
+    graph: Graph, results: Mapping[str, Result], states: Mapping[str, str], judgements: Judgements | None = None
+) -> tuple[Entry, ...]:
     """One entry per run of a graph; the dropped runs of a slot come before its current one.
 
     `results` maps stage keys to results; `states` maps the keys of runs without a result to a value of `Status` (absent: pending).
-    A dropped run is diverged if its result is marked so or missing, else an outlier.
+    A dropped run is diverged if its result is marked so or missing, else an outlier. `judgements`: the verdicts on the runs.
     Raises UsageError for a result without usable scores.
     """
     dropped: dict[tuple[str, str, int], list[Run]] = {}
     for run in graph.superseded:
         dropped.setdefault((run.method, run.fold, run.slot), []).append(run)
+    verdicts, unresolved = (judgements.verdicts, judgements.unresolved) if judgements is not None else ({}, {})
     found: list[Entry] = []
     for run in graph.runs:
         before = sorted(dropped.get((run.method, run.fold, run.slot), ()), key=lambda each: each.generation)
-        found.extend(_entry(graph.corpus, each, results.get(each.key), Status.outlier, Status.diverged) for each in before)
-        state = Status(states.get(run.key, Status.pending.value))
-        found.append(_entry(graph.corpus, run, results.get(run.key), Status.accepted, state))
+        for each in (*before, run):
+            finished = Status.accepted if each is run else Status.outlier
+            missing = Status(states.get(run.key, Status.pending.value)) if each is run else Status.diverged
+            entry = _entry(graph.corpus, each, results.get(each.key), finished, missing)
+            verdict = verdicts.get((each.method, each.fold, each.slot, each.generation))
+            found.append(replace(entry, verdict=verdict, unreplaced=each is run and run.slot_id in unresolved))
     return tuple(found)
 
 
@@ -224,45 +279,29 @@ def summarise(
     experiment: str,
     slots: int | None = None,
     outlier_rule: str = "none",
-    unresolved: Mapping[tuple[str, str], int] | None = None,
+    unreplaced: Unreplaced = Unreplaced.keep,
     code: CodeFacts | None = None,
     recipes: Sequence[MethodRecipe] = (),
 ) -> Summary:
     """The numbers of an experiment; corpora, methods and folds in the order of the entries.
 
-    `slots`: runs every cell should have (None: the slots of its entries). `unresolved`: (corpus, method) -> outliers that were
-    not replaced in the last round. Raises UsageError when one slot has two accepted runs.
+    `slots`: runs every cell should have (None: the slots of its entries). `unreplaced`: what becomes of outliers that no other run
+    replaces. Raises UsageError when one slot has two accepted runs.
     """
     grouped: dict[str, dict[str, dict[str, list[Entry]]]] = {}
-    for entry in entries:
+    for given in entries:
+        entry = replace(given, status=Status.outlier) if given.unreplaced and unreplaced is Unreplaced.drop else given
         grouped.setdefault(entry.corpus, {}).setdefault(entry.method, {}).setdefault(entry.fold, []).append(entry)
     methods: list[MethodSummary] = []
     comparisons: list[Comparison] = []
     for corpus, by_method in grouped.items():
         folds = list(dict.fromkeys(fold for by_fold in by_method.values() for fold in by_fold))
         found = [
-            _method(
-                corpus, method, [_cell(fold, by_fold.get(fold, []), slots) for fold in folds], (unresolved or {}).get((corpus, method), 0)
-            )
-            for method, by_fold in by_method.items()
+            _method(corpus, method, [_cell(fold, by_fold.get(fold, []), slots) for fold in folds]) for method, by_fold in by_method.items()
         ]
         methods.extend(found)
-        comparisons.extend(_compare(corpus, first, second) for first, second in itertools.combinations(found, 2))
-    return Summary(experiment, tuple(methods), tuple(comparisons), outlier_rule, code or CodeFacts(), tuple(recipes))
-
-
-def to_json(summary: Summary, published: object = None) -> dict[str, Any]:
-    """JSON of an experiment (schema 1): keys are added, never removed or renamed. UA in percent, not rounded."""
-    return {
-        "schema": SCHEMA,
-        **picked(summary, "experiment", "complete"),
-        "methods": [_method_json(method) for method in summary.methods],
-        "comparisons": [_comparison_json(comparison) for comparison in summary.comparisons],
-        "outlier_rule": summary.outlier_rule,
-        "recipes": [asdict(recipe) for recipe in summary.recipes],
-        "code": summary.code.to_json(),
-        "published": published,
-    }
+        comparisons.extend(_corrected([_compare(corpus, first, second) for first, second in itertools.combinations(found, 2)]))
+    return Summary(experiment, tuple(methods), tuple(comparisons), outlier_rule, code or CodeFacts(), tuple(recipes), unreplaced)
 
 
 def _entry(corpus: str, run: Run, result: Result | None, finished: Status, missing: Status) -> Entry:
@@ -316,25 +355,34 @@ def _cell(fold: str, entries: Sequence[Entry], slots: int | None) -> CellSummary
         sd_ua_all_runs=sd(every),
         interval=t_interval(values),
         n=len(values),
+        left_out=len(_left_out(entries)),
         slots=len({entry.slot for entry in entries}) if slots is None else slots,
         runs=tuple(sorted(entries, key=lambda entry: (entry.slot, entry.status not in DROPPED))),
     )
 
 
-def _method(corpus: str, method: str, cells: Sequence[CellSummary], unresolved: int) -> MethodSummary:
-    by_slot = slot_means([_accepted(cell.runs) for cell in cells])
+def _left_out(entries: Iterable[Entry]) -> set[int]:
+    """Slots whose outlier no other run replaces and is in no mean."""
+    return {entry.slot for entry in entries if entry.unreplaced and entry.status is Status.outlier}
+
+
+def _method(corpus: str, method: str, cells: Sequence[CellSummary]) -> MethodSummary:
+    by_fold = [_accepted(cell.runs) for cell in cells]
+    by_slot = slot_means(by_fold)
+    complete = all(cell.complete for cell in cells)
     return MethodSummary(
         method=method,
         corpus=corpus,
         mean_ua=mean(known(cell.mean_ua for cell in cells)),
         sd_ua=sd(by_slot),
-        interval=t_interval(by_slot) if all(cell.complete for cell in cells) else None,
+        interval=t_interval(by_slot) if complete else None,
+        crossed=crossed_mean(by_fold) if complete else None,
         mean_ua_all_runs=mean(known(cell.mean_ua_all_runs for cell in cells)),
         sd_ua_all_runs=sd(slot_means([_all_by_slot(cell.runs) for cell in cells])),
         n=sum(cell.n for cell in cells),
         outliers=_dropped(cells, Status.outlier),
         diverged=_dropped(cells, Status.diverged),
-        unresolved=unresolved,
+        unresolved=sum(entry.unreplaced for cell in cells for entry in cell.runs),
         cells=tuple(cells),
     )
 
@@ -376,49 +424,23 @@ def _compare(corpus: str, first: MethodSummary, second: MethodSummary) -> Compar
         return {cell.fold: cell.mean_ua for cell in method.cells if cell.mean_ua is not None}
 
     over_pairs, over_folds = paired_by_key(pairs(first), pairs(second)), paired_by_key(folds(first), folds(second))
-    return Comparison(corpus, first.method, second.method, over_pairs, over_folds)
+    of_second = {cell.fold: _accepted(cell.runs) for cell in second.cells}
+    differences = [differences_by_key(_accepted(cell.runs), of_second[cell.fold]) for cell in first.cells if cell.fold in of_second]
+    return Comparison(corpus, first.method, second.method, over_pairs, over_folds, crossed_mean(list(filter(None, differences))))
 
 
-def interval_json(interval: Interval | None) -> list[float] | None:
-    """`[low, high]`."""
-    return None if interval is None else list(interval)
+def _corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The comparisons of one corpus with their p-values corrected."""
+    columns = (
+        holm([each.over_pairs.t_p for each in comparisons]),
+        holm([each.over_pairs.wilcoxon_p for each in comparisons]),
+        holm([each.over_folds.t_p for each in comparisons]),
+        holm([each.crossed.p if each.crossed else None for each in comparisons]),
+    )
+    return [replace(each, corrected=Corrected(*values)) for each, values in zip(comparisons, zip(*columns, strict=True), strict=True)]
 
 
-def picked(value: object, *names: str) -> dict[str, Any]:
-    """Attributes of an object by name, for its JSON."""
-    return {name: getattr(value, name) for name in names}
-
-
-def _method_json(method: MethodSummary) -> dict[str, Any]:
-    return {
-        **picked(method, "method", "corpus", "mean_ua", "sd_ua", "mean_ua_all_runs", "n", "dropped", "rerun", "unresolved"),
-        "cells": [_cell_json(cell) for cell in method.cells],
-        **picked(method, "complete", "sd_ua_all_runs"),
-        "interval_95": interval_json(method.interval),
-        "outliers": {"dropped": method.outliers.runs, "rerun": method.outliers.rerun},
-        "diverged": {"dropped": method.diverged.runs, "rerun": method.diverged.rerun},
-    }
-
-
-def _cell_json(cell: CellSummary) -> dict[str, Any]:
-    return {
-        **picked(cell, "fold", "mean_ua", "sd_ua"),
-        "runs": [_run_json(entry) for entry in cell.runs],
-        **picked(cell, "n", "slots", "complete", "mean_ua_all_runs", "sd_ua_all_runs"),
-        "interval_95": interval_json(cell.interval),
-    }
-
-
-def _run_json(entry: Entry) -> dict[str, Any]:
-    scores = {"ua": None, "wa": None, "macro_f1": None} if entry.scores is None else asdict(entry.scores)
-    return {**picked(entry, "slot", "seed"), **scores, "status": entry.status.value}
-
-
-def _comparison_json(comparison: Comparison) -> dict[str, Any]:
-    tests = {name: paired_test_json(getattr(comparison, name)) for name in ("over_pairs", "over_folds")}
-    return {**picked(comparison, "corpus", "first", "second"), **tests}
-
-
-def paired_test_json(test: PairedTest) -> dict[str, Any]:
-    """Paired differences and their uncorrected p-values."""
-    return {**picked(test, "pairs", "t_p", "wilcoxon_p"), "mean_difference": test.mean, "interval_95": interval_json(test.interval)}
+def verdict_values(entry: Entry) -> tuple[bool | None, float | None, float | None, float | None]:
+    """The values of `VERDICT`: whether the rule flags the run, replaced or not, and by what; None where it was not judged."""
+    verdict = entry.verdict
+    return (None, None, None, None) if verdict is None else (verdict.out, verdict.centre, verdict.scale, verdict.distance)

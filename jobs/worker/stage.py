@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import socket
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import UsageError
-from jobs.experiment.graph import Node, canonical_json
+from jobs.experiment.graph import Node
 from jobs.signals import WARNING_SIGNAL, StopRequest
 from jobs.store.access import denied_line
 from jobs.store.attempts import (
@@ -36,29 +35,28 @@ from jobs.store.attempts import (
 )
 from jobs.store.cancellations import read_cancellations
 from jobs.store.clock import file_time
+from jobs.store.disk_space import name_full_disk
 from jobs.store.failures import FailureClass, class_of_exception
 from jobs.store.launches import launched_at
 from jobs.store.layout import AttemptFolder, StageFolder
 from jobs.store.records import (
-    UNUSABLE,
     Ending,
     Outcome,
     Result,
     artifacts_present,
     attempt_numbers,
     claim_attempt,
-    file_digest,
     read_claim,
     read_outcome,
     read_result,
     result_intact,
-    sync,
-    usable_confusion,
     write_outcome,
     write_result,
 )
+from jobs.store.snapshot import check_snapshot
 from jobs.text import first_line
 from jobs.worker.provenance import Stopwatch, process_facts
+from jobs.worker.returned import artifact_digests, check_returned
 from jobs.worker.task import Description, Workplace, compute, read_corpus_digest, stage_request
 from jobs.worker.team_channel import TeamFailure
 from jobs.worker.team_leader import Leader
@@ -84,12 +82,6 @@ class Verdict(Enum):
     def exit_code(self) -> int:
         """See jobs.worker.main."""
         return {"done": 0, "already": 0, "failed": 1, "refused": 1}.get(self.name, 3)
-
-
-class NotFiniteError(Exception):
-    """A metric is NaN or infinite."""
-
-    diverged = True
 
 
 class SupersededError(Exception):
@@ -187,6 +179,7 @@ def outcome_of(error: BaseException, attempt: AttemptFolder, watch: Stopwatch, *
     `at_limit`: it was asked to stop because its time limit is near. `concurrent`: stages that shared the memory; running out of it is then
     no proof that this stage needs too much.
     """
+    name_full_disk(error, attempt.output)
     kind, name = class_of_exception(error), type(error).__name__
     if kind is FailureClass.interrupted:
         kind = FailureClass.time_limit if at_limit else kind
@@ -347,12 +340,9 @@ def _compute(
     process: WorkerProcess, node: Node, folder: StageFolder, attempt: AttemptFolder, upstream: Mapping[str, Path], watch: Stopwatch
 ) -> Result:
     place = process.place
-    digest = read_corpus_digest(place)
-    if digest != place.corpus_digest:
-        raise UsageError(
-            f"corpus {place.corpus} in {place.corpus_folder} is not the one this experiment was launched with "
-            f"(digest {digest[:12]}, at launch {place.corpus_digest[:12]}): launch again, or prepare the former one again"
-        )
+    if place.code.get("snapshot"):  # on Slurm; stages on this machine run the code of the launch
+        check_snapshot(Path(place.code["folder"]), place.code["snapshot"])
+    _check_corpus(place, "")
     attempt.output.mkdir(parents=True, exist_ok=True)
     folder.checkpoint.mkdir(parents=True, exist_ok=True)
     relief = process.description.relief
@@ -366,12 +356,14 @@ def _compute(
     with team.computing(request, record_failure) if team else nullcontext():
         returned = compute(request, team, process.stop, process.report, lambda: newest_claim(folder) > attempt.number)
     values = check_returned(returned)
+    _check_corpus(place, "while the stage was computed: it read parts of both; ")
     provenance = {
         **place.code,
         **process_facts(place.packages, threads=process.threads),
         **_team_facts(team, watch.facts()),
         "seed": node.seed,
         "durations": values["durations"],
+        "arithmetic": values["arithmetic"],
         "runtime": dict(node.runtime),
         "relief": relief,
         "beside": process.concurrent(),
@@ -391,12 +383,22 @@ def _compute(
         attempt=attempt.number,
         metrics=values["metrics"],
         provenance=provenance,
-        artifacts=_artifact_digests(attempt.output),
+        artifacts=artifact_digests(attempt.output),
         confusion=tuple(tuple(int(count) for count in row) for row in values["confusion"]),
         classes=tuple(str(name) for name in values["classes"]),
         # An earlier attempt that counted as dead may have diverged meanwhile: its slot has another seed then.
         diverged=str(values["diverged"]) or divergence_of(folder),
     )
+
+
+def _check_corpus(place: Workplace, when: str) -> None:
+    """UsageError if the corpus has another digest than at the launch. `when`: a part of the message."""
+    digest = read_corpus_digest(place)
+    if digest != place.corpus_digest:
+        raise UsageError(
+            f"corpus {place.corpus} in {place.corpus_folder} was prepared again since the launch {when}"
+            f"(digest {digest[:12]}, at launch {place.corpus_digest[:12]}): launch again, or prepare the former one again"
+        )
 
 
 def _team_facts(team: Leader | None, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -405,42 +407,6 @@ def _team_facts(team: Leader | None, facts: Mapping[str, Any]) -> dict[str, Any]
         return {**facts, "processes": 1, "hosts": [own_node()]}
     peak = team.peak_rss_bytes(int(facts["peak_rss_bytes"]))
     return {**facts, "peak_rss_bytes": peak, "processes": team.size, "hosts": list(dict.fromkeys(team.nodes))}
-
-
-def check_returned(returned: Mapping[str, Any]) -> dict[str, Any]:
-    """`metrics`, `durations`, `confusion`, `classes` and `diverged` of what a stage returned.
-
-    Raises NotFiniteError where a metric is NaN or infinite, ValueError for unknown keys, TypeError for values that are not JSON.
-    """
-    known: dict[str, Any] = {"metrics": {}, "durations": {}, "confusion": (), "classes": (), "diverged": ""}
-    unknown = sorted(set(returned) - set(known))
-    if unknown:
-        raise ValueError(f"the stage returned {', '.join(unknown)}: a result holds {', '.join(known)}")
-    values = {**known, **returned}
-    wrong = _not_finite("metrics", values["metrics"])
-    if wrong:
-        raise NotFiniteError(f"{wrong} is not a finite number: the training diverged")
-    canonical_json(values)
-    if not usable_confusion(values["confusion"], values["classes"]):
-        raise ValueError(f"the stage returned a result that cannot be scored: {UNUSABLE}")
-    return values
-
-
-def _not_finite(name: str, value: object) -> str:
-    if isinstance(value, Mapping):
-        return next(filter(None, (_not_finite(f"{name}.{key}", inner) for key, inner in value.items())), "")
-    if isinstance(value, list | tuple):
-        return next(filter(None, (_not_finite(f"{name}[{index}]", inner) for index, inner in enumerate(value))), "")
-    return name if isinstance(value, float) and not math.isfinite(value) else ""
-
-
-def _artifact_digests(output: Path) -> dict[str, str]:
-    """Relative name -> sha256 of every file, each flushed to disk first: after a crash a result must not list files that are lost."""
-    found: dict[str, str] = {}
-    for path in sorted(path for path in output.rglob("*") if path.is_file()):
-        sync(path)
-        found[path.relative_to(output).as_posix()] = file_digest(path)
-    return found
 
 
 def _outcome(

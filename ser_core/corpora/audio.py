@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from ser_core.corpora.manifest import SAMPLE_RATE, Manifest, Utterance
+from ser_core.corpora.manifest import MANIFEST_NAME, SAMPLE_RATE, Manifest, Utterance
 from ser_core.disk import check_readable, raise_storage_error
 from ser_core.errors import InputError
 
@@ -108,7 +108,10 @@ def encode(samples: Samples) -> bytes:
 
 
 def load_audio(manifest: Manifest, utterance: Utterance) -> NDArray[np.float32]:
-    """Return a prepared utterance: (samples,) float32 in ±1, 16 kHz. Raises InputError if the file is missing or has changed."""
+    """Return a prepared utterance: (samples,) float32 in ±1, 16 kHz.
+
+    Raises InputError if the file is missing, or if its samples are not those whose digest the manifest has.
+    """
     path = manifest.audio_path(utterance)
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=False)
@@ -121,7 +124,17 @@ def load_audio(manifest: Manifest, utterance: Utterance) -> NDArray[np.float32]:
             "run `python launch.py prepare` again"
         )
     result: NDArray[np.float32] = samples
+    if utterance.audio_digest and _stored_digest(result) != utterance.audio_digest:
+        raise InputError(
+            f"{path}: not the recording that was prepared: its samples have another digest than in {MANIFEST_NAME}; "
+            "run `python launch.py prepare` again"
+        )
     return result
+
+
+def _stored_digest(samples: NDArray[np.float32]) -> str:
+    """Digest of float samples as 16 bit, which they have in a prepared corpus; others have another digest than any prepared samples."""
+    return samples_digest(np.clip(np.rint(samples * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16))
 
 
 def _bytes_cut_off(path: Path) -> int:

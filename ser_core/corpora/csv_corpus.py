@@ -10,18 +10,21 @@ from pathlib import Path, PurePosixPath
 
 from ser_core.corpora.manifest import DIMENSIONS, natural_order
 from ser_core.corpora.recordings import Recording, SourceListing, relative, stem, without_ending
+from ser_core.corpora.speaker_folds import LEAVE_ONE_OUT, with_folds
 from ser_core.disk import raise_storage_error
 from ser_core.errors import InputError
 
 COLUMNS = ("path", "label", "speaker", "fold")
 
 
-def read(source: Path) -> SourceListing:
+def read(source: Path, *, folds: str | None = None) -> SourceListing:
     """Read a CSV file with the columns path, label, speaker and fold; paths are relative to the file.
 
     `source`: the file, or a folder that holds one. The columns valence, activation and dominance are kept if all three exist; other columns
-    are ignored. Every value of `fold` is a held-out fold. Raises InputError if there is no such file or its header is wrong.
+    are ignored. Every value of `fold` is a held-out fold. `folds`: the rule of `ser_core.corpora.speaker_folds` for a file without that
+    column. Raises InputError if there is no such file, its header is wrong, or the folds cannot be made.
     """
+    columns = COLUMNS if folds is None else COLUMNS[:-1]
     file = _find(source)
     base = file.parent
     try:
@@ -32,7 +35,7 @@ def read(source: Path) -> SourceListing:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise_storage_error(error)
         raise InputError(f"{file}: cannot be read as comma-separated UTF-8 text ({error})") from error
-    _check_header(file, header, rows)
+    _check_header(file, header, rows, columns)
     with_dimensions = all(name in header for name in DIMENSIONS)
     found: list[Recording] = []
     problems: list[str] = []
@@ -44,7 +47,7 @@ def read(source: Path) -> SourceListing:
             problems.append(f"{where}: {len(row)} values, but the header has {len(header)} columns; quote values that hold a comma")
             continue
         values = dict(zip(header, row, strict=True))
-        empty = [name for name in COLUMNS if not values[name]]
+        empty = [name for name in columns if not values[name]]
         if empty:
             problems.append(f"{where}: no {' and no '.join(empty)} for {values['path'] or 'this row'}")
             continue
@@ -63,9 +66,9 @@ def read(source: Path) -> SourceListing:
             except ValueError:
                 problems.append(f"{where}: valence, activation and dominance of {values['path']} must be numbers")
                 continue
-        found.append(Recording(identifier, path, values["label"], values["speaker"], values["fold"], dimensions))
-    folds = tuple(sorted({utterance.fold for utterance in found}, key=natural_order))
-    return SourceListing(tuple(found), tuple(problems), folds)
+        found.append(Recording(identifier, path, values["label"], values["speaker"], values.get("fold", ""), dimensions))
+    listing = SourceListing(tuple(found), tuple(problems), tuple(sorted({utterance.fold for utterance in found}, key=natural_order)))
+    return listing if folds is None or not found else with_folds(listing, folds)
 
 
 def identifiers(paths: Sequence[str]) -> list[str]:
@@ -91,12 +94,16 @@ def _find(source: Path) -> Path:
     return files[0]
 
 
-def _check_header(file: Path, header: list[str], rows: list[tuple[int, list[str]]]) -> None:
+def _check_header(file: Path, header: list[str], rows: list[tuple[int, list[str]]], columns: Sequence[str]) -> None:
     problems = []
-    missing = [name for name in COLUMNS if name not in header]
+    if "fold" in header and "fold" not in columns:
+        problems.append(f"{file}: has a column fold: leave out --folds, or take the column out of the file")
+    missing = [name for name in columns if name not in header]
     if missing:
         hint = "; separate columns by commas" if any(mark in ",".join(header) for mark in ";\t") else ""
         problems.append(f"{file}: no column {' and no column '.join(missing)} in its header ({','.join(header)}){hint}")
+        if missing == ["fold"]:
+            problems[-1] += f"; without folds of its own: --folds {LEAVE_ONE_OUT}, or --folds K for K folds of disjoint speakers"
     problems += [f"{file}: two columns are called {name}" for name in (*COLUMNS, *DIMENSIONS) if header.count(name) > 1]
     if not missing and not rows:
         problems.append(f"{file}: holds no row")

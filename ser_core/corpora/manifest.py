@@ -160,8 +160,7 @@ def load_manifest(folder: Path) -> Manifest:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: an entry is missing or of the wrong kind ({error!r}); run `python launch.py prepare` again") from error
-    # A manifest written by other programs may lack audio digests; with them an edited manifest is detected.
-    if all(u.audio_digest for u in utterances) and content_digest(manifest.classes, manifest.folds, utterances) != manifest.digest:
+    if content_digest(manifest.classes, manifest.folds, utterances) != manifest.digest:
         raise InputError(
             f"{path}: its content does not fit its digest, so it was changed after it was written; run `python launch.py prepare` again"
         )

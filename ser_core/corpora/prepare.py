@@ -56,6 +56,7 @@ def prepare(
     check_counts: bool = True,
     four_classes: bool = False,
     audio: Path | None = None,
+    folds: str | None = None,
     facts: Mapping[str, Any] | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -67,6 +68,7 @@ def prepare(
     `check_counts`: compare the numbers of utterances of classes and folds with the published counts, or with those in
     `source/expected_counts.json`; without the check any sessions or speakers are accepted.
     `four_classes` (emodb): only the classes of IEMOCAP. `audio` (labels): the folder of the recordings.
+    `folds` (csv without the column fold): the rule of `ser_core.corpora.speaker_folds`.
     `facts`: added to the manifest's `source`, not part of the digest. `progress(done, total)` is called with numbers of utterances.
 
     Raises InputError with one line per problem, all at once; the target then stays as it was.
@@ -76,7 +78,7 @@ def prepare(
     home = target.resolve()
     _check_target(home)
     base = source if source.is_dir() else source.parent
-    reading = _read(kind, source, base, check_counts, four_classes, audio)
+    reading = _read(kind, source, base, check_counts, four_classes, audio, folds)
     problems = [*reading.problems, *structure_problems(reading.found, reading.folds, base)]
     if not problems and check_counts and reading.counts is not None:
         problems += count_problems(reading.found, reading.counts, base)
@@ -124,11 +126,15 @@ def prepared_already(target: Path, facts: Mapping[str, Any]) -> Manifest | None:
     return manifest
 
 
-def _read(kind: str, source: Path, base: Path, check_counts: bool, four_classes: bool, audio: Path | None) -> SourceListing:
+def _read(
+    kind: str, source: Path, base: Path, check_counts: bool, four_classes: bool, audio: Path | None, folds: str | None
+) -> SourceListing:
     if four_classes and kind != "emodb":
         raise InputError(f"four classes can be chosen for emodb only, not for {kind}")
     if audio is not None and kind != "labels":
         raise InputError(f"a folder of recordings is named for labels only, not for {kind}")
+    if folds is not None and kind != "csv":
+        raise InputError(f"--folds is for csv only: {kind} has folds of its own")
     stated = read_expected_counts(base)
     published = {"iemocap": iemocap.SESSIONS, "savee": savee.SPEAKERS, "emodb": tuple(emodb.FOLDS)}.get(kind)
     required = tuple(stated.folds or ()) if stated else published
@@ -141,7 +147,7 @@ def _read(kind: str, source: Path, base: Path, check_counts: bool, four_classes:
     elif kind == "emodb":
         reading = emodb.read(source, required=required, four_classes=four_classes)
     elif kind == "csv":
-        reading = csv_corpus.read(source)
+        reading = csv_corpus.read(source, folds=folds)
     else:
         reading = labels.read(source, audio=audio)
     return reading if stated is None else replace(reading, counts=stated)

@@ -185,7 +185,7 @@ class FeatureStore:
                 break
         if left:
             utterances = sum(len(block.positions) for block in left)
-            progress.report(f"front end: features of {utterances} utterances cannot be shared: {self.folder}: {self._problem}")
+            progress.report(f"front end: features cannot be shared (utterances: {utterances}): {self.folder}: {self._problem}")
         return kept
 
     def path(self, block: Block) -> Path:

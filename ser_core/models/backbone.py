@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ser_core.disk import os_errors, raise_storage_error
 from ser_core.errors import InputError, first_line, is_memory_error
 from ser_core.models.checkpoint_keys import key_problems, unknown_key
+from ser_core.models.hub import pinned_revision
 from ser_core.models.identity import CONFIG_FILE, NO_BACKBONE, backbone_identity, checkpoint_folder
 from ser_core.settings import Attention, BackboneSettings
 
@@ -124,7 +125,7 @@ def _from_config(settings: BackboneSettings, attention: Attention) -> Wav2Vec2Fo
     if not settings.config:
         raise InputError(NO_BACKBONE)
     known = set(Wav2Vec2Config().to_dict())
-    problems = [unknown_key("backbone.config", key, known) for key in sorted(set(settings.config) - known)]
+    problems = [unknown_key("recipe.backbone.config", key, known) for key in sorted(set(settings.config) - known)]
     if problems:
         raise InputError(problems)
     values = dict(settings.config)
@@ -139,9 +140,9 @@ def _from_config(settings: BackboneSettings, attention: Attention) -> Wav2Vec2Fo
         if is_memory_error(error):
             raise
         # transformers wraps the error of a configuration check in one that only names the check.
-        raise InputError(f"backbone.config: {first_line(error.__cause__ or error)}") from error
+        raise InputError(f"recipe.backbone.config: {first_line(error.__cause__ or error)}") from error
     model.set_attn_implementation(attention.value)
-    return _ready(model, "backbone.config")
+    return _ready(model, "recipe.backbone.config")
 
 
 def _from_checkpoint(model_class: Any, settings: BackboneSettings, attention: Attention, ignored: tuple[str, ...]) -> Any:
@@ -160,8 +161,8 @@ def _from_checkpoint(model_class: Any, settings: BackboneSettings, attention: At
         "ignore_mismatched_sizes": True,  # `_check_keys` reports them together with the other keys
         "attn_implementation": attention.value,
     }
-    if folder is None and settings.revision is not None:
-        options["revision"] = settings.revision
+    if folder is None and (revision := pinned_revision(settings)) is not None:
+        options["revision"] = revision
     with _quiet_transformers():
         try:
             # The local cache is used without asking the hub, so that jobs on nodes without network work.
@@ -188,8 +189,8 @@ def _from_hub(model_class: Any, name: str, options: dict[str, Any]) -> tuple[Any
         pinned = options.get("revision")
         raise InputError(
             f"{name}{f', revision {pinned}' if pinned else ''}: not in the local cache and cannot be downloaded from the Hugging Face hub "
-            f"({first_line(error)}); download it where there is network and set backbone.checkpoint to its folder"
-            f"{', or, if this model has no such revision, set backbone.revision to one of its own or to null' if pinned else ''}"
+            f"({first_line(error)}); download it where there is network and set recipe.backbone.checkpoint to its folder"
+            f"{', or, if this model has no such revision, set recipe.backbone.revision to one of its own or to null' if pinned else ''}"
         ) from error
     return model, report
 

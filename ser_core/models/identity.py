@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ser_core.disk import raise_storage_error
 from ser_core.errors import InputError
+from ser_core.models.hub import CACHED_MODEL, cache_folder, cached_commit, is_commit, pinned_revision, reference
 from ser_core.settings import BackboneSettings, Wav2vecSettings
 
 CONFIG_FILE = "config.json"
 WEIGHT_FILES = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
 
-CACHED_MODEL = "models--"  # prefix of a model's folder in the cache of the Hugging Face hub
 SHOWN_DIGEST = 12  # characters
 
-NO_BACKBONE = "backbone: neither checkpoint nor config is set; name a wav2vec 2.0 checkpoint or give the keys of a small model"
-NO_WAV2VEC = "states.wav2vec: neither checkpoint nor config is set; give the path of wav2vec_large.pt, or the keys of a small model"
-MISSING_WAV2VEC = "no such wav2vec checkpoint; set states.wav2vec.checkpoint to the path of wav2vec_large.pt"
+NO_BACKBONE = "recipe.backbone: neither checkpoint nor config is set; name a wav2vec 2.0 checkpoint or give the keys of a small model"
+NO_WAV2VEC = "recipe.states.wav2vec: neither checkpoint nor config is set; give the path of wav2vec_large.pt, or the keys of a small model"
+MISSING_WAV2VEC = "no such wav2vec checkpoint; set recipe.states.wav2vec.checkpoint to the path of wav2vec_large.pt"
 
 # Keys of config.json that do not affect the network.
 VOLATILE_CONFIG_KEYS = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"})
@@ -51,6 +52,7 @@ def backbone_origin(settings: BackboneSettings) -> str:
     pinned = settings.revision
     folder = checkpoint_folder(settings.checkpoint)
     if folder is None:
+        pinned = pinned_revision(settings)
         return f"wav2vec 2.0 {settings.checkpoint}, {f'revision {pinned}' if pinned else 'no revision pinned'}"
     folder = folder.resolve()
     if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith(CACHED_MODEL):
@@ -59,6 +61,31 @@ def backbone_origin(settings: BackboneSettings) -> str:
         return f"wav2vec 2.0 {name}, revision {revision}{other}"
     unknown = f" (not known whether revision {pinned})" if pinned else ""
     return f"wav2vec 2.0 from the local folder {folder.name}, sha256 {_digests(weight_files(folder))}{unknown}"
+
+
+def pin_commit(settings: BackboneSettings, former: Mapping[str, str]) -> str:
+    """Set the commit of a hub name in `settings.commits`: that of a former launch (`former`), else the one in the local cache.
+
+    Returns a line for the user: that the cache has another commit now, or that no commit is known, so that nodes may load different
+    weights; "" if there is nothing to say. Nothing is set for a folder, a configuration, or a revision that is a commit.
+    """
+    if settings.checkpoint is None or is_commit(settings.revision) or checkpoint_folder(settings.checkpoint) is not None:
+        return ""
+    name, key = settings.checkpoint, reference(settings)
+    found, before = cached_commit(name, settings.revision), settings.commits.get(key) or former.get(key, "")
+    if before or found:
+        settings.commits[key] = before or found
+    if before and found not in ("", before):
+        return (
+            f"backbone {key}: continues with commit {before} of the last launch; the cache has {found} now, "
+            f"and recipe.backbone.revision={found} computes with it"
+        )
+    if before or found:
+        return ""
+    return (
+        f"backbone {key}: not in the local cache ({cache_folder()}), so its commit is not known: nodes may load different weights; "
+        "set recipe.backbone.revision to a commit"
+    )
 
 
 def wav2vec_origin(settings: Wav2vecSettings) -> str:
@@ -90,7 +117,7 @@ def checkpoint_folder(checkpoint: str) -> Path | None:
         return path
     if path.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") > 1 or path.exists():
         raise InputError(
-            f"{checkpoint}: no such backbone folder; backbone.checkpoint is a Hugging Face name or a folder with {CONFIG_FILE}"
+            f"{checkpoint}: no such backbone folder; recipe.backbone.checkpoint is a Hugging Face name or a folder with {CONFIG_FILE}"
         )
     return None
 

@@ -48,24 +48,24 @@ def parse_config(values: Mapping[str, Any]) -> Wav2vecConfig:
     parsed: dict[str, Any] = {}
     for key, value in values.items():
         if key not in fields:
-            problems.append(unknown_key("wav2vec.config", key, fields))
+            problems.append(unknown_key("recipe.states.wav2vec.config", key, fields))
         elif key.endswith("_layers"):
             try:
                 layers = tuple((int(channels), int(kernel), int(stride)) for channels, kernel, stride in value)
             except (TypeError, ValueError):
                 layers = ()
             if not layers or min(min(layer) for layer in layers) < 1:
-                problems.append(f"wav2vec.config.{key}: {value!r} is not a list of [channels, kernel, stride]")
+                problems.append(f"recipe.states.wav2vec.config.{key}: {value!r} is not a list of [channels, kernel, stride]")
             parsed[key] = layers
         else:
             kind = type(fields[key].default)
             if kind is float and isinstance(value, int) and not isinstance(value, bool):
                 value = float(value)
             if not isinstance(value, kind):
-                problems.append(f"wav2vec.config.{key}: {value!r} is not a {kind.__name__}")
+                problems.append(f"recipe.states.wav2vec.config.{key}: {value!r} is not a {kind.__name__}")
             parsed[key] = value
     if parsed.get("activation", "relu") not in ("relu", "gelu"):
-        problems.append(f"wav2vec.config.activation: {parsed['activation']!r} is neither relu nor gelu")
+        problems.append(f"recipe.states.wav2vec.config.activation: {parsed['activation']!r} is neither relu nor gelu")
     if problems:
         raise InputError(problems)
     return Wav2vecConfig(**parsed)

@@ -31,7 +31,9 @@ def run(context: StageContext) -> dict[str, Any]:
     ids = [utterance.id for utterance in context.training.utterances]
     mapped, counts = read_frames(context.upstream["states"], ids)
     if k > len(mapped):
-        raise InputError(f"cluster: k = {k} is more than the {len(mapped)} frames of the training folds; take it out of cluster.counts")
+        raise InputError(
+            f"cluster: k = {k} is more than the {len(mapped)} frames of the training folds; take it out of recipe.cluster.counts"
+        )
     started = time.monotonic()
     checkpoints, progress = context.checkpoints(), context.progress()
     saved = checkpoints.load()

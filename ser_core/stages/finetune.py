@@ -99,7 +99,7 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
     model = EmotionClassifier(encoder, len(split.classes), settings.head.pooling).to(context.device)
     objective = Finetuning(context, settings, model)
     if len(split) < settings.batch_size:
-        context.report(f"finetune: {len(split)} training utterances are fewer than a batch of {settings.batch_size}: one step an epoch")
+        context.report(f"finetune: fewer than a batch of training utterances ({len(split)} of {settings.batch_size}): one step an epoch")
     started = time.monotonic()
     with stop_together(context.group):
         objective.features.fill(context.should_stop, context.progress())

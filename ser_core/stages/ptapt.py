@@ -179,7 +179,7 @@ def pseudo_labels(context: StageContext, counts: Sequence[int], config: Any) -> 
         frames = max(1, frame_count(config, samples))
         if abs(labels.shape[1] - frames) > GRID_TOLERANCE:
             raise InputError(
-                f"{identifier}: {labels.shape[1]} pseudo-labels for {frames} frames of the backbone: the strides of states.wav2vec "
+                f"{identifier}: {labels.shape[1]} pseudo-labels for {frames} frames of the backbone: the strides of recipe.states.wav2vec "
                 "multiplied by 2 must give the backbone's"
             )
     return stacked

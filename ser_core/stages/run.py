@@ -6,13 +6,16 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Unpack
 
+import torch
+
 from ser_core.corpora.manifest import Manifest, Utterance, load_manifest
+from ser_core.corpora.subsets import subset
 from ser_core.corpora.validation import training_and_validation
 from ser_core.errors import InputError
 from ser_core.parallel.group import process_group
 from ser_core.parallel.team import Alone
 from ser_core.registry import StageArguments
-from ser_core.settings import Attention
+from ser_core.settings import Attention, Precision
 from ser_core.stages import cluster, finetune, ptapt, states, tapt
 from ser_core.stages.context import StageContext, seed_global_generators
 from ser_core.training.device import deterministic, keep_freed_memory
@@ -64,22 +67,29 @@ def run_stage(stage: str, **arguments: Unpack[StageArguments]) -> dict[str, Any]
             raise InputError(f"no stage {stage!r}; known are finetune, {', '.join(PRETRAINING)}")
         with process_group(team, context.device, context.execution.communication_minutes * 60) as group:
             context = dataclasses.replace(context, group=group)
-            if stage == "finetune":
-                return finetune.run(context, lambda: Split(manifest, tested()))
-            return PRETRAINING[stage](context)
+            result = finetune.run(context, lambda: Split(manifest, tested())) if stage == "finetune" else PRETRAINING[stage](context)
+            return {**result, "arithmetic": _arithmetic(context)}
+
+
+def _arithmetic(context: StageContext) -> dict[str, str]:
+    """Device and precision that the stage was computed with. k-means has no precision to choose: float32."""
+    chosen = context.settings.get(context.stage, {}).get("precision")
+    dtype = context.arithmetic(Precision[chosen]).dtype if chosen else torch.float32
+    device = torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else context.device.type
+    return {"device": device, "precision": str(dtype).removeprefix("torch.")}
 
 
 def _splits(
     manifest: Manifest, fold: str, settings: Mapping[str, Any]
 ) -> tuple[tuple[Utterance, ...], Callable[[], tuple[Utterance, ...]]]:
-    """Return the training utterances, and a function that returns the test utterances.
+    """Return the training utterances (of `training_fraction` only a part), and a function that returns the test utterances.
 
     Raises InputError if there are no training utterances or, with `validation`, no validation utterances.
     """
     if "validation" in settings:
-        training, held = training_and_validation(manifest, fold, settings["validation"])
-        return training, lambda: held
+        reachable, held = training_and_validation(manifest, fold, settings["validation"])
+        return subset(manifest, fold, reachable, settings.get("training_fraction", 1)), lambda: held
     training = manifest.training(fold)
     if not training:
         raise InputError(f"{manifest.corpus}: no utterances to train on when fold {fold!r} is held out")
-    return training, lambda: manifest.test(fold)
+    return subset(manifest, fold, training, settings.get("training_fraction", 1)), lambda: manifest.test(fold)

@@ -31,6 +31,7 @@ from ser_core.models.classifier import class_weights, label_weight
 from ser_core.models.fairseq_checkpoint import build_wav2vec
 from ser_core.models.shapes import extractor_frames, minimum_samples, state_count
 from ser_core.models.states import EmotionStates, states_loss
+from ser_core.preflight import held_out_for_validation
 from ser_core.settings import StatesSettings
 from ser_core.stages.context import StageContext, parse_settings, stage_result
 from ser_core.training.augmentation import row_generators, spans
@@ -218,7 +219,7 @@ def validation_split(count: int, fraction: float, seed: int) -> tuple[list[int],
     """Return positions to train on and to validate on (`fraction`), at least one each. Raises InputError for fewer than two utterances."""
     if count < 2:
         raise InputError("states: one training utterance cannot be split into training and validation")
-    held = min(count - 1, max(1, round(count * fraction)))
+    held = held_out_for_validation(count, fraction)
     order = generator(seed, "validation split").permutation(count).tolist()
     return sorted(order[held:]), sorted(order[:held])
 

@@ -48,7 +48,7 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("execution.device=cuda: torch sees no GPU here; use auto or cpu, or ask for a GPU in the stage's resources")
+        raise InputError("recipe.execution.device=cuda: torch sees no GPU here; use auto or cpu, or ask for a GPU in the stage's resources")
     return torch.device(name)
 
 

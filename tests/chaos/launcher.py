@@ -150,7 +150,7 @@ def start(results: Path, corpus: Path, folds: int, seeds: int, steps: int, step_
 
 def table(results: Path) -> int:
     """Write and print the tables; before them every run, superseded ones too, with the digest of its result."""
-    from jobs.commands.collect import collect_tables
+    from jobs.commands.collect import Asked, collect_tables
     from jobs.commands.session import Session
     from jobs.store.records import read_result
 
@@ -163,7 +163,7 @@ def table(results: Path) -> int:
         digest = result.metrics["digest"] if result else "no result"
         sys.stdout.write(f"{run.method} {run.fold} {run.slot} {run.generation} {run.seed} {digest}\n")
     with tempfile.TemporaryDirectory() as folder:
-        for path in sorted(collect_tables(session, now, ["csv", "latex", "json"], Path(folder)).paths):
+        for path in sorted(collect_tables(session, now, Asked(["csv", "latex", "json"], Path(folder))).paths):
             if path.suffix in (".csv", ".tex", ".json"):
                 sys.stdout.write(f"---- {path.name}\n{path.read_text()}")
     return 0

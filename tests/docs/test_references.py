@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 NAMED = re.compile(r"`((?:jobs|ser_core|tests|benchmarks|slurm_templates|configs)/[\w./-]*\w/?)`")
-EXAMPLES = ("configs/site/mysite.yaml",)  # files that a reader makes
+EXAMPLES = ("configs/site/mysite.yaml", "configs/experiment/mine.yaml")  # files that a reader makes
 
 
 def name(path: Path) -> str:

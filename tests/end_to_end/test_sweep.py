@@ -30,8 +30,8 @@ SMALL = (
         "policy.poll_minutes=0.1",
         "resources.default.memory_gb=1",
     ),
-    *("sweep.folds=[]", "sweep.counts=[]", "sweep.sets=[[8],[8,16]]", "sweep.stopping=none"),
-    *("recipe.finetune.epochs=3", "recipe.finetune.batch_size=8"),  # less, and it has not learnt
+    *("sweep.folds=[]", "sweep.sets=[[8],[8,16]]", "sweep.stopping=none"),
+    *("recipe.finetune.epochs=3", "recipe.finetune.batch_size=8", "recipe.states.batch_size=29"),  # less, and it has not learnt
     *("recipe.states.steps=3", "recipe.ptapt.steps=3", "recipe.ptapt.warmup_steps=1"),
 )
 STAGES = {name: len(FOLDS) * count for name, count in (("states", 1), ("cluster", 2), ("ptapt", 2), ("finetune", 2))}  # each once
@@ -220,7 +220,9 @@ def log_of(run: CommandLine) -> str:
 def test_a_dry_run_touches_nothing(small_data: Path, tmp_path: Path) -> None:
     """Points, validation speakers, stages and the scripts are shown; no file is written and Slurm is not asked."""
     run = CommandLine(small_data, tmp_path / "results", {"SLURM_CONF": str(tmp_path / "nowhere")})
-    done = run("sweep", "demo", "--cluster", "slurm", "--dry-run", *SMALL, "resources.ptapt.nodes=2", "resources.default.gpus=1")
+    done = run(
+        "sweep", "demo", "--cluster", "slurm", "--dry-run", "--scripts", *SMALL, "resources.ptapt.nodes=2", "resources.default.gpus=1"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     for text in (
         "2 points",

@@ -131,6 +131,7 @@ class FakeRegistry:
         ua = float("nan") if runtime["behaviour"] == "nan" else 50.0 + total % 50
         confusion = [[4, 0], [4, 0]] if runtime["behaviour"] == "low" else [[3, 1], [0, 4]]
         returned = {"metrics": {"ua": ua, "nested": {"parts": [total, 1.5]}}, "confusion": confusion, "classes": ["angry", "sad"]}
+        returned["arithmetic"] = {"device": "abacus", "precision": "exact"}
         if runtime["behaviour"] == "collapse":
             return {**returned, "diverged": "training loss 0.693 is still at the class prior, 0.693"}
         return returned

@@ -6,12 +6,15 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from jobs.commands.session import Session
 from jobs.control.controller import Desired, Report, run_local
-from jobs.experiment.config import Policy, Resources
+from jobs.experiment.config import Experiment, OutlierRule, Policy, Resources, StageResources
 from jobs.experiment.graph import Graph, Slot
+from jobs.experiment.launched import Corpus, launch
 from jobs.local.executor import LocalExecutor
 from jobs.store.layout import Layout
 from jobs.worker.machine import Capacity
@@ -41,6 +44,24 @@ def executor(folder: Path, cpus: int = 2) -> LocalExecutor:
     """Two cores, one per task."""
     capacity, preload = Capacity(cpus, (), 8.0), ["tests.jobs.fake_registry:preload"]
     return LocalExecutor(workplace(folder), Layout(folder / "results", "exp"), lambda stage: RESOURCES, capacity, preload)
+
+
+def new_session(folder: Path, *, seeds: int = 1, recipe: dict[str, object] | None = None, methods: Sequence[str] = ("vft",)) -> Session:
+    """A launch of an experiment on this machine, on one fold, as the commands open it."""
+    place, layout = workplace(folder), Layout(folder / "results", "exp")
+    resources = StageResources(cpus=1, gpus=0, memory_gb=0.1, minutes=1)
+    experiment = Experiment(
+        name="exp",
+        corpus="fake",
+        methods=list(methods),
+        seeds=seeds,
+        recipe=recipe or {},
+        resources={"default": resources},
+        policy=Policy(outliers=OutlierRule.none),
+    )
+    found = launch(experiment, Corpus("fake", "d1", ("1",), place.corpus_folder), fake_registry.REGISTRY, layout)
+    root = Path(__file__).parents[2]
+    return Session(found, replace(place, launched=found.since), root, root / "configs" / "published.yaml", new=True)
 
 
 def main(folder: Path, recipe: dict[str, object], grace: float) -> Report:

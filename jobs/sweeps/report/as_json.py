@@ -10,7 +10,7 @@ from jobs.sweeps.report.choice import Choice
 from jobs.sweeps.report.costs import SweepCost
 from jobs.sweeps.report.summary import FoldSummary, Group, Measure, PointSummary, SweepSummary, remark_of
 from jobs.sweeps.space import overrides_of
-from jobs.tables.summary import interval_json, paired_test_json, picked
+from jobs.tables.as_json import interval_json, paired_test_json, picked
 
 SCHEMA = 1
 

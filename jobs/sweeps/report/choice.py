@@ -177,4 +177,4 @@ def states_in_words(summary: SweepSummary) -> str:
     """Number of trials by state."""
     found = [f"{summary.trials[state]} {state.name}" for state in LISTED if summary.trials.get(state)]
     planned = f" of {summary.planned}" if summary.planned > len(summary.points) else ""
-    return f"{len(summary.points)}{planned} trials: {', '.join(found)}" if found else "no trial has begun"
+    return f"{counted(len(summary.points), 'trial')}{planned}: {', '.join(found)}" if found else "no trial has begun"

@@ -72,6 +72,10 @@ def test_out_of_memory_lists_the_request_of_the_next_attempt(tmp_path: Path) -> 
     desired, report = launch(tmp_path, {"failing": {"finetune vft 1 0": "oom:2"}}, methods=("vft",), folds=("1",), seeds=1)
     text = explained(desired, report, "vft/1/0")
     assert report.complete
+    output = desired.layout.stage("finetune", report.graph.runs[0].key).attempt(3).output
+    assert [line for line in text.splitlines() if "artifact" in line] == [f"  artifact: {output}/parts/", f"  artifact: {output}/sum.json"]
+    (output / "sum.json").unlink()
+    assert f"artifact: {output}/sum.json (removed)" in explained(desired, report, "vft/1/0")
     assert text.count("memory: same seed with half the work of a pass and 1.5 times the memory, at most 2 times") == 2
     assert re.search(r"attempt 2.*CUDA out of memory.*\(1/2 of the work of one pass\)", text)
     assert re.search(r"attempt 3.*its result counts \(1/4 of the work of one pass\)", text)
@@ -141,6 +145,8 @@ def test_slurm_states_of_jobs_without_an_outcome(tmp_path: Path) -> None:
         (StageFacts(executed_by="Slurm job 9_1"), None, "running: Slurm job 9_1 computes it"),
         (StageFacts(settling=True), None, "waits: Slurm has not reported yet how the last job ended"),
         (StageFacts(cancelled=True), None, "cancelled; launching again lifts that"),
+        (StageFacts(cancelled=True, executed_by="process 7 on n1"), None, "cancelled, stopping: process 7 on n1 has not ended yet"),
+        (StageFacts(cancelled=True), InFlight(Phase.running, "123_4"), "cancelled, stopping: job 123_4 has not ended yet"),
         (StageFacts(stopped="two attempts ended at the time limit", failures=2), None, "given up: two attempts ended at the time limit"),
         (StageFacts(done=True), None, ""),
     ],

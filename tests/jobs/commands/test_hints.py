@@ -25,3 +25,4 @@ def test_what_was_typed_comes_back_whole(tmp_path: Path) -> None:
     assert words == ("grid", *arguments, "--cluster", "slurm", "--wait", "--results", str(other))
     launch = Hints("exp", typed=words).launch
     assert shlex.split(launch.strip("`")) == ["python", "launch.py", *words]
+    assert launch_words("grid", ["own.yaml"], cluster=None, wait=None, folders=()) == ("grid", str(Path("own.yaml").resolve()))

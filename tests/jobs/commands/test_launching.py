@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.commands.launching import Code, experiment_to_launch, words_of
+from jobs.commands.launching import Code, chosen_experiment, experiment_to_launch, words_of
+from jobs.errors import UsageError
 from jobs.experiment.config import Cluster
 from jobs.experiment.launched import Corpus, launch, store
 from jobs.store.layout import Layout
@@ -16,7 +17,7 @@ from ser_core.settings import Recipe
 from tests.command_line import ROOT
 
 CONFIGS = ROOT / "configs"
-CODE = Code(REGISTRY, REGISTRY.check, tuple(VERSIONS), Recipe, CONFIGS, CONFIGS / "published.yaml")
+CODE = Code(REGISTRY, REGISTRY.check, tuple(VERSIONS), Recipe, CONFIGS, CONFIGS / "published.yaml", REGISTRY.check_corpus)
 SITE = "example-university"
 
 
@@ -57,6 +58,40 @@ def test_where_slurm_is_found_a_new_experiment_says_where_it_computes(
     assert place(tmp_path) == (Cluster.local, "default", "")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert place(tmp_path / "other") == (Cluster.local, "default", "")
+
+
+def test_where_only_a_corpus_is_prepared_init_is_named(tmp_path: Path) -> None:
+    """The name of a corpus is not that of an experiment yet: the message has the command that writes its file."""
+    words = words_of("grid", ["mine"], None, "iemocap")
+    with pytest.raises(UsageError, match=r"^no experiment 'mine', .*`python launch.py init mine --corpus mine` writes"):
+        experiment_to_launch(words, CODE, tmp_path, ["mine", "demo"])
+    with pytest.raises(UsageError, match=r"^no experiment 'mine': known are demo,"):
+        experiment_to_launch(words, CODE, tmp_path, ["demo"])
+
+
+def test_the_experiment_of_a_command_that_names_none(tmp_path: Path) -> None:
+    """The only one that was launched, else the default, with a line that says so. A file means the experiment of its name."""
+    assert chosen_experiment("demo", tmp_path, "iemocap") == ("demo", "")
+    assert chosen_experiment("some/own.yaml", tmp_path, "iemocap") == ("own", "")
+    assert chosen_experiment(None, tmp_path, "iemocap") == ("iemocap", "experiment iemocap: the default, as none is named")
+    launched(tmp_path, cluster="local")
+    assert chosen_experiment(None, tmp_path, "iemocap") == ("demo", "experiment demo: the only one that was launched")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "experiment.json").write_text("{}")
+    line = "experiment iemocap: the default, as none is named; launched are demo, own"
+    assert chosen_experiment(None, tmp_path, "iemocap") == ("iemocap", line)
+    assert words_of("grid", ["seeds=2"], None, "iemocap").line == "experiment iemocap: the default, as none is named"
+    assert words_of("grid", ["iemocap"], None, "iemocap").line == ""
+
+
+def test_an_experiment_is_the_path_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative to the folder where it was typed; named after the file."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text("corpus: demo\nseeds: 2\n")
+    words = words_of("grid", ["own.yaml", "seeds=3"], None, "iemocap")
+    monkeypatch.chdir("/")
+    experiment, _ = experiment_to_launch(words, CODE, tmp_path)
+    assert (experiment.name, experiment.corpus, experiment.seeds, words.file) == ("own", "demo", 3, str(tmp_path / "own.yaml"))
 
 
 def test_an_experiment_launched_on_slurm_stays_there(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_the_second_launch_requests_what_the_first_one_used(slurm_cluster: Clust
     assert told.memory_gb is not None
     (batch,) = make_plan(now.graph, now.facts, {}, runs_per_task={}, limits=Limits(), predict=predict).batches
     said = asks_in_words(trial.arrays.asked(batch), told)
-    assert said.startswith(f"asks for 6 min and {told.memory_gb:g} GB a task (configured: 60 min, 3 GB), from 4 finished siblings: ")
+    assert said.startswith(f"requests 6 min and {told.memory_gb:g} GB a task (configured: 60 min, 3 GB), from 4 finished siblings: ")
     shown = trial.arrays.previews([batch], now.graph, {})[0].script
     report = trial.look()
     job = report.in_flight[trial.run(TOO_LONG).key].job
@@ -85,7 +85,7 @@ def test_the_second_launch_requests_what_the_first_one_used(slurm_cluster: Clust
     target = find_target(report.graph, f"vft/1/{TOO_LONG}")
     stories = read_histories(stages_of(report.graph, target.node), trial.layout, context(trial))
     lines = explain_lines(target, report, stories, trial.policy)
-    assert any("its job asks for 6 min" in each and "(configured: 60 min" in each for each in lines)
+    assert any("its job requests 6 min" in each and "(configured: 60 min" in each for each in lines)
     assert any("time limit: resumes from its checkpoint with the time and memory configured" in each for each in lines)
 
 

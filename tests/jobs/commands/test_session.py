@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from jobs.commands.cancel import cancel, keys_to_cancel, whole_jobs
-from jobs.commands.collect import write_tables
+from jobs.commands.collect import Asked, write_tables
 from jobs.commands.passes import one_pass, run_link
 from jobs.commands.session import Session
 from jobs.commands.status import complete_tables
@@ -132,7 +132,7 @@ def test_better_tables_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not write_tables(session, report, announce=True)
     assert "collect exp --force" in capsys.readouterr().err
     assert file.read_bytes() == before
-    assert not write_tables(session, report, force=True)
+    assert not write_tables(session, report, Asked(force=True))
     assert file.read_bytes() != before
 
 

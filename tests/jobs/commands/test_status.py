@@ -112,6 +112,27 @@ def test_held_and_cancelled_stages_are_counted_separately() -> None:
     assert "`python launch.py explain exp vft/1/0`" in text
 
 
+def test_a_cancelled_run_that_still_runs_is_stopping() -> None:
+    """Neither failed nor pending, in the status and in tables, whether it has failed before, still runs, or was never started."""
+    graph = make_graph(methods=("vft",), folds=("1",), seeds=4)
+    keys = [run.key for run in graph.runs]
+    before = {"attempts": 1, "failures": 1, "error": "MemoryError: once", "failure": FailureClass.memory}
+    facts = {
+        keys[0]: StageFacts(cancelled=True, executed_by="process 7 on n1"),
+        keys[1]: StageFacts(cancelled=True, **before),  # type: ignore[arg-type]
+        keys[2]: StageFacts(cancelled=True),
+        keys[3]: StageFacts(done=True, ua=60.0),
+    }
+    now = status_of("exp", _report(graph, facts, {keys[1]: InFlight(Phase.running, "7_1")}))
+    assert [run.state for run in now.runs] == [State.stopping, State.stopping, State.cancelled, State.done]
+    assert table_states(now) == {**dict.fromkeys(keys[:3], "cancelled"), keys[3]: "accepted"}
+    text = "\n".join(status_lines(now))
+    assert "vft finetune: 1 done, 2 cancelled, stopping, 1 cancelled of 4" in text
+    assert "cancelled, stopping (memory, attempt 1): MemoryError: once" in text
+    assert "failed" not in text
+    assert status_to_json(now)["stages"][0]["counts"]["stopping"] == 2
+
+
 def test_a_dropped_run_is_superseded_and_stays_on_record() -> None:
     """Its stage counts as superseded, the new run of its slot as missing; in tables it is an outlier or diverged; a line counts them."""
     slots = seeds_of_slots(("vft",), ("1", "2"), seeds=5, first_seed=0, generations={("vft", "1", 0): 1, ("vft", "2", 1): 1})

@@ -19,13 +19,14 @@ from jobs.control.controller import Change, Desired, Event, Report, changes, con
 from jobs.control.executor_protocol import Batch, Executor, Limits
 from jobs.control.facts import Departure, InFlight, Phase, Request, StageFacts
 from jobs.control.failure_policy import COMMUNICATION_RETRIES, MAX_FAILED_STARTS, MAX_REFUSALS
-from jobs.control.plan import ALIKE
+from jobs.control.holds import ALIKE, FIRST
 from jobs.errors import RequestRefusedError, SlurmUnavailableError
 from jobs.experiment.config import Policy
 from jobs.experiment.graph import Graph, Refill, Slot
 from jobs.signals import Interrupts, StopRequest
 from jobs.slurm.executor import describe_batch
 from jobs.store.cancellations import record_cancellation
+from jobs.store.layout import Layout
 from jobs.text import duration
 from jobs.worker.main import run_task
 from jobs.worker.stage import WorkerProcess
@@ -252,6 +253,26 @@ def _vft(folder: Path, behaviour: str, seeds: int = 6) -> Desired:
     return replace(local_launch.desired(folder, {}), graph=graph, refill=None)
 
 
+def test_a_recipe_that_does_not_learn_is_not_multiplied(tmp_path: Path, executor: QueueOfThreads) -> None:
+    """Four runs of which every seed diverges: three are computed, and the user is told. Before: all four with all their seeds, 24."""
+    executor.at_once = 1
+    collapsing: dict[str, object] = {"failing": {"finetune vft * *": "collapse"}}
+
+    def refill(generations: Mapping[Slot, int]) -> Graph:
+        return fake_registry.make_graph(collapsing, methods=("vft",), folds=("1",), seeds=4, generations=generations)
+
+    desired = replace(local_launch.desired(tmp_path, {}), graph=refill({}), refill=refill)
+    report, events = _wait(desired, executor)
+    assert sum(fake_registry.count(tmp_path / "corpus", "starts").values()) == FIRST
+    assert not report.complete
+    assert len(report.plan.held_or_cancelled) == 4
+    assert any(event.change is Change.held and "runs of vft diverged" in event.line for event in events)
+    other = QueueOfThreads(tmp_path / "other")
+    desired = replace(desired, layout=Layout(other.folder / "results", "exp"), policy=Policy(hold_diverging=False, max_seeds=2))
+    report, _ = _wait(desired, other)
+    assert sum(fake_registry.count(other.folder / "corpus", "starts").values()) == 8
+
+
 def test_when_the_first_all_fail_alike_the_rest_is_withdrawn(tmp_path: Path, executor: QueueOfThreads) -> None:
     """Three of six run and fail with the same error; the others do not start until it is fixed and launched again."""
     executor.at_once = 1
@@ -283,6 +304,40 @@ def test_cancelled_stages_are_not_submitted_before_the_next_launch(tmp_path: Pat
     assert set(report.plan.held_or_cancelled) == {first, second}
     assert (report.submitted, report.settled, report.complete) == ((), True, False)
     assert set(reconcile(_vft(tmp_path, "", seeds=2), executor).submitted) == {first, second}
+
+
+def test_a_cancelled_stage_is_reported_as_cancelled(tmp_path: Path, executor: QueueOfThreads) -> None:
+    """Stopping while it runs, then cancelled, also if its job ended by `scancel`. Before: failed."""
+    desired = _vft(tmp_path, "", seeds=2)
+    first, second = (run.key for run in desired.graph.runs)
+    former = reconcile(desired, executor)
+    record_cancellation(desired.layout, [first], time.time())
+    executor.leave([second], "CANCELLED by 1000")
+    report = reconcile(desired, executor)
+    assert {event.node.key: (event.change, event.text) for event in changes(former, report)} == {
+        first: (Change.cancelled, "cancelled"),
+        second: (Change.cancelled, "cancelled"),
+    }
+    assert changes(report, reconcile(desired, executor)) == []
+    running = replace(report, plan=replace(report.plan, waiting=(first,)))
+    assert [event.text for event in changes(former, running) if event.node.key == first] == ["cancelled, stopping"]
+
+
+def test_jobs_on_nodes_that_do_not_see_the_results_are_explained(tmp_path: Path, executor: QueueOfThreads) -> None:
+    """The jobs of two stages end before their worker began: both errors ask for the folder; that of one job alone does not.
+
+    Before: "jobs ended before the worker began" four times for each stage, and nothing to do about it.
+    """
+    desired = _vft(tmp_path, "", seeds=3)
+    first, second, third = (run.key for run in desired.graph.runs)
+    reconcile(desired, executor)
+    for number, key in enumerate((first, second), 1):
+        executor.queue[key] = InFlight(Phase.queued, f"7_{number}")
+        executor.leave([key], "FAILED")
+        errors = [reconcile(desired, executor).facts[each].error for each in (first, second, third)]
+        asked = f"1 job ended before the worker began (last 7_{number}, Slurm says FAILED)"
+        assert asked in errors[number - 1]
+        assert [f"can the nodes see {desired.layout.root}? run `doctor`" in error for error in errors] == [number == 2, number == 2, False]
 
 
 def test_nothing_is_submitted_until_slurm_reports_how_a_job_ended(tmp_path: Path, executor: QueueOfThreads) -> None:

@@ -349,7 +349,7 @@ def test_requests_are_predicted_only_on_slurm(tmp_path: Path) -> None:
 def test_the_text_of_a_request() -> None:
     """What is requested, what is configured if that is more, and what the prediction is based on."""
     told = Prediction(12, 2.0, 37, seconds=300.0, memory_bytes=1.5 * GIB)
-    expected = "asks for 12 min and 2 GB a task (configured: 90 min, 32 GB), from 37 finished siblings: 95% took at most 5.0 min and 1.5 GB"
+    expected = "requests 12 min and 2 GB a task (configured: 90 min, 32 GB), from 37 finished siblings: 95% took at most 5.0 min and 1.5 GB"
     assert asks_in_words(ASKED, told) == f"{expected}, and a margin"
-    assert asks_in_words(PLAIN, told) == "asks for 90 min and 32 GB a task, as configured"
+    assert asks_in_words(PLAIN, told) == "requests 90 min and 32 GB a task, as configured"
     assert "of any method" in asks_in_words(ASKED, replace(told, any_method=True))

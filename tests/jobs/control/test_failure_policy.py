@@ -28,6 +28,7 @@ from jobs.control.failure_policy import (
     STORAGE_SECONDS,
     EndedAttempt,
     decide,
+    folder_question,
 )
 from jobs.errors import UsageError
 from jobs.store.failures import FailureClass, blames_node, cancelled_by_hand, class_of_exception, class_of_state
@@ -179,6 +180,14 @@ def test_jobs_that_end_before_the_worker_starts_are_counted() -> None:
     assert (few.stopped, few.failure) == ("", FailureClass.node)
     assert "before the worker began (last 2_0, Slurm says FAILED)" in few.error
     assert judged([], failed_starts=silent(MAX_FAILED_STARTS)).stopped
+
+
+def test_after_two_jobs_that_never_began_the_user_is_asked_whether_nodes_see_the_folder() -> None:
+    """Not of one job, of jobs whose node is to blame, or of processes of this machine."""
+    assert folder_question(silent(2), "/results") == "; can the nodes see /results? run `doctor`"
+    assert folder_question(silent(1), "/results") == ""
+    assert folder_question([replace(each, state="NODE_FAIL") for each in silent(2)], "/results") == ""
+    assert folder_question([replace(each, job=f"local-{each.job}") for each in silent(2)], "/results") == ""
 
 
 RETRIED = [each for each in FailureClass if each not in (FailureClass.divergence, FailureClass.cancelled)]

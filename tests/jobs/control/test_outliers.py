@@ -64,10 +64,31 @@ def test_runs_too_good_are_out_as_well() -> None:
     assert out_of(attempts_of({**GRID, "3": (55.0, 56.0, 75.0, 54.0, 55.5)})) == {("3", 2, 0)}
 
 
-def test_scale_leaves_out_the_smallest_distance_of_each_cell() -> None:
-    """Median and scale are those of the definition, computed here by hand."""
-    cells = {"a": (60.0, 61.0, 63.0, 66.0, 50.0), "b": (40.0, 41.0, 43.0)}
+def test_a_fold_has_its_own_scale_within_limits() -> None:
+    """At least the pooled scale and at most 2.5 times it, computed here by hand; `common` has one scale and drops runs of a wide fold."""
+    cells = {"a": (60.0, 60.5, 61.0, 61.5, 62.0), "b": (40.0, 43.0, 46.0, 49.0, 52.0), "c": (30.0, 50.0, 70.0, 10.0, 90.0)}
+    pooled = 1.4826 * 4.5  # the median of 0.5 0.5 1 1, 3 3 6 6, 20 20 40 40
     found = judged(attempts_of(cells)).verdicts
+    scales = {verdict.fold: verdict.scale for verdict in found}
+    assert scales == {"a": pytest.approx(pooled), "b": pytest.approx(pooled), "c": pytest.approx(2.5 * pooled)}
+    wide = {"a": (60.0, 61.0, 62.0, 63.0, 64.0), "b": (40.0, 41.0, 42.0, 43.0, 44.0), "c": (66.0, 69.0, 70.0, 72.0, 74.0)}
+    assert judged(attempts_of(wide)).verdicts[-1].scale == pytest.approx(1.4826 * 3)
+    assert {verdict.scale for verdict in judged(attempts_of(wide), "common").verdicts} == {1.4826 * 2}
+    assert out_of(attempts_of({**wide, "c": (63.5, 69.0, 70.0, 72.0, 74.0)}), "common") == {("c", 0, 0)}
+    assert out_of(attempts_of({**wide, "c": (63.5, 69.0, 70.0, 72.0, 74.0)})) == set()
+
+
+@quick
+@given(grids())
+def test_an_own_scale_only_widens_limits(runs: list[FinishedRun]) -> None:
+    """What `pooled` drops, `common` drops too: the scale of a fold is never below the common one."""
+    assert out_of(runs, "pooled") <= out_of(runs, "common")
+
+
+def test_scale_leaves_out_the_smallest_distance_of_each_cell() -> None:
+    """Median and scale of `common` are those of the definition, computed here by hand."""
+    cells = {"a": (60.0, 61.0, 63.0, 66.0, 50.0), "b": (40.0, 41.0, 43.0)}
+    found = judged(attempts_of(cells), "common").verdicts
     distances = [1.0, 2.0, 5.0, 11.0, 1.0, 2.0]  # without the zero of either median
     assert {verdict.centre for verdict in found} == {61.0, 41.0}
     assert {verdict.scale for verdict in found} == {1.4826 * statistics.median(distances)}
@@ -78,15 +99,15 @@ def test_scale_leaves_out_the_smallest_distance_of_each_cell() -> None:
 def test_dropped_runs_still_make_centre_and_scale() -> None:
     """A rerun is judged against every run ever made: dropping a run narrows nothing."""
     first = attempts_of({"1": (60.0, 61.0, 62.0, 64.0, 80.0), "2": (50.0, 51.0, 70.0, 48.0, 49.0)})
-    assert out_of(first) == {("1", 4, 0), ("2", 2, 0)}
+    assert out_of(first, "common") == {("1", 4, 0), ("2", 2, 0)}
     rerun = [FinishedRun("1", 4, 1, 1004, 67.0), FinishedRun("2", 2, 1, 1002, 50.5)]
-    found = judged([*first, *rerun]).verdicts
+    found = judged([*first, *rerun], "common").verdicts
     assert found[4].centre == 63.0  # of 60, 61, 62, 64, 67, 80
     assert found[4].scale == pytest.approx(1.4826 * statistics.median([1, 2, 3, 4, 17, 0.25, 0.75, 1.25, 2.25, 19.75]))
     assert not found[4].out
     dropped = {(each.fold, each.slot) for each in rerun}
     alone = [each for each in first if (each.fold, each.slot) not in dropped]
-    assert ("1", 4, 1) in out_of([*alone, *rerun])
+    assert ("1", 4, 1) in out_of([*alone, *rerun], "common")
 
 
 def test_only_runs_that_fill_slots_are_judged() -> None:
@@ -97,7 +118,7 @@ def test_only_runs_that_fill_slots_are_judged() -> None:
 
 
 @quick
-@given(grids(), st.integers(-1000, 1000), st.sampled_from(["pooled", "cell"]))
+@given(grids(), st.integers(-1000, 1000), st.sampled_from(["pooled", "common", "cell"]))
 def test_shift_changes_nothing(runs: list[FinishedRun], quarters: int, rule: str) -> None:
     """Points added to every run move the centres alone."""
     moved = [replace(each, ua=each.ua + quarters / 4) for each in runs]
@@ -112,7 +133,7 @@ def test_difficulty_of_a_fold_changes_nothing(runs: list[FinishedRun], shifts: d
 
 
 @quick
-@given(grids(), st.sampled_from([0.25, 0.5, 2.0, 10.0, 1024.0]), st.sampled_from(["pooled", "cell"]))
+@given(grids(), st.sampled_from([0.25, 0.5, 2.0, 10.0, 1024.0]), st.sampled_from(["pooled", "common", "cell"]))
 def test_scale_changes_nothing(runs: list[FinishedRun], factor: float, rule: str) -> None:
     """In other units the same runs are out."""
     assert out_of([replace(each, ua=each.ua * factor) for each in runs], rule) == out_of(runs, rule)
@@ -128,7 +149,7 @@ def test_order_changes_nothing(runs: list[FinishedRun], order: random.Random, ru
 
 
 @quick
-@given(grids(), st.sampled_from(["pooled", "cell"]))
+@given(grids(), st.sampled_from(["pooled", "common", "cell"]))
 def test_both_sides_are_alike(runs: list[FinishedRun], rule: str) -> None:
     """Mirrored results are judged alike."""
     assert out_of([replace(each, ua=100 - each.ua) for each in runs], rule) == out_of(runs, rule)
@@ -171,7 +192,8 @@ def test_few_runs_that_differ_among_many_equal() -> None:
     assert out_of(attempts_of({**alike, "4": (100.0, 100.0, 25.0, 100.0, 100.0)})) == {("4", 2, 0)}
     spread = {str(fold): (100.0, 100.0, 97.0, 100.0, 97.0) for fold in range(4)}
     found = judged(attempts_of({**spread, "4": (100.0,) * 5}))
-    assert {verdict.scale for verdict in found.verdicts} == {1.2533 * 3 * 8 / 20}  # 12 of 20 distances are zero
+    pooled = 1.2533 * 3 * 8 / 20  # 12 of 20 distances are zero
+    assert {verdict.fold: verdict.scale for verdict in found.verdicts} == {**dict.fromkeys("0123", 1.4826 * 1.5), "4": pooled}
     assert not found.out
 
 
@@ -219,7 +241,7 @@ def test_rule_that_cannot_fire_is_refused(sigmas: float, fewest: int) -> None:
     with pytest.raises(UsageError, match=f"can never drop a run of {fewest - 1} seeds.*at least {fewest} seeds"):
         check_rule(OutlierRule.cell, fewest - 1, sigmas)
     check_rule(OutlierRule.cell, fewest, sigmas)
-    for rule in (OutlierRule.pooled, OutlierRule.none):
+    for rule in (OutlierRule.pooled, OutlierRule.common, OutlierRule.none):
         check_rule(rule, 1, sigmas)
 
 
@@ -239,7 +261,7 @@ def test_limits_that_are_no_limit_are_refused(sigmas: float) -> None:
 
 def test_unknown_rules_are_refused_by_name() -> None:
     """A rule that is not known is one line that lists the known ones."""
-    with pytest.raises(UsageError, match="'iqr': known are pooled, cell, none"):
+    with pytest.raises(UsageError, match="'iqr': known are pooled, common, cell, none"):
         judge("iqr", [], set(), 2.0)
 
 
@@ -259,12 +281,14 @@ def test_texts_give_rule_and_parameters() -> None:
     """A table can print the rule, and `explain` a verdict, from these alone."""
     assert rule_in_words(OutlierRule.none, 2.0, 3) == "none"
     pooled = rule_in_words(OutlierRule.pooled, 2.5, 1)
-    assert all(part in pooled for part in ("pooled", "2.5 sigmas", "median", "1.4826", "every run ever made", "at most 1 round"))
+    assert all(
+        part in pooled for part in ("pooled", "2.5 sigmas", "median", "1.4826", "2.5 times it", "every run ever made", "at most 1 round")
+    )
+    assert "rule pooled of earlier versions, with one sigma for all folds" in rule_in_words("common", 2.0, 3)
     assert all(part in rule_in_words("cell", 2.0, 3) for part in ("2 sample standard deviations", "mean of its cell", "3 rounds"))
     verdict = judged(attempts_of({**GRID, "2": (70.5, 25.0, 70.0, 72.0, 71.0)})).out[0]
-    assert (
-        verdict_in_words("pooled", verdict) == "UA 25.0 lies 24.55 sigmas below the median 70.5 of its cell (sigma 1.9, pooled over folds)"
-    )
+    assert verdict_in_words("pooled", verdict) == "UA 25.0 lies 24.55 sigmas below the median 70.5 of its cell (sigma 1.9 of its fold)"
+    assert verdict_in_words("common", verdict).endswith("(sigma 1.9, pooled over folds)")
     verdict = judged(attempts_of({"1": (25.0,) * 5 + (70.0,)}), "cell").out[0]
     assert verdict_in_words("cell", verdict).startswith("UA 70.0 lies 2.04 standard deviations above the mean 32.5 of its cell")
 
@@ -277,25 +301,32 @@ def test_judging_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_benchmark_shows_what_the_rule_is_for() -> None:
     """A few grids are enough to see that the default rule finds collapsed runs at five seeds, hardly touches the others, and that the
     literal one does neither."""
-    command = [sys.executable, "benchmarks/outliers.py", "--repeats", "60", "--seed", "3"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()]
-    names, rows = lines[0], lines[2:]
-    assert len(rows) == 4 * 6
+    command = [sys.executable, "benchmarks/outliers.py", "--repeats", "30", "--seed", "3"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=240)
+    rules, spreads = map(_cells, done.stdout.strip().split("\n\n"))
+    assert (len(rules), len(spreads)) == (2 + 4 * 7, 2 + 6 * 4 * 2)
 
-    def figure(n: str, p: str, rule: str, rounds: str, column: str) -> float:
-        [row] = [row for row in rows if row[0] == n and row[1] == p and rule in row[2] and row[3] == rounds]
-        return float(row[names.index(column)].split(" ± ")[0])
+    def figure(rows: list[list[str]], column: str, *wanted: str) -> float:
+        [row] = [row for row in rows[2:] if row[:2] == list(wanted[:2]) and all(map(str.__contains__, row[2:], wanted[2:]))]
+        return float(row[rows[0].index(column)].split(" ")[0])
 
     for rounds, bias in (("5", 0.3), ("3", 0.5)):
-        assert figure("5", "0.12", "pooled`", rounds, "power") > 0.85
-        assert figure("5", "0.12", "pooled`", rounds, "caught") > 0.93
-        assert abs(figure("5", "0.12", "pooled`", rounds, "bias")) < bias
-        assert figure("20", "0.12", "pooled`", rounds, "power") > 0.99
-        assert figure("5", "0", "pooled`", rounds, "rerun") < 0.14
-        assert figure("5", "0", "pooled`", rounds, "false flags") < 0.08
-    assert figure("5", "0.12", "sample sd", "5", "power") == 0
-    assert figure("5", "0.12", "sample sd", "5", "bias") < -4.5
+        assert figure(rules, "power", "5", "0.12", "pooled`", rounds) > 0.85
+        assert figure(rules, "caught", "5", "0.12", "pooled`", rounds) > 0.93
+        assert abs(figure(rules, "bias", "5", "0.12", "pooled`", rounds)) < bias
+        assert figure(rules, "power", "20", "0.12", "pooled`", rounds) > 0.99
+        assert figure(rules, "rerun", "5", "0", "pooled`", rounds) < 0.06
+    assert figure(rules, "power", "5", "0.12", "sample sd", "5") == 0
+    assert figure(rules, "bias", "5", "0.12", "sample sd", "5") < -4.5
+    for spread in ("equal, 1.5", "paper, 0.9", "unequal, 1 to 7"):
+        for n in ("5", "20"):
+            assert figure(spreads, "false flags", n, "0", spread, "pooled") < 0.055
+    assert figure(spreads, "false flags", "20", "0", "unequal, 1 to 7", "common") > 0.1
+
+
+def _cells(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from jobs.control.executor_protocol import Limits
 from jobs.control.facts import InFlight, Phase, Request, StageFacts, needed_keys
-from jobs.control.plan import ALIKE, Plan, critical_minutes, make_plan
+from jobs.control.holds import ALIKE
+from jobs.control.plan import Plan, critical_minutes, make_plan
 from jobs.experiment.graph import Graph, Node, Run, build_graph, united
 from jobs.store.failures import FailureClass
 from tests.jobs.fake_registry import REGISTRY, make_graph
@@ -248,6 +249,47 @@ def _failed(failure: FailureClass = FailureClass.code, error: str = "ValueError:
     return StageFacts(failures=1, attempts=1, stopped=error, error=error, failure=failure)
 
 
+DIVERGED = StageFacts(done=True, attempts=1, ua=25.0, diverged="training loss 1.386 is still at the class prior, 1.386")
+LEARNT = StageFacts(done=True, attempts=1, ua=60.0)
+
+
+@pytest.mark.parametrize(
+    ("diverged", "learnt", "held"),
+    [(2, 0, False), (3, 0, True), (3, 1, False), (5, 2, False), (6, 2, True), (5, 5, False), (6, 4, True), (10, 10, False), (11, 10, True)],
+)
+def test_a_method_that_does_not_learn_is_held(diverged: int, learnt: int, held: bool) -> None:
+    """Its first three runs diverged, or more than half of the first ten; while more end, of all. Before: every run with every seed."""
+    graph = make_graph(methods=("vft",), folds=("1",), seeds=30)
+    facts = dict(zip([run.key for run in graph.runs], [DIVERGED] * diverged + [LEARNT] * learnt, strict=False))
+    plan = _plan(graph, facts)
+    rest = {run.key for run in graph.runs[diverged + learnt :]}
+    assert set(plan.held_or_cancelled) == (rest if held else set())
+    if held:
+        reason = plan.reasons[plan.held_or_cancelled[0]]
+        assert reason.startswith(f"held: {diverged} of the first {diverged + learnt} runs of vft diverged (training loss 1.386 is still")
+        assert "policy.hold_diverging=false" in reason
+        assert plan.settled
+    assert not diverging_plan(graph, facts).held_or_cancelled
+
+
+def diverging_plan(graph: Graph, facts: dict[str, StageFacts]) -> Plan:
+    return make_plan(graph, facts, {}, runs_per_task={}, limits=Limits(), hold_diverging=False)
+
+
+def test_a_held_method_holds_its_pretraining_but_not_what_others_need() -> None:
+    """TAPT does not learn on fold 1: its pretraining of fold 2 is not started, V-FT is; what runs is left, what is queued is withdrawn."""
+    graph = make_graph(methods=("vft", "tapt"), folds=("1", "2"), seeds=5)
+    ours = [run.key for run in graph.runs if run.method == "tapt" and run.fold == "1"]
+    tapt = {node.fold: key for key, node in graph.nodes.items() if node.stage == "tapt"}
+    facts = {tapt["1"]: StageFacts(done=True), **dict.fromkeys(ours[:3], DIVERGED)}
+    in_flight = {ours[3]: InFlight(Phase.running, "7_3"), ours[4]: IN_FLIGHT}
+    plan = _plan(graph, facts, in_flight)
+    assert tapt["2"] in plan.held_or_cancelled
+    assert plan.waiting == (ours[3],)
+    assert plan.withdrawn == (ours[4],)
+    assert {batch.method for batch in plan.batches} == {"vft"}
+
+
 def test_when_the_first_of_a_kind_all_fail_alike_the_rest_is_held() -> None:
     """With the same error but for numbers: queued stages are withdrawn, running ones are left, and the reason quotes the error."""
     graph = make_graph(methods=("vft", "tapt"), folds=("1",), seeds=8)
@@ -330,6 +372,8 @@ def test_what_is_queued_and_no_longer_needed_is_withdrawn() -> None:
     running = {**queued, superseded.key: InFlight(Phase.running, "7_0")}
     assert set(_plan(graph, facts, {**queued, first.key: IN_FLIGHT}).withdrawn) == {superseded.key, "of fewer folds", second.key}
     assert set(_plan(graph, facts, queued).withdrawn) == queued.keys()
+    kept = make_plan(graph, facts, queued, runs_per_task={}, limits=Limits(), keep_old=True)
+    assert set(kept.withdrawn) == queued.keys() - {"of fewer folds"}
     assert set(_plan(graph, facts, running).withdrawn) == queued.keys() - {superseded.key}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -16,7 +17,7 @@ import pytest
 from jobs.control.controller import Report, read_facts, reconcile, run_local
 from jobs.control.executor_protocol import Batch, Task
 from jobs.control.facts import Phase
-from jobs.control.plan import ALIKE
+from jobs.control.holds import ALIKE
 from jobs.errors import SlurmUnavailableError
 from jobs.experiment.config import SlurmSite
 from jobs.slurm.client import SlurmClient
@@ -224,7 +225,7 @@ def test_a_full_disk_is_its_own_class_and_leaves_nothing_torn(tmp_path: Path) ->
     outcome = read_outcome(attempt)
     assert outcome is not None
     assert (outcome.error, outcome.kind) == ("OSError", FailureClass.storage.name)
-    assert "No space left on device" in outcome.message
+    assert outcome.message == f"[Errno {errno.ENOSPC}] No space left on device: '{disk}/store/finetune/{large.key}/attempts/0001/output'"
     assert not attempt.output.exists()
     assert not list(kept.rglob(".*")), "no temporary file"
     facts = read_facts(graph, layout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,24 @@ def test_overrides_of_every_type(configs: Path) -> None:
     assert experiment.recipe.counts == [8]
     assert experiment.cluster is Cluster.slurm
     assert experiment.resources["tapt"].gpus == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "found"),
+    [("methods=vft", ["vft"]), ("methods=[vft,tapt]", ["vft", "tapt"]), ("folds=2", ["2"]), ("recipe.counts=8", [8]), ("folds=[]", [])],
+)
+def test_one_value_is_a_list_of_one(configs: Path, override: str, found: list[object]) -> None:
+    """On the command line and in files, where the schema has a list."""
+    key, _, text = override.rpartition("=")
+    experiment = load_experiment("small", [override], configs=configs, recipe_schema=FakeRecipe)
+    assert attrgetter(key)(experiment) == found
+    *sections, last = key.split(".")
+    (configs / "experiment" / "own.yaml").write_text("corpus: demo\nmethods: tapt\n" if key != "methods" else "corpus: demo\n")
+    with (configs / "experiment" / "own.yaml").open("a") as file:
+        file.write("".join(f"{'  ' * depth}{name}:\n" for depth, name in enumerate(sections)) + f"{'  ' * len(sections)}{last}: {text}\n")
+    own = load_experiment("own", [], configs=configs, recipe_schema=FakeRecipe)
+    assert attrgetter(key)(own) == found
+    assert own.methods == (found if key == "methods" else ["tapt"])
 
 
 def test_resources_by_stage(configs: Path) -> None:

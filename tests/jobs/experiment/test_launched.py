@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from jobs.errors import UsageError
-from jobs.experiment.config import Experiment, Policy, SlurmSite
+from jobs.experiment.config import Experiment, OutlierRule, Policy, SlurmSite
 from jobs.experiment.launched import Corpus, launch, relaunch, reopen, require_same_corpus, store
 from jobs.store.layout import Layout
 from jobs.store.records import read_json, write_json
@@ -94,6 +94,26 @@ def test_a_record_without_the_words_of_its_launch_is_read(tmp_path: Path) -> Non
     values: dict[str, Any] = read_json(layout.experiment_file) or {}
     write_json(layout.experiment_file, {key: value for key, value in values.items() if key != "typed"})
     assert relaunch(layout, REGISTRY, Recipe).typed == ()
+
+
+@pytest.mark.parametrize(("stored_rule", "expected"), [("pooled", "common"), ("cell", "cell"), ("none", "none")])
+def test_an_old_experiment_keeps_the_rule_of_its_launch(stored_rule: str, expected: str, tmp_path: Path) -> None:
+    """`pooled` of a record from before each fold had its own scale is the rule that is now called `common`, also after a relaunch."""
+    layout = stored(tmp_path)
+    values: dict[str, Any] = read_json(layout.experiment_file) or {}
+    del values["pooled"]
+    values["config"]["policy"]["outliers"] = stored_rule
+    write_json(layout.experiment_file, values)
+    assert reopen(layout, REGISTRY, Recipe).experiment.policy.outliers.value == expected
+    again = relaunch(layout, REGISTRY, Recipe)
+    store(again)
+    assert reopen(layout, REGISTRY, Recipe).experiment == again.experiment
+    assert again.experiment.policy.outliers.value == expected
+
+
+def test_the_default_rule_is_stored_with_its_version(tmp_path: Path) -> None:
+    """What is launched now is judged by the present rule when it is read again."""
+    assert reopen(stored(tmp_path), REGISTRY, Recipe).experiment.policy.outliers is OutlierRule.pooled
 
 
 def test_a_corpus_that_was_prepared_again_is_refused(tmp_path: Path) -> None:

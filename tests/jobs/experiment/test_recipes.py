@@ -14,7 +14,7 @@ import pytest
 from jobs.errors import UsageError
 from jobs.experiment.config import Experiment, load_experiment
 from jobs.experiment.launched import Corpus, launch
-from jobs.experiment.recipes import MethodRecipe, departures, method_recipes, recipe_sentences
+from jobs.experiment.recipes import MethodRecipe, departures, method_recipes, recipe_sentences, training_sentences
 from jobs.experiment.stored_config import resolved_values, restore_experiment
 from jobs.store.layout import Layout
 from tests.jobs.fake_registry import FakeCall, FakeRegistry
@@ -110,6 +110,22 @@ def test_sentences() -> None:
     assert recipe_sentences([], {}) == ()
 
 
+def test_sentences_on_the_training() -> None:
+    """What is trained and what departs from the published code: once for equal recipes, else for each method; nothing if not known."""
+    tapt = MethodRecipe("tapt", "plain", (), ("model m", "TAPT", "15 epochs"), ("rate=1",))
+    vft = MethodRecipe("vft", "plain", (), ("model m", "15 epochs"), ("rate=1",))
+    assert training_sentences([vft, tapt], {}) == (
+        "Trained: model m; 15 epochs; TAPT.",
+        "Differs from the published code in: rate=1.",
+    )
+    own = MethodRecipe("long", "published", ("epochs=9",), ("model m", "9 epochs"), ())
+    assert training_sentences([vft, own], {"long": "Long"}) == (
+        "Trained: vft model m; 15 epochs | Long model m; 9 epochs.",
+        "Differs from the published code in: vft rate=1 | Long nothing.",
+    )
+    assert training_sentences([MethodRecipe("vft", "plain", ())], {}) == ()
+
+
 def test_variants_are_rows_of_one_grid(configs: Path) -> None:
     """Each has its own stages where its settings differ; equal settings share a stage."""
     corpus, layout = Corpus("demo", "d", ("1",), "/nowhere"), Layout(Path("/nowhere"), "walls")
@@ -129,7 +145,7 @@ def test_variants_are_rows_of_one_grid(configs: Path) -> None:
         ("variants.a/b={method: vft}", "variants.a/b in .*: use letters"),
         (
             "variants.long.recipe.training.epoch=1",
-            r"unknown key 'recipe.training.epoch' in variants.long: did you mean 'recipe.training.epochs'\?",
+            r"unknown key 'variants.long.recipe.training.epoch' in variants.long: did you mean 'variants.long.recipe.training.epochs'\?",
         ),
         ("variants.long.recipe.rate=fast", "recipe.rate in variants.long"),
         ("variants.blue.recipe.preset=grey", "no preset 'grey'"),

@@ -327,7 +327,11 @@ def test_chain_state_in_one_sentence(tmp_path: Path) -> None:
     assert chain_state(layout, None).phase is Phase.unknown
     assert "Slurm does not answer" in chain_state(layout, None).sentence
     waiting = chain_state(layout, [other, element(layout, "7", "PENDING", "Priority")])
-    assert (waiting.phase, waiting.waiting, waiting.sentence) == (Phase.pending, "7", "controller: job 7 waits (Priority), no pass yet")
+    assert (waiting.phase, waiting.waiting, waiting.sentence) == (
+        Phase.pending,
+        "7",
+        "controller: job 7 is pending (Priority), no pass yet",
+    )
     held = chain_state(layout, [element(layout, "7", "PENDING", "PartitionTimeLimit")])
     assert "time limit" in held.problem
     write_record(layout, ControllerRecord(LinkState.running, "6", "n2", 100.0, 150.0, 3, 200.0, problem="Access denied"))
@@ -339,7 +343,7 @@ def test_chain_state_in_one_sentence(tmp_path: Path) -> None:
     assert chain_state(layout, None, now=230.0).sentence == "controller: not known, Slurm does not answer now, last pass 30 s ago"
     write_record(layout, ControllerRecord(LinkState.handed_over, "6", "n2", 100.0, 150.0, 3, 200.0, failing=2, last_error="OSError: x"))
     next_one = chain_state(layout, [element(layout, "7", "PENDING", "BeginTime")], now=230.0)
-    assert next_one.sentence == "controller: job 7 waits (BeginTime), last pass 30 s ago; the last 2 passes failed: OSError: x"
+    assert next_one.sentence == "controller: job 7 is pending (BeginTime), last pass 30 s ago; the last 2 passes failed: OSError: x"
     write_record(layout, ControllerRecord(LinkState.broken, "6", launched=100.0, message="3 links in a row"))
     assert chain_state(layout, [other]).sentence.endswith("any more: 3 links in a row")
     launch(tmp_path, launched=300.0)

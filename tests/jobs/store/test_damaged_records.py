@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobs.commands.explain import moment, print_explanation
+from jobs.commands.explain import print_explanation
 from jobs.commands.notify import Notice, read_notices
 from jobs.commands.session import Session
 from jobs.commands.status import read_status
@@ -50,6 +50,7 @@ from jobs.store.snapshot import plan_snapshot, take_snapshot
 from jobs.sweeps.driver_lock import driver_of
 from jobs.sweeps.records import Proposal, Sweep, began, load_sweep, read_proposals, store_sweep, write_proposals
 from jobs.sweeps.space import Point
+from jobs.text import moment
 from tests.jobs import fake_registry, local_launch
 from tests.jobs.sweeps.fake_registry import REGISTRY
 

@@ -118,8 +118,9 @@ def test_a_full_disk_leaves_what_was_there(folder: StageFolder, monkeypatch: pyt
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as told:
         write_result(folder, replace(RESULT, version=2))
+    assert told.value.filename == str(folder.result)
     with pytest.raises(OSError, match="No space left"):
         claim_attempt(folder, 1, Claim(1, "h", 2, "", 3.0))
     assert read_result(folder, "k1") == RESULT

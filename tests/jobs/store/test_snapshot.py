@@ -81,6 +81,43 @@ def test_secrets_and_files_that_jobs_do_not_need_are_not_copied(checkout: Path, 
     assert (snapshot.path / "dirty.diff").stat().st_mode & 0o777 == 0o600
 
 
+def test_data_is_left_out_tracked_or_not(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recordings, arrays and weights by their names, and what is large outside of the folders that jobs need; each is named.
+
+    Before: whatever git tracks was copied at every launch of another version, and its changes into `dirty.diff`.
+    """
+    monkeypatch.setattr(jobs.store.snapshot, "LARGEST", 1000)
+    data = ("configs/speech.WAV", "mine/base.safetensors", "mine/large.txt", "jobs/states.npy")
+    for name in (*data, "mine/small.py", "jobs/table.txt"):
+        (checkout / name).parent.mkdir(exist_ok=True)
+        (checkout / name).write_bytes(b"1" * 2000 if "small" not in name else b"1")
+    git(checkout, "add", "--all")
+    git(checkout, "commit", "--quiet", "--message=two")
+    (checkout / "jobs/states.npy").write_bytes(b"2" * 2000)
+    (checkout / "jobs/new.pt").write_bytes(b"2")
+    snapshot = take_snapshot(checkout, layout_of(tmp_path))
+    code = {".gitignore", "launch.py", "jobs/a.py", "configs/x y.yaml", "mine/small.py", "jobs/table.txt"}
+    assert files_of(snapshot.path) == {*code, "snapshot.json", "dirty.diff"}
+    assert snapshot.left_out == tuple(sorted((*data, "jobs/new.pt")))
+    assert (snapshot.path / "dirty.diff").read_text() == ""
+    assert not snapshot_facts(snapshot)["dirty"]
+
+
+def test_a_large_snapshot_is_reported_once(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its size, the largest files, and what to do; only when it is made."""
+    take_snapshot(checkout, layout_of(tmp_path))
+    assert not caplog.messages
+    monkeypatch.setattr(jobs.store.snapshot, "LARGE", 10_000)
+    (checkout / "jobs/table.txt").write_bytes(bytes(12_000))
+    for _ in range(2):
+        snapshot = take_snapshot(checkout, layout_of(tmp_path))
+    (message,) = caplog.messages
+    assert message.startswith(f"{snapshot.path}: the copy of the code for jobs has 0 MB, once for each version")
+    assert "largest: jobs/table.txt 0.0 MB, " in message
+
+
 def test_large_untracked_files_are_not_read(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The digest of a working tree has their size, and nothing of weights in `checkpoints/`."""
     monkeypatch.setattr(jobs.store.snapshot, "LARGEST", 100)

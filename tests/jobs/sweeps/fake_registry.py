@@ -117,6 +117,9 @@ class FakeSweepRegistry:
         folds = read_folds(corpus)
         return (f"speaker of {folds[(folds.index(fold) + 1) % len(folds)]}",)
 
+    def check_corpus(self, corpus: Path, methods: Sequence[tuple[str, Recipe]], folds: Mapping[str, Sequence[str]]) -> None:
+        return None
+
     def training_frames(self, corpus: Path, recipe: Recipe, fold: str, validation: Sequence[str] = ()) -> int:
         return 1000
 

@@ -27,7 +27,9 @@ LAYERS = [[8, 10, 5], [8, 8, 4]]  # a frame every 20 samples, an emotion state e
 
 
 def _recipe() -> Recipe:
-    recipe = Recipe(backbone=BackboneSettings(checkpoint=None, config={"conv_stride": [5, 8]}))
+    layers = {"conv_dim": [8, 8], "conv_kernel": [10, 8], "conv_stride": [5, 8]}
+    recipe = Recipe(backbone=BackboneSettings(checkpoint=None, config=layers))
+    recipe.finetune.batch_size = recipe.states.batch_size = 1
     recipe.states.wav2vec = Wav2vecSettings(config={"conv_feature_layers": LAYERS})
     recipe.cluster.counts = [8, 16]
     return recipe
@@ -116,12 +118,19 @@ def test_more_clusters_than_frames_are_refused(corpus: Corpus) -> None:
     assert _check(corpus, folds=["3"], counts=[frames + 1])  # two speakers are trained on
 
 
+def test_a_batch_above_the_training_utterances_is_refused(corpus: Corpus) -> None:
+    """Those left without the validation speakers: two in fold 1. Every choice is checked."""
+    assert _check(corpus, counts=[8], settings={"finetune.batch_size": [1, 2]})
+    text = _error(corpus, InputError, counts=[8], settings={"finetune.batch_size": [1, 3]})
+    assert text == "recipe.finetune.batch_size=3: more than the 2 training utterances of fold '1' of small; at most 2"
+
+
 def test_number_of_frames_may_depend_on_settings(corpus: Corpus) -> None:
     """Every choice is checked, not only the recipe's own value."""
     recipe = _recipe()
     recipe.states.wav2vec.config = {}
     recipe.states.wav2vec.checkpoint = "nowhere.pt"
-    recipe.backbone.config = {"hidden_size": 8}
+    recipe.backbone.config = {"num_hidden_layers": 1}
     files = []
     for name in ("a.pt", "b.pt"):
         files.append(str(Path(corpus.folder) / name))
@@ -160,7 +169,7 @@ def test_keys_of_every_stage_can_be_searched(corpus: Corpus) -> None:
         "ptapt.steps": [10],
         "ptapt.mask_length": [_recipe().ptapt.mask_length],
         "finetune.learning_rate": {"low": 1e-5, "high": 1e-3, "log": True},
-        "backbone.config.hidden_size": [8, 16],
+        "backbone.config.hidden_size": [48, 96],
         "upstream_seed": [0, 1],
     }
     assert _check(corpus, settings=settings, search=Search.random)

@@ -58,9 +58,9 @@ def test_points_of_each_search(search: Search, trials: int, points: int, tmp_pat
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
-        ({}, "after 1, 2 and 4 of 5 folds one point in 2 goes on (ASHA)"),
-        ({"reduction": 3}, "after 1 and 3 of 5 folds one point in 3 goes on (ASHA)"),
-        ({"grace_folds": 3}, "after 3 of 5 folds one point in 2 goes on (ASHA)"),
+        ({}, "after 1, 2 and 4 of 5 folds one point in 2 continues (ASHA)"),
+        ({"reduction": 3}, "after 1 and 3 of 5 folds one point in 3 continues (ASHA)"),
+        ({"grace_folds": 3}, "after 3 of 5 folds one point in 2 continues (ASHA)"),
         ({"grace_folds": 5}, "none is stopped early"),
     ],
 )

@@ -25,8 +25,8 @@ from jobs.sweeps.records import (
     store_sweep,
     write_proposals,
 )
-from jobs.sweeps.space import Point
-from jobs.sweeps.stages import SweepGraphs, point_graph, sweep_digest
+from jobs.sweeps.space import Point, listed_points
+from jobs.sweeps.stages import SweepGraphs, every_stage, point_graph, sweep_digest
 from tests.jobs.sweeps.fake_registry import REGISTRY, REPOSITORY, Recipe, launched_now, load, make_sweep
 
 
@@ -154,3 +154,15 @@ def test_a_record_is_plain_json(tmp_path: Path) -> None:
     assert (value["schema"], value["corpus"]["name"], value["validation"]["1"]) == (2, "fake", ["speaker of 2"])
     write_json(sweep.own_layout.experiment_file, {**value, "validation": {**value["validation"], "1": ["other"]}})
     assert load(sweep).validation["1"] == ("other",)
+
+
+def test_every_stage_of_a_sweep_is_known_without_its_search(tmp_path: Path) -> None:
+    """All points on all folds; of a search by Optuna those that it has proposed, at first none."""
+    sweep = make_sweep(tmp_path / "a", SweepSettings(counts=[16, 64], search=Search.grid))
+    points = listed_points(sweep.experiment) or ()
+    assert len(points) > 1
+    assert set(every_stage(sweep).nodes) == set(SweepGraphs(sweep).graph([(point, len(sweep.folds)) for point in points]).nodes)
+    sweep = make_sweep(tmp_path / "b", SweepSettings(counts=[16, 64], search=Search.optuna))
+    assert not every_stage(sweep).nodes
+    write_proposals(sweep, [[Proposal({"set": "16"}, Point((16,)))]])
+    assert set(every_stage(sweep).nodes) == set(SweepGraphs(sweep).graph([(Point((16,)), len(sweep.folds))]).nodes)

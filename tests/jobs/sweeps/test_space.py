@@ -91,7 +91,7 @@ def test_sets_come_from_the_recipe_a_pool_or_a_list() -> None:
         ({"sizes": [2, 2]}, "sweep.sizes: [2, 2] names a size twice"),
         ({"counts": list(range(2, 13)), "settings": {"ptapt.steps": [1, 2, 3]}}, "a grid of 6141 points, at most 4096"),
         ({"settings": {"ptapt.learning_rate": {"low": 1e-5, "high": 1e-3}}}, "a grid needs choices, for example [a, b]; ranges are for"),
-        ({"settings": {"cluster.counts": [[16]]}}, "sweep.settings.cluster.counts: sets of cluster counts are asked for by sweep.counts"),
+        ({"settings": {"cluster.counts": [[16]]}}, "sweep.settings.cluster.counts: sets of cluster counts are set by sweep.counts"),
         ({"settings": {"ptapt.learning_rat": [1]}}, "did you mean 'sweep.settings.ptapt.learning_rate'?"),
         ({"settings": {"ptapt": [1]}}, "a section of the recipe"),
         ({"settings": {"ptapt.steps": 5}}, "5 is one value; give a list of choices, or a range {low: a, high: b, log: false}"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from jobs.control.outliers import rule_in_words
+from jobs.control.outliers import Verdict, rule_in_words
 from jobs.tables.published import Published, PublishedRow
 from jobs.tables.summary import CodeFacts, Entry, Scores, Status, Summary, summarise
 from tests.jobs.table_cases import paper_like, published, summary
@@ -30,9 +30,11 @@ def incomplete_case() -> tuple[Summary, Published]:
             runs[place] = replace(item, scores=None, status=Status.failed if item.method == "ptapt" else Status.running)
     runs.append(replace(runs[0], seed=99, scores=Scores(14.3, 14.0, 5.0), status=Status.outlier))
     runs[1] = replace(runs[1], scores=Scores(20.0), status=Status.diverged)
+    last = next(place for place, item in enumerate(runs) if item.name == "ptapt/DC/2")
+    verdict = Verdict("DC", 2, 0, 80.0, 70.5, 1.5, 9.5 / 1.5, out=True)
+    runs[last] = replace(runs[last], verdict=verdict, unreplaced=True)
     rule = rule_in_words("pooled", 2.0, 3)
-    found = summarise(tuple(runs), experiment="savee", outlier_rule=rule, unresolved={("savee", "ptapt"): 1})
-    return found, published("savee_table2")
+    return summarise(tuple(runs), experiment="savee", outlier_rule=rule), published("savee_table2")
 
 
 def nasty_case() -> tuple[Summary, Published]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -12,8 +13,8 @@ import pytest
 from jobs.errors import UsageError
 from jobs.experiment.graph import Graph, Run
 from jobs.store.layout import Layout
+from jobs.tables.as_json import to_json
 from jobs.tables.collect import FORMATS, collect, summary_of
-from jobs.tables.summary import to_json
 from tests.jobs.table_cases import graph, published, result
 
 
@@ -25,7 +26,9 @@ def test_collect_writes_every_format(tmp_path: Path) -> None:
     assert report.complete
     assert report.missing == ()
     assert [path.relative_to(tmp_path / "demo").as_posix() for path in report.paths] == [
-        "tables/table.tex",
+        "tables/table1.tex",
+        "tables/table1-differences.tex",
+        "tables/tables.tex",
         "tables/table.md",
         "tables/runs.csv",
         "tables/methods.csv",
@@ -34,7 +37,7 @@ def test_collect_writes_every_format(tmp_path: Path) -> None:
     ]
     assert all(path.is_file() for path in report.paths)
     values = json.loads((layout.tables / "summary.json").read_text(encoding="utf-8"))
-    assert values == to_json(summary_of("demo", made, results, {}))
+    assert values == {**to_json(summary_of("demo", made, results, {})), "settings_table": None}
     assert values["code"] == {
         "commits": ["0123456789abcdef"],
         "modified": False,
@@ -45,6 +48,59 @@ def test_collect_writes_every_format(tmp_path: Path) -> None:
     assert frame.groupby("method").ua.mean().to_dict() == pytest.approx(
         {method["method"]: method["mean_ua"] for method in values["methods"]}
     )
+
+
+def test_no_file_has_runs_of_an_earlier_collect(tmp_path: Path) -> None:
+    """Fewer seeds and methods: formats that are there are written anew, matrices of other runs are removed, other files stay."""
+    layout, many, few = Layout(tmp_path, "demo"), graph(slots=3), graph(methods=("vft",), slots=2)
+
+    def collected(made: Graph, *formats: str) -> None:
+        results = {run.key: result(run, ((3 + run.slot, 1), (0, 4)), ("a", "b")) for run in made.runs}
+        collect(layout, made, results, {}, published(None), formats=formats, force=True)
+
+    confusion = layout.folder / "confusion"
+    collected(many, "markdown", "csv", "json")
+    own = [confusion / "notes.csv", confusion / "mine.png"]
+    for path in own:
+        path.write_text("mine")
+    assert (confusion / "tapt.csv").is_file()
+    (layout.tables / "table2.tex").write_text("of another corpus")
+    collected(few, "json")
+    assert not (layout.tables / "table2.tex").exists()
+    assert not (layout.tables / FORMATS["latex"]).exists()
+    assert "TAPT" not in (layout.tables / FORMATS["markdown"]).read_text().partition("Published")[0]
+    assert set(pd.read_csv(layout.tables / "runs.csv").slot) == {0, 1}
+    left = {path.relative_to(confusion).as_posix() for path in confusion.rglob("*.*")}
+    assert {name for name in left if "tapt" in name or "slot_2" in name} == set()
+    assert {"vft.csv", "vft.png", "notes.csv", "mine.png"} <= left
+    assert len(left) == 4 + len(few.runs)
+
+
+def test_predictions_of_all_runs_are_one_file(tmp_path: Path) -> None:
+    """CSV artifacts joined by name, the run before each row, formulas quoted; a run whose file is gone is named, a run without is not."""
+    layout, made = Layout(tmp_path, "demo"), graph(methods=("vft",), folds=("1",), slots=4)
+    results = {run.key: result(run, ((3, 1), (0, 4)), ("a", "b")) for run in made.runs}
+    for run in made.runs[:3]:
+        artifacts = {"predictions.csv": "0" * 64, "tensorboard/events": "0" * 64, "runs.csv": "0" * 64}
+        results[run.key] = replace(results[run.key], artifacts=artifacts)
+        output = layout.stage("finetune", run.key).attempt(results[run.key].attempt).output
+        output.mkdir(parents=True)
+        if run.slot < 2:
+            (output / "predictions.csv").write_text(f"id,label,p_a\n=one,a,0.{run.slot}5\ntwo,b,1e-05\n")
+    report = collect(layout, made, results, {}, published(None))
+    assert layout.tables / "predictions.csv" in report.paths
+    assert (layout.tables / "predictions.csv").read_text().splitlines() == [
+        "corpus,method,fold,slot,seed,id,label,p_a",
+        "demo,vft,1,0,100,'=one,a,0.05",
+        "demo,vft,1,0,100,two,b,1e-05",
+        "demo,vft,1,1,101,'=one,a,0.15",
+        "demo,vft,1,1,101,two,b,1e-05",
+    ]
+    assert "status" in (layout.tables / "runs.csv").read_text().splitlines()[0], "an artifact never replaces a table"
+    (line,) = report.gaps
+    assert line.endswith("without 1 run whose predictions.csv cannot be read, the first vft/1/2")
+    collect(layout, made, results, {}, published(None), formats=["json"], out=tmp_path / "other")
+    assert not (tmp_path / "other" / "predictions.csv").exists()
 
 
 def test_collect_marks_what_is_missing(tmp_path: Path) -> None:
@@ -99,7 +155,7 @@ def test_collect_without_any_result(tmp_path: Path) -> None:
     report = collect(Layout(tmp_path, "demo"), graph(), {}, {}, published("iemocap_table1"))
     assert not report.complete
     assert len(report.missing) == len(graph().runs)
-    assert len(report.paths) == len(FORMATS) + 1  # a format of two files: runs and methods
+    assert len(report.paths) == len(FORMATS) + 4  # three fragments beside the document, and methods beside runs
 
 
 def test_unknown_format_is_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -19,20 +19,22 @@ from rich.console import Console
 
 from jobs.control.outliers import rule_in_words
 from jobs.errors import UsageError
-from jobs.statistics import mean, round_half_up
+from jobs.statistics import Interval, mean, round_half_up
 from jobs.tables import published as figures
+from jobs.tables.as_json import to_json
 from jobs.tables.display import (
     CSV_COLUMNS,
     METHOD_COLUMNS,
     print_tables,
-    render,
     render_csv,
+    render_markdown,
     render_methods_csv,
     tables_of,
 )
 from jobs.tables.format import markdown
-from jobs.tables.published import Published, load_published
-from jobs.tables.summary import Entry, Scores, Status, Summary, to_json
+from jobs.tables.latex import PLAIN, fragments
+from jobs.tables.published import Published, load_published, position
+from jobs.tables.summary import Entry, Scores, Status, Summary
 from tests.jobs.table_cases import CONFIGS, entry, paper_like, published, summary
 from tests.jobs.tables.display_cases import complete_case, incomplete_case, nasty_case
 
@@ -41,7 +43,7 @@ CASES = {"complete": complete_case, "incomplete": incomplete_case}
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", ["table.tex", "table.md", "runs.csv", "methods.csv", "terminal.txt"])
+@pytest.mark.parametrize("name", ["table1.tex", "table1-differences.tex", "table.md", "runs.csv", "methods.csv", "terminal.txt"])
 def test_text_formats_are_golden(case: str, name: str) -> None:
     """Every character of a table is as it was when somebody last looked at it."""
     found, beside = CASES[case]()
@@ -58,10 +60,10 @@ def test_json_is_golden(case: str) -> None:
 
 
 def rendered(found: Summary, beside: Published, name: str) -> str:
-    if name == "table.tex":
-        return render("table.tex", found, beside)
+    if name.endswith(".tex"):
+        return fragments(found, beside, PLAIN)[name]
     if name == "table.md":
-        return render("table.md", found, beside)
+        return render_markdown(found, beside)
     if name == "runs.csv":
         return render_csv(found)
     if name == "methods.csv":
@@ -142,20 +144,25 @@ def test_caption_states_the_conditions() -> None:
     for part in (
         "n = 5 runs a cell",
         "Seeds differ in fine-tuning only",
-        "Outlier rule: none in force. Dropped: 0 outliers (0 rerun) and 0 diverged runs (0 rerun); 0 unresolved. Published",
+        "Outlier rule: none in force. Dropped: 0 outliers (0 rerun) and 0 diverged runs (0 rerun); 0 unresolved. Share",
+        "Share of the variance of a run's UA that folds / seeds / the rest have: V-FT 90 / 0 / 10 %, TAPT",
         "Initial weights: wav2vec 2.0 of revision 2dcc7b7f9b; wav2vec v1 wav2vec_large.pt. Experiment",
         "code at commit 0123456789 with uncommitted changes; torch 2.13.0; transformers 5.22.0/5.23.0.",
     ):
         assert part in text
     found, beside = incomplete_case()
-    text = " ".join(tables_of(found, beside)[0].caption)
+    [table] = tables_of(found, beside)
+    assert [(row.n, row.dropped, row.every.mean, row.every.sd) for row in table.blocks[0].rows][:2] == [
+        ("2–3", "2", "55.1", "6.8"),
+        ("0–3", "0", "71.9", ""),
+    ]
+    text = " ".join(table.caption)
     assert "n = 0 to 3 runs a cell" in text
     for part in (
         "Outlier rule: pooled: a run further than 2 sigmas from the median of its cell",
         "judged in at most 3 rounds. Dropped: 1 outlier (1 rerun) and 1 diverged run (0 rerun); 1 unresolved.",
         "The rule is applied to a method once all its runs are finished. "
         "‡ Unresolved: outliers that were not replaced and are kept in the mean (P-TAPT 1 run).",
-        "Mean and standard deviation over all runs, dropped ones included: V-FT 55.1 ± 6.8, TAPT 71.9, P-TAPT",
     ):
         assert part in text
 
@@ -167,6 +174,15 @@ def test_published_means_over_other_folds_are_told_apart() -> None:
     assert table.columns == ("Session 4", "Session 2")
     assert [cell.mean for cell in table.blocks[1].rows[0].cells] == ["68.7", "76.2"]
     assert any("over all 5 folds of the paper, ours over 2" in sentence for sentence in table.caption)
+
+
+def test_published_means_stand_beside_our_interval() -> None:
+    """Inside, below or above the interval over seeds as printed; without a sentence where our folds are not those of the paper."""
+    assert [position(value, Interval(69.96, 72.04)) for value in (69.94, 69.95, 72.04, 72.05)] == ["below", "inside", "inside", "above"]
+    [table] = tables_of(*complete_case())
+    assert any("our 95 % interval over seeds (no test: it has no spread): V-FT inside" in sentence for sentence in table.caption)
+    [table] = tables_of(summary((entry("vft", "4", 0, 70.0), entry("vft", "4", 1, 71.0))), published("iemocap_table1"))
+    assert not any("has no spread" in sentence for sentence in table.caption)
 
 
 @pytest.mark.parametrize("table", ["iemocap_table1", "savee_table2"])
@@ -226,6 +242,8 @@ def test_csv_round_trip_through_pandas(tmp_path: Path) -> None:
         scores = item.scores
         expected = (scores.ua, scores.wa, scores.macro_f1) if scores else (None, None, None)
         assert [None if pd.isna(number) else number for number in (row.ua, row.wa, row.macro_f1)] == list(expected)
+    [out] = frame[frame.out.notna()].itertuples(index=False)
+    assert (out.method, out.fold, out.slot, out.out, out.centre, out.scale) == ("ptapt", "DC", 2, True, 70.5, 1.5)
 
 
 def test_csv_of_methods_states_the_rule() -> None:
@@ -248,8 +266,8 @@ def test_unresolved_runs_are_marked() -> None:
     found, beside = incomplete_case()
     [table] = tables_of(found, beside)
     assert [row.mean.unresolved for row in table.blocks[0].rows] == [False, False, True]
-    assert render("table.md", found, beside).count("‡") == 2  # the mean and its note
-    assert render("table.tex", found, beside).count(r"\ddagger") == 2
+    assert render_markdown(found, beside).count("‡") == 2  # the mean and its note
+    assert fragments(found, beside, PLAIN)["table1.tex"].count(r"\ddagger") == 2
     text = io.StringIO()
     print_tables(found, beside, Console(file=text, width=200, highlight=False))
     assert text.getvalue().count("‡") == 2
@@ -264,9 +282,9 @@ def test_csv_keeps_awkward_names() -> None:
 
 def test_markdown_rows_are_of_one_width() -> None:
     """Every row of a Markdown table has as many cells as its header, whatever the names hold."""
-    text = render("table.md", *nasty_case())
+    text = render_markdown(*nasty_case())
     rows = [re.sub(r"\\.", "", line) for line in text.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in rows[: rows.index(next(line for line in rows if "Difference" in line))]} == {5}
+    assert {line.count("|") for line in rows[: rows.index(next(line for line in rows if "Difference" in line))]} == {9}
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=30))
@@ -309,7 +327,7 @@ def write_golden() -> None:
     """
     for case, make in CASES.items():
         found, beside = make()
-        for name in ("table.tex", "table.md", "runs.csv", "methods.csv", "terminal.txt", "summary.json"):
+        for name in ("table1.tex", "table1-differences.tex", "table.md", "runs.csv", "methods.csv", "terminal.txt", "summary.json"):
             path = GOLDEN / case / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(rendered(found, beside, name), encoding="utf-8")

@@ -20,10 +20,11 @@ from jobs.errors import UsageError
 from jobs.experiment.config import OutlierRule, Policy
 from jobs.experiment.graph import Graph, Run
 from jobs.store.layout import Layout
+from jobs.store.scores import confusion_of
 from jobs.tables.collect import collect, collect_csv
 from jobs.tables.display import render_csv, render_methods_csv
 from jobs.tables.from_csv import Judged, judge_runs, read_runs
-from jobs.tables.summary import Entry, Scores, Status, summarise
+from jobs.tables.summary import Entry, Scores, Status, Unreplaced, summarise
 from tests.jobs.table_cases import entry, graph, published, result, summary
 
 quick = settings(max_examples=100, deadline=None)
@@ -133,9 +134,50 @@ def test_an_outlier_without_a_rerun_stays_in_the_mean(tmp_path: Path) -> None:
     assert {each.status for each in found.entries} == {Status.accepted}
     assert found.unresolved == {("iemocap", "vft"): 1}
     assert named(found.rerun) == [("vft/2/3", 3, Status.accepted)]
-    [method] = summarise(found.entries, experiment="e", unresolved=found.unresolved).methods
+    [method] = summarise(found.entries, experiment="e").methods
     assert (method.n, method.dropped, method.unresolved) == (10, 0, 1)
     assert method.cells[1].mean_ua == pytest.approx((sum(UAS["2"]) - 72.0 + 25.0) / 5)
+
+
+def test_an_outlier_without_a_rerun_is_left_out_if_asked(tmp_path: Path) -> None:
+    """It is dropped, the cell is complete without it, and the caption states both that and the number; means over all runs have it."""
+    path = written(tmp_path, HEADER, *rows_of("2/3"))
+    report = collect_csv(path, published(None), rule="pooled", sigmas=2.0, rounds=3, unreplaced=Unreplaced.drop)
+    [method] = report.summary.methods
+    assert report.complete
+    assert (method.n, method.dropped, method.rerun, method.unresolved) == (9, 1, 0, 1)
+    assert method.cells[1].mean_ua == pytest.approx((sum(UAS["2"]) - 72.0) / 4)
+    assert method.cells[1].mean_ua_all_runs == pytest.approx((sum(UAS["2"]) - 72.0 + 25.0) / 5)
+    assert named(report.judged.rerun) == [("vft/2/3", 3, Status.accepted)]
+    text = (tmp_path / "elsewhere-tables/table.md").read_text(encoding="utf-8")
+    assert "are left out of the mean" in text
+    assert "†" not in text
+    values = json.loads((tmp_path / "elsewhere-tables/summary.json").read_text(encoding="utf-8"))
+    assert (values["unreplaced"], values["methods"][0]["cells"][1]["n"], values["methods"][0]["cells"][1]["dropped"]) == ("drop", 4, 1)
+
+
+def test_each_run_has_its_verdict(tmp_path: Path) -> None:
+    """The dropped run has that of the round that dropped it, its rerun the last one, and a run that diverged or was not judged none."""
+    rows = [f"{row}," for row in rows_of("2/3")]
+    path = written(
+        tmp_path, f"{HEADER},status", *rows, "iemocap,vft,2,3,1003,71.2,", "iemocap,vft,1,5,5,,diverged", "iemocap,vft,1,5,1005,62,"
+    )
+    report = collect_csv(path, published(None), rule="pooled", sigmas=2.0, rounds=3)
+    with (tmp_path / "elsewhere-tables/runs.csv").open(newline="") as file:
+        found = {(row["fold"], row["seed"]): row for row in csv.DictReader(file)}
+    assert [row["out"] for row in found.values()].count("true") == 1
+    dropped, rerun = found["2", "3"], found["2", "1003"]
+    assert (dropped["out"], dropped["status"], float(dropped["centre"])) == ("true", "outlier", 70.5)  # of 70.5 71.5 70 25 71
+    scale = 1.4826 * 1.0  # of 0 1 1 2 2 and 0.5 0.5 1 45.5 together, which is more than of the second alone
+    assert float(dropped["scale"]) == pytest.approx(scale)
+    assert float(dropped["distance"]) == pytest.approx(45.5 / scale)
+    assert (rerun["out"], rerun["status"], float(rerun["centre"])) == ("false", "accepted", 70.75)  # the dropped run is still there
+    assert {found["1", "5"][name] for name in ("out", "centre", "scale", "distance")} == {""}
+    runs = json.loads((tmp_path / "elsewhere-tables/summary.json").read_text(encoding="utf-8"))["methods"][0]["cells"][1]["runs"]
+    assert [(run["seed"], run["out"], run["centre"]) for run in runs if run["slot"] == 3] == [(3, True, 70.5), (1003, False, 70.75)]
+    pending = written(tmp_path, f"{HEADER},status", *rows, "iemocap,vft,1,5,5,,pending")
+    assert {each.verdict for each in judged(pending).entries} == {None}
+    assert report.summary.methods[0].unresolved == 0
 
 
 def test_a_later_row_of_a_slot_is_its_rerun(tmp_path: Path) -> None:
@@ -247,14 +289,13 @@ def test_decisions_agree_with_those_of_a_grid(history: dict[tuple[str, int], lis
 
 def test_runs_csv_of_a_grid_gives_the_same_numbers(tmp_path: Path) -> None:
     """`runs.csv` of a grid with an outlier, a diverged and an unresolved run gives the same numbers when it is read back."""
-    path = written(tmp_path, HEADER, *rows_of("2/3"), "iemocap,vft,2,3,1003,30", "iemocap,vft,2,3,2003,31")
-    first = judged(path)
-    entries = (*first.entries, entry("vft", "1", 5, None, Status.diverged), entry("vft", "1", 5, 62.25, seed=1005))
-    made = summarise(entries, experiment="e", unresolved=first.unresolved)
+    rows = [*rows_of("2/3"), "iemocap,vft,2,3,1003,30", "iemocap,vft,2,3,2003,31", "iemocap,vft,1,5,1005,62.25"]
+    path = written(tmp_path, f"{HEADER},status", "iemocap,vft,1,5,5,,diverged", *(f"{row}," for row in rows))
+    made = summarise(judged(path).entries, experiment="e")
     own = tmp_path / "runs.csv"
     own.write_text(render_csv(made), encoding="utf-8")
     again = judged(own)
-    assert summarise(again.entries, experiment="e", unresolved=again.unresolved) == made
+    assert summarise(again.entries, experiment="e") == made
     assert made.methods[0].unresolved == 1
     assert made.methods[0].dropped == 3
 
@@ -272,7 +313,10 @@ def test_collected_runs_csv_gives_the_same_summary(tmp_path: Path, pending: bool
     if pending:
         del results[made.superseded[0].key.removesuffix("-")]
     words = rule_in_words("pooled", 2.0, 3)
-    own = collect(Layout(tmp_path, "demo"), made, results, {}, published(None), outlier_rule=words)
+    facts = {key: StageFacts(done=True, ua=scores.ua) for key, found in results.items() if (scores := confusion_of(found))}
+    judgements = replay(made, facts, Policy())
+    own = collect(Layout(tmp_path, "demo"), made, results, {}, published(None), outlier_rule=words, judgements=judgements)
+    assert {each.verdict is None for method in own.summary.methods[:1] for cell in method.cells for each in cell.runs} == {False}
     assert own.summary.methods[1].outliers.runs == 1
     report = collect_csv(tmp_path / "demo/tables/runs.csv", published(None), rule="pooled", sigmas=2.0, rounds=3)
     assert replace(report.summary, experiment="demo", code=own.summary.code) == own.summary
@@ -297,7 +341,7 @@ def test_tables_of_a_csv_file(tmp_path: Path) -> None:
     path = written(tmp_path, HEADER, *rows_of("2/3"), "iemocap,vft,1,0,99,61.5")
     report = collect_csv(path, published(None), rule=OutlierRule.pooled, sigmas=2.0, rounds=3)
     folder = tmp_path / "elsewhere-tables"
-    assert {file.name for file in folder.iterdir()} == {"table.tex", "table.md", "runs.csv", "methods.csv", "summary.json"}
+    assert {file.name for file in folder.iterdir()} == {"tables.tex", "table1.tex", "table.md", "runs.csv", "methods.csv", "summary.json"}
     assert set(report.paths) == set(folder.iterdir())
     assert report.notes == (
         "rerun with another seed, and add the row below: iemocap vft/2/3 seed 3 is out with UA 25",
@@ -313,9 +357,13 @@ def test_tables_of_a_csv_file(tmp_path: Path) -> None:
         "wa": None,
         "macro_f1": None,
         "status": "accepted",
+        "out": False,
+        "centre": 62.0,
+        "scale": pytest.approx(1.4826 * 1.5),
+        "distance": pytest.approx(2 / (1.4826 * 1.5)),
     }
     assert "‡ Unresolved" in (folder / "table.md").read_text(encoding="utf-8")
-    assert "ddagger" in (folder / "table.tex").read_text(encoding="utf-8")
+    assert "ddagger" in (folder / "table1.tex").read_text(encoding="utf-8")
 
 
 def test_formats_and_folder_of_tables_from_csv(tmp_path: Path) -> None:

@@ -11,14 +11,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.tables.display import (
-    render,
-)
+from jobs.errors import UsageError
+from jobs.tables.collect import text_of
 from jobs.tables.format import latex
-from jobs.tables.summary import Entry, Scores, Status
+from jobs.tables.latex import PLAIN, Numbers, Style, Width, document, fragments, style_of
+from jobs.tables.published import Published
+from jobs.tables.summary import Entry, Scores, Status, Summary
 from tests.jobs.table_cases import entry, published, summary
-from tests.jobs.tables.display_cases import nasty_case
+from tests.jobs.tables.display_cases import complete_case, nasty_case
 from tests.jobs.tables.test_display import CASES
+
+
+def found_by_latex(file: str) -> bool:
+    """Whether LaTeX has a package."""
+    finder = shutil.which("kpsewhich")
+    return finder is not None and bool(subprocess.run([finder, file], capture_output=True, check=False, timeout=60).stdout.strip())
+
 
 needs_pdflatex = pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 
@@ -38,19 +46,80 @@ def test_escaped_latex_is_ascii_and_balanced(text: str) -> None:
 
 @needs_pdflatex
 @pytest.mark.parametrize("case", CASES)
-def test_pdflatex_compiles_tables(case: str, tmp_path: Path) -> None:
-    """The document compiles as it stands, the published rows and incomplete cells included, and all is on the page."""
-    text = compiled(render("table.tex", *CASES[case]()), tmp_path)
+@pytest.mark.parametrize("style", [PLAIN, Style(width=Width.column, bold=False, marks=True)], ids=["page", "column"])
+def test_pdflatex_compiles_tables(case: str, style: Style, tmp_path: Path) -> None:
+    """The document compiles as it stands, the published rows and incomplete cells included, and all is on the page without an overflow."""
+    text = compiled(*CASES[case](), tmp_path, style)
     if text is not None:
         assert "P-TAPT" in text
         assert "Published" in text
+        assert "Outlier rule" in text
         assert ("†" in text) == (case == "incomplete")
+    assert "Overfull" not in (tmp_path / "tables.log").read_text(encoding="latin-1")
+
+
+@needs_pdflatex
+@pytest.mark.skipif(not found_by_latex("siunitx.sty"), reason="siunitx is not installed (texlive-science)")
+def test_siunitx_sets_the_numbers(tmp_path: Path) -> None:
+    """Then the settings of the paper apply: with a comma as its decimal marker no number of a cell has a point."""
+    found, beside = complete_case()
+    style = Style(numbers=Numbers.siunitx)
+    text = compiled(found, beside, tmp_path, style, preamble="\\sisetup{output-decimal-marker={,}}")
+    if text is not None:
+        assert "71,1" in text
+        assert "71.1" not in text
+
+
+def test_a_fragment_is_a_float_with_a_short_caption() -> None:
+    """Two sentences of caption, a label that other text can refer to, and the details in a note below the tabular."""
+    found, beside = complete_case()
+    parts = fragments(found, beside, PLAIN)
+    assert list(parts) == ["table1.tex", "table1-differences.tex", "prior-work.tex"]
+    text = parts["table1.tex"]
+    [caption] = re.findall(r"\\caption\{(.*)\}\n", text)
+    assert caption.count(". ") + 1 == 2
+    assert len(caption) < 250
+    assert text.count(r"\begin{table*}") == text.count(r"\end{table*}") == 1
+    assert r"\label{tab:iemocap}" in text
+    assert text.index(r"\end{tabular}") < text.index("Outlier rule") < text.index(r"\end{minipage}")
+    assert r"\documentclass" not in text
+
+
+def test_one_column_has_fewer_columns_and_the_rest_in_its_note() -> None:
+    """What is left out of the tabular is in words below it: intervals, n, dropped runs, and the mean over all runs."""
+    text = fragments(*complete_case(), Style(width=Width.column))["table1.tex"]
+    assert r"\begin{table}" in text
+    assert r"\begin{tabular}{lrrrrrr}" in text
+    assert "V-FT: n = 5, 0 dropped, 69.9 " in text
+    assert r"95 \% interval over seeds 69.6 to 70.2, over folds and seeds 64.9 to 74.9." in text
+
+
+def test_bold_and_marks_are_optional() -> None:
+    """Without bold no cell is bold and the note does not speak of it; a star stands where a method differs from the first one."""
+    found, beside = complete_case()
+    plain, marked = fragments(found, beside, Style(bold=False)), fragments(found, beside, Style(marks=True))
+    assert "textbf" not in plain["table1.tex"]
+    assert "Bold" not in plain["table1.tex"]
+    assert "textbf" in marked["table1.tex"]
+    assert marked["table1.tex"].count(r"\ensuremath{^{*}}") == 2  # TAPT and P-TAPT
+    assert "Differs from V-FT (p \\ensuremath{<} 0.05" in marked["table1.tex"]
+    assert r"\ensuremath{^{*}}" not in plain["table1.tex"]
+    alike = (entry(method, fold, slot, 60.0 + slot + int(fold)) for method in ("vft", "tapt") for fold in "12" for slot in range(3))
+    assert r"\ensuremath{^{*}}" not in fragments(summary(tuple(alike)), published(None), Style(marks=True))["table1.tex"]
+
+
+def test_styles_are_chosen_by_name() -> None:
+    """Nothing asked for is the default; an unknown name is one line that lists the known ones."""
+    assert style_of(None, None, bold=True, marks=False) == PLAIN
+    assert style_of("column", "siunitx", bold=False, marks=True) == Style(Width.column, Numbers.siunitx, bold=False, marks=True)
+    with pytest.raises(UsageError, match="--width 'wide': known are column, page"):
+        style_of("wide", None, bold=True, marks=False)
 
 
 @needs_pdflatex
 def test_pdflatex_compiles_awkward_names(tmp_path: Path) -> None:
     """Names full of special characters compile, and print as themselves (an underscore is drawn as a rule, which is no text)."""
-    text = compiled(render("table.tex", *nasty_case()), tmp_path)
+    text = compiled(*nasty_case(), tmp_path)
     if text is not None:
         flat = "".join(text.split())
         for part in ("ab%c&d\\e{f}g#h$i~j^k|l<m>n", "q--r*[s]±×–", "[U+559C]"):
@@ -64,28 +133,45 @@ def test_pdflatex_compiles_any_name(tmp_path_factory: pytest.TempPathFactory, na
     """No corpus, method or fold name stops LaTeX."""
     corpus, method, fold = names
     runs = tuple(Entry(corpus, name, fold, 0, 0, Scores(70.0, 70.0, 70.0), Status.accepted) for name in (method, method + "2"))
-    compiled(render("table.tex", summary(runs), published(None)), tmp_path_factory.mktemp("latex"))
+    compiled(summary(runs), published(None), tmp_path_factory.mktemp("latex"))
 
 
 @needs_pdflatex
-def test_pdflatex_compiles_a_wide_table(tmp_path: Path) -> None:
-    """Twenty folds are scaled to the page, without an overfull line."""
+@pytest.mark.parametrize("width", Width)
+def test_pdflatex_compiles_a_wide_table(width: Width, tmp_path: Path) -> None:
+    """Twenty folds are scaled to the page or column, without an overfull line."""
     runs = tuple(
         entry(method, f"speaker {fold}", slot, 60.0 + fold + slot) for method in ("vft", "tapt") for fold in range(20) for slot in range(2)
     )
-    compiled(render("table.tex", summary(runs), published(None)), tmp_path)
-    assert "Overfull" not in (tmp_path / "table.log").read_text(encoding="latin-1")
+    compiled(summary(runs), published(None), tmp_path, Style(width=width))
+    assert "Overfull" not in (tmp_path / "tables.log").read_text(encoding="latin-1")
 
 
-def compiled(source: str, folder: Path) -> str | None:
-    """Compile a document; the text of its PDF where pdftotext is there to read it."""
-    (folder / "table.tex").write_text(source, encoding="utf-8")
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "table.tex"]
+@needs_pdflatex
+def test_the_document_of_one_text_compiles_alone(tmp_path: Path) -> None:
+    """What `--out -` writes needs no fragment beside it, and has the same tables."""
+    found, beside = complete_case()
+    (tmp_path / "tables.tex").write_text(text_of("latex", found, beside, PLAIN), encoding="utf-8")
+    alone = printed(tmp_path)
+    (tmp_path / "both").mkdir()
+    assert alone == compiled(found, beside, tmp_path / "both")
+
+
+def compiled(found: Summary, beside: Published, folder: Path, style: Style = PLAIN, preamble: str = "") -> str | None:
+    """Compile the document beside its fragments; the text of its PDF where pdftotext is there to read it."""
+    parts = fragments(found, beside, style)
+    for name, text in {**parts, "tables.tex": document(parts, style)}.items():
+        (folder / name).write_text(text.replace(r"\begin{document}", rf"{preamble}\begin{{document}}"), encoding="utf-8")
+    return printed(folder)
+
+
+def printed(folder: Path) -> str | None:
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "tables.tex"]
     done = subprocess.run(command, cwd=folder, capture_output=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
-    assert (folder / "table.pdf").read_bytes().startswith(b"%PDF-")
+    assert (folder / "tables.pdf").read_bytes().startswith(b"%PDF-")
     if shutil.which("pdftotext") is None:
         return None
     return subprocess.run(
-        ["pdftotext", "-layout", "table.pdf", "-"], cwd=folder, capture_output=True, timeout=60, check=True
+        ["pdftotext", "-layout", "tables.pdf", "-"], cwd=folder, capture_output=True, timeout=60, check=True
     ).stdout.decode()

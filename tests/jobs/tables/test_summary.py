@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import statistics
@@ -9,11 +10,16 @@ from dataclasses import replace
 
 import pytest
 
+from jobs.control.facts import StageFacts
+from jobs.control.rounds import replay
 from jobs.errors import UsageError
-from jobs.tables.summary import CodeFacts, Dropped, Entry, Scores, Status, code_facts, entries_of, summarise, to_json
+from jobs.experiment.config import Policy
+from jobs.tables.as_json import to_json
+from jobs.tables.summary import CodeFacts, Dropped, Entry, Scores, Status, Unreplaced, code_facts, entries_of, summarise
 from tests.jobs.table_cases import entry, graph, paper_like, result, summary
 
 DESIGN_METHOD_KEYS = ["method", "corpus", "mean_ua", "sd_ua", "mean_ua_all_runs", "n", "dropped", "rerun", "unresolved", "cells"]
+RUN_KEYS = ["slot", "seed", "ua", "wa", "macro_f1", "status", "out", "centre", "scale", "distance"]
 
 
 def test_method_mean_weighs_folds_alike() -> None:
@@ -175,7 +181,7 @@ def test_json_has_the_stable_keys_first() -> None:
         assert 50 < method["mean_ua"] < 100
         for cell in method["cells"]:
             assert list(cell)[:4] == ["fold", "mean_ua", "sd_ua", "runs"]
-            assert all(list(run) == ["slot", "seed", "ua", "wa", "macro_f1", "status"] for run in cell["runs"])
+            assert all(list(run) == RUN_KEYS for run in cell["runs"])
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
@@ -184,7 +190,27 @@ def test_json_of_an_empty_cell_is_null() -> None:
     found = to_json(summary((entry("vft", "1", 0, None, Status.running),)))
     [method] = found["methods"]
     assert (method["mean_ua"], method["sd_ua"], method["mean_ua_all_runs"], method["n"]) == (None, None, None, 0)
-    assert method["cells"][0]["runs"] == [{"slot": 0, "seed": 0, "ua": None, "wa": None, "macro_f1": None, "status": "running"}]
+    [run] = method["cells"][0]["runs"]
+    assert (run["slot"], run["seed"], run["status"]) == (0, 0, "running")
+    assert {run[key] for key in RUN_KEYS if key not in ("slot", "seed", "status")} == {None}
+
+
+def test_entries_have_the_verdicts_of_the_rule() -> None:
+    """What the rule said of each run; an outlier without a seed left is marked, and is dropped from the means only if asked."""
+    made = graph(methods=("vft",), folds=("1", "2"), slots=5)
+    hits = {run.key: 20 if run.name == "vft/2/3" else 70 + run.slot for run in made.runs}
+    results = {run.key: result(run, ((hits[run.key], 100 - hits[run.key]), (0, 100)), ("a", "b")) for run in made.runs}
+    facts = {key: StageFacts(done=True, ua=(100 + count) / 2) for key, count in hits.items()}
+    found = entries_of(made, results, {}, replay(made, facts, Policy(max_seeds=1)))
+    assert [(each.name, each.verdict.centre) for each in found if each.verdict is not None and each.verdict.out] == [("vft/2/3", 85.5)]
+    assert [each.name for each in found if each.unreplaced] == ["vft/2/3"]
+    kept, dropped = (summarise(found, experiment="e", unreplaced=each) for each in Unreplaced)
+    assert [(each.methods[0].n, each.methods[0].unresolved, each.complete, each.missing) for each in (kept, dropped)] == [
+        (10, 1, True, ()),
+        (9, 1, True, ()),
+    ]
+    assert kept.methods[0].mean_ua_all_runs == dropped.methods[0].mean_ua_all_runs == kept.methods[0].mean_ua
+    assert dropped.methods[0].cells[1].mean_ua == (85.0 + 85.5 + 86.0 + 87.0) / 4
 
 
 def test_entries_come_from_results_and_states() -> None:
@@ -250,3 +276,20 @@ def test_code_facts_gather_every_version() -> None:
         result(run, (), (), provenance={"commit": None, "packages": "unknown", "runtime": {"weights": "base", "threads": 2}}),
     ]
     assert code_facts(results) == CodeFacts(("a", "b"), True, {"python": ("3.11.2",), "torch": ("2.12.0", "2.13.0")}, ("base", "large"))
+
+
+def test_an_interval_over_folds_and_seeds_is_beside_that_over_seeds() -> None:
+    """It is wider where folds differ, is missing while the method is incomplete, and a comparison has both too, with Holm's correction."""
+    found = summary(paper_like("iemocap_table1"))
+    for method in found.methods:
+        assert method.interval is not None
+        assert method.crossed is not None
+        assert method.crossed.mean == pytest.approx(method.mean_ua)
+        assert method.crossed.interval.low < method.interval.low < method.interval.high < method.crossed.interval.high
+    for tests in zip(*(dataclasses.astuple(each.corrected) for each in found.comparisons), strict=True):
+        assert None not in tests
+    raw = [each.crossed.p for each in found.comparisons if each.crossed is not None and each.crossed.p is not None]
+    corrected = [each.corrected.crossed for each in found.comparisons]
+    assert min(p for p in corrected if p is not None) == pytest.approx(3 * min(raw))
+    assert to_json(found)["comparisons"][0]["over_folds_and_seeds"]["p_holm"] == corrected[0]
+    assert summary((*paper_like("iemocap_table1"), entry("vft", "1", 9, None))).methods[0].crossed is None

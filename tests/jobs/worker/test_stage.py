@@ -34,8 +34,10 @@ from jobs.store.records import (
     result_intact,
     write_outcome,
 )
+from jobs.store.snapshot import check_snapshot, snapshot_facts, take_snapshot
 from jobs.worker.main import run_task
-from jobs.worker.stage import NotFiniteError, Verdict, WorkerProcess, check_returned, execute
+from jobs.worker.returned import NotFiniteError, check_returned
+from jobs.worker.stage import Verdict, WorkerProcess, execute
 from jobs.worker.task import Workplace, compute, describe, description_from_json, description_to_json, read_description, write_description
 from tests.jobs import fake_registry
 
@@ -119,6 +121,7 @@ def test_provenance_is_complete(place: Place) -> None:
     assert provenance["threads"] == 1
     assert provenance["seed"] == 0
     assert provenance["device"] == "cpu"
+    assert provenance["arithmetic"] == {"device": "abacus", "precision": "exact"}
     assert provenance["seconds"] >= 0
     assert provenance["peak_rss_bytes"] > 1 << 20
     assert {"host", "python", "started", "finished", "slurm"} <= set(provenance)
@@ -333,8 +336,39 @@ def test_another_corpus_is_refused(place: Place) -> None:
     """The corpus must still be the one of the launch."""
     (place.corpus / "digest").write_text("d2")
     assert place.execute(place.tapt) is Verdict.refused
-    assert "is not the one" in place.outcome(place.tapt).message
+    assert "was prepared again since the launch (digest d2" in place.outcome(place.tapt).message
     assert place.starts(place.tapt) == 0
+
+
+def test_a_corpus_that_is_prepared_again_during_a_stage_gives_no_result(place: Place) -> None:
+    """The stage may have read parts of both."""
+    process = place.process(place.tapt)
+
+    def report(line: str) -> None:
+        if "start 1 with" in line:  # the stage is being computed
+            (place.corpus / "digest").write_text("d2")
+
+    process.report = report
+    assert execute(process, place.tapt) is Verdict.refused
+    assert "while the stage was computed" in place.outcome(place.tapt).message
+    assert read_result(place.folder(place.tapt), place.tapt.key) is None
+    assert place.starts(place.tapt) == 1
+
+
+def test_changed_code_is_refused(place: Place, tmp_path: Path) -> None:
+    """The snapshot of the launch is verified once in every process, before anything is computed."""
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "launch.py").write_text("print(1)\n")
+    snapshot = take_snapshot(tmp_path / "source", place.layout)
+    place.place = replace(place.place, code=snapshot_facts(snapshot))
+    assert place.execute(place.tapt) is Verdict.done
+    assert place.result(place.tapt).provenance["snapshot"] == snapshot.digest
+    (snapshot.path / "launch.py").write_text("print(2)\n")
+    assert place.execute(place.runs[0]) is Verdict.done  # this process has verified it
+    check_snapshot.cache_clear()
+    assert place.execute(place.runs[1]) is Verdict.refused
+    assert "this copy of the code was changed since the launch" in place.outcome(place.runs[1]).message
+    assert place.starts(place.runs[1]) == 0
 
 
 def test_a_failed_stage_does_not_end_its_task(tmp_path: Path) -> None:

@@ -170,6 +170,21 @@ def test_changed_stored_audio_is_an_input_error(tmp_path: Path) -> None:
             load_audio(manifest, utterance)
 
 
+def test_other_samples_of_the_same_length_are_an_input_error(tmp_path: Path) -> None:
+    """A file replaced by silence after the corpus was prepared; another file format with the same samples is accepted."""
+    digest = samples_digest(noise(0.5))
+    utterance = Utterance("u", "u.flac", 8_000, "a", "s", "1", audio_digest=digest)
+    manifest = Manifest("c", "", ("a",), ("1",), (utterance,), tmp_path)
+    (tmp_path / "u.flac").write_bytes(encode(noise(0.5)))
+    np.testing.assert_array_equal(load_audio(manifest, utterance), noise(0.5).astype(np.float32) / 32768)
+    soundfile.write(tmp_path / "u.flac", noise(0.5).astype(np.int32) << 16, 16_000, format="WAV", subtype="PCM_24")
+    np.testing.assert_array_equal(load_audio(manifest, utterance), noise(0.5).astype(np.float32) / 32768)
+    for other in (np.zeros(8_000, dtype=np.int16), noise(0.5) + 1):
+        (tmp_path / "u.flac").write_bytes(encode(other))
+        with pytest.raises(InputError, match=r"u\.flac: not the recording that was prepared.*prepare` again"):
+            load_audio(manifest, utterance)
+
+
 def test_an_error_of_the_file_system_is_not_taken_for_a_damaged_file(tmp_path: Path) -> None:
     """Reading the start of a process's memory gives EIO; libsndfile calls that a bad file."""
     (tmp_path / "u.flac").symlink_to("/proc/self/mem")

@@ -119,6 +119,26 @@ def test_an_edited_manifest_is_detected(tmp_path: Path) -> None:
         load_manifest(tmp_path)
 
 
+@pytest.mark.parametrize("removed", [1, len(TEN)])
+def test_missing_audio_digests_do_not_turn_the_check_off(removed: int, tmp_path: Path) -> None:
+    """A manifest from which digests were removed does not fit its own; one that was written without them does."""
+    write_manifest(tmp_path, "c", FOLDS, TEN)
+    path = tmp_path / "manifest.json"
+    record = json.loads(path.read_text())
+    for entry in record["utterances"][:removed]:
+        del entry["audio_digest"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(InputError, match="does not fit its digest"):
+        load_manifest(tmp_path)
+    kept = write_manifest(tmp_path, "c", FOLDS, [replace(each, audio_digest="") for each in TEN[:removed]] + list(TEN[removed:]))
+    assert load_manifest(tmp_path) == kept
+    record = json.loads(path.read_text())
+    record["utterances"][-1]["label"] = "a"
+    path.write_text(json.dumps(record))
+    with pytest.raises(InputError, match="does not fit its digest"):
+        load_manifest(tmp_path)
+
+
 def test_reading_a_manifest_imports_nothing_heavy() -> None:
     """The command line reads digests at every start: no numpy, no soundfile, no torch for that."""
     code = "import sys, ser_core.corpora.manifest; print([n for n in ('numpy', 'torch', 'soundfile') if n in sys.modules])"

@@ -131,7 +131,7 @@ def test_not_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         (str(tmp_path / "nowhere"), "no such backbone folder"),
         (str(tmp_path), "config.json is missing"),
         (str(torn), "cannot be loaded"),
-        ("nobody/no-such-model", "set backbone.checkpoint to its folder"),
+        ("nobody/no-such-model", "set recipe.backbone.checkpoint to its folder"),
     ):
         with pytest.raises(InputError, match=message) as caught:
             build_backbone(BackboneSettings(checkpoint=checkpoint))

@@ -21,6 +21,7 @@ from ser_core.registry import REGISTRY
 from ser_core.settings import FeatureCache, Precision, Recipe
 from ser_core.stages import context as stage_context
 from ser_core.stages.states import StateTraining
+from ser_core.training.device import cpu_multiplies_bfloat16
 from ser_core.training.loop import Objective, TrainingResult, train
 from tests.ser_core.presets import with_preset
 from tests.ser_core.stages.conftest import FOLDS, STAGES, Bench, artifacts, curves, stage_calls
@@ -41,8 +42,18 @@ def test_the_same_seed_gives_the_same_artifacts_and_numbers(stage: str, recipe: 
     second, other = bench.run(call, upstream=upstream)
     assert first["metrics"] == second["metrics"]
     assert first.get("confusion") == second.get("confusion")
+    assert first["arithmetic"] == {"device": "cpu", "precision": "float32"}
     assert artifacts(one) == artifacts(other)
     assert artifacts(one)
+
+
+def test_the_precision_that_was_chosen_is_stated(recipe: Recipe, bench: Bench) -> None:
+    """`auto` depends on the processor; the result states what it was."""
+    stated = []
+    for precision in (Precision.bfloat16, Precision.auto):
+        recipe.finetune.precision = precision
+        stated.append(bench.run(stage_calls(recipe)["finetune"])[0]["arithmetic"]["precision"])
+    assert stated == ["bfloat16", "bfloat16" if cpu_multiplies_bfloat16() else "float32"]
 
 
 def test_seeds_change_the_fine_tuning_and_nothing_upstream(recipe: Recipe, bench: Bench) -> None:

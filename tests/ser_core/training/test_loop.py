@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +11,13 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from jobs.commands.activity import last_progress
 from ser_core.errors import Diverged, Interrupted
 from ser_core.settings import Precision
 from ser_core.training.checkpoints import SCHEMA, Checkpoints
 from ser_core.training.device import choose_arithmetic
 from ser_core.training.loop import Objective, PartLoss, TrainingResult
+from ser_core.training.progress import Progress
 from ser_core.training.schedule import constant, warmup_flat_linear
 from tests.ser_core.training.line import CPU, Regression, line_plan, train_line, weights
 
@@ -207,3 +210,13 @@ def test_the_result_does_not_depend_on_how_often_curves_are_written(bench: Bench
     last = [value for step, value in bench.curve("every1", "train/loss") if step > 18]
     assert len(last) == 2
     assert told[0].loss == pytest.approx(sum(last) / 2)
+
+
+def test_status_reads_the_progress_of_training(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step, epoch and the seconds to go are found in the lines of the loop, behind the name that a worker puts before them."""
+    monkeypatch.setattr("ser_core.training.loop.Progress", functools.partial(Progress, interval=0.0))
+    bench.train(Regression(), "told", steps_per_epoch=10, log_every=7)
+    (line,) = (line for line in bench.lines if "step 14/20" in line)
+    progress, to_go = last_progress(f"2026-11-29 12:00:00 finetune vft fold 1 seed 0 [01234567]: {line}", "0123456789ab")
+    assert progress == "step 14/20, epoch 2/2"
+    assert to_go is not None

@@ -1,0 +1,58 @@
+"""Arguments of the commands on a whole results folder: `list`, `du` and `clean`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jobs.commands.arguments import AsJson, Results
+
+if TYPE_CHECKING:
+    from jobs.commands.owners import Opening
+
+Experiment = Annotated[str, typer.Argument(metavar="[EXPERIMENT]", help="only of this one; default: all of the results folder")]
+Days = Annotated[float, typer.Option("--older-than", metavar="DAYS", help="only what shows no sign of life for so many days")]
+Whole = Annotated[bool, typer.Option("--whole", help="remove EXPERIMENT, with every stage that no other experiment needs")]
+KeepTables = Annotated[bool, typer.Option("--keep-tables", help="with --whole: keep its tables and confusion matrices")]
+Unneeded = Annotated[bool, typer.Option("--unneeded", help="also results that no experiment of the results folder needs")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would be freed; change nothing")]
+Yes = Annotated[bool, typer.Option("--yes", help="with --whole: do not ask")]
+
+
+def add_disk_commands(app: typer.Typer, default: Path, opening: Callable[[Path], Opening]) -> None:
+    """Add the commands to a command line. `default`: folder of the results; `opening`: how the records of such a folder are opened."""
+
+    @app.command("list")
+    def list_experiments(as_json: AsJson = False, results: Results = default) -> None:
+        """List the experiments of the results folder: runs done, size, last launch."""
+        from jobs.commands.disk import print_list
+
+        print_list(results.resolve(), opening(results), as_json=as_json)
+
+    @app.command()
+    def du(as_json: AsJson = False, results: Results = default) -> None:
+        """Show the space that each experiment takes, alone and shared, and what nobody needs."""
+        from jobs.commands.disk import print_usage
+
+        print_usage(results.resolve(), opening(results), as_json=as_json)
+
+    @app.command()
+    def clean(
+        experiment: Experiment = "",
+        days: Days = 0.0,
+        whole: Whole = False,
+        keep_tables: KeepTables = False,
+        unneeded: Unneeded = False,
+        dry_run: DryRun = False,
+        yes: Yes = False,
+        results: Results = default,
+    ) -> None:
+        """Free checkpoints and partial outputs that nothing continues: of failed, diverged and cancelled stages. No table needs them."""
+        from jobs.commands.clean import Asked
+        from jobs.commands.clean import clean as free
+
+        asked = Asked(experiment, days, whole=whole, keep_tables=keep_tables, unneeded=unneeded, dry_run=dry_run, yes=yes)
+        free(results.resolve(), opening(results), asked)

@@ -1,0 +1,121 @@
+"""The tables as LaTeX: one fragment per table that a paper can `\\input`, and a document that inputs them all. Pure.
+
+A fragment is a floating environment with a caption of two sentences, a label, a tabular (booktabs) that is scaled down where it is wider
+than the column or page (graphicx), and a note below it with the details.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from jobs.errors import UsageError
+from jobs.statistics import ALPHA
+from jobs.tables.display import BOLD, Row, Table, tables_of
+from jobs.tables.format import rendered
+from jobs.tables.plain import plain_tables
+from jobs.tables.published import Published
+from jobs.tables.summary import Summary
+
+TEMPLATES = Path(__file__).parent / "templates"
+DOCUMENT = "tables.tex"
+
+
+class Width(Enum):
+    """What a table fits into."""
+
+    column = "column"  # one column of a two-column paper; intervals and numbers of runs are in the note
+    page = "page"  # both columns
+
+
+class Numbers(Enum):
+    """How numbers are set."""
+
+    plain = "plain"
+    siunitx = "siunitx"  # by \\num, so that the settings of the paper apply
+
+
+@dataclass(frozen=True)
+class Style:
+    """How tables look in LaTeX."""
+
+    width: Width = Width.page
+    numbers: Numbers = Numbers.plain
+    bold: bool = True  # the best mean of a column
+    marks: bool = False  # a star at the mean of a method that differs from the first one
+
+
+PLAIN = Style()
+
+
+def style_of(width: str | None, numbers: str | None, *, bold: bool, marks: bool) -> Style:
+    """The style that is asked for by name, None: the default. UsageError for an unknown name."""
+    for option, value, known in (("--width", width, Width), ("--numbers", numbers, Numbers)):
+        if value is not None and value not in known.__members__:
+            raise UsageError(f"{option} {value!r}: known are {', '.join(known.__members__)}")
+    chosen = Width[width] if width is not None else PLAIN.width, Numbers[numbers] if numbers is not None else PLAIN.numbers
+    return Style(*chosen, bold, marks)
+
+
+def fragments(summary: Summary, published: Published, style: Style) -> dict[str, str]:
+    """File name -> text: `table1.tex` for the first corpus, `table1-differences.tex` for its comparisons; plain tables."""
+    found: dict[str, str] = {}
+    tables = tables_of(summary, published)
+    for number, (corpus, table) in enumerate(zip(dict.fromkeys(each.corpus for each in summary.methods), tables, strict=True), start=1):
+        label = _label(summary.experiment if len(tables) == 1 else f"{summary.experiment}-{corpus}")
+        starred = _starred(summary, corpus) if style.marks else frozenset()
+        values = {"table": table, "style": style, "wide": style.width is Width.page, "siunitx": style.numbers is Numbers.siunitx}
+        note = _note(table, style, starred)
+        found[f"table{number}.tex"] = rendered(TEMPLATES / "fragment.tex.j2", **values, label=label, note=note, starred=starred)
+        if table.differences:
+            found[f"table{number}-differences.tex"] = rendered(TEMPLATES / "differences.tex.j2", **values, label=f"{label}-differences")
+    for plain in plain_tables(summary, published):
+        label = f"{_label(summary.experiment)}-{plain.name}"
+        wide = style.width is Width.page
+        found[f"{plain.name}.tex"] = rendered(TEMPLATES / "plain.tex.j2", table=plain, label=label, wide=wide)
+    return found
+
+
+def document(parts: Mapping[str, str], style: Style, *, inline: bool = False) -> str:
+    """A document that pdflatex compiles beside the fragments; `inline`: with their text in place of `\\input`, so that it stands alone."""
+    body = [text if inline else f"\\input{{{name.removesuffix('.tex')}}}\n" for name, text in parts.items()]
+    return rendered(TEMPLATES / "tables.tex.j2", parts=body, siunitx=style.numbers is Numbers.siunitx)
+
+
+def _note(table: Table, style: Style, starred: frozenset[int]) -> tuple[str, ...]:
+    """The sentences below the table."""
+    sentences = [sentence for sentence in table.caption[2:] if style.bold or sentence != BOLD]
+    if style.width is Width.column:
+        sentences = [*map(_runs_in_words, table.blocks[0].rows), *sentences]
+    if starred:
+        sentences.insert(0, f"* Differs from {table.blocks[0].rows[0].label} (p < {ALPHA:g} over folds and seeds, Holm's correction).")
+    return tuple(sentences)
+
+
+def _runs_in_words(row: Row) -> str:
+    """What a page has in columns of its own."""
+    spread = f" ± {row.every.sd}" if row.every.sd else ""
+    return (
+        f"{row.label}: n = {row.n}, {row.dropped} dropped, {row.every.mean}{spread} over all runs, "
+        f"95 % interval over seeds {row.interval}, over folds and seeds {row.both}."
+    )
+
+
+def _starred(summary: Summary, corpus: str) -> frozenset[int]:
+    """Places of the methods that differ from the first method of a corpus."""
+    methods = [method.method for method in summary.methods if method.corpus == corpus]
+    return frozenset(
+        methods.index(each.second)
+        for each in summary.comparisons
+        if each.corpus == corpus and each.first == methods[0] and (each.corrected.crossed or 1.0) < ALPHA
+    )
+
+
+def _label(name: str) -> str:
+    """`tab:NAME` of letters, digits and hyphens, which any LaTeX label may have."""
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    return "tab:" + (re.sub(r"[^a-z0-9]+", "-", plain).strip("-") or "results")

@@ -1,0 +1,31 @@
+"""Whether the order of methods is the same over kept runs and over all runs, dropped ones included. Pure."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+from jobs.statistics import round_half_up
+from jobs.tables.summary import MethodSummary, Summary
+
+
+def order_sentences(summary: Summary, labels: Mapping[str, str]) -> dict[str, str]:
+    """Corpus -> a sentence with both orders, where the outlier rule decides which of two methods has the higher mean UA."""
+    found = {}
+    for corpus in dict.fromkeys(method.corpus for method in summary.methods):
+        known = [
+            (method.mean_ua, method.mean_ua_all_runs, method)
+            for method in summary.methods
+            if method.corpus == corpus and method.mean_ua is not None and method.mean_ua_all_runs is not None
+        ]
+        if any((one[0] - two[0]) * (one[1] - two[1]) < 0 for one, two in itertools.combinations(known, 2)):
+            kept = _ordered([(mean, method) for mean, _, method in known], labels)
+            every = _ordered([(mean, method) for _, mean, method in known], labels)
+            found[corpus] = f"The order of methods depends on the outlier rule: over kept runs {kept}; over all runs {every}."
+    return found
+
+
+def _ordered(means: Sequence[tuple[float, MethodSummary]], labels: Mapping[str, str]) -> str:
+    """`TAPT 71.2, V-FT 70.9`: the highest mean first."""
+    ordered = sorted(means, key=lambda each: -each[0])
+    return ", ".join(f"{labels.get(method.method, method.method)} {round_half_up(mean)}" for mean, method in ordered)

@@ -1,0 +1,81 @@
+"""Checks of a recipe against a corpus before anything is computed: batches and cluster counts must fit the training part of every fold.
+
+Does not import torch: every launch makes these checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from ser_core.corpora.manifest import Manifest, Utterance
+from ser_core.corpora.subsets import subset
+from ser_core.corpora.validation import training_and_validation
+from ser_core.errors import InputError
+from ser_core.models.shapes import expected_shape, state_count
+from ser_core.settings import Recipe, Wav2vecSettings
+
+
+def trained_on(manifest: Manifest, fold: str, validation: Sequence[str]) -> tuple[Utterance, ...]:
+    """Return the training utterances if `fold` is held out, without those of the `validation` speakers of a sweep."""
+    return training_and_validation(manifest, fold, validation)[0] if validation else manifest.training(fold)
+
+
+def training_frames(utterances: Sequence[Utterance], wav2vec: Wav2vecSettings) -> int:
+    """Return the number of emotion states of these utterances, the largest possible number of clusters.
+
+    A wav2vec checkpoint file is not opened; it is assumed to have the layers of `wav2vec_large.pt`.
+    """
+    shape = expected_shape(wav2vec)
+    return sum(max(1, state_count(shape, utterance.samples)) for utterance in utterances)
+
+
+def held_out_for_validation(count: int, fraction: float) -> int:
+    """Return how many of `count` training utterances the stage `states` validates on: at least one, and not all."""
+    return min(count - 1, max(1, round(count * fraction)))
+
+
+def corpus_problems(method: str, recipe: Recipe, manifest: Manifest, folds: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Yield one line per setting of `method` that the training part of a fold is too small for, with the fold that has the least.
+
+    `folds`: held-out fold -> the validation speakers of a sweep, else ().
+    """
+    if not folds:
+        return
+    if recipe.training_fraction != 1 and any(folds.values()):
+        yield f"recipe.training_fraction={recipe.training_fraction:g}: a sweep trains on all utterances; leave it out"
+        return
+    try:
+        training = {
+            fold: subset(manifest, fold, trained_on(manifest, fold, validation), recipe.training_fraction)
+            for fold, validation in folds.items()
+        }
+    except InputError as error:
+        yield str(error)
+        return
+
+    def least(size: Callable[[Sequence[Utterance]], int]) -> tuple[str, int]:
+        return min(((fold, size(utterances)) for fold, utterances in training.items()), key=lambda item: item[1])
+
+    fold, count = least(len)
+    if not count:
+        yield f"{manifest.corpus}: no utterances to train on when fold {fold!r} is held out"
+        return
+    yield from _batch_problem("finetune", recipe.finetune.batch_size, manifest, fold, count)
+    if method != "ptapt":
+        return
+    training_part = count - held_out_for_validation(count, recipe.states.validation_fraction)
+    yield from _batch_problem("states", recipe.states.batch_size, manifest, fold, training_part, " without the validation part")
+    fold, frames = least(lambda utterances: training_frames(utterances, recipe.states.wav2vec))
+    if (most := max(recipe.cluster.counts)) > frames:
+        yield (
+            f"recipe.cluster.counts={recipe.cluster.counts}: {most} clusters are more than the {frames} frames of the training part "
+            f"of fold {fold!r} of {manifest.corpus}; name smaller counts"
+        )
+
+
+def _batch_problem(stage: str, size: int, manifest: Manifest, fold: str, count: int, part: str = "") -> Iterator[str]:
+    if size > count:
+        yield (
+            f"recipe.{stage}.batch_size={size}: more than the {count} training utterances of fold {fold!r} of {manifest.corpus}{part}; "
+            f"at most {count}"
+        )

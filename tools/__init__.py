@@ -1,0 +1,1 @@
+"""Programs for those who change the project: its structure, and what is written from its code."""
