@@ -18,13 +18,15 @@ unexport PYTHONDONTWRITEBYTECODE  # the tests start hundreds of processes: each 
 
 setup: $(STAMP)
 
-# torch first and alone, so that nothing chooses another; fairseq is built against it, hence no build isolation.
+# torch first and alone, so that nothing chooses another; fairseq is built against it, hence no build isolation. It also installs torchaudio,
+# which nothing here needs; where it was built for another torch, models of transformers that import it fail, and it is removed.
 $(STAMP): requirements.txt requirements-dev.txt constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel cython numpy
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -r requirements.txt -r requirements-dev.txt
+	$(RUN) -c 'from transformers import Wav2Vec2ForPreTraining' 2>/dev/null || $(RUN) -m pip uninstall --quiet --yes torchaudio
 	touch $@
 
 grid: setup

@@ -11,18 +11,21 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.commands.arguments import RUN, AsJson, Data, DryRun, Name, Results, Settings, Wait, Where, Words
+from jobs.commands.arguments import RUN, AsJson, Data, DryRun, Name, Results, Scripts, Settings, Wait, Where, Words
 from jobs.commands.disk_arguments import add_disk_commands
+from jobs.commands.examples import add_examples
 from jobs.errors import InternalError, SlurmUnavailableError, StoredConfigurationError, UsageError, is_mendable
 from ser_core.errors import InputError, shortened
 
 if TYPE_CHECKING:
     from jobs.commands.launching import Code
+    from jobs.commands.needs import Needs
     from jobs.commands.owners import Opening
     from jobs.commands.session import Session
     from jobs.commands.sweep import SweepSession
@@ -44,7 +47,6 @@ PACKAGES = (
 )
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Experiment grids on this machine or a Slurm cluster whose last step is a trustworthy table.",
@@ -127,6 +129,7 @@ def config(
 
     words = words_of("config", arguments or [], cluster, DEFAULT_EXPERIMENT)
     require_file(words.file, CONFIGS, _corpora(data))
+    _note(words.line)
     print_config(words, _code(), changed=changed)
 
 
@@ -136,37 +139,46 @@ def grid(
     cluster: Where = None,
     wait: Wait = None,
     dry_run: DryRun = False,
+    scripts: Scripts = False,
+    yes: Annotated[bool, typer.Option("--yes", help="withdraw stages in Slurm that nobody needs any more, without asking")] = False,
+    keep_old: Annotated[bool, typer.Option("--keep-old", help="leave such stages in Slurm")] = False,
     data: Data = ROOT / "data",
     results: Results = ROOT / "results",
 ) -> None:
     """Run every stage of an experiment that has no result, and write its tables. Safe to repeat; lifts a `cancel`."""
     from jobs.commands.grid import print_plan, run_grid
+    from jobs.commands.relaunch import old_stages
     from ser_core.registry import REGISTRY
 
+    _check_scripts(scripts, dry_run)
+    if yes and keep_old:
+        raise UsageError("grid: --yes and --keep-old: one of them")
     session = _launch(arguments or [], cluster, wait, data, results, dry_run=dry_run)
     if dry_run:
-        print_plan(session, REGISTRY.cost_notes)
+        print_plan(session, REGISTRY.cost_notes, scripts=scripts)
     else:
-        _exit(run_grid(session, wait=bool(wait)))
+        _exit(run_grid(session, wait=bool(wait), old=old_stages(yes=yes, keep=keep_old)))
 
 
 @app.command()
 def resume(
-    experiment: Name = DEFAULT_EXPERIMENT,
+    experiment: Name = None,
     wait: Wait = None,
     dry_run: DryRun = False,
+    scripts: Scripts = False,
     results: Results = ROOT / "results",
 ) -> None:
     """Launch an experiment again with the settings it was launched with, whatever its file says now. Lifts a `cancel`."""
     from jobs.commands.grid import print_plan, run_grid
     from ser_core.registry import REGISTRY
 
+    _check_scripts(scripts, dry_run)
     session = _relaunch(experiment, results, dry_run=dry_run)
-    print_plan(session, REGISTRY.cost_notes) if dry_run else _exit(run_grid(session, wait=bool(wait)))
+    print_plan(session, REGISTRY.cost_notes, scripts=scripts) if dry_run else _exit(run_grid(session, wait=bool(wait)))
 
 
 @app.command()
-def reconcile(experiment: Name = DEFAULT_EXPERIMENT, results: Results = ROOT / "results") -> None:
+def reconcile(experiment: Name = None, results: Results = ROOT / "results") -> None:
     """One pass of the controller on Slurm: submit missing stages that are not queued or running, and a controller job if there is none."""
     from jobs.commands.grid import reconcile as reconcile_experiment
 
@@ -207,7 +219,7 @@ def explain(words: Words, results: Results = ROOT / "results") -> None:
     from jobs.commands.explain import print_explanation
     from jobs.experiment.lookup import experiment_and_run
 
-    experiment, run = experiment_and_run(words, f"explain [EXPERIMENT] RUN; {RUN}", DEFAULT_EXPERIMENT)
+    experiment, run = experiment_and_run(words, f"explain [EXPERIMENT] RUN; {RUN}")
     print_explanation(_reopen(experiment, results, patient=False), run)
 
 
@@ -224,7 +236,7 @@ def logs(
     from jobs.commands.logs import print_log
     from jobs.experiment.lookup import experiment_and_run
 
-    experiment, run = experiment_and_run(words, f"logs [EXPERIMENT] RUN; {RUN}", DEFAULT_EXPERIMENT)
+    experiment, run = experiment_and_run(words, f"logs [EXPERIMENT] RUN; {RUN}")
     _exit(print_log(_reopen(experiment, results, patient=False), run, stage=stage, attempt=attempt, lines=lines, follow=follow))
 
 
@@ -239,13 +251,13 @@ def cancel(
     from jobs.store.layout import Layout
 
     named = words or []
-    experiment, runs = (DEFAULT_EXPERIMENT, named) if not named or "/" in named[0] else (named[0], named[1:])
+    experiment, runs = (None, named) if not named or "/" in named[0] else (named[0], named[1:])
     try:
         session = _reopen(experiment, results)
     except StoredConfigurationError:
         if runs:
             raise
-        session = _session(without_configuration(Layout(results.resolve(), experiment)))
+        session = _session(without_configuration(Layout(results.resolve(), _chosen(experiment, results)[0])))
     print_cancellation(session, runs)
 
 
@@ -283,7 +295,7 @@ def collect(
     elif experiments and len(experiments) > 1:
         complete = write_joint_tables([_reopen(name, results) for name in experiments], asked)
     else:
-        session = _reopen(experiments[0] if experiments else DEFAULT_EXPERIMENT, results)
+        session = _reopen(experiments[0] if experiments else None, results)
         complete = write_tables(session, session.look(ask_slurm=False), asked)
     _exit(complete or allow_incomplete)
 
@@ -294,6 +306,7 @@ def sweep(
     cluster: Where = None,
     wait: Annotated[bool | None, typer.Option("--wait/--detach", help="slurm: stay until it has ended; default: --detach")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show the points, the stages and the hours; change nothing")] = False,
+    scripts: Scripts = False,
     show: Annotated[bool, typer.Option("--show", help="state of the last sweep, and its results so far")] = False,
     cancel_it: Annotated[bool, typer.Option("--cancel", help="end it; running stages write a checkpoint, results stay")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="with --show: one JSON value, nothing else")] = False,
@@ -313,11 +326,13 @@ def sweep(
         if len(named) > 1 or "=" in named[0]:
             raise UsageError(f"sweep: {modes[0]} is of the sweep launched last: `sweep [EXPERIMENT] {modes[0]}`, without settings")
         session = _reopen_sweep(named[0], results)
+        _note("" if arguments else f"experiment {DEFAULT_EXPERIMENT}: the default, as none is named")
         console.show(session, as_json=as_json) if show else console.cancel(session)
         return
+    _check_scripts(scripts, dry_run)
     session = _launch_sweep(arguments or [], cluster, wait, data, results, dry_run=dry_run)
     if dry_run:
-        console.print_preview(session)
+        console.print_preview(session, scripts=scripts)
     else:
         _exit(console.launch(session, wait=bool(wait)))
 
@@ -327,19 +342,46 @@ def doctor(
     arguments: Settings = None,
     cluster: Where = None,
     as_json: AsJson = False,
+    data: Data = ROOT / "data",
     results: Results = ROOT / "results",
 ) -> None:
-    """Check this machine and, with --cluster slurm, the site: limits, accounting, a probe job on a compute node."""
+    """Check this machine, what EXPERIMENT needs and, with --cluster slurm, the site: limits, accounting, a probe job on a node."""
     from jobs.commands.doctor import examine
     from jobs.commands.doctor_checks import check_lines, checks_to_json, exit_code
-    from jobs.commands.launching import read_experiment, words_of
+    from jobs.commands.launching import read_experiment, require_file, words_of
     from jobs.experiment.config import Cluster
 
-    experiment = read_experiment(words_of("doctor", arguments or [], cluster, "demo"), _code())
+    words = words_of("doctor", arguments or [], cluster, "demo")
+    require_file(words.file, CONFIGS, _corpora(data))
+    experiment = read_experiment(words, _code())
     slurm = experiment if experiment.cluster is Cluster.slurm else None
-    checks = examine(results.resolve(), source=ROOT, experiment=slurm, tell=lambda text: typer.echo(text, err=True))
+    needs = _needs(experiment, data) if words.named else None
+    checks = examine(results.resolve(), source=ROOT, experiment=slurm, tell=lambda text: typer.echo(text, err=True), needs=needs)
     typer.echo(json.dumps(checks_to_json(checks), indent=1) if as_json else "\n".join(check_lines(checks)))
     raise typer.Exit(exit_code(checks))
+
+
+def _needs(experiment: Experiment, data: Path) -> Needs:
+    from jobs.commands.launching import check_corpus
+    from jobs.commands.needs import Needs, stages_of
+    from ser_core.models.needed_weights import needed_weights
+    from ser_core.registry import REGISTRY
+    from ser_core.settings import resolve_checkpoints
+
+    problem, code = "", _code()
+    methods = {name: experiment.variants[name].method if name in experiment.variants else name for name in experiment.methods}
+    for recipe in experiment.recipes.values():
+        resolve_checkpoints(recipe, (Path.cwd(), ROOT))
+    try:
+        check_corpus(experiment, _corpus(experiment, data, True), code)
+    except (UsageError, InputError) as error:
+        problem = str(error)
+    try:
+        stages = stages_of(REGISTRY.call(methods[name], recipe, fold="", seed=0) for name, recipe in experiment.recipes.items())
+    except InputError:  # of missing weights, which have a line of their own
+        stages = code.stages
+    weights = dict.fromkeys(each for name, recipe in experiment.recipes.items() for each in needed_weights(methods[name], recipe))
+    return Needs(experiment.corpus, (data / experiment.corpus).resolve(), problem, tuple(weights), stages)
 
 
 def _opening(results: Path) -> Opening:
@@ -356,6 +398,7 @@ def _opening(results: Path) -> Opening:
 
 
 add_disk_commands(app, ROOT / "results", _opening)
+add_examples(app)
 
 
 @app.command(hidden=True)
@@ -389,12 +432,12 @@ def _code() -> Code:
 
 
 def _launch(arguments: list[str], cluster: str | None, wait: bool | None, data: Path, results: Path, *, dry_run: bool) -> Session:
-    from jobs.commands.console import note
     from jobs.commands.launching import check_corpus, experiment_to_launch, words_of
-    from jobs.experiment.launched import launch
+    from jobs.experiment.launched import last_launch, launch
     from jobs.store.clock import measure
     from jobs.store.layout import Layout
     from ser_core.registry import REGISTRY
+    from ser_core.settings import Recipe
 
     words = words_of("grid", arguments, cluster, DEFAULT_EXPERIMENT)
     experiment, where = experiment_to_launch(words, _code(), results, _corpora(data))
@@ -406,12 +449,11 @@ def _launch(arguments: list[str], cluster: str | None, wait: bool | None, data: 
         measure(layout.root)
     typed = _typed("grid", arguments, cluster, wait, data, results)
     launched = launch(experiment, corpus, REGISTRY, layout, words.file, typed)
-    if where:
-        note(where)
-    return _session(launched, new=True)
+    _note(words.line, where)
+    return replace(_session(launched, new=True), former=last_launch(layout, REGISTRY, Recipe))
 
 
-def _relaunch(name: str, results: Path, *, dry_run: bool) -> Session:
+def _relaunch(named: str | None, results: Path, *, dry_run: bool) -> Session:
     from jobs.commands.launching import check_corpus, check_experiment
     from jobs.experiment.launched import relaunch, require_same_corpus
     from jobs.store.clock import measure
@@ -420,6 +462,7 @@ def _relaunch(name: str, results: Path, *, dry_run: bool) -> Session:
     from ser_core.registry import REGISTRY
     from ser_core.settings import Recipe
 
+    name, line = _chosen(named, results)
     layout = Layout(results.resolve(), name)
     if not dry_run:
         measure(layout.root)
@@ -428,12 +471,12 @@ def _relaunch(name: str, results: Path, *, dry_run: bool) -> Session:
     _resolve_checkpoints(session.launched.experiment, session.launched.layout)
     require_same_corpus(session.launched, load_manifest(Path(session.launched.corpus.folder)).digest, session.hints.launch)
     check_corpus(session.launched.experiment, session.launched.corpus, _code())
+    _note(line)
     return session
 
 
 def _resolve_checkpoints(experiment: Experiment, *launched: Layout) -> None:
     """Make paths of checkpoints absolute, and resolve hub names to the commits of earlier launches (the last counts), else of the cache."""
-    from jobs.commands.console import note
     from jobs.experiment.launched import last_recipes
     from ser_core.models.identity import pin_commit
     from ser_core.settings import commits_of, resolve_checkpoints
@@ -443,8 +486,7 @@ def _resolve_checkpoints(experiment: Experiment, *launched: Layout) -> None:
     for recipe in (experiment.recipe, *experiment.recipes.values()):
         resolve_checkpoints(recipe, (Path.cwd(), ROOT))
         lines.append(pin_commit(recipe.backbone, former))
-    for line in filter(None, dict.fromkeys(lines)):
-        note(line)
+    _note(*dict.fromkeys(lines))
 
 
 def _typed(command: str, arguments: list[str], cluster: str | None, wait: bool | None, data: Path, results: Path) -> tuple[str, ...]:
@@ -485,13 +527,34 @@ def _prepared(folder: Path) -> Corpus:
     return Corpus(manifest.corpus, manifest.digest, manifest.folds, str(folder.resolve()))
 
 
-def _reopen(name: str, results: Path, *, patient: bool = True) -> Session:
+def _check_scripts(scripts: bool, dry_run: bool) -> None:
+    if scripts and not dry_run:
+        raise UsageError("--scripts goes with --dry-run")
+
+
+def _note(*lines: str) -> None:
+    from jobs.commands.console import note
+
+    for line in filter(None, lines):
+        note(line)
+
+
+def _chosen(named: str | None, results: Path) -> tuple[str, str]:
+    from jobs.commands.launching import chosen_experiment
+
+    return chosen_experiment(named, results, DEFAULT_EXPERIMENT)
+
+
+def _reopen(named: str | None, results: Path, *, patient: bool = True) -> Session:
     from jobs.experiment.launched import reopen
     from jobs.store.layout import Layout
     from ser_core.registry import REGISTRY
     from ser_core.settings import Recipe
 
-    return _session(reopen(Layout(results.resolve(), name), REGISTRY, Recipe), patient=patient)
+    name, line = _chosen(named, results)
+    session = _session(reopen(Layout(results.resolve(), name), REGISTRY, Recipe), patient=patient)
+    _note(line)
+    return session
 
 
 def _session(launched: Launched, *, new: bool = False, patient: bool = True) -> Session:
@@ -505,7 +568,6 @@ def _launch_sweep(
     arguments: list[str], cluster: str | None, wait: bool | None, data: Path, results: Path, *, dry_run: bool
 ) -> SweepSession:
     """A sweep to launch. Everything that can be checked before it starts is checked here."""
-    from jobs.commands.console import note
     from jobs.commands.launching import experiment_to_launch, words_of
     from jobs.commands.sweep import new_sweep, session_of
     from jobs.store.clock import measure
@@ -526,8 +588,7 @@ def _launch_sweep(
     corpus = _corpus(experiment, data, dry_run)
     typed = _typed("sweep", arguments, cluster, wait, data, results)
     sweep = new_sweep(experiment, words.file, corpus, layout, REGISTRY, code=ROOT, typed=typed)
-    if where:
-        note(where)
+    _note(words.line, where)
     return session_of(sweep, _workplace(layout, corpus, sweep.launched), ROOT, preload=PRELOAD, new=True, read_only=dry_run)
 
 

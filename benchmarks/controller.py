@@ -6,7 +6,8 @@
 `pass`: the results of a whole grid are written to disk as plain files, then new processes make passes over them as `reconcile` does: open
 the experiment and build its graph, read the facts of every stage, judge runs, plan what is missing. `first`: no earlier pass; `cold`: in a
 new process after an earlier pass; `warm`: the second pass of a process. `changed`: since the last pass one run in a hundred was withdrawn
-and one in a hundred has the result of another attempt. Nothing is submitted.
+and one in a hundred has the result of another attempt. Nothing is submitted. `after retries`: every run got its result by its second
+attempt, the first one was killed.
 `slurm`: the same with job arrays; Slurm's commands are replaced by stubs that count calls and report an empty queue. One run in a hundred
 is missing, so there is something to submit.
 `submission`: seconds until every run of a grid is accepted: one array per stage and method, submitit's `map_array`, and its `submit` in a
@@ -148,6 +149,14 @@ def change_runs(launched: Any, first: int) -> int:
     for run in replaced:
         write_stage(launched.layout, launched.graph.nodes[run.key], first, whole=True)
     return len(runs[first::EVERY]) + len(replaced)
+
+
+def retry_runs(launched: Any) -> None:
+    """Give every run the result of attempt 2; attempt 1 has a claim and no outcome."""
+    for run in launched.graph.runs:
+        node, stage = launched.graph.nodes[run.key], launched.layout.stage("finetune", run.key)
+        for attempt in (1, 2):
+            write_stage(launched.layout, node, attempt, whole=not stage.attempt(attempt).claim.exists())
 
 
 # ---- one process that makes passes
@@ -371,6 +380,16 @@ def measure_passes(runs: int, slots: int, folder: Path, sections: Collection[str
         yield Row("first", first)
         yield Row("cold, nothing changed", ask(folder, 1)[0], system_calls(folder))
         yield Row("warm, nothing changed", warm)
+    if "retries" in sections:
+        ask(folder, 1)
+        without, _, warm_without = ask(folder, 3)
+        retry_runs(open_experiment(folder))
+        first, _, warm = ask(folder, 3)
+        yield Row("cold, without retries", without)
+        yield Row("warm, without retries", warm_without)
+        yield Row("first after retries", first)
+        yield Row("cold, after retries", ask(folder, 1)[0])
+        yield Row("warm, after retries", warm)
     change_runs(open_experiment(folder), 3)
     if "pass" in sections:
         cold, warm = ask(folder, 2, change=10)
@@ -402,7 +421,7 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, help="where the stores are made, on the file system to be measured; default: a temporary one"
     )
-    parser.add_argument("--sections", nargs="+", choices=["pass", "slurm", "submission"], default=["pass", "slurm"])
+    parser.add_argument("--sections", nargs="+", choices=["pass", "retries", "slurm", "submission"], default=["pass", "slurm"])
     parser.add_argument("--passes", type=int, help=argparse.SUPPRESS)  # of a process that this one starts
     parser.add_argument("--change", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--began", type=float, default=0.0, help=argparse.SUPPRESS)
@@ -412,7 +431,7 @@ def main() -> None:
         make_passes(options.folder, options.passes, began=options.began, slurm=options.stand_in, change=options.change)
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
-        if {"pass", "slurm"} & set(options.sections):
+        if {"pass", "retries", "slurm"} & set(options.sections):
             rows = [
                 row for runs in options.runs for row in measure_passes(runs, options.slots, Path(temporary) / f"{runs}", options.sections)
             ]

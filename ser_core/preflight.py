@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from ser_core.corpora.manifest import Manifest, Utterance
+from ser_core.corpora.subsets import subset
 from ser_core.corpora.validation import training_and_validation
+from ser_core.errors import InputError
 from ser_core.models.shapes import expected_shape, state_count
 from ser_core.settings import Recipe, Wav2vecSettings
 
@@ -39,7 +41,17 @@ def corpus_problems(method: str, recipe: Recipe, manifest: Manifest, folds: Mapp
     """
     if not folds:
         return
-    training = {fold: trained_on(manifest, fold, validation) for fold, validation in folds.items()}
+    if recipe.training_fraction != 1 and any(folds.values()):
+        yield f"recipe.training_fraction={recipe.training_fraction:g}: a sweep trains on all utterances; leave it out"
+        return
+    try:
+        training = {
+            fold: subset(manifest, fold, trained_on(manifest, fold, validation), recipe.training_fraction)
+            for fold, validation in folds.items()
+        }
+    except InputError as error:
+        yield str(error)
+        return
 
     def least(size: Callable[[Sequence[Utterance]], int]) -> tuple[str, int]:
         return min(((fold, size(utterances)) for fold, utterances in training.items()), key=lambda item: item[1])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict, Unpack
 
 from ser_core.corpora.manifest import SAMPLE_RATE, Manifest, load_manifest
+from ser_core.corpora.subsets import subset
 from ser_core.corpora.validation import is_fixed_part, validation_speakers
 from ser_core.errors import InputError
 from ser_core.models.backbone_config import config_problems
@@ -76,6 +77,7 @@ class SpeechRegistry:
         `finetune` differs from the grid's.
         """
         tested: dict[str, Any] = {"validation": sorted(set(validation))} if validation else {}
+        part: dict[str, Any] = {} if recipe.training_fraction == 1 else {"training_fraction": recipe.training_fraction}
         kept_out: dict[str, Any] = {} if is_fixed_part(validation) else tested
         runtime = {"execution": plain(recipe.execution), "backbone": plain(recipe.backbone)}
         features = plain(recipe.features)
@@ -83,7 +85,7 @@ class SpeechRegistry:
         def stage(name: str, settings: dict[str, Any], upstream: Mapping[str, StageCall], number: int, **more: Any) -> StageCall:
             kept = tested if name == "finetune" else kept_out
             origin = {"weights": backbone_origin(recipe.backbone)} if "backbone" in settings else {}
-            return StageCall(name, VERSIONS[name], {**settings, **kept}, {**runtime, **origin, **more}, fold, number, upstream)
+            return StageCall(name, VERSIONS[name], {**settings, **kept, **part}, {**runtime, **origin, **more}, fold, number, upstream)
 
         def finetune(own: dict[str, Any], upstream: Mapping[str, StageCall]) -> StageCall:
             return stage("finetune", {"finetune": plain(recipe.finetune), "features": features, **own}, upstream, seed)
@@ -232,7 +234,9 @@ def _front_end_hours(manifest: Manifest, call: Any) -> float:
     if call.stage == "ptapt":
         return float(call.settings["ptapt"]["steps"] * call.settings["ptapt"]["batch_seconds"] / 3600)
     settings = call.settings["finetune"]
-    seconds = [utterance.samples / SAMPLE_RATE for utterance in trained_on(manifest, call.fold, call.settings.get("validation", ()))]
+    trained = trained_on(manifest, call.fold, call.settings.get("validation", ()))
+    part = subset(manifest, call.fold, trained, call.settings.get("training_fraction", 1))
+    seconds = [utterance.samples / SAMPLE_RATE for utterance in part]
     return float(settings["epochs"] * sum(min(each, settings["max_seconds"]) for each in seconds) / 3600)
 
 
@@ -327,6 +331,8 @@ def _problems(recipe: Recipe) -> Iterator[str]:
             yield f"recipe.{key}={value(key)}: must lie between 0 and 1"
     if not 0 < recipe.states.validation_fraction < 1:
         yield f"recipe.states.validation_fraction={recipe.states.validation_fraction}: must lie between 0 and 1, both excluded"
+    if not 0 < recipe.training_fraction <= 1:
+        yield f"recipe.training_fraction={recipe.training_fraction}: must be above 0 and at most 1"
     if recipe.ptapt.mask_probability == 0:
         yield "recipe.ptapt.mask_probability=0: without a masked frame there is nothing to predict"
     counts = recipe.cluster.counts

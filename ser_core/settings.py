@@ -231,6 +231,7 @@ class Recipe:
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     ptapt: PtaptSettings = field(default_factory=PtaptSettings)
     execution: ExecutionSettings = field(default_factory=ExecutionSettings)
+    training_fraction: float = 1.0  # of the training utterances that every stage trains on (ser_core.corpora.subsets)
     upstream_seed: int = 0  # of states, cluster, tapt and ptapt, which are computed once per fold for all seeds
 
     def trained(self, method: str) -> tuple[str, ...]:

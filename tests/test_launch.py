@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -97,6 +98,8 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
         (("prepare", "iemocap"), ("--source",)),
         (("prepare", "savee", "--source", "/nowhere/at/all"), ("/nowhere/at/all",)),
         (("prepare", "demo", "--folds", "5"), ("prepare demo", "--folds is for csv only")),
+        (("grid", "demo", "--scripts"), ("--scripts goes with --dry-run",)),
+        (("grid", "demo", "--yes", "--keep-old"), ("--yes and --keep-old",)),
         (("init", "mine", "--corpus", "mine"), ("--corpus mine: no prepared corpus", "prepare csv --source FILE.csv --name mine")),
         (("config", "demo", "recipe.finetune.epoch=3"), ("did you mean 'recipe.finetune.epochs'?",)),
         (("prepare", "timit", "--source", "."), ("timit", "iemocap")),
@@ -227,6 +230,40 @@ def test_resume_needs_only_the_name(tmp_path: Path) -> None:
     refused = run("resume", "demo")
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
     assert shlex.join(("python", "launch.py", *typed)) in refused.stderr
+
+
+def test_the_experiment_is_named_where_the_user_did_not(tmp_path: Path) -> None:
+    """Only one was launched: it is meant. Otherwise the default; the line is on stderr, and an error stays one line."""
+    run, results = CommandLine(tmp_path / "data", tmp_path / "results"), tmp_path / "results"
+    experiment = load_experiment(
+        "demo", ["methods=vft", "name=own"], configs=ROOT / "configs", recipe_schema=Recipe, methods=REGISTRY.methods
+    )
+    store(launch(experiment, Corpus("demo", "d1", ("1", "2"), str(tmp_path)), REGISTRY, Layout(results, "own"), "demo"))
+    done = run("explain", "vft/1/0")
+    assert (done.returncode, "own" in done.stdout) == (0, True), done.stderr
+    assert "experiment own: the only one that was launched\n" in done.stderr
+
+
+def test_a_launch_with_other_settings_prints_what_has_changed(tmp_path: Path) -> None:
+    """Each key with both values, also the corpus; the dry run says which key makes stages new, and stores nothing."""
+    data, results = tmp_path / "data", tmp_path / "results"
+    small_corpus(data / "demo", {"1": "ab", "2": "cd", "3": "ef"})
+    manifest = load_manifest(data / "demo")
+    corpus = Corpus(manifest.corpus, manifest.digest, manifest.folds, str(manifest.folder))
+    experiment = load_experiment("demo", ["methods=vft"], configs=ROOT / "configs", recipe_schema=Recipe, methods=REGISTRY.methods)
+    store(launch(experiment, corpus, REGISTRY, Layout(results, "demo"), "demo"))
+    record, run = (results / "demo" / "experiment.json").read_bytes(), CommandLine(data, results)
+    done = run("grid", "demo", "--dry-run", "methods=vft", "seeds=3", "recipe.finetune.epochs=6")
+    assert done.returncode == 0, done.stderr
+    assert re.search(
+        r"^demo differs from its last launch \(.*\):\n  seeds: 5 -> 3\n  recipe.finetune.epochs: 5 -> 6\ndemo: 9 runs", done.stdout, re.M
+    )
+    assert "new: finetune vft, 9 stages: recipe.finetune.epochs 5 -> 6\n" in done.stdout
+    small_corpus(data / "demo", {"1": "ab", "2": "cd", "3": "eg"})
+    done = run("grid", "demo", "--dry-run", "methods=vft")
+    assert f"  digest of corpus demo: {manifest.digest[:12]} -> " in done.stdout
+    assert f"new: finetune vft, 15 stages: corpus digest {manifest.digest[:12]} -> " in done.stdout
+    assert (results / "demo" / "experiment.json").read_bytes() == record
 
 
 DAMAGED = ("", "{", "[]", "{}", '{"schema": 1}', '{"schema": 1, "launched": 0, "config": [], "corpus": []}')

@@ -58,3 +58,24 @@ def test_keys_of_the_shipped_sweeps_change_only_with_a_stage_version(name: str, 
     assert len(found) == stages
     assert hashlib.sha256(" ".join(found).encode()).hexdigest()[:24] == keys
     assert sweep_digest(experiment, corpus, validation, REGISTRY) == sweep
+
+
+@pytest.mark.parametrize(
+    ("subsets", "whole", "folds", "overrides", "shared", "more"),
+    [
+        ("emodb-subsets", "emodb", ("03-08", "other"), ("seeds=3",), 15, 45),
+        ("iemocap-subsets", "iemocap", tuple("12345"), ("seeds=5",), 11, 33),
+    ],
+)
+def test_all_of_the_training_utterances_need_no_stage_of_their_own(
+    subsets: str, whole: str, folds: tuple[str, ...], overrides: tuple[str, ...], shared: int, more: int
+) -> None:
+    """The stages on everything are those of the experiment without subsets; each smaller part has as many of its own."""
+    keys = []
+    for name in (subsets, whole):
+        experiment = load_experiment(name, list(overrides), configs=ROOT / "configs", recipe_schema=Recipe)
+        if whole == "iemocap":
+            experiment.methods = [method for method in experiment.methods if not method.startswith("ptapt")]
+        corpus = Corpus(experiment.corpus, "d" * 64, folds, "/nowhere")
+        keys.append(set(launch(experiment, corpus, REGISTRY, Layout(Path("/nowhere"), name)).graph.nodes))
+    assert (len(keys[0] & keys[1]), len(keys[0] - keys[1])) == (shared, more)

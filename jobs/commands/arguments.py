@@ -12,12 +12,35 @@ from typing import Annotated
 
 import typer
 
+ROOT = Path(__file__).resolve().parents[2]
 RUN = "RUN: METHOD/FOLD/SLOT, or at least 6 digits of a stage's key"
 
+
+def _launched(context: typer.Context, incomplete: str) -> list[str]:
+    """Experiments that were launched, for completion."""
+    results = context.params.get("results") or ROOT / "results"
+    return sorted(path.parent.name for path in Path(results).glob(f"{incomplete}*/experiment.json"))
+
+
+def _experiments(incomplete: str) -> list[str]:
+    """Experiments of configs/experiment/, for completion."""
+    return sorted(path.stem for path in (ROOT / "configs" / "experiment").glob(f"{incomplete}*.yaml"))
+
+
 # what a command is about
-Name = Annotated[str, typer.Argument(metavar="[EXPERIMENT]", help="name under which the experiment was launched")]
-Words = Annotated[list[str], typer.Argument(metavar="[EXPERIMENT] RUN", help=f"{RUN}; of two arguments the first is the experiment")]
-Settings = Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT] [KEY=VALUE ...]")]
+Name = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[EXPERIMENT]",
+        help="as it was launched; default: the only one, or iemocap",
+        autocompletion=_launched,
+    ),
+]
+Words = Annotated[
+    list[str],
+    typer.Argument(metavar="[EXPERIMENT] RUN", help=f"{RUN}; of two arguments the first is the experiment", autocompletion=_launched),
+]
+Settings = Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT] [KEY=VALUE ...]", autocompletion=_experiments)]
 
 # where it reads and writes
 Data = Annotated[Path, typer.Option("--data", envvar="SER_GRID_DATA", help="folder of the prepared corpora")]
@@ -25,6 +48,7 @@ Results = Annotated[Path, typer.Option("--results", envvar="SER_GRID_RESULTS", h
 Where = Annotated[str | None, typer.Option("--cluster", help="local | slurm; default: as launched last, or as in its file")]
 Wait = Annotated[bool | None, typer.Option("--wait/--detach", help="slurm: stay until all is done; default: --detach")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="show what would be reused and submitted; change nothing")]
+Scripts = Annotated[bool, typer.Option("--scripts", help="with --dry-run: first print the batch scripts")]
 
 # what it prints
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON value, nothing else")]

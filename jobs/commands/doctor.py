@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from jobs.commands.doctor_checks import (
     judge_slurm,
     judge_torch,
 )
+from jobs.commands.needs import Needs, judge_files, judge_needs
 from jobs.errors import SlurmUnavailableError, UsageError
 from jobs.experiment.config import Experiment, SlurmSite, resources_of
 from jobs.slurm.client import SlurmClient
@@ -53,11 +54,16 @@ _NOTHING: Mapping[str, Any] = {"command": ("true",), "description": "/", "folder
 COMMANDS = ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "srun")
 TORCH = """
 import json, torch, torch.distributed as d
+models = ""
+try:
+    from transformers import Wav2Vec2ForPreTraining
+except Exception as error:
+    models = f"{type(error).__name__}: {error}".splitlines()[0]
 there = d.is_available()
 cuda = torch.cuda.is_available()
 names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else []
 nccl = there and d.is_nccl_available()
-print(json.dumps([torch.__version__, torch.version.cuda or "", names, nccl, there and d.is_gloo_available()]))
+print(json.dumps([torch.__version__, torch.version.cuda or "", names, nccl, there and d.is_gloo_available(), models]))
 """
 # Executed on a compute node, standard library only; answer.json is renamed into place, so that it is complete or absent.
 PROBE = """
@@ -65,16 +71,17 @@ import json, os, socket, subprocess, sys, tempfile
 folder = os.path.dirname(os.path.abspath(__file__))
 try:
     with open(os.path.join(folder, "question.json")) as file:
-        question = json.load(file)["token"]
+        read = json.load(file)
+    question, unseen = read["token"], [path for path in read["files"] if not os.path.exists(path)]
 except (OSError, ValueError, KeyError):
-    question = ""
+    question, unseen = "", []
 kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_")) or name == "SLURM_CONF"}
 try:
     done = subprocess.run(["sbatch", "--test-only", *sys.argv[1:], "--wrap=true"], env=kept, timeout=25, capture_output=True, text=True)
     submits, said = done.returncode == 0, " ".join(done.stderr.split())
 except (OSError, subprocess.TimeoutExpired) as error:
     submits, said = False, str(error)
-answer = {"token": question, "host": socket.gethostname(), "submits": submits, "said": said}
+answer = {"token": question, "host": socket.gethostname(), "submits": submits, "said": said, "unseen": unseen}
 with open(os.path.join(folder, ".answer"), "w") as file:
     json.dump(answer, file)
     file.flush()
@@ -91,22 +98,28 @@ def examine(
     client: SlurmClient | None = None,
     probe_seconds: float = PROBE_SECONDS,
     tell: Callable[[str], None] = lambda text: None,
+    needs: Needs | None = None,
 ) -> tuple[Check, ...]:
-    """All checks of this machine and, given an experiment with its site profile, of Slurm. `tell` gets a line before what takes long."""
+    """All checks of this machine and, given an experiment with its site profile, of Slurm. `tell` gets a line before what takes long.
+
+    `needs`: what the experiment's stages need, to be checked here and, by the probe job, on a compute node.
+    """
     slurm = experiment is not None
     checks = judge_python(collect_python(source / "constraints.txt", source / "requirements.txt"))
     checks += judge_torch(collect_torch(), slurm=slurm)
     folder = collect_folder(results)
     checks += judge_folder(folder, slurm=slurm)
+    checks += judge_needs(needs) if needs is not None else []
     if experiment is None:
         return tuple(checks)
     client = client or SlurmClient()
-    facts = collect_slurm(client, experiment.slurm, experiment)
+    facts = collect_slurm(client, experiment.slurm, experiment, needs.stages if needs is not None else ())
     checks += judge_slurm(facts, experiment.slurm, experiment.policy)
     if not facts.missing and not facts.error and not folder.error:
         tell(f"a probe job of one minute; waiting at most {probe_seconds:.0f} s for it")
         cron = cron_line(Layout(results, "EXPERIMENT"), folder=source, environment=cron_environment())
-        checks += judge_probe(probe(client, experiment.slurm, results, seconds=probe_seconds), cron)
+        answer = probe(client, experiment.slurm, results, seconds=probe_seconds, files=needs.files if needs is not None else ())
+        checks += [*judge_probe(answer, cron), *judge_files(answer.host, answer.unseen)]
     return tuple(checks)
 
 
@@ -139,12 +152,12 @@ def collect_torch() -> TorchFacts:
     """torch, imported in a separate process because it takes seconds and much memory."""
     try:
         done = subprocess.run([sys.executable, "-c", TORCH], capture_output=True, text=True, timeout=TORCH_SECONDS, check=False)
-        version, cuda, gpus, nccl, gloo = json.loads(done.stdout.strip().splitlines()[-1])
+        version, cuda, gpus, nccl, gloo, models = json.loads(done.stdout.strip().splitlines()[-1])
     except subprocess.TimeoutExpired:
         return TorchFacts(error=f"importing torch takes more than {TORCH_SECONDS:.0f} s")
     except (ValueError, IndexError):
         return TorchFacts(error=f"torch cannot be imported: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
-    return TorchFacts(version, cuda, tuple(gpus), nccl, gloo)
+    return TorchFacts(version, cuda, tuple(gpus), nccl, gloo, models=models)
 
 
 def collect_folder(results: Path, mounts: Path = Path("/proc/mounts")) -> FolderFacts:
@@ -180,10 +193,10 @@ def file_system(path: Path, mounts: str) -> str:
     return kind
 
 
-def collect_slurm(client: SlurmClient, site: SlurmSite, experiment: Experiment | None = None) -> SlurmFacts:
+def collect_slurm(client: SlurmClient, site: SlurmSite, experiment: Experiment | None = None, stages: Sequence[str] = ()) -> SlurmFacts:
     """Properties of the site by Slurm's commands, and whether sbatch would accept a small job with the profile's options.
 
-    `experiment`: also whether it would accept what the stages ask for.
+    `experiment`: also whether it would accept what each entry of `resources` and each of the `stages` asks for.
     """
     missing = tuple(name for name in COMMANDS if shutil.which(name) is None)
     if missing:
@@ -203,7 +216,7 @@ def collect_slurm(client: SlurmClient, site: SlurmSite, experiment: Experiment |
         accounting=client.output("sacct", "--allocations", "--noheader", "--jobs=1") is not None,
         accepted=small,
         accepted_without_memory=small[0] or _accepted(client, SlurmSite(**{**vars(site), "memory_requests": False}))[0],
-        refused=_refused(client, experiment) if experiment is not None and small[0] else {},
+        refused=_refused(client, experiment, stages) if experiment is not None and small[0] else {},
     )
 
 
@@ -234,16 +247,25 @@ def read_minutes(text: str) -> int:
 
 
 def probe(
-    client: SlurmClient, site: SlurmSite, results: Path, *, seconds: float = PROBE_SECONDS, lag_seconds: float = LAG_SECONDS
+    client: SlurmClient,
+    site: SlurmSite,
+    results: Path,
+    *,
+    seconds: float = PROBE_SECONDS,
+    lag_seconds: float = LAG_SECONDS,
+    files: Sequence[str] = (),
 ) -> ProbeFacts:
-    """Submit the probe job and wait for its answer in the results folder. Job and files are always removed."""
+    """Submit the probe job and wait for its answer in the results folder. Job and files are always removed.
+
+    `files`: absolute paths that the job looks for on its node.
+    """
     token = secrets.token_hex(6)
     folder = results.resolve() / f".doctor-{token}"
     job = _probe_job(site, folder, token)
     try:
         folder.mkdir()
         (folder / "probe.py").write_text(PROBE, encoding="utf-8")
-        write_json(folder / "question.json", {"token": token})
+        write_json(folder / "question.json", {"token": token, "files": list(files)})
         number, problem = _submit_probe(client, job, site, folder)
         if problem:
             return ProbeFacts(submitted=problem)
@@ -286,7 +308,9 @@ def _await_answer(client: SlurmClient, name: str, folder: Path, token: str, seco
         answer = read_json(folder / "answer.json")
         if answer is not None:
             sees, submits = answer.get("token") == token, answer.get("submits") is True
-            return ProbeFacts("", True, True, waited, str(answer.get("host")), sees, submits, str(answer.get("said")))
+            host, said, unseen = (answer.get(key) for key in ("host", "said", "unseen"))
+            missing = tuple(map(str, unseen)) if isinstance(unseen, list) else ()
+            return ProbeFacts("", True, True, waited, str(host), sees, submits, str(said), unseen=missing)
         try:
             states = [element.state for element in client.queue(name=name, patient=False)]
             started = started or any(state != "PENDING" for state in states)
@@ -322,10 +346,10 @@ def _probe_job(site: SlurmSite, folder: Path, token: str) -> LinkJob:
     )
 
 
-def _refused(client: SlurmClient, experiment: Experiment) -> dict[str, str]:
-    """Entry of `resources` -> sbatch's message, of those whose request it would reject."""
+def _refused(client: SlurmClient, experiment: Experiment, stages: Sequence[str]) -> dict[str, str]:
+    """Entry of `resources` or stage -> sbatch's message, of those whose request it would reject."""
     found: dict[str, str] = {}
-    for name in experiment.resources:
+    for name in dict.fromkeys((*experiment.resources, *stages)):
         resources = resources_of(experiment, name)
         job = ArrayJob(size=1, resources=resources, stages_per_element=resources.runs_per_task, name="ser-grid.doctor", **_NOTHING)
         fits, said = _accepted(client, experiment.slurm, job)

@@ -63,6 +63,7 @@ class TorchFacts:
     nccl: bool = False
     gloo: bool = False
     error: str = ""
+    models: str = ""  # why the wav2vec 2.0 of transformers cannot be imported; "": it can
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ class ProbeFacts:
     submits: bool = False
     said: str = ""  # message of sbatch there
     log: str = ""  # last lines of the job's output
+    unseen: tuple[str, ...] = ()  # files named to it that it does not see
     unlisted: bool = False  # squeue does not list the job, although slurmctld has it in the queue
 
 
@@ -160,6 +162,11 @@ def judge_torch(facts: TorchFacts, *, slurm: bool) -> list[Check]:
         checks.append(_ok("communication", "gloo for CPUs, no NCCL"))
     else:
         checks.append(_note("communication", "neither NCCL nor gloo: a stage is one process", "install another build of torch"))
+    if "torchaudio" in facts.models:  # stages do without it (ser_core.models)
+        advice = "`pip uninstall torchaudio`: it was built for another torch, and no stage needs it"
+        checks.append(_note("transformers", f"your own programs cannot import its wav2vec 2.0: {facts.models}", advice))
+    elif facts.models:
+        checks.append(_problem("transformers", f"its wav2vec 2.0 cannot be imported: {facts.models}", "run `make setup`"))
     return checks
 
 

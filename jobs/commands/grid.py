@@ -10,7 +10,8 @@ from jobs.commands.collect import write_tables
 from jobs.commands.console import note, print_lines, say
 from jobs.commands.passes import one_pass, run_here, wait_on_slurm
 from jobs.commands.progress import opening_line
-from jobs.commands.startable import require_startable
+from jobs.commands.relaunch import OldStages, difference_lines, new_lines, settle_old_stages, unneeded_now
+from jobs.commands.startable import impossible_lines, require_startable
 from jobs.commands.status import read_status
 from jobs.commands.status_report import judged_lines, problem_lines, status_lines
 from jobs.control.controller import desired_of, experience_of
@@ -29,13 +30,17 @@ if TYPE_CHECKING:
     from jobs.slurm.chain import ChainState
 
 
-def run_grid(session: Session, *, wait: bool) -> bool:
-    """Launch an experiment. Returns whether every run has a result or, where Slurm computes the rest in the background, may get one."""
+def run_grid(session: Session, *, wait: bool, old: OldStages = OldStages.ask) -> bool:
+    """Launch an experiment. Returns whether every run has a result or, where Slurm computes the rest in the background, may get one.
+
+    `old`: what becomes of queued and running stages that this launch does not need.
+    """
     session.require_nothing_in_slurm()
     if session.on_slurm:
         session.require_slurm()
         require_startable(session, session.look(ask_slurm=False))
     check_store(session.launched.layout, [(node.stage, key) for key, node in session.launched.graph.nodes.items()])
+    settle_old_stages(session, old)
     store(session.launched)
     print_lines([opening_line(session.name, session.look(ask_slurm=False))])
     if not session.on_slurm:
@@ -84,16 +89,20 @@ def finish(session: Session, report: Report) -> bool:
     return complete
 
 
-def print_plan(session: Session, cost_notes: Callable[[Path, Sequence[Any]], Sequence[str]]) -> None:
-    """What a launch would do: stages reused, recipes, tasks, estimated hours and, on Slurm, the batch scripts.
+def print_plan(session: Session, cost_notes: Callable[[Path, Sequence[Any]], Sequence[str]], *, scripts: bool = False) -> None:
+    """What a launch would do: stages reused, recipes, tasks, estimated hours; the totals are the last line.
 
-    `cost_notes`: from the corpus folder and the stages to be computed (with `stage`, `settings`, `fold`) to lines on what makes them slow.
+    `scripts`: on Slurm first the batch scripts. `cost_notes`: from the corpus folder and the stages to be computed (with `stage`,
+    `settings`, `fold`) to lines on what makes them slow.
     """
     from jobs.control.estimates import forecast, forecast_lines
 
     if session.on_slurm:
         session.arrays.check_options()
     report = session.look(with_limits=True)
+    if scripts:
+        print_scripts(session, report)
+    print_lines(difference_lines(session))
     expected = forecast(
         report.graph,
         report.facts,
@@ -106,15 +115,26 @@ def print_plan(session: Session, cost_notes: Callable[[Path, Sequence[Any]], Seq
     print_lines(recipe_sentences(session.recipes, session.published.labels))
     reused = set(expected.plan.reused)
     print_lines(cost_notes(Path(session.launched.corpus.folder), [node for key, node in report.graph.nodes.items() if key not in reused]))
+    print_lines(new_lines(session, report))
+    old = unneeded_now(session)
+    if old.queued or old.running:
+        say(f"would withdraw {old}, which nobody needs any more; --keep-old keeps them")
+    if session.on_slurm:
+        print_lines(impossible_lines(session, report))
     print_lines(forecast_lines(expected))
+
+
+def print_scripts(session: Session, report: Report) -> None:
+    """Print the batch scripts of a plan and of the controller. UsageError for an experiment on this machine."""
     if not session.on_slurm:
-        return
+        raise UsageError(f"--scripts: {session.name} computes on this machine, without batch scripts; --cluster slurm has some")
     for preview in session.arrays.previews(report.plan.batches, report.graph, report.in_flight):
-        say(f"\n# ---- {preview.name}\n{preview.script}")
+        say(f"# ---- {preview.name}\n{preview.script}")
         for call in preview.refinements:
             say(f"# then: {call}")
+        say("")
     if session.launched.experiment.policy.controller:
-        say(f"\n# ---- {session.chain.name}, the controller of all of these\n{session.chain.script()}")
+        say(f"# ---- {session.chain.name}, the controller of all of these\n{session.chain.script()}\n")
 
 
 def _request_text(session: Session, report: Report) -> Callable[[Batch], str]:

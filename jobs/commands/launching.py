@@ -12,9 +12,10 @@ from typing import Any
 from jobs.errors import UsageError
 from jobs.experiment.config import Cluster, Experiment, load_experiment
 from jobs.experiment.launched import Corpus, last_place
-from jobs.experiment.layers import experiment_file, is_path
+from jobs.experiment.layers import ENDINGS, experiment_file, is_path
 from jobs.experiment.registry import Registry
 from jobs.store.layout import Layout
+from jobs.text import listed
 from jobs.worker.task import Workplace
 
 
@@ -39,6 +40,12 @@ class Words:
     file: str  # name of the experiment's file in configs/experiment/, or the absolute path of one
     overrides: tuple[str, ...]
     cluster: Cluster | None = None  # None: not given as an option
+    named: bool = True  # False: `file` is the default
+
+    @property
+    def line(self) -> str:
+        """Names the experiment where the user did not; "" otherwise."""
+        return "" if self.named else f"experiment {self.file}: the default, as none is named"
 
 
 def words_of(command: str, arguments: Sequence[str], cluster: str | None, default: str) -> Words:
@@ -50,7 +57,18 @@ def words_of(command: str, arguments: Sequence[str], cluster: str | None, defaul
         raise UsageError(f"--cluster {cluster}: known are {', '.join(Cluster.__members__)}")
     overrides = tuple(text for text in arguments if "=" in text)
     file = named[0] if named else default
-    return Words(str(Path(file).resolve()) if is_path(file) else file, overrides, Cluster[cluster] if cluster else None)
+    return Words(str(Path(file).resolve()) if is_path(file) else file, overrides, Cluster[cluster] if cluster else None, bool(named))
+
+
+def chosen_experiment(named: str | None, results: Path, default: str) -> tuple[str, str]:
+    """The experiment that a command is about, and a line that names it where the user did not: the only one launched, else the default."""
+    if named is not None:
+        return (Path(named).stem if named.endswith(ENDINGS) else named), ""
+    launched = sorted(path.parent.name for path in results.glob("*/experiment.json"))
+    if len(launched) == 1:
+        return launched[0], f"experiment {launched[0]}: the only one that was launched"
+    more = f"; launched are {listed(launched)}" if launched else ""
+    return default, f"experiment {default}: the default, as none is named{more}"
 
 
 def experiment_to_launch(words: Words, code: Code, results: Path, corpora: Collection[str] = ()) -> tuple[Experiment, str]:

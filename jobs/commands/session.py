@@ -25,7 +25,7 @@ from jobs.text import counted
 if TYPE_CHECKING:
     from jobs.control.facts import InFlight
     from jobs.control.observe import PassContext
-    from jobs.experiment.launched import Launched
+    from jobs.experiment.launched import LastLaunch, Launched
     from jobs.slurm.chain import Chain
     from jobs.slurm.client import SlurmClient
     from jobs.slurm.executor import SlurmArrays
@@ -47,6 +47,7 @@ class Session:
     published_file: Path
     preload: Sequence[str] = ()  # functions that local workers call once before they are forked
     new: bool = False  # this command is the launch
+    former: LastLaunch | None = None  # of a launch: the one before
     patient: bool = True  # False: Slurm is asked once, with a short time limit, because a person waits for the answer
     queue_unknown: bool = field(default=False, init=False)  # Slurm did not answer the last look
 

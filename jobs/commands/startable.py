@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from jobs.experiment.graph import Graph
 
 
+def impossible_lines(session: Session, seen: Report) -> list[str]:
+    """One line for each kind of stages that are left to compute and can never start on Slurm, with the reason."""
+    return _lines(session, session.arrays.impossible(seen.plan.batches))
+
+
 def require_startable(session: Session, seen: Report) -> None:
     """UsageError if no stage that is left to compute can ever start on Slurm; a line on stderr for each kind if only some cannot.
 
@@ -23,15 +28,19 @@ def require_startable(session: Session, seen: Report) -> None:
     impossible = session.arrays.impossible(seen.plan.batches)
     if not impossible:
         return
-    site = session.launched.experiment.site
-    lines = [
-        f"{batch.stage} {batch.method} can never start: {why}; change resources.{batch.stage} or the site profile `{site}`"
-        for batch, why in {(batch.stage, batch.method, why): (batch, why) for batch, why in impossible.items()}.values()
-    ]
+    lines = _lines(session, impossible)
     if not (startable(seen.plan.batches, seen.graph, impossible) or seen.plan.waiting or session.arrays.in_flight()):
         raise UsageError(f"{session.name}: nothing is submitted: {lines[0]}")
     for line in lines:
         note(f"{session.name}: {line}")
+
+
+def _lines(session: Session, impossible: Mapping[Batch, str]) -> list[str]:
+    site = session.launched.experiment.site
+    return [
+        f"{batch.stage} {batch.method} can never start: {why}; change resources.{batch.stage} or the site profile `{site}`"
+        for batch, why in {(batch.stage, batch.method, why): (batch, why) for batch, why in impossible.items()}.values()
+    ]
 
 
 def startable(batches: Sequence[Batch], graph: Graph, impossible: Mapping[Batch, str]) -> Iterable[str]:

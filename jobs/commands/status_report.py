@@ -126,6 +126,7 @@ class Status:
     steps: tuple[str, ...] = ()  # commands for the user, one sentence each
     damaged: tuple[str, ...] = ()  # records that cannot be decoded and count as missing, each with the reason
     activity: Activity | None = None  # what runs and waits; None: not looked for
+    former: tuple[str, ...] = ()  # jobs in the queue of stages that the experiment has no more, after a launch with other settings
 
 
 def status_of(
@@ -169,6 +170,7 @@ def status_of(
         settled=plan.settled,
         dropped=tuple(_dropped_row(graph, facts, report.judgements)),
         judged=tuple(_judged_rows(report.judgements)),
+        former=tuple(sorted({flight.job for key, flight in report.in_flight.items() if key not in graph.nodes})),
         held=Counter(plan.reasons[key] for key in plan.held_or_cancelled if states[key] is State.held),
         steps=_steps(
             hints or Hints(experiment),
@@ -256,6 +258,11 @@ def problem_lines(status: Status) -> list[str]:
             lines.append(f"{first.stage} {first.method} {which}: {first.after}{why}: {first.error}")
     lines.extend(f"{counted(count, 'stage')} {reason}" for reason, count in status.held.items())
     lines.extend(f"{counted(count, 'stage')} in the queue will not start: {reason}" for reason, count in status.stuck.items())
+    if status.former:
+        lines.append(
+            f"{counted(len(status.former), 'job')} in Slurm's queue from a launch with other settings: {listed(status.former)}; "
+            "the next pass withdraws those that have not started, `scancel JOB` ends the others"
+        )
     lines.extend(f"damaged record, counts as missing: {each}" for each in status.damaged)
     return lines
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from jobs.commands.cancel import cancel as cancel_stages
 from jobs.commands.console import note, print_lines, say
+from jobs.commands.grid import print_scripts
 from jobs.commands.passes import one_pass, run_here, wait_on_slurm
 from jobs.commands.session import Session
 from jobs.commands.startable import require_startable
@@ -139,21 +140,16 @@ def session_of(
         extend=decisions.extend,
     )
     place = replace(place, experiment=sweep.own_layout.experiment, launched=sweep.launched)
-    return SweepSession(launched, place, root, root, preload, new, patient, sweep=sweep, decisions=decisions)
+    return SweepSession(launched, place, root, root, preload, new=new, patient=patient, sweep=sweep, decisions=decisions)
 
 
-def print_preview(session: SweepSession) -> None:
-    """What a launch would do; on Slurm with the batch scripts of the first pass and of the controller."""
+def print_preview(session: SweepSession, *, scripts: bool = False) -> None:
+    """What a launch would do; `scripts`: on Slurm first the batch scripts of the first pass and of the controller."""
     from jobs.sweeps.preflight import preview, preview_lines
 
+    if scripts:
+        print_scripts(session, session.look(ask_slurm=False))
     print_lines(preview_lines(session.sweep, preview(session.sweep)))
-    if not session.on_slurm:
-        return
-    report = session.look(ask_slurm=False)
-    for script in session.arrays.previews(report.plan.batches, report.graph, report.in_flight):
-        say(f"\n# ---- {script.name}\n{script.script}")
-    if session.launched.experiment.policy.controller:
-        say(f"\n# ---- {session.chain.name}, the controller of all of these\n{session.chain.script()}")
 
 
 def launch(session: SweepSession, *, wait: bool) -> bool:

@@ -17,7 +17,7 @@ from functools import partial
 from jobs.control.estimates import Bounds, Experience
 from jobs.control.executor_protocol import Batch, Executor, Limits, NearbyExecutor
 from jobs.control.facts import InFlight, Phase, StageFacts
-from jobs.control.failure_policy import judge_stages
+from jobs.control.failure_policy import blamed_nodes, judge_stages
 from jobs.control.observe import PassContext, observe
 from jobs.control.plan import Plan, make_plan
 from jobs.control.result_index import index_of
@@ -51,6 +51,7 @@ class Desired:
     clock: Callable[[], float] = time.time
     bounds: Bounds | None = None  # of requests predicted from finished siblings; None: everything is requested as configured
     extend: Extend | None = None  # the runs that results call for, as in a sweep; None: results add none
+    keep_old: bool = False  # queued stages that are not in the graph are not withdrawn
 
 
 def desired_of(launched: Launched) -> Desired:
@@ -62,8 +63,18 @@ def desired_of(launched: Launched) -> Desired:
     predicted = given.cluster is Cluster.slurm and policy.requests is Requests.experience
     partitions = frozenset(filter(None, (given.slurm.partition or "").split(",")))
     bounds = Bounds(most, policy.min_siblings, given.slurm.signal_seconds, partitions) if predicted else None
-    clock = partial(file_time, launched.layout.root)
-    return Desired(launched.graph, launched.layout, policy, launched.since, packing, launched.refill, clock, bounds, launched.extend)
+    return Desired(
+        launched.graph,
+        launched.layout,
+        policy,
+        launched.since,
+        packing,
+        launched.refill,
+        partial(file_time, launched.layout.root),
+        bounds,
+        launched.extend,
+        keep_old=launched.keep_old,
+    )
 
 
 @dataclass(frozen=True)
@@ -182,7 +193,7 @@ def read_facts(
 ) -> dict[str, StageFacts]:
     """Facts of every stage of the graph; with `keys`, only those are read and the rest is taken from `known`."""
     context = context or PassContext()
-    return judge_stages(graph, observe(graph, layout, context, keys=keys, known=known), context)
+    return judge_stages(graph, observe(graph, layout, context, keys=keys, known=known, blame=blamed_nodes), context)
 
 
 def context_of(desired: Desired, executor: Executor | None) -> PassContext:
@@ -389,6 +400,7 @@ def plan_of(desired: Desired, now: ExperimentState, in_flight: Mapping[str, InFl
         since=desired.since,
         now=desired.clock(),
         predict=experience_of(desired, now),
+        keep_old=desired.keep_old,
     )
 
 

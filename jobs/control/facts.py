@@ -129,6 +129,15 @@ class Departure:
     launch: float = 0.0  # number of the launch that submitted it (jobs.store.launches); 0: not recorded
 
 
+@dataclass(frozen=True)
+class Blamed:
+    """A node that failed under an attempt."""
+
+    node: str  # Slurm's name
+    started: float  # of the attempt, seconds since the epoch
+    launch: float  # number of the last launch before it (jobs.store.launches); 0: not known
+
+
 def needed_keys(graph: Graph, facts: Mapping[str, StageFacts]) -> tuple[str, ...]:
     """Keys of the runs and of every stage still to be computed for them, upstream first.
 

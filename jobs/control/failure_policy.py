@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from jobs.control.facts import Asked, Departure, Request, Shortage, StageFacts
+from jobs.control.facts import Asked, Blamed, Departure, Request, Shortage, StageFacts
 from jobs.control.observe import NO_RECORDS, Observation, PassContext, StageRecords
 from jobs.experiment.graph import Graph
 from jobs.store.attempts import SUPERSEDED, AttemptFiles, holder, is_slurm_job
@@ -80,11 +80,10 @@ def judge_stages(graph: Graph, observed: Observation, context: PassContext) -> d
         recent = [message for when, message in messages if when >= context.since]
         if recent:
             facts[key] = _refused(facts[key], recent)
-    for key, records in observed.retried.items():  # a node that failed is remembered although the stage was finished elsewhere
-        ended = ended_attempts(records.attempts, records.departures, 0.0, context.experiment)
-        recent_ones = (each for each in ended if in_launch(each.launch, each.started, context.since))
-        bad_nodes = tuple(each.node for each in recent_ones if each.nodes_fault and each.node)
-        facts[key] = replace(facts[key], bad_nodes=bad_nodes)
+    for key, blamed in observed.blamed.items():  # a node that failed is remembered although the stage was finished elsewhere
+        if blamed:
+            nodes = tuple(each.node for each in blamed if in_launch(each.launch, each.started, context.since))
+            facts[key] = replace(facts[key], bad_nodes=nodes)
     return facts
 
 
@@ -92,6 +91,12 @@ def folder_question(never_began: Iterable[Departure], folder: str) -> str:
     """What to ask if several Slurm jobs ended before their worker began and no node is blamed: `folder` may be unknown to the nodes."""
     jobs = {each.job for each in never_began if is_slurm_job(each.job) and not blames_node(each.state)}
     return f"; can the nodes see {folder}? run `doctor`" if folder and len(jobs) >= UNSEEN_JOBS else ""
+
+
+def blamed_nodes(records: StageRecords, experiment: str) -> tuple[Blamed, ...]:
+    """The nodes that failed under ended attempts of a stage, oldest first."""
+    ended = ended_attempts(records.attempts, records.departures, 0.0, experiment)
+    return tuple(Blamed(each.node, each.started, each.launch) for each in ended if each.nodes_fault and each.node)
 
 
 def decide(

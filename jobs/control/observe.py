@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from jobs.control.facts import Departure, StageFacts, needed_keys
+from jobs.control.facts import Blamed, Departure, StageFacts, needed_keys
 from jobs.control.result_index import index_of
 from jobs.experiment.graph import Graph
 from jobs.store.access import denied_line
@@ -71,16 +71,23 @@ class Observation:
 
     facts: Mapping[str, StageFacts]  # of every stage; of one that was read and has no result: blank
     unfinished: Mapping[str, StageRecords]  # of the stages that were read and have no result
-    retried: Mapping[str, StageRecords]  # of those that were read and got their result by a later attempt, since the last launch
+    blamed: Mapping[str, tuple[Blamed, ...]]  # of those that were read and got their result by a later attempt, since the last launch
 
 
 def observe(
-    graph: Graph, layout: Layout, context: PassContext, *, keys: Iterable[str] | None = None, known: Mapping[str, StageFacts] | None = None
+    graph: Graph,
+    layout: Layout,
+    context: PassContext,
+    *,
+    keys: Iterable[str] | None = None,
+    known: Mapping[str, StageFacts] | None = None,
+    blame: Callable[[StageRecords, str], tuple[Blamed, ...]] = lambda records, experiment: (),
 ) -> Observation:
     """Read the results of all stages, and the attempts and jobs of those that are not done or needed several attempts.
 
     With `keys`, only those are read and the facts of the others are taken from `known`. Artifacts are checked where a stage still to be
-    computed reads them: a finished run counts even if its weights were removed.
+    computed reads them: a finished run counts even if its weights were removed. `blame`: the nodes that failed under the attempts of a
+    finished stage, from its records and the name of the experiment; asked again only if a job of it has ended since.
     """
     facts = dict(known or {})
     folders = {stage: layout.stage(stage, "_").path.parent for stage in {node.stage for node in graph.nodes.values()}}
@@ -100,17 +107,30 @@ def observe(
     incomplete = [*undone, *retried]
     departures = context.departures(incomplete) if incomplete else {}
     records: dict[str, StageRecords] = {}
-    for key in incomplete:
+    for key in undone:
         left = tuple(departures.get(key, ()))
         if key in denied:
             records[key] = StageRecords(departures=left, denied=denied[key])
-        elif facts[key].done or key in started[graph.nodes[key].stage]:
+        elif key in started[graph.nodes[key].stage]:
             try:
                 records[key] = _read_records(layout.stage(graph.nodes[key].stage, key), context, left)
             except PermissionError as error:
                 records[key] = StageRecords(departures=left, denied=denied_line(error))
         else:
             records[key] = StageRecords(departures=left) if left else NO_RECORDS
+    blamed: dict[str, tuple[Blamed, ...]] = {}
+    for key in retried:
+        left = tuple(departures.get(key, ()))
+        kept = index.blamed(key, left)
+        if kept is None:
+            try:
+                read = _read_records(layout.stage(graph.nodes[key].stage, key), context, left)
+            except PermissionError:  # the stage is done: nothing is lost but what can be learnt of its nodes
+                continue
+            kept = blame(read, context.experiment)
+            if not any(attempt.alive for attempt in read.attempts):
+                index.keep_blamed(key, left, kept)
+        blamed[key] = kept
     own_jobs = {attempt.job for read in records.values() for attempt in read.attempts if attempt.job}
     unstarted = {key: [each for each in departures[key] if each.job not in own_jobs] for key in undone if departures.get(key)}
     ready = (key for key in unstarted if all(facts[parent].done for parent in graph.nodes[key].upstream.values()))
@@ -119,7 +139,7 @@ def observe(
         doubtful -= _jobs_of_finished(graph, layout, context, facts, doubtful)
     for key, jobs in unstarted.items():
         records[key] = replace(records[key], unstarted=tuple(each for each in jobs if each.job in doubtful))
-    return Observation(facts, {key: records[key] for key in undone}, {key: records[key] for key in retried})
+    return Observation(facts, {key: records[key] for key in undone}, blamed)
 
 
 def read_attempts(folder: StageFolder, context: PassContext, gone: Collection[str] = ()) -> tuple[AttemptFiles, ...]:

@@ -68,6 +68,7 @@ def make_plan(
     since: float = 0.0,
     now: float = math.inf,
     predict: Predict | None = None,
+    keep_old: bool = False,
 ) -> Plan:
     """Decide for every needed stage whether it is done, in flight, to be submitted, deferred, blocked, given up or held.
 
@@ -75,7 +76,7 @@ def make_plan(
     submitted only if each of its upstream stages is done, in flight, or submitted in this same plan. `max_failures` is the budget of failed
     attempts of the whole experiment (0: none), `since` the time of the last launch, `now` that of this pass (seconds since the epoch).
     `hold_diverging`: a method whose first runs diverge is held (jobs.control.holds). `predict` gives what is requested for a stage of a
-    kind (None: everything as configured).
+    kind (None: everything as configured). With `keep_old` queued stages that are not in the graph are not withdrawn.
     """
     depth = _depths(graph)
     height = critical_minutes(graph, lambda stage: 1.0)  # in stages
@@ -145,7 +146,7 @@ def make_plan(
         blocked=tuple(blocked),
         given_up=tuple(given_up),
         held_or_cancelled=tuple(held_or_cancelled),
-        withdrawn=_withdrawn(graph, in_flight, waiting),
+        withdrawn=tuple(key for key in _withdrawn(graph, in_flight, waiting) if key in graph.nodes or not keep_old),
         reasons=reasons,
     )
 

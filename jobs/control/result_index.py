@@ -4,6 +4,9 @@ An entry is valid while modification time, size and inode of the result's file s
 controller also stores them beside the experiment, so that the next process need not read 100 000 files to learn that nothing has changed.
 If the stored index is missing, torn, outdated or of another version, results are read.
 
+For a stage that got its result by a later attempt the index also stores which nodes failed under the earlier ones, as far as Slurm has
+reported their ends: attempts of a finished stage are not read again.
+
 The index also stores which slots were at a reserve seed, so that the next pass starts with these runs; which runs fill the slots is still
 decided by the results.
 """
@@ -14,13 +17,13 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from jobs.control.facts import OUTSIDE, StageFacts
+from jobs.control.facts import OUTSIDE, Blamed, Departure, StageFacts
 from jobs.experiment.graph import Slot
 from jobs.statistics import percent
 from jobs.store.layout import Layout, StageFolder
@@ -35,6 +38,8 @@ Signature = tuple[int, int, int]  # modification time in nanoseconds, size, inod
 _log = logging.getLogger(__name__)
 # A signature, then the stored fields of StageFacts: a row of the index
 FIELDS = ("attempts", "ua", "diverged", "seconds", "all_seconds", "memory", "mapped", "on_gpu", "processes", "threads", "partition")
+Ends = tuple[tuple[str, str, bool], ...]  # job, last state and whether it was withdrawn, of each job that has left the queue
+_Blamed = tuple[Signature, Ends, tuple[Blamed, ...]]  # valid for the result of this signature and for these ends
 _Row = tuple[int, int, int, int, float | None, str, float, float, int, int, bool, int, int, str]
 
 
@@ -44,6 +49,7 @@ class _Stored:
 
     slots: tuple[tuple[str, str, int, int], ...]  # method, fold, slot, generation
     rows: dict[str, _Row]  # by key
+    blamed: dict[str, _Blamed] = field(default_factory=dict)  # by key; missing in an index of earlier versions
 
 
 _BODY = Decoder(_Stored, None)
@@ -54,7 +60,7 @@ class ResultIndex:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._stored, self._generations = _read_index(file)
+        self._stored, self._generations, self._blamed = _read_index(file)
         self._known: dict[str, tuple[Signature, StageFacts]] = {}
         self._changes = 0
 
@@ -87,6 +93,16 @@ class ResultIndex:
             self._known[key] = signature, found
         return found
 
+    def blamed(self, key: str, jobs: Sequence[Departure]) -> tuple[Blamed, ...] | None:
+        """The nodes that failed under attempts of a stage whose facts are known here; None if not kept, or a job has ended since."""
+        known = self._blamed.get(key)
+        return known[2] if known is not None and known[:2] == (self._known[key][0], _ends(jobs)) else None
+
+    def keep_blamed(self, key: str, jobs: Sequence[Departure], blamed: tuple[Blamed, ...]) -> None:
+        """Keep the nodes that failed under attempts of a stage all of which have ended."""
+        self._blamed[key] = (self._known[key][0], _ends(jobs), blamed)
+        self._changes += 1
+
     def remember(self, generations: Mapping[Slot, int]) -> None:
         """Store which generations fill the slots now: a wrong guess costs the next process as much as many results."""
         if generations != self._generations:
@@ -99,7 +115,8 @@ class ResultIndex:
             return
         slots = [[*slot, generation] for slot, generation in self._generations.items()]
         rows = {key: _to_row(*known) for key, known in self._known.items()}
-        body = json.dumps({"slots": slots, "rows": rows}, separators=(",", ":")).encode()
+        blamed = {key: (*known[:2], [asdict(each) for each in known[2]]) for key, known in self._blamed.items() if key in rows}
+        body = json.dumps({"slots": slots, "rows": rows, "blamed": blamed}, separators=(",", ":")).encode()
         try:
             write_bytes(self._file, json.dumps(_head(body)).encode() + b"\n" + body)
         except OSError as error:
@@ -143,6 +160,10 @@ def _ua(result: Result) -> float | None:
     return percent(share) if isinstance(share, int | float) and 0 <= share <= 1 else None
 
 
+def _ends(jobs: Sequence[Departure]) -> Ends:
+    return tuple((each.job, each.state, each.withdrawn) for each in jobs)
+
+
 def _to_row(signature: Signature, facts: StageFacts) -> tuple[Any, ...]:
     return (*signature, *(getattr(facts, name) for name in FIELDS))
 
@@ -156,13 +177,14 @@ def _head(body: bytes) -> dict[str, Any]:
     return {"schema": SCHEMA, "sha256": hashlib.sha256(body).hexdigest()}
 
 
-def _read_index(file: Path) -> tuple[dict[str, _Row], dict[Slot, int]]:
-    """Key -> row, and the generations, of a stored index if it is intact. A damaged cache only costs time and is not reported."""
+def _read_index(file: Path) -> tuple[dict[str, _Row], dict[Slot, int], dict[str, _Blamed]]:
+    """Rows, generations and blamed nodes of a stored index if it is intact. A damaged cache only costs time and is not reported."""
     try:
         head, _, body = file.read_bytes().partition(b"\n")
         if json.loads(head) != _head(body):
-            return {}, {}
+            return {}, {}, {}
         stored = _BODY.decode(body)
-        return stored.rows, {(method, fold, slot): generation for method, fold, slot, generation in stored.slots}
+        generations = {(method, fold, slot): generation for method, fold, slot, generation in stored.slots}
+        return stored.rows, generations, stored.blamed
     except (OSError, ValueError):  # DamagedRecordError is a ValueError
-        return {}, {}
+        return {}, {}, {}

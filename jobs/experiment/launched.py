@@ -46,6 +46,7 @@ class _Stored:
     stages: str = ""  # digest of the graph
     typed: tuple[str, ...] = ()
     pooled: int = 1  # version of the outlier rule `pooled` at the launch
+    keep_old: bool = False
 
 
 _RECORDS = Decoder(_Stored, SCHEMA)
@@ -66,6 +67,17 @@ class Launched:
     config: str = ""  # name of its file in configs/experiment/; "": not recorded
     extend: Extend | None = None  # None: results add no runs
     typed: tuple[str, ...] = ()  # words of the last launch, after `launch.py`; (): not recorded
+    keep_old: bool = False  # queued stages of earlier settings are not withdrawn
+
+
+@dataclass(frozen=True)
+class LastLaunch:
+    """What an experiment was launched with before the launch that is under way."""
+
+    values: Mapping[str, Any]  # as `resolved_values`
+    corpus: Corpus
+    time: float  # seconds since the epoch
+    graph: Graph | None  # None: this version of the program lacks one of its settings, or defines other stages for them
 
 
 def last_place(layout: Layout) -> tuple[Cluster, str] | None:
@@ -73,6 +85,20 @@ def last_place(layout: Layout) -> tuple[Cluster, str] | None:
     stored = _RECORDS.read(layout.experiment_file)
     cluster = str(stored.config.get("cluster")) if stored else ""
     return (Cluster[cluster], str(stored.config.get("site"))) if stored and cluster in Cluster.__members__ else None
+
+
+def last_launch(layout: Layout, registry: Registry, recipe_schema: type[Any]) -> LastLaunch | None:
+    """The last launch on record; None if there is none, or its record is damaged."""
+    stored = _RECORDS.read(layout.experiment_file)
+    if stored is None:
+        return None
+    try:
+        experiment = _restore(stored, layout, registry, recipe_schema)
+        graph = _graph(experiment, stored.corpus, registry, {})
+    except UsageError:
+        return LastLaunch(stored.config, stored.corpus, stored.launched, None)
+    same = not stored.stages or stored.stages == _digest(graph)
+    return LastLaunch(resolved_values(experiment), stored.corpus, stored.launched, graph if same else None)
 
 
 def last_recipes(layout: Layout) -> tuple[Mapping[str, Any], ...]:
@@ -105,7 +131,9 @@ def launch(
 def store(launched: Launched) -> None:
     """Store an experiment under its name; only its user can read the record if it has settings that may hold secrets."""
     config, stages = resolved_values(launched.experiment), _digest(launched.graph)
-    record = _Stored(launched.since, launched.corpus, config, launched.config, launched.user, stages, launched.typed, POOLED)
+    record = _Stored(
+        launched.since, launched.corpus, config, launched.config, launched.user, stages, launched.typed, POOLED, launched.keep_old
+    )
     private = bool(secrets_of(launched.experiment))
     write_json(launched.layout.experiment_file, {"schema": SCHEMA, **asdict(record)}, private=private)
 
@@ -121,7 +149,17 @@ def reopen(layout: Layout, registry: Registry, recipe_schema: type[Any]) -> Laun
     refill = functools.partial(_graph, experiment, stored.corpus, registry, base=graph)
     changed = bool(stored.stages) and stored.stages != _digest(graph)
     return Launched(
-        experiment, stored.corpus, graph, layout, stored.launched, refill, changed, stored.user, stored.file, typed=stored.typed
+        experiment,
+        stored.corpus,
+        graph,
+        layout,
+        stored.launched,
+        refill,
+        changed,
+        stored.user,
+        stored.file,
+        typed=stored.typed,
+        keep_old=stored.keep_old,
     )
 
 

@@ -73,7 +73,7 @@ def read_layers(file: Path, overrides: Sequence[str], configs: Path, default_sit
 
     layers = [read_yaml(file), _read_overrides(overrides)]
     searched = _take_settings(layers)
-    _check_pools(layers)
+    _check_counts(layers[1])
     _replace_sets(layers)
     site = next((str(layer["site"]) for layer in reversed(layers) if "site" in layer), default_site)
     site_file = configs / "site" / f"{site}.yaml"
@@ -227,11 +227,11 @@ def stems(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-def _check_pools(layers: Sequence[DictConfig]) -> None:
-    """UsageError for an empty `sweep.counts` without `sweep.sets` in the same layer."""
+def _check_counts(typed: DictConfig) -> None:
+    """UsageError for an empty `sweep.counts` on the command line, which would mean the counts of the recipe, unless sets are given."""
     from omegaconf import DictConfig, OmegaConf
 
-    sections = [section for layer in layers if isinstance(section := layer.get("sweep"), DictConfig)]
-    named = [cast(dict[str, Any], OmegaConf.to_container(section, resolve=False)) for section in sections]
-    if any(own.get("counts") == [] and not own.get("sets") for own in named):
+    section = typed.get("sweep")
+    own = cast(dict[str, Any], OmegaConf.to_container(section, resolve=False)) if isinstance(section, DictConfig) else {}
+    if own.get("counts") == [] and not own.get("sets"):
         raise UsageError("sweep.counts=[]: name at least one number of clusters, or leave it out for the counts of the recipe")

@@ -27,14 +27,14 @@ def names_run(text: str) -> bool:
     return "/" in text or _KEY.fullmatch(text) is not None
 
 
-def experiment_and_run(words: Sequence[str], usage: str, default: str) -> tuple[str, str]:
-    """The experiment and the run of `[EXPERIMENT] RUN`. `usage`: the whole command; `default`: experiment if none is named."""
+def experiment_and_run(words: Sequence[str], usage: str) -> tuple[str | None, str]:
+    """The experiment, if one is named, and the run of `[EXPERIMENT] RUN`. `usage`: the whole command."""
     command = usage.partition(" ")[0]
     if len(words) > 2:
         raise UsageError(f"{command}: one run at a time: {usage}")
     if len(words) == 1 and not names_run(words[0]):
         raise UsageError(f"{command}: {words[0]!r} names no run: {usage}")
-    return (words[0] if len(words) == 2 else default), words[-1]
+    return (words[0] if len(words) == 2 else None), words[-1]
 
 
 def find_target(graph: Graph, text: str) -> Target:

@@ -92,7 +92,7 @@ class StageArguments(TypedDict):
     output: Path
     checkpoint: Path
     should_stop: StopSignal  # True as soon as the stage should write a checkpoint and exit
-    report: Callable[[str], None]  # writes a line to the log
+    report: Callable[[str], None]  # writes a line to the log; `status` shows `WHAT DONE/TOTAL` and reads `SECONDS s to go` in the last one
     relief: int  # how often the stage ran out of memory: the micro-batch is halved that many times, the result stays the same
     attempt: NotRequired[int]  # number of this execution: files in `checkpoint` of an earlier one may be removed, of a later one not
     superseded: NotRequired[StopSignal]  # True once a later execution has begun, which owns `checkpoint`: nothing may be written there

@@ -4,6 +4,9 @@ Workers are forked from a server that has imported the heavy packages already (j
 
 `resources.STAGE.at_once` tasks share a GPU; 0: as many as fit by the peak memory of a finished stage of the same
 kind. A task that runs out of memory on a shared GPU is retried on a GPU of its own, and fewer of its kind share the others.
+
+A task that runs for `resources.STAGE.minutes` gets the signal that Slurm sends before its time limit: the worker writes a checkpoint, and
+the next attempt resumes from it. One that is still there after `limit_grace` is killed.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ from jobs.worker.task import Workplace, describe, description_to_json
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXIT_SECONDS = 10.0  # for killed workers to end
+LIMIT_GRACE_SECONDS = 120.0  # for a checkpoint at the time limit
 PAUSE_SECONDS = 0.1  # between checks while stopping
 
 
@@ -55,6 +59,9 @@ class _Task:
     crowded: bool  # it has run out of memory on a shared GPU
     devices: tuple[str, ...] = ()
     started: bool = False
+    began: float = 0.0  # time.monotonic(), which does not count while the machine is suspended
+    warned: float = 0.0  # when it reached its time limit; 0: it has not
+    killed: bool = False  # because it was still there afterwards
 
     @property
     def kind(self) -> tuple[str, str]:
@@ -72,7 +79,8 @@ class LocalExecutor(NearbyExecutor):
 
     A task starts only when none of its upstream stages waits or runs here; if an upstream stage ends without a result, the tasks that
     waited for it are returned to the planner. `resources`: what a stage may use, by name. `preload`: modules (or `module:function`) that
-    the fork server imports before the first fork. `code`: the folder that workers import from.
+    the fork server imports before the first fork. `code`: the folder that workers import from. `limit_grace`: seconds for a checkpoint at
+    the time limit; `minute`: seconds of a minute of time limits.
     """
 
     place: Workplace
@@ -81,6 +89,8 @@ class LocalExecutor(NearbyExecutor):
     capacity: Capacity
     preload: Sequence[str] = ()
     code: Path = REPOSITORY
+    limit_grace: float = LIMIT_GRACE_SECONDS
+    minute: float = 60.0
     _names: int = 0
     _tasks: dict[str, _Task] = field(default_factory=dict)  # by key
     _stopping: bool = False
@@ -136,6 +146,7 @@ class LocalExecutor(NearbyExecutor):
         Raises InternalError if the fork server has died.
         """
         self._start_what_fits()
+        self._enforce_time_limits()
         return tuple(filter(None, (self._handle(event) for event in self._events(seconds))))
 
     def stop(self, *, grace: float, hurry: Callable[[], bool] = lambda: False) -> tuple[EndedTask, ...]:
@@ -176,6 +187,19 @@ class LocalExecutor(NearbyExecutor):
         for index, devices in tasks_to_start([task.needs for task in ready], in_use, self.capacity):
             self._start(ready[index], devices)
 
+    def _enforce_time_limits(self) -> None:
+        """Warn the tasks that have reached their time limit, and kill those that were warned `limit_grace` ago."""
+        now, running = time.monotonic(), [task for task in self._tasks.values() if task.started]
+        late = [task for task in running if not task.warned and now - task.began >= self.minute * self.resources(task.node.stage).minutes]
+        deaf = [task for task in running if task.warned and not task.killed and now - task.warned >= self.limit_grace]
+        for task in late:
+            task.warned = now
+        for task in deaf:
+            task.killed = True
+        for request, tasks in (("warn", late), ("kill", deaf)):
+            if tasks:
+                self._send({request: [task.node.key for task in tasks]})
+
     def _share(self, task: _Task) -> int:
         """How many tasks like this one may use one GPU at the same time."""
         wanted = at_once_of(self.resources(task.node.stage))
@@ -190,7 +214,7 @@ class LocalExecutor(NearbyExecutor):
         return min(wanted, self._most.get(task.kind, wanted))
 
     def _start(self, task: _Task, devices: tuple[str, ...]) -> None:
-        task.started, task.devices = True, devices
+        task.started, task.devices, task.began = True, devices, time.monotonic()
         environment = {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if self.capacity.gpus else {}
         description = describe(self.place, task.graph, [[task.node.key]], task.batch.request.relief, task.batch.gone)
         self._send(
@@ -257,7 +281,8 @@ class LocalExecutor(NearbyExecutor):
         pid, how, folder = int(event["pid"]), Exit(event["code"], event["signal"]), self.layout.stage(task.node.stage, key)
         if how.code not in RECORDED_EXITS:
             # On this machine only the kernel sends SIGKILL unasked, for want of memory.
-            failure = class_of_death(how.signal, stopping=self._stopping, concurrent=task.needs.share - 1, oom_killed=True)
+            concurrent = task.needs.share - 1
+            failure = class_of_death(how.signal, stopping=self._stopping, concurrent=concurrent, oom_killed=True, at_limit=task.killed)
             record_death(folder, task.node, pid, failure, how, str(self._log(task)))
         if how.code == 0 and task.needs.gpus:
             self._peaks[task.kind] = larger_peak(self._peaks.get(task.kind), measured_peak([(folder, key)]))

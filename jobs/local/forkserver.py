@@ -7,6 +7,7 @@ FD is an inherited end of a multiprocessing.Pipe, on which requests come and eve
     {"start": NAME, "task": DESCRIPTION, "index": I, "threads": N, "environment": {...}, "concurrent": M, "log": FILE}
         -> {"ended": NAME, "pid": P, "code": C or null, "signal": S or null}
     {"terminate": [NAME, ...]}  SIGTERM: the worker writes a checkpoint      {"kill": [NAME, ...]}  SIGKILL, to its children too
+    {"warn": [NAME, ...]}       the signal that Slurm sends before the time limit: the same, and the worker records this reason
 
 `concurrent`: how many other tasks may share its GPU.
 
@@ -29,7 +30,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from jobs.signals import STOP_SIGNALS, StopRequest, install_handler
+from jobs.signals import STOP_SIGNALS, WARNING_SIGNAL, StopRequest, install_handler
 from jobs.store.records import prepare_decoders
 from jobs.worker.main import print_line, run_task
 from jobs.worker.processes import fork, kill_group, limit_threads, preload, reap
@@ -77,8 +78,8 @@ class Server:
     def _handle(self, request: Mapping[str, Any]) -> None:
         if "start" in request:
             self._start(request)
-        for number, names in ((signal.SIGTERM, request.get("terminate", ())), (signal.SIGKILL, request.get("kill", ()))):
-            self._signal(number, [pid for pid, name in self._workers.items() if name in names])
+        for number, what in ((signal.SIGTERM, "terminate"), (WARNING_SIGNAL, "warn"), (signal.SIGKILL, "kill")):
+            self._signal(number, [pid for pid, name in self._workers.items() if name in request.get(what, ())])
 
     def _start(self, request: Mapping[str, Any]) -> None:
         name = str(request["start"])

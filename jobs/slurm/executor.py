@@ -259,6 +259,17 @@ class SlurmArrays(Executor):
                 self._book.change(record, cancelled=[index for index, task in enumerate(record.tasks) if wanted.issuperset(task)])
         return self._cancel(cancellable(self._elements or (), wanted))
 
+    def withdraw(self, keys: Collection[str]) -> tuple[str, ...]:
+        """Cancel the pending and running elements that compute no other stages than these; running ones write a checkpoint.
+
+        Returns the keys that were withdrawn.
+        """
+        pending = self.cancel(keys)
+        self.in_flight()
+        wanted = frozenset(keys)
+        running = [own for own in self._elements or () if not own.withdrawn and wanted.issuperset(own.keys)]
+        return tuple(dict.fromkeys((*pending, *self._cancel(running))))
+
     def cancel_all(self) -> tuple[str, ...]:
         """Cancel every pending and running element, and arrays whose sbatch may be under way. Returns the keys that were in the queue."""
         self.in_flight()

@@ -22,6 +22,7 @@ from jobs.tables.display import render_csv, render_markdown, render_methods_csv
 from jobs.tables.from_csv import Judged, judge_runs, read_runs
 from jobs.tables.joined import write_joined
 from jobs.tables.latex import PLAIN, Style, document, fragments
+from jobs.tables.plain import settings_json
 from jobs.tables.published import Published
 from jobs.tables.summary import Entry, Status, Summary, Unreplaced, code_facts, entries_of, summarise
 from jobs.text import counted
@@ -214,7 +215,7 @@ def text_of(format_name: str, summary: Summary, published: Published, style: Sty
         return render_markdown(summary, published)
     if format_name == "csv":
         return render_csv(summary)
-    return json_text(to_json(summary, published_figures.to_json(published)))
+    return json_text({**to_json(summary, published_figures.to_json(published)), "settings_table": settings_json(summary, published)})
 
 
 def _write_tables(folder: Path, summary: Summary, published: Published, formats: Sequence[str], style: Style) -> list[Path]:

@@ -16,6 +16,7 @@ from jobs.experiment.recipes import recipe_sentences, training_sentences
 from jobs.statistics import p_text, round_half_up
 from jobs.tables.format import DASH, code_sentence, csv_text, interval_text, rendered, signed
 from jobs.tables.order import order_sentences
+from jobs.tables.plain import PlainTable, plain_tables
 from jobs.tables.published import Published, position
 from jobs.tables.summary import VERDICT, Comparison, Dropped, MethodSummary, Summary, Unreplaced, verdict_values
 from jobs.text import counted
@@ -96,7 +97,8 @@ def tables_of(summary: Summary, published: Published) -> tuple[Table, ...]:
 
 def render_markdown(summary: Summary, published: Published) -> str:
     """The tables as Markdown."""
-    return rendered(TEMPLATES / "table.md.j2", experiment=summary.experiment, tables=tables_of(summary, published))
+    plain = plain_tables(summary, published)
+    return rendered(TEMPLATES / "table.md.j2", experiment=summary.experiment, tables=tables_of(summary, published), plain=plain)
 
 
 def render_csv(summary: Summary) -> str:
@@ -170,10 +172,27 @@ def print_tables(summary: Summary, published: Published, console: Console | None
         if _judged(summary):
             rule = summary.outlier_rule.partition(":")[0]
             console.print(f"Outlier rule: {rule}. {' '.join(table.outliers)}", markup=False, soft_wrap=True)
+    for plain in plain_tables(summary, published):
+        _print_whole(console, _plain_rich(plain))
     for method in (method for method in summary.methods if not method.complete):
         wanted = sum(cell.slots for cell in method.cells)
         label = published.labels.get(method.method, method.method)
         console.print(f"incomplete: {label} has {method.n} of {counted(wanted, 'run')}", markup=False, soft_wrap=True)
+
+
+def _plain_rich(table: PlainTable) -> RichTable:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    shown = RichTable(title=Text(table.caption[0]), box=SIMPLE_HEAD, pad_edge=False, title_justify="left")
+    for place, column in enumerate(table.columns):
+        shown.add_column(Text(column), justify="right" if place else "left")
+    for rows in table.blocks:
+        for row in rows:
+            shown.add_row(*map(Text, row))
+        shown.add_section()
+    return shown
 
 
 def _print_whole(console: Console, table: RichTable) -> None:

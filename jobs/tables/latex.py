@@ -17,6 +17,7 @@ from jobs.errors import UsageError
 from jobs.statistics import ALPHA
 from jobs.tables.display import BOLD, Row, Table, tables_of
 from jobs.tables.format import rendered
+from jobs.tables.plain import plain_tables
 from jobs.tables.published import Published
 from jobs.tables.summary import Summary
 
@@ -61,7 +62,7 @@ def style_of(width: str | None, numbers: str | None, *, bold: bool, marks: bool)
 
 
 def fragments(summary: Summary, published: Published, style: Style) -> dict[str, str]:
-    """File name -> text: `table1.tex` for the first corpus, `table1-differences.tex` for its comparisons of methods, and so on."""
+    """File name -> text: `table1.tex` for the first corpus, `table1-differences.tex` for its comparisons; plain tables."""
     found: dict[str, str] = {}
     tables = tables_of(summary, published)
     for number, (corpus, table) in enumerate(zip(dict.fromkeys(each.corpus for each in summary.methods), tables, strict=True), start=1):
@@ -72,6 +73,10 @@ def fragments(summary: Summary, published: Published, style: Style) -> dict[str,
         found[f"table{number}.tex"] = rendered(TEMPLATES / "fragment.tex.j2", **values, label=label, note=note, starred=starred)
         if table.differences:
             found[f"table{number}-differences.tex"] = rendered(TEMPLATES / "differences.tex.j2", **values, label=f"{label}-differences")
+    for plain in plain_tables(summary, published):
+        label = f"{_label(summary.experiment)}-{plain.name}"
+        wide = style.width is Width.page
+        found[f"{plain.name}.tex"] = rendered(TEMPLATES / "plain.tex.j2", table=plain, label=label, wide=wide)
     return found
 
 

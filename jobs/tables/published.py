@@ -25,6 +25,44 @@ class PublishedRow:
 
 
 @dataclass(frozen=True)
+class SettingsRow:
+    """One row of a table by settings."""
+
+    label: str
+    methods: tuple[str, ...]  # of the experiment, one per column
+    ua: tuple[float, ...] = ()  # as published, percent; empty if it was not
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A row of ratios: gain of row `of` over row `base` in percent of the gain of row `to`, all by label."""
+
+    label: str
+    base: str
+    of: str
+    to: str
+
+
+@dataclass(frozen=True)
+class SettingsTable:
+    """Which methods of an experiment are the cells of a table by settings."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[SettingsRow, ...]
+    ratio: Ratio | None = None
+
+
+@dataclass(frozen=True)
+class PriorWork:
+    """A published result of others."""
+
+    label: str
+    features: str
+    ua: float  # percent
+
+
+@dataclass(frozen=True)
 class Published:
     """The published part of one table; no rows if nothing was published for an experiment."""
 
@@ -33,6 +71,8 @@ class Published:
     labels: Mapping[str, str] = field(default_factory=dict)  # method -> printed name
     columns: Mapping[str, str] = field(default_factory=dict)  # fold -> heading
     rows: tuple[PublishedRow, ...] = ()
+    settings: SettingsTable | None = None
+    prior_work: tuple[PriorWork, ...] = ()
 
 
 def load_published(file: Path, table: str | None) -> Published:
@@ -62,7 +102,9 @@ def load_published(file: Path, table: str | None) -> Published:
         folds = [str(fold) for fold in entry["folds"]]
         columns = dict(zip(folds, map(str, entry["columns"]), strict=True))
         rows = tuple(_row(folds, row) for row in entry["rows"])
-        return Published(source, str(entry["title"]), labels, columns, rows)
+        settings = _settings(entry["settings"]) if "settings" in entry else None
+        prior_work = tuple(PriorWork(str(row["label"]), str(row["features"]), float(row["ua"])) for row in entry.get("prior_work", ()))
+        return Published(source, str(entry["title"]), labels, columns, rows, settings, prior_work)
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{file}: tables.{table}: {error} (expected title, folds, columns, rows with method, label, ua, mean)") from error
 
@@ -85,3 +127,18 @@ def _row(folds: list[str], row: Any) -> PublishedRow:
     sd = dict(zip(folds, map(float, row["sd"]), strict=True)) if "sd" in row else {}
     method = row["method"]
     return PublishedRow(None if method is None else str(method), str(row["label"]), ua, sd, float(row["mean"]))
+
+
+def _settings(entry: Any) -> SettingsTable:
+    """Raises ValueError for a row that has not one method or figure per column, and for a ratio of unknown rows."""
+    columns = tuple(map(str, entry["columns"]))
+    rows = tuple(
+        SettingsRow(str(row["label"]), tuple(map(str, row["methods"])), tuple(map(float, row.get("ua", ())))) for row in entry["rows"]
+    )
+    for row in rows:
+        if len(row.methods) != len(columns) or len(row.ua) not in (0, len(columns)):
+            raise ValueError(f"row {row.label}: expected a method and a figure for each of the columns {', '.join(columns)}")
+    ratio = Ratio(**{key: str(value) for key, value in entry["ratio"].items()}) if "ratio" in entry else None
+    if ratio is not None and not {ratio.base, ratio.of, ratio.to} <= {row.label for row in rows}:
+        raise ValueError(f"ratio: of rows that are not there, {ratio.base}, {ratio.of}, {ratio.to}")
+    return SettingsTable(str(entry["title"]), columns, rows, ratio)

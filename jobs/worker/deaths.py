@@ -33,7 +33,7 @@ def record_death(folder: StageFolder, node: Node, pid: int, failure: FailureClas
     if attempt is None or claim is None or read_outcome(attempt) or read_result(folder, node.key):
         return
     ending = Ending.interrupted if failure is FailureClass.interrupted else Ending.failed
-    error, message = _error(ended, log)
+    error, message = _error(ended, log, at_limit=failure is FailureClass.time_limit)
     seconds = round(file_time(folder.root) - claim.started, 3)
     write_outcome(
         attempt, Outcome(claim.attempt, ending, error, message, f"log: {log}", claim.host, seconds, claim.slurm_job, failure.name)
@@ -49,14 +49,16 @@ def oom_kills() -> int | None:
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
 
 
-def class_of_death(signal: int | None, *, stopping: bool, concurrent: int, oom_killed: bool) -> FailureClass:
+def class_of_death(signal: int | None, *, stopping: bool, concurrent: int, oom_killed: bool, at_limit: bool = False) -> FailureClass:
     """Failure class of a worker that died without an outcome. Pure.
 
     `stopping`: it had been asked to stop. `concurrent`: stages that shared its memory. `oom_killed`: whether the out-of-memory killer was
-    active meanwhile, or may have been.
+    active meanwhile, or may have been. `at_limit`: it was killed for running on after its time limit.
     """
     if stopping:
         return FailureClass.interrupted
+    if at_limit:
+        return FailureClass.time_limit
     if signal != SIGKILL:
         return FailureClass.code
     if not oom_killed:
@@ -64,9 +66,11 @@ def class_of_death(signal: int | None, *, stopping: bool, concurrent: int, oom_k
     return FailureClass.crowded if concurrent else FailureClass.memory
 
 
-def _error(ended: Exit, log: str) -> tuple[str, str]:
+def _error(ended: Exit, log: str, *, at_limit: bool) -> tuple[str, str]:
     if ended.signal is None:
         return f"exit{ended.code}", f"the worker exited with code {ended.code} without recording an error: see {log}"
     name = Signals(ended.signal).name
+    if at_limit:
+        return name, f"the worker reached its time limit (`minutes`) and wrote no checkpoint in time: see {log}"
     hint = ", perhaps for want of memory" if name == "SIGKILL" else ""
     return name, f"the worker was killed by {name}{hint}: see {log}"

@@ -9,6 +9,7 @@ from typing import Any, Unpack
 import torch
 
 from ser_core.corpora.manifest import Manifest, Utterance, load_manifest
+from ser_core.corpora.subsets import subset
 from ser_core.corpora.validation import training_and_validation
 from ser_core.errors import InputError
 from ser_core.parallel.group import process_group
@@ -81,14 +82,14 @@ def _arithmetic(context: StageContext) -> dict[str, str]:
 def _splits(
     manifest: Manifest, fold: str, settings: Mapping[str, Any]
 ) -> tuple[tuple[Utterance, ...], Callable[[], tuple[Utterance, ...]]]:
-    """Return the training utterances, and a function that returns the test utterances.
+    """Return the training utterances (of `training_fraction` only a part), and a function that returns the test utterances.
 
     Raises InputError if there are no training utterances or, with `validation`, no validation utterances.
     """
     if "validation" in settings:
-        training, held = training_and_validation(manifest, fold, settings["validation"])
-        return training, lambda: held
+        reachable, held = training_and_validation(manifest, fold, settings["validation"])
+        return subset(manifest, fold, reachable, settings.get("training_fraction", 1)), lambda: held
     training = manifest.training(fold)
     if not training:
         raise InputError(f"{manifest.corpus}: no utterances to train on when fold {fold!r} is held out")
-    return training, lambda: manifest.test(fold)
+    return subset(manifest, fold, training, settings.get("training_fraction", 1)), lambda: manifest.test(fold)

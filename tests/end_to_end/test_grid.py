@@ -191,7 +191,7 @@ def test_an_experiment_with_jobs_in_slurm_stays_there(slurm_cluster: Cluster, sm
     settings = ("methods=[vft]", "resources.default.memory_gb=1", *SMALL, "policy.poll_minutes=5", "recipe.finetune.epochs=20000")
     launched = run("grid", "demo", "--cluster", "slurm", *settings)
     assert launched.returncode == 0, launched.stdout + launched.stderr
-    again = run("grid", "demo", *settings, "seeds=2", "--dry-run")
+    again = run("grid", "demo", *settings, "seeds=2", "--dry-run", "--scripts")
     assert again.returncode == 0, again.stderr
     assert "demo: submits jobs to Slurm (site default), as at its last launch" in again.stderr
     assert "#SBATCH --array=0-1" in again.stdout
@@ -302,13 +302,18 @@ def test_without_an_answer_from_slurm_nothing_is_stored_and_status_shows_the_fil
 
 
 def test_a_dry_run_touches_nothing(small_data: Path, tmp_path: Path) -> None:
-    """`--dry-run` shows the scripts and the cost without writing a file or asking Slurm for a job."""
+    """`--dry-run` shows the cost and ends with the totals, `--scripts` first the scripts; no file is written, Slurm is asked for no job."""
     run = CommandLine(small_data, tmp_path / "results")
-    done = run("grid", "demo", "--cluster", "slurm", "--dry-run", "resources.default.gpus=1", *SMALL)
+    done = run("grid", "demo", "--cluster", "slurm", "--dry-run", "--scripts", "resources.default.gpus=1", *SMALL)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "#SBATCH --array=0-1" in done.stdout
     assert "#SBATCH --gpus-per-node=1" in done.stdout
     assert "states ptapt: 2 tasks, 2 stages, 0.5 GPU-hours, 0.5 CPU-hours (requested time)" in done.stdout
+    assert "in total " in done.stdout.splitlines()[-1]
+    brief = run("grid", "demo", "--cluster", "slurm", "--dry-run", "resources.default.gpus=1", *SMALL)
+    assert brief.returncode == 0, brief.stderr
+    assert "#SBATCH" not in brief.stdout
+    assert done.stdout.endswith(brief.stdout)
     assert not run.results.exists()
 
 

@@ -220,7 +220,9 @@ def log_of(run: CommandLine) -> str:
 def test_a_dry_run_touches_nothing(small_data: Path, tmp_path: Path) -> None:
     """Points, validation speakers, stages and the scripts are shown; no file is written and Slurm is not asked."""
     run = CommandLine(small_data, tmp_path / "results", {"SLURM_CONF": str(tmp_path / "nowhere")})
-    done = run("sweep", "demo", "--cluster", "slurm", "--dry-run", *SMALL, "resources.ptapt.nodes=2", "resources.default.gpus=1")
+    done = run(
+        "sweep", "demo", "--cluster", "slurm", "--dry-run", "--scripts", *SMALL, "resources.ptapt.nodes=2", "resources.default.gpus=1"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     for text in (
         "2 points",

@@ -231,3 +231,12 @@ def test_lines() -> None:
     """One line per check, its advice below it."""
     lines = check_lines([Check("a", Verdict.ok, "fine"), Check("longer", Verdict.problem, "bad", "mend it")])
     assert lines == ["ok      a       fine", "problem longer  bad", "                -> mend it", "1 problem"]
+
+
+def test_transformers_that_cannot_be_imported() -> None:
+    """A note where only torchaudio is the reason, which stages do without; a problem otherwise."""
+    fine = TorchFacts("2.13.0", "", (), False, True)
+    assert "transformers" not in by_name(judge_torch(fine, slurm=False))
+    audio = by_name(judge_torch(replace(fine, models="OSError: could not load _torchaudio.abi3.so"), slurm=False))["transformers"]
+    assert (audio.verdict, "pip uninstall torchaudio" in audio.advice) == (Verdict.note, True)
+    assert by_name(judge_torch(replace(fine, models="ImportError: no"), slurm=False))["transformers"].verdict is Verdict.problem

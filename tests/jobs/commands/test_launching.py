@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.commands.launching import Code, experiment_to_launch, words_of
+from jobs.commands.launching import Code, chosen_experiment, experiment_to_launch, words_of
 from jobs.errors import UsageError
 from jobs.experiment.config import Cluster
 from jobs.experiment.launched import Corpus, launch, store
@@ -67,6 +67,21 @@ def test_where_only_a_corpus_is_prepared_init_is_named(tmp_path: Path) -> None:
         experiment_to_launch(words, CODE, tmp_path, ["mine", "demo"])
     with pytest.raises(UsageError, match=r"^no experiment 'mine': known are demo,"):
         experiment_to_launch(words, CODE, tmp_path, ["demo"])
+
+
+def test_the_experiment_of_a_command_that_names_none(tmp_path: Path) -> None:
+    """The only one that was launched, else the default, with a line that says so. A file means the experiment of its name."""
+    assert chosen_experiment("demo", tmp_path, "iemocap") == ("demo", "")
+    assert chosen_experiment("some/own.yaml", tmp_path, "iemocap") == ("own", "")
+    assert chosen_experiment(None, tmp_path, "iemocap") == ("iemocap", "experiment iemocap: the default, as none is named")
+    launched(tmp_path, cluster="local")
+    assert chosen_experiment(None, tmp_path, "iemocap") == ("demo", "experiment demo: the only one that was launched")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "experiment.json").write_text("{}")
+    line = "experiment iemocap: the default, as none is named; launched are demo, own"
+    assert chosen_experiment(None, tmp_path, "iemocap") == ("iemocap", line)
+    assert words_of("grid", ["seeds=2"], None, "iemocap").line == "experiment iemocap: the default, as none is named"
+    assert words_of("grid", ["iemocap"], None, "iemocap").line == ""
 
 
 def test_an_experiment_is_the_path_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,6 +189,23 @@ def test_what_has_vanished_from_the_queue_is_reported() -> None:
         assert "no task and no controller" not in " ".join(now.steps)
 
 
+def test_jobs_of_a_former_configuration_are_named() -> None:
+    """After a launch with fewer seeds: what is still queued or running for the others is neither hidden nor counted as a stage."""
+    graph = make_graph(methods=("vft",), folds=("1",), seeds=1)
+    facts = {key: StageFacts() for key in graph.nodes}
+    former = {
+        "former1": InFlight(Phase.running, "41_0"),
+        "former2": InFlight(Phase.queued, "41_1"),
+        "former3": InFlight(Phase.queued, "41_1"),
+    }
+    status = status_of("exp", _report(graph, facts, former), queue_read=True)
+    assert status.former == ("41_0", "41_1")
+    (line,) = (line for line in status_lines(status) if "other settings" in line)
+    assert line.startswith("2 jobs in Slurm's queue from a launch with other settings: 41_0, 41_1; the next pass withdraws")
+    assert status_to_json(status)["former"] == ["41_0", "41_1"]
+    assert not status_of("exp", _report(graph, facts), queue_read=True).former
+
+
 def test_a_run_that_diverged_without_a_seed_left_has_failed() -> None:
     """It is given up, with the reason; in tables it is diverged."""
     graph = make_graph(methods=("vft",), folds=("1",), seeds=1)

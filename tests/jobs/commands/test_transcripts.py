@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.commands.collect import write_tables
+from jobs.commands.collect import Asked, write_tables
 from jobs.commands.explain import print_explanation
 from jobs.commands.grid import print_plan, run_grid
 from jobs.commands.status import show_status
@@ -40,7 +40,7 @@ def test_a_single_run(behaviour: str, tmp_path: Path, capsys: pytest.CaptureFixt
     run_grid(new_session(tmp_path, recipe=recipe), wait=False)
     look()
     session = new_session(tmp_path, recipe=recipe)
-    write_tables(session, session.look(), force=True)
+    write_tables(session, session.look(), Asked(force=True))
     text = "".join(capsys.readouterr())
     assert "exp: 1 run, 1 stage" in text
     assert [line for line in text.splitlines() if WRONG.search(line)] == []

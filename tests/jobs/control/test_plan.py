@@ -372,6 +372,8 @@ def test_what_is_queued_and_no_longer_needed_is_withdrawn() -> None:
     running = {**queued, superseded.key: InFlight(Phase.running, "7_0")}
     assert set(_plan(graph, facts, {**queued, first.key: IN_FLIGHT}).withdrawn) == {superseded.key, "of fewer folds", second.key}
     assert set(_plan(graph, facts, queued).withdrawn) == queued.keys()
+    kept = make_plan(graph, facts, queued, runs_per_task={}, limits=Limits(), keep_old=True)
+    assert set(kept.withdrawn) == queued.keys() - {"of fewer folds"}
     assert set(_plan(graph, facts, running).withdrawn) == queued.keys() - {superseded.key}
 
 

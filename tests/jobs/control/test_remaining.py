@@ -30,8 +30,8 @@ def test_stages_take_what_their_siblings_took() -> None:
     found = rest(graph, done, {keys[2]: Pace(50.0), keys[3]: Pace(150.0)}, Resources(gpus=2))
     assert found.stages == 3
     assert found.seconds == pytest.approx(200.0)
-    assert found.left == Hours(gpu=pytest.approx(2 * 400 / 3600))
-    assert found.used == Hours(gpu=pytest.approx(2 * 400 / 3600))
+    assert (found.left.gpu, found.used.gpu) == pytest.approx((2 * 400 / 3600, 2 * 400 / 3600))
+    assert (found.left.cpu, found.used.cpu) == (0, 0)
     assert found.basis == "2 stages at once, as now; times by finished siblings"
     assert not found.at_most
 

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from jobs.control.controller import read_facts
-from jobs.control.facts import StageFacts
+from jobs.control.facts import Departure, StageFacts
+from jobs.control.observe import PassContext
 from jobs.control.result_index import ENOUGH, ResultIndex, index_of
 from jobs.experiment.graph import Graph, Node
-from jobs.store.layout import Layout, StageFolder
-from jobs.store.records import Result, read_result, write_result
+from jobs.store.attempts import new_claim
+from jobs.store.layout import AttemptFolder, Layout, StageFolder
+from jobs.store.records import Result, claim_attempt, read_result, write_result
 from tests.jobs.fake_registry import make_graph
 
 
@@ -202,3 +204,40 @@ def test_a_result_of_another_stage_does_not_count(layout: Layout, graph: Graph) 
     facts = in_new_process(graph, layout)
     assert facts[first.key].done
     assert not facts[second.key].done
+
+
+def retry(layout: Layout, node: Node) -> AttemptFolder:
+    """A stage that got its result by attempt 2, and the folder of attempt 1, which ran on n1 and has no outcome."""
+    folder = layout.stage(node.stage, node.key)
+    finish(layout, node, attempt=2)
+    for number in (1, 2):
+        claim = replace(new_claim(number), slurm_job=f"{number}_0", node=f"n{number}", host="elsewhere", process_start="")
+        assert claim_attempt(folder, number, claim)
+        os.utime(folder.attempt(number).claim, (1.0, 1.0))  # the last heartbeat
+    return folder.attempt(1)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_attempts_of_finished_stages_are_read_once(layout: Layout, graph: Graph, stored: bool) -> None:
+    """A pass costs as much after retries as without; what Slurm reports later of a job is still taken into account."""
+    node = next(iter(graph.nodes.values()))
+    finish_all(layout, graph)
+    first = retry(layout, node)
+    state = ["FAILED"]
+    context = PassContext(departures=lambda keys: {node.key: (Departure(node.key, "1_0", state[0], 0.0, 1.0),)})
+
+    def bad_nodes() -> tuple[str, ...]:
+        found = read_facts(graph, layout, context)[node.key].bad_nodes
+        if stored:
+            index_of(layout)._changes += ENOUGH  # as many changes as make it worth a write
+            index_of(layout).store()
+            index_of.cache_clear()
+        return found
+
+    assert bad_nodes() == ()
+    state[0] = "NODE_FAIL"
+    assert bad_nodes() == ("n1",)
+    shutil.rmtree(first.path)
+    assert bad_nodes() == ("n1",)  # not read again
+    finish(layout, node, attempt=3)
+    assert bad_nodes() == ()  # another result

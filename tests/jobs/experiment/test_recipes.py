@@ -145,7 +145,7 @@ def test_variants_are_rows_of_one_grid(configs: Path) -> None:
         ("variants.a/b={method: vft}", "variants.a/b in .*: use letters"),
         (
             "variants.long.recipe.training.epoch=1",
-            r"unknown key 'recipe.training.epoch' in variants.long: did you mean 'recipe.training.epochs'\?",
+            r"unknown key 'variants.long.recipe.training.epoch' in variants.long: did you mean 'variants.long.recipe.training.epochs'\?",
         ),
         ("variants.long.recipe.rate=fast", "recipe.rate in variants.long"),
         ("variants.blue.recipe.preset=grey", "no preset 'grey'"),

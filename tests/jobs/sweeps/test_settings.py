@@ -104,7 +104,7 @@ def test_nested_keys_are_flattened() -> None:
         ("sweep.restarts=20", "unknown key 'sweep.restarts' in KEY=VALUE"),
         ("sweep.resources.nodes=2", "unknown key 'sweep.resources' in KEY=VALUE"),
         ("sweep.counts=[a]", "sweep.counts[0] in KEY=VALUE"),
-        ("sweep.counts=16", "sweep.counts in KEY=VALUE: expected a list in brackets"),
+        ("sweep.counts={a: 16}", "KEY=VALUE: expected a list in brackets"),
         ("sweep=null", "sweep in KEY=VALUE"),
         ("sweep=[1]", "KEY=VALUE"),
         ("sweep.settings=[1]", "sweep.settings: write keys of the recipe"),

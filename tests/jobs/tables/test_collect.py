@@ -37,7 +37,7 @@ def test_collect_writes_every_format(tmp_path: Path) -> None:
     ]
     assert all(path.is_file() for path in report.paths)
     values = json.loads((layout.tables / "summary.json").read_text(encoding="utf-8"))
-    assert values == to_json(summary_of("demo", made, results, {}))
+    assert values == {**to_json(summary_of("demo", made, results, {})), "settings_table": None}
     assert values["code"] == {
         "commits": ["0123456789abcdef"],
         "modified": False,
@@ -155,7 +155,7 @@ def test_collect_without_any_result(tmp_path: Path) -> None:
     report = collect(Layout(tmp_path, "demo"), graph(), {}, {}, published("iemocap_table1"))
     assert not report.complete
     assert len(report.missing) == len(graph().runs)
-    assert len(report.paths) == len(FORMATS) + 3  # two fragments beside the document, and methods beside runs
+    assert len(report.paths) == len(FORMATS) + 4  # three fragments beside the document, and methods beside runs
 
 
 def test_unknown_format_is_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_a_fragment_is_a_float_with_a_short_caption() -> None:
     """Two sentences of caption, a label that other text can refer to, and the details in a note below the tabular."""
     found, beside = complete_case()
     parts = fragments(found, beside, PLAIN)
-    assert list(parts) == ["table1.tex", "table1-differences.tex"]
+    assert list(parts) == ["table1.tex", "table1-differences.tex", "prior-work.tex"]
     text = parts["table1.tex"]
     [caption] = re.findall(r"\\caption\{(.*)\}\n", text)
     assert caption.count(". ") + 1 == 2

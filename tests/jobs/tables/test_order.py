@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs.tables.display import render
+from jobs.tables.display import render_markdown
 from jobs.tables.order import order_sentences
 from jobs.tables.summary import Entry, Status
 from tests.jobs.table_cases import entry, published, summary
@@ -24,7 +24,7 @@ def test_an_order_that_depends_on_the_rule_is_named() -> None:
         "iemocap": "The order of methods depends on the outlier rule: over kept runs TAPT 71.0, V-FT 70.0; "
         "over all runs V-FT 70.0, TAPT 65.5."
     }
-    text = render("table.md", turned, published(None))
+    text = render_markdown(turned, published(None))
     assert text.count("The order of methods depends on the outlier rule") == 1
     assert order_sentences(summary((*runs("vft", 70.0), *runs("tapt", 71.0, 70.5))), {}) == {}
     assert order_sentences(summary(tuple(runs("vft", 70.0))), {}) == {}

@@ -1,0 +1,132 @@
+"""Tables beside the main one: methods by settings with a row of ratios, and prior work; in every format, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from jobs.errors import UsageError
+from jobs.statistics import round_half_up
+from jobs.tables.collect import text_of
+from jobs.tables.display import print_tables
+from jobs.tables.latex import PLAIN, fragments
+from jobs.tables.plain import plain_tables, ratio, settings_json
+from jobs.tables.published import load_published
+from jobs.tables.summary import Summary
+from tests.jobs.table_cases import CONFIGS, entry, paper_like, published, summary
+
+SUBSETS = ("8th", "4th", "half", "")
+
+
+def efficiency() -> Summary:
+    """Two slots of one fold: V-FT 60, 64, 66, 67; TAPT 2 higher; P-TAPT 4 higher, but equal to V-FT on everything."""
+    base = dict(zip(SUBSETS, (60.0, 64.0, 66.0, 67.0), strict=True))
+    return summary(
+        tuple(
+            entry(f"{method}-{part}".rstrip("-"), "5", slot, ua + (gain if part or method != "ptapt" else 0.0) + slot)
+            for method, gain in (("vft", 0.0), ("tapt", 2.0), ("ptapt", 4.0))
+            for part, ua in base.items()
+            for slot in range(2)
+        )
+    )
+
+
+def test_methods_by_settings_have_the_shape_of_table_4() -> None:
+    """Rows of methods, a column for each part of the data, ratios below; and the published figures with theirs, as in the paper."""
+    [table] = plain_tables(efficiency(), published("iemocap_table4"))
+    assert table.columns == ("", "1/8", "1/4", "1/2", "all (5.44 h)")
+    ours, theirs = table.blocks
+    assert ours[0] == ("V-FT", "60.5 ± 0.7 (n 2)", "64.5 ± 0.7 (n 2)", "66.5 ± 0.7 (n 2)", "67.5 ± 0.7 (n 2)")
+    assert ours[3] == ("TAPT / P-TAPT", "50.0 %", "50.0 %", "50.0 %", "–")
+    assert theirs[0] == ("V-FT, published", "56.8", "60.9", "66.4", "67.3")
+    assert theirs[3] == ("TAPT / P-TAPT, published", "65.0 %", "62.5 %", "80.6 %", "81.3 %")
+    found = settings_json(efficiency(), published("iemocap_table4"))
+    assert found is not None
+    assert found["ratio"] == [50.0, 50.0, 50.0, None]
+    assert found["mean_ua"]["P-TAPT"] == [64.5, 68.5, 70.5, 67.5]
+
+
+def test_ratios_are_of_unrounded_means() -> None:
+    """81.25 prints as 81.3; without a gain of the second, or a mean, there is no ratio; a loss of the first is negative."""
+    exact = ratio(67.3, 72.5, 73.7)
+    assert exact == 81.25
+    assert round_half_up(exact) == "81.3"
+    assert [ratio(60.0, 61.0, to) for to in (60.0, 59.0, None)] == [None, None, None]
+    assert ratio(60.0, 59.0, 62.0) == -50.0
+
+
+def test_an_unfinished_cell_is_marked() -> None:
+    """A method without a result is a dash, one with some runs has their number."""
+    [table] = plain_tables(summary((entry("vft", "5", 0, 60.0), entry("vft", "5", 1, None))), published("iemocap_table4"))
+    assert table.blocks[0][0] == ("V-FT", "–", "–", "–", "60.0 (1/2)†")
+    assert table.blocks[0][3][1:] == ("–",) * 4
+
+
+def test_prior_work_has_our_methods_among_it() -> None:
+    """The six published rows with their features, then ours with mean, sd, n and the interval over folds and seeds."""
+    [table] = plain_tables(summary(paper_like("iemocap_table1")), published("iemocap_table1"))
+    theirs, ours = table.blocks
+    assert [row[2] for row in theirs] == ["63.9", "64.3", "66.9", "66.3", "72.1", "75.9"]
+    assert [row[0] for row in ours] == ["V-FT", "TAPT", "P-TAPT"]
+    assert ours[0] == ("V-FT", "this experiment", "69.9 ± 0.2 (n 25)", "64.9 to 74.9")
+    assert "no paired comparison" in " ".join(table.caption)
+
+
+def test_an_experiment_without_an_entry_has_none() -> None:
+    """Nothing is asked for: no table, null in the JSON."""
+    assert plain_tables(efficiency(), published("savee_table2")) == ()
+    assert json.loads(text_of("json", efficiency(), published(None), PLAIN))["settings_table"] is None
+
+
+def test_plain_tables_are_in_every_format() -> None:
+    """Markdown, LaTeX (a fragment of its own), JSON, and what is printed."""
+    found, beside = efficiency(), published("iemocap_table4")
+    rows = [line for line in text_of("markdown", found, beside, PLAIN).splitlines() if line.startswith("| V-FT, published")]
+    assert rows == ["| V-FT, published | 56.8 | 60.9 | 66.4 | 67.3 |"]
+    assert r"V-FT, published & 56.8 & 60.9 & 66.4 & 67.3 \\" in fragments(found, beside, PLAIN)["settings.tex"]
+    assert json.loads(text_of("json", found, beside, PLAIN))["settings_table"]["columns"] == ["1/8", "1/4", "1/2", "all (5.44 h)"]
+    text = io.StringIO()
+    print_tables(found, beside, Console(file=text, width=200, highlight=False))
+    assert "V-FT, published  " in text.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": [{"label": "a", "methods": ["x"]}]}, "row a: expected a method and a figure for each of the columns 1, 2"),
+        (
+            {"rows": [{"label": "a", "methods": ["x", "y"], "ua": [1]}]},
+            "row a: expected a method and a figure for each of the columns 1, 2",
+        ),
+        ({"ratio": {"label": "r", "base": "a", "of": "b", "to": "c"}}, "ratio: of rows that are not there"),
+        ({"rows": [{"methods": ["x", "y"]}]}, "'label'"),
+    ],
+)
+def test_a_malformed_table_by_settings_is_one_line(change: dict[str, object], message: str, tmp_path: Path) -> None:
+    """The file, the entry and what is wrong."""
+    settings = {"title": "t", "columns": ["1", "2"], "rows": [{"label": "a", "methods": ["x", "y"]}], **change}
+    entries = {"t": {"title": "t", "folds": [], "columns": [], "rows": [], "settings": settings}}
+    file = tmp_path / "published.yaml"
+    file.write_text(yaml.safe_dump({"methods": {}, "source": "s", "tables": entries}), encoding="utf-8")
+    with pytest.raises(UsageError) as error:
+        load_published(file, "t")
+    assert f"{file}: tables.t: " in str(error.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["iemocap-subsets", "emodb-subsets"])
+def test_the_shipped_experiments_fill_their_table(name: str) -> None:
+    """Every cell of the table is a method of the experiment, and each method is in one cell."""
+    experiment = yaml.safe_load((CONFIGS / "experiment" / f"{name}.yaml").read_text(encoding="utf-8"))
+    wanted = load_published(CONFIGS / "published.yaml", experiment["table"]).settings
+    assert wanted is not None
+    assert sorted(method for row in wanted.rows for method in row.methods) == sorted(experiment["methods"])
+    fractions = {name: variant["recipe"]["training_fraction"] for name, variant in experiment["variants"].items()}
+    for row in wanted.rows:
+        assert [fractions.get(method, 1) for method in row.methods] == [0.125, 0.25, 0.5, 1]
