@@ -181,6 +181,7 @@ def status_of(
             cancelled=cancelled,
             tables=tables,
             vanished=queue_read and not (report.in_flight or watched or cancelled),
+            begun=any(fact.attempts or fact.executed_by for fact in facts.values()),
         ),
     )
 
@@ -371,6 +372,7 @@ def _steps(
     cancelled: bool,
     tables: str,
     vanished: bool,
+    begun: bool,
 ) -> tuple[str, ...]:
     if plan.complete:
         collect = hints.of("collect")
@@ -393,6 +395,9 @@ def _steps(
             f"no task and no controller of {hints.experiment} is in Slurm's queue, so nothing more is submitted by itself: "
             f"{hints.resume} launches it again, {hints.of('reconcile')} makes one pass and starts the controller"
         )
+        if not begun:
+            where = hints.results or "the results folder"
+            steps.append(f"no job of it has begun: can the nodes see {where}? {hints.of('doctor', '--cluster', 'slurm')} tests it")
     elif not (plan.settled or plan.waiting or watched or cancelled):
         steps.append(f"nothing is queued or running: {hints.resume} resumes")
     return tuple(steps)

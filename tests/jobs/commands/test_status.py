@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from jobs.commands.hints import Hints
 from jobs.commands.status_report import State, Status, status_lines, status_of, status_table, status_to_json, table_states
 from jobs.control.controller import Report
 from jobs.control.estimates import Source, forecast, shape_in_words
@@ -171,9 +172,13 @@ def test_what_has_vanished_from_the_queue_is_reported() -> None:
     missing = {key: StageFacts() for key in graph.nodes}
     dying = missing | {one: StageFacts(executed_by="job 7_0 on node1")}  # its worker was killed, its heartbeat is recent
     for facts in (missing, dying):
-        (step,) = status_of("exp", _report(graph, facts), queue_read=True).steps
+        step, *more = status_of("exp", _report(graph, facts), hints=Hints("exp", "/results"), queue_read=True).steps
+        unseen = (
+            "no job of it has begun: can the nodes see /results? `python launch.py doctor exp --cluster slurm --results /results` tests it"
+        )
+        assert more == [unseen] * (facts is missing)
         assert step.startswith("no task and no controller of exp is in Slurm's queue")
-        assert "`python launch.py resume exp` launches it again, `python launch.py reconcile exp` makes one pass" in step
+        assert "`python launch.py resume exp --results /results` launches it again, `python launch.py reconcile exp " in step
     queued = _report(graph, missing, {two: InFlight(Phase.queued, "7_1")})
     for now in (
         status_of("exp", queued, queue_read=True),
