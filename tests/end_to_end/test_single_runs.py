@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -48,8 +49,8 @@ def test_a_run_that_diverges_with_every_seed_is_told_whole(demo_data: Path, tmp_
 
     tables = run("collect", "demo")
     assert tables.returncode == 3
-    rows = (run.results / "demo" / "tables" / "runs.csv").read_text().splitlines()
-    assert [row.rpartition(",")[2] for row in rows[1:]] == ["diverged"] * 2
+    with (run.results / "demo" / "tables" / "runs.csv").open(newline="") as file:
+        assert [row["status"] for row in csv.DictReader(file)] == ["diverged"] * 2
 
 
 @pytest.mark.slow

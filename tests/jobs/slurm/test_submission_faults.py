@@ -256,8 +256,9 @@ def test_slurmctld_killed_right_after_a_submission(slurm_cluster: Cluster, tmp_p
 
 def test_two_arrays_of_one_name(slurm_cluster: Cluster, tmp_path: Path) -> None:
     """The second is submitted by hand: its pending elements are withdrawn, and the first runs everything once."""
-    graph, upstream, runs = two_levels(3)
+    graph, upstream, runs = two_levels()
     arrays = arrays_of(tmp_path)
+    slurm_cluster.run("scontrol", "update", "PartitionName=main", "State=DOWN")  # nothing starts before both are there
     held = dict(arrays.submit(upstream, graph, {}))
     held |= arrays.submit(runs, graph, held)
     first = held["r0"].job.partition("_")[0]
@@ -269,6 +270,7 @@ def test_two_arrays_of_one_name(slurm_cluster: Cluster, tmp_path: Path) -> None:
     assert second not in slurm_cluster.run("squeue", "-h", "-o", "%F", "-t", "PENDING").split()
     (double,) = (record for record in SubmissionBook(layout_of(tmp_path)).open() if record.job == second)
     assert double.cancelled == (0, 1, 2, 3)
+    slurm_cluster.run("scontrol", "update", "PartitionName=main", "State=UP")
     until(drained(arrays))
     assert {key: runs_of(tmp_path, key) for key in DOWN} == {key: [f"{first}_{index}"] for index, key in enumerate(DOWN)}
 
