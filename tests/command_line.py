@@ -34,9 +34,23 @@ class CommandLine:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Begin one command in a process group of its own, to be interrupted."""
         command = [*self.program, str(ROOT / "launch.py"), *arguments]
-        return subprocess.Popen(
+        begun = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=self.environment, cwd=ROOT, start_new_session=True
         )
+        BEGUN.append(begun)
+        return begun
+
+
+BEGUN: list[subprocess.Popen[str]] = []  # by `CommandLine.start`, until the end of the test
+
+
+def end_what_was_begun() -> None:
+    """Kill the commands that a test, possibly a failed one, has left running; their workers end with them."""
+    for process in BEGUN:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    BEGUN.clear()
 
 
 FORKS = """

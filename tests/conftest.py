@@ -6,12 +6,13 @@ import csv
 import os
 import sys
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.built_once import built_once
+from tests.command_line import end_what_was_begun
 from tests.hypothesis_settings import load_settings
 
 TESTS = Path(__file__).resolve().parent
@@ -63,6 +64,13 @@ def emodb_source() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no recorded speech at {folder}: put EmoDB at ../shared/data/emodb-2s beside this checkout, or name it in {SPEECH}")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_command_outlives_its_test() -> Iterator[None]:
+    """A test that failed halfway must not leave a grid that computes beside all others."""
+    yield
+    end_what_was_begun()
 
 
 @pytest.fixture(scope="session")

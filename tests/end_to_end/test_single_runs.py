@@ -58,7 +58,7 @@ def test_cancelled_here_it_ends_and_a_launch_goes_on(demo_data: Path, tmp_path: 
     """What runs is kept and can be followed to its end, nothing new is begun; the printed command computes the rest of it."""
     run = CommandLine(demo_data, tmp_path / "results")
     process = run.start("grid", "demo", *ONE, IN_TURN, "seeds=2")
-    assert wait_until(lambda: claims(run.results) == 1, 60)
+    assert wait_until(lambda: claims(run.results) == 1, 100)
     following = run.start("logs", "demo", "vft/1/0", "-f")
     cancelled = run("cancel", "demo")
     assert cancelled.returncode == 0, cancelled.stderr
@@ -93,7 +93,7 @@ def test_a_dead_server_of_workers_is_one_line_and_exit_code_1(demo_data: Path, t
     """It names its log and what to do; nothing is left running."""
     run = CommandLine(demo_data, tmp_path / "results")
     process = run.start("grid", "demo", *ONE, "seeds=1", "recipe.finetune.epochs=200")
-    assert wait_until(lambda: claims(run.results) == 1, 60)
+    assert wait_until(lambda: claims(run.results) == 1, 100)
     (server,) = (Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()).split()
     os.kill(int(server), signal.SIGKILL)
     output, _ = process.communicate(timeout=60)
