@@ -140,7 +140,7 @@ def grid(
     wait: Wait = None,
     dry_run: DryRun = False,
     scripts: Scripts = False,
-    yes: Annotated[bool, typer.Option("--yes", help="withdraw stages in Slurm that nobody needs any more, without asking")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="withdraw stages in Slurm that the new settings do not need, without asking")] = False,
     keep_old: Annotated[bool, typer.Option("--keep-old", help="leave such stages in Slurm")] = False,
     data: Data = ROOT / "data",
     results: Results = ROOT / "results",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from jobs.tables.collect import CollectReport
     from jobs.tables.latex import Style
     from jobs.tables.published import Published
+    from jobs.tables.several import Part
     from jobs.tables.summary import Summary, Unreplaced
 
 
@@ -77,10 +78,9 @@ def write_tables(session: Session, report: Report, asked: Asked = EVERYTHING, *,
 
 def write_joint_tables(sessions: Sequence[Session], asked: Asked) -> bool:
     """Write and print one table of several experiments. Returns whether every run has a result. UsageError without a folder."""
-    from jobs.control.outliers import rule_in_words
     from jobs.tables.collect import FORMATS, collect_several
     from jobs.tables.latex import PLAIN
-    from jobs.tables.several import Part, joint_published, joint_summary
+    from jobs.tables.several import joint_published, joint_summary
 
     names = [session.name for session in sessions]
     if len(set(names)) != len(names):
@@ -90,19 +90,7 @@ def write_joint_tables(sessions: Sequence[Session], asked: Asked) -> bool:
     parts = []
     for session in sessions:
         warn_if_changed(session)
-        report, policy = session.look(ask_slurm=False), session.launched.experiment.policy
-        parts.append(
-            Part(
-                session.name,
-                report.graph,
-                read_results(report.graph, session.launched.layout, report.facts),
-                table_states(status_of(session.name, report)),
-                rule_in_words(policy.outliers, policy.sigmas, policy.rounds),
-                report.judgements,
-                session.recipes,
-                session.published.labels,
-            )
-        )
+        parts.append(_part(session, session.look(ask_slurm=False)))
     summary, labels = joint_summary(parts, unreplaced_of(asked.unreplaced))
     published = joint_published([session.published for session in sessions], labels)
     if asked.to_stdout:
@@ -198,11 +186,19 @@ def collect_tables(session: Session, report: Report, asked: Asked = EVERYTHING) 
 
 def _summary(session: Session, report: Report, asked: Asked) -> Summary:
     """The numbers of what has a result."""
-    from jobs.control.outliers import rule_in_words
     from jobs.tables.collect import summary_of
 
+    part, unreplaced = _part(session, report), unreplaced_of(asked.unreplaced)
+    return summary_of(part.name, part.graph, part.results, part.states, part.outlier_rule, part.judgements, part.recipes, unreplaced)
+
+
+def _part(session: Session, report: Report) -> Part:
+    """What tables are made of: the graph of an experiment with its results, states, judgements and recipes."""
+    from jobs.control.outliers import rule_in_words
+    from jobs.tables.several import Part
+
     policy = session.launched.experiment.policy
-    return summary_of(
+    return Part(
         session.name,
         report.graph,
         read_results(report.graph, session.launched.layout, report.facts),
@@ -210,7 +206,7 @@ def _summary(session: Session, report: Report, asked: Asked) -> Summary:
         rule_in_words(policy.outliers, policy.sigmas, policy.rounds),
         report.judgements,
         session.recipes,
-        unreplaced_of(asked.unreplaced),
+        session.published.labels,
     )
 
 

@@ -1,4 +1,4 @@
-"""`list` and `du`: the experiments of a results folder, the space that each takes, and what nobody needs. They change nothing."""
+"""`list` and `du`: the experiments of a results folder, the space of each, and the results that no experiment needs. They only look."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def print_list(root: Path, opening: Opening, *, as_json: bool = False) -> None:
 
 
 def print_usage(root: Path, opening: Opening, *, as_json: bool = False) -> None:
-    """The space of each experiment, of the store, and of what nobody needs."""
+    """The space of each experiment, of the store, and of the results that no experiment needs."""
     from jobs.commands.owners import read_experiments
 
     experiments = read_experiments(root, opening)

@@ -34,7 +34,7 @@ def add_disk_commands(app: typer.Typer, default: Path, opening: Callable[[Path],
 
     @app.command()
     def du(as_json: AsJson = False, results: Results = default) -> None:
-        """Show the space that each experiment takes, alone and shared, and what nobody needs."""
+        """Show the space that each experiment takes, alone and shared, and the results that no experiment needs."""
         from jobs.commands.disk import print_usage
 
         print_usage(results.resolve(), opening(results), as_json=as_json)

@@ -118,7 +118,7 @@ def print_plan(session: Session, cost_notes: Callable[[Path, Sequence[Any]], Seq
     print_lines(new_lines(session, report))
     old = unneeded_now(session)
     if old.queued or old.running:
-        say(f"would withdraw {old}, which nobody needs any more; --keep-old keeps them")
+        say(f"would withdraw {old}, which the experiment does not need with these settings; --keep-old keeps them")
     if session.on_slurm:
         print_lines(impossible_lines(session, report))
     print_lines(forecast_lines(expected))

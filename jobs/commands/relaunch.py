@@ -93,7 +93,7 @@ def unneeded_now(session: Session) -> Unneeded:
 
 
 def settle_old_stages(session: Session, choice: OldStages, confirm: Callable[[str], bool] | None = None) -> None:
-    """Print what has changed since the last launch, and withdraw the stages that nobody needs any more unless they are to be kept.
+    """Print what has changed since the last launch, and withdraw the stages that the experiment no longer needs, unless they are kept.
 
     A launch records that they are kept. `confirm`: asks the user; by default on a terminal only.
     """

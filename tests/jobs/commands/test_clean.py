@@ -286,7 +286,7 @@ def test_wrong_usage(folder: Folder, options: dict[str, Any], message: str) -> N
 
 
 def test_lists(folder: Folder) -> None:
-    """A line for each experiment; sizes as `du` counts them; what one has alone and what nobody needs."""
+    """A line for each experiment; sizes as `du` counts them; what one has alone and what no experiment needs."""
     folder.run("one", "vft", "tapt")
     folder.run("two", "tapt", seeds=1)
     folder.run("one", "vft")

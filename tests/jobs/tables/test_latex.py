@@ -21,13 +21,6 @@ from tests.jobs.table_cases import entry, published, summary
 from tests.jobs.tables.display_cases import complete_case, nasty_case
 from tests.jobs.tables.test_display import CASES
 
-
-def found_by_latex(file: str) -> bool:
-    """Whether LaTeX has a package."""
-    finder = shutil.which("kpsewhich")
-    return finder is not None and bool(subprocess.run([finder, file], capture_output=True, check=False, timeout=60).stdout.strip())
-
-
 needs_pdflatex = pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 
 
@@ -59,7 +52,6 @@ def test_pdflatex_compiles_tables(case: str, style: Style, tmp_path: Path) -> No
 
 
 @needs_pdflatex
-@pytest.mark.skipif(not found_by_latex("siunitx.sty"), reason="siunitx is not installed (texlive-science)")
 def test_siunitx_sets_the_numbers(tmp_path: Path) -> None:
     """Then the settings of the paper apply: with a comma as its decimal marker no number of a cell has a point."""
     found, beside = complete_case()
