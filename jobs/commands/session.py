@@ -20,6 +20,7 @@ from jobs.errors import UsageError
 from jobs.experiment.config import Cluster
 from jobs.experiment.recipes import MethodRecipe, method_recipes
 from jobs.store.cancellations import read_cancellations
+from jobs.store.layout import shared_path
 from jobs.text import counted
 
 if TYPE_CHECKING:
@@ -67,8 +68,9 @@ class Session:
     @property
     def hints(self) -> Hints:
         """Commands for the user to paste."""
-        results, usual = self.launched.layout.root.resolve(), (self.root / "results").resolve()
-        return Hints(self.name, "" if results == usual else str(results), self.launched.typed or self._launch_words)
+        results = self.launched.layout.root
+        usual = results.resolve() == (self.root / "results").resolve()
+        return Hints(self.name, "" if usual else str(shared_path(results)), self.launched.typed or self._launch_words)
 
     @property
     def resume_command(self) -> str:

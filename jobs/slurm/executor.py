@@ -45,7 +45,7 @@ from jobs.slurm.startable import impossible
 from jobs.slurm.submissions import SETTLE_SECONDS, Guard, State, Submission, SubmissionBook, new_submission
 from jobs.store.attempts import own_cluster
 from jobs.store.clock import file_time
-from jobs.store.layout import Layout
+from jobs.store.layout import Layout, shared_path
 from jobs.store.snapshot import Snapshot, plan_snapshot, snapshot_facts, take_snapshot
 from jobs.worker.task import Description, Workplace, describe, write_description
 
@@ -88,7 +88,7 @@ class SlurmArrays(Executor):
     ) -> None:
         self._user = os.getuid() if user is None else user  # who launched the experiment: only they make passes
         self._experiment = experiment
-        self._layout = replace(layout, root=layout.root.resolve())
+        self._layout = replace(layout, root=shared_path(layout.root))
         self._place = place
         self._source = source
         self._worker = tuple(worker) if worker else (launcher_python(experiment.slurm, sys.executable), "launch.py", "worker")

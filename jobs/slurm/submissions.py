@@ -36,6 +36,7 @@ from jobs.slurm.client import UNDERWAY_SECONDS, SlurmClient, sbatch_under_way
 from jobs.slurm.parse import Refusal, classify_refusal
 from jobs.slurm.script import Job, parameters, render_script
 from jobs.store.attempts import claim_alive, process_start
+from jobs.store.identity import identity_of
 from jobs.store.layout import Layout
 from jobs.store.records import Claim, Decoder, check_times, create_json, write_json
 from jobs.text import one_line
@@ -313,7 +314,7 @@ def base_name(layout: Layout, batch: Batch) -> str:
     The digest covers the results folder too, so that two results folders with the same experiment do not share jobs.
     """
     tasks = [list(task.keys) for task in batch.tasks]
-    identity: list[object] = [os.path.realpath(layout.root), layout.experiment, batch.stage, batch.method, tasks]
+    identity: list[object] = [identity_of(layout.root), layout.experiment, batch.stage, batch.method, tasks]
     if batch.request.identity != Request().identity:
         identity.append(batch.request.identity)
     digest = hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:12]
@@ -323,7 +324,7 @@ def base_name(layout: Layout, batch: Batch) -> str:
 
 def fixed_name(layout: Layout, word: str, kind: str, *identity: str) -> str:
     """Name of a job that is the same for every submission: from its kind, the results folder, the experiment, and `identity`."""
-    whole = canonical_json([kind, os.path.realpath(layout.root), layout.experiment, *identity])
+    whole = canonical_json([kind, identity_of(layout.root), layout.experiment, *identity])
     digest = hashlib.sha256(whole.encode()).hexdigest()[:12]
     return f"{re.sub(r'[^A-Za-z0-9_-]', '_', layout.experiment[:40])}.{word}.{digest}"
 

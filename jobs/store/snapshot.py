@@ -22,7 +22,7 @@ from typing import Any
 
 from jobs.errors import UsageError
 from jobs.store.disk_space import naming
-from jobs.store.layout import Layout
+from jobs.store.layout import Layout, shared_path
 from jobs.store.records import Decoder, write_json
 
 SCHEMA = 1
@@ -90,7 +90,7 @@ def plan_snapshot(source: Path, layout: Layout) -> Snapshot:
     digest = _digest(source, files)
     return Snapshot(
         source=source,
-        path=layout.snapshots.resolve() / digest,
+        path=shared_path(layout.snapshots) / digest,
         digest=digest,
         files=files,
         commit=commit,
@@ -177,7 +177,7 @@ def _known_snapshot(source: Path, layout: Layout) -> Snapshot | None:
     if found is None:
         return None
     record, files = found
-    path = layout.snapshots.resolve() / record.snapshot
+    path = shared_path(layout.snapshots) / record.snapshot
     return Snapshot(source, path, record.snapshot, files, record.commit, record.changed, record.left_out)
 
 

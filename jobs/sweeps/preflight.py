@@ -18,7 +18,7 @@ from jobs.experiment.launched import Corpus
 from jobs.experiment.layers import nearest
 from jobs.experiment.registry import SweepRegistry
 from jobs.experiment.sweep_section import MAX_POINTS, Search
-from jobs.store.layout import Layout
+from jobs.store.layout import Layout, shared_path
 from jobs.sweeps.records import Sweep, folds_of
 from jobs.sweeps.report.costs import Hours
 from jobs.sweeps.search import rungs
@@ -93,7 +93,7 @@ def _check_paths(space: Space, path_keys: Sequence[str]) -> None:
         for value in values:
             path = Path(value) if isinstance(value, str) and key.rpartition(".")[2] in path_keys else None
             if path is not None and not path.is_absolute() and path.expanduser().exists():
-                raise UsageError(f"{SECTION}.{key}: {value}: name it by its absolute path, {path.expanduser().resolve()}")
+                raise UsageError(f"{SECTION}.{key}: {value}: name it by its absolute path, {shared_path(path.expanduser())}")
 
 
 def _check_settings(space: Space, experiment: Experiment, stages: Callable[[Point], Mapping[str, Node]]) -> None:
