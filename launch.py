@@ -25,6 +25,8 @@ from jobs.store.layout import Layout, shared_path
 from ser_core.errors import InputError, shortened
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from jobs.commands.launching import Code
     from jobs.commands.needs import Needs
     from jobs.commands.owners import Opening
@@ -485,6 +487,23 @@ def _resolve_checkpoints(experiment: Experiment, *launched: Layout) -> None:
     _note(*dict.fromkeys(lines))
 
 
+def _pin_swept(experiment: Experiment, layouts: Iterable[Layout]) -> None:
+    """Make paths of checkpoints absolute, and resolve every hub name that a sweep searches, as `_resolve_checkpoints`."""
+    from jobs.experiment.launched import last_recipes
+    from jobs.sweeps.preflight import recipes_with
+    from ser_core.models.identity import pin_commit
+    from ser_core.settings import commits_of, resolve_checkpoints
+
+    former = commits_of(recipe for layout in layouts for recipe in last_recipes(layout))
+    for recipe in (experiment.recipe, *experiment.recipes.values()):
+        resolve_checkpoints(recipe, (shared_path(Path()), ROOT))
+    lines, commits = [], experiment.recipe.backbone.commits
+    for recipe in recipes_with(experiment, ("backbone.checkpoint", "backbone.revision")):
+        lines.append(pin_commit(recipe.backbone, former))
+        commits.update(recipe.backbone.commits)
+    _note(*dict.fromkeys(lines))
+
+
 def _typed(command: str, arguments: list[str], cluster: str | None, wait: bool | None, data: Path, results: Path) -> tuple[str, ...]:
     from jobs.commands.hints import launch_words
 
@@ -578,7 +597,7 @@ def _launch_sweep(
     layout = Layout(shared_path(results), experiment.name)
     if not dry_run:
         measure(layout.root)
-    _resolve_checkpoints(experiment, *sweeps_of(layout), layout)
+    _pin_swept(experiment, (*sweeps_of(layout), layout))
     corpus = _corpus(experiment, data, dry_run)
     typed = _typed("sweep", arguments, cluster, wait, data, results)
     sweep = new_sweep(experiment, words.file, corpus, layout, REGISTRY, code=ROOT, typed=typed)

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jobs.control.controller import read_facts
 from jobs.control.estimates import Source, sibling_seconds
@@ -32,6 +33,7 @@ from jobs.sweeps.space import (
     listed_points,
     random_points,
     recipe_of_sweep,
+    space_of,
     swept_method,
     variations,
 )
@@ -66,6 +68,18 @@ def check_sweep(experiment: Experiment, space: Space, registry: SweepRegistry, c
     _check_sizes(space, experiment, registry, corpus, validation, stages)
     require_ray(experiment.sweep.search)
     return validation
+
+
+def recipes_with(experiment: Experiment, keys: Sequence[str]) -> tuple[Any, ...]:
+    """A recipe for each combination of the values that these settings have in a sweep; other settings have the value of one point."""
+    space = space_of(experiment)
+    searched = {key: space.choices[key] for key in keys if key in space.choices}
+    first = dict(next(ends(space)).settings)
+    points = (
+        Point(space.pool, tuple({**first, **dict(zip(searched, each, strict=True))}.items()))
+        for each in itertools.product(*searched.values())
+    )
+    return tuple(apply(experiment, point).recipe for point in points)
 
 
 def require_ray(search: Search) -> None:
