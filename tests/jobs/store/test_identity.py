@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.errors import UsageError
 from jobs.slurm.chain import link_name
 from jobs.store import identity
 from jobs.store.identity import identity_of, record_identity
@@ -85,3 +86,11 @@ def test_the_first_of_two_launches_decides(tmp_path: Path) -> None:
     first = (tmp_path / "id.json").read_bytes()
     record_identity(tmp_path)
     assert (tmp_path / "id.json").read_bytes() == first
+
+
+def test_a_damaged_identity_is_refused(tmp_path: Path) -> None:
+    """Another identity in its place would submit everything again."""
+    record_identity(tmp_path)
+    (tmp_path / "id.json").write_text('{"schema": 1, "id": ')
+    with pytest.raises(UsageError, match=rf"{tmp_path}/id\.json: damaged \(.*\): delete it when squeue shows no job"):
+        as_in_another_process(tmp_path)
