@@ -43,6 +43,7 @@ from jobs.text import one_line
 
 SCHEMA = 1
 SETTLE_SECONDS = 60.0  # how long a submission must be missing in Slurm before it is repeated, and how long accounting may lag
+FAILED = "FAILED"  # Slurm's state of a job whose script ended with an error; of these the node is recorded
 LAUNCH_FAILED = "LAUNCH_FAILED"  # beside Slurm's own states: withdrawn because Slurm could not start it on the node it chose
 Refinements = tuple[tuple[tuple[int, ...], str], ...]  # (indices, what they wait for), as in jobs.slurm.dependencies
 
@@ -89,7 +90,7 @@ class Submission:
     left: Mapping[str, float] = field(default_factory=dict)  # index -> time at which it was first missing from the queue
     ended: Mapping[str, str] = field(default_factory=dict)  # index -> final state; "": accounting did not report it
     ended_at: Mapping[str, float] = field(default_factory=dict)  # index -> end in accounting, by slurmctld's clock; missing: unknown
-    nodes: Mapping[str, str] = field(default_factory=dict)  # index -> node on which Slurm could not start it; "": unknown
+    nodes: Mapping[str, str] = field(default_factory=dict)  # index -> node on which it could not be started, or failed; "": unknown
     asked: Asked | None = None  # time and memory requested for each element; None: not recorded
     refused: str = ""  # Slurm's message, if it rejected the request
     launch: float = 0.0  # number of the launch it belongs to (jobs.store.launches); 0: not recorded
