@@ -21,9 +21,12 @@ from jobs.commands.arguments import RUN, AsJson, Data, DryRun, Name, Results, Sc
 from jobs.commands.disk_arguments import add_disk_commands
 from jobs.commands.examples import add_examples
 from jobs.errors import InternalError, SlurmUnavailableError, StoredConfigurationError, UsageError, is_mendable
+from jobs.store.layout import Layout, shared_path
 from ser_core.errors import InputError, shortened
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from jobs.commands.launching import Code
     from jobs.commands.needs import Needs
     from jobs.commands.owners import Opening
@@ -31,10 +34,9 @@ if TYPE_CHECKING:
     from jobs.commands.sweep import SweepSession
     from jobs.experiment.config import Experiment
     from jobs.experiment.launched import Corpus, Launched
-    from jobs.store.layout import Layout
     from jobs.worker.task import Workplace
 
-ROOT = Path(__file__).resolve().parent
+ROOT = shared_path(Path(__file__).resolve() if Path(__file__).is_symlink() else Path(__file__)).parent
 CONFIGS = ROOT / "configs"
 PUBLISHED = CONFIGS / "published.yaml"
 DEFAULT_EXPERIMENT = "iemocap"
@@ -201,7 +203,7 @@ def status(
 
         if watch or requests:
             raise UsageError(f"status: {'--watch' if watch else '--requests'} is of one experiment: name it")
-        show_list(results.resolve(), lambda name: _reopen(name, results, patient=False), as_json=as_json)
+        show_list(shared_path(results), lambda name: _reopen(name, results, patient=False), as_json=as_json)
         return
     if requests:
         from jobs.commands.requests import show_requests
@@ -248,7 +250,6 @@ def cancel(
     """Cancel an experiment, or single runs of it, until it is launched again. Results stay; running Slurm jobs write a checkpoint."""
     from jobs.commands.cancel import print_cancellation
     from jobs.experiment.launched import without_configuration
-    from jobs.store.layout import Layout
 
     named = words or []
     experiment, runs = (None, named) if not named or "/" in named[0] else (named[0], named[1:])
@@ -257,7 +258,7 @@ def cancel(
     except StoredConfigurationError:
         if runs:
             raise
-        session = _session(without_configuration(Layout(results.resolve(), _chosen(experiment, results)[0])))
+        session = _session(without_configuration(Layout(shared_path(results), _chosen(experiment, results)[0])))
     print_cancellation(session, runs)
 
 
@@ -356,7 +357,7 @@ def doctor(
     experiment = read_experiment(words, _code())
     slurm = experiment if experiment.cluster is Cluster.slurm else None
     needs = _needs(experiment, data) if words.named else None
-    checks = examine(results.resolve(), source=ROOT, experiment=slurm, tell=lambda text: typer.echo(text, err=True), needs=needs)
+    checks = examine(shared_path(results), source=ROOT, experiment=slurm, tell=lambda text: typer.echo(text, err=True), needs=needs)
     typer.echo(json.dumps(checks_to_json(checks), indent=1) if as_json else "\n".join(check_lines(checks)))
     raise typer.Exit(exit_code(checks))
 
@@ -371,7 +372,7 @@ def _needs(experiment: Experiment, data: Path) -> Needs:
     problem, code = "", _code()
     methods = {name: experiment.variants[name].method if name in experiment.variants else name for name in experiment.methods}
     for recipe in experiment.recipes.values():
-        resolve_checkpoints(recipe, (Path.cwd(), ROOT))
+        resolve_checkpoints(recipe, (shared_path(Path()), ROOT))
     try:
         check_corpus(experiment, _corpus(experiment, data, True), code)
     except (UsageError, InputError) as error:
@@ -381,19 +382,18 @@ def _needs(experiment: Experiment, data: Path) -> Needs:
     except InputError:  # of missing weights, which have a line of their own
         stages = code.stages
     weights = dict.fromkeys(each for name, recipe in experiment.recipes.items() for each in needed_weights(methods[name], recipe))
-    return Needs(experiment.corpus, (data / experiment.corpus).resolve(), problem, tuple(weights), stages)
+    return Needs(experiment.corpus, shared_path(data / experiment.corpus), problem, tuple(weights), stages)
 
 
 def _opening(results: Path) -> Opening:
     from jobs.commands.owners import Opening
-    from jobs.store.layout import Layout
     from jobs.sweeps.records import load_sweep
     from ser_core.registry import REGISTRY
     from ser_core.settings import Recipe
 
     return Opening(
         lambda name: _reopen(name, results, patient=False),
-        lambda name, digest: load_sweep(Layout(results.resolve(), name), digest, REGISTRY, Recipe, ROOT),
+        lambda name, digest: load_sweep(Layout(shared_path(results), name), digest, REGISTRY, Recipe, ROOT),
     )
 
 
@@ -435,13 +435,12 @@ def _launch(arguments: list[str], cluster: str | None, wait: bool | None, data: 
     from jobs.commands.launching import check_corpus, experiment_to_launch, words_of
     from jobs.experiment.launched import last_launch, launch
     from jobs.store.clock import measure
-    from jobs.store.layout import Layout
     from ser_core.registry import REGISTRY
     from ser_core.settings import Recipe
 
     words = words_of("grid", arguments, cluster, DEFAULT_EXPERIMENT)
     experiment, where = experiment_to_launch(words, _code(), results, _corpora(data))
-    layout = Layout(results.resolve(), experiment.name)
+    layout = Layout(shared_path(results), experiment.name)
     _resolve_checkpoints(experiment, layout)
     corpus = _corpus(experiment, data, dry_run)
     check_corpus(experiment, corpus, _code())
@@ -457,13 +456,12 @@ def _relaunch(named: str | None, results: Path, *, dry_run: bool) -> Session:
     from jobs.commands.launching import check_corpus, check_experiment
     from jobs.experiment.launched import relaunch, require_same_corpus
     from jobs.store.clock import measure
-    from jobs.store.layout import Layout
     from ser_core.corpora.manifest import load_manifest
     from ser_core.registry import REGISTRY
     from ser_core.settings import Recipe
 
     name, line = _chosen(named, results)
-    layout = Layout(results.resolve(), name)
+    layout = Layout(shared_path(results), name)
     if not dry_run:
         measure(layout.root)
     session = _session(relaunch(layout, REGISTRY, Recipe), new=True)
@@ -484,8 +482,25 @@ def _resolve_checkpoints(experiment: Experiment, *launched: Layout) -> None:
     former = commits_of(recipe for layout in launched for recipe in last_recipes(layout))
     lines = []
     for recipe in (experiment.recipe, *experiment.recipes.values()):
-        resolve_checkpoints(recipe, (Path.cwd(), ROOT))
+        resolve_checkpoints(recipe, (shared_path(Path()), ROOT))
         lines.append(pin_commit(recipe.backbone, former))
+    _note(*dict.fromkeys(lines))
+
+
+def _pin_swept(experiment: Experiment, layouts: Iterable[Layout]) -> None:
+    """Make paths of checkpoints absolute, and resolve every hub name that a sweep searches, as `_resolve_checkpoints`."""
+    from jobs.experiment.launched import last_recipes
+    from jobs.sweeps.preflight import recipes_with
+    from ser_core.models.identity import pin_commit
+    from ser_core.settings import commits_of, resolve_checkpoints
+
+    former = commits_of(recipe for layout in layouts for recipe in last_recipes(layout))
+    for recipe in (experiment.recipe, *experiment.recipes.values()):
+        resolve_checkpoints(recipe, (shared_path(Path()), ROOT))
+    lines, commits = [], experiment.recipe.backbone.commits
+    for recipe in recipes_with(experiment, ("backbone.checkpoint", "backbone.revision")):
+        lines.append(pin_commit(recipe.backbone, former))
+        commits.update(recipe.backbone.commits)
     _note(*dict.fromkeys(lines))
 
 
@@ -503,7 +518,7 @@ def _corpora(data: Path) -> list[str]:
 
 def _corpus(experiment: Experiment, data: Path, dry_run: bool) -> Corpus:
     name = experiment.corpus
-    folder = (data / name).resolve()
+    folder = shared_path(data / name)
     if not (folder / "manifest.json").is_file():
         if name == "demo" and not dry_run:
             prepare("demo", data=data)
@@ -524,7 +539,7 @@ def _prepared(folder: Path) -> Corpus:
     from ser_core.corpora.manifest import load_manifest
 
     manifest = load_manifest(folder)
-    return Corpus(manifest.corpus, manifest.digest, manifest.folds, str(folder.resolve()))
+    return Corpus(manifest.corpus, manifest.digest, manifest.folds, str(shared_path(folder)))
 
 
 def _check_scripts(scripts: bool, dry_run: bool) -> None:
@@ -547,12 +562,11 @@ def _chosen(named: str | None, results: Path) -> tuple[str, str]:
 
 def _reopen(named: str | None, results: Path, *, patient: bool = True) -> Session:
     from jobs.experiment.launched import reopen
-    from jobs.store.layout import Layout
     from ser_core.registry import REGISTRY
     from ser_core.settings import Recipe
 
     name, line = _chosen(named, results)
-    session = _session(reopen(Layout(results.resolve(), name), REGISTRY, Recipe), patient=patient)
+    session = _session(reopen(Layout(shared_path(results), name), REGISTRY, Recipe), patient=patient)
     _note(line)
     return session
 
@@ -571,7 +585,6 @@ def _launch_sweep(
     from jobs.commands.launching import experiment_to_launch, words_of
     from jobs.commands.sweep import new_sweep, session_of
     from jobs.store.clock import measure
-    from jobs.store.layout import Layout
     from jobs.sweeps.preflight import require_ray
     from jobs.sweeps.records import sweeps_of
     from jobs.sweeps.space import listed_points
@@ -581,10 +594,10 @@ def _launch_sweep(
     experiment, where = experiment_to_launch(words, _code(), results, _corpora(data))
     listed_points(experiment)  # checks that need no corpus come before one is prepared
     require_ray(experiment.sweep.search)
-    layout = Layout(results.resolve(), experiment.name)
+    layout = Layout(shared_path(results), experiment.name)
     if not dry_run:
         measure(layout.root)
-    _resolve_checkpoints(experiment, *sweeps_of(layout), layout)
+    _pin_swept(experiment, (*sweeps_of(layout), layout))
     corpus = _corpus(experiment, data, dry_run)
     typed = _typed("sweep", arguments, cluster, wait, data, results)
     sweep = new_sweep(experiment, words.file, corpus, layout, REGISTRY, code=ROOT, typed=typed)
@@ -595,12 +608,11 @@ def _launch_sweep(
 def _reopen_sweep(experiment: str, results: Path, digest: str = "", *, look_only: bool = True) -> SweepSession:
     """A sweep of an experiment, by default the one launched last. `look_only`: for a person who waits, and nothing is recorded."""
     from jobs.commands.sweep import session_of
-    from jobs.store.layout import Layout
     from jobs.sweeps.records import load_sweep, require_latest
     from ser_core.registry import REGISTRY
     from ser_core.settings import Recipe
 
-    layout = Layout(results.resolve(), experiment)
+    layout = Layout(shared_path(results), experiment)
     sweep = load_sweep(layout, digest or require_latest(layout), REGISTRY, Recipe, ROOT)
     place = _workplace(layout, sweep.corpus, sweep.launched)
     return session_of(sweep, place, ROOT, preload=PRELOAD, patient=not look_only, read_only=look_only)

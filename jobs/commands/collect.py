@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from jobs.commands.console import note, say, warn_if_changed
 from jobs.commands.status_report import problem_lines, status_of, table_states
 from jobs.errors import UsageError
+from jobs.store.layout import shared_path
 from jobs.store.records import Result, read_result
 from jobs.text import counted, listed
 
@@ -228,7 +229,7 @@ def send_notices(session: Session, report: Report, written: CollectReport, messa
         all_runs=len(report.graph.runs),
         ua={f"{method.corpus} {method.method}": method.mean_ua for method in written.summary.methods},
         problems=(*filter(None, [message, _kept_line(session, written)]), *problem_lines(status_of(session.name, report))),
-        tables=str(session.launched.layout.tables.resolve()),
+        tables=str(shared_path(session.launched.layout.tables)),
     )
     return [notice_line(notice) for notice in notify(policy, session.launched.layout, ending)]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jobs.experiment.config import SECRETS
 from jobs.experiment.layers import is_path
+from jobs.store.layout import shared_path
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,14 @@ def launch_words(
     Settings that may hold secrets are left out: the words are printed. `resume` has them all the same. The path of a file is absolute.
     """
     typed = [text for text in arguments if not text.startswith(SECRETS)]
-    words = [command, *(str(Path(text).resolve()) if "=" not in text and is_path(text) else text for text in typed)]
+    words = [command, *(str(shared_path(Path(text))) if "=" not in text and is_path(text) else text for text in typed)]
     if cluster is not None:
         words.extend(("--cluster", cluster))
     if wait is not None:
         words.append("--wait" if wait else "--detach")
     for option, folder, default in folders:
         if folder.resolve() != default.resolve():
-            words.extend((option, str(folder.resolve())))
+            words.extend((option, str(shared_path(folder))))
     return tuple(words)
 
 

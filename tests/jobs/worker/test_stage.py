@@ -367,7 +367,7 @@ def test_changed_code_is_refused(place: Place, tmp_path: Path) -> None:
     assert place.execute(place.runs[0]) is Verdict.done  # this process has verified it
     check_snapshot.cache_clear()
     assert place.execute(place.runs[1]) is Verdict.refused
-    assert "this copy of the code was changed since the launch" in place.outcome(place.runs[1]).message
+    assert "this copy of the code was changed since the launch (launch.py)" in place.outcome(place.runs[1]).message
     assert place.starts(place.runs[1]) == 0
 
 
