@@ -18,8 +18,8 @@ FIRST = {
     "FinetuneSettings": "epochs batch_size learning_rate max_seconds head spec_augment precision",
     "HeadSettings": "pooling",
     "SpecAugmentSettings": "spans_per time_length time_probability time_minimum feature_length feature_probability feature_minimum",
-    "TaptSettings": "steps learning_rate warmup_steps flat_fraction batch_seconds max_seconds buckets batches_per_bucket drop_last negatives "
-    "negative_frames temperature diversity_weight attention_mask mask_minimum mask_spans_per precision",
+    "TaptSettings": "steps learning_rate warmup_steps flat_fraction batch_seconds max_seconds buckets batches_per_bucket drop_last "
+    "negatives negative_frames temperature diversity_weight attention_mask mask_minimum mask_spans_per precision",
     "StatesSettings": "wav2vec steps learning_rate warmup_fraction flat_fraction batch_size validation_fraction validate_every rnn_units "
     "head_units spec_augment precision",
     "PtaptSettings": "steps learning_rate warmup_steps flat_fraction batch_seconds max_seconds buckets batches_per_bucket drop_last "
