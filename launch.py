@@ -57,7 +57,7 @@ app = typer.Typer(
 
 @app.command()
 def prepare(
-    kind: Annotated[str, typer.Argument(metavar="CORPUS", help="iemocap | savee | emodb | csv | labels | demo")],
+    kind: Annotated[str, typer.Argument(metavar="CORPUS", help="iemocap | savee | emodb | csv | labels | unlabelled | demo")],
     source: Annotated[Path | None, typer.Option(help="folder of the corpus as distributed; a file for csv and labels")] = None,
     name: Annotated[str | None, typer.Option(help="name of the prepared corpus; default: its kind, or the source's name")] = None,
     audio: Annotated[Path | None, typer.Option(help="labels: folder of the recordings; default: that of the file")] = None,
@@ -79,7 +79,7 @@ def prepare(
     elif source is None:
         raise UsageError(f"prepare {kind}: name the folder of the corpus: --source DIR")
     else:
-        found, own = source, name or (source.stem if kind in ("csv", "labels") else kind)
+        found, own = source, name or (source.stem if kind in ("csv", "labels", "unlabelled") else kind)
         if not found.exists():
             raise UsageError(f"prepare {kind}: --source {found}: no such file or folder")
         manifest = with_progress(
@@ -525,7 +525,7 @@ def _corpus(experiment: Experiment, data: Path, dry_run: bool) -> Corpus:
         elif name == "demo":
             raise UsageError("the demo corpus is not prepared yet: run `python launch.py prepare demo` first, or leave out --dry-run")
         else:
-            kind = name if name in ("iemocap", "savee", "emodb") else "csv"
+            kind = name if name in ("iemocap", "savee", "emodb") else {"librispeech": "unlabelled"}.get(name, "csv")
             more = "" if kind == name else f" --name {name}"
             raise UsageError(
                 f"corpus {name!r} is not prepared (no {folder}): run `python launch.py prepare {kind} --source FOLDER{more}`, "

@@ -70,7 +70,8 @@ def write_tables(session: Session, report: Report, asked: Asked = EVERYTHING, *,
     if written.kept:
         note(_kept_line(session, written))
     else:
-        say(f"{(session.launched.layout.folder if asked.out is None else asked.out) / 'confusion'}: one matrix per run and method")
+        if written.summary.methods:
+            say(f"{(session.launched.layout.folder if asked.out is None else asked.out) / 'confusion'}: one matrix per run and method")
     if announce:
         for line in send_notices(session, report, written):
             note(line)
