@@ -48,10 +48,21 @@ def launch_words(
         words.extend(("--cluster", cluster))
     if wait is not None:
         words.append("--wait" if wait else "--detach")
-    for option, folder, default in folders:
-        if folder.resolve() != default.resolve():
-            words.extend((option, str(folder.resolve())))
-    return tuple(words)
+    return (*words, *_folder_words(folders))
+
+
+def next_after_prepare(corpus: str, folders: Iterable[tuple[str, Path, Path]], *, has_experiment: bool) -> str:
+    """The command that follows `prepare`: the dry run of the corpus's own experiment, or `init` of a new one."""
+    more = _folder_words(folders)
+    if has_experiment:
+        return f"next: {_quoted(('grid', corpus, '--dry-run', *more))} shows what its experiment would compute"
+    return f"next: {_quoted(('init', corpus, '--corpus', corpus, *more))} writes an experiment on it"
+
+
+def _folder_words(folders: Iterable[tuple[str, Path, Path]]) -> list[str]:
+    return [
+        word for option, folder, default in folders if folder.resolve() != default.resolve() for word in (option, str(folder.resolve()))
+    ]
 
 
 def _quoted(words: Sequence[str]) -> str:
