@@ -68,6 +68,7 @@ def prepare(
 ) -> None:
     """Check a corpus, convert it to 16 kHz mono, write its manifest. Every problem is listed by file name."""
     from jobs.commands.console import with_progress
+    from jobs.commands.hints import next_after_prepare
     from jobs.text import counted
     from ser_core.corpora.demo import prepare_demo
     from ser_core.corpora.prepare import prepare as prepare_corpus
@@ -102,6 +103,9 @@ def prepare(
         f"{manifest.corpus}: {size}, classes {', '.join(manifest.classes)}, folds {', '.join(manifest.folds)}; "
         f"digest {manifest.digest[:12]}; in {manifest.folder}"
     )
+    if kind != "demo":  # which `grid demo` prepares itself
+        own = (CONFIGS / "experiment" / f"{manifest.corpus}.yaml").is_file()
+        _note(next_after_prepare(manifest.corpus, [("--data", data, ROOT / "data")], has_experiment=own))
 
 
 @app.command()
