@@ -378,7 +378,7 @@ def _method(corpus: str, method: str, cells: Sequence[CellSummary]) -> MethodSum
         interval=t_interval(by_slot) if complete else None,
         crossed=crossed_mean(by_fold) if complete else None,
         mean_ua_all_runs=mean(known(cell.mean_ua_all_runs for cell in cells)),
-        sd_ua_all_runs=sd(slot_means([_all_by_slot(cell.runs) for cell in cells])),
+        sd_ua_all_runs=sd(slot_means([all_by_slot(cell.runs) for cell in cells])),
         n=sum(cell.n for cell in cells),
         outliers=_dropped(cells, Status.outlier),
         diverged=_dropped(cells, Status.diverged),
@@ -397,7 +397,7 @@ def _every(entries: Iterable[Entry]) -> list[float]:
     return [entry.scores.ua for entry in entries if entry.scores is not None]
 
 
-def _all_by_slot(entries: Iterable[Entry]) -> dict[int, float]:
+def all_by_slot(entries: Iterable[Entry]) -> dict[int, float]:
     """Slot -> mean UA of all its runs."""
     by_slot: defaultdict[int, list[Entry]] = defaultdict(list)
     for entry in entries:
