@@ -275,6 +275,7 @@ def train(
                     saved_at = time.monotonic()
         finally:
             curves.close()
+    curves.publish()
     if plan.save_last and durations:
         save()
     return TrainingResult(
