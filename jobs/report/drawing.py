@@ -6,6 +6,7 @@ tooltips. Colours and widths are classes of `templates/report.css`.
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -112,7 +113,7 @@ class Panel:
         size = f'x="{_n(left)}" y="{_n(top)}" width="{_n(right - left)}" height="{_n(bottom - top)}" fill-opacity="{opacity:.3f}"'
         self.elements.append(_element("rect", size, style, tip))
         centre = self.at(x, y)
-        self.elements.append(write(centre[0], centre[1] + 4, text, f"middle{' light' if opacity > 0.6 else ''}"))
+        self.elements.append(write(centre[0], centre[1] + 4, text, "middle"))
 
     def svg(self) -> str:
         """Grid, axes and all elements."""
@@ -165,6 +166,12 @@ def figure(
     head = f'<svg viewBox="0 0 {_n(WIDTH)} {_n(height)}" role="img" aria-labelledby="{name}-title {name}-about">'
     words = f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-about">{escape(description)}</desc>'
     return Figure(name, title, description, "\n".join((head + words, *parts, "</svg>")), tuple(tables), view)
+
+
+def picture(name: str, title: str, description: str, png: bytes) -> Figure:
+    """A figure of a PNG file, embedded."""
+    address = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return Figure(name, title, description, f'<img alt="{escape(title)}" src="{address}">')
 
 
 def symbol(kind: str, x: float, y: float, size: float, style: str, tip: str) -> str:

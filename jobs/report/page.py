@@ -64,7 +64,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing with what it shows in words. `svg` is markup, everything else is text."""
+    """A drawing with what it shows in words. `svg` is markup (or an embedded picture), everything else is text."""
 
     name: str  # unique in the page; begins the ids in the drawing
     title: str

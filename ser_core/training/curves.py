@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ SCHEMA = 1
 MOST_POINTS = 200  # of a curve in `curves.json`
 
 Row = list[Any]  # [step, {name: value}]
+References = Mapping[str, tuple[float, str]]  # name of a curve -> a value to compare it with, and what that is
 
 
 class Curves:
@@ -38,10 +39,10 @@ class Curves:
         self.rows.append([step, values])
         self._write(step, values)
 
-    def publish(self) -> None:
-        """Write `curves.json`: name -> [step, value] pairs of at most `MOST_POINTS` entries. Called at the end of the training."""
+    def publish(self, references: References) -> None:
+        """Write `curves.json` at the end of the training: `curves`, name -> at most `MOST_POINTS` pairs of step and value; `references`."""
         if self._output is not None:
-            value = {"schema": SCHEMA, "curves": thinned(self.rows)}
+            value = {"schema": SCHEMA, "curves": thinned(self.rows), "references": dict(references)}
             (self._output / FILE).write_text(json.dumps(value, sort_keys=True) + "\n", encoding="utf-8")
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ const collator = new Intl.Collator("en", { numeric: true });
 function keyOf(row, column) {
   const cell = row.cells[column];
   const text = cell.dataset.key ?? cell.textContent;
-  const number = text.trim() === "" ? NaN : Number(text);
+  const number = text.trim() === "" ? NaN : Number(text.replace("\u2212", "-")); // a minus sign is printed
   return { text, number };
 }
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from jobs.control.outliers import Verdict, rule_in_words
-from jobs.report.material import Material, material_of
+from jobs.experiment.graph import Node
+from jobs.report.material import Material, Source, material_of
+from jobs.store.layout import Layout
+from jobs.store.records import write_json
+from jobs.tables.collect import summary_of
 from jobs.tables.published import Published
 from jobs.tables.summary import CodeFacts, Entry, Scores, Status, summarise
-from tests.jobs.table_cases import paper_like, published
+from tests.jobs.table_cases import graph, paper_like, published, result
 
 HOSTILE = "<script>alert('1')</script> & \"quoted\" $x$"
 
@@ -38,6 +44,62 @@ def hostile_case() -> Material:
     code = CodeFacts((HOSTILE,), True, {HOSTILE: (HOSTILE,)}, (HOSTILE,))
     found = summarise(runs, experiment=HOSTILE, outlier_rule=HOSTILE, code=code)
     return material_of(found, Published(HOSTILE, HOSTILE, {f"{HOSTILE}0": f"{HOSTILE} label"}, {f"{HOSTILE}0": HOSTILE}))
+
+
+def experiment_case(folder: Path) -> Material:
+    """An experiment with results, predictions, curves and times: 3 methods, 2 folds, 3 slots, and one shared stage above TAPT's runs.
+
+    TAPT confuses b with a more often than V-FT does. Slot 0 of V-FT in fold 1 is of an earlier version: it left no curves.
+    """
+    made, layout = graph(), Layout(folder, "demo")
+    shared = Node("a" * 20, "tapt", 1, {}, {}, {}, "1", 0, "tapt")
+    children = {**made.children, shared.key: tuple(run.key for run in made.runs if run.method == "tapt")}
+    made = replace(made, nodes={shared.key: shared, **made.nodes}, children=children)
+    results = {shared.key: replace(result(made.runs[0], (), ()), key=shared.key, stage="tapt")}
+    for place, run in enumerate(made.runs):
+        wrong = 1 + run.slot + (1 if run.method == "tapt" else 0)
+        results[run.key] = result(run, ((8, 2), (wrong, 10 - wrong)), ("a", "b"), attempt=2 if place == 1 else 1)
+        write_predictions(layout.stage("finetune", run.key).attempt(results[run.key].attempt).output, wrong)
+    for place, (key, found) in enumerate(results.items()):
+        names = () if key == made.runs[0].key else ("curves.json",)
+        if names:
+            write_curves(layout.stage(found.stage, key).attempt(found.attempt).output, place)
+        files = ("predictions.csv", *names) if found.confusion else names
+        results[key] = replace(found, artifacts=dict.fromkeys(files, "0" * 64), provenance={**found.provenance, **times(place)})
+    summary = summary_of("demo", made, results, {})
+    return material_of(summary, published(None), [Source(made, results, layout)])
+
+
+def write_predictions(output: Path, wrong: int) -> None:
+    """Ten utterances a class and two speakers; the first utterances of b are wrong with a confidence of 0.75."""
+    rows = [f"a{number},one,a,{'a' if number < 8 else 'b'},0.9,0.1" for number in range(10)]
+    rows += [f"b{number},two,b,{'a,0.75,0.25' if number < wrong else 'b,0.25,0.75'}" for number in range(10)]
+    output.mkdir(parents=True)
+    (output / "predictions.csv").write_text("\n".join(["id,speaker,label,predicted,p_a,p_b", *rows]) + "\n")
+
+
+def write_curves(output: Path, place: int) -> None:
+    """A loss that falls from 1.4 to 0.5 or so, and its accuracy."""
+    steps = range(10, 1010, 10)
+    curves = {
+        "train/loss": [(step, 0.5 + 0.01 * place + 9 / (step + 5)) for step in steps],
+        "train/accuracy": [(step, step / 1010) for step in steps],
+        "train/learning_rate": [(step, 1e-3) for step in steps],
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / "curves.json", {"schema": 1, "curves": curves, "references": {"train/loss": [0.7, "loss of the class prior"]}})
+
+
+def times(place: int) -> dict[str, object]:
+    """A minute each, two at the same time on each of two nodes; the first stage on four GPUs."""
+    began = datetime(2026, 1, 2, 3, place // 4, tzinfo=UTC)
+    facts = {
+        "started": began.isoformat(),
+        "finished": (began + timedelta(minutes=1)).isoformat(),
+        "seconds": 60.0,
+        "host": f"node{place % 2}",
+    }
+    return {**facts, "device": "4 x H200" if place == 0 else "cpu", "processes": 4 if place == 0 else 1, "threads": 2}
 
 
 def verdict(ua: float) -> Verdict:

@@ -82,7 +82,7 @@ def test_published_curves(bench: Bench) -> None:
     """`curves.json` has what the event files have; of long curves 200 points with the last one, each curve by itself."""
     bench.train(Regression(), "whole", output="whole")
     published = json.loads((bench.root / "whole/curves.json").read_text())
-    assert published["schema"] == 1
+    assert (published["schema"], published["references"]) == (1, {})
     assert [step for step, _ in published["curves"]["train/loss"]] == [step for step, _ in bench.curve("whole", "train/loss")]
     found = [value for _, value in published["curves"]["train/loss"]]
     assert found == pytest.approx([value for _, value in bench.curve("whole", "train/loss")])
