@@ -269,7 +269,7 @@ def cancel(
 @app.command()
 def collect(
     experiments: Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT ...]", help="several: one table, with --out")] = None,
-    formats: Annotated[list[str] | None, typer.Option("--format", help="latex | markdown | csv | json; default: all")] = None,
+    formats: Annotated[list[str] | None, typer.Option("--format", help="latex | markdown | csv | json | html; default: all")] = None,
     out: Annotated[
         Path | None, typer.Option(help="folder to write to; default: results/EXPERIMENT/tables; -: one format to standard output")
     ] = None,
@@ -286,12 +286,10 @@ def collect(
     marks: Annotated[bool, typer.Option("--marks", help="LaTeX: a star where a method differs from the first one")] = False,
     results: Results = ROOT / "results",
 ) -> None:
-    """Write the tables of an experiment: LaTeX that compiles, Markdown, CSV, JSON, confusion matrices. Of several: one table."""
+    """Write the tables of an experiment: LaTeX, Markdown, CSV, JSON, an HTML report, confusion matrices. Of several: one table."""
     from jobs.commands.collect import Asked, write_csv_tables, write_joint_tables, write_tables
-    from jobs.tables.collect import check_formats
     from jobs.tables.latex import style_of
 
-    check_formats(formats or ())
     asked = Asked(formats, out, unreplaced, style_of(width, numbers, bold=bold, marks=marks), force)
     if source is not None:
         complete = write_csv_tables(source, outliers, PUBLISHED, asked)
