@@ -17,7 +17,26 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.commands.arguments import RUN, AsJson, Data, DryRun, Name, Results, Scripts, Settings, Wait, Where, Words
+from jobs.commands.arguments import (
+    RUN,
+    AllowIncomplete,
+    AsJson,
+    Bold,
+    Data,
+    DryRun,
+    Marks,
+    Name,
+    Numbers,
+    Results,
+    Scripts,
+    Settings,
+    Unreplaced,
+    Wait,
+    Where,
+    Width,
+    Words,
+)
+from jobs.commands.bundle_arguments import add_bundle_commands
 from jobs.commands.disk_arguments import add_disk_commands
 from jobs.commands.examples import add_examples
 from jobs.errors import InternalError, SlurmUnavailableError, StoredConfigurationError, UsageError, is_mendable
@@ -273,17 +292,15 @@ def collect(
     out: Annotated[
         Path | None, typer.Option(help="folder to write to; default: results/EXPERIMENT/tables; -: one format to standard output")
     ] = None,
-    allow_incomplete: Annotated[bool, typer.Option("--allow-incomplete", help="exit with 0 even if runs are missing")] = False,
+    allow_incomplete: AllowIncomplete = False,
     force: Annotated[bool, typer.Option("--force", help="overwrite complete tables with incomplete ones of fewer runs")] = False,
     source: Annotated[Path | None, typer.Option("--from", metavar="RUNS.CSV", help="results from elsewhere, one row a run")] = None,
     outliers: Annotated[str | None, typer.Option(metavar="RULE", help="with --from: pooled (default) | common | cell | none")] = None,
-    unreplaced: Annotated[
-        str | None, typer.Option(metavar="keep|drop", help="outliers that no other run replaces: keep (default) in the means, or drop")
-    ] = None,
-    width: Annotated[str | None, typer.Option(metavar="column|page", help="LaTeX: fit one column or the page (default)")] = None,
-    numbers: Annotated[str | None, typer.Option(metavar="plain|siunitx", help="LaTeX: numbers as text (default), or by siunitx")] = None,
-    bold: Annotated[bool, typer.Option("--bold/--no-bold", help="LaTeX: the best mean of a column in bold (default)")] = True,
-    marks: Annotated[bool, typer.Option("--marks", help="LaTeX: a star where a method differs from the first one")] = False,
+    unreplaced: Unreplaced = None,
+    width: Width = None,
+    numbers: Numbers = None,
+    bold: Bold = True,
+    marks: Marks = False,
     results: Results = ROOT / "results",
 ) -> None:
     """Write the tables of an experiment: LaTeX, Markdown, CSV, JSON, an HTML report, confusion matrices. Of several: one table."""
@@ -399,6 +416,7 @@ def _opening(results: Path) -> Opening:
     )
 
 
+add_bundle_commands(app, ROOT, lambda name, results: _reopen(name, results, patient=False))
 add_disk_commands(app, ROOT / "results", _opening)
 add_examples(app)
 

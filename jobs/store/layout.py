@@ -18,6 +18,7 @@ results/
     teams/JOB.RESTART.STEP.json     address of a job's process group until all processes have joined (mode 0600)
     snapshots/DIGEST/               code the jobs run
     logs/  tables/  confusion/
+    EXPERIMENT-bundle.zip           results and tables for others, as `bundle` wrote them last
     sweep/                          report of the last sweep; jobs.sweeps.records writes the rest
       latest                        name of the last sweep launched
       DIGEST/                       one sweep, named by the digest of its configuration; folders as in EXPERIMENT
@@ -141,6 +142,10 @@ class Layout:
     @property
     def tables(self) -> Path:
         return self.folder / "tables"
+
+    @property
+    def bundle(self) -> Path:
+        return self.folder / f"{self.experiment}-bundle.zip"
 
     def log_of(self, stage: str, key: str) -> Path:
         """The log of a stage that is computed on this machine; attempts append to it."""
