@@ -36,7 +36,7 @@ from jobs.store.attempts import (
 from jobs.store.cancellations import read_cancellations
 from jobs.store.clock import file_time
 from jobs.store.disk_space import name_full_disk
-from jobs.store.failures import FailureClass, class_of_exception
+from jobs.store.failures import FailureClass
 from jobs.store.launches import launched_at
 from jobs.store.layout import AttemptFolder, StageFolder
 from jobs.store.records import (
@@ -54,6 +54,7 @@ from jobs.store.records import (
     write_result,
 )
 from jobs.text import first_line
+from jobs.worker.imports import failure_class
 from jobs.worker.provenance import Stopwatch, process_facts
 from jobs.worker.returned import artifact_digests, check_returned
 from jobs.worker.task import Description, Workplace, check_code, compute, read_corpus_digest, stage_request
@@ -179,7 +180,7 @@ def outcome_of(error: BaseException, attempt: AttemptFolder, watch: Stopwatch, *
     no proof that this stage needs too much.
     """
     name_full_disk(error, attempt.output)
-    kind, name = class_of_exception(error), type(error).__name__
+    kind, name = failure_class(error), type(error).__name__
     if kind is FailureClass.interrupted:
         kind = FailureClass.time_limit if at_limit else kind
         return _outcome(attempt, watch, Ending.interrupted, name, first_line(error), kind=kind)

@@ -23,8 +23,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from jobs.signals import StopRequest
-from jobs.store.failures import FailureClass, class_of_exception
+from jobs.store.failures import FailureClass
 from jobs.text import first_line
+from jobs.worker.imports import failure_class
 from jobs.worker.processes import exit_now
 from jobs.worker.provenance import peak_rss_bytes
 from jobs.worker.team_board import Board
@@ -67,7 +68,7 @@ class Follower:
 
     def failed(self, error: BaseException) -> None:
         """Report that this process failed. An interruption is no failure: the leader writes the checkpoint and the record."""
-        kind = class_of_exception(error)
+        kind = failure_class(error)
         detail = "".join(traceback.format_exception(error))
         report = {"kind": kind.name, "error": type(error).__name__, "message": first_line(error), "detail": detail}
         self._report_idle({} if kind is FailureClass.interrupted else {"failed": report})
