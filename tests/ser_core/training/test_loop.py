@@ -74,6 +74,7 @@ def test_interruptions_change_no_number(stops: list[int], bench: Bench) -> None:
         assert bench.curve("last", tag) == bench.curve("whole", tag)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torn", [1, 2])
 @pytest.mark.parametrize("damage", ["truncated tensors", "flipped byte", "truncated state", "other schema"])
 def test_a_damaged_checkpoint_costs_steps_and_changes_no_number(damage: str, torn: int, bench: Bench) -> None:
