@@ -29,7 +29,7 @@ from jobs.worker.team_channel import (
     SILENT_VARIABLE,
 )
 from tests.jobs import fake_registry, local_launch
-from tests.jobs.worker.test_stage import Place
+from tests.jobs.worker.places import Place
 from tests.slurm_cluster.processes import wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
