@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -118,6 +119,7 @@ def test_where_launches_failed() -> None:
     assert failed_launches([first, second, failed], since=100.0) == {"n1": 230.0}
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_stages() -> None:
     """Half of them in the queue, half gone: every one is found."""
     records = [

@@ -306,6 +306,7 @@ def _same_type(sound: object, wrong: object) -> bool:
     return isinstance(wrong, type(sound))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_every_field_of_every_record_may_hold_anything(name: str, tmp_path: Path) -> None:
     """Of the wrong type at any depth, a value makes the file damaged and its path known; what is accepted can be used."""
@@ -394,6 +395,7 @@ def _spoil(file: Path, **changes: object) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
+@pytest.mark.slow
 def test_one_bad_file_in_a_shared_store_stops_no_other_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`status` and `explain` name the file; a launch of another experiment computes what is missing to its end."""
     recipe: dict[str, object] = {}
