@@ -6,8 +6,7 @@ The command line imports this module at every start, so it does not import torch
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from enum import Enum
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, Unpack
@@ -16,6 +15,7 @@ from ser_core.corpora.manifest import SAMPLE_RATE, Manifest, load_manifest
 from ser_core.corpora.subsets import subset
 from ser_core.corpora.validation import is_fixed_part, validation_speakers
 from ser_core.errors import InputError
+from ser_core.keyed import keyed, plain
 from ser_core.models.backbone_config import config_problems
 from ser_core.models.identity import backbone_identity, backbone_origin, wav2vec_identity, wav2vec_origin
 from ser_core.parallel.team import Team
@@ -87,7 +87,7 @@ class SpeechRegistry:
         part: dict[str, Any] = {} if recipe.training_fraction == 1 else {"training_fraction": recipe.training_fraction}
         kept_out: dict[str, Any] = {} if is_fixed_part(validation) else tested
         runtime = {"execution": plain(recipe.execution), "backbone": plain(recipe.backbone)}
-        features = plain(recipe.features)
+        features = keyed(recipe.features)
 
         def stage(name: str, settings: dict[str, Any], upstream: Mapping[str, StageCall], number: int, **more: Any) -> StageCall:
             kept = tested if name == "finetune" else kept_out
@@ -95,7 +95,7 @@ class SpeechRegistry:
             return StageCall(name, VERSIONS[name], {**settings, **kept, **part}, {**runtime, **origin, **more}, fold, number, upstream)
 
         def finetune(own: dict[str, Any], upstream: Mapping[str, StageCall]) -> StageCall:
-            return stage("finetune", {"finetune": plain(recipe.finetune), "features": features, **own}, upstream, seed)
+            return stage("finetune", {"finetune": keyed(recipe.finetune), "features": features, **own}, upstream, seed)
 
         if method not in (*METHODS, *MEASUREMENTS):
             raise InputError(f"method {method!r}: unknown; known are {', '.join((*METHODS, *MEASUREMENTS))}")
@@ -107,9 +107,9 @@ class SpeechRegistry:
         if method == "vft":
             return finetune(backbone, {})
         if method == "tapt":
-            settings = {"tapt": plain(recipe.tapt), "features": features, **backbone}
+            settings = {"tapt": keyed(recipe.tapt), "features": features, **backbone}
             return finetune({}, {"backbone": stage("tapt", settings, {}, recipe.upstream_seed)})
-        own = plain(recipe.states)
+        own = keyed(recipe.states)
         own.pop("wav2vec")
         identity = {"wav2vec": wav2vec_identity(recipe.states.wav2vec)}
         wav2vec = recipe.states.wav2vec
@@ -118,7 +118,7 @@ class SpeechRegistry:
         counts, iterations = sorted(recipe.cluster.counts), recipe.cluster.iterations
         number = recipe.upstream_seed
         clusters = {f"clusters.{k}": stage("cluster", {"k": k, "iterations": iterations}, {"states": states}, number) for k in counts}
-        settings = {"ptapt": plain(recipe.ptapt), "counts": counts, "features": features, **backbone}
+        settings = {"ptapt": keyed(recipe.ptapt), "counts": counts, "features": features, **backbone}
         return finetune({}, {"backbone": stage("ptapt", settings, clusters, recipe.upstream_seed)})
 
     def calls(self, method: str, recipe: Recipe, validation: Mapping[str, Sequence[str]] | None = None) -> Callable[[str, int], StageCall]:
@@ -252,23 +252,6 @@ def _front_end_hours(manifest: Manifest, call: Any) -> float:
 
 
 REGISTRY = SpeechRegistry()
-JSON_SCALARS = (str, int, float, bool, type(None))
-
-
-def plain(value: Any) -> Any:
-    """Convert settings to JSON values: dataclasses to objects, enums to their names."""
-    if type(value) in JSON_SCALARS:
-        return value
-    if is_dataclass(value) and not isinstance(value, type):
-        return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
-    if isinstance(value, Enum):
-        return value.name
-    if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(each) for each in value]
-    return value
-
 
 AT_LEAST: Mapping[str, float] = {
     "upstream_seed": 0,

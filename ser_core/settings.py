@@ -277,7 +277,7 @@ def resolve_checkpoints(recipe: Recipe, folders: Iterable[Path]) -> None:
     for settings in (recipe.backbone, recipe.states.wav2vec):
         for folder in folders:
             if settings.checkpoint and (folder / settings.checkpoint).exists():
-                settings.checkpoint = str((folder / settings.checkpoint).resolve())
+                settings.checkpoint = str((folder / settings.checkpoint).absolute())
 
 
 def _times(number: int, noun: str) -> str:

@@ -75,6 +75,7 @@ def test_keys_of_the_shipped_sweeps_change_only_with_a_stage_version(name: str, 
     assert sweep_digest(experiment, corpus, validation, REGISTRY) == sweep
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("subsets", "whole", "folds", "overrides", "shared", "more"),
     [

@@ -15,6 +15,7 @@ from jobs.experiment.config import Cluster, Experiment, OutlierRule, secrets_of
 from jobs.experiment.graph import WHOLE, Extend, Graph, Refill, Slot, build_graph, seeds_of_slots
 from jobs.experiment.registry import Registry
 from jobs.experiment.stored_config import resolved_values, restore_experiment
+from jobs.store.identity import record_identity
 from jobs.store.launches import next_launch
 from jobs.store.layout import Layout, valid_experiment_name
 from jobs.store.records import DamagedRecordError, Decoder, read_json, write_json
@@ -131,6 +132,7 @@ def launch(
 
 def store(launched: Launched) -> None:
     """Store an experiment under its name; only its user can read the record if it has settings that may hold secrets."""
+    record_identity(launched.layout.root)
     config, stages = resolved_values(launched.experiment), _digest(launched.graph)
     record = _Stored(
         launched.since, launched.corpus, config, launched.config, launched.user, stages, launched.typed, POOLED, launched.keep_old

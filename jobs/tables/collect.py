@@ -199,7 +199,7 @@ def collect_csv(
     """
     check_formats(formats)
     summary, judged = summary_of_csv(path, rule=rule, sigmas=sigmas, rounds=rounds, unreplaced=unreplaced)
-    paths = _write_tables(path.with_name(f"{path.stem}-tables") if out is None else out, summary, published, formats, style)
+    paths = _write_tables(csv_folder(path) if out is None else out, summary, published, formats, style)
     return CsvReport(tuple(paths), summary.complete, summary, judged)
 
 
@@ -214,11 +214,17 @@ def summary_of_csv(
     return summarise(judged.entries, experiment=path.stem, outlier_rule=words, unreplaced=unreplaced), judged
 
 
-def check_formats(formats: Sequence[str]) -> None:
-    """UsageError for an unknown format."""
-    unknown = [name for name in formats if name not in FORMATS]
+def csv_folder(path: Path) -> Path:
+    """Where the tables of a CSV file are written by default."""
+    return path.with_name(f"{path.stem}-tables")
+
+
+def check_formats(formats: Sequence[str], also: Sequence[str] = ()) -> None:
+    """UsageError for a format that is neither one of `FORMATS` nor of `also`."""
+    known = (*FORMATS, *also)
+    unknown = [name for name in formats if name not in known]
     if unknown:
-        raise UsageError(f"format {unknown[0]!r}: known are {', '.join(FORMATS)}")
+        raise UsageError(f"format {unknown[0]!r}: known are {', '.join(known)}")
 
 
 def text_of(format_name: str, summary: Summary, published: Published, style: Style) -> str:

@@ -39,8 +39,7 @@ def joint_summary(parts: Sequence[Part], unreplaced: Unreplaced = Unreplaced.kee
     `unreplaced`: what becomes of outliers that no other run replaces. A method that several experiments have on the same corpus is named
     `METHOD@EXPERIMENT`. Rules that differ are listed by experiment.
     """
-    twice = Counter((part.graph.corpus, method) for part in parts for method in dict.fromkeys(run.method for run in part.graph.runs))
-    names = {(part.name, method): _name(part, method, twice) for part in parts for method in _methods(part)}
+    names = {(part.name, method): name for part in parts for method, name in names_of(part, parts).items()}
     entries = [
         replace(entry, method=names[part.name, entry.method])
         for part in parts
@@ -66,6 +65,12 @@ def joint_summary(parts: Sequence[Part], unreplaced: Unreplaced = Unreplaced.kee
     return replace(summary, measured=tuple(measured)), labels
 
 
+def names_of(part: Part, parts: Sequence[Part]) -> dict[str, str]:
+    """Method of one of several experiments -> its name in their joint table."""
+    twice = Counter((each.graph.corpus, method) for each in parts for method in _methods(each))
+    return {method: f"{method}@{part.name}" if twice[part.graph.corpus, method] > 1 else method for method in _methods(part)}
+
+
 def joint_published(published: Sequence[Published], labels: Mapping[str, str]) -> Published:
     """The published results of a joint table: those of the experiments if they all have the same, else none."""
     first = published[0]
@@ -75,7 +80,3 @@ def joint_published(published: Sequence[Published], labels: Mapping[str, str]) -
 
 def _methods(part: Part) -> list[str]:
     return list(dict.fromkeys(run.method for run in part.graph.runs))
-
-
-def _name(part: Part, method: str, twice: Mapping[tuple[str, str], int]) -> str:
-    return f"{method}@{part.name}" if twice[part.graph.corpus, method] > 1 else method

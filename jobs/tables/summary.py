@@ -218,7 +218,7 @@ class Summary:
         """The last run of every slot that has neither an accepted run nor an outlier that is left out."""
         found: list[Entry] = []
         for cell in (cell for method in self.methods for cell in method.cells):
-            filled = {*_accepted(cell.runs), *_left_out(cell.runs)}
+            filled = {*accepted(cell.runs), *_left_out(cell.runs)}
             found.extend({entry.slot: entry for entry in cell.runs if entry.slot not in filled}.values())
         return tuple(found)
 
@@ -280,7 +280,7 @@ def summarise(
     return Summary(experiment, tuple(methods), tuple(comparisons), outlier_rule, code or CodeFacts(), tuple(recipes), unreplaced)
 
 
-def _accepted(entries: Iterable[Entry]) -> dict[int, float]:
+def accepted(entries: Iterable[Entry]) -> dict[int, float]:
     """Slot -> UA of its accepted run."""
     found: dict[int, float] = {}
     for entry in entries:
@@ -294,7 +294,7 @@ def _accepted(entries: Iterable[Entry]) -> dict[int, float]:
 
 
 def _cell(fold: str, entries: Sequence[Entry], slots: int | None) -> CellSummary:
-    values = list(_accepted(entries).values())
+    values = list(accepted(entries).values())
     every = _every(entries)
     return CellSummary(
         fold=fold,
@@ -316,7 +316,7 @@ def _left_out(entries: Iterable[Entry]) -> set[int]:
 
 
 def _method(corpus: str, method: str, cells: Sequence[CellSummary]) -> MethodSummary:
-    by_fold = [_accepted(cell.runs) for cell in cells]
+    by_fold = [accepted(cell.runs) for cell in cells]
     by_slot = slot_means(by_fold)
     complete = all(cell.complete for cell in cells)
     return MethodSummary(
@@ -327,7 +327,7 @@ def _method(corpus: str, method: str, cells: Sequence[CellSummary]) -> MethodSum
         interval=t_interval(by_slot) if complete else None,
         crossed=crossed_mean(by_fold) if complete else None,
         mean_ua_all_runs=mean(known(cell.mean_ua_all_runs for cell in cells)),
-        sd_ua_all_runs=sd(slot_means([_all_by_slot(cell.runs) for cell in cells])),
+        sd_ua_all_runs=sd(slot_means([all_by_slot(cell.runs) for cell in cells])),
         n=sum(cell.n for cell in cells),
         outliers=_dropped(cells, Status.outlier),
         diverged=_dropped(cells, Status.diverged),
@@ -346,7 +346,7 @@ def _every(entries: Iterable[Entry]) -> list[float]:
     return [entry.scores.ua for entry in entries if entry.scores is not None]
 
 
-def _all_by_slot(entries: Iterable[Entry]) -> dict[int, float]:
+def all_by_slot(entries: Iterable[Entry]) -> dict[int, float]:
     """Slot -> mean UA of all its runs."""
     by_slot: defaultdict[int, list[Entry]] = defaultdict(list)
     for entry in entries:
@@ -367,14 +367,14 @@ def _dropped(cells: Iterable[CellSummary], status: Status) -> Dropped:
 
 def _compare(corpus: str, first: MethodSummary, second: MethodSummary) -> Comparison:
     def pairs(method: MethodSummary) -> dict[tuple[str, int], float]:
-        return {(cell.fold, slot): ua for cell in method.cells for slot, ua in _accepted(cell.runs).items()}
+        return {(cell.fold, slot): ua for cell in method.cells for slot, ua in accepted(cell.runs).items()}
 
     def folds(method: MethodSummary) -> dict[str, float]:
         return {cell.fold: cell.mean_ua for cell in method.cells if cell.mean_ua is not None}
 
     over_pairs, over_folds = paired_by_key(pairs(first), pairs(second)), paired_by_key(folds(first), folds(second))
-    of_second = {cell.fold: _accepted(cell.runs) for cell in second.cells}
-    differences = [differences_by_key(_accepted(cell.runs), of_second[cell.fold]) for cell in first.cells if cell.fold in of_second]
+    of_second = {cell.fold: accepted(cell.runs) for cell in second.cells}
+    differences = [differences_by_key(accepted(cell.runs), of_second[cell.fold]) for cell in first.cells if cell.fold in of_second]
     return Comparison(corpus, first.method, second.method, over_pairs, over_folds, crossed_mean(list(filter(None, differences))))
 
 
