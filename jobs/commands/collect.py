@@ -12,6 +12,7 @@ from jobs.commands.collect_report import HTML, report_text_of, source_of, with_r
 from jobs.commands.console import note, say, warn_if_changed
 from jobs.commands.status_report import problem_lines, status_of, table_states
 from jobs.errors import UsageError
+from jobs.store.layout import shared_path
 from jobs.store.records import Result, read_result
 from jobs.text import counted, listed
 
@@ -86,7 +87,8 @@ def write_tables(session: Session, report: Report, asked: Asked = EVERYTHING, *,
     if written.kept:
         note(_kept_line(session, written))
     else:
-        say(f"{(session.launched.layout.folder if asked.out is None else asked.out) / 'confusion'}: one matrix per run and method")
+        if written.summary.methods:
+            say(f"{(session.launched.layout.folder if asked.out is None else asked.out) / 'confusion'}: one matrix per run and method")
     if announce:
         for line in send_notices(session, report, written):
             note(line)
@@ -251,7 +253,7 @@ def send_notices(session: Session, report: Report, written: CollectReport, messa
         all_runs=len(report.graph.runs),
         ua={f"{method.corpus} {method.method}": method.mean_ua for method in written.summary.methods},
         problems=(*filter(None, [message, _kept_line(session, written)]), *problem_lines(status_of(session.name, report))),
-        tables=str(session.launched.layout.tables.resolve()),
+        tables=str(shared_path(session.launched.layout.tables)),
     )
     return [notice_line(notice) for notice in notify(policy, session.launched.layout, ending)]
 

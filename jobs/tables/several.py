@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 from jobs.experiment.graph import Graph
 from jobs.experiment.recipes import MethodRecipe
 from jobs.store.records import Result
+from jobs.tables.entries import entries_of
+from jobs.tables.measured import measured_of
 from jobs.tables.published import Published
-from jobs.tables.summary import Summary, Unreplaced, code_facts, entries_of, summarise
+from jobs.tables.summary import Summary, Unreplaced, code_facts, summarise
 
 if TYPE_CHECKING:
     from jobs.control.rounds import Judgements
@@ -52,12 +54,15 @@ def joint_summary(parts: Sequence[Part], unreplaced: Unreplaced = Unreplaced.kee
         code=code_facts(part.results[key] for part in parts for key in part.graph.nodes if key in part.results),
         recipes=[replace(recipe, method=names.get((part.name, recipe.method), recipe.method)) for part in parts for recipe in part.recipes],
     )
+    measured = [
+        replace(each, method=names[part.name, each.method]) for part in parts for each in measured_of(part.graph, part.results, part.states)
+    ]
     labels = {}
     for part in parts:
         for method in _methods(part):
             label, name = part.labels.get(method, method), names[part.name, method]
             labels[name] = label if name == method else f"{label} ({part.name})"
-    return summary, labels
+    return replace(summary, measured=tuple(measured)), labels
 
 
 def names_of(part: Part, parts: Sequence[Part]) -> dict[str, str]:

@@ -20,7 +20,6 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from jobs.errors import UsageError
-from jobs.experiment.graph import Graph, Run
 from jobs.experiment.recipes import MethodRecipe
 from jobs.statistics import (
     CrossedMean,
@@ -32,17 +31,15 @@ from jobs.statistics import (
     known,
     mean,
     paired_by_key,
-    percent,
     sd,
     t_interval,
 )
 from jobs.store.records import Result
-from jobs.store.scores import confusion_of
 from jobs.tables.arithmetic import Arithmetic
+from jobs.tables.measured import Measured
 
 if TYPE_CHECKING:
     from jobs.control.outliers import Verdict
-    from jobs.control.rounds import Judgements
 
 VERDICT = ("out", "centre", "scale", "distance")  # of a run, in JSON and CSV
 
@@ -209,10 +206,12 @@ class Summary:
     recipes: tuple[MethodRecipe, ...] = ()  # of each method; empty if not known
     unreplaced: Unreplaced = Unreplaced.keep
     arithmetic: Arithmetic = field(default_factory=Arithmetic)  # not known of runs from a CSV file
+    measured: tuple[Measured, ...] = ()  # of runs without a score
 
     @property
     def complete(self) -> bool:
-        return bool(self.methods) and all(method.complete for method in self.methods)
+        finished = [*(method.complete for method in self.methods), *(each.metrics is not None for each in self.measured)]
+        return bool(finished) and all(finished)
 
     @property
     def missing(self) -> tuple[Entry, ...]:
@@ -222,31 +221,6 @@ class Summary:
             filled = {*accepted(cell.runs), *_left_out(cell.runs)}
             found.extend({entry.slot: entry for entry in cell.runs if entry.slot not in filled}.values())
         return tuple(found)
-
-
-def entries_of(
-    graph: Graph, results: Mapping[str, Result], states: Mapping[str, str], judgements: Judgements | None = None
-) -> tuple[Entry, ...]:
-    """One entry per run of a graph; the dropped runs of a slot come before its current one.
-
-    `results` maps stage keys to results; `states` maps the keys of runs without a result to a value of `Status` (absent: pending).
-    A dropped run is diverged if its result is marked so or missing, else an outlier. `judgements`: the verdicts on the runs.
-    Raises UsageError for a result without usable scores.
-    """
-    dropped: dict[tuple[str, str, int], list[Run]] = {}
-    for run in graph.superseded:
-        dropped.setdefault((run.method, run.fold, run.slot), []).append(run)
-    verdicts, unresolved = (judgements.verdicts, judgements.unresolved) if judgements is not None else ({}, {})
-    found: list[Entry] = []
-    for run in graph.runs:
-        before = sorted(dropped.get((run.method, run.fold, run.slot), ()), key=lambda each: each.generation)
-        for each in (*before, run):
-            finished = Status.accepted if each is run else Status.outlier
-            missing = Status(states.get(run.key, Status.pending.value)) if each is run else Status.diverged
-            entry = _entry(graph.corpus, each, results.get(each.key), finished, missing)
-            verdict = verdicts.get((each.method, each.fold, each.slot, each.generation))
-            found.append(replace(entry, verdict=verdict, unreplaced=each is run and run.slot_id in unresolved))
-    return tuple(found)
 
 
 def code_facts(results: Iterable[Result]) -> CodeFacts:
@@ -302,33 +276,6 @@ def summarise(
         methods.extend(found)
         comparisons.extend(_corrected([_compare(corpus, first, second) for first, second in itertools.combinations(found, 2)]))
     return Summary(experiment, tuple(methods), tuple(comparisons), outlier_rule, code or CodeFacts(), tuple(recipes), unreplaced)
-
-
-def _entry(corpus: str, run: Run, result: Result | None, finished: Status, missing: Status) -> Entry:
-    """A run whose status is `finished` with a result, `missing` without one, and diverged if its result is marked so."""
-    scores: Scores | None = None
-    try:
-        scores = None if result is None else _scores(run, result)
-    except UsageError:
-        if result is None or not result.diverged:  # a diverged run may have no scores
-            raise
-    status = missing if result is None else Status.diverged if result.diverged else finished
-    return Entry(corpus, run.method, run.fold, run.slot, run.seed, scores, status)
-
-
-def _scores(run: Run, result: Result) -> Scores:
-    """From the confusion matrix, exactly; from `metrics` (fractions in [0, 1]) if there is none."""
-    confusion = confusion_of(result)
-    if confusion is not None:
-        return Scores(confusion.ua, confusion.wa, confusion.macro_f1)
-    values = [result.metrics.get(name) for name in ("ua", "wa", "macro_f1")]
-    shares = [value for value in values if isinstance(value, int | float) and 0 <= value <= 1]  # false for NaN
-    if len(shares) != len(values):
-        raise UsageError(
-            f"result of run {run.name} ({result.stage}/{result.key}) has no confusion matrix and no ua, wa, macro_f1 "
-            "between 0 and 1: delete its result.json and launch again"
-        )
-    return Scores(*(percent(share) for share in shares))
 
 
 def accepted(entries: Iterable[Entry]) -> dict[int, float]:

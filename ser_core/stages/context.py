@@ -14,6 +14,7 @@ import torch
 
 from ser_core.corpora.manifest import SAMPLE_RATE
 from ser_core.errors import InputError, first_line
+from ser_core.keyed import completed
 from ser_core.models.fairseq_checkpoint import wav2vec_identity
 from ser_core.models.identity import backbone_identity
 from ser_core.parallel.group import Group
@@ -147,12 +148,12 @@ class StageContext:
 
 
 def parse_settings(schema: type[SettingsT], values: Mapping[str, Any]) -> SettingsT:
-    """Convert JSON values (enums by name) to a settings dataclass; missing keys get defaults. Raises InputError for an unknown key."""
+    """Convert JSON values (enums by name), such as the result of `keyed`, to a settings dataclass. Raises InputError for an unknown key."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        merged = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(values))))
+        merged = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(completed(schema, values))))
     except OmegaConfBaseException as error:
         raise InputError(f"{schema.__name__}.{error.full_key}: {first_line(error)}") from error
     if not isinstance(merged, schema):

@@ -87,8 +87,12 @@ def changed_settings(sweep: Sweep) -> tuple[str, ...]:
 def folder_options(sweep: Sweep) -> tuple[str, ...]:
     """Options for the folders of data and results of a sweep, if they are not the default of a grid."""
     code, results, corpus = sweep.code, sweep.layout.root, Path(sweep.corpus.folder)
-    home = results.parent if code.is_relative_to(results) else code  # a snapshot is below the results
+    home = results.parent if code.resolve().is_relative_to(results.resolve()) else code  # a snapshot is below the results
+
+    def same(one: Path, other: Path) -> bool:
+        return one.resolve() == other.resolve()
+
     at_home = (home / "launch.py").is_file()
-    data_there = at_home and corpus == (home / "data" / corpus.name).resolve()
+    data_there = at_home and same(corpus, home / "data" / corpus.name)
     data = [] if data_there or corpus.name != sweep.experiment.corpus else ["--data", str(corpus.parent)]
-    return (*data, *([] if at_home and results == (home / "results").resolve() else ["--results", str(results)]))
+    return (*data, *([] if at_home and same(results, home / "results") else ["--results", str(results)]))

@@ -20,6 +20,7 @@ from tests.jobs.sweeps.fake_registry import Ptapt, Recipe, compute, make_sweep, 
 NAMES = {"table.tex", "table.md", "summary.json", "trials.csv", "runs.csv", "report.html", "plot.pdf", "plot.png", "choice.txt"}
 
 
+@pytest.mark.slow
 def test_report_of_a_computed_sweep(tmp_path: Path) -> None:
     """Scores of the runs, cost of the stages, the choice; all files, at any time, and the same again from the same records."""
     settings = SweepSettings(sets=[[16, 64], [16]], folds=["1"], stopping=Stopping.none)

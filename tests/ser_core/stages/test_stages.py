@@ -33,6 +33,7 @@ def stop_after(checks: int) -> Callable[[], bool]:
     return lambda: next(asked) >= checks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_same_seed_gives_the_same_artifacts_and_numbers(stage: str, recipe: Recipe, bench: Bench) -> None:
     """Two executions of a stage agree in every byte of their artifacts and in every metric."""
@@ -201,6 +202,7 @@ def test_kept_and_recomputed_features_train_alike(stage: str, recipe: Recipe, be
     assert artifacts(outputs[0][1]) == artifacts(outputs[1][1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["paper", "published"])
 def test_micro_batches_train_like_whole_batches(preset: str, recipe: Recipe, bench: Bench) -> None:
     """Without dropout a step in parts is the step in one, up to the order of sums; so it is where features depend on the whole batch."""

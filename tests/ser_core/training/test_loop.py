@@ -97,6 +97,7 @@ def test_published_curves(bench: Bench) -> None:
         assert len(curves.get("best", ())) == min(steps // 100, 200)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torn", [1, 2])
 @pytest.mark.parametrize("damage", ["truncated tensors", "flipped byte", "truncated state", "other schema"])
 def test_a_damaged_checkpoint_costs_steps_and_changes_no_number(damage: str, torn: int, bench: Bench) -> None:
