@@ -246,7 +246,7 @@ def test_a_bundle_is_verified_in_another_place(bundle: Path, tmp_path: Path) -> 
     """Another process, without corpus, results and home, with another hash seed, time zone and locale."""
     copy = shutil.copy(bundle, tmp_path / "supplement.zip")
     variables = {"HOME": "/nonexistent", "PYTHONHASHSEED": "4711", "TZ": "Asia/Tokyo", "LC_ALL": "C", "COLUMNS": "60"}
-    done = CommandLine(tmp_path / "no-data", tmp_path / "no-results", variables)("verify", copy)
+    done = CommandLine(tmp_path / "no-data", tmp_path / "no-results", variables)("verify", str(copy))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "byte for byte" in done.stdout
     assert not (tmp_path / "no-results").exists()
