@@ -126,10 +126,19 @@ class Cluster:
 
     @contextlib.contextmanager
     def hidden_from(self, node: str, folder: Path) -> Iterator[None]:
-        """While the block lasts, a node sees an empty folder there, as after the loss of a mount. Needs nodes in namespaces."""
+        """While the block lasts, a node sees an empty folder there, as after the loss of a mount. Needs nodes in namespaces.
+
+        umount reads /proc/self, which is that of the node: hence its process numbers too.
+        """
         init = self.processes.get(f"init-{node}")
         assert init is not None, node
-        inside = ["nsenter", f"--target={init.pid}", "--mount", *([] if os.getuid() == 0 else ["--user", "--preserve-credentials"])]
+        inside = [
+            "nsenter",
+            f"--target={init.pid}",
+            "--mount",
+            "--pid",
+            *([] if os.getuid() == 0 else ["--user", "--preserve-credentials"]),
+        ]
         self.run(*inside, "mount", "-t", "tmpfs", "none", str(folder))
         try:
             yield
