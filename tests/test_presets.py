@@ -13,7 +13,8 @@ from jobs.experiment.config import Experiment, load_experiment
 from jobs.experiment.launched import Corpus, launch
 from jobs.experiment.recipes import method_recipes
 from jobs.store.layout import Layout
-from ser_core.registry import REGISTRY, plain
+from ser_core.keyed import plain
+from ser_core.registry import REGISTRY
 from ser_core.settings import Recipe
 
 CONFIGS = Path(__file__).parents[1] / "configs"

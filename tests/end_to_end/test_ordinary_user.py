@@ -35,11 +35,17 @@ def test_an_ordinary_user_in_a_hidden_partition_with_one_job_at_once(
 ) -> None:
     """A grid of P-TAPT, launched and left alone, ends complete: nothing is computed twice, and nothing is submitted twice.
 
+    Users have no accounting there: sacct and sacctmgr answer as Slurm's do without it (the limit itself needs accounting).
     Before: passes did not see the user's own jobs there and submitted the whole graph again; the link that ran was the one job.
     """
     home = folder_of(one_job_at_once, slurm_cluster.folder / f"user-{os.urandom(3).hex()}")
     shutil.copytree(small_data / "small", home / "data" / "small")
     python, variables = interpreter_of(one_job_at_once)
+    for program in (home / "programs" / "sacct", home / "programs" / "sacctmgr"):
+        program.parent.mkdir(exist_ok=True)
+        program.write_text("#!/bin/sh\necho 'Slurm accounting storage is disabled' >&2\nexit 1\n")
+        program.chmod(0o755)
+    variables = {**variables, "PATH": f"{home}/programs:{slurm_cluster.environment['PATH']}"}
     run = CommandLine(home / "data", home / "results", variables, tuple(command_as(one_job_at_once, python)))
     site = [f"slurm.python={python}", "slurm.partition=hidden", *(f"slurm.environment.{key}={value}" for key, value in variables.items())]
     done = run("grid", "demo", "--cluster", "slurm", *SMALL, *site, "methods=[ptapt]", "folds=[1]", "resources.default.memory_gb=1")

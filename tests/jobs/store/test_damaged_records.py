@@ -30,8 +30,9 @@ from jobs.slurm.chain import ControllerRecord, LinkState, read_record, record_fi
 from jobs.slurm.submissions import State, Submission, SubmissionBook, Writer
 from jobs.store.attempts import claim_alive
 from jobs.store.cancellations import read_cancellations, record_cancellation
+from jobs.store.identity import _KNOWN, identity_of, record_identity
 from jobs.store.launches import launched_at
-from jobs.store.layout import AttemptFolder, Layout, StageFolder
+from jobs.store.layout import IDENTITY, AttemptFolder, Layout, StageFolder
 from jobs.store.records import (
     Claim,
     Ending,
@@ -110,6 +111,16 @@ class Kind:
 
 def _layout(folder: Path) -> Layout:
     return Layout(folder / "results", "exp")
+
+
+def _write_identity(folder: Path) -> Path:
+    record_identity(folder)
+    return folder / IDENTITY
+
+
+def _use_identity(folder: Path) -> object:
+    _KNOWN.clear()
+    return identity_of(folder)
 
 
 def _write_result(folder: Path) -> Path:
@@ -255,6 +266,7 @@ KINDS = {
     "snapshot": Kind(_write_snapshot, _use_snapshot, free=("folder", "dirty")),
     "sweep": Kind(_write_sweep, _use_sweep, elsewhere=("config",), optional=("user",), refused=True),
     "proposals": Kind(_write_proposals, _use_proposals, free=("batches.0.0.parameters", "batches.0.0.point.settings.lr")),
+    "identity": Kind(_write_identity, _use_identity, refused=True),
     "turn": Kind(_write_turn, driver_of, optional=("uid",)),
 }
 WRONG: tuple[Any, ...] = (

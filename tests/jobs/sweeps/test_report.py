@@ -17,7 +17,7 @@ from jobs.sweeps.decisions import Decisions
 from jobs.sweeps.report.write import changed_settings, folder_options, write_report
 from tests.jobs.sweeps.fake_registry import Ptapt, Recipe, compute, make_sweep, ua_of
 
-NAMES = {"table.tex", "table.md", "summary.json", "trials.csv", "runs.csv", "plot.pdf", "plot.png", "choice.txt"}
+NAMES = {"table.tex", "table.md", "summary.json", "trials.csv", "runs.csv", "report.html", "plot.pdf", "plot.png", "choice.txt"}
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -311,7 +312,7 @@ def test_changed_code_is_refused(place: Place, tmp_path: Path) -> None:
     assert place.execute(place.runs[0]) is Verdict.done  # this process has verified it
     check_snapshot.cache_clear()
     assert place.execute(place.runs[1]) is Verdict.refused
-    assert "this copy of the code was changed since the launch" in place.outcome(place.runs[1]).message
+    assert "this copy of the code was changed since the launch (launch.py)" in place.outcome(place.runs[1]).message
     assert place.starts(place.runs[1]) == 0
 
 
@@ -328,7 +329,30 @@ def test_a_registry_that_cannot_be_imported_is_a_recorded_failure(place: Place) 
     """Broken code counts as an attempt, so that it is not retried without end."""
     place.place = replace(place.place, registry="no_such_module:REGISTRY")
     assert place.execute(place.tapt) is Verdict.failed
-    assert place.outcome(place.tapt).error == "ModuleNotFoundError"
+    assert (place.outcome(place.tapt).error, place.outcome(place.tapt).kind) == ("ModuleNotFoundError", "code")
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+def test_a_module_that_could_not_be_looked_up_is_a_storage_error(place: Place, monkeypatch: pytest.MonkeyPatch, lasting: bool) -> None:
+    """The import system takes EIO for a missing file. `lasting`: until the outcome is written. Before: class `code`, never retried."""
+    folder, stat = place.layout.root.parent / "code", os.stat
+    folder.mkdir()
+    (folder / "looked_up.py").write_text("from tests.jobs.fake_registry import REGISTRY\n")
+    monkeypatch.syspath_prepend(str(folder))
+    left = 1000 if lasting else 2
+
+    def failing(path: Any, **named: Any) -> os.stat_result:
+        nonlocal left
+        if str(path).startswith(str(folder)) and left:
+            left -= 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return stat(path, **named)
+
+    place.place = replace(place.place, registry="looked_up:REGISTRY")
+    monkeypatch.setattr("posix.stat", failing)  # of the import system
+    monkeypatch.setattr("os.stat", failing)
+    assert place.execute(place.tapt) is Verdict.failed
+    assert (place.outcome(place.tapt).error, place.outcome(place.tapt).kind) == ("ModuleNotFoundError", "storage")
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,16 @@ import pytest
 
 from jobs.control.facts import Departure
 from jobs.control.failure_policy import decide, ended_attempts
+from jobs.errors import UsageError
 from jobs.experiment.config import Resources
 from jobs.signals import StopRequest
 from jobs.store.attempts import AttemptFiles, new_claim, own_node
 from jobs.store.failures import FailureClass, class_of_exception
 from jobs.store.layout import Layout
 from jobs.store.records import Ending, Outcome, write_json
+from jobs.store.snapshot import check_snapshot, snapshot_facts, take_snapshot
 from jobs.worker.machine import Capacity, Needs, needs_here, processes_here
+from jobs.worker.task import stage_request
 from jobs.worker.team_channel import (
     SILENT_VARIABLE,
     ProcessRank,
@@ -38,7 +41,8 @@ from jobs.worker.team_channel import (
 )
 from jobs.worker.team_follower import Follower
 from jobs.worker.team_leader import Leader
-from jobs.worker.team_start import join
+from jobs.worker.team_start import compute_request, join
+from tests.jobs.worker.places import Place
 from tests.slurm_cluster.processes import wait_until
 
 QUICK = Timeouts(silent=1.2, join=1.0, settle=0.3, grace=0.2, finish=0.5, share=0.5)
@@ -62,6 +66,27 @@ def assembled(size: int, timeouts: Timeouts = QUICK) -> Iterator[tuple[Leader, l
 
 def never(failure: TeamFailure) -> None:
     pytest.fail(f"the attempt was ended: {failure}")
+
+
+def test_a_follower_refuses_changed_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may see other files than the leader. It verifies the snapshot once, before it imports the registry, and names the file."""
+    place, said = Place(tmp_path), list[str]()
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "launch.py").write_text("print(1)\n")
+    snapshot = take_snapshot(tmp_path / "source", place.layout)
+    workplace = replace(place.place, code=snapshot_facts(snapshot))
+    output = tmp_path / "output"
+    output.mkdir()
+    request = stage_request(place.tapt, workplace, upstream={}, output=output, checkpoint=output, relief=0, attempt=1)
+    check_snapshot.cache_clear()
+    (snapshot.path / "launch.py").write_text("print(2)\n")
+    monkeypatch.setitem(request["place"], "registry", "no_such_module:REGISTRY")
+    with assembled(2) as (_, (team,)):
+        with pytest.raises(UsageError, match=r"changed since the launch \(launch\.py\)"):
+            compute_request(request, team, StopRequest(), said.append)
+        (snapshot.path / "launch.py").unlink()
+        with pytest.raises(UsageError, match=r"\(launch\.py is missing\)"):
+            compute_request(request, team, StopRequest(), said.append)
 
 
 def test_shared_values_arrive_in_order_and_only_in_their_stage() -> None:

@@ -184,6 +184,9 @@ def test_every_method_ends_in_scores_of_the_held_out_fold(method: str, preset: s
     assert sum(row["label"] == row["predicted"] for row in rows) == np.trace(confusion)
     assert sum(float(rows[0][f"p_{name}"]) for name in corpus.classes) == pytest.approx(1, abs=1e-5)
     assert list((output / "tensorboard").glob("events.out.tfevents.*"))
+    published = json.loads((output / "curves.json").read_text())
+    assert published["references"]["train/loss"] == [outcome["metrics"]["prior_loss"], "loss of the class prior"]
+    assert published["curves"]["train/loss"][-1][0] == outcome["metrics"]["steps"]
 
 
 @pytest.mark.parametrize("stage", ["finetune", "ptapt"])
