@@ -11,6 +11,7 @@ from typing import Any, cast
 from jobs.errors import StoredConfigurationError
 from jobs.experiment.config import Experiment
 from jobs.experiment.sweep_section import FORMER_KEYS
+from jobs.store.type_adapters import type_adapter
 from jobs.text import first_line
 
 AGAIN = "launch `grid` again to renew it"
@@ -22,13 +23,14 @@ def restore_experiment(values: Mapping[str, Any], *, recipe_schema: type[Any], a
     Raises StoredConfigurationError, ending in `again`, for a key that the schema does not have, or a value that it does not allow. Uses
     pydantic: importing OmegaConf alone would take half of the time that `status` may take.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
-        recipe = TypeAdapter(recipe_schema).validate_python(values["recipe"])
-        experiment = replace(TypeAdapter(Experiment).validate_python({**values, "recipe": None}), recipe=recipe)
+        recipes = type_adapter(recipe_schema)
+        recipe = recipes.validate_python(values["recipe"])
+        experiment = replace(type_adapter(Experiment).validate_python({**values, "recipe": None}), recipe=recipe)
         for variant in experiment.variants.values():
-            variant.recipe = TypeAdapter(recipe_schema).validate_python(variant.recipe)
+            variant.recipe = recipes.validate_python(variant.recipe)
     except (KeyError, TypeError, ValidationError) as error:
         raise StoredConfigurationError(f"stored configuration: {first_line(error)}; {again}") from error
     differing = next(_differing(values, resolved_values(experiment)), "")

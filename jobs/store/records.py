@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar, cast
 
 from jobs.store.disk_space import naming
 from jobs.store.layout import AttemptFolder, StageFolder
+from jobs.store.type_adapters import type_adapter
 
 if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler
@@ -101,11 +102,11 @@ class Decoder(Generic[RecordT]):
 
     @cached_property
     def _validator(self) -> SchemaValidator:
-        from pydantic import ConfigDict, TypeAdapter, with_config
+        from pydantic import ConfigDict, with_config
         from pydantic_core import SchemaValidator, core_schema
 
         with_config(ConfigDict(allow_inf_nan=False, extra="ignore"))(self._kind)
-        schema: Any = TypeAdapter(self._kind).core_schema
+        schema: Any = type_adapter(self._kind).core_schema
         if self._schema is not None:
             schema = core_schema.tagged_union_schema({self._schema: schema}, discriminator="schema")
         return SchemaValidator(schema)
