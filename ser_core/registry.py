@@ -6,8 +6,7 @@ The command line imports this module at every start, so it does not import torch
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from enum import Enum
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, Unpack
@@ -16,6 +15,7 @@ from ser_core.corpora.manifest import SAMPLE_RATE, Manifest, load_manifest
 from ser_core.corpora.subsets import subset
 from ser_core.corpora.validation import is_fixed_part, validation_speakers
 from ser_core.errors import InputError
+from ser_core.keyed import keyed, plain
 from ser_core.models.backbone_config import config_problems
 from ser_core.models.identity import backbone_identity, backbone_origin, wav2vec_identity, wav2vec_origin
 from ser_core.parallel.team import Team
@@ -24,9 +24,10 @@ from ser_core.settings import Recipe
 from ser_core.sweep import stage_proxies
 
 METHODS = ("vft", "tapt", "ptapt")
+MEASUREMENTS = ("pretraining_loss",)  # methods that train nothing and have no score: one stage for a whole corpus
 
 # Part of a stage's key: increment it when a stage computes something else, so that existing artifacts are not reused.
-VERSIONS: Mapping[str, int] = {"states": 3, "cluster": 2, "tapt": 3, "ptapt": 3, "finetune": 4}
+VERSIONS: Mapping[str, int] = {"states": 3, "cluster": 2, "tapt": 3, "ptapt": 3, "finetune": 4, "pretraining_loss": 1}
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,19 @@ class StageArguments(TypedDict):
 
 
 class SpeechRegistry:
-    """V-FT, TAPT and P-TAPT. Every method ends in the stage `finetune`, the only one that depends on the run's seed."""
+    """V-FT, TAPT and P-TAPT. Every method ends in the stage `finetune`, the only one that depends on the run's seed.
+
+    A measurement is one stage, the same for every fold and seed.
+    """
 
     methods = METHODS
+    measurements = MEASUREMENTS
     teams = ("states", "tapt", "ptapt", "finetune")
 
     def call(self, method: str, recipe: Recipe, *, fold: str, seed: int, validation: Sequence[str] = ()) -> StageCall:
-        """Return the `finetune` stage of a run with its upstream stages. Raises InputError for an unknown method or a missing checkpoint.
+        """Return the `finetune` stage of a run with its upstream stages, or the stage of a measurement.
+
+        Raises InputError for an unknown method or a missing checkpoint.
 
         `validation` (sweeps): speakers that no stage trains on and that fine-tuning is tested on instead of the held-out fold, which no
         stage then opens. They are part of the stages' settings, so these stages have other keys than those of a grid. FIXED_PART
@@ -80,7 +87,7 @@ class SpeechRegistry:
         part: dict[str, Any] = {} if recipe.training_fraction == 1 else {"training_fraction": recipe.training_fraction}
         kept_out: dict[str, Any] = {} if is_fixed_part(validation) else tested
         runtime = {"execution": plain(recipe.execution), "backbone": plain(recipe.backbone)}
-        features = plain(recipe.features)
+        features = keyed(recipe.features)
 
         def stage(name: str, settings: dict[str, Any], upstream: Mapping[str, StageCall], number: int, **more: Any) -> StageCall:
             kept = tested if name == "finetune" else kept_out
@@ -88,17 +95,21 @@ class SpeechRegistry:
             return StageCall(name, VERSIONS[name], {**settings, **kept, **part}, {**runtime, **origin, **more}, fold, number, upstream)
 
         def finetune(own: dict[str, Any], upstream: Mapping[str, StageCall]) -> StageCall:
-            return stage("finetune", {"finetune": plain(recipe.finetune), "features": features, **own}, upstream, seed)
+            return stage("finetune", {"finetune": keyed(recipe.finetune), "features": features, **own}, upstream, seed)
 
-        if method not in METHODS:
-            raise InputError(f"method {method!r}: unknown; known are {', '.join(METHODS)}")
+        if method not in (*METHODS, *MEASUREMENTS):
+            raise InputError(f"method {method!r}: unknown; known are {', '.join((*METHODS, *MEASUREMENTS))}")
         backbone = {"backbone": backbone_identity(recipe.backbone)}
+        if method == "pretraining_loss":
+            measured = {"pretraining_loss": plain(recipe.pretraining_loss), **backbone}
+            more = {"weights": backbone_origin(recipe.backbone)}
+            return StageCall(method, VERSIONS[method], measured, {**runtime, **more}, "all", recipe.upstream_seed)
         if method == "vft":
             return finetune(backbone, {})
         if method == "tapt":
-            settings = {"tapt": plain(recipe.tapt), "features": features, **backbone}
+            settings = {"tapt": keyed(recipe.tapt), "features": features, **backbone}
             return finetune({}, {"backbone": stage("tapt", settings, {}, recipe.upstream_seed)})
-        own = plain(recipe.states)
+        own = keyed(recipe.states)
         own.pop("wav2vec")
         identity = {"wav2vec": wav2vec_identity(recipe.states.wav2vec)}
         wav2vec = recipe.states.wav2vec
@@ -107,7 +118,7 @@ class SpeechRegistry:
         counts, iterations = sorted(recipe.cluster.counts), recipe.cluster.iterations
         number = recipe.upstream_seed
         clusters = {f"clusters.{k}": stage("cluster", {"k": k, "iterations": iterations}, {"states": states}, number) for k in counts}
-        settings = {"ptapt": plain(recipe.ptapt), "counts": counts, "features": features, **backbone}
+        settings = {"ptapt": keyed(recipe.ptapt), "counts": counts, "features": features, **backbone}
         return finetune({}, {"backbone": stage("ptapt", settings, clusters, recipe.upstream_seed)})
 
     def calls(self, method: str, recipe: Recipe, validation: Mapping[str, Sequence[str]] | None = None) -> Callable[[str, int], StageCall]:
@@ -125,7 +136,7 @@ class SpeechRegistry:
             return validation[fold]
 
         first = cache(lambda fold: self.call(method, recipe, fold=fold, seed=0, validation=kept_out(fold)))
-        return lambda fold, seed: replace(first(fold), seed=seed)
+        return (lambda fold, seed: first(fold)) if method in MEASUREMENTS else lambda fold, seed: replace(first(fold), seed=seed)
 
     def validation_speakers(self, corpus: Path, fold: str) -> tuple[str, ...]:
         """Return the speakers that a sweep keeps out of training and is scored on when `fold` is held out (`ser_core.corpora.validation`).
@@ -241,23 +252,6 @@ def _front_end_hours(manifest: Manifest, call: Any) -> float:
 
 
 REGISTRY = SpeechRegistry()
-JSON_SCALARS = (str, int, float, bool, type(None))
-
-
-def plain(value: Any) -> Any:
-    """Convert settings to JSON values: dataclasses to objects, enums to their names."""
-    if type(value) in JSON_SCALARS:
-        return value
-    if is_dataclass(value) and not isinstance(value, type):
-        return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
-    if isinstance(value, Enum):
-        return value.name
-    if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(each) for each in value]
-    return value
-
 
 AT_LEAST: Mapping[str, float] = {
     "upstream_seed": 0,
@@ -265,6 +259,10 @@ AT_LEAST: Mapping[str, float] = {
     "finetune.epochs": 1,
     "finetune.batch_size": 1,
     "tapt.steps": 1,
+    "pretraining_loss.draws": 1,
+    "pretraining_loss.negatives": 1,
+    "pretraining_loss.diversity_weight": 0,
+    "pretraining_loss.mask_minimum": 1,
     "tapt.warmup_steps": 0,
     "tapt.buckets": 1,
     "tapt.batches_per_bucket": 0,
@@ -300,6 +298,7 @@ POSITIVE = (
     *(f"{stage}.max_seconds" for stage in ("finetune", "tapt", "ptapt")),
     *(f"{stage}.batch_seconds" for stage in ("tapt", "ptapt")),
     "tapt.temperature",
+    "pretraining_loss.temperature",
     "execution.communication_minutes",
 )
 FRACTIONS = (

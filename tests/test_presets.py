@@ -13,7 +13,8 @@ from jobs.experiment.config import Experiment, load_experiment
 from jobs.experiment.launched import Corpus, launch
 from jobs.experiment.recipes import method_recipes
 from jobs.store.layout import Layout
-from ser_core.registry import REGISTRY, plain
+from ser_core.keyed import plain
+from ser_core.registry import REGISTRY
 from ser_core.settings import Recipe
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -49,6 +50,7 @@ def test_both_presets_set_the_same_keys() -> None:
     assert {key for key in paper if paper[key] == published[key]} == {"states.spec_augment.time_minimum"}
 
 
+@pytest.mark.slow
 def test_an_experiment_selects_a_preset_and_overrides_single_settings() -> None:
     chosen = experiment("recipe.preset=published", "recipe.features.padding=independent")
     values = flat(plain(chosen.recipe))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.commands.arguments import AsJson, Results
+from jobs.store.layout import shared_path
 
 if TYPE_CHECKING:
     from jobs.commands.owners import Opening
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 Experiment = Annotated[str, typer.Argument(metavar="[EXPERIMENT]", help="only of this one; default: all of the results folder")]
 Days = Annotated[float, typer.Option("--older-than", metavar="DAYS", help="only what shows no sign of life for so many days")]
 Whole = Annotated[bool, typer.Option("--whole", help="remove EXPERIMENT, with every stage that no other experiment needs")]
-KeepTables = Annotated[bool, typer.Option("--keep-tables", help="with --whole: keep its tables and confusion matrices")]
+KeepTables = Annotated[bool, typer.Option("--keep-tables", help="with --whole: keep its tables, confusion matrices and bundle")]
 Unneeded = Annotated[bool, typer.Option("--unneeded", help="also results that no experiment of the results folder needs")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would be freed; change nothing")]
 Yes = Annotated[bool, typer.Option("--yes", help="with --whole: do not ask")]
@@ -30,14 +31,14 @@ def add_disk_commands(app: typer.Typer, default: Path, opening: Callable[[Path],
         """List the experiments of the results folder: runs done, size, last launch."""
         from jobs.commands.disk import print_list
 
-        print_list(results.resolve(), opening(results), as_json=as_json)
+        print_list(shared_path(results), opening(results), as_json=as_json)
 
     @app.command()
     def du(as_json: AsJson = False, results: Results = default) -> None:
         """Show the space that each experiment takes, alone and shared, and the results that no experiment needs."""
         from jobs.commands.disk import print_usage
 
-        print_usage(results.resolve(), opening(results), as_json=as_json)
+        print_usage(shared_path(results), opening(results), as_json=as_json)
 
     @app.command()
     def clean(
@@ -55,4 +56,4 @@ def add_disk_commands(app: typer.Typer, default: Path, opening: Callable[[Path],
         from jobs.commands.clean import clean as free
 
         asked = Asked(experiment, days, whole=whole, keep_tables=keep_tables, unneeded=unneeded, dry_run=dry_run, yes=yes)
-        free(results.resolve(), opening(results), asked)
+        free(shared_path(results), opening(results), asked)

@@ -12,7 +12,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.experiment.recipes import recipe_sentences, training_sentences
+from jobs.experiment.recipes import comparison_sentences, recipe_sentences, training_sentences
 from jobs.statistics import p_text, round_half_up
 from jobs.tables.format import DASH, code_sentence, csv_text, interval_text, rendered, signed
 from jobs.tables.order import order_sentences
@@ -32,6 +32,7 @@ METHOD_COLUMNS = (
     *("corpus", "method", "mean_ua", "sd_ua", "mean_ua_all_runs", "sd_ua_all_runs", "n"),
     *("outliers", "outliers_rerun", "diverged", "diverged_rerun", "unresolved", "complete", "outlier_rule"),
 )
+MEASURED_COLUMNS = ("corpus", "method", "metric", "value")
 CAPTION_PACKAGES = ("python", "torch", "transformers", "scikit-learn", "numpy")
 BOLD = "Bold: best mean of a column, ties included."
 DIFFERENCES_CAPTION = (
@@ -121,6 +122,12 @@ def render_methods_csv(summary: Summary) -> str:
         counts = (*astuple(method.outliers), *astuple(method.diverged), method.unresolved)
         rows.append((method.corpus, method.method, *numbers, *counts, _flag(method.complete), summary.outlier_rule))
     return csv_text(METHOD_COLUMNS, rows)
+
+
+def render_measured_csv(summary: Summary) -> str:
+    """One row per metric of a measured corpus, columns `MEASURED_COLUMNS`; numbers are not rounded."""
+    rows = [(each.corpus, each.method, name, value) for each in summary.measured for name, value in (each.metrics or {}).items()]
+    return csv_text(MEASURED_COLUMNS, rows)
 
 
 def _flag(value: bool) -> str:
@@ -225,7 +232,7 @@ def _table(summary: Summary, published: Published, corpus: str) -> Table:
         differences=differences,
         caption=(f"{title}.", *_caption(summary, methods, published, folds)),
         outliers=_dropping_sentences(summary, methods, published),
-        differences_caption=DIFFERENCES_CAPTION,
+        differences_caption=(*DIFFERENCES_CAPTION, *comparison_sentences(summary.recipes)),
     )
 
 

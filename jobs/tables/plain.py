@@ -1,7 +1,8 @@
-"""Tables of an experiment beside the one of methods and folds: methods by settings, and prior work. Pure.
+"""Tables of an experiment beside the one of methods and folds: methods by settings, prior work, and measured corpora. Pure.
 
-An entry of `configs/published.yaml` asks for them. `settings` puts methods of the experiment, each with settings of its own, into the cells
-of a table of methods and columns, with one row of ratios. `prior_work` lists published results, ours among them.
+An entry of `configs/published.yaml` asks for them; measured corpora have a table without one too. `settings` puts methods of the
+experiment, each with settings of its own, into the cells of a table of methods and columns, with one row of ratios. `prior_work` lists
+published results, ours among them. `measured` chooses the metrics of measured corpora.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from fractions import Fraction
 from typing import Any
 
 from jobs.statistics import round_half_up
-from jobs.tables.format import DASH, interval_text
-from jobs.tables.published import Published, Ratio
+from jobs.tables.format import DASH, code_sentence, interval_text
+from jobs.tables.measured import Measured
+from jobs.tables.published import MeasuredColumn, MeasuredTable, Published, Ratio, SettingsTable, position
 from jobs.tables.summary import MethodSummary, Summary
 
 
@@ -28,8 +30,8 @@ class PlainTable:
 
 
 def plain_tables(summary: Summary, published: Published) -> tuple[PlainTable, ...]:
-    """The tables that the published entry asks for."""
-    tables = (_by_settings(summary, published), _prior_work(summary, published))
+    """The tables that the published entry asks for, and that of measured corpora."""
+    tables = (_by_settings(summary, published), _prior_work(summary, published), _measured(summary, published))
     return tuple(table for table in tables if table is not None)
 
 
@@ -63,6 +65,7 @@ def _by_settings(summary: Summary, published: Published) -> PlainTable | None:
     sentences = [
         f"{wanted.title}: mean ± sd over slots, n runs of each cell.",
         "All stages of a run train on the same part of the training utterances; smaller parts are parts of larger ones.",
+        "Dropped runs, and mean and sd over all runs, are in the table of methods.",
     ]
     if wanted.ratio is not None:
         means = _means(summary)
@@ -76,8 +79,23 @@ def _by_settings(summary: Summary, published: Published) -> PlainTable | None:
             theirs.append((f"{wanted.ratio.label}, published", *map(_percent, _ratios(wanted.ratio, published_ua))))
     if theirs:
         sentences.append(f"Published figures: {published.source}.")
+        sentences.extend(_beside_published(wanted, found))
     blocks = tuple(tuple(rows) for rows in (ours, theirs) if rows)
     return PlainTable("settings", tuple(sentences), ("", *wanted.columns), blocks)
+
+
+def _beside_published(wanted: SettingsTable, found: Mapping[str, MethodSummary]) -> tuple[str, ...]:
+    """Where each published figure lies beside our interval over seeds."""
+    places = []
+    for row in wanted.rows:
+        own = [
+            f"{column} {position(value, interval)}"
+            for column, method, value in zip(wanted.columns, row.methods, row.ua, strict=False)
+            if method in found and (interval := found[method].interval) is not None
+        ]
+        places.extend([f"{row.label} {', '.join(own)}"] if own else [])
+    what = "A published figure lies inside, below or above our 95 % interval over seeds (no test: it has no spread)"
+    return (f"{what}: {'; '.join(places)}.",) if places else ()
 
 
 def _prior_work(summary: Summary, published: Published) -> PlainTable | None:
@@ -94,6 +112,42 @@ def _prior_work(summary: Summary, published: Published) -> PlainTable | None:
         f"Published figures: as given by {published.source}.",
     )
     return PlainTable("prior-work", caption, ("", "Features", "UA", "95 % interval"), (tuple(rows), tuple(ours)))
+
+
+def _measured(summary: Summary, published: Published) -> PlainTable | None:
+    """A row per measured corpus and a column per metric: those that the published entry names, else all."""
+    if not summary.measured:
+        return None
+    wanted = published.measured or _every_metric(summary.measured)
+    labels = {row.corpus: row.label for row in wanted.rows}
+    several = len({each.method for each in summary.measured}) > 1
+    ours = []
+    for each in summary.measured:
+        method = f", {published.labels.get(each.method, each.method)}" if several else ""
+        state = "" if each.metrics is not None else f" ({each.status})†"
+        values = (_number((each.metrics or {}).get(column.metric), column.decimals) for column in wanted.columns)
+        ours.append((f"{labels.get(each.corpus, each.corpus)}{method}{state}", *values))
+    theirs = [
+        (f"{row.label}, published", *(_number(row.values.get(column.metric), column.decimals) for column in wanted.columns))
+        for row in wanted.rows
+        if row.values
+    ]
+    sentences = [f"{wanted.title}.", *wanted.notes]
+    if any(each.metrics is None for each in summary.measured):
+        sentences.append("† No result yet.")
+    if theirs:
+        sentences.append(f"Published figures: {published.source}.")
+    if not summary.methods:  # else these are in the caption of the methods
+        if summary.code.weights:
+            sentences.append(f"Weights: {'; '.join(summary.code.weights)}.")
+        sentences.append(code_sentence(f"Experiment {summary.experiment}", summary.code, ("python", "torch", "transformers")))
+    blocks = tuple(tuple(rows) for rows in (ours, theirs) if rows)
+    return PlainTable("measured", tuple(sentences), ("", *(column.heading for column in wanted.columns)), blocks)
+
+
+def _every_metric(measured: Sequence[Measured]) -> MeasuredTable:
+    names = dict.fromkeys(name for each in measured for name in each.metrics or {})
+    return MeasuredTable("Measurements of whole corpora", tuple(MeasuredColumn(name, name) for name in names))
 
 
 def _label(method: MethodSummary, published: Published) -> str:
@@ -118,8 +172,8 @@ def _cell(method: MethodSummary | None) -> str:
     return f"{round_half_up(method.mean_ua)}{spread}{note}{'‡' if method.unresolved else ''}"
 
 
-def _number(value: float | None) -> str:
-    return DASH if value is None else round_half_up(value)
+def _number(value: float | None, decimals: int = 1) -> str:
+    return DASH if value is None else round_half_up(value, decimals)
 
 
 def _percent(value: float | None) -> str:

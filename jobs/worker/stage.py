@@ -53,12 +53,11 @@ from jobs.store.records import (
     write_outcome,
     write_result,
 )
-from jobs.store.snapshot import check_snapshot
 from jobs.text import first_line
 from jobs.worker.imports import failure_class
 from jobs.worker.provenance import Stopwatch, process_facts
 from jobs.worker.returned import artifact_digests, check_returned
-from jobs.worker.task import Description, Workplace, compute, read_corpus_digest, stage_request
+from jobs.worker.task import Description, Workplace, check_code, compute, read_corpus_digest, stage_request
 from jobs.worker.team_channel import TeamFailure
 from jobs.worker.team_leader import Leader
 
@@ -341,8 +340,7 @@ def _compute(
     process: WorkerProcess, node: Node, folder: StageFolder, attempt: AttemptFolder, upstream: Mapping[str, Path], watch: Stopwatch
 ) -> Result:
     place = process.place
-    if place.code.get("snapshot"):  # on Slurm; stages on this machine run the code of the launch
-        check_snapshot(Path(place.code["folder"]), place.code["snapshot"])
+    check_code(place)
     _check_corpus(place, "")
     attempt.output.mkdir(parents=True, exist_ok=True)
     folder.checkpoint.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """A follower of a team: computes what the leader (jobs.worker.team_leader) requests, and writes no records.
 
-The leader does what a single worker does (claims, verifies, records); followers only compute with it. A failure of any process ends the
-attempt within a bounded time, even if the leader's main thread hangs in a collective. The leader detects
+The leader does what a single worker does (claims, verifies, records); followers verify the code and compute with it. A failure of any
+process ends the attempt within a bounded time, even if the leader's main thread hangs in a collective. The leader detects
 
     a closed connection                              the process died
     no heartbeat for `Timeouts.silent` seconds       the process is stopped, or its machine or network is down

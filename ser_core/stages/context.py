@@ -14,6 +14,7 @@ import torch
 
 from ser_core.corpora.manifest import SAMPLE_RATE
 from ser_core.errors import InputError, first_line
+from ser_core.keyed import completed
 from ser_core.models.fairseq_checkpoint import wav2vec_identity
 from ser_core.models.identity import backbone_identity
 from ser_core.parallel.group import Group
@@ -21,6 +22,7 @@ from ser_core.parallel.team import Alone, Team
 from ser_core.settings import BackboneSettings, ExecutionSettings, FeatureSettings, Precision, Wav2vecSettings
 from ser_core.training.batches import length_parts
 from ser_core.training.checkpoints import Checkpoints, identity_of
+from ser_core.training.curves import References
 from ser_core.training.device import AUTO_PART_SECONDS, Arithmetic, choose_arithmetic, choose_device
 from ser_core.training.loop import Objective, TrainingPlan, TrainingResult, train
 from ser_core.training.progress import Progress
@@ -103,6 +105,7 @@ class StageContext:
         precision: Precision,
         steps_per_epoch: int = 0,
         save_last: bool = False,
+        references: References | None = None,
     ) -> TrainingResult:
         """Run the training loop with this stage's seed, device, checkpoints and process group; see `training.loop.train`."""
         plan = TrainingPlan(
@@ -116,6 +119,7 @@ class StageContext:
             log_every=self.execution.log_every,
             steps_per_epoch=steps_per_epoch,
             save_last=save_last,
+            references=references or {},
         )
         return train(objective, plan, self.checkpoints(), self.output, self.should_stop, self.report, self.group)
 
@@ -144,12 +148,12 @@ class StageContext:
 
 
 def parse_settings(schema: type[SettingsT], values: Mapping[str, Any]) -> SettingsT:
-    """Convert JSON values (enums by name) to a settings dataclass; missing keys get defaults. Raises InputError for an unknown key."""
+    """Convert JSON values (enums by name), such as the result of `keyed`, to a settings dataclass. Raises InputError for an unknown key."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        merged = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(values))))
+        merged = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(completed(schema, values))))
     except OmegaConfBaseException as error:
         raise InputError(f"{schema.__name__}.{error.full_key}: {first_line(error)}") from error
     if not isinstance(merged, schema):

@@ -25,10 +25,11 @@ def claims(results: Path) -> int:
 
 
 @pytest.mark.slow
-def test_a_run_that_diverges_with_every_seed_is_told_whole(demo_data: Path, tmp_path: Path) -> None:
+def test_a_run_that_diverges_with_every_seed_is_told_whole(small_data: Path, tmp_path: Path) -> None:
     """Exit code 3, one line for all that failed alike, its seeds and their fate, its log, and tables that mark it."""
-    run = CommandLine(demo_data, tmp_path / "results")
-    settings = (*ONE, "seeds=1", "recipe.finetune.learning_rate=1e30", "policy.max_seeds=2")
+    run = CommandLine(small_data, tmp_path / "results")
+    steps = ("corpus=small", "recipe.finetune.batch_size=8")
+    settings = (*ONE, *steps, "seeds=1", "recipe.finetune.learning_rate=1e30", "policy.max_seeds=2")
     done = run("grid", "demo", *settings)
     assert done.returncode == 3, done.stdout + done.stderr
     assert "slot 0 gets another seed" in done.stdout
@@ -41,7 +42,7 @@ def test_a_run_that_diverges_with_every_seed_is_told_whole(demo_data: Path, tmp_
     assert re.search(r"seed 0 \[\w{8}\]: dropped: Diverged: finetune: the loss is nan", story)
     key = re.search(r"seed 1000 \[(\w{8})\]: fills the slot now", story)
     assert key is not None
-    assert "divergence: the slot gets its next reserve seed" in story
+    assert "divergence: the slot of a run gets its next reserve seed" in story
     assert "no reserve seed is left; change the recipe, or raise policy.max_seeds, and launch again" in story
     log = run("logs", "demo", key[1])
     assert "Traceback" in log.stdout

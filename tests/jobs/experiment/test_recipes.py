@@ -14,7 +14,15 @@ import pytest
 from jobs.errors import UsageError
 from jobs.experiment.config import Experiment, load_experiment
 from jobs.experiment.launched import Corpus, launch
-from jobs.experiment.recipes import MethodRecipe, departures, method_recipes, recipe_sentences, training_sentences
+from jobs.experiment.recipes import (
+    MethodRecipe,
+    comparable,
+    comparison_sentences,
+    departures,
+    method_recipes,
+    recipe_sentences,
+    training_sentences,
+)
 from jobs.experiment.stored_config import resolved_values, restore_experiment
 from jobs.store.layout import Layout
 from tests.jobs.fake_registry import FakeCall, FakeRegistry
@@ -110,20 +118,36 @@ def test_sentences() -> None:
     assert recipe_sentences([], {}) == ()
 
 
+def test_methods_are_compared_within_settings_that_the_schema_names(configs: Path) -> None:
+    """The rate of this one: methods at the default agree, another value is a group of its own; tables name the key."""
+
+    class ByRate(Painting):
+        compared_within: ClassVar[tuple[str, ...]] = ("rate",)
+
+    recipes = method_recipes({"one": ByRate(), "two": ByRate(speed=4), "fast": ByRate(rate=0.1), "other": ByRate(rate=0.1)}, configs)
+    assert [each.compared_within for each in recipes] == [(), (), ("rate=0.1",), ("rate=0.1",)]
+    pairs = [("one", "two"), ("fast", "other"), ("one", "fast"), ("one", "unknown")]
+    assert [comparable(recipes, *pair) for pair in pairs] == [True, True, False, True]
+    assert comparison_sentences(recipes) == ("Compared are methods with the same recipe.rate.",)
+    assert comparison_sentences(recipes[2:]) == comparison_sentences(recipes[:2]) == ()
+
+
 def test_sentences_on_the_training() -> None:
     """What is trained and what departs from the published code: once for equal recipes, else for each method; nothing if not known."""
     tapt = MethodRecipe("tapt", "plain", (), ("model m", "TAPT", "15 epochs"), ("rate=1",))
     vft = MethodRecipe("vft", "plain", (), ("model m", "15 epochs"), ("rate=1",))
     assert training_sentences([vft, tapt], {}) == (
         "Trained: model m; 15 epochs; TAPT.",
-        "Differs from the published code in: rate=1.",
+        "Differs from the published code also in: rate=1.",
     )
     own = MethodRecipe("long", "published", ("epochs=9",), ("model m", "9 epochs"), ())
     assert training_sentences([vft, own], {"long": "Long"}) == (
         "Trained: vft model m; 15 epochs | Long model m; 9 epochs.",
-        "Differs from the published code in: vft rate=1 | Long nothing.",
+        "Differs from the published code also in: vft rate=1 | Long nothing.",
     )
     assert training_sentences([MethodRecipe("vft", "plain", ())], {}) == ()
+    named = MethodRecipe("vft", "published", ("rate=1",), (), ("rate=1",))
+    assert training_sentences([named], {}) == (), "the sentence on the preset names it"
 
 
 def test_variants_are_rows_of_one_grid(configs: Path) -> None:

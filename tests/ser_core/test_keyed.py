@@ -1,0 +1,81 @@
+"""Settings in keys: those of the first keys always, newer ones only where they are not at their first default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+import pytest
+
+from ser_core import keyed as keyed_settings
+from ser_core.keyed import FIRST_DEFAULTS, completed, keyed, plain
+from ser_core.settings import Recipe
+from ser_core.stages.context import parse_settings
+
+# The settings that were part of keys before any was left out; nothing is ever added here.
+FIRST = {
+    "FeatureSettings": "padding",
+    "FinetuneSettings": "epochs batch_size learning_rate max_seconds head spec_augment precision",
+    "HeadSettings": "pooling",
+    "SpecAugmentSettings": "spans_per time_length time_probability time_minimum feature_length feature_probability feature_minimum",
+    "TaptSettings": "steps learning_rate warmup_steps flat_fraction batch_seconds max_seconds buckets batches_per_bucket drop_last "
+    "negatives negative_frames temperature diversity_weight attention_mask mask_minimum mask_spans_per precision",
+    "StatesSettings": "wav2vec steps learning_rate warmup_fraction flat_fraction batch_size validation_fraction validate_every rnn_units "
+    "head_units spec_augment precision",
+    "PtaptSettings": "steps learning_rate warmup_steps flat_fraction batch_seconds max_seconds buckets batches_per_bucket drop_last "
+    "mask_length mask_probability mask_minimum mask_spans_per head_units precision",
+}
+# Classes whose values the registry puts into keys one by one (`SpeechRegistry.call`, `backbone_identity`), or not at all.
+ONE_BY_ONE = {"Recipe", "BackboneSettings", "Wav2vecSettings", "ClusterSettings", "ExecutionSettings"}
+
+
+def classes(schema: type[Any]) -> dict[str, set[str]]:
+    found = {schema.__name__: {each.name for each in fields(schema)}}
+    for each in fields(schema):
+        value = getattr(schema(), each.name)
+        if is_dataclass(value):
+            found |= classes(type(value))
+    return found
+
+
+def test_every_newer_setting_has_a_first_default() -> None:
+    """A new setting without an entry would change the keys of every stage that has been computed."""
+    found = {name: names for name, names in classes(Recipe).items() if name not in ONE_BY_ONE}
+    for name, names in found.items():
+        first = set(FIRST.get(name, "").split())
+        assert names - first == set(FIRST_DEFAULTS.get(name, {})), f"{name}: enter new settings in FIRST_DEFAULTS of ser_core/keyed.py"
+    assert set(FIRST_DEFAULTS) <= set(found)
+
+
+@dataclass
+class Inner:
+    old: int = 1
+    new: int = 3  # the first default was 2
+
+
+@dataclass
+class Outer:
+    old: str = "a"
+    new: list[str] = field(default_factory=list)
+    inner: Inner = field(default_factory=Inner)
+
+
+@pytest.fixture
+def newer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keyed_settings, "FIRST_DEFAULTS", {"Inner": {"new": 2}, "Outer": {"new": []}})
+
+
+@pytest.mark.usefixtures("newer")
+def test_a_newer_setting_is_in_the_key_unless_at_its_first_default() -> None:
+    """At the first default the key is that of before; a default that has changed since is another value."""
+    assert keyed(Outer(inner=Inner(new=2))) == {"old": "a", "inner": {"old": 1}}
+    assert keyed(Outer(new=["x"])) == {"old": "a", "new": ["x"], "inner": {"old": 1, "new": 3}}
+    assert plain(Outer(inner=Inner(new=2))) == {"old": "a", "new": [], "inner": {"old": 1, "new": 2}}
+
+
+@pytest.mark.usefixtures("newer")
+def test_a_stage_reads_what_its_key_left_out() -> None:
+    """The first default, not the default of the day, at all depths: a stage computes what its key states."""
+    for chosen in (Outer(inner=Inner(new=2)), Outer(new=["x"]), Outer(old="b", inner=Inner(old=5, new=2))):
+        assert parse_settings(Outer, keyed(chosen)) == chosen
+    assert completed(Outer, {"old": "a"}) == {"old": "a", "new": []}  # a section that is missing gets its defaults
