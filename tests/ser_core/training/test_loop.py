@@ -83,18 +83,18 @@ def test_published_curves(bench: Bench) -> None:
     bench.train(Regression(), "whole", output="whole")
     published = json.loads((bench.root / "whole/curves.json").read_text())
     assert (published["schema"], published["references"]) == (1, {})
-    assert [step for step, _ in published["curves"]["train/loss"]] == [step for step, _ in bench.curve("whole", "train/loss")]
-    found = [value for _, value in published["curves"]["train/loss"]]
-    assert found == pytest.approx([value for _, value in bench.curve("whole", "train/loss")])
-    for steps in (1, 199, 200, 201, 399, 400, 10_000):
-        curves = thinned([[step, {"loss": float(step), **({"best": 1.0} if step % 100 == 0 else {})}] for step in range(1, steps + 1)])
+    steps, values = zip(*bench.curve("whole", "train/loss"), strict=True)
+    assert [step for step, _ in published["curves"]["train/loss"]] == list(steps)
+    assert [value for _, value in published["curves"]["train/loss"]] == pytest.approx(list(values))
+    for count in (1, 199, 200, 201, 399, 400, 10_000):
+        curves = thinned([[step, {"loss": float(step), **({"best": 1.0} if step % 100 == 0 else {})}] for step in range(1, count + 1)])
         points = [step for step, _ in curves["loss"]]
-        assert len(points) == min(steps, 200)
-        assert points[-1] == steps
+        assert len(points) == min(count, 200)
+        assert points[-1] == count
         assert points == sorted(set(points))
         gaps = {after - before for before, after in itertools.pairwise(points)}
         assert not gaps or max(gaps) - min(gaps) <= 1
-        assert len(curves.get("best", ())) == min(steps // 100, 200)
+        assert len(curves.get("best", ())) == min(count // 100, 200)
 
 
 @pytest.mark.slow
