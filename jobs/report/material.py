@@ -87,4 +87,10 @@ def _by_metric(summary: Summary, entries: Sequence[Entry], name: str) -> Summary
     moved = [
         entry if entry.scores is None else replace(entry, scores=replace(entry.scores, ua=getattr(entry.scores, name))) for entry in entries
     ]
-    return summarise(moved, experiment=summary.experiment, outlier_rule=summary.outlier_rule, unreplaced=summary.unreplaced)
+    return summarise(
+        moved,
+        experiment=summary.experiment,
+        outlier_rule=summary.outlier_rule,
+        unreplaced=summary.unreplaced,
+        recipes=summary.recipes,
+    )

@@ -161,7 +161,7 @@ class LinkJob(Job):
             extra={key: site.extra[key] for key in SHARED_OPTIONS if site.extra.get(key)},
             signal_seconds=0,
             processes_per_node=0,
-            requeue=self.again_seconds > 0,
+            requeue=False,  # if Slurm cannot start a job that may be requeued, it holds it, and all other links would wait for it
             begin_seconds=self.begin_seconds,
         )
 

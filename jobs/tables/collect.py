@@ -109,7 +109,7 @@ def collect(
 ) -> CollectReport:
     """Write the tables into `tables/` of the experiment and the confusion matrices into `confusion/`, or all below `out`.
 
-    `results` and `states` are as for `jobs.tables.summary.entries_of`; `formats` are keys of `FORMATS`; `outlier_rule` describes the
+    `results` and `states` are as for `jobs.tables.entries.entries_of`; `formats` are keys of `FORMATS`; `outlier_rule` describes the
     rule that was applied, as `jobs.control.outliers.rule_in_words` does; `judgements` are its verdicts, and `unreplaced` is what becomes
     of the outliers that no run replaces; `recipes` are named in the captions. Formats that the folder has already are written too, and
     matrices of other runs are removed, so that all files have the same runs. An incomplete experiment is written too and marked as such,

@@ -32,7 +32,8 @@ def error_in_task(scene: Scene, drawn: random.Random) -> bool:
 def error_in_link(scene: Scene, drawn: random.Random) -> bool:
     """File system calls of the next link fail."""
     link = scene.waiting_link()
-    return _fail_job(scene, drawn, [link] if link else [], LINK_SECONDS)
+    struck = (scene.control / f"job-{link}").exists()
+    return _fail_job(scene, drawn, [link] if link and not struck else [], LINK_SECONDS)
 
 
 def error_on_node(scene: Scene, drawn: random.Random) -> bool:

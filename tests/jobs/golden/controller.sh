@@ -13,7 +13,7 @@
 #SBATCH --reservation=speech
 #SBATCH --begin=now+600
 #SBATCH --dependency=singleton
-#SBATCH --requeue
+#SBATCH --no-requeue
 #SBATCH --export=ALL
 
 failed=$((${1:-0} + 1)) nodes=${2:+$2,}${SLURMD_NODENAME:-} excluded=''
@@ -22,7 +22,8 @@ again() {
   begin=now+$((300 * (failed < 12 ? failed : 12)))
   submit=(env -u SLURM_RESTART_COUNT timeout --kill-after=5 120 sbatch "--begin=$begin")
   "${submit[@]}" "--exclude=${excluded:+$excluded,}$nodes" "$0" "$failed" "$nodes" ||
-    "${submit[@]}" "$0" "$failed" || scontrol requeue "$SLURM_JOB_ID"
+    "${submit[@]}" "$0" "$failed" ||
+    { scontrol update "JobId=$SLURM_JOB_ID" Requeue=1 && scontrol requeue "$SLURM_JOB_ID"; }
 }
 trap '[ $? = 0 ] || again' EXIT
 trap 'trap - EXIT; exit 1' TERM

@@ -179,6 +179,23 @@ def test_a_link_requeues_itself_if_the_queue_is_full(chains: SlurmCluster, tmp_p
 
 
 @pytest.mark.slurm
+def test_a_link_that_slurm_cannot_start_does_not_hold_up_the_chain(chains: SlurmCluster, tmp_path: Path) -> None:
+    """As after a prolog that failed. Before: Slurm held the job ("launch failed requeued held"), and all other links waited for it."""
+    layout = launch(tmp_path, sleep=2)
+    chain_of(tmp_path).ensure()
+    assert goes_on(tmp_path, 1)
+    until(lambda: len(pending(chains, layout)) == LINKS)
+    last = max(pending(chains, layout), key=int)
+    for node in chains.settings.node_names:  # a file where slurmd would make the folder of the job
+        (chains.folder / "spool" / node / f"job{int(last):05d}").touch()
+    until(lambda: last not in pending(chains, layout) or look(layout).problem, 120)
+    order(tmp_path)
+    assert goes_on(tmp_path, 2)
+    assert last not in [line.split()[0] for line in lines(tmp_path, "passes")]
+    chains.clear()  # Slurm has drained the node
+
+
+@pytest.mark.slurm
 @pytest.mark.parametrize("sleep", [30, 0], ids=["during a pass", "between two passes"])
 def test_scancel_of_all_links_ends_the_chain(chains: SlurmCluster, tmp_path: Path, sleep: int) -> None:
     """No link submits another, and the state of the chain is broken."""

@@ -13,6 +13,8 @@ from rich.console import Console
 
 from jobs.errors import UsageError
 from jobs.experiment.graph import Graph, Node, Run
+from jobs.report.material import Source, material_of
+from jobs.report.write import report_text
 from jobs.store.layout import Layout
 from jobs.tables.collect import collect, summary_of, text_of
 from jobs.tables.display import print_tables
@@ -91,6 +93,16 @@ def test_it_is_in_every_format(tmp_path: Path) -> None:
     text = io.StringIO()
     print_tables(measured(), entry, Console(file=text, width=250))
     assert "IEMOCAP, published" in text.getvalue()
+
+
+def test_the_report_has_its_table(tmp_path: Path) -> None:
+    """And no section that asks for scores, with or without a result."""
+    for loss in (55.427, None):
+        found = part("iemocap", loss)
+        source = Source(found.graph, found.results, Layout(tmp_path, "iemocap-shift"))
+        text = report_text(material_of(measured(loss), published("domain_shift"), [source]))
+        assert ("55.43" in text, "(running)†" in text) == (loss is not None, loss is None)
+        assert "41.37" in text
 
 
 def test_several_corpora_are_one_table() -> None:
