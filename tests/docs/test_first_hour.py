@@ -1,13 +1,23 @@
-"""What a terminal showed becomes a document and a picture without names and times of the machine."""
+"""docs/first-hour.md is what the scripted hour writes, and its parts are exact."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 
-from tests.end_to_end.first_hour import Played, Step
+from tests.command_line import ROOT
+from tests.end_to_end.first_hour import HOUR, Played, Step
 from tests.end_to_end.transcript import document, neutral, picture
 
 STAMPED = "looked at 2026-11-29 15:54:14; ends 2026-11-29\n16:24:14, since 2026-11-29 15:54"
+
+
+def test_the_document_has_the_commands_and_paragraphs_of_the_hour() -> None:
+    """In order: after a change of the hour the document is to be written anew."""
+    rest = (ROOT / "docs" / "first-hour.md").read_text(encoding="utf-8")
+    for step in HOUR:
+        for text in filter(None, (step.prose, f"\n$ {step.command}\n")):
+            _, found, rest = rest.partition(text)
+            assert found, f"not in docs/first-hour.md after the step before: {text!r}; run `python -m tests.end_to_end.first_hour`"
 
 
 def test_names_and_times_are_replaced() -> None:
