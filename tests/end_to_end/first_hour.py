@@ -134,13 +134,8 @@ HOUR = (
         ("V-FT", "tables.tex"),
     ),
     Step(
-        "What was given up on the way is freed by `clean`; with `--whole` the experiment goes too, and every stage\n"
-        "that no other experiment needs. `--keep-tables` keeps the tables.",
-        "python launch.py clean",
-        ("freed ",),
-    ),
-    Step(
-        "",
+        "`clean` frees what stages that were given up have left; with `--whole` the experiment goes too, and every\n"
+        "stage that no other experiment needs. `--keep-tables` keeps the tables.",
         "python launch.py clean mine --whole --keep-tables",
         ("would free ", "freed "),
         answer=("[y/N]:", "y"),
