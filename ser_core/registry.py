@@ -18,6 +18,7 @@ from ser_core.errors import InputError
 from ser_core.keyed import keyed, plain
 from ser_core.models.backbone_config import config_problems
 from ser_core.models.identity import backbone_identity, backbone_origin, wav2vec_identity, wav2vec_origin
+from ser_core.models.model_types import backbone_problems, method_problem, model_type_of
 from ser_core.parallel.team import Team
 from ser_core.preflight import corpus_problems, trained_on, training_frames
 from ser_core.settings import Recipe
@@ -69,7 +70,9 @@ class SpeechRegistry:
     teams = ("states", "tapt", "ptapt", "finetune")
 
     def call(self, method: str, recipe: Recipe, *, fold: str, seed: int, validation: Sequence[str] = ()) -> StageCall:
-        """Return the `finetune` stage of a run with its upstream stages. Raises InputError for an unknown method or a missing checkpoint.
+        """Return the `finetune` stage of a run with its upstream stages.
+
+        Raises InputError for an unknown method, one that is not defined for the backbone, or a missing checkpoint.
 
         `validation` (sweeps): speakers that no stage trains on and that fine-tuning is tested on instead of the held-out fold, which no
         stage then opens. They are part of the stages' settings, so these stages have other keys than those of a grid. FIXED_PART
@@ -92,6 +95,8 @@ class SpeechRegistry:
 
         if method not in METHODS:
             raise InputError(f"method {method!r}: unknown; known are {', '.join(METHODS)}")
+        if problem := method_problem(method, model_type_of(recipe.backbone) or ""):
+            raise InputError(problem)
         backbone = {"backbone": backbone_identity(recipe.backbone)}
         if method == "vft":
             return finetune(backbone, {})
@@ -329,6 +334,8 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     if recipe.execution.device not in DEVICES:
         yield f"recipe.execution.device={recipe.execution.device}: unknown; known are {', '.join(DEVICES)}"
     yield from config_problems(recipe.backbone.config if recipe.backbone.checkpoint is None else {})
+    if recipe.backbone.checkpoint is not None:
+        yield from backbone_problems(recipe.backbone)
     yield from _grid_problems(recipe)
 
 

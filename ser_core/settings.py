@@ -69,14 +69,23 @@ class Attention(Enum):
     eager = "eager"  # matrix products and a softmax
 
 
+class Normalise(Enum):
+    """Whether waves are normalised to zero mean and unit variance before the backbone."""
+
+    auto = "auto"  # as the checkpoint's preprocessor_config.json states, for models with layer norms in the convolutions; else not
+    never = "never"
+    always = "always"
+
+
 @dataclass
 class BackboneSettings:
-    """wav2vec 2.0: a checkpoint (Hugging Face name or folder), or a model with random weights from `config` and `init_seed`."""
+    """A speech model (ser_core/models/model_types.py): a checkpoint (Hugging Face name or folder), or random weights from `config`."""
 
     checkpoint: str | None = "facebook/wav2vec2-base"  # Hugging Face name, or a folder; null: random weights
     revision: str | None = None  # of a Hugging Face name
-    config: dict[str, Any] = field(default_factory=dict)  # keys of transformers.Wav2Vec2Config, used when checkpoint is null
+    config: dict[str, Any] = field(default_factory=dict)  # model_type (default: wav2vec2) and keys of its configuration in transformers
     init_seed: int = 0  # of random weights
+    normalise: Normalise = Normalise.auto  # waves to zero mean and unit variance
     commits: dict[str, str] = field(default_factory=dict)  # hub name -> commit; set by a launch (ser_core.models.hub), not part of a key
 
 
@@ -236,7 +245,9 @@ class Recipe:
 
     def trained(self, method: str) -> tuple[str, ...]:
         """What a method of the registry trains, for the captions of tables: the model and the length of each training."""
-        model = self.backbone.checkpoint or f"wav2vec 2.0 with random weights (init_seed {self.backbone.init_seed})"
+        from ser_core.models.model_types import label_of
+
+        model = self.backbone.checkpoint or f"{label_of(self.backbone)} with random weights (init_seed {self.backbone.init_seed})"
         found = [f"backbone {PurePath(model).name if model.startswith('/') else model}"]
         if method == "tapt":
             found.append(f"TAPT of {_times(self.tapt.steps, 'step')}")

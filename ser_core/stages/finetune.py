@@ -75,7 +75,7 @@ class Finetuning(Objective):
         time_mask, feature_mask = spans(spec_augment, frames, max(frames), config.hidden_size, rngs)
         longest = self._lengths[batch[0]]
         alike = context.features.padding is Padding.reference  # then every row is padded to the step's longest
-        slices = context.row_parts([longest if alike else self._lengths[position] for position in batch])
+        slices = context.row_parts([longest if alike else self._lengths[position] for position in batch], config.model_type)
         parts = [Part(batch[rows], labels[rows], time_mask[rows], feature_mask[rows], total, longest) for rows in slices]
         return StepParts(parts, [len(part.positions) * self._lengths[part.positions[0]] for part in parts], len(batch))
 

@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 
 from ser_core.errors import InputError, is_memory_error
 from ser_core.models.backbone import (
-    NORMALISE_KEY,
     backbone_identity,
     build_backbone,
     frame_count,
@@ -30,6 +29,7 @@ from ser_core.models.backbone import (
 )
 from ser_core.models.identity import backbone_origin, wav2vec_origin
 from ser_core.models.known_encoder import is_known
+from ser_core.models.model_types import NORMALISE_KEY
 from ser_core.settings import Attention, BackboneSettings, Wav2vecSettings
 from tests.ser_core.models import rebuild
 
