@@ -8,8 +8,9 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
-WORKERS ?= 4# test processes: those of Slurm mostly wait, so more than there are cores
-PARALLEL = --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+WORKERS ?= 5# test processes: those of Slurm mostly wait, so more than there are cores
+PARALLEL = --dist loadfile --no-loadscope-reorder
+ONE_A_CORE = --numprocesses logical --maxprocesses 4
 MINUTES ?= 20
 unexport PYTHONDONTWRITEBYTECODE  # the tests start hundreds of processes: each would compile every module again
 
@@ -34,10 +35,10 @@ grid: setup
 
 test: setup
 	bash tests/install_packages.sh
-	$(RUN) -m pytest $(PARALLEL)
+	$(RUN) -m pytest $(PARALLEL) --numprocesses $(WORKERS)
 
 test-fast: setup
-	$(RUN) -m pytest $(PARALLEL) -m "not slurm and not end_to_end and not slow"
+	$(RUN) -m pytest $(PARALLEL) $(ONE_A_CORE) -m "not slurm and not end_to_end and not slow"
 
 explore: setup
 	$(RUN) -m tests.simulation.explore --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))

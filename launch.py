@@ -17,13 +17,35 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.commands.arguments import RUN, AsJson, Data, DryRun, Name, Results, Scripts, Settings, Wait, Where, Words
+from jobs.commands.arguments import (
+    RUN,
+    AllowIncomplete,
+    AsJson,
+    Bold,
+    Data,
+    DryRun,
+    Marks,
+    Name,
+    Numbers,
+    Results,
+    Scripts,
+    Settings,
+    Unreplaced,
+    Wait,
+    Where,
+    Width,
+    Words,
+)
+from jobs.commands.bundle_arguments import add_bundle_commands
 from jobs.commands.disk_arguments import add_disk_commands
 from jobs.commands.examples import add_examples
 from jobs.errors import InternalError, SlurmUnavailableError, StoredConfigurationError, UsageError, is_mendable
+from jobs.store.layout import Layout, shared_path
 from ser_core.errors import InputError, shortened
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from jobs.commands.launching import Code
     from jobs.commands.needs import Needs
     from jobs.commands.owners import Opening
@@ -31,10 +53,9 @@ if TYPE_CHECKING:
     from jobs.commands.sweep import SweepSession
     from jobs.experiment.config import Experiment
     from jobs.experiment.launched import Corpus, Launched
-    from jobs.store.layout import Layout
     from jobs.worker.task import Workplace
 
-ROOT = Path(__file__).resolve().parent
+ROOT = shared_path(Path(__file__).resolve() if Path(__file__).is_symlink() else Path(__file__)).parent
 CONFIGS = ROOT / "configs"
 PUBLISHED = CONFIGS / "published.yaml"
 DEFAULT_EXPERIMENT = "iemocap"
@@ -55,7 +76,7 @@ app = typer.Typer(
 
 @app.command()
 def prepare(
-    kind: Annotated[str, typer.Argument(metavar="CORPUS", help="iemocap | savee | emodb | csv | labels | demo")],
+    kind: Annotated[str, typer.Argument(metavar="CORPUS", help="iemocap | savee | emodb | csv | labels | unlabelled | demo")],
     source: Annotated[Path | None, typer.Option(help="folder of the corpus as distributed; a file for csv and labels")] = None,
     name: Annotated[str | None, typer.Option(help="name of the prepared corpus; default: its kind, or the source's name")] = None,
     audio: Annotated[Path | None, typer.Option(help="labels: folder of the recordings; default: that of the file")] = None,
@@ -66,6 +87,7 @@ def prepare(
 ) -> None:
     """Check a corpus, convert it to 16 kHz mono, write its manifest. Every problem is listed by file name."""
     from jobs.commands.console import with_progress
+    from jobs.commands.hints import next_after_prepare
     from jobs.text import counted
     from ser_core.corpora.demo import prepare_demo
     from ser_core.corpora.prepare import prepare as prepare_corpus
@@ -77,7 +99,7 @@ def prepare(
     elif source is None:
         raise UsageError(f"prepare {kind}: name the folder of the corpus: --source DIR")
     else:
-        found, own = source, name or (source.stem if kind in ("csv", "labels") else kind)
+        found, own = source, name or (source.stem if kind in ("csv", "labels", "unlabelled") else kind)
         if not found.exists():
             raise UsageError(f"prepare {kind}: --source {found}: no such file or folder")
         manifest = with_progress(
@@ -100,6 +122,9 @@ def prepare(
         f"{manifest.corpus}: {size}, classes {', '.join(manifest.classes)}, folds {', '.join(manifest.folds)}; "
         f"digest {manifest.digest[:12]}; in {manifest.folder}"
     )
+    if kind != "demo":  # which `grid demo` prepares itself
+        own = (CONFIGS / "experiment" / f"{manifest.corpus}.yaml").is_file()
+        _note(next_after_prepare(manifest.corpus, [("--data", data, ROOT / "data")], has_experiment=own))
 
 
 @app.command()
@@ -201,7 +226,7 @@ def status(
 
         if watch or requests:
             raise UsageError(f"status: {'--watch' if watch else '--requests'} is of one experiment: name it")
-        show_list(results.resolve(), lambda name: _reopen(name, results, patient=False), as_json=as_json)
+        show_list(shared_path(results), lambda name: _reopen(name, results, patient=False), as_json=as_json)
         return
     if requests:
         from jobs.commands.requests import show_requests
@@ -248,7 +273,6 @@ def cancel(
     """Cancel an experiment, or single runs of it, until it is launched again. Results stay; running Slurm jobs write a checkpoint."""
     from jobs.commands.cancel import print_cancellation
     from jobs.experiment.launched import without_configuration
-    from jobs.store.layout import Layout
 
     named = words or []
     experiment, runs = (None, named) if not named or "/" in named[0] else (named[0], named[1:])
@@ -257,36 +281,32 @@ def cancel(
     except StoredConfigurationError:
         if runs:
             raise
-        session = _session(without_configuration(Layout(results.resolve(), _chosen(experiment, results)[0])))
+        session = _session(without_configuration(Layout(shared_path(results), _chosen(experiment, results)[0])))
     print_cancellation(session, runs)
 
 
 @app.command()
 def collect(
     experiments: Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT ...]", help="several: one table, with --out")] = None,
-    formats: Annotated[list[str] | None, typer.Option("--format", help="latex | markdown | csv | json; default: all")] = None,
+    formats: Annotated[list[str] | None, typer.Option("--format", help="latex | markdown | csv | json | html; default: all")] = None,
     out: Annotated[
         Path | None, typer.Option(help="folder to write to; default: results/EXPERIMENT/tables; -: one format to standard output")
     ] = None,
-    allow_incomplete: Annotated[bool, typer.Option("--allow-incomplete", help="exit with 0 even if runs are missing")] = False,
+    allow_incomplete: AllowIncomplete = False,
     force: Annotated[bool, typer.Option("--force", help="overwrite complete tables with incomplete ones of fewer runs")] = False,
     source: Annotated[Path | None, typer.Option("--from", metavar="RUNS.CSV", help="results from elsewhere, one row a run")] = None,
     outliers: Annotated[str | None, typer.Option(metavar="RULE", help="with --from: pooled (default) | common | cell | none")] = None,
-    unreplaced: Annotated[
-        str | None, typer.Option(metavar="keep|drop", help="outliers that no other run replaces: keep (default) in the means, or drop")
-    ] = None,
-    width: Annotated[str | None, typer.Option(metavar="column|page", help="LaTeX: fit one column or the page (default)")] = None,
-    numbers: Annotated[str | None, typer.Option(metavar="plain|siunitx", help="LaTeX: numbers as text (default), or by siunitx")] = None,
-    bold: Annotated[bool, typer.Option("--bold/--no-bold", help="LaTeX: the best mean of a column in bold (default)")] = True,
-    marks: Annotated[bool, typer.Option("--marks", help="LaTeX: a star where a method differs from the first one")] = False,
+    unreplaced: Unreplaced = None,
+    width: Width = None,
+    numbers: Numbers = None,
+    bold: Bold = True,
+    marks: Marks = False,
     results: Results = ROOT / "results",
 ) -> None:
-    """Write the tables of an experiment: LaTeX that compiles, Markdown, CSV, JSON, confusion matrices. Of several: one table."""
+    """Write the tables of an experiment: LaTeX, Markdown, CSV, JSON, an HTML report, confusion matrices. Of several: one table."""
     from jobs.commands.collect import Asked, write_csv_tables, write_joint_tables, write_tables
-    from jobs.tables.collect import check_formats
     from jobs.tables.latex import style_of
 
-    check_formats(formats or ())
     asked = Asked(formats, out, unreplaced, style_of(width, numbers, bold=bold, marks=marks), force)
     if source is not None:
         complete = write_csv_tables(source, outliers, PUBLISHED, asked)
@@ -356,7 +376,7 @@ def doctor(
     experiment = read_experiment(words, _code())
     slurm = experiment if experiment.cluster is Cluster.slurm else None
     needs = _needs(experiment, data) if words.named else None
-    checks = examine(results.resolve(), source=ROOT, experiment=slurm, tell=lambda text: typer.echo(text, err=True), needs=needs)
+    checks = examine(shared_path(results), source=ROOT, experiment=slurm, tell=lambda text: typer.echo(text, err=True), needs=needs)
     typer.echo(json.dumps(checks_to_json(checks), indent=1) if as_json else "\n".join(check_lines(checks)))
     raise typer.Exit(exit_code(checks))
 
@@ -371,7 +391,7 @@ def _needs(experiment: Experiment, data: Path) -> Needs:
     problem, code = "", _code()
     methods = {name: experiment.variants[name].method if name in experiment.variants else name for name in experiment.methods}
     for recipe in experiment.recipes.values():
-        resolve_checkpoints(recipe, (Path.cwd(), ROOT))
+        resolve_checkpoints(recipe, (shared_path(Path()), ROOT))
     try:
         check_corpus(experiment, _corpus(experiment, data, True), code)
     except (UsageError, InputError) as error:
@@ -381,22 +401,22 @@ def _needs(experiment: Experiment, data: Path) -> Needs:
     except InputError:  # of missing weights, which have a line of their own
         stages = code.stages
     weights = dict.fromkeys(each for name, recipe in experiment.recipes.items() for each in needed_weights(methods[name], recipe))
-    return Needs(experiment.corpus, (data / experiment.corpus).resolve(), problem, tuple(weights), stages)
+    return Needs(experiment.corpus, shared_path(data / experiment.corpus), problem, tuple(weights), stages)
 
 
 def _opening(results: Path) -> Opening:
     from jobs.commands.owners import Opening
-    from jobs.store.layout import Layout
     from jobs.sweeps.records import load_sweep
     from ser_core.registry import REGISTRY
     from ser_core.settings import Recipe
 
     return Opening(
         lambda name: _reopen(name, results, patient=False),
-        lambda name, digest: load_sweep(Layout(results.resolve(), name), digest, REGISTRY, Recipe, ROOT),
+        lambda name, digest: load_sweep(Layout(shared_path(results), name), digest, REGISTRY, Recipe, ROOT),
     )
 
 
+add_bundle_commands(app, ROOT, lambda name, results: _reopen(name, results, patient=False))
 add_disk_commands(app, ROOT / "results", _opening)
 add_examples(app)
 
@@ -435,13 +455,12 @@ def _launch(arguments: list[str], cluster: str | None, wait: bool | None, data: 
     from jobs.commands.launching import check_corpus, experiment_to_launch, words_of
     from jobs.experiment.launched import last_launch, launch
     from jobs.store.clock import measure
-    from jobs.store.layout import Layout
     from ser_core.registry import REGISTRY
     from ser_core.settings import Recipe
 
     words = words_of("grid", arguments, cluster, DEFAULT_EXPERIMENT)
     experiment, where = experiment_to_launch(words, _code(), results, _corpora(data))
-    layout = Layout(results.resolve(), experiment.name)
+    layout = Layout(shared_path(results), experiment.name)
     _resolve_checkpoints(experiment, layout)
     corpus = _corpus(experiment, data, dry_run)
     check_corpus(experiment, corpus, _code())
@@ -457,13 +476,12 @@ def _relaunch(named: str | None, results: Path, *, dry_run: bool) -> Session:
     from jobs.commands.launching import check_corpus, check_experiment
     from jobs.experiment.launched import relaunch, require_same_corpus
     from jobs.store.clock import measure
-    from jobs.store.layout import Layout
     from ser_core.corpora.manifest import load_manifest
     from ser_core.registry import REGISTRY
     from ser_core.settings import Recipe
 
     name, line = _chosen(named, results)
-    layout = Layout(results.resolve(), name)
+    layout = Layout(shared_path(results), name)
     if not dry_run:
         measure(layout.root)
     session = _session(relaunch(layout, REGISTRY, Recipe), new=True)
@@ -484,8 +502,25 @@ def _resolve_checkpoints(experiment: Experiment, *launched: Layout) -> None:
     former = commits_of(recipe for layout in launched for recipe in last_recipes(layout))
     lines = []
     for recipe in (experiment.recipe, *experiment.recipes.values()):
-        resolve_checkpoints(recipe, (Path.cwd(), ROOT))
+        resolve_checkpoints(recipe, (shared_path(Path()), ROOT))
         lines.append(pin_commit(recipe.backbone, former))
+    _note(*dict.fromkeys(lines))
+
+
+def _pin_swept(experiment: Experiment, layouts: Iterable[Layout]) -> None:
+    """Make paths of checkpoints absolute, and resolve every hub name that a sweep searches, as `_resolve_checkpoints`."""
+    from jobs.experiment.launched import last_recipes
+    from jobs.sweeps.preflight import recipes_with
+    from ser_core.models.identity import pin_commit
+    from ser_core.settings import commits_of, resolve_checkpoints
+
+    former = commits_of(recipe for layout in layouts for recipe in last_recipes(layout))
+    for recipe in (experiment.recipe, *experiment.recipes.values()):
+        resolve_checkpoints(recipe, (shared_path(Path()), ROOT))
+    lines, commits = [], experiment.recipe.backbone.commits
+    for recipe in recipes_with(experiment, ("backbone.checkpoint", "backbone.revision")):
+        lines.append(pin_commit(recipe.backbone, former))
+        commits.update(recipe.backbone.commits)
     _note(*dict.fromkeys(lines))
 
 
@@ -503,14 +538,14 @@ def _corpora(data: Path) -> list[str]:
 
 def _corpus(experiment: Experiment, data: Path, dry_run: bool) -> Corpus:
     name = experiment.corpus
-    folder = (data / name).resolve()
+    folder = shared_path(data / name)
     if not (folder / "manifest.json").is_file():
         if name == "demo" and not dry_run:
             prepare("demo", data=data)
         elif name == "demo":
             raise UsageError("the demo corpus is not prepared yet: run `python launch.py prepare demo` first, or leave out --dry-run")
         else:
-            kind = name if name in ("iemocap", "savee", "emodb") else "csv"
+            kind = name if name in ("iemocap", "savee", "emodb") else {"librispeech": "unlabelled"}.get(name, "csv")
             more = "" if kind == name else f" --name {name}"
             raise UsageError(
                 f"corpus {name!r} is not prepared (no {folder}): run `python launch.py prepare {kind} --source FOLDER{more}`, "
@@ -524,7 +559,7 @@ def _prepared(folder: Path) -> Corpus:
     from ser_core.corpora.manifest import load_manifest
 
     manifest = load_manifest(folder)
-    return Corpus(manifest.corpus, manifest.digest, manifest.folds, str(folder.resolve()))
+    return Corpus(manifest.corpus, manifest.digest, manifest.folds, str(shared_path(folder)))
 
 
 def _check_scripts(scripts: bool, dry_run: bool) -> None:
@@ -547,12 +582,11 @@ def _chosen(named: str | None, results: Path) -> tuple[str, str]:
 
 def _reopen(named: str | None, results: Path, *, patient: bool = True) -> Session:
     from jobs.experiment.launched import reopen
-    from jobs.store.layout import Layout
     from ser_core.registry import REGISTRY
     from ser_core.settings import Recipe
 
     name, line = _chosen(named, results)
-    session = _session(reopen(Layout(results.resolve(), name), REGISTRY, Recipe), patient=patient)
+    session = _session(reopen(Layout(shared_path(results), name), REGISTRY, Recipe), patient=patient)
     _note(line)
     return session
 
@@ -571,7 +605,6 @@ def _launch_sweep(
     from jobs.commands.launching import experiment_to_launch, words_of
     from jobs.commands.sweep import new_sweep, session_of
     from jobs.store.clock import measure
-    from jobs.store.layout import Layout
     from jobs.sweeps.preflight import require_ray
     from jobs.sweeps.records import sweeps_of
     from jobs.sweeps.space import listed_points
@@ -581,10 +614,10 @@ def _launch_sweep(
     experiment, where = experiment_to_launch(words, _code(), results, _corpora(data))
     listed_points(experiment)  # checks that need no corpus come before one is prepared
     require_ray(experiment.sweep.search)
-    layout = Layout(results.resolve(), experiment.name)
+    layout = Layout(shared_path(results), experiment.name)
     if not dry_run:
         measure(layout.root)
-    _resolve_checkpoints(experiment, *sweeps_of(layout), layout)
+    _pin_swept(experiment, (*sweeps_of(layout), layout))
     corpus = _corpus(experiment, data, dry_run)
     typed = _typed("sweep", arguments, cluster, wait, data, results)
     sweep = new_sweep(experiment, words.file, corpus, layout, REGISTRY, code=ROOT, typed=typed)
@@ -595,12 +628,11 @@ def _launch_sweep(
 def _reopen_sweep(experiment: str, results: Path, digest: str = "", *, look_only: bool = True) -> SweepSession:
     """A sweep of an experiment, by default the one launched last. `look_only`: for a person who waits, and nothing is recorded."""
     from jobs.commands.sweep import session_of
-    from jobs.store.layout import Layout
     from jobs.sweeps.records import load_sweep, require_latest
     from ser_core.registry import REGISTRY
     from ser_core.settings import Recipe
 
-    layout = Layout(results.resolve(), experiment)
+    layout = Layout(shared_path(results), experiment)
     sweep = load_sweep(layout, digest or require_latest(layout), REGISTRY, Recipe, ROOT)
     place = _workplace(layout, sweep.corpus, sweep.launched)
     return session_of(sweep, place, ROOT, preload=PRELOAD, patient=not look_only, read_only=look_only)

@@ -39,7 +39,7 @@ def corpus_problems(method: str, recipe: Recipe, manifest: Manifest, folds: Mapp
 
     `folds`: held-out fold -> the validation speakers of a sweep, else ().
     """
-    if not folds:
+    if not folds or method == "pretraining_loss":  # trains nothing
         return
     if recipe.training_fraction != 1 and any(folds.values()):
         yield f"recipe.training_fraction={recipe.training_fraction:g}: a sweep trains on all utterances; leave it out"

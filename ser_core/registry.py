@@ -25,9 +25,10 @@ from ser_core.settings import Recipe
 from ser_core.sweep import stage_proxies
 
 METHODS = ("vft", "tapt", "ptapt")
+MEASUREMENTS = ("pretraining_loss",)  # methods that train nothing and have no score: one stage for a whole corpus
 
 # Part of a stage's key: increment it when a stage computes something else, so that existing artifacts are not reused.
-VERSIONS: Mapping[str, int] = {"states": 3, "cluster": 2, "tapt": 3, "ptapt": 3, "finetune": 4}
+VERSIONS: Mapping[str, int] = {"states": 3, "cluster": 2, "tapt": 3, "ptapt": 3, "finetune": 4, "pretraining_loss": 1}
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,17 @@ class StageArguments(TypedDict):
 
 
 class SpeechRegistry:
-    """V-FT, TAPT and P-TAPT. Every method ends in the stage `finetune`, the only one that depends on the run's seed."""
+    """V-FT, TAPT and P-TAPT. Every method ends in the stage `finetune`, the only one that depends on the run's seed.
+
+    A measurement is one stage, the same for every fold and seed.
+    """
 
     methods = METHODS
+    measurements = MEASUREMENTS
     teams = ("states", "tapt", "ptapt", "finetune")
 
     def call(self, method: str, recipe: Recipe, *, fold: str, seed: int, validation: Sequence[str] = ()) -> StageCall:
-        """Return the `finetune` stage of a run with its upstream stages.
+        """Return the `finetune` stage of a run with its upstream stages, or the stage of a measurement.
 
         Raises InputError for an unknown method, one that is not defined for the backbone, or a missing checkpoint.
 
@@ -93,11 +98,15 @@ class SpeechRegistry:
         def finetune(own: dict[str, Any], upstream: Mapping[str, StageCall]) -> StageCall:
             return stage("finetune", {"finetune": keyed(recipe.finetune), "features": features, **own}, upstream, seed)
 
-        if method not in METHODS:
-            raise InputError(f"method {method!r}: unknown; known are {', '.join(METHODS)}")
+        if method not in (*METHODS, *MEASUREMENTS):
+            raise InputError(f"method {method!r}: unknown; known are {', '.join((*METHODS, *MEASUREMENTS))}")
         if problem := method_problem(method, model_type_of(recipe.backbone) or ""):
             raise InputError(problem)
         backbone = {"backbone": backbone_identity(recipe.backbone)}
+        if method == "pretraining_loss":
+            measured = {"pretraining_loss": keyed(recipe.pretraining_loss), **backbone}
+            more = {"weights": backbone_origin(recipe.backbone)}
+            return StageCall(method, VERSIONS[method], measured, {**runtime, **more}, "", recipe.upstream_seed)
         if method == "vft":
             return finetune(backbone, {})
         if method == "tapt":
@@ -130,7 +139,7 @@ class SpeechRegistry:
             return validation[fold]
 
         first = cache(lambda fold: self.call(method, recipe, fold=fold, seed=0, validation=kept_out(fold)))
-        return lambda fold, seed: replace(first(fold), seed=seed)
+        return (lambda fold, seed: first(fold)) if method in MEASUREMENTS else lambda fold, seed: replace(first(fold), seed=seed)
 
     def validation_speakers(self, corpus: Path, fold: str) -> tuple[str, ...]:
         """Return the speakers that a sweep keeps out of training and is scored on when `fold` is held out (`ser_core.corpora.validation`).
@@ -253,6 +262,10 @@ AT_LEAST: Mapping[str, float] = {
     "finetune.epochs": 1,
     "finetune.batch_size": 1,
     "tapt.steps": 1,
+    "pretraining_loss.draws": 1,
+    "pretraining_loss.negatives": 1,
+    "pretraining_loss.diversity_weight": 0,
+    "pretraining_loss.mask_minimum": 1,
     "tapt.warmup_steps": 0,
     "tapt.buckets": 1,
     "tapt.batches_per_bucket": 0,
@@ -288,6 +301,7 @@ POSITIVE = (
     *(f"{stage}.max_seconds" for stage in ("finetune", "tapt", "ptapt")),
     *(f"{stage}.batch_seconds" for stage in ("tapt", "ptapt")),
     "tapt.temperature",
+    "pretraining_loss.temperature",
     "execution.communication_minutes",
 )
 FRACTIONS = (

@@ -209,6 +209,18 @@ class PtaptSettings:
 
 
 @dataclass
+class PretrainingLossSettings:
+    """Pretraining loss of the untouched checkpoint on a whole corpus (Table 3); spans as in the backbone's configuration."""
+
+    draws: int = 3  # of masks, negatives and noise for each utterance; the loss is their mean
+    negatives: int = 100  # of each masked frame, from all other frames of the utterance
+    temperature: float = 0.1  # of the contrastive loss
+    diversity_weight: float = 0.1  # of the diversity of an utterance's codes, added once to the sum over its masked frames
+    mask_minimum: int = 2  # spans of an utterance
+    precision: Precision = Precision.float32  # autocast type
+
+
+@dataclass
 class ExecutionSettings:
     """How a stage is computed; not part of a stage's key."""
 
@@ -239,9 +251,10 @@ class Recipe:
     states: StatesSettings = field(default_factory=StatesSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     ptapt: PtaptSettings = field(default_factory=PtaptSettings)
+    pretraining_loss: PretrainingLossSettings = field(default_factory=PretrainingLossSettings)
     execution: ExecutionSettings = field(default_factory=ExecutionSettings)
     training_fraction: float = 1.0  # of the training utterances that every stage trains on (ser_core.corpora.subsets)
-    upstream_seed: int = 0  # of states, cluster, tapt and ptapt, which are computed once per fold for all seeds
+    upstream_seed: int = 0  # of states, cluster, tapt and ptapt, computed once per fold for all seeds, and of pretraining_loss
 
     def trained(self, method: str) -> tuple[str, ...]:
         """What a method of the registry trains, for the captions of tables: the model and the length of each training."""
@@ -249,6 +262,8 @@ class Recipe:
 
         model = self.backbone.checkpoint or f"{label_of(self.backbone)} with random weights (init_seed {self.backbone.init_seed})"
         found = [f"backbone {PurePath(model).name if model.startswith('/') else model}"]
+        if method == "pretraining_loss":
+            return ()
         if method == "tapt":
             found.append(f"TAPT of {_times(self.tapt.steps, 'step')}")
         if method == "ptapt":
@@ -271,7 +286,7 @@ def resolve_checkpoints(recipe: Recipe, folders: Iterable[Path]) -> None:
     for settings in (recipe.backbone, recipe.states.wav2vec):
         for folder in folders:
             if settings.checkpoint and (folder / settings.checkpoint).exists():
-                settings.checkpoint = str((folder / settings.checkpoint).resolve())
+                settings.checkpoint = str((folder / settings.checkpoint).absolute())
 
 
 def _times(number: int, noun: str) -> str:

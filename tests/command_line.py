@@ -91,23 +91,32 @@ class Forks:
     """Runs commands in forks of one interpreter that has imported `launch.py`: for many cases that differ in their arguments only."""
 
     def __init__(self, variables: Mapping[str, str]) -> None:
-        environment = {**os.environ, "COLUMNS": "200", **variables}
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
-        )
+        self._environment = {**os.environ, "COLUMNS": "200", **variables}
+        self._process: subprocess.Popen[str] | None = None  # the interpreter
 
     def __call__(self, line: CommandLine, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run one command with the folders of `line`."""
+        """Run one command with the folders of `line`. A call that is aborted ends the interpreter: the next one would read its answer."""
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self._environment, cwd=ROOT
+            )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         folders = {name: line.environment[name] for name in ("SER_GRID_DATA", "SER_GRID_RESULTS")}
-        self._process.stdin.write(json.dumps({"arguments": arguments, "environment": folders}) + "\n")
-        self._process.stdin.flush()
-        code, output, errors = json.loads(self._process.stdout.readline())
+        try:
+            self._process.stdin.write(json.dumps({"arguments": arguments, "environment": folders}) + "\n")
+            self._process.stdin.flush()
+            code, output, errors = json.loads(self._process.stdout.readline())
+        except BaseException:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+            raise
         return subprocess.CompletedProcess(arguments, code, output, errors)
 
     def close(self) -> None:
         """End the interpreter."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(30)
+        if self._process is not None:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            self._process.wait(30)

@@ -18,6 +18,7 @@ from tests.hypothesis_settings import load_settings
 TESTS = Path(__file__).resolve().parent
 SPEECH = "SER_GRID_SPEECH"
 KINDS = {"end_to_end": 900, "slurm": 600}  # in this order they begin; seconds before a test is aborted
+COMPUTING = 3  # files without such tests that begin after each file with some
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # more processes than cores; read when torch is imported, here or in a process that a test starts
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,18 +28,32 @@ load_settings()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by what they need, and begin with those that take longest. The tests of a file run in one process."""
+    """Mark tests by what they need, and begin with those that take longest. The tests of a file run in one process.
+
+    Tests of Slurm mostly wait, so files of them alternate with files that compute.
+    """
     for item in items:
         if item.path.is_relative_to(TESTS / "end_to_end"):
             item.add_marker(pytest.mark.end_to_end)
         kind = kind_of(item)
         if kind and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(KINDS[kind]))
-    order = [*KINDS, ""]
-    first: dict[Path, int] = {}  # of a file
+    files: dict[Path, list[pytest.Item]] = {}
     for item in items:
-        first[item.path] = min(first.get(item.path, len(order)), order.index(kind_of(item)))
-    items.sort(key=lambda item: first[item.path])
+        files.setdefault(item.path, []).append(item)
+    waiting = sorted((file for file in files.values() if rank(file) < len(KINDS)), key=rank)
+    computing = sorted((file for file in files.values() if rank(file) >= len(KINDS)), key=rank)
+    items.clear()
+    while waiting or computing:
+        for file in (*waiting[:1], *computing[:COMPUTING]):
+            items.extend(file)
+        del waiting[:1], computing[:COMPUTING]
+
+
+def rank(file: list[pytest.Item]) -> int:
+    """Place of a file among others: by the first of `KINDS` that it has a test of, then those with slow tests, then the rest."""
+    marks = (*KINDS, "slow")
+    return next((place for place, mark in enumerate(marks) if any(item.get_closest_marker(mark) for item in file)), len(marks))
 
 
 def kind_of(item: pytest.Item) -> str:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that the tests need and that are missing: LaTeX for the tables, and a whole Slurm with accounting, nothing
+# Installs the Debian packages that the tests need and that are missing: LaTeX for the tables, a browser for the report, and a whole Slurm with accounting, nothing
 # of it as a service. Idempotent; needs root only when something is missing. SER_GRID_SKIP_SLURM=1: leave Slurm out.
 set -euo pipefail
 export PATH="$PATH:/usr/sbin:/sbin"
@@ -7,6 +7,7 @@ export PATH="$PATH:/usr/sbin:/sbin"
 missing=()
 command -v pdflatex >/dev/null || missing+=(texlive-latex-base)
 command -v pdftotext >/dev/null || missing+=(poppler-utils)
+command -v chromium-headless-shell >/dev/null || command -v chromium >/dev/null || missing+=(chromium-headless-shell)
 { command -v kpsewhich >/dev/null && kpsewhich booktabs.sty >/dev/null; } || missing+=(texlive-latex-recommended)
 { command -v kpsewhich >/dev/null && kpsewhich siunitx.sty >/dev/null; } || missing+=(texlive-science)
 if [ "${SER_GRID_SKIP_SLURM:-0}" = 0 ]; then

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,9 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
         (("collect", "--from", "runs.csv", "--unreplaced", "forget"), ("'forget'", "keep or drop")),
         (("collect", "--from", "runs.csv", "--width", "wide"), ("'wide'", "column, page")),
         (("collect", "--from", "runs.csv", "--out", "-"), ("--out -", "--format")),
+        (("bundle", "demo"), ("was not launched",)),
+        (("bundle", "demo", "--width", "wide"), ("'wide'", "column, page")),
+        (("verify", "/nowhere/b.zip"), ("/nowhere/b.zip: no such file", "bundle EXPERIMENT` writes")),
         (("doctor", "demo", "--cluster", "cloud"), ("--cluster cloud",)),
         (("sweep", "iemocap"), ("prepare iemocap --source",)),
         (("sweep", "demo", "sweep.sets=[[8],[]]"), ("sweep.sets", "an empty set")),
@@ -150,12 +154,12 @@ def without_ray(site: Path, program: str = RAY_ENDS_IT) -> dict[str, str]:
     ],
 )
 def test_an_impossible_sweep_is_a_usage_error_before_ray_starts(
-    speakers: dict[str, str], settings: tuple[str, ...], expected: tuple[str, ...], tmp_path: Path
+    speakers: dict[str, str], settings: tuple[str, ...], expected: tuple[str, ...], tmp_path: Path, forks: Forks
 ) -> None:
     """Errors that need the corpus are one line too, without Ray, and nothing is written."""
     small_corpus(tmp_path / "data" / "demo", speakers)
-    run = CommandLine(tmp_path / "data", tmp_path / "results", without_ray(tmp_path / "site"))
-    done = run("sweep", "demo", "sweep.folds=[]", "sweep.counts=[8]", *settings)
+    run = CommandLine(tmp_path / "data", tmp_path / "results")
+    done = forks(run, "sweep", "demo", "sweep.folds=[]", "sweep.counts=[8]", *settings)
     assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stdout + done.stderr
     for text in expected:
         assert text in done.stderr
@@ -180,11 +184,11 @@ def test_without_ray_or_optuna_the_extra_is_named(missing: str, search: str, cod
     assert not run.results.exists()
 
 
-def test_a_dry_run_names_the_recipe_and_what_it_costs(tmp_path: Path) -> None:
+def test_a_dry_run_names_the_recipe_and_what_it_costs(tmp_path: Path, forks: Forks) -> None:
     """The preset and each departure; with `published`, that the front end runs at every step, and for how many hours of audio."""
     small_corpus(tmp_path / "data" / "emodb", {"03-08": "ab", "2": "cd", "3": "ef"})
     run = CommandLine(tmp_path / "data", tmp_path / "results")
-    done = run("grid", "emodb-ablation", "--dry-run", "methods=[published,independent,pooling]", "recipe.finetune.epochs=15")
+    done = forks(run, "grid", "emodb-ablation", "--dry-run", "methods=[published,independent,pooling]", "recipe.finetune.epochs=15")
     assert done.returncode == 0, done.stderr
     assert "published: preset published; + independent features: preset published with features.padding=independent;" in done.stdout
     assert "+ pooling of the paper: preset paper." in done.stdout
@@ -211,7 +215,7 @@ def small_corpus(folder: Path, speakers: dict[str, str]) -> None:
     write_manifest(folder, "demo", list(speakers), spoken)
 
 
-def test_resume_needs_only_the_name(tmp_path: Path) -> None:
+def test_resume_needs_only_the_name(tmp_path: Path, forks: Forks) -> None:
     """The settings of the launch, not those of the experiment's file; a corpus prepared again is refused with the whole command."""
     data, results = tmp_path / "data", tmp_path / "results"
     small_corpus(data / "demo", {"1": "ab", "2": "cd", "3": "ef"})
@@ -221,7 +225,7 @@ def test_resume_needs_only_the_name(tmp_path: Path) -> None:
     experiment = load_experiment("demo", settings, configs=ROOT / "configs", recipe_schema=Recipe, methods=REGISTRY.methods)
     typed = ("grid", "demo", *settings, "--results", str(results))
     store(launch(experiment, corpus, REGISTRY, Layout(results, "demo"), "demo", typed))
-    run = CommandLine(data, results)
+    run = partial(forks, CommandLine(data, results))
     done = run("resume", "demo", "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "demo: 6 runs, 6 stages; reused 0" in done.stdout
@@ -244,7 +248,7 @@ def test_the_experiment_is_named_where_the_user_did_not(tmp_path: Path) -> None:
     assert "experiment own: the only one that was launched\n" in done.stderr
 
 
-def test_a_launch_with_other_settings_prints_what_has_changed(tmp_path: Path) -> None:
+def test_a_launch_with_other_settings_prints_what_has_changed(tmp_path: Path, forks: Forks) -> None:
     """Each key with both values, also the corpus; the dry run says which key makes stages new, and stores nothing."""
     data, results = tmp_path / "data", tmp_path / "results"
     small_corpus(data / "demo", {"1": "ab", "2": "cd", "3": "ef"})
@@ -252,7 +256,7 @@ def test_a_launch_with_other_settings_prints_what_has_changed(tmp_path: Path) ->
     corpus = Corpus(manifest.corpus, manifest.digest, manifest.folds, str(manifest.folder))
     experiment = load_experiment("demo", ["methods=vft"], configs=ROOT / "configs", recipe_schema=Recipe, methods=REGISTRY.methods)
     store(launch(experiment, corpus, REGISTRY, Layout(results, "demo"), "demo"))
-    record, run = (results / "demo" / "experiment.json").read_bytes(), CommandLine(data, results)
+    record, run = (results / "demo" / "experiment.json").read_bytes(), partial(forks, CommandLine(data, results))
     done = run("grid", "demo", "--dry-run", "methods=vft", "seeds=3", "recipe.finetune.epochs=6")
     assert done.returncode == 0, done.stderr
     assert re.search(
@@ -273,12 +277,12 @@ DAMAGED = ("", "{", "[]", "{}", '{"schema": 1}', '{"schema": 1, "launched": 0, "
     ("command", "text"),
     [*(("status", text) for text in DAMAGED), *((name, "{") for name in ("collect", "reconcile", "resume", "control"))],
 )
-def test_a_damaged_experiment_is_one_line(command: str, text: str, tmp_path: Path) -> None:
+def test_a_damaged_experiment_is_one_line(command: str, text: str, tmp_path: Path, forks: Forks) -> None:
     """The file, and the command that renews it."""
     file = tmp_path / "results" / "demo" / "experiment.json"
     file.parent.mkdir(parents=True)
     file.write_text(text)
-    done = CommandLine(tmp_path / "data", tmp_path / "results")(command, "demo")
+    done = forks(CommandLine(tmp_path / "data", tmp_path / "results"), command, "demo")
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert "experiment.json" in done.stderr
@@ -286,12 +290,12 @@ def test_a_damaged_experiment_is_one_line(command: str, text: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("text", [*DAMAGED, '{"schema": 1, "launched": 5, "config": {"cluster": "local", "newer": 1}, "corpus": {}}'])
-def test_an_experiment_is_cancelled_without_its_configuration(text: str, tmp_path: Path) -> None:
+def test_an_experiment_is_cancelled_without_its_configuration(text: str, tmp_path: Path, forks: Forks) -> None:
     """Its record is damaged, or of another version of the program: everything is cancelled; single runs need the stages."""
     layout = Layout(tmp_path / "results", "demo")
     layout.folder.mkdir(parents=True)
     layout.experiment_file.write_text(text)
-    run = CommandLine(tmp_path / "data", layout.root)
+    run = partial(forks, CommandLine(tmp_path / "data", layout.root))
     done = run("cancel", "demo", "vft/1/0")
     assert done.returncode == 2, done.stderr
     assert not layout.cancellations.exists()
@@ -344,22 +348,23 @@ def test_a_wrong_source_is_reported_with_twenty_problems_at_most(tmp_path: Path)
     assert lines[20] == "and 5 more problems of 25"
 
 
-def test_collect_from_a_csv_file(tmp_path: Path) -> None:
+def test_collect_from_a_csv_file(tmp_path: Path, forks: Forks) -> None:
     """`collect --from` applies the outlier rule to rows of a file: an outlier without a rerun is named on stderr and stays in the mean."""
     source = tmp_path / "runs.csv"
     rows = [f"ours,vft,{fold},{slot},{slot},{60 + slot + fold}" for fold in (1, 2) for slot in range(5)]
     rows[3] = "ours,vft,1,3,3,20"
     source.write_text("\n".join(["corpus,method,fold,slot,seed,ua", *rows]) + "\n")
-    done = CommandLine(tmp_path / "data", tmp_path / "results")("collect", "--from", str(source))
+    run = partial(forks, CommandLine(tmp_path / "data", tmp_path / "results"))
+    done = run("collect", "--from", str(source))
     assert done.returncode == 0, done.stderr
     assert "rerun with another seed, and add the row below: ours vft/1/3 seed 3" in done.stderr
     summary = json.loads((tmp_path / "runs-tables" / "summary.json").read_text())
     assert summary["methods"][0]["unresolved"] == 1
     assert summary["methods"][0]["cells"][0]["runs"][3]["out"] is True
-    done = CommandLine(tmp_path / "data", tmp_path / "results")("collect", "--from", str(source), "--unreplaced", "drop")
+    done = run("collect", "--from", str(source), "--unreplaced", "drop")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "runs-tables" / "summary.json").read_text())["methods"][0]["n"] == 9
-    done = CommandLine(tmp_path / "data", tmp_path / "results")("collect", "--from", str(source), "--format", "csv", "--out", "-")
+    done = run("collect", "--from", str(source), "--format", "csv", "--out", "-")
     assert done.returncode == 0, done.stderr
     assert done.stdout == (tmp_path / "runs-tables" / "runs.csv").read_text().replace("3,20.0,,,outlier", "3,20.0,,,accepted")
     assert not Path("-").exists()

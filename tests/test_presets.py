@@ -50,6 +50,7 @@ def test_both_presets_set_the_same_keys() -> None:
     assert {key for key in paper if paper[key] == published[key]} == {"states.spec_augment.time_minimum"}
 
 
+@pytest.mark.slow
 def test_an_experiment_selects_a_preset_and_overrides_single_settings() -> None:
     chosen = experiment("recipe.preset=published", "recipe.features.padding=independent")
     values = flat(plain(chosen.recipe))

@@ -42,6 +42,21 @@ def test_keys_of_the_shipped_experiments_change_only_with_a_stage_version(
     assert hashlib.sha256(" ".join(keys).encode()).hexdigest()[:24] == digest
 
 
+@pytest.mark.parametrize(("name", "corpora"), [("emodb-shift", ("demo", "emodb")), ("iemocap-shift", ("savee", "iemocap"))])
+def test_a_domain_shift_is_one_stage_for_a_corpus(name: str, corpora: tuple[str, ...]) -> None:
+    """Named after the corpus; beside the methods of another experiment on it, the same checkpoint is not measured again."""
+    keys = []
+    for corpus in corpora:
+        experiment = load_experiment(name, [f"corpus={corpus}", f"name={corpus}-shift"], configs=ROOT / "configs", recipe_schema=Recipe)
+        prepared = Corpus(corpus, corpus * 9, ("1", "2"), "/nowhere")
+        [key] = launch(experiment, prepared, REGISTRY, Layout(Path("/nowhere"), name)).graph.nodes
+        keys.append(key)
+    assert len(set(keys)) == 2
+    beside = load_experiment(corpora[1], ["methods=[vft,pretraining_loss]", "table=null"], configs=ROOT / "configs", recipe_schema=Recipe)
+    prepared = Corpus(corpora[1], corpora[1] * 9, ("1",), "/nowhere")
+    assert keys[1] in launch(beside, prepared, REGISTRY, Layout(Path("/nowhere"), name)).graph.nodes
+
+
 @pytest.mark.parametrize(
     ("name", "folds", "stages", "keys", "sweep"),
     [("demo", 2, 36, "8f5b1d6f5e3eda080ea22a54", "c3e69a96bfec"), ("emodb", 5, 190, "8f9a0cae8128a918cef965c8", "67e8a5d3a7da")],
@@ -60,6 +75,7 @@ def test_keys_of_the_shipped_sweeps_change_only_with_a_stage_version(name: str, 
     assert sweep_digest(experiment, corpus, validation, REGISTRY) == sweep
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("subsets", "whole", "folds", "overrides", "shared", "more"),
     [

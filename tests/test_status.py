@@ -55,6 +55,7 @@ def squeue_that(folder: Path, does: str) -> Path:
     return folder / "calls"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("does", "problem"), [("true", ""), ("exit 1", "Slurm does not answer")])
 def test_all_experiments_are_listed_with_one_call_of_squeue(
     does: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -113,6 +114,7 @@ def test_status_shows_what_runs(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert activity["remaining"]["stages"] == 4
 
 
+@pytest.mark.slow
 def test_watch_on_a_terminal_ends_with_ctrl_c(tmp_path: Path) -> None:
     """A live table that fits the terminal, drawn again in place; Ctrl-C leaves the last one and exit code 0, without a traceback."""
     name = running(launched(tmp_path, "here", "policy.poll_seconds=0.2"))

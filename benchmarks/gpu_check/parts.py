@@ -41,7 +41,7 @@ PARTS = (
     Part("stages", "every stage and method: CPU against GPU", "part_stages", 60, 45),
     Part("resume", "checkpoints resumed on the other device", "part_resume", 30, 25),
     Part("memory", "out of memory met by halving", "part_memory", 25, 25),
-    Part("processes", "two processes, NCCL and gloo", "part_processes", 60, 25),
+    Part("processes", "two processes, NCCL and gloo", "part_processes", 60, 35),
     Part("steps", "steps at base size", "part_steps", 75, 14),
     Part("waits", "where the device and the host wait", "part_waits", 50, 10),
     Part("part_seconds", "length of the parts of a step", "part_lengths", 75, 10),

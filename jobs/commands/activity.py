@@ -44,6 +44,7 @@ class RunningRow:
     attempt: int = 0
     progress: str = ""  # the last that its log states: `step 340/1000, epoch 3/10`
     to_go: float | None = None  # likewise
+    ended: int = 0  # attempts that have ended, where none runs: the job ends, or was requeued
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def read_running(report: Report, layout: Layout, *, logs: bool = True) -> tuple[
         number = max(attempt_numbers(folder), default=0)
         claim = read_claim(folder.attempt(number)) if number and fact.executed_by else None
         if claim is None:
-            rows.append(RunningRow(node.key, node.name, "", flight.job if flight else "", 0.0))
+            rows.append(RunningRow(node.key, node.name, "", flight.job if flight else "", 0.0, ended=fact.ended))
             continue
         log = Path(claim.log) if claim.log else layout.log_of(node.stage, node.key)
         progress, to_go = last_progress(_tail(log), node.key) if logs and len(rows) < LOGS_READ else ("", None)
@@ -210,7 +211,8 @@ def remaining_lines(activity: Activity) -> list[str]:
 
 def running_text(row: RunningRow, now: float) -> str:
     """One running stage in a line."""
-    parts = [f"{row.name}: {f'on {row.node}' if row.node else 'its worker is starting'}"]
+    no_claim = f"attempt {row.ended} has ended, its job is still in the queue" if row.ended else "its worker is starting"
+    parts = [f"{row.name}: {f'on {row.node}' if row.node else no_claim}"]
     parts.extend([f"job {row.job}"] if row.job[:1].isdigit() else [])
     parts.extend([f"attempt {row.attempt}"] if row.attempt > 1 else [])
     parts.extend([f"for {duration(max(0.0, now - row.started))}"] if row.started else [])

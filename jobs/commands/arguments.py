@@ -52,3 +52,14 @@ Scripts = Annotated[bool, typer.Option("--scripts", help="with --dry-run: first 
 
 # what it prints
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON value, nothing else")]
+
+# how tables are written
+Unreplaced = Annotated[
+    str | None,
+    typer.Option("--unreplaced", metavar="keep|drop", help="outliers that no other run replaces: keep (default) in the means, or drop"),
+]
+Width = Annotated[str | None, typer.Option("--width", metavar="column|page", help="LaTeX: fit one column or the page (default)")]
+Numbers = Annotated[str | None, typer.Option("--numbers", metavar="plain|siunitx", help="LaTeX: numbers as text (default), or by siunitx")]
+Bold = Annotated[bool, typer.Option("--bold/--no-bold", help="LaTeX: the best mean of a column in bold (default)")]
+Marks = Annotated[bool, typer.Option("--marks", help="LaTeX: a star where a method differs from the first one")]
+AllowIncomplete = Annotated[bool, typer.Option("--allow-incomplete", help="exit with 0 even if runs are missing")]

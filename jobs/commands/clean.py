@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from jobs.store.usage import StoredStage
 
 DAY = 86400.0
-TABLES = ("tables", "confusion")  # folders of an experiment that `keep_tables` keeps
+TABLES = ("tables", "confusion")  # folders of an experiment that `keep_tables` keeps, beside its bundle
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _whole(
         raise UsageError(f"{name}: launched {(time.time() - launched) / DAY:.1f} days ago, which is not older than {asked.days:g} days")
     own = only_of(name, stages, experiments.owners)
     kept = {layout.root / log for log in kept_logs(name, stages, own, experiments.owners)}
-    kept |= {layout.folder / folder for folder in TABLES} if asked.keep_tables else set()
+    kept |= {layout.bundle, *(layout.folder / folder for folder in TABLES)} if asked.keep_tables else set()
     files = [Removal(path, size_of(path), "of the experiment") for path in _without(layout.folder, kept)]
     # the record of the launch first: without it the experiment is gone, and an interrupted removal is continued as `--unneeded`
     files.sort(key=lambda each: each.path != layout.experiment_file)

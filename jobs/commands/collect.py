@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs.commands.collect_report import HTML, report_text_of, source_of, with_report
 from jobs.commands.console import note, say, warn_if_changed
 from jobs.commands.status_report import problem_lines, status_of, table_states
 from jobs.errors import UsageError
+from jobs.store.layout import shared_path
 from jobs.store.records import Result, read_result
 from jobs.text import counted, listed
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from jobs.control.controller import Report
     from jobs.control.facts import StageFacts
     from jobs.experiment.graph import Graph
+    from jobs.report.material import Source
     from jobs.store.layout import Layout
     from jobs.tables.collect import CollectReport
     from jobs.tables.latex import Style
@@ -36,6 +39,20 @@ class Asked:
     unreplaced: str | None = None  # `--unreplaced`
     style: Style | None = None  # of LaTeX; None: the default
     force: bool = False  # overwrite complete tables with incomplete ones of fewer runs
+
+    def __post_init__(self) -> None:
+        """UsageError for an unknown format."""
+        if self.formats:
+            from jobs.tables.collect import check_formats
+
+            check_formats(self.formats, also=(HTML,))
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The formats beside the HTML report."""
+        from jobs.tables.collect import FORMATS
+
+        return tuple(FORMATS) if self.formats is None else tuple(name for name in self.formats if name != HTML)
 
     @property
     def to_stdout(self) -> str:
@@ -59,8 +76,9 @@ def write_tables(session: Session, report: Report, asked: Asked = EVERYTHING, *,
     """
     warn_if_changed(session)
     if asked.to_stdout:
-        summary = _summary(session, report, asked)
-        _print_text(asked, summary, session.published)
+        part = _part(session, report)
+        summary = _summary(part, asked)
+        _print_text(asked, summary, session.published, [source_of(session, part)])
         return summary.complete
     written = collect_tables(session, report, asked)
     if written.kept and not announce:
@@ -69,7 +87,8 @@ def write_tables(session: Session, report: Report, asked: Asked = EVERYTHING, *,
     if written.kept:
         note(_kept_line(session, written))
     else:
-        say(f"{(session.launched.layout.folder if asked.out is None else asked.out) / 'confusion'}: one matrix per run and method")
+        if written.summary.methods:
+            say(f"{(session.launched.layout.folder if asked.out is None else asked.out) / 'confusion'}: one matrix per run and method")
     if announce:
         for line in send_notices(session, report, written):
             note(line)
@@ -78,9 +97,9 @@ def write_tables(session: Session, report: Report, asked: Asked = EVERYTHING, *,
 
 def write_joint_tables(sessions: Sequence[Session], asked: Asked) -> bool:
     """Write and print one table of several experiments. Returns whether every run has a result. UsageError without a folder."""
-    from jobs.tables.collect import FORMATS, collect_several
+    from jobs.tables.collect import collect_several
     from jobs.tables.latex import PLAIN
-    from jobs.tables.several import joint_published, joint_summary
+    from jobs.tables.several import joint_published, joint_summary, names_of
 
     names = [session.name for session in sessions]
     if len(set(names)) != len(names):
@@ -93,10 +112,12 @@ def write_joint_tables(sessions: Sequence[Session], asked: Asked) -> bool:
         parts.append(_part(session, session.look(ask_slurm=False)))
     summary, labels = joint_summary(parts, unreplaced_of(asked.unreplaced))
     published = joint_published([session.published for session in sessions], labels)
+    sources = [source_of(session, part, names_of(part, parts)) for session, part in zip(sessions, parts, strict=True)]
     if asked.to_stdout:
-        _print_text(asked, summary, published)
+        _print_text(asked, summary, published, sources)
         return summary.complete
-    written = collect_several(summary, published, asked.out, asked.formats or tuple(FORMATS), asked.style or PLAIN)
+    written = collect_several(summary, published, asked.out, asked.tables, asked.style or PLAIN)
+    written = with_report(written, asked.formats, asked.out, published, sources)
     _print_tables(written, published)
     return written.complete
 
@@ -104,7 +125,7 @@ def write_joint_tables(sessions: Sequence[Session], asked: Asked) -> bool:
 def write_csv_tables(source: Path, rule: str | None, published_file: Path, asked: Asked = EVERYTHING) -> bool:
     """Write and print tables of the runs in a CSV file. Returns whether every run has a result."""
     from jobs.experiment.config import Policy
-    from jobs.tables.collect import FORMATS, collect_csv, summary_of_csv
+    from jobs.tables.collect import collect_csv, csv_folder, summary_of_csv
     from jobs.tables.latex import PLAIN
     from jobs.tables.published import load_published
 
@@ -122,21 +143,25 @@ def write_csv_tables(source: Path, rule: str | None, published_file: Path, asked
         rounds=policy.rounds,
         unreplaced=unreplaced,
         style=asked.style or PLAIN,
-        formats=asked.formats or tuple(FORMATS),
+        formats=asked.tables,
         out=asked.out,
     )
+    written = with_report(written, asked.formats, asked.out or csv_folder(source), published)
     _print_tables(written, published)
     for line in written.notes:
         note(line)
     return written.complete
 
 
-def _print_text(asked: Asked, summary: Summary, published: Published) -> None:
+def _print_text(asked: Asked, summary: Summary, published: Published, sources: Sequence[Source] = ()) -> None:
     """One format on standard output, and nothing else there."""
     from jobs.tables.collect import text_of
     from jobs.tables.latex import PLAIN
 
-    sys.stdout.write(text_of(asked.to_stdout, summary, published, asked.style or PLAIN))
+    html = asked.to_stdout == HTML
+    sys.stdout.write(
+        report_text_of(summary, published, sources) if html else text_of(asked.to_stdout, summary, published, asked.style or PLAIN)
+    )
     if not summary.complete:
         note(f"incomplete: {counted(len(summary.missing), 'run')} missing")
 
@@ -162,33 +187,33 @@ def notify_of_stuck_jobs(session: Session, lines: Sequence[str], report: Report)
 
 def collect_tables(session: Session, report: Report, asked: Asked = EVERYTHING) -> CollectReport:
     """Write the tables of what has a result."""
-    from jobs.control.outliers import rule_in_words
-    from jobs.tables.collect import FORMATS, collect
+    from jobs.tables.collect import collect
     from jobs.tables.latex import PLAIN
 
-    policy = session.launched.experiment.policy
-    return collect(
-        session.launched.layout,
-        report.graph,
-        read_results(report.graph, session.launched.layout, report.facts),
-        table_states(status_of(session.name, report)),
+    part, layout = _part(session, report), session.launched.layout
+    written = collect(
+        layout,
+        part.graph,
+        part.results,
+        part.states,
         session.published,
-        formats=tuple(FORMATS) if asked.formats is None else asked.formats,
+        formats=asked.tables,
         out=asked.out,
-        outlier_rule=rule_in_words(policy.outliers, policy.sigmas, policy.rounds),
-        judgements=report.judgements,
-        recipes=session.recipes,
+        outlier_rule=part.outlier_rule,
+        judgements=part.judgements,
+        recipes=part.recipes,
         unreplaced=unreplaced_of(asked.unreplaced),
         style=asked.style or PLAIN,
         force=asked.force,
     )
+    return with_report(written, asked.formats, asked.out or layout.tables, session.published, [source_of(session, part)])
 
 
-def _summary(session: Session, report: Report, asked: Asked) -> Summary:
+def _summary(part: Part, asked: Asked) -> Summary:
     """The numbers of what has a result."""
     from jobs.tables.collect import summary_of
 
-    part, unreplaced = _part(session, report), unreplaced_of(asked.unreplaced)
+    unreplaced = unreplaced_of(asked.unreplaced)
     return summary_of(part.name, part.graph, part.results, part.states, part.outlier_rule, part.judgements, part.recipes, unreplaced)
 
 
@@ -228,7 +253,7 @@ def send_notices(session: Session, report: Report, written: CollectReport, messa
         all_runs=len(report.graph.runs),
         ua={f"{method.corpus} {method.method}": method.mean_ua for method in written.summary.methods},
         problems=(*filter(None, [message, _kept_line(session, written)]), *problem_lines(status_of(session.name, report))),
-        tables=str(session.launched.layout.tables.resolve()),
+        tables=str(shared_path(session.launched.layout.tables)),
     )
     return [notice_line(notice) for notice in notify(policy, session.launched.layout, ending)]
 

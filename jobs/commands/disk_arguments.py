@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.commands.arguments import AsJson, Results
+from jobs.store.layout import shared_path
 
 if TYPE_CHECKING:
     from jobs.commands.owners import Opening
@@ -30,14 +31,14 @@ def add_disk_commands(app: typer.Typer, default: Path, opening: Callable[[Path],
         """List the experiments of the results folder: runs done, size, last launch."""
         from jobs.commands.disk import print_list
 
-        print_list(results.resolve(), opening(results), as_json=as_json)
+        print_list(shared_path(results), opening(results), as_json=as_json)
 
     @app.command()
     def du(as_json: AsJson = False, results: Results = default) -> None:
         """Show the space that each experiment takes, alone and shared, and the results that no experiment needs."""
         from jobs.commands.disk import print_usage
 
-        print_usage(results.resolve(), opening(results), as_json=as_json)
+        print_usage(shared_path(results), opening(results), as_json=as_json)
 
     @app.command()
     def clean(
@@ -55,4 +56,4 @@ def add_disk_commands(app: typer.Typer, default: Path, opening: Callable[[Path],
         from jobs.commands.clean import clean as free
 
         asked = Asked(experiment, days, whole=whole, keep_tables=keep_tables, unneeded=unneeded, dry_run=dry_run, yes=yes)
-        free(results.resolve(), opening(results), asked)
+        free(shared_path(results), opening(results), asked)

@@ -42,7 +42,7 @@ from jobs.slurm.client import SlurmClient
 from jobs.slurm.parse import Refusal, is_final
 from jobs.slurm.script import ArrayJob, Job, LinkJob, launcher_python
 from jobs.slurm.startable import accepted
-from jobs.store.layout import Layout
+from jobs.store.layout import Layout, shared_path
 from jobs.store.records import create_json, read_json, write_json
 from jobs.text import one_line
 
@@ -162,7 +162,7 @@ def collect_torch() -> TorchFacts:
 
 def collect_folder(results: Path, mounts: Path = Path("/proc/mounts")) -> FolderFacts:
     """The file operations that records need, tried in a temporary folder."""
-    path = results.resolve()
+    path = shared_path(results)
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=path) as name:
@@ -260,7 +260,7 @@ def probe(
     `files`: absolute paths that the job looks for on its node.
     """
     token = secrets.token_hex(6)
-    folder = results.resolve() / f".doctor-{token}"
+    folder = shared_path(results) / f".doctor-{token}"
     job = _probe_job(site, folder, token)
     try:
         folder.mkdir()
@@ -379,9 +379,9 @@ def cron_line(layout: Layout, *, folder: Path, python: str = sys.executable, env
     `environment`: variables that cron does not set, such as PATH of Slurm's commands and SLURM_CONF.
     """
     assignments = [f"{name}={shlex.quote(value)}" for name, value in (environment or {}).items()]
-    command = [python, "launch.py", "reconcile", layout.experiment, "--results", str(layout.root.resolve())]
-    log = layout.logs.resolve() / "cron.out"
-    line = f"cd {shlex.quote(str(folder.resolve()))} && {' '.join([*assignments, shlex.join(command)])} >>{shlex.quote(str(log))} 2>&1"
+    command = [python, "launch.py", "reconcile", layout.experiment, "--results", str(shared_path(layout.root))]
+    log = shared_path(layout.logs) / "cron.out"
+    line = f"cd {shlex.quote(str(shared_path(folder)))} && {' '.join([*assignments, shlex.join(command)])} >>{shlex.quote(str(log))} 2>&1"
     if "\n" in line or "\r" in line:
         raise UsageError(f"{folder}, {layout.root}: a crontab cannot contain a line break")
     return f"*/10 * * * * {line}".replace("%", "\\%")  # an unescaped % ends the line in cron

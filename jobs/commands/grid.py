@@ -37,8 +37,9 @@ def run_grid(session: Session, *, wait: bool, old: OldStages = OldStages.ask) ->
     """
     session.require_nothing_in_slurm()
     if session.on_slurm:
-        session.require_slurm()
-        require_startable(session, session.look(ask_slurm=False))
+        seen = session.look(ask_slurm=False)
+        session.require_slurm(seen.plan.batches)
+        require_startable(session, seen)
     check_store(session.launched.layout, [(node.stage, key) for key, node in session.launched.graph.nodes.items()])
     settle_old_stages(session, old)
     store(session.launched)
@@ -97,9 +98,9 @@ def print_plan(session: Session, cost_notes: Callable[[Path, Sequence[Any]], Seq
     """
     from jobs.control.estimates import forecast, forecast_lines
 
-    if session.on_slurm:
-        session.arrays.check_options()
     report = session.look(with_limits=True)
+    if session.on_slurm:
+        session.arrays.check_options(report.plan.batches)
     if scripts:
         print_scripts(session, report)
     print_lines(difference_lines(session))

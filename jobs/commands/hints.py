@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jobs.experiment.config import SECRETS
 from jobs.experiment.layers import is_path
+from jobs.store.layout import shared_path
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,25 @@ def launch_words(
     Settings that may hold secrets are left out: the words are printed. `resume` has them all the same. The path of a file is absolute.
     """
     typed = [text for text in arguments if not text.startswith(SECRETS)]
-    words = [command, *(str(Path(text).resolve()) if "=" not in text and is_path(text) else text for text in typed)]
+    words = [command, *(str(shared_path(Path(text))) if "=" not in text and is_path(text) else text for text in typed)]
     if cluster is not None:
         words.extend(("--cluster", cluster))
     if wait is not None:
         words.append("--wait" if wait else "--detach")
-    for option, folder, default in folders:
-        if folder.resolve() != default.resolve():
-            words.extend((option, str(folder.resolve())))
-    return tuple(words)
+    return (*words, *_folder_words(folders))
+
+
+def next_after_prepare(corpus: str, folders: Iterable[tuple[str, Path, Path]], *, has_experiment: bool) -> str:
+    """The command that follows `prepare`: the dry run of the corpus's own experiment, or `init` of a new one."""
+    more = _folder_words(folders)
+    if has_experiment:
+        return f"next: {_quoted(('grid', corpus, '--dry-run', *more))} shows what its experiment would compute"
+    return f"next: {_quoted(('init', corpus, '--corpus', corpus, *more))} writes an experiment on it"
+
+
+def _folder_words(folders: Iterable[tuple[str, Path, Path]]) -> list[str]:
+    given = [(option, folder) for option, folder, default in folders if folder.resolve() != default.resolve()]
+    return [word for option, folder in given for word in (option, str(shared_path(folder)))]
 
 
 def _quoted(words: Sequence[str]) -> str:

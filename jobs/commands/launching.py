@@ -14,7 +14,7 @@ from jobs.experiment.config import Cluster, Experiment, load_experiment
 from jobs.experiment.launched import Corpus, last_place
 from jobs.experiment.layers import ENDINGS, experiment_file, is_path
 from jobs.experiment.registry import Registry
-from jobs.store.layout import Layout
+from jobs.store.layout import Layout, shared_path
 from jobs.text import listed
 from jobs.worker.task import Workplace
 
@@ -57,7 +57,7 @@ def words_of(command: str, arguments: Sequence[str], cluster: str | None, defaul
         raise UsageError(f"--cluster {cluster}: known are {', '.join(Cluster.__members__)}")
     overrides = tuple(text for text in arguments if "=" in text)
     file = named[0] if named else default
-    return Words(str(Path(file).resolve()) if is_path(file) else file, overrides, Cluster[cluster] if cluster else None, bool(named))
+    return Words(str(shared_path(Path(file))) if is_path(file) else file, overrides, Cluster[cluster] if cluster else None, bool(named))
 
 
 def chosen_experiment(named: str | None, results: Path, default: str) -> tuple[str, str]:
@@ -81,7 +81,7 @@ def experiment_to_launch(words: Words, code: Code, results: Path, corpora: Colle
     experiment = read_experiment(words, code)
     if words.cluster is not None or any(text.startswith("cluster=") for text in words.overrides):
         return experiment, ""
-    last = last_place(Layout(results.resolve(), experiment.name))
+    last = last_place(Layout(shared_path(results), experiment.name))
     if last is not None and last[0] is Cluster.slurm and experiment.cluster is Cluster.local:
         site = () if any(text.startswith("site=") for text in words.overrides) else (f"site={last[1]}",)
         experiment = read_experiment(replace(words, overrides=(*site, *words.overrides), cluster=Cluster.slurm), code)

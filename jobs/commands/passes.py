@@ -14,7 +14,7 @@ from jobs.commands.progress import stage_progress
 from jobs.control.controller import Report, desired_of, reconcile
 from jobs.errors import UsageError
 from jobs.experiment.config import resources_of
-from jobs.store.clock import measure
+from jobs.store.clock import file_time, measure
 from jobs.text import counted, duration, one_line
 
 if TYPE_CHECKING:
@@ -130,6 +130,7 @@ def run_link(session: Session, end: End | None = None, *, log: Callable[[str], N
             log(line)
         return report
 
+    measure(session.launched.layout.root)
     return chain_link.run_link(
         logged_pass,
         session.chain,
@@ -138,6 +139,7 @@ def run_link(session: Session, end: End | None = None, *, log: Callable[[str], N
         on_end=lambda report: print_lines(finish(report, "")),
         on_stuck=lambda report: print_lines(stuck_lines(report) if end else notify_of_stuck_jobs(session, stuck_lines(report), report)),
         on_stop=lambda message: print_lines(finish(session.look(ask_slurm=False), message)),
+        clock=partial(file_time, session.launched.layout.root),
     )
 
 

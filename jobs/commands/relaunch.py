@@ -41,7 +41,9 @@ class Unneeded:
     running: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{len(self.queued)} queued and {len(self.running)} running stages of earlier settings"
+        counts = [f"{len(keys)} {state}" for keys, state in ((self.queued, "queued"), (self.running, "running")) if keys]
+        stages = "stage" if len(self.queued) + len(self.running) == 1 else "stages"
+        return f"{' and '.join(counts)} {stages} of earlier settings"
 
 
 def old_stages(*, yes: bool, keep: bool) -> OldStages:
@@ -104,7 +106,7 @@ def settle_old_stages(session: Session, choice: OldStages, confirm: Callable[[st
         return
     asks = confirm if confirm is not None else _confirm if sys.stdin.isatty() else None
     if choice is OldStages.ask:
-        withdraws = asks is None or asks(f"{old} are not needed any more. Withdraw them (running ones write a checkpoint)?")
+        withdraws = asks is None or asks(f"no longer needed: {old}. Withdraw them (running ones write a checkpoint)?")
         choice = OldStages.withdraw if withdraws else OldStages.keep
     if choice is OldStages.keep:
         note(f"kept: {old}, which the launch does not need")

@@ -20,9 +20,11 @@ from jobs.errors import UsageError
 from jobs.experiment.config import Cluster
 from jobs.experiment.recipes import MethodRecipe, method_recipes
 from jobs.store.cancellations import read_cancellations
+from jobs.store.layout import shared_path
 from jobs.text import counted
 
 if TYPE_CHECKING:
+    from jobs.control.executor_protocol import Batch
     from jobs.control.facts import InFlight
     from jobs.control.observe import PassContext
     from jobs.experiment.launched import LastLaunch, Launched
@@ -67,8 +69,9 @@ class Session:
     @property
     def hints(self) -> Hints:
         """Commands for the user to paste."""
-        results, usual = self.launched.layout.root.resolve(), (self.root / "results").resolve()
-        return Hints(self.name, "" if results == usual else str(results), self.launched.typed or self._launch_words)
+        results = self.launched.layout.root
+        usual = results.resolve() == (self.root / "results").resolve()
+        return Hints(self.name, "" if usual else str(shared_path(results)), self.launched.typed or self._launch_words)
 
     @property
     def resume_command(self) -> str:
@@ -188,10 +191,13 @@ class Session:
                 f"{self.resume_command} launches it again with its settings, {self.hints.of('cancel')} ends it"
             )
 
-    def require_slurm(self) -> None:
-        """SlurmUnavailableError or UsageError, before anything is written, if Slurm does not answer or does not know an option."""
+    def require_slurm(self, batches: Sequence[Batch]) -> None:
+        """SlurmUnavailableError or UsageError, before anything is written, if Slurm does not answer or does not know an option.
+
+        `batches`: what is to be submitted first.
+        """
         self.arrays.limits()
-        self.arrays.check_options()
+        self.arrays.check_options(batches)
 
     def require_own(self) -> None:
         """UsageError for another user's experiment: its jobs are not in the queue seen here, and would be submitted twice."""

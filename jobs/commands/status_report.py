@@ -146,6 +146,7 @@ def status_of(
     """
     graph, facts, plan = report.graph, report.facts, report.plan
     states = node_states(graph, plan, facts, report.in_flight)
+    vanished = queue_read and not (report.in_flight or watched or cancelled)
     given_up = frozenset(plan.given_up)
     counts: dict[tuple[str, str], Counter[State]] = {}
     for node in graph.nodes.values():
@@ -157,7 +158,7 @@ def status_of(
         for run in graph.runs
     )
     problems = tuple(
-        _problem(graph, key, facts.get(key) or StageFacts(), states[key], plan)
+        _problem(graph, key, facts.get(key) or StageFacts(), states[key], plan, vanished=vanished and not plan.settled)
         for key in graph.nodes
         if states[key] is not State.superseded and (key in given_up or (key in facts and facts[key].error and not facts[key].done))
     )
@@ -180,7 +181,7 @@ def status_of(
             watched=watched,
             cancelled=cancelled,
             tables=tables,
-            vanished=queue_read and not (report.in_flight or watched or cancelled),
+            vanished=vanished,
             begun=any(fact.attempts or fact.executed_by for fact in facts.values()),
         ),
     )
@@ -340,14 +341,15 @@ def _judged_rows(judgements: Judgements) -> list[JudgedRow]:
     return found
 
 
-def _problem(graph: Graph, key: str, fact: StageFacts, state: State, plan: Plan) -> Problem:
+def _problem(graph: Graph, key: str, fact: StageFacts, state: State, plan: Plan, *, vanished: bool) -> Problem:
     node = graph.nodes[key]
     reason = plan.reasons.get(key, "")
     last = f" (last: {fact.error})" if fact.error and fact.error not in reason else ""
     error = f"{reason}{last}" if state is State.failed and reason else fact.error or reason
     given_up, failure = state is State.failed, fact.failure.name if fact.failure else ""
     ending = state is State.running and not fact.awaited  # its job is still in the queue, or is requeued
-    after = "failed, its job is still in the queue" if ending else _AFTER.get(state, "will be tried again")
+    idle = "not submitted again" if vanished else "will be tried again"
+    after = "ended, its job is still in the queue" if ending else _AFTER.get(state, idle)
     return Problem(key, node.stage, node.method, node.fold, node.seed, fact.failures, given_up, error, failure, fact.attempts, after)
 
 
@@ -377,10 +379,12 @@ def _steps(
     if plan.complete:
         collect = hints.of("collect")
         there = f"the tables are in {tables}; {collect} prints and writes them again" if tables else f"{collect} writes the tables"
-        return (f"complete: {'the controller writes the tables now' if watched and not tables else there}",)
+        if watched and not tables:
+            return (f"complete: the next pass of the controller writes the tables, {collect} writes them now",)
+        return (f"complete: {there}",)
     steps = []
     cancelled = cancelled or State.cancelled in states or State.stopping in states
-    if cancelled:
+    if cancelled and (plan.settled or not vanished):  # otherwise a line below names the command
         steps.append(f"cancelled: {hints.resume} resumes")
     bad = [run for run in runs if run.state in (State.failed, State.blocked, State.held)]
     if bad:

@@ -172,7 +172,7 @@ def launch(session: SweepSession, *, wait: bool) -> bool:
         raise UsageError(refusal(session.sweep.folder, f"job {job}"))
     with driving(session.sweep.folder):
         if session.on_slurm:
-            session.require_slurm()
+            session.require_slurm(report.plan.batches)
             require_startable(session, report)
         store_sweep(session.sweep)
         if session.on_slurm:
@@ -284,7 +284,7 @@ def trial_lines(before: Mapping[str, Trial], now: Sequence[Trial], folds: Sequen
 
 def _submit(session: SweepSession, seen: Report) -> bool:
     """Submit the stages that can be computed now, and a controller that submits the rest. `seen`: the state before."""
-    session.require_slurm()
+    session.require_slurm(seen.plan.batches)
     require_startable(session, seen)
     store_sweep(session.sweep)
     session.chain.point_to_code()

@@ -127,6 +127,7 @@ class Departure:
     asked: Asked | None = None  # for the element; None: not recorded
     ended: float | None = None  # end by Slurm's accounting, seconds since the epoch; None: not known
     launch: float = 0.0  # number of the launch that submitted it (jobs.store.launches); 0: not recorded
+    node: str = ""  # on which it ended in the state FAILED; "": not recorded, or several
 
 
 @dataclass(frozen=True)

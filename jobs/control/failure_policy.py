@@ -122,6 +122,7 @@ def decide(
     counts = Counter(each.failure for each in charged)
     communication = [each for each in recent if each.failure is FailureClass.communication]
     exclude = {name for each in communication for name in each.suspects or (each.node,) if name}
+    unusable = tuple(each.node for each in failed_starts if each.node)  # the results folder or the program may be missing there
     relief = min(counts[FailureClass.memory], MEMORY_RETRIES)
     short_of = Shortage.time | Shortage.memory if len(failed_starts) >= DOUBTFUL_FAILED_STARTS else Shortage.none
     for each in attempts:
@@ -134,8 +135,8 @@ def decide(
         failure=FailureClass.divergence if diverged else failure,
         diverged=diverged,
         cancelled=cancelled or any(each.failure is FailureClass.cancelled for each in recent),
-        request=Request(relief, MEMORY_STEP**relief, tuple(sorted(exclude))),
-        bad_nodes=tuple(each.node for each in recent if each.nodes_fault and each.node),
+        request=Request(relief, MEMORY_STEP**relief, tuple(sorted(exclude.union(unusable)))),
+        bad_nodes=(*(each.node for each in recent if each.nodes_fault and each.node), *unusable),
         short_of=short_of,
         not_before=_end_of_pause(recent),
     )

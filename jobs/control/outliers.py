@@ -23,6 +23,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 from enum import Enum
+from functools import lru_cache
 from operator import itemgetter
 from statistics import median
 from typing import TYPE_CHECKING
@@ -99,7 +100,7 @@ def judge(rule: OutlierRule | str, runs: Iterable[FinishedRun], current: Collect
         if run_id in seen or not math.isfinite(run.ua):
             raise ValueError(f"run {run_id} is there twice, or its UA {run.ua} is not finite")
         seen.add(run_id)
-        ua = Decimal(repr(float(run.ua)))
+        ua = _decimal(run.ua)
         cells.setdefault(run.fold, []).append(ua)
         if run_id in current:
             judged.append((run, ua))
@@ -107,8 +108,9 @@ def judge(rule: OutlierRule | str, runs: Iterable[FinishedRun], current: Collect
         raise ValueError(f"to be judged, but not among the runs: {sorted(set(current) - seen)[:3]}")
     with localcontext(_EXACT):
         spreads = _cell_spreads([run for run, _ in judged]) if name == "cell" else _pooled_spreads(cells, common=name == "common")
-        limit = None if name == "none" else Decimal(repr(float(sigmas)))
-        return Judgement(name, sigmas, tuple(_verdict(run, ua, *spreads[run.fold], limit) for run, ua in judged))
+        limits = {fold: None if name == "none" else _decimal(sigmas) * scale for fold, (_, scale) in spreads.items()}
+        of_fold = {fold: (*spread, *map(float, spread), limits[fold]) for fold, spread in spreads.items()}
+        return Judgement(name, sigmas, tuple(_verdict(run, ua, *of_fold[run.fold]) for run, ua in judged))
 
 
 def check_rule(rule: OutlierRule | str, seeds: int, sigmas: float) -> None:
@@ -194,16 +196,25 @@ def _cell_spreads(judged: Sequence[FinishedRun]) -> dict[str, tuple[Decimal, Dec
     return {fold: (Decimal(repr(mean(values) or 0.0)), Decimal(repr(sd(values) or 0.0))) for fold, values in cells.items()}
 
 
-def _verdict(run: FinishedRun, ua: Decimal, centre: Decimal, scale: Decimal, limit: Decimal | None) -> Verdict:
+@lru_cache(maxsize=1 << 16)
+def _decimal(number: float) -> Decimal:
+    """The shortest decimal form of a number; cached, as each round judges the same runs again."""
+    return Decimal(repr(float(number)))
+
+
+def _verdict(
+    run: FinishedRun, ua: Decimal, centre: Decimal, scale: Decimal, centre_shown: float, scale_shown: float, limit: Decimal | None
+) -> Verdict:
+    """The verdict on a run by centre and scale of its fold, exact and as floats. `limit`: largest distance; None: there is none."""
     distance = abs(ua - centre)
     return Verdict(
         run.fold,
         run.slot,
         run.generation,
         run.ua,
-        float(centre),
-        float(scale),
+        centre_shown,
+        scale_shown,
         float(distance / scale) if scale else 0.0,
         # A scale of zero: all runs are alike.
-        limit is not None and bool(scale) and distance > limit * scale,
+        limit is not None and bool(scale) and distance > limit,
     )

@@ -27,7 +27,7 @@ from jobs.control.facts import OUTSIDE, Blamed, Departure, StageFacts
 from jobs.experiment.graph import Slot
 from jobs.statistics import percent
 from jobs.store.layout import Layout, StageFolder
-from jobs.store.records import Decoder, Result, read_result, write_bytes
+from jobs.store.records import Decoder, Result, read_result_file, write_bytes
 from jobs.store.scores import Confusion
 
 SCHEMA = 3  # raised when the facts of a result, or the way they are computed, change
@@ -71,8 +71,9 @@ class ResultIndex:
 
     def facts(self, key: str, folder: str) -> StageFacts | None:
         """Of the stage in that folder; None if it has no valid result. One `stat`, and the result is read if it is not in the index."""
+        file = f"{folder}/{RESULT}"
         try:
-            status = os.stat(f"{folder}/{RESULT}")  # noqa: PTH116 - 100 000 Path objects take longer than the calls
+            status = os.stat(file)  # noqa: PTH116 - 100 000 Path objects take longer than the calls
         except (FileNotFoundError, NotADirectoryError):
             if self._known.pop(key, None) or self._stored.pop(key, None):
                 self._changes += 1
@@ -87,7 +88,7 @@ class ResultIndex:
         else:
             self._changes += 1
             # Read after the stat: if the file is replaced in between, its old signature does not match and it is read again.
-            result = read_result(StageFolder(Path(folder)), key)
+            result = read_result_file(file, key)
             found = None if result is None else facts_of(result, signature[0])
         if found is not None:
             self._known[key] = signature, found

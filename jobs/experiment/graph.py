@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from jobs.experiment.registry import Registry, StageCall
 
 MAX_SLOTS = 1000  # per cell; the distance between a slot's seed and its reserve seeds
 Slot = tuple[str, str, int]  # method, fold, number
+WHOLE = "all"  # fold of a run that measures the whole corpus
 KEY_LENGTH = 20  # hex digits, 80 bits: among 10^6 stages a collision has probability below 10^-12
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
@@ -61,7 +62,8 @@ class Node:
 class Graph:
     """Stages in topological order, upstream first, and the runs that need them.
 
-    `runs` fill the slots now; `superseded` did until they were dropped, and are not computed any more.
+    `runs` fill the slots now; `superseded` did until they were dropped, and are not computed any more. `measurements`: methods whose runs
+    measure the corpus and have no score.
     """
 
     nodes: Mapping[str, Node]
@@ -70,6 +72,7 @@ class Graph:
     corpus_digest: str
     children: Mapping[str, tuple[str, ...]] = field(repr=False)
     superseded: tuple[Run, ...] = ()
+    measurements: frozenset[str] = frozenset()
 
 
 Refill = Callable[[Mapping[Slot, int]], Graph]  # generation of each slot -> the graph
@@ -108,12 +111,14 @@ def build_graph(
     seeds: Mapping[tuple[str, str, int], Sequence[int]],
     base: Graph | None = None,
     variants: Mapping[str, tuple[str, Any]] | None = None,
+    measurements: Collection[str] = (),
 ) -> Graph:
     """The graph of an experiment.
 
     `variants`: name in `methods` -> method of the registry and its recipe; other methods have `recipe`.
     `seeds`: (method, fold, slot) -> all seeds of the slot, of which the last fills it now. Runs are ordered by method, fold, slot and
-    generation. `base`: a graph of the same experiment with other seeds, whose stages are reused instead of hashed again.
+    generation. `base`: a graph of the same experiment with other seeds, whose stages are reused instead of hashed again. `measurements`:
+    the methods without a score.
     """
     known = {(run.method, run.fold, run.seed): run.key for run in (*base.runs, *base.superseded)} if base else {}
     nodes: dict[str, Node] = {}
@@ -158,7 +163,7 @@ def build_graph(
                     key = adopt(found, base.nodes) if base and found else add(stage_of(fold, seed), method)
                     run = Run(method, fold, slot, seed, key, generation)
                     (runs if generation == len(tried) - 1 else superseded).append(run)
-    return Graph(nodes, tuple(runs), corpus, corpus_digest, _children(nodes), tuple(superseded))
+    return Graph(nodes, tuple(runs), corpus, corpus_digest, _children(nodes), tuple(superseded), frozenset(measurements))
 
 
 def united(graphs: Mapping[str, Graph]) -> Graph:

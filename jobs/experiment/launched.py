@@ -12,9 +12,10 @@ from typing import Any
 
 from jobs.errors import StoredConfigurationError, UsageError
 from jobs.experiment.config import Cluster, Experiment, OutlierRule, secrets_of
-from jobs.experiment.graph import Extend, Graph, Refill, Slot, build_graph, seeds_of_slots
+from jobs.experiment.graph import WHOLE, Extend, Graph, Refill, Slot, build_graph, seeds_of_slots
 from jobs.experiment.registry import Registry
 from jobs.experiment.stored_config import resolved_values, restore_experiment
+from jobs.store.identity import record_identity
 from jobs.store.launches import next_launch
 from jobs.store.layout import Layout, valid_experiment_name
 from jobs.store.records import DamagedRecordError, Decoder, read_json, write_json
@@ -117,11 +118,12 @@ def launch(
     """A new launch of an experiment. Raises UsageError for an unknown method or fold, and if there is no method."""
     if not experiment.methods:
         raise UsageError(f"methods: name at least one of {', '.join(registry.methods)}")
-    _known("methods", experiment.methods, (*registry.methods, *experiment.variants))
+    known = (*registry.methods, *registry.measurements)
+    _known("methods", experiment.methods, (*known, *experiment.variants))
     for name, variant in experiment.variants.items():
-        if name in registry.methods:
+        if name in known:
             raise UsageError(f"variants.{name}: is the name of a method; choose another")
-        _known(f"variants.{name}.method", [variant.method], registry.methods)
+        _known(f"variants.{name}.method", [variant.method], known)
     _known("folds", experiment.folds, corpus.folds)
     graph = _graph(experiment, corpus, registry, {})
     refill = functools.partial(_graph, experiment, corpus, registry, base=graph)
@@ -130,6 +132,7 @@ def launch(
 
 def store(launched: Launched) -> None:
     """Store an experiment under its name; only its user can read the record if it has settings that may hold secrets."""
+    record_identity(launched.layout.root)
     config, stages = resolved_values(launched.experiment), _digest(launched.graph)
     record = _Stored(
         launched.since, launched.corpus, config, launched.config, launched.user, stages, launched.typed, POOLED, launched.keep_old
@@ -194,7 +197,8 @@ def _restore(stored: _Stored, layout: Layout, registry: Registry, recipe_schema:
     experiment = restore_experiment(stored.config, recipe_schema=recipe_schema, again=again)
     if stored.pooled < POOLED and experiment.policy.outliers is OutlierRule.pooled:
         experiment.policy.outliers = OutlierRule.common
-    gone = [name for name in experiment.methods if name not in (*registry.methods, *experiment.variants)]
+    known = (*registry.methods, *registry.measurements, *experiment.variants)
+    gone = [name for name in experiment.methods if name not in known]
     if gone:
         raise StoredConfigurationError(f"stored configuration: method {gone[0]!r} does not exist any more; {again}")
     return experiment
@@ -240,17 +244,24 @@ def without_configuration(layout: Layout) -> Launched:
 
 def _graph(experiment: Experiment, corpus: Corpus, registry: Registry, generations: Mapping[Slot, int], base: Graph | None = None) -> Graph:
     folds = experiment.folds or list(corpus.folds)
-    slots = seeds_of_slots(experiment.methods, folds, seeds=experiment.seeds, first_seed=experiment.first_seed, generations=generations)
+    variants = {name: (variant.method, variant.recipe) for name, variant in experiment.variants.items()}
+    measuring = [name for name in experiment.methods if variants.get(name, (name, None))[0] in registry.measurements]
+    scored = [name for name in experiment.methods if name not in measuring]
+    slots = {
+        **seeds_of_slots(scored, folds, seeds=experiment.seeds, first_seed=experiment.first_seed, generations=generations),
+        **seeds_of_slots(measuring, [WHOLE], seeds=1, first_seed=experiment.first_seed),
+    }
     return build_graph(
         registry,
         experiment.recipe,
         corpus=corpus.name,
         corpus_digest=corpus.digest,
         methods=experiment.methods,
-        folds=folds,
+        folds=list(dict.fromkeys((*folds, WHOLE))) if measuring else folds,
         seeds=slots,
         base=base,
-        variants={name: (variant.method, variant.recipe) for name, variant in experiment.variants.items()},
+        variants=variants,
+        measurements=measuring,
     )
 
 

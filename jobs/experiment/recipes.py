@@ -100,13 +100,17 @@ def recipe_sentences(recipes: Sequence[MethodRecipe], labels: Mapping[str, str])
 
 
 def training_sentences(recipes: Sequence[MethodRecipe], labels: Mapping[str, str]) -> tuple[str, ...]:
-    """What captions say of the training: what was trained, and in what it differs from the code that made the published figures.
+    """What captions say of the training: what was trained, and in what its preset differs from the code that made the published figures.
 
-    Once if all methods have the same recipe, else for each method.
+    Settings that `recipe_sentences` names already are left out. Once if all methods have the same recipe, else for each method.
     """
+
+    def of_the_preset(recipe: MethodRecipe) -> list[str]:
+        return [setting for setting in recipe.unlike_published if setting not in recipe.departures]
+
     return (
         *_for_each("Trained", recipes, labels, lambda each: each.trained, "; "),
-        *_for_each("Differs from the published code in", recipes, labels, lambda each: each.unlike_published, ", "),
+        *_for_each("Differs from the published code also in", recipes, labels, of_the_preset, ", "),
     )
 
 

@@ -108,6 +108,13 @@ class Registry(Protocol):
         """Names of the methods that `calls` accepts, in the order of the tables."""
 
     @property
+    def measurements(self) -> tuple[str, ...]:
+        """Names of further methods that `calls` accepts, whose last stage measures the whole corpus and has no score.
+
+        Such a method has one run, whatever folds and seeds an experiment has.
+        """
+
+    @property
     def teams(self) -> tuple[str, ...]:
         """Names of the stages that several processes can compute together; every other stage gets one process."""
 

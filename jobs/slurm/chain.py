@@ -37,7 +37,7 @@ from jobs.slurm.script import LinkJob, launcher_python, render_script
 from jobs.slurm.submissions import call_sbatch, fixed_name
 from jobs.store.attempts import own_slurm_job
 from jobs.store.launches import launched_at
-from jobs.store.layout import Layout
+from jobs.store.layout import Layout, shared_path
 from jobs.store.records import Decoder, write_json
 from jobs.store.snapshot import Snapshot, take_snapshot
 from jobs.text import counted
@@ -117,7 +117,7 @@ def record_file(layout: Layout) -> Path:
 
 def log_file(layout: Layout) -> Path:
     """Log to which all links append."""
-    return layout.logs.resolve() / f"{link_name(layout)}.out"
+    return shared_path(layout.logs) / f"{link_name(layout)}.out"
 
 
 def read_record(layout: Layout) -> ControllerRecord | None:
@@ -147,7 +147,7 @@ class Chain:
         binds: Sequence[str] = (),
         client: SlurmClient | None = None,
     ) -> None:
-        self.layout = replace(layout, root=layout.root.resolve())
+        self.layout = replace(layout, root=shared_path(layout.root))
         self.name = link_name(self.layout)
         self.own_job = own_slurm_job() if os.environ.get("SLURM_JOB_NAME") == self.name else ""
         self._experiment = experiment
@@ -234,7 +234,7 @@ class Chain:
     @property
     def _in_snapshot(self) -> bool:
         """This process runs from a snapshot itself."""
-        return self._snapshot.source == self._snapshot.path
+        return self._snapshot.source == self._snapshot.path.resolve()
 
     @property
     def _current(self) -> Path:

@@ -82,7 +82,7 @@ class SlurmClient:
         return _parsed(self._query(command, none=_UNKNOWN_JOB), mark)
 
     def accounting(self, jobs: Mapping[str, str]) -> dict[str, Accounted] | None:
-        """Element -> state and end of the jobs that accounting knows already; None if the site has no accounting. `jobs`: number -> name.
+        """Element -> state, end and node of the jobs that accounting knows already; None on a site without it. `jobs`: number -> name.
 
         Only jobs of that name count: a slurmctld that lost its state gives their numbers to others.
         """

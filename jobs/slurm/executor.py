@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -41,11 +40,11 @@ from jobs.slurm.queue import (
 )
 from jobs.slurm.recovery import Recovery
 from jobs.slurm.script import ArrayJob, check_site, launcher_python, render_script
-from jobs.slurm.startable import impossible
+from jobs.slurm.startable import Requests
 from jobs.slurm.submissions import SETTLE_SECONDS, Guard, State, Submission, SubmissionBook, new_submission
 from jobs.store.attempts import own_cluster
 from jobs.store.clock import file_time
-from jobs.store.layout import Layout
+from jobs.store.layout import Layout, shared_path
 from jobs.store.snapshot import Snapshot, plan_snapshot, snapshot_facts, take_snapshot
 from jobs.worker.task import Description, Workplace, describe, write_description
 
@@ -54,6 +53,7 @@ AVOIDED_SECONDS = 6 * 3600.0  # how long new arrays exclude a node on which Slur
 AVOIDED_NODES = 5  # at most, the most recent: if more fail, the cause is not the nodes
 # sbatch's messages if an excluded node is not known any more, or if too few nodes are left.
 _EXCLUDED_TOO_MANY = ("invalid node name", "node configuration is not available")
+_TEST: dict[str, Any] = {"name": "test", "command": ("true",), "description": "/", "folder": "/", "output": "/dev"}  # never submitted
 _log = logging.getLogger(__name__)
 
 
@@ -88,7 +88,7 @@ class SlurmArrays(Executor):
     ) -> None:
         self._user = os.getuid() if user is None else user  # who launched the experiment: only they make passes
         self._experiment = experiment
-        self._layout = replace(layout, root=layout.root.resolve())
+        self._layout = replace(layout, root=shared_path(layout.root))
         self._place = place
         self._source = source
         self._worker = tuple(worker) if worker else (launcher_python(experiment.slurm, sys.executable), "launch.py", "worker")
@@ -133,28 +133,17 @@ class SlurmArrays(Executor):
         room = self._most.queue_room - len(queue) - kept
         return replace(self._most, queue_room=room if room > 0 else -1)
 
-    def check_options(self) -> None:
+    def check_options(self, batches: Sequence[Batch] = ()) -> None:
         """UsageError if a value of the site profile cannot be in a script, or if sbatch does not know an option of `slurm.extra`.
 
-        What slurmctld rejects, such as a reservation that does not exist, is found by the submission.
+        What slurmctld rejects, such as a reservation that does not exist, is found by the submission. `batches`: sbatch is asked with the
+        request of the first, which `impossible` then does not repeat.
         """
         check_site(self._site)
         if not self._site.extra:
             return
-        job = ArrayJob(
-            name="ser-grid.options",
-            size=1,
-            resources=Resources(gpus=0),
-            stages_per_element=1,
-            command=("true",),
-            description="",
-            folder="/",
-            output="/",
-        )
-        with tempfile.TemporaryDirectory(prefix="ser-grid-options-") as folder:
-            script = Path(folder) / "script.sh"
-            script.write_text(render_script(job, self._site, self._source / "slurm_templates"), encoding="utf-8")
-            _, said = self._client.would_accept(script, self._site)
+        small = ArrayJob(size=1, resources=Resources(gpus=0), stages_per_element=1, **_TEST)
+        _, said = self._requests.accepted(self._test_jobs(batches[:1])[0] if batches else small)
         wrong = [name for name in self._site.extra if re.search(rf"--{name}\b", said)]
         if wrong:
             raise UsageError(f"slurm.extra.{wrong[0]} (site profile `{self._experiment.site}`): sbatch does not accept it: {said}")
@@ -329,10 +318,16 @@ class SlurmArrays(Executor):
 
     def impossible(self, batches: Sequence[Batch]) -> Mapping[Batch, str]:
         """Those of some batches whose tasks can never start at this site, each with the reason. Nothing is submitted."""
-        empty: dict[str, Any] = {"size": 1, "name": "test", "command": ("true",), "description": "/", "folder": "/", "output": "/dev"}
-        jobs = [replace(self._sized(batch), **empty) for batch in batches]
-        reasons = impossible(self._client, jobs, self._site, self._source / "slurm_templates")
+        reasons = self._requests.impossible(self._test_jobs(batches))
         return {batch: why for batch, why in zip(batches, reasons, strict=True) if why}
+
+    @cached_property
+    def _requests(self) -> Requests:
+        return Requests(self._client, self._site, self._source / "slurm_templates")
+
+    def _test_jobs(self, batches: Sequence[Batch]) -> list[ArrayJob]:
+        """For each batch a job of one element with its request, to ask sbatch about."""
+        return [replace(self._sized(batch), size=1, **_TEST) for batch in batches]
 
     def previews(self, batches: Sequence[Batch], graph: Graph, in_flight: Mapping[str, InFlight]) -> tuple[Preview, ...]:
         """Scripts of a whole plan; JOB1, JOB2, ... stand for the job ids of its arrays, which are not known yet."""

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-QUEUE_FORMAT = "%i|%T|%r|%j"  # the name last: it may contain the separator; a mark before it, because a name may contain line breaks
-ACCOUNTING_FORMAT = "JobID,State,End,JobName%100"  # with SLURM_TIME_FORMAT=%s: the end in seconds since the epoch
+QUEUE_FORMAT = "%i|%T|%r|%N|%j"  # the name last: it may contain the separator; a mark before it, because a name may contain line breaks
+ACCOUNTING_FORMAT = "JobID,State,End,NodeList,JobName%100"  # with SLURM_TIME_FORMAT=%s: the end in seconds since the epoch
 LONGEST_EXPRESSION = 8000  # characters of one array expression on a command line
 _ARRAY = re.compile(r"(\d+)_\[([0-9,:-]+)(?:%\d+)?\]")
 _SINGLE = re.compile(r"(\d+)(?:_(\d+))?(?:\+\d+)?")
@@ -75,6 +75,7 @@ class QueuedElement:
     state: str  # PENDING, RUNNING, COMPLETING, ...
     reason: str
     name: str
+    node: str = ""  # the one on which it runs or ran; "": none yet, or several
 
     @property
     def ref(self) -> JobRef:
@@ -88,6 +89,7 @@ class Accounted:
     state: str  # as printed: COMPLETED, `CANCELLED by 1000`, ...
     end: float | None = None  # seconds since the epoch; None: not ended, or not in that format
     name: str = ""
+    node: str = ""  # "": none, or several
 
 
 class Refusal(Enum):
@@ -162,28 +164,34 @@ def parse_queue(text: str, mark: str) -> tuple[QueuedElement, ...]:
         raise ValueError(f"unexpected output of squeue: {first[:200]!r}")
     found: list[QueuedElement] = []
     for line in jobs_printed:
-        fields = line.removesuffix("\n").split("|", 3)
-        jobs = expand_job(fields[0].strip())
-        if len(fields) != 4 or not jobs:
+        fields = [field.strip() for field in line.removesuffix("\n").split("|", 4)]
+        jobs = expand_job(fields[0])
+        if len(fields) != 5 or not jobs:
             raise ValueError(f"unexpected output of squeue: {line[:200]!r}")
-        if fields[1].strip() != "REVOKED":
-            found.extend(QueuedElement(job, fields[1].strip(), fields[2].strip(), fields[3].strip()) for job in jobs)
+        _, state, reason, nodes, name = fields
+        if state != "REVOKED":
+            found.extend(QueuedElement(job, state, reason, name, _one_node(nodes)) for job in jobs)
     return tuple(found)
 
 
 def parse_accounting(text: str) -> dict[str, Accounted]:
-    """Element -> state, end and job name in the output of `sacct -X --noheader --parsable2 --format=ACCOUNTING_FORMAT`.
+    """Element -> state, end, node and job name in the output of `sacct -X --noheader --parsable2 --format=ACCOUNTING_FORMAT`.
 
     States are as printed: `CANCELLED by 1000` gives the uid that cancelled (0: root), plain `CANCELLED` means that a dependency failed.
     Lines that cannot be parsed are ignored: accounting only explains, it decides nothing.
     """
     found: dict[str, Accounted] = {}
     for line in text.splitlines():
-        job, state, end, name = [*line.split("|", 3), "", "", ""][:4]
+        job, state, end, nodes, name = [*line.split("|", 4), "", "", "", ""][:5]
         seconds = float(end) if end.isdecimal() and int(end) else None
         for element in expand_job(job.strip()):
-            found[element] = Accounted(" ".join(state.split()), seconds, name.strip())
+            found[element] = Accounted(" ".join(state.split()), seconds, name.strip(), _one_node(nodes.strip()))
     return found
+
+
+def _one_node(nodes: str) -> str:
+    """The node of a node list; "" for none (`None assigned`, `(null)`) and for several (`n[1-2]`, `n1,n2`)."""
+    return nodes if nodes and not set(nodes) & set(" ,[()") else ""
 
 
 def is_final(state: str) -> bool:

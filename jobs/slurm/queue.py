@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from jobs.control.facts import Departure, InFlight, Pending, Phase
 from jobs.slurm.parse import WAITING_STATES, QueuedElement, reason_given, why_stuck
-from jobs.slurm.submissions import State, Submission
+from jobs.slurm.submissions import FAILED, State, Submission
 
 Rank = tuple[bool, bool, int, int]
 
@@ -127,6 +127,7 @@ def departures_of(records: Iterable[Submission], keys: Collection[str], user: in
                     asked=record.asked,
                     ended=record.ended_at.get(place),
                     launch=record.launch,
+                    node=record.nodes.get(place, "") if record.ended.get(place) == FAILED else "",
                 )
                 found.setdefault(key, []).append(departure)
     return {key: tuple(each) for key, each in found.items()}
@@ -157,6 +158,6 @@ def failed_launches(records: Sequence[Submission], since: float) -> Mapping[str,
     for record in records:
         for place, node in record.nodes.items():
             when = record.left.get(place, record.created)
-            if node and when >= since:
+            if node and when >= since and record.ended.get(place) != FAILED:
                 found[node] = max(when, found.get(node, when))
     return found

@@ -14,11 +14,11 @@ from jobs.errors import SlurmUnavailableError
 from jobs.slurm.client import SlurmClient
 from jobs.slurm.parse import Accounted, QueuedElement, compress_indices, failed_to_launch, is_final
 from jobs.slurm.queue import OwnElement, arrays_named, duplicates, own_elements
-from jobs.slurm.submissions import LAUNCH_FAILED, Guard, State, Submission, SubmissionBook, double_of
+from jobs.slurm.submissions import FAILED, LAUNCH_FAILED, Guard, State, Submission, SubmissionBook, double_of
 
 REFINEMENT_TRIES = 3
 LATE_SECONDS = 6 * 3600.0  # for which accounting is asked for the final state of a job that has left the queue
-_ENDED, _CANCELLED = "COMPLETED", "CANCELLED"
+_CANCELLED = "CANCELLED"
 _log = logging.getLogger(__name__)
 
 
@@ -100,7 +100,8 @@ class Recovery:
         for record in records:
             if record.state is State.submitted:
                 queued = {own.index for own in present.get(record.name, ())}
-                queued |= {index for index in range(len(record.tasks)) if not is_final(known.get(record.element(index), _ENDED))}
+                there = ((index, known.get(record.element(index))) for index in range(len(record.tasks)))
+                queued |= {index for index, element in there if element is not None and not is_final(element.state)}
                 left = {str(index): now for index in range(len(record.tasks)) if index not in queued}
                 gone[record.name] = len(left)
                 seen.append(replace(record, left={**left, **record.left}))
@@ -117,8 +118,10 @@ class Recovery:
                 elif (accounted := (states or {}).get(job)) and is_final(accounted.state):
                     ended[place] = accounted.state
                     ends.update({} if accounted.end is None else {place: accounted.end})
-                elif known.get(job, _CANCELLED) != _CANCELLED:  # by whom a job was cancelled only accounting knows
-                    ended[place] = known[job]
+                    places.update({place: accounted.node} if accounted.state == FAILED and accounted.node else {})
+                elif job in known and known[job].state != _CANCELLED:  # by whom a job was cancelled only accounting knows
+                    ended[place] = known[job].state
+                    places.update({place: known[job].node} if known[job].state == FAILED and known[job].node else {})
                 elif states is None or now - record.left[place] >= (self._settle_seconds if index in record.cancelled else LATE_SECONDS):
                     ended[place] = ""
             current = replace(record, ended=ended, ended_at=ends, nodes=places)
@@ -127,8 +130,8 @@ class Recovery:
             elif current != former:
                 self._book.change(former, left=current.left, ended=ended, ended_at=ends, nodes=places)
 
-    def _known_jobs(self, records: Iterable[Submission], present: Mapping[str, Sequence[OwnElement]]) -> dict[str, str]:
-        """Element -> state in slurmctld, of the submitted records with elements that are not in the queue and whose end is not known."""
+    def _known_jobs(self, records: Iterable[Submission], present: Mapping[str, Sequence[OwnElement]]) -> dict[str, QueuedElement]:
+        """Element as slurmctld knows it, of the submitted records with elements that are not in the queue and whose end is not known."""
         missing = [
             record
             for record in records
@@ -139,7 +142,7 @@ class Recovery:
             return {}
         names = {record.job: record.job_name for record in missing}
         found = self._client.jobs_known(names)
-        return {each.job: each.state for each in found if each.name == names.get(each.ref.array)}
+        return {each.job: each for each in found if each.name == names.get(each.ref.array)}
 
     def _record_withdrawal(self, chosen: Mapping[str, Sequence[OwnElement]], state: str) -> None:
         for each in chosen.values():

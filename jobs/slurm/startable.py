@@ -83,24 +83,34 @@ def why_impossible(header: Header, nodes: Sequence[ConfiguredNode], said: str, p
     return ""
 
 
-def impossible(client: SlurmClient, jobs: Sequence[Job], site: SlurmSite, templates: Path) -> tuple[str, ...]:
-    """Why each job can never start, "" if it can. Jobs with equal requests are asked for once; nothing is submitted."""
-    answers: list[tuple[Header, str]] = []
-    nodes: tuple[ConfiguredNode, ...] | None = None
-    found: list[str] = []
-    for job in jobs:
-        header = job.header(site)
-        known = next((why for asked, why in answers if asked == header), None)
+class Requests:
+    """What sbatch says of the requests of a site, each asked once with `--test-only`; nothing is submitted."""
+
+    def __init__(self, client: SlurmClient, site: SlurmSite, templates: Path) -> None:
+        self._client, self._site, self._templates = client, site, templates
+        self._answers: list[tuple[Header, tuple[bool, str]]] = []
+
+    def accepted(self, job: Job) -> tuple[bool, str]:
+        """Whether sbatch accepts the request of a job, and its message."""
+        header = job.header(self._site)
+        known = next((answer for asked, answer in self._answers if asked == header), None)
         if known is None:
-            fits, said = accepted(client, job, site, templates)
-            if nodes is None:
-                nodes = parse_nodes(client.output("sinfo", "--all", "--noheader", "--Node", f"--format={NODES_FORMAT}") or "")
-            known = why_impossible(header, nodes, "" if fits else said, os.environ.get("SBATCH_PARTITION", ""))
-            if "PartitionTimeLimit" in known and _limit_may_be_overridden(client):
-                known = ""
-            answers.append((header, known))
-        found.append(known)
-    return tuple(found)
+            known = accepted(self._client, job, self._site, self._templates)
+            self._answers.append((header, known))
+        return known
+
+    def impossible(self, jobs: Sequence[Job]) -> tuple[str, ...]:
+        """Why each job can never start, "" if it can."""
+        if not jobs:
+            return ()
+        nodes = parse_nodes(self._client.output("sinfo", "--all", "--noheader", "--Node", f"--format={NODES_FORMAT}") or "")
+        found = [self._why_impossible(job, nodes) for job in jobs]
+        overridden = any("PartitionTimeLimit" in why for why in found) and _limit_may_be_overridden(self._client)
+        return tuple("" if overridden and "PartitionTimeLimit" in why else why for why in found)
+
+    def _why_impossible(self, job: Job, nodes: Sequence[ConfiguredNode]) -> str:
+        fits, said = self.accepted(job)
+        return why_impossible(job.header(self._site), nodes, "" if fits else said, os.environ.get("SBATCH_PARTITION", ""))
 
 
 def accepted(client: SlurmClient, job: Job, site: SlurmSite, templates: Path) -> tuple[bool, str]:

@@ -36,12 +36,14 @@ from jobs.slurm.client import UNDERWAY_SECONDS, SlurmClient, sbatch_under_way
 from jobs.slurm.parse import Refusal, classify_refusal
 from jobs.slurm.script import Job, parameters, render_script
 from jobs.store.attempts import claim_alive, process_start
+from jobs.store.identity import identity_of
 from jobs.store.layout import Layout
 from jobs.store.records import Claim, Decoder, check_times, create_json, write_json
 from jobs.text import one_line
 
 SCHEMA = 1
 SETTLE_SECONDS = 60.0  # how long a submission must be missing in Slurm before it is repeated, and how long accounting may lag
+FAILED = "FAILED"  # Slurm's state of a job whose script ended with an error; of these the node is recorded
 LAUNCH_FAILED = "LAUNCH_FAILED"  # beside Slurm's own states: withdrawn because Slurm could not start it on the node it chose
 Refinements = tuple[tuple[tuple[int, ...], str], ...]  # (indices, what they wait for), as in jobs.slurm.dependencies
 
@@ -88,7 +90,7 @@ class Submission:
     left: Mapping[str, float] = field(default_factory=dict)  # index -> time at which it was first missing from the queue
     ended: Mapping[str, str] = field(default_factory=dict)  # index -> final state; "": accounting did not report it
     ended_at: Mapping[str, float] = field(default_factory=dict)  # index -> end in accounting, by slurmctld's clock; missing: unknown
-    nodes: Mapping[str, str] = field(default_factory=dict)  # index -> node on which Slurm could not start it; "": unknown
+    nodes: Mapping[str, str] = field(default_factory=dict)  # index -> node on which it could not be started, or failed; "": unknown
     asked: Asked | None = None  # time and memory requested for each element; None: not recorded
     refused: str = ""  # Slurm's message, if it rejected the request
     launch: float = 0.0  # number of the launch it belongs to (jobs.store.launches); 0: not recorded
@@ -313,7 +315,7 @@ def base_name(layout: Layout, batch: Batch) -> str:
     The digest covers the results folder too, so that two results folders with the same experiment do not share jobs.
     """
     tasks = [list(task.keys) for task in batch.tasks]
-    identity: list[object] = [os.path.realpath(layout.root), layout.experiment, batch.stage, batch.method, tasks]
+    identity: list[object] = [identity_of(layout.root), layout.experiment, batch.stage, batch.method, tasks]
     if batch.request.identity != Request().identity:
         identity.append(batch.request.identity)
     digest = hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:12]
@@ -323,7 +325,7 @@ def base_name(layout: Layout, batch: Batch) -> str:
 
 def fixed_name(layout: Layout, word: str, kind: str, *identity: str) -> str:
     """Name of a job that is the same for every submission: from its kind, the results folder, the experiment, and `identity`."""
-    whole = canonical_json([kind, os.path.realpath(layout.root), layout.experiment, *identity])
+    whole = canonical_json([kind, identity_of(layout.root), layout.experiment, *identity])
     digest = hashlib.sha256(whole.encode()).hexdigest()[:12]
     return f"{re.sub(r'[^A-Za-z0-9_-]', '_', layout.experiment[:40])}.{word}.{digest}"
 

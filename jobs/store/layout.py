@@ -1,6 +1,7 @@
 """Paths of all folders and files under `results/`: the only module that knows their names.
 
 results/
+  id.json                           identity of the folder, of which names of Slurm jobs are made (jobs.store.identity)
   store/STAGE/KEY/                  one stage, shared by all experiments
     result.json                     decides that the stage is done: written last, names the attempt whose artifacts count
     checkpoint/                     resumable state, passed from attempt to attempt
@@ -17,6 +18,7 @@ results/
     teams/JOB.RESTART.STEP.json     address of a job's process group until all processes have joined (mode 0600)
     snapshots/DIGEST/               code the jobs run
     logs/  tables/  confusion/
+    EXPERIMENT-bundle.zip           results and tables for others, as `bundle` wrote them last
     sweep/                          report of the last sweep; jobs.sweeps.records writes the rest
       latest                        name of the last sweep launched
       DIGEST/                       one sweep, named by the digest of its configuration; folders as in EXPERIMENT
@@ -27,11 +29,14 @@ results/
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 STORE = "store"
+IDENTITY = "id.json"
 EXPERIMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -138,6 +143,10 @@ class Layout:
     def tables(self) -> Path:
         return self.folder / "tables"
 
+    @property
+    def bundle(self) -> Path:
+        return self.folder / f"{self.experiment}-bundle.zip"
+
     def log_of(self, stage: str, key: str) -> Path:
         """The log of a stage that is computed on this machine; attempts append to it."""
         return self.logs / f"{stage}-{key}.log"
@@ -149,5 +158,19 @@ class Layout:
 
 
 def valid_experiment_name(name: str) -> bool:
-    """Letters, digits, `_`, `.`, `-`; not the store's own name."""
-    return EXPERIMENT_NAME.fullmatch(name) is not None and name != STORE
+    """Letters, digits, `_`, `.`, `-`; not the name of the store or of the file beside it."""
+    return EXPERIMENT_NAME.fullmatch(name) is not None and name not in (STORE, IDENTITY)
+
+
+def shared_path(path: Path) -> Path:
+    """The absolute path of a file or folder as its user names it, for use on other machines: symbolic links are not followed.
+
+    What an automounter's link leads to may exist on this machine only. The working folder has the shell's name (`PWD`), as `pwd` prints it.
+    """
+    whole, shell = path.absolute(), Path(os.environ.get("PWD", ""))
+    with contextlib.suppress(OSError):  # PWD is out of date, or the working folder was removed
+        working = Path.cwd()
+        if shell.is_absolute() and whole.is_relative_to(working) and shell.samefile(working):
+            whole = shell / whole.relative_to(working)
+    plain = Path(os.path.normpath(whole))
+    return plain if plain.resolve() == whole.resolve() else whole  # `..` behind a symbolic link stays

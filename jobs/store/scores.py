@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from jobs.errors import UsageError
@@ -57,6 +57,19 @@ def confusion_of(result: Result) -> Confusion | None:
             "delete its result.json and launch again"
         )
     return Confusion(result.classes, result.confusion)
+
+
+def summed(confusions: Iterable[Confusion]) -> Confusion:
+    """Counts added up, matched by class name; classes in order of appearance."""
+    counts: dict[tuple[str, str], int] = {}
+    classes: dict[str, None] = {}
+    for confusion in confusions:
+        classes.update(dict.fromkeys(confusion.classes))
+        for true, row in zip(confusion.classes, confusion.counts, strict=True):
+            for predicted, count in zip(confusion.classes, row, strict=True):
+                counts[true, predicted] = counts.get((true, predicted), 0) + count
+    names = tuple(classes)
+    return Confusion(names, tuple(tuple(counts.get((true, predicted), 0) for predicted in names) for true in names))
 
 
 def _percent(shares: Sequence[tuple[int, int]]) -> float:

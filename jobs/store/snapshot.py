@@ -15,14 +15,14 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from jobs.errors import UsageError
 from jobs.store.disk_space import naming
-from jobs.store.layout import Layout
+from jobs.store.layout import Layout, shared_path
 from jobs.store.records import Decoder, write_json
 
 SCHEMA = 1
@@ -66,6 +66,7 @@ class _Record:
     changed: tuple[str, ...]
     files: tuple[str, ...]
     left_out: tuple[str, ...]
+    contents: Mapping[str, str] = field(default_factory=dict)  # as `_contents`; empty: written by an earlier version
 
 
 _RECORDS = Decoder(_Record, SCHEMA)
@@ -90,7 +91,7 @@ def plan_snapshot(source: Path, layout: Layout) -> Snapshot:
     digest = _digest(source, files)
     return Snapshot(
         source=source,
-        path=layout.snapshots.resolve() / digest,
+        path=shared_path(layout.snapshots) / digest,
         digest=digest,
         files=files,
         commit=commit,
@@ -125,7 +126,8 @@ def take_snapshot(source: Path, layout: Layout) -> Snapshot:
         (temporary / "dirty.diff").touch(mode=0o600)  # of files that may be readable by their user only
         with naming(temporary / "dirty.diff"):
             (temporary / "dirty.diff").write_text(_dirty_diff(snapshot), encoding="utf-8", errors="surrogateescape")
-        record = {"schema": SCHEMA, **snapshot_facts(snapshot), "files": sorted(snapshot.files), "left_out": list(snapshot.left_out)}
+        lists = {"files": sorted(snapshot.files), "left_out": list(snapshot.left_out), "contents": _contents(temporary, snapshot.files)}
+        record = {"schema": SCHEMA, **snapshot_facts(snapshot), **lists}
         write_json(temporary / "snapshot.json", record)
         temporary.chmod(0o755)
         if large := size_warning(temporary, snapshot.files):
@@ -156,8 +158,21 @@ def check_snapshot(folder: Path, digest: str) -> None:
     found = _intact(folder)
     if found is None or found[0].snapshot != digest:
         raise UsageError(
-            f"{folder}: this copy of the code was changed since the launch: remove the folder when no job uses it, and launch again"
+            f"{folder}: this copy of the code was changed since the launch{_first_changed(folder)}: "
+            "remove the folder when no job uses it, and launch again"
         )
+
+
+def _first_changed(folder: Path) -> str:
+    """` (NAME)` of the first file that is missing or differs from the record; "" if that is not known."""
+    record = _RECORDS.read(folder / "snapshot.json")
+    for name in sorted(record.files) if record else ():
+        if not (folder / name).is_file():
+            return f" ({name} is missing)"
+        known = record.contents.get(name) if record else None
+        if known is not None and known != _contents(folder, _with_modes(folder, [name]))[name]:
+            return f" ({name})"
+    return ""
 
 
 def snapshot_facts(snapshot: Snapshot) -> dict[str, object]:
@@ -177,7 +192,7 @@ def _known_snapshot(source: Path, layout: Layout) -> Snapshot | None:
     if found is None:
         return None
     record, files = found
-    path = layout.snapshots.resolve() / record.snapshot
+    path = shared_path(layout.snapshots) / record.snapshot
     return Snapshot(source, path, record.snapshot, files, record.commit, record.changed, record.left_out)
 
 
@@ -213,10 +228,14 @@ def _with_modes(folder: Path, names: Iterable[str]) -> dict[str, int]:
 
 def _digest(folder: Path, files: Mapping[str, int]) -> str:
     whole = hashlib.sha256()
-    for name, executable in sorted(files.items()):
-        content = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        whole.update(f"{len(name)}:{name}:{executable}:{content}\n".encode(errors="surrogateescape"))
+    for name, content in _contents(folder, files).items():
+        whole.update(f"{len(name)}:{name}:{content}\n".encode(errors="surrogateescape"))
     return whole.hexdigest()[:DIGEST_LENGTH]
+
+
+def _contents(folder: Path, files: Mapping[str, int]) -> dict[str, str]:
+    """Name -> `EXECUTABLE:SHA-256` of each file, sorted by name."""
+    return {name: f"{executable}:{hashlib.sha256((folder / name).read_bytes()).hexdigest()}" for name, executable in sorted(files.items())}
 
 
 def _is_code(name: str) -> bool:

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jobs.control.controller import read_facts
 from jobs.control.estimates import Source, sibling_seconds
@@ -18,7 +19,7 @@ from jobs.experiment.launched import Corpus
 from jobs.experiment.layers import nearest
 from jobs.experiment.registry import SweepRegistry
 from jobs.experiment.sweep_section import MAX_POINTS, Search
-from jobs.store.layout import Layout
+from jobs.store.layout import Layout, shared_path
 from jobs.sweeps.records import Sweep, folds_of
 from jobs.sweeps.report.costs import Hours
 from jobs.sweeps.search import rungs
@@ -32,6 +33,7 @@ from jobs.sweeps.space import (
     listed_points,
     random_points,
     recipe_of_sweep,
+    space_of,
     swept_method,
     variations,
 )
@@ -68,6 +70,18 @@ def check_sweep(experiment: Experiment, space: Space, registry: SweepRegistry, c
     return validation
 
 
+def recipes_with(experiment: Experiment, keys: Sequence[str]) -> tuple[Any, ...]:
+    """A recipe for each combination of the values that these settings have in a sweep; other settings have the value of one point."""
+    space = space_of(experiment)
+    searched = {key: space.choices[key] for key in keys if key in space.choices}
+    first = dict(next(ends(space)).settings)
+    points = (
+        Point(space.pool, tuple({**first, **dict(zip(searched, each, strict=True))}.items()))
+        for each in itertools.product(*searched.values())
+    )
+    return tuple(apply(experiment, point).recipe for point in points)
+
+
 def require_ray(search: Search) -> None:
     """UsageError that names the extra to install if Ray Tune, or Optuna for a search with it, is missing. Imports neither."""
     wanted = (*RAY, *(OPTUNA if search is Search.optuna else ()))
@@ -93,7 +107,7 @@ def _check_paths(space: Space, path_keys: Sequence[str]) -> None:
         for value in values:
             path = Path(value) if isinstance(value, str) and key.rpartition(".")[2] in path_keys else None
             if path is not None and not path.is_absolute() and path.expanduser().exists():
-                raise UsageError(f"{SECTION}.{key}: {value}: name it by its absolute path, {path.expanduser().resolve()}")
+                raise UsageError(f"{SECTION}.{key}: {value}: name it by its absolute path, {shared_path(path.expanduser())}")
 
 
 def _check_settings(space: Space, experiment: Experiment, stages: Callable[[Point], Mapping[str, Node]]) -> None:

@@ -17,6 +17,7 @@ from jobs.experiment.config import Experiment, secrets_of
 from jobs.experiment.launched import Corpus
 from jobs.experiment.registry import SweepRegistry
 from jobs.experiment.stored_config import resolved_values, restore_experiment
+from jobs.store.identity import record_identity
 from jobs.store.layout import Layout, valid_experiment_name
 from jobs.store.records import DamagedRecordError, Decoder, write_json, write_text
 from jobs.sweeps.space import Point, Space, space_of
@@ -115,6 +116,7 @@ def folds_of(experiment: Experiment, corpus: Corpus) -> tuple[str, ...]:
 
 def store_sweep(sweep: Sweep) -> None:
     """Record a sweep as the last one launched; only its user can read the record if it has settings that may hold secrets."""
+    record_identity(sweep.layout.root)
     recorded = {each.name: getattr(sweep, each.name) for each in fields(_Stored) if each.name != "config"}
     stored = _Stored(**{**recorded, "user": os.getuid()}, config=resolved_values(sweep.experiment))
     private = bool(secrets_of(sweep.experiment))

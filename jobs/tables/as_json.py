@@ -18,6 +18,7 @@ def to_json(summary: Summary, published: object = None) -> dict[str, Any]:
         **picked(summary, "experiment", "complete"),
         "methods": [_method_json(method) for method in summary.methods],
         "comparisons": [_comparison_json(comparison) for comparison in summary.comparisons],
+        "measured": [each.to_json() for each in summary.measured],
         "outlier_rule": summary.outlier_rule,
         "unreplaced": summary.unreplaced.value,
         "recipes": [asdict(recipe) for recipe in summary.recipes],

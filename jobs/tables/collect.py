@@ -18,13 +18,15 @@ from jobs.tables import published as published_figures
 from jobs.tables.arithmetic import arithmetic_of
 from jobs.tables.as_json import to_json
 from jobs.tables.confusion import write_confusions
-from jobs.tables.display import render_csv, render_markdown, render_methods_csv
+from jobs.tables.display import render_csv, render_markdown, render_measured_csv, render_methods_csv
+from jobs.tables.entries import entries_of
 from jobs.tables.from_csv import Judged, judge_runs, read_runs
 from jobs.tables.joined import write_joined
 from jobs.tables.latex import PLAIN, Style, document, fragments
+from jobs.tables.measured import measured_of
 from jobs.tables.plain import settings_json
 from jobs.tables.published import Published
-from jobs.tables.summary import Entry, Status, Summary, Unreplaced, code_facts, entries_of, summarise
+from jobs.tables.summary import Entry, Status, Summary, Unreplaced, code_facts, summarise
 from jobs.text import counted
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 FORMATS = {"latex": "tables.tex", "markdown": "table.md", "csv": "runs.csv", "json": "summary.json"}
 METHODS_CSV = "methods.csv"  # beside `runs.csv`
+MEASURED_CSV = "measured.csv"  # beside `runs.csv`, if corpora were measured
 _FRAGMENT = re.compile(r"table\d*(?:-differences)?\.tex")
 
 
@@ -50,7 +53,8 @@ class CollectReport:
     @property
     def missing(self) -> tuple[str, ...]:
         """One item per run that is not finished: `vft/1/3 (failed)`."""
-        return tuple(f"{entry.name} ({entry.status.value})" for entry in self.summary.missing)
+        measured = (f"{each.name} ({each.status})" for each in self.summary.measured if each.metrics is None)
+        return (*(f"{entry.name} ({entry.status.value})" for entry in self.summary.missing), *measured)
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ def summary_of(
     entries = entries_of(graph, results, states, judgements)
     code = code_facts(results[key] for key in graph.nodes if key in results)
     found = summarise(entries, experiment=experiment, outlier_rule=outlier_rule, unreplaced=unreplaced, code=code, recipes=recipes)
-    return replace(found, arithmetic=arithmetic_of(graph, results))
+    return replace(found, arithmetic=arithmetic_of(graph, results), measured=measured_of(graph, results, states))
 
 
 def collect(
@@ -124,7 +128,9 @@ def collect(
         _remove_other_fragments(folder, paths)
     confusion = (layout.folder if out is None else out) / "confusion"
     paths.extend(write_confusions(confusion, graph, results, published.labels))
-    joined, gaps = write_joined(folder, layout, graph, results, (*FORMATS.values(), METHODS_CSV)) if "csv" in formats else ([], [])
+    joined, gaps = (
+        write_joined(folder, layout, graph, results, (*FORMATS.values(), METHODS_CSV, MEASURED_CSV)) if "csv" in formats else ([], [])
+    )
     return CollectReport((*paths, *joined), summary.complete, summary, gaps=tuple(gaps))
 
 
@@ -145,11 +151,19 @@ class EarlierMethod:
 
 
 @dataclass(frozen=True)
+class EarlierMeasured:
+    """The part of a measured corpus of an earlier `summary.json` that is read again."""
+
+    metrics: dict[str, float] | None
+
+
+@dataclass(frozen=True)
 class Earlier:
     """The part of an earlier `summary.json` that is read again."""
 
     complete: bool
     methods: tuple[EarlierMethod, ...]
+    measured: tuple[EarlierMeasured, ...] = ()
 
 
 _EARLIER = Decoder(Earlier)
@@ -162,8 +176,9 @@ def reason_to_keep(earlier: Earlier | None, summary: Summary) -> str:
     """
     if summary.complete or earlier is None or not earlier.complete:
         return ""
-    before = sum(method.n for method in earlier.methods)
-    now = sum(method.n for method in summary.methods)
+    before, now = (
+        sum(method.n for method in each.methods) + sum(one.metrics is not None for one in each.measured) for each in (earlier, summary)
+    )
     return f"complete tables of {counted(before, 'run')} are not overwritten with incomplete ones of {now}" if now < before else ""
 
 
@@ -185,7 +200,7 @@ def collect_csv(
     """
     check_formats(formats)
     summary, judged = summary_of_csv(path, rule=rule, sigmas=sigmas, rounds=rounds, unreplaced=unreplaced)
-    paths = _write_tables(path.with_name(f"{path.stem}-tables") if out is None else out, summary, published, formats, style)
+    paths = _write_tables(csv_folder(path) if out is None else out, summary, published, formats, style)
     return CsvReport(tuple(paths), summary.complete, summary, judged)
 
 
@@ -200,21 +215,27 @@ def summary_of_csv(
     return summarise(judged.entries, experiment=path.stem, outlier_rule=words, unreplaced=unreplaced), judged
 
 
-def check_formats(formats: Sequence[str]) -> None:
-    """UsageError for an unknown format."""
-    unknown = [name for name in formats if name not in FORMATS]
+def csv_folder(path: Path) -> Path:
+    """Where the tables of a CSV file are written by default."""
+    return path.with_name(f"{path.stem}-tables")
+
+
+def check_formats(formats: Sequence[str], also: Sequence[str] = ()) -> None:
+    """UsageError for a format that is neither one of `FORMATS` nor of `also`."""
+    known = (*FORMATS, *also)
+    unknown = [name for name in formats if name not in known]
     if unknown:
-        raise UsageError(f"format {unknown[0]!r}: known are {', '.join(FORMATS)}")
+        raise UsageError(f"format {unknown[0]!r}: known are {', '.join(known)}")
 
 
 def text_of(format_name: str, summary: Summary, published: Published, style: Style) -> str:
-    """One format as one text: LaTeX with its fragments in the document, CSV with one row per run."""
+    """One format as one text: LaTeX with its fragments in the document, CSV with a row per run, or per metric where no run has a score."""
     if format_name == "latex":
         return document(fragments(summary, published, style), style, inline=True)
     if format_name == "markdown":
         return render_markdown(summary, published)
     if format_name == "csv":
-        return render_csv(summary)
+        return render_csv(summary) if summary.methods or not summary.measured else render_measured_csv(summary)
     return json_text({**to_json(summary, published_figures.to_json(published)), "settings_table": settings_json(summary, published)})
 
 
@@ -231,9 +252,11 @@ def _write_tables(folder: Path, summary: Summary, published: Published, formats:
             for file, text in {**parts, FORMATS[name]: document(parts, style)}.items():
                 write(file, text)
         else:
-            write(FORMATS[name], text_of(name, summary, published, style))
+            write(FORMATS[name], render_csv(summary) if name == "csv" else text_of(name, summary, published, style))
         if name == "csv":
             write(METHODS_CSV, render_methods_csv(summary))
+            if summary.measured:
+                write(MEASURED_CSV, render_measured_csv(summary))
     return paths
 
 

@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
 from jobs.experiment.graph import Graph
 from jobs.store.records import Result, write_bytes, write_text
-from jobs.store.scores import Confusion, confusion_of
+from jobs.store.scores import Confusion, confusion_of, summed
 from jobs.tables.format import csv_text
 from jobs.text import counted
 
 CORNER = "true\\predicted"
-
-
-def summed(confusions: Iterable[Confusion]) -> Confusion:
-    """Counts added up, matched by class name; classes in order of appearance."""
-    counts: dict[tuple[str, str], int] = {}
-    classes: dict[str, None] = {}
-    for confusion in confusions:
-        classes.update(dict.fromkeys(confusion.classes))
-        for true, row in zip(confusion.classes, confusion.counts, strict=True):
-            for predicted, count in zip(confusion.classes, row, strict=True):
-                counts[true, predicted] = counts.get((true, predicted), 0) + count
-    names = tuple(classes)
-    return Confusion(names, tuple(tuple(counts.get((true, predicted), 0) for predicted in names) for true in names))
 
 
 def to_csv(confusion: Confusion) -> str:

@@ -32,6 +32,7 @@ METHOD_COLUMNS = (
     *("corpus", "method", "mean_ua", "sd_ua", "mean_ua_all_runs", "sd_ua_all_runs", "n"),
     *("outliers", "outliers_rerun", "diverged", "diverged_rerun", "unresolved", "complete", "outlier_rule"),
 )
+MEASURED_COLUMNS = ("corpus", "method", "metric", "value")
 CAPTION_PACKAGES = ("python", "torch", "transformers", "scikit-learn", "numpy")
 BOLD = "Bold: best mean of a column, ties included."
 DIFFERENCES_CAPTION = (
@@ -121,6 +122,12 @@ def render_methods_csv(summary: Summary) -> str:
         counts = (*astuple(method.outliers), *astuple(method.diverged), method.unresolved)
         rows.append((method.corpus, method.method, *numbers, *counts, _flag(method.complete), summary.outlier_rule))
     return csv_text(METHOD_COLUMNS, rows)
+
+
+def render_measured_csv(summary: Summary) -> str:
+    """One row per metric of a measured corpus, columns `MEASURED_COLUMNS`; numbers are not rounded."""
+    rows = [(each.corpus, each.method, name, value) for each in summary.measured for name, value in (each.metrics or {}).items()]
+    return csv_text(MEASURED_COLUMNS, rows)
 
 
 def _flag(value: bool) -> str:

@@ -1,7 +1,8 @@
-"""Tables of an experiment beside the one of methods and folds: methods by settings, and prior work. Pure.
+"""Tables of an experiment beside the one of methods and folds: methods by settings, prior work, and measured corpora. Pure.
 
-An entry of `configs/published.yaml` asks for them. `settings` puts methods of the experiment, each with settings of its own, into the cells
-of a table of methods and columns, with one row of ratios. `prior_work` lists published results, ours among them.
+An entry of `configs/published.yaml` asks for them; measured corpora have a table without one too. `settings` puts methods of the
+experiment, each with settings of its own, into the cells of a table of methods and columns, with one row of ratios. `prior_work` lists
+published results, ours among them. `measured` chooses the metrics of measured corpora.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from fractions import Fraction
 from typing import Any
 
 from jobs.statistics import round_half_up
-from jobs.tables.format import DASH, interval_text
-from jobs.tables.published import Published, Ratio
+from jobs.tables.format import DASH, code_sentence, interval_text
+from jobs.tables.measured import Measured
+from jobs.tables.published import MeasuredColumn, MeasuredTable, Published, Ratio
 from jobs.tables.summary import MethodSummary, Summary
 
 
@@ -28,8 +30,8 @@ class PlainTable:
 
 
 def plain_tables(summary: Summary, published: Published) -> tuple[PlainTable, ...]:
-    """The tables that the published entry asks for."""
-    tables = (_by_settings(summary, published), _prior_work(summary, published))
+    """The tables that the published entry asks for, and that of measured corpora."""
+    tables = (_by_settings(summary, published), _prior_work(summary, published), _measured(summary, published))
     return tuple(table for table in tables if table is not None)
 
 
@@ -96,6 +98,42 @@ def _prior_work(summary: Summary, published: Published) -> PlainTable | None:
     return PlainTable("prior-work", caption, ("", "Features", "UA", "95 % interval"), (tuple(rows), tuple(ours)))
 
 
+def _measured(summary: Summary, published: Published) -> PlainTable | None:
+    """A row per measured corpus and a column per metric: those that the published entry names, else all."""
+    if not summary.measured:
+        return None
+    wanted = published.measured or _every_metric(summary.measured)
+    labels = {row.corpus: row.label for row in wanted.rows}
+    several = len({each.method for each in summary.measured}) > 1
+    ours = []
+    for each in summary.measured:
+        method = f", {published.labels.get(each.method, each.method)}" if several else ""
+        state = "" if each.metrics is not None else f" ({each.status})†"
+        values = (_number((each.metrics or {}).get(column.metric), column.decimals) for column in wanted.columns)
+        ours.append((f"{labels.get(each.corpus, each.corpus)}{method}{state}", *values))
+    theirs = [
+        (f"{row.label}, published", *(_number(row.values.get(column.metric), column.decimals) for column in wanted.columns))
+        for row in wanted.rows
+        if row.values
+    ]
+    sentences = [f"{wanted.title}.", *wanted.notes]
+    if any(each.metrics is None for each in summary.measured):
+        sentences.append("† No result yet.")
+    if theirs:
+        sentences.append(f"Published figures: {published.source}.")
+    if not summary.methods:  # else these are in the caption of the methods
+        if summary.code.weights:
+            sentences.append(f"Weights: {'; '.join(summary.code.weights)}.")
+        sentences.append(code_sentence(f"Experiment {summary.experiment}", summary.code, ("python", "torch", "transformers")))
+    blocks = tuple(tuple(rows) for rows in (ours, theirs) if rows)
+    return PlainTable("measured", tuple(sentences), ("", *(column.heading for column in wanted.columns)), blocks)
+
+
+def _every_metric(measured: Sequence[Measured]) -> MeasuredTable:
+    names = dict.fromkeys(name for each in measured for name in each.metrics or {})
+    return MeasuredTable("Measurements of whole corpora", tuple(MeasuredColumn(name, name) for name in names))
+
+
 def _label(method: MethodSummary, published: Published) -> str:
     return published.labels.get(method.method, method.method)
 
@@ -118,8 +156,8 @@ def _cell(method: MethodSummary | None) -> str:
     return f"{round_half_up(method.mean_ua)}{spread}{note}{'‡' if method.unresolved else ''}"
 
 
-def _number(value: float | None) -> str:
-    return DASH if value is None else round_half_up(value)
+def _number(value: float | None, decimals: int = 1) -> str:
+    return DASH if value is None else round_half_up(value, decimals)
 
 
 def _percent(value: float | None) -> str:

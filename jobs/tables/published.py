@@ -54,6 +54,34 @@ class SettingsTable:
 
 
 @dataclass(frozen=True)
+class MeasuredColumn:
+    """A metric of measured corpora, as a column of their table."""
+
+    metric: str
+    heading: str
+    decimals: int = 2
+
+
+@dataclass(frozen=True)
+class MeasuredRow:
+    """A corpus in the table of measured corpora, with published values."""
+
+    corpus: str
+    label: str
+    values: Mapping[str, float] = field(default_factory=dict)  # metric -> value as published
+
+
+@dataclass(frozen=True)
+class MeasuredTable:
+    """Which metrics of measured corpora are shown, and what was published for them."""
+
+    title: str
+    columns: tuple[MeasuredColumn, ...]
+    rows: tuple[MeasuredRow, ...] = ()
+    notes: tuple[str, ...] = ()  # sentences of the caption
+
+
+@dataclass(frozen=True)
 class PriorWork:
     """A published result of others."""
 
@@ -73,6 +101,7 @@ class Published:
     rows: tuple[PublishedRow, ...] = ()
     settings: SettingsTable | None = None
     prior_work: tuple[PriorWork, ...] = ()
+    measured: MeasuredTable | None = None
 
 
 def load_published(file: Path, table: str | None) -> Published:
@@ -104,7 +133,8 @@ def load_published(file: Path, table: str | None) -> Published:
         rows = tuple(_row(folds, row) for row in entry["rows"])
         settings = _settings(entry["settings"]) if "settings" in entry else None
         prior_work = tuple(PriorWork(str(row["label"]), str(row["features"]), float(row["ua"])) for row in entry.get("prior_work", ()))
-        return Published(source, str(entry["title"]), labels, columns, rows, settings, prior_work)
+        measured = _measured(entry["measured"]) if "measured" in entry else None
+        return Published(source, str(entry["title"]), labels, columns, rows, settings, prior_work, measured)
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{file}: tables.{table}: {error} (expected title, folds, columns, rows with method, label, ua, mean)") from error
 
@@ -127,6 +157,19 @@ def _row(folds: list[str], row: Any) -> PublishedRow:
     sd = dict(zip(folds, map(float, row["sd"]), strict=True)) if "sd" in row else {}
     method = row["method"]
     return PublishedRow(None if method is None else str(method), str(row["label"]), ua, sd, float(row["mean"]))
+
+
+def _measured(entry: Any) -> MeasuredTable:
+    """Raises ValueError for a row with a metric that has no column."""
+    columns = tuple(MeasuredColumn(str(each["metric"]), str(each["heading"]), int(each.get("decimals", 2))) for each in entry["columns"])
+    rows = tuple(
+        MeasuredRow(str(row["corpus"]), str(row["label"]), {str(name): float(value) for name, value in row.get("values", {}).items()})
+        for row in entry.get("rows", ())
+    )
+    unknown = [name for row in rows for name in row.values if name not in {column.metric for column in columns}]
+    if unknown:
+        raise ValueError(f"measured: no column for {unknown[0]}")
+    return MeasuredTable(str(entry["title"]), columns, rows, tuple(map(str, entry.get("notes", ()))))
 
 
 def _settings(entry: Any) -> SettingsTable:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 from jobs.experiment.graph import Graph
 from jobs.experiment.recipes import MethodRecipe
 from jobs.store.records import Result
+from jobs.tables.entries import entries_of
+from jobs.tables.measured import measured_of
 from jobs.tables.published import Published
-from jobs.tables.summary import Summary, Unreplaced, code_facts, entries_of, summarise
+from jobs.tables.summary import Summary, Unreplaced, code_facts, summarise
 
 if TYPE_CHECKING:
     from jobs.control.rounds import Judgements
@@ -37,8 +39,7 @@ def joint_summary(parts: Sequence[Part], unreplaced: Unreplaced = Unreplaced.kee
     `unreplaced`: what becomes of outliers that no other run replaces. A method that several experiments have on the same corpus is named
     `METHOD@EXPERIMENT`. Rules that differ are listed by experiment.
     """
-    twice = Counter((part.graph.corpus, method) for part in parts for method in dict.fromkeys(run.method for run in part.graph.runs))
-    names = {(part.name, method): _name(part, method, twice) for part in parts for method in _methods(part)}
+    names = {(part.name, method): name for part in parts for method, name in names_of(part, parts).items()}
     entries = [
         replace(entry, method=names[part.name, entry.method])
         for part in parts
@@ -53,12 +54,21 @@ def joint_summary(parts: Sequence[Part], unreplaced: Unreplaced = Unreplaced.kee
         code=code_facts(part.results[key] for part in parts for key in part.graph.nodes if key in part.results),
         recipes=[replace(recipe, method=names.get((part.name, recipe.method), recipe.method)) for part in parts for recipe in part.recipes],
     )
+    measured = [
+        replace(each, method=names[part.name, each.method]) for part in parts for each in measured_of(part.graph, part.results, part.states)
+    ]
     labels = {}
     for part in parts:
         for method in _methods(part):
             label, name = part.labels.get(method, method), names[part.name, method]
             labels[name] = label if name == method else f"{label} ({part.name})"
-    return summary, labels
+    return replace(summary, measured=tuple(measured)), labels
+
+
+def names_of(part: Part, parts: Sequence[Part]) -> dict[str, str]:
+    """Method of one of several experiments -> its name in their joint table."""
+    twice = Counter((each.graph.corpus, method) for each in parts for method in _methods(each))
+    return {method: f"{method}@{part.name}" if twice[part.graph.corpus, method] > 1 else method for method in _methods(part)}
 
 
 def joint_published(published: Sequence[Published], labels: Mapping[str, str]) -> Published:
@@ -70,7 +80,3 @@ def joint_published(published: Sequence[Published], labels: Mapping[str, str]) -
 
 def _methods(part: Part) -> list[str]:
     return list(dict.fromkeys(run.method for run in part.graph.runs))
-
-
-def _name(part: Part, method: str, twice: Mapping[tuple[str, str], int]) -> str:
-    return f"{method}@{part.name}" if twice[part.graph.corpus, method] > 1 else method

@@ -20,7 +20,6 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from jobs.errors import UsageError
-from jobs.experiment.graph import Graph, Run
 from jobs.experiment.recipes import MethodRecipe
 from jobs.statistics import (
     CrossedMean,
@@ -32,17 +31,15 @@ from jobs.statistics import (
     known,
     mean,
     paired_by_key,
-    percent,
     sd,
     t_interval,
 )
 from jobs.store.records import Result
-from jobs.store.scores import confusion_of
 from jobs.tables.arithmetic import Arithmetic
+from jobs.tables.measured import Measured
 
 if TYPE_CHECKING:
     from jobs.control.outliers import Verdict
-    from jobs.control.rounds import Judgements
 
 VERDICT = ("out", "centre", "scale", "distance")  # of a run, in JSON and CSV
 
@@ -209,44 +206,21 @@ class Summary:
     recipes: tuple[MethodRecipe, ...] = ()  # of each method; empty if not known
     unreplaced: Unreplaced = Unreplaced.keep
     arithmetic: Arithmetic = field(default_factory=Arithmetic)  # not known of runs from a CSV file
+    measured: tuple[Measured, ...] = ()  # of runs without a score
 
     @property
     def complete(self) -> bool:
-        return bool(self.methods) and all(method.complete for method in self.methods)
+        finished = [*(method.complete for method in self.methods), *(each.metrics is not None for each in self.measured)]
+        return bool(finished) and all(finished)
 
     @property
     def missing(self) -> tuple[Entry, ...]:
         """The last run of every slot that has neither an accepted run nor an outlier that is left out."""
         found: list[Entry] = []
         for cell in (cell for method in self.methods for cell in method.cells):
-            filled = {*_accepted(cell.runs), *_left_out(cell.runs)}
+            filled = {*accepted(cell.runs), *_left_out(cell.runs)}
             found.extend({entry.slot: entry for entry in cell.runs if entry.slot not in filled}.values())
         return tuple(found)
-
-
-def entries_of(
-    graph: Graph, results: Mapping[str, Result], states: Mapping[str, str], judgements: Judgements | None = None
-) -> tuple[Entry, ...]:
-    """One entry per run of a graph; the dropped runs of a slot come before its current one.
-
-    `results` maps stage keys to results; `states` maps the keys of runs without a result to a value of `Status` (absent: pending).
-    A dropped run is diverged if its result is marked so or missing, else an outlier. `judgements`: the verdicts on the runs.
-    Raises UsageError for a result without usable scores.
-    """
-    dropped: dict[tuple[str, str, int], list[Run]] = {}
-    for run in graph.superseded:
-        dropped.setdefault((run.method, run.fold, run.slot), []).append(run)
-    verdicts, unresolved = (judgements.verdicts, judgements.unresolved) if judgements is not None else ({}, {})
-    found: list[Entry] = []
-    for run in graph.runs:
-        before = sorted(dropped.get((run.method, run.fold, run.slot), ()), key=lambda each: each.generation)
-        for each in (*before, run):
-            finished = Status.accepted if each is run else Status.outlier
-            missing = Status(states.get(run.key, Status.pending.value)) if each is run else Status.diverged
-            entry = _entry(graph.corpus, each, results.get(each.key), finished, missing)
-            verdict = verdicts.get((each.method, each.fold, each.slot, each.generation))
-            found.append(replace(entry, verdict=verdict, unreplaced=each is run and run.slot_id in unresolved))
-    return tuple(found)
 
 
 def code_facts(results: Iterable[Result]) -> CodeFacts:
@@ -304,34 +278,7 @@ def summarise(
     return Summary(experiment, tuple(methods), tuple(comparisons), outlier_rule, code or CodeFacts(), tuple(recipes), unreplaced)
 
 
-def _entry(corpus: str, run: Run, result: Result | None, finished: Status, missing: Status) -> Entry:
-    """A run whose status is `finished` with a result, `missing` without one, and diverged if its result is marked so."""
-    scores: Scores | None = None
-    try:
-        scores = None if result is None else _scores(run, result)
-    except UsageError:
-        if result is None or not result.diverged:  # a diverged run may have no scores
-            raise
-    status = missing if result is None else Status.diverged if result.diverged else finished
-    return Entry(corpus, run.method, run.fold, run.slot, run.seed, scores, status)
-
-
-def _scores(run: Run, result: Result) -> Scores:
-    """From the confusion matrix, exactly; from `metrics` (fractions in [0, 1]) if there is none."""
-    confusion = confusion_of(result)
-    if confusion is not None:
-        return Scores(confusion.ua, confusion.wa, confusion.macro_f1)
-    values = [result.metrics.get(name) for name in ("ua", "wa", "macro_f1")]
-    shares = [value for value in values if isinstance(value, int | float) and 0 <= value <= 1]  # false for NaN
-    if len(shares) != len(values):
-        raise UsageError(
-            f"result of run {run.name} ({result.stage}/{result.key}) has no confusion matrix and no ua, wa, macro_f1 "
-            "between 0 and 1: delete its result.json and launch again"
-        )
-    return Scores(*(percent(share) for share in shares))
-
-
-def _accepted(entries: Iterable[Entry]) -> dict[int, float]:
+def accepted(entries: Iterable[Entry]) -> dict[int, float]:
     """Slot -> UA of its accepted run."""
     found: dict[int, float] = {}
     for entry in entries:
@@ -345,7 +292,7 @@ def _accepted(entries: Iterable[Entry]) -> dict[int, float]:
 
 
 def _cell(fold: str, entries: Sequence[Entry], slots: int | None) -> CellSummary:
-    values = list(_accepted(entries).values())
+    values = list(accepted(entries).values())
     every = _every(entries)
     return CellSummary(
         fold=fold,
@@ -367,7 +314,7 @@ def _left_out(entries: Iterable[Entry]) -> set[int]:
 
 
 def _method(corpus: str, method: str, cells: Sequence[CellSummary]) -> MethodSummary:
-    by_fold = [_accepted(cell.runs) for cell in cells]
+    by_fold = [accepted(cell.runs) for cell in cells]
     by_slot = slot_means(by_fold)
     complete = all(cell.complete for cell in cells)
     return MethodSummary(
@@ -378,7 +325,7 @@ def _method(corpus: str, method: str, cells: Sequence[CellSummary]) -> MethodSum
         interval=t_interval(by_slot) if complete else None,
         crossed=crossed_mean(by_fold) if complete else None,
         mean_ua_all_runs=mean(known(cell.mean_ua_all_runs for cell in cells)),
-        sd_ua_all_runs=sd(slot_means([_all_by_slot(cell.runs) for cell in cells])),
+        sd_ua_all_runs=sd(slot_means([all_by_slot(cell.runs) for cell in cells])),
         n=sum(cell.n for cell in cells),
         outliers=_dropped(cells, Status.outlier),
         diverged=_dropped(cells, Status.diverged),
@@ -397,7 +344,7 @@ def _every(entries: Iterable[Entry]) -> list[float]:
     return [entry.scores.ua for entry in entries if entry.scores is not None]
 
 
-def _all_by_slot(entries: Iterable[Entry]) -> dict[int, float]:
+def all_by_slot(entries: Iterable[Entry]) -> dict[int, float]:
     """Slot -> mean UA of all its runs."""
     by_slot: defaultdict[int, list[Entry]] = defaultdict(list)
     for entry in entries:
@@ -418,14 +365,14 @@ def _dropped(cells: Iterable[CellSummary], status: Status) -> Dropped:
 
 def _compare(corpus: str, first: MethodSummary, second: MethodSummary) -> Comparison:
     def pairs(method: MethodSummary) -> dict[tuple[str, int], float]:
-        return {(cell.fold, slot): ua for cell in method.cells for slot, ua in _accepted(cell.runs).items()}
+        return {(cell.fold, slot): ua for cell in method.cells for slot, ua in accepted(cell.runs).items()}
 
     def folds(method: MethodSummary) -> dict[str, float]:
         return {cell.fold: cell.mean_ua for cell in method.cells if cell.mean_ua is not None}
 
     over_pairs, over_folds = paired_by_key(pairs(first), pairs(second)), paired_by_key(folds(first), folds(second))
-    of_second = {cell.fold: _accepted(cell.runs) for cell in second.cells}
-    differences = [differences_by_key(_accepted(cell.runs), of_second[cell.fold]) for cell in first.cells if cell.fold in of_second]
+    of_second = {cell.fold: accepted(cell.runs) for cell in second.cells}
+    differences = [differences_by_key(accepted(cell.runs), of_second[cell.fold]) for cell in first.cells if cell.fold in of_second]
     return Comparison(corpus, first.method, second.method, over_pairs, over_folds, crossed_mean(list(filter(None, differences))))
 
 

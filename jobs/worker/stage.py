@@ -36,7 +36,7 @@ from jobs.store.attempts import (
 from jobs.store.cancellations import read_cancellations
 from jobs.store.clock import file_time
 from jobs.store.disk_space import name_full_disk
-from jobs.store.failures import FailureClass, class_of_exception
+from jobs.store.failures import FailureClass
 from jobs.store.launches import launched_at
 from jobs.store.layout import AttemptFolder, StageFolder
 from jobs.store.records import (
@@ -53,11 +53,11 @@ from jobs.store.records import (
     write_outcome,
     write_result,
 )
-from jobs.store.snapshot import check_snapshot
 from jobs.text import first_line
+from jobs.worker.imports import failure_class
 from jobs.worker.provenance import Stopwatch, process_facts
 from jobs.worker.returned import artifact_digests, check_returned
-from jobs.worker.task import Description, Workplace, compute, read_corpus_digest, stage_request
+from jobs.worker.task import Description, Workplace, check_code, compute, read_corpus_digest, stage_request
 from jobs.worker.team_channel import TeamFailure
 from jobs.worker.team_leader import Leader
 
@@ -180,7 +180,7 @@ def outcome_of(error: BaseException, attempt: AttemptFolder, watch: Stopwatch, *
     no proof that this stage needs too much.
     """
     name_full_disk(error, attempt.output)
-    kind, name = class_of_exception(error), type(error).__name__
+    kind, name = failure_class(error), type(error).__name__
     if kind is FailureClass.interrupted:
         kind = FailureClass.time_limit if at_limit else kind
         return _outcome(attempt, watch, Ending.interrupted, name, first_line(error), kind=kind)
@@ -340,8 +340,7 @@ def _compute(
     process: WorkerProcess, node: Node, folder: StageFolder, attempt: AttemptFolder, upstream: Mapping[str, Path], watch: Stopwatch
 ) -> Result:
     place = process.place
-    if place.code.get("snapshot"):  # on Slurm; stages on this machine run the code of the launch
-        check_snapshot(Path(place.code["folder"]), place.code["snapshot"])
+    check_code(place)
     _check_corpus(place, "")
     attempt.output.mkdir(parents=True, exist_ok=True)
     folder.checkpoint.mkdir(parents=True, exist_ok=True)

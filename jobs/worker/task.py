@@ -17,6 +17,7 @@ from jobs.experiment.graph import Graph, Node
 from jobs.experiment.registry import Registry, StopSignal, Team
 from jobs.store.layout import Layout
 from jobs.store.records import read_json, write_json
+from jobs.store.snapshot import check_snapshot
 
 SCHEMA = 1
 
@@ -73,7 +74,7 @@ def description_from_json(value: Mapping[str, Any]) -> Description:
     if value.get("schema") != SCHEMA:
         raise UsageError(f"task description of schema {value.get('schema')}, expected {SCHEMA}: written by another version of the program")
     try:
-        place = _workplace(value["place"])
+        place = workplace_from_json(value["place"])
         nodes = {key: Node(**node) for key, node in value["nodes"].items()}
         tasks = tuple(tuple(keys) for keys in value["tasks"])
         counts = {key: int(value.get(key, default)) for key, default in (("relief", 0), ("at_once", 1), ("team", 1))}
@@ -104,13 +105,23 @@ def load_object(name: str) -> Any:
     return found
 
 
-def _workplace(value: Mapping[str, Any]) -> Workplace:
+def workplace_from_json(value: Mapping[str, Any]) -> Workplace:
+    """Raises KeyError or TypeError for the value of another version."""
     return Workplace(**{**value, "packages": tuple(value["packages"])})
 
 
 def load_registry(place: Workplace) -> Registry:
     """The registry that computes this workplace's stages."""
     return cast(Registry, load_object(place.registry))
+
+
+def check_code(place: Workplace) -> None:
+    """UsageError if the snapshot that this process runs was changed since the launch. Its files are read once per process.
+
+    Stages on the machine of the launch run its code without a snapshot.
+    """
+    if place.code.get("snapshot"):
+        check_snapshot(Path(place.code["folder"]), place.code["snapshot"])
 
 
 def read_corpus_digest(place: Workplace) -> str:
@@ -141,7 +152,7 @@ def compute(
 
     `superseded`: whether a later attempt of the stage was claimed; only the process that writes checkpoints has to know.
     """
-    node, place = Node(**request["node"]), _workplace(request["place"])
+    node, place = Node(**request["node"]), workplace_from_json(request["place"])
     return load_registry(place).run(
         node.stage,
         settings=node.settings,

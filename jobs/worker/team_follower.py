@@ -1,7 +1,7 @@
 """A follower of a team: computes what the leader (jobs.worker.team_leader) requests, and writes no records.
 
-The leader does what a single worker does (claims, verifies, records); followers only compute with it. A failure of any process ends the
-attempt within a bounded time, even if the leader's main thread hangs in a collective. The leader detects
+The leader does what a single worker does (claims, verifies, records); followers verify the code and compute with it. A failure of any
+process ends the attempt within a bounded time, even if the leader's main thread hangs in a collective. The leader detects
 
     a closed connection                              the process died
     no heartbeat for `Timeouts.silent` seconds       the process is stopped, or its machine or network is down
@@ -23,8 +23,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from jobs.signals import StopRequest
-from jobs.store.failures import FailureClass, class_of_exception
+from jobs.store.failures import FailureClass
 from jobs.text import first_line
+from jobs.worker.imports import failure_class
 from jobs.worker.processes import exit_now
 from jobs.worker.provenance import peak_rss_bytes
 from jobs.worker.team_board import Board
@@ -67,7 +68,7 @@ class Follower:
 
     def failed(self, error: BaseException) -> None:
         """Report that this process failed. An interruption is no failure: the leader writes the checkpoint and the record."""
-        kind = class_of_exception(error)
+        kind = failure_class(error)
         detail = "".join(traceback.format_exception(error))
         report = {"kind": kind.name, "error": type(error).__name__, "message": first_line(error), "detail": detail}
         self._report_idle({} if kind is FailureClass.interrupted else {"failed": report})

@@ -20,7 +20,7 @@ from jobs.signals import StopRequest
 from jobs.store.records import write_json
 from jobs.worker.processes import fork, limit_threads
 from jobs.worker.stage import Verdict, WorkerProcess
-from jobs.worker.task import compute
+from jobs.worker.task import check_code, compute, workplace_from_json
 from jobs.worker.team_channel import (
     TEAM_LOST,
     ProcessRank,
@@ -125,7 +125,11 @@ def _leading(process: WorkerProcess, size: int, file: Path | None, timeouts: Tim
 
 
 def compute_request(request: Mapping[str, Any], team: Team, stop: StopSignal, report: Callable[[str], None]) -> None:
-    """A follower's part of a stage; its return value is not used. Raises TeamError for a folder that stays invisible on this machine."""
+    """A follower's part of a stage; its return value is not used.
+
+    Raises UsageError if the code that this machine sees was changed, TeamError for a folder that stays invisible on this machine.
+    """
+    check_code(workplace_from_json(request["place"]))
     _wait_for([Path(folder) for folder in (*request["upstream"].values(), request["output"])])
     compute(request, team, stop, report)
 

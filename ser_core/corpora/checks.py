@@ -10,8 +10,10 @@ from ser_core.corpora.manifest import VALIDATION, natural_order
 from ser_core.corpora.recordings import EXPECTED_COUNTS, ExpectedCounts, Recording, relative
 
 
-def structure_problems(found: Sequence[Recording], folds: Sequence[str], source: Path) -> list[str]:
-    """One line per duplicate turn, speaker in two folds, and fold without a class in its training part."""
+def structure_problems(found: Sequence[Recording], folds: Sequence[str], source: Path, *, labelled: bool = True) -> list[str]:
+    """One line per duplicate turn, and, if `labelled`, per speaker in two folds and fold without a class in its training part."""
+    if not labelled:
+        return _duplicates(found, source)
     return [*_duplicates(found, source), *_speakers_in_two_folds(found, source), *_untrainable(found, folds, source)]
 
 

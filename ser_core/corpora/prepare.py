@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ser_core.corpora import csv_corpus, emodb, iemocap, labels, savee
+from ser_core.corpora import csv_corpus, emodb, iemocap, labels, savee, unlabelled
 from ser_core.corpora.audio import AudioError, convert, encode
 from ser_core.corpora.checks import count_problems, structure_problems
 from ser_core.corpora.manifest import MANIFEST_NAME, Manifest, Utterance, load_manifest, write_manifest
@@ -25,7 +25,7 @@ from ser_core.corpora.recordings import Recording, SourceListing, read_expected_
 from ser_core.corpora.staging import locked, replace_folder
 from ser_core.errors import InputError
 
-KINDS = ("iemocap", "savee", "emodb", "csv", "labels")
+KINDS = ("iemocap", "savee", "emodb", "csv", "labels", "unlabelled")
 CONVERSION = 1  # version of `audio.convert`; incrementing it makes every file be converted again
 JOURNAL = "conversions.jsonl"
 MOST_WORKERS = 8  # threads; more would wait for the disk
@@ -64,7 +64,7 @@ def prepare(
     """Prepare the corpus at `source` into the folder `target`.
 
     `kind`: one of KINDS; for csv and labels `source` is the file or the folder that holds it.
-    `name`: name of the corpus; by default its kind, or the target's name for csv and labels.
+    `name`: name of the corpus; by default its kind, or the target's name for csv, labels and unlabelled.
     `check_counts`: compare the numbers of utterances of classes and folds with the published counts, or with those in
     `source/expected_counts.json`; without the check any sessions or speakers are accepted.
     `four_classes` (emodb): only the classes of IEMOCAP. `audio` (labels): the folder of the recordings.
@@ -79,10 +79,10 @@ def prepare(
     _check_target(home)
     base = source if source.is_dir() else source.parent
     reading = _read(kind, source, base, check_counts, four_classes, audio, folds)
-    problems = [*reading.problems, *structure_problems(reading.found, reading.folds, base)]
+    problems = [*reading.problems, *structure_problems(reading.found, reading.folds, base, labelled=reading.labelled)]
     if not problems and check_counts and reading.counts is not None:
         problems += count_problems(reading.found, reading.counts, base)
-    corpus = name or (kind if kind not in ("csv", "labels") else home.name)
+    corpus = name or (kind if kind not in ("csv", "labels", "unlabelled") else home.name)
     recorded: dict[str, Any] = json.loads(json.dumps({"kind": kind, **reading.facts, **(facts or {})}))
     threads = workers or min(len(os.sched_getaffinity(0)), MOST_WORKERS)
 
@@ -148,8 +148,10 @@ def _read(
         reading = emodb.read(source, required=required, four_classes=four_classes)
     elif kind == "csv":
         reading = csv_corpus.read(source, folds=folds)
-    else:
+    elif kind == "labels":
         reading = labels.read(source, audio=audio)
+    else:
+        reading = unlabelled.read(source)
     return reading if stated is None else replace(reading, counts=stated)
 
 

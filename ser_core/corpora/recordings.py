@@ -51,6 +51,7 @@ class SourceListing:
     folds: tuple[str, ...]  # held-out folds, in order
     counts: ExpectedCounts | None = None  # the published ones
     facts: Mapping[str, Any] = field(default_factory=dict)
+    labelled: bool = True  # False: nothing is trained on it
 
 
 def require_folder(source: Path) -> Path:

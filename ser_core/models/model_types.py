@@ -26,7 +26,7 @@ WAV2VEC2 = "wav2vec2"
 
 @dataclass(frozen=True)
 class ModelType:
-    """One kind of model. TAPT continues a model's own pretraining, which transformers implements for wav2vec 2.0 only."""
+    """One kind of model. TAPT continues a model's own pretraining, whose loss transformers has for wav2vec 2.0 only."""
 
     label: str
     model: str  # class in transformers, with its configuration class
@@ -39,7 +39,7 @@ class ModelType:
 
 
 MODEL_TYPES: Mapping[str, ModelType] = {
-    WAV2VEC2: ModelType("wav2vec 2.0", "Wav2Vec2Model", "Wav2Vec2Config", ("vft", "tapt", "ptapt")),
+    WAV2VEC2: ModelType("wav2vec 2.0", "Wav2Vec2Model", "Wav2Vec2Config", ("vft", "tapt", "ptapt", "pretraining_loss")),
     "hubert": ModelType("HuBERT", "HubertModel", "HubertConfig"),
     "wavlm": ModelType("WavLM", "WavLMModel", "WavLMConfig", eager=True, part_share=0.5),
     "data2vec-audio": ModelType("data2vec", "Data2VecAudioModel", "Data2VecAudioConfig"),
@@ -91,7 +91,7 @@ def method_problem(method: str, model_type: str) -> str:
     if kind is None or method in kind.methods:
         return ""
     return (
-        f"method {method}: not defined for {kind.label}, whose pretraining loss it would continue; "
+        f"method {method}: not defined for {kind.label}, it needs a pretraining loss that transformers has for wav2vec 2.0 only; "
         f"methods for {kind.label}: {', '.join(kind.methods)}"
     )
 

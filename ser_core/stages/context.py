@@ -23,6 +23,7 @@ from ser_core.parallel.team import Alone, Team
 from ser_core.settings import BackboneSettings, ExecutionSettings, FeatureSettings, Precision, Wav2vecSettings
 from ser_core.training.batches import length_parts
 from ser_core.training.checkpoints import Checkpoints, identity_of
+from ser_core.training.curves import References
 from ser_core.training.device import AUTO_PART_SECONDS, Arithmetic, choose_arithmetic, choose_device
 from ser_core.training.loop import Objective, TrainingPlan, TrainingResult, train
 from ser_core.training.progress import Progress
@@ -105,6 +106,7 @@ class StageContext:
         precision: Precision,
         steps_per_epoch: int = 0,
         save_last: bool = False,
+        references: References | None = None,
     ) -> TrainingResult:
         """Run the training loop with this stage's seed, device, checkpoints and process group; see `training.loop.train`."""
         plan = TrainingPlan(
@@ -118,6 +120,7 @@ class StageContext:
             log_every=self.execution.log_every,
             steps_per_epoch=steps_per_epoch,
             save_last=save_last,
+            references=references or {},
         )
         return train(objective, plan, self.checkpoints(), self.output, self.should_stop, self.report, self.group)
 

@@ -100,6 +100,7 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
     objective = Finetuning(context, settings, model)
     if len(split) < settings.batch_size:
         context.report(f"finetune: fewer than a batch of training utterances ({len(split)} of {settings.batch_size}): one step an epoch")
+    prior = prior_loss(split.class_counts(), class_weights(split.class_counts()).tolist())
     started = time.monotonic()
     with stop_together(context.group):
         objective.features.fill(context.should_stop, context.progress())
@@ -111,8 +112,8 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
         schedule=constant(),
         precision=settings.precision,
         steps_per_epoch=objective.epoch_steps,
+        references={"train/loss": (prior, "loss of the class prior")},
     )
-    prior = prior_loss(split.class_counts(), class_weights(split.class_counts()).tolist())
     diverged = divergence_reason(trained.loss, prior)
     if diverged:
         context.report(f"finetune: diverged: {diverged}")

@@ -14,18 +14,19 @@ from ser_core.corpora.validation import training_and_validation
 from ser_core.errors import InputError
 from ser_core.parallel.group import process_group
 from ser_core.parallel.team import Alone
-from ser_core.registry import StageArguments
+from ser_core.registry import MEASUREMENTS, StageArguments
 from ser_core.settings import Attention, Precision
-from ser_core.stages import cluster, finetune, ptapt, states, tapt
+from ser_core.stages import cluster, finetune, pretraining_loss, ptapt, states, tapt
 from ser_core.stages.context import StageContext, seed_global_generators
 from ser_core.training.device import deterministic, keep_freed_memory
 from ser_core.training.splits import Split
 
-PRETRAINING: Mapping[str, Callable[[StageContext], dict[str, Any]]] = {
+WITHOUT_TEST: Mapping[str, Callable[[StageContext], dict[str, Any]]] = {
     "states": states.run,
     "cluster": cluster.run,
     "tapt": tapt.run,
     "ptapt": ptapt.run,
+    "pretraining_loss": pretraining_loss.run,
 }
 
 
@@ -33,10 +34,13 @@ def run_stage(stage: str, **arguments: Unpack[StageArguments]) -> dict[str, Any]
     """Compute one stage; arguments, result and errors as in `SpeechRegistry.run`. In a team only the leader reports and writes.
 
     The test split is passed to `finetune` only, as a function that it calls after training. If the settings contain `validation`, the test
-    split is the validation utterances, and the held-out fold is not opened.
+    split is the validation utterances, and the held-out fold is not opened. A measurement reads the whole corpus.
     """
     manifest = load_manifest(arguments["corpus"])
-    training, tested = _splits(manifest, arguments["fold"], arguments["settings"])
+    if stage in MEASUREMENTS:
+        training, tested = manifest.utterances, lambda: ()
+    else:
+        training, tested = _splits(manifest, arguments["fold"], arguments["settings"])
     team = arguments.get("team") or Alone()
     arguments["output"].mkdir(parents=True, exist_ok=True)
     context = StageContext(
@@ -63,11 +67,11 @@ def run_stage(stage: str, **arguments: Unpack[StageArguments]) -> dict[str, Any]
         keep_freed_memory()
     with deterministic(context.device, int(threads) if threads else None):
         seed_global_generators(context.seed)
-        if stage != "finetune" and stage not in PRETRAINING:
-            raise InputError(f"no stage {stage!r}; known are finetune, {', '.join(PRETRAINING)}")
+        if stage != "finetune" and stage not in WITHOUT_TEST:
+            raise InputError(f"no stage {stage!r}; known are finetune, {', '.join(WITHOUT_TEST)}")
         with process_group(team, context.device, context.execution.communication_minutes * 60) as group:
             context = dataclasses.replace(context, group=group)
-            result = finetune.run(context, lambda: Split(manifest, tested())) if stage == "finetune" else PRETRAINING[stage](context)
+            result = finetune.run(context, lambda: Split(manifest, tested())) if stage == "finetune" else WITHOUT_TEST[stage](context)
             return {**result, "arithmetic": _arithmetic(context)}
 
 

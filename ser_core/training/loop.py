@@ -24,7 +24,7 @@ from ser_core.errors import Diverged, Interrupted
 from ser_core.parallel.group import Group, broadcast_tensors, require_equal, sum_gradients
 from ser_core.training.batches import shares
 from ser_core.training.checkpoints import Checkpoints, Saved
-from ser_core.training.curves import Curves, Row
+from ser_core.training.curves import Curves, References, Row
 from ser_core.training.device import Arithmetic
 from ser_core.training.progress import Progress
 from ser_core.training.randomness import torch_seed
@@ -114,6 +114,7 @@ class TrainingPlan:
     log_every: int  # steps
     steps_per_epoch: int = 0  # 0: training is not divided into epochs
     save_last: bool = False  # save after the last step too: for stages with long work after training
+    references: References = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -275,6 +276,7 @@ def train(
                     saved_at = time.monotonic()
         finally:
             curves.close()
+    curves.publish(plan.references)
     if plan.save_last and durations:
         save()
     return TrainingResult(

@@ -111,6 +111,7 @@ def test_the_gpu_tests_of_the_suite_are_found_and_skipped_here(tmp_path: Path) -
     assert part["proofs"] == [{"name": "tests that need a GPU are skipped", "holds": True, "text": "9 of 9 skipped"}]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_without_a_gpu_the_check_of_one_ends_at_once_and_says_so(tmp_path: Path) -> None:
     ran = check(tmp_path)
@@ -145,6 +146,7 @@ def fake(name: str, seconds: float = 10.0) -> Part:
     return Part(name, f"a part that is {name}", f"tests.benchmarks.gpu_check_parts.{name}", seconds, seconds)
 
 
+@pytest.mark.slow
 def test_a_part_that_crashes_or_hangs_leaves_what_was_found(tmp_path: Path) -> None:
     """Its findings so far, the other parts, and no process; the JSON and the page are written after every part."""
     pages: list[str] = []

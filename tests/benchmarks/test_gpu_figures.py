@@ -34,6 +34,7 @@ def counted(work: Any) -> float:
     return float(counter.get_total_flops())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [2, 4])
 def test_operations_of_the_transformer_are_those_that_torch_counts(layers: int) -> None:
     """Forward, and forward and backward with the gradient of the input."""

@@ -69,6 +69,10 @@ class ChaosRegistry:
         return METHODS
 
     @property
+    def measurements(self) -> tuple[str, ...]:
+        return ()
+
+    @property
     def teams(self) -> tuple[str, ...]:
         return ()
 

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 NAMED = re.compile(r"`((?:jobs|ser_core|tests|benchmarks|slurm_templates|configs)/[\w./-]*\w/?)`")
+TEST = re.compile(r"`(test_\w+\.py)?(?:::(test_\w+))?[`\[]")  # the file is left out where it is the one named before
 EXAMPLES = ("configs/site/mysite.yaml", "configs/experiment/mine.yaml")  # files that a reader makes
 
 
@@ -41,6 +42,19 @@ def test_named_files_are_there(document: Path) -> None:
     """A module that was moved or renamed must be renamed in the documents too."""
     for path in NAMED.findall(document.read_text(encoding="utf-8")):
         assert (ROOT / path).exists() or path in EXAMPLES or "NAME" in path, f"{name(document)} names {path}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_named_tests_are_there(document: Path) -> None:
+    """A test that was moved to another file must be renamed in the documents too."""
+    files: dict[str, str] = {}  # some names are there twice
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        files[path.name] = files.get(path.name, "") + path.read_text(encoding="utf-8")
+    code = ""
+    for file, test in TEST.findall(document.read_text(encoding="utf-8")):
+        assert not file or file in files, f"{name(document)} names {file}"
+        code = files.get(file, code)
+        assert not test or f"def {test}(" in code, f"{name(document)} names {test}"
 
 
 def test_docstrings_praised_in_contributing_are_in_the_code() -> None:

@@ -29,7 +29,7 @@ TINY = (
     *("recipe.finetune.precision=float32", "recipe.tapt.precision=float32"),  # sums in another order would be rounded to bfloat16
     *("recipe.execution.log_every=1", "recipe.execution.checkpoint_minutes=0", "recipe.execution.micro_batch=2"),
 )
-ON_TWO_NODES = ("resources.default.nodes=2", "resources.default.processes=2", "resources.default.cpus=2")
+ON_TWO_NODES = ("policy.poll_seconds=1", "resources.default.nodes=2", "resources.default.processes=2", "resources.default.cpus=2")
 
 
 def attempts(results: Path, stage: str) -> list[Path]:

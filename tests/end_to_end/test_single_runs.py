@@ -25,10 +25,11 @@ def claims(results: Path) -> int:
 
 
 @pytest.mark.slow
-def test_a_run_that_diverges_with_every_seed_is_told_whole(demo_data: Path, tmp_path: Path) -> None:
+def test_a_run_that_diverges_with_every_seed_is_told_whole(small_data: Path, tmp_path: Path) -> None:
     """Exit code 3, one line for all that failed alike, its seeds and their fate, its log, and tables that mark it."""
-    run = CommandLine(demo_data, tmp_path / "results")
-    settings = (*ONE, "seeds=1", "recipe.finetune.learning_rate=1e30", "policy.max_seeds=2")
+    run = CommandLine(small_data, tmp_path / "results")
+    steps = ("corpus=small", "recipe.finetune.batch_size=8")
+    settings = (*ONE, *steps, "seeds=1", "recipe.finetune.learning_rate=1e30", "policy.max_seeds=2")
     done = run("grid", "demo", *settings)
     assert done.returncode == 3, done.stdout + done.stderr
     assert "slot 0 gets another seed" in done.stdout

@@ -42,6 +42,7 @@ from jobs.store.attempts import process_start
 from jobs.store.records import write_text
 
 METHODS = ("vft", "tapt", "ptapt")
+MEASUREMENTS = ("length",)
 NAME = "tests.jobs.fake_registry:REGISTRY"
 DIGEST_OF = "tests.jobs.fake_registry:read_digest"
 PRELOADED: list[int] = []
@@ -82,6 +83,10 @@ class FakeRegistry:
         return METHODS
 
     @property
+    def measurements(self) -> tuple[str, ...]:
+        return MEASUREMENTS
+
+    @property
     def teams(self) -> tuple[str, ...]:
         return ("states", "tapt", "ptapt", "finetune")
 
@@ -95,6 +100,8 @@ class FakeRegistry:
             runtime = {"behaviour": behaviour, "seconds": recipe.get("seconds", 0.0)}
             return FakeCall(name, {"work": recipe.get("work", 10)}, fold, seed, runtime, upstream)
 
+        if method == "length":
+            return stage("length", 0)
         if method == "vft":
             return stage("finetune", seed)
         if method == "tapt":
@@ -128,6 +135,8 @@ class FakeRegistry:
         (output / "parts").mkdir()
         (output / "parts" / "note.txt").write_text(stage)
         _note(corpus / "ends" / key)
+        if stage == "length":
+            return {"metrics": {"length": total / 4, "utterances": 8}}
         ua = float("nan") if runtime["behaviour"] == "nan" else 50.0 + total % 50
         confusion = [[4, 0], [4, 0]] if runtime["behaviour"] == "low" else [[3, 1], [0, 4]]
         returned = {"metrics": {"ua": ua, "nested": {"parts": [total, 1.5]}}, "confusion": confusion, "classes": ["angry", "sad"]}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from jobs.slurm.executor import SlurmArrays
 from jobs.store.layout import Layout
 from jobs.worker.task import Workplace
 from tests.slurm_cluster import Cluster as TestCluster
+from tests.slurm_cluster.processes import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -135,11 +135,7 @@ def ended(folder: Path, key: str) -> float:
 
 
 def until(true: Callable[[], bool], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > end:
-            raise AssertionError("it did not come to pass in time")
-        time.sleep(0.1)
+    assert wait_until(true, seconds), f"not within {seconds:.0f} s"
 
 
 def drained(arrays: SlurmArrays) -> Callable[[], bool]:

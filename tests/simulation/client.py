@@ -11,7 +11,7 @@ from jobs.errors import SubmissionFailedError
 from jobs.experiment.config import SlurmSite
 from jobs.slurm.client import SlurmClient
 from tests.simulation.crashes import Killed, reach
-from tests.simulation.slurm import LATE_SECONDS, LOST, SBATCH_SECONDS, UNREACHABLE, VERY_LATE_SECONDS, Reply, SimulatedSlurm, UnderWay
+from tests.simulation.slurm import AWAY, LATE_SECONDS, LOST, SBATCH_SECONDS, UNREACHABLE, VERY_LATE_SECONDS, Reply, SimulatedSlurm, UnderWay
 
 
 class SimulatedClient(SlurmClient):
@@ -34,6 +34,8 @@ class SimulatedClient(SlurmClient):
         slurm.reply = Reply.given
         if not slurm.reachable or reply is Reply.never:
             raise SubmissionFailedError(LOST if slurm.reachable else UNREACHABLE)
+        if reply.name in AWAY:
+            raise SubmissionFailedError(AWAY[reply.name])
         if reply in (Reply.late, Reply.very_late):
             very_late = reply is Reply.very_late
             lands = slurm.clock() + (VERY_LATE_SECONDS if very_late else LATE_SECONDS)

@@ -327,7 +327,7 @@ class SimulatedLab(ABC):
         for node in self.slurm.up:
             self.slurm.up[node] = True
         for _, element in self.slurm.elements():
-            element.held = ""
+            self.slurm.release(element)
 
     def settle(self) -> Report:
         """Passes without faults, the clock advancing, until nothing is left to do; AssertionError if that takes too long."""

@@ -24,6 +24,11 @@ FORGOTTEN_SECONDS = 300.0  # MinJobAge: an ended job is known to dependencies th
 FULL = "sbatch: error: QOSMaxSubmitJobPerUserLimit\nsbatch: error: Batch job submission failed: Job violates accounting/QOS policy"
 TOO_LARGE = "sbatch: error: Batch job submission failed: Invalid job array specification"
 NO_NODES = "sbatch: error: Batch job submission failed: Requested node configuration is not available"
+AWAY = {  # while a daemon restarts: nothing was accepted
+    "munge": "sbatch: error: Batch job submission failed: Protocol authentication error",
+    "standby": "sbatch: error: Batch job submission failed: Slurm backup controller in standby mode",
+    "unspecified": "sbatch: error: Batch job submission failed: Unspecified error",
+}
 LOST = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
 UNREACHABLE = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
 
@@ -46,6 +51,9 @@ class Reply(Enum):
     never = "never"  # neither exists
     late = "late"  # no reply; the job turns up within seconds
     very_late = "very late"  # no reply; the job turns up when everybody has given it up
+    munge = "munge"  # no job, for the reason in `AWAY`
+    standby = "standby"
+    unspecified = "unspecified"
 
 
 class Accounting(Enum):
@@ -74,6 +82,7 @@ class Element:
     former: list[tuple[str, str]] = field(default_factory=list)  # (node, state) of executions that were requeued
     completing: bool = False  # over, and still in the queue
     held: str = ""  # why Slurm does not start it
+    held_state: str = ""  # in which it is shown then; "": PENDING
 
     @property
     def name(self) -> str:
@@ -216,6 +225,16 @@ class SimulatedSlurm:
         self.requeue(element, "REQUEUED")
         element.held = "launch failed requeued held"
 
+    def hold(self, element: Element, reason: str, state: str = "") -> None:
+        """Keep an element from starting until `release`; a running one is killed and put back first."""
+        if element.state == "RUNNING":
+            self.requeue(element, "REQUEUED")
+        element.held, element.held_state = reason, state
+
+    def release(self, element: Element) -> None:
+        """scontrol release, or the cause is gone."""
+        element.held = element.held_state = ""
+
     def fail_node(self, node: str, *, requeue: bool) -> None:
         """A node fails with everything on it."""
         self.up[node] = False
@@ -333,16 +352,18 @@ class SimulatedSlurm:
                 continue
             pending: dict[str, list[int]] = {}
             for element in array.elements:
-                if element.state == "PENDING":
+                if element.state == "PENDING" and element.held_state:
+                    lines.append(f"{mark}{element.name}|{element.held_state}|{element.held}||{array.name}")
+                elif element.state == "PENDING":
                     reason = element.held or ("Dependency" if element.waits else "Resources")
                     pending.setdefault(reason, []).append(element.index)
                 elif element.queued:
                     state = "COMPLETING" if element.completing else element.state
-                    lines.append(f"{mark}{element.name}|{state}|None|{array.name}")
+                    lines.append(f"{mark}{element.name}|{state}|None|{element.node}|{array.name}")
                 elif "--states" in options and self.clock() - element.left <= FORGOTTEN_SECONDS:
-                    lines.append(f"{mark}{element.name}|{element.state.partition(' ')[0]}|None|{array.name}")
+                    lines.append(f"{mark}{element.name}|{element.state.partition(' ')[0]}|None|{element.node}|{array.name}")
             for reason, indices in pending.items():
-                lines.append(f"{mark}{array.number}_[{compress_indices(indices)}]|PENDING|{reason}|{array.name}")
+                lines.append(f"{mark}{array.number}_[{compress_indices(indices)}]|PENDING|{reason}||{array.name}")
         if len(asked) == 1 and not lines and "--jobs" in options:
             return 1, "", "slurm_load_jobs error: Invalid job id specified"
         return 0, "\n".join(lines) + "\n", ""

@@ -18,6 +18,7 @@ class Broken(Laboratory):
         assert self.world is None, "the promise broke"
 
 
+@pytest.mark.slow
 def test_rounds_are_counted_and_end_in_time(capsys: pytest.CaptureFixture[str]) -> None:
     """One round for each process, with the seeds that follow from the one that is printed."""
     assert main(["--minutes", "0", "--seed", "7", "--processes", "1", "--round", "3"]) == 0

@@ -152,11 +152,19 @@ class Laboratory(RuleBasedStateMachine):
         if eligible:
             self.lab.slurm.fail_launch(eligible[number % len(eligible)])
 
-    @rule(number=NUMBER)
-    def an_element_is_held(self, number: int) -> None:
+    @rule(number=NUMBER, reason=st.sampled_from(("JobHeldUser", "PartitionTimeLimit", "BadConstraints", "JobHeldAdmin")))
+    def an_element_is_held(self, number: int, reason: str) -> None:
         element = self._element(number, "PENDING")
+        if element is not None and element.held:
+            self.lab.slurm.release(element)
+        elif element is not None:
+            self.lab.slurm.hold(element, reason)
+
+    @rule(number=NUMBER, state=st.sampled_from(("SPECIAL_EXIT", "REQUEUE_HOLD", "RESV_DEL_HOLD")))
+    def an_element_is_put_back_and_held(self, number: int, state: str) -> None:
+        element = self._element(number)
         if element is not None:
-            element.held = "" if element.held else "JobHeldUser"
+            self.lab.slurm.hold(element, "JobHeldUser", state)
 
     @rule(seconds=SECONDS)
     def slurm_is_down(self, seconds: int) -> None:

@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -123,6 +123,18 @@ class Cluster:
     def kill_node(self, node: str) -> None:
         """Power a node off: daemon, steps and job processes (without namespaces: only the daemon)."""
         self.processes.stop([f"init-{node}", f"unshare-{node}", f"slurmd-{node}"], signal.SIGKILL)
+
+    @contextlib.contextmanager
+    def hidden_from(self, node: str, folder: Path) -> Iterator[None]:
+        """While the block lasts, a node sees an empty folder there, as after the loss of a mount. Needs nodes in namespaces."""
+        init = self.processes.get(f"init-{node}")
+        assert init is not None, node
+        inside = ["nsenter", f"--target={init.pid}", "--mount", *([] if os.getuid() == 0 else ["--user", "--preserve-credentials"])]
+        self.run(*inside, "mount", "-t", "tmpfs", "none", str(folder))
+        try:
+            yield
+        finally:
+            self.run(*inside, "umount", "--lazy", str(folder))
 
     def start_node(self, node: str) -> None:
         """Start a node (again)."""

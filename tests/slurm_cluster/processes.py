@@ -96,11 +96,15 @@ def _alive(process: Process) -> bool:
     return process.alive
 
 
-def wait_until(true: Callable[[], bool], seconds: float, step: float = 0.03) -> bool:
-    """Poll until `true()`; False when it stayed false for `seconds`."""
-    end = time.monotonic() + seconds
+def wait_until(true: Callable[[], bool], seconds: float, step: float | None = None) -> bool:
+    """Poll until `true()`; False when it stayed false for `seconds`.
+
+    `step`: seconds between polls. None: 0.03 s, growing to 0.3 s with the time waited, because a poll is often a command of Slurm.
+    """
+    begun = time.monotonic()
     while not true():
-        if time.monotonic() > end:
+        waited = time.monotonic() - begun
+        if waited > seconds:
             return False
-        time.sleep(step)
+        time.sleep(step or min(max(0.03, waited / 10), 0.3))
     return True

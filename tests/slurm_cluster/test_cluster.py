@@ -56,6 +56,7 @@ def _command_line(pid: str) -> str:
         return ""
 
 
+@pytest.mark.slow
 def test_tests_of_slurm_are_left_out_only_on_request(tmp_path: Path) -> None:
     """With SER_GRID_SKIP_SLURM=1 they are deselected; a machine without Slurm fails them with one line that says what to do."""
     test = tmp_path / "test_one.py"

@@ -1,4 +1,4 @@
-"""Writes the report of a sweep: tables, JSON, plot and commands to run next. Also for a sweep that is not finished."""
+"""Writes the report of a sweep: tables, JSON, HTML, plot and commands to run next. Also for a sweep that is not finished."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from jobs.sweeps.records import Sweep
 from jobs.sweeps.report.as_json import to_json
 from jobs.sweeps.report.choice import Choice, choice_of, lines_of, overrides_between
 from jobs.sweeps.report.costs import read_effort
+from jobs.sweeps.report.page import render_page
 from jobs.sweeps.report.plots import plot
 from jobs.sweeps.report.scores import TrialRecord, trial_records
 from jobs.sweeps.report.summary import SweepSummary, summarise
@@ -41,14 +42,15 @@ def write_report(sweep: Sweep, graph: Graph, trials: Sequence[Trial]) -> SweepRe
     summary = summarise(sweep, records, results, efforts)
     choice = choice_of(summary, (*folder_options(sweep), *changed_settings(sweep)))
     lines = lines_of(summary, choice)
-    folder = sweep.layout.sweep
+    folder, picture = sweep.layout.sweep, plot(summary, "png")
     files = {
         "table.tex": render("sweep.tex", summary, choice).encode(),
         "table.md": render("sweep.md", summary, choice).encode(),
         "trials.csv": render_points_csv(summary).encode(),
         "runs.csv": render_runs_csv(summary).encode(),
         "plot.pdf": plot(summary, "pdf"),
-        "plot.png": plot(summary, "png"),
+        "plot.png": picture,
+        "report.html": render_page(summary, choice, picture).encode(),
         "choice.txt": "".join(f"{line}\n" for line in lines).encode(),
     }
     for name, data in files.items():
@@ -85,8 +87,12 @@ def changed_settings(sweep: Sweep) -> tuple[str, ...]:
 def folder_options(sweep: Sweep) -> tuple[str, ...]:
     """Options for the folders of data and results of a sweep, if they are not the default of a grid."""
     code, results, corpus = sweep.code, sweep.layout.root, Path(sweep.corpus.folder)
-    home = results.parent if code.is_relative_to(results) else code  # a snapshot is below the results
+    home = results.parent if code.resolve().is_relative_to(results.resolve()) else code  # a snapshot is below the results
+
+    def same(one: Path, other: Path) -> bool:
+        return one.resolve() == other.resolve()
+
     at_home = (home / "launch.py").is_file()
-    data_there = at_home and corpus == (home / "data" / corpus.name).resolve()
+    data_there = at_home and same(corpus, home / "data" / corpus.name)
     data = [] if data_there or corpus.name != sweep.experiment.corpus else ["--data", str(corpus.parent)]
-    return (*data, *([] if at_home and results == (home / "results").resolve() else ["--results", str(results)]))
+    return (*data, *([] if at_home and same(results, home / "results") else ["--results", str(results)]))

@@ -285,6 +285,7 @@ def test_wrong_usage(folder: Folder, options: dict[str, Any], message: str) -> N
         folder.clean(**options)
 
 
+@pytest.mark.slow
 def test_lists(folder: Folder) -> None:
     """A line for each experiment; sizes as `du` counts them; what one has alone and what no experiment needs."""
     folder.run("one", "vft", "tapt")

@@ -48,6 +48,7 @@ def experiment_of(site: SlurmSite | None = None) -> Experiment:
     return Experiment(name="trial", corpus="test", cluster=Cluster.slurm, slurm=site or SlurmSite())
 
 
+@pytest.mark.slow
 def test_this_machine(tmp_path: Path) -> None:
     """All local checks pass where the tests run, and no file remains."""
     checks = examine(tmp_path / "results", source=ROOT)

@@ -43,6 +43,7 @@ def launched(results: Path, *arguments: str, cluster: str | None = None) -> None
     store(launch(experiment, Corpus("demo", "d1", ("1",), str(results)), REGISTRY, Layout(results, "demo")))
 
 
+@pytest.mark.slow
 def test_where_slurm_is_found_a_new_experiment_says_where_it_computes(
     login_node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,6 +95,7 @@ def test_an_experiment_is_the_path_of_a_file(tmp_path: Path, monkeypatch: pytest
     assert (experiment.name, experiment.corpus, experiment.seeds, words.file) == ("own", "demo", 3, str(tmp_path / "own.yaml"))
 
 
+@pytest.mark.slow
 def test_an_experiment_launched_on_slurm_stays_there(tmp_path: Path) -> None:
     """With its site profile; what is typed counts."""
     launched(tmp_path, f"site={SITE}", cluster="slurm")

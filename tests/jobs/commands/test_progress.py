@@ -66,6 +66,7 @@ def test_a_bar_on_a_terminal() -> None:
     assert text.endswith("\x1b[2K"), "the line of the bar is erased"
 
 
+@pytest.mark.slow
 def test_a_grid_says_first_what_it_computes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Computed by real workers: the first line comes before the first event; launched again, everything is reused."""
     assert run_grid(new_session(tmp_path, seeds=2), wait=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -165,6 +165,22 @@ def test_a_controller_job_serves_the_launch_whose_settings_it_read(tmp_path: Pat
     monkeypatch.setattr("jobs.slurm.chain_link.run_link", link)
     run_link(session_of(tmp_path, since=1000.0))
     assert seen == [1000.0]
+
+
+def test_the_days_of_a_chain_are_counted_by_the_clock_of_the_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link on a node whose clock is 40 days ahead. Before: it ended the chain, as `policy.controller_days` were over by that clock."""
+    left: list[float] = []
+
+    def link(*arguments: object, deadline: float, clock: Callable[[], float] = lambda: time.time(), **named: object) -> LinkEnd:
+        left.append(deadline - clock())
+        return LinkEnd.handed_over
+
+    monkeypatch.setattr("jobs.slurm.chain_link.run_link", link)
+    session, now = session_of(tmp_path, since=time.time()), time.time
+    session.launched.layout.root.mkdir(parents=True, exist_ok=True)
+    monkeypatch.setattr(time, "time", lambda: now() + 40 * 86400)
+    run_link(session)
+    assert left == [pytest.approx(86400 * session.launched.experiment.policy.controller_days, abs=3600)]
 
 
 @pytest.mark.parametrize(("controller", "cluster"), [(False, Cluster.slurm), (True, Cluster.local)])

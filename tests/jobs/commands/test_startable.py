@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,7 +32,7 @@ def session_of(folder: Path, **minutes: int) -> Session:
         cluster=Cluster.slurm,
         policy=Policy(controller=False),
         resources=small,
-        slurm=SlurmSite(partition="hidden"),
+        slurm=SlurmSite(partition="hidden", extra={"comment": "ours"}),
     )
     launched = Launched(experiment, Corpus("fake", "d1", ("1",), str(folder)), graph, layout, 1000.0, lambda generations: graph)
     return Session(launched, workplace(folder), ROOT, folder / "published.yaml", new=True)
@@ -48,15 +50,25 @@ def test_what_waits_for_an_impossible_stage_cannot_start_either() -> None:
 
 
 @pytest.mark.slurm
-def test_a_launch_of_which_nothing_can_start_is_refused(slurm_cluster: SlurmCluster, tmp_path: Path) -> None:
+def test_a_launch_of_which_nothing_can_start_is_refused(
+    slurm_cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One line with the stage, the reason and the key; nothing is stored, nothing submitted.
 
-    Before: it was submitted, waited with the reason PartitionTimeLimit, and the user was told hours later.
+    Before: it was submitted, waited with the reason PartitionTimeLimit, and the user was told hours later. sbatch is asked once about the
+    request that both stages have, also where it has to know an option of `slurm.extra`.
     """
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/calls\nexec {shutil.which("sbatch")} "$@"\n')
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
     with pytest.raises(UsageError, match=r"exp: nothing is submitted: tapt tapt can never start: .*PartitionTimeLimit.*resources\.tapt"):
         run_grid(session_of(tmp_path, default=90), wait=False)
     assert not (tmp_path / "results" / "exp").exists()
     assert slurm_cluster.run("squeue", "--all", "--noheader") == ""
+    (call,) = (tmp_path / "calls").read_text().splitlines()
+    assert "--test-only" in call
 
 
 @pytest.mark.slurm

@@ -157,7 +157,8 @@ def test_a_complete_experiment_names_the_folder_of_its_tables() -> None:
     graph = make_graph(methods=("vft",), folds=("1",), seeds=1)
     report = _report(graph, {graph.runs[0].key: StageFacts(done=True, ua=60.0)})
     assert status_of("exp", report).steps == ("complete: `python launch.py collect exp` writes the tables",)
-    assert status_of("exp", report, watched=True).steps == ("complete: the controller writes the tables now",)
+    (next_pass,) = status_of("exp", report, watched=True).steps
+    assert next_pass == "complete: the next pass of the controller writes the tables, `python launch.py collect exp` writes them now"
     (there,) = status_of("exp", report, tables="/results/exp/tables").steps
     assert there.startswith("complete: the tables are in /results/exp/tables; ")
 
@@ -179,6 +180,13 @@ def test_what_has_vanished_from_the_queue_is_reported() -> None:
         assert more == [unseen] * (facts is missing)
         assert step.startswith("no task and no controller of exp is in Slurm's queue")
         assert "`python launch.py resume exp --results /results` launches it again, `python launch.py reconcile exp " in step
+    stopped = StageFacts(attempts=1, ended=1, error="stopped", failure=FailureClass.interrupted)
+    ended = missing | {one: stopped, two: StageFacts(cancelled=True)}
+    now = status_of("exp", _report(graph, ended), queue_read=True)
+    text = "\n".join(status_lines(now))
+    assert "not submitted again (interrupted, attempt 1): stopped" in text
+    assert text.count("`python launch.py resume exp`") == 1
+    assert "will be tried again (interrupted" in "\n".join(status_lines(status_of("exp", _report(graph, ended), watched=True)))
     queued = _report(graph, missing, {two: InFlight(Phase.queued, "7_1")})
     for now in (
         status_of("exp", queued, queue_read=True),

@@ -24,6 +24,7 @@ def test_wrong_words_are_found(line: str) -> None:
     assert WRONG.search(line)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("behaviour", ["", "fail:1", "oom:1", "refuse"])
 def test_a_single_run(behaviour: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Dry run, launch, status, explain and tables of one run that succeeds, fails, runs out of memory, or is refused."""

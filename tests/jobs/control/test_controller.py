@@ -2,116 +2,25 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import signal
-import threading
 import time
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from unittest import mock
 
 import pytest
 
 from jobs.control.controller import Change, Desired, Event, Report, changes, context_of, look, reconcile, wait_for
-from jobs.control.executor_protocol import Batch, Executor, Limits
-from jobs.control.facts import Departure, InFlight, Phase, Request, StageFacts
+from jobs.control.facts import InFlight, Phase, Request, StageFacts
 from jobs.control.failure_policy import COMMUNICATION_RETRIES, MAX_FAILED_STARTS, MAX_REFUSALS
 from jobs.control.holds import ALIKE, FIRST
-from jobs.errors import RequestRefusedError, SlurmUnavailableError
+from jobs.errors import SlurmUnavailableError
 from jobs.experiment.config import Policy
 from jobs.experiment.graph import Graph, Refill, Slot
-from jobs.signals import Interrupts, StopRequest
-from jobs.slurm.executor import describe_batch
 from jobs.store.cancellations import record_cancellation
 from jobs.store.layout import Layout
-from jobs.text import duration
-from jobs.worker.main import run_task
-from jobs.worker.stage import WorkerProcess
 from tests.jobs import fake_registry, local_launch
-
-
-@dataclass
-class QueueOfThreads(Executor):
-    """An executor with a queue of its own: every look at it runs the elements whose upstream is done, with the real worker."""
-
-    folder: Path
-    room: int = 0
-    broken: bool = False  # jobs end before the worker begins
-    refuses: int = 0  # the first so many batches are not taken
-    rejects: str = ""  # a stage whose requests Slurm rejects
-    rejected: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
-    unseen: int = 0  # the first so many looks fail
-    unseen_error: Exception = field(default_factory=lambda: SlurmUnavailableError("squeue did not answer"))
-    at_once: int = 0  # elements that run between two looks; 0: all
-    unsettled: frozenset[str] = frozenset()
-    queue: dict[str, InFlight] = field(default_factory=dict)
-    submissions: list[Batch] = field(default_factory=list)
-    upstreams: list[Mapping[str, InFlight]] = field(default_factory=list)
-    processes: list[tuple[WorkerProcess, int, tuple[str, ...]]] = field(default_factory=list)
-    gone: list[Departure] = field(default_factory=list)
-
-    def limits(self) -> Limits:
-        return Limits(array_size=3, queue_room=self.room)
-
-    def in_flight(self) -> Mapping[str, InFlight]:
-        if self.unseen:
-            self.unseen -= 1
-            raise self.unseen_error
-        return dict(self.queue)
-
-    def live_jobs(self) -> frozenset[str] | None:
-        return frozenset(flight.job for flight in self.queue.values())
-
-    def departures(self, keys: Collection[str]) -> Mapping[str, tuple[Departure, ...]]:
-        return {key: tuple(each for each in self.gone if each.key == key) for key in keys}
-
-    def refusals(self, keys: Collection[str]) -> Mapping[str, tuple[tuple[float, str], ...]]:
-        return {key: tuple(self.rejected[key]) for key in keys if key in self.rejected}
-
-    def settling(self) -> frozenset[str]:
-        return self.unsettled
-
-    def cancel(self, keys: Collection[str]) -> tuple[str, ...]:
-        withdrawn = [each for each in self.processes if set(each[2]) <= set(keys)]
-        self.processes = [each for each in self.processes if each not in withdrawn]
-        for _, _, held in withdrawn:
-            self.leave(held, "CANCELLED by 1000", withdrawn=True)
-        return tuple(key for _, _, held in withdrawn for key in held)
-
-    def leave(self, keys: Collection[str], state: str, *, withdrawn: bool = False) -> None:
-        for key in keys:
-            self.gone.append(Departure(key, self.queue.pop(key).job, state, time.time(), time.time(), withdrawn))
-
-    def submit(self, batch: Batch, graph: Graph, upstream: Mapping[str, InFlight]) -> Mapping[str, InFlight]:
-        if self.refuses:
-            self.refuses -= 1
-            return {}
-        if batch.stage == self.rejects:
-            for key in batch.keys:
-                self.rejected.setdefault(key, []).append((time.time(), "QOSMaxCpuPerJobLimit"))
-            raise RequestRefusedError("QOSMaxCpuPerJobLimit")
-        self.submissions.append(batch)
-        self.upstreams.append(upstream)
-        description = describe_batch(local_launch.workplace(self.folder), graph, batch)
-        taken: dict[str, InFlight] = {}
-        for index, task in enumerate(batch.tasks):
-            self.processes.append((WorkerProcess(description, 1, lambda line: None, StopRequest(), lag_seconds=0.0), index, task.keys))
-            taken.update(dict.fromkeys(task.keys, InFlight(Phase.queued, f"{len(self.submissions)}_{index}")))
-        self.queue.update(taken)
-        return taken
-
-    def run(self, report: Report) -> None:
-        """Let what is queued run and leave the queue."""
-        now, self.processes = self.processes[: self.at_once or None], self.processes[self.at_once or len(self.processes) :]
-        for process, index, keys in now:
-            array, _, element = self.queue[keys[0]].job.partition("_")
-            if not self.broken:
-                with mock.patch.dict(os.environ, {"SLURM_ARRAY_JOB_ID": array, "SLURM_ARRAY_TASK_ID": element, "SLURMD_NODENAME": "n1"}):
-                    run_task(process, index)
-            self.leave(keys, "FAILED")
+from tests.jobs.control.queue_of_threads import QueueOfThreads
 
 
 @pytest.fixture
@@ -410,52 +319,6 @@ def test_jobs_that_never_start_are_not_submitted_for_ever(tmp_path: Path, execut
     assert {sum(key in batch.keys for batch in executor.submissions) for key in report.plan.given_up} == {MAX_FAILED_STARTS}
 
 
-def test_an_outage_of_slurm_or_of_the_file_system_is_waited_out(tmp_path: Path, executor: QueueOfThreads) -> None:
-    """`--wait` survives any number of passes without an answer, in pauses that grow, and ends with the same results."""
-    reported: list[tuple[str, float]] = []
-    executor.unseen, executor.unseen_error = 60, SlurmUnavailableError("squeue did not answer")
-    desired = local_launch.desired(tmp_path, {})
-    looks = iter([OSError(errno.ESTALE, "Stale file handle")] * 40)
-
-    def after_pass(report: Report) -> None:
-        if (error := next(looks, None)) is not None:
-            raise error
-        executor.run(report)
-
-    report = wait_for(
-        desired,
-        executor,
-        poll_seconds=1e-9,
-        longest_pause=1e-3,
-        on_pass=after_pass,
-        on_outage=lambda error, pause: reported.append((str(error), pause)),
-    )
-    assert report.complete
-    assert len(reported) == 100
-    assert [pause for _, pause in reported[:4]] == [1e-9, 2e-9, 4e-9, 8e-9]
-    assert max(pause for _, pause in reported) == 1e-3
-    assert "squeue did not answer" in reported[0][0]
-    assert "Stale file handle" in reported[-1][0]
-
-
-@pytest.mark.parametrize("error", [SlurmUnavailableError("squeue did not answer"), OSError(errno.EIO, "Input/output error")])
-def test_waiting_for_an_answer_is_bounded(tmp_path: Path, executor: QueueOfThreads, error: Exception) -> None:
-    """An outage that lasts longer than the bound ends the wait with its error."""
-    executor.unseen, executor.unseen_error = 10**9, error
-    with pytest.raises(type(error)):
-        wait_for(local_launch.desired(tmp_path, {}), executor, poll_seconds=0.001, outage_seconds=0.1)
-
-
-def test_a_reader_that_closed_the_pipe_is_no_outage(tmp_path: Path, executor: QueueOfThreads) -> None:
-    """`grid --wait | head` ends when its output has no reader."""
-
-    def after_pass(report: Report) -> None:
-        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
-
-    with pytest.raises(BrokenPipeError):
-        wait_for(local_launch.desired(tmp_path, {}), executor, poll_seconds=0.001, on_pass=after_pass)
-
-
 def test_the_context_of_a_pass_holds_what_its_executor_knows(tmp_path: Path, executor: QueueOfThreads) -> None:
     """The queue of one that has it; of the local executor the tasks that departed, and no queue."""
     desired = local_launch.desired(tmp_path, {})
@@ -465,40 +328,3 @@ def test_the_context_of_a_pass_holds_what_its_executor_knows(tmp_path: Path, exe
     local = local_launch.executor(executor.folder)
     seen = context_of(desired, local)
     assert (seen.live_jobs, seen.settling, seen.departures) == (None, frozenset(), local.departures)
-
-
-def test_an_interrupt_ends_the_wait_and_leaves_the_jobs(tmp_path: Path, executor: QueueOfThreads) -> None:
-    """Ctrl-C in `--wait`: the report is marked as interrupted, nothing is withdrawn."""
-    desired = local_launch.desired(tmp_path, {})
-    main = threading.main_thread()
-    timer = threading.Timer(0.3, lambda: _interrupt(main))
-    timer.start()
-    begun = time.monotonic()
-    report = wait_for(desired, executor, poll_seconds=3600)
-    timer.join()
-    assert report.interrupted
-    assert not report.complete
-    assert len(executor.in_flight()) == 20
-    assert time.monotonic() - begun < 30
-
-
-def _interrupt(thread: threading.Thread) -> None:
-    signal.pthread_kill(thread.ident or 0, signal.SIGINT)
-
-
-def test_interrupts_restores_the_handlers() -> None:
-    """Outside of the block Ctrl-C is what it was."""
-    before = signal.getsignal(signal.SIGINT)
-    with Interrupts() as interrupts:
-        signal.raise_signal(signal.SIGINT)
-        assert interrupts.count == 1
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.42, "0.4 s"), (12.4, "12 s"), (59.6, "60 s"), (61.0, "1 min 1 s"), (200.0, "3 min 20 s"), (18120.0, "5 h 2 min")],
-)
-def test_durations_in_words(seconds: float, text: str) -> None:
-    """Two units at most."""
-    assert duration(seconds) == text

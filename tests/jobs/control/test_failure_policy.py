@@ -182,6 +182,12 @@ def test_jobs_that_end_before_the_worker_starts_are_counted() -> None:
     assert judged([], failed_starts=silent(MAX_FAILED_STARTS)).stopped
 
 
+def test_a_node_on_which_no_worker_began_is_avoided() -> None:
+    """At once by the stage whose job failed there, and by all others after a second failure; where Slurm names none, no node is."""
+    facts = judged([], failed_starts=[replace(each, node=node) for each, node in zip(silent(3), ("n2", "n1", ""), strict=True)])
+    assert (facts.request.exclude, facts.bad_nodes, facts.stopped) == (("n1", "n2"), ("n2", "n1"), "")
+
+
 def test_after_two_jobs_that_never_began_the_user_is_asked_whether_nodes_see_the_folder() -> None:
     """Not of one job, of jobs whose node is to blame, or of processes of this machine."""
     assert folder_question(silent(2), "/results") == "; can the nodes see /results? run `doctor`"

@@ -16,8 +16,8 @@ from jobs.control.observe import PassContext
 from jobs.control.result_index import ENOUGH, ResultIndex, index_of
 from jobs.experiment.graph import Graph, Node
 from jobs.store.attempts import new_claim
-from jobs.store.layout import AttemptFolder, Layout, StageFolder
-from jobs.store.records import Result, claim_attempt, read_result, write_result
+from jobs.store.layout import AttemptFolder, Layout
+from jobs.store.records import Result, claim_attempt, read_result_file, write_result
 from tests.jobs.fake_registry import make_graph
 
 
@@ -36,11 +36,11 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Keys of the results that were opened."""
     opened: list[str] = []
 
-    def read(folder: StageFolder, key: str) -> Result | None:
+    def read(path: Path | str, key: str) -> Result | None:
         opened.append(key)
-        return read_result(folder, key)
+        return read_result_file(path, key)
 
-    monkeypatch.setattr("jobs.control.result_index.read_result", read)
+    monkeypatch.setattr("jobs.control.result_index.read_result_file", read)
     return opened
 
 

@@ -52,6 +52,21 @@ def test_when_the_first_tasks_all_fail_alike_the_rest_is_withdrawn(slurm_cluster
 
 
 @pytest.mark.slurm
+def test_a_node_that_has_lost_its_storage_is_avoided(slurm_cluster: Cluster, tmp_path: Path) -> None:
+    """Jobs fail there at once, before a worker begins, and the node is free for the next: they are submitted again without it.
+
+    Before: the node took them again and again, and after four jobs each stage was given up.
+    """
+    trial = Trial(tmp_path, {}, seeds=3)
+    with slurm_cluster.hidden_from("n1", trial.layout.root):
+        assert trial.settle().complete
+    for slot in range(3):
+        assert [claim.node for claim in trial.claims(slot)] in (["n2"], ["n3"])
+        assert trial.states(slot)[:1] == ["FAILED"]
+        assert "#SBATCH --exclude=n1\n" in trial.script(trial.claims(slot)[0].slurm_job)
+
+
+@pytest.mark.slurm
 def test_a_missing_artifact_is_computed_again_although_slurm_let_its_reader_start(slurm_cluster: Cluster, tmp_path: Path) -> None:
     """`afterok` proves nothing: what was written is gone when the reader starts, which waits, and reads what is made anew."""
     trial = Trial(tmp_path, {}, seeds=1, methods=("tapt",))

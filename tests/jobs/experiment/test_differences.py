@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from jobs.experiment.config import Experiment, load_experiment
 from jobs.experiment.differences import new_stage_lines, setting_differences
 from jobs.experiment.graph import Graph
@@ -53,6 +55,7 @@ def test_settings_that_differ() -> None:
     assert not setting_differences(before, before)
 
 
+@pytest.mark.slow
 def test_a_stage_is_new_for_its_own_key_or_for_that_of_a_stage_upstream() -> None:
     """The key as it is typed, with both values; fine-tunings of a method that depends on it repeat the reason of the pretraining."""
     assert reasons("recipe.finetune.epochs=13") == [
@@ -65,6 +68,7 @@ def test_a_stage_is_new_for_its_own_key_or_for_that_of_a_stage_upstream() -> Non
     assert last == "new: finetune ptapt, 6 stages: recipe.cluster.iterations 20 -> 21"
 
 
+@pytest.mark.slow
 def test_seeds_folds_methods_and_the_corpus() -> None:
     assert reasons("seeds=4", "methods=vft") == ["new: finetune vft, 2 stages: seed 3 is new"]
     assert {line.partition(": ")[2].partition(": ")[2] for line in reasons(digest="d2")} == {"corpus digest d1 -> d2"}

@@ -8,7 +8,9 @@ import pytest
 
 from jobs.errors import UsageError
 from jobs.experiment.config import Experiment, OutlierRule, Policy, SlurmSite
+from jobs.experiment.graph import Graph
 from jobs.experiment.launched import Corpus, launch, relaunch, reopen, require_same_corpus, store
+from jobs.experiment.recipes import Variant
 from jobs.store.layout import Layout
 from jobs.store.records import read_json, write_json
 from tests.jobs.fake_registry import REGISTRY
@@ -19,6 +21,24 @@ def test_an_experiment_without_methods_is_refused(tmp_path: Path) -> None:
     experiment = Experiment(name="exp", corpus="fake")
     with pytest.raises(UsageError, match="methods: name at least one of"):
         launch(experiment, Corpus("fake", "d1", ("1",), str(tmp_path)), REGISTRY, Layout(tmp_path, "exp"))
+
+
+def test_a_measurement_has_one_run_whatever_folds_and_seeds_there_are(tmp_path: Path) -> None:
+    """Beside the runs of a method; one more fold, other seeds or another name need no other stage. A variant may measure too."""
+    corpus, layout = Corpus("fake", "d1", ("1", "2"), str(tmp_path)), Layout(tmp_path, "exp")
+
+    def launched(**changes: Any) -> Graph:
+        return launch(Experiment(name="exp", corpus="fake", recipe={}, **changes), corpus, REGISTRY, layout).graph
+
+    alone = launched(methods=["length"])
+    assert [run.name for run in alone.runs] == ["length/all/0"]
+    beside = launched(methods=["vft", "length", "again"], variants={"again": Variant("length", recipe={"work": 3})}, seeds=3, first_seed=7)
+    assert [run.name for run in beside.runs][-3:] == ["vft/2/2", "length/all/0", "again/all/0"]
+    assert beside.measurements == {"length", "again"}
+    assert beside.runs[-2].key == alone.runs[0].key != beside.runs[-1].key
+    assert len(beside.nodes) == 2 * 3 + 2
+    with pytest.raises(UsageError, match=r"variants\.length: is the name of a method"):
+        launched(methods=["vft"], variants={"length": Variant("vft", recipe={})})
 
 
 class Readable:

@@ -116,14 +116,16 @@ def test_sentences_on_the_training() -> None:
     vft = MethodRecipe("vft", "plain", (), ("model m", "15 epochs"), ("rate=1",))
     assert training_sentences([vft, tapt], {}) == (
         "Trained: model m; 15 epochs; TAPT.",
-        "Differs from the published code in: rate=1.",
+        "Differs from the published code also in: rate=1.",
     )
     own = MethodRecipe("long", "published", ("epochs=9",), ("model m", "9 epochs"), ())
     assert training_sentences([vft, own], {"long": "Long"}) == (
         "Trained: vft model m; 15 epochs | Long model m; 9 epochs.",
-        "Differs from the published code in: vft rate=1 | Long nothing.",
+        "Differs from the published code also in: vft rate=1 | Long nothing.",
     )
     assert training_sentences([MethodRecipe("vft", "plain", ())], {}) == ()
+    named = MethodRecipe("vft", "published", ("rate=1",), (), ("rate=1",))
+    assert training_sentences([named], {}) == (), "the sentence on the preset names it"
 
 
 def test_variants_are_rows_of_one_grid(configs: Path) -> None:

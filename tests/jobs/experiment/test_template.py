@@ -41,6 +41,7 @@ def test_the_document_has_every_key() -> None:
     assert [key.path for key in KEYS if f"| `{key.path}` |" not in text] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("like", ["emodb-base", "emodb", "iemocap-ablation"])
 def test_the_written_file_has_the_settings_of_the_other_experiment(like: str, tmp_path: Path) -> None:
     """But for its name, corpus, folds and published table; also with every key in a comment made a setting."""

@@ -95,6 +95,7 @@ def test_workers_are_forked_from_a_preloaded_server(tmp_path: Path) -> None:
     assert all("start 1 with 1 threads, preloaded True" in log.read_text() for log in logs)
 
 
+@pytest.mark.slow
 def test_as_many_stages_as_cores(tmp_path: Path) -> None:
     """On two cores two stages run most of the time, and never three."""
     wanted = local_launch.desired(tmp_path, {"seconds": 0.1})
@@ -129,6 +130,7 @@ def test_downstream_of_a_stopped_stage_nothing_starts_and_the_rest_finishes(tmp_
     assert not any(key in starts for key in report.plan.blocked)
 
 
+@pytest.mark.slow
 def test_launching_again_retries_stopped_stages(tmp_path: Path) -> None:
     """After the user has removed the cause, the same command continues."""
     recipe: dict[str, object] = {"failing": {"tapt tapt 1 0": "fail:1", "finetune vft 1 0": "comm:4"}}
@@ -171,6 +173,7 @@ def test_waiting_tasks_can_be_cancelled(tmp_path: Path) -> None:
         assert set(executor.in_flight()) == set(graph.nodes) - runs
 
 
+@pytest.mark.slow
 def test_a_diverged_run_is_replaced_by_its_reserve_seed(tmp_path: Path) -> None:
     """At once, while others still run; all slots of the table have a run in the end."""
     report, _, lines = _run(tmp_path, {"failing": {"finetune vft 1 0": "diverge", "finetune tapt 2 1": "collapse"}})
@@ -179,6 +182,7 @@ def test_a_diverged_run_is_replaced_by_its_reserve_seed(tmp_path: Path) -> None:
     assert sum("dropped: " in line and "gets another seed" in line for line in lines) == 2
 
 
+@pytest.mark.slow
 def test_after_an_error_of_the_file_system_a_stage_is_retried_after_a_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three stages in a row with the same error hold nothing, and nothing is given up."""
     monkeypatch.setattr("jobs.control.failure_policy.STORAGE_SECONDS", 0.5)
@@ -297,6 +301,7 @@ def test_when_the_launcher_is_killed_the_workers_stop_and_the_next_launch_resume
     assert set(fake_registry.count(tmp_path / "corpus", "ends").values()) == {1}
 
 
+@pytest.mark.slow
 def test_two_launchers_share_the_work(tmp_path: Path) -> None:
     """A second launch at the same time computes nothing that the first is computing, and both end complete."""
     with _launch(tmp_path, {"seconds": 0.1}) as process:
@@ -309,6 +314,7 @@ def test_two_launchers_share_the_work(tmp_path: Path) -> None:
     assert len(fake_registry.count(tmp_path / "corpus", "ends")) == len(wanted.graph.nodes)
 
 
+@pytest.mark.slow
 def test_a_stage_that_cannot_claim_an_attempt_is_stopped(tmp_path: Path) -> None:
     """A store that cannot be written ends the launch with a recorded error instead of a loop."""
     wanted = local_launch.desired(tmp_path, {})
@@ -322,6 +328,7 @@ def test_a_stage_that_cannot_claim_an_attempt_is_stopped(tmp_path: Path) -> None
     assert len(report.plan.reused) == 11
 
 
+@pytest.mark.slow
 def test_the_fork_server_survives_a_preload_that_fails(tmp_path: Path) -> None:
     """A module that cannot be imported is reported in the server's log; stages that do not need it run."""
     wanted = local_launch.desired(tmp_path, {})

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import pytest
+
 from jobs.control.controller import Desired, Report, run_local
 from jobs.local.executor import LocalExecutor
 from jobs.store.failures import FailureClass
@@ -36,6 +38,7 @@ def outcomes(folder: StageFolder) -> list[Outcome]:
     return [outcome for outcome in found if outcome is not None]
 
 
+@pytest.mark.slow
 def test_a_stage_that_reaches_its_time_limit_resumes_from_its_checkpoint(tmp_path: Path) -> None:
     """It is asked for a checkpoint as Slurm does before a time limit, and the next attempt ends with the result."""
     report, folder = limited(tmp_path, "sleep:600", grace=600.0)
@@ -44,6 +47,7 @@ def test_a_stage_that_reaches_its_time_limit_resumes_from_its_checkpoint(tmp_pat
     assert len(attempt_numbers(folder)) == 2
 
 
+@pytest.mark.slow
 def test_a_stage_that_hangs_is_killed_and_given_up(tmp_path: Path) -> None:
     """It leaves no checkpoint, so that the second time limit ends it, with the setting that would help."""
     report, folder = limited(tmp_path, "deaf:600", grace=0.5)

@@ -19,6 +19,7 @@ from jobs.slurm.client import SlurmClient
 from jobs.store.layout import Layout
 from jobs.store.records import write_json
 from tests.slurm_cluster import Cluster as SlurmCluster
+from tests.slurm_cluster.processes import wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
 TEMPLATES = ROOT / "slurm_templates"
@@ -81,11 +82,7 @@ POLL = 1 / 60  # minutes
 
 
 def until(true: Callable[[], Any], seconds: float = 40) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > end:
-            raise AssertionError("it did not come to pass in time")
-        time.sleep(0.1)
+    assert wait_until(lambda: bool(true()), seconds), f"not within {seconds:.0f} s"
 
 
 def layout_of(folder: Path) -> Layout:

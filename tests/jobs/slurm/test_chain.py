@@ -36,6 +36,7 @@ from jobs.slurm.parse import QueuedElement
 from jobs.store.layout import Layout
 from jobs.store.records import write_json
 from tests.jobs.slurm.chain_cases import chain_of, goes_on, in_queue, launch, layout_of, lines, look, order, pending, until
+from tests.simulation.slurm import AWAY
 from tests.slurm_cluster import Cluster as SlurmCluster
 
 
@@ -313,6 +314,22 @@ def test_missing_sbatch_is_reported_as_the_problem(tmp_path: Path, monkeypatch: 
     state = chain.ensure(queue=[])
     assert (state.phase, state.running, state.waiting) == (Phase.broken, "", "")
     assert "sbatch is not in PATH" in state.problem
+
+
+@pytest.mark.parametrize("name", AWAY)
+def test_a_link_ends_alone_while_a_daemon_restarts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """sbatch fails for a reason that has nothing to do with the link: its script submits it again (LinkEnd.alone), and the pass is made."""
+    layout = launch(tmp_path)
+    for program, said in (("squeue", ""), ("sbatch", f"echo '{AWAY[name]}' >&2; exit 1")):
+        (tmp_path / program).write_text(f"#!/bin/sh\n{said}\n")
+        (tmp_path / program).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    chain, seen = chain_of(tmp_path), SimpleNamespace(settled=False, complete=False, stuck={})
+    chain.own_job = "1"
+    assert run_link(lambda: seen, chain, deadline=time.time() + 60) is LinkEnd.alone
+    record = read_record(layout) or ControllerRecord()
+    assert (record.passes, record.state) == (1, LinkState.handed_over)
+    assert AWAY[name].rpartition(": ")[2] in record.problem
 
 
 def element(layout: Layout, job: str, state: str, reason: str = "None") -> QueuedElement:

@@ -60,11 +60,11 @@ def test_job_ids(text: str, jobs: tuple[str, ...]) -> None:
 
 def test_a_queue() -> None:
     """One entry for each element; another job's name may hold the separator."""
-    text = "@12_[1-2%5]|PENDING|JobArrayTaskLimit|a.b\n@12_0|RUNNING|None|a.b\n@7|PENDING|(null)|x|y z\n@8|REVOKED|None|a.b\n"
+    text = "@12_[1-2%5]|PENDING|JobArrayTaskLimit||a.b\n@12_0|RUNNING|None|n1|a.b\n@7|PENDING|(null)|n[1-2]|x|y z\n@8|REVOKED|None||a.b\n"
     assert parse_queue(text, "@") == (
         QueuedElement("12_1", "PENDING", "JobArrayTaskLimit", "a.b"),
         QueuedElement("12_2", "PENDING", "JobArrayTaskLimit", "a.b"),
-        QueuedElement("12_0", "RUNNING", "None", "a.b"),
+        QueuedElement("12_0", "RUNNING", "None", "a.b", "n1"),
         QueuedElement("7", "PENDING", "(null)", "x|y z"),
     )
     assert parse_queue("", "@") == ()
@@ -72,28 +72,28 @@ def test_a_queue() -> None:
 
 def test_a_name_with_line_breaks_misleads_nobody() -> None:
     """Of another program's job: what looks like a job in its name is part of the name."""
-    assert parse_queue("@7|RUNNING|None|x\n12_0|RUNNING|None|ours\n@9|PENDING|None|y\n", "@") == (
-        QueuedElement("7", "RUNNING", "None", "x\n12_0|RUNNING|None|ours"),
+    assert parse_queue("@7|RUNNING|None|n2|x\n12_0|RUNNING|None||ours\n@9|PENDING|None||y\n", "@") == (
+        QueuedElement("7", "RUNNING", "None", "x\n12_0|RUNNING|None||ours", "n2"),
         QueuedElement("9", "PENDING", "None", "y"),
     )
 
 
-@pytest.mark.parametrize("line", ["12_[1-4,...|PENDING|None|a", "12|RUNNING", "slurm_load_jobs error: x", "a|b|c|d"])
+@pytest.mark.parametrize("line", ["12_[1-4,...|PENDING|None||a", "12|RUNNING", "slurm_load_jobs error: x", "a|b|c|d|e", "12|RUNNING||a"])
 def test_unexpected_output_of_squeue_is_an_error(line: str) -> None:
     """If a line were skipped, its job would be taken for ended."""
     with pytest.raises(ValueError, match="unexpected output of squeue"):
-        parse_queue(f"@11|RUNNING|None|a\n@{line}\n", "@")
+        parse_queue(f"@11|RUNNING|None|n1|a\n@{line}\n", "@")
 
 
 def test_accounting() -> None:
     """Ranges, who cancelled, and when it ended; nonsense is left out."""
-    ended = "12_0|COMPLETED|1700000000|a|b\n12_3|CANCELLED by 1000|1700000009\n13|OUT_OF_MEMORY|2026-01-01T00:00:00\n"
+    ended = "12_0|COMPLETED|1700000000|n1|a|b\n12_3|CANCELLED by 1000|1700000009|None assigned|c\n13|OUT_OF_MEMORY|2026-01-01T00:00:00\n"
     text = f"{ended}12_[1-2]|PENDING|Unknown\nnonsense\n"
     expected = {
-        "12_0": Accounted("COMPLETED", 1.7e9, "a|b"),
+        "12_0": Accounted("COMPLETED", 1.7e9, "a|b", "n1"),
         "12_1": Accounted("PENDING"),
         "12_2": Accounted("PENDING"),
-        "12_3": Accounted("CANCELLED by 1000", 1.7e9 + 9),
+        "12_3": Accounted("CANCELLED by 1000", 1.7e9 + 9, "c"),
         "13": Accounted("OUT_OF_MEMORY"),
     }
     assert parse_accounting(text) == expected

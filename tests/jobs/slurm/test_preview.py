@@ -52,6 +52,19 @@ def test_a_preview_equals_the_submission(tmp_path: Path) -> None:
     assert f"cd -- {snapshot.path} " in preview.script
 
 
+def test_scripts_name_the_results_folder_as_its_user_does(tmp_path: Path) -> None:
+    """Not what a symbolic link of an automounter leads to: compute nodes may mount it elsewhere."""
+    (tmp_path / "mounted-here-only").mkdir()
+    home = tmp_path / "home"
+    home.symlink_to("mounted-here-only")
+    nodes = [node("a", "states")]
+    preview = arrays_of(home).preview(batch_of(nodes), graph_of(nodes), {})
+    assert f"cd -- {layout_of(home).snapshots}/" in preview.script
+    assert str(layout_of(home).logs) in preview.script
+    assert "mounted-here-only" not in preview.script
+    assert preview.name == arrays_of(tmp_path / "mounted-here-only").preview(batch_of(nodes), graph_of(nodes), {}).name
+
+
 def test_stages_downstream_of_an_unknown_outcome_are_deferred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No command is called, nothing is written."""
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -106,15 +107,19 @@ def test_departures() -> None:
         "a": (Departure("a", "12_0", "NODE_FAIL", 100.0, 130.0), Departure("a", "13_0", "", 200.0, 230.0)),
         "c": (Departure("c", "12_1", "FAILED", 100.0, 140.0, withdrawn=True),),
     }
+    placed = record("14", ("a",), left={"0": 1.0}, ended={"0": "FAILED"}, nodes={"0": "n3"})
+    assert [each.node for each in departures_of([placed], {"a"}, 1000)["a"]] == ["n3"]
 
 
 def test_where_launches_failed() -> None:
     """The last time of every node, where it is known."""
     first = record("12", ("a",), ("b",), left={"0": 130.0, "1": 140.0}, nodes={"0": "n1", "1": ""})
     second = record("13", ("a",), ("b",), left={"0": 230.0, "1": 50.0}, nodes={"0": "n1", "1": "n2"})
-    assert failed_launches([first, second], since=100.0) == {"n1": 230.0}
+    failed = record("14", ("a",), left={"0": 230.0}, ended={"0": "FAILED"}, nodes={"0": "n3"})  # started, and failed by itself
+    assert failed_launches([first, second, failed], since=100.0) == {"n1": 230.0}
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_stages() -> None:
     """Half of them in the queue, half gone: every one is found."""
     records = [

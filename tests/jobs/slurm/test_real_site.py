@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import pwd
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from jobs.control.facts import Phase
+from jobs.errors import RequestRefusedError
 from jobs.experiment.config import SlurmSite
 from jobs.slurm.executor import SlurmArrays
 from tests.jobs.slurm_cases import arrays_of, batch_of, experiment_of, facts_of, graph_of, node, runs_of, until
@@ -163,6 +165,22 @@ def test_a_job_that_another_account_cancelled_is_not_given_up(slurm_cluster: Clu
     expected = f"CANCELLED by another account ({pwd.getpwnam(other).pw_uid})"
     until(lambda: user(states) == [expected, expected])
     slurm_cluster.run("sacctmgr", "--immediate", "modify", "user", other, "set", "AdminLevel=None")
+
+
+def test_a_deleted_reservation_is_reported(slurm_cluster: Cluster, tmp_path: Path) -> None:
+    """What waits for it is held by Slurm for ever: shown as stuck, withdrawable; a later submission is rejected with Slurm's message."""
+    window = ("starttime=now+60minutes", "duration=60", "nodes=n1", f"users={getpass.getuser()}")
+    slurm_cluster.run("scontrol", "create", "reservation", "reservationname=lab", *window)
+    nodes = [node("one", "states")]
+    arrays = arrays_of(tmp_path, experiment_of(SlurmSite(extra={"reservation": "lab"})))
+    arrays.submit(batch_of(nodes), graph_of(nodes), {})
+    assert (arrays.in_flight()["one"].phase, arrays.stuck()) == (Phase.queued, {})
+    slurm_cluster.run("scontrol", "delete", "reservation=lab")
+    until(lambda: bool(arrays.in_flight()) and "reservation" in arrays.stuck().get("one", ""))
+    assert arrays.cancel(["one"]) == ("one",)
+    until(lambda: not arrays.in_flight())
+    with pytest.raises(RequestRefusedError, match="reservation is invalid"):
+        arrays.submit(batch_of(nodes), graph_of(nodes), {})
 
 
 def test_a_job_in_special_exit_is_shown_as_stuck(slurm_cluster: Cluster, tmp_path: Path) -> None:

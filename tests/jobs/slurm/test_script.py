@@ -108,6 +108,7 @@ SITES = st.builds(
 RECORDER = '#!/bin/bash\n{ printf "%s\\0" "${0##*/}" "$@" "A=$A" "B_2=$B_2"; } >>"$RECORD"\n'
 
 
+@pytest.mark.slow
 @given(site=SITES, path=HOSTILE)
 @example(site=SlurmSite(partition="' --wrap=x", environment={"A": "'$(touch pwned)'"}), path="$(touch pwned) 'x' \"y\"")
 @example(site=SlurmSite(modules=["x; touch pwned"], container="$(touch pwned)", container_arguments=["a b", ""]), path="x")

@@ -19,7 +19,7 @@ from jobs.store.launches import launched_at, next_launch
 from jobs.store.layout import Layout
 from jobs.store.records import Ending, Outcome, claim_attempt, read_claim, write_json
 from jobs.worker.main import run_task
-from tests.jobs.worker.test_stage import Place
+from tests.jobs.worker.places import Place
 
 SKEW = 400.0  # seconds: longer than a claim may be without a heartbeat
 real_time = time.time

@@ -30,8 +30,9 @@ from jobs.slurm.chain import ControllerRecord, LinkState, read_record, record_fi
 from jobs.slurm.submissions import State, Submission, SubmissionBook, Writer
 from jobs.store.attempts import claim_alive
 from jobs.store.cancellations import read_cancellations, record_cancellation
+from jobs.store.identity import _KNOWN, identity_of, record_identity
 from jobs.store.launches import launched_at
-from jobs.store.layout import AttemptFolder, Layout, StageFolder
+from jobs.store.layout import IDENTITY, AttemptFolder, Layout, StageFolder
 from jobs.store.records import (
     Claim,
     Ending,
@@ -110,6 +111,16 @@ class Kind:
 
 def _layout(folder: Path) -> Layout:
     return Layout(folder / "results", "exp")
+
+
+def _write_identity(folder: Path) -> Path:
+    record_identity(folder)
+    return folder / IDENTITY
+
+
+def _use_identity(folder: Path) -> object:
+    _KNOWN.clear()
+    return identity_of(folder)
 
 
 def _write_result(folder: Path) -> Path:
@@ -255,6 +266,7 @@ KINDS = {
     "snapshot": Kind(_write_snapshot, _use_snapshot, free=("folder", "dirty")),
     "sweep": Kind(_write_sweep, _use_sweep, elsewhere=("config",), optional=("user",), refused=True),
     "proposals": Kind(_write_proposals, _use_proposals, free=("batches.0.0.parameters", "batches.0.0.point.settings.lr")),
+    "identity": Kind(_write_identity, _use_identity, refused=True),
     "turn": Kind(_write_turn, driver_of, optional=("uid",)),
 }
 WRONG: tuple[Any, ...] = (
@@ -294,6 +306,7 @@ def _same_type(sound: object, wrong: object) -> bool:
     return isinstance(wrong, type(sound))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_every_field_of_every_record_may_hold_anything(name: str, tmp_path: Path) -> None:
     """Of the wrong type at any depth, a value makes the file damaged and its path known; what is accepted can be used."""
@@ -382,6 +395,7 @@ def _spoil(file: Path, **changes: object) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
+@pytest.mark.slow
 def test_one_bad_file_in_a_shared_store_stops_no_other_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`status` and `explain` name the file; a launch of another experiment computes what is missing to its end."""
     recipe: dict[str, object] = {}

@@ -87,6 +87,7 @@ class FakeSweepRegistry:
     """States without a set, k-means by count, P-TAPT by set, fine-tuning by set and seed."""
 
     methods = ("vft", "tapt", "ptapt")
+    measurements = ()
     teams = ("states", "tapt", "ptapt", "finetune")
 
     def check(self, recipe: Recipe) -> None:

@@ -39,6 +39,7 @@ def test_a_line_for_every_fold_and_every_end() -> None:
     assert console.trial_lines({trial.point.name: trial for trial in now}, now, FOLDS) == []
 
 
+@pytest.mark.slow
 def test_show_prints_the_report_of_an_unfinished_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Aligned rows, cost, commands to run next, files, and the state of the sweep; with JSON a single value."""
     settings = SweepSettings(sets=[[16], [64]], stopping=Stopping.none)
@@ -87,6 +88,7 @@ def test_before_the_first_result_there_is_a_report_too(tmp_path: Path, capsys: p
     assert "Nothing to choose yet" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_finished_sweep_cannot_be_cancelled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One that is not running can: the next launch lifts that."""
     sweep = make_sweep(tmp_path, SweepSettings(sets=[[64]], seeds=1), folds=FOLDS)

@@ -46,6 +46,7 @@ def test_without_stopping_every_fold_is_wanted_at_once() -> None:
     assert {name: (trial.state, trial.wanted) for name, trial in found.items()} == {p.name: (TrialState.running, 5) for p in POINTS}
 
 
+@pytest.mark.slow
 def test_a_rung_is_judged_when_all_its_trials_have_reached_it() -> None:
     """Before that no trial gets another fold; then the better half gets the folds up to the next rung."""
     first = {"k16": [50.0], "k64": [60.0], "k256": [55.0]}
@@ -78,6 +79,7 @@ def test_a_trial_ends_with_its_last_fold() -> None:
     assert (found["k16"].state, found["k16"].scores) == (TrialState.stopped, {"1": 50.0})
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(st.lists(st.one_of(st.none(), st.integers(40, 60).map(float)), min_size=5, max_size=5), min_size=4, max_size=4), st.data())
 def test_decisions_do_not_depend_on_the_order_of_results(uas: list[list[float | None]], data: st.DataObject) -> None:

@@ -40,6 +40,7 @@ def _texts(summary: SweepSummary) -> set[str]:
     return {re.sub(r"<[^>]*>", "", text).strip() for text in re.findall(r"<text[^>]*>.*?</text>", drawn, re.DOTALL)}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("case", CASES)
 def test_plot_of_any_summary(case: str) -> None:

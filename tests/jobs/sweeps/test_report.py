@@ -17,9 +17,10 @@ from jobs.sweeps.decisions import Decisions
 from jobs.sweeps.report.write import changed_settings, folder_options, write_report
 from tests.jobs.sweeps.fake_registry import Ptapt, Recipe, compute, make_sweep, ua_of
 
-NAMES = {"table.tex", "table.md", "summary.json", "trials.csv", "runs.csv", "plot.pdf", "plot.png", "choice.txt"}
+NAMES = {"table.tex", "table.md", "summary.json", "trials.csv", "runs.csv", "report.html", "plot.pdf", "plot.png", "choice.txt"}
 
 
+@pytest.mark.slow
 def test_report_of_a_computed_sweep(tmp_path: Path) -> None:
     """Scores of the runs, cost of the stages, the choice; all files, at any time, and the same again from the same records."""
     settings = SweepSettings(sets=[[16, 64], [16]], folds=["1"], stopping=Stopping.none)

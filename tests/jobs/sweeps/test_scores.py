@@ -27,6 +27,7 @@ def fold_of(run: SweepRun, trial: str, number: int = 0) -> FoldRecord:
     return run.records[trial].folds[number]
 
 
+@pytest.mark.slow
 def test_stages_are_shared_by_the_points_that_need_them(tmp_path: Path) -> None:
     """States once, k-means once per count, P-TAPT once per set, and the fine-tunings of the sweep's seeds, from the first one on."""
     run = compute(make_sweep(tmp_path, settings([16, 64], [64], seeds=2), first_seed=7))
@@ -56,6 +57,7 @@ def test_stages_of_a_trial_exclude_validation_speakers(tmp_path: Path) -> None:
     assert not grid.nodes.keys() & graph.nodes.keys()
 
 
+@pytest.mark.slow
 def test_proxies_of_clusters_and_loss(tmp_path: Path) -> None:
     """Inertia is of a frame, entropy also a share of its greatest, the loss a share of the loss of a uniform guess."""
     proxies = fold_of(compute(make_sweep(tmp_path, settings([16, 64]))), "k16-64").proxies
@@ -72,6 +74,7 @@ def test_proxies_of_clusters_and_loss(tmp_path: Path) -> None:
     assert proxies["ptapt_loss_share"] == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_missing_proxies_do_not_fail_a_report(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Missing or unreadable artifacts leave out their proxies; unreadable ones are logged."""
     run = compute(make_sweep(tmp_path, settings([16])))
@@ -88,6 +91,7 @@ def test_missing_proxies_do_not_fail_a_report(tmp_path: Path, caplog: pytest.Log
     assert not caplog.records
 
 
+@pytest.mark.slow
 def test_a_diverged_run_is_replaced_by_a_reserve_seed(tmp_path: Path) -> None:
     """The mean is over the replacements; without a seed left the trial has failed."""
     lines: list[str] = []
@@ -103,6 +107,7 @@ def test_a_diverged_run_is_replaced_by_a_reserve_seed(tmp_path: Path) -> None:
     assert "still at the class prior" in last.trials["k64"].error
 
 
+@pytest.mark.slow
 def test_a_stage_that_is_given_up_fails_its_trial_in_one_line(tmp_path: Path) -> None:
     """With the stage and its error; other points are not affected, and the next launch tries it again."""
     sweep = make_sweep(tmp_path, settings([16, 64], [64], folds=("1", "2")), Recipe(failing={"ptapt 16+64 2": "fail:1"}))

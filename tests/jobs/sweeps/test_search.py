@@ -38,6 +38,7 @@ def test_rungs_are_before_the_last_fold(asked: dict[str, int], folds: int, found
     assert rungs(SweepSettings(**asked), folds) == found  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_asha_continues_the_better_half() -> None:
     """Of two the better one; equal ones both; of many about one in `reduction`."""
     assert survivors({"a": 50.0, "b": 60.0}, [], 1, 4, SETTINGS) == {"b"}
@@ -54,6 +55,7 @@ def test_trials_of_earlier_batches_are_part_of_a_rung() -> None:
     assert survivors({"a": 50.0, "b": 80.0}, [70.0, 71.0, 72.0], 2, 4, SETTINGS) == {"b"}
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.dictionaries(st.text("abcdefgh", min_size=1, max_size=4), st.integers(0, 12).map(float), min_size=1, max_size=24), st.data())
 def test_a_rung_depends_neither_on_the_order_nor_on_names(values: dict[str, float], data: st.DataObject) -> None:
@@ -92,6 +94,7 @@ def test_optuna_repeats_no_point_and_ends_when_none_is_left(tmp_path: Path) -> N
     assert len({each.point for batch in batches for each in batch}) == 7
 
 
+@pytest.mark.slow
 def test_optuna_proposes_the_same_again(tmp_path: Path) -> None:
     """Whatever else has drawn random numbers meanwhile; another seed proposes something else; no Ray is started."""
     space, settings = _space(tmp_path, [16, 64, 256, 1024, 4096]), SweepSettings(search=Search.optuna, trials=12, seed=5)
@@ -104,6 +107,7 @@ def test_optuna_proposes_the_same_again(tmp_path: Path) -> None:
     assert not sys.modules["ray"].is_initialized()
 
 
+@pytest.mark.slow
 def test_optuna_learns_from_the_results(tmp_path: Path) -> None:
     """With a result that rewards few counts it proposes smaller sets than with one that rewards many."""
     space = _space(tmp_path, [8, 16, 32, 64, 128, 256, 512, 1024])

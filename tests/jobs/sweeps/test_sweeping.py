@@ -45,6 +45,7 @@ def steps(sweep: Sweep) -> int:
     return sum(counted(Path(sweep.corpus.folder), "steps").values())
 
 
+@pytest.mark.slow
 def test_a_grid_of_sets_computes_every_stage_once_and_stops_the_worst(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Six sets on two folds; those that are stopped are below the rest, and none of their stages of the second fold is computed."""
     sweep = make_sweep(tmp_path, SweepSettings(sets=SETS, seeds=1), folds=("1", "2"))
@@ -71,6 +72,7 @@ def test_a_grid_of_sets_computes_every_stage_once_and_stops_the_worst(tmp_path: 
     assert f"exp: sweep {sweep.digest}: every trial has ended, nothing is left to compute" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_failing_set_does_not_affect_other_points(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The launch is incomplete, its error is one line, and the next launch repeats only what failed and what needs it."""
     settings = SweepSettings(counts=[16, 64, 256], search=Search.random, trials=2, seed=4, seeds=1, stopping=Stopping.none)
@@ -96,6 +98,7 @@ def test_a_failing_set_does_not_affect_other_points(tmp_path: Path, capsys: pyte
     }
 
 
+@pytest.mark.slow
 def test_optuna_needs_no_record_of_its_proposals(tmp_path: Path) -> None:
     """A small space gives fewer points than asked for. Without the record the same points are proposed; nothing is computed again."""
     settings = SweepSettings(counts=[16, 64], folds=["1"], search=Search.optuna, trials=4, at_once=2, seeds=1, seed=3)

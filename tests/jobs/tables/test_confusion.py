@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
 from jobs.errors import UsageError
-from jobs.store.scores import Confusion, confusion_of
-from jobs.tables.confusion import CORNER, file_name, picture, summed, to_csv, write_confusions
+from jobs.store.scores import Confusion, confusion_of, summed
+from jobs.tables.confusion import CORNER, file_name, picture, to_csv, write_confusions
 from tests.jobs.table_cases import graph, result
 
 PNG = b"\x89PNG\r\n\x1a\n"

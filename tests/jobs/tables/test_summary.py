@@ -15,7 +15,8 @@ from jobs.control.rounds import replay
 from jobs.errors import UsageError
 from jobs.experiment.config import Policy
 from jobs.tables.as_json import to_json
-from jobs.tables.summary import CodeFacts, Dropped, Entry, Scores, Status, Unreplaced, code_facts, entries_of, summarise
+from jobs.tables.entries import entries_of
+from jobs.tables.summary import CodeFacts, Dropped, Entry, Scores, Status, Unreplaced, code_facts, summarise
 from tests.jobs.table_cases import entry, graph, paper_like, result, summary
 
 DESIGN_METHOD_KEYS = ["method", "corpus", "mean_ua", "sd_ua", "mean_ua_all_runs", "n", "dropped", "rerun", "unresolved", "cells"]

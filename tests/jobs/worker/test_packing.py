@@ -190,6 +190,7 @@ def test_concurrent_stages_give_the_same_results_as_sequential_ones(tmp_path: Pa
     assert len(log.splitlines()) == 15
 
 
+@pytest.mark.slow
 def test_stages_with_a_result_are_not_computed_again(tmp_path: Path) -> None:
     """A second array task finds every result: no attempt is claimed."""
     element = Element(tmp_path, ["", ""], at_once=2)
@@ -245,6 +246,7 @@ def test_a_stage_that_needs_too_much_alone_fails_with_memory(tmp_path: Path) -> 
     assert element.outcomes(0)[1].error == "MemoryError"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "kind"), [(signal.SIGTERM, "interrupted"), (signal.SIGUSR1, "time_limit")])
 def test_a_stop_signal_reaches_every_child(tmp_path: Path, number: signal.Signals, kind: str) -> None:
     """Each writes a checkpoint and an outcome, the fourth does not start; the next array task resumes them."""

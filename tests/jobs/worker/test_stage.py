@@ -1,10 +1,10 @@
-"""The worker: at most one effective execution, verified inputs, recorded outcomes; real stages in real processes."""
+"""The worker: at most one effective execution, verified inputs, recorded outcomes."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,20 +16,17 @@ from typing import Any
 import pytest
 
 from jobs.errors import UsageError
-from jobs.experiment.graph import Graph, Node
-from jobs.signals import STOP_SIGNALS, WARNING_SIGNAL, StopRequest
+from jobs.experiment.graph import Node
 from jobs.store.attempts import QUIET_SECONDS, new_claim
 from jobs.store.cancellations import record_cancellation
 from jobs.store.failures import FailureClass
-from jobs.store.layout import Layout, StageFolder
+from jobs.store.layout import StageFolder
 from jobs.store.records import (
     Ending,
     Outcome,
-    Result,
     attempt_numbers,
     claim_attempt,
     read_claim,
-    read_outcome,
     read_result,
     result_intact,
     write_outcome,
@@ -38,65 +35,13 @@ from jobs.store.snapshot import check_snapshot, snapshot_facts, take_snapshot
 from jobs.worker.main import run_task
 from jobs.worker.returned import NotFiniteError, check_returned
 from jobs.worker.stage import Verdict, WorkerProcess, execute
-from jobs.worker.task import Workplace, compute, describe, description_from_json, description_to_json, read_description, write_description
-from tests.jobs import fake_registry
-
-REPOSITORY = Path(__file__).resolve().parents[3]
-
-
-class Place:
-    """A corpus, a store and the graph of a small experiment."""
-
-    def __init__(self, folder: Path, recipe: Mapping[str, Any] | None = None) -> None:
-        self.corpus = fake_registry.make_corpus(folder / "corpus")
-        self.layout = Layout(folder / "results", "exp")
-        self.graph: Graph = fake_registry.make_graph(recipe, methods=("tapt",), folds=("1",), seeds=3)
-        self.place = Workplace(
-            registry=fake_registry.NAME,
-            results=str(self.layout.root),
-            experiment="exp",
-            corpus="fake",
-            corpus_folder=str(self.corpus),
-            corpus_digest="d1",
-            digest_of=fake_registry.DIGEST_OF,
-            code={"commit": "abc", "dirty": ""},
-            packages=("pytest", "no-such-package"),
-        )
-        self.tapt = next(node for node in self.graph.nodes.values() if node.stage == "tapt")
-        self.runs = [self.graph.nodes[run.key] for run in self.graph.runs]
-        self.said: list[str] = []
-
-    def process(self, *nodes: Node, lag_seconds: float = 0.0) -> WorkerProcess:
-        description = describe(self.place, self.graph, [[node.key for node in nodes]])
-        return WorkerProcess(description, 1, self.said.append, StopRequest(), lag_seconds=lag_seconds)
-
-    def execute(self, node: Node) -> Verdict:
-        return execute(self.process(node), node)
-
-    def folder(self, node: Node) -> StageFolder:
-        return self.layout.stage(node.stage, node.key)
-
-    def result(self, node: Node) -> Result:
-        result = read_result(self.folder(node), node.key)
-        assert result is not None
-        return result
-
-    def outcome(self, node: Node, attempt: int = 1) -> Outcome:
-        outcome = read_outcome(self.folder(node).attempt(attempt))
-        assert outcome is not None
-        return outcome
-
-    def starts(self, node: Node) -> int:
-        return fake_registry.count(self.corpus, "starts").get(node.key, 0)
+from jobs.worker.task import compute, description_from_json, description_to_json, read_description, write_description
+from tests.jobs.worker.places import Place, failing
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
     return Place(tmp_path)
-
-
-def failing(tmp_path: Path, behaviour: str) -> Place:
-    return Place(tmp_path, {"failing": {"tapt tapt 1 0": behaviour}})
 
 
 def test_a_stage_is_computed_once(place: Place) -> None:
@@ -367,7 +312,7 @@ def test_changed_code_is_refused(place: Place, tmp_path: Path) -> None:
     assert place.execute(place.runs[0]) is Verdict.done  # this process has verified it
     check_snapshot.cache_clear()
     assert place.execute(place.runs[1]) is Verdict.refused
-    assert "this copy of the code was changed since the launch" in place.outcome(place.runs[1]).message
+    assert "this copy of the code was changed since the launch (launch.py)" in place.outcome(place.runs[1]).message
     assert place.starts(place.runs[1]) == 0
 
 
@@ -384,7 +329,30 @@ def test_a_registry_that_cannot_be_imported_is_a_recorded_failure(place: Place) 
     """Broken code counts as an attempt, so that it is not retried without end."""
     place.place = replace(place.place, registry="no_such_module:REGISTRY")
     assert place.execute(place.tapt) is Verdict.failed
-    assert place.outcome(place.tapt).error == "ModuleNotFoundError"
+    assert (place.outcome(place.tapt).error, place.outcome(place.tapt).kind) == ("ModuleNotFoundError", "code")
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+def test_a_module_that_could_not_be_looked_up_is_a_storage_error(place: Place, monkeypatch: pytest.MonkeyPatch, lasting: bool) -> None:
+    """The import system takes EIO for a missing file. `lasting`: until the outcome is written. Before: class `code`, never retried."""
+    folder, stat = place.layout.root.parent / "code", os.stat
+    folder.mkdir()
+    (folder / "looked_up.py").write_text("from tests.jobs.fake_registry import REGISTRY\n")
+    monkeypatch.syspath_prepend(str(folder))
+    left = 1000 if lasting else 2
+
+    def failing(path: Any, **named: Any) -> os.stat_result:
+        nonlocal left
+        if str(path).startswith(str(folder)) and left:
+            left -= 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return stat(path, **named)
+
+    place.place = replace(place.place, registry="looked_up:REGISTRY")
+    monkeypatch.setattr("posix.stat", failing)  # of the import system
+    monkeypatch.setattr("os.stat", failing)
+    assert place.execute(place.tapt) is Verdict.failed
+    assert (place.outcome(place.tapt).error, place.outcome(place.tapt).kind) == ("ModuleNotFoundError", "storage")
 
 
 @pytest.mark.parametrize(
@@ -415,80 +383,6 @@ def test_a_description_is_read_as_it_was_written(place: Place, tmp_path: Path) -
     (tmp_path / "tasks.json").write_text("{")
     with pytest.raises(UsageError, match="no complete task description"):
         read_description(tmp_path / "tasks.json")
-
-
-def _start(place: Place, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    file = place.layout.root / "tasks.json"
-    write_description(file, describe(place.place, place.graph, [[place.tapt.key], [node.key for node in place.runs]]))
-    values = {**os.environ, "PYTHONPATH": str(REPOSITORY), **environment}
-    command = [sys.executable, "-m", "jobs.worker.main", str(file), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=values, cwd=REPOSITORY)
-
-
-def test_the_command_runs_one_task_of_a_file(place: Place) -> None:
-    """Index from the argument or from Slurm's array; the claim records the array task."""
-    with _start(place, "0") as first:
-        assert first.wait(60) == 0
-    environment = {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_JOB_ID": "77", "SLURM_JOB_ID": "78", "SLURM_CPUS_PER_TASK": "1"}
-    with _start(place, **environment) as second:
-        assert second.wait(60) == 0
-    result = place.result(place.runs[2])
-    assert result.provenance["slurm_job"] == "77_1"
-    assert result.provenance["slurm"]["job_id"] == "78"
-    assert result.provenance["threads"] == 1
-
-
-@pytest.mark.parametrize("arguments", [("2",), ("-1",), ("x",), ()])
-def test_the_command_rejects_wrong_arguments(place: Place, arguments: tuple[str, ...]) -> None:
-    """One line on stderr and exit code 2."""
-    with _start(place, *arguments) as process:
-        output, error = process.communicate(timeout=60)
-        assert process.returncode == 2
-        assert output == ""
-        assert len(error.splitlines()) == 1
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
-def test_after_a_stop_signal_the_next_attempt_resumes_from_the_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
-    """Exit code 3, an outcome that records whether it was the time limit, and a second attempt that finds the checkpoint."""
-    place = failing(tmp_path, "sleep:60")
-    with _start(place, "0") as process:
-        deadline = time.monotonic() + 30
-        while not place.starts(place.tapt) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        process.send_signal(number)
-        assert process.wait(30) == 3
-    outcome = place.outcome(place.tapt)
-    assert outcome.ending is Ending.interrupted
-    assert outcome.kind == ("time_limit" if number is WARNING_SIGNAL else "interrupted")
-    assert (place.folder(place.tapt).checkpoint / "state.json").is_file()
-    assert place.execute(place.tapt) is Verdict.done
-    assert place.result(place.tapt).attempt == 2
-
-
-def test_the_first_signal_is_the_reason(tmp_path: Path) -> None:
-    """At its time limit a job is warned, then terminated while it writes a checkpoint."""
-    stop = StopRequest()
-    former = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    try:
-        stop.install()
-        assert not stop()
-        signal.raise_signal(WARNING_SIGNAL)
-        signal.raise_signal(signal.SIGTERM)
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-    assert stop.signal == WARNING_SIGNAL
-
-
-def test_two_workers_at_once_compute_once(tmp_path: Path) -> None:
-    """Started together on the same stage, one computes it and the other does not."""
-    place = Place(tmp_path, {"seconds": 1.5})
-    first, second = _start(place, "0"), _start(place, "0")
-    for process in (first, second):
-        process.communicate(timeout=60)
-    assert sorted([first.returncode, second.returncode]) in ([0, 3], [0, 0])
-    assert place.starts(place.tapt) == 1
 
 
 def test_a_stage_cancelled_since_the_launch_is_not_started(place: Place) -> None:

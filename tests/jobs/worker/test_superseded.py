@@ -15,7 +15,7 @@ from jobs.store.layout import StageFolder
 from jobs.store.records import SCHEMA, claim_attempt, read_claim, read_outcome, write_json
 from jobs.worker.stage import Verdict
 from tests.jobs.fake_registry import REGISTRY, FakeRegistry
-from tests.jobs.worker.test_stage import Place
+from tests.jobs.worker.places import Place
 
 
 class Meanwhile(FakeRegistry):

@@ -9,7 +9,7 @@ import pytest
 from jobs.experiment.registry import Team
 from jobs.worker.team_board import Board
 from jobs.worker.team_channel import TeamError
-from tests.jobs.worker.test_team import assembled, never
+from tests.jobs.worker.test_team_channel import assembled, never
 
 
 def test_what_one_process_posts_all_find() -> None:

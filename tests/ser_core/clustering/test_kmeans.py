@@ -63,6 +63,7 @@ def same(one: KMeansResult, other: KMeansResult) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("k", "iterations"), [(2, 20), (17, 20), (64, 3), (300, 20)])
 def test_result_equals_scikit_learn(k: int, iterations: int) -> None:
     """From the same start after as many iterations: labels, centroids, inertia; frames are more than a block, not whole chunks."""
@@ -80,6 +81,7 @@ def test_result_equals_scikit_learn(k: int, iterations: int) -> None:
     assert found.centroids.dtype == np.float32
 
 
+@pytest.mark.slow
 def test_the_result_is_bit_identical_with_any_number_of_threads() -> None:
     """Seeds too, whose subset is cut into several shards; and again on the same number. The threads of torch are left as they were."""
     frames = mixture(2 * BLOCK + 77, 48, 60)

@@ -60,6 +60,7 @@ def test_the_layout_is_that_of_iemocap(folders: tuple[Path, Path]) -> None:
     assert expected_counts()["utterances"] == len(reading.found)
 
 
+@pytest.mark.slow
 def test_the_same_bytes_every_time(folders: tuple[Path, Path], tmp_path: Path) -> None:
     """Synthesis is bit-identical: the demo corpus is the same everywhere, and stages are reused after synthesising it again."""
     subprocess.run([sys.executable, "-m", "ser_core.corpora.demo", str(tmp_path), "3", "1"], cwd=ROOT, check=True)

@@ -76,6 +76,7 @@ def test_every_kind(tmp_path: Path, kind: str) -> None:
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [kind]
 
 
+@pytest.mark.slow
 def test_recorded_speech(tmp_path: Path, emodb_source: Path) -> None:
     """Real recordings: 535 files with the published counts, stored bit for bit, and no speaker on both sides of a fold."""
     manifest = prepare("emodb", emodb_source, tmp_path / "emodb")

@@ -88,6 +88,7 @@ def test_features_are_the_same_bits_wherever_they_come_from(norm: str, limit: in
     assert len(found[2]._kept) == len(split)  # it is the store that answered
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_changes_no_bit(tmp_path: Path) -> None:
     """At the real size, where products of a short utterance round otherwise on two threads: kept, from the store, computed at once."""
     config = {"num_hidden_layers": 1, "intermediate_size": 64}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -46,6 +47,7 @@ def both(compute: Any, model: torch.nn.Module, tolerance: float) -> None:
     assert all(gradient.dtype == torch.float32 and bool(torch.isfinite(gradient).all()) for gradient in gradients)
 
 
+@pytest.mark.slow
 def test_finetune() -> None:
     """The classifier's loss."""
     model = EmotionClassifier(backbone().wav2vec2, 4).train()

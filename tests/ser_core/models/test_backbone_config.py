@@ -27,6 +27,7 @@ def test_keys_and_values_are_those_of_transformers() -> None:
     assert {key: tuple(found[key]) if isinstance(found[key], list) else found[key] for key in DEFAULTS} == DEFAULTS
 
 
+@pytest.mark.slow
 def test_a_model_that_can_be_built_has_no_problem() -> None:
     """Also with a key that is looked up in transformers."""
     for config in (SMALL, {**SMALL, "feat_extract_norm": "layer", "ctc_zero_infinity": True}):

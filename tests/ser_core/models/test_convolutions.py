@@ -96,6 +96,7 @@ def test_another_utterance_never_reaches_a_frame(norm: str) -> None:
         assert torch.equal(one, other) == (number != 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["group", "layer"])
 def test_autocast(norm: str) -> None:
     """Under autocast the frames have its type and the gradients that of the weights, near those of full precision."""

@@ -104,6 +104,7 @@ def test_eager_and_sdpa_agree() -> None:
     torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", OTHERS)
 def test_clip_below_one_frame(changes: dict[str, Any]) -> None:
     """A clip too short for one frame, even an empty one, counts as one frame, in both paddings and with gradient."""

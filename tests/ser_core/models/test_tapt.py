@@ -72,6 +72,7 @@ def test_a_masked_frame_outside_the_candidates_is_an_error() -> None:
         sample_negatives(mask, 3, [np.random.default_rng(0)], np.array([3]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True])
 def test_equal_to_transformers(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """With reference padding the contrastive loss and the unused share of the codebook are those of transformers' own forward."""

@@ -71,6 +71,7 @@ def step_sum(objective: Any, batch: list[int]) -> Tensor:
     return torch.cat([loss.detach().reshape(1), *gradients])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["paper", "published"])
 @pytest.mark.parametrize("stage", TRAINED)
 def test_batch_mates(stage: str, preset: str, prepared: Recipe, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,7 @@ def stores(bench: Bench) -> int:
     return len(list((bench.shared / STORE).iterdir()))
 
 
+@pytest.mark.slow
 def test_stages_with_the_same_front_end_compute_its_features_once(
     sharing: Bench, recipe: Recipe, corpus: Manifest, computed: list[tuple[str, int]]
 ) -> None:
@@ -102,6 +103,7 @@ def test_the_store_changes_no_number(stage: str, norm: str, sharing: Bench, reci
     assert all(each == found[0] for each in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["finetune", "ptapt"])
 def test_no_features_of_the_held_out_fold_are_opened_before_the_test(
     stage: str, sharing: Bench, recipe: Recipe, corpus: Manifest, monkeypatch: pytest.MonkeyPatch

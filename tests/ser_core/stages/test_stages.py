@@ -33,6 +33,7 @@ def stop_after(checks: int) -> Callable[[], bool]:
     return lambda: next(asked) >= checks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_same_seed_gives_the_same_artifacts_and_numbers(stage: str, recipe: Recipe, bench: Bench) -> None:
     """Two executions of a stage agree in every byte of their artifacts and in every metric."""
@@ -183,6 +184,9 @@ def test_every_method_ends_in_scores_of_the_held_out_fold(method: str, preset: s
     assert sum(row["label"] == row["predicted"] for row in rows) == np.trace(confusion)
     assert sum(float(rows[0][f"p_{name}"]) for name in corpus.classes) == pytest.approx(1, abs=1e-5)
     assert list((output / "tensorboard").glob("events.out.tfevents.*"))
+    published = json.loads((output / "curves.json").read_text())
+    assert published["references"]["train/loss"] == [outcome["metrics"]["prior_loss"], "loss of the class prior"]
+    assert published["curves"]["train/loss"][-1][0] == outcome["metrics"]["steps"]
 
 
 @pytest.mark.parametrize("stage", ["finetune", "ptapt"])
@@ -198,6 +202,7 @@ def test_kept_and_recomputed_features_train_alike(stage: str, recipe: Recipe, be
     assert artifacts(outputs[0][1]) == artifacts(outputs[1][1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["paper", "published"])
 def test_micro_batches_train_like_whole_batches(preset: str, recipe: Recipe, bench: Bench) -> None:
     """Without dropout a step in parts is the step in one, up to the order of sums; so it is where features depend on the whole batch."""

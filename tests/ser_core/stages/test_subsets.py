@@ -29,6 +29,7 @@ def test_the_fraction_is_a_setting_of_every_stage(method: str, recipe: Recipe) -
     assert not any("training_fraction" in call.settings for call in all_calls(REGISTRY.call(method, recipe, fold="1", seed=0)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_every_stage_opens_recordings_of_the_subset_only(method: str, corpus: Manifest, recipe: Recipe, tmp_path: Path) -> None:
     """Where the other training recordings do not exist the numbers are the same; the whole held-out fold is tested."""

@@ -115,6 +115,7 @@ def test_a_sweep_runs_without_the_held_out_fold(cache: FeatureCache, sessions: M
         bench.run(REGISTRY.call("ptapt", recipe, fold=fold, seed=0), upstream={"backbone": found["ptapt"][1]})
 
 
+@pytest.mark.slow
 def test_the_held_out_fold_affects_no_number(sessions: Manifest, recipe: Recipe, tmp_path: Path) -> None:
     """With its recordings present and its features in the store, or deleted and with wrong labels: the same bytes and metrics."""
     call = swept(recipe, "1", sessions)
@@ -129,6 +130,7 @@ def test_the_held_out_fold_affects_no_number(sessions: Manifest, recipe: Recipe,
         assert artifacts(output) == artifacts(other[name][1]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["vft", "tapt", "ptapt"])
 def test_no_recording_of_validation_is_opened_before_the_test(method: str, sessions: Manifest, recipe: Recipe, tmp_path: Path) -> None:
     """Upstream stages of every method run without them; fine-tuning needs them, and only them beside those it trains on."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from jobs.commands.activity import last_progress
 from ser_core.errors import Diverged, Interrupted
 from ser_core.settings import Precision
 from ser_core.training.checkpoints import SCHEMA, Checkpoints
+from ser_core.training.curves import thinned
 from ser_core.training.device import choose_arithmetic
 from ser_core.training.loop import Objective, PartLoss, TrainingResult
 from ser_core.training.progress import Progress
@@ -72,8 +74,30 @@ def test_interruptions_change_no_number(stops: list[int], bench: Bench) -> None:
     assert (found.loss, found.accuracy) == (expected.loss, expected.accuracy)
     for tag in ("train/loss", "train/accuracy", "train/learning_rate", "validation/best"):
         assert bench.curve("last", tag) == bench.curve("whole", tag)
+    assert (bench.root / "last/curves.json").read_bytes() == (bench.root / "whole/curves.json").read_bytes()
+    assert not list(bench.root.glob("part*/curves.json")), "an interrupted training publishes none"
 
 
+def test_published_curves(bench: Bench) -> None:
+    """`curves.json` has what the event files have; of long curves 200 points with the last one, each curve by itself."""
+    bench.train(Regression(), "whole", output="whole")
+    published = json.loads((bench.root / "whole/curves.json").read_text())
+    assert (published["schema"], published["references"]) == (1, {})
+    assert [step for step, _ in published["curves"]["train/loss"]] == [step for step, _ in bench.curve("whole", "train/loss")]
+    found = [value for _, value in published["curves"]["train/loss"]]
+    assert found == pytest.approx([value for _, value in bench.curve("whole", "train/loss")])
+    for steps in (1, 199, 200, 201, 399, 400, 10_000):
+        curves = thinned([[step, {"loss": float(step), **({"best": 1.0} if step % 100 == 0 else {})}] for step in range(1, steps + 1)])
+        points = [step for step, _ in curves["loss"]]
+        assert len(points) == min(steps, 200)
+        assert points[-1] == steps
+        assert points == sorted(set(points))
+        gaps = {after - before for before, after in itertools.pairwise(points)}
+        assert not gaps or max(gaps) - min(gaps) <= 1
+        assert len(curves.get("best", ())) == min(steps // 100, 200)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("torn", [1, 2])
 @pytest.mark.parametrize("damage", ["truncated tensors", "flipped byte", "truncated state", "other schema"])
 def test_a_damaged_checkpoint_costs_steps_and_changes_no_number(damage: str, torn: int, bench: Bench) -> None:

@@ -43,6 +43,7 @@ def masked_shares(settings: SpecAugmentSettings, epochs: int) -> tuple[np.ndarra
     return np.array(lengths), np.array(shares)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("preset", "expected"), [("published", 7.4), ("paper", 8.0)])
 def test_the_masked_share_is_flat_over_length(preset: str, expected: float) -> None:
     """Within 0.5 points of the stated share over all utterances; in every range of lengths from 1 s within 0.8, noise included."""
@@ -57,6 +58,7 @@ def test_the_masked_share_is_flat_over_length(preset: str, expected: float) -> N
         assert abs(100 * (shares == 0).mean() - 32) < 3  # utterances without a masked frame
 
 
+@pytest.mark.slow
 def test_a_minimum_for_each_utterance_masks_short_ones_most() -> None:
     """What the default was before: more than twice the share of `paper`, and over a third of the frames of short utterances."""
     lengths, shares = masked_shares(SpecAugmentSettings(spans_per=SpansPer.utterance, time_minimum=2), 1)
@@ -64,6 +66,7 @@ def test_a_minimum_for_each_utterance_masks_short_ones_most() -> None:
     assert shares[lengths < 100].mean() > 35
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("preset", "rows"), [("published", range(212, 230)), ("paper", range(205, 225))])
 def test_candidates_for_negatives(preset: str, rows: range) -> None:
     """Nearly all frames of an utterance's row: some 216 on average; only masked frames would be 19."""
@@ -86,6 +89,7 @@ def test_candidates_for_negatives(preset: str, rows: range) -> None:
     assert 15 < np.mean(masked) < 25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("frames", "length", "expected"), [(NegativeFrames.padded, 499, 498), (NegativeFrames.valid, 499, 99)])
 def test_candidates_in_a_padded_row(frames: NegativeFrames, length: int, expected: int) -> None:
     """An utterance of 100 frames in a row of 10 s: all 499 frames but its own, or its own 100."""
