@@ -2,7 +2,7 @@
 # make test: everything the tests need, and all tests.   make test-fast: those without Slurm and whole grids, and none that takes long.   make lint: style, types.
 # make explore: the state machine of the controller with fresh random examples; MINUTES=20, SEED=n repeats a run.
 # make gpu-check: what only a GPU can prove, and how fast it is there, in 8 minutes; ARGS=--cpu runs what needs none.
-# make chaos: a grid on a real Slurm whose nodes, steps, controllers and slurmctld are killed at random, for ten minutes.
+# make chaos: a grid on a real Slurm under 300 random faults of processes, nodes, slurmctld and file system; MINUTES, FAULTS, SEED=n (docs/chaos.md).
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -12,6 +12,7 @@ WORKERS ?= 5# test processes: those of Slurm mostly wait, so more than there are
 PARALLEL = --dist loadfile --no-loadscope-reorder
 ONE_A_CORE = --numprocesses logical --maxprocesses 4
 MINUTES ?= 20
+FAULTS ?= 300
 unexport PYTHONDONTWRITEBYTECODE  # the tests start hundreds of processes: each would compile every module again
 
 .PHONY: setup grid test test-fast explore chaos gpu-check lint format clean
@@ -45,7 +46,7 @@ explore: setup
 
 chaos: setup
 	bash tests/install_packages.sh
-	$(RUN) -m tests.chaos --minutes 10
+	$(RUN) -m tests.chaos --minutes $(MINUTES) --faults $(FAULTS) $(if $(SEED),--seed $(SEED))
 
 # Without `setup`: PYTHON names an environment with CUDA torch and what docs/gpu-check.md lists.
 gpu-check:

@@ -106,7 +106,7 @@ class SpeechRegistry:
         if method == "pretraining_loss":
             measured = {"pretraining_loss": keyed(recipe.pretraining_loss), **backbone}
             more = {"weights": backbone_origin(recipe.backbone)}
-            return StageCall(method, VERSIONS[method], measured, {**runtime, **more}, "", recipe.upstream_seed)
+            return StageCall(method, VERSIONS[method], measured, {**runtime, **more}, "all", recipe.upstream_seed)
         if method == "vft":
             return finetune(backbone, {})
         if method == "tapt":

@@ -243,6 +243,8 @@ class Recipe:
     # No departures from a preset; tables state revision and digest of the weights that were used.
     not_of_preset: ClassVar[tuple[str, ...]] = ("preset", "execution", "backbone.revision", "backbone.commits", "states.wav2vec.checkpoint")
 
+    compared_within: ClassVar[tuple[str, ...]] = ("training_fraction",)  # only methods with the same value are compared by tests
+
     preset: str = "paper"  # configs/recipe/NAME.yaml, which the other settings override; not part of a stage's key
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
     features: FeatureSettings = field(default_factory=FeatureSettings)

@@ -8,6 +8,7 @@ missing=()
 command -v pdflatex >/dev/null || missing+=(texlive-latex-base)
 command -v pdftotext >/dev/null || missing+=(poppler-utils)
 command -v chromium-headless-shell >/dev/null || command -v chromium >/dev/null || missing+=(chromium-headless-shell)
+command -v tmux >/dev/null || missing+=(tmux)
 { command -v kpsewhich >/dev/null && kpsewhich booktabs.sty >/dev/null; } || missing+=(texlive-latex-recommended)
 { command -v kpsewhich >/dev/null && kpsewhich siunitx.sty >/dev/null; } || missing+=(texlive-science)
 if [ "${SER_GRID_SKIP_SLURM:-0}" = 0 ]; then

@@ -23,7 +23,7 @@ from jobs.text import counted, listed
 
 if TYPE_CHECKING:
     from jobs.commands.session import Session
-    from jobs.tables.bundle.contents import Bundle, Origin
+    from jobs.report.bundle.contents import Bundle, Origin
     from jobs.tables.latex import Style
 
 ENVIRONMENT_FILES = (".env", ".env.*")  # beside the code; their values must not be in a bundle
@@ -31,8 +31,8 @@ ENVIRONMENT_FILES = (".env", ".env.*")  # beside the code; their values must not
 
 def write_bundle(session: Session, out: Path | None, unreplaced: str | None, style: Style) -> bool:
     """Write the bundle of an experiment. Returns whether every run has a result. UsageError without any result."""
-    from jobs.tables.bundle.archive import pack
-    from jobs.tables.bundle.contents import fill
+    from jobs.report.bundle.archive import pack
+    from jobs.report.bundle.contents import fill
 
     target = session.launched.layout.bundle if out is None else out
     if target.is_dir():
@@ -49,7 +49,7 @@ def write_bundle(session: Session, out: Path | None, unreplaced: str | None, sty
     for line in bundle.left_out:
         note(f"left out: {line}")
     if others:
-        why = "written with other options, or before the last result"
+        why = "written with other options, by another version of the program, or before the last result"
         note(f"{listed(others)} in {session.launched.layout.tables} differ from those in the bundle: {why}")
     if not bundle.complete:
         note(f"incomplete: {session.hints.of('collect')} lists the missing runs")
@@ -61,8 +61,8 @@ def verify_bundle(file: Path, out: Path | None, code: Path) -> bool:
 
     `out`: an empty folder for the rendered tables; `code`: folder of the program that runs. UsageError if `file` is no bundle.
     """
-    from jobs.tables.bundle.archive import unpack
-    from jobs.tables.bundle.verify import report_lines, verify
+    from jobs.report.bundle.archive import unpack
+    from jobs.report.bundle.verify import report_lines, verify
 
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out}: not an empty folder; name a new one")
@@ -88,9 +88,9 @@ def _workspace() -> Iterator[Path]:
 
 
 def _origin(session: Session, unreplaced: str | None, style: Style) -> Origin:
-    from jobs.tables.bundle import scrub
-    from jobs.tables.bundle.contents import MANIFEST, Origin
-    from jobs.tables.bundle.inputs import Inputs, stages_of
+    from jobs.report.bundle import scrub
+    from jobs.report.bundle.contents import MANIFEST, Origin
+    from jobs.report.bundle.inputs import Inputs, stages_of
     from jobs.tables.summary import Status
 
     chosen = unreplaced_of(unreplaced)
@@ -114,6 +114,7 @@ def _origin(session: Session, unreplaced: str | None, style: Style) -> Origin:
         published=session.published,
         unreplaced=chosen,
         style=style,
+        measurements=tuple(sorted(graph.measurements)),
     )
     files = (path for pattern in ENVIRONMENT_FILES for path in session.root.glob(pattern) if path.is_file())
     secrets = scrub.secret_values(
@@ -133,12 +134,15 @@ def _origin(session: Session, unreplaced: str | None, style: Style) -> Origin:
 
 
 def _other_tables(origin: Origin, bundle: Bundle) -> list[str]:
-    """Names of the files in the experiment's folder of tables that have other bytes in the bundle."""
-    from jobs.tables.bundle.contents import TABLES
+    """Names of the files in the experiment's folder of tables that have other bytes in the bundle; its report always has, without hosts."""
+    from jobs.report.bundle.contents import TABLES
+    from jobs.report.write import FILE
 
     present = {path.relative_to(origin.layout.tables).as_posix(): path for path in origin.layout.tables.rglob("*") if path.is_file()}
     stated = {name: bundle.files.get(f"{TABLES}/{name}") for name in present}
-    return [name for name, path in sorted(present.items()) if stated[name] is not None and file_digest(path) != stated[name]]
+    return [
+        name for name, path in sorted(present.items()) if name != FILE and stated[name] is not None and file_digest(path) != stated[name]
+    ]
 
 
 def _lines(target: Path, bundle: Bundle, results: int) -> Iterator[str]:

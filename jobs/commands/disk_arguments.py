@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Experiment = Annotated[str, typer.Argument(metavar="[EXPERIMENT]", help="only of this one; default: all of the results folder")]
 Days = Annotated[float, typer.Option("--older-than", metavar="DAYS", help="only what shows no sign of life for so many days")]
 Whole = Annotated[bool, typer.Option("--whole", help="remove EXPERIMENT, with every stage that no other experiment needs")]
-KeepTables = Annotated[bool, typer.Option("--keep-tables", help="with --whole: keep its tables and confusion matrices")]
+KeepTables = Annotated[bool, typer.Option("--keep-tables", help="with --whole: keep its tables, confusion matrices and bundle")]
 Unneeded = Annotated[bool, typer.Option("--unneeded", help="also results that no experiment of the results folder needs")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would be freed; change nothing")]
 Yes = Annotated[bool, typer.Option("--yes", help="with --whole: do not ask")]

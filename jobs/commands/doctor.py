@@ -154,7 +154,7 @@ def collect_torch() -> TorchFacts:
         done = subprocess.run([sys.executable, "-c", TORCH], capture_output=True, text=True, timeout=TORCH_SECONDS, check=False)
         version, cuda, gpus, nccl, gloo, models = json.loads(done.stdout.strip().splitlines()[-1])
     except subprocess.TimeoutExpired:
-        return TorchFacts(error=f"importing torch takes more than {TORCH_SECONDS:.0f} s")
+        return TorchFacts(waited=TORCH_SECONDS)
     except (ValueError, IndexError):
         return TorchFacts(error=f"torch cannot be imported: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
     return TorchFacts(version, cuda, tuple(gpus), nccl, gloo, models=models)

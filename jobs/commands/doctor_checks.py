@@ -63,6 +63,7 @@ class TorchFacts:
     nccl: bool = False
     gloo: bool = False
     error: str = ""
+    waited: float = 0.0  # seconds in vain; the rest is unknown then
     models: str = ""  # why the wav2vec 2.0 of transformers cannot be imported; "": it can
 
 
@@ -144,6 +145,9 @@ def judge_torch(facts: TorchFacts, *, slurm: bool) -> list[Check]:
     """torch's build, GPUs and communication backends. On a login node (`slurm`) the absence of GPUs is no problem."""
     if facts.error:
         return [_problem("torch", facts.error, "run `make setup`")]
+    if facts.waited:
+        advice = "this machine is busy, or the environment is on a slow file system: every worker on such a machine starts as slowly"
+        return [_note("torch", f"unknown: importing it takes more than {facts.waited:.0f} s", advice)]
     checks = [_ok("torch", f"{facts.version}, {f'built for CUDA {facts.cuda}' if facts.cuda else 'built for CPUs only'}")]
     if facts.gpus:
         checks.append(_ok("gpus", f"{len(facts.gpus)}: {', '.join(sorted(set(facts.gpus)))}"))

@@ -24,7 +24,7 @@ from jobs.control.failure_policy import (
 )
 from jobs.control.observe import PassContext, read_attempts
 from jobs.control.outliers import Verdict, verdict_in_words
-from jobs.control.plan import Plan
+from jobs.control.plan import NO_SEED_LEFT, Plan
 from jobs.experiment.graph import Graph, Node, Run
 from jobs.experiment.lookup import Target, find_target, stages_of
 from jobs.store.attempts import GONE_SECONDS, AttemptFiles, is_slurm_job, modified_at, newest_checkpoint
@@ -50,7 +50,7 @@ POLICIES: Mapping[FailureClass, str] = {
     FailureClass.disk: f"same seed, at most {DISK_RETRIES} times",
     FailureClass.code: "not retried: fix the code or the configuration",
     FailureClass.refused: "not retried: fix the configuration or the data",
-    FailureClass.divergence: "the slot gets its next reserve seed",
+    FailureClass.divergence: "the slot of a run gets its next reserve seed; a stage that runs share is not tried again",
     FailureClass.cancelled: "not retried until the experiment is launched again",
 }
 
@@ -113,7 +113,8 @@ def next_step(key: str, fact: StageFacts, in_flight: Mapping[str, InFlight], pla
     if fact.done and key not in plan.given_up:
         return ""
     if key in plan.given_up:
-        lifts = "change the recipe, or raise policy.max_seeds," if fact.diverged else "fix that"
+        seeds = ", or raise policy.max_seeds," if NO_SEED_LEFT in plan.reasons[key] else ""
+        lifts = f"change the recipe{seeds}" if fact.diverged else "fix that"
         return f"given up: {plan.reasons[key]}; {lifts} and launch again"
     if key in plan.held_or_cancelled:
         return plan.reasons[key]

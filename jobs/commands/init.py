@@ -51,7 +51,8 @@ def write_experiment(name: str, corpus: Corpus, like: str, out: Path | None, cod
     named = str(out) if out else name
     size = ", ".join(counted(*each) for each in ((len(origin.methods), "method"), (len(corpus.folds), "fold"), (origin.seeds, "seed")))
     say(f"{file}: {size}, with the settings of {origin.name}")
-    note(f"next: `python launch.py grid {named} --dry-run` shows what it would compute, `python launch.py grid {named}` computes it")
+    check, dry_run = f"`python launch.py doctor {named}`", f"`python launch.py grid {named} --dry-run`"
+    note(f"next: {check} checks what it needs, {dry_run} shows what it would compute")
     return file
 
 

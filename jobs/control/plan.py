@@ -15,6 +15,7 @@ from jobs.control.holds import held_stages
 from jobs.experiment.graph import Graph, Node
 
 NODE_FAILURES = 2  # after which a Slurm node is excluded
+NO_SEED_LEFT = "no reserve seed is left"
 _BLANK = StageFacts()
 
 
@@ -181,13 +182,13 @@ def _depths(graph: Graph) -> dict[str, int]:
 def _reason_not_to_try(fact: StageFacts, spent: bool, held: str, fills_slot: bool) -> str:
     """Why a stage is not submitted, or why its result does not count; "" if neither holds."""
     if fact.done:
-        return f"{fact.diverged}, and no reserve seed is left" if fact.diverged and fills_slot else ""
+        return f"{fact.diverged}, and {NO_SEED_LEFT}" if fact.diverged and fills_slot else ""
     if fact.cancelled:
         return "cancelled; launching again lifts that"
     if fact.stopped:
         return fact.stopped
     if fact.diverged:
-        return f"{fact.diverged}{', and no reserve seed is left' if fills_slot else ''}"
+        return f"{fact.diverged}, and {NO_SEED_LEFT if fills_slot else 'its seed is that of all its runs'}"
     if spent and fact.failures:
         return "the experiment's budget of failed attempts is spent (policy.max_failures)"
     return held if not fact.attempts else ""

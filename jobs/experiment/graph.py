@@ -163,7 +163,7 @@ def build_graph(
                     key = adopt(found, base.nodes) if base and found else add(stage_of(fold, seed), method)
                     run = Run(method, fold, slot, seed, key, generation)
                     (runs if generation == len(tried) - 1 else superseded).append(run)
-    return Graph(nodes, tuple(runs), corpus, corpus_digest, _children(nodes), tuple(superseded), frozenset(measurements))
+    return Graph(nodes, tuple(runs), corpus, corpus_digest, children_of(nodes), tuple(superseded), frozenset(measurements))
 
 
 def united(graphs: Mapping[str, Graph]) -> Graph:
@@ -172,10 +172,11 @@ def united(graphs: Mapping[str, Graph]) -> Graph:
     runs = tuple(replace(run, method=name) for name, graph in graphs.items() for run in graph.runs)
     superseded = tuple(replace(run, method=name) for name, graph in graphs.items() for run in graph.superseded)
     first = next(iter(graphs.values()))
-    return Graph(nodes, runs, first.corpus, first.corpus_digest, _children(nodes), superseded)
+    return Graph(nodes, runs, first.corpus, first.corpus_digest, children_of(nodes), superseded)
 
 
-def _children(nodes: Mapping[str, Node]) -> dict[str, tuple[str, ...]]:
+def children_of(nodes: Mapping[str, Node]) -> dict[str, tuple[str, ...]]:
+    """Key of each stage -> the stages that read its artifacts."""
     found: dict[str, list[str]] = {key: [] for key in nodes}
     for node in nodes.values():
         for parent in node.upstream.values():

@@ -40,6 +40,7 @@ class MethodRecipe:
     departures: tuple[str, ...]
     trained: tuple[str, ...] = ()  # what the method trains, by the recipe: `fine-tuning 15 epochs`
     unlike_published: tuple[str, ...] = ()  # settings that depart from the preset `REFERENCE`, as `departures`
+    compared_within: tuple[str, ...] = ()  # `KEY=VALUE` not at its default: methods are compared by tests if they have the same
 
 
 def preset_file(configs: Path, name: str) -> Path:
@@ -55,7 +56,8 @@ def preset_file(configs: Path, name: str) -> Path:
 def method_recipes(recipes: Mapping[str, Any], configs: Path, variants: Mapping[str, str] | None = None) -> tuple[MethodRecipe, ...]:
     """Preset and departures of each recipe; empty without presets. `recipes`: by method, in the order of the tables.
 
-    `variants`: name of each variant -> its method. What is trained is the recipe's own method `trained`, if its schema has one.
+    `variants`: name of each variant -> its method. What is trained is the recipe's own method `trained`, if its schema has one. The
+    settings that two methods must have in common to be compared are those in the schema's class attribute `compared_within`.
     """
     found = []
     reference = _preset_values(preset_file(configs, REFERENCE)) if (configs / FOLDER / f"{REFERENCE}.yaml").is_file() else None
@@ -66,8 +68,27 @@ def method_recipes(recipes: Mapping[str, Any], configs: Path, variants: Mapping[
         trained = recipe.trained((variants or {}).get(method, method)) if hasattr(recipe, "trained") else ()
         unlike = departures(recipe, reference) if reference is not None else ()
         own = departures(recipe, _preset_values(preset_file(configs, name)))
-        found.append(MethodRecipe(method, name, tuple(own), tuple(trained), tuple(unlike)))
+        found.append(MethodRecipe(method, name, tuple(own), tuple(trained), tuple(unlike), _compared_within(recipe)))
     return tuple(found)
+
+
+def comparable(recipes: Sequence[MethodRecipe], first: str, second: str) -> bool:
+    """Whether two methods are compared by tests: their recipes agree in the settings that the schema names, or are not known."""
+    of_method = {each.method: each.compared_within for each in recipes}
+    return of_method.get(first, ()) == of_method.get(second, ())
+
+
+def comparison_sentences(recipes: Sequence[MethodRecipe]) -> tuple[str, ...]:
+    """What tables say of the comparisons: the settings in which compared methods agree, where methods of the table differ in them."""
+    keys = {text.partition("=")[0] for each in recipes for text in each.compared_within}
+    if len({each.compared_within for each in recipes}) < 2:
+        return ()
+    return (f"Compared are methods with the same {' and '.join(f'recipe.{key}' for key in sorted(keys))}.",)
+
+
+def _compared_within(recipe: Any) -> tuple[str, ...]:
+    values = {key: value for key, value, default in _compared(recipe, type(recipe)(), {}) if _plain(value) != _plain(default)}
+    return tuple(f"{key}={_text(values[key])}" for key in getattr(type(recipe), "compared_within", ()) if key in values)
 
 
 def departures(recipe: Any, preset: Mapping[str, Any]) -> list[str]:

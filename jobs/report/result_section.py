@@ -21,10 +21,13 @@ ROW = 36  # height of each mean
 def result_section(material: Material) -> Section:
     """What the means are, and how far they are known."""
     summary = material.summary
-    state = "complete" if summary.complete else f"incomplete: {counted(len(summary.missing), 'run')} missing"
+    missing = len(summary.missing) + sum(each.metrics is None for each in summary.measured)
+    state = "complete" if summary.complete else f"incomplete: {counted(missing, 'run')} missing"
     total, dropped = sum(method.n for method in summary.methods), sum(method.dropped for method in summary.methods)
     left_out = f"{dropped} dropped by the outlier rule or diverged"
-    sentences = [f"{summary.experiment} is {state}. {counted(total, 'run')} in the means, {left_out}."]
+    sentences = [f"{summary.experiment} is {state}."]
+    if summary.methods:
+        sentences.append(f"{counted(total, 'run')} in the means, {left_out}.")
     parts: list[Table | Figure] = []
     printed = tables_of(summary, material.published)
     for place, (corpus, table) in enumerate(zip(material.corpora, printed, strict=True)):

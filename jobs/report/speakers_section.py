@@ -146,7 +146,7 @@ def _speakers(material: Material, corpus: str, tallies: Mapping[str, Tally], nam
     rows = [Row((speaker, *(number(each.get(speaker)) for each in scores.values()))) for speaker in speakers]
     table = Table("UA in percent by speaker", ("Speaker", *map(material.label, scores)), tuple(rows))
     keys = [(shape(place), colour(place), material.label(method)) for place, method in enumerate(scores)]
-    left_out = f" The {MOST_SPEAKERS} lowest of {len(speakers)} speakers." if len(speakers) > MOST_SPEAKERS else ""
+    left_out = f" The {MOST_SPEAKERS} lowest of {counted(len(speakers), 'speaker')}." if len(speakers) > MOST_SPEAKERS else ""
     what = f"Mean recall of the classes of each speaker, over all runs.{left_out}"
     return figure(name, f"UA by speaker on {corpus}", what, height, (drawn.svg(), legend(keys)), tables=(table,))
 
@@ -164,7 +164,7 @@ def _utterances(corpus: str, tallies: Mapping[str, Tally]) -> list[Table]:
         Row((key[0], key[1], min(taken[key].items(), key=lambda item: (-item[1], item[0]))[0], f"{wrong[key]} of {tested[key]}"))
         for key in worst[:MOST_UTTERANCES]
     ]
-    share = f"{len(worst)} of {len(tested)} utterances on {corpus}"
+    share = f"{len(worst)} of {counted(len(tested), 'utterance')} on {corpus}"
     caption = f"{share} are wrong in more than half of their runs of all methods; the first {len(rows)}"
     return [Table(caption, ("Utterance", "label", "mostly taken for", "wrong"), tuple(rows), numbers=3)] if rows else []
 

@@ -24,10 +24,16 @@ def page_of(material: Material) -> Page:
     sections: list[Section | None] = [result_section(material)]
     if any(cell.n for method in material.summary.methods for cell in method.cells):
         sections += [spread_section(material), differences_section(material), classes_section(material)]
-    sections += [training_section(material), dropped_section(material), speakers_section(material), cost_section(material)]
-    sections += [runs_section(material), origin_section(material)]
+    scored = bool(material.summary.methods)
+    sections += [training_section(material), dropped_section(material) if scored else None, speakers_section(material)]
+    sections += [cost_section(material), runs_section(material) if scored else None, origin_section(material)]
     metrics = {name: heading for name, heading in METRICS.items() if name in material.by_metric}
-    return Page(f"Report of {material.summary.experiment}", tuple(filter(None, sections)), metrics if len(metrics) > 1 else {}, RUNS)
+    return Page(
+        f"Report of {material.summary.experiment}",
+        tuple(filter(None, sections)),
+        metrics if len(metrics) > 1 else {},
+        RUNS if scored else {},
+    )
 
 
 def report_text(material: Material) -> str:

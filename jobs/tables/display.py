@@ -12,7 +12,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.experiment.recipes import recipe_sentences, training_sentences
+from jobs.experiment.recipes import comparison_sentences, recipe_sentences, training_sentences
 from jobs.statistics import p_text, round_half_up
 from jobs.tables.format import DASH, code_sentence, csv_text, interval_text, rendered, signed
 from jobs.tables.order import order_sentences
@@ -232,7 +232,7 @@ def _table(summary: Summary, published: Published, corpus: str) -> Table:
         differences=differences,
         caption=(f"{title}.", *_caption(summary, methods, published, folds)),
         outliers=_dropping_sentences(summary, methods, published),
-        differences_caption=DIFFERENCES_CAPTION,
+        differences_caption=(*DIFFERENCES_CAPTION, *comparison_sentences(summary.recipes)),
     )
 
 

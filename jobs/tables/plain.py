@@ -15,7 +15,7 @@ from typing import Any
 from jobs.statistics import round_half_up
 from jobs.tables.format import DASH, code_sentence, interval_text
 from jobs.tables.measured import Measured
-from jobs.tables.published import MeasuredColumn, MeasuredTable, Published, Ratio
+from jobs.tables.published import MeasuredColumn, MeasuredTable, Published, Ratio, SettingsTable, position
 from jobs.tables.summary import MethodSummary, Summary
 
 
@@ -65,6 +65,7 @@ def _by_settings(summary: Summary, published: Published) -> PlainTable | None:
     sentences = [
         f"{wanted.title}: mean ± sd over slots, n runs of each cell.",
         "All stages of a run train on the same part of the training utterances; smaller parts are parts of larger ones.",
+        "Dropped runs, and mean and sd over all runs, are in the table of methods.",
     ]
     if wanted.ratio is not None:
         means = _means(summary)
@@ -78,8 +79,23 @@ def _by_settings(summary: Summary, published: Published) -> PlainTable | None:
             theirs.append((f"{wanted.ratio.label}, published", *map(_percent, _ratios(wanted.ratio, published_ua))))
     if theirs:
         sentences.append(f"Published figures: {published.source}.")
+        sentences.extend(_beside_published(wanted, found))
     blocks = tuple(tuple(rows) for rows in (ours, theirs) if rows)
     return PlainTable("settings", tuple(sentences), ("", *wanted.columns), blocks)
+
+
+def _beside_published(wanted: SettingsTable, found: Mapping[str, MethodSummary]) -> tuple[str, ...]:
+    """Where each published figure lies beside our interval over seeds."""
+    places = []
+    for row in wanted.rows:
+        own = [
+            f"{column} {position(value, interval)}"
+            for column, method, value in zip(wanted.columns, row.methods, row.ua, strict=False)
+            if method in found and (interval := found[method].interval) is not None
+        ]
+        places.extend([f"{row.label} {', '.join(own)}"] if own else [])
+    what = "A published figure lies inside, below or above our 95 % interval over seeds (no test: it has no spread)"
+    return (f"{what}: {'; '.join(places)}.",) if places else ()
 
 
 def _prior_work(summary: Summary, published: Published) -> PlainTable | None:

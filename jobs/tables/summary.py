@@ -20,7 +20,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from jobs.errors import UsageError
-from jobs.experiment.recipes import MethodRecipe
+from jobs.experiment.recipes import MethodRecipe, comparable
 from jobs.statistics import (
     CrossedMean,
     Interval,
@@ -260,7 +260,8 @@ def summarise(
     """The numbers of an experiment; corpora, methods and folds in the order of the entries.
 
     `slots`: runs every cell should have (None: the slots of its entries). `unreplaced`: what becomes of outliers that no other run
-    replaces. Raises UsageError when one slot has two accepted runs.
+    replaces. Methods whose `recipes` cannot be compared (`comparable`) have no comparison, and count for no correction. Raises UsageError
+    when one slot has two accepted runs.
     """
     grouped: dict[str, dict[str, dict[str, list[Entry]]]] = {}
     for given in entries:
@@ -274,7 +275,8 @@ def summarise(
             _method(corpus, method, [_cell(fold, by_fold.get(fold, []), slots) for fold in folds]) for method, by_fold in by_method.items()
         ]
         methods.extend(found)
-        comparisons.extend(_corrected([_compare(corpus, first, second) for first, second in itertools.combinations(found, 2)]))
+        pairs = [pair for pair in itertools.combinations(found, 2) if comparable(recipes, pair[0].method, pair[1].method)]
+        comparisons.extend(_corrected([_compare(corpus, first, second) for first, second in pairs]))
     return Summary(experiment, tuple(methods), tuple(comparisons), outlier_rule, code or CodeFacts(), tuple(recipes), unreplaced)
 
 

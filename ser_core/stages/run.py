@@ -37,10 +37,7 @@ def run_stage(stage: str, **arguments: Unpack[StageArguments]) -> dict[str, Any]
     split is the validation utterances, and the held-out fold is not opened. A measurement reads the whole corpus.
     """
     manifest = load_manifest(arguments["corpus"])
-    if stage in MEASUREMENTS:
-        training, tested = manifest.utterances, lambda: ()
-    else:
-        training, tested = _splits(manifest, arguments["fold"], arguments["settings"])
+    training, tested = _splits(manifest, stage, arguments["fold"], arguments["settings"])
     team = arguments.get("team") or Alone()
     arguments["output"].mkdir(parents=True, exist_ok=True)
     context = StageContext(
@@ -84,12 +81,15 @@ def _arithmetic(context: StageContext) -> dict[str, str]:
 
 
 def _splits(
-    manifest: Manifest, fold: str, settings: Mapping[str, Any]
+    manifest: Manifest, stage: str, fold: str, settings: Mapping[str, Any]
 ) -> tuple[tuple[Utterance, ...], Callable[[], tuple[Utterance, ...]]]:
     """Return the training utterances (of `training_fraction` only a part), and a function that returns the test utterances.
 
+    A measurement gets all utterances, and none to test on.
     Raises InputError if there are no training utterances or, with `validation`, no validation utterances.
     """
+    if stage in MEASUREMENTS:
+        return manifest.utterances, lambda: ()
     if "validation" in settings:
         reachable, held = training_and_validation(manifest, fold, settings["validation"])
         return subset(manifest, fold, reachable, settings.get("training_fraction", 1)), lambda: held

@@ -1,4 +1,4 @@
-"""Chaos on a real Slurm: nodes, steps, controllers and slurmctld are killed at random while a grid runs; its table must not change.
+"""Chaos on a real Slurm: faults of processes, nodes, slurmctld, file system and clocks strike a grid at random; its table must not change.
 
-python -m tests.chaos [--minutes 10] [--seed N]        (make chaos)
+python -m tests.chaos [--faults 300] [--minutes 20] [--seed N]        (make chaos; docs/chaos.md)
 """

@@ -1,152 +1,156 @@
-"""The chaos run: an undisturbed grid on this machine, the same grid on Slurm under random faults, and the comparison of their tables."""
+"""The chaos run: an undisturbed grid on this machine, the same grid on Slurm under faults, and the comparison of their tables."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.chaos.check import differences, overlaps, table
-from tests.chaos.faults import FAULTS, Scene, quietly, restore
+from tests.chaos.grid import lose_replies, make_corpus, make_source, run_launcher
+from tests.chaos.injection import build
+from tests.chaos.kinds import HOUR, KINDS, LOST_REPLY, missing
+from tests.chaos.launcher import SCALE
+from tests.chaos.scene import Scene
+from tests.chaos.schedule import schedule
+from tests.chaos.slurm_faults import make_operator, stop_for_an_hour
 from tests.slurm_cluster.cluster import Cluster
 from tests.slurm_cluster.configuration import ClusterSettings
 
-ROOT = Path(__file__).resolve().parents[2]
-PAUSE_SECONDS = (0.5, 4.0)  # between faults
-QUIET_SHARE = 0.6  # of the time limit after which no more faults are injected
-LOST_REPLY = """#!/bin/sh
-# sbatch whose answer is lost now and then: before it asks, or after
-n=$(od -An -N1 -tu1 /dev/urandom)
-[ "$n" -lt 12 ] && { echo "sbatch: error: Unable to contact slurm controller (connect failure)" >&2; exit 1; }
-"%s" "$@" > "$0.$$" || { code=$?; rm -f "$0.$$"; exit $code; }
-[ "$n" -gt 240 ] && { echo lost >> "$0.lost"; rm -f "$0.$$"; exit 1; }
-cat "$0.$$"; rm -f "$0.$$"
-"""
+RESULTS_BYTES = 128 << 20  # size of the file system of the results
+TICK_SECONDS = 0.1
+ATTEND_SECONDS = 2.0  # between two looks at drained nodes
 
 
-def make_source(folder: Path) -> Path:
-    """A source tree with the product's jobs package and the chaos stages."""
-    shutil.copytree(ROOT / "jobs", folder / "jobs", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "slurm_templates", folder / "slurm_templates")
-    (folder / "configs").mkdir()
-    shutil.copy(ROOT / "configs" / "published.yaml", folder / "configs")
-    (folder / "ser_core").mkdir()
-    (folder / "ser_core" / "__init__.py").write_text("")
-    shutil.copy(Path(__file__).with_name("registry.py"), folder / "ser_core" / "registry.py")
-    shutil.copy(Path(__file__).with_name("launcher.py"), folder / "launch.py")
-    return folder
+def disturb(scene: Scene, seed: int, faults: int, seconds: float, slower: float) -> None:
+    """Inject faults until so many have struck, the grid is finished or the time is up; then repair everything.
+
+    `slower`: factor on the pauses between faults. The hour without slurmctld begins after a third of the faults; others strike meanwhile.
+    """
+    plan, following, attended = schedule(seed, {kind: weight for kind, (_, weight) in KINDS.items()}), 0.0, 0.0
+    while scene.total < faults and time.monotonic() - scene.begun < seconds and chain_state(scene.results) not in ("ended", "broken"):
+        scene.work()
+        now = time.monotonic()
+        if not scene.counts[HOUR] and scene.total >= faults // 3 and stop_for_an_hour(scene, 3600 / SCALE):
+            scene.count(HOUR)
+        if now >= following:
+            planned = next(plan)
+            if KINDS[planned.kind][0](scene, random.Random(planned.seed)):
+                scene.count(planned.kind)
+            following = now + planned.pause * slower
+        if now - attended > ATTEND_SECONDS:
+            scene.resume_nodes()
+            attended = now
+        time.sleep(TICK_SECONDS)
+    scene.work(everything=True)
 
 
-def make_corpus(folder: Path) -> Path:
-    folder.mkdir()
-    (folder / "digest").write_text("d1")
-    return folder
+def await_end(scene: Scene, seconds: float) -> str:
+    """Wait until the chain has ended by itself; its state."""
+    deadline = time.monotonic() + seconds
+    while (state := chain_state(scene.results)) not in ("ended", "broken") and time.monotonic() < deadline:
+        scene.resume_nodes()
+        time.sleep(ATTEND_SECONDS)
+    return state
 
 
-def command(source: Path, what: str, results: Path, chosen: argparse.Namespace, corpus: Path) -> list[str]:
-    shape = ["--folds", str(chosen.folds), "--seeds", str(chosen.seeds), "--steps", str(chosen.steps)]
-    places = ["--results", str(results), "--corpus", str(corpus), "--step-seconds", str(chosen.step_seconds)]
-    return [sys.executable, str(source / "launch.py"), what, "chaos", *shape, *places]
+def chain_state(results: Path) -> str:
+    """State of the last link of the chain; "" if it cannot be read."""
+    try:
+        return str(json.loads((results / "chaos" / "controller.json").read_text())["state"])
+    except (OSError, ValueError, KeyError):
+        return ""
 
 
-def disturb(scene: Scene, seconds: float) -> tuple[Counter[str], int]:
-    """Inject faults for most of the time, then wait for the end. Returns what was injected how often, and the last pass's exit code."""
-    injected: Counter[str] = Counter()
-    names = list(FAULTS)
-    weights = [FAULTS[name][1] for name in names]
-    begun = time.monotonic()
-    code = 3
-    while time.monotonic() - begun < seconds and code == 3:
-        restore(scene)
-        quiet = time.monotonic() - begun > seconds * QUIET_SHARE
-        if not quiet:
-            name = scene.random.choices(names, weights)[0]
-            if FAULTS[name][0](scene):
-                injected[name] += 1
-                sys.stdout.write(f"{time.monotonic() - begun:6.1f} s  {name}\n")
-                sys.stdout.flush()
-            time.sleep(scene.random.uniform(*PAUSE_SECONDS))
-        else:
-            restore(scene, everything=True)
-            time.sleep(3)
-        if not scene.processes("launch.py", "control") or quiet:
-            process = scene.start_pass()  # whoever looks at the grid runs a pass
-            try:
-                code = process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-            if code not in (0, 3, 4):
-                sys.stdout.write(f"         a pass by hand left with {code}: see {scene.results.parent}/by-hand.log\n")
-                code = 3
-    restore(scene, everything=True)
-    return injected, code
+@contextmanager
+def own_file_system(folder: Path) -> Iterator[None]:
+    """A small file system of its own for a folder, which can be full, if this is root."""
+    folder.mkdir(parents=True)
+    if os.getuid() != 0:
+        yield
+        return
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={RESULTS_BYTES}", "chaos", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        shutil.copytree(folder, folder.with_name(f"{folder.name}-kept"), symlinks=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def main(arguments: list[str]) -> int:
-    """Run it; 0 only if the disturbed grid ended with the undisturbed one's table and no stage was ever executed twice at once."""
+    """Run it; 0 only if the disturbed grid ended by itself with the undisturbed one's table, and no stage was executed twice at once."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos")
-    parser.add_argument("--minutes", type=float, default=10.0, help="for the disturbed run")
+    parser.add_argument("--minutes", type=float, default=20.0, help="time limit of the disturbed run")
+    parser.add_argument("--faults", type=int, default=300)
+    parser.add_argument("--slower", type=float, default=1.0, help="factor on the pauses between faults, for a machine that has other work")
     parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--folds", type=int, default=4)
-    parser.add_argument("--seeds", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--step-seconds", type=float, default=1.2)
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--step-seconds", type=float, default=0.8)
     parser.add_argument("--keep", action="store_true", help="leave the folder there")
     chosen = parser.parse_args(arguments)
     seed = chosen.seed if chosen.seed is not None else random.SystemRandom().randrange(10**6)
-    sys.stdout.write(f"seed {seed}\n")
+    sys.stdout.write(
+        f"seed {seed}: python -m tests.chaos --seed {seed} --faults {chosen.faults} injects the same faults in the same order\n"
+    )
     folder = Path(tempfile.mkdtemp(prefix="chaos"))
     source = make_source(folder / "source")
-    calm, wild = folder / "calm", folder / "wild"
-    for place in (calm, wild):
-        place.mkdir()
     begun = time.monotonic()
-    done = subprocess.run(command(source, "local", calm / "results", chosen, make_corpus(calm / "corpus")), check=False, cwd=source)
-    sys.stdout.write(f"undisturbed, on this machine: exit code {done.returncode}, {time.monotonic() - begun:.0f} s\n")
-    cluster = Cluster(folder / "slurm", ClusterSettings(nodes=6, cpus=2))
-    cluster.up()
-    try:
-        sbatch = shutil.which("sbatch", path=cluster.environment["PATH"]) or "sbatch"
-        wrapper = folder / "bin" / "sbatch"
-        wrapper.parent.mkdir()
-        wrapper.write_text(LOST_REPLY % sbatch)
-        wrapper.chmod(wrapper.stat().st_mode | stat.S_IXUSR)
-        os.environ["PATH"] = f"{wrapper.parent}:{os.environ['PATH']}"
-        scene = Scene(cluster, source, wild / "results", random.Random(seed))
-        begun = time.monotonic()
-        corpus = make_corpus(wild / "corpus")
-        started = subprocess.run(
-            command(source, "start", scene.results, chosen, corpus), check=False, cwd=source, env=dict(cluster.environment)
-        )
-        if started.returncode:
-            return started.returncode
-        injected, code = disturb(scene, chosen.minutes * 60)
-        seconds = time.monotonic() - begun
-        lost = Path(f"{wrapper}.lost")
-        injected["sbatch reply lost"] = len(lost.read_text().splitlines()) if lost.exists() else 0
-        left = quietly(scene, "squeue", "-h", "-o", "%i %j %T %r")
-    finally:
-        cluster.down()
-    wrong = (
-        differences(table(calm / "results", source), table(scene.results, source)) if code == 0 else [f"not complete (exit code {code})"]
-    )
-    wrong += overlaps(corpus / "trace")
-    sys.stdout.write(f"disturbed: exit code {code}, {seconds:.0f} s; left in the queue: {left or 'nothing'}\n")
-    sys.stdout.write(f"faults: {sum(injected.values())}: " + ", ".join(f"{count} {name}" for name, count in injected.most_common()) + "\n")
+    code = run_launcher(source, "local", folder / "calm" / "results", make_corpus(folder / "calm" / "corpus"), chosen)
+    sys.stdout.write(f"undisturbed, on this machine: exit code {code}, {time.monotonic() - begun:.0f} s\n")
+    wrong = run_disturbed(folder, source, seed, chosen)
     sys.stdout.write("\n".join(wrong) + "\n" if wrong else "the tables are the same, byte for byte; no stage was executed twice at once\n")
     if not chosen.keep and not wrong:
         shutil.rmtree(folder, ignore_errors=True)
     else:
         sys.stdout.write(f"everything lies in {folder}\n")
     return 1 if wrong else 0
+
+
+def run_disturbed(folder: Path, source: Path, seed: int, chosen: argparse.Namespace) -> list[str]:
+    """The disturbed grid; what went wrong."""
+    results, corpus, lost = folder / "wild" / "results", make_corpus(folder / "wild" / "corpus"), folder / "lost-replies"
+    control = folder / "control"
+    control.mkdir()
+    cluster = Cluster(folder / "slurm", ClusterSettings(nodes=6, cpus=2))
+    with own_file_system(results):
+        cluster.up()
+        try:
+            lose_replies(folder / "bin", lost, cluster.environment["PATH"])
+            os.environ["PATH"] = f"{folder / 'bin'}:{os.environ['PATH']}"
+            scene = Scene(cluster, source, results, control)
+            make_operator(scene)
+            code = run_launcher(source, "start", results, corpus, chosen, cluster.environment, build(control, results))
+            if code:
+                return [f"not launched (exit code {code})"]
+            disturb(scene, seed, chosen.faults, chosen.minutes * 60, chosen.slower)
+            struck = time.monotonic() - scene.begun
+            state = await_end(scene, max(60.0, chosen.minutes * 60 - struck))
+            seconds = time.monotonic() - scene.begun
+            code = scene.start_pass().wait(120)
+            left = scene.quietly("squeue", "-h", "-o", "%i %j %T %r")
+        finally:
+            cluster.down()
+        scene.counts[LOST_REPLY] = len(lost.read_text().splitlines()) if lost.exists() else 0
+        sys.stdout.write(f"disturbed: faults for {struck:.0f} s, end after {seconds:.0f} s; left in the queue: {left or 'nothing'}\n")
+        sys.stdout.write(f"{scene.total} faults:\n" + "".join(f"{number:6}  {kind}\n" for kind, number in scene.counts.most_common()))
+        wrong = [f"no fault of the kind: {kind}" for kind in missing(scene.counts, root=os.getuid() == 0)]
+        wrong += [f"{scene.total} faults only: the grid is too small for {chosen.faults}"] if scene.total < chosen.faults else []
+        wrong += [] if state == "ended" else [f"the chain has not ended by itself, but is {state or 'not known'}"]
+        wrong += [] if code == 0 else [f"not complete (exit code {code}): see by-hand.log"]
+        if code == 0:
+            wrong += differences(table(folder / "calm" / "results", source), table(results, source))
+        return wrong + overlaps(corpus / "trace", scene.zombies)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import subprocess
 import sys
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,11 +21,19 @@ def differences(calm: str, wild: str) -> list[str]:
     return list(difflib.unified_diff(calm.splitlines(), wild.splitlines(), "undisturbed", "disturbed", lineterm="", n=0))
 
 
-def overlaps(traces: Path) -> list[str]:
-    """Stages whose executions overlapped: the steps of an attempt must follow one another without another attempt's in between."""
+def overlaps(traces: Path, zombies: Sequence[tuple[str, float, float]] = ()) -> list[str]:
+    """Stages whose executions overlapped: the steps of an attempt must follow one another without another attempt's in between.
+
+    `zombies`: nodes that were cut off while their jobs lived on, with the time from and to: what ran there may overlap.
+    """
     found = []
     for path in sorted(traces.iterdir()):
-        attempts = [line.split()[0] for line in path.read_text().splitlines()]
+        steps = [line.split() for line in path.read_text().splitlines()]
+        attempts = [
+            attempt
+            for attempt, _, moment, host, _ in steps
+            if not any(host == node and begin <= float(moment) <= end for node, begin, end in zombies)
+        ]
         begun = attempts[:1] + [after for before, after in pairwise(attempts) if after != before]
         if len(begun) != len(set(begun)):
             found.append(f"stage {path.name}: attempts ran at the same time: {' '.join(begun)}")

@@ -2,46 +2,52 @@
 
     launch.py start | local | reconcile | control | worker | collect  ...      copied as `launch.py` into the source tree of the run
 
-Waits are shortened (a submission of unknown outcome is settled after seconds, not a minute), the logic is the product's.
+Waits are `SCALE` times as short (a submission of unknown outcome is settled after 3 s, not a minute), the logic is the product's. Limits
+that must exceed the time that a process or a command takes on a busy machine are shortened by less, pauses after storage errors by more.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from jobs.experiment.config import Cluster, Experiment, OutlierRule, Policy, StageResources
+from jobs.experiment.config import Cluster, Experiment, OutlierRule, Policy, SlurmSite, StageResources
 from jobs.experiment.launched import Corpus, Launched, launch, reopen, store
 from jobs.slurm import client as slurm_client
 from jobs.store import attempts as liveness
+from jobs.store.clock import file_time, measure
 from jobs.store.layout import Layout
 from jobs.worker.task import Workplace, load_object
 
 ROOT = Path(__file__).resolve().parent
 REGISTRY_NAME = "ser_core.registry:REGISTRY"  # the chaos registry lies there in the run's source tree
-SETTLE_SECONDS = 8.0
+SCALE = 20.0
+SETTLE_SECONDS = 60.0 / SCALE
+LOOK_SECONDS = 5.0  # three queries and an sbatch must fit into UNDERWAY_SECONDS
+POLL_MINUTES = 0.1  # 6 s: of two links that wait, a slurmctld that loses its last seconds knows one
 NAME = "chaos"
 
 
 def shorten_waits() -> None:
     """Set waits to seconds instead of minutes; called before the modules that copy the values are imported."""
-    liveness.GONE_SECONDS, liveness.QUIET_SECONDS = 25.0, 60.0
-    slurm_client.UNDERWAY_SECONDS = 12.0
+    liveness.GONE_SECONDS, liveness.QUIET_SECONDS = 10.0, 300.0 / SCALE
+    liveness.Heartbeat = partial(liveness.Heartbeat, seconds=liveness.HEARTBEAT_SECONDS / SCALE)  # type: ignore[misc, assignment]
+    slurm_client.UNDERWAY_SECONDS, slurm_client.SUBMIT_SECONDS = 30.0, round(120 / SCALE)
 
 
-def experiment_of(methods: Sequence[str], folds: int, seeds: int, recipe: Any, cluster: Cluster) -> Experiment:
+def experiment_of(methods: Sequence[str], folds: int, seeds: int, recipe: Any, cluster: Cluster, variables: dict[str, str]) -> Experiment:
     """Short stages, one CPU each."""
     small = StageResources(cpus=1, gpus=0, memory_gb=0.2, minutes=10, runs_per_task=1)
-    policy = Policy(poll_minutes=0.05, controller_minutes=3, max_attempts=40, max_failures=10_000, outliers=OutlierRule.pooled)
+    policy = Policy(poll_minutes=POLL_MINUTES, controller_minutes=3, max_attempts=40, max_failures=10_000, outliers=OutlierRule.pooled)
     return Experiment(
         name=NAME,
         corpus="chaos",
@@ -52,20 +58,24 @@ def experiment_of(methods: Sequence[str], folds: int, seeds: int, recipe: Any, c
         resources={"default": small, "finetune": replace(small, runs_per_task=2)},
         policy=policy,
         recipe=recipe,
+        slurm=SlurmSite(environment=variables),
     )
 
 
-def launched_of(results: Path, corpus: Path, folds: int, seeds: int, steps: int, step_seconds: float, cluster: Cluster) -> Launched:
+def launched_of(chosen: argparse.Namespace, cluster: Cluster, step_seconds: float) -> Launched:
     """The experiment, launched now."""
     module = load_object(REGISTRY_NAME.partition(":")[0])
-    experiment = experiment_of(module.REGISTRY.methods, folds, seeds, module.Recipe(steps=steps, step_seconds=step_seconds), cluster)
-    prepared = Corpus("chaos", "d1", tuple(experiment.folds), str(corpus))
-    return launch(experiment, prepared, module.REGISTRY, Layout(results.resolve(), NAME))
+    recipe = module.Recipe(steps=chosen.steps, step_seconds=step_seconds)
+    experiment = experiment_of(module.REGISTRY.methods, chosen.folds, chosen.seeds, recipe, cluster, json.loads(chosen.variables))
+    prepared = Corpus("chaos", "d1", tuple(experiment.folds), str(chosen.corpus))
+    measure(chosen.results.resolve())
+    return launch(experiment, prepared, module.REGISTRY, Layout(chosen.results.resolve(), NAME))
 
 
 def reopened(results: Path) -> Launched:
     """The experiment as it was launched."""
     module = load_object(REGISTRY_NAME.partition(":")[0])
+    measure(results.resolve())
     return reopen(Layout(results.resolve(), NAME), module.REGISTRY, module.Recipe)
 
 
@@ -77,9 +87,13 @@ def workplace(launched: Launched) -> Workplace:
 
 
 def arrays(launched: Launched) -> Any:
+    from jobs.control import failure_policy
     from jobs.slurm.executor import SlurmArrays
 
-    return SlurmArrays(launched.experiment, launched.layout, workplace(launched), source=ROOT, settle_seconds=SETTLE_SECONDS)
+    failure_policy.STORAGE_SECONDS /= 5 * SCALE
+    failure_policy.LONGEST_PAUSE /= 50 * SCALE
+    client = slurm_client.SlurmClient(look_seconds=LOOK_SECONDS)
+    return SlurmArrays(launched.experiment, launched.layout, workplace(launched), source=ROOT, settle_seconds=SETTLE_SECONDS, client=client)
 
 
 def control(results: Path) -> int:
@@ -95,18 +109,19 @@ def control(results: Path) -> int:
         lambda: reconcile(desired_of(launched), executor),
         Chain(launched.experiment, launched.layout, source=ROOT),
         deadline=launched.since + policy.controller_days * 86400,
+        clock=partial(file_time, launched.layout.root),
     )
     return 1 if end is LinkEnd.alone else 0
 
 
-def run_here(results: Path, corpus: Path, folds: int, seeds: int, steps: int) -> int:
+def run_here(chosen: argparse.Namespace) -> int:
     """The undisturbed run, on this machine and without sleeping."""
     from jobs.control.controller import desired_of, run_local
     from jobs.experiment.config import resources_of
     from jobs.local.executor import LocalExecutor
     from jobs.worker.machine import Capacity
 
-    launched = launched_of(results, corpus, folds, seeds, steps, 0.0, Cluster.local)
+    launched = launched_of(chosen, Cluster.local, 0.0)
     store(launched)
     capacity = Capacity(os.cpu_count() or 1, (), 8.0)
     with LocalExecutor(
@@ -136,12 +151,12 @@ def one_pass(results: Path) -> int:
     return 0 if report.complete else 4 if plan.settled else 3
 
 
-def start(results: Path, corpus: Path, folds: int, seeds: int, steps: int, step_seconds: float) -> int:
+def start(chosen: argparse.Namespace) -> int:
     """Launch on Slurm and leave."""
     from jobs.control.controller import desired_of, reconcile
     from jobs.slurm.chain import Chain
 
-    launched = launched_of(results, corpus, folds, seeds, steps, step_seconds, Cluster.slurm)
+    launched = launched_of(chosen, Cluster.slurm, chosen.step_seconds)
     store(launched)
     reconcile(desired_of(launched), arrays(launched))
     sys.stdout.write(Chain(launched.experiment, launched.layout, source=ROOT).ensure().sentence + "\n")
@@ -180,6 +195,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seeds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--step-seconds", type=float, default=0.5)
+    parser.add_argument("--variables", default="{}", help="environment of the jobs, as JSON")
     chosen = parser.parse_args(arguments)
     shorten_waits()
     if chosen.command == "worker":
@@ -193,8 +209,8 @@ def main(arguments: list[str]) -> int:
     if chosen.command == "table":
         return table(chosen.results)
     if chosen.command == "local":
-        return run_here(chosen.results, chosen.corpus, chosen.folds, chosen.seeds, chosen.steps)
-    return start(chosen.results, chosen.corpus, chosen.folds, chosen.seeds, chosen.steps, cast(float, chosen.step_seconds))
+        return run_here(chosen)
+    return start(chosen)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 The state of a stage is a digest; each step hashes it once more, every few steps it is written down as a checkpoint. What comes out
 depends on settings, fold, seed and upstream digests alone. Some seeds end as outliers, some diverge: drawn from the digest, so always
-the same ones. Every execution leaves a line per step in the corpus folder's `trace/KEY`, from which overlapping executions can be told.
+the same ones. Every execution leaves a line per step in the corpus folder's `trace/KEY`, with the time of the boot-time clock and the node,
+from which overlapping executions can be told.
 This file is copied into a source tree of its own as `ser_core/registry.py`, where jobs find it.
 """
 
@@ -50,7 +51,7 @@ class Call:
 
 
 class Stopped(Exception):  # noqa: N818 - an ending, not an error
-    """Asked to stop; a checkpoint was written."""
+    """Asked to stop, and a checkpoint was written; or superseded."""
 
     interrupted = True
 
@@ -103,17 +104,23 @@ class ChaosRegistry:
         }
         first = hashlib.sha256(json.dumps([stage, dict(settings), arguments["fold"], arguments["seed"], digests]).encode()).hexdigest()
         step, digest = _restored(checkpoint, first)
+
+        def save() -> None:
+            if arguments.get("superseded", lambda: False)():
+                raise Stopped("a later attempt has begun and owns the checkpoints")
+            _save(checkpoint, {"identity": first, "step": step, "digest": digest}, arguments.get("attempt", 0))
+
         report(f"begins at step {step}")
         while step < settings["steps"]:
             if arguments["should_stop"]():
-                _save(checkpoint, first, step, digest)
+                save()
                 raise Stopped(f"stopped at step {step}")
             time.sleep(runtime["step_seconds"])
             digest = hashlib.sha256(digest.encode()).hexdigest()
             step += 1
             _append(trace, output.parents[0].name, step)
             if step % runtime["save_every"] == 0:
-                _save(checkpoint, first, step, digest)
+                save()
         luck = bytes.fromhex(digest)
         if stage == "finetune" and luck[0] < DIVERGED:
             raise Diverged(f"the loss is nan at step {step}")
@@ -141,17 +148,17 @@ def _restored(folder: Path, identity: str) -> tuple[int, str]:
         return 0, identity
 
 
-def _save(folder: Path, identity: str, step: int, digest: str) -> None:
-    temporary = folder / f".state.{os.getpid()}"
+def _save(folder: Path, value: Mapping[str, Any], attempt: int) -> None:
+    temporary = folder / f".state.{attempt}.{os.getpid()}"
     with temporary.open("w") as file:
-        json.dump({"identity": identity, "step": step, "digest": digest}, file)
+        json.dump(value, file)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(folder / "state.json")
 
 
 def _append(trace: Path, attempt: str, step: int) -> None:
-    line = f"{attempt} {step} {time.time():.3f} {socket.gethostname()} {os.getpid()}\n"
+    line = f"{attempt} {step} {time.clock_gettime(time.CLOCK_BOOTTIME):.3f} {socket.gethostname()} {os.getpid()}\n"
     descriptor = os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         os.write(descriptor, line.encode())

@@ -1,4 +1,4 @@
-"""Faults injected into a running grid: each acts once on real processes and returns whether it found a target."""
+"""The grid that is disturbed: its processes and jobs, what is to be repaired later, and the count of the faults that struck."""
 
 from __future__ import annotations
 
@@ -9,28 +9,89 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.slurm_cluster.cluster import Cluster
 
-AWAY_SECONDS = (1.0, 6.0)  # how long a node or slurmctld stays away
+PATIENCE_SECONDS = 12.0  # for which a fault waits for its target, a link that makes its pass
+
+
+@dataclass
+class Deferred:
+    """An action that is tried from `due` to `until` until it returns True; times in seconds of the monotonic clock."""
+
+    due: float
+    until: float
+    action: Callable[[], bool]
+    kind: str = ""  # fault to count when it has succeeded; "": a repair
 
 
 @dataclass
 class Scene:
-    """The grid that is disturbed."""
+    """A running grid on a test cluster."""
 
     cluster: Cluster
     source: Path  # source tree of the run
     results: Path
-    random: random.Random
-    down: dict[str, float] = field(default_factory=dict)  # node -> when it comes back, monotonic seconds
+    control: Path  # folder of tests.chaos.injection
+    counts: Counter[str] = field(default_factory=Counter)
+    begun: float = field(default_factory=time.monotonic)
+    away: bool = False  # slurmctld is stopped
+    absent: set[str] = field(default_factory=set)  # nodes that are off, or whose slurmd is stopped
+    mounted: set[str] = field(default_factory=set)  # nodes on which the results folder is covered
+    zombies: list[tuple[str, float, float]] = field(default_factory=list)  # node, from, to: time of the boot-time clock
+    deferred: list[Deferred] = field(default_factory=list)
     hand: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
+    # ---- faults
+
+    def count(self, kind: str) -> None:
+        """Count a fault that struck, and print it."""
+        self.counts[kind] += 1
+        sys.stdout.write(f"{time.monotonic() - self.begun:6.1f} s  {self.total:4}  {kind}\n")
+        sys.stdout.flush()
+
+    @property
+    def total(self) -> int:
+        return self.counts.total()
+
+    def later(self, seconds: float, repair: Callable[[], object]) -> None:
+        """Repair something after some seconds."""
+        moment = time.monotonic() + seconds
+
+        def repaired() -> bool:
+            repair()
+            return True
+
+        self.deferred.append(Deferred(moment, moment, repaired))
+
+    def pursue(self, kind: str, seconds: float, fault: Callable[[], bool], patience: float = PATIENCE_SECONDS) -> None:
+        """Try to inject a fault from `seconds` on, for `patience` seconds, and count it if that succeeds."""
+        moment = time.monotonic() + seconds
+        self.deferred.append(Deferred(moment, moment + patience, fault, kind))
+
+    def work(self, *, everything: bool = False) -> None:
+        """Do what is due; `everything`: all repairs, and no further fault."""
+        now = time.monotonic()
+        for each in list(self.deferred):
+            if not (everything or now >= each.due):
+                continue
+            if each.kind and everything:
+                self.deferred.remove(each)
+            elif each.action():
+                self.deferred.remove(each)
+                if each.kind:
+                    self.count(each.kind)
+            elif now > each.until:
+                self.deferred.remove(each)
+
+    # ---- processes
+
     def processes(self, *words: str) -> list[int]:
-        """Processes of this run whose command line holds all of `words`, on whatever node they are."""
+        """Processes of this run whose command line holds all of `words`, on whatever node they are, oldest first."""
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
@@ -38,16 +99,28 @@ class Scene:
                     line = (entry / "cmdline").read_bytes().decode(errors="replace")
                     if str(self.results) in line and all(word in line for word in words) and int(entry.name) != os.getpid():
                         found.append(int(entry.name))
-        return found
+        return sorted(found)
 
-    def kill_one(self, *words: str) -> bool:
+    def workers(self) -> list[int]:
+        return self.processes("python", "launch.py", "worker", "tasks")
+
+    def variable_of_workers(self, name: str) -> list[str]:
+        """Values of an environment variable of the workers, such as the numbers of their jobs."""
+        found: set[str] = set()
+        for pid in self.workers():
+            with contextlib.suppress(OSError):
+                words = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+                found.update(word.partition("=")[2] for word in words if word.startswith(f"{name}="))
+        return sorted(found)
+
+    def kill_one(self, drawn: random.Random, found: list[int]) -> bool:
         """SIGKILL one of those processes."""
-        found = self.processes(*words)
         if not found:
             return False
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self.random.choice(found), signal.SIGKILL)
-        return True
+            os.kill(drawn.choice(found), signal.SIGKILL)
+            return True
+        return False
 
     def start_pass(self) -> subprocess.Popen[bytes]:
         """Start a pass of the controller by hand, beside everything else that runs."""
@@ -57,126 +130,42 @@ class Scene:
         self.hand = [*(each for each in self.hand if each.poll() is None), process]
         return process
 
+    # ---- Slurm
 
-def kill_worker(scene: Scene) -> bool:
-    return scene.kill_one("launch.py", "worker", "tasks")
+    def quietly(self, *command: str, user: str = "") -> str:
+        """Output of a client command; "" if Slurm does not answer."""
+        if self.away:
+            return ""
+        with contextlib.suppress(subprocess.SubprocessError):
+            return self.cluster.run(*command, check=False, timeout=10, user=user)
+        return ""
 
+    def running_elements(self) -> list[str]:
+        """Array elements that run now."""
+        return [line for line in self.quietly("squeue", "-h", "-t", "running", "-o", "%i").split() if "_" in line]
 
-def kill_step(scene: Scene) -> bool:
-    """SIGKILL a whole step through Slurm."""
-    jobs = running_elements(scene)
-    if not jobs:
-        return False
-    quietly(scene, "scancel", "--signal=KILL", "--full", scene.random.choice(jobs))
-    return True
+    def waiting_link(self) -> str:
+        """Job id of the link that makes the next pass; "" if there is none."""
+        lines = [line.split() for line in self.quietly("squeue", "-h", "-t", "pending", "-o", "%i %j").splitlines()]
+        links = sorted(int(words[0]) for words in lines if len(words) == 2 and ".control." in words[1] and words[0].isdigit())
+        return str(links[0]) if links else ""
 
+    def busy_nodes(self) -> list[str]:
+        """Nodes with a worker that no fault has taken away; none if fewer than three nodes are left."""
+        here = [node for node in self.cluster.settings.node_names if node not in self.absent]
+        return [node for node in self.variable_of_workers("SLURMD_NODENAME") if node in here] if len(here) > 2 else []
 
-def kill_link(scene: Scene) -> bool:
-    """SIGKILL the controller that Slurm runs."""
-    return scene.kill_one("launch.py", "control")
+    def resume_nodes(self) -> None:
+        """Resume nodes that Slurm has drained, as an administrator does.
 
-
-def kill_pass(scene: Scene) -> bool:
-    """Start a pass by hand and SIGKILL it somewhere in the middle."""
-    process = scene.start_pass()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(scene.random.uniform(0.05, 1.5))
-    if process.poll() is not None:
-        return False
-    process.kill()
-    process.wait()
-    return True
-
-
-def second_pass(scene: Scene) -> bool:
-    """Two controllers at once: a pass by hand beside the chain's."""
-    scene.start_pass()
-    return True
-
-
-def kill_node(scene: Scene) -> bool:
-    """Power a node off; Slurm is informed, as by a health check, or detects it itself."""
-    up = [node for node in scene.cluster.settings.node_names if node not in scene.down]
-    if len(up) < 2:
-        return False
-    node = scene.random.choice(up)
-    scene.cluster.kill_node(node)
-    scene.down[node] = time.monotonic() + scene.random.uniform(*AWAY_SECONDS)
-    quietly(scene, "scontrol", "update", f"nodename={node}", "state=down", "reason=power")
-    return True
+        A slurmctld that was killed forgets its last second; where a node then reports a job that it does not know, the node is drained.
+        """
+        for line in self.quietly("sinfo", "-h", "-N", "-p", "main", "-o", "%N %T").splitlines():
+            node, _, state = line.partition(" ")
+            if node not in self.absent and state.startswith(("drain", "down")):
+                self.quietly("scontrol", "update", f"nodename={node}", "state=resume")
 
 
-def kill_slurmctld(scene: Scene) -> bool:
-    """SIGKILL slurmctld: it loses the last second or two; start it again after a while."""
-    scene.cluster.stop_controller(signal.SIGKILL)
-    time.sleep(scene.random.uniform(*AWAY_SECONDS) / 2)
-    scene.cluster.start_controller()
-    return True
-
-
-def requeue_element(scene: Scene) -> bool:
-    jobs = running_elements(scene)
-    if not jobs:
-        return False
-    quietly(scene, "scontrol", "requeue", scene.random.choice(jobs))
-    return True
-
-
-def deafen_slurmctld(scene: Scene) -> bool:
-    """Suspend slurmctld for a moment."""
-    scene.cluster.pause_controller()
-    time.sleep(scene.random.uniform(1.0, 4.0))
-    scene.cluster.resume_controller()
-    return True
-
-
-def tear_result(scene: Scene) -> bool:
-    """Truncate a result: it then counts neither as success nor as failure."""
-    found = [path for path in scene.results.glob("store/finetune/*/result.json") if path.stat().st_size]
-    if not found:
-        return False
-    path = scene.random.choice(found)
-    path.write_bytes(path.read_bytes()[: scene.random.randrange(0, 200)])
-    return True
-
-
-FAULTS: dict[str, tuple[Callable[[Scene], bool], int]] = {  # name -> what to do, how often relative to the others
-    "worker killed": (kill_worker, 8),
-    "step killed": (kill_step, 4),
-    "controller killed": (kill_link, 4),
-    "pass by hand killed": (kill_pass, 5),
-    "second controller": (second_pass, 3),
-    "node powered off": (kill_node, 3),
-    "slurmctld killed": (kill_slurmctld, 2),
-    "element requeued": (requeue_element, 4),
-    "slurmctld deaf": (deafen_slurmctld, 1),
-    "result torn": (tear_result, 1),
-}
-
-
-def running_elements(scene: Scene) -> list[str]:
-    """Array elements that run now."""
-    lines = quietly(scene, "squeue", "-h", "-t", "running", "-o", "%i").split()
-    return [line for line in lines if "_" in line]
-
-
-def restore(scene: Scene, *, everything: bool = False) -> None:
-    """Restart what has been down long enough, and resume nodes that Slurm has drained, as an administrator does.
-
-    A slurmctld that was killed forgets its last second; where a node then reports a job that it does not know, the node is drained.
-    """
-    for node, until in list(scene.down.items()):
-        if everything or time.monotonic() > until:
-            scene.cluster.start_node(node)
-            del scene.down[node]
-    for line in quietly(scene, "sinfo", "-h", "-N", "-p", "main", "-o", "%N %T").splitlines():
-        node, _, state = line.partition(" ")
-        if node not in scene.down and state.startswith(("drain", "down")):
-            quietly(scene, "scontrol", "update", f"nodename={node}", "state=resume")
-
-
-def quietly(scene: Scene, *command: str) -> str:
-    """Output of a client command; "" if Slurm does not answer."""
-    with contextlib.suppress(subprocess.SubprocessError):
-        return scene.cluster.run(*command, check=False, timeout=15)
-    return ""
+def boot_seconds() -> float:
+    """Time of the clock that nobody sets, the same on all nodes of a test cluster."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -17,7 +17,7 @@ from tests.slurm_cluster.cluster import Cluster
 def test_three_methods_from_sbatch_to_pdf(slurm_cluster: Cluster, small_data: Path, tmp_path: Path) -> None:
     """All three methods run as job arrays and end in a table that compiles; again, nothing is submitted; here, the numbers are the same.
 
-    A task computes a stage of both folds, or two clusterings: it imports torch once.
+    A task computes both clusterings of a fold: it imports torch once.
     """
     run, here = CommandLine(small_data, tmp_path / "slurm"), CommandLine(small_data, tmp_path / "local")
     local = here.start("grid", "demo", *SMALL, "folds=[1]")  # computes meanwhile

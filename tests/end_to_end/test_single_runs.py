@@ -42,7 +42,7 @@ def test_a_run_that_diverges_with_every_seed_is_told_whole(small_data: Path, tmp
     assert re.search(r"seed 0 \[\w{8}\]: dropped: Diverged: finetune: the loss is nan", story)
     key = re.search(r"seed 1000 \[(\w{8})\]: fills the slot now", story)
     assert key is not None
-    assert "divergence: the slot gets its next reserve seed" in story
+    assert "divergence: the slot of a run gets its next reserve seed" in story
     assert "no reserve seed is left; change the recipe, or raise policy.max_seeds, and launch again" in story
     log = run("logs", "demo", key[1])
     assert "Traceback" in log.stdout

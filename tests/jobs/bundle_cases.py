@@ -73,9 +73,20 @@ def compute(layout: Layout, node: Node) -> None:
         "runtime": {"weights": "random", "backbone": {"checkpoint": f"/home/{USER}/weights.pt"}},
     }
     result = Result(
-        **{"key": node.key, "stage": node.stage, "version": node.version, "fold": node.fold, "seed": node.seed},
-        **{"corpus": "fake", "corpus_digest": "d1", "settings": node.settings, "upstream": node.upstream, "attempt": 1},
-        **{"metrics": {}, "provenance": provenance, "confusion": ((right, 50 - right), (10, 40)), "classes": ("angry", "sad")},
+        key=node.key,
+        stage=node.stage,
+        version=node.version,
+        fold=node.fold,
+        seed=node.seed,
+        corpus="fake",
+        corpus_digest="d1",
+        settings=node.settings,
+        upstream=node.upstream,
+        attempt=1,
+        metrics={},
+        provenance=provenance,
+        confusion=((right, 50 - right), (10, 40)),
+        classes=("angry", "sad"),
         artifacts={path.name: file_digest(path) for path in sorted(output.iterdir())},
     )
     write_result(folder, result)

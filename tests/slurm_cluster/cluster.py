@@ -117,7 +117,7 @@ class Cluster:
         def idle() -> bool:
             return self.run("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N").count("n") == self.settings.nodes
 
-        if not wait_until(idle, 40, 0.1):
+        if not wait_until(idle, 120, 0.1):
             raise ClusterError(f"not all nodes came up: {self.folder}/log/slurmd-*.log, {self.folder}/log/unshare-*.out")
 
     def kill_node(self, node: str) -> None:
@@ -126,10 +126,19 @@ class Cluster:
 
     @contextlib.contextmanager
     def hidden_from(self, node: str, folder: Path) -> Iterator[None]:
-        """While the block lasts, a node sees an empty folder there, as after the loss of a mount. Needs nodes in namespaces."""
+        """While the block lasts, a node sees an empty folder there, as after the loss of a mount. Needs nodes in namespaces.
+
+        umount reads /proc/self, which is that of the node: hence its process numbers too.
+        """
         init = self.processes.get(f"init-{node}")
         assert init is not None, node
-        inside = ["nsenter", f"--target={init.pid}", "--mount", *([] if os.getuid() == 0 else ["--user", "--preserve-credentials"])]
+        inside = [
+            "nsenter",
+            f"--target={init.pid}",
+            "--mount",
+            "--pid",
+            *([] if os.getuid() == 0 else ["--user", "--preserve-credentials"]),
+        ]
         self.run(*inside, "mount", "-t", "tmpfs", "none", str(folder))
         try:
             yield
@@ -172,7 +181,7 @@ class Cluster:
     def start_controller(self) -> None:
         """Start slurmctld and wait until it answers."""
         self.processes.start("slurmctld", ["slurmctld", "-D"], self.environment)
-        self._wait("slurmctld", 20, "scontrol", "ping", expect="UP")
+        self._wait("slurmctld", 60, "scontrol", "ping", expect="UP")
 
     def _plug_in(self, node: str, process: str) -> None:
         """Join the network of a node, which is that of a process, to the bridge."""

@@ -48,6 +48,11 @@ for (const table of document.querySelectorAll("table.sortable")) {
   input.addEventListener("input", () => filterBy(table, input.value.toLowerCase().split(/\s+/).filter(Boolean), output));
 }
 
+let opened = [];
 window.addEventListener("beforeprint", () => {
-  for (const each of document.querySelectorAll("details")) each.open = true;
+  opened = Array.from(document.querySelectorAll("details:not([open])"));
+  for (const each of opened) each.open = true;
+});
+window.addEventListener("afterprint", () => {
+  for (const each of opened) each.open = false;
 });

@@ -204,13 +204,14 @@ def test_a_whole_experiment_leaves_what_another_one_needs(folder: Folder, capsys
 
 
 def test_tables_stay_if_asked(folder: Folder) -> None:
-    """`--keep-tables` leaves tables and confusion matrices, and nothing else."""
+    """`--keep-tables` leaves tables, confusion matrices and the bundle, and nothing else."""
     folder.run("one", "vft", seeds=1)
+    folder.layout("one").bundle.write_text("")
     for name in ("tables", "confusion"):
         (folder.layout("one").folder / name).mkdir()
         (folder.layout("one").folder / name / "kept").write_text("")
     folder.clean("one", whole=True, keep_tables=True, yes=True)
-    assert sorted(tree(folder.layout("one").folder)) == ["confusion", "confusion/kept", "tables", "tables/kept"]
+    assert sorted(tree(folder.layout("one").folder)) == ["confusion", "confusion/kept", "one-bundle.zip", "tables", "tables/kept"]
 
 
 def test_results_that_nobody_needs_are_freed_only_if_asked(folder: Folder) -> None:

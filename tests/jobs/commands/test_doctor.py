@@ -12,7 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from jobs.commands.doctor import collect_folder, collect_python, collect_slurm, examine, file_system, probe, read_minutes, read_partitions
+from jobs.commands.doctor import (
+    collect_folder,
+    collect_python,
+    collect_slurm,
+    collect_torch,
+    examine,
+    file_system,
+    probe,
+    read_minutes,
+    read_partitions,
+)
 from jobs.commands.doctor_checks import (
     Check,
     FolderFacts,
@@ -159,6 +169,15 @@ def test_torch() -> None:
     assert by_name(judge_torch(replace(cuda, gpus=()), slurm=False))["gpus"].verdict is Verdict.note
     assert by_name(judge_torch(replace(cuda, nccl=False), slurm=True))["communication"].verdict is Verdict.problem
     assert exit_code(judge_torch(TorchFacts(error="No module named 'torch'"), slurm=False)) == 2
+
+
+def test_torch_that_is_not_imported_in_time_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine, or from a slow file system: a note, and no advice to install it again."""
+    monkeypatch.setattr("jobs.commands.doctor.TORCH", "import time; time.sleep(60)")
+    monkeypatch.setattr("jobs.commands.doctor.TORCH_SECONDS", 0.2)
+    (check,) = judge_torch(collect_torch(), slurm=True)
+    assert (check.verdict, "make setup" in check.advice) == (Verdict.note, False)
+    assert "unknown: importing it takes more than" in check.text
 
 
 def test_the_results_folder(tmp_path: Path) -> None:

@@ -162,6 +162,21 @@ def test_next_step(fact: StageFacts, flight: InFlight | None, expected: str) -> 
     assert bool(found) == bool(expected)
 
 
+def test_only_a_run_has_reserve_seeds() -> None:
+    """Where a stage that runs share diverged, more seeds of a slot would not help: its seed is another one's."""
+    graph = make_graph(methods=("tapt",), folds=("1",), seeds=1)
+    run = graph.runs[0].key
+    shared = graph.nodes[run].upstream["backbone"]
+    facts = {shared: StageFacts(diverged="NaN at step 7", attempts=1)}
+    plan = make_plan(graph, facts, {}, runs_per_task={}, limits=Limits())
+    found = next_step(shared, facts[shared], {}, plan, "the next pass")
+    assert found == "given up: NaN at step 7, and its seed is that of all its runs; change the recipe and launch again"
+    facts = {shared: StageFacts(done=True), run: StageFacts(diverged="NaN at step 7", attempts=1)}
+    plan = make_plan(graph, facts, {}, runs_per_task={}, limits=Limits())
+    found = next_step(run, facts[run], {}, plan, "the next pass")
+    assert found == "given up: NaN at step 7, and no reserve seed is left; change the recipe, or raise policy.max_seeds, and launch again"
+
+
 def test_the_request_of_an_attempt_as_text() -> None:
     """Half the work, more memory, other nodes; empty without earlier failures."""
     assert request_text(Request(1, 1.5, ("n1", "n2"))) == "1/2 of the work of one pass, 1.5 times the memory, other nodes than n1, n2"

@@ -14,7 +14,15 @@ import pytest
 from jobs.errors import UsageError
 from jobs.experiment.config import Experiment, load_experiment
 from jobs.experiment.launched import Corpus, launch
-from jobs.experiment.recipes import MethodRecipe, departures, method_recipes, recipe_sentences, training_sentences
+from jobs.experiment.recipes import (
+    MethodRecipe,
+    comparable,
+    comparison_sentences,
+    departures,
+    method_recipes,
+    recipe_sentences,
+    training_sentences,
+)
 from jobs.experiment.stored_config import resolved_values, restore_experiment
 from jobs.store.layout import Layout
 from tests.jobs.fake_registry import FakeCall, FakeRegistry
@@ -108,6 +116,20 @@ def test_sentences() -> None:
     )
     assert recipe_sentences([MethodRecipe("vft", "plain", ())], {}) == ("Recipe: preset plain.",)
     assert recipe_sentences([], {}) == ()
+
+
+def test_methods_are_compared_within_settings_that_the_schema_names(configs: Path) -> None:
+    """The rate of this one: methods at the default agree, another value is a group of its own; tables name the key."""
+
+    class ByRate(Painting):
+        compared_within: ClassVar[tuple[str, ...]] = ("rate",)
+
+    recipes = method_recipes({"one": ByRate(), "two": ByRate(speed=4), "fast": ByRate(rate=0.1), "other": ByRate(rate=0.1)}, configs)
+    assert [each.compared_within for each in recipes] == [(), (), ("rate=0.1",), ("rate=0.1",)]
+    pairs = [("one", "two"), ("fast", "other"), ("one", "fast"), ("one", "unknown")]
+    assert [comparable(recipes, *pair) for pair in pairs] == [True, True, False, True]
+    assert comparison_sentences(recipes) == ("Compared are methods with the same recipe.rate.",)
+    assert comparison_sentences(recipes[2:]) == comparison_sentences(recipes[:2]) == ()
 
 
 def test_sentences_on_the_training() -> None:

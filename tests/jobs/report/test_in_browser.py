@@ -96,6 +96,7 @@ def test_it_can_be_printed(page: Page, tmp_path: Path) -> None:
         assert words in text
     assert "Show rows that contain" not in text
     assert "Cells: mean ± sample standard deviation" in " ".join(text.split()), "details are open"
+    assert page.value("document.querySelectorAll('details[open]').length") == 0, "and closed again"
 
 
 def test_hostile_names_do_nothing(page: Page, tmp_path: Path) -> None:

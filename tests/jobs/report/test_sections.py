@@ -9,13 +9,15 @@ import pytest
 
 from jobs.report.classes_section import recalls
 from jobs.report.cost_section import bars_of, lanes_of
-from jobs.report.material import Material
+from jobs.report.material import Material, material_of
 from jobs.report.page import Cell, Figure, Section, Table
 from jobs.report.speakers_section import read_predictions
 from jobs.report.training_section import median_curve
 from jobs.report.write import page_of
 from jobs.store.scores import Confusion
 from tests.jobs.report.cases import case, experiment_case
+from tests.jobs.table_cases import published
+from tests.jobs.tables.test_measured import measured
 
 
 @pytest.fixture
@@ -136,6 +138,17 @@ def test_the_cost(material: Material) -> None:
 def test_recall_of_a_class_that_is_not_in_the_fold() -> None:
     """It has none, rather than zero."""
     assert recalls(Confusion(("a", "b", "c"), ((3, 1, 0), (0, 0, 0), (2, 0, 2)))) == {"a": 75.0, "c": 50.0}
+
+
+def test_measured_corpora_have_their_table_alone() -> None:
+    """Runs without a score: no means, no runs to drop, no switches."""
+    page = page_of(material_of(measured(), published(None)))
+    assert [each.name for each in page.sections] == ["result", "origin"]
+    assert (page.metrics, page.runs) == ({}, {})
+    assert page.sections[0].sentences == ("iemocap-shift is complete.",)
+    (table,) = page.sections[0].parts
+    assert isinstance(table, Table)
+    assert texts(table)[0][1] == "55.43"
 
 
 def test_questions_that_a_csv_file_cannot_answer_are_left_out() -> None:

@@ -167,19 +167,19 @@ def test_a_job_that_another_account_cancelled_is_not_given_up(slurm_cluster: Clu
     slurm_cluster.run("sacctmgr", "--immediate", "modify", "user", other, "set", "AdminLevel=None")
 
 
-def test_a_deleted_reservation_is_reported(slurm_cluster: Cluster, tmp_path: Path) -> None:
-    """What waits for it is held by Slurm for ever: shown as stuck, withdrawable; a later submission is rejected with Slurm's message."""
+def test_a_reservation_is_waited_for_and_an_unknown_one_is_rejected(slurm_cluster: Cluster, tmp_path: Path) -> None:
+    """What waits for a reservation is queued, not stuck, and can be withdrawn; without the reservation Slurm's message is reported."""
     window = ("starttime=now+60minutes", "duration=60", "nodes=n1", f"users={getpass.getuser()}")
     slurm_cluster.run("scontrol", "create", "reservation", "reservationname=lab", *window)
     nodes = [node("one", "states")]
     arrays = arrays_of(tmp_path, experiment_of(SlurmSite(extra={"reservation": "lab"})))
     arrays.submit(batch_of(nodes), graph_of(nodes), {})
-    assert (arrays.in_flight()["one"].phase, arrays.stuck()) == (Phase.queued, {})
-    slurm_cluster.run("scontrol", "delete", "reservation=lab")
-    until(lambda: bool(arrays.in_flight()) and "reservation" in arrays.stuck().get("one", ""))
+    until(lambda: arrays.in_flight()["one"].phase is Phase.queued and arrays.pending()["one"].reason == "Reservation")
+    assert arrays.stuck() == {}
     assert arrays.cancel(["one"]) == ("one",)
     until(lambda: not arrays.in_flight())
-    with pytest.raises(RequestRefusedError, match="reservation is invalid"):
+    slurm_cluster.run("scontrol", "delete", "reservation=lab")
+    with pytest.raises(RequestRefusedError, match="reservation"):
         arrays.submit(batch_of(nodes), graph_of(nodes), {})
 
 

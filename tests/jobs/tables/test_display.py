@@ -196,7 +196,7 @@ def test_published_means_follow_from_published_cells(table: str) -> None:
 
 def test_published_table_is_looked_up_by_name() -> None:
     """An unknown name is one line that lists the known ones and names the nearest."""
-    with pytest.raises(UsageError, match=r"^table 'iemocap_tabel1'.*savee_table2\): did you mean 'iemocap_table1'\?$"):
+    with pytest.raises(UsageError, match=r"^table 'iemocap_tabel1'.*savee_table2.*\): did you mean 'iemocap_table1'\?$"):
         load_published(CONFIGS / "published.yaml", "iemocap_tabel1")
 
 

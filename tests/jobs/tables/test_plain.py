@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,16 @@ import yaml
 from rich.console import Console
 
 from jobs.errors import UsageError
-from jobs.statistics import round_half_up
+from jobs.experiment.config import load_experiment
+from jobs.experiment.recipes import method_recipes
+from jobs.statistics import holm, round_half_up
 from jobs.tables.collect import text_of
-from jobs.tables.display import print_tables
+from jobs.tables.display import print_tables, tables_of
 from jobs.tables.latex import PLAIN, fragments
 from jobs.tables.plain import plain_tables, ratio, settings_json
 from jobs.tables.published import load_published
-from jobs.tables.summary import Summary
+from jobs.tables.summary import Summary, summarise
+from ser_core.settings import Recipe
 from tests.jobs.table_cases import CONFIGS, entry, paper_like, published, summary
 
 SUBSETS = ("8th", "4th", "half", "")
@@ -49,6 +53,41 @@ def test_methods_by_settings_have_the_shape_of_table_4() -> None:
     assert found is not None
     assert found["ratio"] == [50.0, 50.0, 50.0, None]
     assert found["mean_ua"]["P-TAPT"] == [64.5, 68.5, 70.5, 67.5]
+
+
+def test_published_figures_are_compared_with_our_intervals() -> None:
+    """In each column that has one: two slots a tenth of a point apart, with an interval of 1.3 points."""
+    means = {"vft-8th": 50.0, "vft-4th": 70.0, "vft": 67.2, "ptapt-half": 70.0}
+    found = summary(tuple(entry(method, "5", slot, ua + slot / 10) for method, ua in means.items() for slot in range(2)))
+    [table] = plain_tables(found, published("iemocap_table4"))
+    assert table.caption[-1] == (
+        "A published figure lies inside, below or above our 95 % interval over seeds (no test: it has no spread): "
+        "V-FT 1/8 above, 1/4 below, all (5.44 h) inside; P-TAPT 1/2 inside."
+    )
+    assert "no test" not in " ".join(plain_tables(found, published("emodb_subsets"))[0].caption)
+
+
+def test_parts_of_the_data_are_compared_with_the_same_part_only() -> None:
+    """Of twelve methods 12 pairs in place of 66, and each p-value is corrected for these; without their recipes all pairs are compared."""
+    experiment = load_experiment("iemocap-subsets", ["table=null"], configs=CONFIGS, recipe_schema=Recipe)
+    variants = {name: variant.method for name, variant in experiment.variants.items()}
+    recipes = method_recipes(experiment.recipes, CONFIGS, variants)
+    entries = [
+        entry(method, fold, slot, 60.0 + 3.7 * number + 0.7 * math.sin(9 * slot + number + int(fold)))
+        for number, method in enumerate(experiment.methods)
+        for fold in "12"
+        for slot in range(4)
+    ]
+    some, every = (summarise(entries, experiment="subsets", recipes=known) for known in (recipes, ()))
+    parts = {(each.first.partition("-")[2], each.second.partition("-")[2]) for each in some.comparisons}
+    assert parts == {(part, part) for part in ("8th", "4th", "half", "")}
+    assert (len(some.comparisons), len(every.comparisons)) == (12, 66)
+    raw = [each.over_pairs.t_p for each in some.comparisons]
+    assert tuple(each.corrected.pairs_t for each in some.comparisons) == holm(raw)
+    [table] = tables_of(some, published(None))
+    assert len(table.differences) == 12
+    assert table.differences_caption[-1] == "Compared are methods with the same recipe.training_fraction."
+    assert tables_of(every, published(None))[0].differences_caption[-1] != table.differences_caption[-1]
 
 
 def test_ratios_are_of_unrounded_means() -> None:

@@ -18,8 +18,10 @@ from jobs.control.outliers import rule_in_words
 from jobs.control.result_index import facts_of
 from jobs.control.rounds import Judgements, replay
 from jobs.experiment.config import OutlierRule, Policy
-from jobs.experiment.graph import Graph, Node, Run, content_key
+from jobs.experiment.graph import Graph, Node, Run, children_of, content_key
 from jobs.experiment.recipes import MethodRecipe
+from jobs.report.material import Source, material_of
+from jobs.report.write import write_report
 from jobs.store.layout import Layout, valid_experiment_name
 from jobs.store.records import Decoder, Result, read_result
 from jobs.tables.collect import CollectReport, collect
@@ -67,6 +69,7 @@ class Inputs:
     published: Published
     unreplaced: Unreplaced
     style: Style
+    measurements: tuple[str, ...] = ()  # methods without a score
 
     def __post_init__(self) -> None:
         if not valid_experiment_name(self.experiment):
@@ -93,7 +96,8 @@ class Inputs:
             )
             for each in self.stages
         }
-        return Graph(nodes, self.runs, self.corpus, self.corpus_digest, {}, self.superseded)
+        measurements = frozenset(self.measurements)
+        return Graph(nodes, self.runs, self.corpus, self.corpus_digest, children_of(nodes), self.superseded, measurements)
 
 
 RECORDS = Decoder(Inputs, SCHEMA)
@@ -133,11 +137,12 @@ def judged(inputs: Inputs, results: Mapping[str, Result]) -> Judgements:
 
 
 def render(root: Path, inputs: Inputs, out: Path) -> CollectReport:
-    """Judge the runs and write all tables into `out`, from the results below `root` alone. Raises UsageError as `collect`."""
-    results = results_of(root, inputs)
-    return collect(
-        Layout(root, inputs.experiment),
-        inputs.graph(results),
+    """Judge the runs, and write tables and report into `out`, from the results below `root` alone. Raises UsageError as `collect`."""
+    results, layout = results_of(root, inputs), Layout(root, inputs.experiment)
+    graph = inputs.graph(results)
+    written = collect(
+        layout,
+        graph,
         results,
         {key: state.value for key, state in inputs.states.items()},
         inputs.published,
@@ -148,3 +153,5 @@ def render(root: Path, inputs: Inputs, out: Path) -> CollectReport:
         unreplaced=inputs.unreplaced,
         style=inputs.style,
     )
+    write_report(out, material_of(written.summary, inputs.published, [Source(graph, results, layout)]))
+    return written

@@ -14,7 +14,7 @@ from typing import Any
 
 from jobs.store.records import MEASURED, Result
 
-# Of a result's provenance: what tables and reports read. Not host, folder, file names, Slurm's job and node, nor paths of weights.
+# Of a result's provenance: what tables and reports read. Hosts are numbered; no folder, file name, job and node of Slurm, path of weights.
 PROVENANCE = (
     *(name for name in MEASURED if name != "slurm"),
     *("commit", "dirty", "snapshot", "python", "packages", "device", "machine", "processor", "cpu_seconds", "started", "finished"),
@@ -33,14 +33,22 @@ _PATH = re.compile(r"~[^/\s]*/|/[^/\s]")
 _ASSIGNMENT = re.compile(r"""^\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*["']?(.*?)["']?\s*$""", re.MULTILINE)
 
 
-def scrubbed_result(result: Result) -> Result:
-    """A result with the entries of `PROVENANCE` and the artifacts that a bundle has."""
+def scrubbed_result(result: Result, hosts: Mapping[str, str]) -> Result:
+    """A result with the entries of `PROVENANCE` and the artifacts that a bundle has. `hosts`: host -> the name that it gets."""
     runtime = result.provenance.get("runtime")
     kept = {name: result.provenance[name] for name in PROVENANCE if name in result.provenance}
+    if (host := result.provenance.get("host")) in hosts:
+        kept["host"] = hosts[str(host)]
     if isinstance(runtime, Mapping):
         kept["runtime"] = {name: runtime[name] for name in RUNTIME if name in runtime}
     artifacts = {name: digest for name, digest in result.artifacts.items() if is_kept_artifact(name)}
     return replace(result, provenance=kept, artifacts=artifacts)
+
+
+def host_names(results: Iterable[Result]) -> dict[str, str]:
+    """Host of any result -> `node 1`, `node 2`, ..., in the order of their names."""
+    hosts = sorted({host for result in results if isinstance(host := result.provenance.get("host"), str)})
+    return {host: f"node {number}" for number, host in enumerate(hosts, 1)}
 
 
 def is_kept_artifact(name: str) -> bool:

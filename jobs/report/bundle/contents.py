@@ -2,11 +2,11 @@
 
 bundle.json          what the bundle is of, versions, and the digest of every other file
 README.md            what is in it, and how it is verified
-inputs.json          what tables are made of beside results (jobs.tables.bundle.inputs)
+inputs.json          what tables are made of beside results (jobs.report.bundle.inputs)
 experiment.yaml      the settings, resolved
 manifest.json        of the corpus, with the digest of each recording; no audio
 results/store/...    the results of all stages, with predictions and curves; no weights
-tables/              the tables and confusion matrices rendered from these results, and other files of the folder of tables
+tables/              tables, report and confusion matrices rendered from these results, and other files of the folder of tables
 code/                the code, with its constraints
 """
 
@@ -22,13 +22,13 @@ from typing import Any
 
 from jobs.errors import UsageError
 from jobs.experiment.graph import Graph
+from jobs.report.bundle import scrub
+from jobs.report.bundle.archive import is_safe, names
+from jobs.report.bundle.inputs import Inputs, render, to_json
 from jobs.store.layout import Layout
 from jobs.store.records import SCHEMA as RESULT_SCHEMA
 from jobs.store.records import Decoder, Result, file_digest, json_text
 from jobs.store.snapshot import Snapshot
-from jobs.tables.bundle import scrub
-from jobs.tables.bundle.archive import is_safe, names
-from jobs.tables.bundle.inputs import Inputs, render, to_json
 from jobs.text import counted
 
 SCHEMA = 1
@@ -117,9 +117,9 @@ def fill(folder: Path, origin: Origin) -> Bundle:
 
 def _write_results(root: Path, origin: Origin) -> list[str]:
     """The results as records, and their small artifacts; returns what was left out."""
-    layout, left_out = Layout(root, origin.layout.experiment), []
+    layout, left_out, hosts = Layout(root, origin.layout.experiment), [], scrub.host_names(origin.results.values())
     for key, given in origin.results.items():
-        result = scrub.scrubbed_result(given)
+        result = scrub.scrubbed_result(given, hosts)
         stage = layout.stage(result.stage, key)
         _write(stage.result, json_text({"schema": RESULT_SCHEMA, **asdict(result)}))
         source, target = (each.attempt(result.attempt).output for each in (origin.layout.stage(result.stage, key), stage))
@@ -157,7 +157,7 @@ def _copy_code(folder: Path, origin: Origin) -> list[str]:
 
 
 def _copy_tables(folder: Path, origin: Origin) -> list[str]:
-    """Copy the files of the experiment's folder of tables that were not rendered here, such as a report."""
+    """Copy the files of the experiment's folder of tables that were not rendered here."""
     source, left_out = origin.layout.tables, []
     for name in names(source) if source.is_dir() else ():
         if (folder / name).exists():
@@ -206,7 +206,7 @@ def _readme(origin: Origin, runs: int, complete: bool) -> str:
 
 Results of {counted(runs, "run")} on the corpus {corpus} (digest {origin.inputs.corpus_digest}).{state}
 
-- `tables/`: what `collect` writes, rendered from the results in this bundle.
+- `tables/`: what `collect` writes, rendered from the results in this bundle: open `report.html` first.
 - `results/store/STAGE/KEY/`: the result of each stage, with the predictions of each run. No weights.
 - `experiment.yaml`: the settings, resolved. `manifest.json`: the corpus, with a digest of each recording. No audio.
 - `inputs.json`: runs, seeds, outlier rule and published figures that the tables are made of.

@@ -8,11 +8,11 @@ from itertools import zip_longest
 from pathlib import Path
 
 from jobs.errors import UsageError
+from jobs.report.bundle import contents
+from jobs.report.bundle.archive import names
+from jobs.report.bundle.inputs import RECORDS as INPUTS
+from jobs.report.bundle.inputs import Inputs, judged, render, results_of, unlike_their_keys
 from jobs.store.records import DamagedRecordError, Decoder, RecordT, Result, file_digest
-from jobs.tables.bundle import contents
-from jobs.tables.bundle.archive import names
-from jobs.tables.bundle.inputs import RECORDS as INPUTS
-from jobs.tables.bundle.inputs import Inputs, judged, render, results_of, unlike_their_keys
 from jobs.text import counted, first_line, listed
 
 SHOWN = 100  # characters of a line that differs

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import UsageError
-from jobs.tables.bundle import archive
-from jobs.tables.bundle.archive import names, pack, unpack
+from jobs.report.bundle import archive
+from jobs.report.bundle.archive import names, pack, unpack
 
 
 def test_what_is_packed_is_unpacked(tmp_path: Path) -> None:
