@@ -20,7 +20,7 @@ from ser_core.models.backbone_config import config_problems
 from ser_core.models.identity import backbone_identity, backbone_origin, wav2vec_identity, wav2vec_origin
 from ser_core.models.model_types import backbone_problems, method_problem, model_type_of
 from ser_core.parallel.team import Team
-from ser_core.preflight import corpus_problems, trained_on, training_frames
+from ser_core.preflight import adaptor_problems, corpus_problems, trained_on, training_frames
 from ser_core.settings import Recipe
 from ser_core.sweep import stage_proxies
 
@@ -261,6 +261,9 @@ AT_LEAST: Mapping[str, float] = {
     "backbone.init_seed": 0,
     "finetune.epochs": 1,
     "finetune.batch_size": 1,
+    "finetune.clip_norm": 0,
+    "finetune.adaptors.bottleneck_units": 1,
+    "finetune.adaptors.lora_rank": 1,
     "tapt.steps": 1,
     "pretraining_loss.draws": 1,
     "pretraining_loss.negatives": 1,
@@ -302,6 +305,7 @@ POSITIVE = (
     *(f"{stage}.batch_seconds" for stage in ("tapt", "ptapt")),
     "tapt.temperature",
     "pretraining_loss.temperature",
+    "finetune.adaptors.lora_alpha",
     "execution.communication_minutes",
 )
 FRACTIONS = (
@@ -350,6 +354,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     yield from config_problems(recipe.backbone.config if recipe.backbone.checkpoint is None else {})
     if recipe.backbone.checkpoint is not None:
         yield from backbone_problems(recipe.backbone)
+    yield from adaptor_problems(recipe.finetune.adaptors)
     yield from _grid_problems(recipe)
 
 

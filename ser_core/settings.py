@@ -125,6 +125,35 @@ class HeadSettings:
     pooling: Pooling = Pooling.paper  # how frames are averaged
 
 
+class Adaptor(Enum):
+    """What is trained instead of the whole transformer; the head always is (ser_core/models/adaptors.py)."""
+
+    head = "head"  # nothing else
+    ba = "ba"  # a bottleneck behind every block
+    lora = "lora"  # low-rank additions to projections
+    ws = "ws"  # a weighted sum of all layers in front of the head
+    wg = "wg"  # a gate behind every block
+
+
+class BottleneckStart(Enum):
+    """How the output weights of a bottleneck start."""
+
+    zero = "zero"  # at zero, so that training starts from the base model (ours)
+    normal = "normal"  # N(0, 0.02), as in the earlier code of the first author of arXiv 2402.11747
+
+
+@dataclass
+class AdaptorSettings:
+    """Adaptors of arXiv 2402.11747. Sizes: of its first author's earlier code, where not stated otherwise."""
+
+    kinds: list[Adaptor] = field(default_factory=list)  # of head, ba, lora, ws, wg; []: the whole transformer is trained
+    bottleneck_units: int = 64  # of each bottleneck
+    bottleneck_start: BottleneckStart = BottleneckStart.zero  # of its output weights
+    lora_rank: int = 8  # of the added products
+    lora_alpha: float = 1.0  # they are scaled by alpha / rank; 1 is loralib's default
+    lora_targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj"])  # the paper's; or of PROJECTIONS, preflight.py
+
+
 @dataclass
 class FinetuneSettings:
     """Fine-tuning (V-FT in section 2.2, training in 3.2): IEMOCAP 15 epochs of batch 64, SAVEE 30 epochs of batch 32."""
@@ -136,6 +165,8 @@ class FinetuneSettings:
     head: HeadSettings = field(default_factory=HeadSettings)
     spec_augment: SpecAugmentSettings = field(default_factory=SpecAugmentSettings)
     precision: Precision = Precision.auto  # autocast type
+    adaptors: AdaptorSettings = field(default_factory=AdaptorSettings)
+    clip_norm: float = 0.0  # a gradient of a larger norm is scaled down to it; 0: never
 
 
 @dataclass
@@ -270,7 +301,9 @@ class Recipe:
             found.append(f"TAPT of {_times(self.tapt.steps, 'step')}")
         if method == "ptapt":
             found.append(f"P-TAPT of {_times(self.ptapt.steps, 'step')} on k = {', '.join(map(str, self.cluster.counts))}")
-        return (*found, f"fine-tuning of {_times(self.finetune.epochs, 'epoch')}")
+        kinds = " + ".join(kind.name for kind in self.finetune.adaptors.kinds)
+        what = f" ({kinds} only)" if kinds else ""
+        return (*found, f"fine-tuning{what} of {_times(self.finetune.epochs, 'epoch')}")
 
 
 def commits_of(recipes: Iterable[Mapping[str, Any]]) -> dict[str, str]:

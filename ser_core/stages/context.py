@@ -105,6 +105,7 @@ class StageContext:
         schedule: Schedule,
         precision: Precision,
         steps_per_epoch: int = 0,
+        clip_norm: float = 0.0,
         save_last: bool = False,
         references: References | None = None,
     ) -> TrainingResult:
@@ -119,6 +120,7 @@ class StageContext:
             checkpoint_seconds=self.execution.checkpoint_minutes * 60,
             log_every=self.execution.log_every,
             steps_per_epoch=steps_per_epoch,
+            clip_norm=clip_norm,
             save_last=save_last,
             references=references or {},
         )
