@@ -123,8 +123,8 @@ def prepare(
         f"digest {manifest.digest[:12]}; in {manifest.folder}"
     )
     if kind != "demo":  # which `grid demo` prepares itself
-        own = (CONFIGS / "experiment" / f"{manifest.corpus}.yaml").is_file()
-        _note(next_after_prepare(manifest.corpus, [("--data", data, ROOT / "data")], has_experiment=own))
+        has_experiment = (CONFIGS / "experiment" / f"{manifest.corpus}.yaml").is_file()
+        _note(next_after_prepare(manifest.corpus, [("--data", data, ROOT / "data")], has_experiment=has_experiment))
 
 
 @app.command()

@@ -109,7 +109,7 @@ def judge(rule: OutlierRule | str, runs: Iterable[FinishedRun], current: Collect
     with localcontext(_EXACT):
         spreads = _cell_spreads([run for run, _ in judged]) if name == "cell" else _pooled_spreads(cells, common=name == "common")
         limits = {fold: None if name == "none" else _decimal(sigmas) * scale for fold, (_, scale) in spreads.items()}
-        of_fold = {fold: (*spread, *map(float, spread), limits[fold]) for fold, spread in spreads.items()}
+        of_fold = {fold: (centre, scale, float(centre), float(scale), limits[fold]) for fold, (centre, scale) in spreads.items()}
         return Judgement(name, sigmas, tuple(_verdict(run, ua, *of_fold[run.fold]) for run, ua in judged))
 
 

@@ -68,7 +68,7 @@ def test_a_running_stage_has_its_node_and_progress(tmp_path: Path) -> None:
     assert two == RunningRow(second.key, second.name, "", "7_1", 0.0)
     log.unlink()
     assert read_running(report, layout)[0].progress == ""
-    facts = report.facts | {second.key: StageFacts(attempts=1, ended=1, error="stopped")}
+    facts = {**report.facts, second.key: StageFacts(attempts=1, ended=1, error="stopped")}
     (_, leaving) = activity_lines(Activity(0.0, 1, 0, read_running(replace(report, facts=facts), layout)))[1:3]
     assert leaving == f"running: {second.name}: attempt 1 has ended, its job is still in the queue, job 7_1"
 

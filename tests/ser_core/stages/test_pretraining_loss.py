@@ -190,6 +190,7 @@ def test_metrics() -> None:
 
 def test_settings_out_of_range_are_refused(recipe: Recipe) -> None:
     for key in ("draws", "negatives", "mask_minimum", "temperature"):
-        wrong = dataclasses.replace(recipe, pretraining_loss=dataclasses.replace(recipe.pretraining_loss, **{key: 0}))
+        changed: dict[str, Any] = {key: 0}
+        wrong = dataclasses.replace(recipe, pretraining_loss=dataclasses.replace(recipe.pretraining_loss, **changed))
         with pytest.raises(InputError, match=rf"recipe\.pretraining_loss\.{key}=0: must be"):
             REGISTRY.check(wrong)
