@@ -15,7 +15,19 @@ from typing import Any
 JSON_SCALARS = (str, int, float, bool, type(None))
 
 # Class of settings -> newer field -> its value, as JSON, that is left out of keys. Entries are added, never changed or removed.
-FIRST_DEFAULTS: Mapping[str, Mapping[str, Any]] = {}
+FIRST_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "FinetuneSettings": {
+        "adaptors": {
+            "kinds": [],
+            "bottleneck_units": 64,
+            "bottleneck_start": "zero",
+            "lora_rank": 8,
+            "lora_alpha": 1.0,
+            "lora_targets": ["q_proj", "k_proj", "v_proj"],
+        },
+        "clip_norm": 0.0,
+    },
+}
 
 
 def plain(value: Any) -> Any:

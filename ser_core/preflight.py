@@ -12,7 +12,25 @@ from ser_core.corpora.subsets import subset
 from ser_core.corpora.validation import training_and_validation
 from ser_core.errors import InputError
 from ser_core.models.shapes import expected_shape, state_count
-from ser_core.settings import Recipe, Wav2vecSettings
+from ser_core.settings import Adaptor, AdaptorSettings, Recipe, Wav2vecSettings
+
+# Projections that LoRA can be added to (`ser_core.models.adaptors.PROJECTIONS`).
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense")
+
+
+def adaptor_problems(settings: AdaptorSettings) -> Iterator[str]:
+    """Yield one line per value of `finetune.adaptors` that names no set of adaptors."""
+    section = "recipe.finetune.adaptors"
+    names = [kind.name for kind in settings.kinds]
+    if len(set(names)) != len(names):
+        yield f"{section}.kinds={names}: name each adaptor once"
+    if Adaptor.head in settings.kinds and len(names) > 1:
+        yield f"{section}.kinds={names}: head trains nothing but the head; leave it out, the head trains with every adaptor"
+    unknown = [name for name in settings.lora_targets if name not in PROJECTIONS]
+    if unknown:
+        yield f"{section}.lora_targets={settings.lora_targets}: {', '.join(unknown)} unknown; known are {', '.join(PROJECTIONS)}"
+    elif not settings.lora_targets or len(set(settings.lora_targets)) != len(settings.lora_targets):
+        yield f"{section}.lora_targets={settings.lora_targets}: name at least one projection, each once"
 
 
 def trained_on(manifest: Manifest, fold: str, validation: Sequence[str]) -> tuple[Utterance, ...]:

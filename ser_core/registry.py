@@ -18,8 +18,9 @@ from ser_core.errors import InputError
 from ser_core.keyed import keyed, plain
 from ser_core.models.backbone_config import config_problems
 from ser_core.models.identity import backbone_identity, backbone_origin, wav2vec_identity, wav2vec_origin
+from ser_core.models.model_types import backbone_problems, method_problem, model_type_of
 from ser_core.parallel.team import Team
-from ser_core.preflight import corpus_problems, trained_on, training_frames
+from ser_core.preflight import adaptor_problems, corpus_problems, trained_on, training_frames
 from ser_core.settings import Recipe
 from ser_core.sweep import stage_proxies
 
@@ -76,7 +77,7 @@ class SpeechRegistry:
     def call(self, method: str, recipe: Recipe, *, fold: str, seed: int, validation: Sequence[str] = ()) -> StageCall:
         """Return the `finetune` stage of a run with its upstream stages, or the stage of a measurement.
 
-        Raises InputError for an unknown method or a missing checkpoint.
+        Raises InputError for an unknown method, one that is not defined for the backbone, or a missing checkpoint.
 
         `validation` (sweeps): speakers that no stage trains on and that fine-tuning is tested on instead of the held-out fold, which no
         stage then opens. They are part of the stages' settings, so these stages have other keys than those of a grid. FIXED_PART
@@ -99,9 +100,11 @@ class SpeechRegistry:
 
         if method not in (*METHODS, *MEASUREMENTS):
             raise InputError(f"method {method!r}: unknown; known are {', '.join((*METHODS, *MEASUREMENTS))}")
+        if problem := method_problem(method, model_type_of(recipe.backbone) or ""):
+            raise InputError(problem)
         backbone = {"backbone": backbone_identity(recipe.backbone)}
         if method == "pretraining_loss":
-            measured = {"pretraining_loss": plain(recipe.pretraining_loss), **backbone}
+            measured = {"pretraining_loss": keyed(recipe.pretraining_loss), **backbone}
             more = {"weights": backbone_origin(recipe.backbone)}
             return StageCall(method, VERSIONS[method], measured, {**runtime, **more}, "all", recipe.upstream_seed)
         if method == "vft":
@@ -258,6 +261,9 @@ AT_LEAST: Mapping[str, float] = {
     "backbone.init_seed": 0,
     "finetune.epochs": 1,
     "finetune.batch_size": 1,
+    "finetune.clip_norm": 0,
+    "finetune.adaptors.bottleneck_units": 1,
+    "finetune.adaptors.lora_rank": 1,
     "tapt.steps": 1,
     "pretraining_loss.draws": 1,
     "pretraining_loss.negatives": 1,
@@ -299,6 +305,7 @@ POSITIVE = (
     *(f"{stage}.batch_seconds" for stage in ("tapt", "ptapt")),
     "tapt.temperature",
     "pretraining_loss.temperature",
+    "finetune.adaptors.lora_alpha",
     "execution.communication_minutes",
 )
 FRACTIONS = (
@@ -345,6 +352,9 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     if recipe.execution.device not in DEVICES:
         yield f"recipe.execution.device={recipe.execution.device}: unknown; known are {', '.join(DEVICES)}"
     yield from config_problems(recipe.backbone.config if recipe.backbone.checkpoint is None else {})
+    if recipe.backbone.checkpoint is not None:
+        yield from backbone_problems(recipe.backbone)
+    yield from adaptor_problems(recipe.finetune.adaptors)
     yield from _grid_problems(recipe)
 
 

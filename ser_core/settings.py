@@ -69,14 +69,23 @@ class Attention(Enum):
     eager = "eager"  # matrix products and a softmax
 
 
+class Normalise(Enum):
+    """Whether waves are normalised to zero mean and unit variance before the backbone."""
+
+    auto = "auto"  # as the checkpoint's preprocessor_config.json states, for models with layer norms in the convolutions; else not
+    never = "never"
+    always = "always"
+
+
 @dataclass
 class BackboneSettings:
-    """wav2vec 2.0: a checkpoint (Hugging Face name or folder), or a model with random weights from `config` and `init_seed`."""
+    """A speech model (ser_core/models/model_types.py): a checkpoint (Hugging Face name or folder), or random weights from `config`."""
 
     checkpoint: str | None = "facebook/wav2vec2-base"  # Hugging Face name, or a folder; null: random weights
     revision: str | None = None  # of a Hugging Face name
-    config: dict[str, Any] = field(default_factory=dict)  # keys of transformers.Wav2Vec2Config, used when checkpoint is null
+    config: dict[str, Any] = field(default_factory=dict)  # model_type (default: wav2vec2) and keys of its configuration in transformers
     init_seed: int = 0  # of random weights
+    normalise: Normalise = Normalise.auto  # waves to zero mean and unit variance
     commits: dict[str, str] = field(default_factory=dict)  # hub name -> commit; set by a launch (ser_core.models.hub), not part of a key
 
 
@@ -116,6 +125,35 @@ class HeadSettings:
     pooling: Pooling = Pooling.paper  # how frames are averaged
 
 
+class Adaptor(Enum):
+    """What is trained instead of the whole transformer; the head always is (ser_core/models/adaptors.py)."""
+
+    head = "head"  # nothing else
+    ba = "ba"  # a bottleneck behind every block
+    lora = "lora"  # low-rank additions to projections
+    ws = "ws"  # a weighted sum of all layers in front of the head
+    wg = "wg"  # a gate behind every block
+
+
+class BottleneckStart(Enum):
+    """How the output weights of a bottleneck start."""
+
+    zero = "zero"  # at zero, so that training starts from the base model (ours)
+    normal = "normal"  # N(0, 0.02), as in the earlier code of the first author of arXiv 2402.11747
+
+
+@dataclass
+class AdaptorSettings:
+    """Adaptors of arXiv 2402.11747. Sizes: of its first author's earlier code, where not stated otherwise."""
+
+    kinds: list[Adaptor] = field(default_factory=list)  # of head, ba, lora, ws, wg; []: the whole transformer is trained
+    bottleneck_units: int = 64  # of each bottleneck
+    bottleneck_start: BottleneckStart = BottleneckStart.zero  # of its output weights
+    lora_rank: int = 8  # of the added products
+    lora_alpha: float = 1.0  # they are scaled by alpha / rank; 1 is loralib's default
+    lora_targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj"])  # the paper's; or of PROJECTIONS, preflight.py
+
+
 @dataclass
 class FinetuneSettings:
     """Fine-tuning (V-FT in section 2.2, training in 3.2): IEMOCAP 15 epochs of batch 64, SAVEE 30 epochs of batch 32."""
@@ -127,6 +165,8 @@ class FinetuneSettings:
     head: HeadSettings = field(default_factory=HeadSettings)
     spec_augment: SpecAugmentSettings = field(default_factory=SpecAugmentSettings)
     precision: Precision = Precision.auto  # autocast type
+    adaptors: AdaptorSettings = field(default_factory=AdaptorSettings)
+    clip_norm: float = 0.0  # a gradient of a larger norm is scaled down to it; 0: never
 
 
 @dataclass
@@ -251,7 +291,9 @@ class Recipe:
 
     def trained(self, method: str) -> tuple[str, ...]:
         """What a method of the registry trains, for the captions of tables: the model and the length of each training."""
-        model = self.backbone.checkpoint or f"wav2vec 2.0 with random weights (init_seed {self.backbone.init_seed})"
+        from ser_core.models.model_types import label_of
+
+        model = self.backbone.checkpoint or f"{label_of(self.backbone)} with random weights (init_seed {self.backbone.init_seed})"
         found = [f"backbone {PurePath(model).name if model.startswith('/') else model}"]
         if method == "pretraining_loss":
             return ()
@@ -259,7 +301,9 @@ class Recipe:
             found.append(f"TAPT of {_times(self.tapt.steps, 'step')}")
         if method == "ptapt":
             found.append(f"P-TAPT of {_times(self.ptapt.steps, 'step')} on k = {', '.join(map(str, self.cluster.counts))}")
-        return (*found, f"fine-tuning of {_times(self.finetune.epochs, 'epoch')}")
+        kinds = " + ".join(kind.name for kind in self.finetune.adaptors.kinds)
+        what = f" ({kinds} only)" if kinds else ""
+        return (*found, f"fine-tuning{what} of {_times(self.finetune.epochs, 'epoch')}")
 
 
 def commits_of(recipes: Iterable[Mapping[str, Any]]) -> dict[str, str]:

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from ser_core.corpora.manifest import SAMPLE_RATE
 from ser_core.errors import Interrupted
-from ser_core.models.backbone import NORMALISE_KEY
+from ser_core.models.model_types import NORMALISE_KEY
 from ser_core.training.progress import Progress
 from ser_core.training.splits import Split
 
@@ -94,7 +94,7 @@ def front_end_key(encoder: Any, corpus_digest: str, device: str) -> str:
         "torch": torch.__version__,  # another version may round otherwise
         "corpus": corpus_digest,
         "device": device,
-        "config": {name: getattr(encoder.config, name) for name in CONFIG_KEYS},
+        "config": {name: getattr(encoder.config, name, None) for name in CONFIG_KEYS},
         NORMALISE_KEY: bool(getattr(encoder.config, NORMALISE_KEY, False)),
     }
     found = hashlib.sha256(json.dumps(identity, sort_keys=True, default=list).encode())

@@ -1,4 +1,4 @@
-"""Load wav2vec 2.0 from a checkpoint or a configuration, with every key checked; save it as a folder of safetensors and JSON.
+"""Load a backbone from a checkpoint or a configuration, with every key checked; save it as a folder of safetensors and JSON.
 
 torch and transformers are imported inside the functions, so that importing `backbone_identity` and `frame_count` is cheap.
 """
@@ -17,10 +17,24 @@ from numpy.typing import NDArray
 
 from ser_core.disk import os_errors, raise_storage_error
 from ser_core.errors import InputError, first_line, is_memory_error
-from ser_core.models.checkpoint_keys import key_problems, unknown_key
+from ser_core.models.checkpoint_keys import key_problems
 from ser_core.models.hub import pinned_revision
-from ser_core.models.identity import CONFIG_FILE, NO_BACKBONE, backbone_identity, checkpoint_folder
-from ser_core.settings import Attention, BackboneSettings
+from ser_core.models.identity import NO_BACKBONE, backbone_identity, checkpoint_folder
+from ser_core.models.model_types import (
+    BATCH_NORM,
+    CONFIG_FILE,
+    MODEL_TYPES,
+    NORMALISE_KEY,
+    PREPROCESSOR_FILE,
+    WAV2VEC2,
+    has_layer_norm,
+    method_problem,
+    missing_preprocessor,
+    model_type_of,
+    type_problem,
+    unknown_keys,
+)
+from ser_core.settings import Attention, BackboneSettings, Normalise
 
 if TYPE_CHECKING:
     from transformers import Wav2Vec2Config, Wav2Vec2ForPreTraining, Wav2Vec2Model
@@ -37,41 +51,44 @@ __all__ = [
 ]
 
 WEIGHTS_FILE = "model.safetensors"
-PREPROCESSOR_FILE = "preprocessor_config.json"
 
-# Keys of pretraining and speech-recognition heads in wav2vec 2.0 checkpoints, ignored by `load_encoder`; other unknown keys are an error.
+# Keys of pretraining and speech-recognition heads in checkpoints, ignored by `load_encoder`; other unknown keys are an error.
 HEAD_PREFIXES = ("quantizer.", "project_hid.", "project_q.", "lm_head.")
-
-# Key of the saved configuration: whether the model expects waves normalised to zero mean and unit variance.
-NORMALISE_KEY = "normalise_waves"
 
 
 def build_backbone(settings: BackboneSettings | Path, *, attention: Attention = Attention.sdpa) -> Wav2Vec2ForPreTraining:
-    """Build the model with its pretraining heads, in evaluation mode, on the CPU in float32.
+    """Build wav2vec 2.0 with its pretraining heads, in evaluation mode, on the CPU in float32.
 
-    `settings` may be a folder written by `save_backbone`. Raises InputError if a checkpoint cannot be found or read, or if keys are
-    unknown, missing or of another shape.
+    `settings` may be a folder written by `save_backbone`. Raises InputError for another kind of model, if a checkpoint cannot be found or
+    read, or if keys are unknown, missing or of another shape.
     """
     from transformers import Wav2Vec2ForPreTraining
 
     chosen = _as_settings(settings)
+    if problem := method_problem("tapt", _known_type(chosen)):
+        raise InputError(problem)
     if chosen.checkpoint is None:
         return _from_config(chosen, attention)
-    return _from_checkpoint(Wav2Vec2ForPreTraining, chosen, attention, ignored=())
+    return _from_checkpoint(Wav2Vec2ForPreTraining, chosen, attention, ignored=(), own=isinstance(settings, Path))
 
 
 def load_encoder(settings: BackboneSettings | Path, *, attention: Attention = Attention.sdpa) -> Wav2Vec2Model:
-    """Load the model without pretraining heads, in evaluation mode, on the CPU in float32.
+    """Load a model without pretraining heads, in evaluation mode, on the CPU in float32: of any kind in `MODEL_TYPES`.
 
     `settings` may be a folder written by `save_encoder` or `save_backbone`. Pretraining and speech-recognition heads in the checkpoint are
     ignored; for every other key that is unknown, missing or of another shape InputError is raised.
     """
-    from transformers import Wav2Vec2Model
+    import transformers
 
     chosen = _as_settings(settings)
+    kind = MODEL_TYPES[_known_type(chosen)]
+    if kind.eager:
+        attention = Attention.eager
     if chosen.checkpoint is None:
-        return _from_config(chosen, attention).wav2vec2
-    return _from_checkpoint(Wav2Vec2Model, chosen, attention, ignored=HEAD_PREFIXES)
+        model = _from_config(chosen, attention)
+        return getattr(model, "wav2vec2", model)
+    model_class = getattr(transformers, kind.model)
+    return _from_checkpoint(model_class, chosen, attention, ignored=HEAD_PREFIXES, own=isinstance(settings, Path))
 
 
 def save_backbone(model: Wav2Vec2ForPreTraining, folder: Path) -> None:
@@ -117,35 +134,59 @@ def _as_settings(settings: BackboneSettings | Path) -> BackboneSettings:
     return settings
 
 
-def _from_config(settings: BackboneSettings, attention: Attention) -> Wav2Vec2ForPreTraining:
+def _known_type(settings: BackboneSettings) -> str:
+    """The `model_type` of a backbone, read from the hub if it is not here. Raises InputError for one that is not supported."""
+    from transformers import AutoConfig
+
+    found = model_type_of(settings)
+    name = settings.checkpoint
+    if name is not None and found is None and checkpoint_folder(name) is None:
+        with _quiet_transformers():
+            try:
+                found = AutoConfig.from_pretrained(name, revision=pinned_revision(settings)).model_type
+            except (OSError, ValueError):
+                found = WAV2VEC2  # loading it states what is wrong
+    problem = type_problem(name or "recipe.backbone.config", WAV2VEC2 if found is None else found)
+    if problem:
+        raise InputError(problem)
+    return WAV2VEC2 if found is None else found
+
+
+def _from_config(settings: BackboneSettings, attention: Attention) -> Any:
+    """Build a model with random weights: wav2vec 2.0 with its pretraining heads, others without."""
     import torch
+    import transformers
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import Wav2Vec2Config, Wav2Vec2ForPreTraining
 
     if not settings.config:
         raise InputError(NO_BACKBONE)
-    known = set(Wav2Vec2Config().to_dict())
-    problems = [unknown_key("recipe.backbone.config", key, known) for key in sorted(set(settings.config) - known)]
+    model_type = _known_type(settings)
+    kind = MODEL_TYPES[model_type]
+    problems = list(unknown_keys(settings.config, set(), "recipe.backbone.config"))
     if problems:
         raise InputError(problems)
-    values = dict(settings.config)
+    values = {key: value for key, value in settings.config.items() if key != "model_type"}
     if "conv_dim" in values:
         values.setdefault("num_feat_extract_layers", len(values["conv_dim"]))
     try:
-        config = Wav2Vec2Config(**values)
+        config = getattr(transformers, kind.config)(**values)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.init_seed)
-            model = Wav2Vec2ForPreTraining(config)
+            model_class = transformers.Wav2Vec2ForPreTraining if model_type == WAV2VEC2 else getattr(transformers, kind.model)
+            model = model_class(config)
     except (ValueError, TypeError, RuntimeError, StrictDataclassError) as error:
         if is_memory_error(error):
             raise
         # transformers wraps the error of a configuration check in one that only names the check.
         raise InputError(f"recipe.backbone.config: {first_line(error.__cause__ or error)}") from error
     model.set_attn_implementation(attention.value)
+    if settings.normalise is Normalise.always:
+        setattr(model.config, NORMALISE_KEY, True)
     return _ready(model, "recipe.backbone.config")
 
 
-def _from_checkpoint(model_class: Any, settings: BackboneSettings, attention: Attention, ignored: tuple[str, ...]) -> Any:
+def _from_checkpoint(model_class: Any, settings: BackboneSettings, attention: Attention, *, ignored: tuple[str, ...], own: bool) -> Any:
+    """Load a model; `own`: from a folder that `_save` wrote, which states whether waves are normalised, or they are not."""
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
@@ -175,9 +216,11 @@ def _from_checkpoint(model_class: Any, settings: BackboneSettings, attention: At
         except (ValueError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError, SafetensorError, StrictDataclassError) as error:
             if is_memory_error(error):
                 raise
-            raise InputError(f"{source}: cannot be loaded as wav2vec 2.0: {first_line(error)}") from error
+            raise InputError(f"{source}: cannot be loaded as {model_class.__name__}: {first_line(error)}") from error
     _check_keys(source, report, ignored)
-    if not hasattr(model.config, NORMALISE_KEY) and _normalises(source, folder, model.config, options.get("revision")):
+    if settings.normalise is not Normalise.auto:
+        setattr(model.config, NORMALISE_KEY, settings.normalise is Normalise.always)
+    elif not hasattr(model.config, NORMALISE_KEY) and _normalises(source, folder, model.config, options.get("revision"), own=own):
         setattr(model.config, NORMALISE_KEY, True)
     return _ready(model, source)
 
@@ -204,13 +247,13 @@ def _check_keys(source: str, report: dict[str, Any], ignored: tuple[str, ...]) -
         raise InputError(problems)
 
 
-def _normalises(source: str, folder: Path | None, config: Any, revision: str | None) -> bool:
+def _normalises(source: str, folder: Path | None, config: Any, revision: str | None, *, own: bool) -> bool:
     """Whether the model expects waves normalised to zero mean and unit variance (`do_normalize` of its feature extractor).
 
     Always False for group-norm models: the group norm of wav2vec2-base's first convolution removes offset and scale, and the authors' code
-    does not normalise.
+    does not normalise. Raises InputError for a layer-norm model without the file.
     """
-    if config.feat_extract_norm != "layer":
+    if not has_layer_norm(config.to_dict()):
         return False
     path: str | Path | None
     if folder is not None:
@@ -230,7 +273,9 @@ def _normalises(source: str, folder: Path | None, config: Any, revision: str | N
                     f"{source}: {PREPROCESSOR_FILE} cannot be read ({first_line(error)}); it states whether waves are normalised"
                 ) from error
     if path is None or not Path(path).is_file():
-        return False
+        if own:
+            return False
+        raise InputError(missing_preprocessor(source))
     try:
         return bool(json.loads(Path(path).read_text()).get("do_normalize", False))
     except (OSError, ValueError) as error:
@@ -255,7 +300,9 @@ def _save(model: Any, folder: Path) -> None:
 def _ready(model: Any, source: str) -> Any:
     if not hasattr(getattr(model, "wav2vec2", model), "masked_spec_embed"):
         raise InputError(f"{source}: has no mask embedding because mask_time_prob is 0 in its configuration; every stage masks frames")
-    if model.config.add_adapter:
+    if getattr(model.config, "conv_pos_batch_norm", False):
+        raise InputError(f"{source}: {BATCH_NORM}")
+    if getattr(model.config, "add_adapter", False):
         raise InputError(f"{source}: has an adapter after the transformer (add_adapter); a checkpoint without one is needed")
     for module in model.modules():
         if hasattr(module, "gradient_checkpointing"):

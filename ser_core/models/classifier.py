@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,27 +11,47 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ser_core.errors import InputError
-from ser_core.models.encoder import run_transformer
+from ser_core.models.adaptors import AdaptorShape, LayerSum, adaptor_names, attach
+from ser_core.models.encoder import run_states, run_transformer
 from ser_core.models.front_end import valid_frames
+from ser_core.models.trained import below, train_only
 from ser_core.settings import Pooling
 
 if TYPE_CHECKING:
     from transformers import Wav2Vec2Model
 
 
+@dataclass(frozen=True)
+class ClassifierAdaptors:
+    """What a classifier trains beside its head; by default nothing (head only)."""
+
+    shape: AdaptorShape = field(default_factory=AdaptorShape)
+    layer_sum: bool = False  # classify the weighted sum of all layers' states instead of the last layer's output
+
+
 class EmotionClassifier(nn.Module):
     """Emotion logits from projected features.
 
-    The encoder's convolutions, projection and mask embedding are frozen; its transformer (positional convolution and norms included) and
-    the head are trained. Dropout and layer drop are those of the encoder's configuration.
+    Trained are the encoder's transformer (positional convolution and norms included) and the head; with `adaptors` only these, the
+    weighted sum of layers and the head. Convolutions, projection and mask embedding are always frozen. Dropout and layer drop are those of
+    the encoder's configuration.
     """
 
-    def __init__(self, encoder: Wav2Vec2Model, classes: int, pooling: Pooling = Pooling.paper) -> None:
+    def __init__(
+        self, encoder: Wav2Vec2Model, classes: int, pooling: Pooling = Pooling.paper, adaptors: ClassifierAdaptors | None = None
+    ) -> None:
         super().__init__()
         self.wav2vec2: Any = encoder
         self.pooling = pooling
         self.head = nn.Linear(encoder.config.hidden_size, classes)
-        freeze_front_end(encoder)
+        self.layer_sum: LayerSum | None = None
+        if adaptors is None:
+            train_only(self, below(self, "wav2vec2.encoder", "head"))
+            return
+        attach(encoder, adaptors.shape)
+        if adaptors.layer_sum:
+            self.layer_sum = LayerSum(encoder.config.num_hidden_layers + 1)
+        train_only(self, [*adaptor_names(self), *below(self, "head")])
 
     def forward(self, features: Tensor, frames: Tensor, time_mask: Tensor | None = None, feature_mask: Tensor | None = None) -> Tensor:
         """Return logits (B, classes).
@@ -43,30 +64,28 @@ class EmotionClassifier(nn.Module):
 
     def pooled(self, features: Tensor, frames: Tensor, time_mask: Tensor | None = None, feature_mask: Tensor | None = None) -> Tensor:
         """Return the pooled encoder output, the input of the linear layer: (B, hidden)."""
-        hidden = encode(self.wav2vec2, features, frames, time_mask, feature_mask)
+        masked = mask(self.wav2vec2, features, time_mask, feature_mask)
+        if self.layer_sum is None:
+            hidden = run_transformer(self.wav2vec2, masked, frames)
+        else:
+            hidden = self.layer_sum(run_states(self.wav2vec2, masked, frames))
         return pool(hidden, frames, self.pooling)
 
 
-def freeze_front_end(encoder: Any) -> None:
-    """Freeze all parameters of a `Wav2Vec2Model` except those of its transformer."""
-    for parameter in encoder.parameters():
-        parameter.requires_grad_(False)
-    for parameter in encoder.encoder.parameters():
-        parameter.requires_grad_(True)
-
-
 def encode(encoder: Any, features: Tensor, frames: Tensor, time_mask: Tensor | None = None, feature_mask: Tensor | None = None) -> Tensor:
-    """Run the transformer over projected features: (B, T, hidden) -> (B, T, hidden).
+    """Run the transformer over projected features: (B, T, hidden) -> (B, T, hidden). Attention ignores padding."""
+    return run_transformer(encoder, mask(encoder, features, time_mask, feature_mask), frames)
 
-    Attention ignores padding. `features` are not modified, so they may come from a cache.
-    """
+
+def mask(encoder: Any, features: Tensor, time_mask: Tensor | None = None, feature_mask: Tensor | None = None) -> Tensor:
+    """Apply the projection's dropout and the masks to projected features (B, T, hidden), which are not modified."""
     dropout = encoder.feature_projection.dropout
     hidden: Tensor = dropout(features)
     if time_mask is not None:
         hidden = torch.where(time_mask[..., None], encoder.masked_spec_embed.to(hidden.dtype), hidden)
     if feature_mask is not None:
         hidden = hidden.masked_fill(feature_mask[:, None, :], 0)
-    return run_transformer(encoder, hidden, frames)
+    return hidden
 
 
 def pool(hidden: Tensor, frames: Tensor, pooling: Pooling) -> Tensor:

@@ -61,7 +61,7 @@ def supports(extractor: Any) -> bool:
     norms = [getattr(layer, "layer_norm", None) for layer in layers]
     return (
         bool(layers)
-        and all(_is_plain(layer.conv) and _is_gelu(layer.activation) for layer in layers)
+        and all(_is_plain(layer.conv) and is_gelu(layer.activation) for layer in layers)
         and (_is_group_norm(norms) or all(isinstance(norm, nn.LayerNorm) and norm.elementwise_affine for norm in norms))
     )
 
@@ -116,7 +116,8 @@ def _is_plain(conv: Any) -> bool:
     return type(conv) is nn.Conv1d and conv.padding == (0,) and conv.dilation == (1,) and conv.groups == 1
 
 
-def _is_gelu(activation: Any) -> bool:
+def is_gelu(activation: Any) -> bool:
+    """Whether an activation module is the exact GELU, not one of its approximations."""
     return isinstance(activation, nn.GELU) or (type(activation).__name__ == "GELUActivation" and activation.act is F.gelu)
 
 

@@ -1,14 +1,15 @@
-"""A faster CPU implementation of the wav2vec 2.0 transformer encoder, with transformers' weights and equal to it up to rounding.
+"""A faster CPU implementation of the transformer of wav2vec 2.0 and its relatives, with transformers' weights, equal up to rounding.
 
 Differences from transformers' encoder, each measured in docs/speed.md:
 
 - utterances are concatenated without padding; attention is computed for each utterance;
 - dropout compares raw bits of a fast generator, seeded from torch's default one, with a threshold: one pass forward, one backward;
 - an attention block and a feed-forward block are one autograd node each, which saves few tensors and works in place;
-- the positional convolution is computed with a Fourier transform (overlap-save, blocks of the kernel's length).
+- the positional convolution is computed with a Fourier transform (overlap-save, blocks of the kernel's length);
+- gradients of weights that are not trained are not computed, and LoRA costs two products of its rank.
 
-`run_transformer` is the entry point. On a GPU, with eager attention (as in the authors' code) and for other configurations it calls
-transformers' encoder.
+`run_transformer` and `run_states` are the entry points. On a GPU, with eager attention (as in the authors' code) and for every encoder that
+holds anything `is_known` does not list they call transformers' encoder.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from ser_core.models.adaptors import AdaptedBlock, block_of, low_rank_of
 from ser_core.models.front_end import valid_frames
+from ser_core.models.known_encoder import is_known, is_stable
+from ser_core.models.transformers_encoder import by_transformers
 
-MAX_DROPOUT = 0.49  # for a higher probability the threshold of `DropoutBits` would have to be positive
 STREAMS = 2  # generators that draw bits in parallel; a constant, so that the bits do not depend on the number of threads
 PARALLEL_DRAW_WORDS = 1 << 15  # 64-bit words from which a second thread saves time
 
@@ -36,43 +39,38 @@ aten: Any = torch.ops.aten
 
 
 def run_transformer(encoder: Any, hidden: Tensor, frames: Tensor | None) -> Tensor:
-    """Run the transformer of a `Wav2Vec2Model` over projected features: (B, T, hidden) -> (B, T, hidden).
+    """Run the transformer of an encoder (such as `Wav2Vec2Model`) over projected features: (B, T, hidden) -> (B, T, hidden).
 
     `frames` (B,): the number of valid frames of each row; None: all. Attention ignores the padding after them; its output is undefined.
     """
+    return _transformed(encoder.encoder, hidden, frames, states=False)[0]
+
+
+def run_states(encoder: Any, hidden: Tensor, frames: Tensor | None) -> list[Tensor]:
+    """Return the states of the L layers: the input of the first block and the output of every block, L + 1 tensors (B, T, hidden).
+
+    A block that layer drop leaves out repeats its input. The layer norm after the last block of a stable-layer-norm model is not applied.
+    """
+    return _transformed(encoder.encoder, hidden, frames, states=True)[1]
+
+
+def _transformed(encoder: Any, hidden: Tensor, frames: Tensor | None, *, states: bool) -> tuple[Tensor, list[Tensor]]:
+    """Output (B, T, hidden), and with `states` the states of the layers."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
-    if hidden.device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16) or not is_supported(encoder.encoder):
+    if hidden.device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16) or not is_known(encoder):
         valid = None if frames is None else valid_frames(frames, hidden.shape[1])
-        output: Tensor = _by_transformers(encoder.encoder, hidden, valid)
-        return output
+        return by_transformers(encoder, hidden, valid, states=states)
     batch, length, _ = hidden.shape
     lengths = [length] * batch if frames is None else frames.tolist()
     with torch.autocast("cpu", enabled=False):
         # Features that were projected under autocast are bfloat16; between the layers everything is float32.
-        packed = _run(encoder.encoder, _packed(hidden, lengths).float(), lengths, dtype)
-    padded = pad_sequence(list(torch.split(packed, lengths)), batch_first=True)
-    return F.pad(padded, (0, 0, 0, length - padded.shape[1]))
+        packed, kept = _run(encoder, _packed(hidden, lengths).float(), lengths, dtype)
 
+    def padded(rows: Tensor) -> Tensor:
+        found = pad_sequence(list(torch.split(rows, lengths)), batch_first=True)
+        return F.pad(found, (0, 0, 0, length - found.shape[1]))
 
-def is_supported(encoder: Any) -> bool:
-    """Whether this implementation covers the configuration of transformers' encoder."""
-    config = encoder.config
-    dropped = (config.hidden_dropout, config.activation_dropout, config.attention_dropout)
-    return (
-        type(encoder).__name__ in ("Wav2Vec2Encoder", "Wav2Vec2EncoderStableLayerNorm")
-        and config._attn_implementation != "eager"
-        and config.hidden_act == config.feat_extract_activation == "gelu"
-        and getattr(config, "adapter_attn_dim", None) is None
-        and not encoder.gradient_checkpointing
-        and all(0 <= probability < MAX_DROPOUT for probability in dropped)
-    )
-
-
-def _by_transformers(encoder: Any, hidden: Tensor, valid: Tensor | None) -> Any:
-    if valid is not None:
-        # transformers zeroes padding of its input in place; zeroed out of place here, so that the caller's tensor stays as it is.
-        hidden = hidden.masked_fill(~valid[..., None], 0)
-    return encoder(hidden, attention_mask=valid).last_hidden_state
+    return padded(packed), [padded(each) for each in kept] if states else []
 
 
 def _packed(hidden: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -85,30 +83,42 @@ def _packed(hidden: Tensor, lengths: Sequence[int]) -> Tensor:
     return torch.cat(torch.split(flat, pieces)[::2])
 
 
-def _run(encoder: Any, hidden: Tensor, lengths: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Run the encoder over packed rows (frames, hidden), with matrix products in `dtype`."""
+def _run(encoder: Any, hidden: Tensor, lengths: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
+    """Run the encoder over packed rows (frames, hidden), with matrix products in `dtype`; also return the states of the layers."""
     config, training = encoder.config, encoder.training
-    stable = type(encoder).__name__ == "Wav2Vec2EncoderStableLayerNorm"
+    stable = is_stable(encoder)
     hidden = hidden + _positions(encoder.pos_conv_embed, hidden, lengths)
     if not stable:
         hidden = encoder.layer_norm(hidden)
     hidden = F.dropout(hidden, config.hidden_dropout, training)
     # Layer drop: one random number per layer, as in transformers, drawn before the seed of the dropout masks.
-    layers = [layer for layer in encoder.layers if not (training and config.layerdrop > 0 and float(torch.rand([])) < config.layerdrop)]
+    dropped = [training and config.layerdrop > 0 and float(torch.rand([])) < config.layerdrop for _ in encoder.layers]
     dropout_bits = DropoutBits.seeded() if training else None
-    for layer in layers:
-        attention, feed_forward = layer.attention, layer.feed_forward
-        first = (lengths, attention.num_heads, attention.dropout, layer.dropout.p, dropout_bits, dtype)
-        second = (feed_forward.intermediate_dropout.p, feed_forward.output_dropout.p, dropout_bits, dtype)
-        if stable:
-            hidden = _attend(attention, hidden, layer.layer_norm(hidden), first)
-            hidden = _feed_forward(feed_forward, hidden, layer.final_layer_norm(hidden), second)
-        else:
-            hidden = layer.layer_norm(_attend(attention, hidden, hidden, first))
-            hidden = layer.final_layer_norm(_feed_forward(feed_forward, hidden, hidden, second))
+    states = [hidden]
+    for layer, is_dropped in zip(encoder.layers, dropped, strict=True):
+        if not is_dropped:
+            hidden = _block(block_of(layer), hidden, lengths, dropout_bits, dtype, stable=stable)
+            if type(layer) is AdaptedBlock:
+                with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
+                    hidden = layer.adapt(hidden)
+        states.append(hidden)
     if stable:
         hidden = encoder.layer_norm(hidden)
-    return hidden
+    return hidden, states
+
+
+def _block(
+    block: Any, hidden: Tensor, lengths: Sequence[int], dropout_bits: DropoutBits | None, dtype: torch.dtype, *, stable: bool
+) -> Tensor:
+    attention, feed_forward = block.attention, block.feed_forward
+    first = (lengths, attention.num_heads, attention.dropout, block.dropout.p, dropout_bits, dtype)
+    second = (feed_forward.intermediate_dropout.p, feed_forward.output_dropout.p, dropout_bits, dtype)
+    if stable:
+        hidden = _attend(attention, hidden, block.layer_norm(hidden), first)
+        return _feed_forward(feed_forward, hidden, block.final_layer_norm(hidden), second)
+    hidden = block.layer_norm(_attend(attention, hidden, hidden, first))
+    output: Tensor = block.final_layer_norm(_feed_forward(feed_forward, hidden, hidden, second))
+    return output
 
 
 class DropoutBits:
@@ -150,7 +160,7 @@ def _pool() -> ThreadPoolExecutor:
 
 @functools.cache
 def threshold_for(probability: float, dtype: torch.dtype) -> float:
-    """Return the (negative) number that random bits of `dtype` are at or below with `probability` (at most MAX_DROPOUT)."""
+    """Return the (negative) number that random bits of `dtype` are at or below with `probability` (at most `MAX_DROPOUT`)."""
     bits = 8 * dtype.itemsize
     infinity = {torch.float32: 0x7F800000, torch.bfloat16: 0x7F80}[dtype]
     # The bit patterns from the threshold to minus infinity, both included, are the share `probability` of all 2^bits.
@@ -182,28 +192,84 @@ def _scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
 
 
 def _attend(attention: Any, residual: Tensor, hidden: Tensor, options: tuple[Any, ...]) -> Tensor:
-    projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj)
-    weights = [each for projection in projections for each in (projection.weight, projection.bias)]
-    output: Tensor = _Attention.apply(options, residual, hidden, *weights)  # type: ignore[no-untyped-call]
+    scales, tensors = _tensors(attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj)
+    output: Tensor = _Attention.apply((*options, scales), residual, hidden, *tensors)  # type: ignore[no-untyped-call]
     return output
 
 
 def _feed_forward(block: Any, residual: Tensor, hidden: Tensor, options: tuple[Any, ...]) -> Tensor:
-    inner, outer = block.intermediate_dense, block.output_dense
-    weights = (inner.weight, inner.bias, outer.weight, outer.bias)
-    output: Tensor = _FeedForward.apply(options, residual, hidden, *weights)  # type: ignore[no-untyped-call]
+    scales, tensors = _tensors(block.intermediate_dense, block.output_dense)
+    output: Tensor = _FeedForward.apply((*options, scales), residual, hidden, *tensors)  # type: ignore[no-untyped-call]
     return output
 
 
+def _tensors(*projections: Any) -> tuple[list[float], list[Tensor | None]]:
+    """LoRA scale of each projection, and its weight, bias, LoRA down and up (None without LoRA)."""
+    scales, tensors = [], []
+    for projection in projections:
+        low_rank = low_rank_of(projection)
+        if low_rank is None:
+            scales.append(0.0)
+            tensors += [projection.weight, projection.bias, None, None]
+        else:
+            scales.append(low_rank.scale)
+            tensors += [projection.parametrizations.weight.original, projection.bias, low_rank.down, low_rank.up]
+    return scales, tensors
+
+
+def _effective(tensors: Sequence[Tensor | None], scales: Sequence[float], dtype: torch.dtype) -> list[Any]:
+    """Weight and bias of each projection in `dtype`, LoRA added to the weight."""
+    found: list[Any] = []
+    for number, scale in enumerate(scales):
+        weight, bias, down, up = tensors[4 * number : 4 * number + 4]
+        if weight is None or bias is None:
+            raise ValueError("a projection needs weight and bias")
+        merged = weight if down is None or up is None else torch.addmm(weight, up, down, alpha=scale)
+        found += [merged.to(dtype), bias.to(dtype)]
+    return found
+
+
+class _ProjectionGradients:
+    """Gradients of the parameters of projections, of those that require one: four places for each, as in `_tensors`."""
+
+    def __init__(self, needed: Sequence[bool], adapted: Sequence[Tensor | None], scales: Sequence[float]) -> None:
+        self._needed, self._adapted, self._scales = needed, adapted, scales  # adapted: LoRA down and up of each projection
+        self.found: list[Tensor | None] = [None] * (4 * len(scales))
+
+    def needs(self, *projections: int) -> bool:
+        """Whether any parameter of these projections requires a gradient."""
+        return any(any(self._needed[4 * number : 4 * number + 4]) for number in projections)
+
+    def add(self, number: int, gradient: Tensor, inputs: Tensor, scale: float | None = None, bias_scale: float = 1.0) -> None:
+        """Compute the gradients from that of the projection's output (rows, outputs), times `scale`, and its input (rows, inputs).
+
+        `bias_scale` is that of the output alone. Gradients that no parameter requires are not computed.
+        """
+        weight, bias, down, up = self._needed[4 * number : 4 * number + 4]
+        place = 4 * number
+        if weight:
+            self.found[place] = torch.mm(gradient.t(), inputs) if scale is None else _scaled_product(gradient.t(), inputs, scale)
+        if bias:
+            self.found[place + 1] = gradient.sum(0) if scale is None else gradient.sum(0) * bias_scale
+        if down or up:
+            factors = [each.to(inputs.dtype) for each in self._adapted[2 * number : 2 * number + 2] if each is not None]
+            both = self._scales[number] * (1.0 if scale is None else scale)
+            self.found[place + 2] = _scaled_product(torch.mm(gradient, factors[1]).t(), inputs, both)
+            self.found[place + 3] = _scaled_product(gradient.t(), torch.mm(inputs, factors[0].t()), both)
+
+    def in_type(self, dtype: torch.dtype) -> list[Tensor | None]:
+        return [None if each is None else each.to(dtype) for each in self.found]
+
+
 class _Attention(torch.autograd.Function):
-    """residual + dropout(out_proj(attention(hidden))) on packed rows (frames, hidden)."""
+    """residual + dropout(out_proj(attention(hidden))) on packed rows (frames, hidden); `tensors`: q, k, v, out of `_tensors`."""
 
     @staticmethod
-    def forward(ctx: Any, options: tuple[Any, ...], residual: Tensor, hidden: Tensor, *weights: Tensor) -> Tensor:
-        lengths, heads, inner, outer, dropout_bits, dtype = options
+    def forward(ctx: Any, options: tuple[Any, ...], residual: Tensor, hidden: Tensor, *tensors: Tensor | None) -> Tensor:
+        lengths, heads, inner, outer, dropout_bits, dtype, scales = options
         inner, outer = (inner, outer) if dropout_bits is not None else (0.0, 0.0)
         x = hidden.to(dtype)
-        wq, bq, wk, bk, wv, bv, wo, bo = (each.to(dtype) for each in weights)
+        wq, bq, wk, bk, wv, bv, wo, bo = _effective(tensors, scales, dtype)
         q, k, v = torch.addmm(bq, x, wq.t()), torch.addmm(bk, x, wk.t()), torch.addmm(bv, x, wv.t())
         merged = torch.empty_like(q)
         scaling = (x.shape[1] // heads) ** -0.5
@@ -220,68 +286,82 @@ class _Attention(torch.autograd.Function):
             merged_.copy_(_scaled_product(p, v_, 1 / (1 - inner)))
         bits = dropout_bits.bits(tuple(x.shape), dtype) if outer else None
         output = _drop(torch.addmm(bo, merged, wo.t()), bits, outer)
-        ctx.save_for_backward(x, q, k, v, merged, bits, wq, wk, wv, wo, *probabilities, *kept)
-        ctx.facts = (lengths, heads, inner, outer, scaling)
+        adapted = [each for number in range(4) for each in tensors[4 * number + 2 : 4 * number + 4]]
+        ctx.save_for_backward(x, q, k, v, merged, bits, wq, wk, wv, wo, *adapted, *probabilities, *kept)
+        ctx.facts = (lengths, heads, inner, outer, scaling, scales)
         return torch.add(residual, output, alpha=1 / (1 - outer))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        lengths, heads, inner, outer, scaling = ctx.facts
+        lengths, heads, inner, outer, scaling, scales = ctx.facts
         x, q, k, v, merged, bits, wq, wk, wv, wo, *saved = ctx.saved_tensors
+        adapted, saved = saved[:8], saved[8:]
         probabilities, kept = saved[: len(lengths)], saved[len(lengths) :]
         scale, inner_scale = 1 / (1 - outer), 1 / (1 - inner)
+        found = _ProjectionGradients(ctx.needs_input_grad[3:], adapted, scales)
         g = _dropped(gradient.to(x.dtype), bits, outer)
-        dwo, dbo = _scaled_product(g.t(), merged, scale), g.sum(0) * scale
-        dmerged = _scaled_product(g, wo, scale)
-        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        rows = zip(*(_heads(each, lengths, heads) for each in (q, k, v, dmerged, dq, dk, dv)), strict=True)
-        for number, (q_, k_, v_, dmerged_, dq_, dk_, dv_) in enumerate(rows):
-            p = probabilities[number]
-            p_kept = kept[number] if kept else p
-            dv_.copy_(_scaled_product(p_kept.transpose(1, 2), dmerged_, inner_scale))
-            dp = _scaled_product(dmerged_, v_.transpose(1, 2), inner_scale)
-            if kept:  # probabilities that dropout kept are above zero
-                aten.threshold_backward.grad_input(dp, p_kept, 0.0, grad_input=dp)
-            ds = aten._softmax_backward_data(dp, p, -1, p.dtype)
-            dq_.copy_(_scaled_product(ds, k_, scaling))
-            dk_.copy_(_scaled_product(ds.transpose(1, 2), q_, scaling))
-        dx = torch.mm(dq, wq).addmm_(dk, wk).addmm_(dv, wv)
-        inputs = [each for d in (dq, dk, dv) for each in (torch.mm(d.t(), x), d.sum(0))]
-        return None, gradient, dx.to(gradient.dtype), *(each.to(gradient.dtype) for each in (*inputs, dwo, dbo))
+        if found.needs(3):
+            found.add(3, g, merged, scale, scale)
+        dx = None
+        if ctx.needs_input_grad[2] or found.needs(0, 1, 2):
+            dmerged = _scaled_product(g, wo, scale)
+            dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+            rows = zip(*(_heads(each, lengths, heads) for each in (q, k, v, dmerged, dq, dk, dv)), strict=True)
+            for number, (q_, k_, v_, dmerged_, dq_, dk_, dv_) in enumerate(rows):
+                p = probabilities[number]
+                p_kept = kept[number] if kept else p
+                dv_.copy_(_scaled_product(p_kept.transpose(1, 2), dmerged_, inner_scale))
+                dp = _scaled_product(dmerged_, v_.transpose(1, 2), inner_scale)
+                if kept:  # probabilities that dropout kept are above zero
+                    aten.threshold_backward.grad_input(dp, p_kept, 0.0, grad_input=dp)
+                ds = aten._softmax_backward_data(dp, p, -1, p.dtype)
+                dq_.copy_(_scaled_product(ds, k_, scaling))
+                dk_.copy_(_scaled_product(ds.transpose(1, 2), q_, scaling))
+            if ctx.needs_input_grad[2]:
+                dx = torch.mm(dq, wq).addmm_(dk, wk).addmm_(dv, wv).to(gradient.dtype)
+            for number, each in enumerate((dq, dk, dv)):
+                found.add(number, each, x)
+        return None, gradient, dx, *found.in_type(gradient.dtype)
 
 
 class _FeedForward(torch.autograd.Function):
     """residual + dropout(output_dense(dropout(gelu(intermediate_dense(hidden))))) on packed rows (frames, hidden)."""
 
     @staticmethod
-    def forward(ctx: Any, options: tuple[Any, ...], residual: Tensor, hidden: Tensor, *weights: Tensor) -> Tensor:
-        inner, outer, dropout_bits, dtype = options
+    def forward(ctx: Any, options: tuple[Any, ...], residual: Tensor, hidden: Tensor, *tensors: Tensor | None) -> Tensor:
+        inner, outer, dropout_bits, dtype, scales = options
         inner, outer = (inner, outer) if dropout_bits is not None else (0.0, 0.0)
         x = hidden.to(dtype)
-        w1, b1, w2, b2 = (each.to(dtype) for each in weights)
+        w1, b1, w2, b2 = _effective(tensors, scales, dtype)
         u = torch.addmm(b1, x, w1.t())
         inner_bits = dropout_bits.bits(tuple(u.shape), dtype) if inner else None
         h = _drop(F.gelu(u), inner_bits, inner)
         outer_bits = dropout_bits.bits(tuple(x.shape), dtype) if outer else None
         output = _drop(torch.addmm(b2, h, w2.t(), alpha=1 / (1 - inner)), outer_bits, outer)
-        ctx.save_for_backward(x, u, h, inner_bits, outer_bits, w1, w2)
-        ctx.facts = (inner, outer)
+        ctx.save_for_backward(x, u, h, inner_bits, outer_bits, w1, w2, *tensors[2:4], *tensors[6:8])
+        ctx.facts = (inner, outer, scales)
         return torch.add(residual, output, alpha=1 / (1 - outer))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        inner, outer = ctx.facts
-        x, u, h, inner_bits, outer_bits, w1, w2 = ctx.saved_tensors
+        inner, outer, scales = ctx.facts
+        x, u, h, inner_bits, outer_bits, w1, w2, *adapted = ctx.saved_tensors
         scale = 1 / (1 - outer)
         both = scale / (1 - inner)
+        found = _ProjectionGradients(ctx.needs_input_grad[3:], adapted, scales)
         g = _dropped(gradient.to(x.dtype), outer_bits, outer)
-        dw2, db2 = _scaled_product(g.t(), h, both), g.sum(0) * scale
-        du = _drop(_scaled_product(g, w2, both), inner_bits, inner)
-        aten.gelu_backward.grad_input(du, u, grad_input=du)
-        dx = torch.mm(du, w1)
-        return None, gradient, *(each.to(gradient.dtype) for each in (dx, torch.mm(du.t(), x), du.sum(0), dw2, db2))
+        if found.needs(1):
+            found.add(1, g, h, both, scale)
+        dx = None
+        if ctx.needs_input_grad[2] or found.needs(0):
+            du = _drop(_scaled_product(g, w2, both), inner_bits, inner)
+            aten.gelu_backward.grad_input(du, u, grad_input=du)
+            if ctx.needs_input_grad[2]:
+                dx = torch.mm(du, w1).to(gradient.dtype)
+            found.add(0, du, x)
+        return None, gradient, dx, *found.in_type(gradient.dtype)
 
 
 def _heads(rows: Tensor, lengths: Sequence[int], heads: int) -> list[Tensor]:
@@ -290,7 +370,12 @@ def _heads(rows: Tensor, lengths: Sequence[int], heads: int) -> list[Tensor]:
 
 
 def _positions(embedding: Any, hidden: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Positional embedding gelu(convolution) of packed rows (frames, hidden), each utterance zero-padded."""
+    """Positional embedding gelu(convolution) of packed rows (frames, hidden), each utterance zero-padded.
+
+    The stack of small convolutions of data2vec is computed by transformers, for each utterance alone.
+    """
+    if not hasattr(embedding, "conv"):
+        return torch.cat([embedding(rows[None])[0] for rows in torch.split(hidden, list(lengths))])
     convolution = embedding.conv
     weight: Tensor = convolution.weight  # (hidden, hidden / groups, kernel); weight norm recomputes it at each access
     kernel, groups = weight.shape[2], convolution.groups

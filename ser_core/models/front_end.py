@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from ser_core.models.backbone import NORMALISE_KEY, frame_count, minimum_samples
+from ser_core.models.backbone import frame_count, minimum_samples
 from ser_core.models.convolutions import convolve, supports
+from ser_core.models.model_types import NORMALISE_KEY
 from ser_core.settings import Padding
 
 if TYPE_CHECKING:
@@ -98,7 +99,9 @@ def project(model: Wav2Vec2Model | Wav2Vec2ForPreTraining, extracted: Extracted,
 
     `length`: frames that T has at least, with zeros after the frames of `independent` rows.
     """
-    projected, normalised = encoder_of(model).feature_projection(extracted.rows)
+    projection = encoder_of(model).feature_projection
+    normalised = _normed(projection, extracted.rows)
+    projected = projection.dropout(projection.projection(normalised))
     frames = torch.tensor(extracted.frames, dtype=torch.int64, device=projected.device)
     return FrontEnd(_padded(projected, extracted.frames, length), _padded(normalised, extracted.frames, length), frames)
 
@@ -114,7 +117,7 @@ def valid_frames(frames: Tensor, length: int) -> Tensor:
 
 
 def encoder_of(model: Any) -> Any:
-    """Return the Wav2Vec2Model inside a model with heads, or the model itself."""
+    """Return the Wav2Vec2Model inside a model with heads, or the model itself (of any kind)."""
     return getattr(model, "wav2vec2", model)
 
 
@@ -167,5 +170,11 @@ def _convolve(encoder: Any, waves: Tensor) -> Tensor:
 def _project(encoder: Any, features: Tensor) -> Tensor:
     """(..., channels) -> (..., hidden), without the projection's dropout, which is applied at every training step."""
     projection = encoder.feature_projection
-    projected: Tensor = projection.projection(projection.layer_norm(features))
+    projected: Tensor = projection.projection(_normed(projection, features))
     return projected
+
+
+def _normed(projection: Any, features: Tensor) -> Tensor:
+    """Layer norm of convolutional features before the projection; a HuBERT may have none."""
+    normed: Tensor = projection.layer_norm(features) if getattr(projection, "feat_proj_layer_norm", True) else features
+    return normed

@@ -12,14 +12,14 @@ from typing import Any
 from ser_core.disk import raise_storage_error
 from ser_core.errors import InputError
 from ser_core.models.hub import CACHED_MODEL, cache_folder, cached_commit, is_commit, pinned_revision, reference
-from ser_core.settings import BackboneSettings, Wav2vecSettings
+from ser_core.models.model_types import CONFIG_FILE, WAV2VEC2, label_of
+from ser_core.settings import BackboneSettings, Normalise, Wav2vecSettings
 
-CONFIG_FILE = "config.json"
 WEIGHT_FILES = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
 
 SHOWN_DIGEST = 12  # characters
 
-NO_BACKBONE = "recipe.backbone: neither checkpoint nor config is set; name a wav2vec 2.0 checkpoint or give the keys of a small model"
+NO_BACKBONE = "recipe.backbone: neither checkpoint nor config is set; name a checkpoint or give the keys of a small model"
 NO_WAV2VEC = "recipe.states.wav2vec: neither checkpoint nor config is set; give the path of wav2vec_large.pt, or the keys of a small model"
 MISSING_WAV2VEC = "no such wav2vec checkpoint; set recipe.states.wav2vec.checkpoint to the path of wav2vec_large.pt"
 
@@ -28,39 +28,47 @@ VOLATILE_CONFIG_KEYS = frozenset({"_name_or_path", "architectures", "dtype", "to
 
 
 def backbone_identity(settings: BackboneSettings) -> dict[str, Any]:
-    """Identity of the backbone's weights: hub name and revision, digests of a folder, or configuration and seed.
+    """Identity of the backbone: hub name and revision, digests of a folder, or configuration and seed; `normalise` unless it is `auto`.
 
     Raises InputError for a missing path or a folder without weights.
     """
+    waves = {} if settings.normalise is Normalise.auto else {"normalise": settings.normalise.name}
     if settings.checkpoint is None:
         if not settings.config:
             raise InputError(NO_BACKBONE)
-        return {"config": dict(settings.config), "init_seed": settings.init_seed}
+        # wav2vec 2.0 is the default kind of model: named or not, the weights are the same.
+        config = {key: value for key, value in settings.config.items() if (key, value) != ("model_type", WAV2VEC2)}
+        return {"config": config, "init_seed": settings.init_seed, **waves}
     folder = checkpoint_folder(settings.checkpoint)
     if folder is None:
-        return {"checkpoint": settings.checkpoint, "revision": settings.revision}
-    return folder_identity(folder)
+        return {"checkpoint": settings.checkpoint, "revision": settings.revision, **waves}
+    return {**folder_identity(folder), **waves}
 
 
 def backbone_origin(settings: BackboneSettings) -> str:
-    """Describe where the weights of wav2vec 2.0 come from: name and revision, or a folder's digest. Raises as `backbone_identity`.
+    """Describe where the weights come from: kind, name and revision, or a folder's digest. Raises as `backbone_identity`.
 
     The hub's cache keeps each revision in `models--OWNER--NAME/snapshots/COMMIT`; the revision of any other folder is not known.
     """
+    return f"{label_of(settings)} {_origin(settings)}".strip()
+
+
+def _origin(settings: BackboneSettings) -> str:
+    waves = "" if settings.normalise is Normalise.auto else f", waves {settings.normalise.name} normalised"
     if settings.checkpoint is None:
-        return f"wav2vec 2.0 with random weights (seed {settings.init_seed})"
+        return f"with random weights (seed {settings.init_seed}){waves}"
     pinned = settings.revision
     folder = checkpoint_folder(settings.checkpoint)
     if folder is None:
         pinned = pinned_revision(settings)
-        return f"wav2vec 2.0 {settings.checkpoint}, {f'revision {pinned}' if pinned else 'no revision pinned'}"
+        return f"{settings.checkpoint}, {f'revision {pinned}' if pinned else 'no revision pinned'}{waves}"
     folder = folder.resolve()
     if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith(CACHED_MODEL):
         name, revision = folder.parent.parent.name.removeprefix(CACHED_MODEL).replace("--", "/", 1), folder.name
         other = f", not {pinned} as configured" if pinned not in (None, revision) else ""
-        return f"wav2vec 2.0 {name}, revision {revision}{other}"
+        return f"{name}, revision {revision}{other}{waves}"
     unknown = f" (not known whether revision {pinned})" if pinned else ""
-    return f"wav2vec 2.0 from the local folder {folder.name}, sha256 {_digests(weight_files(folder))}{unknown}"
+    return f"from the local folder {folder.name}, sha256 {_digests(weight_files(folder))}{unknown}{waves}"
 
 
 def pin_commit(settings: BackboneSettings, former: Mapping[str, str]) -> str:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ser_core.models.backbone import frame_count, hop_samples
-from ser_core.models.classifier import encode, freeze_front_end
+from ser_core.models.classifier import encode
+from ser_core.models.trained import below, train_only
 
 if TYPE_CHECKING:
     from transformers import Wav2Vec2Config, Wav2Vec2Model
@@ -41,7 +42,7 @@ class PseudoLabelModel(nn.Module):
         self.wav2vec2: Any = encoder
         hidden = encoder.config.hidden_size
         self.heads = nn.ModuleList(nn.Sequential(nn.Linear(hidden, head_units), nn.Tanh(), nn.Linear(head_units, k)) for k in counts)
-        freeze_front_end(encoder)
+        train_only(self, below(self, "wav2vec2.encoder", "heads"))
 
     def forward(self, features: Tensor, frames: Tensor, mask: Tensor) -> list[Tensor]:
         """Return the logits (M, k) of the masked frames in row order, for each head.

@@ -17,6 +17,7 @@ from ser_core.errors import InputError, first_line
 from ser_core.keyed import completed
 from ser_core.models.fairseq_checkpoint import wav2vec_identity
 from ser_core.models.identity import backbone_identity
+from ser_core.models.model_types import MODEL_TYPES, WAV2VEC2
 from ser_core.parallel.group import Group
 from ser_core.parallel.team import Alone, Team
 from ser_core.settings import BackboneSettings, ExecutionSettings, FeatureSettings, Precision, Wav2vecSettings
@@ -79,9 +80,9 @@ class StageContext:
     def arithmetic(self, precision: Precision) -> Arithmetic:
         return choose_arithmetic(self.device, precision)
 
-    def row_parts(self, lengths: Sequence[int]) -> list[slice]:
+    def row_parts(self, lengths: Sequence[int], model_type: str = WAV2VEC2) -> list[slice]:
         """Divide the rows of a step, of `lengths` samples each, into micro-batches, computed in turn or by several processes."""
-        budget = round(AUTO_PART_SECONDS[self.device.type] * SAMPLE_RATE)
+        budget = round(AUTO_PART_SECONDS[self.device.type] * MODEL_TYPES[model_type].part_share * SAMPLE_RATE)
         return length_parts(lengths, size=self.execution.micro_batch, budget=budget, relief=self.relief)
 
     def progress(self) -> Progress:
@@ -104,6 +105,7 @@ class StageContext:
         schedule: Schedule,
         precision: Precision,
         steps_per_epoch: int = 0,
+        clip_norm: float = 0.0,
         save_last: bool = False,
         references: References | None = None,
     ) -> TrainingResult:
@@ -118,6 +120,7 @@ class StageContext:
             checkpoint_seconds=self.execution.checkpoint_minutes * 60,
             log_every=self.execution.log_every,
             steps_per_epoch=steps_per_epoch,
+            clip_norm=clip_norm,
             save_last=save_last,
             references=references or {},
         )

@@ -2,7 +2,8 @@
 
 In a sweep the test split is the validation speakers, who are excluded from training; `run_stage` chooses the split.
 
-Artifacts: `predictions.csv` (class probabilities of every test utterance) and the training curves.
+Artifacts: `predictions.csv` (class probabilities of every test utterance), the training curves and, with adaptors, `adaptors/`: the trained
+weights of adaptors and head (`ser_core.models.adaptor_files`).
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ from torch import Tensor
 
 from ser_core.corpora.manifest import SAMPLE_RATE
 from ser_core.features.features import FrozenFeatures
+from ser_core.keyed import keyed
+from ser_core.models.adaptor_files import save_adaptors
+from ser_core.models.adaptors import AdaptorShape
 from ser_core.models.backbone import frame_count, load_encoder
-from ser_core.models.classifier import EmotionClassifier, class_weights, label_weight, weighted_cross_entropy
+from ser_core.models.classifier import ClassifierAdaptors, EmotionClassifier, class_weights, label_weight, weighted_cross_entropy
+from ser_core.models.trained import parameter_counts
 from ser_core.parallel.group import stop_together
-from ser_core.settings import FinetuneSettings, Padding
+from ser_core.settings import Adaptor, AdaptorSettings, BottleneckStart, FinetuneSettings, Padding
 from ser_core.stages.context import StageContext, parse_settings, stage_result
 from ser_core.training.augmentation import row_generators, spans
 from ser_core.training.batches import Batch, StepPlan, halved, longest_first, shuffled_epoch
@@ -29,6 +34,8 @@ from ser_core.training.evaluate import PREDICTIONS, predict, score, whole_featur
 from ser_core.training.loop import Objective, PartLoss, StepParts
 from ser_core.training.schedule import constant
 from ser_core.training.splits import Split
+
+ADAPTORS = "adaptors"  # folder of the trained weights in the stage's output
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class Finetuning(Objective):
         time_mask, feature_mask = spans(spec_augment, frames, max(frames), config.hidden_size, rngs)
         longest = self._lengths[batch[0]]
         alike = context.features.padding is Padding.reference  # then every row is padded to the step's longest
-        slices = context.row_parts([longest if alike else self._lengths[position] for position in batch])
+        slices = context.row_parts([longest if alike else self._lengths[position] for position in batch], config.model_type)
         parts = [Part(batch[rows], labels[rows], time_mask[rows], feature_mask[rows], total, longest) for rows in slices]
         return StepParts(parts, [len(part.positions) * self._lengths[part.positions[0]] for part in parts], len(batch))
 
@@ -90,13 +97,30 @@ class Finetuning(Objective):
         return PartLoss(loss, loss, (logits.argmax(-1) == labels).sum(), len(labels))
 
 
+def adaptors_of(settings: AdaptorSettings) -> ClassifierAdaptors | None:
+    """Return what a classifier with these settings trains beside its head; None: the whole transformer."""
+    kinds = set(settings.kinds)
+    if not kinds:
+        return None
+    shape = AdaptorShape(
+        bottleneck=settings.bottleneck_units if Adaptor.ba in kinds else 0,
+        identity_start=settings.bottleneck_start is BottleneckStart.zero,
+        rank=settings.lora_rank if Adaptor.lora in kinds else 0,
+        alpha=settings.lora_alpha,
+        targets=tuple(settings.lora_targets),
+        gate=Adaptor.wg in kinds,
+    )
+    return ClassifierAdaptors(shape, layer_sum=Adaptor.ws in kinds)
+
+
 def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]:
     """Train, then open the test split and score it. A diverged model is tested too; `diverged` states the reason."""
     settings = parse_settings(FinetuneSettings, context.settings["finetune"])
     split = context.training
     encoder = load_encoder(context.backbone(), attention=context.execution.attention)
     context.seed_initialisation()
-    model = EmotionClassifier(encoder, len(split.classes), settings.head.pooling).to(context.device)
+    adaptors = adaptors_of(settings.adaptors)
+    model = EmotionClassifier(encoder, len(split.classes), settings.head.pooling, adaptors).to(context.device)
     objective = Finetuning(context, settings, model)
     if len(split) < settings.batch_size:
         context.report(f"finetune: fewer than a batch of training utterances ({len(split)} of {settings.batch_size}): one step an epoch")
@@ -111,6 +135,7 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
         learning_rate=settings.learning_rate,
         schedule=constant(),
         precision=settings.precision,
+        clip_norm=settings.clip_norm,
         steps_per_epoch=objective.epoch_steps,
         references={"train/loss": (prior, "loss of the class prior")},
     )
@@ -126,12 +151,18 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
     found = score(logits, test)
     if context.group.is_leader:
         write_predictions(context.output / PREDICTIONS, logits, test)
+        if adaptors is not None:
+            facts = {"adaptors": keyed(settings.adaptors), "classes": list(split.classes), "pooling": settings.head.pooling.name}
+            save_adaptors(model, context.output / ADAPTORS, facts)
+    trained_parameters, parameters = parameter_counts(model)
     result = stage_result(
         trained,
         {
             "ua": found.ua,
             "wa": found.wa,
             "macro_f1": found.macro_f1,
+            "trained_parameters": trained_parameters,
+            "parameters": parameters,
             "test_utterances": len(test),
             "training_utterances": len(split),
             "prior_loss": prior,

@@ -98,7 +98,7 @@ class PseudoLabelling(Objective):
             minimum=self._settings.mask_minimum,
         )
         labelled = labelled_frames(targets, mask)
-        slices = context.row_parts([max(samples)] * len(batch) if self._as_waves else samples)
+        slices = context.row_parts([max(samples)] * len(batch) if self._as_waves else samples, self._config.model_type)
         parts = [Part(batch[rows], crops[rows], mask[rows], targets[rows], labelled, max(samples)) for rows in slices]
         return StepParts(parts, [max(samples[rows]) * len(samples[rows]) for rows in slices], len(batch))
 

@@ -17,6 +17,7 @@ from ser_core.corpora.manifest import SAMPLE_RATE
 from ser_core.models.backbone import build_backbone, frame_count, save_encoder
 from ser_core.models.front_end import Extracted, extract
 from ser_core.models.tapt import TaptDraw, WholeBatch, code_sums, draw_tapt, tapt_loss
+from ser_core.models.trained import train_only
 from ser_core.settings import NegativeFrames, Padding, TaptSettings
 from ser_core.stages.context import ENCODER, StageContext, parse_settings, stage_result
 from ser_core.training.augmentation import row_generators
@@ -150,8 +151,7 @@ def run(context: StageContext) -> dict[str, Any]:
     """Train and save the encoder."""
     settings = parse_settings(TaptSettings, context.settings["tapt"])
     model = build_backbone(context.backbone(), attention=context.execution.attention)
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
+    train_only(model, [name for name, _ in model.named_parameters()])
     objective = Pretraining(context, settings, model)
     trained = context.train(
         objective,

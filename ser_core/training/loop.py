@@ -113,6 +113,7 @@ class TrainingPlan:
     checkpoint_seconds: float
     log_every: int  # steps
     steps_per_epoch: int = 0  # 0: training is not divided into epochs
+    clip_norm: float = 0.0  # a gradient of a larger norm is scaled down to it; 0: never
     save_last: bool = False  # save after the last step too: for stages with long work after training
     references: References = field(default_factory=dict)
 
@@ -251,6 +252,9 @@ def train(
                 # The leader's clock decides when to save; all processes check the loss before.
                 due = group.is_leader and time.monotonic() - saved_at >= plan.checkpoint_seconds
                 sums, (all_counted, saving) = sum_gradients(group, list(named.values()), sums, (counted, due))
+                if plan.clip_norm:
+                    scaler.unscale_(optimiser)
+                    nn.utils.clip_grad_norm_(named.values(), plan.clip_norm)
                 scaler.step(optimiser)
                 scaler.update()
                 window.add(sums, int(all_counted))

@@ -21,8 +21,8 @@ from benchmarks.gpu_check.recipes import SMALL_BACKBONE, SMALL_WAV2VEC
 from benchmarks.gpu_check.report import table
 from benchmarks.gpu_check.runner import ROOT
 from ser_core.models.backbone import frame_count, load_encoder
-from ser_core.models.classifier import freeze_front_end
 from ser_core.models.shapes import parse_config, state_count
+from ser_core.models.trained import below, train_only
 from ser_core.settings import Attention, BackboneSettings
 
 SAMPLES = 16_000 * 3
@@ -102,7 +102,7 @@ def test_operations_of_the_emotion_states_are_those_that_torch_counts() -> None:
 
 def test_bytes_of_a_step_grow_with_parts_and_frames() -> None:
     model = load_encoder(BackboneSettings(checkpoint=None, config={**SMALL_BACKBONE, "layerdrop": 0.0}))
-    freeze_front_end(model)
+    train_only(model, below(model, "encoder"))
     base = flops.step_bytes(1_000, 1, model.config, 0)
     assert base == 1_000 * (28 + 18)
     assert flops.step_bytes(1_000, 3, model.config, 0) - base == 1_000 * 2 * 18

@@ -12,16 +12,19 @@ from ser_core.keyed import FIRST_DEFAULTS, completed, keyed, plain
 from ser_core.settings import Recipe
 from ser_core.stages.context import parse_settings
 
-# The settings that were part of keys before any was left out; nothing is ever added here.
+# The settings that were part of keys before any was left out, and the first ones of each class that came later. No field of a class that is
+# here is ever added: it belongs into FIRST_DEFAULTS.
 FIRST = {
     "FeatureSettings": "padding",
     "FinetuneSettings": "epochs batch_size learning_rate max_seconds head spec_augment precision",
     "HeadSettings": "pooling",
+    "AdaptorSettings": "kinds bottleneck_units bottleneck_start lora_rank lora_alpha lora_targets",
     "SpecAugmentSettings": "spans_per time_length time_probability time_minimum feature_length feature_probability feature_minimum",
     "TaptSettings": "steps learning_rate warmup_steps flat_fraction batch_seconds max_seconds buckets batches_per_bucket drop_last "
     "negatives negative_frames temperature diversity_weight attention_mask mask_minimum mask_spans_per precision",
     "StatesSettings": "wav2vec steps learning_rate warmup_fraction flat_fraction batch_size validation_fraction validate_every rnn_units "
     "head_units spec_augment precision",
+    "PretrainingLossSettings": "draws negatives temperature diversity_weight mask_minimum precision",
     "PtaptSettings": "steps learning_rate warmup_steps flat_fraction batch_seconds max_seconds buckets batches_per_bucket drop_last "
     "mask_length mask_probability mask_minimum mask_spans_per head_units precision",
 }

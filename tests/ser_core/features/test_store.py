@@ -17,7 +17,8 @@ from ser_core.corpora.manifest import Manifest
 from ser_core.errors import Interrupted
 from ser_core.features import store as feature_store
 from ser_core.features.store import FeatureStore, blocks_of, front_end_key
-from ser_core.models.backbone import NORMALISE_KEY, build_backbone
+from ser_core.models.backbone import build_backbone
+from ser_core.models.model_types import NORMALISE_KEY
 from ser_core.settings import BackboneSettings, FeatureCache
 from ser_core.training.progress import Progress
 from ser_core.training.splits import Split

@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 
 from ser_core.errors import InputError, is_memory_error
 from ser_core.models.backbone import (
-    NORMALISE_KEY,
     backbone_identity,
     build_backbone,
     frame_count,
@@ -28,8 +27,9 @@ from ser_core.models.backbone import (
     save_backbone,
     save_encoder,
 )
-from ser_core.models.encoder import is_supported
 from ser_core.models.identity import backbone_origin, wav2vec_origin
+from ser_core.models.known_encoder import is_known
+from ser_core.models.model_types import NORMALISE_KEY
 from ser_core.settings import Attention, BackboneSettings, Wav2vecSettings
 from tests.ser_core.models import rebuild
 
@@ -188,7 +188,7 @@ def test_gradient_checkpointing_of_a_checkpoint_is_switched_off(saved: Path, tmp
     assert Wav2Vec2Model.from_pretrained(folder).encoder.gradient_checkpointing  # else this test shows nothing
     for model in (load_encoder(folder), build_backbone(folder).wav2vec2):
         assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-        assert is_supported(model.encoder)
+        assert is_known(model.encoder)
 
 
 def test_frame_count(saved: Path) -> None:

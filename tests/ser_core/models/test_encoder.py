@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from ser_core.models import encoder as own
 from ser_core.models.backbone import build_backbone
-from ser_core.models.encoder import DropoutBits, is_supported, run_transformer, threshold_for
+from ser_core.models.encoder import DropoutBits, run_transformer, threshold_for
 from ser_core.models.front_end import valid_frames
+from ser_core.models.known_encoder import is_known
 from ser_core.settings import Attention, BackboneSettings
 from tests.ser_core.models import rebuild
 
@@ -50,8 +51,8 @@ def results(encoder: Any, lengths: tuple[int, ...] | None = LENGTHS) -> tuple[Te
 def test_equal_to_transformers(config: dict[str, Any], lengths: tuple[int, ...] | None) -> None:
     """Post-norm and stable-layer-norm models, even and odd positional kernels, with and without padding: output and every gradient."""
     one, other = model(**config), model(eager=True, **config)
-    assert is_supported(one.encoder)
-    assert not is_supported(other.encoder)
+    assert is_known(one.encoder)
+    assert not is_known(other.encoder)
     one.train()
     other.train()
     ours, theirs = results(one, lengths), results(other, lengths)
@@ -174,4 +175,4 @@ def test_layer_drop() -> None:
 @pytest.mark.parametrize("change", [{"hidden_act": "relu"}, {"attention_dropout": 0.5}, {"adapter_attn_dim": 8, **STABLE}])
 def test_unsupported_configurations_use_transformers(change: dict[str, Any]) -> None:
     """Another activation, half of everything dropped, attention adapters."""
-    assert not is_supported(model(**change).encoder)
+    assert not is_known(model(**change).encoder)

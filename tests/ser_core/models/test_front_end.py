@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ser_core.models.backbone import NORMALISE_KEY, build_backbone, frame_count, minimum_samples
+from ser_core.models.backbone import build_backbone, frame_count, minimum_samples
 from ser_core.models.classifier import EmotionClassifier
 from ser_core.models.front_end import project_independent, project_padded, run_front_end
+from ser_core.models.model_types import NORMALISE_KEY
 from ser_core.settings import Attention, BackboneSettings, Padding, Pooling
 from tests.ser_core.models import rebuild
 
