@@ -1,4 +1,4 @@
-"""The library that is preloaded into the Python processes of jobs (injection.c), and the text files by which it is told what to do."""
+"""The library that is preloaded into the Python processes of jobs (injection.c), and the text files that configure it."""
 
 from __future__ import annotations
 

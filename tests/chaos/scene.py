@@ -167,5 +167,5 @@ class Scene:
 
 
 def boot_seconds() -> float:
-    """Time of the clock that nobody sets, the same on all nodes of a test cluster."""
+    """The monotonic clock, the same on all nodes of a test cluster."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -73,7 +73,7 @@ def read_swept(data: Path, folder: Path) -> Swept:
 
 
 def processes_of(run: CommandLine) -> list[str]:
-    """Command lines of all processes, whoever their parent is now, that work for these results."""
+    """Command lines of all processes that work for these results, orphans included."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:

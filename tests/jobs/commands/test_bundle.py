@@ -1,4 +1,4 @@
-"""`bundle` and `verify`: what is in the zip, what is not, and what is told of one that was changed."""
+"""`bundle` and `verify`: what is in the zip, what is not, and how a changed one is reported."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_the_same_results_give_the_same_bytes(bundle: Path, tmp_path: Path) -> N
 
 
 def test_options_of_the_tables_are_kept(session: Session, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Tables are rendered again as they were asked for; that they are not those of the folder of tables is told."""
+    """Tables are rendered again with the options given; a note says that they differ from the folder of tables."""
     assert write_bundle(session, tmp_path / "b.zip", "drop", Style(Width.column, Numbers.siunitx, bold=False))
     assert "table1.tex, tables.tex in" in (told := capsys.readouterr().err)
     assert "differ from those in the bundle: written with other options, by another version" in told
