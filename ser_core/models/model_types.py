@@ -23,15 +23,17 @@ NORMALISE_KEY = "normalise_waves"
 
 WAV2VEC2 = "wav2vec2"
 
+ON_PRETRAINING_LOSS = ("tapt", "pretraining_loss")  # methods that compute the model's own pretraining loss
+
 
 @dataclass(frozen=True)
 class ModelType:
-    """One kind of model. TAPT continues a model's own pretraining, whose loss transformers has for wav2vec 2.0 only."""
+    """One kind of model."""
 
     label: str
     model: str  # class in transformers, with its configuration class
     config: str
-    methods: tuple[str, ...] = ("vft", "ptapt")
+    pretraining_loss: bool = False  # transformers has the model's own pretraining loss
     eager: bool = False  # transformers computes its attention in eager mode only
     # Padded seconds of audio per micro-batch, as a share of AUTO_PART_SECONDS. WavLM keeps an attention bias (rows x heads, T, T) of every
     # layer for the backward pass: for 36 s in rows of 10 s and 12 heads 43 MB a tensor, several tensors a layer.
@@ -39,7 +41,7 @@ class ModelType:
 
 
 MODEL_TYPES: Mapping[str, ModelType] = {
-    WAV2VEC2: ModelType("wav2vec 2.0", "Wav2Vec2Model", "Wav2Vec2Config", ("vft", "tapt", "ptapt", "pretraining_loss")),
+    WAV2VEC2: ModelType("wav2vec 2.0", "Wav2Vec2Model", "Wav2Vec2Config", pretraining_loss=True),
     "hubert": ModelType("HuBERT", "HubertModel", "HubertConfig"),
     "wavlm": ModelType("WavLM", "WavLMModel", "WavLMConfig", eager=True, part_share=0.5),
     "data2vec-audio": ModelType("data2vec", "Data2VecAudioModel", "Data2VecAudioConfig"),
@@ -88,11 +90,12 @@ def type_problem(source: str, model_type: str) -> str:
 def method_problem(method: str, model_type: str) -> str:
     """Return the line for a method that is not defined for a kind of model; "" if it is."""
     kind = MODEL_TYPES.get(model_type)
-    if kind is None or method in kind.methods:
+    if kind is None or kind.pretraining_loss or method not in ON_PRETRAINING_LOSS:
         return ""
+    able = ", ".join(each.label for each in MODEL_TYPES.values() if each.pretraining_loss)
     return (
-        f"method {method}: not defined for {kind.label}, it needs a pretraining loss that transformers has for wav2vec 2.0 only; "
-        f"methods for {kind.label}: {', '.join(kind.methods)}"
+        f"method {method}: not defined for {kind.label}, it needs the model's pretraining loss, which transformers has for {able} only; "
+        f"leave out {', '.join(ON_PRETRAINING_LOSS)}"
     )
 
 

@@ -167,5 +167,5 @@ class Scene:
 
 
 def boot_seconds() -> float:
-    """The monotonic clock, the same on all nodes of a test cluster."""
+    """Seconds since the machine was started, the same on all nodes of a test cluster."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
