@@ -76,9 +76,9 @@ def _best_sentence(material: Material, corpus: str) -> list[str]:
     found = next((each for each in material.summary.comparisons if each.corpus == corpus and {each.first, each.second} == pair), None)
     if found is None or found.crossed is None or found.corrected.crossed is None:
         return [sentence]
-    told = "is" if found.corrected.crossed < ALPHA else "is not"
+    verb = "is" if found.corrected.crossed < ALPHA else "is not"
     second, p = material.label(ordered[1].method), p_text(found.corrected.crossed)
-    return [f"{sentence} Its difference to {second} {told} significant over folds and seeds (Holm-corrected p {p})."]
+    return [f"{sentence} Its difference to {second} {verb} significant over folds and seeds (Holm-corrected p {p})."]
 
 
 def _means_table(material: Material, corpus: str, view: View) -> Table:

@@ -55,7 +55,7 @@ def test_a_launch_of_which_nothing_can_start_is_refused(
 ) -> None:
     """One line with the stage, the reason and the key; nothing is stored, nothing submitted.
 
-    Before: it was submitted, waited with the reason PartitionTimeLimit, and the user was told hours later. sbatch is asked once about the
+    Before: it was submitted, waited with the reason PartitionTimeLimit, and a notice came hours later. sbatch is asked once about the
     request that both stages have, also where it has to know an option of `slurm.extra`.
     """
     sbatch = tmp_path / "bin" / "sbatch"

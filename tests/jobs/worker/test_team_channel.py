@@ -232,7 +232,7 @@ def test_wrong_tokens_and_duplicate_ranks_are_rejected() -> None:
             rude.sendall(b"GET / HTTP/1.0\r\n\r\n")
             followers = [line for rank in (1, 2) if (line := connect_to_leader(rendezvous, ProcessRank(rank, 3, rank)))]
         assert len(followers) == 2
-        assert wait_until(lambda: leader._server.fileno() == -1, 5, 0.01), "nobody else can call"
+        assert wait_until(lambda: leader._server.fileno() == -1, 5, 0.01), "no other process can connect"
         double = connect_to_leader(rendezvous, ProcessRank(2, 3, 2))
         assert double is None or double.receive() is None
         assert leader.wait_until_ready() == ""
