@@ -44,6 +44,10 @@ DIFFERENCES_CAPTION = (
 )
 
 
+OVER_FOLDS = "The 95 % interval over folds and seeds is for new folds too (mixed model, fold and seed as random effects)."
+ONE_FOLD = "One fold is held out: there is no interval over folds, and every ± and interval is over seeds only."
+
+
 @dataclass(frozen=True)
 class Cell:
     """One cell as printed."""
@@ -232,7 +236,7 @@ def _table(summary: Summary, published: Published, corpus: str) -> Table:
         differences=differences,
         caption=(f"{title}.", *_caption(summary, methods, published, folds)),
         outliers=_dropping_sentences(summary, methods, published),
-        differences_caption=(*DIFFERENCES_CAPTION, *comparison_sentences(summary.recipes)),
+        differences_caption=(*_differences_caption(folds), *comparison_sentences(summary.recipes)),
     )
 
 
@@ -299,7 +303,7 @@ def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Publ
         "Seeds differ in fine-tuning only; upstream stages are computed once per fold.",
         "Mean: mean of the cell means; its ± and the 95 % interval over seeds (Student's t) are over slots, of the mean over folds: "
         "they describe the variation between seeds, not between speakers.",
-        "The 95 % interval over folds and seeds is for new folds too (mixed model, fold and seed as random effects).",
+        OVER_FOLDS if len(folds) > 1 else ONE_FOLD,
         "n: runs a cell in the means; dropped: runs that are not; all runs: mean and ± with the dropped runs.",
     ]
     if any(not method.complete for method in methods):
@@ -308,6 +312,7 @@ def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Publ
     sentences.append(f"Outlier rule: {summary.outlier_rule if _judged(summary) else 'none in force'}.")
     sentences.extend(_dropping_sentences(summary, methods, published))
     sentences.extend(sentence for corpus, sentence in order_sentences(summary, published.labels).items() if corpus == methods[0].corpus)
+    sentences.extend(summary.corpus_captions.get(methods[0].corpus, ()))
     shares = [(_label(method, published), method.crossed.shares) for method in methods if method.crossed and method.crossed.shares]
     if shares:
         each = ", ".join(f"{label} {' / '.join(round_half_up(100 * share, 0) for share in astuple(found))} %" for label, found in shares)
@@ -315,7 +320,8 @@ def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Publ
     if published.rows:
         sentences.append(f"Published figures: {published.source}.")
         sentences.extend(_beside_published(methods, published, folds))
-        if set(published.columns) != set(folds):
+        sentences.extend(published.notes)
+        if published.columns and set(published.columns) != set(folds):
             sentences.append(
                 f"The published means are over all {counted(len(published.columns), 'fold')} of the paper, ours over {len(folds)}."
             )
@@ -340,6 +346,13 @@ def _beside_published(methods: Sequence[MethodSummary], published: Published, fo
     ]
     what = "The published mean lies inside, below or above our 95 % interval over seeds (no test: it has no spread)"
     return (f"{what}: {', '.join(places)}.",) if places else ()
+
+
+def _differences_caption(folds: Sequence[str]) -> tuple[str, ...]:
+    if len(folds) > 1:
+        return DIFFERENCES_CAPTION
+    pairs, paired, _, corrected = DIFFERENCES_CAPTION
+    return (pairs, paired, "One fold is held out: there is no interval and no test over folds and seeds.", corrected)
 
 
 def _judged(summary: Summary) -> bool:

@@ -31,6 +31,7 @@ class Part:
     judgements: Judgements | None
     recipes: Sequence[MethodRecipe]
     labels: Mapping[str, str] = field(default_factory=dict)  # of its methods
+    corpus_caption: tuple[str, ...] = ()  # sentences that captions state of its corpus
 
 
 def joint_summary(parts: Sequence[Part], unreplaced: Unreplaced = Unreplaced.keep) -> tuple[Summary, dict[str, str]]:
@@ -62,7 +63,8 @@ def joint_summary(parts: Sequence[Part], unreplaced: Unreplaced = Unreplaced.kee
         for method in _methods(part):
             label, name = part.labels.get(method, method), names[part.name, method]
             labels[name] = label if name == method else f"{label} ({part.name})"
-    return replace(summary, measured=tuple(measured)), labels
+    captions = {part.graph.corpus: part.corpus_caption for part in parts if part.corpus_caption}
+    return replace(summary, measured=tuple(measured), corpus_captions=captions), labels
 
 
 def names_of(part: Part, parts: Sequence[Part]) -> dict[str, str]:
