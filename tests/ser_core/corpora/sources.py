@@ -84,6 +84,38 @@ def emodb(source: Path) -> Path:
     return source
 
 
+def ravdess(source: Path) -> Path:
+    """Two recordings of every actor, all emotions among those of a fold; and a song, which is not read."""
+    for actor in range(1, 25):
+        for emotion in (2 * actor % 8 + 1, (2 * actor + 1) % 8 + 1):
+            write_audio(source / f"Actor_{actor:02d}" / f"03-01-{emotion:02d}-01-01-01-{actor:02d}.wav", rate=48_000)
+    write_audio(source / "Actor_01" / "03-02-01-01-01-01-01.wav")
+    state_counts(source, 48)
+    return source
+
+
+CREMAD_ACTORS = ("1066", "1001", "1033", "1014", "1023")  # of folds 1 to 5
+
+
+def cremad(source: Path) -> Path:
+    """One recording of every emotion of five actors, one of each fold."""
+    for actor in CREMAD_ACTORS:
+        for label in ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD"):
+            write_audio(source / "AudioWAV" / f"{actor}_DFA_{label}_XX.wav")
+    state_counts(source, 30)
+    return source
+
+
+def tess(source: Path) -> Path:
+    """One recording of every emotion and speaker, one under the name it has by mistake in the distributed archive."""
+    for speaker in ("OAF", "YAF"):
+        for label in ("angry", "disgust", "fear", "happy", "neutral", "ps", "sad"):
+            name = "OA_bite_neutral" if (speaker, label) == ("OAF", "neutral") else f"{speaker}_back_{label}"
+            write_audio(source / f"{speaker}_{label}" / f"{name}.wav", rate=24_414)
+    state_counts(source, 14)
+    return source
+
+
 def csv_corpus(source: Path, rows: Iterable[Mapping[str, Any]] | None = None, header: str = "path,label,speaker,fold") -> Path:
     """A CSV file with six recordings of three speakers, a fold each; or with `rows`."""
     source.mkdir(parents=True, exist_ok=True)
