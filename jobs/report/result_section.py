@@ -40,7 +40,13 @@ def result_section(material: Material) -> Section:
     sentences.extend(order_sentences(summary, material.labels).values())
     sentences.extend(summary.arithmetic.warnings)
     parts.extend(
-        Table(plain.caption[0], plain.columns, tuple(Row(row) for rows in plain.blocks for row in rows), note=plain.caption[1:])
+        Table(
+            plain.caption[0],
+            plain.columns,
+            tuple(Row(row) for rows in plain.blocks for row in rows),
+            numbers=plain.texts,
+            note=plain.caption[1:],
+        )
         for plain in plain_tables(summary, material.published)
     )
     return Section("result", "What is the result?", tuple(sentences), tuple(parts))

@@ -194,7 +194,7 @@ def _plain_rich(table: PlainTable) -> RichTable:
 
     shown = RichTable(title=Text(table.caption[0]), box=SIMPLE_HEAD, pad_edge=False, title_justify="left")
     for place, column in enumerate(table.columns):
-        shown.add_column(Text(column), justify="right" if place else "left")
+        shown.add_column(Text(column), justify="left" if place < table.texts else "right")
     for rows in table.blocks:
         for row in rows:
             shown.add_row(*map(Text, row))

@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import Any
 
 from jobs.statistics import round_half_up
-from jobs.tables.format import DASH, code_sentence, interval_text
+from jobs.tables.format import DASH, code_sentence, interval_text, negative
 from jobs.tables.measured import Measured
 from jobs.tables.published import MeasuredColumn, MeasuredTable, Published, Ratio, SettingsTable, position
 from jobs.tables.summary import MethodSummary, Summary
@@ -27,6 +27,7 @@ class PlainTable:
     caption: tuple[str, ...]  # sentences
     columns: tuple[str, ...]
     blocks: tuple[tuple[tuple[str, ...], ...], ...]  # rows, in groups that a line divides
+    texts: int = 1  # how many of the first columns are text; the others are numbers
 
 
 def plain_tables(summary: Summary, published: Published) -> tuple[PlainTable, ...]:
@@ -111,7 +112,7 @@ def _prior_work(summary: Summary, published: Published) -> PlainTable | None:
         "Prior work was tested on folds and splits of its own, and states no spread: the rows are no paired comparison.",
         f"Published figures: as given by {published.source}.",
     )
-    return PlainTable("prior-work", caption, ("", "Features", "UA", "95 % interval"), (tuple(rows), tuple(ours)))
+    return PlainTable("prior-work", caption, ("", "Features", "UA", "95 % interval"), (tuple(rows), tuple(ours)), texts=2)
 
 
 def _measured(summary: Summary, published: Published) -> PlainTable | None:
@@ -173,8 +174,8 @@ def _cell(method: MethodSummary | None) -> str:
 
 
 def _number(value: float | None, decimals: int = 1) -> str:
-    return DASH if value is None else round_half_up(value, decimals)
+    return DASH if value is None else negative(round_half_up(value, decimals))
 
 
 def _percent(value: float | None) -> str:
-    return DASH if value is None else f"{round_half_up(value)} %"
+    return DASH if value is None else f"{_number(value)} %"
