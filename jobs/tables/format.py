@@ -84,9 +84,9 @@ def signed(value: float) -> str:
     return negative(text if text.startswith("-") or not float(text) else f"+{text}")
 
 
-def interval_text(interval: Interval | None) -> str:
+def interval_text(interval: Interval | None, digits: int = 1) -> str:
     """`1.0 to 2.0`, a dash where there is none."""
-    return DASH if interval is None else negative(f"{round_half_up(interval.low)} to {round_half_up(interval.high)}")
+    return DASH if interval is None else negative(f"{round_half_up(interval.low, digits)} to {round_half_up(interval.high, digits)}")
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from jobs.statistics import round_half_up
+from jobs.statistics import Interval, interval_about, round_half_up
 from jobs.tables.format import DASH, code_sentence, interval_text, negative
 from jobs.tables.measured import Measured
 from jobs.tables.published import MeasuredColumn, MeasuredTable, Published, Ratio, SettingsTable, position
@@ -126,24 +126,52 @@ def _measured(summary: Summary, published: Published) -> PlainTable | None:
     for each in summary.measured:
         method = f", {published.labels.get(each.method, each.method)}" if several else ""
         state = "" if each.metrics is not None else f" ({each.status})†"
-        values = (_number((each.metrics or {}).get(column.metric), column.decimals) for column in wanted.columns)
+        values = (_measured_text(column, each.metrics or {}) for column in wanted.columns)
         ours.append((f"{labels.get(each.corpus, each.corpus)}{method}{state}", *values))
     theirs = [
-        (f"{row.label}, published", *(_number(row.values.get(column.metric), column.decimals) for column in wanted.columns))
-        for row in wanted.rows
-        if row.values
+        (f"{row.label}, published", *(_measured_text(column, row.values) for column in wanted.columns)) for row in wanted.rows if row.values
     ]
     sentences = [f"{wanted.title}.", *wanted.notes]
     if any(each.metrics is None for each in summary.measured):
         sentences.append("† No result yet.")
     if theirs:
         sentences.append(f"Published figures: {published.source}.")
+        sentences.extend(_published_losses(wanted, summary.measured))
     if not summary.methods:  # else these are in the caption of the methods
         if summary.code.weights:
             sentences.append(f"Weights: {'; '.join(summary.code.weights)}.")
         sentences.append(code_sentence(f"Experiment {summary.experiment}", summary.code, ("python", "torch", "transformers")))
     blocks = tuple(tuple(rows) for rows in (ours, theirs) if rows)
     return PlainTable("measured", tuple(sentences), ("", *(column.heading for column in wanted.columns)), blocks)
+
+
+def _measured_text(column: MeasuredColumn, metrics: Mapping[str, float]) -> str:
+    """The cell of a column: its metric, or the interval of it."""
+    if column.standard_error:
+        return interval_text(_interval(column, metrics), column.decimals)
+    return _number(metrics.get(column.metric), column.decimals)
+
+
+def _interval(column: MeasuredColumn, metrics: Mapping[str, float]) -> Interval | None:
+    """None where a metric is not there, and below two values."""
+    centre, error, count = (metrics.get(name) for name in (column.metric, column.standard_error, column.count))
+    if centre is None or error is None or count is None or count < 2:
+        return None
+    return interval_about(centre, error, count - 1)
+
+
+def _published_losses(wanted: MeasuredTable, measured: Sequence[Measured]) -> tuple[str, ...]:
+    """Where each published value of a measured corpus lies beside the interval of ours."""
+    values = {row.corpus: row for row in wanted.rows}
+    places = [
+        f"{values[each.corpus].label} {position(values[each.corpus].values[column.metric], interval, column.decimals)}"
+        for column in wanted.columns
+        for each in measured
+        if each.corpus in values and column.metric in values[each.corpus].values
+        if column.standard_error and (interval := _interval(column, each.metrics or {})) is not None
+    ]
+    what = "A published figure lies inside, below or above our 95 % interval of the same corpus (no test: it has no spread)"
+    return (f"{what}: {', '.join(places)}.",) if places else ()
 
 
 def _every_metric(measured: Sequence[Measured]) -> MeasuredTable:
