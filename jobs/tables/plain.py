@@ -7,16 +7,17 @@ published results, ours among them. `measured` chooses the metrics of measured c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 from jobs.statistics import Interval, interval_about, round_half_up
-from jobs.tables.format import DASH, code_sentence, interval_text, negative
+from jobs.tables.as_json import interval_json
+from jobs.tables.format import DASH, code_sentence, interval_text, negative, signed
 from jobs.tables.measured import Measured
 from jobs.tables.published import MeasuredColumn, MeasuredTable, Published, Ratio, SettingsTable, position
-from jobs.tables.summary import MethodSummary, Summary
+from jobs.tables.ratio import GainRatio, gain_ratio, ratio
+from jobs.tables.summary import MethodSummary, Summary, by_pair
 
 
 @dataclass(frozen=True)
@@ -36,24 +37,21 @@ def plain_tables(summary: Summary, published: Published) -> tuple[PlainTable, ..
     return tuple(table for table in tables if table is not None)
 
 
-def ratio(base: float | None, of: float | None, to: float | None) -> float | None:
-    """Gain of `of` over `base` in percent of the gain of `to`, exact in decimal; None where one is not known or `to` has no gain."""
-    if base is None or of is None or to is None:
-        return None
-    exact = [Fraction(repr(float(value))) for value in (base, of, to)]
-    gain = exact[2] - exact[0]
-    return float(100 * (exact[1] - exact[0]) / gain) if gain > 0 else None
-
-
 def settings_json(summary: Summary, published: Published) -> dict[str, Any] | None:
-    """Means and ratios by setting, not rounded; None if the entry does not ask for them."""
+    """Means, ratios and the intervals of ratio and denominator by setting, not rounded; None if the entry does not ask for them."""
     wanted = published.settings
     if wanted is None:
         return None
-    means = _means(summary)
+    means = {method.method: method.mean_ua for method in summary.methods}
     rows = {row.label: [means.get(method) for method in row.methods] for row in wanted.rows}
-    ratios = None if wanted.ratio is None else _ratios(wanted.ratio, rows)
-    return {"columns": list(wanted.columns), "mean_ua": rows, "ratio": ratios}
+    ratios = _ratios(wanted, {method.method: method for method in summary.methods})
+    return {
+        "columns": list(wanted.columns),
+        "mean_ua": rows,
+        "ratio": None if wanted.ratio is None else [each and each.percent for each in ratios],
+        "ratio_interval_95": [each and interval_json(each.interval) for each in ratios],
+        "denominator_interval_95": [each and interval_json(each.gain_interval) for each in ratios],
+    }
 
 
 def _by_settings(summary: Summary, published: Published) -> PlainTable | None:
@@ -69,15 +67,12 @@ def _by_settings(summary: Summary, published: Published) -> PlainTable | None:
         "Dropped runs, and mean and sd over all runs, are in the table of methods.",
     ]
     if wanted.ratio is not None:
-        means = _means(summary)
-        values = _ratios(wanted.ratio, {row.label: [means.get(method) for method in row.methods] for row in wanted.rows})
-        ours.append((wanted.ratio.label, *map(_percent, values)))
-        of, to, base = wanted.ratio.of, wanted.ratio.to, wanted.ratio.base
-        what = f"gain of {of} over {base} in percent of the gain of {to}, from unrounded means; – where {to} has no gain"
-        sentences.append(f"{wanted.ratio.label}: {what}.")
-        published_ua = {row.label: list(row.ua) for row in wanted.rows}
+        ratios = _ratios(wanted, found)
+        ours.append((wanted.ratio.label, *map(_ratio_cell, ratios)))
+        sentences.extend(_ratio_sentences(wanted.ratio, wanted.columns, ratios))
         if theirs:
-            theirs.append((f"{wanted.ratio.label}, published", *map(_percent, _ratios(wanted.ratio, published_ua))))
+            theirs.append((f"{wanted.ratio.label}, published", *map(_percent, _published_ratios(wanted, wanted.ratio))))
+            sentences.append("Published ratios are of the published means, which have no spread.")
     if theirs:
         sentences.append(f"Published figures: {published.source}.")
         sentences.extend(_beside_published(wanted, found))
@@ -95,6 +90,13 @@ def _beside_published(wanted: SettingsTable, found: Mapping[str, MethodSummary])
             if method in found and (interval := found[method].interval) is not None
         ]
         places.extend([f"{row.label} {', '.join(own)}"] if own else [])
+    if wanted.ratio is not None:
+        own = [
+            f"{column} {position(value, each.interval)}"
+            for column, value, each in zip(wanted.columns, _published_ratios(wanted, wanted.ratio), _ratios(wanted, found), strict=True)
+            if value is not None and each is not None and each.interval is not None
+        ]
+        places.extend([f"{wanted.ratio.label} {', '.join(own)}"] if own else [])
     what = "A published figure lies inside, below or above our 95 % interval over seeds (no test: it has no spread)"
     return (f"{what}: {'; '.join(places)}.",) if places else ()
 
@@ -183,13 +185,40 @@ def _label(method: MethodSummary, published: Published) -> str:
     return published.labels.get(method.method, method.method)
 
 
-def _means(summary: Summary) -> dict[str, float | None]:
-    return {method.method: method.mean_ua for method in summary.methods}
+def _ratios(wanted: SettingsTable, found: Mapping[str, MethodSummary]) -> list[GainRatio | None]:
+    """One per column; None where one of its three methods is not there or not complete."""
+    if wanted.ratio is None:
+        return []
+    rows = {row.label: row.methods for row in wanted.rows}
+    ratios: list[GainRatio | None] = []
+    for names in zip(*(rows[label] for label in (wanted.ratio.base, wanted.ratio.of, wanted.ratio.to)), strict=True):
+        three = [found[name] for name in names if name in found and found[name].complete]
+        ratios.append(gain_ratio(*map(by_pair, three)) if len(three) == len(names) else None)
+    return ratios
 
 
-def _ratios(wanted: Ratio, rows: Mapping[str, Sequence[float | None]]) -> list[float | None]:
-    columns = zip(*(rows[label] for label in (wanted.base, wanted.of, wanted.to)), strict=True)
-    return [ratio(base, of, to) for base, of, to in columns]
+def _ratio_cell(found: GainRatio | None) -> str:
+    return DASH if found is None or found.percent is None else f"{_percent(found.percent)} ({interval_text(found.interval)})"
+
+
+def _ratio_sentences(wanted: Ratio, columns: Sequence[str], ratios: Sequence[GainRatio | None]) -> Iterator[str]:
+    """What the row is, and the gain in each column that has no ratio because of it."""
+    what = f"gain of {wanted.of} over {wanted.base} in percent of the gain of {wanted.to}"
+    yield f"{wanted.label}: {what}, from unrounded means, in brackets its 95 % interval over (fold, slot) pairs (Fieller)."
+    without = [
+        f"{column} {DASH if each.gain is None else signed(each.gain)} ({interval_text(each.gain_interval)})"
+        for column, each in zip(columns, ratios, strict=True)
+        if each is not None and each.percent is None
+    ]
+    if without:
+        listed = ", ".join(without)
+        yield f"There is no ratio where the 95 % interval of the gain of {wanted.to}, in points, is not above zero: {listed}."
+
+
+def _published_ratios(table: SettingsTable, wanted: Ratio) -> list[float | None]:
+    ua = {row.label: row.ua for row in table.rows}
+    columns = zip(*(ua[label] for label in (wanted.base, wanted.of, wanted.to)), strict=False)  # a row of them may have no figures
+    return [ratio(*means) for means in columns] or [None] * len(table.columns)
 
 
 def _cell(method: MethodSummary | None) -> str:

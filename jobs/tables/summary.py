@@ -365,14 +365,16 @@ def _dropped(cells: Iterable[CellSummary], status: Status) -> Dropped:
     return Dropped(runs, rerun)
 
 
-def _compare(corpus: str, first: MethodSummary, second: MethodSummary) -> Comparison:
-    def pairs(method: MethodSummary) -> dict[tuple[str, int], float]:
-        return {(cell.fold, slot): ua for cell in method.cells for slot, ua in accepted(cell.runs).items()}
+def by_pair(method: MethodSummary) -> dict[tuple[str, int], float]:
+    """(fold, slot) -> UA of its accepted run."""
+    return {(cell.fold, slot): ua for cell in method.cells for slot, ua in accepted(cell.runs).items()}
 
+
+def _compare(corpus: str, first: MethodSummary, second: MethodSummary) -> Comparison:
     def folds(method: MethodSummary) -> dict[str, float]:
         return {cell.fold: cell.mean_ua for cell in method.cells if cell.mean_ua is not None}
 
-    over_pairs, over_folds = paired_by_key(pairs(first), pairs(second)), paired_by_key(folds(first), folds(second))
+    over_pairs, over_folds = paired_by_key(by_pair(first), by_pair(second)), paired_by_key(folds(first), folds(second))
     of_second = {cell.fold: accepted(cell.runs) for cell in second.cells}
     differences = [differences_by_key(accepted(cell.runs), of_second[cell.fold]) for cell in first.cells if cell.fold in of_second]
     return Comparison(corpus, first.method, second.method, over_pairs, over_folds, crossed_mean(list(filter(None, differences))))
