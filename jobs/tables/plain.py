@@ -59,12 +59,14 @@ def _by_settings(summary: Summary, published: Published) -> PlainTable | None:
     if wanted is None:
         return None
     found = {method.method: method for method in summary.methods}
-    ours = [(row.label, *(_cell(found.get(method)) for method in row.methods)) for row in wanted.rows]
+    placed = {row.label: [found.get(method) for method in row.methods] for row in wanted.rows}
+    ours = [(label, *map(_cell, methods)) for label, methods in placed.items()]
     theirs = [(f"{row.label}, published", *(_number(value) for value in row.ua)) for row in wanted.rows if row.ua]
     sentences = [
         f"{wanted.title}: mean ± sd over slots, n runs of each cell.",
         "All stages of a run train on the same part of the training utterances; smaller parts are parts of larger ones.",
         "Dropped runs, and mean and sd over all runs, are in the table of methods.",
+        *_marks([method for methods in placed.values() for method in methods]),
     ]
     if wanted.ratio is not None:
         ratios = _ratios(wanted, found)
@@ -197,6 +199,17 @@ def _ratios(wanted: SettingsTable, found: Mapping[str, MethodSummary]) -> list[G
     return ratios
 
 
+def _marks(methods: Sequence[MethodSummary | None]) -> Iterator[str]:
+    """What the marks of cells mean; None: no method of the experiment is there."""
+    if None in methods:
+        yield f"{DASH}: no such method in this experiment."
+    known = [method for method in methods if method is not None]
+    if not all(method.complete for method in known):
+        yield "† Incomplete: finished / expected runs; such a column has no ratio."
+    if any(method.unresolved for method in known):
+        yield "‡ Has outliers that were not replaced."
+
+
 def _ratio_cell(found: GainRatio | None) -> str:
     return DASH if found is None or found.percent is None else f"{_percent(found.percent)} ({interval_text(found.interval)})"
 
@@ -222,12 +235,12 @@ def _published_ratios(table: SettingsTable, wanted: Ratio) -> list[float | None]
 
 
 def _cell(method: MethodSummary | None) -> str:
-    if method is None or method.mean_ua is None:
+    if method is None:
         return DASH
     spread = f" ± {round_half_up(method.sd_ua)}" if method.sd_ua is not None else ""
     wanted = sum(cell.slots for cell in method.cells)
     note = f" (n {method.n})" if method.complete else f" ({method.n}/{wanted})†"
-    return f"{round_half_up(method.mean_ua)}{spread}{note}{'‡' if method.unresolved else ''}"
+    return f"{_number(method.mean_ua)}{spread}{note}{'‡' if method.unresolved else ''}"
 
 
 def _number(value: float | None, decimals: int = 1) -> str:

@@ -29,7 +29,7 @@ class SettingsRow:
     """One row of a table by settings."""
 
     label: str
-    methods: tuple[str, ...]  # of the experiment, one per column
+    methods: tuple[str, ...]  # of the experiment, one per column; "": no method can be there
     ua: tuple[float, ...] = ()  # as published, percent; empty if it was not
 
 
@@ -190,7 +190,12 @@ def _settings(entry: Any) -> SettingsTable:
     """Raises ValueError for a row that has not one method or figure per column, and for a ratio of unknown rows."""
     columns = tuple(map(str, entry["columns"]))
     rows = tuple(
-        SettingsRow(str(row["label"]), tuple(map(str, row["methods"])), tuple(map(float, row.get("ua", ())))) for row in entry["rows"]
+        SettingsRow(
+            str(row["label"]),
+            tuple("" if method is None else str(method) for method in row["methods"]),
+            tuple(map(float, row.get("ua", ()))),
+        )
+        for row in entry["rows"]
     )
     for row in rows:
         if len(row.methods) != len(columns) or len(row.ua) not in (0, len(columns)):

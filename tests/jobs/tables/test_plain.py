@@ -155,10 +155,27 @@ def test_a_ratio_whose_denominator_may_be_zero_is_a_dash() -> None:
 
 
 def test_an_unfinished_cell_is_marked() -> None:
-    """A method without a result is a dash, one with some runs has their number."""
-    [table] = plain_tables(summary((entry("vft", "5", 0, 60.0), entry("vft", "5", 1, None))), published("iemocap_table4"))
+    """A method with some runs has their number, or none of them; a method that the experiment does not have is a dash. One note each."""
+    runs = (entry("vft", "5", 0, 60.0), entry("vft", "5", 1, None), entry("tapt", "5", 0, None), entry("tapt", "5", 1, None))
+    [table] = plain_tables(summary(runs), published("iemocap_table4"))
     assert table.blocks[0][0] == ("V-FT", "–", "–", "–", "60.0 (1/2)†")
+    assert table.blocks[0][1] == ("TAPT", "–", "–", "–", "– (0/2)†")
     assert table.blocks[0][3][1:] == ("–",) * 4
+    assert [sentence for sentence in table.caption if sentence.startswith(("–", "†", "‡"))] == [
+        "–: no such method in this experiment.",
+        "† Incomplete: finished / expected runs; such a column has no ratio.",
+    ]
+
+
+def test_a_cell_that_cannot_exist_is_named_by_null(tmp_path: Path) -> None:
+    """A method that a backbone refuses, for example: `null` in its place is a dash with the note, in the cell and in the row of ratios."""
+    loaded = yaml.safe_load((CONFIGS / "published.yaml").read_text(encoding="utf-8"))
+    loaded["tables"]["emodb_subsets"]["settings"]["rows"][1]["methods"][0] = None
+    (tmp_path / "published.yaml").write_text(yaml.safe_dump(loaded), encoding="utf-8")
+    [table] = plain_tables(efficiency(), load_published(tmp_path / "published.yaml", "emodb_subsets"))
+    assert [row[1] for row in table.blocks[0]] == ["60.5 ± 0.7 (n 2)", "–", "64.5 ± 0.7 (n 2)", "–"]
+    assert [sentence for sentence in table.caption if sentence.startswith("–")] == ["–: no such method in this experiment."]
+    assert not any(sentence.startswith("–") for sentence in plain_tables(efficiency(), published("emodb_subsets"))[0].caption)
 
 
 def test_prior_work_has_our_methods_among_it() -> None:
