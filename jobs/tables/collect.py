@@ -179,7 +179,7 @@ def reason_to_keep(earlier: Earlier | None, summary: Summary) -> str:
     if summary.complete or earlier is None or not earlier.complete:
         return ""
     before = sum(method.n for method in earlier.methods) + sum(each.metrics is not None for each in earlier.measured)
-    now = sum(method.n for method in summary.methods) + sum(each.metrics is not None for each in summary.measured)
+    now = summary.finished
     return f"complete tables of {counted(before, 'run')} are not overwritten with incomplete ones of {now}" if now < before else ""
 
 

@@ -220,8 +220,13 @@ class Summary:
 
     @property
     def complete(self) -> bool:
-        finished = [*(method.complete for method in self.methods), *(each.metrics is not None for each in self.measured)]
-        return bool(finished) and all(finished)
+        parts = [*(method.complete for method in self.methods), *(each.metrics is not None for each in self.measured)]
+        return bool(parts) and all(parts)
+
+    @property
+    def finished(self) -> int:
+        """Runs in the means, and runs that measured a corpus."""
+        return sum(method.n for method in self.methods) + sum(each.metrics is not None for each in self.measured)
 
     @property
     def missing(self) -> tuple[Entry, ...]:
