@@ -232,7 +232,7 @@ class Summary:
     def missing(self) -> tuple[Entry, ...]:
         """The last run of every slot that has neither an accepted run nor an outlier that is left out; of a cell without runs, all."""
         found: list[Entry] = []
-        for method, cell in ((method, cell) for method in self.methods for cell in method.cells):
+        for method, cell in ((each, cell) for each in self.methods for cell in each.cells):
             filled = {*accepted(cell.runs), *_left_out(cell.runs)}
             found.extend({entry.slot: entry for entry in cell.runs if entry.slot not in filled}.values())
             if not cell.runs:
