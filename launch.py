@@ -13,7 +13,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -39,12 +39,13 @@ from jobs.commands.arguments import (
 from jobs.commands.bundle_arguments import add_bundle_commands
 from jobs.commands.disk_arguments import add_disk_commands
 from jobs.commands.examples import add_examples
+from jobs.commands.export_arguments import add_export_command
 from jobs.errors import InternalError, SlurmUnavailableError, StoredConfigurationError, UsageError, is_mendable
 from jobs.store.layout import Layout, shared_path
 from ser_core.errors import InputError, shortened
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from jobs.commands.launching import Code
     from jobs.commands.needs import Needs
@@ -416,8 +417,15 @@ def _opening(results: Path) -> Opening:
     )
 
 
+def _export(stage: str, **arguments: Any) -> Sequence[str]:
+    from ser_core.registry import REGISTRY
+
+    return REGISTRY.export(stage, **arguments)
+
+
 add_bundle_commands(app, ROOT, lambda name, results: _reopen(name, results, patient=False))
 add_disk_commands(app, ROOT / "results", _opening)
+add_export_command(app, ROOT / "results", lambda name, results: _reopen(name, results, patient=False), _export)
 add_examples(app)
 
 
