@@ -20,6 +20,7 @@ from jobs.commands.bundle_arguments import add_bundle_commands
 from jobs.commands.collect_arguments import add_collect
 from jobs.commands.disk_arguments import add_disk_commands
 from jobs.commands.examples import add_examples
+from jobs.commands.export_arguments import add_export_command
 from jobs.commands.launch_arguments import add_launch_commands
 from jobs.commands.main import run
 from jobs.commands.program import Program
@@ -97,6 +98,7 @@ add_sweep(app, PROGRAM)
 add_site_commands(app, PROGRAM)
 add_bundle_commands(app, PROGRAM)
 add_disk_commands(app, PROGRAM)
+add_export_command(app, PROGRAM)
 add_examples(app)
 
 

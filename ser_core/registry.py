@@ -276,6 +276,28 @@ class SpeechRegistry:
 
         return run_stage(stage, **arguments)
 
+    def export(
+        self,
+        stage: str,
+        *,
+        settings: Mapping[str, Any],
+        runtime: Mapping[str, Any],
+        upstream: Mapping[str, Path],
+        output: Path,
+        folder: Path,
+        merged: bool,
+    ) -> tuple[str, ...]:
+        """Write what a finished `finetune` stage with LoRA has trained into `folder`; returns lines on how it is loaded.
+
+        Arguments as for `run`, with the stage's own artifacts in `output`. In peft's format, or with `merged` as a plain model of
+        transformers (`ser_core.stages.export`). Raises InputError for any other stage or run.
+        """
+        if stage != "finetune":
+            raise InputError(f"stage {stage}: only runs (finetune) can be exported")
+        from ser_core.stages.export import export_run
+
+        return export_run(settings, runtime, upstream, output, folder, merged=merged)
+
     def preload(self) -> None:
         """Import the modules that stages need, without starting a thread or using a GPU: for a process that forks workers."""
         import omegaconf

@@ -98,6 +98,9 @@ class BasicRegistry:
     def needed_weights(self, method: str, recipe: Any) -> tuple[Any, ...]:
         return ()
 
+    def export(self, stage: str, **arguments: Any) -> tuple[str, ...]:
+        raise UsageError(f"export: {type(self).__name__} exports no {stage}")
+
     def locate(self, recipe: Any, folders: Sequence[Path]) -> None:
         """The recipe names no files."""
 

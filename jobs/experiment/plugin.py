@@ -98,6 +98,23 @@ class PluginRegistry(SweepRegistry, Protocol):
     def needed_weights(self, method: str, recipe: Any) -> Sequence[Weights]:
         """The checkpoints that a method needs."""
 
+    def export(
+        self,
+        stage: str,
+        *,
+        settings: Mapping[str, Any],
+        runtime: Mapping[str, Any],
+        upstream: Mapping[str, Path],
+        output: Path,
+        folder: Path,
+        merged: bool,
+    ) -> Sequence[str]:
+        """Write what a finished stage has trained into an empty folder; return lines on how it is loaded.
+
+        `upstream`: role -> folder of artifacts; `output`: that of the stage itself; `merged`: adaptors added to the weights they adapt.
+        Raises an error with lines for the user for a stage that has nothing to export in this format.
+        """
+
     def locate(self, recipe: Any, folders: Sequence[Path]) -> None:
         """Make names of files in the recipe absolute, if they are below one of the folders: jobs run in other folders."""
 

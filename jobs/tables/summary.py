@@ -37,6 +37,7 @@ from jobs.statistics import (
 from jobs.store.records import Result
 from jobs.tables.arithmetic import Arithmetic
 from jobs.tables.measured import Measured
+from jobs.tables.sizes import ModelSize, common_size
 
 if TYPE_CHECKING:
     from jobs.control.outliers import Verdict
@@ -88,6 +89,7 @@ class Entry:
     status: Status
     verdict: Verdict | None = None  # the last one of the outlier rule; None: not judged
     unreplaced: bool = False  # an outlier that no other run replaces
+    size: ModelSize | None = None  # None: not on record
 
     @property
     def name(self) -> str:
@@ -143,6 +145,7 @@ class MethodSummary:
     diverged: Dropped
     unresolved: int  # outliers that were not replaced
     cells: tuple[CellSummary, ...]
+    size: ModelSize | None = None  # of the runs that have it on record; None if none has
 
     @property
     def dropped(self) -> int:
@@ -361,6 +364,7 @@ def _method(corpus: str, method: str, cells: Sequence[CellSummary]) -> MethodSum
         diverged=_dropped(cells, Status.diverged),
         unresolved=sum(entry.unreplaced for cell in cells for entry in cell.runs),
         cells=tuple(cells),
+        size=common_size(entry.size for cell in cells for entry in cell.runs),
     )
 
 
