@@ -155,6 +155,13 @@ class AdaptorSettings:
 
 
 @dataclass
+class AttributeSettings:
+    """Valence, activation and dominance as targets of fine-tuning (arXiv 2402.11747); the loss is 1 - CCC of a batch, their mean."""
+
+    weight: float = 0.0  # of the attributes' loss; that of the classes has 1 - weight. 0: classes only, 1: attributes only
+
+
+@dataclass
 class FinetuneSettings:
     """Fine-tuning (V-FT in section 2.2, training in 3.2): IEMOCAP 15 epochs of batch 64, SAVEE 30 epochs of batch 32."""
 
@@ -167,6 +174,7 @@ class FinetuneSettings:
     precision: Precision = Precision.auto  # autocast type
     adaptors: AdaptorSettings = field(default_factory=AdaptorSettings)
     clip_norm: float = 0.0  # a gradient of a larger norm is scaled down to it; 0: never
+    attributes: AttributeSettings = field(default_factory=AttributeSettings)
 
 
 @dataclass
@@ -303,7 +311,14 @@ class Recipe:
             found.append(f"P-TAPT of {_times(self.ptapt.steps, 'step')} on k = {', '.join(map(str, self.cluster.counts))}")
         kinds = " + ".join(kind.name for kind in self.finetune.adaptors.kinds)
         what = f" ({kinds} only)" if kinds else ""
-        return (*found, f"fine-tuning{what} of {_times(self.finetune.epochs, 'epoch')}")
+        return (*found, f"fine-tuning{what} of {_times(self.finetune.epochs, 'epoch')}{self._targets()}")
+
+    def _targets(self) -> str:
+        """What fine-tuning is trained to predict, if not the classes alone."""
+        weight = self.finetune.attributes.weight
+        if not weight:
+            return ""
+        return " on attributes (1 - CCC)" if weight == 1 else f" on classes and attributes (1 - CCC, weight {weight:g})"
 
 
 def commits_of(recipes: Iterable[Mapping[str, Any]]) -> dict[str, str]:
