@@ -14,6 +14,7 @@ from enum import Enum
 from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
+from ser_core.corpora.manifest import DIMENSIONS
 from ser_core.sweep import P_TAPT, SweptMethod
 
 
@@ -273,6 +274,26 @@ class ExecutionSettings:
     log_every: int = 10  # steps
 
 
+@dataclass(frozen=True)
+class MetricColumn:
+    """A metric of results as a column of tables."""
+
+    name: str  # in the metrics of a result (ser_core/training/attributes.py)
+    heading: str
+    decimals: int
+    meaning: str  # a sentence for captions
+
+
+_CCC = (
+    "CCC: concordance correlation coefficient of an attribute over all utterances of the held-out fold that have it, 1: agreement, "
+    "0: that of a constant prediction."
+)
+ATTRIBUTE_METRICS = (
+    *(MetricColumn(f"ccc_{name}", f"CCC {name}", 3, _CCC) for name in DIMENSIONS),
+    MetricColumn("ccc", "CCC, mean", 3, _CCC),
+)
+
+
 @dataclass
 class Recipe:
     """The settings of the stages of all methods."""
@@ -312,6 +333,10 @@ class Recipe:
         kinds = " + ".join(kind.name for kind in self.finetune.adaptors.kinds)
         what = f" ({kinds} only)" if kinds else ""
         return (*found, f"fine-tuning{what} of {_times(self.finetune.epochs, 'epoch')}{self._targets()}")
+
+    def further_metrics(self) -> tuple[MetricColumn, ...]:
+        """The metrics of results of fine-tuning that tables show beside the accuracies."""
+        return ATTRIBUTE_METRICS if self.finetune.attributes.weight else ()
 
     def _targets(self) -> str:
         """What fine-tuning is trained to predict, if not the classes alone."""
