@@ -382,6 +382,7 @@ FRACTIONS = (
     "states.warmup_fraction",
     "states.flat_fraction",
     "ptapt.mask_probability",
+    "finetune.attributes.weight",
 )
 DEVICES = ("auto", "cpu", "cuda")
 

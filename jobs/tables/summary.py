@@ -41,6 +41,7 @@ from jobs.tables.sizes import ModelSize, common_size
 
 if TYPE_CHECKING:
     from jobs.control.outliers import Verdict
+    from jobs.tables.further import FurtherMetric
 
 VERDICT = ("out", "centre", "scale", "distance")  # of a run, in JSON and CSV
 
@@ -220,6 +221,7 @@ class Summary:
     unreplaced: Unreplaced = Unreplaced.keep
     arithmetic: Arithmetic = field(default_factory=Arithmetic)  # not known of runs from a CSV file
     measured: tuple[Measured, ...] = ()  # of runs without a score
+    further: tuple[FurtherMetric, ...] = ()  # metrics of runs beside the score
 
     @property
     def complete(self) -> bool:

@@ -35,7 +35,7 @@ from ser_core.training.schedule import Schedule
 class PartLoss:
     """Result of a part, scalars. `curve_loss`: its share of the step's loss in the curves; `correct` of `counted` predictions."""
 
-    loss: Tensor
+    loss: Tensor  # its gradient is that of the step with respect to this part
     curve_loss: Tensor
     correct: Tensor
     counted: int
@@ -269,7 +269,9 @@ def train(
                 values = {f"validation/{name}": value for name, value in objective.after_step(state.step).items()}
                 if logged:
                     loss, accuracy = window.means()
-                    values |= {"train/loss": loss, "train/accuracy": accuracy, "train/learning_rate": rate}
+                    values |= {"train/loss": loss, "train/learning_rate": rate}
+                    if window.counted:
+                        values["train/accuracy"] = accuracy
                     window = _RunningSums.start(device)
                 if values:
                     curves.add(state.step, values)
@@ -294,13 +296,18 @@ def _gradients(objective: Objective, plan: TrainingPlan, scaler: torch.amp.GradS
     with plan.arithmetic.autocast():
         objective.before_step(parts)
     for number, part in parts.loaded.items():
-        torch.manual_seed(torch_seed(plan.seed, "dropout", step, number))
+        seed_part(plan.seed, step, number)
         with plan.arithmetic.autocast():
             found = objective.loss(part)
         scaler.scale(found.loss).backward()  # type: ignore[no-untyped-call]
         sums = sums + torch.stack([found.curve_loss.detach().float(), found.correct.detach().float()])
         counted += found.counted
     return sums, counted
+
+
+def seed_part(seed: int, step: int, number: int) -> None:
+    """Seed torch's random numbers (dropout, layer drop, Gumbel noise) of part `number` of a step, as the loop does before its loss."""
+    torch.manual_seed(torch_seed(seed, "dropout", step, number))
 
 
 class _Prefetcher:
@@ -356,7 +363,8 @@ def _log_progress(progress: Progress, plan: TrainingPlan, state: _TrainingState,
     recent = median(durations[-100:])
     epoch = f", epoch {(state.step - 1) // plan.steps_per_epoch + 1}/{plan.steps // plan.steps_per_epoch}" if plan.steps_per_epoch else ""
     remaining = (plan.steps - state.step) * recent
-    now = f"loss {values['train/loss']:.4f}, accuracy {values['train/accuracy'] * 100:.1f} %"
+    accuracy = f", accuracy {values['train/accuracy'] * 100:.1f} %" if "train/accuracy" in values else ""
+    now = f"loss {values['train/loss']:.4f}{accuracy}"
     progress.report(f"{plan.name}: step {state.step}/{plan.steps}{epoch}, {now}, {recent:.3g} s a step, {remaining:.0f} s to go")
 
 
