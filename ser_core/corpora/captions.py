@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from ser_core.corpora.manifest import Manifest
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ser_core.corpora.manifest import Manifest
 
 
 def caption_sentences(manifest: Manifest) -> tuple[str, ...]:

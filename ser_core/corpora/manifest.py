@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ser_core.corpora.captions import caption_sentences
 from ser_core.disk import raise_storage_error, sync_folder
 from ser_core.errors import InputError
 
@@ -72,6 +73,11 @@ class Manifest:
     @property
     def seconds(self) -> float:
         return sum(utterance.samples for utterance in self.utterances) / SAMPLE_RATE
+
+    @property
+    def caption(self) -> tuple[str, ...]:
+        """Sentences that captions of tables must state of the corpus."""
+        return caption_sentences(self)
 
     def _check_fold(self, fold: str) -> None:
         if fold not in self.folds:
