@@ -309,6 +309,7 @@ def _utterances(found: Sequence[Recording], conversions: Mapping[str, Conversion
             fold=utterance.fold,
             dimensions=utterance.dimensions,
             audio_digest=conversions[utterance.id].audio_digest,
+            text=utterance.text,
         )
         for utterance in found
     ]

@@ -49,6 +49,7 @@ class Recording:
     fold: str
     dimensions: tuple[float, float, float] | None = None  # valence, activation, dominance
     excerpt: Excerpt = WHOLE
+    text: str | None = None  # transcript; None: there is none
 
 
 @dataclass(frozen=True)

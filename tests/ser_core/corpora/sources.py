@@ -65,6 +65,18 @@ def iemocap(source: Path, sessions: Iterable[int] = range(1, 6)) -> Path:
     return source
 
 
+def iemocap_texts(source: Path) -> Path:
+    """Transcripts for every turn of `iemocap`, with what else their files hold."""
+    for labels in sorted(source.glob("Session*/dialog/EmoEvaluation/Ses*.txt")):
+        turns = [line.split("\t")[1] for line in labels.read_text().splitlines() if line.startswith("[")]
+        lines = [f"{turn} [006.2901-008.2357]: I said [LAUGHTER] to {turn[-4:]}]: no.\n" for turn in turns]
+        file = labels.parents[1] / "transcriptions" / labels.name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("".join(["M: sorry\n", f"{labels.stem}_FXX0 [000.1-000.2]: both speak\n", *lines]))
+        (file.parent / f"._{file.name}").write_bytes(b"\x00\x05\x16\x07")
+    return source
+
+
 def savee(source: Path, *, name: str = "{speaker}_{code}{number:02d}.wav") -> Path:
     """Two recordings of every emotion and speaker."""
     for speaker in ("DC", "JE", "JK", "KL"):
