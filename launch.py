@@ -64,9 +64,8 @@ def prepare(
     from jobs.commands.hints import next_after_prepare
     from ser_core.corpora.demo import prepare_demo
     from ser_core.corpora.known import known_corpora, table_lines
-    from ser_core.corpora.lines import corpus_line
+    from ser_core.corpora.lines import corpus_line, default_name
     from ser_core.corpora.prepare import prepare as prepare_corpus
-    from ser_core.corpora.readers import NAMED_BY_USER
 
     if list_known:
         typer.echo("\n".join(table_lines(known_corpora())))
@@ -83,7 +82,7 @@ def prepare(
     elif source is None:
         raise UsageError(f"prepare {kind}: name the folder of the corpus: --source DIR")
     else:
-        found, own = source, name or (source.stem if kind in NAMED_BY_USER else kind)
+        found, own = source, name or default_name(kind, source)
         if not found.exists():
             raise UsageError(f"prepare {kind}: {'--meta' if meta else '--source'} {found}: no such file or folder")
         manifest = with_progress(

@@ -18,6 +18,7 @@ from ser_core.corpora.checks import structure_problems
 from ser_core.corpora.emobox_corpora import BY_NAME, CORPORA, SHARED
 from ser_core.corpora.emobox_lists import read_speakers
 from ser_core.corpora.known import known_corpora, table_lines
+from ser_core.corpora.lines import default_name, how_to_prepare
 from ser_core.corpora.manifest import VALIDATION, load_manifest
 from ser_core.corpora.prepare import prepare
 from ser_core.errors import InputError
@@ -273,6 +274,16 @@ def test_the_list_of_known_corpora() -> None:
     assert "German" in emodb
     assert "  5, shared speakers" in emodb
     assert sum("https://" in line or "http://" in line for line in lines) == len(lines) - 5
+
+
+def test_names_of_prepared_corpora() -> None:
+    """One of EmoBox does not replace the corpus that another reader prepares; the hint of a missing one names its list."""
+    assert default_name("emobox", Path("data/emodb/emodb.jsonl")) == "emobox-emodb"
+    assert [default_name(kind, Path("my list.csv")) for kind in ("emodb", "csv", "unlabelled")] == ["emodb", "my list", "my list"]
+    assert default_name("unlabelled", Path()) == Path.cwd().stem
+    assert "prepare emobox --meta data/emodb/emodb.jsonl --audio FOLDER`" in how_to_prepare("emobox-emodb")
+    assert "prepare ravdess --source FOLDER`" in how_to_prepare("ravdess")
+    assert "prepare csv --source FOLDER --name mine`" in how_to_prepare("mine")
 
 
 def test_recorded_speech_in_the_layout(tmp_path: Path, emodb_source: Path) -> None:
