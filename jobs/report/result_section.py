@@ -141,7 +141,7 @@ def _printed(table: PrintedTable) -> Table:
             label = f"{row.label}, published" if index else row.label
             rows.append(Row((label, *map(_cell, (*row.cells, row.mean)), row.n, row.dropped, _cell(row.every))))
     columns = ("", *table.columns, "Mean", "n", "Dropped", "All runs")
-    return Table(table.caption[0], columns, tuple(rows), note=table.caption[1:])
+    return Table(table.caption[0], columns, tuple(rows), note=(*table.caption[1:], *table.details))
 
 
 def _cell(cell: PrintedCell) -> Cell:

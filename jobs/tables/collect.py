@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 FORMATS = {"latex": "tables.tex", "markdown": "table.md", "csv": "runs.csv", "json": "summary.json"}
 METHODS_CSV = "methods.csv"  # beside `runs.csv`
 MEASURED_CSV = "measured.csv"  # beside `runs.csv`, if corpora were measured
-_FRAGMENT = re.compile(r"table\d*(?:-differences)?\.tex")
+_FRAGMENT = re.compile(r"table\d*(?:-differences|-details)?\.tex")
 
 
 @dataclass(frozen=True)

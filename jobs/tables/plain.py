@@ -60,10 +60,12 @@ def _by_settings(summary: Summary, published: Published) -> PlainTable | None:
         return None
     found = {method.method: method for method in summary.methods}
     placed = {row.label: [found.get(method) for method in row.methods] for row in wanted.rows}
-    ours = [(label, *map(_cell, methods)) for label, methods in placed.items()]
+    counts = {method.n for methods in placed.values() for method in methods if method is not None and method.complete}
+    n = f"n = {counts.pop()}" if len(counts) == 1 else ""  # in the caption, else in each cell
+    ours = [(label, *(_cell(method, stated=bool(n)) for method in methods)) for label, methods in placed.items()]
     theirs = [(f"{row.label}, published", *(_number(value) for value in row.ua)) for row in wanted.rows if row.ua]
     sentences = [
-        f"{wanted.title}: mean ± sd over slots, n runs of each cell.",
+        f"{wanted.title}: mean ± sd over slots, {n or 'n'} runs of each cell.",
         "All stages of a run train on the same part of the training utterances; smaller parts are parts of larger ones.",
         "Dropped runs, and mean and sd over all runs, are in the table of methods.",
         *_marks([method for methods in placed.values() for method in methods]),
@@ -234,12 +236,13 @@ def _published_ratios(table: SettingsTable, wanted: Ratio) -> list[float | None]
     return [ratio(*means) for means in columns] or [None] * len(table.columns)
 
 
-def _cell(method: MethodSummary | None) -> str:
+def _cell(method: MethodSummary | None, *, stated: bool = False) -> str:
+    """`stated`: the number of runs of complete cells is in the caption."""
     if method is None:
         return DASH
     spread = f" ± {round_half_up(method.sd_ua)}" if method.sd_ua is not None else ""
     wanted = sum(cell.slots for cell in method.cells)
-    note = f" (n {method.n})" if method.complete else f" ({method.n}/{wanted})†"
+    note = f" ({method.n}/{wanted})†" if not method.complete else "" if stated else f" (n {method.n})"
     return f"{_number(method.mean_ua)}{spread}{note}{'‡' if method.unresolved else ''}"
 
 

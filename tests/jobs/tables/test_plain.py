@@ -51,7 +51,8 @@ def test_methods_by_settings_have_the_shape_of_table_4() -> None:
     [table] = plain_tables(efficiency(), published("iemocap_table4"))
     assert table.columns == ("", "1/8", "1/4", "1/2", "all (5.44 h)")
     ours, theirs = table.blocks
-    assert ours[0] == ("V-FT", "60.5 ± 0.7 (n 2)", "64.5 ± 0.7 (n 2)", "66.5 ± 0.7 (n 2)", "67.5 ± 0.7 (n 2)")
+    assert ours[0] == ("V-FT", "60.5 ± 0.7", "64.5 ± 0.7", "66.5 ± 0.7", "67.5 ± 0.7")
+    assert "mean ± sd over slots, n = 2 runs of each cell." in table.caption[0]
     assert ours[3] == ("TAPT / P-TAPT", *["50.0 % (50.0 to 50.0)"] * 3, "–")
     assert theirs[0] == ("V-FT, published", "56.8", "60.9", "66.4", "67.3")
     assert theirs[3] == ("TAPT / P-TAPT, published", "65.0 %", "62.5 %", "80.6 %", "81.3 %")
@@ -173,7 +174,7 @@ def test_a_cell_that_cannot_exist_is_named_by_null(tmp_path: Path) -> None:
     loaded["tables"]["emodb_subsets"]["settings"]["rows"][1]["methods"][0] = None
     (tmp_path / "published.yaml").write_text(yaml.safe_dump(loaded), encoding="utf-8")
     [table] = plain_tables(efficiency(), load_published(tmp_path / "published.yaml", "emodb_subsets"))
-    assert [row[1] for row in table.blocks[0]] == ["60.5 ± 0.7 (n 2)", "–", "64.5 ± 0.7 (n 2)", "–"]
+    assert [row[1] for row in table.blocks[0]] == ["60.5 ± 0.7", "–", "64.5 ± 0.7", "–"]
     assert [sentence for sentence in table.caption if sentence.startswith("–")] == ["–: no such method in this experiment."]
     assert not any(sentence.startswith("–") for sentence in plain_tables(efficiency(), published("emodb_subsets"))[0].caption)
 
