@@ -139,8 +139,9 @@ def _printed(table: PrintedTable) -> Table:
     for index, block in enumerate(table.blocks):
         for row in block.rows:
             label = f"{row.label}, published" if index else row.label
-            rows.append(Row((label, *map(_cell, (*row.cells, row.mean)), row.n, row.dropped, _cell(row.every))))
-    columns = ("", *table.columns, "Mean", "n", "Dropped", "All runs")
+            trained = (row.trained,) if table.sized else ()
+            rows.append(Row((label, *map(_cell, (*row.cells, row.mean)), row.n, row.dropped, _cell(row.every), *trained)))
+    columns = ("", *table.columns, "Mean", "n", "Dropped", "All runs", *(("Trained",) if table.sized else ()))
     return Table(table.caption[0], columns, tuple(rows), note=(*table.caption[1:], *table.details))
 
 

@@ -18,6 +18,7 @@ from jobs.tables.format import DASH, code_sentence, csv_text, interval_text, ren
 from jobs.tables.order import order_sentences
 from jobs.tables.plain import PlainTable, plain_tables
 from jobs.tables.published import Published, position
+from jobs.tables.sizes import differ, size_sentences
 from jobs.tables.summary import VERDICT, Comparison, Dropped, MethodSummary, Summary, Unreplaced, verdict_values
 from jobs.text import counted
 
@@ -31,6 +32,7 @@ CSV_COLUMNS = ("corpus", "method", "fold", "slot", "seed", "ua", "wa", "macro_f1
 METHOD_COLUMNS = (
     *("corpus", "method", "mean_ua", "sd_ua", "mean_ua_all_runs", "sd_ua_all_runs", "n"),
     *("outliers", "outliers_rerun", "diverged", "diverged_rerun", "unresolved", "complete", "outlier_rule"),
+    *("trained_parameters", "parameters"),
 )
 MEASURED_COLUMNS = ("corpus", "method", "metric", "value")
 CAPTION_PACKAGES = ("python", "torch", "transformers", "scikit-learn", "numpy")
@@ -67,6 +69,7 @@ class Row:
     n: str = ""  # runs a cell
     dropped: str = ""
     every: Cell = Cell("")  # mean and sd over all runs, dropped ones included
+    trained: str = ""  # trained parameters and their share
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class Table:
     details: tuple[str, ...]  # more sentences: what the runs were computed with
     outliers: tuple[str, ...]  # sentences of the caption on dropped runs
     differences_caption: tuple[str, ...]
+    sized: bool = False  # whether methods train different numbers of parameters, which are a column then
 
 
 def tables_of(summary: Summary, published: Published) -> tuple[Table, ...]:
@@ -116,12 +120,13 @@ def render_csv(summary: Summary) -> str:
 
 
 def render_methods_csv(summary: Summary) -> str:
-    """One row per method, columns `METHOD_COLUMNS`: means over accepted and over all runs, dropped runs, and the outlier rule."""
+    """One row per method, columns `METHOD_COLUMNS`: means over accepted and over all runs, dropped runs, outlier rule, parameters."""
     rows = []
     for method in summary.methods:
         numbers = (method.mean_ua, method.sd_ua, method.mean_ua_all_runs, method.sd_ua_all_runs, method.n)
         counts = (*astuple(method.outliers), *astuple(method.diverged), method.unresolved)
-        rows.append((method.corpus, method.method, *numbers, *counts, _flag(method.complete), summary.outlier_rule))
+        size = (None, None) if method.size is None else astuple(method.size)
+        rows.append((method.corpus, method.method, *numbers, *counts, _flag(method.complete), summary.outlier_rule, *size))
     return csv_text(METHOD_COLUMNS, rows)
 
 
@@ -146,11 +151,15 @@ def terminal_tables(summary: Summary, published: Published) -> tuple[RichTable, 
         shown = RichTable(title=Text(f"{summary.experiment}: {table.title}"), box=SIMPLE_HEAD, pad_edge=False, title_justify="left")
         shown.caption = Text(table.blocks[1].title) if len(table.blocks) > 1 else None
         rows = [
-            (index, (f"{row.label}, published" if index else row.label, *map(_plain_cell, (*row.cells, row.mean)), *_runs_of(row)), row)
+            (
+                index,
+                (f"{row.label}, published" if index else row.label, *map(_plain_cell, (*row.cells, row.mean)), *_runs_of(row, table)),
+                row,
+            )
             for index, block in enumerate(table.blocks)
             for row in block.rows
         ]
-        headings = ("", *table.columns, "Mean", "n", "Dropped", "All runs")
+        headings = ("", *table.columns, "Mean", "n", "Dropped", "All runs", *(("Trained",) if table.sized else ()))
         for place, heading in enumerate(headings):
             # A narrow terminal breaks cells between words; a number is never cut.
             words = [word for text in (heading, *(texts[place] for _, texts, _ in rows)) for word in text.split()]
@@ -165,8 +174,8 @@ def terminal_tables(summary: Summary, published: Published) -> tuple[RichTable, 
     return tuple(found)
 
 
-def _runs_of(row: Row) -> tuple[str, str, str]:
-    return row.n, row.dropped, _plain_cell(row.every)
+def _runs_of(row: Row, table: Table) -> tuple[str, ...]:
+    return row.n, row.dropped, _plain_cell(row.every), *((row.trained,) if table.sized else ())
 
 
 def print_tables(summary: Summary, published: Published, console: Console | None = None) -> None:
@@ -235,6 +244,7 @@ def _table(summary: Summary, published: Published, corpus: str) -> Table:
         details=_details(summary, published),
         outliers=_dropping_sentences(summary, methods, published),
         differences_caption=(*DIFFERENCES_CAPTION, *comparison_sentences(summary.recipes)),
+        sized=differ(method.size for method in methods),
     )
 
 
@@ -246,7 +256,9 @@ def _measured(method: MethodSummary, published: Published) -> Row:
     n = str(min(counts)) if len(counts) == 1 else f"{min(counts)}–{max(counts)}"
     every = _cell(method.mean_ua_all_runs, method.sd_ua_all_runs)
     both = interval_text(method.crossed.interval if method.crossed else None)
-    return Row(_label(method, published), tuple(cells), mean, interval_text(method.interval), both, n, str(method.dropped), every)
+    trained = method.size.text if method.size else DASH
+    seeds = interval_text(method.interval)
+    return Row(_label(method, published), tuple(cells), mean, seeds, both, n, str(method.dropped), every, trained)
 
 
 def _cell(mean: float | None, sd: float | None, note: str = "") -> Cell:
@@ -332,6 +344,7 @@ def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Publ
             sentences.append(
                 f"The published means are over all {counted(len(published.columns), 'fold')} of the paper, ours over {len(folds)}."
             )
+    sentences.extend(size_sentences(method.size for method in methods))
     return tuple(sentences)
 
 

@@ -122,18 +122,20 @@ def _note(table: Table, style: Style, starred: frozenset[int]) -> tuple[str, ...
     sentences = [latex(sentence) for sentence in table.caption[2:] if style.bold or sentence != BOLD]
     if style.width is Width.column:
         num: Callable[[str], str] = _set_up(style)["num"]
-        sentences = [*(f"{latex(row.label)}: {num(_runs_in_words(row))}" for row in table.blocks[0].rows), *sentences]
+        sentences = [*(f"{latex(row.label)}: {num(_runs_in_words(row, table))}" for row in table.blocks[0].rows), *sentences]
     if starred:
         first = table.blocks[0].rows[0].label
         sentences.insert(0, latex(f"* Differs from {first} (p < {ALPHA:g} over folds and seeds, Holm's correction)."))
     return tuple(sentences)
 
 
-def _runs_in_words(row: Row) -> str:
+def _runs_in_words(row: Row, table: Table) -> str:
     """What a page has in columns of its own."""
     spread = f" ± {row.every.sd}" if row.every.sd else ""
     both = f", over folds and seeds {row.both}" if row.both != DASH else ""
-    return f"n = {row.n}, {row.dropped} dropped, {row.every.mean}{spread} over all runs, 95 % interval over seeds {row.interval}{both}."
+    trained = f", trained {row.trained}" if table.sized else ""
+    means = f"n = {row.n}, {row.dropped} dropped, {row.every.mean}{spread} over all runs"
+    return f"{means}, 95 % interval over seeds {row.interval}{both}{trained}."
 
 
 def _starred(summary: Summary, corpus: str) -> frozenset[int]:

@@ -1,4 +1,4 @@
-"""Tables of an experiment beside the one of methods and folds: methods by settings, prior work, and measured corpora. Pure.
+"""Tables of an experiment beside the one of methods and folds: methods by settings, prior work, further metrics, measured corpora. Pure.
 
 An entry of `configs/published.yaml` asks for them; measured corpora have a table without one too. `settings` puts methods of the
 experiment, each with settings of its own, into the cells of a table of methods and columns, with one row of ratios. `prior_work` lists
@@ -11,9 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.experiment.recipes import MetricColumn
 from jobs.statistics import Interval, interval_about, round_half_up
 from jobs.tables.as_json import interval_json
 from jobs.tables.format import DASH, code_sentence, interval_text, negative, signed
+from jobs.tables.further import FurtherMetric
 from jobs.tables.measured import Measured
 from jobs.tables.published import MeasuredColumn, MeasuredTable, Published, Ratio, SettingsTable, position
 from jobs.tables.ratio import GainRatio, gain_ratio, ratio
@@ -32,8 +34,13 @@ class PlainTable:
 
 
 def plain_tables(summary: Summary, published: Published) -> tuple[PlainTable, ...]:
-    """The tables that the published entry asks for, and that of measured corpora."""
-    tables = (_by_settings(summary, published), _prior_work(summary, published), _measured(summary, published))
+    """The tables that the published entry asks for, and those of further metrics and of measured corpora."""
+    tables = (
+        _by_settings(summary, published),
+        _prior_work(summary, published),
+        _further(summary, published),
+        _measured(summary, published),
+    )
     return tuple(table for table in tables if table is not None)
 
 
@@ -119,6 +126,34 @@ def _prior_work(summary: Summary, published: Published) -> PlainTable | None:
         f"Published figures: as given by {published.source}.",
     )
     return PlainTable("prior-work", caption, ("", "Features", "UA", "95 % interval"), (tuple(rows), tuple(ours)), texts=2)
+
+
+def _further(summary: Summary, published: Published) -> PlainTable | None:
+    """A row per method that has metrics beside its score, and a column per metric."""
+    columns = list(dict.fromkeys(each.column for each in summary.further))
+    if not columns:
+        return None
+    found: dict[tuple[str, str], dict[MetricColumn, FurtherMetric]] = {}
+    for each in summary.further:
+        found.setdefault((each.corpus, each.method), {})[each.column] = each
+    several = len({corpus for corpus, _ in found}) > 1
+    rows = []
+    for (corpus, method), own in found.items():
+        label = f"{published.labels.get(method, method)}{f' on {corpus}' if several else ''}"
+        rows.append((label, *(_spread(own.get(column)) for column in columns), str(max(each.n for each in own.values()))))
+    corpora = ", ".join(dict.fromkeys(corpus for corpus, _ in found))
+    caption = (
+        f"Further metrics of the runs on {corpora}: mean over folds ± sd over slots of that mean, n runs that count.",
+        *dict.fromkeys(column.meaning for column in columns),
+    )
+    return PlainTable("metrics", caption, ("", *(column.heading for column in columns), "n"), (tuple(rows),))
+
+
+def _spread(metric: FurtherMetric | None) -> str:
+    if metric is None or metric.mean is None:
+        return DASH
+    spread = "" if metric.sd is None else f" ± {round_half_up(metric.sd, metric.column.decimals)}"
+    return f"{round_half_up(metric.mean, metric.column.decimals)}{spread}"
 
 
 def _measured(summary: Summary, published: Published) -> PlainTable | None:

@@ -37,9 +37,11 @@ from jobs.statistics import (
 from jobs.store.records import Result
 from jobs.tables.arithmetic import Arithmetic
 from jobs.tables.measured import Measured
+from jobs.tables.sizes import ModelSize, common_size
 
 if TYPE_CHECKING:
     from jobs.control.outliers import Verdict
+    from jobs.tables.further import FurtherMetric
 
 VERDICT = ("out", "centre", "scale", "distance")  # of a run, in JSON and CSV
 
@@ -88,6 +90,7 @@ class Entry:
     status: Status
     verdict: Verdict | None = None  # the last one of the outlier rule; None: not judged
     unreplaced: bool = False  # an outlier that no other run replaces
+    size: ModelSize | None = None  # None: not on record
 
     @property
     def name(self) -> str:
@@ -143,6 +146,7 @@ class MethodSummary:
     diverged: Dropped
     unresolved: int  # outliers that were not replaced
     cells: tuple[CellSummary, ...]
+    size: ModelSize | None = None  # of the runs that have it on record; None if none has
 
     @property
     def dropped(self) -> int:
@@ -217,6 +221,7 @@ class Summary:
     unreplaced: Unreplaced = Unreplaced.keep
     arithmetic: Arithmetic = field(default_factory=Arithmetic)  # not known of runs from a CSV file
     measured: tuple[Measured, ...] = ()  # of runs without a score
+    further: tuple[FurtherMetric, ...] = ()  # metrics of runs beside the score
 
     @property
     def complete(self) -> bool:
@@ -361,6 +366,7 @@ def _method(corpus: str, method: str, cells: Sequence[CellSummary]) -> MethodSum
         diverged=_dropped(cells, Status.diverged),
         unresolved=sum(entry.unreplaced for cell in cells for entry in cell.runs),
         cells=tuple(cells),
+        size=common_size(entry.size for cell in cells for entry in cell.runs),
     )
 
 

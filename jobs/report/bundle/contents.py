@@ -150,7 +150,7 @@ def _copy_code(folder: Path, origin: Origin) -> list[str]:
     wanted = [name for name in origin.code.files if not name.startswith(scrub.NOT_CODE)]
     wanted += [name for name in CONSTRAINTS if name not in origin.code.files and (source / name).is_file()]
     for name in wanted:
-        if problem := _copy(source / name, folder / name, f"{CODE}/{name}", origin.secrets):
+        if problem := _copy(origin.code.file_of(name), folder / name, f"{CODE}/{name}", origin.secrets):
             left_out.append(f"{CODE}/{name}: {problem}")
     _write(folder / SITE, NO_SITE)
     return left_out
