@@ -26,7 +26,7 @@ from jobs.tables.latex import PLAIN, fragments
 from jobs.tables.plain import plain_tables, settings_json
 from jobs.tables.published import load_published
 from jobs.tables.ratio import gain_ratio, ratio
-from jobs.tables.summary import Summary, summarise
+from jobs.tables.summary import Status, Summary, summarise
 from ser_core.settings import Recipe
 from tests.jobs.table_cases import CONFIGS, entry, paper_like, published, summary
 
@@ -77,6 +77,18 @@ def test_published_figures_are_compared_with_our_intervals() -> None:
     [table] = plain_tables(efficiency(), published("iemocap_table4"))
     assert table.caption[-1].endswith("; TAPT / P-TAPT 1/8 above, 1/4 above, 1/2 above.")
     assert "no test" not in " ".join(plain_tables(found, published("emodb_subsets"))[0].caption)
+
+
+def test_dropped_runs_are_named_beside_the_means_without_them() -> None:
+    """In the tables by settings and of prior work too: mean and sd over all runs of each cell that has dropped ones, and their number."""
+    runs = [entry(method, "5", slot, 60.0 + slot) for method in ("vft", "tapt-8th") for slot in range(2)]
+    runs += [entry("vft", "5", slot, 50.0, Status.outlier, seed=99) for slot in range(2)]
+    [table] = plain_tables(summary(tuple(runs)), published("iemocap_table4"))
+    what = "Means ± sd over all runs, dropped ones (their number) included: V-FT all (5.44 h) 55.3 ± 0.4 (2); no other run was dropped."
+    assert what in table.caption
+    [table] = plain_tables(summary(tuple(runs)), published("iemocap_table1"))
+    assert "dropped ones (their number) included: V-FT 55.3 ± 0.4 (2); no other" in " ".join(table.caption)
+    assert "No run was dropped." in plain_tables(efficiency(), published("iemocap_table4"))[0].caption
 
 
 def test_parts_of_the_data_are_compared_with_the_same_part_only() -> None:
