@@ -286,7 +286,7 @@ def _kept_line(session: Session, written: CollectReport) -> str:
 
 
 def _print_tables(written: CollectReport, published: Published) -> None:
-    """The tables, the files they were written to, a warning where the order depends on the outlier rule, and the missing runs."""
+    """The tables, the files they were written to, a warning where the order depends on the dropped runs, and the missing runs."""
     from jobs.tables.display import print_tables
     from jobs.tables.order import order_sentences
 

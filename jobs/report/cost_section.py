@@ -9,7 +9,7 @@ from datetime import datetime
 
 from jobs.control.result_index import facts_of
 from jobs.report.drawing import Axis, colour, figure, legend, linear, named, panel
-from jobs.report.material import Material
+from jobs.report.material import MANY_RUNS, Material
 from jobs.report.page import Figure, Row, Section, Table, number
 from jobs.store.records import Result
 
@@ -110,9 +110,8 @@ def _timeline(bars: Sequence[Bar], kinds: Sequence[str]) -> Figure:
         y = float(len(shown) - 1 - place)
         for bar in lane:
             began, ended = (bar.began - first) / 3600, (bar.ended - first) / 3600
-            drawn.line(
-                [(began, y), (ended, y)], f"medium {colour(kinds.index(bar.stage))}", f"{bar.name}: {number((ended - began) * 60)} min"
-            )
+            tip = "" if len(bars) > MANY_RUNS else f"{bar.name}: {number((ended - began) * 60)} min"
+            drawn.line([(began, y), (ended, y)], f"medium {colour(kinds.index(bar.stage))}", tip)
     left_out = f" The first {MOST_LANES} of {len(lanes)} lanes." if len(lanes) > MOST_LANES else ""
     what = f"One bar a finished stage, from the begin of its last attempt to its end; as many lanes a node as it ran at once.{left_out}"
     keys = [("line", f"medium {colour(place)}", kind) for place, kind in enumerate(kinds)]

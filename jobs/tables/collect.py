@@ -39,7 +39,7 @@ FORMATS = {"latex": "tables.tex", "markdown": "table.md", "csv": "runs.csv", "js
 METHODS_CSV = "methods.csv"  # beside `runs.csv`
 MEASURED_CSV = "measured.csv"  # beside `runs.csv`, if corpora were measured
 METRICS_CSV = "metrics.csv"  # beside `runs.csv`, if runs have further metrics
-_FRAGMENT = re.compile(r"table\d*(?:-differences)?\.tex")
+_FRAGMENT = re.compile(r"table\d*(?:-differences|-details)?\.tex")
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,7 @@ class Table:
     blocks: tuple[Block, ...]
     differences: tuple[tuple[str, ...], ...]  # the cells of a row for each comparison of methods
     caption: tuple[str, ...]  # sentences
+    details: tuple[str, ...]  # more sentences: what the runs were computed with
     outliers: tuple[str, ...]  # sentences of the caption on dropped runs
     differences_caption: tuple[str, ...]
     sized: bool = False  # whether methods train different numbers of parameters, which are a column then
@@ -244,6 +245,7 @@ def _table(summary: Summary, published: Published, corpus: str) -> Table:
         blocks=tuple(blocks),
         differences=differences,
         caption=(f"{title}.", *_caption(summary, methods, published, folds)),
+        details=_details(summary, published),
         outliers=_dropping_sentences(summary, methods, published),
         differences_caption=(*_differences_caption(folds), *comparison_sentences(summary.recipes)),
         sized=differ(method.size for method in methods),
@@ -348,14 +350,19 @@ def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Publ
             sentences.append(
                 f"The published means are over all {counted(len(published.columns), 'fold')} of the paper, ours over {len(folds)}."
             )
-    sentences.extend(recipe_sentences(summary.recipes, published.labels))
-    sentences.extend(training_sentences(summary.recipes, published.labels))
-    if summary.code.weights:
-        sentences.append(f"Initial weights: {'; '.join(summary.code.weights)}.")
     sentences.extend(size_sentences(method.size for method in methods))
-    sentences.extend(summary.arithmetic.sentences)
-    sentences.append(code_sentence(f"Experiment {summary.experiment}", summary.code, CAPTION_PACKAGES))
     return tuple(sentences)
+
+
+def _details(summary: Summary, published: Published) -> tuple[str, ...]:
+    """Settings, initial weights, device, code and packages of the runs."""
+    return (
+        *recipe_sentences(summary.recipes, published.labels),
+        *training_sentences(summary.recipes, published.labels),
+        *((f"Initial weights: {'; '.join(summary.code.weights)}.",) if summary.code.weights else ()),
+        *summary.arithmetic.sentences,
+        code_sentence(f"Experiment {summary.experiment}", summary.code, CAPTION_PACKAGES),
+    )
 
 
 def _beside_published(methods: Sequence[MethodSummary], published: Published, folds: Sequence[str]) -> tuple[str, ...]:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+import jobs.report.cost_section
+import jobs.report.material
+import jobs.report.training_section
 from jobs.report.classes_section import recalls
 from jobs.report.cost_section import bars_of, lanes_of
 from jobs.report.material import Material, material_of
@@ -83,6 +86,28 @@ def test_curves_of_training(material: Material) -> None:
     shared = found["Curves of tapt (TAPT) on demo"]
     assert texts(shared.tables[0])[2] == ["codebook/group_1/code_perplexity", "5.000", "5.000", "5.000"]
     assert ">entries of each group of the codebook<" in shared.svg
+
+
+def test_a_large_experiment_is_bounded(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some curves of all and their median, marks without tooltips, rows of the runs that need attention alone; runs.csv has all."""
+    before = {name: section(material, name) for name in ("training", "spread", "differences", "cost", "origin")}
+    for module in (jobs.report.material, jobs.report.cost_section):
+        monkeypatch.setattr(module, "MANY_RUNS", 10)
+    monkeypatch.setattr(jobs.report.training_section, "MOST_LINES", 18)
+    drawing = figures(section(material, "training"))["Curves of TAPT: finetune on demo"]
+    assert "2 of 6 finished stages" in drawing.description
+    assert drawing.svg.count('class="line thin') == 5, "two of loss, two of accuracy, one of the legend"
+    assert texts(drawing.tables[0]) == texts(figures(before["training"])["Curves of TAPT: finetune on demo"].tables[0])
+    for name in ("spread", "differences", "cost"):
+        many, few = figures(before[name]), figures(section(material, name))
+        assert sum(len(tips(each)) for each in few.values()) < sum(len(tips(each)) for each in many.values()) / 2
+        assert [figure.svg.count("<circle") for figure in few.values()] == [figure.svg.count("<circle") for figure in many.values()]
+    assert [download.name for download in section(material, "origin").downloads] == ["runs.csv"]
+    assert section(material, "origin").downloads[0] == before["origin"].downloads[0]
+    runs = section(case(), "runs")
+    (table,) = (part for part in runs.parts if isinstance(part, Table))
+    assert [row[0] for row in texts(table)] == ["vft/DC/0", "vft/DC/1", "tapt/JE/1", "ptapt/KL/2"]
+    assert "Of 37 runs those are listed that were dropped or have no result; all are in runs.csv below." in runs.sentences
 
 
 def test_the_median_curve() -> None:

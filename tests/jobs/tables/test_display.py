@@ -141,7 +141,8 @@ def test_human_listeners_do_not_compete() -> None:
 def test_caption_states_the_conditions() -> None:
     """A caption says what the seeds vary, n, the outlier rule, what was dropped, and the code that computed the runs."""
     found, beside = complete_case()
-    text = " ".join(tables_of(found, beside)[0].caption)
+    [table] = tables_of(found, beside)
+    text = " ".join((*table.caption, *table.details))
     for part in (
         "n = 5 runs a cell",
         "Seeds differ in fine-tuning only",
