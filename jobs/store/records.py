@@ -236,6 +236,7 @@ class Result:
     confusion: tuple[tuple[int, ...], ...] = ()
     classes: tuple[str, ...] = ()
     diverged: str = ""  # why the run does not count: its training went wrong by a test fixed in advance
+    warnings: tuple[str, ...] = ()  # of the stage, about a result that counts
 
 
 _CLAIMS, _OUTCOMES, _RESULTS = Decoder(Claim), Decoder(Outcome), Decoder(Result)

@@ -387,6 +387,7 @@ def _compute(
         classes=tuple(str(name) for name in values["classes"]),
         # An earlier attempt that counted as dead may have diverged meanwhile: its slot has another seed then.
         diverged=str(values["diverged"]) or divergence_of(folder),
+        warnings=tuple(str(line) for line in values["warnings"]),
     )
 
 

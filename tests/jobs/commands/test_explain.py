@@ -74,6 +74,7 @@ def test_out_of_memory_lists_the_request_of_the_next_attempt(tmp_path: Path) -> 
     assert report.complete
     output = desired.layout.stage("finetune", report.graph.runs[0].key).attempt(3).output
     assert [line for line in text.splitlines() if "artifact" in line] == [f"  artifact: {output}/parts/", f"  artifact: {output}/sum.json"]
+    assert [line for line in text.splitlines() if "warning" in line] == ["  warning: computed with relief 2"]
     (output / "sum.json").unlink()
     assert f"artifact: {output}/sum.json (removed)" in explained(desired, report, "vft/1/0")
     assert text.count("memory: same seed with half the work of a pass and 1.5 times the memory, at most 2 times") == 2

@@ -55,7 +55,7 @@ def experiment_case(folder: Path) -> Material:
     shared = Node("a" * 20, "tapt", 1, {}, {}, {}, "1", 0, "tapt")
     children = {**made.children, shared.key: tuple(run.key for run in made.runs if run.method == "tapt")}
     made = replace(made, nodes={shared.key: shared, **made.nodes}, children=children)
-    results = {shared.key: replace(result(made.runs[0], (), ()), key=shared.key, stage="tapt")}
+    results = {shared.key: replace(result(made.runs[0], (), ()), key=shared.key, stage="tapt", warnings=("it learns nothing",))}
     for place, run in enumerate(made.runs):
         wrong = 1 + run.slot + (1 if run.method == "tapt" else 0)
         results[run.key] = result(run, ((8, 2), (wrong, 10 - wrong)), ("a", "b"), attempt=2 if place == 1 else 1)

@@ -71,6 +71,8 @@ def test_recall_and_confusion_by_class(material: Material) -> None:
 
 def test_curves_of_training(material: Material) -> None:
     """A figure for each kind of stage: shared stages once, runs by method; a run without curves is left out."""
+    (warnings,) = [part for part in section(material, "training").parts if isinstance(part, Table)]
+    assert texts(warnings) == [["tapt", "1", "100", "it learns nothing"]]
     found = figures(section(material, "training"))
     assert list(found) == [f"Curves of {name} on demo" for name in ("tapt (TAPT)", "V-FT: finetune", "TAPT: finetune", "P-TAPT: finetune")]
     drawing = found["Curves of V-FT: finetune on demo"]
