@@ -205,6 +205,7 @@ def _attempt_lines(each: AttemptHistory) -> list[str]:
     where = claim.host if claim.node in ("", claim.host) else f"{claim.host} (node {claim.node})"
     job = f", Slurm job {claim.slurm_job}" if is_slurm_job(claim.slurm_job) else f", process {claim.pid}"
     lasted = "" if each.seconds is None else f", {duration(each.seconds)}"
+    lasted += f" after {duration(claim.waited)} in the queue" if claim.submitted else ""
     slurm = f"; Slurm state {each.state}" if each.state and (each.ended is None or each.state not in each.ended.error) else ""
     head = f"  attempt {each.files.number}, {moment(claim.started)}, on {where}{job}{lasted}"
     lines = [f"{head}: {_ending(each)}{slurm}"]

@@ -106,5 +106,13 @@ def times(place: int) -> dict[str, object]:
     return {**facts, "device": "4 x H200" if place == 0 else "cpu", "processes": 4 if place == 0 else 1, "threads": 2}
 
 
+def requested(place: int) -> dict[str, object]:
+    """The request of a job of a stage, two hours and 8 GiB a node, and a waiting of `place` minutes in two attempts."""
+    memory = {"peak_rss_bytes": 2**30, "peak_own_bytes": 2**30, "cpu_seconds": 90.0}
+    asked = {"minutes": 120, "configured_minutes": 240, "memory_mb": 8192, "configured_mb": 16384, "cpus": 4, "nodes": 1}
+    times = {"submitted": 1e9, "eligible": 1e9, "started": 1e9 + 60, "waited": 60.0 * place - 30, "before": 30.0}
+    return {**memory, "requested": {**asked, "gpus": 1, "stages": 2, "at_once": 1}, "queue": times}
+
+
 def verdict(ua: float) -> Verdict:
     return Verdict("DC", 0, 0, ua, 70.5, 1.5, abs(ua - 70.5) / 1.5, out=True)
