@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jobs.control.estimates import START_SECONDS, predict
+from jobs.control.estimates import CONFIGURED, START_SECONDS, Bounds, predict
 from jobs.control.facts import StageFacts
 from jobs.control.result_index import facts_of
 from jobs.experiment.config import Resources, at_once_of
@@ -16,6 +16,7 @@ from jobs.store.records import Result
 from jobs.tables.format import DASH
 
 GIB = 2**30
+LEAST_SIBLINGS = Bounds({}).siblings  # finished ones that a prediction requires
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ USED = "Medians of what was requested. Memory and GPUs are those of a node, core
 def advice_lines(kind: str, used: Sequence[Used]) -> list[str]:
     """Settings that would have been enough for stages of one kind, by the rule that predicts requests (jobs.control.estimates)."""
     most = used[-1].most
-    prediction = predict([each.facts for each in used], most, START_SECONDS)
+    enough = len(used) >= LEAST_SIBLINGS
+    prediction = predict([each.facts for each in used], most, START_SECONDS) if enough else CONFIGURED
     settings = [f"resources.{kind}.minutes={prediction.minutes}"] if prediction.minutes else []
     settings += [f"resources.{kind}.memory_gb={prediction.memory_gb:g}"] if prediction.memory_gb else []
     configured = f"{most.minutes} min" + (f" and {most.memory_gb:g} GB" if most.memory_gb else "")

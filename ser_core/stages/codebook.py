@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from torch import Tensor
 
@@ -49,7 +50,8 @@ class Codebook:
         """
         name = PERPLEXITIES[0]
         last = rows[-1][0] if rows else 0
-        found = [values for step, values in rows if step > last - epoch_steps and self._curve(0, name) in values]
+        recent = takewhile(lambda row: row[0] > last - epoch_steps, reversed(rows))
+        found = [values for _, values in recent if self._curve(0, name) in values]
         if not found or last < epoch_steps:
             return ""
         perplexity = max(values[self._curve(group, name)] for values in found for group in range(self.groups))

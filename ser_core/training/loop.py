@@ -39,7 +39,7 @@ class PartLoss:
     `curve_sums`: what `Objective.curve_values` computes further curves of, float32 without gradient; None if the objective has none.
     """
 
-    loss: Tensor
+    loss: Tensor  # its gradient is that of the step with respect to this part
     curve_loss: Tensor
     correct: Tensor
     counted: int
@@ -265,7 +265,9 @@ def train(
                 values = {f"validation/{name}": value for name, value in objective.after_step(state.step).items()}
                 if logged:
                     loss, accuracy = window.means()
-                    values |= {"train/loss": loss, "train/accuracy": accuracy, "train/learning_rate": rate}
+                    values |= {"train/loss": loss, "train/learning_rate": rate}
+                    if window.counted:
+                        values["train/accuracy"] = accuracy
                     window = RunningSums.start(device)
                     if objective.curve_sums:
                         values |= objective.curve_values(curve_sums.gather(group).double())
@@ -300,7 +302,7 @@ def _gradients(
     with plan.arithmetic.autocast():
         objective.before_step(parts)
     for number, part in parts.loaded.items():
-        torch.manual_seed(torch_seed(plan.seed, "dropout", step, number))
+        seed_part(plan.seed, step, number)
         with plan.arithmetic.autocast():
             found = objective.loss(part)
         scaler.scale(found.loss).backward()  # type: ignore[no-untyped-call]
@@ -309,6 +311,11 @@ def _gradients(
         if found.curve_sums is not None:
             curve_sums.own += found.curve_sums
     return sums, counted
+
+
+def seed_part(seed: int, step: int, number: int) -> None:
+    """Seed torch's random numbers (dropout, layer drop, Gumbel noise) of part `number` of a step, as the loop does before its loss."""
+    torch.manual_seed(torch_seed(seed, "dropout", step, number))
 
 
 class _Prefetcher:
@@ -364,7 +371,8 @@ def _log_progress(progress: Progress, plan: TrainingPlan, state: _TrainingState,
     recent = median(durations[-100:])
     epoch = f", epoch {(state.step - 1) // plan.steps_per_epoch + 1}/{plan.steps // plan.steps_per_epoch}" if plan.steps_per_epoch else ""
     remaining = (plan.steps - state.step) * recent
-    now = f"loss {values['train/loss']:.4f}, accuracy {values['train/accuracy'] * 100:.1f} %"
+    accuracy = f", accuracy {values['train/accuracy'] * 100:.1f} %" if "train/accuracy" in values else ""
+    now = f"loss {values['train/loss']:.4f}{accuracy}"
     progress.report(f"{plan.name}: step {state.step}/{plan.steps}{epoch}, {now}, {recent:.3g} s a step, {remaining:.0f} s to go")
 
 
