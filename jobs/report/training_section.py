@@ -48,6 +48,8 @@ def training_section(material: Material) -> Section | None:
     points = max(LEAST_POINTS, MOST_POINTS // max(lines, 1))
     share = min(1.0, MOST_LINES / max(lines, 1))
     parts: list[Table | Figure] = [_figure(group, f"curves-{place}", points, share) for place, group in enumerate(groups)]
+    warnings = _warnings(material)
+    parts.extend([warnings] if warnings.rows else [])
     sentence = "Curves as functions of the step, as logged during training."
     return Section("training", "Did training work?", (sentence,), tuple(parts)) if parts else None
 
@@ -64,6 +66,13 @@ def median_curve(curves: Sequence[Points]) -> list[tuple[float, float]]:
     values = [dict(points) for points in curves]
     shared = [step for step, _ in curves[0] if all(step in each for each in values)]
     return [(step, statistics.median(each[step] for each in values)) for step in shared]
+
+
+def _warnings(material: Material) -> Table:
+    """What stages warned of, each stage once."""
+    found = {key: source.results[key] for source in material.sources for key in source.graph.nodes if key in source.results}
+    rows = tuple(Row((each.stage, each.fold, str(each.seed), line)) for each in found.values() for line in each.warnings)
+    return Table("Warnings of stages", ("Stage", "fold", "seed", "warning"), rows, texts=1)
 
 
 def _groups(material: Material, source: Source) -> list[Group]:

@@ -18,7 +18,7 @@ from jobs.store.records import MEASURED, Result
 PROVENANCE = (
     *(name for name in MEASURED if name != "slurm"),
     *("commit", "dirty", "snapshot", "python", "packages", "device", "machine", "processor", "cpu_seconds", "started", "finished"),
-    *("seed", "durations", "arithmetic", "relief", "beside"),
+    *("seed", "durations", "arithmetic", "relief", "beside", "queue", "requested"),
 )
 RUNTIME = ("weights",)  # of `provenance.runtime`
 POLICY = ("outliers", "sigmas", "rounds", "max_seeds", "max_attempts", "hold_diverging", "max_failures")
