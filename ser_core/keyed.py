@@ -27,6 +27,7 @@ FIRST_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         },
         "clip_norm": 0.0,
     },
+    "HeadSettings": {"kind": "linear", "projector_units": 256},
 }
 
 

@@ -25,7 +25,7 @@ from ser_core.models.backbone import frame_count, load_encoder
 from ser_core.models.classifier import ClassifierAdaptors, EmotionClassifier, class_weights, label_weight, weighted_cross_entropy
 from ser_core.models.trained import parameter_counts
 from ser_core.parallel.group import stop_together
-from ser_core.settings import Adaptor, AdaptorSettings, BottleneckStart, FinetuneSettings, Padding
+from ser_core.settings import Adaptor, AdaptorSettings, BottleneckStart, FinetuneSettings, HeadKind, Padding
 from ser_core.stages.context import StageContext, parse_settings, stage_result
 from ser_core.training.augmentation import row_generators, spans
 from ser_core.training.batches import Batch, StepPlan, halved, longest_first, shuffled_epoch
@@ -113,6 +113,12 @@ def adaptors_of(settings: AdaptorSettings) -> ClassifierAdaptors | None:
     return ClassifierAdaptors(shape, layer_sum=Adaptor.ws in kinds)
 
 
+def classifier_of(encoder: Any, classes: int, settings: FinetuneSettings, adaptors: ClassifierAdaptors | None) -> EmotionClassifier:
+    """Build the network that fine-tuning with these settings trains, with random weights of head and adaptors."""
+    units = settings.head.projector_units if settings.head.kind is HeadKind.projector else 0
+    return EmotionClassifier(encoder, classes, settings.head.pooling, adaptors, units)
+
+
 def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]:
     """Train, then open the test split and score it. A diverged model is tested too; `diverged` states the reason."""
     settings = parse_settings(FinetuneSettings, context.settings["finetune"])
@@ -120,7 +126,7 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
     encoder = load_encoder(context.backbone(), attention=context.execution.attention)
     context.seed_initialisation()
     adaptors = adaptors_of(settings.adaptors)
-    model = EmotionClassifier(encoder, len(split.classes), settings.head.pooling, adaptors).to(context.device)
+    model = classifier_of(encoder, len(split.classes), settings, adaptors).to(context.device)
     objective = Finetuning(context, settings, model)
     if len(split) < settings.batch_size:
         context.report(f"finetune: fewer than a batch of training utterances ({len(split)} of {settings.batch_size}): one step an epoch")
@@ -153,6 +159,8 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
         write_predictions(context.output / PREDICTIONS, logits, test)
         if adaptors is not None:
             facts = {"adaptors": keyed(settings.adaptors), "classes": list(split.classes), "pooling": settings.head.pooling.name}
+            if model.projector is not None:
+                facts |= {"pooling": "mean", "projector_units": model.projector.out_features}
             save_adaptors(model, context.output / ADAPTORS, facts)
     trained_parameters, parameters = parameter_counts(model)
     result = stage_result(
