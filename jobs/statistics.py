@@ -66,9 +66,14 @@ def t_interval(values: Sequence[float]) -> Interval | None:
     centre = mean(values)
     if spread is None or centre is None:
         return None
+    return interval_about(centre, spread / math.sqrt(len(values)), len(values) - 1)
+
+
+def interval_about(centre: float, error: float, degrees: float) -> Interval:
+    """95 % interval of a mean with a standard error, by Student's t. `degrees`: of freedom of the error, at least 1."""
     from scipy.special import stdtrit
 
-    reach = float(stdtrit(len(values) - 1, 0.5 + LEVEL / 2)) * spread / math.sqrt(len(values))
+    reach = float(stdtrit(degrees, 0.5 + LEVEL / 2)) * error
     return Interval(centre - reach, centre + reach)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from jobs.commands.console import print_lines, warn_if_changed
 from jobs.errors import UsageError
@@ -21,27 +21,11 @@ if TYPE_CHECKING:
     from jobs.store.layout import Layout
 
 
-class Exporter(Protocol):
-    """The function of a registry that writes what a stage has trained into an empty folder; returns lines on how it is loaded.
+def export_run(session: Session, run: str, out: Path, exporter: Callable[..., Sequence[str]], *, merged: bool) -> None:
+    """Export a finished run into a new or empty folder, and print what is there. After an error the folder is as it was.
 
-    Raises an error with lines for the user for a stage that has nothing to export in this format.
+    `exporter`: `export` of the experiment's registry (jobs.experiment.plugin.PluginRegistry).
     """
-
-    def __call__(
-        self,
-        stage: str,
-        *,
-        settings: Mapping[str, Any],
-        runtime: Mapping[str, Any],
-        upstream: Mapping[str, Path],
-        output: Path,
-        folder: Path,
-        merged: bool,
-    ) -> Sequence[str]: ...
-
-
-def export_run(session: Session, run: str, out: Path, exporter: Exporter, *, merged: bool) -> None:
-    """Export a finished run into a new or empty folder, and print what is there. After an error the folder is as it was."""
     warn_if_changed(session)
     graph = session.look(ask_slurm=False).graph
     node = find_target(graph, run).node

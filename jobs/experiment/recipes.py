@@ -32,6 +32,16 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class MetricColumn:
+    """A metric of results, beside the score of a run, that tables show."""
+
+    name: str  # in the metrics of a result
+    heading: str
+    decimals: int
+    meaning: str  # a sentence for captions
+
+
+@dataclass(frozen=True)
 class MethodRecipe:
     """The preset of a method's recipe, and each setting that departs from it as `KEY=VALUE`."""
 
@@ -41,6 +51,7 @@ class MethodRecipe:
     trained: tuple[str, ...] = ()  # what the method trains, by the recipe: `fine-tuning 15 epochs`
     unlike_published: tuple[str, ...] = ()  # settings that depart from the preset `REFERENCE`, as `departures`
     compared_within: tuple[str, ...] = ()  # `KEY=VALUE` not at its default: methods are compared by tests if they have the same
+    metrics: tuple[MetricColumn, ...] = ()  # that its results have beside the score
 
 
 def preset_file(configs: Path, name: str) -> Path:
@@ -56,8 +67,9 @@ def preset_file(configs: Path, name: str) -> Path:
 def method_recipes(recipes: Mapping[str, Any], configs: Path, variants: Mapping[str, str] | None = None) -> tuple[MethodRecipe, ...]:
     """Preset and departures of each recipe; empty without presets. `recipes`: by method, in the order of the tables.
 
-    `variants`: name of each variant -> its method. What is trained is the recipe's own method `trained`, if its schema has one. The
-    settings that two methods must have in common to be compared are those in the schema's class attribute `compared_within`.
+    `variants`: name of each variant -> its method. A schema may have methods of its own: `trained` states what is trained,
+    `further_metrics` returns objects with the attributes of `MetricColumn`. The settings that two methods must have in common to be
+    compared are those in its class attribute `compared_within`.
     """
     found = []
     reference = _preset_values(preset_file(configs, REFERENCE)) if (configs / FOLDER / f"{REFERENCE}.yaml").is_file() else None
@@ -68,7 +80,9 @@ def method_recipes(recipes: Mapping[str, Any], configs: Path, variants: Mapping[
         trained = recipe.trained((variants or {}).get(method, method)) if hasattr(recipe, "trained") else ()
         unlike = departures(recipe, reference) if reference is not None else ()
         own = departures(recipe, _preset_values(preset_file(configs, name)))
-        found.append(MethodRecipe(method, name, tuple(own), tuple(trained), tuple(unlike), _compared_within(recipe)))
+        columns = recipe.further_metrics() if hasattr(recipe, "further_metrics") else ()
+        metrics = tuple(MetricColumn(each.name, each.heading, each.decimals, each.meaning) for each in columns)
+        found.append(MethodRecipe(method, name, tuple(own), tuple(trained), tuple(unlike), _compared_within(recipe), metrics))
     return tuple(found)
 
 

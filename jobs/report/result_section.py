@@ -40,7 +40,13 @@ def result_section(material: Material) -> Section:
     sentences.extend(order_sentences(summary, material.labels).values())
     sentences.extend(summary.arithmetic.warnings)
     parts.extend(
-        Table(plain.caption[0], plain.columns, tuple(Row(row) for rows in plain.blocks for row in rows), note=plain.caption[1:])
+        Table(
+            plain.caption[0],
+            plain.columns,
+            tuple(Row(row) for rows in plain.blocks for row in rows),
+            numbers=plain.texts,
+            note=plain.caption[1:],
+        )
         for plain in plain_tables(summary, material.published)
     )
     return Section("result", "What is the result?", tuple(sentences), tuple(parts))
@@ -50,7 +56,7 @@ def intervals_of(method: MethodSummary, runs: str) -> tuple[Interval | None, Int
     """The 95 % intervals of a mean over seeds, and over folds and seeds together; of all runs, a slot counts with the mean of its runs."""
     if runs == "kept":
         return method.interval, method.crossed.interval if method.crossed else None
-    by_fold = [all_by_slot(cell.runs) for cell in method.cells]
+    by_fold = [all_by_slot(cell.runs) for cell in method.planned]
     crossed = crossed_mean(by_fold)
     return t_interval(slot_means(by_fold)), crossed.interval if crossed else None
 
@@ -65,6 +71,8 @@ def _best_sentence(material: Material, corpus: str) -> list[str]:
     known = [(method.mean_ua, method) for method in material.methods(corpus) if method.mean_ua is not None]
     if not known:
         return [f"No run on {corpus} has a result yet."]
+    if len({method.folds for _, method in known}) > 1:
+        return [f"Methods on {corpus} were run on different folds, so their means are not compared."]
     ordered = [method for _, method in sorted(known, key=lambda each: -each[0])]
     first = ordered[0]
     sentence = f"Highest mean UA on {corpus}: {material.label(first.method)} with {number(first.mean_ua)} %"

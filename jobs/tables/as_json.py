@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from jobs.experiment.recipes import MethodRecipe
 from jobs.statistics import CrossedMean, Interval, PairedTest
 from jobs.tables.summary import VERDICT, CellSummary, Comparison, Entry, MethodSummary, Summary, verdict_values
 
@@ -21,7 +22,8 @@ def to_json(summary: Summary, published: object = None) -> dict[str, Any]:
         "measured": [each.to_json() for each in summary.measured],
         "outlier_rule": summary.outlier_rule,
         "unreplaced": summary.unreplaced.value,
-        "recipes": [asdict(recipe) for recipe in summary.recipes],
+        **({"further_metrics": [each.to_json() for each in summary.further]} if summary.further else {}),
+        "recipes": [_recipe_json(recipe) for recipe in summary.recipes],
         "code": summary.code.to_json(),
         "arithmetic": summary.arithmetic.to_json(),
         "published": published,
@@ -36,6 +38,13 @@ def interval_json(interval: Interval | None) -> list[float] | None:
 def picked(value: object, *names: str) -> dict[str, Any]:
     """Attributes of an object by name, for its JSON."""
     return {name: getattr(value, name) for name in names}
+
+
+def _recipe_json(recipe: MethodRecipe) -> dict[str, Any]:
+    found = asdict(recipe)
+    if not recipe.metrics:
+        del found["metrics"]
+    return found
 
 
 def _method_json(method: MethodSummary) -> dict[str, Any]:

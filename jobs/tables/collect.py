@@ -21,6 +21,7 @@ from jobs.tables.confusion import write_confusions
 from jobs.tables.display import render_csv, render_markdown, render_measured_csv, render_methods_csv
 from jobs.tables.entries import entries_of
 from jobs.tables.from_csv import Judged, judge_runs, read_runs
+from jobs.tables.further import further_of, metrics_of, render_metrics_csv
 from jobs.tables.joined import write_joined
 from jobs.tables.latex import PLAIN, Style, document, fragments
 from jobs.tables.measured import measured_of
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 FORMATS = {"latex": "tables.tex", "markdown": "table.md", "csv": "runs.csv", "json": "summary.json"}
 METHODS_CSV = "methods.csv"  # beside `runs.csv`
 MEASURED_CSV = "measured.csv"  # beside `runs.csv`, if corpora were measured
+METRICS_CSV = "metrics.csv"  # beside `runs.csv`, if runs have further metrics
 _FRAGMENT = re.compile(r"table\d*(?:-differences)?\.tex")
 
 
@@ -87,8 +89,11 @@ def summary_of(
     """The numbers of an experiment. `results`, `states` and `judgements` as for `entries_of`; the others as for `summarise`."""
     entries = entries_of(graph, results, states, judgements)
     code = code_facts(results[key] for key in graph.nodes if key in results)
-    found = summarise(entries, experiment=experiment, outlier_rule=outlier_rule, unreplaced=unreplaced, code=code, recipes=recipes)
-    return replace(found, arithmetic=arithmetic_of(graph, results), measured=measured_of(graph, results, states))
+    found = summarise(
+        entries, experiment=experiment, planned=True, outlier_rule=outlier_rule, unreplaced=unreplaced, code=code, recipes=recipes
+    )
+    further = further_of(found, metrics_of(graph, results))
+    return replace(found, arithmetic=arithmetic_of(graph, results), measured=measured_of(graph, results, states), further=further)
 
 
 def collect(
@@ -129,7 +134,9 @@ def collect(
     confusion = (layout.folder if out is None else out) / "confusion"
     paths.extend(write_confusions(confusion, graph, results, published.labels))
     joined, gaps = (
-        write_joined(folder, layout, graph, results, (*FORMATS.values(), METHODS_CSV, MEASURED_CSV)) if "csv" in formats else ([], [])
+        write_joined(folder, layout, graph, results, (*FORMATS.values(), METHODS_CSV, MEASURED_CSV, METRICS_CSV))
+        if "csv" in formats
+        else ([], [])
     )
     return CollectReport((*paths, *joined), summary.complete, summary, gaps=tuple(gaps))
 
@@ -177,7 +184,7 @@ def reason_to_keep(earlier: Earlier | None, summary: Summary) -> str:
     if summary.complete or earlier is None or not earlier.complete:
         return ""
     before = sum(method.n for method in earlier.methods) + sum(each.metrics is not None for each in earlier.measured)
-    now = sum(method.n for method in summary.methods) + sum(each.metrics is not None for each in summary.measured)
+    now = summary.finished
     return f"complete tables of {counted(before, 'run')} are not overwritten with incomplete ones of {now}" if now < before else ""
 
 
@@ -256,6 +263,8 @@ def _write_tables(folder: Path, summary: Summary, published: Published, formats:
             write(METHODS_CSV, render_methods_csv(summary))
             if summary.measured:
                 write(MEASURED_CSV, render_measured_csv(summary))
+            if summary.further:
+                write(METRICS_CSV, render_metrics_csv(summary))
     return paths
 
 

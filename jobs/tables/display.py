@@ -203,7 +203,7 @@ def _plain_rich(table: PlainTable) -> RichTable:
 
     shown = RichTable(title=Text(table.caption[0]), box=SIMPLE_HEAD, pad_edge=False, title_justify="left")
     for place, column in enumerate(table.columns):
-        shown.add_column(Text(column), justify="right" if place else "left")
+        shown.add_column(Text(column), justify="left" if place < table.texts else "right")
     for rows in table.blocks:
         for row in rows:
             shown.add_row(*map(Text, row))
@@ -250,7 +250,7 @@ def _measured(method: MethodSummary, published: Published) -> Row:
     cells = [_cell(cell.mean_ua, cell.sd_ua, "" if cell.complete else f"{cell.n}/{cell.slots}") for cell in method.cells]
     wanted = sum(cell.slots for cell in method.cells)
     mean = replace(_cell(method.mean_ua, method.sd_ua, "" if method.complete else f"{method.n}/{wanted}"), unresolved=method.unresolved > 0)
-    counts = {cell.n for cell in method.cells}
+    counts = {cell.n for cell in method.planned}
     n = str(min(counts)) if len(counts) == 1 else f"{min(counts)}–{max(counts)}"
     every = _cell(method.mean_ua_all_runs, method.sd_ua_all_runs)
     both = interval_text(method.crossed.interval if method.crossed else None)
@@ -266,7 +266,8 @@ def _cell(mean: float | None, sd: float | None, note: str = "") -> Cell:
 def _best(rows: Sequence[Row], competing: int) -> tuple[Row, ...]:
     """Rows with the best of every column marked among the first `competing`; nothing is marked if there is only one."""
     contenders = rows[:competing]
-    columns = [*zip(*(row.cells for row in contenders), strict=True), tuple(row.mean for row in contenders)]
+    alike = len({tuple(_absent(cell) for cell in row.cells) for row in contenders}) == 1  # their means are over the same folds
+    columns = [*zip(*(row.cells for row in contenders), strict=True), tuple(row.mean for row in contenders if alike)]
     tops = [_top(column) for column in columns]
     marked = [
         replace(row, cells=tuple(_mark(cell, top) for cell, top in zip(row.cells, tops, strict=False)), mean=_mark(row.mean, tops[-1]))
@@ -276,9 +277,15 @@ def _best(rows: Sequence[Row], competing: int) -> tuple[Row, ...]:
 
 
 def _top(column: Sequence[Cell]) -> str | None:
-    if len(column) < 2 or any(cell.note or cell.mean == DASH for cell in column):
+    present = [cell for cell in column if not _absent(cell)]
+    if len(present) < 2 or any(cell.note for cell in present):
         return None
-    return max((cell.mean for cell in column), key=Decimal)
+    return max((cell.mean for cell in present), key=Decimal)
+
+
+def _absent(cell: Cell) -> bool:
+    """Whether there is no such cell, rather than one whose runs are missing."""
+    return cell.mean == DASH and not cell.note
 
 
 def _mark(cell: Cell, top: str | None) -> Cell:
@@ -304,7 +311,7 @@ def _plain_cell(cell: Cell) -> str:
 
 
 def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Published, folds: Sequence[str]) -> tuple[str, ...]:
-    counts = sorted({cell.n for method in methods for cell in method.cells})
+    counts = sorted({cell.n for method in methods for cell in method.planned})
     n = f"n = {counted(counts[0], 'run')}" if len(counts) == 1 else f"n = {counts[0]} to {counted(counts[-1], 'run')}"
     sentences = [
         f"Cells: mean ± sample standard deviation over seeds, {n} a cell.",
@@ -316,6 +323,10 @@ def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Publ
     ]
     if any(not method.complete for method in methods):
         sentences.append("† Incomplete: finished / expected runs; such a column has no best, and a mean is over the folds with runs.")
+    shorter = [method for method in methods if len(method.folds) < len(folds)]
+    if shorter:
+        named = ", ".join(f"{_label(method, published)} {len(method.folds)} of {len(folds)}" for method in shorter)
+        sentences.append(f"{DASH}: no such runs in this experiment; a mean is over the folds that a method has ({named}).")
     sentences.append(BOLD)
     sentences.append(f"Outlier rule: {summary.outlier_rule if _judged(summary) else 'none in force'}.")
     sentences.extend(_dropping_sentences(summary, methods, published))
@@ -349,7 +360,7 @@ def _beside_published(methods: Sequence[MethodSummary], published: Published, fo
     places = [
         f"{_label(method, published)} {position(means[method.method], method.interval)}"
         for method in methods
-        if method.method in means and method.interval
+        if method.method in means and method.interval and len(method.folds) == len(folds)
     ]
     what = "The published mean lies inside, below or above our 95 % interval over seeds (no test: it has no spread)"
     return (f"{what}: {', '.join(places)}.",) if places else ()

@@ -11,6 +11,7 @@ from jobs.experiment.graph import Graph
 from jobs.experiment.recipes import MethodRecipe
 from jobs.store.records import Result
 from jobs.tables.entries import entries_of
+from jobs.tables.further import further_of, metrics_of
 from jobs.tables.measured import measured_of
 from jobs.tables.published import Published
 from jobs.tables.summary import Summary, Unreplaced, code_facts, summarise
@@ -49,6 +50,7 @@ def joint_summary(parts: Sequence[Part], unreplaced: Unreplaced = Unreplaced.kee
     summary = summarise(
         entries,
         experiment=" and ".join(part.name for part in parts),
+        planned=True,
         outlier_rule=rules.pop() if len(rules) == 1 else "; ".join(f"{part.name}: {part.outlier_rule}" for part in parts),
         unreplaced=unreplaced,
         code=code_facts(part.results[key] for part in parts for key in part.graph.nodes if key in part.results),
@@ -62,7 +64,10 @@ def joint_summary(parts: Sequence[Part], unreplaced: Unreplaced = Unreplaced.kee
         for method in _methods(part):
             label, name = part.labels.get(method, method), names[part.name, method]
             labels[name] = label if name == method else f"{label} ({part.name})"
-    return replace(summary, measured=tuple(measured)), labels
+    metrics = {}
+    for part in parts:
+        metrics |= metrics_of(part.graph, part.results, names_of(part, parts))
+    return replace(summary, measured=tuple(measured), further=further_of(summary, metrics)), labels
 
 
 def names_of(part: Part, parts: Sequence[Part]) -> dict[str, str]:

@@ -52,7 +52,7 @@ def export_run(
     if not merged and not named:
         _save(encoder, folder / BASE)
     facts = _facts(output / ADAPTORS / FACTS_FILE)
-    model = classifier_of(encoder, len(facts["classes"]), finetune, adaptors).eval()
+    model = classifier_of(encoder, len(facts["classes"]) + len(facts["attributes"]["names"]), finetune, adaptors).eval()
     load_adaptors(model, output / ADAPTORS)
     kind = type(encoder).__name__
     if merged:
@@ -104,7 +104,7 @@ def _facts(path: Path) -> dict[str, Any]:
     """The facts that fine-tuning wrote beside the weights of adaptors."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return {**found, "classes": list(found["classes"])}
+        return {"attributes": {"names": []}, **found, "classes": list(found["classes"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise_storage_error(error)
         raise InputError(f"{path}: cannot be read: {error}") from error
