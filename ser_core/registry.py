@@ -331,6 +331,7 @@ AT_LEAST: Mapping[str, float] = {
     "finetune.clip_norm": 0,
     "finetune.adaptors.bottleneck_units": 1,
     "finetune.adaptors.lora_rank": 1,
+    "finetune.head.projector_units": 1,
     "tapt.steps": 1,
     "pretraining_loss.draws": 1,
     "pretraining_loss.negatives": 1,

@@ -31,7 +31,7 @@ from ser_core.models.backbone import frame_count, load_encoder
 from ser_core.models.classifier import ClassifierAdaptors, EmotionClassifier, class_weights, label_weight, weighted_cross_entropy
 from ser_core.models.trained import parameter_counts
 from ser_core.parallel.group import stop_together
-from ser_core.settings import Adaptor, AdaptorSettings, BottleneckStart, FinetuneSettings, Padding
+from ser_core.settings import Adaptor, AdaptorSettings, BottleneckStart, FinetuneSettings, HeadKind, Padding
 from ser_core.stages.context import StageContext, parse_settings, stage_result
 from ser_core.training.attributes import AttributeTask, attribute_task, score_attributes
 from ser_core.training.augmentation import row_generators, spans
@@ -167,6 +167,12 @@ def adaptors_of(settings: AdaptorSettings) -> ClassifierAdaptors | None:
     return ClassifierAdaptors(shape, layer_sum=Adaptor.ws in kinds)
 
 
+def classifier_of(encoder: Any, outputs: int, settings: FinetuneSettings, adaptors: ClassifierAdaptors | None) -> EmotionClassifier:
+    """Build the network that fine-tuning with these settings trains, with random weights of head and adaptors."""
+    units = settings.head.projector_units if settings.head.kind is HeadKind.projector else 0
+    return EmotionClassifier(encoder, outputs, settings.head.pooling, adaptors, units)
+
+
 def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]:
     """Train, then open the test split and score it. A diverged model is tested too; `diverged` states the reason."""
     settings = parse_settings(FinetuneSettings, context.settings["finetune"])
@@ -177,7 +183,7 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
     task = attribute_task(settings.attributes.weight, split.utterances)
     classes = 0 if task is not None and task.alone else len(split.classes)
     outputs = classes + (0 if task is None else len(DIMENSIONS))
-    model = EmotionClassifier(encoder, outputs, settings.head.pooling, adaptors).to(context.device)
+    model = classifier_of(encoder, outputs, settings, adaptors).to(context.device)
     objective = Finetuning(context, settings, model, task)
     if len(split) < settings.batch_size:
         context.report(f"finetune: fewer than a batch of training utterances ({len(split)} of {settings.batch_size}): one step an epoch")
@@ -213,10 +219,12 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
     if context.group.is_leader:
         write_predictions(context.output / PREDICTIONS, logits, test, attributes)
         if adaptors is not None:
+            units = {} if model.projector is None else {"pooling": "mean", "projector_units": model.projector.out_features}
             facts = {
                 "adaptors": keyed(settings.adaptors),
                 "classes": list(split.classes) if classes else [],
                 "pooling": settings.head.pooling.name,
+                **units,
                 **({} if task is None else {"attributes": {"names": list(DIMENSIONS), **dataclasses.asdict(task.scale)}}),
             }
             save_adaptors(model, context.output / ADAPTORS, facts)
