@@ -15,8 +15,8 @@ from typing import Any
 from jobs.experiment.recipes import MetricColumn
 from jobs.statistics import round_half_up
 from jobs.tables.format import DASH, code_sentence, interval_text
-from jobs.tables.further import FurtherMetric
 from jobs.tables.measured import Measured
+from jobs.tables.metrics import FurtherMetric
 from jobs.tables.published import MeasuredColumn, MeasuredTable, Published, Ratio, SettingsTable, position
 from jobs.tables.summary import MethodSummary, Summary
 

@@ -37,10 +37,10 @@ from jobs.statistics import (
 from jobs.store.records import Result
 from jobs.tables.arithmetic import Arithmetic
 from jobs.tables.measured import Measured
+from jobs.tables.metrics import FurtherMetric
 
 if TYPE_CHECKING:
     from jobs.control.outliers import Verdict
-    from jobs.tables.further import FurtherMetric
 
 VERDICT = ("out", "centre", "scale", "distance")  # of a run, in JSON and CSV
 
