@@ -33,6 +33,25 @@ def adaptor_problems(settings: AdaptorSettings) -> Iterator[str]:
         yield f"{section}.lora_targets={settings.lora_targets}: name at least one projection, each once"
 
 
+def export_problem(settings: AdaptorSettings, model_type: str, *, merged: bool) -> str:
+    """Return the line for adaptors that cannot be exported in peft's format, or merged into the base model; "" if they can.
+
+    peft replaces a projection by a module of its own, but WavLM's attention reads the weights of its projections and calls none of them,
+    so that peft would compute the base model.
+    """
+    kinds = {kind.name for kind in settings.kinds}
+    if not kinds:
+        return "this run trained the whole transformer, whose weights are not kept: only runs with adaptors can be exported"
+    if "lora" not in kinds:
+        return f"this run trained {', '.join(sorted(kinds))} and no LoRA: neither peft's format nor the base model can hold that"
+    if others := [name for name in ("ba", "wg") if name in kinds]:
+        return f"this run has {' and '.join(others)} beside LoRA: neither peft's format nor the base model can hold that"
+    attention = [name for name in settings.lora_targets if name.endswith("_proj")]
+    if not merged and model_type == "wavlm" and attention:
+        return f"LoRA on {', '.join(attention)} of WavLM has no effect in peft, as its attention does not call them; use --merge"
+    return ""
+
+
 def trained_on(manifest: Manifest, fold: str, validation: Sequence[str]) -> tuple[Utterance, ...]:
     """Return the training utterances if `fold` is held out, without those of the `validation` speakers of a sweep."""
     return training_and_validation(manifest, fold, validation)[0] if validation else manifest.training(fold)

@@ -40,6 +40,9 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
         (("grid", "demo", "recipe.finetune.epoch=3"), ("did you mean 'recipe.finetune.epochs'?",)),
         (("grid", "demo", "seeds=many"), ("seeds", "many")),
         (("grid", "demo", "recipe.finetune.epochs=0"), ("recipe.finetune.epochs",)),
+        (("grid", "demo", "registry=nowhere.else:REGISTRY"), ("registry=nowhere.else:REGISTRY: no module nowhere",)),
+        (("grid", "demo", "--config", "own.yaml"), ("--config own.yaml", "leave out demo")),
+        (("grid", "--config", "own"), ("own", "no such file")),
         (("grid", "demo", "site=nowhere"), ("no site profile 'nowhere'",)),
         (
             ("grid", "demo", "resources.finetun.cpus=1"),

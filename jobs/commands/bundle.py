@@ -128,7 +128,7 @@ def _origin(session: Session, unreplaced: str | None, style: Style) -> Origin:
         inputs,
         resolved_values(experiment),
         Path(session.launched.corpus.folder) / MANIFEST,
-        plan_snapshot(session.source, layout),
+        plan_snapshot(session.source, layout, experiment.registry),
         secrets,
     )
 

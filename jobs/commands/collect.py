@@ -249,7 +249,7 @@ def send_notices(session: Session, report: Report, written: CollectReport, messa
         experiment=session.name,
         launched=session.launched.since,
         outcome=outcome if message else "complete" if written.complete else "incomplete",
-        runs=sum(method.n for method in written.summary.methods),
+        runs=written.summary.finished,
         all_runs=len(report.graph.runs),
         ua={f"{method.corpus} {method.method}": method.mean_ua for method in written.summary.methods},
         problems=(*filter(None, [message, _kept_line(session, written)]), *problem_lines(status_of(session.name, report))),

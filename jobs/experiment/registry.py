@@ -1,7 +1,7 @@
 """The interface of a registry: what the job system must know of training stages, and nothing of what a stage computes.
 
-`launch.py` passes a registry to the planner and to the worker. The package that defines the stages implements these protocols without
-importing this module.
+An experiment names its registry (jobs.experiment.plugin), which the planner and the workers then use. The package that defines the stages
+implements these protocols, without importing this module if it is to be independent of the job system.
 """
 
 from __future__ import annotations

@@ -90,6 +90,7 @@ def _by_metric(summary: Summary, entries: Sequence[Entry], name: str) -> Summary
     return summarise(
         moved,
         experiment=summary.experiment,
+        planned=any(not cell.slots for method in summary.methods for cell in method.cells),
         outlier_rule=summary.outlier_rule,
         unreplaced=summary.unreplaced,
         recipes=summary.recipes,

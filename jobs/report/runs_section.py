@@ -66,7 +66,7 @@ def _dots(material: Material, corpus: str, metric: str, name: str) -> Figure:
     drawn, height = panel(named(names), linear(values, f"{METRICS[metric]} (%)"), height=280)
     centres, width = spread(len(methods), BESIDE * (1 - 1 / len(methods))), BESIDE / len(methods) * WITHIN
     for place, (method, centre) in enumerate(zip(methods, centres, strict=True)):
-        for fold, cell in enumerate(method.cells):
+        for fold, cell in ((fold, cell) for fold, cell in enumerate(method.cells) if cell.runs):
             slots = sorted({entry.slot for entry in cell.runs})
             offsets = dict(zip(slots, spread(len(slots), width), strict=True))
             if cell.mean_ua is not None:

@@ -229,7 +229,7 @@ class Chain:
 
     @cached_property
     def _snapshot(self) -> Snapshot:
-        return take_snapshot(self._source, self.layout)
+        return take_snapshot(self._source, self.layout, self._experiment.registry)
 
     @property
     def _in_snapshot(self) -> bool:

@@ -110,12 +110,12 @@ class SlurmArrays(Executor):
 
     @cached_property
     def _snapshot(self) -> Snapshot:
-        return take_snapshot(self._source, self._layout)
+        return take_snapshot(self._source, self._layout, self._experiment.registry)
 
     @cached_property
     def _planned_snapshot(self) -> Snapshot:
         """The same, without writing it."""
-        return plan_snapshot(self._source, self._layout)
+        return plan_snapshot(self._source, self._layout, self._experiment.registry)
 
     # ---- state of the queue
 

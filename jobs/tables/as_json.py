@@ -56,6 +56,7 @@ def _method_json(method: MethodSummary) -> dict[str, Any]:
         "over_folds_and_seeds": None if method.crossed is None else _method_crossed_json(method.crossed),
         "outliers": {"dropped": method.outliers.runs, "rerun": method.outliers.rerun},
         "diverged": {"dropped": method.diverged.runs, "rerun": method.diverged.rerun},
+        "size": None if method.size is None else method.size.to_json(),
     }
 
 

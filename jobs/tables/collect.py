@@ -89,7 +89,9 @@ def summary_of(
     """The numbers of an experiment. `results`, `states` and `judgements` as for `entries_of`; the others as for `summarise`."""
     entries = entries_of(graph, results, states, judgements)
     code = code_facts(results[key] for key in graph.nodes if key in results)
-    found = summarise(entries, experiment=experiment, outlier_rule=outlier_rule, unreplaced=unreplaced, code=code, recipes=recipes)
+    found = summarise(
+        entries, experiment=experiment, planned=True, outlier_rule=outlier_rule, unreplaced=unreplaced, code=code, recipes=recipes
+    )
     further = further_of(found, metrics_of(graph, results))
     return replace(found, arithmetic=arithmetic_of(graph, results), measured=measured_of(graph, results, states), further=further)
 
@@ -182,7 +184,7 @@ def reason_to_keep(earlier: Earlier | None, summary: Summary) -> str:
     if summary.complete or earlier is None or not earlier.complete:
         return ""
     before = sum(method.n for method in earlier.methods) + sum(each.metrics is not None for each in earlier.measured)
-    now = sum(method.n for method in summary.methods) + sum(each.metrics is not None for each in summary.measured)
+    now = summary.finished
     return f"complete tables of {counted(before, 'run')} are not overwritten with incomplete ones of {now}" if now < before else ""
 
 

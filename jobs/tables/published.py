@@ -29,7 +29,7 @@ class SettingsRow:
     """One row of a table by settings."""
 
     label: str
-    methods: tuple[str, ...]  # of the experiment, one per column
+    methods: tuple[str, ...]  # of the experiment, one per column; "": no method can be there
     ua: tuple[float, ...] = ()  # as published, percent; empty if it was not
 
 
@@ -55,11 +55,13 @@ class SettingsTable:
 
 @dataclass(frozen=True)
 class MeasuredColumn:
-    """A metric of measured corpora, as a column of their table."""
+    """A metric of measured corpora, as a column of their table; with a standard error, its 95 % interval (Student's t)."""
 
     metric: str
     heading: str
     decimals: int = 2
+    standard_error: str = ""  # metric with the standard error of `metric`; "": the column has the metric itself
+    count: str = ""  # metric with the number of values that the standard error is over
 
 
 @dataclass(frozen=True)
@@ -139,9 +141,9 @@ def load_published(file: Path, table: str | None) -> Published:
         raise UsageError(f"{file}: tables.{table}: {error} (expected title, folds, columns, rows with method, label, ua, mean)") from error
 
 
-def position(published: float, interval: Interval) -> str:
-    """Where a published mean lies beside the interval of ours, as printed: `inside`, `below` or `above`."""
-    value, low, high = (Decimal(round_half_up(each)) for each in (published, *interval))
+def position(published: float, interval: Interval, digits: int = 1) -> str:
+    """Where a published mean lies beside the interval of ours, as printed with so many digits: `inside`, `below` or `above`."""
+    value, low, high = (Decimal(round_half_up(each, digits)) for each in (published, *interval))
     return "below" if value < low else "above" if value > high else "inside"
 
 
@@ -160,8 +162,20 @@ def _row(folds: list[str], row: Any) -> PublishedRow:
 
 
 def _measured(entry: Any) -> MeasuredTable:
-    """Raises ValueError for a row with a metric that has no column."""
-    columns = tuple(MeasuredColumn(str(each["metric"]), str(each["heading"]), int(each.get("decimals", 2))) for each in entry["columns"])
+    """Raises ValueError for a row with a metric that has no column, and for an interval of a standard error without a count."""
+    columns = tuple(
+        MeasuredColumn(
+            str(each["metric"]),
+            str(each["heading"]),
+            int(each.get("decimals", 2)),
+            str(each.get("standard_error", "")),
+            str(each.get("count", "")),
+        )
+        for each in entry["columns"]
+    )
+    for column in columns:
+        if bool(column.standard_error) != bool(column.count):
+            raise ValueError(f"measured: column {column.heading}: an interval is of a standard_error and a count")
     rows = tuple(
         MeasuredRow(str(row["corpus"]), str(row["label"]), {str(name): float(value) for name, value in row.get("values", {}).items()})
         for row in entry.get("rows", ())
@@ -176,7 +190,12 @@ def _settings(entry: Any) -> SettingsTable:
     """Raises ValueError for a row that has not one method or figure per column, and for a ratio of unknown rows."""
     columns = tuple(map(str, entry["columns"]))
     rows = tuple(
-        SettingsRow(str(row["label"]), tuple(map(str, row["methods"])), tuple(map(float, row.get("ua", ())))) for row in entry["rows"]
+        SettingsRow(
+            str(row["label"]),
+            tuple("" if method is None else str(method) for method in row["methods"]),
+            tuple(map(float, row.get("ua", ()))),
+        )
+        for row in entry["rows"]
     )
     for row in rows:
         if len(row.methods) != len(columns) or len(row.ua) not in (0, len(columns)):

@@ -50,6 +50,7 @@ def joint_summary(parts: Sequence[Part], unreplaced: Unreplaced = Unreplaced.kee
     summary = summarise(
         entries,
         experiment=" and ".join(part.name for part in parts),
+        planned=True,
         outlier_rule=rules.pop() if len(rules) == 1 else "; ".join(f"{part.name}: {part.outlier_rule}" for part in parts),
         unreplaced=unreplaced,
         code=code_facts(part.results[key] for part in parts for key in part.graph.nodes if key in part.results),

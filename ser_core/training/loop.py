@@ -33,12 +33,16 @@ from ser_core.training.schedule import Schedule
 
 @dataclass(frozen=True)
 class PartLoss:
-    """Result of a part, scalars. `curve_loss`: its share of the step's loss in the curves; `correct` of `counted` predictions."""
+    """Result of a part, scalars. `curve_loss`: its share of the step's loss in the curves; `correct` of `counted` predictions.
+
+    `curve_sums`: what `Objective.curve_values` computes further curves of, float32 without gradient; None if the objective has none.
+    """
 
     loss: Tensor  # its gradient is that of the step with respect to this part
     curve_loss: Tensor
     correct: Tensor
     counted: int
+    curve_sums: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Objective(ABC):
     """Model, batches and loss of a stage."""
 
     model: nn.Module
+    curve_sums: int = 0  # elements of `PartLoss.curve_sums`, the same in all processes
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Name -> parameter to be optimised: by default all that require a gradient."""
@@ -86,6 +91,14 @@ class Objective(ABC):
     @abstractmethod
     def loss(self, part: Any) -> PartLoss:
         """Return the loss of one part, with gradient."""
+
+    def curve_values(self, sums: Tensor) -> Mapping[str, float]:
+        """Return values for the curves, given `PartLoss.curve_sums` summed over all parts of all processes and steps since the last entry.
+
+        Called in all processes; `sums` (curve_sums,) float64 on the CPU. They may lack steps after a resumption from an older checkpoint.
+        """
+        del sums
+        return {}
 
     def after_step(self, step: int) -> Mapping[str, float]:
         """Called in all processes after `step` steps; returns values for the curves, the same in all processes."""
@@ -158,6 +171,28 @@ class _RunningSums:
         return _RunningSums(torch.tensor(facts[:2], dtype=torch.float32, device=device), int(facts[2]), int(facts[3]))
 
 
+class _CurveSums:
+    """Sums for the curves over the steps since the last entry. Each process has its own: they are added up only when they are read."""
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        self.own = torch.zeros(count, dtype=torch.float32, device=device)
+
+    def gather(self, group: Group) -> Tensor:
+        """Return the sums over the processes, on the CPU. Called in all processes."""
+        if len(self.own) == 0:
+            return self.own.cpu()
+        group.all_reduce_([self.own])
+        summed = self.own.cpu().clone()
+        if not group.is_leader:  # the leader's are the sums of all from now on
+            self.own.zero_()
+        return summed
+
+    def restore(self, saved: Sequence[float], group: Group) -> None:
+        """Continue with the sums of a checkpoint; an older one has none."""
+        if group.is_leader and len(saved) == len(self.own):
+            self.own = torch.tensor(saved, dtype=torch.float32, device=self.own.device)
+
+
 @dataclass
 class _TrainingState:
     """Progress of the training."""
@@ -192,6 +227,7 @@ def train(
     state = _TrainingState()
     window = _RunningSums.start(device)  # since the last entry of the curves
     tail, tail_from = _RunningSums.start(device), plan.steps * 9 // 10  # for the result, independent of `log_every`
+    curve_sums = _CurveSums(objective.curve_sums, device)
     group.expect_progress()
     # The division into parts depends on the type of device, and gradients of different precisions must not be summed.
     require_equal(group, "arithmetic", f"{device.type}/{plan.arithmetic.dtype}")
@@ -199,6 +235,7 @@ def train(
     if saved is not None and _restore(saved, objective, named, optimiser, scaler):
         state = _TrainingState(saved.step, list(saved.facts["curves"]), saved.step)
         window, tail = _RunningSums.start(device, saved.facts["window"]), _RunningSums.start(device, saved.facts["tail"])
+        curve_sums.restore(saved.facts.get("curve_sums", []), group)
         report(f"{plan.name}: resumed after step {state.step} of {plan.steps}")
     else:
         group.broadcast_(objective.model.state_dict().values())  # same seed, but another kind of machine may round otherwise
@@ -216,10 +253,11 @@ def train(
         _check_finite(window, plan, state.step)
         if state.saved == state.step:
             return
+        summed = curve_sums.gather(group)
         if group.is_leader:
             extra, own = objective.extra_state()
             tensors = {"model": objective.model.state_dict(), "adam": _adam_tensors(optimiser, named), "extra": extra}
-            sums = {"window": window.facts(), "tail": tail.facts()}
+            sums = {"window": window.facts(), "tail": tail.facts(), "curve_sums": summed.tolist()}
             facts = {"curves": state.rows, **sums, "scaler": scaler.state_dict(), "objective": own}
             checkpoints.save(state.step, tensors, facts)
         group.barrier()
@@ -248,7 +286,7 @@ def train(
                     settings["lr"] = rate
                 objective.model.train()
                 optimiser.zero_grad(set_to_none=True)
-                sums, counted = _gradients(objective, plan, scaler, state.step, parts)
+                sums, counted = _gradients(objective, plan, scaler, state.step, parts, curve_sums)
                 # The leader's clock decides when to save; all processes check the loss before.
                 due = group.is_leader and time.monotonic() - saved_at >= plan.checkpoint_seconds
                 sums, (all_counted, saving) = sum_gradients(group, list(named.values()), sums, (counted, due))
@@ -273,6 +311,9 @@ def train(
                     if window.counted:
                         values["train/accuracy"] = accuracy
                     window = _RunningSums.start(device)
+                    if objective.curve_sums:
+                        values |= objective.curve_values(curve_sums.gather(group).double())
+                        curve_sums = _CurveSums(objective.curve_sums, device)
                 if values:
                     curves.add(state.step, values)
                 if logged:
@@ -290,8 +331,13 @@ def train(
     )
 
 
-def _gradients(objective: Objective, plan: TrainingPlan, scaler: torch.amp.GradScaler, step: int, parts: LocalParts) -> tuple[Tensor, int]:
-    """Accumulate the gradients of this process's parts; return the sums of loss and correct predictions (2,), and the predictions."""
+def _gradients(
+    objective: Objective, plan: TrainingPlan, scaler: torch.amp.GradScaler, step: int, parts: LocalParts, curve_sums: _CurveSums
+) -> tuple[Tensor, int]:
+    """Accumulate the gradients of this process's parts, and their `curve_sums`.
+
+    Returns the sums of loss and correct predictions (2,), and the number of predictions.
+    """
     sums, counted = torch.zeros(2, device=plan.arithmetic.device), 0
     with plan.arithmetic.autocast():
         objective.before_step(parts)
@@ -302,6 +348,8 @@ def _gradients(objective: Objective, plan: TrainingPlan, scaler: torch.amp.GradS
         scaler.scale(found.loss).backward()  # type: ignore[no-untyped-call]
         sums = sums + torch.stack([found.curve_loss.detach().float(), found.correct.detach().float()])
         counted += found.counted
+        if found.curve_sums is not None:
+            curve_sums.own += found.curve_sums
     return sums, counted
 
 

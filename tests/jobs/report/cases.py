@@ -63,7 +63,7 @@ def experiment_case(folder: Path) -> Material:
     for place, (key, found) in enumerate(results.items()):
         names = () if key == made.runs[0].key else ("curves.json",)
         if names:
-            write_curves(layout.stage(found.stage, key).attempt(found.attempt).output, place)
+            write_curves(layout.stage(found.stage, key).attempt(found.attempt).output, place, codebook=key == shared.key)
         files = ("predictions.csv", *names) if found.confusion else names
         results[key] = replace(found, artifacts=dict.fromkeys(files, "0" * 64), provenance={**found.provenance, **times(place)})
     summary = summary_of("demo", made, results, {})
@@ -78,16 +78,20 @@ def write_predictions(output: Path, wrong: int) -> None:
     (output / "predictions.csv").write_text("\n".join(["id,speaker,label,predicted,p_a,p_b", *rows]) + "\n")
 
 
-def write_curves(output: Path, place: int) -> None:
-    """A loss that falls from 1.4 to 0.5 or so, and its accuracy."""
+def write_curves(output: Path, place: int, *, codebook: bool) -> None:
+    """A loss that falls from 1.4 to 0.5 or so, and its accuracy; with the perplexity of a codebook of 8 entries."""
     steps = range(10, 1010, 10)
     curves = {
         "train/loss": [(step, 0.5 + 0.01 * place + 9 / (step + 5)) for step in steps],
         "train/accuracy": [(step, step / 1010) for step in steps],
         "train/learning_rate": [(step, 1e-3) for step in steps],
     }
+    references: dict[str, list[object]] = {"train/loss": [0.7, "loss of the class prior"]}
+    if codebook:
+        curves["codebook/group_1/code_perplexity"] = [(step, 6 - step / 1000) for step in steps]
+        references["codebook/group_1/code_perplexity"] = [8.0, "entries of each group of the codebook"]
     output.mkdir(parents=True, exist_ok=True)
-    write_json(output / "curves.json", {"schema": 1, "curves": curves, "references": {"train/loss": [0.7, "loss of the class prior"]}})
+    write_json(output / "curves.json", {"schema": 1, "curves": curves, "references": references})
 
 
 def times(place: int) -> dict[str, object]:

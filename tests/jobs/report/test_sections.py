@@ -80,6 +80,9 @@ def test_curves_of_training(material: Material) -> None:
     assert ">loss of the class prior<" in drawing.svg
     assert [row[0] for row in texts(drawing.tables[0])] == ["train/loss", "train/accuracy"]
     assert texts(drawing.tables[0])[1][1:] == ["0.990"] * 3
+    shared = found["Curves of tapt (TAPT) on demo"]
+    assert texts(shared.tables[0])[2] == ["codebook/group_1/code_perplexity", "5.000", "5.000", "5.000"]
+    assert ">entries of each group of the codebook<" in shared.svg
 
 
 def test_the_median_curve() -> None:

@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 
 from jobs.errors import UsageError
 from jobs.tables.collect import text_of
-from jobs.tables.format import latex
+from jobs.tables.format import latex, siunitx
 from jobs.tables.latex import PLAIN, Numbers, Style, Width, document, fragments, style_of
 from jobs.tables.published import Published
 from jobs.tables.summary import Entry, Scores, Status, Summary
 from tests.jobs.table_cases import entry, published, summary
 from tests.jobs.tables.display_cases import complete_case, nasty_case
 from tests.jobs.tables.test_display import CASES
+from tests.jobs.tables.test_measured import measured
+from tests.jobs.tables.test_plain import efficiency
 
 needs_pdflatex = pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 
@@ -53,14 +55,27 @@ def test_pdflatex_compiles_tables(case: str, style: Style, tmp_path: Path) -> No
 
 
 @needs_pdflatex
-def test_siunitx_sets_the_numbers(tmp_path: Path) -> None:
-    """Then the settings of the paper apply: with a comma as its decimal marker no number of a cell has a point."""
-    found, beside = complete_case()
+def test_siunitx_sets_the_numbers_of_all_tables(tmp_path: Path) -> None:
+    """Then the settings of the paper apply: with a comma as its decimal marker only names and headings have a number with a point."""
     style = Style(numbers=Numbers.siunitx)
-    text = compiled(found, beside, tmp_path, style, preamble="\\sisetup{output-decimal-marker={,}}")
+    parts = fragments(*complete_case(), style)
+    parts |= {"settings.tex": fragments(efficiency(), published("iemocap_table4"), style)["settings.tex"]}
+    parts |= fragments(measured(), published("domain_shift"), style)
+    assert list(parts) == ["table1.tex", "table1-differences.tex", "prior-work.tex", "settings.tex", "measured.tex"]
+    without_notes = {name: re.sub(r"\\begin\{minipage\}.*\\end\{minipage\}", "", text, flags=re.DOTALL) for name, text in parts.items()}
+    text = compiled_parts(without_notes, tmp_path, style, preamble="\\sisetup{output-decimal-marker={,}}")
     if text is not None:
-        assert "71,1" in text
-        assert "71.1" not in text
+        assert {"71,1", "60,5", "55,43", "2,771", "+3,6"} <= set(re.findall(r"[+−]?\d+,\d+", text))
+        assert set(re.findall(r"\d+\.\d+", text)) == {"2110.06309", "2.0", "5.44"}
+
+
+def test_siunitx_sets_bold_numbers_and_those_of_the_note() -> None:
+    """A bold number is bold whatever the paper's settings; in one column the note has numbers of runs. Texts beside numbers are escaped."""
+    text = fragments(*complete_case(), Style(Width.column, Numbers.siunitx))["table1.tex"]
+    assert r"\textbf{\num[detect-weight]{79.6}}" in text
+    assert r"V-FT: n = \num{5}, \num{0} dropped, \num{69.9} \ensuremath{\pm} \num{0.2} over all runs" in text
+    assert siunitx("−1.2 to +3 % (n 5)†") == r"\num{-1.2} to \num[retain-explicit-plus]{+3} \% (n \num{5})\ensuremath{\dagger}"
+    assert siunitx("–") == latex("–")
 
 
 def test_a_fragment_is_a_float_with_a_short_caption() -> None:
@@ -152,7 +167,10 @@ def test_the_document_of_one_text_compiles_alone(tmp_path: Path) -> None:
 
 def compiled(found: Summary, beside: Published, folder: Path, style: Style = PLAIN, preamble: str = "") -> str | None:
     """Compile the document beside its fragments; the text of its PDF where pdftotext is there to read it."""
-    parts = fragments(found, beside, style)
+    return compiled_parts(fragments(found, beside, style), folder, style, preamble)
+
+
+def compiled_parts(parts: dict[str, str], folder: Path, style: Style, preamble: str = "") -> str | None:
     for name, text in {**parts, "tables.tex": document(parts, style)}.items():
         (folder / name).write_text(text.replace(r"\begin{document}", rf"{preamble}\begin{{document}}"), encoding="utf-8")
     return printed(folder)
