@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from ser_core.corpora.manifest import DIMENSIONS, Manifest, Utterance
+from ser_core.corpora.scripts import scripts_apart
 from ser_core.corpora.subsets import subset
 from ser_core.corpora.validation import training_and_validation
 from ser_core.errors import InputError
 from ser_core.models.shapes import expected_shape, state_count
-from ser_core.settings import Adaptor, AdaptorSettings, FinetuneSettings, Recipe, Wav2vecSettings
+from ser_core.settings import Adaptor, AdaptorSettings, FinetuneSettings, Protocol, Recipe, Wav2vecSettings
 
 # Projections that LoRA can be added to (`ser_core.models.adaptors.PROJECTIONS`).
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense")
@@ -81,9 +82,18 @@ def corpus_problems(method: str, recipe: Recipe, manifest: Manifest, folds: Mapp
     if recipe.training_fraction != 1 and any(folds.values()):
         yield f"recipe.training_fraction={recipe.training_fraction:g}: a sweep trains on all utterances; leave it out"
         return
+    if recipe.protocol is Protocol.scripts_disjoint and any(folds.values()):
+        yield "recipe.protocol=scripts_disjoint: a sweep trains on all scripts; leave it out"
+        return
+    if method == "text" and (problem := transcripts_problem(recipe.text.transcripts, manifest)):
+        yield problem
+        return
     try:
+        apart = recipe.protocol is Protocol.scripts_disjoint
         training = {
-            fold: subset(manifest, fold, trained_on(manifest, fold, validation), recipe.training_fraction)
+            fold: subset(
+                manifest, fold, trained_on(scripts_apart(manifest, fold) if apart else manifest, fold, validation), recipe.training_fraction
+            )
             for fold, validation in folds.items()
         }
     except InputError as error:
@@ -97,6 +107,9 @@ def corpus_problems(method: str, recipe: Recipe, manifest: Manifest, folds: Mapp
     if not count:
         yield f"{manifest.corpus}: no utterances to train on when fold {fold!r} is held out"
         return
+    if method == "text":
+        yield from _batch_problem("text", recipe.text.batch_size, manifest, fold, count)
+        return
     yield from _batch_problem("finetune", recipe.finetune.batch_size, manifest, fold, count)
     yield from _attribute_problems(recipe.finetune, manifest, training, folds)
     if method != "ptapt":
@@ -109,6 +122,19 @@ def corpus_problems(method: str, recipe: Recipe, manifest: Manifest, folds: Mapp
             f"recipe.cluster.counts={recipe.cluster.counts}: {most} clusters are more than the {frames} frames of the training part "
             f"of fold {fold!r} of {manifest.corpus}; name smaller counts"
         )
+
+
+def transcripts_problem(planned: str, manifest: Manifest) -> str:
+    """Return the line for a corpus without transcripts, with some missing, or with others than those planned with; "" if there is none."""
+    missing = [utterance.id for utterance in manifest.utterances if utterance.text is None]
+    if len(missing) == len(manifest.utterances):
+        return f"{manifest.corpus}: has no transcripts, which the method text reads; prepare it with them (docs/text.md), or leave text out"
+    if missing:
+        count = f"{len(missing)} of {len(manifest.utterances)}"
+        return f"{manifest.corpus}: utterances without a transcript: {count}, {missing[0]} first; prepare it with all of them"
+    if planned != manifest.text_digest:
+        return f"{manifest.corpus}: prepared with other transcripts since the launch; `grid` launches with those of now"
+    return ""
 
 
 def _attribute_problems(

@@ -5,7 +5,7 @@ The command line imports this module at every start, so it does not import torch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -17,22 +17,27 @@ from ser_core.corpora.subsets import subset
 from ser_core.corpora.validation import is_fixed_part, validation_speakers
 from ser_core.errors import InputError
 from ser_core.keyed import keyed, plain
-from ser_core.models.backbone_config import config_problems
 from ser_core.models.identity import backbone_identity, backbone_origin, pin_commit, wav2vec_identity, wav2vec_origin
-from ser_core.models.model_types import backbone_problems, method_problem, model_type_of
+from ser_core.models.model_types import method_problem, model_type_of
+from ser_core.models.text_identity import text_identity, text_origin
 from ser_core.parallel.team import Team
-from ser_core.preflight import adaptor_problems, corpus_problems, trained_on, training_frames
-from ser_core.settings import Recipe, commits_of, resolve_checkpoints
+from ser_core.preflight import corpus_problems, trained_on, training_frames
+from ser_core.recipe_checks import recipe_problems
+from ser_core.settings import Protocol, Recipe, commits_of, resolve_checkpoints
 from ser_core.sweep import stage_proxies
 
 if TYPE_CHECKING:
     from ser_core.models.needed_weights import NeededWeights
 
-METHODS = ("vft", "tapt", "ptapt")
+METHODS = ("vft", "tapt", "ptapt", "text")
+AUDIO = ("vft", "tapt", "ptapt")  # the methods of an experiment that names none
+SCORED = ("finetune", "text")  # stages that are tested
 MEASUREMENTS = ("pretraining_loss",)  # methods that train nothing and have no score: one stage for a whole corpus
 
+READ_TEXT = ("text",)  # methods that read transcripts
+
 # Part of a stage's key: increment it when a stage computes something else, so that existing artifacts are not reused.
-VERSIONS: Mapping[str, int] = {"states": 3, "cluster": 2, "tapt": 3, "ptapt": 3, "finetune": 4, "pretraining_loss": 1}
+VERSIONS: Mapping[str, int] = {"states": 3, "cluster": 2, "tapt": 3, "ptapt": 3, "finetune": 4, "text": 1, "pretraining_loss": 1}
 
 
 @dataclass(frozen=True)
@@ -69,12 +74,13 @@ class StageArguments(TypedDict):
 
 
 class SpeechRegistry:
-    """V-FT, TAPT and P-TAPT. Every method ends in the stage `finetune`, the only one that depends on the run's seed.
+    """V-FT, TAPT, P-TAPT and text. A method ends in the stage `finetune` or `text`, the only ones that depend on the run's seed.
 
     A measurement is one stage, the same for every fold and seed.
     """
 
     methods = METHODS
+    default_methods = AUDIO
     measurements = MEASUREMENTS
     teams = ("states", "tapt", "ptapt", "finetune")
     stages = tuple(VERSIONS)
@@ -84,7 +90,7 @@ class SpeechRegistry:
     pinned_keys = ("backbone.checkpoint", "backbone.revision")
 
     def call(self, method: str, recipe: Recipe, *, fold: str, seed: int, validation: Sequence[str] = ()) -> StageCall:
-        """Return the `finetune` stage of a run with its upstream stages, or the stage of a measurement.
+        """Return the `finetune` or `text` stage of a run with its upstream stages, or the stage of a measurement.
 
         Raises InputError for an unknown method, one that is not defined for the backbone, or a missing checkpoint.
 
@@ -95,12 +101,14 @@ class SpeechRegistry:
         """
         tested: dict[str, Any] = {"validation": sorted(set(validation))} if validation else {}
         part: dict[str, Any] = {} if recipe.training_fraction == 1 else {"training_fraction": recipe.training_fraction}
+        if recipe.protocol is not Protocol.sessions:
+            part["protocol"] = recipe.protocol.name
         kept_out: dict[str, Any] = {} if is_fixed_part(validation) else tested
         runtime = {"execution": plain(recipe.execution), "backbone": plain(recipe.backbone)}
         features = keyed(recipe.features)
 
         def stage(name: str, settings: dict[str, Any], upstream: Mapping[str, StageCall], number: int, **more: Any) -> StageCall:
-            kept = tested if name == "finetune" else kept_out
+            kept = tested if name in SCORED else kept_out
             origin = {"weights": backbone_origin(recipe.backbone)} if "backbone" in settings else {}
             return StageCall(name, VERSIONS[name], {**settings, **kept, **part}, {**runtime, **origin, **more}, fold, number, upstream)
 
@@ -109,6 +117,12 @@ class SpeechRegistry:
 
         if method not in (*METHODS, *MEASUREMENTS):
             raise InputError(f"method {method!r}: unknown; known are {', '.join((*METHODS, *MEASUREMENTS))}")
+        if method == "text":
+            own = keyed(recipe.text)
+            own.pop("encoder")
+            read = {"text": own, "text_encoder": text_identity(recipe.text.encoder)}
+            more = {"text_encoder": plain(recipe.text.encoder), "weights": text_origin(recipe.text.encoder)}
+            return StageCall("text", VERSIONS["text"], {**read, **tested, **part}, {"execution": runtime["execution"], **more}, fold, seed)
         if problem := method_problem(method, model_type_of(recipe.backbone) or ""):
             raise InputError(problem)
         backbone = {"backbone": backbone_identity(recipe.backbone)}
@@ -215,9 +229,14 @@ class SpeechRegistry:
             recipe.backbone.commits.update(each.backbone.commits)
         return tuple(filter(None, dict.fromkeys(lines)))
 
+    def pin_corpus(self, method: str, recipe: Recipe, corpus: Path) -> None:
+        """Enter the digest of the corpus' transcripts into the recipe of a method that reads them: it is part of their stages' keys."""
+        if method in READ_TEXT:
+            recipe.text.transcripts = load_manifest(corpus).text_digest
+
     def check(self, recipe: Recipe) -> None:
         """Raise InputError with one line per value that is out of range."""
-        problems = list(_problems(recipe))
+        problems = list(recipe_problems(recipe))
         if problems:
             raise InputError(problems)
 
@@ -322,131 +341,3 @@ def _front_end_hours(manifest: Manifest, call: Any) -> float:
 
 
 REGISTRY = SpeechRegistry()
-
-AT_LEAST: Mapping[str, float] = {
-    "upstream_seed": 0,
-    "backbone.init_seed": 0,
-    "finetune.epochs": 1,
-    "finetune.batch_size": 1,
-    "finetune.clip_norm": 0,
-    "finetune.adaptors.bottleneck_units": 1,
-    "finetune.adaptors.lora_rank": 1,
-    "finetune.head.projector_units": 1,
-    "tapt.steps": 1,
-    "pretraining_loss.draws": 1,
-    "pretraining_loss.negatives": 1,
-    "pretraining_loss.diversity_weight": 0,
-    "pretraining_loss.mask_minimum": 1,
-    "tapt.warmup_steps": 0,
-    "tapt.buckets": 1,
-    "tapt.batches_per_bucket": 0,
-    "tapt.negatives": 1,
-    "tapt.diversity_weight": 0,
-    "tapt.mask_minimum": 1,
-    "states.wav2vec.init_seed": 0,
-    "states.steps": 1,
-    "states.batch_size": 1,
-    "states.validate_every": 0,
-    "states.rnn_units": 1,
-    "states.head_units": 1,
-    "cluster.iterations": 1,
-    "ptapt.steps": 1,
-    "ptapt.warmup_steps": 0,
-    "ptapt.buckets": 1,
-    "ptapt.batches_per_bucket": 0,
-    "ptapt.mask_length": 1,
-    "ptapt.mask_minimum": 1,
-    "ptapt.head_units": 1,
-    "execution.micro_batch": 0,
-    "execution.evaluation_batch": 1,
-    "execution.checkpoint_minutes": 0,
-    "execution.log_every": 1,
-    **{
-        f"{stage}.spec_augment.{key}": least
-        for stage in ("finetune", "states")
-        for key, least in (("time_length", 1), ("time_minimum", 0), ("feature_length", 1), ("feature_minimum", 0))
-    },
-}
-POSITIVE = (
-    *(f"{stage}.learning_rate" for stage in ("finetune", "tapt", "states", "ptapt")),
-    *(f"{stage}.max_seconds" for stage in ("finetune", "tapt", "ptapt")),
-    *(f"{stage}.batch_seconds" for stage in ("tapt", "ptapt")),
-    "tapt.temperature",
-    "pretraining_loss.temperature",
-    "finetune.adaptors.lora_alpha",
-    "execution.communication_minutes",
-)
-FRACTIONS = (
-    *(f"{stage}.spec_augment.{kind}_probability" for stage in ("finetune", "states") for kind in ("time", "feature")),
-    "tapt.flat_fraction",
-    "ptapt.flat_fraction",
-    "states.warmup_fraction",
-    "states.flat_fraction",
-    "ptapt.mask_probability",
-    "finetune.attributes.weight",
-)
-DEVICES = ("auto", "cpu", "cuda")
-
-
-def _problems(recipe: Recipe) -> Iterator[str]:
-    def value(key: str) -> Any:
-        found: Any = recipe
-        for part in key.split("."):
-            found = getattr(found, part)
-        return found
-
-    for key, least in AT_LEAST.items():
-        if value(key) < least:
-            yield f"recipe.{key}={value(key)}: must be at least {least:g}"
-    for key in POSITIVE:
-        if not value(key) > 0:
-            yield f"recipe.{key}={value(key)}: must be above 0"
-    for key in FRACTIONS:
-        if not 0 <= value(key) <= 1:
-            yield f"recipe.{key}={value(key)}: must lie between 0 and 1"
-    if not 0 < recipe.states.validation_fraction < 1:
-        yield f"recipe.states.validation_fraction={recipe.states.validation_fraction}: must lie between 0 and 1, both excluded"
-    if not 0 < recipe.training_fraction <= 1:
-        yield f"recipe.training_fraction={recipe.training_fraction}: must be above 0 and at most 1"
-    if recipe.ptapt.mask_probability == 0:
-        yield "recipe.ptapt.mask_probability=0: without a masked frame there is nothing to predict"
-    counts = recipe.cluster.counts
-    if not counts:
-        yield "recipe.cluster.counts=[]: name at least one number of clusters"
-    if len(set(counts)) != len(counts):
-        yield f"recipe.cluster.counts={counts}: name each number of clusters once"
-    for count in sorted(set(counts)):
-        if count < 2:
-            yield f"recipe.cluster.counts={counts}: {count} is not a number of clusters; at least 2"
-    if recipe.execution.device not in DEVICES:
-        yield f"recipe.execution.device={recipe.execution.device}: unknown; known are {', '.join(DEVICES)}"
-    yield from config_problems(recipe.backbone.config if recipe.backbone.checkpoint is None else {})
-    if recipe.backbone.checkpoint is not None:
-        yield from backbone_problems(recipe.backbone)
-    yield from adaptor_problems(recipe.finetune.adaptors)
-    yield from _grid_problems(recipe)
-
-
-def _grid_problems(recipe: Recipe) -> Iterator[str]:
-    """Check that emotion states (wav2vec v1) and backbone frames (wav2vec 2.0) have the same frame rate, as P-TAPT needs.
-
-    Only if both models are given as configurations; with a checkpoint the `ptapt` stage checks it.
-    """
-    strides = recipe.backbone.config.get("conv_stride") if recipe.backbone.checkpoint is None else None
-    layers = recipe.states.wav2vec.config.get("conv_feature_layers") if recipe.states.wav2vec.checkpoint is None else None
-    if not strides or not layers:
-        return
-    hop, states_hop = 1, 2  # the states' own convolution has stride 2
-    try:
-        for stride in strides:
-            hop *= int(stride)
-        for _, _, stride in [*layers, *recipe.states.wav2vec.config.get("conv_aggregator_layers", [])]:
-            states_hop *= int(stride)
-    except (TypeError, ValueError):
-        yield "recipe.backbone.config.conv_stride, recipe.states.wav2vec.config: strides are whole numbers, layers [channels, kernel, step]"
-        return
-    if hop != states_hop:
-        yield (
-            f"recipe.states.wav2vec.config: an emotion state every {states_hop} samples, but the backbone has a frame every {hop}; "
-            "twice the product of wav2vec's strides must be the product of recipe.backbone.config.conv_stride"
-        )

@@ -270,6 +270,43 @@ class PretrainingLossSettings:
 
 
 @dataclass
+class TextEncoderSettings:
+    """A text encoder of transformers: a folder, a Hugging Face name in the local cache, or random weights from `config`."""
+
+    checkpoint: str | None = "google-bert/bert-base-uncased"  # folder or Hugging Face name, never downloaded; null: random weights
+    revision: str | None = "86b5e0934494bd15c9632b12f734a8a67f723594"  # the commit of a Hugging Face name, which must be given
+    config: dict[str, Any] = field(default_factory=dict)  # model_type and keys of its configuration in transformers
+    init_seed: int = 0  # of random weights
+    tokenizer: str | None = None  # folder with the tokenizer; null: the checkpoint's
+
+
+@dataclass
+class TextSettings:
+    """Fine-tuning of a text encoder on transcripts; rate, batch size and epochs are among those of BERT (arXiv 1810.04805, A.3)."""
+
+    encoder: TextEncoderSettings = field(default_factory=TextEncoderSettings)
+    epochs: int = 4  # passes over the training utterances
+    batch_size: int = 32  # utterances
+    learning_rate: float = 2e-5  # constant
+    max_tokens: int = 128  # of an utterance, special tokens included; the rest is cut off (IEMOCAP: 98 words at most)
+    precision: Precision = Precision.auto  # autocast type
+    transcripts: str = ""  # digest of the corpus' transcripts, set by a launch
+
+    def encoder_name(self) -> str:
+        """The encoder, as captions name it."""
+        if self.encoder.checkpoint is None:
+            return f"text encoder {self.encoder.config.get('model_type')} with random weights (init_seed {self.encoder.init_seed})"
+        return f"text encoder {PurePath(self.encoder.checkpoint).name}"
+
+
+class Protocol(Enum):
+    """Which utterances a fold of a corpus of acted dialogs is trained and tested on (ser_core/corpora/scripts.py)."""
+
+    sessions = "sessions"  # all of the other folds, all of the held-out fold
+    scripts_disjoint = "scripts_disjoint"  # no script is on both sides; the scripts that folds are tested on are divided among them
+
+
+@dataclass
 class ExecutionSettings:
     """How a stage is computed; not part of a stage's key."""
 
@@ -301,6 +338,11 @@ ATTRIBUTE_METRICS = (
     *(MetricColumn(f"ccc_{name}", f"CCC {name}", 3, _CCC) for name in DIMENSIONS),
     MetricColumn("ccc", "CCC, mean", 3, _CCC),
 )
+_APART = (
+    "UA scripted, UA improvised: unweighted accuracy (1: all correct) of the scripted and of the improvised turns of the held-out fold, "
+    "where names of turns tell them apart, as those of IEMOCAP do."
+)
+KIND_METRICS = tuple(MetricColumn(f"ua_{kind}", f"UA {kind}", 3, _APART) for kind in ("scripted", "improvised"))
 
 
 @dataclass
@@ -310,9 +352,11 @@ class Recipe:
     swept: ClassVar[SweptMethod] = P_TAPT  # the method whose settings `sweep` searches
 
     # No departures from a preset; tables state revision and digest of the weights that were used.
-    not_of_preset: ClassVar[tuple[str, ...]] = ("preset", "execution", "backbone.revision", "backbone.commits", "states.wav2vec.checkpoint")
+    not_of_preset: ClassVar[tuple[str, ...]] = (
+        *("preset", "execution", "backbone.revision", "backbone.commits", "states.wav2vec.checkpoint", "text.encoder", "text.transcripts"),
+    )
 
-    compared_within: ClassVar[tuple[str, ...]] = ("training_fraction",)  # only methods with the same value are compared by tests
+    compared_within: ClassVar[tuple[str, ...]] = ("training_fraction", "protocol")  # only methods with the same value are compared by tests
 
     preset: str = "paper"  # configs/recipe/NAME.yaml, which the other settings override; not part of a stage's key
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
@@ -323,7 +367,9 @@ class Recipe:
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     ptapt: PtaptSettings = field(default_factory=PtaptSettings)
     pretraining_loss: PretrainingLossSettings = field(default_factory=PretrainingLossSettings)
+    text: TextSettings = field(default_factory=TextSettings)
     execution: ExecutionSettings = field(default_factory=ExecutionSettings)
+    protocol: Protocol = Protocol.sessions  # which utterances of a fold are trained and tested on
     training_fraction: float = 1.0  # of the training utterances that every stage trains on (ser_core.corpora.subsets)
     upstream_seed: int = 0  # of states, cluster, tapt and ptapt, computed once per fold for all seeds, and of pretraining_loss
 
@@ -331,6 +377,9 @@ class Recipe:
         """What a method of the registry trains, for the captions of tables: the model and the length of each training."""
         from ser_core.models.model_types import label_of
 
+        if method == "text":
+            read = f"{self.text.encoder_name()} on reference transcripts"
+            return (read, f"fine-tuning of {_times(self.text.epochs, 'epoch')}, protocol {self.protocol.name}")
         model = self.backbone.checkpoint or f"{label_of(self.backbone)} with random weights (init_seed {self.backbone.init_seed})"
         found = [f"backbone {PurePath(model).name if model.startswith('/') else model}"]
         if method == "pretraining_loss":
@@ -343,9 +392,14 @@ class Recipe:
         what = f" ({kinds} only)" if kinds else ""
         return (*found, f"fine-tuning{what} of {_times(self.finetune.epochs, 'epoch')}{self._targets()}")
 
-    def further_metrics(self) -> tuple[MetricColumn, ...]:
-        """The metrics of results of fine-tuning that tables show beside the accuracies."""
-        return ATTRIBUTE_METRICS if self.finetune.attributes.weight else ()
+    def further_metrics(self, method: str) -> tuple[MetricColumn, ...]:
+        """The metrics of a method's results that tables show beside the accuracies.
+
+        Scripted and improvised turns are shown apart where transcripts are read, and if the protocol divides the scripts.
+        """
+        attributes = ATTRIBUTE_METRICS if self.finetune.attributes.weight and method != "text" else ()
+        apart = KIND_METRICS if self.text.transcripts or self.protocol is not Protocol.sessions else ()
+        return (*attributes, *apart)
 
     def _targets(self) -> str:
         """What fine-tuning is trained to predict, if not the classes alone."""
@@ -367,10 +421,15 @@ def commits_of(recipes: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 
 def resolve_checkpoints(recipe: Recipe, folders: Iterable[Path]) -> None:
     """Replace checkpoint names that are a file or folder below one of `folders` by absolute paths: jobs run in other folders."""
-    for settings in (recipe.backbone, recipe.states.wav2vec):
+    named: tuple[tuple[Any, str], ...] = (
+        *((settings, "checkpoint") for settings in (recipe.backbone, recipe.states.wav2vec, recipe.text.encoder)),
+        (recipe.text.encoder, "tokenizer"),
+    )
+    for settings, key in named:
         for folder in folders:
-            if settings.checkpoint and (folder / settings.checkpoint).exists():
-                settings.checkpoint = str((folder / settings.checkpoint).absolute())
+            name = getattr(settings, key)
+            if name and (folder / name).exists():
+                setattr(settings, key, str((folder / name).absolute()))
 
 
 def _times(number: int, noun: str) -> str:

@@ -352,6 +352,7 @@ def test_results_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
         (("recipe.finetune.batch_size=41",), ("recipe.finetune.batch_size=41", "40 training utterances", "at most 40")),
         (("methods=[ptapt]", "recipe.cluster.counts=[8,99999]"), ("recipe.cluster.counts=[8, 99999]", "frames")),
         (("table=savee_table2",), ("table=savee_table2", "DC, JE, JK, KL", "corpus demo has 1, 2, 3", "table=null")),
+        (("methods=[text]",), ("demo: has no transcripts", "leave text out")),
     ],
 )
 @pytest.mark.parametrize("command", [("grid",), ("grid", "--dry-run")])

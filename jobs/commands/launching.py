@@ -111,7 +111,7 @@ def read_experiment(words: Words, program: Program) -> Experiment:
         recipe_schema=registry.recipe_schema,
         stages=registry.stages,
         teams=registry.teams,
-        methods=registry.methods,
+        methods=registry.default_methods,
     )
     if words.cluster is not None:
         experiment = replace(experiment, cluster=words.cluster)

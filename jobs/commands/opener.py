@@ -222,6 +222,7 @@ class Opener:
         _note(*dict.fromkeys(line for recipe in recipes for line in plugin.registry.pin(recipe, former)))
 
     def _corpus(self, experiment: Experiment, plugin: Plugin, data: Path, *, dry_run: bool) -> Corpus:
+        """The prepared corpus of an experiment, made if that needs no source; the recipes get what their methods read of it."""
         name = experiment.corpus
         folder = shared_path(data / name)
         if not is_prepared(folder):
@@ -232,6 +233,9 @@ class Opener:
                 first = f"run `python launch.py prepare {name}` first, or leave" if plugin.name == self.program.registry else "leave"
                 raise UsageError(f"the {name} corpus is not prepared yet: {first} out --dry-run")
             say(with_progress(name, lambda tick: plugin.registry.make_corpus(name, folder, tick)))
+        for method, recipe in experiment.recipes.items():
+            variant = experiment.variants.get(method)
+            plugin.registry.pin_corpus(method if variant is None else variant.method, recipe, folder)
         return self._prepared(folder, plugin)
 
 

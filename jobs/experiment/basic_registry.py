@@ -54,6 +54,10 @@ class BasicRegistry:
     makes: tuple[str, ...] = ()
     pinned_keys: tuple[str, ...] = ()
 
+    @property
+    def default_methods(self) -> tuple[str, ...]:
+        return self.methods
+
     def call(self, method: str, recipe: Any, fold: str, seed: int) -> Stage:
         """The last stage of a run with its upstream stages. Stages with equal values are computed once for all runs."""
         raise NotImplementedError(f"{type(self).__name__}.call({method!r}, recipe, fold, seed)")
@@ -107,6 +111,9 @@ class BasicRegistry:
 
     def pin(self, recipe: Any, former: Iterable[Mapping[str, Any]], points: Iterable[Any] = ()) -> tuple[str, ...]:
         return ()
+
+    def pin_corpus(self, method: str, recipe: Any, corpus: Path) -> None:
+        """All methods read the whole corpus, whose digest is part of every stage's key."""
 
     def validation_speakers(self, corpus: Path, fold: str) -> tuple[str, ...]:
         raise UsageError(f"sweep: {type(self).__name__} has no validation speakers, so that settings cannot be searched")

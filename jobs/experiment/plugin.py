@@ -69,6 +69,10 @@ class PluginRegistry(SweepRegistry, Protocol):
         """Names of all stages."""
 
     @property
+    def default_methods(self) -> Sequence[str]:
+        """The methods of an experiment that names none."""
+
+    @property
     def recipe_schema(self) -> type[Any]:
         """A dataclass whose fields all have defaults: the schema of the section `recipe`."""
 
@@ -128,6 +132,9 @@ class PluginRegistry(SweepRegistry, Protocol):
         `former`: recipes of earlier launches as JSON values, whose resolutions stay valid. `points`: the recipes of a sweep, resolved
         instead of the recipe itself, which gets all of their resolutions.
         """
+
+    def pin_corpus(self, method: str, recipe: Any, corpus: Path) -> None:
+        """Enter into the recipe of a method what only some methods read of the corpus, so that it is part of their stages' keys."""
 
 
 _MEMBERS = sorted(name for base in PluginRegistry.__mro__ for name in vars(base) if not name.startswith("_"))

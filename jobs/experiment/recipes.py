@@ -67,9 +67,9 @@ def preset_file(configs: Path, name: str) -> Path:
 def method_recipes(recipes: Mapping[str, Any], configs: Path, variants: Mapping[str, str] | None = None) -> tuple[MethodRecipe, ...]:
     """Preset and departures of each recipe; empty without presets. `recipes`: by method, in the order of the tables.
 
-    `variants`: name of each variant -> its method. A schema may have methods of its own: `trained` states what is trained,
-    `further_metrics` returns objects with the attributes of `MetricColumn`. The settings that two methods must have in common to be
-    compared are those in its class attribute `compared_within`.
+    `variants`: name of each variant -> its method. A schema may have methods of its own, for a method of the registry: `trained` states
+    what is trained, `further_metrics` returns objects with the attributes of `MetricColumn`. The settings that two methods must have in
+    common to be compared are those in its class attribute `compared_within`.
     """
     found = []
     reference = _preset_values(preset_file(configs, REFERENCE)) if (configs / FOLDER / f"{REFERENCE}.yaml").is_file() else None
@@ -80,7 +80,7 @@ def method_recipes(recipes: Mapping[str, Any], configs: Path, variants: Mapping[
         trained = recipe.trained((variants or {}).get(method, method)) if hasattr(recipe, "trained") else ()
         unlike = departures(recipe, reference) if reference is not None else ()
         own = departures(recipe, _preset_values(preset_file(configs, name)))
-        columns = recipe.further_metrics() if hasattr(recipe, "further_metrics") else ()
+        columns = recipe.further_metrics((variants or {}).get(method, method)) if hasattr(recipe, "further_metrics") else ()
         metrics = tuple(MetricColumn(each.name, each.heading, each.decimals, each.meaning) for each in columns)
         found.append(MethodRecipe(method, name, tuple(own), tuple(trained), tuple(unlike), _compared_within(recipe), metrics))
     return tuple(found)

@@ -46,6 +46,7 @@ __all__ = [
     "hop_samples",
     "load_encoder",
     "minimum_samples",
+    "quiet_transformers",
     "save_backbone",
     "save_encoder",
 ]
@@ -141,7 +142,7 @@ def _known_type(settings: BackboneSettings) -> str:
     found = model_type_of(settings)
     name = settings.checkpoint
     if name is not None and found is None and checkpoint_folder(name) is None:
-        with _quiet_transformers():
+        with quiet_transformers():
             try:
                 found = AutoConfig.from_pretrained(name, revision=pinned_revision(settings)).model_type
             except (OSError, ValueError):
@@ -204,7 +205,7 @@ def _from_checkpoint(model_class: Any, settings: BackboneSettings, attention: At
     }
     if folder is None and (revision := pinned_revision(settings)) is not None:
         options["revision"] = revision
-    with _quiet_transformers():
+    with quiet_transformers():
         try:
             # The local cache is used without asking the hub, so that jobs on nodes without network work.
             model, report = model_class.from_pretrained(source, local_files_only=True, **options)
@@ -314,7 +315,7 @@ def _ready(model: Any, source: str) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Context without transformers' load report and progress bars; `_check_keys` checks the keys."""
     from transformers.utils import logging
 

@@ -118,15 +118,13 @@ def wav2vec_identity(settings: Wav2vecSettings) -> dict[str, Any]:
     return {"weights": file_digest(path)}
 
 
-def checkpoint_folder(checkpoint: str) -> Path | None:
-    """Return `checkpoint` as a folder, or None if it is a Hugging Face name. Raises InputError for a missing path."""
+def checkpoint_folder(checkpoint: str, key: str = "recipe.backbone.checkpoint") -> Path | None:
+    """Return `checkpoint`, the value of `key`, as a folder, or None if it is a Hugging Face name. Raises InputError for a missing path."""
     path = Path(checkpoint).expanduser()
     if path.is_dir():
         return path
     if path.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") > 1 or path.exists():
-        raise InputError(
-            f"{checkpoint}: no such backbone folder; recipe.backbone.checkpoint is a Hugging Face name or a folder with {CONFIG_FILE}"
-        )
+        raise InputError(f"{checkpoint}: no such {key.split('.')[-2]} folder; {key} is a Hugging Face name or a folder with {CONFIG_FILE}")
     return None
 
 

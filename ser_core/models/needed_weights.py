@@ -8,7 +8,9 @@ from pathlib import Path
 from ser_core.errors import InputError
 from ser_core.models.hub import CACHED_MODEL, cache_folder, cached_commit, is_commit
 from ser_core.models.identity import MISSING_WAV2VEC, checkpoint_folder
-from ser_core.settings import BackboneSettings, Recipe
+from ser_core.models.text_identity import KEY as TEXT_ENCODER
+from ser_core.models.text_identity import cached_encoder, missing_encoder
+from ser_core.settings import BackboneSettings, Recipe, TextEncoderSettings
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class NeededWeights:
 
 def needed_weights(method: str, recipe: Recipe) -> list[NeededWeights]:
     """Return the checkpoints of a method; models with random weights need none."""
+    if method == "text":
+        return [_text_encoder(recipe.text.encoder)] if recipe.text.encoder.checkpoint is not None else []
     found = [_backbone(recipe.backbone)] if recipe.backbone.checkpoint is not None else []
     if method == "ptapt" and recipe.states.wav2vec.checkpoint is not None:
         key, path = "recipe.states.wav2vec.checkpoint", Path(recipe.states.wav2vec.checkpoint).expanduser().absolute()
@@ -45,3 +49,12 @@ def _backbone(settings: BackboneSettings) -> NeededWeights:
     revision = f" --revision {settings.revision}" if settings.revision else ""
     missing = f"{name} is not in the cache of the Hugging Face hub ({cache_folder()}): run `hf download {name}{revision}`"
     return NeededWeights(key, missing=missing, downloadable=True)
+
+
+def _text_encoder(settings: TextEncoderSettings) -> NeededWeights:
+    key = f"{TEXT_ENCODER}.checkpoint"
+    try:
+        folder, missing = checkpoint_folder(settings.checkpoint or "", key), missing_encoder(settings)
+    except InputError as error:
+        return NeededWeights(key, missing=str(error))
+    return NeededWeights(key, missing=missing) if missing else NeededWeights(key, str((folder or cached_encoder(settings)).absolute()))

@@ -39,7 +39,7 @@ from ser_core.training.augmentation import row_generators, spans
 from ser_core.training.batches import Batch, StepPlan, halved, longest_first, shuffled_epoch
 from ser_core.training.concordance import batch_sums, ccc_loss, part_term
 from ser_core.training.divergence import divergence_reason, prior_loss
-from ser_core.training.evaluate import PREDICTIONS, predict, score, whole_features, write_predictions
+from ser_core.training.evaluate import PREDICTIONS, predict, score, score_kinds, whole_features, write_predictions
 from ser_core.training.loop import LocalParts, Objective, PartLoss, StepParts, seed_part
 from ser_core.training.schedule import constant
 from ser_core.training.splits import Split
@@ -239,6 +239,7 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
             "wa": found.wa,
             "macro_f1": found.macro_f1,
             **({} if attributes is None else score_attributes(attributes, test.utterances)),
+            **score_kinds(logits, test),
             "trained_parameters": trained_parameters,
             "parameters": parameters,
             "test_utterances": len(test),

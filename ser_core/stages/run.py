@@ -9,18 +9,20 @@ from typing import Any, Unpack
 import torch
 
 from ser_core.corpora.manifest import Manifest, Utterance, load_manifest
+from ser_core.corpora.scripts import scripts_apart
 from ser_core.corpora.subsets import subset
 from ser_core.corpora.validation import training_and_validation
 from ser_core.errors import InputError
 from ser_core.parallel.group import process_group
 from ser_core.parallel.team import Alone
 from ser_core.registry import MEASUREMENTS, StageArguments
-from ser_core.settings import Attention, Precision
-from ser_core.stages import cluster, finetune, pretraining_loss, ptapt, states, tapt
+from ser_core.settings import Attention, Precision, Protocol
+from ser_core.stages import cluster, finetune, pretraining_loss, ptapt, states, tapt, text
 from ser_core.stages.context import StageContext, seed_global_generators
 from ser_core.training.device import deterministic, keep_freed_memory
 from ser_core.training.splits import Split
 
+TESTED: Mapping[str, Callable[[StageContext, Callable[[], Split]], dict[str, Any]]] = {"finetune": finetune.run, "text": text.run}
 WITHOUT_TEST: Mapping[str, Callable[[StageContext], dict[str, Any]]] = {
     "states": states.run,
     "cluster": cluster.run,
@@ -33,10 +35,13 @@ WITHOUT_TEST: Mapping[str, Callable[[StageContext], dict[str, Any]]] = {
 def run_stage(stage: str, **arguments: Unpack[StageArguments]) -> dict[str, Any]:
     """Compute one stage; arguments, result and errors as in `SpeechRegistry.run`. In a team only the leader reports and writes.
 
-    The test split is passed to `finetune` only, as a function that it calls after training. If the settings contain `validation`, the test
-    split is the validation utterances, and the held-out fold is not opened. A measurement reads the whole corpus.
+    The test split is passed to the stages `TESTED` only, as a function that they call after training. If the settings contain
+    `validation`, it is the validation utterances, and the held-out fold is not opened. A measurement reads the whole corpus.
     """
     manifest = load_manifest(arguments["corpus"])
+    _require_transcripts(manifest, arguments["settings"])
+    if arguments["settings"].get("protocol") == Protocol.scripts_disjoint.name:
+        manifest = scripts_apart(manifest, arguments["fold"])
     training, tested = _splits(manifest, stage, arguments["fold"], arguments["settings"])
     team = arguments.get("team") or Alone()
     arguments["output"].mkdir(parents=True, exist_ok=True)
@@ -64,12 +69,18 @@ def run_stage(stage: str, **arguments: Unpack[StageArguments]) -> dict[str, Any]
         keep_freed_memory()
     with deterministic(context.device, int(threads) if threads else None):
         seed_global_generators(context.seed)
-        if stage != "finetune" and stage not in WITHOUT_TEST:
-            raise InputError(f"no stage {stage!r}; known are finetune, {', '.join(WITHOUT_TEST)}")
+        if stage not in TESTED and stage not in WITHOUT_TEST:
+            raise InputError(f"no stage {stage!r}; known are {', '.join((*TESTED, *WITHOUT_TEST))}")
         with process_group(team, context.device, context.execution.communication_minutes * 60) as group:
             context = dataclasses.replace(context, group=group)
-            result = finetune.run(context, lambda: Split(manifest, tested())) if stage == "finetune" else WITHOUT_TEST[stage](context)
+            result = TESTED[stage](context, lambda: Split(manifest, tested())) if stage in TESTED else WITHOUT_TEST[stage](context)
             return {**result, "arithmetic": _arithmetic(context)}
+
+
+def _require_transcripts(manifest: Manifest, settings: Mapping[str, Any]) -> None:
+    """Raise InputError if a stage that reads transcripts was planned with others."""
+    if "text" in settings and settings["text"]["transcripts"] != manifest.text_digest:
+        raise InputError(f"{manifest.corpus}: prepared with other transcripts since the launch; launch again")
 
 
 def _arithmetic(context: StageContext) -> dict[str, str]:

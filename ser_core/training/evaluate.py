@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from ser_core.corpora.manifest import DIMENSIONS
+from ser_core.corpora.scripts import KINDS, kind_of
 from ser_core.errors import Diverged
 from ser_core.features.features import FrozenFeatures
 from ser_core.models.classifier import EmotionClassifier
@@ -71,6 +72,18 @@ def predict(
 def score(logits: NDArray[np.float32], split: Split) -> Scores:
     """Return the scores of logits (utterances, classes)."""
     return scores(split.labels, logits.argmax(axis=1).tolist(), len(split.classes))
+
+
+def score_kinds(logits: NDArray[np.float32], split: Split) -> dict[str, float]:
+    """Return the UA (fraction) of scripted and of improvised turns, `ua_scripted` and `ua_improvised`, of the kinds that there are."""
+    found = {}
+    kinds = [kind_of(utterance) for utterance in split.utterances]
+    for kind in KINDS:
+        chosen = [position for position, each in enumerate(kinds) if each == kind]
+        if chosen:
+            labels = [split.labels[position] for position in chosen]
+            found[f"ua_{kind}"] = scores(labels, logits[chosen].argmax(axis=1).tolist(), len(split.classes)).ua
+    return found
 
 
 def write_predictions(path: Path, logits: NDArray[np.float32], split: Split, attributes: NDArray[np.float64] | None = None) -> None:

@@ -26,11 +26,12 @@ FIRST = {
     "StatesSettings": "wav2vec steps learning_rate warmup_fraction flat_fraction batch_size validation_fraction validate_every rnn_units "
     "head_units spec_augment precision",
     "PretrainingLossSettings": "draws negatives temperature diversity_weight mask_minimum precision",
+    "TextSettings": "encoder epochs batch_size learning_rate max_tokens precision transcripts",
     "PtaptSettings": "steps learning_rate warmup_steps flat_fraction batch_seconds max_seconds buckets batches_per_bucket drop_last "
     "mask_length mask_probability mask_minimum mask_spans_per head_units precision",
 }
 # Classes whose values the registry puts into keys one by one (`SpeechRegistry.call`, `backbone_identity`), or not at all.
-ONE_BY_ONE = {"Recipe", "BackboneSettings", "Wav2vecSettings", "ClusterSettings", "ExecutionSettings"}
+ONE_BY_ONE = {"Recipe", "BackboneSettings", "Wav2vecSettings", "TextEncoderSettings", "ClusterSettings", "ExecutionSettings"}
 
 
 def classes(schema: type[Any]) -> dict[str, set[str]]:

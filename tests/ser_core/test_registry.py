@@ -33,7 +33,7 @@ def stages(call: StageCall) -> dict[str, StageCall]:
 
 def test_methods_need_the_stages_of_the_paper() -> None:
     """V-FT is fine-tuning alone; TAPT comes before it; P-TAPT reads one cluster stage for each k, and these the emotion states."""
-    calls = {method: REGISTRY.call(method, recipe(), fold="2", seed=7) for method in REGISTRY.methods}
+    calls = {method: REGISTRY.call(method, recipe(), fold="2", seed=7) for method in REGISTRY.default_methods}
     assert list(calls) == ["vft", "tapt", "ptapt"]
     assert calls["vft"].upstream == {}
     assert {role: parent.stage for role, parent in calls["tapt"].upstream.items()} == {"backbone": "tapt"}
