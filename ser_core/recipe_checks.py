@@ -75,6 +75,7 @@ FRACTIONS = (
     "states.flat_fraction",
     "ptapt.mask_probability",
     "finetune.attributes.weight",
+    "fusion.text_weight",
 )
 DEVICES = ("auto", "cpu", "cuda")
 

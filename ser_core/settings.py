@@ -14,7 +14,7 @@ from enum import Enum
 from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
-from ser_core.corpora.manifest import DIMENSIONS
+from ser_core.metric_columns import ATTRIBUTE_METRICS, KIND_METRICS, MetricColumn
 from ser_core.sweep import P_TAPT, SweptMethod
 
 
@@ -299,6 +299,22 @@ class TextSettings:
         return f"text encoder {PurePath(self.encoder.checkpoint).name}"
 
 
+class AudioMethod(Enum):
+    """The method of audio that is fused with text."""
+
+    vft = "vft"
+    tapt = "tapt"
+    ptapt = "ptapt"
+
+
+@dataclass
+class FusionSettings:
+    """Fusion of audio and text by the method `score`: weighted mean of the log-probabilities of two runs of the same fold and seed."""
+
+    audio: AudioMethod = AudioMethod.vft  # the method of audio
+    text_weight: float = 0.5  # of the text's log-probabilities; those of audio have 1 - text_weight. Fixed in advance, not fitted
+
+
 class Protocol(Enum):
     """Which utterances a fold of a corpus of acted dialogs is trained and tested on (ser_core/corpora/scripts.py)."""
 
@@ -318,31 +334,6 @@ class ExecutionSettings:
     checkpoint_minutes: float = 10.0  # between checkpoints
     communication_minutes: float = 10.0  # timeout of collective operations
     log_every: int = 10  # steps
-
-
-@dataclass(frozen=True)
-class MetricColumn:
-    """A metric of results as a column of tables."""
-
-    name: str  # in the metrics of a result (ser_core/training/attributes.py)
-    heading: str
-    decimals: int
-    meaning: str  # a sentence for captions
-
-
-_CCC = (
-    "CCC: concordance correlation coefficient of an attribute over all utterances of the held-out fold that have it, 1: agreement, "
-    "0: that of a constant prediction."
-)
-ATTRIBUTE_METRICS = (
-    *(MetricColumn(f"ccc_{name}", f"CCC {name}", 3, _CCC) for name in DIMENSIONS),
-    MetricColumn("ccc", "CCC, mean", 3, _CCC),
-)
-_APART = (
-    "UA scripted, UA improvised: unweighted accuracy (1: all correct) of the scripted and of the improvised turns of the held-out fold, "
-    "where names of turns tell them apart, as those of IEMOCAP do."
-)
-KIND_METRICS = tuple(MetricColumn(f"ua_{kind}", f"UA {kind}", 3, _APART) for kind in ("scripted", "improvised"))
 
 
 @dataclass
@@ -368,6 +359,7 @@ class Recipe:
     ptapt: PtaptSettings = field(default_factory=PtaptSettings)
     pretraining_loss: PretrainingLossSettings = field(default_factory=PretrainingLossSettings)
     text: TextSettings = field(default_factory=TextSettings)
+    fusion: FusionSettings = field(default_factory=FusionSettings)
     execution: ExecutionSettings = field(default_factory=ExecutionSettings)
     protocol: Protocol = Protocol.sessions  # which utterances of a fold are trained and tested on
     training_fraction: float = 1.0  # of the training utterances that every stage trains on (ser_core.corpora.subsets)
@@ -377,6 +369,9 @@ class Recipe:
         """What a method of the registry trains, for the captions of tables: the model and the length of each training."""
         from ser_core.models.model_types import label_of
 
+        if method == "score":
+            parts = (*self.trained(self.fusion.audio.name), *self.trained("text"))
+            return (*parts, f"fused by the mean of log-probabilities, weight of text {self.fusion.text_weight:g}")
         if method == "text":
             read = f"{self.text.encoder_name()} on reference transcripts"
             return (read, f"fine-tuning of {_times(self.text.epochs, 'epoch')}, protocol {self.protocol.name}")
@@ -397,7 +392,7 @@ class Recipe:
 
         Scripted and improvised turns are shown apart where transcripts are read, and if the protocol divides the scripts.
         """
-        attributes = ATTRIBUTE_METRICS if self.finetune.attributes.weight and method != "text" else ()
+        attributes = ATTRIBUTE_METRICS if self.finetune.attributes.weight and method not in ("text", "score") else ()
         apart = KIND_METRICS if self.text.transcripts or self.protocol is not Protocol.sessions else ()
         return (*attributes, *apart)
 

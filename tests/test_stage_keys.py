@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,19 @@ def test_keys_of_the_shipped_experiments_change_only_with_a_stage_version(
     keys = list(launch(experiment, corpus, REGISTRY, Layout(Path("/nowhere"), name)).graph.nodes)
     assert len(keys) == stages
     assert hashlib.sha256(" ".join(keys).encode()).hexdigest()[:24] == digest
+
+
+def test_audio_and_text_share_the_stages_of_audio() -> None:
+    """Of V-FT and TAPT nothing is computed again; what is new is text, fusion, and V-FT with disjoint scripts."""
+    corpus = Corpus("iemocap", "d" * 64, tuple("12345"), "/nowhere")
+    graphs = []
+    for name, overrides in (("iemocap", [WITHOUT_CHECKPOINT]), ("iemocap-text", [])):
+        experiment = load_experiment(name, overrides, configs=ROOT / "configs", recipe_schema=Recipe)
+        graphs.append(launch(experiment, corpus, REGISTRY, Layout(Path("/nowhere"), name)).graph)
+    alone, fused = (graph.nodes for graph in graphs)
+    assert set(alone) <= set(fused)
+    new = Counter(node.stage + (", disjoint" if "protocol" in node.settings else "") for key, node in fused.items() if key not in alone)
+    assert new == {"text": 25, "score": 50, "finetune, disjoint": 25, "text, disjoint": 25, "score, disjoint": 25}
 
 
 @pytest.mark.parametrize(("name", "corpora"), [("emodb-shift", ("demo", "emodb")), ("iemocap-shift", ("savee", "iemocap"))])

@@ -31,7 +31,15 @@ FIRST = {
     "mask_length mask_probability mask_minimum mask_spans_per head_units precision",
 }
 # Classes whose values the registry puts into keys one by one (`SpeechRegistry.call`, `backbone_identity`), or not at all.
-ONE_BY_ONE = {"Recipe", "BackboneSettings", "Wav2vecSettings", "TextEncoderSettings", "ClusterSettings", "ExecutionSettings"}
+ONE_BY_ONE = {
+    "Recipe",
+    "BackboneSettings",
+    "Wav2vecSettings",
+    "TextEncoderSettings",
+    "FusionSettings",
+    "ClusterSettings",
+    "ExecutionSettings",
+}
 
 
 def classes(schema: type[Any]) -> dict[str, set[str]]:

@@ -1,0 +1,33 @@
+"""Metrics of results that tables show beside the accuracies, as columns: CCC of attributes, UA of scripted and of improvised turns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ser_core.corpora.manifest import DIMENSIONS
+from ser_core.corpora.scripts import KINDS
+
+
+@dataclass(frozen=True)
+class MetricColumn:
+    """A metric of results as a column of tables."""
+
+    name: str  # in the metrics of a result (ser_core/training/attributes.py)
+    heading: str
+    decimals: int
+    meaning: str  # a sentence for captions
+
+
+_CCC = (
+    "CCC: concordance correlation coefficient of an attribute over all utterances of the held-out fold that have it, 1: agreement, "
+    "0: that of a constant prediction."
+)
+ATTRIBUTE_METRICS = (
+    *(MetricColumn(f"ccc_{name}", f"CCC {name}", 3, _CCC) for name in DIMENSIONS),
+    MetricColumn("ccc", "CCC, mean", 3, _CCC),
+)
+_APART = (
+    "UA scripted, UA improvised: unweighted accuracy (1: all correct) of the scripted and of the improvised turns of the held-out fold, "
+    "where names of turns tell them apart, as those of IEMOCAP do."
+)
+KIND_METRICS = tuple(MetricColumn(f"ua_{kind}", f"UA {kind}", 3, _APART) for kind in KINDS)
