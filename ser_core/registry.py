@@ -68,6 +68,16 @@ class StageArguments(TypedDict):
     shared: NotRequired[Path | None]
 
 
+@dataclass(frozen=True)
+class Score:
+    """The number by which runs are judged and compared; `jobs` computes it from a confusion matrix, exactly (mean recall over classes)."""
+
+    name: str = "ua"
+    label: str = "UA"
+    title: str = "Unweighted accuracy"
+    of_confusion: str = "ua"
+
+
 class SpeechRegistry:
     """V-FT, TAPT and P-TAPT. Every method ends in the stage `finetune`, the only one that depends on the run's seed.
 
@@ -79,6 +89,7 @@ class SpeechRegistry:
     teams = ("states", "tapt", "ptapt", "finetune")
     stages = tuple(VERSIONS)
     recipe_schema = Recipe
+    score = Score()
     packages = ("torch", "transformers", "numpy", "scipy", "scikit-learn", "safetensors", "soundfile", "tensorboard")
     makes = ("demo",)  # corpora that need no source
     pinned_keys = ("backbone.checkpoint", "backbone.revision")
