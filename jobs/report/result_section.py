@@ -5,14 +5,14 @@ from __future__ import annotations
 from jobs.report.drawing import colour, figure, legend, linear, named, panel, shape
 from jobs.report.material import Material
 from jobs.report.page import RUNS, SCORE, Cell, Figure, Row, Section, Table, View, number
-from jobs.statistics import ALPHA, Interval, crossed_mean, p_text, t_interval
+from jobs.statistics import ALPHA, Interval, crossed_mean, p_text, slot_means, t_interval
 from jobs.tables.display import Cell as PrintedCell
 from jobs.tables.display import Table as PrintedTable
 from jobs.tables.display import tables_of
 from jobs.tables.format import interval_text
 from jobs.tables.order import order_sentences
 from jobs.tables.plain import plain_tables
-from jobs.tables.summary import MethodSummary, all_by_slot, slot_means
+from jobs.tables.summary import MethodSummary, all_by_slot
 from jobs.text import counted
 
 ROW = 36  # height of each mean

@@ -15,8 +15,8 @@ from jobs.experiment.recipes import MetricColumn
 from jobs.statistics import Interval, interval_about, round_half_up
 from jobs.tables.as_json import interval_json
 from jobs.tables.format import DASH, code_sentence, interval_text, negative, signed
-from jobs.tables.further import FurtherMetric
 from jobs.tables.measured import Measured
+from jobs.tables.metrics import FurtherMetric
 from jobs.tables.published import MeasuredColumn, MeasuredTable, Published, Ratio, SettingsTable, position
 from jobs.tables.ratio import GainRatio, gain_ratio, ratio
 from jobs.tables.summary import MethodSummary, Summary, by_pair

@@ -33,6 +33,7 @@ from jobs.statistics import (
     mean,
     paired_by_key,
     sd,
+    slot_means,
     t_interval,
 )
 from jobs.store.records import Result
@@ -43,7 +44,7 @@ from jobs.tables.sizes import ModelSize, common_size
 
 if TYPE_CHECKING:
     from jobs.control.outliers import Verdict
-    from jobs.tables.further import FurtherMetric
+    from jobs.tables.metrics import FurtherMetric
 
 VERDICT = ("out", "centre", "scale", "distance")  # of a run, in JSON and CSV
 
@@ -371,12 +372,6 @@ def _method(corpus: str, method: str, cells: Sequence[CellSummary]) -> MethodSum
         cells=tuple(cells),
         size=common_size(entry.size for cell in cells for entry in cell.runs),
     )
-
-
-def slot_means(by_fold: Sequence[Mapping[int, float]]) -> list[float]:
-    """The mean over folds of every slot that all folds have. `by_fold`: slot -> score, for each fold."""
-    shared = [slot for slot in (by_fold[0] if by_fold else {}) if all(slot in scores for scores in by_fold)]
-    return known(mean([scores[slot] for scores in by_fold]) for slot in shared)
 
 
 def _every(entries: Iterable[Entry]) -> list[float]:
