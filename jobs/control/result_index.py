@@ -125,9 +125,14 @@ class ResultIndex:
         self._changes = 0
 
 
-@lru_cache(maxsize=4)
 def index_of(layout: Layout, score: Score = UNWEIGHTED) -> ResultIndex:
     """The index of an experiment, shared by all callers in a process. One for each score, with a file of its own."""
+    return cached_index(layout, score)
+
+
+@lru_cache(maxsize=4)
+def cached_index(layout: Layout, score: Score) -> ResultIndex:
+    """Called by `index_of` alone."""
     named = "" if score == UNWEIGHTED else f"-{hashlib.sha256(repr(score).encode()).hexdigest()[:8]}"
     return ResultIndex(layout.index.with_stem(f"{layout.index.stem}{named}"), score)
 
