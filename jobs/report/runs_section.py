@@ -57,7 +57,7 @@ def runs_section(material: Material) -> Section:
     columns = ("Run", "Corpus", "Method", "Fold", "Slot", "Seed", "UA", "WA", "macro F1", "State")
     which = f"{len(listed)} of {counted(len(entries), 'run')}" if material.large else counted(len(entries), "run")
     caption = f"{which}; scores in percent. A click or Enter on a heading sorts; once more, the other way round."
-    sentences = (f"Of {len(entries)} runs those are listed that were dropped or have no result; all are in runs.csv below.",)
+    sentences = (f"Of {counted(len(entries), 'run')} those are listed that were dropped or have no result; all are in runs.csv below.",)
     return Section(
         "runs", "All runs", sentences if material.large else (), (Table(caption, columns, rows, sortable=True, numbers=4, texts=1),)
     )
