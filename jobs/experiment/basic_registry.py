@@ -40,6 +40,7 @@ class Corpus:
     corpus: str
     digest: str
     folds: tuple[str, ...]
+    caption: tuple[str, ...] = ()  # sentences that captions state of it
 
 
 class BasicRegistry:

@@ -226,6 +226,7 @@ class Summary:
     measured: tuple[Measured, ...] = ()  # of runs without a score
     further: tuple[FurtherMetric, ...] = ()  # metrics of runs beside the score
     score: Score = UNWEIGHTED  # of the runs: what `ua` in the names of fields stands for
+    corpus_captions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # corpus -> sentences that captions state of it
 
     @property
     def complete(self) -> bool:

@@ -72,6 +72,7 @@ class Inputs:
     style: Style
     measurements: tuple[str, ...] = ()  # methods without a score
     score: Score = UNWEIGHTED  # of the runs; bundles of earlier versions have no other
+    corpus_caption: tuple[str, ...] = ()  # sentences that captions state of the corpus
 
     def __post_init__(self) -> None:
         if not valid_experiment_name(self.experiment):
@@ -153,6 +154,7 @@ def render(root: Path, inputs: Inputs, out: Path) -> CollectReport:
         judgements=judged(inputs, results),
         recipes=inputs.recipes,
         unreplaced=inputs.unreplaced,
+        corpus_caption=inputs.corpus_caption,
         style=inputs.style,
     )
     write_report(out, material_of(written.summary, inputs.published, [Source(graph, results, layout)]))
