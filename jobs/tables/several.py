@@ -32,6 +32,7 @@ class Part:
     judgements: Judgements | None
     recipes: Sequence[MethodRecipe]
     labels: Mapping[str, str] = field(default_factory=dict)  # of its methods
+    corpus_caption: tuple[str, ...] = ()  # sentences that captions state of its corpus
 
 
 def joint_summary(parts: Sequence[Part], unreplaced: Unreplaced = Unreplaced.keep) -> tuple[Summary, dict[str, str]]:
@@ -67,7 +68,8 @@ def joint_summary(parts: Sequence[Part], unreplaced: Unreplaced = Unreplaced.kee
     metrics: dict[RunName, Mapping[str, Any]] = {}
     for part in parts:
         metrics |= metrics_of(part.graph, part.results, names_of(part, parts))
-    return replace(summary, measured=tuple(measured), further=further_of(summary, metrics)), labels
+    captions = {part.graph.corpus: part.corpus_caption for part in parts if part.corpus_caption}
+    return replace(summary, measured=tuple(measured), further=further_of(summary, metrics), corpus_captions=captions), labels
 
 
 def names_of(part: Part, parts: Sequence[Part]) -> dict[str, str]:

@@ -36,7 +36,7 @@ from ser_core.models.backbone import frame_count, load_encoder
 from ser_core.models.classifier import ClassifierAdaptors, EmotionClassifier, class_weights, label_weight, weighted_cross_entropy
 from ser_core.models.trained import parameter_counts
 from ser_core.parallel.group import stop_together
-from ser_core.settings import Adaptor, AdaptorSettings, BottleneckStart, FinetuneSettings, Padding
+from ser_core.settings import Adaptor, AdaptorSettings, BottleneckStart, FinetuneSettings, HeadKind, Padding
 from ser_core.stages.context import StageContext, parse_settings, stage_result
 from ser_core.training.attributes import AttributeTask, attribute_task, nearest_class_logits, score_attributes
 from ser_core.training.augmentation import row_generators, spans
@@ -174,6 +174,12 @@ def adaptors_of(settings: AdaptorSettings) -> ClassifierAdaptors | None:
     return ClassifierAdaptors(shape, layer_sum=Adaptor.ws in kinds)
 
 
+def classifier_of(encoder: Any, outputs: int, settings: FinetuneSettings, adaptors: ClassifierAdaptors | None) -> EmotionClassifier:
+    """Build the network that fine-tuning with these settings trains, with random weights of head and adaptors."""
+    units = settings.head.projector_units if settings.head.kind is HeadKind.projector else 0
+    return EmotionClassifier(encoder, outputs, settings.head.pooling, adaptors, units)
+
+
 @dataclass(frozen=True)
 class Fitted:
     """A trained classifier. `outputs`: of its linear layer, the logits of `classes` classes first (0: attributes alone)."""
@@ -203,7 +209,7 @@ def fit(context: StageContext, settings: FinetuneSettings) -> Fitted:
     task = attribute_task(settings.attributes.weight, split.utterances)
     classes = 0 if task is not None and task.alone else len(split.classes)
     outputs = classes + (0 if task is None else len(DIMENSIONS))
-    model = EmotionClassifier(encoder, outputs, settings.head.pooling, adaptors).to(context.device)
+    model = classifier_of(encoder, outputs, settings, adaptors).to(context.device)
     if START in context.upstream:
         load_adaptors(model, context.upstream[START] / CLASSIFIER)
     objective = Finetuning(context, settings, model, task)
@@ -236,10 +242,12 @@ def fit(context: StageContext, settings: FinetuneSettings) -> Fitted:
 
 def facts_of(fitted: Fitted, context: StageContext) -> dict[str, Any]:
     """Return what the file of a classifier's weights states."""
+    projector = fitted.model.projector
     return {
         "adaptors": keyed(fitted.settings.adaptors),
         "classes": list(context.training.classes) if fitted.classes else [],
         "pooling": fitted.settings.head.pooling.name,
+        **({} if projector is None else {"pooling": "mean", "projector_units": projector.out_features}),
         **({} if fitted.task is None else {"attributes": {"names": list(DIMENSIONS), **dataclasses.asdict(fitted.task.scale)}}),
     }
 
