@@ -332,3 +332,9 @@ def _exact_p(left: Sequence[int], right: Sequence[int]) -> float:
     distance = np.abs(len(left) * arranged - expected)
     seen = abs(len(left) * sum(map(math.prod, zip(left, right, strict=True))) - expected)
     return float((distance >= seen).mean())
+
+
+def slot_means(by_fold: Sequence[Mapping[int, float]]) -> list[float]:
+    """The mean over folds of every slot that all folds have. `by_fold`: slot -> score, for each fold."""
+    shared = [slot for slot in (by_fold[0] if by_fold else {}) if all(slot in scores for scores in by_fold)]
+    return known(mean([scores[slot] for scores in by_fold]) for slot in shared)

@@ -266,7 +266,7 @@ class SpeechRegistry:
         relief. A checkpoint can be resumed under another relief and by a team of another size.
 
         Returns JSON values: `metrics` (numbers, reproducible for a seed), `durations` (seconds), `arithmetic` (`device`: `cpu` or the name
-        of the GPU, and `precision`: the autocast type), and for `finetune` also `confusion` (rows:
+        of the GPU, and `precision`: the autocast type), `warnings` where there are any, and for `finetune` also `confusion` (rows:
         true class), `classes` and `diverged` ("", or the reason why training counts as diverged; the model is tested all the same).
         `runtime["threads"]` is the number of CPU threads; by default torch's setting. Raises Interrupted after writing a checkpoint if
         `should_stop` returned True, Diverged for a loss that is NaN or infinite, InputError for wrong data or settings, and OSError if

@@ -5,14 +5,14 @@ from __future__ import annotations
 from jobs.report.drawing import colour, figure, legend, linear, named, panel, shape
 from jobs.report.material import Material
 from jobs.report.page import METRICS, RUNS, Cell, Figure, Row, Section, Table, View, number
-from jobs.statistics import ALPHA, Interval, crossed_mean, p_text, t_interval
+from jobs.statistics import ALPHA, Interval, crossed_mean, p_text, slot_means, t_interval
 from jobs.tables.display import Cell as PrintedCell
 from jobs.tables.display import Table as PrintedTable
 from jobs.tables.display import tables_of
 from jobs.tables.format import interval_text
 from jobs.tables.order import order_sentences
 from jobs.tables.plain import plain_tables
-from jobs.tables.summary import MethodSummary, all_by_slot, slot_means
+from jobs.tables.summary import MethodSummary, all_by_slot
 from jobs.text import counted
 
 ROW = 36  # height of each mean
@@ -142,7 +142,7 @@ def _printed(table: PrintedTable) -> Table:
             trained = (row.trained,) if table.sized else ()
             rows.append(Row((label, *map(_cell, (*row.cells, row.mean)), row.n, row.dropped, _cell(row.every), *trained)))
     columns = ("", *table.columns, "Mean", "n", "Dropped", "All runs", *(("Trained",) if table.sized else ()))
-    return Table(table.caption[0], columns, tuple(rows), note=table.caption[1:])
+    return Table(table.caption[0], columns, tuple(rows), note=(*table.caption[1:], *table.details))
 
 
 def _cell(cell: PrintedCell) -> Cell:

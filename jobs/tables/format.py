@@ -8,11 +8,13 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.statistics import Interval, round_half_up
-from jobs.tables.summary import CodeFacts
 from jobs.text import one_line
+
+if TYPE_CHECKING:
+    from jobs.tables.summary import CodeFacts
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # first characters of a cell that spreadsheets execute
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")

@@ -1,70 +1,18 @@
-"""Further metrics of runs, beside their score: those that a method's recipe names, over the runs that count. Pure.
-
-As for the score, a method's mean is the mean of its cell means, and its sd is over slots, of the mean over folds.
-"""
+"""Which further metrics runs have beside their score: those that a method's recipe names, of the runs that count. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from jobs.experiment.graph import Graph
-from jobs.experiment.recipes import MetricColumn
-from jobs.statistics import known, mean, sd
 from jobs.store.records import Result
 from jobs.tables.format import csv_text
-from jobs.tables.summary import Status, Summary, slot_means
+from jobs.tables.metrics import FurtherMetric, MetricCell
+from jobs.tables.summary import Status, Summary
 
 METRIC_COLUMNS = ("corpus", "method", "fold", "slot", "seed", "metric", "value")
 RunName = tuple[str, str, str, int, int]  # corpus, method, fold, slot, seed
-
-
-@dataclass(frozen=True)
-class MetricCell:
-    """One metric of one method on one fold. `runs`: slot, seed and value of each run that counts and has it."""
-
-    fold: str
-    runs: tuple[tuple[int, int, float], ...]
-
-    @property
-    def by_slot(self) -> dict[int, float]:
-        return {slot: value for slot, _, value in self.runs}
-
-
-@dataclass(frozen=True)
-class FurtherMetric:
-    """One metric of one method on one corpus."""
-
-    corpus: str
-    method: str
-    column: MetricColumn
-    cells: tuple[MetricCell, ...]
-
-    @property
-    def mean(self) -> float | None:
-        return mean(known(mean(list(cell.by_slot.values())) for cell in self.cells))
-
-    @property
-    def sd(self) -> float | None:
-        return sd(slot_means([cell.by_slot for cell in self.cells]))
-
-    @property
-    def n(self) -> int:
-        return sum(len(cell.runs) for cell in self.cells)
-
-    def to_json(self) -> dict[str, Any]:
-        cells = [
-            {
-                "fold": cell.fold,
-                "mean": mean(list(cell.by_slot.values())),
-                "sd": sd(list(cell.by_slot.values())),
-                "runs": [{"slot": slot, "seed": seed, "value": value} for slot, seed, value in cell.runs],
-            }
-            for cell in self.cells
-        ]
-        named = {"corpus": self.corpus, "method": self.method, "metric": self.column.name, "heading": self.column.heading}
-        return {**named, "mean": self.mean, "sd": self.sd, "n": self.n, "cells": cells}
 
 
 def metrics_of(graph: Graph, results: Mapping[str, Result], names: Mapping[str, str] | None = None) -> dict[RunName, Mapping[str, Any]]:

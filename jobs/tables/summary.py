@@ -32,6 +32,7 @@ from jobs.statistics import (
     mean,
     paired_by_key,
     sd,
+    slot_means,
     t_interval,
 )
 from jobs.store.records import Result
@@ -41,7 +42,7 @@ from jobs.tables.sizes import ModelSize, common_size
 
 if TYPE_CHECKING:
     from jobs.control.outliers import Verdict
-    from jobs.tables.further import FurtherMetric
+    from jobs.tables.metrics import FurtherMetric
 
 VERDICT = ("out", "centre", "scale", "distance")  # of a run, in JSON and CSV
 
@@ -222,6 +223,7 @@ class Summary:
     arithmetic: Arithmetic = field(default_factory=Arithmetic)  # not known of runs from a CSV file
     measured: tuple[Measured, ...] = ()  # of runs without a score
     further: tuple[FurtherMetric, ...] = ()  # metrics of runs beside the score
+    corpus_captions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # corpus -> sentences that captions state of it
 
     @property
     def complete(self) -> bool:
@@ -368,12 +370,6 @@ def _method(corpus: str, method: str, cells: Sequence[CellSummary]) -> MethodSum
         cells=tuple(cells),
         size=common_size(entry.size for cell in cells for entry in cell.runs),
     )
-
-
-def slot_means(by_fold: Sequence[Mapping[int, float]]) -> list[float]:
-    """The mean over folds of every slot that all folds have. `by_fold`: slot -> score, for each fold."""
-    shared = [slot for slot in (by_fold[0] if by_fold else {}) if all(slot in scores for scores in by_fold)]
-    return known(mean([scores[slot] for scores in by_fold]) for slot in shared)
 
 
 def _every(entries: Iterable[Entry]) -> list[float]:

@@ -3,8 +3,9 @@
 In a sweep the test split is the validation speakers, who are excluded from training; `run_stage` chooses the split.
 
 With `attributes.weight` the model also predicts valence, activation and dominance, or (weight 1) nothing else; its linear layer has the
-logits of the classes first, then the attributes. The loss of the attributes, 1 - CCC, is that of the whole batch: if a step has several
-parts, a first pass without gradient, with the same dropout, sums what it needs over all parts (`ser_core.training.concordance`).
+logits of the classes first, then the attributes. Without logits, the class of an utterance is the nearest in its attributes. The loss of
+the attributes, 1 - CCC, is that of the whole batch: if a step has several parts, a first pass without gradient, with the same dropout,
+sums what it needs over all parts (`ser_core.training.concordance`).
 
 Artifacts: `predictions.csv` (class probabilities of every test utterance, attributes), the training curves and, with adaptors, `adaptors/`:
 the trained weights of adaptors and head (`ser_core.models.adaptor_files`).
@@ -33,7 +34,7 @@ from ser_core.models.trained import parameter_counts
 from ser_core.parallel.group import stop_together
 from ser_core.settings import Adaptor, AdaptorSettings, BottleneckStart, FinetuneSettings, HeadKind, Padding
 from ser_core.stages.context import StageContext, parse_settings, stage_result
-from ser_core.training.attributes import AttributeTask, attribute_task, score_attributes
+from ser_core.training.attributes import AttributeTask, attribute_task, nearest_class_logits, score_attributes
 from ser_core.training.augmentation import row_generators, spans
 from ser_core.training.batches import Batch, StepPlan, halved, longest_first, shuffled_epoch
 from ser_core.training.concordance import batch_sums, ccc_loss, part_term
@@ -213,9 +214,11 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
     context.group.suspend_watchdog()
     features.fill(lambda: False, context.progress())
     predicted = predict(model, test, halved(context.execution.evaluation_batch, context.relief), features, context.group, outputs)
-    logits = predicted[:, :classes] if classes else None
+    logits = predicted[:, :classes]
     attributes = None if task is None else task.scale.restored(predicted[:, classes:].astype(np.float64))
-    found = None if logits is None else score(logits, test)
+    if attributes is not None and not classes:
+        logits = nearest_class_logits(attributes, split.utterances, split.classes)
+    found = score(logits, test)
     if context.group.is_leader:
         write_predictions(context.output / PREDICTIONS, logits, test, attributes)
         if adaptors is not None:
@@ -232,7 +235,9 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
     result = stage_result(
         trained,
         {
-            **({} if found is None else {"ua": found.ua, "wa": found.wa, "macro_f1": found.macro_f1}),
+            "ua": found.ua,
+            "wa": found.wa,
+            "macro_f1": found.macro_f1,
             **({} if attributes is None else score_attributes(attributes, test.utterances)),
             "trained_parameters": trained_parameters,
             "parameters": parameters,
@@ -241,9 +246,10 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
             "prior_loss": prior,
         },
         diverged=diverged,
-        **({} if found is None else {"confusion": [list(row) for row in found.confusion], "classes": list(split.classes)}),
+        confusion=[list(row) for row in found.confusion],
+        classes=list(split.classes),
     )
-    if found is None:
+    if not classes:
         del result["metrics"]["training_accuracy"]
     result["durations"] |= {"front_end": front_end, "test": time.monotonic() - started}
     return result

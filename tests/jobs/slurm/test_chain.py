@@ -168,11 +168,12 @@ def test_a_link_requeues_itself_if_the_queue_is_full(chains: SlurmCluster, tmp_p
     (programs / "sbatch").chmod(0o755)
     settings: dict[str, Any] = {"environment": {"PATH": f"{programs}:{os.environ['PATH']}"}}
     order(tmp_path, site=settings)
+    (tmp_path / "full").touch()  # before the first link begins: it stands before the links' sbatch, not before that of the launcher
     chain_of(tmp_path, SlurmSite(**settings)).ensure()
-    last = max(pending(chains, layout), key=int)
-    (tmp_path / "full").touch()
-    until(lambda: f"{last} alone" in lines(tmp_path, "links"))
+    until(lambda: any(line.endswith(" alone") for line in lines(tmp_path, "links")))
+    last = next(line.split()[0] for line in lines(tmp_path, "links") if line.endswith(" alone"))
     until(lambda: pending(chains, layout) == [last])
+    assert len({line.split()[0] for line in lines(tmp_path, "passes")}) == LINKS, "no third link was submitted"
     assert "QOSMaxSubmitJobPerUserLimit" in (read_record(layout) or ControllerRecord()).problem
     (tmp_path / "full").unlink()
     assert goes_on(tmp_path)  # Slurm lets some seconds go by before it starts a job anew
@@ -331,6 +332,21 @@ def test_missing_sbatch_is_reported_as_the_problem(tmp_path: Path, monkeypatch: 
     state = chain.ensure(queue=[])
     assert (state.phase, state.running, state.waiting) == (Phase.broken, "", "")
     assert "sbatch is not in PATH" in state.problem
+
+
+def test_a_chain_whose_first_link_was_not_submitted_is_not_broken_once_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before: where Slurm does not answer, `status` showed the failure of the first call until a link had made its pass."""
+    layout = launch(tmp_path)
+    program = tmp_path / "sbatch"
+    program.write_text("#!/bin/sh\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    chain = chain_of(tmp_path)
+    assert chain.ensure(queue=[]).phase is Phase.broken
+    assert chain_state(layout, None).phase is Phase.broken
+    program.write_text("#!/bin/sh\necho Submitted batch job 7\n")
+    assert chain.ensure(queue=[]).phase is Phase.pending
+    assert chain_state(layout, None).phase is Phase.unknown
 
 
 @pytest.mark.parametrize("name", AWAY)
