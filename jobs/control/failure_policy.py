@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from jobs.control.facts import Asked, Blamed, Departure, Request, Shortage, StageFacts
+from jobs.control.faulty_nodes import without_faulty_nodes
 from jobs.control.observe import NO_RECORDS, Observation, PassContext, StageRecords
 from jobs.experiment.graph import Graph
 from jobs.store.attempts import SUPERSEDED, AttemptFiles, holder, is_slurm_job
@@ -84,7 +85,7 @@ def judge_stages(graph: Graph, observed: Observation, context: PassContext) -> d
         if blamed:
             nodes = tuple(each.node for each in blamed if in_launch(each.launch, each.started, context.since))
             facts[key] = replace(facts[key], bad_nodes=nodes)
-    return facts
+    return facts | without_faulty_nodes(graph, facts, context.since)
 
 
 def folder_question(never_began: Iterable[Departure], folder: str) -> str:
@@ -137,6 +138,7 @@ def decide(
         cancelled=cancelled or any(each.failure is FailureClass.cancelled for each in recent),
         request=Request(relief, MEMORY_STEP**relief, tuple(sorted(exclude.union(unusable)))),
         bad_nodes=(*(each.node for each in recent if each.nodes_fault and each.node), *unusable),
+        failed_on=last.node if last else "",
         short_of=short_of,
         not_before=_end_of_pause(recent),
     )
