@@ -165,11 +165,11 @@ def test_a_node_that_fails_every_stage_at_once_does_not_drain_the_grid(folder: P
         lab.run_pass()
         elsewhere = lab.start(4)
         lab.slurm.up["n1"] = True
-        for worker in iter(lambda: lab.start()[:1], []):
-            while worker[0].place is not Place.work:
-                worker[0].step()
-            worker[0].fail(FailureClass.refused, "no corpus at /data")
-            lab.finish(worker[0])
+        while begun := lab.start():
+            while begun[0].place is not Place.work:
+                begun[0].step()
+            begun[0].fail(FailureClass.refused, "no corpus at /data")
+            lab.finish(begun[0])
         assert [each.node for each in lab.executions] == ["n1"] * 4
         report = lab.run_pass()
         assert report is not None
@@ -208,8 +208,8 @@ def test_a_node_on_which_no_worker_begins_takes_one_job_of_each_stage_at_the_mos
         lab.run_pass()
         elsewhere = lab.start(4)
         lab.slurm.up["n1"] = True
-        for worker in iter(lambda: lab.start()[:1], []):
-            lab.slurm.end(lab.slurm.find(worker[0].job), "FAILED")
+        while begun := lab.start():
+            lab.slurm.end(lab.slurm.find(begun[0].job), "FAILED")
         for worker in elsewhere:
             lab.finish(worker)
         assert lab.settle().complete
