@@ -37,6 +37,12 @@ class InternalError(RuntimeError):
     """Something of the program's own broke: one line (what, which log, what to do); the command line exits with 1."""
 
 
+def problems_of(error: BaseException) -> tuple[str, ...]:
+    """The lines for the user of an error that a registry raises: its attribute `problems`; () of any other error."""
+    found = getattr(error, "problems", ())
+    return tuple(map(str, found)) if isinstance(found, tuple | list) else ()
+
+
 def is_mendable(error: OSError) -> bool:
     """Whether an error of the operating system is one of files that the user mends, rather than one of the program."""
     return error.errno in _MENDABLE

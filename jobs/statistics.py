@@ -66,9 +66,14 @@ def t_interval(values: Sequence[float]) -> Interval | None:
     centre = mean(values)
     if spread is None or centre is None:
         return None
+    return interval_about(centre, spread / math.sqrt(len(values)), len(values) - 1)
+
+
+def interval_about(centre: float, error: float, degrees: float) -> Interval:
+    """95 % interval of a mean with a standard error, by Student's t. `degrees`: of freedom of the error, at least 1."""
     from scipy.special import stdtrit
 
-    reach = float(stdtrit(len(values) - 1, 0.5 + LEVEL / 2)) * spread / math.sqrt(len(values))
+    reach = float(stdtrit(degrees, 0.5 + LEVEL / 2)) * error
     return Interval(centre - reach, centre + reach)
 
 
@@ -327,3 +332,9 @@ def _exact_p(left: Sequence[int], right: Sequence[int]) -> float:
     distance = np.abs(len(left) * arranged - expected)
     seen = abs(len(left) * sum(map(math.prod, zip(left, right, strict=True))) - expected)
     return float((distance >= seen).mean())
+
+
+def slot_means(by_fold: Sequence[Mapping[int, float]]) -> list[float]:
+    """The mean over folds of every slot that all folds have. `by_fold`: slot -> score, for each fold."""
+    shared = [slot for slot in (by_fold[0] if by_fold else {}) if all(slot in scores for scores in by_fold)]
+    return known(mean([scores[slot] for scores in by_fold]) for slot in shared)

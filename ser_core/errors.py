@@ -8,8 +8,6 @@ from collections.abc import Sequence
 # Messages of torch and oneDNN; the latter reports any failed allocation as a primitive that cannot be created.
 _MEMORY = re.compile(r"out of memory|allocate memory|STATUS_ALLOC_FAILED|could not (create|execute) a primitive", re.IGNORECASE)
 
-MOST_SHOWN = 20  # lines of an InputError that the command line prints
-
 
 class InputError(Exception):
     """Wrong data, checkpoint or setting, to be corrected by the user: one line per problem (what, which file or key, what to do)."""
@@ -17,12 +15,6 @@ class InputError(Exception):
     def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
         super().__init__("\n".join(self.problems))
-
-
-def shortened(problems: Sequence[str]) -> list[str]:
-    """Return the first MOST_SHOWN of these lines, and a line with the number of the others if there are more."""
-    more = len(problems) - MOST_SHOWN
-    return [*problems[:MOST_SHOWN], f"and {more} more problems of {len(problems)}"] if more > 0 else list(problems)
 
 
 def first_line(error: BaseException) -> str:

@@ -26,7 +26,9 @@ FIRST_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
             "lora_targets": ["q_proj", "k_proj", "v_proj"],
         },
         "clip_norm": 0.0,
+        "attributes": {"weight": 0.0},
     },
+    "HeadSettings": {"kind": "linear", "projector_units": 256},
 }
 
 

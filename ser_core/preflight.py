@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from ser_core.corpora.manifest import Manifest, Utterance
+from ser_core.corpora.manifest import DIMENSIONS, Manifest, Utterance
 from ser_core.corpora.subsets import subset
 from ser_core.corpora.validation import training_and_validation
 from ser_core.errors import InputError
 from ser_core.models.shapes import expected_shape, state_count
-from ser_core.settings import Adaptor, AdaptorSettings, Recipe, Wav2vecSettings
+from ser_core.settings import Adaptor, AdaptorSettings, FinetuneSettings, Recipe, Wav2vecSettings
 
 # Projections that LoRA can be added to (`ser_core.models.adaptors.PROJECTIONS`).
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense")
@@ -31,6 +31,25 @@ def adaptor_problems(settings: AdaptorSettings) -> Iterator[str]:
         yield f"{section}.lora_targets={settings.lora_targets}: {', '.join(unknown)} unknown; known are {', '.join(PROJECTIONS)}"
     elif not settings.lora_targets or len(set(settings.lora_targets)) != len(settings.lora_targets):
         yield f"{section}.lora_targets={settings.lora_targets}: name at least one projection, each once"
+
+
+def export_problem(settings: AdaptorSettings, model_type: str, *, merged: bool) -> str:
+    """Return the line for adaptors that cannot be exported in peft's format, or merged into the base model; "" if they can.
+
+    peft replaces a projection by a module of its own, but WavLM's attention reads the weights of its projections and calls none of them,
+    so that peft would compute the base model.
+    """
+    kinds = {kind.name for kind in settings.kinds}
+    if not kinds:
+        return "this run trained the whole transformer, whose weights are not kept: only runs with adaptors can be exported"
+    if "lora" not in kinds:
+        return f"this run trained {', '.join(sorted(kinds))} and no LoRA: neither peft's format nor the base model can hold that"
+    if others := [name for name in ("ba", "wg") if name in kinds]:
+        return f"this run has {' and '.join(others)} beside LoRA: neither peft's format nor the base model can hold that"
+    attention = [name for name in settings.lora_targets if name.endswith("_proj")]
+    if not merged and model_type == "wavlm" and attention:
+        return f"LoRA on {', '.join(attention)} of WavLM has no effect in peft, as its attention does not call them; use --merge"
+    return ""
 
 
 def trained_on(manifest: Manifest, fold: str, validation: Sequence[str]) -> tuple[Utterance, ...]:
@@ -79,6 +98,7 @@ def corpus_problems(method: str, recipe: Recipe, manifest: Manifest, folds: Mapp
         yield f"{manifest.corpus}: no utterances to train on when fold {fold!r} is held out"
         return
     yield from _batch_problem("finetune", recipe.finetune.batch_size, manifest, fold, count)
+    yield from _attribute_problems(recipe.finetune, manifest, training, folds)
     if method != "ptapt":
         return
     training_part = count - held_out_for_validation(count, recipe.states.validation_fraction)
@@ -89,6 +109,27 @@ def corpus_problems(method: str, recipe: Recipe, manifest: Manifest, folds: Mapp
             f"recipe.cluster.counts={recipe.cluster.counts}: {most} clusters are more than the {frames} frames of the training part "
             f"of fold {fold!r} of {manifest.corpus}; name smaller counts"
         )
+
+
+def _attribute_problems(
+    settings: FinetuneSettings, manifest: Manifest, training: Mapping[str, Sequence[Utterance]], folds: Mapping[str, Sequence[str]]
+) -> Iterator[str]:
+    """Yield a line if attributes are to be trained that a fold does not have two utterances of, in training or test."""
+    if not settings.attributes.weight:
+        return
+    section = f"recipe.finetune.attributes.weight={settings.attributes.weight:g}"
+    if settings.batch_size < 2:
+        yield f"{section}: 1 - CCC has no gradient in a batch of one utterance; recipe.finetune.batch_size must be at least 2"
+    for fold, validation in folds.items():
+        tested = training_and_validation(manifest, fold, validation)[1] if validation else manifest.test(fold)
+        for part, utterances in (("to train on", training[fold]), ("to test on", tested)):
+            count = sum(utterance.dimensions is not None for utterance in utterances)
+            if count < 2:
+                yield (
+                    f"{section}: {count} utterances {part} in fold {fold!r} of {manifest.corpus} have {', '.join(DIMENSIONS)}, at least 2 "
+                    "are needed; prepare a corpus that has them (docs/corpora.md), or set the weight to 0"
+                )
+                return
 
 
 def _batch_problem(stage: str, size: int, manifest: Manifest, fold: str, count: int, part: str = "") -> Iterator[str]:

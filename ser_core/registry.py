@@ -5,24 +5,28 @@ The command line imports this module at every start, so it does not import torch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, Unpack
 
+from ser_core.corpora.lines import corpus_line, how_to_prepare
 from ser_core.corpora.manifest import SAMPLE_RATE, Manifest, load_manifest
 from ser_core.corpora.subsets import subset
 from ser_core.corpora.validation import is_fixed_part, validation_speakers
 from ser_core.errors import InputError
 from ser_core.keyed import keyed, plain
 from ser_core.models.backbone_config import config_problems
-from ser_core.models.identity import backbone_identity, backbone_origin, wav2vec_identity, wav2vec_origin
+from ser_core.models.identity import backbone_identity, backbone_origin, pin_commit, wav2vec_identity, wav2vec_origin
 from ser_core.models.model_types import backbone_problems, method_problem, model_type_of
 from ser_core.parallel.team import Team
 from ser_core.preflight import adaptor_problems, corpus_problems, trained_on, training_frames
-from ser_core.settings import Recipe
+from ser_core.settings import Recipe, commits_of, resolve_checkpoints
 from ser_core.sweep import stage_proxies
+
+if TYPE_CHECKING:
+    from ser_core.models.needed_weights import NeededWeights
 
 METHODS = ("vft", "tapt", "ptapt")
 MEASUREMENTS = ("pretraining_loss",)  # methods that train nothing and have no score: one stage for a whole corpus
@@ -73,6 +77,11 @@ class SpeechRegistry:
     methods = METHODS
     measurements = MEASUREMENTS
     teams = ("states", "tapt", "ptapt", "finetune")
+    stages = tuple(VERSIONS)
+    recipe_schema = Recipe
+    packages = ("torch", "transformers", "numpy", "scipy", "scikit-learn", "safetensors", "soundfile", "tensorboard")
+    makes = ("demo",)  # corpora that need no source
+    pinned_keys = ("backbone.checkpoint", "backbone.revision")
 
     def call(self, method: str, recipe: Recipe, *, fold: str, seed: int, validation: Sequence[str] = ()) -> StageCall:
         """Return the `finetune` stage of a run with its upstream stages, or the stage of a measurement.
@@ -170,6 +179,42 @@ class SpeechRegistry:
         """The proxies in the metrics of a finished stage (`ser_core.sweep`)."""
         return stage_proxies(stage, settings, metrics)
 
+    def load_corpus(self, folder: Path) -> Manifest:
+        """Read a prepared corpus. Raises InputError if there is none, or its manifest is damaged."""
+        return load_manifest(folder)
+
+    def make_corpus(self, name: str, folder: Path, progress: Callable[[int, int], None]) -> str:
+        """Synthesise and prepare the demo corpus in `folder`, its source beside it. Returns a line about it."""
+        from ser_core.corpora.demo import prepare_demo
+
+        return corpus_line(prepare_demo(folder, folder.parent / f"{name}-source", progress))
+
+    def how_to_prepare(self, name: str) -> str:
+        """Return the command that prepares a corpus of this name."""
+        return how_to_prepare(name)
+
+    def needed_weights(self, method: str, recipe: Recipe) -> list[NeededWeights]:
+        """Return the checkpoints that a method needs (`ser_core.models.needed_weights`)."""
+        from ser_core.models.needed_weights import needed_weights
+
+        return needed_weights(method, recipe)
+
+    def locate(self, recipe: Recipe, folders: Sequence[Path]) -> None:
+        """Make paths of checkpoints below one of the folders absolute."""
+        resolve_checkpoints(recipe, folders)
+
+    def pin(self, recipe: Recipe, former: Iterable[Mapping[str, Any]], points: Iterable[Recipe] = ()) -> tuple[str, ...]:
+        """Set the commit of the recipe's hub name: that of an earlier launch (`former`: recipes, the last counts), else of the cache.
+
+        `points`: recipes of a sweep, whose hub names are resolved instead; the recipe gets the commits of all. Returns lines for the user.
+        """
+        commits, found = commits_of(former), list(points)
+        lines = []
+        for each in found or [recipe]:
+            lines.append(pin_commit(each.backbone, commits))
+            recipe.backbone.commits.update(each.backbone.commits)
+        return tuple(filter(None, dict.fromkeys(lines)))
+
     def check(self, recipe: Recipe) -> None:
         """Raise InputError with one line per value that is out of range."""
         problems = list(_problems(recipe))
@@ -221,7 +266,7 @@ class SpeechRegistry:
         relief. A checkpoint can be resumed under another relief and by a team of another size.
 
         Returns JSON values: `metrics` (numbers, reproducible for a seed), `durations` (seconds), `arithmetic` (`device`: `cpu` or the name
-        of the GPU, and `precision`: the autocast type), and for `finetune` also `confusion` (rows:
+        of the GPU, and `precision`: the autocast type), `warnings` where there are any, and for `finetune` also `confusion` (rows:
         true class), `classes` and `diverged` ("", or the reason why training counts as diverged; the model is tested all the same).
         `runtime["threads"]` is the number of CPU threads; by default torch's setting. Raises Interrupted after writing a checkpoint if
         `should_stop` returned True, Diverged for a loss that is NaN or infinite, InputError for wrong data or settings, and OSError if
@@ -230,6 +275,28 @@ class SpeechRegistry:
         from ser_core.stages.run import run_stage
 
         return run_stage(stage, **arguments)
+
+    def export(
+        self,
+        stage: str,
+        *,
+        settings: Mapping[str, Any],
+        runtime: Mapping[str, Any],
+        upstream: Mapping[str, Path],
+        output: Path,
+        folder: Path,
+        merged: bool,
+    ) -> tuple[str, ...]:
+        """Write what a finished `finetune` stage with LoRA has trained into `folder`; returns lines on how it is loaded.
+
+        Arguments as for `run`, with the stage's own artifacts in `output`. In peft's format, or with `merged` as a plain model of
+        transformers (`ser_core.stages.export`). Raises InputError for any other stage or run.
+        """
+        if stage != "finetune":
+            raise InputError(f"stage {stage}: only runs (finetune) can be exported")
+        from ser_core.stages.export import export_run
+
+        return export_run(settings, runtime, upstream, output, folder, merged=merged)
 
     def preload(self) -> None:
         """Import the modules that stages need, without starting a thread or using a GPU: for a process that forks workers."""
@@ -264,6 +331,7 @@ AT_LEAST: Mapping[str, float] = {
     "finetune.clip_norm": 0,
     "finetune.adaptors.bottleneck_units": 1,
     "finetune.adaptors.lora_rank": 1,
+    "finetune.head.projector_units": 1,
     "tapt.steps": 1,
     "pretraining_loss.draws": 1,
     "pretraining_loss.negatives": 1,
@@ -315,6 +383,7 @@ FRACTIONS = (
     "states.warmup_fraction",
     "states.flat_fraction",
     "ptapt.mask_probability",
+    "finetune.attributes.weight",
 )
 DEVICES = ("auto", "cpu", "cuda")
 

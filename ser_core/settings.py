@@ -14,6 +14,7 @@ from enum import Enum
 from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
+from ser_core.corpora.manifest import DIMENSIONS
 from ser_core.sweep import P_TAPT, SweptMethod
 
 
@@ -118,11 +119,20 @@ class SpecAugmentSettings:
     feature_minimum: int = 1  # spans at least
 
 
+class HeadKind(Enum):
+    """Layers of the classification head."""
+
+    linear = "linear"  # one layer on the averaged frames
+    projector = "projector"  # a layer on every frame, their mean, a layer: earlier code of the first author of arXiv 2402.11747
+
+
 @dataclass
 class HeadSettings:
     """The classification head."""
 
-    pooling: Pooling = Pooling.paper  # how frames are averaged
+    pooling: Pooling = Pooling.paper  # how frames are averaged, in front of a linear head
+    kind: HeadKind = HeadKind.linear  # its layers
+    projector_units: int = 256  # outputs of the layer on every frame of a projector head
 
 
 class Adaptor(Enum):
@@ -155,6 +165,13 @@ class AdaptorSettings:
 
 
 @dataclass
+class AttributeSettings:
+    """Valence, activation and dominance as targets of fine-tuning (arXiv 2402.11747); the loss is 1 - CCC of a batch, their mean."""
+
+    weight: float = 0.0  # of the attributes' loss; that of the classes has 1 - weight. 0: classes only, 1: attributes only
+
+
+@dataclass
 class FinetuneSettings:
     """Fine-tuning (V-FT in section 2.2, training in 3.2): IEMOCAP 15 epochs of batch 64, SAVEE 30 epochs of batch 32."""
 
@@ -167,6 +184,7 @@ class FinetuneSettings:
     precision: Precision = Precision.auto  # autocast type
     adaptors: AdaptorSettings = field(default_factory=AdaptorSettings)
     clip_norm: float = 0.0  # a gradient of a larger norm is scaled down to it; 0: never
+    attributes: AttributeSettings = field(default_factory=AttributeSettings)
 
 
 @dataclass
@@ -265,6 +283,26 @@ class ExecutionSettings:
     log_every: int = 10  # steps
 
 
+@dataclass(frozen=True)
+class MetricColumn:
+    """A metric of results as a column of tables."""
+
+    name: str  # in the metrics of a result (ser_core/training/attributes.py)
+    heading: str
+    decimals: int
+    meaning: str  # a sentence for captions
+
+
+_CCC = (
+    "CCC: concordance correlation coefficient of an attribute over all utterances of the held-out fold that have it, 1: agreement, "
+    "0: that of a constant prediction."
+)
+ATTRIBUTE_METRICS = (
+    *(MetricColumn(f"ccc_{name}", f"CCC {name}", 3, _CCC) for name in DIMENSIONS),
+    MetricColumn("ccc", "CCC, mean", 3, _CCC),
+)
+
+
 @dataclass
 class Recipe:
     """The settings of the stages of all methods."""
@@ -303,7 +341,18 @@ class Recipe:
             found.append(f"P-TAPT of {_times(self.ptapt.steps, 'step')} on k = {', '.join(map(str, self.cluster.counts))}")
         kinds = " + ".join(kind.name for kind in self.finetune.adaptors.kinds)
         what = f" ({kinds} only)" if kinds else ""
-        return (*found, f"fine-tuning{what} of {_times(self.finetune.epochs, 'epoch')}")
+        return (*found, f"fine-tuning{what} of {_times(self.finetune.epochs, 'epoch')}{self._targets()}")
+
+    def further_metrics(self) -> tuple[MetricColumn, ...]:
+        """The metrics of results of fine-tuning that tables show beside the accuracies."""
+        return ATTRIBUTE_METRICS if self.finetune.attributes.weight else ()
+
+    def _targets(self) -> str:
+        """What fine-tuning is trained to predict, if not the classes alone."""
+        weight = self.finetune.attributes.weight
+        if not weight:
+            return ""
+        return " on attributes (1 - CCC)" if weight == 1 else f" on classes and attributes (1 - CCC, weight {weight:g})"
 
 
 def commits_of(recipes: Iterable[Mapping[str, Any]]) -> dict[str, str]:

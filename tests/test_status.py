@@ -24,6 +24,7 @@ from ser_core.registry import REGISTRY
 from ser_core.settings import Recipe
 from tests.command_line import ROOT, CommandLine
 
+status = next(each.callback for each in program.app.registered_commands if each.callback and each.callback.__name__ == "status")
 SMALL = ("methods=[vft]", "folds=[1,2]", "seeds=2", "policy.controller=false")
 
 
@@ -69,7 +70,7 @@ def test_all_experiments_are_listed_with_one_call_of_squeue(
     (results / "torn" / "experiment.json").write_text("{")
     calls = squeue_that(tmp_path / "bin", does)
     monkeypatch.setenv("PATH", f"{calls.parent}:{os.environ['PATH']}")
-    program.status(None, results=results, as_json=True)
+    status(None, results=results, as_json=True)
     value = json.loads(capsys.readouterr().out)
     assert calls.read_text().split() == ["call"]
     assert (value["schema"], value["looked"] == pytest.approx(time.time(), abs=60)) == (1, True)
@@ -80,7 +81,7 @@ def test_all_experiments_are_listed_with_one_call_of_squeue(
     assert rows["one"]["place"] == "slurm"
     assert "experiment.json" in rows["torn"]["problem"]
     assert all(problem in rows[name]["problem"] for name in ("one", "two"))
-    program.status(None, results=results)
+    status(None, results=results)
     header, *lines, last = capsys.readouterr().out.splitlines()
     assert header.split()[:3] == ["experiment", "state", "runs"]
     assert [line.split()[:2] for line in lines] == [[name, row["state"]] for name, row in rows.items()]
@@ -90,25 +91,25 @@ def test_all_experiments_are_listed_with_one_call_of_squeue(
 
 def test_without_experiments_the_list_names_a_first_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In words, and as an empty list of --json; --watch needs a name."""
-    program.status(None, results=tmp_path)
+    status(None, results=tmp_path)
     assert "grid demo" in capsys.readouterr().out
-    program.status(None, results=tmp_path, as_json=True)
+    status(None, results=tmp_path, as_json=True)
     assert json.loads(capsys.readouterr().out)["experiments"] == []
     with pytest.raises(UsageError, match="--watch is of one experiment"):
-        program.status(None, results=tmp_path, watch=True)
+        status(None, results=tmp_path, watch=True)
 
 
 def test_status_shows_what_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Node, step and epoch of a running stage, the end with its basis, and the time of the look; the same in --json."""
     name = running(launched(tmp_path, "here"))
-    program.status("here", results=tmp_path)
+    status("here", results=tmp_path)
     text = capsys.readouterr().out
     assert f"running: {name}: on {os.uname().nodename}, for " in text
     assert "step 3/10, epoch 1/2" in text
     assert "4 stages; ends in about " in text
     assert "1 stage at once, as now; times by progress of running stages" in text
     assert "\nlooked at " in text
-    program.status("here", results=tmp_path, as_json=True)
+    status("here", results=tmp_path, as_json=True)
     activity = json.loads(capsys.readouterr().out)["activity"]
     assert activity["running"][0]["progress"] == "step 3/10, epoch 1/2"
     assert activity["remaining"]["stages"] == 4

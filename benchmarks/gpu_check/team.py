@@ -13,6 +13,8 @@ from typing import Any
 
 POLL = 0.02
 SHARE_SECONDS = 300.0
+# Imported once, by the server that the processes are forked from: some seconds of each process otherwise. None of them initialises CUDA.
+PRELOADED = ("torch.distributed", "transformers.models.wav2vec2.modeling_wav2vec2")
 
 
 @dataclass
@@ -76,7 +78,8 @@ Work = Callable[..., Any]  # work(team, *arguments), a function of a module
 def run_team(folder: Path, size: int, work: Work, arguments: Sequence[Any], seconds: float) -> list[Ended]:
     """Call `work` in `size` new processes and wait for them; those still running after `seconds` are killed."""
     folder.mkdir(parents=True)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # as with "spawn", a process inherits no CUDA context
+    context.set_forkserver_preload(list(PRELOADED))
     processes = [context.Process(target=_run, args=(folder, rank, size, work, tuple(arguments))) for rank in range(size)]
     deadline = time.monotonic() + seconds
     for process in processes:

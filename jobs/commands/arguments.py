@@ -2,16 +2,23 @@
 
 Each is a type: a command that names it in its signature has the argument, with this help and this environment variable. The default value
 is given in the signature, where it may differ from command to command. Typer evaluates the names in the module of the command, so they are
-imported there at run time. Nothing else is imported here: `--help` and `status` start fast.
+imported there at run time. Nothing heavy is imported here: `--help` and `status` start fast.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs.errors import UsageError
+
+if TYPE_CHECKING:
+    from jobs.commands.opener import Opener
+    from jobs.commands.program import Program
+
+INCOMPLETE = 3  # exit code: finished, but incomplete
 ROOT = Path(__file__).resolve().parents[2]
 RUN = "RUN: METHOD/FOLD/SLOT, or at least 6 digits of a stage's key"
 
@@ -41,6 +48,7 @@ Words = Annotated[
     typer.Argument(metavar="[EXPERIMENT] RUN", help=f"{RUN}; of two arguments the first is the experiment", autocompletion=_launched),
 ]
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[EXPERIMENT] [KEY=VALUE ...]", autocompletion=_experiments)]
+File = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="file of the experiment, in place of its name")]
 
 # where it reads and writes
 Data = Annotated[Path, typer.Option("--data", envvar="SER_GRID_DATA", help="folder of the prepared corpora")]
@@ -63,3 +71,31 @@ Numbers = Annotated[str | None, typer.Option("--numbers", metavar="plain|siunitx
 Bold = Annotated[bool, typer.Option("--bold/--no-bold", help="LaTeX: the best mean of a column in bold (default)")]
 Marks = Annotated[bool, typer.Option("--marks", help="LaTeX: a star where a method differs from the first one")]
 AllowIncomplete = Annotated[bool, typer.Option("--allow-incomplete", help="exit with 0 even if runs are missing")]
+
+
+def with_file(file: Path | None, arguments: list[str] | None) -> list[str]:
+    """The words of an experiment and its settings, with the file of `--config` as the experiment. UsageError if another one is named."""
+    words = list(arguments or ())
+    named = [word for word in words if "=" not in word]
+    if file is not None and named:
+        raise UsageError(f"--config {file}: names the experiment already, leave out {named[0]}")
+    return [str(file if file.suffix or "/" in str(file) else f"./{file}"), *words] if file is not None else words
+
+
+def check_scripts(scripts: bool, dry_run: bool) -> None:
+    """UsageError for `--scripts` without `--dry-run`."""
+    if scripts and not dry_run:
+        raise UsageError("--scripts goes with --dry-run")
+
+
+def exit_if_incomplete(complete: bool) -> None:
+    """End with the exit code of an incomplete experiment, unless it is complete."""
+    if not complete:
+        raise typer.Exit(INCOMPLETE)
+
+
+def opener_of(program: Program) -> Opener:
+    """What opens the program's experiments; imported when a command runs."""
+    from jobs.commands.opener import Opener
+
+    return Opener(program)

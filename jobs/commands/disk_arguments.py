@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.commands.arguments import AsJson, Results
+from jobs.commands.arguments import AsJson, Results, opener_of
 from jobs.store.layout import shared_path
 
 if TYPE_CHECKING:
-    from jobs.commands.owners import Opening
+    from jobs.commands.program import Program
 
 Experiment = Annotated[str, typer.Argument(metavar="[EXPERIMENT]", help="only of this one; default: all of the results folder")]
 Days = Annotated[float, typer.Option("--older-than", metavar="DAYS", help="only what shows no sign of life for so many days")]
@@ -23,22 +21,22 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would be fre
 Yes = Annotated[bool, typer.Option("--yes", help="with --whole: do not ask")]
 
 
-def add_disk_commands(app: typer.Typer, default: Path, opening: Callable[[Path], Opening]) -> None:
-    """Add the commands to a command line. `default`: folder of the results; `opening`: how the records of such a folder are opened."""
+def add_disk_commands(app: typer.Typer, program: Program) -> None:
+    """Add the commands to the command line of a program."""
 
     @app.command("list")
-    def list_experiments(as_json: AsJson = False, results: Results = default) -> None:
+    def list_experiments(as_json: AsJson = False, results: Results = program.results) -> None:
         """List the experiments of the results folder: runs done, size, last launch."""
         from jobs.commands.disk import print_list
 
-        print_list(shared_path(results), opening(results), as_json=as_json)
+        print_list(shared_path(results), opener_of(program).records(results), as_json=as_json)
 
     @app.command()
-    def du(as_json: AsJson = False, results: Results = default) -> None:
+    def du(as_json: AsJson = False, results: Results = program.results) -> None:
         """Show the space that each experiment takes, alone and shared, and the results that no experiment needs."""
         from jobs.commands.disk import print_usage
 
-        print_usage(shared_path(results), opening(results), as_json=as_json)
+        print_usage(shared_path(results), opener_of(program).records(results), as_json=as_json)
 
     @app.command()
     def clean(
@@ -49,11 +47,11 @@ def add_disk_commands(app: typer.Typer, default: Path, opening: Callable[[Path],
         unneeded: Unneeded = False,
         dry_run: DryRun = False,
         yes: Yes = False,
-        results: Results = default,
+        results: Results = program.results,
     ) -> None:
         """Free checkpoints and partial outputs that nothing continues: of failed, diverged and cancelled stages. No table needs them."""
         from jobs.commands.clean import Asked
         from jobs.commands.clean import clean as free
 
         asked = Asked(experiment, days, whole=whole, keep_tables=keep_tables, unneeded=unneeded, dry_run=dry_run, yes=yes)
-        free(shared_path(results), opening(results), asked)
+        free(shared_path(results), opener_of(program).records(results), asked)

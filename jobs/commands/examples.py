@@ -21,6 +21,7 @@ EXAMPLES: Mapping[str, tuple[str, str]] = {  # command -> its words after `pytho
     "logs": ("logs iemocap tapt/1/0 --follow", "logs iemocap tapt/1/0 --stage tapt --lines 50"),
     "cancel": ("cancel iemocap", "cancel iemocap tapt/1/0 tapt/1/1"),
     "collect": ("collect iemocap --format latex --out paper/tables", "collect --from runs.csv"),
+    "export": ("export emodb-peft lora/03/0 --out lora", "export emodb-peft lora/03/0 --out merged --merge"),
     "bundle": ("bundle iemocap", "bundle iemocap --out supplement.zip --numbers siunitx"),
     "verify": ("verify supplement.zip", "verify supplement.zip --out rendered"),
     "sweep": ("sweep demo", "sweep iemocap --cluster slurm 'sweep.counts=[8,64,512]' --dry-run"),

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from jobs.commands.console import note, print_lines, say
-from jobs.commands.launching import Code, Words, read_experiment
+from jobs.commands.launching import Words, read_experiment
+from jobs.commands.program import Program
 from jobs.errors import UsageError
 from jobs.experiment.launched import Corpus
 from jobs.experiment.layers import experiment_file, read_yaml
@@ -28,26 +29,26 @@ def prepared_corpus(name: str, corpora: Collection[str]) -> str:
     return name
 
 
-def write_experiment(name: str, corpus: Corpus, like: str, out: Path | None, code: Code) -> Path:
+def write_experiment(name: str, corpus: Corpus, like: str, out: Path | None, program: Program) -> Path:
     """Write the file of a new experiment with the settings of another one, and print what to do next. Returns the file.
 
     What the other one says of its own corpus (`folds`, `table`) is left out. UsageError for a file that exists.
     """
-    file = out or code.configs / "experiment" / f"{name}.yaml"
+    file = out or program.configs / "experiment" / f"{name}.yaml"
     if not valid_experiment_name(name):
         raise UsageError(f"init {name}: use letters, digits, '_', '.', '-' (at most 64), and not 'store'")
     if file.exists():
         raise UsageError(f"{file} exists: edit it, or choose another name")
     if not file.parent.is_dir():
         raise UsageError(f"--out {file}: no such folder {file.parent}")
-    origin = read_experiment(Words(like, ()), code)
-    values = values_like(cast(Mapping[str, Any], _plain(experiment_file(like, code.configs))), name, corpus.name)
+    origin = read_experiment(Words(like, ()), program)
+    values = values_like(cast(Mapping[str, Any], _plain(experiment_file(like, program.configs))), name, corpus.name)
     head = (
         f"Experiment {name} on the corpus {corpus.name} ({counted(len(corpus.folds), 'fold')}), with the settings of {origin.name}.",
         "A key in a comment has the default that it shows; delete the `# ` before it to set it. See docs/experiments.md.",
         f"`python launch.py config {out or name} --changed` prints what is set, and where.",
     )
-    file.write_text(render(head, experiment_keys(code.recipe_schema), values), encoding="utf-8")
+    file.write_text(render(head, experiment_keys(program.plugin(origin.registry).registry.recipe_schema), values), encoding="utf-8")
     named = str(out) if out else name
     size = ", ".join(counted(*each) for each in ((len(origin.methods), "method"), (len(corpus.folds), "fold"), (origin.seeds, "seed")))
     say(f"{file}: {size}, with the settings of {origin.name}")
@@ -67,10 +68,10 @@ def values_like(values: Mapping[str, Any], name: str, corpus: str) -> dict[str, 
     return {**own, "name": name, "corpus": corpus}
 
 
-def print_config(words: Words, code: Code, *, changed: bool) -> None:
+def print_config(words: Words, program: Program, *, changed: bool) -> None:
     """Print each setting of an experiment as `KEY=VALUE  # source`; `changed`: without those at their default."""
-    experiment = read_experiment(words, code)
-    settings = settings_of(experiment, words.file, words.overrides, code.configs, cluster_typed=words.cluster is not None)
+    experiment = read_experiment(words, program)
+    settings = settings_of(experiment, words.file, words.overrides, program.configs, cluster_typed=words.cluster is not None)
     here = f"{Path.cwd()}/"
     print_lines(setting_lines([replace(each, source=each.source.removeprefix(here)) for each in settings], changed=changed))
 

@@ -4,33 +4,24 @@ from __future__ import annotations
 
 import shutil
 import socket
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jobs.errors import UsageError
 from jobs.experiment.config import Cluster, Experiment, load_experiment
 from jobs.experiment.launched import Corpus, last_place
-from jobs.experiment.layers import ENDINGS, experiment_file, is_path
-from jobs.experiment.registry import Registry
+from jobs.experiment.layers import ENDINGS, experiment_file, is_path, registry_name
 from jobs.store.layout import Layout, shared_path
 from jobs.text import listed
 from jobs.worker.task import Workplace
 
+if TYPE_CHECKING:
+    from jobs.commands.program import Program
+    from jobs.experiment.plugin import Plugin
 
-@dataclass(frozen=True)
-class Code:
-    """What defines experiments: the registry of stages, and the files of settings."""
-
-    registry: Registry
-    check: Callable[[Any], None]  # raises for a recipe that cannot be computed
-    stages: tuple[str, ...]  # names of all stages
-    recipe_schema: type[Any]
-    configs: Path  # folder
-    published: Path  # file of the published results
-    # Folder of a corpus, (method, recipe) of each row, held-out folds: raises where the corpus is too small for a recipe.
-    check_corpus: Callable[[Path, Sequence[tuple[str, Any]], Mapping[str, Sequence[str]]], None]
+OWN_PACKAGES = ("omegaconf", "submitit")  # of this package, whose versions results state beside those of the registry
 
 
 @dataclass(frozen=True)
@@ -71,20 +62,20 @@ def chosen_experiment(named: str | None, results: Path, default: str) -> tuple[s
     return default, f"experiment {default}: the default, as none is named{more}"
 
 
-def experiment_to_launch(words: Words, code: Code, results: Path, corpora: Collection[str] = ()) -> tuple[Experiment, str]:
+def experiment_to_launch(words: Words, program: Program, results: Path, corpora: Collection[str] = ()) -> tuple[Experiment, str]:
     """The experiment of a launch, and a line on where it will compute if that was not typed; "" if it was, or is no news.
 
     An experiment whose last launch was on Slurm stays there, with its site profile unless another one is typed. `corpora`: names of the
     prepared ones.
     """
-    require_file(words.file, code.configs, corpora)
-    experiment = read_experiment(words, code)
+    require_file(words.file, program.configs, corpora)
+    experiment = read_experiment(words, program)
     if words.cluster is not None or any(text.startswith("cluster=") for text in words.overrides):
         return experiment, ""
     last = last_place(Layout(shared_path(results), experiment.name))
     if last is not None and last[0] is Cluster.slurm and experiment.cluster is Cluster.local:
         site = () if any(text.startswith("site=") for text in words.overrides) else (f"site={last[1]}",)
-        experiment = read_experiment(replace(words, overrides=(*site, *words.overrides), cluster=Cluster.slurm), code)
+        experiment = read_experiment(replace(words, overrides=(*site, *words.overrides), cluster=Cluster.slurm), program)
         return experiment, f"{place_line(experiment)}, as at its last launch; `--cluster local` computes on this machine"
     if last is not None or shutil.which("sbatch") is None:
         return experiment, ""
@@ -110,43 +101,44 @@ def place_line(experiment: Experiment) -> str:
     return f"{experiment.name}: computes on this machine ({socket.gethostname()}), not in Slurm"
 
 
-def read_experiment(words: Words, code: Code) -> Experiment:
+def read_experiment(words: Words, program: Program) -> Experiment:
     """The experiment of a command line, checked as far as that needs no corpus."""
+    registry = program.plugin(registry_name(experiment_file(words.file, program.configs), words.overrides)).registry
     experiment = load_experiment(
         words.file,
         words.overrides,
-        configs=code.configs,
-        recipe_schema=code.recipe_schema,
-        stages=code.stages,
-        teams=code.registry.teams,
-        methods=code.registry.methods,
+        configs=program.configs,
+        recipe_schema=registry.recipe_schema,
+        stages=registry.stages,
+        teams=registry.teams,
+        methods=registry.methods,
     )
     if words.cluster is not None:
         experiment = replace(experiment, cluster=words.cluster)
-    check_experiment(experiment, code)
+    check_experiment(experiment, program)
     return experiment
 
 
-def check_experiment(experiment: Experiment, code: Code) -> None:
+def check_experiment(experiment: Experiment, program: Program) -> None:
     """UsageError for settings that would only fail after everything is computed, or in every job."""
     from jobs.commands.notify import check_notify
     from jobs.control.outliers import check_rule
     from jobs.tables.published import load_published
 
-    load_published(code.published, experiment.table)
+    load_published(program.published, experiment.table)
     for recipe in (experiment.recipe, *experiment.recipes.values()):
-        code.check(recipe)
+        program.plugin(experiment.registry).registry.check(recipe)
     check_rule(experiment.policy.outliers, experiment.seeds, experiment.policy.sigmas)
     check_notify(experiment.policy)
 
 
-def check_corpus(experiment: Experiment, corpus: Corpus, code: Code) -> None:
+def check_corpus(experiment: Experiment, corpus: Corpus, program: Program) -> None:
     """UsageError, or the registry's error, where an experiment does not fit its corpus: another table's folds, too few utterances."""
     from jobs.tables.published import load_published
 
-    published = load_published(code.published, experiment.table)
+    published = load_published(program.published, experiment.table)
     other = [fold for fold in corpus.folds if fold not in published.columns]
-    if published.rows and other:
+    if published.columns and published.rows and other:
         raise UsageError(
             f"table={experiment.table}: its folds are {', '.join(published.columns)}, corpus {corpus.name} has {', '.join(corpus.folds)}; "
             "name the table of this corpus, or table=null"
@@ -154,19 +146,19 @@ def check_corpus(experiment: Experiment, corpus: Corpus, code: Code) -> None:
     variants = experiment.variants
     methods = [(variants[name].method if name in variants else name, recipe) for name, recipe in experiment.recipes.items()]
     folds = [fold for fold in experiment.folds or corpus.folds if fold in corpus.folds]  # others are refused by the launch
-    code.check_corpus(Path(corpus.folder), methods, dict.fromkeys(folds, ()))
+    program.plugin(experiment.registry).registry.check_corpus(Path(corpus.folder), methods, dict.fromkeys(folds, ()))
 
 
-def workplace(layout: Layout, corpus: Corpus, since: float, registry: str, digest_of: str, packages: tuple[str, ...]) -> Workplace:
-    """What every task of an experiment gets. `since`: time of its launch; `registry`, `digest_of`, `packages`: as in `Workplace`."""
+def workplace(layout: Layout, corpus: Corpus, since: float, plugin: Plugin) -> Workplace:
+    """What every task of an experiment gets. `since`: time of its launch."""
     return Workplace(
-        registry=registry,
+        registry=plugin.name,
         results=str(layout.root),
         experiment=layout.experiment,
         corpus=corpus.name,
         corpus_folder=corpus.folder,
         corpus_digest=corpus.digest,
-        digest_of=digest_of,
-        packages=packages,
+        digest_of=plugin.digest_of,
+        packages=(*plugin.registry.packages, *OWN_PACKAGES),
         launched=since,
     )

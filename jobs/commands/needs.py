@@ -5,26 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from jobs.commands.doctor_checks import Check, Verdict
+from jobs.experiment.plugin import Weights
 from jobs.experiment.registry import StageCall
-
-
-class Weights(Protocol):
-    """A checkpoint that stages read."""
-
-    @property
-    def key(self) -> str: ...
-
-    @property
-    def path(self) -> str: ...
-
-    @property
-    def missing(self) -> str: ...
-
-    @property
-    def downloadable(self) -> bool: ...
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 
 from jobs.control.facts import Asked, Blamed, Departure, Request, Shortage, StageFacts
 from jobs.control.faulty_nodes import without_faulty_nodes
@@ -62,13 +63,15 @@ def judge_stages(graph: Graph, observed: Observation, context: PassContext) -> d
     """Facts of every stage: what was read, and what follows from the ended attempts and jobs of those without a result."""
     facts = dict(observed.facts)
     never_began: dict[str, list[Departure]] = {}  # stages without any attempt -> jobs that ended before their worker began
+    last_start = cache(partial(_last_start, graph, observed))
     for key, records in observed.unfinished.items():
         cancelled, settling = key in context.cancelled, key in context.settling
         if records is NO_RECORDS and not cancelled and not settling:
             continue  # never started
         parents = [facts[parent] for parent in graph.nodes[key].upstream.values()]
         unstarted = failed_starts(parents, records.unstarted, context.since)
-        facts[key] = _judged(records, unstarted, context, cancelled=cancelled, settling=settling)
+        others = last_start(graph.nodes[key].stage) if len(unstarted) >= MAX_FAILED_STARTS else 0.0
+        facts[key] = _judged(records, unstarted, context, others, cancelled=cancelled, settling=settling)
         if unstarted and not facts[key].attempts:
             never_began[key] = unstarted
         if records.denied:
@@ -106,6 +109,7 @@ def decide(
     since: float,
     max_attempts: int,
     failed_starts: Sequence[Departure] = (),
+    last_start: float = 0.0,
     cancelled: bool = False,
 ) -> StageFacts:
     """Whether and how a stage without a result is retried, from its ended attempts, oldest first.
@@ -113,6 +117,7 @@ def decide(
     Attempts started before `since` (the last launch) do not count, except that a training that diverged would do so again. An attempt whose
     predicted request was not enough costs nothing, and a launch does not reset that: from then on the stage requests what is configured, as
     it does after `DOUBTFUL_FAILED_STARTS` failed starts. `failed_starts`: jobs since the last launch, see the function of this name.
+    `last_start`: when a worker last began a stage of the same name, seconds since the epoch; 0: not known; see `nodes_alone`.
     `cancelled`: by the user; an attempt ended by the user's scancel has the same effect.
     """
     diverged = next((each.error for each in reversed(attempts) if each.failure is FailureClass.divergence), "")
@@ -131,7 +136,7 @@ def decide(
     failure = last.failure if last else FailureClass.node if failed_starts else None
     return StageFacts(
         failures=sum(each.failure in COSTLY and not (each.failure is FailureClass.time_limit and each.progress) for each in charged),
-        stopped=_reason_to_stop(charged, counts, failed_starts, max_attempts),
+        stopped=_reason_to_stop(charged, counts, failed_starts, max_attempts, last_start),
         error=diverged or (last.error if last else _failed_start_error(failed_starts)),
         failure=FailureClass.divergence if diverged else failure,
         diverged=diverged,
@@ -209,6 +214,15 @@ def failed_starts(parents: Collection[StageFacts], unstarted: Sequence[Departure
     ]
 
 
+def nodes_alone(unstarted: Sequence[Departure], last_start: float) -> int:
+    """How many of these jobs ended before their worker began because of their node alone.
+
+    Slurm names the node, which the stage avoids from then on, and a worker of a stage of the same name, which requests the same resources,
+    has begun at `last_start` (seconds since the epoch), after the job was submitted.
+    """
+    return sum(bool(each.node or blames_node(each.state)) and each.submitted < last_start for each in unstarted)
+
+
 def shortage(asked: Asked | None, failure: FailureClass, error: str, *, killed: bool = False, state_known: bool = True) -> Shortage:
     """What an attempt that ended so lacked because less was requested than configured.
 
@@ -232,11 +246,28 @@ def requested_bytes(departure: Departure) -> int:
     return departure.asked.memory_mb << 20 if departure.asked and departure.asked.less_memory else 0
 
 
-def _judged(records: StageRecords, unstarted: Sequence[Departure], context: PassContext, *, cancelled: bool, settling: bool) -> StageFacts:
+def _last_start(graph: Graph, observed: Observation, stage: str) -> float:
+    """When a worker last began a stage of that name, in seconds since the epoch; 0: not known."""
+    named = [key for key, node in graph.nodes.items() if node.stage == stage]
+    finished = [fact.finished - fact.seconds for key in named if (fact := observed.facts.get(key)) and fact.done]
+    records = (observed.unfinished.get(key, NO_RECORDS) for key in named)
+    return max(finished + [attempt.claim.started for each in records for attempt in each.attempts if attempt.claim], default=0.0)
+
+
+def _judged(
+    records: StageRecords, unstarted: Sequence[Departure], context: PassContext, last_start: float, *, cancelled: bool, settling: bool
+) -> StageFacts:
     departures, attempts = records.departures, records.attempts
     ended = ended_attempts(attempts, departures, records.newest_checkpoint, context.experiment)
     cancelled = cancelled or any(_cancelled_by_owner(each, context.since) for each in departures)
-    facts = decide(ended, since=context.since, max_attempts=context.max_attempts, failed_starts=unstarted, cancelled=cancelled)
+    facts = decide(
+        ended,
+        since=context.since,
+        max_attempts=context.max_attempts,
+        failed_starts=unstarted,
+        last_start=last_start,
+        cancelled=cancelled,
+    )
     running = next((holder(attempt.claim) for attempt in attempts if attempt.alive and attempt.claim), "")
     last = next((each.job for each in reversed(departures) if not each.withdrawn or blames_node(each.state)), "") if settling else ""
     unsettled = sum(attempt.job == last for attempt in attempts) if last else 0  # reported once Slurm has given the end of the job
@@ -261,7 +292,7 @@ def _cancelled_by_owner(departure: Departure, since: float) -> bool:
 
 
 def _reason_to_stop(
-    recent: Sequence[EndedAttempt], counts: Counter[FailureClass], unstarted: Sequence[Departure], max_attempts: int
+    recent: Sequence[EndedAttempt], counts: Counter[FailureClass], unstarted: Sequence[Departure], max_attempts: int, last_start: float
 ) -> str:
     """Why the stage is not retried; "" if it is."""
     last = recent[-1] if recent else None
@@ -282,7 +313,7 @@ def _reason_to_stop(
         return f"{counted(stalled, 'attempt')} in a row were lost or interrupted without a newer checkpoint"
     if _storage_failures(recent) > STORAGE_RETRIES:
         return f"the file system failed under {counted(_storage_failures(recent), 'attempt')} without a newer checkpoint"
-    if len(unstarted) >= MAX_FAILED_STARTS:
+    if len(unstarted) - nodes_alone(unstarted, last_start) >= MAX_FAILED_STARTS or len(unstarted) >= max(MAX_FAILED_STARTS, max_attempts):
         return _failed_start_error(unstarted)
     fruitless = sum(not each.progress and each.failure is not FailureClass.storage for each in recent)
     return f"{counted(fruitless, 'attempt')} left no newer checkpoint (policy.max_attempts)" if fruitless >= max_attempts else ""

@@ -164,6 +164,7 @@ class Experiment:
 
     name: str = "???"  # of the experiment and of its folder in results/; default: the name of its file
     corpus: str = "???"  # a prepared corpus
+    registry: str = ""  # package.module:NAME of the stages and methods (docs/your-own-grid.md); default: those of speech, in ser_core
     methods: list[str] = field(default_factory=list)  # of the registry, or names in `variants`; default: all of the registry
     variants: dict[str, Variant] = field(default_factory=dict)  # methods with settings of their own, by name
     folds: list[str] = field(default_factory=list)  # empty: all of the corpus

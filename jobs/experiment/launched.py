@@ -33,6 +33,7 @@ class Corpus:
     digest: str
     folds: tuple[str, ...]
     folder: str  # absolute
+    caption: tuple[str, ...] = ()  # sentences that captions state of it
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,13 @@ def last_place(layout: Layout) -> tuple[Cluster, str] | None:
     stored = _RECORDS.read(layout.experiment_file)
     cluster = str(stored.config.get("cluster")) if stored else ""
     return (Cluster[cluster], str(stored.config.get("site"))) if stored and cluster in Cluster.__members__ else None
+
+
+def stored_registry(layout: Layout) -> str:
+    """The key `registry` of an experiment's or a sweep's last launch; "": the program's own registry, or nothing is recorded."""
+    config = (read_json(layout.experiment_file) or {}).get("config")
+    name = config.get("registry") if isinstance(config, Mapping) else None
+    return name if isinstance(name, str) else ""
 
 
 def last_launch(layout: Layout, registry: Registry, recipe_schema: type[Any]) -> LastLaunch | None:

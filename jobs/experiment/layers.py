@@ -84,6 +84,12 @@ def read_layers(file: Path, overrides: Sequence[str], configs: Path, default_sit
     return Layers(file, site_layer, Layer(str(file), layers[0]), Layer(TYPED, layers[1]), searched)
 
 
+def registry_name(file: Path, overrides: Sequence[str]) -> str:
+    """The registry that an experiment names, which decides the schema of its recipe; "" if it names none."""
+    layers = (read_yaml(file), _read_overrides(overrides))
+    return next((str(layer["registry"] or "") for layer in reversed(layers) if "registry" in layer), "")
+
+
 def preset_layer(schema: DictConfig, layers: Sequence[Layer], configs: Path) -> Layer | None:
     """The preset of the recipe that the last of the layers names, or the schema does; None for a recipe without presets."""
     from omegaconf import DictConfig, OmegaConf

@@ -32,6 +32,16 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class MetricColumn:
+    """A metric of results, beside the score of a run, that tables show."""
+
+    name: str  # in the metrics of a result
+    heading: str
+    decimals: int
+    meaning: str  # a sentence for captions
+
+
+@dataclass(frozen=True)
 class MethodRecipe:
     """The preset of a method's recipe, and each setting that departs from it as `KEY=VALUE`."""
 
@@ -41,6 +51,7 @@ class MethodRecipe:
     trained: tuple[str, ...] = ()  # what the method trains, by the recipe: `fine-tuning 15 epochs`
     unlike_published: tuple[str, ...] = ()  # settings that depart from the preset `REFERENCE`, as `departures`
     compared_within: tuple[str, ...] = ()  # `KEY=VALUE` not at its default: methods are compared by tests if they have the same
+    metrics: tuple[MetricColumn, ...] = ()  # that its results have beside the score
 
 
 def preset_file(configs: Path, name: str) -> Path:
@@ -56,8 +67,9 @@ def preset_file(configs: Path, name: str) -> Path:
 def method_recipes(recipes: Mapping[str, Any], configs: Path, variants: Mapping[str, str] | None = None) -> tuple[MethodRecipe, ...]:
     """Preset and departures of each recipe; empty without presets. `recipes`: by method, in the order of the tables.
 
-    `variants`: name of each variant -> its method. What is trained is the recipe's own method `trained`, if its schema has one. The
-    settings that two methods must have in common to be compared are those in the schema's class attribute `compared_within`.
+    `variants`: name of each variant -> its method. A schema may have methods of its own: `trained` states what is trained,
+    `further_metrics` returns objects with the attributes of `MetricColumn`. The settings that two methods must have in common to be
+    compared are those in its class attribute `compared_within`.
     """
     found = []
     reference = _preset_values(preset_file(configs, REFERENCE)) if (configs / FOLDER / f"{REFERENCE}.yaml").is_file() else None
@@ -68,7 +80,9 @@ def method_recipes(recipes: Mapping[str, Any], configs: Path, variants: Mapping[
         trained = recipe.trained((variants or {}).get(method, method)) if hasattr(recipe, "trained") else ()
         unlike = departures(recipe, reference) if reference is not None else ()
         own = departures(recipe, _preset_values(preset_file(configs, name)))
-        found.append(MethodRecipe(method, name, tuple(own), tuple(trained), tuple(unlike), _compared_within(recipe)))
+        columns = recipe.further_metrics() if hasattr(recipe, "further_metrics") else ()
+        metrics = tuple(MetricColumn(each.name, each.heading, each.decimals, each.meaning) for each in columns)
+        found.append(MethodRecipe(method, name, tuple(own), tuple(trained), tuple(unlike), _compared_within(recipe), metrics))
     return tuple(found)
 
 
@@ -112,10 +126,7 @@ def recipe_sentences(recipes: Sequence[MethodRecipe], labels: Mapping[str, str])
     if len(described) == 1:
         return (f"Recipe: preset {_described(recipes[0].preset, recipes[0].departures)}.",)
     shared = [each for each in recipes[0].departures if all(each in other.departures for other in recipes)]
-    own = [
-        f"{labels.get(each.method, each.method)}: preset {_described(each.preset, [key for key in each.departures if key not in shared])}"
-        for each in recipes
-    ]
+    own = _grouped(recipes, labels, lambda each: f"preset {_described(each.preset, [key for key in each.departures if key not in shared])}")
     common = (f"In all recipes: {', '.join(shared)}.",) if shared else ()
     return (f"Recipes: {'; '.join(own)}.", *common)
 
@@ -123,7 +134,7 @@ def recipe_sentences(recipes: Sequence[MethodRecipe], labels: Mapping[str, str])
 def training_sentences(recipes: Sequence[MethodRecipe], labels: Mapping[str, str]) -> tuple[str, ...]:
     """What captions say of the training: what was trained, and in what its preset differs from the code that made the published figures.
 
-    Settings that `recipe_sentences` names already are left out. Once if all methods have the same recipe, else for each method.
+    Settings that `recipe_sentences` names already are left out. Once if all recipes are the same, else by the methods that share one.
     """
 
     def of_the_preset(recipe: MethodRecipe) -> list[str]:
@@ -138,13 +149,21 @@ def training_sentences(recipes: Sequence[MethodRecipe], labels: Mapping[str, str
 def _for_each(
     what: str, recipes: Sequence[MethodRecipe], labels: Mapping[str, str], parts: Callable[[MethodRecipe], Sequence[str]], between: str
 ) -> tuple[str, ...]:
-    """`WHAT: ...` with the parts of all recipes, each once, or those of each recipe if the recipes differ; () without parts."""
+    """`WHAT: ...` with the parts of all recipes, each once, or those of the methods that share them if recipes differ; () without parts."""
     if not any(parts(each) for each in recipes):
         return ()
     if len({(each.preset, each.departures) for each in recipes}) == 1:
         return (f"{what}: {between.join(dict.fromkeys(part for each in recipes for part in parts(each)))}.",)
-    own = [f"{labels.get(each.method, each.method)} {between.join(parts(each)) or 'nothing'}" for each in recipes]
+    own = _grouped(recipes, labels, lambda each: between.join(parts(each)) or "nothing")
     return (f"{what}: {' | '.join(own)}.",)
+
+
+def _grouped(recipes: Sequence[MethodRecipe], labels: Mapping[str, str], text: Callable[[MethodRecipe], str]) -> list[str]:
+    """`METHOD, METHOD: TEXT` for each text, with the methods that have it; a text alone if all have the same."""
+    found: dict[str, list[str]] = {}
+    for each in recipes:
+        found.setdefault(text(each), []).append(labels.get(each.method, each.method))
+    return list(found) if len(found) == 1 else [f"{', '.join(names)}: {own}" for own, names in found.items()]
 
 
 def _described(preset: str, departing: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
 """The interface of a registry: what the job system must know of training stages, and nothing of what a stage computes.
 
-`launch.py` passes a registry to the planner and to the worker. The package that defines the stages implements these protocols without
-importing this module.
+An experiment names its registry (jobs.experiment.plugin), which the planner and the workers then use. The package that defines the stages
+implements these protocols, without importing this module if it is to be independent of the job system.
 """
 
 from __future__ import annotations
@@ -129,7 +129,9 @@ class Registry(Protocol):
 
         Returns JSON values: `metrics` (numbers), and for a run `confusion` (rows: true class), `classes`, and `diverged`: why the
         training does not count, or "". `arithmetic` (text values): what the hardware decides and tables name, such as `device` and
-        `precision`. If `should_stop` returned True, raises an exception with the attribute `interrupted = True` after writing a checkpoint.
+        `precision`. `warnings` (texts): about a result that counts all the same; `explain` and the report show them.
+
+        If `should_stop` returned True, raises an exception with the attribute `interrupted = True` after writing a checkpoint.
         """
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from jobs.report.drawing import colour, figure, legend, linear, named, panel, shape
 from jobs.report.material import Material
 from jobs.report.page import METRICS, RUNS, Cell, Figure, Row, Section, Table, View, number
-from jobs.statistics import ALPHA, Interval, crossed_mean, p_text, t_interval
+from jobs.statistics import ALPHA, Interval, crossed_mean, p_text, slot_means, t_interval
 from jobs.tables.display import Cell as PrintedCell
 from jobs.tables.display import Table as PrintedTable
 from jobs.tables.display import tables_of
 from jobs.tables.format import interval_text
 from jobs.tables.order import order_sentences
 from jobs.tables.plain import plain_tables
-from jobs.tables.summary import MethodSummary, all_by_slot, slot_means
+from jobs.tables.summary import MethodSummary, all_by_slot
 from jobs.text import counted
 
 ROW = 36  # height of each mean
@@ -40,7 +40,13 @@ def result_section(material: Material) -> Section:
     sentences.extend(order_sentences(summary, material.labels).values())
     sentences.extend(summary.arithmetic.warnings)
     parts.extend(
-        Table(plain.caption[0], plain.columns, tuple(Row(row) for rows in plain.blocks for row in rows), note=plain.caption[1:])
+        Table(
+            plain.caption[0],
+            plain.columns,
+            tuple(Row(row) for rows in plain.blocks for row in rows),
+            numbers=plain.texts,
+            note=plain.caption[1:],
+        )
         for plain in plain_tables(summary, material.published)
     )
     return Section("result", "What is the result?", tuple(sentences), tuple(parts))
@@ -50,7 +56,7 @@ def intervals_of(method: MethodSummary, runs: str) -> tuple[Interval | None, Int
     """The 95 % intervals of a mean over seeds, and over folds and seeds together; of all runs, a slot counts with the mean of its runs."""
     if runs == "kept":
         return method.interval, method.crossed.interval if method.crossed else None
-    by_fold = [all_by_slot(cell.runs) for cell in method.cells]
+    by_fold = [all_by_slot(cell.runs) for cell in method.planned]
     crossed = crossed_mean(by_fold)
     return t_interval(slot_means(by_fold)), crossed.interval if crossed else None
 
@@ -65,6 +71,8 @@ def _best_sentence(material: Material, corpus: str) -> list[str]:
     known = [(method.mean_ua, method) for method in material.methods(corpus) if method.mean_ua is not None]
     if not known:
         return [f"No run on {corpus} has a result yet."]
+    if len({method.folds for _, method in known}) > 1:
+        return [f"Methods on {corpus} were run on different folds, so their means are not compared."]
     ordered = [method for _, method in sorted(known, key=lambda each: -each[0])]
     first = ordered[0]
     sentence = f"Highest mean UA on {corpus}: {material.label(first.method)} with {number(first.mean_ua)} %"
@@ -131,9 +139,10 @@ def _printed(table: PrintedTable) -> Table:
     for index, block in enumerate(table.blocks):
         for row in block.rows:
             label = f"{row.label}, published" if index else row.label
-            rows.append(Row((label, *map(_cell, (*row.cells, row.mean)), row.n, row.dropped, _cell(row.every))))
-    columns = ("", *table.columns, "Mean", "n", "Dropped", "All runs")
-    return Table(table.caption[0], columns, tuple(rows), note=table.caption[1:])
+            trained = (row.trained,) if table.sized else ()
+            rows.append(Row((label, *map(_cell, (*row.cells, row.mean)), row.n, row.dropped, _cell(row.every), *trained)))
+    columns = ("", *table.columns, "Mean", "n", "Dropped", "All runs", *(("Trained",) if table.sized else ()))
+    return Table(table.caption[0], columns, tuple(rows), note=(*table.caption[1:], *table.details))
 
 
 def _cell(cell: PrintedCell) -> Cell:

@@ -183,6 +183,7 @@ class Chain:
             )
             return ChainState(Phase.running, text, present, next_link, problem)
         if next_link:
+            self._mend_record(next_link)
             after = f"{self._experiment.policy.poll_minutes:g} min"
             return ChainState(Phase.pending, f"controller: job {next_link} makes the next pass, in {after}", "", next_link, problem)
         write_record(self.layout, ControllerRecord(LinkState.broken, launched=launched_at(self.layout), problem=problem, message=problem))
@@ -207,6 +208,12 @@ class Chain:
         """The batch script of a link, from the templates of `source`. Writes nothing."""
         return render_script(self._link_job(1), self._experiment.slurm, self._source / "slurm_templates")
 
+    def _mend_record(self, next_link: str) -> None:
+        """Overwrite the record of a call that found no link and could submit none: now there is one."""
+        record, launched = read_record(self.layout), launched_at(self.layout)
+        if record is not None and record.state is LinkState.broken and record.launched == launched:
+            write_record(self.layout, ControllerRecord(LinkState.handed_over, launched=launched, successor=next_link))
+
     def _others(self, queue: Sequence[QueuedElement] | None) -> tuple[list[str], list[str]]:
         """Running and pending links except the calling one, oldest first."""
         found = queue if queue is not None else self._client.queue(name=self.name)
@@ -229,7 +236,7 @@ class Chain:
 
     @cached_property
     def _snapshot(self) -> Snapshot:
-        return take_snapshot(self._source, self.layout)
+        return take_snapshot(self._source, self.layout, self._experiment.registry)
 
     @property
     def _in_snapshot(self) -> bool:

@@ -14,7 +14,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any
 from jobs.errors import UsageError
 from jobs.store.disk_space import naming
 from jobs.store.layout import Layout, shared_path
+from jobs.store.module_files import module_files, top_level
 from jobs.store.records import Decoder, write_json
 
 SCHEMA = 1
@@ -51,6 +52,11 @@ class Snapshot:
     commit: str  # "" outside of git
     changed: tuple[str, ...]  # files that differ from the commit or are unknown to it
     left_out: tuple[str, ...]  # data, tracked or not, and what is untracked outside of `CODE`
+    elsewhere: Mapping[str, Path] = field(default_factory=dict)  # relative name -> file outside of the source folder
+
+    def file_of(self, name: str) -> Path:
+        """The file that is copied under a relative name."""
+        return self.elsewhere.get(name, self.source / name)
 
     @property
     def taken(self) -> bool:
@@ -72,23 +78,29 @@ class _Record:
 _RECORDS = Decoder(_Record, SCHEMA)
 
 
-def plan_snapshot(source: Path, layout: Layout) -> Snapshot:
-    """Find the code in `source` and its digest, without writing anything. UsageError if there is none."""
+def plan_snapshot(source: Path, layout: Layout, registry: str = "") -> Snapshot:
+    """Find the code in `source` and its digest, without writing anything. UsageError if there is none.
+
+    `registry`: the experiment's own, `package.module:NAME`. Its package is code too, also untracked or installed elsewhere.
+    """
     source = source.resolve()
     known = _known_snapshot(source, layout)
     if known is not None:
         return known
     in_git = _is_checkout(source)
-    tracked, untracked = _git_files(source) if in_git else (_walk(source), [])
+    package = top_level(registry)
+    code = (*CODE, package, f"{package}.py") if package else CODE
+    tracked, untracked = _git_files(source) if in_git else (_walk(source, code), [])
     present = [name for name in {*tracked, *untracked} if _is_code(name) and (source / name).is_file()]
     new = set(untracked)
-    names = sorted(name for name in present if not _is_data(source, name, tracked=name not in new))
+    elsewhere = module_files(package, source)
+    names = sorted(name for name in present if not _is_data(source, name, code, tracked=name not in new) and name not in elsewhere)
     if not names:
         raise UsageError(f"{source}: no code to run there (expected {', '.join(CODE)})")
-    files = _with_modes(source, names)
+    files = _with_modes(source, sorted((*names, *elsewhere)), elsewhere)
     commit = _git(source, "rev-parse", "HEAD", check=False).strip() if in_git else ""
     changed = _git(source, "diff", "--name-only", "--relative", "-z", "HEAD", check=False).split("\0") if commit else []
-    digest = _digest(source, files)
+    digest = _digest(source, files, elsewhere)
     return Snapshot(
         source=source,
         path=shared_path(layout.snapshots) / digest,
@@ -99,15 +111,16 @@ def plan_snapshot(source: Path, layout: Layout) -> Snapshot:
             sorted(name for name in {*changed, *new.intersection(names)} if name and _is_code(name) and not _has_data_name(name))
         ),
         left_out=tuple(sorted(set(present) - set(names))),
+        elsewhere=elsewhere,
     )
 
 
-def take_snapshot(source: Path, layout: Layout) -> Snapshot:
+def take_snapshot(source: Path, layout: Layout, registry: str = "") -> Snapshot:
     """Copy the code unless the same content was copied before.
 
     UsageError if files change while they are copied, or if the earlier copy was changed since.
     """
-    snapshot = plan_snapshot(source, layout)
+    snapshot = plan_snapshot(source, layout, registry)
     if snapshot.taken:
         whole = all((snapshot.path / name).is_file() for name in snapshot.files)
         if not whole or _digest(snapshot.path, _with_modes(snapshot.path, snapshot.files)) != snapshot.digest:
@@ -120,7 +133,7 @@ def take_snapshot(source: Path, layout: Layout) -> Snapshot:
             target = temporary / name
             with naming(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(snapshot.source / name, target)
+                shutil.copy(snapshot.file_of(name), target)
         if _digest(temporary, snapshot.files) != snapshot.digest:
             raise UsageError(f"{snapshot.source}: code changed while it was copied; launch again")
         (temporary / "dirty.diff").touch(mode=0o600)  # of files that may be readable by their user only
@@ -221,21 +234,24 @@ def _publish(temporary: Path, path: Path) -> None:
             raise
 
 
-def _with_modes(folder: Path, names: Iterable[str]) -> dict[str, int]:
-    """Name -> 1 if executable."""
-    return {name: int((folder / name).stat().st_mode & 0o111 != 0) for name in names}  # os.access: false on a noexec mount
+def _with_modes(folder: Path, names: Iterable[str], elsewhere: Mapping[str, Path] = {}) -> dict[str, int]:
+    """Name -> 1 if executable. `elsewhere`: name -> file of those that are not in the folder."""
+    return {
+        name: int(elsewhere.get(name, folder / name).stat().st_mode & 0o111 != 0) for name in names
+    }  # os.access: false on a noexec mount
 
 
-def _digest(folder: Path, files: Mapping[str, int]) -> str:
+def _digest(folder: Path, files: Mapping[str, int], elsewhere: Mapping[str, Path] = {}) -> str:
     whole = hashlib.sha256()
-    for name, content in _contents(folder, files).items():
+    for name, content in _contents(folder, files, elsewhere).items():
         whole.update(f"{len(name)}:{name}:{content}\n".encode(errors="surrogateescape"))
     return whole.hexdigest()[:DIGEST_LENGTH]
 
 
-def _contents(folder: Path, files: Mapping[str, int]) -> dict[str, str]:
+def _contents(folder: Path, files: Mapping[str, int], elsewhere: Mapping[str, Path] = {}) -> dict[str, str]:
     """Name -> `EXECUTABLE:SHA-256` of each file, sorted by name."""
-    return {name: f"{executable}:{hashlib.sha256((folder / name).read_bytes()).hexdigest()}" for name, executable in sorted(files.items())}
+    paths = {name: elsewhere.get(name, folder / name) for name in files}
+    return {name: f"{executable}:{hashlib.sha256(paths[name].read_bytes()).hexdigest()}" for name, executable in sorted(files.items())}
 
 
 def _is_code(name: str) -> bool:
@@ -245,8 +261,8 @@ def _is_code(name: str) -> bool:
     return not any(fnmatchcase(parts[-1], pattern) for pattern in SECRET)
 
 
-def _is_data(source: Path, name: str, *, tracked: bool) -> bool:
-    in_code = Path(name).parts[0] in CODE
+def _is_data(source: Path, name: str, code: Collection[str], *, tracked: bool) -> bool:
+    in_code = Path(name).parts[0] in code
     if not (tracked or in_code) or _has_data_name(name):
         return True
     return not (tracked and in_code) and (source / name).stat().st_size > LARGEST
@@ -256,9 +272,9 @@ def _has_data_name(name: str) -> bool:
     return any(fnmatchcase(Path(name).name.lower(), pattern) for pattern in DATA)
 
 
-def _walk(source: Path) -> list[str]:
+def _walk(source: Path, code: Iterable[str]) -> list[str]:
     found: list[str] = []
-    for name in CODE:
+    for name in code:
         top = source / name
         for path in [top] if top.is_file() else sorted(top.rglob("*")):
             if path.is_file():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from jobs.experiment.recipes import MethodRecipe
 from jobs.statistics import CrossedMean, Interval, PairedTest
 from jobs.tables.summary import VERDICT, CellSummary, Comparison, Entry, MethodSummary, Summary, verdict_values
 
@@ -21,10 +22,12 @@ def to_json(summary: Summary, published: object = None) -> dict[str, Any]:
         "measured": [each.to_json() for each in summary.measured],
         "outlier_rule": summary.outlier_rule,
         "unreplaced": summary.unreplaced.value,
-        "recipes": [asdict(recipe) for recipe in summary.recipes],
+        **({"further_metrics": [each.to_json() for each in summary.further]} if summary.further else {}),
+        "recipes": [_recipe_json(recipe) for recipe in summary.recipes],
         "code": summary.code.to_json(),
         "arithmetic": summary.arithmetic.to_json(),
         "published": published,
+        "corpus_captions": {corpus: list(sentences) for corpus, sentences in summary.corpus_captions.items()},
     }
 
 
@@ -38,6 +41,13 @@ def picked(value: object, *names: str) -> dict[str, Any]:
     return {name: getattr(value, name) for name in names}
 
 
+def _recipe_json(recipe: MethodRecipe) -> dict[str, Any]:
+    found = asdict(recipe)
+    if not recipe.metrics:
+        del found["metrics"]
+    return found
+
+
 def _method_json(method: MethodSummary) -> dict[str, Any]:
     return {
         **picked(method, "method", "corpus", "mean_ua", "sd_ua", "mean_ua_all_runs", "n", "dropped", "rerun", "unresolved"),
@@ -47,6 +57,7 @@ def _method_json(method: MethodSummary) -> dict[str, Any]:
         "over_folds_and_seeds": None if method.crossed is None else _method_crossed_json(method.crossed),
         "outliers": {"dropped": method.outliers.runs, "rerun": method.outliers.rerun},
         "diverged": {"dropped": method.diverged.runs, "rerun": method.diverged.rerun},
+        "size": None if method.size is None else method.size.to_json(),
     }
 
 

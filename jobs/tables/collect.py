@@ -21,6 +21,7 @@ from jobs.tables.confusion import write_confusions
 from jobs.tables.display import render_csv, render_markdown, render_measured_csv, render_methods_csv
 from jobs.tables.entries import entries_of
 from jobs.tables.from_csv import Judged, judge_runs, read_runs
+from jobs.tables.further import further_of, metrics_of, render_metrics_csv
 from jobs.tables.joined import write_joined
 from jobs.tables.latex import PLAIN, Style, document, fragments
 from jobs.tables.measured import measured_of
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 FORMATS = {"latex": "tables.tex", "markdown": "table.md", "csv": "runs.csv", "json": "summary.json"}
 METHODS_CSV = "methods.csv"  # beside `runs.csv`
 MEASURED_CSV = "measured.csv"  # beside `runs.csv`, if corpora were measured
-_FRAGMENT = re.compile(r"table\d*(?:-differences)?\.tex")
+METRICS_CSV = "metrics.csv"  # beside `runs.csv`, if runs have further metrics
+_FRAGMENT = re.compile(r"table\d*(?:-differences|-details)?\.tex")
 
 
 @dataclass(frozen=True)
@@ -83,12 +85,24 @@ def summary_of(
     judgements: Judgements | None = None,
     recipes: Sequence[MethodRecipe] = (),
     unreplaced: Unreplaced = Unreplaced.keep,
+    corpus_caption: Sequence[str] = (),
 ) -> Summary:
-    """The numbers of an experiment. `results`, `states` and `judgements` as for `entries_of`; the others as for `summarise`."""
+    """The numbers of an experiment. `results`, `states` and `judgements` as for `entries_of`; the others as for `summarise`.
+
+    `corpus_caption`: sentences that captions state of the corpus.
+    """
     entries = entries_of(graph, results, states, judgements)
     code = code_facts(results[key] for key in graph.nodes if key in results)
-    found = summarise(entries, experiment=experiment, outlier_rule=outlier_rule, unreplaced=unreplaced, code=code, recipes=recipes)
-    return replace(found, arithmetic=arithmetic_of(graph, results), measured=measured_of(graph, results, states))
+    found = summarise(
+        entries, experiment=experiment, planned=True, outlier_rule=outlier_rule, unreplaced=unreplaced, code=code, recipes=recipes
+    )
+    return replace(
+        found,
+        arithmetic=arithmetic_of(graph, results),
+        measured=measured_of(graph, results, states),
+        further=further_of(found, metrics_of(graph, results)),
+        corpus_captions={graph.corpus: tuple(corpus_caption)} if corpus_caption else {},
+    )
 
 
 def collect(
@@ -104,6 +118,7 @@ def collect(
     judgements: Judgements | None = None,
     recipes: Sequence[MethodRecipe] = (),
     unreplaced: Unreplaced = Unreplaced.keep,
+    corpus_caption: Sequence[str] = (),
     style: Style = PLAIN,
     force: bool = False,
 ) -> CollectReport:
@@ -111,13 +126,13 @@ def collect(
 
     `results` and `states` are as for `jobs.tables.entries.entries_of`; `formats` are keys of `FORMATS`; `outlier_rule` describes the
     rule that was applied, as `jobs.control.outliers.rule_in_words` does; `judgements` are its verdicts, and `unreplaced` is what becomes
-    of the outliers that no run replaces; `recipes` are named in the captions. Formats that the folder has already are written too, and
-    matrices of other runs are removed, so that all files have the same runs. An incomplete experiment is written too and marked as such,
-    but does not replace complete tables of more runs without `force`. Raises UsageError for results without usable scores and for an
-    unknown format.
+    of the outliers that no run replaces; `recipes` and `corpus_caption` are stated in the captions. Formats that the folder has already
+    are written too, and matrices of other runs are removed, so that all files have the same runs. An incomplete experiment is written
+    too and marked as such, but does not replace complete tables of more runs without `force`. Raises UsageError for results without
+    usable scores and for an unknown format.
     """
     check_formats(formats)
-    summary = summary_of(layout.experiment, graph, results, states, outlier_rule, judgements, recipes, unreplaced)
+    summary = summary_of(layout.experiment, graph, results, states, outlier_rule, judgements, recipes, unreplaced, corpus_caption)
     folder = layout.tables if out is None else out
     kept = "" if force else reason_to_keep(_EARLIER.read(folder / FORMATS["json"]), summary)
     if kept:
@@ -129,7 +144,9 @@ def collect(
     confusion = (layout.folder if out is None else out) / "confusion"
     paths.extend(write_confusions(confusion, graph, results, published.labels))
     joined, gaps = (
-        write_joined(folder, layout, graph, results, (*FORMATS.values(), METHODS_CSV, MEASURED_CSV)) if "csv" in formats else ([], [])
+        write_joined(folder, layout, graph, results, (*FORMATS.values(), METHODS_CSV, MEASURED_CSV, METRICS_CSV))
+        if "csv" in formats
+        else ([], [])
     )
     return CollectReport((*paths, *joined), summary.complete, summary, gaps=tuple(gaps))
 
@@ -177,7 +194,7 @@ def reason_to_keep(earlier: Earlier | None, summary: Summary) -> str:
     if summary.complete or earlier is None or not earlier.complete:
         return ""
     before = sum(method.n for method in earlier.methods) + sum(each.metrics is not None for each in earlier.measured)
-    now = sum(method.n for method in summary.methods) + sum(each.metrics is not None for each in summary.measured)
+    now = summary.finished
     return f"complete tables of {counted(before, 'run')} are not overwritten with incomplete ones of {now}" if now < before else ""
 
 
@@ -256,6 +273,8 @@ def _write_tables(folder: Path, summary: Summary, published: Published, formats:
             write(METHODS_CSV, render_methods_csv(summary))
             if summary.measured:
                 write(MEASURED_CSV, render_measured_csv(summary))
+            if summary.further:
+                write(METRICS_CSV, render_metrics_csv(summary))
     return paths
 
 

@@ -18,6 +18,7 @@ from jobs.tables.format import DASH, code_sentence, csv_text, interval_text, ren
 from jobs.tables.order import order_sentences
 from jobs.tables.plain import PlainTable, plain_tables
 from jobs.tables.published import Published, position
+from jobs.tables.sizes import differ, size_sentences
 from jobs.tables.summary import VERDICT, Comparison, Dropped, MethodSummary, Summary, Unreplaced, verdict_values
 from jobs.text import counted
 
@@ -31,6 +32,7 @@ CSV_COLUMNS = ("corpus", "method", "fold", "slot", "seed", "ua", "wa", "macro_f1
 METHOD_COLUMNS = (
     *("corpus", "method", "mean_ua", "sd_ua", "mean_ua_all_runs", "sd_ua_all_runs", "n"),
     *("outliers", "outliers_rerun", "diverged", "diverged_rerun", "unresolved", "complete", "outlier_rule"),
+    *("trained_parameters", "parameters"),
 )
 MEASURED_COLUMNS = ("corpus", "method", "metric", "value")
 CAPTION_PACKAGES = ("python", "torch", "transformers", "scikit-learn", "numpy")
@@ -42,6 +44,10 @@ DIFFERENCES_CAPTION = (
     "detectable: the smallest difference that this test finds with probability 0.8 at this number of folds and seeds.",
     "p-values are two-sided; Holm: corrected for the number of comparisons in the table; – if there are too few data.",
 )
+
+
+OVER_FOLDS = "The 95 % interval over folds and seeds is for new folds too (mixed model, fold and seed as random effects)."
+ONE_FOLD = "One fold is held out: there is no interval over folds, and every ± and interval is over seeds only."
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ class Row:
     n: str = ""  # runs a cell
     dropped: str = ""
     every: Cell = Cell("")  # mean and sd over all runs, dropped ones included
+    trained: str = ""  # trained parameters and their share
 
 
 @dataclass(frozen=True)
@@ -86,8 +93,10 @@ class Table:
     blocks: tuple[Block, ...]
     differences: tuple[tuple[str, ...], ...]  # the cells of a row for each comparison of methods
     caption: tuple[str, ...]  # sentences
+    details: tuple[str, ...]  # more sentences: what the runs were computed with
     outliers: tuple[str, ...]  # sentences of the caption on dropped runs
     differences_caption: tuple[str, ...]
+    sized: bool = False  # whether methods train different numbers of parameters, which are a column then
 
 
 def tables_of(summary: Summary, published: Published) -> tuple[Table, ...]:
@@ -115,12 +124,13 @@ def render_csv(summary: Summary) -> str:
 
 
 def render_methods_csv(summary: Summary) -> str:
-    """One row per method, columns `METHOD_COLUMNS`: means over accepted and over all runs, dropped runs, and the outlier rule."""
+    """One row per method, columns `METHOD_COLUMNS`: means over accepted and over all runs, dropped runs, outlier rule, parameters."""
     rows = []
     for method in summary.methods:
         numbers = (method.mean_ua, method.sd_ua, method.mean_ua_all_runs, method.sd_ua_all_runs, method.n)
         counts = (*astuple(method.outliers), *astuple(method.diverged), method.unresolved)
-        rows.append((method.corpus, method.method, *numbers, *counts, _flag(method.complete), summary.outlier_rule))
+        size = (None, None) if method.size is None else astuple(method.size)
+        rows.append((method.corpus, method.method, *numbers, *counts, _flag(method.complete), summary.outlier_rule, *size))
     return csv_text(METHOD_COLUMNS, rows)
 
 
@@ -145,11 +155,15 @@ def terminal_tables(summary: Summary, published: Published) -> tuple[RichTable, 
         shown = RichTable(title=Text(f"{summary.experiment}: {table.title}"), box=SIMPLE_HEAD, pad_edge=False, title_justify="left")
         shown.caption = Text(table.blocks[1].title) if len(table.blocks) > 1 else None
         rows = [
-            (index, (f"{row.label}, published" if index else row.label, *map(_plain_cell, (*row.cells, row.mean)), *_runs_of(row)), row)
+            (
+                index,
+                (f"{row.label}, published" if index else row.label, *map(_plain_cell, (*row.cells, row.mean)), *_runs_of(row, table)),
+                row,
+            )
             for index, block in enumerate(table.blocks)
             for row in block.rows
         ]
-        headings = ("", *table.columns, "Mean", "n", "Dropped", "All runs")
+        headings = ("", *table.columns, "Mean", "n", "Dropped", "All runs", *(("Trained",) if table.sized else ()))
         for place, heading in enumerate(headings):
             # A narrow terminal breaks cells between words; a number is never cut.
             words = [word for text in (heading, *(texts[place] for _, texts, _ in rows)) for word in text.split()]
@@ -164,8 +178,8 @@ def terminal_tables(summary: Summary, published: Published) -> tuple[RichTable, 
     return tuple(found)
 
 
-def _runs_of(row: Row) -> tuple[str, str, str]:
-    return row.n, row.dropped, _plain_cell(row.every)
+def _runs_of(row: Row, table: Table) -> tuple[str, ...]:
+    return row.n, row.dropped, _plain_cell(row.every), *((row.trained,) if table.sized else ())
 
 
 def print_tables(summary: Summary, published: Published, console: Console | None = None) -> None:
@@ -194,7 +208,7 @@ def _plain_rich(table: PlainTable) -> RichTable:
 
     shown = RichTable(title=Text(table.caption[0]), box=SIMPLE_HEAD, pad_edge=False, title_justify="left")
     for place, column in enumerate(table.columns):
-        shown.add_column(Text(column), justify="right" if place else "left")
+        shown.add_column(Text(column), justify="left" if place < table.texts else "right")
     for rows in table.blocks:
         for row in rows:
             shown.add_row(*map(Text, row))
@@ -231,8 +245,10 @@ def _table(summary: Summary, published: Published, corpus: str) -> Table:
         blocks=tuple(blocks),
         differences=differences,
         caption=(f"{title}.", *_caption(summary, methods, published, folds)),
+        details=_details(summary, published),
         outliers=_dropping_sentences(summary, methods, published),
-        differences_caption=(*DIFFERENCES_CAPTION, *comparison_sentences(summary.recipes)),
+        differences_caption=(*_differences_caption(folds), *comparison_sentences(summary.recipes)),
+        sized=differ(method.size for method in methods),
     )
 
 
@@ -240,11 +256,13 @@ def _measured(method: MethodSummary, published: Published) -> Row:
     cells = [_cell(cell.mean_ua, cell.sd_ua, "" if cell.complete else f"{cell.n}/{cell.slots}") for cell in method.cells]
     wanted = sum(cell.slots for cell in method.cells)
     mean = replace(_cell(method.mean_ua, method.sd_ua, "" if method.complete else f"{method.n}/{wanted}"), unresolved=method.unresolved > 0)
-    counts = {cell.n for cell in method.cells}
+    counts = {cell.n for cell in method.planned}
     n = str(min(counts)) if len(counts) == 1 else f"{min(counts)}–{max(counts)}"
     every = _cell(method.mean_ua_all_runs, method.sd_ua_all_runs)
     both = interval_text(method.crossed.interval if method.crossed else None)
-    return Row(_label(method, published), tuple(cells), mean, interval_text(method.interval), both, n, str(method.dropped), every)
+    trained = method.size.text if method.size else DASH
+    seeds = interval_text(method.interval)
+    return Row(_label(method, published), tuple(cells), mean, seeds, both, n, str(method.dropped), every, trained)
 
 
 def _cell(mean: float | None, sd: float | None, note: str = "") -> Cell:
@@ -254,7 +272,8 @@ def _cell(mean: float | None, sd: float | None, note: str = "") -> Cell:
 def _best(rows: Sequence[Row], competing: int) -> tuple[Row, ...]:
     """Rows with the best of every column marked among the first `competing`; nothing is marked if there is only one."""
     contenders = rows[:competing]
-    columns = [*zip(*(row.cells for row in contenders), strict=True), tuple(row.mean for row in contenders)]
+    alike = len({tuple(_absent(cell) for cell in row.cells) for row in contenders}) == 1  # their means are over the same folds
+    columns = [*zip(*(row.cells for row in contenders), strict=True), tuple(row.mean for row in contenders if alike)]
     tops = [_top(column) for column in columns]
     marked = [
         replace(row, cells=tuple(_mark(cell, top) for cell, top in zip(row.cells, tops, strict=False)), mean=_mark(row.mean, tops[-1]))
@@ -264,9 +283,15 @@ def _best(rows: Sequence[Row], competing: int) -> tuple[Row, ...]:
 
 
 def _top(column: Sequence[Cell]) -> str | None:
-    if len(column) < 2 or any(cell.note or cell.mean == DASH for cell in column):
+    present = [cell for cell in column if not _absent(cell)]
+    if len(present) < 2 or any(cell.note for cell in present):
         return None
-    return max((cell.mean for cell in column), key=Decimal)
+    return max((cell.mean for cell in present), key=Decimal)
+
+
+def _absent(cell: Cell) -> bool:
+    """Whether there is no such cell, rather than one whose runs are missing."""
+    return cell.mean == DASH and not cell.note
 
 
 def _mark(cell: Cell, top: str | None) -> Cell:
@@ -292,22 +317,27 @@ def _plain_cell(cell: Cell) -> str:
 
 
 def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Published, folds: Sequence[str]) -> tuple[str, ...]:
-    counts = sorted({cell.n for method in methods for cell in method.cells})
+    counts = sorted({cell.n for method in methods for cell in method.planned})
     n = f"n = {counted(counts[0], 'run')}" if len(counts) == 1 else f"n = {counts[0]} to {counted(counts[-1], 'run')}"
     sentences = [
         f"Cells: mean ± sample standard deviation over seeds, {n} a cell.",
         "Seeds differ in fine-tuning only; upstream stages are computed once per fold.",
         "Mean: mean of the cell means; its ± and the 95 % interval over seeds (Student's t) are over slots, of the mean over folds: "
         "they describe the variation between seeds, not between speakers.",
-        "The 95 % interval over folds and seeds is for new folds too (mixed model, fold and seed as random effects).",
+        OVER_FOLDS if len(folds) > 1 else ONE_FOLD,
         "n: runs a cell in the means; dropped: runs that are not; all runs: mean and ± with the dropped runs.",
     ]
     if any(not method.complete for method in methods):
         sentences.append("† Incomplete: finished / expected runs; such a column has no best, and a mean is over the folds with runs.")
+    shorter = [method for method in methods if len(method.folds) < len(folds)]
+    if shorter:
+        named = ", ".join(f"{_label(method, published)} {len(method.folds)} of {len(folds)}" for method in shorter)
+        sentences.append(f"{DASH}: no such runs in this experiment; a mean is over the folds that a method has ({named}).")
     sentences.append(BOLD)
     sentences.append(f"Outlier rule: {summary.outlier_rule if _judged(summary) else 'none in force'}.")
     sentences.extend(_dropping_sentences(summary, methods, published))
     sentences.extend(sentence for corpus, sentence in order_sentences(summary, published.labels).items() if corpus == methods[0].corpus)
+    sentences.extend(summary.corpus_captions.get(methods[0].corpus, ()))
     shares = [(_label(method, published), method.crossed.shares) for method in methods if method.crossed and method.crossed.shares]
     if shares:
         each = ", ".join(f"{label} {' / '.join(round_half_up(100 * share, 0) for share in astuple(found))} %" for label, found in shares)
@@ -315,17 +345,24 @@ def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Publ
     if published.rows:
         sentences.append(f"Published figures: {published.source}.")
         sentences.extend(_beside_published(methods, published, folds))
-        if set(published.columns) != set(folds):
+        sentences.extend(published.notes)
+        if published.columns and set(published.columns) != set(folds):
             sentences.append(
                 f"The published means are over all {counted(len(published.columns), 'fold')} of the paper, ours over {len(folds)}."
             )
-    sentences.extend(recipe_sentences(summary.recipes, published.labels))
-    sentences.extend(training_sentences(summary.recipes, published.labels))
-    if summary.code.weights:
-        sentences.append(f"Initial weights: {'; '.join(summary.code.weights)}.")
-    sentences.extend(summary.arithmetic.sentences)
-    sentences.append(code_sentence(f"Experiment {summary.experiment}", summary.code, CAPTION_PACKAGES))
+    sentences.extend(size_sentences(method.size for method in methods))
     return tuple(sentences)
+
+
+def _details(summary: Summary, published: Published) -> tuple[str, ...]:
+    """Settings, initial weights, device, code and packages of the runs."""
+    return (
+        *recipe_sentences(summary.recipes, published.labels),
+        *training_sentences(summary.recipes, published.labels),
+        *((f"Initial weights: {'; '.join(summary.code.weights)}.",) if summary.code.weights else ()),
+        *summary.arithmetic.sentences,
+        code_sentence(f"Experiment {summary.experiment}", summary.code, CAPTION_PACKAGES),
+    )
 
 
 def _beside_published(methods: Sequence[MethodSummary], published: Published, folds: Sequence[str]) -> tuple[str, ...]:
@@ -336,10 +373,17 @@ def _beside_published(methods: Sequence[MethodSummary], published: Published, fo
     places = [
         f"{_label(method, published)} {position(means[method.method], method.interval)}"
         for method in methods
-        if method.method in means and method.interval
+        if method.method in means and method.interval and len(method.folds) == len(folds)
     ]
     what = "The published mean lies inside, below or above our 95 % interval over seeds (no test: it has no spread)"
     return (f"{what}: {', '.join(places)}.",) if places else ()
+
+
+def _differences_caption(folds: Sequence[str]) -> tuple[str, ...]:
+    if len(folds) > 1:
+        return DIFFERENCES_CAPTION
+    pairs, paired, _, corrected = DIFFERENCES_CAPTION
+    return (pairs, paired, "One fold is held out: there is no interval and no test over folds and seeds.", corrected)
 
 
 def _judged(summary: Summary) -> bool:

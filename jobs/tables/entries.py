@@ -11,6 +11,7 @@ from jobs.experiment.graph import Graph, Run
 from jobs.statistics import percent
 from jobs.store.records import Result
 from jobs.store.scores import confusion_of
+from jobs.tables.sizes import size_of
 from jobs.tables.summary import Entry, Scores, Status
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def _entry(corpus: str, run: Run, result: Result | None, finished: Status, missi
         if result is None or not result.diverged:  # a diverged run may have no scores
             raise
     status = missing if result is None else Status.diverged if result.diverged else finished
-    return Entry(corpus, run.method, run.fold, run.slot, run.seed, scores, status)
+    size = None if result is None else size_of(result.metrics)
+    return Entry(corpus, run.method, run.fold, run.slot, run.seed, scores, status, size=size)
 
 
 def _scores(run: Run, result: Result) -> Scores:

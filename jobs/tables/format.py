@@ -8,14 +8,17 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.statistics import Interval, round_half_up
-from jobs.tables.summary import CodeFacts
 from jobs.text import one_line
+
+if TYPE_CHECKING:
+    from jobs.tables.summary import CodeFacts
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # first characters of a cell that spreadsheets execute
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
+_PRINTED = re.compile(r"([+−]?\d+(?:\.\d+)?)")  # a number of a table's cell
 # Commands are those of OT1 and the math fonts, which every LaTeX has; braces keep them apart from what follows.
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -83,9 +86,9 @@ def signed(value: float) -> str:
     return negative(text if text.startswith("-") or not float(text) else f"+{text}")
 
 
-def interval_text(interval: Interval | None) -> str:
+def interval_text(interval: Interval | None, digits: int = 1) -> str:
     """`1.0 to 2.0`, a dash where there is none."""
-    return DASH if interval is None else negative(f"{round_half_up(interval.low)} to {round_half_up(interval.high)}")
+    return DASH if interval is None else negative(f"{round_half_up(interval.low, digits)} to {round_half_up(interval.high, digits)}")
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -144,7 +147,18 @@ def rendered(template: Path, **values: Any) -> str:
 
 def latex(text: str) -> str:
     """LaTeX source that prints `text` on one line; what its fonts lack is printed as its code point."""
-    return _LIGATURE.sub("{}", "".join(map(_latex_character, _printable(text))))
+    return _escaped(_printable(text))
+
+
+def siunitx(text: str, options: str = "") -> str:
+    """As `latex`, with each number as the argument of a `\\num` of the package siunitx. `options`: of each `\\num`."""
+    parts = _PRINTED.split(_printable(text))  # text and numbers in turn
+    return "".join(_num(part, options) if place % 2 else _escaped(part) for place, part in enumerate(parts))
+
+
+def _num(number: str, options: str) -> str:
+    given = ",".join(filter(None, [options, "retain-explicit-plus" if number.startswith("+") else ""]))
+    return rf"\num{f'[{given}]' if given else ''}{{{number.replace('−', '-')}}}"
 
 
 def markdown(text: str) -> str:
@@ -155,6 +169,10 @@ def markdown(text: str) -> str:
 def _printable(text: str) -> str:
     """White space of any kind becomes one space, other control characters and lone surrogates become U+FFFD."""
     return "".join("\ufffd" if unicodedata.category(character) in ("Cc", "Cs") else character for character in one_line(text))
+
+
+def _escaped(text: str) -> str:
+    return _LIGATURE.sub("{}", "".join(map(_latex_character, text)))
 
 
 def _latex_character(character: str) -> str:

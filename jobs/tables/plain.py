@@ -1,4 +1,4 @@
-"""Tables of an experiment beside the one of methods and folds: methods by settings, prior work, and measured corpora. Pure.
+"""Tables of an experiment beside the one of methods and folds: methods by settings, prior work, further metrics, measured corpora. Pure.
 
 An entry of `configs/published.yaml` asks for them; measured corpora have a table without one too. `settings` puts methods of the
 experiment, each with settings of its own, into the cells of a table of methods and columns, with one row of ratios. `prior_work` lists
@@ -7,16 +7,19 @@ published results, ours among them. `measured` chooses the metrics of measured c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
-from jobs.statistics import round_half_up
-from jobs.tables.format import DASH, code_sentence, interval_text
+from jobs.experiment.recipes import MetricColumn
+from jobs.statistics import Interval, interval_about, round_half_up
+from jobs.tables.as_json import interval_json
+from jobs.tables.format import DASH, code_sentence, interval_text, negative, signed
 from jobs.tables.measured import Measured
+from jobs.tables.metrics import FurtherMetric
 from jobs.tables.published import MeasuredColumn, MeasuredTable, Published, Ratio, SettingsTable, position
-from jobs.tables.summary import MethodSummary, Summary
+from jobs.tables.ratio import GainRatio, gain_ratio, ratio
+from jobs.tables.summary import MethodSummary, Summary, by_pair
 
 
 @dataclass(frozen=True)
@@ -27,32 +30,35 @@ class PlainTable:
     caption: tuple[str, ...]  # sentences
     columns: tuple[str, ...]
     blocks: tuple[tuple[tuple[str, ...], ...], ...]  # rows, in groups that a line divides
+    texts: int = 1  # how many of the first columns are text; the others are numbers
 
 
 def plain_tables(summary: Summary, published: Published) -> tuple[PlainTable, ...]:
-    """The tables that the published entry asks for, and that of measured corpora."""
-    tables = (_by_settings(summary, published), _prior_work(summary, published), _measured(summary, published))
+    """The tables that the published entry asks for, and those of further metrics and of measured corpora."""
+    tables = (
+        _by_settings(summary, published),
+        _prior_work(summary, published),
+        _further(summary, published),
+        _measured(summary, published),
+    )
     return tuple(table for table in tables if table is not None)
 
 
-def ratio(base: float | None, of: float | None, to: float | None) -> float | None:
-    """Gain of `of` over `base` in percent of the gain of `to`, exact in decimal; None where one is not known or `to` has no gain."""
-    if base is None or of is None or to is None:
-        return None
-    exact = [Fraction(repr(float(value))) for value in (base, of, to)]
-    gain = exact[2] - exact[0]
-    return float(100 * (exact[1] - exact[0]) / gain) if gain > 0 else None
-
-
 def settings_json(summary: Summary, published: Published) -> dict[str, Any] | None:
-    """Means and ratios by setting, not rounded; None if the entry does not ask for them."""
+    """Means, ratios and the intervals of ratio and denominator by setting, not rounded; None if the entry does not ask for them."""
     wanted = published.settings
     if wanted is None:
         return None
-    means = _means(summary)
+    means = {method.method: method.mean_ua for method in summary.methods}
     rows = {row.label: [means.get(method) for method in row.methods] for row in wanted.rows}
-    ratios = None if wanted.ratio is None else _ratios(wanted.ratio, rows)
-    return {"columns": list(wanted.columns), "mean_ua": rows, "ratio": ratios}
+    ratios = _ratios(wanted, {method.method: method for method in summary.methods})
+    return {
+        "columns": list(wanted.columns),
+        "mean_ua": rows,
+        "ratio": None if wanted.ratio is None else [each and each.percent for each in ratios],
+        "ratio_interval_95": [each and interval_json(each.interval) for each in ratios],
+        "denominator_interval_95": [each and interval_json(each.gain_interval) for each in ratios],
+    }
 
 
 def _by_settings(summary: Summary, published: Published) -> PlainTable | None:
@@ -60,23 +66,30 @@ def _by_settings(summary: Summary, published: Published) -> PlainTable | None:
     if wanted is None:
         return None
     found = {method.method: method for method in summary.methods}
-    ours = [(row.label, *(_cell(found.get(method)) for method in row.methods)) for row in wanted.rows]
+    placed = {row.label: [found.get(method) for method in row.methods] for row in wanted.rows}
+    counts = {method.n for methods in placed.values() for method in methods if method is not None and method.complete}
+    n = f"n = {counts.pop()}" if len(counts) == 1 else "n"  # in the caption, else in each cell
+    ours = [(label, *(_cell(method, stated=n != "n") for method in methods)) for label, methods in placed.items()]
     theirs = [(f"{row.label}, published", *(_number(value) for value in row.ua)) for row in wanted.rows if row.ua]
     sentences = [
-        f"{wanted.title}: mean ± sd over slots, n runs of each cell.",
+        f"{wanted.title}: mean ± sd over slots; runs of each cell: {n}.",
         "All stages of a run train on the same part of the training utterances; smaller parts are parts of larger ones.",
-        "Dropped runs, and mean and sd over all runs, are in the table of methods.",
+        *_with_dropped(
+            [
+                (f"{row.label} {column}", found.get(name))
+                for row in wanted.rows
+                for column, name in zip(wanted.columns, row.methods, strict=True)
+            ]
+        ),
+        *_marks([method for methods in placed.values() for method in methods]),
     ]
     if wanted.ratio is not None:
-        means = _means(summary)
-        values = _ratios(wanted.ratio, {row.label: [means.get(method) for method in row.methods] for row in wanted.rows})
-        ours.append((wanted.ratio.label, *map(_percent, values)))
-        of, to, base = wanted.ratio.of, wanted.ratio.to, wanted.ratio.base
-        what = f"gain of {of} over {base} in percent of the gain of {to}, from unrounded means; – where {to} has no gain"
-        sentences.append(f"{wanted.ratio.label}: {what}.")
-        published_ua = {row.label: list(row.ua) for row in wanted.rows}
+        ratios = _ratios(wanted, found)
+        ours.append((wanted.ratio.label, *map(_ratio_cell, ratios)))
+        sentences.extend(_ratio_sentences(wanted.ratio, wanted.columns, ratios))
         if theirs:
-            theirs.append((f"{wanted.ratio.label}, published", *map(_percent, _ratios(wanted.ratio, published_ua))))
+            theirs.append((f"{wanted.ratio.label}, published", *map(_percent, _published_ratios(wanted, wanted.ratio))))
+            sentences.append("Published ratios are of the published means, which have no spread.")
     if theirs:
         sentences.append(f"Published figures: {published.source}.")
         sentences.extend(_beside_published(wanted, found))
@@ -94,6 +107,13 @@ def _beside_published(wanted: SettingsTable, found: Mapping[str, MethodSummary])
             if method in found and (interval := found[method].interval) is not None
         ]
         places.extend([f"{row.label} {', '.join(own)}"] if own else [])
+    if wanted.ratio is not None:
+        own = [
+            f"{column} {position(value, each.interval)}"
+            for column, value, each in zip(wanted.columns, _published_ratios(wanted, wanted.ratio), _ratios(wanted, found), strict=True)
+            if value is not None and each is not None and each.interval is not None
+        ]
+        places.extend([f"{wanted.ratio.label} {', '.join(own)}"] if own else [])
     what = "A published figure lies inside, below or above our 95 % interval over seeds (no test: it has no spread)"
     return (f"{what}: {'; '.join(places)}.",) if places else ()
 
@@ -109,9 +129,38 @@ def _prior_work(summary: Summary, published: Published) -> PlainTable | None:
     caption = (
         "Unweighted accuracy (UA, %) beside prior work; the interval is that over folds and seeds.",
         "Prior work was tested on folds and splits of its own, and states no spread: the rows are no paired comparison.",
+        *_with_dropped([(_label(method, published), method) for method in summary.methods]),
         f"Published figures: as given by {published.source}.",
     )
-    return PlainTable("prior-work", caption, ("", "Features", "UA", "95 % interval"), (tuple(rows), tuple(ours)))
+    return PlainTable("prior-work", caption, ("", "Features", "UA", "95 % interval"), (tuple(rows), tuple(ours)), texts=2)
+
+
+def _further(summary: Summary, published: Published) -> PlainTable | None:
+    """A row per method that has metrics beside its score, and a column per metric."""
+    columns = list(dict.fromkeys(each.column for each in summary.further))
+    if not columns:
+        return None
+    found: dict[tuple[str, str], dict[MetricColumn, FurtherMetric]] = {}
+    for each in summary.further:
+        found.setdefault((each.corpus, each.method), {})[each.column] = each
+    several = len({corpus for corpus, _ in found}) > 1
+    rows = []
+    for (corpus, method), own in found.items():
+        label = f"{published.labels.get(method, method)}{f' on {corpus}' if several else ''}"
+        rows.append((label, *(_spread(own.get(column)) for column in columns), str(max(each.n for each in own.values()))))
+    corpora = ", ".join(dict.fromkeys(corpus for corpus, _ in found))
+    caption = (
+        f"Further metrics of the runs on {corpora}: mean over folds ± sd over slots of that mean, n runs that count.",
+        *dict.fromkeys(column.meaning for column in columns),
+    )
+    return PlainTable("metrics", caption, ("", *(column.heading for column in columns), "n"), (tuple(rows),))
+
+
+def _spread(metric: FurtherMetric | None) -> str:
+    if metric is None or metric.mean is None:
+        return DASH
+    spread = "" if metric.sd is None else f" ± {round_half_up(metric.sd, metric.column.decimals)}"
+    return f"{round_half_up(metric.mean, metric.column.decimals)}{spread}"
 
 
 def _measured(summary: Summary, published: Published) -> PlainTable | None:
@@ -125,24 +174,52 @@ def _measured(summary: Summary, published: Published) -> PlainTable | None:
     for each in summary.measured:
         method = f", {published.labels.get(each.method, each.method)}" if several else ""
         state = "" if each.metrics is not None else f" ({each.status})†"
-        values = (_number((each.metrics or {}).get(column.metric), column.decimals) for column in wanted.columns)
+        values = (_measured_text(column, each.metrics or {}) for column in wanted.columns)
         ours.append((f"{labels.get(each.corpus, each.corpus)}{method}{state}", *values))
     theirs = [
-        (f"{row.label}, published", *(_number(row.values.get(column.metric), column.decimals) for column in wanted.columns))
-        for row in wanted.rows
-        if row.values
+        (f"{row.label}, published", *(_measured_text(column, row.values) for column in wanted.columns)) for row in wanted.rows if row.values
     ]
     sentences = [f"{wanted.title}.", *wanted.notes]
     if any(each.metrics is None for each in summary.measured):
         sentences.append("† No result yet.")
     if theirs:
         sentences.append(f"Published figures: {published.source}.")
+        sentences.extend(_published_losses(wanted, summary.measured))
     if not summary.methods:  # else these are in the caption of the methods
         if summary.code.weights:
             sentences.append(f"Weights: {'; '.join(summary.code.weights)}.")
         sentences.append(code_sentence(f"Experiment {summary.experiment}", summary.code, ("python", "torch", "transformers")))
     blocks = tuple(tuple(rows) for rows in (ours, theirs) if rows)
     return PlainTable("measured", tuple(sentences), ("", *(column.heading for column in wanted.columns)), blocks)
+
+
+def _measured_text(column: MeasuredColumn, metrics: Mapping[str, float]) -> str:
+    """The cell of a column: its metric, or the interval of it."""
+    if column.standard_error:
+        return interval_text(_interval(column, metrics), column.decimals)
+    return _number(metrics.get(column.metric), column.decimals)
+
+
+def _interval(column: MeasuredColumn, metrics: Mapping[str, float]) -> Interval | None:
+    """None where a metric is not there, and below two values."""
+    centre, error, count = (metrics.get(name) for name in (column.metric, column.standard_error, column.count))
+    if centre is None or error is None or count is None or count < 2:
+        return None
+    return interval_about(centre, error, count - 1)
+
+
+def _published_losses(wanted: MeasuredTable, measured: Sequence[Measured]) -> tuple[str, ...]:
+    """Where each published value of a measured corpus lies beside the interval of ours."""
+    values = {row.corpus: row for row in wanted.rows}
+    places = [
+        f"{values[each.corpus].label} {position(values[each.corpus].values[column.metric], interval, column.decimals)}"
+        for column in wanted.columns
+        for each in measured
+        if each.corpus in values and column.metric in values[each.corpus].values
+        if column.standard_error and (interval := _interval(column, each.metrics or {})) is not None
+    ]
+    what = "A published figure lies inside, below or above our 95 % interval of the same corpus (no test: it has no spread)"
+    return (f"{what}: {', '.join(places)}.",) if places else ()
 
 
 def _every_metric(measured: Sequence[Measured]) -> MeasuredTable:
@@ -154,27 +231,79 @@ def _label(method: MethodSummary, published: Published) -> str:
     return published.labels.get(method.method, method.method)
 
 
-def _means(summary: Summary) -> dict[str, float | None]:
-    return {method.method: method.mean_ua for method in summary.methods}
+def _ratios(wanted: SettingsTable, found: Mapping[str, MethodSummary]) -> list[GainRatio | None]:
+    """One per column; None where one of its three methods is not there or not complete."""
+    if wanted.ratio is None:
+        return []
+    rows = {row.label: row.methods for row in wanted.rows}
+    ratios: list[GainRatio | None] = []
+    for names in zip(*(rows[label] for label in (wanted.ratio.base, wanted.ratio.of, wanted.ratio.to)), strict=True):
+        three = [found[name] for name in names if name in found and found[name].complete]
+        ratios.append(gain_ratio(*map(by_pair, three)) if len(three) == len(names) else None)
+    return ratios
 
 
-def _ratios(wanted: Ratio, rows: Mapping[str, Sequence[float | None]]) -> list[float | None]:
-    columns = zip(*(rows[label] for label in (wanted.base, wanted.of, wanted.to)), strict=True)
-    return [ratio(base, of, to) for base, of, to in columns]
+def _with_dropped(named: Sequence[tuple[str, MethodSummary | None]]) -> Iterator[str]:
+    """Mean and sd over all runs of the methods that have dropped ones. `named`: each with its name."""
+    found = [(name, method) for name, method in named if method is not None and method.dropped]
+    if not found:
+        yield "No run was dropped."
+        return
+    each = ", ".join(f"{name} {_mean_text(method.mean_ua_all_runs, method.sd_ua_all_runs)} ({method.dropped})" for name, method in found)
+    yield f"Means ± sd over all runs, dropped ones (their number) included: {each}; no other run was dropped."
 
 
-def _cell(method: MethodSummary | None) -> str:
-    if method is None or method.mean_ua is None:
+def _marks(methods: Sequence[MethodSummary | None]) -> Iterator[str]:
+    """What the marks of cells mean; None: no method of the experiment is there."""
+    if None in methods:
+        yield f"{DASH}: no such method in this experiment."
+    known = [method for method in methods if method is not None]
+    if not all(method.complete for method in known):
+        yield "† Incomplete: finished / expected runs; such a column has no ratio."
+    if any(method.unresolved for method in known):
+        yield "‡ Has outliers that were not replaced."
+
+
+def _ratio_cell(found: GainRatio | None) -> str:
+    return DASH if found is None or found.percent is None else f"{_percent(found.percent)} ({interval_text(found.interval)})"
+
+
+def _ratio_sentences(wanted: Ratio, columns: Sequence[str], ratios: Sequence[GainRatio | None]) -> Iterator[str]:
+    """What the row is, and the gain in each column that has no ratio because of it."""
+    what = f"gain of {wanted.of} over {wanted.base} in percent of the gain of {wanted.to}"
+    yield f"{wanted.label}: {what}, from unrounded means, in brackets its 95 % interval over (fold, slot) pairs (Fieller)."
+    without = [
+        f"{column} {DASH if each.gain is None else signed(each.gain)} ({interval_text(each.gain_interval)})"
+        for column, each in zip(columns, ratios, strict=True)
+        if each is not None and each.percent is None
+    ]
+    if without:
+        listed = ", ".join(without)
+        yield f"There is no ratio where the 95 % interval of the gain of {wanted.to}, in points, is not above zero: {listed}."
+
+
+def _published_ratios(table: SettingsTable, wanted: Ratio) -> list[float | None]:
+    ua = {row.label: row.ua for row in table.rows}
+    columns = zip(*(ua[label] for label in (wanted.base, wanted.of, wanted.to)), strict=False)  # a row of them may have no figures
+    return [ratio(*means) for means in columns] or [None] * len(table.columns)
+
+
+def _cell(method: MethodSummary | None, *, stated: bool = False) -> str:
+    """`stated`: the number of runs of complete cells is in the caption."""
+    if method is None:
         return DASH
-    spread = f" ± {round_half_up(method.sd_ua)}" if method.sd_ua is not None else ""
     wanted = sum(cell.slots for cell in method.cells)
-    note = f" (n {method.n})" if method.complete else f" ({method.n}/{wanted})†"
-    return f"{round_half_up(method.mean_ua)}{spread}{note}{'‡' if method.unresolved else ''}"
+    note = f" ({method.n}/{wanted})†" if not method.complete else "" if stated else f" (n {method.n})"
+    return f"{_mean_text(method.mean_ua, method.sd_ua)}{note}{'‡' if method.unresolved else ''}"
+
+
+def _mean_text(mean: float | None, sd: float | None) -> str:
+    return _number(mean) if sd is None else f"{_number(mean)} ± {round_half_up(sd)}"
 
 
 def _number(value: float | None, decimals: int = 1) -> str:
-    return DASH if value is None else round_half_up(value, decimals)
+    return DASH if value is None else negative(round_half_up(value, decimals))
 
 
 def _percent(value: float | None) -> str:
-    return DASH if value is None else f"{round_half_up(value)} %"
+    return DASH if value is None else f"{_number(value)} %"

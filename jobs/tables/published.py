@@ -19,7 +19,7 @@ class PublishedRow:
 
     method: str | None  # None: not one of the methods, for example human listeners
     label: str
-    ua: Mapping[str, float]  # fold -> UA
+    ua: Mapping[str, float]  # fold -> UA; empty if only the mean was published
     sd: Mapping[str, float]  # fold -> sd over seeds; empty if not published
     mean_ua: float  # as published, rounded by its authors
 
@@ -29,7 +29,7 @@ class SettingsRow:
     """One row of a table by settings."""
 
     label: str
-    methods: tuple[str, ...]  # of the experiment, one per column
+    methods: tuple[str, ...]  # of the experiment, one per column; "": no method can be there
     ua: tuple[float, ...] = ()  # as published, percent; empty if it was not
 
 
@@ -55,11 +55,13 @@ class SettingsTable:
 
 @dataclass(frozen=True)
 class MeasuredColumn:
-    """A metric of measured corpora, as a column of their table."""
+    """A metric of measured corpora, as a column of their table; with a standard error, its 95 % interval (Student's t)."""
 
     metric: str
     heading: str
     decimals: int = 2
+    standard_error: str = ""  # metric with the standard error of `metric`; "": the column has the metric itself
+    count: str = ""  # metric with the number of values that the standard error is over
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class Published:
     settings: SettingsTable | None = None
     prior_work: tuple[PriorWork, ...] = ()
     measured: MeasuredTable | None = None
+    notes: tuple[str, ...] = ()  # sentences of the caption on the published figures
 
 
 def load_published(file: Path, table: str | None) -> Published:
@@ -134,14 +137,16 @@ def load_published(file: Path, table: str | None) -> Published:
         settings = _settings(entry["settings"]) if "settings" in entry else None
         prior_work = tuple(PriorWork(str(row["label"]), str(row["features"]), float(row["ua"])) for row in entry.get("prior_work", ()))
         measured = _measured(entry["measured"]) if "measured" in entry else None
-        return Published(source, str(entry["title"]), labels, columns, rows, settings, prior_work, measured)
+        notes = tuple(map(str, entry.get("notes", ())))
+        source = str(entry.get("source", source))
+        return Published(source, str(entry["title"]), labels, columns, rows, settings, prior_work, measured, notes)
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{file}: tables.{table}: {error} (expected title, folds, columns, rows with method, label, ua, mean)") from error
 
 
-def position(published: float, interval: Interval) -> str:
-    """Where a published mean lies beside the interval of ours, as printed: `inside`, `below` or `above`."""
-    value, low, high = (Decimal(round_half_up(each)) for each in (published, *interval))
+def position(published: float, interval: Interval, digits: int = 1) -> str:
+    """Where a published mean lies beside the interval of ours, as printed with so many digits: `inside`, `below` or `above`."""
+    value, low, high = (Decimal(round_half_up(each, digits)) for each in (published, *interval))
     return "below" if value < low else "above" if value > high else "inside"
 
 
@@ -153,15 +158,27 @@ def to_json(published: Published) -> dict[str, Any] | None:
 
 
 def _row(folds: list[str], row: Any) -> PublishedRow:
-    ua = dict(zip(folds, map(float, row["ua"]), strict=True))
+    ua = dict(zip(folds, map(float, row["ua"]), strict=True)) if "ua" in row else {}
     sd = dict(zip(folds, map(float, row["sd"]), strict=True)) if "sd" in row else {}
     method = row["method"]
     return PublishedRow(None if method is None else str(method), str(row["label"]), ua, sd, float(row["mean"]))
 
 
 def _measured(entry: Any) -> MeasuredTable:
-    """Raises ValueError for a row with a metric that has no column."""
-    columns = tuple(MeasuredColumn(str(each["metric"]), str(each["heading"]), int(each.get("decimals", 2))) for each in entry["columns"])
+    """Raises ValueError for a row with a metric that has no column, and for an interval of a standard error without a count."""
+    columns = tuple(
+        MeasuredColumn(
+            str(each["metric"]),
+            str(each["heading"]),
+            int(each.get("decimals", 2)),
+            str(each.get("standard_error", "")),
+            str(each.get("count", "")),
+        )
+        for each in entry["columns"]
+    )
+    for column in columns:
+        if bool(column.standard_error) != bool(column.count):
+            raise ValueError(f"measured: column {column.heading}: an interval is of a standard_error and a count")
     rows = tuple(
         MeasuredRow(str(row["corpus"]), str(row["label"]), {str(name): float(value) for name, value in row.get("values", {}).items()})
         for row in entry.get("rows", ())
@@ -176,7 +193,12 @@ def _settings(entry: Any) -> SettingsTable:
     """Raises ValueError for a row that has not one method or figure per column, and for a ratio of unknown rows."""
     columns = tuple(map(str, entry["columns"]))
     rows = tuple(
-        SettingsRow(str(row["label"]), tuple(map(str, row["methods"])), tuple(map(float, row.get("ua", ())))) for row in entry["rows"]
+        SettingsRow(
+            str(row["label"]),
+            tuple("" if method is None else str(method) for method in row["methods"]),
+            tuple(map(float, row.get("ua", ()))),
+        )
+        for row in entry["rows"]
     )
     for row in rows:
         if len(row.methods) != len(columns) or len(row.ua) not in (0, len(columns)):

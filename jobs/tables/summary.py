@@ -32,14 +32,17 @@ from jobs.statistics import (
     mean,
     paired_by_key,
     sd,
+    slot_means,
     t_interval,
 )
 from jobs.store.records import Result
 from jobs.tables.arithmetic import Arithmetic
 from jobs.tables.measured import Measured
+from jobs.tables.sizes import ModelSize, common_size
 
 if TYPE_CHECKING:
     from jobs.control.outliers import Verdict
+    from jobs.tables.metrics import FurtherMetric
 
 VERDICT = ("out", "centre", "scale", "distance")  # of a run, in JSON and CSV
 
@@ -88,6 +91,7 @@ class Entry:
     status: Status
     verdict: Verdict | None = None  # the last one of the outlier rule; None: not judged
     unreplaced: bool = False  # an outlier that no other run replaces
+    size: ModelSize | None = None  # None: not on record
 
     @property
     def name(self) -> str:
@@ -106,12 +110,12 @@ class CellSummary:
     interval: Interval | None
     n: int  # accepted runs
     left_out: int  # outliers that no other run replaces and that are in no mean
-    slots: int  # runs the cell should have
+    slots: int  # runs the cell should have; 0: the experiment has no such cell
     runs: tuple[Entry, ...]  # by slot; of a slot, those that were dropped first, in the order of their seeds
 
     @property
     def complete(self) -> bool:
-        return self.n + self.left_out == self.slots > 0
+        return self.n + self.left_out == self.slots
 
     @property
     def dropped(self) -> int:
@@ -143,6 +147,7 @@ class MethodSummary:
     diverged: Dropped
     unresolved: int  # outliers that were not replaced
     cells: tuple[CellSummary, ...]
+    size: ModelSize | None = None  # of the runs that have it on record; None if none has
 
     @property
     def dropped(self) -> int:
@@ -154,7 +159,17 @@ class MethodSummary:
 
     @property
     def complete(self) -> bool:
-        return bool(self.cells) and all(cell.complete for cell in self.cells)
+        return bool(self.planned) and all(cell.complete for cell in self.cells)
+
+    @property
+    def planned(self) -> tuple[CellSummary, ...]:
+        """The cells that the experiment has."""
+        return tuple(cell for cell in self.cells if cell.slots)
+
+    @property
+    def folds(self) -> tuple[str, ...]:
+        """Those that its mean is over once it is complete."""
+        return tuple(cell.fold for cell in self.planned)
 
 
 @dataclass(frozen=True)
@@ -207,19 +222,29 @@ class Summary:
     unreplaced: Unreplaced = Unreplaced.keep
     arithmetic: Arithmetic = field(default_factory=Arithmetic)  # not known of runs from a CSV file
     measured: tuple[Measured, ...] = ()  # of runs without a score
+    further: tuple[FurtherMetric, ...] = ()  # metrics of runs beside the score
+    corpus_captions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # corpus -> sentences that captions state of it
 
     @property
     def complete(self) -> bool:
-        finished = [*(method.complete for method in self.methods), *(each.metrics is not None for each in self.measured)]
-        return bool(finished) and all(finished)
+        parts = [*(method.complete for method in self.methods), *(each.metrics is not None for each in self.measured)]
+        return bool(parts) and all(parts)
+
+    @property
+    def finished(self) -> int:
+        """Runs in the means, and runs that measured a corpus."""
+        return sum(method.n for method in self.methods) + sum(each.metrics is not None for each in self.measured)
 
     @property
     def missing(self) -> tuple[Entry, ...]:
-        """The last run of every slot that has neither an accepted run nor an outlier that is left out."""
+        """The last run of every slot that has neither an accepted run nor an outlier that is left out; of a cell without runs, all."""
         found: list[Entry] = []
-        for cell in (cell for method in self.methods for cell in method.cells):
+        for method, cell in ((each, cell) for each in self.methods for cell in each.cells):
             filled = {*accepted(cell.runs), *_left_out(cell.runs)}
             found.extend({entry.slot: entry for entry in cell.runs if entry.slot not in filled}.values())
+            if not cell.runs:
+                slots = range(cell.slots)
+                found.extend(Entry(method.corpus, method.method, cell.fold, slot, slot, None, Status.pending) for slot in slots)
         return tuple(found)
 
 
@@ -252,6 +277,7 @@ def summarise(
     *,
     experiment: str,
     slots: int | None = None,
+    planned: bool = False,
     outlier_rule: str = "none",
     unreplaced: Unreplaced = Unreplaced.keep,
     code: CodeFacts | None = None,
@@ -259,9 +285,10 @@ def summarise(
 ) -> Summary:
     """The numbers of an experiment; corpora, methods and folds in the order of the entries.
 
-    `slots`: runs every cell should have (None: the slots of its entries). `unreplaced`: what becomes of outliers that no other run
-    replaces. Methods whose `recipes` cannot be compared (`comparable`) have no comparison, and count for no correction. Raises UsageError
-    when one slot has two accepted runs.
+    `slots`: runs every cell should have (None: the slots of its entries). `planned`: the entries are all runs that there can be, so that a
+    method has no cell for a fold on which it has no entry; otherwise such a cell lacks as many runs as the largest has slots.
+    `unreplaced`: what becomes of outliers that no other run replaces. Methods whose `recipes` cannot be compared (`comparable`) have no
+    comparison, and count for no correction. Raises UsageError when one slot has two accepted runs.
     """
     grouped: dict[str, dict[str, dict[str, list[Entry]]]] = {}
     for given in entries:
@@ -271,8 +298,10 @@ def summarise(
     comparisons: list[Comparison] = []
     for corpus, by_method in grouped.items():
         folds = list(dict.fromkeys(fold for by_fold in by_method.values() for fold in by_fold))
+        most = 0 if planned else max(_slots(cell) for by_fold in by_method.values() for cell in by_fold.values())
         found = [
-            _method(corpus, method, [_cell(fold, by_fold.get(fold, []), slots) for fold in folds]) for method, by_fold in by_method.items()
+            _method(corpus, method, [_cell(fold, by_fold.get(fold, []), slots, most) for fold in folds])
+            for method, by_fold in by_method.items()
         ]
         methods.extend(found)
         pairs = [pair for pair in itertools.combinations(found, 2) if comparable(recipes, pair[0].method, pair[1].method)]
@@ -293,7 +322,12 @@ def accepted(entries: Iterable[Entry]) -> dict[int, float]:
     return dict(sorted(found.items()))
 
 
-def _cell(fold: str, entries: Sequence[Entry], slots: int | None) -> CellSummary:
+def _slots(entries: Iterable[Entry]) -> int:
+    return len({entry.slot for entry in entries})
+
+
+def _cell(fold: str, entries: Sequence[Entry], slots: int | None, without: int) -> CellSummary:
+    """`slots`: as of `summarise`; `without`: slots of a cell that has no entries."""
     values = list(accepted(entries).values())
     every = _every(entries)
     return CellSummary(
@@ -305,7 +339,7 @@ def _cell(fold: str, entries: Sequence[Entry], slots: int | None) -> CellSummary
         interval=t_interval(values),
         n=len(values),
         left_out=len(_left_out(entries)),
-        slots=len({entry.slot for entry in entries}) if slots is None else slots,
+        slots=slots if slots is not None else _slots(entries) or without,
         runs=tuple(sorted(entries, key=lambda entry: (entry.slot, entry.status not in DROPPED))),
     )
 
@@ -316,7 +350,8 @@ def _left_out(entries: Iterable[Entry]) -> set[int]:
 
 
 def _method(corpus: str, method: str, cells: Sequence[CellSummary]) -> MethodSummary:
-    by_fold = [accepted(cell.runs) for cell in cells]
+    planned = [cell for cell in cells if cell.slots]
+    by_fold = [accepted(cell.runs) for cell in planned]
     by_slot = slot_means(by_fold)
     complete = all(cell.complete for cell in cells)
     return MethodSummary(
@@ -327,19 +362,14 @@ def _method(corpus: str, method: str, cells: Sequence[CellSummary]) -> MethodSum
         interval=t_interval(by_slot) if complete else None,
         crossed=crossed_mean(by_fold) if complete else None,
         mean_ua_all_runs=mean(known(cell.mean_ua_all_runs for cell in cells)),
-        sd_ua_all_runs=sd(slot_means([all_by_slot(cell.runs) for cell in cells])),
+        sd_ua_all_runs=sd(slot_means([all_by_slot(cell.runs) for cell in planned])),
         n=sum(cell.n for cell in cells),
         outliers=_dropped(cells, Status.outlier),
         diverged=_dropped(cells, Status.diverged),
         unresolved=sum(entry.unreplaced for cell in cells for entry in cell.runs),
         cells=tuple(cells),
+        size=common_size(entry.size for cell in cells for entry in cell.runs),
     )
-
-
-def slot_means(by_fold: Sequence[Mapping[int, float]]) -> list[float]:
-    """The mean over folds of every slot that all folds have. `by_fold`: slot -> score, for each fold."""
-    shared = [slot for slot in (by_fold[0] if by_fold else {}) if all(slot in scores for scores in by_fold)]
-    return known(mean([scores[slot] for scores in by_fold]) for slot in shared)
 
 
 def _every(entries: Iterable[Entry]) -> list[float]:
@@ -365,14 +395,16 @@ def _dropped(cells: Iterable[CellSummary], status: Status) -> Dropped:
     return Dropped(runs, rerun)
 
 
-def _compare(corpus: str, first: MethodSummary, second: MethodSummary) -> Comparison:
-    def pairs(method: MethodSummary) -> dict[tuple[str, int], float]:
-        return {(cell.fold, slot): ua for cell in method.cells for slot, ua in accepted(cell.runs).items()}
+def by_pair(method: MethodSummary) -> dict[tuple[str, int], float]:
+    """(fold, slot) -> UA of its accepted run."""
+    return {(cell.fold, slot): ua for cell in method.cells for slot, ua in accepted(cell.runs).items()}
 
+
+def _compare(corpus: str, first: MethodSummary, second: MethodSummary) -> Comparison:
     def folds(method: MethodSummary) -> dict[str, float]:
         return {cell.fold: cell.mean_ua for cell in method.cells if cell.mean_ua is not None}
 
-    over_pairs, over_folds = paired_by_key(pairs(first), pairs(second)), paired_by_key(folds(first), folds(second))
+    over_pairs, over_folds = paired_by_key(by_pair(first), by_pair(second)), paired_by_key(folds(first), folds(second))
     of_second = {cell.fold: accepted(cell.runs) for cell in second.cells}
     differences = [differences_by_key(accepted(cell.runs), of_second[cell.fold]) for cell in first.cells if cell.fold in of_second]
     return Comparison(corpus, first.method, second.method, over_pairs, over_folds, crossed_mean(list(filter(None, differences))))

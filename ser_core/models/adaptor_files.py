@@ -81,10 +81,10 @@ def merge(encoder: Any) -> None:
                 parametrize.remove_parametrizations(projection, "weight", leave_parametrized=True)
 
 
-def export_peft(encoder: Any, folder: Path, base: str) -> None:
+def export_peft(encoder: Any, folder: Path, base: str, revision: str | None = None) -> None:
     """Write the LoRA of an encoder in peft's format, for `PeftModel.from_pretrained(Wav2Vec2Model.from_pretrained(base), folder)`.
 
-    `base`: name or folder of the base model. Raises InputError if the encoder has no LoRA.
+    `base`: hub name (at `revision`) or folder of the base model. Raises InputError if the encoder has no LoRA.
     """
     from safetensors.torch import save_file
 
@@ -107,6 +107,7 @@ def export_peft(encoder: Any, folder: Path, base: str) -> None:
     config = {
         "peft_type": "LORA",
         "base_model_name_or_path": base,
+        "revision": revision,
         "r": rank,
         "lora_alpha": first.scale * rank,
         "lora_dropout": 0.0,

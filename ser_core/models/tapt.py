@@ -62,6 +62,7 @@ class TaptLoss:
     `loss`: differentiable, summed over masked frames as in transformers. `contrastive`: summed cross-entropy. `diversity`: unused share of
     the codebook (0 to 1). `correct`: masked frames more similar to their target than to all negatives, of `masked`. `code_sums` (groups,
     entries): code probabilities summed over masked frames, from which `codebook_diversity` computes the diversity of several batches.
+    `code_counts` (groups, entries): masked frames by their most likely code, without Gumbel noise.
     """
 
     loss: Tensor
@@ -70,6 +71,7 @@ class TaptLoss:
     correct: Tensor
     masked: int
     code_sums: Tensor
+    code_counts: Tensor
 
     @property
     def per_frame(self) -> Tensor:
@@ -170,7 +172,8 @@ def tapt_loss(
     contrastive = F.cross_entropy(logits, target, reduction="sum")
     diversity = codebook_diversity(quantized.sums, masked) if whole is None else _diversity_share(quantized.sums, masked, whole)
     correct = (logits.argmax(-1) == 0).sum()
-    return TaptLoss(contrastive + diversity_weight * diversity, contrastive, diversity, correct, masked, quantized.sums)
+    loss = contrastive + diversity_weight * diversity
+    return TaptLoss(loss, contrastive, diversity, correct, masked, quantized.sums, quantized.counts)
 
 
 @torch.no_grad()
@@ -212,9 +215,17 @@ def codebook_diversity(code_sums: Tensor, masked: int) -> Tensor:
 
     Diversity loss of wav2vec 2.0 as in fairseq and transformers: the perplexities of the groups are added up.
     """
+    return 1 - code_perplexity(code_sums, masked).sum() / code_sums.numel()
+
+
+def code_perplexity(code_sums: Tensor, masked: int) -> Tensor:
+    """Return the exponential of the entropy of the codes of each group, (groups,), from sums (groups, entries) over `masked` frames.
+
+    `prob_perplexity` of fairseq (GumbelVectorQuantizer) from sums of probabilities, `code_perplexity` from counts of the most likely code;
+    fairseq adds the groups up. 1: all frames have the same code; `entries`: all codes are equally frequent.
+    """
     mean = code_sums / max(masked, 1)
-    perplexity = torch.exp(-(mean * torch.log(mean + PERPLEXITY_EPSILON)).sum(-1)).sum()
-    return 1 - perplexity / mean.numel()
+    return torch.exp(-(mean * torch.log(mean + PERPLEXITY_EPSILON)).sum(-1))
 
 
 @dataclass(frozen=True)
@@ -222,6 +233,7 @@ class _Quantized:
     vectors: Tensor  # (K, codevector_dim)
     codes: Tensor  # (K, groups) int64
     sums: Tensor  # (groups, entries), over the counted frames
+    counts: Tensor  # (groups, entries) float, counted frames by their most likely code, which is drawn with noise in training
 
 
 def _quantize(model: Any, features: Tensor, counted: Tensor, temperature: float) -> _Quantized:
@@ -243,7 +255,16 @@ def _quantize(model: Any, features: Tensor, counted: Tensor, temperature: float)
     chosen = chosen.view(-1, groups, entries)
     books = quantizer.codevectors.view(groups, entries, -1)
     vectors = torch.einsum("kge,ged->kgd", chosen.to(books.dtype), books).flatten(1)
-    return _Quantized(vectors, chosen.argmax(-1), probabilities.view(-1, groups, entries)[counted].sum(0))
+    sums = probabilities.view(-1, groups, entries)[counted].sum(0)
+    return _Quantized(vectors, chosen.argmax(-1), sums, _histogram(logits.detach().argmax(-1).view(-1, groups)[counted], entries))
+
+
+def _histogram(codes: Tensor, entries: int) -> Tensor:
+    """Count codes (K, groups) int64: (groups, entries) float32. Unlike `torch.bincount` it does not wait for a GPU."""
+    groups = codes.shape[1]
+    flat = (codes + entries * torch.arange(groups, device=codes.device)).flatten()
+    counts = torch.zeros(groups * entries, device=codes.device)
+    return counts.index_add_(0, flat, torch.ones_like(flat, dtype=counts.dtype)).view(groups, entries)
 
 
 def _flush(gradient: Tensor) -> Tensor:

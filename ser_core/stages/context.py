@@ -135,12 +135,7 @@ class StageContext:
 
         Raises InputError if the checkpoint has changed since the stage was planned.
         """
-        if "backbone" in self.upstream:
-            return self.upstream["backbone"] / ENCODER
-        settings = parse_settings(BackboneSettings, self.runtime["backbone"])
-        if backbone_identity(settings) != self.settings["backbone"]:
-            raise InputError(f"backbone {settings.checkpoint}: not the weights this stage was planned with; launch again")
-        return settings
+        return planned_backbone(self.settings, self.runtime, self.upstream)
 
     def wav2vec(self) -> Wav2vecSettings:
         """The recipe's wav2vec v1. Raises InputError as `backbone` does."""
@@ -148,6 +143,16 @@ class StageContext:
         if wav2vec_identity(settings) != self.settings["wav2vec"]:
             raise InputError(f"wav2vec {settings.checkpoint}: not the weights this stage was planned with; launch again")
         return settings
+
+
+def planned_backbone(settings: Mapping[str, Any], runtime: Mapping[str, Any], upstream: Mapping[str, Path]) -> BackboneSettings | Path:
+    """As `StageContext.backbone`, for a stage with these settings, runtime and folders of upstream artifacts."""
+    if "backbone" in upstream:
+        return upstream["backbone"] / ENCODER
+    found = parse_settings(BackboneSettings, runtime["backbone"])
+    if backbone_identity(found) != settings["backbone"]:
+        raise InputError(f"backbone {found.checkpoint}: not the weights this stage was planned with; launch again")
+    return found
 
 
 def parse_settings(schema: type[SettingsT], values: Mapping[str, Any]) -> SettingsT:
@@ -165,7 +170,10 @@ def parse_settings(schema: type[SettingsT], values: Mapping[str, Any]) -> Settin
 
 
 def stage_result(trained: TrainingResult, metrics: Mapping[str, float], **more: Any) -> dict[str, Any]:
-    """Return the result of a stage trained by gradient descent: `metrics` are reproducible for a seed, `durations` (seconds) are not."""
+    """Return the result of a stage trained by gradient descent: `metrics` are reproducible for a seed, `durations` (seconds) are not.
+
+    `warnings` is there if the training ended with one.
+    """
     return {
         "metrics": {"training_loss": trained.loss, "training_accuracy": trained.accuracy, "steps": trained.steps, **metrics},
         "durations": {
@@ -174,6 +182,7 @@ def stage_result(trained: TrainingResult, metrics: Mapping[str, float], **more: 
             "data_wait": trained.waited_seconds,
             "resumed_at_step": trained.resumed_at,
         },
+        **({"warnings": [trained.warning]} if trained.warning else {}),
         **more,
     }
 

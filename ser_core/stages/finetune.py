@@ -2,21 +2,28 @@
 
 In a sweep the test split is the validation speakers, who are excluded from training; `run_stage` chooses the split.
 
-Artifacts: `predictions.csv` (class probabilities of every test utterance), the training curves and, with adaptors, `adaptors/`: the trained
-weights of adaptors and head (`ser_core.models.adaptor_files`).
+With `attributes.weight` the model also predicts valence, activation and dominance, or (weight 1) nothing else; its linear layer has the
+logits of the classes first, then the attributes. Without logits, the class of an utterance is the nearest in its attributes. The loss of
+the attributes, 1 - CCC, is that of the whole batch: if a step has several parts, a first pass without gradient, with the same dropout,
+sums what it needs over all parts (`ser_core.training.concordance`).
+
+Artifacts: `predictions.csv` (class probabilities of every test utterance, attributes), the training curves and, with adaptors, `adaptors/`:
+the trained weights of adaptors and head (`ser_core.models.adaptor_files`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ser_core.corpora.manifest import SAMPLE_RATE
+from ser_core.corpora.manifest import DIMENSIONS, SAMPLE_RATE
 from ser_core.features.features import FrozenFeatures
 from ser_core.keyed import keyed
 from ser_core.models.adaptor_files import save_adaptors
@@ -25,13 +32,15 @@ from ser_core.models.backbone import frame_count, load_encoder
 from ser_core.models.classifier import ClassifierAdaptors, EmotionClassifier, class_weights, label_weight, weighted_cross_entropy
 from ser_core.models.trained import parameter_counts
 from ser_core.parallel.group import stop_together
-from ser_core.settings import Adaptor, AdaptorSettings, BottleneckStart, FinetuneSettings, Padding
+from ser_core.settings import Adaptor, AdaptorSettings, BottleneckStart, FinetuneSettings, HeadKind, Padding
 from ser_core.stages.context import StageContext, parse_settings, stage_result
+from ser_core.training.attributes import AttributeTask, attribute_task, nearest_class_logits, score_attributes
 from ser_core.training.augmentation import row_generators, spans
 from ser_core.training.batches import Batch, StepPlan, halved, longest_first, shuffled_epoch
+from ser_core.training.concordance import batch_sums, ccc_loss, part_term
 from ser_core.training.divergence import divergence_reason, prior_loss
 from ser_core.training.evaluate import PREDICTIONS, predict, score, whole_features, write_predictions
-from ser_core.training.loop import Objective, PartLoss, StepParts
+from ser_core.training.loop import LocalParts, Objective, PartLoss, StepParts, seed_part
 from ser_core.training.schedule import constant
 from ser_core.training.splits import Split
 
@@ -40,8 +49,11 @@ ADAPTORS = "adaptors"  # folder of the trained weights in the stage's output
 
 @dataclass(frozen=True)
 class Part:
-    """A micro-batch with its rows of the masks. `total_weight` (labels) and `samples` (longest utterance) are those of the whole step."""
+    """A micro-batch with its rows of the masks. `total_weight` (labels), `samples` (longest utterance), `rows` are of the whole step."""
 
+    step: int
+    count: int  # of the parts of the step
+    rows: int
     positions: Batch
     labels: Tensor
     time_mask: Tensor
@@ -51,12 +63,16 @@ class Part:
 
 
 class Finetuning(Objective):
-    """Weighted cross-entropy of an utterance classifier with SpecAugment."""
+    """Weighted cross-entropy of an utterance classifier with SpecAugment; with `task` also 1 - CCC of the attributes."""
 
     model: EmotionClassifier
 
-    def __init__(self, context: StageContext, settings: FinetuneSettings, model: EmotionClassifier) -> None:
+    def __init__(
+        self, context: StageContext, settings: FinetuneSettings, model: EmotionClassifier, task: AttributeTask | None = None
+    ) -> None:
         self.model = model
+        self._task = task
+        self._batch_sums = torch.zeros(0)  # of the attributes of the current step, if it has several parts
         self._context = context
         self._settings = settings
         split = context.training
@@ -83,18 +99,57 @@ class Finetuning(Objective):
         longest = self._lengths[batch[0]]
         alike = context.features.padding is Padding.reference  # then every row is padded to the step's longest
         slices = context.row_parts([longest if alike else self._lengths[position] for position in batch], config.model_type)
-        parts = [Part(batch[rows], labels[rows], time_mask[rows], feature_mask[rows], total, longest) for rows in slices]
+        parts = [
+            Part(step, len(slices), len(batch), batch[rows], labels[rows], time_mask[rows], feature_mask[rows], total, longest)
+            for rows in slices
+        ]
         return StepParts(parts, [len(part.positions) * self._lengths[part.positions[0]] for part in parts], len(batch))
 
+    def before_step(self, parts: LocalParts) -> None:
+        """Sum the moments of the attributes over all parts of the step: predictions with the dropout of the loss, without gradient."""
+        if self._task is None or parts.count == 1:
+            return
+        sums = torch.zeros(6, len(DIMENSIONS), dtype=torch.float64, device=self._context.device)
+        with torch.no_grad():
+            for number, part in parts.loaded.items():
+                seed_part(self._context.seed, part.step, number)
+                sums += self._attribute_sums(self._outputs(part), part, self._task)
+        self._context.group.all_reduce_([sums])
+        self._batch_sums = sums
+
     def loss(self, part: Part) -> PartLoss:
+        outputs, task = self._outputs(part), self._task
+        if task is not None and task.alone:
+            loss, shown = self._attribute_loss(outputs, part, task)
+            return PartLoss(loss, shown, torch.zeros((), device=loss.device), 0)
+        labels = part.labels.to(outputs.device, non_blocking=True)
+        logits = outputs[:, : len(self._weights)]
+        loss = weighted_cross_entropy(logits, labels, self._weights, part.total_weight)
+        correct = (logits.argmax(-1) == labels).sum()
+        if task is None:
+            return PartLoss(loss, loss, correct, len(labels))
+        own, shown = self._attribute_loss(outputs, part, task)
+        share = 1 - task.weight
+        return PartLoss(share * loss + task.weight * own, share * loss + task.weight * shown, correct, len(labels))
+
+    def _outputs(self, part: Part) -> Tensor:
+        """Return the outputs of the model for a part, (utterances, classes + attributes)."""
         features, frames = self.features.padded(part.positions, samples=part.samples)
         time_mask = part.time_mask[:, : features.shape[1]]
-        frames, time_mask, feature_mask, labels = (
-            each.to(features.device, non_blocking=True) for each in (frames, time_mask, part.feature_mask, part.labels)
-        )
-        logits = self.model(features, frames, time_mask, feature_mask)
-        loss = weighted_cross_entropy(logits, labels, self._weights, part.total_weight)
-        return PartLoss(loss, loss, (logits.argmax(-1) == labels).sum(), len(labels))
+        frames, time_mask, feature_mask = (each.to(features.device, non_blocking=True) for each in (frames, time_mask, part.feature_mask))
+        outputs: Tensor = self.model(features, frames, time_mask, feature_mask)
+        return outputs
+
+    def _attribute_sums(self, outputs: Tensor, part: Part, task: AttributeTask) -> Tensor:
+        return batch_sums(outputs[:, -len(DIMENSIONS) :], task.targets[part.positions].to(outputs.device, non_blocking=True))
+
+    def _attribute_loss(self, outputs: Tensor, part: Part, task: AttributeTask) -> tuple[Tensor, Tensor]:
+        """Return the part's term of the attributes' loss, and its share of the loss of the step by its utterances."""
+        sums = self._attribute_sums(outputs, part, task)
+        if part.count == 1:
+            loss = ccc_loss(sums)
+            return loss, loss
+        return part_term(sums, self._batch_sums), ccc_loss(self._batch_sums) * (len(part.positions) / part.rows)
 
 
 def adaptors_of(settings: AdaptorSettings) -> ClassifierAdaptors | None:
@@ -113,6 +168,12 @@ def adaptors_of(settings: AdaptorSettings) -> ClassifierAdaptors | None:
     return ClassifierAdaptors(shape, layer_sum=Adaptor.ws in kinds)
 
 
+def classifier_of(encoder: Any, outputs: int, settings: FinetuneSettings, adaptors: ClassifierAdaptors | None) -> EmotionClassifier:
+    """Build the network that fine-tuning with these settings trains, with random weights of head and adaptors."""
+    units = settings.head.projector_units if settings.head.kind is HeadKind.projector else 0
+    return EmotionClassifier(encoder, outputs, settings.head.pooling, adaptors, units)
+
+
 def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]:
     """Train, then open the test split and score it. A diverged model is tested too; `diverged` states the reason."""
     settings = parse_settings(FinetuneSettings, context.settings["finetune"])
@@ -120,11 +181,16 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
     encoder = load_encoder(context.backbone(), attention=context.execution.attention)
     context.seed_initialisation()
     adaptors = adaptors_of(settings.adaptors)
-    model = EmotionClassifier(encoder, len(split.classes), settings.head.pooling, adaptors).to(context.device)
-    objective = Finetuning(context, settings, model)
+    task = attribute_task(settings.attributes.weight, split.utterances)
+    classes = 0 if task is not None and task.alone else len(split.classes)
+    outputs = classes + (0 if task is None else len(DIMENSIONS))
+    model = classifier_of(encoder, outputs, settings, adaptors).to(context.device)
+    objective = Finetuning(context, settings, model, task)
     if len(split) < settings.batch_size:
         context.report(f"finetune: fewer than a batch of training utterances ({len(split)} of {settings.batch_size}): one step an epoch")
     prior = prior_loss(split.class_counts(), class_weights(split.class_counts()).tolist())
+    if task is not None:
+        prior = (1 - task.weight) * prior + task.weight  # the CCC of a constant prediction is 0
     started = time.monotonic()
     with stop_together(context.group):
         objective.features.fill(context.should_stop, context.progress())
@@ -137,7 +203,7 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
         precision=settings.precision,
         clip_norm=settings.clip_norm,
         steps_per_epoch=objective.epoch_steps,
-        references={"train/loss": (prior, "loss of the class prior")},
+        references={"train/loss": (prior, "loss of the class prior" if task is None else "loss of the best constant prediction")},
     )
     diverged = divergence_reason(trained.loss, prior)
     if diverged:
@@ -147,12 +213,23 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
     features = whole_features(model, test, context.execution.feature_cache, context.shared)
     context.group.suspend_watchdog()
     features.fill(lambda: False, context.progress())
-    logits = predict(model, test, halved(context.execution.evaluation_batch, context.relief), features, context.group)
+    predicted = predict(model, test, halved(context.execution.evaluation_batch, context.relief), features, context.group, outputs)
+    logits = predicted[:, :classes]
+    attributes = None if task is None else task.scale.restored(predicted[:, classes:].astype(np.float64))
+    if attributes is not None and not classes:
+        logits = nearest_class_logits(attributes, split.utterances, split.classes)
     found = score(logits, test)
     if context.group.is_leader:
-        write_predictions(context.output / PREDICTIONS, logits, test)
+        write_predictions(context.output / PREDICTIONS, logits, test, attributes)
         if adaptors is not None:
-            facts = {"adaptors": keyed(settings.adaptors), "classes": list(split.classes), "pooling": settings.head.pooling.name}
+            units = {} if model.projector is None else {"pooling": "mean", "projector_units": model.projector.out_features}
+            facts = {
+                "adaptors": keyed(settings.adaptors),
+                "classes": list(split.classes) if classes else [],
+                "pooling": settings.head.pooling.name,
+                **units,
+                **({} if task is None else {"attributes": {"names": list(DIMENSIONS), **dataclasses.asdict(task.scale)}}),
+            }
             save_adaptors(model, context.output / ADAPTORS, facts)
     trained_parameters, parameters = parameter_counts(model)
     result = stage_result(
@@ -161,6 +238,7 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
             "ua": found.ua,
             "wa": found.wa,
             "macro_f1": found.macro_f1,
+            **({} if attributes is None else score_attributes(attributes, test.utterances)),
             "trained_parameters": trained_parameters,
             "parameters": parameters,
             "test_utterances": len(test),
@@ -171,5 +249,7 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
         confusion=[list(row) for row in found.confusion],
         classes=list(split.classes),
     )
+    if not classes:
+        del result["metrics"]["training_accuracy"]
     result["durations"] |= {"front_end": front_end, "test": time.monotonic() - started}
     return result

@@ -6,7 +6,7 @@ Artifact: `encoder/`, the model without its heads, from which fine-tuning starts
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,8 @@ class PseudoLabelling(Objective):
         self.model = model
         self._context = context
         self._settings = settings
+        self._counts = [head[-1].out_features for head in model.heads]  # type: ignore[index]
+        self.curve_sums = len(self._counts) + 1
         self._labels = labels  # (heads, frames) of each utterance
         self._config = model.wav2vec2.config
         self._hop = hop_samples(self._config)
@@ -109,7 +111,14 @@ class PseudoLabelling(Objective):
             each.to(features.device, non_blocking=True) for each in (frames, part.mask[:, :length], part.targets[:, :, :length])
         )
         found = ptapt_loss(self.model(features, frames, mask), targets, mask, part.labelled)
-        return PartLoss(found.loss, found.loss, found.correct.float().mean(), found.labelled)
+        correct = found.correct.float()
+        by_count = torch.cat([correct, correct.new_full((1,), found.labelled)])
+        return PartLoss(found.loss, found.loss, correct.mean(), found.labelled, by_count)
+
+    def curve_values(self, sums: Tensor) -> Mapping[str, float]:
+        """The accuracy at labelled masked frames for each number of clusters."""
+        *correct, labelled = sums.tolist()
+        return {f"masked_accuracy/k_{count}": each / max(labelled, 1) for count, each in zip(self._counts, correct, strict=True)}
 
     def _crop(self, step: int, position: int) -> Crop:
         """First frame and number of frames: a whole short utterance, or a random crop of a longer one."""

@@ -5,7 +5,7 @@ Artifact: `encoder/`, the model without its pretraining heads, from which fine-t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,11 @@ from ser_core.models.front_end import Extracted, extract
 from ser_core.models.tapt import TaptDraw, WholeBatch, code_sums, draw_tapt, tapt_loss
 from ser_core.models.trained import train_only
 from ser_core.settings import NegativeFrames, Padding, TaptSettings
+from ser_core.stages.codebook import Codebook
 from ser_core.stages.context import ENCODER, StageContext, parse_settings, stage_result
 from ser_core.training.augmentation import row_generators
 from ser_core.training.batches import Batch, Bucketing, StepPlan, bucketed_epoch, longest_first
+from ser_core.training.curves import Row
 from ser_core.training.loop import LocalParts, Objective, PartLoss, StepParts
 from ser_core.training.randomness import generator, torch_seed
 from ser_core.training.schedule import warmup_flat_linear
@@ -57,6 +59,8 @@ class Pretraining(Objective):
         self.model: Any = model
         self._context = context
         self._settings = settings
+        self.codebook = Codebook(model.config.num_codevector_groups, model.config.num_codevectors_per_group)
+        self.curve_sums = self.codebook.sums
         self._limit = round(settings.max_seconds * SAMPLE_RATE)
         self._lengths = [min(samples, self._limit) for samples in context.training.samples]
         budget = round(settings.batch_seconds * SAMPLE_RATE)
@@ -64,6 +68,7 @@ class Pretraining(Objective):
         self._extracted: dict[int, Extracted] = {}  # by number of the micro-batch
         batches = Bucketing(budget, settings.buckets, settings.batches_per_bucket, settings.drop_last)
         self._plan = StepPlan(lambda epoch: bucketed_epoch(self._lengths, batches, context.seed, epoch))
+        self._epoch_steps = len(bucketed_epoch(self._lengths, batches, context.seed, 0))
         # With padded features, or where padding is used, all rows have the length of the step; else a micro-batch is cut to its longest.
         independent = context.features.padding is Padding.independent
         self._cut = independent and settings.attention_mask and settings.negative_frames is NegativeFrames.valid
@@ -112,10 +117,10 @@ class Pretraining(Objective):
         self._extracted = {}
         if parts.count == 1:
             return
-        config, padding = self.model.config, self._context.features.padding
+        padding = self._context.features.padding
         seconds = sum(len(wave) for part in parts.loaded.values() for wave in part.waves) / SAMPLE_RATE
         keeps = padding is Padding.independent and self._context.relief == 0 and seconds <= KEPT_SECONDS
-        sums = torch.zeros(config.num_codevector_groups, config.num_codevectors_per_group, device=self._context.device)
+        sums = torch.zeros(self.codebook.groups, self.codebook.entries, device=self._context.device)
         for part in parts.loaded.values():
             torch.manual_seed(torch_seed(self._context.seed, "code sums", part.step, part.number))
             with torch.set_grad_enabled(keeps):
@@ -139,7 +144,16 @@ class Pretraining(Objective):
             samples=part.samples,
             whole=whole,
         )
-        return PartLoss(found.loss, found.loss / max(part.masked, 1), found.correct, found.masked)
+        codes = torch.stack([found.code_counts, found.code_sums.detach()]).flatten()
+        return PartLoss(found.loss, found.loss / max(part.masked, 1), found.correct, found.masked, codes)
+
+    def curve_values(self, sums: Tensor) -> Mapping[str, float]:
+        """The perplexities of each group of the codebook over the masked frames since the last entry, as fairseq names them."""
+        return self.codebook.perplexities(sums)
+
+    def warning(self, rows: Sequence[Row]) -> str:
+        """Whether the codebook has collapsed."""
+        return self.codebook.collapse(rows, self._epoch_steps, self._settings.diversity_weight)
 
     def _start(self, step: int, position: int) -> int:
         """First sample of an utterance's random crop."""
@@ -159,6 +173,7 @@ def run(context: StageContext) -> dict[str, Any]:
         learning_rate=settings.learning_rate,
         schedule=warmup_flat_linear(settings.steps, settings.warmup_steps, int(settings.flat_fraction * settings.steps)),
         precision=settings.precision,
+        references=objective.codebook.references(),
     )
     if context.group.is_leader:
         save_encoder(model.wav2vec2, context.output / ENCODER)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ser_core.corpora.manifest import DIMENSIONS
 from ser_core.errors import Diverged
 from ser_core.features.features import FrozenFeatures
 from ser_core.models.classifier import EmotionClassifier
@@ -35,9 +36,14 @@ def whole_features(
 
 @torch.no_grad()
 def predict(
-    model: EmotionClassifier, split: Split, batch_size: int, features: FrozenFeatures | None = None, group: Group | None = None
+    model: EmotionClassifier,
+    split: Split,
+    batch_size: int,
+    features: FrozenFeatures | None = None,
+    group: Group | None = None,
+    outputs: int | None = None,
 ) -> NDArray[np.float32]:
-    """Return the logits (utterances, classes) in the order of the split, in every process of the group.
+    """Return the model's outputs (utterances, outputs) in the order of the split, in every process; by default a logit a class.
 
     The front end processes every utterance alone (as the authors' test does, with batches of one); the transformer processes utterances of
     similar length together, and attention ignores padding. `features`: a filled `whole_features`; None: computed here. Raises Diverged for
@@ -47,7 +53,7 @@ def predict(
     model.eval()
     device = model.head.weight.device
     features = features or whole_features(model, split)
-    logits = np.zeros((len(split), len(split.classes)))
+    logits = np.zeros((len(split), len(split.classes) if outputs is None else outputs))
     order = sorted(range(len(split)), key=lambda position: (-split.samples[position], position))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     costs = [split.samples[batch[0]] * len(batch) for batch in batches]
@@ -58,7 +64,7 @@ def predict(
         logits[chosen] = model(padded, frames.to(device)).float().cpu().numpy()
     logits = group.all_reduce(logits)
     if not np.isfinite(logits).all():
-        raise Diverged("the trained model gives logits that are not finite")
+        raise Diverged("the trained model gives outputs that are not finite")
     return logits.astype(np.float32)
 
 
@@ -67,13 +73,24 @@ def score(logits: NDArray[np.float32], split: Split) -> Scores:
     return scores(split.labels, logits.argmax(axis=1).tolist(), len(split.classes))
 
 
-def write_predictions(path: Path, logits: NDArray[np.float32], split: Split) -> None:
-    """Write one CSV row per utterance: id, speaker, label, predicted class, and the softmax probability of every class."""
+def write_predictions(path: Path, logits: NDArray[np.float32], split: Split, attributes: NDArray[np.float64] | None = None) -> None:
+    """Write one CSV row per utterance: id, speaker, label, predicted class and the softmax probability of every class.
+
+    `attributes`: (utterances, 3) predictions in the corpus' scale; then the row ends with the true values, empty if missing, and the
+    predictions.
+    """
+    columns: list[tuple[str, list[str]]] = [
+        (name, [str(getattr(utterance, name)) for utterance in split.utterances]) for name in ("id", "speaker", "label")
+    ]
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     probabilities = shifted / shifted.sum(axis=1, keepdims=True)
+    columns.append(("predicted", [split.classes[int(row.argmax())] for row in probabilities]))
+    columns += [(f"p_{name}", [f"{row[place]:.6f}" for row in probabilities]) for place, name in enumerate(split.classes)]
+    if attributes is not None:
+        true = [utterance.dimensions for utterance in split.utterances]
+        columns += [(name, ["" if each is None else f"{each[place]:g}" for each in true]) for place, name in enumerate(DIMENSIONS)]
+        columns += [(f"predicted_{name}", [f"{row[place]:.6f}" for row in attributes]) for place, name in enumerate(DIMENSIONS)]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["id", "speaker", "label", "predicted", *(f"p_{name}" for name in split.classes)])
-        for utterance, row in zip(split.utterances, probabilities, strict=True):
-            predicted = split.classes[int(row.argmax())]
-            writer.writerow([utterance.id, utterance.speaker, utterance.label, predicted, *(f"{value:.6f}" for value in row)])
+        writer.writerow([name for name, _ in columns])
+        writer.writerows(zip(*(cells for _, cells in columns), strict=True))

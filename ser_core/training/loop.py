@@ -28,17 +28,22 @@ from ser_core.training.curves import Curves, References, Row
 from ser_core.training.device import Arithmetic
 from ser_core.training.progress import Progress
 from ser_core.training.randomness import torch_seed
+from ser_core.training.running_sums import CurveSums, RunningSums
 from ser_core.training.schedule import Schedule
 
 
 @dataclass(frozen=True)
 class PartLoss:
-    """Result of a part, scalars. `curve_loss`: its share of the step's loss in the curves; `correct` of `counted` predictions."""
+    """Result of a part, scalars. `curve_loss`: its share of the step's loss in the curves; `correct` of `counted` predictions.
 
-    loss: Tensor
+    `curve_sums`: what `Objective.curve_values` computes further curves of, float32 without gradient; None if the objective has none.
+    """
+
+    loss: Tensor  # its gradient is that of the step with respect to this part
     curve_loss: Tensor
     correct: Tensor
     counted: int
+    curve_sums: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ class Objective(ABC):
     """Model, batches and loss of a stage."""
 
     model: nn.Module
+    curve_sums: int = 0  # elements of `PartLoss.curve_sums`, the same in all processes
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Name -> parameter to be optimised: by default all that require a gradient."""
@@ -86,6 +92,19 @@ class Objective(ABC):
     @abstractmethod
     def loss(self, part: Any) -> PartLoss:
         """Return the loss of one part, with gradient."""
+
+    def curve_values(self, sums: Tensor) -> Mapping[str, float]:
+        """Return values for the curves, given `PartLoss.curve_sums` summed over all parts of all processes and steps since the last entry.
+
+        Called in all processes; `sums` (curve_sums,) float64 on the CPU. They may lack steps after a resumption from an older checkpoint.
+        """
+        del sums
+        return {}
+
+    def warning(self, rows: Sequence[Row]) -> str:
+        """Return what is wrong with a training that has these curves so far, in a few sentences; "" if nothing is."""
+        del rows
+        return ""
 
     def after_step(self, step: int) -> Mapping[str, float]:
         """Called in all processes after `step` steps; returns values for the curves, the same in all processes."""
@@ -129,33 +148,7 @@ class TrainingResult:
     seconds: float  # in this attempt
     seconds_per_step: float  # median
     waited_seconds: float  # for data
-
-
-@dataclass
-class _RunningSums:
-    """Sums over steps: `sums` (2,) of the loss and of correct predictions, on the device, so that reading them is rare."""
-
-    sums: Tensor
-    counted: int = 0
-    steps: int = 0
-
-    def add(self, sums: Tensor, counted: int) -> None:
-        self.sums = self.sums + sums
-        self.counted += counted
-        self.steps += 1
-
-    def means(self) -> tuple[float, float]:
-        """Mean loss of a step, and accuracy."""
-        loss, correct = self.sums.tolist()
-        return loss / self.steps, correct / max(1, self.counted)
-
-    def facts(self) -> list[float]:
-        """Values for the checkpoint, so that a mean over an interruption is the same."""
-        return [*self.sums.tolist(), self.counted, self.steps]
-
-    @staticmethod
-    def start(device: torch.device, facts: Sequence[float] = (0.0, 0.0, 0, 0)) -> _RunningSums:
-        return _RunningSums(torch.tensor(facts[:2], dtype=torch.float32, device=device), int(facts[2]), int(facts[3]))
+    warning: str = ""  # of the objective, at the end
 
 
 @dataclass
@@ -190,15 +183,17 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=plan.arithmetic.dtype is torch.float16)
     scaler.scale(torch.zeros((), device=device))  # initialises its state, also if this process has no part of the first step
     state = _TrainingState()
-    window = _RunningSums.start(device)  # since the last entry of the curves
-    tail, tail_from = _RunningSums.start(device), plan.steps * 9 // 10  # for the result, independent of `log_every`
+    window = RunningSums.start(device)  # since the last entry of the curves
+    tail, tail_from = RunningSums.start(device), plan.steps * 9 // 10  # for the result, independent of `log_every`
+    curve_sums = CurveSums(objective.curve_sums, device)
     group.expect_progress()
     # The division into parts depends on the type of device, and gradients of different precisions must not be summed.
     require_equal(group, "arithmetic", f"{device.type}/{plan.arithmetic.dtype}")
     saved = _newest(checkpoints, group)
     if saved is not None and _restore(saved, objective, named, optimiser, scaler):
         state = _TrainingState(saved.step, list(saved.facts["curves"]), saved.step)
-        window, tail = _RunningSums.start(device, saved.facts["window"]), _RunningSums.start(device, saved.facts["tail"])
+        window, tail = RunningSums.start(device, saved.facts["window"]), RunningSums.start(device, saved.facts["tail"])
+        curve_sums.restore(saved.facts.get("curve_sums", []), group)
         report(f"{plan.name}: resumed after step {state.step} of {plan.steps}")
     else:
         group.broadcast_(objective.model.state_dict().values())  # same seed, but another kind of machine may round otherwise
@@ -209,17 +204,18 @@ def train(
     started = saved_at = time.monotonic()
     durations: list[float] = []
     waited = 0.0
-    idle_reported = False
+    idle_reported = warned = False
 
     def save() -> None:
         """Called in all processes, so that all raise Diverged for a loss that must not be saved; the leader writes, the others wait."""
         _check_finite(window, plan, state.step)
         if state.saved == state.step:
             return
+        summed = curve_sums.gather(group)
         if group.is_leader:
             extra, own = objective.extra_state()
             tensors = {"model": objective.model.state_dict(), "adam": _adam_tensors(optimiser, named), "extra": extra}
-            sums = {"window": window.facts(), "tail": tail.facts()}
+            sums = {"window": window.facts(), "tail": tail.facts(), "curve_sums": summed.tolist()}
             facts = {"curves": state.rows, **sums, "scaler": scaler.state_dict(), "objective": own}
             checkpoints.save(state.step, tensors, facts)
         group.barrier()
@@ -248,7 +244,7 @@ def train(
                     settings["lr"] = rate
                 objective.model.train()
                 optimiser.zero_grad(set_to_none=True)
-                sums, counted = _gradients(objective, plan, scaler, state.step, parts)
+                sums, counted = _gradients(objective, plan, scaler, state.step, parts, curve_sums)
                 # The leader's clock decides when to save; all processes check the loss before.
                 due = group.is_leader and time.monotonic() - saved_at >= plan.checkpoint_seconds
                 sums, (all_counted, saving) = sum_gradients(group, list(named.values()), sums, (counted, due))
@@ -269,12 +265,20 @@ def train(
                 values = {f"validation/{name}": value for name, value in objective.after_step(state.step).items()}
                 if logged:
                     loss, accuracy = window.means()
-                    values |= {"train/loss": loss, "train/accuracy": accuracy, "train/learning_rate": rate}
-                    window = _RunningSums.start(device)
+                    values |= {"train/loss": loss, "train/learning_rate": rate}
+                    if window.counted:
+                        values["train/accuracy"] = accuracy
+                    window = RunningSums.start(device)
+                    if objective.curve_sums:
+                        values |= objective.curve_values(curve_sums.gather(group).double())
+                        curve_sums = CurveSums(objective.curve_sums, device)
                 if values:
                     curves.add(state.step, values)
                 if logged:
                     _log_progress(progress, plan, state, durations)
+                    if not warned and (warning := objective.warning(state.rows)):
+                        report(f"{plan.name}: step {state.step}: warning: {warning}")
+                        warned = True
                 if saving and state.step < plan.steps:
                     save()
                     saved_at = time.monotonic()
@@ -283,24 +287,35 @@ def train(
     curves.publish(plan.references)
     if plan.save_last and durations:
         save()
-    return TrainingResult(
-        *tail.means(), plan.steps, resumed_at, time.monotonic() - started, median(durations) if durations else 0.0, waited
-    )
+    seconds, per_step = time.monotonic() - started, median(durations) if durations else 0.0
+    return TrainingResult(*tail.means(), plan.steps, resumed_at, seconds, per_step, waited, objective.warning(state.rows))
 
 
-def _gradients(objective: Objective, plan: TrainingPlan, scaler: torch.amp.GradScaler, step: int, parts: LocalParts) -> tuple[Tensor, int]:
-    """Accumulate the gradients of this process's parts; return the sums of loss and correct predictions (2,), and the predictions."""
+def _gradients(
+    objective: Objective, plan: TrainingPlan, scaler: torch.amp.GradScaler, step: int, parts: LocalParts, curve_sums: CurveSums
+) -> tuple[Tensor, int]:
+    """Accumulate the gradients of this process's parts, and their `curve_sums`.
+
+    Returns the sums of loss and correct predictions (2,), and the number of predictions.
+    """
     sums, counted = torch.zeros(2, device=plan.arithmetic.device), 0
     with plan.arithmetic.autocast():
         objective.before_step(parts)
     for number, part in parts.loaded.items():
-        torch.manual_seed(torch_seed(plan.seed, "dropout", step, number))
+        seed_part(plan.seed, step, number)
         with plan.arithmetic.autocast():
             found = objective.loss(part)
         scaler.scale(found.loss).backward()  # type: ignore[no-untyped-call]
         sums = sums + torch.stack([found.curve_loss.detach().float(), found.correct.detach().float()])
         counted += found.counted
+        if found.curve_sums is not None:
+            curve_sums.own += found.curve_sums
     return sums, counted
+
+
+def seed_part(seed: int, step: int, number: int) -> None:
+    """Seed torch's random numbers (dropout, layer drop, Gumbel noise) of part `number` of a step, as the loop does before its loss."""
+    torch.manual_seed(torch_seed(seed, "dropout", step, number))
 
 
 class _Prefetcher:
@@ -343,7 +358,7 @@ def _idle_message(name: str, step: int, parts: LocalParts, processes: int) -> st
     return f"{name}: step {step} has {parts.count} part(s) for {processes} processes, some are idle: {wanted} fewer processes"
 
 
-def _check_finite(window: _RunningSums, plan: TrainingPlan, step: int) -> None:
+def _check_finite(window: RunningSums, plan: TrainingPlan, step: int) -> None:
     loss = float(window.sums[0])
     if not math.isfinite(loss):
         raise Diverged(f"{plan.name}: the loss is {loss} at step {step} (seed {plan.seed}, learning rate {plan.learning_rate})")
@@ -356,7 +371,8 @@ def _log_progress(progress: Progress, plan: TrainingPlan, state: _TrainingState,
     recent = median(durations[-100:])
     epoch = f", epoch {(state.step - 1) // plan.steps_per_epoch + 1}/{plan.steps // plan.steps_per_epoch}" if plan.steps_per_epoch else ""
     remaining = (plan.steps - state.step) * recent
-    now = f"loss {values['train/loss']:.4f}, accuracy {values['train/accuracy'] * 100:.1f} %"
+    accuracy = f", accuracy {values['train/accuracy'] * 100:.1f} %" if "train/accuracy" in values else ""
+    now = f"loss {values['train/loss']:.4f}{accuracy}"
     progress.report(f"{plan.name}: step {state.step}/{plan.steps}{epoch}, {now}, {recent:.3g} s a step, {remaining:.0f} s to go")
 
 

@@ -104,6 +104,7 @@ def main(arguments: list[str]) -> int:
         f"seed {seed}: python -m tests.chaos --seed {seed} --faults {chosen.faults} injects the same faults in the same order\n"
     )
     folder = Path(tempfile.mkdtemp(prefix="chaos"))
+    folder.chmod(0o755)  # the operator, another user, reads slurm.conf
     source = make_source(folder / "source")
     begun = time.monotonic()
     code = run_launcher(source, "local", folder / "calm" / "results", make_corpus(folder / "calm" / "corpus"), chosen)

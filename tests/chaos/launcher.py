@@ -152,14 +152,18 @@ def one_pass(results: Path) -> int:
 
 
 def start(chosen: argparse.Namespace) -> int:
-    """Launch on Slurm and leave."""
+    """Launch on Slurm and leave, with a controller: where the reply about it was lost, a user asks again."""
     from jobs.control.controller import desired_of, reconcile
-    from jobs.slurm.chain import Chain
+    from jobs.slurm.chain import Chain, Phase
 
     launched = launched_of(chosen, Cluster.slurm, chosen.step_seconds)
     store(launched)
     reconcile(desired_of(launched), arrays(launched))
-    sys.stdout.write(Chain(launched.experiment, launched.layout, source=ROOT).ensure().sentence + "\n")
+    chain = Chain(launched.experiment, launched.layout, source=ROOT)
+    while (state := chain.ensure()).phase is Phase.broken:
+        sys.stdout.write(state.sentence + "\n")
+        time.sleep(SETTLE_SECONDS)
+    sys.stdout.write(state.sentence + "\n")
     return 0
 
 

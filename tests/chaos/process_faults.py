@@ -14,9 +14,7 @@ def kill_worker(scene: Scene, drawn: random.Random) -> bool:
 def kill_step(scene: Scene, drawn: random.Random) -> bool:
     """SIGKILL a whole step through Slurm."""
     jobs = scene.running_elements()
-    if jobs:
-        scene.quietly("scancel", "--signal=KILL", "--full", drawn.choice(jobs))
-    return bool(jobs)
+    return bool(jobs) and scene.succeeds("scancel", "--signal=KILL", "--full", drawn.choice(jobs))
 
 
 def kill_link(scene: Scene, drawn: random.Random) -> bool:

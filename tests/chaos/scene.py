@@ -140,6 +140,15 @@ class Scene:
             return self.cluster.run(*command, check=False, timeout=10, user=user)
         return ""
 
+    def succeeds(self, *command: str, user: str = "") -> bool:
+        """Whether a client command was carried out."""
+        if self.away:
+            return False
+        with contextlib.suppress(subprocess.SubprocessError):
+            self.cluster.run(*command, timeout=10, user=user)
+            return True
+        return False
+
     def running_elements(self) -> list[str]:
         """Array elements that run now."""
         return [line for line in self.quietly("squeue", "-h", "-t", "running", "-o", "%i").split() if "_" in line]

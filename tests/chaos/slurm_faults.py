@@ -88,18 +88,13 @@ def deafen_slurmctld(scene: Scene, drawn: random.Random) -> bool:
 
 def requeue_element(scene: Scene, drawn: random.Random) -> bool:
     jobs = scene.running_elements()
-    if jobs:
-        scene.quietly("scontrol", "requeue", drawn.choice(jobs))
-    return bool(jobs)
+    return bool(jobs) and scene.succeeds("scontrol", "requeue", drawn.choice(jobs))
 
 
 def cancel_as_operator(scene: Scene, drawn: random.Random) -> bool:
     """scancel of a running element by another account, an operator."""
     jobs, users = scene.running_elements(), make_users()
-    if not (jobs and users):
-        return False
-    scene.quietly("scancel", drawn.choice(jobs), user=users[-1])
-    return True
+    return bool(jobs and users) and scene.succeeds("scancel", drawn.choice(jobs), user=users[-1])
 
 
 def make_operator(scene: Scene) -> None:

@@ -11,10 +11,10 @@ import errno
 import os
 import random
 import subprocess
-from collections.abc import Callable
 
 from tests.chaos.injection import set_clock, set_error
 from tests.chaos.scene import Scene
+from tests.slurm_cluster.cluster import with_mounts_of
 
 ERRORS = (errno.EIO, errno.ESTALE, errno.ENOSPC)
 SICK_SECONDS = (1.0, 6.0)
@@ -99,17 +99,16 @@ def _cover(scene: Scene, drawn: random.Random, *mounts: list[str]) -> str | None
     if init is None:
         return None
 
-    def inside(command: list[str]) -> Callable[[], bool]:
-        entered = ["nsenter", f"--target={init.pid}", "--mount", *command]
-        return lambda: init.alive and subprocess.run(entered, check=False, capture_output=True, timeout=10).returncode == 0
+    def inside(command: list[str]) -> bool:
+        return subprocess.run(with_mounts_of(init, *command), check=False, capture_output=True, timeout=10).returncode == 0
 
-    if not all(inside(command)() for command in mounts):
+    if not all(inside(command) for command in mounts):
         return None
     scene.mounted.add(node)
-    umount = inside(["umount", "--lazy", str(scene.results)])
 
     def uncover() -> None:
-        umount()  # of a node that was powered off meanwhile nothing is left to uncover
+        if not inside(["umount", "--lazy", str(scene.results)]) and init.alive:  # a node that was powered off has lost its mounts
+            raise RuntimeError(f"{scene.results} cannot be uncovered on {node}")
         scene.mounted.discard(node)
 
     scene.later(drawn.uniform(*SICK_SECONDS) + 4.0, uncover)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -17,7 +20,12 @@ import pytest
 from tests.chaos.check import overlaps
 from tests.chaos.injection import build, set_clock, set_error
 from tests.chaos.kinds import HOUR, KINDS, LOST_REPLY, missing
+from tests.chaos.scene import Scene
 from tests.chaos.schedule import schedule
+from tests.chaos.storage_faults import hide_results, remount_read_only
+from tests.slurm_cluster.cluster import Cluster, with_mounts_of
+from tests.slurm_cluster.configuration import ClusterSettings
+from tests.slurm_cluster.processes import wait_until
 
 WEIGHTS = {"a": 3, "b": 1}
 PROBE = """
@@ -82,3 +90,50 @@ def test_errors_and_clocks_are_injected_into_the_named_target_alone(tmp_path: Pa
     *none, behind = probe("9", "n2")
     assert none == [0, 0, 0], "the time of this error is over"
     assert abs(behind + 3600 - time.time()) < 60
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="mounts need root")
+@pytest.mark.parametrize(("fault", "seen_during"), [(hide_results, False), (remount_read_only, True)])
+def test_what_covers_the_results_on_a_node_is_taken_away_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[[Scene, random.Random], bool], seen_during: bool
+) -> None:
+    """Otherwise every fault of these kinds costs a node for the rest of the run, and none is left in the end."""
+    cluster = Cluster(tmp_path / "slurm", ClusterSettings(nodes=1))
+    for folder in ("log", "processes"):
+        (cluster.folder / folder).mkdir(parents=True)
+    results = tmp_path / "results"
+    results.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(results)], check=True)
+    node = ["unshare", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc", "sleep", "60"]
+    try:
+        (results / "file").touch()
+        outer = cluster.processes.start("unshare-n1", node, os.environ)
+        children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
+        assert wait_until(lambda: children.exists() and bool(children.read_text().split()), 10)
+        init = cluster.processes.record("init-n1", int(children.read_text().split()[0]))
+        assert wait_until(lambda: Path(f"/proc/{init.pid}/comm").read_text().strip() == "sleep", 10)
+
+        def tried(*command: str) -> bool:
+            return subprocess.run(with_mounts_of(init, *command), check=False, capture_output=True).returncode == 0
+
+        scene = Scene(cluster, tmp_path, results, tmp_path)
+        monkeypatch.setattr(scene, "busy_nodes", lambda: ["n1"])
+        monkeypatch.setattr(scene, "waiting_link", lambda: "7")
+        monkeypatch.setattr(scene, "quietly", lambda *command: "")
+        assert fault(scene, random.Random(1))
+        assert tried("ls", str(results / "file")) is seen_during
+        assert not tried("touch", str(results / "file"))
+        scene.work(everything=True)
+        assert tried("touch", str(results / "file"))
+        assert scene.mounted == set()
+    finally:
+        cluster.processes.stop(["init-n1", "unshare-n1"], signal.SIGKILL)
+        subprocess.run(["umount", "--lazy", str(results)], check=True)
+
+
+def test_a_command_that_fails_is_no_fault(tmp_path: Path) -> None:
+    scene = Scene(Cluster(tmp_path / "slurm", ClusterSettings(nodes=1)), tmp_path, tmp_path, tmp_path)
+    assert scene.succeeds("true")
+    assert not scene.succeeds("false")
+    scene.away = True
+    assert not scene.succeeds("true"), "slurmctld is stopped"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,9 @@ def test_three_methods_from_sbatch_to_pdf(slurm_cluster: Cluster, small_data: Pa
     assert compile_table(tables).stat().st_size > 10_000
     submissions = sorted((run.results / "demo" / "submissions").rglob("*.sh"))
     assert submissions
+    check_waiting(run.results / "store")
+    report = (tables / "report.html").read_text()
+    assert all(title in report for title in ("Waiting in the queue by stage", "Requested and used by stage"))
 
     again = run("grid", "demo", *settings)
     assert again.returncode == 0, again.stdout + again.stderr
@@ -44,3 +49,25 @@ def test_three_methods_from_sbatch_to_pdf(slurm_cluster: Cluster, small_data: Pa
     ours = scores(json.loads((here.results / "demo" / "tables" / "summary.json").read_text()))
     assert ours == {run: ua for run, ua in scores(summary).items() if run[1] == "1"}
     assert len(ours) == 3
+
+
+def check_waiting(store: Path) -> None:
+    """Every result has the request of its job, and submission and start of the job as accounting has them."""
+    results = {file.parent.name: json.loads(file.read_text()) for file in store.glob("*/*/result.json")}
+    written = {file.parent.name: file.stat().st_mtime for file in store.glob("*/*/result.json")}
+    command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,Submit,Start,Timelimit,ReqMem,ReqCPUS"]
+    rows = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60, env={**os.environ, "SLURM_TIME_FORMAT": "%s"})
+    jobs = {job: values for job, *values in (line.split("|") for line in rows.stdout.splitlines())}
+    assert len(results) == STAGES
+    for result in results.values():
+        queue, requested = (result["provenance"][name] for name in ("queue", "requested"))
+        submitted, started, limit, memory, cpus = jobs[result["provenance"]["slurm_job"]]
+        assert queue["submitted"] == pytest.approx(float(submitted), abs=20)
+        assert float(started) - 2 <= queue["started"] < float(started) + 60, "the worker begins later than its job"
+        eligible = max([queue["submitted"], *(written[key] for key in result["upstream"].values())])
+        assert queue["eligible"] == pytest.approx(eligible, abs=0.01)
+        assert queue["waited"] == pytest.approx(max(0.0, queue["started"] - queue["eligible"]), abs=0.01)
+        assert limit == f"{int(requested['minutes']) // 60:02d}:{int(requested['minutes']) % 60:02d}:00"
+        assert int(cpus) == requested["cpus"]
+        assert memory in (f"{requested['memory_mb']:g}M", f"{requested['memory_mb'] / 1024:g}G")
+    assert any(result["provenance"]["requested"]["stages"] == 2 for result in results.values())

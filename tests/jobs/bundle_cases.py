@@ -19,20 +19,24 @@ from tests.jobs.local_launch import workplace
 WEBHOOK, TOKEN, DOTENV = "https://hooks.example.org/T0PSECRET", "token-of-the-environment", "value-of-dot-env"
 USER, HOST, ACCOUNT, MAIL = "annaliese", "node0815", "proj4711", "annaliese@example.org"
 PLANTED = (WEBHOOK, TOKEN, DOTENV, USER, HOST, ACCOUNT, MAIL, "smtp.example.org", "secret-of-another-site", "hook-of-another-experiment")
+SHARED = "The folds of fake share speakers."
 POOR = 3  # seed of a run that collapsed
 SLOTS = 5
 
 
-def finished(folder: Path, *, label: str = "Fine-tuned") -> Session:
-    """An experiment below `folder`/annaliese: one variant, two folds, five slots, one run replaced as an outlier; its code is small."""
+def finished(folder: Path, *, label: str = "Fine-tuned", measured: bool = False) -> Session:
+    """An experiment below `folder`/annaliese: one variant, two folds, five slots, one run replaced as an outlier; its code is small.
+
+    `measured`: in place of the variant, the corpus is measured.
+    """
     home = folder / USER
     root = _code(home / "checkout")
     layout = Layout(home / "results", "exp")
     experiment = Experiment(
         name="exp",
         corpus="fake",
-        methods=["plain"],
-        variants={"plain": Variant("vft", label, {"checkpoint": f"/home/{USER}/weights.pt"})},
+        methods=["length"] if measured else ["plain"],
+        variants={} if measured else {"plain": Variant("vft", label, {"checkpoint": f"/home/{USER}/weights.pt"})},
         seeds=SLOTS,
         cluster=Cluster.slurm,
         site="mine",
@@ -46,7 +50,7 @@ def finished(folder: Path, *, label: str = "Fine-tuned") -> Session:
     source = {"path": f"/home/{USER}/corpora/fake", "kind": "csv"}
     (corpus / "manifest.json").write_text(json.dumps({"digest": "d1", "source": source, "utterances": [{"id": "u1", "label": "/a/"}]}))
     typed = ("grid", "exp", "--results", str(layout.root))
-    launched = launch(experiment, Corpus("fake", "d1", ("1", "2"), str(corpus)), fake_registry.REGISTRY, layout, typed=typed)
+    launched = launch(experiment, Corpus("fake", "d1", ("1", "2"), str(corpus), (SHARED,)), fake_registry.REGISTRY, layout, typed=typed)
     store(launched)
     session = Session(launched, workplace(home), root, ROOT / "configs" / "published.yaml")
     report = session.look(ask_slurm=False)
@@ -54,7 +58,7 @@ def finished(folder: Path, *, label: str = "Fine-tuned") -> Session:
         for node in missing:
             compute(layout, node)
         report = session.look(ask_slurm=False)
-    assert report.judgements.dropped
+    assert measured or report.judgements.dropped
     return session
 
 
@@ -65,7 +69,8 @@ def compute(layout: Layout, node: Node) -> None:
     output.mkdir(parents=True)
     (output / "predictions.csv").write_text(f"id,predicted\nu{node.seed},sad\n")
     (output / "weights.safetensors").write_bytes(b"weights")
-    right = 6 if node.seed == POOR and node.fold == "1" else 40 + (7 * node.seed + int(node.fold)) % 5
+    scored = node.stage == "finetune"
+    right = 0 if not scored else 6 if node.seed == POOR and node.fold == "1" else 40 + (7 * node.seed + int(node.fold)) % 5
     provenance = {
         **{"commit": "0123456789abcdef", "packages": {"torch": "2.13.0"}, "python": "3.12.1", "seconds": 3.5, "peak_rss_bytes": 1},
         **{"host": HOST, "folder": f"/home/{USER}/results/exp/snapshots/1", "changed": [f"{USER}.py"], "slurm_job": "4711_3"},
@@ -83,10 +88,10 @@ def compute(layout: Layout, node: Node) -> None:
         settings=node.settings,
         upstream=node.upstream,
         attempt=1,
-        metrics={},
+        metrics={} if scored else {"length": 12.5, "utterances": 8},
         provenance=provenance,
-        confusion=((right, 50 - right), (10, 40)),
-        classes=("angry", "sad"),
+        confusion=((right, 50 - right), (10, 40)) if scored else (),
+        classes=("angry", "sad") if scored else (),
         artifacts={path.name: file_digest(path) for path in sorted(output.iterdir())},
     )
     write_result(folder, result)

@@ -129,7 +129,7 @@ class SimulatedLab(ABC):
 
     def __enter__(self) -> Self:
         patched: list[tuple[str, Any]] = [
-            ("jobs.slurm.executor.take_snapshot", lambda source, layout: self.snapshot),
+            ("jobs.slurm.executor.take_snapshot", lambda source, layout, registry: self.snapshot),
             ("jobs.slurm.submissions.render_script", lambda job, site, templates: "#!/bin/bash\n"),
             # Names hold a digest of the folder, which is another one each time: an example must do the same when it is run again.
             ("jobs.slurm.submissions.base_name", lambda layout, batch: base_name(Layout(Path("/results"), layout.experiment), batch)),

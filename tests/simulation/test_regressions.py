@@ -46,6 +46,26 @@ def test_a_site_all_of_whose_nodes_have_failed_twice_is_still_used(folder: Path)
         assert all(execution.progress or execution.result for execution in lab.executions)
 
 
+def test_nodes_that_lose_their_storage_one_after_another_stop_no_stage(folder: Path) -> None:
+    """A run whose jobs end on six nodes before a worker begins is tried again as long as jobs of other runs begin; then it is done."""
+    with world(folder / "world", Shape(methods=("vft",), folds=1, seeds=8, nodes=6)) as lab:
+        unlucky = lab.graph.runs[0].key
+        for _ in range(6):
+            lab.run_pass()
+            begun = lab.start(12)
+            for worker in begun:
+                if worker.key == unlucky:
+                    lab.slurm.end(lab.slurm.find(worker.job), "FAILED")
+            lab.advance(30)
+            lab.finish(next(worker for worker in lab.running() if worker.key != unlucky))
+            lab.advance(30)
+        report = lab.run_pass()
+        assert report is not None
+        assert report.plan.given_up == ()
+        lab.finish_everything()
+        assert len([each for each in lab.executions if each.key == unlucky]) == 1
+
+
 def test_a_job_that_turns_up_when_nothing_is_open_is_adopted(folder: Path) -> None:
     """Its sbatch was given up long ago, its replacement has ended, and the user launches again: no second job is submitted beside it."""
     with world(folder / "world", ONE_RUN) as lab:

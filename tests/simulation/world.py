@@ -221,7 +221,10 @@ class World(SimulatedLab):
         lost = itertools.takewhile(lambda each: each.said in (None, FailureClass.interrupted) and not each.progress, reversed(recent))
         assert len(list(lost)) <= MAX_LOST, f"{name} is tried again although it gets lost again and again"
         silent = self._silent_ends(key, self.since)
-        assert silent < MAX_FAILED_STARTS + 2, f"{name} is tried again although {silent} jobs ended without having begun"
+        since_begun = self._silent_ends(key, max(self.since, self._last_begun(description.nodes[key].stage)))
+        assert since_begun < MAX_FAILED_STARTS + 2, f"{name} is tried again although {since_begun} jobs ended without having begun"
+        most = max(MAX_FAILED_STARTS, self.shape.policy.max_attempts)
+        assert silent < most + 2, f"{name} is tried again although {silent} jobs of it alone ended without having begun"
         fruitless = [each for each in recent if not each.progress and each.said is not FailureClass.storage]
         assert len(fruitless) < self.shape.policy.max_attempts, f"{name}: {len(fruitless)} attempts in vain, and another"
         told = failures[key][FailureClass.memory]
@@ -240,14 +243,20 @@ class World(SimulatedLab):
                 found.setdefault(each.key, Counter())[each.said] += 1
         return found
 
+    def _last_begun(self, stage: str) -> float:
+        """When a worker last worked on a stage of that name, in seconds since the epoch."""
+        arrays = self.slurm.arrays
+        named = (each for each in self.executions if arrays[int(each.job.partition("_")[0])].name.split(".")[1] == stage)
+        return max((max(each.begun, each.ended if each.result else 0.0) for each in named), default=0.0)
+
     def _silent_ends(self, key: str, since: float = 0.0) -> int:
-        """How many elements of a stage have left the queue since then without starting any of their stages."""
+        """How many elements of a stage that were submitted since then have left the queue without starting any of their stages."""
         jobs = {execution.job for execution in self.executions}
         return sum(
             bool(element.begun) and not element.queued and element.name not in jobs and key in self.keys_of[array.number][element.index]
             for array in self.slurm.arrays.values()
             for element in array.elements
-            if array.created >= since
+            if self.intended.get(array.number, 0.0) >= since
         )
 
 

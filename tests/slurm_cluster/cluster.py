@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tests.slurm_cluster.configuration import ClusterSettings, gres_conf, hosts, slurm_conf, slurmdbd_conf
 from tests.slurm_cluster.node import NETWORK_INTERFACE
-from tests.slurm_cluster.processes import ProcessBook, wait_until
+from tests.slurm_cluster.processes import Process, ProcessBook, wait_until
 from tests.slurm_cluster.users import ACCOUNT, command_as, make_users
 
 ALWAYS = ("munged", "munge", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel", "sinfo")
@@ -126,24 +126,14 @@ class Cluster:
 
     @contextlib.contextmanager
     def hidden_from(self, node: str, folder: Path) -> Iterator[None]:
-        """While the block lasts, a node sees an empty folder there, as after the loss of a mount. Needs nodes in namespaces.
-
-        umount reads /proc/self, which is that of the node: hence its process numbers too.
-        """
+        """While the block lasts, a node sees an empty folder there, as after the loss of a mount. Needs nodes in namespaces."""
         init = self.processes.get(f"init-{node}")
         assert init is not None, node
-        inside = [
-            "nsenter",
-            f"--target={init.pid}",
-            "--mount",
-            "--pid",
-            *([] if os.getuid() == 0 else ["--user", "--preserve-credentials"]),
-        ]
-        self.run(*inside, "mount", "-t", "tmpfs", "none", str(folder))
+        self.run(*with_mounts_of(init, "mount", "-t", "tmpfs", "none", str(folder)))
         try:
             yield
         finally:
-            self.run(*inside, "umount", "--lazy", str(folder))
+            self.run(*with_mounts_of(init, "umount", "--lazy", str(folder)))
 
     def start_node(self, node: str) -> None:
         """Start a node (again)."""
@@ -273,6 +263,15 @@ class Cluster:
             return ClusterSettings(**json.loads((self.folder / "settings.json").read_text()))
         except (OSError, ValueError, TypeError):
             return None
+
+
+def with_mounts_of(init: Process, *command: str) -> list[str]:
+    """A command that runs with the mounts of a node, given by its first process.
+
+    umount reads /proc/self, which is that of the node: hence its process numbers too.
+    """
+    user = [] if os.getuid() == 0 else ["--user", "--preserve-credentials"]
+    return ["nsenter", f"--target={init.pid}", "--mount", "--pid", *user, *command]
 
 
 def missing_programs(path: str, *, accounting: bool = True) -> list[str]:

@@ -55,7 +55,7 @@ class Bundle:
 
     experiment: str
     complete: bool
-    runs: int  # in the means of the tables
+    runs: int  # in the tables
     code: Code
     versions: Mapping[str, str]  # of Python and `PACKAGES`, by which the tables were rendered
     files: Mapping[str, str]  # every other file -> sha256
@@ -106,7 +106,7 @@ def fill(folder: Path, origin: Origin) -> Bundle:
     left_out.extend(_copy_code(folder / CODE, origin))
     left_out.extend(_copy_tables(folder / TABLES, origin))
     copied = [name.removeprefix(f"{TABLES}/") for name in names(folder) if name.startswith(f"{TABLES}/") and name not in own]
-    runs = sum(method.n for method in report.summary.methods)
+    runs = report.summary.finished
     _write(folder / README, _readme(origin, runs, report.complete))
     code = Code(origin.code.digest, origin.code.commit, bool(origin.code.changed))
     files = {name: file_digest(folder / name) for name in names(folder)}
@@ -150,7 +150,7 @@ def _copy_code(folder: Path, origin: Origin) -> list[str]:
     wanted = [name for name in origin.code.files if not name.startswith(scrub.NOT_CODE)]
     wanted += [name for name in CONSTRAINTS if name not in origin.code.files and (source / name).is_file()]
     for name in wanted:
-        if problem := _copy(source / name, folder / name, f"{CODE}/{name}", origin.secrets):
+        if problem := _copy(origin.code.file_of(name), folder / name, f"{CODE}/{name}", origin.secrets):
             left_out.append(f"{CODE}/{name}: {problem}")
     _write(folder / SITE, NO_SITE)
     return left_out

@@ -31,6 +31,7 @@ from jobs.statistics import (
     paired_by_key,
     rank_correlation,
     sd,
+    slot_means,
     t_interval,
 )
 from jobs.store.records import Result
@@ -39,7 +40,7 @@ from jobs.sweeps.records import Sweep
 from jobs.sweeps.report.costs import Effort, SweepCost, sweep_cost
 from jobs.sweeps.report.scores import FoldRecord, RunRecord, TrialRecord
 from jobs.sweeps.space import Point, number_of_points, swept_method
-from jobs.tables.summary import CodeFacts, code_facts, slot_means
+from jobs.tables.summary import CodeFacts, code_facts
 
 LISTED = (TrialState.complete, TrialState.stopped, TrialState.failed, TrialState.running, TrialState.interrupted)
 

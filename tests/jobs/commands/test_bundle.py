@@ -22,7 +22,7 @@ from jobs.report.bundle.verify import Verification, verify
 from jobs.store.records import file_digest
 from jobs.tables.latex import PLAIN, Numbers, Style, Width
 from tests.command_line import ROOT, CommandLine
-from tests.jobs.bundle_cases import DOTENV, PLANTED, TOKEN, finished
+from tests.jobs.bundle_cases import DOTENV, PLANTED, SHARED, TOKEN, finished
 from tests.slurm_cluster.users import as_user, require_user
 
 INSIDE = [
@@ -67,6 +67,7 @@ def test_a_bundle_holds_what_the_tables_are_made_of(session: Session, unpacked: 
         assert (unpacked / "tables" / name).read_bytes() == (collected / name).read_bytes(), name
     assert ",outlier," in (unpacked / "tables" / "runs.csv").read_text()
     assert "Fine-tuned" in (unpacked / "tables" / "table.md").read_text()
+    assert SHARED in (unpacked / "tables" / "table.md").read_text()
     assert "Fine-tuned" in (unpacked / "tables" / "report.html").read_text()
     manifest = json.loads((unpacked / "manifest.json").read_text())
     assert manifest == {"digest": "d1", "source": {"path": "fake", "kind": "csv"}, "utterances": [{"id": "u1", "label": "/a/"}]}
@@ -131,6 +132,29 @@ def test_an_incomplete_experiment_is_marked(tmp_path: Path, capsys: pytest.Captu
     assert not write_bundle(found, None, None, PLAIN)
     assert "incomplete: `python launch.py collect exp" in capsys.readouterr().err
     assert verify_bundle(found.launched.layout.bundle, None, ROOT)
+
+
+def test_a_measured_corpus_is_bundled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run without a score (the stage of Table 3): its table and files are rendered again, and a changed value is found."""
+    found = finished(tmp_path, measured=True)
+    write_tables(found, found.look(ask_slurm=False))
+    assert write_bundle(found, None, None, PLAIN)
+    assert ": 1 run, 1 result, " in capsys.readouterr().out
+    assert write_bundle(found, tmp_path / "again.zip", None, PLAIN)
+    assert (tmp_path / "again.zip").read_bytes() == found.launched.layout.bundle.read_bytes()
+    assert verify_bundle(found.launched.layout.bundle, tmp_path / "rendered", ROOT)
+    assert ": exp, 1 run, " in capsys.readouterr().out
+    assert (tmp_path / "rendered" / "measured.csv").read_bytes() == (found.launched.layout.tables / "measured.csv").read_bytes()
+    assert (tmp_path / "rendered" / "measured.csv").read_text().splitlines()[1:] == ["fake,length,length,12.5", "fake,length,utterances,8"]
+    unpack(found.launched.layout.bundle, tmp_path / "unpacked")
+
+    def longer(folder: Path) -> None:
+        edit(next((folder / "results").rglob("result.json")), lambda value: value["metrics"].update(length=12.6))
+
+    problems = changed(tmp_path / "unpacked", tmp_path / "changed", longer, sign=True).problems
+    assert {problem.split(":")[0] for problem in problems} == {
+        f"tables/{name}" for name in ("measured.csv", "measured.tex", "report.html", "summary.json", "table.md")
+    }
 
 
 def changed(unpacked: Path, folder: Path, change: Callable[[Path], None], *, sign: bool) -> Verification:

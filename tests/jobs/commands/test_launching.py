@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from jobs.commands.launching import Code, chosen_experiment, experiment_to_launch, words_of
+from jobs.commands.launching import chosen_experiment, experiment_to_launch, words_of
+from jobs.commands.program import Program
 from jobs.errors import UsageError
 from jobs.experiment.config import Cluster
 from jobs.experiment.launched import Corpus, launch, store
 from jobs.store.layout import Layout
-from ser_core.registry import REGISTRY, VERSIONS
-from ser_core.settings import Recipe
+from ser_core.registry import REGISTRY
 from tests.command_line import ROOT
 
 CONFIGS = ROOT / "configs"
-CODE = Code(REGISTRY, REGISTRY.check, tuple(VERSIONS), Recipe, CONFIGS, CONFIGS / "published.yaml", REGISTRY.check_corpus)
+PROGRAM = Program(CONFIGS.parent, "ser_core.registry:REGISTRY", "iemocap")
 SITE = "example-university"
 
 
@@ -34,12 +34,12 @@ def login_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def place(results: Path, *arguments: str, cluster: str | None = None) -> tuple[Cluster, str, str]:
     """Cluster, site and line of `grid demo ...`."""
-    experiment, line = experiment_to_launch(words_of("grid", ["demo", *arguments], cluster, "iemocap"), CODE, results)
+    experiment, line = experiment_to_launch(words_of("grid", ["demo", *arguments], cluster, "iemocap"), PROGRAM, results)
     return experiment.cluster, experiment.site, line
 
 
 def launched(results: Path, *arguments: str, cluster: str | None = None) -> None:
-    experiment, _ = experiment_to_launch(words_of("grid", ["demo", *arguments], cluster, "iemocap"), CODE, results)
+    experiment, _ = experiment_to_launch(words_of("grid", ["demo", *arguments], cluster, "iemocap"), PROGRAM, results)
     store(launch(experiment, Corpus("demo", "d1", ("1",), str(results)), REGISTRY, Layout(results, "demo")))
 
 
@@ -65,9 +65,9 @@ def test_where_only_a_corpus_is_prepared_init_is_named(tmp_path: Path) -> None:
     """The name of a corpus is not that of an experiment yet: the message has the command that writes its file."""
     words = words_of("grid", ["mine"], None, "iemocap")
     with pytest.raises(UsageError, match=r"^no experiment 'mine', .*`python launch.py init mine --corpus mine` writes"):
-        experiment_to_launch(words, CODE, tmp_path, ["mine", "demo"])
+        experiment_to_launch(words, PROGRAM, tmp_path, ["mine", "demo"])
     with pytest.raises(UsageError, match=r"^no experiment 'mine': known are demo,"):
-        experiment_to_launch(words, CODE, tmp_path, ["demo"])
+        experiment_to_launch(words, PROGRAM, tmp_path, ["demo"])
 
 
 def test_the_experiment_of_a_command_that_names_none(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_an_experiment_is_the_path_of_a_file(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "own.yaml").write_text("corpus: demo\nseeds: 2\n")
     words = words_of("grid", ["own.yaml", "seeds=3"], None, "iemocap")
     monkeypatch.chdir("/")
-    experiment, _ = experiment_to_launch(words, CODE, tmp_path)
+    experiment, _ = experiment_to_launch(words, PROGRAM, tmp_path)
     assert (experiment.name, experiment.corpus, experiment.seeds, words.file) == ("own", "demo", 3, str(tmp_path / "own.yaml"))
 
 

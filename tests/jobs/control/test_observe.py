@@ -395,6 +395,28 @@ def test_jobs_that_end_before_the_worker_starts_stop_a_stage(layout: Layout, gra
     assert read_facts(graph, layout, PassContext(departures=_departed(*late)))[run.key].stopped
 
 
+def test_nodes_on_which_no_worker_begins_do_not_stop_a_stage_while_others_of_its_name_begin(layout: Layout) -> None:
+    """Only where Slurm names the nodes, only jobs submitted before the last such start, and at most `policy.max_attempts` of them."""
+    graph = make_graph(methods=("vft",), folds=("1",), seeds=2)
+    run, other = (graph.nodes[each.key] for each in graph.runs)
+    jobs = [replace(each, node=f"n{each.job}") for each in _silent_jobs(run, 12)]
+
+    def stopped(departures: Sequence[Departure], most: int = 12) -> bool:
+        return bool(read_facts(graph, layout, PassContext(max_attempts=most, departures=_departed(*departures)))[run.key].stopped)
+
+    assert stopped(jobs[:4]), "no other has begun"
+    _attempt(layout, other, 1, FailureClass.interrupted, started=13.5)
+    assert not stopped(jobs[:7]), "three since"
+    assert stopped(jobs[:8])
+    assert stopped([replace(each, node="") for each in jobs[:4]])
+    _finish(layout, other, attempt=2)
+    os.utime(layout.stage("finetune", other.key).result, (100.0, 100.0))
+    assert not stopped(jobs[:11])
+    assert stopped(jobs)
+    assert not stopped(jobs[:3], most=2)
+    assert stopped(jobs[:4], most=2)
+
+
 def test_jobs_that_slurm_cannot_start_are_not_submitted_for_ever(layout: Layout, graph: Graph) -> None:
     """An element that Slurm could not start is withdrawn by the program and counts nevertheless; its other withdrawals do not."""
     tapt = _node(graph, "tapt")

@@ -7,20 +7,20 @@ from pathlib import Path
 import pytest
 
 from jobs.commands.init import prepared_corpus, print_config, values_like, write_experiment
-from jobs.commands.launching import Code, Words, read_experiment, words_of
+from jobs.commands.launching import Words, read_experiment, words_of
+from jobs.commands.program import Program
 from jobs.errors import UsageError
 from jobs.experiment.config import schema_of
 from jobs.experiment.launched import Corpus
 from jobs.experiment.layers import known_keys
 from jobs.experiment.schema_keys import ENTRY_NAMES, experiment_keys
 from jobs.experiment.stored_config import resolved_values
-from ser_core.registry import REGISTRY, VERSIONS
 from ser_core.settings import Recipe
 from tests.command_line import ROOT
 from tools import experiment_keys as tool
 
 CONFIGS = ROOT / "configs"
-CODE = Code(REGISTRY, REGISTRY.check, tuple(VERSIONS), Recipe, CONFIGS, CONFIGS / "published.yaml", REGISTRY.check_corpus)
+PROGRAM = Program(CONFIGS.parent, "ser_core.registry:REGISTRY", "iemocap")
 CORPUS = Corpus("mine", "d1", ("anna", "bert", "carl"), "/nowhere")
 KEYS = [leaf for key in experiment_keys(Recipe) for leaf in key.leaves()]
 EMPTY_IS_AN_ERROR = ("counts: []", "sizes: []")  # of a sweep: refused if they are named
@@ -45,8 +45,8 @@ def test_the_document_has_every_key() -> None:
 @pytest.mark.parametrize("like", ["emodb-base", "emodb", "iemocap-ablation"])
 def test_the_written_file_has_the_settings_of_the_other_experiment(like: str, tmp_path: Path) -> None:
     """But for its name, corpus, folds and published table; also with every key in a comment made a setting."""
-    file = write_experiment("mine", CORPUS, like, tmp_path / "own.yaml", CODE)
-    written, other = (resolved_values(read_experiment(Words(name, ()), CODE)) for name in (str(file), like))
+    file = write_experiment("mine", CORPUS, like, tmp_path / "own.yaml", PROGRAM)
+    written, other = (resolved_values(read_experiment(Words(name, ()), PROGRAM)) for name in (str(file), like))
     assert (written["name"], written["corpus"], written["folds"], written["table"]) == ("mine", "mine", [], None)
     for key in ("name", "corpus", "folds", "table"):
         other[key] = written[key]
@@ -56,8 +56,8 @@ def test_the_written_file_has_the_settings_of_the_other_experiment(like: str, tm
 
 def test_every_key_in_a_comment_can_be_set_by_deleting_the_comment_sign(tmp_path: Path) -> None:
     """The shown defaults are valid values, and those of the schema."""
-    file = write_experiment("mine", CORPUS, "savee", tmp_path / "own.yaml", CODE)
-    before = resolved_values(read_experiment(Words(str(file), ()), CODE))
+    file = write_experiment("mine", CORPUS, "savee", tmp_path / "own.yaml", PROGRAM)
+    before = resolved_values(read_experiment(Words(str(file), ()), PROGRAM))
     known = {f"{key.path.rpartition('.')[2]}:" for key in KEYS}
     lines, uncommented = [], 0
     for line in file.read_text().splitlines():
@@ -67,20 +67,20 @@ def test_every_key_in_a_comment_can_be_set_by_deleting_the_comment_sign(tmp_path
         lines.append(line.replace("# ", "", 1) if is_key else line)
     assert uncommented > 80
     file.write_text("\n".join(lines))
-    assert resolved_values(read_experiment(Words(str(file), ()), CODE)) == before
+    assert resolved_values(read_experiment(Words(str(file), ()), PROGRAM)) == before
 
 
 def test_init_refuses_what_is_there_and_what_is_not(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no prepared corpus of that name; did you mean 'mine'\?; `python launch.py prepare csv"):
         prepared_corpus("mime", ["demo", "mine"])
     with pytest.raises(UsageError, match=r"^init store: use letters"):
-        write_experiment("store", CORPUS, "emodb", tmp_path / "own.yaml", CODE)
+        write_experiment("store", CORPUS, "emodb", tmp_path / "own.yaml", PROGRAM)
     with pytest.raises(UsageError, match=r"no experiment 'emodbb'.*did you mean 'emodb'"):
-        write_experiment("mine", CORPUS, "emodbb", tmp_path / "own.yaml", CODE)
+        write_experiment("mine", CORPUS, "emodbb", tmp_path / "own.yaml", PROGRAM)
     assert not (tmp_path / "own.yaml").exists()
-    write_experiment("mine", CORPUS, "emodb", tmp_path / "own.yaml", CODE)
+    write_experiment("mine", CORPUS, "emodb", tmp_path / "own.yaml", PROGRAM)
     with pytest.raises(UsageError, match=r"own.yaml exists"):
-        write_experiment("mine", CORPUS, "emodb", tmp_path / "own.yaml", CODE)
+        write_experiment("mine", CORPUS, "emodb", tmp_path / "own.yaml", PROGRAM)
 
 
 def test_the_same_corpus_keeps_its_folds_and_its_published_table() -> None:
@@ -98,7 +98,7 @@ def test_config_prints_every_setting_and_its_source(capsys: pytest.CaptureFixtur
     words = words_of("config", arguments, "slurm", "iemocap")
     lines = {}
     for changed in (False, True):
-        print_config(words, CODE, changed=changed)
+        print_config(words, PROGRAM, changed=changed)
         parts = [line.rpartition("  # ") for line in capsys.readouterr().out.splitlines()]
         lines[changed] = {setting.rstrip(): source for setting, _, source in parts}
     file = str(tmp_path / "own.yaml")

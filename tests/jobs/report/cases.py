@@ -55,7 +55,7 @@ def experiment_case(folder: Path) -> Material:
     shared = Node("a" * 20, "tapt", 1, {}, {}, {}, "1", 0, "tapt")
     children = {**made.children, shared.key: tuple(run.key for run in made.runs if run.method == "tapt")}
     made = replace(made, nodes={shared.key: shared, **made.nodes}, children=children)
-    results = {shared.key: replace(result(made.runs[0], (), ()), key=shared.key, stage="tapt")}
+    results = {shared.key: replace(result(made.runs[0], (), ()), key=shared.key, stage="tapt", warnings=("it learns nothing",))}
     for place, run in enumerate(made.runs):
         wrong = 1 + run.slot + (1 if run.method == "tapt" else 0)
         results[run.key] = result(run, ((8, 2), (wrong, 10 - wrong)), ("a", "b"), attempt=2 if place == 1 else 1)
@@ -63,7 +63,7 @@ def experiment_case(folder: Path) -> Material:
     for place, (key, found) in enumerate(results.items()):
         names = () if key == made.runs[0].key else ("curves.json",)
         if names:
-            write_curves(layout.stage(found.stage, key).attempt(found.attempt).output, place)
+            write_curves(layout.stage(found.stage, key).attempt(found.attempt).output, place, codebook=key == shared.key)
         files = ("predictions.csv", *names) if found.confusion else names
         results[key] = replace(found, artifacts=dict.fromkeys(files, "0" * 64), provenance={**found.provenance, **times(place)})
     summary = summary_of("demo", made, results, {})
@@ -78,16 +78,20 @@ def write_predictions(output: Path, wrong: int) -> None:
     (output / "predictions.csv").write_text("\n".join(["id,speaker,label,predicted,p_a,p_b", *rows]) + "\n")
 
 
-def write_curves(output: Path, place: int) -> None:
-    """A loss that falls from 1.4 to 0.5 or so, and its accuracy."""
+def write_curves(output: Path, place: int, *, codebook: bool) -> None:
+    """A loss that falls from 1.4 to 0.5 or so, and its accuracy; with the perplexity of a codebook of 8 entries."""
     steps = range(10, 1010, 10)
     curves = {
         "train/loss": [(step, 0.5 + 0.01 * place + 9 / (step + 5)) for step in steps],
         "train/accuracy": [(step, step / 1010) for step in steps],
         "train/learning_rate": [(step, 1e-3) for step in steps],
     }
+    references: dict[str, list[object]] = {"train/loss": [0.7, "loss of the class prior"]}
+    if codebook:
+        curves["codebook/group_1/code_perplexity"] = [(step, 6 - step / 1000) for step in steps]
+        references["codebook/group_1/code_perplexity"] = [8.0, "entries of each group of the codebook"]
     output.mkdir(parents=True, exist_ok=True)
-    write_json(output / "curves.json", {"schema": 1, "curves": curves, "references": {"train/loss": [0.7, "loss of the class prior"]}})
+    write_json(output / "curves.json", {"schema": 1, "curves": curves, "references": references})
 
 
 def times(place: int) -> dict[str, object]:
@@ -100,6 +104,14 @@ def times(place: int) -> dict[str, object]:
         "host": f"node{place % 2}",
     }
     return {**facts, "device": "4 x H200" if place == 0 else "cpu", "processes": 4 if place == 0 else 1, "threads": 2}
+
+
+def requested(place: int) -> dict[str, object]:
+    """The request of a job of a stage, two hours and 8 GiB a node, and a waiting of `place` minutes in two attempts."""
+    memory = {"peak_rss_bytes": 2**30, "peak_own_bytes": 2**30, "cpu_seconds": 90.0}
+    asked = {"minutes": 120, "configured_minutes": 240, "memory_mb": 8192, "configured_mb": 16384, "cpus": 4, "nodes": 1}
+    times = {"submitted": 1e9, "eligible": 1e9, "started": 1e9 + 60, "waited": 60.0 * place - 30, "before": 30.0}
+    return {**memory, "requested": {**asked, "gpus": 1, "stages": 2, "at_once": 1}, "queue": times}
 
 
 def verdict(ua: float) -> Verdict:

@@ -24,7 +24,7 @@ from jobs.report.write import page_of, report_text
 from jobs.tables.summary import Entry, Scores, Status, summarise
 from tests.command_line import ROOT
 from tests.jobs.report.cases import HOSTILE, case, hostile_case
-from tests.jobs.table_cases import published
+from tests.jobs.table_cases import entry, published, summary
 
 VOID = {"meta", "link", "input", "br", "img"}
 
@@ -137,6 +137,16 @@ def test_dropped_runs_are_audited() -> None:
     assert found["V-FT / DC / 0"][3:7] == ["14.3", "70.50", "1.50", "37.47"]
     assert found["V-FT / DC / 1"][-1] == "not replaced"
     assert [row[-1] for name, row in found.items() if name.startswith("P-TAPT")] == ["kept in the means: no reserve seed is left"]
+
+
+def test_a_fold_that_a_method_lacks_is_no_mark() -> None:
+    """A file of runs without a row for a cell: the report is written, and the runs are missing."""
+    runs = tuple(
+        entry(method, fold, slot, 70.0 + slot) for method, folds in (("vft", "12"), ("tapt", "1")) for fold in folds for slot in (0, 1)
+    )
+    text = report_text(material_of(summary(runs), published(None)))
+    assert "incomplete: 2 runs missing" in text
+    assert "TAPT, fold 1, slot 0" in text
 
 
 def test_every_figure_has_words() -> None:

@@ -334,6 +334,21 @@ def test_missing_sbatch_is_reported_as_the_problem(tmp_path: Path, monkeypatch: 
     assert "sbatch is not in PATH" in state.problem
 
 
+def test_a_chain_whose_first_link_was_not_submitted_is_not_broken_once_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before: where Slurm does not answer, `status` showed the failure of the first call until a link had made its pass."""
+    layout = launch(tmp_path)
+    program = tmp_path / "sbatch"
+    program.write_text("#!/bin/sh\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    chain = chain_of(tmp_path)
+    assert chain.ensure(queue=[]).phase is Phase.broken
+    assert chain_state(layout, None).phase is Phase.broken
+    program.write_text("#!/bin/sh\necho Submitted batch job 7\n")
+    assert chain.ensure(queue=[]).phase is Phase.pending
+    assert chain_state(layout, None).phase is Phase.unknown
+
+
 @pytest.mark.parametrize("name", AWAY)
 def test_a_link_ends_alone_while_a_daemon_restarts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """sbatch fails for a reason that has nothing to do with the link: its script submits it again (LinkEnd.alone), and the pass is made."""

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-import launch as program
+import launch
+from jobs.commands.launching import words_of
+from jobs.commands.opener import Opener, Place
 from jobs.sweeps.space import grid_points
 from jobs.sweeps.stages import point_graph
 from ser_core.models.hub import pinned_revision
@@ -38,7 +40,8 @@ def put(cache: Path, reference: str, commit: str) -> None:
 def launched(results: Path, data: Path, *settings: str) -> dict[tuple[str, str | None], str | None]:
     """(checkpoint, revision) -> what the stages of its points load, as a launch states it for the workers."""
     words = ["demo", "sweep.sets=[[4]]", *settings]
-    sweep = program._launch_sweep(words, None, None, data, results, dry_run=False).sweep
+    typed = words_of("sweep", words, None, "demo")
+    sweep = Opener(launch.PROGRAM).launch_sweep(typed, Place(data, results), (), dry_run=False).sweep
     found = {}
     for point in grid_points(sweep.space):
         graph = point_graph(sweep.experiment, sweep.corpus, point, sweep.folds[:1], sweep.validation, sweep.registry)

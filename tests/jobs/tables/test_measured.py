@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from rich.console import Console
+from scipy import stats
 
 from jobs.errors import UsageError
 from jobs.experiment.graph import Graph, Node, Run
@@ -26,7 +27,7 @@ from jobs.tables.summary import Summary
 from tests.jobs.table_cases import CONFIGS, graph, published, result
 
 RUN = Run("pretraining_loss", "all", 0, 0, "f" * 20)
-LOSSES = {"loss": 55.427, "loss_per_frame": 2.7714, "utterances": 5531, "seconds": 4.55}
+LOSSES = {"loss": 55.427, "loss_standard_error": 0.4, "loss_per_frame": 2.7714, "utterances": 5531, "seconds": 4.55}
 
 
 def measuring(corpus: str = "iemocap") -> Graph:
@@ -48,7 +49,7 @@ def test_the_table_has_the_columns_of_table_3_and_the_published_losses() -> None
     """A row for the corpus by its label, a dash for a metric that is not there; the published figures below, and what they are."""
     [table] = plain_tables(measured(), published("domain_shift"))
     ours, theirs = table.blocks
-    assert ours == (("IEMOCAP", "55.43", "–", "–", "2.771", "–", "–", "–", "4.6", "5531"),)
+    assert ours == (("IEMOCAP", "55.43", "54.64 to 56.21", "–", "2.771", "–", "–", "–", "4.6", "5531"),)
     assert [row[:2] for row in theirs] == [
         ("LibriSpeech test-clean, published", "32.04"),
         ("SAVEE, published", "41.37"),
@@ -57,10 +58,34 @@ def test_the_table_has_the_columns_of_table_3_and_the_published_losses() -> None
     assert "inferred from the published code" in " ".join(table.caption)
 
 
+@pytest.mark.parametrize(("loss", "place"), [(55.427, "inside"), (56.21, "below"), (54.5, "above")])
+def test_published_losses_are_compared_with_our_interval(loss: float, place: str) -> None:
+    """Student's t over utterances, as scipy has it; the published loss has no spread, so only its place is stated."""
+    low, high = stats.t.interval(0.95, df=LOSSES["utterances"] - 1, loc=loss, scale=LOSSES["loss_standard_error"])
+    [table] = plain_tables(measured(loss), published("domain_shift"))
+    assert table.blocks[0][0][2] == f"{low:.2f} to {high:.2f}"
+    what = "A published figure lies inside, below or above our 95 % interval of the same corpus (no test: it has no spread)"
+    assert f"{what}: IEMOCAP {place}." in table.caption
+
+
+def test_without_a_spread_there_is_no_comparison() -> None:
+    """A single utterance, a result without a standard error, a corpus for which nothing was published: a dash, or no sentence."""
+    found = part("iemocap", 55.427)
+    for metrics in ({**LOSSES, "utterances": 1}, {name: value for name, value in LOSSES.items() if name != "loss_standard_error"}):
+        summary = summary_of(found.name, found.graph, {RUN.key: result(RUN, (), (), metrics=metrics)}, {})
+        [table] = plain_tables(summary, published("domain_shift"))
+        assert table.blocks[0][0][2] == "–"
+        assert "no test" not in " ".join(table.caption)
+    other = part("demo", 50.0)
+    [table] = plain_tables(summary_of(other.name, other.graph, other.results, {}), published("domain_shift"))
+    assert table.blocks[0][0][2] == "49.22 to 50.78"
+    assert "no test" not in " ".join(table.caption)
+
+
 def test_without_an_entry_every_metric_is_a_column() -> None:
     [table] = plain_tables(measured(), published(None))
     assert table.columns == ("", *LOSSES)
-    assert table.blocks == ((("iemocap", "55.43", "2.77", "5531.00", "4.55"),),)
+    assert table.blocks == ((("iemocap", "55.43", "0.40", "2.77", "5531.00", "4.55"),),)
 
 
 def test_it_is_complete_with_its_result(tmp_path: Path) -> None:
@@ -87,7 +112,7 @@ def test_it_is_in_every_format(tmp_path: Path) -> None:
     assert json.loads((folder / "summary.json").read_text())["measured"] == [
         {"corpus": "iemocap", "method": "pretraining_loss", "status": "accepted", "metrics": LOSSES}
     ]
-    assert "IEMOCAP & 55.43 & " in fragments(measured(), entry, PLAIN)["measured.tex"]
+    assert "IEMOCAP & 55.43 & 54.64 to 56.21 & " in fragments(measured(), entry, PLAIN)["measured.tex"]
     assert "| IEMOCAP | 55.43 |" in (folder / "table.md").read_text()
     assert text_of("csv", measured(), entry, PLAIN) == (folder / "measured.csv").read_text()
     text = io.StringIO()
@@ -127,6 +152,15 @@ def test_beside_methods_with_a_score() -> None:
     assert [each.metrics for each in summary.measured] == [LOSSES]
     assert summary.complete
     assert not summary_of("demo", both, results, {}).complete
+
+
+def test_an_interval_without_a_count_is_refused(tmp_path: Path) -> None:
+    """One line that names the column."""
+    loaded = yaml.safe_load((CONFIGS / "published.yaml").read_text())
+    loaded["tables"]["domain_shift"]["measured"]["columns"][1].pop("count")
+    (tmp_path / "published.yaml").write_text(yaml.safe_dump(loaded))
+    with pytest.raises(UsageError, match=r"domain_shift: measured: column 95 % interval: an interval is of a standard_error and a count"):
+        load_published(tmp_path / "published.yaml", "domain_shift")
 
 
 @pytest.mark.parametrize(("values", "message"), [({"los": 1.0}, "no column for los"), ({"loss": "high"}, "could not convert")])

@@ -5,10 +5,15 @@ from __future__ import annotations
 import io
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 
 import pytest
+import scipy.stats
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rich.console import Console
 
 from jobs.errors import UsageError
@@ -18,9 +23,10 @@ from jobs.statistics import holm, round_half_up
 from jobs.tables.collect import text_of
 from jobs.tables.display import print_tables, tables_of
 from jobs.tables.latex import PLAIN, fragments
-from jobs.tables.plain import plain_tables, ratio, settings_json
+from jobs.tables.plain import plain_tables, settings_json
 from jobs.tables.published import load_published
-from jobs.tables.summary import Summary, summarise
+from jobs.tables.ratio import gain_ratio, ratio
+from jobs.tables.summary import Status, Summary, summarise
 from ser_core.settings import Recipe
 from tests.jobs.table_cases import CONFIGS, entry, paper_like, published, summary
 
@@ -28,7 +34,7 @@ SUBSETS = ("8th", "4th", "half", "")
 
 
 def efficiency() -> Summary:
-    """Two slots of one fold: V-FT 60, 64, 66, 67; TAPT 2 higher; P-TAPT 4 higher, but equal to V-FT on everything."""
+    """Two slots of one fold, a point apart: V-FT 60, 64, 66, 67; TAPT 2 higher; P-TAPT 4 higher, but equal to V-FT on everything."""
     base = dict(zip(SUBSETS, (60.0, 64.0, 66.0, 67.0), strict=True))
     return summary(
         tuple(
@@ -45,13 +51,17 @@ def test_methods_by_settings_have_the_shape_of_table_4() -> None:
     [table] = plain_tables(efficiency(), published("iemocap_table4"))
     assert table.columns == ("", "1/8", "1/4", "1/2", "all (5.44 h)")
     ours, theirs = table.blocks
-    assert ours[0] == ("V-FT", "60.5 ± 0.7 (n 2)", "64.5 ± 0.7 (n 2)", "66.5 ± 0.7 (n 2)", "67.5 ± 0.7 (n 2)")
-    assert ours[3] == ("TAPT / P-TAPT", "50.0 %", "50.0 %", "50.0 %", "–")
+    assert ours[0] == ("V-FT", "60.5 ± 0.7", "64.5 ± 0.7", "66.5 ± 0.7", "67.5 ± 0.7")
+    assert "mean ± sd over slots; runs of each cell: n = 2." in table.caption[0]
+    assert ours[3] == ("TAPT / P-TAPT", *["50.0 % (50.0 to 50.0)"] * 3, "–")
     assert theirs[0] == ("V-FT, published", "56.8", "60.9", "66.4", "67.3")
     assert theirs[3] == ("TAPT / P-TAPT, published", "65.0 %", "62.5 %", "80.6 %", "81.3 %")
     found = settings_json(efficiency(), published("iemocap_table4"))
     assert found is not None
     assert found["ratio"] == [50.0, 50.0, 50.0, None]
+    assert found["ratio_interval_95"] == [[50.0, 50.0]] * 3 + [None]
+    assert found["denominator_interval_95"] == [[4.0, 4.0]] * 3 + [[0.0, 0.0]]
+    assert "not above zero: all (5.44 h) 0.0 (0.0 to 0.0)." in " ".join(table.caption)
     assert found["mean_ua"]["P-TAPT"] == [64.5, 68.5, 70.5, 67.5]
 
 
@@ -64,7 +74,21 @@ def test_published_figures_are_compared_with_our_intervals() -> None:
         "A published figure lies inside, below or above our 95 % interval over seeds (no test: it has no spread): "
         "V-FT 1/8 above, 1/4 below, all (5.44 h) inside; P-TAPT 1/2 inside."
     )
+    [table] = plain_tables(efficiency(), published("iemocap_table4"))
+    assert table.caption[-1].endswith("; TAPT / P-TAPT 1/8 above, 1/4 above, 1/2 above.")
     assert "no test" not in " ".join(plain_tables(found, published("emodb_subsets"))[0].caption)
+
+
+def test_dropped_runs_are_named_beside_the_means_without_them() -> None:
+    """In the tables by settings and of prior work too: mean and sd over all runs of each cell that has dropped ones, and their number."""
+    runs = [entry(method, "5", slot, 60.0 + slot) for method in ("vft", "tapt-8th") for slot in range(2)]
+    runs += [entry("vft", "5", slot, 50.0, Status.outlier, seed=99) for slot in range(2)]
+    [table] = plain_tables(summary(tuple(runs)), published("iemocap_table4"))
+    what = "Means ± sd over all runs, dropped ones (their number) included: V-FT all (5.44 h) 55.3 ± 0.4 (2); no other run was dropped."
+    assert what in table.caption
+    [table] = plain_tables(summary(tuple(runs)), published("iemocap_table1"))
+    assert "dropped ones (their number) included: V-FT 55.3 ± 0.4 (2); no other" in " ".join(table.caption)
+    assert "No run was dropped." in plain_tables(efficiency(), published("iemocap_table4"))[0].caption
 
 
 def test_parts_of_the_data_are_compared_with_the_same_part_only() -> None:
@@ -91,19 +115,80 @@ def test_parts_of_the_data_are_compared_with_the_same_part_only() -> None:
 
 
 def test_ratios_are_of_unrounded_means() -> None:
-    """81.25 prints as 81.3; without a gain of the second, or a mean, there is no ratio; a loss of the first is negative."""
+    """81.25 prints as 81.3, of published means and of ours; without a gain of the second there is none; a loss of the first is negative."""
     exact = ratio(67.3, 72.5, 73.7)
     assert exact == 81.25
     assert round_half_up(exact) == "81.3"
-    assert [ratio(60.0, 61.0, to) for to in (60.0, 59.0, None)] == [None, None, None]
+    assert gain_ratio(pairs(67.2, 67.4), pairs(72.4, 72.6), pairs(73.6, 73.8)).percent == 81.25
+    assert [ratio(60.0, 61.0, to) for to in (60.0, 59.0)] == [None, None]
     assert ratio(60.0, 59.0, 62.0) == -50.0
 
 
-def test_an_unfinished_cell_is_marked() -> None:
-    """A method without a result is a dash, one with some runs has their number."""
-    [table] = plain_tables(summary((entry("vft", "5", 0, 60.0), entry("vft", "5", 1, None))), published("iemocap_table4"))
-    assert table.blocks[0][0] == ("V-FT", "–", "–", "–", "60.0 (1/2)†")
+def pairs(*values: float) -> dict[tuple[str, int], float]:
+    return {("5", slot): value for slot, value in enumerate(values)}
+
+
+def p_of_ratio(base: Sequence[float], of: Sequence[float], to: Sequence[float], percent: float) -> float:
+    """The paired t-test of scipy that the ratio is `percent`: that (of - base) - percent / 100 * (to - base) has mean zero."""
+    rest = [second - first - percent / 100 * (third - first) for first, second, third in zip(base, of, to, strict=True)]
+    return float(scipy.stats.ttest_1samp(rest, 0.0).pvalue)
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 10_000), st.integers(2, 8), st.floats(0.2, 20.0))
+def test_the_interval_of_a_ratio_is_where_its_test_does_not_reject(seed: int, n: int, gain: float) -> None:
+    """Fieller's interval: p is 0.05 at both ends. There is a ratio exactly if scipy's interval of the denominator is above zero."""
+    draw = Random(seed)
+    base, of, to = ([mean + draw.gauss(0, 1.5) for _ in range(n)] for mean in (60.0, 60.0 + gain / 2, 60.0 + gain))
+    found = gain_ratio(pairs(*base), pairs(*of), pairs(*to))
+    gains = [after - before for before, after in zip(base, to, strict=True)]
+    low, high = scipy.stats.ttest_1samp(gains, 0.0).confidence_interval(0.95)
+    assert found.gain_interval == pytest.approx((low, high))
+    assert (found.percent is None) == (found.interval is None) == (low <= 0)
+    if found.percent is not None and found.interval is not None:
+        assert found.interval.low <= found.percent <= found.interval.high
+        assert [p_of_ratio(base, of, to, end) for end in found.interval] == pytest.approx([0.05, 0.05], rel=1e-3)
+
+
+def test_a_ratio_whose_denominator_may_be_zero_is_a_dash() -> None:
+    """As it was found on EmoDB: a gain of 0.4 points, with runs that vary by 4, gave -3195 %. The caption has the gain and its interval."""
+    ua = {"vft": (34.0, 30.1, 32.8), "tapt": (20.1, 18.0, 22.5), "ptapt": (28.1, 36.4, 33.6)}
+    found = summary(tuple(entry(method, "5", slot, value) for method, values in ua.items() for slot, value in enumerate(values)))
+    [table] = plain_tables(found, published("iemocap_table4"))
     assert table.blocks[0][3][1:] == ("–",) * 4
+    what = (
+        "There is no ratio where the 95 % interval of the gain of P-TAPT, in points, is not above zero: all (5.44 h) +0.4 (−14.8 to 15.6)."
+    )
+    assert what in table.caption
+    json_of = settings_json(found, published("iemocap_table4"))
+    assert json_of is not None
+    assert json_of["ratio"] == [None] * 4
+    assert json_of["denominator_interval_95"][:3] == [None] * 3
+    assert gain_ratio(pairs(60.0), pairs(61.0), pairs(64.0)).percent is None, "one pair has no interval"
+
+
+def test_an_unfinished_cell_is_marked() -> None:
+    """A method with some runs has their number, or none of them; a method that the experiment does not have is a dash. One note each."""
+    runs = (entry("vft", "5", 0, 60.0), entry("vft", "5", 1, None), entry("tapt", "5", 0, None), entry("tapt", "5", 1, None))
+    [table] = plain_tables(summary(runs), published("iemocap_table4"))
+    assert table.blocks[0][0] == ("V-FT", "–", "–", "–", "60.0 (1/2)†")
+    assert table.blocks[0][1] == ("TAPT", "–", "–", "–", "– (0/2)†")
+    assert table.blocks[0][3][1:] == ("–",) * 4
+    assert [sentence for sentence in table.caption if sentence.startswith(("–", "†", "‡"))] == [
+        "–: no such method in this experiment.",
+        "† Incomplete: finished / expected runs; such a column has no ratio.",
+    ]
+
+
+def test_a_cell_that_cannot_exist_is_named_by_null(tmp_path: Path) -> None:
+    """A method that a backbone refuses, for example: `null` in its place is a dash with the note, in the cell and in the row of ratios."""
+    loaded = yaml.safe_load((CONFIGS / "published.yaml").read_text(encoding="utf-8"))
+    loaded["tables"]["emodb_subsets"]["settings"]["rows"][1]["methods"][0] = None
+    (tmp_path / "published.yaml").write_text(yaml.safe_dump(loaded), encoding="utf-8")
+    [table] = plain_tables(efficiency(), load_published(tmp_path / "published.yaml", "emodb_subsets"))
+    assert [row[1] for row in table.blocks[0]] == ["60.5 ± 0.7", "–", "64.5 ± 0.7", "–"]
+    assert [sentence for sentence in table.caption if sentence.startswith("–")] == ["–: no such method in this experiment."]
+    assert not any(sentence.startswith("–") for sentence in plain_tables(efficiency(), published("emodb_subsets"))[0].caption)
 
 
 def test_prior_work_has_our_methods_among_it() -> None:

@@ -13,6 +13,8 @@ from jobs.control.rounds import Judgements
 from jobs.errors import UsageError
 from jobs.experiment.graph import Graph
 from jobs.experiment.recipes import MethodRecipe
+from jobs.report.material import material_of
+from jobs.report.write import report_text
 from jobs.tables.collect import FORMATS, collect_several
 from jobs.tables.published import Published
 from jobs.tables.several import Part, joint_published, joint_summary
@@ -56,10 +58,27 @@ def test_a_method_of_two_experiments_is_two_rows(tmp_path: Path) -> None:
     assert "V-FT (long)" in (tmp_path / "table.md").read_text()
 
 
+def test_a_fold_that_only_one_experiment_has_is_a_dash(tmp_path: Path) -> None:
+    """With one note, and neither missing nor incomplete; the means are over other folds, so that none is the best, nor the first."""
+    one, two = graph(methods=("vft",), slots=2), other(graph(methods=("tapt", "ptapt"), folds=("1",), slots=2))
+    summary, labels = joint_summary([part("base", one, 4), part("long", two, 6)])
+    beside = joint_published([published(None)] * 2, labels)
+    assert collect_several(summary, beside, tmp_path, tuple(FORMATS)).complete
+    text = (tmp_path / "table.md").read_text()
+    assert "| TAPT | **75.0** ± 0.0 | – | 75.0 ± 0.0‡ | 75.0 to 75.0 | – | 2 | 0 | 75.0 ± 0.0 |" in text
+    assert "–: no such runs in this experiment; a mean is over the folds that a method has (TAPT 1 of 2, ptapt 1 of 2)." in text
+    assert "0/0" not in text
+    material = material_of(summary, beside)
+    assert all(found.complete for found in material.by_metric.values())
+    assert "different folds, so their means are not compared" in report_text(material)
+
+
 def test_experiments_on_other_corpora_have_a_table_each() -> None:
     """A method keeps its name; rules that differ are listed by experiment."""
     one, two = graph(methods=("vft",)), other(graph(methods=("vft",), corpus="other"))
-    summary, labels = joint_summary([part("base", one, 4, "pooled: a"), part("long", two, 6, "none")])
+    stated = replace(part("long", two, 6, "none"), corpus_caption=("Speakers are shared.",))
+    summary, labels = joint_summary([part("base", one, 4, "pooled: a"), stated])
+    assert summary.corpus_captions == {"other": ("Speakers are shared.",)}
     assert [(method.corpus, method.method) for method in summary.methods] == [("demo", "vft"), ("other", "vft")]
     assert summary.outlier_rule == "base: pooled: a; long: none"
     assert labels == {"vft": "V-FT"}

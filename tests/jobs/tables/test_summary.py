@@ -65,10 +65,26 @@ def test_missing_runs_make_a_summary_incomplete() -> None:
 
 
 def test_a_cell_without_any_run_is_incomplete() -> None:
-    """A fold that another method has belongs to every method."""
+    """A fold that another method has belongs to every method: it lacks as many runs as other cells have."""
     found = summary((entry("vft", "1", 0, 70.0), entry("vft", "2", 0, 70.0), entry("tapt", "1", 0, 71.0)))
     assert [method.complete for method in found.methods] == [True, False]
     assert found.methods[1].cells[1].mean_ua is None
+    assert found.methods[1].cells[1].slots == 1
+    assert [missing.name for missing in found.missing] == ["tapt/2/0"]
+
+
+def test_a_cell_that_was_not_planned_is_not_missing() -> None:
+    """Where the entries are all runs that there can be: the method is complete, with mean, sd and intervals over the folds that it has."""
+    runs = [entry(method, fold, slot, 70.0 + slot + int(fold)) for method in ("vft", "tapt") for fold in "123" for slot in range(2)]
+    some = [run for run in runs if (run.method, run.fold) != ("tapt", "3")]
+    found, fewer = (summarise(each, experiment="e", planned=True) for each in (some, [run for run in some if run.fold != "3"]))
+    assert found.complete
+    assert found.missing == ()
+    assert [cell.slots for cell in found.methods[1].cells] == [2, 2, 0]
+    alone = fewer.methods[1]
+    assert replace(found.methods[1], cells=alone.cells) == alone
+    assert alone.crossed is not None
+    assert not summarise(some, experiment="e").complete, "of a file the rows may be missing"
 
 
 def test_an_experiment_without_runs_is_incomplete() -> None:

@@ -12,9 +12,13 @@ from safetensors.torch import load_file, save_file
 
 from ser_core.errors import InputError
 from ser_core.models.adaptor_files import export_peft, load_adaptors, merge, save_adaptors
+from ser_core.models.adaptors import PROJECTIONS, AdaptorShape, LowRank, attach
+from ser_core.models.backbone import save_encoder
 from ser_core.models.encoder import run_transformer
 from ser_core.models.known_encoder import is_known
+from tests.ser_core.models import rebuild
 from tests.ser_core.models.test_adaptors import KINDS, LENGTHS, adapted, base, features
+from tests.ser_core.models.test_backbones import filled, waves
 
 FRAMES = torch.tensor(LENGTHS)
 
@@ -84,3 +88,33 @@ def test_exported_for_peft(tmp_path: Path) -> None:
         torch.testing.assert_close(weight + config["lora_alpha"] / config["r"] * up @ down, merged)
     with pytest.raises(InputError, match="no LoRA"):
         export_peft(adapted(("ba",)).wav2vec2, tmp_path, "facebook/wav2vec2-base")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["wav2vec2-stable", "hubert", "data2vec", "wavlm"])
+def test_peft_computes_what_is_exported(name: str, tmp_path: Path) -> None:
+    """On every projection, for each kind of model; but WavLM's attention calls no projection: no effect there."""
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModel
+
+    encoder, wave = filled(name), waves()[0][None]
+    save_encoder(encoder, tmp_path / "base")
+    targets = PROJECTIONS[:4] if name == "wavlm" else PROJECTIONS
+    attach(encoder, AdaptorShape(rank=3, alpha=2.0, targets=targets))
+    factors = {key: each for key, each in encoder.named_parameters() if ".parametrizations.weight.0." in key}
+    assert (
+        len(factors) == 2 * len(targets) * len(encoder.encoder.layers) == 2 * sum(isinstance(each, LowRank) for each in encoder.modules())
+    )
+    rebuild.fill(factors, seed=2)
+    export_peft(encoder, tmp_path / "lora", str(tmp_path / "base"))
+    with torch.no_grad():
+        expected = encoder(wave).last_hidden_state
+        plain = AutoModel.from_pretrained(tmp_path / "base")
+        unadapted = plain(wave).last_hidden_state
+        assert float((unadapted - expected).abs().max()) > 1e-2
+        found = peft.PeftModel.from_pretrained(plain, tmp_path / "lora")(wave).last_hidden_state
+        torch.testing.assert_close(found, unadapted if name == "wavlm" else expected, rtol=1e-5, atol=1e-5)
+        merge(encoder)
+        save_encoder(encoder, tmp_path / "merged")
+        found = AutoModel.from_pretrained(tmp_path / "merged")(wave).last_hidden_state
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

@@ -13,7 +13,16 @@ from torch import Tensor
 
 from ser_core.models.backbone import build_backbone
 from ser_core.models.front_end import run_front_end
-from ser_core.models.tapt import TaptDraw, WholeBatch, code_sums, codebook_diversity, draw_tapt, sample_negatives, tapt_loss
+from ser_core.models.tapt import (
+    TaptDraw,
+    WholeBatch,
+    code_perplexity,
+    code_sums,
+    codebook_diversity,
+    draw_tapt,
+    sample_negatives,
+    tapt_loss,
+)
 from ser_core.settings import BackboneSettings, NegativeFrames, Padding
 from tests.ser_core.models import rebuild
 
@@ -147,6 +156,29 @@ def test_parts_add_up_to_the_batch(padding: Padding, frames: NegativeFrames, att
     for name, gradient in gradients.items():
         torch.testing.assert_close(summed[name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()) + 1e-5)
     assert abs(trained(three, knowing=False)[0] / expected - 1) > 1e-4
+
+
+@pytest.mark.slow
+def test_perplexities_are_those_of_fairseq() -> None:
+    """Of the codes of masked frames, in training with noise: the sums over parts give what fairseq's quantizer computes for the whole."""
+    from fairseq.modules.gumbel_vector_quantizer import GumbelVectorQuantizer
+
+    model = model_of().train()
+    ours, draw = model.quantizer, draws(model.config, rebuild.FRAMES, 9)
+    groups, entries = ours.num_groups, ours.num_vars
+    theirs = GumbelVectorQuantizer(ours.weight_proj.in_features, entries, (1, 1, 1), groups, False, groups * 4, True)
+    theirs.weight_proj.load_state_dict(ours.weight_proj.state_dict())
+    features = run_front_end(model, waves(), Padding.independent)
+    expected = theirs(features.normalised[torch.from_numpy(draw.mask)][None])
+    counts, sums = torch.zeros(groups, entries), torch.zeros(groups, entries)
+    for rows in (slice(0, 1), slice(1, 4)):
+        found = tapt_loss(model, waves()[rows], draw.part(rows, max(rebuild.FRAMES[rows])), samples=max(map(len, waves())))
+        counts, sums = counts + found.code_counts, sums + found.code_sums.detach()
+    masked = int(draw.mask.sum())
+    assert counts.sum(1).tolist() == [masked] * groups
+    assert 1 < float(expected["code_perplexity"]) < groups * entries
+    assert code_perplexity(counts, masked).sum() == pytest.approx(float(expected["code_perplexity"]), rel=1e-5)
+    assert code_perplexity(sums, masked).sum() == pytest.approx(float(expected["prob_perplexity"].detach()), rel=1e-4)
 
 
 def test_everything_is_trained() -> None:

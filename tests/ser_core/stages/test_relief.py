@@ -21,6 +21,12 @@ from tests.ser_core.stages.test_stages import stop_after
 
 TRAINED = ("finetune", "states", "tapt", "ptapt")
 DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "feat_quantizer_dropout", "layerdrop")
+OTHER_CURVES = {
+    "states": ("validation/loss",),
+    "tapt": tuple(f"codebook/group_{group}/{which}_perplexity" for group in (1, 2) for which in ("code", "prob")),
+    "ptapt": ("masked_accuracy/k_2", "masked_accuracy/k_5"),
+}
+BOUNDS = {"validation": (0, 100), "codebook": (1, 8), "masked_accuracy": (0, 1)}  # of the curves, by their first word
 NETWORKS = ("EmotionClassifier", "PseudoLabelModel", "LSTM")  # one of them sees every utterance of every stage but TAPT, a row each
 
 
@@ -80,8 +86,10 @@ def test_relief_changes_memory_and_no_number(
     (expected, reference), *others = found
     for outcome, output in others:
         assert outcome["metrics"] == pytest.approx(expected["metrics"], rel=1e-4)
-        for tag in ("train/loss", "train/accuracy", *(["validation/loss"] if stage == "states" else [])):
+        for tag in ("train/loss", "train/accuracy", *OTHER_CURVES.get(stage, ())):
             assert curve(output, tag) == pytest.approx(curve(reference, tag), rel=1e-4)
+    for tag in OTHER_CURVES.get(stage, ()):
+        assert all(low <= value <= high for low, high in [BOUNDS[tag.split("/")[0]]] for value in curve(reference, tag))
     assert len(curve(reference, "train/loss")) == expected["metrics"]["steps"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ser_core.training.checkpoints import Checkpoints
 from ser_core.training.device import choose_arithmetic
 from ser_core.training.loop import PartLoss, StepParts
 from tests.ser_core.parallel.teams import FolderTeam, results, run_team
-from tests.ser_core.training.line import CPU, Regression, line_plan, train_line, weights
+from tests.ser_core.training.line import CPU, Regression, accuracy_sums, line_plan, train_line, weights
 
 SECONDS = 4.0  # that processes wait for each other in tests of ends
 
@@ -46,7 +47,7 @@ class Uneven(Regression):
             out = self.dropped(out)
         error = (out[:, 0] - part[:, :4].sum(1)) ** 2
         loss = error.sum() / 12
-        return PartLoss(loss, loss, (error < 1).sum(), len(part))
+        return PartLoss(loss, loss, (error < 1).sum(), len(part), accuracy_sums(error))
 
 
 def train_in_team(
@@ -74,8 +75,11 @@ def train_in_team(
 
 
 def loss_curve(root: Path, name: str) -> list[float]:
+    """The losses; the accuracy of the sums for the curves must be that of the loop."""
     found = EventAccumulator(str(root / f"{name}-0" / "tensorboard"))
     found.Reload()
+    again, accuracy = ([event.value for event in found.Scalars(tag)] for tag in ("again/accuracy", "train/accuracy"))
+    assert again == accuracy
     return [event.value for event in found.Scalars("train/loss")]
 
 
@@ -136,7 +140,7 @@ def diverging(team: FolderTeam, root: Path) -> None:
         def loss(self, part: Tensor) -> PartLoss:
             found = super().loss(part)
             bad = len(self.asked) > 4 and len(part) == 1
-            return PartLoss(found.loss, found.curve_loss * float("nan") if bad else found.curve_loss, found.correct, found.counted)
+            return replace(found, curve_loss=found.curve_loss * float("nan")) if bad else found
 
     with process_group(team, CPU, 60.0) as group:
         train_line(Exploding(), line_plan(checkpoint_seconds=0.0), root / "checkpoints", root / "out", group=group)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +72,38 @@ def test_interruptions_change_no_number(stops: list[int], bench: Bench) -> None:
     assert all(torch.equal(one, other) for one, other in zip(weights(last), weights(whole), strict=True))
     assert torch.equal(last.best, whole.best)
     assert (found.loss, found.accuracy) == (expected.loss, expected.accuracy)
+    assert bench.curve("last", "again/accuracy") == bench.curve("whole", "train/accuracy")
     for tag in ("train/loss", "train/accuracy", "train/learning_rate", "validation/best"):
         assert bench.curve("last", tag) == bench.curve("whole", tag)
     assert (bench.root / "last/curves.json").read_bytes() == (bench.root / "whole/curves.json").read_bytes()
     assert not list(bench.root.glob("part*/curves.json")), "an interrupted training publishes none"
+
+
+class WithoutSums(Regression):
+    """The same without sums for the curves, as in earlier versions."""
+
+    curve_sums = 0
+
+    def loss(self, part: Tensor) -> PartLoss:
+        return replace(super().loss(part), curve_sums=None)
+
+
+def test_sums_for_curves_change_no_number(bench: Bench) -> None:
+    """Weights, result and the other curves are bit-identical without them; a checkpoint without them, of an earlier version, is resumed."""
+    plain, summed, resumed = WithoutSums(), Regression(), Regression()
+    expected, found = bench.train(plain, "plain", output="plain"), bench.train(summed, "summed", output="summed")
+    with pytest.raises(Interrupted):
+        bench.train(WithoutSums(), "parts", stop_at=10, output="part")
+    bench.train(resumed, "parts", output="last")
+    for other in (summed, resumed):
+        assert all(torch.equal(one, each) for one, each in zip(weights(plain), weights(other), strict=True))
+    assert (found.loss, found.accuracy) == (expected.loss, expected.accuracy)
+    of_plain, of_summed = (json.loads((bench.root / name / "curves.json").read_text())["curves"] for name in ("plain", "summed"))
+    again = of_summed.pop("again/accuracy")
+    assert of_summed == of_plain
+    late = bench.curve("last", "again/accuracy")
+    assert [step for step, _ in late] == [12, 15, 18, 20]
+    assert [value for _, value in late[1:]] == pytest.approx([value for _, value in again[4:]])
 
 
 def test_published_curves(bench: Bench) -> None:

@@ -1,0 +1,30 @@
+"""Arguments of the command `export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jobs.commands.arguments import RUN, Results, Words, opener_of
+
+if TYPE_CHECKING:
+    from jobs.commands.program import Program
+
+Target = Annotated[Path, typer.Option("--out", metavar="DIR", help="a new or empty folder")]
+Merged = Annotated[bool, typer.Option("--merge", help="LoRA added to the weights of the base model: a plain model of transformers")]
+
+
+def add_export_command(app: typer.Typer, program: Program) -> None:
+    """Add the command to the command line of a program."""
+
+    @app.command()
+    def export(words: Words, out: Target, merge: Merged = False, results: Results = program.results) -> None:
+        """Write the adaptors (LoRA) and the head of a finished run in peft's format, or merged into its base model."""
+        from jobs.commands.export import export_run
+        from jobs.experiment.lookup import experiment_and_run
+
+        experiment, run = experiment_and_run(words, f"export [EXPERIMENT] RUN --out DIR; {RUN}")
+        session = opener_of(program).reopen(experiment, results, patient=False)
+        export_run(session, run, out, program.plugin(session.place.registry).registry.export, merged=merge)

@@ -1,0 +1,45 @@
+"""The program that a command line is of: where its files are, and the registry of experiments that name none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.experiment.plugin import Plugin, load_plugin
+
+
+@dataclass(frozen=True)
+class Program:
+    """Folders and defaults that all commands have in common."""
+
+    root: Path  # folder of the code, of which jobs get a copy
+    registry: str  # `package.module:NAME`, of experiments that name none
+    experiment: str  # that a command is about if none is named
+
+    @property
+    def configs(self) -> Path:
+        """Folder with experiment/, recipe/ and site/."""
+        return self.root / "configs"
+
+    @property
+    def published(self) -> Path:
+        """File of the published results."""
+        return self.configs / "published.yaml"
+
+    @property
+    def data(self) -> Path:
+        """Folder of the prepared corpora where no option names one."""
+        return self.root / "data"
+
+    @property
+    def results(self) -> Path:
+        """Folder of the results where no option names one."""
+        return self.root / "results"
+
+    def plugin(self, name: str) -> Plugin:
+        """The registry of an experiment, by its key `registry` ("": the program's own). UsageError if there is none of that name."""
+        return load_plugin(name or self.registry)
+
+    def folders(self, data: Path, results: Path) -> tuple[tuple[str, Path, Path], ...]:
+        """The options of both folders, with the folder given and the default one."""
+        return ("--data", data, self.data), ("--results", results, self.results)

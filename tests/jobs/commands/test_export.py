@@ -1,0 +1,60 @@
+"""`export`: what the registry is given, and what is refused: stages without a result, changed artifacts, folders with files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.commands.export import export_run
+from jobs.errors import UsageError
+from tests.jobs.bundle_cases import compute
+from tests.jobs.local_launch import new_session
+
+
+def write(stage: str, **request: Any) -> list[str]:
+    """A registry's function that writes what it is given."""
+    (request["folder"] / "written").write_text(stage)
+    return [f"{stage} from {request['upstream']['backbone'].name}, merged {request['merged']}"]
+
+
+def refuse(stage: str, *, folder: Path, **request: Any) -> list[str]:
+    """One that finds after its first file that it cannot."""
+    del request
+    (folder / "half").write_text(stage)
+    raise UsageError("nothing to export")
+
+
+def files(folder: Path) -> Mapping[str, str]:
+    return {each.name: each.read_text() for each in folder.iterdir()}
+
+
+def test_a_finished_run_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the artifacts of the run and of its upstream stages. After an error the folder is as before; one with files is left alone."""
+    session = new_session(tmp_path, methods=("tapt",))
+    upstream, last = session.launched.graph.nodes.values()
+    out = tmp_path / "out"
+    for stage, missing in ((last, "finetune tapt fold 1"), (upstream, "tapt tapt fold 1")):
+        with pytest.raises(UsageError, match=rf"tapt/1/0: export needs its finished stages, and {missing}.* has no result"):
+            export_run(session, "tapt/1/0", out, write, merged=False)
+        compute(session.launched.layout, stage)
+    assert not out.exists()
+    with pytest.raises(UsageError, match="nothing to export"):
+        export_run(session, "tapt/1/0", out, refuse, merged=False)
+    assert not out.exists()
+    out.mkdir()
+    with pytest.raises(UsageError, match="nothing to export"):
+        export_run(session, "tapt/1/0", out, refuse, merged=False)
+    assert files(out) == {}
+    export_run(session, "tapt/1/0", out, write, merged=True)
+    assert files(out) == {"written": "finetune"}
+    assert capsys.readouterr().out.splitlines() == [str(out), "finetune from output, merged True"]
+    with pytest.raises(UsageError, match=f"--out {out}: not an empty folder"):
+        export_run(session, "tapt/1/0", out, refuse, merged=True)
+    assert files(out) == {"written": "finetune"}
+
+    (session.launched.layout.stage(upstream.stage, upstream.key).attempt(1).output / "weights.safetensors").write_bytes(b"other")
+    with pytest.raises(UsageError, match=r"files of tapt tapt fold 1 .* are missing or changed; .*explain exp tapt/1/0.* lists them"):
+        export_run(session, "tapt/1/0", tmp_path / "new", write, merged=True)
