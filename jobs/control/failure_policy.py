@@ -75,7 +75,7 @@ def judge_stages(graph: Graph, observed: Observation, context: PassContext) -> d
         if unstarted and not facts[key].attempts:
             never_began[key] = unstarted
         if records.denied:
-            facts[key] = replace(facts[key], error=records.denied, stopped=records.denied, failure=FailureClass.refused)
+            facts[key] = replace(facts[key], error=records.denied, stopped=records.denied, failure=FailureClass.refused, failed_on="")
     if question := folder_question(itertools.chain(*never_began.values()), context.folder):
         for key in never_began:
             stopped = facts[key].stopped and facts[key].stopped + question
@@ -157,7 +157,7 @@ def _refused(facts: StageFacts, messages: Sequence[str]) -> StageFacts:
         else f"Slurm rejected its request: {messages[0]}"
     )
     stopped = facts.stopped or (error if len(messages) >= MAX_REFUSALS else "")
-    return replace(facts, error=error, failure=FailureClass.refused, stopped=stopped)
+    return replace(facts, error=error, failure=FailureClass.refused, stopped=stopped, failed_on="")
 
 
 def ended_attempts(
