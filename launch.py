@@ -45,22 +45,36 @@ app = typer.Typer(
 
 @app.command()
 def prepare(
-    kind: Annotated[str, typer.Argument(metavar="CORPUS", help="iemocap | savee | emodb | csv | labels | unlabelled | demo")],
+    kind: Annotated[str | None, typer.Argument(metavar="CORPUS", help="a kind of corpus; --list shows them")] = None,
     source: Annotated[Path | None, typer.Option(help="folder of the corpus as distributed; a file for csv and labels")] = None,
     name: Annotated[str | None, typer.Option(help="name of the prepared corpus; default: its kind, or the source's name")] = None,
-    audio: Annotated[Path | None, typer.Option(help="labels: folder of the recordings; default: that of the file")] = None,
+    meta: Annotated[Path | None, typer.Option(metavar="FILE", help="emobox: its list of a corpus, data/NAME/NAME.jsonl")] = None,
+    audio: Annotated[Path | None, typer.Option(help="emobox, labels: folder of the recordings; labels: default: that of the file")] = None,
     four_classes: Annotated[bool, typer.Option("--four-classes", help="emodb: only the four classes of IEMOCAP")] = False,
     folds: Annotated[str | None, typer.Option(metavar="RULE", help="csv without a fold column: leave-one-speaker-out, or K")] = None,
+    shared_speakers: Annotated[
+        bool, typer.Option("--shared-speakers", help="emobox, csv, labels: accept folds that share speakers; every caption states it")
+    ] = False,
     check_counts: Annotated[bool, typer.Option(help="compare classes and folds with the published counts")] = True,
+    list_known: Annotated[bool, typer.Option("--list", help="show each corpus, what to give to prepare, its folds and its page")] = False,
     data: Data = PROGRAM.data,
 ) -> None:
     """Check a corpus, convert it to 16 kHz mono, write its manifest. Every problem is listed by file name."""
     from jobs.commands.console import note, with_progress
     from jobs.commands.hints import next_after_prepare
     from ser_core.corpora.demo import prepare_demo
-    from ser_core.corpora.lines import corpus_line
+    from ser_core.corpora.known import known_corpora, table_lines
+    from ser_core.corpora.lines import corpus_line, default_name
     from ser_core.corpora.prepare import prepare as prepare_corpus
 
+    if list_known:
+        typer.echo("\n".join(table_lines(known_corpora())))
+        return
+    if kind is None:
+        raise UsageError("prepare: name a corpus; `python launch.py prepare --list` shows what is known")
+    if (meta is not None) != (kind == "emobox"):
+        raise UsageError(f"prepare {kind}: --meta names the list of a corpus of EmoBox: prepare emobox --meta FILE --audio DIR")
+    source = meta or source
     if folds is not None and kind != "csv":
         raise UsageError(f"prepare {kind}: --folds is for csv only, {kind} has folds of its own")
     if kind == "demo":
@@ -68,9 +82,9 @@ def prepare(
     elif source is None:
         raise UsageError(f"prepare {kind}: name the folder of the corpus: --source DIR")
     else:
-        found, own = source, name or (source.stem if kind in ("csv", "labels", "unlabelled") else kind)
+        found, own = source, name or default_name(kind, source)
         if not found.exists():
-            raise UsageError(f"prepare {kind}: --source {found}: no such file or folder")
+            raise UsageError(f"prepare {kind}: {'--meta' if meta else '--source'} {found}: no such file or folder")
         manifest = with_progress(
             own,
             lambda tick: prepare_corpus(
@@ -82,10 +96,13 @@ def prepare(
                 four_classes=four_classes,
                 audio=audio,
                 folds=folds,
+                shared_speakers=shared_speakers,
                 progress=tick,
             ),
         )
     typer.echo(corpus_line(manifest))
+    for line in manifest.source.get("notes", ()):
+        note(str(line))
     if kind != "demo":  # which `grid demo` prepares itself
         has_experiment = (PROGRAM.configs / "experiment" / f"{manifest.corpus}.yaml").is_file()
         note(next_after_prepare(manifest.corpus, [("--data", data, PROGRAM.data)], has_experiment=has_experiment))

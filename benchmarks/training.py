@@ -2,6 +2,7 @@
 
     python benchmarks/training.py --quick
     python benchmarks/training.py --backbone base --stages finetune --utterances 64 --steps 2 --output measured.json
+    python benchmarks/training.py --quick --epochs 3 --repeat 3 --settings paper head lora ba ws wg ba+lora+ws+wg
 
 All three are stages of this project on the same utterances: noise of IEMOCAP-like lengths (log-normal, mean 4.5 s, at most 10 s).
 `authors`: the preset `published` computed as their loop does: each batch in one pass, padded to its longest utterance, float32,
@@ -9,6 +10,7 @@ transformers' encoder with eager attention and torch's dropout, default allocato
 `published`: the same recipe with this project's encoder, parts by length, the requested precision, test in batches by length. The front end
 is computed at every step on batches padded to one length: that is the recipe.
 `paper`: features of a frozen front end computed once, else like `published`.
+Names of adaptors (fine-tuning only): `paper` with these adaptors in place of full fine-tuning, of the default sizes.
 Every stage runs in its own process, so that allocator and peak memory are its own; all use the same utterances and seeds. Steps
 are medians. An epoch is its steps and, for fine-tuning, its share of the front end, which is computed once for all epochs of the recipe
 (and in an experiment for all its runs, which is not counted here). FLOPs are those of the transformer on valid frames, forward and backward
@@ -22,11 +24,12 @@ import argparse
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ser_core.corpora.manifest import SAMPLE_RATE, Manifest, Utterance, write_manifest
 from ser_core.registry import REGISTRY, StageCall
 from ser_core.settings import (
+    Adaptor,
     Attention,
     BackboneSettings,
     ClusterSettings,
@@ -57,12 +61,13 @@ from ser_core.training.batches import Batch, Bucketing, bucketed_epoch, shuffled
 MEAN_SECONDS, SPREAD, SHORTEST_SECONDS, LONGEST_SECONDS = 4.5, 0.55, 0.6, 10.0
 CLASSES = ("angry", "happy", "neutral", "sad")
 AUTHORS, PUBLISHED, PAPER = SETTINGS = ("authors", "published", "paper")
+ADAPTED = ("head", "lora", "ba", "ws", "wg", "ba+lora+ws+wg")  # settings of fine-tuning
 PRESETS = Path(__file__).resolve().parents[1] / "configs" / "recipe"
 STAGES = ("finetune", "tapt", "ptapt", "states")
 HOP = 320  # samples a frame
 SHOWN_STEPS = 8
 HEADER = (
-    f"{'stage':<9} {'setting':<10} {'s/step':>8} {'s/epoch':>9} {'ratio':>6} {'padding':>8} {'frames/s':>9} {'GFLOP/s':>8} "
+    f"{'stage':<9} {'setting':<13} {'s/step':>8} {'s/epoch':>9} {'ratio':>6} {'padding':>8} {'frames/s':>9} {'GFLOP/s':>8} "
     f"{'%peak':>6} {'GiB':>7} {'test s/utt':>10} {'ratio':>6}"
 )
 EPOCHS = 15  # of the paper: what the front end's one pass is shared by
@@ -151,7 +156,10 @@ def make_recipe(options: argparse.Namespace, stage: str, setting: str) -> Recipe
     )
     for each in (recipe.finetune, recipe.states):
         each.spec_augment.feature_length = 16 if tiny else 64
-    preset = OmegaConf.load(PRESETS / f"{PAPER if setting == PAPER else PUBLISHED}.yaml")
+    if setting in ADAPTED:
+        recipe.finetune.adaptors.kinds = [Adaptor[kind] for kind in setting.split("+")]
+        recipe.finetune.clip_norm = 1.0
+    preset = OmegaConf.load(PRESETS / f"{PUBLISHED if setting in (AUTHORS, PUBLISHED) else PAPER}.yaml")
     chosen: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(recipe), preset))
     return chosen  # type: ignore[no-any-return]
 
@@ -314,7 +322,10 @@ def main() -> None:
     parser.add_argument("--batch-seconds", type=float, default=250.0)
     parser.add_argument("--micro-batch", type=int, default=0, help="utterances in a part of the presets; 0: by length")
     parser.add_argument("--authors-batch", type=int, default=8, help="utterances in a pass of the authors' fine-tuning, for want of memory")
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--settings", nargs="+", choices=(*SETTINGS, *ADAPTED), default=list(SETTINGS))
+    parser.add_argument(
+        "--repeat", type=int, default=1, help="measure all settings so often, in turn; shown is the repetition of the median step"
+    )
     parser.add_argument("--steps", type=int, default=3, help="of the pretraining stages")
     parser.add_argument("--epochs", type=int, default=1, help="of fine-tuning")
     parser.add_argument(
@@ -348,14 +359,20 @@ def main() -> None:
         print(HEADER)
         found: dict[str, dict[str, Measured]] = {}
         for stage in options.stages:
-            pair: dict[str, Measured] = {}
-            for setting in options.settings:
+            settings = [setting for setting in options.settings if stage == "finetune" or setting not in ADAPTED]
+            repeated: dict[str, list[Measured]] = {setting: [] for setting in settings}
+            for setting in settings * options.repeat:
                 recipe = make_recipe(options, stage, setting)
                 batches = epoch_of(stage, lengths, recipe)
-                pair[setting] = bench.measure(calls_of(recipe)[stage], lengths, batches, setting, device)
+                repeated[setting].append(bench.measure(calls_of(recipe)[stage], lengths, batches, setting, device))
+            pair = {setting: sorted(each, key=lambda found: found.step)[len(each) // 2] for setting, each in repeated.items()}
+            for setting in settings:
                 print(row(stage, setting, pair, peak), flush=True)
+            for setting in settings if PAPER in settings else ():
+                if setting in ADAPTED:
+                    print(f"  step of {setting} / {PAPER}: {step_ratios(repeated[setting], repeated[PAPER])}")
             for setting, measured in pair.items():
-                print(f"  loss of {setting:<9} {' '.join(f'{loss:.4f}' for loss in measured.curve[:SHOWN_STEPS])}")
+                print(f"  loss of {setting:<13} {' '.join(f'{loss:.4f}' for loss in measured.curve[:SHOWN_STEPS])}")
             found[stage] = pair
             if device == "cuda":
                 print_gpu(pair[options.settings[-1]])
@@ -382,9 +399,15 @@ def row(stage: str, setting: str, pair: Mapping[str, Measured], peak: float) -> 
     if this.test_utterance is not None and base.test_utterance is not None:
         test = f"{this.test_utterance:10.4f} {base.test_utterance / this.test_utterance:6.2f}"
     return (
-        f"{stage:<9} {setting:<10} {this.step:8.2f} {this.epoch:9.2f} {base.epoch / this.epoch:6.2f} {this.padding:8.2f} "
+        f"{stage:<9} {setting:<13} {this.step:8.2f} {this.epoch:9.2f} {base.epoch / this.epoch:6.2f} {this.padding:8.2f} "
         f"{this.frames / this.epoch:9.0f} {rate:8.1f} {100 * rate / peak:6.1f} {this.peak / 2**30:7.2f} {test}"
     )
+
+
+def step_ratios(some: Sequence[Measured], others: Sequence[Measured]) -> str:
+    """The median ratio of a step in two settings that were measured in turn, and the ratio of each repetition."""
+    ratios = [one.step / other.step for one, other in zip(some, others, strict=True)]
+    return f"{statistics.median(ratios):.2f} ({' '.join(f'{ratio:.2f}' for ratio in ratios)})"
 
 
 def print_gpu(measured: Measured) -> None:

@@ -28,6 +28,7 @@ FIRST_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "clip_norm": 0.0,
         "attributes": {"weight": 0.0},
     },
+    "HeadSettings": {"kind": "linear", "projector_units": 256},
 }
 
 

@@ -266,7 +266,7 @@ class SpeechRegistry:
         relief. A checkpoint can be resumed under another relief and by a team of another size.
 
         Returns JSON values: `metrics` (numbers, reproducible for a seed), `durations` (seconds), `arithmetic` (`device`: `cpu` or the name
-        of the GPU, and `precision`: the autocast type), and for `finetune` also `confusion` (rows:
+        of the GPU, and `precision`: the autocast type), `warnings` where there are any, and for `finetune` also `confusion` (rows:
         true class), `classes` and `diverged` ("", or the reason why training counts as diverged; the model is tested all the same).
         `runtime["threads"]` is the number of CPU threads; by default torch's setting. Raises Interrupted after writing a checkpoint if
         `should_stop` returned True, Diverged for a loss that is NaN or infinite, InputError for wrong data or settings, and OSError if
@@ -331,6 +331,7 @@ AT_LEAST: Mapping[str, float] = {
     "finetune.clip_norm": 0,
     "finetune.adaptors.bottleneck_units": 1,
     "finetune.adaptors.lora_rank": 1,
+    "finetune.head.projector_units": 1,
     "tapt.steps": 1,
     "pretraining_loss.draws": 1,
     "pretraining_loss.negatives": 1,

@@ -119,11 +119,20 @@ class SpecAugmentSettings:
     feature_minimum: int = 1  # spans at least
 
 
+class HeadKind(Enum):
+    """Layers of the classification head."""
+
+    linear = "linear"  # one layer on the averaged frames
+    projector = "projector"  # a layer on every frame, their mean, a layer: earlier code of the first author of arXiv 2402.11747
+
+
 @dataclass
 class HeadSettings:
     """The classification head."""
 
-    pooling: Pooling = Pooling.paper  # how frames are averaged
+    pooling: Pooling = Pooling.paper  # how frames are averaged, in front of a linear head
+    kind: HeadKind = HeadKind.linear  # its layers
+    projector_units: int = 256  # outputs of the layer on every frame of a projector head
 
 
 class Adaptor(Enum):

@@ -8,15 +8,18 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from jobs.commands.arguments import opener_of
 from jobs.experiment.config import load_experiment
-from jobs.experiment.launched import Corpus, launch, store
+from jobs.experiment.launched import Corpus, launch, reopen, store
 from jobs.store.cancellations import read_cancellations
 from jobs.store.layout import Layout
+from launch import PROGRAM
 from ser_core.corpora.manifest import Utterance, load_manifest, write_manifest
 from ser_core.registry import REGISTRY
 from ser_core.settings import Recipe
@@ -104,6 +107,10 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
         (("sweep", "demo", "sweep.resources.nodes=2"), ("unknown key", "sweep.resources")),
         (("prepare", "iemocap"), ("--source",)),
         (("prepare", "savee", "--source", "/nowhere/at/all"), ("/nowhere/at/all",)),
+        (("prepare",), ("prepare: name a corpus", "prepare --list")),
+        (("prepare", "emobox", "--source", "."), ("prepare emobox --meta FILE --audio DIR",)),
+        (("prepare", "savee", "--meta", "."), ("prepare savee: --meta names the list of a corpus of EmoBox",)),
+        (("prepare", "emobox", "--meta", "/nowhere/emodb.jsonl", "--audio", "."), ("--meta /nowhere/emodb.jsonl: no such file",)),
         (("prepare", "demo", "--folds", "5"), ("prepare demo", "--folds is for csv only")),
         (("grid", "demo", "--scripts"), ("--scripts goes with --dry-run",)),
         (("grid", "demo", "--yes", "--keep-old"), ("--yes and --keep-old",)),
@@ -218,6 +225,26 @@ def small_corpus(folder: Path, speakers: dict[str, str]) -> None:
     write_manifest(folder, "demo", list(speakers), spoken)
 
 
+def test_a_launched_corpus_has_what_captions_state(tmp_path: Path) -> None:
+    """From its manifest through the registry, and through the record of a launch; a record of an earlier version has none."""
+    folder, layout = tmp_path / "data" / "demo", Layout(tmp_path / "results", "demo")
+    small_corpus(folder, {"1": "ab", "2": "bc", "3": "de"})
+    manifest = load_manifest(folder)
+    write_manifest(folder, manifest.corpus, manifest.folds, manifest.utterances, {"shared_speakers": {"1": 1, "2": 1, "3": 0}})
+    corpus = opener_of(PROGRAM).prepared(folder, "demo")
+    assert corpus.caption == (
+        "The folds of demo share speakers (in the training and the test part of a fold: 0 to 1 of 5), "
+        "so the figures are not those for unknown speakers.",
+    )
+    experiment = load_experiment("demo", ["methods=vft"], configs=ROOT / "configs", recipe_schema=Recipe, methods=REGISTRY.methods)
+    store(launch(experiment, corpus, REGISTRY, layout, "demo"))
+    assert reopen(layout, REGISTRY, Recipe).corpus == corpus
+    record = json.loads(layout.experiment_file.read_text())
+    del record["corpus"]["caption"]
+    layout.experiment_file.write_text(json.dumps(record))
+    assert reopen(layout, REGISTRY, Recipe).corpus == replace(corpus, caption=())
+
+
 def test_resume_needs_only_the_name(tmp_path: Path, forks: Forks) -> None:
     """The settings of the launch, not those of the experiment's file; a corpus prepared again is refused with the whole command."""
     data, results = tmp_path / "data", tmp_path / "results"
@@ -267,7 +294,8 @@ def test_a_launch_with_other_settings_prints_what_has_changed(tmp_path: Path, fo
     )
     assert "new: finetune vft, 9 stages: recipe.finetune.epochs 5 -> 6\n" in done.stdout
     small_corpus(data / "demo", {"1": "ab", "2": "cd", "3": "eg"})
-    done = run("grid", "demo", "--dry-run", "methods=vft")
+    done = run("grid", "demo", "--dry-run", "methods=vft", "table=emobox_savee")  # published means, without folds, fit any corpus
+    assert done.returncode == 0, done.stderr
     assert f"  digest of corpus demo: {manifest.digest[:12]} -> " in done.stdout
     assert f"new: finetune vft, 15 stages: corpus digest {manifest.digest[:12]} -> " in done.stdout
     assert (results / "demo" / "experiment.json").read_bytes() == record

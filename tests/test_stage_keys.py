@@ -26,6 +26,9 @@ WITHOUT_CHECKPOINT = "methods=[vft,tapt]"  # P-TAPT of these reads the digest of
         ("demo", 5, (), 105, "7203b1439f3e8fe80b44a2f1"),
         ("emodb", 5, (), 75, "dfed1b95138b59eb7cc25be1"),
         ("emodb-peft", 5, (), 75, "a1ea5a04aec6dc3524dc621f"),
+        ("iemocap-peft", 5, (), 225, "ac1529d48bc2d2d8424d7927"),
+        ("iemocap-peft", 5, ("methods=[vft]",), 25, "067d5c9be8b1ec142b09f6ad"),  # the same stages as the next one
+        ("iemocap", 5, ("methods=[vft]",), 25, "067d5c9be8b1ec142b09f6ad"),
         ("emodb-base", 10, (WITHOUT_CHECKPOINT,), 410, "3bfb543911cf3f854e1ba038"),
         ("iemocap", 5, (WITHOUT_CHECKPOINT,), 55, "9f12976a1a53eec7625d73b9"),
         ("iemocap", 5, (WITHOUT_CHECKPOINT, "seeds=3", "first_seed=7"), 35, "7676511f1592211621c87e9e"),

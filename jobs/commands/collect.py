@@ -203,6 +203,7 @@ def collect_tables(session: Session, report: Report, asked: Asked = EVERYTHING) 
         judgements=part.judgements,
         recipes=part.recipes,
         unreplaced=unreplaced_of(asked.unreplaced),
+        corpus_caption=part.corpus_caption,
         style=asked.style or PLAIN,
         force=asked.force,
     )
@@ -214,7 +215,17 @@ def _summary(part: Part, asked: Asked) -> Summary:
     from jobs.tables.collect import summary_of
 
     unreplaced = unreplaced_of(asked.unreplaced)
-    return summary_of(part.name, part.graph, part.results, part.states, part.outlier_rule, part.judgements, part.recipes, unreplaced)
+    return summary_of(
+        part.name,
+        part.graph,
+        part.results,
+        part.states,
+        part.outlier_rule,
+        part.judgements,
+        part.recipes,
+        unreplaced,
+        part.corpus_caption,
+    )
 
 
 def _part(session: Session, report: Report) -> Part:
@@ -232,6 +243,7 @@ def _part(session: Session, report: Report) -> Part:
         report.judgements,
         session.recipes,
         session.published.labels,
+        session.launched.corpus.caption,
     )
 
 
@@ -274,7 +286,7 @@ def _kept_line(session: Session, written: CollectReport) -> str:
 
 
 def _print_tables(written: CollectReport, published: Published) -> None:
-    """The tables, the files they were written to, a warning where the order depends on the outlier rule, and the missing runs."""
+    """The tables, the files they were written to, a warning where the order depends on the dropped runs, and the missing runs."""
     from jobs.tables.display import print_tables
     from jobs.tables.order import order_sentences
 

@@ -77,6 +77,7 @@ class StageHistory:
     departures: tuple[Departure, ...] = ()  # jobs that left the queue before their worker started
     damaged: tuple[str, ...] = ()  # records that cannot be decoded, each with the reason
     artifacts: tuple[str, ...] = ()  # paths of the files and folders of its result; `(removed)` follows one that is not there
+    warnings: tuple[str, ...] = ()  # of its result
 
 
 def print_explanation(session: Session, run: str) -> None:
@@ -173,6 +174,7 @@ def _stage_lines(history: StageHistory, fact: StageFacts, in_flight: Mapping[str
     unstarted = [(each.gone, [_departure_line(each)]) for each in history.departures]
     events = [line for _, lines in sorted([*attempts, *unstarted], key=lambda item: item[0]) for line in lines]
     lines = [f"{node.name}: {'done' if fact.done else 'not done'}{'' if events else ', never started'}", *events]
+    lines.extend(f"  warning: {each}" for each in history.warnings)
     lines.extend(f"  artifact: {each}" for each in history.artifacts)
     if fact.done and not history.attempts:
         lines.append("  the records of its attempt are gone; the result counts")
@@ -203,6 +205,7 @@ def _attempt_lines(each: AttemptHistory) -> list[str]:
     where = claim.host if claim.node in ("", claim.host) else f"{claim.host} (node {claim.node})"
     job = f", Slurm job {claim.slurm_job}" if is_slurm_job(claim.slurm_job) else f", process {claim.pid}"
     lasted = "" if each.seconds is None else f", {duration(each.seconds)}"
+    lasted += f" after {duration(claim.waited)} in the queue" if claim.submitted else ""
     slurm = f"; Slurm state {each.state}" if each.state and (each.ended is None or each.state not in each.ended.error) else ""
     head = f"  attempt {each.files.number}, {moment(claim.started)}, on {where}{job}{lasted}"
     lines = [f"{head}: {_ending(each)}{slurm}"]
@@ -254,7 +257,8 @@ def _read_history(node: Node, layout: Layout, context: PassContext, departures: 
         found.append(AttemptHistory(each, each.claim, log, seconds, end, state, asked.get(each.job)))
     started = {each.claim.slurm_job for each in found}
     unstarted = tuple(each for each in departures if each.job not in started)
-    return StageHistory(node, tuple(found), unstarted, damaged_records(folder.path), _artifact_paths(folder, result) if result else ())
+    artifacts, warnings = (_artifact_paths(folder, result), result.warnings) if result else ((), ())
+    return StageHistory(node, tuple(found), unstarted, damaged_records(folder.path), artifacts, warnings)
 
 
 def _artifact_paths(folder: StageFolder, result: Result) -> tuple[str, ...]:

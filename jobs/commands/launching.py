@@ -138,7 +138,7 @@ def check_corpus(experiment: Experiment, corpus: Corpus, program: Program) -> No
 
     published = load_published(program.published, experiment.table)
     other = [fold for fold in corpus.folds if fold not in published.columns]
-    if published.rows and other:
+    if published.columns and published.rows and other:
         raise UsageError(
             f"table={experiment.table}: its folds are {', '.join(published.columns)}, corpus {corpus.name} has {', '.join(corpus.folds)}; "
             "name the table of this corpus, or table=null"

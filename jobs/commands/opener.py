@@ -176,7 +176,7 @@ class Opener:
 
     def _prepared(self, folder: Path, plugin: Plugin) -> Corpus:
         found = plugin.registry.load_corpus(folder)
-        return Corpus(found.corpus, found.digest, tuple(found.folds), str(shared_path(folder)))
+        return Corpus(found.corpus, found.digest, tuple(found.folds), str(shared_path(folder)), tuple(found.caption))
 
     def _experiment(self, words: Words, place: Place) -> tuple[Experiment, str]:
         from jobs.commands.launching import experiment_to_launch

@@ -97,6 +97,12 @@ def _replayed(
     return replayed
 
 
+@lru_cache(maxsize=64)
+def _judged(rule: OutlierRule, runs: tuple[FinishedRun, ...], current: frozenset[RunId], sigmas: float) -> tuple[Verdict, ...]:
+    """The verdicts of one round; cached, as a replay with the next seeds repeats the rounds before."""
+    return judge(rule, runs, current, sigmas).verdicts
+
+
 class MethodReplay:
     """The replay of one method. `seeds`: how many each slot may try (None: `max_seeds` of the policy)."""
 
@@ -116,10 +122,11 @@ class MethodReplay:
         self.rounds: list[tuple[Verdict, ...]] = []
         self.unresolved: tuple[Verdict, ...] = ()
         self.verdicts: dict[RunId, Verdict] = {}  # the last one on each run
+        self._unchecked = list(results)  # slots whose run may have diverged or have no result yet
         self._finished = [
             FinishedRun(fold, slot, generation, known.seed, known.ua)
             for (fold, slot), generations in results.items()
-            for generation, known in sorted(generations.items())
+            for generation, known in (sorted(generations.items()) if len(generations) > 1 else generations.items())
             if known.ua is not None
         ]
 
@@ -131,8 +138,10 @@ class MethodReplay:
             self.rounds.append(verdicts)
             out, replaced = [verdict for verdict in verdicts if verdict.out], False
             for verdict in out:
-                reason = verdict_in_words(self._policy.outliers, verdict)
-                replaced = self._drop((verdict.fold, verdict.slot), reason, number) or replaced
+                slot = (verdict.fold, verdict.slot)
+                if self._drop(slot, verdict_in_words(self._policy.outliers, verdict), number):
+                    self._unchecked.append(slot)
+                    replaced = True
             if not replaced:
                 self.unresolved = tuple(out)
                 return
@@ -141,20 +150,23 @@ class MethodReplay:
 
     def _skip_diverged(self) -> bool:
         """Give slots whose run diverged their next seed; returns whether every slot has a result that counts."""
-        complete = True
-        for slot, generations in self._results.items():
+        incomplete = []
+        for slot in self._unchecked:
+            generations = self._results[slot]
             while (known := generations.get(self.generations[slot])) is not None and known.diverged:
                 if not self._drop(slot, known.diverged, 0):
                     break
             known = generations.get(self.generations[slot])
-            complete = complete and known is not None and known.ua is not None
-        return complete
+            if known is None or known.ua is None:
+                incomplete.append(slot)
+        self._unchecked = incomplete
+        return not incomplete
 
     def _judge(self) -> tuple[Verdict, ...]:
         """Verdicts on the runs that fill the slots, with centre and scale from all runs that have filled one so far."""
-        runs = [each for each in self._finished if each.generation <= self.generations[each.fold, each.slot]]
+        runs = tuple(each for each in self._finished if each.generation <= self.generations[each.fold, each.slot])
         current = frozenset((fold, slot, generation) for (fold, slot), generation in self.generations.items())
-        verdicts = judge(self._policy.outliers, runs, current, self._policy.sigmas).verdicts
+        verdicts = _judged(self._policy.outliers, runs, current, self._policy.sigmas)
         self.verdicts.update({(verdict.fold, verdict.slot, verdict.generation): verdict for verdict in verdicts})
         return verdicts
 

@@ -39,6 +39,7 @@ class Corpus:
     corpus: str
     digest: str
     folds: tuple[str, ...]
+    caption: tuple[str, ...] = ()  # sentences that captions state of it
 
 
 class BasicRegistry:

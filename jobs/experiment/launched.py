@@ -33,6 +33,7 @@ class Corpus:
     digest: str
     folds: tuple[str, ...]
     folder: str  # absolute
+    caption: tuple[str, ...] = ()  # sentences that captions state of it
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,10 @@ class PreparedCorpus(Protocol):
     def folds(self) -> Sequence[str]:
         """Names of the folds, in the order of the tables."""
 
+    @property
+    def caption(self) -> Sequence[str]:
+        """Sentences that captions of tables state of it, such as folds that share speakers; mostly none."""
+
 
 class Weights(Protocol):
     """A checkpoint that stages read."""

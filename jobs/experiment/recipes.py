@@ -126,10 +126,7 @@ def recipe_sentences(recipes: Sequence[MethodRecipe], labels: Mapping[str, str])
     if len(described) == 1:
         return (f"Recipe: preset {_described(recipes[0].preset, recipes[0].departures)}.",)
     shared = [each for each in recipes[0].departures if all(each in other.departures for other in recipes)]
-    own = [
-        f"{labels.get(each.method, each.method)}: preset {_described(each.preset, [key for key in each.departures if key not in shared])}"
-        for each in recipes
-    ]
+    own = _grouped(recipes, labels, lambda each: f"preset {_described(each.preset, [key for key in each.departures if key not in shared])}")
     common = (f"In all recipes: {', '.join(shared)}.",) if shared else ()
     return (f"Recipes: {'; '.join(own)}.", *common)
 
@@ -137,7 +134,7 @@ def recipe_sentences(recipes: Sequence[MethodRecipe], labels: Mapping[str, str])
 def training_sentences(recipes: Sequence[MethodRecipe], labels: Mapping[str, str]) -> tuple[str, ...]:
     """What captions say of the training: what was trained, and in what its preset differs from the code that made the published figures.
 
-    Settings that `recipe_sentences` names already are left out. Once if all methods have the same recipe, else for each method.
+    Settings that `recipe_sentences` names already are left out. Once if all recipes are the same, else by the methods that share one.
     """
 
     def of_the_preset(recipe: MethodRecipe) -> list[str]:
@@ -152,13 +149,21 @@ def training_sentences(recipes: Sequence[MethodRecipe], labels: Mapping[str, str
 def _for_each(
     what: str, recipes: Sequence[MethodRecipe], labels: Mapping[str, str], parts: Callable[[MethodRecipe], Sequence[str]], between: str
 ) -> tuple[str, ...]:
-    """`WHAT: ...` with the parts of all recipes, each once, or those of each recipe if the recipes differ; () without parts."""
+    """`WHAT: ...` with the parts of all recipes, each once, or those of the methods that share them if recipes differ; () without parts."""
     if not any(parts(each) for each in recipes):
         return ()
     if len({(each.preset, each.departures) for each in recipes}) == 1:
         return (f"{what}: {between.join(dict.fromkeys(part for each in recipes for part in parts(each)))}.",)
-    own = [f"{labels.get(each.method, each.method)} {between.join(parts(each)) or 'nothing'}" for each in recipes]
+    own = _grouped(recipes, labels, lambda each: between.join(parts(each)) or "nothing")
     return (f"{what}: {' | '.join(own)}.",)
+
+
+def _grouped(recipes: Sequence[MethodRecipe], labels: Mapping[str, str], text: Callable[[MethodRecipe], str]) -> list[str]:
+    """`METHOD, METHOD: TEXT` for each text, with the methods that have it; a text alone if all have the same."""
+    found: dict[str, list[str]] = {}
+    for each in recipes:
+        found.setdefault(text(each), []).append(labels.get(each.method, each.method))
+    return list(found) if len(found) == 1 else [f"{', '.join(names)}: {own}" for own, names in found.items()]
 
 
 def _described(preset: str, departing: Sequence[str]) -> str:

@@ -129,7 +129,9 @@ class Registry(Protocol):
 
         Returns JSON values: `metrics` (numbers), and for a run `confusion` (rows: true class), `classes`, and `diverged`: why the
         training does not count, or "". `arithmetic` (text values): what the hardware decides and tables name, such as `device` and
-        `precision`. If `should_stop` returned True, raises an exception with the attribute `interrupted = True` after writing a checkpoint.
+        `precision`. `warnings` (texts): about a result that counts all the same; `explain` and the report show them.
+
+        If `should_stop` returned True, raises an exception with the attribute `interrupted = True` after writing a checkpoint.
         """
 
 

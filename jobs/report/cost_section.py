@@ -9,8 +9,9 @@ from datetime import datetime
 
 from jobs.control.result_index import facts_of
 from jobs.report.drawing import Axis, colour, figure, legend, linear, named, panel
-from jobs.report.material import Material
+from jobs.report.material import MANY_RUNS, Material
 from jobs.report.page import Figure, Row, Section, Table, number
+from jobs.report.waiting import waiting_tables
 from jobs.store.records import Result
 
 MOST_LANES = 60
@@ -35,12 +36,13 @@ def cost_section(material: Material) -> Section | None:
         return None
     kinds = list(dict.fromkeys(node.stage for source in material.sources for node in source.graph.nodes.values()))
     by_kind = {kind: [result for result in results.values() if result.stage == kind] for kind in kinds}
-    parts: list[Table | Figure] = [_table({kind: found for kind, found in by_kind.items() if found})]
+    finished = {kind: found for kind, found in by_kind.items() if found}
+    parts: list[Table | Figure] = [_table(finished), *waiting_tables(finished)]
     bars = bars_of(list(results.values()))
     if bars:
         parts.append(_timeline(bars, kinds))
     sentences = (
-        "Each stage counts once, with its attempts since the last start without a checkpoint. Waiting in a queue is not part of it.",
+        "Each stage counts once, with its attempts since the last start without a checkpoint. Waiting in the queue is not part of it.",
         "A stage without GPU counts with its processes times threads. Memory: of the largest process.",
     )
     return Section("cost", "What did it cost?", sentences, tuple(parts))
@@ -110,9 +112,8 @@ def _timeline(bars: Sequence[Bar], kinds: Sequence[str]) -> Figure:
         y = float(len(shown) - 1 - place)
         for bar in lane:
             began, ended = (bar.began - first) / 3600, (bar.ended - first) / 3600
-            drawn.line(
-                [(began, y), (ended, y)], f"medium {colour(kinds.index(bar.stage))}", f"{bar.name}: {number((ended - began) * 60)} min"
-            )
+            tip = "" if len(bars) > MANY_RUNS else f"{bar.name}: {number((ended - began) * 60)} min"
+            drawn.line([(began, y), (ended, y)], f"medium {colour(kinds.index(bar.stage))}", tip)
     left_out = f" The first {MOST_LANES} of {len(lanes)} lanes." if len(lanes) > MOST_LANES else ""
     what = f"One bar a finished stage, from the begin of its last attempt to its end; as many lanes a node as it ran at once.{left_out}"
     keys = [("line", f"medium {colour(place)}", kind) for place, kind in enumerate(kinds)]

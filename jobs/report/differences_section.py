@@ -47,7 +47,8 @@ def _differences(material: Material, found: Comparison, metric: str, name: str) 
     for place, (fold, differences) in enumerate(pairs.items()):
         offsets = spread(len(differences), WITHIN)
         for (slot, value), offset in zip(differences.items(), offsets, strict=True):
-            drawn.mark(place + offset, value, "circle", colour(0), f"fold {fold}, slot {slot}: {signed(value)}", 3.5)
+            tip = "" if material.large else f"fold {fold}, slot {slot}: {signed(value)}"
+            drawn.mark(place + offset, value, "circle", colour(0), tip, 3.5)
         if (middle := mean(list(differences.values()))) is not None:
             means.append((float(place), middle))
     drawn.line(means, "grey")

@@ -13,7 +13,7 @@ from jobs.store.records import Result
 from jobs.tables.published import Published
 from jobs.tables.summary import Entry, MethodSummary, Summary, summarise
 
-MANY_RUNS = 1500  # with more, figures are drawn for UA only: a mark takes about 200 bytes
+MANY_RUNS = 1500  # with more, a report is bounded (`Material.large`): a mark takes about 200 bytes, a row of a table 300
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,11 @@ class Material:
     by_metric: Mapping[str, Summary] = field(default_factory=dict)  # the numbers of `summary` for each of `METRICS` that all runs have
 
     @property
+    def large(self) -> bool:
+        """Whether there are so many runs that figures show UA alone, marks have no tooltips, and not every run has a row."""
+        return sum(len(cell.runs) for method in self.summary.methods for cell in method.cells) > MANY_RUNS
+
+    @property
     def labels(self) -> Mapping[str, str]:
         return self.published.labels
 
@@ -71,7 +76,7 @@ def material_of(summary: Summary, published: Published, sources: Sequence[Source
     entries = list(entries_of_summary(summary))
     scored = [entry.scores for entry in entries if entry.scores is not None]
     found = {"ua": summary}
-    if len(entries) <= MANY_RUNS:
+    if len(entries) <= MANY_RUNS:  # as `Material.large`
         offered = [name for name in METRICS if name != "ua" and scored and all(getattr(scores, name) is not None for scores in scored)]
         found |= {name: _by_metric(summary, entries, name) for name in offered}
     return Material(summary, published, sources, found)

@@ -13,7 +13,7 @@ from jobs.tables.display import render_csv
 
 
 def origin_section(material: Material) -> Section:
-    """Commit, versions, devices, initial weights, changed settings, and `runs.csv` and `summary.json` to download."""
+    """Commit, versions, devices, initial weights, changed settings, and `runs.csv` to download; `summary.json` too, if it is not large."""
     summary = material.summary
     code = summary.code
     changed = " with uncommitted changes" if code.modified else ""
@@ -29,9 +29,11 @@ def origin_section(material: Material) -> Section:
         columns = ("Method", "preset", "setting")
         parts.append(Table("Settings that differ from the published code", columns, tuple(settings), numbers=3))
     sentences = (*training_sentences(summary.recipes, material.labels), *recipe_sentences(summary.recipes, material.labels))
-    text = json_text(to_json(summary, published_figures.to_json(material.published)))
-    downloads = (Download("runs.csv", "text/csv", render_csv(summary)), Download("summary.json", "application/json", text))
-    return Section("origin", "Where does it come from?", (*sentences, *summary.arithmetic.warnings), tuple(parts), downloads)
+    downloads = [Download("runs.csv", "text/csv", render_csv(summary))]
+    if not material.large:
+        text = json_text(to_json(summary, published_figures.to_json(material.published)))
+        downloads.append(Download("summary.json", "application/json", text))
+    return Section("origin", "Where does it come from?", (*sentences, *summary.arithmetic.warnings), tuple(parts), tuple(downloads))
 
 
 def _place(place: int) -> str:

@@ -142,7 +142,7 @@ def _printed(table: PrintedTable) -> Table:
             trained = (row.trained,) if table.sized else ()
             rows.append(Row((label, *map(_cell, (*row.cells, row.mean)), row.n, row.dropped, _cell(row.every), *trained)))
     columns = ("", *table.columns, "Mean", "n", "Dropped", "All runs", *(("Trained",) if table.sized else ()))
-    return Table(table.caption[0], columns, tuple(rows), note=table.caption[1:])
+    return Table(table.caption[0], columns, tuple(rows), note=(*table.caption[1:], *table.details))
 
 
 def _cell(cell: PrintedCell) -> Cell:

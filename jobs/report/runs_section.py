@@ -52,10 +52,15 @@ def dropped_section(material: Material) -> Section:
 def runs_section(material: Material) -> Section:
     """All runs, to be sorted and filtered."""
     entries = list(entries_of_summary(material.summary))
-    rows = tuple(_run_row(material, entry) for entry in entries)
+    listed = [entry for entry in entries if entry.unreplaced or entry.status is not Status.accepted] if material.large else entries
+    rows = tuple(_run_row(material, entry) for entry in listed)
     columns = ("Run", "Corpus", "Method", "Fold", "Slot", "Seed", "UA", "WA", "macro F1", "State")
-    caption = f"{counted(len(entries), 'run')}; scores in percent. A click or Enter on a heading sorts; once more, the other way round."
-    return Section("runs", "All runs", (), (Table(caption, columns, rows, sortable=True, numbers=4, texts=1),))
+    which = f"{len(listed)} of {counted(len(entries), 'run')}" if material.large else counted(len(entries), "run")
+    caption = f"{which}; scores in percent. A click or Enter on a heading sorts; once more, the other way round."
+    sentences = (f"Of {len(entries)} runs those are listed that were dropped or have no result; all are in runs.csv below.",)
+    return Section(
+        "runs", "All runs", sentences if material.large else (), (Table(caption, columns, rows, sortable=True, numbers=4, texts=1),)
+    )
 
 
 def _dots(material: Material, corpus: str, metric: str, name: str) -> Figure:
@@ -73,7 +78,8 @@ def _dots(material: Material, corpus: str, metric: str, name: str) -> Figure:
                 reach = [(fold + centre + sign * width, cell.mean_ua) for sign in (-1, 1)]
                 drawn.line(reach, colour(place), f"{material.label(method.method)}, fold {cell.fold}: mean {number(cell.mean_ua)}")
             for entry in (entry for entry in cell.runs if entry.scores is not None):
-                _draw_run(drawn, fold + centre + offsets[entry.slot], entry, place, _tip(material, entry))
+                tip = "" if material.large and entry.status is Status.accepted and not entry.unreplaced else _tip(material, entry)
+                _draw_run(drawn, fold + centre + offsets[entry.slot], entry, place, tip)
     keys = [(shape(place), colour(place), material.label(method.method)) for place, method in enumerate(methods)]
     what = "One mark a run, by fold and method; short lines: means of kept runs. Hollow with a cross: dropped outlier; "
     what += "hollow triangle: diverged; ring: outlier that no run replaces."

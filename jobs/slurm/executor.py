@@ -295,7 +295,8 @@ class SlurmArrays(Executor):
         job = self._array_job(name, batch, self._snapshot, dependency)
         place = replace(self._place, code={**self._place.code, **snapshot_facts(self._snapshot)})
         resources, description = job.resources, describe_batch(place, graph, batch)
-        write_description(self._book.tasks_file(name), replace(description, team=resources.team, at_once=at_once_of(resources)))
+        known = replace(description, team=resources.team, at_once=at_once_of(resources), requested=job.requested(self._site, self._clock()))
+        write_description(self._book.tasks_file(name), known)
         self._layout.logs.mkdir(parents=True, exist_ok=True)  # without the folder Slurm fails the job without any message
         return self._send(job, batch, dependency)
 

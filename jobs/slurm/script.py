@@ -112,6 +112,25 @@ class ArrayJob(Job):
         plain = replace(self, request=replace(self.request, minutes=None, memory_gb=None))
         return Asked(self.minutes, memory_mb(self), plain.minutes, memory_mb(plain))
 
+    def requested(self, site: SlurmSite, now: float) -> dict[str, float]:
+        """The request of one element and when it was made, for the records of its stages. Cores, GPUs and memory (MiB) are per node.
+
+        Memory is left out where the site takes no request for it.
+        """
+        asked, given = self.asked, self.resources
+        memory = {"memory_mb": asked.memory_mb, "configured_mb": asked.configured_mb} if site.memory_requests else {}
+        return {
+            "submitted": now,  # seconds since the epoch
+            "minutes": asked.minutes,
+            "configured_minutes": asked.configured_minutes,
+            **memory,
+            "cpus": given.cpus_per_process * given.processes_per_node,
+            "gpus": given.gpus,
+            "nodes": given.nodes,
+            "stages": self.stages_per_element,
+            "at_once": at_once_of(given),
+        }
+
     def template(self, site: SlurmSite) -> str:
         return site.template
 

@@ -152,7 +152,9 @@ class _Measured:
 
         integer = core.int_schema(ge=-LARGEST_INTEGER, le=LARGEST_INTEGER, strict=True)
         number = core.union_schema([integer, core.float_schema(allow_inf_nan=False, strict=True)], mode="left_to_right")
-        kinds = {**dict.fromkeys(MEASURED, number), "slurm": core.dict_schema(core.str_schema(), core.str_schema())}
+        kinds: dict[str, CoreSchema] = dict.fromkeys(MEASURED, number)
+        kinds |= dict.fromkeys(("queue", "requested"), core.dict_schema(core.str_schema(), number))
+        kinds["slurm"] = core.dict_schema(core.str_schema(), core.str_schema())
         known = {name: core.typed_dict_field(core.nullable_schema(kind), required=False) for name, kind in kinds.items()}
         return core.typed_dict_schema(known, extra_behavior="allow")
 
@@ -195,9 +197,17 @@ class Claim:
     cluster: str = ""  # Slurm's name of the cluster of `slurm_job`; "": not known
     experiment: str = ""  # whose task it is
     launch: float = 0.0  # number of the last launch of that experiment (jobs.store.launches); 0: not known
+    submitted: float = 0.0  # when its Slurm job was submitted, seconds since the epoch; 0: not known, or outside of Slurm
+    eligible: float = 0.0  # from when on only the queue kept the job from starting
+    job_started: float = 0.0  # when the job got its node, for this attempt
 
     def __post_init__(self) -> None:
-        check_times(self.started)
+        check_times(self.started, self.submitted, self.eligible, self.job_started)
+
+    @property
+    def waited(self) -> float:
+        """Seconds that its job waited in the queue; 0 too if that is not known."""
+        return max(0.0, self.job_started - self.eligible)
 
 
 @dataclass(frozen=True)
@@ -236,6 +246,7 @@ class Result:
     confusion: tuple[tuple[int, ...], ...] = ()
     classes: tuple[str, ...] = ()
     diverged: str = ""  # why the run does not count: its training went wrong by a test fixed in advance
+    warnings: tuple[str, ...] = ()  # of the stage, about a result that counts
 
 
 _CLAIMS, _OUTCOMES, _RESULTS = Decoder(Claim), Decoder(Outcome), Decoder(Result)

@@ -27,6 +27,7 @@ def to_json(summary: Summary, published: object = None) -> dict[str, Any]:
         "code": summary.code.to_json(),
         "arithmetic": summary.arithmetic.to_json(),
         "published": published,
+        "corpus_captions": {corpus: list(sentences) for corpus, sentences in summary.corpus_captions.items()},
     }
 
 

@@ -39,7 +39,7 @@ FORMATS = {"latex": "tables.tex", "markdown": "table.md", "csv": "runs.csv", "js
 METHODS_CSV = "methods.csv"  # beside `runs.csv`
 MEASURED_CSV = "measured.csv"  # beside `runs.csv`, if corpora were measured
 METRICS_CSV = "metrics.csv"  # beside `runs.csv`, if runs have further metrics
-_FRAGMENT = re.compile(r"table\d*(?:-differences)?\.tex")
+_FRAGMENT = re.compile(r"table\d*(?:-differences|-details)?\.tex")
 
 
 @dataclass(frozen=True)
@@ -85,15 +85,24 @@ def summary_of(
     judgements: Judgements | None = None,
     recipes: Sequence[MethodRecipe] = (),
     unreplaced: Unreplaced = Unreplaced.keep,
+    corpus_caption: Sequence[str] = (),
 ) -> Summary:
-    """The numbers of an experiment. `results`, `states` and `judgements` as for `entries_of`; the others as for `summarise`."""
+    """The numbers of an experiment. `results`, `states` and `judgements` as for `entries_of`; the others as for `summarise`.
+
+    `corpus_caption`: sentences that captions state of the corpus.
+    """
     entries = entries_of(graph, results, states, judgements)
     code = code_facts(results[key] for key in graph.nodes if key in results)
     found = summarise(
         entries, experiment=experiment, planned=True, outlier_rule=outlier_rule, unreplaced=unreplaced, code=code, recipes=recipes
     )
-    further = further_of(found, metrics_of(graph, results))
-    return replace(found, arithmetic=arithmetic_of(graph, results), measured=measured_of(graph, results, states), further=further)
+    return replace(
+        found,
+        arithmetic=arithmetic_of(graph, results),
+        measured=measured_of(graph, results, states),
+        further=further_of(found, metrics_of(graph, results)),
+        corpus_captions={graph.corpus: tuple(corpus_caption)} if corpus_caption else {},
+    )
 
 
 def collect(
@@ -109,6 +118,7 @@ def collect(
     judgements: Judgements | None = None,
     recipes: Sequence[MethodRecipe] = (),
     unreplaced: Unreplaced = Unreplaced.keep,
+    corpus_caption: Sequence[str] = (),
     style: Style = PLAIN,
     force: bool = False,
 ) -> CollectReport:
@@ -116,13 +126,13 @@ def collect(
 
     `results` and `states` are as for `jobs.tables.entries.entries_of`; `formats` are keys of `FORMATS`; `outlier_rule` describes the
     rule that was applied, as `jobs.control.outliers.rule_in_words` does; `judgements` are its verdicts, and `unreplaced` is what becomes
-    of the outliers that no run replaces; `recipes` are named in the captions. Formats that the folder has already are written too, and
-    matrices of other runs are removed, so that all files have the same runs. An incomplete experiment is written too and marked as such,
-    but does not replace complete tables of more runs without `force`. Raises UsageError for results without usable scores and for an
-    unknown format.
+    of the outliers that no run replaces; `recipes` and `corpus_caption` are stated in the captions. Formats that the folder has already
+    are written too, and matrices of other runs are removed, so that all files have the same runs. An incomplete experiment is written
+    too and marked as such, but does not replace complete tables of more runs without `force`. Raises UsageError for results without
+    usable scores and for an unknown format.
     """
     check_formats(formats)
-    summary = summary_of(layout.experiment, graph, results, states, outlier_rule, judgements, recipes, unreplaced)
+    summary = summary_of(layout.experiment, graph, results, states, outlier_rule, judgements, recipes, unreplaced, corpus_caption)
     folder = layout.tables if out is None else out
     kept = "" if force else reason_to_keep(_EARLIER.read(folder / FORMATS["json"]), summary)
     if kept:

@@ -46,6 +46,10 @@ DIFFERENCES_CAPTION = (
 )
 
 
+OVER_FOLDS = "The 95 % interval over folds and seeds is for new folds too (mixed model, fold and seed as random effects)."
+ONE_FOLD = "One fold is held out: there is no interval over folds, and every ± and interval is over seeds only."
+
+
 @dataclass(frozen=True)
 class Cell:
     """One cell as printed."""
@@ -89,6 +93,7 @@ class Table:
     blocks: tuple[Block, ...]
     differences: tuple[tuple[str, ...], ...]  # the cells of a row for each comparison of methods
     caption: tuple[str, ...]  # sentences
+    details: tuple[str, ...]  # more sentences: what the runs were computed with
     outliers: tuple[str, ...]  # sentences of the caption on dropped runs
     differences_caption: tuple[str, ...]
     sized: bool = False  # whether methods train different numbers of parameters, which are a column then
@@ -240,8 +245,9 @@ def _table(summary: Summary, published: Published, corpus: str) -> Table:
         blocks=tuple(blocks),
         differences=differences,
         caption=(f"{title}.", *_caption(summary, methods, published, folds)),
+        details=_details(summary, published),
         outliers=_dropping_sentences(summary, methods, published),
-        differences_caption=(*DIFFERENCES_CAPTION, *comparison_sentences(summary.recipes)),
+        differences_caption=(*_differences_caption(folds), *comparison_sentences(summary.recipes)),
         sized=differ(method.size for method in methods),
     )
 
@@ -318,7 +324,7 @@ def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Publ
         "Seeds differ in fine-tuning only; upstream stages are computed once per fold.",
         "Mean: mean of the cell means; its ± and the 95 % interval over seeds (Student's t) are over slots, of the mean over folds: "
         "they describe the variation between seeds, not between speakers.",
-        "The 95 % interval over folds and seeds is for new folds too (mixed model, fold and seed as random effects).",
+        OVER_FOLDS if len(folds) > 1 else ONE_FOLD,
         "n: runs a cell in the means; dropped: runs that are not; all runs: mean and ± with the dropped runs.",
     ]
     if any(not method.complete for method in methods):
@@ -331,6 +337,7 @@ def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Publ
     sentences.append(f"Outlier rule: {summary.outlier_rule if _judged(summary) else 'none in force'}.")
     sentences.extend(_dropping_sentences(summary, methods, published))
     sentences.extend(sentence for corpus, sentence in order_sentences(summary, published.labels).items() if corpus == methods[0].corpus)
+    sentences.extend(summary.corpus_captions.get(methods[0].corpus, ()))
     shares = [(_label(method, published), method.crossed.shares) for method in methods if method.crossed and method.crossed.shares]
     if shares:
         each = ", ".join(f"{label} {' / '.join(round_half_up(100 * share, 0) for share in astuple(found))} %" for label, found in shares)
@@ -338,18 +345,24 @@ def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Publ
     if published.rows:
         sentences.append(f"Published figures: {published.source}.")
         sentences.extend(_beside_published(methods, published, folds))
-        if set(published.columns) != set(folds):
+        sentences.extend(published.notes)
+        if published.columns and set(published.columns) != set(folds):
             sentences.append(
                 f"The published means are over all {counted(len(published.columns), 'fold')} of the paper, ours over {len(folds)}."
             )
-    sentences.extend(recipe_sentences(summary.recipes, published.labels))
-    sentences.extend(training_sentences(summary.recipes, published.labels))
-    if summary.code.weights:
-        sentences.append(f"Initial weights: {'; '.join(summary.code.weights)}.")
     sentences.extend(size_sentences(method.size for method in methods))
-    sentences.extend(summary.arithmetic.sentences)
-    sentences.append(code_sentence(f"Experiment {summary.experiment}", summary.code, CAPTION_PACKAGES))
     return tuple(sentences)
+
+
+def _details(summary: Summary, published: Published) -> tuple[str, ...]:
+    """Settings, initial weights, device, code and packages of the runs."""
+    return (
+        *recipe_sentences(summary.recipes, published.labels),
+        *training_sentences(summary.recipes, published.labels),
+        *((f"Initial weights: {'; '.join(summary.code.weights)}.",) if summary.code.weights else ()),
+        *summary.arithmetic.sentences,
+        code_sentence(f"Experiment {summary.experiment}", summary.code, CAPTION_PACKAGES),
+    )
 
 
 def _beside_published(methods: Sequence[MethodSummary], published: Published, folds: Sequence[str]) -> tuple[str, ...]:
@@ -364,6 +377,13 @@ def _beside_published(methods: Sequence[MethodSummary], published: Published, fo
     ]
     what = "The published mean lies inside, below or above our 95 % interval over seeds (no test: it has no spread)"
     return (f"{what}: {', '.join(places)}.",) if places else ()
+
+
+def _differences_caption(folds: Sequence[str]) -> tuple[str, ...]:
+    if len(folds) > 1:
+        return DIFFERENCES_CAPTION
+    pairs, paired, _, corrected = DIFFERENCES_CAPTION
+    return (pairs, paired, "One fold is held out: there is no interval and no test over folds and seeds.", corrected)
 
 
 def _judged(summary: Summary) -> bool:

@@ -1,15 +1,17 @@
 """The tables as LaTeX: one fragment per table that a paper can `\\input`, and a document that inputs them all. Pure.
 
 A fragment is a floating environment with a caption of two sentences, a label, a tabular (booktabs) that is scaled down where it is wider
-than the column or page (graphicx), and a note below it with the details.
+than the column or page (graphicx), and a note below it. What the runs were computed with (settings, weights, code) is a paragraph of its
+own, for an appendix, since a float cannot be longer than a page.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -18,13 +20,15 @@ from typing import Any
 from jobs.errors import UsageError
 from jobs.statistics import ALPHA
 from jobs.tables.display import BOLD, Row, Table, tables_of
-from jobs.tables.format import latex, rendered, siunitx
-from jobs.tables.plain import plain_tables
+from jobs.tables.format import DASH, latex, rendered, siunitx
+from jobs.tables.plain import PlainTable, plain_tables
 from jobs.tables.published import Published
 from jobs.tables.summary import Summary
 
 TEMPLATES = Path(__file__).parent / "templates"
 DOCUMENT = "tables.tex"
+NARROW = 4  # columns of numbers that one column of a page has room for
+LONG = 20  # comparisons that are set in both columns in any case: in one they take two rows each
 
 
 class Width(Enum):
@@ -64,8 +68,9 @@ def style_of(width: str | None, numbers: str | None, *, bold: bool, marks: bool)
 
 
 def fragments(summary: Summary, published: Published, style: Style) -> dict[str, str]:
-    """File name -> text: `table1.tex` for the first corpus, `table1-differences.tex` for its comparisons; plain tables."""
+    """File name -> text: `table1.tex` for the first corpus, `-differences` for its comparisons, `-details` for settings; plain tables."""
     found: dict[str, str] = {}
+    details: dict[str, str] = {}
     set_up = _set_up(style)
     tables = tables_of(summary, published)
     for number, (corpus, table) in enumerate(zip(dict.fromkeys(each.corpus for each in summary.methods), tables, strict=True), start=1):
@@ -75,17 +80,33 @@ def fragments(summary: Summary, published: Published, style: Style) -> dict[str,
         note = _note(table, style, starred)
         found[f"table{number}.tex"] = rendered(TEMPLATES / "fragment.tex.j2", **values, label=label, note=note, starred=starred)
         if table.differences:
+            values["wide"] = values["wide"] or len(table.differences) > LONG
             found[f"table{number}-differences.tex"] = rendered(TEMPLATES / "differences.tex.j2", **values, label=f"{label}-differences")
+        details[f"table{number}-details.tex"] = rendered(TEMPLATES / "details.tex.j2", table=table)
     for plain in plain_tables(summary, published):
         label = f"{_label(summary.experiment)}-{plain.name}"
-        found[f"{plain.name}.tex"] = rendered(TEMPLATES / "plain.tex.j2", table=plain, label=label, **set_up)
-    return found
+        parts = [plain] if style.width is Width.page else _narrow(plain)
+        found[f"{plain.name}.tex"] = rendered(TEMPLATES / "plain.tex.j2", table=plain, parts=parts, label=label, **set_up)
+    return {**found, **details}
 
 
 def document(parts: Mapping[str, str], style: Style, *, inline: bool = False) -> str:
     """A document that pdflatex compiles beside the fragments; `inline`: with their text in place of `\\input`, so that it stands alone."""
     body = [text if inline else f"\\input{{{name.removesuffix('.tex')}}}\n" for name, text in parts.items()]
     return rendered(TEMPLATES / "tables.tex.j2", parts=body, siunitx=style.numbers is Numbers.siunitx)
+
+
+def _narrow(table: PlainTable) -> list[PlainTable]:
+    """A table in parts with few columns of numbers, to be set one below the other; published rows are where they have a number."""
+    parts = []
+    numbers = len(table.columns) - table.texts
+    size = math.ceil(numbers / max(1, math.ceil(numbers / NARROW)))  # parts of about equal width
+    for first in range(table.texts, len(table.columns), size):
+        columns = [*range(table.texts), *range(first, min(first + size, len(table.columns)))]
+        blocks = [[tuple(row[column] for column in columns) for row in rows] for rows in table.blocks]
+        with_numbers = [rows if rows is blocks[0] else [row for row in rows if set(row[table.texts :]) != {DASH}] for rows in blocks]
+        parts.append(replace(table, columns=tuple(table.columns[column] for column in columns), blocks=tuple(map(tuple, with_numbers))))
+    return [replace(part, blocks=tuple(filter(None, part.blocks))) for part in parts]
 
 
 def _set_up(style: Style) -> dict[str, Any]:
@@ -111,10 +132,10 @@ def _note(table: Table, style: Style, starred: frozenset[int]) -> tuple[str, ...
 def _runs_in_words(row: Row, table: Table) -> str:
     """What a page has in columns of its own."""
     spread = f" ± {row.every.sd}" if row.every.sd else ""
-    return (
-        f"n = {row.n}, {row.dropped} dropped, {row.every.mean}{spread} over all runs, "
-        f"95 % interval over seeds {row.interval}, over folds and seeds {row.both}{f', trained {row.trained}' if table.sized else ''}."
-    )
+    both = f", over folds and seeds {row.both}" if row.both != DASH else ""
+    trained = f", trained {row.trained}" if table.sized else ""
+    means = f"n = {row.n}, {row.dropped} dropped, {row.every.mean}{spread} over all runs"
+    return f"{means}, 95 % interval over seeds {row.interval}{both}{trained}."
 
 
 def _starred(summary: Summary, corpus: str) -> frozenset[int]:

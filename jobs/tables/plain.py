@@ -67,12 +67,20 @@ def _by_settings(summary: Summary, published: Published) -> PlainTable | None:
         return None
     found = {method.method: method for method in summary.methods}
     placed = {row.label: [found.get(method) for method in row.methods] for row in wanted.rows}
-    ours = [(label, *map(_cell, methods)) for label, methods in placed.items()]
+    counts = {method.n for methods in placed.values() for method in methods if method is not None and method.complete}
+    n = f"n = {counts.pop()}" if len(counts) == 1 else ""  # in the caption, else in each cell
+    ours = [(label, *(_cell(method, stated=bool(n)) for method in methods)) for label, methods in placed.items()]
     theirs = [(f"{row.label}, published", *(_number(value) for value in row.ua)) for row in wanted.rows if row.ua]
     sentences = [
-        f"{wanted.title}: mean ± sd over slots, n runs of each cell.",
+        f"{wanted.title}: mean ± sd over slots, {n or 'n'} runs of each cell.",
         "All stages of a run train on the same part of the training utterances; smaller parts are parts of larger ones.",
-        "Dropped runs, and mean and sd over all runs, are in the table of methods.",
+        *_with_dropped(
+            [
+                (f"{row.label} {column}", found.get(name))
+                for row in wanted.rows
+                for column, name in zip(wanted.columns, row.methods, strict=True)
+            ]
+        ),
         *_marks([method for methods in placed.values() for method in methods]),
     ]
     if wanted.ratio is not None:
@@ -121,6 +129,7 @@ def _prior_work(summary: Summary, published: Published) -> PlainTable | None:
     caption = (
         "Unweighted accuracy (UA, %) beside prior work; the interval is that over folds and seeds.",
         "Prior work was tested on folds and splits of its own, and states no spread: the rows are no paired comparison.",
+        *_with_dropped([(_label(method, published), method) for method in summary.methods]),
         f"Published figures: as given by {published.source}.",
     )
     return PlainTable("prior-work", caption, ("", "Features", "UA", "95 % interval"), (tuple(rows), tuple(ours)), texts=2)
@@ -234,6 +243,16 @@ def _ratios(wanted: SettingsTable, found: Mapping[str, MethodSummary]) -> list[G
     return ratios
 
 
+def _with_dropped(named: Sequence[tuple[str, MethodSummary | None]]) -> Iterator[str]:
+    """Mean and sd over all runs of the methods that have dropped ones. `named`: each with its name."""
+    found = [(name, method) for name, method in named if method is not None and method.dropped]
+    if not found:
+        yield "No run was dropped."
+        return
+    each = ", ".join(f"{name} {_mean_text(method.mean_ua_all_runs, method.sd_ua_all_runs)} ({method.dropped})" for name, method in found)
+    yield f"Means ± sd over all runs, dropped ones (their number) included: {each}; no other run was dropped."
+
+
 def _marks(methods: Sequence[MethodSummary | None]) -> Iterator[str]:
     """What the marks of cells mean; None: no method of the experiment is there."""
     if None in methods:
@@ -269,13 +288,17 @@ def _published_ratios(table: SettingsTable, wanted: Ratio) -> list[float | None]
     return [ratio(*means) for means in columns] or [None] * len(table.columns)
 
 
-def _cell(method: MethodSummary | None) -> str:
+def _cell(method: MethodSummary | None, *, stated: bool = False) -> str:
+    """`stated`: the number of runs of complete cells is in the caption."""
     if method is None:
         return DASH
-    spread = f" ± {round_half_up(method.sd_ua)}" if method.sd_ua is not None else ""
     wanted = sum(cell.slots for cell in method.cells)
-    note = f" (n {method.n})" if method.complete else f" ({method.n}/{wanted})†"
-    return f"{_number(method.mean_ua)}{spread}{note}{'‡' if method.unresolved else ''}"
+    note = f" ({method.n}/{wanted})†" if not method.complete else "" if stated else f" (n {method.n})"
+    return f"{_mean_text(method.mean_ua, method.sd_ua)}{note}{'‡' if method.unresolved else ''}"
+
+
+def _mean_text(mean: float | None, sd: float | None) -> str:
+    return _number(mean) if sd is None else f"{_number(mean)} ± {round_half_up(sd)}"
 
 
 def _number(value: float | None, decimals: int = 1) -> str:

@@ -19,7 +19,7 @@ class PublishedRow:
 
     method: str | None  # None: not one of the methods, for example human listeners
     label: str
-    ua: Mapping[str, float]  # fold -> UA
+    ua: Mapping[str, float]  # fold -> UA; empty if only the mean was published
     sd: Mapping[str, float]  # fold -> sd over seeds; empty if not published
     mean_ua: float  # as published, rounded by its authors
 
@@ -104,6 +104,7 @@ class Published:
     settings: SettingsTable | None = None
     prior_work: tuple[PriorWork, ...] = ()
     measured: MeasuredTable | None = None
+    notes: tuple[str, ...] = ()  # sentences of the caption on the published figures
 
 
 def load_published(file: Path, table: str | None) -> Published:
@@ -136,7 +137,9 @@ def load_published(file: Path, table: str | None) -> Published:
         settings = _settings(entry["settings"]) if "settings" in entry else None
         prior_work = tuple(PriorWork(str(row["label"]), str(row["features"]), float(row["ua"])) for row in entry.get("prior_work", ()))
         measured = _measured(entry["measured"]) if "measured" in entry else None
-        return Published(source, str(entry["title"]), labels, columns, rows, settings, prior_work, measured)
+        notes = tuple(map(str, entry.get("notes", ())))
+        source = str(entry.get("source", source))
+        return Published(source, str(entry["title"]), labels, columns, rows, settings, prior_work, measured, notes)
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{file}: tables.{table}: {error} (expected title, folds, columns, rows with method, label, ua, mean)") from error
 
@@ -155,7 +158,7 @@ def to_json(published: Published) -> dict[str, Any] | None:
 
 
 def _row(folds: list[str], row: Any) -> PublishedRow:
-    ua = dict(zip(folds, map(float, row["ua"]), strict=True))
+    ua = dict(zip(folds, map(float, row["ua"]), strict=True)) if "ua" in row else {}
     sd = dict(zip(folds, map(float, row["sd"]), strict=True)) if "sd" in row else {}
     method = row["method"]
     return PublishedRow(None if method is None else str(method), str(row["label"]), ua, sd, float(row["mean"]))

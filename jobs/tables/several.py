@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.experiment.graph import Graph
 from jobs.experiment.recipes import MethodRecipe
 from jobs.store.records import Result
 from jobs.tables.entries import entries_of
-from jobs.tables.further import further_of, metrics_of
+from jobs.tables.further import RunName, further_of, metrics_of
 from jobs.tables.measured import measured_of
 from jobs.tables.published import Published
 from jobs.tables.summary import Summary, Unreplaced, code_facts, summarise
@@ -32,6 +32,7 @@ class Part:
     judgements: Judgements | None
     recipes: Sequence[MethodRecipe]
     labels: Mapping[str, str] = field(default_factory=dict)  # of its methods
+    corpus_caption: tuple[str, ...] = ()  # sentences that captions state of its corpus
 
 
 def joint_summary(parts: Sequence[Part], unreplaced: Unreplaced = Unreplaced.keep) -> tuple[Summary, dict[str, str]]:
@@ -64,10 +65,11 @@ def joint_summary(parts: Sequence[Part], unreplaced: Unreplaced = Unreplaced.kee
         for method in _methods(part):
             label, name = part.labels.get(method, method), names[part.name, method]
             labels[name] = label if name == method else f"{label} ({part.name})"
-    metrics = {}
+    metrics: dict[RunName, Mapping[str, Any]] = {}
     for part in parts:
         metrics |= metrics_of(part.graph, part.results, names_of(part, parts))
-    return replace(summary, measured=tuple(measured), further=further_of(summary, metrics)), labels
+    captions = {part.graph.corpus: part.corpus_caption for part in parts if part.corpus_caption}
+    return replace(summary, measured=tuple(measured), further=further_of(summary, metrics), corpus_captions=captions), labels
 
 
 def names_of(part: Part, parts: Sequence[Part]) -> dict[str, str]:

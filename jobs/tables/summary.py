@@ -223,6 +223,7 @@ class Summary:
     arithmetic: Arithmetic = field(default_factory=Arithmetic)  # not known of runs from a CSV file
     measured: tuple[Measured, ...] = ()  # of runs without a score
     further: tuple[FurtherMetric, ...] = ()  # metrics of runs beside the score
+    corpus_captions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # corpus -> sentences that captions state of it
 
     @property
     def complete(self) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.errors import UsageError
-from jobs.store.clock import measure
+from jobs.store.clock import file_time, measure
 from jobs.worker.packing import run_packed
 from jobs.worker.processes import limit_threads
 from jobs.worker.stage import Verdict, WorkerProcess, execute
@@ -27,6 +27,7 @@ from jobs.worker.team_start import work_together
 def run_task(process: WorkerProcess, index: int) -> int:
     """Compute the stages of task `index`, one by one or concurrently; returns the exit code. A failed stage does not end the task."""
     measure(process.place.layout.root)
+    process.began = file_time(process.place.layout.root)
     nodes = [process.description.nodes[key] for key in process.description.tasks[index]]
     if process.description.at_once != 1 and len(nodes) > 1 and process.team is None:
         return run_packed(process, nodes)

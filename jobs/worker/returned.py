@@ -18,11 +18,12 @@ class NotFiniteError(Exception):
 
 
 def check_returned(returned: Mapping[str, Any]) -> dict[str, Any]:
-    """`metrics`, `durations`, `confusion`, `classes`, `diverged` and `arithmetic` of what a stage returned.
+    """`metrics`, `durations`, `confusion`, `classes`, `diverged`, `arithmetic` and `warnings` of what a stage returned.
 
     Raises NotFiniteError where a metric is NaN or infinite, ValueError for unknown keys, TypeError for values that are not JSON.
     """
-    known: dict[str, Any] = {"metrics": {}, "durations": {}, "confusion": (), "classes": (), "diverged": "", "arithmetic": {}}
+    known: dict[str, Any] = {"metrics": {}, "durations": {}, "confusion": (), "classes": (), "diverged": ""}
+    known |= {"arithmetic": {}, "warnings": ()}
     unknown = sorted(set(returned) - set(known))
     if unknown:
         raise ValueError(f"the stage returned {', '.join(unknown)}: a result holds {', '.join(known)}")

@@ -60,6 +60,7 @@ from jobs.worker.returned import artifact_digests, check_returned
 from jobs.worker.task import Description, Workplace, check_code, compute, read_corpus_digest, stage_request
 from jobs.worker.team_channel import TeamFailure
 from jobs.worker.team_leader import Leader
+from jobs.worker.waiting import job_times, queue_facts
 
 DAMAGED = "an artifact is missing or is not the one that was written"
 LAG_SECONDS = 20.0  # how long a shared file system may hide what another node has written
@@ -109,6 +110,7 @@ class WorkerProcess:
     concurrent: Callable[[], int] = lambda: 0
     team: Leader | None = None  # the processes that compute with this one
     verified: dict[str, Path] = field(default_factory=dict)
+    began: float = field(default_factory=time.time)  # seconds since the epoch; as the folder's file system counts them from `run_task` on
 
     def ready(self) -> bool:
         """Whether every process of the team can start the next stage; reports the reason if not."""
@@ -143,7 +145,7 @@ def execute(process: WorkerProcess, node: Node) -> Verdict:
     # Before other claims are read: a worker that claims in between takes this very number. A folder without a claim belongs to a worker
     # that is about to claim it, or died before: the first to write the claim owns it.
     number = newest_claim(folder) + 1
-    attempt = _wait_for_holder(process, folder, node) or _claim(process, folder, number)
+    attempt = _wait_for_holder(process, folder, node) or _claim(process, node, number)
     if isinstance(attempt, str):
         process.report(f"{node.name}: {attempt}")
         return Verdict.taken
@@ -318,8 +320,11 @@ def _live_claim(folder: StageFolder, node: Node, gone: Collection[str]) -> tuple
     return 0.0, ""
 
 
-def _claim(process: WorkerProcess, folder: StageFolder, number: int) -> AttemptFolder | str:
+def _claim(process: WorkerProcess, node: Node, number: int) -> AttemptFolder | str:
     """Claim an attempt; a message if another worker was faster."""
+    folder = process.folder(node)
+    submitted = process.description.requested.get("submitted", 0.0)
+    upstream = [process.folder(process.description.nodes[key]) for key in node.upstream.values()]
     team = ",".join(dict.fromkeys(process.team.nodes)) if process.team else ""
     claim = new_claim(
         number,
@@ -330,6 +335,7 @@ def _claim(process: WorkerProcess, folder: StageFolder, number: int) -> AttemptF
         team=team,
         experiment=process.place.experiment,
         launch=launched_at(process.place.layout),
+        **job_times(submitted, folder, number, upstream, process.began, os.environ),
     )
     if not claim_attempt(folder, number, claim):
         return f"another worker claimed attempt {number} just now"
@@ -368,6 +374,8 @@ def _compute(
         "beside": process.concurrent(),
         "slurm_job": own_slurm_job(),
         "seconds_before": seconds_before(folder, attempt.number),
+        "queue": queue_facts(folder, attempt.number),
+        "requested": dict(process.description.requested),
     }
     return Result(
         key=node.key,
@@ -387,6 +395,7 @@ def _compute(
         classes=tuple(str(name) for name in values["classes"]),
         # An earlier attempt that counted as dead may have diverged meanwhile: its slot has another seed then.
         diverged=str(values["diverged"]) or divergence_of(folder),
+        warnings=tuple(str(line) for line in values["warnings"]),
     )
 
 

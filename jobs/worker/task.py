@@ -53,6 +53,7 @@ class Description:
     gone: tuple[str, ...] = ()  # Slurm jobs that had claimed one of these stages and have left the queue
     at_once: int = 1  # stages of a task computed concurrently; 0: as many as fit by measured memory (jobs.worker.packing)
     team: int = 1  # processes that compute each stage together (jobs.worker.team_start)
+    requested: Mapping[str, float] = field(default_factory=dict)  # of Slurm for each task, and when (`ArrayJob.requested`); empty: nothing
 
 
 def describe(place: Workplace, graph: Graph, tasks: Iterable[Iterable[str]], relief: int = 0, gone: tuple[str, ...] = ()) -> Description:
@@ -78,7 +79,8 @@ def description_from_json(value: Mapping[str, Any]) -> Description:
         nodes = {key: Node(**node) for key, node in value["nodes"].items()}
         tasks = tuple(tuple(keys) for keys in value["tasks"])
         counts = {key: int(value.get(key, default)) for key, default in (("relief", 0), ("at_once", 1), ("team", 1))}
-        return Description(place, nodes, tasks, gone=tuple(value.get("gone", ())), **counts)
+        requested = {str(name): float(number) for name, number in value.get("requested", {}).items()}
+        return Description(place, nodes, tasks, gone=tuple(value.get("gone", ())), requested=requested, **counts)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"task description lacks or does not know {error}: written by another version of the program") from error
 

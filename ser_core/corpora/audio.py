@@ -1,7 +1,8 @@
 """Convert audio files to 16 kHz mono 16-bit samples, and read the samples of a prepared utterance.
 
-A file that is already 16 kHz, mono, 16 bit is copied bit for bit. Any other is averaged over its channels, resampled in float64 (soxr,
-highest quality) and rounded to 16 bit; the rounding noise is 98 dB below full scale, less than that of any recording.
+A file that is already 16 kHz, mono, 16 bit is copied bit for bit. Any other is averaged over its channels, unless one of them is named,
+resampled in float64 (soxr, highest quality) and rounded to 16 bit; the rounding noise is 98 dB below full scale, less than that of any
+recording.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from ser_core.corpora.manifest import MANIFEST_NAME, SAMPLE_RATE, Manifest, Utterance
+from ser_core.corpora.recordings import WHOLE, Excerpt
 from ser_core.disk import check_readable, raise_storage_error
 from ser_core.errors import InputError
 
@@ -28,6 +30,7 @@ FULL_SCALE = 1 << 15
 # apart, and the emotion-state convolution has kernel 4 (authors' code).
 SHORTEST = 465 + 3 * 160
 STREAMED = 0x7FFF_0000  # bytes; a wav header that declares at least this size was written to a pipe
+LONGER = 0.01  # s; how far a stated end may lie beyond that of the file, from rounding
 OVERSHOOT = 1.1  # peak up to which a float file is clipped without an error, as resampling may overshoot; above it the scale is wrong
 
 Samples = NDArray[np.int16]
@@ -40,16 +43,21 @@ class Converted:
     samples: Samples  # (samples,), 16 kHz mono
     digest: str  # sha256 of the samples, little endian
 
+    @property
+    def constant(self) -> bool:
+        """Whether all samples are equal: a silent recording."""
+        return bool(self.samples.min() == self.samples.max())
+
 
 class AudioError(Exception):
     """Why a file cannot be used. The message does not contain the file's name; the caller adds it."""
 
 
-def convert(path: Path) -> Converted:
-    """Decode `path` to 16 kHz mono 16 bit.
+def convert(path: Path, excerpt: Excerpt = WHOLE) -> Converted:
+    """Decode an excerpt of `path` to 16 kHz mono 16 bit.
 
-    Raises AudioError for a file that cannot be decoded, is empty, truncated or too short, holds NaN or infinite samples, has a sample rate
-    outside 8 to 192 kHz, or has float samples beyond full scale.
+    Raises AudioError for a file that cannot be decoded, is empty, truncated or too short, lacks the excerpt's channel or times, holds NaN
+    or infinite samples, has a sample rate outside 8 to 192 kHz, or has float samples beyond full scale.
     """
     try:
         if path.stat().st_size == 0:
@@ -63,13 +71,20 @@ def convert(path: Path) -> Converted:
                 raise AudioError(f"wrong rate: the header says {rate} Hz; {LOWEST_RATE} to {HIGHEST_RATE} Hz can be read")
             if declared == 0:
                 raise AudioError("empty: it holds no samples")
-            exact = rate == SAMPLE_RATE and stream.channels == 1 and subtype in ("PCM_16", "PCM_U8", "PCM_S8", "ULAW", "ALAW")
-            decoded: NDArray[Any] = stream.read(dtype="int16" if exact else "float64", always_2d=True)
+            if excerpt.channel is not None and excerpt.channel > stream.channels:
+                raise AudioError(f"no channel {excerpt.channel}: it has {stream.channels}; convert the original with all its channels")
+            first, declared = _frames(excerpt, rate, declared)
+            stream.seek(first)
+            one_channel = stream.channels == 1 or excerpt.channel is not None
+            exact = rate == SAMPLE_RATE and one_channel and subtype in ("PCM_16", "PCM_U8", "PCM_S8", "ULAW", "ALAW")
+            decoded: NDArray[Any] = stream.read(declared, dtype="int16" if exact else "float64", always_2d=True)
     except (soundfile.SoundFileError, OSError, RuntimeError) as error:
         _raise_if_not_readable(path, error)
         raise AudioError(f"unreadable: {_first_line(error)}") from error
     if len(decoded) < declared:
         raise AudioError(f"unreadable: cut off after {len(decoded)} of {declared} samples")
+    if excerpt.channel is not None:
+        decoded = decoded[:, [excerpt.channel - 1]]
     samples = decoded[:, 0] if exact else to_target_rate(decoded, rate)
     if len(samples) < SHORTEST:
         raise AudioError(
@@ -77,6 +92,17 @@ def convert(path: Path) -> Converted:
         )
     samples = np.ascontiguousarray(samples, dtype=np.int16)
     return Converted(samples, samples_digest(samples))
+
+
+def _frames(excerpt: Excerpt, rate: int, frames: int) -> tuple[int, int]:
+    """The first frame of an excerpt of a file of `frames` frames, and the number of its frames."""
+    if excerpt.start is None and excerpt.end is None:
+        return 0, frames
+    first = round((excerpt.start or 0.0) * rate)
+    last = frames if excerpt.end is None else round(excerpt.end * rate)
+    if not 0 <= first < last <= frames + LONGER * rate:
+        raise AudioError(f"no samples from {excerpt.start or 0:g} to {last / rate:g} s: it is {frames / rate:g} s long")
+    return first, min(last, frames) - first
 
 
 def to_target_rate(decoded: NDArray[np.float64], rate: int) -> Samples:

@@ -10,11 +10,29 @@ from ser_core.corpora.manifest import VALIDATION, natural_order
 from ser_core.corpora.recordings import EXPECTED_COUNTS, ExpectedCounts, Recording, relative
 
 
-def structure_problems(found: Sequence[Recording], folds: Sequence[str], source: Path, *, labelled: bool = True) -> list[str]:
-    """One line per duplicate turn, and, if `labelled`, per speaker in two folds and fold without a class in its training part."""
+def structure_problems(
+    found: Sequence[Recording],
+    folds: Sequence[str],
+    source: Path,
+    *,
+    labelled: bool = True,
+    shared_speakers: bool = False,
+    published_folds: bool = False,
+) -> list[str]:
+    """One line per duplicate turn, and, if `labelled`, per speaker in two folds and fold without a class in its training part.
+
+    `shared_speakers`: a speaker may be in two folds. `published_folds`: one line for all of these, as moving a recording is no remedy.
+    """
     if not labelled:
         return _duplicates(found, source)
-    return [*_duplicates(found, source), *_speakers_in_two_folds(found, source), *_untrainable(found, folds, source)]
+    shared = [] if shared_speakers else _speakers_in_two_folds(found, source)
+    if shared and published_folds:
+        worst = max(speakers_trained_and_tested(found, folds).values())
+        shared = [
+            f"{source}: folds that share speakers between training and test part (up to {worst} in a fold), so that results "
+            "are not those for unknown speakers; --shared-speakers accepts them, and every caption states it"
+        ]
+    return [*_duplicates(found, source), *shared, *_untrainable(found, folds, source)]
 
 
 def count_problems(found: Sequence[Recording], counts: ExpectedCounts, source: Path) -> list[str]:
@@ -42,6 +60,12 @@ def speakers_in_two_folds(found: Iterable[Recording]) -> dict[str, dict[str, lis
         if utterance.speaker and utterance.fold != VALIDATION:
             folds_of.setdefault(utterance.speaker, {}).setdefault(utterance.fold, []).append(utterance)
     return {speaker: folds for speaker, folds in folds_of.items() if len(folds) > 1}
+
+
+def speakers_trained_and_tested(found: Sequence[Recording], folds: Sequence[str]) -> dict[str, int]:
+    """Return held-out fold -> how many of its speakers are in its training part too."""
+    shared = speakers_in_two_folds(found)
+    return {fold: sum(fold in places for places in shared.values()) for fold in folds}
 
 
 def _speakers_in_two_folds(found: Sequence[Recording], source: Path) -> list[str]:

@@ -15,14 +15,16 @@ from ser_core.disk import raise_storage_error
 from ser_core.errors import InputError
 
 COLUMNS = ("path", "label", "speaker", "fold")
+TEXT = "text"
 
 
 def read(source: Path, *, folds: str | None = None) -> SourceListing:
     """Read a CSV file with the columns path, label, speaker and fold; paths are relative to the file.
 
-    `source`: the file, or a folder that holds one. The columns valence, activation and dominance are kept if all three exist; other columns
-    are ignored. Every value of `fold` is a held-out fold. `folds`: the rule of `ser_core.corpora.speaker_folds` for a file without that
-    column. Raises InputError if there is no such file, its header is wrong, or the folds cannot be made.
+    `source`: the file, or a folder that holds one. The columns valence, activation and dominance are kept if all three exist, and the
+    column text, a transcript that may be empty; other columns are ignored. Every value of `fold` is a held-out fold. `folds`: the rule of
+    `ser_core.corpora.speaker_folds` for a file without that column. Raises InputError if there is no such file, its header is wrong, or the
+    folds cannot be made.
     """
     columns = COLUMNS if folds is None else COLUMNS[:-1]
     file = _find(source)
@@ -66,7 +68,8 @@ def read(source: Path, *, folds: str | None = None) -> SourceListing:
             except ValueError:
                 problems.append(f"{where}: valence, activation and dominance of {values['path']} must be numbers")
                 continue
-        found.append(Recording(identifier, path, values["label"], values["speaker"], values.get("fold", ""), dimensions))
+        fold, text = values.get("fold", ""), values.get(TEXT)
+        found.append(Recording(identifier, path, values["label"], values["speaker"], fold, dimensions, text=text))
     listing = SourceListing(tuple(found), tuple(problems), tuple(sorted({utterance.fold for utterance in found}, key=natural_order)))
     return listing if folds is None or not found else with_folds(listing, folds)
 
@@ -104,7 +107,7 @@ def _check_header(file: Path, header: list[str], rows: list[tuple[int, list[str]
         problems.append(f"{file}: no column {' and no column '.join(missing)} in its header ({','.join(header)}){hint}")
         if missing == ["fold"]:
             problems[-1] += f"; without folds of its own: --folds {LEAVE_ONE_OUT}, or --folds K for K folds of disjoint speakers"
-    problems += [f"{file}: two columns are called {name}" for name in (*COLUMNS, *DIMENSIONS) if header.count(name) > 1]
+    problems += [f"{file}: two columns are called {name}" for name in (*COLUMNS, *DIMENSIONS, TEXT) if header.count(name) > 1]
     if not missing and not rows:
         problems.append(f"{file}: holds no row")
     if problems:

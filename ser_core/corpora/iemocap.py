@@ -1,4 +1,4 @@
-"""Reader of IEMOCAP as distributed by USC (Busso et al. 2008): five sessions of two speakers, a category and dimensions per turn."""
+"""Reader of IEMOCAP as distributed by USC (Busso et al. 2008): five sessions of two speakers, each turn with category, dimensions, text."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from ser_core.corpora.iemocap_text import with_transcripts
 from ser_core.corpora.manifest import natural_order
 from ser_core.corpora.recordings import ExpectedCounts, Recording, SourceListing, audio_files, by_stem, relative, require_folder
 
@@ -49,8 +50,9 @@ def read(source: Path, *, required: Collection[str] | None = SESSIONS) -> Source
             problems.append(f"{relative(absent[0], source)}: missing; unpack the whole release")
             continue
         of_session, lines, other = _read_session(source, folder, session)
-        found += of_session
-        problems += lines
+        turns, without_text = with_transcripts(of_session, folder, source)
+        found += turns
+        problems += [*lines, *without_text]
         dropped += other
     return SourceListing(tuple(found), tuple(problems), folds, COUNTS, {"dropped_turns_of_other_labels": dropped})
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ser_core.corpora.manifest import Manifest
 
-KIND_OF = {"iemocap": "iemocap", "savee": "savee", "emodb": "emodb", "librispeech": "unlabelled"}  # name of a corpus -> what prepares it
+OWN_KINDS = ("iemocap", "savee", "emodb", "ravdess", "cremad", "tess")
+KIND_OF = {**{kind: kind for kind in OWN_KINDS}, "librispeech": "unlabelled"}  # name of a corpus -> what prepares it
 OTHER_KIND = "csv"
+MANY = ("csv", "labels", "unlabelled")  # kinds of which a user may have several corpora
+BENCHMARK = "emobox"  # its corpora are called emobox-NAME, since other readers read some of them too
 
 
 def corpus_line(manifest: Manifest) -> str:
@@ -18,11 +23,21 @@ def corpus_line(manifest: Manifest) -> str:
     )
 
 
+def default_name(kind: str, source: Path) -> str:
+    """Return the name of a corpus that was given none: its kind, or for kinds of many corpora the name of the source file or folder."""
+    if kind == BENCHMARK:
+        return f"{BENCHMARK}-{source.stem}"
+    return source.resolve().stem if kind in MANY else kind
+
+
 def how_to_prepare(name: str) -> str:
     """Return the command that prepares a corpus of this name, and the one that needs no data."""
     kind = KIND_OF.get(name, OTHER_KIND)
-    more = "" if kind == name else f" --name {name}"
-    return f"run `python launch.py prepare {kind} --source FOLDER{more}`, or try `python launch.py grid demo`, which needs no data"
+    more = f"{kind} --source FOLDER" if kind == name else f"{kind} --source FOLDER --name {name}"
+    if name.startswith(f"{BENCHMARK}-"):
+        listed = name.removeprefix(f"{BENCHMARK}-")
+        more = f"{BENCHMARK} --meta data/{listed}/{listed}.jsonl --audio FOLDER"
+    return f"run `python launch.py prepare {more}`, or try `python launch.py grid demo`, which needs no data"
 
 
 def _counted(number: int, noun: str) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ser_core.corpora.captions import caption_sentences
 from ser_core.disk import raise_storage_error, sync_folder
 from ser_core.errors import InputError
 
@@ -37,6 +38,7 @@ class Utterance:
     fold: str
     dimensions: tuple[float, float, float] | None = None  # valence, activation, dominance
     audio_digest: str = ""  # sha256 of the samples, 16-bit little endian
+    text: str | None = None  # transcript, which may be empty; None: the corpus has none
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,16 @@ class Manifest:
     def seconds(self) -> float:
         return sum(utterance.samples for utterance in self.utterances) / SAMPLE_RATE
 
+    @property
+    def text_digest(self) -> str:
+        """The sha256 (hex) of ids and transcripts, which `digest` leaves out, since models of audio do not read them; "" without any."""
+        return text_digest(self.utterances)
+
+    @property
+    def caption(self) -> tuple[str, ...]:
+        """Sentences that captions of tables must state of the corpus."""
+        return caption_sentences(self)
+
     def _check_fold(self, fold: str) -> None:
         if fold not in self.folds:
             raise InputError(f"{self.corpus}: no fold {fold!r}; it has {', '.join(self.folds)}")
@@ -86,6 +98,12 @@ def content_digest(classes: Iterable[str], folds: Iterable[str], utterances: Ite
     ]
     head = json.dumps([SCHEMA, SAMPLE_RATE, sorted(classes), sorted(folds)])
     return hashlib.sha256("\n".join([head, *lines]).encode()).hexdigest()
+
+
+def text_digest(utterances: Iterable[Utterance]) -> str:
+    """Return the sha256 (hex) of ids and transcripts; "" if no utterance has one."""
+    lines = [json.dumps([u.id, u.text]) for u in sorted(utterances, key=lambda utterance: utterance.id) if u.text is not None]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else ""
 
 
 def natural_order(name: str) -> tuple[tuple[int, int, str], ...]:
@@ -112,6 +130,7 @@ def write_manifest(
         "classes": list(classes),
         "folds": list(folds),
         "source": manifest.source,
+        **({"text_digest": manifest.text_digest} if manifest.text_digest else {}),
         "utterances": [_to_json(utterance) for utterance in ordered],
     }
     write_atomically(folder / MANIFEST_NAME, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
@@ -160,7 +179,8 @@ def load_manifest(folder: Path) -> Manifest:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: an entry is missing or of the wrong kind ({error!r}); run `python launch.py prepare` again") from error
-    if content_digest(manifest.classes, manifest.folds, utterances) != manifest.digest:
+    changed = content_digest(manifest.classes, manifest.folds, utterances) != manifest.digest
+    if changed or text_digest(utterances) != record.get("text_digest", ""):
         raise InputError(
             f"{path}: its content does not fit its digest, so it was changed after it was written; run `python launch.py prepare` again"
         )
@@ -180,6 +200,8 @@ def _to_json(utterance: Utterance) -> dict[str, Any]:
         entry.update(zip(DIMENSIONS, utterance.dimensions, strict=True))
     if utterance.audio_digest:
         entry["audio_digest"] = utterance.audio_digest
+    if utterance.text is not None:
+        entry["text"] = utterance.text
     return entry
 
 
@@ -196,4 +218,5 @@ def _from_json(entry: Mapping[str, Any]) -> Utterance:
         fold=str(entry["fold"]),
         dimensions=dimensions,
         audio_digest=str(entry.get("audio_digest", "")),
+        text=None if entry.get("text") is None else str(entry["text"]),
     )

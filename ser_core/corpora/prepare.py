@@ -17,15 +17,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ser_core.corpora import csv_corpus, emodb, iemocap, labels, savee, unlabelled
 from ser_core.corpora.audio import AudioError, convert, encode
-from ser_core.corpora.checks import count_problems, structure_problems
+from ser_core.corpora.checks import count_problems, speakers_trained_and_tested, structure_problems
 from ser_core.corpora.manifest import MANIFEST_NAME, Manifest, Utterance, load_manifest, write_manifest
-from ser_core.corpora.recordings import Recording, SourceListing, read_expected_counts, relative
+from ser_core.corpora.readers import NAMED_BY_USER, Options, read
+from ser_core.corpora.recordings import Recording, SourceListing, relative
 from ser_core.corpora.staging import locked, replace_folder
 from ser_core.errors import InputError
 
-KINDS = ("iemocap", "savee", "emodb", "csv", "labels", "unlabelled")
 CONVERSION = 1  # version of `audio.convert`; incrementing it makes every file be converted again
 JOURNAL = "conversions.jsonl"
 MOST_WORKERS = 8  # threads; more would wait for the disk
@@ -45,6 +44,8 @@ class Conversion:
     audio_digest: str  # of the samples
     stored: str  # sha256 of the stored file
     version: int = CONVERSION
+    excerpt: str = ""  # the part of the source file; "": all of it
+    constant: bool = False  # all samples are equal
 
 
 def prepare(
@@ -57,33 +58,43 @@ def prepare(
     four_classes: bool = False,
     audio: Path | None = None,
     folds: str | None = None,
+    shared_speakers: bool = False,
     facts: Mapping[str, Any] | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Prepare the corpus at `source` into the folder `target`.
 
-    `kind`: one of KINDS; for csv and labels `source` is the file or the folder that holds it.
-    `name`: name of the corpus; by default its kind, or the target's name for csv, labels and unlabelled.
+    `kind`: one of `readers.KINDS`; for csv and labels `source` is the file or the folder that holds it, for emobox the list of the corpus.
+    `name`: name of the corpus; by default its kind, or the target's name for emobox, csv, labels and unlabelled.
     `check_counts`: compare the numbers of utterances of classes and folds with the published counts, or with those in
     `source/expected_counts.json`; without the check any sessions or speakers are accepted.
-    `four_classes` (emodb): only the classes of IEMOCAP. `audio` (labels): the folder of the recordings.
+    `four_classes` (emodb): only the classes of IEMOCAP. `audio` (labels, emobox): the folder of the recordings.
     `folds` (csv without the column fold): the rule of `ser_core.corpora.speaker_folds`.
-    `facts`: added to the manifest's `source`, not part of the digest. `progress(done, total)` is called with numbers of utterances.
+    `shared_speakers` (emobox, csv, labels): speakers may be in several folds; the manifest's `source` has their number for each fold.
+    `facts`: added to the manifest's `source`, not part of the digest. It also has `notes`, lines on what the reader decided, and on silent
+    recordings. `progress(done, total)` is called with numbers of utterances.
 
     Raises InputError with one line per problem, all at once; the target then stays as it was.
     """
-    if kind not in KINDS:
-        raise InputError(f"unknown kind of corpus {kind!r}; known are {', '.join(KINDS)}")
     home = target.resolve()
     _check_target(home)
     base = source if source.is_dir() else source.parent
-    reading = _read(kind, source, base, check_counts, four_classes, audio, folds)
-    problems = [*reading.problems, *structure_problems(reading.found, reading.folds, base, labelled=reading.labelled)]
+    reading = read(kind, source, base, Options(check_counts, four_classes, audio, folds, shared_speakers))
+    problems = [
+        *reading.problems,
+        *structure_problems(
+            reading.found,
+            reading.folds,
+            base,
+            labelled=reading.labelled,
+            shared_speakers=shared_speakers,
+            published_folds=reading.published_folds,
+        ),
+    ]
     if not problems and check_counts and reading.counts is not None:
         problems += count_problems(reading.found, reading.counts, base)
-    corpus = name or (kind if kind not in ("csv", "labels", "unlabelled") else home.name)
-    recorded: dict[str, Any] = json.loads(json.dumps({"kind": kind, **reading.facts, **(facts or {})}))
+    corpus = name or (home.name if kind in NAMED_BY_USER else kind)
     threads = workers or min(len(os.sched_getaffinity(0)), MOST_WORKERS)
 
     staging = home.with_name(f".{home.name}.preparing")
@@ -95,6 +106,7 @@ def prepare(
         raise InputError(problems)
 
     known = _intact(home, reading.found, base, threads)
+    recorded = _recorded(kind, reading, base, known, facts or {})
     if len(known) == len(reading.found) and (manifest := _unchanged(home, corpus, reading, known, recorded)):
         if progress:
             progress(len(known), len(known))
@@ -105,6 +117,7 @@ def prepare(
             shutil.rmtree(staging)
             raise InputError(audio_problems)
         _write_journal(staging, conversions)
+        recorded = _recorded(kind, reading, base, conversions, facts or {})
         manifest = write_manifest(staging, corpus, reading.folds, _utterances(reading.found, conversions), recorded)
         replace_folder(staging, home)
     return replace(manifest, folder=target)
@@ -126,33 +139,31 @@ def prepared_already(target: Path, facts: Mapping[str, Any]) -> Manifest | None:
     return manifest
 
 
-def _read(
-    kind: str, source: Path, base: Path, check_counts: bool, four_classes: bool, audio: Path | None, folds: str | None
-) -> SourceListing:
-    if four_classes and kind != "emodb":
-        raise InputError(f"four classes can be chosen for emodb only, not for {kind}")
-    if audio is not None and kind != "labels":
-        raise InputError(f"a folder of recordings is named for labels only, not for {kind}")
-    if folds is not None and kind != "csv":
-        raise InputError(f"--folds is for csv only: {kind} has folds of its own")
-    stated = read_expected_counts(base)
-    published = {"iemocap": iemocap.SESSIONS, "savee": savee.SPEAKERS, "emodb": tuple(emodb.FOLDS)}.get(kind)
-    required = tuple(stated.folds or ()) if stated else published
-    if not check_counts:
-        required = None
-    if kind == "iemocap":
-        reading = iemocap.read(source, required=required)
-    elif kind == "savee":
-        reading = savee.read(source, required=required)
-    elif kind == "emodb":
-        reading = emodb.read(source, required=required, four_classes=four_classes)
-    elif kind == "csv":
-        reading = csv_corpus.read(source, folds=folds)
-    elif kind == "labels":
-        reading = labels.read(source, audio=audio)
-    else:
-        reading = unlabelled.read(source)
-    return reading if stated is None else replace(reading, counts=stated)
+def _recorded(
+    kind: str, reading: SourceListing, base: Path, conversions: Mapping[str, Conversion], facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the manifest states of the source, as JSON values."""
+    shared = speakers_trained_and_tested(reading.found, reading.folds)
+    silent = [
+        f"{_name(utterance.path, base)}: silent, all its samples are equal"
+        for utterance in reading.found
+        if utterance.id in conversions and conversions[utterance.id].constant
+    ]
+    notes = [*reading.notes, *silent]
+    record = {
+        "kind": kind,
+        **reading.facts,
+        **({"shared_speakers": shared} if reading.labelled and any(shared.values()) else {}),
+        **({"notes": notes} if notes else {}),
+        **facts,
+    }
+    values: dict[str, Any] = json.loads(json.dumps(record))
+    return values
+
+
+def _name(path: Path, base: Path) -> str:
+    """A file's path inside of the source; its name alone elsewhere, since manifests hold no absolute path."""
+    return relative(path, base) if path.is_relative_to(base) else path.name
 
 
 def _check_target(home: Path) -> None:
@@ -171,7 +182,7 @@ def _audio_problems(found: Sequence[Recording], base: Path, threads: int, progre
 
     def problem(utterance: Recording) -> str | None:
         try:
-            convert(utterance.path)
+            convert(utterance.path, utterance.excerpt)
         except AudioError as error:
             return f"{relative(utterance.path, base)}: {error}"
         return None
@@ -192,6 +203,8 @@ def _intact(folder: Path, found: Sequence[Recording], base: Path, threads: int) 
     def usable(utterance: Recording) -> Conversion | None:
         conversion = journal.get(utterance.id)
         if conversion is None or conversion.version != CONVERSION or conversion.source != relative(utterance.path, base):
+            return None
+        if conversion.excerpt != str(utterance.excerpt):
             return None
         try:
             status = utterance.path.stat()
@@ -264,7 +277,7 @@ def _convert(utterance: Recording, base: Path, staging: Path) -> Conversion:
         status = utterance.path.stat()  # before reading: a file that changes meanwhile is converted again by the next prepare
     except OSError as error:
         raise AudioError(f"unreadable: {error.strerror}") from error
-    converted = convert(utterance.path)
+    converted = convert(utterance.path, utterance.excerpt)
     encoded = encode(converted.samples)
     path = staging / _stored_name(utterance.id)
     path.unlink(missing_ok=True)  # it may be a hard link to a file of the existing corpus
@@ -280,6 +293,8 @@ def _convert(utterance: Recording, base: Path, staging: Path) -> Conversion:
         samples=len(converted.samples),
         audio_digest=converted.digest,
         stored=hashlib.sha256(encoded).hexdigest(),
+        excerpt=str(utterance.excerpt),
+        constant=converted.constant,
     )
 
 
@@ -294,6 +309,7 @@ def _utterances(found: Sequence[Recording], conversions: Mapping[str, Conversion
             fold=utterance.fold,
             dimensions=utterance.dimensions,
             audio_digest=conversions[utterance.id].audio_digest,
+            text=utterance.text,
         )
         for utterance in found
     ]

@@ -22,6 +22,23 @@ EXPECTED_COUNTS = "expected_counts.json"
 
 
 @dataclass(frozen=True)
+class Excerpt:
+    """The part of a file that is one recording."""
+
+    channel: int | None = None  # from 1; None: the average of all channels
+    start: float | None = None  # seconds; None: the beginning
+    end: float | None = None  # seconds; None: the end
+
+    def __str__(self) -> str:
+        channel = "" if self.channel is None else f"channel {self.channel}"
+        times = "" if self.start is None and self.end is None else f"{self.start or 0} to {'the end' if self.end is None else self.end} s"
+        return ", ".join(filter(None, (channel, times)))
+
+
+WHOLE = Excerpt()
+
+
+@dataclass(frozen=True)
 class Recording:
     """One labelled recording of a source."""
 
@@ -31,6 +48,8 @@ class Recording:
     speaker: str  # "" if unknown
     fold: str
     dimensions: tuple[float, float, float] | None = None  # valence, activation, dominance
+    excerpt: Excerpt = WHOLE
+    text: str | None = None  # transcript; None: there is none
 
 
 @dataclass(frozen=True)
@@ -52,6 +71,8 @@ class SourceListing:
     counts: ExpectedCounts | None = None  # the published ones
     facts: Mapping[str, Any] = field(default_factory=dict)
     labelled: bool = True  # False: nothing is trained on it
+    notes: tuple[str, ...] = ()  # lines for the user on what was decided, kept in the manifest
+    published_folds: bool = False  # the folds are those of a benchmark, whatever speakers they share
 
 
 def require_folder(source: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Fine-tuning network (section 2.2): transformer encoder on frozen features, masked mean over frames, one linear layer; weighted loss."""
+"""Fine-tuning network (section 2.2): transformer encoder on frozen features, masked mean over frames, linear head; weighted loss."""
 
 from __future__ import annotations
 
@@ -38,20 +38,27 @@ class EmotionClassifier(nn.Module):
     """
 
     def __init__(
-        self, encoder: Wav2Vec2Model, classes: int, pooling: Pooling = Pooling.paper, adaptors: ClassifierAdaptors | None = None
+        self,
+        encoder: Wav2Vec2Model,
+        classes: int,
+        pooling: Pooling = Pooling.paper,
+        adaptors: ClassifierAdaptors | None = None,
+        projector: int = 0,  # units of a linear layer on every frame, whose plain mean the head classifies; 0: none, `pooling` decides
     ) -> None:
         super().__init__()
         self.wav2vec2: Any = encoder
         self.pooling = pooling
-        self.head = nn.Linear(encoder.config.hidden_size, classes)
+        self.head = nn.Linear(projector or encoder.config.hidden_size, classes)
+        self.projector = nn.Linear(encoder.config.hidden_size, projector) if projector else None
         self.layer_sum: LayerSum | None = None
+        head = below(self, "head", *(("projector",) if projector else ()))
         if adaptors is None:
-            train_only(self, below(self, "wav2vec2.encoder", "head"))
+            train_only(self, [*below(self, "wav2vec2.encoder"), *head])
             return
         attach(encoder, adaptors.shape)
         if adaptors.layer_sum:
             self.layer_sum = LayerSum(encoder.config.num_hidden_layers + 1)
-        train_only(self, [*adaptor_names(self), *below(self, "head")])
+        train_only(self, [*adaptor_names(self), *head])
 
     def forward(self, features: Tensor, frames: Tensor, time_mask: Tensor | None = None, feature_mask: Tensor | None = None) -> Tensor:
         """Return logits (B, classes).
@@ -63,13 +70,13 @@ class EmotionClassifier(nn.Module):
         return logits
 
     def pooled(self, features: Tensor, frames: Tensor, time_mask: Tensor | None = None, feature_mask: Tensor | None = None) -> Tensor:
-        """Return the pooled encoder output, the input of the linear layer: (B, hidden)."""
+        """Return the input of the last layer: (B, hidden), or (B, units) behind a projector."""
         masked = mask(self.wav2vec2, features, time_mask, feature_mask)
         if self.layer_sum is None:
             hidden = run_transformer(self.wav2vec2, masked, frames)
         else:
             hidden = self.layer_sum(run_states(self.wav2vec2, masked, frames))
-        return pool(hidden, frames, self.pooling)
+        return pool(hidden, frames, self.pooling) if self.projector is None else mean_frames(self.projector(hidden), frames)
 
 
 def encode(encoder: Any, features: Tensor, frames: Tensor, time_mask: Tensor | None = None, feature_mask: Tensor | None = None) -> Tensor:
@@ -98,9 +105,13 @@ def pool(hidden: Tensor, frames: Tensor, pooling: Pooling) -> Tensor:
     if pooling is Pooling.reference:
         hidden = F.relu(hidden)
         counted = (frames - 1).clamp(min=1)
-    weights = valid_frames(counted, hidden.shape[1]).to(hidden.dtype)
-    mean = (hidden * weights[..., None]).sum(1) / counted[:, None].to(hidden.dtype)
-    return F.relu(mean)
+    return F.relu(mean_frames(hidden, counted))
+
+
+def mean_frames(hidden: Tensor, frames: Tensor) -> Tensor:
+    """Return the mean over the first frames of each row: (B, T, hidden) with (B,) frames -> (B, hidden)."""
+    weights = valid_frames(frames, hidden.shape[1]).to(hidden.dtype)
+    return (hidden * weights[..., None]).sum(1) / frames[:, None].to(hidden.dtype)
 
 
 def class_weights(counts: Sequence[int]) -> Tensor:

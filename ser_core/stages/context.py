@@ -170,7 +170,10 @@ def parse_settings(schema: type[SettingsT], values: Mapping[str, Any]) -> Settin
 
 
 def stage_result(trained: TrainingResult, metrics: Mapping[str, float], **more: Any) -> dict[str, Any]:
-    """Return the result of a stage trained by gradient descent: `metrics` are reproducible for a seed, `durations` (seconds) are not."""
+    """Return the result of a stage trained by gradient descent: `metrics` are reproducible for a seed, `durations` (seconds) are not.
+
+    `warnings` is there if the training ended with one.
+    """
     return {
         "metrics": {"training_loss": trained.loss, "training_accuracy": trained.accuracy, "steps": trained.steps, **metrics},
         "durations": {
@@ -179,6 +182,7 @@ def stage_result(trained: TrainingResult, metrics: Mapping[str, float], **more: 
             "data_wait": trained.waited_seconds,
             "resumed_at_step": trained.resumed_at,
         },
+        **({"warnings": [trained.warning]} if trained.warning else {}),
         **more,
     }
 

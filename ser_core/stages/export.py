@@ -26,7 +26,7 @@ from ser_core.models.model_types import NORMALISE_KEY, PREPROCESSOR_FILE, has_la
 from ser_core.preflight import export_problem
 from ser_core.settings import FinetuneSettings
 from ser_core.stages.context import parse_settings, planned_backbone
-from ser_core.stages.finetune import ADAPTORS, adaptors_of
+from ser_core.stages.finetune import ADAPTORS, adaptors_of, classifier_of
 
 BASE = "base"  # folder of the base model in an export
 HEAD_FILE = "head.safetensors"
@@ -52,7 +52,7 @@ def export_run(
     if not merged and not named:
         _save(encoder, folder / BASE)
     facts = _facts(output / ADAPTORS / FACTS_FILE)
-    model = EmotionClassifier(encoder, len(facts["classes"]), finetune.head.pooling, adaptors).eval()
+    model = classifier_of(encoder, len(facts["classes"]) + len(facts["attributes"]["names"]), finetune, adaptors).eval()
     load_adaptors(model, output / ADAPTORS)
     kind = type(encoder).__name__
     if merged:
@@ -104,7 +104,7 @@ def _facts(path: Path) -> dict[str, Any]:
     """The facts that fine-tuning wrote beside the weights of adaptors."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return {**found, "classes": list(found["classes"])}
+        return {"attributes": {"names": []}, **found, "classes": list(found["classes"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise_storage_error(error)
         raise InputError(f"{path}: cannot be read: {error}") from error

@@ -3,8 +3,9 @@
 In a sweep the test split is the validation speakers, who are excluded from training; `run_stage` chooses the split.
 
 With `attributes.weight` the model also predicts valence, activation and dominance, or (weight 1) nothing else; its linear layer has the
-logits of the classes first, then the attributes. The loss of the attributes, 1 - CCC, is that of the whole batch: if a step has several
-parts, a first pass without gradient, with the same dropout, sums what it needs over all parts (`ser_core.training.concordance`).
+logits of the classes first, then the attributes. Without logits, the class of an utterance is the nearest in its attributes. The loss of
+the attributes, 1 - CCC, is that of the whole batch: if a step has several parts, a first pass without gradient, with the same dropout,
+sums what it needs over all parts (`ser_core.training.concordance`).
 
 Artifacts: `predictions.csv` (class probabilities of every test utterance, attributes), the training curves and, with adaptors, `adaptors/`:
 the trained weights of adaptors and head (`ser_core.models.adaptor_files`).
@@ -31,9 +32,9 @@ from ser_core.models.backbone import frame_count, load_encoder
 from ser_core.models.classifier import ClassifierAdaptors, EmotionClassifier, class_weights, label_weight, weighted_cross_entropy
 from ser_core.models.trained import parameter_counts
 from ser_core.parallel.group import stop_together
-from ser_core.settings import Adaptor, AdaptorSettings, BottleneckStart, FinetuneSettings, Padding
+from ser_core.settings import Adaptor, AdaptorSettings, BottleneckStart, FinetuneSettings, HeadKind, Padding
 from ser_core.stages.context import StageContext, parse_settings, stage_result
-from ser_core.training.attributes import AttributeTask, attribute_task, score_attributes
+from ser_core.training.attributes import AttributeTask, attribute_task, nearest_class_logits, score_attributes
 from ser_core.training.augmentation import row_generators, spans
 from ser_core.training.batches import Batch, StepPlan, halved, longest_first, shuffled_epoch
 from ser_core.training.concordance import batch_sums, ccc_loss, part_term
@@ -167,6 +168,12 @@ def adaptors_of(settings: AdaptorSettings) -> ClassifierAdaptors | None:
     return ClassifierAdaptors(shape, layer_sum=Adaptor.ws in kinds)
 
 
+def classifier_of(encoder: Any, outputs: int, settings: FinetuneSettings, adaptors: ClassifierAdaptors | None) -> EmotionClassifier:
+    """Build the network that fine-tuning with these settings trains, with random weights of head and adaptors."""
+    units = settings.head.projector_units if settings.head.kind is HeadKind.projector else 0
+    return EmotionClassifier(encoder, outputs, settings.head.pooling, adaptors, units)
+
+
 def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]:
     """Train, then open the test split and score it. A diverged model is tested too; `diverged` states the reason."""
     settings = parse_settings(FinetuneSettings, context.settings["finetune"])
@@ -177,7 +184,7 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
     task = attribute_task(settings.attributes.weight, split.utterances)
     classes = 0 if task is not None and task.alone else len(split.classes)
     outputs = classes + (0 if task is None else len(DIMENSIONS))
-    model = EmotionClassifier(encoder, outputs, settings.head.pooling, adaptors).to(context.device)
+    model = classifier_of(encoder, outputs, settings, adaptors).to(context.device)
     objective = Finetuning(context, settings, model, task)
     if len(split) < settings.batch_size:
         context.report(f"finetune: fewer than a batch of training utterances ({len(split)} of {settings.batch_size}): one step an epoch")
@@ -207,16 +214,20 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
     context.group.suspend_watchdog()
     features.fill(lambda: False, context.progress())
     predicted = predict(model, test, halved(context.execution.evaluation_batch, context.relief), features, context.group, outputs)
-    logits = predicted[:, :classes] if classes else None
+    logits = predicted[:, :classes]
     attributes = None if task is None else task.scale.restored(predicted[:, classes:].astype(np.float64))
-    found = None if logits is None else score(logits, test)
+    if attributes is not None and not classes:
+        logits = nearest_class_logits(attributes, split.utterances, split.classes)
+    found = score(logits, test)
     if context.group.is_leader:
         write_predictions(context.output / PREDICTIONS, logits, test, attributes)
         if adaptors is not None:
+            units = {} if model.projector is None else {"pooling": "mean", "projector_units": model.projector.out_features}
             facts = {
                 "adaptors": keyed(settings.adaptors),
                 "classes": list(split.classes) if classes else [],
                 "pooling": settings.head.pooling.name,
+                **units,
                 **({} if task is None else {"attributes": {"names": list(DIMENSIONS), **dataclasses.asdict(task.scale)}}),
             }
             save_adaptors(model, context.output / ADAPTORS, facts)
@@ -224,7 +235,9 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
     result = stage_result(
         trained,
         {
-            **({} if found is None else {"ua": found.ua, "wa": found.wa, "macro_f1": found.macro_f1}),
+            "ua": found.ua,
+            "wa": found.wa,
+            "macro_f1": found.macro_f1,
             **({} if attributes is None else score_attributes(attributes, test.utterances)),
             "trained_parameters": trained_parameters,
             "parameters": parameters,
@@ -233,9 +246,10 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
             "prior_loss": prior,
         },
         diverged=diverged,
-        **({} if found is None else {"confusion": [list(row) for row in found.confusion], "classes": list(split.classes)}),
+        confusion=[list(row) for row in found.confusion],
+        classes=list(split.classes),
     )
-    if found is None:
+    if not classes:
         del result["metrics"]["training_accuracy"]
     result["durations"] |= {"front_end": front_end, "test": time.monotonic() - started}
     return result

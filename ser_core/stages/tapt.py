@@ -5,7 +5,6 @@ Artifact: `encoder/`, the model without its pretraining heads, from which fine-t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -17,13 +16,14 @@ from torch import Tensor
 from ser_core.corpora.manifest import SAMPLE_RATE
 from ser_core.models.backbone import build_backbone, frame_count, save_encoder
 from ser_core.models.front_end import Extracted, extract
-from ser_core.models.tapt import TaptDraw, WholeBatch, code_perplexity, code_sums, draw_tapt, tapt_loss
+from ser_core.models.tapt import TaptDraw, WholeBatch, code_sums, draw_tapt, tapt_loss
 from ser_core.models.trained import train_only
 from ser_core.settings import NegativeFrames, Padding, TaptSettings
+from ser_core.stages.codebook import Codebook
 from ser_core.stages.context import ENCODER, StageContext, parse_settings, stage_result
 from ser_core.training.augmentation import row_generators
 from ser_core.training.batches import Batch, Bucketing, StepPlan, bucketed_epoch, longest_first
-from ser_core.training.curves import References
+from ser_core.training.curves import Row
 from ser_core.training.loop import LocalParts, Objective, PartLoss, StepParts
 from ser_core.training.randomness import generator, torch_seed
 from ser_core.training.schedule import warmup_flat_linear
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from transformers import Wav2Vec2ForPreTraining
 
 KEPT_SECONDS = 300.0  # audio per step up to which the convolutions' activations are kept: 6.5 MB per second in float32 (wav2vec2-base)
-
-PERPLEXITIES = ("code_perplexity", "prob_perplexity")  # of the most likely codes, and of the mean probabilities
 
 
 @dataclass(frozen=True)
@@ -61,8 +59,8 @@ class Pretraining(Objective):
         self.model: Any = model
         self._context = context
         self._settings = settings
-        self._codebook = (model.config.num_codevector_groups, model.config.num_codevectors_per_group)
-        self.curve_sums = 2 * math.prod(self._codebook)
+        self.codebook = Codebook(model.config.num_codevector_groups, model.config.num_codevectors_per_group)
+        self.curve_sums = self.codebook.sums
         self._limit = round(settings.max_seconds * SAMPLE_RATE)
         self._lengths = [min(samples, self._limit) for samples in context.training.samples]
         budget = round(settings.batch_seconds * SAMPLE_RATE)
@@ -70,19 +68,10 @@ class Pretraining(Objective):
         self._extracted: dict[int, Extracted] = {}  # by number of the micro-batch
         batches = Bucketing(budget, settings.buckets, settings.batches_per_bucket, settings.drop_last)
         self._plan = StepPlan(lambda epoch: bucketed_epoch(self._lengths, batches, context.seed, epoch))
+        self._epoch_steps = len(bucketed_epoch(self._lengths, batches, context.seed, 0))
         # With padded features, or where padding is used, all rows have the length of the step; else a micro-batch is cut to its longest.
         independent = context.features.padding is Padding.independent
         self._cut = independent and settings.attention_mask and settings.negative_frames is NegativeFrames.valid
-
-    @property
-    def references(self) -> References:
-        """Of each perplexity: what it is when all entries of its group are equally frequent."""
-        groups, entries = self._codebook
-        return {
-            curve_name(group, name): (float(entries), "entries of each group of the codebook")
-            for group in range(groups)
-            for name in PERPLEXITIES
-        }
 
     def plan(self, step: int) -> StepParts:
         context, seed = self._context, self._context.seed
@@ -131,7 +120,7 @@ class Pretraining(Objective):
         padding = self._context.features.padding
         seconds = sum(len(wave) for part in parts.loaded.values() for wave in part.waves) / SAMPLE_RATE
         keeps = padding is Padding.independent and self._context.relief == 0 and seconds <= KEPT_SECONDS
-        sums = torch.zeros(self._codebook, device=self._context.device)
+        sums = torch.zeros(self.codebook.groups, self.codebook.entries, device=self._context.device)
         for part in parts.loaded.values():
             torch.manual_seed(torch_seed(self._context.seed, "code sums", part.step, part.number))
             with torch.set_grad_enabled(keeps):
@@ -160,20 +149,16 @@ class Pretraining(Objective):
 
     def curve_values(self, sums: Tensor) -> Mapping[str, float]:
         """The perplexities of each group of the codebook over the masked frames since the last entry, as fairseq names them."""
-        both = sums.view(len(PERPLEXITIES), *self._codebook)
-        masked = int(both[0, 0].sum())
-        named = {name: code_perplexity(each, masked).tolist() for name, each in zip(PERPLEXITIES, both, strict=True)}
-        return {curve_name(group, name): value for name, values in named.items() for group, value in enumerate(values)}
+        return self.codebook.perplexities(sums)
+
+    def warning(self, rows: Sequence[Row]) -> str:
+        """Whether the codebook has collapsed."""
+        return self.codebook.collapse(rows, self._epoch_steps, self._settings.diversity_weight)
 
     def _start(self, step: int, position: int) -> int:
         """First sample of an utterance's random crop."""
         spare = self._context.training.samples[position] - self._limit
         return int(generator(self._context.seed, "crop", step, position).integers(0, spare + 1)) if spare > 0 else 0
-
-
-def curve_name(group: int, perplexity: str) -> str:
-    """Name of the curve of a perplexity of a group of the codebook, counted from 0 here and from 1 in the name."""
-    return f"codebook/group_{group + 1}/{perplexity}"
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -188,7 +173,7 @@ def run(context: StageContext) -> dict[str, Any]:
         learning_rate=settings.learning_rate,
         schedule=warmup_flat_linear(settings.steps, settings.warmup_steps, int(settings.flat_fraction * settings.steps)),
         precision=settings.precision,
-        references=objective.references,
+        references=objective.codebook.references(),
     )
     if context.group.is_leader:
         save_encoder(model.wav2vec2, context.output / ENCODER)

@@ -30,11 +30,13 @@ class Scale:
 
     def standardised(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Convert (utterances, attributes) from the corpus' scale."""
-        return (values - np.asarray(self.mean)) / np.asarray(self.deviation)
+        found: NDArray[np.float64] = (values - np.asarray(self.mean)) / np.asarray(self.deviation)
+        return found
 
     def restored(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Convert (utterances, attributes) to the corpus' scale."""
-        return values * np.asarray(self.deviation) + np.asarray(self.mean)
+        found: NDArray[np.float64] = values * np.asarray(self.deviation) + np.asarray(self.mean)
+        return found
 
 
 def values_of(utterances: Sequence[Utterance]) -> NDArray[np.float64]:
@@ -73,6 +75,25 @@ def attribute_task(weight: float, utterances: Sequence[Utterance]) -> AttributeT
     values = values_of(utterances)
     scale = scale_of(values)
     return AttributeTask(weight, scale, torch.from_numpy(scale.standardised(values)).float())
+
+
+def nearest_class_logits(predicted: NDArray[np.float64], training: Sequence[Utterance], classes: Sequence[str]) -> NDArray[np.float32]:
+    """Return logits (utterances, classes) of predicted attributes (utterances, 3) in the corpus' scale: the largest is the nearest class.
+
+    They are minus half the squared distance, in standardised attributes, to the mean of the class' training utterances: equally frequent
+    normal distributions of the standard deviation 1. A class without attributes in the training utterances has minus infinity.
+    """
+    values = values_of(training)
+    scale = scale_of(values)
+    known = ~np.isnan(values).any(axis=1)
+    labels = np.array([utterance.label for utterance in training])
+    logits = np.full((len(predicted), len(classes)), -np.inf, dtype=np.float32)
+    for place, name in enumerate(classes):
+        members = values[known & (labels == name)]
+        if len(members):
+            distance = scale.standardised(predicted) - scale.standardised(members).mean(axis=0)
+            logits[:, place] = -0.5 * (distance**2).sum(axis=1)
+    return logits
 
 
 def score_attributes(predicted: NDArray[np.float64], utterances: Sequence[Utterance]) -> dict[str, float]:

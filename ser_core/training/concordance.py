@@ -49,7 +49,8 @@ def ccc_loss(sums: Tensor) -> Tensor:
     p, y, pp, yy, py = sums[1:] / count
     difference = p - y
     value = 2 * (py - p * y) / ((pp - p * p) + (yy - y * y) + difference * difference + EPSILON)
-    return (1 - value).mean()
+    loss: Tensor = (1 - value).mean()
+    return loss
 
 
 def part_term(own: Tensor, whole: Tensor) -> Tensor:

@@ -73,20 +73,19 @@ def score(logits: NDArray[np.float32], split: Split) -> Scores:
     return scores(split.labels, logits.argmax(axis=1).tolist(), len(split.classes))
 
 
-def write_predictions(path: Path, logits: NDArray[np.float32] | None, split: Split, attributes: NDArray[np.float64] | None = None) -> None:
+def write_predictions(path: Path, logits: NDArray[np.float32], split: Split, attributes: NDArray[np.float64] | None = None) -> None:
     """Write one CSV row per utterance: id, speaker, label, predicted class and the softmax probability of every class.
 
-    `logits`: (utterances, classes), None for a model without classes. `attributes`: (utterances, 3) predictions in the corpus' scale; then
-    the row ends with the true values, empty if missing, and the predictions.
+    `attributes`: (utterances, 3) predictions in the corpus' scale; then the row ends with the true values, empty if missing, and the
+    predictions.
     """
     columns: list[tuple[str, list[str]]] = [
         (name, [str(getattr(utterance, name)) for utterance in split.utterances]) for name in ("id", "speaker", "label")
     ]
-    if logits is not None:
-        shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-        probabilities = shifted / shifted.sum(axis=1, keepdims=True)
-        columns.append(("predicted", [split.classes[int(row.argmax())] for row in probabilities]))
-        columns += [(f"p_{name}", [f"{row[place]:.6f}" for row in probabilities]) for place, name in enumerate(split.classes)]
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    probabilities = shifted / shifted.sum(axis=1, keepdims=True)
+    columns.append(("predicted", [split.classes[int(row.argmax())] for row in probabilities]))
+    columns += [(f"p_{name}", [f"{row[place]:.6f}" for row in probabilities]) for place, name in enumerate(split.classes)]
     if attributes is not None:
         true = [utterance.dimensions for utterance in split.utterances]
         columns += [(name, ["" if each is None else f"{each[place]:g}" for each in true]) for place, name in enumerate(DIMENSIONS)]

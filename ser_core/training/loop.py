@@ -28,6 +28,7 @@ from ser_core.training.curves import Curves, References, Row
 from ser_core.training.device import Arithmetic
 from ser_core.training.progress import Progress
 from ser_core.training.randomness import torch_seed
+from ser_core.training.running_sums import CurveSums, RunningSums
 from ser_core.training.schedule import Schedule
 
 
@@ -100,6 +101,11 @@ class Objective(ABC):
         del sums
         return {}
 
+    def warning(self, rows: Sequence[Row]) -> str:
+        """Return what is wrong with a training that has these curves so far, in a few sentences; "" if nothing is."""
+        del rows
+        return ""
+
     def after_step(self, step: int) -> Mapping[str, float]:
         """Called in all processes after `step` steps; returns values for the curves, the same in all processes."""
         return {}
@@ -142,55 +148,7 @@ class TrainingResult:
     seconds: float  # in this attempt
     seconds_per_step: float  # median
     waited_seconds: float  # for data
-
-
-@dataclass
-class _RunningSums:
-    """Sums over steps: `sums` (2,) of the loss and of correct predictions, on the device, so that reading them is rare."""
-
-    sums: Tensor
-    counted: int = 0
-    steps: int = 0
-
-    def add(self, sums: Tensor, counted: int) -> None:
-        self.sums = self.sums + sums
-        self.counted += counted
-        self.steps += 1
-
-    def means(self) -> tuple[float, float]:
-        """Mean loss of a step, and accuracy."""
-        loss, correct = self.sums.tolist()
-        return loss / self.steps, correct / max(1, self.counted)
-
-    def facts(self) -> list[float]:
-        """Values for the checkpoint, so that a mean over an interruption is the same."""
-        return [*self.sums.tolist(), self.counted, self.steps]
-
-    @staticmethod
-    def start(device: torch.device, facts: Sequence[float] = (0.0, 0.0, 0, 0)) -> _RunningSums:
-        return _RunningSums(torch.tensor(facts[:2], dtype=torch.float32, device=device), int(facts[2]), int(facts[3]))
-
-
-class _CurveSums:
-    """Sums for the curves over the steps since the last entry. Each process has its own: they are added up only when they are read."""
-
-    def __init__(self, count: int, device: torch.device) -> None:
-        self.own = torch.zeros(count, dtype=torch.float32, device=device)
-
-    def gather(self, group: Group) -> Tensor:
-        """Return the sums over the processes, on the CPU. Called in all processes."""
-        if len(self.own) == 0:
-            return self.own.cpu()
-        group.all_reduce_([self.own])
-        summed = self.own.cpu().clone()
-        if not group.is_leader:  # the leader's are the sums of all from now on
-            self.own.zero_()
-        return summed
-
-    def restore(self, saved: Sequence[float], group: Group) -> None:
-        """Continue with the sums of a checkpoint; an older one has none."""
-        if group.is_leader and len(saved) == len(self.own):
-            self.own = torch.tensor(saved, dtype=torch.float32, device=self.own.device)
+    warning: str = ""  # of the objective, at the end
 
 
 @dataclass
@@ -225,16 +183,16 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=plan.arithmetic.dtype is torch.float16)
     scaler.scale(torch.zeros((), device=device))  # initialises its state, also if this process has no part of the first step
     state = _TrainingState()
-    window = _RunningSums.start(device)  # since the last entry of the curves
-    tail, tail_from = _RunningSums.start(device), plan.steps * 9 // 10  # for the result, independent of `log_every`
-    curve_sums = _CurveSums(objective.curve_sums, device)
+    window = RunningSums.start(device)  # since the last entry of the curves
+    tail, tail_from = RunningSums.start(device), plan.steps * 9 // 10  # for the result, independent of `log_every`
+    curve_sums = CurveSums(objective.curve_sums, device)
     group.expect_progress()
     # The division into parts depends on the type of device, and gradients of different precisions must not be summed.
     require_equal(group, "arithmetic", f"{device.type}/{plan.arithmetic.dtype}")
     saved = _newest(checkpoints, group)
     if saved is not None and _restore(saved, objective, named, optimiser, scaler):
         state = _TrainingState(saved.step, list(saved.facts["curves"]), saved.step)
-        window, tail = _RunningSums.start(device, saved.facts["window"]), _RunningSums.start(device, saved.facts["tail"])
+        window, tail = RunningSums.start(device, saved.facts["window"]), RunningSums.start(device, saved.facts["tail"])
         curve_sums.restore(saved.facts.get("curve_sums", []), group)
         report(f"{plan.name}: resumed after step {state.step} of {plan.steps}")
     else:
@@ -246,7 +204,7 @@ def train(
     started = saved_at = time.monotonic()
     durations: list[float] = []
     waited = 0.0
-    idle_reported = False
+    idle_reported = warned = False
 
     def save() -> None:
         """Called in all processes, so that all raise Diverged for a loss that must not be saved; the leader writes, the others wait."""
@@ -310,14 +268,17 @@ def train(
                     values |= {"train/loss": loss, "train/learning_rate": rate}
                     if window.counted:
                         values["train/accuracy"] = accuracy
-                    window = _RunningSums.start(device)
+                    window = RunningSums.start(device)
                     if objective.curve_sums:
                         values |= objective.curve_values(curve_sums.gather(group).double())
-                        curve_sums = _CurveSums(objective.curve_sums, device)
+                        curve_sums = CurveSums(objective.curve_sums, device)
                 if values:
                     curves.add(state.step, values)
                 if logged:
                     _log_progress(progress, plan, state, durations)
+                    if not warned and (warning := objective.warning(state.rows)):
+                        report(f"{plan.name}: step {state.step}: warning: {warning}")
+                        warned = True
                 if saving and state.step < plan.steps:
                     save()
                     saved_at = time.monotonic()
@@ -326,13 +287,12 @@ def train(
     curves.publish(plan.references)
     if plan.save_last and durations:
         save()
-    return TrainingResult(
-        *tail.means(), plan.steps, resumed_at, time.monotonic() - started, median(durations) if durations else 0.0, waited
-    )
+    seconds, per_step = time.monotonic() - started, median(durations) if durations else 0.0
+    return TrainingResult(*tail.means(), plan.steps, resumed_at, seconds, per_step, waited, objective.warning(state.rows))
 
 
 def _gradients(
-    objective: Objective, plan: TrainingPlan, scaler: torch.amp.GradScaler, step: int, parts: LocalParts, curve_sums: _CurveSums
+    objective: Objective, plan: TrainingPlan, scaler: torch.amp.GradScaler, step: int, parts: LocalParts, curve_sums: CurveSums
 ) -> tuple[Tensor, int]:
     """Accumulate the gradients of this process's parts, and their `curve_sums`.
 
@@ -398,7 +358,7 @@ def _idle_message(name: str, step: int, parts: LocalParts, processes: int) -> st
     return f"{name}: step {step} has {parts.count} part(s) for {processes} processes, some are idle: {wanted} fewer processes"
 
 
-def _check_finite(window: _RunningSums, plan: TrainingPlan, step: int) -> None:
+def _check_finite(window: RunningSums, plan: TrainingPlan, step: int) -> None:
     loss = float(window.sums[0])
     if not math.isfinite(loss):
         raise Diverged(f"{plan.name}: the loss is {loss} at step {step} (seed {plan.seed}, learning rate {plan.learning_rate})")

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import getpass
-import os
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -21,6 +18,7 @@ from pathlib import Path
 
 from ser_core.corpora.manifest import load_manifest
 from tests.command_line import ROOT
+from tests.end_to_end.accounts import Account, open_account, write_interpreter
 from tests.end_to_end.terminal import Terminal
 from tests.end_to_end.transcript import document, picture
 from tests.slurm_cluster.cluster import Cluster
@@ -144,13 +142,14 @@ HOUR = (
 )
 
 
-def play(cluster: Cluster, demo_data: Path, folder: Path, width: int = 100) -> list[Played]:
+def play(cluster: Cluster, demo_data: Path, folder: Path, account: Account, width: int = 100) -> list[Played]:
     """Play the hour in a new folder, on a cluster whose queue is empty. AssertionError where a command does not show what it must."""
     home, scratch = folder / "you", folder / "scratch"
     scratch.mkdir(parents=True)
-    environment = make_home(home, cluster, demo_data)
+    environment = make_home(home, cluster, demo_data, account)
+    account.own(scratch)
     played = []
-    with Terminal(home / "ser-grid", scratch, environment, width) as terminal:
+    with Terminal(home / "ser-grid", scratch, environment, width, command=tuple(account.command())) as terminal:
         for step in HOUR:
             screen = ""
             if step.until:
@@ -169,8 +168,8 @@ def play(cluster: Cluster, demo_data: Path, folder: Path, width: int = 100) -> l
     return played
 
 
-def make_home(home: Path, cluster: Cluster, demo_data: Path) -> dict[str, str]:
-    """Make a clone of this program, as it is now, beside a corpus of recordings with a CSV file. Returns the user's environment."""
+def make_home(home: Path, cluster: Cluster, demo_data: Path, account: Account) -> dict[str, str]:
+    """Make a clone of this program, as it is now, beside a corpus of recordings with a CSV file. Returns the environment of `account`."""
     clone, speech = home / "ser-grid", home / "speech"
     clone.mkdir(parents=True)
     speech.mkdir()
@@ -179,7 +178,6 @@ def make_home(home: Path, cluster: Cluster, demo_data: Path) -> dict[str, str]:
             shutil.copytree(ROOT / name, clone / name)
         else:
             shutil.copy2(ROOT / name, clone / name)
-    (speech / "recordings").symlink_to(demo_data / "demo" / "audio")
     kept: Counter[tuple[str, str]] = Counter()
     with (speech / "my_corpus.csv").open("w", newline="") as file:
         rows = csv.writer(file)
@@ -189,24 +187,27 @@ def make_home(home: Path, cluster: Cluster, demo_data: Path) -> dict[str, str]:
             if one.speaker in SPEAKERS and kept[one.speaker, one.label] <= TAKES:
                 rows.writerow([f"recordings/{Path(one.audio).name}", one.label, one.speaker])
     own = {name: value for name, value in cluster.environment.items() if not name.startswith("SER_GRID_")}
-    path = f"{Path(sys.executable).parent}:{own['PATH']}"
-    environment = {**own, "PATH": path, "USER": getpass.getuser(), "LANG": "C.UTF-8", "TERM": "xterm-256color"}
+    path = f"{Path(account.python).parent}:{own['PATH']}"
+    environment = {**own, **account.variables, "HOME": str(home), "PATH": path, "LANG": "C.UTF-8", "TERM": "xterm-256color"}
     for name in ("COLUMNS", "PYTHONDONTWRITEBYTECODE"):  # each command would compile every module again
         environment.pop(name, None)
     for command in ("init", "add --all", "-c user.name=you -c user.email=you@example.org commit --quiet --message clone"):
         subprocess.run(["git", "-C", str(clone), *command.split()], env=environment, check=True, capture_output=True, timeout=60)
+    account.own(home)
+    account.take(demo_data / "demo" / "audio", speech / "recordings")  # last: these files keep their owner
     return environment
 
 
-def neutral_names(home: Path) -> Mapping[str, str]:
+def neutral_names(home: Path, account: Account) -> Mapping[str, str]:
     """What is replaced in the document: names of this machine and its user."""
-    return {str(home): "/home/you", socket.gethostname(): "login", f"CANCELLED by {os.getuid()}": "CANCELLED by 1000"}
+    return {str(home): "/home/you", socket.gethostname(): "login", f"CANCELLED by {account.uid}": "CANCELLED by 1000"}
 
 
 @contextlib.contextmanager
 def new_folder() -> Iterator[Path]:
-    """A temporary folder with a short name: tmux has a socket in it."""
+    """A temporary folder with a short name, as tmux has a socket in it, that every user may enter."""
     with tempfile.TemporaryDirectory(prefix="ser-grid-hour-") as folder:
+        Path(folder).chmod(0o755)
         yield Path(folder)
 
 
@@ -218,8 +219,11 @@ def main() -> None:
 
     with new_folder() as folder, running_cluster(ClusterSettings(enforce=True)) as cluster:
         prepare_demo(folder / "demo", folder / "demo-source")
-        played = play(cluster, folder, folder / "hour")
-        names = neutral_names(folder / "hour" / "you")
+        (folder / "interpreter").mkdir()
+        write_interpreter(folder / "interpreter")
+        account = open_account(folder / "home", folder / "interpreter")
+        played = play(cluster, folder, folder / "hour", account)
+        names = neutral_names(folder / "hour" / "you", account)
         (ROOT / "docs" / "first-hour.md").write_text(document(played, names), encoding="utf-8")
         (ROOT / "docs" / "status-watch.svg").write_text(picture(played, names), encoding="utf-8")
 

@@ -29,11 +29,13 @@ class Terminal:
     environment: Mapping[str, str]
     width: int = 100  # characters
     height: int = 45  # lines
+    command: tuple[str, ...] = ()  # before tmux and the shell: makes them another user's
 
     def __enter__(self) -> Terminal:
         if shutil.which("tmux") is None:
             raise TerminalError("tmux is not installed here: run tests/install_packages.sh as root")
         self._codes.write_text("")
+        self._codes.chmod(0o666)  # the shell may be another user's
         variables = (f"PS1={PROMPT}", f"PROMPT_COMMAND=echo $? >> {shlex.quote(str(self._codes))}")
         shell = ("timeout", "--foreground", LONGEST_LIFE, "env", *variables, "bash", "--norc", "--noprofile")
         size = ("-x", str(self.width), "-y", str(self.height))
@@ -104,7 +106,7 @@ class Terminal:
         return self.scratch / "exit-codes"
 
     def _tmux(self, *arguments: str, check: bool = True) -> str:
-        command = ["tmux", "-S", str(self.scratch / "tmux"), *arguments]
+        command = [*self.command, "tmux", "-S", str(self.scratch / "tmux"), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, env=dict(self.environment), timeout=30, check=False)
         if check and done.returncode != 0:
             raise TerminalError(f"{shlex.join(command)}: {done.stderr.strip()}")

@@ -3,44 +3,71 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.command_line import CommandLine
+from tests.end_to_end.accounts import Account
 from tests.end_to_end.grids import ON_SLURM, SMALL, STAGES, attempts, compile_table, scores
 from tests.slurm_cluster.cluster import Cluster
 
 
 @pytest.mark.slow
 @pytest.mark.slurm
-def test_three_methods_from_sbatch_to_pdf(slurm_cluster: Cluster, small_data: Path, tmp_path: Path) -> None:
+def test_three_methods_from_sbatch_to_pdf(slurm_cluster: Cluster, small_data: Path, account: Account) -> None:
     """All three methods run as job arrays and end in a table that compiles; again, nothing is submitted; here, the numbers are the same.
 
     A task computes both clusterings of a fold: it imports torch once.
     """
-    run, here = CommandLine(small_data, tmp_path / "slurm"), CommandLine(small_data, tmp_path / "local")
+    run, here = account.line(small_data, "slurm"), account.line(small_data, "local")
     local = here.start("grid", "demo", *SMALL, "folds=[1]")  # computes meanwhile
     settings = ("--cluster", "slurm", *SMALL, *ON_SLURM, "resources.default.runs_per_task=2")
     first = run("grid", "demo", "--wait", *settings, timeout=600)
     assert first.returncode == 0, first.stdout + first.stderr
-    tables = tmp_path / "slurm" / "demo" / "tables"
+    tables = run.results / "demo" / "tables"
     summary = json.loads((tables / "summary.json").read_text())
     assert summary["complete"] is True
     assert [method["method"] for method in summary["methods"]] == ["vft", "tapt", "ptapt"]
-    assert attempts(tmp_path / "slurm") == STAGES
+    assert attempts(run.results) == STAGES
     assert compile_table(tables).stat().st_size > 10_000
-    submissions = sorted((tmp_path / "slurm" / "demo" / "submissions").rglob("*.sh"))
+    submissions = sorted((run.results / "demo" / "submissions").rglob("*.sh"))
     assert submissions
+    check_waiting(run.results / "store")
+    report = (tables / "report.html").read_text()
+    assert all(title in report for title in ("Waiting in the queue by stage", "Requested and used by stage"))
 
     again = run("grid", "demo", *settings)
     assert again.returncode == 0, again.stdout + again.stderr
     assert " 0 submitted" in again.stdout
-    assert attempts(tmp_path / "slurm") == STAGES
-    assert sorted((tmp_path / "slurm" / "demo" / "submissions").rglob("*.sh")) == submissions
+    assert attempts(run.results) == STAGES
+    assert sorted((run.results / "demo" / "submissions").rglob("*.sh")) == submissions
 
     output, _ = local.communicate(timeout=600)
     assert local.returncode == 0, output
-    ours = scores(json.loads((tmp_path / "local" / "demo" / "tables" / "summary.json").read_text()))
+    ours = scores(json.loads((here.results / "demo" / "tables" / "summary.json").read_text()))
     assert ours == {run: ua for run, ua in scores(summary).items() if run[1] == "1"}
     assert len(ours) == 3
+
+
+def check_waiting(store: Path) -> None:
+    """Every result has the request of its job, and submission and start of the job as accounting has them."""
+    results = {file.parent.name: json.loads(file.read_text()) for file in store.glob("*/*/result.json")}
+    written = {file.parent.name: file.stat().st_mtime for file in store.glob("*/*/result.json")}
+    command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,Submit,Start,Timelimit,ReqMem,ReqCPUS"]
+    rows = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60, env={**os.environ, "SLURM_TIME_FORMAT": "%s"})
+    jobs = {job: values for job, *values in (line.split("|") for line in rows.stdout.splitlines())}
+    assert len(results) == STAGES
+    for result in results.values():
+        queue, requested = (result["provenance"][name] for name in ("queue", "requested"))
+        submitted, started, limit, memory, cpus = jobs[result["provenance"]["slurm_job"]]
+        assert queue["submitted"] == pytest.approx(float(submitted), abs=20)
+        assert float(started) - 2 <= queue["started"] < float(started) + 60, "the worker begins later than its job"
+        eligible = max([queue["submitted"], *(written[key] for key in result["upstream"].values())])
+        assert queue["eligible"] == pytest.approx(eligible, abs=0.01)
+        assert queue["waited"] == pytest.approx(max(0.0, queue["started"] - queue["eligible"]), abs=0.01)
+        assert limit == f"{int(requested['minutes']) // 60:02d}:{int(requested['minutes']) % 60:02d}:00"
+        assert int(cpus) == requested["cpus"]
+        assert memory in (f"{requested['memory_mb']:g}M", f"{requested['memory_mb'] / 1024:g}G")
+    assert any(result["provenance"]["requested"]["stages"] == 2 for result in results.values())

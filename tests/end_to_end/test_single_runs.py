@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_line import CommandLine
+from tests.end_to_end.accounts import Account
 from tests.slurm_cluster.processes import wait_until
 
 ONE = ("methods=[vft]", "folds=[1]", "recipe.finetune.epochs=1")
@@ -25,9 +25,9 @@ def claims(results: Path) -> int:
 
 
 @pytest.mark.slow
-def test_a_run_that_diverges_with_every_seed_is_told_whole(small_data: Path, tmp_path: Path) -> None:
+def test_a_run_that_diverges_with_every_seed_is_told_whole(small_data: Path, account: Account) -> None:
     """Exit code 3, one line for all that failed alike, its seeds and their fate, its log, and tables that mark it."""
-    run = CommandLine(small_data, tmp_path / "results")
+    run = account.line(small_data)
     steps = ("corpus=small", "recipe.finetune.batch_size=8")
     settings = (*ONE, *steps, "seeds=1", "recipe.finetune.learning_rate=1e30", "policy.max_seeds=2")
     done = run("grid", "demo", *settings)
@@ -55,9 +55,9 @@ def test_a_run_that_diverges_with_every_seed_is_told_whole(small_data: Path, tmp
 
 
 @pytest.mark.slow
-def test_cancelled_here_it_ends_and_a_launch_goes_on(demo_data: Path, tmp_path: Path) -> None:
+def test_cancelled_here_it_ends_and_a_launch_goes_on(demo_data: Path, account: Account) -> None:
     """What runs is kept and can be followed to its end, nothing new is begun; the printed command computes the rest of it."""
-    run = CommandLine(demo_data, tmp_path / "results")
+    run = account.line(demo_data)
     process = run.start("grid", "demo", *ONE, IN_TURN, "seeds=2")
     assert wait_until(lambda: claims(run.results) == 1, 100)
     following = run.start("logs", "demo", "vft/1/0", "-f")
@@ -90,9 +90,9 @@ def test_cancelled_here_it_ends_and_a_launch_goes_on(demo_data: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_dead_server_of_workers_is_one_line_and_exit_code_1(demo_data: Path, tmp_path: Path) -> None:
+def test_a_dead_server_of_workers_is_one_line_and_exit_code_1(demo_data: Path, account: Account) -> None:
     """It names its log and what to do; nothing is left running."""
-    run = CommandLine(demo_data, tmp_path / "results")
+    run = account.line(demo_data)
     process = run.start("grid", "demo", *ONE, "seeds=1", "recipe.finetune.epochs=200")
     assert wait_until(lambda: claims(run.results) == 1, 100)
     (server,) = (Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()).split()

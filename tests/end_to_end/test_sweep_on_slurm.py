@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.command_line import CommandLine
+from tests.end_to_end.accounts import Account
 from tests.end_to_end.sweeps import SMALL, STAGES, Swept, claims, show, table
 from tests.slurm_cluster.cluster import Cluster
 from tests.slurm_cluster.processes import wait_until
@@ -29,10 +30,10 @@ def link_of_record(run: CommandLine) -> int:
 @pytest.mark.slow
 @pytest.mark.slurm
 def test_arrays_of_slurm_give_the_same_numbers_whatever_happens_to_the_driver(
-    slurm_cluster: Cluster, small_data: Path, tmp_path: Path, request: pytest.FixtureRequest
+    slurm_cluster: Cluster, small_data: Path, account: Account, request: pytest.FixtureRequest
 ) -> None:
     """One array for each kind of stage. A link is ended in its pass, and another one killed; the next ones end the sweep."""
-    run = CommandLine(small_data, tmp_path / "results")
+    run = account.line(small_data)
     done = run("sweep", "demo", "--cluster", "slurm", *SMALL, "resources.ptapt.nodes=2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "14 stages submitted, 14 in Slurm" in done.stdout

@@ -19,6 +19,7 @@ from tests.jobs.local_launch import workplace
 WEBHOOK, TOKEN, DOTENV = "https://hooks.example.org/T0PSECRET", "token-of-the-environment", "value-of-dot-env"
 USER, HOST, ACCOUNT, MAIL = "annaliese", "node0815", "proj4711", "annaliese@example.org"
 PLANTED = (WEBHOOK, TOKEN, DOTENV, USER, HOST, ACCOUNT, MAIL, "smtp.example.org", "secret-of-another-site", "hook-of-another-experiment")
+SHARED = "The folds of fake share speakers."
 POOR = 3  # seed of a run that collapsed
 SLOTS = 5
 
@@ -49,7 +50,7 @@ def finished(folder: Path, *, label: str = "Fine-tuned", measured: bool = False)
     source = {"path": f"/home/{USER}/corpora/fake", "kind": "csv"}
     (corpus / "manifest.json").write_text(json.dumps({"digest": "d1", "source": source, "utterances": [{"id": "u1", "label": "/a/"}]}))
     typed = ("grid", "exp", "--results", str(layout.root))
-    launched = launch(experiment, Corpus("fake", "d1", ("1", "2"), str(corpus)), fake_registry.REGISTRY, layout, typed=typed)
+    launched = launch(experiment, Corpus("fake", "d1", ("1", "2"), str(corpus), (SHARED,)), fake_registry.REGISTRY, layout, typed=typed)
     store(launched)
     session = Session(launched, workplace(home), root, ROOT / "configs" / "published.yaml")
     report = session.look(ask_slurm=False)

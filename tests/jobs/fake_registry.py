@@ -139,8 +139,14 @@ class FakeRegistry:
             return {"metrics": {"length": total / 4, "utterances": 8}}
         ua = float("nan") if runtime["behaviour"] == "nan" else 50.0 + total % 50
         confusion = [[4, 0], [4, 0]] if runtime["behaviour"] == "low" else [[3, 1], [0, 4]]
-        returned = {"metrics": {"ua": ua, "nested": {"parts": [total, 1.5]}}, "confusion": confusion, "classes": ["angry", "sad"]}
+        returned: dict[str, Any] = {
+            "metrics": {"ua": ua, "nested": {"parts": [total, 1.5]}},
+            "confusion": confusion,
+            "classes": ["angry", "sad"],
+        }
         returned["arithmetic"] = {"device": "abacus", "precision": "exact"}
+        if relief:
+            returned["warnings"] = [f"computed with relief {relief}"]
         if runtime["behaviour"] == "collapse":
             return {**returned, "diverged": "training loss 0.693 is still at the class prior, 0.693"}
         return returned

@@ -100,6 +100,15 @@ def require_user() -> str:
 
 def interpreter_of(user: str) -> tuple[str, dict[str, str]]:
     """An interpreter that a user may run, and the variables by which it finds the packages of this one; skips the test if there is none."""
+    found = find_interpreter(user)
+    if found is None:
+        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        pytest.skip(f"{user} may run no {version} that finds the packages of {sys.executable}, or may not read this checkout")
+    return found
+
+
+def find_interpreter(user: str) -> tuple[str, dict[str, str]] | None:
+    """The same, or None. It imports torch in each interpreter that it tries."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     packages = {"PYTHONPATH": sysconfig.get_path("purelib")}
     candidates = [(sys.executable, {}), *((str(Path(folder) / version), packages) for folder in ("/usr/local/bin", "/usr/bin"))]
@@ -107,4 +116,4 @@ def interpreter_of(user: str) -> tuple[str, dict[str, str]]:
         command = command_as(user, "env", *(f"{key}={value}" for key, value in variables.items()), program, "-c", _PROBE)
         if subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, check=False).returncode == 0:
             return program, variables
-    pytest.skip(f"{user} may run no {version} that finds the packages of {sys.executable}, or may not read this checkout")
+    return None

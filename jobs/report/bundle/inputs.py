@@ -70,6 +70,7 @@ class Inputs:
     unreplaced: Unreplaced
     style: Style
     measurements: tuple[str, ...] = ()  # methods without a score
+    corpus_caption: tuple[str, ...] = ()  # sentences that captions state of the corpus
 
     def __post_init__(self) -> None:
         if not valid_experiment_name(self.experiment):
@@ -151,6 +152,7 @@ def render(root: Path, inputs: Inputs, out: Path) -> CollectReport:
         judgements=judged(inputs, results),
         recipes=inputs.recipes,
         unreplaced=inputs.unreplaced,
+        corpus_caption=inputs.corpus_caption,
         style=inputs.style,
     )
     write_report(out, material_of(written.summary, inputs.published, [Source(graph, results, layout)]))

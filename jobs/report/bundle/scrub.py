@@ -18,7 +18,7 @@ from jobs.store.records import MEASURED, Result
 PROVENANCE = (
     *(name for name in MEASURED if name != "slurm"),
     *("commit", "dirty", "snapshot", "python", "packages", "device", "machine", "processor", "cpu_seconds", "started", "finished"),
-    *("seed", "durations", "arithmetic", "relief", "beside"),
+    *("seed", "durations", "arithmetic", "relief", "beside", "queue", "requested"),
 )
 RUNTIME = ("weights",)  # of `provenance.runtime`
 POLICY = ("outliers", "sigmas", "rounds", "max_seeds", "max_attempts", "hold_diverging", "max_failures")
@@ -76,7 +76,10 @@ def without_paths(value: Any) -> Any:
 
 
 def scrubbed_manifest(text: str, digest: str) -> str | None:
-    """A corpus manifest whose `source` has no paths; None if it is not that of the corpus with this digest."""
+    """A corpus manifest whose `source` has no paths, without transcripts; None if it is not that of the corpus with this digest.
+
+    Transcripts are left out as the recordings are: licences of corpora forbid that they are passed on.
+    """
     try:
         manifest = json.loads(text)
     except ValueError:
@@ -85,7 +88,13 @@ def scrubbed_manifest(text: str, digest: str) -> str | None:
         return None
     if "source" in manifest:
         manifest["source"] = without_paths(manifest["source"])
+    if "text_digest" in manifest and isinstance(manifest.get("utterances"), list):
+        manifest["utterances"] = [_without_text(each) for each in manifest["utterances"]]
     return json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+
+
+def _without_text(utterance: Any) -> Any:
+    return {name: value for name, value in utterance.items() if name != "text"} if isinstance(utterance, dict) else utterance
 
 
 def secret_values(settings: Mapping[str, Any], assigned: Iterable[str]) -> dict[str, str]:

@@ -22,7 +22,7 @@ from jobs.report.bundle.verify import Verification, verify
 from jobs.store.records import file_digest
 from jobs.tables.latex import PLAIN, Numbers, Style, Width
 from tests.command_line import ROOT, CommandLine
-from tests.jobs.bundle_cases import DOTENV, PLANTED, TOKEN, finished
+from tests.jobs.bundle_cases import DOTENV, PLANTED, SHARED, TOKEN, finished
 from tests.slurm_cluster.users import as_user, require_user
 
 INSIDE = [
@@ -67,6 +67,7 @@ def test_a_bundle_holds_what_the_tables_are_made_of(session: Session, unpacked: 
         assert (unpacked / "tables" / name).read_bytes() == (collected / name).read_bytes(), name
     assert ",outlier," in (unpacked / "tables" / "runs.csv").read_text()
     assert "Fine-tuned" in (unpacked / "tables" / "table.md").read_text()
+    assert SHARED in (unpacked / "tables" / "table.md").read_text()
     assert "Fine-tuned" in (unpacked / "tables" / "report.html").read_text()
     manifest = json.loads((unpacked / "manifest.json").read_text())
     assert manifest == {"digest": "d1", "source": {"path": "fake", "kind": "csv"}, "utterances": [{"id": "u1", "label": "/a/"}]}

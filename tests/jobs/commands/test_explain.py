@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -23,7 +24,7 @@ from jobs.experiment.graph import build_graph, seeds_of_slots
 from jobs.experiment.lookup import find_target, stages_of
 from jobs.local.executor import LocalExecutor
 from jobs.store.layout import Layout
-from jobs.store.records import Claim, claim_attempt
+from jobs.store.records import Claim, claim_attempt, write_json
 from jobs.worker.machine import Capacity
 from jobs.worker.task import Workplace
 from tests.jobs import fake_registry
@@ -74,7 +75,11 @@ def test_out_of_memory_lists_the_request_of_the_next_attempt(tmp_path: Path) -> 
     assert report.complete
     output = desired.layout.stage("finetune", report.graph.runs[0].key).attempt(3).output
     assert [line for line in text.splitlines() if "artifact" in line] == [f"  artifact: {output}/parts/", f"  artifact: {output}/sum.json"]
+    assert [line for line in text.splitlines() if "warning" in line] == ["  warning: computed with relief 2"]
+    claim = output.parent / "claim.json"
+    write_json(claim, {**json.loads(claim.read_text()), "submitted": 100.0, "eligible": 200.0, "job_started": 320.0})
     (output / "sum.json").unlink()
+    assert re.search(r"attempt 3.* s after 2 min 0 s in the queue: its result counts", explained(desired, report, "vft/1/0"))
     assert f"artifact: {output}/sum.json (removed)" in explained(desired, report, "vft/1/0")
     assert text.count("memory: same seed with half the work of a pass and 1.5 times the memory, at most 2 times") == 2
     assert re.search(r"attempt 2.*CUDA out of memory.*\(1/2 of the work of one pass\)", text)

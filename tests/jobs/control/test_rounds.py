@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs.control import rounds as rounds_module
 from jobs.control.facts import StageFacts
 from jobs.control.outliers import judge
 from jobs.control.rounds import Judgements, replay
@@ -114,6 +115,21 @@ def test_a_slot_that_diverges_with_every_seed_stays_empty() -> None:
     assert judgements.generations == {("vft", "1", 0): POLICY.max_seeds - 1}
     assert len(judgements.dropped) == POLICY.max_seeds - 1
     assert judgements.rounds["vft"] == ()
+
+
+def test_a_round_is_judged_once_however_often_it_is_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replays with the results of the next seeds, as a first pass makes them, judge the rounds before from memory."""
+    judged: list[int] = []
+
+    def counted(*arguments: object) -> object:
+        judged.append(1)
+        return judge(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(rounds_module, "judge", counted)
+    for cached in (rounds_module._replayed, rounds_module._judged):
+        cached.cache_clear()
+    _, judgements = World({("vft", "2", 3, 0): LOW, ("vft", "2", 3, 1): LOW - 1}).settle()
+    assert len(judgements.rounds["vft"]) == len(judged) == 3
 
 
 def test_an_outlier_after_the_last_round_is_unresolved() -> None:

@@ -118,6 +118,19 @@ def test_sentences() -> None:
     assert recipe_sentences([], {}) == ()
 
 
+def test_methods_with_the_same_settings_are_named_together() -> None:
+    """Twelve methods on parts of the data do not repeat one list twelve times."""
+    parts = [
+        MethodRecipe(name, "plain", ("part=2",) if "half" in name else (), (name[:3],), ("rate=1",))
+        for name in ("vft", "vft-half", "tap-half")
+    ]
+    assert recipe_sentences(parts, {"vft": "V-FT"}) == ("Recipes: V-FT: preset plain; vft-half, tap-half: preset plain with part=2.",)
+    assert training_sentences(parts, {"vft": "V-FT"}) == (
+        "Trained: V-FT, vft-half: vft | tap-half: tap.",
+        "Differs from the published code also in: rate=1.",
+    )
+
+
 def test_methods_are_compared_within_settings_that_the_schema_names(configs: Path) -> None:
     """The rate of this one: methods at the default agree, another value is a group of its own; tables name the key."""
 
@@ -142,8 +155,8 @@ def test_sentences_on_the_training() -> None:
     )
     own = MethodRecipe("long", "published", ("epochs=9",), ("model m", "9 epochs"), ())
     assert training_sentences([vft, own], {"long": "Long"}) == (
-        "Trained: vft model m; 15 epochs | Long model m; 9 epochs.",
-        "Differs from the published code also in: vft rate=1 | Long nothing.",
+        "Trained: vft: model m; 15 epochs | Long: model m; 9 epochs.",
+        "Differs from the published code also in: vft: rate=1 | Long: nothing.",
     )
     assert training_sentences([MethodRecipe("vft", "plain", ())], {}) == ()
     named = MethodRecipe("vft", "published", ("rate=1",), (), ("rate=1",))

@@ -55,7 +55,7 @@ def experiment_case(folder: Path) -> Material:
     shared = Node("a" * 20, "tapt", 1, {}, {}, {}, "1", 0, "tapt")
     children = {**made.children, shared.key: tuple(run.key for run in made.runs if run.method == "tapt")}
     made = replace(made, nodes={shared.key: shared, **made.nodes}, children=children)
-    results = {shared.key: replace(result(made.runs[0], (), ()), key=shared.key, stage="tapt")}
+    results = {shared.key: replace(result(made.runs[0], (), ()), key=shared.key, stage="tapt", warnings=("it learns nothing",))}
     for place, run in enumerate(made.runs):
         wrong = 1 + run.slot + (1 if run.method == "tapt" else 0)
         results[run.key] = result(run, ((8, 2), (wrong, 10 - wrong)), ("a", "b"), attempt=2 if place == 1 else 1)
@@ -104,6 +104,14 @@ def times(place: int) -> dict[str, object]:
         "host": f"node{place % 2}",
     }
     return {**facts, "device": "4 x H200" if place == 0 else "cpu", "processes": 4 if place == 0 else 1, "threads": 2}
+
+
+def requested(place: int) -> dict[str, object]:
+    """The request of a job of a stage, two hours and 8 GiB a node, and a waiting of `place` minutes in two attempts."""
+    memory = {"peak_rss_bytes": 2**30, "peak_own_bytes": 2**30, "cpu_seconds": 90.0}
+    asked = {"minutes": 120, "configured_minutes": 240, "memory_mb": 8192, "configured_mb": 16384, "cpus": 4, "nodes": 1}
+    times = {"submitted": 1e9, "eligible": 1e9, "started": 1e9 + 60, "waited": 60.0 * place - 30, "before": 30.0}
+    return {**memory, "requested": {**asked, "gpus": 1, "stages": 2, "at_once": 1}, "queue": times}
 
 
 def verdict(ua: float) -> Verdict:

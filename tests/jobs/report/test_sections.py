@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import jobs.report.cost_section
+import jobs.report.material
+import jobs.report.training_section
 from jobs.report.classes_section import recalls
 from jobs.report.cost_section import bars_of, lanes_of
 from jobs.report.material import Material, material_of
 from jobs.report.page import Cell, Figure, Section, Table
 from jobs.report.speakers_section import read_predictions
 from jobs.report.training_section import median_curve
+from jobs.report.waiting import waiting_tables
 from jobs.report.write import page_of
 from jobs.store.scores import Confusion
-from tests.jobs.report.cases import case, experiment_case
+from tests.jobs.report.cases import case, experiment_case, requested
 from tests.jobs.table_cases import published
 from tests.jobs.tables.test_measured import measured
 
@@ -71,6 +76,8 @@ def test_recall_and_confusion_by_class(material: Material) -> None:
 
 def test_curves_of_training(material: Material) -> None:
     """A figure for each kind of stage: shared stages once, runs by method; a run without curves is left out."""
+    (warnings,) = [part for part in section(material, "training").parts if isinstance(part, Table)]
+    assert texts(warnings) == [["tapt", "1", "100", "it learns nothing"]]
     found = figures(section(material, "training"))
     assert list(found) == [f"Curves of {name} on demo" for name in ("tapt (TAPT)", "V-FT: finetune", "TAPT: finetune", "P-TAPT: finetune")]
     drawing = found["Curves of V-FT: finetune on demo"]
@@ -83,6 +90,28 @@ def test_curves_of_training(material: Material) -> None:
     shared = found["Curves of tapt (TAPT) on demo"]
     assert texts(shared.tables[0])[2] == ["codebook/group_1/code_perplexity", "5.000", "5.000", "5.000"]
     assert ">entries of each group of the codebook<" in shared.svg
+
+
+def test_a_large_experiment_is_bounded(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some curves of all and their median, marks without tooltips, rows of the runs that need attention alone; runs.csv has all."""
+    before = {name: section(material, name) for name in ("training", "spread", "differences", "cost", "origin")}
+    for module in (jobs.report.material, jobs.report.cost_section):
+        monkeypatch.setattr(module, "MANY_RUNS", 10)
+    monkeypatch.setattr(jobs.report.training_section, "MOST_LINES", 18)
+    drawing = figures(section(material, "training"))["Curves of TAPT: finetune on demo"]
+    assert "2 of 6 finished stages" in drawing.description
+    assert drawing.svg.count('class="line thin') == 5, "two of loss, two of accuracy, one of the legend"
+    assert texts(drawing.tables[0]) == texts(figures(before["training"])["Curves of TAPT: finetune on demo"].tables[0])
+    for name in ("spread", "differences", "cost"):
+        many, few = figures(before[name]), figures(section(material, name))
+        assert sum(len(tips(each)) for each in few.values()) < sum(len(tips(each)) for each in many.values()) / 2
+        assert [figure.svg.count("<circle") for figure in few.values()] == [figure.svg.count("<circle") for figure in many.values()]
+    assert [download.name for download in section(material, "origin").downloads] == ["runs.csv"]
+    assert section(material, "origin").downloads[0] == before["origin"].downloads[0]
+    runs = section(case(), "runs")
+    (table,) = (part for part in runs.parts if isinstance(part, Table))
+    assert [row[0] for row in texts(table)] == ["vft/DC/0", "vft/DC/1", "tapt/JE/1", "ptapt/KL/2"]
+    assert "Of 37 runs those are listed that were dropped or have no result; all are in runs.csv below." in runs.sentences
 
 
 def test_the_median_curve() -> None:
@@ -136,6 +165,23 @@ def test_the_cost(material: Material) -> None:
     assert len(tips(figures(found)["When the stages ran"])) == 19
     lanes = lanes_of(bars_of(list(material.sources[0].results.values())))
     assert [(host, len(lane)) for host, lane in lanes] == [("node0", 5), ("node0", 5), ("node1", 5), ("node1", 4)]
+
+
+def test_waiting_and_requests(material: Material) -> None:
+    """By kind of stage, of jobs whose request is on record: others count with nothing. What would be enough, by the rule of requests."""
+    results = list(material.sources[0].results.values())
+    assert waiting_tables({"tapt": results[:1], "finetune": results[1:]}) == []
+    known = [replace(each, provenance={**each.provenance, **requested(place)}) for place, each in enumerate(results)]
+    waiting, requests = waiting_tables({"tapt": results[:1], "finetune": [*known[1:5], *results[5:]]})
+    assert texts(waiting) == [["finetune", "4", "2.5", "4.0"]]
+    # Two stages one after the other share the time of a task
+    assert texts(requests) == [["finetune", "60", "1.0", "1.0", "8.0", "1.0", "4.0", "1.5", "1", "0"]]
+    assert requests.note[1:] == (
+        # 1 minute and 1 GiB, times 1.25 (1 + 1 / sqrt 4), and 3 minutes and 0.5 GB more
+        "finetune: resources.finetune.minutes=5 and resources.finetune.memory_gb=2.5 would be enough (configured: 120 min and 16 GB), "
+        "from 4 finished siblings: 95% took at most 1.0 min and 1.0 GB, and a margin.",
+        "finetune: no stage used a GPU: set resources.finetune.gpus=0.",
+    )
 
 
 def test_recall_of_a_class_that_is_not_in_the_fold() -> None:

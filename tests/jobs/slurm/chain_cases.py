@@ -81,7 +81,8 @@ sys.exit(end is LinkEnd.alone)
 POLL = 1 / 60  # minutes
 
 
-def until(true: Callable[[], Any], seconds: float = 40) -> None:
+def until(true: Callable[[], Any], seconds: float = 120) -> None:
+    """Wait for a state. AssertionError after so many seconds, which a busy machine may need for a few links."""
     assert wait_until(lambda: bool(true()), seconds), f"not within {seconds:.0f} s"
 
 
@@ -129,7 +130,7 @@ def in_queue(cluster: SlurmCluster, layout: Layout) -> list[tuple[str, str]]:
 def goes_on(folder: Path, passes: int = 3) -> bool:
     """That many more passes are made, each by another job."""
     before = len(lines(folder, "passes"))
-    until(lambda: len({line.split()[0] for line in lines(folder, "passes")[before:]}) >= passes, 60)
+    until(lambda: len({line.split()[0] for line in lines(folder, "passes")[before:]}) >= passes, 180)
     return True
 
 

@@ -168,11 +168,12 @@ def test_a_link_requeues_itself_if_the_queue_is_full(chains: SlurmCluster, tmp_p
     (programs / "sbatch").chmod(0o755)
     settings: dict[str, Any] = {"environment": {"PATH": f"{programs}:{os.environ['PATH']}"}}
     order(tmp_path, site=settings)
+    (tmp_path / "full").touch()  # before the first link begins: it stands before the links' sbatch, not before that of the launcher
     chain_of(tmp_path, SlurmSite(**settings)).ensure()
-    last = max(pending(chains, layout), key=int)
-    (tmp_path / "full").touch()
-    until(lambda: f"{last} alone" in lines(tmp_path, "links"))
+    until(lambda: any(line.endswith(" alone") for line in lines(tmp_path, "links")))
+    last = next(line.split()[0] for line in lines(tmp_path, "links") if line.endswith(" alone"))
     until(lambda: pending(chains, layout) == [last])
+    assert len({line.split()[0] for line in lines(tmp_path, "passes")}) == LINKS, "no third link was submitted"
     assert "QOSMaxSubmitJobPerUserLimit" in (read_record(layout) or ControllerRecord()).problem
     (tmp_path / "full").unlink()
     assert goes_on(tmp_path)  # Slurm lets some seconds go by before it starts a job anew

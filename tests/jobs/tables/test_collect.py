@@ -28,6 +28,7 @@ def test_collect_writes_every_format(tmp_path: Path) -> None:
     assert [path.relative_to(tmp_path / "demo").as_posix() for path in report.paths] == [
         "tables/table1.tex",
         "tables/table1-differences.tex",
+        "tables/table1-details.tex",
         "tables/tables.tex",
         "tables/table.md",
         "tables/runs.csv",
@@ -155,7 +156,7 @@ def test_collect_without_any_result(tmp_path: Path) -> None:
     report = collect(Layout(tmp_path, "demo"), graph(), {}, {}, published("iemocap_table1"))
     assert not report.complete
     assert len(report.missing) == len(graph().runs)
-    assert len(report.paths) == len(FORMATS) + 4  # three fragments beside the document, and methods beside runs
+    assert len(report.paths) == len(FORMATS) + 5  # four fragments beside the document, and methods beside runs
 
 
 def test_unknown_format_is_refused_before_anything_is_written(tmp_path: Path) -> None:

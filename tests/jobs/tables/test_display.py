@@ -8,6 +8,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,8 @@ def test_human_listeners_do_not_compete() -> None:
 def test_caption_states_the_conditions() -> None:
     """A caption says what the seeds vary, n, the outlier rule, what was dropped, and the code that computed the runs."""
     found, beside = complete_case()
-    text = " ".join(tables_of(found, beside)[0].caption)
+    [table] = tables_of(found, beside)
+    text = " ".join((*table.caption, *table.details))
     for part in (
         "n = 5 runs a cell",
         "Seeds differ in fine-tuning only",
@@ -192,6 +194,49 @@ def test_published_means_follow_from_published_cells(table: str) -> None:
         found = mean(list(row.ua.values()))
         assert found is not None
         assert round_half_up(found) == round_half_up(row.mean_ua)
+
+
+def test_published_means_without_folds_stand_in_the_column_of_means() -> None:
+    """Rows of a benchmark: a mean, dashes for the folds, whatever ours are called; the caption has their own source and what they are."""
+    runs = tuple(entry("vft", fold, slot, 60.0 + slot) for fold in ("a", "b") for slot in range(2))
+    [table] = tables_of(summary(runs), published("emobox_ravdess"))
+    rows = {row.label: row for row in table.blocks[1].rows}
+    assert [cell.mean for cell in rows["wav2vec 2.0 base"].cells] == ["–", "–"]
+    assert rows["wav2vec 2.0 base"].mean.mean == "54.3"
+    assert not any(row.mean.best for row in table.blocks[1].rows)
+    assert table.columns == ("Fold a", "Fold b")
+    text = " ".join(table.caption)
+    assert (
+        "Published figures: EmoBox (Ma et al., arXiv 2406.07162), frozen features, no published spread. The published figures are" in text
+    )
+    assert "of the paper, ours over" not in text
+
+
+def test_a_single_fold_has_no_interval_over_folds() -> None:
+    """Of a fixed split: dashes, and the captions of both tables state it; the interval over seeds is there."""
+    runs = tuple(entry(method, "test", slot, 60.0 + slot) for method in ("vft", "tapt") for slot in range(3))
+    [table] = tables_of(summary(runs), published(None))
+    row = table.blocks[0].rows[0]
+    assert row.both == "–"
+    assert row.interval == "58.5 to 63.5"
+    text = " ".join(table.caption)
+    assert "One fold is held out: there is no interval over folds, and every ± and interval is over seeds only." in text
+    assert "is for new folds too" not in text
+    assert "One fold is held out: there is no interval and no test over folds and seeds." in table.differences_caption
+    assert table.differences[0][-4:] == ("–",) * 4
+    more = (*runs, *(entry(method, "2", slot, 60.0 + slot) for method in ("vft", "tapt") for slot in range(3)))
+    [table] = tables_of(summary(more), published(None))
+    assert "One fold" not in " ".join((*table.caption, *table.differences_caption))
+
+
+def test_captions_state_what_is_known_of_the_corpus() -> None:
+    """Under the table of that corpus only, and in the JSON."""
+    runs = (entry("vft", "1", 0, 60.0), entry("vft", "1", 0, 70.0, corpus="other"))
+    found = replace(summary(runs), corpus_captions={"other": ("The folds of other share speakers.",)})
+    own, other = (" ".join(table.caption) for table in tables_of(found, published(None)))
+    assert "share speakers" not in own
+    assert "The folds of other share speakers." in other
+    assert to_json(found)["corpus_captions"] == {"other": ["The folds of other share speakers."]}
 
 
 def test_published_table_is_looked_up_by_name() -> None:

@@ -341,7 +341,15 @@ def test_tables_of_a_csv_file(tmp_path: Path) -> None:
     path = written(tmp_path, HEADER, *rows_of("2/3"), "iemocap,vft,1,0,99,61.5")
     report = collect_csv(path, published(None), rule=OutlierRule.pooled, sigmas=2.0, rounds=3)
     folder = tmp_path / "elsewhere-tables"
-    assert {file.name for file in folder.iterdir()} == {"tables.tex", "table1.tex", "table.md", "runs.csv", "methods.csv", "summary.json"}
+    assert {file.name for file in folder.iterdir()} == {
+        "tables.tex",
+        "table1.tex",
+        "table1-details.tex",
+        "table.md",
+        "runs.csv",
+        "methods.csv",
+        "summary.json",
+    }
     assert set(report.paths) == set(folder.iterdir())
     assert report.notes == (
         "rerun with another seed, and add the row below: iemocap vft/2/3 seed 3 is out with UA 25",

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.errors import UsageError
+from jobs.experiment.recipes import MethodRecipe
 from jobs.tables.collect import text_of
 from jobs.tables.format import latex, siunitx
 from jobs.tables.latex import PLAIN, Numbers, Style, Width, document, fragments, style_of
 from jobs.tables.published import Published
-from jobs.tables.summary import Entry, Scores, Status, Summary
+from jobs.tables.summary import Entry, Scores, Status, Summary, summarise
 from tests.jobs.table_cases import entry, published, summary
 from tests.jobs.tables.display_cases import complete_case, nasty_case
 from tests.jobs.tables.test_display import CASES
@@ -61,7 +62,10 @@ def test_siunitx_sets_the_numbers_of_all_tables(tmp_path: Path) -> None:
     parts = fragments(*complete_case(), style)
     parts |= {"settings.tex": fragments(efficiency(), published("iemocap_table4"), style)["settings.tex"]}
     parts |= fragments(measured(), published("domain_shift"), style)
-    assert list(parts) == ["table1.tex", "table1-differences.tex", "prior-work.tex", "settings.tex", "measured.tex"]
+    assert list(parts) == [
+        *("table1.tex", "table1-differences.tex", "prior-work.tex", "table1-details.tex", "settings.tex", "measured.tex")
+    ]
+    parts.pop("table1-details.tex")
     without_notes = {name: re.sub(r"\\begin\{minipage\}.*\\end\{minipage\}", "", text, flags=re.DOTALL) for name, text in parts.items()}
     text = compiled_parts(without_notes, tmp_path, style, preamble="\\sisetup{output-decimal-marker={,}}")
     if text is not None:
@@ -82,7 +86,7 @@ def test_a_fragment_is_a_float_with_a_short_caption() -> None:
     """Two sentences of caption, a label that other text can refer to, and the details in a note below the tabular."""
     found, beside = complete_case()
     parts = fragments(found, beside, PLAIN)
-    assert list(parts) == ["table1.tex", "table1-differences.tex", "prior-work.tex"]
+    assert list(parts) == ["table1.tex", "table1-differences.tex", "prior-work.tex", "table1-details.tex"]
     text = parts["table1.tex"]
     [caption] = re.findall(r"\\caption\{(.*)\}\n", text)
     assert caption.count(". ") + 1 == 2
@@ -91,6 +95,8 @@ def test_a_fragment_is_a_float_with_a_short_caption() -> None:
     assert r"\label{tab:iemocap}" in text
     assert text.index(r"\end{tabular}") < text.index("Outlier rule") < text.index(r"\end{minipage}")
     assert r"\documentclass" not in text
+    assert "torch 2.13.0" not in text
+    assert "torch 2.13.0" in parts["table1-details.tex"]
 
 
 def test_one_column_has_fewer_columns_and_the_rest_in_its_note() -> None:
@@ -100,6 +106,30 @@ def test_one_column_has_fewer_columns_and_the_rest_in_its_note() -> None:
     assert r"\begin{tabular}{lrrrrrr}" in text
     assert "V-FT: n = 5, 0 dropped, 69.9 " in text
     assert r"95 \% interval over seeds 69.6 to 70.2, over folds and seeds 64.9 to 74.9." in text
+
+
+def test_one_column_has_wide_tables_in_parts() -> None:
+    """One below the other, with four columns of numbers at most; published figures are only where there are any."""
+    style = Style(width=Width.column)
+    parts = fragments(measured(), published("domain_shift"), style)["measured.tex"].split(r"\begin{tabular}")[1:]
+    assert [part.partition("}")[0] for part in parts] == ["{lrrr"] * 3
+    assert ["IEMOCAP, published" in part for part in parts] == [True, False, False]
+    assert all("IEMOCAP &" in part for part in parts)
+    tests, both = fragments(*complete_case(), style)["table1-differences.tex"].split(r"\begin{tabular}")[1:]
+    assert (r"0.020 & 0.020 \\" in tests, r"\ensuremath{-}0.6 to 2.6 & 0.170 & 0.170 & 2.2 \\" in both) == (True, True)
+
+
+@needs_pdflatex
+def test_a_table_of_many_methods_is_on_the_page(tmp_path: Path) -> None:
+    """Twelve methods in one column: a note with a sentence for each, and settings as long as they are, in a paragraph that may break."""
+    methods = [f"{method}-{part}" for method in ("vft", "tapt", "ptapt") for part in ("8th", "4th", "half", "all")]
+    recipes = [MethodRecipe(method, "paper", tuple(f"finetune.setting_{each}={method}" for each in range(20))) for method in methods]
+    runs = [entry(method, "5", slot, 60.0 + place + slot) for place, method in enumerate(methods) for slot in range(3)]
+    text = compiled(summarise(runs, experiment="large", recipes=recipes), published(None), tmp_path, Style(width=Width.column))
+    log = (tmp_path / "tables.log").read_text(encoding="latin-1")
+    assert "Overfull" not in log
+    assert "Float too large" not in log
+    assert text is None or "ptapt-all" in text
 
 
 def test_bold_and_marks_are_optional() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from jobs.experiment.recipes import MethodRecipe
 from jobs.tables.display import render_markdown
 from jobs.tables.order import order_sentences
 from jobs.tables.summary import Entry, Status
@@ -21,10 +24,12 @@ def test_an_order_that_depends_on_the_rule_is_named() -> None:
     )
     found = order_sentences(turned, {"vft": "V-FT", "tapt": "TAPT"})
     assert found == {
-        "iemocap": "The order of methods depends on the outlier rule: over kept runs TAPT 71.0, V-FT 70.0; "
+        "iemocap": "The order of methods depends on the dropped runs: over kept runs TAPT 71.0, V-FT 70.0; "
         "over all runs V-FT 70.0, TAPT 65.5."
     }
     text = render_markdown(turned, published(None))
-    assert text.count("The order of methods depends on the outlier rule") == 1
+    assert text.count("The order of methods depends on the dropped runs") == 1
     assert order_sentences(summary((*runs("vft", 70.0), *runs("tapt", 71.0, 70.5))), {}) == {}
     assert order_sentences(summary(tuple(runs("vft", 70.0))), {}) == {}
+    parts = tuple(MethodRecipe(method, "paper", (), compared_within=(method,)) for method in ("vft", "tapt"))
+    assert order_sentences(replace(turned, recipes=parts), {}) == {}, "methods that train on different parts of the data are not compared"

@@ -26,7 +26,7 @@ from jobs.tables.latex import PLAIN, fragments
 from jobs.tables.plain import plain_tables, settings_json
 from jobs.tables.published import load_published
 from jobs.tables.ratio import gain_ratio, ratio
-from jobs.tables.summary import Summary, summarise
+from jobs.tables.summary import Status, Summary, summarise
 from ser_core.settings import Recipe
 from tests.jobs.table_cases import CONFIGS, entry, paper_like, published, summary
 
@@ -51,7 +51,8 @@ def test_methods_by_settings_have_the_shape_of_table_4() -> None:
     [table] = plain_tables(efficiency(), published("iemocap_table4"))
     assert table.columns == ("", "1/8", "1/4", "1/2", "all (5.44 h)")
     ours, theirs = table.blocks
-    assert ours[0] == ("V-FT", "60.5 ± 0.7 (n 2)", "64.5 ± 0.7 (n 2)", "66.5 ± 0.7 (n 2)", "67.5 ± 0.7 (n 2)")
+    assert ours[0] == ("V-FT", "60.5 ± 0.7", "64.5 ± 0.7", "66.5 ± 0.7", "67.5 ± 0.7")
+    assert "mean ± sd over slots, n = 2 runs of each cell." in table.caption[0]
     assert ours[3] == ("TAPT / P-TAPT", *["50.0 % (50.0 to 50.0)"] * 3, "–")
     assert theirs[0] == ("V-FT, published", "56.8", "60.9", "66.4", "67.3")
     assert theirs[3] == ("TAPT / P-TAPT, published", "65.0 %", "62.5 %", "80.6 %", "81.3 %")
@@ -76,6 +77,18 @@ def test_published_figures_are_compared_with_our_intervals() -> None:
     [table] = plain_tables(efficiency(), published("iemocap_table4"))
     assert table.caption[-1].endswith("; TAPT / P-TAPT 1/8 above, 1/4 above, 1/2 above.")
     assert "no test" not in " ".join(plain_tables(found, published("emodb_subsets"))[0].caption)
+
+
+def test_dropped_runs_are_named_beside_the_means_without_them() -> None:
+    """In the tables by settings and of prior work too: mean and sd over all runs of each cell that has dropped ones, and their number."""
+    runs = [entry(method, "5", slot, 60.0 + slot) for method in ("vft", "tapt-8th") for slot in range(2)]
+    runs += [entry("vft", "5", slot, 50.0, Status.outlier, seed=99) for slot in range(2)]
+    [table] = plain_tables(summary(tuple(runs)), published("iemocap_table4"))
+    what = "Means ± sd over all runs, dropped ones (their number) included: V-FT all (5.44 h) 55.3 ± 0.4 (2); no other run was dropped."
+    assert what in table.caption
+    [table] = plain_tables(summary(tuple(runs)), published("iemocap_table1"))
+    assert "dropped ones (their number) included: V-FT 55.3 ± 0.4 (2); no other" in " ".join(table.caption)
+    assert "No run was dropped." in plain_tables(efficiency(), published("iemocap_table4"))[0].caption
 
 
 def test_parts_of_the_data_are_compared_with_the_same_part_only() -> None:
@@ -173,7 +186,7 @@ def test_a_cell_that_cannot_exist_is_named_by_null(tmp_path: Path) -> None:
     loaded["tables"]["emodb_subsets"]["settings"]["rows"][1]["methods"][0] = None
     (tmp_path / "published.yaml").write_text(yaml.safe_dump(loaded), encoding="utf-8")
     [table] = plain_tables(efficiency(), load_published(tmp_path / "published.yaml", "emodb_subsets"))
-    assert [row[1] for row in table.blocks[0]] == ["60.5 ± 0.7 (n 2)", "–", "64.5 ± 0.7 (n 2)", "–"]
+    assert [row[1] for row in table.blocks[0]] == ["60.5 ± 0.7", "–", "64.5 ± 0.7", "–"]
     assert [sentence for sentence in table.caption if sentence.startswith("–")] == ["–: no such method in this experiment."]
     assert not any(sentence.startswith("–") for sentence in plain_tables(efficiency(), published("emodb_subsets"))[0].caption)
 

@@ -76,7 +76,9 @@ def test_a_fold_that_only_one_experiment_has_is_a_dash(tmp_path: Path) -> None:
 def test_experiments_on_other_corpora_have_a_table_each() -> None:
     """A method keeps its name; rules that differ are listed by experiment."""
     one, two = graph(methods=("vft",)), other(graph(methods=("vft",), corpus="other"))
-    summary, labels = joint_summary([part("base", one, 4, "pooled: a"), part("long", two, 6, "none")])
+    stated = replace(part("long", two, 6, "none"), corpus_caption=("Speakers are shared.",))
+    summary, labels = joint_summary([part("base", one, 4, "pooled: a"), stated])
+    assert summary.corpus_captions == {"other": ("Speakers are shared.",)}
     assert [(method.corpus, method.method) for method in summary.methods] == [("demo", "vft"), ("other", "vft")]
     assert summary.outlier_rule == "base: pooled: a; long: none"
     assert labels == {"vft": "V-FT"}

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from jobs.worker.stage import Verdict
 from jobs.worker.task import describe, write_description
 from tests.jobs.worker.places import Place, failing
 
+REQUESTED = {"submitted": 1e9, "minutes": 30}
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 
@@ -27,14 +29,16 @@ def place(tmp_path: Path) -> Place:
 
 def _start(place: Place, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     file = place.layout.root / "tasks.json"
-    write_description(file, describe(place.place, place.graph, [[place.tapt.key], [node.key for node in place.runs]]))
+    description = describe(place.place, place.graph, [[place.tapt.key], [node.key for node in place.runs]])
+    write_description(file, replace(description, requested=REQUESTED))
     values = {**os.environ, "PYTHONPATH": str(REPOSITORY), **environment}
     command = [sys.executable, "-m", "jobs.worker.main", str(file), *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=values, cwd=REPOSITORY)
 
 
 def test_the_command_runs_one_task_of_a_file(place: Place) -> None:
-    """Index from the argument or from Slurm's array; the claim records the array task."""
+    """Index from the argument or from Slurm's array; the claim records the array task, the result its request and its waiting."""
+    before = time.time()
     with _start(place, "0") as first:
         assert first.wait(60) == 0
     environment = {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_JOB_ID": "77", "SLURM_JOB_ID": "78", "SLURM_CPUS_PER_TASK": "1"}
@@ -44,6 +48,12 @@ def test_the_command_runs_one_task_of_a_file(place: Place) -> None:
     assert result.provenance["slurm_job"] == "77_1"
     assert result.provenance["slurm"]["job_id"] == "78"
     assert result.provenance["threads"] == 1
+    assert result.provenance["requested"] == REQUESTED
+    queue = result.provenance["queue"]
+    assert before < queue["eligible"] == pytest.approx(place.folder(place.tapt).result.stat().st_mtime, abs=0.001)
+    assert queue["eligible"] < queue["started"] < time.time()
+    assert queue["waited"] == pytest.approx(queue["started"] - queue["eligible"], abs=0.002)
+    assert (queue["submitted"], queue["before"]) == (1e9, 0.0)
 
 
 @pytest.mark.parametrize("arguments", [("2",), ("-1",), ("x",), ()])

@@ -65,6 +65,18 @@ def iemocap(source: Path, sessions: Iterable[int] = range(1, 6)) -> Path:
     return source
 
 
+def iemocap_texts(source: Path) -> Path:
+    """Transcripts for every turn of `iemocap`, with what else their files hold."""
+    for labels in sorted(source.glob("Session*/dialog/EmoEvaluation/Ses*.txt")):
+        turns = [line.split("\t")[1] for line in labels.read_text().splitlines() if line.startswith("[")]
+        lines = [f"{turn} [006.2901-008.2357]: I said [LAUGHTER] to {turn[-4:]}]: no.\n" for turn in turns]
+        file = labels.parents[1] / "transcriptions" / labels.name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("".join(["M: sorry\n", f"{labels.stem}_FXX0 [000.1-000.2]: both speak\n", *lines]))
+        (file.parent / f"._{file.name}").write_bytes(b"\x00\x05\x16\x07")
+    return source
+
+
 def savee(source: Path, *, name: str = "{speaker}_{code}{number:02d}.wav") -> Path:
     """Two recordings of every emotion and speaker."""
     for speaker in ("DC", "JE", "JK", "KL"):
@@ -81,6 +93,38 @@ def emodb(source: Path) -> Path:
         for letter in "WLEAFTN":
             write_audio(source / "wav" / f"{speaker}a01{letter}a.wav")
     state_counts(source, 70)
+    return source
+
+
+def ravdess(source: Path) -> Path:
+    """Two recordings of every actor, all emotions among those of a fold; and a song, which is not read."""
+    for actor in range(1, 25):
+        for emotion in (2 * actor % 8 + 1, (2 * actor + 1) % 8 + 1):
+            write_audio(source / f"Actor_{actor:02d}" / f"03-01-{emotion:02d}-01-01-01-{actor:02d}.wav", rate=48_000)
+    write_audio(source / "Actor_01" / "03-02-01-01-01-01-01.wav")
+    state_counts(source, 48)
+    return source
+
+
+CREMAD_ACTORS = ("1066", "1001", "1033", "1014", "1023")  # of folds 1 to 5
+
+
+def cremad(source: Path) -> Path:
+    """One recording of every emotion of five actors, one of each fold."""
+    for actor in CREMAD_ACTORS:
+        for label in ("ANG", "DIS", "FEA", "HAP", "NEU", "SAD"):
+            write_audio(source / "AudioWAV" / f"{actor}_DFA_{label}_XX.wav")
+    state_counts(source, 30)
+    return source
+
+
+def tess(source: Path) -> Path:
+    """One recording of every emotion and speaker, one under the name it has by mistake in the distributed archive."""
+    for speaker in ("OAF", "YAF"):
+        for label in ("angry", "disgust", "fear", "happy", "neutral", "ps", "sad"):
+            name = "OA_bite_neutral" if (speaker, label) == ("OAF", "neutral") else f"{speaker}_back_{label}"
+            write_audio(source / f"{speaker}_{label}" / f"{name}.wav", rate=24_414)
+    state_counts(source, 14)
     return source
 
 

@@ -37,6 +37,9 @@ KINDS: dict[str, tuple[Callable[[Path], Path], int]] = {
     "iemocap": (sources.iemocap, 100),
     "savee": (sources.savee, 56),
     "emodb": (sources.emodb, 70),
+    "ravdess": (sources.ravdess, 48),
+    "cremad": (sources.cremad, 30),
+    "tess": (sources.tess, 14),
     "csv": (sources.csv_corpus, 6),
     "labels": (anonymous_labels, 6),
 }
@@ -286,9 +289,10 @@ def test_two_prepares_of_one_target(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("imocap", {}, "unknown kind of corpus 'imocap'; known are iemocap, savee, emodb, csv, labels"),
+        ("imocap", {}, "unknown kind of corpus 'imocap'; known are iemocap, savee, emodb, ravdess, cremad, tess, emobox, csv, labels"),
         ("savee", {"four_classes": True}, "for emodb only"),
-        ("savee", {"audio": Path()}, "for labels only"),
+        ("savee", {"audio": Path()}, "for labels and emobox only"),
+        ("savee", {"shared_speakers": True}, "--shared-speakers is for emobox, csv, labels: no fold of savee"),
     ],
 )
 def test_invalid_arguments(tmp_path: Path, kind: str, options: dict[str, bool], message: str) -> None:

@@ -289,10 +289,14 @@ def test_numbers_of_parameters_of_wav2vec2_base() -> None:
         ("ws",): 13 + 3_076,
         KINDS: 442_368 + 1_189_632 + 9_216 + 13 + 3_076,
     }
+    from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+    with torch.device("meta"):  # all of the author's earlier code, whose LoRA is on the output projection too
+        shape = AdaptorShape(bottleneck=64, rank=8, targets=PROJECTIONS[:4], gate=True)
+        adaptors = ClassifierAdaptors(shape, layer_sum=True)
+        assert parameter_counts(EmotionClassifier(Wav2Vec2Model(Wav2Vec2Config()), 4, adaptors=adaptors, projector=256))[0] == 1_986_577
     for kinds, count in expected.items():
         with torch.device("meta"):
-            from transformers import Wav2Vec2Config, Wav2Vec2Model
-
             shape = AdaptorShape(bottleneck=64 * ("ba" in kinds), rank=8 * ("lora" in kinds), gate="wg" in kinds)
             model = EmotionClassifier(Wav2Vec2Model(Wav2Vec2Config()), 4, adaptors=ClassifierAdaptors(shape, "ws" in kinds))
         trained, total = parameter_counts(model)

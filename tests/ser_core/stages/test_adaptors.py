@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ser_core.corpora.manifest import Manifest
 from ser_core.errors import InputError, Interrupted
@@ -15,11 +16,14 @@ from ser_core.models.adaptor_files import load_adaptors
 from ser_core.models.backbone import load_encoder
 from ser_core.models.classifier import EmotionClassifier
 from ser_core.registry import REGISTRY
-from ser_core.settings import Adaptor, AdaptorSettings, FinetuneSettings, Recipe
+from ser_core.settings import Adaptor, AdaptorSettings, FeatureCache, FinetuneSettings, Recipe
 from ser_core.stages.finetune import adaptors_of
 from ser_core.training.evaluate import predict, write_predictions
 from ser_core.training.splits import Split
-from tests.ser_core.stages.conftest import Bench, artifacts
+from tests.ser_core.stages.conftest import Bench, artifacts, curves
+from tests.ser_core.stages.test_relief import DROPOUTS
+from tests.ser_core.stages.test_stages import stop_after
+from tests.ser_core.stages.test_teams import Teams, close, predictions
 
 ALL = [Adaptor.ba, Adaptor.lora, Adaptor.ws, Adaptor.wg]
 HIDDEN, LAYERS, UNITS, RANK = 16, 2, 4, 2
@@ -66,6 +70,42 @@ def test_what_is_counted_and_kept(bench: Bench, recipe: Recipe, corpus: Manifest
     write_predictions(tmp_path / "predictions.csv", predict(model, test, 8), test)
     torch.set_num_threads(threads)
     assert (tmp_path / "predictions.csv").read_bytes() == (output / "predictions.csv").read_bytes()
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_adaptors(bench: Bench, recipe: Recipe, tmp_path: Path) -> None:
+    """All adaptors, dropout on, parts of two utterances: loss curve, metrics, predictions and every trained weight of one process."""
+    recipe.backbone.config |= {"layerdrop": 0.3, "hidden_dropout": 0.2, "attention_dropout": 0.2, "activation_dropout": 0.2}
+    recipe.execution.micro_batch, recipe.execution.log_every = 2, 1
+    teams = Teams(bench, tmp_path, REGISTRY.call("vft", with_adaptors(recipe, ALL), fold="1", seed=0))
+    expected, one = teams.alone()
+    found, two = teams.by(2)
+    close(found["metrics"], expected["metrics"])
+    close(dict(curves(two)["train/loss"]), dict(curves(one)["train/loss"]))
+    assert predictions(two) == pytest.approx(predictions(one), abs=2e-6)
+    weights, reference = (load_file(folder / "adaptors" / "adaptors.safetensors") for folder in (two, one))
+    assert weights.keys() == reference.keys()
+    for name, weight in reference.items():
+        torch.testing.assert_close(weights[name], weight, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.slow
+def test_adaptors_are_resumed_in_smaller_parts(bench: Bench, recipe: Recipe, tmp_path: Path) -> None:
+    """After memory ran out at the third step: the numbers of the whole batch, up to the order of sums."""
+    recipe.backbone.config |= dict.fromkeys(DROPOUTS, 0.0)
+    recipe.execution.feature_cache = FeatureCache.none  # so that the stop comes at a step
+    recipe.execution.log_every = 1
+    call = REGISTRY.call("vft", with_adaptors(recipe, ALL), fold="1", seed=0)
+    expected, whole = bench.run(call)
+    with pytest.raises(Interrupted):
+        bench.run(call, checkpoint=tmp_path / "resumable", should_stop=stop_after(2))
+    found, output = bench.run(call, checkpoint=tmp_path / "resumable", relief=1)
+    assert found["durations"]["resumed_at_step"] == 2
+    assert found["metrics"] == pytest.approx(expected["metrics"], rel=1e-4)
+    losses, reference = (dict(curves(folder)["train/loss"]) for folder in (output, whole))
+    assert [losses[1], losses[2]] == [reference[1], reference[2]]
+    assert losses == pytest.approx(reference, rel=1e-4)
+    assert losses[3] != reference[3]  # sums in another order: the parts were smaller
 
 
 @pytest.mark.slow
