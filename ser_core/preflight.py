@@ -136,8 +136,8 @@ def _attribute_problems(
             count = sum(utterance.dimensions is not None for utterance in utterances)
             if count < 2:
                 yield (
-                    f"{section}: {count} utterances {what} in fold {fold!r} of {manifest.corpus} have {', '.join(DIMENSIONS)}, at least 2 "
-                    "are needed; prepare a corpus that has them (docs/corpora.md), or set the weight to 0"
+                    f"{section}: utterances {what} in fold {fold!r} of {manifest.corpus} that have {', '.join(DIMENSIONS)}: {count}, "
+                    "at least 2 are needed; prepare a corpus that has them (docs/corpora.md), or set the weight to 0"
                 )
                 return
 
@@ -173,7 +173,7 @@ def _part_problems(
                 yield f"{section}: no utterance to test on; choose another pattern, or folds"
                 return
             if recipe.finetune.batch_size > len(utterances):
-                yield f"{section}: recipe.finetune.batch_size={recipe.finetune.batch_size} is more than its {len(utterances)} utterances"
+                yield f"{section}: recipe.finetune.batch_size={recipe.finetune.batch_size} is more than the number of its utterances, {len(utterances)}"
                 return
 
 
