@@ -172,8 +172,9 @@ def _part_problems(
             if not part(_tested(manifest, fold, validation), pattern):
                 yield f"{section}: no utterance to test on; choose another pattern, or folds"
                 return
-            if recipe.finetune.batch_size > len(utterances):
-                yield f"{section}: recipe.finetune.batch_size={recipe.finetune.batch_size} is more than the number of its utterances, {len(utterances)}"
+            size = recipe.finetune.batch_size
+            if size > len(utterances):
+                yield f"{section}: recipe.finetune.batch_size={size} is more than the number of its utterances, {len(utterances)}"
                 return
 
 

@@ -121,7 +121,7 @@ def test_what_is_refused(recipe: Recipe, acted: Manifest) -> None:
         ("script", "impro", 4, ""),
         ("script", "speaker", 4, "utterance speaker2_script_01 of acted is in both parts"),
         ("script_0[0145]", "impro", 1, "no utterance of class 'sad' to train on"),
-        ("script", "impro", 5, "batch_size=5 is more than its 4 utterances"),
+        ("script", "impro", 5, "batch_size=5 is more than the number of its utterances, 4"),
     ):
         recipe.two_stage, recipe.finetune.batch_size = TwoStageSettings(source, target), batch
         if not message:
