@@ -55,10 +55,9 @@ def runs_section(material: Material) -> Section:
     listed = [entry for entry in entries if entry.unreplaced or entry.status is not Status.accepted] if material.large else entries
     rows = tuple(_run_row(material, entry) for entry in listed)
     columns = ("Run", "Corpus", "Method", "Fold", "Slot", "Seed", "UA", "WA", "macro F1", "State")
-    every = counted(len(entries), "run")
-    which = f"{len(listed)} of {every}" if material.large else every
+    which = f"{len(listed)} of {counted(len(entries), 'run')}" if material.large else counted(len(entries), "run")
     caption = f"{which}; scores in percent. A click or Enter on a heading sorts; once more, the other way round."
-    sentences = (f"Of {every} those are listed that were dropped or have no result; all are in runs.csv below.",)
+    sentences = (f"Of {counted(len(entries), 'run')} those are listed that were dropped or have no result; all are in runs.csv below.",)
     return Section(
         "runs", "All runs", sentences if material.large else (), (Table(caption, columns, rows, sortable=True, numbers=4, texts=1),)
     )
