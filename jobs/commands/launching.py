@@ -52,6 +52,12 @@ def words_of(command: str, arguments: Sequence[str], cluster: str | None, defaul
     return Words(str(shared_path(Path(file))) if is_path(file) else file, overrides, Cluster[cluster] if cluster else None, bool(named))
 
 
+def program_words(program: Program, command: str, arguments: Sequence[str], cluster: str | None, default: str = "") -> Words:
+    """`words_of` with the user's own file of the experiment, where there is one. `default`: that of the program if ""."""
+    words = words_of(command, arguments, cluster, default or program.experiment)
+    return replace(words, file=program.file_of(words.file))
+
+
 def chosen_experiment(named: str | None, results: Path, default: str) -> tuple[str, str]:
     """The experiment that a command is about, and a line that names it where the user did not: the only one launched, else the default."""
     if named is not None:

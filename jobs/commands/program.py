@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.commands.console import COMMAND
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from jobs.commands.launching import Words
     from jobs.experiment.plugin import Plugin
 
 
@@ -56,13 +53,6 @@ class Program:
 
         own = self.own_configs / "experiment" / f"{experiment}.yaml"
         return str(own) if self.home is not None and not is_path(experiment) and own.is_file() else experiment
-
-    def words(self, command: str, arguments: Sequence[str], cluster: str | None, default: str = "") -> Words:
-        """The words of a command line (`words_of`). `default`: experiment if none is named."""
-        from jobs.commands.launching import words_of
-
-        words = words_of(command, arguments, cluster, default or self.experiment)
-        return replace(words, file=self.file_of(words.file))
 
     def plugin(self, name: str) -> Plugin:
         """The registry of an experiment, by its key `registry` ("": the program's own). UsageError if there is none of that name."""
