@@ -1,4 +1,4 @@
-"""Metrics of results that tables show beside the accuracies, as columns: CCC of attributes, UA of scripted and of improvised turns."""
+"""Metrics of results that tables show beside the accuracies, as columns: CCC of attributes, UA of parts of the held-out fold."""
 
 from __future__ import annotations
 
@@ -26,6 +26,14 @@ ATTRIBUTE_METRICS = (
     *(MetricColumn(f"ccc_{name}", f"CCC {name}", 3, _CCC) for name in DIMENSIONS),
     MetricColumn("ccc", "CCC, mean", 3, _CCC),
 )
+_STAGES = "Source, target: UA (0 to 1) on the source and the target part of the held-out fold, after the first and the second stage."
+STAGE_METRICS = (
+    MetricColumn("ua_source_before", "source, first", 3, _STAGES),
+    MetricColumn("ua_source", "source, second", 3, _STAGES),
+    MetricColumn("ua_target_before", "target, first", 3, _STAGES),
+    MetricColumn("ua", "target, second", 3, _STAGES),
+)
+
 _APART = (
     "UA scripted, UA improvised: unweighted accuracy (1: all correct) of the scripted and of the improvised turns of the held-out fold, "
     "where names of turns tell them apart, as those of IEMOCAP do."

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ser_core.corpora.parts import pattern_problem
 from ser_core.models.backbone_config import config_problems
 from ser_core.models.model_types import backbone_problems
 from ser_core.preflight import adaptor_problems
-from ser_core.settings import Recipe
+from ser_core.settings import Protocol, Recipe
 
 AT_LEAST: Mapping[str, float] = {
     "upstream_seed": 0,
@@ -118,6 +119,13 @@ def recipe_problems(recipe: Recipe) -> Iterator[str]:
     if recipe.backbone.checkpoint is not None:
         yield from backbone_problems(recipe.backbone)
     yield from adaptor_problems(recipe.finetune.adaptors)
+    for key, pattern in (("source", recipe.two_stage.source), ("target", recipe.two_stage.target)):
+        if problem := pattern_problem(f"recipe.two_stage.{key}", pattern):
+            yield problem
+    if recipe.two_stage.source and not recipe.two_stage.target:
+        yield f"recipe.two_stage.source={recipe.two_stage.source}: name the part of the second stage too, as recipe.two_stage.target"
+    if recipe.two_stage.target and recipe.protocol is not Protocol.sessions:
+        yield f"recipe.protocol={recipe.protocol.name}: not together with recipe.two_stage, whose parts are scripts too; leave one out"
     yield from _grid_problems(recipe)
 
 

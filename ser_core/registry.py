@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, Unpack
 
 from ser_core.corpora.lines import corpus_line, how_to_prepare
-from ser_core.corpora.manifest import SAMPLE_RATE, Manifest, load_manifest
-from ser_core.corpora.subsets import subset
+from ser_core.corpora.manifest import Manifest, load_manifest
 from ser_core.corpora.validation import is_fixed_part, validation_speakers
+from ser_core.cost_notes import cost_notes
 from ser_core.errors import InputError
 from ser_core.keyed import keyed, plain
 from ser_core.models.identity import backbone_identity, backbone_origin, pin_commit, wav2vec_identity, wav2vec_origin
@@ -42,6 +42,7 @@ VERSIONS: Mapping[str, int] = {
     "cluster": 2,
     "tapt": 3,
     "ptapt": 3,
+    "source": 1,
     "finetune": 4,
     "text": 1,
     "score": 1,
@@ -82,6 +83,16 @@ class StageArguments(TypedDict):
     shared: NotRequired[Path | None]
 
 
+@dataclass(frozen=True)
+class Score:
+    """The number by which runs are judged and compared; `jobs` computes it from a confusion matrix, exactly (mean recall over classes)."""
+
+    name: str = "ua"
+    label: str = "UA"
+    title: str = "Unweighted accuracy"
+    of_confusion: str = "ua"
+
+
 class SpeechRegistry:
     """V-FT, TAPT, P-TAPT, text and score. A method ends in `finetune`, `text` or `score`, the only stages that depend on the run's seed.
 
@@ -91,9 +102,10 @@ class SpeechRegistry:
     methods = METHODS
     default_methods = AUDIO
     measurements = MEASUREMENTS
-    teams = ("states", "tapt", "ptapt", "finetune")
+    teams = ("states", "tapt", "ptapt", "source", "finetune")
     stages = tuple(VERSIONS)
     recipe_schema = Recipe
+    score = Score()
     packages = ("torch", "transformers", "numpy", "scipy", "scikit-learn", "safetensors", "soundfile", "tensorboard")
     makes = ("demo",)  # corpora that need no source
     pinned_keys = ("backbone.checkpoint", "backbone.revision")
@@ -122,7 +134,13 @@ class SpeechRegistry:
             return StageCall(name, VERSIONS[name], {**settings, **kept, **part}, {**runtime, **origin, **more}, fold, number, upstream)
 
         def finetune(own: dict[str, Any], upstream: Mapping[str, StageCall]) -> StageCall:
-            return stage("finetune", {"finetune": keyed(recipe.finetune), "features": features, **own}, upstream, seed)
+            settings = {"finetune": keyed(recipe.finetune), "features": features, **own}
+            if not recipe.two_stage.target:
+                return stage("finetune", settings, upstream, seed)
+            if recipe.two_stage.source:
+                first = {"source": keyed(recipe.finetune), "features": features, "part": recipe.two_stage.source, **own}
+                upstream = {**upstream, "start": stage("source", first, upstream, recipe.upstream_seed)}
+            return stage("finetune", {**settings, "two_stage": plain(recipe.two_stage)}, upstream, seed)
 
         if method not in (*METHODS, *MEASUREMENTS):
             raise InputError(f"method {method!r}: unknown; known are {', '.join((*METHODS, *MEASUREMENTS))}")
@@ -268,21 +286,8 @@ class SpeechRegistry:
             raise InputError(list(dict.fromkeys(problems)))
 
     def cost_notes(self, corpus: Path, stages: Sequence[Any]) -> tuple[str, ...]:
-        """Return a line for a dry run if stages compute a frozen front end at every step; `stages` have `stage`, `settings`, `fold`."""
-        repeated = [
-            call for call in stages if call.stage in ("finetune", "ptapt") and call.settings["features"]["padding"] != "independent"
-        ]
-        if not repeated:
-            return ()
-        manifest = load_manifest(corpus)
-        hours = sum(_front_end_hours(manifest, call) for call in repeated)
-        once = sum(utterance.samples for utterance in manifest.utterances) / SAMPLE_RATE / 3600
-        stages = f"{len(repeated)} stages compute" if len(repeated) > 1 else "1 stage computes"
-        return (
-            f"recipe.features.padding=reference: {stages} the front end at every training step, on batches padded "
-            f"to one length: {hours:.1f} hours of audio without the padding. Features are not stored; `independent` features would be "
-            f"computed once, from {once:.1f} hours of audio",
-        )
+        """Return lines for a dry run about what is slow (`ser_core.cost_notes`); `stages` have `stage`, `settings`, `fold`."""
+        return cost_notes(corpus, stages)
 
     def run(self, stage: str, **arguments: Unpack[StageArguments]) -> Mapping[str, Any]:
         """Compute one stage: artifacts go to `output`, checkpoints to `checkpoint`.
@@ -349,17 +354,6 @@ class SpeechRegistry:
 def parts_of(method: str, recipe: Recipe) -> tuple[str, ...]:
     """The methods whose runs a method fuses; a method that fuses none alone."""
     return (recipe.fusion.audio.name, "text") if method == "score" else (method,)
-
-
-def _front_end_hours(manifest: Manifest, call: Any) -> float:
-    """Hours of audio that pass the front end while a stage trains."""
-    if call.stage == "ptapt":
-        return float(call.settings["ptapt"]["steps"] * call.settings["ptapt"]["batch_seconds"] / 3600)
-    settings = call.settings["finetune"]
-    trained = trained_on(manifest, call.fold, call.settings.get("validation", ()))
-    part = subset(manifest, call.fold, trained, call.settings.get("training_fraction", 1))
-    seconds = [utterance.samples / SAMPLE_RATE for utterance in part]
-    return float(settings["epochs"] * sum(min(each, settings["max_seconds"]) for each in seconds) / 3600)
 
 
 REGISTRY = SpeechRegistry()

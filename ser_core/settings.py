@@ -14,7 +14,7 @@ from enum import Enum
 from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
-from ser_core.metric_columns import ATTRIBUTE_METRICS, KIND_METRICS, MetricColumn
+from ser_core.metric_columns import ATTRIBUTE_METRICS, KIND_METRICS, STAGE_METRICS, MetricColumn
 from ser_core.sweep import P_TAPT, SweptMethod
 
 
@@ -270,6 +270,14 @@ class PretrainingLossSettings:
 
 
 @dataclass
+class TwoStageSettings:
+    """Fine-tuning in two stages, from acted to natural speech (arXiv 2402.11747): parts of a corpus, by a pattern in utterance names."""
+
+    source: str = ""  # regular expression: the part that the first stage trains on, with the settings of `finetune`; "": no first stage
+    target: str = ""  # the part that `finetune` trains on, starting from the first stage, and is tested on; "": the whole corpus, one stage
+
+
+@dataclass
 class TextEncoderSettings:
     """A text encoder of transformers: a folder, a Hugging Face name in the local cache, or random weights from `config`."""
 
@@ -347,7 +355,8 @@ class Recipe:
         *("preset", "execution", "backbone.revision", "backbone.commits", "states.wav2vec.checkpoint", "text.encoder", "text.transcripts"),
     )
 
-    compared_within: ClassVar[tuple[str, ...]] = ("training_fraction", "protocol")  # only methods with the same value are compared by tests
+    # only methods with the same values are compared by tests
+    compared_within: ClassVar[tuple[str, ...]] = ("training_fraction", "protocol", "two_stage.target")
 
     preset: str = "paper"  # configs/recipe/NAME.yaml, which the other settings override; not part of a stage's key
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
@@ -358,6 +367,7 @@ class Recipe:
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     ptapt: PtaptSettings = field(default_factory=PtaptSettings)
     pretraining_loss: PretrainingLossSettings = field(default_factory=PretrainingLossSettings)
+    two_stage: TwoStageSettings = field(default_factory=TwoStageSettings)
     text: TextSettings = field(default_factory=TextSettings)
     fusion: FusionSettings = field(default_factory=FusionSettings)
     execution: ExecutionSettings = field(default_factory=ExecutionSettings)
@@ -383,6 +393,9 @@ class Recipe:
             found.append(f"TAPT of {_times(self.tapt.steps, 'step')}")
         if method == "ptapt":
             found.append(f"P-TAPT of {_times(self.ptapt.steps, 'step')} on k = {', '.join(map(str, self.cluster.counts))}")
+        if self.two_stage.target:
+            first = f"first on utterances of the pattern {self.two_stage.source}, then " if self.two_stage.source else ""
+            found.append(f"fine-tuning {first}on utterances of the pattern {self.two_stage.target}")
         kinds = " + ".join(kind.name for kind in self.finetune.adaptors.kinds)
         what = f" ({kinds} only)" if kinds else ""
         return (*found, f"fine-tuning{what} of {_times(self.finetune.epochs, 'epoch')}{self._targets()}")
@@ -392,9 +405,11 @@ class Recipe:
 
         Scripted and improvised turns are shown apart where transcripts are read, and if the protocol divides the scripts.
         """
-        attributes = ATTRIBUTE_METRICS if self.finetune.attributes.weight and method not in ("text", "score") else ()
+        audio = method not in ("text", "score")
+        attributes = ATTRIBUTE_METRICS if audio and self.finetune.attributes.weight else ()
+        stages = STAGE_METRICS if audio and self.two_stage.source else ()
         apart = KIND_METRICS if self.text.transcripts or self.protocol is not Protocol.sessions else ()
-        return (*attributes, *apart)
+        return (*attributes, *stages, *apart)
 
     def _targets(self) -> str:
         """What fine-tuning is trained to predict, if not the classes alone."""

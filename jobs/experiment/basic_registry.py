@@ -15,6 +15,7 @@ from typing import Any, Unpack
 from jobs.errors import UsageError
 from jobs.experiment.registry import StageArguments
 from jobs.store.records import json_text, write_text
+from jobs.store.scores import UNWEIGHTED, Score
 
 MANIFEST = "manifest.json"  # a folder with this file is a prepared corpus
 
@@ -53,6 +54,7 @@ class BasicRegistry:
     packages: tuple[str, ...] = ()
     makes: tuple[str, ...] = ()
     pinned_keys: tuple[str, ...] = ()
+    score: Score = UNWEIGHTED
 
     @property
     def default_methods(self) -> tuple[str, ...]:

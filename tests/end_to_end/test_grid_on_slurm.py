@@ -34,7 +34,7 @@ def test_three_methods_from_sbatch_to_pdf(slurm_cluster: Cluster, small_data: Pa
     assert compile_table(tables).stat().st_size > 10_000
     submissions = sorted((run.results / "demo" / "submissions").rglob("*.sh"))
     assert submissions
-    check_waiting(tmp_path / "slurm" / "store")
+    check_waiting(run.results / "store")
     report = (tables / "report.html").read_text()
     assert all(title in report for title in ("Waiting in the queue by stage", "Requested and used by stage"))
 
