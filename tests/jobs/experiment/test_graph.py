@@ -56,7 +56,8 @@ def test_a_key_is_the_hash_of_the_canonical_text() -> None:
     methods, folds = SPEECH.methods, ("1", 'fold "2"', "\\é\n", "")
     slots = seeds_of_slots(methods, folds, seeds=3, first_seed=10**12)
     graph = build_graph(SPEECH, SMALL, corpus="c", corpus_digest='d"1', methods=methods, folds=folds, seeds=slots)
-    assert Counter(node.stage for node in graph.nodes.values()) == {"finetune": 36, "tapt": 4, "states": 4, "cluster": 12, "ptapt": 4}
+    shared = {"finetune": 36, "tapt": 4, "states": 4, "cluster": 12, "ptapt": 4}
+    assert Counter(node.stage for node in graph.nodes.values()) == {**shared, "text": 12, "score": 12}  # `score` reads runs of the others
     for key, node in graph.nodes.items():
         assert key == node.key == _plainly(node, 'd"1', node.upstream)
 
