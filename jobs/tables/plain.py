@@ -136,9 +136,9 @@ def _prior_work(summary: Summary, published: Published) -> PlainTable | None:
 
 
 def _further(summary: Summary, published: Published) -> PlainTable | None:
-    """A row per method that has metrics beside its score, and a column per metric."""
+    """A row per method that has metrics beside its score, and a column per metric; None if no run has any of them."""
     columns = list(dict.fromkeys(each.column for each in summary.further))
-    if not columns:
+    if not any(each.n for each in summary.further):
         return None
     found: dict[tuple[str, str], dict[MetricColumn, FurtherMetric]] = {}
     for each in summary.further:

@@ -71,6 +71,14 @@ def test_the_table_has_a_row_for_the_method_that_has_the_metric(summary: Summary
     assert table.caption[1:] == ("CCC: agreement.", "Liking: none.")
 
 
+def test_a_table_without_a_value_is_left_out(summary: Summary) -> None:
+    """As for scripted and improvised turns of a corpus whose names do not tell them apart."""
+    empty = tuple(
+        dataclasses.replace(each, cells=tuple(dataclasses.replace(cell, runs=()) for cell in each.cells)) for each in summary.further
+    )
+    assert plain_tables(dataclasses.replace(summary, further=empty), published(None)) == ()
+
+
 def test_it_is_in_every_format(summary: Summary, tmp_path: Path) -> None:
     """LaTeX, Markdown, CSV, JSON and report; without such a recipe none of them."""
     both, results = finished()
