@@ -59,8 +59,18 @@ def test_status_only_looks_and_reconcile_acts(slurm_cluster: Cluster, small_data
     settings = ("--cluster", "slurm", "methods=[vft]", "resources.default.memory_gb=1", *SMALL, "policy.poll_minutes=5")
     launched = run("grid", "demo", *settings, *IDLE)
     assert launched.returncode == 0, launched.stdout + launched.stderr
+
+    def running() -> int:
+        """Tasks as accounting knows them, which learns of them later than the queue: only there is told who cancelled one."""
+        rows = slurm_cluster.run("sacct", "--noheader", "--parsable2", "--allusers", "--allocations", "--format=State,JobName%60")
+        return sum(row.startswith("RUNNING|demo.finetune.") for row in rows.splitlines())
+
+    def gone() -> bool:
+        return not slurm_cluster.run("squeue", "--noheader") and not running()
+
+    assert wait_until(lambda: running() == 2, 60)
     slurm_cluster.run("scancel", f"--user={account.uid}")  # root is an operator here: its scancel is no cancellation by the owner
-    assert wait_until(lambda: not slurm_cluster.run("squeue", "--noheader"), 60)
+    assert wait_until(gone, 60)
     for options in ((), ("--json",)):
         shown = run("status", "demo", *options)
         assert shown.returncode == 0, shown.stderr
@@ -75,8 +85,9 @@ def test_status_only_looks_and_reconcile_acts(slurm_cluster: Cluster, small_data
         assert slurm_cluster.run("squeue", "--noheader")
     if account.uid != 0:
         if os.getuid() == 0:
+            assert wait_until(lambda: running() == 2, 60)
             slurm_cluster.run("scancel", f"--user={account.uid}", user=account.user)
-        assert wait_until(lambda: not slurm_cluster.run("squeue", "--noheader"), 60)
+            assert wait_until(gone, 60)
         acted = run("reconcile", "demo")
         assert acted.returncode == 3, acted.stdout + acted.stderr
         assert f"cancelled: `python launch.py resume demo --results {run.results}` resumes" in acted.stdout
