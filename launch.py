@@ -18,6 +18,7 @@ import typer
 from jobs.commands.arguments import Data
 from jobs.commands.bundle_arguments import add_bundle_commands
 from jobs.commands.collect_arguments import add_collect
+from jobs.commands.console import COMMAND
 from jobs.commands.disk_arguments import add_disk_commands
 from jobs.commands.examples import add_examples
 from jobs.commands.export_arguments import add_export_command
@@ -30,10 +31,14 @@ from jobs.commands.sweep_arguments import add_sweep
 from jobs.errors import UsageError
 from jobs.store.layout import shared_path
 
+ROOT = shared_path(Path(__file__).resolve() if Path(__file__).is_symlink() else Path(__file__)).parent
+INSTALLED = (ROOT / "__init__.py").is_file()  # it lies in the package `ser_grid`
 PROGRAM = Program(
-    root=shared_path(Path(__file__).resolve() if Path(__file__).is_symlink() else Path(__file__)).parent,
+    root=ROOT,
     registry="ser_core.registry:REGISTRY",
     experiment="iemocap",
+    home=shared_path(Path()) if INSTALLED else None,
+    command="ser-grid" if INSTALLED else COMMAND,
 )
 
 app = typer.Typer(
@@ -60,7 +65,7 @@ def prepare(
     data: Data = PROGRAM.data,
 ) -> None:
     """Check a corpus, convert it to 16 kHz mono, write its manifest. Every problem is listed by file name."""
-    from jobs.commands.console import note, with_progress
+    from jobs.commands.console import note, say, with_progress
     from jobs.commands.hints import next_after_prepare
     from ser_core.corpora.demo import prepare_demo
     from ser_core.corpora.known import known_corpora, table_lines
@@ -100,11 +105,11 @@ def prepare(
                 progress=tick,
             ),
         )
-    typer.echo(corpus_line(manifest))
+    say(corpus_line(manifest))
     for line in manifest.source.get("notes", ()):
         note(str(line))
     if kind != "demo":  # which `grid demo` prepares itself
-        has_experiment = (PROGRAM.configs / "experiment" / f"{manifest.corpus}.yaml").is_file()
+        has_experiment = any((each / "experiment" / f"{manifest.corpus}.yaml").is_file() for each in (PROGRAM.own_configs, PROGRAM.configs))
         note(next_after_prepare(manifest.corpus, [("--data", data, PROGRAM.data)], has_experiment=has_experiment))
 
 
@@ -116,12 +121,12 @@ add_site_commands(app, PROGRAM)
 add_bundle_commands(app, PROGRAM)
 add_disk_commands(app, PROGRAM)
 add_export_command(app, PROGRAM)
-add_examples(app)
+add_examples(app, PROGRAM.command)
 
 
 def main() -> int:
     """Run the command line; returns the exit code."""
-    return run(app)
+    return run(app, PROGRAM.command)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ run. Machines differ: read ratios, and repeat the benchmark on a machine with ot
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -31,6 +32,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,7 @@ class Measured:
     """Measurement of one stage in one setting; times in seconds."""
 
     step: float
+    step_cpu: float  # of all threads
     epoch: float
     front_end: float  # of all training utterances, once
     test_utterance: float | None
@@ -207,6 +210,7 @@ class Bench:
         padded = valid if packed else sum(max(batch) * len(batch) for batch in frames)
         return Measured(
             step=durations["step"],
+            step_cpu=outcome["step_cpu"],
             epoch=durations["step"] * len(batches) + share,
             front_end=front_end,
             test_utterance=test,
@@ -225,6 +229,12 @@ def answer_request(request: Mapping[str, Any], answer: Path) -> None:
 
     REGISTRY.preload()
     output = Path(request["output"])
+    asked: list[float] = []  # CPU seconds whenever the stage asks whether to stop: at last before each step
+
+    def never_stop() -> bool:
+        asked.append(time.process_time())
+        return False
+
     outcome = REGISTRY.run(
         request["stage"],
         settings=request["settings"],
@@ -235,13 +245,15 @@ def answer_request(request: Mapping[str, Any], answer: Path) -> None:
         upstream={role: Path(folder) for role, folder in request["upstream"].items()},
         output=output,
         checkpoint=output / "checkpoint",
-        should_stop=lambda: False,
+        should_stop=never_stop,
         report=lambda line: None,
         relief=0,
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     peak_gpu = torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0
-    answer.write_text(json.dumps({**outcome, "peak": peak, "peak_gpu": peak_gpu}))
+    begun = asked[-outcome["metrics"]["steps"] :]
+    step_cpu = statistics.median(after - before for before, after in itertools.pairwise(begun)) if len(begun) > 1 else 0.0
+    answer.write_text(json.dumps({**outcome, "peak": peak, "peak_gpu": peak_gpu, "step_cpu": step_cpu}))
 
 
 def loss_curve(output: Path) -> list[float]:
@@ -269,37 +281,6 @@ def transformer_flops(call: StageCall, batches: list[list[int]]) -> float:
     weights = layers * (4 * width * width + 2 * width * config.intermediate_size)
     weights += width * width // config.num_conv_pos_embedding_groups * config.num_conv_pos_embeddings
     return float(sum(6 * weights * frames + 12 * layers * width * frames * frames for batch in batches for frames in batch))
-
-
-def matrix_gflops(threads: int, device: str) -> float:
-    """GFLOP/s of a large matrix product, the best of five: float32 on a CPU, bfloat16 on a GPU."""
-    import torch
-
-    torch.set_num_threads(threads)
-    size = 2048 if device == "cpu" else 8192
-    left = torch.ones(size, size, device=device, dtype=torch.float32 if device == "cpu" else torch.bfloat16)
-    best = float("inf")
-    for _ in range(5):
-        started = time.perf_counter()
-        product = left @ left
-        float(product[0, 0])  # waits for a GPU
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best / 1e9
-
-
-def copy_bandwidth(device: str) -> float:
-    """Bytes per second read and written by a copy, the best of five."""
-    import torch
-
-    source = torch.ones(1 << 28, device=device)
-    target = torch.empty_like(source)
-    best = float("inf")
-    for _ in range(5):
-        started = time.perf_counter()
-        target.copy_(source)
-        float(target[0])
-        best = min(best, time.perf_counter() - started)
-    return 2 * source.numel() * 4 / best
 
 
 def calls_of(recipe: Recipe) -> dict[str, StageCall]:
@@ -345,6 +326,8 @@ def main() -> None:
         options.backbone, options.utterances, options.batch_size, options.stages = "base", 8, 8, ["finetune"]
     import torch
 
+    from benchmarks.machine import matrix_gflops
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory() as temporary:
         corpus = noise_corpus(Path(temporary) / "corpus", options.utterances, max(4, options.utterances // 4))
@@ -370,7 +353,7 @@ def main() -> None:
                 print(row(stage, setting, pair, peak), flush=True)
             for setting in settings if PAPER in settings else ():
                 if setting in ADAPTED:
-                    print(f"  step of {setting} / {PAPER}: {step_ratios(repeated[setting], repeated[PAPER])}")
+                    print(f"  step of {setting:<13} / {PAPER}: {step_ratios(repeated[setting], repeated[PAPER])}")
             for setting, measured in pair.items():
                 print(f"  loss of {setting:<13} {' '.join(f'{loss:.4f}' for loss in measured.curve[:SHOWN_STEPS])}")
             found[stage] = pair
@@ -405,14 +388,19 @@ def row(stage: str, setting: str, pair: Mapping[str, Measured], peak: float) -> 
 
 
 def step_ratios(some: Sequence[Measured], others: Sequence[Measured]) -> str:
-    """The median ratio of a step in two settings that were measured in turn, and the ratio of each repetition."""
-    ratios = [one.step / other.step for one, other in zip(some, others, strict=True)]
-    return f"{statistics.median(ratios):.2f} ({' '.join(f'{ratio:.2f}' for ratio in ratios)})"
+    """Median and single ratios of a step in two settings that were measured in turn, by the clock and in CPU seconds."""
+    shown = []
+    for name, value in (("time", attrgetter("step")), ("CPU seconds", attrgetter("step_cpu"))):
+        ratios = [value(one) / value(other) for one, other in zip(some, others, strict=True) if value(other)]
+        shown.append(f"{name} {statistics.median(ratios):.2f} ({' '.join(f'{ratio:.2f}' for ratio in ratios)})" if ratios else "")
+    return ", ".join(filter(None, shown))
 
 
 def print_gpu(measured: Measured) -> None:
     """GPU only: memory, how many such stages fit at once, and memory traffic for weights and optimiser."""
     import torch
+
+    from benchmarks.machine import copy_bandwidth
 
     total = torch.cuda.get_device_properties(0).total_memory
     parameters = 95e6  # wav2vec2-base; weights read twice, gradients written and read, Adam reads three and writes three tensors

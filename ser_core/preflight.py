@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from ser_core.corpora.manifest import DIMENSIONS, Manifest, Utterance
+from ser_core.corpora.parts import part
 from ser_core.corpora.subsets import subset
 from ser_core.corpora.validation import training_and_validation
 from ser_core.errors import InputError
@@ -97,8 +98,12 @@ def corpus_problems(method: str, recipe: Recipe, manifest: Manifest, folds: Mapp
     if not count:
         yield f"{manifest.corpus}: no utterances to train on when fold {fold!r} is held out"
         return
-    yield from _batch_problem("finetune", recipe.finetune.batch_size, manifest, fold, count)
-    yield from _attribute_problems(recipe.finetune, manifest, training, folds)
+    parts = [pattern for pattern in (recipe.two_stage.source, recipe.two_stage.target) if pattern]
+    if parts:
+        yield from _part_problems(recipe, parts, manifest, training, folds)
+    else:
+        yield from _batch_problem("finetune", recipe.finetune.batch_size, manifest, fold, count)
+    yield from _attribute_problems(recipe.finetune, manifest, training, folds, parts or [""])
     if method != "ptapt":
         return
     training_part = count - held_out_for_validation(count, recipe.states.validation_fraction)
@@ -112,7 +117,11 @@ def corpus_problems(method: str, recipe: Recipe, manifest: Manifest, folds: Mapp
 
 
 def _attribute_problems(
-    settings: FinetuneSettings, manifest: Manifest, training: Mapping[str, Sequence[Utterance]], folds: Mapping[str, Sequence[str]]
+    settings: FinetuneSettings,
+    manifest: Manifest,
+    training: Mapping[str, Sequence[Utterance]],
+    folds: Mapping[str, Sequence[str]],
+    patterns: Sequence[str],
 ) -> Iterator[str]:
     """Yield a line if attributes are to be trained that a fold does not have two utterances of, in training or test."""
     if not settings.attributes.weight:
@@ -121,14 +130,51 @@ def _attribute_problems(
     if settings.batch_size < 2:
         yield f"{section}: 1 - CCC has no gradient in a batch of one utterance; recipe.finetune.batch_size must be at least 2"
     for fold, validation in folds.items():
-        tested = training_and_validation(manifest, fold, validation)[1] if validation else manifest.test(fold)
-        for part, utterances in (("to train on", training[fold]), ("to test on", tested)):
+        tested = part(_tested(manifest, fold, validation), patterns[-1])
+        chosen = [("to train on", part(training[fold], pattern)) for pattern in patterns]
+        for what, utterances in (*chosen, ("to test on", tested)):
             count = sum(utterance.dimensions is not None for utterance in utterances)
             if count < 2:
                 yield (
-                    f"{section}: {count} utterances {part} in fold {fold!r} of {manifest.corpus} have {', '.join(DIMENSIONS)}, at least 2 "
-                    "are needed; prepare a corpus that has them (docs/corpora.md), or set the weight to 0"
+                    f"{section}: utterances {what} in fold {fold!r} of {manifest.corpus} that have {', '.join(DIMENSIONS)}: {count}, "
+                    "at least 2 are needed; prepare a corpus that has them (docs/corpora.md), or set the weight to 0"
                 )
+                return
+
+
+def _tested(manifest: Manifest, fold: str, validation: Sequence[str]) -> tuple[Utterance, ...]:
+    return training_and_validation(manifest, fold, validation)[1] if validation else manifest.test(fold)
+
+
+def _part_problems(
+    recipe: Recipe,
+    patterns: Sequence[str],
+    manifest: Manifest,
+    training: Mapping[str, Sequence[Utterance]],
+    folds: Mapping[str, Sequence[str]],
+) -> Iterator[str]:
+    """Yield a line for the first fold in which a part of the corpus is too small, or two parts share an utterance."""
+    for fold, validation in folds.items():
+        found = [part(training[fold], pattern) for pattern in patterns]
+        shared = set.intersection(*({utterance.id for utterance in utterances} for utterances in found))
+        if len(found) > 1 and shared:
+            yield (
+                f"recipe.two_stage: utterance {min(shared)} of {manifest.corpus} is in both parts, source={patterns[0]} and "
+                f"target={patterns[1]}; choose patterns that share none"
+            )
+            return
+        for pattern, utterances in zip(patterns, found, strict=True):
+            section = f"recipe.two_stage, pattern {pattern} in fold {fold!r} of {manifest.corpus}"
+            missing = set(manifest.classes) - {utterance.label for utterance in utterances}
+            if missing:
+                yield f"{section}: no utterance of class {min(missing)!r} to train on; choose another pattern, or folds"
+                return
+            if not part(_tested(manifest, fold, validation), pattern):
+                yield f"{section}: no utterance to test on; choose another pattern, or folds"
+                return
+            size = recipe.finetune.batch_size
+            if size > len(utterances):
+                yield f"{section}: recipe.finetune.batch_size={size} is more than the number of its utterances, {len(utterances)}"
                 return
 
 

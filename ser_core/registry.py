@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, Unpack
 
 from ser_core.corpora.lines import corpus_line, how_to_prepare
-from ser_core.corpora.manifest import SAMPLE_RATE, Manifest, load_manifest
-from ser_core.corpora.subsets import subset
+from ser_core.corpora.manifest import Manifest, load_manifest
+from ser_core.corpora.parts import pattern_problem
 from ser_core.corpora.validation import is_fixed_part, validation_speakers
+from ser_core.cost_notes import cost_notes
 from ser_core.errors import InputError
 from ser_core.keyed import keyed, plain
 from ser_core.models.backbone_config import config_problems
@@ -32,7 +33,7 @@ METHODS = ("vft", "tapt", "ptapt")
 MEASUREMENTS = ("pretraining_loss",)  # methods that train nothing and have no score: one stage for a whole corpus
 
 # Part of a stage's key: increment it when a stage computes something else, so that existing artifacts are not reused.
-VERSIONS: Mapping[str, int] = {"states": 3, "cluster": 2, "tapt": 3, "ptapt": 3, "finetune": 4, "pretraining_loss": 1}
+VERSIONS: Mapping[str, int] = {"states": 3, "cluster": 2, "tapt": 3, "ptapt": 3, "source": 1, "finetune": 4, "pretraining_loss": 1}
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,16 @@ class StageArguments(TypedDict):
     shared: NotRequired[Path | None]
 
 
+@dataclass(frozen=True)
+class Score:
+    """The number by which runs are judged and compared; `jobs` computes it from a confusion matrix, exactly (mean recall over classes)."""
+
+    name: str = "ua"
+    label: str = "UA"
+    title: str = "Unweighted accuracy"
+    of_confusion: str = "ua"
+
+
 class SpeechRegistry:
     """V-FT, TAPT and P-TAPT. Every method ends in the stage `finetune`, the only one that depends on the run's seed.
 
@@ -76,9 +87,10 @@ class SpeechRegistry:
 
     methods = METHODS
     measurements = MEASUREMENTS
-    teams = ("states", "tapt", "ptapt", "finetune")
+    teams = ("states", "tapt", "ptapt", "source", "finetune")
     stages = tuple(VERSIONS)
     recipe_schema = Recipe
+    score = Score()
     packages = ("torch", "transformers", "numpy", "scipy", "scikit-learn", "safetensors", "soundfile", "tensorboard")
     makes = ("demo",)  # corpora that need no source
     pinned_keys = ("backbone.checkpoint", "backbone.revision")
@@ -105,7 +117,13 @@ class SpeechRegistry:
             return StageCall(name, VERSIONS[name], {**settings, **kept, **part}, {**runtime, **origin, **more}, fold, number, upstream)
 
         def finetune(own: dict[str, Any], upstream: Mapping[str, StageCall]) -> StageCall:
-            return stage("finetune", {"finetune": keyed(recipe.finetune), "features": features, **own}, upstream, seed)
+            settings = {"finetune": keyed(recipe.finetune), "features": features, **own}
+            if not recipe.two_stage.target:
+                return stage("finetune", settings, upstream, seed)
+            if recipe.two_stage.source:
+                first = {"source": keyed(recipe.finetune), "features": features, "part": recipe.two_stage.source, **own}
+                upstream = {**upstream, "start": stage("source", first, upstream, recipe.upstream_seed)}
+            return stage("finetune", {**settings, "two_stage": plain(recipe.two_stage)}, upstream, seed)
 
         if method not in (*METHODS, *MEASUREMENTS):
             raise InputError(f"method {method!r}: unknown; known are {', '.join((*METHODS, *MEASUREMENTS))}")
@@ -232,21 +250,8 @@ class SpeechRegistry:
             raise InputError(list(dict.fromkeys(problems)))
 
     def cost_notes(self, corpus: Path, stages: Sequence[Any]) -> tuple[str, ...]:
-        """Return a line for a dry run if stages compute a frozen front end at every step; `stages` have `stage`, `settings`, `fold`."""
-        repeated = [
-            call for call in stages if call.stage in ("finetune", "ptapt") and call.settings["features"]["padding"] != "independent"
-        ]
-        if not repeated:
-            return ()
-        manifest = load_manifest(corpus)
-        hours = sum(_front_end_hours(manifest, call) for call in repeated)
-        once = sum(utterance.samples for utterance in manifest.utterances) / SAMPLE_RATE / 3600
-        stages = f"{len(repeated)} stages compute" if len(repeated) > 1 else "1 stage computes"
-        return (
-            f"recipe.features.padding=reference: {stages} the front end at every training step, on batches padded "
-            f"to one length: {hours:.1f} hours of audio without the padding. Features are not stored; `independent` features would be "
-            f"computed once, from {once:.1f} hours of audio",
-        )
+        """Return lines for a dry run about what is slow (`ser_core.cost_notes`); `stages` have `stage`, `settings`, `fold`."""
+        return cost_notes(corpus, stages)
 
     def run(self, stage: str, **arguments: Unpack[StageArguments]) -> Mapping[str, Any]:
         """Compute one stage: artifacts go to `output`, checkpoints to `checkpoint`.
@@ -308,17 +313,6 @@ class SpeechRegistry:
         from ser_core.stages import run
 
         del omegaconf, sklearn, torch, transformers, run
-
-
-def _front_end_hours(manifest: Manifest, call: Any) -> float:
-    """Hours of audio that pass the front end while a stage trains."""
-    if call.stage == "ptapt":
-        return float(call.settings["ptapt"]["steps"] * call.settings["ptapt"]["batch_seconds"] / 3600)
-    settings = call.settings["finetune"]
-    trained = trained_on(manifest, call.fold, call.settings.get("validation", ()))
-    part = subset(manifest, call.fold, trained, call.settings.get("training_fraction", 1))
-    seconds = [utterance.samples / SAMPLE_RATE for utterance in part]
-    return float(settings["epochs"] * sum(min(each, settings["max_seconds"]) for each in seconds) / 3600)
 
 
 REGISTRY = SpeechRegistry()
@@ -424,6 +418,11 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     if recipe.backbone.checkpoint is not None:
         yield from backbone_problems(recipe.backbone)
     yield from adaptor_problems(recipe.finetune.adaptors)
+    for key, pattern in (("source", recipe.two_stage.source), ("target", recipe.two_stage.target)):
+        if problem := pattern_problem(f"recipe.two_stage.{key}", pattern):
+            yield problem
+    if recipe.two_stage.source and not recipe.two_stage.target:
+        yield f"recipe.two_stage.source={recipe.two_stage.source}: name the part of the second stage too, as recipe.two_stage.target"
     yield from _grid_problems(recipe)
 
 

@@ -270,6 +270,14 @@ class PretrainingLossSettings:
 
 
 @dataclass
+class TwoStageSettings:
+    """Fine-tuning in two stages, from acted to natural speech (arXiv 2402.11747): parts of a corpus, by a pattern in utterance names."""
+
+    source: str = ""  # regular expression: the part that the first stage trains on, with the settings of `finetune`; "": no first stage
+    target: str = ""  # the part that `finetune` trains on, starting from the first stage, and is tested on; "": the whole corpus, one stage
+
+
+@dataclass
 class ExecutionSettings:
     """How a stage is computed; not part of a stage's key."""
 
@@ -303,6 +311,15 @@ ATTRIBUTE_METRICS = (
 )
 
 
+_STAGES = "Source, target: UA (0 to 1) on the source and the target part of the held-out fold, after the first and the second stage."
+STAGE_METRICS = (
+    MetricColumn("ua_source_before", "source, first", 3, _STAGES),
+    MetricColumn("ua_source", "source, second", 3, _STAGES),
+    MetricColumn("ua_target_before", "target, first", 3, _STAGES),
+    MetricColumn("ua", "target, second", 3, _STAGES),
+)
+
+
 @dataclass
 class Recipe:
     """The settings of the stages of all methods."""
@@ -312,7 +329,10 @@ class Recipe:
     # No departures from a preset; tables state revision and digest of the weights that were used.
     not_of_preset: ClassVar[tuple[str, ...]] = ("preset", "execution", "backbone.revision", "backbone.commits", "states.wav2vec.checkpoint")
 
-    compared_within: ClassVar[tuple[str, ...]] = ("training_fraction",)  # only methods with the same value are compared by tests
+    compared_within: ClassVar[tuple[str, ...]] = (
+        "training_fraction",
+        "two_stage.target",
+    )  # only methods with the same value are compared by tests
 
     preset: str = "paper"  # configs/recipe/NAME.yaml, which the other settings override; not part of a stage's key
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
@@ -323,6 +343,7 @@ class Recipe:
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     ptapt: PtaptSettings = field(default_factory=PtaptSettings)
     pretraining_loss: PretrainingLossSettings = field(default_factory=PretrainingLossSettings)
+    two_stage: TwoStageSettings = field(default_factory=TwoStageSettings)
     execution: ExecutionSettings = field(default_factory=ExecutionSettings)
     training_fraction: float = 1.0  # of the training utterances that every stage trains on (ser_core.corpora.subsets)
     upstream_seed: int = 0  # of states, cluster, tapt and ptapt, computed once per fold for all seeds, and of pretraining_loss
@@ -339,13 +360,17 @@ class Recipe:
             found.append(f"TAPT of {_times(self.tapt.steps, 'step')}")
         if method == "ptapt":
             found.append(f"P-TAPT of {_times(self.ptapt.steps, 'step')} on k = {', '.join(map(str, self.cluster.counts))}")
+        if self.two_stage.target:
+            first = f"first on utterances of the pattern {self.two_stage.source}, then " if self.two_stage.source else ""
+            found.append(f"fine-tuning {first}on utterances of the pattern {self.two_stage.target}")
         kinds = " + ".join(kind.name for kind in self.finetune.adaptors.kinds)
         what = f" ({kinds} only)" if kinds else ""
         return (*found, f"fine-tuning{what} of {_times(self.finetune.epochs, 'epoch')}{self._targets()}")
 
     def further_metrics(self) -> tuple[MetricColumn, ...]:
-        """The metrics of results of fine-tuning that tables show beside the accuracies."""
-        return ATTRIBUTE_METRICS if self.finetune.attributes.weight else ()
+        """The metrics of results of fine-tuning that tables show beside the score."""
+        attributes = ATTRIBUTE_METRICS if self.finetune.attributes.weight else ()
+        return (*attributes, *(STAGE_METRICS if self.two_stage.source else ()))
 
     def _targets(self) -> str:
         """What fine-tuning is trained to predict, if not the classes alone."""

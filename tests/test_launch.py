@@ -49,7 +49,7 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
         (("grid", "demo", "site=nowhere"), ("no site profile 'nowhere'",)),
         (
             ("grid", "demo", "resources.finetun.cpus=1"),
-            ("resources.finetun: no such stage", "default, states, cluster, tapt, ptapt, finetune"),
+            ("resources.finetun: no such stage", "default, states, cluster, tapt, ptapt, source, finetune"),
         ),
         (("grid", "demo", "recipe=null"), ("recipe",)),
         (("grid", "mine.yaml"), ("no experiment '/", "mine.yaml'", "no such file")),

@@ -62,8 +62,9 @@ class NewestResult:
 
     run: str  # METHOD/FOLD/SLOT
     seed: int
-    ua: float  # percent
+    ua: float  # its score
     finished: float  # seconds since the epoch
+    score: str  # with its label: `UA 71.2`
 
 
 @dataclass(frozen=True)
@@ -175,20 +176,20 @@ def waiting_rows(report: Report, pending: Mapping[str, Pending], now: float, stu
 
 
 def newest_result(graph: Graph, finished: Mapping[str, tuple[float, float | None]]) -> NewestResult | None:
-    """The run that was finished last. `finished`: key -> time and UA of each stage that is done."""
+    """The run that was finished last. `finished`: key -> time and score of each stage that is done."""
     known = [(*finished[run.key], run) for run in graph.runs if run.key in finished]
     scored = [(when, ua, run) for when, ua, run in known if ua is not None]
     if not scored:
         return None
     when, ua, run = max(scored, key=lambda each: each[0])
-    return NewestResult(run.name, run.seed, ua, when)
+    return NewestResult(run.name, run.seed, ua, when, graph.score.text(ua))
 
 
 def activity_lines(activity: Activity) -> list[str]:
     """Progress, what runs and where, what waits and why, and the time left; the time of the look comes last."""
     now = activity.looked
     newest = activity.newest
-    last = f"; newest: {newest.run} seed {newest.seed}, UA {newest.ua:.1f}, {ago(now - newest.finished)}" if newest else ""
+    last = f"; newest: {newest.run} seed {newest.seed}, {newest.score}, {ago(now - newest.finished)}" if newest else ""
     lines = [f"{activity.runs_done} of {counted(activity.runs, 'run')} done{last}"]
     lines.extend(f"running: {running_text(row, now)}" for row in activity.running[:RUNNING_SHOWN])
     if len(activity.running) > RUNNING_SHOWN:

@@ -115,6 +115,7 @@ def _origin(session: Session, unreplaced: str | None, style: Style) -> Origin:
         unreplaced=chosen,
         style=style,
         measurements=tuple(sorted(graph.measurements)),
+        score=graph.score,
         corpus_caption=session.launched.corpus.caption,
     )
     files = (path for pattern in ENVIRONMENT_FILES for path in session.root.glob(pattern) if path.is_file())

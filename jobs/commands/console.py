@@ -12,16 +12,23 @@ if TYPE_CHECKING:
     from jobs.commands.session import Session
 
 ResultT = TypeVar("ResultT")
+COMMAND = "python launch.py"  # in messages
+_spoken = {COMMAND: COMMAND}
+
+
+def name_command(command: str) -> None:
+    """Let messages name another command in the place of COMMAND, such as that of an installed package."""
+    _spoken[COMMAND] = command
 
 
 def say(line: str) -> None:
     """One line on stdout."""
-    typer.echo(line)
+    typer.echo(line.replace(COMMAND, _spoken[COMMAND]))
 
 
 def note(line: str) -> None:
     """One line on stderr."""
-    typer.echo(line, err=True)
+    typer.echo(line.replace(COMMAND, _spoken[COMMAND]), err=True)
 
 
 def print_lines(lines: Iterable[str]) -> None:

@@ -32,9 +32,9 @@ EXAMPLES: Mapping[str, tuple[str, str]] = {  # command -> its words after `pytho
 }
 
 
-def add_examples(app: typer.Typer) -> None:
-    """End the help of each command that has examples with them."""
+def add_examples(app: typer.Typer, program: str) -> None:
+    """End the help of each command that has examples with them. `program`: the words before the command."""
     for command in app.registered_commands:
         name = command.name or (command.callback.__name__ if command.callback else "")
         if name in EXAMPLES:
-            command.epilog = "\n\n".join(("Examples:", *(f"python launch.py {words}" for words in EXAMPLES[name])))
+            command.epilog = "\n\n".join(("Examples:", *(f"{program} {words}" for words in EXAMPLES[name])))

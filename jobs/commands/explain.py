@@ -155,16 +155,16 @@ def _seed_lines(run: Run, graph: Graph, facts: Mapping[str, StageFacts], judgeme
         if dropped is not None:
             when = f"dropped in round {dropped.round}" if dropped.round else "dropped"
             verdict = _verdict(judgements.rounds.get(run.method, ())[dropped.round - 1], each) if dropped.round else None
-            lines.append(f"{which}: {when}: {verdict_in_words(policy.outliers, verdict) if verdict else dropped.reason}")
+            lines.append(f"{which}: {when}: {verdict_in_words(policy.outliers, verdict, graph.score.label) if verdict else dropped.reason}")
             continue
-        ua = f", UA {fact.ua:.1f}" if fact.ua is not None else ""
-        state = f"done{ua}" if fact.done and not fact.diverged else fact.diverged or "no result yet"
+        score = f", {graph.score.text(fact.ua)}" if fact.ua is not None else ""
+        state = f"done{score}" if fact.done and not fact.diverged else fact.diverged or "no result yet"
         lines.append(f"{which}: fills the slot now; {state}")
         verdict = _verdict(last[-1], each) if last else None
         if verdict is not None:
             kept = run.slot_id in judgements.unresolved
             judged = "out, and kept: no round or no seed is left" if kept else "out" if verdict.out else "in"
-            lines.append(f"    judged in round {len(last)}: {judged}: {verdict_in_words(policy.outliers, verdict)}")
+            lines.append(f"    judged in round {len(last)}: {judged}: {verdict_in_words(policy.outliers, verdict, graph.score.label)}")
     return lines
 
 

@@ -34,13 +34,16 @@ def write_experiment(name: str, corpus: Corpus, like: str, out: Path | None, pro
 
     What the other one says of its own corpus (`folds`, `table`) is left out. UsageError for a file that exists.
     """
-    file = out or program.configs / "experiment" / f"{name}.yaml"
+    file = out or program.own_configs / "experiment" / f"{name}.yaml"
+    if out is None:
+        file.parent.mkdir(parents=True, exist_ok=True)
     if not valid_experiment_name(name):
         raise UsageError(f"init {name}: use letters, digits, '_', '.', '-' (at most 64), and not 'store'")
     if file.exists():
         raise UsageError(f"{file} exists: edit it, or choose another name")
     if not file.parent.is_dir():
         raise UsageError(f"--out {file}: no such folder {file.parent}")
+    like = program.file_of(like)
     origin = read_experiment(Words(like, ()), program)
     values = values_like(cast(Mapping[str, Any], _plain(experiment_file(like, program.configs))), name, corpus.name)
     head = (

@@ -63,10 +63,10 @@ def add_launch_commands(app: typer.Typer, program: Program) -> None:
         """Print every setting of an experiment and its source: command line, experiment file, preset, site profile or default."""
         from jobs.commands.console import note
         from jobs.commands.init import print_config
-        from jobs.commands.launching import require_file, words_of
+        from jobs.commands.launching import program_words, require_file
         from jobs.commands.opener import corpora
 
-        words = words_of("config", with_file(file, arguments), cluster, program.experiment)
+        words = program_words(program, "config", with_file(file, arguments), cluster)
         require_file(words.file, program.configs, corpora(data))
         if words.line:
             note(words.line)
@@ -90,7 +90,7 @@ def add_launch_commands(app: typer.Typer, program: Program) -> None:
         """Run every stage of an experiment that has no result, and write its tables. Safe to repeat; lifts a `cancel`."""
         from jobs.commands.grid import print_plan, run_grid
         from jobs.commands.hints import launch_words
-        from jobs.commands.launching import words_of
+        from jobs.commands.launching import program_words
         from jobs.commands.opener import Place
         from jobs.commands.relaunch import old_stages
 
@@ -98,7 +98,7 @@ def add_launch_commands(app: typer.Typer, program: Program) -> None:
         arguments = with_file(file, arguments)
         if yes and keep_old:
             raise UsageError("grid: --yes and --keep-old: one of them")
-        words = words_of("grid", arguments, cluster, program.experiment)
+        words = program_words(program, "grid", arguments, cluster)
         typed = launch_words("grid", arguments, cluster=cluster, wait=wait, folders=program.folders(data, results))
         session = opener_of(program).launch(words, Place(data, results), typed, dry_run=dry_run)
         if dry_run:

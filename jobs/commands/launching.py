@@ -14,6 +14,7 @@ from jobs.experiment.config import Cluster, Experiment, load_experiment
 from jobs.experiment.launched import Corpus, last_place
 from jobs.experiment.layers import ENDINGS, experiment_file, is_path, registry_name
 from jobs.store.layout import Layout, shared_path
+from jobs.store.scores import UNWEIGHTED, score_of
 from jobs.text import listed
 from jobs.worker.task import Workplace
 
@@ -49,6 +50,12 @@ def words_of(command: str, arguments: Sequence[str], cluster: str | None, defaul
     overrides = tuple(text for text in arguments if "=" in text)
     file = named[0] if named else default
     return Words(str(shared_path(Path(file))) if is_path(file) else file, overrides, Cluster[cluster] if cluster else None, bool(named))
+
+
+def program_words(program: Program, command: str, arguments: Sequence[str], cluster: str | None, default: str = "") -> Words:
+    """`words_of` with the user's own file of the experiment, where there is one. `default`: that of the program if ""."""
+    words = words_of(command, arguments, cluster, default or program.experiment)
+    return replace(words, file=program.file_of(words.file))
 
 
 def chosen_experiment(named: str | None, results: Path, default: str) -> tuple[str, str]:
@@ -125,9 +132,12 @@ def check_experiment(experiment: Experiment, program: Program) -> None:
     from jobs.control.outliers import check_rule
     from jobs.tables.published import load_published
 
-    load_published(program.published, experiment.table)
+    registry = program.plugin(experiment.registry).registry
+    score = score_of(registry)
+    if load_published(program.published, experiment.table).rows and score.name != UNWEIGHTED.name:
+        raise UsageError(f"table={experiment.table}: its figures are {UNWEIGHTED.axis}, the runs have {score.axis}: set table=null")
     for recipe in (experiment.recipe, *experiment.recipes.values()):
-        program.plugin(experiment.registry).registry.check(recipe)
+        registry.check(recipe)
     check_rule(experiment.policy.outliers, experiment.seeds, experiment.policy.sigmas)
     check_notify(experiment.policy)
 

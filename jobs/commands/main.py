@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from jobs.commands.console import note
+from jobs.commands.console import COMMAND, name_command, note
 from jobs.errors import InternalError, SlurmUnavailableError, UsageError, is_mendable, problems_of
 
 if TYPE_CHECKING:
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 MOST_SHOWN = 20  # lines of one error of a registry
 
 
-def run(app: typer.Typer) -> int:
-    """Run a command of `sys.argv`; returns the exit code, or raises SystemExit with it."""
+def run(app: typer.Typer, command: str = COMMAND) -> int:
+    """Run a command of `sys.argv`; returns the exit code, or raises SystemExit with it. `command`: its name in messages."""
+    name_command(command)
     try:
         app(standalone_mode=True)
     except (UsageError, SlurmUnavailableError) as error:

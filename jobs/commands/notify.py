@@ -25,6 +25,7 @@ from jobs.errors import UsageError
 from jobs.experiment.config import Policy
 from jobs.store.layout import Layout
 from jobs.store.records import Decoder, create_json, write_json
+from jobs.store.scores import UNWEIGHTED
 from jobs.text import counted, one_line
 
 SCHEMA = 1
@@ -46,9 +47,11 @@ class Ending:
     outcome: str  # complete, incomplete, stopped; stuck: not ended, but some jobs will never start
     runs: int  # with a result
     all_runs: int
-    ua: Mapping[str, float | None] = field(default_factory=dict)  # method -> mean UA in percent
+    ua: Mapping[str, float | None] = field(default_factory=dict)  # method -> mean score
     problems: tuple[str, ...] = ()
     tables: str = ""  # folder
+    label: str = UNWEIGHTED.label  # of the score
+    unit: str = UNWEIGHTED.unit
 
     @property
     def complete(self) -> bool:
@@ -212,7 +215,9 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 def _lines(ending: Ending) -> list[str]:
     found = [ending.headline, ""]
-    found += [f"{method}: UA {'-' if ua is None else f'{ua:.1f} %'}" for method, ua in ending.ua.items()]
+    found += [
+        f"{method}: {ending.label} {'-' if score is None else f'{score:.1f} {ending.unit}'.rstrip()}" for method, score in ending.ua.items()
+    ]
     found += ["", *ending.problems] if ending.problems else []
     return [*found, "", f"tables: {ending.tables}"] if ending.tables else found
 

@@ -171,7 +171,7 @@ class Opener:
 
     def prepared(self, folder: Path, like: str) -> Corpus:
         """A prepared corpus, as the registry of the experiment `like` reads it."""
-        file = experiment_file(like, self.program.configs)
+        file = experiment_file(self.program.file_of(like), self.program.configs)
         return self._prepared(folder, self.program.plugin(registry_name(file, ())))
 
     def _prepared(self, folder: Path, plugin: Plugin) -> Corpus:
@@ -193,7 +193,9 @@ class Opener:
         """`plugin` None: of an experiment whose registry is not known, which can only be cancelled."""
         known = plugin or self.program.plugin("")
         place = workplace(launched.layout, launched.corpus, launched.since, known)
-        return Session(launched, place, self.program.root, self.program.published, (known.preload,), new=new, patient=patient)
+        return Session(
+            launched, place, self.program.root, self.program.published, (known.preload,), new=new, patient=patient, home=self.program.home
+        )
 
     def _stored_plugin(self, layout: Layout, otherwise: Plugin | None = None) -> Plugin:
         """The registry of an experiment's last launch. StoredConfigurationError, or `otherwise`, if it cannot be imported any more."""

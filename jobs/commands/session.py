@@ -50,6 +50,7 @@ class Session:
     preload: Sequence[str] = ()  # functions that local workers call once before they are forked
     new: bool = False  # this command is the launch
     former: LastLaunch | None = None  # of a launch: the one before
+    home: Path | None = None  # folder with results/ by default; None: `root`
     patient: bool = True  # False: Slurm is asked once, with a short time limit, because a person waits for the answer
     queue_unknown: bool = field(default=False, init=False)  # Slurm did not answer the last look
 
@@ -70,7 +71,7 @@ class Session:
     def hints(self) -> Hints:
         """Commands for the user to paste."""
         results = self.launched.layout.root
-        usual = results.resolve() == (self.root / "results").resolve()
+        usual = results.resolve() == ((self.home or self.root) / "results").resolve()
         return Hints(self.name, "" if usual else str(shared_path(results)), self.launched.typed or self._launch_words)
 
     @property

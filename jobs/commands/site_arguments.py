@@ -31,11 +31,11 @@ def add_site_commands(app: typer.Typer, program: Program) -> None:
         from jobs.commands.console import note
         from jobs.commands.doctor import examine
         from jobs.commands.doctor_checks import check_lines, checks_to_json, exit_code
-        from jobs.commands.launching import read_experiment, require_file, words_of
+        from jobs.commands.launching import program_words, read_experiment, require_file
         from jobs.commands.opener import corpora
         from jobs.experiment.config import Cluster
 
-        words = words_of("doctor", with_file(file, arguments), cluster, "demo")
+        words = program_words(program, "doctor", with_file(file, arguments), cluster, "demo")
         require_file(words.file, program.configs, corpora(data))
         experiment = read_experiment(words, program)
         slurm = experiment if experiment.cluster is Cluster.slurm else None

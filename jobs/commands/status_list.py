@@ -33,11 +33,12 @@ class ExperimentRow:
     running: int = 0  # stages
     waiting: int = 0  # stages in the queue, or left for a later pass
     failed: int = 0  # stages that are given up
-    newest_ua: float | None = None  # percent, of the run that was finished last
+    newest_ua: float | None = None  # score of the run that was finished last
     newest: float | None = None  # when, seconds since the epoch
     seconds_left: float | None = None  # None: not known
     at_most: bool = False  # `seconds_left` counts requested times
     problem: str = ""  # why it cannot be shown, or not the whole of it
+    newest_score: str = ""  # `newest_ua` with the label of the score
 
 
 def show_list(results: Path, reopen: Callable[[str], Session], *, as_json: bool = False) -> None:
@@ -97,6 +98,7 @@ def _row(session: Session, report: Report) -> ExperimentRow:
         activity.remaining.seconds,
         activity.remaining.at_most,
         unknown,
+        newest.score if newest else "",
     )
 
 
@@ -119,7 +121,7 @@ _HEADER = ("experiment", "state", "runs", "running", "waiting", "failed", "newes
 
 
 def _cells(row: ExperimentRow, now: float) -> tuple[str, ...]:
-    newest = f"UA {row.newest_ua:.1f}, {ago(now - row.newest)}" if row.newest_ua is not None and row.newest else ""
+    newest = f"{row.newest_score}, {ago(now - row.newest)}" if row.newest_score and row.newest else ""
     left = f"{'at most ' if row.at_most else ''}{duration(row.seconds_left)}" if row.seconds_left else ""
     counts = [str(count or "") for count in (row.running, row.waiting, row.failed)]
     return (row.experiment, row.state, f"{row.runs_done}/{row.runs}" if row.runs else "", *counts, newest, left, row.problem)

@@ -34,7 +34,7 @@ def add_sweep(app: typer.Typer, program: Program) -> None:
         from jobs.commands import sweep as console
         from jobs.commands.console import note
         from jobs.commands.hints import launch_words
-        from jobs.commands.launching import words_of
+        from jobs.commands.launching import program_words
         from jobs.commands.opener import Place
 
         arguments = with_file(file, arguments)
@@ -53,7 +53,7 @@ def add_sweep(app: typer.Typer, program: Program) -> None:
             console.show(session, as_json=as_json) if show else console.cancel(session)
             return
         check_scripts(scripts, dry_run)
-        words = words_of("sweep", arguments, cluster, program.experiment)
+        words = program_words(program, "sweep", arguments, cluster)
         typed = launch_words("sweep", arguments, cluster=cluster, wait=wait, folders=program.folders(data, results))
         session = opener_of(program).launch_sweep(words, Place(data, results), typed, dry_run=dry_run)
         if dry_run:

@@ -172,7 +172,7 @@ def look(
     `keys` and `known` are as for `read_facts`. Ends because a slot has at most `policy.max_seeds` seeds, and `extend` only adds runs.
     """
     context = context_of(desired, executor)
-    graph, refill, index = desired.graph, desired.refill, index_of(desired.layout)
+    graph, refill, index = desired.graph, desired.refill, index_of(desired.layout, desired.graph.score)
     if refill is not None and index.generations and not graph.superseded and keys is None:
         graph = refill(index.generations)  # a guess that saves repetitions; the results decide
     facts = read_facts(graph, desired.layout, context, keys=keys, known=known)
@@ -367,7 +367,7 @@ def _partial_pass(desired: Desired, executor: Executor, former: Report, touched:
 
 
 def _plan_and_submit(desired: Desired, executor: Executor, now: ExperimentState, in_flight: dict[str, InFlight]) -> Report:
-    index_of(desired.layout).store()
+    index_of(desired.layout, desired.graph.score).store()
     plan = plan_of(desired, now, in_flight, executor.limits())
     if plan.withdrawn:
         for key in executor.cancel(plan.withdrawn):

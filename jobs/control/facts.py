@@ -104,6 +104,7 @@ class StageFacts:
     cancelled: bool = False  # by the user, and not launched again since
     request: Request = Request()  # of the next attempt
     bad_nodes: tuple[str, ...] = ()  # Slurm nodes that failed under it, one entry per failure
+    failed_on: str = ""  # Slurm node of the attempt that `failure` and `error` are of; "": not of one
     lost_jobs: tuple[str, ...] = ()  # jobs that left the queue and whose workers recorded no outcome
     short_of: Shortage = Shortage.none  # requested as configured from now on
     not_before: float = 0.0  # earliest time of the next attempt, seconds since the epoch; 0: now

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 
 from jobs.control.facts import Asked, Blamed, Departure, Request, Shortage, StageFacts
+from jobs.control.faulty_nodes import without_faulty_nodes
 from jobs.control.observe import NO_RECORDS, Observation, PassContext, StageRecords
 from jobs.experiment.graph import Graph
 from jobs.store.attempts import SUPERSEDED, AttemptFiles, holder, is_slurm_job
@@ -74,7 +75,7 @@ def judge_stages(graph: Graph, observed: Observation, context: PassContext) -> d
         if unstarted and not facts[key].attempts:
             never_began[key] = unstarted
         if records.denied:
-            facts[key] = replace(facts[key], error=records.denied, stopped=records.denied, failure=FailureClass.refused)
+            facts[key] = replace(facts[key], error=records.denied, stopped=records.denied, failure=FailureClass.refused, failed_on="")
     if question := folder_question(itertools.chain(*never_began.values()), context.folder):
         for key in never_began:
             stopped = facts[key].stopped and facts[key].stopped + question
@@ -87,7 +88,7 @@ def judge_stages(graph: Graph, observed: Observation, context: PassContext) -> d
         if blamed:
             nodes = tuple(each.node for each in blamed if in_launch(each.launch, each.started, context.since))
             facts[key] = replace(facts[key], bad_nodes=nodes)
-    return facts
+    return facts | without_faulty_nodes(graph, facts, context.since)
 
 
 def folder_question(never_began: Iterable[Departure], folder: str) -> str:
@@ -142,6 +143,7 @@ def decide(
         cancelled=cancelled or any(each.failure is FailureClass.cancelled for each in recent),
         request=Request(relief, MEMORY_STEP**relief, tuple(sorted(exclude.union(unusable)))),
         bad_nodes=(*(each.node for each in recent if each.nodes_fault and each.node), *unusable),
+        failed_on=last.node if last else "",
         short_of=short_of,
         not_before=_end_of_pause(recent),
     )
@@ -155,7 +157,7 @@ def _refused(facts: StageFacts, messages: Sequence[str]) -> StageFacts:
         else f"Slurm rejected its request: {messages[0]}"
     )
     stopped = facts.stopped or (error if len(messages) >= MAX_REFUSALS else "")
-    return replace(facts, error=error, failure=FailureClass.refused, stopped=stopped)
+    return replace(facts, error=error, failure=FailureClass.refused, stopped=stopped, failed_on="")
 
 
 def ended_attempts(

@@ -58,6 +58,11 @@ def diverging_methods(graph: Graph, facts: Mapping[str, StageFacts]) -> dict[str
     return found
 
 
+def error_pattern(error: str) -> str:
+    """What equal errors have in common: counts, addresses and keys are replaced."""
+    return _NUMBER.sub("#", error)
+
+
 def _alike(graph: Graph, facts: Mapping[str, StageFacts], needed: Iterable[str], since: float) -> dict[tuple[str, str], str]:
     """(stage, method) -> why the rest of them is held: the first ones all failed with the same error."""
     failed: dict[tuple[str, str], list[str]] = {}
@@ -70,6 +75,6 @@ def _alike(graph: Graph, facts: Mapping[str, StageFacts], needed: Iterable[str],
             failed.setdefault((node.stage, node.method), []).append(fact.error)
     found: dict[tuple[str, str], str] = {}
     for kind, errors in failed.items():
-        if kind not in succeeded and len(errors) >= ALIKE and len({_NUMBER.sub("#", error) for error in errors}) == 1:
+        if kind not in succeeded and len(errors) >= ALIKE and len(set(map(error_pattern, errors))) == 1:
             found[kind] = f"held: the first {len(errors)} of {kind[0]} {kind[1]} all failed alike ({errors[0]}); fix that and launch again"
     return found

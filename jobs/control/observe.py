@@ -93,7 +93,7 @@ def observe(
     folders = {stage: layout.stage(stage, "_").path.parent for stage in {node.stage for node in graph.nodes.values()}}
     started = {stage: _names(folder) for stage, folder in folders.items()}
     wanted = list(graph.nodes if keys is None else keys)
-    index = index_of(layout)
+    index = index_of(layout, graph.score)
     denied: dict[str, str] = {}
     for key in wanted:
         stage = graph.nodes[key].stage

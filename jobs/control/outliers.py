@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 
 from jobs.errors import UsageError
 from jobs.statistics import mean, round_half_up, sd
+from jobs.store.scores import UNWEIGHTED
 from jobs.text import counted
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Verdict:
     generation: int
     ua: float
     centre: float  # of its cell
-    scale: float  # one sigma, in points of UA
+    scale: float  # one sigma, in points of the score
     distance: float  # from the centre, in sigmas
     out: bool
 
@@ -90,7 +91,7 @@ def judge(rule: OutlierRule | str, runs: Iterable[FinishedRun], current: Collect
     """Judge the runs of one method that fill its slots now.
 
     `runs`: all runs ever finished that did not diverge, in any order; `current`: ids of those to judge. Raises ValueError if a run is there
-    twice or missing, or its UA is not finite: these are errors of the caller.
+    twice or missing, or its score is not finite: these are errors of the caller.
     """
     name = _name(rule)
     cells: dict[str, list[Decimal]] = {}
@@ -98,7 +99,7 @@ def judge(rule: OutlierRule | str, runs: Iterable[FinishedRun], current: Collect
     seen: set[RunId] = set()
     for run_id, run in sorted(((each.run_id, each) for each in runs), key=itemgetter(0)):
         if run_id in seen or not math.isfinite(run.ua):
-            raise ValueError(f"run {run_id} is there twice, or its UA {run.ua} is not finite")
+            raise ValueError(f"run {run_id} is there twice, or its score {run.ua} is not finite")
         seen.add(run_id)
         ua = _decimal(run.ua)
         cells.setdefault(run.fold, []).append(ua)
@@ -155,15 +156,15 @@ def rule_in_words(rule: OutlierRule | str, sigmas: float, rounds: int) -> str:
     )
 
 
-def verdict_in_words(rule: OutlierRule | str, verdict: Verdict) -> str:
+def verdict_in_words(rule: OutlierRule | str, verdict: Verdict, label: str = UNWEIGHTED.label) -> str:
     """`UA 25.0 lies 7.13 sigmas below the median 62.3 of its cell (sigma 5.2 of its fold)`."""
     side = "below" if verdict.ua < verdict.centre else "above"
     ua, centre, scale = (round_half_up(value) for value in (verdict.ua, verdict.centre, verdict.scale))
     distance = round_half_up(verdict.distance, 2)
     if _name(rule) == "cell":
-        return f"UA {ua} lies {distance} standard deviations {side} the mean {centre} of its cell (standard deviation {scale})"
+        return f"{label} {ua} lies {distance} standard deviations {side} the mean {centre} of its cell (standard deviation {scale})"
     whose = ", pooled over folds" if _name(rule) == "common" else " of its fold"
-    return f"UA {ua} lies {distance} sigmas {side} the median {centre} of its cell (sigma {scale}{whose})"
+    return f"{label} {ua} lies {distance} sigmas {side} the median {centre} of its cell (sigma {scale}{whose})"
 
 
 def _name(rule: OutlierRule | str) -> str:

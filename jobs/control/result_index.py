@@ -25,10 +25,9 @@ from typing import Any
 
 from jobs.control.facts import OUTSIDE, Blamed, Departure, StageFacts
 from jobs.experiment.graph import Slot
-from jobs.statistics import percent
 from jobs.store.layout import Layout, StageFolder
 from jobs.store.records import Decoder, Result, read_result_file, write_bytes
-from jobs.store.scores import Confusion
+from jobs.store.scores import UNWEIGHTED, Score
 
 SCHEMA = 3  # raised when the facts of a result, or the way they are computed, change
 ENOUGH = 100  # changes after which the index is stored, and at least one
@@ -58,8 +57,9 @@ _BODY = Decoder(_Stored, None)
 class ResultIndex:
     """Facts of the finished stages of an experiment."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, score: Score = UNWEIGHTED) -> None:
         self._file = file
+        self._score = score
         self._stored, self._generations, self._blamed = _read_index(file)
         self._known: dict[str, tuple[Signature, StageFacts]] = {}
         self._changes = 0
@@ -89,7 +89,7 @@ class ResultIndex:
             self._changes += 1
             # Read after the stat: if the file is replaced in between, its old signature does not match and it is read again.
             result = read_result_file(file, key)
-            found = None if result is None else facts_of(result, signature[0])
+            found = None if result is None else facts_of(result, signature[0], self._score)
         if found is not None:
             self._known[key] = signature, found
         return found
@@ -125,13 +125,19 @@ class ResultIndex:
         self._changes = 0
 
 
+def index_of(layout: Layout, score: Score = UNWEIGHTED) -> ResultIndex:
+    """The index of an experiment, shared by all callers in a process. One for each score, with a file of its own."""
+    return cached_index(layout, score)
+
+
 @lru_cache(maxsize=4)
-def index_of(layout: Layout) -> ResultIndex:
-    """The index of an experiment, shared by all callers in a process."""
-    return ResultIndex(layout.index)
+def cached_index(layout: Layout, score: Score) -> ResultIndex:
+    """Called by `index_of` alone."""
+    named = "" if score == UNWEIGHTED else f"-{hashlib.sha256(repr(score).encode()).hexdigest()[:8]}"
+    return ResultIndex(layout.index.with_stem(f"{layout.index.stem}{named}"), score)
 
 
-def facts_of(result: Result, written: int) -> StageFacts:
+def facts_of(result: Result, written: int, score: Score = UNWEIGHTED) -> StageFacts:
     """The facts of a result. `written`: modification time of its file, nanoseconds since the epoch."""
     recorded = result.provenance
     seconds, peak, own = (float(recorded.get(name) or 0) for name in ("seconds", "peak_rss_bytes", "peak_own_bytes"))
@@ -148,16 +154,9 @@ def facts_of(result: Result, written: int) -> StageFacts:
         threads=int(recorded.get("threads") or 0),
         partition=slurm.get("job_partition", "") if slurm else OUTSIDE if slurm is not None else "",
         finished=written / 1e9,
-        ua=_ua(result),
+        ua=score.of(result),
         diverged=result.diverged,
     )
-
-
-def _ua(result: Result) -> float | None:
-    if result.confusion:  # `read_result` has checked it
-        return Confusion(result.classes, result.confusion).ua
-    share = result.metrics.get("ua")
-    return percent(share) if isinstance(share, int | float) and 0 <= share <= 1 else None
 
 
 def _ends(jobs: Sequence[Departure]) -> Ends:

@@ -15,6 +15,7 @@ from jobs.control.facts import StageFacts
 from jobs.control.outliers import FinishedRun, RunId, Verdict, judge, verdict_in_words
 from jobs.experiment.config import OutlierRule, Policy
 from jobs.experiment.graph import Graph, Run, Slot
+from jobs.store.scores import UNWEIGHTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ def replay(graph: Graph, facts: Mapping[str, StageFacts], policy: Policy) -> Jud
     verdicts: dict[tuple[str, str, int, int], Verdict] = {}
     for method, of_slots in results.items():
         frozen = tuple((slot, tuple(known.items())) for slot, known in sorted(of_slots.items()))
-        replayed = _replayed(method, frozen, policy.outliers, policy.sigmas, policy.rounds, policy.max_seeds)
+        replayed = _replayed(method, frozen, policy.outliers, policy.sigmas, policy.rounds, policy.max_seeds, graph.score.label)
         generations.update({(method, *slot): number for slot, number in replayed.generations.items() if number})
         dropped.extend(replayed.dropped)
         rounds[method] = tuple(replayed.rounds)
@@ -89,10 +90,11 @@ def _replayed(
     sigmas: float,
     rounds: int,
     max_seeds: int,
+    label: str,
 ) -> MethodReplay:
     """The replay of one method; cached, so that it is not judged again without a new result."""
     policy = Policy(outliers=outliers, sigmas=sigmas, rounds=rounds, max_seeds=max_seeds)
-    replayed = MethodReplay(method, {slot: dict(known) for slot, known in results}, policy)
+    replayed = MethodReplay(method, {slot: dict(known) for slot, known in results}, policy, label=label)
     replayed.run()
     return replayed
 
@@ -104,7 +106,7 @@ def _judged(rule: OutlierRule, runs: tuple[FinishedRun, ...], current: frozenset
 
 
 class MethodReplay:
-    """The replay of one method. `seeds`: how many each slot may try (None: `max_seeds` of the policy)."""
+    """The replay of one method. `seeds`: how many each slot may try (None: `max_seeds` of the policy). `label`: of the score."""
 
     def __init__(
         self,
@@ -112,7 +114,9 @@ class MethodReplay:
         results: Mapping[tuple[str, int], Mapping[int, SeedResult]],
         policy: Policy,
         seeds: Mapping[tuple[str, int], int] | None = None,
+        label: str = UNWEIGHTED.label,
     ) -> None:
+        self._label = label
         self._method = method
         self._results = results
         self._policy = policy
@@ -139,7 +143,7 @@ class MethodReplay:
             out, replaced = [verdict for verdict in verdicts if verdict.out], False
             for verdict in out:
                 slot = (verdict.fold, verdict.slot)
-                if self._drop(slot, verdict_in_words(self._policy.outliers, verdict), number):
+                if self._drop(slot, verdict_in_words(self._policy.outliers, verdict, self._label), number):
                     self._unchecked.append(slot)
                     replaced = True
             if not replaced:

@@ -15,6 +15,7 @@ from typing import Any, Unpack
 from jobs.errors import UsageError
 from jobs.experiment.registry import StageArguments
 from jobs.store.records import json_text, write_text
+from jobs.store.scores import UNWEIGHTED, Score
 
 MANIFEST = "manifest.json"  # a folder with this file is a prepared corpus
 
@@ -53,6 +54,7 @@ class BasicRegistry:
     packages: tuple[str, ...] = ()
     makes: tuple[str, ...] = ()
     pinned_keys: tuple[str, ...] = ()
+    score: Score = UNWEIGHTED
 
     def call(self, method: str, recipe: Any, fold: str, seed: int) -> Stage:
         """The last stage of a run with its upstream stages. Stages with equal values are computed once for all runs."""

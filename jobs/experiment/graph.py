@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jobs.experiment.registry import Registry, StageCall
+from jobs.store.scores import UNWEIGHTED, Score, score_of
 
 MAX_SLOTS = 1000  # per cell; the distance between a slot's seed and its reserve seeds
 Slot = tuple[str, str, int]  # method, fold, number
@@ -73,6 +74,7 @@ class Graph:
     children: Mapping[str, tuple[str, ...]] = field(repr=False)
     superseded: tuple[Run, ...] = ()
     measurements: frozenset[str] = frozenset()
+    score: Score = UNWEIGHTED  # of its runs
 
 
 Refill = Callable[[Mapping[Slot, int]], Graph]  # generation of each slot -> the graph
@@ -163,7 +165,9 @@ def build_graph(
                     key = adopt(found, base.nodes) if base and found else add(stage_of(fold, seed), method)
                     run = Run(method, fold, slot, seed, key, generation)
                     (runs if generation == len(tried) - 1 else superseded).append(run)
-    return Graph(nodes, tuple(runs), corpus, corpus_digest, children_of(nodes), tuple(superseded), frozenset(measurements))
+    return Graph(
+        nodes, tuple(runs), corpus, corpus_digest, children_of(nodes), tuple(superseded), frozenset(measurements), score_of(registry)
+    )
 
 
 def united(graphs: Mapping[str, Graph]) -> Graph:
@@ -172,7 +176,7 @@ def united(graphs: Mapping[str, Graph]) -> Graph:
     runs = tuple(replace(run, method=name) for name, graph in graphs.items() for run in graph.runs)
     superseded = tuple(replace(run, method=name) for name, graph in graphs.items() for run in graph.superseded)
     first = next(iter(graphs.values()))
-    return Graph(nodes, runs, first.corpus, first.corpus_digest, children_of(nodes), superseded)
+    return Graph(nodes, runs, first.corpus, first.corpus_digest, children_of(nodes), superseded, score=first.score)
 
 
 def children_of(nodes: Mapping[str, Node]) -> dict[str, tuple[str, ...]]:

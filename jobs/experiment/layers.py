@@ -76,7 +76,7 @@ def read_layers(file: Path, overrides: Sequence[str], configs: Path, default_sit
     _check_counts(layers[1])
     _replace_sets(layers)
     site = next((str(layer["site"]) for layer in reversed(layers) if "site" in layer), default_site)
-    site_file = configs / "site" / f"{site}.yaml"
+    site_file = Path(site) if is_path(site) else configs / "site" / f"{site}.yaml"
     if not site_file.is_file():
         known = stems(configs / "site")
         raise UsageError(f"no site profile {site!r}: known are {', '.join(known) or 'none'} (configs/site/NAME.yaml, key `site`)")

@@ -15,6 +15,7 @@ from typing import Any, Protocol, cast
 
 from jobs.errors import UsageError
 from jobs.experiment.registry import SweepRegistry
+from jobs.store.scores import score_of
 from jobs.text import first_line
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -83,6 +84,10 @@ class PluginRegistry(SweepRegistry, Protocol):
     @property
     def pinned_keys(self) -> Sequence[str]:
         """Keys of the recipe whose values `pin` looks up, for sweeps that search them."""
+
+    @property
+    def score(self) -> Any:
+        """The number by which runs are judged and compared: an object with attributes of `jobs.store.scores.Score`."""
 
     def load_corpus(self, folder: Path) -> PreparedCorpus:
         """Read a prepared corpus, a folder with a file `manifest.json`. Workers call it before each stage to compare the digest."""
@@ -171,6 +176,7 @@ def load_plugin(name: str, key: str = "registry") -> Plugin:
     missing = missing_members(found)
     if missing:
         raise UsageError(f"{key}={name}: not a registry, it lacks {', '.join(missing)}; {GUIDE}")
+    score_of(found)
     return Plugin(name, cast(PluginRegistry, found))
 
 

@@ -194,6 +194,8 @@ def _compared(recipe: Any, default: Any, preset: Mapping[str, Any], prefix: str 
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
     return value.name if isinstance(value, Enum) else value
 
 
@@ -203,4 +205,6 @@ def _text(value: Any) -> str:
         return "{...}" if plain else "{}"
     if plain is None or isinstance(plain, bool):
         return {None: "null", True: "true", False: "false"}[plain]
+    if isinstance(plain, list):
+        return f"[{', '.join(map(_text, plain))}]"
     return f"{plain:g}" if isinstance(plain, float) else str(plain)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jobs.report.drawing import colour, figure, legend, linear, named, panel, spread
 from jobs.report.material import Material
-from jobs.report.page import METRICS, Figure, Row, Section, Table, View, number
+from jobs.report.page import Figure, Row, Section, Table, View, number
 from jobs.statistics import differences_by_key, mean, p_text
 from jobs.tables.display import tables_of
 from jobs.tables.format import DASH, interval_text, signed
@@ -28,7 +28,7 @@ def differences_section(material: Material) -> Section | None:
                 parts.append(_differences(material, found, metric, f"differences-{place}-{pair}-{metric}"))
             rows, note = tuple(_row(material, found) for found in compared), printed.differences_caption[1:]
             if rows:
-                parts.append(Table(f"Differences of {METRICS[metric]} in points", COLUMNS, rows, View(metric), note=note))
+                parts.append(Table(f"Differences of {material.heading(metric)} in points", COLUMNS, rows, View(metric), note=note))
     sentence = "A pair is two runs of the same fold and slot. An interval that holds zero means that the difference may be chance."
     return Section("differences", "Is one method better than another?", (sentence,), tuple(parts)) if parts else None
 
@@ -41,7 +41,9 @@ def _differences(material: Material, found: Comparison, metric: str, name: str) 
     names = [material.published.columns.get(fold, f"Fold {fold}") for fold in folds]
     crossed = found.crossed.interval if found.crossed else None
     values = [value for fold in pairs.values() for value in fold.values()]
-    drawn, height = panel(named([*names, "All"]), linear([0.0, *values, *(crossed or ())], f"{METRICS[metric]}, points"), height=220)
+    drawn, height = panel(
+        named([*names, "All"]), linear([0.0, *values, *(crossed or ())], f"{material.heading(metric)}, points"), height=220
+    )
     drawn.line([(drawn.x.low, 0.0), (drawn.x.high, 0.0)], "dashed grey")
     means: list[tuple[float, float]] = []
     for place, (fold, differences) in enumerate(pairs.items()):
@@ -64,8 +66,8 @@ def _differences(material: Material, found: Comparison, metric: str, name: str) 
         ("square", "grey", "mean of a fold"),
         ("diamond", colour(1), "mean, 95 % over folds and seeds"),
     ]
-    what = f"Differences of {METRICS[metric]} of kept runs, pair by pair; squares: means of folds, joined; diamond: mean over folds and "
-    what += "seeds with its 95 % interval for new folds and seeds."
+    what = f"Differences of {material.heading(metric)} of kept runs, pair by pair; squares: means of folds, joined; diamond: mean over "
+    what += "folds and seeds with its 95 % interval for new folds and seeds."
     return figure(name, title, what, height, (drawn.svg(), legend(keys)), view=View(metric))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from jobs.experiment.graph import Graph, Run
-from jobs.report.page import METRICS
+from jobs.report.page import METRICS, SCORE
 from jobs.store.layout import Layout
 from jobs.store.records import Result
 from jobs.tables.published import Published
@@ -62,22 +62,32 @@ class Material:
     def label(self, method: str) -> str:
         return self.labels.get(method, method)
 
+    def heading(self, metric: str) -> str:
+        """Heading of a key of `METRICS`; that of the score is the registry's."""
+        return self.summary.score.label if metric == SCORE else METRICS[metric]
+
+    def axis(self, metric: str) -> str:
+        """Heading and unit: `UA (%)`."""
+        return self.summary.score.axis if metric == SCORE else f"{METRICS[metric]} (%)"
+
     @property
     def corpora(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(method.corpus for method in self.summary.methods))
 
-    def methods(self, corpus: str, metric: str = "ua") -> list[MethodSummary]:
+    def methods(self, corpus: str, metric: str = SCORE) -> list[MethodSummary]:
         """The methods of a corpus, in the order of the tables."""
         return [method for method in self.by_metric[metric].methods if method.corpus == corpus]
 
 
 def material_of(summary: Summary, published: Published, sources: Sequence[Source] = ()) -> Material:
-    """The material of a report. Scores other than UA are left out where a run lacks them, and of a very large experiment."""
+    """The material of a report. Metrics beside the score are left out where a run lacks them, and of a very large experiment."""
     entries = list(entries_of_summary(summary))
     scored = [entry.scores for entry in entries if entry.scores is not None]
-    found = {"ua": summary}
+    found = {SCORE: summary}
     if len(entries) <= MANY_RUNS:  # as `Material.large`
-        offered = [name for name in METRICS if name != "ua" and scored and all(getattr(scores, name) is not None for scores in scored)]
+        same = (summary.score.of_confusion,)  # the score itself, under the name of a registry
+        others = [name for name in METRICS if name not in (SCORE, *same)]
+        offered = [name for name in others if scored and all(getattr(scores, name) is not None for scores in scored)]
         found |= {name: _by_metric(summary, entries, name) for name in offered}
     return Material(summary, published, sources, found)
 
@@ -88,7 +98,7 @@ def entries_of_summary(summary: Summary) -> Iterator[Entry]:
 
 
 def _by_metric(summary: Summary, entries: Sequence[Entry], name: str) -> Summary:
-    """The same summary with another score in the place of UA: the outlier rule has judged UA, so that the same runs are dropped."""
+    """The same summary with another metric in the place of the score. The score was judged: the same runs are dropped."""
     moved = [
         entry if entry.scores is None else replace(entry, scores=replace(entry.scores, ua=getattr(entry.scores, name))) for entry in entries
     ]

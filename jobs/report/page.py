@@ -12,7 +12,8 @@ from jobs.statistics import round_half_up
 from jobs.tables.format import DASH, negative
 
 TEMPLATES = Path(__file__).parent / "templates"
-METRICS = {"ua": "UA", "wa": "WA", "macro_f1": "macro F1"}  # name in a run's scores -> heading
+SCORE = "ua"  # the score of the registry, under whatever name
+METRICS = {SCORE: "UA", "wa": "WA", "macro_f1": "macro F1"}  # name in a run's scores -> heading
 RUNS = {"kept": "kept runs", "all": "all runs, dropped ones included"}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jobs.report.drawing import colour, figure, legend, linear, named, panel, shape
 from jobs.report.material import Material
-from jobs.report.page import METRICS, RUNS, Cell, Figure, Row, Section, Table, View, number
+from jobs.report.page import RUNS, SCORE, Cell, Figure, Row, Section, Table, View, number
 from jobs.statistics import ALPHA, Interval, crossed_mean, p_text, slot_means, t_interval
 from jobs.tables.display import Cell as PrintedCell
 from jobs.tables.display import Table as PrintedTable
@@ -67,15 +67,17 @@ def mean_of(method: MethodSummary, runs: str) -> float | None:
 
 
 def _best_sentence(material: Material, corpus: str) -> list[str]:
-    """The method with the highest mean, and whether its difference to the second is more than what seeds and folds explain."""
+    """The method with the best mean, and whether its difference to the second is more than what seeds and folds explain."""
     known = [(method.mean_ua, method) for method in material.methods(corpus) if method.mean_ua is not None]
     if not known:
         return [f"No run on {corpus} has a result yet."]
     if len({method.folds for _, method in known}) > 1:
         return [f"Methods on {corpus} were run on different folds, so their means are not compared."]
-    ordered = [method for _, method in sorted(known, key=lambda each: -each[0])]
+    score = material.summary.score
+    ordered = [method for _, method in sorted(known, key=lambda each: score.order(each[0]))]
     first = ordered[0]
-    sentence = f"Highest mean UA on {corpus}: {material.label(first.method)} with {number(first.mean_ua)} %"
+    which = "Highest" if score.higher_is_better else "Lowest"
+    sentence = f"{which} mean {score.label} on {corpus}: {material.label(first.method)} with {number(first.mean_ua)} {score.unit}".rstrip()
     crossed = first.crossed.interval if first.crossed else None
     sentence += f" (95 % interval over folds and seeds {interval_text(crossed)})." if crossed else "."
     if len(ordered) < 2:
@@ -97,14 +99,14 @@ def _means_table(material: Material, corpus: str, view: View) -> Table:
         count = method.n if view.runs == "kept" else sum(entry.scores is not None for cell in method.cells for entry in cell.runs)
         numbers = (number(mean_of(method, view.runs)), number(spread), interval_text(seeds), interval_text(both))
         rows.append(Row((material.label(method.method), *numbers, str(count), str(method.dropped))))
-    columns = ("Method", f"mean {METRICS[view.metric]} (%)", "sd", "95 % over seeds", "95 % over folds and seeds", "runs", "dropped")
-    return Table(f"{METRICS[view.metric]} on {corpus}, {RUNS[view.runs]}", columns, tuple(rows), view)
+    columns = ("Method", f"mean {material.axis(view.metric)}", "sd", "95 % over seeds", "95 % over folds and seeds", "runs", "dropped")
+    return Table(f"{material.heading(view.metric)} on {corpus}, {RUNS[view.runs]}", columns, tuple(rows), view)
 
 
 def _means_figure(material: Material, corpus: str, view: View, name: str) -> Figure:
     methods = material.methods(corpus, view.metric)
-    heading = METRICS[view.metric]
-    published = {row.method: row for row in material.published.rows} if view.metric == "ua" else {}
+    heading = material.heading(view.metric)
+    published = {row.method: row for row in material.published.rows} if view.metric == SCORE else {}
     shown = len(material.corpora) == 1 and any(method.method in published for method in methods)
 
     found = [(method, mean_of(method, view.runs), *intervals_of(method, view.runs)) for method in methods]
@@ -113,7 +115,7 @@ def _means_figure(material: Material, corpus: str, view: View, name: str) -> Fig
     beside = [theirs[method.method] for method in methods if method.method in theirs]
     values = [*ends, *beside, *(mean for _, mean, *_ in found if mean is not None)]
     names = [material.label(method.method) for method in reversed(methods)]
-    drawn, height = panel(linear(values, f"{heading} (%)"), named(names), height=12 + ROW * len(methods))
+    drawn, height = panel(linear(values, material.axis(view.metric)), named(names), height=12 + ROW * len(methods))
     for place, (method, mean, seeds, both) in enumerate(found):
         y, style = float(len(methods) - 1 - place), colour(place)
         if both is not None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from jobs.report.drawing import Panel, colour, figure, legend, linear, named, panel, shape, spread
 from jobs.report.material import Material, entries_of_summary
-from jobs.report.page import METRICS, Cell, Figure, Row, Section, Table, View, number
+from jobs.report.page import Cell, Figure, Row, Section, Table, View, number
 from jobs.statistics import round_half_up
 from jobs.tables.format import DASH, signed
 from jobs.tables.summary import DROPPED, Entry, MethodSummary, Status
@@ -32,7 +32,7 @@ def dropped_section(material: Material) -> Section:
     summary = material.summary
     cells = [cell for method in summary.methods for cell in method.cells]
     audit = [_audit(material, entry, cell.runs) for cell in cells for entry in cell.runs if entry.status in DROPPED or entry.unreplaced]
-    columns = ("Run", "Corpus", "Seed", "UA (%)", "centre", "scale", "distance", "why", "what became of it")
+    columns = ("Run", "Corpus", "Seed", summary.score.axis, "centre", "scale", "distance", "why", "what became of it")
     parts: list[Table | Figure] = []
     if audit:
         caption = "Dropped and unresolved runs; the distance is in scales from the centre of the cell"
@@ -42,7 +42,7 @@ def dropped_section(material: Material) -> Section:
         means = (number(method.mean_ua), number(method.mean_ua_all_runs), _change(method))
         rows.append(Row((material.label(method.method), method.corpus, *means, str(method.dropped))))
     headings = ("Method", "Corpus", "kept runs", "all runs", "difference", "dropped")
-    parts.append(Table("Mean UA (%) without and with the dropped runs", headings, tuple(rows), numbers=2))
+    parts.append(Table(f"Mean {summary.score.axis} without and with the dropped runs", headings, tuple(rows), numbers=2))
     sentences = [f"Outlier rule: {summary.outlier_rule if summary.outlier_rule != 'none' else 'none in force'}."]
     if not audit:
         sentences.append("No run was dropped.")
@@ -54,10 +54,12 @@ def runs_section(material: Material) -> Section:
     entries = list(entries_of_summary(material.summary))
     listed = [entry for entry in entries if entry.unreplaced or entry.status is not Status.accepted] if material.large else entries
     rows = tuple(_run_row(material, entry) for entry in listed)
-    columns = ("Run", "Corpus", "Method", "Fold", "Slot", "Seed", "UA", "WA", "macro F1", "State")
+    score = material.summary.score
+    unit = "scores in percent." if score.unit == "%" else f"{score.axis}; WA and macro F1 in percent."
+    columns = ("Run", "Corpus", "Method", "Fold", "Slot", "Seed", score.label, "WA", "macro F1", "State")
     which = f"{len(listed)} of {counted(len(entries), 'run')}" if material.large else counted(len(entries), "run")
-    caption = f"{which}; scores in percent. A click or Enter on a heading sorts; once more, the other way round."
-    sentences = (f"Of {len(entries)} runs those are listed that were dropped or have no result; all are in runs.csv below.",)
+    caption = f"{which}; {unit} A click or Enter on a heading sorts; once more, the other way round."
+    sentences = (f"Of {counted(len(entries), 'run')} those are listed that were dropped or have no result; all are in runs.csv below.",)
     return Section(
         "runs", "All runs", sentences if material.large else (), (Table(caption, columns, rows, sortable=True, numbers=4, texts=1),)
     )
@@ -68,7 +70,7 @@ def _dots(material: Material, corpus: str, metric: str, name: str) -> Figure:
     folds = [cell.fold for cell in methods[0].cells]
     names = [material.published.columns.get(fold, f"Fold {fold}") for fold in folds]
     values = [entry.scores.ua for method in methods for cell in method.cells for entry in cell.runs if entry.scores is not None]
-    drawn, height = panel(named(names), linear(values, f"{METRICS[metric]} (%)"), height=280)
+    drawn, height = panel(named(names), linear(values, material.axis(metric)), height=280)
     centres, width = spread(len(methods), BESIDE * (1 - 1 / len(methods))), BESIDE / len(methods) * WITHIN
     for place, (method, centre) in enumerate(zip(methods, centres, strict=True)):
         for fold, cell in ((fold, cell) for fold, cell in enumerate(method.cells) if cell.runs):
@@ -83,7 +85,7 @@ def _dots(material: Material, corpus: str, metric: str, name: str) -> Figure:
     keys = [(shape(place), colour(place), material.label(method.method)) for place, method in enumerate(methods)]
     what = "One mark a run, by fold and method; short lines: means of kept runs. Hollow with a cross: dropped outlier; "
     what += "hollow triangle: diverged; ring: outlier that no run replaces."
-    title = f"{METRICS[metric]} of every run on {corpus}"
+    title = f"{material.heading(metric)} of every run on {corpus}"
     return figure(name, title, what, height, (drawn.svg(), legend(keys)), view=View(metric))
 
 
@@ -104,7 +106,7 @@ def _shares(material: Material, corpus: str, metric: str) -> list[Table]:
         Row((material.label(method.method), *(f"{round_half_up(100 * share, 0)} %" for share in (shares.folds, shares.seeds, shares.rest))))
         for method, shares in found
     ]
-    caption = f"Share of the variance of a run's {METRICS[metric]} (mixed model, fold and seed as random effects)"
+    caption = f"Share of the variance of a run's {material.heading(metric)} (mixed model, fold and seed as random effects)"
     return [Table(caption, ("Method", "folds", "seeds", "the rest"), tuple(rows), View(metric))] if rows else []
 
 
@@ -112,7 +114,7 @@ def _audit(material: Material, entry: Entry, cell: Sequence[Entry]) -> Row:
     verdict = entry.verdict
     numbers = (DASH,) * 3 if verdict is None else tuple(number(value, 2) for value in (verdict.centre, verdict.scale, verdict.distance))
     later = [each for each in cell if each.slot == entry.slot and each is not entry and each.status not in DROPPED]
-    fate = _replacement(later[-1]) if later else "not replaced"
+    fate = _replacement(material, later[-1]) if later else "not replaced"
     if entry.unreplaced:
         fate = "left out of the means" if entry.status is Status.outlier else "kept in the means: no reserve seed is left"
     why = "further from the centre than the rule allows"
@@ -122,8 +124,10 @@ def _audit(material: Material, entry: Entry, cell: Sequence[Entry]) -> Row:
     return Row((f"{material.label(entry.method)} / {entry.fold} / {entry.slot}", entry.corpus, str(entry.seed), ua, *numbers, why, fate))
 
 
-def _replacement(entry: Entry) -> str:
-    return f"replaced by seed {entry.seed}" + ("" if entry.scores is None else f", UA {number(entry.scores.ua)}")
+def _replacement(material: Material, entry: Entry) -> str:
+    return f"replaced by seed {entry.seed}" + (
+        "" if entry.scores is None else f", {material.summary.score.label} {number(entry.scores.ua)}"
+    )
 
 
 def _run_row(material: Material, entry: Entry) -> Row:

@@ -27,7 +27,7 @@ def page_of(material: Material) -> Page:
     scored = bool(material.summary.methods)
     sections += [training_section(material), dropped_section(material) if scored else None, speakers_section(material)]
     sections += [cost_section(material), runs_section(material) if scored else None, origin_section(material)]
-    metrics = {name: heading for name, heading in METRICS.items() if name in material.by_metric}
+    metrics = {name: material.heading(name) for name in METRICS if name in material.by_metric}
     return Page(
         f"Report of {material.summary.experiment}",
         tuple(filter(None, sections)),

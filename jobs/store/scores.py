@@ -1,12 +1,14 @@
-"""Scores of a finished run, from the confusion matrix in its result. Pure."""
+"""The score of a finished run, by which runs are judged and compared, and the numbers of its confusion matrix. Pure."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jobs.errors import UsageError
+from jobs.statistics import percent
 from jobs.store.records import Result, usable_confusion
 
 
@@ -42,6 +44,80 @@ class Confusion:
     @property
     def _right(self) -> int:
         return sum(row[index] for index, row in enumerate(self.counts))
+
+
+@dataclass(frozen=True)
+class Score:
+    """The number by which the runs of a registry are judged and compared, as its attribute `score` states it.
+
+    Tables print it with one decimal: `scale` and `unit` are chosen so that this is precise enough.
+    """
+
+    name: str  # key in the metrics of a result, in JSON and in CSV
+    label: str  # in headings
+    title: str  # in the titles of tables
+    unit: str = "%"  # "%": results hold fractions from 0 to 1; "": none
+    scale: float = 100.0  # factor from the number in a result to the one in tables
+    higher_is_better: bool = True
+    of_confusion: str = ""  # attribute of `Confusion` that it is computed from, exactly, where a result has a matrix; "": none
+
+    def of(self, result: Result) -> float | None:
+        """The score of a run as tables print it, not rounded; None if its result has none. Its confusion matrix must be usable."""
+        if self.of_confusion and result.confusion:
+            percentage = float(getattr(Confusion(result.classes, result.confusion), self.of_confusion))
+            return percentage if self.scale == 100 else percentage * self.scale / 100
+        found = result.metrics.get(self.name)
+        if not isinstance(found, int | float) or isinstance(found, bool) or not math.isfinite(found):
+            return None
+        if self.unit == "%":
+            return percent(found) if 0 <= found <= 1 else None
+        return float(found) * self.scale
+
+    @property
+    def axis(self) -> str:
+        """Label and unit: `UA (%)`."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+    @property
+    def heading(self) -> str:
+        """Title, label and unit: `Unweighted accuracy (UA, %)`."""
+        return f"{self.title} ({self.label}, {self.unit})" if self.unit else f"{self.title} ({self.label})"
+
+    def named(self, key: str) -> str:
+        """A column or key with the name of the score in the place of `ua`."""
+        return self.name if key == "ua" else key.replace("_ua", f"_{self.name}")
+
+    def text(self, value: float) -> str:
+        """`UA 71.2`."""
+        return f"{self.label} {value:.1f}"
+
+    def order(self, value: float) -> float:
+        """A number by which the best value comes first."""
+        return -value if self.higher_is_better else value
+
+
+UNWEIGHTED = Score("ua", "UA", "Unweighted accuracy", of_confusion="ua")  # of CSV files, and of records that state no other
+TAKEN = ("wa", "macro_f1", "n", "seed", "slot", "fold", "method", "corpus", "status")  # keys beside the score in JSON and CSV
+
+
+def score_of(registry: Any) -> Score:
+    """The score that a registry states, an object with attributes of `Score`; UNWEIGHTED if it states none. UsageError if it cannot be."""
+    stated = getattr(registry, "score", None)
+    if stated is None:
+        return UNWEIGHTED
+    try:
+        values = {name: getattr(stated, name) for name in ("name", "label", "title")}
+        values |= {name: getattr(stated, name) for name in Score.__dataclass_fields__ if name not in values and hasattr(stated, name)}
+    except AttributeError as error:
+        raise UsageError(f"the score of the registry: {error}; name, label and title are needed") from error
+    found = Score(**values)
+    if not found.name.isidentifier() or found.name in TAKEN:
+        raise UsageError(f"the score of the registry: name {found.name!r}: use letters, digits and '_', and none of {', '.join(TAKEN)}")
+    if found.of_confusion and not isinstance(getattr(Confusion, found.of_confusion, None), property):
+        raise UsageError(f"the score of the registry: of_confusion {found.of_confusion!r}: known are ua, wa, macro_f1")
+    if found.unit == "%" and found.scale != 100:
+        raise UsageError(f"the score of the registry: scale {found.scale:g}: 100 with the unit %, or name another unit")
+    return found
 
 
 def confusion_of(result: Result) -> Confusion | None:

@@ -20,6 +20,7 @@ from jobs.experiment.layers import nearest
 from jobs.experiment.registry import SweepRegistry
 from jobs.experiment.sweep_section import MAX_POINTS, Search
 from jobs.store.layout import Layout, shared_path
+from jobs.store.scores import score_of
 from jobs.sweeps.records import Sweep, folds_of
 from jobs.sweeps.report.costs import Hours
 from jobs.sweeps.search import rungs
@@ -54,6 +55,8 @@ def check_sweep(experiment: Experiment, space: Space, registry: SweepRegistry, c
     number of frames, for folds without validation speakers, and if Ray or Optuna is not installed.
     """
     _check_paths(space, swept_method(experiment).path_keys)
+    if not score_of(registry).higher_is_better:
+        raise UsageError(f"sweep: the highest validation score is searched, but lower {score_of(registry).label} is better")
     folds = _checked_folds(experiment, corpus)
     if experiment.sweep.search is Search.grid:
         grid_points(space)

@@ -7,13 +7,30 @@ from typing import Any
 
 from jobs.experiment.recipes import MethodRecipe
 from jobs.statistics import CrossedMean, Interval, PairedTest
+from jobs.store.scores import UNWEIGHTED, Score
 from jobs.tables.summary import VERDICT, CellSummary, Comparison, Entry, MethodSummary, Summary, verdict_values
 
 SCHEMA = 1
 
 
 def to_json(summary: Summary, published: object = None) -> dict[str, Any]:
-    """JSON of an experiment (schema 1): keys are added, never removed or renamed. UA in percent, not rounded."""
+    """JSON of an experiment (schema 1): keys are added, never removed or renamed. Numbers are not rounded.
+
+    Keys with `ua` have the name of the score instead where the registry has another one than UA.
+    """
+    value = _to_json(summary, published)
+    if summary.score == UNWEIGHTED:
+        return value
+    return {"score": asdict(summary.score), **{key: _renamed(each, summary.score) for key, each in value.items()}}
+
+
+def _renamed(value: Any, score: Score) -> Any:
+    if isinstance(value, dict):
+        return {score.named(key): _renamed(each, score) for key, each in value.items()}
+    return [_renamed(each, score) for each in value] if isinstance(value, list) else value
+
+
+def _to_json(summary: Summary, published: object) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         **picked(summary, "experiment", "complete"),

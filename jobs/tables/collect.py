@@ -14,6 +14,7 @@ from jobs.experiment.graph import Graph
 from jobs.experiment.recipes import MethodRecipe
 from jobs.store.layout import Layout
 from jobs.store.records import Decoder, Result, json_text, write_text
+from jobs.store.scores import UNWEIGHTED
 from jobs.tables import published as published_figures
 from jobs.tables.arithmetic import arithmetic_of
 from jobs.tables.as_json import to_json
@@ -70,7 +71,7 @@ class CsvReport(CollectReport):
         """Lines for the user: slots that need a run with another seed, and unused rows."""
         wanted = [
             f"rerun with another seed, and add the row below: {_named(entry)} "
-            + (f"is out with UA {entry.scores.ua:g}" if entry.scores and entry.status is Status.accepted else "diverged")
+            + (f"is out with {UNWEIGHTED.label} {entry.scores.ua:g}" if entry.scores and entry.status is Status.accepted else "diverged")
             for entry in self.judged.rerun
         ]
         return (*wanted, *(f"not used, the rule keeps the run above it: {_named(entry)}" for entry in self.judged.unused))
@@ -102,6 +103,7 @@ def summary_of(
         measured=measured_of(graph, results, states),
         further=further_of(found, metrics_of(graph, results)),
         corpus_captions={graph.corpus: tuple(corpus_caption)} if corpus_caption else {},
+        score=graph.score,
     )
 
 

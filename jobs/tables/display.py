@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from jobs.experiment.recipes import comparison_sentences, recipe_sentences, training_sentences
 from jobs.statistics import p_text, round_half_up
+from jobs.store.scores import Score
 from jobs.tables.format import DASH, code_sentence, csv_text, interval_text, rendered, signed
 from jobs.tables.order import order_sentences
 from jobs.tables.plain import PlainTable, plain_tables
@@ -38,7 +39,8 @@ MEASURED_COLUMNS = ("corpus", "method", "metric", "value")
 CAPTION_PACKAGES = ("python", "torch", "transformers", "scikit-learn", "numpy")
 BOLD = "Bold: best mean of a column, ties included."
 DIFFERENCES_CAPTION = (
-    "Differences of UA between methods in points, over (fold, slot) pairs: mean, 95 % interval, paired t-test, Wilcoxon signed-rank test.",
+    "Differences of {label} between methods in points, over (fold, slot) pairs: mean, 95 % interval, paired t-test, "
+    "Wilcoxon signed-rank test.",
     "Pairs of one fold share speakers and upstream stages, so these p-values are valid for new seeds on these folds only.",
     "Folds and seeds: interval and test for new folds and new seeds, from a mixed model in which both are random effects; "
     "detectable: the smallest difference that this test finds with probability 0.8 at this number of folds and seeds.",
@@ -120,7 +122,7 @@ def render_csv(summary: Summary) -> str:
         out, *place = verdict_values(entry)
         flag = "" if out is None else _flag(out)
         rows.append((entry.corpus, entry.method, entry.fold, entry.slot, entry.seed, *scores, entry.status.value, flag, *place))
-    return csv_text(CSV_COLUMNS, rows)
+    return csv_text([*map(summary.score.named, CSV_COLUMNS)], rows)
 
 
 def render_methods_csv(summary: Summary) -> str:
@@ -131,7 +133,7 @@ def render_methods_csv(summary: Summary) -> str:
         counts = (*astuple(method.outliers), *astuple(method.diverged), method.unresolved)
         size = (None, None) if method.size is None else astuple(method.size)
         rows.append((method.corpus, method.method, *numbers, *counts, _flag(method.complete), summary.outlier_rule, *size))
-    return csv_text(METHOD_COLUMNS, rows)
+    return csv_text([*map(summary.score.named, METHOD_COLUMNS)], rows)
 
 
 def render_measured_csv(summary: Summary) -> str:
@@ -230,15 +232,17 @@ def _print_whole(console: Console, table: RichTable) -> None:
 def _table(summary: Summary, published: Published, corpus: str) -> Table:
     methods = [method for method in summary.methods if method.corpus == corpus]
     folds = [cell.fold for cell in methods[0].cells]
-    blocks = [Block("This experiment", _best([_measured(method, published) for method in methods], len(methods)))]
+    blocks = [Block("This experiment", _best([_measured(method, published) for method in methods], len(methods), summary.score))]
     if published.rows:
         rows = [
             Row(row.label, tuple(_cell(row.ua.get(fold), row.sd.get(fold)) for fold in folds), _cell(row.mean_ua, None))
             for row in published.rows
         ]
-        blocks.append(Block(f"Published: {published.source}", _best(rows, sum(row.method is not None for row in published.rows))))
+        blocks.append(
+            Block(f"Published: {published.source}", _best(rows, sum(row.method is not None for row in published.rows), summary.score))
+        )
     differences = tuple(_difference(found, published) for found in summary.comparisons if found.corpus == corpus)
-    title = published.title or f"Unweighted accuracy (UA, %) on {corpus}, one column per held-out fold"
+    title = published.title or f"{summary.score.heading} on {corpus}, one column per held-out fold"
     return Table(
         title=title,
         columns=tuple(published.columns.get(fold, f"Fold {fold}") for fold in folds),
@@ -247,7 +251,7 @@ def _table(summary: Summary, published: Published, corpus: str) -> Table:
         caption=(f"{title}.", *_caption(summary, methods, published, folds)),
         details=_details(summary, published),
         outliers=_dropping_sentences(summary, methods, published),
-        differences_caption=(*_differences_caption(folds), *comparison_sentences(summary.recipes)),
+        differences_caption=(*_differences_caption(folds, summary.score), *comparison_sentences(summary.recipes)),
         sized=differ(method.size for method in methods),
     )
 
@@ -269,12 +273,12 @@ def _cell(mean: float | None, sd: float | None, note: str = "") -> Cell:
     return Cell(DASH if mean is None else round_half_up(mean), "" if sd is None else round_half_up(sd), note)
 
 
-def _best(rows: Sequence[Row], competing: int) -> tuple[Row, ...]:
+def _best(rows: Sequence[Row], competing: int, score: Score) -> tuple[Row, ...]:
     """Rows with the best of every column marked among the first `competing`; nothing is marked if there is only one."""
     contenders = rows[:competing]
     alike = len({tuple(_absent(cell) for cell in row.cells) for row in contenders}) == 1  # their means are over the same folds
     columns = [*zip(*(row.cells for row in contenders), strict=True), tuple(row.mean for row in contenders if alike)]
-    tops = [_top(column) for column in columns]
+    tops = [_top(column, score) for column in columns]
     marked = [
         replace(row, cells=tuple(_mark(cell, top) for cell, top in zip(row.cells, tops, strict=False)), mean=_mark(row.mean, tops[-1]))
         for row in contenders
@@ -282,11 +286,11 @@ def _best(rows: Sequence[Row], competing: int) -> tuple[Row, ...]:
     return (*marked, *rows[competing:])
 
 
-def _top(column: Sequence[Cell]) -> str | None:
+def _top(column: Sequence[Cell], score: Score) -> str | None:
     present = [cell for cell in column if not _absent(cell)]
     if len(present) < 2 or any(cell.note for cell in present):
         return None
-    return max((cell.mean for cell in present), key=Decimal)
+    return (max if score.higher_is_better else min)((cell.mean for cell in present), key=Decimal)
 
 
 def _absent(cell: Cell) -> bool:
@@ -334,6 +338,8 @@ def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Publ
         named = ", ".join(f"{_label(method, published)} {len(method.folds)} of {len(folds)}" for method in shorter)
         sentences.append(f"{DASH}: no such runs in this experiment; a mean is over the folds that a method has ({named}).")
     sentences.append(BOLD)
+    if not summary.score.higher_is_better:
+        sentences.append(f"Lower {summary.score.label} is better.")
     sentences.append(f"Outlier rule: {summary.outlier_rule if _judged(summary) else 'none in force'}.")
     sentences.extend(_dropping_sentences(summary, methods, published))
     sentences.extend(sentence for corpus, sentence in order_sentences(summary, published.labels).items() if corpus == methods[0].corpus)
@@ -341,7 +347,7 @@ def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Publ
     shares = [(_label(method, published), method.crossed.shares) for method in methods if method.crossed and method.crossed.shares]
     if shares:
         each = ", ".join(f"{label} {' / '.join(round_half_up(100 * share, 0) for share in astuple(found))} %" for label, found in shares)
-        sentences.append(f"Share of the variance of a run's UA that folds / seeds / the rest have: {each}.")
+        sentences.append(f"Share of the variance of a run's {summary.score.label} that folds / seeds / the rest have: {each}.")
     if published.rows:
         sentences.append(f"Published figures: {published.source}.")
         sentences.extend(_beside_published(methods, published, folds))
@@ -379,10 +385,11 @@ def _beside_published(methods: Sequence[MethodSummary], published: Published, fo
     return (f"{what}: {', '.join(places)}.",) if places else ()
 
 
-def _differences_caption(folds: Sequence[str]) -> tuple[str, ...]:
+def _differences_caption(folds: Sequence[str], score: Score) -> tuple[str, ...]:
+    pairs, paired, both, corrected = DIFFERENCES_CAPTION
+    pairs = pairs.format(label=score.label)
     if len(folds) > 1:
-        return DIFFERENCES_CAPTION
-    pairs, paired, _, corrected = DIFFERENCES_CAPTION
+        return pairs, paired, both, corrected
     return (pairs, paired, "One fold is held out: there is no interval and no test over folds and seeds.", corrected)
 
 

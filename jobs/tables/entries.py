@@ -10,7 +10,7 @@ from jobs.errors import UsageError
 from jobs.experiment.graph import Graph, Run
 from jobs.statistics import percent
 from jobs.store.records import Result
-from jobs.store.scores import confusion_of
+from jobs.store.scores import Score, confusion_of
 from jobs.tables.sizes import size_of
 from jobs.tables.summary import Entry, Scores, Status
 
@@ -37,17 +37,17 @@ def entries_of(
         for each in (*before, run):
             finished = Status.accepted if each is run else Status.outlier
             missing = Status(states.get(run.key, Status.pending.value)) if each is run else Status.diverged
-            entry = _entry(graph.corpus, each, results.get(each.key), finished, missing)
+            entry = _entry(graph.corpus, each, results.get(each.key), finished, missing, graph.score)
             verdict = verdicts.get((each.method, each.fold, each.slot, each.generation))
             found.append(replace(entry, verdict=verdict, unreplaced=each is run and run.slot_id in unresolved))
     return tuple(found)
 
 
-def _entry(corpus: str, run: Run, result: Result | None, finished: Status, missing: Status) -> Entry:
+def _entry(corpus: str, run: Run, result: Result | None, finished: Status, missing: Status, score: Score) -> Entry:
     """A run whose status is `finished` with a result, `missing` without one, and diverged if its result is marked so."""
     scores: Scores | None = None
     try:
-        scores = None if result is None else _scores(run, result)
+        scores = None if result is None else _scores(run, result, score)
     except UsageError:
         if result is None or not result.diverged:  # a diverged run may have no scores
             raise
@@ -56,16 +56,19 @@ def _entry(corpus: str, run: Run, result: Result | None, finished: Status, missi
     return Entry(corpus, run.method, run.fold, run.slot, run.seed, scores, status, size=size)
 
 
-def _scores(run: Run, result: Result) -> Scores:
-    """From the confusion matrix, exactly; from `metrics` (fractions in [0, 1]) if there is none."""
-    confusion = confusion_of(result)
-    if confusion is not None:
-        return Scores(confusion.ua, confusion.wa, confusion.macro_f1)
-    values = [result.metrics.get(name) for name in ("ua", "wa", "macro_f1")]
-    shares = [value for value in values if isinstance(value, int | float) and 0 <= value <= 1]  # false for NaN
-    if len(shares) != len(values):
+def _scores(run: Run, result: Result, score: Score) -> Scores:
+    """From the confusion matrix, exactly, where there is one; else from `metrics`. Those beside the score are left out where missing."""
+    confusion, value = confusion_of(result), score.of(result)
+    if value is None:
+        between = " between 0 and 1" if score.unit == "%" else ""
         raise UsageError(
-            f"result of run {run.name} ({result.stage}/{result.key}) has no confusion matrix and no ua, wa, macro_f1 "
-            "between 0 and 1: delete its result.json and launch again"
+            f"result of run {run.name} ({result.stage}/{result.key}) has no confusion matrix and no {score.name}{between} in its metrics: "
+            "delete its result.json and launch again"
         )
-    return Scores(*(percent(share) for share in shares))
+    if confusion is not None:
+        return Scores(value, confusion.wa, confusion.macro_f1)
+    return Scores(value, *(_percentage(result.metrics.get(name)) for name in ("wa", "macro_f1")))
+
+
+def _percentage(share: object) -> float | None:
+    return percent(share) if isinstance(share, int | float) and 0 <= share <= 1 else None  # false for NaN

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 
 from jobs.experiment.recipes import comparable
 from jobs.statistics import round_half_up
+from jobs.store.scores import Score
 from jobs.tables.summary import MethodSummary, Summary
 
 
 def order_sentences(summary: Summary, labels: Mapping[str, str]) -> dict[str, str]:
-    """Corpus -> a sentence with both orders, where dropped runs decide which of two methods that are compared has the higher mean UA."""
+    """Corpus -> a sentence with both orders, where dropped runs decide which of two methods that are compared has the better mean score."""
     found = {}
     for corpus in dict.fromkeys(method.corpus for method in summary.methods):
         known = [
@@ -21,8 +22,8 @@ def order_sentences(summary: Summary, labels: Mapping[str, str]) -> dict[str, st
         ]
         pairs = [(one, two) for one, two in itertools.combinations(known, 2) if _compared(summary, one[2], two[2])]
         if any((one[0] - two[0]) * (one[1] - two[1]) < 0 for one, two in pairs):
-            kept = _ordered([(mean, method) for mean, _, method in known], labels)
-            every = _ordered([(mean, method) for _, mean, method in known], labels)
+            kept = _ordered([(mean, method) for mean, _, method in known], labels, summary.score)
+            every = _ordered([(mean, method) for _, mean, method in known], labels, summary.score)
             found[corpus] = f"The order of methods depends on the dropped runs: over kept runs {kept}; over all runs {every}."
     return found
 
@@ -32,7 +33,7 @@ def _compared(summary: Summary, one: MethodSummary, two: MethodSummary) -> bool:
     return one.folds == two.folds and comparable(summary.recipes, one.method, two.method)
 
 
-def _ordered(means: Sequence[tuple[float, MethodSummary]], labels: Mapping[str, str]) -> str:
-    """`TAPT 71.2, V-FT 70.9`: the highest mean first."""
-    ordered = sorted(means, key=lambda each: -each[0])
+def _ordered(means: Sequence[tuple[float, MethodSummary]], labels: Mapping[str, str], score: Score) -> str:
+    """`TAPT 71.2, V-FT 70.9`: the best mean first."""
+    ordered = sorted(means, key=lambda each: score.order(each[0]))
     return ", ".join(f"{labels.get(method.method, method.method)} {round_half_up(mean)}" for mean, method in ordered)

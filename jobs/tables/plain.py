@@ -68,11 +68,11 @@ def _by_settings(summary: Summary, published: Published) -> PlainTable | None:
     found = {method.method: method for method in summary.methods}
     placed = {row.label: [found.get(method) for method in row.methods] for row in wanted.rows}
     counts = {method.n for methods in placed.values() for method in methods if method is not None and method.complete}
-    n = f"n = {counts.pop()}" if len(counts) == 1 else ""  # in the caption, else in each cell
-    ours = [(label, *(_cell(method, stated=bool(n)) for method in methods)) for label, methods in placed.items()]
+    n = f"n = {counts.pop()}" if len(counts) == 1 else "n"  # in the caption, else in each cell
+    ours = [(label, *(_cell(method, stated=n != "n") for method in methods)) for label, methods in placed.items()]
     theirs = [(f"{row.label}, published", *(_number(value) for value in row.ua)) for row in wanted.rows if row.ua]
     sentences = [
-        f"{wanted.title}: mean ± sd over slots, {n or 'n'} runs of each cell.",
+        f"{wanted.title}: mean ± sd over slots; runs of each cell: {n}.",
         "All stages of a run train on the same part of the training utterances; smaller parts are parts of larger ones.",
         *_with_dropped(
             [

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from jobs.errors import UsageError
 from jobs.experiment.graph import Graph
 from jobs.experiment.recipes import MethodRecipe
 from jobs.store.records import Result
@@ -39,8 +40,12 @@ def joint_summary(parts: Sequence[Part], unreplaced: Unreplaced = Unreplaced.kee
     """The numbers of all experiments, and the labels of their methods.
 
     `unreplaced`: what becomes of outliers that no other run replaces. A method that several experiments have on the same corpus is named
-    `METHOD@EXPERIMENT`. Rules that differ are listed by experiment.
+    `METHOD@EXPERIMENT`. Rules that differ are listed by experiment. UsageError for experiments with different scores.
     """
+    scores = {part.graph.score: part.name for part in parts}
+    if len(scores) > 1:
+        stated = ", ".join(f"{name} has {score.axis}" for score, name in scores.items())
+        raise UsageError(f"collect: one table has one score, but {stated}: collect them one by one")
     names = {(part.name, method): name for part in parts for method, name in names_of(part, parts).items()}
     entries = [
         replace(entry, method=names[part.name, entry.method])
@@ -69,7 +74,16 @@ def joint_summary(parts: Sequence[Part], unreplaced: Unreplaced = Unreplaced.kee
     for part in parts:
         metrics |= metrics_of(part.graph, part.results, names_of(part, parts))
     captions = {part.graph.corpus: part.corpus_caption for part in parts if part.corpus_caption}
-    return replace(summary, measured=tuple(measured), further=further_of(summary, metrics), corpus_captions=captions), labels
+    return (
+        replace(
+            summary,
+            measured=tuple(measured),
+            further=further_of(summary, metrics),
+            corpus_captions=captions,
+            score=parts[0].graph.score,
+        ),
+        labels,
+    )
 
 
 def names_of(part: Part, parts: Sequence[Part]) -> dict[str, str]:

@@ -1,10 +1,11 @@
 """The numbers of a table, computed from runs. Pure.
 
-Conventions, repeated in every caption: UA in percent. A cell's mean and sample sd are over its accepted runs (seeds). A
-method's mean is the mean of its cell means, every fold with the same weight. A method's sd and 95 % interval are over
-slots: each slot that is accepted in every fold gives one mean over folds. They measure the variance between fine-tuning
-seeds, not between speakers; the interval over folds and seeds (`jobs.statistics.crossed_mean`) measures both. Methods are
-compared over the (fold, slot) pairs accepted in both, over fold means, and over folds and seeds together.
+Conventions, repeated in every caption: scores in the unit of the registry, UA in percent by default. A cell's mean and
+sample sd are over its accepted runs (seeds). A method's mean is the mean of its cell means, every fold with the same
+weight. A method's sd and 95 % interval are over slots: each slot that is accepted in every fold gives one mean over
+folds. They measure the variance between fine-tuning seeds, not between speakers; the interval over folds and seeds
+(`jobs.statistics.crossed_mean`) measures both. Methods are compared over the (fold, slot) pairs accepted in both, over
+fold means, and over folds and seeds together.
 
 `..._all_runs` include dropped runs: a cell's mean and sd are over all its runs, a method's mean is the mean of these, and its
 sd is over slots as above, where a slot with several runs counts with their mean.
@@ -36,6 +37,7 @@ from jobs.statistics import (
     t_interval,
 )
 from jobs.store.records import Result
+from jobs.store.scores import UNWEIGHTED, Score
 from jobs.tables.arithmetic import Arithmetic
 from jobs.tables.measured import Measured
 from jobs.tables.sizes import ModelSize, common_size
@@ -71,9 +73,9 @@ class Unreplaced(Enum):
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one run, in percent."""
+    """Scores of one run."""
 
-    ua: float
+    ua: float  # the score of its registry; UA in percent by default
     wa: float | None = None  # None: not given in a CSV file
     macro_f1: float | None = None
 
@@ -184,7 +186,7 @@ class Corrected:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`second - first`, in points of UA, on one corpus."""
+    """`second - first`, in points of the score, on one corpus."""
 
     corpus: str
     first: str
@@ -223,6 +225,7 @@ class Summary:
     arithmetic: Arithmetic = field(default_factory=Arithmetic)  # not known of runs from a CSV file
     measured: tuple[Measured, ...] = ()  # of runs without a score
     further: tuple[FurtherMetric, ...] = ()  # metrics of runs beside the score
+    score: Score = UNWEIGHTED  # of the runs: what `ua` in the names of fields stands for
     corpus_captions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # corpus -> sentences that captions state of it
 
     @property

@@ -7,6 +7,9 @@ logits of the classes first, then the attributes. Without logits, the class of a
 the attributes, 1 - CCC, is that of the whole batch: if a step has several parts, a first pass without gradient, with the same dropout,
 sums what it needs over all parts (`ser_core.training.concordance`).
 
+With `recipe.two_stage` it trains on the target part of the corpus, from the classifier that the stage `source` has trained on the source
+part: all its trained weights, the head included.
+
 Artifacts: `predictions.csv` (class probabilities of every test utterance, attributes), the training curves and, with adaptors, `adaptors/`:
 the trained weights of adaptors and head (`ser_core.models.adaptor_files`).
 """
@@ -21,12 +24,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ser_core.corpora.manifest import DIMENSIONS, SAMPLE_RATE
 from ser_core.features.features import FrozenFeatures
 from ser_core.keyed import keyed
-from ser_core.models.adaptor_files import save_adaptors
+from ser_core.models.adaptor_files import load_adaptors, save_adaptors
 from ser_core.models.adaptors import AdaptorShape
 from ser_core.models.backbone import frame_count, load_encoder
 from ser_core.models.classifier import ClassifierAdaptors, EmotionClassifier, class_weights, label_weight, weighted_cross_entropy
@@ -40,11 +44,13 @@ from ser_core.training.batches import Batch, StepPlan, halved, longest_first, sh
 from ser_core.training.concordance import batch_sums, ccc_loss, part_term
 from ser_core.training.divergence import divergence_reason, prior_loss
 from ser_core.training.evaluate import PREDICTIONS, predict, score, whole_features, write_predictions
-from ser_core.training.loop import LocalParts, Objective, PartLoss, StepParts, seed_part
+from ser_core.training.loop import LocalParts, Objective, PartLoss, StepParts, TrainingResult, seed_part
 from ser_core.training.schedule import constant
 from ser_core.training.splits import Split
 
 ADAPTORS = "adaptors"  # folder of the trained weights in the stage's output
+START = "start"  # role of the stage whose classifier fine-tuning starts from
+CLASSIFIER = "classifier"  # folder of its weights
 
 
 @dataclass(frozen=True)
@@ -174,9 +180,28 @@ def classifier_of(encoder: Any, outputs: int, settings: FinetuneSettings, adapto
     return EmotionClassifier(encoder, outputs, settings.head.pooling, adaptors, units)
 
 
-def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]:
-    """Train, then open the test split and score it. A diverged model is tested too; `diverged` states the reason."""
-    settings = parse_settings(FinetuneSettings, context.settings["finetune"])
+@dataclass(frozen=True)
+class Fitted:
+    """A trained classifier. `outputs`: of its linear layer, the logits of `classes` classes first (0: attributes alone)."""
+
+    settings: FinetuneSettings
+    model: EmotionClassifier
+    task: AttributeTask | None
+    classes: int
+    outputs: int
+    prior: float  # loss of the best constant prediction
+    trained: TrainingResult
+    diverged: str  # the reason; "": it is not
+    front_end: float  # seconds
+
+    @property
+    def alone(self) -> bool:
+        """Whether it predicts attributes and no classes."""
+        return not self.classes
+
+
+def fit(context: StageContext, settings: FinetuneSettings) -> Fitted:
+    """Train a classifier on the training split, from the weights of an upstream classifier (role `start`) if there is one."""
     split = context.training
     encoder = load_encoder(context.backbone(), attention=context.execution.attention)
     context.seed_initialisation()
@@ -185,9 +210,13 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
     classes = 0 if task is not None and task.alone else len(split.classes)
     outputs = classes + (0 if task is None else len(DIMENSIONS))
     model = classifier_of(encoder, outputs, settings, adaptors).to(context.device)
+    if START in context.upstream:
+        load_adaptors(model, context.upstream[START] / CLASSIFIER)
     objective = Finetuning(context, settings, model, task)
     if len(split) < settings.batch_size:
-        context.report(f"finetune: fewer than a batch of training utterances ({len(split)} of {settings.batch_size}): one step an epoch")
+        context.report(
+            f"{context.stage}: fewer than a batch of training utterances ({len(split)} of {settings.batch_size}): one step an epoch"
+        )
     prior = prior_loss(split.class_counts(), class_weights(split.class_counts()).tolist())
     if task is not None:
         prior = (1 - task.weight) * prior + task.weight  # the CCC of a constant prediction is 0
@@ -207,49 +236,89 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
     )
     diverged = divergence_reason(trained.loss, prior)
     if diverged:
-        context.report(f"finetune: diverged: {diverged}")
-    started = time.monotonic()
-    test = open_test()
-    features = whole_features(model, test, context.execution.feature_cache, context.shared)
+        context.report(f"{context.stage}: diverged: {diverged}")
+    return Fitted(settings, model, task, classes, outputs, prior, trained, diverged, front_end)
+
+
+def facts_of(fitted: Fitted, context: StageContext) -> dict[str, Any]:
+    """Return what the file of a classifier's weights states."""
+    projector = fitted.model.projector
+    return {
+        "adaptors": keyed(fitted.settings.adaptors),
+        "classes": list(context.training.classes) if fitted.classes else [],
+        "pooling": fitted.settings.head.pooling.name,
+        **({} if projector is None else {"pooling": "mean", "projector_units": projector.out_features}),
+        **({} if fitted.task is None else {"attributes": {"names": list(DIMENSIONS), **dataclasses.asdict(fitted.task.scale)}}),
+    }
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Predictions of a test split: `logits` (utterances, classes), `attributes` (utterances, 3) in the corpus' scale."""
+
+    logits: NDArray[np.float32]
+    attributes: NDArray[np.float64] | None
+
+
+def _predicted(fitted: Fitted, context: StageContext, test: Split) -> Predicted:
+    features = whole_features(fitted.model, test, context.execution.feature_cache, context.shared)
     context.group.suspend_watchdog()
     features.fill(lambda: False, context.progress())
-    predicted = predict(model, test, halved(context.execution.evaluation_batch, context.relief), features, context.group, outputs)
-    logits = predicted[:, :classes]
-    attributes = None if task is None else task.scale.restored(predicted[:, classes:].astype(np.float64))
-    if attributes is not None and not classes:
-        logits = nearest_class_logits(attributes, split.utterances, split.classes)
-    found = score(logits, test)
+    size = halved(context.execution.evaluation_batch, context.relief)
+    found = predict(fitted.model, test, size, features, context.group, fitted.outputs)
+    logits, task, split = found[:, : fitted.classes], fitted.task, context.training
+    if task is None:
+        return Predicted(logits, None)
+    attributes = task.scale.restored(found[:, fitted.classes :].astype(np.float64))
+    return Predicted(nearest_class_logits(attributes, split.utterances, split.classes) if fitted.alone else logits, attributes)
+
+
+def run(context: StageContext, open_test: Callable[[], Split], open_source: Callable[[], Split] | None = None) -> dict[str, Any]:
+    """Train, then open the test split and score it. A diverged model is tested too; `diverged` states the reason.
+
+    `open_source`: with two stages, the test split of the source part. Then the metrics have the UA of both parts after either stage.
+    """
+    fitted = fit(context, parse_settings(FinetuneSettings, context.settings["finetune"]))
+    started = time.monotonic()
+    test = open_test()
+    predicted = _predicted(fitted, context, test)
+    found = score(predicted.logits, test)
     if context.group.is_leader:
-        write_predictions(context.output / PREDICTIONS, logits, test, attributes)
-        if adaptors is not None:
-            units = {} if model.projector is None else {"pooling": "mean", "projector_units": model.projector.out_features}
-            facts = {
-                "adaptors": keyed(settings.adaptors),
-                "classes": list(split.classes) if classes else [],
-                "pooling": settings.head.pooling.name,
-                **units,
-                **({} if task is None else {"attributes": {"names": list(DIMENSIONS), **dataclasses.asdict(task.scale)}}),
-            }
-            save_adaptors(model, context.output / ADAPTORS, facts)
-    trained_parameters, parameters = parameter_counts(model)
+        write_predictions(context.output / PREDICTIONS, predicted.logits, test, predicted.attributes)
+        if fitted.settings.adaptors.kinds:
+            save_adaptors(fitted.model, context.output / ADAPTORS, facts_of(fitted, context))
+    trained_parameters, parameters = parameter_counts(fitted.model)
     result = stage_result(
-        trained,
+        fitted.trained,
         {
             "ua": found.ua,
             "wa": found.wa,
             "macro_f1": found.macro_f1,
-            **({} if attributes is None else score_attributes(attributes, test.utterances)),
+            **({} if predicted.attributes is None else score_attributes(predicted.attributes, test.utterances)),
             "trained_parameters": trained_parameters,
             "parameters": parameters,
             "test_utterances": len(test),
-            "training_utterances": len(split),
-            "prior_loss": prior,
+            "training_utterances": len(context.training),
+            "prior_loss": fitted.prior,
         },
-        diverged=diverged,
+        diverged=fitted.diverged,
         confusion=[list(row) for row in found.confusion],
-        classes=list(split.classes),
+        classes=list(context.training.classes),
     )
-    if not classes:
+    if fitted.alone:
         del result["metrics"]["training_accuracy"]
-    result["durations"] |= {"front_end": front_end, "test": time.monotonic() - started}
+    if open_source is not None and START in context.upstream:
+        result["metrics"] |= _both_parts(fitted, context, test, open_source())
+    result["durations"] |= {"front_end": fitted.front_end, "test": time.monotonic() - started}
     return result
+
+
+def _both_parts(fitted: Fitted, context: StageContext, target: Split, source: Split) -> dict[str, float]:
+    """Return the UA of the source part after the second stage, and of both parts after the first, whose weights the model has then."""
+
+    def ua(split: Split) -> float:
+        return score(_predicted(fitted, context, split).logits, split).ua
+
+    after = {"ua_source": ua(source), "source_utterances": len(source)}
+    load_adaptors(fitted.model, context.upstream[START] / CLASSIFIER)
+    return {**after, "ua_source_before": ua(source), "ua_target_before": ua(target)}

@@ -9,6 +9,7 @@ from typing import Any, Unpack
 import torch
 
 from ser_core.corpora.manifest import Manifest, Utterance, load_manifest
+from ser_core.corpora.parts import part
 from ser_core.corpora.subsets import subset
 from ser_core.corpora.validation import training_and_validation
 from ser_core.errors import InputError
@@ -16,12 +17,13 @@ from ser_core.parallel.group import process_group
 from ser_core.parallel.team import Alone
 from ser_core.registry import MEASUREMENTS, StageArguments
 from ser_core.settings import Attention, Precision
-from ser_core.stages import cluster, finetune, pretraining_loss, ptapt, states, tapt
+from ser_core.stages import cluster, finetune, pretraining_loss, ptapt, source, states, tapt
 from ser_core.stages.context import StageContext, seed_global_generators
 from ser_core.training.device import deterministic, keep_freed_memory
 from ser_core.training.splits import Split
 
 WITHOUT_TEST: Mapping[str, Callable[[StageContext], dict[str, Any]]] = {
+    "source": source.run,
     "states": states.run,
     "cluster": cluster.run,
     "tapt": tapt.run,
@@ -37,7 +39,11 @@ def run_stage(stage: str, **arguments: Unpack[StageArguments]) -> dict[str, Any]
     split is the validation utterances, and the held-out fold is not opened. A measurement reads the whole corpus.
     """
     manifest = load_manifest(arguments["corpus"])
-    training, tested = _splits(manifest, stage, arguments["fold"], arguments["settings"])
+    settings = arguments["settings"]
+    training, tested = _splits(manifest, stage, arguments["fold"], settings)
+    stages = settings.get("two_stage")
+    target = stages["target"] if stages else ""
+    open_source = None if not (stages and stages["source"]) else lambda: Split(manifest, part(tested(), stages["source"]))
     team = arguments.get("team") or Alone()
     arguments["output"].mkdir(parents=True, exist_ok=True)
     context = StageContext(
@@ -68,7 +74,10 @@ def run_stage(stage: str, **arguments: Unpack[StageArguments]) -> dict[str, Any]
             raise InputError(f"no stage {stage!r}; known are finetune, {', '.join(WITHOUT_TEST)}")
         with process_group(team, context.device, context.execution.communication_minutes * 60) as group:
             context = dataclasses.replace(context, group=group)
-            result = finetune.run(context, lambda: Split(manifest, tested())) if stage == "finetune" else WITHOUT_TEST[stage](context)
+            if stage == "finetune":
+                result = finetune.run(context, lambda: Split(manifest, part(tested(), target)), open_source)
+            else:
+                result = WITHOUT_TEST[stage](context)
             return {**result, "arithmetic": _arithmetic(context)}
 
 
@@ -83,17 +92,19 @@ def _arithmetic(context: StageContext) -> dict[str, str]:
 def _splits(
     manifest: Manifest, stage: str, fold: str, settings: Mapping[str, Any]
 ) -> tuple[tuple[Utterance, ...], Callable[[], tuple[Utterance, ...]]]:
-    """Return the training utterances (of `training_fraction` only a part), and a function that returns the test utterances.
+    """Return the training utterances (of `training_fraction` only a part), and a function that returns the test utterances of all parts.
 
+    With `part`, or `two_stage` of `finetune`, only the utterances of one part of the corpus are trained on.
     A measurement gets all utterances, and none to test on.
     Raises InputError if there are no training utterances or, with `validation`, no validation utterances.
     """
     if stage in MEASUREMENTS:
         return manifest.utterances, lambda: ()
+    pattern = str(settings.get("part") or settings.get("two_stage", {}).get("target", ""))
     if "validation" in settings:
         reachable, held = training_and_validation(manifest, fold, settings["validation"])
-        return subset(manifest, fold, reachable, settings.get("training_fraction", 1)), lambda: held
+        return subset(manifest, fold, part(reachable, pattern), settings.get("training_fraction", 1)), lambda: held
     training = manifest.training(fold)
     if not training:
         raise InputError(f"{manifest.corpus}: no utterances to train on when fold {fold!r} is held out")
-    return subset(manifest, fold, training, settings.get("training_fraction", 1)), lambda: manifest.test(fold)
+    return subset(manifest, fold, part(training, pattern), settings.get("training_fraction", 1)), lambda: manifest.test(fold)

@@ -36,7 +36,7 @@ class Terminal:
             raise TerminalError("tmux is not installed here: run tests/install_packages.sh as root")
         self._codes.write_text("")
         self._codes.chmod(0o666)  # the shell may be another user's
-        variables = (f"PS1={PROMPT}", f"PROMPT_COMMAND=echo $? >> {shlex.quote(str(self._codes))}")
+        variables = (f"PS1={PROMPT}", f"HISTFILE={os.devnull}", f"PROMPT_COMMAND=echo $? >> {shlex.quote(str(self._codes))}")
         shell = ("timeout", "--foreground", LONGEST_LIFE, "env", *variables, "bash", "--norc", "--noprofile")
         size = ("-x", str(self.width), "-y", str(self.height))
         self._tmux("-u", "-f", os.devnull, "new-session", "-d", *size, "-c", str(self.home), shlex.join(shell))

@@ -410,7 +410,7 @@ class SimulatedLab(ABC):
             return ""
         return next((each.token for each in self.controllers if each.name == process.name), "")
 
-    def _index_of_current(self, layout: Layout) -> ResultIndex:
+    def _index_of_current(self, layout: Layout, score: object) -> ResultIndex:
         process = current()
         known = [each.index for each in self.controllers if process is not None and each.name == process.name]
         return known[0] if known else ResultIndex(layout.index)

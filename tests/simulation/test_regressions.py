@@ -172,3 +172,66 @@ def _diverge(lab: World, worker: SimulatedWorker) -> None:
         worker.step()
     worker.fail(FailureClass.divergence)
     lab.leave(worker)
+
+
+def test_a_node_that_fails_every_stage_at_once_does_not_drain_the_grid(folder: Path) -> None:
+    """As one without the corpus or with a broken GPU: always free, it takes one element after another, and each ends with the same error.
+
+    Once a sibling has its result from another node, they are tried again without that node, and the user launches nothing again.
+    Before: every stage that had started there was given up.
+    """
+    with world(folder / "world", Shape(methods=("vft",), folds=1, seeds=8)) as lab:
+        lab.slurm.up["n1"] = False
+        lab.run_pass()
+        elsewhere = lab.start(4)
+        lab.slurm.up["n1"] = True
+        while begun := lab.start():
+            while begun[0].place is not Place.work:
+                begun[0].step()
+            begun[0].fail(FailureClass.refused, "no corpus at /data")
+            lab.finish(begun[0])
+        assert [each.node for each in lab.executions] == ["n1"] * 4
+        report = lab.run_pass()
+        assert report is not None
+        assert len(report.plan.given_up) == 4, "nothing tells the node from the program yet"
+        lab.finish(elsewhere[0])
+        report = lab.run_pass()
+        assert report is not None
+        assert [batch.request.exclude for batch in report.plan.batches] == [("n1",)]
+        assert len(report.submitted) == 4
+        for worker in [*elsewhere[1:], *lab.start(4)]:
+            lab.finish(worker)
+        assert lab.settle().complete
+        assert len(lab.executions) == 12
+
+
+def test_an_error_that_stages_have_on_several_nodes_is_not_retried(folder: Path) -> None:
+    """It is one of the code or the configuration, also if another stage of the kind succeeds."""
+    with world(folder / "world", Shape(methods=("vft",), folds=1, seeds=5)) as lab:
+        lab.run_pass()
+        begun = lab.start(5)  # two on n1, two on n2
+        for worker in begun[:3]:
+            while worker.place is not Place.work:
+                worker.step()
+            worker.fail(FailureClass.code, "division by zero")
+        for worker in begun:
+            lab.finish(worker)
+        report = lab.settle()
+        assert len(report.plan.given_up) == 3
+        assert len(lab.executions) == 5
+
+
+def test_a_node_on_which_no_worker_begins_takes_one_job_of_each_stage_at_the_most(folder: Path) -> None:
+    """It may take all that is queued before the next pass; every stage is then submitted again without it, and none is given up."""
+    with world(folder / "world", Shape(methods=("vft",), folds=1, seeds=8)) as lab:
+        lab.slurm.up["n1"] = False
+        lab.run_pass()
+        elsewhere = lab.start(4)
+        lab.slurm.up["n1"] = True
+        while begun := lab.start():
+            lab.slurm.end(lab.slurm.find(begun[0].job), "FAILED")
+        for worker in elsewhere:
+            lab.finish(worker)
+        assert lab.settle().complete
+        assert len(lab.executions) == 8
+        assert "n1" not in {each.node for each in lab.executions}

@@ -196,6 +196,15 @@ class World(SimulatedLab):
             asked.less_memory and execution.said in (FailureClass.memory, None)
         )
 
+    def _alone_with_its_error(self, execution: Execution) -> bool:
+        """Whether a second stage of its kind failed on the same node, since the launch too, and a third one has its result."""
+        nodes = self.graph.nodes
+        kind = (nodes[execution.key].stage, nodes[execution.key].method)
+        recent = [each for each in self.executions if each.begun >= self.since]
+        siblings = [each for each in recent if (nodes[each.key].stage, nodes[each.key].method) == kind]
+        alike = {each.key for each in siblings if each.said in FINAL and each.node == execution.node}
+        return len(alike) > 1 and any(each.result for each in siblings)
+
     def _check_warranted(self, key: str, description: Description, failures: Mapping[str, Counter[FailureClass]], name: str) -> None:
         assert not self.all_cancelled, f"{name} is submitted although everything is cancelled"
         assert key not in self.cancelled, f"{name} is submitted although it is cancelled"
@@ -204,7 +213,8 @@ class World(SimulatedLab):
         mine = [each for each in self.executions if each.key == key]
         assert not any(each.alive for each in mine), f"{name} is submitted while it is executed"
         recent = [each for each in mine if each.begun >= self.since and not (each.result or each.superseded or self._blamed(each))]
-        assert not any(each.said in FINAL for each in recent), f"{name} is tried again after {FailureClass.code}"
+        final = [each for each in recent if each.said in FINAL]
+        assert not final or (len(final) == 1 and self._alone_with_its_error(final[0])), f"{name} is tried again after {FailureClass.code}"
         assert not any(each.said is FailureClass.divergence for each in mine), f"{name} is tried again after it diverged"
         for failure, retries in RETRIES.items():
             assert failures[key][failure] <= retries, f"{name} is tried again after {failures[key][failure]} times {failure.value}"

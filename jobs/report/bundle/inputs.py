@@ -24,6 +24,7 @@ from jobs.report.material import Source, material_of
 from jobs.report.write import write_report
 from jobs.store.layout import Layout, valid_experiment_name
 from jobs.store.records import Decoder, Result, read_result
+from jobs.store.scores import UNWEIGHTED, Score
 from jobs.tables.collect import CollectReport, collect
 from jobs.tables.latex import Style
 from jobs.tables.published import Published
@@ -70,6 +71,7 @@ class Inputs:
     unreplaced: Unreplaced
     style: Style
     measurements: tuple[str, ...] = ()  # methods without a score
+    score: Score = UNWEIGHTED  # of the runs; bundles of earlier versions have no other
     corpus_caption: tuple[str, ...] = ()  # sentences that captions state of the corpus
 
     def __post_init__(self) -> None:
@@ -98,7 +100,7 @@ class Inputs:
             for each in self.stages
         }
         measurements = frozenset(self.measurements)
-        return Graph(nodes, self.runs, self.corpus, self.corpus_digest, children_of(nodes), self.superseded, measurements)
+        return Graph(nodes, self.runs, self.corpus, self.corpus_digest, children_of(nodes), self.superseded, measurements, self.score)
 
 
 RECORDS = Decoder(Inputs, SCHEMA)
@@ -134,7 +136,7 @@ def unlike_their_keys(inputs: Inputs, results: Mapping[str, Result]) -> Iterator
 
 def judged(inputs: Inputs, results: Mapping[str, Result]) -> Judgements:
     """The decisions of the outlier rule on the runs."""
-    return replay(inputs.graph(results), {key: facts_of(result, 0) for key, result in results.items()}, inputs.policy)
+    return replay(inputs.graph(results), {key: facts_of(result, 0, inputs.score) for key, result in results.items()}, inputs.policy)
 
 
 def render(root: Path, inputs: Inputs, out: Path) -> CollectReport:

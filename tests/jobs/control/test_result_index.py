@@ -13,7 +13,7 @@ import pytest
 from jobs.control.controller import read_facts
 from jobs.control.facts import Departure, StageFacts
 from jobs.control.observe import PassContext
-from jobs.control.result_index import ENOUGH, ResultIndex, index_of
+from jobs.control.result_index import ENOUGH, ResultIndex, cached_index, index_of
 from jobs.experiment.graph import Graph, Node
 from jobs.store.attempts import new_claim
 from jobs.store.layout import AttemptFolder, Layout
@@ -65,7 +65,7 @@ def finish_all(layout: Layout, graph: Graph) -> None:
 
 def in_new_process(graph: Graph, layout: Layout) -> dict[str, StageFacts]:
     """Facts as a process reads them that has only the stored index."""
-    index_of.cache_clear()
+    cached_index.cache_clear()
     return read_facts(graph, layout)
 
 
@@ -91,7 +91,7 @@ def test_a_withdrawn_result_is_withdrawn(layout: Layout, graph: Graph, stored: b
     first, second, third, *_ = graph.nodes.values()
     if stored:
         index_of(layout).store()
-        index_of.cache_clear()
+        cached_index.cache_clear()
     layout.stage(first.stage, first.key).result.unlink()
     shutil.rmtree(layout.stage(second.stage, second.key).path)
     facts = read_facts(graph, layout)
@@ -110,7 +110,7 @@ def test_another_result_of_the_same_size_and_time_is_read(layout: Layout, graph:
     assert in_new_process(graph, layout)[node.key].ua == 25.0
     if stored:
         index_of(layout).store()
-        index_of.cache_clear()
+        cached_index.cache_clear()
     reads.clear()
     finish(layout, node, ua=0.75)
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -130,7 +130,7 @@ def test_an_overwritten_result_is_read(layout: Layout, graph: Graph, stored: boo
     in_new_process(graph, layout)
     if stored:
         index_of(layout).store()
-        index_of.cache_clear()
+        cached_index.cache_clear()
     files[0].write_text(files[0].read_text().replace("0.25", "0.75"))
     files[1].write_text(files[1].read_text()[:40])
     facts = read_facts(graph, layout)
@@ -231,7 +231,7 @@ def test_attempts_of_finished_stages_are_read_once(layout: Layout, graph: Graph,
         if stored:
             index_of(layout)._changes += ENOUGH  # as many changes as make it worth a write
             index_of(layout).store()
-            index_of.cache_clear()
+            cached_index.cache_clear()
         return found
 
     assert bad_nodes() == ()

@@ -38,6 +38,7 @@ class Training:
     epochs: int = 15
     colour: Colour = Colour.red
     options: dict[str, Any] = field(default_factory=dict)
+    stripes: list[Colour] = field(default_factory=list)
 
 
 @dataclass
@@ -103,6 +104,9 @@ def test_every_departure_is_named(configs: Path) -> None:
     )
     assert departures(Painting(rate=1e-5, training=Training(options={"a": 1})), {}) == ["training.options={...}", "rate=1e-05"]
     assert departures(Painting(), {}) == []
+    striped = Painting(training=Training(stripes=[Colour.red, Colour.blue]))
+    assert departures(striped, {}) == ["training.stripes=[red, blue]"]
+    assert departures(striped, {"training": {"stripes": ["red", "blue"]}}) == []
 
 
 def test_sentences() -> None:

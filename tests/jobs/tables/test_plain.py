@@ -52,7 +52,7 @@ def test_methods_by_settings_have_the_shape_of_table_4() -> None:
     assert table.columns == ("", "1/8", "1/4", "1/2", "all (5.44 h)")
     ours, theirs = table.blocks
     assert ours[0] == ("V-FT", "60.5 ± 0.7", "64.5 ± 0.7", "66.5 ± 0.7", "67.5 ± 0.7")
-    assert "mean ± sd over slots, n = 2 runs of each cell." in table.caption[0]
+    assert "mean ± sd over slots; runs of each cell: n = 2." in table.caption[0]
     assert ours[3] == ("TAPT / P-TAPT", *["50.0 % (50.0 to 50.0)"] * 3, "–")
     assert theirs[0] == ("V-FT, published", "56.8", "60.9", "66.4", "67.3")
     assert theirs[3] == ("TAPT / P-TAPT, published", "65.0 %", "62.5 %", "80.6 %", "81.3 %")

@@ -151,7 +151,7 @@ def test_what_is_refused(recipe: Recipe, corpus: Manifest, planted: Manifest) ->
     REGISTRY.check_corpus(corpus.folder, [("vft", recipe)], folds)
     with_attributes(recipe, 0.5).finetune.batch_size = 8
     assert refused(corpus) == (
-        "recipe.finetune.attributes.weight=0.5: 0 utterances to train on in fold '1' of noise have valence, activation, dominance, "
+        "recipe.finetune.attributes.weight=0.5: utterances to train on in fold '1' of noise that have valence, activation, dominance: 0, "
         "at least 2 are needed; prepare a corpus that has them (docs/corpora.md), or set the weight to 0"
     )
     REGISTRY.check_corpus(planted.folder, [("vft", recipe)], folds)
@@ -165,7 +165,7 @@ def test_what_is_refused(recipe: Recipe, corpus: Manifest, planted: Manifest) ->
 def test_a_fold_without_attributes_is_refused(recipe: Recipe, planted: Manifest, tmp_path: Path) -> None:
     """It could be trained on, and not be tested on."""
     moved = [replace(each, dimensions=each.dimensions if each.fold == "1" else None) for each in planted.utterances]
-    with pytest.raises(InputError, match="0 utterances to test on in fold '2' of half"):
+    with pytest.raises(InputError, match="utterances to test on in fold '2' of half that have valence, activation, dominance: 0,"):
         REGISTRY.check_corpus(write_manifest(tmp_path, "half", FOLDS, moved).folder, [("vft", with_attributes(recipe, 1.0))], {"2": ()})
 
 

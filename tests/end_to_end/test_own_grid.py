@@ -1,0 +1,60 @@
+"""examples/digits: a grid whose registry is not of this project, from a missing corpus to tables, on this machine and on Slurm."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import ROOT, CommandLine
+from tests.slurm_cluster.cluster import Cluster
+
+FILE = "examples/digits/digits.yaml"
+FEW = ("seeds=2", "folds=[a,b]", "recipe.epochs=3")
+
+
+def runs_of(run: CommandLine) -> list[dict[str, str]]:
+    with (run.results / "digits" / "tables" / "runs.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+@pytest.mark.end_to_end
+def test_the_example_runs_here(tmp_path: Path) -> None:
+    """Its corpus is made, an upstream stage is computed once a fold, tables and report have its score, and later commands know it."""
+    assert len((ROOT / "examples" / "digits" / "digits.py").read_text().splitlines()) < 120
+    run = CommandLine(tmp_path / "data", tmp_path / "results")
+    done = run("grid", "--config", FILE, *FEW)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "8 runs, 10 stages: 0 reused, 10 to compute (8 classify, 2 project)" in done.stdout
+    assert "Recognised digits (accuracy, %) on digits" in done.stdout
+    rows = runs_of(run)
+    assert [row["method"] for row in rows] == ["pixels"] * 4 + ["components"] * 4
+    assert all(30 < float(row["accuracy"]) <= 100 for row in rows)  # chance: 10
+    report = (run.results / "digits" / "tables" / "report.html").read_text()
+    assert "Highest mean accuracy on digits" in report
+    shown = json.loads(run("status", "digits", "--json").stdout)
+    assert shown["complete"] is True
+    assert "accuracy" in shown["activity"]["newest"]["score"]
+    story = run("explain", "digits", "components/a/0").stdout
+    assert "project" in story
+    assert ", accuracy " in story
+    refused = run("grid", "--config", FILE, "recipe.components=65")
+    assert (refused.returncode, refused.stderr) == (2, "recipe.components=65: from 1 to 64, the number of pixels\n")
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+@pytest.mark.end_to_end
+def test_the_example_runs_on_slurm(slurm_cluster: Cluster, tmp_path: Path) -> None:
+    """The registry's code is in the copy that the jobs run."""
+    run = CommandLine(tmp_path / "data", tmp_path / "results")
+    once = ("methods=[components]", "seeds=1", "folds=[a]", "recipe.epochs=3", "policy.poll_seconds=1", "policy.poll_minutes=0.05")
+    done = run("grid", "--config", FILE, "--cluster", "slurm", "--wait", *once)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [row["method"] for row in runs_of(run)] == ["components"]
+    (result,) = (run.results / "store" / "classify").glob("*/result.json")
+    assert json.loads(result.read_text())["provenance"]["slurm"]["job_id"]
+    assert (run.results / "digits" / "snapshots" / "current" / "examples" / "digits" / "digits.py").is_file()
