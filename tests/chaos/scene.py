@@ -159,6 +159,11 @@ class Scene:
         links = sorted(int(words[0]) for words in lines if len(words) == 2 and ".control." in words[1] and words[0].isdigit())
         return str(links[0]) if links else ""
 
+    def excluded_nodes(self, job: str) -> list[str]:
+        """Nodes on which a job may not start."""
+        listed = self.quietly("squeue", "-h", "-j", job, "-o", "%x")
+        return self.quietly("scontrol", "show", "hostnames", listed).split() if listed else []
+
     def busy_nodes(self) -> list[str]:
         """Nodes with a worker that no fault has taken away; none if fewer than three nodes are left."""
         here = [node for node in self.cluster.settings.node_names if node not in self.absent]

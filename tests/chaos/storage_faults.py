@@ -11,6 +11,7 @@ import errno
 import os
 import random
 import subprocess
+from collections.abc import Collection
 
 from tests.chaos.injection import set_clock, set_error
 from tests.chaos.scene import Scene
@@ -74,9 +75,15 @@ def remount_read_only(scene: Scene, drawn: random.Random) -> bool:
 
 
 def hide_results(scene: Scene, drawn: random.Random) -> bool:
-    """The results folder vanishes on one node, and the next link is sent there: it finds neither its code nor its experiment."""
+    """The results folder vanishes on one node, and the next link is sent there: it finds neither its code nor its experiment.
+
+    Not to a node that the link excludes: Slurm would never start it.
+    """
     link = scene.waiting_link()
-    node = _cover(scene, drawn, ["mount", "-t", "tmpfs", "-o", "ro,size=4k", "none", str(scene.results)]) if link else None
+    if not link:
+        return False
+    mount = ["mount", "-t", "tmpfs", "-o", "ro,size=4k", "none", str(scene.results)]
+    node = _cover(scene, drawn, mount, avoided=scene.excluded_nodes(link))
     if node is None:
         return False
     scene.quietly("scontrol", "update", f"jobid={link}", f"reqnodelist={node}")
@@ -89,9 +96,9 @@ def _fail_job(scene: Scene, drawn: random.Random, jobs: list[str], seconds: floa
     return bool(jobs)
 
 
-def _cover(scene: Scene, drawn: random.Random, *mounts: list[str]) -> str | None:
+def _cover(scene: Scene, drawn: random.Random, *mounts: list[str], avoided: Collection[str] = ()) -> str | None:
     """Mount something over the results folder on one node, for a while; the node, None if there is none."""
-    nodes = [node for node in scene.busy_nodes() if node not in scene.mounted]
+    nodes = [node for node in scene.busy_nodes() if node not in (*scene.mounted, *avoided)]
     if not nodes or not os.path.ismount(scene.results):
         return None
     node = drawn.choice(nodes)

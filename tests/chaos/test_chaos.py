@@ -120,6 +120,9 @@ def test_what_covers_the_results_on_a_node_is_taken_away_again(
         monkeypatch.setattr(scene, "busy_nodes", lambda: ["n1"])
         monkeypatch.setattr(scene, "waiting_link", lambda: "7")
         monkeypatch.setattr(scene, "quietly", lambda *command: "")
+        monkeypatch.setattr(scene, "excluded_nodes", lambda job: ["n1"])
+        assert not hide_results(scene, random.Random(1)), "no link can be sent there"
+        monkeypatch.setattr(scene, "excluded_nodes", lambda job: [])
         assert fault(scene, random.Random(1))
         assert tried("ls", str(results / "file")) is seen_during
         assert not tried("touch", str(results / "file"))
