@@ -44,7 +44,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from jobs.control.plan import critical_minutes
 from jobs.experiment.graph import Graph, Node, build_graph
 from ser_core.corpora.manifest import SAMPLE_RATE, Manifest, Utterance
-from ser_core.registry import METHODS, REGISTRY
+from ser_core.registry import AUDIO, REGISTRY
 from ser_core.settings import BackboneSettings, Recipe, Wav2vecSettings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -118,7 +118,7 @@ def paper_recipe(path: Path = EXPERIMENT) -> tuple[Recipe, int, tuple[str, ...]]
     )
 
 
-def grid(manifest: Manifest, recipe: Recipe, seeds: int, methods: Sequence[str] = METHODS) -> Graph:
+def grid(manifest: Manifest, recipe: Recipe, seeds: int, methods: Sequence[str] = AUDIO) -> Graph:
     """Return the stages of the whole experiment."""
     slots = {(method, fold, seed): (seed,) for method in methods for fold in manifest.folds for seed in range(seeds)}
     return build_graph(

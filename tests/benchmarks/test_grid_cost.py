@@ -33,7 +33,7 @@ from benchmarks.grid_cost import (
     synthetic_manifest,
 )
 from ser_core.corpora.manifest import SAMPLE_RATE
-from ser_core.registry import METHODS
+from ser_core.registry import AUDIO
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -81,7 +81,7 @@ def test_corpus_is_as_large_as_iemocap() -> None:
 def test_stages_are_those_of_the_paper(settings: dict[str, Setting]) -> None:
     """75 runs; a pretraining, emotion states and three clusterings a fold; the front end once as published and once for each TAPT."""
     recipe, seeds, methods = paper_recipe()
-    assert (seeds, methods, recipe.cluster.counts) == (5, METHODS, [64, 512, 4096])
+    assert (seeds, methods, recipe.cluster.counts) == (5, AUDIO, [64, 512, 4096])
     stages = {"finetune": 75, "tapt": 5, "ptapt": 5, "states": 5, "cluster": 15}
     theirs, published, ours = (jobs_of(setting) for setting in settings.values())
     assert Counter(job.stage for job in theirs.values()) == stages

@@ -197,7 +197,7 @@ def test_a_link_that_slurm_cannot_start_does_not_hold_up_the_chain(chains: Slurm
 
 
 @pytest.mark.slurm
-@pytest.mark.parametrize("sleep", [30, 0], ids=["during a pass", "between two passes"])
+@pytest.mark.parametrize("sleep", [120, 0], ids=["during a pass", "between two passes"])
 def test_scancel_of_all_links_ends_the_chain(chains: SlurmCluster, tmp_path: Path, sleep: int) -> None:
     """No link submits another, and the state of the chain is broken."""
     layout = launch(tmp_path, sleep=sleep)

@@ -11,7 +11,7 @@ import pytest
 from ser_core.corpora.manifest import Manifest, load_manifest
 from ser_core.corpora.subsets import subset
 from ser_core.errors import InputError
-from ser_core.registry import METHODS, REGISTRY, StageCall
+from ser_core.registry import AUDIO, METHODS, REGISTRY, StageCall
 from ser_core.settings import Recipe
 from tests.ser_core.stages.conftest import Bench, artifacts
 
@@ -30,7 +30,7 @@ def test_the_fraction_is_a_setting_of_every_stage(method: str, recipe: Recipe) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", AUDIO)
 def test_every_stage_opens_recordings_of_the_subset_only(method: str, corpus: Manifest, recipe: Recipe, tmp_path: Path) -> None:
     """Where the other training recordings do not exist the numbers are the same; the whole held-out fold is tested."""
     recipe.training_fraction = 0.5
