@@ -1,4 +1,4 @@
-"""Nodes on which stages fail with one error that nobody else has, for instance without a mount or a GPU: they are avoided. Pure.
+"""Excludes nodes on which several stages fail with the same error while no other node shows it, e.g. without a mount or a GPU. Pure.
 
 An error of the code or the configuration is not retried. A node that raises one in every stage within seconds would so end a whole grid,
 because it is always free for the next. Evidence that the node is at fault: at least `ALIKE` stages of a kind failed there with the same

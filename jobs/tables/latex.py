@@ -112,7 +112,7 @@ def _narrow(table: PlainTable) -> list[PlainTable]:
 def _set_up(style: Style) -> dict[str, Any]:
     """What all templates of tables are filled in with."""
     by_num = style.numbers is Numbers.siunitx
-    # siunitx sets a number in bold text in bold only if it is told to
+    # siunitx ignores the weight of the surrounding text unless detect-weight is set
     num, bold_num = (siunitx, partial(siunitx, options="detect-weight")) if by_num else (latex, latex)
     return {"wide": style.width is Width.page, "siunitx": by_num, "num": num, "bold_num": bold_num}
 

@@ -61,7 +61,7 @@ def test_status_only_looks_and_reconcile_acts(slurm_cluster: Cluster, small_data
     assert launched.returncode == 0, launched.stdout + launched.stderr
 
     def running() -> int:
-        """Tasks as accounting knows them, which learns of them later than the queue: only there is told who cancelled one."""
+        """Number of running tasks in accounting, which lags behind the queue; only accounting records who cancelled a task."""
         rows = slurm_cluster.run("sacct", "--noheader", "--parsable2", "--allusers", "--allocations", "--format=State,JobName%60")
         return sum(row.startswith("RUNNING|demo.finetune.") for row in rows.splitlines())
 
