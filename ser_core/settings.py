@@ -9,7 +9,7 @@ features depend on its batch. The preset `published` (configs/recipe/published.y
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path, PurePath
 from typing import Any, ClassVar
@@ -399,6 +399,20 @@ class Recipe:
         kinds = " + ".join(kind.name for kind in self.finetune.adaptors.kinds)
         what = f" ({kinds} only)" if kinds else ""
         return (*found, f"fine-tuning{what} of {_times(self.finetune.epochs, 'epoch')}{self._targets()}")
+
+    def reads(self, method: str) -> tuple[str, ...]:
+        """The keys of the recipe that the stages of a method may read: all but those that only other methods read."""
+        audio = ("backbone", "features", "finetune", "two_stage", *(("upstream_seed",) if self.two_stage.source else ()))
+        own = {
+            "vft": audio,
+            "tapt": (*audio, "tapt", "upstream_seed"),
+            "ptapt": (*audio, "states", "cluster", "ptapt", "upstream_seed"),
+            "text": ("text",),
+            "pretraining_loss": ("backbone", "pretraining_loss", "upstream_seed"),
+        }
+        own["score"] = (*own[self.fusion.audio.name], "text", "fusion")
+        some = {key for keys in own.values() for key in keys}
+        return tuple(each.name for each in fields(self) if each.name not in some or each.name in own.get(method, some))
 
     def further_metrics(self, method: str) -> tuple[MetricColumn, ...]:
         """The metrics of a method's results that tables show beside the accuracies.

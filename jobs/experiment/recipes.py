@@ -68,22 +68,33 @@ def method_recipes(recipes: Mapping[str, Any], configs: Path, variants: Mapping[
     """Preset and departures of each recipe; empty without presets. `recipes`: by method, in the order of the tables.
 
     `variants`: name of each variant -> its method. A schema may have methods of its own, for a method of the registry: `trained` states
-    what is trained, `further_metrics` returns objects with the attributes of `MetricColumn`. The settings that two methods must have in
-    common to be compared are those in its class attribute `compared_within`.
+    what is trained, `further_metrics` returns objects with the attributes of `MetricColumn`, `reads` the keys that its stages read:
+    departures in keys that none of the methods reads are left out. The settings that two methods must have in common to be compared are
+    those in its class attribute `compared_within`.
     """
     found = []
+    methods = {name: (variants or {}).get(name, name) for name in recipes}
+    read = _read(recipes, methods)
     reference = _preset_values(preset_file(configs, REFERENCE)) if (configs / FOLDER / f"{REFERENCE}.yaml").is_file() else None
     for method, recipe in recipes.items():
         if not is_dataclass(recipe) or not hasattr(recipe, PRESET):
             return ()
         name = str(getattr(recipe, PRESET))
-        trained = recipe.trained((variants or {}).get(method, method)) if hasattr(recipe, "trained") else ()
-        unlike = departures(recipe, reference) if reference is not None else ()
-        own = departures(recipe, _preset_values(preset_file(configs, name)))
-        columns = recipe.further_metrics((variants or {}).get(method, method)) if hasattr(recipe, "further_metrics") else ()
+        trained = recipe.trained(methods[method]) if hasattr(recipe, "trained") else ()
+        unlike = filter(read, departures(recipe, reference)) if reference is not None else ()
+        own = filter(read, departures(recipe, _preset_values(preset_file(configs, name))))
+        columns = recipe.further_metrics(methods[method]) if hasattr(recipe, "further_metrics") else ()
         metrics = tuple(MetricColumn(each.name, each.heading, each.decimals, each.meaning) for each in columns)
         found.append(MethodRecipe(method, name, tuple(own), tuple(trained), tuple(unlike), _compared_within(recipe), metrics))
     return tuple(found)
+
+
+def _read(recipes: Mapping[str, Any], methods: Mapping[str, str]) -> Callable[[str], bool]:
+    """Whether a departure `KEY=VALUE` is in a setting that some method reads. A schema without `reads` leaves that open: it counts."""
+    if not all(hasattr(recipe, "reads") for recipe in recipes.values()):
+        return lambda departure: True
+    keys = {key for name, recipe in recipes.items() for key in recipe.reads(methods[name])}
+    return lambda departure: departure.partition("=")[0].partition(".")[0] in keys
 
 
 def comparable(recipes: Sequence[MethodRecipe], first: str, second: str) -> bool:
