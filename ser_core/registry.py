@@ -93,6 +93,15 @@ class Score:
     of_confusion: str = "ua"
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What captions and reports call the data, in the plural."""
+
+    examples: str = "utterances"
+    groups: str = "speakers"
+    seeds: str = "Seeds differ in fine-tuning only; upstream stages are computed once per fold."
+
+
 class SpeechRegistry:
     """V-FT, TAPT, P-TAPT, text and score. A method ends in `finetune`, `text` or `score`, the only stages that depend on the run's seed.
 
@@ -106,6 +115,7 @@ class SpeechRegistry:
     stages = tuple(VERSIONS)
     recipe_schema = Recipe
     score = Score()
+    terms = Terms()
     packages = ("torch", "transformers", "numpy", "scipy", "scikit-learn", "safetensors", "soundfile", "tensorboard")
     makes = ("demo",)  # corpora that need no source
     pinned_keys = ("backbone.checkpoint", "backbone.revision")

@@ -104,6 +104,7 @@ def summary_of(
         further=further_of(found, metrics_of(graph, results)),
         corpus_captions={graph.corpus: tuple(corpus_caption)} if corpus_caption else {},
         score=graph.score,
+        terms=graph.terms,
     )
 
 

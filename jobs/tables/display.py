@@ -41,7 +41,7 @@ BOLD = "Bold: best mean of a column, ties included."
 DIFFERENCES_CAPTION = (
     "Differences of {label} between methods in points, over (fold, slot) pairs: mean, 95 % interval, paired t-test, "
     "Wilcoxon signed-rank test.",
-    "Pairs of one fold share speakers and upstream stages, so these p-values are valid for new seeds on these folds only.",
+    "Pairs of one fold share {groups} and upstream stages, so these p-values are valid for new seeds on these folds only.",
     "Folds and seeds: interval and test for new folds and new seeds, from a mixed model in which both are random effects; "
     "detectable: the smallest difference that this test finds with probability 0.8 at this number of folds and seeds.",
     "p-values are two-sided; Holm: corrected for the number of comparisons in the table; – if there are too few data.",
@@ -251,7 +251,7 @@ def _table(summary: Summary, published: Published, corpus: str) -> Table:
         caption=(f"{title}.", *_caption(summary, methods, published, folds)),
         details=_details(summary, published),
         outliers=_dropping_sentences(summary, methods, published),
-        differences_caption=(*_differences_caption(folds, summary.score), *comparison_sentences(summary.recipes)),
+        differences_caption=(*_differences_caption(folds, summary), *comparison_sentences(summary.recipes)),
         sized=differ(method.size for method in methods),
     )
 
@@ -325,9 +325,9 @@ def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Publ
     n = f"n = {counted(counts[0], 'run')}" if len(counts) == 1 else f"n = {counts[0]} to {counted(counts[-1], 'run')}"
     sentences = [
         f"Cells: mean ± sample standard deviation over seeds, {n} a cell.",
-        "Seeds differ in fine-tuning only; upstream stages are computed once per fold.",
+        *filter(None, (summary.terms.seeds,)),
         "Mean: mean of the cell means; its ± and the 95 % interval over seeds (Student's t) are over slots, of the mean over folds: "
-        "they describe the variation between seeds, not between speakers.",
+        f"they describe the variation between seeds, not between {summary.terms.groups}.",
         OVER_FOLDS if len(folds) > 1 else ONE_FOLD,
         "n: runs a cell in the means; dropped: runs that are not; all runs: mean and ± with the dropped runs.",
     ]
@@ -385,9 +385,9 @@ def _beside_published(methods: Sequence[MethodSummary], published: Published, fo
     return (f"{what}: {', '.join(places)}.",) if places else ()
 
 
-def _differences_caption(folds: Sequence[str], score: Score) -> tuple[str, ...]:
+def _differences_caption(folds: Sequence[str], summary: Summary) -> tuple[str, ...]:
     pairs, paired, both, corrected = DIFFERENCES_CAPTION
-    pairs = pairs.format(label=score.label)
+    pairs, paired = pairs.format(label=summary.score.label), paired.format(groups=summary.terms.groups)
     if len(folds) > 1:
         return pairs, paired, both, corrected
     return (pairs, paired, "One fold is held out: there is no interval and no test over folds and seeds.", corrected)

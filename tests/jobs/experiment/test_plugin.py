@@ -38,7 +38,8 @@ class Curves(BasicRegistry):
         (folder / "points.csv").write_text("1,2\\n")
         return f"{name}: digest {write_manifest(folder, name, ('a', 'b')).digest[:6]}"
 
-REGISTRY, OTHER = Curves(), object()
+REGISTRY, OTHER, NAMES = Curves(), object(), Curves()
+NAMES.methods = ("plain")
 """
 
 
@@ -66,6 +67,8 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fix
         ("own_failing:REGISTRY", "own_failing cannot be imported: ValueError: first line"),
         ("own_curves:MISSING", "module own_curves has no MISSING"),
         ("own_curves:OTHER", "not a registry, it lacks calls, "),
+        ("own_curves:Curves", "Curves is a class, and a registry is an object of it: Curves()"),
+        ("own_curves:NAMES", "methods is the text 'plain', expected a tuple such as ('plain',)"),
         ("os:path", "not a registry, it lacks calls, "),
     ],
 )
