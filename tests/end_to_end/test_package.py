@@ -45,7 +45,7 @@ def run_installed(library: Path, here: Path, *arguments: str) -> subprocess.Comp
     """`ser-grid` of the package, typed in the folder `here`."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SER_GRID")} | {"PYTHONPATH": str(library)}
     command = [sys.executable, "-c", ENTRY, *arguments]
-    return subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=800, check=False)
+    return subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow
