@@ -96,6 +96,10 @@ def test_an_experiment_has_the_methods_recipe_and_corpus_of_its_registry(
     assert "points: digest " in capsys.readouterr().out
     with pytest.raises(UsageError, match=r"unknown key 'recipe\.degre' .*did you mean 'recipe\.degree'"):
         Opener(program).launch(words_of("grid", [str(tmp_path / "curves.yaml"), "recipe.degre=3"], None, "x"), place, (), dry_run=False)
+    with pytest.raises(
+        UsageError, match=r"corpus 'lines' is not prepared .*: prepare it there, or name one that the registry makes: points"
+    ):
+        Opener(program).launch(words_of("grid", [str(tmp_path / "curves.yaml"), "corpus=lines"], None, "x"), place, (), dry_run=False)
 
 
 def test_an_experiment_is_reopened_with_the_registry_of_its_launch(program: Program, tmp_path: Path) -> None:

@@ -101,6 +101,15 @@ def test_tables_files_and_report_name_it_and_mark_the_lowest(tmp_path: Path) -> 
     assert "Do seeds or walls matter?" in report
 
 
+def test_a_result_without_the_score_names_the_metrics_that_it_has(tmp_path: Path) -> None:
+    """The stage is to be corrected under another version: its result would be used again."""
+    made, results = finished()
+    first = made.runs[0].key
+    results[first] = dataclasses.replace(results[first], metrics={"mse": 0.5})
+    with pytest.raises(UsageError, match=r"no rmse in its metrics: its metrics are mse; .* increase the version of the stage"):
+        collect(Layout(tmp_path, "walls"), made, results, {}, published(None))
+
+
 def test_the_outlier_rule_is_two_sided_and_names_the_score() -> None:
     """A far higher error is dropped as a far lower one would be."""
     made, results = finished()
