@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ser_core.corpora.lines import how_to_prepare
-from ser_core.corpora.manifest import MANIFEST_NAME, Manifest, load_manifest
+from ser_core.corpora.manifest import DIMENSIONS, MANIFEST_NAME, Manifest, load_manifest
 from ser_core.corpora.two_corpora import (
     class_problems,
     label_problems,
@@ -135,7 +135,7 @@ def _speaker_problems(settings: TwoStageSettings, source: Manifest, target: Mani
 
 
 def _training_problems(recipe: Recipe, source: Manifest, left_out: Sequence[str]) -> Iterator[str]:
-    """Yield a line if the part that the first stage trains on lacks a class or is smaller than a batch."""
+    """Yield a line if the part that the first stage trains on lacks a class or attributes, or is smaller than a batch."""
     training, _ = source_split(source, recipe.two_stage.source, left_out)
     where = f"{SECTION}: {source.corpus}" + (f" without the speakers {', '.join(left_out)}" if left_out else "")
     missing = sorted(set(source.classes) - {each.label for each in training})
@@ -143,3 +143,5 @@ def _training_problems(recipe: Recipe, source: Manifest, left_out: Sequence[str]
         yield f"{where}: no utterance of class {missing[0]!r} to train on in the first stage"
     elif recipe.finetune.batch_size > len(training):
         yield f"{where}: recipe.finetune.batch_size={recipe.finetune.batch_size} is more than the number of its utterances, {len(training)}"
+    elif recipe.finetune.attributes.weight and sum(each.dimensions is not None for each in training) < 2:
+        yield f"{where}: recipe.finetune.attributes.weight is set, but its utterances have no {', '.join(DIMENSIONS)}"

@@ -189,6 +189,17 @@ def test_what_is_refused_before_a_launch(changes: dict[str, Any], message: str, 
     assert message in str(caught.value)
 
 
+def test_attributes_need_a_source_corpus_that_has_them(recipe: Recipe, data: Path) -> None:
+    """In one line about the first stage; the target's own line is another."""
+    recipe.finetune.attributes.weight = 0.5
+    two_corpora(recipe, data, SharedSpeakers.different)
+    with pytest.raises(InputError) as caught:
+        REGISTRY.check_corpus(data / "target", [("vft", recipe)], {"1": ()})
+    assert caught.value.problems[0].startswith(
+        "recipe.two_stage: source: recipe.finetune.attributes.weight is set, but its utterances have no"
+    )
+
+
 def test_recordings_in_common_are_refused(data: Path) -> None:
     """By their samples, whatever their names; recordings without a digest are not compared."""
     source, target = (load_manifest(data / name) for name in ("source", "target"))
