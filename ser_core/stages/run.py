@@ -54,6 +54,8 @@ def run_stage(stage: str, **arguments: Unpack[StageArguments]) -> dict[str, Any]
     manifest = relabelled(manifest, stages.get("labels", {}))
     read = settings.get("corpus") or stages.get("corpus")
     other = relabelled(load_source(arguments["runtime"]["source_corpus"], read["digest"]), read["labels"]) if read else None
+    training: tuple[Utterance, ...]
+    tested: Callable[[], tuple[Utterance, ...]]
     if other is not None and stage == "source":
         manifest = other
         training, tested = source_split(other, read["part"], read["left_out"])[0], lambda: ()
