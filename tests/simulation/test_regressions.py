@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from jobs.experiment.config import Policy
 from jobs.store.failures import FailureClass
 from tests.simulation.slurm import Reply
 from tests.simulation.worker import Place, SimulatedWorker
@@ -167,11 +168,56 @@ def test_what_is_queued_is_withdrawn_when_its_slots_are_given_up(folder: Path) -
         assert lab.published.total() == 1
 
 
-def _diverge(lab: World, worker: SimulatedWorker) -> None:
+def test_a_failure_of_a_stage_that_is_no_longer_in_the_experiment_costs_nothing(folder: Path) -> None:
+    """Launched again with fewer seeds while a run beyond them is about to begin: its failure is not the new experiment's."""
+    policy = Policy(max_failures=2, max_attempts=6)
+    with world(folder / "world", Shape(methods=("vft",), folds=1, seeds=3, policy=policy)) as lab:
+        lab.run_pass()
+        kept, _, former = lab.start(3)
+        lab.launch_with_seeds(2)
+        lab.run_pass()
+        for worker in (former, kept):
+            _fail(lab, worker, FailureClass.disk)
+        report = lab.run_pass()
+        assert report is not None
+        assert report.submitted == (kept.key,)
+        lab.finish_everything()
+
+
+def test_a_failure_of_a_reserve_seed_that_is_no_longer_needed_costs_nothing(folder: Path) -> None:
+    """The result of its slot that diverged was damaged: it is computed again, and the slot has its first seed meanwhile."""
+    policy = Policy(max_failures=2, max_attempts=6, max_seeds=2)
+    with world(folder / "world", Shape(methods=("vft",), folds=1, seeds=1, policy=policy)) as lab:
+        first = lab.graph.runs[0].key
+        lab.next_ua = (0.25, "the loss never moved")
+        lab.run_pass()
+        lab.finish(lab.start()[0])
+        lab.run_pass()
+        _fail(lab, lab.start()[0], FailureClass.disk)
+        lab.spoil(first, 0)
+        lab.next_ua = (0.6, "")
+        lab.alike.clear()
+        lab.run_pass()
+        lab.advance(70)
+        lab.run_pass()
+        (worker,) = lab.start()
+        assert worker.key == first
+        _fail(lab, worker, FailureClass.disk)
+        report = lab.run_pass()
+        assert report is not None
+        assert report.submitted == (first,)
+        lab.finish_everything()
+
+
+def _fail(lab: World, worker: SimulatedWorker, failure: FailureClass) -> None:
     while worker.place is not Place.work:
         worker.step()
-    worker.fail(FailureClass.divergence)
+    worker.fail(failure)
     lab.leave(worker)
+
+
+def _diverge(lab: World, worker: SimulatedWorker) -> None:
+    _fail(lab, worker, FailureClass.divergence)
 
 
 def test_a_node_that_fails_every_stage_at_once_does_not_drain_the_grid(folder: Path) -> None:

@@ -229,7 +229,8 @@ class World(SimulatedLab):
         assert len(fruitless) < self.shape.policy.max_attempts, f"{name}: {len(fruitless)} attempts in vain, and another"
         told = failures[key][FailureClass.memory]
         assert description.relief >= min(told, MEMORY_RETRIES), f"{name} is given no relief after memory ran out {told} times"
-        undone = [counts for other, counts in failures.items() if not self._done(other)]  # what was overcome costs nothing
+        # Neither what was overcome counts, nor a stage that the experiment no longer has.
+        undone = [counts for other, counts in failures.items() if other in self.judged.nodes and not self._done(other)]
         spent = sum(count for counts in undone for failure, count in counts.items() if failure in COSTLY)
         if sum(failures[key][failure] for failure in COSTLY):
             assert spent < self.shape.policy.max_failures, f"{name} is tried again, the budget of the experiment being spent"
