@@ -22,6 +22,7 @@ from jobs.control.failure_policy import (
     EndedAttempt,
     ended_attempts,
 )
+from jobs.control.faulty_nodes import NOT_RETRIED
 from jobs.control.observe import PassContext, read_attempts
 from jobs.control.outliers import Verdict, verdict_in_words
 from jobs.control.plan import NO_SEED_LEFT, Plan
@@ -218,7 +219,7 @@ def _attempt_lines(each: AttemptHistory, faulty: Collection[str]) -> list[str]:
     if each.ended is not None:
         failure = each.ended.failure
         policy = "resumes from its checkpoint with the time and memory configured" if each.ended.short_of else POLICIES[failure]
-        if failure in (FailureClass.code, FailureClass.refused) and claim.node in faulty:
+        if failure in NOT_RETRIED and claim.node in faulty:
             policy = f"due to the node {claim.node}, on which other stages failed alike; free, and retried once on another node"
         lines.append(f"    {failure.value}: {policy}{'; this attempt wrote a newer checkpoint' if each.ended.progress else ''}")
     lines.append(f"    log: {each.log}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 
 from jobs.control.facts import Asked, Blamed, Departure, Request, Shortage, StageFacts
-from jobs.control.faulty_nodes import BLAMABLE, Fault, fault_of, faulty_nodes
+from jobs.control.faulty_nodes import BLAMABLE, NOT_RETRIED, Fault, fault_of, faulty_nodes
 from jobs.control.observe import NO_RECORDS, Observation, PassContext, StageRecords
 from jobs.experiment.graph import Graph, Node
 from jobs.store.attempts import SUPERSEDED, AttemptFiles, holder, is_slurm_job
@@ -107,15 +107,15 @@ def folder_question(never_began: Iterable[Departure], folder: str) -> str:
 
 
 def blamed_nodes(records: StageRecords, experiment: str) -> tuple[Blamed, ...]:
-    """The nodes that failed under ended attempts of a stage, or may have, oldest first."""
-    return _blamed(ended_attempts(records.attempts, records.departures, 0.0, experiment))
+    """The nodes that failed under ended attempts of a finished stage, or may have, oldest first; errors of the file system are over."""
+    return _blamed(ended_attempts(records.attempts, records.departures, 0.0, experiment), NOT_RETRIED)
 
 
-def _blamed(ended: Iterable[EndedAttempt]) -> tuple[Blamed, ...]:
+def _blamed(ended: Iterable[EndedAttempt], failures: Collection[FailureClass] = BLAMABLE) -> tuple[Blamed, ...]:
     return tuple(
         Blamed(each.node, each.started, each.launch, "" if each.nodes_fault else each.error)
         for each in ended
-        if each.node and (each.nodes_fault or each.failure in BLAMABLE)
+        if each.node and (each.nodes_fault or each.failure in failures)
     )
 
 
@@ -334,7 +334,7 @@ def _reason_to_stop(
 ) -> str:
     """Why the stage is not retried; "" if it is."""
     last = recent[-1] if recent else None
-    if last is not None and last.failure in (FailureClass.code, FailureClass.refused):
+    if last is not None and last.failure in NOT_RETRIED:
         return last.error
     for failure, retries, what in (
         (FailureClass.memory, MEMORY_RETRIES, "memory ran out {} times, the last time with a quarter of the work per pass"),

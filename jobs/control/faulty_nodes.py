@@ -4,7 +4,8 @@ An error of the code or the configuration is not retried. A node that raises one
 because it is always free for the next. Evidence that the node is at fault, from all attempts since the launch, also of stages that are done
 by now: at least `ALIKE` stages of a kind failed there with the same error, none failed with it on another node, and another stage of that
 kind has got its result on another node. The first such failure of a stage is then one of the node (class `node`): free, and the node is
-excluded until the next launch. A stage that fails with an error of the code once more, on whatever node, is stopped.
+excluded until the next launch. A stage that fails with an error of the code once more, on whatever node, is stopped. Errors of the file
+system are retried anyway, and pass: for them the node is excluded until those stages have their results.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from jobs.store.failures import FailureClass
 from jobs.store.launches import in_launch
 
 ALIKE = 2  # stages of a kind that fail with the same error on a node, and on no other
-BLAMABLE = (FailureClass.code, FailureClass.refused, FailureClass.storage)
+NOT_RETRIED = (FailureClass.code, FailureClass.refused)
+BLAMABLE = (*NOT_RETRIED, FailureClass.storage)
 Fault = tuple[str, str, str, str]  # stage, method, error pattern, Slurm node
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from jobs.control.facts import Blamed, StageFacts
-from jobs.control.failure_policy import judge_stages
+from jobs.control.failure_policy import blamed_nodes, judge_stages
 from jobs.control.faulty_nodes import faulty_nodes
 from jobs.control.observe import Observation, PassContext, StageRecords
 from jobs.store.attempts import AttemptFiles
@@ -114,6 +114,13 @@ def test_a_stage_that_got_its_result_elsewhere_remains_evidence() -> None:
     assert (first.stopped, first.bad_nodes, third.bad_nodes) == ("", ("n1",), ("n1",))
     first, _, third, _ = judged(records((CODE, "n1")), StageRecords(), evidence={KEYS[2]: (replace(evidence[KEYS[2]][0], error="other"),)})
     assert (first.stopped, first.bad_nodes, third.bad_nodes) == ("Error: code 1", (), ())
+
+
+@pytest.mark.parametrize("failure", [CODE, STORAGE])
+def test_what_is_kept_of_a_finished_stage(failure: FailureClass) -> None:
+    """Errors of the code on a node; those of a file system pass, and would exclude the node of a long experiment for ever."""
+    kept = blamed_nodes(records((failure, "n1")), "exp")
+    assert [(each.node, each.error) for each in kept] == ([("n1", "Error: code 1")] if failure is CODE else [])
 
 
 def test_after_errors_of_the_file_system_the_node_is_avoided_and_the_pause_stays() -> None:
