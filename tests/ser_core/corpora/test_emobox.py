@@ -252,6 +252,93 @@ def test_unknown_speakers_and_dropped_labels_are_noted(tmp_path: Path) -> None:
     )
 
 
+def esd_items() -> list[Item]:
+    """A speaker a fold; folders of speaker and emotion, speakers that are numbers."""
+    speakers = {"0001": "1", "0011": "2"}
+    return [
+        Item(f"esd-{speaker}-{number:06d}", speaker, fold, f"{speaker}/{emo}/{speaker}_{number:06d}.wav", emo)
+        for speaker, fold in speakers.items()
+        for number, emo in ((1, "Neutral"), (351, "Angry"))
+    ]
+
+
+def m3ed_items() -> list[Item]:
+    """Files have a prefix that keys lack; speakers have names of their series, not in ASCII; a validation part."""
+    parts = {"train": "shaonianpai", "valid": "zhihu", "test": "rucike"}
+    return [
+        Item(f"m3ed-{series}_1_{number}", f"{series}_林大为", part, f"modality_speech/A_{series}_1_{number}.wav", emo)
+        for part, series in parts.items()
+        for number, emo in ((1, "Anger"), (2, "Neutral"))
+    ]
+
+
+def mead_items() -> list[Item]:
+    """The same file names for all speakers; all speakers in both parts."""
+    return [
+        Item(f"mead-{speaker}-{emo}-level-1-{number:03d}", speaker, part, f"{speaker}/audio/{emo}/level_1/{number:03d}.m4a", emo)
+        for speaker in ("M003", "W019")
+        for emo in ("angry", "surprised")
+        for part, number in (("train", 1), ("test", 20))
+    ]
+
+
+def msppodcast_items() -> list[Item]:
+    """Official parts; in each a label that is left out."""
+    return [
+        Item(f"msppodcast-MSP-PODCAST_{part}_{emo}", f"{part}1", part, f"Audio/MSP-PODCAST_{part}_{emo}.wav", emo)
+        for part in ("train", "valid", "test")
+        for emo in ("A", "N", "O", "X")
+    ]
+
+
+LARGE = {  # items, map of labels, folds, classes, speakers
+    "esd": (esd_items(), {"Neutral": "Neutral", "Angry": "Angry"}, {"1": 2, "2": 2}, {"neutral", "angry"}, {"0001", "0011"}),
+    "m3ed": (
+        m3ed_items(),
+        {"Neutral": "Neutral", "Anger": "Angry"},
+        {"train": 2, VALIDATION: 2, "test": 2},
+        {"neutral", "angry"},
+        {"shaonianpai_林大为", "zhihu_林大为", "rucike_林大为"},
+    ),
+    "mead": (mead_items(), {"angry": "Angry", "surprised": "Surprise"}, {"train": 4, "test": 4}, {"angry", "surprise"}, {"M003", "W019"}),
+    "msppodcast": (
+        msppodcast_items(),
+        {"A": "Angry", "N": "Neutral", "O": "Other", "X": "No-agreement"},
+        {"train": 2, VALIDATION: 2, "test": 2},
+        {"angry", "neutral"},
+        {"train1", "valid1", "test1"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_the_largest_corpora_in_their_layouts(name: str, tmp_path: Path) -> None:
+    """Paths, parts, labels, left out ones among them, and speakers as in EmoBox's lists of these corpora."""
+    items, labels, folds, classes, speakers = LARGE[name]
+    file, audio = flat(tmp_path, name, items, labels=labels)
+    if name == "mead":
+        originals = sorted(audio.rglob("*.m4a"))
+        unread = emobox.read(file, audio=audio)
+        assert [line.partition(";")[0] for line in unread.problems] == ["mead: recordings of the type .m4a, which cannot be read: 8"]
+        for path in originals:  # as the command of that line leaves them
+            path.with_suffix(".flac").write_bytes(path.read_bytes())
+    reading = emobox.read(file, audio=audio)
+    assert reading.problems == ()
+    assert Counter(each.fold for each in reading.found) == folds
+    assert {each.label for each in reading.found} == classes
+    assert {each.speaker for each in reading.found} == speakers
+    assert len({each.path for each in reading.found}) == sum(folds.values())
+    assert all(each.path.suffix in (".wav", ".flac") for each in reading.found)
+    dropped = sum(item.emo in BY_NAME[name].dropped for item in items)
+    assert sum(folds.values()) + dropped == len(items)
+    assert len([note for note in reading.notes if "left out" in note]) == (2 if dropped else 0)
+    shared = BY_NAME[name].speakers == SHARED
+    found = structure_problems(reading.found, reading.folds, tmp_path, published_folds=True)
+    assert [line.partition(",")[0].partition(": ")[2] for line in found] == (
+        ["folds that share speakers between training and test part (up to 2 in a fold)"] if shared else []
+    )
+
+
 def test_without_a_map_of_labels_classes_have_the_codes(tmp_path: Path) -> None:
     """`label_dict.json` is as good as `label_map.json`; without both the codes stay, and that is noted."""
     file, audio = tiny(tmp_path)
