@@ -401,15 +401,11 @@ class Recipe:
         return (*found, f"fine-tuning{what} of {_times(self.finetune.epochs, 'epoch')}{self._targets()}")
 
     def further_metrics(self, method: str) -> tuple[MetricColumn, ...]:
-        """The metrics of a method's results that tables show beside the accuracies.
-
-        Scripted and improvised turns are shown apart where transcripts are read, and if the protocol divides the scripts.
-        """
+        """The metrics of a method's results that tables show beside the accuracies, where a run has any of them."""
         audio = method not in ("text", "score")
         attributes = ATTRIBUTE_METRICS if audio and self.finetune.attributes.weight else ()
         stages = STAGE_METRICS if audio and self.two_stage.source else ()
-        apart = KIND_METRICS if self.text.transcripts or self.protocol is not Protocol.sessions else ()
-        return (*attributes, *stages, *apart)
+        return (*attributes, *stages, *KIND_METRICS)
 
     def _targets(self) -> str:
         """What fine-tuning is trained to predict, if not the classes alone."""
