@@ -178,6 +178,25 @@ def test_recordings_are_found_by_a_name_only_where_all_names_differ(tmp_path: Pa
     ]
 
 
+@pytest.mark.parametrize(
+    ("listed", "unpacked"),
+    [
+        ("CaFE_48k/Col\u0160re", "CaFE_48k/Col\u00e8re"),  # CaFE's list: byte 8A of its archive, read in another code page
+        ("CaFE_48k/Col\u0160re", "CaFE_48k/Col\udc8are"),  # unpacked without a code page
+        ("Ore\u0301auFR_02/f", "Or\u00e9auFR_02/f"),  # Oreau's list: letter and accent apart
+    ],
+)
+def test_folders_whose_names_are_written_otherwise(tmp_path: Path, listed: str, unpacked: str) -> None:
+    """Letters that are not in ASCII depend on the program that unpacked the archive: recordings are found by their own names."""
+    items = [Item(f"o-{s}-{emo}", s, fold, f"{listed}/{s}{emo}.wav", emo) for s, fold in FOLDS.items() for emo in ("anger", "happy")]
+    file, audio = flat(tmp_path, "o", items)
+    (audio / listed).rename(audio / listed.partition("/")[0] / "other")
+    (audio / listed.partition("/")[0]).rename(audio / unpacked.partition("/")[0])
+    (audio / unpacked.partition("/")[0] / "other").rename(audio / unpacked)
+    manifest = prepare("emobox", file, tmp_path / "out", audio=audio)
+    assert len(manifest.utterances) == 4
+
+
 def shared_items(corpus: str = "emodb") -> list[Item]:
     return [
         Item(f"{corpus}-{s}{f}{e}", f"male_{s}", str(f), f"{s}{f}{e}.wav", e)
