@@ -152,6 +152,19 @@ def test_what_must_be_given(tmp_path: Path) -> None:
     assert emobox.read(alone, audio=audio).problems[0].startswith(f"{alone.parent}: no fold_K/tiny_test_fold_K.jsonl")
 
 
+def test_a_folder_with_none_of_the_recordings_is_one_line(tmp_path: Path) -> None:
+    """As when `--audio` names EmoBox's folder of all corpora, or a speaker's; the folder that has them is named."""
+    file, audio = tiny(tmp_path)
+    (tmp_path / "downloads").mkdir()
+    own = audio.rename(tmp_path / "downloads" / "tiny")
+    what = "none of the recordings of tiny.jsonl; --audio must name the folder that its lists call downloads/tiny"
+    for wrong in (own.parent, own / "two"):
+        assert emobox.read(file, audio=wrong).problems == (f"{wrong}: {what}: did you mean {own}?",)
+    (tmp_path / "empty").mkdir()
+    assert emobox.read(file, audio=tmp_path / "empty").problems == (f"{tmp_path / 'empty'}: {what}",)
+    assert emobox.read(file, audio=own).problems == ()
+
+
 FOLDS = {"a": "1", "b": "2"}
 
 
