@@ -70,11 +70,13 @@ def test_differences_are_of_pairs_that_no_other_test_has() -> None:
     assert [(each.label, each.heading) for each in (vft, text, scripted)] == [("V-FT", "UA"), ("Text", "UA"), ("Text", "scripted")]
     assert (text.first.method, text.second.method, text.over_pairs.pairs) == ("text", "text-disjoint", 15)
     sides = [[value(method, fold, slot) for fold in FOLDS for slot in range(3)] for method in ("text", "text-disjoint")]
-    assert text.first.mean == pytest.approx(mean(sides[0]))
+    before = mean(sides[0])
+    assert before is not None
+    assert text.first.mean == pytest.approx(before)
     tested = scipy.stats.ttest_rel(sides[1], sides[0])
     assert text.over_pairs.t_p == pytest.approx(tested.pvalue)
     assert text.over_pairs.interval == pytest.approx(tuple(tested.confidence_interval(0.95)))
-    assert scripted.first.mean == pytest.approx(text.first.mean + 2)
+    assert scripted.first.mean == pytest.approx(before + 2)
     assert scripted.over_pairs.mean == pytest.approx(text.over_pairs.mean)
     assert text.crossed is not None
     assert (text.crossed.folds, text.crossed.seeds) == (5, 3)
