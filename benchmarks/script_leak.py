@@ -1,6 +1,6 @@
 """Writes a corpus whose scripts decide the class, as files for `prepare csv`, and a tokenizer of its words (docs/text.md).
 
-    python benchmarks/script_leak.py --out script-leak
+    python benchmarks/script_leak.py --out data/script-leak-source
 
 Five sessions act the same ten scripted dialogs and ten scenarios, four turns each. All turns of a script have one class, and the script
 has a word of its own, so that a text classifier can learn scripts and nothing else. The other words are of all turns. A recording is a
@@ -70,7 +70,7 @@ def write_tokenizer(folder: Path) -> Path:
 def main() -> None:
     """Write both."""
     parser = argparse.ArgumentParser(description="A corpus whose scripts decide the class, and a tokenizer of its words.")
-    parser.add_argument("--out", type=Path, default=Path("script-leak"), help="folder that is written")
+    parser.add_argument("--out", type=Path, default=Path("data/script-leak-source"), help="folder that is written")
     folder: Path = parser.parse_args().out
     print(f"wrote {write_corpus(folder)} and {write_tokenizer(folder / 'tokenizer')}")
 
