@@ -35,8 +35,9 @@ class Plan:
         return self.device != "cuda"
 
 
+# The first part imports torch and transformers from a cold disk: a minute on a slow file server. What it leaves is for the others.
 PARTS = (
-    Part("environment", "versions and devices", "part_environment", 12, 12),
+    Part("environment", "versions and devices", "part_environment", 60, 60),
     Part("suite", "the GPU tests of the test suite", "part_suite", 30, 8),
     Part("stages", "every stage and method: CPU against GPU", "part_stages", 60, 45),
     Part("resume", "checkpoints resumed on the other device", "part_resume", 30, 25),

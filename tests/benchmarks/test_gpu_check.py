@@ -114,7 +114,7 @@ def test_the_gpu_tests_of_the_suite_are_found_and_skipped_here(tmp_path: Path) -
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_without_a_gpu_the_check_of_one_ends_at_once_and_says_so(tmp_path: Path) -> None:
-    ran = check(tmp_path)
+    ran = check(tmp_path, "--seconds", "3000")
     assert ran.returncode == 2
     text = (tmp_path / "report.txt").read_text()
     assert "sees no GPU; `--cpu` runs the halves that need none" in text

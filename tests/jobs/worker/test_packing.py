@@ -119,14 +119,13 @@ class Element:
         values = {**os.environ, "SLURM_CPUS_PER_TASK": "6", **environment, "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-m", "jobs.worker.main", str(file), "0"]
         limit = (lambda: resource.setrlimit(resource.RLIMIT_AS, (self.memory, self.memory))) if self.memory else None
-        process = subprocess.Popen(
+        with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=values, cwd=ROOT, preexec_fn=limit
-        )
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.communicate()
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
     def run(self, **environment: str) -> tuple[int, str]:
         """Exit code and log."""
