@@ -110,7 +110,7 @@ class PluginRegistry(SweepRegistry, Protocol):
         """Import what stages need, without starting a thread or using a GPU: called once in a process that forks workers."""
 
     def cost_notes(self, corpus: Path, stages: Sequence[Any]) -> Sequence[str]:
-        """Lines for a dry run about stages to compute; each has `stage`, `settings` and `fold`."""
+        """Lines for a dry run about stages to compute; each has `stage`, `settings`, `runtime` and `fold`."""
 
     def needed_weights(self, method: str, recipe: Any) -> Sequence[Weights]:
         """The checkpoints that a method needs."""

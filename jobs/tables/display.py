@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.experiment.recipes import comparison_sentences, recipe_sentences, training_sentences
-from jobs.statistics import p_text, round_half_up
+from jobs.statistics import round_half_up
 from jobs.store.scores import Score
-from jobs.tables.format import DASH, code_sentence, csv_text, interval_text, rendered, signed
+from jobs.tables.format import DASH, code_sentence, csv_text, difference_cells, interval_text, rendered
 from jobs.tables.order import order_sentences
 from jobs.tables.plain import PlainTable, plain_tables
 from jobs.tables.published import Published, position
@@ -304,15 +304,7 @@ def _mark(cell: Cell, top: str | None) -> Cell:
 
 def _difference(found: Comparison, published: Published) -> tuple[str, ...]:
     first, second = (published.labels.get(name, name) for name in (found.first, found.second))
-    pairs, crossed, corrected = found.over_pairs, found.crossed, found.corrected
-    mean = DASH if pairs.mean is None else signed(pairs.mean)
-    tests = map(p_text, (pairs.t_p, corrected.pairs_t, pairs.wilcoxon_p, corrected.pairs_wilcoxon))
-    both = (
-        (interval_text(crossed.interval), p_text(crossed.p), p_text(corrected.crossed), round_half_up(crossed.detectable))
-        if crossed
-        else (DASH,) * 4
-    )
-    return (f"{second} − {first}", mean, interval_text(pairs.interval), str(pairs.pairs), *tests, *both)
+    return (f"{second} − {first}", *difference_cells(found))
 
 
 def _plain_cell(cell: Cell) -> str:

@@ -309,7 +309,7 @@ def summarise(
         ]
         methods.extend(found)
         pairs = [pair for pair in itertools.combinations(found, 2) if comparable(recipes, pair[0].method, pair[1].method)]
-        comparisons.extend(_corrected([_compare(corpus, first, second) for first, second in pairs]))
+        comparisons.extend(corrected([_compare(corpus, first, second) for first, second in pairs]))
     return Summary(experiment, tuple(methods), tuple(comparisons), outlier_rule, code or CodeFacts(), tuple(recipes), unreplaced)
 
 
@@ -414,8 +414,8 @@ def _compare(corpus: str, first: MethodSummary, second: MethodSummary) -> Compar
     return Comparison(corpus, first.method, second.method, over_pairs, over_folds, crossed_mean(list(filter(None, differences))))
 
 
-def _corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """The comparisons of one corpus with their p-values corrected."""
+def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The comparisons of one corpus with their p-values corrected by Holm's method."""
     columns = (
         holm([each.over_pairs.t_p for each in comparisons]),
         holm([each.over_pairs.wilcoxon_p for each in comparisons]),
