@@ -64,7 +64,7 @@ def test_the_package_runs_from_another_folder(library: Path, tmp_path: Path, mon
 
     done = run("grid", "small", "seeds=1")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Root mean square error (RMSE) on diabetes" in done.stdout
+    assert "Root mean square error (RMSE) on diabetes" in " ".join(done.stdout.split())
     assert "confusion" not in done.stdout
     assert sorted(path.name for path in here.iterdir() if path.name != "__pycache__") == ["configs", "data", "mine.py", "results"]
     assert "`ser-grid collect small`" in run("status", "small").stdout
