@@ -151,7 +151,7 @@ def run_disturbed(folder: Path, source: Path, seed: int, chosen: argparse.Namesp
         wrong += [] if code == 0 else [f"not complete (exit code {code}): see by-hand.log"]
         if code == 0:
             wrong += differences(table(folder / "calm" / "results", source), table(results, source))
-        return wrong + overlaps(corpus / "trace", scene.zombies)
+        return wrong + overlaps(corpus / "trace", scene.zombies, scene.lapses)
 
 
 if __name__ == "__main__":

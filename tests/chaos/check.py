@@ -21,18 +21,22 @@ def differences(calm: str, wild: str) -> list[str]:
     return list(difflib.unified_diff(calm.splitlines(), wild.splitlines(), "undisturbed", "disturbed", lineterm="", n=0))
 
 
-def overlaps(traces: Path, zombies: Sequence[tuple[str, float, float]] = ()) -> list[str]:
+def overlaps(traces: Path, zombies: Sequence[tuple[str, float, float]] = (), lapses: Sequence[tuple[float, float]] = ()) -> list[str]:
     """Stages whose executions overlapped: the steps of an attempt must follow one another without another attempt's in between.
 
-    `zombies`: nodes that were cut off while their jobs lived on, with the time from and to: what ran there may overlap.
+    `zombies`: nodes that were cut off while their jobs lived on, with the time from and to: what ran there may overlap. `lapses`: times
+    from and to in which a slurmctld that was killed may have forgotten starts of jobs, and started them again: of executions of one job,
+    the earlier ones may overlap.
     """
     found = []
     for path in sorted(traces.iterdir()):
         steps = [line.split() for line in path.read_text().splitlines()]
+        last = {job: max(attempt for attempt, *_, of in steps if of == job) for *_, job in steps}
         attempts = [
             attempt
-            for attempt, _, moment, host, _ in steps
+            for attempt, _, moment, host, job in steps
             if not any(host == node and begin <= float(moment) <= end for node, begin, end in zombies)
+            and not (attempt < last[job] and any(begin <= float(moment) <= end for begin, end in lapses))
         ]
         begun = attempts[:1] + [after for before, after in pairwise(attempts) if after != before]
         if len(begun) != len(set(begun)):

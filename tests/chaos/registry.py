@@ -158,7 +158,8 @@ def _save(folder: Path, value: Mapping[str, Any], attempt: int) -> None:
 
 
 def _append(trace: Path, attempt: str, step: int) -> None:
-    line = f"{attempt} {step} {time.clock_gettime(time.CLOCK_BOOTTIME):.3f} {socket.gethostname()} {os.getpid()}\n"
+    job = os.environ.get("SLURM_JOB_ID", "-")
+    line = f"{attempt} {step} {time.clock_gettime(time.CLOCK_BOOTTIME):.3f} {socket.gethostname()} {job}\n"
     descriptor = os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         os.write(descriptor, line.encode())

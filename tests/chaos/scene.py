@@ -43,6 +43,7 @@ class Scene:
     absent: set[str] = field(default_factory=set)  # nodes that are off, or whose slurmd is stopped
     mounted: set[str] = field(default_factory=set)  # nodes on which the results folder is covered
     zombies: list[tuple[str, float, float]] = field(default_factory=list)  # node, from, to: time of the boot-time clock
+    lapses: list[tuple[float, float]] = field(default_factory=list)  # from, to, likewise: a killed slurmctld has lost its last seconds
     deferred: list[Deferred] = field(default_factory=list)
     hand: list[subprocess.Popen[bytes]] = field(default_factory=list)
 

@@ -13,7 +13,7 @@ from tests.slurm_cluster.users import make_users
 
 AWAY_SECONDS = (1.0, 6.0)  # how long a node or slurmctld stays away
 ZOMBIE_SECONDS = (4.0, 12.0)  # how long a node that was cut off computes on
-AFTERMATH_SECONDS = 15.0  # until the processes of such a node have been ended
+AFTERMATH_SECONDS = 15.0  # until the processes of such a node, or of a job that is not known, have been ended
 
 
 def power_off(scene: Scene, drawn: random.Random) -> bool:
@@ -62,8 +62,15 @@ def cut_off(scene: Scene, drawn: random.Random) -> bool:
 
 
 def kill_slurmctld(scene: Scene, drawn: random.Random) -> bool:
-    """SIGKILL slurmctld: it loses the last second or two; start it again after a while."""
-    return _stop_slurmctld(scene, signal.SIGKILL, drawn.uniform(*AWAY_SECONDS) / 2)
+    """SIGKILL slurmctld: it loses the last second or two; start it again after a while.
+
+    A job whose start it has lost it starts again, on another node too, although the first execution lives until its node registers.
+    """
+    seconds, begun = drawn.uniform(*AWAY_SECONDS) / 2, boot_seconds()
+    if not _stop_slurmctld(scene, signal.SIGKILL, seconds):
+        return False
+    scene.lapses.append((begun, begun + seconds + AFTERMATH_SECONDS))
+    return True
 
 
 def stop_for_an_hour(scene: Scene, seconds: float) -> bool:

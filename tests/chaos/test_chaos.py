@@ -64,6 +64,17 @@ def test_overlapping_attempts_are_found_but_for_those_of_a_node_that_was_cut_off
     assert len(overlaps(tmp_path, [("n1", 0.0, 9.0), ("n3", 0.0, 20.0)])) == 1
 
 
+def test_a_job_that_a_killed_slurmctld_started_twice_may_overlap(tmp_path: Path) -> None:
+    """Within seconds of the kill, and only executions of that job."""
+    lines = "0001 1 10.0 n1 7\n0001 2 11.0 n1 7\n0002 1 12.0 n2 {}\n0001 3 13.0 n1 7\n0002 2 14.0 n2 {}\n"
+    (tmp_path / "key").write_text(lines.format(7, 7))
+    assert len(overlaps(tmp_path)) == 1
+    assert overlaps(tmp_path, lapses=[(12.5, 20.0)]) == []
+    assert len(overlaps(tmp_path, lapses=[(0.0, 9.0), (14.0, 20.0)])) == 1
+    (tmp_path / "key").write_text(lines.format(8, 8))
+    assert len(overlaps(tmp_path, lapses=[(12.5, 20.0)])) == 1
+
+
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 def test_errors_and_clocks_are_injected_into_the_named_target_alone(tmp_path: Path) -> None:
     """A stale handle for one job, no space for everything on one node, a clock an hour behind; other jobs and paths see nothing."""
