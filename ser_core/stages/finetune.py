@@ -11,7 +11,8 @@ With `recipe.two_stage` it trains on the target part of the corpus, from the cla
 part: all its trained weights, the head included.
 
 Artifacts: `predictions.csv` (class probabilities of every test utterance, attributes), the training curves and, with adaptors, `adaptors/`:
-the trained weights of adaptors and head (`ser_core.models.adaptor_files`).
+the trained weights of adaptors and head (`ser_core.models.adaptor_files`). With `finetune.keep`, if the whole transformer was trained and
+predicts classes, `model/`: the whole classifier (`ser_core.models.kept_model`).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from ser_core.models.adaptor_files import load_adaptors, save_adaptors
 from ser_core.models.adaptors import AdaptorShape
 from ser_core.models.backbone import frame_count, load_encoder
 from ser_core.models.classifier import ClassifierAdaptors, EmotionClassifier, class_weights, label_weight, weighted_cross_entropy
+from ser_core.models.kept_model import save_model
 from ser_core.models.trained import parameter_counts
 from ser_core.parallel.group import stop_together
 from ser_core.settings import Adaptor, AdaptorSettings, BottleneckStart, FinetuneSettings, HeadKind, Padding
@@ -49,6 +51,7 @@ from ser_core.training.schedule import constant
 from ser_core.training.splits import Split
 
 ADAPTORS = "adaptors"  # folder of the trained weights in the stage's output
+MODEL = "model"  # folder of the whole classifier
 START = "start"  # role of the stage whose classifier fine-tuning starts from
 CLASSIFIER = "classifier"  # folder of its weights
 
@@ -287,6 +290,8 @@ def run(context: StageContext, open_test: Callable[[], Split], open_source: Call
         write_predictions(context.output / PREDICTIONS, predicted.logits, test, predicted.attributes)
         if fitted.settings.adaptors.kinds:
             save_adaptors(fitted.model, context.output / ADAPTORS, facts_of(fitted, context))
+        elif context.runtime.get("keep") and not fitted.alone and not fitted.diverged:
+            save_model(fitted.model, context.training.classes, context.output / MODEL)
     trained_parameters, parameters = parameter_counts(fitted.model)
     result = stage_result(
         fitted.trained,
