@@ -175,6 +175,7 @@ class Keep(Enum):
     """Which runs keep the weights of the trained model (docs/export.md); adaptors are kept in any case."""
 
     none = "none"
+    best_slot = "best_slot"  # of each cell the run with the best score, once `clean` has freed the others
     all = "all"
 
 
