@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from jobs.commands.predict import check_format, exported_folder, files_of, finished_run, predict_files, split_words
+from jobs.commands.predict_arguments import add_predict_command
+from jobs.commands.program import Program
 from jobs.errors import UsageError
+from jobs.experiment.basic_registry import BasicRegistry
 from tests.jobs.bundle_cases import compute
 from tests.jobs.local_launch import new_session
 
@@ -24,6 +29,28 @@ def read(model: Any, files: Sequence[str]) -> tuple[Sequence[str], Iterator[tupl
             yield ({"path": file} if bad else {"path": file, "emotion": "ärger", "p_ärger": 1.0}), "cut off" * bad
 
     return ("path", "emotion", "p_ärger"), rows()
+
+
+class Reading(BasicRegistry):
+    """A registry that reads files."""
+
+    recipe_schema = dict
+
+    def predict(self, model: Any, files: Sequence[str]) -> tuple[Sequence[str], Iterator[tuple[Mapping[str, Any], str]]]:
+        assert (model / "config.json").is_file()
+        return read(model, files)
+
+
+REGISTRY = Reading()
+
+
+def test_exit_codes(tmp_path: Path) -> None:
+    """3 if a file cannot be read, else 0; the model is a folder, whose registry is that of the program."""
+    app = typer.Typer()
+    add_predict_command(app, Program(tmp_path, f"{__name__}:REGISTRY", "exp"))
+    (tmp_path / "config.json").touch()
+    for file, code in (("a.wav", 0), ("a.bad", 3)):
+        assert CliRunner().invoke(app, [str(tmp_path), "b.wav", file]).exit_code == code
 
 
 def test_rows_and_failures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

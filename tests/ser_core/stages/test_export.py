@@ -44,9 +44,9 @@ FACTS: dict[str, Any] = {
 ELSEWHERE = """
 import json, sys
 from importlib.machinery import PathFinder
-class Without:
-    @staticmethod
-    def find_spec(name, path=None, target=None):
+class Without(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
         hidden = ("ser_core", "jobs", "tests", "soundfile", "scipy", "sklearn", "omegaconf", "peft", "soxr", "tensorboard", "pandas")
         return None if name.partition(".")[0] in hidden else PathFinder.find_spec(name, path, target)
 sys.meta_path[:] = [Without if finder is PathFinder else finder for finder in sys.meta_path]
@@ -163,6 +163,7 @@ def test_what_cannot_be_exported(kinds: list[Adaptor], model_type: str, merged: 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_whole_model(bench: Bench, recipe: Recipe, corpus: Manifest, tmp_path: Path) -> None:
     """transformers' pipeline, without the project, predicts what the run did, alone and in padded batches; so does `predict`.
 
@@ -195,7 +196,7 @@ def test_a_whole_model(bench: Bench, recipe: Recipe, corpus: Manifest, tmp_path:
     names, expected = [each.id for each in test.utterances], predicted(output, corpus.classes)
     assert float((expected - expected.mean(0)).abs().max()) > 1e-3
     np.savez(tmp_path / "waves.npz", **{name: test.wave(place).numpy() for place, name in enumerate(names)})
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-I", "-c", ELSEWHERE, str(first), str(tmp_path / "waves.npz")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert done.returncode == 0, done.stderr
