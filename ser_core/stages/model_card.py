@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 # metric in results, `type` and `args` of the hub's model index, name
-METRICS = (
+METRICS: Sequence[tuple[str, str, Mapping[str, str], str]] = (
     ("ua", "recall", {"average": "macro"}, "unweighted accuracy (UA, macro recall)"),
     ("wa", "accuracy", {}, "weighted accuracy (WA)"),
     ("macro_f1", "f1", {"average": "macro"}, "macro F1"),
@@ -33,7 +33,7 @@ def model_card(facts: Mapping[str, Any], classes: Sequence[str], weights: str) -
             "type": kind,
             "name": f"{title}, cross-validated estimate of the method: {over}",
             "value": round(estimates[key], 4),
-            **({"args": args} if args else {}),
+            **({"args": dict(args)} if args else {}),
         }
         for key, kind, args, title in METRICS
         if key in estimates
