@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 
-class SpeechEmotionConfig(PretrainedConfig):
+class SpeechEmotionConfig(PretrainedConfig):  # type: ignore[misc]
     """`encoder`: the configuration of the encoder (wav2vec2, hubert, wavlm or data2vec-audio). `pooling`: `paper` or `reference`.
 
     `projector_units`: outputs of a linear layer on every frame, whose plain mean the head classifies; 0: none, `pooling` decides.
@@ -37,7 +37,7 @@ class SpeechEmotionConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
 
-class SpeechEmotionClassifier(PreTrainedModel):
+class SpeechEmotionClassifier(PreTrainedModel):  # type: ignore[misc]
     """Logits of the emotions of an utterance. An utterance's logits do not depend on the others of its batch."""
 
     config_class: ClassVar[Any] = SpeechEmotionConfig

@@ -26,7 +26,7 @@ def model_card(facts: Mapping[str, Any], classes: Sequence[str], weights: str) -
 
     estimates = cross_validated(facts["cells"])
     runs = sum(map(len, facts["cells"].values()))
-    over = f"mean over {len(facts['cells'])} folds of {runs} cross-validation runs"
+    over = f"mean over {_counted(len(facts['cells']), 'fold')} of {_counted(runs, 'cross-validation run')}"
     name = f"{facts['corpus']}-{facts['method']}"
     metrics = [
         {
@@ -69,7 +69,7 @@ def cross_validated(cells: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[
 
 def _text(name: str, facts: Mapping[str, Any], classes: Sequence[str], weights: str, estimates: Mapping[str, float], over: str) -> str:
     finished = sum(map(len, facts["cells"].values()))
-    missing = "" if finished >= facts["planned"] else f" {facts['planned'] - finished} of {facts['planned']} runs have no result yet."
+    missing = "" if finished >= facts["planned"] else f" {finished} of {_counted(facts['planned'], 'run')} have a result so far."
     interval = facts["interval"]
     named = {key: title for key, _, _, title in METRICS}
     rows = [f"| {named[key]} | {100 * value:.2f} % | {_percent(facts['metrics'].get(key))} |" for key, value in estimates.items()]
@@ -122,3 +122,7 @@ is not fit for decisions about persons.
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.2f} %"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"

@@ -285,7 +285,7 @@ def test_model_card() -> None:
         ("accuracy", 0.5, None),
     ]
     assert all("cross-validated estimate of the method: mean over 2 folds of 3" in each["name"] for each in metrics)
-    assert "1 of 4 runs have no result yet" in text
+    assert "3 of 4 runs have a result so far." in text
     assert "31.25 to 68.75 %" in text
     assert "| 50.00 % | 75.00 % |" in text
     assert "license" not in model_card({**FACTS, "licence": ""}, ("angry", "sad"), "").split("---\n")[1]
