@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ser_core.corpora.manifest import Manifest
+from ser_core.corpora.recordings import WHOLE
 from ser_core.errors import InputError, NotReproduced
 from ser_core.preflight import export_problem
 from ser_core.registry import REGISTRY, StageCall
@@ -83,7 +84,7 @@ def export(
     upstream: dict[str, Path] | None = None,
     again: Callable[[Mapping[str, Any]], Path] = never,
 ) -> tuple[str, ...]:
-    folders = {"upstream": upstream or {}, "output": output, "folder": folder}
+    folders: dict[str, Any] = {"upstream": upstream or {}, "output": output, "folder": folder}
     return REGISTRY.export(call.stage, **described(call), **folders, merged=merged, facts=FACTS, train_again=again)
 
 
@@ -195,7 +196,8 @@ def test_a_whole_model(bench: Bench, recipe: Recipe, corpus: Manifest, tmp_path:
     test = Split(corpus, corpus.test("1"))
     names, expected = [each.id for each in test.utterances], predicted(output, corpus.classes)
     assert float((expected - expected.mean(0)).abs().max()) > 1e-3
-    np.savez(tmp_path / "waves.npz", **{name: test.wave(place).numpy() for place, name in enumerate(names)})
+    waves: dict[str, Any] = {name: test.wave(place).numpy() for place, name in enumerate(names)}
+    np.savez(tmp_path / "waves.npz", **waves)
     environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-I", "-c", ELSEWHERE, str(first), str(tmp_path / "waves.npz")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
@@ -266,7 +268,7 @@ def check_differences(call: StageCall, output: Path, kept: Path, folder: Path) -
 
 def test_windows() -> None:
     """As few as possible, of equal length, without a gap; whole if it is no longer than a window."""
-    assert predict.windows(40 * 8_000, 8_000) == [predict.WHOLE]
+    assert predict.windows(40 * 8_000, 8_000) == [WHOLE]
     parts = predict.windows(101 * 8_000, 8_000)
     assert [part.start for part in parts] == [0, *(part.end for part in parts[:-1])]
     assert parts[-1].end == 101
