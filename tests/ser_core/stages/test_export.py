@@ -1,4 +1,4 @@
-"""Export of runs with adaptors: what transformers and peft load gives the predictions of the run; what a format cannot hold is refused."""
+"""Export of runs: what other libraries load, and `predict`, give the predictions of the run; what a format cannot hold is refused."""
 
 from __future__ import annotations
 
@@ -119,6 +119,10 @@ def test_what_is_exported_gives_the_predictions_of_the_run(bench: Bench, recipe:
     assert "PeftModel.from_pretrained(Wav2Vec2Model.from_pretrained(" in export(call, output, lora, merged=False)[0]
     torch.testing.assert_close(probabilities(AutoModel.from_pretrained(merged), merged, waves), expected, rtol=1e-4, atol=1e-5)
     assert float((probabilities(AutoModel.from_pretrained(lora / "base"), lora, waves) - expected).abs().max()) > 1e-3
+    files = [str(corpus.audio_path(each)) for each in test.utterances]
+    _, rows = REGISTRY.predict({"stage": call.stage, **described(call), "upstream": {}, "output": output}, files)
+    named = torch.tensor([[row[f"p_{name}"] for name in corpus.classes] for row, _ in rows])
+    torch.testing.assert_close(named, expected, rtol=0, atol=2e-6)
     assert not AutoFeatureExtractor.from_pretrained(merged).do_normalize
     export(call, output, tmp_path / "again", merged=True)
     for path in merged.iterdir():
