@@ -24,6 +24,7 @@ from jobs.commands.examples import add_examples
 from jobs.commands.export_arguments import add_export_command
 from jobs.commands.launch_arguments import add_launch_commands
 from jobs.commands.main import run
+from jobs.commands.predict_arguments import add_predict_command
 from jobs.commands.program import Program
 from jobs.commands.run_arguments import add_run_commands
 from jobs.commands.site_arguments import add_site_commands
@@ -127,6 +128,7 @@ add_site_commands(app, PROGRAM)
 add_bundle_commands(app, PROGRAM)
 add_disk_commands(app, PROGRAM)
 add_export_command(app, PROGRAM)
+add_predict_command(app, PROGRAM)
 add_examples(app, PROGRAM.command)
 
 

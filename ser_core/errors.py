@@ -33,6 +33,12 @@ class Interrupted(Exception):  # noqa: N818 - a requested stop, not an error
     interrupted = True
 
 
+class NotReproduced(Exception):  # noqa: N818 - an outcome of training
+    """A run that was trained again does not predict what it did. `jobs` reads the attribute `not_reproduced`."""
+
+    not_reproduced = True
+
+
 class Diverged(Exception):  # noqa: N818 - an outcome of training, not a fault of the program
     """The loss or the outputs are NaN or infinite; the same seed would diverge again. `jobs` reads the attribute `diverged`."""
 

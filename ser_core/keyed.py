@@ -31,6 +31,9 @@ FIRST_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "HeadSettings": {"kind": "linear", "projector_units": 256},
 }
 
+# Class of settings -> fields that change no number of a stage, and are in no key.
+NOT_KEYED: Mapping[str, frozenset[str]] = {"FinetuneSettings": frozenset({"keep"})}
+
 
 def plain(value: Any) -> Any:
     """Convert settings to JSON values: dataclasses to objects, enums to their names."""
@@ -38,7 +41,7 @@ def plain(value: Any) -> Any:
 
 
 def keyed(value: Any) -> Any:
-    """Convert settings as `plain` does, without the newer settings at their first default."""
+    """Convert settings as `plain` does, without the newer settings at their first default and those of `NOT_KEYED`."""
     return _json(value, keyed=True)
 
 
@@ -56,7 +59,8 @@ def _json(value: Any, *, keyed: bool) -> Any:
     if type(value) in JSON_SCALARS:
         return value
     if is_dataclass(value) and not isinstance(value, type):
-        found = {each.name: _json(getattr(value, each.name), keyed=keyed) for each in fields(value)}
+        left_out = NOT_KEYED.get(type(value).__name__, frozenset()) if keyed else frozenset()
+        found = {each.name: _json(getattr(value, each.name), keyed=keyed) for each in fields(value) if each.name not in left_out}
         first = FIRST_DEFAULTS.get(type(value).__name__, {}) if keyed else {}
         return {name: each for name, each in found.items() if name not in first or each != first[name]}
     if isinstance(value, Enum):

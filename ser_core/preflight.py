@@ -44,8 +44,6 @@ def export_problem(settings: AdaptorSettings, model_type: str, *, merged: bool) 
     so that peft would compute the base model.
     """
     kinds = {kind.name for kind in settings.kinds}
-    if not kinds:
-        return "this run trained the whole transformer, whose weights are not kept: only runs with adaptors can be exported"
     if "lora" not in kinds:
         return f"this run trained {', '.join(sorted(kinds))} and no LoRA: neither peft's format nor the base model can hold that"
     if others := [name for name in ("ba", "wg") if name in kinds]:

@@ -5,7 +5,7 @@ The command line imports this module at every start, so it does not import torch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -23,7 +23,7 @@ from ser_core.models.text_identity import text_identity, text_origin
 from ser_core.parallel.team import Team
 from ser_core.preflight import corpus_problems, trained_on, training_frames
 from ser_core.recipe_checks import recipe_problems
-from ser_core.settings import Protocol, Recipe, commits_of, resolve_checkpoints
+from ser_core.settings import Keep, Protocol, Recipe, commits_of, resolve_checkpoints
 from ser_core.sweep import stage_proxies
 from ser_core.two_stages import WHOLE, enter_source, two_stage_key
 
@@ -145,19 +145,21 @@ class SpeechRegistry:
             origin = {"weights": backbone_origin(recipe.backbone)} if "backbone" in settings else {}
             return StageCall(name, VERSIONS[name], {**settings, **kept, **part}, {**runtime, **origin, **more}, fold, number, upstream)
 
+        keep = {} if recipe.finetune.keep is Keep.none else {"keep": recipe.finetune.keep.name}
+
         def finetune(own: dict[str, Any], upstream: Mapping[str, StageCall]) -> StageCall:
             settings = {"finetune": keyed(recipe.finetune), "features": features, **own}
             stages = two_stage_key(recipe.two_stage, fold)
             if not stages:
-                return stage("finetune", settings, upstream, seed)
+                return stage("finetune", settings, upstream, seed, **keep)
             first = {"source": keyed(recipe.finetune), "features": features, **own}
             if "corpus" in stages:
                 start = {"start": on_source_corpus(first, stages["corpus"])}
-                return stage("finetune", {**settings, "two_stage": stages}, start, seed, **where)
+                return stage("finetune", {**settings, "two_stage": stages}, start, seed, **where, **keep)
             if recipe.two_stage.source:
                 first = {**first, "part": recipe.two_stage.source}
                 upstream = {**upstream, "start": stage("source", first, upstream, recipe.upstream_seed)}
-            return stage("finetune", {**settings, "two_stage": stages}, upstream, seed)
+            return stage("finetune", {**settings, "two_stage": stages}, upstream, seed, **keep)
 
         def on_source_corpus(first: dict[str, Any], read: dict[str, Any]) -> StageCall:
             """The first stage on another corpus: the same for all folds if no speaker is left out."""
@@ -354,17 +356,40 @@ class SpeechRegistry:
         output: Path,
         folder: Path,
         merged: bool,
+        facts: Mapping[str, Any],
+        train_again: Callable[[Mapping[str, Any]], Path],
     ) -> tuple[str, ...]:
-        """Write what a finished `finetune` stage with LoRA has trained into `folder`; returns lines on how it is loaded.
+        """Write what a finished `finetune` stage has trained into `folder`; returns lines on how it is loaded.
 
-        Arguments as for `run`, with the stage's own artifacts in `output`. In peft's format, or with `merged` as a plain model of
-        transformers (`ser_core.stages.export`). Raises InputError for any other stage or run.
+        Arguments as for `run`, with the stage's own artifacts in `output`; `facts` and `train_again` as for every registry. LoRA is written
+        in peft's format, or with `merged` as a plain model of transformers; a model that was trained as a whole as a folder for
+        transformers' pipeline, trained again if its weights were not kept (`ser_core.stages.export`, `export_whole`). Raises InputError for
+        any other stage or run, and NotReproduced if the model that was trained again does not predict what the run did.
         """
         if stage != "finetune":
             raise InputError(f"stage {stage}: only runs (finetune) can be exported")
         from ser_core.stages.export import export_run
 
-        return export_run(settings, runtime, upstream, output, folder, merged=merged)
+        return export_run(settings, runtime, upstream, output, folder, merged=merged, facts=facts, train_again=train_again)
+
+    def predict(
+        self, model: Path | Mapping[str, Any], files: Sequence[str]
+    ) -> tuple[tuple[str, ...], Iterator[tuple[Mapping[str, Any], str]]]:
+        """Return the names of columns, and for each recording its row with "", or its path and why it cannot be read.
+
+        `model`: an exported folder, or the arguments of `export` that describe a finished `finetune` stage: `stage`, `settings`, `runtime`,
+        `upstream`, `output`. Raises InputError for any other model, and for a run whose weights were not kept (`ser_core.stages.predict`).
+        """
+        if not isinstance(model, Path) and model["stage"] != "finetune":
+            raise InputError(f"stage {model['stage']}: only runs of audio (finetune) predict recordings")
+        from ser_core.models.kept_model import load_model
+        from ser_core.stages.predict import classifier_of_run, columns, predict_files
+
+        if isinstance(model, Path):
+            loaded = load_model(model)
+        else:
+            loaded = classifier_of_run(model["settings"], model["runtime"], model["upstream"], model["output"])
+        return columns(loaded), predict_files(loaded, files)
 
     def preload(self) -> None:
         """Import the modules that stages need, without starting a thread or using a GPU: for a process that forks workers."""

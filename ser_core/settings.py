@@ -171,6 +171,14 @@ class AttributeSettings:
     weight: float = 0.0  # of the attributes' loss; that of the classes has 1 - weight. 0: classes only, 1: attributes only
 
 
+class Keep(Enum):
+    """Which runs keep the weights of the trained model (docs/export.md); adaptors are kept in any case."""
+
+    none = "none"
+    best_slot = "best_slot"  # of each cell the run with the best score, once `clean` has freed the others
+    all = "all"
+
+
 @dataclass
 class FinetuneSettings:
     """Fine-tuning (V-FT in section 2.2, training in 3.2): IEMOCAP 15 epochs of batch 64, SAVEE 30 epochs of batch 32."""
@@ -185,6 +193,7 @@ class FinetuneSettings:
     adaptors: AdaptorSettings = field(default_factory=AdaptorSettings)
     clip_norm: float = 0.0  # a gradient of a larger norm is scaled down to it; 0: never
     attributes: AttributeSettings = field(default_factory=AttributeSettings)
+    keep: Keep = Keep.none  # which runs keep the trained weights, for export and predict; not part of a stage's key
 
 
 @dataclass
@@ -402,7 +411,8 @@ class Recipe:
 
     # No departures from a preset; tables state revision and digest of the weights that were used.
     not_of_preset: ClassVar[tuple[str, ...]] = (
-        *("preset", "execution", "backbone.revision", "backbone.commits", "states.wav2vec.checkpoint", "text.encoder", "text.transcripts"),
+        *("preset", "execution", "finetune.keep", "backbone.revision", "backbone.commits", "states.wav2vec.checkpoint"),
+        *("text.encoder", "text.transcripts"),
         *("two_stage.folder", "two_stage.digest", "two_stage.left_out"),
     )
 

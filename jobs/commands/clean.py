@@ -15,9 +15,10 @@ import typer
 from jobs.commands.console import print_lines, say
 from jobs.commands.disk import in_units
 from jobs.commands.owners import Experiments, read_experiments, require_experiment, why_busy
-from jobs.control.cleaning import Removal, kept_logs, leftovers, only_of, unneeded
+from jobs.control.cleaning import Removal, kept_logs, leftovers, only_of, unneeded, unwanted_models
 from jobs.errors import UsageError
 from jobs.store.layout import Layout
+from jobs.store.records import MODEL
 from jobs.store.usage import Size, abandoned, remove, size_of, stored_stages
 from jobs.text import counted
 
@@ -119,6 +120,7 @@ def _check(asked: Asked) -> None:
 
 def _partial(root: Path, experiments: Experiments, stages: Sequence[StoredStage], asked: Asked, before: float) -> tuple[Removal, ...]:
     found = list(leftovers(stages, experiments.owners, before=before, experiment=asked.experiment))
+    found.extend(unwanted_models(stages, experiments.owners, before=before, experiment=asked.experiment))
     if asked.unneeded:
         whole = unneeded(stages, experiments.owners, before=before)
         folders = {removal.path for removal in whole}
@@ -141,8 +143,9 @@ def _without(folder: Path, kept: Iterable[Path]) -> list[Path]:
 
 def _kind(path: Path) -> str:
     """What a path is, in words."""
-    if path.name in ("checkpoint", "output"):
-        return f"{path.name}/ of {path.parts[-3] if path.name == 'checkpoint' else path.parts[-5]}"
+    below = {"checkpoint": -3, "output": -5, MODEL: -6}
+    if path.name in below:
+        return f"{path.name}/ of {path.parts[below[path.name]]}"
     return f"stage {path.parts[-2]}" if len(path.parts) > 2 and path.parts[-3] == "store" else path.name
 
 

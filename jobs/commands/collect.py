@@ -76,7 +76,7 @@ def write_tables(session: Session, report: Report, asked: Asked = EVERYTHING, *,
     """
     warn_if_changed(session)
     if asked.to_stdout:
-        part = _part(session, report)
+        part = part_of(session, report)
         summary = _summary(part, asked)
         _print_text(asked, summary, session.published, [source_of(session, part)])
         return summary.complete
@@ -108,7 +108,7 @@ def write_joint_tables(sessions: Sequence[Session], asked: Asked) -> bool:
     parts = []
     for session in sessions:
         warn_if_changed(session)
-        parts.append(_part(session, session.look(ask_slurm=False)))
+        parts.append(part_of(session, session.look(ask_slurm=False)))
     summary, labels = joint_summary(parts, unreplaced_of(asked.unreplaced))
     published = joint_published([session.published for session in sessions], labels)
     sources = [source_of(session, part, names_of(part, parts)) for session, part in zip(sessions, parts, strict=True)]
@@ -189,7 +189,7 @@ def collect_tables(session: Session, report: Report, asked: Asked = EVERYTHING) 
     from jobs.tables.collect import collect
     from jobs.tables.latex import PLAIN
 
-    part, layout = _part(session, report), session.launched.layout
+    part, layout = part_of(session, report), session.launched.layout
     written = collect(
         layout,
         part.graph,
@@ -227,7 +227,7 @@ def _summary(part: Part, asked: Asked) -> Summary:
     )
 
 
-def _part(session: Session, report: Report) -> Part:
+def part_of(session: Session, report: Report) -> Part:
     """What tables are made of: the graph of an experiment with its results, states, judgements and recipes."""
     from jobs.control.outliers import rule_in_words
     from jobs.tables.several import Part

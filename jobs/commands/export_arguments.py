@@ -15,16 +15,22 @@ if TYPE_CHECKING:
 Target = Annotated[Path, typer.Option("--out", metavar="DIR", help="a new or empty folder")]
 Merged = Annotated[bool, typer.Option("--merge", help="LoRA added to the weights of the base model: a plain model of transformers")]
 
+Licence = Annotated[str | None, typer.Option("--licence", metavar="ID", help="of the model, for its card: an identifier of the hub")]
+
 
 def add_export_command(app: typer.Typer, program: Program) -> None:
     """Add the command to the command line of a program."""
 
     @app.command()
-    def export(words: Words, out: Target, merge: Merged = False, results: Results = program.results) -> None:
-        """Write the adaptors (LoRA) and the head of a finished run in peft's format, or merged into its base model."""
+    def export(words: Words, out: Target, licence: Licence = None, merge: Merged = False, results: Results = program.results) -> None:
+        """Write the model of a finished run as a folder for transformers; of LoRA in peft's format, or merged into its base model.
+
+        A run that kept no weights (recipe.finetune.keep) is trained again here, and must predict what it did.
+        """
         from jobs.commands.export import export_run
         from jobs.experiment.lookup import experiment_and_run
 
         experiment, run = experiment_and_run(words, f"export [EXPERIMENT] RUN --out DIR; {RUN}")
         session = opener_of(program).reopen(experiment, results, patient=False)
-        export_run(session, run, out, program.plugin(session.place.registry).registry.export, merged=merge)
+        exporter = program.plugin(session.place.registry).registry.export
+        export_run(session, run, out, exporter, merged=merge, licence=licence or "")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.control.cleaning import Owner, end_of
+from jobs.control.cleaning import Owner, end_of, models_of
 from jobs.control.controller import read_facts
 from jobs.control.observe import PassContext
 from jobs.errors import SlurmUnavailableError, UsageError
@@ -128,7 +128,9 @@ def _grid(layout: Layout, opening: Opening, launch: Launch) -> tuple[Launch, Own
     elsewhere = _submitted(layout) if session.other_user or not session.on_slurm else frozenset()
     executed = {key for key, fact in report.facts.items() if fact.awaited}
     launch = replace(launch, done=sum(report.facts[run.key].done for run in report.graph.runs), runs=len(report.graph.runs))
-    return launch, replace(owner, needs=needs, in_flight=frozenset((*report.in_flight, *executed)) | elsewhere)
+    return launch, replace(
+        owner, needs=needs, in_flight=frozenset((*report.in_flight, *executed)) | elsewhere, models=models_of(report.graph, report.facts)
+    )
 
 
 def _sweep(layout: Layout, digest: str, opening: Opening) -> Owner:

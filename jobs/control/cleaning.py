@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs.control.facts import StageFacts
+from jobs.experiment.graph import Graph, Run
 from jobs.store.layout import Layout
 from jobs.store.usage import Size, StoredStage
 
 UNNEEDED = "no experiment needs it"
+NOT_BEST = "of a run that is not the best of its cell"
+BEST_SLOT = "best_slot"
 LOGS = Layout(Path(), "_").logs.name
 
 
@@ -28,6 +31,7 @@ class Owner:
     in_flight: frozenset[str] = frozenset()  # keys that are queued or running
     unknown: str = ""  # why its stages are not known; "": they are
     with_computed: bool = False  # it needs all that it has computed, besides `needs`
+    models: Mapping[str, bool] = field(default_factory=dict)  # key -> whether it wants the model of a run that it asked to keep
 
     def has_computed(self, stage: StoredStage) -> bool:
         """Whether an attempt of the stage wrote its log into the folder of this experiment."""
@@ -78,6 +82,47 @@ def leftovers(stages: Iterable[StoredStage], owners: Sequence[Owner], *, before:
         if why and not any(stage.key in owner.in_flight for owner in owners):
             found.extend(Removal(path, size, why) for path, size in stage.left)
     return tuple(found)
+
+
+def models_of(graph: Graph, facts: Mapping[str, StageFacts]) -> dict[str, bool]:
+    """Which models an experiment wants, of the runs that keep theirs: key -> whether it does.
+
+    `keep` in the runtime of a stage: `all` keeps the model of every run; `best_slot` that of the run with the best score of each cell, once
+    all runs of the cell have a result, and until then all of them. Of equal scores the first slot counts.
+    """
+    found: dict[str, bool] = {}
+    cells: dict[tuple[str, str], list[Run]] = {}
+    for run in (*graph.superseded, *graph.runs):
+        keep = graph.nodes[run.key].runtime.get("keep")
+        if keep is None:
+            continue
+        found[run.key] = True
+        if keep == BEST_SLOT:
+            cells.setdefault((run.method, run.fold), []).append(run)
+    present = {run.key for run in graph.runs}
+    for runs in cells.values():
+        filling = [run for run in runs if run.key in present]
+        scores = {run.key: score for run in filling if facts[run.key].done and (score := facts[run.key].ua) is not None}
+        if filling and len(scores) == len(filling):
+            best = max(filling, key=lambda run: (scores[run.key] if graph.score.higher_is_better else -scores[run.key], -run.slot))
+            found |= {run.key: run.key == best.key for run in runs}
+    return found
+
+
+def unwanted_models(stages: Iterable[StoredStage], owners: Sequence[Owner], *, before: float, experiment: str = "") -> tuple[Removal, ...]:
+    """Models that an experiment asked to keep and no experiment wants any more; arguments as for `leftovers`.
+
+    None as long as the stages of an experiment are not known.
+    """
+    if any(owner.unknown for owner in owners):
+        return ()
+    wanted = {key for owner in owners for key, wants in owner.models.items() if wants}
+    given_up = {key for owner in owners if experiment in ("", owner.experiment) for key, wants in owner.models.items() if not wants}
+    return tuple(
+        Removal(*stage.model, NOT_BEST)
+        for stage in stages
+        if stage.model and stage.key in given_up - wanted and not stage.alive and stage.touched <= before
+    )
 
 
 def unneeded(stages: Iterable[StoredStage], owners: Sequence[Owner], *, before: float) -> tuple[Removal, ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
@@ -108,6 +108,9 @@ class BasicRegistry:
 
     def export(self, stage: str, **arguments: Any) -> tuple[str, ...]:
         raise UsageError(f"export: {type(self).__name__} exports no {stage}")
+
+    def predict(self, model: Any, files: Sequence[str]) -> tuple[Sequence[str], Iterator[tuple[Mapping[str, Any], str]]]:
+        raise UsageError(f"predict: {type(self).__name__} predicts no files")
 
     def locate(self, recipe: Any, folders: Sequence[Path]) -> None:
         """The recipe names no files."""

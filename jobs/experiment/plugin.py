@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -125,11 +125,25 @@ class PluginRegistry(SweepRegistry, Protocol):
         output: Path,
         folder: Path,
         merged: bool,
+        facts: Mapping[str, Any],
+        train_again: Callable[[Mapping[str, Any]], Path],
     ) -> Sequence[str]:
         """Write what a finished stage has trained into an empty folder; return lines on how it is loaded.
 
         `upstream`: role -> folder of artifacts; `output`: that of the stage itself; `merged`: adaptors added to the weights they adapt.
-        Raises an error with lines for the user for a stage that has nothing to export in this format.
+        `facts`: what the results state of the run and its method (`jobs.commands.model_facts`). `train_again`: computes the stage once
+        more, with these entries of `runtime` changed, and returns the folder of its artifacts, which exists until the call returns.
+        Raises an error with lines for the user for a stage that has nothing to export in this format, and an exception with the attribute
+        `not_reproduced = True` if the artifacts that were computed again differ too much from those of the result.
+        """
+
+    def predict(
+        self, model: Path | Mapping[str, Any], files: Sequence[str]
+    ) -> tuple[Sequence[str], Iterator[tuple[Mapping[str, Any], str]]]:
+        """The names of columns, and for each file, in order, a row and "", or a row with its `path` and why it cannot be read.
+
+        `model`: a folder that `export` wrote, or of a finished stage `stage`, `settings`, `runtime`, `upstream` and `output` as for
+        `export`. Raises an error with lines for the user, before any file is read, for a model that cannot be loaded.
         """
 
     def locate(self, recipe: Any, folders: Sequence[Path]) -> None:

@@ -32,7 +32,8 @@ class StageCall(Protocol):
     def runtime(self) -> Mapping[str, Any]:
         """Paths and options that do not change the output, JSON values only; not part of the key.
 
-        An entry `weights` (text) describes the weights that the stage starts from; tables state it.
+        An entry `weights` (text) describes the weights that the stage starts from; tables state it. An entry `keep` (`all` or `best_slot`)
+        states that the stage writes what it has trained to `output`/model, and which runs keep it (`jobs.control.cleaning.models_of`).
         """
 
     @property

@@ -347,16 +347,26 @@ def file_exists(path: Path) -> bool:
         return False
 
 
+# Folder of a stage's output with what it has trained for use elsewhere. No stage and no table reads it, and `clean` may remove it.
+MODEL = "model"
+
+
 def result_intact(folder: StageFolder, result: Result) -> bool:
     """Whether the artifacts named by a result lie there with the digests it states (reads every byte). OSError if they cannot be read."""
     output = folder.attempt(result.attempt).output
-    return all(file_exists(output / name) and file_digest(output / name) == digest for name, digest in result.artifacts.items())
+    return artifacts_present(folder, result) and all(
+        file_digest(output / name) == digest for name, digest in result.artifacts.items() if _needed(name) or file_exists(output / name)
+    )
 
 
 def artifacts_present(folder: StageFolder, result: Result) -> bool:
-    """Whether the artifacts named by a result lie there (reads no content)."""
+    """Whether the artifacts named by a result lie there (reads no content), but for a model, which may be removed."""
     output = folder.attempt(result.attempt).output
-    return all(file_exists(output / name) for name in result.artifacts)
+    return all(file_exists(output / name) for name in result.artifacts if _needed(name))
+
+
+def _needed(artifact: str) -> bool:
+    return not artifact.startswith(f"{MODEL}/")
 
 
 def claim_attempt(folder: StageFolder, number: int, claim: Claim) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from jobs.store.attempts import claim_alive, modified_at
 from jobs.store.layout import STORE, Layout, StageFolder
-from jobs.store.records import attempt_numbers, file_exists, read_claim, read_outcome, read_result
+from jobs.store.records import MODEL, attempt_numbers, file_exists, read_claim, read_outcome, read_result
 
 ASIDE = ".removed-"  # begins the name of what is about to be removed
 BLOCK = 512  # bytes of st_blocks, stat(2)
@@ -44,6 +44,7 @@ class StoredStage:
     touched: float = 0.0  # last sign of life: of an attempt, a checkpoint or the result; seconds since the epoch
     alive: bool = False  # a process works on it
     logs: tuple[str, ...] = ()  # files to which its attempts wrote
+    model: tuple[Path, Size] | None = None  # folder of what the result has trained, if it was kept
 
 
 def stored_stages(root: Path, now: float | None = None) -> Iterator[StoredStage]:
@@ -110,7 +111,9 @@ def _read(folder: StageFolder, stage: str, now: float) -> StoredStage:
     )
     doubtful = result is None and file_exists(folder.result)  # damaged: what belongs to it is not known
     left = [] if doubtful else [folder.checkpoint, *(each.output for each in attempts if each.number != published)]
-    left.extend(path for place in (folder.path, *(each.path for each in attempts)) for path in _aside(place))
+    outputs = [each.output for each in attempts if each.number == published]
+    left.extend(path for place in (folder.path, *(each.path for each in attempts), *outputs) for path in _aside(place))
+    models = [path / MODEL for path in outputs if (path / MODEL).is_dir()]
     times = [folder.result, folder.checkpoint, *(file for each in attempts for file in (each.claim, each.outcome))]
     return StoredStage(
         stage,
@@ -122,6 +125,7 @@ def _read(folder: StageFolder, stage: str, now: float) -> StoredStage:
         max(map(modified_at, times)),
         alive,
         tuple(dict.fromkeys(claim.log for claim in claims.values() if claim and claim.log)),
+        (models[0], size_of(models[0])) if models else None,
     )
 
 

@@ -122,7 +122,7 @@ class FrozenFeatures:
         return array
 
     def _alone(self, position: int, *, keep: bool) -> Tensor:
-        with _float32(self._arithmetic.device):
+        with float32_only(self._arithmetic.device):
             return project_independent(self._encoder, [self._wave(position, keep=keep)])[0]
 
     def _wave(self, position: int, *, keep: bool) -> Tensor:
@@ -130,7 +130,7 @@ class FrozenFeatures:
 
 
 @contextlib.contextmanager
-def _float32(device: torch.device) -> Iterator[None]:
+def float32_only(device: torch.device) -> Iterator[None]:
     """Context without autocast and TF32: cached features are used by stages of every precision."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.autocast(device.type, enabled=False))

@@ -22,10 +22,12 @@ from ser_core.models.backbone import load_encoder, save_encoder
 from ser_core.models.classifier import EmotionClassifier
 from ser_core.models.hub import pinned_revision
 from ser_core.models.identity import checkpoint_folder
-from ser_core.models.model_types import NORMALISE_KEY, PREPROCESSOR_FILE, has_layer_norm
+from ser_core.models.kept_model import save_preprocessor
+from ser_core.models.model_types import NORMALISE_KEY, has_layer_norm
 from ser_core.preflight import export_problem
 from ser_core.settings import FinetuneSettings
 from ser_core.stages.context import parse_settings, planned_backbone
+from ser_core.stages.export_whole import TrainAgain, export_whole
 from ser_core.stages.finetune import ADAPTORS, adaptors_of, classifier_of
 
 BASE = "base"  # folder of the base model in an export
@@ -34,25 +36,35 @@ HEAD_FACTS = "head.json"
 
 
 def export_run(
-    settings: Mapping[str, Any], runtime: Mapping[str, Any], upstream: Mapping[str, Path], output: Path, folder: Path, *, merged: bool
+    settings: Mapping[str, Any],
+    runtime: Mapping[str, Any],
+    upstream: Mapping[str, Path],
+    output: Path,
+    folder: Path,
+    *,
+    merged: bool,
+    facts: Mapping[str, Any],
+    train_again: TrainAgain,
 ) -> tuple[str, ...]:
     """Write the export of a finished `finetune` stage into `folder`; returns lines on what is there and how it is loaded.
 
-    `settings` and `runtime`: of the stage; `upstream`: role -> output of its upstream stages; `output`: its own. Raises InputError for a
-    run without LoRA, or with adaptors that the format does not hold.
+    `settings` and `runtime`: of the stage; `upstream`: role -> output of its upstream stages; `output`: its own. `facts` and `train_again`:
+    for a run that trained the whole transformer. Raises InputError for adaptors that the format does not hold.
     """
     finetune = parse_settings(FinetuneSettings, settings["finetune"])
     adaptors = adaptors_of(finetune.adaptors)
+    if adaptors is None:
+        return export_whole(finetune, runtime, output, folder, merged=merged, facts=facts, train_again=train_again)
     source = planned_backbone(settings, runtime, upstream)
     encoder: Any = load_encoder(source)
     problem = export_problem(finetune.adaptors, encoder.config.model_type, merged=merged)
-    if problem or adaptors is None:
+    if problem:
         raise InputError(f"not exported: {problem}")
     named, revision = _named_base(source)
     if not merged and not named:
         _save(encoder, folder / BASE)
-    facts = _facts(output / ADAPTORS / FACTS_FILE)
-    model = classifier_of(encoder, len(facts["classes"]) + len(facts["attributes"]["names"]), finetune, adaptors).eval()
+    stated = adaptor_facts(output / ADAPTORS / FACTS_FILE)
+    model = classifier_of(encoder, len(stated["classes"]) + len(stated["attributes"]["names"]), finetune, adaptors).eval()
     load_adaptors(model, output / ADAPTORS)
     kind = type(encoder).__name__
     if merged:
@@ -64,7 +76,7 @@ def export_run(
         export_peft(encoder, folder, base, revision)
         at = "" if revision is None else f", revision={revision!r}"
         lines = (f"peft: PeftModel.from_pretrained({kind}.from_pretrained({base!r}{at}), {str(folder)!r})",)
-    _save_head(model, folder, {**facts, "sampling_rate": SAMPLE_RATE})
+    _save_head(model, folder, {**stated, "sampling_rate": SAMPLE_RATE})
     return (*lines, f"classifier: {folder / HEAD_FILE}, described in {folder / HEAD_FACTS}")
 
 
@@ -78,17 +90,9 @@ def _named_base(source: Any) -> tuple[str, str | None]:
 
 def _save(encoder: Any, folder: Path) -> None:
     save_encoder(encoder, folder)
-    # Read by Wav2Vec2FeatureExtractor. As in the published checkpoints, models with a group norm get no attention mask.
-    values = {
-        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
-        "feature_size": 1,
-        "sampling_rate": SAMPLE_RATE,
-        "padding_value": 0.0,
-        "do_normalize": bool(getattr(encoder.config, NORMALISE_KEY, False)),
-        "return_attention_mask": has_layer_norm(encoder.config.to_dict()),
-    }
-    with os_errors(folder / PREPROCESSOR_FILE):
-        (folder / PREPROCESSOR_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    # As in the published checkpoints, models with a group norm get no attention mask.
+    normalise = bool(getattr(encoder.config, NORMALISE_KEY, False))
+    save_preprocessor(folder, normalise=normalise, attention_mask=has_layer_norm(encoder.config.to_dict()))
 
 
 def _save_head(model: EmotionClassifier, folder: Path, facts: Mapping[str, Any]) -> None:
@@ -100,7 +104,7 @@ def _save_head(model: EmotionClassifier, folder: Path, facts: Mapping[str, Any])
         (folder / HEAD_FACTS).write_text(json.dumps(dict(facts), indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _facts(path: Path) -> dict[str, Any]:
+def adaptor_facts(path: Path) -> dict[str, Any]:
     """The facts that fine-tuning wrote beside the weights of adaptors."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

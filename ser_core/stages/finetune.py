@@ -11,7 +11,8 @@ With `recipe.two_stage` it trains on the target part of the corpus, from the cla
 part or on another corpus: all its trained weights, the head included. Parts of it can be frozen.
 
 Artifacts: `predictions.csv` (class probabilities of every test utterance, attributes), the training curves and, with adaptors, `adaptors/`:
-the trained weights of adaptors and head (`ser_core.models.adaptor_files`).
+the trained weights of adaptors and head (`ser_core.models.adaptor_files`). With `finetune.keep`, if the whole transformer was trained and
+predicts classes, `model/`: the whole classifier (`ser_core.models.kept_model`).
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from ser_core.models.classifier import (
     parameters_of,
     weighted_cross_entropy,
 )
+from ser_core.models.kept_model import save_model
 from ser_core.models.trained import parameter_counts, train_only
 from ser_core.parallel.group import stop_together
 from ser_core.settings import Adaptor, AdaptorSettings, BottleneckStart, FinetuneSettings, HeadKind, Padding
@@ -56,6 +58,7 @@ from ser_core.training.schedule import constant
 from ser_core.training.splits import Split
 
 ADAPTORS = "adaptors"  # folder of the trained weights in the stage's output
+MODEL = "model"  # folder of the whole classifier
 START = "start"  # role of the stage whose classifier fine-tuning starts from
 CLASSIFIER = "classifier"  # folder of its weights
 
@@ -309,6 +312,8 @@ def run(
         write_predictions(context.output / PREDICTIONS, predicted.logits, test, predicted.attributes)
         if fitted.settings.adaptors.kinds:
             save_adaptors(fitted.model, context.output / ADAPTORS, facts_of(fitted, context))
+        elif context.runtime.get("keep") and not fitted.alone and not fitted.diverged:
+            save_model(fitted.model, context.training.classes, context.output / MODEL)
     trained_parameters, parameters = fitted.parameters
     result = stage_result(
         fitted.trained,

@@ -17,7 +17,7 @@ SETTINGS = (
 
 @pytest.mark.slow
 def test_adaptors_from_grid_to_export(small_data: Path, tmp_path: Path) -> None:
-    """The table has the trained parameters of both; the run with LoRA is exported."""
+    """The table has the trained parameters of both; the run with LoRA is exported, the other one after it was trained again."""
     run = CommandLine(small_data, tmp_path / "results")
     made = run("grid", "demo", *SETTINGS)
     assert made.returncode == 0, made.stdout + made.stderr
@@ -34,3 +34,12 @@ def test_adaptors_from_grid_to_export(small_data: Path, tmp_path: Path) -> None:
     assert {"adapter_config.json", "adapter_model.safetensors", "head.safetensors", "head.json", "base"} == {
         each.name for each in out.iterdir()
     }
+
+    whole = tmp_path / "whole"
+    done = run("export", "demo", "vft/1/0", "--out", str(whole), "--licence", "mit")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "trained again: the predictions are those of the run, byte for byte" in done.stdout
+    card = (whole / "README.md").read_text()
+    assert "license: mit" in card
+    assert "Trained on all folds but 1" in card
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".whole")] == []

@@ -98,7 +98,8 @@ class FakeRegistry:
         def stage(name: str, seed: int, **upstream: FakeCall) -> FakeCall:
             failing = recipe.get("failing", {})
             behaviour = failing.get(f"{name} {method} {fold} {seed}", failing.get(f"{name} {method} * *", ""))
-            runtime = {"behaviour": behaviour, "seconds": recipe.get("seconds", 0.0)}
+            kept = {"keep": recipe["keep"]} if name == "finetune" and "keep" in recipe else {}
+            runtime = {"behaviour": behaviour, "seconds": recipe.get("seconds", 0.0), **kept}
             return FakeCall(name, {"work": recipe.get("work", 10)}, fold, seed, runtime, upstream)
 
         if method == "length":
@@ -135,6 +136,9 @@ class FakeRegistry:
         (output / "sum.json").write_text(json.dumps({"sum": total}))
         (output / "parts").mkdir()
         (output / "parts" / "note.txt").write_text(stage)
+        if runtime.get("keep"):
+            (output / "model").mkdir()
+            (output / "model" / "weights").write_text(stage)
         _note(corpus / "ends" / key)
         if stage == "length":
             return {"metrics": {"length": total / 4, "utterances": 8}}

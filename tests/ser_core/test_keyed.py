@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from ser_core import keyed as keyed_settings
-from ser_core.keyed import FIRST_DEFAULTS, completed, keyed, plain
-from ser_core.settings import Recipe
+from ser_core.keyed import FIRST_DEFAULTS, NOT_KEYED, completed, keyed, plain
+from ser_core.registry import REGISTRY
+from ser_core.settings import BackboneSettings, FinetuneSettings, Keep, Recipe
 from ser_core.stages.context import parse_settings
 
 # The settings that were part of keys before any was left out, and the first ones of each class that came later. No field of a class that is
@@ -57,8 +58,22 @@ def test_every_newer_setting_has_a_first_default() -> None:
     found = {name: names for name, names in classes(Recipe).items() if name not in ONE_BY_ONE}
     for name, names in found.items():
         first = set(FIRST.get(name, "").split())
-        assert names - first == set(FIRST_DEFAULTS.get(name, {})), f"{name}: enter new settings in FIRST_DEFAULTS of ser_core/keyed.py"
+        assert names - first - NOT_KEYED.get(name, frozenset()) == set(FIRST_DEFAULTS.get(name, {})), (
+            f"{name}: enter new settings in FIRST_DEFAULTS of ser_core/keyed.py"
+        )
     assert set(FIRST_DEFAULTS) <= set(found)
+
+
+def test_weights_are_kept_under_the_same_key() -> None:
+    """`finetune.keep` reaches the stage that tests the run, and no key; a stage that was planned without it has no entry."""
+    backbone = BackboneSettings(checkpoint=None, config={"hidden_size": 16})
+    plain_call, keeping = (
+        REGISTRY.call("vft", Recipe(backbone=backbone, finetune=FinetuneSettings(keep=keep)), fold="1", seed=0)
+        for keep in (Keep.none, Keep.all)
+    )
+    assert plain_call.settings == keeping.settings
+    assert keeping.runtime == {**plain_call.runtime, "keep": "all"}
+    assert parse_settings(FinetuneSettings, keeping.settings["finetune"]).keep is Keep.none
 
 
 @dataclass

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from jobs.store.records import MEASURED, Result
+from jobs.store.records import MEASURED, MODEL, Result
 
 # Of a result's provenance: what tables and reports read. Hosts are numbered; no folder, file name, job and node of Slurm, path of weights.
 PROVENANCE = (
@@ -52,8 +52,8 @@ def host_names(results: Iterable[Result]) -> dict[str, str]:
 
 
 def is_kept_artifact(name: str) -> bool:
-    """Whether an artifact is of a kind that a bundle has."""
-    return PurePosixPath(name).suffix in ARTIFACTS
+    """Whether an artifact is of a kind that a bundle has; a model is not."""
+    return PurePosixPath(name).suffix in ARTIFACTS and not name.startswith(f"{MODEL}/")
 
 
 def scrubbed_configuration(values: Mapping[str, Any]) -> dict[str, Any]:

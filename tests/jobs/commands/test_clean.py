@@ -24,7 +24,7 @@ from jobs.slurm.submissions import SubmissionBook, new_submission
 from jobs.store.attempts import new_claim
 from jobs.store.cancellations import record_cancellation
 from jobs.store.layout import Layout, StageFolder
-from jobs.store.records import Ending, Outcome, claim_attempt, read_result, write_outcome
+from jobs.store.records import Ending, Outcome, artifacts_present, claim_attempt, read_result, result_intact, write_outcome
 from jobs.store.usage import ASIDE, Size, remove, size_of, stored_stages
 from jobs.sweeps.stages import every_stage
 from jobs.worker.stage import WorkerProcess, execute
@@ -227,6 +227,40 @@ def test_results_that_nobody_needs_are_freed_only_if_asked(folder: Folder) -> No
     assert len(list(stored_stages(folder.root))) == 6
     folder.clean(unneeded=True)
     assert {stage.key for stage in stored_stages(folder.root)} == needed
+
+
+def test_only_the_model_of_the_best_slot_stays(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of each cell whose runs all have results, unless another experiment keeps it; the results stay valid without."""
+    failing, layout = {"finetune vft 1 0": "low"}, folder.layout("one")
+    report = folder.run("one", "vft", keep="best_slot", failing=failing)
+    folder.run("two", "vft", seeds=1, keep="all", failing=failing)
+    stages = {run.name: layout.stage("finetune", run.key) for run in report.graph.runs}
+    results = {name: read_result(stage, stage.path.name) for name, stage in stages.items()}
+
+    def kept() -> set[str]:
+        return {name for name, stage in stages.items() if (stage.attempt(1).output / "model" / "weights").is_file()}
+
+    hidden = stages["vft/2/0"].path / "hidden.json"
+    stages["vft/2/0"].result.rename(hidden)  # its cell is not complete
+    folder.clean()
+    assert kept() == set(stages)
+    hidden.rename(stages["vft/2/0"].result)
+    folder.clean()
+    assert "1 x model/ of finetune (of a run that is not the best of its cell)" in capsys.readouterr().out
+    assert kept() == {"vft/1/0", "vft/1/1", "vft/2/0"}
+    folder.clean("two", whole=True, yes=True)
+    folder.clean()
+    assert kept() == {"vft/1/1", "vft/2/0"}
+    for name, stage in stages.items():
+        result = results[name]
+        assert result is not None
+        assert artifacts_present(stage, result)
+        assert result_intact(stage, result)
+    assert folder.session("one").look().plan == report.plan
+    (stages["vft/1/1"].attempt(1).output / "model" / "weights").write_text("other")
+    changed = results["vft/1/1"]
+    assert changed is not None
+    assert not result_intact(stages["vft/1/1"], changed)
 
 
 def test_nothing_is_removed_that_an_unknown_experiment_may_need(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
