@@ -8,7 +8,7 @@ the attributes, 1 - CCC, is that of the whole batch: if a step has several parts
 sums what it needs over all parts (`ser_core.training.concordance`).
 
 With `recipe.two_stage` it trains on the target part of the corpus, from the classifier that the stage `source` has trained on the source
-part: all its trained weights, the head included.
+part or on another corpus: all its trained weights, the head included. Parts of it can be frozen.
 
 Artifacts: `predictions.csv` (class probabilities of every test utterance, attributes), the training curves and, with adaptors, `adaptors/`:
 the trained weights of adaptors and head (`ser_core.models.adaptor_files`).
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +33,15 @@ from ser_core.keyed import keyed
 from ser_core.models.adaptor_files import load_adaptors, save_adaptors
 from ser_core.models.adaptors import AdaptorShape
 from ser_core.models.backbone import frame_count, load_encoder
-from ser_core.models.classifier import ClassifierAdaptors, EmotionClassifier, class_weights, label_weight, weighted_cross_entropy
-from ser_core.models.trained import parameter_counts
+from ser_core.models.classifier import (
+    ClassifierAdaptors,
+    EmotionClassifier,
+    class_weights,
+    label_weight,
+    parameters_of,
+    weighted_cross_entropy,
+)
+from ser_core.models.trained import parameter_counts, train_only
 from ser_core.parallel.group import stop_together
 from ser_core.settings import Adaptor, AdaptorSettings, BottleneckStart, FinetuneSettings, HeadKind, Padding
 from ser_core.stages.context import StageContext, parse_settings, stage_result
@@ -193,6 +200,7 @@ class Fitted:
     trained: TrainingResult
     diverged: str  # the reason; "": it is not
     front_end: float  # seconds
+    parameters: tuple[int, int]  # trained, all
 
     @property
     def alone(self) -> bool:
@@ -200,8 +208,12 @@ class Fitted:
         return not self.classes
 
 
-def fit(context: StageContext, settings: FinetuneSettings) -> Fitted:
-    """Train a classifier on the training split, from the weights of an upstream classifier (role `start`) if there is one."""
+def fit(context: StageContext, settings: FinetuneSettings, frozen: Sequence[str] = ()) -> Fitted:
+    """Train a classifier on the training split, from the weights of an upstream classifier (role `start`) if there is one.
+
+    `frozen`: names of `TrainedPart` that stay as they were upstream. They are trained parameters of the classifier all the same: they are
+    saved with it.
+    """
     split = context.training
     encoder = load_encoder(context.backbone(), attention=context.execution.attention)
     context.seed_initialisation()
@@ -212,6 +224,9 @@ def fit(context: StageContext, settings: FinetuneSettings) -> Fitted:
     model = classifier_of(encoder, outputs, settings, adaptors).to(context.device)
     if START in context.upstream:
         load_adaptors(model, context.upstream[START] / CLASSIFIER)
+    trainable = [name for name, each in model.named_parameters() if each.requires_grad]
+    train_only(model, set(trainable) - set(parameters_of(model, frozen)))
+    counts = parameter_counts(model)
     objective = Finetuning(context, settings, model, task)
     if len(split) < settings.batch_size:
         context.report(
@@ -234,10 +249,11 @@ def fit(context: StageContext, settings: FinetuneSettings) -> Fitted:
         steps_per_epoch=objective.epoch_steps,
         references={"train/loss": (prior, "loss of the class prior" if task is None else "loss of the best constant prediction")},
     )
+    train_only(model, trainable)
     diverged = divergence_reason(trained.loss, prior)
     if diverged:
         context.report(f"{context.stage}: diverged: {diverged}")
-    return Fitted(settings, model, task, classes, outputs, prior, trained, diverged, front_end)
+    return Fitted(settings, model, task, classes, outputs, prior, trained, diverged, front_end, counts)
 
 
 def facts_of(fitted: Fitted, context: StageContext) -> dict[str, Any]:
@@ -273,12 +289,18 @@ def _predicted(fitted: Fitted, context: StageContext, test: Split) -> Predicted:
     return Predicted(nearest_class_logits(attributes, split.utterances, split.classes) if fitted.alone else logits, attributes)
 
 
-def run(context: StageContext, open_test: Callable[[], Split], open_source: Callable[[], Split] | None = None) -> dict[str, Any]:
+def run(
+    context: StageContext,
+    open_test: Callable[[], Split],
+    open_source: Callable[[], Split | None] = lambda: None,
+    frozen: Sequence[str] = (),
+) -> dict[str, Any]:
     """Train, then open the test split and score it. A diverged model is tested too; `diverged` states the reason.
 
-    `open_source`: with two stages, the test split of the source part. Then the metrics have the UA of both parts after either stage.
+    `open_source`: with two stages, the test split of the source, None if it has none. The metrics then have the UA of source and target
+    after either stage. `frozen`: as for `fit`.
     """
-    fitted = fit(context, parse_settings(FinetuneSettings, context.settings["finetune"]))
+    fitted = fit(context, parse_settings(FinetuneSettings, context.settings["finetune"]), frozen)
     started = time.monotonic()
     test = open_test()
     predicted = _predicted(fitted, context, test)
@@ -287,7 +309,7 @@ def run(context: StageContext, open_test: Callable[[], Split], open_source: Call
         write_predictions(context.output / PREDICTIONS, predicted.logits, test, predicted.attributes)
         if fitted.settings.adaptors.kinds:
             save_adaptors(fitted.model, context.output / ADAPTORS, facts_of(fitted, context))
-    trained_parameters, parameters = parameter_counts(fitted.model)
+    trained_parameters, parameters = fitted.parameters
     result = stage_result(
         fitted.trained,
         {
@@ -308,18 +330,19 @@ def run(context: StageContext, open_test: Callable[[], Split], open_source: Call
     )
     if fitted.alone:
         del result["metrics"]["training_accuracy"]
-    if open_source is not None and START in context.upstream:
-        result["metrics"] |= _both_parts(fitted, context, test, open_source())
+    if START in context.upstream:
+        result["metrics"] |= _both_stages(fitted, context, test, open_source())
     result["durations"] |= {"front_end": fitted.front_end, "test": time.monotonic() - started}
     return result
 
 
-def _both_parts(fitted: Fitted, context: StageContext, target: Split, source: Split) -> dict[str, float]:
-    """Return the UA of the source part after the second stage, and of both parts after the first, whose weights the model has then."""
+def _both_stages(fitted: Fitted, context: StageContext, target: Split, source: Split | None) -> dict[str, float]:
+    """Return the UA of the source after the second stage, and of source and target after the first, whose weights the model has then."""
 
     def ua(split: Split) -> float:
         return score(_predicted(fitted, context, split).logits, split).ua
 
-    after = {"ua_source": ua(source), "source_utterances": len(source)}
+    after = {} if source is None else {"ua_source": ua(source), "source_utterances": len(source)}
     load_adaptors(fitted.model, context.upstream[START] / CLASSIFIER)
-    return {**after, "ua_source_before": ua(source), "ua_target_before": ua(target)}
+    before = {} if source is None else {"ua_source_before": ua(source)}
+    return {**after, **before, "ua_target_before": ua(target)}
