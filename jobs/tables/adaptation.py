@@ -61,7 +61,7 @@ def adaptations_of(summary: Summary) -> tuple[Adapted, ...]:
 
 
 def render_adaptation_csv(summary: Summary) -> str:
-    """One row per run of an adapted method, columns `ADAPTATION_COLUMNS`; numbers are not rounded."""
+    """One row per run of an adapted method, columns `ADAPTATION_COLUMNS`; numbers have 12 significant digits."""
     return csv_text(ADAPTATION_COLUMNS, _rows(summary))
 
 
@@ -81,8 +81,8 @@ def _rows(summary: Summary) -> Iterator[tuple[Any, ...]]:
 
 
 def _adapted(method: MethodSummary, metric: FurtherMetric, source: str, factor: float) -> Adapted:
-    before = {cell.fold: {slot: factor * value for slot, value in cell.by_slot.items()} for cell in metric.cells}
-    after = {cell.fold: accepted(cell.runs) for cell in method.cells}
+    before = {cell.fold: {slot: _trimmed(factor * value) for slot, value in cell.by_slot.items()} for cell in metric.cells}
+    after = {cell.fold: {slot: _trimmed(value) for slot, value in accepted(cell.runs).items()} for cell in method.cells}
     differences = [differences_by_key(before.get(fold, {}), by_slot) for fold, by_slot in after.items()]
     comparison = Comparison(
         method.corpus,
@@ -93,6 +93,11 @@ def _adapted(method: MethodSummary, metric: FurtherMetric, source: str, factor: 
         crossed_mean(list(filter(None, differences))),
     )
     return Adapted(source, method.corpus, method.method, before, after, comparison)
+
+
+def _trimmed(value: float) -> float:
+    """A score to 12 significant digits: the metric and the score are computed differently, and equal ones must have the difference 0."""
+    return float(f"{value:.12g}")
 
 
 def _with_correction(found: Sequence[Adapted]) -> list[Adapted]:

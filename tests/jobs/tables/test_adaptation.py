@@ -78,6 +78,15 @@ def test_without_a_source_or_a_score_before_there_is_no_table() -> None:
     assert not any(table.name.startswith("adaptation") for table in plain_tables(replace(found, recipes=(), further=()), beside))
 
 
+def test_equal_scores_have_no_difference() -> None:
+    """Though the metric, a fraction of 1, times 100 is not the float of the score: 100 * 0.29 is 28.999999999999996."""
+    column = MetricColumn("before", "before", 3, "Before.")
+    recipes = (MethodRecipe("m", "paper", (), metrics=(column,), adaptation=Adaptation("acted", "before", 100.0)),)
+    found = summarise([entry("m", "1", 0, 29.0)], experiment="e", recipes=recipes)
+    [only] = adaptations_of(replace(found, further=further_of(found, {("iemocap", "m", "1", 0, 0): {"before": 0.29}})))
+    assert only.difference.over_pairs.mean == 0.0
+
+
 def test_a_dropped_run_has_no_difference() -> None:
     """Its slot is not a pair."""
     column = MetricColumn("before", "before", 3, "Before.")
