@@ -287,7 +287,9 @@ class _Attention(torch.autograd.Function):
         bits = dropout_bits.bits(tuple(x.shape), dtype) if outer else None
         output = _drop(torch.addmm(bo, merged, wo.t()), bits, outer)
         adapted = [each for number in range(4) for each in tensors[4 * number + 2 : 4 * number + 4]]
-        ctx.save_for_backward(x, q, k, v, merged, bits, wq, wk, wv, wo, *adapted, *probabilities, *kept)
+        needed = ctx.needs_input_grad[3:]  # x and merged are only factors of the gradients of projections
+        inputs = (x if any(needed[:12]) else None, merged if any(needed[12:]) else None)
+        ctx.save_for_backward(*inputs, q, k, v, bits, wq, wk, wv, wo, *adapted, *probabilities, *kept)
         ctx.facts = (lengths, heads, inner, outer, scaling, scales)
         return torch.add(residual, output, alpha=1 / (1 - outer))
 
@@ -295,12 +297,12 @@ class _Attention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         lengths, heads, inner, outer, scaling, scales = ctx.facts
-        x, q, k, v, merged, bits, wq, wk, wv, wo, *saved = ctx.saved_tensors
+        x, merged, q, k, v, bits, wq, wk, wv, wo, *saved = ctx.saved_tensors
         adapted, saved = saved[:8], saved[8:]
         probabilities, kept = saved[: len(lengths)], saved[len(lengths) :]
         scale, inner_scale = 1 / (1 - outer), 1 / (1 - inner)
         found = _ProjectionGradients(ctx.needs_input_grad[3:], adapted, scales)
-        g = _dropped(gradient.to(x.dtype), bits, outer)
+        g = _dropped(gradient.to(q.dtype), bits, outer)
         if found.needs(3):
             found.add(3, g, merged, scale, scale)
         dx = None
@@ -339,7 +341,9 @@ class _FeedForward(torch.autograd.Function):
         h = _drop(F.gelu(u), inner_bits, inner)
         outer_bits = dropout_bits.bits(tuple(x.shape), dtype) if outer else None
         output = _drop(torch.addmm(b2, h, w2.t(), alpha=1 / (1 - inner)), outer_bits, outer)
-        ctx.save_for_backward(x, u, h, inner_bits, outer_bits, w1, w2, *tensors[2:4], *tensors[6:8])
+        needed = ctx.needs_input_grad[3:]  # x and h are only factors of the gradients of projections
+        inputs = (x if any(needed[:4]) else None, h if any(needed[4:]) else None)
+        ctx.save_for_backward(*inputs, u, inner_bits, outer_bits, w1, w2, *tensors[2:4], *tensors[6:8])
         ctx.facts = (inner, outer, scales)
         return torch.add(residual, output, alpha=1 / (1 - outer))
 
@@ -347,11 +351,11 @@ class _FeedForward(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inner, outer, scales = ctx.facts
-        x, u, h, inner_bits, outer_bits, w1, w2, *adapted = ctx.saved_tensors
+        x, h, u, inner_bits, outer_bits, w1, w2, *adapted = ctx.saved_tensors
         scale = 1 / (1 - outer)
         both = scale / (1 - inner)
         found = _ProjectionGradients(ctx.needs_input_grad[3:], adapted, scales)
-        g = _dropped(gradient.to(x.dtype), outer_bits, outer)
+        g = _dropped(gradient.to(u.dtype), outer_bits, outer)
         if found.needs(1):
             found.add(1, g, h, both, scale)
         dx = None
@@ -410,8 +414,7 @@ def _correlate(rows: Tensor, weight: Tensor, groups: int) -> Tensor:
     spectra = halves[:-1] + signs[:, None] * halves[1:]  # (blocks, 2, frequencies, channels)
     blocks = len(spectra)
     x = spectra.view(blocks, 2, count, groups, size).permute(2, 3, 1, 0, 4).reshape(count * groups, 2 * blocks, size)
-    taps = weight.view(groups, size, size, kernel).permute(3, 0, 2, 1).reshape(kernel, -1)
-    w = torch.mm(analysis, taps).view(2, count * groups, size, size)
+    w = torch.mm(analysis, weight.reshape(-1, kernel).t()).view(2, count * groups, size, size).transpose(2, 3)  # (outputs, inputs) turned
     by_cosine, by_sine = torch.bmm(x, w[0]).view(-1, 2, blocks, size), torch.bmm(x, w[1]).view(-1, 2, blocks, size)
     real = by_cosine[:, 0] + by_sine[:, 1]
     imaginary = by_cosine[:, 1] - by_sine[:, 0]

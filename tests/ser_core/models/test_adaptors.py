@@ -260,6 +260,29 @@ def test_gradients_of_frozen_weights_are_not_computed() -> None:
     assert backward_flops(last) == 2 * 2 * len(LENGTHS) * hidden * 4  # the head's weight and input
 
 
+def kept_values(model: EmotionClassifier) -> int:
+    """Numbers (float32) that a forward pass keeps for the backward pass, tensors that share memory counted once."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // 4
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        logits = model(features(), torch.tensor(LENGTHS))
+    assert logits.requires_grad
+    return sum(kept.values())
+
+
+def test_inputs_of_frozen_weights_are_not_kept() -> None:
+    """Each is a factor of its weight's gradient only."""
+    rows, hidden, inner = sum(LENGTHS), 32, 64
+    full = kept_values(EmotionClassifier(base(), 4).train())
+    frozen = EmotionClassifier(base(), 4).train()
+    train_only(frozen, [name for name in below(frozen, "wav2vec2.encoder", "head") if "proj." not in name and "dense." not in name])
+    assert full - kept_values(frozen) == 2 * rows * (3 * hidden + inner)  # inputs of q, k, v; out; intermediate; output
+
+
 def test_what_trains_with_adaptors() -> None:
     """Adaptors, layer sum and head; after steps of an optimiser all else has the bits of before."""
     model = adapted(KINDS)

@@ -16,7 +16,7 @@ from ser_core.models.adaptor_files import load_adaptors
 from ser_core.models.backbone import load_encoder
 from ser_core.models.classifier import EmotionClassifier
 from ser_core.registry import REGISTRY
-from ser_core.settings import Adaptor, AdaptorSettings, FeatureCache, FinetuneSettings, Recipe
+from ser_core.settings import Adaptor, AdaptorSettings, FeatureCache, FinetuneSettings, Recipe, TwoStageSettings
 from ser_core.stages.finetune import adaptors_of
 from ser_core.training.evaluate import predict, write_predictions
 from ser_core.training.splits import Split
@@ -73,20 +73,27 @@ def test_what_is_counted_and_kept(bench: Bench, recipe: Recipe, corpus: Manifest
 
 
 @pytest.mark.slow
-def test_two_processes_train_the_same_adaptors(bench: Bench, recipe: Recipe, tmp_path: Path) -> None:
-    """All adaptors, dropout on, parts of two utterances: loss curve, metrics, predictions and every trained weight of one process."""
+def test_two_processes_train_the_same_adaptors_in_two_stages(bench: Bench, recipe: Recipe, tmp_path: Path) -> None:
+    """All adaptors, dropout on, parts of two utterances: loss curves, metrics, predictions and every trained weight of one process."""
     recipe.backbone.config |= {"layerdrop": 0.3, "hidden_dropout": 0.2, "attention_dropout": 0.2, "activation_dropout": 0.2}
     recipe.execution.micro_batch, recipe.execution.log_every = 2, 1
-    teams = Teams(bench, tmp_path, REGISTRY.call("vft", with_adaptors(recipe, ALL), fold="1", seed=0))
-    expected, one = teams.alone()
-    found, two = teams.by(2)
+    recipe.two_stage = TwoStageSettings(source="utterance0[0-7]", target="utterance(0[89]|1)")
+    call = REGISTRY.call("vft", with_adaptors(recipe, ALL), fold="1", seed=0)
+    second = Teams(bench, tmp_path / "second", call)
+    first_alone = second.upstream["start"]
+    expected, second_alone = second.alone()
+    _, first_by_two = Teams(bench, tmp_path / "first", call.upstream["start"]).by(2)
+    second.upstream = {"start": first_by_two}
+    found, second_by_two = second.by(2)
+    assert {"ua_source", "ua_source_before", "ua_target_before"} < expected["metrics"].keys()
     close(found["metrics"], expected["metrics"])
-    close(dict(curves(two)["train/loss"]), dict(curves(one)["train/loss"]))
-    assert predictions(two) == pytest.approx(predictions(one), abs=2e-6)
-    weights, reference = (load_file(folder / "adaptors" / "adaptors.safetensors") for folder in (two, one))
-    assert weights.keys() == reference.keys()
-    for name, weight in reference.items():
-        torch.testing.assert_close(weights[name], weight, rtol=1e-4, atol=1e-5, msg=name)
+    assert predictions(second_by_two) == pytest.approx(predictions(second_alone), abs=2e-6)
+    for two, one, folder in ((first_by_two, first_alone, "classifier"), (second_by_two, second_alone, "adaptors")):
+        close(dict(curves(two)["train/loss"]), dict(curves(one)["train/loss"]))
+        weights, reference = (load_file(each / folder / "adaptors.safetensors") for each in (two, one))
+        assert weights.keys() == reference.keys()
+        for name, weight in reference.items():
+            torch.testing.assert_close(weights[name], weight, rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.slow
