@@ -111,6 +111,12 @@ def corpus_problems(method: str, recipe: Recipe, manifest: Manifest, folds: Mapp
     if method == "text":
         yield from _batch_problem("text", recipe.text.batch_size, manifest, fold, count)
         return
+    if method in ("score", "concat"):  # what their runs need is checked for the methods of these
+        if recipe.two_stage.target:
+            yield f"recipe.two_stage.target={recipe.two_stage.target}: not together with {method}, as text has no stages; leave one out"
+        elif method == "concat":
+            yield from _batch_problem("fusion.layer", recipe.fusion.layer.batch_size, manifest, fold, count)
+        return
     parts = [pattern for pattern in (recipe.two_stage.source, recipe.two_stage.target) if pattern]
     if parts:
         yield from _part_problems(recipe, parts, manifest, training, folds)

@@ -36,6 +36,8 @@ AT_LEAST: Mapping[str, float] = {
     "text.epochs": 1,
     "text.batch_size": 1,
     "text.max_tokens": 4,
+    "fusion.layer.epochs": 1,
+    "fusion.layer.batch_size": 1,
     "states.steps": 1,
     "states.batch_size": 1,
     "states.validate_every": 0,
@@ -60,7 +62,7 @@ AT_LEAST: Mapping[str, float] = {
     },
 }
 POSITIVE = (
-    *(f"{stage}.learning_rate" for stage in ("finetune", "tapt", "states", "ptapt", "text")),
+    *(f"{stage}.learning_rate" for stage in ("finetune", "tapt", "states", "ptapt", "text", "fusion.layer")),
     *(f"{stage}.max_seconds" for stage in ("finetune", "tapt", "ptapt")),
     *(f"{stage}.batch_seconds" for stage in ("tapt", "ptapt")),
     "tapt.temperature",

@@ -29,12 +29,14 @@ from ser_core.sweep import stage_proxies
 if TYPE_CHECKING:
     from ser_core.models.needed_weights import NeededWeights
 
-METHODS = ("vft", "tapt", "ptapt", "text", "score")
+METHODS = ("vft", "tapt", "ptapt", "text", "score", "concat")
 AUDIO = ("vft", "tapt", "ptapt")  # the methods of an experiment that names none
-SCORED = ("finetune", "text", "score")  # stages that are tested
+SCORED = ("finetune", "text", "score", "concat")  # stages that are tested
 MEASUREMENTS = ("pretraining_loss",)  # methods that train nothing and have no score: one stage for a whole corpus
 
-READ_TEXT = ("text", "score")  # methods that read transcripts
+FUSIONS = ("score", "concat")  # methods that fuse two runs of the same fold and seed
+POOLED = "pooled.safetensors"  # artifact of audio and text runs that `concat` reads (ser_core.training.pooled)
+READ_TEXT = ("text", *FUSIONS)  # methods that read transcripts
 
 # Part of a stage's key: increment it when a stage computes something else, so that existing artifacts are not reused.
 VERSIONS: Mapping[str, int] = {
@@ -46,6 +48,7 @@ VERSIONS: Mapping[str, int] = {
     "finetune": 4,
     "text": 1,
     "score": 1,
+    "concat": 1,
     "pretraining_loss": 1,
 }
 
@@ -94,7 +97,7 @@ class Score:
 
 
 class SpeechRegistry:
-    """V-FT, TAPT, P-TAPT, text and score. A method ends in `finetune`, `text` or `score`, the only stages that depend on the run's seed.
+    """V-FT, TAPT, P-TAPT, text, score and concat. A method ends in one of the stages `SCORED`, the only ones that depend on the run's seed.
 
     A measurement is one stage, the same for every fold and seed.
     """
@@ -111,7 +114,7 @@ class SpeechRegistry:
     pinned_keys = ("backbone.checkpoint", "backbone.revision")
 
     def call(self, method: str, recipe: Recipe, *, fold: str, seed: int, validation: Sequence[str] = ()) -> StageCall:
-        """Return the last stage of a run (`finetune`, `text` or `score`) with its upstream stages, or the stage of a measurement.
+        """Return the last stage of a run (one of `SCORED`) with its upstream stages, or the stage of a measurement.
 
         Raises InputError for an unknown method, one that is not defined for the backbone, or a missing checkpoint.
 
@@ -144,11 +147,13 @@ class SpeechRegistry:
 
         if method not in (*METHODS, *MEASUREMENTS):
             raise InputError(f"method {method!r}: unknown; known are {', '.join((*METHODS, *MEASUREMENTS))}")
-        if method == "score":
+        if method in FUSIONS:
             roles = {"audio": recipe.fusion.audio.name, "text": "text"}
             runs = {role: self.call(each, recipe, fold=fold, seed=seed, validation=validation) for role, each in roles.items()}
-            fused = {"score": {"text_weight": recipe.fusion.text_weight}, **tested, **part}
-            return StageCall("score", VERSIONS["score"], fused, {"execution": runtime["execution"]}, fold, seed, runs)
+            layer = method == "concat"
+            fused = {method: plain(recipe.fusion.layer) if layer else {"text_weight": recipe.fusion.text_weight}, **tested, **part}
+            reads: dict[str, Any] = {"reads": {role: [POOLED] for role in roles}} if layer else {}
+            return StageCall(method, VERSIONS[method], fused, {"execution": runtime["execution"], **reads}, fold, seed, runs)
         if method == "text":
             own = keyed(recipe.text)
             own.pop("encoder")
@@ -193,7 +198,7 @@ class SpeechRegistry:
                 raise InputError(f"fold {fold!r}: no validation speakers are given for it")
             return validation[fold]
 
-        if method == "score":  # its upstream runs have the seed of the run
+        if method in FUSIONS:  # its upstream runs have the seed of the run
             return lambda fold, seed: self.call(method, recipe, fold=fold, seed=seed, validation=kept_out(fold))
         first = cache(lambda fold: self.call(method, recipe, fold=fold, seed=0, validation=kept_out(fold)))
         return (lambda fold, seed: first(fold)) if method in MEASUREMENTS else lambda fold, seed: replace(first(fold), seed=seed)
@@ -280,7 +285,7 @@ class SpeechRegistry:
         `methods`: each with its recipe. `folds`: held-out fold -> the validation speakers of a sweep, else ().
         """
         manifest = load_manifest(corpus)
-        parts = [(each, recipe) for method, recipe in methods for each in parts_of(method, recipe)]
+        parts = [(each, recipe) for method, recipe in methods for each in (*parts_of(method, recipe), method)]
         problems = [line for method, recipe in parts for line in corpus_problems(method, recipe, manifest, folds)]
         if problems:
             raise InputError(list(dict.fromkeys(problems)))
@@ -352,8 +357,8 @@ class SpeechRegistry:
 
 
 def parts_of(method: str, recipe: Recipe) -> tuple[str, ...]:
-    """The methods whose runs a method fuses; a method that fuses none alone."""
-    return (recipe.fusion.audio.name, "text") if method == "score" else (method,)
+    """The methods whose runs a method fuses."""
+    return (recipe.fusion.audio.name, "text") if method in FUSIONS else ()
 
 
 REGISTRY = SpeechRegistry()

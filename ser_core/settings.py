@@ -316,11 +316,21 @@ class AudioMethod(Enum):
 
 
 @dataclass
+class FusedLayerSettings:
+    """Training of the linear layer of the method `concat`; values: published code of arXiv 2406.08353, for layers on frozen encoders."""
+
+    epochs: int = 100  # passes over the training utterances
+    batch_size: int = 64  # utterances
+    learning_rate: float = 5e-4  # constant
+
+
+@dataclass
 class FusionSettings:
-    """Fusion of audio and text by the method `score`: weighted mean of the log-probabilities of two runs of the same fold and seed."""
+    """Fusion of an audio run and a text run of the same fold and seed by the methods `score` and `concat`."""
 
     audio: AudioMethod = AudioMethod.vft  # the method of audio
-    text_weight: float = 0.5  # of the text's log-probabilities; those of audio have 1 - text_weight. Fixed in advance, not fitted
+    text_weight: float = 0.5  # of `score`: of the text's log-probabilities; those of audio have 1 - text_weight. Fixed, not fitted
+    layer: FusedLayerSettings = field(default_factory=FusedLayerSettings)
 
 
 class Protocol(Enum):
@@ -379,9 +389,11 @@ class Recipe:
         """What a method of the registry trains, for the captions of tables: the model and the length of each training."""
         from ser_core.models.model_types import label_of
 
-        if method == "score":
+        if method in ("score", "concat"):
             parts = (*self.trained(self.fusion.audio.name), *self.trained("text"))
-            return (*parts, f"fused by the mean of log-probabilities, weight of text {self.fusion.text_weight:g}")
+            if method == "score":
+                return (*parts, f"fused by the mean of log-probabilities, weight of text {self.fusion.text_weight:g}")
+            return (*parts, f"fused by a linear layer on both pooled vectors, trained for {_times(self.fusion.layer.epochs, 'epoch')}")
         if method == "text":
             read = f"{self.text.encoder_name()} on reference transcripts"
             return (read, f"fine-tuning of {_times(self.text.epochs, 'epoch')}, protocol {self.protocol.name}")
@@ -405,7 +417,7 @@ class Recipe:
 
         Scripted and improvised turns are shown apart where transcripts are read, and if the protocol divides the scripts.
         """
-        audio = method not in ("text", "score")
+        audio = method not in ("text", "score", "concat")
         attributes = ATTRIBUTE_METRICS if audio and self.finetune.attributes.weight else ()
         stages = STAGE_METRICS if audio and self.two_stage.source else ()
         apart = KIND_METRICS if self.text.transcripts or self.protocol is not Protocol.sessions else ()

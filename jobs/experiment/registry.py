@@ -32,7 +32,8 @@ class StageCall(Protocol):
     def runtime(self) -> Mapping[str, Any]:
         """Paths and options that do not change the output, JSON values only; not part of the key.
 
-        An entry `weights` (text) describes the weights that the stage starts from; tables state it.
+        An entry `weights` (text) describes the weights that the stage starts from; tables state it. An entry `reads`, role -> names,
+        names artifacts that not every version of the upstream stage has written: a launch is refused if a finished one lacks them.
         """
 
     @property
