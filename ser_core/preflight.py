@@ -86,7 +86,7 @@ def corpus_problems(method: str, recipe: Recipe, manifest: Manifest, folds: Mapp
     if recipe.protocol is Protocol.scripts_disjoint and any(folds.values()):
         yield "recipe.protocol=scripts_disjoint: a sweep trains on all scripts; leave it out"
         return
-    if method == "text" and (problem := transcripts_problem(recipe.text.transcripts, manifest)):
+    if method in ("text", "cross") and (problem := transcripts_problem(recipe.text.transcripts, manifest)):
         yield problem
         return
     try:
@@ -111,11 +111,13 @@ def corpus_problems(method: str, recipe: Recipe, manifest: Manifest, folds: Mapp
     if method == "text":
         yield from _batch_problem("text", recipe.text.batch_size, manifest, fold, count)
         return
-    if method in ("score", "concat"):  # what their runs need is checked for the methods of these
+    if method in ("score", "concat", "cross"):  # what their runs need is checked for the methods of these
         if recipe.two_stage.target:
             yield f"recipe.two_stage.target={recipe.two_stage.target}: not together with {method}, as text has no stages; leave one out"
-        elif method == "concat":
+        if method == "concat":
             yield from _batch_problem("fusion.layer", recipe.fusion.layer.batch_size, manifest, fold, count)
+        if method == "cross":
+            yield from _batch_problem("fusion.cross", recipe.fusion.cross.batch_size, manifest, fold, count)
         return
     parts = [pattern for pattern in (recipe.two_stage.source, recipe.two_stage.target) if pattern]
     if parts:

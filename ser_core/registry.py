@@ -23,20 +23,20 @@ from ser_core.models.text_identity import text_identity, text_origin
 from ser_core.parallel.team import Team
 from ser_core.preflight import corpus_problems, trained_on, training_frames
 from ser_core.recipe_checks import recipe_problems
-from ser_core.settings import Protocol, Recipe, commits_of, resolve_checkpoints
+from ser_core.settings import AudioMethod, Protocol, Recipe, commits_of, resolve_checkpoints
 from ser_core.sweep import stage_proxies
 
 if TYPE_CHECKING:
     from ser_core.models.needed_weights import NeededWeights
 
-METHODS = ("vft", "tapt", "ptapt", "text", "score", "concat")
+METHODS = ("vft", "tapt", "ptapt", "text", "score", "concat", "cross")
 AUDIO = ("vft", "tapt", "ptapt")  # the methods of an experiment that names none
-SCORED = ("finetune", "text", "score", "concat")  # stages that are tested
+SCORED = ("finetune", "text", "score", "concat", "cross")  # stages that are tested
 MEASUREMENTS = ("pretraining_loss",)  # methods that train nothing and have no score: one stage for a whole corpus
 
 FUSIONS = ("score", "concat")  # methods that fuse two runs of the same fold and seed
 POOLED = "pooled.safetensors"  # artifact of audio and text runs that `concat` reads (ser_core.training.pooled)
-READ_TEXT = ("text", *FUSIONS)  # methods that read transcripts
+READ_TEXT = ("text", *FUSIONS, "cross")  # methods that read transcripts
 
 # Part of a stage's key: increment it when a stage computes something else, so that existing artifacts are not reused.
 VERSIONS: Mapping[str, int] = {
@@ -49,6 +49,7 @@ VERSIONS: Mapping[str, int] = {
     "text": 1,
     "score": 1,
     "concat": 1,
+    "cross": 1,
     "pretraining_loss": 1,
 }
 
@@ -97,7 +98,7 @@ class Score:
 
 
 class SpeechRegistry:
-    """V-FT, TAPT, P-TAPT, text, score and concat. A method ends in one of the stages `SCORED`, the only ones that depend on the run's seed.
+    """V-FT, TAPT, P-TAPT, text and fusions. A method ends in one of the stages `SCORED`, the only ones that depend on the run's seed.
 
     A measurement is one stage, the same for every fold and seed.
     """
@@ -154,6 +155,16 @@ class SpeechRegistry:
             fused = {method: plain(recipe.fusion.layer) if layer else {"text_weight": recipe.fusion.text_weight}, **tested, **part}
             reads: dict[str, Any] = {"reads": {role: [POOLED] for role in roles}} if layer else {}
             return StageCall(method, VERSIONS[method], fused, {"execution": runtime["execution"], **reads}, fold, seed, runs)
+        if method == "cross":  # of the methods of its parts it has the weights that these start from
+            parts = recipe.fusion.audio.name, "text"
+            audio, read = (self.call(each, recipe, fold=fold, seed=seed, validation=validation) for each in parts)
+            encoders = {name: each.settings[name] for name, each in (("backbone", audio), ("text_encoder", read)) if name in each.settings}
+            tokens = {name: read.settings["text"][name] for name in ("max_tokens", "transcripts")}
+            weights = "; ".join(each.runtime["weights"] for each in (audio, read) if "weights" in each.runtime)
+            upstream = {role: each for role, each in audio.upstream.items() if role == "backbone"}
+            settings = {"cross": keyed(recipe.fusion.cross), "text": tokens, **encoders, **tested, **part}
+            more = {**audio.runtime, **read.runtime, "weights": weights}
+            return StageCall(method, VERSIONS[method], settings, more, fold, seed, upstream)
         if method == "text":
             own = keyed(recipe.text)
             own.pop("encoder")
@@ -357,8 +368,10 @@ class SpeechRegistry:
 
 
 def parts_of(method: str, recipe: Recipe) -> tuple[str, ...]:
-    """The methods whose runs a method fuses."""
-    return (recipe.fusion.audio.name, "text") if method in FUSIONS else ()
+    """The methods whose runs a method fuses, or whose pretraining it needs."""
+    if method in FUSIONS:
+        return recipe.fusion.audio.name, "text"
+    return (recipe.fusion.audio.name,) if method == "cross" and recipe.fusion.audio is not AudioMethod.vft else ()
 
 
 REGISTRY = SpeechRegistry()

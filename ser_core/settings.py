@@ -325,12 +325,26 @@ class FusedLayerSettings:
 
 
 @dataclass
+class CrossSettings:
+    """Classifier of the method `cross`, on frozen encoders as in arXiv 2406.08353; training: its published code, as for the layer."""
+
+    heads: int = 8  # of each attention; divides the widths of both encoders
+    units: int = 1024  # of the feed-forward layers
+    dropout: float = 0.1  # of attention and feed-forward layers
+    epochs: int = 100  # passes over the training utterances
+    batch_size: int = 64  # utterances
+    learning_rate: float = 5e-4  # constant
+    precision: Precision = Precision.auto  # autocast type
+
+
+@dataclass
 class FusionSettings:
-    """Fusion of an audio run and a text run of the same fold and seed by the methods `score` and `concat`."""
+    """Fusion of audio and text by the methods `score` and `concat` (of two runs of the same fold and seed) and `cross`."""
 
     audio: AudioMethod = AudioMethod.vft  # the method of audio
     text_weight: float = 0.5  # of `score`: of the text's log-probabilities; those of audio have 1 - text_weight. Fixed, not fitted
     layer: FusedLayerSettings = field(default_factory=FusedLayerSettings)
+    cross: CrossSettings = field(default_factory=CrossSettings)
 
 
 class Protocol(Enum):
@@ -394,6 +408,9 @@ class Recipe:
             if method == "score":
                 return (*parts, f"fused by the mean of log-probabilities, weight of text {self.fusion.text_weight:g}")
             return (*parts, f"fused by a linear layer on both pooled vectors, trained for {_times(self.fusion.layer.epochs, 'epoch')}")
+        if method == "cross":
+            found = (*self.trained(self.fusion.audio.name)[:-1], self.trained("text")[0])  # without their fine-tuning
+            return (*found, f"both frozen, cross-attention on them trained for {_times(self.fusion.cross.epochs, 'epoch')}")
         if method == "text":
             read = f"{self.text.encoder_name()} on reference transcripts"
             return (read, f"fine-tuning of {_times(self.text.epochs, 'epoch')}, protocol {self.protocol.name}")
@@ -417,7 +434,7 @@ class Recipe:
 
         Scripted and improvised turns are shown apart where transcripts are read, and if the protocol divides the scripts.
         """
-        audio = method not in ("text", "score", "concat")
+        audio = method not in ("text", "score", "concat", "cross")
         attributes = ATTRIBUTE_METRICS if audio and self.finetune.attributes.weight else ()
         stages = STAGE_METRICS if audio and self.two_stage.source else ()
         apart = KIND_METRICS if self.text.transcripts or self.protocol is not Protocol.sessions else ()

@@ -58,7 +58,7 @@ def test_audio_and_text_share_the_stages_of_audio() -> None:
     assert set(alone) <= set(fused)
     new = Counter(node.stage + (", disjoint" if "protocol" in node.settings else "") for key, node in fused.items() if key not in alone)
     disjoint = {f"{stage}, disjoint": 25 for stage in ("finetune", "text", "score", "concat")}
-    assert new == {"text": 25, "score": 50, "concat": 50, **disjoint}
+    assert new == {"text": 25, "score": 50, "concat": 50, "cross": 25, **disjoint}
 
 
 @pytest.mark.parametrize(("name", "corpora"), [("emodb-shift", ("demo", "emodb")), ("iemocap-shift", ("savee", "iemocap"))])
