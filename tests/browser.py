@@ -19,7 +19,7 @@ OPTIONS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--single-process"),
     *("--remote-debugging-pipe", "--hide-scrollbars", "--disable-background-networking", "--window-size=1000,900"),
 )
-PATIENCE = 100  # seconds for one answer
+PATIENCE = 300  # seconds for one answer
 CODES = {"Tab": 9, "Enter": 13, " ": 32, "ArrowRight": 39, "ArrowLeft": 37}
 
 

@@ -17,7 +17,7 @@ from tests.hypothesis_settings import load_settings
 
 TESTS = Path(__file__).resolve().parent
 SPEECH = "SER_GRID_SPEECH"
-KINDS = {"end_to_end": 900, "slurm": 600}  # in this order they begin; seconds before a test is aborted
+KINDS = {"end_to_end": 2400, "slurm": 1200}  # in this order they begin; seconds before a test is aborted
 COMPUTING = 3  # files without such tests that begin after each file with some
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # more processes than cores; read when torch is imported, here or in a process that a test starts

@@ -150,7 +150,7 @@ def test_watch_in_a_pipe_repeats_plain_lines(tmp_path: Path) -> None:
     while sum(line.startswith("looked at ") for line in lines) < 2:
         lines.append(process.stdout.readline())
     process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=60)
+    rest, _ = process.communicate()
     assert process.returncode == 0, rest
     assert "\x1b" not in "".join(lines) + rest
     assert "Traceback" not in rest

@@ -25,7 +25,7 @@ from tests.chaos.schedule import schedule
 from tests.chaos.storage_faults import hide_results, remount_read_only
 from tests.slurm_cluster.cluster import Cluster, with_mounts_of
 from tests.slurm_cluster.configuration import ClusterSettings
-from tests.slurm_cluster.processes import wait_until
+from tests.waiting import wait_until
 
 WEIGHTS = {"a": 3, "b": 1}
 PROBE = """
@@ -109,9 +109,9 @@ def test_what_covers_the_results_on_a_node_is_taken_away_again(
         (results / "file").touch()
         outer = cluster.processes.start("unshare-n1", node, os.environ)
         children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
-        assert wait_until(lambda: children.exists() and bool(children.read_text().split()), 10)
+        assert wait_until(lambda: children.exists() and bool(children.read_text().split()))
         init = cluster.processes.record("init-n1", int(children.read_text().split()[0]))
-        assert wait_until(lambda: Path(f"/proc/{init.pid}/comm").read_text().strip() == "sleep", 10)
+        assert wait_until(lambda: Path(f"/proc/{init.pid}/comm").read_text().strip() == "sleep")
 
         def tried(*command: str) -> bool:
             return subprocess.run(with_mounts_of(init, *command), check=False, capture_output=True).returncode == 0

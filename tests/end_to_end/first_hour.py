@@ -22,7 +22,7 @@ from tests.end_to_end.accounts import Account, open_account, write_interpreter
 from tests.end_to_end.terminal import Terminal
 from tests.end_to_end.transcript import document, picture
 from tests.slurm_cluster.cluster import Cluster
-from tests.slurm_cluster.processes import wait_until
+from tests.waiting import wait_until
 
 PROGRAM = ("launch.py", "jobs", "ser_core", "configs", "slurm_templates", ".gitignore", "constraints.txt", "requirements.txt")
 SPEAKERS, TAKES = ("1F", "1M", "2F", "2M"), 4  # of the demo corpus: as many recordings of every class
@@ -163,7 +163,7 @@ def play(cluster: Cluster, demo_data: Path, folder: Path, account: Account, widt
             for text in step.shows:
                 assert text in " ".join(output.split()), f"{step.command}: no {text!r} in\n{output}"
             if step.empties_queue:
-                assert wait_until(lambda: not cluster.run("squeue", "--noheader"), 120), cluster.run("squeue")
+                assert wait_until(lambda: not cluster.run("squeue", "--noheader")), cluster.run("squeue")
             played.append(Played(step, output, screen))
     return played
 
@@ -192,7 +192,7 @@ def make_home(home: Path, cluster: Cluster, demo_data: Path, account: Account) -
     for name in ("COLUMNS", "PYTHONDONTWRITEBYTECODE"):  # each command would compile every module again
         environment.pop(name, None)
     for command in ("init", "add --all", "-c user.name=you -c user.email=you@example.org commit --quiet --message clone"):
-        subprocess.run(["git", "-C", str(clone), *command.split()], env=environment, check=True, capture_output=True, timeout=60)
+        subprocess.run(["git", "-C", str(clone), *command.split()], env=environment, check=True, capture_output=True)
     account.own(home)
     account.take(demo_data / "demo" / "audio", speech / "recordings")  # last: these files keep their owner
     return environment

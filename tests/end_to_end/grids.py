@@ -39,5 +39,5 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def compile_table(folder: Path) -> Path:
     """Compile tables.tex as it stands."""
-    subprocess.run(["pdflatex", "-interaction=nonstopmode", "tables.tex"], cwd=folder, check=True, capture_output=True, timeout=60)
+    subprocess.run(["pdflatex", "-interaction=nonstopmode", "tables.tex"], cwd=folder, check=True, capture_output=True)
     return folder / "tables.pdf"

@@ -12,7 +12,7 @@ from typing import Any
 
 from jobs.store.records import write_json
 from tests.command_line import CommandLine
-from tests.slurm_cluster.processes import wait_until
+from tests.waiting import wait_until
 
 FOLDS, SETS = ("1", "2"), ("8", "8+16")
 SMALL = (
@@ -51,18 +51,18 @@ def sweep_here(data: Path, folder: Path) -> None:
     run = CommandLine(data, folder / "results")
     process = run.start("sweep", "demo", *SMALL)
     try:
-        assert wait_until(lambda: len(list(run.results.glob("demo/sweep/*/driver/*.json"))) > 0, 60)
+        assert wait_until(lambda: len(list(run.results.glob("demo/sweep/*/driver/*.json"))) > 0)
         refused = run("sweep", "demo", *SMALL)
         assert refused.returncode == 2, refused.stdout
-        assert wait_until(lambda: len(list(run.results.glob("store/ptapt/*/attempts/*/claim.json"))) > 0, 180)
+        assert wait_until(lambda: len(list(run.results.glob("store/ptapt/*/attempts/*/claim.json"))) > 0)
         os.killpg(process.pid, signal.SIGTERM)  # as `timeout` and systemd do, and a terminal with Ctrl-C: the whole group hears it
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate()
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 3, output
-    assert wait_until(lambda: not processes_of(run), 10), processes_of(run)
-    finished = run("sweep", "demo", *SMALL, timeout=300)
+    assert wait_until(lambda: not processes_of(run)), processes_of(run)
+    finished = run("sweep", "demo", *SMALL)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     write_json(folder / "printed.json", {"refused": refused.stderr, "interrupted": output, "finished": finished.stdout})
 

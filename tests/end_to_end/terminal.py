@@ -107,7 +107,7 @@ class Terminal:
 
     def _tmux(self, *arguments: str, check: bool = True) -> str:
         command = [*self.command, "tmux", "-S", str(self.scratch / "tmux"), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, env=dict(self.environment), timeout=30, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, env=dict(self.environment), check=False)
         if check and done.returncode != 0:
             raise TerminalError(f"{shlex.join(command)}: {done.stderr.strip()}")
         return done.stdout

@@ -11,7 +11,7 @@ import pytest
 from tests.end_to_end.accounts import Account
 from tests.end_to_end.grids import IDLE, SMALL, attempts, read_json
 from tests.slurm_cluster.cluster import Cluster
-from tests.slurm_cluster.processes import wait_until
+from tests.waiting import wait_until
 
 
 @pytest.mark.slow
@@ -29,7 +29,7 @@ def test_launched_cancelled_and_left_to_itself_it_ends_in_tables(slurm_cluster: 
     assert cancelled.returncode == 0, cancelled.stdout + cancelled.stderr
     assert "everything cancelled" in cancelled.stdout
     assert "controller ended" in cancelled.stdout
-    assert wait_until(lambda: not slurm_cluster.run("squeue", "--noheader"), 60)
+    assert wait_until(lambda: not slurm_cluster.run("squeue", "--noheader"))
     scripts = sorted(folder.glob("submissions/scripts/*"))
     shown = run("status", "demo")
     assert shown.returncode == 0, shown.stderr
@@ -41,8 +41,8 @@ def test_launched_cancelled_and_left_to_itself_it_ends_in_tables(slurm_cluster: 
 
     again = run("resume", "demo")
     assert again.returncode == 0, again.stdout + again.stderr
-    assert wait_until(lambda: bool(read_json(folder / "tables" / "summary.json").get("complete")), 240)
-    assert wait_until(lambda: not slurm_cluster.run("squeue", "--noheader"), 60)
+    assert wait_until(lambda: bool(read_json(folder / "tables" / "summary.json").get("complete")))
+    assert wait_until(lambda: not slurm_cluster.run("squeue", "--noheader"))
     done = run("status", "demo", "--json")
     assert json.loads(done.stdout)["complete"] is True
     assert attempts(run.results) >= 2
@@ -68,9 +68,9 @@ def test_status_only_looks_and_reconcile_acts(slurm_cluster: Cluster, small_data
     def gone() -> bool:
         return not slurm_cluster.run("squeue", "--noheader") and not running()
 
-    assert wait_until(lambda: running() == 2, 60)
+    assert wait_until(lambda: running() == 2)
     slurm_cluster.run("scancel", f"--user={account.uid}")  # root is an operator here: its scancel is no cancellation by the owner
-    assert wait_until(gone, 60)
+    assert wait_until(gone)
     for options in ((), ("--json",)):
         shown = run("status", "demo", *options)
         assert shown.returncode == 0, shown.stderr
@@ -85,9 +85,9 @@ def test_status_only_looks_and_reconcile_acts(slurm_cluster: Cluster, small_data
         assert slurm_cluster.run("squeue", "--noheader")
     if account.uid != 0:
         if os.getuid() == 0:
-            assert wait_until(lambda: running() == 2, 60)
+            assert wait_until(lambda: running() == 2)
             slurm_cluster.run("scancel", f"--user={account.uid}", user=account.user)
-            assert wait_until(gone, 60)
+            assert wait_until(gone)
         acted = run("reconcile", "demo")
         assert acted.returncode == 3, acted.stdout + acted.stderr
         assert f"cancelled: `python launch.py resume demo --results {run.results}` resumes" in acted.stdout
@@ -116,7 +116,7 @@ def test_an_experiment_with_jobs_in_slurm_stays_there(slurm_cluster: Cluster, sm
     assert cancelled.returncode == 0, cancelled.stderr
     assert "2 withdrawn from Slurm" in cancelled.stdout
     assert "controller ended" in cancelled.stdout
-    assert wait_until(lambda: not slurm_cluster.run("squeue", "--noheader"), 60)
+    assert wait_until(lambda: not slurm_cluster.run("squeue", "--noheader"))
 
 
 @pytest.mark.slurm
@@ -137,7 +137,7 @@ def test_without_an_answer_from_slurm_nothing_is_stored_and_status_shows_the_fil
     def claims() -> list[Path]:
         return list((run.results / "store").glob("*/*/attempts/*/claim.json"))
 
-    assert wait_until(lambda: len(claims()) == 2, 60), "both runs have begun"
+    assert wait_until(lambda: len(claims()) == 2), "both runs have begun"
     shown = run("status", "demo", "--json")
     assert (shown.returncode, len(shown.stderr.splitlines())) == (0, 1), shown.stderr
     assert "the state is shown from the files alone" in shown.stderr
@@ -148,9 +148,9 @@ def test_without_an_answer_from_slurm_nothing_is_stored_and_status_shows_the_fil
     assert "cancelled on record" in unheard.stderr
     one = there("cancel", "demo", "vft/1/0")
     assert "1 stage cancelled; 1 withdrawn from Slurm" in one.stdout, one.stdout + one.stderr
-    assert wait_until(lambda: len(slurm_cluster.run("squeue", "--noheader").splitlines()) == 1, 60)
+    assert wait_until(lambda: len(slurm_cluster.run("squeue", "--noheader").splitlines()) == 1)
     assert "everything cancelled" in there("cancel", "demo").stdout
-    assert wait_until(lambda: not slurm_cluster.run("squeue", "--noheader"), 60)
+    assert wait_until(lambda: not slurm_cluster.run("squeue", "--noheader"))
 
     for claim in claims():
         os.utime(claim, (1, 1))  # the heartbeat of a worker that was killed is not waited for

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.command_line import CommandLine
 from tests.slurm_cluster.cluster import Cluster
-from tests.slurm_cluster.processes import wait_until
+from tests.waiting import wait_until
 
 TINY = (
     *(
@@ -73,14 +73,14 @@ def test_the_number_of_processes_changes_no_number(slurm_cluster: Cluster, small
     one, two, four = (CommandLine(small_data, tmp_path / name) for name in ("one", "two", "four"))
     running = [four.start("grid", "demo", "--cluster", "slurm", "--wait", *TINY, *ON_TWO_NODES), one.start("grid", "demo", *TINY)]
     try:
-        checkpoint = wait_until(lambda: any((four.results / "store" / "tapt").glob("*/checkpoint/[!.]*")), 240, 0.05)
+        checkpoint = wait_until(lambda: any((four.results / "store" / "tapt").glob("*/checkpoint/[!.]*")), step=0.05)
         assert checkpoint
         lost = process_of_rank(3, four.results)
         assert lost
         os.kill(lost, signal.SIGKILL)
-        alone, _ = running[1].communicate(timeout=400)
+        alone, _ = running[1].communicate()
         running.append(two.start("grid", "demo", *TINY, "resources.default.processes=2", "resources.default.cpus=2"))
-        said = [each.communicate(timeout=400)[0] for each in (running[0], running[2])]
+        said = [each.communicate()[0] for each in (running[0], running[2])]
     finally:
         for each in running:
             each.kill()

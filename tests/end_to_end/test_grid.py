@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.command_line import CommandLine
 from tests.end_to_end.grids import SMALL, attempts
+from tests.waiting import until
 
 
 @pytest.mark.slow
@@ -19,7 +19,7 @@ def test_more_seeds_run_only_what_is_missing(small_data: Path, tmp_path: Path) -
     """A second launch computes nothing; one more seed is one more fine-tuning per fold, and pretraining is shared."""
     run = CommandLine(small_data, tmp_path / "results")
     settings = ("methods=[tapt]", *SMALL)
-    first = run("grid", "demo", *settings, timeout=300)
+    first = run("grid", "demo", *settings)
     assert first.returncode == 0, first.stdout + first.stderr
     assert attempts(run.results) == 4
     again = run("grid", "demo", *settings)
@@ -28,7 +28,7 @@ def test_more_seeds_run_only_what_is_missing(small_data: Path, tmp_path: Path) -
     dry = run("grid", "demo", "--dry-run", *settings, "seeds=2")
     assert "submit finetune tapt: 2 tasks" in dry.stdout
     assert "submit tapt" not in dry.stdout
-    more = run("grid", "demo", *settings, "seeds=2", timeout=300)
+    more = run("grid", "demo", *settings, "seeds=2")
     assert more.returncode == 0, more.stdout + more.stderr
     assert attempts(run.results) == 6
     state = json.loads(run("status", "demo", "--json").stdout)
@@ -41,11 +41,9 @@ def test_ctrl_c_stops_cleanly_and_a_second_launch_goes_on(small_data: Path, tmp_
     run = CommandLine(small_data, tmp_path / "results")
     settings = ("corpus=small", "methods=[vft]", "folds=[1]", "seeds=3", "recipe.finetune.epochs=6")
     process = run.start("grid", "demo", *settings)
-    deadline = time.monotonic() + 120
-    while not attempts(run.results) and time.monotonic() < deadline:
-        time.sleep(0.2)
+    until(lambda: attempts(run.results))
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate()
     assert process.returncode == 3, output
     assert f"`python launch.py resume demo --results {run.results}` resumes" in output
     with pytest.raises(ProcessLookupError):
@@ -53,7 +51,7 @@ def test_ctrl_c_stops_cleanly_and_a_second_launch_goes_on(small_data: Path, tmp_
     early = run("collect", "demo")
     assert early.returncode == 3, early.stdout + early.stderr
     assert run("collect", "demo", "--allow-incomplete").returncode == 0
-    rest = run("grid", "demo", *settings, timeout=300)
+    rest = run("grid", "demo", *settings)
     assert rest.returncode == 0, rest.stdout + rest.stderr
 
 

@@ -14,8 +14,8 @@ import pytest
 from tests.command_line import CommandLine
 from tests.end_to_end.grids import SMALL, attempts, read_json
 from tests.slurm_cluster.cluster import Cluster
-from tests.slurm_cluster.processes import wait_until
 from tests.slurm_cluster.users import command_as, folder_of, interpreter_of, require_user
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_an_ordinary_user_in_a_hidden_partition_with_one_job_at_once(
     else:
         raise AssertionError(next((run.results / "demo" / "logs").glob("demo.control.*")).read_text()[-3000:])
     assert most <= 1
-    assert wait_until(lambda: not slurm_cluster.run("squeue", "--noheader"), 60)
+    assert wait_until(lambda: not slurm_cluster.run("squeue", "--noheader"))
     assert attempts(run.results) == 5
     submitted = [
         key

@@ -50,7 +50,7 @@ def test_the_package_runs_from_another_folder(library: Path, tmp_path: Path, mon
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", ENTRY, *arguments]
-        return subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=100, check=False)
+        return subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, check=False)
 
     done = run("grid", "small")
     assert done.returncode == 0, done.stdout + done.stderr

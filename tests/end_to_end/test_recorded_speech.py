@@ -16,7 +16,7 @@ def test_recorded_speech_from_prepare_to_confusion_matrix(emodb_source: Path, tm
     prepared = run("prepare", "emodb", "--source", str(emodb_source))
     assert prepared.returncode == 0, prepared.stderr
     assert "535 utterances" in prepared.stdout
-    done = run("grid", "emodb", "methods=[vft]", "folds=[03-08]", "seeds=1", "recipe.finetune.epochs=1", timeout=300)
+    done = run("grid", "emodb", "methods=[vft]", "folds=[03-08]", "seeds=1", "recipe.finetune.epochs=1")
     assert done.returncode == 0, done.stdout + done.stderr
     (matrix,) = (run.results / "emodb" / "confusion" / "vft").glob("*.csv")
     rows = [line.split(",") for line in matrix.read_text().splitlines()]

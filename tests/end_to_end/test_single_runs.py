@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.accounts import Account
-from tests.slurm_cluster.processes import wait_until
+from tests.waiting import wait_until
 
 ONE = ("methods=[vft]", "folds=[1]", "recipe.finetune.epochs=1")
 IN_TURN = "resources.default.cpus=1000"  # one at a time, whatever the machine
@@ -59,18 +59,18 @@ def test_cancelled_here_it_ends_and_a_launch_goes_on(demo_data: Path, account: A
     """What runs is kept and can be followed to its end, nothing new is begun; the printed command computes the rest of it."""
     run = account.line(demo_data)
     process = run.start("grid", "demo", *ONE, IN_TURN, "seeds=2")
-    assert wait_until(lambda: claims(run.results) == 1, 100)
+    assert wait_until(lambda: claims(run.results) == 1)
     following = run.start("logs", "demo", "vft/1/0", "-f")
     cancelled = run("cancel", "demo")
     assert cancelled.returncode == 0, cancelled.stderr
     assert "everything cancelled (2 stages had no result)" in cancelled.stdout
     assert re.search(r"still computing a stage, whose result is kept: process \d+ on .*; no other stage is started", cancelled.stdout)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate()
     assert process.returncode == 3, output
     pasted = re.search(r"cancelled: `python launch.py (.*)` resumes", output)
     assert pasted is not None, output
     assert f"--results {run.results}" in pasted[1]
-    followed, _ = following.communicate(timeout=60)
+    followed, _ = following.communicate()
     assert following.returncode == 0
     assert "attempt 1 on" in followed
     assert followed.rstrip().endswith("attempt 1 done")
@@ -94,10 +94,10 @@ def test_a_dead_server_of_workers_is_one_line_and_exit_code_1(demo_data: Path, a
     """It names its log and what to do; nothing is left running."""
     run = account.line(demo_data)
     process = run.start("grid", "demo", *ONE, "seeds=1", "recipe.finetune.epochs=200")
-    assert wait_until(lambda: claims(run.results) == 1, 100)
+    assert wait_until(lambda: claims(run.results) == 1)
     (server,) = (Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()).split()
     os.kill(int(server), signal.SIGKILL)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate()
     assert process.returncode == 1, output
     assert "Traceback" not in output
     assert "forkserver.log; nothing that is finished is lost: run the same command again" in output.splitlines()[-1]

@@ -9,7 +9,7 @@ import pytest
 from tests.command_line import CommandLine
 from tests.end_to_end.sweeps import SMALL, Swept, claims, show, table
 from tests.slurm_cluster.cluster import Cluster
-from tests.slurm_cluster.processes import wait_until
+from tests.waiting import wait_until
 
 
 @pytest.mark.slow
@@ -22,14 +22,14 @@ def test_a_cancelled_sweep_leaves_slurm_and_resumes(
     rungs = (each for each in SMALL if each != "sweep.stopping=none")
     settings = ("sweep", "demo", "--cluster", "slurm", *rungs, "policy.poll_seconds=1", "resources.default.runs_per_task=2")
     assert run(*settings).returncode == 0
-    assert wait_until(lambda: len(claims(run)) > 0, 120)
+    assert wait_until(lambda: len(claims(run)) > 0)
     cancelled = run("sweep", "demo", "--cancel")
     assert cancelled.returncode == 0, cancelled.stderr
     assert "withdrawn from Slurm" in cancelled.stdout
     assert "controller ended" in cancelled.stdout
-    assert wait_until(lambda: not slurm_cluster.run("squeue", "--noheader"), 60)
+    assert wait_until(lambda: not slurm_cluster.run("squeue", "--noheader"))
     assert show(run)["standing"] == "interrupted"
-    done = run(*settings, "--wait", timeout=700)
+    done = run(*settings, "--wait")
     assert done.returncode == 0, done.stdout + done.stderr
     value = show(run)
     assert (value["standing"], value["trials"]["complete"], value["trials"]["stopped"]) in (("complete", 1, 1), ("complete", 2, 0))

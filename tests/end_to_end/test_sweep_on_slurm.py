@@ -12,7 +12,7 @@ from tests.command_line import CommandLine
 from tests.end_to_end.accounts import Account
 from tests.end_to_end.sweeps import SMALL, STAGES, Swept, claims, show, table
 from tests.slurm_cluster.cluster import Cluster
-from tests.slurm_cluster.processes import wait_until
+from tests.waiting import wait_until
 
 
 def controllers(cluster: Cluster) -> list[str]:
@@ -38,14 +38,14 @@ def test_arrays_of_slurm_give_the_same_numbers_whatever_happens_to_the_driver(
     assert done.returncode == 0, done.stdout + done.stderr
     assert "14 stages submitted, 14 in Slurm" in done.stdout
     for signal_name in ("TERM", "KILL"):  # the time limit, possibly before the link has submitted any; a dead node, after it has
-        assert wait_until(lambda: len(controllers(slurm_cluster)) == 1, 60)
+        assert wait_until(lambda: len(controllers(slurm_cluster)) == 1)
         (link,) = controllers(slurm_cluster)
         if signal_name == "KILL":  # two links in a row that end before they have submitted another one end the chain
-            assert wait_until(lambda link=link: link_of_record(run) >= int(link), 60)  # type: ignore[misc]
+            assert wait_until(lambda link=link: link_of_record(run) >= int(link))  # type: ignore[misc]
         slurm_cluster.run("scancel", f"--signal={signal_name}", "--full", link, check=False)
         assert show(run)["standing"] in ("running", "waiting")
-        assert wait_until(lambda link=link: link not in controllers(slurm_cluster), 60)  # type: ignore[misc]
-    assert wait_until(lambda: not slurm_cluster.run("squeue", "--noheader"), 300), log_of(run)
+        assert wait_until(lambda link=link: link not in controllers(slurm_cluster))  # type: ignore[misc]
+    assert wait_until(lambda: not slurm_cluster.run("squeue", "--noheader")), log_of(run)
     assert show(run)["standing"] == "complete", log_of(run)
     folder = next(run.results.glob("demo/sweep/*/submissions"))
     arrays = [json.loads(path.read_text()) for path in (*folder.glob("*.json"), *folder.glob("ended/*.json"))]

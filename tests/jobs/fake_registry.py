@@ -40,6 +40,7 @@ from jobs.experiment.graph import Graph, Slot, build_graph, seeds_of_slots
 from jobs.experiment.registry import StageArguments
 from jobs.store.attempts import process_start
 from jobs.store.records import write_text
+from tests.waiting import wait_until
 
 METHODS = ("vft", "tapt", "ptapt")
 MEASUREMENTS = ("length",)
@@ -292,11 +293,8 @@ def _inside(folder: Path) -> dict[str, int]:
 
 
 def _wait_for(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not true():
-        if time.monotonic() > end:
-            raise TimeoutError("nobody came")
-        time.sleep(0.01)
+    if not wait_until(true, step=0.01):
+        raise TimeoutError("nobody came")
 
 
 def _note(path: Path) -> int:

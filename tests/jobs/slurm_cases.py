@@ -16,7 +16,6 @@ from jobs.slurm.executor import SlurmArrays
 from jobs.store.layout import Layout
 from jobs.worker.task import Workplace
 from tests.slurm_cluster import Cluster as TestCluster
-from tests.slurm_cluster.processes import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -132,10 +131,6 @@ def ended(folder: Path, key: str) -> float:
     facts = facts_of(folder, key)
     assert facts is not None, key
     return float(facts["end"])
-
-
-def until(true: Callable[[], bool], seconds: float = 120) -> None:
-    assert wait_until(true, seconds), f"not within {seconds:.0f} s"
 
 
 def drained(arrays: SlurmArrays) -> Callable[[], bool]:

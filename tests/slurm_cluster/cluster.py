@@ -19,8 +19,9 @@ from pathlib import Path
 
 from tests.slurm_cluster.configuration import ClusterSettings, gres_conf, hosts, slurm_conf, slurmdbd_conf
 from tests.slurm_cluster.node import NETWORK_INTERFACE
-from tests.slurm_cluster.processes import Process, ProcessBook, wait_until
+from tests.slurm_cluster.processes import Process, ProcessBook
 from tests.slurm_cluster.users import ACCOUNT, command_as, make_users
+from tests.waiting import wait_until
 
 ALWAYS = ("munged", "munge", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel", "sinfo")
 ACCOUNTING = ("slurmdbd", "mariadbd", "mariadb-install-db", "mariadb", "sacct")
@@ -100,7 +101,7 @@ class Cluster:
                 self.run("scancel", "--quiet", f"--user={user}", check=False)
             return not self.run("squeue", "-h")
 
-        if not wait_until(empty, 30, 0.2):
+        if not wait_until(empty, step=0.2):
             raise ClusterError(f"jobs do not end: {self.run('squeue', '-h')}")
         if self._jobs_forgotten:  # they still run, and slurmctld gives their ids to new jobs, which slurmd then refuses
             for node in self.settings.node_names:
@@ -117,7 +118,7 @@ class Cluster:
         def idle() -> bool:
             return self.run("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N").count("n") == self.settings.nodes
 
-        if not wait_until(idle, 120, 0.1):
+        if not wait_until(idle, step=0.1):
             raise ClusterError(f"not all nodes came up: {self.folder}/log/slurmd-*.log, {self.folder}/log/unshare-*.out")
 
     def kill_node(self, node: str) -> None:
@@ -145,7 +146,7 @@ class Cluster:
         command = [*_unshare(networks=bool(address)), sys.executable, "-I", str(program), str(self.folder), node, *address]
         outer = self.processes.start(f"unshare-{node}", command, self.environment)
         children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
-        if not wait_until(lambda: children.exists() and bool(children.read_text().split()), 10):
+        if not wait_until(lambda: children.exists() and bool(children.read_text().split())):
             raise ClusterError(f"node {node} did not start: {self.folder}/log/unshare-{node}.out")
         init = children.read_text().split()[0]
         self.processes.record(f"init-{node}", int(init))

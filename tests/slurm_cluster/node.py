@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 NETWORK_INTERFACE = "eth0"
-NETWORK_SECONDS = 10.0
+NETWORK_SECONDS = 60.0
 WATCHED = {signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1}
 
 

@@ -7,10 +7,11 @@ import json
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.waiting import wait_until
 
 
 @dataclass(frozen=True)
@@ -94,17 +95,3 @@ def _alive(process: Process) -> bool:
     with contextlib.suppress(ChildProcessError):
         os.waitpid(process.pid, os.WNOHANG)  # ours to reap when this very process started it
     return process.alive
-
-
-def wait_until(true: Callable[[], bool], seconds: float, step: float | None = None) -> bool:
-    """Poll until `true()`; False when it stayed false for `seconds`.
-
-    `step`: seconds between polls. None: 0.03 s, growing to 0.3 s with the time waited, because a poll is often a command of Slurm.
-    """
-    begun = time.monotonic()
-    while not true():
-        waited = time.monotonic() - begun
-        if waited > seconds:
-            return False
-        time.sleep(step or min(max(0.03, waited / 10), 0.3))
-    return True

@@ -12,7 +12,8 @@ import pytest
 
 from tests.slurm_cluster import Cluster
 from tests.slurm_cluster.cluster import missing_programs
-from tests.slurm_cluster.processes import Process, ProcessBook, start_time, wait_until
+from tests.slurm_cluster.processes import Process, ProcessBook, start_time
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,12 +25,12 @@ def test_nodes_have_names_and_can_be_lost(slurm_cluster: Cluster) -> None:
     expected = set(slurm_cluster.settings.node_names) if slurm_cluster.settings.namespaces else {os.uname().nodename}
     assert set(names) == expected
     job = slurm_cluster.run("sbatch", "--parsable", "--no-requeue", "--nodelist=n2", "--output=/dev/null", "--wrap=sleep 60")
-    assert wait_until(lambda: slurm_cluster.run("squeue", "-h", "-j", job, "-o", "%T") == "RUNNING", 10)
+    assert wait_until(lambda: slurm_cluster.run("squeue", "-h", "-j", job, "-o", "%T") == "RUNNING")
     slurm_cluster.kill_node("n2")
     slurm_cluster.run("scontrol", "update", "nodename=n2", "state=down", "reason=test")
-    assert wait_until(lambda: slurm_cluster.run("squeue", "-h", "-t", "all", "-j", job, "-o", "%T") == "NODE_FAIL", 10)
+    assert wait_until(lambda: slurm_cluster.run("squeue", "-h", "-t", "all", "-j", job, "-o", "%T") == "NODE_FAIL")
     slurm_cluster.start_node("n2")
-    assert wait_until(lambda: slurm_cluster.run("sinfo", "-h", "-n", "n2", "-p", "main", "-o", "%T") == "idle", 20)
+    assert wait_until(lambda: slurm_cluster.run("sinfo", "-h", "-n", "n2", "-p", "main", "-o", "%T") == "idle")
 
 
 @pytest.mark.slurm
@@ -44,9 +45,9 @@ def test_a_killed_session_leaves_nothing(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=90, check=False)
     assert done.returncode == -9, done.stdout
     folder = (tmp_path / "where").read_text()
-    assert wait_until(lambda: not Path(folder).exists(), 30)
+    assert wait_until(lambda: not Path(folder).exists())
     left = [pid for pid in os.listdir("/proc") if pid.isdigit() and folder in _command_line(pid)]
-    assert wait_until(lambda: not any(folder in _command_line(pid) for pid in left), 10), "the guard is the last to go"
+    assert wait_until(lambda: not any(folder in _command_line(pid) for pid in left)), "the guard is the last to go"
 
 
 def _command_line(pid: str) -> str:

@@ -19,6 +19,7 @@ from jobs.worker.main import run_task
 from jobs.worker.stage import WorkerProcess
 from tests.jobs.fake_registry import make_graph
 from tests.jobs.local_launch import workplace
+from tests.waiting import until
 
 KEY = "0123456789abcdef0123"
 LINES = (
@@ -100,14 +101,11 @@ def test_following_ends_with_the_attempt_and_loses_no_line(tmp_path: Path) -> No
     process = WorkerProcess(describe(place, graph, [[node.key]]), 1, tell, log=str(file))
     worker = threading.Thread(target=run_task, args=(process, 0))
     worker.start()
-    log = None
-    deadline = time.monotonic() + 30
-    while log is None and time.monotonic() < deadline:
-        log = find_log(layout, node)
-        time.sleep(0.01)
+    until(lambda: find_log(layout, node), step=0.01)
+    log = find_log(layout, node)
     assert log is not None
     found = list(follow_log(log, lambda: attempt_over(layout, log)))
-    worker.join(30)
+    worker.join()
     assert attempt_over(layout, log) == "done"
     written = file.read_text().splitlines()
     assert len(written) == 3

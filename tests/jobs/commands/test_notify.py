@@ -171,7 +171,7 @@ def test_two_processes_at_once_send_one(tmp_path: Path, hook: Hook) -> None:
         sender.start()
     hook.pause.set()
     for sender in senders:
-        sender.join(20)
+        sender.join()
     assert states == ["sent"] * 3
     assert len(hook.asked) == 1
 

@@ -22,7 +22,7 @@ from jobs.experiment.lookup import find_target, stages_of
 from jobs.store.failures import FailureClass
 from tests.jobs.failure_trial import Trial
 from tests.slurm_cluster import Cluster
-from tests.slurm_cluster.processes import wait_until
+from tests.waiting import wait_until
 
 MINUTES, GIGABYTES = 60, 3.0  # as configured
 TOO_LONG = 6  # slot
@@ -60,7 +60,7 @@ def test_the_second_launch_requests_what_the_first_one_used(slurm_cluster: Clust
         assert f"#SBATCH --mem={told.memory_gb * 1024:.0f}M\n" in script
     assert slurm_cluster.run("squeue", "-h", "-j", job, "-o", "%l").split() == ["6:00"]
 
-    assert wait_until(lambda: trial.starts(TOO_LONG) == 1, 60)
+    assert wait_until(lambda: trial.starts(TOO_LONG) == 1)
     end_soon(slurm_cluster, job)
     report = trial.settle()
     assert report.complete
@@ -74,7 +74,7 @@ def test_the_second_launch_requests_what_the_first_one_used(slurm_cluster: Clust
     assert result is not None
     assert result.provenance["seconds_before"] > 0
 
-    assert wait_until(lambda: not trial.arrays.in_flight(), 30, 0.3), "the last one has left the queue too"
+    assert wait_until(lambda: not trial.arrays.in_flight(), step=0.3), "the last one has left the queue too"
     tasks = read_tasks(trial.arrays.submissions(), report.graph, report.facts, trial.layout, context(trial), lambda stage: given)
     (row,) = rows_of(tasks)
     assert (row.tasks, row.predicted_time, row.enough_time, row.predicted_memory, row.enough_memory) == (9, 4, 3, 5, 5)
@@ -93,7 +93,7 @@ def end_soon(cluster: Cluster, job: str) -> None:
     """Shorten the time limit: Slurm warns at once, and ends the job within half a minute."""
     command = ["scontrol", "update", f"JobId={job}", "EndTime=now+60"]
     environment = dict(cluster.environment)
-    assert wait_until(lambda: subprocess.run(command, env=environment, capture_output=True).returncode == 0, 10, 0.2)
+    assert wait_until(lambda: subprocess.run(command, env=environment, capture_output=True).returncode == 0, step=0.2)
 
 
 def context(trial: Trial) -> PassContext:

@@ -18,7 +18,7 @@ from jobs.store.records import Claim
 from tests.jobs import fake_registry
 from tests.jobs.failure_trial import FIRST, Trial
 from tests.slurm_cluster import Cluster
-from tests.slurm_cluster.processes import wait_until
+from tests.waiting import wait_until
 
 ON_A_NODE_THAT_DIES = (0, 1, 2, 3)
 KILLED, REQUEUED, STALLED, WARNED = 4, 5, 6, 7
@@ -77,7 +77,7 @@ class Storm:
         """Bring a running job's time limit forward: Slurm warns, and ends it, within half a minute."""
         command = ["scontrol", "update", f"JobId={claim.slurm_job}", f"EndTime={when}"]
         environment = dict(self.cluster.environment)
-        assert wait_until(lambda: subprocess.run(command, env=environment, capture_output=True).returncode == 0, 10, 0.2)
+        assert wait_until(lambda: subprocess.run(command, env=environment, capture_output=True).returncode == 0, step=0.2)
 
     def _once(self, what: str, now: bool) -> bool:
         """True the first time that the moment has come."""
@@ -117,7 +117,7 @@ def storm(slurm_session: Cluster, tmp_path_factory: pytest.TempPathFactory) -> I
         slurm_session.clear()
         if found.dead_node:
             slurm_session.start_node(found.dead_node)
-            assert wait_until(lambda: "idle" in slurm_session.run("sinfo", "-h", "-n", found.dead_node, "-p", "main", "-o", "%T"), 40, 0.2)
+            assert wait_until(lambda: "idle" in slurm_session.run("sinfo", "-h", "-n", found.dead_node, "-p", "main", "-o", "%T"), step=0.2)
 
 
 @pytest.mark.slurm

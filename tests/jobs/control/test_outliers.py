@@ -297,7 +297,7 @@ def test_judging_imports_nothing_heavy() -> None:
     """Every pass judges: it must not import numpy or the configuration."""
     heavy = ("numpy", "scipy", "pandas", "omegaconf", "jobs.experiment.config")
     code = f"import sys, jobs.control.outliers; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
@@ -306,7 +306,7 @@ def test_benchmark_shows_what_the_rule_is_for() -> None:
     """A few grids are enough to see that the default rule finds collapsed runs at five seeds, hardly touches the others, and that the
     literal one does neither."""
     command = [sys.executable, "benchmarks/outliers.py", "--repeats", "30", "--seed", "3"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=240)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     rules, spreads = map(_cells, done.stdout.strip().split("\n\n"))
     assert (len(rules), len(spreads)) == (2 + 4 * 7, 2 + 6 * 4 * 2)
 

@@ -30,7 +30,7 @@ from jobs.worker.task import describe, write_description
 from tests.jobs import fake_registry, local_launch
 from tests.jobs.failure_trial import ROOT, Trial
 from tests.slurm_cluster import Cluster
-from tests.slurm_cluster.processes import wait_until
+from tests.waiting import wait_until
 
 
 @pytest.mark.slurm
@@ -42,7 +42,7 @@ def test_when_the_first_tasks_all_fail_alike_the_rest_is_withdrawn(slurm_cluster
     assert ALIKE <= starts < 6
     assert len(report.plan.given_up) == starts
     assert len(report.plan.held_or_cancelled) == 6 - starts
-    assert wait_until(lambda: not slurm_cluster.run("squeue", "-h"), 30), "nothing waits; the last task may still be completing"
+    assert wait_until(lambda: not slurm_cluster.run("squeue", "-h")), "nothing waits; the last task may still be completing"
     assert "all failed alike" in report.plan.reasons[report.plan.held_or_cancelled[0]]
     (trial.corpus / "mended").touch()
     assert not trial.look().submitted, "nothing is tried again by itself"
@@ -74,11 +74,11 @@ def test_a_missing_artifact_is_computed_again_although_slurm_let_its_reader_star
     (tapt,) = (trial.layout.stage(node.stage, key) for key, node in first.graph.nodes.items() if node.stage == "tapt")
     reader = first.in_flight[first.graph.runs[0].key].job
     slurm_cluster.run("scontrol", "hold", reader)
-    assert wait_until(lambda: read_result(tapt, tapt.path.name) is not None, 60)
+    assert wait_until(lambda: read_result(tapt, tapt.path.name) is not None)
     (tapt.attempt(1).output / "sum.json").unlink()
-    assert wait_until(lambda: "Dependency" not in slurm_cluster.run("squeue", "-h", "-j", reader, "-o", "%r"), 60)
+    assert wait_until(lambda: "Dependency" not in slurm_cluster.run("squeue", "-h", "-j", reader, "-o", "%r"))
     slurm_cluster.run("scontrol", "release", reader)
-    assert wait_until(lambda: slurm_cluster.run("squeue", "-h", "-j", reader, "-o", "%T") == "RUNNING", 60)
+    assert wait_until(lambda: slurm_cluster.run("squeue", "-h", "-j", reader, "-o", "%T") == "RUNNING")
     assert trial.settle().complete
     assert attempt_numbers(tapt) == (1, 2)
     assert trial.starts(0) == 1
@@ -101,7 +101,7 @@ def test_two_controllers_execute_every_stage_once(slurm_cluster: Cluster, tmp_pa
     for controller in controllers:
         controller.start()
     for controller in controllers:
-        controller.join(90)
+        controller.join()
     assert [controller.exitcode for controller in controllers] == [0, 0]
     report = trial.settle()
     assert report.complete
@@ -139,7 +139,7 @@ def test_what_is_cancelled_as_it_ends_stays_either_way(slurm_cluster: Cluster, t
     """One stage has just computed its numbers, one waits: whatever Slurm makes of it, nothing is begun again before the next launch."""
     trial = Trial(tmp_path, {}, seeds=2, throttle=1)
     trial.look()
-    assert wait_until(lambda: bool(fake_registry.count(trial.corpus, "ends")), 30, 0.01)
+    assert wait_until(lambda: bool(fake_registry.count(trial.corpus, "ends")), step=0.01)
     record_cancellation(trial.layout, None, time.time())
     trial.arrays.cancel_all()
     report = trial.settle()
@@ -160,7 +160,7 @@ def test_a_queue_that_cannot_be_seen_or_lies_submits_nothing(
     """squeue fails: no pass, and no file touched. squeue is empty while a worker runs: its heartbeat holds the stage."""
     trial = Trial(tmp_path, {0: "stall:1"}, seeds=1)
     trial.look()
-    assert wait_until(lambda: trial.starts(0) == 1, 60)
+    assert wait_until(lambda: trial.starts(0) == 1)
     trial.look()
     files = {path: path.stat().st_mtime_ns for path in trial.layout.submissions.rglob("*")}
     squeue = tmp_path / "bin" / "squeue"
@@ -232,7 +232,7 @@ def test_a_full_disk_is_its_own_class_and_leaves_nothing_torn(tmp_path: Path) ->
         f"cp -r {disk} {kept}",
     ]
     command = [*namespace(), "sh", "-c", " && ".join(lines)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == ["failed", "done"]
     layout = Layout(kept, "exp")

@@ -23,6 +23,7 @@ from jobs.store.failures import FailureClass
 from jobs.store.layout import Layout
 from jobs.store.records import Ending, read_outcome, read_result
 from tests.jobs import fake_registry, local_launch
+from tests.waiting import PATIENCE, until, wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 STARTED = re.compile(r"attempt \d+ on \S+, process (\d+)")
@@ -36,13 +37,8 @@ def _run(folder: Path, recipe: dict[str, object]) -> tuple[Report, Desired, list
     return report, wanted, lines
 
 
-def _gone(pids: list[int], seconds: float = 10.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while any(Path(f"/proc/{pid}").exists() for pid in pids):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
+def _gone(pids: list[int]) -> bool:
+    return wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), step=0.02)
 
 
 def _worker_pids(folder: Path) -> list[int]:
@@ -236,11 +232,7 @@ def _launch(folder: Path, recipe: Mapping[str, object], grace: float = 20.0) -> 
 
 
 def _wait_for_starts(folder: Path, number: int) -> None:
-    deadline = time.monotonic() + 30
-    while len(fake_registry.count(folder / "corpus", "starts")) < number:
-        if time.monotonic() > deadline:
-            raise TimeoutError("the workers did not start")
-        time.sleep(0.02)
+    until(lambda: len(fake_registry.count(folder / "corpus", "starts")) >= number, step=0.02)
 
 
 @pytest.mark.slow
@@ -250,7 +242,7 @@ def test_after_an_interrupt_the_next_launch_resumes_from_checkpoints(
 ) -> None:
     """The workers are asked to stop and write checkpoints; nothing is left running; then the same launch finishes, each stage once."""
     launched.send_signal(number)
-    output, error = launched.communicate(timeout=30)
+    output, error = launched.communicate()
     assert launched.returncode == 130
     assert "stopping 2" in output
     assert error == ""
@@ -268,7 +260,7 @@ def test_a_worker_that_ignores_signals_is_killed_after_the_grace_period(tmp_path
     with _launch(tmp_path, recipe, grace=0.5) as process:
         _wait_for_starts(tmp_path, 2)
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
+        process.communicate()
         assert process.returncode == 130
     assert _gone(_worker_pids(tmp_path))
     wanted = local_launch.desired(tmp_path, recipe)
@@ -286,7 +278,7 @@ def test_a_second_interrupt_ends_the_grace_period(tmp_path: Path) -> None:
         time.sleep(0.6)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=20)
+        process.communicate()
         assert process.returncode == 130
     assert _gone(_worker_pids(tmp_path))
 
@@ -307,7 +299,7 @@ def test_two_launchers_share_the_work(tmp_path: Path) -> None:
     with _launch(tmp_path, {"seconds": 0.1}) as process:
         _wait_for_starts(tmp_path, 1)
         report, wanted, _ = _run(tmp_path, {"seconds": 0.1})
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate()
         assert process.returncode == 0, output
     assert report.complete
     assert set(fake_registry.count(tmp_path / "corpus", "starts").values()) == {1}
@@ -356,7 +348,7 @@ def test_a_dead_fork_server_is_an_error_that_names_its_log(tmp_path: Path) -> No
 
 
 def _wait_in(executor: LocalExecutor, folder: Path) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while not fake_registry.count(folder / "corpus", "starts"):
         executor.wait(0.05)
         if time.monotonic() > deadline:

@@ -107,7 +107,7 @@ def test_same_results_same_bytes(text: str) -> None:
     imports = "import sys; from jobs.report.write import report_text; from tests.jobs.report.cases import case"
     code = f"{imports}; sys.stdout.write(report_text(case()))"
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONIOENCODING": "utf-8"}
-    other = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=True, timeout=100)
+    other = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, check=True)
     assert other.stdout.decode() == text
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from jobs.slurm.client import SlurmClient
 from jobs.store.layout import Layout
 from jobs.store.records import write_json
 from tests.slurm_cluster import Cluster as SlurmCluster
-from tests.slurm_cluster.processes import wait_until
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[3]
 TEMPLATES = ROOT / "slurm_templates"
@@ -81,11 +80,6 @@ sys.exit(end is LinkEnd.alone)
 POLL = 1 / 60  # minutes
 
 
-def until(true: Callable[[], Any], seconds: float = 120) -> None:
-    """Wait for a state. AssertionError after so many seconds, which a busy machine may need for a few links."""
-    assert wait_until(lambda: bool(true()), seconds), f"not within {seconds:.0f} s"
-
-
 def layout_of(folder: Path) -> Layout:
     return Layout(folder / "results", "trial")
 
@@ -130,7 +124,7 @@ def in_queue(cluster: SlurmCluster, layout: Layout) -> list[tuple[str, str]]:
 def goes_on(folder: Path, passes: int = 3) -> bool:
     """That many more passes are made, each by another job."""
     before = len(lines(folder, "passes"))
-    until(lambda: len({line.split()[0] for line in lines(folder, "passes")[before:]}) >= passes, 180)
+    until(lambda: len({line.split()[0] for line in lines(folder, "passes")[before:]}) >= passes)
     return True
 
 

@@ -35,9 +35,10 @@ from jobs.slurm.chain_link import MAX_FAILING, STUCK_SECONDS, LinkEnd, run_link
 from jobs.slurm.parse import QueuedElement
 from jobs.store.layout import Layout
 from jobs.store.records import write_json
-from tests.jobs.slurm.chain_cases import chain_of, goes_on, in_queue, launch, layout_of, lines, look, order, pending, until
+from tests.jobs.slurm.chain_cases import chain_of, goes_on, in_queue, launch, layout_of, lines, look, order, pending
 from tests.simulation.slurm import AWAY
 from tests.slurm_cluster import Cluster as SlurmCluster
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def chains(slurm_cluster: SlurmCluster, tmp_path: Path) -> Iterator[SlurmCluster
     yield slurm_cluster
     for orders in tmp_path.rglob("orders.json"):
         write_json(orders, {"settled": True})
-    until(lambda: not slurm_cluster.run("squeue", "--noheader"), 120)
+    until(lambda: not slurm_cluster.run("squeue", "--noheader"))
 
 
 @pytest.mark.slurm
@@ -100,7 +101,7 @@ def test_the_chain_survives_killed_links_and_a_killed_slurmctld(chains: SlurmClu
     chain_of(tmp_path).ensure()
     assert goes_on(tmp_path)
     order(tmp_path, sleep=20)
-    until(in_its_pass, 120)
+    until(in_its_pass)
     until(lambda: len(pending(chains, layout)) == LINKS)
     time.sleep(8)  # a killed slurmctld loses what it has not written yet, and gives the numbers of lost jobs to others
     order(tmp_path)
@@ -108,7 +109,7 @@ def test_the_chain_survives_killed_links_and_a_killed_slurmctld(chains: SlurmClu
     chains.start_controller()
     assert goes_on(tmp_path)
     order(tmp_path, sleep=30)
-    until(in_its_pass, 120)
+    until(in_its_pass)
     order(tmp_path)
     chains.run("scancel", "--signal=KILL", "--batch", in_its_pass())
     assert goes_on(tmp_path)
@@ -124,7 +125,7 @@ def test_a_hand_over_on_a_bad_node_costs_a_pass(chains: SlurmCluster, tmp_path: 
     layout = launch(tmp_path, bad_nodes=["n1"])
     chain_of(tmp_path).ensure()
     assert goes_on(tmp_path)
-    until(lambda: "n1" in lines(tmp_path, "bad"), 60)
+    until(lambda: "n1" in lines(tmp_path, "bad"))
     assert {line.split()[3] for line in lines(tmp_path, "passes")} <= {"n2", "n3"}
     order(tmp_path, bad_nodes=["n1", "n2", "n3"])
     before = len(lines(tmp_path, "bad"))
@@ -189,7 +190,7 @@ def test_a_link_that_slurm_cannot_start_does_not_hold_up_the_chain(chains: Slurm
     last = max(pending(chains, layout), key=int)
     for node in chains.settings.node_names:  # a file where slurmd would make the folder of the job
         (chains.folder / "spool" / node / f"job{int(last):05d}").touch()
-    until(lambda: last not in pending(chains, layout) or look(layout).problem, 120)
+    until(lambda: last not in pending(chains, layout) or look(layout).problem)
     order(tmp_path)
     assert goes_on(tmp_path, 2)
     assert last not in [line.split()[0] for line in lines(tmp_path, "passes")]
@@ -256,7 +257,7 @@ def test_passes_that_never_succeed_end_the_chain(chains: SlurmCluster, tmp_path:
     assert "no answer from the file server" in look(layout).sentence
     assert (read_record(layout) or ControllerRecord()).failing <= 1
     order(tmp_path, fail="no table\nof that name")
-    until(lambda: look(layout).phase is Phase.broken and not in_queue(chains, layout), 120)
+    until(lambda: look(layout).phase is Phase.broken and not in_queue(chains, layout))
     assert "RuntimeError: no table of that name" in look(layout).sentence
     assert f"{MAX_FAILING} passes in a row" in lines(tmp_path, "ends")[0]
     assert "Traceback" in log_file(layout).read_text()

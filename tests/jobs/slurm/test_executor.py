@@ -33,9 +33,9 @@ from tests.jobs.slurm_cases import (
     place_of,
     runs_of,
     started,
-    until,
 )
 from tests.slurm_cluster import Cluster
+from tests.waiting import until
 
 pytestmark = pytest.mark.slurm
 
@@ -141,7 +141,7 @@ def test_every_signal_of_slurm_reaches_the_worker(slurm_cluster: Cluster, tmp_pa
     held = arrays.submit(batch_of(nodes), graph_of(nodes), {})
     until(lambda: facts_of(tmp_path, "one", begun=True) is not None)
     slurm_cluster.run("scancel", *how, held["one"].job)
-    until(lambda: facts_of(tmp_path, "one") is not None, 10)
+    until(lambda: facts_of(tmp_path, "one") is not None)
     facts = facts_of(tmp_path, "one")
     assert facts is not None
     assert set(facts["signals"]) == {"SIGUSR1" if how else "SIGTERM"}

@@ -15,9 +15,10 @@ from jobs.control.facts import Phase
 from jobs.errors import RequestRefusedError
 from jobs.experiment.config import SlurmSite
 from jobs.slurm.executor import SlurmArrays
-from tests.jobs.slurm_cases import arrays_of, batch_of, experiment_of, facts_of, graph_of, node, runs_of, until
+from tests.jobs.slurm_cases import arrays_of, batch_of, experiment_of, facts_of, graph_of, node, runs_of
 from tests.slurm_cluster import Cluster
 from tests.slurm_cluster.users import as_user, folder_of, interpreter_of, make_users, require_user
+from tests.waiting import until
 
 pytestmark = pytest.mark.slurm
 

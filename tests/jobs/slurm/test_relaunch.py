@@ -12,8 +12,9 @@ from jobs.commands.session import Session
 from jobs.control.facts import Phase
 from jobs.experiment.launched import Corpus, LastLaunch, Launched
 from jobs.experiment.stored_config import resolved_values
-from tests.jobs.slurm_cases import arrays_of, batch_of, drained, experiment_of, facts_of, graph_of, layout_of, node, place_of, until
+from tests.jobs.slurm_cases import arrays_of, batch_of, drained, experiment_of, facts_of, graph_of, layout_of, node, place_of
 from tests.slurm_cluster import Cluster
+from tests.waiting import until
 
 pytestmark = pytest.mark.slurm
 

@@ -137,7 +137,7 @@ def test_every_value_is_quoted(site: SlurmSite, path: str, tmp_path_factory: pyt
         (folder / name).chmod(0o755)
     record = folder / "record"
     environment = {"PATH": f"{folder}:{os.environ['PATH']}", "RECORD": str(record)}
-    subprocess.run(["bash", "--noprofile"], input=text, text=True, env=environment, cwd=folder, check=True, timeout=10)
+    subprocess.run(["bash", "--noprofile"], input=text, text=True, env=environment, cwd=folder, check=True)
     assert sorted(file.name for file in folder.iterdir()) == ["code", "module", "record", "srun"]
     assert not list(code.iterdir())
     calls = record.read_bytes().decode().split("\0")

@@ -44,10 +44,10 @@ from tests.jobs.slurm_cases import (
     node,
     runs_of,
     started,
-    until,
 )
 from tests.slurm_cluster import Cluster
 from tests.slurm_cluster.configuration import ClusterSettings
+from tests.waiting import until
 
 pytestmark = pytest.mark.slurm
 UP, DOWN = ("u0", "u1"), ("r0", "r1", "r2", "r3")
@@ -129,7 +129,7 @@ arrays.submit(runs, graph, held)
 
 def killed_launcher(folder: Path, point: str, sleep: float) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(folder), point, str(sleep)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", KILLED, str(folder), point, str(sleep)], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
 

@@ -23,6 +23,7 @@ from jobs.store.attempts import (
     process_start,
 )
 from jobs.store.records import Claim
+from tests.waiting import until
 
 ELSEWHERE = Claim(1, "node9", 4, "another-boot/pid:[1]/77", 100.0)
 
@@ -136,9 +137,7 @@ def test_a_heartbeat_touches_the_file_and_ends(tmp_path: Path) -> None:
     file.write_text("{}")
     os.utime(file, (5, 5))
     with Heartbeat(file, seconds=0.01), Heartbeat(tmp_path / "missing", seconds=0.01):
-        deadline = time.monotonic() + 5
-        while file.stat().st_mtime == 5 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until(lambda: file.stat().st_mtime != 5, step=0.01)
     assert file.stat().st_mtime > 5
     os.utime(file, (5, 5))
     time.sleep(0.05)

@@ -223,7 +223,7 @@ def test_of_many_processes_one_gets_the_claim(folder: StageFolder) -> None:
     workers = [context.Process(target=_claim_in_process, args=(str(folder.path), number, queue)) for number in range(8)]
     for worker in workers:
         worker.start()
-    won = [queue.get(timeout=20) for _ in workers]
+    won = [queue.get() for _ in workers]
     for worker in workers:
         worker.join()
     assert sorted(won) == [False] * 7 + [True]

@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from jobs.sweeps.driver_lock import driver_of
 from jobs.sweeps.records import Sweep
 from jobs.sweeps.space import listed_points
 from tests.jobs.sweeps.fake_registry import REPOSITORY, Recipe, counted, launch_here, make_sweep, place_of, ua_of
+from tests.waiting import until
 
 SETS = [[64], [16, 64], [64, 256], [16, 64, 256], [16], [1024]]
 
@@ -32,13 +32,6 @@ def start(sweep: Sweep) -> subprocess.Popen[str]:
     """Launch a sweep in a process of its own."""
     command = [sys.executable, "-m", "tests.jobs.sweeps.drive", str(sweep.layout.root), sweep.digest]
     return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
-
-
-def until(true: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def steps(sweep: Sweep) -> int:
@@ -128,7 +121,7 @@ def test_a_driver_that_is_killed_again_and_again_gives_the_same_sweep(tmp_path: 
         driver = start(sweep)
         until(lambda share=share: len(counted(corpus, "ends")) >= share * total)  # type: ignore[misc]
         os.killpg(driver.pid, signal.SIGKILL)
-        driver.communicate(timeout=30)
+        driver.communicate()
         assert driver_of(sweep.folder) is None
     complete, session = launch_here(sweep)
     assert complete
@@ -153,7 +146,7 @@ def test_a_stopped_sweep_writes_checkpoints_and_is_resumed(how: str, tmp_path: P
         os.killpg(driver.pid, signal.SIGINT)
     else:
         cancel(watching)
-    output, _ = driver.communicate(timeout=60)
+    output, _ = driver.communicate()
     assert driver.returncode == 3, output
     assert "stopped; nothing is lost: `python launch.py sweep exp` resumes" in output
     assert status(watching).state == "interrupted"

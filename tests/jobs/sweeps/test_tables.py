@@ -39,7 +39,7 @@ def _compile(source: str, folder: Path) -> str:
     """Compile a document beside its plot; the log of pdflatex."""
     (folder / "table.tex").write_text(source, encoding="utf-8")
     done = subprocess.run(
-        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "table.tex"], cwd=folder, capture_output=True, timeout=60, check=False
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "table.tex"], cwd=folder, capture_output=True, check=False
     )
     assert done.returncode == 0, done.stdout.decode("latin-1")[-2000:]
     return (folder / "table.log").read_text(encoding="latin-1")

@@ -361,7 +361,7 @@ def test_heavy_packages_are_imported_late() -> None:
     """Importing the table modules costs neither pandas nor scipy nor matplotlib nor jinja2."""
     heavy = ("pandas", "scipy", "numpy", "matplotlib", "jinja2", "rich")
     code = f"import sys, jobs.tables.collect; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=CONFIGS.parent, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=CONFIGS.parent, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 

@@ -208,11 +208,9 @@ def compiled_parts(parts: dict[str, str], folder: Path, style: Style, preamble: 
 
 def printed(folder: Path) -> str | None:
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "tables.tex"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, check=False)
     assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
     assert (folder / "tables.pdf").read_bytes().startswith(b"%PDF-")
     if shutil.which("pdftotext") is None:
         return None
-    return subprocess.run(
-        ["pdftotext", "-layout", "tables.pdf", "-"], cwd=folder, capture_output=True, timeout=60, check=True
-    ).stdout.decode()
+    return subprocess.run(["pdftotext", "-layout", "tables.pdf", "-"], cwd=folder, capture_output=True, check=True).stdout.decode()

@@ -17,6 +17,7 @@ from jobs.store.records import Ending
 from jobs.worker.stage import Verdict
 from jobs.worker.task import describe, write_description
 from tests.jobs.worker.places import Place, failing
+from tests.waiting import until
 
 REQUESTED = {"submitted": 1e9, "minutes": 30}
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -60,7 +61,7 @@ def test_the_command_runs_one_task_of_a_file(place: Place) -> None:
 def test_the_command_rejects_wrong_arguments(place: Place, arguments: tuple[str, ...]) -> None:
     """One line on stderr and exit code 2."""
     with _start(place, *arguments) as process:
-        output, error = process.communicate(timeout=60)
+        output, error = process.communicate()
         assert process.returncode == 2
         assert output == ""
         assert len(error.splitlines()) == 1
@@ -71,11 +72,9 @@ def test_after_a_stop_signal_the_next_attempt_resumes_from_the_checkpoint(tmp_pa
     """Exit code 3, an outcome that records whether it was the time limit, and a second attempt that finds the checkpoint."""
     place = failing(tmp_path, "sleep:60")
     with _start(place, "0") as process:
-        deadline = time.monotonic() + 30
-        while not place.starts(place.tapt) and time.monotonic() < deadline:
-            time.sleep(0.02)
+        until(lambda: place.starts(place.tapt), step=0.02)
         process.send_signal(number)
-        assert process.wait(30) == 3
+        assert process.wait() == 3
     outcome = place.outcome(place.tapt)
     assert outcome.ending is Ending.interrupted
     assert outcome.kind == ("time_limit" if number is WARNING_SIGNAL else "interrupted")
@@ -104,6 +103,6 @@ def test_two_workers_at_once_compute_once(tmp_path: Path) -> None:
     place = Place(tmp_path, {"seconds": 1.5})
     first, second = _start(place, "0"), _start(place, "0")
     for process in (first, second):
-        process.communicate(timeout=60)
+        process.communicate()
     assert sorted([first.returncode, second.returncode]) in ([0, 3], [0, 0])
     assert place.starts(place.tapt) == 1

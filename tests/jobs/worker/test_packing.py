@@ -8,8 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from jobs.worker.task import describe, write_description
 from tests.jobs import fake_registry, local_launch
 from tests.jobs.failure_trial import Trial
 from tests.slurm_cluster import Cluster
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[3]
 GB = 1 << 30
@@ -126,12 +126,12 @@ class Element:
             yield process
         finally:
             process.kill()
-            process.communicate(timeout=30)
+            process.communicate()
 
     def run(self, **environment: str) -> tuple[int, str]:
         """Exit code and log."""
         with self.start(**environment) as process:
-            output, _ = process.communicate(timeout=60)
+            output, _ = process.communicate()
             return process.returncode, output
 
     def stage(self, number: int) -> StageFolder:
@@ -162,13 +162,6 @@ class Element:
 
     def begun(self) -> int:
         return len(fake_registry.count(self.corpus, "starts"))
-
-
-def until(true: Callable[[], bool], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_concurrent_stages_give_the_same_results_as_sequential_ones(tmp_path: Path) -> None:
@@ -254,7 +247,7 @@ def test_a_stop_signal_reaches_every_child(tmp_path: Path, number: signal.Signal
     with element.start() as process:
         until(lambda: element.begun() == 3)
         process.send_signal(number)
-        assert process.wait(30) == 3
+        assert process.wait() == 3
     assert element.kinds() == [[kind]] * 3 + [[]]
     assert all((element.stage(each).checkpoint / "state.json").is_file() for each in range(3))
     for each in range(4):
@@ -272,7 +265,7 @@ def test_no_child_outlives_the_packer(tmp_path: Path) -> None:
         children = element.children()
         process.kill()
         process.wait(10)
-        until(lambda: not any(process_start(pid) for pid in children), 10)
+        until(lambda: not any(process_start(pid) for pid in children))
     assert element.kinds() == [[], [], []]
     assert element.run()[0] == 0
     assert [element.result(each).attempt for each in range(3)] == [2, 2, 1]

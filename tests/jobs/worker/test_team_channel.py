@@ -43,7 +43,7 @@ from jobs.worker.team_follower import Follower
 from jobs.worker.team_leader import Leader
 from jobs.worker.team_start import compute_request, join
 from tests.jobs.worker.places import Place
-from tests.slurm_cluster.processes import wait_until
+from tests.waiting import wait_until
 
 QUICK = Timeouts(silent=1.2, join=1.0, settle=0.3, grace=0.2, finish=0.5, share=0.5)
 
@@ -132,9 +132,9 @@ def test_a_follower_that_has_finished_its_part_may_be_lost() -> None:
             for follower in followers:
                 next(follower.requests())
                 follower.done()
-            assert wait_until(lambda: leader.wait_until_ready() == "", 5)
+            assert wait_until(lambda: leader.wait_until_ready() == "")
             followers[0]._leader.close()
-            assert wait_until(lambda: "its connection closed" in leader.wait_until_ready(), 5)
+            assert wait_until(lambda: "its connection closed" in leader.wait_until_ready())
             time.sleep(QUICK.settle + QUICK.grace + 2 * QUICK.poll)
             leader.advance(0.0)
         assert "rank 1" in leader.wait_until_ready()
@@ -144,7 +144,7 @@ def test_a_follower_lost_between_two_stages_ends_the_next_at_once() -> None:
     """It was idle when it was lost; the failure names it and its machine, without waiting for a time-out."""
     with assembled(3) as (leader, followers):
         followers[1]._leader.close()
-        assert wait_until(lambda: "rank 2" in leader.wait_until_ready(), 5)
+        assert wait_until(lambda: "rank 2" in leader.wait_until_ready())
         with pytest.raises(TeamError, match=r"rank 2 .* its connection closed"), leader.computing({}, never):
             pytest.fail("the stage has begun")
         reason = leader.root_cause()
@@ -158,7 +158,7 @@ def test_a_stop_request_reaches_all_processes(asked: int) -> None:
     with assembled(3) as (leader, followers):
         stops = [leader._stop, *(follower._stop for follower in followers)]
         stops[asked].request(signal.SIGUSR1)
-        assert wait_until(lambda: [stop.signal for stop in stops] == [signal.SIGUSR1] * 3, 5, 0.01)
+        assert wait_until(lambda: [stop.signal for stop in stops] == [signal.SIGUSR1] * 3, step=0.01)
 
 
 def test_a_loss_after_the_stage_is_ignored() -> None:
@@ -177,7 +177,7 @@ def test_advance_and_share_raise_after_a_loss() -> None:
         next(followers[0].requests())
         leader.advance(5.0)
         followers[0]._leader.close()
-        assert wait_until(lambda: bool(leader.wait_until_ready()), 5)
+        assert wait_until(lambda: bool(leader.wait_until_ready()))
         for getting_on in (lambda: leader.advance(5.0), leader.share):
             with pytest.raises(TeamError, match="rank 1"):
                 getting_on()
@@ -188,7 +188,7 @@ def test_the_error_in_the_leader_stays_a_communication_error() -> None:
     with assembled(2) as (leader, followers), leader.computing({}, never):
         next(followers[0].requests())
         followers[0].failed(MemoryError("out of memory"))
-        assert wait_until(lambda: bool(leader._failures), 5)
+        assert wait_until(lambda: bool(leader._failures))
         with pytest.raises(TeamError) as caught:
             leader.advance(5.0)
         assert class_of_exception(caught.value) is FailureClass.communication
@@ -232,7 +232,7 @@ def test_wrong_tokens_and_duplicate_ranks_are_rejected() -> None:
             rude.sendall(b"GET / HTTP/1.0\r\n\r\n")
             followers = [line for rank in (1, 2) if (line := connect_to_leader(rendezvous, ProcessRank(rank, 3, rank)))]
         assert len(followers) == 2
-        assert wait_until(lambda: leader._server.fileno() == -1, 5, 0.01), "no other process can connect"
+        assert wait_until(lambda: leader._server.fileno() == -1, step=0.01), "no other process can connect"
         double = connect_to_leader(rendezvous, ProcessRank(2, 3, 2))
         assert double is None or double.receive() is None
         assert leader.wait_until_ready() == ""

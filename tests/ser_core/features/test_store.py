@@ -52,7 +52,7 @@ def encoder() -> Any:
 
 def run_store_processes(what: str, folder: Path, command: Sequence[str] = ()) -> dict[str, Any]:
     program = [*command, sys.executable, "-m", "tests.ser_core.features.store_processes", what, str(folder)]
-    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found

@@ -47,7 +47,7 @@ def _context() -> ForkServerContext:
     return context
 
 
-def run_team(folder: Path, size: int, work: Work, *arguments: Any, hung: int | None = None, seconds: float = 120.0) -> list[Ended]:
+def run_team(folder: Path, size: int, work: Work, *arguments: Any, hung: int | None = None, seconds: float = 300.0) -> list[Ended]:
     """`work` in `size` processes, all of them over when this returns.
 
     One that takes longer is killed, and has neither result nor error; the one that is to be `hung` is not waited for.
