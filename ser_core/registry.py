@@ -157,13 +157,13 @@ class SpeechRegistry:
             return StageCall(method, VERSIONS[method], fused, {"execution": runtime["execution"], **reads}, fold, seed, runs)
         if method == "cross":  # of the methods of its parts it has the weights that these start from
             parts = recipe.fusion.audio.name, "text"
-            audio, read = (self.call(each, recipe, fold=fold, seed=seed, validation=validation) for each in parts)
-            encoders = {name: each.settings[name] for name, each in (("backbone", audio), ("text_encoder", read)) if name in each.settings}
-            tokens = {name: read.settings["text"][name] for name in ("max_tokens", "transcripts")}
-            weights = "; ".join(each.runtime["weights"] for each in (audio, read) if "weights" in each.runtime)
+            audio, text = (self.call(each, recipe, fold=fold, seed=seed, validation=validation) for each in parts)
+            encoders = {name: each.settings[name] for name, each in (("backbone", audio), ("text_encoder", text)) if name in each.settings}
+            tokens = {name: text.settings["text"][name] for name in ("max_tokens", "transcripts")}
+            weights = " and ".join(each.runtime["weights"] for each in (audio, text) if "weights" in each.runtime)
             upstream = {role: each for role, each in audio.upstream.items() if role == "backbone"}
             settings = {"cross": keyed(recipe.fusion.cross), "text": tokens, **encoders, **tested, **part}
-            more = {**audio.runtime, **read.runtime, "weights": weights}
+            more = {**audio.runtime, **text.runtime, "weights": weights}
             return StageCall(method, VERSIONS[method], settings, more, fold, seed, upstream)
         if method == "text":
             own = keyed(recipe.text)

@@ -409,8 +409,8 @@ class Recipe:
                 return (*parts, f"fused by the mean of log-probabilities, weight of text {self.fusion.text_weight:g}")
             return (*parts, f"fused by a linear layer on both pooled vectors, trained for {_times(self.fusion.layer.epochs, 'epoch')}")
         if method == "cross":
-            found = (*self.trained(self.fusion.audio.name)[:-1], self.trained("text")[0])  # without their fine-tuning
-            return (*found, f"both frozen, cross-attention on them trained for {_times(self.fusion.cross.epochs, 'epoch')}")
+            frozen = (*self.trained(self.fusion.audio.name)[:-1], self.trained("text")[0])  # without their fine-tuning
+            return (*frozen, f"both frozen, cross-attention on them trained for {_times(self.fusion.cross.epochs, 'epoch')}")
         if method == "text":
             read = f"{self.text.encoder_name()} on reference transcripts"
             return (read, f"fine-tuning of {_times(self.text.epochs, 'epoch')}, protocol {self.protocol.name}")
