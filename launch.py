@@ -60,6 +60,7 @@ def prepare(
     shared_speakers: Annotated[
         bool, typer.Option("--shared-speakers", help="emobox, csv, labels: accept folds that share speakers; every caption states it")
     ] = False,
+    strength: Annotated[float | None, typer.Option(help="demo: mean strength of the emotions; default: 1")] = None,
     check_counts: Annotated[bool, typer.Option(help="compare classes and folds with the published counts")] = True,
     list_known: Annotated[bool, typer.Option("--list", help="show each corpus, what to give to prepare, its folds and its page")] = False,
     data: Data = PROGRAM.data,
@@ -67,7 +68,7 @@ def prepare(
     """Check a corpus, convert it to 16 kHz mono, write its manifest. Every problem is listed by file name."""
     from jobs.commands.console import note, say, with_progress
     from jobs.commands.hints import next_after_prepare
-    from ser_core.corpora.demo import prepare_demo
+    from ser_core.corpora.demo import demo_name, prepare_demo
     from ser_core.corpora.known import known_corpora, table_lines
     from ser_core.corpora.lines import corpus_line, default_name
     from ser_core.corpora.prepare import prepare as prepare_corpus
@@ -82,8 +83,13 @@ def prepare(
     source = meta or source
     if folds is not None and kind != "csv":
         raise UsageError(f"prepare {kind}: --folds is for csv only, {kind} has folds of its own")
+    if strength is not None and kind != "demo":
+        raise UsageError(f"prepare {kind}: --strength is for demo only")
     if kind == "demo":
-        manifest = with_progress("demo", lambda tick: prepare_demo(data / (name or "demo"), source or data / "demo-source", tick))
+        factor = 1.0 if strength is None else strength
+        called = name or demo_name(factor)
+        spoken = source or data / f"{demo_name(factor)}-source"
+        manifest = with_progress(called, lambda tick: prepare_demo(data / called, spoken, tick, strength=factor, name=called))
     elif source is None:
         raise UsageError(f"prepare {kind}: name the folder of the corpus: --source DIR")
     else:

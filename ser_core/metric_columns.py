@@ -18,6 +18,15 @@ class MetricColumn:
     meaning: str  # a sentence for captions
 
 
+@dataclass(frozen=True)
+class Adaptation:
+    """Two stages as tables show them: the source, and the metric with the UA on the target after the first stage."""
+
+    source: str
+    before: str = "ua_target_before"
+    factor: float = 100.0  # from that metric to percent
+
+
 _CCC = (
     "CCC: concordance correlation coefficient of an attribute over all utterances of the held-out fold that have it, 1: agreement, "
     "0: that of a constant prediction."
@@ -26,13 +35,17 @@ ATTRIBUTE_METRICS = (
     *(MetricColumn(f"ccc_{name}", f"CCC {name}", 3, _CCC) for name in DIMENSIONS),
     MetricColumn("ccc", "CCC, mean", 3, _CCC),
 )
-_STAGES = "Source, target: UA (0 to 1) on the source and the target part of the held-out fold, after the first and the second stage."
+_STAGES = (
+    "Source, target: UA (0 to 1) on the source and the target of the held-out fold (parts of the corpus, or its speakers in both corpora), "
+    "after the first and the second stage."
+)
 STAGE_METRICS = (
     MetricColumn("ua_source_before", "source, first", 3, _STAGES),
     MetricColumn("ua_source", "source, second", 3, _STAGES),
     MetricColumn("ua_target_before", "target, first", 3, _STAGES),
     MetricColumn("ua", "target, second", 3, _STAGES),
 )
+TARGET_METRICS = STAGE_METRICS[2:]  # no speaker of the source corpus is held out
 
 _APART = (
     "UA scripted, UA improvised: unweighted accuracy (1: all correct) of the scripted and of the improvised turns of the held-out fold, "

@@ -11,10 +11,12 @@ from ser_core.corpora.manifest import DIMENSIONS, Manifest, Utterance
 from ser_core.corpora.parts import part
 from ser_core.corpora.scripts import scripts_apart
 from ser_core.corpora.subsets import subset
+from ser_core.corpora.two_corpora import relabelled
 from ser_core.corpora.validation import training_and_validation
 from ser_core.errors import InputError
 from ser_core.models.shapes import expected_shape, state_count
 from ser_core.settings import Adaptor, AdaptorSettings, FinetuneSettings, Protocol, Recipe, Wav2vecSettings
+from ser_core.two_stages import corpora_problems
 
 # Projections that LoRA can be added to (`ser_core.models.adaptors.PROJECTIONS`).
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense")
@@ -86,6 +88,12 @@ def corpus_problems(method: str, recipe: Recipe, manifest: Manifest, folds: Mapp
     if recipe.protocol is Protocol.scripts_disjoint and any(folds.values()):
         yield "recipe.protocol=scripts_disjoint: a sweep trains on all scripts; leave it out"
         return
+    if recipe.two_stage.corpus or recipe.two_stage.target_labels:
+        problems = list(corpora_problems(recipe, manifest, folds))
+        if problems:
+            yield from problems
+            return
+        manifest = relabelled(manifest, recipe.two_stage.target_labels)
     if method in ("text", "cross") and (problem := transcripts_problem(recipe.text.transcripts, manifest)):
         yield problem
         return
@@ -119,7 +127,8 @@ def corpus_problems(method: str, recipe: Recipe, manifest: Manifest, folds: Mapp
         if method == "cross":
             yield from _batch_problem("fusion.cross", recipe.fusion.cross.batch_size, manifest, fold, count)
         return
-    parts = [pattern for pattern in (recipe.two_stage.source, recipe.two_stage.target) if pattern]
+    two = recipe.two_stage
+    parts = [two.target] if two.corpus or two.target_labels else [pattern for pattern in (two.source, two.target) if pattern]
     if parts:
         yield from _part_problems(recipe, parts, manifest, training, folds)
     else:
@@ -198,7 +207,7 @@ def _part_problems(
             )
             return
         for pattern, utterances in zip(patterns, found, strict=True):
-            section = f"recipe.two_stage, pattern {pattern} in fold {fold!r} of {manifest.corpus}"
+            section = f"recipe.two_stage,{f' pattern {pattern} in' if pattern else ''} fold {fold!r} of {manifest.corpus}"
             missing = set(manifest.classes) - {utterance.label for utterance in utterances}
             if missing:
                 yield f"{section}: no utterance of class {min(missing)!r} to train on; choose another pattern, or folds"

@@ -10,6 +10,7 @@ from ser_core.models.backbone_config import config_problems
 from ser_core.models.model_types import backbone_problems
 from ser_core.preflight import adaptor_problems
 from ser_core.settings import Protocol, Recipe
+from ser_core.two_stages import freeze_problems
 
 AT_LEAST: Mapping[str, float] = {
     "upstream_seed": 0,
@@ -126,10 +127,13 @@ def recipe_problems(recipe: Recipe) -> Iterator[str]:
     for key, pattern in (("source", recipe.two_stage.source), ("target", recipe.two_stage.target)):
         if problem := pattern_problem(f"recipe.two_stage.{key}", pattern):
             yield problem
-    if recipe.two_stage.source and not recipe.two_stage.target:
+    if recipe.two_stage.source and not (recipe.two_stage.target or recipe.two_stage.corpus):
         yield f"recipe.two_stage.source={recipe.two_stage.source}: name the part of the second stage too, as recipe.two_stage.target"
-    if recipe.two_stage.target and recipe.protocol is not Protocol.sessions:
+    if recipe.two_stage.active and recipe.protocol is not Protocol.sessions:
         yield f"recipe.protocol={recipe.protocol.name}: not together with recipe.two_stage, whose parts are scripts too; leave one out"
+    if recipe.two_stage.source_labels and not recipe.two_stage.corpus:
+        yield "recipe.two_stage.source_labels: without recipe.two_stage.corpus no label is mapped; name the corpus, or leave them out"
+    yield from freeze_problems(recipe.two_stage, recipe.finetune)
     yield from _grid_problems(recipe)
 
 

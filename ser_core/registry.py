@@ -25,6 +25,7 @@ from ser_core.preflight import corpus_problems, trained_on, training_frames
 from ser_core.recipe_checks import recipe_problems
 from ser_core.settings import AudioMethod, Protocol, Recipe, commits_of, resolve_checkpoints
 from ser_core.sweep import stage_proxies
+from ser_core.two_stages import WHOLE, enter_source, two_stage_key
 
 if TYPE_CHECKING:
     from ser_core.models.needed_weights import NeededWeights
@@ -97,6 +98,15 @@ class Score:
     of_confusion: str = "ua"
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What captions and reports call the data, in the plural."""
+
+    examples: str = "utterances"
+    groups: str = "speakers"
+    seeds: str = "Seeds differ in fine-tuning only; upstream stages are computed once per fold."
+
+
 class SpeechRegistry:
     """V-FT, TAPT, P-TAPT, text and fusions. A method ends in one of the stages `SCORED`, the only ones that depend on the run's seed.
 
@@ -110,6 +120,7 @@ class SpeechRegistry:
     stages = tuple(VERSIONS)
     recipe_schema = Recipe
     score = Score()
+    terms = Terms()
     packages = ("torch", "transformers", "numpy", "scipy", "scikit-learn", "safetensors", "soundfile", "tensorboard")
     makes = ("demo",)  # corpora that need no source
     pinned_keys = ("backbone.checkpoint", "backbone.revision")
@@ -131,6 +142,7 @@ class SpeechRegistry:
         kept_out: dict[str, Any] = {} if is_fixed_part(validation) else tested
         runtime = {"execution": plain(recipe.execution), "backbone": plain(recipe.backbone)}
         features = keyed(recipe.features)
+        where = {"source_corpus": recipe.two_stage.folder}
 
         def stage(name: str, settings: dict[str, Any], upstream: Mapping[str, StageCall], number: int, **more: Any) -> StageCall:
             kept = tested if name in SCORED else kept_out
@@ -139,15 +151,28 @@ class SpeechRegistry:
 
         def finetune(own: dict[str, Any], upstream: Mapping[str, StageCall]) -> StageCall:
             settings = {"finetune": keyed(recipe.finetune), "features": features, **own}
-            if not recipe.two_stage.target:
+            stages = two_stage_key(recipe.two_stage, fold)
+            if not stages:
                 return stage("finetune", settings, upstream, seed)
+            first = {"source": keyed(recipe.finetune), "features": features, **own}
+            if "corpus" in stages:
+                start = {"start": on_source_corpus(first, stages["corpus"])}
+                return stage("finetune", {**settings, "two_stage": stages}, start, seed, **where)
             if recipe.two_stage.source:
-                first = {"source": keyed(recipe.finetune), "features": features, "part": recipe.two_stage.source, **own}
+                first = {**first, "part": recipe.two_stage.source}
                 upstream = {**upstream, "start": stage("source", first, upstream, recipe.upstream_seed)}
-            return stage("finetune", {**settings, "two_stage": plain(recipe.two_stage)}, upstream, seed)
+            return stage("finetune", {**settings, "two_stage": stages}, upstream, seed)
+
+        def on_source_corpus(first: dict[str, Any], read: dict[str, Any]) -> StageCall:
+            """The first stage on another corpus: the same for all folds if no speaker is left out."""
+            more = {**runtime, "weights": backbone_origin(recipe.backbone), **where}
+            settings = {**first, "corpus": read}
+            return StageCall("source", VERSIONS["source"], settings, more, fold if read["left_out"] else WHOLE, recipe.upstream_seed)
 
         if method not in (*METHODS, *MEASUREMENTS):
             raise InputError(f"method {method!r}: unknown; known are {', '.join((*METHODS, *MEASUREMENTS))}")
+        if method not in ("vft", *MEASUREMENTS) and (recipe.two_stage.corpus or recipe.two_stage.target_labels):
+            raise InputError(f"recipe.two_stage: corpus and label maps are for the method vft only, not {method}; leave them out")
         if method in FUSIONS:
             roles = {"audio": recipe.fusion.audio.name, "text": "text"}
             runs = {role: self.call(each, recipe, fold=fold, seed=seed, validation=validation) for role, each in roles.items()}
@@ -280,9 +305,11 @@ class SpeechRegistry:
         return tuple(filter(None, dict.fromkeys(lines)))
 
     def pin_corpus(self, method: str, recipe: Recipe, corpus: Path) -> None:
-        """Enter the digest of the corpus' transcripts into the recipe of a method that reads them: it is part of their stages' keys."""
+        """Enter digests of what a method reads beside the recordings of `corpus`: its transcripts, the source corpus of two stages."""
         if method in READ_TEXT:
             recipe.text.transcripts = load_manifest(corpus).text_digest
+        if method not in MEASUREMENTS:
+            enter_source(recipe.two_stage, corpus)
 
     def check(self, recipe: Recipe) -> None:
         """Raise InputError with one line per value that is out of range."""

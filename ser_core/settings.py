@@ -9,12 +9,12 @@ features depend on its batch. The preset `published` (configs/recipe/published.y
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
-from ser_core.metric_columns import ATTRIBUTE_METRICS, KIND_METRICS, STAGE_METRICS, MetricColumn
+from ser_core.metric_columns import ATTRIBUTE_METRICS, KIND_METRICS, STAGE_METRICS, TARGET_METRICS, Adaptation, MetricColumn
 from ser_core.sweep import P_TAPT, SweptMethod
 
 
@@ -269,12 +269,62 @@ class PretrainingLossSettings:
     precision: Precision = Precision.float32  # autocast type
 
 
+class SharedSpeakers(Enum):
+    """Speaker names that both corpora of two stages have."""
+
+    refuse = "refuse"  # no launch
+    same = "same"  # the same persons: the first stage leaves out the speakers of the held-out fold
+    different = "different"  # different persons: the first stage trains on all of its corpus
+
+
+class TrainedPart(Enum):
+    """A trained part of a classifier, which the second stage can freeze."""
+
+    head = "head"
+    transformer = "transformer"  # without adaptors
+    ba = "ba"
+    lora = "lora"
+    ws = "ws"
+    wg = "wg"
+
+
 @dataclass
 class TwoStageSettings:
-    """Fine-tuning in two stages, from acted to natural speech (arXiv 2402.11747): parts of a corpus, by a pattern in utterance names."""
+    """Fine-tuning in two stages, from acted to natural speech (arXiv 2402.11747): on two parts of a corpus, or on two corpora."""
 
     source: str = ""  # regular expression: the part that the first stage trains on, with the settings of `finetune`; "": no first stage
     target: str = ""  # the part that `finetune` trains on, starting from the first stage, and is tested on; "": the whole corpus, one stage
+    corpus: str = ""  # prepared corpus that the first stage trains on (all of it if source is ""); "": the experiment's own
+    source_labels: dict[str, str | None] = field(default_factory=dict)  # its label -> common label, null: left out; {}: as they are
+    target_labels: dict[str, str | None] = field(default_factory=dict)  # the same for the experiment's corpus, also without a first stage
+    shared_speakers: SharedSpeakers = SharedSpeakers.refuse  # what equal speaker names in both corpora mean
+    freeze: list[TrainedPart] = field(default_factory=list)  # parts of the first stage's classifier that the second does not train
+    folder: str = ""  # of the source corpus, set by a launch; not part of a key
+    digest: str = ""  # of the source corpus, set by a launch
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # held-out fold -> speakers of the source corpus, set by a launch
+
+    @property
+    def active(self) -> bool:
+        """Whether fine-tuning is anything but one stage on the corpus as it is."""
+        return bool(self.target or self.corpus or self.target_labels)
+
+    @property
+    def first(self) -> str:
+        """What the first stage trains on, for tables; "": there is no first stage."""
+        pattern = f"utterances of the pattern {self.source}" if self.source else ""
+        return f"{self.corpus}{f', {pattern}' if pattern else ''}" if self.corpus else pattern
+
+    def sentences(self) -> list[str]:
+        """What is trained and how labels are mapped, for captions."""
+        if not self.active:
+            return []
+        second = f"on utterances of the pattern {self.target}" if self.target else "on the corpus of the table"
+        found = [f"fine-tuning {f'first on {self.first}, then ' if self.first else ''}{second}"] if self.target or self.first else []
+        for whose, labels in ((self.corpus, self.source_labels if self.corpus else {}), ("the corpus of the table", self.target_labels)):
+            if labels:
+                mapped = ", ".join(f"{label} as {common}" if common else f"{label} left out" for label, common in labels.items())
+                found.append(f"labels of {whose}: {mapped}")
+        return [*found, *([f"frozen in the second stage: {', '.join(each.name for each in self.freeze)}"] if self.freeze else [])]
 
 
 @dataclass
@@ -377,10 +427,11 @@ class Recipe:
     # No departures from a preset; tables state revision and digest of the weights that were used.
     not_of_preset: ClassVar[tuple[str, ...]] = (
         *("preset", "execution", "backbone.revision", "backbone.commits", "states.wav2vec.checkpoint", "text.encoder", "text.transcripts"),
+        *("two_stage.folder", "two_stage.digest", "two_stage.left_out"),
     )
 
     # only methods with the same values are compared by tests
-    compared_within: ClassVar[tuple[str, ...]] = ("training_fraction", "protocol", "two_stage.target")
+    compared_within: ClassVar[tuple[str, ...]] = ("training_fraction", "protocol", "two_stage.target", "two_stage.target_labels")
 
     preset: str = "paper"  # configs/recipe/NAME.yaml, which the other settings override; not part of a stage's key
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
@@ -422,12 +473,24 @@ class Recipe:
             found.append(f"TAPT of {_times(self.tapt.steps, 'step')}")
         if method == "ptapt":
             found.append(f"P-TAPT of {_times(self.ptapt.steps, 'step')} on k = {', '.join(map(str, self.cluster.counts))}")
-        if self.two_stage.target:
-            first = f"first on utterances of the pattern {self.two_stage.source}, then " if self.two_stage.source else ""
-            found.append(f"fine-tuning {first}on utterances of the pattern {self.two_stage.target}")
+        found += self.two_stage.sentences()
         kinds = " + ".join(kind.name for kind in self.finetune.adaptors.kinds)
         what = f" ({kinds} only)" if kinds else ""
         return (*found, f"fine-tuning{what} of {_times(self.finetune.epochs, 'epoch')}{self._targets()}")
+
+    def reads(self, method: str) -> tuple[str, ...]:
+        """The keys of the recipe that the stages of a method may read: all but those that only other methods read."""
+        audio = ("backbone", "features", "finetune", "two_stage", *(("upstream_seed",) if self.two_stage.source else ()))
+        own = {
+            "vft": audio,
+            "tapt": (*audio, "tapt", "upstream_seed"),
+            "ptapt": (*audio, "states", "cluster", "ptapt", "upstream_seed"),
+            "text": ("text",),
+            "pretraining_loss": ("backbone", "pretraining_loss", "upstream_seed"),
+        }
+        own["score"] = (*own[self.fusion.audio.name], "text", "fusion")
+        some = {key for keys in own.values() for key in keys}
+        return tuple(each.name for each in fields(self) if each.name not in some or each.name in own.get(method, some))
 
     def further_metrics(self, method: str) -> tuple[MetricColumn, ...]:
         """The metrics of a method's results that tables show beside the accuracies.
@@ -436,9 +499,16 @@ class Recipe:
         """
         audio = method not in ("text", "score", "concat", "cross")
         attributes = ATTRIBUTE_METRICS if audio and self.finetune.attributes.weight else ()
-        stages = STAGE_METRICS if audio and self.two_stage.source else ()
+        tested_source = not self.two_stage.corpus or bool(self.two_stage.left_out)
+        stages = () if not (audio and self.two_stage.first) else STAGE_METRICS if tested_source else TARGET_METRICS
         apart = KIND_METRICS if self.text.transcripts or self.protocol is not Protocol.sessions else ()
         return (*attributes, *stages, *apart)
+
+    def adaptation(self, method: str) -> Adaptation | None:
+        """What the first of two stages is trained on, and the metric of results with the UA before the second; None for one stage."""
+        if (method != "vft" and self.two_stage.corpus) or method in ("text", "score") or not self.two_stage.first:
+            return None
+        return Adaptation(self.two_stage.first)
 
     def _targets(self) -> str:
         """What fine-tuning is trained to predict, if not the classes alone."""

@@ -13,7 +13,7 @@ from typing import Any, Unpack
 from jobs.errors import UsageError
 from jobs.experiment.basic_registry import BasicRegistry, Stage, write_manifest
 from jobs.experiment.registry import StageArguments
-from jobs.store.scores import Score
+from jobs.store.scores import Score, Terms
 
 FOLDS = ("a", "b", "c")
 
@@ -37,6 +37,7 @@ class Digits(BasicRegistry):
     packages = ("scikit-learn", "numpy")  # whose versions results and tables state
     makes = ("digits",)  # the corpus that a launch makes if it is missing
     score = Score("accuracy", "accuracy", "Recognised digits", of_confusion="wa")
+    terms = Terms(examples="images")  # in captions
 
     def check(self, recipe: Recipe) -> None:
         """Called before anything is submitted."""

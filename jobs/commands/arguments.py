@@ -73,12 +73,17 @@ Marks = Annotated[bool, typer.Option("--marks", help="LaTeX: a star where a meth
 AllowIncomplete = Annotated[bool, typer.Option("--allow-incomplete", help="exit with 0 even if runs are missing")]
 
 
-def with_file(file: Path | None, arguments: list[str] | None) -> list[str]:
-    """The words of an experiment and its settings, with the file of `--config` as the experiment. UsageError if another one is named."""
+def with_file(program: Program, file: Path | None, arguments: list[str] | None) -> list[str]:
+    """The words of an experiment and its settings, with the file of `--config` as the experiment. UsageError if another one is named.
+
+    A file that is not where the user stands is looked for in the folder of the program, which has examples.
+    """
     words = list(arguments or ())
     named = [word for word in words if "=" not in word]
     if file is not None and named:
         raise UsageError(f"--config {file}: names the experiment already, leave out {named[0]}")
+    if file is not None and not file.is_file() and (program.root / file).is_file():
+        file = program.root / file
     return [str(file if file.suffix or "/" in str(file) else f"./{file}"), *words] if file is not None else words
 
 

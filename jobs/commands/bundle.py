@@ -116,6 +116,7 @@ def _origin(session: Session, unreplaced: str | None, style: Style) -> Origin:
         style=style,
         measurements=tuple(sorted(graph.measurements)),
         score=graph.score,
+        terms=graph.terms,
         corpus_caption=session.launched.corpus.caption,
     )
     files = (path for pattern in ENVIRONMENT_FILES for path in session.root.glob(pattern) if path.is_file())

@@ -33,7 +33,7 @@ def add_bundle_commands(app: typer.Typer, program: Program) -> None:
         marks: Marks = False,
         results: Results = program.results,
     ) -> None:
-        """Write results, settings, code, corpus manifest and tables of an experiment into one zip, without audio, weights and secrets."""
+        """Write results, settings, code, corpus manifest and tables of an experiment into one zip, without data, weights and secrets."""
         from jobs.commands.bundle import write_bundle
         from jobs.tables.latex import style_of
 

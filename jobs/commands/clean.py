@@ -48,7 +48,7 @@ def clean(root: Path, opening: Opening, asked: Asked) -> None:
     if asked.experiment:
         require_experiment(root, asked.experiment)
     removals = removals_of(root, opening, asked)
-    print_lines(removal_lines(removals, dry_run=asked.dry_run or (asked.whole and not asked.yes)))
+    print_lines(removal_lines(removals, dry_run=asked.dry_run or (asked.whole and not asked.yes), experiment=asked.experiment))
     if asked.dry_run or not removals:
         return
     if asked.whole and not asked.yes:
@@ -92,10 +92,11 @@ def _whole(
     return (*files, *(Removal(stage.path, stage.size, "no other experiment needs it") for stage in own))
 
 
-def removal_lines(removals: Sequence[Removal], *, dry_run: bool) -> list[str]:
-    """What is, or would be, removed: a line for each kind of file and reason, with number and size."""
+def removal_lines(removals: Sequence[Removal], *, dry_run: bool, experiment: str = "") -> list[str]:
+    """What is, or would be, removed: a line for each kind of file and reason, with number and size. `experiment`: "" for all."""
     if not removals:
-        return ["nothing to free"]
+        stay = f": the results and tables of {experiment} stay; `python launch.py clean {experiment} --whole` removes them"
+        return [f"nothing to free{stay if experiment else ''}"]
     counts, sizes = Counter[tuple[str, str]](), dict[tuple[str, str], Size]()
     for removal in removals:
         kind = (_kind(removal.path), removal.why)

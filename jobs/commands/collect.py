@@ -86,9 +86,8 @@ def write_tables(session: Session, report: Report, asked: Asked = EVERYTHING, *,
     _print_tables(written, session.published)
     if written.kept:
         note(_kept_line(session, written))
-    else:
-        if written.summary.methods:
-            say(f"{(session.launched.layout.folder if asked.out is None else asked.out) / 'confusion'}: one matrix per run and method")
+    elif any(_is_matrix(path) for path in written.paths):
+        say(f"{(session.launched.layout.folder if asked.out is None else asked.out) / 'confusion'}: one matrix per run and method")
     if announce:
         for line in send_notices(session, report, written):
             note(line)
@@ -287,6 +286,10 @@ def _kept_line(session: Session, written: CollectReport) -> str:
     return f"{written.kept}; {how}" if written.kept else ""
 
 
+def _is_matrix(path: Path) -> bool:
+    return "confusion" in (path.parent.name, path.parent.parent.name)
+
+
 def _print_tables(written: CollectReport, published: Published) -> None:
     """The tables, the files they were written to, a warning where the order depends on the dropped runs, and the missing runs."""
     from jobs.tables.display import print_tables
@@ -294,7 +297,7 @@ def _print_tables(written: CollectReport, published: Published) -> None:
 
     print_tables(written.summary, published)
     for path in written.paths:
-        if "confusion" not in (path.parent.name, path.parent.parent.name):
+        if not _is_matrix(path):
             say(str(path))
     for line in (
         *(f"warning: {line}" for line in written.summary.arithmetic.warnings),

@@ -49,7 +49,7 @@ def add_disk_commands(app: typer.Typer, program: Program) -> None:
         yes: Yes = False,
         results: Results = program.results,
     ) -> None:
-        """Free checkpoints and partial outputs that nothing continues: of failed, diverged and cancelled stages. No table needs them."""
+        """Free checkpoints and partial outputs of failed, diverged and cancelled stages; results stay. With --whole: remove EXPERIMENT."""
         from jobs.commands.clean import Asked
         from jobs.commands.clean import clean as free
 

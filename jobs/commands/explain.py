@@ -22,6 +22,7 @@ from jobs.control.failure_policy import (
     EndedAttempt,
     ended_attempts,
 )
+from jobs.control.faulty_nodes import NOT_RETRIED
 from jobs.control.observe import PassContext, read_attempts
 from jobs.control.outliers import Verdict, verdict_in_words
 from jobs.control.plan import NO_SEED_LEFT, Plan
@@ -170,7 +171,8 @@ def _seed_lines(run: Run, graph: Graph, facts: Mapping[str, StageFacts], judgeme
 
 def _stage_lines(history: StageHistory, fact: StageFacts, in_flight: Mapping[str, InFlight], plan: Plan, submitter: str) -> list[str]:
     node = history.node
-    attempts = [(each.claim.started, _attempt_lines(each)) for each in history.attempts]
+    elsewhere = frozenset(fact.bad_nodes if not fact.stopped else ())
+    attempts = [(each.claim.started, _attempt_lines(each, elsewhere)) for each in history.attempts]
     unstarted = [(each.gone, [_departure_line(each)]) for each in history.departures]
     events = [line for _, lines in sorted([*attempts, *unstarted], key=lambda item: item[0]) for line in lines]
     lines = [f"{node.name}: {'done' if fact.done else 'not done'}{'' if events else ', never started'}", *events]
@@ -200,7 +202,8 @@ def request_text(request: Request) -> str:
     return ", ".join(parts)
 
 
-def _attempt_lines(each: AttemptHistory) -> list[str]:
+def _attempt_lines(each: AttemptHistory, faulty: Collection[str]) -> list[str]:
+    """The lines of an attempt. `faulty`: nodes on which an error that is not retried was due to the node."""
     claim = each.claim
     where = claim.host if claim.node in ("", claim.host) else f"{claim.host} (node {claim.node})"
     job = f", Slurm job {claim.slurm_job}" if is_slurm_job(claim.slurm_job) else f", process {claim.pid}"
@@ -216,6 +219,8 @@ def _attempt_lines(each: AttemptHistory) -> list[str]:
     if each.ended is not None:
         failure = each.ended.failure
         policy = "resumes from its checkpoint with the time and memory configured" if each.ended.short_of else POLICIES[failure]
+        if failure in NOT_RETRIED and claim.node in faulty:
+            policy = f"due to the node {claim.node}, on which other stages failed alike; free, and retried once on another node"
         lines.append(f"    {failure.value}: {policy}{'; this attempt wrote a newer checkpoint' if each.ended.progress else ''}")
     lines.append(f"    log: {each.log}")
     return lines

@@ -66,7 +66,7 @@ def add_launch_commands(app: typer.Typer, program: Program) -> None:
         from jobs.commands.launching import program_words, require_file
         from jobs.commands.opener import corpora
 
-        words = program_words(program, "config", with_file(file, arguments), cluster)
+        words = program_words(program, "config", with_file(program, file, arguments), cluster)
         require_file(words.file, program.configs, corpora(data))
         if words.line:
             note(words.line)
@@ -95,7 +95,7 @@ def add_launch_commands(app: typer.Typer, program: Program) -> None:
         from jobs.commands.relaunch import old_stages
 
         check_scripts(scripts, dry_run)
-        arguments = with_file(file, arguments)
+        arguments = with_file(program, file, arguments)
         if yes and keep_old:
             raise UsageError("grid: --yes and --keep-old: one of them")
         words = program_words(program, "grid", arguments, cluster)

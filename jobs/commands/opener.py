@@ -232,7 +232,7 @@ class Opener:
         folder = shared_path(data / name)
         if not is_prepared(folder):
             if name not in plugin.registry.makes:
-                how = plugin.registry.how_to_prepare(name) or "prepare it there"
+                how = plugin.registry.how_to_prepare(name) or f"prepare it there{_made(plugin)}"
                 raise UsageError(f"corpus {name!r} is not prepared (no {folder}): {how}")
             if dry_run:
                 first = f"run `python launch.py prepare {name}` first, or leave" if plugin.name == self.program.registry else "leave"
@@ -257,3 +257,8 @@ def corpora(data: Path) -> list[str]:
 def _note(*lines: str) -> None:
     for line in filter(None, lines):
         note(line)
+
+
+def _made(plugin: Plugin) -> str:
+    """Names the corpora that the registry makes, for the message on another one."""
+    return f", or name one that the registry makes: {', '.join(plugin.registry.makes)}" if plugin.registry.makes else ""

@@ -35,7 +35,7 @@ def add_site_commands(app: typer.Typer, program: Program) -> None:
         from jobs.commands.opener import corpora
         from jobs.experiment.config import Cluster
 
-        words = program_words(program, "doctor", with_file(file, arguments), cluster, "demo")
+        words = program_words(program, "doctor", with_file(program, file, arguments), cluster, "demo")
         require_file(words.file, program.configs, corpora(data))
         experiment = read_experiment(words, program)
         slurm = experiment if experiment.cluster is Cluster.slurm else None

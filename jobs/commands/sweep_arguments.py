@@ -37,7 +37,7 @@ def add_sweep(app: typer.Typer, program: Program) -> None:
         from jobs.commands.launching import program_words
         from jobs.commands.opener import Place
 
-        arguments = with_file(file, arguments)
+        arguments = with_file(program, file, arguments)
         modes = [name for name, chosen in (("--dry-run", dry_run), ("--show", show), ("--cancel", cancel_it)) if chosen]
         if len(modes) > 1:
             raise UsageError(f"sweep: {' and '.join(modes)}: one at a time")

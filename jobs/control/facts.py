@@ -98,13 +98,13 @@ class StageFacts:
     processes: int = 0  # of its process group; 0: unknown
     threads: int = 0  # per process; 0: unknown
     partition: str = ""  # Slurm's, or `OUTSIDE`; "": unknown
+    node: str = ""  # Slurm's name, or its list of several, of where the result was computed; "": unknown, or outside of Slurm
     finished: float = 0.0  # when the result was written, seconds since the epoch
     ua: float | None = None  # percent, of a result that has one
     diverged: str = ""  # why the run does not count, with or without a result
     cancelled: bool = False  # by the user, and not launched again since
     request: Request = Request()  # of the next attempt
     bad_nodes: tuple[str, ...] = ()  # Slurm nodes that failed under it, one entry per failure
-    failed_on: str = ""  # Slurm node of the attempt that `failure` and `error` are of; "": not of one
     lost_jobs: tuple[str, ...] = ()  # jobs that left the queue and whose workers recorded no outcome
     short_of: Shortage = Shortage.none  # requested as configured from now on
     not_before: float = 0.0  # earliest time of the next attempt, seconds since the epoch; 0: now
@@ -133,11 +133,12 @@ class Departure:
 
 @dataclass(frozen=True)
 class Blamed:
-    """A node that failed under an attempt."""
+    """A node that failed under an attempt, or may have."""
 
     node: str  # Slurm's name
     started: float  # of the attempt, seconds since the epoch
     launch: float  # number of the last launch before it (jobs.store.launches); 0: not known
+    error: str = ""  # in one line, if the node alone may be its cause (jobs.control.faulty_nodes); "": Slurm says that the node failed
 
 
 def needed_keys(graph: Graph, facts: Mapping[str, StageFacts]) -> tuple[str, ...]:

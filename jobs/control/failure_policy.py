@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 
 from jobs.control.facts import Asked, Blamed, Departure, Request, Shortage, StageFacts
-from jobs.control.faulty_nodes import without_faulty_nodes
+from jobs.control.faulty_nodes import BLAMABLE, NOT_RETRIED, Fault, fault_of, faulty_nodes
 from jobs.control.observe import NO_RECORDS, Observation, PassContext, StageRecords
-from jobs.experiment.graph import Graph
+from jobs.experiment.graph import Graph, Node
 from jobs.store.attempts import SUPERSEDED, AttemptFiles, holder, is_slurm_job
 from jobs.store.failures import FailureClass, blames_node, cancelled_by_hand, class_of_state
 from jobs.store.launches import in_launch
@@ -51,7 +51,7 @@ class EndedAttempt:
     failure: FailureClass
     error: str  # in one line
     node: str = ""
-    nodes_fault: bool = False  # Slurm blames the node
+    nodes_fault: bool = False  # Slurm says that the node failed, or there is evidence (jobs.control.faulty_nodes)
     progress: bool = False  # it left a newer checkpoint than it found
     short_of: Shortage = Shortage.none
     ended: float = 0.0  # seconds since the epoch; 0: not recorded
@@ -62,6 +62,13 @@ class EndedAttempt:
 def judge_stages(graph: Graph, observed: Observation, context: PassContext) -> dict[str, StageFacts]:
     """Facts of every stage: what was read, and what follows from the ended attempts and jobs of those without a result."""
     facts = dict(observed.facts)
+    ended = {
+        key: ended_attempts(records.attempts, records.departures, records.newest_checkpoint, context.experiment)
+        for key, records in observed.unfinished.items()
+        if records.attempts
+    }
+    failed = {**observed.blamed, **{key: _blamed(attempts) for key, attempts in ended.items()}}
+    faults = faulty_nodes(graph, failed, facts, context.since)
     never_began: dict[str, list[Departure]] = {}  # stages without any attempt -> jobs that ended before their worker began
     last_start = cache(partial(_last_start, graph, observed))
     for key, records in observed.unfinished.items():
@@ -71,11 +78,12 @@ def judge_stages(graph: Graph, observed: Observation, context: PassContext) -> d
         parents = [facts[parent] for parent in graph.nodes[key].upstream.values()]
         unstarted = failed_starts(parents, records.unstarted, context.since)
         others = last_start(graph.nodes[key].stage) if len(unstarted) >= MAX_FAILED_STARTS else 0.0
-        facts[key] = _judged(records, unstarted, context, others, cancelled=cancelled, settling=settling)
+        attempts = _attributed(ended.get(key, ()), graph.nodes[key], faults, context.since)
+        facts[key] = _judged(records, attempts, unstarted, context, others, cancelled=cancelled, settling=settling)
         if unstarted and not facts[key].attempts:
             never_began[key] = unstarted
         if records.denied:
-            facts[key] = replace(facts[key], error=records.denied, stopped=records.denied, failure=FailureClass.refused, failed_on="")
+            facts[key] = replace(facts[key], error=records.denied, stopped=records.denied, failure=FailureClass.refused)
     if question := folder_question(itertools.chain(*never_began.values()), context.folder):
         for key in never_began:
             stopped = facts[key].stopped and facts[key].stopped + question
@@ -85,10 +93,11 @@ def judge_stages(graph: Graph, observed: Observation, context: PassContext) -> d
         if recent:
             facts[key] = _refused(facts[key], recent)
     for key, blamed in observed.blamed.items():  # a node that failed is remembered although the stage was finished elsewhere
-        if blamed:
-            nodes = tuple(each.node for each in blamed if in_launch(each.launch, each.started, context.since))
+        after_launch = [each for each in blamed if in_launch(each.launch, each.started, context.since)]
+        if after_launch:
+            nodes = tuple(each.node for each in after_launch if not each.error or fault_of(graph.nodes[key], each) in faults)
             facts[key] = replace(facts[key], bad_nodes=nodes)
-    return facts | without_faulty_nodes(graph, facts, context.since)
+    return facts
 
 
 def folder_question(never_began: Iterable[Departure], folder: str) -> str:
@@ -98,9 +107,33 @@ def folder_question(never_began: Iterable[Departure], folder: str) -> str:
 
 
 def blamed_nodes(records: StageRecords, experiment: str) -> tuple[Blamed, ...]:
-    """The nodes that failed under ended attempts of a stage, oldest first."""
-    ended = ended_attempts(records.attempts, records.departures, 0.0, experiment)
-    return tuple(Blamed(each.node, each.started, each.launch) for each in ended if each.nodes_fault and each.node)
+    """The nodes that failed under ended attempts of a finished stage, or may have, oldest first; errors of the file system are over."""
+    return _blamed(ended_attempts(records.attempts, records.departures, 0.0, experiment), NOT_RETRIED)
+
+
+def _blamed(ended: Iterable[EndedAttempt], failures: Collection[FailureClass] = BLAMABLE) -> tuple[Blamed, ...]:
+    return tuple(
+        Blamed(each.node, each.started, each.launch, "" if each.nodes_fault else each.error)
+        for each in ended
+        if each.node and (each.nodes_fault or each.failure in failures)
+    )
+
+
+def _attributed(attempts: Sequence[EndedAttempt], node: Node, faults: Collection[Fault], since: float) -> list[EndedAttempt]:
+    """The attempts of a stage, with failures of faulty nodes as such; of errors that are not retried only the first one."""
+    if not faults:
+        return list(attempts)
+    found: list[EndedAttempt] = []
+    again = False  # it has failed with such an error before
+    for each in attempts:
+        storage = each.failure is FailureClass.storage
+        judged = each
+        if each.failure in BLAMABLE and in_launch(each.launch, each.started, since):
+            if (storage or not again) and fault_of(node, Blamed(each.node, each.started, each.launch, each.error)) in faults:
+                judged = replace(each, nodes_fault=True, failure=each.failure if storage else FailureClass.node)
+            again = again or not storage
+        found.append(judged)
+    return found
 
 
 def decide(
@@ -143,7 +176,6 @@ def decide(
         cancelled=cancelled or any(each.failure is FailureClass.cancelled for each in recent),
         request=Request(relief, MEMORY_STEP**relief, tuple(sorted(exclude.union(unusable)))),
         bad_nodes=(*(each.node for each in recent if each.nodes_fault and each.node), *unusable),
-        failed_on=last.node if last else "",
         short_of=short_of,
         not_before=_end_of_pause(recent),
     )
@@ -157,7 +189,7 @@ def _refused(facts: StageFacts, messages: Sequence[str]) -> StageFacts:
         else f"Slurm rejected its request: {messages[0]}"
     )
     stopped = facts.stopped or (error if len(messages) >= MAX_REFUSALS else "")
-    return replace(facts, error=error, failure=FailureClass.refused, stopped=stopped, failed_on="")
+    return replace(facts, error=error, failure=FailureClass.refused, stopped=stopped)
 
 
 def ended_attempts(
@@ -255,10 +287,16 @@ def _last_start(graph: Graph, observed: Observation, stage: str) -> float:
 
 
 def _judged(
-    records: StageRecords, unstarted: Sequence[Departure], context: PassContext, last_start: float, *, cancelled: bool, settling: bool
+    records: StageRecords,
+    ended: Sequence[EndedAttempt],
+    unstarted: Sequence[Departure],
+    context: PassContext,
+    last_start: float,
+    *,
+    cancelled: bool,
+    settling: bool,
 ) -> StageFacts:
     departures, attempts = records.departures, records.attempts
-    ended = ended_attempts(attempts, departures, records.newest_checkpoint, context.experiment)
     cancelled = cancelled or any(_cancelled_by_owner(each, context.since) for each in departures)
     facts = decide(
         ended,
@@ -296,7 +334,7 @@ def _reason_to_stop(
 ) -> str:
     """Why the stage is not retried; "" if it is."""
     last = recent[-1] if recent else None
-    if last is not None and last.failure in (FailureClass.code, FailureClass.refused):
+    if last is not None and last.failure in NOT_RETRIED:
         return last.error
     for failure, retries, what in (
         (FailureClass.memory, MEMORY_RETRIES, "memory ran out {} times, the last time with a quarter of the work per pass"),

@@ -29,17 +29,17 @@ from jobs.store.layout import Layout, StageFolder
 from jobs.store.records import Decoder, Result, read_result_file, write_bytes
 from jobs.store.scores import UNWEIGHTED, Score
 
-SCHEMA = 3  # raised when the facts of a result, or the way they are computed, change
+SCHEMA = 4  # raised when the facts of a result, or the way they are computed, change
 ENOUGH = 100  # changes after which the index is stored, and at least one
 SHARE = 50  # of its entries: the next process reads fewer results than that again
 RESULT = StageFolder(Path()).result.name
 Signature = tuple[int, int, int]  # modification time in nanoseconds, size, inode
 _log = logging.getLogger(__name__)
 # A signature, then the stored fields of StageFacts: a row of the index
-FIELDS = ("attempts", "ua", "diverged", "seconds", "all_seconds", "memory", "mapped", "on_gpu", "processes", "threads", "partition")
+FIELDS = ("attempts", "ua", "diverged", "seconds", "all_seconds", "memory", "mapped", "on_gpu", "processes", "threads", "partition", "node")
 Ends = tuple[tuple[str, str, bool], ...]  # job, last state and whether it was withdrawn, of each job that has left the queue
 _Blamed = tuple[Signature, Ends, tuple[Blamed, ...]]  # valid for the result of this signature and for these ends
-_Row = tuple[int, int, int, int, float | None, str, float, float, int, int, bool, int, int, str]
+_Row = tuple[int, int, int, int, float | None, str, float, float, int, int, bool, int, int, str, str]
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,7 @@ def facts_of(result: Result, written: int, score: Score = UNWEIGHTED) -> StageFa
         processes=processes,
         threads=int(recorded.get("threads") or 0),
         partition=slurm.get("job_partition", "") if slurm else OUTSIDE if slurm is not None else "",
+        node=slurm.get("job_nodelist", "") if slurm else "",
         finished=written / 1e9,
         ua=score.of(result),
         diverged=result.diverged,

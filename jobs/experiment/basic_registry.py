@@ -15,7 +15,7 @@ from typing import Any, Unpack
 from jobs.errors import UsageError
 from jobs.experiment.registry import StageArguments
 from jobs.store.records import json_text, write_text
-from jobs.store.scores import UNWEIGHTED, Score
+from jobs.store.scores import UNWEIGHTED, Score, Terms
 
 MANIFEST = "manifest.json"  # a folder with this file is a prepared corpus
 
@@ -55,6 +55,7 @@ class BasicRegistry:
     makes: tuple[str, ...] = ()
     pinned_keys: tuple[str, ...] = ()
     score: Score = UNWEIGHTED
+    terms: Terms = Terms()
 
     @property
     def default_methods(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jobs.experiment.registry import Registry, StageCall
-from jobs.store.scores import UNWEIGHTED, Score, score_of
+from jobs.store.scores import RECORDED, UNWEIGHTED, Score, Terms, score_of, terms_of
 
 MAX_SLOTS = 1000  # per cell; the distance between a slot's seed and its reserve seeds
 Slot = tuple[str, str, int]  # method, fold, number
@@ -20,7 +20,7 @@ _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_asci
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One value of a table cell: a method fine-tuned on a fold with one seed; the seed belongs to a slot of the cell."""
+    """One value of a table cell: a method trained on a fold with one seed; the seed belongs to a slot of the cell."""
 
     method: str
     fold: str
@@ -75,6 +75,7 @@ class Graph:
     superseded: tuple[Run, ...] = ()
     measurements: frozenset[str] = frozenset()
     score: Score = UNWEIGHTED  # of its runs
+    terms: Terms = RECORDED  # of the registry
 
 
 Refill = Callable[[Mapping[Slot, int]], Graph]  # generation of each slot -> the graph
@@ -166,7 +167,15 @@ def build_graph(
                     run = Run(method, fold, slot, seed, key, generation)
                     (runs if generation == len(tried) - 1 else superseded).append(run)
     return Graph(
-        nodes, tuple(runs), corpus, corpus_digest, children_of(nodes), tuple(superseded), frozenset(measurements), score_of(registry)
+        nodes,
+        tuple(runs),
+        corpus,
+        corpus_digest,
+        children_of(nodes),
+        tuple(superseded),
+        frozenset(measurements),
+        score_of(registry),
+        terms_of(registry),
     )
 
 
@@ -176,7 +185,7 @@ def united(graphs: Mapping[str, Graph]) -> Graph:
     runs = tuple(replace(run, method=name) for name, graph in graphs.items() for run in graph.runs)
     superseded = tuple(replace(run, method=name) for name, graph in graphs.items() for run in graph.superseded)
     first = next(iter(graphs.values()))
-    return Graph(nodes, runs, first.corpus, first.corpus_digest, children_of(nodes), superseded, score=first.score)
+    return Graph(nodes, runs, first.corpus, first.corpus_digest, children_of(nodes), superseded, score=first.score, terms=first.terms)
 
 
 def children_of(nodes: Mapping[str, Node]) -> dict[str, tuple[str, ...]]:

@@ -93,6 +93,10 @@ class PluginRegistry(SweepRegistry, Protocol):
     def score(self) -> Any:
         """The number by which runs are judged and compared: an object with attributes of `jobs.store.scores.Score`."""
 
+    @property
+    def terms(self) -> Any:
+        """What captions call the data: an object with attributes of `jobs.store.scores.Terms`."""
+
     def load_corpus(self, folder: Path) -> PreparedCorpus:
         """Read a prepared corpus, a folder with a file `manifest.json`. Workers call it before each stage to compare the digest."""
 
@@ -106,7 +110,7 @@ class PluginRegistry(SweepRegistry, Protocol):
         """Import what stages need, without starting a thread or using a GPU: called once in a process that forks workers."""
 
     def cost_notes(self, corpus: Path, stages: Sequence[Any]) -> Sequence[str]:
-        """Lines for a dry run about stages to compute; each has `stage`, `settings` and `fold`."""
+        """Lines for a dry run about stages to compute; each has `stage`, `settings`, `runtime` and `fold`."""
 
     def needed_weights(self, method: str, recipe: Any) -> Sequence[Weights]:
         """The checkpoints that a method needs."""
@@ -142,6 +146,7 @@ class PluginRegistry(SweepRegistry, Protocol):
         """Enter into the recipe of a method what only some methods read of the corpus, so that it is part of their stages' keys."""
 
 
+_SEQUENCES = ("methods", "stages", "measurements", "teams", "packages", "makes")  # of names
 _MEMBERS = sorted(name for base in PluginRegistry.__mro__ for name in vars(base) if not name.startswith("_"))
 
 
@@ -180,9 +185,14 @@ def load_plugin(name: str, key: str = "registry") -> Plugin:
     found = getattr(module, attribute, None)
     if found is None:
         raise UsageError(f"{key}={name}: module {module_name} has no {attribute}; {GUIDE}")
+    if isinstance(found, type):
+        raise UsageError(f"{key}={name}: {attribute} is a class, and a registry is an object of it: {found.__name__}()")
     missing = missing_members(found)
     if missing:
         raise UsageError(f"{key}={name}: not a registry, it lacks {', '.join(missing)}; {GUIDE}")
+    for member in _SEQUENCES:
+        if isinstance(value := getattr(found, member), str):
+            raise UsageError(f"{key}={name}: {member} is the text {value!r}, expected a tuple such as ({value!r},)")
     score_of(found)
     return Plugin(name, cast(PluginRegistry, found))
 

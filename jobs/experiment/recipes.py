@@ -5,6 +5,7 @@ A recipe whose schema has the key `preset` starts from `configs/recipe/PRESET.ya
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
@@ -42,6 +43,15 @@ class MetricColumn:
 
 
 @dataclass(frozen=True)
+class Adaptation:
+    """A method that is adapted: trained on a source first, then on the corpus of its table."""
+
+    source: str  # what it is trained on first
+    before: str  # metric of its results: the score before the adaptation
+    factor: float  # from that metric to the unit of the score
+
+
+@dataclass(frozen=True)
 class MethodRecipe:
     """The preset of a method's recipe, and each setting that departs from it as `KEY=VALUE`."""
 
@@ -52,6 +62,7 @@ class MethodRecipe:
     unlike_published: tuple[str, ...] = ()  # settings that depart from the preset `REFERENCE`, as `departures`
     compared_within: tuple[str, ...] = ()  # `KEY=VALUE` not at its default: methods are compared by tests if they have the same
     metrics: tuple[MetricColumn, ...] = ()  # that its results have beside the score
+    adaptation: Adaptation | None = None  # None: it is trained on the corpus of its table alone
 
 
 def preset_file(configs: Path, name: str) -> Path:
@@ -68,22 +79,35 @@ def method_recipes(recipes: Mapping[str, Any], configs: Path, variants: Mapping[
     """Preset and departures of each recipe; empty without presets. `recipes`: by method, in the order of the tables.
 
     `variants`: name of each variant -> its method. A schema may have methods of its own, for a method of the registry: `trained` states
-    what is trained, `further_metrics` returns objects with the attributes of `MetricColumn`. The settings that two methods must have in
-    common to be compared are those in its class attribute `compared_within`.
+    what is trained, `further_metrics` returns objects with the attributes of `MetricColumn`, `adaptation` one with those of `Adaptation`
+    or None, `reads` the keys that its stages read: departures in keys that none of the methods reads are left out. The settings that two
+    methods must have in common to be compared are those in its class attribute `compared_within`.
     """
     found = []
+    methods = {name: (variants or {}).get(name, name) for name in recipes}
+    read = _read(recipes, methods)
     reference = _preset_values(preset_file(configs, REFERENCE)) if (configs / FOLDER / f"{REFERENCE}.yaml").is_file() else None
     for method, recipe in recipes.items():
         if not is_dataclass(recipe) or not hasattr(recipe, PRESET):
             return ()
         name = str(getattr(recipe, PRESET))
-        trained = recipe.trained((variants or {}).get(method, method)) if hasattr(recipe, "trained") else ()
-        unlike = departures(recipe, reference) if reference is not None else ()
-        own = departures(recipe, _preset_values(preset_file(configs, name)))
-        columns = recipe.further_metrics((variants or {}).get(method, method)) if hasattr(recipe, "further_metrics") else ()
+        trained = recipe.trained(methods[method]) if hasattr(recipe, "trained") else ()
+        unlike = filter(read, departures(recipe, reference)) if reference is not None else ()
+        own = filter(read, departures(recipe, _preset_values(preset_file(configs, name))))
+        columns = recipe.further_metrics(methods[method]) if hasattr(recipe, "further_metrics") else ()
         metrics = tuple(MetricColumn(each.name, each.heading, each.decimals, each.meaning) for each in columns)
-        found.append(MethodRecipe(method, name, tuple(own), tuple(trained), tuple(unlike), _compared_within(recipe), metrics))
+        first = recipe.adaptation(methods[method]) if hasattr(recipe, "adaptation") else None
+        adaptation = None if first is None else Adaptation(first.source, first.before, first.factor)
+        found.append(MethodRecipe(method, name, tuple(own), tuple(trained), tuple(unlike), _compared_within(recipe), metrics, adaptation))
     return tuple(found)
+
+
+def _read(recipes: Mapping[str, Any], methods: Mapping[str, str]) -> Callable[[str], bool]:
+    """Whether a departure `KEY=VALUE` is in a setting that some method reads. A schema without `reads` leaves that open: it counts."""
+    if not all(hasattr(recipe, "reads") for recipe in recipes.values()):
+        return lambda departure: True
+    keys = {key for name, recipe in recipes.items() for key in recipe.reads(methods[name])}
+    return lambda departure: departure.partition("=")[0].partition(".")[0] in keys
 
 
 def comparable(recipes: Sequence[MethodRecipe], first: str, second: str) -> bool:
@@ -102,7 +126,8 @@ def comparison_sentences(recipes: Sequence[MethodRecipe]) -> tuple[str, ...]:
 
 def _compared_within(recipe: Any) -> tuple[str, ...]:
     values = {key: value for key, value, default in _compared(recipe, type(recipe)(), {}) if _plain(value) != _plain(default)}
-    return tuple(f"{key}={_text(values[key])}" for key in getattr(type(recipe), "compared_within", ()) if key in values)
+    texts = {key: json.dumps(value, sort_keys=True) if isinstance(value, Mapping) else _text(value) for key, value in values.items()}
+    return tuple(f"{key}={texts[key]}" for key in getattr(type(recipe), "compared_within", ()) if key in values)
 
 
 def departures(recipe: Any, preset: Mapping[str, Any]) -> list[str]:

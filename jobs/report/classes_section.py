@@ -52,7 +52,7 @@ def classes_section(material: Material) -> Section | None:
 
 
 def recalls(confusion: Confusion) -> dict[str, float]:
-    """Class -> recall in percent; classes without utterances are left out."""
+    """Class -> recall in percent; classes without examples are left out."""
     rows = zip(confusion.classes, confusion.counts, strict=True)
     return {name: 100 * row[place] / sum(row) for place, (name, row) in enumerate(rows) if sum(row)}
 
@@ -96,14 +96,15 @@ def _recalls(
 
 
 def _matrices(material: Material, corpus: str, totals: Mapping[str, Confusion], name: str) -> Figure:
+    examples = material.summary.terms.examples
     shares = {material.label(method): _shares(total) for method, total in totals.items()}
     tables = [
-        Table(f"{material.label(method)}: utterances, rows: true class", ("", *total.classes), tuple(_counts(total)))
+        Table(f"{material.label(method)}: {examples}, rows: true class", ("", *total.classes), tuple(_counts(total)))
         for method, total in totals.items()
     ]
     classes = next(iter(totals.values())).classes
     parts, height = _side_by_side(classes, shares, lambda share: (share, "m0", f"{100 * share:.0f}"))
-    what = "Rows: true class; columns: predicted class; percent of the utterances of the true class, summed over runs."
+    what = f"Rows: true class; columns: predicted class; percent of the {examples} of the true class, summed over runs."
     return figure(name, f"Confusion on {corpus}", what, height, parts, tables=tables)
 
 
@@ -146,7 +147,7 @@ def _side_by_side(classes: Sequence[str], matrices: Mapping[str, Sequence[Sequen
 
 
 def _shares(confusion: Confusion) -> list[list[float]]:
-    """Rows of shares of the true class; zeros for a class without utterances."""
+    """Rows of shares of the true class; zeros for a class without examples."""
     return [[count / max(sum(row), 1) for count in row] for row in confusion.counts]
 
 

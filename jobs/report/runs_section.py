@@ -17,14 +17,15 @@ WITHIN = 0.5  # share of a method's width that its seeds take
 
 
 def spread_section(material: Material) -> Section:
-    """Whether folds (speakers) or seeds make the scores differ."""
+    """Whether folds (what they hold out) or seeds make the scores differ."""
     parts: list[Table | Figure] = []
     for place, corpus in enumerate(material.corpora):
         for metric in material.by_metric:
             parts.append(_dots(material, corpus, metric, f"runs-{place}-{metric}"))
             parts.extend(_shares(material, corpus, metric))
-    sentence = "Every run is a mark. Where the marks of a fold lie close together and the folds apart, speakers matter more than seeds."
-    return Section("spread", "Do seeds or speakers matter?", (sentence,), tuple(parts))
+    groups = material.summary.terms.groups
+    sentence = f"Every run is a mark. Where the marks of a fold lie close together and the folds apart, {groups} matter more than seeds."
+    return Section("spread", f"Do seeds or {groups} matter?", (sentence,), tuple(parts))
 
 
 def dropped_section(material: Material) -> Section:

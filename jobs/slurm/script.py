@@ -33,8 +33,9 @@ LINK_CPUS = 1
 LINK_MEMORY_MB = 2048  # making the tables at the end needs the most
 MOST_AGAIN = 60  # links in a row that may fail before their pass; with pauses that grow to 12 polls, two days at 5 minutes a poll
 MOST_REQUEUES = 500  # of one link, where the queue has no room for another: about 17 hours, as Slurm waits two minutes each time
-# Options in `slurm.extra` that also apply to links; options that request resources apply to stages only.
-SHARED_OPTIONS = ("comment", "nice", "reservation", "wckey")
+# Options in `slurm.extra` that also apply to links. Options that request resources apply to stages only, and so does `nice`: links start
+# before the stages that wait.
+SHARED_OPTIONS = ("comment", "reservation", "wckey")
 _OPTION = re.compile(r"[a-z][a-z0-9-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x80-\x9f\u2028\u2029]")

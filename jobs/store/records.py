@@ -33,7 +33,7 @@ SCHEMA = 1
 READ_BYTES = 1 << 16  # more than most records have
 LARGEST_INTEGER = 2**63  # in the measured part of a result
 LATEST = 1e11  # seconds since the epoch; later is no time that a record can state
-UNUSABLE = "its confusion matrix is not square with one row per class and at least one utterance"
+UNUSABLE = "its confusion matrix is not square with one row per class and at least one example"
 _UMASK = os.umask(0o022)
 
 
@@ -331,7 +331,7 @@ def read_result_file(path: Path | str, key: str) -> Result | None:
 
 
 def usable_confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> bool:
-    """Whether these are a square matrix of counts with one row per class and at least one utterance, or nothing at all."""
+    """Whether these are a square matrix of counts with one row per class and at least one example, or nothing at all."""
     if not counts and not classes:
         return True
     size = len(classes)

@@ -14,7 +14,7 @@ from jobs.store.records import Result, usable_confusion
 
 @dataclass(frozen=True)
 class Confusion:
-    """Counts of utterances, `counts[true][predicted]`, in the order of `classes`."""
+    """Counts of examples, `counts[true][predicted]`, in the order of `classes`."""
 
     classes: tuple[str, ...]
     counts: tuple[tuple[int, ...], ...]
@@ -96,7 +96,17 @@ class Score:
         return -value if self.higher_is_better else value
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What captions and reports call the data of a registry, in the plural."""
+
+    examples: str = "examples"  # that a run is tested on
+    groups: str = "test sets"  # that folds hold out: speakers, patients
+    seeds: str = ""  # sentence of captions on what the seeds of a cell differ in; "": none
+
+
 UNWEIGHTED = Score("ua", "UA", "Unweighted accuracy", of_confusion="ua")  # of CSV files, and of records that state no other
+RECORDED = Terms("utterances", "speakers", "Seeds differ in fine-tuning only; upstream stages are computed once per fold.")  # as above
 TAKEN = ("wa", "macro_f1", "n", "seed", "slot", "fold", "method", "corpus", "status")  # keys beside the score in JSON and CSV
 
 
@@ -120,10 +130,16 @@ def score_of(registry: Any) -> Score:
     return found
 
 
+def terms_of(registry: Any) -> Terms:
+    """The terms that a registry states, an object with attributes of `Terms`; those of records that state none if it states none."""
+    stated = getattr(registry, "terms", None)
+    return RECORDED if stated is None else Terms(**{name: str(getattr(stated, name)) for name in Terms.__dataclass_fields__})
+
+
 def confusion_of(result: Result) -> Confusion | None:
     """The confusion matrix of a finished run, None if the stage reports none.
 
-    Raises UsageError when it is not a square matrix of counts, one row per class, with at least one utterance.
+    Raises UsageError when it is not a square matrix of counts, one row per class, with at least one example.
     """
     if not result.confusion and not result.classes:
         return None

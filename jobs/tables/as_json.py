@@ -8,6 +8,7 @@ from typing import Any
 from jobs.experiment.recipes import MethodRecipe
 from jobs.statistics import CrossedMean, Interval, PairedTest
 from jobs.store.scores import UNWEIGHTED, Score
+from jobs.tables.adaptation import Adapted, adaptations_of
 from jobs.tables.summary import VERDICT, CellSummary, Comparison, Entry, MethodSummary, Summary, verdict_values
 
 SCHEMA = 1
@@ -39,6 +40,7 @@ def _to_json(summary: Summary, published: object) -> dict[str, Any]:
         "measured": [each.to_json() for each in summary.measured],
         "outlier_rule": summary.outlier_rule,
         "unreplaced": summary.unreplaced.value,
+        **({"adaptations": [adaptation_json(each) for each in adapted]} if (adapted := adaptations_of(summary)) else {}),
         **({"further_metrics": [each.to_json() for each in summary.further]} if summary.further else {}),
         "recipes": [_recipe_json(recipe) for recipe in summary.recipes],
         "code": summary.code.to_json(),
@@ -60,8 +62,9 @@ def picked(value: object, *names: str) -> dict[str, Any]:
 
 def _recipe_json(recipe: MethodRecipe) -> dict[str, Any]:
     found = asdict(recipe)
-    if not recipe.metrics:
-        del found["metrics"]
+    for name in ("metrics", "adaptation"):
+        if not found[name]:
+            del found[name]
     return found
 
 
@@ -91,6 +94,16 @@ def _run_json(entry: Entry) -> dict[str, Any]:
     scores = {"ua": None, "wa": None, "macro_f1": None} if entry.scores is None else asdict(entry.scores)
     verdict = dict(zip(VERDICT, verdict_values(entry), strict=True))
     return {**picked(entry, "slot", "seed"), **scores, "status": entry.status.value, **verdict}
+
+
+def adaptation_json(adapted: Adapted) -> dict[str, Any]:
+    """Score of one method before and after its adaptation, and the paired differences."""
+    return {
+        **picked(adapted, "source", "corpus", "method"),
+        "mean_ua_before": adapted.mean_before,
+        "mean_ua_after": adapted.mean_after,
+        "difference": _comparison_json(adapted.difference),
+    }
 
 
 def _comparison_json(comparison: Comparison) -> dict[str, Any]:

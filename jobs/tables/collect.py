@@ -16,6 +16,7 @@ from jobs.store.layout import Layout
 from jobs.store.records import Decoder, Result, json_text, write_text
 from jobs.store.scores import UNWEIGHTED
 from jobs.tables import published as published_figures
+from jobs.tables.adaptation import adaptations_of, render_adaptation_csv
 from jobs.tables.arithmetic import arithmetic_of
 from jobs.tables.as_json import to_json
 from jobs.tables.confusion import write_confusions
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 FORMATS = {"latex": "tables.tex", "markdown": "table.md", "csv": "runs.csv", "json": "summary.json"}
 METHODS_CSV = "methods.csv"  # beside `runs.csv`
 MEASURED_CSV = "measured.csv"  # beside `runs.csv`, if corpora were measured
+ADAPTATION_CSV = "adaptation.csv"  # beside `runs.csv`, if methods are adapted from a source
 METRICS_CSV = "metrics.csv"  # beside `runs.csv`, if runs have further metrics
 _FRAGMENT = re.compile(r"table\d*(?:-differences|-details)?\.tex")
 
@@ -104,6 +106,7 @@ def summary_of(
         further=further_of(found, metrics_of(graph, results)),
         corpus_captions={graph.corpus: tuple(corpus_caption)} if corpus_caption else {},
         score=graph.score,
+        terms=graph.terms,
     )
 
 
@@ -146,7 +149,7 @@ def collect(
     confusion = (layout.folder if out is None else out) / "confusion"
     paths.extend(write_confusions(confusion, graph, results, published.labels))
     joined, gaps = (
-        write_joined(folder, layout, graph, results, (*FORMATS.values(), METHODS_CSV, MEASURED_CSV, METRICS_CSV))
+        write_joined(folder, layout, graph, results, (*FORMATS.values(), METHODS_CSV, MEASURED_CSV, METRICS_CSV, ADAPTATION_CSV))
         if "csv" in formats
         else ([], [])
     )
@@ -277,6 +280,8 @@ def _write_tables(folder: Path, summary: Summary, published: Published, formats:
                 write(MEASURED_CSV, render_measured_csv(summary))
             if summary.further:
                 write(METRICS_CSV, render_metrics_csv(summary))
+            if adaptations_of(summary):
+                write(ADAPTATION_CSV, render_adaptation_csv(summary))
     return paths
 
 

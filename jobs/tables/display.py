@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.experiment.recipes import comparison_sentences, recipe_sentences, training_sentences
-from jobs.statistics import p_text, round_half_up
+from jobs.statistics import round_half_up
 from jobs.store.scores import Score
-from jobs.tables.format import DASH, code_sentence, csv_text, interval_text, rendered, signed
+from jobs.tables.format import DASH, code_sentence, csv_text, difference_cells, interval_text, rendered
 from jobs.tables.order import order_sentences
 from jobs.tables.plain import PlainTable, plain_tables
 from jobs.tables.published import Published, position
@@ -41,7 +41,7 @@ BOLD = "Bold: best mean of a column, ties included."
 DIFFERENCES_CAPTION = (
     "Differences of {label} between methods in points, over (fold, slot) pairs: mean, 95 % interval, paired t-test, "
     "Wilcoxon signed-rank test.",
-    "Pairs of one fold share speakers and upstream stages, so these p-values are valid for new seeds on these folds only.",
+    "Pairs of one fold share {groups} and upstream stages, so these p-values are valid for new seeds on these folds only.",
     "Folds and seeds: interval and test for new folds and new seeds, from a mixed model in which both are random effects; "
     "detectable: the smallest difference that this test finds with probability 0.8 at this number of folds and seeds.",
     "p-values are two-sided; Holm: corrected for the number of comparisons in the table; – if there are too few data.",
@@ -251,7 +251,7 @@ def _table(summary: Summary, published: Published, corpus: str) -> Table:
         caption=(f"{title}.", *_caption(summary, methods, published, folds)),
         details=_details(summary, published),
         outliers=_dropping_sentences(summary, methods, published),
-        differences_caption=(*_differences_caption(folds, summary.score), *comparison_sentences(summary.recipes)),
+        differences_caption=(*_differences_caption(folds, summary), *comparison_sentences(summary.recipes)),
         sized=differ(method.size for method in methods),
     )
 
@@ -304,15 +304,7 @@ def _mark(cell: Cell, top: str | None) -> Cell:
 
 def _difference(found: Comparison, published: Published) -> tuple[str, ...]:
     first, second = (published.labels.get(name, name) for name in (found.first, found.second))
-    pairs, crossed, corrected = found.over_pairs, found.crossed, found.corrected
-    mean = DASH if pairs.mean is None else signed(pairs.mean)
-    tests = map(p_text, (pairs.t_p, corrected.pairs_t, pairs.wilcoxon_p, corrected.pairs_wilcoxon))
-    both = (
-        (interval_text(crossed.interval), p_text(crossed.p), p_text(corrected.crossed), round_half_up(crossed.detectable))
-        if crossed
-        else (DASH,) * 4
-    )
-    return (f"{second} − {first}", mean, interval_text(pairs.interval), str(pairs.pairs), *tests, *both)
+    return (f"{second} − {first}", *difference_cells(found))
 
 
 def _plain_cell(cell: Cell) -> str:
@@ -325,9 +317,9 @@ def _caption(summary: Summary, methods: Sequence[MethodSummary], published: Publ
     n = f"n = {counted(counts[0], 'run')}" if len(counts) == 1 else f"n = {counts[0]} to {counted(counts[-1], 'run')}"
     sentences = [
         f"Cells: mean ± sample standard deviation over seeds, {n} a cell.",
-        "Seeds differ in fine-tuning only; upstream stages are computed once per fold.",
+        *filter(None, (summary.terms.seeds,)),
         "Mean: mean of the cell means; its ± and the 95 % interval over seeds (Student's t) are over slots, of the mean over folds: "
-        "they describe the variation between seeds, not between speakers.",
+        f"they describe the variation between seeds, not between {summary.terms.groups}.",
         OVER_FOLDS if len(folds) > 1 else ONE_FOLD,
         "n: runs a cell in the means; dropped: runs that are not; all runs: mean and ± with the dropped runs.",
     ]
@@ -385,9 +377,9 @@ def _beside_published(methods: Sequence[MethodSummary], published: Published, fo
     return (f"{what}: {', '.join(places)}.",) if places else ()
 
 
-def _differences_caption(folds: Sequence[str], score: Score) -> tuple[str, ...]:
+def _differences_caption(folds: Sequence[str], summary: Summary) -> tuple[str, ...]:
     pairs, paired, both, corrected = DIFFERENCES_CAPTION
-    pairs = pairs.format(label=score.label)
+    pairs, paired = pairs.format(label=summary.score.label), paired.format(groups=summary.terms.groups)
     if len(folds) > 1:
         return pairs, paired, both, corrected
     return (pairs, paired, "One fold is held out: there is no interval and no test over folds and seeds.", corrected)

@@ -63,7 +63,8 @@ def _scores(run: Run, result: Result, score: Score) -> Scores:
         between = " between 0 and 1" if score.unit == "%" else ""
         raise UsageError(
             f"result of run {run.name} ({result.stage}/{result.key}) has no confusion matrix and no {score.name}{between} in its metrics: "
-            "delete its result.json and launch again"
+            f"its metrics are {', '.join(sorted(result.metrics)) or 'none'}; if the code of the stage has to return another one, "
+            "increase the version of the stage, else delete its result.json, and launch again"
         )
     if confusion is not None:
         return Scores(value, confusion.wa, confusion.macro_f1)

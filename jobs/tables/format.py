@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.statistics import Interval, round_half_up
+from jobs.statistics import Interval, p_text, round_half_up
 from jobs.text import one_line
 
 if TYPE_CHECKING:
-    from jobs.tables.summary import CodeFacts
+    from jobs.tables.summary import CodeFacts, Comparison
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # first characters of a cell that spreadsheets execute
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
@@ -185,3 +185,16 @@ def _latex_character(character: str) -> str:
         letter = f"\\{parts[0]}" if parts[0] in "ij" and parts[1] not in "\u0323\u0327" else parts[0]
         return f"{_ACCENTS[parts[1]]}{{{letter}}}"
     return f"{{[}}U+{ord(character):04X}]"
+
+
+def difference_cells(found: Comparison) -> tuple[str, ...]:
+    """The cells of a row of paired differences, without its label: mean, interval, pairs, tests over pairs, over folds and seeds."""
+    pairs, crossed, corrected = found.over_pairs, found.crossed, found.corrected
+    mean = DASH if pairs.mean is None else signed(pairs.mean)
+    tests = map(p_text, (pairs.t_p, corrected.pairs_t, pairs.wilcoxon_p, corrected.pairs_wilcoxon))
+    both = (
+        (interval_text(crossed.interval), p_text(crossed.p), p_text(corrected.crossed), round_half_up(crossed.detectable))
+        if crossed
+        else (DASH,) * 4
+    )
+    return (mean, interval_text(pairs.interval), str(pairs.pairs), *tests, *both)

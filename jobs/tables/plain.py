@@ -13,8 +13,9 @@ from typing import Any
 
 from jobs.experiment.recipes import MetricColumn
 from jobs.statistics import Interval, interval_about, round_half_up
+from jobs.tables.adaptation import Adapted, adaptations_of
 from jobs.tables.as_json import interval_json
-from jobs.tables.format import DASH, code_sentence, interval_text, negative, signed
+from jobs.tables.format import DASH, code_sentence, difference_cells, interval_text, negative, signed
 from jobs.tables.measured import Measured
 from jobs.tables.metrics import FurtherMetric
 from jobs.tables.published import MeasuredColumn, MeasuredTable, Published, Ratio, SettingsTable, position
@@ -38,6 +39,7 @@ def plain_tables(summary: Summary, published: Published) -> tuple[PlainTable, ..
     tables = (
         _by_settings(summary, published),
         _prior_work(summary, published),
+        *_adaptations(summary, published),
         _further(summary, published),
         _measured(summary, published),
     )
@@ -133,6 +135,72 @@ def _prior_work(summary: Summary, published: Published) -> PlainTable | None:
         f"Published figures: as given by {published.source}.",
     )
     return PlainTable("prior-work", caption, ("", "Features", "UA", "95 % interval"), (tuple(rows), tuple(ours)), texts=2)
+
+
+def _adaptations(summary: Summary, published: Published) -> tuple[PlainTable, ...]:
+    """Rows of sources and methods, and for each corpus the score before and after; a table of the paired differences. () without any."""
+    adapted = adaptations_of(summary)
+    if not adapted:
+        return ()
+    corpora = list(dict.fromkeys(each.corpus for each in adapted))
+    by_place = {(each.source, each.method, each.corpus): each for each in adapted}
+    alone = [each for each in summary.methods if each.corpus in corpora and each.method not in {own.method for own in adapted}]
+    label, names = summary.score.label, published.labels
+    rows = []
+    for source, method in dict.fromkeys((each.source, each.method) for each in adapted):
+        places = [by_place.get((source, method, corpus)) for corpus in corpora]
+        rows.append((source, names.get(method, method), *(text for place in places for text in _before_after(place))))
+    for method in dict.fromkeys(each.method for each in alone):
+        found = {each.corpus: each for each in alone if each.method == method}
+        rows.append((DASH, names.get(method, method), *(text for corpus in corpora for text in (DASH, _after(found.get(corpus))))))
+    caption = (
+        f"{label} before and after adaptation: rows are sources, columns are the corpora that methods are adapted to and tested on.",
+        "Before: the model that was trained on the source, tested on the held-out folds of the corpus, on which it was not trained; it is "
+        "computed once for all seeds of a fold. After: trained further on the training part of the corpus.",
+        f"Mean over folds ± sd over slots of that mean. {DASH} as source: trained on the corpus alone.",
+    )
+    table = PlainTable("adaptation", caption, ("Source", "", *_stages_of(corpora)), (tuple(rows),), texts=2)
+    lines = tuple(
+        (f"{each.source} to {each.corpus}", names.get(each.method, each.method), *difference_cells(each.difference)) for each in adapted
+    )
+    differences = (
+        f"Differences of {label} in points, after − before adaptation, over (fold, slot) pairs: mean, 95 % interval, paired t-test, "
+        "Wilcoxon signed-rank test.",
+        "The score before is the same for all seeds of a fold, so these p-values are valid for new seeds of the second stage only.",
+        "Folds and seeds: interval and test for new folds and new seeds, from a mixed model in which both are random effects.",
+        "p-values are two-sided; Holm: corrected for the rows of one corpus.",
+    )
+    columns = (
+        "",
+        "",
+        "Difference",
+        "95 % interval",
+        "Pairs",
+        "t p",
+        "Holm",
+        "Wilcoxon p",
+        "Holm",
+        "Folds and seeds",
+        "p",
+        "Holm",
+        "Detectable",
+    )
+    return table, PlainTable("adaptation-differences", differences, columns, (lines,), texts=2)
+
+
+def _stages_of(corpora: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"{corpus}, {when}" for corpus in corpora for when in ("before", "after"))
+
+
+def _before_after(adapted: Adapted | None) -> tuple[str, str]:
+    if adapted is None:
+        return DASH, DASH
+    spread = adapted.sd_before or None  # 0: the seeds of a fold share their first stage
+    return _mean_text(adapted.mean_before, spread), _mean_text(adapted.mean_after, adapted.sd_after)
+
+
+def _after(method: MethodSummary | None) -> str:
+    return DASH if method is None else _mean_text(method.mean_ua, method.sd_ua)
 
 
 def _further(summary: Summary, published: Published) -> PlainTable | None:

@@ -81,6 +81,7 @@ def joint_summary(parts: Sequence[Part], unreplaced: Unreplaced = Unreplaced.kee
             further=further_of(summary, metrics),
             corpus_captions=captions,
             score=parts[0].graph.score,
+            terms=parts[0].graph.terms,
         ),
         labels,
     )

@@ -3,7 +3,7 @@
 Conventions, repeated in every caption: scores in the unit of the registry, UA in percent by default. A cell's mean and
 sample sd are over its accepted runs (seeds). A method's mean is the mean of its cell means, every fold with the same
 weight. A method's sd and 95 % interval are over slots: each slot that is accepted in every fold gives one mean over
-folds. They measure the variance between fine-tuning seeds, not between speakers; the interval over folds and seeds
+folds. They measure the variance between seeds, not between test data; the interval over folds and seeds
 (`jobs.statistics.crossed_mean`) measures both. Methods are compared over the (fold, slot) pairs accepted in both, over
 fold means, and over folds and seeds together.
 
@@ -37,7 +37,7 @@ from jobs.statistics import (
     t_interval,
 )
 from jobs.store.records import Result
-from jobs.store.scores import UNWEIGHTED, Score
+from jobs.store.scores import RECORDED, UNWEIGHTED, Score, Terms
 from jobs.tables.arithmetic import Arithmetic
 from jobs.tables.measured import Measured
 from jobs.tables.sizes import ModelSize, common_size
@@ -192,7 +192,7 @@ class Comparison:
     first: str
     second: str
     over_pairs: PairedTest  # (fold, slot) pairs accepted in both
-    over_folds: PairedTest  # cell means of folds that both have: fewer values, but they vary with the speakers
+    over_folds: PairedTest  # cell means of folds that both have: fewer values, but they vary with the test data
     crossed: CrossedMean | None  # of the differences, over folds and seeds together
     corrected: Corrected = Corrected()
 
@@ -226,6 +226,7 @@ class Summary:
     measured: tuple[Measured, ...] = ()  # of runs without a score
     further: tuple[FurtherMetric, ...] = ()  # metrics of runs beside the score
     score: Score = UNWEIGHTED  # of the runs: what `ua` in the names of fields stands for
+    terms: Terms = RECORDED  # of the registry, for captions
     corpus_captions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # corpus -> sentences that captions state of it
 
     @property
@@ -308,7 +309,7 @@ def summarise(
         ]
         methods.extend(found)
         pairs = [pair for pair in itertools.combinations(found, 2) if comparable(recipes, pair[0].method, pair[1].method)]
-        comparisons.extend(_corrected([_compare(corpus, first, second) for first, second in pairs]))
+        comparisons.extend(corrected([_compare(corpus, first, second) for first, second in pairs]))
     return Summary(experiment, tuple(methods), tuple(comparisons), outlier_rule, code or CodeFacts(), tuple(recipes), unreplaced)
 
 
@@ -413,8 +414,8 @@ def _compare(corpus: str, first: MethodSummary, second: MethodSummary) -> Compar
     return Comparison(corpus, first.method, second.method, over_pairs, over_folds, crossed_mean(list(filter(None, differences))))
 
 
-def _corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """The comparisons of one corpus with their p-values corrected."""
+def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The comparisons of one corpus with their p-values corrected by Holm's method."""
     columns = (
         holm([each.over_pairs.t_p for each in comparisons]),
         holm([each.over_pairs.wilcoxon_p for each in comparisons]),

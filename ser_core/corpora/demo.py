@@ -2,7 +2,9 @@
 
 `prepare iemocap` reads it like the real corpus: sessions of two speakers, dialogs, label files with dimensions and annotators' lines, and
 some turns with labels that are dropped. Emotions differ in pitch, pitch range, rate, loudness, spectral tilt and breath; speakers differ in
-expressiveness, utterances in strength: learnable across speakers, and not trivial.
+expressiveness, utterances in strength (1 on average): learnable across speakers, and not trivial.
+
+A corpus of another strength has the same speakers and sentences in other takes: emotions are weaker or stronger, the neutral voice is not.
 
 espeak keeps state between utterances, so the output is reproducible only for a fixed order in a new process: one process per session.
 """
@@ -146,36 +148,46 @@ def expected_counts() -> dict[str, Any]:
     }
 
 
-def prepare_demo(target: Path, source: Path, progress: Progress | None = None) -> Manifest:
+def demo_name(strength: float) -> str:
+    """Return the name of the demo corpus of a strength: `demo` for 1, else such as `demo-0.4`."""
+    return "demo" if strength == 1 else f"demo-{strength:g}"
+
+
+def prepare_demo(
+    target: Path, source: Path, progress: Progress | None = None, *, strength: float = 1.0, name: str | None = None
+) -> Manifest:
     """Prepare the demo corpus at `target`; synthesise it into `source` if that is missing or incomplete. Existing results are kept.
 
-    `progress(done, total)` is called with numbers of utterances, first for the synthesis, then for the conversion.
-    Raises InputError if espeakng-loader is not installed.
+    `progress(done, total)` is called with numbers of utterances, first for the synthesis, then for the conversion. `strength`: mean factor
+    of the emotions' acoustic parameters. `name`: of the corpus, by default `demo_name`.
+    Raises InputError if espeakng-loader is not installed, or for a strength outside 0 to 2.
     """
-    facts = {"demo": {"version": VERSION, "seed": 1}}
+    if not 0 < strength <= 2:
+        raise InputError(f"prepare demo: --strength {strength:g}: must be above 0 and at most 2")
+    facts = {"demo": _marker(1, strength)}
     done = prepared_already(target, facts)
     if done is not None:
         return done
-    if not is_complete(source, seed=1):
-        synthesise(source, seed=1, progress=progress)
-    return prepare("iemocap", source, target, name="demo", facts=facts, progress=progress)
+    if not is_complete(source, seed=1, strength=strength):
+        synthesise(source, seed=1, strength=strength, progress=progress)
+    return prepare("iemocap", source, target, name=name or demo_name(strength), facts=facts, progress=progress)
 
 
-def is_complete(folder: Path, *, seed: int) -> bool:
-    """Whether `folder` holds the complete corpus of this version and seed."""
+def is_complete(folder: Path, *, seed: int, strength: float = 1.0) -> bool:
+    """Whether `folder` holds the complete corpus of this version, seed and strength."""
     try:
         marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return marker == _marker(seed) and all(
+    return marker == _marker(seed, strength) and all(
         _wav(folder, session, turn).is_file() and _label_file(folder, session, turn.dialog).is_file()
         for session in range(1, SESSIONS + 1)
         for turn in turns(session)
     )
 
 
-def synthesise(target: Path, *, seed: int = 1, progress: Progress | None = None) -> None:
-    """Write the corpus to the folder `target` atomically. The same seed gives the same bytes.
+def synthesise(target: Path, *, seed: int = 1, strength: float = 1.0, progress: Progress | None = None) -> None:
+    """Write the corpus to the folder `target` atomically. The same seed and strength give the same bytes.
 
     Raises InputError if espeakng-loader is not installed, or if `target` holds other files.
     """
@@ -190,7 +202,7 @@ def synthesise(target: Path, *, seed: int = 1, progress: Progress | None = None)
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         total = sum(1 for session in range(1, SESSIONS + 1) for _ in turns(session))
         with ThreadPoolExecutor(min(SESSIONS, len(os.sched_getaffinity(0)))) as pool:
-            futures = {pool.submit(_in_fresh_process, staging, session, seed): session for session in range(1, SESSIONS + 1)}
+            futures = {pool.submit(_in_fresh_process, staging, session, seed, strength): session for session in range(1, SESSIONS + 1)}
             done = 0
             for future in as_completed(futures):
                 future.result()
@@ -198,18 +210,18 @@ def synthesise(target: Path, *, seed: int = 1, progress: Progress | None = None)
                 if progress:
                     progress(done, total)
         write_atomically(staging / EXPECTED_COUNTS, json.dumps(expected_counts(), indent=1) + "\n")
-        write_atomically(staging / MARKER, json.dumps(_marker(seed), indent=1) + "\n")
+        write_atomically(staging / MARKER, json.dumps(_marker(seed, strength), indent=1) + "\n")
         replace_folder(staging, home)
 
 
-def _marker(seed: int) -> dict[str, int]:
-    return {"version": VERSION, "seed": seed}
+def _marker(seed: int, strength: float) -> dict[str, float]:
+    return {"version": VERSION, "seed": seed, **({} if strength == 1 else {"strength": strength})}
 
 
-def _in_fresh_process(folder: Path, session: int, seed: int) -> None:
+def _in_fresh_process(folder: Path, session: int, seed: int, strength: float) -> None:
     root = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    command = [sys.executable, "-m", "ser_core.corpora.demo", str(folder), str(session), str(seed)]
+    command = [sys.executable, "-m", "ser_core.corpora.demo", str(folder), str(session), str(seed), repr(strength)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise InputError(f"the demo corpus could not be synthesised: {(result.stderr.strip() or str(result.returncode)).splitlines()[-1]}")
@@ -252,27 +264,29 @@ class Espeak:
         return 0  # continue the synthesis
 
 
-def write_session(folder: Path, session: int, seed: int) -> None:
-    """Synthesise one session (1 to 5) into `folder`. Call it once, in a new process."""
+def write_session(folder: Path, session: int, seed: int, strength: float = 1.0) -> None:
+    """Synthesise one session (1 to 5) into `folder`. Call it once, in a new process.
+
+    `strength`: mean factor of the emotions' parameters. Each has random numbers of its own, so that no two have a recording in common.
+    """
+    take = [] if strength == 1 else [round(1000 * strength)]
     espeak = Espeak()
     cast = speakers(session, seed)
     lines: dict[str, list[str]] = {}
     clock: dict[str, float] = {}
     for number, turn in enumerate(turns(session)):
-        draw = np.random.default_rng([seed, session, number])
+        draw = np.random.default_rng([seed, session, number, *take])
         mood = MOODS["hap" if turn.label == "exc" else turn.label]
         speaker = cast[turn.speaker]
-        strength = speaker.expressiveness * draw.normal(1, SPREAD)
-        samples = _spoken(espeak, turn.sentence, speaker, mood, strength, draw)
+        own = strength * speaker.expressiveness * draw.normal(1, SPREAD)
+        samples = _spoken(espeak, turn.sentence, speaker, mood, own, draw)
         path = _wav(folder, session, turn)
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, samples, SAMPLE_RATE, subtype="PCM_16")
         start = clock.get(turn.dialog, 0.8)
         end = start + len(samples) / SAMPLE_RATE
         clock[turn.dialog] = end + 0.4
-        dimensions = [
-            min(5.0, max(1.0, round(2 * (2.6 + strength * (value - 2.6) + draw.normal(0, 0.3))) / 2)) for value in mood.dimensions
-        ]
+        dimensions = [min(5.0, max(1.0, round(2 * (2.6 + own * (value - 2.6) + draw.normal(0, 0.3))) / 2)) for value in mood.dimensions]
         lines.setdefault(turn.dialog, []).append(_label_lines(turn, start, end, dimensions))
     for dialog, blocks in lines.items():
         path = _label_file(folder, session, dialog)
@@ -340,4 +354,4 @@ def _label_file(folder: Path, session: int, dialog: str) -> Path:
 
 
 if __name__ == "__main__":
-    write_session(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    write_session(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), *map(float, sys.argv[4:]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from ser_core.corpora.manifest import Manifest
@@ -37,6 +38,8 @@ def how_to_prepare(name: str) -> str:
     if name.startswith(f"{BENCHMARK}-"):
         listed = name.removeprefix(f"{BENCHMARK}-")
         more = f"{BENCHMARK} --meta data/{listed}/{listed}.jsonl --audio FOLDER"
+    if match := re.fullmatch(r"demo-(\d*\.?\d+)", name):
+        return f"run `python launch.py prepare demo --strength {match[1]}`"
     return f"run `python launch.py prepare {more}`, or try `python launch.py grid demo`, which needs no data"
 
 

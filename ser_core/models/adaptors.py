@@ -130,9 +130,9 @@ def attach(encoder: Any, shape: AdaptorShape) -> None:
             layers[number] = AdaptedBlock(block, bottleneck, gate)
 
 
-def adaptor_names(module: nn.Module) -> list[str]:
-    """Return the names of the parameters of all adaptors in a module."""
-    kinds = (LowRank, Bottleneck, Gate, LayerSum)
+def adaptor_names(module: nn.Module, *kinds: type[nn.Module]) -> list[str]:
+    """Return the names of the parameters of all adaptors in a module, or of those of some classes."""
+    kinds = kinds or (LowRank, Bottleneck, Gate, LayerSum)
     return [f"{name}.{inner}" for name, each in module.named_modules() if isinstance(each, kinds) for inner, _ in each.named_parameters()]
 
 

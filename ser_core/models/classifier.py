@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ser_core.errors import InputError
-from ser_core.models.adaptors import AdaptorShape, LayerSum, adaptor_names, attach
+from ser_core.models.adaptors import AdaptorShape, Bottleneck, Gate, LayerSum, LowRank, adaptor_names, attach
 from ser_core.models.encoder import run_states, run_transformer
 from ser_core.models.front_end import valid_frames
 from ser_core.models.trained import below, train_only
@@ -77,6 +77,29 @@ class EmotionClassifier(nn.Module):
         else:
             hidden = self.layer_sum(run_states(self.wav2vec2, masked, frames))
         return pool(hidden, frames, self.pooling) if self.projector is None else mean_frames(self.projector(hidden), frames)
+
+
+def parameters_of(model: EmotionClassifier, parts: Iterable[str]) -> list[str]:
+    """Return the names of the trained parameters of parts of a classifier, by names of `TrainedPart`.
+
+    Raises ValueError for a part without any.
+    """
+    trained = [name for name, each in model.named_parameters() if each.requires_grad]
+    head = [name for name in trained if name.partition(".")[0] in ("head", "projector")]
+    kinds = {"ba": Bottleneck, "lora": LowRank, "ws": LayerSum, "wg": Gate}
+    found: list[str] = []
+    for part in parts:
+        if part == "head":
+            names = head
+        elif part == "transformer":
+            adaptors = set(adaptor_names(model))
+            names = [name for name in trained if name not in head and name not in adaptors]
+        else:
+            names = adaptor_names(model, kinds[part])
+        if not names:
+            raise ValueError(f"{part}: no part of this classifier is trained under that name")
+        found += names
+    return found
 
 
 def encode(encoder: Any, features: Tensor, frames: Tensor, time_mask: Tensor | None = None, feature_mask: Tensor | None = None) -> Tensor:

@@ -8,7 +8,7 @@ the attributes, 1 - CCC, is that of the whole batch: if a step has several parts
 sums what it needs over all parts (`ser_core.training.concordance`).
 
 With `recipe.two_stage` it trains on the target part of the corpus, from the classifier that the stage `source` has trained on the source
-part: all its trained weights, the head included.
+part or on another corpus: all its trained weights, the head included. Parts of it can be frozen.
 
 Artifacts: `predictions.csv` (class probabilities of every test utterance, attributes), the training curves, outside of sweeps
 `pooled.safetensors` (`ser_core.training.pooled`) and, with adaptors, `adaptors/`: the trained weights of adaptors and head
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,8 +34,15 @@ from ser_core.keyed import keyed
 from ser_core.models.adaptor_files import load_adaptors, save_adaptors
 from ser_core.models.adaptors import AdaptorShape
 from ser_core.models.backbone import frame_count, load_encoder
-from ser_core.models.classifier import ClassifierAdaptors, EmotionClassifier, class_weights, label_weight, weighted_cross_entropy
-from ser_core.models.trained import parameter_counts
+from ser_core.models.classifier import (
+    ClassifierAdaptors,
+    EmotionClassifier,
+    class_weights,
+    label_weight,
+    parameters_of,
+    weighted_cross_entropy,
+)
+from ser_core.models.trained import parameter_counts, train_only
 from ser_core.parallel.group import stop_together
 from ser_core.settings import Adaptor, AdaptorSettings, BottleneckStart, FinetuneSettings, HeadKind, Padding, Precision
 from ser_core.stages.context import StageContext, parse_settings, stage_result
@@ -194,6 +201,7 @@ class Fitted:
     trained: TrainingResult
     diverged: str  # the reason; "": it is not
     front_end: float  # seconds
+    parameters: tuple[int, int]  # trained, all
     pooled: NDArray[np.float32] | None = None  # inputs of the last layer, (training utterances, units), if asked for
     pooling: float = 0.0  # seconds that they took
 
@@ -203,10 +211,11 @@ class Fitted:
         return not self.classes
 
 
-def fit(context: StageContext, settings: FinetuneSettings, *, pooled: bool = False) -> Fitted:
+def fit(context: StageContext, settings: FinetuneSettings, frozen: Sequence[str] = (), *, pooled: bool = False) -> Fitted:
     """Train a classifier on the training split, from the weights of an upstream classifier (role `start`) if there is one.
 
-    `pooled`: then compute the inputs of its last layer for all training utterances.
+    `frozen`: names of `TrainedPart` that stay as they were upstream. They are trained parameters of the classifier all the same: they are
+    saved with it. `pooled`: then compute the inputs of its last layer for all training utterances.
     """
     split = context.training
     encoder = load_encoder(context.backbone(), attention=context.execution.attention)
@@ -218,6 +227,9 @@ def fit(context: StageContext, settings: FinetuneSettings, *, pooled: bool = Fal
     model = classifier_of(encoder, outputs, settings, adaptors).to(context.device)
     if START in context.upstream:
         load_adaptors(model, context.upstream[START] / CLASSIFIER)
+    trainable = [name for name, each in model.named_parameters() if each.requires_grad]
+    train_only(model, set(trainable) - set(parameters_of(model, frozen)))
+    counts = parameter_counts(model)
     objective = Finetuning(context, settings, model, task)
     if len(split) < settings.batch_size:
         context.report(
@@ -240,12 +252,13 @@ def fit(context: StageContext, settings: FinetuneSettings, *, pooled: bool = Fal
         steps_per_epoch=objective.epoch_steps,
         references={"train/loss": (prior, "loss of the class prior" if task is None else "loss of the best constant prediction")},
     )
+    train_only(model, trainable)
     diverged = divergence_reason(trained.loss, prior)
     if diverged:
         context.report(f"{context.stage}: diverged: {diverged}")
     started = time.monotonic()
     vectors = _training_vectors(objective, context) if pooled else None
-    return Fitted(settings, model, task, classes, prior, trained, diverged, front_end, vectors, time.monotonic() - started)
+    return Fitted(settings, model, task, classes, prior, trained, diverged, front_end, counts, vectors, time.monotonic() - started)
 
 
 def _training_vectors(objective: Finetuning, context: StageContext) -> NDArray[np.float32]:
@@ -301,12 +314,19 @@ def _predicted(fitted: Fitted, context: StageContext, test: Split) -> Predicted:
     return Predicted(pooled, nearest_class_logits(attributes, split.utterances, split.classes) if fitted.alone else logits, attributes)
 
 
-def run(context: StageContext, open_test: Callable[[], Split], open_source: Callable[[], Split] | None = None) -> dict[str, Any]:
+def run(
+    context: StageContext,
+    open_test: Callable[[], Split],
+    open_source: Callable[[], Split | None] = lambda: None,
+    frozen: Sequence[str] = (),
+) -> dict[str, Any]:
     """Train, then open the test split and score it. A diverged model is tested too; `diverged` states the reason.
 
-    `open_source`: with two stages, the test split of the source part. Then the metrics have the UA of both parts after either stage.
+    `open_source`: with two stages, the test split of the source, None if it has none. The metrics then have the UA of source and target
+    after either stage. `frozen`: as for `fit`.
     """
-    fitted = fit(context, parse_settings(FinetuneSettings, context.settings["finetune"]), pooled="validation" not in context.settings)
+    settings = parse_settings(FinetuneSettings, context.settings["finetune"])
+    fitted = fit(context, settings, frozen, pooled="validation" not in context.settings)
     started = time.monotonic()
     test = open_test()
     predicted = _predicted(fitted, context, test)
@@ -317,7 +337,7 @@ def run(context: StageContext, open_test: Callable[[], Split], open_source: Call
             write_pooled(context.output, (context.training, fitted.pooled), (test, predicted.pooled))
         if fitted.settings.adaptors.kinds:
             save_adaptors(fitted.model, context.output / ADAPTORS, facts_of(fitted, context))
-    trained_parameters, parameters = parameter_counts(fitted.model)
+    trained_parameters, parameters = fitted.parameters
     result = stage_result(
         fitted.trained,
         {
@@ -338,18 +358,19 @@ def run(context: StageContext, open_test: Callable[[], Split], open_source: Call
     )
     if fitted.alone:
         del result["metrics"]["training_accuracy"]
-    if open_source is not None and START in context.upstream:
-        result["metrics"] |= _both_parts(fitted, context, test, open_source())
+    if START in context.upstream:
+        result["metrics"] |= _both_stages(fitted, context, test, open_source())
     result["durations"] |= {"front_end": fitted.front_end, "pooling": fitted.pooling, "test": time.monotonic() - started}
     return result
 
 
-def _both_parts(fitted: Fitted, context: StageContext, target: Split, source: Split) -> dict[str, float]:
-    """Return the UA of the source part after the second stage, and of both parts after the first, whose weights the model has then."""
+def _both_stages(fitted: Fitted, context: StageContext, target: Split, source: Split | None) -> dict[str, float]:
+    """Return the UA of the source after the second stage, and of source and target after the first, whose weights the model has then."""
 
     def ua(split: Split) -> float:
         return score(_predicted(fitted, context, split).logits, split).ua
 
-    after = {"ua_source": ua(source), "source_utterances": len(source)}
+    after = {} if source is None else {"ua_source": ua(source), "source_utterances": len(source)}
     load_adaptors(fitted.model, context.upstream[START] / CLASSIFIER)
-    return {**after, "ua_source_before": ua(source), "ua_target_before": ua(target)}
+    before = {} if source is None else {"ua_source_before": ua(source)}
+    return {**after, **before, "ua_target_before": ua(target)}

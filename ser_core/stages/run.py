@@ -12,6 +12,7 @@ from ser_core.corpora.manifest import Manifest, Utterance, load_manifest
 from ser_core.corpora.parts import part
 from ser_core.corpora.scripts import scripts_apart
 from ser_core.corpora.subsets import subset
+from ser_core.corpora.two_corpora import relabelled, source_split
 from ser_core.corpora.validation import training_and_validation
 from ser_core.errors import InputError
 from ser_core.parallel.group import process_group
@@ -22,6 +23,7 @@ from ser_core.stages import cluster, concat, cross, finetune, late_fusion, pretr
 from ser_core.stages.context import StageContext, seed_global_generators
 from ser_core.training.device import deterministic, keep_freed_memory
 from ser_core.training.splits import Split
+from ser_core.two_stages import load_source
 
 TESTED: Mapping[str, Callable[[StageContext, Callable[[], Split]], dict[str, Any]]] = {
     "text": text.run,
@@ -50,10 +52,25 @@ def run_stage(stage: str, **arguments: Unpack[StageArguments]) -> dict[str, Any]
     _require_transcripts(manifest, settings)
     if settings.get("protocol") == Protocol.scripts_disjoint.name:
         manifest = scripts_apart(manifest, arguments["fold"])
-    training, tested = _splits(manifest, stage, arguments["fold"], settings)
-    stages = settings.get("two_stage")
-    target = stages["target"] if stages else ""
-    open_source = None if not (stages and stages["source"]) else lambda: Split(manifest, part(tested(), stages["source"]))
+    stages = settings.get("two_stage", {})
+    manifest = relabelled(manifest, stages.get("labels", {}))
+    read = settings.get("corpus") or stages.get("corpus")
+    other = relabelled(load_source(arguments["runtime"]["source_corpus"], read["digest"]), read["labels"]) if read else None
+    training: tuple[Utterance, ...]
+    tested: Callable[[], tuple[Utterance, ...]]
+    if other is not None and stage == "source":
+        manifest = other
+        training, tested = source_split(other, read["part"], read["left_out"])[0], lambda: ()
+    else:
+        training, tested = _splits(manifest, stage, arguments["fold"], settings)
+    target = stages.get("target", "")
+
+    def open_source() -> Split | None:
+        """The source part of the held-out fold, or the left-out speakers of the source corpus; None if there is no such split."""
+        if other is not None:
+            return Split(other, source_split(other, read["part"], read["left_out"])[1]) if read["left_out"] else None
+        return Split(manifest, part(tested(), stages["source"]))
+
     team = arguments.get("team") or Alone()
     arguments["output"].mkdir(parents=True, exist_ok=True)
     context = StageContext(
@@ -85,11 +102,13 @@ def run_stage(stage: str, **arguments: Unpack[StageArguments]) -> dict[str, Any]
         with process_group(team, context.device, context.execution.communication_minutes * 60) as group:
             context = dataclasses.replace(context, group=group)
             if stage == "finetune":
-                result = finetune.run(context, lambda: Split(manifest, part(tested(), target)), open_source)
+                result = finetune.run(context, lambda: Split(manifest, part(tested(), target)), open_source, stages.get("freeze", ()))
             elif stage in TESTED:
                 result = TESTED[stage](context, lambda: Split(manifest, tested()))
             else:
                 result = WITHOUT_TEST[stage](context)
+            if read:  # it was read meanwhile
+                load_source(arguments["runtime"]["source_corpus"], read["digest"])
             return {**result, "arithmetic": _arithmetic(context)}
 
 

@@ -248,11 +248,12 @@ def train(
                 # The leader's clock decides when to save; all processes check the loss before.
                 due = group.is_leader and time.monotonic() - saved_at >= plan.checkpoint_seconds
                 sums, (all_counted, saving) = sum_gradients(group, list(named.values()), sums, (counted, due))
-                if plan.clip_norm:
-                    scaler.unscale_(optimiser)
-                    nn.utils.clip_grad_norm_(named.values(), plan.clip_norm)
-                scaler.step(optimiser)
-                scaler.update()
+                if any(each.grad is not None for each in named.values()):
+                    if plan.clip_norm:
+                        scaler.unscale_(optimiser)
+                        nn.utils.clip_grad_norm_(named.values(), plan.clip_norm)
+                    scaler.step(optimiser)
+                    scaler.update()
                 window.add(sums, int(all_counted))
                 if state.step >= tail_from:
                     tail.add(sums, int(all_counted))
@@ -305,7 +306,8 @@ def _gradients(
         seed_part(plan.seed, step, number)
         with plan.arithmetic.autocast():
             found = objective.loss(part)
-        scaler.scale(found.loss).backward()  # type: ignore[no-untyped-call]
+        if found.loss.requires_grad:  # not if layer drop has left out every block, and the head is frozen
+            scaler.scale(found.loss).backward()  # type: ignore[no-untyped-call]
         sums = sums + torch.stack([found.curve_loss.detach().float(), found.correct.detach().float()])
         counted += found.counted
         if found.curve_sums is not None:

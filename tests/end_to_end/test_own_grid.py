@@ -1,4 +1,4 @@
-"""examples/digits: a grid whose registry is not of this project, from a missing corpus to tables, on this machine and on Slurm."""
+"""examples/digits: a grid whose registry is not of this project, from a missing corpus to tables. On Slurm: test_package.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.command_line import ROOT, CommandLine
-from tests.slurm_cluster.cluster import Cluster
 
 FILE = "examples/digits/digits.yaml"
 FEW = ("seeds=2", "folds=[a,b]", "recipe.epochs=3")
@@ -43,18 +42,3 @@ def test_the_example_runs_here(tmp_path: Path) -> None:
     assert ", accuracy " in story
     refused = run("grid", "--config", FILE, "recipe.components=65")
     assert (refused.returncode, refused.stderr) == (2, "recipe.components=65: from 1 to 64, the number of pixels\n")
-
-
-@pytest.mark.slow
-@pytest.mark.slurm
-@pytest.mark.end_to_end
-def test_the_example_runs_on_slurm(slurm_cluster: Cluster, tmp_path: Path) -> None:
-    """The registry's code is in the copy that the jobs run."""
-    run = CommandLine(tmp_path / "data", tmp_path / "results")
-    once = ("methods=[components]", "seeds=1", "folds=[a]", "recipe.epochs=3", "policy.poll_seconds=1", "policy.poll_minutes=0.05")
-    done = run("grid", "--config", FILE, "--cluster", "slurm", "--wait", *once)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert [row["method"] for row in runs_of(run)] == ["components"]
-    (result,) = (run.results / "store" / "classify").glob("*/result.json")
-    assert json.loads(result.read_text())["provenance"]["slurm"]["job_id"]
-    assert (run.results / "digits" / "snapshots" / "current" / "examples" / "digits" / "digits.py").is_file()

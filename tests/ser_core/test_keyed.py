@@ -19,7 +19,6 @@ FIRST = {
     "FinetuneSettings": "epochs batch_size learning_rate max_seconds head spec_augment precision",
     "HeadSettings": "pooling",
     "AttributeSettings": "weight",
-    "TwoStageSettings": "source target",
     "AdaptorSettings": "kinds bottleneck_units bottleneck_start lora_rank lora_alpha lora_targets",
     "SpecAugmentSettings": "spans_per time_length time_probability time_minimum feature_length feature_probability feature_minimum",
     "TaptSettings": "steps learning_rate warmup_steps flat_fraction batch_seconds max_seconds buckets batches_per_bucket drop_last "
@@ -38,6 +37,7 @@ ONE_BY_ONE = {
     "Wav2vecSettings",
     "TextEncoderSettings",
     "FusionSettings",
+    "TwoStageSettings",
     "ClusterSettings",
     "ExecutionSettings",
 }

@@ -4,6 +4,8 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from ser_core.corpora.validation import FIXED_PART
 from ser_core.errors import InputError
 from ser_core.registry import REGISTRY, VERSIONS, StageCall
-from ser_core.settings import Attention, BackboneSettings, FeatureCache, Padding, Pooling, Recipe, Wav2vecSettings
+from ser_core.settings import Attention, BackboneSettings, FeatureCache, Padding, Pooling, Protocol, Recipe, Wav2vecSettings
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,6 +45,42 @@ def test_methods_need_the_stages_of_the_paper() -> None:
     states = [parent.upstream["states"] for parent in ptapt.upstream.values()]
     assert states[0] == states[1] == states[2]
     assert all(call.version == VERSIONS[call.stage] for call in stages(calls["ptapt"]).values())
+
+
+@pytest.mark.parametrize("method", [*REGISTRY.methods, *REGISTRY.measurements])
+def test_what_a_method_does_not_read_is_in_no_key_of_its_stages(method: str) -> None:
+    """Another value of such a setting changes no stage; of one that it reads, it does. A measurement reads a part of them."""
+
+    def changes(other: Recipe) -> dict[str, Callable[[], None]]:
+        return {
+            "backbone": lambda: setattr(other.backbone, "init_seed", 9),
+            "features": lambda: setattr(other.features, "padding", Padding.reference),
+            "finetune": lambda: setattr(other.finetune, "epochs", 9),
+            "tapt": lambda: setattr(other.tapt, "steps", 9),
+            "states": lambda: setattr(other.states, "steps", 9),
+            "cluster": lambda: setattr(other.cluster, "iterations", 9),
+            "ptapt": lambda: setattr(other.ptapt, "steps", 9),
+            "pretraining_loss": lambda: setattr(other.pretraining_loss, "draws", 9),
+            "two_stage": lambda: setattr(other.two_stage, "target", "a*"),
+            "text": lambda: setattr(other.text, "epochs", 9),
+            "fusion": lambda: setattr(other.fusion, "text_weight", 0.9),
+            "protocol": lambda: setattr(other, "protocol", Protocol.scripts_disjoint),
+            "training_fraction": lambda: setattr(other, "training_fraction", 0.5),
+            "upstream_seed": lambda: setattr(other, "upstream_seed", 9),
+        }
+
+    def changed(key: str) -> Recipe:
+        other = recipe()
+        changes(other)[key]()
+        return other
+
+    def planned(chosen: Recipe) -> StageCall:
+        return replace(REGISTRY.call(method, chosen, fold="1", seed=0), runtime={})
+
+    different = {key for key in changes(recipe()) if planned(changed(key)) != planned(recipe())}
+    assert different <= set(recipe().reads(method))
+    if method not in REGISTRY.measurements:
+        assert different == set(recipe().reads(method)) & set(changes(recipe()))
 
 
 def test_only_fine_tuning_takes_the_seed_of_the_run() -> None:

@@ -111,6 +111,7 @@ class SimulatedLab(ABC):
         self.interleaved = 0  # how many passes stand still now while somebody else acts, or have
         self.trouble = False  # Slurm was unreachable at some time in this pass
         self.generations: dict[Slot, int] = {}
+        self.judged = self.graph  # the graph of the pass that is made now, or of the last one
         self.points = 0  # of the last pass
         self._tokens = 0
         self._pids = 10
@@ -307,9 +308,15 @@ class SimulatedLab(ABC):
 
     def desired(self, graph: Graph) -> Desired:
         """The desired state, starting with this graph."""
+
+        def refill(generations: Mapping[Slot, int]) -> Graph:
+            self.judged = self._graph(generations)
+            return self.judged
+
+        self.judged = graph
         packing = {"finetune": self.shape.runs_per_task}
         bounds = Bounds({stage: resources_of(self.experiment, stage) for stage in STAGES}, siblings=2)
-        return Desired(graph, self.layout, self.shape.policy, self.since, packing, self._graph, clock=self.clock, bounds=bounds)
+        return Desired(graph, self.layout, self.shape.policy, self.since, packing, refill, clock=self.clock, bounds=bounds)
 
     def running(self) -> list[SimulatedWorker]:
         """Living workers, in the order of their start."""
@@ -363,7 +370,7 @@ class SimulatedLab(ABC):
         return node.name if node else key
 
     def _done(self, key: str) -> bool:
-        node = self.graph.nodes.get(key)
+        node = self.graph.nodes.get(key) or self.judged.nodes.get(key)
         return node is not None and read_result(self.layout.stage(node.stage, key), key) is not None
 
     def _describe(self, report: Report) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from jobs.experiment.config import Policy
 from jobs.store.failures import FailureClass
 from tests.simulation.slurm import Reply
 from tests.simulation.worker import Place, SimulatedWorker
@@ -167,11 +168,56 @@ def test_what_is_queued_is_withdrawn_when_its_slots_are_given_up(folder: Path) -
         assert lab.published.total() == 1
 
 
-def _diverge(lab: World, worker: SimulatedWorker) -> None:
+def test_a_failure_of_a_stage_that_is_no_longer_in_the_experiment_costs_nothing(folder: Path) -> None:
+    """Launched again with fewer seeds while a run beyond them is about to begin: its failure is not the new experiment's."""
+    policy = Policy(max_failures=2, max_attempts=6)
+    with world(folder / "world", Shape(methods=("vft",), folds=1, seeds=3, policy=policy)) as lab:
+        lab.run_pass()
+        kept, _, former = lab.start(3)
+        lab.launch_with_seeds(2)
+        lab.run_pass()
+        for worker in (former, kept):
+            _fail(lab, worker, FailureClass.disk)
+        report = lab.run_pass()
+        assert report is not None
+        assert report.submitted == (kept.key,)
+        lab.finish_everything()
+
+
+def test_a_failure_of_a_reserve_seed_that_is_no_longer_needed_costs_nothing(folder: Path) -> None:
+    """The result of its slot that diverged was damaged: it is computed again, and the slot has its first seed meanwhile."""
+    policy = Policy(max_failures=2, max_attempts=6, max_seeds=2)
+    with world(folder / "world", Shape(methods=("vft",), folds=1, seeds=1, policy=policy)) as lab:
+        first = lab.graph.runs[0].key
+        lab.next_ua = (0.25, "the loss never moved")
+        lab.run_pass()
+        lab.finish(lab.start()[0])
+        lab.run_pass()
+        _fail(lab, lab.start()[0], FailureClass.disk)
+        lab.spoil(first, 0)
+        lab.next_ua = (0.6, "")
+        lab.alike.clear()
+        lab.run_pass()
+        lab.advance(70)
+        lab.run_pass()
+        (worker,) = lab.start()
+        assert worker.key == first
+        _fail(lab, worker, FailureClass.disk)
+        report = lab.run_pass()
+        assert report is not None
+        assert report.submitted == (first,)
+        lab.finish_everything()
+
+
+def _fail(lab: World, worker: SimulatedWorker, failure: FailureClass, words: str = "it went wrong") -> None:
     while worker.place is not Place.work:
         worker.step()
-    worker.fail(FailureClass.divergence)
+    worker.fail(failure, words)
     lab.leave(worker)
+
+
+def _diverge(lab: World, worker: SimulatedWorker) -> None:
+    _fail(lab, worker, FailureClass.divergence)
 
 
 def test_a_node_that_fails_every_stage_at_once_does_not_drain_the_grid(folder: Path) -> None:
@@ -186,10 +232,7 @@ def test_a_node_that_fails_every_stage_at_once_does_not_drain_the_grid(folder: P
         elsewhere = lab.start(4)
         lab.slurm.up["n1"] = True
         while begun := lab.start():
-            while begun[0].place is not Place.work:
-                begun[0].step()
-            begun[0].fail(FailureClass.refused, "no corpus at /data")
-            lab.finish(begun[0])
+            _fail(lab, begun[0], FailureClass.refused, "no corpus at /data")
         assert [each.node for each in lab.executions] == ["n1"] * 4
         report = lab.run_pass()
         assert report is not None
@@ -203,6 +246,57 @@ def test_a_node_that_fails_every_stage_at_once_does_not_drain_the_grid(folder: P
             lab.finish(worker)
         assert lab.settle().complete
         assert len(lab.executions) == 12
+
+
+def test_a_node_that_fails_more_stages_than_the_budget_of_the_experiment_does_not_drain_the_grid(folder: Path) -> None:
+    """What failed there is tried elsewhere although `policy.max_failures` would allow for no further attempt; the node's failures are free.
+
+    The failures that they have elsewhere count.
+    """
+    policy = Policy(max_failures=2, max_attempts=6)
+    with world(folder / "world", Shape(methods=("vft",), folds=1, seeds=8, policy=policy)) as lab:
+        lab.slurm.up["n1"] = False
+        lab.run_pass()
+        elsewhere = lab.start(4)
+        lab.slurm.up["n1"] = True
+        while begun := lab.start():
+            _fail(lab, begun[0], FailureClass.code)
+        assert [each.node for each in lab.executions] == ["n1"] * 4
+        lab.finish(elsewhere[0])
+        report = lab.run_pass()
+        assert report is not None
+        assert len(report.submitted) == 4
+        assert report.plan.given_up == ()
+        for left in (1, 0):
+            (again,) = lab.start()
+            _fail(lab, again, FailureClass.memory)
+            report = lab.run_pass()
+            assert report is not None
+            assert len(report.submitted) == left
+        assert set(report.plan.reasons.values()) == {"the experiment's budget of failed attempts is spent (policy.max_failures)"}
+        lab.finish_everything()
+
+
+def test_a_faulty_node_is_remembered_when_only_one_of_its_stages_is_left(folder: Path) -> None:
+    """Those that have got their result elsewhere are evidence still. Before: the last one was withdrawn from the queue and given up."""
+    with world(folder / "world", Shape(methods=("vft",), folds=1, seeds=4, nodes=2)) as lab:
+        lab.slurm.up["n1"] = False
+        lab.run_pass()
+        elsewhere = lab.start(2)
+        lab.slurm.up["n1"] = True
+        for worker in lab.start(2):
+            _fail(lab, worker, FailureClass.code)
+        for worker in elsewhere:
+            lab.finish(worker)
+        report = lab.run_pass()
+        assert report is not None
+        assert len(report.submitted) == 2
+        lab.finish(lab.start()[0])
+        report = lab.run_pass()
+        assert report is not None
+        assert (report.plan.given_up, report.plan.withdrawn, len(report.plan.waiting)) == ((), (), 1)
+        assert lab.settle().complete
+        assert [each.node for each in lab.executions].count("n1") == 2
 
 
 def test_an_error_that_stages_have_on_several_nodes_is_not_retried(folder: Path) -> None:

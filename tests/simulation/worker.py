@@ -239,7 +239,7 @@ class SimulatedWorker:
             upstream=node.upstream,
             attempt=self.number,
             metrics={"ua": ua},
-            provenance={"seconds": 1.0, "peak_rss_bytes": 1 << 28},
+            provenance={"seconds": 1.0, "peak_rss_bytes": 1 << 28, "slurm": {"job_nodelist": self.node}},
             artifacts={"weights": digest},
             diverged=diverged or divergence_of(folder),
         )

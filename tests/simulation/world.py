@@ -197,13 +197,14 @@ class World(SimulatedLab):
         )
 
     def _alone_with_its_error(self, execution: Execution) -> bool:
-        """Whether a second stage of its kind failed on the same node, since the launch too, and a third one has its result."""
-        nodes = self.graph.nodes
+        """Whether a second stage of its kind failed on the same node, since the launch too, and a third one has its result from another."""
+        nodes = {**self.graph.nodes, **self.judged.nodes}
+        if execution.key not in nodes:
+            return False
         kind = (nodes[execution.key].stage, nodes[execution.key].method)
-        recent = [each for each in self.executions if each.begun >= self.since]
-        siblings = [each for each in recent if (nodes[each.key].stage, nodes[each.key].method) == kind]
-        alike = {each.key for each in siblings if each.said in FINAL and each.node == execution.node}
-        return len(alike) > 1 and any(each.result for each in siblings)
+        siblings = [each for each in self.executions if each.key in nodes and (nodes[each.key].stage, nodes[each.key].method) == kind]
+        alike = {each.key for each in siblings if each.begun >= self.since and each.said in FINAL and each.node == execution.node}
+        return len(alike) > 1 and any(each.result and each.ended >= self.since and each.node != execution.node for each in siblings)
 
     def _check_warranted(self, key: str, description: Description, failures: Mapping[str, Counter[FailureClass]], name: str) -> None:
         assert not self.all_cancelled, f"{name} is submitted although everything is cancelled"
@@ -229,18 +230,24 @@ class World(SimulatedLab):
         assert len(fruitless) < self.shape.policy.max_attempts, f"{name}: {len(fruitless)} attempts in vain, and another"
         told = failures[key][FailureClass.memory]
         assert description.relief >= min(told, MEMORY_RETRIES), f"{name} is given no relief after memory ran out {told} times"
-        undone = [counts for other, counts in failures.items() if not self._done(other)]  # what was overcome costs nothing
+        # Neither what was overcome counts, nor a stage that the experiment no longer has.
+        undone = [counts for other, counts in failures.items() if other in self.judged.nodes and not self._done(other)]
         spent = sum(count for counts in undone for failure, count in counts.items() if failure in COSTLY)
         if sum(failures[key][failure] for failure in COSTLY):
             assert spent < self.shape.policy.max_failures, f"{name} is tried again, the budget of the experiment being spent"
 
     def _failures(self, keys: Iterable[str]) -> dict[str, Counter[FailureClass]]:
-        """Key -> classes of failure that its attempts since the launch recorded, also for these keys."""
+        """Key, also each of these -> classes of failure of its attempts since the launch, without the first that its node caused."""
         found: dict[str, Counter[FailureClass]] = {key: Counter() for key in keys}
+        forgiven: set[str] = set()
         for each in self.executions:
             at_limit = each.said is FailureClass.time_limit and each.progress  # costs nothing
             if each.said is not None and each.begun >= self.since and not (each.superseded or at_limit or self._blamed(each)):
-                found.setdefault(each.key, Counter())[each.said] += 1
+                of_node = each.said in FINAL and each.key not in forgiven and self._alone_with_its_error(each)
+                if of_node:
+                    forgiven.add(each.key)
+                else:
+                    found.setdefault(each.key, Counter())[each.said] += 1
         return found
 
     def _last_begun(self, stage: str) -> float:

@@ -4,7 +4,7 @@ bundle.json          what the bundle is of, versions, and the digest of every ot
 README.md            what is in it, and how it is verified
 inputs.json          what tables are made of beside results (jobs.report.bundle.inputs)
 experiment.yaml      the settings, resolved
-manifest.json        of the corpus, with the digest of each recording; no audio
+manifest.json        of the corpus, with its digest; no other file of it
 results/store/...    the results of all stages, with predictions and curves; no weights
 tables/              tables, report and confusion matrices rendered from these results, and other files of the folder of tables
 code/                the code, with its constraints
@@ -208,7 +208,7 @@ Results of {counted(runs, "run")} on the corpus {corpus} (digest {origin.inputs.
 
 - `tables/`: what `collect` writes, rendered from the results in this bundle: open `report.html` first.
 - `results/store/STAGE/KEY/`: the result of each stage, with the predictions of each run. No weights.
-- `experiment.yaml`: the settings, resolved. `manifest.json`: the corpus, with a digest of each recording. No audio.
+- `experiment.yaml`: the settings, resolved. `manifest.json`: the corpus, with its digest. No other file of the corpus.
 - `inputs.json`: runs, seeds, outlier rule and published figures that the tables are made of.
 - `code/`: the program, with the versions of its packages in `constraints.txt`.
 - `bundle.json`: the digest of every file.

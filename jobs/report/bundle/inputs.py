@@ -24,7 +24,7 @@ from jobs.report.material import Source, material_of
 from jobs.report.write import write_report
 from jobs.store.layout import Layout, valid_experiment_name
 from jobs.store.records import Decoder, Result, read_result
-from jobs.store.scores import UNWEIGHTED, Score
+from jobs.store.scores import RECORDED, UNWEIGHTED, Score, Terms
 from jobs.tables.collect import CollectReport, collect
 from jobs.tables.latex import Style
 from jobs.tables.published import Published
@@ -73,6 +73,7 @@ class Inputs:
     measurements: tuple[str, ...] = ()  # methods without a score
     score: Score = UNWEIGHTED  # of the runs; bundles of earlier versions have no other
     corpus_caption: tuple[str, ...] = ()  # sentences that captions state of the corpus
+    terms: Terms = RECORDED  # of the registry
 
     def __post_init__(self) -> None:
         if not valid_experiment_name(self.experiment):
@@ -100,7 +101,9 @@ class Inputs:
             for each in self.stages
         }
         measurements = frozenset(self.measurements)
-        return Graph(nodes, self.runs, self.corpus, self.corpus_digest, children_of(nodes), self.superseded, measurements, self.score)
+        return Graph(
+            nodes, self.runs, self.corpus, self.corpus_digest, children_of(nodes), self.superseded, measurements, self.score, self.terms
+        )
 
 
 RECORDS = Decoder(Inputs, SCHEMA)

@@ -136,6 +136,8 @@ def test_leftovers_of_what_failed_are_freed_and_nothing_else(folder: Folder, cap
     assert (now.plan, now.judgements) == (report.plan, report.judgements)
     folder.clean()
     assert capsys.readouterr().out == "nothing to free\n"
+    folder.clean(experiment="one")
+    assert "the results and tables of one stay; `python launch.py clean one --whole` removes them" in capsys.readouterr().out
 
 
 def test_what_may_be_continued_is_kept_until_it_is_cancelled(folder: Folder) -> None:

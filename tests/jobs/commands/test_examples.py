@@ -39,5 +39,5 @@ def test_experiments_are_completed() -> None:
     done = subprocess.run(
         [sys.executable, "launch.py"], cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True, check=False
     )
-    expected = ["emodb", "emodb-ablation", "emodb-base", "emodb-peft", "emodb-shift", "emodb-subsets", "emodb-two-stage"]
+    expected = ["emodb", "emodb-ablation", "emodb-base", "emodb-peft", "emodb-shift", "emodb-subsets", "emodb-to-demo", "emodb-two-stage"]
     assert done.stdout.split() == expected, done.stderr

@@ -23,8 +23,9 @@ from jobs.experiment.config import Policy, Resources
 from jobs.experiment.graph import build_graph, seeds_of_slots
 from jobs.experiment.lookup import find_target, stages_of
 from jobs.local.executor import LocalExecutor
+from jobs.store.failures import FailureClass
 from jobs.store.layout import Layout
-from jobs.store.records import Claim, claim_attempt, write_json
+from jobs.store.records import Claim, Ending, Outcome, claim_attempt, write_json, write_outcome
 from jobs.worker.machine import Capacity
 from jobs.worker.task import Workplace
 from tests.jobs import fake_registry
@@ -103,6 +104,26 @@ def test_seeds_are_listed_with_the_verdict_that_dropped_them() -> None:
     assert re.search(r"seed 1000 \[\w{8}\]: dropped: training loss 1.386 is still at the class prior", lines[2])
     assert re.search(r"seed 2000 \[\w{8}\]: fills the slot now; done, UA 60.0", lines[3])
     assert re.search(r"judged in round 2: in: UA 60.0 lies [\d.]+ sigmas below the median", lines[4])
+
+
+def test_an_error_that_is_due_to_the_node(tmp_path: Path) -> None:
+    """It is not called final as long as the stage is tried again elsewhere, and is when it is not."""
+    graph = make_graph(methods=("vft",), folds=("1",), seeds=1)
+    key = graph.runs[0].key
+    folder = Layout(tmp_path, "exp").stage("finetune", key)
+    assert claim_attempt(folder, 1, Claim(1, "login", os.getpid(), "elsewhere", 1000.0, "12_0", "node3"))
+    write_outcome(folder.attempt(1), Outcome(1, Ending.failed, "OSError", "no GPU", "", "", 1.0, "12_0", "code"))
+    stories = read_histories([graph.nodes[key]], Layout(tmp_path, "exp"), PassContext())
+
+    def text(fact: StageFacts) -> str:
+        plan = make_plan(graph, {key: fact}, {}, runs_per_task={}, limits=Limits())
+        return "\n".join(explain_lines(find_target(graph, key[:6]), Report(plan, graph, {key: fact}, {}), stories, Policy()))
+
+    due = "code: due to the node node3, on which other stages failed alike; free, and retried once on another node"
+    assert due in text(StageFacts(attempts=1, failure=FailureClass.node, bad_nodes=("node3",)))
+    stopped = text(StageFacts(attempts=2, failure=FailureClass.code, stopped="no GPU", failures=1, bad_nodes=("node3",)))
+    assert "code: not retried: fix the code" in stopped
+    assert due not in stopped
 
 
 def test_slurm_states_of_jobs_without_an_outcome(tmp_path: Path) -> None:

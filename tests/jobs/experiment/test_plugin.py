@@ -38,7 +38,8 @@ class Curves(BasicRegistry):
         (folder / "points.csv").write_text("1,2\\n")
         return f"{name}: digest {write_manifest(folder, name, ('a', 'b')).digest[:6]}"
 
-REGISTRY, OTHER = Curves(), object()
+REGISTRY, OTHER, NAMES = Curves(), object(), Curves()
+NAMES.methods = ("plain")
 """
 
 
@@ -66,6 +67,8 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fix
         ("own_failing:REGISTRY", "own_failing cannot be imported: ValueError: first line"),
         ("own_curves:MISSING", "module own_curves has no MISSING"),
         ("own_curves:OTHER", "not a registry, it lacks calls, "),
+        ("own_curves:Curves", "Curves is a class, and a registry is an object of it: Curves()"),
+        ("own_curves:NAMES", "methods is the text 'plain', expected a tuple such as ('plain',)"),
         ("os:path", "not a registry, it lacks calls, "),
     ],
 )
@@ -93,6 +96,10 @@ def test_an_experiment_has_the_methods_recipe_and_corpus_of_its_registry(
     assert "points: digest " in capsys.readouterr().out
     with pytest.raises(UsageError, match=r"unknown key 'recipe\.degre' .*did you mean 'recipe\.degree'"):
         Opener(program).launch(words_of("grid", [str(tmp_path / "curves.yaml"), "recipe.degre=3"], None, "x"), place, (), dry_run=False)
+    with pytest.raises(
+        UsageError, match=r"corpus 'lines' is not prepared .*: prepare it there, or name one that the registry makes: points"
+    ):
+        Opener(program).launch(words_of("grid", [str(tmp_path / "curves.yaml"), "corpus=lines"], None, "x"), place, (), dry_run=False)
 
 
 def test_an_experiment_is_reopened_with_the_registry_of_its_launch(program: Program, tmp_path: Path) -> None:

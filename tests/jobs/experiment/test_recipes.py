@@ -149,6 +149,20 @@ def test_methods_are_compared_within_settings_that_the_schema_names(configs: Pat
     assert comparison_sentences(recipes[2:]) == comparison_sentences(recipes[:2]) == ()
 
 
+def test_settings_that_no_method_reads_are_no_departures(configs: Path) -> None:
+    """Those that one method reads are departures of all methods that have them."""
+
+    class Reading(Painting):
+        def reads(self, method: str) -> tuple[str, ...]:
+            return ("rate",) if method == "vft" else ("training",)
+
+    long = Training(epochs=9)
+    alone = method_recipes({"vft": Reading(rate=0.1, training=long)}, configs)
+    assert [each.departures for each in alone] == [("rate=0.1",)]
+    both = method_recipes({"vft": Reading(rate=0.1, training=long), "mine": Reading(training=long)}, configs, {"mine": "tapt"})
+    assert [set(each.departures) for each in both] == [{"training.epochs=9", "rate=0.1"}, {"training.epochs=9"}]
+
+
 def test_sentences_on_the_training() -> None:
     """What is trained and what departs from the published code: once for equal recipes, else for each method; nothing if not known."""
     tapt = MethodRecipe("tapt", "plain", (), ("model m", "TAPT", "15 epochs"), ("rate=1",))

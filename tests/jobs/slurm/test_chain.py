@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -86,6 +87,21 @@ def test_links_never_overlap(chains: SlurmCluster, tmp_path: Path) -> None:
     begun = [float(line.split()[-1]) for line in lines(tmp_path, "passes")]
     assert len(begun) >= 2
     assert all(later - earlier >= 2.5 for earlier, later in itertools.pairwise(begun))
+
+
+@pytest.mark.slurm
+def test_links_start_before_tasks_that_wait_with_a_nice_value(chains: SlurmCluster, tmp_path: Path) -> None:
+    """Tasks of the grid take every core and more wait: with `slurm.extra.nice` no link waits for all of them. Links have no nice value."""
+    site = SlurmSite(extra={"nice": "1000", "comment": "ours"})
+    layout = launch(tmp_path, site=asdict(site))
+    tasks = ["--parsable", "--array=0-199", "--nice=1000", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
+    array = chains.run("sbatch", *tasks).strip()
+    chain_of(tmp_path, site).ensure()
+    link = in_queue(chains, layout)[0][1]
+    assert "Nice=0" in chains.run("scontrol", "show", "job", link)
+    assert goes_on(tmp_path)
+    assert chains.run("squeue", "--noheader", f"--jobs={array}", "--states=PENDING")
+    chains.run("scancel", array)
 
 
 @pytest.mark.slurm

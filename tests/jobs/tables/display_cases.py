@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from jobs.control.outliers import Verdict, rule_in_words
+from jobs.experiment.recipes import Adaptation, MethodRecipe, MetricColumn
+from jobs.tables.further import further_of
 from jobs.tables.published import Published, PublishedRow
 from jobs.tables.summary import CodeFacts, Entry, Scores, Status, Summary, summarise
-from tests.jobs.table_cases import paper_like, published, summary
+from tests.jobs.table_cases import entry, paper_like, published, summary
 
 NASTY = "a_b%c&d\\e{f}g#h$i~j^k|l<m>n`o'p\"q--r*[s] ±×– é ĩ ß 喜\t\nu"
 CODE = CodeFacts(
@@ -35,6 +37,33 @@ def incomplete_case() -> tuple[Summary, Published]:
     runs[last] = replace(runs[last], verdict=verdict, unreplaced=True)
     rule = rule_in_words("pooled", 2.0, 3)
     return summarise(tuple(runs), experiment="savee", outlier_rule=rule), published("savee_table2")
+
+
+def adapted_case() -> tuple[Summary, Published]:
+    """Two sources and a method without one on the corpus natural, one of the sources on the corpus phone; two folds, three seeds."""
+    column = MetricColumn("ua_target_before", "target, first", 3, "UA after the first stage.")
+
+    def recipe(method: str, source: str) -> MethodRecipe:
+        return MethodRecipe(method, "paper", (), metrics=(column,), adaptation=Adaptation(source, column.name, 100.0))
+
+    recipes = (MethodRecipe("direct", "paper", ()), recipe("two-stage", "acted"), recipe("read first", "read"))
+    level = {"direct": 50.0, "two-stage": 56.0, "read first": 53.0}
+    runs = tuple(
+        entry(method, fold, slot, level[method] + 2.5 * slot + (4.0 if fold == "2" else 0.0) + (slot == place) * 0.5, corpus=corpus)
+        for corpus in ("natural", "phone")
+        for place, method in enumerate(level)
+        if (corpus, method) != ("phone", "read first")
+        for fold in ("1", "2")
+        for slot in range(3)
+    )
+    found = summarise(runs, experiment="adapted", recipes=recipes)
+    metrics = {
+        (run.corpus, run.method, run.fold, run.slot, run.seed): {column.name: 0.4 if run.fold == "1" else 0.5}
+        for run in runs
+        if run.method != "direct"
+    }
+    labels = {"two-stage": "Two stages"}
+    return replace(found, further=further_of(found, metrics)), replace(published(None), labels=labels)
 
 
 def nasty_case() -> tuple[Summary, Published]:

@@ -22,6 +22,7 @@ from jobs.control.outliers import rule_in_words
 from jobs.errors import UsageError
 from jobs.statistics import Interval, mean, round_half_up
 from jobs.tables import published as figures
+from jobs.tables.adaptation import render_adaptation_csv
 from jobs.tables.as_json import to_json
 from jobs.tables.display import (
     CSV_COLUMNS,
@@ -37,10 +38,11 @@ from jobs.tables.latex import PLAIN, fragments
 from jobs.tables.published import Published, load_published, position
 from jobs.tables.summary import Entry, Scores, Status, Summary
 from tests.jobs.table_cases import CONFIGS, entry, paper_like, published, summary
-from tests.jobs.tables.display_cases import complete_case, incomplete_case, nasty_case
+from tests.jobs.tables.display_cases import adapted_case, complete_case, incomplete_case, nasty_case
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tables"
 CASES = {"complete": complete_case, "incomplete": incomplete_case}
+ADAPTED = ("adaptation.tex", "adaptation-differences.tex", "adaptation.csv", "table.md")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -49,6 +51,12 @@ def test_text_formats_are_golden(case: str, name: str) -> None:
     """Every character of a table is as it was when somebody last looked at it."""
     found, beside = CASES[case]()
     assert rendered(found, beside, name) == (GOLDEN / case / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_tables_of_adapted_methods_are_golden(name: str) -> None:
+    """Sources and corpora, before and after, and the paired differences."""
+    assert rendered(*adapted_case(), name) == (GOLDEN / "adapted" / name).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -67,6 +75,8 @@ def rendered(found: Summary, beside: Published, name: str) -> str:
         return render_markdown(found, beside)
     if name == "runs.csv":
         return render_csv(found)
+    if name == "adaptation.csv":
+        return render_adaptation_csv(found)
     if name == "methods.csv":
         return render_methods_csv(found)
     if name == "summary.json":
@@ -376,3 +386,7 @@ def write_golden() -> None:
             path = GOLDEN / case / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(rendered(found, beside, name), encoding="utf-8")
+    for name in ADAPTED:
+        path = GOLDEN / "adapted" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(rendered(*adapted_case(), name), encoding="utf-8")

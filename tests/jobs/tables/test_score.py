@@ -20,7 +20,7 @@ from jobs.report.material import Source, material_of
 from jobs.report.write import report_text
 from jobs.store.layout import Layout
 from jobs.store.records import Result
-from jobs.store.scores import UNWEIGHTED, Score, score_of
+from jobs.store.scores import RECORDED, UNWEIGHTED, Score, Terms, score_of, terms_of
 from jobs.tables.collect import collect
 from jobs.tables.several import Part, joint_summary
 from ser_core.registry import REGISTRY
@@ -33,7 +33,7 @@ FAR = 0.75
 
 def finished() -> tuple[Graph, dict[str, Result]]:
     """Six runs a method in metres; `tapt` has the lower error but for one run that is far off."""
-    made = dataclasses.replace(graph(("vft", "tapt"), slots=6), score=ERROR)
+    made = dataclasses.replace(graph(("vft", "tapt"), slots=6), score=ERROR, terms=Terms(groups="walls"))
     results = {}
     for run in made.runs:
         value = (0.25 if run.method == "vft" else 0.125) + 0.001 * run.slot
@@ -58,6 +58,7 @@ def test_a_score_is_read_from_a_result_in_its_unit() -> None:
 def test_the_score_is_that_of_the_registry() -> None:
     """By its attributes, whatever its class; without one it is UA. What cannot be a score is one line."""
     assert score_of(REGISTRY) == UNWEIGHTED == score_of(fake_registry.REGISTRY)
+    assert terms_of(REGISTRY) == RECORDED
     stated = SimpleNamespace(name="rmse", label="RMSE", title="Root mean square error", unit="mm", scale=1000.0, higher_is_better=False)
     registry = fake_registry.FakeRegistry()
     registry.score = stated  # type: ignore[attr-defined]
@@ -77,7 +78,7 @@ def test_the_score_is_that_of_the_registry() -> None:
 
 
 def test_tables_files_and_report_name_it_and_mark_the_lowest(tmp_path: Path) -> None:
-    """The best of a column is the lowest mean, the order of methods begins with it, and no file names UA."""
+    """The best of a column is the lowest mean, the order of methods begins with it, and no file has a word of speech."""
     made, results = finished()
     layout = Layout(tmp_path, "walls")
     written = collect(layout, made, results, {}, published(None))
@@ -94,7 +95,19 @@ def test_tables_files_and_report_name_it_and_mark_the_lowest(tmp_path: Path) -> 
     assert summary["methods"][0]["cells"][0]["runs"][1]["rmse"] == pytest.approx(251.0)
     report = report_text(material_of(written.summary, published(None), [Source(made, results, layout)]))
     assert "Lowest mean RMSE on demo: TAPT with 179.6 mm" in report
-    assert not [line for text in (markdown, report, json.dumps(summary)) for line in text.splitlines() if "UA" in line or "mean_ua" in line]
+    speech = re.compile("UA|mean_ua|speaker|utterance|fine-tun")
+    assert not [line for text in (markdown, report, json.dumps(summary)) for line in text.splitlines() if speech.search(line)]
+    assert "Pairs of one fold share walls and upstream stages" in markdown
+    assert "Do seeds or walls matter?" in report
+
+
+def test_a_result_without_the_score_names_the_metrics_that_it_has(tmp_path: Path) -> None:
+    """The stage is to be corrected under another version: its result would be used again."""
+    made, results = finished()
+    first = made.runs[0].key
+    results[first] = dataclasses.replace(results[first], metrics={"mse": 0.5})
+    with pytest.raises(UsageError, match=r"no rmse in its metrics: its metrics are mse; .* increase the version of the stage"):
+        collect(Layout(tmp_path, "walls"), made, results, {}, published(None))
 
 
 def test_the_outlier_rule_is_two_sided_and_names_the_score() -> None:

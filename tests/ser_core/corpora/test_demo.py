@@ -8,10 +8,13 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from ser_core.corpora import iemocap
-from ser_core.corpora.demo import expected_counts, is_complete, prepare_demo, speakers, synthesise, turns
+from ser_core.corpora.demo import demo_name, expected_counts, is_complete, prepare_demo, speakers, synthesise, turns
+from ser_core.corpora.lines import how_to_prepare
 from ser_core.corpora.manifest import Manifest
 from ser_core.errors import InputError
 
@@ -68,6 +71,31 @@ def test_the_same_bytes_every_time(folders: tuple[Path, Path], tmp_path: Path) -
     before = {path.relative_to(folders[0]): path.read_bytes() for path in (folders[0] / "Session3").rglob("*") if path.is_file()}
     assert len(again) == 104
     assert again == before
+
+
+@pytest.mark.slow
+def test_another_strength_has_weaker_emotions_of_the_same_speakers(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """The names are those of the default, no recording is; anger and sadness differ less in level (10 dB times the strength)."""
+    subprocess.run([sys.executable, "-m", "ser_core.corpora.demo", str(tmp_path), "3", "1", "0.4"], cwd=ROOT, check=True)
+    weak, default = tmp_path / "Session3", folders[0] / "Session3"
+    paths = sorted(path.relative_to(weak) for path in weak.rglob("*.wav"))
+    assert paths == sorted(path.relative_to(default) for path in default.rglob("*.wav"))
+    assert not any((weak / path).read_bytes() == (default / path).read_bytes() for path in paths)
+    label = {turn.name: turn.label for turn in turns(3)}
+
+    def level(folder: Path, emotion: str) -> float:
+        waves = [soundfile.read(folder / path)[0] for path in paths if label[path.stem] == emotion]
+        return float(np.mean([10 * np.log10(np.mean(wave**2)) for wave in waves]))
+
+    assert level(weak, "ang") - level(weak, "sad") < 0.7 * (level(default, "ang") - level(default, "sad"))
+
+
+def test_a_strength_has_a_name_of_its_own() -> None:
+    """And the message that a corpus is not prepared names its command."""
+    assert (demo_name(1), demo_name(0.4), demo_name(1.3)) == ("demo", "demo-0.4", "demo-1.3")
+    assert how_to_prepare("demo-0.4") == "run `python launch.py prepare demo --strength 0.4`"
+    with pytest.raises(InputError, match="--strength 3: must be above 0 and at most 2"):
+        prepare_demo(ROOT, ROOT, strength=3)
 
 
 def test_another_seed_is_another_corpus() -> None:
