@@ -188,7 +188,7 @@ class SpeechRegistry:
             weights = " and ".join(each.runtime["weights"] for each in (audio, text) if "weights" in each.runtime)
             upstream = {role: each for role, each in audio.upstream.items() if role == "backbone"}
             settings = {"cross": keyed(recipe.fusion.cross), "text": tokens, **encoders, **tested, **part}
-            more = {**audio.runtime, **text.runtime, "weights": weights}
+            more = {**runtime, "text_encoder": text.runtime["text_encoder"], "weights": weights}
             return StageCall(method, VERSIONS[method], settings, more, fold, seed, upstream)
         if method == "text":
             own = keyed(recipe.text)
