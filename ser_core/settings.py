@@ -488,21 +488,19 @@ class Recipe:
             "text": ("text",),
             "pretraining_loss": ("backbone", "pretraining_loss", "upstream_seed"),
         }
-        own["score"] = (*own[self.fusion.audio.name], "text", "fusion")
+        own["score"] = own["concat"] = (*own[self.fusion.audio.name], "text", "fusion")
+        pretraining = [key for key in own[self.fusion.audio.name] if key not in audio]
+        own["cross"] = ("backbone", *(("features", "upstream_seed", *pretraining) if pretraining else ()), "text", "fusion")
         some = {key for keys in own.values() for key in keys}
         return tuple(each.name for each in fields(self) if each.name not in some or each.name in own.get(method, some))
 
     def further_metrics(self, method: str) -> tuple[MetricColumn, ...]:
-        """The metrics of a method's results that tables show beside the accuracies.
-
-        Scripted and improvised turns are shown apart where transcripts are read, and if the protocol divides the scripts.
-        """
+        """The metrics of a method's results that tables show beside the accuracies, where a run has any of them."""
         audio = method not in ("text", "score", "concat", "cross")
         attributes = ATTRIBUTE_METRICS if audio and self.finetune.attributes.weight else ()
         tested_source = not self.two_stage.corpus or bool(self.two_stage.left_out)
         stages = () if not (audio and self.two_stage.first) else STAGE_METRICS if tested_source else TARGET_METRICS
-        apart = KIND_METRICS if self.text.transcripts or self.protocol is not Protocol.sessions else ()
-        return (*attributes, *stages, *apart)
+        return (*attributes, *stages, *KIND_METRICS)
 
     def adaptation(self, method: str) -> Adaptation | None:
         """What the first of two stages is trained on, and the metric of results with the UA before the second; None for one stage."""

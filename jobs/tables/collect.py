@@ -27,6 +27,7 @@ from jobs.tables.further import further_of, metrics_of, render_metrics_csv
 from jobs.tables.joined import write_joined
 from jobs.tables.latex import PLAIN, Style, document, fragments
 from jobs.tables.measured import measured_of
+from jobs.tables.paired import paired_json, render_paired_csv
 from jobs.tables.plain import settings_json
 from jobs.tables.published import Published
 from jobs.tables.summary import Entry, Status, Summary, Unreplaced, code_facts, summarise
@@ -42,6 +43,7 @@ METHODS_CSV = "methods.csv"  # beside `runs.csv`
 MEASURED_CSV = "measured.csv"  # beside `runs.csv`, if corpora were measured
 ADAPTATION_CSV = "adaptation.csv"  # beside `runs.csv`, if methods are adapted from a source
 METRICS_CSV = "metrics.csv"  # beside `runs.csv`, if runs have further metrics
+PAIRED_CSV = "paired.csv"  # beside `runs.csv`, if the table names pairs of methods
 _FRAGMENT = re.compile(r"table\d*(?:-differences|-details)?\.tex")
 
 
@@ -149,7 +151,9 @@ def collect(
     confusion = (layout.folder if out is None else out) / "confusion"
     paths.extend(write_confusions(confusion, graph, results, published.labels))
     joined, gaps = (
-        write_joined(folder, layout, graph, results, (*FORMATS.values(), METHODS_CSV, MEASURED_CSV, METRICS_CSV, ADAPTATION_CSV))
+        write_joined(
+            folder, layout, graph, results, (*FORMATS.values(), METHODS_CSV, MEASURED_CSV, METRICS_CSV, ADAPTATION_CSV, PAIRED_CSV)
+        )
         if "csv" in formats
         else ([], [])
     )
@@ -257,7 +261,9 @@ def text_of(format_name: str, summary: Summary, published: Published, style: Sty
         return render_markdown(summary, published)
     if format_name == "csv":
         return render_csv(summary) if summary.methods or not summary.measured else render_measured_csv(summary)
-    return json_text({**to_json(summary, published_figures.to_json(published)), "settings_table": settings_json(summary, published)})
+    paired = paired_json(summary, published.paired)
+    further = {"settings_table": settings_json(summary, published), **({} if paired is None else {"paired_table": paired})}
+    return json_text({**to_json(summary, published_figures.to_json(published)), **further})
 
 
 def _write_tables(folder: Path, summary: Summary, published: Published, formats: Sequence[str], style: Style) -> list[Path]:
@@ -280,6 +286,8 @@ def _write_tables(folder: Path, summary: Summary, published: Published, formats:
                 write(MEASURED_CSV, render_measured_csv(summary))
             if summary.further:
                 write(METRICS_CSV, render_metrics_csv(summary))
+            if published.paired is not None:
+                write(PAIRED_CSV, render_paired_csv(summary, published.paired))
             if adaptations_of(summary):
                 write(ADAPTATION_CSV, render_adaptation_csv(summary))
     return paths

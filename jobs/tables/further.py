@@ -26,7 +26,10 @@ def metrics_of(graph: Graph, results: Mapping[str, Result], names: Mapping[str, 
 
 
 def further_of(summary: Summary, metrics: Mapping[RunName, Mapping[str, Any]]) -> tuple[FurtherMetric, ...]:
-    """The metrics that the recipes of a summary name, of its accepted runs. `metrics`: `metrics_of` its runs."""
+    """The metrics that the recipes of a summary name, of its accepted runs; () if no run has any.
+
+    `metrics`: `metrics_of` its runs.
+    """
     columns = {recipe.method: recipe.metrics for recipe in summary.recipes}
     found = []
     for method in summary.methods:
@@ -38,7 +41,7 @@ def further_of(summary: Summary, metrics: Mapping[RunName, Mapping[str, Any]]) -
                 values = [(name[3], name[4], metrics.get(name, {}).get(column.name)) for name in names]
                 cells.append(MetricCell(cell.fold, tuple((s, seed, float(v)) for s, seed, v in values if isinstance(v, int | float))))
             found.append(FurtherMetric(method.corpus, method.method, column, tuple(cells)))
-    return tuple(found)
+    return tuple(found) if any(each.n for each in found) else ()
 
 
 def render_metrics_csv(summary: Summary) -> str:

@@ -1,8 +1,9 @@
-"""Tables of an experiment beside the one of methods and folds: methods by settings, prior work, further metrics, measured corpora. Pure.
+"""Tables of an experiment beside the one of methods and folds: by settings, in pairs, prior work, further metrics, measured corpora. Pure.
 
 An entry of `configs/published.yaml` asks for them; measured corpora have a table without one too. `settings` puts methods of the
 experiment, each with settings of its own, into the cells of a table of methods and columns, with one row of ratios. `prior_work` lists
-published results, ours among them. `measured` chooses the metrics of measured corpora.
+published results, ours among them. `paired` puts methods side by side that differ in one setting. `measured` chooses the metrics of
+measured corpora.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.experiment.recipes import MetricColumn
-from jobs.statistics import Interval, interval_about, round_half_up
+from jobs.statistics import Interval, interval_about, p_text, round_half_up
 from jobs.tables.adaptation import Adapted, adaptations_of
 from jobs.tables.as_json import interval_json
 from jobs.tables.format import DASH, code_sentence, difference_cells, interval_text, negative, signed
 from jobs.tables.measured import Measured
 from jobs.tables.metrics import FurtherMetric
+from jobs.tables.paired import PairedDifference, Side, paired_differences
 from jobs.tables.published import MeasuredColumn, MeasuredTable, Published, Ratio, SettingsTable, position
 from jobs.tables.ratio import GainRatio, gain_ratio, ratio
 from jobs.tables.summary import MethodSummary, Summary, by_pair
@@ -38,6 +40,7 @@ def plain_tables(summary: Summary, published: Published) -> tuple[PlainTable, ..
     """The tables that the published entry asks for, and those of further metrics and of measured corpora."""
     tables = (
         _by_settings(summary, published),
+        _in_pairs(summary, published),
         _prior_work(summary, published),
         *_adaptations(summary, published),
         _further(summary, published),
@@ -118,6 +121,52 @@ def _beside_published(wanted: SettingsTable, found: Mapping[str, MethodSummary])
         places.extend([f"{wanted.ratio.label} {', '.join(own)}"] if own else [])
     what = "A published figure lies inside, below or above our 95 % interval over seeds (no test: it has no spread)"
     return (f"{what}: {'; '.join(places)}.",) if places else ()
+
+
+def _in_pairs(summary: Summary, published: Published) -> PlainTable | None:
+    """A row per pair of methods and metric; None if the entry does not ask for them or no run is finished."""
+    wanted = published.paired
+    found = paired_differences(summary, wanted) if wanted is not None else ()
+    if wanted is None or not found:
+        return None
+    several = len({each.corpus for each in found}) > 1
+    groups: dict[tuple[str, str], list[tuple[str, ...]]] = {}
+    for each in found:
+        label = f"{each.label}{f' on {each.corpus}' if several else ''}"
+        groups.setdefault((each.corpus, each.label), []).append((label, each.heading, *_paired_numbers(each)))
+    named = {row.label: row.methods for row in wanted.rows}
+    methods = {(each.corpus, each.method): each for each in summary.methods}
+    both = [
+        (f"{label}, {column.lower()}", methods.get((corpus, method)))
+        for corpus, label in groups
+        for column, method in zip(wanted.columns, named[label], strict=True)
+    ]
+    first, second = wanted.columns
+    sentences = [
+        f"{wanted.title}: mean over folds ± sd over slots of that mean.",
+        f"Difference: {second.lower()} minus {first.lower()}, in points, over (fold, slot) pairs that both have: mean, 95 % interval, "
+        "paired t-test, for new seeds on these folds; folds and seeds: interval and test for new folds too (mixed model).",
+        "p-values are two-sided; Holm: corrected for the number of differences in the table.",
+        *wanted.notes,
+        *_with_dropped(both),
+    ]
+    incomplete = [f"{name} {method.n}" for name, method in both if method is not None and not method.complete]
+    if incomplete:
+        sentences.append(f"Incomplete, with their runs: {', '.join(incomplete)}.")
+    columns = ("", "", first, second, "Difference", "95 % interval", "Pairs", "t-test p", "Holm", "Folds and seeds", "p", "Holm")
+    return PlainTable("paired", tuple(sentences), columns, tuple(map(tuple, groups.values())), texts=2)
+
+
+def _paired_numbers(found: PairedDifference) -> tuple[str, ...]:
+    test, crossed = found.over_pairs, found.crossed
+    mean = DASH if test.mean is None else signed(test.mean)
+    both = (interval_text(crossed.interval), p_text(crossed.p), p_text(found.crossed_p_holm)) if crossed else (DASH,) * 3
+    tests = (interval_text(test.interval), str(test.pairs), p_text(test.t_p), p_text(found.t_p_holm))
+    return (*map(_side, (found.first, found.second)), mean, *tests, *both)
+
+
+def _side(side: Side) -> str:
+    return _mean_text(side.mean, side.sd)
 
 
 def _prior_work(summary: Summary, published: Published) -> PlainTable | None:
@@ -204,9 +253,9 @@ def _after(method: MethodSummary | None) -> str:
 
 
 def _further(summary: Summary, published: Published) -> PlainTable | None:
-    """A row per method that has metrics beside its score, and a column per metric; None if no run has any of them."""
+    """A row per method that has metrics beside its score, and a column per metric; None if there are none."""
     columns = list(dict.fromkeys(each.column for each in summary.further))
-    if not any(each.n for each in summary.further):
+    if not columns:
         return None
     found: dict[tuple[str, str], dict[MetricColumn, FurtherMetric]] = {}
     for each in summary.further:

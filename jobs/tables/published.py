@@ -54,6 +54,34 @@ class SettingsTable:
 
 
 @dataclass(frozen=True)
+class PairedMetric:
+    """A metric beside the score, in the unit of the score after multiplication."""
+
+    metric: str
+    heading: str
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class PairedRow:
+    """Two methods of an experiment that differ in the setting of the columns alone."""
+
+    label: str
+    methods: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class PairedTable:
+    """Which methods of an experiment stand side by side under two settings, with their differences."""
+
+    title: str
+    columns: tuple[str, str]
+    rows: tuple[PairedRow, ...]
+    metrics: tuple[PairedMetric, ...] = ()  # beside the score
+    notes: tuple[str, ...] = ()  # sentences of the caption
+
+
+@dataclass(frozen=True)
 class MeasuredColumn:
     """A metric of measured corpora, as a column of their table; with a standard error, its 95 % interval (Student's t)."""
 
@@ -105,6 +133,7 @@ class Published:
     prior_work: tuple[PriorWork, ...] = ()
     measured: MeasuredTable | None = None
     notes: tuple[str, ...] = ()  # sentences of the caption on the published figures
+    paired: PairedTable | None = None
 
 
 def load_published(file: Path, table: str | None) -> Published:
@@ -139,7 +168,8 @@ def load_published(file: Path, table: str | None) -> Published:
         measured = _measured(entry["measured"]) if "measured" in entry else None
         notes = tuple(map(str, entry.get("notes", ())))
         source = str(entry.get("source", source))
-        return Published(source, str(entry["title"]), labels, columns, rows, settings, prior_work, measured, notes)
+        paired = _paired(entry["paired"]) if "paired" in entry else None
+        return Published(source, str(entry["title"]), labels, columns, rows, settings, prior_work, measured, notes, paired)
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{file}: tables.{table}: {error} (expected title, folds, columns, rows with method, label, ua, mean)") from error
 
@@ -187,6 +217,24 @@ def _measured(entry: Any) -> MeasuredTable:
     if unknown:
         raise ValueError(f"measured: no column for {unknown[0]}")
     return MeasuredTable(str(entry["title"]), columns, rows, tuple(map(str, entry.get("notes", ()))))
+
+
+def _paired(entry: Any) -> PairedTable:
+    """Raises ValueError unless there are two columns, and two methods in each row."""
+    columns = tuple(map(str, entry["columns"]))
+    rows = tuple((str(row["label"]), tuple(map(str, row["methods"]))) for row in entry["rows"])
+    if len(columns) != 2 or any(len(methods) != 2 for _, methods in rows):
+        raise ValueError("paired: expected two columns, and two methods in each row")
+    metrics = tuple(
+        PairedMetric(str(each["metric"]), str(each["heading"]), float(each.get("factor", 1))) for each in entry.get("metrics", ())
+    )
+    return PairedTable(
+        str(entry["title"]),
+        (columns[0], columns[1]),
+        tuple(PairedRow(label, (methods[0], methods[1])) for label, methods in rows),
+        metrics,
+        tuple(map(str, entry.get("notes", ()))),
+    )
 
 
 def _settings(entry: Any) -> SettingsTable:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ def convert(path: Path, excerpt: Excerpt = WHOLE) -> Converted:
         missing = _bytes_cut_off(path)
         if missing:
             raise AudioError(f"unreadable: cut off, {missing} bytes of samples are missing")
-        with soundfile.SoundFile(path) as stream:
+        with soundfile.SoundFile(os.fsencode(path)) as stream:  # a name need not be UTF-8
             rate, subtype, declared = stream.samplerate, stream.subtype, stream.frames
             if not LOWEST_RATE <= rate <= HIGHEST_RATE:
                 raise AudioError(f"wrong rate: the header says {rate} Hz; {LOWEST_RATE} to {HIGHEST_RATE} Hz can be read")

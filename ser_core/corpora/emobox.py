@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ser_core.corpora import iemocap
 from ser_core.corpora.csv_corpus import identifiers
-from ser_core.corpora.emobox_audio import Recordings, conversion_line
+from ser_core.corpora.emobox_audio import Recordings, conversion_line, inside
 from ser_core.corpora.emobox_corpora import BY_NAME
 from ser_core.corpora.emobox_lists import Listed, name_of_label, read_label_names, read_recordings, read_speakers, read_split
 from ser_core.corpora.recordings import ExpectedCounts, Recording, SourceListing
@@ -98,4 +98,13 @@ def _files(corpus: str, kept: Sequence[Listed], folder: Path) -> tuple[dict[str,
             to_convert[why] += 1
         else:
             problems.append(f"{corpus}.jsonl: {each.key}: {why}")
+    if len(problems) > 1 and len(problems) == len(kept):
+        problems = [_wrong_folder(corpus, inside(kept[0].wav), folder)]
     return found, [*(conversion_line(corpus, suffix, count, folder) for suffix, count in to_convert.items()), *problems]
+
+
+def _wrong_folder(corpus: str, first: str, folder: Path) -> str:
+    """The problem that none of the recordings is there. `first`: path of one below the folder of the corpus."""
+    nearby = [each for each in (folder / corpus, folder / "downloads" / corpus, folder.parent) if each != folder and each.is_dir()]
+    hint = next((f": did you mean {each}?" for each in nearby if (each / first.partition("/")[0]).exists()), "")
+    return f"{folder}: none of the recordings of {corpus}.jsonl; --audio must name the folder that its lists call downloads/{corpus}{hint}"

@@ -59,8 +59,8 @@ CORPORA = (
     EmoBoxCorpus("esd", "ESD", "English, Mandarin", 5, DISJOINT, "https://hltsingapore.github.io/ESD/", 35000),
     EmoBoxCorpus("iemocap", "IEMOCAP", "English", 5, DISJOINT, "https://sail.usc.edu/iemocap/iemocap_release.htm", 5531),
     EmoBoxCorpus("jlcorpus", "JL-Corpus", "English", 4, DISJOINT, "https://www.kaggle.com/tli725/jl-corpus", 2400),
-    EmoBoxCorpus("m3ed", "M3ED", "Mandarin", 1, DISJOINT, "https://github.com/aim3-ruc/rucm3ed"),
-    EmoBoxCorpus("mead", "MEAD", "English", 1, SHARED, "https://github.com/uniBruce/Mead"),
+    EmoBoxCorpus("m3ed", "M3ED", "Mandarin", 1, DISJOINT, "https://github.com/aim3-ruc/rucm3ed", 24437),
+    EmoBoxCorpus("mead", "MEAD", "English", 1, SHARED, "https://github.com/uniBruce/Mead", 31729),
     EmoBoxCorpus("meld", "MELD", "English", 1, SHARED, "https://affective-meld.github.io/", 13706),
     EmoBoxCorpus("mer2023", "MER2023", "Mandarin", 0, UNKNOWN, "http://www.merchallenge.cn/datasets"),
     EmoBoxCorpus("mesd", "MESD", "Spanish", 1, SHARED, "https://data.mendeley.com/datasets/cy34mh68j9/5", 862),
@@ -71,6 +71,7 @@ CORPORA = (
         1,
         DISJOINT,
         "https://ecs.utdallas.edu/research/researchlabs/msp-lab/MSP-Podcast.html",
+        58026,
         dropped=("O", "X"),  # other, and no agreement of the raters
     ),
     EmoBoxCorpus("oreau", "Oreau", "French", 1, SHARED, "https://zenodo.org/records/4405783", 434),

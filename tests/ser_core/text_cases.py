@@ -31,6 +31,11 @@ def by_script(label: str, script: str, rng: np.random.Generator) -> str:
     return " ".join([script, *(str(word) for word in rng.choice(FILLERS, 3))])
 
 
+def by_nothing(label: str, script: str, rng: np.random.Generator) -> str:
+    """A sentence that says nothing of class or script, as those of the demo."""
+    return " ".join(str(word) for word in rng.choice(FILLERS, 4))
+
+
 def corpus_of_texts(folder: Path, text: Callable[[str, str, np.random.Generator], str], *, turns: int = 4) -> Manifest:
     """Four sessions that act all scripts, `turns` each; the class follows from the script, by turns in the order of the scripts."""
     rng = np.random.default_rng(0)

@@ -71,12 +71,13 @@ def test_the_table_has_a_row_for_the_method_that_has_the_metric(summary: Summary
     assert table.caption[1:] == ("CCC: agreement.", "Liking: none.")
 
 
-def test_a_table_without_a_value_is_left_out(summary: Summary) -> None:
-    """As for scripted and improvised turns of a corpus whose names do not tell them apart."""
-    empty = tuple(
-        dataclasses.replace(each, cells=tuple(dataclasses.replace(cell, runs=()) for cell in each.cells)) for each in summary.further
-    )
-    assert plain_tables(dataclasses.replace(summary, further=empty), published(None)) == ()
+def test_metrics_that_no_run_has_are_left_out() -> None:
+    """As for scripted and improvised turns of a corpus whose names do not tell them apart: no table, no file."""
+    both, results = finished()
+    without = {key: dataclasses.replace(each, metrics={"other": 1.0}) for key, each in results.items()}
+    found = summary_of("demo", both, without, {}, recipes=RECIPES)
+    assert found.further == ()
+    assert plain_tables(found, published(None)) == ()
 
 
 def test_it_is_in_every_format(summary: Summary, tmp_path: Path) -> None:

@@ -152,6 +152,19 @@ def test_what_must_be_given(tmp_path: Path) -> None:
     assert emobox.read(alone, audio=audio).problems[0].startswith(f"{alone.parent}: no fold_K/tiny_test_fold_K.jsonl")
 
 
+def test_a_folder_with_none_of_the_recordings_is_one_line(tmp_path: Path) -> None:
+    """As when `--audio` names EmoBox's folder of all corpora, or a speaker's; the folder that has them is named."""
+    file, audio = tiny(tmp_path)
+    (tmp_path / "downloads").mkdir()
+    own = audio.rename(tmp_path / "downloads" / "tiny")
+    what = "none of the recordings of tiny.jsonl; --audio must name the folder that its lists call downloads/tiny"
+    for wrong in (own.parent, own / "two"):
+        assert emobox.read(file, audio=wrong).problems == (f"{wrong}: {what}: did you mean {own}?",)
+    (tmp_path / "empty").mkdir()
+    assert emobox.read(file, audio=tmp_path / "empty").problems == (f"{tmp_path / 'empty'}: {what}",)
+    assert emobox.read(file, audio=own).problems == ()
+
+
 FOLDS = {"a": "1", "b": "2"}
 
 
@@ -176,6 +189,25 @@ def test_recordings_are_found_by_a_name_only_where_all_names_differ(tmp_path: Pa
         "c.jsonl: c-a-1: no audio: a/1.wav",
         "c.jsonl: c-b-2: no audio: b/2.wav",
     ]
+
+
+@pytest.mark.parametrize(
+    ("listed", "unpacked"),
+    [
+        ("CaFE_48k/Col\u0160re", "CaFE_48k/Col\u00e8re"),  # CaFE's list: byte 8A of its archive, read in another code page
+        ("CaFE_48k/Col\u0160re", "CaFE_48k/Col\udc8are"),  # unpacked without a code page
+        ("Ore\u0301auFR_02/f", "Or\u00e9auFR_02/f"),  # Oreau's list: letter and accent apart
+    ],
+)
+def test_folders_whose_names_are_written_otherwise(tmp_path: Path, listed: str, unpacked: str) -> None:
+    """Letters that are not in ASCII depend on the program that unpacked the archive: recordings are found by their own names."""
+    items = [Item(f"o-{s}-{emo}", s, fold, f"{listed}/{s}{emo}.wav", emo) for s, fold in FOLDS.items() for emo in ("anger", "happy")]
+    file, audio = flat(tmp_path, "o", items)
+    (audio / listed).rename(audio / listed.partition("/")[0] / "other")
+    (audio / listed.partition("/")[0]).rename(audio / unpacked.partition("/")[0])
+    (audio / unpacked.partition("/")[0] / "other").rename(audio / unpacked)
+    manifest = prepare("emobox", file, tmp_path / "out", audio=audio)
+    assert len(manifest.utterances) == 4
 
 
 def shared_items(corpus: str = "emodb") -> list[Item]:
@@ -249,6 +281,93 @@ def test_unknown_speakers_and_dropped_labels_are_noted(tmp_path: Path) -> None:
     assert manifest.source["notes"] == ["recordings with the label 17, left out: 2", "recordings whose speaker is not known: 4 of 4"]
     assert caption_sentences(manifest) == (
         "Recordings of asvpesd whose speaker is not known: 4 of 4; training and test part may share some.",
+    )
+
+
+def esd_items() -> list[Item]:
+    """A speaker a fold; folders of speaker and emotion, speakers that are numbers."""
+    speakers = {"0001": "1", "0011": "2"}
+    return [
+        Item(f"esd-{speaker}-{number:06d}", speaker, fold, f"{speaker}/{emo}/{speaker}_{number:06d}.wav", emo)
+        for speaker, fold in speakers.items()
+        for number, emo in ((1, "Neutral"), (351, "Angry"))
+    ]
+
+
+def m3ed_items() -> list[Item]:
+    """Files have a prefix that keys lack; speakers have names of their series, not in ASCII; a validation part."""
+    parts = {"train": "shaonianpai", "valid": "zhihu", "test": "rucike"}
+    return [
+        Item(f"m3ed-{series}_1_{number}", f"{series}_林大为", part, f"modality_speech/A_{series}_1_{number}.wav", emo)
+        for part, series in parts.items()
+        for number, emo in ((1, "Anger"), (2, "Neutral"))
+    ]
+
+
+def mead_items() -> list[Item]:
+    """The same file names for all speakers; all speakers in both parts."""
+    return [
+        Item(f"mead-{speaker}-{emo}-level-1-{number:03d}", speaker, part, f"{speaker}/audio/{emo}/level_1/{number:03d}.m4a", emo)
+        for speaker in ("M003", "W019")
+        for emo in ("angry", "surprised")
+        for part, number in (("train", 1), ("test", 20))
+    ]
+
+
+def msppodcast_items() -> list[Item]:
+    """Official parts; in each a label that is left out."""
+    return [
+        Item(f"msppodcast-MSP-PODCAST_{part}_{emo}", f"{part}1", part, f"Audio/MSP-PODCAST_{part}_{emo}.wav", emo)
+        for part in ("train", "valid", "test")
+        for emo in ("A", "N", "O", "X")
+    ]
+
+
+LARGE = {  # items, map of labels, folds, classes, speakers
+    "esd": (esd_items(), {"Neutral": "Neutral", "Angry": "Angry"}, {"1": 2, "2": 2}, {"neutral", "angry"}, {"0001", "0011"}),
+    "m3ed": (
+        m3ed_items(),
+        {"Neutral": "Neutral", "Anger": "Angry"},
+        {"train": 2, VALIDATION: 2, "test": 2},
+        {"neutral", "angry"},
+        {"shaonianpai_林大为", "zhihu_林大为", "rucike_林大为"},
+    ),
+    "mead": (mead_items(), {"angry": "Angry", "surprised": "Surprise"}, {"train": 4, "test": 4}, {"angry", "surprise"}, {"M003", "W019"}),
+    "msppodcast": (
+        msppodcast_items(),
+        {"A": "Angry", "N": "Neutral", "O": "Other", "X": "No-agreement"},
+        {"train": 2, VALIDATION: 2, "test": 2},
+        {"angry", "neutral"},
+        {"train1", "valid1", "test1"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_the_largest_corpora_in_their_layouts(name: str, tmp_path: Path) -> None:
+    """Paths, parts, labels, left out ones among them, and speakers as in EmoBox's lists of these corpora."""
+    items, labels, folds, classes, speakers = LARGE[name]
+    file, audio = flat(tmp_path, name, items, labels=labels)
+    if name == "mead":
+        originals = sorted(audio.rglob("*.m4a"))
+        unread = emobox.read(file, audio=audio)
+        assert [line.partition(";")[0] for line in unread.problems] == ["mead: recordings of the type .m4a, which cannot be read: 8"]
+        for path in originals:  # as the command of that line leaves them
+            path.with_suffix(".flac").write_bytes(path.read_bytes())
+    reading = emobox.read(file, audio=audio)
+    assert reading.problems == ()
+    assert Counter(each.fold for each in reading.found) == folds
+    assert {each.label for each in reading.found} == classes
+    assert {each.speaker for each in reading.found} == speakers
+    assert len({each.path for each in reading.found}) == sum(folds.values())
+    assert all(each.path.suffix in (".wav", ".flac") for each in reading.found)
+    dropped = sum(item.emo in BY_NAME[name].dropped for item in items)
+    assert sum(folds.values()) + dropped == len(items)
+    assert len([note for note in reading.notes if "left out" in note]) == (2 if dropped else 0)
+    shared = BY_NAME[name].speakers == SHARED
+    found = structure_problems(reading.found, reading.folds, tmp_path, published_folds=True)
+    assert [line.partition(",")[0].partition(": ")[2] for line in found] == (
+        ["folds that share speakers between training and test part (up to 2 in a fold)"] if shared else []
     )
 
 

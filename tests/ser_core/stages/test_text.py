@@ -18,7 +18,7 @@ from ser_core.registry import REGISTRY
 from ser_core.settings import Protocol, Recipe, TextEncoderSettings
 from tests.ser_core.stages.conftest import Bench, artifacts, curves
 from tests.ser_core.stages.test_stages import stop_after
-from tests.ser_core.text_cases import SESSIONS, by_mood, by_script, corpus_of_texts, text_recipe, tokenizer_folder
+from tests.ser_core.text_cases import SESSIONS, by_mood, by_nothing, by_script, corpus_of_texts, text_recipe, tokenizer_folder
 
 FOLDS: dict[str, tuple[str, ...]] = dict.fromkeys(SESSIONS, ())
 
@@ -66,6 +66,13 @@ def test_planted_words_are_learnt_and_leaking_scripts_are_shown(recipe: Recipe, 
     assert found["moods", "scripts_disjoint"] > 0.75
     assert found["scripts", "sessions"] > 0.9
     assert found["scripts", "scripts_disjoint"] < 0.7  # chance: 0.5
+
+
+@pytest.mark.slow
+def test_words_that_say_nothing_are_at_chance(recipe: Recipe, tmp_path: Path) -> None:
+    """The negative control, over all folds: 128 utterances, of which chance gets half, with a standard deviation of 4.4 %."""
+    corpus = corpus_of_texts(tmp_path / "nothing", by_nothing)
+    assert mean_ua(recipe, corpus, tmp_path / "runs") == pytest.approx(0.5, abs=0.2)
 
 
 def test_results_and_predictions(recipe: Recipe, bench: Bench, moods: Manifest) -> None:
