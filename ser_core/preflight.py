@@ -92,7 +92,7 @@ def corpus_problems(method: str, recipe: Recipe, manifest: Manifest, folds: Mapp
             yield from problems
             return
         manifest = relabelled(manifest, recipe.two_stage.target_labels)
-    if method == "text" and (problem := transcripts_problem(recipe.text.transcripts, manifest)):
+    if method in ("text", "cross") and (problem := transcripts_problem(recipe.text.transcripts, manifest)):
         yield problem
         return
     try:
@@ -116,6 +116,14 @@ def corpus_problems(method: str, recipe: Recipe, manifest: Manifest, folds: Mapp
         return
     if method == "text":
         yield from _batch_problem("text", recipe.text.batch_size, manifest, fold, count)
+        return
+    if method in ("score", "concat", "cross"):  # what their runs need is checked for the methods of these
+        if recipe.two_stage.target:
+            yield f"recipe.two_stage.target={recipe.two_stage.target}: not together with {method}, as text has no stages; leave one out"
+        if method == "concat":
+            yield from _batch_problem("fusion.layer", recipe.fusion.layer.batch_size, manifest, fold, count)
+        if method == "cross":
+            yield from _batch_problem("fusion.cross", recipe.fusion.cross.batch_size, manifest, fold, count)
         return
     two = recipe.two_stage
     parts = [two.target] if two.corpus or two.target_labels else [pattern for pattern in (two.source, two.target) if pattern]

@@ -37,6 +37,9 @@ AT_LEAST: Mapping[str, float] = {
     "text.epochs": 1,
     "text.batch_size": 1,
     "text.max_tokens": 4,
+    "fusion.layer.epochs": 1,
+    "fusion.layer.batch_size": 1,
+    **{f"fusion.cross.{key}": 1 for key in ("epochs", "batch_size", "heads", "units")},
     "states.steps": 1,
     "states.batch_size": 1,
     "states.validate_every": 0,
@@ -61,7 +64,7 @@ AT_LEAST: Mapping[str, float] = {
     },
 }
 POSITIVE = (
-    *(f"{stage}.learning_rate" for stage in ("finetune", "tapt", "states", "ptapt", "text")),
+    *(f"{stage}.learning_rate" for stage in ("finetune", "tapt", "states", "ptapt", "text", "fusion.layer", "fusion.cross")),
     *(f"{stage}.max_seconds" for stage in ("finetune", "tapt", "ptapt")),
     *(f"{stage}.batch_seconds" for stage in ("tapt", "ptapt")),
     "tapt.temperature",
@@ -78,6 +81,7 @@ FRACTIONS = (
     "ptapt.mask_probability",
     "finetune.attributes.weight",
     "fusion.text_weight",
+    "fusion.cross.dropout",
 )
 DEVICES = ("auto", "cpu", "cuda")
 

@@ -23,19 +23,21 @@ from ser_core.models.text_identity import text_identity, text_origin
 from ser_core.parallel.team import Team
 from ser_core.preflight import corpus_problems, trained_on, training_frames
 from ser_core.recipe_checks import recipe_problems
-from ser_core.settings import Keep, Protocol, Recipe, commits_of, resolve_checkpoints
+from ser_core.settings import AudioMethod, Keep, Protocol, Recipe, commits_of, resolve_checkpoints
 from ser_core.sweep import stage_proxies
 from ser_core.two_stages import WHOLE, enter_source, two_stage_key
 
 if TYPE_CHECKING:
     from ser_core.models.needed_weights import NeededWeights
 
-METHODS = ("vft", "tapt", "ptapt", "text", "score")
+METHODS = ("vft", "tapt", "ptapt", "text", "score", "concat", "cross")
 AUDIO = ("vft", "tapt", "ptapt")  # the methods of an experiment that names none
-SCORED = ("finetune", "text", "score")  # stages that are tested
+SCORED = ("finetune", "text", "score", "concat", "cross")  # stages that are tested
 MEASUREMENTS = ("pretraining_loss",)  # methods that train nothing and have no score: one stage for a whole corpus
 
-READ_TEXT = ("text", "score")  # methods that read transcripts
+FUSIONS = ("score", "concat")  # methods that fuse two runs of the same fold and seed
+POOLED = "pooled.safetensors"  # artifact of audio and text runs that `concat` reads (ser_core.training.pooled)
+READ_TEXT = ("text", *FUSIONS, "cross")  # methods that read transcripts
 
 # Part of a stage's key: increment it when a stage computes something else, so that existing artifacts are not reused.
 VERSIONS: Mapping[str, int] = {
@@ -47,6 +49,8 @@ VERSIONS: Mapping[str, int] = {
     "finetune": 4,
     "text": 1,
     "score": 1,
+    "concat": 1,
+    "cross": 1,
     "pretraining_loss": 1,
 }
 
@@ -104,7 +108,7 @@ class Terms:
 
 
 class SpeechRegistry:
-    """V-FT, TAPT, P-TAPT, text and score. A method ends in `finetune`, `text` or `score`, the only stages that depend on the run's seed.
+    """V-FT, TAPT, P-TAPT, text and fusions. A method ends in one of the stages `SCORED`, the only ones that depend on the run's seed.
 
     A measurement is one stage, the same for every fold and seed.
     """
@@ -122,7 +126,7 @@ class SpeechRegistry:
     pinned_keys = ("backbone.checkpoint", "backbone.revision")
 
     def call(self, method: str, recipe: Recipe, *, fold: str, seed: int, validation: Sequence[str] = ()) -> StageCall:
-        """Return the last stage of a run (`finetune`, `text` or `score`) with its upstream stages, or the stage of a measurement.
+        """Return the last stage of a run (one of `SCORED`) with its upstream stages, or the stage of a measurement.
 
         Raises InputError for an unknown method, one that is not defined for the backbone, or a missing checkpoint.
 
@@ -171,11 +175,23 @@ class SpeechRegistry:
             raise InputError(f"method {method!r}: unknown; known are {', '.join((*METHODS, *MEASUREMENTS))}")
         if method not in ("vft", *MEASUREMENTS) and (recipe.two_stage.corpus or recipe.two_stage.target_labels):
             raise InputError(f"recipe.two_stage: corpus and label maps are for the method vft only, not {method}; leave them out")
-        if method == "score":
+        if method in FUSIONS:
             roles = {"audio": recipe.fusion.audio.name, "text": "text"}
             runs = {role: self.call(each, recipe, fold=fold, seed=seed, validation=validation) for role, each in roles.items()}
-            fused = {"score": {"text_weight": recipe.fusion.text_weight}, **tested, **part}
-            return StageCall("score", VERSIONS["score"], fused, {"execution": runtime["execution"]}, fold, seed, runs)
+            layer = method == "concat"
+            fused = {method: plain(recipe.fusion.layer) if layer else {"text_weight": recipe.fusion.text_weight}, **tested, **part}
+            reads: dict[str, Any] = {"reads": {role: [POOLED] for role in roles}} if layer else {}
+            return StageCall(method, VERSIONS[method], fused, {"execution": runtime["execution"], **reads}, fold, seed, runs)
+        if method == "cross":  # of the methods of its parts it has the weights that these start from
+            parts = recipe.fusion.audio.name, "text"
+            audio, text = (self.call(each, recipe, fold=fold, seed=seed, validation=validation) for each in parts)
+            encoders = {name: each.settings[name] for name, each in (("backbone", audio), ("text_encoder", text)) if name in each.settings}
+            tokens = {name: text.settings["text"][name] for name in ("max_tokens", "transcripts")}
+            weights = " and ".join(each.runtime["weights"] for each in (audio, text) if "weights" in each.runtime)
+            upstream = {role: each for role, each in audio.upstream.items() if role == "backbone"}
+            settings = {"cross": keyed(recipe.fusion.cross), "text": tokens, **encoders, **tested, **part}
+            more = {**runtime, "text_encoder": text.runtime["text_encoder"], "weights": weights}
+            return StageCall(method, VERSIONS[method], settings, more, fold, seed, upstream)
         if method == "text":
             own = keyed(recipe.text)
             own.pop("encoder")
@@ -220,7 +236,7 @@ class SpeechRegistry:
                 raise InputError(f"fold {fold!r}: no validation speakers are given for it")
             return validation[fold]
 
-        if method == "score":  # its upstream runs have the seed of the run
+        if method in FUSIONS:  # its upstream runs have the seed of the run
             return lambda fold, seed: self.call(method, recipe, fold=fold, seed=seed, validation=kept_out(fold))
         first = cache(lambda fold: self.call(method, recipe, fold=fold, seed=0, validation=kept_out(fold)))
         return (lambda fold, seed: first(fold)) if method in MEASUREMENTS else lambda fold, seed: replace(first(fold), seed=seed)
@@ -309,7 +325,7 @@ class SpeechRegistry:
         `methods`: each with its recipe. `folds`: held-out fold -> the validation speakers of a sweep, else ().
         """
         manifest = load_manifest(corpus)
-        parts = [(each, recipe) for method, recipe in methods for each in parts_of(method, recipe)]
+        parts = [(each, recipe) for method, recipe in methods for each in (*parts_of(method, recipe), method)]
         problems = [line for method, recipe in parts for line in corpus_problems(method, recipe, manifest, folds)]
         if problems:
             raise InputError(list(dict.fromkeys(problems)))
@@ -404,8 +420,10 @@ class SpeechRegistry:
 
 
 def parts_of(method: str, recipe: Recipe) -> tuple[str, ...]:
-    """The methods whose runs a method fuses; a method that fuses none alone."""
-    return (recipe.fusion.audio.name, "text") if method == "score" else (method,)
+    """The methods whose runs a method fuses, or whose pretraining it needs."""
+    if method in FUSIONS:
+        return recipe.fusion.audio.name, "text"
+    return (recipe.fusion.audio.name,) if method == "cross" and recipe.fusion.audio is not AudioMethod.vft else ()
 
 
 REGISTRY = SpeechRegistry()

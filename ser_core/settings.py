@@ -375,11 +375,35 @@ class AudioMethod(Enum):
 
 
 @dataclass
+class FusedLayerSettings:
+    """Training of the linear layer of the method `concat`; values: published code of arXiv 2406.08353, for layers on frozen encoders."""
+
+    epochs: int = 100  # passes over the training utterances
+    batch_size: int = 64  # utterances
+    learning_rate: float = 5e-4  # constant
+
+
+@dataclass
+class CrossSettings:
+    """Classifier of the method `cross`, on frozen encoders as in arXiv 2406.08353; training: its published code, as for the layer."""
+
+    heads: int = 8  # of each attention; divides the widths of both encoders
+    units: int = 1024  # of the feed-forward layers
+    dropout: float = 0.1  # of attention and feed-forward layers
+    epochs: int = 100  # passes over the training utterances
+    batch_size: int = 64  # utterances
+    learning_rate: float = 5e-4  # constant
+    precision: Precision = Precision.auto  # autocast type
+
+
+@dataclass
 class FusionSettings:
-    """Fusion of audio and text by the method `score`: weighted mean of the log-probabilities of two runs of the same fold and seed."""
+    """Fusion of audio and text by the methods `score` and `concat` (of two runs of the same fold and seed) and `cross`."""
 
     audio: AudioMethod = AudioMethod.vft  # the method of audio
-    text_weight: float = 0.5  # of the text's log-probabilities; those of audio have 1 - text_weight. Fixed in advance, not fitted
+    text_weight: float = 0.5  # of `score`: of the text's log-probabilities; those of audio have 1 - text_weight. Fixed, not fitted
+    layer: FusedLayerSettings = field(default_factory=FusedLayerSettings)
+    cross: CrossSettings = field(default_factory=CrossSettings)
 
 
 class Protocol(Enum):
@@ -440,9 +464,14 @@ class Recipe:
         """What a method of the registry trains, for the captions of tables: the model and the length of each training."""
         from ser_core.models.model_types import label_of
 
-        if method == "score":
+        if method in ("score", "concat"):
             parts = (*self.trained(self.fusion.audio.name), *self.trained("text"))
-            return (*parts, f"fused by the mean of log-probabilities, weight of text {self.fusion.text_weight:g}")
+            if method == "score":
+                return (*parts, f"fused by the mean of log-probabilities, weight of text {self.fusion.text_weight:g}")
+            return (*parts, f"fused by a linear layer on both pooled vectors, trained for {_times(self.fusion.layer.epochs, 'epoch')}")
+        if method == "cross":
+            frozen = (*self.trained(self.fusion.audio.name)[:-1], self.trained("text")[0])  # without their fine-tuning
+            return (*frozen, f"both frozen, cross-attention on them trained for {_times(self.fusion.cross.epochs, 'epoch')}")
         if method == "text":
             read = f"{self.text.encoder_name()} on reference transcripts"
             return (read, f"fine-tuning of {_times(self.text.epochs, 'epoch')}, protocol {self.protocol.name}")
@@ -469,13 +498,15 @@ class Recipe:
             "text": ("text",),
             "pretraining_loss": ("backbone", "pretraining_loss", "upstream_seed"),
         }
-        own["score"] = (*own[self.fusion.audio.name], "text", "fusion")
+        own["score"] = own["concat"] = (*own[self.fusion.audio.name], "text", "fusion")
+        pretraining = [key for key in own[self.fusion.audio.name] if key not in audio]
+        own["cross"] = ("backbone", *(("features", "upstream_seed", *pretraining) if pretraining else ()), "text", "fusion")
         some = {key for keys in own.values() for key in keys}
         return tuple(each.name for each in fields(self) if each.name not in some or each.name in own.get(method, some))
 
     def further_metrics(self, method: str) -> tuple[MetricColumn, ...]:
         """The metrics of a method's results that tables show beside the accuracies, where a run has any of them."""
-        audio = method not in ("text", "score")
+        audio = method not in ("text", "score", "concat", "cross")
         attributes = ATTRIBUTE_METRICS if audio and self.finetune.attributes.weight else ()
         tested_source = not self.two_stage.corpus or bool(self.two_stage.left_out)
         stages = () if not (audio and self.two_stage.first) else STAGE_METRICS if tested_source else TARGET_METRICS

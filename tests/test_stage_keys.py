@@ -58,7 +58,8 @@ def test_audio_and_text_share_the_stages_of_audio() -> None:
     alone, fused = (graph.nodes for graph in graphs)
     assert set(alone) <= set(fused)
     new = Counter(node.stage + (", disjoint" if "protocol" in node.settings else "") for key, node in fused.items() if key not in alone)
-    assert new == {"text": 25, "score": 50, "finetune, disjoint": 25, "text, disjoint": 25, "score, disjoint": 25}
+    disjoint = {f"{stage}, disjoint": 25 for stage in ("finetune", "text", "score", "concat")}
+    assert new == {"text": 25, "score": 50, "concat": 50, "cross": 25, **disjoint}
 
 
 @pytest.mark.parametrize(("name", "corpora"), [("emodb-shift", ("demo", "emodb")), ("iemocap-shift", ("savee", "iemocap"))])

@@ -10,6 +10,7 @@ from jobs.commands.console import note, say, with_progress
 from jobs.commands.launching import check_corpus, check_experiment, chosen_experiment, workplace
 from jobs.commands.program import Program
 from jobs.commands.session import Session
+from jobs.control.required_artifacts import require_artifacts
 from jobs.errors import StoredConfigurationError, UsageError, problems_of
 from jobs.experiment.launched import (
     Corpus,
@@ -64,6 +65,7 @@ class Opener:
         if not dry_run:
             measure(layout.root)
         launched = launch(experiment, corpus, plugin.registry, layout, words.file, typed)
+        require_artifacts(launched.graph, layout)
         _note(words.line, where)
         former = self._stored_plugin(layout, otherwise=plugin).registry
         return replace(self._session(launched, plugin, new=True), former=last_launch(layout, former, former.recipe_schema))
@@ -81,6 +83,7 @@ class Opener:
         self._resolve(launched.experiment, plugin, launched.layout)
         require_same_corpus(launched, plugin.registry.load_corpus(Path(launched.corpus.folder)).digest, session.hints.launch)
         check_corpus(launched.experiment, launched.corpus, self.program)
+        require_artifacts(launched.graph, layout)
         _note(line)
         return session
 

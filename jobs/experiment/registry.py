@@ -33,7 +33,9 @@ class StageCall(Protocol):
         """Paths and options that do not change the output, JSON values only; not part of the key.
 
         An entry `weights` (text) describes the weights that the stage starts from; tables state it. An entry `keep` (`all` or `best_slot`)
-        states that the stage writes what it has trained to `output`/model, and which runs keep it (`jobs.control.cleaning.models_of`).
+        states that the stage writes what it has trained to `output`/model, and which runs keep it (`jobs.control.cleaning.models_of`). An
+        entry `reads`, role -> names, names artifacts that not every version of the upstream stage has written: a launch is refused if a
+        finished one lacks them.
         """
 
     @property

@@ -25,7 +25,7 @@ class NeededWeights:
 
 def needed_weights(method: str, recipe: Recipe) -> list[NeededWeights]:
     """Return the checkpoints of a method; models with random weights need none."""
-    if method == "score":
+    if method in ("score", "concat", "cross"):
         return [*needed_weights(recipe.fusion.audio.name, recipe), *needed_weights("text", recipe)]
     if method == "text":
         return [_text_encoder(recipe.text.encoder)] if recipe.text.encoder.checkpoint is not None else []

@@ -10,9 +10,10 @@ sums what it needs over all parts (`ser_core.training.concordance`).
 With `recipe.two_stage` it trains on the target part of the corpus, from the classifier that the stage `source` has trained on the source
 part or on another corpus: all its trained weights, the head included. Parts of it can be frozen.
 
-Artifacts: `predictions.csv` (class probabilities of every test utterance, attributes), the training curves and, with adaptors, `adaptors/`:
-the trained weights of adaptors and head (`ser_core.models.adaptor_files`). With `finetune.keep`, if the whole transformer was trained and
-predicts classes, `model/`: the whole classifier (`ser_core.models.kept_model`).
+Artifacts: `predictions.csv` (class probabilities of every test utterance, attributes), the training curves, outside of sweeps
+`pooled.safetensors` (`ser_core.training.pooled`) and, with adaptors, `adaptors/`: the trained weights of adaptors and head
+(`ser_core.models.adaptor_files`). With `finetune.keep`, if the whole transformer was trained and predicts classes, `model/`: the whole
+classifier (`ser_core.models.kept_model`).
 """
 
 from __future__ import annotations
@@ -45,15 +46,16 @@ from ser_core.models.classifier import (
 from ser_core.models.kept_model import save_model
 from ser_core.models.trained import parameter_counts, train_only
 from ser_core.parallel.group import stop_together
-from ser_core.settings import Adaptor, AdaptorSettings, BottleneckStart, FinetuneSettings, HeadKind, Padding
+from ser_core.settings import Adaptor, AdaptorSettings, BottleneckStart, FinetuneSettings, HeadKind, Padding, Precision
 from ser_core.stages.context import StageContext, parse_settings, stage_result
 from ser_core.training.attributes import AttributeTask, attribute_task, nearest_class_logits, score_attributes
 from ser_core.training.augmentation import row_generators, spans
 from ser_core.training.batches import Batch, StepPlan, halved, longest_first, shuffled_epoch
 from ser_core.training.concordance import batch_sums, ccc_loss, part_term
 from ser_core.training.divergence import divergence_reason, prior_loss
-from ser_core.training.evaluate import PREDICTIONS, predict, score, score_kinds, whole_features, write_predictions
+from ser_core.training.evaluate import PREDICTIONS, evaluate, score, score_kinds, whole_features, write_predictions
 from ser_core.training.loop import LocalParts, Objective, PartLoss, StepParts, TrainingResult, seed_part
+from ser_core.training.pooled import write_pooled
 from ser_core.training.schedule import constant
 from ser_core.training.splits import Split
 
@@ -92,14 +94,14 @@ class Finetuning(Objective):
         self._context = context
         self._settings = settings
         split = context.training
-        limit = round(settings.max_seconds * SAMPLE_RATE)
-        self._lengths = [min(samples, limit) for samples in split.samples]
+        self.limit = round(settings.max_seconds * SAMPLE_RATE)  # samples of an utterance
+        self._lengths = [min(samples, self.limit) for samples in split.samples]
         self._weights = class_weights(split.class_counts()).to(context.device)
         self.epoch_steps = len(shuffled_epoch(len(split), settings.batch_size, context.seed, 0))
         self._plan = StepPlan(lambda epoch: shuffled_epoch(len(split), settings.batch_size, context.seed, epoch))
         arithmetic = context.arithmetic(settings.precision)
         padding, cache = context.features.padding, context.execution.feature_cache
-        self.features = FrozenFeatures(model.wav2vec2, split, limit, padding, cache, arithmetic, context.shared)
+        self.features = FrozenFeatures(model.wav2vec2, split, self.limit, padding, cache, arithmetic, context.shared)
 
     def plan(self, step: int) -> StepParts:
         context, split = self._context, self._context.training
@@ -192,18 +194,19 @@ def classifier_of(encoder: Any, outputs: int, settings: FinetuneSettings, adapto
 
 @dataclass(frozen=True)
 class Fitted:
-    """A trained classifier. `outputs`: of its linear layer, the logits of `classes` classes first (0: attributes alone)."""
+    """A trained classifier, whose outputs begin with the logits of `classes` classes (0: attributes alone)."""
 
     settings: FinetuneSettings
     model: EmotionClassifier
     task: AttributeTask | None
     classes: int
-    outputs: int
     prior: float  # loss of the best constant prediction
     trained: TrainingResult
     diverged: str  # the reason; "": it is not
     front_end: float  # seconds
     parameters: tuple[int, int]  # trained, all
+    pooled: NDArray[np.float32] | None = None  # inputs of the last layer, (training utterances, units), if asked for
+    pooling: float = 0.0  # seconds that they took
 
     @property
     def alone(self) -> bool:
@@ -211,11 +214,11 @@ class Fitted:
         return not self.classes
 
 
-def fit(context: StageContext, settings: FinetuneSettings, frozen: Sequence[str] = ()) -> Fitted:
+def fit(context: StageContext, settings: FinetuneSettings, frozen: Sequence[str] = (), *, pooled: bool = False) -> Fitted:
     """Train a classifier on the training split, from the weights of an upstream classifier (role `start`) if there is one.
 
     `frozen`: names of `TrainedPart` that stay as they were upstream. They are trained parameters of the classifier all the same: they are
-    saved with it.
+    saved with it. `pooled`: then compute the inputs of its last layer for all training utterances.
     """
     split = context.training
     encoder = load_encoder(context.backbone(), attention=context.execution.attention)
@@ -256,7 +259,25 @@ def fit(context: StageContext, settings: FinetuneSettings, frozen: Sequence[str]
     diverged = divergence_reason(trained.loss, prior)
     if diverged:
         context.report(f"{context.stage}: diverged: {diverged}")
-    return Fitted(settings, model, task, classes, outputs, prior, trained, diverged, front_end, counts)
+    started = time.monotonic()
+    vectors = _training_vectors(objective, context) if pooled else None
+    return Fitted(settings, model, task, classes, prior, trained, diverged, front_end, counts, vectors, time.monotonic() - started)
+
+
+def _training_vectors(objective: Finetuning, context: StageContext) -> NDArray[np.float32]:
+    """Return the inputs of the last layer, (training utterances, units), of the seconds that training reads, without dropout and masks.
+
+    From the features of the training, or in the same way as those of the test where those depend on the batch.
+    """
+    features, model = objective.features, objective.model
+    if features.padding is not Padding.independent:
+        arithmetic, cache = context.arithmetic(Precision.float32), context.execution.feature_cache
+        split, limit = context.training, objective.limit
+        features = FrozenFeatures(model.wav2vec2, split, limit, Padding.independent, cache, arithmetic, context.shared, once=True)
+        context.group.suspend_watchdog()
+        features.fill(lambda: False, context.progress())
+    size = halved(context.execution.evaluation_batch, context.relief)
+    return evaluate(model, context.training, size, features, context.group)[1]
 
 
 def facts_of(fitted: Fitted, context: StageContext) -> dict[str, Any]:
@@ -273,8 +294,12 @@ def facts_of(fitted: Fitted, context: StageContext) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Predicted:
-    """Predictions of a test split: `logits` (utterances, classes), `attributes` (utterances, 3) in the corpus' scale."""
+    """Predictions of a test split: `logits` (utterances, classes), `attributes` (utterances, 3) in the corpus' scale.
 
+    `pooled`: inputs of the last layer, (utterances, units).
+    """
+
+    pooled: NDArray[np.float32]
     logits: NDArray[np.float32]
     attributes: NDArray[np.float64] | None
 
@@ -284,12 +309,12 @@ def _predicted(fitted: Fitted, context: StageContext, test: Split) -> Predicted:
     context.group.suspend_watchdog()
     features.fill(lambda: False, context.progress())
     size = halved(context.execution.evaluation_batch, context.relief)
-    found = predict(fitted.model, test, size, features, context.group, fitted.outputs)
+    found, pooled = evaluate(fitted.model, test, size, features, context.group)
     logits, task, split = found[:, : fitted.classes], fitted.task, context.training
     if task is None:
-        return Predicted(logits, None)
+        return Predicted(pooled, logits, None)
     attributes = task.scale.restored(found[:, fitted.classes :].astype(np.float64))
-    return Predicted(nearest_class_logits(attributes, split.utterances, split.classes) if fitted.alone else logits, attributes)
+    return Predicted(pooled, nearest_class_logits(attributes, split.utterances, split.classes) if fitted.alone else logits, attributes)
 
 
 def run(
@@ -303,13 +328,16 @@ def run(
     `open_source`: with two stages, the test split of the source, None if it has none. The metrics then have the UA of source and target
     after either stage. `frozen`: as for `fit`.
     """
-    fitted = fit(context, parse_settings(FinetuneSettings, context.settings["finetune"]), frozen)
+    settings = parse_settings(FinetuneSettings, context.settings["finetune"])
+    fitted = fit(context, settings, frozen, pooled="validation" not in context.settings)
     started = time.monotonic()
     test = open_test()
     predicted = _predicted(fitted, context, test)
     found = score(predicted.logits, test)
     if context.group.is_leader:
         write_predictions(context.output / PREDICTIONS, predicted.logits, test, predicted.attributes)
+        if fitted.pooled is not None:
+            write_pooled(context.output, (context.training, fitted.pooled), (test, predicted.pooled))
         if fitted.settings.adaptors.kinds:
             save_adaptors(fitted.model, context.output / ADAPTORS, facts_of(fitted, context))
         elif context.runtime.get("keep") and not fitted.alone and not fitted.diverged:
@@ -337,7 +365,7 @@ def run(
         del result["metrics"]["training_accuracy"]
     if START in context.upstream:
         result["metrics"] |= _both_stages(fitted, context, test, open_source())
-    result["durations"] |= {"front_end": fitted.front_end, "test": time.monotonic() - started}
+    result["durations"] |= {"front_end": fitted.front_end, "pooling": fitted.pooling, "test": time.monotonic() - started}
     return result
 
 

@@ -34,25 +34,40 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
     """
     weight = float(context.settings["score"]["text_weight"])
     test = open_test()
-    audio, text = (log_probabilities(context.upstream[role] / PREDICTIONS, test) for role in ROLES)
+    audio, text = (run_log_probabilities(context, role, test) for role in ROLES)
     logits = ((1 - weight) * audio + weight * text).astype(np.float32)
     found = score(logits, test)
     write_predictions(context.output / PREDICTIONS, logits, test)
-    reason = curve_divergence(context.upstream["audio"] / CURVES)
     return {
         "metrics": {
             "ua": found.ua,
             "wa": found.wa,
             "macro_f1": found.macro_f1,
             **score_kinds(logits, test),
-            **{f"ua_{role}": score(logits_of.astype(np.float32), test).ua for role, logits_of in zip(ROLES, (audio, text), strict=True)},
+            **role_scores(context, test),
             "test_utterances": len(test),
         },
         "durations": {},
         "confusion": [list(row) for row in found.confusion],
         "classes": list(test.classes),
-        "diverged": f"audio run: {reason}" if reason else "",
+        "diverged": audio_divergence(context),
     }
+
+
+def role_scores(context: StageContext, test: Split) -> dict[str, float]:
+    """Return the UA (fraction) of the two runs that are fused, `ua_audio` and `ua_text`."""
+    return {f"ua_{role}": score(run_log_probabilities(context, role, test).astype(np.float32), test).ua for role in ROLES}
+
+
+def audio_divergence(context: StageContext) -> str:
+    """Return why the training of the audio run counts as diverged, "" if it does not."""
+    reason = curve_divergence(context.upstream["audio"] / CURVES)
+    return f"audio run: {reason}" if reason else ""
+
+
+def run_log_probabilities(context: StageContext, role: str, test: Split) -> NDArray[np.float64]:
+    """Return `log_probabilities` of the run in a role."""
+    return log_probabilities(context.upstream[role] / PREDICTIONS, test)
 
 
 def log_probabilities(path: Path, split: Split) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ from ser_core.parallel.group import process_group
 from ser_core.parallel.team import Alone
 from ser_core.registry import MEASUREMENTS, StageArguments
 from ser_core.settings import Attention, Precision, Protocol
-from ser_core.stages import cluster, finetune, late_fusion, pretraining_loss, ptapt, source, states, tapt, text
+from ser_core.stages import cluster, concat, cross, finetune, late_fusion, pretraining_loss, ptapt, source, states, tapt, text
 from ser_core.stages.context import StageContext, seed_global_generators
 from ser_core.training.device import deterministic, keep_freed_memory
 from ser_core.training.splits import Split
@@ -28,6 +28,8 @@ from ser_core.two_stages import load_source
 TESTED: Mapping[str, Callable[[StageContext, Callable[[], Split]], dict[str, Any]]] = {
     "text": text.run,
     "score": late_fusion.run,
+    "concat": concat.run,
+    "cross": cross.run,
 }
 WITHOUT_TEST: Mapping[str, Callable[[StageContext], dict[str, Any]]] = {
     "source": source.run,

@@ -1,6 +1,7 @@
 """Fine-tuning of a text encoder on transcripts: a classifier trained and tested like that of audio (`ser_core.stages.finetune`).
 
-Reads the transcripts in the manifest and no audio. Training reads those of the training split only. Artifact: `predictions.csv`.
+Reads the transcripts in the manifest and no audio. Training reads those of the training split only. Artifacts: `predictions.csv`, the
+training curves and, outside of sweeps, `pooled.safetensors` (`ser_core.training.pooled`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ser_core.training.batches import Batch, StepPlan, halved, length_parts, lon
 from ser_core.training.divergence import divergence_reason, prior_loss
 from ser_core.training.evaluate import PREDICTIONS, score, score_kinds, write_predictions
 from ser_core.training.loop import Objective, PartLoss, StepParts
+from ser_core.training.pooled import write_pooled
 from ser_core.training.schedule import constant
 from ser_core.training.splits import Split
 
@@ -78,30 +80,36 @@ class TextFinetuning(Objective):
 
 
 @torch.no_grad()
-def predict_texts(model: TextClassifier, tokens: Tokens, pad: int, batch_size: int) -> NDArray[np.float32]:
-    """Return logits (utterances, classes) in float32, of batches of similar length. Raises Diverged for one that is not finite."""
+def evaluate_texts(model: TextClassifier, tokens: Tokens, pad: int, batch_size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return logits (utterances, classes) and inputs of the last layer (utterances, units), in float32, of batches of similar length.
+
+    Raises Diverged for a logit that is not finite.
+    """
     model.eval()
     device = model.head.weight.device
     logits = np.zeros((len(tokens), model.head.out_features), dtype=np.float32)
+    pooled = np.zeros((len(tokens), model.head.in_features), dtype=np.float32)
     order = longest_first(list(range(len(tokens))), [len(each) for each in tokens])
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         ids, mask = padded([tokens[position] for position in chosen], pad)
-        logits[chosen] = model(ids.to(device), mask.to(device)).float().cpu().numpy()
+        found = model.pooled(ids.to(device), mask.to(device))
+        logits[chosen], pooled[chosen] = (each.float().cpu().numpy() for each in (model.head(found), found))
     if not np.isfinite(logits).all():
         raise Diverged("the trained model gives outputs that are not finite")
-    return logits
+    return logits, pooled
 
 
 def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]:
     """Train, then open the test split and score it. A diverged model is tested too; `diverged` states the reason."""
     settings = parse_settings(TextSettings, context.settings["text"])
-    encoder, tokenizer = _encoder(context, settings)
+    encoder, tokenizer = planned_text_encoder(context, settings.max_tokens)
     split = context.training
     context.seed_initialisation()
     model = TextClassifier(encoder, len(split.classes)).to(context.device)
     pad = tokenizer.pad_token_id or 0
-    objective = TextFinetuning(context, settings, model, tokens_of(tokenizer, _texts(split), settings.max_tokens), pad)
+    tokens = tokens_of(tokenizer, texts_of(split), settings.max_tokens)
+    objective = TextFinetuning(context, settings, model, tokens, pad)
     prior = prior_loss(split.class_counts(), class_weights(split.class_counts()).tolist())
     trained = context.train(
         objective,
@@ -116,11 +124,15 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
     if diverged:
         context.report(f"text: diverged: {diverged}")
     started = time.monotonic()
-    test = open_test()
     size = halved(context.execution.evaluation_batch, context.relief)
-    logits = predict_texts(model, tokens_of(tokenizer, _texts(test), settings.max_tokens), pad, size)
+    vectors = None if "validation" in context.settings else evaluate_texts(model, tokens, pad, size)[1]
+    pooling, started = time.monotonic() - started, time.monotonic()
+    test = open_test()
+    logits, pooled = evaluate_texts(model, tokens_of(tokenizer, texts_of(test), settings.max_tokens), pad, size)
     found = score(logits, test)
     write_predictions(context.output / PREDICTIONS, logits, test)
+    if vectors is not None:
+        write_pooled(context.output, (split, vectors), (test, pooled))
     trained_parameters, parameters = parameter_counts(model)
     result = stage_result(
         trained,
@@ -139,23 +151,23 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
         confusion=[list(row) for row in found.confusion],
         classes=list(split.classes),
     )
-    result["durations"] |= {"test": time.monotonic() - started}
+    result["durations"] |= {"pooling": pooling, "test": time.monotonic() - started}
     return result
 
 
-def _encoder(context: StageContext, settings: TextSettings) -> tuple[Any, Any]:
+def planned_text_encoder(context: StageContext, max_tokens: int) -> tuple[Any, Any]:
     """Encoder and tokenizer that the stage was planned with. Raises InputError if they have changed since."""
     chosen = parse_settings(TextEncoderSettings, context.runtime["text_encoder"])
     if text_identity(chosen) != context.settings["text_encoder"]:
         raise InputError(f"{KEY}: not the weights or the tokenizer this stage was planned with; launch again")
     encoder, tokenizer = load_text_encoder(chosen)
     most = most_tokens(encoder)
-    if most is not None and settings.max_tokens > most:
-        raise InputError(f"recipe.text.max_tokens={settings.max_tokens}: the encoder has positions for {most} tokens")
+    if most is not None and max_tokens > most:
+        raise InputError(f"recipe.text.max_tokens={max_tokens}: the encoder has positions for {most} tokens")
     return encoder, tokenizer
 
 
-def _texts(split: Split) -> list[str]:
+def texts_of(split: Split) -> list[str]:
     """The transcripts of a split. Raises InputError for an utterance without one."""
     missing = [utterance.id for utterance in split.utterances if utterance.text is None]
     if missing:

@@ -35,26 +35,36 @@ def whole_features(
     return FrozenFeatures(model.wav2vec2, split, None, Padding.independent, cache, arithmetic, shared, once=True)
 
 
-@torch.no_grad()
 def predict(
     model: EmotionClassifier,
     split: Split,
     batch_size: int,
     features: FrozenFeatures | None = None,
     group: Group | None = None,
-    outputs: int | None = None,
 ) -> NDArray[np.float32]:
-    """Return the model's outputs (utterances, outputs) in the order of the split, in every process; by default a logit a class.
+    """Return the outputs of `evaluate`."""
+    return evaluate(model, split, batch_size, features, group)[0]
 
-    The front end processes every utterance alone (as the authors' test does, with batches of one); the transformer processes utterances of
-    similar length together, and attention ignores padding. `features`: a filled `whole_features`; None: computed here. Raises Diverged for
-    a logit that is NaN or infinite.
+
+@torch.no_grad()
+def evaluate(
+    model: EmotionClassifier,
+    split: Split,
+    batch_size: int,
+    features: FrozenFeatures | None = None,
+    group: Group | None = None,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the model's outputs (utterances, outputs), and the inputs of its last layer (utterances, units), in the order of the split.
+
+    In every process. The front end processes every utterance alone (as the authors' test does, with batches of one); the transformer
+    processes utterances of similar length together, and attention ignores padding. `features`: a filled `whole_features`, or others that do
+    not depend on the batch; None: computed here. Raises Diverged for an output that is NaN or infinite.
     """
     group = group or Group()
     model.eval()
     device = model.head.weight.device
     features = features or whole_features(model, split)
-    logits = np.zeros((len(split), len(split.classes) if outputs is None else outputs))
+    outputs, pooled = np.zeros((len(split), model.head.out_features)), np.zeros((len(split), model.head.in_features))
     order = sorted(range(len(split)), key=lambda position: (-split.samples[position], position))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     costs = [split.samples[batch[0]] * len(batch) for batch in batches]
@@ -62,11 +72,12 @@ def predict(
         group.expect_progress()
         chosen = batches[number]
         padded, frames = features.padded(chosen)
-        logits[chosen] = model(padded, frames.to(device)).float().cpu().numpy()
-    logits = group.all_reduce(logits)
-    if not np.isfinite(logits).all():
+        found = model.pooled(padded, frames.to(device))
+        outputs[chosen], pooled[chosen] = (each.float().cpu().numpy() for each in (model.head(found), found))
+    outputs, pooled = group.all_reduce(outputs), group.all_reduce(pooled)
+    if not np.isfinite(outputs).all():
         raise Diverged("the trained model gives outputs that are not finite")
-    return logits.astype(np.float32)
+    return outputs.astype(np.float32), pooled.astype(np.float32)
 
 
 def score(logits: NDArray[np.float32], split: Split) -> Scores:

@@ -14,7 +14,18 @@ import pytest
 from ser_core.corpora.validation import FIXED_PART
 from ser_core.errors import InputError
 from ser_core.registry import REGISTRY, VERSIONS, StageCall
-from ser_core.settings import Attention, BackboneSettings, FeatureCache, Padding, Pooling, Protocol, Recipe, Wav2vecSettings
+from ser_core.settings import (
+    Attention,
+    BackboneSettings,
+    CrossSettings,
+    FeatureCache,
+    FusedLayerSettings,
+    Padding,
+    Pooling,
+    Protocol,
+    Recipe,
+    Wav2vecSettings,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,8 +73,10 @@ def test_what_a_method_does_not_read_is_in_no_key_of_its_stages(method: str) -> 
             "ptapt": lambda: setattr(other.ptapt, "steps", 9),
             "pretraining_loss": lambda: setattr(other.pretraining_loss, "draws", 9),
             "two_stage": lambda: setattr(other.two_stage, "target", "a*"),
-            "text": lambda: setattr(other.text, "epochs", 9),
-            "fusion": lambda: setattr(other.fusion, "text_weight", 0.9),
+            "text": lambda: other.text.__dict__.update(epochs=9, max_tokens=9),
+            "fusion": lambda: other.fusion.__dict__.update(
+                text_weight=0.9, layer=FusedLayerSettings(epochs=9), cross=CrossSettings(heads=9)
+            ),
             "protocol": lambda: setattr(other, "protocol", Protocol.scripts_disjoint),
             "training_fraction": lambda: setattr(other, "training_fraction", 0.5),
             "upstream_seed": lambda: setattr(other, "upstream_seed", 9),

@@ -57,7 +57,8 @@ def test_a_key_is_the_hash_of_the_canonical_text() -> None:
     slots = seeds_of_slots(methods, folds, seeds=3, first_seed=10**12)
     graph = build_graph(SPEECH, SMALL, corpus="c", corpus_digest='d"1', methods=methods, folds=folds, seeds=slots)
     shared = {"finetune": 36, "tapt": 4, "states": 4, "cluster": 12, "ptapt": 4}
-    assert Counter(node.stage for node in graph.nodes.values()) == {**shared, "text": 12, "score": 12}  # `score` reads runs of the others
+    fused = {"text": 12, "score": 12, "concat": 12, "cross": 12}  # which read runs of the others
+    assert Counter(node.stage for node in graph.nodes.values()) == {**shared, **fused}
     for key, node in graph.nodes.items():
         assert key == node.key == _plainly(node, 'd"1', node.upstream)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from ser_core.settings import (
     TaptSettings,
     Wav2vecSettings,
 )
+from tests.ser_core.text_cases import by_mood, text_recipe, tokenizer_folder
 
 SHORTEST = 945  # samples: one frame of every network, and what `prepare` lets through
 FOLDS = ("1", "2")
@@ -139,6 +141,24 @@ class Bench:
 @pytest.fixture
 def bench(corpus: Manifest, tmp_path: Path) -> Bench:
     return Bench(corpus.folder, tmp_path)
+
+
+@pytest.fixture
+def spoken(corpus: Manifest, tmp_path: Path) -> Manifest:
+    """The corpus of tones with transcripts that tell the class."""
+    folder = tmp_path / "spoken"
+    shutil.copytree(corpus.folder, folder)
+    rng = np.random.default_rng(1)
+    utterances = [replace(each, text=by_mood(each.label, "", rng)) for each in corpus.utterances]
+    return write_manifest(folder, "spoken", FOLDS, utterances)
+
+
+@pytest.fixture
+def fused(recipe: Recipe, spoken: Manifest, tmp_path: Path) -> Recipe:
+    """A recipe of both runs of a fusion on these transcripts."""
+    recipe.text = text_recipe(tokenizer_folder(tmp_path / "tokenizer"), epochs=12, batch_size=4).text
+    REGISTRY.pin_corpus("score", recipe, spoken.folder)
+    return recipe
 
 
 def artifacts(folder: Path) -> dict[str, bytes]:

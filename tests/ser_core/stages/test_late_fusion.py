@@ -4,38 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ser_core.corpora.manifest import Manifest, write_manifest
+from ser_core.corpora.manifest import Manifest
 from ser_core.errors import InputError
 from ser_core.registry import REGISTRY
 from ser_core.settings import AudioMethod, Recipe
 from ser_core.stages.late_fusion import curve_divergence
-from tests.ser_core.stages.conftest import FOLDS, Bench
-from tests.ser_core.text_cases import by_mood, text_recipe, tokenizer_folder
-
-
-@pytest.fixture
-def spoken(corpus: Manifest, tmp_path: Path) -> Manifest:
-    """The corpus of tones with transcripts that tell the class."""
-    folder = tmp_path / "spoken"
-    shutil.copytree(corpus.folder, folder)
-    rng = np.random.default_rng(1)
-    utterances = [replace(each, text=by_mood(each.label, "", rng)) for each in corpus.utterances]
-    return write_manifest(folder, "spoken", FOLDS, utterances)
-
-
-@pytest.fixture
-def fused(recipe: Recipe, spoken: Manifest, tmp_path: Path) -> Recipe:
-    recipe.text = text_recipe(tokenizer_folder(tmp_path / "tokenizer"), epochs=12, batch_size=4).text
-    REGISTRY.pin_corpus("score", recipe, spoken.folder)
-    return recipe
+from tests.ser_core.stages.conftest import Bench
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from ser_core.errors import Interrupted
 from ser_core.registry import REGISTRY, StageCall
 from ser_core.settings import FeatureCache, Recipe
+from ser_core.training.pooled import POOLED
 from tests.ser_core.parallel.teams import FolderTeam, results, run_team
 from tests.ser_core.stages.conftest import Bench, artifacts, curves, stage_calls
 from tests.ser_core.stages.test_stages import stop_after
@@ -101,6 +103,8 @@ def test_a_stage_has_the_same_numbers_in_any_number_of_processes(stage: str, cha
             assert np.allclose(np.load(output / "frames.npy"), np.load(one / "frames.npy"), rtol=1e-4, atol=1e-6)
         if stage == "finetune":
             assert predictions(output) == pytest.approx(predictions(one), abs=2e-6)
+            for name, vectors in load_file(one / POOLED).items():
+                assert np.allclose(load_file(output / POOLED)[name], vectors, rtol=1e-4, atol=1e-5)
 
 
 def predictions(folder: Path) -> list[float]:
