@@ -374,19 +374,21 @@ class SpeechRegistry:
         merged: bool,
         facts: Mapping[str, Any],
         train_again: Callable[[Mapping[str, Any]], Path],
+        onnx: bool = False,
     ) -> tuple[str, ...]:
         """Write what a finished `finetune` stage has trained into `folder`; returns lines on how it is loaded.
 
         Arguments as for `run`, with the stage's own artifacts in `output`; `facts` and `train_again` as for every registry. LoRA is written
         in peft's format, or with `merged` as a plain model of transformers; a model that was trained as a whole as a folder for
-        transformers' pipeline, trained again if its weights were not kept (`ser_core.stages.export`, `export_whole`). Raises InputError for
-        any other stage or run, and NotReproduced if the model that was trained again does not predict what the run did.
+        transformers' pipeline, trained again if its weights were not kept (`ser_core.stages.export`, `export_whole`); with `onnx` also as
+        an ONNX file. Raises InputError for any other stage or run, for `onnx` of a run with adaptors or without the packages that it
+        needs, and NotReproduced if the model that was trained again does not predict what the run did.
         """
         if stage != "finetune":
             raise InputError(f"stage {stage}: only runs (finetune) can be exported")
         from ser_core.stages.export import export_run
 
-        return export_run(settings, runtime, upstream, output, folder, merged=merged, facts=facts, train_again=train_again)
+        return export_run(settings, runtime, upstream, output, folder, merged=merged, facts=facts, train_again=train_again, onnx=onnx)
 
     def predict(
         self, model: Path | Mapping[str, Any], files: Sequence[str]

@@ -29,7 +29,14 @@ if TYPE_CHECKING:
 
 
 def export_run(
-    session: Session, run: str, out: Path, exporter: Callable[..., Sequence[str]], *, merged: bool = False, licence: str = ""
+    session: Session,
+    run: str,
+    out: Path,
+    exporter: Callable[..., Sequence[str]],
+    *,
+    merged: bool = False,
+    onnx: bool = False,
+    licence: str = "",
 ) -> None:
     """Export a finished run into a new or empty folder, and print what is there. After an error the folder is as it was.
 
@@ -55,6 +62,7 @@ def export_run(
                 merged=merged,
                 facts=model_facts(session, report, target, result, licence),
                 train_again=again,
+                onnx=onnx,
             )
         except Exception as error:
             if getattr(error, "not_reproduced", False):

@@ -127,10 +127,12 @@ class PluginRegistry(SweepRegistry, Protocol):
         merged: bool,
         facts: Mapping[str, Any],
         train_again: Callable[[Mapping[str, Any]], Path],
+        onnx: bool,
     ) -> Sequence[str]:
         """Write what a finished stage has trained into an empty folder; return lines on how it is loaded.
 
         `upstream`: role -> folder of artifacts; `output`: that of the stage itself; `merged`: adaptors added to the weights they adapt.
+        `onnx`: also as an ONNX file.
         `facts`: what the results state of the run and its method (`jobs.commands.model_facts`). `train_again`: computes the stage once
         more, with these entries of `runtime` changed, and returns the folder of its artifacts, which exists until the call returns.
         Raises an error with lines for the user for a stage that has nothing to export in this format, and an exception with the attribute

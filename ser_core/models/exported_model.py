@@ -68,12 +68,12 @@ class SpeechEmotionClassifier(PreTrainedModel):  # type: ignore[misc]
         return SequenceClassifierOutput(logits=torch.cat([self._logits(row[None]) for row in rows]))
 
     def _logits(self, wave: Tensor) -> Tensor:
-        """(1, samples) -> (1, classes)."""
-        hidden: Tensor = self.wav2vec2(F.pad(wave, (0, max(self._shortest() - wave.shape[1], 0)))).last_hidden_state
+        """(1, samples) -> (1, classes). With torch.sym_max instead of max the lengths stay free when torch.export traces it."""
+        hidden: Tensor = self.wav2vec2(F.pad(wave, (0, torch.sym_max(self._shortest() - wave.shape[1], 0)))).last_hidden_state
         if self.projector is not None:
             pooled = self.projector(hidden).mean(1)
         elif self.config.pooling == "reference":
-            pooled = F.relu(hidden)[:, : max(hidden.shape[1] - 1, 1)].mean(1)
+            pooled = F.relu(hidden)[:, : torch.sym_max(hidden.shape[1] - 1, 1)].mean(1)
         else:
             pooled = F.relu(hidden.mean(1))
         logits: Tensor = self.head(pooled)

@@ -45,16 +45,19 @@ def export_run(
     merged: bool,
     facts: Mapping[str, Any],
     train_again: TrainAgain,
+    onnx: bool = False,
 ) -> tuple[str, ...]:
     """Write the export of a finished `finetune` stage into `folder`; returns lines on what is there and how it is loaded.
 
-    `settings` and `runtime`: of the stage; `upstream`: role -> output of its upstream stages; `output`: its own. `facts` and `train_again`:
-    for a run that trained the whole transformer. Raises InputError for adaptors that the format does not hold.
+    `settings` and `runtime`: of the stage; `upstream`: role -> output of its upstream stages; `output`: its own. `facts`, `train_again` and
+    `onnx`: for a run that trained the whole transformer. Raises InputError for adaptors that the format does not hold.
     """
     finetune = parse_settings(FinetuneSettings, settings["finetune"])
     adaptors = adaptors_of(finetune.adaptors)
     if adaptors is None:
-        return export_whole(finetune, runtime, output, folder, merged=merged, facts=facts, train_again=train_again)
+        return export_whole(finetune, runtime, output, folder, merged=merged, facts=facts, train_again=train_again, onnx=onnx)
+    if onnx:
+        raise InputError("--onnx: this run trained adaptors; only a run that trained the whole transformer is exported to ONNX")
     source = planned_backbone(settings, runtime, upstream)
     encoder: Any = load_encoder(source)
     problem = export_problem(finetune.adaptors, encoder.config.model_type, merged=merged)

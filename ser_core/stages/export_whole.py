@@ -3,6 +3,7 @@
 FOLDER/config.json, model.safetensors, preprocessor_config.json   the classifier (`ser_core.models.kept_model`)
 FOLDER/modeling_ser_grid.py                                       its code, which imports transformers and torch only
 FOLDER/README.md                                                  the model card
+FOLDER/model.onnx                                                 with `onnx`: the classifier for ONNX Runtime
 
 The weights are those that the run kept. If it kept none it is trained again, and must predict what the run did.
 """
@@ -19,6 +20,7 @@ from ser_core.disk import os_errors, raise_storage_error
 from ser_core.errors import InputError, NotReproduced, first_line
 from ser_core.models import exported_model
 from ser_core.models.kept_model import MODELLING_FILE, is_kept_model, load_model
+from ser_core.models.onnx_model import require_onnx, write_onnx
 from ser_core.settings import FinetuneSettings, Keep
 from ser_core.stages.finetune import MODEL
 from ser_core.stages.model_card import model_card
@@ -41,12 +43,15 @@ def export_whole(
     merged: bool,
     facts: Mapping[str, Any],
     train_again: TrainAgain,
+    onnx: bool = False,
 ) -> tuple[str, ...]:
     """Write the model of a run into `folder`; arguments, result and errors as of `SpeechRegistry.export`."""
     if merged:
         raise InputError("--merge: this run trained the whole transformer, there is nothing to merge; leave it out")
     if settings.attributes.weight == 1:
         raise InputError("not exported: this run was trained on attributes alone and has no logits of classes")
+    if onnx:
+        require_onnx()
     source, lines = output / MODEL, list[str]()
     if not is_kept_model(source):
         again = train_again({"keep": Keep.all.name})
@@ -57,12 +62,15 @@ def export_whole(
     classes = load_model(source).classes
     for path in sorted(source.iterdir()):
         shutil.copyfile(path, folder / path.name)
-    card = model_card(facts, classes, str(runtime.get("weights", "")))
+    card = model_card(facts, classes, str(runtime.get("weights", "")), onnx=onnx)
     with os_errors(folder / CARD):
         (folder / MODELLING_FILE).write_bytes(Path(str(exported_model.__file__)).read_bytes())
         (folder / CARD).write_text(card, encoding="utf-8")
     call = f'pipeline("audio-classification", model={str(folder)!r}, trust_remote_code=True, top_k=None)'
-    return (*lines, f"transformers: {call}", f"model card: {folder / CARD}")
+    lines.append(f"transformers: {call}")
+    if onnx:
+        lines.append(f"ONNX: {write_onnx(folder)}")
+    return (*lines, f"model card: {folder / CARD}")
 
 
 def largest_difference(first: Path, second: Path) -> float:

@@ -15,12 +15,28 @@ METRICS: Sequence[tuple[str, str, Mapping[str, str], str]] = (
     ("macro_f1", "f1", {"average": "macro"}, "macro F1"),
 )
 
+ONNX = """
+`model.onnx` gives the same logits without torch, one utterance at a time:
 
-def model_card(facts: Mapping[str, Any], classes: Sequence[str], weights: str) -> str:
+```python
+import json
+import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+logits = session.run(["logits"], {"waveform": wave[None]})[0][0]
+classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+```
+
+Do not normalise the wave: where the model needs that, it is part of the graph.
+"""
+
+
+def model_card(facts: Mapping[str, Any], classes: Sequence[str], weights: str, *, onnx: bool = False) -> str:
     """Return the text of README.md.
 
     `facts` as in `jobs.commands.model_facts`: `experiment`, `run`, `corpus`, `method`, `label`, `fold`, `seed`, `metrics` of this run,
     `cells` (fold -> metrics of its runs), `planned` runs, `interval`, `licence`, `commit`, `packages`. `weights`: what training began with.
+    `onnx`: model.onnx is beside the card.
     """
     import yaml
 
@@ -57,7 +73,7 @@ def model_card(facts: Mapping[str, Any], classes: Sequence[str], weights: str) -
         ],
     }
     front = yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=1000)
-    return f"---\n{front}---\n{_text(name, facts, classes, weights, estimates, over)}"
+    return f"---\n{front}---\n{_text(name, facts, classes, weights, estimates, over, ONNX if onnx else '')}"
 
 
 def cross_validated(cells: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, float]:
@@ -67,7 +83,9 @@ def cross_validated(cells: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[
     return {key: sum(sum(run[key] for run in runs) / len(runs) for runs in folds) / len(folds) for key in names}
 
 
-def _text(name: str, facts: Mapping[str, Any], classes: Sequence[str], weights: str, estimates: Mapping[str, float], over: str) -> str:
+def _text(
+    name: str, facts: Mapping[str, Any], classes: Sequence[str], weights: str, estimates: Mapping[str, float], over: str, usage: str
+) -> str:
     finished = sum(map(len, facts["cells"].values()))
     missing = "" if finished >= facts["planned"] else f" {finished} of {_counted(facts['planned'], 'run')} have a result so far."
     interval = facts["interval"]
@@ -109,7 +127,7 @@ classify(wave)  # numpy array (samples,), float32 in -1 to 1, 16 kHz, mono; or t
 `trust_remote_code=True` executes `modeling_ser_grid.py` of this folder; it imports transformers and torch only.
 An utterance gives the same result in a batch as alone: the model computes every utterance of a batch
 by itself, so `batch_size` above 1 saves no time.
-
+{usage}
 ## Intended use and limits
 
 For research on speech emotion recognition. It assigns one of the classes above to every input, also to

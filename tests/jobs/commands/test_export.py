@@ -20,7 +20,7 @@ def write(stage: str, **request: Any) -> list[str]:
     (request["folder"] / "written").write_text(stage)
     facts = request["facts"]
     assert (facts["run"], facts["licence"], facts["planned"], list(facts["cells"])) == ("tapt/1/0", "mit", 1, ["1"])
-    return [f"{stage} from {request['upstream']['backbone'].name}, merged {request['merged']}"]
+    return [f"{stage} from {request['upstream']['backbone'].name}, merged {request['merged']}, onnx {request['onnx']}"]
 
 
 def refuse(stage: str, *, folder: Path, **request: Any) -> list[str]:
@@ -55,9 +55,9 @@ def test_a_finished_run_is_exported(tmp_path: Path, capsys: pytest.CaptureFixtur
     with pytest.raises(UsageError, match="nothing to export"):
         export_run(session, "tapt/1/0", out, refuse, merged=False)
     assert files(out) == {}
-    export_run(session, "tapt/1/0", out, write, merged=True, licence="mit")
+    export_run(session, "tapt/1/0", out, write, merged=True, onnx=True, licence="mit")
     assert files(out) == {"written": "finetune"}
-    assert capsys.readouterr().out.splitlines() == [str(out), "finetune from output, merged True"]
+    assert capsys.readouterr().out.splitlines() == [str(out), "finetune from output, merged True, onnx True"]
     with pytest.raises(UsageError, match=f"--out {out}: not an empty folder"):
         export_run(session, "tapt/1/0", out, refuse, merged=True)
     assert files(out) == {"written": "finetune"}

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from ser_core.corpora.manifest import Manifest
 from ser_core.corpora.recordings import WHOLE
 from ser_core.errors import InputError, NotReproduced
+from ser_core.models.onnx_model import INSTALL
 from ser_core.preflight import export_problem
 from ser_core.registry import REGISTRY, StageCall
 from ser_core.settings import Adaptor, AdaptorSettings, Keep, Normalise, Pooling, Recipe
@@ -83,9 +84,10 @@ def export(
     merged: bool,
     upstream: dict[str, Path] | None = None,
     again: Callable[[Mapping[str, Any]], Path] = never,
+    onnx: bool = False,
 ) -> tuple[str, ...]:
     folders: dict[str, Any] = {"upstream": upstream or {}, "output": output, "folder": folder}
-    return REGISTRY.export(call.stage, **described(call), **folders, merged=merged, facts=FACTS, train_again=again)
+    return REGISTRY.export(call.stage, **described(call), **folders, merged=merged, facts=FACTS, train_again=again, onnx=onnx)
 
 
 def probabilities(encoder: Any, head: Path, waves: list[Tensor]) -> Tensor:
@@ -295,6 +297,8 @@ def test_model_card() -> None:
     assert "31.25 to 68.75 %" in text
     assert "| 50.00 % | 75.00 % |" in text
     assert "license" not in model_card({**FACTS, "licence": ""}, ("angry", "sad"), "").split("---\n")[1]
+    assert "onnx" not in text
+    assert 'InferenceSession("model.onnx")' in model_card(FACTS, ("angry", "sad"), "", onnx=True)
 
 
 def test_only_runs_are_exported(recipe: Recipe, tmp_path: Path) -> None:
@@ -302,3 +306,15 @@ def test_only_runs_are_exported(recipe: Recipe, tmp_path: Path) -> None:
     call = REGISTRY.call("tapt", recipe, fold="1", seed=0).upstream["backbone"]
     with pytest.raises(InputError, match="stage tapt: only runs"):
         export(call, tmp_path, tmp_path / "out", merged=True)
+
+
+def test_onnx_is_refused_before_anything_is_computed(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its packages, and for adaptors: nothing is trained again (`never`), nothing written."""
+    with pytest.raises(InputError, match="--onnx: this run trained adaptors"):
+        export(REGISTRY.call("vft", with_lora(recipe, [Adaptor.lora]), fold="1", seed=0), tmp_path, tmp_path, merged=True, onnx=True)
+    recipe.finetune.adaptors = AdaptorSettings()
+    monkeypatch.setitem(sys.modules, "onnxscript", None)  # as if it were not installed
+    with pytest.raises(InputError) as refused:
+        export(REGISTRY.call("vft", recipe, fold="1", seed=0), tmp_path, tmp_path, merged=False, onnx=True)
+    assert str(refused.value) == f"--onnx: not installed: onnxscript; the export needs the extra `onnx`: {INSTALL}"
+    assert list(tmp_path.iterdir()) == []
