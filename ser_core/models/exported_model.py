@@ -69,11 +69,11 @@ class SpeechEmotionClassifier(PreTrainedModel):  # type: ignore[misc]
 
     def _logits(self, wave: Tensor) -> Tensor:
         """(1, samples) -> (1, classes). With torch.sym_max instead of max the lengths stay free when torch.export traces it."""
-        hidden: Tensor = self.wav2vec2(F.pad(wave, (0, torch.sym_max(self._shortest() - wave.shape[1], 0)))).last_hidden_state
+        hidden: Tensor = self.wav2vec2(F.pad(wave, (0, torch.sym_max(self._shortest() - wave.shape[1], 0)))).last_hidden_state  # type: ignore[no-untyped-call]
         if self.projector is not None:
             pooled = self.projector(hidden).mean(1)
         elif self.config.pooling == "reference":
-            pooled = F.relu(hidden)[:, : torch.sym_max(hidden.shape[1] - 1, 1)].mean(1)
+            pooled = F.relu(hidden)[:, : torch.sym_max(hidden.shape[1] - 1, 1)].mean(1)  # type: ignore[no-untyped-call]
         else:
             pooled = F.relu(hidden.mean(1))
         logits: Tensor = self.head(pooled)

@@ -10,6 +10,8 @@ import importlib.util
 import json
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,20 +79,28 @@ def write_onnx(folder: Path) -> Path:
 
 def _exported(model: nn.Module, wave: Tensor) -> Any:
     """The program of torch.onnx, for waves of any length."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)  # it warns that torchvision is missing
+    with _errors_only("torch.onnx", "onnxscript"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch's own modules
+        return torch.onnx.export(
+            model,
+            (wave,),
+            dynamo=True,
+            dynamic_shapes={"waveform": {1: torch.export.Dim.DYNAMIC}},
+            input_names=["waveform"],
+            output_names=["logits"],
+            verbose=False,
+        )
+
+
+@contextmanager
+def _errors_only(*names: str) -> Iterator[None]:
+    """Keep warnings of loggers out: torch.onnx misses torchvision, which no model needs, and onnxscript names what it cannot fold."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [each.level for each in loggers]
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of torch's own modules
-            return torch.onnx.export(
-                model,
-                (wave,),
-                dynamo=True,
-                dynamic_shapes={"waveform": {1: torch.export.Dim.DYNAMIC}},
-                input_names=["waveform"],
-                output_names=["logits"],
-                verbose=False,
-            )
+        for each in loggers:
+            each.setLevel(logging.ERROR)
+        yield
     finally:
-        log.setLevel(level)
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)

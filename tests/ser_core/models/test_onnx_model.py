@@ -1,4 +1,4 @@
-"""Classifiers as ONNX files: ONNX Runtime gives the logits of torch at any length, for every kind of encoder."""
+"""Classifiers as ONNX files: ONNX Runtime gives the logits of torch at any length."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LENGTHS = (3, 700, EXAMPLE_SAMPLES + 5_001)  # samples: less than a frame, one f
 
 @pytest.mark.slow
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["wav2vec2", "wav2vec2-stable", "hubert", "wavlm", "data2vec"])
+@pytest.mark.parametrize("name", ["wav2vec2", "wav2vec2-stable"])
 def test_logits_are_those_of_the_classifier(name: str, tmp_path: Path) -> None:
     """Computed by this package, at three lengths, within 1e-5. The stable model is normalised, with the authors' pooling."""
     stable = name == "wav2vec2-stable"
