@@ -179,7 +179,7 @@ class SpeechRegistry:
             roles = {"audio": recipe.fusion.audio.name, "text": "text"}
             runs = {role: self.call(each, recipe, fold=fold, seed=seed, validation=validation) for role, each in roles.items()}
             layer = method == "concat"
-            fused = {method: plain(recipe.fusion.layer) if layer else {"text_weight": recipe.fusion.text_weight}, **tested, **part}
+            fused = {method: keyed(recipe.fusion.layer) if layer else {"text_weight": recipe.fusion.text_weight}, **tested, **part}
             reads: dict[str, Any] = {"reads": {role: [POOLED] for role in roles}} if layer else {}
             return StageCall(method, VERSIONS[method], fused, {"execution": runtime["execution"], **reads}, fold, seed, runs)
         if method == "cross":  # of the methods of its parts it has the weights that these start from

@@ -51,5 +51,5 @@ def read_pooled(folder: Path, part: str, split: Split) -> NDArray[np.float32]:
     places = {name: place for place, name in enumerate(rows)}
     ids = [utterance.id for utterance in split.utterances]
     if set(places) != set(ids) or len(vectors) != len(ids):
-        raise InputError(f"{path}: vectors of other {part} utterances than those of this stage; launch again")
+        raise InputError(f"{path}: its utterances of the {part} split are not those of this stage; launch again")
     return vectors[[places[name] for name in ids]]

@@ -62,7 +62,9 @@ def test_status_only_looks_and_reconcile_acts(slurm_cluster: Cluster, small_data
 
     def running() -> int:
         """Number of running tasks in accounting, which lags behind the queue; only accounting records who cancelled a task."""
-        rows = slurm_cluster.run("sacct", "--noheader", "--parsable2", "--allusers", "--allocations", "--format=State,JobName%60")
+        rows = slurm_cluster.run(
+            "sacct", "-S", "now-1day", "--noheader", "--parsable2", "--allusers", "--allocations", "--format=State,JobName%60"
+        )
         return sum(row.startswith("RUNNING|demo.finetune.") for row in rows.splitlines())
 
     def gone() -> bool:

@@ -55,7 +55,8 @@ def check_waiting(store: Path) -> None:
     """Every result has the request of its job, and submission and start of the job as accounting has them."""
     results = {file.parent.name: json.loads(file.read_text()) for file in store.glob("*/*/result.json")}
     written = {file.parent.name: file.stat().st_mtime for file in store.glob("*/*/result.json")}
-    command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,Submit,Start,Timelimit,ReqMem,ReqCPUS"]
+    columns = "--format=JobID,Submit,Start,Timelimit,ReqMem,ReqCPUS"
+    command = ["sacct", "--starttime=now-1day", "--noheader", "--parsable2", "--allocations", columns]  # without it: since midnight
     rows = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "SLURM_TIME_FORMAT": "%s"})
     jobs = {job: values for job, *values in (line.split("|") for line in rows.stdout.splitlines())}
     assert len(results) == STAGES

@@ -98,7 +98,7 @@ class FakeRegistry:
         def stage(name: str, seed: int, **upstream: FakeCall) -> FakeCall:
             failing = recipe.get("failing", {})
             behaviour = failing.get(f"{name} {method} {fold} {seed}", failing.get(f"{name} {method} * *", ""))
-            kept = {"keep": recipe["keep"]} if name == "finetune" and "keep" in recipe else {}
+            kept = {"keep": recipe.get("keep")} if name == "finetune" and recipe.get("keep") else {}
             runtime = {"behaviour": behaviour, "seconds": recipe.get("seconds", 0.0), **kept}
             return FakeCall(name, {"work": recipe.get("work", 10)}, fold, seed, runtime, upstream)
 

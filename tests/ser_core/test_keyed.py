@@ -28,6 +28,8 @@ FIRST = {
     "head_units spec_augment precision",
     "PretrainingLossSettings": "draws negatives temperature diversity_weight mask_minimum precision",
     "TextSettings": "encoder epochs batch_size learning_rate max_tokens precision transcripts",
+    "FusedLayerSettings": "epochs batch_size learning_rate",
+    "CrossSettings": "heads units dropout epochs batch_size learning_rate precision",
     "PtaptSettings": "steps learning_rate warmup_steps flat_fraction batch_seconds max_seconds buckets batches_per_bucket drop_last "
     "mask_length mask_probability mask_minimum mask_spans_per head_units precision",
 }

@@ -405,7 +405,7 @@ def test_an_ended_job_with_a_lost_reply_is_found_in_accounting(slurm_cluster: Cl
     arrays.submit(batch, graph, {})
     book = SubmissionBook(layout_of(tmp_path))
     (record,) = book.open()
-    until(lambda: "COMPLETED" in slurm_cluster.run("sacct", "-X", "-n", f"--name={record.name}"))
+    until(lambda: "COMPLETED" in slurm_cluster.run("sacct", "-S", "now-1day", "-X", "-n", f"--name={record.name}"))
     until(lambda: not slurm_cluster.run("squeue", "-h"))
     as_before_the_reply(book, record, batch, time.time() - 5)
     assert arrays_of(tmp_path).in_flight() == {}

@@ -85,7 +85,7 @@ def test_vectors_of_a_run(corpus: Manifest, runs: dict[str, Path], tmp_path: Pat
     write_pooled(tmp_path, (training, vectors(training, 1)), (test, vectors(test, 2)))
     assert (tmp_path / POOLED).read_bytes() == first
     assert NAMED == POOLED
-    with pytest.raises(InputError, match=r"vectors of other test utterances than those of this stage; launch again"):
+    with pytest.raises(InputError, match=r"its utterances of the test split are not those of this stage; launch again"):
         read_pooled(tmp_path, TEST, training)
     (tmp_path / POOLED).write_bytes(first[:-8])
     with pytest.raises(InputError, match=r"pooled\.safetensors: cannot be read"):
