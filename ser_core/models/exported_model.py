@@ -69,7 +69,8 @@ class SpeechEmotionClassifier(PreTrainedModel):  # type: ignore[misc]
 
     def _logits(self, wave: Tensor) -> Tensor:
         """(1, samples) -> (1, classes). With torch.sym_max instead of max the lengths stay free when torch.export traces it."""
-        hidden: Tensor = self.wav2vec2(F.pad(wave, (0, torch.sym_max(self._shortest() - wave.shape[1], 0)))).last_hidden_state  # type: ignore[no-untyped-call]
+        missing = torch.sym_max(self._shortest() - wave.shape[1], 0)  # type: ignore[no-untyped-call]
+        hidden: Tensor = self.wav2vec2(F.pad(wave, (0, missing))).last_hidden_state
         if self.projector is not None:
             pooled = self.projector(hidden).mean(1)
         elif self.config.pooling == "reference":

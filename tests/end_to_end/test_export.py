@@ -36,8 +36,9 @@ def test_adaptors_from_grid_to_export(small_data: Path, tmp_path: Path) -> None:
     }
 
     whole = tmp_path / "whole"
-    done = run("export", "demo", "vft/1/0", "--out", str(whole), "--licence", "mit")
+    done = run("export", "demo", "vft/1/0", "--out", str(whole), "--licence", "mit", "--onnx")
     assert done.returncode == 0, done.stdout + done.stderr
+    assert (whole / "model.onnx").is_file()
     assert "trained again: the predictions are those of the run, byte for byte" in done.stdout
     card = (whole / "README.md").read_text()
     assert "license: mit" in card
