@@ -26,10 +26,10 @@ class CommandLine:
     def environment(self) -> dict[str, str]:
         return {**os.environ, "SER_GRID_DATA": str(self.data), "SER_GRID_RESULTS": str(self.results), "COLUMNS": "200", **self.variables}
 
-    def __call__(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        """Run one command; its output is captured, its exit code is for the caller to look at."""
+    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run one command; its output is captured, its exit code is for the caller to look at. The time-out is that of the test."""
         command = [*self.program, str(ROOT / "launch.py"), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=self.environment, cwd=ROOT, check=False)
+        return subprocess.run(command, capture_output=True, text=True, env=self.environment, cwd=ROOT, check=False)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Begin one command in a process group of its own, to be interrupted."""
