@@ -2,10 +2,10 @@
 
     python benchmarks/script_leak.py --out data/script-leak-source
 
-Five sessions act the same ten scripted dialogs and ten scenarios, four turns each. All turns of a script have one class, and the script
-has a word of its own, so that a text classifier can learn scripts and nothing else. The other words are of all turns. A recording is a
-tone in noise, whose pitch tells the class in part, whatever the script. Each fold of `scripts_disjoint` is tested on scripts of both
-classes, of either kind.
+Five sessions act the same ten scripted dialogs and ten scenarios, four turns each. All turns of a script have one class and contain one
+word that no other script contains; their other words occur in the turns of all scripts. So the text identifies the script, and says nothing
+about the class of a script that is not in the training set. A recording is a tone in noise: its pitch correlates with the class and is
+independent of the script. Each fold of `scripts_disjoint` is tested on scripts of both classes, scripted and improvised.
 """
 
 from __future__ import annotations

@@ -298,7 +298,7 @@ def _inside(folder: Path) -> dict[str, int]:
 
 def _wait_for(true: Callable[[], bool]) -> None:
     if not wait_until(true, step=0.01):
-        raise TimeoutError("nobody came")
+        raise TimeoutError("the other process did not reach this point")
 
 
 def _note(path: Path) -> int:

@@ -78,7 +78,7 @@ def test_the_score_is_that_of_the_registry() -> None:
 
 
 def test_tables_files_and_report_name_it_and_mark_the_lowest(tmp_path: Path) -> None:
-    """The best of a column is the lowest mean, the order of methods begins with it, and no file has a word of speech."""
+    """The lowest mean is the best of a column, methods are ordered from the lowest, and no file uses terms of speech."""
     made, results = finished()
     layout = Layout(tmp_path, "walls")
     written = collect(layout, made, results, {}, published(None))
