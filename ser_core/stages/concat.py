@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from ser_core.models.classifier import class_weights, weighted_cross_entropy
 from ser_core.models.trained import parameter_counts
 from ser_core.settings import Precision
-from ser_core.stages.context import StageContext, stage_result
+from ser_core.stages.context import StageContext
 from ser_core.stages.late_fusion import ROLES, audio_divergence, role_scores
+from ser_core.stages.tested import tested_result
 from ser_core.training.batches import Batch, StepPlan, shuffled_epoch
 from ser_core.training.divergence import divergence_reason, prior_loss
-from ser_core.training.evaluate import PREDICTIONS, score, score_kinds, write_predictions
+from ser_core.training.evaluate import PREDICTIONS, write_predictions
 from ser_core.training.loop import Objective, PartLoss, StepParts
 from ser_core.training.pooled import TEST, TRAINING, read_pooled
 from ser_core.training.schedule import constant
@@ -77,23 +78,9 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
     test = open_test()
     with torch.no_grad():
         logits = objective.model(_vectors(context, TEST, test)).cpu().numpy()
-    found = score(logits, test)
     write_predictions(context.output / PREDICTIONS, logits, test)
-    trained_parameters, parameters = parameter_counts(objective.model)
-    metrics = {
-        "ua": found.ua,
-        "wa": found.wa,
-        "macro_f1": found.macro_f1,
-        **score_kinds(logits, test),
-        **role_scores(context, test),
-        "trained_parameters": trained_parameters,
-        "parameters": parameters,
-        "test_utterances": len(test),
-        "training_utterances": len(split),
-        "prior_loss": prior,
-    }
-    confusion = [list(row) for row in found.confusion]
-    result = stage_result(trained, metrics, diverged=diverged, confusion=confusion, classes=list(split.classes))
+    counts, further = parameter_counts(objective.model), role_scores(context, test)
+    result = tested_result(trained, logits, split, test, parameters=counts, prior=prior, diverged=diverged, further=further)
     result["durations"] |= {"test": time.monotonic() - started}
     return result
 

@@ -25,11 +25,12 @@ from ser_core.models.cross_attention import CrossAttention
 from ser_core.models.text_encoder import padded, tokens_of
 from ser_core.models.trained import parameter_counts
 from ser_core.settings import CrossSettings, Padding, Precision
-from ser_core.stages.context import StageContext, parse_settings, stage_result
+from ser_core.stages.context import StageContext, parse_settings
+from ser_core.stages.tested import tested_result
 from ser_core.stages.text import planned_text_encoder, texts_of
 from ser_core.training.batches import Batch, StepPlan, halved, length_parts, longest_first, shuffled_epoch
 from ser_core.training.divergence import divergence_reason, prior_loss
-from ser_core.training.evaluate import PREDICTIONS, score, score_kinds, write_predictions
+from ser_core.training.evaluate import PREDICTIONS, write_predictions
 from ser_core.training.loop import Objective, PartLoss, StepParts
 from ser_core.training.schedule import constant
 from ser_core.training.splits import Split
@@ -176,22 +177,9 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
     started = time.monotonic()
     test = open_test()
     logits = predict_states(model, encoders.states(test), halved(context.execution.evaluation_batch, context.relief), context.device)
-    found = score(logits, test)
     write_predictions(context.output / PREDICTIONS, logits, test)
-    trained_parameters, parameters = parameter_counts(model)
-    metrics = {
-        "ua": found.ua,
-        "wa": found.wa,
-        "macro_f1": found.macro_f1,
-        **score_kinds(logits, test),
-        "trained_parameters": trained_parameters,
-        "parameters": parameters,
-        "test_utterances": len(test),
-        "training_utterances": len(split),
-        "prior_loss": prior,
-    }
-    confusion = [list(row) for row in found.confusion]
-    result = stage_result(trained, metrics, diverged=diverged, confusion=confusion, classes=list(split.classes))
+    counts = parameter_counts(model)
+    result = tested_result(trained, logits, split, test, parameters=counts, prior=prior, diverged=diverged, further={})
     result["durations"] |= {"states": seconds, "test": time.monotonic() - started}
     return result
 

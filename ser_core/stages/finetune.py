@@ -47,13 +47,14 @@ from ser_core.models.kept_model import save_model
 from ser_core.models.trained import parameter_counts, train_only
 from ser_core.parallel.group import stop_together
 from ser_core.settings import Adaptor, AdaptorSettings, BottleneckStart, FinetuneSettings, HeadKind, Padding, Precision
-from ser_core.stages.context import StageContext, parse_settings, stage_result
+from ser_core.stages.context import StageContext, parse_settings
+from ser_core.stages.tested import tested_result
 from ser_core.training.attributes import AttributeTask, attribute_task, nearest_class_logits, score_attributes
 from ser_core.training.augmentation import row_generators, spans
 from ser_core.training.batches import Batch, StepPlan, halved, longest_first, shuffled_epoch
 from ser_core.training.concordance import batch_sums, ccc_loss, part_term
 from ser_core.training.divergence import divergence_reason, prior_loss
-from ser_core.training.evaluate import PREDICTIONS, evaluate, score, score_kinds, whole_features, write_predictions
+from ser_core.training.evaluate import PREDICTIONS, evaluate, score, whole_features, write_predictions
 from ser_core.training.loop import LocalParts, Objective, PartLoss, StepParts, TrainingResult, seed_part
 from ser_core.training.pooled import write_pooled
 from ser_core.training.schedule import constant
@@ -333,7 +334,6 @@ def run(
     started = time.monotonic()
     test = open_test()
     predicted = _predicted(fitted, context, test)
-    found = score(predicted.logits, test)
     if context.group.is_leader:
         write_predictions(context.output / PREDICTIONS, predicted.logits, test, predicted.attributes)
         if fitted.pooled is not None:
@@ -342,24 +342,15 @@ def run(
             save_adaptors(fitted.model, context.output / ADAPTORS, facts_of(fitted, context))
         elif context.runtime.get("keep") and not fitted.alone and not fitted.diverged:
             save_model(fitted.model, context.training.classes, context.output / MODEL)
-    trained_parameters, parameters = fitted.parameters
-    result = stage_result(
+    result = tested_result(
         fitted.trained,
-        {
-            "ua": found.ua,
-            "wa": found.wa,
-            "macro_f1": found.macro_f1,
-            **({} if predicted.attributes is None else score_attributes(predicted.attributes, test.utterances)),
-            **score_kinds(predicted.logits, test),
-            "trained_parameters": trained_parameters,
-            "parameters": parameters,
-            "test_utterances": len(test),
-            "training_utterances": len(context.training),
-            "prior_loss": fitted.prior,
-        },
+        predicted.logits,
+        context.training,
+        test,
+        parameters=fitted.parameters,
+        prior=fitted.prior,
         diverged=fitted.diverged,
-        confusion=[list(row) for row in found.confusion],
-        classes=list(context.training.classes),
+        further={} if predicted.attributes is None else score_attributes(predicted.attributes, test.utterances),
     )
     if fitted.alone:
         del result["metrics"]["training_accuracy"]

@@ -22,10 +22,11 @@ from ser_core.models.text_encoder import TextClassifier, Tokens, load_text_encod
 from ser_core.models.text_identity import KEY, text_identity
 from ser_core.models.trained import parameter_counts
 from ser_core.settings import TextEncoderSettings, TextSettings
-from ser_core.stages.context import StageContext, parse_settings, stage_result
+from ser_core.stages.context import StageContext, parse_settings
+from ser_core.stages.tested import tested_result
 from ser_core.training.batches import Batch, StepPlan, halved, length_parts, longest_first, shuffled_epoch
 from ser_core.training.divergence import divergence_reason, prior_loss
-from ser_core.training.evaluate import PREDICTIONS, score, score_kinds, write_predictions
+from ser_core.training.evaluate import PREDICTIONS, write_predictions
 from ser_core.training.loop import Objective, PartLoss, StepParts
 from ser_core.training.pooled import write_pooled
 from ser_core.training.schedule import constant
@@ -129,28 +130,11 @@ def run(context: StageContext, open_test: Callable[[], Split]) -> dict[str, Any]
     pooling, started = time.monotonic() - started, time.monotonic()
     test = open_test()
     logits, pooled = evaluate_texts(model, tokens_of(tokenizer, texts_of(test), settings.max_tokens), pad, size)
-    found = score(logits, test)
     write_predictions(context.output / PREDICTIONS, logits, test)
     if vectors is not None:
         write_pooled(context.output, (split, vectors), (test, pooled))
-    trained_parameters, parameters = parameter_counts(model)
-    result = stage_result(
-        trained,
-        {
-            "ua": found.ua,
-            "wa": found.wa,
-            "macro_f1": found.macro_f1,
-            **score_kinds(logits, test),
-            "trained_parameters": trained_parameters,
-            "parameters": parameters,
-            "test_utterances": len(test),
-            "training_utterances": len(split),
-            "prior_loss": prior,
-        },
-        diverged=diverged,
-        confusion=[list(row) for row in found.confusion],
-        classes=list(split.classes),
-    )
+    counts = parameter_counts(model)
+    result = tested_result(trained, logits, split, test, parameters=counts, prior=prior, diverged=diverged, further={})
     result["durations"] |= {"pooling": pooling, "test": time.monotonic() - started}
     return result
 
