@@ -22,7 +22,7 @@ from jobs.store.layout import Layout
 from launch import PROGRAM
 from ser_core.corpora.manifest import Utterance, load_manifest, write_manifest
 from ser_core.registry import REGISTRY
-from ser_core.settings import Recipe
+from ser_core.settings.recipe import Recipe
 from tests.command_line import ROOT, CommandLine, Forks
 
 

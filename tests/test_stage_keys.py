@@ -15,7 +15,7 @@ from jobs.sweeps.records import folds_of
 from jobs.sweeps.space import listed_points
 from jobs.sweeps.stages import point_graph, sweep_digest
 from ser_core.registry import REGISTRY
-from ser_core.settings import Recipe
+from ser_core.settings.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 WITHOUT_CHECKPOINT = "methods=[vft,tapt]"  # P-TAPT of these reads the digest of a wav2vec checkpoint file

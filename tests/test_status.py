@@ -21,7 +21,7 @@ from jobs.store.attempts import new_claim
 from jobs.store.layout import Layout
 from jobs.store.records import claim_attempt
 from ser_core.registry import REGISTRY
-from ser_core.settings import Recipe
+from ser_core.settings.recipe import Recipe
 from tests.command_line import ROOT, CommandLine
 
 status = next(each.callback for each in program.app.registered_commands if each.callback and each.callback.__name__ == "status")

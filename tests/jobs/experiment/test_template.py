@@ -15,7 +15,7 @@ from jobs.experiment.launched import Corpus
 from jobs.experiment.layers import known_keys
 from jobs.experiment.schema_keys import ENTRY_NAMES, experiment_keys
 from jobs.experiment.stored_config import resolved_values
-from ser_core.settings import Recipe
+from ser_core.settings.recipe import Recipe
 from tests.command_line import ROOT
 from tools import experiment_keys as tool
 

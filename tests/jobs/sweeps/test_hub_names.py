@@ -13,7 +13,7 @@ from jobs.commands.opener import Opener, Place
 from jobs.sweeps.space import grid_points
 from jobs.sweeps.stages import point_graph
 from ser_core.models.hub import pinned_revision
-from ser_core.settings import BackboneSettings
+from ser_core.settings.backbone import BackboneSettings
 
 COMMITS = {"own/small@v1": "1" * 40, "own/other@v1": "2" * 40, "own/small@v2": "3" * 40, "own/other@v2": "4" * 40}
 CONFIG = {"model_type": "wav2vec2", "hidden_size": 8, "num_attention_heads": 2, "conv_dim": [8], "conv_kernel": [10], "conv_stride": [5]}

@@ -37,7 +37,7 @@ from jobs.sweeps.space import (
     variations,
 )
 from ser_core.registry import REGISTRY
-from ser_core.settings import Recipe
+from ser_core.settings.recipe import Recipe
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 RATES = {"ptapt.learning_rate": [1e-4, 5e-4]}

@@ -27,7 +27,7 @@ from jobs.tables.plain import plain_tables, settings_json
 from jobs.tables.published import load_published
 from jobs.tables.ratio import gain_ratio, ratio
 from jobs.tables.summary import Status, Summary, summarise
-from ser_core.settings import Recipe
+from ser_core.settings.recipe import Recipe
 from tests.jobs.table_cases import CONFIGS, entry, paper_like, published, summary
 
 SUBSETS = ("8th", "4th", "half", "")

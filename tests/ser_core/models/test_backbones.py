@@ -23,7 +23,9 @@ from ser_core.models.identity import backbone_identity, backbone_origin
 from ser_core.models.known_encoder import is_known
 from ser_core.models.model_types import MODEL_TYPES, NORMALISE_KEY, model_type_of
 from ser_core.registry import REGISTRY
-from ser_core.settings import Attention, BackboneSettings, Normalise, Padding, Recipe
+from ser_core.settings.backbone import BackboneSettings, Normalise, Padding
+from ser_core.settings.execution import Attention
+from ser_core.settings.recipe import Recipe
 from tests.ser_core.models import rebuild
 
 SMALL = {

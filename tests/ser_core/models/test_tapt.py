@@ -23,7 +23,8 @@ from ser_core.models.tapt import (
     sample_negatives,
     tapt_loss,
 )
-from ser_core.settings import BackboneSettings, NegativeFrames, Padding
+from ser_core.settings.backbone import BackboneSettings, Padding
+from ser_core.settings.pretraining import NegativeFrames
 from tests.ser_core.models import rebuild
 
 

@@ -14,7 +14,8 @@ from ser_core.corpora.manifest import Manifest, write_manifest
 from ser_core.errors import InputError, Interrupted
 from ser_core.registry import POOLED as NAMED
 from ser_core.registry import REGISTRY, StageCall
-from ser_core.settings import AudioMethod, Recipe
+from ser_core.settings.recipe import Recipe
+from ser_core.settings.text import AudioMethod
 from ser_core.training.pooled import POOLED, TEST, TRAINING, read_pooled, write_pooled
 from ser_core.training.splits import Split
 from tests.ser_core.stages.conftest import FOLDS, Bench, artifacts

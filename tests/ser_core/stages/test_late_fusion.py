@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from ser_core.corpora.manifest import Manifest
 from ser_core.errors import InputError
 from ser_core.registry import REGISTRY
-from ser_core.settings import AudioMethod, Recipe
+from ser_core.settings.recipe import Recipe
+from ser_core.settings.text import AudioMethod
 from ser_core.stages.late_fusion import curve_divergence
 from tests.ser_core.stages.conftest import Bench
 

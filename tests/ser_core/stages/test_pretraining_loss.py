@@ -21,7 +21,8 @@ from ser_core.models.backbone import build_backbone
 from ser_core.models.masking import time_mask
 from ser_core.models.tapt import TaptDraw, draw_tapt, tapt_loss
 from ser_core.registry import REGISTRY
-from ser_core.settings import NegativeFrames, PretrainingLossSettings, Recipe
+from ser_core.settings.pretraining import NegativeFrames, PretrainingLossSettings
+from ser_core.settings.recipe import Recipe
 from ser_core.stages.pretraining_loss import EVALUATION, LOSS, TRAINING, metrics_of, utterance_loss
 from ser_core.training.randomness import generator, torch_seed
 from ser_core.training.splits import Split

@@ -18,7 +18,8 @@ from ser_core.corpora.manifest import Manifest, load_manifest
 from ser_core.errors import Diverged, InputError, Interrupted
 from ser_core.models.backbone import load_encoder
 from ser_core.registry import REGISTRY
-from ser_core.settings import FeatureCache, Precision, Recipe
+from ser_core.settings.execution import FeatureCache, Precision
+from ser_core.settings.recipe import Recipe
 from ser_core.stages import context as stage_context
 from ser_core.stages.states import StateTraining
 from ser_core.training.device import cpu_multiplies_bfloat16

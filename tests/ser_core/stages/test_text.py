@@ -15,7 +15,8 @@ from ser_core.errors import InputError, Interrupted
 from ser_core.models.needed_weights import needed_weights
 from ser_core.models.text_encoder import load_text_encoder, tokens_of
 from ser_core.registry import REGISTRY
-from ser_core.settings import Protocol, Recipe, TextEncoderSettings
+from ser_core.settings.recipe import Protocol, Recipe
+from ser_core.settings.text import TextEncoderSettings
 from tests.ser_core.stages.conftest import Bench, artifacts, curves
 from tests.ser_core.stages.test_stages import stop_after
 from tests.ser_core.text_cases import SESSIONS, by_mood, by_nothing, by_script, corpus_of_texts, text_recipe, tokenizer_folder

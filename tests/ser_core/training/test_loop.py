@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jobs.commands.activity import last_progress
 from ser_core.errors import Diverged, Interrupted
-from ser_core.settings import Precision
+from ser_core.settings.execution import Precision
 from ser_core.training.checkpoints import SCHEMA, Checkpoints
 from ser_core.training.curves import thinned
 from ser_core.training.device import choose_arithmetic
