@@ -141,6 +141,7 @@ def test_watch_on_a_terminal_ends_with_ctrl_c(tmp_path: Path) -> None:
     assert "Traceback" not in shown
 
 
+@pytest.mark.slow
 def test_watch_in_a_pipe_repeats_plain_lines(tmp_path: Path) -> None:
     """No escape sequences; SIGINT ends it with exit code 0."""
     running(launched(tmp_path, "here", "policy.poll_seconds=0.2"))

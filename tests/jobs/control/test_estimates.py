@@ -323,6 +323,7 @@ def test_requests_are_recorded(tmp_path: Path) -> None:
     assert book.find(other.name) == other
 
 
+@pytest.mark.slow
 def test_requests_are_predicted_only_on_slurm(tmp_path: Path) -> None:
     """Predictions are the default there; the configuration turns them off, and is validated."""
 

@@ -53,6 +53,7 @@ def launched(results: Path, data: Path, *settings: str) -> dict[tuple[str, str |
     return found
 
 
+@pytest.mark.slow
 def test_every_name_of_the_space_is_resolved(tmp_path: Path, demo_data: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In each combination with the searched revisions. A name that the cache lacks is named; the recipe's own is not part of the space."""
     both = "sweep.settings={backbone.checkpoint: [own/small, own/other, own/missing], backbone.revision: [v1, v2]}"

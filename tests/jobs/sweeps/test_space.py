@@ -161,6 +161,7 @@ OVERRIDDEN = {
 }
 
 
+@pytest.mark.slow
 def test_a_point_equals_the_experiment_of_its_overrides() -> None:
     """The arguments survive a shell and give the same recipe and stages as `apply`; nothing else changes."""
     base = _load()

@@ -176,6 +176,7 @@ def test_methods_that_are_not_defined_are_refused_at_planning(tmp_path: Path) ->
         REGISTRY.call("tapt", stored, fold="1", seed=0)
 
 
+@pytest.mark.slow
 def test_configurations_are_checked_before_a_launch() -> None:
     """An unknown kind, keys of another kind, a batch norm that padding would pass; every configuration above is accepted."""
     for name, config in CONFIGS.items():

@@ -38,6 +38,7 @@ def waves() -> list[Tensor]:
     return [torch.from_numpy(wave) for wave in rebuild.waves()]
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=5), span=st.integers(1, 12), seed=st.integers(0, 99))
 def test_negatives(lengths: list[int], span: int, seed: int) -> None:

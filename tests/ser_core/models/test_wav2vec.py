@@ -114,6 +114,7 @@ class _RunsCode:
         return Path.touch, (self.mark,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layers",
     [

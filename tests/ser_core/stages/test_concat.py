@@ -51,6 +51,7 @@ def runs(corpus: Manifest, tmp_path: Path) -> dict[str, Path]:
     return {role: tmp_path / role for role in ("audio", "text")}
 
 
+@pytest.mark.slow
 def test_the_layer_reads_both_runs_and_no_test_vector_in_training(
     corpus: Manifest, bench: Bench, runs: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -28,6 +28,7 @@ def probabilities(folder: Path) -> NDArray[np.float64]:
     return np.array([[float(row[f"p_{name}"]) for name in ("angry", "sad")] for row in rows_of(folder)])
 
 
+@pytest.mark.slow
 def test_the_mean_of_log_probabilities(fused: Recipe, spoken: Manifest, tmp_path: Path) -> None:
     """By its definition, at the weights of the recipe; at 0 and 1 the classes of one run; planted words make it at least the best run."""
     bench = Bench(spoken.folder, tmp_path / "bench")

@@ -110,6 +110,7 @@ def test_one_utterance_equals_brute_force(training: bool, corpus: Manifest, reci
     assert masked == len(own) >= 2
 
 
+@pytest.mark.slow
 def test_other_utterances_and_padding_change_nothing(corpus: Manifest, recipe: Recipe, bench: Bench, tmp_path: Path) -> None:
     """Half of the corpus gives the same losses; so does a padded batch of all, in evaluation mode."""
     _, output = bench.run(call_of(recipe))
@@ -134,6 +135,7 @@ def test_other_utterances_and_padding_change_nothing(corpus: Manifest, recipe: R
     assert found == pytest.approx(contrastive.mean(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_doubled_lengths_change_the_sum_and_not_the_loss_per_frame(recipe: Recipe, tmp_path: Path) -> None:
     """Noise of one and of two seconds: twice the masked frames, twice the loss, the same loss a frame."""
     recipe.pretraining_loss.negatives = 10
@@ -155,6 +157,7 @@ def test_doubled_lengths_change_the_sum_and_not_the_loss_per_frame(recipe: Recip
     assert ratios["loss_per_frame_evaluation"] == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.slow
 def test_a_stopped_stage_resumes_with_the_same_numbers(recipe: Recipe, bench: Bench, tmp_path: Path) -> None:
     """A checkpoint in the second draw; the rest gives what an uninterrupted stage does, and nothing is drawn again."""
     recipe.pretraining_loss.draws = 2

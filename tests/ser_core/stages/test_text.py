@@ -111,6 +111,7 @@ def test_an_interrupted_run_ends_with_the_numbers_of_an_uninterrupted_one(recipe
     assert bench.run(replace(call, seed=4))[0]["metrics"]["training_loss"] != whole["metrics"]["training_loss"]
 
 
+@pytest.mark.slow
 def test_micro_batches_add_up_to_the_step(recipe: Recipe, bench: Bench) -> None:
     """After memory ran out the losses are the same up to the order of summation, without dropout."""
     recipe.text.encoder.config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
