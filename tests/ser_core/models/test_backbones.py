@@ -27,6 +27,7 @@ from ser_core.settings.backbone import BackboneSettings, Normalise, Padding
 from ser_core.settings.execution import Attention
 from ser_core.settings.recipe import Recipe
 from tests.ser_core.models import rebuild
+from tests.ser_core.models.unsafe import RunsCode
 
 SMALL = {
     key: value
@@ -146,6 +147,16 @@ def test_saved_and_loaded(name: str, tmp_path: Path) -> None:
         again.feature_projection.projection.weight[0, 0] += 1
     assert front_end_key(again, "c" * 64, "cpu") != front_end_key(encoder, "c" * 64, "cpu")
     assert model_type_of(BackboneSettings(checkpoint=str(tmp_path))) == CONFIGS[name].get("model_type", "wav2vec2")
+
+
+def test_weights_that_run_code_are_refused(tmp_path: Path) -> None:
+    """A `pytorch_model.bin` is a pickle."""
+    save_encoder(filled("hubert"), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({"x": RunsCode(tmp_path / "mark")}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError, match="cannot be loaded as HubertModel: Weights only load failed"):
+        load_encoder(tmp_path)
+    assert not (tmp_path / "mark").exists()
 
 
 @pytest.mark.parametrize("name", ["hubert", "hubert-unnormed", "data2vec"])
