@@ -174,7 +174,12 @@ class Opener:
     def prepared(self, folder: Path, like: str) -> Corpus:
         """A prepared corpus, as the registry of the experiment `like` reads it."""
         file = experiment_file(self.program.file_of(like), self.program.configs)
-        return self._prepared(folder, self.program.plugin(registry_name(file, ())))
+        try:
+            return self._prepared(folder, self.program.plugin(registry_name(file, ())))
+        except Exception as error:
+            if not problems_of(error):
+                raise
+            raise UsageError(f"{error}; of a corpus that another registry reads, name an experiment with --like") from error
 
     def _prepared(self, folder: Path, plugin: Plugin) -> Corpus:
         found = plugin.registry.load_corpus(folder)
