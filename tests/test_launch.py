@@ -213,11 +213,23 @@ def test_a_dry_run_names_the_recipe_and_what_it_costs(tmp_path: Path, forks: For
     assert not run.results.exists()
 
 
-def small_corpus(folder: Path, speakers: dict[str, str]) -> None:
+def test_a_text_encoder_that_is_not_here_is_named_before_its_stages_fail(tmp_path: Path, forks: Forks) -> None:
+    """With the command that fetches it. Its key is that of the commit, so that finished runs are found without it."""
+    small_corpus(tmp_path / "data" / "demo", {"1": "ab", "2": "cd", "3": "ef"}, text="it is")
+    encoder = ("recipe.text.encoder.checkpoint=own/small", f"recipe.text.encoder.revision={'1' * 40}")
+    arguments = ("grid", "demo", "--cluster", "local", "--dry-run", "methods=[text]", "recipe.text.batch_size=8", *encoder)
+    done = forks(CommandLine(tmp_path / "data", tmp_path / "results"), *arguments)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("recipe.text.encoder.checkpoint: own/small is not in the cache of the Hugging Face hub")
+    assert line.endswith(f"run `hf download own/small --revision {'1' * 40}`")
+
+
+def small_corpus(folder: Path, speakers: dict[str, str], text: str | None = None) -> None:
     """A manifest without recordings: each speaker of a fold has five of two seconds of both classes."""
     folder.mkdir(parents=True, exist_ok=True)
     spoken = [
-        Utterance(f"{speaker}-{label}-{take}", "a.flac", 32_000, label, speaker, fold, audio_digest=f"{speaker}{label}{take}")
+        Utterance(f"{speaker}-{label}-{take}", "a.flac", 32_000, label, speaker, fold, audio_digest=f"{speaker}{label}{take}", text=text)
         for fold, names in speakers.items()
         for speaker in names
         for label in ("happy", "sad")

@@ -60,7 +60,7 @@ def test_audio_and_text_share_the_stages_of_audio() -> None:
     alone, fused = (graph.nodes for graph in graphs)
     assert set(alone) <= set(fused)
     new = Counter(node.stage + (", disjoint" if "protocol" in node.settings else "") for key, node in fused.items() if key not in alone)
-    disjoint = {f"{stage}, disjoint": 25 for stage in ("finetune", "text", "score", "concat")}
+    disjoint = {f"{stage}, disjoint": 25 for stage in ("finetune", "text", "score", "concat", "cross")}
     assert new == {"text": 25, "score": 50, "concat": 50, "cross": 25, **disjoint}
 
 

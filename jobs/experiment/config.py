@@ -128,7 +128,7 @@ class SlurmSite:
     python: str | None = None  # interpreter on the compute nodes; default: the one of the launch
     environment: dict[str, str] = field(default_factory=dict)  # variables of the jobs
     prologue: list[str] = field(default_factory=list)  # shell lines executed before the worker, trusted
-    extra: dict[str, str] = field(default_factory=dict)  # further sbatch options, e.g. {"reservation": "speech"}
+    extra: dict[str, str] = field(default_factory=dict)  # further sbatch options, e.g. {"reservation": "course"}
     memory_requests: bool = True  # False for sites that reject --mem
     signal_seconds: int = 120  # SIGUSR1 so long before the time limit
     max_submit: int = 0  # our jobs in the queue at most; 0: the site's limit
