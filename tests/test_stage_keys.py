@@ -28,7 +28,7 @@ WITHOUT_CHECKPOINT = "methods=[vft,tapt]"  # P-TAPT of these reads the digest of
         ("demo", 5, (), 105, "7203b1439f3e8fe80b44a2f1"),
         ("emodb", 5, (), 75, "dfed1b95138b59eb7cc25be1"),
         ("emodb-peft", 5, (), 75, "a1ea5a04aec6dc3524dc621f"),
-        ("emodb-backbones", 5, (), 225, "19d0df8dad74e2364a08c100"),
+        ("emodb-backbones", 5, (), 225, "d8da35503a1a9ea78326dd8d"),
         ("iemocap-peft", 5, (), 225, "ac1529d48bc2d2d8424d7927"),
         ("iemocap-peft", 5, ("methods=[vft]",), 25, "067d5c9be8b1ec142b09f6ad"),  # the same stages as the next one
         ("iemocap", 5, ("methods=[vft]",), 25, "067d5c9be8b1ec142b09f6ad"),
