@@ -57,7 +57,7 @@ def open_experiment(folder: Path) -> Any:
     """Open the experiment of a folder as a controller does: imports, configuration, graph."""
     from jobs.experiment.launched import reopen
     from ser_core.registry import REGISTRY
-    from ser_core.settings import Recipe
+    from ser_core.settings.recipe import Recipe
 
     return reopen(Layout(folder, NAME), REGISTRY, Recipe)
 
@@ -67,7 +67,7 @@ def launch_grid(folder: Path, runs: int, slots: int) -> Any:
     from jobs.experiment.config import load_experiment
     from jobs.experiment.launched import Corpus, launch, store
     from ser_core.registry import REGISTRY
-    from ser_core.settings import Recipe
+    from ser_core.settings.recipe import Recipe
 
     folds = tuple(f"{number:04d}" for number in range(max(1, round(runs / METHODS / slots))))
     experiment = load_experiment(
@@ -374,7 +374,7 @@ def measure_passes(runs: int, slots: int, folder: Path, sections: Collection[str
     began = time.perf_counter()
     stages = make_store(folder, runs, slots)
     Layout(folder, NAME).index.unlink(missing_ok=True)
-    progress(f"{runs} runs: {stages} stages laid down in {time.perf_counter() - began:.0f} s")
+    progress(f"{runs} runs: {stages} stages written in {time.perf_counter() - began:.0f} s")
     if "pass" in sections:
         first, warm = ask(folder, 2)
         yield Row("first", first)

@@ -22,7 +22,7 @@ from jobs.store.layout import Layout
 from launch import PROGRAM
 from ser_core.corpora.manifest import Utterance, load_manifest, write_manifest
 from ser_core.registry import REGISTRY
-from ser_core.settings import Recipe
+from ser_core.settings.recipe import Recipe
 from tests.command_line import ROOT, CommandLine, Forks
 
 
@@ -176,6 +176,7 @@ def test_an_impossible_sweep_is_a_usage_error_before_ray_starts(
     assert not run.results.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("missing", "search", "code"), [("ray", "grid", 2), ("optuna", "optuna", 2), ("optuna", "grid", 0)])
 def test_without_ray_or_optuna_the_extra_is_named(missing: str, search: str, code: int, tmp_path: Path) -> None:
     """Only packages that the search needs are required, one line names what to install; a dry run imports neither."""
@@ -212,11 +213,23 @@ def test_a_dry_run_names_the_recipe_and_what_it_costs(tmp_path: Path, forks: For
     assert not run.results.exists()
 
 
-def small_corpus(folder: Path, speakers: dict[str, str]) -> None:
+def test_a_text_encoder_that_is_not_here_is_named_before_its_stages_fail(tmp_path: Path, forks: Forks) -> None:
+    """With the command that fetches it. Its key is that of the commit, so that finished runs are found without it."""
+    small_corpus(tmp_path / "data" / "demo", {"1": "ab", "2": "cd", "3": "ef"}, text="it is")
+    encoder = ("recipe.text.encoder.checkpoint=own/small", f"recipe.text.encoder.revision={'1' * 40}")
+    arguments = ("grid", "demo", "--cluster", "local", "--dry-run", "methods=[text]", "recipe.text.batch_size=8", *encoder)
+    done = forks(CommandLine(tmp_path / "data", tmp_path / "results"), *arguments)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("recipe.text.encoder.checkpoint: own/small is not in the cache of the Hugging Face hub")
+    assert line.endswith(f"run `hf download own/small --revision {'1' * 40}`")
+
+
+def small_corpus(folder: Path, speakers: dict[str, str], text: str | None = None) -> None:
     """A manifest without recordings: each speaker of a fold has five of two seconds of both classes."""
     folder.mkdir(parents=True, exist_ok=True)
     spoken = [
-        Utterance(f"{speaker}-{label}-{take}", "a.flac", 32_000, label, speaker, fold, audio_digest=f"{speaker}{label}{take}")
+        Utterance(f"{speaker}-{label}-{take}", "a.flac", 32_000, label, speaker, fold, audio_digest=f"{speaker}{label}{take}", text=text)
         for fold, names in speakers.items()
         for speaker in names
         for label in ("happy", "sad")
@@ -266,6 +279,7 @@ def test_resume_needs_only_the_name(tmp_path: Path, forks: Forks) -> None:
     assert shlex.join(("python", "launch.py", *typed)) in refused.stderr
 
 
+@pytest.mark.slow
 def test_the_experiment_is_named_where_the_user_did_not(tmp_path: Path) -> None:
     """Only one was launched: it is meant. Otherwise the default; the line is on stderr, and an error stays one line."""
     run, results = CommandLine(tmp_path / "data", tmp_path / "results"), tmp_path / "results"
@@ -336,6 +350,7 @@ def test_an_experiment_is_cancelled_without_its_configuration(text: str, tmp_pat
     assert read_cancellations(layout, 5.0).everything
 
 
+@pytest.mark.slow
 def test_results_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
     """A file in place of the folder, a full disk: the error, the path, and exit code 2."""
     (tmp_path / "results").write_text("")

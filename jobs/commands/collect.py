@@ -265,8 +265,7 @@ def send_notices(session: Session, report: Report, written: CollectReport, messa
         ua={f"{method.corpus} {method.method}": method.mean_ua for method in written.summary.methods},
         problems=(*filter(None, [message, _kept_line(session, written)]), *problem_lines(status_of(session.name, report))),
         tables=str(shared_path(session.launched.layout.tables)),
-        label=written.summary.score.label,
-        unit=written.summary.score.unit,
+        score=written.summary.score,
     )
     return [notice_line(notice) for notice in notify(policy, session.launched.layout, ending)]
 

@@ -25,7 +25,7 @@ from jobs.errors import UsageError
 from jobs.experiment.config import Policy
 from jobs.store.layout import Layout
 from jobs.store.records import Decoder, create_json, write_json
-from jobs.store.scores import UNWEIGHTED
+from jobs.store.scores import UNWEIGHTED, Score
 from jobs.text import counted, one_line
 
 SCHEMA = 1
@@ -50,8 +50,7 @@ class Ending:
     ua: Mapping[str, float | None] = field(default_factory=dict)  # method -> mean score
     problems: tuple[str, ...] = ()
     tables: str = ""  # folder
-    label: str = UNWEIGHTED.label  # of the score
-    unit: str = UNWEIGHTED.unit
+    score: Score = UNWEIGHTED
 
     @property
     def complete(self) -> bool:
@@ -193,6 +192,9 @@ def _raise_if_final(code: int, text: bytes | str, error: Exception) -> None:
 
 def _post(url: str, ending: Ending) -> None:
     value = {"schema": SCHEMA, **asdict(ending), "complete": ending.complete, "text": ending.headline}
+    value |= {"label": ending.score.label, "unit": ending.score.unit}
+    scores = value.pop("ua")
+    value["ua" if ending.score.name in value else ending.score.name] = scores
     request = urllib.request.Request(  # noqa: S310 - http and https only, see check_notify
         url, json.dumps(value, allow_nan=False).encode(), {"Content-Type": "application/json", "User-Agent": "ser-grid"}, method="POST"
     )
@@ -216,7 +218,8 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 def _lines(ending: Ending) -> list[str]:
     found = [ending.headline, ""]
     found += [
-        f"{method}: {ending.label} {'-' if score is None else f'{score:.1f} {ending.unit}'.rstrip()}" for method, score in ending.ua.items()
+        f"{method}: {ending.score.label} {'-' if score is None else f'{score:.1f} {ending.score.unit}'.rstrip()}"
+        for method, score in ending.ua.items()
     ]
     found += ["", *ending.problems] if ending.problems else []
     return [*found, "", f"tables: {ending.tables}"] if ending.tables else found

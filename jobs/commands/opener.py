@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from jobs.commands.owners import Opening
     from jobs.commands.sweep import SweepSession
     from jobs.experiment.config import Experiment
-    from jobs.experiment.plugin import Plugin
+    from jobs.experiment.plugin import Plugin, Weights
     from jobs.sweeps.records import Sweep
 
 
@@ -66,7 +66,8 @@ class Opener:
             measure(layout.root)
         launched = launch(experiment, corpus, plugin.registry, layout, words.file, typed)
         require_artifacts(launched.graph, layout)
-        _note(words.line, where)
+        missing = [f"{each.key}: {each.missing}" for each in _weights(experiment, plugin) if each.missing and not each.downloadable]
+        _note(words.line, where, *missing)
         former = self._stored_plugin(layout, otherwise=plugin).registry
         return replace(self._session(launched, plugin, new=True), former=last_launch(layout, former, former.recipe_schema))
 
@@ -108,7 +109,7 @@ class Opener:
         from jobs.sweeps.records import sweeps_of
         from jobs.sweeps.space import listed_points
 
-        experiment, where = self._experiment(words, place)
+        experiment, where = self._experiment(words, place, sweep=True)
         listed_points(experiment)  # checks that need no corpus come before one is prepared
         require_ray(experiment.sweep.search)
         plugin, layout = self.program.plugin(experiment.registry), place.layout(experiment.name)
@@ -163,10 +164,8 @@ class Opener:
             if not problems_of(error):  # of missing weights, which have a line of their own
                 raise
             stages = tuple(registry.stages)
-        weights = dict.fromkeys(
-            each for name, recipe in experiment.recipes.items() for each in registry.needed_weights(methods[name], recipe)
-        )
-        return Needs(experiment.corpus, shared_path(data / experiment.corpus), problem, tuple(weights), stages)
+        weights = _weights(experiment, self.program.plugin(experiment.registry))
+        return Needs(experiment.corpus, shared_path(data / experiment.corpus), problem, weights, stages)
 
     def chosen(self, named: str | None, results: Path) -> tuple[str, str]:
         """The experiment that a command is about, and a line that names it where the user did not."""
@@ -175,16 +174,21 @@ class Opener:
     def prepared(self, folder: Path, like: str) -> Corpus:
         """A prepared corpus, as the registry of the experiment `like` reads it."""
         file = experiment_file(self.program.file_of(like), self.program.configs)
-        return self._prepared(folder, self.program.plugin(registry_name(file, ())))
+        try:
+            return self._prepared(folder, self.program.plugin(registry_name(file, ())))
+        except Exception as error:
+            if not problems_of(error):
+                raise
+            raise UsageError(f"{error}; of a corpus that another registry reads, name an experiment with --like") from error
 
     def _prepared(self, folder: Path, plugin: Plugin) -> Corpus:
         found = plugin.registry.load_corpus(folder)
         return Corpus(found.corpus, found.digest, tuple(found.folds), str(shared_path(folder)), tuple(found.caption))
 
-    def _experiment(self, words: Words, place: Place) -> tuple[Experiment, str]:
+    def _experiment(self, words: Words, place: Place, *, sweep: bool = False) -> tuple[Experiment, str]:
         from jobs.commands.launching import experiment_to_launch
 
-        return experiment_to_launch(words, self.program, place.results, corpora(place.data))
+        return experiment_to_launch(words, self.program, place.results, corpora(place.data), sweep=sweep)
 
     def _sweep(self, layout: Layout, digest: str) -> tuple[Sweep, Plugin]:
         from jobs.sweeps.records import load_sweep, sweep_layout
@@ -242,6 +246,13 @@ class Opener:
             variant = experiment.variants.get(method)
             plugin.registry.pin_corpus(method if variant is None else variant.method, recipe, folder)
         return self._prepared(folder, plugin)
+
+
+def _weights(experiment: Experiment, plugin: Plugin) -> tuple[Weights, ...]:
+    """The checkpoints that the methods of an experiment need, each once."""
+    variants = experiment.variants
+    methods = ((variants[name].method if name in variants else name, recipe) for name, recipe in experiment.recipes.items())
+    return tuple(dict.fromkeys(each for method, recipe in methods for each in plugin.registry.needed_weights(method, recipe)))
 
 
 def is_prepared(folder: Path) -> bool:

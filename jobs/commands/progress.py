@@ -48,7 +48,8 @@ class StageProgress:
     def look(self, report: Report) -> None:
         """Show how many stages are done, running and waiting after a pass."""
         done = sum(fact.done for fact in report.facts.values())
-        running = sum(flight.phase is Phase.running for flight in report.in_flight.values())
+        flights = [report.in_flight[key] for key in report.plan.waiting if key in report.in_flight]  # not those whose result is there
+        running = sum(flight.phase is Phase.running for flight in flights)
         counts = f"{running} running, {len(report.plan.waiting) - running} in the queue"
         line = f"{self._name}: {done} of {counted(len(report.graph.nodes), 'stage')} done, {counts}"
         if self._bar is None and line != self._last:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.commands.activity import Activity, ago, read_activity
 from jobs.commands.console import say
 from jobs.errors import UsageError
+from jobs.store.scores import UNWEIGHTED, Score
 from jobs.text import duration, moment, one_line
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class ExperimentRow:
     at_most: bool = False  # `seconds_left` counts requested times
     problem: str = ""  # why it cannot be shown, or not the whole of it
     newest_score: str = ""  # `newest_ua` with the label of the score
+    score: Score = UNWEIGHTED
 
 
 def show_list(results: Path, reopen: Callable[[str], Session], *, as_json: bool = False) -> None:
@@ -76,8 +78,8 @@ def list_lines(rows: Sequence[ExperimentRow], now: float) -> list[str]:
 
 
 def list_to_json(rows: Sequence[ExperimentRow], now: float) -> dict[str, Any]:
-    """Stable, versioned JSON value: keys are only ever added."""
-    return {"schema": SCHEMA, "looked": now, "experiments": [asdict(row) for row in rows]}
+    """Stable, versioned JSON value: keys are only ever added. `newest_ua` has the name of the score where it is another one."""
+    return {"schema": SCHEMA, "looked": now, "experiments": [row.score.renamed(asdict(row)) for row in rows]}
 
 
 def _row(session: Session, report: Report) -> ExperimentRow:
@@ -99,6 +101,7 @@ def _row(session: Session, report: Report) -> ExperimentRow:
         activity.remaining.at_most,
         unknown,
         newest.score if newest else "",
+        report.graph.score,
     )
 
 

@@ -16,6 +16,7 @@ from jobs.control.plan import Plan
 from jobs.control.rounds import DroppedRun, Judgements
 from jobs.experiment.graph import Graph, Run
 from jobs.store.failures import FailureClass
+from jobs.store.scores import UNWEIGHTED, Score
 from jobs.text import counted, listed
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ class Status:
     damaged: tuple[str, ...] = ()  # records that cannot be decoded and count as missing, each with the reason
     activity: Activity | None = None  # what runs and waits; None: not looked for
     former: tuple[str, ...] = ()  # jobs in the queue of stages that the experiment has no more, after a launch with other settings
+    score: Score = UNWEIGHTED
 
 
 def status_of(
@@ -172,6 +174,7 @@ def status_of(
         dropped=tuple(_dropped_row(graph, facts, report.judgements)),
         judged=tuple(_judged_rows(report.judgements)),
         former=tuple(sorted({flight.job for key, flight in report.in_flight.items() if key not in graph.nodes})),
+        score=graph.score,
         held=Counter(plan.reasons[key] for key in plan.held_or_cancelled if states[key] is State.held),
         steps=_steps(
             hints or Hints(experiment),
@@ -202,7 +205,7 @@ def node_states(graph: Graph, plan: Plan, facts: Mapping[str, StageFacts], in_fl
 
 
 def status_to_json(status: Status) -> dict[str, Any]:
-    """Stable, versioned JSON value: keys are only ever added."""
+    """Stable, versioned JSON value: keys are only ever added. Those with `ua` have the name of the score where it is another one."""
     from pydantic_core import to_jsonable_python
 
     value = {"schema": SCHEMA, **to_jsonable_python(replace(status, held={}, stuck={}))}
@@ -210,7 +213,8 @@ def status_to_json(status: Status) -> dict[str, Any]:
         row["total"] = each.total
     for name, reasons in (("held", status.held), ("stuck", status.stuck)):
         value[name] = [{"reason": reason, "stages": count} for reason, count in reasons.items()]
-    return value
+    renamed: dict[str, Any] = status.score.renamed(value)
+    return renamed
 
 
 def status_lines(status: Status) -> list[str]:

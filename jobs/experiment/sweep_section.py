@@ -26,7 +26,7 @@ class Search(Enum):
 class Stopping(Enum):
     """Early stopping of trials."""
 
-    asha = "asha"  # asynchronous successive halving by the mean validation UA of the folds so far
+    asha = "asha"  # asynchronous successive halving by the mean validation score of the folds so far
     none = "none"  # every trial gets all folds
 
 

@@ -87,6 +87,12 @@ class Score:
         """A column or key with the name of the score in the place of `ua`."""
         return self.name if key == "ua" else key.replace("_ua", f"_{self.name}")
 
+    def renamed(self, value: Any) -> Any:
+        """A JSON value with `named` keys, in every dictionary in it; a key that would replace another one stays."""
+        if isinstance(value, dict):
+            return {self.named(key) if self.named(key) not in value else key: self.renamed(each) for key, each in value.items()}
+        return [self.renamed(each) for each in value] if isinstance(value, list) else value
+
     def text(self, value: float) -> str:
         """`UA 71.2`."""
         return f"{self.label} {value:.1f}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from jobs.experiment.recipes import MethodRecipe
 from jobs.statistics import CrossedMean, Interval, PairedTest
-from jobs.store.scores import UNWEIGHTED, Score
+from jobs.store.scores import UNWEIGHTED
 from jobs.tables.adaptation import Adapted, adaptations_of
 from jobs.tables.summary import VERDICT, CellSummary, Comparison, Entry, MethodSummary, Summary, verdict_values
 
@@ -22,13 +22,7 @@ def to_json(summary: Summary, published: object = None) -> dict[str, Any]:
     value = _to_json(summary, published)
     if summary.score == UNWEIGHTED:
         return value
-    return {"score": asdict(summary.score), **{key: _renamed(each, summary.score) for key, each in value.items()}}
-
-
-def _renamed(value: Any, score: Score) -> Any:
-    if isinstance(value, dict):
-        return {score.named(key): _renamed(each, score) for key, each in value.items()}
-    return [_renamed(each, score) for each in value] if isinstance(value, list) else value
+    return {"score": asdict(summary.score), **summary.score.renamed(value)}
 
 
 def _to_json(summary: Summary, published: object) -> dict[str, Any]:

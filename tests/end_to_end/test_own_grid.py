@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from tests.command_line import ROOT, CommandLine
 
 FILE = "examples/digits/digits.yaml"
+WORDS_OF_SPEECH = re.compile(r"\b(?:UA|(?i:utterances?|speakers?|emotions?|recordings?|fine-tuning))\b|\"(?:mean_|newest_)?ua\"(?=:)")
 FEW = ("seeds=2", "folds=[a,b]", "recipe.epochs=3")
 
 
@@ -34,11 +36,16 @@ def test_the_example_runs_here(tmp_path: Path) -> None:
     assert all(30 < float(row["accuracy"]) <= 100 for row in rows)  # chance: 10
     report = (run.results / "digits" / "tables" / "report.html").read_text()
     assert "Highest mean accuracy on digits" in report
-    shown = json.loads(run("status", "digits", "--json").stdout)
+    status = run("status", "digits", "--json").stdout
+    shown = json.loads(status)
     assert shown["complete"] is True
-    assert "accuracy" in shown["activity"]["newest"]["score"]
+    newest = shown["activity"]["newest"]
+    assert newest["score"] == f"accuracy {newest['accuracy']:.1f}"
     story = run("explain", "digits", "components/a/0").stdout
     assert "project" in story
+    files = {file.name: file.read_text() for file in (run.results / "digits" / "tables").iterdir() if file.is_file()}
+    for name, text in {"grid": done.stdout, "status": status, "explain": story, **files}.items():
+        assert WORDS_OF_SPEECH.findall(text) == [], name
     assert ", accuracy " in story
     refused = run("grid", "--config", FILE, "recipe.components=65")
     assert (refused.returncode, refused.stderr) == (2, "recipe.components=65: from 1 to 64, the number of pixels\n")

@@ -18,6 +18,7 @@ from jobs.commands.notify import Ending, check_notify, notice_line, notify, read
 from jobs.errors import UsageError
 from jobs.experiment.config import Policy
 from jobs.store.layout import Layout
+from jobs.store.scores import Score
 
 ENDING = Ending("trial", 100.5, "complete", 25, 25, {"vft": 62.25, "tapt": None}, ("vft/1/0: failed: no memory",), "/results/trial/tables")
 
@@ -130,6 +131,17 @@ def layout_of(folder: Path) -> Layout:
     layout = Layout(folder / "results", "trial")
     layout.folder.mkdir(parents=True)
     return layout
+
+
+def test_another_score_has_its_own_key(tmp_path: Path, hook: Hook) -> None:
+    """As in `summary.json`; a name that the notice uses itself leaves `ua`."""
+    asked = Policy(webhook=hook.url)
+    for name in ("accuracy", "runs"):
+        layout = layout_of(tmp_path / name)
+        notify(asked, layout, replace(ENDING, score=Score(name, "accuracy", "Recognised digits")))
+    first, second = (json.loads(content) for _, _, content in hook.asked)
+    assert (first["accuracy"], "ua" in first, first["label"], first["unit"]) == ({"vft": 62.25, "tapt": None}, False, "accuracy", "%")
+    assert (second["ua"], second["runs"]) == ({"vft": 62.25, "tapt": None}, 25)
 
 
 def test_mail_and_webhook_are_sent_once(tmp_path: Path, hook: Hook, mail_server: MailServer) -> None:

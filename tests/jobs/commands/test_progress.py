@@ -39,10 +39,11 @@ def test_what_is_reused_and_computed_is_one_line() -> None:
 
 
 def test_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    """An event is a line; a pass is one if something is different."""
+    """An event is a line; a pass is one if something is different. A job that is still ending, with its result there, is not running."""
     graph = make_graph(methods=("vft",), folds=("1",), seeds=3)
     one, two, three = (run.key for run in graph.runs)
-    report = report_of(graph, {one: StageFacts(done=True)}, {two: InFlight(Phase.running, "7_0"), three: InFlight(Phase.queued, "7_1")})
+    jobs = {one: InFlight(Phase.running, "6"), two: InFlight(Phase.running, "7_0"), three: InFlight(Phase.queued, "7_1")}
+    report = report_of(graph, {one: StageFacts(done=True)}, jobs)
     with stage_progress("exp") as progress:
         progress.event(Event(Change.done, graph.nodes[one], "done in 1 s", 1, 3))
         progress.look(report)

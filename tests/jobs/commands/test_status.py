@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from jobs.commands.hints import Hints
+from jobs.commands.status_list import ExperimentRow, list_to_json
 from jobs.commands.status_report import State, Status, status_lines, status_of, status_table, status_to_json, table_states
 from jobs.control.controller import Report
 from jobs.control.estimates import Source, forecast, shape_in_words
@@ -22,6 +23,7 @@ from jobs.control.rounds import replay
 from jobs.experiment.config import Policy, Resources
 from jobs.experiment.graph import Graph, build_graph, seeds_of_slots
 from jobs.store.failures import FailureClass
+from jobs.store.scores import Score
 from tests.jobs.fake_registry import REGISTRY, make_graph
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -233,6 +235,14 @@ def test_json_is_one_versioned_value(status: Status) -> None:
     assert value["complete"] is False
     assert value["stages"][0]["total"] == 4
     assert value["runs"][0]["state"] == "done"
+
+
+def test_json_names_another_score() -> None:
+    """In the list of experiments; UA keeps its key."""
+    rows = [ExperimentRow("digits", "complete", newest_ua=89.0, score=Score("accuracy", "accuracy", "Recognised digits"))]
+    digits, speech = list_to_json([*rows, ExperimentRow("demo", "complete", newest_ua=61.0)], 0.0)["experiments"]
+    assert (digits["newest_accuracy"], speech["newest_ua"]) == (89.0, 61.0)
+    assert "newest_ua" not in digits
 
 
 def test_the_table_shows_every_row(status: Status) -> None:

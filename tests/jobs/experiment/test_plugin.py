@@ -102,6 +102,17 @@ def test_an_experiment_has_the_methods_recipe_and_corpus_of_its_registry(
         Opener(program).launch(words_of("grid", [str(tmp_path / "curves.yaml"), "corpus=lines"], None, "x"), place, (), dry_run=False)
 
 
+def test_a_corpus_of_another_registry_needs_an_experiment_like_it(program: Program, tmp_path: Path) -> None:
+    """`init` reads a corpus with the registry of the experiment whose settings it takes."""
+    place = Place(tmp_path / "data", tmp_path / "results")
+    Opener(program).launch(words_of("grid", [str(tmp_path / "curves.yaml")], None, "x"), place, (), dry_run=False)
+    folder = place.data / "points"
+    (tmp_path / "speech.yaml").write_text("corpus: points\n")
+    assert Opener(program).prepared(folder, str(tmp_path / "curves.yaml")).folds == ("a", "b")
+    with pytest.raises(UsageError, match="of a corpus that another registry reads, name an experiment with --like"):
+        Opener(program).prepared(folder, str(tmp_path / "speech.yaml"))
+
+
 def test_an_experiment_is_reopened_with_the_registry_of_its_launch(program: Program, tmp_path: Path) -> None:
     """Also if its file names another one since, and with one line if the module is gone; it can be cancelled all the same."""
     file, place = tmp_path / "curves.yaml", Place(tmp_path / "data", tmp_path / "results")

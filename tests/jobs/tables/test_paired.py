@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import scipy.stats
+import yaml
 
 from jobs.errors import UsageError
 from jobs.experiment.recipes import MethodRecipe, MetricColumn
@@ -22,12 +23,13 @@ from jobs.tables.paired import PAIRED_COLUMNS, paired_differences, render_paired
 from jobs.tables.plain import plain_tables
 from jobs.tables.published import PairedTable, load_published
 from jobs.tables.summary import Status, Summary, summarise
+from tests.command_line import ROOT
 from tests.jobs.table_cases import entry, published
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tables" / "paired"
 FOLDS = ("1", "2", "3", "4", "5")
 SCRIPTED = MetricColumn("ua_scripted", "UA scripted", 3, "UA scripted: of scripted turns.")
-MEANS = {"vft": 70.0, "vft-disjoint": 69.5, "text": 95.0, "text-disjoint": 50.0}
+MEANS = {"vft": 70.0, "vft-disjoint": 69.5, "text": 95.0, "text-disjoint": 50.0, "concat": 96.0, "concat-disjoint": 69.0}
 
 
 def noise(method: str, fold: str, slot: int) -> float:
@@ -39,7 +41,7 @@ def value(method: str, fold: str, slot: int) -> float:
 
 
 def two_protocols() -> Summary:
-    """V-FT and text, twice; UA of scripted turns of text alone, 2 points above; a run of text is dropped."""
+    """V-FT, text and a fusion, twice; UA of scripted turns of text alone, 2 points above; a run of text is dropped."""
     entries = [entry(method, fold, slot, value(method, fold, slot)) for method in MEANS for fold in FOLDS for slot in range(3)]
     entries.append(entry("text", "1", 0, 10.0, Status.outlier, seed=99))
     recipes = [MethodRecipe(method, "paper", (), compared_within=("protocol=scripts_disjoint",) * ("dis" in method)) for method in MEANS]
@@ -65,8 +67,9 @@ def pairs_wanted() -> PairedTable:
 def test_differences_are_of_pairs_that_no_other_test_has() -> None:
     """Second minus first over (fold, slot), by scipy; p-values corrected within this table; the main table has none of them."""
     found = two_protocols()
-    assert {(each.first, each.second) for each in found.comparisons} == {("vft", "text"), ("vft-disjoint", "text-disjoint")}
-    vft, text, scripted = paired_differences(found, pairs_wanted())
+    assert len(found.comparisons) == 6
+    assert all(("disjoint" in each.first) == ("disjoint" in each.second) for each in found.comparisons)
+    vft, text, scripted, layer = paired_differences(found, pairs_wanted())
     assert [(each.label, each.heading) for each in (vft, text, scripted)] == [("V-FT", "UA"), ("Text", "UA"), ("Text", "scripted")]
     assert (text.first.method, text.second.method, text.over_pairs.pairs) == ("text", "text-disjoint", 15)
     sides = [[value(method, fold, slot) for fold in FOLDS for slot in range(3)] for method in ("text", "text-disjoint")]
@@ -80,16 +83,21 @@ def test_differences_are_of_pairs_that_no_other_test_has() -> None:
     assert scripted.over_pairs.mean == pytest.approx(text.over_pairs.mean)
     assert text.crossed is not None
     assert (text.crossed.folds, text.crossed.seeds) == (5, 3)
-    three = (vft, text, scripted)
-    assert tuple(each.t_p_holm for each in three) == holm([each.over_pairs.t_p for each in three])
-    assert tuple(each.crossed_p_holm for each in three) == holm([each.crossed.p if each.crossed else None for each in three])
+    assert (layer.label, layer.first.method, layer.second.method) == ("Audio + text, layer", "concat", "concat-disjoint")
+    four = (vft, text, scripted, layer)
+    assert tuple(each.t_p_holm for each in four) == holm([each.over_pairs.t_p for each in four])
+    assert tuple(each.crossed_p_holm for each in four) == holm([each.crossed.p if each.crossed else None for each in four])
 
 
 def test_the_table_states_what_is_missing() -> None:
     """A method without runs is a dash without a difference, a pair without any is left out; dropped and missing runs are named."""
     whole = two_protocols()
     [table] = [each for each in plain_tables(whole, published("protocols")) if each.name == "paired"]
-    assert [[row[:2] for row in rows] for rows in table.blocks] == [[("V-FT", "UA")], [("Text", "UA"), ("Text", "scripted")]]
+    assert [[row[:2] for row in rows] for rows in table.blocks] == [
+        [("V-FT", "UA")],
+        [("Text", "UA"), ("Text", "scripted")],
+        [("Audio + text, layer", "UA")],
+    ]
     text = " ".join(table.caption)
     assert "which is part of the difference" in text
     assert "Means ± sd over all runs, dropped ones (their number) included: Text, sessions 91.0 ± 5.1 (1); no other run" in text
@@ -97,12 +105,23 @@ def test_the_table_states_what_is_missing() -> None:
     some = [each for method in whole.methods for cell in method.cells for each in cell.runs if each.method != "text-disjoint"]
     some = [dataclasses.replace(each, scores=None, status=Status.pending) if each.name == "vft/1/0" else each for each in some]
     [table] = [each for each in plain_tables(summarise(some, experiment="leak"), published("protocols")) if each.name == "paired"]
-    (vft,), (alone,) = table.blocks
+    (vft,), (alone,), _ = table.blocks
     assert vft[6] == "14"
     assert alone[3:] == ("–", "–", "–", "0", "–", "–", "–", "–", "–")
     assert "Incomplete, with their runs: V-FT, sessions 14." in table.caption
     nothing = summarise([entry("other", "1", 0, 50.0)], experiment="leak")
     assert plain_tables(nothing, published("protocols")) == ()
+
+
+@pytest.mark.parametrize("name", ["iemocap-text", "script-leak"])
+def test_every_method_of_both_protocols_has_a_row(name: str) -> None:
+    """A method that a shipped experiment runs under both protocols, with the label of the table of methods."""
+    experiment = yaml.safe_load((ROOT / "configs" / "experiment" / f"{name}.yaml").read_text(encoding="utf-8"))
+    disjoint = {each: variant["method"] for each, variant in experiment["variants"].items() if "protocol" in variant["recipe"]}
+    found = published(experiment["table"])
+    expected = [(method, each) for each, method in disjoint.items() if each in experiment["methods"]]
+    rows = {row.methods: row.label for row in pairs_wanted().rows}
+    assert {pair: rows.get(pair) for pair in expected} == {pair: found.labels[pair[0]] for pair in expected}
 
 
 @pytest.mark.parametrize("name", ["paired.tex", "table.md"])

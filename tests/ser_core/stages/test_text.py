@@ -9,17 +9,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ser_core.corpora.manifest import Manifest, load_manifest, write_manifest
 from ser_core.errors import InputError, Interrupted
 from ser_core.models.needed_weights import needed_weights
 from ser_core.models.text_encoder import load_text_encoder, tokens_of
-from ser_core.registry import REGISTRY
-from ser_core.settings import Protocol, Recipe, TextEncoderSettings
+from ser_core.registry import REGISTRY, StageCall
+from ser_core.settings.recipe import Protocol, Recipe
+from ser_core.settings.text import TextEncoderSettings
+from ser_core.training.evaluate import PREDICTIONS, write_predictions
+from ser_core.training.pooled import write_pooled
+from ser_core.training.splits import Split
+from tests.ser_core.models.unsafe import RunsCode
 from tests.ser_core.stages.conftest import Bench, artifacts, curves
 from tests.ser_core.stages.test_stages import stop_after
 from tests.ser_core.text_cases import SESSIONS, by_mood, by_nothing, by_script, corpus_of_texts, text_recipe, tokenizer_folder
 
+NOISE = 0.1  # of a difference of UA over 128 utterances
 FOLDS: dict[str, tuple[str, ...]] = dict.fromkeys(SESSIONS, ())
 
 
@@ -69,10 +76,45 @@ def test_planted_words_are_learnt_and_leaking_scripts_are_shown(recipe: Recipe, 
 
 
 @pytest.mark.slow
-def test_words_that_say_nothing_are_at_chance(recipe: Recipe, tmp_path: Path) -> None:
-    """The negative control, over all folds: 128 utterances, of which chance gets half, with a standard deviation of 4.4 %."""
+def test_words_that_say_nothing_are_at_chance_and_change_no_fusion(recipe: Recipe, tmp_path: Path) -> None:
+    """The negative control, over all folds: 128 utterances, of which chance gets half, with a standard deviation of 4.4 %.
+
+    Fused with an audio run that is right in three of four, by scores and by a layer, they make it neither better nor worse beyond noise;
+    an audio run that knows the class in place of the text makes it better than that.
+    """
     corpus = corpus_of_texts(tmp_path / "nothing", by_nothing)
-    assert mean_ua(recipe, corpus, tmp_path / "runs") == pytest.approx(0.5, abs=0.2)
+    REGISTRY.pin_corpus("text", recipe, corpus.folder)
+    bench = Bench(corpus.folder, tmp_path / "runs")
+    found: dict[str, list[float]] = {name: [] for name in ("text", "audio", "score", "concat", "told")}
+    settings = {"score": {"text_weight": 0.5}, "concat": {"epochs": 30, "batch_size": 16, "learning_rate": 0.01}}
+    for fold in corpus.folds:
+        result, text = bench.run(REGISTRY.call("text", recipe, fold=fold, seed=0))
+        found["text"].append(result["metrics"]["ua"])
+        audio, told = (audio_run(tmp_path / f"{name}{fold}", corpus, fold, heard) for name, heard in (("audio", 0.7), ("told", 5.0)))
+        for name, upstream in (("score", text), ("concat", text), ("told", told)):
+            stage = "score" if name == "told" else name
+            call = StageCall(stage, 1, {stage: settings[stage]}, {"execution": {"device": "cpu"}}, fold, 0)
+            metrics = bench.run(call, upstream={"audio": audio, "text": upstream})[0]["metrics"]
+            found[name].append(metrics["ua"])
+        found["audio"].append(metrics["ua_audio"])
+    means = {name: float(np.mean(values)) for name, values in found.items()}
+    assert means["text"] == pytest.approx(0.5, abs=0.2)
+    assert means["audio"] == pytest.approx(0.75, abs=0.1)
+    assert means["score"] == pytest.approx(means["audio"], abs=NOISE)
+    assert means["concat"] == pytest.approx(means["audio"], abs=NOISE)
+    assert means["told"] > means["audio"] + NOISE
+
+
+def audio_run(folder: Path, corpus: Manifest, fold: str, heard: float) -> Path:
+    """What a run of audio leaves for a fusion; its score of a class is `heard` away from the middle, in standard deviations."""
+    draw = np.random.default_rng(int(fold))
+    splits = [Split(corpus, part) for part in (corpus.training(fold), corpus.test(fold))]
+    training, test = ((split, heard * (2 * np.array(split.labels) - 1) + draw.standard_normal(len(split))) for split in splits)
+    folder.mkdir()
+    logits = np.stack([-test[1], test[1]], axis=1).astype(np.float32)
+    write_predictions(folder / PREDICTIONS, logits, test[0])
+    write_pooled(folder, *((split, scores[:, None].astype(np.float32)) for split, scores in (training, test)))
+    return folder
 
 
 def test_results_and_predictions(recipe: Recipe, bench: Bench, moods: Manifest) -> None:
@@ -110,6 +152,7 @@ def test_an_interrupted_run_ends_with_the_numbers_of_an_uninterrupted_one(recipe
     assert bench.run(replace(call, seed=4))[0]["metrics"]["training_loss"] != whole["metrics"]["training_loss"]
 
 
+@pytest.mark.slow
 def test_micro_batches_add_up_to_the_step(recipe: Recipe, bench: Bench) -> None:
     """After memory ran out the losses are the same up to the order of summation, without dropout."""
     recipe.text.encoder.config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -135,7 +178,7 @@ def test_no_transcript_of_the_test_fold_is_read_in_training(recipe: Recipe, benc
 
 
 def test_an_encoder_from_a_folder(recipe: Recipe, tokenizer: Path, tmp_path: Path) -> None:
-    """The same weights and tokens as from the configuration; its identity is its content, tokenizer included; other weights are refused."""
+    """The same weights and tokens as from the configuration; its identity is its content, tokenizer included; none that runs code."""
     encoder, words = load_text_encoder(recipe.text.encoder)
     folder = tmp_path / "encoder"
     encoder.save_pretrained(folder)
@@ -152,6 +195,11 @@ def test_an_encoder_from_a_folder(recipe: Recipe, tokenizer: Path, tmp_path: Pat
     (folder / "tokenizer_config.json").unlink()
     with pytest.raises(InputError, match="no tokenizer here"):
         REGISTRY.call("text", recipe, fold="1", seed=0)
+    (folder / "model.safetensors").unlink()
+    torch.save({"x": RunsCode(tmp_path / "mark")}, folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match="encoder: cannot be loaded as a text encoder: Weights only load failed"):
+        load_text_encoder(TextEncoderSettings(checkpoint=str(folder), tokenizer=str(tokenizer)))
+    assert not (tmp_path / "mark").exists()
 
 
 def test_a_tokenizer_or_transcripts_that_have_changed_since_the_launch(recipe: Recipe, bench: Bench, tmp_path: Path) -> None:
