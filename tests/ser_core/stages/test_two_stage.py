@@ -117,7 +117,7 @@ def test_keys(recipe: Recipe) -> None:
 
 
 def test_what_is_refused(recipe: Recipe, acted: Manifest) -> None:
-    """At planning: a source without a target, a learning rate of nothing, no regular expression, parts that overlap, lack a class, or are smaller than a batch."""
+    """At planning: source without target, a second rate of 0 or without a first stage, no regular expression, parts that do not fit."""
     recipe.two_stage = TwoStageSettings(source="script")
     with pytest.raises(InputError, match=r"recipe.two_stage.source=script: name the part of the second stage too"):
         REGISTRY.check(recipe)
