@@ -15,12 +15,13 @@ from jobs.sweeps.records import folds_of
 from jobs.sweeps.space import listed_points
 from jobs.sweeps.stages import point_graph, sweep_digest
 from ser_core.registry import REGISTRY
-from ser_core.settings import Recipe
+from ser_core.settings.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 WITHOUT_CHECKPOINT = "methods=[vft,tapt]"  # P-TAPT of these reads the digest of a wav2vec checkpoint file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "folds", "overrides", "stages", "digest"),
     [
@@ -48,6 +49,7 @@ def test_keys_of_the_shipped_experiments_change_only_with_a_stage_version(
     assert hashlib.sha256(" ".join(keys).encode()).hexdigest()[:24] == digest
 
 
+@pytest.mark.slow
 def test_audio_and_text_share_the_stages_of_audio() -> None:
     """Of V-FT and TAPT nothing is computed again; what is new is text, fusion, and V-FT with disjoint scripts."""
     corpus = Corpus("iemocap", "d" * 64, tuple("12345"), "/nowhere")
@@ -62,6 +64,7 @@ def test_audio_and_text_share_the_stages_of_audio() -> None:
     assert new == {"text": 25, "score": 50, "concat": 50, "cross": 25, **disjoint}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "corpora"), [("emodb-shift", ("demo", "emodb")), ("iemocap-shift", ("savee", "iemocap"))])
 def test_a_domain_shift_is_one_stage_for_a_corpus(name: str, corpora: tuple[str, ...]) -> None:
     """Named after the corpus; beside the methods of another experiment on it, the same checkpoint is not measured again."""

@@ -19,7 +19,7 @@ from ser_core.models.backbone import quiet_transformers
 from ser_core.models.checkpoint_keys import key_problems
 from ser_core.models.text_identity import KEY, cached_encoder, missing_encoder
 from ser_core.models.trained import below, train_only
-from ser_core.settings import TextEncoderSettings
+from ser_core.settings.text import TextEncoderSettings
 
 Tokens = list[list[int]]  # ids of each utterance, special tokens included, never empty
 UNUSED = ("pooler.",)  # parts of encoders behind the last hidden states

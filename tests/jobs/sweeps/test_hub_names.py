@@ -15,7 +15,7 @@ from jobs.sweeps.records import store_sweep
 from jobs.sweeps.space import grid_points
 from jobs.sweeps.stages import point_graph
 from ser_core.models.hub import pinned_revision
-from ser_core.settings import BackboneSettings
+from ser_core.settings.backbone import BackboneSettings
 
 COMMITS = {"own/small@v1": "1" * 40, "own/other@v1": "2" * 40, "own/small@v2": "3" * 40, "own/other@v2": "4" * 40}
 CONFIG = {"model_type": "wav2vec2", "hidden_size": 8, "num_attention_heads": 2, "conv_dim": [8], "conv_kernel": [10], "conv_stride": [5]}
@@ -56,6 +56,7 @@ def launched(results: Path, data: Path, *settings: str) -> dict[tuple[str, str |
     return found
 
 
+@pytest.mark.slow
 def test_every_name_of_the_space_is_resolved(tmp_path: Path, demo_data: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In each combination with the searched revisions, once for all launches. A name that the cache lacks is named, not the recipe's."""
     both = "sweep.settings={backbone.checkpoint: [own/small, own/other, own/missing], backbone.revision: [v1, v2]}"

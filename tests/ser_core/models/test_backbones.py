@@ -23,7 +23,9 @@ from ser_core.models.identity import backbone_identity, backbone_origin
 from ser_core.models.known_encoder import is_known
 from ser_core.models.model_types import MODEL_TYPES, NORMALISE_KEY, model_type_of
 from ser_core.registry import REGISTRY
-from ser_core.settings import Attention, BackboneSettings, Normalise, Padding, Recipe
+from ser_core.settings.backbone import BackboneSettings, Normalise, Padding
+from ser_core.settings.execution import Attention
+from ser_core.settings.recipe import Recipe
 from tests.ser_core.models import rebuild
 from tests.ser_core.models.unsafe import RunsCode
 
@@ -185,6 +187,7 @@ def test_methods_that_are_not_defined_are_refused_at_planning(tmp_path: Path) ->
         REGISTRY.call("tapt", stored, fold="1", seed=0)
 
 
+@pytest.mark.slow
 def test_configurations_are_checked_before_a_launch() -> None:
     """An unknown kind, keys of another kind, a batch norm that padding would pass; every configuration above is accepted."""
     for name, config in CONFIGS.items():

@@ -15,7 +15,7 @@ import torch
 from ser_core.errors import InputError
 from ser_core.models.fairseq_checkpoint import build_wav2vec, convert_checkpoint, save_wav2vec, wav2vec_identity
 from ser_core.models.shapes import Wav2vecConfig, parse_config
-from ser_core.settings import Wav2vecSettings
+from ser_core.settings.backbone import Wav2vecSettings
 from tests.ser_core.models import rebuild
 from tests.ser_core.models.unsafe import RunsCode
 
@@ -107,6 +107,7 @@ def test_a_checkpoint_is_opened_without_fairseq(tmp_path: Path) -> None:
     assert done.stdout.split() == [str(len(ours.state_dict())), "True"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layers",
     [

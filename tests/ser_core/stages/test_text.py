@@ -16,7 +16,8 @@ from ser_core.errors import InputError, Interrupted
 from ser_core.models.needed_weights import needed_weights
 from ser_core.models.text_encoder import load_text_encoder, tokens_of
 from ser_core.registry import REGISTRY
-from ser_core.settings import Protocol, Recipe, TextEncoderSettings
+from ser_core.settings.recipe import Protocol, Recipe
+from ser_core.settings.text import TextEncoderSettings
 from tests.ser_core.models.unsafe import RunsCode
 from tests.ser_core.stages.conftest import Bench, artifacts, curves
 from tests.ser_core.stages.test_stages import stop_after
@@ -112,6 +113,7 @@ def test_an_interrupted_run_ends_with_the_numbers_of_an_uninterrupted_one(recipe
     assert bench.run(replace(call, seed=4))[0]["metrics"]["training_loss"] != whole["metrics"]["training_loss"]
 
 
+@pytest.mark.slow
 def test_micro_batches_add_up_to_the_step(recipe: Recipe, bench: Bench) -> None:
     """After memory ran out the losses are the same up to the order of summation, without dropout."""
     recipe.text.encoder.config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
