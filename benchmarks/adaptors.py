@@ -28,7 +28,8 @@ from ser_core.models.backbone import load_encoder
 from ser_core.models.classifier import EmotionClassifier
 from ser_core.models.model_types import MODEL_TYPES
 from ser_core.models.trained import parameter_counts
-from ser_core.settings import Adaptor, AdaptorSettings, BackboneSettings
+from ser_core.settings.backbone import BackboneSettings
+from ser_core.settings.finetune import Adaptor, AdaptorSettings
 from ser_core.stages.finetune import adaptors_of
 
 FULL = "full"

@@ -57,7 +57,7 @@ def open_experiment(folder: Path) -> Any:
     """Open the experiment of a folder as a controller does: imports, configuration, graph."""
     from jobs.experiment.launched import reopen
     from ser_core.registry import REGISTRY
-    from ser_core.settings import Recipe
+    from ser_core.settings.recipe import Recipe
 
     return reopen(Layout(folder, NAME), REGISTRY, Recipe)
 
@@ -67,7 +67,7 @@ def launch_grid(folder: Path, runs: int, slots: int) -> Any:
     from jobs.experiment.config import load_experiment
     from jobs.experiment.launched import Corpus, launch, store
     from ser_core.registry import REGISTRY
-    from ser_core.settings import Recipe
+    from ser_core.settings.recipe import Recipe
 
     folds = tuple(f"{number:04d}" for number in range(max(1, round(runs / METHODS / slots))))
     experiment = load_experiment(

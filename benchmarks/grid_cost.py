@@ -45,7 +45,8 @@ from jobs.control.plan import critical_minutes
 from jobs.experiment.graph import Graph, Node, build_graph
 from ser_core.corpora.manifest import SAMPLE_RATE, Manifest, Utterance
 from ser_core.registry import AUDIO, REGISTRY
-from ser_core.settings import BackboneSettings, Recipe, Wav2vecSettings
+from ser_core.settings.backbone import BackboneSettings, Wav2vecSettings
+from ser_core.settings.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENT = ROOT / "configs" / "experiment" / "iemocap.yaml"

@@ -35,7 +35,10 @@ from jobs.worker.processes import die_with_parent
 from jobs.worker.task import Workplace, describe, write_description
 from ser_core.corpora.manifest import SAMPLE_RATE, Manifest, Utterance, write_manifest
 from ser_core.registry import REGISTRY
-from ser_core.settings import BackboneSettings, ExecutionSettings, FinetuneSettings, Precision, Recipe, SpecAugmentSettings
+from ser_core.settings.backbone import BackboneSettings, SpecAugmentSettings
+from ser_core.settings.execution import ExecutionSettings, Precision
+from ser_core.settings.finetune import FinetuneSettings
+from ser_core.settings.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ("angry", "happy", "neutral", "sad")

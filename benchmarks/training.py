@@ -43,21 +43,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ser_core.corpora.manifest import SAMPLE_RATE, Manifest, Utterance, write_manifest
 from ser_core.registry import REGISTRY, StageCall
-from ser_core.settings import (
-    Adaptor,
-    Attention,
-    BackboneSettings,
-    ClusterSettings,
-    ExecutionSettings,
-    FeatureCache,
-    FinetuneSettings,
-    Precision,
-    PtaptSettings,
-    Recipe,
-    StatesSettings,
-    TaptSettings,
-    Wav2vecSettings,
-)
+from ser_core.settings.backbone import BackboneSettings, Wav2vecSettings
+from ser_core.settings.execution import Attention, ExecutionSettings, FeatureCache, Precision
+from ser_core.settings.finetune import Adaptor, FinetuneSettings
+from ser_core.settings.pretraining import ClusterSettings, PtaptSettings, StatesSettings, TaptSettings
+from ser_core.settings.recipe import Recipe
 from ser_core.training.batches import Batch, Bucketing, bucketed_epoch, shuffled_epoch
 
 MEAN_SECONDS, SPREAD, SHORTEST_SECONDS, LONGEST_SECONDS = 4.5, 0.55, 0.6, 10.0

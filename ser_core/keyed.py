@@ -1,6 +1,6 @@
 """Settings as JSON values, and as part of a stage's key: a setting that is newer than the first keys is left out at its first default.
 
-A new field of a class in ser_core/settings.py that reaches a key is entered in `FIRST_DEFAULTS` with the value for which stages compute
+A new field of a class in ser_core/settings that reaches a key is entered in `FIRST_DEFAULTS` with the value for which stages compute
 what they computed before the field existed. At that value the key is that of before, so nothing is computed again. The entry does not
 follow a later change of the field's default: the key states every value but the first.
 """

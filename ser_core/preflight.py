@@ -15,7 +15,9 @@ from ser_core.corpora.two_corpora import relabelled
 from ser_core.corpora.validation import training_and_validation
 from ser_core.errors import InputError
 from ser_core.models.shapes import expected_shape, state_count
-from ser_core.settings import Adaptor, AdaptorSettings, FinetuneSettings, Protocol, Recipe, Wav2vecSettings
+from ser_core.settings.backbone import Wav2vecSettings
+from ser_core.settings.finetune import Adaptor, AdaptorSettings, FinetuneSettings
+from ser_core.settings.recipe import Protocol, Recipe
 from ser_core.two_stages import corpora_problems
 
 # Projections that LoRA can be added to (`ser_core.models.adaptors.PROJECTIONS`).

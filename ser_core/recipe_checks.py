@@ -9,7 +9,7 @@ from ser_core.corpora.parts import pattern_problem
 from ser_core.models.backbone_config import config_problems
 from ser_core.models.model_types import backbone_problems
 from ser_core.preflight import adaptor_problems
-from ser_core.settings import Protocol, Recipe
+from ser_core.settings.recipe import Protocol, Recipe
 from ser_core.two_stages import freeze_problems
 
 AT_LEAST: Mapping[str, float] = {

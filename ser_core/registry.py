@@ -23,7 +23,9 @@ from ser_core.models.text_identity import text_identity, text_origin
 from ser_core.parallel.team import Team
 from ser_core.preflight import corpus_problems, trained_on, training_frames
 from ser_core.recipe_checks import recipe_problems
-from ser_core.settings import AudioMethod, Keep, Protocol, Recipe, commits_of, resolve_checkpoints
+from ser_core.settings.finetune import Keep
+from ser_core.settings.recipe import Protocol, Recipe, commits_of, resolve_checkpoints
+from ser_core.settings.text import AudioMethod
 from ser_core.sweep import stage_proxies
 from ser_core.two_stages import WHOLE, enter_source, two_stage_key
 

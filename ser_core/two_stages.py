@@ -22,7 +22,9 @@ from ser_core.corpora.two_corpora import (
     unknown_speaker,
 )
 from ser_core.errors import InputError
-from ser_core.settings import Adaptor, FinetuneSettings, Recipe, SharedSpeakers, TrainedPart, TwoStageSettings
+from ser_core.settings.finetune import Adaptor, FinetuneSettings
+from ser_core.settings.recipe import Recipe
+from ser_core.settings.two_stage import SharedSpeakers, TrainedPart, TwoStageSettings
 
 SECTION = "recipe.two_stage"
 WHOLE = "all"  # fold of a first stage that is the same for all folds

@@ -22,7 +22,7 @@ from jobs.store.layout import Layout
 from launch import PROGRAM
 from ser_core.corpora.manifest import Utterance, load_manifest, write_manifest
 from ser_core.registry import REGISTRY
-from ser_core.settings import Recipe
+from ser_core.settings.recipe import Recipe
 from tests.command_line import ROOT, CommandLine, Forks
 
 
@@ -176,6 +176,7 @@ def test_an_impossible_sweep_is_a_usage_error_before_ray_starts(
     assert not run.results.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("missing", "search", "code"), [("ray", "grid", 2), ("optuna", "optuna", 2), ("optuna", "grid", 0)])
 def test_without_ray_or_optuna_the_extra_is_named(missing: str, search: str, code: int, tmp_path: Path) -> None:
     """Only packages that the search needs are required, one line names what to install; a dry run imports neither."""
@@ -278,6 +279,7 @@ def test_resume_needs_only_the_name(tmp_path: Path, forks: Forks) -> None:
     assert shlex.join(("python", "launch.py", *typed)) in refused.stderr
 
 
+@pytest.mark.slow
 def test_the_experiment_is_named_where_the_user_did_not(tmp_path: Path) -> None:
     """Only one was launched: it is meant. Otherwise the default; the line is on stderr, and an error stays one line."""
     run, results = CommandLine(tmp_path / "data", tmp_path / "results"), tmp_path / "results"
@@ -348,6 +350,7 @@ def test_an_experiment_is_cancelled_without_its_configuration(text: str, tmp_pat
     assert read_cancellations(layout, 5.0).everything
 
 
+@pytest.mark.slow
 def test_results_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
     """A file in place of the folder, a full disk: the error, the path, and exit code 2."""
     (tmp_path / "results").write_text("")

@@ -15,7 +15,7 @@ from jobs.experiment.recipes import method_recipes
 from jobs.store.layout import Layout
 from ser_core.keyed import plain
 from ser_core.registry import REGISTRY
-from ser_core.settings import Recipe
+from ser_core.settings.recipe import Recipe
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CORPUS = Corpus("iemocap", "d" * 64, tuple("12345"), "/nowhere")
@@ -37,7 +37,7 @@ def experiment(*overrides: str, name: str = "iemocap") -> Experiment:
 
 
 def test_the_paper_preset_is_the_default_of_the_schema() -> None:
-    """Every value of configs/recipe/paper.yaml is that of ser_core/settings.py, so a recipe without a preset follows it too."""
+    """Every value of configs/recipe/paper.yaml is that of ser_core/settings, so a recipe without a preset follows it too."""
     defaults = flat(plain(Recipe()))
     assert Recipe().preset == "paper"
     assert preset("paper") == {key: defaults[key] for key in preset("paper")}

@@ -21,7 +21,7 @@ from jobs.store.attempts import new_claim
 from jobs.store.layout import Layout
 from jobs.store.records import claim_attempt
 from ser_core.registry import REGISTRY
-from ser_core.settings import Recipe
+from ser_core.settings.recipe import Recipe
 from tests.command_line import ROOT, CommandLine
 
 status = next(each.callback for each in program.app.registered_commands if each.callback and each.callback.__name__ == "status")
@@ -141,6 +141,7 @@ def test_watch_on_a_terminal_ends_with_ctrl_c(tmp_path: Path) -> None:
     assert "Traceback" not in shown
 
 
+@pytest.mark.slow
 def test_watch_in_a_pipe_repeats_plain_lines(tmp_path: Path) -> None:
     """No escape sequences; SIGINT ends it with exit code 0."""
     running(launched(tmp_path, "here", "policy.poll_seconds=0.2"))

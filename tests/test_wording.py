@@ -79,12 +79,14 @@ def test_how_bare_numbers_are_found(text: str, found: list[str]) -> None:
     assert bare_numbers(ast.parse(text, mode="eval").body) == found
 
 
+@pytest.mark.slow
 def test_numbers_agree_with_their_nouns() -> None:
     """`counted` writes `1 stage` and `2 stages`: no message puts a plural behind a number that may be one."""
     found = [f"{file.relative_to(ROOT)}:{line}: {part}" for file in FILES for line, each in messages(file) for part in bare_numbers(each)]
     assert found == []
 
 
+@pytest.mark.slow
 def test_messages_have_plain_words() -> None:
     """No message has one of the phrases in `AVOIDED`."""
     found: list[str] = []

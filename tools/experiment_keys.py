@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT))
 
 from jobs.experiment.schema_keys import REQUIRED, Key, experiment_keys  # noqa: E402 - found beside this folder
 from jobs.experiment.template import yaml_text  # noqa: E402
-from ser_core.settings import Recipe  # noqa: E402
+from ser_core.settings.recipe import Recipe  # noqa: E402
 
 DOCUMENT = ROOT / "docs" / "experiments.md"
 BEGIN = "<!-- The rest is written by `python tools/experiment_keys.py`. -->\n"

@@ -21,7 +21,7 @@ from ser_core.clustering.pseudo_labels import write_labels
 from ser_core.corpora.manifest import SAMPLE_RATE, Manifest
 from ser_core.models.backbone import frame_count
 from ser_core.models.shapes import expected_shape, state_count
-from ser_core.settings import Recipe
+from ser_core.settings.recipe import Recipe
 
 EPOCHS = 15  # of the paper's fine-tuning: they share one pass of the front end
 

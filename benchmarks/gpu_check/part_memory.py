@@ -24,7 +24,7 @@ from benchmarks.gpu_check.stage_runs import Bench, Ran, comparable, on
 from ser_core.errors import first_line, is_memory_error
 from ser_core.models.classifier import EmotionClassifier
 from ser_core.registry import StageCall
-from ser_core.settings import Precision
+from ser_core.settings.execution import Precision
 
 MOST_RELIEF = 5
 SHARE = 0.6  # of the memory that the whole batch needs

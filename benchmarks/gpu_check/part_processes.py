@@ -23,7 +23,7 @@ from benchmarks.gpu_check.team import Ended, FileTeam, run_team
 from ser_core.parallel import group
 from ser_core.parallel.team import Alone
 from ser_core.registry import StageCall
-from ser_core.settings import Precision
+from ser_core.settings.execution import Precision
 
 STEPS = 8
 NCCL_SECONDS, TEAM_SECONDS = 30.0, 60.0

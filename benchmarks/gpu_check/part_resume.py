@@ -15,7 +15,7 @@ from benchmarks.gpu_check.record import Record
 from benchmarks.gpu_check.stage_runs import ON_CPU, Bench, Watch, comparable, on
 from ser_core.errors import Interrupted
 from ser_core.registry import StageCall
-from ser_core.settings import Precision
+from ser_core.settings.execution import Precision
 
 STEPS, STOP = 12, 5
 

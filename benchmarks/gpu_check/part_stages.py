@@ -19,7 +19,8 @@ from ser_core.corpora.manifest import load_manifest
 from ser_core.models.backbone import load_encoder
 from ser_core.models.front_end import project_independent
 from ser_core.registry import REGISTRY
-from ser_core.settings import Precision, Recipe
+from ser_core.settings.execution import Precision
+from ser_core.settings.recipe import Recipe
 from ser_core.stages.states import FRAMES
 from ser_core.training.evaluate import PREDICTIONS
 from ser_core.training.splits import Split

@@ -13,7 +13,7 @@ from benchmarks.gpu_check.timing import copy_bandwidth, half_type, matrix_peak
 from ser_core.corpora.manifest import SAMPLE_RATE
 from ser_core.errors import first_line, is_memory_error
 from ser_core.models.shapes import parse_config
-from ser_core.settings import Recipe
+from ser_core.settings.recipe import Recipe
 from ser_core.training.device import AUTO_PART_SECONDS
 
 REFERENCE_STAGES = ("finetune", "ptapt", "tapt")

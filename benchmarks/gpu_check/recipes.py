@@ -6,21 +6,11 @@ from typing import Any
 
 from benchmarks.training import BASE_BACKBONE, BASE_WAV2VEC, PRESETS
 from ser_core.registry import REGISTRY, StageCall
-from ser_core.settings import (
-    Attention,
-    BackboneSettings,
-    ClusterSettings,
-    ExecutionSettings,
-    FeatureCache,
-    FinetuneSettings,
-    Precision,
-    PtaptSettings,
-    Recipe,
-    SpecAugmentSettings,
-    StatesSettings,
-    TaptSettings,
-    Wav2vecSettings,
-)
+from ser_core.settings.backbone import BackboneSettings, SpecAugmentSettings, Wav2vecSettings
+from ser_core.settings.execution import Attention, ExecutionSettings, FeatureCache, Precision
+from ser_core.settings.finetune import FinetuneSettings
+from ser_core.settings.pretraining import ClusterSettings, PtaptSettings, StatesSettings, TaptSettings
+from ser_core.settings.recipe import Recipe
 
 STAGES = ("finetune", "tapt", "states", "ptapt")  # those that train by gradient descent
 FOLD = "1"  # held out in every stage of the check

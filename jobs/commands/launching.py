@@ -69,17 +69,19 @@ def chosen_experiment(named: str | None, results: Path, default: str) -> tuple[s
     return default, f"experiment {default}: the default, as none is named{more}"
 
 
-def experiment_to_launch(words: Words, program: Program, results: Path, corpora: Collection[str] = ()) -> tuple[Experiment, str]:
+def experiment_to_launch(
+    words: Words, program: Program, results: Path, corpora: Collection[str] = (), *, sweep: bool = False
+) -> tuple[Experiment, str]:
     """The experiment of a launch, and a line on where it will compute if that was not typed; "" if it was, or is no news.
 
-    An experiment whose last launch was on Slurm stays there, with its site profile unless another one is typed. `corpora`: names of the
-    prepared ones.
+    An experiment whose last launch was on Slurm stays there, with its site profile unless another one is typed; a `sweep` of it follows its
+    last sweep, or if it has none its grid. `corpora`: names of the prepared ones.
     """
     require_file(words.file, program.configs, corpora)
     experiment = read_experiment(words, program)
     if words.cluster is not None or any(text.startswith("cluster=") for text in words.overrides):
         return experiment, ""
-    last = last_place(Layout(shared_path(results), experiment.name))
+    last = _last_place(Layout(shared_path(results), experiment.name), sweep=sweep)
     if last is not None and last[0] is Cluster.slurm and experiment.cluster is Cluster.local:
         site = () if any(text.startswith("site=") for text in words.overrides) else (f"site={last[1]}",)
         experiment = read_experiment(replace(words, overrides=(*site, *words.overrides), cluster=Cluster.slurm), program)
@@ -88,6 +90,13 @@ def experiment_to_launch(words: Words, program: Program, results: Path, corpora:
         return experiment, ""
     other = "local` computes on this machine" if experiment.cluster is Cluster.slurm else "slurm site=NAME` submits jobs to Slurm instead"
     return experiment, f"{place_line(experiment)}; `--cluster {other}"
+
+
+def _last_place(layout: Layout, *, sweep: bool) -> tuple[Cluster, str] | None:
+    from jobs.sweeps.records import latest_sweep
+
+    last_sweep = latest_sweep(layout) if sweep else None
+    return (last_place(last_sweep) if last_sweep is not None else None) or last_place(layout)
 
 
 def require_file(name: str, configs: Path, corpora: Collection[str]) -> Path:

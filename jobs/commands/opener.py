@@ -109,7 +109,7 @@ class Opener:
         from jobs.sweeps.records import sweeps_of
         from jobs.sweeps.space import listed_points
 
-        experiment, where = self._experiment(words, place)
+        experiment, where = self._experiment(words, place, sweep=True)
         listed_points(experiment)  # checks that need no corpus come before one is prepared
         require_ray(experiment.sweep.search)
         plugin, layout = self.program.plugin(experiment.registry), place.layout(experiment.name)
@@ -185,10 +185,10 @@ class Opener:
         found = plugin.registry.load_corpus(folder)
         return Corpus(found.corpus, found.digest, tuple(found.folds), str(shared_path(folder)), tuple(found.caption))
 
-    def _experiment(self, words: Words, place: Place) -> tuple[Experiment, str]:
+    def _experiment(self, words: Words, place: Place, *, sweep: bool = False) -> tuple[Experiment, str]:
         from jobs.commands.launching import experiment_to_launch
 
-        return experiment_to_launch(words, self.program, place.results, corpora(place.data))
+        return experiment_to_launch(words, self.program, place.results, corpora(place.data), sweep=sweep)
 
     def _sweep(self, layout: Layout, digest: str) -> tuple[Sweep, Plugin]:
         from jobs.sweeps.records import load_sweep, sweep_layout

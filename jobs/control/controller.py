@@ -368,7 +368,8 @@ def _partial_pass(desired: Desired, executor: Executor, former: Report, touched:
 
 def _plan_and_submit(desired: Desired, executor: Executor, now: ExperimentState, in_flight: dict[str, InFlight]) -> Report:
     index_of(desired.layout, desired.graph.score).store()
-    plan = plan_of(desired, now, in_flight, executor.limits())
+    site_nodes = executor.nodes() if any(each.bad_nodes for each in now.facts.values()) else 0
+    plan = plan_of(desired, now, in_flight, executor.limits(), site_nodes)
     if plan.withdrawn:
         for key in executor.cancel(plan.withdrawn):
             in_flight.pop(key, None)
@@ -393,8 +394,8 @@ def _plan_and_submit(desired: Desired, executor: Executor, now: ExperimentState,
     return Report(plan, now.graph, now.facts, in_flight, now.judgements, tuple(submitted), refused=tuple(refused), stuck=executor.stuck())
 
 
-def plan_of(desired: Desired, now: ExperimentState, in_flight: Mapping[str, InFlight], limits: Limits) -> Plan:
-    """The plan of a pass over an observed state. Pure."""
+def plan_of(desired: Desired, now: ExperimentState, in_flight: Mapping[str, InFlight], limits: Limits, site_nodes: int = 0) -> Plan:
+    """The plan of a pass over an observed state. Pure. `site_nodes`: as for `make_plan`."""
     return make_plan(
         now.graph,
         now.facts,
@@ -407,6 +408,7 @@ def plan_of(desired: Desired, now: ExperimentState, in_flight: Mapping[str, InFl
         now=desired.clock(),
         predict=experience_of(desired, now),
         keep_old=desired.keep_old,
+        site_nodes=site_nodes,
     )
 
 

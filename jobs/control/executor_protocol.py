@@ -55,6 +55,10 @@ class Executor(ABC):
         """Slurm's name of the cluster with that queue; "" if not known."""
         return own_cluster()
 
+    def nodes(self) -> int:
+        """How many Slurm nodes there are for its jobs, in whatever state; 0: not known."""
+        return 0
+
     def settling(self) -> frozenset[str]:
         """Keys of jobs that have recently left the queue and whose end is not known yet."""
         return frozenset()

@@ -105,6 +105,7 @@ class StageFacts:
     cancelled: bool = False  # by the user, and not launched again since
     request: Request = Request()  # of the next attempt
     bad_nodes: tuple[str, ...] = ()  # Slurm nodes that failed under it, one entry per failure
+    faulty_nodes: tuple[str, ...] = ()  # those of them with evidence by errors that no other node has (jobs.control.faulty_nodes)
     lost_jobs: tuple[str, ...] = ()  # jobs that left the queue and whose workers recorded no outcome
     short_of: Shortage = Shortage.none  # requested as configured from now on
     not_before: float = 0.0  # earliest time of the next attempt, seconds since the epoch; 0: now

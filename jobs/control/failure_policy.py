@@ -57,6 +57,7 @@ class EndedAttempt:
     ended: float = 0.0  # seconds since the epoch; 0: not recorded
     suspects: tuple[str, ...] = ()  # nodes that may have caused a failure of communication, if not `node` alone
     launch: float = 0.0  # number of the last launch before it started; 0: not known, `started` decides
+    evidence: bool = False  # of `nodes_fault`: it is due to evidence, not to what Slurm says
 
 
 def judge_stages(graph: Graph, observed: Observation, context: PassContext) -> dict[str, StageFacts]:
@@ -95,8 +96,9 @@ def judge_stages(graph: Graph, observed: Observation, context: PassContext) -> d
     for key, blamed in observed.blamed.items():  # a node that failed is remembered although the stage was finished elsewhere
         after_launch = [each for each in blamed if in_launch(each.launch, each.started, context.since)]
         if after_launch:
-            nodes = tuple(each.node for each in after_launch if not each.error or fault_of(graph.nodes[key], each) in faults)
-            facts[key] = replace(facts[key], bad_nodes=nodes)
+            faulty = tuple(each.node for each in after_launch if each.error and fault_of(graph.nodes[key], each) in faults)
+            died = tuple(each.node for each in after_launch if not each.error)
+            facts[key] = replace(facts[key], bad_nodes=(*died, *faulty), faulty_nodes=faulty)
     return facts
 
 
@@ -130,7 +132,7 @@ def _attributed(attempts: Sequence[EndedAttempt], node: Node, faults: Collection
         judged = each
         if each.failure in BLAMABLE and in_launch(each.launch, each.started, since):
             if (storage or not again) and fault_of(node, Blamed(each.node, each.started, each.launch, each.error)) in faults:
-                judged = replace(each, nodes_fault=True, failure=each.failure if storage else FailureClass.node)
+                judged = replace(each, nodes_fault=True, evidence=True, failure=each.failure if storage else FailureClass.node)
             again = again or not storage
         found.append(judged)
     return found
@@ -176,6 +178,7 @@ def decide(
         cancelled=cancelled or any(each.failure is FailureClass.cancelled for each in recent),
         request=Request(relief, MEMORY_STEP**relief, tuple(sorted(exclude.union(unusable)))),
         bad_nodes=(*(each.node for each in recent if each.nodes_fault and each.node), *unusable),
+        faulty_nodes=tuple(each.node for each in recent if each.evidence),
         short_of=short_of,
         not_before=_end_of_pause(recent),
     )

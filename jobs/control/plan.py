@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from jobs.control.exclusions import excluded_nodes
 from jobs.control.executor_protocol import Batch, Limits, Task
 from jobs.control.facts import InFlight, Phase, Request, Shortage, StageFacts, needed_keys
 from jobs.control.holds import held_stages
 from jobs.experiment.graph import Graph, Node
 
-NODE_FAILURES = 2  # after which a Slurm node is excluded
 NO_SEED_LEFT = "no reserve seed is left"
 _BLANK = StageFacts()
 
@@ -70,6 +69,7 @@ def make_plan(
     now: float = math.inf,
     predict: Predict | None = None,
     keep_old: bool = False,
+    site_nodes: int = 0,
 ) -> Plan:
     """Decide for every needed stage whether it is done, in flight, to be submitted, deferred, blocked, given up or held.
 
@@ -78,6 +78,7 @@ def make_plan(
     attempts of the whole experiment (0: none), `since` the time of the last launch, `now` that of this pass (seconds since the epoch).
     `hold_diverging`: a method whose first runs diverge is held (jobs.control.holds). `predict` gives what is requested for a stage of a
     kind (None: everything as configured). With `keep_old` queued stages that are not in the graph are not withdrawn.
+    `site_nodes`: how many Slurm nodes there are for the stages; 0: not known (jobs.control.exclusions).
     """
     depth = _depths(graph)
     height = critical_minutes(graph, lambda stage: 1.0)  # in stages
@@ -95,7 +96,7 @@ def make_plan(
     needed = needed_keys(graph, facts)
     filling = {run.key for run in graph.runs}
     held = held_stages(graph, facts, needed, since, diverging=hold_diverging)
-    excluded = _excluded(facts)
+    excluded = excluded_nodes(facts, site_nodes)
     spent = max_failures > 0 and sum(fact.failures for fact in facts.values()) >= max_failures
     for key in needed:
         node, fact = graph.nodes[key], facts.get(key, _BLANK)
@@ -192,12 +193,6 @@ def _reason_not_to_try(fact: StageFacts, spent: bool, held: str, fills_slot: boo
     if spent and fact.failures:
         return "the experiment's budget of failed attempts is spent (policy.max_failures)"
     return held if not fact.attempts else ""
-
-
-def _excluded(facts: Mapping[str, StageFacts]) -> tuple[str, ...]:
-    """Slurm nodes that failed `NODE_FAILURES` times under this experiment."""
-    blamed = Counter(node for fact in facts.values() for node in fact.bad_nodes)
-    return tuple(sorted(node for node, times in blamed.items() if times >= NODE_FAILURES))
 
 
 def _groups(

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.errors import UsageError
 from jobs.experiment.graph import MAX_SLOTS
-from jobs.experiment.layers import Layer, experiment_file, merge_layers, read_layers
-from jobs.experiment.recipes import Variant
+from jobs.experiment.layers import Layer, experiment_file, merge_layer, merge_layers, read_layers
+from jobs.experiment.recipes import PRESET, Variant
 from jobs.experiment.sweep_section import SWEEP_BOUNDS, SweepSettings
 from jobs.store.layout import valid_experiment_name
 from jobs.text import first_line
@@ -237,12 +237,16 @@ def load_experiment(
         whole.methods = list(methods)
     whole.sweep.settings = dict(layers.searched)
     experiment = _checked(whole, layers.file, stages, teams)
+    if experiment.variants:
+        common = merge_layers(schema, layers.own, configs, ENTRIES)
+        common.variants = {}
     for name, variant in experiment.variants.items():
         if not isinstance(variant.recipe, dict | None):
             raise UsageError(f"variants.{name}.recipe: expected settings, got {variant.recipe!r}")
         own = Layer(f"variants.{name}", OmegaConf.create({"recipe": variant.recipe or {}}), f"variants.{name}.")
-        merged_recipe = merge_layers(schema, [*layers.own, own], configs, ENTRIES).recipe
-        variant.recipe = _converted(merged_recipe, f"variants.{name}")
+        other_preset = PRESET in (variant.recipe or {})  # lies below all layers
+        whole = merge_layers(schema, [*layers.own, own], configs, ENTRIES) if other_preset else merge_layer(common, own, ENTRIES)
+        variant.recipe = _converted(whole.recipe, f"variants.{name}")
     return experiment
 
 

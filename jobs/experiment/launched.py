@@ -51,7 +51,15 @@ class _Stored:
     keep_old: bool = False
 
 
+@dataclass(frozen=True)
+class _Settings:
+    """The part that the records of launches of experiments and of sweeps have in common."""
+
+    config: Mapping[str, Any]
+
+
 _RECORDS = Decoder(_Stored, SCHEMA)
+_SETTINGS = Decoder(_Settings, None)
 
 
 @dataclass(frozen=True)
@@ -83,8 +91,8 @@ class LastLaunch:
 
 
 def last_place(layout: Layout) -> tuple[Cluster, str] | None:
-    """Where an experiment was launched last, and with which site profile; None if it was not launched, or its record cannot be read."""
-    stored = _RECORDS.read(layout.experiment_file)
+    """Where an experiment or a sweep was launched last, and with which site profile; None if not launched, or its record cannot be read."""
+    stored = _SETTINGS.read(layout.experiment_file)
     cluster = str(stored.config.get("cluster")) if stored else ""
     return (Cluster[cluster], str(stored.config.get("site"))) if stored and cluster in Cluster.__members__ else None
 
@@ -111,8 +119,8 @@ def last_launch(layout: Layout, registry: Registry, recipe_schema: type[Any]) ->
 
 
 def last_recipes(layout: Layout) -> tuple[Mapping[str, Any], ...]:
-    """The recipes of an experiment's last launch as JSON values, those of its variants included; () if there is no readable record."""
-    stored = _RECORDS.read(layout.experiment_file)
+    """The recipes of the last launch of an experiment or a sweep as JSON values, with those of variants; () without a readable record."""
+    stored = _SETTINGS.read(layout.experiment_file)
     if stored is None:
         return ()
     variants = stored.config.get("variants")

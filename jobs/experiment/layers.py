@@ -110,16 +110,18 @@ def merge_layers(schema: DictConfig, layers: Sequence[Layer], configs: Path, ent
     preset = preset_layer(schema, layers, configs)
     whole = schema
     for layer in (preset, *layers) if preset else layers:
-        whole = _merge(whole, layer, entries)
+        whole = merge_layer(whole, layer, entries)
     return whole
 
 
-def _merge(base: DictConfig, layer: Layer, entries: Mapping[str, Sequence[str]]) -> DictConfig:
+def merge_layer(base: DictConfig, layer: Layer, entries: Mapping[str, Sequence[str]]) -> DictConfig:
+    """A configuration with one more layer, as `merge_layers`."""
     from omegaconf import OmegaConf
     from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
     try:
-        return OmegaConf.merge(base, _fitted(base, layer.values, typed=layer.source == TYPED))  # type: ignore[return-value]
+        plain = cast(dict[Any, Any], OmegaConf.to_container(layer.values, resolve=False))
+        return OmegaConf.merge(base, _fitted(base, plain, typed=layer.source == TYPED))  # type: ignore[return-value]
     except ConfigKeyError as error:
         key = str(error.full_key or error.key)
         known = known_keys(base)
@@ -134,21 +136,20 @@ def _merge(base: DictConfig, layer: Layer, entries: Mapping[str, Sequence[str]])
         raise UsageError(f"{layer.prefix}{error.full_key or 'configuration'} in {layer.source}: {reason}") from error
 
 
-def _fitted(base: DictConfig, values: DictConfig, *, typed: bool) -> DictConfig:
+def _fitted(base: DictConfig, values: Mapping[Any, Any], *, typed: bool) -> dict[Any, Any]:
     """The values, with a list of one where the base has a list and they have one plain value. A text with a comma stays as it is.
 
     A section without a value, whose keys are all in comments, is left out unless it was typed.
     """
     from omegaconf import DictConfig, ListConfig, OmegaConf
 
-    plain = cast(dict[Any, Any], OmegaConf.to_container(values, resolve=False))
-    found: DictConfig = OmegaConf.create(plain)
-    for key in (key for key in map(str, base) if key in plain and not OmegaConf.is_missing(base, key)):
-        value, own = plain[key], base[key]
+    found = dict(values)
+    for key in (key for key in map(str, base) if key in values and not OmegaConf.is_missing(base, key)):
+        value, own = values[key], base[key]
         if isinstance(own, DictConfig) and value is None and not typed:
             del found[key]
         elif isinstance(own, DictConfig) and isinstance(value, dict):
-            found[key] = _fitted(own, OmegaConf.create(value), typed=typed)
+            found[key] = _fitted(own, value, typed=typed)
         elif isinstance(own, ListConfig) and isinstance(value, str | int | float) and not {",", "$"} & set(str(value)):
             found[key] = [value]
     return found

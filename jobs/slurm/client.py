@@ -21,11 +21,13 @@ from jobs.errors import SlurmUnavailableError, UsageError
 from jobs.experiment.config import SlurmSite
 from jobs.slurm.parse import (
     ACCOUNTING_FORMAT,
+    NODE_FORMAT,
     QUEUE_FORMAT,
     Accounted,
     JobRef,
     QueuedElement,
     array_expressions,
+    count_nodes,
     least_limit,
     parse_accounting,
     parse_queue,
@@ -122,6 +124,11 @@ class SlurmClient:
             done = self._run(["sacctmgr", "--noheader", "--parsable2", "show", *arguments], self._look_seconds)
             limits.append(least_limit(done.stdout, columns, 1) if done is not None and done.returncode == 0 else 0)
         return min((limit for limit in limits if limit), default=0)
+
+    def node_count(self, site: SlurmSite) -> int:
+        """How many nodes the partitions of the site's profile have, in whatever state; 0: not known."""
+        printed = self.output("sinfo", "--all", "--noheader", "--Node", f"--format={NODE_FORMAT}")
+        return count_nodes(printed or "", site.partition or os.environ.get("SBATCH_PARTITION", ""))
 
     def set_dependency(self, elements: str, dependency: str) -> bool:
         """Replace the dependency of pending elements (`JOB_[0-4]`). False if Slurm refuses."""

@@ -16,6 +16,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from jobs.control.exclusions import unless_shared
 from jobs.control.executor_protocol import Batch, Executor, Limits
 from jobs.control.facts import Asked, Departure, InFlight, Pending, Phase
 from jobs.errors import RequestRefusedError, SlurmUnavailableError, UsageError
@@ -50,7 +51,7 @@ from jobs.worker.task import Description, Workplace, describe, write_description
 
 ROOM_FOR_LINKS = 8  # smallest submit limit at which places in the queue are reserved for the controller
 AVOIDED_SECONDS = 6 * 3600.0  # how long new arrays exclude a node on which Slurm could not start an element
-AVOIDED_NODES = 5  # at most, the most recent: if more fail, the cause is not the nodes
+AVOIDED_NODES = 5  # at most, the most recent; fewer in a small partition (jobs.control.exclusions)
 # sbatch's messages if an excluded node is not known any more, or if too few nodes are left.
 _EXCLUDED_TOO_MANY = ("invalid node name", "node configuration is not available")
 _TEST: dict[str, Any] = {"name": "test", "command": ("true",), "description": "/", "folder": "/", "output": "/dev"}  # never submitted
@@ -233,6 +234,14 @@ class SlurmArrays(Executor):
             _log.warning("the name of this cluster is not known: %s", error)
             return ""
 
+    def nodes(self) -> int:
+        """How many nodes the profile's partitions have; 0: not known. Asked once per process, if a node has failed."""
+        return 0 if self._blind else self._nodes
+
+    @cached_property
+    def _nodes(self) -> int:
+        return self._client.node_count(self._site)
+
     def cancel(self, keys: Collection[str]) -> tuple[str, ...]:
         """Cancel the pending elements that compute no other stages than these. Returns the keys that were withdrawn.
 
@@ -409,7 +418,7 @@ class SlurmArrays(Executor):
             output=str(self._layout.logs),
             binds=(str(self._layout.root), str(self._place.corpus_folder)),
             dependency=with_singleton(dependency.initial),
-            avoided=self._avoided(),
+            avoided=self._avoided(batch.request.exclude),
         )
 
     def _sized(self, batch: Batch) -> ArrayJob:
@@ -426,9 +435,11 @@ class SlurmArrays(Executor):
             request=batch.request if self._site.memory_requests else replace(batch.request, memory_gb=None),
         )
 
-    def _avoided(self) -> tuple[str, ...]:
+    def _avoided(self, excluded: Sequence[str]) -> tuple[str, ...]:
+        """Nodes on which Slurm recently could not start an element, sorted. `excluded`: those that the array excludes anyway."""
         failed = failed_launches((*self._book.open(), *self._book.closed()), self._clock() - AVOIDED_SECONDS)
-        return tuple(sorted(sorted(failed, key=lambda node: failed[node])[-AVOIDED_NODES:]))
+        latest = sorted(failed, key=lambda node: failed[node])[-AVOIDED_NODES:]
+        return tuple(sorted(unless_shared(latest, excluded, self.nodes()))) if latest else ()
 
 
 def describe_batch(place: Workplace, graph: Graph, batch: Batch) -> Description:

@@ -9,6 +9,7 @@ from enum import Enum
 
 QUEUE_FORMAT = "%i|%T|%r|%N|%j"  # the name last: it may contain the separator; a mark before it, because a name may contain line breaks
 ACCOUNTING_FORMAT = "JobID,State,End,NodeList,JobName%100"  # with SLURM_TIME_FORMAT=%s: the end in seconds since the epoch
+NODE_FORMAT = "%N|%P"  # of sinfo: one line for each node and partition
 LONGEST_EXPRESSION = 8000  # characters of one array expression on a command line
 _ARRAY = re.compile(r"(\d+)_\[([0-9,:-]+)(?:%\d+)?\]")
 _SINGLE = re.compile(r"(\d+)(?:_(\d+))?(?:\+\d+)?")
@@ -192,6 +193,16 @@ def parse_accounting(text: str) -> dict[str, Accounted]:
 def _one_node(nodes: str) -> str:
     """The node of a node list; "" for none (`None assigned`, `(null)`) and for several (`n[1-2]`, `n1,n2`)."""
     return nodes if nodes and not set(nodes) & set(" ,[()") else ""
+
+
+def count_nodes(text: str, partitions: str) -> int:
+    """Nodes of some partitions, in the output of `sinfo --Node --noheader --format=NODE_FORMAT`; 0 if there is none.
+
+    `partitions`: names with commas in between; "": the partition that sinfo marks as the default.
+    """
+    wanted = {f"{name}{mark}" for name in partitions.split(",") for mark in ("", "*")} if partitions else None
+    rows = (line.strip().split("|", 1) for line in text.splitlines() if "|" in line)
+    return len({node for node, partition in rows if (partition.endswith("*") if wanted is None else partition in wanted)})
 
 
 def is_final(state: str) -> bool:

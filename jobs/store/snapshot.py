@@ -20,6 +20,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from jobs import VERSION
 from jobs.errors import UsageError
 from jobs.store.disk_space import naming
 from jobs.store.layout import Layout, shared_path
@@ -318,15 +319,18 @@ def _git_environment() -> dict[str, str]:
 def code_facts(repository: Path) -> dict[str, Any]:
     """`commit` of a working tree and `dirty`, a digest of the code that differs from it ("" if none does).
 
-    Of an untracked file that is too large to be code, only the size counts. Both are None without git or a repository. Called once per
-    launch, never by workers.
+    Of an untracked file that is too large to be code, only the size counts. Without git, or where git tracks nothing, as in an installed
+    package, both are None, and `version` is that of this package. Called once per launch, never by workers.
     """
+    installed = {"commit": None, "dirty": None, "version": VERSION}
     try:
+        if not _is_checkout(repository):
+            return installed
         commit = _git(repository, "rev-parse", "HEAD").strip()
         changed = _git(repository, "diff", "HEAD", "--binary")
         untracked = list(filter(_is_code, _git_files(repository)[1]))
     except UsageError:
-        return {"commit": None, "dirty": None}
+        return installed
     digest = hashlib.sha256(os.fsencode(changed))
     for name in sorted(map(os.fsencode, untracked)):
         digest.update(b"\0" + name + b"\0" + _content(repository / os.fsdecode(name)))

@@ -173,6 +173,14 @@ def require_latest(layout: Layout) -> str:
     return digest
 
 
+def latest_sweep(layout: Layout) -> Layout | None:
+    """Layout of the sweep of an experiment that was launched last; None if there is none, or the file that names it is damaged."""
+    try:
+        return sweep_layout(layout, require_latest(layout))
+    except UsageError:
+        return None
+
+
 def read_proposals(sweep: Sweep) -> tuple[tuple[Proposal, ...], ...]:
     """The batches of points that Optuna has chosen, oldest first; () if there are none, or the record is damaged."""
     found = _PROPOSALS.read(_proposals_file(sweep))

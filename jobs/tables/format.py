@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs import PACKAGE
 from jobs.statistics import Interval, p_text, round_half_up
 from jobs.text import one_line
 
@@ -115,11 +116,16 @@ def _is_formula(text: str) -> bool:
 
 
 def code_sentence(whose: str, code: CodeFacts, packages: Sequence[str]) -> str:
-    """Commits and package versions that computed an experiment or a sweep. `whose`: `Experiment demo`; `packages`: those to name."""
-    commits = ", ".join(commit[:10] for commit in code.commits) or "unknown"
+    """Commits and package versions that computed an experiment or a sweep. `whose`: `Experiment demo`; `packages`: those to name.
+
+    The code of an installed package has a version instead of a commit.
+    """
+    of_checkouts = f"at commit {', '.join(commit[:10] for commit in code.commits)}" if code.commits else ""
+    installed = f"of {PACKAGE} {'/'.join(code.packages[PACKAGE])}" if PACKAGE in code.packages else ""
+    which = " and ".join(filter(None, (of_checkouts, installed))) or "at commit unknown"
     versions = [f"{name} {'/'.join(code.packages[name])}" for name in packages if name in code.packages]
     changed = " with uncommitted changes" if code.modified else ""
-    return f"{whose}; {'; '.join([f'code at commit {commits}{changed}', *versions])}."
+    return f"{whose}; {'; '.join([f'code {which}{changed}', *versions])}."
 
 
 def rendered(template: Path, **values: Any) -> str:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from jobs import PACKAGE
 from jobs.errors import UsageError
 from jobs.experiment.recipes import MethodRecipe, comparable
 from jobs.statistics import (
@@ -253,7 +254,10 @@ class Summary:
 
 
 def code_facts(results: Iterable[Result]) -> CodeFacts:
-    """Facts in the provenance of results (`commit`, `dirty`, `python`, `packages`, `runtime.weights`; missing ones are ignored)."""
+    """Facts in the provenance of results (`commit`, `dirty`, `python`, `packages`, `runtime.weights`; missing ones are ignored).
+
+    The `version` of code without a commit is among those of packages.
+    """
     commits: set[str] = set()
     modified = False
     packages: dict[str, set[str]] = {}
@@ -264,7 +268,8 @@ def code_facts(results: Iterable[Result]) -> CodeFacts:
             commits.add(commit)
         modified = modified or bool(result.provenance.get("dirty"))
         stated = result.provenance.get("packages")
-        versions = {"python": result.provenance.get("python"), **(stated if isinstance(stated, Mapping) else {})}
+        own = {} if commit else {PACKAGE: result.provenance.get("version")}
+        versions = {"python": result.provenance.get("python"), **own, **(stated if isinstance(stated, Mapping) else {})}
         for name, version in versions.items():
             if isinstance(version, str) and version:
                 packages.setdefault(str(name), set()).add(version)

@@ -15,7 +15,8 @@ from ser_core.errors import Interrupted
 from ser_core.features.store import FeatureStore, Frames, blocks_of, device_kind, front_end_key
 from ser_core.models.front_end import encoder_of, project_independent, project_padded
 from ser_core.parallel.threads import DeterministicPool
-from ser_core.settings import FeatureCache, Padding
+from ser_core.settings.backbone import Padding
+from ser_core.settings.execution import FeatureCache
 from ser_core.training.device import Arithmetic
 from ser_core.training.progress import Progress
 from ser_core.training.splits import Split

@@ -34,7 +34,8 @@ from ser_core.models.model_types import (
     type_problem,
     unknown_keys,
 )
-from ser_core.settings import Attention, BackboneSettings, Normalise
+from ser_core.settings.backbone import BackboneSettings, Normalise
+from ser_core.settings.execution import Attention
 
 if TYPE_CHECKING:
     from transformers import Wav2Vec2Config, Wav2Vec2ForPreTraining, Wav2Vec2Model

@@ -15,7 +15,7 @@ from ser_core.models.adaptors import AdaptorShape, Bottleneck, Gate, LayerSum, L
 from ser_core.models.encoder import run_states, run_transformer
 from ser_core.models.front_end import valid_frames
 from ser_core.models.trained import below, train_only
-from ser_core.settings import Pooling
+from ser_core.settings.finetune import Pooling
 
 if TYPE_CHECKING:
     from transformers import Wav2Vec2Model

@@ -17,7 +17,7 @@ from ser_core.errors import InputError, first_line, is_memory_error
 from ser_core.models.checkpoint_keys import key_problems
 from ser_core.models.identity import MISSING_WAV2VEC, NO_WAV2VEC, wav2vec_identity
 from ser_core.models.model_types import CONFIG_FILE
-from ser_core.settings import Wav2vecSettings
+from ser_core.settings.backbone import Wav2vecSettings
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ser_core.models.backbone import frame_count, minimum_samples
 from ser_core.models.convolutions import convolve, supports
 from ser_core.models.model_types import NORMALISE_KEY
-from ser_core.settings import Padding
+from ser_core.settings.backbone import Padding
 
 if TYPE_CHECKING:
     from transformers import Wav2Vec2ForPreTraining, Wav2Vec2Model

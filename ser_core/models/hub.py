@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from ser_core.settings import BackboneSettings
+from ser_core.settings.backbone import BackboneSettings
 
 CACHED_MODEL = "models--"  # prefix of a model's folder
 NEWEST = "main"  # the revision that is loaded if none is named

@@ -13,7 +13,7 @@ from ser_core.disk import raise_storage_error
 from ser_core.errors import InputError
 from ser_core.models.hub import CACHED_MODEL, cache_folder, cached_commit, is_commit, pinned_revision, reference
 from ser_core.models.model_types import CONFIG_FILE, WAV2VEC2, label_of
-from ser_core.settings import BackboneSettings, Normalise, Wav2vecSettings
+from ser_core.settings.backbone import BackboneSettings, Normalise, Wav2vecSettings
 
 WEIGHT_FILES = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
 

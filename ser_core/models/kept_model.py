@@ -22,7 +22,7 @@ from ser_core.models.backbone import WEIGHTS_FILE
 from ser_core.models.checkpoint_keys import key_problems
 from ser_core.models.classifier import EmotionClassifier
 from ser_core.models.model_types import CONFIG_FILE, MODEL_TYPES, NORMALISE_KEY, PREPROCESSOR_FILE
-from ser_core.settings import Pooling
+from ser_core.settings.finetune import Pooling
 
 MODEL_TYPE = "ser-grid-classifier"  # of SpeechEmotionConfig (exported_model.py)
 MODELLING_FILE = "modeling_ser_grid.py"

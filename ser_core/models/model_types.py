@@ -13,7 +13,7 @@ from typing import Any
 
 from ser_core.models.checkpoint_keys import unknown_key
 from ser_core.models.hub import CACHED_MODEL, cache_folder, cached_commit, is_commit, pinned_revision
-from ser_core.settings import BackboneSettings, Normalise
+from ser_core.settings.backbone import BackboneSettings, Normalise
 
 CONFIG_FILE = "config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"

@@ -10,7 +10,9 @@ from ser_core.models.hub import CACHED_MODEL, cache_folder, cached_commit, is_co
 from ser_core.models.identity import MISSING_WAV2VEC, checkpoint_folder
 from ser_core.models.text_identity import KEY as TEXT_ENCODER
 from ser_core.models.text_identity import cached_encoder, missing_encoder
-from ser_core.settings import BackboneSettings, Recipe, TextEncoderSettings
+from ser_core.settings.backbone import BackboneSettings
+from ser_core.settings.recipe import Recipe
+from ser_core.settings.text import TextEncoderSettings
 
 
 @dataclass(frozen=True)

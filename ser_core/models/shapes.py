@@ -16,7 +16,7 @@ from ser_core.errors import InputError
 from ser_core.models.checkpoint_keys import unknown_key
 from ser_core.models.identity import wav2vec_identity
 from ser_core.models.model_types import CONFIG_FILE
-from ser_core.settings import Wav2vecSettings
+from ser_core.settings.backbone import Wav2vecSettings
 
 Layers = tuple[tuple[int, int, int], ...]  # (channels, kernel, stride) of each convolution
 

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from ser_core.models.encoder import run_transformer
 from ser_core.models.front_end import Extracted, encoder_of, extract, normalise, project
 from ser_core.models.masking import BoolArray, row_masks
-from ser_core.settings import NegativeFrames, Padding
+from ser_core.settings.backbone import Padding
+from ser_core.settings.pretraining import NegativeFrames
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,6 +5,7 @@ Everything is read from local files: nothing is downloaded.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ser_core.models.backbone import quiet_transformers
 from ser_core.models.checkpoint_keys import key_problems
 from ser_core.models.text_identity import KEY, cached_encoder, missing_encoder
 from ser_core.models.trained import below, train_only
-from ser_core.settings import TextEncoderSettings
+from ser_core.settings.text import TextEncoderSettings
 
 Tokens = list[list[int]]  # ids of each utterance, special tokens included, never empty
 UNUSED = ("pooler.",)  # parts of encoders behind the last hidden states
@@ -111,12 +112,13 @@ def _from_config(settings: TextEncoderSettings) -> Any:
 
 
 def _from_folder(folder: Path) -> Any:
+    from safetensors import SafetensorError
     from transformers import AutoModel
 
     with quiet_transformers():
         try:
             model, report = AutoModel.from_pretrained(str(folder), local_files_only=True, output_loading_info=True)
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError, SafetensorError) as error:
             raise_storage_error(error)
             if is_memory_error(error):
                 raise

@@ -8,7 +8,7 @@ from typing import Any
 from ser_core.errors import InputError
 from ser_core.models.hub import CACHED_MODEL, cache_folder, is_commit
 from ser_core.models.identity import SHOWN_DIGEST, checkpoint_folder, file_digest, folder_identity, weight_files
-from ser_core.settings import TextEncoderSettings
+from ser_core.settings.text import TextEncoderSettings
 
 KEY = "recipe.text.encoder"
 # Files of the tokenizers of transformers: fast ones, WordPiece, byte pair encoding, SentencePiece.

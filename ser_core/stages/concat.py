@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ser_core.models.classifier import class_weights, weighted_cross_entropy
 from ser_core.models.trained import parameter_counts
-from ser_core.settings import Precision
+from ser_core.settings.execution import Precision
 from ser_core.stages.context import StageContext
 from ser_core.stages.late_fusion import ROLES, audio_divergence, role_scores
 from ser_core.stages.tested import tested_result

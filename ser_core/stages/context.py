@@ -20,7 +20,8 @@ from ser_core.models.identity import backbone_identity
 from ser_core.models.model_types import MODEL_TYPES, WAV2VEC2
 from ser_core.parallel.group import Group
 from ser_core.parallel.team import Alone, Team
-from ser_core.settings import BackboneSettings, ExecutionSettings, FeatureSettings, Precision, Wav2vecSettings
+from ser_core.settings.backbone import BackboneSettings, FeatureSettings, Wav2vecSettings
+from ser_core.settings.execution import ExecutionSettings, Precision
 from ser_core.training.batches import length_parts
 from ser_core.training.checkpoints import Checkpoints, identity_of
 from ser_core.training.curves import References

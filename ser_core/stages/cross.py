@@ -24,7 +24,9 @@ from ser_core.models.classifier import class_weights, encode, label_weight, weig
 from ser_core.models.cross_attention import CrossAttention
 from ser_core.models.text_encoder import padded, tokens_of
 from ser_core.models.trained import parameter_counts
-from ser_core.settings import CrossSettings, Padding, Precision
+from ser_core.settings.backbone import Padding
+from ser_core.settings.execution import Precision
+from ser_core.settings.text import CrossSettings
 from ser_core.stages.context import StageContext, parse_settings
 from ser_core.stages.tested import tested_result
 from ser_core.stages.text import planned_text_encoder, texts_of

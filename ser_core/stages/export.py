@@ -25,7 +25,7 @@ from ser_core.models.identity import checkpoint_folder
 from ser_core.models.kept_model import save_preprocessor
 from ser_core.models.model_types import NORMALISE_KEY, has_layer_norm
 from ser_core.preflight import export_problem
-from ser_core.settings import FinetuneSettings
+from ser_core.settings.finetune import FinetuneSettings
 from ser_core.stages.context import parse_settings, planned_backbone
 from ser_core.stages.export_whole import TrainAgain, export_whole
 from ser_core.stages.finetune import ADAPTORS, adaptors_of, classifier_of

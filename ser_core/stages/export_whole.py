@@ -21,7 +21,7 @@ from ser_core.errors import InputError, NotReproduced, first_line
 from ser_core.models import exported_model
 from ser_core.models.kept_model import MODELLING_FILE, is_kept_model, load_model
 from ser_core.models.onnx_model import require_onnx, write_onnx
-from ser_core.settings import FinetuneSettings, Keep
+from ser_core.settings.finetune import FinetuneSettings, Keep
 from ser_core.stages.finetune import MODEL
 from ser_core.stages.model_card import model_card
 from ser_core.training.evaluate import PREDICTIONS

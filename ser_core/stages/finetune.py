@@ -46,7 +46,9 @@ from ser_core.models.classifier import (
 from ser_core.models.kept_model import save_model
 from ser_core.models.trained import parameter_counts, train_only
 from ser_core.parallel.group import stop_together
-from ser_core.settings import Adaptor, AdaptorSettings, BottleneckStart, FinetuneSettings, HeadKind, Padding, Precision
+from ser_core.settings.backbone import Padding
+from ser_core.settings.execution import Precision
+from ser_core.settings.finetune import Adaptor, AdaptorSettings, BottleneckStart, FinetuneSettings, HeadKind
 from ser_core.stages.context import StageContext, parse_settings
 from ser_core.stages.tested import tested_result
 from ser_core.training.attributes import AttributeTask, attribute_task, nearest_class_logits, score_attributes

@@ -27,7 +27,7 @@ from ser_core.models.backbone import load_encoder
 from ser_core.models.classifier import EmotionClassifier
 from ser_core.models.front_end import project_independent
 from ser_core.models.kept_model import LoadedModel, is_kept_model, load_model
-from ser_core.settings import FinetuneSettings
+from ser_core.settings.finetune import FinetuneSettings
 from ser_core.stages.context import parse_settings, planned_backbone
 from ser_core.stages.export import adaptor_facts
 from ser_core.stages.finetune import ADAPTORS, MODEL, adaptors_of, classifier_of

@@ -23,7 +23,8 @@ from ser_core.corpora.manifest import SAMPLE_RATE
 from ser_core.errors import InputError, Interrupted
 from ser_core.models.backbone import build_backbone, frame_count
 from ser_core.models.tapt import draw_tapt, tapt_loss
-from ser_core.settings import NegativeFrames, PretrainingLossSettings, SpansPer
+from ser_core.settings.backbone import SpansPer
+from ser_core.settings.pretraining import NegativeFrames, PretrainingLossSettings
 from ser_core.stages.context import StageContext, parse_settings
 from ser_core.training.augmentation import row_generators
 from ser_core.training.randomness import torch_seed

@@ -23,7 +23,8 @@ from ser_core.models.backbone import frame_count, hop_samples, load_encoder, sav
 from ser_core.models.front_end import project_padded
 from ser_core.models.ptapt import PseudoLabelModel, align_labels, crop_labels, labelled_frames, ptapt_loss
 from ser_core.parallel.group import stop_together
-from ser_core.settings import Padding, PtaptSettings
+from ser_core.settings.backbone import Padding
+from ser_core.settings.pretraining import PtaptSettings
 from ser_core.stages.context import ENCODER, StageContext, parse_settings, stage_result
 from ser_core.training.augmentation import row_generators, time_spans
 from ser_core.training.batches import Batch, Bucketing, StepPlan, bucketed_epoch, longest_first

@@ -18,7 +18,8 @@ from ser_core.errors import InputError
 from ser_core.parallel.group import process_group
 from ser_core.parallel.team import Alone
 from ser_core.registry import MEASUREMENTS, StageArguments
-from ser_core.settings import Attention, Precision, Protocol
+from ser_core.settings.execution import Attention, Precision
+from ser_core.settings.recipe import Protocol
 from ser_core.stages import cluster, concat, cross, finetune, late_fusion, pretraining_loss, ptapt, source, states, tapt, text
 from ser_core.stages.context import StageContext, seed_global_generators
 from ser_core.training.device import deterministic, keep_freed_memory

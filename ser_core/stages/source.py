@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ser_core.models.adaptor_files import save_adaptors
-from ser_core.settings import FinetuneSettings
+from ser_core.settings.finetune import FinetuneSettings
 from ser_core.stages.context import StageContext, parse_settings, stage_result
 from ser_core.stages.finetune import CLASSIFIER, facts_of, fit
 

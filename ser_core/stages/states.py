@@ -32,7 +32,7 @@ from ser_core.models.fairseq_checkpoint import build_wav2vec
 from ser_core.models.shapes import extractor_frames, minimum_samples, state_count
 from ser_core.models.states import EmotionStates, states_loss
 from ser_core.preflight import held_out_for_validation
-from ser_core.settings import StatesSettings
+from ser_core.settings.pretraining import StatesSettings
 from ser_core.stages.context import StageContext, parse_settings, stage_result
 from ser_core.training.augmentation import row_generators, spans
 from ser_core.training.batches import Batch, StepPlan, shares, shuffled_epoch

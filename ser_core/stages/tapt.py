@@ -18,7 +18,8 @@ from ser_core.models.backbone import build_backbone, frame_count, save_encoder
 from ser_core.models.front_end import Extracted, extract
 from ser_core.models.tapt import TaptDraw, WholeBatch, code_sums, draw_tapt, tapt_loss
 from ser_core.models.trained import train_only
-from ser_core.settings import NegativeFrames, Padding, TaptSettings
+from ser_core.settings.backbone import Padding
+from ser_core.settings.pretraining import NegativeFrames, TaptSettings
 from ser_core.stages.codebook import Codebook
 from ser_core.stages.context import ENCODER, StageContext, parse_settings, stage_result
 from ser_core.training.augmentation import row_generators

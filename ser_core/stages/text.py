@@ -21,7 +21,7 @@ from ser_core.models.classifier import class_weights, label_weight, weighted_cro
 from ser_core.models.text_encoder import TextClassifier, Tokens, load_text_encoder, most_tokens, padded, tokens_of
 from ser_core.models.text_identity import KEY, text_identity
 from ser_core.models.trained import parameter_counts
-from ser_core.settings import TextEncoderSettings, TextSettings
+from ser_core.settings.text import TextEncoderSettings, TextSettings
 from ser_core.stages.context import StageContext, parse_settings
 from ser_core.stages.tested import tested_result
 from ser_core.training.batches import Batch, StepPlan, halved, length_parts, longest_first, shuffled_epoch

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ser_core.models.masking import feature_mask, row_masks
-from ser_core.settings import SpansPer, SpecAugmentSettings
+from ser_core.settings.backbone import SpansPer, SpecAugmentSettings
 from ser_core.training.randomness import generator
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ser_core.errors import InputError
-from ser_core.settings import Precision
+from ser_core.settings.execution import Precision
 
 AMPERE = 8  # major compute capability of the first GPUs with bfloat16 units
 

@@ -18,7 +18,8 @@ from ser_core.errors import Diverged
 from ser_core.features.features import FrozenFeatures
 from ser_core.models.classifier import EmotionClassifier
 from ser_core.parallel.group import Group
-from ser_core.settings import FeatureCache, Padding, Precision
+from ser_core.settings.backbone import Padding
+from ser_core.settings.execution import FeatureCache, Precision
 from ser_core.training.batches import shares
 from ser_core.training.device import choose_arithmetic
 from ser_core.training.metrics import Scores, scores

@@ -23,7 +23,8 @@ from benchmarks.gpu_check.runner import ROOT
 from ser_core.models.backbone import frame_count, load_encoder
 from ser_core.models.shapes import parse_config, state_count
 from ser_core.models.trained import below, train_only
-from ser_core.settings import Attention, BackboneSettings
+from ser_core.settings.backbone import BackboneSettings
+from ser_core.settings.execution import Attention
 
 SAMPLES = 16_000 * 3
 

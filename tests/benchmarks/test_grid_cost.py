@@ -161,6 +161,7 @@ def test_features_are_built_before_what_reads_them(settings: dict[str, Setting])
     assert sorted(len(job.after) for job in jobs.values() if job.stage == FRONT_END) == [0, 1, 1, 1, 1, 1]
 
 
+@pytest.mark.slow
 def test_one_gpu_does_everything_one_after_another(settings: dict[str, Setting]) -> None:
     """But k-means, which needs none: the makespan of one GPU is its work; that of more GPUs than stages the longest chain."""
     for setting in settings.values():
@@ -231,6 +232,7 @@ def test_no_schedule_breaks_a_rule_or_beats_the_bound(jobs: dict[str, Job], gpus
     assert math.isclose(found.gpu_hours, sum(job.hours * job.gpus for job in jobs.values()))
 
 
+@pytest.mark.slow
 def test_command_prints_both_tables(tmp_path: Path) -> None:
     """From a file: totals with their ratio, and a line for each number of GPUs."""
     path = tmp_path / "measured.json"

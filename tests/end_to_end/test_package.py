@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs import PACKAGE, VERSION
 from jobs.store.layout import Layout
 from jobs.store.snapshot import plan_snapshot
 from tests.command_line import ROOT
@@ -37,6 +38,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(folder / "library")]
     built = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout + built.stderr
+    command = [sys.executable, "setup.py", "-q", "dist_info", "--output-dir", str(folder / "library")]
+    subprocess.run(command, cwd=source, capture_output=True, check=True)
     shutil.rmtree(source)
     return folder / "library"
 
@@ -52,7 +55,7 @@ def run_installed(library: Path, here: Path, *arguments: str) -> subprocess.Comp
 @pytest.mark.end_to_end
 def test_the_package_runs_from_another_folder(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The shortest registry of docs/your-own-grid.md: read and written is where the user stands; messages name `ser-grid`."""
-    assert [path.name for path in library.iterdir()] == ["ser_grid"]
+    assert {path.name for path in library.iterdir()} == {"ser_grid", f"ser_grid-{VERSION}.dist-info"}
     here = tmp_path / "here"
     (here / "configs" / "experiment").mkdir(parents=True)
     module, file = re.findall(r"```(?:python|yaml)\n(.*?)```", (ROOT / "docs" / "your-own-grid.md").read_text(), re.DOTALL)
@@ -67,6 +70,7 @@ def test_the_package_runs_from_another_folder(library: Path, tmp_path: Path, mon
     assert "Root mean square error (RMSE) on diabetes" in " ".join(done.stdout.split())
     assert "confusion" not in done.stdout
     assert sorted(path.name for path in here.iterdir() if path.name != "__pycache__") == ["configs", "data", "mine.py", "results"]
+    assert f"code of {PACKAGE} {VERSION};" in (here / "results" / "small" / "tables" / "table.md").read_text()
     assert "`ser-grid collect small`" in run("status", "small").stdout
     missing = run("grid", "demo", "corpus=mine")
     assert (missing.returncode, missing.stdout) == (2, "")

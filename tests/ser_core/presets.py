@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from ser_core.settings import Recipe
+from ser_core.settings.recipe import Recipe
 
 FOLDER = Path(__file__).parents[2] / "configs" / "recipe"
 

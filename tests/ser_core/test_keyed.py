@@ -10,7 +10,9 @@ import pytest
 from ser_core import keyed as keyed_settings
 from ser_core.keyed import FIRST_DEFAULTS, NOT_KEYED, completed, keyed, plain
 from ser_core.registry import REGISTRY
-from ser_core.settings import BackboneSettings, FinetuneSettings, Keep, Recipe
+from ser_core.settings.backbone import BackboneSettings
+from ser_core.settings.finetune import FinetuneSettings, Keep
+from ser_core.settings.recipe import Recipe
 from ser_core.stages.context import parse_settings
 
 # The settings that were part of keys before any was left out, and the first ones of each class that came later. No field of a class that is

@@ -11,7 +11,8 @@ from ser_core.corpora.manifest import Manifest, Utterance, load_manifest, write_
 from ser_core.errors import InputError
 from ser_core.preflight import corpus_problems
 from ser_core.registry import REGISTRY
-from ser_core.settings import BackboneSettings, Recipe, Wav2vecSettings
+from ser_core.settings.backbone import BackboneSettings, Wav2vecSettings
+from ser_core.settings.recipe import Recipe
 from ser_core.stages.states import validation_split
 
 FOLDS = {"1": (), "2": (), "3": ()}

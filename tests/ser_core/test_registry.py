@@ -14,18 +14,11 @@ import pytest
 from ser_core.corpora.validation import FIXED_PART
 from ser_core.errors import InputError
 from ser_core.registry import REGISTRY, VERSIONS, StageCall
-from ser_core.settings import (
-    Attention,
-    BackboneSettings,
-    CrossSettings,
-    FeatureCache,
-    FusedLayerSettings,
-    Padding,
-    Pooling,
-    Protocol,
-    Recipe,
-    Wav2vecSettings,
-)
+from ser_core.settings.backbone import BackboneSettings, Padding, Wav2vecSettings
+from ser_core.settings.execution import Attention, FeatureCache
+from ser_core.settings.finetune import Pooling
+from ser_core.settings.recipe import Protocol, Recipe
+from ser_core.settings.text import CrossSettings, FusedLayerSettings
 
 ROOT = Path(__file__).parents[2]
 

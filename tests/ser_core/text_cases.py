@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from ser_core.corpora.manifest import Manifest, Utterance, write_manifest
-from ser_core.settings import ExecutionSettings, Precision, Recipe, TextEncoderSettings, TextSettings
+from ser_core.settings.execution import ExecutionSettings, Precision
+from ser_core.settings.recipe import Recipe
+from ser_core.settings.text import TextEncoderSettings, TextSettings
 
 SCRIPTS = ("script01_1", "script01_2", "script02_1", "script02_2", "impro01", "impro02", "impro03", "impro04")
 SESSIONS = ("1", "2", "3", "4")

@@ -331,6 +331,8 @@ class SimulatedSlurm:
             return self._squeue(command[1:])
         if command[0] == "scancel":
             return self._scancel(command[1:])
+        if command[0] == "sinfo":
+            return 0, "".join(f"{node}|main*\n" for node in self.up), ""
         if command[:3] == ["scontrol", "show", "config"]:
             return 0, f"MaxArraySize            = {self.max_array_size}\nMaxJobCount             = 10000\n", ""
         if command[:2] == ["scontrol", "update"]:

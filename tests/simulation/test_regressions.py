@@ -47,6 +47,26 @@ def test_a_site_all_of_whose_nodes_have_failed_twice_is_still_used(folder: Path)
         assert all(execution.progress or execution.result for execution in lab.executions)
 
 
+def test_an_outage_of_most_nodes_at_once_excludes_none_of_them(folder: Path) -> None:
+    """Five of six nodes fail and are up again: what is submitted then runs on all of them. Before: two at a time on the node left over."""
+    with world(folder / "world", Shape(methods=("vft",), folds=1, seeds=12, nodes=6)) as lab:
+        lab.run_pass()
+        begun = lab.start(12)
+        assert len(begun) == 12
+        for worker in begun:
+            while worker.place is not Place.work:
+                worker.step()
+        for node in list(lab.slurm.up)[1:]:
+            lab.slurm.fail_node(node, requeue=False)
+            lab.slurm.up[node] = True
+        lab.advance(60)
+        report = lab.run_pass()
+        assert report is not None
+        assert len(report.submitted) == 10
+        assert len(lab.start(12)) == 10
+        lab.finish_everything()
+
+
 def test_nodes_that_lose_their_storage_one_after_another_stop_no_stage(folder: Path) -> None:
     """A run whose jobs end on six nodes before a worker begins is tried again as long as jobs of other runs begin; then it is done."""
     with world(folder / "world", Shape(methods=("vft",), folds=1, seeds=8, nodes=6)) as lab:

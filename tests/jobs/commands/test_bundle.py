@@ -55,6 +55,7 @@ def unpacked(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_bundle_holds_what_the_tables_are_made_of(session: Session, unpacked: Path) -> None:
     """Settings, code, manifest, results with predictions, and the tables as `collect` writes them; no weights, no audio."""
     found = names(unpacked)

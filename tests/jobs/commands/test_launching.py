@@ -13,6 +13,8 @@ from jobs.errors import UsageError
 from jobs.experiment.config import Cluster
 from jobs.experiment.launched import Corpus, launch, store
 from jobs.store.layout import Layout
+from jobs.store.records import damaged_records, write_json
+from jobs.sweeps.records import latest_file, sweep_layout
 from ser_core.registry import REGISTRY
 from tests.command_line import ROOT
 
@@ -108,3 +110,16 @@ def test_an_experiment_launched_on_slurm_stays_there(tmp_path: Path) -> None:
     assert place(tmp_path, cluster="local") == (Cluster.local, "default", "")
     assert place(tmp_path, "cluster=local") == (Cluster.local, "default", "")
     assert place(tmp_path, "name=other")[0] is Cluster.local
+
+
+@pytest.mark.slow
+def test_a_sweep_launched_on_slurm_stays_there(tmp_path: Path) -> None:
+    """By its own record, not by that of its experiment's grid."""
+    launched(tmp_path, cluster="local")
+    layout = Layout(tmp_path, "demo")
+    write_json(sweep_layout(layout, "d1").experiment_file, {"schema": 2, "config": {"cluster": "slurm", "site": SITE}})
+    latest_file(layout).write_text("d1\n")
+    experiment, line = experiment_to_launch(words_of("sweep", ["demo"], None, "iemocap"), PROGRAM, tmp_path, sweep=True)
+    assert (experiment.cluster, experiment.site) == (Cluster.slurm, SITE)
+    assert "as at its last launch" in line
+    assert not damaged_records(tmp_path)

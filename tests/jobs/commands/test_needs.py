@@ -14,7 +14,7 @@ from jobs.experiment.config import Cluster, Experiment, SlurmSite, StageResource
 from jobs.slurm.client import SlurmClient
 from ser_core.models.needed_weights import NeededWeights, needed_weights
 from ser_core.registry import REGISTRY
-from ser_core.settings import Recipe
+from ser_core.settings.recipe import Recipe
 from tests.command_line import ROOT
 from tests.slurm_cluster import Cluster as SlurmCluster
 

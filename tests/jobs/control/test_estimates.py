@@ -40,7 +40,7 @@ from jobs.store.failures import FailureClass
 from jobs.store.layout import Layout
 from jobs.store.records import Claim, Ending, Outcome, Result, claim_attempt, write_outcome, write_result
 from ser_core.registry import REGISTRY as REGISTRY_OF_DEMO
-from ser_core.settings import Recipe
+from ser_core.settings.recipe import Recipe
 from tests.jobs.fake_registry import make_graph
 from tests.jobs.slurm_cases import batch_of, layout_of, node
 
@@ -323,6 +323,7 @@ def test_requests_are_recorded(tmp_path: Path) -> None:
     assert book.find(other.name) == other
 
 
+@pytest.mark.slow
 def test_requests_are_predicted_only_on_slurm(tmp_path: Path) -> None:
     """Predictions are the default there; the configuration turns them off, and is validated."""
 

@@ -84,6 +84,7 @@ def test_a_first_error_on_a_faulty_node_is_a_failure_of_the_node(failure: Failur
     """Tried again, free of charge, and the node is excluded once two stages blame it."""
     for fact in judged(records((failure, "n1")), records((failure, "n1")))[:2]:
         assert (fact.stopped, fact.failures, fact.failure, fact.bad_nodes) == ("", 0, FailureClass.node, ("n1",))
+        assert fact.faulty_nodes == ("n1",)
         assert fact.error == f"Error: {failure.value} 1"
 
 
@@ -112,6 +113,7 @@ def test_a_stage_that_got_its_result_elsewhere_remains_evidence() -> None:
     evidence = {KEYS[2]: (Blamed("n1", LAUNCH + 1, LAUNCH, "Error: code 1"),)}
     first, _, third, _ = judged(records((CODE, "n1")), StageRecords(), evidence=evidence)
     assert (first.stopped, first.bad_nodes, third.bad_nodes) == ("", ("n1",), ("n1",))
+    assert third.faulty_nodes == ("n1",)
     first, _, third, _ = judged(records((CODE, "n1")), StageRecords(), evidence={KEYS[2]: (replace(evidence[KEYS[2]][0], error="other"),)})
     assert (first.stopped, first.bad_nodes, third.bad_nodes) == ("Error: code 1", (), ())
 

@@ -78,6 +78,7 @@ def test_a_fold_has_its_own_scale_within_limits() -> None:
     assert out_of(attempts_of({**wide, "c": (63.5, 69.0, 70.0, 72.0, 74.0)})) == set()
 
 
+@pytest.mark.slow
 @quick
 @given(grids())
 def test_an_own_scale_only_widens_limits(runs: list[FinishedRun]) -> None:

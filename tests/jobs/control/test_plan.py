@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
+from jobs.control.exclusions import excluded_nodes
 from jobs.control.executor_protocol import Limits
 from jobs.control.facts import InFlight, Phase, Request, StageFacts
 from jobs.control.holds import ALIKE
@@ -146,6 +147,18 @@ def test_a_node_that_failed_twice_is_excluded_for_all() -> None:
     facts[third] = StageFacts(attempts=1, request=Request(exclude=("n3",)))
     requests = {batch.keys: batch.request for batch in _plan(graph, facts).batches}
     assert requests == {(second,): Request(exclude=("n1",)), (third,): Request(exclude=("n1", "n3"))}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "excluded"),
+    [(0, ("n1", "n2", "n3", "n4")), (8, ("n1", "n2", "n3", "n4")), (7, ("n4",))],
+    ids=["not known", "half of them", "more than half"],
+)
+def test_most_nodes_failing_is_no_fault_of_single_nodes(nodes: int, excluded: tuple[str, ...]) -> None:
+    """Then only a node with an error that no other has is excluded."""
+    failed = ("n1", "n2", "n3")
+    facts = {"a": StageFacts(bad_nodes=(*failed, "n4"), faulty_nodes=("n4",)), "b": StageFacts(bad_nodes=(*failed, "n4", "n5"))}
+    assert excluded_nodes(facts, nodes) == excluded
 
 
 def test_what_is_queued_and_no_longer_needed_is_withdrawn() -> None:

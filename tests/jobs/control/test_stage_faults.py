@@ -186,6 +186,7 @@ def test_a_queue_that_cannot_be_seen_or_lies_submits_nothing(
     assert trial.starts(0) == 2
 
 
+@pytest.mark.slow
 def test_a_torn_result_is_computed_again(tmp_path: Path) -> None:
     """Half of a result is neither success nor failure, wherever it was cut."""
     desired = local_launch.desired(tmp_path, {})

@@ -15,7 +15,7 @@ from jobs.experiment.launched import Corpus, last_launch, launch, store
 from jobs.experiment.stored_config import resolved_values
 from jobs.store.layout import Layout
 from ser_core.registry import REGISTRY
-from ser_core.settings import Recipe
+from ser_core.settings.recipe import Recipe
 from tests.command_line import ROOT
 
 CORPUS = Corpus("emodb", "d1", ("1", "2"), "/nowhere")

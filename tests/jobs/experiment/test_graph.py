@@ -13,7 +13,8 @@ import pytest
 
 from jobs.experiment.graph import Node, build_graph, canonical_json, content_key, seeds_of_slots
 from ser_core.registry import REGISTRY as SPEECH
-from ser_core.settings import BackboneSettings, Recipe, Wav2vecSettings
+from ser_core.settings.backbone import BackboneSettings, Wav2vecSettings
+from ser_core.settings.recipe import Recipe
 from tests.jobs.fake_registry import REGISTRY, FakeCall, make_graph
 
 SMALL = Recipe(backbone=BackboneSettings(checkpoint=None, config={"hidden_size": 8}))

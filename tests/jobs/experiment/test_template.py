@@ -15,7 +15,7 @@ from jobs.experiment.launched import Corpus
 from jobs.experiment.layers import known_keys
 from jobs.experiment.schema_keys import ENTRY_NAMES, experiment_keys
 from jobs.experiment.stored_config import resolved_values
-from ser_core.settings import Recipe
+from ser_core.settings.recipe import Recipe
 from tests.command_line import ROOT
 from tools import experiment_keys as tool
 
@@ -26,6 +26,7 @@ KEYS = [leaf for key in experiment_keys(Recipe) for leaf in key.leaves()]
 EMPTY_IS_AN_ERROR = ("counts: []", "sizes: []")  # of a sweep: refused if they are named
 
 
+@pytest.mark.slow
 def test_every_key_has_an_explanation() -> None:
     """Every key that OmegaConf accepts is there, with a comment in the schema."""
     assert [key.path for key in KEYS if not key.explanation] == []
@@ -54,6 +55,7 @@ def test_the_written_file_has_the_settings_of_the_other_experiment(like: str, tm
     assert written == other
 
 
+@pytest.mark.slow
 def test_every_key_in_a_comment_can_be_set_by_deleting_the_comment_sign(tmp_path: Path) -> None:
     """The shown defaults are valid values, and those of the schema."""
     file = write_experiment("mine", CORPUS, "savee", tmp_path / "own.yaml", PROGRAM)
@@ -89,6 +91,7 @@ def test_the_same_corpus_keeps_its_folds_and_its_published_table() -> None:
     assert values_like(values, "b", "other") == {"name": "b", "corpus": "other", "sweep": {"seeds": 1}}
 
 
+@pytest.mark.slow
 def test_config_prints_every_setting_and_its_source(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Command line, file, preset, site profile, default; `--changed` leaves out what has the schema's default."""
     (tmp_path / "own.yaml").write_text(

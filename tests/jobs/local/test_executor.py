@@ -63,6 +63,7 @@ def _children() -> list[str]:
     return [pid for pid in found if pid not in OTHERS]
 
 
+@pytest.mark.slow
 def test_a_grid_with_failures_ends_complete_and_a_second_launch_runs_nothing(tmp_path: Path) -> None:
     """20 stages on two cores: one loses a peer twice, one is killed by SIGKILL, one runs out of memory twice; each succeeds, once."""
     failing = {"finetune vft 1 0": "comm:2", "finetune vft 1 1": "kill:1", "tapt tapt 1 0": "oom:2"}
@@ -83,6 +84,7 @@ def test_a_grid_with_failures_ends_complete_and_a_second_launch_runs_nothing(tmp
     assert fake_registry.count(tmp_path / "corpus", "starts") == starts
 
 
+@pytest.mark.slow
 def test_workers_are_forked_from_a_preloaded_server(tmp_path: Path) -> None:
     """Modules that the server has loaded once are loaded in every worker; its log shows that, and its number of threads."""
     _run(tmp_path, {})
@@ -110,6 +112,7 @@ def test_as_many_stages_as_cores(tmp_path: Path) -> None:
     assert at_once.count(2) > len(at_once) / 2
 
 
+@pytest.mark.slow
 def test_downstream_of_a_stopped_stage_nothing_starts_and_the_rest_finishes(tmp_path: Path) -> None:
     """A refused stage is not retried, nor is one with a code failure; their dependants never start; all others succeed."""
     report, wanted, lines = _run(tmp_path, {"failing": {"states ptapt 1 0": "fail:9", "tapt tapt 2 0": "refuse"}})
@@ -134,6 +137,7 @@ def test_launching_again_retries_stopped_stages(tmp_path: Path) -> None:
     assert _run(tmp_path, recipe)[0].complete
 
 
+@pytest.mark.slow
 def test_a_worker_killed_by_a_signal_is_recorded(tmp_path: Path) -> None:
     """The executor records signal and log; SIGKILL on this machine counts as out of memory."""
     report, wanted, _ = _run(tmp_path, {"failing": {"finetune vft 1 0": "kill:9"}})
@@ -147,6 +151,7 @@ def test_a_worker_killed_by_a_signal_is_recorded(tmp_path: Path) -> None:
     assert f"finetune-{key}.log" in outcome.message
 
 
+@pytest.mark.slow
 def test_a_worker_that_exits_without_an_outcome_is_not_retried(tmp_path: Path) -> None:
     """The outcome names its exit code and its log."""
     report, wanted, _ = _run(tmp_path, {"failing": {"finetune vft 1 0": "exit:9"}})
@@ -254,6 +259,7 @@ def test_after_an_interrupt_the_next_launch_resumes_from_checkpoints(
     assert not any(fact.failures for fact in report.facts.values())
 
 
+@pytest.mark.slow
 def test_a_worker_that_ignores_signals_is_killed_after_the_grace_period(tmp_path: Path) -> None:
     """SIGKILL, recorded as an interruption; no process is left."""
     recipe: dict[str, object] = {"failing": {"states ptapt 1 0": "deaf:60", "states ptapt 2 0": "deaf:60"}}
@@ -270,6 +276,7 @@ def test_a_worker_that_ignores_signals_is_killed_after_the_grace_period(tmp_path
     assert [outcome.ending for outcome in outcomes if outcome] == [Ending.interrupted] * 2
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_ends_the_grace_period(tmp_path: Path) -> None:
     """Ctrl-C twice does not wait."""
     with _launch(tmp_path, {"failing": {"states ptapt 1 0": "deaf:60", "states ptapt 2 0": "deaf:60"}}, grace=60) as process:
@@ -283,6 +290,7 @@ def test_a_second_interrupt_ends_the_grace_period(tmp_path: Path) -> None:
     assert _gone(_worker_pids(tmp_path))
 
 
+@pytest.mark.slow
 def test_when_the_launcher_is_killed_the_workers_stop_and_the_next_launch_resumes(tmp_path: Path, launched: subprocess.Popen[str]) -> None:
     """SIGKILL of the launcher: the fork server notices, workers write checkpoints and exit."""
     launched.kill()

@@ -101,6 +101,7 @@ def test_text_is_escaped() -> None:
     assert any(HOSTILE in value for value in page.values("aria-label") + page.values("content") + page.texts)
 
 
+@pytest.mark.slow
 def test_same_results_same_bytes(text: str) -> None:
     """Twice in this process, and in another one with other hashes of strings."""
     assert report_text(case()) == text

@@ -92,6 +92,7 @@ def test_curves_of_training(material: Material) -> None:
     assert ">entries of each group of the codebook<" in shared.svg
 
 
+@pytest.mark.slow
 def test_a_large_experiment_is_bounded(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some curves of all and their median, marks without tooltips, rows of the runs that need attention alone; runs.csv has all."""
     before = {name: section(material, name) for name in ("training", "spread", "differences", "cost", "origin")}

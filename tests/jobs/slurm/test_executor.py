@@ -338,6 +338,7 @@ def test_a_node_that_cannot_start_jobs_is_excluded(slurm_cluster: Cluster, tmp_p
     assert (departure.job, departure.state, departure.withdrawn) == (held["one"].job, "LAUNCH_FAILED", True)
     assert runs_of(tmp_path, "one") == []
     again = arrays_of(tmp_path)
+    assert [SlurmClient().node_count(SlurmSite(partition=name)) for name in (None, "main", "main,none", "none")] == [3, 3, 3, 0]
     assert "#SBATCH --exclude=n3\n" in again.preview(batch, graph, {}).script
     again.submit(batch, graph, {})
     until(drained(again))

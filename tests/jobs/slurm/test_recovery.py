@@ -39,6 +39,7 @@ class RecordedClient(SlurmClient):
     told: list[tuple[str, str]] = field(default_factory=list)
     scripts: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)  # of sbatch, in turn
+    site_nodes: int = 9
 
     def queue(self, *, name: str | None = None, patient: bool = True) -> tuple[QueuedElement, ...]:
         found = (QueuedElement(job, *facts) for job, facts in self.held.items())
@@ -63,6 +64,9 @@ class RecordedClient(SlurmClient):
 
     def site(self) -> dict[str, str]:
         return {}
+
+    def node_count(self, site: SlurmSite) -> int:
+        return self.site_nodes
 
     def set_dependency(self, elements: str, dependency: str) -> bool:
         self.told.append((elements, dependency))
@@ -446,6 +450,11 @@ def test_a_failed_launch_is_withdrawn_and_its_node_excluded(case: Case) -> None:
     assert case.departed("a") == {"a": (Departure("a", "12_0", "LAUNCH_FAILED", 1000.0, 1040.0, withdrawn=True),)}
     case.submit("a")
     assert "--exclude=n3\n" in case.client.scripts[-1]
+    case.submit("d", request=Request(exclude=("n1", "n2")))
+    assert "--exclude=n1,n2,n3\n" in case.client.scripts[-1]
+    case.client.site_nodes, case.arrays = 4, case.fresh()
+    case.submit("e", request=Request(exclude=("n1", "n2")))
+    assert "--exclude=n1,n2\n" in case.client.scripts[-1], "three of four would be excluded"
     case.now += 7 * 3600
     case.submit("c")
     assert "--exclude" not in case.client.scripts[-1]

@@ -349,6 +349,7 @@ JSON_VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(name=st.sampled_from(sorted(KINDS)), place=st.integers(min_value=0), value=JSON_VALUES, cut=st.integers(0, 400) | st.none())
 def test_any_json_in_any_place_stops_nothing(

@@ -21,7 +21,7 @@ from jobs.experiment.config import load_experiment
 from jobs.experiment.launched import Corpus, launch, store
 from jobs.store.layout import Layout
 from ser_core.registry import REGISTRY, VERSIONS
-from ser_core.settings import Recipe
+from ser_core.settings.recipe import Recipe
 
 experiment = load_experiment("demo", [], configs=Path("configs"), recipe_schema=Recipe, stages=tuple(VERSIONS), teams=REGISTRY.teams,
                              methods=REGISTRY.methods)

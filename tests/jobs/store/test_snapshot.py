@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import jobs.store.snapshot
+from jobs import VERSION
 from jobs.errors import UsageError
 from jobs.store.snapshot import code_facts, plan_snapshot, snapshot_facts, take_snapshot
 from tests.jobs.slurm_cases import layout_of
@@ -116,6 +117,15 @@ def test_a_large_snapshot_is_reported_once(
     (message,) = caplog.messages
     assert message.startswith(f"{snapshot.path}: the copy of the code for jobs has 0 MB, once for each version")
     assert "largest: jobs/table.txt 0.0 MB, " in message
+
+
+def test_an_installed_package_has_a_version_and_no_commit(checkout: Path) -> None:
+    """Nor has it the commit of a repository that its environment lies in."""
+    (checkout / ".gitignore").write_text("environment/\n")
+    installed = checkout / "environment" / "ser_grid"
+    (installed / "jobs").mkdir(parents=True)
+    assert code_facts(installed) == {"commit": None, "dirty": None, "version": VERSION}
+    assert "version" not in code_facts(checkout)
 
 
 def test_large_untracked_files_are_not_read(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:

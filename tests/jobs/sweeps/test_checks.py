@@ -19,7 +19,8 @@ from jobs.sweeps.space import space_of
 from ser_core.corpora.manifest import Utterance, write_manifest
 from ser_core.errors import InputError
 from ser_core.registry import REGISTRY
-from ser_core.settings import BackboneSettings, Recipe, Wav2vecSettings
+from ser_core.settings.backbone import BackboneSettings, Wav2vecSettings
+from ser_core.settings.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[3]
 SAMPLES = 4000  # of an utterance: at 16 kHz a quarter of a second

@@ -82,6 +82,7 @@ def test_on_a_terminal_the_table_is_drawn(capsys: pytest.CaptureFixture[str], mo
     assert "━" in drawn or "─" in drawn
 
 
+@pytest.mark.slow
 def test_before_the_first_result_there_is_a_report_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A sweep that is waiting in the queue has a report."""
     console.show(session_of(make_sweep(tmp_path)), as_json=False)

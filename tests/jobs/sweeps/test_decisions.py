@@ -64,6 +64,7 @@ def test_a_rung_is_judged_when_all_its_trials_have_reached_it() -> None:
     assert (later["k64"].wanted, later["k256"].state) == (4, TrialState.stopped)
 
 
+@pytest.mark.slow
 def test_a_failed_trial_does_not_keep_the_others_waiting() -> None:
     """It is no part of the rung, and is not counted as stopped."""
     found = by_name(decide(ASHA, FOLDS, one_batch(), scores({"k16": [None], "k64": [60.0], "k256": [55.0], "k1024": [50.0]})))

@@ -12,7 +12,7 @@ from jobs.errors import UsageError
 from jobs.experiment.config import Experiment
 from jobs.sweeps.space import swept_method
 from ser_core.registry import AUDIO, METHODS
-from ser_core.settings import Recipe
+from ser_core.settings.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[3]
 SWEPT = Recipe.swept

@@ -61,12 +61,14 @@ def test_legend_names_what_is_drawn() -> None:
     assert "not every fold done" not in _texts(_summary(*cases.some()[:4]))
 
 
+@pytest.mark.slow
 def test_labels_are_not_parsed_as_formulas() -> None:
     """Settings may hold any text; one too long for the picture is cut."""
     assert '16, name="$x_1$"' in {text.replace("&quot;", '"') for text in _texts(_summary(cases.trial([16], DONE, name="$x_1$")))}
     assert any(text.endswith("…") for text in _texts(_summary(cases.trial([16], DONE, name="x" * 40))))
 
 
+@pytest.mark.slow
 def test_the_same_sweep_gives_the_same_bytes() -> None:
     """A report without changes does not change the file."""
     first, second = (_summary(*trials) for trials in (cases.some(), tuple(reversed(cases.some()))))

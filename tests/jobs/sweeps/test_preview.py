@@ -23,6 +23,7 @@ def test_shared_stages_are_counted_once(tmp_path: Path) -> None:
     assert found == {"states": (3, 0), "cluster": (6, 0), "ptapt": (9, 0), "finetune": (18, 0)}
 
 
+@pytest.mark.slow
 def test_finished_stages_are_not_counted_as_work(tmp_path: Path) -> None:
     """After one fold of one set its stages are finished, and the others are estimated from their times."""
     sweep = make_sweep(tmp_path, SweepSettings(counts=[16, 64], seeds=1))

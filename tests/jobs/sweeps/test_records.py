@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import UsageError
-from jobs.experiment.config import Experiment, StageResources
+from jobs.experiment.config import Cluster, Experiment, StageResources
 from jobs.experiment.graph import with_upstream
+from jobs.experiment.launched import last_place
 from jobs.experiment.sweep_section import Search, Stopping, SweepSettings
 from jobs.store.layout import Layout
 from jobs.store.records import write_json
@@ -37,6 +38,7 @@ def test_a_sweep_is_read_back_as_it_was_launched(tmp_path: Path) -> None:
     assert replace(load(sweep), user=None) == sweep
     assert require_latest(sweep.layout) == sweep.digest
     assert sweep.folds == ("2",)
+    assert last_place(sweep.own_layout) == (Cluster.local, "default")
     later = launched_now(sweep)
     store_sweep(later)
     assert began(sweep.layout, sweep.digest) == sweep.launched < load(sweep).launched

@@ -37,7 +37,7 @@ from jobs.sweeps.space import (
     variations,
 )
 from ser_core.registry import REGISTRY
-from ser_core.settings import Recipe
+from ser_core.settings.recipe import Recipe
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 RATES = {"ptapt.learning_rate": [1e-4, 5e-4]}
@@ -161,6 +161,7 @@ OVERRIDDEN = {
 }
 
 
+@pytest.mark.slow
 def test_a_point_equals_the_experiment_of_its_overrides() -> None:
     """The arguments survive a shell and give the same recipe and stages as `apply`; nothing else changes."""
     base = _load()

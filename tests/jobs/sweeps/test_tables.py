@@ -140,6 +140,7 @@ def test_json_is_stable() -> None:
     assert json.loads(json.dumps(to_json(empty, choice_of(empty)), allow_nan=False))["best"] is None
 
 
+@pytest.mark.slow
 @needs_pdflatex
 def test_pdflatex_compiles_a_report_with_its_picture(tmp_path: Path) -> None:
     """With special characters in names, on several pages, without overfull lines."""

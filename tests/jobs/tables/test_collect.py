@@ -51,6 +51,7 @@ def test_collect_writes_every_format(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_no_file_has_runs_of_an_earlier_collect(tmp_path: Path) -> None:
     """Fewer seeds and methods: formats that are there are written anew, matrices of other runs are removed, other files stay."""
     layout, many, few = Layout(tmp_path, "demo"), graph(slots=3), graph(methods=("vft",), slots=2)
@@ -123,6 +124,7 @@ def test_collect_marks_what_is_missing(tmp_path: Path) -> None:
     assert not (tmp_path / "demo").exists()
 
 
+@pytest.mark.slow
 def test_complete_tables_are_not_overwritten_with_fewer_runs(tmp_path: Path) -> None:
     """After a change of the code nothing has a result: the files stay unless forced. More runs, or a complete experiment, replace them."""
     layout, made = Layout(tmp_path, "demo"), graph(slots=2)

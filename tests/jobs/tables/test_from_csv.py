@@ -300,6 +300,7 @@ def test_runs_csv_of_a_grid_gives_the_same_numbers(tmp_path: Path) -> None:
     assert made.methods[0].dropped == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pending", [False, True])
 def test_collected_runs_csv_gives_the_same_summary(tmp_path: Path, pending: bool) -> None:
     """What `collect` writes is read by `collect --from`: same means, intervals, tests and counts, complete or not."""

@@ -80,6 +80,7 @@ def test_metrics_that_no_run_has_are_left_out() -> None:
     assert plain_tables(found, published(None)) == ()
 
 
+@pytest.mark.slow
 def test_it_is_in_every_format(summary: Summary, tmp_path: Path) -> None:
     """LaTeX, Markdown, CSV, JSON and report; without such a recipe none of them."""
     both, results = finished()

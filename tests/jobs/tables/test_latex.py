@@ -40,6 +40,7 @@ def test_escaped_latex_is_ascii_and_balanced(text: str) -> None:
     assert "''" not in source
 
 
+@pytest.mark.slow
 @needs_pdflatex
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("style", [PLAIN, Style(width=Width.column, bold=False, marks=True)], ids=["page", "column"])
@@ -164,6 +165,7 @@ def test_pdflatex_compiles_awkward_names(tmp_path: Path) -> None:
             assert part in flat.replace("∼", "~").replace("ˆ", "^").replace("˜", "~")
 
 
+@pytest.mark.slow
 @needs_pdflatex
 @settings(max_examples=4, deadline=None, derandomize=True)
 @given(st.lists(st.text(st.characters(codec="utf-8", max_codepoint=0x17F), min_size=1, max_size=25), min_size=3, max_size=3))

@@ -27,7 +27,7 @@ from jobs.tables.plain import plain_tables, settings_json
 from jobs.tables.published import load_published
 from jobs.tables.ratio import gain_ratio, ratio
 from jobs.tables.summary import Status, Summary, summarise
-from ser_core.settings import Recipe
+from ser_core.settings.recipe import Recipe
 from tests.jobs.table_cases import CONFIGS, entry, paper_like, published, summary
 
 SUBSETS = ("8th", "4th", "half", "")
@@ -91,6 +91,7 @@ def test_dropped_runs_are_named_beside_the_means_without_them() -> None:
     assert "No run was dropped." in plain_tables(efficiency(), published("iemocap_table4"))[0].caption
 
 
+@pytest.mark.slow
 def test_parts_of_the_data_are_compared_with_the_same_part_only() -> None:
     """Of twelve methods 12 pairs in place of 66, and each p-value is corrected for these; without their recipes all pairs are compared."""
     experiment = load_experiment("iemocap-subsets", ["table=null"], configs=CONFIGS, recipe_schema=Recipe)

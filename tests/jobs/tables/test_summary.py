@@ -298,7 +298,10 @@ def test_code_facts_gather_every_version() -> None:
         result(run, (), (), provenance={"commit": "a", "dirty": "", "python": "3.11.2", "packages": {"torch": "2.12.0", "numpy": None}}),
         result(run, (), (), provenance={"commit": None, "packages": "unknown", "runtime": {"weights": "base", "threads": 2}}),
     ]
-    assert code_facts(results) == CodeFacts(("a", "b"), True, {"python": ("3.11.2",), "torch": ("2.12.0", "2.13.0")}, ("base", "large"))
+    results.append(result(run, (), (), provenance={"commit": None, "version": "0.4.0"}))
+    assert code_facts(results) == CodeFacts(
+        ("a", "b"), True, {"ser-grid": ("0.4.0",), "python": ("3.11.2",), "torch": ("2.12.0", "2.13.0")}, ("base", "large")
+    )
 
 
 def test_an_interval_over_folds_and_seeds_is_beside_that_over_seeds() -> None:

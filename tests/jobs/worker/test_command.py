@@ -37,6 +37,7 @@ def _start(place: Place, *arguments: str, **environment: str) -> subprocess.Pope
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=values, cwd=REPOSITORY)
 
 
+@pytest.mark.slow
 def test_the_command_runs_one_task_of_a_file(place: Place) -> None:
     """Index from the argument or from Slurm's array; the claim records the array task, the result its request and its waiting."""
     before = time.time()
@@ -57,6 +58,7 @@ def test_the_command_runs_one_task_of_a_file(place: Place) -> None:
     assert (queue["submitted"], queue["before"]) == (1e9, 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("2",), ("-1",), ("x",), ()])
 def test_the_command_rejects_wrong_arguments(place: Place, arguments: tuple[str, ...]) -> None:
     """One line on stderr and exit code 2."""
@@ -67,6 +69,7 @@ def test_the_command_rejects_wrong_arguments(place: Place, arguments: tuple[str,
         assert len(error.splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
 def test_after_a_stop_signal_the_next_attempt_resumes_from_the_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
     """Exit code 3, an outcome that records whether it was the time limit, and a second attempt that finds the checkpoint."""

@@ -31,6 +31,7 @@ def test_tasks_that_start_fit_together(waiting: list[Needs]) -> None:
     assert not waiting or started[0][0] == 0  # on an idle machine the most urgent always starts
 
 
+@pytest.mark.slow
 @given(st.lists(SHARING, max_size=12), st.lists(SHARING, max_size=3))
 @settings(max_examples=200, deadline=None)
 def test_no_gpu_is_shared_by_more_tasks_than_each_of_them_allows(waiting: list[Needs], begun: list[Needs]) -> None:

@@ -163,6 +163,7 @@ class Element:
         return len(fake_registry.count(self.corpus, "starts"))
 
 
+@pytest.mark.slow
 def test_concurrent_stages_give_the_same_results_as_sequential_ones(tmp_path: Path) -> None:
     """They really run at the same time; metrics and artifacts equal those of a plain worker; cores are divided."""
     packed = Element(tmp_path / "packed", ["meet:3"] * 5, at_once=3)
@@ -193,6 +194,7 @@ def test_stages_with_a_result_are_not_computed_again(tmp_path: Path) -> None:
     assert [attempt_numbers(element.stage(number)) for number in range(2)] == [(1,), (1,)]
 
 
+@pytest.mark.slow
 def test_a_crowded_stage_is_retried_alone_free_of_charge(tmp_path: Path) -> None:
     """Four need 300 of 1000: one runs out of memory and succeeds alone, without relief and without a counted failure."""
     element = Element(tmp_path, ["card:300"] * 5, at_once=4)
@@ -256,6 +258,7 @@ def test_a_stop_signal_reaches_every_child(tmp_path: Path, number: signal.Signal
     assert [element.result(each).attempt for each in range(4)] == [2, 2, 2, 1]
 
 
+@pytest.mark.slow
 def test_no_child_outlives_the_packer(tmp_path: Path) -> None:
     """After SIGKILL of the packer the kernel kills its children, also those that ignore signals; the stages are retried."""
     element = Element(tmp_path, ["hang:1", "hang:1", ""], at_once=2)
@@ -334,6 +337,7 @@ def test_a_crowded_local_task_is_retried_on_a_gpu_of_its_own(tmp_path: Path) -> 
     assert all(fact.failures == 0 for fact in facts.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("gpu_bytes", "behaviour", "beside"), [(0, "meet:2", 3), (100 * GB, "", 0)])
 def test_the_first_local_task_is_measured_alone(tmp_path: Path, gpu_bytes: int, behaviour: str, beside: int) -> None:
     """Its peak decides how many share from then on; if it used no GPU although there is one, the peak is useless, and none share."""

@@ -53,6 +53,7 @@ def test_size(manifest: Manifest) -> None:
     assert all(not {u.speaker for u in manifest.training(fold)} & {u.speaker for u in manifest.test(fold)} for fold in manifest.folds)
 
 
+@pytest.mark.slow
 def test_the_layout_is_that_of_iemocap(folders: tuple[Path, Path]) -> None:
     """The reader of the real corpus finds nothing wrong with it; both names of happiness occur."""
     reading = iemocap.read(folders[0])
@@ -143,6 +144,7 @@ def test_a_missing_espeak_package_is_named(tmp_path: Path, monkeypatch: pytest.M
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_learnable_and_not_trivial(manifest: Manifest) -> None:
     """A classifier on spectral statistics, trained on the other speakers, is far above chance (25) and far below 100."""
     import numpy as np

@@ -56,6 +56,7 @@ def reused(kind: str, source: Path, target: Path, **options: bool) -> tuple[int,
     return calls[0], manifest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind(tmp_path: Path, kind: str) -> None:
     """A manifest with every utterance at 16 kHz, no speaker on both sides of any fold, every class trained on, progress to the end."""

@@ -73,6 +73,7 @@ def garble(source: Path) -> None:
     (source / IMPRO).write_bytes(bytes(100))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "line"),
     [

@@ -9,7 +9,8 @@ import pytest
 from ser_core.corpora.prepare import prepare
 from ser_core.errors import InputError
 from ser_core.registry import REGISTRY
-from ser_core.settings import BackboneSettings, Recipe
+from ser_core.settings.backbone import BackboneSettings
+from ser_core.settings.recipe import Recipe
 from tests.ser_core.corpora.sources import write_audio
 
 

@@ -31,7 +31,8 @@ from ser_core.features import store as feature_store
 from ser_core.features.features import FrozenFeatures
 from ser_core.features.store import FeatureStore, Frames, blocks_of
 from ser_core.models.backbone import build_backbone
-from ser_core.settings import BackboneSettings, FeatureCache, Padding, Precision
+from ser_core.settings.backbone import BackboneSettings, Padding
+from ser_core.settings.execution import FeatureCache, Precision
 from ser_core.training.device import choose_arithmetic
 from ser_core.training.progress import Progress
 from ser_core.training.splits import Split

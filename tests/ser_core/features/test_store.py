@@ -19,7 +19,8 @@ from ser_core.features import store as feature_store
 from ser_core.features.store import FeatureStore, blocks_of, front_end_key
 from ser_core.models.backbone import build_backbone
 from ser_core.models.model_types import NORMALISE_KEY
-from ser_core.settings import BackboneSettings, FeatureCache
+from ser_core.settings.backbone import BackboneSettings
+from ser_core.settings.execution import FeatureCache
 from ser_core.training.progress import Progress
 from ser_core.training.splits import Split
 from tests.ser_core.features import store_processes

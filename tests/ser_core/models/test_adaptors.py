@@ -28,7 +28,8 @@ from ser_core.models.encoder import run_states, run_transformer
 from ser_core.models.front_end import valid_frames
 from ser_core.models.known_encoder import is_known
 from ser_core.models.trained import below, parameter_counts, train_only
-from ser_core.settings import Attention, BackboneSettings
+from ser_core.settings.backbone import BackboneSettings
+from ser_core.settings.execution import Attention
 from tests.ser_core.models import rebuild
 
 LENGTHS = (40, 23, 1)

@@ -16,7 +16,8 @@ from ser_core.models.front_end import project_padded
 from ser_core.models.ptapt import PseudoLabelModel, ptapt_loss
 from ser_core.models.states import EmotionStates, states_loss
 from ser_core.models.tapt import draw_tapt, tapt_loss
-from ser_core.settings import BackboneSettings, NegativeFrames, Wav2vecSettings
+from ser_core.settings.backbone import BackboneSettings, Wav2vecSettings
+from ser_core.settings.pretraining import NegativeFrames
 from tests.ser_core.models import rebuild
 
 LABELS = torch.tensor(rebuild.LABELS)

@@ -30,7 +30,8 @@ from ser_core.models.backbone import (
 from ser_core.models.identity import backbone_origin, wav2vec_origin
 from ser_core.models.known_encoder import is_known
 from ser_core.models.model_types import NORMALISE_KEY
-from ser_core.settings import Attention, BackboneSettings, Wav2vecSettings
+from ser_core.settings.backbone import BackboneSettings, Wav2vecSettings
+from ser_core.settings.execution import Attention
 from tests.ser_core.models import rebuild
 
 SMALL = BackboneSettings(checkpoint=None, config=rebuild.BACKBONE)

@@ -9,7 +9,7 @@ import pytest
 from ser_core.errors import InputError
 from ser_core.models.backbone import build_backbone
 from ser_core.models.backbone_config import DEFAULTS, MORE_KEYS, config_problems
-from ser_core.settings import BackboneSettings
+from ser_core.settings.backbone import BackboneSettings
 
 SMALL: dict[str, Any] = {
     **{"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8},

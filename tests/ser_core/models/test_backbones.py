@@ -23,8 +23,11 @@ from ser_core.models.identity import backbone_identity, backbone_origin
 from ser_core.models.known_encoder import is_known
 from ser_core.models.model_types import MODEL_TYPES, NORMALISE_KEY, model_type_of
 from ser_core.registry import REGISTRY
-from ser_core.settings import Attention, BackboneSettings, Normalise, Padding, Recipe
+from ser_core.settings.backbone import BackboneSettings, Normalise, Padding
+from ser_core.settings.execution import Attention
+from ser_core.settings.recipe import Recipe
 from tests.ser_core.models import rebuild
+from tests.ser_core.models.unsafe import RunsCode
 
 SMALL = {
     key: value
@@ -146,6 +149,16 @@ def test_saved_and_loaded(name: str, tmp_path: Path) -> None:
     assert model_type_of(BackboneSettings(checkpoint=str(tmp_path))) == CONFIGS[name].get("model_type", "wav2vec2")
 
 
+def test_weights_that_run_code_are_refused(tmp_path: Path) -> None:
+    """A `pytorch_model.bin` is a pickle."""
+    save_encoder(filled("hubert"), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({"x": RunsCode(tmp_path / "mark")}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError, match="cannot be loaded as HubertModel: Weights only load failed"):
+        load_encoder(tmp_path)
+    assert not (tmp_path / "mark").exists()
+
+
 @pytest.mark.parametrize("name", ["hubert", "hubert-unnormed", "data2vec"])
 def test_the_front_end_trains_too(name: str) -> None:
     """`run_front_end` projects what the frozen front end projects, for models whose projection returns one tensor or two."""
@@ -174,6 +187,7 @@ def test_methods_that_are_not_defined_are_refused_at_planning(tmp_path: Path) ->
         REGISTRY.call("tapt", stored, fold="1", seed=0)
 
 
+@pytest.mark.slow
 def test_configurations_are_checked_before_a_launch() -> None:
     """An unknown kind, keys of another kind, a batch norm that padding would pass; every configuration above is accepted."""
     for name, config in CONFIGS.items():

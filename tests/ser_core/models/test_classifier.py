@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from ser_core.errors import InputError
 from ser_core.models.backbone import build_backbone
 from ser_core.models.classifier import EmotionClassifier, class_weights, encode, label_weight, pool, weighted_cross_entropy
-from ser_core.settings import BackboneSettings, Pooling
+from ser_core.settings.backbone import BackboneSettings
+from ser_core.settings.finetune import Pooling
 from tests.ser_core.models import rebuild
 
 

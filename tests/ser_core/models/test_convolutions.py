@@ -14,7 +14,7 @@ from ser_core.models.backbone import build_backbone
 from ser_core.models.conv1d_matmul import convolve_rows
 from ser_core.models.convolutions import convolve, supports
 from ser_core.models.front_end import project_independent
-from ser_core.settings import BackboneSettings
+from ser_core.settings.backbone import BackboneSettings
 from tests.ser_core.models import rebuild
 
 SHAPES: list[dict[str, Any]] = [

@@ -14,7 +14,8 @@ from ser_core.models.backbone import build_backbone
 from ser_core.models.encoder import DropoutBits, run_transformer, threshold_for
 from ser_core.models.front_end import valid_frames
 from ser_core.models.known_encoder import is_known
-from ser_core.settings import Attention, BackboneSettings
+from ser_core.settings.backbone import BackboneSettings
+from ser_core.settings.execution import Attention
 from tests.ser_core.models import rebuild
 
 LENGTHS = (90, 71, 33, 1)

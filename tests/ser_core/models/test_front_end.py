@@ -13,7 +13,9 @@ from ser_core.models.backbone import build_backbone, frame_count, minimum_sample
 from ser_core.models.classifier import EmotionClassifier
 from ser_core.models.front_end import project_independent, project_padded, run_front_end
 from ser_core.models.model_types import NORMALISE_KEY
-from ser_core.settings import Attention, BackboneSettings, Padding, Pooling
+from ser_core.settings.backbone import BackboneSettings, Padding
+from ser_core.settings.execution import Attention
+from ser_core.settings.finetune import Pooling
 from tests.ser_core.models import rebuild
 
 OTHERS: list[dict[str, Any]] = [

@@ -18,7 +18,9 @@ from ser_core.models.front_end import project_independent, project_padded
 from ser_core.models.ptapt import PseudoLabelModel, ptapt_loss
 from ser_core.models.states import EmotionStates, states_loss
 from ser_core.models.tapt import TaptDraw, tapt_loss
-from ser_core.settings import Attention, BackboneSettings, Padding, Pooling, Wav2vecSettings
+from ser_core.settings.backbone import BackboneSettings, Padding, Wav2vecSettings
+from ser_core.settings.execution import Attention
+from ser_core.settings.finetune import Pooling
 from tests.ser_core.models import rebuild
 
 GOLDEN = Path(__file__).parents[1] / "golden"

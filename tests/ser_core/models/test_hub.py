@@ -14,7 +14,8 @@ from ser_core.errors import InputError
 from ser_core.models.backbone import build_backbone, load_encoder, save_backbone
 from ser_core.models.hub import cache_folder, cached_commit, pinned_revision
 from ser_core.models.identity import backbone_identity, backbone_origin, pin_commit
-from ser_core.settings import BackboneSettings, commits_of
+from ser_core.settings.backbone import BackboneSettings
+from ser_core.settings.recipe import commits_of
 
 FIRST, SECOND = "1" * 40, "2" * 40
 NAME = "own/small"

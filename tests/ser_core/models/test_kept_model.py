@@ -15,7 +15,7 @@ from ser_core.models.classifier import EmotionClassifier
 from ser_core.models.exported_model import SpeechEmotionClassifier
 from ser_core.models.front_end import project_independent
 from ser_core.models.kept_model import is_kept_model, load_model, save_model
-from ser_core.settings import Pooling
+from ser_core.settings.finetune import Pooling
 from tests.ser_core.models.test_backbones import filled, waves
 
 CLASSES = ("angry", "happy", "sad")

@@ -36,6 +36,7 @@ def test_padding_is_never_masked(
             assert row.any()
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(length=st.integers(40, 400), span=st.integers(2, 15), seed=st.integers(0, 99))
 def test_whole_spans(length: int, span: int, seed: int) -> None:

@@ -13,7 +13,7 @@ from ser_core.models.classifier import EmotionClassifier
 from ser_core.models.kept_model import save_model
 from ser_core.models.model_types import NORMALISE_KEY
 from ser_core.models.onnx_model import EXAMPLE_SAMPLES, write_onnx
-from ser_core.settings import Pooling
+from ser_core.settings.finetune import Pooling
 from tests.ser_core.models.test_backbones import filled
 from tests.ser_core.models.test_kept_model import CLASSES, logits
 

@@ -10,7 +10,7 @@ import torch
 
 from ser_core.models.backbone import build_backbone, frame_count
 from ser_core.models.ptapt import PseudoLabelModel, align_labels, crop_labels, labelled_frames, ptapt_loss
-from ser_core.settings import BackboneSettings
+from ser_core.settings.backbone import BackboneSettings
 from tests.ser_core.models import rebuild
 
 

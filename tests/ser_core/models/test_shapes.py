@@ -9,7 +9,7 @@ import pytest
 from ser_core.errors import InputError
 from ser_core.models.fairseq_checkpoint import build_wav2vec, save_wav2vec
 from ser_core.models.shapes import Wav2vecConfig, expected_shape, parse_config
-from ser_core.settings import Wav2vecSettings
+from ser_core.settings.backbone import Wav2vecSettings
 from tests.ser_core.models import rebuild
 
 

@@ -8,7 +8,7 @@ from ser_core.models.classifier import class_weights, label_weight
 from ser_core.models.fairseq_checkpoint import build_wav2vec
 from ser_core.models.shapes import Wav2vecConfig, extractor_frames, minimum_samples, state_count
 from ser_core.models.states import EmotionStates, states_loss
-from ser_core.settings import Wav2vecSettings
+from ser_core.settings.backbone import Wav2vecSettings
 from tests.ser_core.models import rebuild
 
 

@@ -23,7 +23,8 @@ from ser_core.models.tapt import (
     sample_negatives,
     tapt_loss,
 )
-from ser_core.settings import BackboneSettings, NegativeFrames, Padding
+from ser_core.settings.backbone import BackboneSettings, Padding
+from ser_core.settings.pretraining import NegativeFrames
 from tests.ser_core.models import rebuild
 
 
@@ -37,6 +38,7 @@ def waves() -> list[Tensor]:
     return [torch.from_numpy(wave) for wave in rebuild.waves()]
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=5), span=st.integers(1, 12), seed=st.integers(0, 99))
 def test_negatives(lengths: list[int], span: int, seed: int) -> None:

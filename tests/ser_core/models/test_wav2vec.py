@@ -15,8 +15,9 @@ import torch
 from ser_core.errors import InputError
 from ser_core.models.fairseq_checkpoint import build_wav2vec, convert_checkpoint, save_wav2vec, wav2vec_identity
 from ser_core.models.shapes import Wav2vecConfig, parse_config
-from ser_core.settings import Wav2vecSettings
+from ser_core.settings.backbone import Wav2vecSettings
 from tests.ser_core.models import rebuild
+from tests.ser_core.models.unsafe import RunsCode
 
 FEATURE = "[(12, 10, 5)] + [(12, 4, 2)] * 2 + [(16, 1, 1)]"
 AGGREGATOR = "[(16, 2, 1), (16, 3, 1), (20, 4, 1)]"
@@ -106,14 +107,7 @@ def test_a_checkpoint_is_opened_without_fairseq(tmp_path: Path) -> None:
     assert done.stdout.split() == [str(len(ours.state_dict())), "True"]
 
 
-class _RunsCode:
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        return Path.touch, (self.mark,)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layers",
     [
@@ -146,7 +140,7 @@ def test_a_pickle_that_runs_code_is_refused(place: str, tmp_path: Path) -> None:
     theirs, values = fairseq_model()
     path = save(theirs.state_dict(), values, tmp_path / "w2v.pt", "args")
     state = torch.load(path, weights_only=False)
-    state[place] = {"x": _RunsCode(tmp_path / "mark")}
+    state[place] = {"x": RunsCode(tmp_path / "mark")}
     torch.save(state, path)
     with pytest.raises(InputError, match=r"w2v\.pt: not a checkpoint that can be read safely"):
         convert_checkpoint(path)

@@ -16,19 +16,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ser_core.corpora.manifest import Manifest, Utterance, write_manifest
 from ser_core.registry import REGISTRY, StageCall
-from ser_core.settings import (
-    BackboneSettings,
-    ClusterSettings,
-    ExecutionSettings,
-    FinetuneSettings,
-    Precision,
-    PtaptSettings,
-    Recipe,
-    SpecAugmentSettings,
-    StatesSettings,
-    TaptSettings,
-    Wav2vecSettings,
-)
+from ser_core.settings.backbone import BackboneSettings, SpecAugmentSettings, Wav2vecSettings
+from ser_core.settings.execution import ExecutionSettings, Precision
+from ser_core.settings.finetune import FinetuneSettings
+from ser_core.settings.pretraining import ClusterSettings, PtaptSettings, StatesSettings, TaptSettings
+from ser_core.settings.recipe import Recipe
 from tests.ser_core.text_cases import by_mood, text_recipe, tokenizer_folder
 
 SHORTEST = 945  # samples: one frame of every network, and what `prepare` lets through

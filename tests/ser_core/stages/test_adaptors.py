@@ -16,7 +16,10 @@ from ser_core.models.adaptor_files import load_adaptors
 from ser_core.models.backbone import load_encoder
 from ser_core.models.classifier import EmotionClassifier
 from ser_core.registry import REGISTRY
-from ser_core.settings import Adaptor, AdaptorSettings, FeatureCache, FinetuneSettings, Recipe, TwoStageSettings
+from ser_core.settings.execution import FeatureCache
+from ser_core.settings.finetune import Adaptor, AdaptorSettings, FinetuneSettings
+from ser_core.settings.recipe import Recipe
+from ser_core.settings.two_stage import TwoStageSettings
 from ser_core.stages.finetune import adaptors_of
 from ser_core.training.evaluate import predict, write_predictions
 from ser_core.training.splits import Split

@@ -10,7 +10,9 @@ import soundfile
 
 from ser_core.corpora.manifest import Manifest, Utterance, write_manifest
 from ser_core.registry import REGISTRY
-from ser_core.settings import Adaptor, AdaptorSettings, HeadKind, HeadSettings, Recipe, SpecAugmentSettings
+from ser_core.settings.backbone import SpecAugmentSettings
+from ser_core.settings.finetune import Adaptor, AdaptorSettings, HeadKind, HeadSettings
+from ser_core.settings.recipe import Recipe
 from tests.ser_core.stages.conftest import FOLDS, Bench
 
 PITCHES = (500, 1500)

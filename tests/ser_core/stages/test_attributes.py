@@ -16,7 +16,8 @@ from ser_core.corpora.manifest import DIMENSIONS, Manifest, Utterance, write_man
 from ser_core.errors import InputError
 from ser_core.keyed import keyed
 from ser_core.registry import REGISTRY
-from ser_core.settings import AttributeSettings, FinetuneSettings, Recipe
+from ser_core.settings.finetune import AttributeSettings, FinetuneSettings
+from ser_core.settings.recipe import Recipe
 from ser_core.stages.finetune import Finetuning, Part
 from ser_core.training.attributes import AttributeTask, nearest_class_logits
 from ser_core.training.concordance import ccc

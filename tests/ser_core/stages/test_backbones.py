@@ -9,7 +9,7 @@ import pytest
 
 from ser_core.models.model_types import MODEL_TYPES
 from ser_core.registry import REGISTRY
-from ser_core.settings import Recipe
+from ser_core.settings.recipe import Recipe
 from ser_core.stages.context import StageContext
 from ser_core.training.device import AUTO_PART_SECONDS
 from tests.ser_core.stages.conftest import Bench

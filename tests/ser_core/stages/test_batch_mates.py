@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ser_core.models.classifier import label_weight
-from ser_core.settings import Recipe
+from ser_core.settings.recipe import Recipe
 from ser_core.stages import context as stage_context
 from ser_core.training.batches import StepPlan
 from ser_core.training.loop import LocalParts, Objective

@@ -10,7 +10,7 @@ import pytest
 
 from ser_core.corpora.manifest import load_manifest
 from ser_core.errors import InputError, Interrupted
-from ser_core.settings import Recipe
+from ser_core.settings.recipe import Recipe
 from ser_core.stages.states import FRAMES, read_frames
 from tests.ser_core.stages.conftest import Bench, artifacts, stage_calls
 

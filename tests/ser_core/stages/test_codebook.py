@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ser_core.settings import Recipe
+from ser_core.settings.recipe import Recipe
 from ser_core.stages.codebook import Codebook
 from tests.ser_core.stages.conftest import Bench, curves, stage_calls
 

@@ -14,7 +14,8 @@ from ser_core.corpora.manifest import Manifest, write_manifest
 from ser_core.errors import InputError, Interrupted
 from ser_core.registry import POOLED as NAMED
 from ser_core.registry import REGISTRY, StageCall
-from ser_core.settings import AudioMethod, Recipe
+from ser_core.settings.recipe import Recipe
+from ser_core.settings.text import AudioMethod
 from ser_core.training.pooled import POOLED, TEST, TRAINING, read_pooled, write_pooled
 from ser_core.training.splits import Split
 from tests.ser_core.stages.conftest import FOLDS, Bench, artifacts
@@ -50,6 +51,7 @@ def runs(corpus: Manifest, tmp_path: Path) -> dict[str, Path]:
     return {role: tmp_path / role for role in ("audio", "text")}
 
 
+@pytest.mark.slow
 def test_the_layer_reads_both_runs_and_no_test_vector_in_training(
     corpus: Manifest, bench: Bench, runs: dict[str, Path], tmp_path: Path
 ) -> None:

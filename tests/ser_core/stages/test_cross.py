@@ -10,7 +10,9 @@ import pytest
 from ser_core.corpora.manifest import Manifest, write_manifest
 from ser_core.errors import InputError, Interrupted
 from ser_core.registry import REGISTRY
-from ser_core.settings import AudioMethod, CrossSettings, Precision, Recipe
+from ser_core.settings.execution import Precision
+from ser_core.settings.recipe import Recipe
+from ser_core.settings.text import AudioMethod, CrossSettings
 from tests.ser_core.stages.conftest import Bench, artifacts
 from tests.ser_core.stages.test_stages import stop_after
 

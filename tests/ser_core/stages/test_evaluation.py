@@ -9,7 +9,10 @@ from ser_core.errors import Diverged, Interrupted
 from ser_core.features.features import FrozenFeatures
 from ser_core.models.backbone import load_encoder
 from ser_core.models.classifier import EmotionClassifier
-from ser_core.settings import FeatureCache, Padding, Pooling, Precision, Recipe
+from ser_core.settings.backbone import Padding
+from ser_core.settings.execution import FeatureCache, Precision
+from ser_core.settings.finetune import Pooling
+from ser_core.settings.recipe import Recipe
 from ser_core.training.device import choose_arithmetic
 from ser_core.training.evaluate import predict
 from ser_core.training.progress import Progress

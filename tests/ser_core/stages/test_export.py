@@ -28,7 +28,9 @@ from ser_core.errors import InputError, NotReproduced
 from ser_core.models.onnx_model import INSTALL
 from ser_core.preflight import export_problem
 from ser_core.registry import REGISTRY, StageCall
-from ser_core.settings import Adaptor, AdaptorSettings, Keep, Normalise, Pooling, Recipe
+from ser_core.settings.backbone import Normalise
+from ser_core.settings.finetune import Adaptor, AdaptorSettings, Keep, Pooling
+from ser_core.settings.recipe import Recipe
 from ser_core.stages import predict
 from ser_core.stages.export_whole import largest_difference
 from ser_core.stages.model_card import model_card

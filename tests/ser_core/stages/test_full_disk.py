@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from ser_core.registry import StageCall
-from ser_core.settings import FeatureCache, Recipe
+from ser_core.settings.execution import FeatureCache
+from ser_core.settings.recipe import Recipe
 from tests.ser_core.stages.conftest import Bench, stage_calls
 
 ROOT = Path(__file__).parents[3]

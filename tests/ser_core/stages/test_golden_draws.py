@@ -27,7 +27,8 @@ from ser_core.models.fairseq_checkpoint import build_wav2vec
 from ser_core.models.ptapt import PseudoLabelModel
 from ser_core.models.shapes import extractor_frames, parse_config
 from ser_core.models.states import EmotionStates
-from ser_core.settings import BackboneSettings, Recipe, Wav2vecSettings
+from ser_core.settings.backbone import BackboneSettings, Wav2vecSettings
+from ser_core.settings.recipe import Recipe
 from ser_core.stages.context import StageContext
 from ser_core.stages.finetune import Finetuning
 from ser_core.stages.ptapt import PseudoLabelling

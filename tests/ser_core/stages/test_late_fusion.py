@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from ser_core.corpora.manifest import Manifest
 from ser_core.errors import InputError
 from ser_core.registry import REGISTRY
-from ser_core.settings import AudioMethod, Recipe
+from ser_core.settings.recipe import Recipe
+from ser_core.settings.text import AudioMethod
 from ser_core.stages.late_fusion import curve_divergence
 from tests.ser_core.stages.conftest import Bench
 
@@ -27,6 +28,7 @@ def probabilities(folder: Path) -> NDArray[np.float64]:
     return np.array([[float(row[f"p_{name}"]) for name in ("angry", "sad")] for row in rows_of(folder)])
 
 
+@pytest.mark.slow
 def test_the_mean_of_log_probabilities(fused: Recipe, spoken: Manifest, tmp_path: Path) -> None:
     """By its definition, at the weights of the recipe; at 0 and 1 the classes of one run; planted words make it at least the best run."""
     bench = Bench(spoken.folder, tmp_path / "bench")

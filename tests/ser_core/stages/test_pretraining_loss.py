@@ -21,7 +21,8 @@ from ser_core.models.backbone import build_backbone
 from ser_core.models.masking import time_mask
 from ser_core.models.tapt import TaptDraw, draw_tapt, tapt_loss
 from ser_core.registry import REGISTRY
-from ser_core.settings import NegativeFrames, PretrainingLossSettings, Recipe
+from ser_core.settings.pretraining import NegativeFrames, PretrainingLossSettings
+from ser_core.settings.recipe import Recipe
 from ser_core.stages.pretraining_loss import EVALUATION, LOSS, TRAINING, metrics_of, utterance_loss
 from ser_core.training.randomness import generator, torch_seed
 from ser_core.training.splits import Split
@@ -109,6 +110,7 @@ def test_one_utterance_equals_brute_force(training: bool, corpus: Manifest, reci
     assert masked == len(own) >= 2
 
 
+@pytest.mark.slow
 def test_other_utterances_and_padding_change_nothing(corpus: Manifest, recipe: Recipe, bench: Bench, tmp_path: Path) -> None:
     """Half of the corpus gives the same losses; so does a padded batch of all, in evaluation mode."""
     _, output = bench.run(call_of(recipe))
@@ -133,6 +135,7 @@ def test_other_utterances_and_padding_change_nothing(corpus: Manifest, recipe: R
     assert found == pytest.approx(contrastive.mean(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_doubled_lengths_change_the_sum_and_not_the_loss_per_frame(recipe: Recipe, tmp_path: Path) -> None:
     """Noise of one and of two seconds: twice the masked frames, twice the loss, the same loss a frame."""
     recipe.pretraining_loss.negatives = 10
@@ -154,6 +157,7 @@ def test_doubled_lengths_change_the_sum_and_not_the_loss_per_frame(recipe: Recip
     assert ratios["loss_per_frame_evaluation"] == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.slow
 def test_a_stopped_stage_resumes_with_the_same_numbers(recipe: Recipe, bench: Bench, tmp_path: Path) -> None:
     """A checkpoint in the second draw; the rest gives what an uninterrupted stage does, and nothing is drawn again."""
     recipe.pretraining_loss.draws = 2

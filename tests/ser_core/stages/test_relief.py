@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ser_core.errors import Interrupted
 from ser_core.models.tapt import TaptLoss, tapt_loss
-from ser_core.settings import FeatureCache, Recipe
+from ser_core.settings.execution import FeatureCache
+from ser_core.settings.recipe import Recipe
 from ser_core.stages import tapt
 from tests.ser_core.models.rebuild import likeliest_softmax
 from tests.ser_core.presets import with_preset

@@ -13,7 +13,8 @@ from ser_core.features import store as feature_store
 from ser_core.features.features import STORE, FrozenFeatures
 from ser_core.features.store import Block, FeatureStore
 from ser_core.registry import REGISTRY
-from ser_core.settings import FeatureCache, Recipe
+from ser_core.settings.execution import FeatureCache
+from ser_core.settings.recipe import Recipe
 from ser_core.stages import finetune
 from ser_core.training import evaluate
 from tests.ser_core.stages.conftest import Bench, artifacts, stage_calls

@@ -18,7 +18,8 @@ from ser_core.corpora.manifest import Manifest, load_manifest
 from ser_core.errors import Diverged, InputError, Interrupted
 from ser_core.models.backbone import load_encoder
 from ser_core.registry import REGISTRY
-from ser_core.settings import FeatureCache, Precision, Recipe
+from ser_core.settings.execution import FeatureCache, Precision
+from ser_core.settings.recipe import Recipe
 from ser_core.stages import context as stage_context
 from ser_core.stages.states import StateTraining
 from ser_core.training.device import cpu_multiplies_bfloat16
@@ -57,6 +58,7 @@ def test_the_precision_that_was_chosen_is_stated(recipe: Recipe, bench: Bench) -
     assert stated == ["bfloat16", "bfloat16" if cpu_multiplies_bfloat16() else "float32"]
 
 
+@pytest.mark.slow
 def test_seeds_change_the_fine_tuning_and_nothing_upstream(recipe: Recipe, bench: Bench) -> None:
     """Another seed gives another fine-tuning from the same upstream call."""
     calls = [REGISTRY.call("tapt", recipe, fold="1", seed=seed) for seed in (0, 1)]
@@ -189,6 +191,7 @@ def test_every_method_ends_in_scores_of_the_held_out_fold(method: str, preset: s
     assert published["curves"]["train/loss"][-1][0] == outcome["metrics"]["steps"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["finetune", "ptapt"])
 def test_kept_and_recomputed_features_train_alike(stage: str, recipe: Recipe, bench: Bench) -> None:
     """The cache of a frozen front end changes no number."""

@@ -12,7 +12,7 @@ from ser_core.corpora.manifest import Manifest, load_manifest
 from ser_core.corpora.subsets import subset
 from ser_core.errors import InputError
 from ser_core.registry import AUDIO, METHODS, REGISTRY, StageCall
-from ser_core.settings import Recipe
+from ser_core.settings.recipe import Recipe
 from tests.ser_core.stages.conftest import Bench, artifacts
 
 

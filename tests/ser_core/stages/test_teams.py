@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 
 from ser_core.errors import Interrupted
 from ser_core.registry import REGISTRY, StageCall
-from ser_core.settings import FeatureCache, Recipe
+from ser_core.settings.execution import FeatureCache
+from ser_core.settings.recipe import Recipe
 from ser_core.training.pooled import POOLED
 from tests.ser_core.parallel.teams import FolderTeam, results, run_team
 from tests.ser_core.stages.conftest import Bench, artifacts, curves, stage_calls

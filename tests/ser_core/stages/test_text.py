@@ -9,16 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ser_core.corpora.manifest import Manifest, load_manifest, write_manifest
 from ser_core.errors import InputError, Interrupted
 from ser_core.models.needed_weights import needed_weights
 from ser_core.models.text_encoder import load_text_encoder, tokens_of
 from ser_core.registry import REGISTRY, StageCall
-from ser_core.settings import Protocol, Recipe, TextEncoderSettings
+from ser_core.settings.recipe import Protocol, Recipe
+from ser_core.settings.text import TextEncoderSettings
 from ser_core.training.evaluate import PREDICTIONS, write_predictions
 from ser_core.training.pooled import write_pooled
 from ser_core.training.splits import Split
+from tests.ser_core.models.unsafe import RunsCode
 from tests.ser_core.stages.conftest import Bench, artifacts, curves
 from tests.ser_core.stages.test_stages import stop_after
 from tests.ser_core.text_cases import SESSIONS, by_mood, by_nothing, by_script, corpus_of_texts, text_recipe, tokenizer_folder
@@ -149,6 +152,7 @@ def test_an_interrupted_run_ends_with_the_numbers_of_an_uninterrupted_one(recipe
     assert bench.run(replace(call, seed=4))[0]["metrics"]["training_loss"] != whole["metrics"]["training_loss"]
 
 
+@pytest.mark.slow
 def test_micro_batches_add_up_to_the_step(recipe: Recipe, bench: Bench) -> None:
     """After memory ran out the losses are the same up to the order of summation, without dropout."""
     recipe.text.encoder.config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -174,7 +178,7 @@ def test_no_transcript_of_the_test_fold_is_read_in_training(recipe: Recipe, benc
 
 
 def test_an_encoder_from_a_folder(recipe: Recipe, tokenizer: Path, tmp_path: Path) -> None:
-    """The same weights and tokens as from the configuration; its identity is its content, tokenizer included; other weights are refused."""
+    """The same weights and tokens as from the configuration; its identity is its content, tokenizer included; none that runs code."""
     encoder, words = load_text_encoder(recipe.text.encoder)
     folder = tmp_path / "encoder"
     encoder.save_pretrained(folder)
@@ -191,6 +195,11 @@ def test_an_encoder_from_a_folder(recipe: Recipe, tokenizer: Path, tmp_path: Pat
     (folder / "tokenizer_config.json").unlink()
     with pytest.raises(InputError, match="no tokenizer here"):
         REGISTRY.call("text", recipe, fold="1", seed=0)
+    (folder / "model.safetensors").unlink()
+    torch.save({"x": RunsCode(tmp_path / "mark")}, folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match="encoder: cannot be loaded as a text encoder: Weights only load failed"):
+        load_text_encoder(TextEncoderSettings(checkpoint=str(folder), tokenizer=str(tokenizer)))
+    assert not (tmp_path / "mark").exists()
 
 
 def test_a_tokenizer_or_transcripts_that_have_changed_since_the_launch(recipe: Recipe, bench: Bench, tmp_path: Path) -> None:

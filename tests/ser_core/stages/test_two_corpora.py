@@ -14,7 +14,9 @@ from ser_core.corpora.manifest import Manifest, load_manifest, write_manifest
 from ser_core.corpora.two_corpora import recording_problems
 from ser_core.errors import InputError
 from ser_core.registry import REGISTRY
-from ser_core.settings import Adaptor, AdaptorSettings, Protocol, Recipe, SharedSpeakers, TrainedPart, TwoStageSettings
+from ser_core.settings.finetune import Adaptor, AdaptorSettings
+from ser_core.settings.recipe import Protocol, Recipe
+from ser_core.settings.two_stage import SharedSpeakers, TrainedPart, TwoStageSettings
 from ser_core.training.splits import Split
 from tests.ser_core.stages.conftest import FOLDS, Bench
 from tests.ser_core.stages.test_teams import Teams, close

@@ -18,7 +18,8 @@ from ser_core.corpora.manifest import VALIDATION, Manifest, Utterance, load_mani
 from ser_core.corpora.validation import FIXED_PART
 from ser_core.errors import InputError
 from ser_core.registry import REGISTRY, StageCall
-from ser_core.settings import FeatureCache, Recipe
+from ser_core.settings.execution import FeatureCache
+from ser_core.settings.recipe import Recipe
 from tests.ser_core.stages.conftest import CLASSES, Bench, artifacts, curves
 
 FOLDS = ("1", "2", "3", "4")

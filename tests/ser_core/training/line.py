@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ser_core.parallel.group import Group
-from ser_core.settings import Precision
+from ser_core.settings.execution import Precision
 from ser_core.training.checkpoints import Checkpoints
 from ser_core.training.device import choose_arithmetic
 from ser_core.training.loop import Objective, PartLoss, StepParts, TrainingPlan, TrainingResult, train

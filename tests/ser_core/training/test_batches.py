@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ser_core.settings import TaptSettings
+from ser_core.settings.pretraining import TaptSettings
 from ser_core.training.batches import Bucketing, StepPlan, bucket_count, bucketed_epoch, length_parts, longest_first, shares, shuffled_epoch
 
 LENGTHS = st.lists(st.integers(1, 400), min_size=1, max_size=80)

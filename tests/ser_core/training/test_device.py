@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ser_core.errors import InputError
-from ser_core.settings import Precision
+from ser_core.settings.execution import Precision
 from ser_core.training.device import choose_arithmetic, choose_device, deterministic
 
 

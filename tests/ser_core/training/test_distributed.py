@@ -17,7 +17,7 @@ from jobs.store.failures import FailureClass, class_of_exception
 from ser_core.errors import Diverged, Interrupted
 from ser_core.parallel.group import process_group
 from ser_core.parallel.team import Alone
-from ser_core.settings import Precision
+from ser_core.settings.execution import Precision
 from ser_core.training.checkpoints import Checkpoints
 from ser_core.training.device import choose_arithmetic
 from ser_core.training.loop import PartLoss, StepParts

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jobs.commands.activity import last_progress
 from ser_core.errors import Diverged, Interrupted
-from ser_core.settings import Precision
+from ser_core.settings.execution import Precision
 from ser_core.training.checkpoints import SCHEMA, Checkpoints
 from ser_core.training.curves import thinned
 from ser_core.training.device import choose_arithmetic
@@ -55,6 +55,7 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stops", [[1], [4, 2, 5], [0], [19], [7, 7]])
 def test_interruptions_change_no_number(stops: list[int], bench: Bench) -> None:
     """Weights, means and curves of an interrupted training are bit-identical to an uninterrupted one; no batch is computed twice."""
@@ -187,6 +188,7 @@ def test_parts_add_up_to_the_whole(bench: Bench) -> None:
     assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(weights(whole), weights(parts), strict=True))
 
 
+@pytest.mark.slow
 def test_training_learns_under_the_schedule(bench: Bench) -> None:
     """The loss falls, and the curve shows the rate that was used."""
     bench.train(Regression(dropout=0.0), "learns", steps=300, schedule=constant(), log_every=10)

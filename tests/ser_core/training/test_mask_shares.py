@@ -10,7 +10,9 @@ import pytest
 from ser_core.models.backbone import frame_count
 from ser_core.models.masking import row_masks
 from ser_core.models.tapt import sample_negatives
-from ser_core.settings import NegativeFrames, Recipe, SpansPer, SpecAugmentSettings
+from ser_core.settings.backbone import SpansPer, SpecAugmentSettings
+from ser_core.settings.pretraining import NegativeFrames
+from ser_core.settings.recipe import Recipe
 from ser_core.training.augmentation import row_generators, spans
 from ser_core.training.batches import bucketed_epoch
 from tests.ser_core.presets import with_preset
