@@ -253,12 +253,13 @@ def _after(method: MethodSummary | None) -> str:
 
 
 def _further(summary: Summary, published: Published) -> PlainTable | None:
-    """A row per method that has metrics beside its score, and a column per metric; None if there are none."""
-    columns = list(dict.fromkeys(each.column for each in summary.further))
+    """A row per method that has metrics beside its score, and a column per metric that a run has; None if there are none."""
+    present = [each for each in summary.further if each.n]
+    columns = list(dict.fromkeys(each.column for each in present))
     if not columns:
         return None
     found: dict[tuple[str, str], dict[MetricColumn, FurtherMetric]] = {}
-    for each in summary.further:
+    for each in present:
         found.setdefault((each.corpus, each.method), {})[each.column] = each
     several = len({corpus for corpus, _ in found}) > 1
     rows = []
