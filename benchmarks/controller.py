@@ -374,7 +374,7 @@ def measure_passes(runs: int, slots: int, folder: Path, sections: Collection[str
     began = time.perf_counter()
     stages = make_store(folder, runs, slots)
     Layout(folder, NAME).index.unlink(missing_ok=True)
-    progress(f"{runs} runs: {stages} stages laid down in {time.perf_counter() - began:.0f} s")
+    progress(f"{runs} runs: {stages} stages written in {time.perf_counter() - began:.0f} s")
     if "pass" in sections:
         first, warm = ask(folder, 2)
         yield Row("first", first)

@@ -63,7 +63,7 @@ class TorchFacts:
     nccl: bool = False
     gloo: bool = False
     error: str = ""
-    waited: float = 0.0  # seconds in vain; the rest is unknown then
+    waited: float = 0.0  # seconds without a result; the rest is unknown then
     models: str = ""  # why the wav2vec 2.0 of transformers cannot be imported; "": it can
 
 

@@ -2,7 +2,7 @@
 
 The clocks of machines differ by seconds, and by minutes where NTP fails. A file server stamps every file by its own clock, whatever machine
 writes it. So times that another machine compares (start of an attempt, launch, submission) are taken from that clock, as heartbeats are.
-It is measured once per process that writes; after that the kernel's boot-time clock counts, which nobody sets and which runs while a
+It is measured once per process that writes; after that the kernel's boot-time clock counts, which no program sets and which runs while a
 machine is suspended.
 """
 

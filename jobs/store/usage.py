@@ -85,7 +85,7 @@ def abandoned(root: Path) -> tuple[Path, ...]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder. It gets another name first, so that nobody finds half of it."""
+    """Remove a file or a folder. It gets another name first, so that no process finds half of it."""
     aside = path.with_name(f"{ASIDE}{path.name.removeprefix(ASIDE)}.{os.getpid()}")
     try:
         path.rename(aside)

@@ -35,7 +35,7 @@ class Board:
             self._changed.notify_all()
 
     def find(self, number: int, key: str, seconds: float, check: Callable[[], None] = lambda: None) -> str:
-        """The value of a key. TeamError if there is none in time; `check` is called while waiting, and raises if the wait is in vain."""
+        """The value of a key. TeamError if there is none in time; `check` is called while waiting, and raises if waiting cannot help."""
         deadline = time.monotonic() + seconds
         with self._changed:
             while key not in self._posted.get(number, {}):

@@ -14,7 +14,6 @@ SMALL = (
 )
 ON_SLURM = ("policy.poll_seconds=1",)  # a pass asks squeue and sacct
 IDLE = ("slurm.prologue=[exec sleep 3600]",)  # for tests of jobs in the queue: no worker begins
-STAGES = 2 * (1 + 2 + (1 + 2 + 1 + 1))  # folds x (V-FT: 1; TAPT: 2; P-TAPT: states, two clusterings, pretraining, fine-tuning)
 
 
 def attempts(results: Path) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs import VERSION
 from jobs.store.snapshot import code_facts
 from jobs.worker.provenance import Stopwatch, package_versions, process_facts
 
@@ -49,9 +50,9 @@ def test_every_difference_changes_the_digest(repository: Path) -> None:
     assert code_facts(repository)["dirty"] == seen[-1]
 
 
-def test_without_a_repository_there_is_no_commit(tmp_path: Path) -> None:
+def test_without_a_repository_there_is_a_version_and_no_commit(tmp_path: Path) -> None:
     """An unpacked archive has no commit."""
-    assert code_facts(tmp_path) == {"commit": None, "dirty": None}
+    assert code_facts(tmp_path) == {"commit": None, "dirty": None, "version": VERSION}
 
 
 def test_only_named_packages_are_recorded() -> None:
