@@ -10,7 +10,7 @@ from ser_core.models.backbone_config import config_problems
 from ser_core.models.model_types import backbone_problems
 from ser_core.preflight import adaptor_problems
 from ser_core.settings.recipe import Protocol, Recipe
-from ser_core.two_stages import freeze_problems
+from ser_core.two_stages import second_stage_problems
 
 AT_LEAST: Mapping[str, float] = {
     "upstream_seed": 0,
@@ -133,7 +133,7 @@ def recipe_problems(recipe: Recipe) -> Iterator[str]:
         yield f"recipe.protocol={recipe.protocol.name}: not together with recipe.two_stage, whose parts are scripts too; leave one out"
     if recipe.two_stage.source_labels and not recipe.two_stage.corpus:
         yield "recipe.two_stage.source_labels: without recipe.two_stage.corpus no label is mapped; name the corpus, or leave them out"
-    yield from freeze_problems(recipe.two_stage, recipe.finetune)
+    yield from second_stage_problems(recipe.two_stage, recipe.finetune)
     yield from _grid_problems(recipe)
 
 

@@ -158,14 +158,17 @@ class SpeechRegistry:
             stages = two_stage_key(recipe.two_stage, fold)
             if not stages:
                 return stage("finetune", settings, upstream, seed, **keep)
-            first = {"source": keyed(recipe.finetune), "features": features, **own}
+            first = {"source": settings["finetune"], "features": features, **own}
+            if recipe.two_stage.learning_rate is not None:
+                settings["finetune"] = keyed(replace(recipe.finetune, learning_rate=recipe.two_stage.learning_rate))
+            settings["two_stage"] = stages
             if "corpus" in stages:
                 start = {"start": on_source_corpus(first, stages["corpus"])}
-                return stage("finetune", {**settings, "two_stage": stages}, start, seed, **where, **keep)
+                return stage("finetune", settings, start, seed, **where, **keep)
             if recipe.two_stage.source:
                 first = {**first, "part": recipe.two_stage.source}
                 upstream = {**upstream, "start": stage("source", first, upstream, recipe.upstream_seed)}
-            return stage("finetune", {**settings, "two_stage": stages}, upstream, seed, **keep)
+            return stage("finetune", settings, upstream, seed, **keep)
 
         def on_source_corpus(first: dict[str, Any], read: dict[str, Any]) -> StageCall:
             """The first stage on another corpus: the same for all folds if no speaker is left out."""

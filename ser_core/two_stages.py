@@ -77,8 +77,13 @@ def load_source(folder: str, planned: str) -> Manifest:
     return found
 
 
-def freeze_problems(settings: TwoStageSettings, finetune: FinetuneSettings) -> Iterator[str]:
-    """Yield one line for a list of frozen parts that the second stage cannot follow."""
+def second_stage_problems(settings: TwoStageSettings, finetune: FinetuneSettings) -> Iterator[str]:
+    """Yield one line for a learning rate of the second stage, and one for a list of frozen parts, that it cannot follow."""
+    rate = settings.learning_rate
+    if rate is not None and not rate > 0:
+        yield f"{SECTION}.learning_rate={rate}: must be above 0"
+    elif rate is not None and not (settings.source or settings.corpus):
+        yield f"{SECTION}.learning_rate={rate}: there is no first stage; leave it out, or name {SECTION}.source or corpus"
     if not settings.freeze:
         return
     names = [each.name for each in settings.freeze]

@@ -35,6 +35,7 @@ class TwoStageSettings:
     source_labels: dict[str, str | None] = field(default_factory=dict)  # its label -> common label, null: left out; {}: as they are
     target_labels: dict[str, str | None] = field(default_factory=dict)  # the same for the experiment's corpus, also without a first stage
     shared_speakers: SharedSpeakers = SharedSpeakers.refuse  # what equal speaker names in both corpora mean
+    learning_rate: float | None = None  # of the second stage; null: that of finetune
     freeze: list[TrainedPart] = field(default_factory=list)  # parts of the first stage's classifier that the second does not train
     folder: str = ""  # of the source corpus, set by a launch; not part of a key
     digest: str = ""  # of the source corpus, set by a launch

@@ -13,16 +13,19 @@ from tests.end_to_end.accounts import Account
 from tests.end_to_end.grids import ON_SLURM, SMALL, attempts, compile_table, scores
 from tests.slurm_cluster.cluster import Cluster
 
-GRID = (*SMALL, "folds=[1]", "seeds=2")
-STAGES = 1 + (1 + 2 + 1) + 3 * 2  # TAPT; P-TAPT: states, two clusterings, pretraining; fine-tuning: methods x seeds
+GRID = (
+    *(*SMALL, "folds=[1]", "seeds=2", "methods=[vft,tapt,ptapt,adaptors]"),
+    "variants.adaptors={method: vft, recipe: {finetune: {adaptors: {kinds: [ba, lora, ws, wg]}, learning_rate: 0.01}}}",
+)
+STAGES = 1 + (1 + 2 + 1) + 4 * 2  # TAPT; P-TAPT: states, two clusterings, pretraining; fine-tuning: methods x seeds
 
 
 @pytest.mark.slow
 @pytest.mark.slurm
 def test_three_methods_from_sbatch_to_pdf(slurm_cluster: Cluster, small_data: Path, account: Account) -> None:
-    """All three methods run as job arrays and end in a table that compiles; again, nothing is submitted; here, the numbers are the same.
+    """All methods run as job arrays and end in a table that compiles; again, nothing is submitted; here, every artifact is the same.
 
-    A task computes both clusterings, or both seeds of a method: it imports torch once.
+    All adaptors together are a fourth method. A task computes both clusterings, or both seeds of a method: it imports torch once.
     """
     run, here = account.line(small_data, "slurm"), account.line(small_data, "local")
     local = here.start("grid", "demo", *GRID)  # computes meanwhile
@@ -32,7 +35,7 @@ def test_three_methods_from_sbatch_to_pdf(slurm_cluster: Cluster, small_data: Pa
     tables = run.results / "demo" / "tables"
     summary = json.loads((tables / "summary.json").read_text())
     assert summary["complete"] is True
-    assert [method["method"] for method in summary["methods"]] == ["vft", "tapt", "ptapt"]
+    assert [method["method"] for method in summary["methods"]] == ["vft", "tapt", "ptapt", "adaptors"]
     assert attempts(run.results) == STAGES
     assert compile_table(tables).stat().st_size > 10_000
     submissions = sorted((run.results / "demo" / "submissions").rglob("*.sh"))
@@ -51,7 +54,21 @@ def test_three_methods_from_sbatch_to_pdf(slurm_cluster: Cluster, small_data: Pa
     assert local.returncode == 0, output
     ours = scores(json.loads((here.results / "demo" / "tables" / "summary.json").read_text()))
     assert ours == scores(summary)
-    assert len(ours) == 6
+    assert len(ours) == 8
+    digests = artifacts(run.results / "store")
+    assert any(name.startswith("adaptors/") for _, _, name in digests)
+    assert digests == artifacts(here.results / "store")
+
+
+def artifacts(store: Path) -> dict[tuple[str, str, str], str]:
+    """(stage, key, name) -> digest of every artifact but event files, which hold times."""
+    results = {file.parent: json.loads(file.read_text())["artifacts"] for file in store.glob("*/*/result.json")}
+    return {
+        (folder.parent.name, folder.name, name): digest
+        for folder, found in results.items()
+        for name, digest in found.items()
+        if not name.startswith("tensorboard/")
+    }
 
 
 def check_waiting(store: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from ser_core.corpora.manifest import Manifest, load_manifest, write_manifest
-from ser_core.corpora.two_corpora import recording_problems
+from ser_core.corpora.two_corpora import recording_problems, relabelled
 from ser_core.errors import InputError
 from ser_core.registry import REGISTRY
 from ser_core.settings.finetune import Adaptor, AdaptorSettings
@@ -122,6 +122,17 @@ def test_a_team_has_the_numbers_of_one_process_in_both_stages(recipe: Recipe, da
     assert all(torch.allclose(one[name], three[name], atol=1e-5) for name in one)
     second = Teams(bench, tmp_path / "second", call)
     close(second.by(2)[0]["metrics"], second.alone()[0]["metrics"])
+
+
+def test_a_label_is_the_same_output_in_both_stages(data: Path) -> None:
+    """Although the source's own labels are in another order, with one more before them."""
+    source, target = load_manifest(data / "source"), load_manifest(data / "target")
+    assert [LABELS[label] for label in source.classes] == [None, "sad", "angry"]
+    outputs = []
+    for manifest in (relabelled(source, LABELS), target):
+        split = Split(manifest, manifest.utterances)
+        outputs.append((split.classes, {(each.label, label) for each, label in zip(split.utterances, split.labels, strict=True)}))
+    assert outputs[0] == outputs[1] == (("angry", "sad"), {("angry", 0), ("sad", 1)})
 
 
 def test_keys(recipe: Recipe, data: Path) -> None:

@@ -105,17 +105,26 @@ def test_keys(recipe: Recipe) -> None:
     assert "two_stage" not in before.settings
     assert calls[0].upstream == calls[1].upstream
     assert calls[0].upstream["backbone"] == calls[0].upstream["start"].upstream["backbone"] == before.upstream["backbone"]
-    recipe.two_stage.source = ""
+    recipe.two_stage.learning_rate = 1e-5
+    slower = REGISTRY.call("tapt", recipe, fold="1", seed=0)
+    assert slower.upstream == calls[0].upstream
+    rates = {"finetune": {**calls[0].settings["finetune"], "learning_rate": 1e-5}}
+    assert slower.settings == {**calls[0].settings, **rates}
+    recipe.two_stage.source, recipe.two_stage.learning_rate = "", None
     alone = REGISTRY.call("tapt", recipe, fold="1", seed=0)
     assert set(alone.upstream) == {"backbone"}
     assert alone.settings["two_stage"] == {"source": "", "target": "impro"}
 
 
 def test_what_is_refused(recipe: Recipe, acted: Manifest) -> None:
-    """At planning: a source without a target, no regular expression, parts that overlap, lack a class, or are smaller than a batch."""
+    """At planning: source without target, a second rate of 0 or without a first stage, no regular expression, parts that do not fit."""
     recipe.two_stage = TwoStageSettings(source="script")
     with pytest.raises(InputError, match=r"recipe.two_stage.source=script: name the part of the second stage too"):
         REGISTRY.check(recipe)
+    for source, rate, message in (("script", 0.0, "must be above 0"), ("", 1e-5, "there is no first stage; leave it out, or name")):
+        recipe.two_stage = TwoStageSettings(source=source, target="impro", learning_rate=rate)
+        with pytest.raises(InputError, match=rf"recipe\.two_stage\.learning_rate={rate}: {message}"):
+            REGISTRY.check(recipe)
     recipe.two_stage = TwoStageSettings(target="(")
     with pytest.raises(InputError, match=r"recipe.two_stage.target=\(: not a regular expression"):
         REGISTRY.check(recipe)
