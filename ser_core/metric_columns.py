@@ -47,6 +47,8 @@ STAGE_METRICS = (
 )
 TARGET_METRICS = STAGE_METRICS[2:]  # no speaker of the source corpus is held out
 
+_FUSED = "UA audio, UA text: unweighted accuracy (1: all correct) of the two runs that a fusion has read."
+FUSION_METRICS = tuple(MetricColumn(f"ua_{role}", f"UA {role}", 3, _FUSED) for role in ("audio", "text"))
 _APART = (
     "UA scripted, UA improvised: unweighted accuracy (1: all correct) of the scripted and of the improvised turns of the held-out fold, "
     "where names of turns tell them apart, as those of IEMOCAP do."

@@ -78,7 +78,7 @@ def _by_settings(summary: Summary, published: Published) -> PlainTable | None:
     theirs = [(f"{row.label}, published", *(_number(value) for value in row.ua)) for row in wanted.rows if row.ua]
     sentences = [
         f"{wanted.title}: mean ± sd over slots; runs of each cell: {n}.",
-        "All stages of a run train on the same part of the training utterances; smaller parts are parts of larger ones.",
+        f"All stages of a run train on the same part of the training {summary.terms.examples}; smaller parts are parts of larger ones.",
         *_with_dropped(
             [
                 (f"{row.label} {column}", found.get(name))
@@ -178,12 +178,12 @@ def _prior_work(summary: Summary, published: Published) -> PlainTable | None:
         for method in summary.methods
     ]
     caption = (
-        "Unweighted accuracy (UA, %) beside prior work; the interval is that over folds and seeds.",
+        f"{summary.score.heading} beside prior work; the interval is that over folds and seeds.",
         "Prior work was tested on folds and splits of its own, and states no spread: the rows are no paired comparison.",
         *_with_dropped([(_label(method, published), method) for method in summary.methods]),
         f"Published figures: as given by {published.source}.",
     )
-    return PlainTable("prior-work", caption, ("", "Features", "UA", "95 % interval"), (tuple(rows), tuple(ours)), texts=2)
+    return PlainTable("prior-work", caption, ("", "Features", summary.score.label, "95 % interval"), (tuple(rows), tuple(ours)), texts=2)
 
 
 def _adaptations(summary: Summary, published: Published) -> tuple[PlainTable, ...]:
@@ -253,12 +253,13 @@ def _after(method: MethodSummary | None) -> str:
 
 
 def _further(summary: Summary, published: Published) -> PlainTable | None:
-    """A row per method that has metrics beside its score, and a column per metric; None if there are none."""
-    columns = list(dict.fromkeys(each.column for each in summary.further))
+    """A row per method that has metrics beside its score, and a column per metric that a run has; None if there are none."""
+    present = [each for each in summary.further if each.n]
+    columns = list(dict.fromkeys(each.column for each in present))
     if not columns:
         return None
     found: dict[tuple[str, str], dict[MetricColumn, FurtherMetric]] = {}
-    for each in summary.further:
+    for each in present:
         found.setdefault((each.corpus, each.method), {})[each.column] = each
     several = len({corpus for corpus, _ in found}) > 1
     rows = []

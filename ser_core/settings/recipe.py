@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
-from ser_core.metric_columns import ATTRIBUTE_METRICS, KIND_METRICS, STAGE_METRICS, TARGET_METRICS, Adaptation, MetricColumn
+from ser_core.metric_columns import ATTRIBUTE_METRICS, FUSION_METRICS, KIND_METRICS, STAGE_METRICS, TARGET_METRICS, Adaptation, MetricColumn
 from ser_core.settings.backbone import BackboneSettings, FeatureSettings
 from ser_core.settings.execution import ExecutionSettings
 from ser_core.settings.finetune import FinetuneSettings
@@ -108,7 +108,8 @@ class Recipe:
         attributes = ATTRIBUTE_METRICS if audio and self.finetune.attributes.weight else ()
         tested_source = not self.two_stage.corpus or bool(self.two_stage.left_out)
         stages = () if not (audio and self.two_stage.first) else STAGE_METRICS if tested_source else TARGET_METRICS
-        return (*attributes, *stages, *KIND_METRICS)
+        fused = FUSION_METRICS if method in ("score", "concat") else ()
+        return (*attributes, *stages, *fused, *KIND_METRICS)
 
     def adaptation(self, method: str) -> Adaptation | None:
         """What the first of two stages is trained on, and the metric of results with the UA before the second; None for one stage."""

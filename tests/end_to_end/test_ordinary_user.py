@@ -51,7 +51,7 @@ def test_an_ordinary_user_in_a_hidden_partition_with_one_job_at_once(
     done = run("grid", "demo", "--cluster", "slurm", *SMALL, *site, "methods=[ptapt]", "folds=[1]", "resources.default.memory_gb=1")
     assert done.returncode == 0, done.stdout + done.stderr
     most = 0
-    for _ in range(1200):
+    for _ in range(3000):
         most = max(most, len(slurm_cluster.run("squeue", "--noheader", "--states=RUNNING").splitlines()))
         if read_json(run.results / "demo" / "tables" / "summary.json").get("complete"):
             break

@@ -34,7 +34,7 @@ def test_arrays_of_slurm_give_the_same_numbers_whatever_happens_to_the_driver(
 ) -> None:
     """One array for each kind of stage. A link is ended in its pass, and another one killed; the next ones end the sweep."""
     run = account.line(small_data)
-    done = run("sweep", "demo", "--cluster", "slurm", *SMALL, "resources.ptapt.nodes=2")
+    done = run("sweep", "demo", "--cluster", "slurm", *SMALL, "resources.ptapt.nodes=2", "resources.default.runs_per_task=2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "14 stages submitted, 14 in Slurm" in done.stdout
     for signal_name in ("TERM", "KILL"):  # the time limit, possibly before the link has submitted any; a dead node, after it has
@@ -49,7 +49,7 @@ def test_arrays_of_slurm_give_the_same_numbers_whatever_happens_to_the_driver(
     assert show(run)["standing"] == "complete", log_of(run)
     folder = next(run.results.glob("demo/sweep/*/submissions"))
     arrays = [json.loads(path.read_text()) for path in (*folder.glob("*.json"), *folder.glob("ended/*.json"))]
-    assert Counter({record["stage"]: len(record["tasks"]) for record in arrays}) == STAGES
+    assert Counter({record["stage"]: sum(map(len, record["tasks"])) for record in arrays}) == STAGES
     assert len(arrays) == len(STAGES)
     assert Counter(path.parents[3].name for path in claims(run)) == STAGES  # nothing was computed twice
     ours = sorted(table(run.results / "demo" / "sweep", "runs.csv"), key=lambda row: (row["point"], row["fold"]))

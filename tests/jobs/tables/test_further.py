@@ -56,8 +56,8 @@ def summary() -> Summary:
 
 def test_means_are_those_of_a_score(summary: Summary) -> None:
     """Mean of the cell means, sd over slots of the mean over folds; a dropped run, and a metric that no recipe names, count for nothing."""
-    [valence] = summary.further
-    assert (valence.method, valence.n) == ("tapt", 6)
+    valence, liking = summary.further
+    assert (valence.method, valence.n, liking.n, liking.mean) == ("tapt", 6, 0, None)
     by_slot = [0.5 + 0.125 * slot for slot in range(3)]
     assert valence.mean == pytest.approx(mean(by_slot))
     assert valence.sd == pytest.approx(sd(by_slot))
@@ -65,7 +65,7 @@ def test_means_are_those_of_a_score(summary: Summary) -> None:
 
 
 def test_the_table_has_a_row_for_the_method_that_has_the_metric(summary: Summary) -> None:
-    """And no column for the other one, which no run has, such as the UA of scripted turns of a corpus without."""
+    """And no column of a metric that no run has."""
     [table] = plain_tables(summary, published(None))
     assert table.columns == ("", "CCC valence", "n")
     assert table.blocks == ((("TAPT", "0.625 ± 0.125", "6"),),)

@@ -120,7 +120,8 @@ def test_every_method_of_both_protocols_has_a_row(name: str) -> None:
     disjoint = {each: variant["method"] for each, variant in experiment["variants"].items() if "protocol" in variant["recipe"]}
     found = published(experiment["table"])
     expected = [(method, each) for each, method in disjoint.items() if each in experiment["methods"]]
-    rows = {row.methods: row.label for row in pairs_wanted().rows}
+    assert found.paired == pairs_wanted()
+    rows = {row.methods: row.label for row in found.paired.rows}
     assert {pair: rows.get(pair) for pair in expected} == {pair: found.labels[pair[0]] for pair in expected}
 
 

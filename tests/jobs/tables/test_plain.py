@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -20,6 +21,7 @@ from jobs.errors import UsageError
 from jobs.experiment.config import load_experiment
 from jobs.experiment.recipes import method_recipes
 from jobs.statistics import holm, round_half_up
+from jobs.store.scores import Score, Terms
 from jobs.tables.collect import text_of
 from jobs.tables.display import print_tables, tables_of
 from jobs.tables.latex import PLAIN, fragments
@@ -190,6 +192,16 @@ def test_a_cell_that_cannot_exist_is_named_by_null(tmp_path: Path) -> None:
     assert [row[1] for row in table.blocks[0]] == ["60.5 ± 0.7", "–", "64.5 ± 0.7", "–"]
     assert [sentence for sentence in table.caption if sentence.startswith("–")] == ["–: no such method in this experiment."]
     assert not any(sentence.startswith("–") for sentence in plain_tables(efficiency(), published("emodb_subsets"))[0].caption)
+
+
+def test_captions_have_the_words_of_the_registry() -> None:
+    """Of a table by settings, and of prior work."""
+    found = dataclasses.replace(efficiency(), score=Score("accuracy", "accuracy", "Recognised digits"), terms=Terms(examples="images"))
+    by_settings, *_ = plain_tables(found, published("emodb_subsets"))
+    assert "All stages of a run train on the same part of the training images; smaller parts" in " ".join(by_settings.caption)
+    prior = next(table for table in plain_tables(found, published("iemocap_table1")) if table.name == "prior-work")
+    assert prior.caption[0].startswith("Recognised digits (accuracy, %) beside prior work")
+    assert prior.columns[2] == "accuracy"
 
 
 def test_prior_work_has_our_methods_among_it() -> None:

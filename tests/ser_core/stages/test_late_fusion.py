@@ -46,6 +46,8 @@ def test_the_mean_of_log_probabilities(fused: Recipe, spoken: Manifest, tmp_path
             assert metrics["ua_text"] > 0.8
             assert metrics["ua"] >= max(metrics["ua_audio"], metrics["ua_text"]) - 0.13  # one of eight utterances
     assert metrics["ua"] == metrics["ua_text"]
+    shown = [column.name for column in fused.further_metrics("score") if column.name in metrics]
+    assert shown == [column.name for column in fused.further_metrics("concat")][:2] == ["ua_audio", "ua_text"]
     assert (result["diverged"], result["metrics"]["test_utterances"]) == ("", 8)
     flat = json.loads((upstream["audio"] / "curves.json").read_text())
     flat["curves"]["train/loss"] = [[step, 0.6931] for step, _ in flat["curves"]["train/loss"]]

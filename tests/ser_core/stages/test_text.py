@@ -86,7 +86,7 @@ def test_words_that_say_nothing_are_at_chance_and_change_no_fusion(recipe: Recip
     REGISTRY.pin_corpus("text", recipe, corpus.folder)
     bench = Bench(corpus.folder, tmp_path / "runs")
     found: dict[str, list[float]] = {name: [] for name in ("text", "audio", "score", "concat", "told")}
-    settings = {"score": {"text_weight": 0.5}, "concat": {"epochs": 30, "batch_size": 16, "learning_rate": 0.01}}
+    settings = {"score": {"text_weight": 0.5}, "concat": {"epochs": 8, "batch_size": 32, "learning_rate": 0.05}}
     for fold in corpus.folds:
         result, text = bench.run(REGISTRY.call("text", recipe, fold=fold, seed=0))
         found["text"].append(result["metrics"]["ua"])
