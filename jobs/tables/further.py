@@ -26,7 +26,7 @@ def metrics_of(graph: Graph, results: Mapping[str, Result], names: Mapping[str, 
 
 
 def further_of(summary: Summary, metrics: Mapping[RunName, Mapping[str, Any]]) -> tuple[FurtherMetric, ...]:
-    """The metrics that the recipes of a summary name, of its accepted runs; () if no run has any.
+    """The metrics that the recipes of a summary name, of its accepted runs, without metrics that no run has.
 
     `metrics`: `metrics_of` its runs.
     """
@@ -41,7 +41,8 @@ def further_of(summary: Summary, metrics: Mapping[RunName, Mapping[str, Any]]) -
                 values = [(name[3], name[4], metrics.get(name, {}).get(column.name)) for name in names]
                 cells.append(MetricCell(cell.fold, tuple((s, seed, float(v)) for s, seed, v in values if isinstance(v, int | float))))
             found.append(FurtherMetric(method.corpus, method.method, column, tuple(cells)))
-    return tuple(found) if any(each.n for each in found) else ()
+    measured = {each.column for each in found if each.n}
+    return tuple(each for each in found if each.column in measured)
 
 
 def render_metrics_csv(summary: Summary) -> str:
