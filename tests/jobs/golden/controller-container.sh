@@ -21,7 +21,7 @@ again() {
     "${submit[@]}" "$0" "$failed" ||
     { scontrol update "JobId=$SLURM_JOB_ID" Requeue=1 && scontrol requeue "$SLURM_JOB_ID"; }
 }
-trap '[ $? = 0 ] || again' EXIT
+trap '[ $? = 0 ] || { sleep 2; again; }' EXIT
 trap 'trap - EXIT; exit 1' TERM
 exec >>/project/results/iemocap/logs/100%.out 2>&1
 

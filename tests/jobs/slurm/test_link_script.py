@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,7 @@ from jobs.slurm.chain import (
 from jobs.slurm.script import LinkJob, render_script
 from jobs.store.layout import Layout
 from tests.jobs.slurm.chain_cases import TEMPLATES, chain_of, launch, layout_of
+from tests.waiting import until
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 JOB = LinkJob(
@@ -47,6 +50,28 @@ SITES = {
     ),
     "controller-container": SlurmSite(partition="gpu", container="/images/ser grid.sif", memory_requests=False),
 }
+
+
+@pytest.mark.parametrize("cancelled", [True, False], ids=["the job is cancelled", "its command is killed"])
+def test_a_link_that_is_cancelled_is_not_submitted_again(tmp_path: Path, cancelled: bool) -> None:
+    """Slurm signals the processes of a job one after the other: the command may have ended before the script gets SIGTERM."""
+    submitted, started = tmp_path / "submitted", tmp_path / "started"
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "sbatch").write_text(f"#!/bin/sh\ntouch {submitted}\n")
+    (programs / "sbatch").chmod(0o755)
+    command = ("bash", "-c", f"echo $$ > {started}.new; mv {started}.new {started}; exec sleep 600")
+    job = dataclasses.replace(JOB, command=command, description=str(programs), folder=str(tmp_path), output=str(tmp_path / "log"))
+    (tmp_path / "link.sh").write_text(render_script(job, SlurmSite(), TEMPLATES))
+    path = f"{programs}:{os.environ['PATH']}"
+    link = subprocess.Popen(["bash", str(tmp_path / "link.sh")], env={**os.environ, "PATH": path}, start_new_session=True)
+    until(started.exists)
+    os.kill(int(started.read_text()), signal.SIGTERM)
+    if cancelled:
+        until(lambda: not Path(f"/proc/{started.read_text().strip()}").exists())
+        link.terminate()
+    link.wait()
+    assert submitted.exists() is not cancelled, (tmp_path / "log").read_text()
 
 
 @pytest.mark.parametrize("name", SITES)
