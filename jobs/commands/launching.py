@@ -162,8 +162,7 @@ def check_corpus(experiment: Experiment, corpus: Corpus, program: Program) -> No
             f"table={experiment.table}: its folds are {', '.join(published.columns)}, corpus {corpus.name} has {', '.join(corpus.folds)}; "
             "name the table of this corpus, or table=null"
         )
-    variants = experiment.variants
-    methods = [(variants[name].method if name in variants else name, recipe) for name, recipe in experiment.recipes.items()]
+    methods = [(experiment.method_of(name), recipe) for name, recipe in experiment.recipes.items()]
     folds = [fold for fold in experiment.folds or corpus.folds if fold in corpus.folds]  # others are refused by the launch
     program.plugin(experiment.registry).registry.check_corpus(Path(corpus.folder), methods, dict.fromkeys(folds, ()))
 

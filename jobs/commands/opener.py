@@ -148,7 +148,6 @@ class Opener:
         from jobs.commands.needs import Needs, stages_of
 
         registry, problem = self.program.plugin(experiment.registry).registry, ""
-        methods = {name: experiment.variants[name].method if name in experiment.variants else name for name in experiment.methods}
         for recipe in experiment.recipes.values():
             registry.locate(recipe, self._folders)
         try:
@@ -159,7 +158,7 @@ class Opener:
                 raise
             problem = str(error)
         try:
-            stages = stages_of(registry.calls(methods[name], recipe)("", 0) for name, recipe in experiment.recipes.items())
+            stages = stages_of(registry.calls(experiment.method_of(name), recipe)("", 0) for name, recipe in experiment.recipes.items())
         except Exception as error:
             if not problems_of(error):  # of missing weights, which have a line of their own
                 raise
@@ -250,8 +249,7 @@ class Opener:
 
 def _weights(experiment: Experiment, plugin: Plugin) -> tuple[Weights, ...]:
     """The checkpoints that the methods of an experiment need, each once."""
-    variants = experiment.variants
-    methods = ((variants[name].method if name in variants else name, recipe) for name, recipe in experiment.recipes.items())
+    methods = ((experiment.method_of(name), recipe) for name, recipe in experiment.recipes.items())
     return tuple(dict.fromkeys(each for method, recipe in methods for each in plugin.registry.needed_weights(method, recipe)))
 
 

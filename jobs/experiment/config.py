@@ -184,6 +184,10 @@ class Experiment:
         """The recipe of each method, in the order of the tables."""
         return {name: self.variants[name].recipe if name in self.variants else self.recipe for name in self.methods}
 
+    def method_of(self, name: str) -> str:
+        """The registry's method that a method or variant of the experiment runs."""
+        return self.variants[name].method if name in self.variants else name
+
 
 ENTRIES: Mapping[str, Sequence[str]] = {"resources": [each.name for each in fields(StageResources)]}  # sections of entries with these keys
 
